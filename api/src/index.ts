@@ -1,0 +1,3 @@
+export * from './errors.ts';
+export * from './exit-codes.ts';
+export * from './trainer-config.ts';

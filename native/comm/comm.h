@@ -1,0 +1,60 @@
+// Collectives between the ranks of one job.
+//
+// Every call blocks until the result is there. A Comm belongs to one thread at a time: all calls of a rank are made in the same
+// order on every rank and never concurrently. A failed or timed-out collective throws CommError and leaves the Comm unusable:
+// the process exits with a retryable code and the whole gang is started again.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace facetrain {
+
+struct CommError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Comm {
+ public:
+  virtual ~Comm() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // out [size * n, ...] <- in [n, ...] of every rank, in rank order. float32 or int64, contiguous.
+  virtual void all_gather(at::Tensor& out, const at::Tensor& in) = 0;
+  // In place; float32 or int64.
+  virtual void all_reduce_sum(at::Tensor& data) = 0;
+  virtual void all_reduce_max(at::Tensor& data) = 0;
+  // out [n, ...] <- the sum over ranks of their in [size * n, ...], slice rank(). float32.
+  virtual void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) = 0;
+  virtual void broadcast(at::Tensor& data, int root) = 0;
+  virtual void barrier() = 0;
+};
+
+struct RendezvousOptions {
+  int rank = 0;
+  int size = 1;
+  std::string master_addr = "127.0.0.1";
+  int master_port = 0;
+  // The address this rank's own sockets are bound to; empty: found from the route to master_addr.
+  std::string bind_addr;
+  std::chrono::milliseconds rendezvous_timeout{60000};
+  std::chrono::milliseconds collective_timeout{120000};
+};
+
+// One rank alone: every collective is the identity.
+std::unique_ptr<Comm> make_solo_comm();
+
+// c10d Gloo over TCP. Throws CommError naming MASTER_ADDR and MASTER_PORT when the others do not come within the timeout.
+std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options);
+
+// `size` ranks in this process, for tests: give each to its own thread.
+std::vector<std::unique_ptr<Comm>> make_fake_comms(int size);
+
+}  // namespace facetrain

@@ -1,0 +1,67 @@
+/**
+ * What crosses the border between TypeScript and the native addon: plain data only.
+ *
+ * TypeScript reads and writes every file format that has a schema (ONNX, JSON manifests, pickles) and validates; C++ trusts
+ * what it is given. All images are 8-bit RGB, row-major, height x width x 3; tensors are contiguous, NCHW.
+ */
+
+export type TypedArray = Float32Array | Int8Array | Uint8Array | Int32Array | BigInt64Array;
+
+/** A constant of a graph. `data.length` is the product of `dims`. */
+export interface Tensor<T extends TypedArray = TypedArray> {
+  dims: number[];
+  data: T;
+}
+
+/** One node of an ONNX graph; `attributes` holds ints, floats, strings and lists of them under their ONNX names. */
+export interface GraphNode {
+  name: string;
+  op: string;
+  inputs: string[];
+  outputs: string[];
+  attributes: Record<string, number | number[] | string>;
+}
+
+/** An ONNX graph as plain data. Nodes are in topological order; the batch dimension of input and output is free. */
+export interface Graph {
+  input: { name: string; channels: number; height: number; width: number };
+  output: { name: string; dim: number };
+  nodes: GraphNode[];
+  initializers: Record<string, Tensor>;
+}
+
+/**
+ * A layer of the graph that is quantised: batch norms are folded or have become `pointwise` layers, and every layer has one
+ * output. `input`/`output` are tensor names; the graph's input is a picture scaled to [-1, 1].
+ *
+ * conv       weight [O, I/group, kh, kw], bias [O]; zero padding.
+ * fc         weight [O, I], bias [O], on the input flattened in NCHW order.
+ * pointwise  per channel c: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x. PReLU, ReLU and a batch norm that cannot be folded.
+ * add        y = a + b, same shape.
+ * pool       global average over height and width.
+ */
+export type Layer =
+  | { kind: 'conv'; name: string; input: string; output: string; weight: Tensor<Float32Array>; bias: Float32Array; strides: [number, number]; pads: [number, number, number, number]; dilations: [number, number]; group: number }
+  | { kind: 'fc'; name: string; input: string; output: string; weight: Tensor<Float32Array>; bias: Float32Array }
+  | { kind: 'pointwise'; name: string; input: string; output: string; positive: Float32Array; negative: Float32Array; offset: Float32Array }
+  | { kind: 'add'; name: string; inputs: [string, string]; output: string }
+  | { kind: 'pool'; name: string; input: string; output: string };
+
+export interface LayerGraph {
+  input: { name: string; channels: number; height: number; width: number };
+  output: { name: string; dim: number };
+  layers: Layer[];
+}
+
+/**
+ * Scales found for a LayerGraph. Real = integer * scale (the reciprocal of the paper's S). Rounding is half to even.
+ *
+ * A tensor that some conv or fc multiplies is an operand: its integers lie in [-63, 63] (`limit` 63). Any other quantised
+ * tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's output stays real.
+ * Weights are integers in [-63, 63], one scale per output channel; biases are int32 at weightScale * inputScale.
+ */
+export interface Scales {
+  tensors: Record<string, { scale: number; limit: 63 | 127 }>;
+  weights: Record<string, { scales: Float32Array; values: Int8Array }>;
+  biases: Record<string, Int32Array>;
+}
