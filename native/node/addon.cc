@@ -2,7 +2,27 @@
 #include <napi.h>
 
 #include "node/register.h"
+#include "node/worker.h"
 
-static Napi::Object init(Napi::Env env, Napi::Object exports) { return exports; }
+namespace {
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  // shutdown(exitCode): see Worker::shutdown_all; src/addon.ts calls it from process.on('exit').
+  exports.Set("shutdown", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+                facetrain::Worker::shutdown_all(info[0].IsNumber() ? info[0].As<Napi::Number>().Int32Value() : 0);
+              }));
+#ifdef FACETRAIN_BINDING_DATA
+  facetrain::register_data(env, exports);
+#endif
+#ifdef FACETRAIN_BINDING_TRAINING
+  facetrain::register_training(env, exports);
+#endif
+#ifdef FACETRAIN_BINDING_QUANT
+  facetrain::register_quant(env, exports);
+#endif
+  return exports;
+}
+
+}  // namespace
 
 NODE_API_MODULE(facetrain, init)

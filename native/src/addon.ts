@@ -1,0 +1,35 @@
+/**
+ * Loads the native addon once, and makes sure that none of its threads outlives the process's JavaScript: a thread still inside
+ * libtorch while static destructors run would turn every process.exit() and every uncaught error into a crash.
+ */
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { FacetrainError } from '@facetrain/api';
+
+interface Shutdown {
+  shutdown(exitCode: number): void;
+}
+
+const file = join(import.meta.dirname, '..', 'build', 'facetrain.node');
+
+function load(): Shutdown {
+  try {
+    return createRequire(import.meta.url)(file) as Shutdown;
+  } catch (cause) {
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: file,
+      found: `the native addon cannot be loaded (${(cause as Error).message})`,
+      allowed: 'build it with `npm run build` (and `npm run setup` before that)',
+      cause,
+    });
+  }
+}
+
+const addon = load();
+process.on('exit', (code) => addon.shutdown(code));
+
+/** The addon's functions, seen through the interface that the calling file declares for its own part. */
+export function native<Part>(): Part {
+  return addon as unknown as Part;
+}
