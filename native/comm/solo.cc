@@ -12,7 +12,6 @@ class SoloComm final : public Comm {
   int size() const override { return 1; }
   void all_gather(at::Tensor& out, const at::Tensor& in) override { out.copy_(in.view_as(out)); }
   void all_reduce_sum(at::Tensor&) override {}
-  void all_reduce_max(at::Tensor&) override {}
   void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) override { out.copy_(in.view_as(out)); }
   void broadcast(at::Tensor&, int) override {}
   void barrier() override {}

@@ -1,0 +1,205 @@
+#include "comm/c10d.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/Logging.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+namespace facetrain {
+
+std::chrono::milliseconds Deadline::remaining() const {
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(start_ + timeout_ - Clock::now());
+  return std::max(left, std::chrono::milliseconds(1));
+}
+
+double Deadline::elapsed_seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+std::string message_of(const std::exception& error) {
+  const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
+  return c10_error ? c10_error->what_without_backtrace() : error.what();
+}
+
+CommError rendezvous_error(const RendezvousOptions& options, const Deadline& deadline, const std::string& why) {
+  char seconds[32];
+  std::snprintf(seconds, sizeof(seconds), "%.1f", deadline.elapsed_seconds());
+  return CommError("rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) +
+                   " could not join the others at MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" +
+                   std::to_string(options.master_port) + ", waited " + seconds + " s: " + why);
+}
+
+namespace {
+
+using std::chrono::milliseconds;
+
+class Socket {
+ public:
+  explicit Socket(const addrinfo& to)
+      : fd_(socket(to.ai_family, to.ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, to.ai_protocol)) {}
+  Socket(const Socket&) = delete;
+  ~Socket() {
+    if (fd_ >= 0) close(fd_);
+  }
+
+  // 0, or the errno of why there is no connection.
+  int connect(const addrinfo& to, milliseconds timeout) {
+    if (fd_ < 0) return errno;
+    if (::connect(fd_, to.ai_addr, to.ai_addrlen) == 0) return 0;
+    if (errno != EINPROGRESS) return errno;
+    pollfd writable{fd_, POLLOUT, 0};
+    if (poll(&writable, 1, static_cast<int>(timeout.count())) <= 0) return ETIMEDOUT;
+    int error = 0;
+    socklen_t length = sizeof(error);
+    getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &length);
+    return error;
+  }
+
+  std::string own_address() const {
+    sockaddr_storage own{};
+    socklen_t length = sizeof(own);
+    char digits[NI_MAXHOST] = "";
+    if (getsockname(fd_, reinterpret_cast<sockaddr*>(&own), &length) == 0) {
+      getnameinfo(reinterpret_cast<sockaddr*>(&own), length, digits, sizeof(digits), nullptr, 0, NI_NUMERICHOST);
+    }
+    return digits;
+  }
+
+ private:
+  int fd_;
+};
+
+// Dials rank 0 until it answers, and returns the address that this rank dialled from: the one its peers can reach it
+// at. (This machine's name would not do: in containers it often resolves to loopback or to nothing.) The name is looked
+// up anew each time, for a pod's name appears late and its address changes; a look-up itself takes as long as the
+// resolver lets it. TCPStore could do the dialling, but it waits twice as long as it was told to and pauses for a
+// second between tries.
+std::string dial_master(const RendezvousOptions& options, const Deadline& deadline) {
+  constexpr milliseconds kPause{50}, kLongestTry{5000};
+  std::string why;
+  do {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    const int status =
+        getaddrinfo(options.master_addr.c_str(), std::to_string(options.master_port).c_str(), &hints, &found);
+    if (status != 0) {
+      why = std::string("cannot resolve the name: ") + gai_strerror(status);
+    } else {
+      const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, freeaddrinfo);
+      for (const addrinfo* to = found; to; to = to->ai_next) {
+        Socket socket(*to);
+        const int error = socket.connect(*to, std::min(deadline.remaining(), kLongestTry));
+        if (error == 0) return socket.own_address();
+        why = std::strerror(error);
+      }
+    }
+    poll(nullptr, 0, static_cast<int>(std::min(deadline.remaining(), kPause).count()));
+  } while (!deadline.passed());
+  throw rendezvous_error(options, deadline, why);
+}
+
+std::string rank_key(int rank) { return "facetrain/rank/" + std::to_string(rank); }
+
+}  // namespace
+
+Rendezvous join(const RendezvousOptions& options, const Deadline& deadline) {
+  // c10d logs each failure with its C++ frames; whoever wants to see them sets the variable. What matters is thrown.
+  if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
+  // A write to a peer that died has to be an error, not the end of this process. (Node ignores the signal already.)
+  signal(SIGPIPE, SIG_IGN);
+  Rendezvous result;
+  if (options.rank != 0) result.own_address = dial_master(options, deadline);
+  c10d::TCPStoreOptions store;
+  store.port = static_cast<uint16_t>(options.master_port);
+  store.isServer = options.rank == 0;
+  store.waitWorkers = false;  // waited for below, where the missing rank can be named
+  store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // it tries twice
+  store.useLibUV = false;  // Node has a libuv of its own, whose symbols would be taken
+  try {
+    result.store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
+    result.store->set(rank_key(options.rank), std::string("here"));
+  } catch (const std::exception& error) {
+    throw rendezvous_error(options, deadline, message_of(error));
+  }
+  if (options.rank == 0) result.own_address = dial_master(options, deadline);
+  for (int rank = 0; rank < options.size; ++rank) {
+    try {
+      result.store->wait({rank_key(rank)}, deadline.remaining());
+    } catch (const std::exception& error) {
+      throw rendezvous_error(options, deadline,
+                             "rank " + std::to_string(rank) + " did not come (" + message_of(error) + ")");
+    }
+  }
+  return result;
+}
+
+// Runs one collective to its end. wait() throws what went wrong: a peer that died, or the timeout.
+template <class Start>
+void C10dComm::run(const char* what, Start start) {
+  try {
+    c10::intrusive_ptr<c10d::Work> work = start();
+    work->wait();
+  } catch (const std::exception& error) {
+    throw CommError(std::string(what) + " failed on rank " + std::to_string(options_.rank) + " of " +
+                    std::to_string(options_.size) + ": " + message_of(error));
+  }
+}
+
+void C10dComm::all_gather(at::Tensor& out, const at::Tensor& in) {
+  run("all_gather", [&] {
+    std::vector<std::vector<at::Tensor>> outputs{out.view({size(), -1}).unbind(0)};
+    std::vector<at::Tensor> inputs{in.view({-1})};
+    c10d::AllgatherOptions op;
+    op.timeout = options_.collective_timeout;
+    return backend_->allgather(outputs, inputs, op);
+  });
+}
+
+void C10dComm::all_reduce_sum(at::Tensor& data) {
+  run("all_reduce", [&] {
+    std::vector<at::Tensor> tensors{data};
+    c10d::AllreduceOptions op;
+    op.timeout = options_.collective_timeout;
+    return backend_->allreduce(tensors, op);
+  });
+}
+
+void C10dComm::reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) {
+  run("reduce_scatter", [&] {
+    std::vector<at::Tensor> outputs{out.view({-1})};
+    std::vector<std::vector<at::Tensor>> inputs{in.view({size(), -1}).unbind(0)};
+    c10d::ReduceScatterOptions op;
+    op.timeout = options_.collective_timeout;
+    return backend_->reduce_scatter(outputs, inputs, op);
+  });
+}
+
+void C10dComm::broadcast(at::Tensor& data, int root) {
+  run("broadcast", [&] {
+    std::vector<at::Tensor> tensors{data};
+    c10d::BroadcastOptions op;
+    op.rootRank = root;
+    op.timeout = options_.collective_timeout;
+    return backend_->broadcast(tensors, op);
+  });
+}
+
+void C10dComm::barrier() {
+  run("barrier", [&] {
+    c10d::BarrierOptions op;
+    op.timeout = options_.collective_timeout;
+    return backend_->barrier(op);
+  });
+}
+
+}  // namespace facetrain

@@ -1,0 +1,215 @@
+// The collectives: the fake and Gloo give the same, and every way in which a rank can be missing ends in a CommError,
+// in time. `comm_test SCENARIO RANK SIZE PORT` is one rank of a test with real processes.
+#include "comm/comm.h"
+
+#include <ATen/ATen.h>
+
+#include <atomic>
+
+#include "test/check.h"
+#include "test/processes.h"
+
+using namespace facetrain;
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+static double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+static RendezvousOptions loopback(int rank, int size, int port) {
+  RendezvousOptions options;
+  options.rank = rank;
+  options.size = size;
+  options.master_port = port;
+  return options;
+}
+
+// Every collective on small integers, whose sums are exact in any order.
+static std::vector<at::Tensor> every_collective(Comm& comm) {
+  const int n = comm.size(), r = comm.rank();
+  std::vector<at::Tensor> results;
+  for (const at::ScalarType type : {at::kFloat, at::kLong}) {
+    const at::Tensor in = at::arange(6, type).view({2, 3}) + 10 * r;
+    at::Tensor out = at::empty({2 * n, 3}, type);
+    comm.all_gather(out, in);
+    results.push_back(out);
+  }
+  for (const at::ScalarType type : {at::kFloat, at::kDouble, at::kLong}) {
+    at::Tensor data = at::arange(1001, type) * (r + 1);
+    comm.all_reduce_sum(data);
+    results.push_back(data);
+  }
+  const at::Tensor in = at::arange(n * 4, at::kFloat).view({2 * n, 2}) * (r + 1);
+  at::Tensor out = at::empty({2, 2}, at::kFloat);
+  comm.reduce_scatter_sum(out, in);
+  results.push_back(out);
+  at::Tensor data = at::full({5}, r + 1, at::kByte);
+  comm.broadcast(data, n - 1);
+  results.push_back(data);
+  comm.barrier();
+  return results;
+}
+
+static void test_fake() {
+  run_fake_ranks(3, [](Comm& comm) {
+    const auto results = every_collective(comm);
+    const at::Tensor rows = at::arange(6, at::kFloat).view({2, 3});
+    CHECK(at::equal(results[0], at::cat({rows, rows + 10, rows + 20})));
+    CHECK(at::equal(results[3], at::arange(1001, at::kDouble) * 6));
+    CHECK(at::equal(results[5], at::arange(12, at::kFloat).view({6, 2}).narrow(0, 2 * comm.rank(), 2) * 6));
+    CHECK(at::equal(results[6], at::full({5}, 3, at::kByte)));
+  });
+}
+
+static void test_fake_releases_the_others() {
+  std::atomic<int> released = 0;
+  const auto body = [&](Comm& comm) {
+    if (comm.rank() == 1) throw std::invalid_argument("rank 1 fell over");
+    try {
+      comm.barrier();
+    } catch (const CommError&) {
+      ++released;
+      throw;
+    }
+  };
+  CHECK_THROWS(run_fake_ranks(3, body), std::invalid_argument, "rank 1 fell over");
+  CHECK_EQ(released.load(), 2);
+}
+
+static void test_solo() {
+  const auto solo = make_solo_comm();
+  at::Tensor out = at::empty({2, 2}, at::kFloat);
+  const at::Tensor in = at::arange(4, at::kFloat).view({2, 2});
+  solo->all_gather(out, in);
+  CHECK(at::equal(out, in));
+  solo->reduce_scatter_sum(out, in + 1);
+  CHECK(at::equal(out, in + 1));
+}
+
+static void test_gloo_equals_fake() {
+  for (const int size : {1, 2, 3}) {
+    const std::string port = std::to_string(test::free_port());
+    std::vector<test::Child> children;
+    for (int rank = 0; rank < size; ++rank) {
+      children.emplace_back(std::vector<std::string>{"equal", std::to_string(rank), std::to_string(size), port});
+    }
+    for (test::Child& child : children) CHECK_EQ(child.wait(), 0);
+  }
+}
+
+// Rank 1 ends its days in the scenario's way; rank 0 is this process.
+static std::unique_ptr<Comm> with_lost_peer(const std::string& scenario, std::vector<test::Child>& children,
+                                            std::chrono::milliseconds timeout) {
+  const int port = test::free_port();
+  children.emplace_back(std::vector<std::string>{scenario, "1", "2", std::to_string(port)});
+  RendezvousOptions options = loopback(0, 2, port);
+  options.collective_timeout = timeout;
+  auto comm = make_gloo_comm(options);
+  comm->barrier();
+  return comm;
+}
+
+static const std::vector<std::pair<const char*, std::function<void(Comm&)>>> kCollectives = {
+    {"all_gather",
+     [](Comm& comm) {
+       at::Tensor out = at::zeros({2, 4});
+       comm.all_gather(out, at::zeros({4}));
+     }},
+    {"all_reduce",
+     [](Comm& comm) {
+       at::Tensor data = at::zeros({4});
+       comm.all_reduce_sum(data);
+     }},
+    {"reduce_scatter",
+     [](Comm& comm) {
+       at::Tensor out = at::zeros({4});
+       comm.reduce_scatter_sum(out, at::zeros({2, 4}));
+     }},
+    {"broadcast",
+     [](Comm& comm) {
+       at::Tensor data = at::zeros({4});
+       comm.broadcast(data, 1);
+     }},
+    {"barrier", [](Comm& comm) { comm.barrier(); }},
+};
+
+static void test_gloo_lost_peers() {
+  for (const auto& [name, collective] : kCollectives) {
+    std::vector<test::Child> children;
+    auto comm = with_lost_peer("die", children, 60s);
+    auto start = Clock::now();
+    CHECK_THROWS(collective(*comm), CommError, std::string(name) + " failed on rank 0 of 2: ");
+    CHECK(seconds_since(start) < 1.0);
+    CHECK_THROWS(collective(*comm), CommError, "failed on rank 0 of 2");  // and it stays unusable
+
+    // 300 ms of timeout; the upper bound leaves room for a busy machine.
+    comm = with_lost_peer("stop", children, 300ms);
+    start = Clock::now();
+    CHECK_THROWS(collective(*comm), CommError, std::string(name) + " failed on rank 0 of 2: ");
+    CHECK(seconds_since(start) > 0.25);
+    CHECK(seconds_since(start) < 3.0);
+  }
+}
+
+static void test_rendezvous_deadline() {
+  const auto fails_in_time = [](const RendezvousOptions& options, const std::string& why) {
+    const auto start = Clock::now();
+    CHECK_THROWS(make_gloo_comm(options), CommError, why);
+    CHECK(seconds_since(start) > 0.2);
+    CHECK(seconds_since(start) < 1.0);
+  };
+  const int port = test::free_port();
+  const std::string where = "127.0.0.1:" + std::to_string(port);
+  for (const int rank : {0, 1}) {
+    RendezvousOptions options = loopback(rank, 2, port);
+    options.rendezvous_timeout = 250ms;
+    fails_in_time(options, where);
+    fails_in_time(options, rank == 0 ? "rank 1 did not come" : "rank 1 of 2 could not join");
+  }
+  RendezvousOptions options = loopback(1, 2, port);
+  options.rendezvous_timeout = 250ms;
+  options.master_addr = "192.0.2.1";  // a network that exists in no place (RFC 5737)
+  fails_in_time(options, "192.0.2.1:" + std::to_string(port));
+  options.master_addr = "no-such-host.invalid";
+  fails_in_time(options, "no-such-host.invalid:" + std::to_string(port));
+}
+
+static void test_port_in_use() {
+  const int fd = socket(AF_INET6, SOCK_STREAM, 0);
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  socklen_t length = sizeof(address);
+  CHECK(bind(fd, reinterpret_cast<sockaddr*>(&address), length) == 0 && listen(fd, 1) == 0);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
+  CHECK_THROWS(make_gloo_comm(loopback(0, 2, ntohs(address.sin6_port))), CommError, "Address already in use");
+  close(fd);
+}
+
+static int run_rank(const std::string& scenario, int rank, int size, int port) {
+  const auto comm = make_gloo_comm(loopback(rank, size, port));
+  if (scenario == "equal") {
+    const auto results = every_collective(*comm);
+    run_fake_ranks(size, [&](Comm& fake) {
+      const auto expected = every_collective(fake);
+      if (fake.rank() != rank) return;
+      for (size_t i = 0; i < expected.size(); ++i) CHECK(at::equal(results[i], expected[i]));
+    });
+    return TEST_RESULT();
+  }
+  comm->barrier();
+  raise(scenario == "die" ? SIGKILL : SIGSTOP);
+  return 1;
+}
+
+int main(int argc, char** argv) {
+  if (argc == 5) return run_rank(argv[1], std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
+  test_solo();
+  test_fake();
+  test_fake_releases_the_others();
+  test_gloo_equals_fake();
+  test_gloo_lost_peers();
+  test_rendezvous_deadline();
+  test_port_in_use();
+  return TEST_RESULT();
+}
