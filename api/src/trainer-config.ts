@@ -32,8 +32,7 @@ const Sgd = z.strictObject({
 const Schedule = z.strictObject({
   type: z.enum(['polynomial', 'constant']),
   power: z.number().positive().max(10),
-  warmupSteps: z.int().min(0),
-  totalSteps: z.int().positive(),
+  warmupEpochs: z.number().min(0).describe('The writer of this file does not know the dataset: steps = epochs × floor(images / globalBatchSize).'),
 });
 
 export const VerificationSet = z.strictObject({
@@ -68,13 +67,15 @@ export const TrainerConfig = z.strictObject({
   collectiveTimeoutSeconds: z.int().positive(),
   checkpoint: z.strictObject({
     directory: z.string().min(1),
+    everyEpochs: z.number().positive().nullable().describe('Each interval that is not null counts by itself.'),
     everySteps: z.int().positive().nullable(),
     everySeconds: z.int().positive().nullable(),
     keep: z.int().positive().describe('Complete checkpoints kept; older ones are deleted.'),
   }),
   evaluation: z.strictObject({
     sets: z.array(VerificationSet).max(32),
-    everySteps: z.int().positive().nullable().describe('null: at the end only.'),
+    everyEpochs: z.number().positive().nullable().describe('The end of training is always evaluated; null and null: nothing else is.'),
+    everySteps: z.int().positive().nullable(),
   }),
   outputDirectory: z.string().min(1).describe('Receives model/backbone.onnx, train-report.json and train-report.html.'),
   progress: z.strictObject({ host: z.string(), port: z.int().min(0).max(65535) }),
