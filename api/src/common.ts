@@ -10,8 +10,9 @@ import { z } from 'zod';
 export const API_GROUP = 'facetrain.dev';
 export const API_VERSION = 'facetrain.dev/v1alpha1';
 
-/** Longest name of a job: `<name>-quantize-<attempt>-0` must be a host name (63), and pods of it carry it in a label. */
-export const MAX_JOB_NAME = 40;
+/** Longest names: `<name>-<attempt>-<rank>` must be a host name (63 characters); a FaceTrainJob's QuantizeJob is `<name>-quantize`. */
+export const MAX_FACETRAINJOB_NAME = 40;
+export const MAX_QUANTIZEJOB_NAME = 50;
 
 export interface Rule<T> {
   /** The rule in the Common Expression Language, with `self` (and, for changes, `oldSelf`). */
@@ -40,22 +41,24 @@ export function section<T extends z.ZodRawShape>(shape: T, description: string) 
 
 const DNS_LABEL = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
 
-export const ObjectMeta = z.looseObject({
-  name: z
-    .string()
-    .min(1)
-    .max(MAX_JOB_NAME)
-    .regex(DNS_LABEL, 'lower-case letters, digits and "-", starting with a letter')
-    .describe('Name of the job, a DNS label of at most 40 characters.'),
-  namespace: z.string().min(1).max(63).optional(),
-  uid: z.string().optional(),
-  generation: z.int().optional(),
-  creationTimestamp: z.string().optional(),
-  deletionTimestamp: z.string().optional(),
-  labels: z.record(z.string(), z.string()).optional(),
-  annotations: z.record(z.string(), z.string()).optional(),
-});
-export type ObjectMeta = z.infer<typeof ObjectMeta>;
+/** The part of a Kubernetes ObjectMeta that matters here; other fields of it are let through. */
+export function objectMeta(maxName: number) {
+  return z.looseObject({
+    name: z
+      .string()
+      .min(1)
+      .max(maxName)
+      .regex(DNS_LABEL, 'lower-case letters, digits and "-", starting with a letter')
+      .describe(`Name of the job, a DNS label of at most ${maxName} characters.`),
+    namespace: z.string().min(1).max(63).optional(),
+    uid: z.string().optional(),
+    generation: z.int().optional(),
+    creationTimestamp: z.string().optional(),
+    deletionTimestamp: z.string().optional(),
+    labels: z.record(z.string(), z.string()).optional(),
+    annotations: z.record(z.string(), z.string()).optional(),
+  });
+}
 
 /** A Kubernetes time: RFC 3339 in UTC. */
 export const Time = z.string().max(64).meta({ format: 'date-time' });
@@ -176,6 +179,12 @@ export const Resources = z
   .describe('Resources of the container of every pod.');
 export type Resources = z.infer<typeof Resources>;
 
+const templateContainer = z.looseObject({
+  name: z.string(),
+  env: z.array(z.looseObject({ name: z.string() })).optional(),
+  volumeMounts: z.array(z.looseObject({ name: z.string() })).optional(),
+});
+
 /** What pods are made of; used by trainers and by the quantizer. */
 export const podFields = {
   image: z.string().min(1).max(512).optional().describe('Container image; absent: the one the operator was installed with.'),
@@ -183,8 +192,17 @@ export const podFields = {
   resources: Resources.optional(),
   computeThreads: z.int().min(1).max(256).optional().describe('Threads for arithmetic in every process; absent: the container’s CPUs, shared by the processes on the machine.'),
   podTemplate: z
-    .looseObject({})
-    .meta({ 'x-kubernetes-preserve-unknown-fields': true })
+    .looseObject({
+      metadata: z.looseObject({ labels: z.record(z.string(), z.string()).optional(), annotations: z.record(z.string(), z.string()).optional() }).optional(),
+      spec: z
+        .looseObject({
+          containers: z.array(templateContainer).optional(),
+          initContainers: z.array(templateContainer).optional(),
+          volumes: z.array(z.looseObject({ name: z.string() })).optional(),
+          tolerations: z.array(z.looseObject({ key: z.string().optional() })).optional(),
+        })
+        .optional(),
+    })
     .optional()
     .describe('A PodTemplateSpec that is laid under ours: labels, annotations, nodeSelector, tolerations, volumes, more containers. The container named "facetrain" is merged with ours.'),
 };

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import {
   API_VERSION,
   ArtifactStatus,
-  ObjectMeta,
+  MAX_FACETRAINJOB_NAME,
   Restarts,
   Time,
   conditions,
@@ -11,6 +11,7 @@ import {
   failurePolicy,
   folder,
   managedBy,
+  objectMeta,
   podFields,
   rules,
   seconds,
@@ -301,7 +302,7 @@ export type FaceTrainJobStatus = z.infer<typeof FaceTrainJobStatus>;
 export const FaceTrainJob = z.strictObject({
   apiVersion: z.literal(API_VERSION),
   kind: z.literal('FaceTrainJob'),
-  metadata: ObjectMeta,
+  metadata: objectMeta(MAX_FACETRAINJOB_NAME),
   spec: FaceTrainJobSpec,
   status: FaceTrainJobStatus.optional(),
 });

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import {
   API_VERSION,
   ArtifactStatus,
-  ObjectMeta,
+  MAX_QUANTIZEJOB_NAME,
   Restarts,
   Time,
   conditions,
@@ -11,6 +11,7 @@ import {
   evaluationSets,
   failurePolicy,
   managedBy,
+  objectMeta,
   podFields,
   rules,
   seconds,
@@ -131,7 +132,7 @@ export type QuantizeJobStatus = z.infer<typeof QuantizeJobStatus>;
 export const QuantizeJob = z.strictObject({
   apiVersion: z.literal(API_VERSION),
   kind: z.literal('QuantizeJob'),
-  metadata: ObjectMeta,
+  metadata: objectMeta(MAX_QUANTIZEJOB_NAME),
   spec: QuantizeJobSpec,
   status: QuantizeJobStatus.optional(),
 });

@@ -1,0 +1,57 @@
+/** What a planner is shown: the job, and what exists for it. Collected by an executor, decided upon by nobody but the planner. */
+import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
+import type { ObservedPod } from './objects.ts';
+
+/** Metadata of a job as the API server (or the executor of processes) has filled it in. */
+export interface JobIdentity {
+  name: string;
+  namespace: string;
+  uid: string;
+  generation: number;
+  deletionTimestamp?: string | undefined;
+}
+
+/** An object, other than a pod, whose name is one of those that the planner gives. */
+export interface ObservedObject {
+  kind: 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
+  name: string;
+  uid: string;
+  /** Its controller is this job; an object of the same name that is not ours is never touched. */
+  owned: boolean;
+}
+
+/** The newest answer of rank 0 to /v1/progress (after it has ended: what its report says). */
+export interface ObservedProgress {
+  attempt: number;
+  step: number;
+  totalSteps: number;
+  epoch: number;
+  imagesPerSecond?: number;
+  loss?: number;
+  etaSeconds?: number;
+  evaluations?: EvaluationResult[];
+  /** The newest complete checkpoint. */
+  checkpoint?: { step: number; time?: string };
+  /** A counter that moves whenever the trainer does anything: steps, evaluation batches, checkpoint files. */
+  activity: number;
+}
+
+export interface ObservedFaceTrainJob {
+  identity: JobIdentity;
+  spec: FaceTrainJob['spec'];
+  status: NonNullable<FaceTrainJob['status']>;
+  pods: ObservedPod[];
+  objects: ObservedObject[];
+  progress?: ObservedProgress;
+  quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
+  /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1), or null. */
+  podGroupApi: string | null;
+}
+
+export interface ObservedQuantizeJob {
+  identity: JobIdentity;
+  spec: QuantizeJob['spec'];
+  status: QuantizeJobStatus;
+  pods: ObservedPod[];
+  objects: ObservedObject[];
+}

@@ -1,0 +1,5 @@
+/** The part of the operator that decides. `facetrain run` and the controllers execute the same plans. */
+export type * from './controllers/environment.ts';
+export type * from './controllers/objects.ts';
+export type * from './controllers/observed.ts';
+export type * from './controllers/plan.ts';
