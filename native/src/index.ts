@@ -1,1 +1,5 @@
+export * from './data.ts';
+export * from './embedder.ts';
+export * from './quantization.ts';
+export * from './training.ts';
 export * from './types.ts';

@@ -1,0 +1,33 @@
+/** `train-report.json`: what a finished training says of itself. */
+import { z } from 'zod';
+import { StoredFile } from './checkpoint-manifest.ts';
+import { EvaluationResult } from './facetrainjob.ts';
+import { TrainerConfig } from './trainer-config.ts';
+
+export const EvaluationReport = EvaluationResult.extend({
+  threshold: z.number().describe('Squared distance of unit embeddings below which a pair counts as the same person, mean over the folds.'),
+  pairs: z.int().positive(),
+  tarAtFar: z.record(z.string(), z.number()).describe('True accept rate by false accept rate ("1e-3").'),
+});
+export type EvaluationReport = z.infer<typeof EvaluationReport>;
+
+export const TrainReport = z.strictObject({
+  schemaVersion: z.literal(1),
+  job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
+  startedAt: z.string(),
+  finishedAt: z.string(),
+  dataset: z.strictObject({ path: z.string(), images: z.int().positive(), identities: z.int().positive() }),
+  model: StoredFile.extend({ path: z.string().describe('Relative to this report.'), parameters: z.int().positive(), embeddingDim: z.int().positive() }),
+  trainers: z.int().positive(),
+  device: z.string(),
+  steps: z.int().positive(),
+  resumedFromStep: z.int().min(0).nullable(),
+  trainSeconds: z.number().min(0).describe('Time in training steps, over all attempts.'),
+  imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
+  lossFirst: z.number(),
+  lossLast: z.number().describe('Mean over the last steps of an epoch’s length, at most 50.'),
+  history: z.array(z.strictObject({ step: z.int(), epoch: z.number(), loss: z.number(), learningRate: z.number(), imagesPerSecond: z.number() })).describe('Means over intervals, at most 1,000 of them, of this attempt.'),
+  evaluations: z.array(EvaluationReport).describe('Every evaluation of this attempt, in order.'),
+  config: TrainerConfig,
+});
+export type TrainReport = z.infer<typeof TrainReport>;
