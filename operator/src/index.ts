@@ -3,3 +3,4 @@ export type * from './controllers/environment.ts';
 export type * from './controllers/objects.ts';
 export type * from './controllers/observed.ts';
 export type * from './controllers/plan.ts';
+export type * from './controllers/planner.ts';

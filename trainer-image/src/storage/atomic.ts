@@ -1,0 +1,38 @@
+/** Files that are never seen half-written: written under another name in the same folder, flushed, then renamed. */
+import { mkdir, open, rename, rm, type FileHandle } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { FacetrainError } from '@facetrain/api';
+
+/** The FacetrainError of a failed file operation; codes as in api/src/errors.ts. */
+export function storageError(path: string, error: unknown): unknown {
+  if (error instanceof FacetrainError || !(error instanceof Error) || !('code' in error)) return error;
+  const cause = error as NodeJS.ErrnoException;
+  if (cause.code === 'ENOSPC' || cause.code === 'EDQUOT') {
+    return new FacetrainError({ code: 'DiskFull', subject: path, found: `no space left (${cause.code})`, allowed: 'free some space or write to another place', cause });
+  }
+  return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: 'a place that can be read and written', cause });
+}
+
+/**
+ * Creates `path`, and its folder if missing. `write` gets a handle to a temporary file; when it throws, or this process
+ * dies, nothing is left at `path`.
+ * @throws FacetrainError DiskFull or StorageFailed
+ */
+export async function writeAtomically(path: string, write: Uint8Array | string | ((file: FileHandle) => Promise<void>)): Promise<void> {
+  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    const file = await open(temporary, 'w');
+    try {
+      if (typeof write === 'function') await write(file);
+      else await file.writeFile(write);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {});
+    throw storageError(path, error);
+  }
+}
