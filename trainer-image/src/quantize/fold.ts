@@ -27,23 +27,13 @@ interface Affine {
 type Step = Layer | Affine;
 
 /**
- * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel for weights that are not finite and graphs that make no sense
+ * @param graph as onnx/read.ts gives it: weights finite, nodes named apart, nothing in it that the output does not need
+ * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel
  */
 export function fold(graph: Graph): LayerGraph {
-  refuseInfiniteWeights(graph);
   const lowered = new Lowering(graph).steps();
   const layers = foldIntoReaders(foldIntoProducers(lowered, graph.output.name), graph.output.name).map(asLayer);
   return { input: { ...graph.input }, output: { ...graph.output }, layers };
-}
-
-function refuseInfiniteWeights(graph: Graph): void {
-  for (const [name, { data }] of Object.entries(graph.initializers)) {
-    if (!(data instanceof Float32Array)) continue;
-    const index = data.findIndex((value) => !Number.isFinite(value));
-    if (index >= 0) {
-      throw new FacetrainError({ code: 'InvalidModel', subject: `weights "${name}"`, found: `${data[index]} at index ${index}`, allowed: 'finite numbers' });
-    }
-  }
 }
 
 /** What an ONNX tensor is: that of a step, perhaps flattened to [N, channels·height·width]. */
@@ -75,7 +65,6 @@ const SUPPORTED: Record<string, (lowering: Lowering, node: GraphNode) => void> =
 class Lowering {
   private readonly values = new Map<string, Value>();
   private readonly lowered: Step[] = [];
-  private readonly names = new Set<string>();
   private readonly graph: Graph;
 
   constructor(graph: Graph) {
@@ -84,7 +73,7 @@ class Lowering {
     this.values.set(name, { tensor: name, shape: [channels, height, width], flat: false });
   }
 
-  /** The steps that the graph's output needs, in topological order; the last tensor bears the output's name. */
+  /** In topological order; the tensor that is the graph's output bears its name. */
   steps(): Step[] {
     for (const node of this.graph.nodes) {
       const lower = SUPPORTED[node.op];
@@ -99,16 +88,7 @@ class Lowering {
     if (size(output.shape) !== dim) {
       throw new FacetrainError({ code: 'InvalidModel', subject: `output "${name}"`, found: `${size(output.shape)} values a picture`, allowed: `the ${dim} it declares` });
     }
-    const rename = (tensor: string): string => (tensor === output.tensor ? name : tensor);
-    const needed = new Set([name]);
-    const live: Step[] = [];
-    for (const step of this.lowered.reverse()) {
-      if (!needed.has(rename(step.output))) continue;
-      const renamed = (step.kind === 'add' ? { ...step, inputs: step.inputs.map(rename), output: rename(step.output) } : { ...step, input: rename(step.input), output: rename(step.output) }) as Step;
-      for (const input of readBy(renamed)) needed.add(input);
-      live.push(renamed);
-    }
-    return live.reverse();
+    return this.lowered.map((step) => renamed(step, output.tensor, name));
   }
 
   conv(node: GraphNode): void {
@@ -123,7 +103,7 @@ class Lowering {
     const dilations = this.numbers(node, 'dilations', [1, 1]) as [number, number];
     const pads = this.pads(node, input.shape, [kernelHeight, kernelWidth], strides, dilations);
     const bias = node.inputs[2] ? this.floats(node, 2) : new Float32Array(outputs);
-    this.emit(node, input, { kind: 'conv', name: this.name(node), input: input.tensor, output: node.outputs[0]!, weight, bias, strides, pads, dilations, group });
+    this.emit(node, input, { kind: 'conv', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias, strides, pads, dilations, group });
   }
 
   /** Padding before and after each axis, ONNX's order: [top, left, bottom, right]. */
@@ -158,7 +138,7 @@ class Lowering {
     if (weight.dims[1] !== size(input.shape)) {
       throw this.unsupported(node, `weights for ${weight.dims[1]} features on ${size(input.shape)}`, 'weights that fit their input');
     }
-    this.emit(node, { ...input, flat: true }, { kind: 'fc', name: this.name(node), input: input.tensor, output: node.outputs[0]!, weight, bias });
+    this.emit(node, { ...input, flat: true }, { kind: 'fc', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias });
   }
 
   batchNorm(node: GraphNode): void {
@@ -182,7 +162,7 @@ class Lowering {
       const [a, b] = [this.value(node, 0), this.value(node, 1)];
       if (node.op !== 'Add') throw this.unsupported(node, `${node.op} of two computed tensors`, 'Add of two, or a constant operand');
       if (a.shape.join() !== b.shape.join() || a.flat !== b.flat) throw this.unsupported(node, `shapes [${a.shape.join(', ')}] and [${b.shape.join(', ')}]`, 'two tensors of one shape');
-      this.emit(node, a, { kind: 'add', name: this.name(node), inputs: [a.tensor, b.tensor], output: node.outputs[0]! });
+      this.emit(node, a, { kind: 'add', name: node.name, inputs: [a.tensor, b.tensor], output: node.outputs[0]! });
       return;
     }
     const input = this.perChannel(node, constants[0] ? 1 : 0);
@@ -209,7 +189,7 @@ class Lowering {
     const negative = Float32Array.from({ length: channels }, (_, channel) => slope(channel));
     this.emit(node, input, {
       kind: 'pointwise',
-      name: this.name(node),
+      name: node.name,
       input: input.tensor,
       output: node.outputs[0]!,
       positive: new Float32Array(channels).fill(1),
@@ -220,7 +200,7 @@ class Lowering {
 
   pool(node: GraphNode): void {
     const input = this.featureMap(node);
-    this.emit(node, input, { kind: 'pool', name: this.name(node), input: input.tensor, output: node.outputs[0]! });
+    this.emit(node, input, { kind: 'pool', name: node.name, input: input.tensor, output: node.outputs[0]! });
   }
 
   /** Flatten, and Reshape to two dimensions: nothing happens to the numbers. */
@@ -243,7 +223,7 @@ class Lowering {
 
   private affine(node: GraphNode, input: Value, scale: Float32Array, offset: Float32Array): void {
     const output = node.outputs[0]!;
-    this.lowered.push({ kind: 'affine', name: this.name(node), input: input.tensor, output, scale, offset });
+    this.lowered.push({ kind: 'affine', name: node.name, input: input.tensor, output, scale, offset });
     this.values.set(output, { ...input, tensor: output });
   }
 
@@ -314,25 +294,22 @@ class Lowering {
   }
 
   private subject(node: GraphNode): string {
-    return `node "${node.name || node.outputs[0]}" (${node.op})`;
+    return `node "${node.name}" (${node.op})`;
   }
 
   private unsupported(node: GraphNode, found: string, allowed: string): FacetrainError {
     return new FacetrainError({ code: 'UnsupportedOperator', subject: this.subject(node), found, allowed });
   }
-
-  /** Layers are told apart by name, which ONNX does not promise of nodes. */
-  private name(node: GraphNode): string {
-    const base = node.name || node.outputs[0]!;
-    let name = base;
-    for (let count = 2; this.names.has(name); ++count) name = `${base}_${count}`;
-    this.names.add(name);
-    return name;
-  }
 }
 
 function readBy(step: Step): string[] {
   return step.kind === 'affine' ? [step.input] : inputsOf(step);
+}
+
+function renamed(step: Step, from: string, to: string): Step {
+  const rename = (tensor: string): string => (tensor === from ? to : tensor);
+  if (step.kind === 'add') return { ...step, inputs: [rename(step.inputs[0]), rename(step.inputs[1])], output: rename(step.output) };
+  return { ...step, input: rename(step.input), output: rename(step.output) };
 }
 
 function transposed({ dims, data }: Tensor<Float32Array>): Tensor<Float32Array> {
