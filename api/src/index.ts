@@ -9,3 +9,4 @@ export * from './quantize-config.ts';
 export * from './quantizejob.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';
+export * from './validate.ts';

@@ -1,8 +1,9 @@
 // Training pictures: insightface's RecordIO read through mmap, decoded ahead of use on threads of its own.
 //
-// Which pictures make up step s is a pure function of (seed, epoch, s): the epoch's permutation of all pictures is cut into global
-// batches, each global batch into `size` consecutive parts, rank r taking part r. So any number of ranks sees the same global batch,
-// and a resumed run goes on where the first one stopped. What is left at an epoch's end is dropped.
+// Which pictures make up step s is a pure function of (seed, epoch, s): the epoch's permutation of all pictures is cut
+// into global batches, each global batch into `size` consecutive parts, rank r taking part r. So any number of ranks
+// sees the same global batch, and a resumed run goes on where the first one stopped. What is left at an epoch's end is
+// dropped.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,8 @@ class Dataset {
   virtual int64_t label(int64_t picture) const = 0;
   // The encoded picture. Throws Error(InvalidDataset) naming file, record and offset when the record is damaged.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
+  // For messages: "DIR/train.rec, record 7 at byte 1234".
+  virtual std::string name(int64_t picture) const = 0;
 };
 
 // Throws Error(InvalidDataset).
@@ -58,7 +61,7 @@ class Loader {
 std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, const LoaderOptions& options);
 
 // Writes height x width x 3 bytes. Throws Error(code, subject, ...) when it is no JPEG or of another size.
-void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out, const std::string& code,
-                 const std::string& subject);
+void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
+                 const std::string& code, const std::string& subject);
 
 }  // namespace facetrain

@@ -21,14 +21,15 @@ class Executor {
   // images [N, C, H, W] float32 -> embeddings [N, d] float32. `training`: batch statistics, autograd recorded; running statistics
   // move with momentum 0.1.
   virtual at::Tensor forward(const at::Tensor& images, bool training) = 0;
-  // By ONNX name, in the order of the graph; the tensors themselves, to be changed in place. `frozen` ones (the last batch norm's
-  // gamma, see partial_fc.md §4) are not among the parameters but are saved with the graph.
+  // By ONNX name, in the order of the graph; the tensors themselves, to be changed in place (or by set_data). `fixed` ones are used but
+  // not learned: constants of arithmetic, and gamma of a batch norm that ends the graph (see partial_fc.md §4).
   struct Named {
     std::string name;
     at::Tensor tensor;
   };
   virtual std::vector<Named>& parameters() = 0;
   virtual std::vector<Named>& buffers() = 0;
+  virtual std::vector<Named>& fixed() = 0;
 };
 
 // Throws Error(UnsupportedOperator) with the operator and the node's name, Error(InvalidModel) for anything else that is wrong with

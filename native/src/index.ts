@@ -1,5 +1,6 @@
 export * from './data.ts';
 export * from './embedder.ts';
+export * from './model.ts';
 export * from './quantization.ts';
 export * from './training.ts';
 export * from './types.ts';

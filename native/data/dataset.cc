@@ -1,0 +1,223 @@
+// insightface's dataset: train.rec (the records), train.idx (key and byte offset of each), property (identities,
+// height, width).
+//
+// A record's payload begins with MXNet's IRHeader: u32 flag, f32 label, u64 id, u64 id2; with flag > 0, that many f32
+// labels follow and the first one counts. Where record 0 is a header (labels and no picture), its first label is the
+// key behind the last picture, keys 1 .. N are the pictures, and what follows are the identities' own records;
+// otherwise every record is a picture.
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+
+#include "data/loader.h"
+#include "data/recordio.h"
+#include "error.h"
+
+namespace facetrain {
+namespace {
+
+// Labels and the header's counts are stored as float32, which holds every integer up to here.
+constexpr int64_t kExactInFloat = 1 << 24;
+
+struct Property {
+  int64_t identities = 0;
+  int height = 0, width = 0;
+};
+
+// "identities,height,width"; shuffled sets have more fields behind them.
+Property read_property(const std::string& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  const auto* text = reinterpret_cast<const char*>(bytes.data());
+  const char* const end = text + bytes.size();
+  int64_t values[3];
+  for (int64_t& value : values) {
+    while (text < end && *text == ' ') ++text;
+    const auto [next, error] = std::from_chars(text, end, value);
+    const bool separated = next == end || *next == ',' || *next == '\n' || *next == '\r' || *next == ' ';
+    if (error != std::errc() || value < 1 || !separated) {
+      const std::string line(reinterpret_cast<const char*>(bytes.data()), std::min<size_t>(bytes.size(), 60));
+      throw Error("InvalidDataset", path, "'" + line.substr(0, line.find_first_of("\r\n")) + "'",
+                  "three positive numbers: identities,height,width");
+    }
+    text = next;
+    if (text < end && *text == ',') ++text;
+  }
+  if (values[0] > kExactInFloat) {
+    throw Error("InvalidDataset", path, std::to_string(values[0]) + " identities",
+                "at most 16777216: the labels in train.rec are 32-bit floats and exact only up to there");
+  }
+  if (values[1] > 4096 || values[2] > 4096) {
+    throw Error("InvalidDataset", path,
+                "pictures of " + std::to_string(values[1]) + " x " + std::to_string(values[2]) + " pixels",
+                "at most 4096 x 4096");
+  }
+  return {values[0], static_cast<int>(values[1]), static_cast<int>(values[2])};
+}
+
+struct Entry {
+  uint64_t key, offset;
+};
+
+// Sorted by key.
+std::vector<Entry> read_index(const std::string& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  const char* const start = reinterpret_cast<const char*>(bytes.data());
+  const char* const end = start + bytes.size();
+  std::vector<Entry> entries;
+  for (const char* text = start; text < end;) {
+    Entry entry{};
+    const auto key = std::from_chars(text, end, entry.key);
+    const bool tab = key.ec == std::errc() && key.ptr < end && *key.ptr == '\t';
+    const auto offset = tab ? std::from_chars(key.ptr + 1, end, entry.offset) : key;
+    const char* next = offset.ptr;
+    if (next < end && *next == '\r') ++next;
+    if (!tab || offset.ec != std::errc() || (next < end && *next != '\n')) {
+      throw Error("InvalidDataset", path, "line " + std::to_string(entries.size() + 1) + " is no index entry",
+                  "each line is a key, a tab, and a byte offset into train.rec");
+    }
+    entries.push_back(entry);
+    text = next + 1;
+  }
+  const auto by_key = [](const Entry& a, const Entry& b) { return a.key < b.key; };
+  if (!std::is_sorted(entries.begin(), entries.end(), by_key)) std::sort(entries.begin(), entries.end(), by_key);
+  const auto twice =
+      std::adjacent_find(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.key == b.key; });
+  if (twice != entries.end()) {
+    throw Error("InvalidDataset", path, "key " + std::to_string(twice->key) + " is there twice", "each key once");
+  }
+  return entries;
+}
+
+struct Record {
+  uint32_t flag = 0;
+  float label = 0;                 // the first one
+  std::span<const uint8_t> image;  // empty in a header and in an identity's record
+};
+
+class RecordDataset : public Dataset {
+ public:
+  explicit RecordDataset(const std::string& directory)
+      : property_(read_property(directory + "/property")),
+        entries_(read_index(directory + "/train.idx")),
+        file_(directory + "/train.rec") {
+    const auto& last = *std::max_element(entries_.begin(), entries_.end(),
+                                         [](const Entry& a, const Entry& b) { return a.offset < b.offset; });
+    if (last.offset >= file_.bytes().size()) {
+      throw Error("InvalidDataset", file_.path(),
+                  "has " + std::to_string(file_.bytes().size()) + " bytes, but train.idx places record " +
+                      std::to_string(last.key) + " at byte " + std::to_string(last.offset),
+                  "the file was cut short, or train.idx belongs to another");
+    }
+    std::vector<uint8_t> joined;
+    parse(last, joined);  // a file that ends inside its last record
+    file_.expect_random_access();
+    keep_pictures();
+  }
+
+  int64_t size() const override { return static_cast<int64_t>(entries_.size()); }
+  int64_t identities() const override { return property_.identities; }
+  int height() const override { return property_.height; }
+  int width() const override { return property_.width; }
+
+  int64_t label(int64_t picture) const override {
+    std::vector<uint8_t> joined;
+    const Entry& entry = entries_[static_cast<size_t>(picture)];
+    const Record record = parse_picture(entry, joined);
+    if (!(record.label >= 0 && record.label < static_cast<float>(property_.identities)) ||
+        record.label != std::floor(record.label)) {
+      char text[32];
+      std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(record.label));
+      refuse(entry, std::string("its label is ") + text,
+             "property has " + std::to_string(property_.identities) +
+                 " identities, so labels are whole numbers from 0 to " + std::to_string(property_.identities - 1));
+    }
+    return static_cast<int64_t>(record.label);
+  }
+
+  std::vector<uint8_t> encoded(int64_t picture) const override {
+    std::vector<uint8_t> joined;
+    const Record record = parse_picture(entries_[static_cast<size_t>(picture)], joined);
+    return {record.image.begin(), record.image.end()};
+  }
+
+  std::string name(int64_t picture) const override { return name(entries_[static_cast<size_t>(picture)]); }
+
+ private:
+  std::string name(const Entry& entry) const {
+    return file_.path() + ", record " + std::to_string(entry.key) + " at byte " + std::to_string(entry.offset);
+  }
+
+  [[noreturn]] void refuse(const Entry& entry, const std::string& found, const std::string& allowed) const {
+    throw Error("InvalidDataset", name(entry), found, allowed);
+  }
+
+  Record parse(const Entry& entry, std::vector<uint8_t>& joined) const {
+    constexpr size_t kHeader = 24;
+    std::span<const uint8_t> payload;
+    try {
+      payload = read_record(file_.bytes(), entry.offset, joined);
+    } catch (const std::runtime_error& error) {
+      refuse(entry, error.what(), "the file is damaged, or train.idx belongs to another");
+    }
+    if (payload.size() < kHeader) {
+      refuse(entry, "it has " + std::to_string(payload.size()) + " bytes", "a record begins with a header of 24 bytes");
+    }
+    Record record;
+    std::memcpy(&record.flag, payload.data(), sizeof(record.flag));
+    std::memcpy(&record.label, payload.data() + 4, sizeof(record.label));
+    payload = payload.subspan(kHeader);
+    if (record.flag > 0) {
+      if (payload.size() / sizeof(float) < record.flag) {
+        refuse(entry,
+               "its header announces " + std::to_string(record.flag) + " labels in " + std::to_string(payload.size()) +
+                   " bytes",
+               "four bytes for each label");
+      }
+      std::memcpy(&record.label, payload.data(), sizeof(record.label));
+      payload = payload.subspan(record.flag * sizeof(float));
+    }
+    record.image = payload;
+    return record;
+  }
+
+  Record parse_picture(const Entry& entry, std::vector<uint8_t>& joined) const {
+    const Record record = parse(entry, joined);
+    if (record.image.empty()) refuse(entry, "it has no picture", "a JPEG after the header");
+    return record;
+  }
+
+  // Leaves only the pictures in entries_.
+  void keep_pictures() {
+    std::vector<uint8_t> joined;
+    if (entries_.front().key != 0) return;
+    const Record header = parse(entries_.front(), joined);
+    if (header.flag == 0 || !header.image.empty()) return;
+    auto end = entries_.end();
+    if (header.label <= static_cast<float>(kExactInFloat)) {
+      const auto behind = static_cast<uint64_t>(std::max(header.label, 0.0f));
+      end = std::lower_bound(entries_.begin(), end, behind, [](const Entry& e, uint64_t key) { return e.key < key; });
+    } else {
+      // The count is rounded, but pictures come first and identities' records hold none.
+      end = std::partition_point(entries_.begin() + 1, end,
+                                 [&](const Entry& entry) { return !parse(entry, joined).image.empty(); });
+    }
+    if (end - entries_.begin() < 2) refuse(entries_.front(), "it is a header of no pictures", "at least one picture");
+    entries_.erase(end, entries_.end());
+    entries_.erase(entries_.begin());
+  }
+
+  const Property property_;
+  std::vector<Entry> entries_;
+  const MappedFile file_;
+};
+
+}  // namespace
+
+std::shared_ptr<const Dataset> open_dataset(const std::string& directory) {
+  return std::make_shared<RecordDataset>(directory);
+}
+
+}  // namespace facetrain

@@ -1,0 +1,70 @@
+#include "data/inspect.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#include "error.h"
+
+namespace facetrain {
+
+Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::atomic<int64_t>& done,
+                   const std::atomic<bool>& cancelled) {
+  constexpr int64_t kBlock = 64;  // pictures that a thread takes at a time
+  std::atomic<int64_t> next{0};
+  std::mutex mutex;  // guards all below
+  std::exception_ptr error;
+  std::atomic<int64_t> failed{dataset.size()};  // the picture of `error`; nothing behind it matters any more
+  Inspection result{0, std::numeric_limits<int64_t>::max(), -1};
+  std::vector<bool> seen(static_cast<size_t>(dataset.identities()));
+
+  const auto look_at_blocks = [&] {
+    std::vector<uint8_t> pixels(size_t{3} * dataset.height() * dataset.width());
+    std::vector<int64_t> labels;
+    for (;;) {
+      const int64_t begin = next.fetch_add(kBlock), end = std::min(begin + kBlock, dataset.size());
+      if (begin >= failed) return;
+      labels.clear();
+      for (int64_t picture = begin; picture < end && !cancelled; ++picture, ++done) {
+        try {
+          labels.push_back(dataset.label(picture));
+          if (decode > 0 && (decode >= dataset.size() || picture * decode % dataset.size() < decode)) {
+            decode_jpeg(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
+                        "InvalidDataset", dataset.name(picture));
+          }
+        } catch (const Error&) {
+          std::lock_guard lock(mutex);
+          if (picture < failed) {
+            failed = picture;
+            error = std::current_exception();
+          }
+          return;
+        }
+      }
+      if (cancelled) return;
+      std::lock_guard lock(mutex);
+      for (const int64_t label : labels) {
+        seen[static_cast<size_t>(label)] = true;
+        result.label_min = std::min(result.label_min, label);
+        result.label_max = std::max(result.label_max, label);
+      }
+    }
+  };
+
+  std::vector<std::thread> pool;
+  for (int i = 0; i < threads; ++i) {
+    pool.emplace_back(look_at_blocks);
+    pthread_setname_np(pool.back().native_handle(), ("inspect/" + std::to_string(i)).c_str());
+  }
+  for (auto& thread : pool) thread.join();
+  if (cancelled) throw Cancelled();
+  if (error) std::rethrow_exception(error);
+  result.identities_seen = std::count(seen.begin(), seen.end(), true);
+  return result;
+}
+
+}  // namespace facetrain

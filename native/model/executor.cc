@@ -1,0 +1,127 @@
+#include "model/executor.h"
+
+#include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/GradMode.h>
+
+#include "error.h"
+#include "model/operators.h"
+
+namespace facetrain {
+namespace {
+
+// A plan is a list of steps over numbered slots, one slot a value of the graph. A step that is the last to read a slot empties it, so
+// at evaluation a value's memory is free as soon as nothing needs it.
+struct Step {
+  std::string what;
+  Operator run;
+  struct Input {
+    int slot = -1;  // -1: bound by the operator, or left out
+    bool last = false;
+  };
+  std::vector<Input> inputs;
+  int output = 0;
+};
+
+class PlanExecutor final : public Executor {
+ public:
+  PlanExecutor(const Graph& graph, at::Device device) {
+    Constants constants(graph, device);
+    std::map<std::string, int> slots{{graph.input.name, 0}};
+    std::vector<Step::Input*> last_reader(1, nullptr);
+    steps_.reserve(graph.nodes.size());  // last_reader points into it
+    for (const Node& node : graph.nodes) {
+      const bool ends_graph = !node.outputs.empty() && node.outputs[0] == graph.output.name;
+      Step& step = steps_.emplace_back();
+      step.run = bind(node, constants, ends_graph);
+      step.what = describe(node);
+      step.inputs.resize(node.inputs.size());
+      for (size_t i = 0; i < node.inputs.size(); ++i) {
+        const std::string& name = node.inputs[i];
+        if (name.empty() || constants.find(name)) continue;
+        const auto slot = slots.find(name);
+        if (slot == slots.end()) {
+          throw Error("InvalidModel", step.what, "input '" + name + "' is made by no node before it",
+                      "nodes in topological order, and only a node's first output in use");
+        }
+        step.inputs[i].slot = slot->second;
+        last_reader[slot->second] = &step.inputs[i];
+      }
+      step.output = static_cast<int>(last_reader.size());
+      last_reader.push_back(nullptr);
+      if (!slots.emplace(node.outputs[0], step.output).second) {
+        throw Error("InvalidModel", step.what, "'" + node.outputs[0] + "' is made twice", "a name per value");
+      }
+    }
+    const auto output = slots.find(graph.output.name);
+    if (output == slots.end() || steps_.empty()) {
+      throw Error("InvalidModel", "output '" + graph.output.name + "'", "no node makes it", "the name of a node's output");
+    }
+    output_ = output->second;
+    for (Step::Input* input : last_reader) {
+      if (input && input->slot != output_) input->last = true;
+    }
+    parameters_ = std::move(constants.parameters);
+    buffers_ = std::move(constants.buffers);
+    fixed_ = std::move(constants.fixed);
+    try_out(graph, device);
+  }
+
+  at::Tensor forward(const at::Tensor& images, bool training) override {
+    const c10::InferenceMode inference(!training);
+    const c10::AutoGradMode gradients(training);
+    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training);
+  }
+
+  std::vector<Named>& parameters() override { return parameters_; }
+  std::vector<Named>& buffers() override { return buffers_; }
+  std::vector<Named>& fixed() override { return fixed_; }
+
+ private:
+  at::Tensor run(at::Tensor images, bool training) {
+    std::vector<at::Tensor> slots(steps_.size() + 1);
+    slots[0] = std::move(images);
+    std::vector<at::Tensor> inputs;
+    for (current_ = 0; current_ < steps_.size(); ++current_) {
+      const Step& step = steps_[current_];
+      inputs.clear();
+      for (const Step::Input& input : step.inputs) {
+        inputs.push_back(input.slot < 0 ? at::Tensor() : input.last ? std::move(slots[input.slot]) : slots[input.slot]);
+      }
+      slots[step.output] = step.run(inputs, training);
+    }
+    return slots[output_];
+  }
+
+  // Finds shapes that do not fit before any work is done, by two pictures: with one, a batch of 1 that the exporter baked in would pass.
+  void try_out(const Graph& graph, at::Device device) {
+    const c10::InferenceMode inference;
+    at::Tensor embeddings;
+    try {
+      embeddings = forward(at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)), false);
+    } catch (const c10::Error& error) {
+      throw Error("InvalidModel", steps_[current_].what, error.what_without_backtrace(),
+                  "shapes that fit an input of [N, " + std::to_string(graph.input.channels) + ", " + std::to_string(graph.input.height) + ", " +
+                      std::to_string(graph.input.width) + "]");
+    }
+    if (embeddings.dim() != 2 || embeddings.size(0) != 2 || embeddings.size(1) != graph.output.dim) {
+      std::string shape;
+      for (const int64_t dim : embeddings.sizes()) shape += (shape.empty() ? "" : ", ") + std::to_string(dim);
+      throw Error("InvalidModel", "output '" + graph.output.name + "'", "has the shape [" + shape + "] for 2 pictures",
+                  "[2, " + std::to_string(graph.output.dim) + "]");
+    }
+  }
+
+  std::vector<Step> steps_;
+  size_t current_ = 0;
+  int output_ = 0;
+  std::vector<Named> parameters_, buffers_, fixed_;
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> make_executor(const Graph& graph, at::Device device) {
+  return std::make_unique<PlanExecutor>(graph, device);
+}
+
+}  // namespace facetrain

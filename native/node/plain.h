@@ -1,0 +1,28 @@
+// Between JavaScript's values and plain C++ ones; JavaScript's thread only. The TypeScript side has validated what comes in.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/graph.h"
+
+namespace facetrain {
+
+inline double number_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().DoubleValue(); }
+inline int64_t integer_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().Int64Value(); }
+inline std::string text_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
+inline bool flag_of(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
+
+std::vector<float> floats_from(const Napi::Value& float32_array);
+std::vector<int64_t> integers_from(const Napi::Value& numbers);
+
+// A Float32Array over the vector's own memory.
+Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
+
+// src/types.ts's Graph.
+Graph graph_from(const Napi::Object& graph);
+
+}  // namespace facetrain

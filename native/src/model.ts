@@ -1,0 +1,85 @@
+/** A float32 backbone that embeds pictures: the native graph executor on a thread of its own. */
+import { FacetrainError } from '@facetrain/api';
+import { native } from './addon.ts';
+import type { Pictures } from './data.ts';
+import type { Embedder } from './embedder.ts';
+import { translated } from './errors.ts';
+import type { Graph } from './types.ts';
+
+/** How many pictures go through a backbone at once: enough to keep the cores busy, little enough to stop soon. */
+const batchSize = 32;
+
+export interface ModelOptions {
+  computeThreads: number;
+}
+
+interface NativeModel {
+  open(graph: Graph, computeThreads: number): Promise<void>;
+  embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
+  close(): Promise<void>;
+}
+
+const addon = native<{ Model: new () => NativeModel }>();
+
+export class Model implements Embedder {
+  readonly dim: number;
+  readonly #graph: Graph;
+  readonly #native = new addon.Model();
+
+  private constructor(graph: Graph) {
+    this.#graph = graph;
+    this.dim = graph.output.dim;
+  }
+
+  /**
+   * Plans the graph and tries it out.
+   * @throws FacetrainError UnsupportedOperator (with operator and node), InvalidModel (shapes that do not fit, weights that are not finite).
+   */
+  static async open(graph: Graph, options: ModelOptions): Promise<Model> {
+    const model = new Model(graph);
+    try {
+      await translated(() => model.#native.open(graph, options.computeThreads));
+      return model;
+    } catch (error) {
+      await model.close();
+      throw error;
+    }
+  }
+
+  async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
+    return await embedInBatches(this.#native, this.#graph, pictures, options);
+  }
+
+  async close(): Promise<void> {
+    await this.#native.close();
+  }
+}
+
+/** Embeds on anything native that embeds a batch. @throws FacetrainError InvalidArgument when the pictures are not of the graph's size. */
+export async function embedInBatches(
+  backbone: Pick<NativeModel, 'embed'>,
+  { input, output }: Graph,
+  { count, height, width, data }: Pictures,
+  { flip = false, signal, onBatch }: NonNullable<Parameters<Embedder['embed']>[1]>,
+): Promise<Float32Array> {
+  signal?.throwIfAborted();
+  const size = height * width * 3;
+  if (height !== input.height || width !== input.width || input.channels !== 3 || data.length !== count * size) {
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: `input '${input.name}'`,
+      found: `${count} pictures of ${height} x ${width} in ${data.length} bytes`,
+      allowed: `pictures of ${input.height} x ${input.width} with ${input.channels} channels, a byte each`,
+    });
+  }
+  const embeddings = new Float32Array(count * output.dim);
+  for (let done = 0; done < count;) {
+    const next = Math.min(done + batchSize, count);
+    const batch = await translated(() => backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip));
+    signal?.throwIfAborted();
+    embeddings.set(batch, done * output.dim);
+    done = next;
+    onBatch?.(done);
+  }
+  return embeddings;
+}

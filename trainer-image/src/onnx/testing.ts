@@ -1,0 +1,57 @@
+/** What the tests of ONNX files share: the pretrained fixture, ONNX Runtime and onnx.checker. */
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import * as ort from 'onnxruntime-node';
+
+/** A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the repository. */
+export const MOBILEFACENET = join(import.meta.dirname, '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
+
+/** Deterministic values in [-1, 1]. */
+export function picture(count: number, seed = 1): Float32Array {
+  let state = seed;
+  return Float32Array.from({ length: count }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state / 2 ** 31 - 1;
+  });
+}
+
+/** Runs a model of one input and one output in ONNX Runtime on a batch, and gives the output's dims and values. */
+export async function runOrt(model: Uint8Array, batch: number, values?: Float32Array): Promise<{ dims: readonly number[]; data: Float32Array }> {
+  const session = await ort.InferenceSession.create(model, { intraOpNumThreads: 1, interOpNumThreads: 1, logSeverityLevel: 3 });
+  try {
+    const [input] = session.inputMetadata;
+    if (!input?.isTensor) throw new Error('the model has no tensor input');
+    const dims = [batch, ...input.shape.slice(1).map(Number)];
+    const size = dims.reduce((product, dim) => product * dim, 1);
+    const results = await session.run({ [session.inputNames[0]!]: new ort.Tensor('float32', values ?? picture(size), dims) });
+    const result = results[session.outputNames[0]!]!;
+    return { dims: result.dims, data: result.data as Float32Array };
+  } finally {
+    await session.release();
+  }
+}
+
+export function largestDifference(a: Float32Array, b: Float32Array): number {
+  if (a.length !== b.length) throw new Error(`${a.length} values and ${b.length}`);
+  return a.reduce((largest, value, i) => Math.max(largest, Math.abs(value - b[i]!)), 0);
+}
+
+/** The Python that set-up makes, with the packages pinned there. */
+export const PYTHON = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache/facetrain'), 'python/bin/python');
+
+/** Runs onnx.checker with strict shape inference; throws with its message when it objects, or when that Python is missing. */
+export function checkWithOnnx(model: Uint8Array): void {
+  const folder = mkdtempSync(join(tmpdir(), 'facetrain-onnx-'));
+  try {
+    const path = join(folder, 'model.onnx');
+    writeFileSync(path, model);
+    const script = 'import onnx, sys; onnx.checker.check_model(sys.argv[1], full_check=True)';
+    const { status, stderr, error } = spawnSync(PYTHON, ['-c', script, path], { encoding: 'utf8' });
+    if (error) throw new Error(`${PYTHON} cannot be run: npm run setup makes it`, { cause: error });
+    if (status !== 0) throw new Error(`onnx.checker: ${stderr}`);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}

@@ -1,0 +1,58 @@
+/** Writes a Graph as an ONNX file. The same graph and options give the same bytes. */
+import type { Graph, GraphNode } from '@facetrain/native';
+import { AttributeType, dataTypeNumber, encodeModel, type AttributeProto } from './proto.ts';
+import { encodeTensor } from './tensor.ts';
+
+/** The operator set whose semantics a Graph has; what older and newer files say otherwise is translated when they are read. */
+export const OPSET = 17;
+/** The newest format version that every runtime with this operator set takes. */
+const IR_VERSION = 8;
+
+export interface EncodeOptions {
+  metadata?: Record<string, string>;
+  producer?: { name: string; version: string };
+  /** A sentence for people. */
+  doc?: string;
+}
+
+/** Attributes that the operators define as floats; a Graph's number does not say, and 1 and 1.0 are different in a file. */
+const FLOAT_ATTRIBUTES = new Set(['alpha', 'beta', 'gamma', 'epsilon', 'momentum', 'ratio', 'bias', 'lambd', 'scales', 'cubic_coeff_a', 'extrapolation_value', 'value_float', 'value_floats']);
+
+function encodeAttribute(name: string, value: number | number[] | string): AttributeProto {
+  if (typeof value === 'string') return { name, type: AttributeType.STRING, s: Buffer.from(value) };
+  const float = FLOAT_ATTRIBUTES.has(name);
+  if (Array.isArray(value)) return float ? { name, type: AttributeType.FLOATS, floats: value } : { name, type: AttributeType.INTS, ints: value };
+  return float ? { name, type: AttributeType.FLOAT, f: value } : { name, type: AttributeType.INT, i: value };
+}
+
+function encodeNode({ name, op, inputs, outputs, attributes }: GraphNode) {
+  return { input: inputs, output: outputs, name, opType: op, attribute: Object.entries(attributes).map(([key, value]) => encodeAttribute(key, value)) };
+}
+
+function floatValue(name: string, dims: number[]) {
+  const dim = [{ dimParam: 'N' }, ...dims.map((dimValue) => ({ dimValue }))];
+  return { name, type: { tensorType: { elemType: dataTypeNumber('FLOAT'), shape: { dim } } } };
+}
+
+/**
+ * The file of a graph: one input [N, channels, height, width], one output [N, dim], N free; names as the graph has them.
+ * The result of a large model is one buffer of its size; nothing else is copied.
+ */
+export function encodeOnnx(graph: Graph, { metadata = {}, producer = { name: 'facetrain', version: '' }, doc = '' }: EncodeOptions = {}): Uint8Array {
+  const { input, output } = graph;
+  return encodeModel({
+    irVersion: IR_VERSION,
+    producerName: producer.name,
+    producerVersion: producer.version,
+    docString: doc,
+    graph: {
+      name: 'backbone',
+      node: graph.nodes.map(encodeNode),
+      initializer: Object.entries(graph.initializers).map(([name, tensor]) => encodeTensor(name, tensor)),
+      input: [floatValue(input.name, [input.channels, input.height, input.width])],
+      output: [floatValue(output.name, [output.dim])],
+    },
+    opsetImport: [{ domain: '', version: OPSET }],
+    metadataProps: Object.entries(metadata).map(([key, value]) => ({ key, value })),
+  });
+}
