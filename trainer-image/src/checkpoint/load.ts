@@ -3,8 +3,9 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { StoredFile } from '@facetrain/api';
 import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
+import { digestFile } from '../storage/digest.ts';
 import { invalid, manifestPath, type Checkpoint } from './directory.ts';
-import { digestFile, Safetensors } from './safetensors.ts';
+import { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
 export interface Expected {

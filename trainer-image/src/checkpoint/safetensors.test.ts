@@ -6,7 +6,8 @@ import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
-import { digestFile, Safetensors, writeSafetensors } from './safetensors.ts';
+import { digestFile } from '../storage/digest.ts';
+import { Safetensors, writeSafetensors } from './safetensors.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'safetensors-'));
 after(() => rm(folder, { recursive: true }));

@@ -57,23 +57,6 @@ async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
   for (let done = 0; done < chunk.byteLength; ) done += (await file.write(chunk, done)).bytesWritten;
 }
 
-/** The digest and size of a file. @throws FacetrainError StorageFailed */
-export async function digestFile(path: string): Promise<StoredFile> {
-  try {
-    await using file = await open(path, 'r');
-    const hash = createHash('sha256');
-    const buffer = new Uint8Array(CHUNK_BYTES);
-    for (let bytes = 0; ; ) {
-      const { bytesRead } = await file.read(buffer, 0, buffer.byteLength, bytes);
-      if (bytesRead === 0) return { sha256: hash.digest('hex'), bytes };
-      hash.update(buffer.subarray(0, bytesRead));
-      bytes += bytesRead;
-    }
-  } catch (error) {
-    throw storageError(path, error);
-  }
-}
-
 interface Entry {
   dims: number[];
   /** From the start of the file. */

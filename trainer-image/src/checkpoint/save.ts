@@ -49,10 +49,9 @@ export async function saveCheckpoint(session: TrainingSessionContract, options: 
     rows.push({ file, firstRow, rows: block.rows, ...stored });
     onFile?.();
   }
-  // Asked for on every rank: running statistics are the ranks' own, and a session may have to bring them together.
-  const state = await session.saveBackbone();
+  // Replicas are equal, running statistics included.
   const file = 'backbone.safetensors';
-  const backbone = rank === 0 ? { file, ...(await writeSafetensors(join(directory, file), flatten(state))) } : undefined;
+  const backbone = rank === 0 ? { file, ...(await writeSafetensors(join(directory, file), flatten(await session.saveBackbone()))) } : undefined;
   onFile?.();
 
   const everyRow = (await gatherJson(session, rows)).flat();

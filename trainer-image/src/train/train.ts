@@ -6,12 +6,12 @@ import { findNewest, openCheckpoint, removeUnfinished } from '../checkpoint/dire
 import { loadCheckpoint } from '../checkpoint/load.ts';
 import { saveCheckpoint } from '../checkpoint/save.ts';
 import type { Program } from '../program/program.ts';
-import type { Ranks } from '../program/ranks.ts';
+import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { unlessStopped } from '../program/stop.ts';
 import { Evaluator } from './evaluate.ts';
 import { gatherJson } from './gather.ts';
 import { History } from './history.ts';
-import { backboneGraph, marginOf, preflight } from './preflight.ts';
+import { backboneGraph, generalMargin, preflight } from './preflight.ts';
 import { isDue, learningRateAt } from './schedule.ts';
 import { writeModel, writeReport } from './output.ts';
 
@@ -26,20 +26,21 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const tick = () => progress.tick();
 
   // Whatever can be refused is refused here, before ranks wait for each other.
-  const { dataset, numClasses, stepsPerEpoch, totalSteps, computeThreads } = await preflight(config, ranks, program);
-  const evaluator = await Evaluator.open(config.evaluation.sets, ranks, program);
   const graph = await backboneGraph(config);
+  const { images, identities, numClasses, stepsPerEpoch, totalSteps } = await preflight(config, graph, ranks, program);
+  const evaluator = await Evaluator.open(config, ranks, program);
   // Nobody can write before every rank has come to the rendezvous, and rank 0 comes after this.
   if (rank === 0) for (const directory of await removeUnfinished(config.checkpoint.directory)) log.info({ directory }, 'removed an unfinished checkpoint');
 
   progress.update({ stage: 'Rendezvous', totalSteps });
-  log.info({ size: ranks.size, master: `${ranks.masterAddr}:${ranks.masterPort}`, computeThreads }, 'meeting the other ranks');
+  const threads = computeThreads(config.computeThreads, ranks);
+  log.info({ size: ranks.size, master: `${ranks.masterAddr}:${ranks.masterPort}`, computeThreads: threads }, 'meeting the other ranks');
   const { loss, optimizer, augment } = config;
   const opening = TrainingSession.open({
     graph,
     seed: config.seed,
     numClasses,
-    margin: marginOf(loss.margin),
+    margin: generalMargin(loss.margin),
     scale: loss.scale,
     sampleRate: loss.sampleRate,
     interclassFilter: loss.interclassFilter,
@@ -55,7 +56,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
       rendezvousTimeoutMs: config.rendezvousTimeoutSeconds * 1000,
       collectiveTimeoutMs: config.collectiveTimeoutSeconds * 1000,
     },
-    computeThreads,
+    computeThreads: threads,
     device: config.device,
   });
   const session = await unlessStopped(signal, opening);
@@ -102,7 +103,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   };
   const evaluate = async () => {
     show('Evaluating');
-    await evaluator.evaluate(session, done);
+    return evaluator.evaluate(session, graph.input, done);
   };
 
   show('Training');
@@ -120,12 +121,12 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
 
     if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch)) await checkpoint();
     if (votes.stop && done < totalSteps) return 'stopped';
+    // One that a stop cuts short is followed by a step, and that by a stop.
     if (done < totalSteps && isDue(done, config.evaluation, stepsPerEpoch)) await evaluate();
     show('Training');
   }
 
-  await evaluate();
-  if (signal.aborted) return 'stopped';
+  if ((await evaluate()) === 'stopped') return 'stopped';
   show('Exporting');
   const trained = await session.exportGraph();
   if (rank === 0) {
@@ -135,7 +136,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
       job: config.job,
       startedAt: startedAt.toISOString(),
       finishedAt: new Date().toISOString(),
-      dataset: { path: config.dataset.path, images: dataset.images, identities: dataset.identities },
+      dataset: { path: config.dataset.path, images, identities },
       model,
       trainers: ranks.size,
       device: session.device,
