@@ -64,7 +64,7 @@ at::Tensor Constants::tensor(const std::string& name, Role role) {
   }
   at::Tensor tensor = at::from_blob(const_cast<float*>(constant.floats.data()), constant.dims, at::kFloat)
                           .to(at::TensorOptions(device_), /*non_blocking=*/false, /*copy=*/true,
-                              constant.dims.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+                              constant.dims.size() == 4 && role == Role::parameter ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   tensor.set_requires_grad(role == Role::parameter);
   made_.emplace(name, std::pair(role, tensor));
   (role == Role::parameter ? parameters : role == Role::buffer ? buffers : fixed).push_back({name, tensor});

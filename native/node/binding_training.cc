@@ -7,6 +7,7 @@
 #include "node/plain.h"
 #include "node/register.h"
 #include "node/worker.h"
+#include "train/session.h"
 
 namespace facetrain {
 namespace {
@@ -18,17 +19,18 @@ class Owner {
   Owner(Napi::Env env, const char* thread) : worker_(Worker::start(env, thread, [state = state_] { state->reset(); })) {}
   ~Owner() { worker_->dispose(); }
 
-  // Posts a function of State& (of the empty unique_ptr, for the one that makes it) that gives a Worker::Reply.
-  template <class Function>
-  Napi::Promise make(Napi::Env env, Function function) {
-    return worker_->post(env, [state = state_, function = std::move(function)]() mutable {
+  // Posts the function that makes the state; `reply` says of the new state what the promise resolves to.
+  template <class Function, class Reply>
+  Napi::Promise make(Napi::Env env, Function function, Reply reply) {
+    return worker_->post(env, [state = state_, function = std::move(function), reply] {
       *state = function();
-      return Worker::Reply();
+      return reply(**state);
     });
   }
+  // Posts a function of State& that gives a Worker::Reply.
   template <class Function>
   Napi::Promise post(Napi::Env env, Function function) {
-    return worker_->post(env, [state = state_, function = std::move(function)]() mutable { return function(**state); });
+    return worker_->post(env, [state = state_, function = std::move(function)] { return function(**state); });
   }
   Napi::Promise close(Napi::Env env) { return worker_->close(env); }
   const std::atomic<bool>& cancelled() const { return worker_->cancelled(); }
@@ -43,10 +45,24 @@ Worker::Reply floats_reply(std::vector<float> values) {
   return [shared](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*shared)); };
 }
 
-std::vector<uint8_t> bytes_from(const Napi::Value& value) {
-  const auto bytes = value.As<Napi::Uint8Array>();
-  return {bytes.Data(), bytes.Data() + bytes.ElementLength()};
-}
+// The arguments (pixels, height, width, channels, flip) of embed.
+struct PicturesIn {
+  explicit PicturesIn(const Napi::CallbackInfo& info)
+      : height(info[1].As<Napi::Number>().Int64Value()),
+        width(info[2].As<Napi::Number>().Int64Value()),
+        channels(info[3].As<Napi::Number>().Int64Value()),
+        flip(info[4].ToBoolean().Value()) {
+    const auto bytes = info[0].As<Napi::Uint8Array>();
+    pixels.assign(bytes.Data(), bytes.Data() + bytes.ElementLength());
+  }
+  Worker::Reply embedded(Executor& executor) const {
+    return floats_reply(facetrain::embed(executor, to_images(pixels, height, width, channels, at::kCPU), flip));
+  }
+
+  int64_t height, width, channels;
+  bool flip;
+  std::vector<uint8_t> pixels;
+};
 
 class Model : public Napi::ObjectWrap<Model> {
  public:
@@ -61,19 +77,18 @@ class Model : public Napi::ObjectWrap<Model> {
  private:
   // open(graph, computeThreads)
   Napi::Value open(const Napi::CallbackInfo& info) {
-    return owner_.make(info.Env(), [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value()] {
-      at::set_num_threads(threads);
-      return make_executor(graph, at::kCPU);
-    });
+    return owner_.make(
+        info.Env(),
+        [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value()] {
+          at::set_num_threads(threads);
+          return make_executor(graph, at::kCPU);
+        },
+        [](Executor&) { return Worker::Reply(); });
   }
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [pixels = bytes_from(info[0]), height = info[1].As<Napi::Number>().Int64Value(),
-                                    width = info[2].As<Napi::Number>().Int64Value(), channels = info[3].As<Napi::Number>().Int64Value(),
-                                    flip = info[4].ToBoolean().Value()](Executor& executor) {
-      return floats_reply(facetrain::embed(executor, to_images(pixels, height, width, channels, at::kCPU), flip));
-    });
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) { return pictures.embedded(executor); });
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
@@ -81,8 +96,210 @@ class Model : public Napi::ObjectWrap<Model> {
   Owner<Executor> owner_;
 };
 
+RendezvousOptions rendezvous_from(const Napi::Object& comm) {
+  RendezvousOptions options;
+  options.rank = static_cast<int>(integer_of(comm, "rank"));
+  options.size = static_cast<int>(integer_of(comm, "size"));
+  options.master_addr = text_of(comm, "masterAddr");
+  options.master_port = static_cast<int>(integer_of(comm, "masterPort"));
+  options.rendezvous_timeout = std::chrono::milliseconds(integer_of(comm, "rendezvousTimeoutMs"));
+  options.collective_timeout = std::chrono::milliseconds(integer_of(comm, "collectiveTimeoutMs"));
+  return options;
+}
+
+std::optional<double> optional_number_of(const Napi::Object& object, const char* key) {
+  return object.Get(key).IsNumber() ? std::optional(number_of(object, key)) : std::nullopt;
+}
+
+SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous, int64_t embedding_dim) {
+  SessionOptions options;
+  options.momentum = number_of(from, "momentum");
+  options.weight_decay = number_of(from, "weightDecay");
+  options.clip_norm = optional_number_of(from, "gradientClipNorm");
+  const auto seed = static_cast<uint64_t>(integer_of(from, "seed"));
+
+  const auto margin = from.Get("margin").As<Napi::Object>();
+  options.pfc.num_classes = integer_of(from, "numClasses");
+  options.pfc.embedding_dim = embedding_dim;
+  options.pfc.sample_rate = number_of(from, "sampleRate");
+  options.pfc.seed = seed;
+  options.pfc.scale = static_cast<float>(number_of(from, "scale"));
+  options.pfc.margin = {static_cast<float>(number_of(margin, "m1")), static_cast<float>(number_of(margin, "m2")),
+                        static_cast<float>(number_of(margin, "m3"))};
+  options.pfc.interclass_filter = optional_number_of(from, "interclassFilter");
+
+  const auto data = from.Get("data").As<Napi::Object>();
+  options.data.global_batch = integer_of(data, "globalBatchSize");
+  options.data.rank = rendezvous.rank;
+  options.data.size = rendezvous.size;
+  options.data.seed = seed;
+  options.data.flip = flag_of(data, "flip");
+  options.data.shift = static_cast<int>(integer_of(data, "shift"));
+  options.data.bgr = text_of(data, "channelOrder") == "bgr";
+  options.data.threads = static_cast<int>(integer_of(data, "loaderThreads"));
+  return options;
+}
+
+// {name: values}, in the order of `tensors`.
+std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
+  std::vector<Session::Saved> list;
+  for (const auto& [key, value] : tensors) {
+    const auto tensor = Napi::Value(value).As<Napi::Object>();
+    list.push_back({key.As<Napi::String>().Utf8Value(), integers_from(tensor.Get("dims")), floats_from(tensor.Get("data"))});
+  }
+  return list;
+}
+
+Napi::Object to_object(Napi::Env env, std::vector<Session::Saved>& tensors) {
+  auto object = Napi::Object::New(env);
+  for (auto& [name, dims, values] : tensors) {
+    auto tensor = Napi::Object::New(env);
+    auto list = Napi::Array::New(env, dims.size());
+    for (uint32_t i = 0; i < dims.size(); ++i) list.Set(i, static_cast<double>(dims[i]));
+    tensor.Set("dims", list);
+    tensor.Set("data", to_float32_array(env, std::move(values)));
+    object.Set(name, tensor);
+  }
+  return object;
+}
+
+class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
+ public:
+  static void add_to(Napi::Env env, Napi::Object exports) {
+    using S = TrainingSession;
+    exports.Set("TrainingSession",
+                DefineClass(env, "TrainingSession",
+                            {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
+                             InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
+                             InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
+                             InstanceMethod<&S::all_gather>("allGather"), InstanceMethod<&S::barrier>("barrier"),
+                             InstanceMethod<&S::close>("close")}));
+  }
+
+  explicit TrainingSession(const Napi::CallbackInfo& info) : ObjectWrap(info), owner_(info.Env(), "ft-training") {}
+
+ private:
+  // open(options) -> {firstRow, rows, stepsPerEpoch}
+  Napi::Value open(const Napi::CallbackInfo& info) {
+    const auto from = info[0].As<Napi::Object>();
+    Graph graph = graph_from(from.Get("graph").As<Napi::Object>());
+    const RendezvousOptions rendezvous = rendezvous_from(from.Get("comm").As<Napi::Object>());
+    const SessionOptions options = session_options_from(from, rendezvous, graph.output.dim);
+    return owner_.make(
+        info.Env(),
+        [=, graph = std::move(graph), directory = text_of(from.Get("data").As<Napi::Object>(), "directory"),
+         threads = static_cast<int>(integer_of(from, "computeThreads")), &cancelled = owner_.cancelled()] {
+          at::set_num_threads(threads);
+          return open_session(graph, directory, rendezvous, options, cancelled);
+        },
+        [](Session& session) -> Worker::Reply {
+          return [rows = session.centres().rows(), steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
+            auto opened = Napi::Object::New(env);
+            opened.Set("firstRow", static_cast<double>(rows.first));
+            opened.Set("rows", static_cast<double>(rows.count));
+            opened.Set("stepsPerEpoch", static_cast<double>(steps));
+            return opened;
+          };
+        });
+  }
+
+  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes}
+  Napi::Value step(const Napi::CallbackInfo& info) {
+    const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value()};
+    return owner_.post(info.Env(), [step = info[0].As<Napi::Number>().Int64Value(), learning_rate = info[1].As<Napi::Number>().DoubleValue(),
+                                    votes](Session& session) -> Worker::Reply {
+      return [result = session.step(step, learning_rate, votes)](Napi::Env env) -> Napi::Value {
+        auto voted = Napi::Object::New(env);
+        voted.Set("stop", result.votes.stop);
+        voted.Set("checkpoint", result.votes.checkpoint);
+        auto object = Napi::Object::New(env);
+        object.Set("loss", result.loss);
+        object.Set("gradientNorm", result.gradient_norm);
+        object.Set("votes", voted);
+        return object;
+      };
+    });
+  }
+
+  // embed(pixels, height, width, channels, flip)
+  Napi::Value embed(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Session& session) { return pictures.embedded(session.backbone()); });
+  }
+
+  // saveBackbone() -> BackboneState
+  Napi::Value save_backbone(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [](Session& session) -> Worker::Reply {
+      return [state = std::make_shared<Session::State>(session.save())](Napi::Env env) -> Napi::Value {
+        auto object = Napi::Object::New(env);
+        object.Set("tensors", to_object(env, state->tensors));
+        object.Set("momentum", to_object(env, state->momentum));
+        return object;
+      };
+    });
+  }
+
+  // loadBackbone(state)
+  Napi::Value load_backbone(const Napi::CallbackInfo& info) {
+    const auto from = info[0].As<Napi::Object>();
+    const Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()), saved_from(from.Get("momentum").As<Napi::Object>())};
+    return owner_.post(info.Env(), [state = std::move(state)](Session& session) -> Worker::Reply {
+      session.load(state);
+      return {};
+    });
+  }
+
+  // saveRows(first, count) -> {weight, momentum}; `first` counts from this rank's first row.
+  Napi::Value save_rows(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [first = info[0].As<Napi::Number>().Int64Value(),
+                                    count = info[1].As<Napi::Number>().Int64Value()](Session& session) -> Worker::Reply {
+      auto rows = std::make_shared<Session::Rows>(session.save_rows(first, count));
+      return [rows](Napi::Env env) -> Napi::Value {
+        auto object = Napi::Object::New(env);
+        object.Set("weight", to_float32_array(env, std::move(rows->weight)));
+        object.Set("momentum", to_float32_array(env, std::move(rows->momentum)));
+        return object;
+      };
+    });
+  }
+
+  // loadRows(first, weight, momentum)
+  Napi::Value load_rows(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [first = info[0].As<Napi::Number>().Int64Value(),
+                                    rows = Session::Rows{floats_from(info[1]), floats_from(info[2])}](Session& session) -> Worker::Reply {
+      session.load_rows(first, rows);
+      return {};
+    });
+  }
+
+  // allGather(values) -> Float32Array[]
+  Napi::Value all_gather(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [values = floats_from(info[0])](Session& session) -> Worker::Reply {
+      auto gathered = std::make_shared<std::vector<std::vector<float>>>(session.all_gather(values));
+      return [gathered](Napi::Env env) -> Napi::Value {
+        auto list = Napi::Array::New(env, gathered->size());
+        for (uint32_t rank = 0; rank < gathered->size(); ++rank) list.Set(rank, to_float32_array(env, std::move((*gathered)[rank])));
+        return list;
+      };
+    });
+  }
+
+  Napi::Value barrier(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [](Session& session) -> Worker::Reply {
+      session.barrier();
+      return {};
+    });
+  }
+
+  Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
+
+  Owner<Session> owner_;
+};
+
 }  // namespace
 
-void register_training(Napi::Env env, Napi::Object exports) { Model::add_to(env, exports); }
+void register_training(Napi::Env env, Napi::Object exports) {
+  Model::add_to(env, exports);
+  TrainingSession::add_to(env, exports);
+}
 
 }  // namespace facetrain

@@ -2,7 +2,12 @@
  * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all on one native thread.
  * The loop itself is the trainer's (trainer-image/src/train/); a session knows one step.
  */
+import { FacetrainError } from '@facetrain/api';
+import { native } from './addon.ts';
+import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
+import { translated } from './errors.ts';
+import { embedInBatches } from './model.ts';
 import type { Graph } from './types.ts';
 
 export interface TrainingOptions {
@@ -68,4 +73,138 @@ export interface TrainingSessionContract extends Embedder {
   /** Concatenates every rank's values in rank order; lengths may differ. */
   allGather(values: Float32Array): Promise<Float32Array[]>;
   barrier(): Promise<void>;
+}
+
+interface NativeSession {
+  open(options: TrainingOptions): Promise<{ firstRow: number; rows: number; stepsPerEpoch: number }>;
+  step(step: number, learningRate: number, stop: boolean, checkpoint: boolean): Promise<StepResult>;
+  embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
+  saveBackbone(): Promise<BackboneState>;
+  loadBackbone(state: BackboneState): Promise<void>;
+  /** Here rows count from this rank's first. */
+  saveRows(first: number, count: number): Promise<{ weight: Float32Array; momentum: Float32Array }>;
+  loadRows(first: number, weight: Float32Array, momentum: Float32Array): Promise<void>;
+  allGather(values: Float32Array): Promise<Float32Array[]>;
+  barrier(): Promise<void>;
+  close(): Promise<void>;
+}
+
+const addon = native<{ TrainingSession: new () => NativeSession }>();
+
+export class TrainingSession implements TrainingSessionContract {
+  readonly dim: number;
+  readonly device = 'cpu';
+  readonly rowRange: { firstRow: number; rows: number };
+  readonly stepsPerEpoch: number;
+  readonly #graph: Graph;
+  readonly #native: NativeSession;
+
+  private constructor(graph: Graph, session: NativeSession, opened: Awaited<ReturnType<NativeSession['open']>>) {
+    this.dim = graph.output.dim;
+    this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
+    this.stepsPerEpoch = opened.stepsPerEpoch;
+    this.#graph = graph;
+    this.#native = session;
+  }
+
+  /**
+   * Plans the graph, opens the dataset, and meets the other ranks.
+   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build lacks), RendezvousTimeout.
+   */
+  static async open(options: TrainingOptions): Promise<TrainingSession> {
+    if (options.device === 'cuda') {
+      throw new FacetrainError({ code: 'InvalidConfig', subject: 'device', found: 'cuda', allowed: 'cpu or auto: this build has no CUDA' });
+    }
+    const { globalBatchSize } = options.data;
+    if (globalBatchSize % options.comm.size !== 0) {
+      throw new FacetrainError({ code: 'InvalidConfig', subject: 'data.globalBatchSize', found: String(globalBatchSize), allowed: `a multiple of the ${options.comm.size} ranks` });
+    }
+    const session = new addon.TrainingSession();
+    try {
+      return new TrainingSession(options.graph, session, await translated(() => session.open(options)));
+    } catch (error) {
+      await session.close();
+      throw error;
+    }
+  }
+
+  async step(step: number, learningRate: number, { stop = false, checkpoint = false }: Votes = {}): Promise<StepResult> {
+    return await translated(() => this.#native.step(step, learningRate, stop, checkpoint));
+  }
+
+  async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
+    return await embedInBatches(this.#native, this.#graph, pictures, options);
+  }
+
+  async saveBackbone(): Promise<BackboneState> {
+    return await translated(() => this.#native.saveBackbone());
+  }
+
+  /** @throws FacetrainError InvalidCheckpoint, before anything is changed, when a tensor is missing, is not the graph's, or has another shape. */
+  async loadBackbone(state: BackboneState): Promise<void> {
+    const own = await this.saveBackbone();
+    for (const part of ['tensors', 'momentum'] as const) {
+      const refuse = (name: string, found: string, allowed: string) =>
+        new FacetrainError({ code: 'InvalidCheckpoint', subject: `backbone, ${part} '${name}'`, found, allowed });
+      for (const [name, { dims }] of Object.entries(own[part])) {
+        const tensor = state[part][name];
+        if (!tensor) throw refuse(name, 'missing', 'every tensor of the model');
+        if (tensor.dims.join() !== dims.join()) throw refuse(name, `shape [${tensor.dims.join(', ')}]`, `[${dims.join(', ')}], as in the model`);
+        const size = dims.reduce((product, dim) => product * dim, 1);
+        if (tensor.data.length !== size) throw refuse(name, `${tensor.data.length} numbers`, `${size}`);
+      }
+      for (const name of Object.keys(state[part])) {
+        if (!(name in own[part])) throw refuse(name, 'the model has no such tensor', 'a checkpoint of the same model');
+      }
+    }
+    await translated(() => this.#native.loadBackbone(state));
+  }
+
+  /** @throws FacetrainError InvalidArgument when a row is another rank's. */
+  async saveRows(firstRow: number, rows: number): Promise<Rows> {
+    const first = this.#localRow(firstRow, rows);
+    return { firstRow, rows, ...(await translated(() => this.#native.saveRows(first, rows))) };
+  }
+
+  /** @throws FacetrainError InvalidArgument when a row is another rank's or the numbers are not rows x dim. */
+  async loadRows({ firstRow, rows, weight, momentum }: Rows): Promise<void> {
+    const first = this.#localRow(firstRow, rows);
+    for (const [name, values] of Object.entries({ weight, momentum })) {
+      if (values.length !== rows * this.dim) {
+        throw new FacetrainError({ code: 'InvalidArgument', subject: name, found: `${values.length} numbers for ${rows} rows`, allowed: `${rows} x ${this.dim}` });
+      }
+    }
+    await translated(() => this.#native.loadRows(first, weight, momentum));
+  }
+
+  async exportGraph(): Promise<Graph> {
+    const { tensors } = await this.saveBackbone();
+    return { ...this.#graph, initializers: { ...this.#graph.initializers, ...tensors } };
+  }
+
+  async allGather(values: Float32Array): Promise<Float32Array[]> {
+    return await translated(() => this.#native.allGather(values));
+  }
+
+  async barrier(): Promise<void> {
+    await translated(() => this.#native.barrier());
+  }
+
+  async close(): Promise<void> {
+    await this.#native.close();
+  }
+
+  /** A global row as one of this rank's. */
+  #localRow(firstRow: number, rows: number): number {
+    const first = firstRow - this.rowRange.firstRow;
+    if (!(Number.isInteger(first) && Number.isInteger(rows) && first >= 0 && rows >= 0 && first + rows <= this.rowRange.rows)) {
+      throw new FacetrainError({
+        code: 'InvalidArgument',
+        subject: 'rows',
+        found: `${firstRow} to ${firstRow + rows}`,
+        allowed: `${this.rowRange.firstRow} to ${this.rowRange.firstRow + this.rowRange.rows}, those of this rank`,
+      });
+    }
+    return first;
+  }
 }

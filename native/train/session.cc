@@ -1,0 +1,262 @@
+#include "train/session.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "error.h"
+#include "model/pictures.h"
+
+namespace facetrain {
+namespace {
+
+// flags_: how many ranks vote for what.
+enum Flag { kStop, kCheckpoint, kNotFinite, kFlags };
+
+// Runs what talks to the other ranks.
+template <class Function>
+auto with_peers(const Comm& comm, Function function) {
+  try {
+    return function();
+  } catch (const CommError& error) {
+    throw Error("PeerLost", "rank " + std::to_string(comm.rank()) + " of " + std::to_string(comm.size()),
+                std::string("lost its peers: ") + error.what(), "start all ranks again from the newest checkpoint");
+  }
+}
+
+std::vector<float> values_of(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.detach().cpu().contiguous();
+  const float* data = values.const_data_ptr<float>();
+  return {data, data + values.numel()};
+}
+
+Session::Saved saved(const Executor::Named& named) { return {named.name, named.tensor.sizes().vec(), values_of(named.tensor)}; }
+
+void restore(const std::vector<Executor::Named>& tensors, const std::vector<Session::Saved>& from) {
+  std::map<std::string, at::Tensor> by_name;
+  for (const auto& named : tensors) by_name.emplace(named.name, named.tensor.detach());
+  for (const auto& [name, dims, values] : from) {
+    if (const auto to = by_name.find(name); to != by_name.end()) {
+      to->second.copy_(at::from_blob(const_cast<float*>(values.data()), dims, at::kFloat));
+    }
+  }
+}
+
+std::unique_ptr<Comm> connect(const RendezvousOptions& options) {
+  if (options.size == 1) return make_solo_comm();
+  try {
+    return make_gloo_comm(options);
+  } catch (const CommError& error) {
+    throw Error("RendezvousTimeout", "MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" + std::to_string(options.master_port),
+                error.what(), "an address at which rank 0 listens, and all ranks started within the time limit");
+  }
+}
+
+}  // namespace
+
+Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm, std::shared_ptr<const Dataset> dataset,
+                 const SessionOptions& options, const std::atomic<bool>& cancelled)
+    : backbone_(std::move(backbone)),
+      comm_(std::move(comm)),
+      dataset_(std::move(dataset)),
+      options_(options),
+      cancelled_(cancelled),
+      centres_(*comm_, options.pfc),
+      loader_(make_loader(dataset_, options.data)) {
+  flatten();
+  broadcast();
+}
+
+// Moves the backbone's parameters, gradients and running statistics into the flat buffers.
+void Session::flatten() {
+  const auto& parameters = backbone_->parameters();
+  const auto& buffers = backbone_->buffers();
+  for (const auto& [name, tensor] : parameters) parameter_layout_.add(tensor);
+  for (const auto& [name, tensor] : buffers) buffer_layout_.add(tensor);
+  const auto options = at::TensorOptions(options_.pfc.device).dtype(at::kFloat);
+  weights_ = at::zeros({parameter_layout_.size()}, options);
+  momentum_ = at::zeros({parameter_layout_.size()}, options);
+  shared_ = at::zeros({parameter_layout_.size() + buffer_layout_.size() + kFlags}, options);
+  gradients_ = shared_.narrow(0, 0, parameter_layout_.size());
+  statistics_ = shared_.narrow(0, parameter_layout_.size(), buffer_layout_.size());
+  flags_ = shared_.narrow(0, parameter_layout_.size() + buffer_layout_.size(), kFlags);
+
+  const auto move_into = [](at::Tensor view, at::Tensor tensor) {
+    view.copy_(tensor.detach());
+    tensor.set_data(view);
+  };
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    at::Tensor tensor = parameters[i].tensor;
+    move_into(parameter_layout_.view(weights_, i, tensor), tensor);
+    tensor.mutable_grad() = parameter_layout_.view(gradients_, i, tensor);
+  }
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    move_into(buffer_layout_.view(statistics_, i, buffers[i].tensor), buffers[i].tensor);
+  }
+}
+
+void Session::broadcast() {
+  with_peers(*comm_, [&] {
+    comm_->broadcast(weights_, 0);
+    comm_->broadcast(statistics_, 0);
+    for (auto& [name, tensor] : backbone_->fixed()) comm_->broadcast(tensor, 0);
+  });
+}
+
+Session::StepResult Session::step(int64_t step, double learning_rate, Votes votes) {
+  stop_if_cancelled();
+  const Batch batch = next_batch(step);
+  const at::Tensor images = to_images(batch.pixels, dataset_->height(), dataset_->width(), 3, options_.pfc.device);
+  const at::Tensor labels = at::tensor(batch.labels, at::kLong).to(options_.pfc.device);
+
+  const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
+  stop_if_cancelled();
+  // Already the gradient of the mean over the global batch: the ranks' shares add up, nothing is averaged.
+  const auto [loss, gradient] =
+      with_peers(*comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
+  gradients_.zero_();
+  embeddings.backward(gradient);
+  stop_if_cancelled();
+
+  bool finite = std::isfinite(loss) && std::isfinite(centres_.sampled_gradient().sum().item<double>());
+  share(votes, finite);
+  const double norm = clip();
+  if (!finite || !std::isfinite(norm)) {
+    throw Error("NotANumber", "step " + std::to_string(step),
+                "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " + std::to_string(norm) +
+                    (finite ? "" : ", and a gradient of the class centres is not finite"),
+                "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
+  }
+  apply_sgd(learning_rate);
+  centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
+  return {loss, norm, votes};
+}
+
+// The loader works ahead on the steps that follow; a jump starts it again.
+Batch Session::next_batch(int64_t step) {
+  if (step != next_step_) {
+    LoaderOptions options = options_.data;
+    options.first_step = step;
+    loader_ = make_loader(dataset_, options);
+  }
+  next_step_ = step + 1;
+  return loader_->next();
+}
+
+// The step's one collective for the backbone. Running statistics become their mean over the ranks, so a checkpoint of rank 0 is one of
+// every rank; flags become true where any rank has them so.
+void Session::share(Votes& votes, bool& finite) {
+  flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, finite ? 0.f : 1.f}));
+  with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
+  if (comm_->size() > 1) statistics_.div_(comm_->size());
+  const at::Tensor flags = flags_.cpu();
+  const float* flag = flags.const_data_ptr<float>();
+  votes = {flag[kStop] > 0, flag[kCheckpoint] > 0};
+  finite = flag[kNotFinite] == 0;
+}
+
+// As torch's clip_grad_norm_. Gives the norm before clipping; the same on every rank, for the sum is.
+double Session::clip() {
+  const double norm = at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
+  const double factor = options_.clip_norm ? *options_.clip_norm / (norm + 1e-6) : 1;
+  if (factor < 1) gradients_.mul_(factor);
+  return norm;
+}
+
+// As torch.optim.SGD, weight decay on every parameter as the reference has it. Momentum starts at 0, which makes the first step's
+// momentum its gradient, as torch has it too.
+void Session::apply_sgd(double learning_rate) {
+  gradients_.add_(weights_, options_.weight_decay);
+  momentum_.mul_(options_.momentum).add_(gradients_);
+  weights_.sub_(momentum_, learning_rate);
+}
+
+void Session::stop_if_cancelled() const {
+  if (cancelled_) throw Cancelled();
+}
+
+std::vector<Executor::Named> Session::tensors() const {
+  std::vector<Executor::Named> all = backbone_->parameters();
+  for (const auto* more : {&backbone_->buffers(), &backbone_->fixed()}) all.insert(all.end(), more->begin(), more->end());
+  return all;
+}
+
+std::vector<Executor::Named> Session::momentum() const {
+  std::vector<Executor::Named> all = backbone_->parameters();
+  for (size_t i = 0; i < all.size(); ++i) all[i].tensor = parameter_layout_.view(momentum_, i, all[i].tensor);
+  return all;
+}
+
+Session::State Session::save() const {
+  State state;
+  for (const auto& named : tensors()) state.tensors.push_back(saved(named));
+  for (const auto& named : momentum()) state.momentum.push_back(saved(named));
+  return state;
+}
+
+void Session::load(const State& state) {
+  restore(tensors(), state.tensors);
+  restore(momentum(), state.momentum);
+}
+
+Session::Rows Session::save_rows(int64_t first, int64_t count) {
+  return {values_of(centres_.weight().narrow(0, first, count)), values_of(centres_.momentum().narrow(0, first, count))};
+}
+
+void Session::load_rows(int64_t first, const Rows& rows) {
+  const int64_t dim = options_.pfc.embedding_dim, count = static_cast<int64_t>(rows.weight.size()) / dim;
+  const auto copy = [&](at::Tensor& to, const std::vector<float>& values) {
+    to.narrow(0, first, count).copy_(at::from_blob(const_cast<float*>(values.data()), {count, dim}, at::kFloat));
+  };
+  copy(centres_.weight(), rows.weight);
+  copy(centres_.momentum(), rows.momentum);
+}
+
+std::vector<std::vector<float>> Session::all_gather(const std::vector<float>& values) {
+  const int size = comm_->size();
+  const auto device = options_.pfc.device;
+  return with_peers(*comm_, [&] {
+    at::Tensor lengths = at::zeros({size}, at::TensorOptions(device).dtype(at::kLong));
+    comm_->all_gather(lengths, at::tensor({static_cast<int64_t>(values.size())}, at::kLong).to(device));
+    lengths = lengths.cpu();
+    const int64_t* length = lengths.const_data_ptr<int64_t>();
+    const int64_t longest = *std::max_element(length, length + size);
+    std::vector<std::vector<float>> result(static_cast<size_t>(size));
+    if (longest == 0) return result;
+    at::Tensor padded = at::zeros({longest}, at::kFloat);
+    std::copy(values.begin(), values.end(), padded.mutable_data_ptr<float>());
+    at::Tensor all = at::zeros({size, longest}, at::TensorOptions(device).dtype(at::kFloat));
+    comm_->all_gather(all, padded.to(device));
+    all = all.cpu();
+    for (int rank = 0; rank < size; ++rank) {
+      const float* from = all.const_data_ptr<float>() + rank * longest;
+      result[static_cast<size_t>(rank)].assign(from, from + length[rank]);
+    }
+    return result;
+  });
+}
+
+void Session::barrier() {
+  with_peers(*comm_, [&] { comm_->barrier(); });
+}
+
+std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory, const RendezvousOptions& rendezvous,
+                                      const SessionOptions& options, const std::atomic<bool>& cancelled) {
+  auto dataset = open_dataset(directory);
+  if (graph.input.channels != 3 || dataset->height() != graph.input.height || dataset->width() != graph.input.width) {
+    throw Error("InvalidDataset", directory + "/property",
+                "pictures of " + std::to_string(dataset->height()) + " x " + std::to_string(dataset->width()) + " with 3 channels",
+                "the model's input is " + std::to_string(graph.input.height) + " x " + std::to_string(graph.input.width) + " with " +
+                    std::to_string(graph.input.channels));
+  }
+  auto backbone = make_executor(graph, options.pfc.device);
+  return std::make_unique<Session>(std::move(backbone), connect(rendezvous), std::move(dataset), options, cancelled);
+}
+
+}  // namespace facetrain
