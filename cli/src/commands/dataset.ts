@@ -3,7 +3,7 @@ import { inspectDataset } from '@facetrain/native';
 import { bytes, percent, table, type StatusLine } from '../output.ts';
 
 export async function checkDataset(folder: string, line: StatusLine, signal: AbortSignal) {
-  const info = await inspectDataset(folder, { decode: 'all', signal, onProgress: (done: number, total: number) => line.show('Decoding', `${done} of ${total} pictures`) });
+  const info = await inspectDataset(folder, { decode: 'all', signal, onProgress: ({ done, total }) => line.show('Decoding', `${done} of ${total} pictures`) });
   line.clear();
   return {
     json: info,

@@ -40,7 +40,7 @@ interface Surroundings {
 }
 
 /** What exists for one job: its children and its status; the parts that both kinds share. */
-abstract class LocalJob<Status extends { conditions?: { type: string; status: string }[] | undefined }> {
+abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   abstract readonly kind: 'FaceTrainJob' | 'QuantizeJob';
   status: Status = {} as Status;
   protected readonly identity: JobIdentity;
@@ -57,10 +57,10 @@ abstract class LocalJob<Status extends { conditions?: { type: string; status: st
 
   protected abstract plan(now: Date): Plan<Status>;
   /** A child that has a planner of its own; undefined for all others. */
-  protected adopt(_object: ChildObject, _uid: string): LocalJob<never> | undefined {
+  protected adopt(_object: ChildObject, _uid: string): LocalQuantizeJob | undefined {
     return undefined;
   }
-  protected child: LocalJob<never> | undefined;
+  protected child: LocalQuantizeJob | undefined;
 
   get finished(): boolean {
     return (this.status.conditions ?? []).some(({ type, status }) => (type === 'Succeeded' || type === 'Failed') && status === 'True');
@@ -206,7 +206,7 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
 
   protected override plan(now: Date): Plan<FaceTrainJobStatus> {
     const progress = this.progress && observedProgress(this.progress);
-    const quantizeJob = this.child as LocalQuantizeJob | undefined;
+    const quantizeJob = this.child;
     const observed = {
       identity: this.identity,
       spec: this.#spec,
@@ -220,11 +220,11 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
     return planFaceTrainJob(observed, now, this.around.environment);
   }
 
-  protected override adopt(object: ChildObject, uid: string): LocalJob<never> | undefined {
+  protected override adopt(object: ChildObject, uid: string): LocalQuantizeJob | undefined {
     if (object.kind !== 'QuantizeJob') return undefined;
     const { apiVersion, kind, metadata, spec } = object;
     const job = parseDocument(QuantizeJob, { apiVersion, kind, metadata: { name: metadata.name }, spec }, `QuantizeJob ${metadata.name}`, 'InvalidManifest');
-    return new LocalQuantizeJob({ name: metadata.name, namespace: metadata.namespace, uid, generation: 1 }, job.spec, this.around) as unknown as LocalJob<never>;
+    return new LocalQuantizeJob({ name: metadata.name, namespace: metadata.namespace, uid, generation: 1 }, job.spec, this.around);
   }
 }
 
