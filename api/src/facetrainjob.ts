@@ -244,7 +244,8 @@ export const TrainingProgress = z
     imagesPerSecond: z.number().min(0).optional().describe('Over all trainers, lately.'),
     loss: z.number().optional().describe('Mean over the last steps.'),
     estimatedCompletionTime: Time.optional().describe('When training ends at this rate.'),
-    lastHeartbeatTime: Time.describe('When the step last moved.'),
+    activity: z.int().min(0).optional().describe('The trainer’s counter of everything it does: steps, evaluation batches, checkpoint files. It stands still in a hang.'),
+    lastHeartbeatTime: Time.describe('When activity was last found to have moved.'),
   })
   .describe('How far training is.');
 export type TrainingProgress = z.infer<typeof TrainingProgress>;

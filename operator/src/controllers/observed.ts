@@ -11,9 +11,9 @@ export interface JobIdentity {
   deletionTimestamp?: string | undefined;
 }
 
-/** An object, other than a pod, whose name is one of those that the planner gives. */
+/** An object whose name is one of those that the planner gives. Pods are here only if they belong to somebody else. */
 export interface ObservedObject {
-  kind: 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
+  kind: 'Pod' | 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
   name: string;
   uid: string;
   /** Its controller is this job; an object of the same name that is not ours is never touched. */
