@@ -1,0 +1,37 @@
+/** The backbones we build, as ONNX graphs with their first weights: input `data` [N, 3, 112, 112], output `embedding` [N, embeddingDim]. */
+import type { BACKBONES } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
+import { iresnet, IRESNET_BLOCKS } from './iresnet.ts';
+import { mobilefacenet, MOBILEFACENET_BLOCKS } from './mobilefacenet.ts';
+
+export interface BackboneOptions {
+  backbone: (typeof BACKBONES)[number];
+  embeddingDim: number;
+  /** Multiplier of mobilefacenet's channels; the iresnets have none. */
+  width: number;
+  /** Blocks in each of the four stages; null: the backbone's own. */
+  blocks: number[] | null;
+  /** Decides the first weights, together with their names. */
+  seed: number;
+}
+
+const BLOCKS: Record<BackboneOptions['backbone'], number[]> = {
+  iresnet18: IRESNET_BLOCKS[18],
+  iresnet34: IRESNET_BLOCKS[34],
+  iresnet50: IRESNET_BLOCKS[50],
+  iresnet100: IRESNET_BLOCKS[100],
+  iresnet200: IRESNET_BLOCKS[200],
+  mobilefacenet: MOBILEFACENET_BLOCKS,
+};
+
+/** Options must be what api's TrainerConfig accepts. */
+export function buildBackbone({ backbone, embeddingDim, width, blocks: chosen, seed }: BackboneOptions): Graph {
+  const blocks = chosen ?? BLOCKS[backbone];
+  return backbone === 'mobilefacenet' ? mobilefacenet({ blocks, width, embeddingDim, seed }) : iresnet({ blocks, embeddingDim, seed });
+}
+
+/** Numbers that training learns, a frozen gamma included as in the reference's figures; running statistics are not counted. */
+export function countParameters(graph: Graph): number {
+  const learned = new Set(graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)));
+  return Object.entries(graph.initializers).reduce((count, [name, { data }]) => count + (data instanceof Float32Array && learned.has(name) ? data.length : 0), 0);
+}
