@@ -235,8 +235,13 @@ Operator leaky_relu(Binding& node) {
 
 Operator clip(Binding& node) {
   node.arity(1, 3);
+  // Inputs from operator set 11 on, attributes before; they may be infinite.
   const auto bound = [&](size_t index, const std::string& name) -> std::optional<at::Scalar> {
-    if (node.given(index)) return node.tensor(index, Role::fixed).item();
+    if (node.given(index)) {
+      const Constant& value = node.constant(index);
+      if (value.floats.size() != 1) node.invalid("'" + name + "' is no float", "one float");
+      return value.floats[0];
+    }
     return node.has(name) ? std::optional<at::Scalar>(node.number(name, 0)) : std::nullopt;
   };
   const auto low = bound(1, "min"), high = bound(2, "max");
