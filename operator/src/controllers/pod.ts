@@ -134,3 +134,13 @@ function tolerations(theirs: Loose[]): Loose[] {
   }));
   return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
 }
+
+/** Of the container that serves progress. Liveness is patient: it is for a process that is stuck, and hangs of a gang have a deadline of their own. */
+export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
+  const httpGet = { path: '/healthz', port };
+  return {
+    ports: [{ name: 'progress', containerPort: port }],
+    readinessProbe: { httpGet, periodSeconds: 2 },
+    livenessProbe: { httpGet, periodSeconds: 20, failureThreshold: 15 },
+  };
+}

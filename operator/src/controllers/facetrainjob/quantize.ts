@@ -36,14 +36,15 @@ function quantizeJob(job: JobIdentity, spec: FaceTrainJobSpec, template: NonNull
 
 /** The stage of a job whose training is done. */
 export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
-  const { identity, spec, objects, quantizeJob: child } = observed;
+  const { identity, spec, status, objects, quantizeJob: child } = observed;
+  const quantizing = (...actions: Action[]): Stage => ({ name: 'Quantizing', actions, recorded: status.trainingCompletionTime !== undefined });
   if (!spec.quantize) return { name: 'Succeeded', message: 'training succeeded' };
 
   const children = quantizeChild(identity, spec);
   const taken = nameTaken(children, objects);
   if (taken) return { name: 'Refused', ...taken };
   const absent = missing(children, view, objects);
-  if (absent.length > 0) return spec.suspend ? { name: 'Suspended' } : { name: 'Quantizing', actions: absent.map(({ make }): Action => ({ type: 'create', object: make() })) };
+  if (absent.length > 0) return spec.suspend ? { name: 'Suspended' } : quantizing(...absent.map(({ make }): Action => ({ type: 'create', object: make() })));
 
   switch (child?.status.phase) {
     case 'Succeeded':
@@ -53,9 +54,9 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
   }
   if (child && child.spec.suspend !== spec.suspend) {
     const { name, uid } = objects.find((object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity))!;
-    return { name: 'Quantizing', actions: [{ type: 'patch', kind: 'QuantizeJob', name, uid, spec: { suspend: spec.suspend } }] };
+    return quantizing({ type: 'patch', kind: 'QuantizeJob', name, uid, spec: { suspend: spec.suspend } });
   }
-  return spec.suspend ? { name: 'Suspended' } : { name: 'Quantizing', actions: [] };
+  return spec.suspend ? { name: 'Suspended' } : quantizing();
 }
 
 function failureOf({ conditions }: NonNullable<ObservedFaceTrainJob['quantizeJob']>['status']): string {
