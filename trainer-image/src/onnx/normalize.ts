@@ -55,6 +55,7 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
 
   const { output } = graph;
   const end = aliases.get(output.name);
+  if (end === graph.input.name) throw new FacetrainError({ code: 'InvalidModel', subject, found: `output "${output.name}" is the picture itself`, allowed: 'an embedding [N, d]' });
   if (end !== undefined) nodes = nodes.map((node) => rename(node, end, output.name));
   const shape = batches[0].shapes.get(end ?? output.name);
   if (shape && shape.length > 2) {

@@ -51,7 +51,7 @@ function facts(report: TrainReport): [string, string][] {
   const backbone = report.config.model.onnxPath ?? report.config.model.backbone;
   return [
     ['Loss', `${short(report.lossFirst)} → ${short(report.lossLast)}`],
-    ['Steps', `${count(report.steps)} of ${count(report.config.globalBatchSize)} pictures`],
+    ['Steps', `${count(report.steps)}, ${count(report.config.globalBatchSize)} pictures each`],
     ['Throughput', report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`],
     ['Training time', duration(report.trainSeconds)],
     ['Dataset', `${count(dataset.images)} pictures of ${count(dataset.identities)} identities`],

@@ -2,8 +2,8 @@
 import { join } from 'node:path';
 import type { TrainReport } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { countParameters } from '../backbones/index.ts';
-import { encodeOnnx } from '../onnx/index.ts';
+import { countParameters } from '../backbones/backbone.ts';
+import { encodeOnnx } from '../onnx/write.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { writeAtomically } from '../storage/atomic.ts';
 import { digestBytes } from '../storage/digest.ts';

@@ -1,7 +1,7 @@
 /** What can be refused before ranks meet: the model, the dataset, and numbers that do not fit each other. */
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { buildBackbone } from '../backbones/index.ts';
+import { buildBackbone } from '../backbones/backbone.ts';
 import { preflightDataset, type Preflight } from '../dataset/preflight.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
@@ -9,7 +9,7 @@ import type { Ranks } from '../program/ranks.ts';
 
 /** The backbone before training: the user's own ONNX file, or built with weights that are a function of the seed. */
 export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Graph> {
-  if (model.onnxPath === null) return buildBackbone({ name: model.backbone, embeddingDim: model.embeddingDim, width: model.width, blocks: model.blocks, seed });
+  if (model.onnxPath === null) return buildBackbone({ ...model, seed });
   const { graph } = await readOnnx(model.onnxPath);
   if (graph.output.dim !== model.embeddingDim) {
     throw new FacetrainError({ code: 'InvalidConfig', subject: 'model.embeddingDim', found: String(model.embeddingDim), allowed: `${graph.output.dim}, as ${model.onnxPath} has it` });
