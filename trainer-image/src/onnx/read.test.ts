@@ -186,6 +186,16 @@ test('batch norm whose other outputs are left out by empty names', () => {
   assert.deepEqual(graph.nodes[0]!.outputs, ['h']);
 });
 
+test('a Squeeze of whatever has size 1 spares the batch', async () => {
+  const bytes = file({ nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['y'])], inputs: [value('x', [1, 2, 5, 5])], outputs: [value('y', [2])] });
+  const { graph } = parseOnnx(bytes, 'squeeze.onnx');
+  assert.equal(graph.output.dim, 2);
+  const first = noise(50);
+  const [[expected], [one]] = await Promise.all([runOrt(bytes, first), runOrt(encodeOnnx(graph), first)]);
+  assert.deepEqual([expected!.dims, one!.dims], [[2], [1, 2]]);
+  assert.equal(largestDifference(one!.data, expected!.data), 0);
+});
+
 test('a batch of 8 baked into input and Reshape becomes free', async () => {
   const bytes = file({ nodes: [conv, node('Reshape', ['h', 'target'], ['y'])], initializers: [weight, longs('target', [8, -1])], inputs: [value('x', [8, 2, 5, 5])] });
   const { graph } = parseOnnx(bytes, 'eight.onnx');
@@ -235,6 +245,8 @@ test('nodes without a name, or with one that is taken, get one of their own, the
   const names = (bytes: Uint8Array) => parseOnnx(bytes, 'names.onnx').graph.nodes.map(({ name }) => name);
   assert.deepEqual(names(file({ nodes })), ['Relu_0', 'same', 'same_2', 'Flatten_3']);
   assert.deepEqual(names(file({ nodes: [node('Relu', ['x'], ['h'], {}, { name: 'Flatten_1' }), flat] })), ['Flatten_1', 'Flatten_1_2']);
+  const many = Array.from({ length: 50_000 }, (_, i) => node('Relu', [i ? `v${i - 1}` : 'x'], [i === 49_999 ? 'h' : `v${i}`], {}, { name: 'same' }));
+  assert.equal(new Set(names(file({ nodes: [...many, flat] }))).size, 50_001, 'in linear time');
 });
 
 test('what the output does not depend on is left out', () => {
