@@ -64,8 +64,8 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
   if (end === graph.input.name) throw new FacetrainError({ code: 'InvalidModel', subject, found: `output "${output.name}" is the picture itself`, allowed: 'an embedding [N, d]' });
   if (end !== undefined) nodes = nodes.map((node) => rename(node, end, output.name));
   const shape = batches[0].shapes.get(end ?? output.name);
-  if (shape && shape.length > 2) {
-    // [N, d, 1, 1], as networks end that pool and do not flatten.
+  if (shape && shape.length > 2 && shape.slice(2).every((dim) => dim === 1)) {
+    // [N, d, 1, 1]: the network ends with a pool and does not flatten.
     const spatial = fresh(`${output.name}_spatial`);
     nodes = nodes.map((node) => rename(node, output.name, spatial));
     nodes.push({ name: fresh(`${output.name}_flatten`), op: 'Flatten', inputs: [spatial], outputs: [output.name], attributes: { axis: 1 } });

@@ -323,7 +323,7 @@ test('a model of several outputs is refused with their names', async () => {
 });
 
 const graphAttribute: AttributeProto = { name: 'then_branch', type: AttributeType.GRAPH };
-const withWeight = (tensorProto: TensorProto): Uint8Array => file({ nodes: [conv, flat], initializers: [tensorProto] });
+const withWeight = (tensorProto: TensorProto, nodes = [conv, flat]): Uint8Array => file({ nodes, initializers: [tensorProto] });
 const withInput = (info: ValueInfoProto): Uint8Array => file({ nodes: [node('Flatten', ['x'], ['y'])], inputs: [info] });
 const whole = file({ nodes: [conv, flat], initializers: [weight] });
 
@@ -349,6 +349,7 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
   'a picture with channels last': [withInput(value('x', ['N', 112, 112, 3])), /channels last; .*channels first/],
   'a picture of bytes': [withInput(value('x', ['N', 3, 112, 112], 'UINT8')), /element type UINT8; .*float32/],
   'an output that is no embedding': [file({ nodes: [node('ReduceMean', ['x'], ['y'], { keepdims: 0, axes: [1, 2, 3] })] }), /output "y" has shape \[N\]; an embedding \[N, d\]/],
+  'a feature map for an output': [withWeight(weight, [node('Conv', ['x', 'w'], ['y'])]), /output "y" has shape \[N, 3, 3, 3\]; an embedding/],
   'an output of unknown length': [file({ nodes: [node('Mystery', ['x'], ['y'])] }), /output "y" has shape \[N, \?\]/],
   'NaN in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(17, NaN))), /tensor "w" holds NaN at index 17; finite weights/],
   'infinity in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(3, -Infinity))), /tensor "w" holds -Infinity at index 3/],
