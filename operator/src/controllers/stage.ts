@@ -30,7 +30,7 @@ export type Stage =
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[] }
   /** Training is done, and its QuantizeJob is not. Recorded: the status says so already. */
-  | { name: 'Quantizing'; actions: Action[]; recorded: boolean }
+  | { name: 'Quantizing'; message: string; actions: Action[]; recorded: boolean }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
 

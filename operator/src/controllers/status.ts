@@ -105,7 +105,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: `all ${view.ranks.length} pods are ready` };
       return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : Reason.podsPending, message: whatPodsWaitFor(view) };
     case 'Quantizing':
-      return { ready: true, state: 'there', reason: Reason.quantizing, message: 'trained; the QuantizeJob goes on' };
+      return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':
       return { ready: true, state: 'there', reason: Reason.succeeded, message: stage.message };
   }

@@ -1,12 +1,13 @@
 /** What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
+import { FaceTrainJobStatus, QuantizeJobStatus, type Condition } from '@facetrain/api';
 import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
 import { ConditionType } from '../reasons.ts';
 import { secondsSince } from '../time.ts';
 import { makeJob } from '../testing/builders.ts';
+import { trainingDigest } from './children.ts';
 import { calm, chaos, gentle, happen, isOver, type Chaos } from '../testing/chaos.ts';
 import { Simulator } from '../testing/simulator.ts';
 
@@ -116,12 +117,31 @@ test('a finished job stays finished, and its outcome and time with it', () => {
   );
 });
 
-test('every status is one that the schema takes', () => {
+test('pods that train do what the spec says, though it changed while nobody looked', () => {
   check(
     fc.property(job, history(chaos), (given, steps) => {
+      run(given, steps, (cluster) => {
+        if (isOver(cluster) || cluster.face.status.trainingCompletionTime !== undefined) return;
+        const wanted = trainingDigest(cluster.face.spec);
+        for (const pod of cluster.livePods()) assert(pod.deleting || pod.specDigest === wanted);
+      });
+    }),
+    60,
+  );
+});
+
+test('every status is one that the schema takes, and conditions keep their time while their status holds', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      let before: Condition[] = [];
       run(given, steps, ({ face, quantize }) => {
         FaceTrainJobStatus.parse(face.status);
         if (quantize) QuantizeJobStatus.parse(quantize.status);
+        for (const condition of face.status.conditions!) {
+          const old = before.find(({ type, status }) => type === condition.type && status === condition.status);
+          if (old) assert.equal(condition.lastTransitionTime, old.lastTransitionTime, condition.type);
+        }
+        before = face.status.conditions!;
       });
     }),
     60,

@@ -10,7 +10,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isAlive, isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { making } from '../children.ts';
+import { missing, obstacle } from '../children.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
@@ -77,7 +77,11 @@ function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceT
   const gang = gangOf(spec, podGroupApi);
   if (gang.mode === 'unavailable') return { name: 'Refused', reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
-  return making({ children: childrenOf(attempt), later: quantizeChild(identity, spec), objects, refused, conflict: () => conflictIn(attempt) }, view);
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
+  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, conflict: () => conflictIn(attempt) });
+  return refusal ?? { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */

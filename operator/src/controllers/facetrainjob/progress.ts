@@ -87,6 +87,8 @@ function secondsLeft({ progress: observed, spec, status: { progress, conditions 
   if (view.startedAt === undefined) return null;
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt)) return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
-  const since = isOfAttempt(progress, view.startedAt) ? progress.lastHeartbeatTime : ready?.status === 'True' ? ready.lastTransitionTime : undefined;
+  // The heartbeat counts as soon as there is one; what is older than the attempt is a sign of the one before.
+  const signs = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
+  const since = signs.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
   return since === undefined ? null : spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }

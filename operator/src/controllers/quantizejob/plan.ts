@@ -9,7 +9,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { making } from '../children.ts';
+import { missing, obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
@@ -60,7 +60,10 @@ function published({ ranks: [pod] }: JobView): Stage | null {
 
 function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
-  return making({ children: childrenOf(attempt), later: [], objects, refused, conflict: () => conflictIn(attempt) }, view);
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  const refusal = obstacle({ create, names: children, objects, refused, conflict: () => conflictIn(attempt) });
+  return refusal ?? { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before, artifact }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
