@@ -1,0 +1,50 @@
+/** Embeds the pictures of a verification set, all of them or one rank's part. */
+import { decodePictures, type Embedder } from '@facetrain/native';
+import type { VerificationSet } from './set.ts';
+
+export interface Part {
+  rank: number;
+  size: number;
+}
+
+/** The consecutive pictures that a rank takes: parts in rank order make up all of them, and differ in size by one at most. */
+export function partOf(pictures: number, { rank, size }: Part): { first: number; count: number } {
+  const first = Math.floor((pictures * rank) / size);
+  return { first, count: Math.floor((pictures * (rank + 1)) / size) - first };
+}
+
+export interface EvaluateOptions {
+  /** Size of the model's input. */
+  input: { height: number; width: number };
+  channelOrder: 'rgb' | 'bgr';
+  /** Adds the embedding of the mirror image (insightface's way). */
+  flip: boolean;
+  /** Absent: all pictures. */
+  part?: Part;
+  signal?: AbortSignal;
+  /** After each batch: pictures done, of how many. */
+  onBatch?: (done: number, total: number) => void;
+}
+
+/** Pictures decoded at a time: 5 MB. */
+const batchSize = 128;
+
+/**
+ * @returns [count, dim]: the embeddings of `partOf(...)`, for verify() once all parts are joined in rank order
+ * @throws FacetrainError InvalidVerificationSet when a picture cannot be decoded
+ */
+export async function evaluateSet(embedder: Embedder, set: VerificationSet, options: EvaluateOptions): Promise<Float32Array> {
+  const { input, channelOrder, flip, part = { rank: 0, size: 1 }, signal, onBatch } = options;
+  const { first, count } = partOf(set.jpegs.length, part);
+  const embeddings = new Float32Array(count * embedder.dim);
+  for (let done = 0; done < count; done += batchSize) {
+    signal?.throwIfAborted();
+    const from = first + done;
+    const jpegs = set.jpegs.slice(from, Math.min(from + batchSize, first + count));
+    const stop = signal ? { signal } : {};
+    const pictures = await decodePictures(jpegs, { channelOrder, ...input, subject: set.path, code: 'InvalidVerificationSet', first: from, ...stop });
+    embeddings.set(await embedder.embed(pictures, { flip, ...stop }), done * embedder.dim);
+    onBatch?.(done + jpegs.length, count);
+  }
+  return embeddings;
+}
