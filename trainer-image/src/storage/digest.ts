@@ -1,0 +1,25 @@
+/** SHA-256 and size of files. */
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import type { StoredFile } from '@facetrain/api';
+import { storageError } from './atomic.ts';
+
+/** Digest and size of the file at `path`. @throws FacetrainError StorageFailed */
+export async function digestFile(path: string, signal?: AbortSignal): Promise<StoredFile> {
+  const hash = createHash('sha256');
+  let bytes = 0;
+  try {
+    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20, ...(signal ? { signal } : {}) })) {
+      hash.update(chunk as Uint8Array);
+      bytes += (chunk as Uint8Array).byteLength;
+    }
+  } catch (error) {
+    throw storageError(path, error);
+  }
+  return { sha256: hash.digest('hex'), bytes };
+}
+
+/** The same of bytes in memory. */
+export function digestBytes(bytes: Uint8Array): StoredFile {
+  return { sha256: createHash('sha256').update(bytes).digest('hex'), bytes: bytes.byteLength };
+}

@@ -1,0 +1,96 @@
+/**
+ * The connection to an S3 server, and what its errors mean to people.
+ *
+ * Every request is bounded: three attempts, five seconds to connect, half a minute of silence. Credentials come from the AWS SDK's own chain
+ * (environment, shared files, the pod's identity).
+ */
+import { S3Client } from '@aws-sdk/client-s3';
+import { ExitCode, FacetrainError } from '@facetrain/api';
+
+/** A place in any storage that programs reach by themselves; as `publish` of QuantizeConfig. */
+export interface StorageAddress {
+  /** file://PATH or s3://BUCKET/KEY */
+  uri: string;
+  /** An S3 server other than AWS. */
+  endpoint: string | null;
+  region: string | null;
+  /** Bucket in the path, not in the host name. */
+  forcePathStyle: boolean;
+}
+
+/** User metadata under which every object that we write carries the SHA-256 of its bytes, in hexadecimal. */
+export const DIGEST_METADATA = 'sha256';
+
+export const ATTEMPTS = 3;
+const CONNECT_MILLISECONDS = 5_000;
+const SILENCE_MILLISECONDS = 30_000;
+
+/** @param silence milliseconds without a byte after which a request has failed */
+export function s3Client({ endpoint, region, forcePathStyle }: StorageAddress, silence = SILENCE_MILLISECONDS): S3Client {
+  // Other servers ignore the region, but the SDK insists on one; for AWS its own rules decide.
+  const found = region ?? (endpoint ? (process.env['AWS_REGION'] ?? 'us-east-1') : undefined);
+  return new S3Client({
+    ...(endpoint ? { endpoint } : {}),
+    ...(found ? { region: found } : {}),
+    forcePathStyle,
+    maxAttempts: ATTEMPTS,
+    requestHandler: { connectionTimeout: CONNECT_MILLISECONDS, socketTimeout: silence },
+  });
+}
+
+/** What the SDK throws, seen loosely: service errors have a name and $metadata, those of sockets a code. */
+interface SdkError extends Error {
+  code?: string;
+  $metadata?: { httpStatusCode?: number };
+  $response?: unknown;
+}
+
+export function httpStatus(error: unknown): number | undefined {
+  return error instanceof Error ? (error as SdkError).$metadata?.httpStatusCode : undefined;
+}
+
+/** What was found and what is allowed, by the error's code or name. `passing`: it may go away by itself, so a retry later makes sense. */
+function explain(error: SdkError, bucket: string): { found: string; allowed: string; passing?: boolean } {
+  const status = httpStatus(error);
+  switch (error.code ?? error.name) {
+    case 'ECONNREFUSED':
+      return { found: 'the endpoint refuses connections (ECONNREFUSED)', allowed: 'the address of an S3 server that runs' };
+    case 'ENOTFOUND':
+    case 'EAI_AGAIN':
+      return { found: `the endpoint’s host name does not resolve (${error.code})`, allowed: 'the address of an S3 server; many want forcePathStyle' };
+    case 'NoSuchBucket':
+      return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };
+    case 'InvalidAccessKeyId':
+    case 'SignatureDoesNotMatch':
+    case 'XAdminUserNotFound': // versitygw’s InvalidAccessKeyId
+    case 'InvalidToken':
+    case 'ExpiredToken':
+      return { found: `the credentials are wrong (${error.name})`, allowed: 'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN' };
+    case 'CredentialsProviderError':
+      return { found: 'there are no credentials', allowed: 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, a shared credentials file, or a pod identity' };
+    case 'AccessDenied':
+      return { found: 'the credentials do not allow it (AccessDenied)', allowed: `permission for s3:GetObject, s3:PutObject and s3:ListBucket on bucket "${bucket}"` };
+    case 'TimeoutError':
+    case 'ETIMEDOUT':
+      return { found: `no answer in time (${error.message})`, allowed: 'an S3 server that can be reached from here', passing: true };
+    case 'ECONNRESET':
+    case 'EPIPE':
+      return { found: `the server broke the connection (${error.code})`, allowed: 'a server that completes its answers', passing: true };
+    default:
+      return { found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`, allowed: 'a request that the S3 server accepts', passing: status !== undefined && status >= 500 };
+  }
+}
+
+/** The FacetrainError of a failed request; errors that are none of storage's (an abort, a defect) are returned as they are. */
+export function s3Error(error: unknown, { endpoint }: StorageAddress, bucket: string, key: string): unknown {
+  if (error instanceof FacetrainError || !(error instanceof Error) || error.name === 'AbortError') return error;
+  const { found, allowed, passing = false } = explain(error as SdkError, bucket);
+  return new FacetrainError({
+    code: 'StorageFailed',
+    subject: `s3://${bucket}/${key} at ${endpoint ?? 'AWS'}`,
+    found,
+    allowed,
+    exitCode: passing ? ExitCode.failure : ExitCode.refused,
+    cause: error,
+  });
+}
