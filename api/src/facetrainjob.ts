@@ -74,7 +74,7 @@ const margin = rules(
     { cel: "!has(self.m2) || self.type != 'CosFace'", message: 'm2 is for types ArcFace and Combined', check: (value) => value.m2 === undefined || value.type !== 'CosFace', path: ['m2'] },
     { cel: "!has(self.m3) || self.type != 'ArcFace'", message: 'm3 is for types CosFace and Combined', check: (value) => value.m3 === undefined || value.type !== 'ArcFace', path: ['m3'] },
     {
-      cel: "self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
+      cel: "!has(self.type) || self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
       message: 'type Combined needs at least one of m1, m2, m3',
       check: (value) => value.type !== 'Combined' || value.m1 !== undefined || value.m2 !== undefined || value.m3 !== undefined,
     },

@@ -34,6 +34,13 @@ export interface JobView {
   others: ObservedPod[];
 }
 
+const OUR_CONTROLLER = 'facetrain.dev/operator';
+
+/** Jobs that somebody else takes care of, and jobs that go: owner references take their children along. */
+export function isLeftAlone(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
+  return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OUR_CONTROLLER) !== OUR_CONTROLLER;
+}
+
 interface Observed {
   identity: JobIdentity;
   spec: JobSpec;

@@ -1,5 +1,5 @@
 /** Limits on the whole job and on an attempt's wait for its pods. Exceeding one fails the job: waiting longer is what they forbid. */
-import type { JobView } from './attempt.ts';
+import { isUnknown, outcomeOf, type JobView } from './attempt.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
@@ -11,7 +11,7 @@ export interface Overdue {
 export function overdue(view: JobView): Overdue | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
   if (isOver(activeLeft(view))) return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
-  if (isOver(pendingLeft(view))) return { reason: Reason.pendingDeadline, message: `not all pods run within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}` };
+  if (isOver(pendingLeft(view))) return { reason: Reason.pendingDeadline, message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}` };
   return null;
 }
 
@@ -29,9 +29,10 @@ function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
   return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits ? null : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
 }
 
-/** What the first waiting pod waits for, in Kubernetes' own words. */
+/** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */
 export function whatPodsWaitFor({ ranks }: JobView): string {
-  const going = ranks.filter((pod) => pod !== undefined && pod.phase !== 'Pending').length;
-  const waiting = ranks.find((pod) => pod?.waiting)?.waiting;
-  return `${going} of ${ranks.length} pods run${waiting ? `; ${waiting.reason}: ${waiting.message}` : ''}`;
+  const ready = ranks.filter((pod) => pod && (pod.ready || outcomeOf(pod) === 'succeeded')).length;
+  const pod = ranks.find((pod) => pod?.waiting) ?? ranks.find((pod) => pod && isUnknown(pod));
+  const reason = pod?.waiting ? `${pod.name} ${pod.waiting.reason}: ${pod.waiting.message}` : pod && `${pod.name} is in phase ${pod.phase}`;
+  return `${ready} of ${ranks.length} pods are ready${reason === undefined ? '' : `; ${reason}`}`;
 }

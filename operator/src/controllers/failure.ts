@@ -106,22 +106,22 @@ function reasonOfExit(code: number | undefined): string {
 
 export type FailureAction = FailurePolicy['rules'][number]['action'];
 
-/** What the policy wants done. A disruption comes before all rules: it never counts. */
-export function actionFor(failure: Failure, policy: FailurePolicy): FailureAction {
-  if (failure.disruption) return 'RestartWithoutCounting';
+/** What the policy wants done, and the name of the rule that says so. A disruption comes before all rules: it never counts. */
+export function actionFor(failure: Failure, policy: FailurePolicy): { action: FailureAction; rule?: string | undefined } {
+  if (failure.disruption) return { action: 'RestartWithoutCounting' };
   const rule = policy.rules.find(
     ({ exitCodes, reasons }) =>
       (exitCodes === undefined || (failure.exitCode !== undefined && exitCodes.includes(failure.exitCode))) &&
       (reasons === undefined || reasons.some((reason) => failure.matches.includes(reason))),
   );
-  if (rule) return rule.action;
+  if (rule) return { action: rule.action, rule: rule.name };
   switch (failure.exitCode) {
     case ExitCode.refused:
     case ExitCode.gateFailed:
-      return 'FailJob';
+      return { action: 'FailJob' };
     case ExitCode.preempted:
-      return 'RestartWithoutCounting';
+      return { action: 'RestartWithoutCounting' };
     default:
-      return 'Restart';
+      return { action: 'Restart' };
   }
 }

@@ -40,7 +40,7 @@ const SCRATCH: { volume: Volume; mountPath: string }[] = [
   { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
 ];
 
-const CONTAINER_SECURITY = { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
+const CONTAINER_SECURITY = { privileged: false, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
 const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
 const POD_SECURITY_DEFAULTS = { runAsUser: NOBODY, runAsGroup: NOBODY, fsGroup: NOBODY, fsGroupChangePolicy: 'OnRootMismatch' };
 
@@ -133,4 +133,14 @@ function tolerations(theirs: Loose[]): Loose[] {
     tolerationSeconds: NODE_LOSS_SECONDS,
   }));
   return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
+}
+
+/** Of the container that serves progress. Liveness is patient: it is for a process that is stuck, and hangs of a gang have a deadline of their own. */
+export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
+  const httpGet = { path: '/healthz', port };
+  return {
+    ports: [{ name: 'progress', containerPort: port }],
+    readinessProbe: { httpGet, periodSeconds: 2 },
+    livenessProbe: { httpGet, periodSeconds: 20, failureThreshold: 15 },
+  };
 }

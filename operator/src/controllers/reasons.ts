@@ -26,6 +26,7 @@ export const Reason = {
   podsPending: 'PodsPending',
   podsNotReady: 'PodsNotReady',
   podsReady: 'PodsReady',
+  running: 'Running',
   unschedulable: 'Unschedulable',
   scheduled: 'Scheduled',
   /** Pods of an older attempt have not ended yet, so none of the next may be made. */

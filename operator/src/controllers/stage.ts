@@ -29,8 +29,8 @@ export type Stage =
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[] }
-  /** Training is done, and a QuantizeJob is not. */
-  | { name: 'Quantizing'; actions: Action[] }
+  /** Training is done, and its QuantizeJob is not. Recorded: the status says so already. */
+  | { name: 'Quantizing'; message: string; actions: Action[]; recorded: boolean }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
 
@@ -46,6 +46,13 @@ export function finished({ status: { conditions } }: JobView): Stage | null {
 export function suspended(view: JobView): Stage | null {
   if (!view.spec.suspend) return null;
   return hasBegun(view) ? { name: 'Replace', reason: Reason.suspending, message: 'the job is being suspended' } : { name: 'Suspended' };
+}
+
+/** What decides the result was changed during a suspension that nobody saw: the pods do something else than the spec says. */
+export function respecified(digest: string, { identity, status, ranks, others, attempt }: JobView): Stage | null {
+  if (status.observedGeneration === identity.generation) return null;
+  const changed = ranks.some((pod) => pod?.specDigest !== undefined && pod.specDigest !== digest) || others.some((pod) => pod.attempt === attempt);
+  return changed ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' } : null;
 }
 
 export function failed(view: JobView): Stage | null {

@@ -13,10 +13,9 @@
  *   Failed             Failed       False  -            True      Failed
  */
 import type { FaceTrainPhase } from '@facetrain/api';
-import type { JobView } from './attempt.ts';
+import { isAlive, type JobStatus, type JobView } from './attempt.ts';
 import { findCondition, isTrue, mergeConditions, type WantedCondition } from './conditions.ts';
 import { whatPodsWaitFor } from './deadlines.ts';
-import type { JobStatus } from './attempt.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { allReady, isStopping, type Stage } from './stage.ts';
 import { timestamp } from './time.ts';
@@ -60,14 +59,15 @@ export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {
     case 'Restart':
       return 'Restarting';
     case 'Active':
-      if (allReady(view) || wasRunning(view)) return 'Running';
+      if (isRunning(view)) return 'Running';
       break;
   }
   return isRestarting(stage, view) ? 'Restarting' : 'Pending';
 }
 
-/** All ranks of this attempt have been there, and none is missing for a reason that would have ended it. */
-function wasRunning(view: JobView): boolean {
+/** All ranks of the attempt have been there at once, and it goes on. That one of them is not ready now may pass. */
+function isRunning(view: JobView): boolean {
+  if (allReady(view)) return true;
   return view.startedAt !== undefined && isTrue(view.status.conditions, ConditionType.running) && view.ranks.every((pod) => pod && pod.phase !== 'Pending');
 }
 
@@ -88,7 +88,6 @@ interface Summary {
 function summaryOf(stage: Stage, view: JobView): Summary {
   switch (stage.name) {
     case 'Refused':
-      return { ready: false, state: 'stuck', reason: stage.reason, message: stage.message };
     case 'Failed':
       return { ready: false, state: 'stuck', reason: stage.reason, message: stage.message };
     case 'Suspended':
@@ -104,15 +103,15 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
     case 'Active':
       if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: `all ${view.ranks.length} pods are ready` };
-      return { ready: false, state: 'working', reason: Reason.podsPending, message: whatPodsWaitFor(view) };
+      return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : Reason.podsPending, message: whatPodsWaitFor(view) };
     case 'Quantizing':
-      return { ready: true, state: 'there', reason: Reason.quantizing, message: 'trained; the QuantizeJob goes on' };
+      return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':
       return { ready: true, state: 'there', reason: Reason.succeeded, message: stage.message };
   }
 }
 
-const stillThere = (view: JobView): string => `pods of an earlier attempt have not ended: ${view.others.map((pod) => pod.name).join(', ')}`;
+const stillThere = (view: JobView): string => `pods of an earlier attempt have not ended: ${view.others.filter(isAlive).map(({ name }) => name).join(', ')}`;
 
 /** Conditions that say how the job is; `more` are those of one kind of job. */
 export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[] = []) {
@@ -159,14 +158,17 @@ function podConditions(stage: Stage, view: JobView): WantedCondition[] {
   }
   const { ranks } = view;
   const placed = ranks.filter((pod) => pod && (pod.node !== undefined || pod.phase !== 'Pending')).length;
-  const ready = ranks.filter((pod) => pod?.ready).length;
-  const everyone = allReady(view);
-  const readiness = everyone ? `all ${ranks.length} pods are ready` : `${ready} of ${ranks.length} pods are ready`;
+  const running = isRunning(view);
+  const waits = whatPodsWaitFor(view);
   return [
     placed === ranks.length
       ? { type: ConditionType.admitted, status: 'True', reason: Reason.scheduled, message: 'every pod has its place' }
-      : { type: ConditionType.admitted, status: 'False', reason: Reason.unschedulable, message: `${placed} of ${ranks.length} pods have a place; ${whatPodsWaitFor(view)}` },
-    { type: ConditionType.podsReady, status: everyone ? 'True' : 'False', reason: everyone ? Reason.podsReady : Reason.podsNotReady, message: readiness },
-    { type: ConditionType.running, status: everyone ? 'True' : 'False', reason: everyone ? Reason.podsReady : Reason.podsNotReady, message: readiness },
+      : { type: ConditionType.admitted, status: 'False', reason: Reason.unschedulable, message: `${placed} of ${ranks.length} pods have a place; ${waits}` },
+    allReady(view)
+      ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: `all ${ranks.length} pods are ready` }
+      : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waits },
+    running
+      ? { type: ConditionType.running, status: 'True', reason: Reason.running, message: `attempt ${view.attempt} is under way` }
+      : { type: ConditionType.running, status: 'False', reason: Reason.podsPending, message: waits },
   ];
 }

@@ -186,6 +186,16 @@ test('batch norm whose other outputs are left out by empty names', () => {
   assert.deepEqual(graph.nodes[0]!.outputs, ['h']);
 });
 
+test('a Squeeze of whatever has size 1 spares the batch', async () => {
+  const bytes = file({ nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['y'])], inputs: [value('x', [1, 2, 5, 5])], outputs: [value('y', [2])] });
+  const { graph } = parseOnnx(bytes, 'squeeze.onnx');
+  assert.equal(graph.output.dim, 2);
+  const first = noise(50);
+  const [[expected], [one]] = await Promise.all([runOrt(bytes, first), runOrt(encodeOnnx(graph), first)]);
+  assert.deepEqual([expected!.dims, one!.dims], [[2], [1, 2]]);
+  assert.equal(largestDifference(one!.data, expected!.data), 0);
+});
+
 test('a batch of 8 baked into input and Reshape becomes free', async () => {
   const bytes = file({ nodes: [conv, node('Reshape', ['h', 'target'], ['y'])], initializers: [weight, longs('target', [8, -1])], inputs: [value('x', [8, 2, 5, 5])] });
   const { graph } = parseOnnx(bytes, 'eight.onnx');
@@ -235,6 +245,8 @@ test('nodes without a name, or with one that is taken, get one of their own, the
   const names = (bytes: Uint8Array) => parseOnnx(bytes, 'names.onnx').graph.nodes.map(({ name }) => name);
   assert.deepEqual(names(file({ nodes })), ['Relu_0', 'same', 'same_2', 'Flatten_3']);
   assert.deepEqual(names(file({ nodes: [node('Relu', ['x'], ['h'], {}, { name: 'Flatten_1' }), flat] })), ['Flatten_1', 'Flatten_1_2']);
+  const many = Array.from({ length: 50_000 }, (_, i) => node('Relu', [i ? `v${i - 1}` : 'x'], [i === 49_999 ? 'h' : `v${i}`], {}, { name: 'same' }));
+  assert.equal(new Set(names(file({ nodes: [...many, flat] }))).size, 50_001, 'in linear time');
 });
 
 test('what the output does not depend on is left out', () => {
@@ -288,25 +300,30 @@ test('large aligned weights are views of the file', () => {
   assert.equal(views.length, 1);
 });
 
-test('pretrained models of other exporters: computed targets, one channel, several outputs', async () => {
-  const folder = dirname(MOBILEFACENET);
-  const eye = await readFile(join(folder, 'fr_eye.onnx'));
-  const { graph } = parseOnnx(eye, 'fr_eye.onnx');
-  assert.deepEqual([graph.input.channels, graph.output.dim], [1, 2]);
-  assert.ok(!graph.nodes.some(({ op }) => ['Shape', 'Gather', 'Constant'].includes(op)));
-  const pictures = noise(3 * 24 * 24);
-  const [expected] = await runOrt(eye, pictures.slice(2 * 24 * 24));
-  const [three] = await runOrt(encodeOnnx(graph), pictures);
-  assert.ok(largestDifference(three!.data.slice(4), expected!.data) < 1e-5);
+for (const [name, side, channels, dim] of [['fr_eye', 24, 1, 2], ['fr_landmark', 64, 1, 136], ['fr_liveness', 128, 3, 3]] as const) {
+  test(`a pretrained model of another network and exporter: ${name}`, async () => {
+    const original = await readFile(join(dirname(MOBILEFACENET), `${name}.onnx`));
+    const { graph } = parseOnnx(original, name);
+    assert.deepEqual([graph.input.channels, graph.input.height, graph.output.dim], [channels, side, dim]);
+    assert.ok(!graph.nodes.some(({ op }) => ['Shape', 'Gather', 'Constant'].includes(op)), 'its target is no longer computed');
+    const size = channels * side * side;
+    const pictures = noise(3 * size);
+    const [expected] = await runOrt(original, pictures.slice(2 * size));
+    const [three] = await runOrt(encodeOnnx(graph), pictures);
+    assert.ok(largestDifference(three!.data.slice(2 * dim), expected!.data) < 1e-5);
+  });
+}
 
-  await assert.rejects(readOnnx(join(folder, 'fr_pose.onnx')), (error: FacetrainError) => {
-    assert.equal(error.message, `${join(folder, 'fr_pose.onnx')}: has 3 outputs: output, 617, 618; one output, the embedding`);
+test('a model of several outputs is refused with their names', async () => {
+  const path = join(dirname(MOBILEFACENET), 'fr_pose.onnx');
+  await assert.rejects(readOnnx(path), (error: FacetrainError) => {
+    assert.equal(error.message, `${path}: has 3 outputs: output, 617, 618; one output, the embedding`);
     return error.code === 'InvalidModel' && error.exitCode === 2;
   });
 });
 
 const graphAttribute: AttributeProto = { name: 'then_branch', type: AttributeType.GRAPH };
-const withWeight = (tensorProto: TensorProto): Uint8Array => file({ nodes: [conv, flat], initializers: [tensorProto] });
+const withWeight = (tensorProto: TensorProto, nodes = [conv, flat]): Uint8Array => file({ nodes, initializers: [tensorProto] });
 const withInput = (info: ValueInfoProto): Uint8Array => file({ nodes: [node('Flatten', ['x'], ['y'])], inputs: [info] });
 const whole = file({ nodes: [conv, flat], initializers: [weight] });
 
@@ -332,6 +349,7 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
   'a picture with channels last': [withInput(value('x', ['N', 112, 112, 3])), /channels last; .*channels first/],
   'a picture of bytes': [withInput(value('x', ['N', 3, 112, 112], 'UINT8')), /element type UINT8; .*float32/],
   'an output that is no embedding': [file({ nodes: [node('ReduceMean', ['x'], ['y'], { keepdims: 0, axes: [1, 2, 3] })] }), /output "y" has shape \[N\]; an embedding \[N, d\]/],
+  'a feature map for an output': [withWeight(weight, [node('Conv', ['x', 'w'], ['y'])]), /output "y" has shape \[N, 3, 3, 3\]; an embedding/],
   'an output of unknown length': [file({ nodes: [node('Mystery', ['x'], ['y'])] }), /output "y" has shape \[N, \?\]/],
   'NaN in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(17, NaN))), /tensor "w" holds NaN at index 17; finite weights/],
   'infinity in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(3, -Infinity))), /tensor "w" holds -Infinity at index 3/],

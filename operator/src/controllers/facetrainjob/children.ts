@@ -4,9 +4,9 @@ import { specDigest } from '../attempt.ts';
 import type { Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
-import type { ConfigMap, Container, NetworkPolicy, Pod, Service } from '../objects.ts';
+import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
-import { makePod, templateConflict, type PodParts } from '../pod.ts';
+import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
 import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './config.ts';
 import { podGroup, type Gang } from './gang.ts';
 
@@ -32,7 +32,6 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-/** What the schema cannot see in a spec: the field's path and why; null when all is well. */
 export function conflictIn(context: Attempt): string | null {
   return templateConflict(podParts(context, trainerStorage(context.spec, context.environment), 0), 'spec.trainers.podTemplate');
 }
@@ -108,18 +107,9 @@ function podParts({ job, spec, attempt, gang, environment }: Attempt, storage: T
     ],
     storage: allStorage(storage),
     config: { name: gangName, directory: environment.configDirectory(gangName) },
+    // Only rank 0 serves.
     ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
-  };
-}
-
-/** Only rank 0 serves. Liveness is patient: its deadline is for a process that is stuck, and hangs of the gang have one of their own. */
-function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
-  const httpGet = { path: '/healthz', port };
-  return {
-    ports: [{ name: 'progress', containerPort: port }],
-    readinessProbe: { httpGet, periodSeconds: 2 },
-    livenessProbe: { httpGet, periodSeconds: 20, failureThreshold: 15 },
   };
 }

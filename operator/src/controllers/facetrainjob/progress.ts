@@ -10,8 +10,9 @@ import { joinStorageUri, type FaceTrainJobSpec, type FaceTrainJobStatus, type Tr
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
-import type { ObservedProgress } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
 import { ConditionType, Reason } from '../reasons.ts';
+import type { Stage } from '../stage.ts';
 import { secondsSince, timestamp } from '../time.ts';
 import { compact } from '../values.ts';
 import { checkpointsUri } from './config.ts';
@@ -64,25 +65,30 @@ function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSec
 
 const checkpointUri = (spec: FaceTrainJobSpec, step: number): string => joinStorageUri(checkpointsUri(spec), `step-${String(step).padStart(10, '0')}`);
 
-/** A gang that does nothing. The clock starts when all ranks are there, or every wait for a place would look like a hang. */
-export function findHang(observed: ObservedProgress | undefined, spec: FaceTrainJobSpec, status: FaceTrainJobStatus, view: JobView): Failure | null {
-  const left = secondsToHang(observed, spec, status, view);
+/** A gang that does nothing. */
+export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {
+  const left = secondsLeft(observed, view);
   if (left === null || left > 0) return null;
-  const where = status.progress === undefined ? '' : ` since step ${status.progress.step}`;
+  const { progress } = observed.status;
+  const where = progress === undefined ? '' : ` since step ${progress.step}`;
   return {
     reason: Reason.progressDeadline,
-    message: `no sign of progress${where} for progressDeadlineSeconds ${spec.progressDeadlineSeconds}`,
+    message: `no sign of progress${where} for progressDeadlineSeconds ${observed.spec.progressDeadlineSeconds}`,
     disruption: false,
     matches: [Reason.progressDeadline],
   };
 }
 
-export function secondsToHang(observed: ObservedProgress | undefined, spec: FaceTrainJobSpec, { progress, conditions }: FaceTrainJobStatus, view: JobView): number | null {
+/** Seconds until a gang that goes on doing nothing counts as hung. */
+export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null => (stage.name === 'Active' ? secondsLeft(observed, view) : null);
+
+/** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
+function secondsLeft({ progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob, view: JobView): number | null {
   if (view.startedAt === undefined) return null;
-  const current = observed?.attempt === view.attempt ? observed : undefined;
-  const ofAttempt = isOfAttempt(progress, view.startedAt);
-  if (current && hasMoved(current, progress, view.startedAt)) return spec.progressDeadlineSeconds;
+  if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt)) return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
-  const since = ofAttempt ? progress.lastHeartbeatTime : ready?.status === 'True' ? ready.lastTransitionTime : undefined;
+  // The heartbeat counts as soon as there is one; what is older than the attempt is a sign of the one before.
+  const signs = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
+  const since = signs.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
   return since === undefined ? null : spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }
