@@ -102,7 +102,7 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
   const publish = server.address('s3://models/small/int7');
   const running = program();
   const report = await runQuantize(config({ publish }), running);
-  for (const stage of ['Equalizing', 'Searching', 'Comparing', 'Publishing', 'Done']) assert.ok(running.stages.has(stage), stage);
+  for (const stage of ['Loading', 'Equalizing', 'Comparing', 'Publishing', 'Done']) assert.ok(running.stages.has(stage), stage);
 
   const local = await contents(join(scratch, 'out'));
   assert.deepEqual(Object.keys(local), FILES);

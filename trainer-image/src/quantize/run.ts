@@ -117,6 +117,7 @@ const STAGES = { equalizing: 'Equalizing', searching: 'Searching' } as const;
 
 async function search(config: QuantizeConfig, layers: LayerGraph, pictures: Pictures, computeThreads: number, { log, progress, signal }: Program): Promise<SearchResult> {
   const start = performance.now();
+  progress.update({ stage: config.search.equalize ? 'Equalizing' : 'Searching' });
   const found = await searchScales(layers, pictures, {
     ...config.search,
     computeThreads,
