@@ -305,6 +305,32 @@ describe('a spec that changed under a running job', () => {
   }
 });
 
+test('a config that was made for another spec is not used, though none of its pods was made', () => {
+  const job = makeJob();
+  const config = { ...owned('ConfigMap', 'faces-0'), specDigest: trainingDigest(job.parse()) };
+  const refused = plan(job.observe({}, [], { objects: [config], refused: { kind: 'Pod', name: 'faces-0-0', message: 'exceeded quota' } })).status;
+  const smaller = job.with({ globalBatchSize: 32 }).atGeneration(3);
+  const replaced = plan(smaller.observe(refused, [], { objects: [config] }));
+  assert.deepEqual([replaced.actions, replaced.status.attempt], [[], 1]);
+  const made = plan(smaller.observe(replaced.status, [], { objects: [config] }));
+  assert.deepEqual(tell(made.actions).slice(0, 4), ['delete ConfigMap/faces-0', 'create Service/faces', 'create NetworkPolicy/faces', 'create ConfigMap/faces-1']);
+});
+
+test('a lost peer is looked into again soon, when its culprit may have been told of', () => {
+  const pods = [makePod(0).failed(4, 100).build(), RUNNING[1]!];
+  const status = plan(makeJob().observe(settled(makeJob(), RUNNING), pods, { objects: OBJECTS })).status;
+  const waiting = plan(makeJob().observe(status, pods, { objects: OBJECTS }));
+  assert.deepEqual([waiting.status.attempt, waiting.requeueAfterSeconds], [0, 2]);
+  assert.equal(plan(makeJob().observe(status, pods, { objects: OBJECTS }), 102).status.attempt, 1);
+});
+
+test('a gang that runs does not care whether the cluster still serves PodGroups', () => {
+  const job = makeJob().with({ gang: { mode: 'Native' } });
+  const status = settled(job, RUNNING);
+  assert.equal(status.phase, 'Running');
+  assert.equal(plan(job.observe(status, RUNNING, { objects: OBJECTS })).status, status);
+});
+
 test('a lost status is found again from the pods', () => {
   const pods = [makePod(0, 3).running().build(), makePod(1, 3).running().build()];
   const { status, actions } = plan(makeJob().observe({}, pods, { objects: objectsOf(3) }));

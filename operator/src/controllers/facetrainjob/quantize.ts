@@ -45,7 +45,8 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
   const create = missing(children, view, objects);
   if (create.length > 0) {
     if (spec.suspend) return { name: 'Suspended' };
-    return obstacle({ create, names: children, objects, refused }) ?? quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
+    const refusal = obstacle({ create, names: children, objects, refused });
+    return refusal ? { name: 'Refused', ...refusal } : quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
   }
   switch (child?.status.phase) {
     case 'Succeeded':

@@ -174,7 +174,7 @@ export class Simulator {
       return;
     }
     assert(!this.objects.some((other) => other.kind === object.kind && other.name === name), `${object.kind} ${name} exists`);
-    this.objects.push({ kind: object.kind, name, uid, owned: true, owner: owner.uid });
+    this.objects.push({ kind: object.kind, name, uid, owned: true, owner: owner.uid, ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }) });
     if (object.kind === 'QuantizeJob') {
       this.quantize = { identity: { name, namespace: object.metadata.namespace, uid, generation: 1 }, spec: QuantizeJobSpec.parse(object.spec), status: {} };
     }
