@@ -18,7 +18,10 @@ export interface JobSpec {
   activeDeadlineSeconds?: number | undefined;
   pendingDeadlineSeconds?: number | undefined;
 }
-export type JobStatus = Pick<FaceTrainJobStatus & QuantizeJobStatus, 'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'>;
+export type JobStatus = Pick<
+  FaceTrainJobStatus & QuantizeJobStatus,
+  'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'
+>;
 
 export interface JobView {
   identity: JobIdentity;

@@ -38,7 +38,10 @@ export function obstacle({ create, names, objects, refused, conflict }: Making):
   // Never touched, and never adopted.
   const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
   if (foreign) {
-    return { reason: Reason.nameTaken, message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name` };
+    return {
+      reason: Reason.nameTaken,
+      message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name`,
+    };
   }
   const invalid = conflict?.() ?? null;
   if (invalid !== null) return invalid;

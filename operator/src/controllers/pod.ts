@@ -61,7 +61,13 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? GRACE_SECONDS,
     securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
     ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
-    containers: [mergeContainer(container, theirContainers.find(({ name }) => name === CONTAINER)), ...theirContainers.filter(({ name }) => name !== CONTAINER)],
+    containers: [
+      mergeContainer(
+        container,
+        theirContainers.find(({ name }) => name === CONTAINER),
+      ),
+      ...theirContainers.filter(({ name }) => name !== CONTAINER),
+    ],
     volumes: [...ourVolumes(parts.config.name, parts.storage), ...(theirs.volumes ?? [])],
     tolerations: tolerations(theirs.tolerations ?? []),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
@@ -78,7 +84,10 @@ export function templateConflict(template: PodFields['podTemplate'], storage: Mo
   const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Obstacle | null => {
     const index = template?.spec?.[field]?.findIndex(({ name }) => ours.has(name)) ?? -1;
     if (index < 0) return null;
-    return { reason: Reason.invalidSpec, message: `${path}.spec.${field}[${index}].name: ${template!.spec![field]![index]!.name} is a name of Facetrain's own; choose another` };
+    return {
+      reason: Reason.invalidSpec,
+      message: `${path}.spec.${field}[${index}].name: ${template!.spec![field]![index]!.name} is a name of Facetrain's own; choose another`,
+    };
   };
   return clash('volumes', volumes) ?? clash('initContainers', containers);
 }

@@ -31,8 +31,8 @@ export type Stage =
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[] }
-  /** Training is done, and its QuantizeJob is not. Recorded: the status says so already. */
-  | { name: 'Quantizing'; message: string; actions: Action[]; recorded: boolean }
+  /** Training is done, and its QuantizeJob is not. */
+  | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
 
@@ -85,7 +85,8 @@ export function backingOff(view: JobView): Stage | null {
 export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
 
 /** Some of the attempt exists already. */
-export const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
 
 /** Every rank is there and works, or has done its part. */
-export const allReady = (view: JobView): boolean => view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));
+export const allReady = (view: JobView): boolean =>
+  view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));

@@ -35,12 +35,23 @@ export function childrenOf(context: Attempt): Child[] {
 }
 
 export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | null {
-  if (gang.mode === 'unavailable') return { reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
+  if (gang.mode === 'unavailable')
+    return { reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
   return templateConflict(spec.trainers.podTemplate, allStorage(trainerStorage(spec, environment)), 'spec.trainers.podTemplate');
 }
 
 /** Of what CEL lets change only while the job is suspended. */
-export function trainingDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers: { replicas } }: FaceTrainJobSpec): string {
+export function trainingDigest({
+  dataset,
+  loss,
+  optimizer,
+  schedule,
+  epochs,
+  globalBatchSize,
+  seed,
+  augmentation,
+  trainers: { replicas },
+}: FaceTrainJobSpec): string {
   return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas });
 }
 

@@ -36,9 +36,10 @@ export const planFaceTrainJob: PlanFaceTrainJob = (observed, now, environment) =
   const view = viewOf(observed, spec.trainers.replicas, now);
   const stage = stageOf(observed, view, environment);
   const { status, progressDueIn } = statusOf(stage, observed, view);
+  const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy),
+    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
@@ -66,7 +67,8 @@ function trained(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return isTrained(observed, view) ? afterTraining(observed, view) : null;
 }
 
-const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boolean => status.trainingCompletionTime !== undefined || trainingSucceeded(spec, view);
+const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boolean =>
+  status.trainingCompletionTime !== undefined || trainingSucceeded(spec, view);
 
 function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   const failure = findHang(observed, view);

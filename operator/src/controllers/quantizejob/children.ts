@@ -49,7 +49,11 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Quanti
 function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {
   const name = attemptName(job, attempt);
   const parts: PodParts = {
-    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), { [Label.attempt]: String(attempt), [Label.rank]: '0', [Label.specDigest]: quantizationDigest(spec) }),
+    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), {
+      [Label.attempt]: String(attempt),
+      [Label.rank]: '0',
+      [Label.specDigest]: quantizationDigest(spec),
+    }),
     fields: spec.quantizer,
     args: ['quantize'],
     env: credentials(spec.output.s3),

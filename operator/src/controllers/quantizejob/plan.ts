@@ -32,7 +32,10 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, objects, 'Running'),
+    actions:
+      ttl !== null && ttl <= 0
+        ? [{ type: 'deleteJob', reason: Reason.expired }]
+        : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
