@@ -277,7 +277,7 @@ test('a pod in a phase that nobody knows keeps the next attempt waiting', () => 
   const status = { ...STARTED, attempt: 1, attemptStartTime: undefined as never };
   const stuck = plan(makeJob().observe(status, [makePod(0).with({ phase: 'Unknown' }).deleting().build()], { objects: OBJECTS }));
   assert.deepEqual(stuck.actions, []);
-  assert.match(message(stuck), /^pods of an earlier attempt have not ended: faces-0-0$/);
+  assert.match(message(stuck), /^of an earlier attempt faces-0-0 has not ended$/);
 });
 
 describe('how a training ends', () => {
