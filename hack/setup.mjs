@@ -107,22 +107,27 @@ async function goCommand() {
   return join(folder, 'go', 'bin', 'go');
 }
 
+/** Tools in Go: a published module at its version, or a folder of this repository as it is now. */
 async function goTools() {
-  for (const [name, tool] of Object.entries(versions.goTools)) {
-    const folder = join(cache, 'bin');
-    const stamp = join(folder, `.${name}`);
-    if (existsSync(stamp) && readFileSync(stamp, 'utf8') === tool.version) continue;
+  const bin = join(cache, 'bin');
+  await mkdir(bin, { recursive: true });
+  for (const [name, { package: published, version, folder }] of Object.entries(versions.goTools)) {
+    const sources = folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
+    const wanted = sources ? digest(Buffer.concat(sources)) : version;
+    const stamp = join(bin, `.${name}`);
+    if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue;
     const go = await goCommand();
-    await step(`${name} ${tool.version}`, async (show) => {
-      await mkdir(folder, { recursive: true });
-      // In an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
+    await step(`${name}${version ? ` ${version}` : ''}, built by Go`, async (show) => {
+      // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
       const empty = await mkdtemp(join(cache, '.setup-'));
       try {
-        await run([go, 'install', `${tool.package}@${tool.version}`], { cwd: empty, show, env: { GOBIN: folder, GOTOOLCHAIN: 'local', GOFLAGS: '' } });
+        const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '' };
+        if (folder) await run([go, 'build', '-o', join(bin, name), '.'], { cwd: join(root, folder), show, env });
+        else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
       } finally {
         await rm(empty, { recursive: true, force: true });
       }
-      await writeFile(stamp, tool.version);
+      await writeFile(stamp, wanted);
     });
   }
 }

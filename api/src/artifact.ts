@@ -43,18 +43,27 @@ export const QuantizedLayer = z.strictObject({
 });
 export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 
+/** What a quantization found. A function of its inputs, to the byte, so that doing it twice publishes once: it holds no times. */
 export const QuantizeReport = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
   source: StoredFile.extend({ channelOrder: z.enum(['rgb', 'bgr']), parameters: z.int().min(0) }),
+  model: StoredFile.describe('model.int7.onnx.'),
   calibration: z.strictObject({ images: z.int().positive(), seed: z.int().min(0), sha256: z.string().describe('Of the decoded pictures, in order.') }),
   search: z.strictObject({ rounds: z.int(), candidates: z.int(), lower: z.number(), upper: z.number(), equalize: z.boolean(), biasCorrection: z.boolean() }),
-  seconds: z.number().min(0),
   layers: z.array(QuantizedLayer),
   metrics: Metrics,
   gate: Gate,
 });
 export type QuantizeReport = z.infer<typeof QuantizeReport>;
+
+/** `scales.json`: real = integer × scale (the reciprocal of EasyQuant’s S). */
+export const ScalesDocument = z.strictObject({
+  schemaVersion: z.literal(1),
+  tensors: z.record(z.string(), z.strictObject({ scale: z.number().positive(), limit: z.union([z.literal(63), z.literal(127)]).describe('Largest magnitude of its integers.') })),
+  weights: z.record(z.string(), z.array(z.number().positive())).describe('By layer, one for each output channel.'),
+});
+export type ScalesDocument = z.infer<typeof ScalesDocument>;
 
 export const ArtifactManifest = z.strictObject({
   schemaVersion: z.literal(1),

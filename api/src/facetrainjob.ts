@@ -74,7 +74,7 @@ const margin = rules(
     { cel: "!has(self.m2) || self.type != 'CosFace'", message: 'm2 is for types ArcFace and Combined', check: (value) => value.m2 === undefined || value.type !== 'CosFace', path: ['m2'] },
     { cel: "!has(self.m3) || self.type != 'ArcFace'", message: 'm3 is for types CosFace and Combined', check: (value) => value.m3 === undefined || value.type !== 'ArcFace', path: ['m3'] },
     {
-      cel: "self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
+      cel: "!has(self.type) || self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
       message: 'type Combined needs at least one of m1, m2, m3',
       check: (value) => value.type !== 'Combined' || value.m1 !== undefined || value.m2 !== undefined || value.m3 !== undefined,
     },
@@ -244,7 +244,8 @@ export const TrainingProgress = z
     imagesPerSecond: z.number().min(0).optional().describe('Over all trainers, lately.'),
     loss: z.number().optional().describe('Mean over the last steps.'),
     estimatedCompletionTime: Time.optional().describe('When training ends at this rate.'),
-    lastHeartbeatTime: Time.describe('When the step last moved.'),
+    activity: z.int().min(0).optional().describe('The trainer’s counter of everything it does: steps, evaluation batches, checkpoint files. It stands still in a hang.'),
+    lastHeartbeatTime: Time.describe('When activity was last found to have moved.'),
   })
   .describe('How far training is.');
 export type TrainingProgress = z.infer<typeof TrainingProgress>;

@@ -1,6 +1,7 @@
 export * from './artifact.ts';
 export * from './checkpoint-manifest.ts';
 export * from './common.ts';
+export * from './crd.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';

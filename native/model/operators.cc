@@ -18,7 +18,6 @@
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
-#include <ATen/ops/prelu.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sub.h>
@@ -28,6 +27,8 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+
+#include "model/prelu.h"
 
 namespace facetrain {
 
@@ -218,7 +219,7 @@ Operator prelu(Binding& node) {
   const at::Tensor slope = node.tensor(1, Role::parameter);
   // [C, 1, 1] in ONNX; [C] as models from before opset 7 have it. The parameter keeps its shape, the operator sees [C].
   if (slope.dim() == 0 || slope.numel() != slope.size(0)) node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
-  return [=](Inputs in, bool) { return at::prelu(in[0], slope.view({-1})); };
+  return [=](Inputs in, bool) { return facetrain::prelu(in[0], slope.view({-1})); };
 }
 
 Operator unary(Binding& node, at::Tensor (*function)(const at::Tensor&)) {
@@ -234,8 +235,13 @@ Operator leaky_relu(Binding& node) {
 
 Operator clip(Binding& node) {
   node.arity(1, 3);
+  // Inputs from operator set 11 on, attributes before; they may be infinite.
   const auto bound = [&](size_t index, const std::string& name) -> std::optional<at::Scalar> {
-    if (node.given(index)) return node.tensor(index, Role::fixed).item();
+    if (node.given(index)) {
+      const Constant& value = node.constant(index);
+      if (value.floats.size() != 1) node.invalid("'" + name + "' is no float", "one float");
+      return value.floats[0];
+    }
     return node.has(name) ? std::optional<at::Scalar>(node.number(name, 0)) : std::nullopt;
   };
   const auto low = bound(1, "min"), high = bound(2, "max");

@@ -1,5 +1,6 @@
 // The FP32 model and the training session, each on a worker thread of its own. What a command needs is copied out of JavaScript's
 // values before it is posted; what it gives back becomes values again on JavaScript's thread.
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
 #include "model/executor.h"
@@ -45,6 +46,14 @@ Worker::Reply floats_reply(std::vector<float> values) {
   return [shared](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*shared)); };
 }
 
+// To be called on a worker's thread before anything else of libtorch's: its pool of threads, made later, inherits the second setting.
+// A trained network has values below 1e-38, over which a processor takes a hundred times longer: the pretrained MobileFaceNet of our
+// tests cost 69 ms of processor time a picture with them and 6 ms with zeros in their place.
+void prepare_thread(int threads) {
+  at::set_num_threads(threads);
+  at::globalContext().setFlushDenormal(true);
+}
+
 // The arguments (pixels, height, width, channels, flip) of embed.
 struct PicturesIn {
   explicit PicturesIn(const Napi::CallbackInfo& info)
@@ -80,7 +89,7 @@ class Model : public Napi::ObjectWrap<Model> {
     return owner_.make(
         info.Env(),
         [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value()] {
-          at::set_num_threads(threads);
+          prepare_thread(threads);
           return make_executor(graph, at::kCPU);
         },
         [](Executor&) { return Worker::Reply(); });
@@ -189,7 +198,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         info.Env(),
         [=, graph = std::move(graph), directory = text_of(from.Get("data").As<Napi::Object>(), "directory"),
          threads = static_cast<int>(integer_of(from, "computeThreads")), &cancelled = owner_.cancelled()] {
-          at::set_num_threads(threads);
+          prepare_thread(threads);
           return open_session(graph, directory, rendezvous, options, cancelled);
         },
         [](Session& session) -> Worker::Reply {

@@ -1,6 +1,5 @@
 /** Pictures: the dataset's records and JPEG, decoded natively on threads of their own. */
 import { availableParallelism } from 'node:os';
-import { setInterval } from 'node:timers';
 import { FacetrainError, type ErrorCode } from '@facetrain/api';
 import { native } from './addon.ts';
 import { translated } from './errors.ts';
@@ -75,12 +74,16 @@ export async function inspectDataset(
   const { decode, threads = availableParallelism(), signal, onProgress } = options;
   const count = { all: Number.MAX_SAFE_INTEGER, sample: decodedSample, none: 0 }[decode];
   let timer: NodeJS.Timeout | undefined;
+  let report = () => {};
   try {
-    return await result(() => {
+    const info = await result(() => {
       const call = addon.inspectDataset(directory, count, threads);
-      if (onProgress) timer = setInterval(() => onProgress(call.progress()), 100);
+      report = () => onProgress?.(call.progress());
+      timer = setInterval(report, 100);
       return call;
     }, signal);
+    report();
+    return info;
   } finally {
     clearInterval(timer);
   }

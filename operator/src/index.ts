@@ -4,3 +4,6 @@ export type * from './controllers/objects.ts';
 export type * from './controllers/observed.ts';
 export type * from './controllers/plan.ts';
 export type * from './controllers/planner.ts';
+export { planFaceTrainJob } from './controllers/facetrainjob/plan.ts';
+export { planQuantizeJob } from './controllers/quantizejob/plan.ts';
+export { Label } from './controllers/names.ts';

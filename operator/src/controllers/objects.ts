@@ -141,4 +141,6 @@ export interface ObservedPod {
   disrupted: boolean;
   /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, ... with the message. */
   waiting?: { reason: string; message: string };
+  /** The pod's label facetrain.dev/spec-digest. */
+  specDigest?: string;
 }

@@ -1,6 +1,6 @@
 /** What a planner is shown: the job, and what exists for it. Collected by an executor, decided upon by nobody but the planner. */
-import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
-import type { ObservedPod } from './objects.ts';
+import type { ArtifactStatus, EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
+import type { ChildObject, ObservedPod } from './objects.ts';
 
 /** Metadata of a job as the API server (or the executor of processes) has filled it in. */
 export interface JobIdentity {
@@ -11,13 +11,20 @@ export interface JobIdentity {
   deletionTimestamp?: string | undefined;
 }
 
-/** An object, other than a pod, whose name is one of those that the planner gives. */
+/** An object whose name is one of those that the planner gives. Pods are here only if they belong to somebody else. */
 export interface ObservedObject {
-  kind: 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
+  kind: 'Pod' | 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
   name: string;
   uid: string;
   /** Its controller is this job; an object of the same name that is not ours is never touched. */
   owned: boolean;
+}
+
+/** A create that the API server would not have, in its own words. Shown to the one plan after it, the next but one tries again. */
+export interface RefusedChild {
+  kind: ChildObject['kind'];
+  name: string;
+  message: string;
 }
 
 /** The newest answer of rank 0 to /v1/progress (after it has ended: what its report says). */
@@ -42,6 +49,7 @@ export interface ObservedFaceTrainJob {
   status: NonNullable<FaceTrainJob['status']>;
   pods: ObservedPod[];
   objects: ObservedObject[];
+  refused?: RefusedChild;
   progress?: ObservedProgress;
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
   /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1), or null. */
@@ -54,4 +62,7 @@ export interface ObservedQuantizeJob {
   status: QuantizeJobStatus;
   pods: ObservedPod[];
   objects: ObservedObject[];
+  refused?: RefusedChild;
+  /** Once the pod has succeeded: what the manifest that it published says. */
+  artifact?: ArtifactStatus;
 }

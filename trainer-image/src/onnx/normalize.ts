@@ -23,6 +23,13 @@ export interface NormalizeOptions {
 /** @throws FacetrainError UnsupportedOperator: an operator whose other form has no equal in operator set 17 */
 export function normalize(graph: Graph, { opset, fixedBatch, subject }: NormalizeOptions): Graph {
   const initializers = new Map(Object.entries(graph.initializers));
+  const taken = new Set([graph.input.name, ...initializers.keys(), ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs])]);
+  const fresh = (name: string) => {
+    let free = name;
+    for (let i = 2; taken.has(free); i++) free = `${name}_${i}`;
+    taken.add(free);
+    return free;
+  };
   // What differs between two batch sizes is the batch.
   const batches = [1, 2].map((batch) => new ShapeInference(graph, batch)) as [ShapeInference, ShapeInference];
   const context: Context = {
@@ -32,8 +39,7 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
     refuse: (node, found, allowed) => new FacetrainError({ code: 'UnsupportedOperator', subject, found: `node "${node.name}" (${node.op}) ${found}`, allowed }),
     isConstant: (name) => initializers.has(name),
     constant: (name, tensor) => {
-      let free = name;
-      for (let i = 2; batches[0].shapes.has(free) || initializers.has(free); i++) free = `${name}_${i}`;
+      const free = fresh(name);
       initializers.set(free, tensor);
       for (const inference of batches) inference.define(free, tensor);
       return free;
@@ -55,13 +61,14 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
 
   const { output } = graph;
   const end = aliases.get(output.name);
+  if (end === graph.input.name) throw new FacetrainError({ code: 'InvalidModel', subject, found: `output "${output.name}" is the picture itself`, allowed: 'an embedding [N, d]' });
   if (end !== undefined) nodes = nodes.map((node) => rename(node, end, output.name));
   const shape = batches[0].shapes.get(end ?? output.name);
-  if (shape && shape.length > 2) {
-    // [N, d, 1, 1], as networks end that pool and do not flatten.
-    const spatial = `${output.name}_spatial`;
+  if (shape && shape.length > 2 && shape.slice(2).every((dim) => dim === 1)) {
+    // [N, d, 1, 1]: the network ends with a pool and does not flatten.
+    const spatial = fresh(`${output.name}_spatial`);
     nodes = nodes.map((node) => rename(node, output.name, spatial));
-    nodes.push({ name: `${output.name}_flatten`, op: 'Flatten', inputs: [spatial], outputs: [output.name], attributes: { axis: 1 } });
+    nodes.push({ name: fresh(`${output.name}_flatten`), op: 'Flatten', inputs: [spatial], outputs: [output.name], attributes: { axis: 1 } });
   }
   nodes = liveNodes(nodes, output.name);
   const used = new Set(nodes.flatMap(({ inputs }) => inputs));
@@ -113,6 +120,7 @@ function translate(node: GraphNode, context: Context): void {
     case 'Unsqueeze':
     case 'ReduceSum':
       if (opset < 13) attributesToInputs(node, { axes: 'longs' }, context);
+      if (node.op === 'Squeeze' && !node.inputs[1]) namedAxes(node, context);
       break;
     case 'Split':
       if (opset < 13) attributesToInputs(node, { split: 'longs' }, context);
@@ -176,6 +184,14 @@ function attributesToInputs(node: GraphNode, forms: Record<string, 'longs' | 'fl
     throw refuse(node, `has ${name} ${value}`, form === 'longs' ? 'a list of integers' : 'a number');
   });
   node.inputs = [...node.inputs.slice(0, 1), ...added.slice(0, added.findLastIndex(Boolean) + 1)];
+}
+
+/** A Squeeze of every axis of size 1 spares the batch, which may be 1. */
+function namedAxes(node: GraphNode, { batches, constant, refuse }: Context): void {
+  const [one, two] = batches.map(({ shapes }) => shapes.get(node.inputs[0]!));
+  if (!one || !two) throw refuse(node, 'squeezes a value of unknown shape', 'axes to squeeze');
+  const axes = one.flatMap((dim, axis) => (dim === 1 && two[axis] === 1 ? [axis] : []));
+  node.inputs = [node.inputs[0]!, constant(`${node.name}.axes`, longs(axes))];
 }
 
 function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {

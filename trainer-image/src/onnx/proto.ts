@@ -151,7 +151,9 @@ export function decodeModel(bytes: Uint8Array): ModelProto {
 }
 
 export function encodeModel(model: ModelProto): Uint8Array {
-  return Model.encode(model as never).finish();
+  // No Buffer to the outside: its slice() is a view, where a Uint8Array's is a copy.
+  const { buffer, byteOffset, byteLength } = Model.encode(model as never).finish();
+  return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
 /** The value as a number: exact within +-2^53, nearest otherwise. */

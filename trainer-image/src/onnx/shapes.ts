@@ -77,7 +77,7 @@ const same: ShapeRule = (_, { shapes: [x] }) => x;
 
 const broadcast: ShapeRule = (_, { shapes }) => {
   if (!shapes.every((shape) => shape !== undefined)) return undefined;
-  const rank = Math.max(...shapes.map(({ length }) => length));
+  const rank = shapes.reduce((longest, { length }) => Math.max(longest, length), 0);
   return Array.from({ length: rank }, (_, i) => shapes.map((shape) => shape[i - rank + shape.length] ?? 1).reduce((a, b) => (a === 1 ? b : a), 1));
 };
 
@@ -178,6 +178,7 @@ const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, ste
 };
 
 function sliceIndices(size: number, start: number, end: number, step: number) {
+  if (step === 0) return { first: 0, length: NaN };
   const clamp = (value: number, low: number, high: number) => Math.min(Math.max(value < 0 ? value + size : value, low), high);
   const first = step > 0 ? clamp(start, 0, size) : clamp(start, 0, size - 1);
   const last = step > 0 ? clamp(end, 0, size) : clamp(end, -1, size - 1);

@@ -9,7 +9,7 @@ import * as ort from 'onnxruntime-node';
 export const MOBILEFACENET = join(import.meta.dirname, '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
 
 /** Deterministic values in [-1, 1]. */
-export function picture(count: number, seed = 1): Float32Array {
+export function noise(count: number, seed = 1): Float32Array {
   let state = seed;
   return Float32Array.from({ length: count }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
@@ -17,17 +17,20 @@ export function picture(count: number, seed = 1): Float32Array {
   });
 }
 
-/** Runs a model of one input and one output in ONNX Runtime on a batch, and gives the output's dims and values. */
-export async function runOrt(model: Uint8Array, batch: number, values?: Float32Array): Promise<{ dims: readonly number[]; data: Float32Array }> {
+/** Runs a model of one picture input and one output in ONNX Runtime on batches of any sizes; gives each one's output. */
+export async function runOrt(model: Uint8Array, ...batches: Float32Array[]): Promise<{ dims: readonly number[]; data: Float32Array }[]> {
   const session = await ort.InferenceSession.create(model, { intraOpNumThreads: 1, interOpNumThreads: 1, logSeverityLevel: 3 });
   try {
     const [input] = session.inputMetadata;
     if (!input?.isTensor) throw new Error('the model has no tensor input');
-    const dims = [batch, ...input.shape.slice(1).map(Number)];
-    const size = dims.reduce((product, dim) => product * dim, 1);
-    const results = await session.run({ [session.inputNames[0]!]: new ort.Tensor('float32', values ?? picture(size), dims) });
-    const result = results[session.outputNames[0]!]!;
-    return { dims: result.dims, data: result.data as Float32Array };
+    const sizes = input.shape.slice(1).map(Number);
+    const results = [];
+    for (const values of batches) {
+      const dims = [values.length / sizes.reduce((product, dim) => product * dim, 1), ...sizes];
+      const { [session.outputNames[0]!]: result } = await session.run({ [session.inputNames[0]!]: new ort.Tensor('float32', values, dims) });
+      results.push({ dims: result!.dims, data: result!.data as Float32Array });
+    }
+    return results;
   } finally {
     await session.release();
   }
@@ -41,16 +44,18 @@ export function largestDifference(a: Float32Array, b: Float32Array): number {
 /** The Python that set-up makes, with the packages pinned there. */
 export const PYTHON = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache/facetrain'), 'python/bin/python');
 
-/** Runs onnx.checker with strict shape inference; throws with its message when it objects, or when that Python is missing. */
-export function checkWithOnnx(model: Uint8Array): void {
+/** Runs onnx.checker with strict shape inference on every model; throws with its message when it objects, or when that Python is missing. */
+export function checkWithOnnx(models: Record<string, Uint8Array>): void {
   const folder = mkdtempSync(join(tmpdir(), 'facetrain-onnx-'));
   try {
-    const path = join(folder, 'model.onnx');
-    writeFileSync(path, model);
-    const script = 'import onnx, sys; onnx.checker.check_model(sys.argv[1], full_check=True)';
-    const { status, stderr, error } = spawnSync(PYTHON, ['-c', script, path], { encoding: 'utf8' });
+    const names = Object.keys(models);
+    const paths = names.map((_, i) => join(folder, `${i}.onnx`));
+    paths.forEach((path, i) => writeFileSync(path, models[names[i]!]!));
+    const script = 'import onnx, sys\nfor path in sys.argv[1:]:\n  print(path, flush=True)\n  onnx.checker.check_model(path, full_check=True)';
+    const { status, stdout, stderr, error } = spawnSync(PYTHON, ['-c', script, ...paths], { encoding: 'utf8' });
     if (error) throw new Error(`${PYTHON} cannot be run: npm run setup makes it`, { cause: error });
-    if (status !== 0) throw new Error(`onnx.checker: ${stderr}`);
+    const seen = stdout.trim().split('\n').length;
+    if (status !== 0 || seen !== names.length) throw new Error(`onnx.checker on "${names[seen - 1]}": ${stderr}`);
   } finally {
     rmSync(folder, { recursive: true });
   }

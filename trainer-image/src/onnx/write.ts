@@ -16,7 +16,7 @@ export interface EncodeOptions {
 }
 
 /** Attributes that the operators define as floats; a Graph's number does not say, and 1 and 1.0 are different in a file. */
-const FLOAT_ATTRIBUTES = new Set(['alpha', 'beta', 'gamma', 'epsilon', 'momentum', 'ratio', 'bias', 'lambd', 'scales', 'cubic_coeff_a', 'extrapolation_value', 'value_float', 'value_floats']);
+const FLOAT_ATTRIBUTES = new Set(['alpha', 'beta', 'gamma', 'epsilon', 'momentum', 'ratio', 'bias', 'lambd', 'scales', 'cubic_coeff_a', 'extrapolation_value']);
 
 function encodeAttribute(name: string, value: number | number[] | string): AttributeProto {
   if (typeof value === 'string') return { name, type: AttributeType.STRING, s: Buffer.from(value) };

@@ -1,12 +1,12 @@
 /**
  * Turns an ONNX graph into the layers that are quantised, the same function in FP32.
  *
- * Two steps. `Lowering` rewrites every operator as a layer or as an affine map y = scale·x + offset per channel (batch norms, and constants
- * that are added or multiplied). Then affine maps disappear where that is exact:
+ * Two steps. `lower` rewrites every operator as a layer, or as an affine map y = scale·x + offset per channel (batch norms, and constants that
+ * are added or multiplied). Then affine maps disappear where that is exact:
  *   - into the convolution or the fully connected layer whose output only they read;
  *   - into the layers that read them. A convolution pads the *output* of a batch norm in front of it with zeros, and the offset of a map that
- *     was folded into it would leak into that border: such a map stays (IResNet's BN1; https://arxiv.org/abs/1801.07698's improved residual unit)
- *     and becomes a `pointwise` layer, unless the convolution pads nothing or the offset is zero.
+ *     was folded into it would leak into that border: such a map stays (the first batch norm of IResNet's units) as a `pointwise` layer, unless
+ *     the convolution pads nothing or the offset is zero.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
@@ -31,9 +31,17 @@ type Step = Layer | Affine;
  * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel
  */
 export function fold(graph: Graph): LayerGraph {
-  const lowered = new Lowering(graph).steps();
-  const layers = foldIntoReaders(foldIntoProducers(lowered, graph.output.name), graph.output.name).map(asLayer);
-  return { input: { ...graph.input }, output: { ...graph.output }, layers };
+  const { name } = graph.output;
+  return layerGraph(graph, foldIntoReaders(foldIntoProducers(new Lowering(graph).steps(), name), name));
+}
+
+/** The same without folding: every operator is a layer of its own. */
+export function lower(graph: Graph): LayerGraph {
+  return layerGraph(graph, new Lowering(graph).steps());
+}
+
+function layerGraph({ input, output }: Graph, steps: Step[]): LayerGraph {
+  return { input: { ...input }, output: { ...output }, layers: steps.map(asLayer) };
 }
 
 /** What an ONNX tensor is: that of a step, perhaps flattened to [N, channels·height·width]. */
@@ -48,11 +56,9 @@ const SUPPORTED: Record<string, (lowering: Lowering, node: GraphNode) => void> =
   BatchNormalization: (lowering, node) => lowering.batchNorm(node),
   Conv: (lowering, node) => lowering.conv(node),
   Div: (lowering, node) => lowering.arithmetic(node),
-  Dropout: (lowering, node) => lowering.alias(node, lowering.value(node, 0)),
   Flatten: (lowering, node) => lowering.flatten(node),
   Gemm: (lowering, node) => lowering.gemm(node),
   GlobalAveragePool: (lowering, node) => lowering.pool(node),
-  Identity: (lowering, node) => lowering.alias(node, lowering.value(node, 0)),
   LeakyRelu: (lowering, node) => lowering.activation(node, () => lowering.number(node, 'alpha', 0.01)),
   MatMul: (lowering, node) => lowering.matMul(node),
   Mul: (lowering, node) => lowering.arithmetic(node),
@@ -76,9 +82,8 @@ class Lowering {
   /** In topological order; the tensor that is the graph's output bears its name. */
   steps(): Step[] {
     for (const node of this.graph.nodes) {
-      const lower = SUPPORTED[node.op];
-      if (!lower) throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
-      lower(this, node);
+      if (!Object.hasOwn(SUPPORTED, node.op)) throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
+      SUPPORTED[node.op]!(this, node);
     }
     const { name, dim } = this.graph.output;
     const output = this.values.get(name);
@@ -95,34 +100,21 @@ class Lowering {
     const input = this.featureMap(node);
     const weight = this.constant(node, 1);
     const group = this.number(node, 'group', 1);
-    const [outputs, perGroup, kernelHeight, kernelWidth] = weight.dims as [number, number, number, number];
+    const [outputs, perGroup] = weight.dims as [number, number];
     if (weight.dims.length !== 4 || perGroup * group !== input.shape[0] || outputs % group !== 0) {
       throw this.unsupported(node, `weights [${weight.dims.join(', ')}] in ${group} group(s) on ${input.shape[0]} channels`, 'two-dimensional convolutions whose weights fit their input');
     }
     const strides = this.numbers(node, 'strides', [1, 1]) as [number, number];
     const dilations = this.numbers(node, 'dilations', [1, 1]) as [number, number];
-    const pads = this.pads(node, input.shape, [kernelHeight, kernelWidth], strides, dilations);
+    const pads = this.numbers(node, 'pads', [0, 0, 0, 0]) as Conv['pads'];
     const bias = node.inputs[2] ? this.floats(node, 2) : new Float32Array(outputs);
     this.emit(node, input, { kind: 'conv', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias, strides, pads, dilations, group });
-  }
-
-  /** Padding before and after each axis, ONNX's order: [top, left, bottom, right]. */
-  private pads(node: GraphNode, [, height, width]: Shape, kernel: [number, number], strides: [number, number], dilations: [number, number]): Conv['pads'] {
-    const mode = node.attributes.auto_pad ?? 'NOTSET';
-    if (mode === 'VALID') return [0, 0, 0, 0];
-    if (mode === 'NOTSET') return this.numbers(node, 'pads', [0, 0, 0, 0]) as Conv['pads'];
-    const totals = [height, width].map((length, axis) => {
-      const outputs = Math.ceil(length / strides[axis]!);
-      return Math.max(0, (outputs - 1) * strides[axis]! + dilations[axis]! * (kernel[axis]! - 1) + 1 - length);
-    }) as [number, number];
-    const before = totals.map((total) => (mode === 'SAME_UPPER' ? Math.floor(total / 2) : Math.ceil(total / 2))) as [number, number];
-    return [before[0], before[1], totals[0] - before[0], totals[1] - before[1]];
   }
 
   gemm(node: GraphNode): void {
     const input = this.flattened(node);
     const alpha = this.number(node, 'alpha', 1);
-    if (this.number(node, 'transA', 0) !== 0) throw this.unsupported(node, 'transA', 'Gemm on rows of features');
+    if (this.number(node, 'transA', 0) !== 0) throw this.unsupported(node, 'a transposed first operand', 'rows of features');
     const weight = scaled(this.number(node, 'transB', 0) ? this.constant(node, 1) : transposed(this.constant(node, 1)), alpha);
     const beta = this.number(node, 'beta', 1);
     const bias = node.inputs[2] ? this.spread(node, 2, weight.dims[0]!, true).map((value) => value * beta) : new Float32Array(weight.dims[0]!);
@@ -130,7 +122,9 @@ class Lowering {
   }
 
   matMul(node: GraphNode): void {
-    const weight = transposed(this.constant(node, 1));
+    const matrix = this.constant(node, 1);
+    if (matrix.dims.length !== 2) throw this.unsupported(node, `weights of shape [${matrix.dims.join(', ')}]`, 'one matrix [features, outputs]');
+    const weight = transposed(matrix);
     this.fc(node, this.flattened(node), weight, new Float32Array(weight.dims[0]!));
   }
 
@@ -142,7 +136,6 @@ class Lowering {
   }
 
   batchNorm(node: GraphNode): void {
-    if (this.number(node, 'training_mode', 0) !== 0) throw this.unsupported(node, 'training_mode', 'a batch norm exported for inference');
     const input = this.perChannel(node, 0);
     const [gamma, beta, mean, variance] = [1, 2, 3, 4].map((index) => this.floats(node, index)) as [Float32Array, Float32Array, Float32Array, Float32Array];
     if (gamma.length !== input.shape[0]) throw this.unsupported(node, `${gamma.length} channels on ${input.shape[0]}`, 'one value a channel');
@@ -157,7 +150,7 @@ class Lowering {
 
   /** Add, Sub, Mul and Div: of two tensors only Add is a layer; with a constant, an affine map. */
   arithmetic(node: GraphNode): void {
-    const constants = node.inputs.map((name) => name in this.graph.initializers);
+    const constants = node.inputs.map((name) => Object.hasOwn(this.graph.initializers, name));
     if (!constants[0] && !constants[1]) {
       const [a, b] = [this.value(node, 0), this.value(node, 1)];
       if (node.op !== 'Add') throw this.unsupported(node, `${node.op} of two computed tensors`, 'Add of two, or a constant operand');
@@ -214,11 +207,7 @@ class Lowering {
         throw this.unsupported(node, `shape [${target.join(', ')}]`, `a reshape of every picture to its ${size(input.shape)} values`);
       }
     }
-    this.alias(node, { ...input, flat: true });
-  }
-
-  alias(node: GraphNode, value: Value): void {
-    this.values.set(node.outputs[0]!, value);
+    this.values.set(node.outputs[0]!, { ...input, flat: true });
   }
 
   private affine(node: GraphNode, input: Value, scale: Float32Array, offset: Float32Array): void {
@@ -234,7 +223,7 @@ class Lowering {
     this.values.set(layer.output, { tensor: layer.output, shape, flat: input.flat });
   }
 
-  value(node: GraphNode, index: number): Value {
+  private value(node: GraphNode, index: number): Value {
     const value = this.values.get(node.inputs[index] ?? '');
     if (!value) throw this.unsupported(node, `input ${index} ("${node.inputs[index] ?? ''}") that the graph does not compute from its input`, 'a computed tensor');
     return value;
@@ -260,9 +249,9 @@ class Lowering {
   }
 
   private initializer(node: GraphNode, index: number): Tensor {
-    const tensor = this.graph.initializers[node.inputs[index] ?? ''];
-    if (!tensor) throw this.unsupported(node, `input ${index} ("${node.inputs[index] ?? ''}") that is computed`, 'a constant');
-    return tensor;
+    const name = node.inputs[index] ?? '';
+    if (!Object.hasOwn(this.graph.initializers, name)) throw this.unsupported(node, `input ${index} ("${name}") that is computed`, 'a constant');
+    return this.graph.initializers[name]!;
   }
 
   private constant(node: GraphNode, index: number): Tensor<Float32Array> {

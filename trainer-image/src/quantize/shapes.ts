@@ -8,8 +8,8 @@ export function size([channels, height, width]: Shape): number {
   return channels * height * width;
 }
 
-/** Output height or width of a convolution; pads are those before and after. */
-export function convolved(length: number, kernel: number, stride: number, dilation: number, before: number, after: number): number {
+/** Output height or width of a convolution; pads are those before and after it. */
+function convolved(length: number, kernel: number, stride: number, dilation: number, before: number, after: number): number {
   return Math.floor((length + before + after - dilation * (kernel - 1) - 1) / stride) + 1;
 }
 

@@ -7,7 +7,7 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import { HeadObjectCommand, type S3Client } from '@aws-sdk/client-s3';
+import { HeadObjectCommand, ListObjectsV2Command, type S3Client } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
 import { parseStorageUri, type StoredFile } from '@facetrain/api';
 import { writeAtomically } from './atomic.ts';
@@ -35,6 +35,26 @@ export async function publish(folder: string, names: string[], destination: Stor
   const prefix = location.key.replace(/\/+$/, '');
   try {
     return await publishTo(names, (name) => publishObject(client, join(folder, name), destination, location.bucket, prefix ? `${prefix}/${name}` : name, signal));
+  } finally {
+    client.destroy();
+  }
+}
+
+/**
+ * Finds out early what would make publishing fail: an endpoint that refuses, wrong credentials, a missing bucket. That something may be
+ * written shows when it is.
+ * @throws FacetrainError StorageFailed
+ */
+export async function checkDestination(destination: StorageAddress, signal?: AbortSignal): Promise<void> {
+  const location = parseStorageUri(destination.uri);
+  if (location.scheme !== 's3') return;
+  const client = s3Client(destination);
+  const { bucket, key } = location;
+  try {
+    await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: key, MaxKeys: 1 }), signal ? { abortSignal: signal } : {});
+  } catch (error) {
+    // Listing is not needed for publishing.
+    if (!(error instanceof Error) || error.name !== 'AccessDenied') throw s3Error(error, destination, bucket, key);
   } finally {
     client.destroy();
   }

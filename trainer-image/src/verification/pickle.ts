@@ -73,9 +73,8 @@ const knownGlobals = new Map<string, string>([
   ]),
 ]);
 
-/** Bounds on what a file can make us allocate beyond its own size: some hundred MB, at a million pictures. */
-const maxValues = 1 << 24;
-const maxMemo = 1 << 22;
+/** Bounds time and what a file can make us allocate beyond its own size. A picture takes up to thirty steps, and the usual sets have some ten thousand. */
+const maxSteps = 1 << 22;
 
 function fromUtf8(bytes: Uint8Array): Uint8Array {
   const latin1 = new Uint8Array(bytes.length);
@@ -131,7 +130,6 @@ class Reader {
   /** Heights of the stack at each MARK. */
   readonly #marks: number[] = [];
   readonly #memo = new Map<number, PickleValue>();
-  #values = 0;
 
   constructor(bytes: Uint8Array) {
     this.#bytes = bytes;
@@ -189,7 +187,6 @@ class Reader {
   }
 
   #push(value: PickleValue): void {
-    if (++this.#values > maxValues) throw new NotUnderstood(`more than ${maxValues} values`);
     this.#stack.push(value);
   }
 
@@ -218,9 +215,8 @@ class Reader {
 
   #remember(key: number): void {
     const value = this.#pop();
-    this.#stack.push(value);
+    this.#push(value);
     this.#memo.set(key, value);
-    if (this.#memo.size > maxMemo) throw new NotUnderstood(`more than ${maxMemo} remembered values`);
   }
 
   #recall(key: number): void {
@@ -279,7 +275,7 @@ class Reader {
 
   /** Runs to STOP. */
   read(): PickleValue {
-    for (;;) {
+    for (let step = 0; step < maxSteps; step++) {
       const opcode = this.#unsigned(1);
       switch (opcode < 0x80 ? String.fromCharCode(opcode) : opcode) {
         case 0x80: {
@@ -361,7 +357,6 @@ class Reader {
           break;
 
         case '(':
-          if (++this.#values > maxValues) throw new NotUnderstood(`more than ${maxValues} values`);
           this.#marks.push(this.#stack.length);
           break;
         case ']':
@@ -436,6 +431,7 @@ class Reader {
           throw new NotUnderstood(`opcode 0x${opcode.toString(16).padStart(2, '0')}, which no list of byte strings or bools needs`);
       }
     }
+    throw new NotUnderstood(`more than ${maxSteps} steps`);
   }
 }
 

@@ -1,0 +1,160 @@
+/**
+ * The CustomResourceDefinitions, made from the zod schemas. What zod writes as JSON schema is not yet what an API server takes: a structural
+ * schema allows no unions and no `additionalProperties: false`, and knows some things under names of its own.
+ */
+import { z } from 'zod';
+import { API_GROUP, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './common.ts';
+import { FaceTrainJobSpec, FaceTrainJobStatus } from './facetrainjob.ts';
+import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
+
+type Schema = { [key: string]: unknown };
+
+const isObject = (value: unknown): value is Schema => typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** Turns one node, and all below it, into a structural schema. */
+function structural(node: Schema): Schema {
+  if (node['x-kubernetes-int-or-string']) {
+    const { description } = node;
+    return { ...(description === undefined ? {} : { description }), anyOf: [{ type: 'integer' }, { type: 'string' }], 'x-kubernetes-int-or-string': true };
+  }
+  const { additionalProperties, properties, items, ...rest } = node;
+  const result: Schema = { ...rest };
+  if (isObject(properties)) result['properties'] = Object.fromEntries(Object.entries(properties).map(([name, property]) => [name, structural(property as Schema)]));
+  if (isObject(items)) result['items'] = structural(items);
+  if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0) result['additionalProperties'] = structural(additionalProperties);
+  // An object whose other fields are let through keeps them; what is said of the known ones would only be half of the truth.
+  else if (isObject(additionalProperties)) {
+    delete result['properties'];
+    delete result['required'];
+    result['x-kubernetes-preserve-unknown-fields'] = true;
+  }
+  if (node['type'] === 'integer') {
+    const wide = (bound: unknown) => Math.abs(Number(bound)) >= Number.MAX_SAFE_INTEGER;
+    if (wide(node['minimum'])) delete result['minimum'];
+    if (wide(node['maximum'])) delete result['maximum'];
+    const small = Math.abs(Number(node['maximum'])) < 2 ** 31 && Math.abs(Number(node['minimum'] ?? 0)) <= 2 ** 31;
+    if (small && Number(node['maximum']) === 2 ** 31 - 1) delete result['maximum'];
+    if (Number(node['minimum']) === -(2 ** 31)) delete result['minimum'];
+    result['format'] = small ? 'int32' : 'int64';
+  }
+  if (node['format'] === 'date-time') delete result['pattern'];
+  return result;
+}
+
+function openApi(schema: z.ZodType): Schema {
+  return structural(z.toJSONSchema(schema, { target: 'openapi-3.0', io: 'input', unrepresentable: 'any' }) as Schema);
+}
+
+export interface PrinterColumn {
+  name: string;
+  type: 'string' | 'integer' | 'number' | 'date';
+  jsonPath: string;
+  description: string;
+  /** Above 0: only with `-o wide`. */
+  priority?: number;
+}
+
+interface Definition {
+  kind: string;
+  plural: string;
+  singular: string;
+  shortNames: string[];
+  description: string;
+  maxName: number;
+  spec: z.ZodType;
+  status: z.ZodType;
+  columns: PrinterColumn[];
+}
+
+const age: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp', description: 'When it was created.' };
+
+const definitions: Definition[] = [
+  {
+    kind: 'FaceTrainJob',
+    plural: 'facetrainjobs',
+    singular: 'facetrainjob',
+    shortNames: ['ftj'],
+    description: 'Trains a face model by Partial FC on a gang of trainers, and can hand it to the quantizer.',
+    maxName: MAX_FACETRAINJOB_NAME,
+    spec: FaceTrainJobSpec,
+    status: FaceTrainJobStatus,
+    columns: [
+      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      { name: 'Progress', type: 'integer', jsonPath: '.status.progress.percent', description: 'Per cent of the steps.' },
+      { name: 'Step', type: 'integer', jsonPath: '.status.progress.step', description: 'Steps done.', priority: 1 },
+      { name: 'Loss', type: 'number', jsonPath: '.status.progress.loss', description: 'Mean over the last steps.' },
+      { name: 'Images/s', type: 'number', jsonPath: '.status.progress.imagesPerSecond', description: 'Over all trainers.' },
+      { name: 'Ready', type: 'integer', jsonPath: '.status.trainers.ready', description: 'Trainers that run and are ready.' },
+      { name: 'Trainers', type: 'integer', jsonPath: '.spec.trainers.replicas', description: 'Trainers in the gang.' },
+      { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
+      { name: 'Why', type: 'string', jsonPath: '.status.restarts.lastReason', description: 'Reason of the last restart.', priority: 1 },
+      { name: 'ETA', type: 'string', jsonPath: '.status.progress.estimatedCompletionTime', description: 'When training ends at this rate.', priority: 1 },
+      age,
+    ],
+  },
+  {
+    kind: 'QuantizeJob',
+    plural: 'quantizejobs',
+    singular: 'quantizejob',
+    shortNames: ['qj'],
+    description: 'Quantizes an ONNX face model to INT7 by EasyQuant, compares it with the original, and publishes it.',
+    maxName: MAX_QUANTIZEJOB_NAME,
+    spec: QuantizeJobSpec,
+    status: QuantizeJobStatus,
+    columns: [
+      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      { name: 'Cosine', type: 'number', jsonPath: '.status.artifact.meanCosine', description: 'Between FP32 and INT7 embeddings.' },
+      { name: 'Drop', type: 'number', jsonPath: '.status.artifact.accuracyDrop', description: 'Accuracy lost on the worst set.' },
+      { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
+      { name: 'Artifact', type: 'string', jsonPath: '.status.artifact.uri', description: 'Where it was published.', priority: 1 },
+      age,
+    ],
+  },
+];
+
+function definitionOf({ kind, plural, singular, shortNames, description, maxName, spec, status, columns }: Definition) {
+  return {
+    apiVersion: 'apiextensions.k8s.io/v1',
+    kind: 'CustomResourceDefinition',
+    metadata: { name: `${plural}.${API_GROUP}` },
+    spec: {
+      group: API_GROUP,
+      scope: 'Namespaced',
+      names: { kind, listKind: `${kind}List`, plural, singular, shortNames, categories: ['facetrain'] },
+      versions: [
+        {
+          name: 'v1alpha1',
+          served: true,
+          storage: true,
+          subresources: { status: {} },
+          additionalPrinterColumns: columns,
+          schema: {
+            openAPIV3Schema: {
+              type: 'object',
+              description,
+              required: ['spec'],
+              properties: {
+                apiVersion: { type: 'string', description: 'Version of the schema of this object.' },
+                kind: { type: 'string', description: 'Kind of this object.' },
+                metadata: { type: 'object' },
+                spec: openApi(spec),
+                status: openApi(status),
+              },
+              'x-kubernetes-validations': [
+                {
+                  rule: `size(self.metadata.name) <= ${maxName} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')`,
+                  message: `the name must be a DNS label of at most ${maxName} characters that starts with a letter: its pods' names are made from it`,
+                },
+              ],
+            },
+          },
+        },
+      ],
+    },
+  };
+}
+
+/** By file name. */
+export function customResourceDefinitions(): Record<string, ReturnType<typeof definitionOf>> {
+  return Object.fromEntries(definitions.map((definition) => [`${API_GROUP}_${definition.plural}.yaml`, definitionOf(definition)]));
+}

@@ -1,0 +1,65 @@
+/** `facetrain eval`: the verification accuracy of a model file. */
+import { availableParallelism } from 'node:os';
+import { FacetrainError } from '@facetrain/api';
+import { Int7Model, Model, type Embedder } from '@facetrain/native';
+import { readOnnx, type OnnxModel } from '@facetrain/trainer/onnx/read';
+import { decodeInt7, isInt7 } from '@facetrain/trainer/quantize/qdq';
+import { evaluateSet } from '@facetrain/trainer/verification/evaluate';
+import { verify } from '@facetrain/trainer/verification/protocol';
+import { readVerificationSet } from '@facetrain/trainer/verification/set';
+import { percent, table, type StatusLine } from '../output.ts';
+
+export type ChannelOrder = 'rgb' | 'bgr';
+type Runtime = 'fp32' | 'int7';
+
+export interface EvalOptions {
+  model: string;
+  pairs: string;
+  /** Absent: what the file is made for. */
+  runtime?: Runtime;
+  channelOrder: ChannelOrder;
+  threads?: number;
+}
+
+/** @throws FacetrainError InvalidModel when the file is of the other kind */
+async function open(file: string, { graph }: OnnxModel, runtime: Runtime, computeThreads: number): Promise<Embedder> {
+  if (runtime === 'fp32') {
+    if (isInt7(graph)) throw new FacetrainError({ code: 'InvalidModel', subject: file, found: 'an INT7 model', allowed: 'an FP32 model, or --runtime int7' });
+    return Model.open(graph, { computeThreads });
+  }
+  const { layers, scales } = decodeInt7(graph, file);
+  return Int7Model.open(layers, scales, { computeThreads });
+}
+
+export async function evaluate({ model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions, line: StatusLine, signal: AbortSignal) {
+  const set = await readVerificationSet(pairs);
+  const model = await readOnnx(file);
+  const kind = runtime ?? (isInt7(model.graph) ? 'int7' : 'fp32');
+  const embedder = await open(file, model, kind, threads);
+  try {
+    const start = performance.now();
+    const embeddings = await evaluateSet(embedder, set, {
+      input: model.graph.input,
+      channelOrder,
+      flip: true,
+      signal,
+      onBatch: (done, total) => line.show('Embedding', `${done} of ${total} pictures`),
+    });
+    line.clear();
+    const seconds = (performance.now() - start) / 1000;
+    const { pairs: count, accuracy, std, threshold, tarAtFar } = verify(embeddings, embedder.dim, set.same);
+    return {
+      json: { pairs: count, accuracy, std, threshold, tarAtFar, runtime: kind, model: file, set: pairs, channelOrder, seconds, imagesPerSecond: set.jpegs.length / seconds },
+      text: table([
+        ['Model', `${file} (${kind.toUpperCase()})`],
+        ['Pairs', `${count} of ${pairs}`],
+        ['Accuracy', `${percent(accuracy)} ± ${(100 * std).toFixed(2)} (10-fold, flip)`],
+        ['Threshold', `${threshold.toFixed(3)} (squared distance of unit embeddings, mean over the folds)`],
+        ...Object.entries(tarAtFar).map(([far, tar]): [string, string] => [`TAR at FAR ${far}`, percent(tar)]),
+        ['Speed', `${(set.jpegs.length / seconds).toFixed(1)} pictures/s, each with its mirror image`],
+      ]),
+    };
+  } finally {
+    await embedder.close();
+  }
+}

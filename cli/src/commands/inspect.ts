@@ -1,0 +1,58 @@
+/** `facetrain inspect`: says what a file or folder of ours, or any ONNX model, is. */
+import { existsSync, statSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ArtifactManifest, CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
+import { describeModel } from '@facetrain/trainer/onnx/describe';
+import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { bytes, percent, table } from '../output.ts';
+
+function describeCheckpoint(path: string, manifest: CheckpointManifest): [string, string][] {
+  const files = [manifest.backbone, ...manifest.rows];
+  return [
+    ['Checkpoint', path],
+    ['Job', `${manifest.job.name} (${manifest.job.uid})`],
+    ['Written', `${manifest.time}, by ${manifest.worldSize} trainers`],
+    ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
+    ['Class centres', `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`],
+    ['Size', bytes(files.reduce((sum, file) => sum + file.bytes, 0))],
+  ];
+}
+
+function describeArtifact(path: string, { source, calibration, metrics, gate, files }: ArtifactManifest): [string, string][] {
+  return [
+    ['INT7 artifact', path],
+    ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
+    ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
+    ['Embedding cosine', `${metrics.meanCosine.toFixed(4)} mean, ${metrics.percentile1Cosine.toFixed(4)} for the worst picture in a hundred`],
+    ...metrics.comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [`Accuracy on ${set}`, `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`]),
+    ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
+    ...Object.entries(files).map(([name, file]): [string, string] => [name, `${bytes(file.bytes)}, sha256 ${file.sha256}`]),
+  ];
+}
+
+async function folder(path: string) {
+  const file = join(path, 'manifest.json');
+  const refuse = (found: string, cause?: unknown) =>
+    new FacetrainError({ code: 'InvalidArgument', subject: path, found, allowed: 'an ONNX file, a checkpoint (step-…) or an artifact folder, the latter two with a manifest.json', cause });
+  if (!existsSync(file)) throw refuse('a folder without manifest.json');
+  let manifest: { kind?: unknown };
+  try {
+    manifest = JSON.parse(await readFile(file, 'utf8')) as { kind?: unknown };
+  } catch (cause) {
+    throw refuse(`manifest.json is no JSON (${(cause as Error).message})`, cause);
+  }
+  if (manifest.kind === 'facetrain-int7') {
+    const artifact = parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact');
+    return { json: { type: 'artifact', ...artifact }, text: table(describeArtifact(path, artifact)) };
+  }
+  const checkpoint = parseDocument(CheckpointManifest, manifest, file, 'InvalidCheckpoint');
+  return { json: { type: 'checkpoint', ...checkpoint }, text: table(describeCheckpoint(path, checkpoint)) };
+}
+
+export async function inspect(path: string) {
+  if (!existsSync(path)) throw new FacetrainError({ code: 'InvalidArgument', subject: path, found: 'no such file or folder', allowed: 'an ONNX file, a checkpoint or an artifact folder' });
+  if (statSync(path).isDirectory()) return folder(path);
+  const description = describeModel(await readOnnx(path));
+  return { json: { type: 'model', ...description }, text: JSON.stringify(description, null, 2) };
+}

@@ -1,0 +1,46 @@
+/**
+ * This machine in the place of a cluster: what an Environment (operator/src/controllers/environment.ts) answers when pods are processes.
+ * Folders stand for volumes, loopback for the headless service.
+ */
+import { join } from 'node:path';
+import { FacetrainError, parseStorageUri, type StorageRef } from '@facetrain/api';
+import type { Container, Environment, Mounted } from '@facetrain/operator';
+
+export interface LocalPorts {
+  rendezvous: number;
+  progress: number;
+}
+
+/**
+ * @param folder the run's own folder: configs, fetched inputs, and the folders that stand for claims
+ * @param ports free ports of this machine
+ */
+export function localEnvironment(folder: string, ports: LocalPorts): Environment {
+  return {
+    storage(name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
+      const location = parseStorageUri(reference.uri);
+      if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
+      if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
+      if (access === 'write') {
+        throw new FacetrainError({ code: 'InvalidManifest', subject: name, found: reference.uri, allowed: 'must be a folder of this machine (file://)' });
+      }
+      const path = join(folder, 'inputs', name);
+      const { endpoint, region, forcePathStyle } = reference.s3 ?? {};
+      const fetch: Container = {
+        name: `fetch-${name}`,
+        args: [
+          'fetch', '--uri', reference.uri, '--to', path,
+          ...(endpoint ? ['--endpoint', endpoint] : []),
+          ...(region ? ['--region', region] : []),
+          ...(forcePathStyle ? ['--force-path-style'] : []),
+        ],
+        env: [], // credentials come from this process's own environment
+        volumeMounts: [],
+      };
+      return { path, fetch };
+    },
+    master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
+    progress: () => ({ host: '127.0.0.1', port: ports.progress }),
+    configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),
+  };
+}

@@ -1,0 +1,69 @@
+/** Reads a manifest from a file: YAML or JSON, checked against the schema, with paths that no longer depend on where it lies. */
+import { readFile } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { FaceTrainJob, FacetrainError, QuantizeJob, parseDocument } from '@facetrain/api';
+import { parseAllDocuments } from 'yaml';
+
+export type Manifest = FaceTrainJob | QuantizeJob;
+
+/** Aliases that YAML may expand to, against documents that grow beyond all memory. */
+const MOST_ALIASES = 100;
+
+const SCHEMAS = { FaceTrainJob, QuantizeJob };
+
+/** Makes the relative file:// paths of a manifest absolute, in every field that is a uri. */
+function resolvePaths(value: unknown, folder: string): unknown {
+  if (Array.isArray(value)) return value.map((element) => resolvePaths(element, folder));
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, field]) => {
+      if (key === 'uri' && typeof field === 'string' && field.startsWith('file://')) return [key, fileUri(resolve(folder, field.slice('file://'.length)))];
+      return [key, resolvePaths(field, folder)];
+    }),
+  );
+}
+
+export const fileUri = (path: string) => `file://${resolve(path)}`;
+
+/**
+ * @returns every document of the file, defaults filled in
+ * @throws FacetrainError InvalidManifest
+ */
+export async function readManifests(file: string): Promise<Manifest[]> {
+  const refuse = (subject: string, found: string, allowed: string, cause?: unknown) => new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (cause) {
+    throw refuse(file, (cause as Error).message, 'give the path of a manifest, such as examples/lfw-small/job.yaml', cause);
+  }
+  const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
+    const where = length > 1 ? `${file} (document ${index + 1})` : file;
+    const [error] = document.errors;
+    if (error) throw refuse(where, error.message.trim(), 'must be YAML', error);
+    try {
+      return { where, value: document.toJS({ maxAliasCount: MOST_ALIASES }) as unknown };
+    } catch (cause) {
+      throw refuse(where, (cause as Error).message, 'must be YAML', cause);
+    }
+  });
+  const manifests = documents.filter(({ value }) => value !== null);
+  if (manifests.length === 0) throw refuse(file, 'no document', 'one FaceTrainJob or QuantizeJob in YAML');
+  return manifests.map(({ where, value }) => {
+    const { kind } = Object(value) as { kind?: unknown };
+    if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
+      throw refuse(`${where}: kind`, kind === undefined ? 'missing' : JSON.stringify(kind), `must be one of ${Object.keys(SCHEMAS).join(', ')}`);
+    }
+    return parseDocument(SCHEMAS[kind as keyof typeof SCHEMAS], resolvePaths(value, dirname(resolve(file))), where, 'InvalidManifest');
+  });
+}
+
+/** The one FaceTrainJob of a file. */
+export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
+  const manifests = await readManifests(file);
+  const [job] = manifests;
+  if (manifests.length !== 1 || job?.kind !== 'FaceTrainJob') {
+    throw new FacetrainError({ code: 'InvalidManifest', subject: file, found: manifests.map(({ kind }) => kind).join(', '), allowed: 'must hold exactly one FaceTrainJob' });
+  }
+  return job;
+}

@@ -1,0 +1,75 @@
+/** What people and programs are shown: people's text on standard error (a summary on standard output), one JSON object for programs. */
+import type { Progress } from '@facetrain/api';
+
+const terminal = process.stderr.isTTY === true;
+/** Between plain lines of something that goes on for long. */
+const PLAIN_MILLISECONDS = 10_000;
+
+/** One line that keeps changing on a terminal; elsewhere a line now and then, and at once when the stage changes. */
+export class StatusLine {
+  #stage = '';
+  #last = 0;
+  #painted = false;
+
+  /** @param stage what is going on; a change of it is shown at once */
+  show(stage: string, detail: string): void {
+    const text = detail ? `${stage}: ${detail}` : stage;
+    if (terminal) {
+      const width = (process.stderr.columns ?? 80) - 1;
+      process.stderr.write(`\r\x1b[K${text.length > width ? `${text.slice(0, width - 1)}…` : text}`);
+      this.#painted = true;
+      return;
+    }
+    const now = Date.now();
+    if (stage === this.#stage && now - this.#last < PLAIN_MILLISECONDS) return;
+    this.#stage = stage;
+    this.#last = now;
+    process.stderr.write(`${text}\n`);
+  }
+
+  /** A line that stays. */
+  print(text: string): void {
+    this.clear();
+    process.stderr.write(`${text}\n`);
+  }
+
+  clear(): void {
+    if (this.#painted) process.stderr.write('\r\x1b[K');
+    this.#painted = false;
+  }
+}
+
+export function duration(seconds: number): string {
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export const percent = (share: number) => `${(100 * share).toFixed(2)} %`;
+
+export function bytes(count: number): string {
+  if (count < 1000) return `${count} B`;
+  const units = ['kB', 'MB', 'GB', 'TB'];
+  const power = Math.min(Math.floor(Math.log10(count) / 3), units.length);
+  return `${(count / 1000 ** power).toFixed(power === 1 ? 0 : 2)} ${units[power - 1]}`;
+}
+
+/** The part of a progress report that changes: step 120 of 200, epoch 4.8, loss 12.31, 35 images/s, 1 min 20 s left. */
+export function progressDetail(progress: Progress): string {
+  const { step, totalSteps, epoch, loss, imagesPerSecond, etaSeconds } = progress;
+  return [
+    totalSteps > 0 ? `step ${step} of ${totalSteps}` : '',
+    epoch > 0 ? `epoch ${epoch.toFixed(1)}` : '',
+    loss === null ? '' : `loss ${loss.toFixed(2)}`,
+    imagesPerSecond === null ? '' : `${imagesPerSecond.toFixed(1)} images/s`,
+    etaSeconds === null ? '' : `${duration(etaSeconds)} left`,
+  ]
+    .filter((part) => part !== '')
+    .join(', ');
+}
+
+/** Two columns, aligned. */
+export function table(rows: [string, string][]): string {
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows.map(([name, value]) => `  ${name.padEnd(width)}  ${value}\n`).join('');
+}

@@ -1,0 +1,642 @@
+// Datasets written here, record by record, and read back: every layout that insightface's sets have, every way in which
+// one can be damaged, and the loader's promises about order, resuming, memory and errors.
+#include "data/loader.h"
+
+#include <turbojpeg.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <numeric>
+#include <set>
+#include <thread>
+
+#include "data/inspect.h"
+#include "data/random.h"
+#include "data/recordio.h"
+#include "error.h"
+#include "test/check.h"
+
+using namespace facetrain;
+using Bytes = std::vector<uint8_t>;
+
+namespace {
+
+constexpr int kSide = 16;  // pixels
+
+// ---- writing ----
+
+// A JPEG of one colour, or gray: what comes out is within 2 of what went in.
+Bytes jpeg_of(std::array<uint8_t, 3> colour, bool gray = false, int side = kSide) {
+  Bytes pixels;
+  for (int i = 0; i < side * side; ++i) pixels.insert(pixels.end(), colour.begin(), colour.end());
+  const tjhandle tj = tjInitCompress();
+  unsigned char* buffer = nullptr;
+  unsigned long size = 0;
+  tjCompress2(tj, pixels.data(), side, 0, side, TJPF_RGB, &buffer, &size, gray ? TJSAMP_GRAY : TJSAMP_444, 95, 0);
+  Bytes jpeg(buffer, buffer + size);
+  tjFree(buffer);
+  tjDestroy(tj);
+  return jpeg;
+}
+
+// Left half black, right half white.
+Bytes half_white() {
+  Bytes pixels;
+  for (int i = 0; i < kSide * kSide; ++i) pixels.insert(pixels.end(), 3, i % kSide < kSide / 2 ? 0 : 255);
+  const tjhandle tj = tjInitCompress();
+  unsigned char* buffer = nullptr;
+  unsigned long size = 0;
+  tjCompress2(tj, pixels.data(), kSide, 0, kSide, TJPF_RGB, &buffer, &size, TJSAMP_444, 95, 0);
+  Bytes jpeg(buffer, buffer + size);
+  tjFree(buffer);
+  tjDestroy(tj);
+  return jpeg;
+}
+
+template <typename T>
+void put(Bytes& bytes, T value) {
+  const auto* raw = reinterpret_cast<const uint8_t*>(&value);
+  bytes.insert(bytes.end(), raw, raw + sizeof(value));
+}
+
+Bytes payload_of(uint32_t flag, std::vector<float> labels, const Bytes& image) {
+  Bytes payload;
+  put(payload, flag);
+  put(payload, flag == 0 ? labels.at(0) : 0.0f);
+  put(payload, uint64_t{0});
+  put(payload, uint64_t{0});
+  for (uint32_t i = 0; i < flag; ++i) put(payload, labels.at(i));
+  payload.insert(payload.end(), image.begin(), image.end());
+  return payload;
+}
+
+void put_part(Bytes& file, uint32_t cflag, std::span<const uint8_t> part) {
+  put(file, kRecordMagic);
+  put(file, cflag << 29 | static_cast<uint32_t>(part.size()));
+  file.insert(file.end(), part.begin(), part.end());
+  file.resize((file.size() + 3) / 4 * 4);
+}
+
+// As dmlc-core's RecordIOWriter: split at every magic that is at a multiple of four.
+void put_record(Bytes& file, const Bytes& payload) {
+  size_t begin = 0;
+  for (size_t i = 0; i + 4 <= payload.size(); i += 4) {
+    if (std::memcmp(payload.data() + i, &kRecordMagic, 4) != 0) continue;
+    put_part(file, begin == 0 ? 1 : 2, std::span(payload).subspan(begin, i - begin));
+    begin = i + 4;
+  }
+  put_part(file, begin == 0 ? 0 : 3, std::span(payload).subspan(begin));
+}
+
+class Folder {
+ public:
+  Folder() {
+    char name[] = "/tmp/facetrain-loader-XXXXXX";
+    path = mkdtemp(name);
+  }
+  ~Folder() { std::filesystem::remove_all(path); }
+
+  void write(const std::string& file, const std::string& text) const { std::ofstream(path + "/" + file) << text; }
+  void write(const std::string& file, const Bytes& bytes) const {
+    write(file, std::string(bytes.begin(), bytes.end()));
+  }
+
+  std::string path;
+};
+
+struct Written {
+  Bytes rec;
+  std::map<int, size_t> offsets;
+
+  void add(int key, const Bytes& payload) {
+    offsets[key] = rec.size();
+    put_record(rec, payload);
+  }
+  void save(const Folder& folder, const std::string& property = "10,16,16\n") const {
+    std::string idx;
+    for (const auto& [key, offset] : offsets) idx += std::to_string(key) + "\t" + std::to_string(offset) + "\n";
+    folder.write("train.rec", rec);
+    folder.write("train.idx", idx);
+    folder.write("property", property);
+  }
+};
+
+// `count` pictures without header record; picture i has label i % 10 and gray value 2 * i.
+Written plain(int count, int first_key = 0) {
+  Written written;
+  for (int i = 0; i < count; ++i) {
+    const auto gray = static_cast<uint8_t>(2 * i);
+    written.add(first_key + i, payload_of(0, {static_cast<float>(i % 10)}, jpeg_of({gray, gray, gray})));
+  }
+  return written;
+}
+
+// ---- datasets ----
+
+void test_layouts() {
+  const Bytes image = jpeg_of({1, 2, 3});
+  {
+    Folder folder;
+    Written written;
+    written.add(0, payload_of(2, {4, 6}, {}));
+    for (int key = 1; key <= 3; ++key) written.add(key, payload_of(0, {static_cast<float>(key + 4)}, image));
+    for (int key = 4; key < 6; ++key) written.add(key, payload_of(2, {1, 3}, {}));
+    written.save(folder);
+    const auto dataset = open_dataset(folder.path);
+    CHECK_EQ(dataset->size(), 3);
+    CHECK_EQ(dataset->label(0), 5);
+    CHECK_EQ(dataset->label(2), 7);
+    CHECK(dataset->encoded(1) == image);
+    CHECK_EQ(dataset->identities(), 10);
+    CHECK_EQ(dataset->name(2), folder.path + "/train.rec, record 3 at byte " + std::to_string(written.offsets[3]));
+  }
+  {  // a header whose count a float cannot hold exactly
+    Folder folder;
+    Written written;
+    written.add(0, payload_of(2, {2e7f, 2e7f}, {}));
+    for (int key = 1; key <= 3; ++key) written.add(key, payload_of(0, {1}, image));
+    for (int key = 4; key < 9; ++key) written.add(key, payload_of(2, {1, 3}, {}));
+    written.save(folder);
+    CHECK_EQ(open_dataset(folder.path)->size(), 3);
+  }
+  {  // written last, as insightface's rec_builder.py does
+    Folder folder;
+    Written written;
+    for (int key = 1; key <= 3; ++key) written.add(key, payload_of(0, {1}, image));
+    written.add(0, payload_of(2, {4, 4}, {}));
+    written.save(folder);
+    CHECK_EQ(open_dataset(folder.path)->size(), 3);
+  }
+  for (const int first_key : {0, 1}) {
+    Folder folder;
+    plain(7, first_key).save(folder, "10, 16,16,7,shuffled,2020-01-01");
+    const auto dataset = open_dataset(folder.path);
+    CHECK_EQ(dataset->size(), 7);
+    CHECK_EQ(dataset->label(6), 6);
+  }
+  {  // labels in an array, also in record 0
+    Folder folder;
+    Written written;
+    for (int key = 0; key < 4; ++key) written.add(key, payload_of(3, {static_cast<float>(key), 99, 98}, image));
+    written.save(folder);
+    const auto dataset = open_dataset(folder.path);
+    CHECK_EQ(dataset->size(), 4);
+    CHECK_EQ(dataset->label(3), 3);
+    CHECK(dataset->encoded(0) == image);
+  }
+}
+
+void test_split_records() {
+  // A JPEG with comments that hold the magic: at a multiple of four of the payload, at another place, and twice in a
+  // row.
+  const Bytes plain_jpeg = jpeg_of({200, 100, 50});
+  for (const std::vector<int>& at : {std::vector<int>{0}, {1}, {0, 4}, {0, 4, 12}, {8}}) {
+    Bytes jpeg(plain_jpeg.begin(), plain_jpeg.begin() + 2);
+    jpeg.insert(jpeg.end(), {0xff, 0xfe, 0, 24});  // COM, 22 bytes
+    Bytes comment(22, 'x');
+    for (const int place : at) std::memcpy(comment.data() + 2 + place, &kRecordMagic, 4);
+    jpeg.insert(jpeg.end(), comment.begin(), comment.end());
+    jpeg.insert(jpeg.end(), plain_jpeg.begin() + 2, plain_jpeg.end());
+    Written written;
+    written.add(0, payload_of(0, {3}, jpeg));
+    written.add(1, payload_of(0, {4}, plain_jpeg));
+    const auto parts = std::count_if(at.begin(), at.end(), [](int place) { return place % 4 == 0; });
+    uint32_t word;
+    std::memcpy(&word, written.rec.data() + 4, 4);
+    CHECK_EQ(word >> 29, parts > 0 ? 1u : 0u);  // the writer did split
+    Folder folder;
+    written.save(folder);
+    const auto dataset = open_dataset(folder.path);
+    CHECK(dataset->encoded(0) == jpeg);
+    CHECK_EQ(dataset->label(0), 3);
+    CHECK_EQ(dataset->label(1), 4);
+    Bytes pixels(kSide * kSide * 3);
+    decode_jpeg(dataset->encoded(0), kSide, kSide, false, pixels.data(), "InvalidDataset", "picture");
+    CHECK_NEAR(pixels[0], 200, 2);
+  }
+}
+
+template <typename Break>
+void expect_refused(const std::string& text, Break damage) {
+  Folder folder;
+  Written written = plain(4);
+  written.save(folder);
+  damage(folder, written);
+  const auto read_everything = [&] {
+    const auto dataset = open_dataset(folder.path);
+    std::atomic<int64_t> done{0};
+    const std::atomic<bool> cancelled{false};
+    inspect(*dataset, dataset->size(), 2, done, cancelled);
+  };
+  CHECK_THROWS(read_everything(), Error, text);
+}
+
+void test_damage() {
+  using std::filesystem::remove;
+  expect_refused("/train.rec: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/train.rec"); });
+  expect_refused("/train.idx: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/train.idx"); });
+  expect_refused("/property: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/property"); });
+  expect_refused("/train.rec: is no file", [](const Folder& f, Written&) {
+    remove(f.path + "/train.rec");
+    std::filesystem::create_directory(f.path + "/train.rec");
+  });
+  expect_refused("/train.rec: is empty", [](const Folder& f, Written&) { f.write("train.rec", Bytes()); });
+  expect_refused("/train.idx: is empty", [](const Folder& f, Written&) { f.write("train.idx", Bytes()); });
+  for (const char* property :
+       {"10", "10,16", "10,16,x", "0,16,16", "-3,16,16", "ten,16,16", "10,16,16.5", "10;16;16"}) {
+    expect_refused("/property: '" + std::string(property) + "'; three positive numbers",
+                   [&](const Folder& f, Written&) { f.write("property", std::string(property) + "\n"); });
+  }
+  expect_refused("/property: 20000000 identities",
+                 [](const Folder& f, Written&) { f.write("property", "20000000,16,16"); });
+  expect_refused("/property: pictures of 99999 x 16",
+                 [](const Folder& f, Written&) { f.write("property", "10,99999,16"); });
+  for (const char* line : {"1 40", "x\t40", "1\t", "1\t-4", "1\t40 ", "\n", "99999999999999999999\t0"}) {
+    expect_refused("/train.idx: line 2 is no index entry",
+                   [&](const Folder& f, Written&) { f.write("train.idx", "0\t0\n" + std::string(line) + "\n"); });
+  }
+  expect_refused("/train.idx: key 1 is there twice",
+                 [](const Folder& f, Written&) { f.write("train.idx", "1\t0\n0\t0\n1\t0\n"); });
+
+  // Cut short: at the last record's start, in its head, in its payload.
+  for (const int left : {0, 4, 20}) {
+    expect_refused("cut short", [&](const Folder& f, Written& w) {
+      w.rec.resize(w.offsets[3] + (left == 4 ? 12 : left));
+      f.write("train.rec", w.rec);
+    });
+  }
+  expect_refused("record 3 at byte", [](const Folder& f, Written& w) {
+    w.rec.resize(w.offsets[3] + 4);
+    f.write("train.rec", w.rec);
+  });
+  expect_refused("record 1 at byte", [](const Folder& f, Written& w) {
+    w.rec[w.offsets[1]] ^= 1;
+    f.write("train.rec", w.rec);
+  });
+  expect_refused("record 2 at byte 0: its label is 3.5", [](const Folder& f, Written&) {
+    Written other;
+    other.add(2, payload_of(0, {3.5f}, jpeg_of({0, 0, 0})));
+    other.save(f);
+  });
+  for (const auto& [label, text] : std::map<float, std::string>{{10, "10"}, {-1, "-1"}, {3e9f, "3e+09"}}) {
+    expect_refused("its label is " + text + "; property has 10 identities, so labels are whole numbers from 0 to 9",
+                   [label = label](const Folder& f, Written& w) {
+                     w.add(4, payload_of(0, {label}, jpeg_of({0, 0, 0})));
+                     w.save(f);
+                   });
+  }
+  expect_refused("its label is nan", [](const Folder& f, Written& w) {
+    w.add(4, payload_of(0, {std::nanf("")}, jpeg_of({0, 0, 0})));
+    w.save(f);
+  });
+  expect_refused("it has no picture", [](const Folder& f, Written& w) {
+    w.add(4, payload_of(0, {1}, {}));
+    w.save(f);
+  });
+  expect_refused("announces 4000000000 labels", [](const Folder& f, Written& w) {
+    Bytes payload = payload_of(1, {1}, jpeg_of({0, 0, 0}));
+    const uint32_t flag = 4'000'000'000;
+    std::memcpy(payload.data(), &flag, 4);
+    w.add(4, payload);
+    w.save(f);
+  });
+  expect_refused("it has 10 bytes", [](const Folder& f, Written& w) {
+    w.add(4, Bytes(10));
+    w.save(f);
+  });
+  expect_refused("cflag 2", [](const Folder& f, Written& w) {
+    w.offsets[4] = w.rec.size();
+    put_part(w.rec, 2, Bytes(40));
+    w.save(f);
+  });
+  expect_refused("cflag 0", [](const Folder& f, Written& w) {  // a first part, then a whole record
+    w.offsets[4] = w.rec.size();
+    put_part(w.rec, 1, Bytes(40));
+    put_part(w.rec, 0, Bytes(40));
+    w.save(f);
+  });
+  expect_refused("record 4 at byte", [](const Folder& f, Written& w) {
+    w.add(4, payload_of(0, {1}, Bytes{'n', 'o', ' ', 'j', 'p', 'e', 'g'}));
+    w.save(f);
+  });
+  expect_refused("is no intact JPEG", [](const Folder& f, Written& w) {  // one that ends early
+    Bytes jpeg = half_white();
+    jpeg.resize(jpeg.size() - 30);
+    w.add(4, payload_of(0, {1}, jpeg));
+    w.save(f);
+  });
+  expect_refused("has 8 x 8 pixels (height x width); pictures have 16 x 16", [](const Folder& f, Written& w) {
+    w.add(4, payload_of(0, {1}, jpeg_of({0, 0, 0}, false, 8)));
+    w.save(f);
+  });
+  expect_refused("header of no pictures", [](const Folder& f, Written&) {
+    Written other;
+    other.add(0, payload_of(2, {1, 3}, {}));
+    other.save(f);
+  });
+}
+
+void test_inspect() {
+  Folder folder;
+  plain(100).save(folder, "12,16,16");
+  const auto dataset = open_dataset(folder.path);
+  const std::atomic<bool> running{false}, cancelled{true};
+  for (const int threads : {1, 3}) {
+    std::atomic<int64_t> done{0};
+    const Inspection result = inspect(*dataset, 7, threads, done, running);
+    CHECK_EQ(done.load(), 100);
+    CHECK_EQ(result.identities_seen, 10);
+    CHECK_EQ(result.label_min, 0);
+    CHECK_EQ(result.label_max, 9);
+    CHECK_THROWS(inspect(*dataset, 7, threads, done, cancelled), Cancelled, "");
+  }
+}
+
+// Counts what is asked of it. Every picture is `picture`; picture `broken` is none.
+class FakeDataset : public Dataset {
+ public:
+  explicit FakeDataset(int64_t size, Bytes picture = jpeg_of({10, 20, 30}))
+      : size_(size), picture_(std::move(picture)) {}
+  int64_t size() const override { return size_; }
+  int64_t identities() const override { return size_; }
+  int height() const override { return kSide; }
+  int width() const override { return kSide; }
+  int64_t label(int64_t picture) const override { return picture; }  // so that batches show which pictures they hold
+  Bytes encoded(int64_t picture) const override {
+    ++asked;
+    return picture == broken ? Bytes{1, 2, 3} : picture_;
+  }
+  std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
+
+  mutable std::atomic<int64_t> asked{0};
+  int64_t broken = -1;
+
+ private:
+  const int64_t size_;
+  const Bytes picture_;
+};
+
+void test_inspect_samples_evenly() {
+  const std::atomic<bool> running{false};
+  for (const int64_t decode : {0, 1, 7, 99, 100, 1000}) {
+    const FakeDataset dataset(100);
+    std::atomic<int64_t> done{0};
+    inspect(dataset, decode, 2, done, running);
+    CHECK_EQ(dataset.asked.load(), std::min<int64_t>(decode, 100));
+  }
+}
+
+// ---- order ----
+
+void test_permutation() {
+  for (const int64_t size : {1, 2, 3, 4, 5, 16, 17, 800, 65537}) {
+    const Permutation order(size, 42);
+    std::vector<int64_t> values(static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i) values[static_cast<size_t>(i)] = order(i);
+    std::sort(values.begin(), values.end());
+    std::vector<int64_t> all(values.size());
+    std::iota(all.begin(), all.end(), 0);
+    CHECK(values == all);
+  }
+  // Over many keys every picture comes to every place equally often, and neighbours do not stay neighbours: chi-squared
+  // with 9 degrees of freedom exceeds 33.7 once in 10,000 times.
+  constexpr int kSize = 10, kKeys = 20'000;
+  std::array<std::array<int, kSize>, kSize> at{};
+  std::array<int, kSize> distance{};
+  for (uint64_t key = 0; key < kKeys; ++key) {
+    const Permutation order(kSize, mix(key));
+    for (int i = 0; i < kSize; ++i) ++at[static_cast<size_t>(i)][static_cast<size_t>(order(i))];
+    ++distance[static_cast<size_t>((order(1) - order(0) + kSize) % kSize)];
+  }
+  for (const auto& row : at) {
+    double chi2 = 0;
+    for (const int count : row) chi2 += (count - kKeys / 10.0) * (count - kKeys / 10.0) / (kKeys / 10.0);
+    CHECK(chi2 < 33.7);
+  }
+  double chi2 = 0;
+  for (int d = 1; d < kSize; ++d) {
+    const double expected = kKeys / 9.0, difference = distance[static_cast<size_t>(d)] - expected;
+    chi2 += difference * difference / expected;
+  }
+  CHECK_EQ(distance[0], 0);
+  CHECK(chi2 < 31.8);  // 8 degrees of freedom
+}
+
+LoaderOptions options_of(int64_t global_batch, int threads = 2) {
+  LoaderOptions options;
+  options.global_batch = global_batch;
+  options.seed = 7;
+  options.threads = threads;
+  return options;
+}
+
+std::vector<Batch> take(Loader& loader, int count) {
+  std::vector<Batch> batches;
+  for (int i = 0; i < count; ++i) batches.push_back(loader.next());
+  return batches;
+}
+
+bool equal(const std::vector<Batch>& a, const std::vector<Batch>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const Batch& x, const Batch& y) {
+    return x.step == y.step && x.labels == y.labels && x.pixels == y.pixels;
+  });
+}
+
+void test_order() {
+  Folder folder;
+  plain(50).save(folder);
+  const auto dataset = open_dataset(folder.path);
+  LoaderOptions options = options_of(12);
+  options.shift = 2;
+  const auto whole = take(*make_loader(dataset, options), 10);
+  CHECK_EQ(whole[9].step, 9);
+  CHECK_EQ(whole[0].labels.size(), 12u);
+
+  for (const int threads : {1, 4}) {
+    LoaderOptions other = options;
+    other.threads = threads;
+    CHECK(equal(take(*make_loader(dataset, other), 10), whole));
+  }
+  for (const int64_t first_step : {1, 3, 4, 7}) {  // 4 steps are an epoch
+    LoaderOptions resumed = options;
+    resumed.first_step = first_step;
+    CHECK(equal(take(*make_loader(dataset, resumed), static_cast<int>(10 - first_step)),
+                {whole.begin() + first_step, whole.end()}));
+  }
+  for (const int size : {2, 3}) {
+    std::vector<Batch> joined(10);
+    for (int rank = 0; rank < size; ++rank) {
+      LoaderOptions part = options;
+      part.rank = rank;
+      part.size = size;
+      const auto batches = take(*make_loader(dataset, part), 10);
+      for (size_t i = 0; i < batches.size(); ++i) {
+        joined[i].step = batches[i].step;
+        joined[i].labels.insert(joined[i].labels.end(), batches[i].labels.begin(), batches[i].labels.end());
+        joined[i].pixels.insert(joined[i].pixels.end(), batches[i].pixels.begin(), batches[i].pixels.end());
+      }
+    }
+    CHECK(equal(joined, whole));
+  }
+  LoaderOptions reseeded = options;
+  reseeded.seed = 8;
+  CHECK(!equal(take(*make_loader(dataset, reseeded), 10), whole));
+}
+
+void test_epochs() {
+  const auto dataset = std::make_shared<FakeDataset>(50);
+  auto loader = make_loader(dataset, options_of(12));
+  CHECK_EQ(loader->steps_per_epoch(), 4);
+  std::vector<std::vector<int64_t>> epochs;
+  for (int epoch = 0; epoch < 3; ++epoch) {
+    std::vector<int64_t> pictures;
+    for (const Batch& batch : take(*loader, 4))
+      pictures.insert(pictures.end(), batch.labels.begin(), batch.labels.end());
+    CHECK_EQ(std::set<int64_t>(pictures.begin(), pictures.end()).size(), 48u);  // none twice: two are dropped
+    epochs.push_back(pictures);
+  }
+  CHECK(epochs[0] != epochs[1]);
+  CHECK(epochs[1] != epochs[2]);
+  std::sort(epochs[0].begin(), epochs[0].end());
+  std::sort(epochs[1].begin(), epochs[1].end());
+  CHECK(epochs[0] != epochs[1]);  // other pictures are dropped
+  CHECK_THROWS(make_loader(dataset, options_of(51)), Error, "a global batch takes 51");
+}
+
+// ---- pixels ----
+
+void test_decode() {
+  Bytes pixels(kSide * kSide * 3);
+  decode_jpeg(jpeg_of({200, 100, 50}), kSide, kSide, false, pixels.data(), "InvalidDataset", "picture");
+  CHECK_NEAR(pixels[0], 200, 2);
+  CHECK_NEAR(pixels[1], 100, 2);
+  CHECK_NEAR(pixels[2], 50, 2);
+  decode_jpeg(jpeg_of({200, 100, 50}), kSide, kSide, true, pixels.data(), "InvalidDataset", "picture");
+  CHECK_NEAR(pixels[0], 50, 2);
+  CHECK_NEAR(pixels[2], 200, 2);
+  decode_jpeg(jpeg_of({90, 90, 90}, true), kSide, kSide, false, pixels.data(), "InvalidDataset", "picture");
+  for (int c = 0; c < 3; ++c) CHECK_NEAR(pixels[static_cast<size_t>(c)], 90, 1);
+  CHECK_THROWS(decode_jpeg({}, kSide, kSide, false, pixels.data(), "InvalidVerificationSet", "set.bin, picture 3"),
+               Error, "set.bin, picture 3: is no intact JPEG");
+}
+
+void test_augmentation() {
+  const auto dataset = std::make_shared<FakeDataset>(64, half_white());
+  LoaderOptions options = options_of(64);
+  options.shift = 3;
+  const Batch batch = make_loader(dataset, options)->next();
+  // The edge between black and white tells what happened: column 8 of the picture, moved by dx, whichever side is
+  // white.
+  std::map<int, int> white_right, white_left;  // count by column where the edge is
+  for (size_t i = 0; i < 64; ++i) {
+    const uint8_t* row = batch.pixels.data() + i * kSide * kSide * 3;
+    const auto white = [&](int x) { return row[3 * x] > 127; };
+    int edge = 1;
+    while (edge < kSide && white(edge) == white(0)) ++edge;
+    ++(white(0) ? white_left : white_right)[edge];
+    for (int x = edge; x < kSide; ++x) CHECK_EQ(white(x), !white(0));  // the border's colour came in, and nothing else
+  }
+  for (const auto& edges : {white_left, white_right}) {
+    int count = 0;
+    for (const auto& [edge, times] : edges) {
+      CHECK(edge >= kSide / 2 - 3 && edge <= kSide / 2 + 3);
+      count += times;
+    }
+    CHECK(count >= 20);
+    CHECK(edges.size() >= 6u);  // of the seven
+  }
+
+  options.flip = false;
+  options.shift = 0;
+  Bytes still(kSide * kSide * 3);
+  decode_jpeg(half_white(), kSide, kSide, false, still.data(), "InvalidDataset", "picture");
+  const Batch plain_batch = make_loader(dataset, options)->next();
+  for (size_t i = 0; i < 64; ++i) {
+    CHECK(
+        std::equal(still.begin(), still.end(), plain_batch.pixels.begin() + static_cast<ptrdiff_t>(i * still.size())));
+  }
+}
+
+// ---- threads ----
+
+template <typename Condition>
+bool eventually(Condition condition) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > deadline) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
+void test_bounded() {
+  const auto dataset = std::make_shared<FakeDataset>(1000);
+  auto loader = make_loader(dataset, options_of(5, 4));
+  for (int taken = 0; taken < 20; ++taken) {
+    CHECK(eventually([&] { return dataset->asked == (taken + 3) * 5; }));  // three batches ahead
+    loader->next();
+    CHECK(dataset->asked <= (taken + 4) * 5);
+  }
+}
+
+void test_errors_come_in_their_turn() {
+  const auto dataset = std::make_shared<FakeDataset>(40);
+  LoaderOptions options = options_of(4, 4);
+  const Batch third = take(*make_loader(dataset, options), 3).back();
+  dataset->broken = third.labels[2];
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    auto loader = make_loader(dataset, options);
+    CHECK_EQ(take(*loader, 2).back().step, 1);
+    const std::string message = "picture " + std::to_string(dataset->broken) + ": is no intact JPEG";
+    CHECK_THROWS(loader->next(), Error, message);
+    CHECK_THROWS(loader->next(), Error, message);
+  }
+}
+
+void test_stops_at_any_time() {
+  for (int i = 0; i < 200; ++i) {  // after 0 .. 30 pictures, the last of which fill the ring
+    const auto dataset = std::make_shared<FakeDataset>(100);
+    const auto loader = make_loader(dataset, options_of(10, 1 + i % 3));
+    if (i % 5 == 0) loader->next();
+    CHECK(eventually([&] { return dataset->asked >= i % 31; }));
+  }
+}
+
+void test_names() {
+  auto loader = make_loader(std::make_shared<FakeDataset>(100), options_of(10, 2));
+  std::set<std::string> names;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    names.insert(name);
+  }
+  CHECK(names.contains("loader/0"));
+  CHECK(names.contains("loader/1"));
+}
+
+}  // namespace
+
+int main() {
+  test_layouts();
+  test_split_records();
+  test_damage();
+  test_inspect();
+  test_inspect_samples_evenly();
+  test_permutation();
+  test_order();
+  test_epochs();
+  test_decode();
+  test_augmentation();
+  test_bounded();
+  test_errors_come_in_their_turn();
+  test_stops_at_any_time();
+  test_names();
+  return TEST_RESULT();
+}

@@ -1,0 +1,66 @@
+#include "kernels/elementwise.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/clones.h"
+
+namespace facetrain {
+namespace {
+
+// Below 2^22 the sum's last bit is one, so adding this rounds half to even, in every instruction set and without a call.
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+
+// Saturating before rounding is the same, for the limit is an integer. NaN does not get here: scales are positive and
+// weights finite.
+inline int8_t saturate(float value, float limit) {
+  const float clamped = std::max(-limit, std::min(limit, value));
+  return static_cast<int8_t>(static_cast<int32_t>((clamped + kRound) - kRound));
+}
+
+}  // namespace
+
+FACETRAIN_CLONES void quantize(const float* x, int64_t count, float scale, int limit, int8_t* y) {
+  const auto bound = static_cast<float>(limit);
+  for (int64_t i = 0; i < count; ++i) y[i] = saturate(x[i] / scale, bound);
+}
+
+FACETRAIN_CLONES void requantize(const int32_t* x, int channels, int64_t area, const float* multipliers, int limit,
+                                 int8_t* y) {
+  const auto bound = static_cast<float>(limit);
+  for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
+    for (int c = 0; c < channels; ++c) y[c] = saturate(static_cast<float>(x[c]) * multipliers[c], bound);
+  }
+}
+
+FACETRAIN_CLONES void dequantize(const int32_t* x, int channels, int64_t area, const float* scales, float* y) {
+  for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
+    for (int c = 0; c < channels; ++c) y[c] = static_cast<float>(x[c]) * scales[c];
+  }
+}
+
+FACETRAIN_CLONES void pointwise(const int8_t* x, int channels, int64_t area, const float* positive,
+                                const float* negative, const float* offset, float x_scale, float* y) {
+  for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
+    for (int c = 0; c < channels; ++c) {
+      const float real = static_cast<float>(x[c]) * x_scale;
+      y[c] = (real > 0 ? positive[c] : negative[c]) * real + offset[c];
+    }
+  }
+}
+
+FACETRAIN_CLONES void add(const int8_t* a, float a_scale, const int8_t* b, float b_scale, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    y[i] = static_cast<float>(a[i]) * a_scale + static_cast<float>(b[i]) * b_scale;
+  }
+}
+
+void pool(const int8_t* x, int channels, int64_t area, float x_scale, float* y) {
+  std::vector<int32_t> sums(channels);
+  for (int64_t p = 0; p < area; ++p) {
+    for (int c = 0; c < channels; ++c) sums[c] += x[p * channels + c];
+  }
+  for (int c = 0; c < channels; ++c) y[c] = static_cast<float>(sums[c]) * x_scale / static_cast<float>(area);
+}
+
+}  // namespace facetrain

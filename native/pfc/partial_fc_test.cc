@@ -1,0 +1,521 @@
+// Partial FC against a dense softmax in float64 on one rank, whose gradients come from autograd: none of the formulas
+// under test are used there. `partial_fc_test gloo RANK SIZE PORT` is one rank of the test with real processes.
+#include "pfc/partial_fc.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include "error.h"
+#include "test/check.h"
+#include "test/processes.h"
+
+using namespace facetrain;
+
+// float32 against float64, logits up to 64: a cosine is off by a few 1e-7, a logit by 64 times that, and so is,
+// relative to itself, a probability. Gradients are measured against the largest entry of the tensor.
+static constexpr double kLossError = 2e-6, kGradientError = 1e-5;
+// After eight steps of SGD: what the steps' errors add up to.
+static constexpr double kStepsLossError = 1e-5, kStepsRowsError = 1e-5;
+
+static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
+  if (actual.sizes() != expected.sizes() || !actual.isfinite().all().item<bool>()) return INFINITY;
+  const at::Tensor reference = expected.to(at::kDouble);
+  if (reference.numel() == 0) return 0;
+  const double largest = reference.abs().max().item<double>();
+  const double error = (actual.to(at::kDouble) - reference).abs().max().item<double>();
+  return largest > 0 ? error / largest : error;
+}
+
+// ---- the oracle
+// ------------------------------------------------------------------------------------------------------
+
+struct Dense {
+  double loss;
+  at::Tensor dx, dw;  // [B, d], [sampled, d]
+};
+
+// Softmax cross entropy over the classes in `sampled` [n], x [B, d], w [C, d], labels [B], all of it in float64.
+static Dense dense_softmax(const PfcOptions& options, const at::Tensor& x32, const at::Tensor& w32,
+                           const at::Tensor& labels, const at::Tensor& sampled) {
+  const double m1 = options.margin.m1, m2 = options.margin.m2, m3 = options.margin.m3;
+  const at::Tensor x = x32.to(at::kDouble).requires_grad_(), w = w32.index({sampled}).to(at::kDouble).requires_grad_();
+  const at::Tensor cosines = at::mm(x / x.norm(2, {1}, true), (w / w.norm(2, {1}, true)).t());
+  const at::Tensor is_target = labels.unsqueeze(1) == sampled.unsqueeze(0);
+  CHECK(is_target.sum(1).eq(1).all().item<bool>());  // every positive is in the sample
+  const at::Tensor cosine = cosines.masked_select(is_target);
+
+  at::Tensor target = cosine - m3;
+  if (m1 != 1 || m2 != 0) {
+    const at::Tensor angle = cosine.acos();
+    const double turn = (M_PI - m2) / m1, missing = M_PI - turn;
+    const double penalty = std::max(missing * std::sin(missing), 1 - std::cos(missing));
+    target = at::where(angle >= turn, cosine - penalty, (m1 * angle + m2).cos()) - m3;
+  }
+  at::Tensor logits = cosines;
+  if (options.interclass_filter) logits = logits.masked_fill(cosines > double{*options.interclass_filter}, 0);
+  logits = double{options.scale} * logits.masked_scatter(is_target, target);
+  const at::Tensor loss = -logits.log_softmax(1).masked_select(is_target).mean();
+  loss.backward();
+  return {loss.item<double>(), x.grad(), w.grad()};
+}
+
+// ---- one problem, on any number of ranks
+// -----------------------------------------------------------------------------
+
+struct Problem {
+  PfcOptions options;
+  at::Tensor x, w, labels;  // [B, d], [C, d], [B]
+};
+
+// Samples at all angles to their class, from "the same" to "opposite", past the margins' turning points.
+static Problem make_problem(int64_t num_classes, int64_t dim, int64_t batch, PfcOptions options = {}) {
+  at::manual_seed(7);
+  options.num_classes = num_classes;
+  options.embedding_dim = dim;
+  options.seed = 11;
+  const at::Tensor w = at::randn({num_classes, dim}) * at::rand({num_classes, 1}).add_(0.5) * 0.1;
+  const at::Tensor labels = at::randint(num_classes, {batch}, at::kLong);
+  const at::Tensor pull = at::linspace(-6, 6, batch).view({-1, 1});
+  const at::Tensor own = w.index_select(0, labels);
+  const at::Tensor x =
+      (at::randn({batch, dim}) + pull * own / own.norm(2, {1}, true)) * at::rand({batch, 1}).add_(0.5) * 3;
+  return {options, x, w, labels};
+}
+
+struct Step {
+  std::vector<double> losses;  // by rank
+  at::Tensor dx;               // [B, d]
+  at::Tensor sampled, dw;      // [n] global classes, [n, d]
+};
+
+// The ranks' parts, put together in rank order.
+class Parts {
+ public:
+  explicit Parts(int size) : losses_(size), dx_(size), sampled_(size), dw_(size) {}
+
+  void add(int rank, PartialFc& pfc, const PartialFc::Result& result) {
+    losses_[rank] = result.loss;
+    dx_[rank] = result.grad_embeddings;
+    sampled_[rank] = pfc.sampled() + pfc.rows().first;
+    dw_[rank] = pfc.sampled_gradient().clone();
+  }
+  Step whole() const { return {losses_, at::cat(dx_), at::cat(sampled_), at::cat(dw_)}; }
+
+ private:
+  std::vector<double> losses_;
+  std::vector<at::Tensor> dx_, sampled_, dw_;
+};
+
+static at::Tensor part_of(const at::Tensor& whole, Comm& comm) {
+  const int64_t each = whole.size(0) / comm.size();
+  return whole.narrow(0, comm.rank() * each, each);
+}
+
+static void set_rows(PartialFc& pfc, const at::Tensor& w) {
+  pfc.weight().copy_(w.narrow(0, pfc.rows().first, pfc.rows().count));
+}
+
+static Step run_step(const Problem& problem, int size, uint64_t step = 3) {
+  Parts parts(size);
+  run_fake_ranks(size, [&](Comm& comm) {
+    PartialFc pfc(comm, problem.options);
+    set_rows(pfc, problem.w);
+    parts.add(comm.rank(), pfc, pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), step));
+  });
+  return parts.whole();
+}
+
+static void check_against_dense(const Problem& problem, const Step& step) {
+  const Dense dense = dense_softmax(problem.options, problem.x, problem.w, problem.labels, step.sampled);
+  for (const double loss : step.losses) {
+    CHECK_EQ(loss, step.losses[0]);
+    CHECK_NEAR(loss, dense.loss, kLossError * std::max(1.0, dense.loss));
+  }
+  CHECK_NEAR(max_error(step.dx, dense.dx), 0, kGradientError);
+  CHECK_NEAR(max_error(step.dw, dense.dw), 0, kGradientError);
+}
+
+// ---- tests
+// -----------------------------------------------------------------------------------------------------------
+
+static void test_every_margin_rate_filter_and_world_size() {
+  const std::vector<Margin> margins = {{1, 0, 0.4f}, {1, 0.5f, 0}, {1.35f, 0, 0}, {1.1f, 0.3f, 0.2f}};
+  for (const Margin& margin : margins) {
+    for (const double rate : {0.1, 1.0}) {
+      for (const std::optional<float> filter : {std::optional<float>(), std::optional<float>(0.2f)}) {
+        for (const float scale : {64.0f, 8.0f}) {
+          PfcOptions options;
+          options.margin = margin;
+          options.sample_rate = rate;
+          options.interclass_filter = filter;
+          options.scale = scale;
+          const Problem problem = make_problem(103, 17, 24, options);
+          for (const int size : {1, 2, 4}) check_against_dense(problem, run_step(problem, size));
+        }
+      }
+    }
+  }
+}
+
+// The result must not depend on how the rows are cut into tiles.
+static void test_tiles() {
+  for (const double rate : {0.3, 1.0}) {
+    PfcOptions options;
+    options.sample_rate = rate;
+    options.interclass_filter = 0.3f;
+    for (const int64_t tile : {1, 2, 7, 16, 102, 103, 104}) {
+      options.tile_rows = tile;
+      const Problem problem = make_problem(103, 8, 10, options);
+      check_against_dense(problem, run_step(problem, 2));
+    }
+  }
+}
+
+static void test_margins_and_filter_matter() {
+  const auto loss = [](const Margin& margin, std::optional<float> filter) {
+    PfcOptions options;
+    options.margin = margin;
+    options.interclass_filter = filter;
+    return run_step(make_problem(103, 17, 24, options), 2).losses[0];
+  };
+  const double plain = loss({1, 0, 0}, {});
+  CHECK(loss({1, 0, 0.4f}, {}) > plain + 1);
+  CHECK(loss({1, 0.5f, 0}, {}) > plain + 1);
+  CHECK(loss({1, 0, 0}, 0.2f) < plain - 1);
+}
+
+static int64_t contains(const at::Tensor& set, const at::Tensor& values) {
+  return (set.unsqueeze(0) == values.unsqueeze(1)).any(1).sum().item<int64_t>();
+}
+
+static void test_sample() {
+  PfcOptions options;
+  options.sample_rate = 0.1;
+  const int64_t num_classes = 20001;
+  const Problem problem = make_problem(num_classes, 4, 12, options);
+  const Step one = run_step(problem, 1, 5);
+  for (const int size : {2, 3, 4}) CHECK(at::equal(run_step(problem, size, 5).sampled, one.sampled));
+  CHECK(at::equal(run_step(problem, 1, 5).sampled, one.sampled));
+  CHECK_EQ(contains(one.sampled, problem.labels), problem.labels.numel());
+  CHECK((one.sampled.diff() > 0).all().item<bool>());
+
+  // Binomial: 2000 give or take 42; another step or seed draws independently, with 200 in common.
+  CHECK_NEAR(static_cast<double>(one.sampled.numel()), 2000, 5 * 42 + 12);
+  Problem other = problem;
+  other.options.seed += 1;
+  for (const at::Tensor& sampled : {run_step(problem, 1, 6).sampled, run_step(other, 1, 5).sampled}) {
+    CHECK_NEAR(static_cast<double>(at::isin(sampled, one.sampled).sum().item<int64_t>()), 200, 5 * 14 + 12);
+  }
+}
+
+static void test_positives_outnumber_the_sample() {
+  for (const double rate : {0.0, 0.01}) {
+    PfcOptions options;
+    options.sample_rate = rate;
+    Problem problem = make_problem(60, 9, 40, options);
+    problem.labels = at::randperm(60, at::kLong).narrow(0, 0, 40).contiguous();
+    for (const int size : {1, 2, 4}) {
+      const Step step = run_step(problem, size);
+      CHECK_EQ(contains(step.sampled, problem.labels), 40);
+      CHECK(step.sampled.numel() < (rate == 0 ? 41 : 46));
+      check_against_dense(problem, step);
+    }
+  }
+}
+
+// Ranks 1 to 3 own no positive; at rate 0 they sample nothing at all.
+static void test_ranks_without_positives() {
+  for (const double rate : {0.0, 0.1, 1.0}) {
+    PfcOptions options;
+    options.sample_rate = rate;
+    Problem problem = make_problem(103, 16, 8, options);
+    problem.labels.remainder_(26);
+    const Step step = run_step(problem, 4);
+    if (rate == 0) CHECK((step.sampled < 26).all().item<bool>());
+    check_against_dense(problem, step);
+  }
+}
+
+static void test_fewer_classes_than_ranks() {
+  const Problem problem = make_problem(3, 5, 8);
+  check_against_dense(problem, run_step(problem, 4));
+}
+
+// Every cosine is -1, and e^(-64 (1 + cos...)) is far below what float32 can hold; the loss is log 2 plus the margin.
+static void test_few_classes_far_below_zero() {
+  for (const float scale : {64.0f, 512.0f}) {
+    PfcOptions options;
+    options.scale = scale;
+    Problem problem = make_problem(2, 4, 4, options);
+    problem.w = at::ones({2, 4});
+    problem.x = -at::ones({4, 4});
+    check_against_dense(problem, run_step(problem, 2));
+    problem.options.margin = {1, 0, 0};
+    CHECK_NEAR(run_step(problem, 2).losses[0], std::log(2.0), 1e-6);
+  }
+}
+
+// A sample on its class centre with everything else far away: the loss is e^-something, not a rounding of 64.
+static void test_loss_near_zero() {
+  PfcOptions options;
+  options.margin = {1, 0, 0};
+  options.scale = 16;
+  Problem problem = make_problem(4, 4, 4, options);
+  problem.w = at::eye(4);
+  problem.x = at::eye(4);
+  problem.labels = at::arange(4, at::kLong);
+  CHECK_NEAR(run_step(problem, 2).losses[0], std::log1p(3 * std::exp(-16.0)), 1e-12);
+}
+
+static void test_pole_of_arcface() {
+  PfcOptions options;
+  options.margin = {1, 0.5f, 0};
+  Problem problem = make_problem(40, 16, 8, options);
+  problem.x = problem.w.index_select(0, problem.labels) * 5;
+  const Step step = run_step(problem, 2);
+  CHECK(std::isfinite(step.losses[0]));
+  for (const at::Tensor& gradient : {step.dx, step.dw}) CHECK(gradient.isfinite().all().item<bool>());
+  // |d loss / d x| of a sample is at most s / B (1 + 1) / |x|.
+  const at::Tensor bound = 2 * 64.0 / 8 / problem.x.norm(2, {1});
+  CHECK((step.dx.norm(2, {1}) <= bound).all().item<bool>());
+}
+
+static void test_vector_without_direction() {
+  Problem problem = make_problem(20, 8, 4);
+  problem.x[1].zero_();
+  problem.w[problem.labels[2].item<int64_t>()].zero_();
+  const Step step = run_step(problem, 2);
+  CHECK(std::isfinite(step.losses[0]));
+  CHECK(at::equal(step.dx[1], at::zeros({8})));
+  for (const at::Tensor& gradient : {step.dx, step.dw}) CHECK(gradient.isfinite().all().item<bool>());
+}
+
+// Also proves that a label's 64 bits arrive at the other ranks.
+static void test_labels_out_of_range() {
+  for (const int64_t bad : {int64_t{-1}, int64_t{20}, int64_t{1} << 40 | 1}) {
+    Problem problem = make_problem(20, 8, 4);
+    problem.labels[3] = bad;
+    std::vector<std::string> messages(2);  // by rank
+    run_fake_ranks(2, [&](Comm& comm) {
+      PartialFc pfc(comm, problem.options);
+      try {
+        pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), 0);
+      } catch (const Error& error) {
+        messages[comm.rank()] = error.code + " " + error.what();
+      }
+    });
+    for (const std::string& message : messages) {
+      CHECK_EQ(message, "InvalidDataset labels: label " + std::to_string(bad) +
+                            " in the batch of rank 1; 0 to 19 for 20 classes");
+    }
+  }
+}
+
+// Eight steps of training, each on a batch of its own, from the rows that the seed gives.
+struct Training {
+  std::vector<double> losses;
+  std::vector<at::Tensor> sampled;  // global classes, by step
+  at::Tensor weight, momentum, dx;  // [C, d], [C, d], [B, d] of the last step
+};
+
+static constexpr int kSteps = 8;
+static constexpr double kLearningRate = 0.1, kMomentum = 0.9, kWeightDecay = 5e-3;
+
+static std::vector<Problem> training_batches(double rate) {
+  PfcOptions options;
+  options.sample_rate = rate;
+  options.margin = {1, 0.5f, 0};
+  std::vector<Problem> batches(kSteps, make_problem(103, 17, 24, options));
+  for (Problem& batch : batches) {
+    batch.labels = at::randint(103, {24}, at::kLong);
+    batch.x = at::randn({24, 17});
+  }
+  return batches;
+}
+
+static Training train_rank(Comm& comm, const std::vector<Problem>& batches) {
+  PartialFc pfc(comm, batches[0].options);
+  Training training;
+  for (int step = 0; step < kSteps; ++step) {
+    const auto result = pfc.forward_backward(part_of(batches[step].x, comm), part_of(batches[step].labels, comm), step);
+    pfc.apply_sgd(kLearningRate, kMomentum, kWeightDecay);
+    training.losses.push_back(result.loss);
+    training.sampled.push_back(pfc.sampled() + pfc.rows().first);
+    training.dx = result.grad_embeddings;
+  }
+  training.weight = pfc.weight();
+  training.momentum = pfc.momentum();
+  return training;
+}
+
+static Training train(int size, const std::vector<Problem>& batches) {
+  std::vector<Training> ranks(size);
+  run_fake_ranks(size, [&](Comm& comm) { ranks[comm.rank()] = train_rank(comm, batches); });
+  const auto join = [&](auto member) {
+    std::vector<at::Tensor> parts;
+    for (const Training& rank : ranks) parts.push_back(member(rank));
+    return at::cat(parts);
+  };
+  Training whole{ranks[0].losses,
+                 {},
+                 join([](auto& r) { return r.weight; }),
+                 join([](auto& r) { return r.momentum; }),
+                 join([](auto& r) { return r.dx; })};
+  for (int step = 0; step < kSteps; ++step) whole.sampled.push_back(join([&](auto& r) { return r.sampled[step]; }));
+  return whole;
+}
+
+// The same seed gives the same training at every world size, and it is that of lazy SGD in float64.
+static void test_training() {
+  for (const double rate : {0.1, 1.0}) {
+    const std::vector<Problem> batches = training_batches(rate);
+    const Training one = train(1, batches);
+
+    const at::Tensor initial = PartialFc(*make_solo_comm(), batches[0].options).weight();
+    at::Tensor w = initial.to(at::kDouble), m = at::zeros_like(w);
+    for (int step = 0; step < kSteps; ++step) {
+      const at::Tensor& sampled = one.sampled[step];
+      const Dense dense = dense_softmax(batches[step].options, batches[step].x, w, batches[step].labels, sampled);
+      CHECK_NEAR(one.losses[step], dense.loss, kStepsLossError * dense.loss);
+      m.index_put_({sampled}, kMomentum * m.index({sampled}) + dense.dw + kWeightDecay * w.index({sampled}));
+      w.index_put_({sampled}, w.index({sampled}) - kLearningRate * m.index({sampled}));
+    }
+    CHECK_NEAR(max_error(one.weight, w), 0, kStepsRowsError);
+    CHECK_NEAR(max_error(one.momentum, m), 0, kStepsRowsError);
+    CHECK(one.losses.back() != one.losses.front());
+
+    // Rows that were never sampled have not moved.
+    const at::Tensor untouched = ~at::isin(at::arange(103), at::cat(one.sampled));
+    CHECK_EQ(untouched.any().item<bool>(), rate < 1);
+    CHECK(at::equal(one.weight.index({untouched}), initial.index({untouched})));
+    CHECK(at::equal(one.momentum.index({untouched}), at::zeros_like(initial).index({untouched})));
+
+    for (const int size : {2, 4}) {
+      const Training many = train(size, batches);
+      for (int step = 0; step < kSteps; ++step) {
+        CHECK(at::equal(many.sampled[step], one.sampled[step]));
+        CHECK_NEAR(many.losses[step], one.losses[step], kStepsLossError * one.losses[step]);
+      }
+      CHECK_NEAR(max_error(many.weight, one.weight), 0, kStepsRowsError);
+      CHECK_NEAR(max_error(many.momentum, one.momentum), 0, kStepsRowsError);
+    }
+    const Training again = train(2, batches), twice = train(2, batches);
+    CHECK(at::equal(again.weight, twice.weight));
+    CHECK(again.losses == twice.losses);
+  }
+}
+
+static void test_gloo() {
+  const std::string port = std::to_string(test::free_port());
+  std::vector<test::Child> children;
+  for (const char* rank : {"0", "1"}) children.emplace_back(std::vector<std::string>{"gloo", rank, "2", port});
+  for (test::Child& child : children) CHECK_EQ(child.wait(), 0);
+}
+
+// A sum of two is the same in either order, so over Gloo two ranks get what two fake ranks get, bit for bit.
+static int run_gloo_rank(int rank, int size, int port) {
+  RendezvousOptions rendezvous;
+  rendezvous.rank = rank;
+  rendezvous.size = size;
+  rendezvous.master_port = port;
+  const auto comm = make_gloo_comm(rendezvous);
+  for (const double rate : {0.1, 1.0}) {
+    const std::vector<Problem> batches = training_batches(rate);
+    const Training actual = train_rank(*comm, batches);
+    run_fake_ranks(size, [&](Comm& fake) {
+      const Training expected = train_rank(fake, batches);
+      if (fake.rank() != rank) return;
+      CHECK(actual.losses == expected.losses);
+      CHECK(at::equal(actual.weight, expected.weight));
+      CHECK(at::equal(actual.momentum, expected.momentum));
+      CHECK(at::equal(actual.dx, expected.dx));
+      for (int step = 0; step < kSteps; ++step) CHECK(at::equal(actual.sampled[step], expected.sampled[step]));
+    });
+  }
+  return TEST_RESULT();
+}
+
+// The same on a GPU, where there is one.
+static void test_cuda() {
+  if (!at::hasCUDA()) return;
+  const auto solo = make_solo_comm();
+  for (const double rate : {0.1, 1.0}) {
+    PfcOptions options;
+    options.sample_rate = rate;
+    options.margin = {1, 0.5f, 0};
+    options.interclass_filter = 0.2f;
+    options.device = at::kCUDA;
+    Problem problem = make_problem(103, 17, 24, options);
+    PartialFc pfc(*solo, problem.options);
+    set_rows(pfc, problem.w);
+    const auto result = pfc.forward_backward(problem.x.to(at::kCUDA), problem.labels, 3);
+    const at::Tensor sampled = pfc.sampled().to(at::kCPU);
+    check_against_dense(
+        problem, {{result.loss}, result.grad_embeddings.to(at::kCPU), sampled, pfc.sampled_gradient().to(at::kCPU)});
+    pfc.apply_sgd(1, 0, 0);
+    const at::Tensor moved = problem.w.index({sampled}) - pfc.sampled_gradient().to(at::kCPU);
+    CHECK_NEAR(max_error(pfc.weight().to(at::kCPU).index({sampled}), moved), 0, kGradientError);
+  }
+}
+
+static void test_step_before_any_forward() {
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, make_problem(20, 8, 4).options);
+  const at::Tensor before = pfc.weight().clone();
+  pfc.apply_sgd(0.1, 0.9, 5e-4);
+  CHECK(at::equal(pfc.weight(), before));
+}
+
+static void test_embeddings_of_a_graph() {
+  const Problem problem = make_problem(20, 8, 4);
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, problem.options);
+  const at::Tensor leaf = problem.x.clone().requires_grad_();
+  const auto result = pfc.forward_backward(leaf * 2, problem.labels, 0);
+  CHECK(!result.grad_embeddings.requires_grad());
+  CHECK(at::equal(result.grad_embeddings, pfc.forward_backward(problem.x * 2, problem.labels, 0).grad_embeddings));
+}
+
+static void test_initial_rows() {
+  PfcOptions options = make_problem(301, 33, 4).options;
+  const auto rows = [&](int size) {
+    std::vector<at::Tensor> parts(size);
+    run_fake_ranks(size, [&](Comm& comm) { parts[comm.rank()] = PartialFc(comm, options).weight().clone(); });
+    return at::cat(parts);
+  };
+  const at::Tensor one = rows(1);
+  for (const int size : {2, 3, 4}) CHECK(at::equal(rows(size), one));
+  // 9933 numbers: the mean is off by 1e-4, the deviation by 0.7e-4, the fourth moment over sigma^4 by 0.1.
+  CHECK_NEAR(one.mean().item<double>(), 0, 5e-4);
+  CHECK_NEAR(one.std().item<double>(), 0.01, 3.5e-4);
+  CHECK_NEAR((one / 0.01).pow(4).mean().item<double>(), 3, 0.5);
+  // No row resembles another: cosines of 33-dimensional noise.
+  const at::Tensor unit = one / one.norm(2, {1}, true);
+  CHECK((at::mm(unit, unit.t()) - at::eye(301)).abs().max().item<double>() < 0.9);
+  options.seed += 1;
+  CHECK(!at::equal(rows(1), one));
+}
+
+int main(int argc, char** argv) {
+  at::set_num_threads(1);
+  if (argc == 5) return run_gloo_rank(std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
+  test_every_margin_rate_filter_and_world_size();
+  test_tiles();
+  test_margins_and_filter_matter();
+  test_sample();
+  test_positives_outnumber_the_sample();
+  test_ranks_without_positives();
+  test_fewer_classes_than_ranks();
+  test_few_classes_far_below_zero();
+  test_loss_near_zero();
+  test_pole_of_arcface();
+  test_vector_without_direction();
+  test_labels_out_of_range();
+  test_initial_rows();
+  test_training();
+  test_gloo();
+  test_cuda();
+  test_step_before_any_forward();
+  test_embeddings_of_a_graph();
+  return TEST_RESULT();
+}

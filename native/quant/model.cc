@@ -1,0 +1,184 @@
+#include "quant/model.h"
+
+#include <algorithm>
+
+#include "error.h"
+#include "kernels/elementwise.h"
+
+namespace facetrain {
+namespace {
+
+// Which buffer each tensor uses; a buffer is free again behind its tensor's last reader.
+struct BufferPlan {
+  std::vector<int> buffer;       // by tensor
+  std::vector<int64_t> lengths;  // by buffer
+
+  explicit BufferPlan(const LayerGraph& graph) : buffer(graph.tensors.size()) {
+    std::vector<int> free;
+    const auto take = [&](int tensor) {
+      if (free.empty()) {
+        free.push_back(static_cast<int>(lengths.size()));
+        lengths.push_back(0);
+      }
+      buffer[tensor] = free.back();
+      free.pop_back();
+      lengths[buffer[tensor]] = std::max(lengths[buffer[tensor]], graph.tensors[tensor].size());
+    };
+    take(0);
+    for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
+      const Layer& layer = graph.layers[l];
+      take(layer.output);
+      for (const int tensor : {layer.input, layer.second}) {
+        if (tensor >= 0 && graph.tensors[tensor].last_reader() == l && !(tensor == layer.second && tensor == layer.input)) {
+          free.push_back(buffer[tensor]);
+        }
+      }
+    }
+  }
+};
+
+template <typename T>
+using Buffers = std::vector<std::vector<T>>;
+
+template <typename T>
+std::vector<Buffers<T>> make_buffers(const LayerGraph& graph, const BufferPlan& plan, int threads) {
+  std::vector<Buffers<T>> result(threads);
+  for (auto& buffers : result) {
+    for (const int64_t length : plan.lengths) buffers.emplace_back(length + kOverread);
+  }
+  (void)graph;
+  return result;
+}
+
+class RealModel final : public Model {
+ public:
+  RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
+      : Model(std::move(graph)), plan_(*graph_), buffers_(make_buffers<float>(*graph_, plan_, threads)) {
+    for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
+  }
+
+  void embed(const uint8_t* picture, float* embedding, int thread) override {
+    const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
+    std::transform(picture, picture + graph_->tensors[0].size(), at(0), real_pixel);
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      const Layer& layer = graph_->layers[l];
+      layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
+      if (layer.output == graph_->output) return to_channels_first(graph_->tensors[layer.output], at(layer.output), embedding);
+    }
+  }
+
+ private:
+  BufferPlan plan_;
+  std::vector<Buffers<float>> buffers_;
+  std::vector<RealLayer> layers_;
+};
+
+class Int7Model final : public Model {
+ public:
+  Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads)
+      : Model(std::move(graph)),
+        plan_(*graph_),
+        buffers_(make_buffers<int8_t>(*graph_, plan_, threads)),
+        pixels_(pixel_integers(*graph_, scales)) {
+    for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l, scales);
+  }
+
+  void embed(const uint8_t* picture, float* embedding, int thread) override {
+    const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
+    std::transform(picture, picture + graph_->tensors[0].size(), at(0), [&](uint8_t byte) { return pixels_[byte]; });
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      const Layer& layer = graph_->layers[l];
+      if (layer.output == graph_->output) {
+        std::vector<float> real(dim());
+        layers_[l].run_real(at(layer.input), at(layer.second), real.data());
+        return to_channels_first(graph_->tensors[layer.output], real.data(), embedding);
+      }
+      layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
+    }
+  }
+
+ private:
+  BufferPlan plan_;
+  std::vector<Buffers<int8_t>> buffers_;
+  std::vector<int8_t> pixels_;
+  std::vector<Int7Layer> layers_;
+};
+
+}  // namespace
+
+std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales) {
+  std::vector<float> reals(256);
+  for (int byte = 0; byte < 256; ++byte) reals[byte] = real_pixel(static_cast<uint8_t>(byte));
+  std::vector<int8_t> integers(256);
+  quantize(reals.data(), 256, scales.tensors[0], graph.tensors[0].limit(), integers.data());
+  return integers;
+}
+
+void to_channels_first(const Tensor& tensor, const float* x, float* y) {
+  for (int c = 0; c < tensor.channels; ++c) {
+    for (int i = 0; i < tensor.area(); ++i) *y++ = x[int64_t{i} * tensor.channels + c];
+  }
+}
+
+std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads) {
+  return std::make_unique<RealModel>(std::move(graph), threads);
+}
+
+std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads) {
+  return std::make_unique<Int7Model>(std::move(graph), scales, threads);
+}
+
+void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,
+                    const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done) {
+  std::atomic<int64_t> done = 0;
+  const int64_t dim = model.dim();
+  pool.parallel_for(pictures.count, [&](int64_t n, int thread) {
+    if (cancelled) throw Cancelled();
+    float* embedding = embeddings + n * dim;
+    model.embed(pictures.picture(n), embedding, thread);
+    if (flip) {
+      std::vector<uint8_t> mirrored(pictures.size());
+      for (int y = 0; y < pictures.height; ++y) {
+        for (int x = 0; x < pictures.width; ++x) {
+          const int64_t row = int64_t{y} * pictures.width;
+          std::copy_n(pictures.picture(n) + (row + x) * 3, 3, mirrored.data() + (row + pictures.width - 1 - x) * 3);
+        }
+      }
+      std::vector<float> second(dim);
+      model.embed(mirrored.data(), second.data(), thread);
+      for (int64_t i = 0; i < dim; ++i) embedding[i] += second[i];
+    }
+    const int64_t so_far = ++done;
+    if (on_done) on_done(so_far);
+  });
+}
+
+std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scales& scales, const uint8_t* picture) {
+  std::vector<std::vector<int8_t>> tensors(graph.tensors.size());
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    if (graph.quantised(t)) tensors[t].resize(graph.tensors[t].size() + kOverread);
+  }
+  const auto pixels = pixel_integers(graph, scales);
+  std::transform(picture, picture + graph.tensors[0].size(), tensors[0].begin(), [&](uint8_t b) { return pixels[b]; });
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    const Layer& layer = graph.layers[l];
+    if (!graph.quantised(layer.output)) continue;
+    Int7Layer(graph, l, scales)
+        .run(tensors[layer.input].data(), layer.second < 0 ? nullptr : tensors[layer.second].data(),
+             tensors[layer.output].data());
+  }
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    if (tensors[t].empty()) continue;
+    const Tensor& tensor = graph.tensors[t];
+    std::vector<int8_t> first(tensor.size());
+    for (int c = 0; c < tensor.channels; ++c) {
+      for (int i = 0; i < tensor.area(); ++i) {
+        first[int64_t{c} * tensor.area() + i] = tensors[t][int64_t{i} * tensor.channels + c];
+      }
+    }
+    tensors[t] = std::move(first);
+  }
+  return tensors;
+}
+
+}  // namespace facetrain

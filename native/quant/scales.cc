@@ -1,0 +1,74 @@
+#include "quant/scales.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/elementwise.h"
+
+namespace facetrain {
+namespace {
+
+// No bias is larger as an integer: products of 2^18 weights still fit beside it.
+constexpr double kBiasLimit = 1 << 30;
+
+// A filter of zeros has no maximum; its bias decides, so that it keeps twenty bits.
+float weight_scale_from_maximum(const float* weights, int64_t count, float bias, float input_scale) {
+  float maximum = 0;
+  for (int64_t i = 0; i < count; ++i) maximum = std::max(maximum, std::abs(weights[i]));
+  const float least = std::abs(bias) / input_scale / (1 << 20);
+  return std::max({maximum / kOperandLimit, least, 1e-20f});
+}
+
+}  // namespace
+
+void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers) {
+  quantize(weights, count, scale, kOperandLimit, integers);
+}
+
+int32_t quantize_bias(float bias, float weight_scale, float input_scale) {
+  const double value = std::nearbyint(bias / (double{weight_scale} * input_scale));
+  return static_cast<int32_t>(std::clamp(value, -kBiasLimit, kBiasLimit));
+}
+
+void quantize_conv_bias(const LayerGraph& graph, int l, Scales& scales) {
+  const Layer& layer = graph.layers[l];
+  ConvScales& conv = scales.convs[l];
+  conv.bias.resize(layer.shape.out_channels);
+  for (int o = 0; o < layer.shape.out_channels; ++o) {
+    conv.bias[o] = quantize_bias(layer.bias[o], conv.weight[o], scales.tensors[layer.input]);
+  }
+}
+
+void quantize_conv(const LayerGraph& graph, int l, Scales& scales) {
+  const Layer& layer = graph.layers[l];
+  ConvScales& conv = scales.convs[l];
+  const int64_t filter = layer.shape.weights() / layer.shape.out_channels;
+  conv.weights.resize(layer.weight.size());
+  for (int o = 0; o < layer.shape.out_channels; ++o) {
+    quantize_weights(layer.weight.data() + o * filter, filter, conv.weight[o], conv.weights.data() + o * filter);
+  }
+  quantize_conv_bias(graph, l, scales);
+}
+
+Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& maxima) {
+  Scales scales;
+  scales.tensors.resize(graph.tensors.size());
+  scales.convs.resize(graph.layers.size());
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    // A tensor of zeros stays zero at any scale.
+    if (graph.quantised(t)) scales.tensors[t] = (maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit();
+  }
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    const Layer& layer = graph.layers[l];
+    if (layer.kind != Layer::Kind::conv) continue;
+    const int64_t filter = layer.shape.weights() / layer.shape.out_channels;
+    for (int o = 0; o < layer.shape.out_channels; ++o) {
+      scales.convs[l].weight.push_back(weight_scale_from_maximum(layer.weight.data() + o * filter, filter,
+                                                                 layer.bias[o], scales.tensors[layer.input]));
+    }
+    quantize_conv(graph, l, scales);
+  }
+  return scales;
+}
+
+}  // namespace facetrain

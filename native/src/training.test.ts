@@ -1,0 +1,300 @@
+/** A training session: what a step does to weights and momentum, that it learns, that it resumes bit for bit, alone and with other ranks. */
+import assert from 'node:assert/strict';
+import { suite, test } from 'node:test';
+import { FacetrainError } from '@facetrain/api';
+import { Model } from './model.ts';
+import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing.ts';
+import { TrainingSession, type BackboneState, type TrainingOptions } from './training.ts';
+
+async function withSession<T>(options: Partial<TrainingOptions>, body: (session: TrainingSession) => Promise<T>): Promise<T> {
+  const session = await TrainingSession.open(trainingOptions(options));
+  try {
+    return await body(session);
+  } finally {
+    await session.close();
+  }
+}
+
+/** State and result of one step from the first weights. */
+const afterStep = (options: Partial<TrainingOptions>, learningRate = 0.1) =>
+  withSession(options, async (session) => {
+    const before = await session.saveBackbone();
+    const result = await session.step(0, learningRate);
+    return { before, result, after: await session.saveBackbone() };
+  });
+
+function flat(tensors: BackboneState['momentum']): number[] {
+  return Object.values(tensors).flatMap(({ data }) => [...data]);
+}
+
+/** |a - b| <= tolerance of the largest number. */
+function assertNear(actual: number[], expected: number[], tolerance = 1e-6): void {
+  assert.equal(actual.length, expected.length);
+  const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  assert.ok(largest > 0);
+  const difference = actual.reduce((most, value, i) => Math.max(most, Math.abs(value - expected[i]!)), 0);
+  assert.ok(difference <= tolerance * largest, `values up to ${largest} differ by ${difference}`);
+}
+
+const learned = (state: BackboneState) => Object.fromEntries(Object.keys(state.momentum).map((name) => [name, state.tensors[name]!]));
+/** No momentum, no decay, no clipping: momentum after the first step is the gradient. */
+const plain = { momentum: 0, weightDecay: 0, gradientClipNorm: null };
+
+suite('a step', () => {
+  test('has the gradient that differences of the loss have', async () => {
+    await withSession({ ...plain, graph: tinyNet({ batchNorm: true }) }, async (session) => {
+      const first = await session.saveBackbone();
+      const rows = await session.saveRows(0, 40);
+      const lossWith = async (name: string, index: number, change: number) => {
+        const tensors = structuredClone(first.tensors);
+        tensors[name]!.data[index]! += change;
+        await session.loadBackbone({ tensors, momentum: first.momentum });
+        await session.loadRows(rows);
+        return (await session.step(0, 0)).loss;
+      };
+      await session.step(0, 0);
+      const gradient = (await session.saveBackbone()).momentum;
+      assert.ok(!('norm2.weight' in gradient), 'the last gamma is frozen');
+      for (const name of Object.keys(gradient)) {
+        const index = gradient[name]!.data.reduce((best, value, i, all) => (Math.abs(value) > Math.abs(all[best]!) ? i : best), 0);
+        const step = 1e-3;
+        const difference = ((await lossWith(name, index, step)) - (await lossWith(name, index, -step))) / (2 * step);
+        const found = gradient[name]!.data[index]!;
+        // conv1's bias vanishes in the batch norm that follows: its gradient is rounding.
+        assert.ok(Math.abs(found - difference) < 0.02 * Math.abs(difference) + 1e-3, `${name}[${index}]: gradient ${found}, difference ${difference}`);
+      }
+    });
+  });
+
+  test('moves weights as torch.optim.SGD does', async () => {
+    const { before, after: noDecay } = await afterStep(plain);
+    const gradient = flat(noDecay.momentum);
+    const w = flat(learned(before));
+    assertNear(flat(learned(noDecay)), w.map((value, i) => value - 0.1 * gradient[i]!));
+
+    const { after: decayed } = await afterStep({ ...plain, weightDecay: 0.25 });
+    assertNear(flat(decayed.momentum), gradient.map((g, i) => g + 0.25 * w[i]!));
+
+    await withSession({ ...plain, momentum: 0.9 }, async (session) => {
+      await session.step(0, 0.1);
+      const one = await session.saveBackbone();
+      assertNear(flat(one.momentum), gradient);
+      await session.step(1, 0);
+      const two = flat((await session.saveBackbone()).momentum);
+      await session.loadBackbone({ ...one, momentum: Object.fromEntries(Object.entries(one.momentum).map(([name, { dims, data }]) => [name, { dims, data: data.map(() => 0) }])) });
+      await session.step(1, 0);
+      // What the second step adds to 0.9 times the first one's momentum is its own gradient; the rows moved with rate 0: not at all.
+      const own = flat((await session.saveBackbone()).momentum);
+      assertNear(two.map((value, i) => value - own[i]!), flat(one.momentum).map((value) => 0.9 * value), 1e-5);
+    });
+  });
+
+  test('clips the gradient by its norm over all of the backbone', async () => {
+    const { result, after } = await afterStep(plain);
+    const gradient = flat(after.momentum);
+    assertNear([result.gradientNorm], [Math.hypot(...gradient)]);
+    const { result: same, after: clipped } = await afterStep({ ...plain, gradientClipNorm: result.gradientNorm / 4 });
+    assert.equal(same.gradientNorm, result.gradientNorm);
+    assertNear(flat(clipped.momentum), gradient.map((g) => g / 4));
+    const { after: within } = await afterStep({ ...plain, gradientClipNorm: result.gradientNorm * 4 });
+    assert.deepEqual(flat(within.momentum), gradient);
+  });
+
+  test('moves running statistics by a tenth towards the batch, and leaves the last gamma alone', async () => {
+    const { after } = await afterStep({ ...plain, graph: tinyNet({ batchNorm: true }) });
+    assert.deepEqual([...after.tensors['norm2.weight']!.data], new Array(DIM).fill(1));
+    // norm1 follows conv1 with zero momentum of its own: from mean 0 and variance 1.
+    const { after: unchanged } = await afterStep({ ...plain, graph: tinyNet({ batchNorm: true }) }, 0);
+    assert.deepEqual(unchanged.tensors['norm1.mean'], after.tensors['norm1.mean']);
+    assert.ok(after.tensors['norm1.var']!.data.every((value) => value > 0.9));
+    assert.ok(after.tensors['norm1.mean']!.data.some((value) => Math.abs(value) > 1e-3));
+  });
+});
+
+test('training lowers the loss, and what is exported is the same function', async () => {
+  await withSession({ graph: tinyNet({ batchNorm: true }) }, async (session) => {
+    assert.equal(session.stepsPerEpoch, 25);
+    assert.deepEqual(session.rowRange, { firstRow: 0, rows: 40 });
+    const losses: number[] = [];
+    for (let step = 0; step < 75; step++) losses.push((await session.step(step, 0.1)).loss);
+    const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+    assert.ok(mean(losses.slice(-10)) < 0.8 * mean(losses.slice(0, 10)), `from ${mean(losses.slice(0, 10))} to ${mean(losses.slice(-10))}`);
+
+    const pictures = { count: 3, height: 112, width: 112, channelOrder: 'rgb' as const, data: Uint8Array.from({ length: 3 * 112 * 112 * 3 }, (_, i) => (i * 37) % 251) };
+    const graph = await session.exportGraph();
+    assert.notDeepEqual(graph.initializers['norm1.mean'], tinyNet({ batchNorm: true }).initializers['norm1.mean']);
+    const model = await Model.open(graph, { computeThreads: 1 });
+    assert.deepEqual(await model.embed(pictures, { flip: true }), await session.embed(pictures, { flip: true }));
+    await model.close();
+  });
+});
+
+test('going on from saved state is the uninterrupted run, bit for bit', async () => {
+  const options = { graph: tinyNet({ batchNorm: true }), sampleRate: 0.3 };
+  const finish = async (session: TrainingSession) => {
+    const losses: number[] = [];
+    // Over an epoch's end.
+    for (let step = 24; step < 27; step++) losses.push((await session.step(step, 0.05)).loss);
+    return { losses, backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
+  };
+  const { state, rows, uninterrupted } = await withSession(options, async (session) => {
+    for (let step = 20; step < 24; step++) await session.step(step, 0.05);
+    const saved = { state: await session.saveBackbone(), rows: [await session.saveRows(0, 13), await session.saveRows(13, 27)] };
+    return { ...saved, uninterrupted: await finish(session) };
+  });
+  const resumed = await withSession({ ...options, graph: tinyNet({ batchNorm: true }) }, async (session) => {
+    await session.loadBackbone(state);
+    for (const part of rows) await session.loadRows(part);
+    return await finish(session);
+  });
+  assert.deepEqual(resumed, uninterrupted);
+});
+
+suite('refuses', () => {
+  const refusal = async (body: Promise<unknown>, code: string, message: RegExp) =>
+    assert.rejects(body, (error: unknown) => error instanceof FacetrainError && error.code === code && message.test(error.message));
+
+  test('a state of another model', async () => {
+    await withSession({}, async (session) => {
+      const { tensors, momentum } = await session.saveBackbone();
+      const { 'fc.weight': fc, ...others } = tensors;
+      await refusal(session.loadBackbone({ tensors: others, momentum }), 'InvalidCheckpoint', /tensors 'fc.weight': missing/);
+      await refusal(session.loadBackbone({ tensors: { ...tensors, extra: fc! }, momentum }), 'InvalidCheckpoint', /tensors 'extra': the model has no such tensor/);
+      await refusal(session.loadBackbone({ tensors, momentum: { ...momentum, 'fc.weight': { dims: [256, 16], data: fc!.data } } }), 'InvalidCheckpoint', /shape \[256, 16\]; \[16, 256\]/);
+      assert.deepEqual(await session.saveBackbone(), { tensors, momentum });
+      await refusal(session.saveRows(39, 2), 'InvalidArgument', /39 to 41; 0 to 40/);
+      await refusal(session.loadRows({ firstRow: 0, rows: 2, weight: new Float32Array(3), momentum: new Float32Array(32) }), 'InvalidArgument', /3 numbers for 2 rows; 2 x 16/);
+    });
+  });
+
+  test('a graph, a dataset, a device or a batch that will not do', async () => {
+    const { data, comm } = trainingOptions();
+    const small = tinyNet();
+    small.input.height = 96;
+    await refusal(TrainingSession.open(trainingOptions({ graph: small })), 'InvalidDataset', /pictures of 112 x 112 .* 96 x 112/);
+    await refusal(TrainingSession.open(trainingOptions({ device: 'cuda' })), 'InvalidConfig', /no CUDA/);
+    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, directory: `${DATASET}/nowhere` } })), 'InvalidDataset', /nowhere/);
+    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 33 }, comm: { ...comm, size: 2 } })), 'InvalidConfig', /33; a multiple of the 2 ranks/);
+    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })), 'InvalidDataset', /800 pictures/);
+  });
+
+  test('labels outside the classes', async () => {
+    await withSession({ numClasses: 30 }, async (session) => {
+      await refusal((async () => {
+        for (let step = 0; step < 25; step++) await session.step(step, 0);
+      })(), 'InvalidDataset', /30/);
+    });
+  });
+});
+
+suite('ranks in processes', () => {
+  interface Trained {
+    steps: { loss: number; gradientNorm: number; votes: object }[];
+    tensors: Record<string, string>;
+    momentum: Record<string, string>;
+    rows: { firstRow: number; rows: number; weight: string; momentum: string };
+    gathered: number[][];
+    nothing: number[];
+  }
+
+  async function ranks<T>(scenario: string, size: number): Promise<T[]> {
+    const port = await freePort();
+    const ended = await Promise.all(Array.from({ length: size }, (_, rank) => startRank(scenario, { rank, size, port }).ended));
+    return ended.map(({ code, output, errors }) => {
+      assert.equal(code, 0, errors);
+      return JSON.parse(output) as T;
+    });
+  }
+  const numbers = (digest: string) => {
+    const bytes = Buffer.from(digest, 'base64');
+    return [...new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4)];
+  };
+
+  test('two train as one does with the same global batch, and hold the same backbone', async () => {
+    const [[alone], [first, second]] = (await Promise.all([ranks<Trained>('train', 1), ranks<Trained>('train', 2)])) as [[Trained], [Trained, Trained]];
+    assert.deepEqual(first.tensors, second.tensors);
+    assert.deepEqual(first.momentum, second.momentum);
+    assert.deepEqual(first.steps, second.steps);
+    for (const part of ['tensors', 'momentum'] as const) {
+      for (const name of Object.keys(alone[part])) assertNear(numbers(first[part][name]!), numbers(alone[part][name]!), 1e-4);
+    }
+    for (const [i, { loss, gradientNorm }] of alone.steps.entries()) assertNear([first.steps[i]!.loss, first.steps[i]!.gradientNorm], [loss, gradientNorm], 1e-5);
+    assert.deepEqual([first.rows.firstRow, first.rows.rows, second.rows.firstRow, second.rows.rows], [0, 20, 20, 20]);
+    for (const part of ['weight', 'momentum'] as const) assertNear([...numbers(first.rows[part]), ...numbers(second.rows[part])], numbers(alone.rows[part]), 1e-4);
+
+    // Rank 1 voted to stop at step 1, rank 0 for a checkpoint at step 2.
+    assert.deepEqual(first.steps.map(({ votes }) => votes), [{ stop: false, checkpoint: false }, { stop: true, checkpoint: false }, { stop: false, checkpoint: true }]);
+    for (const rank of [first, second]) {
+      assert.deepEqual(rank.gathered, [[0], [10, 11]]);
+      assert.deepEqual(rank.nothing, [0, 0]);
+    }
+  });
+
+  test('two have the same running statistics, and the same run twice', async () => {
+    process.env.BATCH_NORM = '1';
+    try {
+      const [one, again] = [await ranks<Trained>('train', 2), await ranks<Trained>('train', 2)];
+      assert.ok('norm1.mean' in one[0]!.tensors);
+      assert.deepEqual(one[0]!.tensors, one[1]!.tensors);
+      assert.deepEqual(one, again);
+    } finally {
+      delete process.env.BATCH_NORM;
+    }
+  });
+
+  test('numbers that are not finite end the run on every rank at the same step, with the weights as they were', async () => {
+    const [first, second] = await ranks<{ code: string; message: string; step: number; unmoved: boolean }>('diverge', 2);
+    assert.deepEqual(first, second);
+    assert.equal(first!.code, 'NotANumber');
+    assert.equal(first!.unmoved, true);
+    assert.ok(first!.step > 0);
+    assert.match(first!.message, new RegExp(`^step ${first!.step}: the loss is `));
+  });
+
+  test('a lost peer is an error that says so', async () => {
+    const port = await freePort();
+    const [survivor, victim] = [startRank('report', { rank: 0, size: 2, port }), startRank('wait', { rank: 1, size: 2, port })];
+    await Promise.all([survivor.ready, victim.ready]);
+    victim.process.kill('SIGKILL');
+    const { code, output, errors } = await survivor.ended;
+    assert.equal(code, 11, errors);
+    const error = JSON.parse(output) as { code: string; message: string };
+    assert.equal(error.code, 'PeerLost');
+    assert.match(error.message, /^rank 0 of 2: lost its peers: /);
+  });
+
+  test('a rendezvous that nobody comes to ends in time and names the address', async () => {
+    const port = await freePort();
+    const comm = { ...trainingOptions().comm, size: 2, rank: 1, masterPort: port, rendezvousTimeoutMs: 300 };
+    await assert.rejects(TrainingSession.open(trainingOptions({ comm })), (error: unknown) => {
+      assert.ok(error instanceof FacetrainError);
+      assert.equal(error.code, 'RendezvousTimeout');
+      assert.match(error.message, new RegExp(`^MASTER_ADDR:MASTER_PORT 127.0.0.1:${port}: `));
+      return true;
+    });
+  });
+});
+
+suite('a process that ends in the middle of a step', () => {
+  const ends: Record<string, { code: number | null; signal?: string; kill?: NodeJS.Signals }> = {
+    exit: { code: 7 },
+    throw: { code: 1 },
+    close: { code: 0 },
+    wait: { code: null, signal: 'SIGTERM', kill: 'SIGTERM' },
+    rendezvous: { code: 9 },
+  };
+  for (const [scenario, { code, signal = null, kill }] of Object.entries(ends)) {
+    test(`${scenario} gives ${code ?? signal}`, async () => {
+      const size = scenario === 'rendezvous' ? 2 : 1;
+      const child = startRank(scenario, { size, port: await freePort() });
+      if (kill) {
+        await child.ready;
+        child.process.kill(kill);
+      }
+      const ended = await child.ended;
+      assert.deepEqual([ended.code, ended.signal], [code, signal], ended.errors);
+      if (scenario === 'throw') assert.match(ended.errors, /uncaught on purpose/);
+      if (scenario === 'close') assert.equal(ended.output.trim(), 'AbortError');
+    });
+  }
+});

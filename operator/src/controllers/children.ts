@@ -1,0 +1,44 @@
+/** Children that should be there, told by name, and made only if they are not. */
+import type { JobView } from './attempt.ts';
+import type { ChildObject } from './objects.ts';
+import type { ObservedObject, RefusedChild } from './observed.ts';
+import { Reason } from './reasons.ts';
+
+export interface Child {
+  kind: ChildObject['kind'];
+  name: string;
+  make: () => ChildObject;
+}
+
+/** In the order given, which is the order they are created in. */
+export function missing(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
+  const there = new Set([...objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`), ...view.ranks.map((pod) => `Pod/${pod?.name}`)]);
+  return children.filter(({ kind, name }) => !there.has(`${kind}/${name}`));
+}
+
+interface Making {
+  /** Missing children. */
+  create: Child[];
+  /** Names that must be free: those of the children, and of what a later stage will make. */
+  names: Child[];
+  objects: ObservedObject[];
+  refused: RefusedChild | undefined;
+  /** What the schema cannot see in a spec: the field's path and why; null when all is well. */
+  conflict?: () => string | null;
+}
+
+/** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
+export function obstacle({ create, names, objects, refused, conflict }: Making): { name: 'Refused'; reason: string; message: string } | null {
+  if (create.length === 0) return null;
+  // Never touched, and never adopted.
+  const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
+  if (foreign) {
+    return { name: 'Refused', reason: Reason.nameTaken, message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name` };
+  }
+  const invalid = conflict?.() ?? null;
+  if (invalid !== null) return { name: 'Refused', reason: Reason.invalidSpec, message: invalid };
+  if (refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)) {
+    return { name: 'Refused', reason: Reason.childRefused, message: `${refused.kind} ${refused.name}: ${refused.message}` };
+  }
+  return null;
+}

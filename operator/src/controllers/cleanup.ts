@@ -1,0 +1,40 @@
+/** What is deleted once an attempt is over. Only what the status already calls over: the evidence was used. */
+import { isAlive, type JobView } from './attempt.ts';
+import { attemptName } from './names.ts';
+import type { ObservedPod } from './objects.ts';
+import type { ObservedObject } from './observed.ts';
+import type { Action } from './plan.ts';
+import { Reason } from './reasons.ts';
+
+export type CleanPodPolicy = 'All' | 'Running' | 'None';
+
+/** Pods of earlier attempts. Those that ended stay for their logs, but of the last attempt alone, or a job that restarts often would fill the cluster. */
+export function olderPods(view: JobView, policy: CleanPodPolicy): Action[] {
+  return view.others.filter((pod) => isAlive(pod) || policy === 'All' || pod.attempt < view.attempt - 1).flatMap(deletePod);
+}
+
+/** Pods of the current attempt, when it was the last. */
+export function currentPods(view: JobView, policy: CleanPodPolicy): Action[] {
+  if (policy === 'None') return [];
+  return view.ranks.filter((pod) => pod !== undefined && (isAlive(pod) || policy === 'All')).flatMap((pod) => deletePod(pod!));
+}
+
+/** ConfigMaps and PodGroups of earlier attempts of which no pod is left; Kubernetes keeps a PodGroup until then anyway. */
+export function olderObjects(view: JobView, objects: ObservedObject[]): Action[] {
+  const left = new Set([...view.others, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)));
+  return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
+    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || left.has(name)) return [];
+    const attempt = attemptOf(name, view);
+    return attempt === null || attempt >= view.attempt ? [] : [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }];
+  });
+}
+
+function attemptOf(name: string, view: JobView): number | null {
+  const prefix = `${view.identity.name}-`;
+  const number = name.startsWith(prefix) ? name.slice(prefix.length) : '';
+  return /^\d+$/.test(number) ? Number(number) : null;
+}
+
+function deletePod({ name, uid, deleting }: ObservedPod): Action[] {
+  return deleting ? [] : [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.attemptOver }];
+}

@@ -1,0 +1,38 @@
+/** Limits on the whole job and on an attempt's wait for its pods. Exceeding one fails the job: waiting longer is what they forbid. */
+import { isUnknown, outcomeOf, type JobView } from './attempt.ts';
+import { Reason } from './reasons.ts';
+import { secondsSince, soonest } from './time.ts';
+
+export interface Overdue {
+  reason: string;
+  message: string;
+}
+
+export function overdue(view: JobView): Overdue | null {
+  const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
+  if (isOver(activeLeft(view))) return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
+  if (isOver(pendingLeft(view))) return { reason: Reason.pendingDeadline, message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}` };
+  return null;
+}
+
+/** Seconds until one of them would be exceeded. */
+export const secondsToDeadline = (view: JobView): number | null => soonest(activeLeft(view), pendingLeft(view));
+
+const isOver = (left: number | null): boolean => left !== null && left <= 0;
+
+function activeLeft({ status, spec, now }: JobView): number | null {
+  return status.startTime === undefined || spec.activeDeadlineSeconds === undefined ? null : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
+}
+
+function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
+  const waits = ranks.some((pod) => pod?.phase === 'Pending');
+  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits ? null : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
+}
+
+/** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */
+export function whatPodsWaitFor({ ranks }: JobView): string {
+  const ready = ranks.filter((pod) => pod && (pod.ready || outcomeOf(pod) === 'succeeded')).length;
+  const pod = ranks.find((pod) => pod?.waiting) ?? ranks.find((pod) => pod && isUnknown(pod));
+  const reason = pod?.waiting ? `${pod.name} ${pod.waiting.reason}: ${pod.waiting.message}` : pod && `${pod.name} is in phase ${pod.phase}`;
+  return `${ready} of ${ranks.length} pods are ready${reason === undefined ? '' : `; ${reason}`}`;
+}

@@ -1,0 +1,115 @@
+/** What an attempt consists of, in the order of creation: pods last, when all they need is there. */
+import type { FaceTrainJobSpec } from '@facetrain/api';
+import { specDigest } from '../attempt.ts';
+import type { Child } from '../children.ts';
+import type { Environment } from '../environment.ts';
+import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
+import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
+import type { JobIdentity } from '../observed.ts';
+import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './config.ts';
+import { podGroup, type Gang } from './gang.ts';
+
+export interface Attempt {
+  job: JobIdentity;
+  spec: FaceTrainJobSpec;
+  attempt: number;
+  gang: Gang;
+  environment: Environment;
+}
+
+export function childrenOf(context: Attempt): Child[] {
+  const { job, spec, attempt, gang, environment } = context;
+  const storage = trainerStorage(spec, environment);
+  const name = attemptName(job, attempt);
+  const ranks = Array.from({ length: spec.trainers.replicas }, (_, rank) => rank);
+  return [
+    { kind: 'Service', name: job.name, make: () => service(job, spec) },
+    ...(spec.networkPolicy.enabled ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }] : []),
+    { kind: 'ConfigMap', name, make: () => configMap(context, storage) },
+    ...(gang.mode === 'native' ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }] : []),
+    ...ranks.map((rank) => ({ kind: 'Pod' as const, name: podName(job, attempt, rank), make: () => pod(context, storage, rank) })),
+  ];
+}
+
+export function conflictIn(context: Attempt): string | null {
+  return templateConflict(podParts(context, trainerStorage(context.spec, context.environment), 0), 'spec.trainers.podTemplate');
+}
+
+/** Of what CEL lets change only while the job is suspended. */
+export function trainingDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers: { replicas } }: FaceTrainJobSpec): string {
+  return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas });
+}
+
+/** Ranks find each other by name before they are ready: they are ready only once they have. */
+function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
+  return {
+    apiVersion: 'v1',
+    kind: 'Service',
+    metadata: childMetadata('FaceTrainJob', job, job.name),
+    spec: {
+      clusterIP: 'None',
+      publishNotReadyAddresses: true,
+      selector: selectorLabels(job),
+      ports: [
+        { name: 'rendezvous', port: trainers.rendezvousPort },
+        { name: 'progress', port: trainers.progressPort },
+      ],
+    },
+  };
+}
+
+/** Collectives use ports that nobody knows beforehand, so all are open, but only to the job's own pods. */
+function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): NetworkPolicy {
+  return {
+    apiVersion: 'networking.k8s.io/v1',
+    kind: 'NetworkPolicy',
+    metadata: childMetadata('FaceTrainJob', job, job.name),
+    spec: {
+      podSelector: { matchLabels: selectorLabels(job) },
+      policyTypes: ['Ingress'],
+      ingress: [{ from: [{ podSelector: { matchLabels: selectorLabels(job) } }] }, { ports: [{ protocol: 'TCP', port: trainers.progressPort }] }],
+    },
+  };
+}
+
+function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage): ConfigMap {
+  const config = trainerConfig(job, spec, attempt, storage, environment);
+  return {
+    apiVersion: 'v1',
+    kind: 'ConfigMap',
+    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt) }),
+    immutable: true,
+    data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
+  };
+}
+
+function pod(context: Attempt, storage: TrainerStorage, rank: number): Pod {
+  return makePod(podParts(context, storage, rank), context.environment);
+}
+
+function podParts({ job, spec, attempt, gang, environment }: Attempt, storage: TrainerStorage, rank: number): PodParts {
+  const { trainers } = spec;
+  const name = podName(job, attempt, rank);
+  const gangName = attemptName(job, attempt);
+  const master = environment.master(job, attempt, trainers.rendezvousPort);
+  return {
+    metadata: childMetadata('FaceTrainJob', job, name, { [Label.attempt]: String(attempt), [Label.rank]: String(rank), [Label.specDigest]: trainingDigest(spec) }),
+    fields: trainers,
+    args: ['train'],
+    env: [
+      { name: 'RANK', value: String(rank) },
+      { name: 'WORLD_SIZE', value: String(trainers.replicas) },
+      // One process a pod, which sees the devices of its pod alone.
+      { name: 'LOCAL_RANK', value: '0' },
+      { name: 'MASTER_ADDR', value: master.host },
+      { name: 'MASTER_PORT', value: String(master.port) },
+    ],
+    storage: allStorage(storage),
+    config: { name: gangName, directory: environment.configDirectory(gangName) },
+    // Only rank 0 serves.
+    ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
+    network: { hostname: name, subdomain: job.name },
+    podGroup: gang.mode === 'native' ? gangName : undefined,
+  };
+}

@@ -1,0 +1,146 @@
+/**
+ * A pod of ours, laid over the user's template. The user decides about everything that we do not need (node selectors,
+ * tolerations, sidecars, users and groups, annotations); what the restricted Pod Security Standard and the trainer demand is ours.
+ */
+import type { FaceTrainJobSpec } from '@facetrain/api';
+import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
+import { CONTAINER } from './names.ts';
+import type { Environment, Mounted } from './environment.ts';
+import { volumesOf } from './storage.ts';
+
+/** `podFields` of the api: what a job says about its pods. */
+export type PodFields = Pick<FaceTrainJobSpec['trainers'], 'image' | 'imagePullPolicy' | 'resources' | 'computeThreads' | 'podTemplate'>;
+type Loose = Record<string, unknown>;
+
+export interface PodParts {
+  metadata: Metadata;
+  fields: PodFields;
+  args: string[];
+  env: EnvVar[];
+  storage: Mounted[];
+  /** Of the ConfigMap with config.json. */
+  config: { name: string; directory: string };
+  container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
+  network?: { hostname: string; subdomain: string };
+  podGroup?: string | undefined;
+}
+
+/** Long enough for a checkpoint of a large head to be written; a template may ask for more. */
+const GRACE_SECONDS = 120;
+/** The default is 300 s on a node that is gone; every rank waits for it meanwhile. */
+const NODE_LOSS_SECONDS = 30;
+/** "nonroot" of the images that carry no user of their own. */
+const NOBODY = 65_532;
+
+const CONFIG_VOLUME = 'facetrain-config';
+const SCRATCH: { volume: Volume; mountPath: string }[] = [
+  // The root file system is read-only.
+  { volume: { name: 'facetrain-tmp', emptyDir: {} }, mountPath: '/tmp' },
+  // NCCL's shared memory; a container's own 64 MiB are too few.
+  { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
+];
+
+const CONTAINER_SECURITY = { privileged: false, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
+const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
+const POD_SECURITY_DEFAULTS = { runAsUser: NOBODY, runAsGroup: NOBODY, fsGroup: NOBODY, fsGroupChangePolicy: 'OnRootMismatch' };
+
+export function makePod(parts: PodParts, environment: Environment): Pod {
+  const template = parts.fields.podTemplate;
+  // The schema lets a template through as it is, so its parts have the shapes of Kubernetes, which the API server checks.
+  const theirs = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
+  const { containers: theirContainers = [], initContainers: theirInit = [] } = theirs;
+  const container = ourContainer(parts, environment);
+  const fetches = parts.storage.flatMap(({ fetch }) => (fetch ? [secured({ ...fetch, ...imageOf(parts.fields, environment) })] : []));
+  const spec: PodSpec = {
+    ...theirs,
+    ...parts.network,
+    restartPolicy: 'Never',
+    automountServiceAccountToken: false,
+    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? GRACE_SECONDS,
+    securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
+    ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
+    containers: [mergeContainer(container, theirContainers.find(({ name }) => name === CONTAINER)), ...theirContainers.filter(({ name }) => name !== CONTAINER)],
+    volumes: [...ourVolumes(parts), ...(theirs.volumes ?? [])],
+    tolerations: tolerations(theirs.tolerations ?? []),
+    ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
+  };
+  const { labels, annotations } = template?.metadata ?? {};
+  const metadata = { ...parts.metadata, labels: { ...labels, ...parts.metadata.labels }, ...(annotations && { annotations }) };
+  return { apiVersion: 'v1', kind: 'Pod', metadata, spec };
+}
+
+/** What a template holds that cannot be merged: the field's path and why; null when it can. */
+export function templateConflict(parts: PodParts, path: string): string | null {
+  const spec = parts.fields.podTemplate?.spec;
+  const volumes = new Set(ourVolumes(parts).map(({ name }) => name));
+  const volume = spec?.volumes?.findIndex(({ name }) => volumes.has(name)) ?? -1;
+  if (volume >= 0) return `${path}.spec.volumes[${volume}].name: ${spec!.volumes![volume]!.name} is a volume of Facetrain's own; choose another name`;
+  const ours = new Set([CONTAINER, ...parts.storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
+  const init = spec?.initContainers?.findIndex(({ name }) => ours.has(name)) ?? -1;
+  if (init >= 0) return `${path}.spec.initContainers[${init}].name: ${spec!.initContainers![init]!.name} is a container of Facetrain's own; choose another name`;
+  return null;
+}
+
+function ourVolumes({ config, storage }: PodParts): Volume[] {
+  return [{ name: CONFIG_VOLUME, configMap: { name: config.name } }, ...SCRATCH.map(({ volume }) => volume), ...volumesOf(storage).volumes];
+}
+
+function imageOf({ image, imagePullPolicy }: PodFields, environment: Environment): Pick<Container, 'image' | 'imagePullPolicy'> {
+  const chosen = image ?? environment.defaultImage;
+  return { ...(chosen !== undefined && { image: chosen }), ...(imagePullPolicy !== undefined && { imagePullPolicy }) };
+}
+
+function ourContainer(parts: PodParts, environment: Environment): Container {
+  const { resources } = parts.fields;
+  return secured({
+    name: CONTAINER,
+    ...imageOf(parts.fields, environment),
+    args: parts.args,
+    env: [...parts.env, { name: 'FACETRAIN_CONFIG', value: `${parts.config.directory}/config.json` }],
+    ...parts.container,
+    ...(resources && { resources: resources as NonNullable<Container['resources']> }),
+    volumeMounts: [
+      { name: CONFIG_VOLUME, mountPath: parts.config.directory, readOnly: true },
+      ...SCRATCH.map(({ volume, mountPath }) => ({ name: volume.name, mountPath })),
+      ...volumesOf(parts.storage).volumeMounts,
+    ],
+  });
+}
+
+/** Our part wins where both speak, and lists are joined. */
+function mergeContainer(ours: Container, theirs: Container | undefined): Container {
+  if (!theirs) return ours;
+  const names = new Set(ours.env.map(({ name }) => name));
+  return {
+    ...theirs,
+    ...ours,
+    env: [...(theirs.env ?? []).filter(({ name }) => !names.has(name)), ...ours.env],
+    volumeMounts: [...ours.volumeMounts, ...(theirs.volumeMounts ?? [])],
+    securityContext: { ...theirs.securityContext, ...ours.securityContext },
+  };
+}
+
+/** A refused input is explained by the program's last words, even if it had no time to write them where they belong. */
+function secured(container: Container): Container {
+  return { ...container, securityContext: CONTAINER_SECURITY, terminationMessagePolicy: 'FallbackToLogsOnError' };
+}
+
+function tolerations(theirs: Loose[]): Loose[] {
+  const ours = ['not-ready', 'unreachable'].map((state) => ({
+    key: `node.kubernetes.io/${state}`,
+    operator: 'Exists',
+    effect: 'NoExecute',
+    tolerationSeconds: NODE_LOSS_SECONDS,
+  }));
+  return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
+}
+
+/** Of the container that serves progress. Liveness is patient: it is for a process that is stuck, and hangs of a gang have a deadline of their own. */
+export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
+  const httpGet = { path: '/healthz', port };
+  return {
+    ports: [{ name: 'progress', containerPort: port }],
+    readinessProbe: { httpGet, periodSeconds: 2 },
+    livenessProbe: { httpGet, periodSeconds: 20, failureThreshold: 15 },
+  };
+}

@@ -1,0 +1,77 @@
+/**
+ * What to do about a QuantizeJob: a gang of one, which publishes.
+ *
+ *   Pending -> Running -> (Restarting -> Running)* -> Succeeded | Failed, with Suspended reachable from any but the last two
+ *
+ * First the stage is decided, by the first of a list of questions that has an answer; then actions and status follow from it.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
+import { actionsOf } from '../actions.ts';
+import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
+import { missing, obstacle } from '../children.ts';
+import type { Environment } from '../environment.ts';
+import { eventsOf } from '../events.ts';
+import type { ObservedQuantizeJob } from '../observed.ts';
+import type { PlanQuantizeJob } from '../planner.ts';
+import { Reason } from '../reasons.ts';
+import { secondsToNextPlan } from '../requeue.ts';
+import { backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
+import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
+import { soonest } from '../time.ts';
+import { secondsToLive } from '../ttl.ts';
+import { compact } from '../values.ts';
+import { childrenOf, conflictIn, quantizationDigest, type Attempt } from './children.ts';
+
+export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
+  const { spec, objects, status: before } = observed;
+  if (isLeftAlone(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+
+  const view = viewOf(observed, 1, now);
+  const stage = stageOf(observed, view, environment);
+  const status = statusOf(stage, observed, view);
+  const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
+  return {
+    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, objects, 'Running'),
+    status,
+    events: eventsOf(before, status),
+    // What was written may start a clock, so the next plan looks at it.
+    requeueAfterSeconds: status === before ? soonest(ttl, secondsToNextPlan(stage, view)) : 0,
+  };
+};
+
+function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+  return (
+    finished(view) ??
+    published(view) ??
+    suspended(view) ??
+    respecified(quantizationDigest(observed.spec), view) ??
+    failed(view) ??
+    late(view) ??
+    stopping(view) ??
+    backingOff(view) ??
+    active(observed, view, environment)
+  );
+}
+
+function published({ ranks: [pod] }: JobView): Stage | null {
+  return pod && outcomeOf(pod) === 'succeeded' ? { name: 'Succeeded', message: 'the INT7 artifact is published' } : null;
+}
+
+function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+  const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  const refusal = obstacle({ create, names: children, objects, refused, conflict: () => conflictIn(attempt) });
+  return refusal ?? { name: 'Active', create: create.map(({ make }) => make()) };
+}
+
+function statusOf(stage: Stage, { spec, status: before, artifact }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
+  const status = compact<QuantizeJobStatus>({
+    ...lifecycle(stage, view),
+    phase: phaseOf(stage, view) as QuantizePhase,
+    conditions: conditionsOf(stage, view),
+    artifact: stage.name === 'Succeeded' ? (artifact ?? before.artifact ?? { uri: spec.output.uri }) : before.artifact,
+  } as QuantizeJobStatus);
+  return isDeepStrictEqual(status, before) ? before : status;
+}

@@ -1,0 +1,26 @@
+/** When to look again although nothing is seen to change: for every clock that runs in a stage. */
+import { outcomeOf, type JobView } from './attempt.ts';
+import { secondsToDeadline } from './deadlines.ts';
+import { SETTLE_SECONDS } from './failure.ts';
+import type { Stage } from './stage.ts';
+import { soonest } from './time.ts';
+
+/** Somebody may yet change what refuses the job, unseen by us. */
+const REFUSED_RETRY_SECONDS = 60;
+
+export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
+  switch (stage.name) {
+    case 'Refused':
+      return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view));
+    case 'Backoff':
+      return soonest((stage.until.getTime() - view.now.getTime()) / 1000, secondsToDeadline(view));
+    case 'Stopping':
+      return secondsToDeadline(view);
+    case 'Active': {
+      const settles = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed') ? SETTLE_SECONDS : null;
+      return soonest(settles, secondsToDeadline(view));
+    }
+    default:
+      return null;
+  }
+}

@@ -1,0 +1,87 @@
+/**
+ * Where a job stands: what a planner decides, once, and everything else follows from. The steps here are those that
+ * both kinds of job share; each answers a stage, or null to pass the question on.
+ *
+ * `Restart` and `Replace` end an attempt, on evidence that the next actions would destroy (the failed pod, say). They carry no
+ * actions: the decision is written to the status first, as a higher attempt number, and acted upon by the next plan. So a crash at any
+ * moment finds either the evidence or the decision.
+ */
+import type { Restarts } from '@facetrain/api';
+import { isAlive, outcomeOf, type JobView } from './attempt.ts';
+import { findCondition, isTrue } from './conditions.ts';
+import { overdue } from './deadlines.ts';
+import { findFailure, type Failure } from './failure.ts';
+import type { ChildObject } from './objects.ts';
+import type { Action } from './plan.ts';
+import { ConditionType, Reason } from './reasons.ts';
+import { backoffEnd, judge } from './restarts.ts';
+
+export type Stage =
+  /** Nothing can be done until the spec or the world changes. */
+  | { name: 'Refused'; reason: string; message: string }
+  | { name: 'Suspended' }
+  /** Decided: a new attempt, because this one failed. */
+  | { name: 'Restart'; restarts: Restarts }
+  /** Decided: this attempt is over, through no failure. */
+  | { name: 'Replace'; reason: string; message: string }
+  /** Pods of an older attempt may still run. */
+  | { name: 'Stopping' }
+  | { name: 'Backoff'; until: Date }
+  /** The attempt is made, waits for its pods, or runs. */
+  | { name: 'Active'; create: ChildObject[] }
+  /** Training is done, and its QuantizeJob is not. Recorded: the status says so already. */
+  | { name: 'Quantizing'; message: string; actions: Action[]; recorded: boolean }
+  | { name: 'Succeeded'; message: string }
+  | { name: 'Failed'; reason: string; message: string };
+
+/** A finished job stays as it is, whatever happens to its spec or its pods. */
+export function finished({ status: { conditions } }: JobView): Stage | null {
+  if (isTrue(conditions, ConditionType.succeeded)) return { name: 'Succeeded', message: findCondition(conditions, ConditionType.succeeded)!.message };
+  if (!isTrue(conditions, ConditionType.failed)) return null;
+  const { reason, message } = findCondition(conditions, ConditionType.failed)!;
+  return { name: 'Failed', reason, message };
+}
+
+/** A suspension ends the attempt; resuming starts another from the checkpoint that its trainers leave behind. */
+export function suspended(view: JobView): Stage | null {
+  if (!view.spec.suspend) return null;
+  return hasBegun(view) ? { name: 'Replace', reason: Reason.suspending, message: 'the job is being suspended' } : { name: 'Suspended' };
+}
+
+/** What decides the result was changed during a suspension that nobody saw: the pods do something else than the spec says. */
+export function respecified(digest: string, { identity, status, ranks, others, attempt }: JobView): Stage | null {
+  if (status.observedGeneration === identity.generation) return null;
+  const changed = ranks.some((pod) => pod?.specDigest !== undefined && pod.specDigest !== digest) || others.some((pod) => pod.attempt === attempt);
+  return changed ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' } : null;
+}
+
+export function failed(view: JobView): Stage | null {
+  const failure = findFailure(view);
+  return failure && afterFailure(failure, view);
+}
+
+export function afterFailure(failure: Failure, view: JobView): Stage {
+  const verdict = judge(failure, view.spec.failurePolicy, view.status.restarts, view.now);
+  return verdict.action === 'fail' ? { name: 'Failed', reason: verdict.reason, message: verdict.message } : { name: 'Restart', restarts: verdict.restarts };
+}
+
+export function late(view: JobView): Stage | null {
+  const deadline = overdue(view);
+  return deadline && { name: 'Failed', ...deadline };
+}
+
+/** Two attempts must never be alive together: they would write the same checkpoints. */
+export const stopping = (view: JobView): Stage | null => (isStopping(view) ? { name: 'Stopping' } : null);
+
+export function backingOff(view: JobView): Stage | null {
+  const until = hasBegun(view) ? null : backoffEnd(view.status.restarts);
+  return until !== null && until > view.now ? { name: 'Backoff', until } : null;
+}
+
+export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
+
+/** Some of the attempt exists already. */
+export const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+
+/** Every rank is there and works, or has done its part. */
+export const allReady = (view: JobView): boolean => view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));

@@ -1,0 +1,30 @@
+/** Storage that a pod uses, as its environment mounts it, with the credentials that reading it takes. */
+import type { S3Access, StorageRef } from '@facetrain/api';
+import type { Environment, Mounted } from './environment.ts';
+import type { EnvVar, Volume, VolumeMount } from './objects.ts';
+
+export interface MountedVolumes {
+  volumes: Volume[];
+  volumeMounts: VolumeMount[];
+}
+
+/** `environment.storage`, with credentials for the container that fetches. */
+export function mounted(environment: Environment, name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
+  const storage = environment.storage(name, reference, access);
+  if (!storage.fetch) return storage;
+  return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentials(reference.s3)] } };
+}
+
+/** AWS credentials by reference to the keys of a Secret: never a value that a config, a status or a log could show. */
+export function credentials(access: S3Access | undefined): EnvVar[] {
+  const secret = access?.secretRef;
+  if (!secret) return [];
+  const entry = (key: string, optional: boolean): EnvVar => ({ name: key, valueFrom: { secretKeyRef: { name: secret.name, key, ...(optional && { optional }) } } });
+  return [entry('AWS_ACCESS_KEY_ID', false), entry('AWS_SECRET_ACCESS_KEY', false), entry('AWS_SESSION_TOKEN', true)];
+}
+
+/** The volumes of some storage; two uses of one volume are one volume. */
+export function volumesOf(storage: Mounted[]): MountedVolumes {
+  const volumes = new Map(storage.flatMap(({ volume }) => (volume ? [[volume.name, volume] as const] : [])));
+  return { volumes: [...volumes.values()], volumeMounts: storage.flatMap(({ mount }) => (mount ? [mount] : [])) };
+}

@@ -1,0 +1,117 @@
+/** Builders for the planners' tests: makeJob('a').replicas(4).suspended().observe(...). */
+import { API_VERSION, FaceTrainJob, QuantizeJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import type { ObservedPod } from '../objects.ts';
+import type { ObservedFaceTrainJob, ObservedQuantizeJob } from '../observed.ts';
+import { timestamp } from '../time.ts';
+
+export const START = new Date('2026-01-01T00:00:00Z');
+export const after = (seconds: number): Date => new Date(START.getTime() + 1000 * seconds);
+export const at = (seconds: number): string => timestamp(after(seconds));
+
+type Loose = Record<string, any>;
+
+abstract class JobBuilder {
+  readonly name: string;
+  protected spec: Loose;
+  protected generation = 1;
+  protected deletionTimestamp: string | undefined;
+
+  constructor(name: string, spec: Loose) {
+    this.name = name;
+    this.spec = spec;
+  }
+  /** Sets fields of the spec, as a manifest would. */
+  with(fields: Loose): this {
+    this.spec = { ...this.spec, ...fields };
+    return this;
+  }
+  suspended(suspend = true): this {
+    return this.with({ suspend });
+  }
+  failurePolicy(failurePolicy: Loose): this {
+    return this.with({ failurePolicy });
+  }
+  atGeneration(generation: number): this {
+    this.generation = generation;
+    return this;
+  }
+  deleting(): this {
+    this.deletionTimestamp = at(0);
+    return this;
+  }
+  protected get identity() {
+    return { name: this.name, namespace: 'default', uid: `uid-${this.name}`, generation: this.generation, deletionTimestamp: this.deletionTimestamp };
+  }
+}
+
+export class FaceTrainJobBuilder extends JobBuilder {
+  replicas(replicas: number): this {
+    return this.with({ trainers: { ...this.spec.trainers, replicas } });
+  }
+  trainers(fields: Loose): this {
+    return this.with({ trainers: { ...this.spec.trainers, ...fields } });
+  }
+  quantized(quantize: Loose = {}): this {
+    return this.with({ quantize });
+  }
+  parse(): FaceTrainJob['spec'] {
+    return FaceTrainJob.parse({ apiVersion: API_VERSION, kind: 'FaceTrainJob', metadata: { name: this.name }, spec: this.spec }).spec;
+  }
+  observe(status: FaceTrainJobStatus = {}, pods: ObservedPod[] = [], more: Partial<ObservedFaceTrainJob> = {}): ObservedFaceTrainJob {
+    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], podGroupApi: null, ...more };
+  }
+}
+
+export class QuantizeJobBuilder extends JobBuilder {
+  parse(): QuantizeJob['spec'] {
+    return QuantizeJob.parse({ apiVersion: API_VERSION, kind: 'QuantizeJob', metadata: { name: this.name }, spec: this.spec }).spec;
+  }
+  observe(status: QuantizeJobStatus = {}, pods: ObservedPod[] = [], more: Partial<ObservedQuantizeJob> = {}): ObservedQuantizeJob {
+    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...more };
+  }
+}
+
+export const makeJob = (name = 'faces'): FaceTrainJobBuilder =>
+  new FaceTrainJobBuilder(name, { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, trainers: { replicas: 2 } });
+
+export const makeQuantizeJob = (name = 'small'): QuantizeJobBuilder =>
+  new QuantizeJobBuilder(name, { model: { uri: 'pvc://data/model.onnx' }, calibration: { dataset: { uri: 'pvc://data/faces' } }, output: { uri: 'pvc://data/int7' } });
+
+export class PodBuilder {
+  private readonly pod: ObservedPod;
+
+  constructor(job: string, attempt: number, rank: number) {
+    const name = `${job}-${attempt}-${rank}`;
+    this.pod = { name, uid: `uid-${name}`, attempt, rank, phase: 'Pending', ready: false, deleting: false, disrupted: false, createdAt: at(0) };
+  }
+  with(fields: Partial<ObservedPod>): this {
+    Object.assign(this.pod, fields);
+    return this;
+  }
+  waiting(reason: string, message: string): this {
+    return this.with({ waiting: { reason, message } });
+  }
+  running(node = 'node-1'): this {
+    return this.with({ phase: 'Running', ready: true, node });
+  }
+  succeeded(): this {
+    return this.with({ phase: 'Succeeded', ready: false, exitCode: 0 });
+  }
+  failed(exitCode: number, seconds = 100): this {
+    return this.with({ phase: 'Failed', ready: false, exitCode, reason: 'Error', finishedAt: at(seconds) });
+  }
+  saying(code: string, message: string): this {
+    return this.with({ termination: { code, message } });
+  }
+  deleting(): this {
+    return this.with({ deleting: true });
+  }
+  disrupted(): this {
+    return this.with({ disrupted: true });
+  }
+  build(): ObservedPod {
+    return this.pod;
+  }
+}
+
+export const makePod = (rank: number, attempt = 0, job = 'faces'): PodBuilder => new PodBuilder(job, attempt, rank);

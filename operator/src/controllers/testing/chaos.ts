@@ -1,0 +1,113 @@
+/** What may happen to a job in the simulator: as data, so that fast-check can find the shortest history that breaks a property. */
+import fc from 'fast-check';
+import { isAlive, outcomeOf } from '../attempt.ts';
+import type { ObservedPod } from '../objects.ts';
+import { timestamp } from '../time.ts';
+import type { Simulator } from './simulator.ts';
+
+export type Chaos =
+  | { type: 'advance'; seconds: number }
+  | { type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'unknown' | 'odd' | 'return'; pod: number }
+  | { type: 'fail'; pod: number; exitCode: number }
+  | { type: 'reap' }
+  | { type: 'startAll' }
+  | { type: 'suspend'; suspend: boolean }
+  /** Suspended, changed and resumed while nobody looked. */
+  | { type: 'respecify'; epochs: number }
+  | { type: 'progress'; steps: number };
+
+const pod = fc.nat({ max: 7 });
+const EXIT_CODES = [1, 2, 4, 4, 137, 143];
+
+export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
+  fc.record({ type: fc.constant('advance' as const), seconds: fc.integer({ min: 1, max: 900 }) }),
+  fc.record({ type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const), pod }),
+  fc.record({ type: fc.constant('reap' as const) }),
+  fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
+  fc.record({ type: fc.constant('respecify' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
+  fc.record({ type: fc.constant('progress' as const), steps: fc.nat({ max: 50 }) }),
+);
+
+export const chaos: fc.Arbitrary<Chaos> = fc.oneof(
+  { weight: 2, arbitrary: gentle },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('startAll' as const) }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const), pod }) },
+  { weight: 2, arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }) },
+);
+
+export function happen(event: Chaos, cluster: Simulator): void {
+  switch (event.type) {
+    case 'advance':
+      return cluster.advance(event.seconds);
+    case 'reap':
+      return cluster.reap();
+    case 'startAll':
+      return cluster.pods.forEach((pod) => start(pod));
+    case 'suspend':
+      return cluster.face.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
+    case 'respecify':
+      cluster.change({ epochs: event.epochs });
+      return cluster.change({ suspend: false });
+    case 'progress':
+      return train(event.steps, cluster);
+  }
+  const pod = cluster.pods[event.pod % Math.max(1, cluster.pods.length)];
+  if (!pod) return;
+  switch (event.type) {
+    case 'start':
+    case 'return':
+      return start(pod);
+    case 'unready':
+      pod.ready = false;
+      return;
+    case 'unknown':
+    case 'odd':
+      if (isAlive(pod)) Object.assign(pod, { phase: event.type === 'unknown' ? 'Unknown' : 'Hibernating', ready: false });
+      return;
+    case 'succeed':
+      return finish(pod, 0, cluster.now);
+    case 'fail':
+      return finish(pod, event.exitCode, cluster.now);
+    case 'vanish':
+      cluster.pods = cluster.pods.filter((other) => other !== pod);
+      return;
+    case 'drain':
+      Object.assign(pod, { disrupted: true, deleting: true });
+      return;
+    case 'evict':
+      if (isAlive(pod)) Object.assign(pod, { phase: 'Failed', ready: false, reason: 'Evicted', disrupted: true, finishedAt: timestamp(cluster.now) });
+      return;
+  }
+}
+
+function start(pod: ObservedPod): void {
+  if (isAlive(pod) && outcomeOf(pod) === null) Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
+}
+
+function finish(pod: ObservedPod, exitCode: number, now: Date): void {
+  if (isAlive(pod) && pod.phase !== 'Pending') Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
+}
+
+function train(steps: number, cluster: Simulator): void {
+  const attempt = cluster.face.status.attempt ?? 0;
+  const before = cluster.progress?.attempt === attempt ? cluster.progress : { step: 0, activity: 0 };
+  const step = Math.min(1000, before.step + steps);
+  cluster.progress = { attempt, step, totalSteps: 1000, epoch: step / 100, activity: before.activity + steps, etaSeconds: 1000 - step };
+}
+
+export const isOver = (cluster: Simulator): boolean => cluster.face.status.completionTime !== undefined;
+
+/** From now on all goes well: what is to go goes, nodes come back, nobody suspends, and pods do their work and succeed. */
+export function calm(cluster: Simulator, rounds = 60): void {
+  if (cluster.face.spec.suspend) cluster.change({ suspend: false });
+  for (let round = 0; round < rounds && !isOver(cluster); round++) {
+    cluster.reap();
+    cluster.settle();
+    cluster.pods.forEach((pod) => start(pod));
+    cluster.advance(10);
+    cluster.settle();
+    for (const pod of cluster.pods) if (!pod.deleting) finish(pod, 0, cluster.now);
+    cluster.advance(300);
+    cluster.settle();
+  }
+}

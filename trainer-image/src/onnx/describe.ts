@@ -1,0 +1,67 @@
+/** What a model is, for `facetrain inspect`: a plain object, ready for JSON. */
+import type { Graph, GraphNode } from '@facetrain/native';
+import { countParameters } from '../backbones/backbone.ts';
+import type { OnnxModel } from './read.ts';
+import { integer, inferShapes } from './shapes.ts';
+import { elementType } from './tensor.ts';
+
+export interface ModelDescription {
+  input: { name: string; shape: ['N', number, number, number] };
+  output: { name: string; shape: ['N', number] };
+  irVersion: number;
+  opsets: Record<string, number>;
+  producer: { name: string; version: string };
+  metadata: Record<string, string>;
+  /** How many nodes there are of each operator, the most frequent first. */
+  operators: Record<string, number>;
+  /** Weights that training learns; running statistics and quantised weights are not among them. */
+  parameters: number;
+  /** Multiply-accumulates of convolutions and matrix products for one picture; null when a shape is not known. */
+  macs: number | null;
+  /** Bytes of the constants by element type. */
+  constantBytes: Record<string, number>;
+}
+
+export function describeModel({ graph, irVersion, opsets, producer, metadata }: OnnxModel): ModelDescription {
+  const { input, output } = graph;
+  const constantBytes: Record<string, number> = {};
+  for (const { data } of Object.values(graph.initializers)) {
+    const type = elementType(data).toLowerCase();
+    constantBytes[type] = (constantBytes[type] ?? 0) + data.byteLength;
+  }
+  return {
+    input: { name: input.name, shape: ['N', input.channels, input.height, input.width] },
+    output: { name: output.name, shape: ['N', output.dim] },
+    irVersion,
+    opsets,
+    producer,
+    metadata,
+    operators: countOperators(graph.nodes),
+    parameters: countParameters(graph),
+    macs: countMacs(graph),
+    constantBytes,
+  };
+}
+
+function countOperators(nodes: GraphNode[]): Record<string, number> {
+  const counts = new Map<string, number>();
+  for (const { op } of nodes) counts.set(op, (counts.get(op) ?? 0) + 1);
+  return Object.fromEntries([...counts].toSorted(([a, m], [b, n]) => n - m || a.localeCompare(b)));
+}
+
+/** Multiply-accumulates for one picture; null when one cannot be counted. */
+export function countMacs(graph: Graph): number | null {
+  const shapes = inferShapes(graph, 1);
+  const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
+  let macs = 0;
+  for (const node of graph.nodes) {
+    if (!['Conv', 'Gemm', 'MatMul'].includes(node.op)) continue;
+    const [x, weight] = node.inputs.map((name) => shapes.get(name));
+    const y = shapes.get(node.outputs[0]!);
+    if (!x || !weight || !y) return null;
+    // Each output value is a sum over: a kernel of one group's channels, or the axis that is multiplied away.
+    const terms = node.op === 'Conv' ? product(weight.slice(1)) : node.op === 'Gemm' && integer(node, 'transA', 0) === 1 ? x[0]! : x.at(-1)!;
+    macs += product(y) * terms;
+  }
+  return macs;
+}

@@ -1,0 +1,76 @@
+/** How far an INT7 model is from its FP32 model, and whether that is near enough. Pure. */
+import type { Comparison, Gate, Metrics, QuantizeConfig } from '@facetrain/api';
+import { verify } from '../verification/protocol.ts';
+
+/** Embeddings of a set's pictures and of their mirror images, both [pictures, dim]. */
+export interface SetEmbeddings {
+  plain: Float32Array;
+  mirrored: Float32Array;
+}
+
+/** Cosine of each embedding with its counterpart, both [count, dim]. Of a zero vector with anything it is 0. */
+export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64Array {
+  return Float64Array.from({ length: a.length / dim }, (_, index) => {
+    let [product, squareA, squareB] = [0, 0, 0];
+    for (let at = index * dim; at < (index + 1) * dim; ++at) {
+      product += a[at]! * b[at]!;
+      squareA += a[at]! ** 2;
+      squareB += b[at]! ** 2;
+    }
+    return squareA > 0 && squareB > 0 ? product / Math.sqrt(squareA * squareB) : 0;
+  });
+}
+
+/**
+ * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images included.
+ * @param same by pair; pictures 2i and 2i + 1 are pair i
+ */
+export function compareModels(set: string, same: boolean[], dim: number, fp32: SetEmbeddings, int7: SetEmbeddings): { comparison: Comparison; cosines: Float64Array } {
+  const [reference, quantized] = [fp32, int7].map(({ plain, mirrored }) => {
+    const { pairs: _, ...accuracy } = verify(plain.map((value, at) => value + mirrored[at]!), dim, same);
+    return accuracy;
+  }) as [Comparison['fp32'], Comparison['int7']];
+  const all = joined([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
+  const comparison = { set, pairs: same.length, fp32: reference, int7: quantized, drop: reference.accuracy - quantized.accuracy, meanCosine: mean(all) };
+  return { comparison, cosines: all };
+}
+
+/** @param found every cosine that was measured: of the sets, or of the calibration pictures where there are none */
+export function summarize(comparisons: Comparison[], found: Float64Array): Metrics {
+  const sorted = found.toSorted();
+  return {
+    meanCosine: mean(found),
+    percentile1Cosine: sorted[Math.floor(sorted.length / 100)]!,
+    accuracyDrop: comparisons.length > 0 ? Math.max(...comparisons.map(({ drop }) => drop)) : null,
+    comparisons,
+  };
+}
+
+export function judge(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
+  const failures = [];
+  const { maxAccuracyDrop, minMeanCosine } = bounds;
+  for (const { set, drop, fp32, int7 } of metrics.comparisons) {
+    if (maxAccuracyDrop === null || drop <= maxAccuracyDrop) continue;
+    failures.push(`accuracy on ${set} falls by ${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)}), more than maxAccuracyDrop ${maxAccuracyDrop}`);
+  }
+  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine)) failures.push(`the mean cosine of embeddings is ${digits(metrics.meanCosine)}, less than minMeanCosine ${minMeanCosine}`);
+  return { maxAccuracyDrop, minMeanCosine, passed: failures.length === 0, failures };
+}
+
+export function joined(parts: Float64Array[]): Float64Array {
+  const all = new Float64Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+function mean(values: Float64Array): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+function digits(value: number): string {
+  return value.toFixed(4);
+}

@@ -1,0 +1,49 @@
+/** The files of an artifact, as bytes: what a quantization found, in, and what is written, out. Pure. */
+import { ArtifactManifest, QuantizeReport, ScalesDocument, type StoredFile } from '@facetrain/api';
+import type { LayerGraph, Scales } from '@facetrain/native';
+import { encodeOnnx } from '../onnx/write.ts';
+import { renderQuantizeReport } from '../report/quantize-report-html.ts';
+import { digestBytes } from '../storage/digest.ts';
+import { encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
+
+export const MODEL = 'model.int7.onnx';
+export const MANIFEST = 'manifest.json';
+export const REPORTS = ['report.json', 'report.html'];
+
+/** @param source digest of the FP32 model; `calibration` of the pictures */
+export function modelFile(graph: LayerGraph, scales: Scales, { source, calibration, channelOrder }: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' }): Uint8Array {
+  const metadata = {
+    'facetrain.format': 'int7',
+    'facetrain.limit': String(WEIGHT_LIMIT),
+    'facetrain.rounding': 'half to even',
+    'facetrain.channelOrder': channelOrder,
+    'facetrain.source.sha256': source,
+    'facetrain.calibration.sha256': calibration,
+  };
+  const doc = `Face embedding in 7-bit integers. Input: pictures in ${channelOrder.toUpperCase()}, x / 127.5 - 1.`;
+  return encodeOnnx(encodeInt7(graph, scales), { metadata, doc });
+}
+
+export function scalesFile(scales: Scales): string {
+  const weights = Object.fromEntries(Object.entries(scales.weights).map(([name, { scales: values }]) => [name, Array.from(values)]));
+  return json(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }));
+}
+
+export function reportFiles(report: QuantizeReport): Record<string, string> {
+  const [data, page] = REPORTS as [string, string];
+  return { [data]: json(QuantizeReport.parse(report)), [page]: renderQuantizeReport(report) };
+}
+
+export function manifestFile(report: QuantizeReport, files: Record<string, StoredFile>): string {
+  const { sha256, bytes, channelOrder } = report.source;
+  const { calibration, metrics, gate } = report;
+  return json(ArtifactManifest.parse({ schemaVersion: 1, kind: 'facetrain-int7', source: { sha256, bytes, channelOrder }, calibration, metrics, gate, files }));
+}
+
+export function stored(content: Uint8Array | string): StoredFile {
+  return digestBytes(typeof content === 'string' ? Buffer.from(content) : content);
+}
+
+function json(value: unknown): string {
+  return `${JSON.stringify(value, null, 2)}\n`;
+}

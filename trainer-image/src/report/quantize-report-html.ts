@@ -1,0 +1,145 @@
+/** report.html of a quantized model: one file that needs no other, for a browser or an attachment. Pure. */
+import type { Comparison, QuantizedLayer, QuantizeReport } from '@facetrain/api';
+import { count, escape, page, short, table } from './html.ts';
+
+const BAR_WIDTH = 170;
+const BAR_HEIGHT = 7;
+
+export function renderQuantizeReport(report: QuantizeReport): string {
+  const { name, attempt } = report.job;
+  return page(
+    `${name}: quantization report`,
+    STYLE,
+    `<h1>${escape(name)}</h1>
+<p class="sub">EasyQuant to 7 bits · attempt ${attempt}</p>
+${verdict(report)}
+<dl>
+${facts(report)
+  .map(([term, value]) => `<div><dt>${term}</dt><dd>${escape(value)}</dd></div>`)
+  .join('\n')}
+</dl>
+${report.metrics.comparisons.length > 0 ? `<h2>Verification <small>10-fold, embeddings of picture and mirror image added</small></h2>\n${sets(report.metrics.comparisons)}` : ''}
+<h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
+${layers(report.layers)}
+<h2>Origin</h2>
+<dl class="wide">
+<div><dt>FP32 model, SHA-256</dt><dd>${escape(report.source.sha256)}</dd></div>
+<div><dt>model.int7.onnx, SHA-256</dt><dd>${escape(report.model.sha256)}</dd></div>
+<div><dt>Calibration pictures, SHA-256</dt><dd>${escape(report.calibration.sha256)}</dd></div>
+</dl>`,
+  );
+}
+
+function verdict({ gate }: QuantizeReport): string {
+  const bounds = [
+    ...(gate.maxAccuracyDrop === null ? [] : [`accuracy drop at most ${points(gate.maxAccuracyDrop)}`]),
+    ...(gate.minMeanCosine === null ? [] : [`mean cosine at least ${gate.minMeanCosine}`]),
+  ];
+  if (bounds.length === 0) return '<p class="gate open"><b>No gate</b> The job sets no bounds.</p>';
+  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escape(bounds.join(', '))}.</p>`;
+  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${gate.failures.map((failure) => `<li>${escape(failure)}</li>`).join('')}</ul></div>`;
+}
+
+function facts({ metrics, source, model, calibration, search, layers }: QuantizeReport): [string, string][] {
+  const scales = search.rounds === 0 ? 'scales of the maximum' : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
+  const aids = [...(search.equalize ? ['channels equalised'] : []), ...(search.biasCorrection ? ['bias corrected'] : [])];
+  return [
+    ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
+    ['Worst picture in a hundred', cosine(metrics.percentile1Cosine)],
+    ...(metrics.accuracyDrop === null ? [] : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
+    ['Size', `${mebibytes(source.bytes)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / source.bytes) * 100)} %`],
+    ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
+    ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
+    ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
+    ['Search', [scales, ...aids].join(', ')],
+  ];
+}
+
+function sets(comparisons: Comparison[]): string {
+  const rates = [...new Set(comparisons.flatMap(({ fp32 }) => Object.keys(fp32.tarAtFar)))];
+  const accuracy = ({ accuracy: mean, std }: Comparison['fp32']) => `${percent(mean)} <small>± ${(std * 100).toFixed(2)}</small>`;
+  const rows = comparisons.map(({ set, pairs, fp32, int7, drop, meanCosine }) => [
+    escape(set),
+    count(pairs),
+    accuracy(fp32),
+    accuracy(int7),
+    points(drop),
+    cosine(meanCosine),
+    ...rates.map((rate) => `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}`),
+  ]);
+  return table(['Set', 'Pairs', 'FP32', 'INT7', 'Drop', 'Mean cosine', ...rates.map((rate) => `TAR @ ${escape(rate)}`)], rows);
+}
+
+function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
+  const found = tarAtFar[rate];
+  return found === undefined ? '–' : percent(found);
+}
+
+function layers(all: QuantizedLayer[]): string {
+  const widest = Math.max(...all.flatMap(({ cosineStart, cosine: found }) => [degrees(cosineStart), degrees(found)]), 1e-9);
+  const mostMacs = Math.max(...all.map(({ macs }) => macs), 1);
+  const rows = all.map((layer) => [
+    `<span class="name" title="${escape(layer.name)}">${escape(layer.name)}</span> <small>${layer.kind}</small>`,
+    layer.bits === 32 ? 'real' : String(layer.bits),
+    layer.macs === 0 ? '' : `${bar([layer.macs / mostMacs], 'macs', 60)} ${(layer.macs / 1e6).toFixed(1)} M`,
+    `${bar([degrees(layer.cosineStart) / widest, degrees(layer.cosine) / widest], 'angle', BAR_WIDTH)}`,
+    `<span class="before">${cosine(layer.cosineStart)}</span> → ${cosine(layer.cosine)}`,
+    layer.saturation === 0 ? '' : `<span class="${layer.saturation > 0.01 ? 'high' : ''}">${percent(layer.saturation)}</span>`,
+    layer.inputScale === null ? '' : layer.inputScale.toPrecision(3),
+    layer.weightSumMax === null ? '' : count(layer.weightSumMax),
+  ]);
+  const headings = [
+    'Layer',
+    '<abbr title="of the integers it reads: 7 where weights multiply them, 8 where they are only added or mapped">Bits</abbr>',
+    'Multiplications',
+    '<abbr title="between the output and that of FP32, in the space of its values; short is good">Angle</abbr> <i class="key before"></i> from the maximum <i class="key after"></i> found',
+    'Cosine',
+    '<abbr title="share of the input’s values that the scale clips">Clipped</abbr>',
+    '<abbr title="real value of one step of the input">Input scale</abbr>',
+    '<abbr title="largest sum of |weight| over one output channel: 63 times it bounds the accumulator">Σ |w|</abbr>',
+  ];
+  return table(headings, rows);
+}
+
+/** Horizontal bars under each other; lengths in [0, 1]. The last one is the strong one. */
+function bar(lengths: number[], kind: string, width: number): string {
+  const bars = lengths.map((length, index) => {
+    const role = index === lengths.length - 1 ? 'after' : 'before';
+    return `<rect class="${role}" y="${index * (BAR_HEIGHT + 1)}" width="${Math.max(length * width, 0.5).toFixed(1)}" height="${BAR_HEIGHT}" rx="1.5"/>`;
+  });
+  const height = lengths.length * (BAR_HEIGHT + 1) - 1;
+  return `<svg class="bar ${kind}" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" aria-hidden="true">${bars.join('')}</svg>`;
+}
+
+function degrees(value: number): number {
+  return (Math.acos(Math.min(Math.max(value, -1), 1)) * 180) / Math.PI;
+}
+
+function cosine(value: number): string {
+  return value.toFixed(4);
+}
+
+function percent(value: number): string {
+  return `${(value * 100).toFixed(2)} %`;
+}
+
+/** A difference of accuracies, in percentage points. */
+function points(value: number): string {
+  return `${(value * 100).toFixed(2)} pt`;
+}
+
+function mebibytes(bytes: number): string {
+  return (bytes / 2 ** 20).toFixed(2);
+}
+
+const STYLE = `
+main { max-width: 1180px; } table { font-size: 14px; }
+.gate { border-radius: 8px; padding: 10px 14px; margin: 0 0 16px; background: var(--card); border-left: 4px solid var(--soft); } .gate b { margin-right: 8px; }
+.gate.passed { border-color: var(--c2); } .gate.passed b { color: var(--c2); } .gate.missed { border-color: var(--c1); } .gate.missed b { color: var(--c1); }
+.gate ul { margin: 6px 0 0; padding-left: 20px; }
+dl.wide { grid-template-columns: 1fr; } dl.wide dd { font: 13px/1.5 ui-monospace, monospace; }
+td { font-variant-numeric: tabular-nums; } .name { display: inline-block; max-width: 240px; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom; }
+svg.bar { display: inline-block; width: auto; vertical-align: middle; } rect.after { fill: var(--c0); } rect.before { fill: var(--soft); opacity: .45; } .macs rect.after { fill: var(--soft); opacity: .6; }
+td .before, .key { color: var(--soft); } .key { display: inline-block; width: 14px; height: 8px; border-radius: 2px; margin-left: 8px; } .key.before { background: var(--soft); opacity: .45; } .key.after { background: var(--c0); }
+abbr { text-decoration: underline dotted; cursor: help; } .high { color: var(--c1); }
+`;
