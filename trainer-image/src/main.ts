@@ -99,9 +99,9 @@ function fetchOptions(args: string[]) {
 async function serve(board: Board, where: { host: string; port: number } | null, staleAfterSeconds: number): Promise<AsyncDisposable> {
   if (!where) return { async [Symbol.asyncDispose]() {} };
   const server = await startServer(board, { ...where, staleAfterSeconds });
-  log.info({ host: where.host, port: server.port }, 'serving progress');
   const file = process.env['FACETRAIN_PORT_FILE'];
   if (file) await writeAtomically(file, `${server.port}\n`);
+  log.info({ host: where.host, port: server.port }, 'serving progress');
   return { [Symbol.asyncDispose]: () => server.close() };
 }
 

@@ -108,8 +108,16 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
 
 export type LogLine = { msg: string } & Record<string, unknown>;
 
-/** A rank as a process; killed when it goes out of scope. */
-export class Rank implements Disposable {
+const started = new Set<Rank>();
+
+/** For afterEach: ends what a failed test left running. */
+export function killRanks(): void {
+  for (const rank of started) rank.kill('SIGKILL');
+  started.clear();
+}
+
+/** A rank as a process. */
+export class Rank {
   readonly lines: LogLine[] = [];
   readonly ended: Promise<number>;
   #child: ChildProcess;
@@ -122,6 +130,7 @@ export class Rank implements Disposable {
       this.#text = lines.pop()!;
       this.lines.push(...lines.map((line) => parseLine(line)));
     });
+    started.add(this);
     this.ended = new Promise((resolve) => this.#child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGKILL' ? 137 : -1))));
   }
 
@@ -144,10 +153,6 @@ export class Rank implements Disposable {
 
   get text(): string {
     return this.lines.map((line) => JSON.stringify(line)).join('\n') + this.#text;
-  }
-
-  [Symbol.dispose](): void {
-    if (this.running) this.#child.kill('SIGKILL');
   }
 }
 

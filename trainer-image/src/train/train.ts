@@ -1,6 +1,6 @@
 /** Training, from a configuration to a model and its report. Every rank runs this; they meet in the session's collectives. */
 import { join } from 'node:path';
-import type { CheckpointManifest, TrainerConfig } from '@facetrain/api';
+import { FacetrainError, type CheckpointManifest, type TrainerConfig } from '@facetrain/api';
 import { TrainingSession } from '@facetrain/native';
 import { findNewest, openCheckpoint, removeUnfinished } from '../checkpoint/directory.ts';
 import { loadCheckpoint } from '../checkpoint/load.ts';
@@ -59,7 +59,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     computeThreads: threads,
     device: config.device,
   });
-  const session = await unlessStopped(signal, opening);
+  const session = await unlessStopped(signal, withinDeadline(opening, config, ranks));
 
   progress.update({ stage: 'Loading' });
   // Rank 0's view of the folder decides: on a network file system the others may see an older one.
@@ -156,4 +156,26 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   await session.close();
   progress.update({ stage: 'Done' });
   return 'completed';
+}
+
+/**
+ * The native half has a deadline for a master that refuses or is not there; one that accepts the connection and then says nothing would hold it for
+ * ever. What comes after the rendezvous is one collective.
+ */
+async function withinDeadline<T>(opening: Promise<T>, config: TrainerConfig, { masterAddr, masterPort }: Ranks): Promise<T> {
+  const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(reject, seconds * 1000, new FacetrainError({
+      code: 'RendezvousTimeout',
+      subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
+      found: `no answer within ${seconds} s`,
+      allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
+    }));
+  });
+  try {
+    return await Promise.race([opening, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
