@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { FacetrainError, type ErrorCode } from '@facetrain/api';
 import { native } from './addon.ts';
-import { translated } from './errors.ts';
+import { result, type Call } from './call.ts';
 
 /** Decoded pictures, [count, height, width, 3] bytes. */
 export interface Pictures {
@@ -27,12 +27,6 @@ export interface DatasetInfo {
   bytes: number;
 }
 
-/** A native call on a thread of its own; closing cancels it and ends the thread. */
-interface Call<T> {
-  promise: Promise<T>;
-  close(): Promise<void>;
-}
-
 type Decoded = Omit<Pictures, 'channelOrder'>;
 
 interface DataAddon {
@@ -42,22 +36,6 @@ interface DataAddon {
 }
 
 const addon = native<DataAddon>();
-
-async function result<T>(start: () => Call<T>, signal?: AbortSignal): Promise<T> {
-  signal?.throwIfAborted();
-  const call = start();
-  const cancel = () => void call.close();
-  signal?.addEventListener('abort', cancel);
-  try {
-    return await translated(() => call.promise);
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    signal?.removeEventListener('abort', cancel);
-    await call.close();
-  }
-}
 
 /** Pictures decoded by `decode: 'sample'`, at even distances over the dataset. */
 const decodedSample = 1024;
