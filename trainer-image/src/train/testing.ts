@@ -14,7 +14,11 @@ const MAIN = join(import.meta.dirname, '..', 'main.ts');
 const PICTURES_OF_AN_IDENTITY = 20;
 
 /** The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a picture's bytes. */
-export function writeSmallDataset(directory: string, size: { identities: number; perIdentity: number }, change: (index: number, jpeg: Uint8Array) => Uint8Array = (_, jpeg) => jpeg): void {
+export function writeSmallDataset(
+  directory: string,
+  size: { identities: number; perIdentity: number },
+  change: (index: number, jpeg: Uint8Array) => Uint8Array = (_, jpeg) => jpeg,
+): void {
   const records = Array.from({ length: size.identities * size.perIdentity }, (_, index) => {
     const label = Math.floor(index / size.perIdentity);
     return { label, jpeg: change(index, shippedJpeg(label * PICTURES_OF_AN_IDENTITY + (index % size.perIdentity))) };
@@ -140,7 +144,10 @@ export async function startGang(folder: string, config: TrainerConfig, size: num
   const path = join(folder, 'config.json');
   await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
   const port = String(await freePort());
-  return Array.from({ length: size }, (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }));
+  return Array.from(
+    { length: size },
+    (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }),
+  );
 }
 
 /** Runs a gang to its end. @returns the ranks' exit codes */

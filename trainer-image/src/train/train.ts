@@ -51,7 +51,13 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     momentum: optimizer.momentum,
     weightDecay: optimizer.weightDecay,
     gradientClipNorm: optimizer.gradientClipNorm,
-    data: { directory: config.dataset.path, globalBatchSize: config.globalBatchSize, ...augment, channelOrder: config.model.channelOrder, loaderThreads: config.loaderThreads },
+    data: {
+      directory: config.dataset.path,
+      globalBatchSize: config.globalBatchSize,
+      ...augment,
+      channelOrder: config.model.channelOrder,
+      loaderThreads: config.loaderThreads,
+    },
     comm: {
       rank,
       size: ranks.size,
@@ -100,7 +106,19 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     const { directory, keep } = config.checkpoint;
     const job: CheckpointManifest['job'] = { name: config.job.name, uid: config.job.uid };
     const time = new Date();
-    await saveCheckpoint(session, { root: directory, keep, job, step: done, seed: config.seed, numClasses, history: history.carried, time, rank, worldSize: ranks.size, onFile: tick });
+    await saveCheckpoint(session, {
+      root: directory,
+      keep,
+      job,
+      step: done,
+      seed: config.seed,
+      numClasses,
+      history: history.carried,
+      time,
+      rank,
+      worldSize: ranks.size,
+      onFile: tick,
+    });
     saved = { step: done, at: performance.now() };
     progress.update({ checkpoint: { step: done, time: time.toISOString() } });
     log[level]({ step: done }, 'checkpoint written');
@@ -151,7 +169,10 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     show('Training');
     if (done % stepsPerEpoch === 0 || done === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
       loggedAt = performance.now();
-      log[level]({ step: done, totalSteps, epoch: done / stepsPerEpoch, loss: history.lossLast, learningRate, imagesPerSecond: history.recentImagesPerSecond }, 'trained');
+      log[level](
+        { step: done, totalSteps, epoch: done / stepsPerEpoch, loss: history.lossLast, learningRate, imagesPerSecond: history.recentImagesPerSecond },
+        'trained',
+      );
     }
 
     if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch)) await checkpoint();
@@ -178,12 +199,16 @@ async function withinDeadline<T>(opening: Promise<T>, config: TrainerConfig, { m
   const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(reject, seconds * 1000, new FacetrainError({
-      code: 'RendezvousTimeout',
-      subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
-      found: `no answer within ${seconds} s`,
-      allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
-    }));
+    timer = setTimeout(
+      reject,
+      seconds * 1000,
+      new FacetrainError({
+        code: 'RendezvousTimeout',
+        subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
+        found: `no answer within ${seconds} s`,
+        allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
+      }),
+    );
   });
   try {
     return await Promise.race([opening, deadline]);
