@@ -85,7 +85,13 @@ function fetchOptions(args: string[]) {
   try {
     const { values } = parseArgs({
       args,
-      options: { uri: { type: 'string' }, to: { type: 'string' }, endpoint: { type: 'string' }, region: { type: 'string' }, 'force-path-style': { type: 'boolean', default: false } },
+      options: {
+        uri: { type: 'string' },
+        to: { type: 'string' },
+        endpoint: { type: 'string' },
+        region: { type: 'string' },
+        'force-path-style': { type: 'boolean', default: false },
+      },
     });
     const { uri, to, endpoint, region } = values;
     if (uri === undefined || to === undefined) throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
