@@ -166,7 +166,18 @@ static void test_tiles() {
     for (const int64_t tile : {1, 2, 7, 16, 102, 103, 104}) {
       options.tile_rows = tile;
       const Problem problem = make_problem(103, 8, 10, options);
-      check_against_dense(problem, run_step(problem, 2));
+      const Step step = run_step(problem, 2);
+      check_against_dense(problem, step);
+
+      // Nor on how many of the tiles are kept.
+      for (const int64_t kept : {0, 10 * 30}) {
+        Problem other = problem;
+        other.options.kept_logits = kept;
+        const Step again = run_step(other, 2);
+        CHECK(again.losses == step.losses);
+        CHECK(at::equal(again.dx, step.dx));
+        CHECK(at::equal(again.dw, step.dw));
+      }
     }
   }
 }

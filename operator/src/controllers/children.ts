@@ -24,21 +24,29 @@ interface Making {
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
   /** What the schema cannot see in a spec: the field's path and why; null when all is well. */
-  conflict?: () => string | null;
+  conflict?: () => Obstacle | null;
+}
+
+export interface Obstacle {
+  reason: string;
+  message: string;
 }
 
 /** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
-export function obstacle({ create, names, objects, refused, conflict }: Making): { name: 'Refused'; reason: string; message: string } | null {
+export function obstacle({ create, names, objects, refused, conflict }: Making): Obstacle | null {
   if (create.length === 0) return null;
   // Never touched, and never adopted.
   const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
   if (foreign) {
-    return { name: 'Refused', reason: Reason.nameTaken, message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name` };
+    return {
+      reason: Reason.nameTaken,
+      message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name`,
+    };
   }
   const invalid = conflict?.() ?? null;
-  if (invalid !== null) return { name: 'Refused', reason: Reason.invalidSpec, message: invalid };
+  if (invalid !== null) return invalid;
   if (refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)) {
-    return { name: 'Refused', reason: Reason.childRefused, message: `${refused.kind} ${refused.name}: ${refused.message}` };
+    return { reason: Reason.childRefused, message: `${refused.kind} ${refused.name}: ${refused.message}` };
   }
   return null;
 }

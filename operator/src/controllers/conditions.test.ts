@@ -9,7 +9,9 @@ const old = mergeConditions([], [ready('True')], 1, after(0));
 
 test('the time moves when the status does', () => assert.equal(mergeConditions(old, [ready('False')], 1, after(9))[0]!.lastTransitionTime, at(9)));
 test('the time stays when only words or the generation change', () => {
-  assert.deepEqual(mergeConditions(old, [ready('True', 'other')], 2, after(9)), [{ ...ready('True', 'other'), observedGeneration: 2, lastTransitionTime: at(0) }]);
+  assert.deepEqual(mergeConditions(old, [ready('True', 'other')], 2, after(9)), [
+    { ...ready('True', 'other'), observedGeneration: 2, lastTransitionTime: at(0) },
+  ]);
 });
 test('a condition of ours that is not wanted goes', () => assert.deepEqual(mergeConditions(old, [], 1, after(9)), []));
 test('a condition of somebody else stays', () => {

@@ -40,7 +40,10 @@ export function findFailure(view: JobView): Failure | null {
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
       return { ...podFailure(pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted), `pod ${pod.name} is being deleted`, pod), disruption: true };
     } else if (failed.length > 0 && isUnknown(pod)) {
-      return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod), disruption: true };
+      return {
+        ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod),
+        disruption: true,
+      };
     }
   }
 

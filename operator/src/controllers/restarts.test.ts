@@ -12,7 +12,17 @@ test('a counted restart is remembered with its circumstances', () => {
   const verdict = judge(FAILURE, policy({}), undefined, after(100));
   assert.deepEqual(verdict, {
     action: 'restart',
-    restarts: { count: 1, countedTimes: [at(100)], disruptions: 0, lastReason: 'ProcessFailed', lastMessage: 'rank 1 left', lastExitCode: 1, lastRank: 1, lastNode: 'n', lastTime: at(100) },
+    restarts: {
+      count: 1,
+      countedTimes: [at(100)],
+      disruptions: 0,
+      lastReason: 'ProcessFailed',
+      lastMessage: 'rank 1 left',
+      lastExitCode: 1,
+      lastRank: 1,
+      lastNode: 'n',
+      lastTime: at(100),
+    },
   });
 });
 

@@ -8,11 +8,21 @@ const LEFT = 56;
 const BOTTOM = 28;
 const TOP = 12;
 const RIGHT = 12;
+/** Of the style below. */
+const COLOURS = 6;
+const MOST_DOTS = 60;
 
 export function trainReportHtml(report: TrainReport): string {
   const { name, attempt } = report.job;
   const sets = [...new Set(report.evaluations.map(({ set }) => set))];
-  const steps = [report.history[0]?.step ?? 0, report.steps] as const;
+  const span = { first: report.history[0]?.step ?? 0, last: report.steps };
+  const curve = (title: string, read: (interval: TrainReport['history'][number]) => number) =>
+    chart([{ name: title, points: report.history.map((interval) => [interval.step, read(interval)]) }], span, short);
+  const accuracies = sets.map((set): Series => {
+    const results = report.evaluations.filter((result) => result.set === set);
+    return { name: set, points: results.map(({ step, accuracy }) => [step, accuracy]) };
+  });
+  const accuracyBody = () => chart(accuracies, span, (value) => `${short(value * 100)} %`) + evaluationTable(report, sets);
   return page(
     `${name}: training report`,
     STYLE,
@@ -23,15 +33,9 @@ ${facts(report)
   .map(([term, value]) => `<div><dt>${term}</dt><dd>${escape(value)}</dd></div>`)
   .join('\n')}
 </dl>
-${section('Loss', report.history.length > 1, 'mean over intervals of this attempt', () => chart([{ name: 'loss', points: report.history.map(({ step, loss }) => [step, loss] as const) }], steps, (value) => short(value), report.steps))}
-${section('Verification accuracy', sets.length > 0, '10-fold, embeddings of picture and mirror image added', () =>
-  chart(
-    sets.map((set) => ({ name: set, points: report.evaluations.filter((result) => result.set === set).map(({ step, accuracy }) => [step, accuracy] as const) })),
-    steps,
-    (value) => `${short(value * 100)} %`,
-    report.steps,
-  ) + evaluationTable(report, sets))}
-${section('Learning rate', report.history.length > 1, 'mean over the same intervals', () => chart([{ name: 'learning rate', points: report.history.map(({ step, learningRate }) => [step, learningRate] as const) }], steps, (value) => short(value), report.steps))}
+${section('Loss', report.history.length > 1, 'mean over intervals of this attempt', () => curve('loss', (interval) => interval.loss))}
+${section('Verification accuracy', sets.length > 0, '10-fold, embeddings of picture and mirror image added', accuracyBody)}
+${section('Learning rate', report.history.length > 1, 'mean over the same intervals', () => curve('learning rate', (interval) => interval.learningRate))}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escape(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
@@ -62,7 +66,9 @@ function section(title: string, present: boolean, note: string, body: () => stri
 function evaluationTable(report: TrainReport, sets: string[]): string {
   const rows = sets.map((set) => {
     const { accuracy, std, threshold, pairs, tarAtFar, step } = report.evaluations.findLast((result) => result.set === set)!;
-    const rates = Object.entries(tarAtFar).map(([far, tar]) => `${short(tar * 100)} % @ ${far}`).join(', ');
+    const rates = Object.entries(tarAtFar)
+      .map(([far, tar]) => `${short(tar * 100)} % @ ${far}`)
+      .join(', ');
     const spread = std === undefined ? '' : ` ± ${short(std * 100)}`;
     return [set, count(pairs), count(step), `${short(accuracy * 100)}${spread} %`, short(threshold), rates].map(escape);
   });
@@ -74,27 +80,32 @@ interface Series {
   points: (readonly [step: number, value: number])[];
 }
 
-/** A line chart over steps; the last point carries its value. */
-function chart(series: Series[], [firstStep]: readonly [number, number], label: (value: number) => string, lastStep: number): string {
-  const values = series.flatMap(({ points }) => points.map(([, value]) => value));
+/** A line chart over steps. Few points are dots with their values; many are only a line. */
+function chart(series: Series[], span: { first: number; last: number }, label: (value: number) => string): string {
+  const points = series.flatMap((one) => one.points);
+  const values = points.map(([, value]) => value);
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
   const [low, high] = [ticks[0]!, ticks.at(-1)!];
-  const start = Math.min(firstStep, ...series.flatMap(({ points }) => points.map(([step]) => step)));
-  const x = (step: number) => LEFT + ((step - start) / Math.max(lastStep - start, 1)) * (WIDTH - LEFT - RIGHT);
-  const y = (value: number) => HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - BOTTOM - TOP);
-  const at = (step: number, value: number) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
-  const grid = ticks.map((tick) => `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick).toFixed(1)}" y2="${y(tick).toFixed(1)}"/><text x="${LEFT - 6}" y="${(y(tick) + 4).toFixed(1)}" text-anchor="end">${label(tick)}</text>`);
-  const lines = series.map(({ name, points }, index) => {
-    const colour = `c${index % 6}`;
-    const dots = points.length <= 60 ? points.map(([step, value]) => `<circle class="${colour}" cx="${x(step).toFixed(1)}" cy="${y(value).toFixed(1)}" r="2.5"><title>${escape(name)}, step ${step}: ${label(value)}</title></circle>`) : [];
-    return `<polyline class="${colour}" points="${points.map(([step, value]) => at(step, value)).join(' ')}"/>${dots.join('')}`;
+  const first = Math.min(span.first, ...points.map(([step]) => step));
+  const x = (step: number) => (LEFT + ((step - first) / Math.max(span.last - first, 1)) * (WIDTH - LEFT - RIGHT)).toFixed(1);
+  const y = (value: number) => (HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - BOTTOM - TOP)).toFixed(1);
+  const grid = ticks.map((tick) => {
+    const line = `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/>`;
+    return `${line}<text x="${LEFT - 6}" y="${y(tick)}" dy="4" text-anchor="end">${label(tick)}</text>`;
   });
-  const legend = series.length > 1 ? `<p class="legend">${series.map(({ name }, index) => `<span class="c${index % 6}">${escape(name)}</span>`).join(' ')}</p>` : '';
+  const colour = (index: number) => `c${index % COLOURS}`;
+  const lines = series.map(({ name, points: own }, index) => {
+    const dot = ([step, value]: readonly [number, number]) =>
+      `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5"><title>${escape(name)}, step ${step}: ${label(value)}</title></circle>`;
+    const line = `<polyline class="${colour(index)}" points="${own.map(([step, value]) => `${x(step)},${y(value)}`).join(' ')}"/>`;
+    return line + (own.length <= MOST_DOTS ? own.map(dot).join('') : '');
+  });
+  const legend = series.map(({ name }, index) => `<span class="${colour(index)}">${escape(name)}</span>`).join(' ');
   return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escape(series.map(({ name }) => name).join(', '))} by step">
 ${grid.join('\n')}
-<text x="${LEFT}" y="${HEIGHT - 8}">${count(start)}</text><text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(lastStep)}</text>
+<text x="${LEFT}" y="${HEIGHT - 8}">${count(first)}</text><text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>
 ${lines.join('\n')}
-</svg>${legend}`;
+</svg>${series.length > 1 ? `<p class="legend">${legend}</p>` : ''}`;
 }
 
 /** Four to seven round numbers around [low, high]. */
@@ -119,7 +130,10 @@ svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font-size: 11px; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .grid { stroke: var(--line); }
-${[0, 1, 2, 3, 4, 5].map((n) => `polyline.c${n} { stroke: var(--c${n}); } circle.c${n} { fill: var(--c${n}); } span.c${n} { color: var(--c${n}); margin-right: 12px; }`).join('\n')}
+${Array.from({ length: COLOURS }, (_, n) => {
+  const colour = `var(--c${n})`;
+  return `polyline.c${n} { stroke: ${colour}; } circle.c${n} { fill: ${colour}; } span.c${n} { color: ${colour}; margin-right: 12px; }`;
+}).join('\n')}
 .legend { margin: 4px 0 12px; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; overflow-x: auto; font-size: 13px; }
 `;

@@ -16,19 +16,46 @@ const set = { name: 'lfw', uri: 'pvc://data/lfw.bin' };
 
 describe('the config says what the spec leaves out', () => {
   const cases: Record<string, { spec: object; want: object }> = {
-    'paths as pods see them': { spec: {}, want: { dataset: { path: '/mnt/dataset' }, outputDirectory: '/mnt/output', checkpoint: { directory: '/mnt/checkpoints' }, job: { name: 'faces', uid: 'uid-faces', attempt: 3 } } },
+    'paths as pods see them': {
+      spec: {},
+      want: {
+        dataset: { path: '/mnt/dataset' },
+        outputDirectory: '/mnt/output',
+        checkpoint: { directory: '/mnt/checkpoints' },
+        job: { name: 'faces', uid: 'uid-faces', attempt: 3 },
+      },
+    },
     'CosFace by default': { spec: {}, want: { loss: { margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 } } } },
-    'ArcFace': { spec: { loss: { margin: { type: 'ArcFace' } } }, want: { loss: { margin: { type: 'arcface', m1: 1, m2: 0.5, m3: 0 } } } },
-    'Combined': { spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } }, want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } } },
-    'a backbone that we build': { spec: { model }, want: { model: { onnxPath: null, backbone: 'iresnet50', embeddingDim: 512, width: 2, blocks: null, numClasses: null, channelOrder: 'rgb' } } },
-    'a backbone of the user’s own': { spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR' } }, want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr' } } },
+    ArcFace: { spec: { loss: { margin: { type: 'ArcFace' } } }, want: { loss: { margin: { type: 'arcface', m1: 1, m2: 0.5, m3: 0 } } } },
+    Combined: { spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } }, want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } } },
+    'a backbone that we build': {
+      spec: { model },
+      want: { model: { onnxPath: null, backbone: 'iresnet50', embeddingDim: 512, width: 2, blocks: null, numClasses: null, channelOrder: 'rgb' } },
+    },
+    'a backbone of the user’s own': {
+      spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR' } },
+      want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr' } },
+    },
     'off, where the spec has 0': {
       spec: { optimizer: { gradientClipNorm: 0 }, checkpoint: { everyEpochs: 0, everySteps: 5 }, evaluation: { everyEpochs: 0 } },
       want: { optimizer: { gradientClipNorm: null }, checkpoint: { everyEpochs: null, everySteps: 5, everySeconds: null }, evaluation: { everyEpochs: null } },
     },
-    'verification sets': { spec: { evaluation: { sets: [set, { ...set, name: 'cfp' }] } }, want: { evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }, { name: 'cfp', path: '/mnt/evaluation-1' }] } } },
+    'verification sets': {
+      spec: { evaluation: { sets: [set, { ...set, name: 'cfp' }] } },
+      want: {
+        evaluation: {
+          sets: [
+            { name: 'lfw', path: '/mnt/evaluation-0' },
+            { name: 'cfp', path: '/mnt/evaluation-1' },
+          ],
+        },
+      },
+    },
     'checkpoints elsewhere': { spec: { checkpoint: { uri: 'file:///ckpt' } }, want: { checkpoint: { directory: '/ckpt' } } },
-    'schedule and device': { spec: { schedule: { type: 'Constant' }, trainers: { replicas: 2, device: 'CUDA', computeThreads: 3 } }, want: { schedule: { type: 'constant' }, device: 'cuda', computeThreads: 3, progress: { host: '0.0.0.0', port: 8080 } } },
+    'schedule and device': {
+      spec: { schedule: { type: 'Constant' }, trainers: { replicas: 2, device: 'CUDA', computeThreads: 3 } },
+      want: { schedule: { type: 'constant' }, device: 'cuda', computeThreads: 3, progress: { host: '0.0.0.0', port: 8080 } },
+    },
   };
   for (const [name, { spec, want }] of Object.entries(cases)) {
     test(name, () => {

@@ -22,7 +22,10 @@ const job = fc
     podGroups: fc.boolean(),
   })
   .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups }) => {
-    const builder = makeJob().replicas(replicas).with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy }).failurePolicy({ maxRestarts, windowSeconds });
+    const builder = makeJob()
+      .replicas(replicas)
+      .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
+      .failurePolicy({ maxRestarts, windowSeconds });
     return { builder: quantize ? builder.quantized() : builder, podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null };
   });
 
@@ -76,13 +79,19 @@ test('a crash after any write changes nothing in the end', () => {
   check(
     fc.property(job, history(chaos), (given, steps) => {
       const crashed = run(given, steps);
-      const whole = run(given, steps.map(({ event }) => ({ event, crash: null })));
+      const whole = run(
+        given,
+        steps.map(({ event }) => ({ event, crash: null })),
+      );
       assert.deepEqual(crashed.face.status, whole.face.status);
       assert.deepEqual(crashed.quantize?.status, whole.quantize?.status);
       const names = (cluster: Simulator) => [...cluster.pods, ...cluster.objects].map(({ name }) => name).sort();
       assert.deepEqual(names(crashed), names(whole));
       // The same work, too: a crash costs at most the writes that it lost.
-      assert.deepEqual(crashed.writes.filter((write) => write.startsWith('create')), whole.writes.filter((write) => write.startsWith('create')));
+      assert.deepEqual(
+        crashed.writes.filter((write) => write.startsWith('create')),
+        whole.writes.filter((write) => write.startsWith('create')),
+      );
     }),
   );
 });
@@ -110,7 +119,10 @@ test('a finished job stays finished, and its outcome and time with it', () => {
       for (const { event, crash } of more) {
         happen(event, cluster);
         cluster.settle(crash);
-        assert.deepEqual({ phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt }, { phase, completionTime, attempt });
+        assert.deepEqual(
+          { phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt },
+          { phase, completionTime, attempt },
+        );
       }
     }),
     60,

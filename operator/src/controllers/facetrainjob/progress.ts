@@ -22,7 +22,12 @@ const WRITE_INTERVAL_SECONDS = 10;
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 
 /** @returns the newest progress, and how urgent it is to write it: seconds it may wait, null if there is nothing new. */
-export function progressOf(observed: ObservedProgress | undefined, spec: FaceTrainJobSpec, status: FaceTrainJobStatus, view: JobView): { latest: ProgressStatus; dueIn: number | null } {
+export function progressOf(
+  observed: ObservedProgress | undefined,
+  spec: FaceTrainJobSpec,
+  status: FaceTrainJobStatus,
+  view: JobView,
+): { latest: ProgressStatus; dueIn: number | null } {
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
   if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined) return { latest: old, dueIn: null };
@@ -80,7 +85,8 @@ export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure
 }
 
 /** Seconds until a gang that goes on doing nothing counts as hung. */
-export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null => (stage.name === 'Active' ? secondsLeft(observed, view) : null);
+export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null =>
+  stage.name === 'Active' ? secondsLeft(observed, view) : null;
 
 /** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
 function secondsLeft({ progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob, view: JobView): number | null {

@@ -36,16 +36,23 @@ function quantizeJob(job: JobIdentity, spec: FaceTrainJobSpec, template: NonNull
 
 /** The stage of a job whose training is done. */
 export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
-  const { identity, spec, status, objects, refused, quantizeJob: child } = observed;
+  const { identity, spec, objects, refused, quantizeJob: child } = observed;
   if (!spec.quantize) return { name: 'Succeeded', message: 'training succeeded' };
   const called = `QuantizeJob ${quantizeJobName(identity)}`;
-  const quantizing = (message: string, ...actions: Action[]): Stage => ({ name: 'Quantizing', message, actions, recorded: status.trainingCompletionTime !== undefined });
+  const quantizing = (message: string, ...actions: Action[]): Stage => ({
+    name: 'Quantizing',
+    message,
+    actions,
+  });
 
   const children = quantizeChild(identity, spec);
   const create = missing(children, view, objects);
   if (create.length > 0) {
     if (spec.suspend) return { name: 'Suspended' };
-    return obstacle({ create, names: children, objects, refused }) ?? quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
+    const refusal = obstacle({ create, names: children, objects, refused });
+    return refusal
+      ? { name: 'Refused', ...refusal }
+      : quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
   }
   switch (child?.status.phase) {
     case 'Succeeded':
@@ -55,7 +62,13 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
   }
   if (child && child.spec.suspend !== spec.suspend) {
     const { name, uid } = objects.find((object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity))!;
-    return quantizing(`${called} is being ${spec.suspend ? 'suspended' : 'resumed'}`, { type: 'patch', kind: 'QuantizeJob', name, uid, spec: { suspend: spec.suspend } });
+    return quantizing(`${called} is being ${spec.suspend ? 'suspended' : 'resumed'}`, {
+      type: 'patch',
+      kind: 'QuantizeJob',
+      name,
+      uid,
+      spec: { suspend: spec.suspend },
+    });
   }
   return spec.suspend ? { name: 'Suspended' } : quantizing(`${called}: ${child ? saying(child, ConditionType.ready) : 'made'}`);
 }

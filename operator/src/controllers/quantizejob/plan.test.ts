@@ -21,7 +21,10 @@ const pod = () => makePod(0, 0, 'small');
 
 test('a new job gets its config and its pod, in that order', () => {
   const { actions, status } = plan(makeQuantizeJob().observe());
-  assert.deepEqual(created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`), ['ConfigMap/small-0', 'Pod/small-0-0']);
+  assert.deepEqual(
+    created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`),
+    ['ConfigMap/small-0', 'Pod/small-0-0'],
+  );
   assert.partialDeepStrictEqual(status, { phase: 'Pending', attempt: 0, startTime: at(100), attemptStartTime: at(100) });
 });
 
@@ -31,12 +34,22 @@ test('an object store is published to with credentials by reference, which no co
   assert.deepEqual(config.publish, { uri: 's3://models/small', endpoint: 'http://store:9000', region: null, forcePathStyle: true });
   assert.equal(config.outputDirectory, '/mnt/output');
   assert(!JSON.stringify(config).includes('aws'));
-  assert.deepEqual(pod.spec.containers[0]!.env.flatMap((entry) => ('valueFrom' in entry ? [entry.valueFrom.secretKeyRef.key] : [])), ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN']);
+  assert.deepEqual(
+    pod.spec.containers[0]!.env.flatMap((entry) => ('valueFrom' in entry ? [entry.valueFrom.secretKeyRef.key] : [])),
+    ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'],
+  );
 });
 
 test('a folder is written where it is', () => {
-  const { config, pod } = childrenOf(makeQuantizeJob().with({ gate: { minMeanCosine: 0.98 }, evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] } }));
-  assert.partialDeepStrictEqual(config, { publish: null, outputDirectory: '/mnt/output', gate: { maxAccuracyDrop: null, minMeanCosine: 0.98 }, evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }] } });
+  const { config, pod } = childrenOf(
+    makeQuantizeJob().with({ gate: { minMeanCosine: 0.98 }, evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] } }),
+  );
+  assert.partialDeepStrictEqual(config, {
+    publish: null,
+    outputDirectory: '/mnt/output',
+    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98 },
+    evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }] },
+  });
   assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);
 });
 
@@ -54,13 +67,22 @@ describe('what becomes of a pod', () => {
       want: { phase: 'Succeeded', completionTime: at(100), artifact: { uri: 's3://x', bytes: 7, meanCosine: 0.99 } },
     },
     'succeeded, before its manifest is read': { pod: pod().succeeded().build(), want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } } },
-    'gate missed: failed for good': { pod: pod().failed(3).build(), want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] } },
+    'gate missed: failed for good': {
+      pod: pod().failed(3).build(),
+      want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
+    },
     'wrong credentials: failed with what it says': {
       pod: pod().failed(2).saying('StorageFailed', 's3://models: access denied').build(),
-      want: { phase: 'Failed', conditions: [{ type: 'Ready', status: 'False', reason: 'StorageFailed', message: 'rank 0 left with exit code 2: s3://models: access denied' }] },
+      want: {
+        phase: 'Failed',
+        conditions: [{ type: 'Ready', status: 'False', reason: 'StorageFailed', message: 'rank 0 left with exit code 2: s3://models: access denied' }],
+      },
     },
     'crashed: tried again': { pod: pod().failed(1).build(), want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } } },
-    'evicted: tried again without counting': { pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(), want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } } },
+    'evicted: tried again without counting': {
+      pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
+      want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
+    },
   };
   for (const [name, { pod, want, artifact }] of Object.entries(cases)) {
     test(name, () => {
@@ -85,7 +107,13 @@ test('a suspended job has no pod, and starts anew when it is resumed', () => {
   const suspended = plan(makeQuantizeJob().suspended().atGeneration(2).observe(STARTED, [pod().running().build()], { objects: OBJECTS }));
   assert.deepEqual({ attempt: suspended.status.attempt, actions: suspended.actions }, { attempt: 1, actions: [] });
   const stopping = plan(makeQuantizeJob().suspended().atGeneration(2).observe(suspended.status, [pod().running().build()], { objects: OBJECTS }));
-  assert.deepEqual(stopping.actions.map(({ type }) => type), ['delete']);
+  assert.deepEqual(
+    stopping.actions.map(({ type }) => type),
+    ['delete'],
+  );
   const resumed = plan(makeQuantizeJob().atGeneration(3).observe(stopping.status, [], { objects: OBJECTS }));
-  assert.deepEqual(created(resumed.actions).map(({ metadata }) => metadata.name), ['small-1', 'small-1-0']);
+  assert.deepEqual(
+    created(resumed.actions).map(({ metadata }) => metadata.name),
+    ['small-1', 'small-1-0'],
+  );
 });

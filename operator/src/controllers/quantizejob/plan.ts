@@ -32,7 +32,10 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, objects, 'Running'),
+    actions:
+      ttl !== null && ttl <= 0
+        ? [{ type: 'deleteJob', reason: Reason.expired }]
+        : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
@@ -45,7 +48,7 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
     finished(view) ??
     published(view) ??
     suspended(view) ??
-    respecified(quantizationDigest(observed.spec), view) ??
+    respecified(quantizationDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
     late(view) ??
     stopping(view) ??
@@ -63,7 +66,7 @@ function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view:
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
   const refusal = obstacle({ create, names: children, objects, refused, conflict: () => conflictIn(attempt) });
-  return refusal ?? { name: 'Active', create: create.map(({ make }) => make()) };
+  return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before, artifact }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {

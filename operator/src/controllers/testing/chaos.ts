@@ -85,7 +85,8 @@ function start(pod: ObservedPod): void {
 }
 
 function finish(pod: ObservedPod, exitCode: number, now: Date): void {
-  if (isAlive(pod) && pod.phase !== 'Pending') Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
+  if (isAlive(pod) && pod.phase !== 'Pending')
+    Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
 }
 
 function train(steps: number, cluster: Simulator): void {
