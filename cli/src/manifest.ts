@@ -6,6 +6,9 @@ import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
 
+/** Aliases that YAML may expand to, against documents that grow beyond all memory. */
+const MOST_ALIASES = 100;
+
 const SCHEMAS = { FaceTrainJob, QuantizeJob };
 
 /** Makes the relative file:// paths of a manifest absolute, in every field that is a uri. */
@@ -34,21 +37,25 @@ export async function readManifests(file: string): Promise<Manifest[]> {
   } catch (cause) {
     throw refuse(file, (cause as Error).message, 'give the path of a manifest, such as examples/lfw-small/job.yaml', cause);
   }
-  const documents = parseAllDocuments(text, { prettyErrors: true });
-  if (!Array.isArray(documents) || documents.every((document) => document.contents === null)) throw refuse(file, 'no document', 'one FaceTrainJob or QuantizeJob in YAML');
-  return documents
-    .filter((document) => document.contents !== null)
-    .map((document, index) => {
-      const where = documents.length > 1 ? `${file} (document ${index + 1})` : file;
-      const error = document.errors[0];
-      if (error) throw refuse(where, error.message.trim(), 'must be YAML', error);
-      const value = document.toJS({ maxAliasCount: 100 }) as { kind?: unknown } | string | null;
-      const kind = typeof value === 'object' && value !== null ? value.kind : undefined;
-      if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
-        throw refuse(`${where}: kind`, kind === undefined ? 'missing' : JSON.stringify(kind), `must be one of ${Object.keys(SCHEMAS).join(', ')}`);
-      }
-      return parseDocument(SCHEMAS[kind as keyof typeof SCHEMAS], resolvePaths(value, dirname(resolve(file))), where, 'InvalidManifest');
-    });
+  const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
+    const where = length > 1 ? `${file} (document ${index + 1})` : file;
+    const [error] = document.errors;
+    if (error) throw refuse(where, error.message.trim(), 'must be YAML', error);
+    try {
+      return { where, value: document.toJS({ maxAliasCount: MOST_ALIASES }) as unknown };
+    } catch (cause) {
+      throw refuse(where, (cause as Error).message, 'must be YAML', cause);
+    }
+  });
+  const manifests = documents.filter(({ value }) => value !== null);
+  if (manifests.length === 0) throw refuse(file, 'no document', 'one FaceTrainJob or QuantizeJob in YAML');
+  return manifests.map(({ where, value }) => {
+    const { kind } = Object(value) as { kind?: unknown };
+    if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
+      throw refuse(`${where}: kind`, kind === undefined ? 'missing' : JSON.stringify(kind), `must be one of ${Object.keys(SCHEMAS).join(', ')}`);
+    }
+    return parseDocument(SCHEMAS[kind as keyof typeof SCHEMAS], resolvePaths(value, dirname(resolve(file))), where, 'InvalidManifest');
+  });
 }
 
 /** The one FaceTrainJob of a file. */

@@ -14,5 +14,5 @@ target_include_directories(torch SYSTEM INTERFACE ${_torch_include} ${_torch_inc
 target_compile_definitions(torch INTERFACE USE_DISTRIBUTED USE_C10D_GLOO)
 target_compile_features(torch INTERFACE cxx_std_20)
 # The wheel's own search path finds libcupti and libcudart beside it; --no-as-needed keeps libtorch_cpu, which registers operators.
-target_link_options(torch INTERFACE -Wl,-rpath,${_torch_lib} -Wl,-rpath-link,${_torch_lib} -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cu13/lib -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cuda_cupti/lib)
+target_link_options(torch INTERFACE -Wl,--no-as-needed -Wl,-rpath,${_torch_lib} -Wl,-rpath-link,${_torch_lib} -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cu13/lib -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cuda_cupti/lib)
 target_link_libraries(torch INTERFACE ${TORCH_CPU} ${TORCH_C10})

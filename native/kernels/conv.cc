@@ -14,33 +14,6 @@ FACETRAIN_CLONES int32_t sum_bytes(const int8_t* x, int count) {
   return sum;
 }
 
-constexpr int kBlock = 32;        // channels at a time
-constexpr int kTapsInInt16 = 8;   // floor((2^15 - 1) / 63^2)
-
-FACETRAIN_CLONES void depthwise_pixel(const int8_t* const* taps, int tap_count, int channels, const int8_t* weights,
-                                      const int32_t* bias, int32_t* y) {
-  for (int c = 0; c < channels; c += kBlock) {
-    const int n = std::min(kBlock, channels - c);
-    int32_t sums[kBlock];
-    for (int i = 0; i < n; ++i) sums[i] = bias[c + i];
-    for (int first = 0; first < tap_count; first += kTapsInInt16) {
-      const int last = std::min(first + kTapsInInt16, tap_count);
-      int16_t part[kBlock] = {};
-      for (int tap = first; tap < last; ++tap) {
-        const int8_t* x = taps[tap] + c;
-        const int8_t* w = weights + int64_t{tap} * channels + c;
-        if (n == kBlock) {  // a trip count the compiler knows
-          for (int i = 0; i < kBlock; ++i) part[i] = static_cast<int16_t>(part[i] + x[i] * w[i]);
-        } else {
-          for (int i = 0; i < n; ++i) part[i] = static_cast<int16_t>(part[i] + x[i] * w[i]);
-        }
-      }
-      for (int i = 0; i < n; ++i) sums[i] += part[i];
-    }
-    std::copy(sums, sums + n, y + c);
-  }
-}
-
 }  // namespace detail
 
 void conv_tile_portable(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
@@ -55,6 +28,14 @@ void conv_tile_portable(const int8_t* const* taps, int tap_count, int64_t offset
         for (int o = 0; o < kPanel; ++o) y[p][o] += x[c] * w[o * 4];
       }
     }
+  }
+}
+
+void depthwise_pixel_portable(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
+                              const int32_t* bias, int32_t* y) {
+  std::copy_n(bias, channels, y);
+  for (int tap = 0; tap < tap_count; ++tap, weights += channels) {
+    for (int c = 0; c < channels; ++c) y[c] += taps[tap][c] * weights[c];
   }
 }
 
@@ -80,6 +61,14 @@ static ConvTile tile_for(Isa isa) {
 #endif
   (void)isa;
   return conv_tile_portable;
+}
+
+static DepthwisePixel depthwise_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa != Isa::portable) return depthwise_pixel_avx2;
+#endif
+  (void)isa;
+  return depthwise_pixel_portable;
 }
 
 Conv::Conv(const ConvShape& shape, const int8_t* weights, Isa isa)
@@ -110,9 +99,10 @@ Conv::Conv(const ConvShape& shape, const int8_t* weights, Isa isa)
 
 void Conv::run(const int8_t* const* taps, int pixels, const int32_t* bias, int32_t* y) const {
   if (!shape_.depthwise()) return run_panels(taps, pixels, bias, y);
+  const DepthwisePixel pixel = depthwise_for(isa_);
   for (int p = 0; p < pixels; ++p) {
-    detail::depthwise_pixel(taps + int64_t{p} * shape_.taps(), shape_.taps(), shape_.in_channels, depthwise_.data(),
-                            bias, y + int64_t{p} * shape_.out_channels);
+    pixel(taps + int64_t{p} * shape_.taps(), shape_.taps(), shape_.in_channels, depthwise_.data(), bias,
+          y + int64_t{p} * shape_.out_channels);
   }
 }
 

@@ -47,9 +47,9 @@ class Conv {
 
   ConvShape shape_;
   Isa isa_ = Isa::portable;
-  std::vector<uint8_t> panels_;    // [group][panel][tap][I/group / 4][16][4], or
-  std::vector<int8_t> depthwise_;  // [tap][channel]
-  std::vector<int8_t> zeros_;      // a pixel of the padding
+  std::vector<uint8_t> panels_;     // [group][panel][tap][I/group / 4][16][4], or
+  std::vector<int16_t> depthwise_;  // [tap][channel]
+  std::vector<int8_t> zeros_;       // a pixel of the padding
 };
 
 }  // namespace facetrain

@@ -1,4 +1,4 @@
-// The innermost loop of conv.h, one function an instruction set.
+// The innermost loops of conv.h, one function an instruction set.
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,23 @@ inline constexpr int kWeightBias = 64;
 using ConvTile = void (*)(const int8_t* const* taps, int tap_count, int64_t offset, int channels,
                           const uint8_t* weights, int pixels, int32_t (*y)[kPanel]);
 
+// Sums of one pixel of a depthwise convolution, from `bias` on: weights [tap][channel].
+using DepthwisePixel = void (*)(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
+                                const int32_t* bias, int32_t* y);
+
+inline constexpr int kTapsInInt16 = 8;  // floor((2^15 - 1) / 63^2): so many products fit 16 bits
+
 void conv_tile_portable(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
                         int pixels, int32_t (*y)[kPanel]);
+void depthwise_pixel_portable(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
+                              const int32_t* bias, int32_t* y);
 #if defined(__x86_64__)
 void conv_tile_avx2(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
                     int pixels, int32_t (*y)[kPanel]);
 void conv_tile_avx512vnni(const int8_t* const* taps, int tap_count, int64_t offset, int channels,
                           const uint8_t* weights, int pixels, int32_t (*y)[kPanel]);
+void depthwise_pixel_avx2(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
+                          const int32_t* bias, int32_t* y);
 #endif
 
 }  // namespace facetrain

@@ -1,9 +1,10 @@
-// The convolution's innermost loop for AVX2 and AVX512-VNNI. A tile's sums stay in registers over the whole depth.
+// The convolution's innermost loops for AVX2 and AVX512-VNNI. Sums stay in registers over all taps and channels.
 #include "kernels/conv_tile.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace facetrain {
@@ -74,6 +75,31 @@ void conv_tile_avx2(const int8_t* const* taps, int tap_count, int64_t offset, in
   int p = 0;
   for (; p + 4 <= pixels; p += 4) tile_avx2<4>(taps + p * tap_count, tap_count, offset, channels, weights, y + p);
   for (; p < pixels; ++p) tile_avx2<1>(taps + p * tap_count, tap_count, offset, channels, weights, y + p);
+}
+
+__attribute__((target("avx2"))) void depthwise_pixel_avx2(const int8_t* const* taps, int tap_count, int channels,
+                                                          const int16_t* weights, const int32_t* bias, int32_t* y) {
+  int c = 0;
+  for (; c + 16 <= channels; c += 16) {
+    __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bias + c));
+    __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bias + c + 8));
+    for (int first = 0; first < tap_count; first += kTapsInInt16) {
+      __m256i part = _mm256_setzero_si256();
+      for (int tap = first; tap < std::min(first + kTapsInInt16, tap_count); ++tap) {
+        const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(taps[tap] + c)));
+        const auto* w = reinterpret_cast<const __m256i*>(weights + int64_t{tap} * channels + c);
+        part = _mm256_add_epi16(part, _mm256_mullo_epi16(x, _mm256_loadu_si256(w)));
+      }
+      low = _mm256_add_epi32(low, _mm256_cvtepi16_epi32(_mm256_castsi256_si128(part)));
+      high = _mm256_add_epi32(high, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(part, 1)));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + c), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + c + 8), high);
+  }
+  for (; c < channels; ++c) {
+    y[c] = bias[c];
+    for (int tap = 0; tap < tap_count; ++tap) y[c] += taps[tap][c] * weights[int64_t{tap} * channels + c];
+  }
 }
 
 }  // namespace facetrain

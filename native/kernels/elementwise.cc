@@ -44,7 +44,8 @@ FACETRAIN_CLONES void pointwise(const int8_t* x, int channels, int64_t area, con
   for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
     for (int c = 0; c < channels; ++c) {
       const float real = static_cast<float>(x[c]) * x_scale;
-      y[c] = (real > 0 ? positive[c] : negative[c]) * real + offset[c];
+      const float up = positive[c], down = negative[c];  // both read, so that the choice becomes a blend
+      y[c] = (real > 0 ? up : down) * real + offset[c];
     }
   }
 }

@@ -9,21 +9,11 @@
 #include "data/inspect.h"
 #include "data/loader.h"
 #include "error.h"
+#include "node/call.h"
 #include "node/register.h"
-#include "node/worker.h"
 
 namespace facetrain {
 namespace {
-
-Napi::Object start(Napi::Env env, const char* name, const std::function<Worker::Command(const Worker&)>& command) {
-  auto worker = Worker::start(env, name);
-  Napi::Object call = Napi::Object::New(env);
-  call.Set("promise", worker->post(env, command(*worker)));
-  call.Set("close", Napi::Function::New(env, [worker](const Napi::CallbackInfo& info) -> Napi::Value {
-             return worker->close(info.Env());
-           }));
-  return call;
-}
 
 // A Uint8Array that owns `bytes`.
 Napi::Value hand_over(Napi::Env env, std::vector<uint8_t>&& bytes) {
@@ -54,7 +44,7 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
   const std::string directory = info[0].As<Napi::String>();
   const int64_t decode = info[1].As<Napi::Number>().Int64Value();
   const int threads = info[2].As<Napi::Number>().Int32Value();
-  Napi::Object call = start(info.Env(), "inspect", [&](const Worker& worker) -> Worker::Command {
+  Napi::Object call = start_call(info.Env(), "inspect", [&](const Worker& worker) -> Worker::Command {
     return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
       const auto dataset = open_dataset(directory);
       progress->total = dataset->size();
@@ -89,7 +79,7 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
   const auto numbers = info[1].As<Napi::Float64Array>();
   const std::vector<double> indices(numbers.Data(), numbers.Data() + numbers.ElementLength());
   const bool bgr = info[2].As<Napi::Boolean>();
-  return start(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
+  return start_call(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
     return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
       const auto dataset = open_dataset(directory);
       const int height = dataset->height(), width = dataset->width();
@@ -122,7 +112,7 @@ Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
   const int height = info[2].As<Napi::Number>().Int32Value(), width = info[3].As<Napi::Number>().Int32Value();
   const std::string subject = info[4].As<Napi::String>(), code = info[5].As<Napi::String>();
   const int64_t first = info[6].As<Napi::Number>().Int64Value();
-  return start(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
+  return start_call(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
     return [=, jpegs = std::move(jpegs), &cancelled = worker.cancelled()]() -> Worker::Reply {
       const size_t bytes = size_t{3} * height * width;
       std::vector<uint8_t> pixels(jpegs.size() * bytes);

@@ -1,6 +1,6 @@
 // The step: gather, sample, two passes over tiles of the sampled rows, scatter. The first pass sums each sample's
-// exponentials; the second computes the tiles' logits anew and turns them into gradients. No more than one tile of
-// logits exists at a time.
+// exponentials; the second turns the tiles' logits into gradients. Up to a fixed number of logits is kept from the
+// first pass to the second, the others are computed anew: the batch's logits against all rows never exist at once.
 #include "pfc/partial_fc.h"
 
 #include <ATen/ATen.h>
@@ -161,9 +161,10 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
 
 // A negative class is in the sample if the hash of (seed, step, class) is below sample_rate * 2^64: the decision needs
 // no other class and no other rank, so the sample is the same for every number of ranks and costs no collective. Each
-// negative is there with probability sample_rate, independently, as in the reference; the reference fixes the sample's
-// size, here it is binomial: C r give or take sqrt(C r (1 - r)), 300 in 100 000 for a million classes at 0.1. Positives
-// come on top and are always kept, however many they are.
+// negative is there with probability sample_rate, independently of the others, so the softmax sees the same mixture of
+// negatives as with the reference's sample of fixed size; the size is binomial instead, C r give or take
+// sqrt(C r (1 - r)): 300 in 100 000 for a million classes at 0.1. Positives come on top and are always kept, however
+// many they are (the reference counts them in, and lets the sample grow where they outnumber it).
 //
 // `positives` ascend and may repeat; returned is the place of each among the sampled rows.
 std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>& positives) {
@@ -204,6 +205,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const at::NoGradGuard no_grad;
   const double scale = options_.scale;
 
+  // The batch of all ranks, and the sample.
   const at::Tensor inverse_norm = inverse_norms(embeddings);
   const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
   const int64_t batch_size = batch.features.size(0);
@@ -211,6 +213,8 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
 
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
+
+  // The targets that this rank owns.
   const at::Tensor target_samples = indices(positives.samples, options_.device);
   const at::Tensor target_rows = weight_.index_select(0, indices(positives.rows, options_.device)).to(at::kDouble);
   const at::Tensor target_cosines =
@@ -228,20 +232,35 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     }
     return std::pair(offset, indices(cells, options_.device));
   };
-  const at::Tensor scaled_features = batch.features * scale;
-  const auto score = [&](const at::Tensor& rows, const at::Tensor& inverse_row_norm) {
-    return at::mm(scaled_features, rows.t()).mul_(inverse_row_norm.view({1, -1}));
+
+  struct Tile {
+    at::Tensor inverse_norms;  // [t, 1]
+    at::Tensor logits;         // [B, t] s cos, no margin and no filter applied; undefined if not kept
   };
-  const int64_t tile = options_.tile_rows ? options_.tile_rows : tile_rows(weight_, batch_size);
+  std::vector<Tile> tiles;
+  int64_t logits_to_keep = options_.kept_logits;
+  const at::Tensor scaled_features = batch.features * scale;
+  const auto score = [&](const at::Tensor& rows, const at::Tensor& inverse_row_norms) {
+    return at::mm(scaled_features, rows.t()).mul_(inverse_row_norms.view({1, -1}));
+  };
+  const std::optional<double> largest_negative =
+      options_.interclass_filter ? std::optional(*options_.interclass_filter * scale) : std::nullopt;
+  const int64_t tile_size = options_.tile_rows ? options_.tile_rows : tile_rows(weight_, batch_size);
   const int64_t sample_size = sampled_.size(0);
 
-  at::Tensor sums =
-      at::zeros({2, batch_size}, batch.features.options().dtype(at::kDouble));  // Z and s t of each sample
+  // First pass: Z and s t of each sample, here over this rank's classes, then over all.
+  at::Tensor sums = at::zeros({2, batch_size}, batch.features.options().dtype(at::kDouble));
   at::Tensor z = sums[0], target = sums[1];
-  for_each_tile(sample_size, tile, [&](int64_t first, int64_t count) {
+  for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
     const at::Tensor rows = sampled_rows(weight_, first, count);
-    at::Tensor logits = score(rows, inverse_norms(rows));
-    if (options_.interclass_filter) logits.masked_fill_(logits > *options_.interclass_filter * scale, 0);
+    Tile& tile = tiles.emplace_back(Tile{inverse_norms(rows), {}});
+    at::Tensor logits = score(rows, tile.inverse_norms);
+    if (logits.numel() <= logits_to_keep) {
+      logits_to_keep -= logits.numel();
+      tile.logits = logits;
+      logits = logits.clone();
+    }
+    if (largest_negative) logits.masked_fill_(logits > *largest_negative, 0);
     logits.view(-1).index_fill_(0, targets_in(first, count).second, kMasked);
     const at::Tensor largest = logits.amax(1, /*keepdim=*/true);
     z.addcmul_(largest.to(at::kDouble).exp_().view(-1), logits.sub_(largest).exp_().sum(1).to(at::kDouble));
@@ -251,6 +270,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   comm_.all_reduce_sum(sums);
   const at::Tensor log_z = z.log();
 
+  // Second pass: the gradients of the logits, and from them those of all features and of the sampled rows.
   const double weight_of_sample = scale / batch_size;
   const at::Tensor shift = (log_z - std::log(weight_of_sample)).to(at::kFloat).view({-1, 1});
   const at::Tensor target_gradients =
@@ -258,23 +278,24 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
           .to(at::kFloat);
   at::Tensor feature_gradients = at::zeros_like(batch.features);
   gradient_.resize_({sample_size, options_.embedding_dim});
-  for_each_tile(sample_size, tile, [&](int64_t first, int64_t count) {
-    const at::Tensor rows = sampled_rows(weight_, first, count), inverse_row_norm = inverse_norms(rows);
-    at::Tensor gradients = score(rows, inverse_row_norm);  // logits at first
-    const at::Tensor filtered =
-        options_.interclass_filter ? gradients > *options_.interclass_filter * scale : at::Tensor();
+  for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
+    const at::Tensor rows = sampled_rows(weight_, first, count);
+    const Tile& tile = tiles[first / tile_size];
+    at::Tensor gradients = tile.logits.defined() ? tile.logits : score(rows, tile.inverse_norms);  // logits at first
+    const at::Tensor filtered = largest_negative ? gradients > *largest_negative : at::Tensor();
     gradients.sub_(shift).exp_();
     if (filtered.defined()) gradients.masked_fill_(filtered, 0);
     const auto [offset, cells] = targets_in(first, count);
     gradients.view(-1).index_copy_(0, cells, target_gradients.narrow(0, offset, cells.size(0)));
-    gradients.mul_(inverse_row_norm.view({1, -1}));
+    gradients.mul_(tile.inverse_norms.view({1, -1}));
     feature_gradients.addmm_(gradients, rows);
     at::Tensor row_gradients = gradient_.narrow(0, first, count);
     at::mm_out(row_gradients, gradients.t(), batch.features);
-    remove_radial_(row_gradients, rows, inverse_row_norm);
+    remove_radial_(row_gradients, rows, tile.inverse_norms);
   });
 
-  Result result{(log_z - target).mean().item<double>(), at::empty_like(embeddings)};
+  // Everybody's share of this rank's features, and back through their normalisation.
+  Result result{(log_z - target).mean().item<double>(), at::empty(embeddings.sizes(), embeddings.options())};
   comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
   result.grad_embeddings.mul_(inverse_norm);
   remove_radial_(result.grad_embeddings, embeddings, inverse_norm);

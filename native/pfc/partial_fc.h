@@ -34,7 +34,9 @@ struct PfcOptions {
   Margin margin;
   // A cosine above this that is not the target's counts as noise in the labels: its logit is 0, and it has no gradient.
   std::optional<float> interclass_filter;
-  int64_t tile_rows = 0;         // class centres scored at a time; 0: as many as the cache holds
+  int64_t tile_rows = 0;  // class centres scored at a time; 0: as many as the cache holds
+  // Logits that the backward pass finds kept (64 MiB); those beyond are computed a second time. The result is the same.
+  int64_t kept_logits = int64_t{1} << 24;
   at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
 };
 

@@ -166,7 +166,18 @@ static void test_tiles() {
     for (const int64_t tile : {1, 2, 7, 16, 102, 103, 104}) {
       options.tile_rows = tile;
       const Problem problem = make_problem(103, 8, 10, options);
-      check_against_dense(problem, run_step(problem, 2));
+      const Step step = run_step(problem, 2);
+      check_against_dense(problem, step);
+
+      // Nor on how many of the tiles are kept.
+      for (const int64_t kept : {0, 10 * 30}) {
+        Problem other = problem;
+        other.options.kept_logits = kept;
+        const Step again = run_step(other, 2);
+        CHECK(again.losses == step.losses);
+        CHECK(at::equal(again.dx, step.dx));
+        CHECK(at::equal(again.dw, step.dw));
+      }
     }
   }
 }
@@ -435,6 +446,29 @@ static int run_gloo_rank(int rank, int size, int port) {
   return TEST_RESULT();
 }
 
+// The same on a GPU, where there is one.
+static void test_cuda() {
+  if (!at::hasCUDA()) return;
+  const auto solo = make_solo_comm();
+  for (const double rate : {0.1, 1.0}) {
+    PfcOptions options;
+    options.sample_rate = rate;
+    options.margin = {1, 0.5f, 0};
+    options.interclass_filter = 0.2f;
+    options.device = at::kCUDA;
+    Problem problem = make_problem(103, 17, 24, options);
+    PartialFc pfc(*solo, problem.options);
+    set_rows(pfc, problem.w);
+    const auto result = pfc.forward_backward(problem.x.to(at::kCUDA), problem.labels, 3);
+    const at::Tensor sampled = pfc.sampled().to(at::kCPU);
+    check_against_dense(
+        problem, {{result.loss}, result.grad_embeddings.to(at::kCPU), sampled, pfc.sampled_gradient().to(at::kCPU)});
+    pfc.apply_sgd(1, 0, 0);
+    const at::Tensor moved = problem.w.index({sampled}) - pfc.sampled_gradient().to(at::kCPU);
+    CHECK_NEAR(max_error(pfc.weight().to(at::kCPU).index({sampled}), moved), 0, kGradientError);
+  }
+}
+
 static void test_step_before_any_forward() {
   const auto solo = make_solo_comm();
   PartialFc pfc(*solo, make_problem(20, 8, 4).options);
@@ -491,6 +525,7 @@ int main(int argc, char** argv) {
   test_initial_rows();
   test_training();
   test_gloo();
+  test_cuda();
   test_step_before_any_forward();
   test_embeddings_of_a_graph();
   return TEST_RESULT();

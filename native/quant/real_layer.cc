@@ -2,50 +2,9 @@
 
 #include <algorithm>
 
-#include "kernels/clones.h"
+#include "quant/real_tile.h"
 
 namespace facetrain {
-namespace detail {
-
-constexpr int kRealPanel = 16;
-constexpr int kRealPixels = 4;
-using Vector = float __attribute__((vector_size(kRealPanel * sizeof(float)), aligned(4), may_alias));
-
-// One panel of output channels for kRealPixels pixels.
-FACETRAIN_CLONES void real_tile(const float* const* taps, int tap_count, int64_t offset, int channels,
-                                const float* weights, const float* bias, float (*y)[kRealPanel]) {
-  const Vector start = *reinterpret_cast<const Vector*>(bias);
-  Vector s0 = start, s1 = start, s2 = start, s3 = start;
-  for (int tap = 0; tap < tap_count; ++tap) {
-    const float *x0 = taps[tap] + offset, *x1 = taps[tap_count + tap] + offset;
-    const float *x2 = taps[2 * tap_count + tap] + offset, *x3 = taps[3 * tap_count + tap] + offset;
-    for (int c = 0; c < channels; ++c, weights += kRealPanel) {
-      const Vector w = *reinterpret_cast<const Vector*>(weights);
-      s0 += x0[c] * w;
-      s1 += x1[c] * w;
-      s2 += x2[c] * w;
-      s3 += x3[c] * w;
-    }
-  }
-  *reinterpret_cast<Vector*>(y[0]) = s0;
-  *reinterpret_cast<Vector*>(y[1]) = s1;
-  *reinterpret_cast<Vector*>(y[2]) = s2;
-  *reinterpret_cast<Vector*>(y[3]) = s3;
-}
-
-FACETRAIN_CLONES void real_depthwise_pixel(const float* const* taps, int tap_count, int channels, const float* weights,
-                                           const float* bias, float* y) {
-  std::copy(bias, bias + channels, y);
-  for (int tap = 0; tap < tap_count; ++tap) {
-    const float *x = taps[tap], *w = weights + int64_t{tap} * channels;
-    for (int c = 0; c < channels; ++c) y[c] += x[c] * w[c];
-  }
-}
-
-}  // namespace detail
-
-using detail::kRealPanel;
-using detail::kRealPixels;
 
 RealConv::RealConv(const ConvShape& shape, const std::vector<float>& weights, const std::vector<float>& bias)
     : shape_(shape), zeros_(shape.in_channels) {
@@ -68,14 +27,16 @@ RealConv::RealConv(const ConvShape& shape, const std::vector<float>& weights, co
 }
 
 void RealConv::run(const float* const* taps, int pixels, float* y) const {
+  const FlushDenormals flush;
   const int tap_count = shape_.taps();
   if (shape_.depthwise()) {
     for (int p = 0; p < pixels; ++p) {
-      detail::real_depthwise_pixel(taps + int64_t{p} * tap_count, tap_count, shape_.in_channels, panels_.data(),
-                                   bias_.data(), y + int64_t{p} * shape_.out_channels);
+      real_depthwise_pixel(taps + int64_t{p} * tap_count, tap_count, shape_.in_channels, panels_.data(),
+                           bias_.data(), y + int64_t{p} * shape_.out_channels);
     }
     return;
   }
+  const RealTile tile_function = best_real_tile();
   const int outputs = shape_.group_out(), panels = (outputs + kRealPanel - 1) / kRealPanel;
   const int64_t panel_size = int64_t{tap_count} * shape_.group_in() * kRealPanel;
   std::vector<const float*> padded(int64_t{kRealPixels} * tap_count);
@@ -92,7 +53,7 @@ void RealConv::run(const float* const* taps, int pixels, float* y) const {
       for (int panel = 0; panel < panels; ++panel) {
         const int64_t index = int64_t{g} * panels + panel;
         float sums[kRealPixels][kRealPanel];
-        detail::real_tile(tile, tap_count, int64_t{g} * shape_.group_in(), shape_.group_in(),
+        tile_function(tile, tap_count, int64_t{g} * shape_.group_in(), shape_.group_in(),
                           panels_.data() + index * panel_size, bias_.data() + index * kRealPanel, sums);
         const int o = g * outputs + panel * kRealPanel, n = std::min(kRealPanel, outputs - panel * kRealPanel);
         for (int p = 0; p < count; ++p) std::copy_n(sums[p], n, y + int64_t{first + p} * shape_.out_channels + o);
@@ -126,13 +87,7 @@ void RealLayer::run(const float* x, const float* second, float* y) const {
       conv_.run_image(x, y);
       break;
     case Layer::Kind::pointwise:
-      for (int64_t p = 0; p < area_; ++p) {
-        for (int c = 0; c < channels_; ++c) {
-          const float value = x[p * channels_ + c];
-          y[p * channels_ + c] =
-              (value > 0 ? layer_->positive[c] : layer_->negative[c]) * value + layer_->offset[c];
-        }
-      }
+      real_pointwise(x, channels_, area_, layer_->positive.data(), layer_->negative.data(), layer_->offset.data(), y);
       break;
     case Layer::Kind::add:
       for (int64_t i = 0; i < int64_t{channels_} * area_; ++i) y[i] = x[i] + second[i];

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "error.h"
 #include "kernels/elementwise.h"
 
 namespace facetrain {
@@ -48,6 +49,48 @@ void quantize_conv(const LayerGraph& graph, int l, Scales& scales) {
     quantize_weights(layer.weight.data() + o * filter, filter, conv.weight[o], conv.weights.data() + o * filter);
   }
   quantize_conv_bias(graph, l, scales);
+}
+
+Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
+  Scales scales;
+  const auto refuse = [](const std::string& subject, const std::string& found, const std::string& allowed) {
+    throw Error("InvalidArtifact", "scales of " + subject, found, allowed);
+  };
+  const auto positive = [](float scale) { return scale > 0 && std::isfinite(scale); };
+  scales.tensors.resize(graph.tensors.size());
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    if (!graph.quantised(t)) continue;
+    const Tensor& tensor = graph.tensors[t];
+    const std::string subject = "tensor '" + tensor.name + "'";
+    const auto found = named.tensors.find(tensor.name);
+    if (found == named.tensors.end()) refuse(subject, "missing", "one scale");
+    const auto& [scale, limit] = found->second;
+    if (!positive(scale)) refuse(subject, std::to_string(scale), "a positive number");
+    if (limit != tensor.limit()) refuse(subject, "limit " + std::to_string(limit), std::to_string(tensor.limit()));
+    scales.tensors[t] = scale;
+  }
+  scales.convs.resize(graph.layers.size());
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    const Layer& layer = graph.layers[l];
+    if (layer.kind != Layer::Kind::conv) continue;
+    const std::string subject = "layer '" + layer.name + "'";
+    const auto found = named.convs.find(layer.name);
+    if (found == named.convs.end()) refuse(subject, "missing", "scales, weights and biases");
+    const ConvScales& conv = found->second;
+    const auto outputs = static_cast<size_t>(layer.shape.out_channels);
+    if (conv.weight.size() != outputs || conv.bias.size() != outputs || conv.weights.size() != layer.weight.size()) {
+      refuse(subject,
+             std::to_string(conv.weight.size()) + " scales, " + std::to_string(conv.bias.size()) + " biases and " +
+                 std::to_string(conv.weights.size()) + " weights",
+             std::to_string(outputs) + ", as many, and " + std::to_string(layer.weight.size()));
+    }
+    if (!std::all_of(conv.weight.begin(), conv.weight.end(), positive)) refuse(subject, "a scale of zero or less", "positive numbers");
+    for (const int8_t weight : conv.weights) {
+      if (std::abs(int{weight}) > kOperandLimit) refuse(subject, "weight " + std::to_string(weight), "-63 to 63");
+    }
+    scales.convs[l] = conv;
+  }
+  return scales;
 }
 
 Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& maxima) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "quant/layer_graph.h"
@@ -19,6 +21,20 @@ struct Scales {
   std::vector<float> tensors;     // by tensor; 0 for the graph's output, which stays real
   std::vector<ConvScales> convs;  // by layer; empty but for convolutions
 };
+
+// Scales as files have them.
+struct NamedScales {
+  struct TensorScale {
+    float scale;
+    int limit;
+  };
+  std::map<std::string, TensorScale> tensors;
+  std::map<std::string, ConvScales> convs;  // by layer
+};
+
+// Throws Error(InvalidArtifact) naming the tensor or layer whose scales are missing, of another length or limit, or out
+// of range: the kernels rely on all of that.
+Scales resolve_scales(const LayerGraph& graph, const NamedScales& named);
 
 // Scales from the maximum: largest |weight| / 63 of each output channel, maxima[tensor] / limit. This is where the
 // search starts.

@@ -1,9 +1,8 @@
 /** Pictures: the dataset's records and JPEG, decoded natively on threads of their own. */
 import { availableParallelism } from 'node:os';
-import { setInterval } from 'node:timers';
 import { FacetrainError, type ErrorCode } from '@facetrain/api';
 import { native } from './addon.ts';
-import { translated } from './errors.ts';
+import { result, type Call } from './call.ts';
 
 /** Decoded pictures, [count, height, width, 3] bytes. */
 export interface Pictures {
@@ -28,12 +27,6 @@ export interface DatasetInfo {
   bytes: number;
 }
 
-/** A native call on a thread of its own; closing cancels it and ends the thread. */
-interface Call<T> {
-  promise: Promise<T>;
-  close(): Promise<void>;
-}
-
 type Decoded = Omit<Pictures, 'channelOrder'>;
 
 interface DataAddon {
@@ -43,22 +36,6 @@ interface DataAddon {
 }
 
 const addon = native<DataAddon>();
-
-async function result<T>(start: () => Call<T>, signal?: AbortSignal): Promise<T> {
-  signal?.throwIfAborted();
-  const call = start();
-  const cancel = () => void call.close();
-  signal?.addEventListener('abort', cancel);
-  try {
-    return await translated(() => call.promise);
-  } catch (error) {
-    signal?.throwIfAborted();
-    throw error;
-  } finally {
-    signal?.removeEventListener('abort', cancel);
-    await call.close();
-  }
-}
 
 /** Pictures decoded by `decode: 'sample'`, at even distances over the dataset. */
 const decodedSample = 1024;
@@ -75,12 +52,16 @@ export async function inspectDataset(
   const { decode, threads = availableParallelism(), signal, onProgress } = options;
   const count = { all: Number.MAX_SAFE_INTEGER, sample: decodedSample, none: 0 }[decode];
   let timer: NodeJS.Timeout | undefined;
+  let report = () => {};
   try {
-    return await result(() => {
+    const info = await result(() => {
       const call = addon.inspectDataset(directory, count, threads);
-      if (onProgress) timer = setInterval(() => onProgress(call.progress()), 100);
+      report = () => onProgress?.(call.progress());
+      timer = setInterval(report, 100);
       return call;
     }, signal);
+    report();
+    return info;
   } finally {
     clearInterval(timer);
   }

@@ -55,23 +55,27 @@ export class Model implements Embedder {
   }
 }
 
+/** @throws FacetrainError InvalidArgument when the pictures are not of the graph's size */
+export function checkPictures({ input }: Pick<Graph, 'input'>, { count, height, width, data }: Omit<Pictures, 'channelOrder'>): void {
+  if (height === input.height && width === input.width && input.channels === 3 && data.length === count * height * width * 3) return;
+  throw new FacetrainError({
+    code: 'InvalidArgument',
+    subject: `input '${input.name}'`,
+    found: `${count} pictures of ${height} x ${width} in ${data.length} bytes`,
+    allowed: `pictures of ${input.height} x ${input.width} with ${input.channels} channels, a byte each`,
+  });
+}
+
 /** Embeds on anything native that embeds a batch. @throws FacetrainError InvalidArgument when the pictures are not of the graph's size. */
 export async function embedInBatches(
   backbone: Pick<NativeModel, 'embed'>,
-  { input, output }: Graph,
+  { input, output }: Pick<Graph, 'input' | 'output'>,
   { count, height, width, data }: Pictures,
   { flip = false, signal, onBatch }: NonNullable<Parameters<Embedder['embed']>[1]>,
 ): Promise<Float32Array> {
   signal?.throwIfAborted();
+  checkPictures({ input }, { count, height, width, data });
   const size = height * width * 3;
-  if (height !== input.height || width !== input.width || input.channels !== 3 || data.length !== count * size) {
-    throw new FacetrainError({
-      code: 'InvalidArgument',
-      subject: `input '${input.name}'`,
-      found: `${count} pictures of ${height} x ${width} in ${data.length} bytes`,
-      allowed: `pictures of ${input.height} x ${input.width} with ${input.channels} channels, a byte each`,
-    });
-  }
   const embeddings = new Float32Array(count * output.dim);
   for (let done = 0; done < count;) {
     const next = Math.min(done + batchSize, count);

@@ -1,5 +1,12 @@
 /** EasyQuant (arXiv 2006.16669) and the INT7 runtime, on a LayerGraph. */
-import type { LayerGraph, Scales } from './types.ts';
+import { FacetrainError } from '@facetrain/api';
+import { native } from './addon.ts';
+import { result, type Call } from './call.ts';
+import type { Pictures } from './data.ts';
+import type { Embedder } from './embedder.ts';
+import { translated } from './errors.ts';
+import { checkPictures, embedInBatches } from './model.ts';
+import type { Layer, LayerGraph, Scales } from './types.ts';
 
 export interface SearchOptions {
   rounds: number;
@@ -30,4 +37,110 @@ export interface SearchResult {
   graph: LayerGraph;
   scales: Scales;
   layers: LayerResult[];
+}
+
+interface NativeNetwork {
+  open(graph: LayerGraph, scales: Scales | null, computeThreads: number): Promise<void>;
+  embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
+  runLayers(pixels: Uint8Array): Promise<Record<string, Int8Array>>;
+  close(): Promise<void>;
+}
+
+/** What changes of a layer when its channels are balanced. */
+type LayerNumbers = { weight?: Float32Array; bias?: Float32Array; offset?: Float32Array };
+
+interface QuantizationAddon {
+  LayerNetwork: new () => NativeNetwork;
+  searchScales(
+    graph: LayerGraph,
+    pixels: Uint8Array,
+    count: number,
+    options: Pick<SearchOptions, 'rounds' | 'candidates' | 'lower' | 'upper' | 'equalize' | 'biasCorrection'>,
+    computeThreads: number,
+  ): Call<{ numbers: LayerNumbers[]; scales: Scales; layers: LayerResult[] }> & { progress(): Parameters<NonNullable<SearchOptions['onProgress']>>[0] };
+}
+
+const addon = native<QuantizationAddon>();
+
+/** How often a search is asked how far it is, in milliseconds. */
+const progressInterval = 100;
+
+/**
+ * Searches scales as EasyQuant does (native/quant/search.h has the details). The pictures' channels are in the order that the graph expects.
+ * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's reason once it is aborted
+ */
+export async function searchScales(graph: LayerGraph, pictures: Pictures, options: SearchOptions): Promise<SearchResult> {
+  const { computeThreads, signal, onProgress, ...search } = options;
+  checkPictures(graph, pictures);
+  if (pictures.count === 0) throw new FacetrainError({ code: 'InvalidArgument', subject: 'calibration', found: 'no pictures', allowed: 'one picture at least' });
+  let timer: NodeJS.Timeout | undefined;
+  try {
+    const { numbers, scales, layers } = await result(() => {
+      const call = addon.searchScales(graph, pictures.data, pictures.count, search, computeThreads);
+      if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
+      return call;
+    }, signal);
+    return { graph: { ...graph, layers: graph.layers.map((layer, index) => withNumbers(layer, numbers[index]!)) }, scales, layers };
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+function withNumbers(layer: Layer, { weight, bias, offset }: LayerNumbers): Layer {
+  if (layer.kind === 'conv' || layer.kind === 'fc') return { ...layer, weight: { dims: layer.weight.dims, data: weight! }, bias: bias! };
+  return layer.kind === 'pointwise' ? { ...layer, offset: offset! } : layer;
+}
+
+/** What the FP32 and the INT7 network share. */
+abstract class LayerNetwork implements Embedder {
+  readonly dim: number;
+  protected readonly graph: LayerGraph;
+  protected readonly network = new addon.LayerNetwork();
+
+  constructor(graph: LayerGraph) {
+    this.graph = graph;
+    this.dim = graph.output.dim;
+  }
+
+  protected async load(scales: Scales | null, computeThreads: number): Promise<this> {
+    try {
+      await translated(() => this.network.open(this.graph, scales, computeThreads));
+      return this;
+    } catch (error) {
+      await this.close();
+      throw error;
+    }
+  }
+
+  /** @throws FacetrainError InvalidArgument when the pictures are not of the graph's size */
+  embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
+    return embedInBatches(this.network, this.graph, pictures, options);
+  }
+
+  close(): Promise<void> {
+    return this.network.close();
+  }
+}
+
+/** A LayerGraph in FP32: what integers are measured against. */
+export class LayerModel extends LayerNetwork {
+  /** @throws FacetrainError InvalidModel naming the layer whose sizes do not fit or whose weights are not finite */
+  static open(graph: LayerGraph, { computeThreads }: { computeThreads: number }): Promise<LayerModel> {
+    return new LayerModel(graph).load(null, computeThreads);
+  }
+}
+
+/** The INT7 runtime. */
+export class Int7Model extends LayerNetwork {
+  /** @throws FacetrainError InvalidModel as LayerModel.open; InvalidArtifact naming the tensor or layer whose scales do not fit the graph */
+  static open(graph: LayerGraph, scales: Scales, { computeThreads }: { computeThreads: number }): Promise<Int7Model> {
+    return new Int7Model(graph).load(scales, computeThreads);
+  }
+
+  /** Every quantised tensor's integers for one picture, [channels, height, width]: for tests, and for looking into a model. */
+  async runLayers(picture: Pictures): Promise<Record<string, Int8Array>> {
+    checkPictures(this.graph, picture);
+    if (picture.count !== 1) throw new FacetrainError({ code: 'InvalidArgument', subject: 'pictures', found: `${picture.count}`, allowed: 'one' });
+    return translated(() => this.network.runLayers(picture.data));
+  }
 }

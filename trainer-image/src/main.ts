@@ -85,7 +85,13 @@ function fetchOptions(args: string[]) {
   try {
     const { values } = parseArgs({
       args,
-      options: { uri: { type: 'string' }, to: { type: 'string' }, endpoint: { type: 'string' }, region: { type: 'string' }, 'force-path-style': { type: 'boolean', default: false } },
+      options: {
+        uri: { type: 'string' },
+        to: { type: 'string' },
+        endpoint: { type: 'string' },
+        region: { type: 'string' },
+        'force-path-style': { type: 'boolean', default: false },
+      },
     });
     const { uri, to, endpoint, region } = values;
     if (uri === undefined || to === undefined) throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
@@ -99,9 +105,9 @@ function fetchOptions(args: string[]) {
 async function serve(board: Board, where: { host: string; port: number } | null, staleAfterSeconds: number): Promise<AsyncDisposable> {
   if (!where) return { async [Symbol.asyncDispose]() {} };
   const server = await startServer(board, { ...where, staleAfterSeconds });
-  log.info({ host: where.host, port: server.port }, 'serving progress');
   const file = process.env['FACETRAIN_PORT_FILE'];
   if (file) await writeAtomically(file, `${server.port}\n`);
+  log.info({ host: where.host, port: server.port }, 'serving progress');
   return { [Symbol.asyncDispose]: () => server.close() };
 }
 

@@ -3,7 +3,7 @@ import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
 import { Int7Model, Model, type Embedder } from '@facetrain/native';
 import { readOnnx, type OnnxModel } from '@facetrain/trainer/onnx/read';
-import { decodeInt7, isInt7 } from '@facetrain/trainer/quantize/qdq';
+import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
@@ -21,20 +21,24 @@ export interface EvalOptions {
   threads?: number;
 }
 
+const isQuantized = ({ graph }: OnnxModel) => graph.nodes.some(({ op }) => op === 'QuantizeLinear');
+
 /** @throws FacetrainError InvalidModel when the file is of the other kind */
-async function open(file: string, { graph }: OnnxModel, runtime: Runtime, computeThreads: number): Promise<Embedder> {
-  if (runtime === 'fp32') {
-    if (isInt7(graph)) throw new FacetrainError({ code: 'InvalidModel', subject: file, found: 'an INT7 model', allowed: 'an FP32 model, or --runtime int7' });
-    return Model.open(graph, { computeThreads });
+async function open(file: string, model: OnnxModel, runtime: Runtime, computeThreads: number): Promise<Embedder> {
+  const quantized = isQuantized(model);
+  if (quantized !== (runtime === 'int7')) {
+    const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
+    throw new FacetrainError({ code: 'InvalidModel', subject: file, found, allowed: `--runtime ${other}, or another model` });
   }
-  const { layers, scales } = decodeInt7(graph, file);
+  if (runtime === 'fp32') return Model.open(model.graph, { computeThreads });
+  const { layers, scales } = decodeInt7(model.graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }
 
 export async function evaluate({ model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions, line: StatusLine, signal: AbortSignal) {
   const set = await readVerificationSet(pairs);
   const model = await readOnnx(file);
-  const kind = runtime ?? (isInt7(model.graph) ? 'int7' : 'fp32');
+  const kind = runtime ?? (isQuantized(model) ? 'int7' : 'fp32');
   const embedder = await open(file, model, kind, threads);
   try {
     const start = performance.now();

@@ -1,7 +1,7 @@
 /** `facetrain run`: a whole FaceTrainJob on this machine, by the operator's own planner. */
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { isAbsolute, join } from 'node:path';
-import { ArtifactManifest, ExitCode, FacetrainError, TrainReport, parseStorageUri, type FaceTrainJob, type FaceTrainJobStatus, type Progress, type QuantizeJobStatus } from '@facetrain/api';
+import { ExitCode, FacetrainError, TrainReport, parseStorageUri, type FaceTrainJob, type FaceTrainJobStatus, type Progress, type QuantizeJobStatus } from '@facetrain/api';
 import { localEnvironment } from '../local/environment.ts';
 import { LocalFaceTrainJob, type Watcher } from '../local/executor.ts';
 import { freePorts } from '../local/ports.ts';
@@ -31,6 +31,7 @@ export interface RunResult {
   train?: { steps: number; imagesPerSecond: number; lossFirst: number; lossLast: number; seconds: number; model: string };
   evaluation: { set: string; pairs: number; accuracy: number; std: number }[];
   artifact?: {
+    /** The folder, or the s3:// address. */
     dir: string;
     files: Record<string, { sha256: string; bytes: number }>;
     meanCosine: number;
@@ -71,9 +72,7 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
   const { status } = local;
   const failed = status.conditions?.find(({ type, status: holds }) => type === 'Failed' && holds === 'True');
   const report = readJson(join(out, 'train-report.json'), (value) => TrainReport.parse(value));
-  const artifactUri = status.artifact && parseStorageUri(status.artifact.uri);
-  const dir = artifactUri?.scheme === 'file' ? artifactUri.path : join(out, 'int7');
-  const manifest = readJson(join(dir, 'manifest.json'), (value) => ArtifactManifest.parse(value));
+  const artifact = local.child?.artifact;
   const last = new Map((report?.evaluations ?? []).map((evaluation) => [evaluation.set, evaluation]));
   return {
     job: job.metadata.name,
@@ -97,14 +96,14 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
         }
       : {}),
     evaluation: [...last.values()].map(({ set, pairs, accuracy, std }) => ({ set, pairs, accuracy, std: std ?? 0 })),
-    ...(manifest && job.spec.quantize
+    ...(artifact
       ? {
           artifact: {
-            dir,
-            files: manifest.files,
-            meanCosine: manifest.metrics.meanCosine,
-            accuracyDrop: manifest.metrics.accuracyDrop,
-            evaluation: manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({ set, fp32: fp32.accuracy, int7: int7.accuracy })),
+            dir: artifact.status.uri.replace(/^file:\/\//, ''),
+            files: artifact.manifest.files,
+            meanCosine: artifact.manifest.metrics.meanCosine,
+            accuracyDrop: artifact.manifest.metrics.accuracyDrop,
+            evaluation: artifact.manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({ set, fp32: fp32.accuracy, int7: int7.accuracy })),
           },
         }
       : {}),

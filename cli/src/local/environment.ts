@@ -3,13 +3,16 @@
  * Folders stand for volumes, loopback for the headless service.
  */
 import { join } from 'node:path';
-import { FacetrainError, parseStorageUri, type StorageRef } from '@facetrain/api';
+import { parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Container, Environment, Mounted } from '@facetrain/operator';
 
 export interface LocalPorts {
   rendezvous: number;
   progress: number;
 }
+
+/** Where what goes to an object store is written first. */
+export const scratchFolder = (folder: string, name: string) => join(folder, 'scratch', name);
 
 /**
  * @param folder the run's own folder: configs, fetched inputs, and the folders that stand for claims
@@ -21,9 +24,7 @@ export function localEnvironment(folder: string, ports: LocalPorts): Environment
       const location = parseStorageUri(reference.uri);
       if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
       if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
-      if (access === 'write') {
-        throw new FacetrainError({ code: 'InvalidManifest', subject: name, found: reference.uri, allowed: 'must be a folder of this machine (file://)' });
-      }
+      if (access === 'write') return { path: scratchFolder(folder, name) };
       const path = join(folder, 'inputs', name);
       const { endpoint, region, forcePathStyle } = reference.s3 ?? {};
       const fetch: Container = {

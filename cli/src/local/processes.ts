@@ -7,7 +7,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, write
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
 import { TerminationMessage } from '@facetrain/api';
-import type { ConfigMap, Container, ObservedPod, Pod } from '@facetrain/operator';
+import { Label, type ConfigMap, type Container, type ObservedPod, type Pod } from '@facetrain/operator';
 
 /** The program that an image's entry point runs. */
 const PROGRAM = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
@@ -87,8 +87,8 @@ export class PodProcess {
     return {
       name,
       uid: this.uid,
-      attempt: Number(labels['facetrain.dev/attempt']),
-      rank: Number(labels['facetrain.dev/rank'] ?? 0),
+      attempt: Number(labels[Label.attempt]),
+      rank: Number(labels[Label.rank] ?? 0),
       phase: this.#phase,
       ready: this.#phase === 'Running',
       deleting: this.#deleting,
@@ -134,6 +134,8 @@ export class PodProcess {
         // A Secret's keys are looked up in this process's own environment.
         env[variable.name] = 'value' in variable ? variable.value : process.env[variable.valueFrom.secretKeyRef.key];
       }
+      // All ranks are here: with several GPUs each takes its own.
+      if (env['RANK'] !== undefined) env['LOCAL_RANK'] = env['RANK'];
       env['FACETRAIN_TERMINATION_MESSAGE'] = this.#messageFile;
       // The channel tells the child when this process is gone, however that came about: no rank stays behind.
       this.#child = spawn(process.execPath, [PROGRAM, ...container.args], { env, stdio: ['ignore', log, log, 'ipc'] });

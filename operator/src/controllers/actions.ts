@@ -5,21 +5,22 @@ import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import type { Stage } from './stage.ts';
 
-export function actionsOf(stage: Stage, view: JobView, objects: ObservedObject[], policy: CleanPodPolicy): Action[] {
-  const cleanup = [...olderPods(view, policy), ...olderObjects(view, objects)];
+/** @param isOver the status says that the current attempt was the last. What only this plan has found out is acted upon by the next. */
+export function actionsOf(stage: Stage, view: JobView, objects: ObservedObject[], policy: CleanPodPolicy, isOver: boolean): Action[] {
+  if (stage.name === 'Restart' || stage.name === 'Replace') return [];
+  // None spares only the pods of a finished job: while one is quantized, its trainers must not go on.
+  const isFinished = stage.name === 'Succeeded' || stage.name === 'Failed';
+  const ofLast = isOver ? currentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
+  return [...olderPods(view, policy), ...olderObjects(view, objects), ...ofLast, ...creations(stage)];
+}
+
+function creations(stage: Stage): Action[] {
   switch (stage.name) {
-    case 'Restart':
-    case 'Replace':
-      return [];
     case 'Active':
-      return [...cleanup, ...stage.create.map((object): Action => ({ type: 'create', object }))];
+      return stage.create.map((object) => ({ type: 'create', object }));
     case 'Quantizing':
-      // The job goes on, so that its trainers must not; None spares only the pods of a finished job.
-      return [...stage.actions, ...(stage.recorded ? [...cleanup, ...currentPods(view, policy === 'None' ? 'Running' : policy)] : [])];
-    case 'Succeeded':
-    case 'Failed':
-      return view.status.completionTime === undefined ? [] : [...cleanup, ...currentPods(view, policy)];
+      return stage.actions;
     default:
-      return cleanup;
+      return [];
   }
 }

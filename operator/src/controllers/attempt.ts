@@ -18,7 +18,10 @@ export interface JobSpec {
   activeDeadlineSeconds?: number | undefined;
   pendingDeadlineSeconds?: number | undefined;
 }
-export type JobStatus = Pick<FaceTrainJobStatus & QuantizeJobStatus, 'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'>;
+export type JobStatus = Pick<
+  FaceTrainJobStatus & QuantizeJobStatus,
+  'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'
+>;
 
 export interface JobView {
   identity: JobIdentity;
@@ -50,8 +53,13 @@ interface Observed {
 
 export function viewOf({ identity, spec, status, pods }: Observed, size: number, now: Date): JobView {
   // A pod of a later attempt than the status knows: the status was lost, or is not the newest. What runs is what counts.
-  const attempt = Math.max(status.attempt ?? 0, ...pods.map((pod) => pod.attempt));
-  const ranks = Array.from({ length: size }, (_, rank) => pods.find((pod) => pod.attempt === attempt && pod.rank === rank));
+  const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
+  const ranks = Array.from<ObservedPod | undefined>({ length: size });
+  const others: ObservedPod[] = [];
+  for (const pod of pods) {
+    if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
+    else others.push(pod);
+  }
   return {
     identity,
     spec,
@@ -60,7 +68,7 @@ export function viewOf({ identity, spec, status, pods }: Observed, size: number,
     attempt,
     startedAt: attempt === (status.attempt ?? 0) ? status.attemptStartTime : undefined,
     ranks,
-    others: pods.filter((pod) => !ranks.includes(pod)),
+    others,
   };
 }
 

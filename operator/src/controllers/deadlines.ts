@@ -11,7 +11,11 @@ export interface Overdue {
 export function overdue(view: JobView): Overdue | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
   if (isOver(activeLeft(view))) return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
-  if (isOver(pendingLeft(view))) return { reason: Reason.pendingDeadline, message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}` };
+  if (isOver(pendingLeft(view)))
+    return {
+      reason: Reason.pendingDeadline,
+      message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}`,
+    };
   return null;
 }
 

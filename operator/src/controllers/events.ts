@@ -23,7 +23,8 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
     events.push({ type: 'Normal', reason: Reason.attemptStarted, message: `made the pods of attempt ${after.attempt}` });
   }
   for (const [type, severity] of TOLD) {
-    if (isTrue(after.conditions, type) && !isTrue(before.conditions, type)) events.push({ type: severity, reason: type, message: saying(after.conditions, type) });
+    if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
+      events.push({ type: severity, reason: type, message: saying(after.conditions, type) });
   }
   // A failure was told already; a refusal is told again when it is another one.
   if (isTrue(after.conditions, ConditionType.stalled) && !isTrue(after.conditions, ConditionType.failed)) {

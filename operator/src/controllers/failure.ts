@@ -40,7 +40,10 @@ export function findFailure(view: JobView): Failure | null {
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
       return { ...podFailure(pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted), `pod ${pod.name} is being deleted`, pod), disruption: true };
     } else if (failed.length > 0 && isUnknown(pod)) {
-      return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod), disruption: true };
+      return {
+        ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod),
+        disruption: true,
+      };
     }
   }
 
@@ -106,22 +109,22 @@ function reasonOfExit(code: number | undefined): string {
 
 export type FailureAction = FailurePolicy['rules'][number]['action'];
 
-/** What the policy wants done. A disruption comes before all rules: it never counts. */
-export function actionFor(failure: Failure, policy: FailurePolicy): FailureAction {
-  if (failure.disruption) return 'RestartWithoutCounting';
+/** What the policy wants done, and the name of the rule that says so. A disruption comes before all rules: it never counts. */
+export function actionFor(failure: Failure, policy: FailurePolicy): { action: FailureAction; rule?: string | undefined } {
+  if (failure.disruption) return { action: 'RestartWithoutCounting' };
   const rule = policy.rules.find(
     ({ exitCodes, reasons }) =>
       (exitCodes === undefined || (failure.exitCode !== undefined && exitCodes.includes(failure.exitCode))) &&
       (reasons === undefined || reasons.some((reason) => failure.matches.includes(reason))),
   );
-  if (rule) return rule.action;
+  if (rule) return { action: rule.action, rule: rule.name };
   switch (failure.exitCode) {
     case ExitCode.refused:
     case ExitCode.gateFailed:
-      return 'FailJob';
+      return { action: 'FailJob' };
     case ExitCode.preempted:
-      return 'RestartWithoutCounting';
+      return { action: 'RestartWithoutCounting' };
     default:
-      return 'Restart';
+      return { action: 'Restart' };
   }
 }

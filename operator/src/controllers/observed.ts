@@ -18,6 +18,8 @@ export interface ObservedObject {
   uid: string;
   /** Its controller is this job; an object of the same name that is not ours is never touched. */
   owned: boolean;
+  /** A ConfigMap's label facetrain.dev/spec-digest. */
+  specDigest?: string;
 }
 
 /** A create that the API server would not have, in its own words. Shown to the one plan after it, the next but one tries again. */

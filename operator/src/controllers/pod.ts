@@ -6,6 +6,8 @@ import type { FaceTrainJobSpec } from '@facetrain/api';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
 import { CONTAINER } from './names.ts';
 import type { Environment, Mounted } from './environment.ts';
+import type { Obstacle } from './children.ts';
+import { Reason } from './reasons.ts';
 import { volumesOf } from './storage.ts';
 
 /** `podFields` of the api: what a job says about its pods. */
@@ -40,7 +42,7 @@ const SCRATCH: { volume: Volume; mountPath: string }[] = [
   { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
 ];
 
-const CONTAINER_SECURITY = { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
+const CONTAINER_SECURITY = { privileged: false, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
 const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
 const POD_SECURITY_DEFAULTS = { runAsUser: NOBODY, runAsGroup: NOBODY, fsGroup: NOBODY, fsGroupChangePolicy: 'OnRootMismatch' };
 
@@ -59,8 +61,14 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? GRACE_SECONDS,
     securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
     ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
-    containers: [mergeContainer(container, theirContainers.find(({ name }) => name === CONTAINER)), ...theirContainers.filter(({ name }) => name !== CONTAINER)],
-    volumes: [...ourVolumes(parts), ...(theirs.volumes ?? [])],
+    containers: [
+      mergeContainer(
+        container,
+        theirContainers.find(({ name }) => name === CONTAINER),
+      ),
+      ...theirContainers.filter(({ name }) => name !== CONTAINER),
+    ],
+    volumes: [...ourVolumes(parts.config.name, parts.storage), ...(theirs.volumes ?? [])],
     tolerations: tolerations(theirs.tolerations ?? []),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
@@ -70,19 +78,22 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
 }
 
 /** What a template holds that cannot be merged: the field's path and why; null when it can. */
-export function templateConflict(parts: PodParts, path: string): string | null {
-  const spec = parts.fields.podTemplate?.spec;
-  const volumes = new Set(ourVolumes(parts).map(({ name }) => name));
-  const volume = spec?.volumes?.findIndex(({ name }) => volumes.has(name)) ?? -1;
-  if (volume >= 0) return `${path}.spec.volumes[${volume}].name: ${spec!.volumes![volume]!.name} is a volume of Facetrain's own; choose another name`;
-  const ours = new Set([CONTAINER, ...parts.storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
-  const init = spec?.initContainers?.findIndex(({ name }) => ours.has(name)) ?? -1;
-  if (init >= 0) return `${path}.spec.initContainers[${init}].name: ${spec!.initContainers![init]!.name} is a container of Facetrain's own; choose another name`;
-  return null;
+export function templateConflict(template: PodFields['podTemplate'], storage: Mounted[], path: string): Obstacle | null {
+  const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));
+  const containers = new Set([CONTAINER, ...storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
+  const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Obstacle | null => {
+    const index = template?.spec?.[field]?.findIndex(({ name }) => ours.has(name)) ?? -1;
+    if (index < 0) return null;
+    return {
+      reason: Reason.invalidSpec,
+      message: `${path}.spec.${field}[${index}].name: ${template!.spec![field]![index]!.name} is a name of Facetrain's own; choose another`,
+    };
+  };
+  return clash('volumes', volumes) ?? clash('initContainers', containers);
 }
 
-function ourVolumes({ config, storage }: PodParts): Volume[] {
-  return [{ name: CONFIG_VOLUME, configMap: { name: config.name } }, ...SCRATCH.map(({ volume }) => volume), ...volumesOf(storage).volumes];
+function ourVolumes(config: string, storage: Mounted[]): Volume[] {
+  return [{ name: CONFIG_VOLUME, configMap: { name: config } }, ...SCRATCH.map(({ volume }) => volume), ...volumesOf(storage).volumes];
 }
 
 function imageOf({ image, imagePullPolicy }: PodFields, environment: Environment): Pick<Container, 'image' | 'imagePullPolicy'> {

@@ -38,7 +38,6 @@ export const Reason = {
   resumed: 'Resumed',
   quantizing: 'Quantizing',
   succeeded: 'Succeeded',
-  trained: 'Trained',
   recovered: 'Recovered',
   over: 'Over',
 

@@ -18,14 +18,15 @@ const UNCOUNTED_DELAY_SECONDS = 5;
 export type Verdict = { action: 'restart'; restarts: Restarts } | { action: 'fail'; reason: string; message: string };
 
 export function judge(failure: Failure, policy: FailurePolicy, restarts: Restarts | undefined, now: Date): Verdict {
-  const action = actionFor(failure, policy);
-  if (action === 'FailJob') return { action: 'fail', reason: failure.reason, message: failure.message };
+  const { action, rule } = actionFor(failure, policy);
+  const message = rule === undefined ? failure.message : `${failure.message} (rule ${rule})`;
+  if (action === 'FailJob') return { action: 'fail', reason: failure.reason, message };
 
   const recent = (restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < policy.windowSeconds);
   const counted = action === 'Restart';
   if (counted && recent.length >= policy.maxRestarts) {
     const allowance = `maxRestarts ${policy.maxRestarts} within ${policy.windowSeconds} s is used up`;
-    return { action: 'fail', reason: Reason.maxRestarts, message: `${allowance}; at last ${failure.reason}: ${failure.message}` };
+    return { action: 'fail', reason: Reason.maxRestarts, message: `${allowance}; at last ${failure.reason}: ${message}` };
   }
   const time = timestamp(now);
   return {
@@ -35,7 +36,7 @@ export function judge(failure: Failure, policy: FailurePolicy, restarts: Restart
       countedTimes: counted ? [...recent, time] : recent,
       disruptions: (restarts?.disruptions ?? 0) + (counted ? 0 : 1),
       lastReason: failure.reason,
-      lastMessage: truncate(failure.message, 4096),
+      lastMessage: truncate(message, 4096),
       ...(failure.exitCode !== undefined && { lastExitCode: failure.exitCode }),
       ...(failure.rank !== undefined && { lastRank: failure.rank }),
       ...(failure.node !== undefined && { lastNode: failure.node }),

@@ -11,7 +11,9 @@ import { isAlive, outcomeOf, type JobView } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
 import { overdue } from './deadlines.ts';
 import { findFailure, type Failure } from './failure.ts';
+import { attemptName } from './names.ts';
 import type { ChildObject } from './objects.ts';
+import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, judge } from './restarts.ts';
@@ -29,8 +31,8 @@ export type Stage =
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[] }
-  /** Training is done, and its QuantizeJob is not. Recorded: the status says so already. */
-  | { name: 'Quantizing'; actions: Action[]; recorded: boolean }
+  /** Training is done, and its QuantizeJob is not. */
+  | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
 
@@ -48,10 +50,12 @@ export function suspended(view: JobView): Stage | null {
   return hasBegun(view) ? { name: 'Replace', reason: Reason.suspending, message: 'the job is being suspended' } : { name: 'Suspended' };
 }
 
-/** What decides the result was changed during a suspension that nobody saw: the pods do something else than the spec says. */
-export function respecified(digest: string, { identity, status, ranks, others, attempt }: JobView): Stage | null {
+/** What decides the result was changed during a suspension that nobody saw: the attempt does something else than the spec says. */
+export function respecified(digest: string, { identity, status, ranks, others, attempt }: JobView, objects: ObservedObject[]): Stage | null {
   if (status.observedGeneration === identity.generation) return null;
-  const changed = ranks.some((pod) => pod?.specDigest !== undefined && pod.specDigest !== digest) || others.some((pod) => pod.attempt === attempt);
+  const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
+  const isOther = (made: { specDigest?: string } | undefined) => made?.specDigest !== undefined && made.specDigest !== digest;
+  const changed = isOther(config) || ranks.some(isOther) || others.some((pod) => pod.attempt === attempt);
   return changed ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' } : null;
 }
 
@@ -81,7 +85,8 @@ export function backingOff(view: JobView): Stage | null {
 export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
 
 /** Some of the attempt exists already. */
-export const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
 
 /** Every rank is there and works, or has done its part. */
-export const allReady = (view: JobView): boolean => view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));
+export const allReady = (view: JobView): boolean =>
+  view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));

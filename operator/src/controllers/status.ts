@@ -105,13 +105,16 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: `all ${view.ranks.length} pods are ready` };
       return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : Reason.podsPending, message: whatPodsWaitFor(view) };
     case 'Quantizing':
-      return { ready: true, state: 'there', reason: Reason.quantizing, message: 'trained; the QuantizeJob goes on' };
+      return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':
       return { ready: true, state: 'there', reason: Reason.succeeded, message: stage.message };
   }
 }
 
-const stillThere = (view: JobView): string => `pods of an earlier attempt have not ended: ${view.others.filter(isAlive).map(({ name }) => name).join(', ')}`;
+function stillThere(view: JobView): string {
+  const [first, ...more] = view.others.filter(isAlive).map(({ name }) => name);
+  return `of an earlier attempt ${first}${more.length > 0 ? ` and ${more.length} more pods have` : ' has'} not ended`;
+}
 
 /** Conditions that say how the job is; `more` are those of one kind of job. */
 export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[] = []) {
@@ -143,7 +146,13 @@ function restartOf(stage: Stage, view: JobView): { reason: string; message: stri
 }
 
 /** A condition that is absent until it has been true once, and false afterwards. */
-function episode(type: ConditionType, now: { reason: string; message: string } | null, view: JobView, overReason: string, overMessage: string): WantedCondition | null {
+function episode(
+  type: ConditionType,
+  now: { reason: string; message: string } | null,
+  view: JobView,
+  overReason: string,
+  overMessage: string,
+): WantedCondition | null {
   if (now) return { type, status: 'True', ...now };
   return findCondition(view.status.conditions, type) ? { type, status: 'False', reason: overReason, message: overMessage } : null;
 }

@@ -19,7 +19,10 @@ export function mounted(environment: Environment, name: string, reference: Stora
 export function credentials(access: S3Access | undefined): EnvVar[] {
   const secret = access?.secretRef;
   if (!secret) return [];
-  const entry = (key: string, optional: boolean): EnvVar => ({ name: key, valueFrom: { secretKeyRef: { name: secret.name, key, ...(optional && { optional }) } } });
+  const entry = (key: string, optional: boolean): EnvVar => ({
+    name: key,
+    valueFrom: { secretKeyRef: { name: secret.name, key, ...(optional && { optional }) } },
+  });
   return [entry('AWS_ACCESS_KEY_ID', false), entry('AWS_SECRET_ACCESS_KEY', false), entry('AWS_SESSION_TOKEN', true)];
 }
 

@@ -31,7 +31,10 @@ class FakeSession {
     this.rowRange = { firstRow: rank * Math.floor(numClasses / size) + Math.min(rank, numClasses % size), rows };
     this.weight = new Float32Array(rows * DIM);
     this.momentum = new Float32Array(rows * DIM);
-    this.backbone = { tensors: { conv: { dims: [2], data: new Float32Array(2) }, mean: { dims: [], data: new Float32Array(1) } }, momentum: { conv: { dims: [2], data: new Float32Array(2) } } };
+    this.backbone = {
+      tensors: { conv: { dims: [2], data: new Float32Array(2) }, mean: { dims: [], data: new Float32Array(1) } },
+      momentum: { conv: { dims: [2], data: new Float32Array(2) } },
+    };
     this.#gang = gang;
   }
 
@@ -96,7 +99,18 @@ class Gang {
   save(root: string, step: number, keep = 100): Promise<void[]> {
     return Promise.all(
       this.sessions.map((session, rank) =>
-        saveCheckpoint(session, { root, keep, step, rank, worldSize: this.sessions.length, job: { name: 'j', uid: 'u' }, seed: 1, numClasses: 11, history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] }, time: new Date(0) }),
+        saveCheckpoint(session, {
+          root,
+          keep,
+          step,
+          rank,
+          worldSize: this.sessions.length,
+          job: { name: 'j', uid: 'u' },
+          seed: 1,
+          numClasses: 11,
+          history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
+          time: new Date(0),
+        }),
       ),
     );
   }
@@ -123,7 +137,10 @@ test('a checkpoint written by any number of ranks loads on any other', async () 
     await new Gang(writers).fill().save(root, 7);
     const { manifest } = (await findNewest(root))!;
     assert.deepEqual(CheckpointManifest.parse(manifest), manifest);
-    assert.deepEqual(manifest.rows.map(({ firstRow, rows }) => [firstRow, rows]), new Gang(writers).sessions.map(({ rowRange }) => [rowRange.firstRow, rowRange.rows]));
+    assert.deepEqual(
+      manifest.rows.map(({ firstRow, rows }) => [firstRow, rows]),
+      new Gang(writers).sessions.map(({ rowRange }) => [rowRange.firstRow, rowRange.rows]),
+    );
     assert.deepEqual(manifest.history, { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] });
     for (const readers of [1, 2, 3, 11]) {
       const gang = new Gang(readers);
@@ -145,7 +162,10 @@ test('a rank reads only the files that hold its rows', async () => {
   const [first, last] = new Gang(2).sessions;
   const checkpoint = (await findNewest(root))!;
   await loadCheckpoint(first!, checkpoint, { seed: 1, numClasses: 11, totalSteps: 100 });
-  assert.match((await refusal(loadCheckpoint(last!, checkpoint, { seed: 1, numClasses: 11, totalSteps: 100 }))).message, /rows-0000000010.safetensors: no such file/);
+  assert.match(
+    (await refusal(loadCheckpoint(last!, checkpoint, { seed: 1, numClasses: 11, totalSteps: 100 }))).message,
+    /rows-0000000010.safetensors: no such file/,
+  );
 });
 
 test('a checkpoint that does not fit or was changed is refused, naming the file and the difference', async () => {
@@ -162,9 +182,39 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
     change(gang.sessions[0]!.backbone);
     return gang;
   };
-  assert.match((await refusal(load({}, other((state) => (state.tensors['conv']!.dims = [1, 2]))))).message, /conv with the shape \[2\]; \[1,2\], as in this job/);
-  assert.match((await refusal(load({}, other((state) => delete state.tensors['mean'])))).message, /mean with the shape \[\]; only tensors of this job/);
-  assert.match((await refusal(load({}, other((state) => (state.momentum['mean'] = { dims: [], data: new Float32Array(1) }))))).message, /no momentum of "mean"/);
+  assert.match(
+    (
+      await refusal(
+        load(
+          {},
+          other((state) => (state.tensors['conv']!.dims = [1, 2])),
+        ),
+      )
+    ).message,
+    /conv with the shape \[2\]; \[1,2\], as in this job/,
+  );
+  assert.match(
+    (
+      await refusal(
+        load(
+          {},
+          other((state) => delete state.tensors['mean']),
+        ),
+      )
+    ).message,
+    /mean with the shape \[\]; only tensors of this job/,
+  );
+  assert.match(
+    (
+      await refusal(
+        load(
+          {},
+          other((state) => (state.momentum['mean'] = { dims: [], data: new Float32Array(1) })),
+        ),
+      )
+    ).message,
+    /no momentum of "mean"/,
+  );
 
   for (const file of (await readdir(directory)).filter((name) => name.endsWith('.safetensors'))) {
     const path = join(directory, file);

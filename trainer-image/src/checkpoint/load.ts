@@ -44,10 +44,18 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
   const wanted = { numClasses: expected.numClasses, embeddingDim: session.dim, seed: expected.seed, stepsPerEpoch: session.stepsPerEpoch };
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
     if (manifest[field] === value) continue;
-    throw invalid(`${manifestPath(directory)}: ${field}`, String(manifest[field]), `${value}, as in this job; a job that differs needs another checkpoint directory`);
+    throw invalid(
+      `${manifestPath(directory)}: ${field}`,
+      String(manifest[field]),
+      `${value}, as in this job; a job that differs needs another checkpoint directory`,
+    );
   }
   if (manifest.step > expected.totalSteps) {
-    throw invalid(`${manifestPath(directory)}: step`, String(manifest.step), `at most ${expected.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`);
+    throw invalid(
+      `${manifestPath(directory)}: step`,
+      String(manifest.step),
+      `at most ${expected.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`,
+    );
   }
 }
 
@@ -60,13 +68,22 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
     const dims = file.dims(name);
     const there = Object.hasOwn(graph[part], tensor) ? graph[part][tensor]!.dims : undefined;
     if (String(there) !== String(dims)) {
-      throw invalid(file.path, `${name} with the shape [${dims}]`, there ? `[${there}], as in this job’s backbone` : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory');
+      throw invalid(
+        file.path,
+        `${name} with the shape [${dims}]`,
+        there ? `[${there}], as in this job’s backbone` : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory',
+      );
     }
     state[part][tensor] = { dims, data: await file.read(name) };
   }
   for (const part of ['tensors', 'momentum'] as const) {
     const missing = Object.keys(graph[part]).find((name) => !Object.hasOwn(state[part], name));
-    if (missing !== undefined) throw invalid(file.path, `no ${part === 'momentum' ? 'momentum of ' : ''}"${missing}"`, 'every tensor of this job’s backbone; another backbone needs another checkpoint directory');
+    if (missing !== undefined)
+      throw invalid(
+        file.path,
+        `no ${part === 'momentum' ? 'momentum of ' : ''}"${missing}"`,
+        'every tensor of this job’s backbone; another backbone needs another checkpoint directory',
+      );
   }
   await session.loadBackbone(state);
 }

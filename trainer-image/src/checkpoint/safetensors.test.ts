@@ -37,7 +37,11 @@ test('what is written is read again, whole and in parts, and its digest is that 
   const values = Float32Array.of(1, -2, 3.5, Number.MIN_VALUE, -0, 1e38);
   // A view into a larger buffer: only the view may be written.
   const view = new Float32Array([9, ...values, 9]).subarray(1, 7);
-  const tensors = { 'größe/a': { dims: [2, 3], data: view }, scalar: { dims: [], data: Float32Array.of(7) }, __proto__name: { dims: [0, 4], data: new Float32Array(0) } };
+  const tensors = {
+    'größe/a': { dims: [2, 3], data: view },
+    scalar: { dims: [], data: Float32Array.of(7) },
+    __proto__name: { dims: [0, 4], data: new Float32Array(0) },
+  };
   const stored = await writeSafetensors(path, tensors);
   const bytes = await readFile(path);
   assert.deepEqual(stored, { sha256: createHash('sha256').update(bytes).digest('hex'), bytes: bytes.length });
@@ -58,7 +62,11 @@ test('a header that does not describe its file is refused, and the message says 
   const eight = new Uint8Array(8);
   const cases: [string, Uint8Array, RegExp][] = [
     ['too short', eight.subarray(1), /7 bytes/],
-    ['header longer than the file', Buffer.concat([Buffer.from([255, 255, 255, 255, 255, 255, 255, 255]), eight]), /a header of 18446744073709552000 bytes in a file of 16/],
+    [
+      'header longer than the file',
+      Buffer.concat([Buffer.from([255, 255, 255, 255, 255, 255, 255, 255]), eight]),
+      /a header of 18446744073709552000 bytes in a file of 16/,
+    ],
     ['no JSON', file('{'), /not JSON/],
     ['no UTF-8', Buffer.concat([Buffer.from([1, 0, 0, 0, 0, 0, 0, 0, 255])]), /not JSON/],
     ['an array', file([]), /no object/],
@@ -92,7 +100,10 @@ test('no damage to a file makes reading it do anything but succeed or refuse', a
         await using opened = await Safetensors.open(damaged);
         for (const name of opened.names) {
           const values = await opened.read(name);
-          assert.equal(values.length, opened.dims(name).reduce((product, dim) => product * dim, 1));
+          assert.equal(
+            values.length,
+            opened.dims(name).reduce((product, dim) => product * dim, 1),
+          );
         }
       } catch (error) {
         assert(error instanceof FacetrainError && error.code === 'InvalidCheckpoint', String(error));

@@ -54,7 +54,7 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
 }
 
 async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
-  for (let done = 0; done < chunk.byteLength; ) done += (await file.write(chunk, done)).bytesWritten;
+  for (let done = 0; done < chunk.byteLength;) done += (await file.write(chunk, done)).bytesWritten;
 }
 
 interface Entry {
@@ -103,7 +103,8 @@ export class Safetensors implements AsyncDisposable {
   async read(name: string, first = 0, count?: number): Promise<Float32Array> {
     const { offset, values } = this.#entry(name);
     const wanted = count ?? values - first;
-    if (first < 0 || wanted < 0 || first + wanted > values) throw new RangeError(`${this.path}: ${name} has ${values} values, not [${first}, ${first + wanted})`);
+    if (first < 0 || wanted < 0 || first + wanted > values)
+      throw new RangeError(`${this.path}: ${name} has ${values} values, not [${first}, ${first + wanted})`);
     const result = new Float32Array(wanted);
     await readExactly(this.path, this.#file, new Uint8Array(result.buffer), offset + first * FLOAT_BYTES);
     return result;
@@ -126,7 +127,8 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
   const prefix = new Uint8Array(8);
   await readExactly(path, file, prefix, 0);
   const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
-  if (length > LONGEST_HEADER || length > size - 8) throw damaged(path, `a header of ${length} bytes in a file of ${size}`, `at most ${Math.min(LONGEST_HEADER, size - 8)}`);
+  if (length > LONGEST_HEADER || length > size - 8)
+    throw damaged(path, `a header of ${length} bytes in a file of ${size}`, `at most ${Math.min(LONGEST_HEADER, size - 8)}`);
   const text = new Uint8Array(length);
   await readExactly(path, file, text, 8);
 
@@ -137,7 +139,11 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
     throw damaged(path, `a header that is not JSON (${(cause as Error).message})`, 'a safetensors header');
   }
   if (typeof header !== 'object' || header === null || Array.isArray(header)) throw damaged(path, 'a header that is no object', 'tensors by name');
-  const entries = new Map(Object.entries(header).filter(([name]) => name !== '__metadata__').map(([name, value]) => [name, checkEntry(path, name, value, 8 + length)]));
+  const entries = new Map(
+    Object.entries(header)
+      .filter(([name]) => name !== '__metadata__')
+      .map(([name, value]) => [name, checkEntry(path, name, value, 8 + length)]),
+  );
 
   // The format forbids holes and overlaps: nothing is hidden between tensors, and none is read twice.
   let end = 8 + length;
@@ -154,10 +160,12 @@ function checkEntry(path: string, name: string, value: unknown, dataStart: numbe
   const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
   if (dtype !== 'F32') throw damaged(path, `tensor ${shown} of type ${JSON.stringify(dtype)?.slice(0, 100)}`, 'F32');
   if (!isSizes(shape) || shape.length > 8) throw damaged(path, `tensor ${shown} has the shape ${JSON.stringify(shape)?.slice(0, 100)}`, 'at most 8 sizes');
-  if (!isSizes(offsets) || offsets.length !== 2) throw damaged(path, `tensor ${shown} has the offsets ${JSON.stringify(offsets)?.slice(0, 100)}`, 'its first byte and the one after its last');
+  if (!isSizes(offsets) || offsets.length !== 2)
+    throw damaged(path, `tensor ${shown} has the offsets ${JSON.stringify(offsets)?.slice(0, 100)}`, 'its first byte and the one after its last');
   const [begin, end] = offsets as [number, number];
   const values = shape.reduce((product, dim) => product * dim, 1);
-  if (end - begin !== values * FLOAT_BYTES) throw damaged(path, `tensor ${shown} has ${end - begin} bytes for the shape [${shape}]`, `${values * FLOAT_BYTES} bytes`);
+  if (end - begin !== values * FLOAT_BYTES)
+    throw damaged(path, `tensor ${shown} has ${end - begin} bytes for the shape [${shape}]`, `${values * FLOAT_BYTES} bytes`);
   return { dims: shape, offset: dataStart + begin, values };
 }
 
@@ -166,7 +174,7 @@ function isSizes(value: unknown): value is number[] {
 }
 
 async function readExactly(path: string, file: FileHandle, into: Uint8Array, position: number): Promise<void> {
-  for (let done = 0; done < into.byteLength; ) {
+  for (let done = 0; done < into.byteLength;) {
     const { bytesRead } = await file.read(into, done, Math.min(CHUNK_BYTES, into.byteLength - done), position + done);
     if (bytesRead === 0) throw damaged(path, `ends at byte ${position + done}`, `${position + into.byteLength} bytes`);
     done += bytesRead;

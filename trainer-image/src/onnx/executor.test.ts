@@ -6,7 +6,7 @@ import { Model, type Graph, type GraphNode, type Pictures, type Tensor } from '@
 import { buildBackbone } from '../backbones/backbone.ts';
 import { readOnnx } from './read.ts';
 import { inferShapes } from './shapes.ts';
-import { largestDifference, MOBILEFACENET, picture, runOrt } from './testing.ts';
+import { largestDifference, MOBILEFACENET, noise, runOrt } from './testing.ts';
 import { encodeOnnx } from './write.ts';
 
 /** Of the largest value: an untrained network's running statistics are not its own, so its values grow from layer to layer. */
@@ -54,7 +54,7 @@ class Chain {
 }
 
 let seed = 7;
-const floats = (...dims: number[]): Tensor<Float32Array> => ({ dims, data: picture(dims.reduce((product, dim) => product * dim, 1), seed++) });
+const floats = (...dims: number[]): Tensor<Float32Array> => ({ dims, data: noise(dims.reduce((product, dim) => product * dim, 1), seed++) });
 const positive = (...dims: number[]) => ({ dims, data: floats(...dims).data.map((value) => 0.5 + Math.abs(value)) });
 const scalar = (value: number): Tensor => ({ dims: [], data: Float32Array.of(value) });
 const shape = (...dims: number[]): Tensor => ({ dims: [dims.length], data: BigInt64Array.from(dims, BigInt) });
@@ -125,7 +125,7 @@ const cases: Record<string, () => Chain> = {
 function picturesFor({ input }: Graph, count: number): { pictures: Pictures; values: Float32Array } {
   const { channels, height, width } = input;
   const area = height * width;
-  const data = Uint8Array.from(picture(count * area * channels, 3), (value) => Math.round((value + 1) * 127));
+  const data = Uint8Array.from(noise(count * area * channels, 3), (value) => Math.round((value + 1) * 127));
   const values = new Float32Array(data.length);
   for (let i = 0; i < count * area; i++) {
     for (let c = 0; c < channels; c++) values[(Math.floor(i / area) * channels + c) * area + (i % area)] = data[i * channels + c]! / 127.5 - 1;
@@ -147,26 +147,26 @@ suite('executor against ONNX Runtime', () => {
     test(name, async () => {
       const graph = build().then('Flatten').graph();
       const { pictures, values } = picturesFor(graph, 3);
-      const expected = await runOrt(encodeOnnx(graph), 3, values);
+      const [expected] = await runOrt(encodeOnnx(graph), values);
       const actual = await embedded(graph, pictures);
       assert.equal(actual.length, 3 * graph.output.dim);
-      agree(actual, expected.data);
+      agree(actual, expected!.data);
     });
   }
 
   test('the pretrained MobileFaceNet, at another batch than its own', async () => {
     const { graph } = await readOnnx(MOBILEFACENET);
     const { pictures, values } = picturesFor(graph, 2);
-    const expected = await runOrt(encodeOnnx(graph), 2, values);
-    agree(await embedded(graph, pictures), expected.data);
+    const [expected] = await runOrt(encodeOnnx(graph), values);
+    agree(await embedded(graph, pictures), expected!.data);
   });
 
   for (const backbone of ['iresnet18', 'mobilefacenet'] as const) {
     test(backbone, async () => {
       const graph = buildBackbone({ backbone, embeddingDim: 128, width: 1, blocks: backbone === 'iresnet18' ? [1, 1, 1, 1] : null, seed: 5 });
       const { pictures, values } = picturesFor(graph, 2);
-      const expected = await runOrt(encodeOnnx(graph), 2, values);
-      agree(await embedded(graph, pictures), expected.data);
+      const [expected] = await runOrt(encodeOnnx(graph), values);
+      agree(await embedded(graph, pictures), expected!.data);
     });
   }
 });

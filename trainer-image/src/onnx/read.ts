@@ -8,7 +8,8 @@ import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { normalize } from './normalize.ts';
-import { AttributeType, DATA_TYPES, decodeModel, toBigInt, toNumber, type AttributeProto, type ModelProto, type NodeProto, type TensorProto, type ValueInfoProto } from './proto.ts';
+import { AttributeType, DATA_TYPES, decodeModel, toBigInt, toNumber } from './proto.ts';
+import type { AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto } from './proto.ts';
 import { inferShapes } from './shapes.ts';
 import { decodeTensor } from './tensor.ts';
 
@@ -37,7 +38,8 @@ export async function readOnnx(path: string): Promise<OnnxModel> {
     bytes = await readFile(path);
   } catch (cause) {
     const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
-    throw new FacetrainError({ code: 'StorageFailed', subject: path, found: missing ? 'no such file' : (cause as Error).message, allowed: 'an ONNX file of less than 2 GiB', cause });
+    const found = missing ? 'no such file' : (cause as Error).message;
+    throw new FacetrainError({ code: 'StorageFailed', subject: path, found, allowed: 'an ONNX file of less than 2 GiB', cause });
   }
   return parseOnnx(bytes, path);
 }
@@ -79,7 +81,8 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
     initializers.set(name, 'dataType' in constant ? decodeTensor(constant, name, subject) : constant);
   }
   const { input, fixedBatch } = pictureInput(inputInfo, refuse);
-  const graph = normalize({ input, output: { name: outputInfo.name, dim: 0 }, nodes, initializers: Object.fromEntries(initializers) }, { opset: opsets['']!, fixedBatch, subject });
+  const asWritten = { input, output: { name: outputInfo.name, dim: 0 }, nodes, initializers: Object.fromEntries(initializers) };
+  const graph = normalize(asWritten, { opset: opsets['']!, fixedBatch, subject });
   graph.output.dim = embeddingLength(graph, outputInfo, refuse);
   checkFinite(graph, subject);
 
@@ -102,7 +105,8 @@ export function checkFinite(graph: Graph, subject: string): void {
     for (let i = 0; i < data.length; i++) probe += data[i]! * 0;
     if (probe === 0) continue;
     const index = data.findIndex((value) => !Number.isFinite(value));
-    throw new FacetrainError({ code: 'InvalidModel', subject, found: `tensor "${name}" holds ${data[index]} at index ${index}`, allowed: 'finite weights; the training that made it has probably diverged' });
+    const found = `tensor "${name}" holds ${data[index]} at index ${index}`;
+    throw new FacetrainError({ code: 'InvalidModel', subject, found, allowed: 'finite weights; the training that made it has probably diverged' });
   }
 }
 
@@ -157,7 +161,8 @@ function graphNode(node: NodeProto, constants: Map<string, TensorProto | Tensor>
   if (node.opType === 'Dropout') {
     // Only whether it trains matters, and that is a tensor of booleans, which a Graph cannot hold.
     const training = constants.get(inputs[2] ?? '');
-    if (inputs[2] && !(training && 'dataType' in training && ![...(training.rawData ?? []), ...(training.int32Data ?? [])].some(Boolean))) throw trainingMode(node, refuse);
+    const known = training !== undefined && 'dataType' in training;
+    if (inputs[2] && !(known && [training.rawData, training.int32Data].every((data) => !data?.some(Boolean)))) throw trainingMode(node, refuse);
     inputs = inputs.slice(0, 1);
     outputs = outputs.slice(0, 1);
   }
@@ -237,7 +242,8 @@ const HELP_INPUT = 'a picture [N, channels, height, width] of float32 with a fix
 /** The picture that the graph takes, and the batch size the file insists on, if any. */
 function pictureInput({ name, type }: ValueInfoProto, refuse: Refuse): { input: Graph['input']; fixedBatch: number | null } {
   const elemType = type?.tensorType?.elemType ?? 0;
-  if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE'].includes(DATA_TYPES[elemType] ?? '')) throw refuse(`input "${name}" has element type ${DATA_TYPES[elemType] ?? elemType}`, HELP_INPUT);
+  const elementType = DATA_TYPES[elemType] ?? String(elemType);
+  if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE'].includes(elementType)) throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
   const [batch, ...sizes] = dims.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
   const shown = `input "${name}" has shape [${dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?')).join(', ')}]`;
@@ -252,6 +258,7 @@ function embeddingLength(graph: Graph, { name, type }: ValueInfoProto, refuse: R
   const declared = type?.tensorType?.shape?.dim?.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
   const shape = inferShapes(graph, 1).get(name) ?? declared ?? [];
   const dim = shape[1] ?? 0;
-  if (shape.length !== 2 || !(dim > 0)) throw refuse(`output "${name}" has shape [${['N', ...shape.slice(1).map((size) => size || '?')].join(', ')}]`, 'an embedding [N, d]');
+  const shown = ['N', ...shape.slice(1).map((size) => size || '?')].join(', ');
+  if (shape.length !== 2 || !(dim > 0)) throw refuse(`output "${name}" has shape [${shown}]`, 'an embedding [N, d]');
   return dim;
 }

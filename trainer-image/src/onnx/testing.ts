@@ -9,8 +9,8 @@ import * as ort from 'onnxruntime-node';
 export const MOBILEFACENET = join(import.meta.dirname, '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
 
 /** Deterministic values in [-1, 1]. */
-export function noise(count: number): Float32Array {
-  let state = 1;
+export function noise(count: number, seed = 1): Float32Array {
+  let state = seed;
   return Float32Array.from({ length: count }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
     return state / 2 ** 31 - 1;

@@ -34,7 +34,10 @@ function issueError(file: string, root: unknown, issues: z.core.$ZodIssue[]): Fa
   let value: unknown = root;
   for (const key of path) value = (value as Record<PropertyKey, unknown> | undefined)?.[key];
   const shown = value === undefined ? 'nothing' : JSON.stringify(value).slice(0, 100);
-  const field = path.map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`)).join('').replace(/^\./, '');
+  const field = path
+    .map((key) => (typeof key === 'number' ? `[${key}]` : `.${String(key)}`))
+    .join('')
+    .replace(/^\./, '');
   const others = issues.length > 1 ? ` (and ${issues.length - 1} more)` : '';
   const found = issue.code === 'unrecognized_keys' ? 'unknown field' : `found ${shown}`;
   const allowed = issue.code === 'unrecognized_keys' ? 'only the fields of the schema' : issue.message;

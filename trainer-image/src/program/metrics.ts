@@ -9,7 +9,10 @@ export function createMetrics(board: Board): Registry {
   collectDefaultMetrics({ register: registry });
 
   const { name, uid, attempt } = board.current.job;
-  new Gauge({ name: 'facetrain_info', help: 'The job that this program belongs to; always 1.', labelNames: ['name', 'uid', 'attempt'], registers }).set({ name, uid, attempt: String(attempt) }, 1);
+  new Gauge({ name: 'facetrain_info', help: 'The job that this program belongs to; always 1.', labelNames: ['name', 'uid', 'attempt'], registers }).set(
+    { name, uid, attempt: String(attempt) },
+    1,
+  );
 
   const values: [string, string, (progress: Progress) => number | null][] = [
     ['facetrain_step', 'Steps done; of the quantizer, layers searched.', (progress) => progress.step],
@@ -20,7 +23,11 @@ export function createMetrics(board: Board): Registry {
     ['facetrain_images_per_second', 'Throughput over all ranks.', (progress) => progress.imagesPerSecond],
     ['facetrain_eta_seconds', 'Estimated time until training ends.', (progress) => progress.etaSeconds],
     ['facetrain_checkpoint_step', 'Steps in the newest complete checkpoint.', (progress) => progress.checkpoint?.step ?? null],
-    ['facetrain_checkpoint_timestamp_seconds', 'When the newest complete checkpoint was written.', (progress) => (progress.checkpoint ? Date.parse(progress.checkpoint.time) / 1000 : null)],
+    [
+      'facetrain_checkpoint_timestamp_seconds',
+      'When the newest complete checkpoint was written.',
+      (progress) => (progress.checkpoint ? Date.parse(progress.checkpoint.time) / 1000 : null),
+    ],
     ['facetrain_idle_seconds', 'Time since anything moved.', () => board.idleMs() / 1000],
   ];
   for (const [metric, help, read] of values) {

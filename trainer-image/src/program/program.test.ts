@@ -85,7 +85,14 @@ test('the server shows the board, as JSON and as metrics, and its health is that
   const before = await progress();
   assert.equal(before.stage, 'Preflight');
   assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m, 'what is not known is not there');
-  board.update({ stage: 'Training', step: 3, totalSteps: 10, loss: 1.5, evaluations: [{ set: 'lfw', step: 3, accuracy: 0.75 }], checkpoint: { step: 2, time: '1970-01-01T00:01:00.000Z' } });
+  board.update({
+    stage: 'Training',
+    step: 3,
+    totalSteps: 10,
+    loss: 1.5,
+    evaluations: [{ set: 'lfw', step: 3, accuracy: 0.75 }],
+    checkpoint: { step: 2, time: '1970-01-01T00:01:00.000Z' },
+  });
   board.tick();
   const current = await progress();
   assert.deepEqual(current, board.current);
@@ -101,7 +108,8 @@ test('the server shows the board, as JSON and as metrics, and its health is that
     'facetrain_checkpoint_timestamp_seconds 60',
     `facetrain_activity_total ${current.activity}`,
     'facetrain_info{name="job",uid="u",attempt="2"} 1',
-  ]) assert(metrics.split('\n').includes(line), `${line} is missing`);
+  ])
+    assert(metrics.split('\n').includes(line), `${line} is missing`);
   board.update({ loss: null });
   assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m);
 
@@ -116,7 +124,10 @@ test('the server shows the board, as JSON and as metrics, and its health is that
   assert.equal((await get('/nothing')).status, 404);
   assert.equal((await get('/toString')).status, 404);
   assert.equal((await get('/healthz', { method: 'POST' })).status, 405);
-  assert.match((await refusal(startServer(board, { host: '127.0.0.1', port: server.port, staleAfterSeconds: 1 }))).message, /progress: cannot listen on 127\.0\.0\.1:\d+/);
+  assert.match(
+    (await refusal(startServer(board, { host: '127.0.0.1', port: server.port, staleAfterSeconds: 1 }))).message,
+    /progress: cannot listen on 127\.0\.0\.1:\d+/,
+  );
 });
 
 test('a stop ends waiting, and only what ended because of it counts as a stop', async () => {
@@ -136,7 +147,15 @@ test('a stop ends waiting, and only what ended because of it counts as a stop', 
 
 function run(args: string[], env: Record<string, string> = {}) {
   const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], { env: { ...process.env, ...env }, encoding: 'utf8', timeout: 30_000 });
-  return { status, stdout, log: stderr.trim().split('\n').filter(Boolean).map((line) => JSON.parse(line) as Record<string, unknown>) };
+  return {
+    status,
+    stdout,
+    log: stderr
+      .trim()
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => JSON.parse(line) as Record<string, unknown>),
+  };
 }
 
 test('a refusal is one line in the log, exit code 2 and the termination message', async () => {

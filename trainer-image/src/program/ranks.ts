@@ -36,7 +36,12 @@ export function readRanks(env: Environment): Ranks {
   if (size === 1) return { rank, size, masterAddr: '127.0.0.1', masterPort: 0, onThisMachine: 1 };
   const masterAddr = env['MASTER_ADDR'];
   if (!masterAddr) {
-    throw new FacetrainError({ code: 'InvalidConfig', subject: 'environment variable MASTER_ADDR', found: 'not set', allowed: 'host name or address of rank 0' });
+    throw new FacetrainError({
+      code: 'InvalidConfig',
+      subject: 'environment variable MASTER_ADDR',
+      found: 'not set',
+      allowed: 'host name or address of rank 0',
+    });
   }
   const masterPort = whole(env, 'MASTER_PORT', 1, 65_535);
   const loopback = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/.test(masterAddr);

@@ -54,7 +54,15 @@ export async function startServer(board: Board, options: ServerOptions): Promise
 function listen(server: Server, { host, port }: ServerOptions): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', (cause) => {
-      reject(new FacetrainError({ code: 'InvalidConfig', subject: 'progress', found: `cannot listen on ${host}:${port} (${cause.message})`, allowed: 'an address of this machine with a free port', cause }));
+      reject(
+        new FacetrainError({
+          code: 'InvalidConfig',
+          subject: 'progress',
+          found: `cannot listen on ${host}:${port} (${cause.message})`,
+          allowed: 'an address of this machine with a free port',
+          cause,
+        }),
+      );
     });
     server.listen(port, host, resolve);
   });

@@ -1,9 +1,13 @@
 /** Orderly stops: SIGTERM and SIGINT as an AbortSignal, and the exit codes that say which it was. */
 import { ExitCode } from '@facetrain/api';
 
-/** Aborted by the first SIGTERM or SIGINT, with the signal's name as reason. */
+/**
+ * Aborted by the first SIGTERM or SIGINT, with the signal's name as reason; and as if by SIGTERM when a parent that opened a channel to
+ * this process (`facetrain run`) is gone, however it ended.
+ */
 export function stopSignal(): AbortSignal {
   const controller = new AbortController();
+  process.on('disconnect', () => controller.abort('SIGTERM'));
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => controller.abort(name));
   return controller.signal;
 }

@@ -5,13 +5,11 @@
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
 import { inputsOf } from './shapes.ts';
 
-/** Adds nodes and constants to the graph that is written. */
+/** Adds to the graph that is written. Names are wishes: one that is taken gets a number behind it. */
 export interface GraphWriter {
-  readonly nodes: GraphNode[];
-  readonly initializers: Record<string, Tensor>;
-  /** Adds a node with one output and returns that. */
-  node(name: string, op: string, inputs: string[], output: string, attributes?: GraphNode['attributes']): string;
-  /** Adds a constant and returns its name. */
+  /** Adds a node between layers; returns its output, which is named like it. */
+  node(name: string, op: string, inputs: string[], attributes?: GraphNode['attributes']): string;
+  /** Adds a constant and returns its name; the same one again is not added twice. */
   constant(name: string, tensor: Tensor): string;
 }
 
@@ -26,7 +24,7 @@ export interface Reading {
 export type Weighted = Extract<Layer, { kind: 'conv' | 'fc' }>;
 
 export function asOnnx(graph: LayerGraph, reading: Reading): Graph {
-  const writer = graphWriter();
+  const writer = new Writer(graph);
   /** Tensors of shape [N, C]; the others have height and width. */
   const flat = new Set<string>();
   const read = new Map<string, string>();
@@ -36,7 +34,7 @@ export function asOnnx(graph: LayerGraph, reading: Reading): Graph {
     const key = flatten ? `${tensor}.flat` : tensor;
     let value = read.get(key);
     if (value === undefined) {
-      const held = flatten ? writer.node(key, 'Flatten', [operand(tensor, false)], key, { axis: 1 }) : tensor;
+      const held = flatten ? writer.node(key, 'Flatten', [operand(tensor, false)], { axis: 1 }) : tensor;
       value = reading.activation(writer, tensor, held);
       read.set(key, value);
     }
@@ -45,10 +43,10 @@ export function asOnnx(graph: LayerGraph, reading: Reading): Graph {
   for (const layer of graph.layers) {
     const isFlat = layer.kind === 'fc' || (layer.kind !== 'conv' && inputsOf(layer).some((input) => flat.has(input)));
     const inputs = inputsOf(layer).map((input) => operand(input, isFlat));
-    const last = layer.output === graph.output.name && !isFlat;
-    const output = last ? `${layer.output}.map` : layer.output;
+    const isMap = layer.output === graph.output.name && !isFlat;
+    const output = isMap ? writer.name(`${layer.output}.map`) : layer.output;
     writeLayer(writer, layer, reading, inputs, output, isFlat);
-    if (last) writer.node(`${layer.output}.flat`, 'Flatten', [output], layer.output, { axis: 1 });
+    if (isMap) writer.named(writer.name(`${layer.output}.flat`), 'Flatten', [output], layer.output, { axis: 1 });
     if (isFlat) flat.add(layer.output);
   }
   return { input: { ...graph.input }, output: { ...graph.output }, nodes: writer.nodes, initializers: writer.initializers };
@@ -63,56 +61,77 @@ export function floatGraph(graph: LayerGraph): Graph {
   });
 }
 
-function graphWriter(): GraphWriter {
-  const nodes: GraphNode[] = [];
-  const initializers: Record<string, Tensor> = {};
-  return {
-    nodes,
-    initializers,
-    node(name, op, inputs, output, attributes = {}) {
-      nodes.push({ name, op, inputs, outputs: [output], attributes });
-      return output;
-    },
-    constant(name, tensor) {
-      initializers[name] = tensor;
-      return name;
-    },
-  };
+class Writer implements GraphWriter {
+  readonly nodes: GraphNode[] = [];
+  readonly initializers: Record<string, Tensor> = {};
+  /** Of values and of nodes alike. */
+  private readonly names: Set<string>;
+
+  constructor({ input, layers }: LayerGraph) {
+    this.names = new Set([input.name, ...layers.flatMap(({ name, output }) => [name, output])]);
+  }
+
+  /** A name that nothing else has. */
+  name(wish: string): string {
+    let name = wish;
+    for (let count = 2; this.names.has(name); ++count) name = `${wish}_${count}`;
+    this.names.add(name);
+    return name;
+  }
+
+  /** Adds a node under a name that is its own. */
+  named(name: string, op: string, inputs: string[], output: string, attributes: GraphNode['attributes'] = {}): void {
+    this.nodes.push({ name, op, inputs, outputs: [output], attributes });
+  }
+
+  node(wish: string, op: string, inputs: string[], attributes: GraphNode['attributes'] = {}): string {
+    const name = this.name(wish);
+    this.named(name, op, inputs, name, attributes);
+    return name;
+  }
+
+  constant(wish: string, tensor: Tensor): string {
+    const there = this.initializers[wish];
+    if (there && there.data.length === tensor.data.length && there.data.every((value, index) => value === tensor.data[index])) return wish;
+    const name = this.name(wish);
+    this.initializers[name] = tensor;
+    return name;
+  }
 }
 
-function writeLayer(writer: GraphWriter, layer: Layer, reading: Reading, inputs: string[], output: string, isFlat: boolean): void {
+function writeLayer(writer: Writer, layer: Layer, reading: Reading, inputs: string[], output: string, isFlat: boolean): void {
   switch (layer.kind) {
     case 'conv': {
       const { strides, pads, dilations, group } = layer;
       const kernel_shape = layer.weight.dims.slice(2);
-      writer.node(layer.name, 'Conv', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { kernel_shape, strides, pads, dilations, group });
+      writer.named(layer.name, 'Conv', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { kernel_shape, strides, pads, dilations, group });
       return;
     }
     case 'fc':
-      writer.node(layer.name, 'Gemm', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { transB: 1 });
+      writer.named(layer.name, 'Gemm', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { transB: 1 });
       return;
     case 'pointwise':
       writePointwise(writer, layer, inputs, output, isFlat);
       return;
     case 'add':
-      writer.node(layer.name, 'Add', inputs, output);
+      writer.named(layer.name, 'Add', inputs, output);
       return;
     case 'pool':
-      writer.node(layer.name, 'GlobalAveragePool', inputs, output);
+      writer.named(layer.name, 'GlobalAveragePool', inputs, output);
   }
 }
 
 /** PRelu where only the negative side has a slope, BatchNormalization with mean 0 and variance 1 where both have the same: each gives back the numbers it was given. */
-function writePointwise(writer: GraphWriter, layer: Extract<Layer, { kind: 'pointwise' }>, inputs: string[], output: string, isFlat: boolean): void {
+function writePointwise(writer: Writer, layer: Extract<Layer, { kind: 'pointwise' }>, inputs: string[], output: string, isFlat: boolean): void {
   const { name, positive, negative, offset } = layer;
   const channels = positive.length;
   if (positive.every((slope) => slope === 1) && offset.every((value) => value === 0)) {
     const slope = writer.constant(`${name}.slope`, { dims: isFlat ? [channels] : [channels, 1, 1], data: negative });
-    writer.node(name, 'PRelu', [...inputs, slope], output);
+    writer.named(name, 'PRelu', [...inputs, slope], output);
     return;
   }
   if (positive.some((slope, channel) => slope !== negative[channel])) throw new TypeError(`pointwise layer ${name} is neither a PRelu nor an affine map`);
   const parameter = (suffix: string, data: Float32Array): string => writer.constant(`${name}.${suffix}`, { dims: [channels], data });
   const parameters = [parameter('scale', positive), parameter('offset', offset), parameter('mean', new Float32Array(channels)), parameter('variance', new Float32Array(channels).fill(1))];
-  writer.node(name, 'BatchNormalization', [...inputs, ...parameters], output, { epsilon: 0 });
+  writer.named(name, 'BatchNormalization', [...inputs, ...parameters], output, { epsilon: 0 });
 }

@@ -82,9 +82,8 @@ class Lowering {
   /** In topological order; the tensor that is the graph's output bears its name. */
   steps(): Step[] {
     for (const node of this.graph.nodes) {
-      const lower = SUPPORTED[node.op];
-      if (!lower) throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
-      lower(this, node);
+      if (!Object.hasOwn(SUPPORTED, node.op)) throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
+      SUPPORTED[node.op]!(this, node);
     }
     const { name, dim } = this.graph.output;
     const output = this.values.get(name);
@@ -115,7 +114,7 @@ class Lowering {
   gemm(node: GraphNode): void {
     const input = this.flattened(node);
     const alpha = this.number(node, 'alpha', 1);
-    if (this.number(node, 'transA', 0) !== 0) throw this.unsupported(node, 'transA', 'Gemm on rows of features');
+    if (this.number(node, 'transA', 0) !== 0) throw this.unsupported(node, 'a transposed first operand', 'rows of features');
     const weight = scaled(this.number(node, 'transB', 0) ? this.constant(node, 1) : transposed(this.constant(node, 1)), alpha);
     const beta = this.number(node, 'beta', 1);
     const bias = node.inputs[2] ? this.spread(node, 2, weight.dims[0]!, true).map((value) => value * beta) : new Float32Array(weight.dims[0]!);
@@ -123,7 +122,9 @@ class Lowering {
   }
 
   matMul(node: GraphNode): void {
-    const weight = transposed(this.constant(node, 1));
+    const matrix = this.constant(node, 1);
+    if (matrix.dims.length !== 2) throw this.unsupported(node, `weights of shape [${matrix.dims.join(', ')}]`, 'one matrix [features, outputs]');
+    const weight = transposed(matrix);
     this.fc(node, this.flattened(node), weight, new Float32Array(weight.dims[0]!));
   }
 
@@ -149,7 +150,7 @@ class Lowering {
 
   /** Add, Sub, Mul and Div: of two tensors only Add is a layer; with a constant, an affine map. */
   arithmetic(node: GraphNode): void {
-    const constants = node.inputs.map((name) => name in this.graph.initializers);
+    const constants = node.inputs.map((name) => Object.hasOwn(this.graph.initializers, name));
     if (!constants[0] && !constants[1]) {
       const [a, b] = [this.value(node, 0), this.value(node, 1)];
       if (node.op !== 'Add') throw this.unsupported(node, `${node.op} of two computed tensors`, 'Add of two, or a constant operand');
@@ -248,9 +249,9 @@ class Lowering {
   }
 
   private initializer(node: GraphNode, index: number): Tensor {
-    const tensor = this.graph.initializers[node.inputs[index] ?? ''];
-    if (!tensor) throw this.unsupported(node, `input ${index} ("${node.inputs[index] ?? ''}") that is computed`, 'a constant');
-    return tensor;
+    const name = node.inputs[index] ?? '';
+    if (!Object.hasOwn(this.graph.initializers, name)) throw this.unsupported(node, `input ${index} ("${name}") that is computed`, 'a constant');
+    return this.graph.initializers[name]!;
   }
 
   private constant(node: GraphNode, index: number): Tensor<Float32Array> {

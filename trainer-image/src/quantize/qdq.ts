@@ -9,7 +9,7 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
-import { asOnnx, type Reading, type Weighted } from './as-onnx.ts';
+import { asOnnx, type GraphWriter, type Reading, type Weighted } from './as-onnx.ts';
 import { lower } from './fold.ts';
 
 export const WEIGHT_LIMIT = 63;
@@ -38,25 +38,25 @@ class QdqReading implements Reading {
     this.clamp = clamp;
   }
 
-  activation(writer: Parameters<Reading['activation']>[0], tensor: string, value: string): string {
+  activation(writer: GraphWriter, tensor: string, value: string): string {
     const { scale, limit } = this.scales.tensors[tensor]!;
     let real = value;
     if (this.clamp && limit === 63) {
       const bounds = [-limit * scale, limit * scale].map((bound, index) => writer.constant(`${value}.${index === 0 ? 'low' : 'high'}`, scalar(Float32Array.of(bound))));
-      real = writer.node(`${value}.clamp`, 'Clip', [value, ...bounds], `${value}.clamped`);
+      real = writer.node(`${value}.clamped`, 'Clip', [value, ...bounds]);
     }
     const parameters = [writer.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))), writer.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT)))];
-    const quantized = writer.node(`${value}.quantize`, 'QuantizeLinear', [real, ...parameters], `${value}.quantized`);
-    return writer.node(`${value}.dequantize`, 'DequantizeLinear', [quantized, ...parameters], `${value}.dequantized`);
+    const quantized = writer.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
+    return writer.node(`${value}.dequantized`, 'DequantizeLinear', [quantized, ...parameters]);
   }
 
-  weight(writer: Parameters<Reading['weight']>[0], layer: Weighted): string {
+  weight(writer: GraphWriter, layer: Weighted): string {
     const { values, scales } = this.scales.weights[layer.name]!;
     const integers = { dims: layer.weight.dims, data: values };
     return dequantized(writer, `${layer.name}.weight`, integers, scales, new Int8Array(scales.length));
   }
 
-  bias(writer: Parameters<Reading['bias']>[0], layer: Weighted): string {
+  bias(writer: GraphWriter, layer: Weighted): string {
     const values = this.scales.biases[layer.name]!;
     const scales = biasScales(this.scales.tensors[layer.input]!.scale, this.scales.weights[layer.name]!.scales);
     return dequantized(writer, `${layer.name}.bias`, { dims: [values.length], data: values }, scales, new Int32Array(values.length));
@@ -64,10 +64,10 @@ class QdqReading implements Reading {
 }
 
 /** A constant of integers, one scale for each entry of its first axis. */
-function dequantized(writer: Parameters<Reading['weight']>[0], name: string, integers: Tensor, scales: Float32Array, zeroPoints: Int8Array | Int32Array): string {
+function dequantized(writer: GraphWriter, name: string, integers: Tensor, scales: Float32Array, zeroPoints: Int8Array | Int32Array): string {
   const dims = [scales.length];
   const inputs = [writer.constant(`${name}.quantized`, integers), writer.constant(`${name}.scale`, { dims, data: scales }), writer.constant(`${name}.zero_point`, { dims, data: zeroPoints })];
-  return writer.node(`${name}.dequantize`, 'DequantizeLinear', inputs, name, { axis: 0 });
+  return writer.node(name, 'DequantizeLinear', inputs, { axis: 0 });
 }
 
 function scalar(data: Float32Array | Uint8Array): Tensor {
@@ -180,10 +180,17 @@ class Decoding {
       throw notOurs(`node "${node.name}"`, 'it dequantises no constant with one scale per output channel');
     }
     if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0)) throw notOurs(`node "${node.name}"`, 'a zero point of its weights is not 0');
-    const perOutput = values.length / scales.length;
     this.constants.set(output, { values, scales });
-    this.initializers[output] = { dims: dims!, data: Float32Array.from(values, (integer, index) => integer * scales[Math.floor(index / perOutput)]!) };
+    this.initializers[output] = { dims: dims!, data: realValues(values, scales) };
   }
+}
+
+/** One scale for each entry of the first axis. */
+function realValues(integers: Int8Array | Int32Array, scales: Float32Array): Float32Array {
+  const perOutput = integers.length / scales.length;
+  const real = new Float32Array(integers.length);
+  for (let index = 0; index < real.length; ++index) real[index] = integers[index]! * scales[Math.floor(index / perOutput)]!;
+  return real;
 }
 
 function same(a: Float32Array, b: Float32Array): boolean {

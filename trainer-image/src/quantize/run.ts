@@ -35,12 +35,14 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   progress.update({ stage: 'Loading' });
   const source = await loadModel(config);
   const sets = await loadSets(config);
-  await prepareOutput(config, signal);
+  await checkOutput(config, signal);
   const calibration = await loadCalibration(config, source.graph, program);
   log.info({ layers: source.layers.layers.length, calibration: calibration.pictures.count, sets: sets.map(({ name }) => name) }, 'quantizing');
 
   const found = await search(config, source.layers, calibration.pictures, threads, program);
   const bytes = modelFile(found.graph, found.scales, { source: source.file.sha256, calibration: calibration.sha256, channelOrder: config.model.channelOrder });
+  // A manifest from before vouches for files that are about to change.
+  await rm(join(config.outputDirectory, MANIFEST), { force: true });
   await writeAtomically(join(config.outputDirectory, MODEL), bytes);
 
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
@@ -89,11 +91,10 @@ async function loadSets({ evaluation, gate }: QuantizeConfig): Promise<Verificat
   return Promise.all(evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })));
 }
 
-/** An old manifest would vouch for files that are about to change. */
-async function prepareOutput({ outputDirectory, publish: destination }: QuantizeConfig, signal: AbortSignal): Promise<void> {
+/** The places that will be written to. */
+async function checkOutput({ outputDirectory, publish: destination }: QuantizeConfig, signal: AbortSignal): Promise<void> {
   try {
     await mkdir(outputDirectory, { recursive: true });
-    await rm(join(outputDirectory, MANIFEST), { force: true });
   } catch (error) {
     throw storageError(outputDirectory, error);
   }

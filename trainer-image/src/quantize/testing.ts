@@ -1,7 +1,7 @@
-/** For tests: small ONNX graphs, written down as a chain, with weights that are a function of a seed. */
+/** For tests: small ONNX graphs, written down as a chain, with weights that are always the same. */
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/shapes.ts';
-import { picture } from '../onnx/testing.ts';
+import { noise } from '../onnx/testing.ts';
 import { limits, WEIGHT_LIMIT } from './qdq.ts';
 
 /** A graph under construction; every method adds a node and returns the name of its output. */
@@ -9,17 +9,18 @@ export class GraphBuilder {
   readonly input: Graph['input'];
   private readonly nodes: GraphNode[] = [];
   private readonly initializers: Record<string, Tensor> = {};
-  private seed: number;
+  private drawn = 0;
 
-  constructor({ channels = 3, height = 8, width = 8, seed = 1 } = {}) {
+  constructor({ channels = 3, height = 8, width = 8 } = {}) {
     this.input = { name: 'data', channels, height, width };
-    this.seed = seed;
   }
 
   /** Values in [low, high]. */
   values(dims: number[], low = -1, high = 1): Tensor<Float32Array> {
     const count = dims.reduce((product, dim) => product * dim, 1);
-    return { dims, data: picture(count, ++this.seed).map((value) => low + ((value + 1) / 2) * (high - low)) };
+    const fresh = noise(this.drawn + count).subarray(this.drawn);
+    this.drawn += count;
+    return { dims, data: fresh.map((value) => low + ((value + 1) / 2) * (high - low)) };
   }
 
   node(op: string, inputs: (string | Tensor)[], attributes: GraphNode['attributes'] = {}): string {

@@ -20,7 +20,13 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
     imagesPerSecond: 38.123,
     lossFirst: 29.51,
     lossLast: 4.25,
-    history: Array.from({ length: 150 }, (_, i) => ({ step: 51 + i, epoch: (51 + i) / 25, loss: 30 * Math.exp(-i / 40) + Math.sin(i), learningRate: 0.02 * (1 - (50 + i) / 200) ** 2, imagesPerSecond: 38 })),
+    history: Array.from({ length: 150 }, (_, i) => ({
+      step: 51 + i,
+      epoch: (51 + i) / 25,
+      loss: 30 * Math.exp(-i / 40) + Math.sin(i),
+      learningRate: 0.02 * (1 - (50 + i) / 200) ** 2,
+      imagesPerSecond: 38,
+    })),
     evaluations: [100, 150, 200].flatMap((step, i) => [
       { set: 'lfw-small', step, accuracy: 0.7 + i * 0.03, std: 0.02, threshold: 1.4, pairs: 600, tarAtFar: { '1e-1': 0.4, '1e-2': 0.125 } },
       { set: 'other', step, accuracy: 0.65 + i * 0.02, std: 0.03, threshold: 1.5, pairs: 300, tarAtFar: {} },
@@ -32,7 +38,8 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
 
 test('the page needs no other file, shows the figures, and runs nothing', () => {
   const html = trainReportHtml(report());
-  for (const text of ['38.12 pictures/s', '29.51 → 4.25', '2.058 M parameters', '3 min 10 s', 'from step 50', '76 ± 2 %', '12.5 % @ 1e-2']) assert(html.includes(text), `${text} is missing`);
+  for (const text of ['38.12 pictures/s', '29.51 → 4.25', '2.058 M parameters', '3 min 10 s', 'from step 50', '76 ± 2 %', '12.5 % @ 1e-2'])
+    assert(html.includes(text), `${text} is missing`);
   assert.equal(html.match(/<svg/g)?.length, 3);
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(/);
 });
@@ -55,12 +62,23 @@ test('an attempt without steps, and one whose values never change, are drawn too
   const nothing = trainReportHtml(report({ history: [], evaluations: [], imagesPerSecond: 0 }));
   assert.doesNotMatch(nothing, /NaN|undefined|Infinity|<svg/);
   assert(nothing.includes('no step in this attempt'));
-  const flat = trainReportHtml(report({ history: [1, 2].map((step) => ({ step, epoch: step, loss: 0, learningRate: 1, imagesPerSecond: 1 })), evaluations: [] }));
+  const flat = trainReportHtml(
+    report({ history: [1, 2].map((step) => ({ step, epoch: step, loss: 0, learningRate: 1, imagesPerSecond: 1 })), evaluations: [] }),
+  );
   assert.doesNotMatch(flat, /NaN|undefined|Infinity/);
 });
 
 test('ticks are round and enclose the values', () => {
-  for (const [low, high] of [[0, 1], [4.25, 29.5], [0.65, 0.76], [3, 3], [0, 0], [-5, 5], [1e-7, 3e-7], [12_000, 98_000]] as const) {
+  for (const [low, high] of [
+    [0, 1],
+    [4.25, 29.5],
+    [0.65, 0.76],
+    [3, 3],
+    [0, 0],
+    [-5, 5],
+    [1e-7, 3e-7],
+    [12_000, 98_000],
+  ] as const) {
     const ticks = niceTicks(low, high);
     assert(ticks.length >= 2 && ticks.length <= 8, `${ticks}`);
     assert(ticks[0]! <= low + 1e-12 && ticks.at(-1)! >= high - 1e-12, `${low}..${high}: ${ticks}`);

@@ -11,7 +11,7 @@ import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import { GetObjectCommand, HeadObjectCommand } from '@aws-sdk/client-s3';
 import { fetchTo } from './fetch.ts';
-import { publish } from './publish.ts';
+import { checkDestination, publish } from './publish.ts';
 import { s3Client, s3Error, type StorageAddress } from './s3.ts';
 import { CREDENTIALS, freePort, startS3Server, type S3Server } from './testing.ts';
 
@@ -179,6 +179,7 @@ describe('what goes wrong is said once, with the address', () => {
   for (const [name, { address, env = {}, expected }] of Object.entries(cases)) {
     for (const [verb, call] of Object.entries({
       publishing: async () => publish(folder, NAMES, await address()),
+      'checking beforehand': async () => checkDestination(await address()),
       fetching: async () => fetchTo({ ...(await address()), to: join(scratch, 'fetched') }),
     })) {
       test(`${name}, ${verb}`, async () => {
@@ -230,6 +231,11 @@ describe('what goes wrong is said once, with the address', () => {
     client.destroy();
     assert.match(error.message, /leads out of the folder/);
   });
+});
+
+test('a destination that is fine passes the check, written to or not', async () => {
+  await checkDestination(server.address('s3://models/never/written'));
+  await checkDestination({ uri: 'file:///nowhere', endpoint: null, region: null, forcePathStyle: false });
 });
 
 test('publishing stops when told to, and leaves no manifest', async () => {

@@ -68,7 +68,14 @@ export class Evaluator {
   async #embedPart(session: TrainingSessionContract, set: VerificationSet, input: Graph['input']): Promise<Float32Array> {
     const { signal, progress } = this.#program;
     try {
-      return await evaluateSet(session, set, { input, channelOrder: this.#channelOrder, flip: true, part: this.#ranks, signal, onBatch: () => progress.tick() });
+      return await evaluateSet(session, set, {
+        input,
+        channelOrder: this.#channelOrder,
+        flip: true,
+        part: this.#ranks,
+        signal,
+        onBatch: () => progress.tick(),
+      });
     } catch (error) {
       if (isStop(error, signal)) return new Float32Array(1);
       throw error;

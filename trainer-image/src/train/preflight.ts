@@ -12,7 +12,12 @@ export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Gra
   if (model.onnxPath === null) return buildBackbone({ ...model, seed });
   const { graph } = await readOnnx(model.onnxPath);
   if (graph.output.dim !== model.embeddingDim) {
-    throw new FacetrainError({ code: 'InvalidConfig', subject: 'model.embeddingDim', found: String(model.embeddingDim), allowed: `${graph.output.dim}, as ${model.onnxPath} has it` });
+    throw new FacetrainError({
+      code: 'InvalidConfig',
+      subject: 'model.embeddingDim',
+      found: String(model.embeddingDim),
+      allowed: `${graph.output.dim}, as ${model.onnxPath} has it`,
+    });
   }
   return graph;
 }
@@ -21,7 +26,12 @@ export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Gra
  * Rank 0 decodes a sample of the pictures; the others look at the records alone.
  * @throws FacetrainError InvalidConfig, InvalidDataset
  */
-export async function preflight(config: TrainerConfig, graph: Graph, { rank, size }: Ranks, { progress, signal }: Program): Promise<Preflight & { totalSteps: number }> {
+export async function preflight(
+  config: TrainerConfig,
+  graph: Graph,
+  { rank, size }: Ranks,
+  { progress, signal }: Program,
+): Promise<Preflight & { totalSteps: number }> {
   const { globalBatchSize } = config;
   if (globalBatchSize % size !== 0) throw misfit('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
   const dataset = await preflightDataset(config.dataset.path, {

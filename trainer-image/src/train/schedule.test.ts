@@ -7,7 +7,13 @@ const close = (actual: number, expected: number, tolerance = 1e-12) => assert(Ma
 test('power 2 gives the rates that insightface logged for ms1mv3_r50: 20 epochs, 0.1', () => {
   const stepsPerEpoch = 5057;
   const schedule = { type: 'polynomial', power: 2, warmupSteps: 0, totalSteps: 20 * stepsPerEpoch, learningRate: 0.1 } as const;
-  for (const [epoch, rate] of [[1, 0.0902], [5, 0.0562], [10, 0.025], [15, 0.0062]] as const) close(learningRateAt(epoch * stepsPerEpoch, schedule), rate, 1e-4);
+  for (const [epoch, rate] of [
+    [1, 0.0902],
+    [5, 0.0562],
+    [10, 0.025],
+    [15, 0.0062],
+  ] as const)
+    close(learningRateAt(epoch * stepsPerEpoch, schedule), rate, 1e-4);
 });
 
 test('the warm-up rises by equal parts from above 0 to the full rate, and the decay starts there', () => {
@@ -18,8 +24,14 @@ test('the warm-up rises by equal parts from above 0 to the full rate, and the de
 });
 
 test('constant is constant after its warm-up, and a warm-up may outlast the training', () => {
-  assert.deepEqual([0, 1, 2, 99].map((step) => learningRateAt(step, { type: 'constant', power: 2, warmupSteps: 2, totalSteps: 100, learningRate: 1 })), [0.5, 1, 1, 1]);
-  assert.deepEqual([0, 1].map((step) => learningRateAt(step, { type: 'polynomial', power: 2, warmupSteps: 4, totalSteps: 2, learningRate: 1 })), [0.25, 0.5]);
+  assert.deepEqual(
+    [0, 1, 2, 99].map((step) => learningRateAt(step, { type: 'constant', power: 2, warmupSteps: 2, totalSteps: 100, learningRate: 1 })),
+    [0.5, 1, 1, 1],
+  );
+  assert.deepEqual(
+    [0, 1].map((step) => learningRateAt(step, { type: 'polynomial', power: 2, warmupSteps: 4, totalSteps: 2, learningRate: 1 })),
+    [0.25, 0.5],
+  );
   // A fraction of an epoch can be a fraction of a step.
   assert(learningRateAt(0, { type: 'polynomial', power: 2, warmupSteps: 0.5, totalSteps: 2, learningRate: 1 }) > 0);
 });

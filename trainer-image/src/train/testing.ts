@@ -1,70 +1,34 @@
 /** For tests of training: a small dataset, a small backbone's configuration, and ranks as real processes. */
 import { spawn, type ChildProcess } from 'node:child_process';
-import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
+import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { shippedDataset, shippedJpeg, writeDataset } from '../dataset/testing.ts';
 import { freePort } from '../storage/testing.ts';
-import { parseVerificationSet } from '../verification/set.ts';
+import { readVerificationSet } from '../verification/set.ts';
 
-const EXAMPLE = join(import.meta.dirname, '../../../examples/lfw-small/data');
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 
-const RECORD_MAGIC = 0xced7230a;
-const INDEXED_HEADER_FLAG = 2;
+/** The example's pictures are in the order of their 40 identities. */
+const PICTURES_OF_AN_IDENTITY = 20;
 
-/** A RecordIO record: magic, length, and MXNet's image header (flag, float label, two ids), padded to 4 bytes. */
-function record(flag: number, label: number, id: number, content: Uint8Array): Uint8Array {
-  const head = Buffer.alloc(32);
-  head.writeUInt32LE(RECORD_MAGIC, 0);
-  head.writeUInt32LE(24 + content.length, 4);
-  head.writeUInt32LE(flag, 8);
-  head.writeFloatLE(label, 12);
-  head.writeBigUInt64LE(BigInt(id), 16);
-  return Buffer.concat([head, content, Buffer.alloc((4 - (content.length % 4)) % 4)]);
-}
-
-export interface SmallDataset {
-  directory: string;
-  images: number;
-  identities: number;
-}
-
-/**
- * The first `perIdentity` pictures of each of the example's first identities, as a dataset of its own.
- * @param change replaces a picture's bytes
- */
-export async function writeSmallDataset(directory: string, { identities, perIdentity }: { identities: number; perIdentity: number }, change: (index: number, jpeg: Uint8Array) => Uint8Array = (_, jpeg) => jpeg): Promise<SmallDataset> {
-  const offsets = (await readFile(join(EXAMPLE, 'train.idx'), 'utf8')).trim().split('\n').map((line) => Number(line.split('\t')[1]));
-  const rec = await readFile(join(EXAMPLE, 'train.rec'));
-  const taken = new Map<number, number>();
-  const pictures: { label: number; jpeg: Uint8Array }[] = [];
-  // Record 0 tells where the pictures end; what is behind them describes identities.
-  const end = rec.readFloatLE(offsets[0]! + 32);
-  for (const offset of offsets.slice(1, end)) {
-    const flag = rec.readUInt32LE(offset + 8);
-    const label = flag === 0 ? rec.readFloatLE(offset + 12) : rec.readFloatLE(offset + 32);
-    const count = taken.get(label) ?? 0;
-    if (label >= identities || count >= perIdentity) continue;
-    taken.set(label, count + 1);
-    const begin = offset + 32 + flag * 4;
-    pictures.push({ label, jpeg: rec.subarray(begin, offset + 8 + rec.readUInt32LE(offset + 4)) });
-  }
-  const images = pictures.length;
-  const header = new Uint8Array(Float32Array.of(images + 1, images + 1).buffer);
-  const records = [record(INDEXED_HEADER_FLAG, 0, 0, header), ...pictures.map(({ label, jpeg }, index) => record(0, label, index + 1, change(index, jpeg)))];
-  let position = 0;
-  const index = records.map((bytes, key) => `${key}\t${(position += bytes.length) - bytes.length}\n`);
-  await mkdir(directory, { recursive: true });
-  await writeFile(join(directory, 'train.rec'), Buffer.concat(records));
-  await writeFile(join(directory, 'train.idx'), index.join(''));
-  await writeFile(join(directory, 'property'), `${identities},112,112\n`);
-  return { directory, images, identities };
+/** The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a picture's bytes. */
+export function writeSmallDataset(
+  directory: string,
+  size: { identities: number; perIdentity: number },
+  change: (index: number, jpeg: Uint8Array) => Uint8Array = (_, jpeg) => jpeg,
+): void {
+  const records = Array.from({ length: size.identities * size.perIdentity }, (_, index) => {
+    const label = Math.floor(index / size.perIdentity);
+    return { label, jpeg: change(index, shippedJpeg(label * PICTURES_OF_AN_IDENTITY + (index % size.perIdentity))) };
+  });
+  writeDataset(directory, `${size.identities},112,112\n`, records);
 }
 
 /** The first `pairs` pairs of each kind of the example's verification set. */
 export async function writeSmallSet(path: string, pairs: number): Promise<string> {
-  const set = parseVerificationSet(await readFile(join(EXAMPLE, 'lfw-small.bin')), EXAMPLE);
+  const set = await readVerificationSet(join(shippedDataset, 'lfw-small.bin'));
   const chosen = [true, false].flatMap((kind) => set.same.flatMap((same, pair) => (same === kind ? [pair] : [])).slice(0, pairs));
   const file = await open(path, 'w');
   // Pickle, protocol 3: a tuple of a list of bytes and a list of bools.
@@ -108,8 +72,16 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
 
 export type LogLine = { msg: string } & Record<string, unknown>;
 
-/** A rank as a process; killed when it goes out of scope. */
-export class Rank implements Disposable {
+const started = new Set<Rank>();
+
+/** For afterEach: ends what a failed test left running. */
+export function killRanks(): void {
+  for (const rank of started) rank.kill('SIGKILL');
+  started.clear();
+}
+
+/** A rank as a process. */
+export class Rank {
   readonly lines: LogLine[] = [];
   readonly ended: Promise<number>;
   #child: ChildProcess;
@@ -122,6 +94,7 @@ export class Rank implements Disposable {
       this.#text = lines.pop()!;
       this.lines.push(...lines.map((line) => parseLine(line)));
     });
+    started.add(this);
     this.ended = new Promise((resolve) => this.#child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGKILL' ? 137 : -1))));
   }
 
@@ -144,10 +117,6 @@ export class Rank implements Disposable {
 
   get text(): string {
     return this.lines.map((line) => JSON.stringify(line)).join('\n') + this.#text;
-  }
-
-  [Symbol.dispose](): void {
-    if (this.running) this.#child.kill('SIGKILL');
   }
 }
 
@@ -175,7 +144,10 @@ export async function startGang(folder: string, config: TrainerConfig, size: num
   const path = join(folder, 'config.json');
   await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
   const port = String(await freePort());
-  return Array.from({ length: size }, (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }));
+  return Array.from(
+    { length: size },
+    (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }),
+  );
 }
 
 /** Runs a gang to its end. @returns the ranks' exit codes */

@@ -1,6 +1,6 @@
 /** Training, from a configuration to a model and its report. Every rank runs this; they meet in the session's collectives. */
 import { join } from 'node:path';
-import type { CheckpointManifest, TrainerConfig } from '@facetrain/api';
+import { FacetrainError, type CheckpointManifest, type TrainerConfig } from '@facetrain/api';
 import { TrainingSession } from '@facetrain/native';
 import { findNewest, openCheckpoint, removeUnfinished } from '../checkpoint/directory.ts';
 import { loadCheckpoint } from '../checkpoint/load.ts';
@@ -15,6 +15,8 @@ import { backboneGraph, generalMargin, preflight } from './preflight.ts';
 import { isDue, learningRateAt } from './schedule.ts';
 import { writeModel, writeReport } from './output.ts';
 
+const LOG_EVERY_MS = 10_000;
+
 /**
  * `stopped`: a rank was told to stop, and what was trained is in a checkpoint.
  * @throws FacetrainError for refused input, a lost peer, a loss that is not finite
@@ -24,6 +26,8 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const { rank } = ranks;
   const startedAt = new Date();
   const tick = () => progress.tick();
+  // What all ranks would say alike, rank 0 says.
+  const level = rank === 0 ? 'info' : 'debug';
 
   // Whatever can be refused is refused here, before ranks wait for each other.
   const graph = await backboneGraph(config);
@@ -47,7 +51,13 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     momentum: optimizer.momentum,
     weightDecay: optimizer.weightDecay,
     gradientClipNorm: optimizer.gradientClipNorm,
-    data: { directory: config.dataset.path, globalBatchSize: config.globalBatchSize, ...augment, channelOrder: config.model.channelOrder, loaderThreads: config.loaderThreads },
+    data: {
+      directory: config.dataset.path,
+      globalBatchSize: config.globalBatchSize,
+      ...augment,
+      channelOrder: config.model.channelOrder,
+      loaderThreads: config.loaderThreads,
+    },
     comm: {
       rank,
       size: ranks.size,
@@ -59,7 +69,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     computeThreads: threads,
     device: config.device,
   });
-  const session = await unlessStopped(signal, opening);
+  const session = await unlessStopped(signal, withinDeadline(opening, config, ranks));
 
   progress.update({ stage: 'Loading' });
   // Rank 0's view of the folder decides: on a network file system the others may see an older one.
@@ -96,41 +106,32 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     const { directory, keep } = config.checkpoint;
     const job: CheckpointManifest['job'] = { name: config.job.name, uid: config.job.uid };
     const time = new Date();
-    await saveCheckpoint(session, { root: directory, keep, job, step: done, seed: config.seed, numClasses, history: history.carried, time, rank, worldSize: ranks.size, onFile: tick });
+    await saveCheckpoint(session, {
+      root: directory,
+      keep,
+      job,
+      step: done,
+      seed: config.seed,
+      numClasses,
+      history: history.carried,
+      time,
+      rank,
+      worldSize: ranks.size,
+      onFile: tick,
+    });
     saved = { step: done, at: performance.now() };
     progress.update({ checkpoint: { step: done, time: time.toISOString() } });
-    log.info({ step: done }, 'checkpoint written');
+    log[level]({ step: done }, 'checkpoint written');
   };
   const evaluate = async () => {
     show('Evaluating');
     return evaluator.evaluate(session, graph.input, done);
   };
 
-  show('Training');
-  while (done < totalSteps) {
-    const learningRate = learningRateAt(done, schedule);
-    const started = performance.now();
-    // Time passes differently on every rank, and signals reach one before the other: what follows from them is agreed on by vote.
-    const overdue = rank === 0 && config.checkpoint.everySeconds !== null && started - saved.at >= config.checkpoint.everySeconds * 1000;
-    const { loss, votes } = await session.step(done, learningRate, { stop: signal.aborted, checkpoint: overdue });
-    history.add({ step: done, loss, learningRate, seconds: (performance.now() - started) / 1000 });
-    done += 1;
-    progress.update({ learningRate });
-    show('Training');
-    if (done % stepsPerEpoch === 0 || done === totalSteps) log.info({ step: done, totalSteps, epoch: done / stepsPerEpoch, loss: history.lossLast, learningRate, imagesPerSecond: history.recentImagesPerSecond }, 'trained');
-
-    if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch)) await checkpoint();
-    if (votes.stop && done < totalSteps) return 'stopped';
-    // One that a stop cuts short is followed by a step, and that by a stop.
-    if (done < totalSteps && isDue(done, config.evaluation, stepsPerEpoch)) await evaluate();
-    show('Training');
-  }
-
-  if ((await evaluate()) === 'stopped') return 'stopped';
-  show('Exporting');
-  const trained = await session.exportGraph();
-  if (rank === 0) {
-    const model = await writeModel(config.outputDirectory, trained);
+  const exportModel = async () => {
+    if (rank !== 0) return;
+    show('Exporting');
+    const model = await writeModel(config.outputDirectory, await session.exportGraph());
     await writeReport(config.outputDirectory, {
       schemaVersion: 1,
       job: config.job,
@@ -151,9 +152,67 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
       config,
     });
     log.info({ directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest }, 'model and report written');
+  };
+
+  let loggedAt = performance.now();
+  show('Training');
+  let stopped = false;
+  while (done < totalSteps && !stopped) {
+    const learningRate = learningRateAt(done, schedule);
+    const started = performance.now();
+    // Time passes differently on every rank, and signals reach one before the other: what follows from them is agreed on by vote.
+    const overdue = rank === 0 && config.checkpoint.everySeconds !== null && started - saved.at >= config.checkpoint.everySeconds * 1000;
+    const { loss, votes } = await session.step(done, learningRate, { stop: signal.aborted, checkpoint: overdue });
+    history.add({ step: done, loss, learningRate, seconds: (performance.now() - started) / 1000 });
+    done += 1;
+    progress.update({ learningRate });
+    show('Training');
+    if (done % stepsPerEpoch === 0 || done === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
+      loggedAt = performance.now();
+      log[level](
+        { step: done, totalSteps, epoch: done / stepsPerEpoch, loss: history.lossLast, learningRate, imagesPerSecond: history.recentImagesPerSecond },
+        'trained',
+      );
+    }
+
+    if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch)) await checkpoint();
+    stopped = votes.stop && done < totalSteps;
+    // One that a stop cuts short is followed by a step, and that by a stop.
+    if (!stopped && done < totalSteps && isDue(done, config.evaluation, stepsPerEpoch)) await evaluate();
+    show('Training');
   }
+
+  stopped ||= (await evaluate()) === 'stopped';
+  if (!stopped) await exportModel();
+  // No rank leaves, and takes its sockets with it, while another still needs it.
   await session.barrier();
   await session.close();
-  progress.update({ stage: 'Done' });
-  return 'completed';
+  if (!stopped) progress.update({ stage: 'Done' });
+  return stopped ? 'stopped' : 'completed';
+}
+
+/**
+ * The native half has a deadline for a master that refuses or is not there; one that accepts the connection and then says nothing would hold it for
+ * ever. What comes after the rendezvous is one collective.
+ */
+async function withinDeadline<T>(opening: Promise<T>, config: TrainerConfig, { masterAddr, masterPort }: Ranks): Promise<T> {
+  const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      reject,
+      seconds * 1000,
+      new FacetrainError({
+        code: 'RendezvousTimeout',
+        subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
+        found: `no answer within ${seconds} s`,
+        allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
+      }),
+    );
+  });
+  try {
+    return await Promise.race([opening, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
 }

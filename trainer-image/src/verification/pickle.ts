@@ -73,7 +73,7 @@ const knownGlobals = new Map<string, string>([
   ]),
 ]);
 
-/** Bounds time and what a file can make us allocate beyond its own size. A picture takes nine steps at most, and sets have some ten thousand. */
+/** Bounds time and what a file can make us allocate beyond its own size. A picture takes up to thirty steps, and the usual sets have some ten thousand. */
 const maxSteps = 1 << 22;
 
 function fromUtf8(bytes: Uint8Array): Uint8Array {

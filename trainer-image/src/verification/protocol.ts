@@ -14,9 +14,9 @@ export interface Verification {
   /** Squared distance of unit embeddings below which a pair counts as the same person: mean over the folds. */
   threshold: number;
   /**
-   * By false accept rate: the fraction of same-person pairs that are nearer than the nearest different-person pair that must be
-   * refused. At a rate f, floor(f x negatives) of the different-person pairs may be accepted; rates at which that is none are left
-   * out, except 1e-3, which then allows none.
+   * True accept rate by false accept rate f: with the largest threshold that accepts at most floor(f x negatives) of the pairs of
+   * different people, the fraction of pairs of one person that it accepts. Rates at which no negative may be accepted are left out,
+   * except 1e-3.
    */
   tarAtFar: Record<string, number>;
 }
@@ -84,7 +84,7 @@ export function verify(embeddings: Float32Array, dim: number, same: readonly boo
     const fold = foldOf(pair, pairs);
     foldSizes[fold]! += 1;
     for (let t = 0; t < thresholds.length; t++) {
-      if (distance[pair]! < thresholds[t]! !== same[pair]) continue;
+      if ((distance[pair]! < thresholds[t]!) !== same[pair]) continue;
       right[fold]![t]! += 1;
       rightTotal[t]! += 1;
     }

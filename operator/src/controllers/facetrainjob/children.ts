@@ -1,12 +1,13 @@
 /** What an attempt consists of, in the order of creation: pods last, when all they need is there. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
 import { specDigest } from '../attempt.ts';
-import type { Child } from '../children.ts';
+import type { Child, Obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { Reason } from '../reasons.ts';
 import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './config.ts';
 import { podGroup, type Gang } from './gang.ts';
 
@@ -23,21 +24,34 @@ export function childrenOf(context: Attempt): Child[] {
   const storage = trainerStorage(spec, environment);
   const name = attemptName(job, attempt);
   const ranks = Array.from({ length: spec.trainers.replicas }, (_, rank) => rank);
+  const digest = trainingDigest(spec);
   return [
     { kind: 'Service', name: job.name, make: () => service(job, spec) },
     ...(spec.networkPolicy.enabled ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }] : []),
-    { kind: 'ConfigMap', name, make: () => configMap(context, storage) },
+    { kind: 'ConfigMap', name, make: () => configMap(context, storage, digest) },
     ...(gang.mode === 'native' ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }] : []),
-    ...ranks.map((rank) => ({ kind: 'Pod' as const, name: podName(job, attempt, rank), make: () => pod(context, storage, rank) })),
+    ...ranks.map((rank) => ({ kind: 'Pod' as const, name: podName(job, attempt, rank), make: () => pod(context, storage, digest, rank) })),
   ];
 }
 
-export function conflictIn(context: Attempt): string | null {
-  return templateConflict(podParts(context, trainerStorage(context.spec, context.environment), 0), 'spec.trainers.podTemplate');
+export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | null {
+  if (gang.mode === 'unavailable')
+    return { reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
+  return templateConflict(spec.trainers.podTemplate, allStorage(trainerStorage(spec, environment)), 'spec.trainers.podTemplate');
 }
 
 /** Of what CEL lets change only while the job is suspended. */
-export function trainingDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers: { replicas } }: FaceTrainJobSpec): string {
+export function trainingDigest({
+  dataset,
+  loss,
+  optimizer,
+  schedule,
+  epochs,
+  globalBatchSize,
+  seed,
+  augmentation,
+  trainers: { replicas },
+}: FaceTrainJobSpec): string {
   return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas });
 }
 
@@ -73,28 +87,24 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
   };
 }
 
-function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage): ConfigMap {
+function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage, digest: string): ConfigMap {
   const config = trainerConfig(job, spec, attempt, storage, environment);
   return {
     apiVersion: 'v1',
     kind: 'ConfigMap',
-    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt) }),
+    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: digest }),
     immutable: true,
     data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
   };
 }
 
-function pod(context: Attempt, storage: TrainerStorage, rank: number): Pod {
-  return makePod(podParts(context, storage, rank), context.environment);
-}
-
-function podParts({ job, spec, attempt, gang, environment }: Attempt, storage: TrainerStorage, rank: number): PodParts {
+function pod({ job, spec, attempt, gang, environment }: Attempt, storage: TrainerStorage, digest: string, rank: number): Pod {
   const { trainers } = spec;
   const name = podName(job, attempt, rank);
   const gangName = attemptName(job, attempt);
   const master = environment.master(job, attempt, trainers.rendezvousPort);
-  return {
-    metadata: childMetadata('FaceTrainJob', job, name, { [Label.attempt]: String(attempt), [Label.rank]: String(rank), [Label.specDigest]: trainingDigest(spec) }),
+  const parts: PodParts = {
+    metadata: childMetadata('FaceTrainJob', job, name, { [Label.attempt]: String(attempt), [Label.rank]: String(rank), [Label.specDigest]: digest }),
     fields: trainers,
     args: ['train'],
     env: [
@@ -112,4 +122,5 @@ function podParts({ job, spec, attempt, gang, environment }: Attempt, storage: T
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
+  return makePod(parts, environment);
 }

@@ -49,7 +49,12 @@ export function trainerConfig(job: JobIdentity, spec: FaceTrainJobSpec, attempt:
       numClasses: model.numClasses ?? null,
       channelOrder: model.channelOrder.toLowerCase(),
     },
-    loss: { margin: marginOf(spec.loss.margin), scale: spec.loss.scale, sampleRate: spec.loss.sampleRate, interclassFilter: spec.loss.interclassFilter ?? null },
+    loss: {
+      margin: marginOf(spec.loss.margin),
+      scale: spec.loss.scale,
+      sampleRate: spec.loss.sampleRate,
+      interclassFilter: spec.loss.interclassFilter ?? null,
+    },
     optimizer: {
       learningRate: optimizer.learningRate,
       momentum: optimizer.momentum,

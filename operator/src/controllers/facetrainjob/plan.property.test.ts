@@ -1,12 +1,13 @@
 /** What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
+import { FaceTrainJobStatus, QuantizeJobStatus, type Condition } from '@facetrain/api';
 import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
 import { ConditionType } from '../reasons.ts';
 import { secondsSince } from '../time.ts';
 import { makeJob } from '../testing/builders.ts';
+import { trainingDigest } from './children.ts';
 import { calm, chaos, gentle, happen, isOver, type Chaos } from '../testing/chaos.ts';
 import { Simulator } from '../testing/simulator.ts';
 
@@ -21,7 +22,10 @@ const job = fc
     podGroups: fc.boolean(),
   })
   .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups }) => {
-    const builder = makeJob().replicas(replicas).with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy }).failurePolicy({ maxRestarts, windowSeconds });
+    const builder = makeJob()
+      .replicas(replicas)
+      .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
+      .failurePolicy({ maxRestarts, windowSeconds });
     return { builder: quantize ? builder.quantized() : builder, podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null };
   });
 
@@ -75,13 +79,19 @@ test('a crash after any write changes nothing in the end', () => {
   check(
     fc.property(job, history(chaos), (given, steps) => {
       const crashed = run(given, steps);
-      const whole = run(given, steps.map(({ event }) => ({ event, crash: null })));
+      const whole = run(
+        given,
+        steps.map(({ event }) => ({ event, crash: null })),
+      );
       assert.deepEqual(crashed.face.status, whole.face.status);
       assert.deepEqual(crashed.quantize?.status, whole.quantize?.status);
       const names = (cluster: Simulator) => [...cluster.pods, ...cluster.objects].map(({ name }) => name).sort();
       assert.deepEqual(names(crashed), names(whole));
       // The same work, too: a crash costs at most the writes that it lost.
-      assert.deepEqual(crashed.writes.filter((write) => write.startsWith('create')), whole.writes.filter((write) => write.startsWith('create')));
+      assert.deepEqual(
+        crashed.writes.filter((write) => write.startsWith('create')),
+        whole.writes.filter((write) => write.startsWith('create')),
+      );
     }),
   );
 });
@@ -109,19 +119,41 @@ test('a finished job stays finished, and its outcome and time with it', () => {
       for (const { event, crash } of more) {
         happen(event, cluster);
         cluster.settle(crash);
-        assert.deepEqual({ phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt }, { phase, completionTime, attempt });
+        assert.deepEqual(
+          { phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt },
+          { phase, completionTime, attempt },
+        );
       }
     }),
     60,
   );
 });
 
-test('every status is one that the schema takes', () => {
+test('pods that train do what the spec says, though it changed while nobody looked', () => {
   check(
     fc.property(job, history(chaos), (given, steps) => {
+      run(given, steps, (cluster) => {
+        if (isOver(cluster) || cluster.face.status.trainingCompletionTime !== undefined) return;
+        const wanted = trainingDigest(cluster.face.spec);
+        for (const pod of cluster.livePods()) assert(pod.deleting || pod.specDigest === wanted);
+      });
+    }),
+    60,
+  );
+});
+
+test('every status is one that the schema takes, and conditions keep their time while their status holds', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      let before: Condition[] = [];
       run(given, steps, ({ face, quantize }) => {
         FaceTrainJobStatus.parse(face.status);
         if (quantize) QuantizeJobStatus.parse(quantize.status);
+        for (const condition of face.status.conditions!) {
+          const old = before.find(({ type, status }) => type === condition.type && status === condition.status);
+          if (old) assert.equal(condition.lastTransitionTime, old.lastTransitionTime, condition.type);
+        }
+        before = face.status.conditions!;
       });
     }),
     60,

@@ -10,7 +10,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isAlive, isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { making } from '../children.ts';
+import { missing, obstacle } from '../children.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
@@ -36,9 +36,10 @@ export const planFaceTrainJob: PlanFaceTrainJob = (observed, now, environment) =
   const view = viewOf(observed, spec.trainers.replicas, now);
   const stage = stageOf(observed, view, environment);
   const { status, progressDueIn } = statusOf(stage, observed, view);
+  const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy),
+    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
@@ -51,7 +52,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     finished(view) ??
     trained(observed, view) ??
     suspended(view) ??
-    respecified(trainingDigest(observed.spec), view) ??
+    respecified(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
     hung(observed, view) ??
     late(view) ??
@@ -66,7 +67,8 @@ function trained(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return isTrained(observed, view) ? afterTraining(observed, view) : null;
 }
 
-const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boolean => status.trainingCompletionTime !== undefined || trainingSucceeded(spec, view);
+const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boolean =>
+  status.trainingCompletionTime !== undefined || trainingSucceeded(spec, view);
 
 function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   const failure = findHang(observed, view);
@@ -75,9 +77,12 @@ function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
 
 function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   const gang = gangOf(spec, podGroupApi);
-  if (gang.mode === 'unavailable') return { name: 'Refused', reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
-  return making({ children: childrenOf(attempt), later: quantizeChild(identity, spec), objects, refused, conflict: () => conflictIn(attempt) }, view);
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
+  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, conflict: () => conflictIn(attempt) });
+  return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */

@@ -22,7 +22,12 @@ const WRITE_INTERVAL_SECONDS = 10;
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 
 /** @returns the newest progress, and how urgent it is to write it: seconds it may wait, null if there is nothing new. */
-export function progressOf(observed: ObservedProgress | undefined, spec: FaceTrainJobSpec, status: FaceTrainJobStatus, view: JobView): { latest: ProgressStatus; dueIn: number | null } {
+export function progressOf(
+  observed: ObservedProgress | undefined,
+  spec: FaceTrainJobSpec,
+  status: FaceTrainJobStatus,
+  view: JobView,
+): { latest: ProgressStatus; dueIn: number | null } {
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
   if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined) return { latest: old, dueIn: null };
@@ -80,13 +85,16 @@ export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure
 }
 
 /** Seconds until a gang that goes on doing nothing counts as hung. */
-export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null => (stage.name === 'Active' ? secondsLeft(observed, view) : null);
+export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null =>
+  stage.name === 'Active' ? secondsLeft(observed, view) : null;
 
 /** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
 function secondsLeft({ progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob, view: JobView): number | null {
   if (view.startedAt === undefined) return null;
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt)) return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
-  const since = isOfAttempt(progress, view.startedAt) ? progress.lastHeartbeatTime : ready?.status === 'True' ? ready.lastTransitionTime : undefined;
+  // The heartbeat counts as soon as there is one; what is older than the attempt is a sign of the one before.
+  const signs = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
+  const since = signs.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
   return since === undefined ? null : spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }

@@ -1,13 +1,13 @@
 /** The QuantizeJob of a trained job: made once, suspended with its parent, and its outcome is the parent's. */
 import { API_VERSION, joinStorageUri, type FaceTrainJobSpec } from '@facetrain/api';
-import type { Child } from '../children.ts';
 import { childMetadata } from '../names.ts';
 import type { QuantizeJobObject } from '../objects.ts';
 import type { JobIdentity, ObservedFaceTrainJob } from '../observed.ts';
 import type { Action } from '../plan.ts';
-import { missing, nameTaken } from '../children.ts';
+import { missing, obstacle, type Child } from '../children.ts';
+import { findCondition } from '../conditions.ts';
 import type { JobView } from '../attempt.ts';
-import { Reason } from '../reasons.ts';
+import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 import { compact } from '../values.ts';
 
@@ -36,30 +36,44 @@ function quantizeJob(job: JobIdentity, spec: FaceTrainJobSpec, template: NonNull
 
 /** The stage of a job whose training is done. */
 export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
-  const { identity, spec, status, objects, quantizeJob: child } = observed;
-  const quantizing = (...actions: Action[]): Stage => ({ name: 'Quantizing', actions, recorded: status.trainingCompletionTime !== undefined });
+  const { identity, spec, objects, refused, quantizeJob: child } = observed;
   if (!spec.quantize) return { name: 'Succeeded', message: 'training succeeded' };
+  const called = `QuantizeJob ${quantizeJobName(identity)}`;
+  const quantizing = (message: string, ...actions: Action[]): Stage => ({
+    name: 'Quantizing',
+    message,
+    actions,
+  });
 
   const children = quantizeChild(identity, spec);
-  const taken = nameTaken(children, objects);
-  if (taken) return { name: 'Refused', ...taken };
-  const absent = missing(children, view, objects);
-  if (absent.length > 0) return spec.suspend ? { name: 'Suspended' } : quantizing(...absent.map(({ make }): Action => ({ type: 'create', object: make() })));
-
+  const create = missing(children, view, objects);
+  if (create.length > 0) {
+    if (spec.suspend) return { name: 'Suspended' };
+    const refusal = obstacle({ create, names: children, objects, refused });
+    return refusal
+      ? { name: 'Refused', ...refusal }
+      : quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
+  }
   switch (child?.status.phase) {
     case 'Succeeded':
       return { name: 'Succeeded', message: 'training and quantization succeeded' };
     case 'Failed':
-      return { name: 'Failed', reason: Reason.quantizationFailed, message: `QuantizeJob ${quantizeJobName(identity)}: ${failureOf(child.status)}` };
+      return { name: 'Failed', reason: Reason.quantizationFailed, message: `${called}: ${saying(child, ConditionType.failed)}` };
   }
   if (child && child.spec.suspend !== spec.suspend) {
     const { name, uid } = objects.find((object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity))!;
-    return quantizing({ type: 'patch', kind: 'QuantizeJob', name, uid, spec: { suspend: spec.suspend } });
+    return quantizing(`${called} is being ${spec.suspend ? 'suspended' : 'resumed'}`, {
+      type: 'patch',
+      kind: 'QuantizeJob',
+      name,
+      uid,
+      spec: { suspend: spec.suspend },
+    });
   }
-  return spec.suspend ? { name: 'Suspended' } : quantizing();
+  return spec.suspend ? { name: 'Suspended' } : quantizing(`${called}: ${child ? saying(child, ConditionType.ready) : 'made'}`);
 }
 
-function failureOf({ conditions }: NonNullable<ObservedFaceTrainJob['quantizeJob']>['status']): string {
-  const failed = conditions?.find(({ type, status }) => type === 'Failed' && status === 'True');
-  return failed ? `${failed.reason}: ${failed.message}` : 'failed';
+function saying({ status: { conditions } }: NonNullable<ObservedFaceTrainJob['quantizeJob']>, type: ConditionType): string {
+  const condition = findCondition(conditions, type);
+  return condition ? `${condition.reason}: ${condition.message}` : 'it has not begun';
 }

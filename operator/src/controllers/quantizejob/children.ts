@@ -1,10 +1,10 @@
 /** What an attempt consists of, in the order of creation. */
 import type { QuantizeJobSpec } from '@facetrain/api';
 import { specDigest } from '../attempt.ts';
-import type { Child } from '../children.ts';
+import type { Child, Obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
-import type { ConfigMap } from '../objects.ts';
+import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
 import { credentials } from '../storage.ts';
@@ -22,12 +22,12 @@ export function childrenOf(context: Attempt): Child[] {
   const storage = quantizerStorage(spec, environment);
   return [
     { kind: 'ConfigMap', name: attemptName(job, attempt), make: () => configMap(context, storage) },
-    { kind: 'Pod', name: podName(job, attempt, 0), make: () => makePod(podParts(context, storage), environment) },
+    { kind: 'Pod', name: podName(job, attempt, 0), make: () => pod(context, storage) },
   ];
 }
 
-export function conflictIn(context: Attempt): string | null {
-  return templateConflict(podParts(context, quantizerStorage(context.spec, context.environment)), 'spec.quantizer.podTemplate');
+export function conflictIn({ spec, environment }: Attempt): Obstacle | null {
+  return templateConflict(spec.quantizer.podTemplate, allStorage(quantizerStorage(spec, environment)), 'spec.quantizer.podTemplate');
 }
 
 /** Of what CEL lets change only while the job is suspended. */
@@ -40,16 +40,20 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Quanti
   return {
     apiVersion: 'v1',
     kind: 'ConfigMap',
-    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt) }),
+    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: quantizationDigest(spec) }),
     immutable: true,
     data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
   };
 }
 
-function podParts({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): PodParts {
+function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {
   const name = attemptName(job, attempt);
-  return {
-    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), { [Label.attempt]: String(attempt), [Label.rank]: '0', [Label.specDigest]: quantizationDigest(spec) }),
+  const parts: PodParts = {
+    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), {
+      [Label.attempt]: String(attempt),
+      [Label.rank]: '0',
+      [Label.specDigest]: quantizationDigest(spec),
+    }),
     fields: spec.quantizer,
     args: ['quantize'],
     env: credentials(spec.output.s3),
@@ -57,4 +61,5 @@ function podParts({ job, spec, attempt, environment }: Attempt, storage: Quantiz
     config: { name, directory: environment.configDirectory(name) },
     container: progressServer(PROGRESS_PORT),
   };
+  return makePod(parts, environment);
 }

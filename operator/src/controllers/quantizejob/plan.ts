@@ -9,7 +9,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { making } from '../children.ts';
+import { missing, obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
@@ -32,7 +32,10 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, objects, 'Running'),
+    actions:
+      ttl !== null && ttl <= 0
+        ? [{ type: 'deleteJob', reason: Reason.expired }]
+        : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
@@ -45,7 +48,7 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
     finished(view) ??
     published(view) ??
     suspended(view) ??
-    respecified(quantizationDigest(observed.spec), view) ??
+    respecified(quantizationDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
     late(view) ??
     stopping(view) ??
@@ -60,7 +63,10 @@ function published({ ranks: [pod] }: JobView): Stage | null {
 
 function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
-  return making({ children: childrenOf(attempt), later: [], objects, refused, conflict: () => conflictIn(attempt) }, view);
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  const refusal = obstacle({ create, names: children, objects, refused, conflict: () => conflictIn(attempt) });
+  return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before, artifact }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {

@@ -72,10 +72,20 @@ export class QuantizeJobBuilder extends JobBuilder {
 }
 
 export const makeJob = (name = 'faces'): FaceTrainJobBuilder =>
-  new FaceTrainJobBuilder(name, { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, trainers: { replicas: 2 } });
+  new FaceTrainJobBuilder(name, {
+    dataset: { uri: 'pvc://data/faces' },
+    model: { backbone: 'mobilefacenet' },
+    output: { uri: 'pvc://data/out' },
+    globalBatchSize: 64,
+    trainers: { replicas: 2 },
+  });
 
 export const makeQuantizeJob = (name = 'small'): QuantizeJobBuilder =>
-  new QuantizeJobBuilder(name, { model: { uri: 'pvc://data/model.onnx' }, calibration: { dataset: { uri: 'pvc://data/faces' } }, output: { uri: 'pvc://data/int7' } });
+  new QuantizeJobBuilder(name, {
+    model: { uri: 'pvc://data/model.onnx' },
+    calibration: { dataset: { uri: 'pvc://data/faces' } },
+    output: { uri: 'pvc://data/int7' },
+  });
 
 export class PodBuilder {
   private readonly pod: ObservedPod;

@@ -12,6 +12,8 @@ export type Chaos =
   | { type: 'reap' }
   | { type: 'startAll' }
   | { type: 'suspend'; suspend: boolean }
+  /** Suspended, changed and resumed while nobody looked. */
+  | { type: 'respecify'; epochs: number }
   | { type: 'progress'; steps: number };
 
 const pod = fc.nat({ max: 7 });
@@ -22,6 +24,7 @@ export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
   fc.record({ type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const), pod }),
   fc.record({ type: fc.constant('reap' as const) }),
   fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
+  fc.record({ type: fc.constant('respecify' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
   fc.record({ type: fc.constant('progress' as const), steps: fc.nat({ max: 50 }) }),
 );
 
@@ -42,6 +45,9 @@ export function happen(event: Chaos, cluster: Simulator): void {
       return cluster.pods.forEach((pod) => start(pod));
     case 'suspend':
       return cluster.face.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
+    case 'respecify':
+      cluster.change({ epochs: event.epochs });
+      return cluster.change({ suspend: false });
     case 'progress':
       return train(event.steps, cluster);
   }
@@ -79,7 +85,8 @@ function start(pod: ObservedPod): void {
 }
 
 function finish(pod: ObservedPod, exitCode: number, now: Date): void {
-  if (isAlive(pod) && pod.phase !== 'Pending') Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
+  if (isAlive(pod) && pod.phase !== 'Pending')
+    Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
 }
 
 function train(steps: number, cluster: Simulator): void {

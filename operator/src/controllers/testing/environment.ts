@@ -14,10 +14,16 @@ export const testEnvironment: Environment = {
       case 'hostpath':
         return { path, volume: { name, hostPath: { path: location.path } }, mount };
       case 'pvc':
-        return { path, volume: { name, persistentVolumeClaim: { claimName: location.claim } }, mount: { ...mount, ...(location.path && { subPath: location.path }) } };
+        return {
+          path,
+          volume: { name, persistentVolumeClaim: { claimName: location.claim } },
+          mount: { ...mount, ...(location.path && { subPath: location.path }) },
+        };
       case 's3': {
         const scratch = { path, volume: { name, emptyDir: {} }, mount: { name, mountPath: path } };
-        return access === 'write' ? scratch : { ...scratch, fetch: { name: `fetch-${name}`, args: ['fetch', uri, path], env: [], volumeMounts: [scratch.mount] } };
+        return access === 'write'
+          ? scratch
+          : { ...scratch, fetch: { name: `fetch-${name}`, args: ['fetch', uri, path], env: [], volumeMounts: [scratch.mount] } };
       }
     }
   },

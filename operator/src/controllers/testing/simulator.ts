@@ -148,7 +148,8 @@ export class Simulator {
         this.create(action.object, identity);
         break;
       case 'delete':
-        if (action.kind === 'Pod') this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.deleting && !isAlive(pod)));
+        if (action.kind === 'Pod')
+          this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.deleting && !isAlive(pod)));
         else this.objects = this.objects.filter((object) => object.uid !== action.uid);
         break;
       case 'patch':
@@ -159,7 +160,9 @@ export class Simulator {
         assert.equal(which, 'face');
         this.deleted = true;
     }
-    this.writes.push(`${action.type} ${action.type === 'create' ? `${action.object.kind}/${action.object.metadata.name}` : action.type === 'deleteJob' ? '' : action.name}`);
+    this.writes.push(
+      `${action.type} ${action.type === 'create' ? `${action.object.kind}/${action.object.metadata.name}` : action.type === 'deleteJob' ? '' : action.name}`,
+    );
     this.assertOneAttempt();
   }
 
@@ -170,11 +173,30 @@ export class Simulator {
       assert(!this.pods.some((pod) => pod.name === name), `pod ${name} exists`);
       const attempt = Number(labels[Label.attempt]);
       const rank = Number(labels[Label.rank]);
-      this.pods.push({ owner: owner.uid, name, uid, attempt, rank, phase: 'Pending', ready: false, deleting: false, disrupted: false, createdAt: timestamp(this.now), specDigest: labels[Label.specDigest]! });
+      this.pods.push({
+        owner: owner.uid,
+        name,
+        uid,
+        attempt,
+        rank,
+        phase: 'Pending',
+        ready: false,
+        deleting: false,
+        disrupted: false,
+        createdAt: timestamp(this.now),
+        specDigest: labels[Label.specDigest]!,
+      });
       return;
     }
     assert(!this.objects.some((other) => other.kind === object.kind && other.name === name), `${object.kind} ${name} exists`);
-    this.objects.push({ kind: object.kind, name, uid, owned: true, owner: owner.uid });
+    this.objects.push({
+      kind: object.kind,
+      name,
+      uid,
+      owned: true,
+      owner: owner.uid,
+      ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
+    });
     if (object.kind === 'QuantizeJob') {
       this.quantize = { identity: { name, namespace: object.metadata.namespace, uid, generation: 1 }, spec: QuantizeJobSpec.parse(object.spec), status: {} };
     }
@@ -182,7 +204,11 @@ export class Simulator {
 
   private assertOneAttempt(): void {
     for (const owner of new Set(this.pods.map((pod) => pod.owner))) {
-      const attempts = new Set(this.livePods().filter((pod) => pod.owner === owner).map((pod) => pod.attempt));
+      const attempts = new Set(
+        this.livePods()
+          .filter((pod) => pod.owner === owner)
+          .map((pod) => pod.attempt),
+      );
       assert(attempts.size <= 1, `attempts ${[...attempts].join(' and ')} are alive together`);
     }
   }

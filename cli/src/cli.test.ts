@@ -1,0 +1,51 @@
+/** The command line's manners: exit codes, and what goes to which stream. */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { EXAMPLE, facetrain } from './testing/facetrain.ts';
+
+const job = join(EXAMPLE, '..', 'job.yaml');
+const pairs = join(EXAMPLE, 'lfw-small.bin');
+
+test('the example is valid, and says so to programs and to people', async () => {
+  const people = await facetrain('validate', '-f', job);
+  assert.deepEqual([people.code, people.stdout], [0, `${job}: FaceTrainJob lfw-small is valid\n`]);
+  const program = await facetrain('validate', '-f', job, '--json');
+  assert.deepEqual(JSON.parse(program.stdout), { valid: true, manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small' }] });
+});
+
+test('dataset check reads and decodes all of it', async () => {
+  const { code, stdout } = await facetrain('dataset', 'check', EXAMPLE, '--json');
+  assert.equal(code, 0);
+  const { images, identities, identitiesSeen, height, width } = JSON.parse(stdout) as Record<string, number>;
+  assert.deepEqual({ images, identities, identitiesSeen, height, width }, { images: 800, identities: 40, identitiesSeen: 40, height: 112, width: 112 });
+});
+
+const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
+  'no such command': { args: ['trian'], wantMessage: /unknown command 'trian'/ },
+  'no such option': { args: ['validate', '-f', job, '--frobnicate'], wantMessage: /unknown option '--frobnicate'/ },
+  'a missing option': { args: ['run'], wantMessage: /-f, --file/ },
+  'a number that is none': { args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'], wantMessage: /whole number/ },
+  'a colour order that is none': { args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'], wantMessage: /rgb, bgr/ },
+  'a manifest that is not there': { args: ['run', '-f', 'nowhere.yaml'], wantMessage: /nowhere\.yaml/ },
+  'a model that is not there': { args: ['eval', '--model', 'nowhere.onnx', '--pairs', pairs], wantMessage: /nowhere\.onnx/ },
+  'a model that is none': { args: ['eval', '--model', job, '--pairs', pairs], wantMessage: /job\.yaml/ },
+  'pairs that are none': { args: ['eval', '--model', 'nowhere.onnx', '--pairs', job], wantMessage: /job\.yaml/ },
+  'a dataset that is none': { args: ['dataset', 'check', join(EXAMPLE, '..')], wantMessage: /lfw-small/ },
+  'nothing to inspect': { args: ['inspect', join(EXAMPLE, '..')], wantMessage: /manifest\.json/ },
+};
+for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
+  test(`exit code 2: ${name}`, async () => {
+    const { code, stdout, stderr } = await facetrain(...args);
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, wantMessage);
+    assert.equal(stdout, '');
+    assert.doesNotMatch(stderr, /\n\s+at /, 'a stack trace is for defects');
+  });
+}
+
+test('with --json a refusal is one object, too', async () => {
+  const { code, stdout } = await facetrain('inspect', 'nowhere', '--json');
+  assert.equal(code, 2);
+  assert.deepEqual((JSON.parse(stdout) as { error: { code: string; subject: string } }).error.code, 'InvalidArgument');
+});

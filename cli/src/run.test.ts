@@ -1,0 +1,147 @@
+/** `facetrain run` on real processes: the whole job, and what may happen to it on the way. */
+import assert from 'node:assert/strict';
+import { cp, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { existsSync, readdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, test } from 'node:test';
+import type { RunResult } from './commands/run.ts';
+import { EXAMPLE, Running, eventually, facetrain, trainers, writeTinyJob } from './testing/facetrain.ts';
+
+let folder: string;
+let out: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'facetrain-run-'));
+  out = join(folder, 'out');
+});
+afterEach(async () => {
+  for (const { pid } of trainers(folder)) process.kill(pid, 'SIGKILL');
+  await rm(folder, { recursive: true, force: true });
+});
+
+const checkpoints = () => (existsSync(join(out, 'checkpoints')) ? readdirSync(join(out, 'checkpoints')).filter((name) => existsSync(join(out, 'checkpoints', name, 'manifest.json'))) : []);
+
+/** The one object on standard output. */
+function result(stdout: string): RunResult {
+  const lines = stdout.split('\n');
+  assert.equal(lines.length, 2, `standard output holds more than one line:\n${stdout}`);
+  return JSON.parse(lines[0]!) as RunResult;
+}
+
+test('a manifest becomes a trained, evaluated, quantized and published model', async () => {
+  const file = await writeTinyJob(folder, (spec) => {
+    spec['evaluation'] = { sets: [{ name: 'lfw-small', uri: `file://${join(EXAMPLE, 'lfw-small.bin')}` }], everyEpochs: 0 };
+    spec['quantize'] = { calibration: { images: 8 }, search: { rounds: 1, candidates: 10 } };
+  });
+  const { code, stdout, stderr } = await facetrain('run', '-f', file, '--json');
+  assert.equal(code, 0, stderr);
+  const job = result(stdout);
+  assert.deepEqual([job.job, job.phase, job.attempts, job.train?.steps], ['tiny', 'Succeeded', 1, 25]);
+  assert.ok(job.train!.lossLast < job.train!.lossFirst, `loss ${job.train!.lossFirst} -> ${job.train!.lossLast}`);
+  assert.deepEqual(job.evaluation.map(({ set, pairs }) => [set, pairs]), [['lfw-small', 600]]);
+  assert.ok(job.evaluation[0]!.accuracy > 0.5);
+  assert.deepEqual(Object.keys(job.artifact!.files).sort(), ['model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
+  for (const name of [...Object.keys(job.artifact!.files), 'manifest.json']) assert.ok(existsSync(join(job.artifact!.dir, name)), name);
+  for (const name of ['model/backbone.onnx', 'train-report.json', 'train-report.html']) assert.ok(existsSync(join(out, name)), name);
+  assert.deepEqual(trainers(folder), []);
+
+  // What came out is what the other commands read.
+  for (const [runtime, model] of [['fp32', join(out, 'model', 'backbone.onnx')], ['int7', join(job.artifact!.dir, 'model.int7.onnx')]] as const) {
+    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number };
+    assert.equal(evaluation.runtime, runtime);
+    const reported = runtime === 'fp32' ? job.evaluation[0]!.accuracy : job.artifact!.evaluation[0]!.int7;
+    // The trainer embeds in batches of another size: a pair at the threshold may fall to the other side.
+    assert.ok(Math.abs(evaluation.accuracy - reported) <= 2 / 600, `${runtime}: ${evaluation.accuracy}, the job says ${reported}`);
+  }
+  for (const path of [join(out, 'model', 'backbone.onnx'), join(out, 'checkpoints', checkpoints()[0]!), job.artifact!.dir]) assert.equal((await facetrain('inspect', path)).code, 0, path);
+});
+
+test('a killed rank: the gang starts again from the newest checkpoint, and nothing is trained differently', async () => {
+  const undisturbed = await facetrain('run', '-f', await writeTinyJob(join(folder, 'undisturbed')), '--json');
+  assert.equal(undisturbed.code, 0, undisturbed.stderr);
+
+  const run = new Running(['run', '-f', await writeTinyJob(folder), '--json']);
+  await eventually('a checkpoint', () => checkpoints().length > 0);
+  process.kill(trainers(out).find(({ rank }) => rank === 1)!.pid, 'SIGKILL');
+  const { code, stdout, stderr } = await run.outcome;
+  assert.equal(code, 0, stderr);
+  const job = result(stdout);
+  assert.deepEqual([job.phase, job.attempts, job.restarts.count], ['Succeeded', 2, 1]);
+  const report = JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')) as { resumedFromStep: number };
+  assert.ok(report.resumedFromStep >= 5, `resumed from step ${report.resumedFromStep}`);
+  const models = await Promise.all([out, join(folder, 'undisturbed', 'out')].map((path) => readFile(join(path, 'model', 'backbone.onnx'))));
+  assert.ok(models[0]!.equals(models[1]!), 'the model is not that of the undisturbed run');
+  assert.deepEqual(trainers(folder), []);
+});
+
+test('Ctrl-C writes a checkpoint; the same command goes on from it', async () => {
+  const file = await writeTinyJob(folder);
+  const first = new Running(['run', '-f', file]);
+  await eventually('a checkpoint', () => checkpoints().length > 0);
+  first.child.kill('SIGINT');
+  const stopped = await first.outcome;
+  assert.equal(stopped.code, 130, stopped.stderr);
+  assert.deepEqual(trainers(folder), []);
+
+  const second = await facetrain('run', '-f', file, '--json');
+  assert.equal(second.code, 0, second.stderr);
+  assert.match(second.stderr, /^Continuing/m);
+  const report = JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')) as { resumedFromStep: number };
+  assert.ok(report.resumedFromStep > 0);
+});
+
+test('when `facetrain run` itself is killed, no rank stays behind', async () => {
+  const run = new Running(['run', '-f', await writeTinyJob(folder)]);
+  await eventually('both ranks', () => trainers(folder).length === 2);
+  await eventually('a checkpoint', () => checkpoints().length > 0);
+  run.child.kill('SIGKILL');
+  await run.outcome;
+  await eventually('no rank', () => trainers(folder).length === 0);
+});
+
+test('a folder that another run has, or that holds something else, is left alone', async () => {
+  const file = await writeTinyJob(folder);
+  const run = new Running(['run', '-f', file]);
+  await eventually('both ranks', () => trainers(folder).length === 2);
+  const second = await facetrain('run', '-f', file);
+  assert.equal(second.code, 2);
+  assert.match(second.stderr, new RegExp(`${out}: process ${run.child.pid} is running a job there`));
+  run.child.kill('SIGTERM');
+  assert.equal((await run.outcome).code, 143);
+
+  await writeFile(join(folder, 'mine.txt'), 'precious');
+  const third = await facetrain('run', '-f', file, '--out', folder);
+  assert.equal(third.code, 2);
+  assert.match(third.stderr, /is not empty, and no run of facetrain made it/);
+  assert.equal(await readFile(join(folder, 'mine.txt'), 'utf8'), 'precious');
+});
+
+const refusals: Record<string, { spoil: (data: string) => Promise<void>; change?: (spec: Record<string, unknown>) => void; wantMessage: RegExp }> = {
+  'a .rec that is cut short': { spoil: (data) => truncate(join(data, 'train.rec'), 1_000_001), wantMessage: /train\.rec/ },
+  'a dataset that is not there': { spoil: (data) => rm(data, { recursive: true }), wantMessage: /data/ },
+  'fewer classes than the data has': { spoil: async () => {}, change: (spec) => Object.assign(spec['model'] as object, { numClasses: 39 }), wantMessage: /39/ },
+  'a verification set that would run code': {
+    spoil: (data) => writeFile(join(data, 'evil.bin'), "cposix\nsystem\n(S'true'\ntR."),
+    change: (spec) => (spec['evaluation'] = { sets: [{ name: 'evil', uri: `file://${join((spec['dataset'] as { uri: string }).uri.slice(7), 'evil.bin')}` }] }),
+    wantMessage: /evil\.bin.*posix.system/,
+  },
+};
+for (const [name, { spoil, change, wantMessage }] of Object.entries(refusals)) {
+  test(`refused, with a message that says what to do: ${name}`, async () => {
+    const data = join(folder, 'data');
+    await cp(EXAMPLE, data, { recursive: true });
+    await spoil(data);
+    const file = await writeTinyJob(folder, (spec) => {
+      spec['dataset'] = { uri: `file://${data}` };
+      change?.(spec);
+    });
+    const { code, stdout, stderr } = await facetrain('run', '-f', file, '--json');
+    assert.equal(code, 2, stderr);
+    const job = result(stdout);
+    assert.equal(job.phase, 'Failed');
+    assert.equal(job.attempts, 1, 'what is refused is not tried again');
+    assert.match(job.message!, wantMessage);
+    assert.equal(existsSync(join(out, 'model')), false);
+    assert.deepEqual(trainers(folder), []);
+  });
+}

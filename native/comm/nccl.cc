@@ -1,0 +1,62 @@
+// c10d's NCCL: the collectives of ranks with a GPU each. Without CUDA at build time a stub that says so.
+#include "comm/comm.h"
+
+#if !defined(FACETRAIN_NCCL)
+
+namespace facetrain {
+
+bool has_nccl() { return false; }
+
+std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions&, int) {
+  throw CommError("this build knows no NCCL: it was made without CUDA");
+}
+
+}  // namespace facetrain
+
+#else
+
+#include <c10/cuda/CUDAFunctions.h>
+
+#include <cstdlib>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include "comm/c10d.h"
+
+namespace facetrain {
+namespace {
+
+class NcclComm final : public C10dComm {
+ public:
+  NcclComm(const RendezvousOptions& options, int device, const Deadline& deadline) : C10dComm(options, deadline) {
+    // Left alone, wait() only makes the stream wait, and a timeout ends the process from a thread of c10d's. A Comm's
+    // calls return when the result is there and throw when it does not come.
+    setenv("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/1);
+    try {
+      c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+      auto nccl = c10d::ProcessGroupNCCL::Options::create();
+      nccl->timeout = options.collective_timeout;
+      backend_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous_.store, options.rank, options.size, nccl);
+      backend_->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // the barrier's
+    } catch (const std::exception& error) {
+      throw rendezvous_error(options, deadline, message_of(error));
+    }
+    barrier();  // connects the ranks; nobody leaves, and takes the store along, before all are there
+  }
+};
+
+}  // namespace
+
+bool has_nccl() { return true; }
+
+std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions& options, int device) {
+  const int devices = c10::cuda::device_count();
+  if (device < 0 || device >= devices) {
+    throw CommError("rank " + std::to_string(options.rank) + " was given CUDA device " + std::to_string(device) +
+                    ", but there are " + std::to_string(devices));
+  }
+  return std::make_unique<NcclComm>(options, device, Deadline(options.rendezvous_timeout));
+}
+
+}  // namespace facetrain
+
+#endif

@@ -1,0 +1,322 @@
+// EasyQuant and the INT7 runtime for src/quantization.ts.
+#include <algorithm>
+#include <cmath>
+
+#include "error.h"
+#include "node/call.h"
+#include "node/plain.h"
+#include "node/register.h"
+#include "quant/search.h"
+
+namespace facetrain {
+namespace {
+
+// What makes a LayerGraph, copied out of JavaScript's object; the graph itself, with all its checks, is made on the
+// worker's thread.
+struct GraphIn {
+  Tensor input;
+  std::vector<Layer> layers;
+  std::string output;
+
+  LayerGraph graph() && { return LayerGraph(std::move(input), std::move(layers), output); }
+};
+
+template <typename Target>
+void read_integers(const Napi::Object& object, const char* key, Target& target) {
+  const auto values = integers_from(object.Get(key));
+  for (size_t i = 0; i < target.size(); ++i) target[i] = static_cast<int>(values.at(i));
+}
+
+Layer layer_from(const Napi::Object& from) {
+  Layer layer;
+  const std::string kind = text_of(from, "kind");
+  layer.name = text_of(from, "name");
+  layer.output_name = text_of(from, "output");
+  if (kind == "add") {
+    layer.kind = Layer::Kind::add;
+    const auto inputs = from.Get("inputs").As<Napi::Array>();
+    for (uint32_t i = 0; i < 2; ++i) layer.input_names.push_back(inputs.Get(i).As<Napi::String>());
+    return layer;
+  }
+  layer.input_names.push_back(text_of(from, "input"));
+  if (kind == "pool") {
+    layer.kind = Layer::Kind::pool;
+  } else if (kind == "pointwise") {
+    layer.kind = Layer::Kind::pointwise;
+    layer.positive = floats_from(from.Get("positive"));
+    layer.negative = floats_from(from.Get("negative"));
+    layer.offset = floats_from(from.Get("offset"));
+  } else {
+    layer.kind = Layer::Kind::conv;
+    layer.fully_connected = kind == "fc";
+    const auto weight = from.Get("weight").As<Napi::Object>();
+    const auto dims = integers_from(weight.Get("dims"));
+    layer.weight = floats_from(weight.Get("data"));
+    layer.bias = floats_from(from.Get("bias"));
+    layer.shape.out_channels = static_cast<int>(dims.at(0));
+    if (!layer.fully_connected) {
+      layer.shape.kernel = {static_cast<int>(dims.at(2)), static_cast<int>(dims.at(3))};
+      read_integers(from, "strides", layer.shape.strides);
+      read_integers(from, "pads", layer.shape.pads);
+      read_integers(from, "dilations", layer.shape.dilations);
+      layer.shape.group = static_cast<int>(integer_of(from, "group"));
+    }
+  }
+  return layer;
+}
+
+GraphIn graph_in(const Napi::Object& object) {
+  GraphIn result;
+  const auto input = object.Get("input").As<Napi::Object>();
+  result.input.name = text_of(input, "name");
+  result.input.channels = static_cast<int>(integer_of(input, "channels"));
+  result.input.height = static_cast<int>(integer_of(input, "height"));
+  result.input.width = static_cast<int>(integer_of(input, "width"));
+  result.output = text_of(object.Get("output").As<Napi::Object>(), "name");
+  const auto layers = object.Get("layers").As<Napi::Array>();
+  for (uint32_t i = 0; i < layers.Length(); ++i) result.layers.push_back(layer_from(layers.Get(i).As<Napi::Object>()));
+  return result;
+}
+
+template <typename Array>
+auto vector_from(const Napi::Value& value) {
+  const auto array = value.As<Array>();
+  return std::vector(array.Data(), array.Data() + array.ElementLength());
+}
+
+template <typename Array, typename T>
+Array array_to(Napi::Env env, const std::vector<T>& values) {
+  auto array = Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), array.Data());
+  return array;
+}
+
+NamedScales scales_from(const Napi::Object& object) {
+  NamedScales scales;
+  for (const auto& [key, value] : object.Get("tensors").As<Napi::Object>()) {
+    const auto tensor = Napi::Value(value).As<Napi::Object>();
+    scales.tensors[key.As<Napi::String>()] = {static_cast<float>(number_of(tensor, "scale")),
+                                              static_cast<int>(integer_of(tensor, "limit"))};
+  }
+  for (const auto& [key, value] : object.Get("weights").As<Napi::Object>()) {
+    const auto layer = Napi::Value(value).As<Napi::Object>();
+    auto& conv = scales.convs[key.As<Napi::String>()];
+    conv.weight = floats_from(layer.Get("scales"));
+    conv.weights = vector_from<Napi::Int8Array>(layer.Get("values"));
+  }
+  for (const auto& [key, value] : object.Get("biases").As<Napi::Object>()) {
+    scales.convs[key.As<Napi::String>()].bias = vector_from<Napi::Int32Array>(value);
+  }
+  return scales;
+}
+
+Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& scales) {
+  const Napi::Object tensors = Napi::Object::New(env), weights = Napi::Object::New(env), biases = Napi::Object::New(env);
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    if (!graph.quantised(t)) continue;
+    Napi::Object tensor = Napi::Object::New(env);
+    tensor.Set("scale", scales.tensors[t]);
+    tensor.Set("limit", graph.tensors[t].limit());
+    tensors.Set(graph.tensors[t].name, tensor);
+  }
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    if (graph.layers[l].kind != Layer::Kind::conv) continue;
+    const ConvScales& conv = scales.convs[l];
+    Napi::Object layer = Napi::Object::New(env);
+    layer.Set("scales", array_to<Napi::Float32Array>(env, conv.weight));
+    layer.Set("values", array_to<Napi::Int8Array>(env, conv.weights));
+    weights.Set(graph.layers[l].name, layer);
+    biases.Set(graph.layers[l].name, array_to<Napi::Int32Array>(env, conv.bias));
+  }
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("tensors", tensors);
+  result.Set("weights", weights);
+  result.Set("biases", biases);
+  return result;
+}
+
+// What changes of a layer when channels are balanced.
+Napi::Object numbers_to(Napi::Env env, const Layer& layer) {
+  Napi::Object result = Napi::Object::New(env);
+  if (layer.kind == Layer::Kind::conv) {
+    result.Set("weight", array_to<Napi::Float32Array>(env, layer.weight));
+    result.Set("bias", array_to<Napi::Float32Array>(env, layer.bias));
+  } else if (layer.kind == Layer::Kind::pointwise) {
+    result.Set("offset", array_to<Napi::Float32Array>(env, layer.offset));
+  }
+  return result;
+}
+
+// Names as in src/quantization.ts's LayerResult.
+Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& scales, int l, const LayerResult& from) {
+  const Layer& layer = graph.layers[l];
+  const bool conv = layer.kind == Layer::Kind::conv;
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("name", layer.name);
+  result.Set("bits", conv ? 7 : 8);
+  result.Set("macs", conv ? static_cast<double>(layer.shape.macs()) : 0.0);
+  result.Set("cosineStart", from.cosine_start);
+  result.Set("cosine", from.cosine);
+  result.Set("inputScale", scales.tensors[layer.input]);
+  result.Set("saturation", from.saturation);
+  result.Set("weightSumMax", env.Null());
+  if (conv) {
+    const auto& weights = scales.convs[l].weights;
+    const int64_t filter = layer.shape.weights() / layer.shape.out_channels;
+    int64_t largest = 0;
+    for (int o = 0; o < layer.shape.out_channels; ++o) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < filter; ++i) sum += std::abs(int{weights[o * filter + i]});
+      largest = std::max(largest, sum);
+    }
+    result.Set("weightSumMax", static_cast<double>(largest));
+  }
+  return result;
+}
+
+// searchScales(graph, pixels, count, options, threads) -> {promise: {numbers, scales, layers}, progress(), close()}
+Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
+  struct Progress {
+    std::atomic<SearchStage> stage{SearchStage::equalizing};
+    std::atomic<int> done{0}, total{0};
+  };
+  struct Found {
+    LayerGraph graph;
+    SearchResult result;
+  };
+  auto progress = std::make_shared<Progress>();
+  GraphIn graph = graph_in(info[0].As<Napi::Object>());
+  auto pixels = vector_from<Napi::Uint8Array>(info[1]);
+  const int64_t count = info[2].As<Napi::Number>().Int64Value();
+  const auto from = info[3].As<Napi::Object>();
+  SearchOptions options;
+  options.rounds = static_cast<int>(integer_of(from, "rounds"));
+  options.candidates = static_cast<int>(integer_of(from, "candidates"));
+  options.lower = static_cast<float>(number_of(from, "lower"));
+  options.upper = static_cast<float>(number_of(from, "upper"));
+  options.equalize = flag_of(from, "equalize");
+  options.bias_correction = flag_of(from, "biasCorrection");
+  const int threads = info[4].As<Napi::Number>().Int32Value();
+  Napi::Object call = start_call(info.Env(), "ft-search", [&](const Worker& worker) -> Worker::Command {
+    return [=, graph = std::move(graph), pixels = std::move(pixels), &cancelled = worker.cancelled()]() mutable {
+      const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width};
+      ThreadPool pool(threads);
+      auto found = std::make_shared<Found>(Found{std::move(graph).graph(), {}});
+      found->result = search_scales(found->graph, pictures, options, pool,
+                                    {cancelled, [&](SearchStage stage, int done, int total) {
+                                       progress->stage = stage;
+                                       progress->done = done;
+                                       progress->total = total;
+                                     }});
+      return [found](Napi::Env env) -> Napi::Value {
+        const auto& [graph, result] = *found;
+        Napi::Array numbers = Napi::Array::New(env), layers = Napi::Array::New(env);
+        for (uint32_t l = 0; l < graph.layers.size(); ++l) {
+          numbers.Set(l, numbers_to(env, graph.layers[l]));
+          layers.Set(l, result_to(env, graph, result.scales, static_cast<int>(l), result.layers[l]));
+        }
+        Napi::Object value = Napi::Object::New(env);
+        value.Set("numbers", numbers);
+        value.Set("scales", scales_to(env, graph, result.scales));
+        value.Set("layers", layers);
+        return value;
+      };
+    };
+  });
+  call.Set("progress", Napi::Function::New(info.Env(), [progress](const Napi::CallbackInfo& inner) -> Napi::Value {
+             Napi::Object value = Napi::Object::New(inner.Env());
+             value.Set("stage", progress->stage == SearchStage::equalizing ? "equalizing" : "searching");
+             value.Set("done", progress->done.load());
+             value.Set("total", progress->total.load());
+             return value;
+           }));
+  return call;
+}
+
+// A network on a worker thread: FP32, or integers where open() gets scales.
+class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
+ public:
+  static void add_to(Napi::Env env, Napi::Object exports) {
+    exports.Set("LayerNetwork",
+                DefineClass(env, "LayerNetwork",
+                            {InstanceMethod<&LayerNetwork::open>("open"), InstanceMethod<&LayerNetwork::embed>("embed"),
+                             InstanceMethod<&LayerNetwork::run_layers>("runLayers"),
+                             InstanceMethod<&LayerNetwork::close>("close")}));
+  }
+
+  explicit LayerNetwork(const Napi::CallbackInfo& info)
+      : ObjectWrap(info), worker_(Worker::start(info.Env(), "ft-layers", [state = state_] { *state = {}; })) {}
+  ~LayerNetwork() override { worker_->dispose(); }
+
+ private:
+  // The worker's thread only.
+  struct State {
+    std::shared_ptr<const LayerGraph> graph;
+    Scales scales;
+    std::unique_ptr<ThreadPool> pool;
+    std::unique_ptr<Model> model;
+  };
+
+  // open(graph, scales or null, computeThreads)
+  Napi::Value open(const Napi::CallbackInfo& info) {
+    const bool real = info[1].IsNull();
+    NamedScales named = real ? NamedScales() : scales_from(info[1].As<Napi::Object>());
+    return worker_->post(info.Env(), [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real,
+                                      named = std::move(named),
+                                      threads = info[2].As<Napi::Number>().Int32Value()]() mutable {
+      state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
+      state->pool = std::make_unique<ThreadPool>(threads);
+      if (real) {
+        state->model = make_real_model(state->graph, threads);
+      } else {
+        state->scales = resolve_scales(*state->graph, named);
+        state->model = make_int7_model(state->graph, state->scales, threads);
+      }
+      return Worker::Reply();
+    });
+  }
+
+  // embed(pixels, height, width, channels, flip) -> Float32Array [count, dim]
+  Napi::Value embed(const Napi::CallbackInfo& info) {
+    auto pixels = vector_from<Napi::Uint8Array>(info[0]);
+    const int height = info[1].As<Napi::Number>().Int32Value(), width = info[2].As<Napi::Number>().Int32Value();
+    const bool flip = info[4].ToBoolean().Value();
+    return worker_->post(info.Env(), [state = state_, pixels = std::move(pixels), height, width, flip,
+                                      &cancelled = worker_->cancelled()]() -> Worker::Reply {
+      PictureView pictures{pixels.data(), 0, height, width};
+      pictures.count = static_cast<int64_t>(pixels.size()) / pictures.size();
+      auto embeddings = std::make_shared<std::vector<float>>(pictures.count * state->model->dim());
+      embed_pictures(*state->model, *state->pool, pictures, flip, embeddings->data(), cancelled);
+      return [embeddings](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*embeddings)); };
+    });
+  }
+
+  // runLayers(pixels of one picture) -> every quantised tensor's integers by name
+  Napi::Value run_layers(const Napi::CallbackInfo& info) {
+    return worker_->post(
+        info.Env(), [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {
+          auto integers = facetrain::run_layers(*state->graph, state->scales, pixels.data());
+          return [graph = state->graph, integers = std::move(integers)](Napi::Env env) -> Napi::Value {
+            Napi::Object result = Napi::Object::New(env);
+            for (size_t t = 0; t < graph->tensors.size(); ++t) {
+              if (graph->quantised(t)) result.Set(graph->tensors[t].name, array_to<Napi::Int8Array>(env, integers[t]));
+            }
+            return result;
+          };
+        });
+  }
+
+  Napi::Value close(const Napi::CallbackInfo& info) { return worker_->close(info.Env()); }
+
+  std::shared_ptr<State> state_ = std::make_shared<State>();
+  std::shared_ptr<Worker> worker_;
+};
+
+}  // namespace
+
+void register_quant(Napi::Env env, Napi::Object exports) {
+  exports.Set("searchScales", Napi::Function::New(env, search_scales_call));
+  LayerNetwork::add_to(env, exports);
+}
+
+}  // namespace facetrain

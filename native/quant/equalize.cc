@@ -1,0 +1,141 @@
+#include "quant/equalize.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "error.h"
+#include "quant/walk.h"
+
+namespace facetrain {
+namespace {
+
+constexpr double kQuantile = 0.999;
+// A channel is not enlarged by more than this relative to its tensor's largest: one that is silent on the calibration
+// pictures may speak on others.
+constexpr float kLeastShare = 1e-3f;
+
+// Tensors whose channels must be divided by the same numbers, by union-find: `find` gives a tensor's representative.
+class Groups {
+ public:
+  explicit Groups(const LayerGraph& graph) : parent_(graph.tensors.size()) {
+    std::iota(parent_.begin(), parent_.end(), 0);
+    for (const Layer& layer : graph.layers) {
+      if (layer.kind == Layer::Kind::conv) continue;
+      parent_[find(layer.output)] = find(layer.input);
+      if (layer.second >= 0) parent_[find(layer.second)] = find(layer.input);
+    }
+  }
+  int find(int tensor) {
+    while (parent_[tensor] != tensor) tensor = parent_[tensor] = parent_[parent_[tensor]];
+    return tensor;
+  }
+
+ private:
+  std::vector<int> parent_;
+};
+
+// What kQuantile of |x| of each channel stay below, over all pictures.
+std::vector<float> channel_magnitudes(const Walk& walk, const Tensor& tensor, int index, ThreadPool& pool) {
+  std::vector<float> result(tensor.channels);
+  pool.parallel_for(tensor.channels, [&](int64_t c, int) {
+    std::vector<float> magnitudes;
+    magnitudes.reserve(walk.pictures() * tensor.area());
+    for (int64_t n = 0; n < walk.pictures(); ++n) {
+      const float* x = walk.real(index, n) + c;
+      for (int i = 0; i < tensor.area(); ++i) magnitudes.push_back(std::abs(x[int64_t{i} * tensor.channels]));
+    }
+    const auto at = magnitudes.begin() + static_cast<int64_t>(kQuantile * static_cast<double>(magnitudes.size() - 1));
+    std::nth_element(magnitudes.begin(), at, magnitudes.end());
+    result[c] = *at;
+  });
+  return result;
+}
+
+struct Channels {
+  std::vector<float> activation;  // a_c
+  std::vector<float> weight;      // w_c, 0 where only depthwise convolutions read
+};
+
+// Index of a convolution's input channel and of its group's, for every output channel and input of its group.
+void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector<float>& out) {
+  const ConvShape& s = layer.shape;
+  for (int o = 0; o < s.out_channels; ++o) {
+    for (int i = 0; i < s.group_in(); ++i) {
+      const int c = o / s.group_out() * s.group_in() + i;
+      for (int t = 0; t < s.taps(); ++t) layer.weight[s.weight_index(o, i, t)] *= in[c] / out[o];
+    }
+    layer.bias[o] /= out[o];
+  }
+}
+
+void raise_weight_maxima(const Layer& layer, std::vector<float>& maxima) {
+  const ConvShape& s = layer.shape;
+  if (s.depthwise()) return;
+  for (int o = 0; o < s.out_channels; ++o) {
+    for (int i = 0; i < s.group_in(); ++i) {
+      float& maximum = maxima[o / s.group_out() * s.group_in() + i];
+      for (int t = 0; t < s.taps(); ++t) maximum = std::max(maximum, std::abs(layer.weight[s.weight_index(o, i, t)]));
+    }
+  }
+}
+
+std::vector<float> divisors(const Channels& channels) {
+  const auto& [activation, weight] = channels;
+  const float largest = *std::max_element(activation.begin(), activation.end());
+  std::vector<float> result(activation.size(), 1.0f);
+  if (!(largest > 0)) return result;
+  for (size_t c = 0; c < result.size(); ++c) {
+    const float a = std::max(activation[c], largest * kLeastShare);
+    result[c] = weight[c] > 0 ? std::sqrt(a / weight[c]) : a;
+  }
+  return result;
+}
+
+}  // namespace
+
+void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const std::atomic<bool>& cancelled,
+              const std::function<void(int)>& on_layer) {
+  Groups groups(graph);
+  const int tensors = static_cast<int>(graph.tensors.size());
+  std::vector<Channels> channels(tensors);  // by representative
+  for (int t = 0; t < tensors; ++t) {
+    Channels& group = channels[groups.find(t)];
+    group.activation.resize(graph.tensors[t].channels);
+    group.weight.resize(graph.tensors[t].channels);
+  }
+  for (const Layer& layer : graph.layers) {
+    if (layer.kind == Layer::Kind::conv) raise_weight_maxima(layer, channels[groups.find(layer.input)].weight);
+  }
+
+  Walk walk(graph, pictures, pool);
+  walk.start_real();
+  for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
+    if (cancelled) throw Cancelled();
+    walk.run_real(l);
+    const int output = graph.layers[l].output;
+    auto& activation = channels[groups.find(output)].activation;
+    const auto magnitudes = channel_magnitudes(walk, graph.tensors[output], output, pool);
+    for (size_t c = 0; c < magnitudes.size(); ++c) activation[c] = std::max(activation[c], magnitudes[c]);
+    walk.release(l);
+    on_layer(l + 1);
+  }
+
+  std::vector<std::vector<float>> by_group(tensors);
+  for (int t = 0; t < tensors; ++t) {
+    if (groups.find(t) == t) by_group[t] = divisors(channels[t]);
+  }
+  for (const int fixed : {0, graph.output}) {
+    auto& divisor = by_group[groups.find(fixed)];
+    std::fill(divisor.begin(), divisor.end(), 1.0f);
+  }
+  for (Layer& layer : graph.layers) {
+    const auto &in = by_group[groups.find(layer.input)], &out = by_group[groups.find(layer.output)];
+    if (layer.kind == Layer::Kind::conv) scale_weights(layer, in, out);
+    if (layer.kind == Layer::Kind::pointwise) {
+      for (size_t c = 0; c < out.size(); ++c) layer.offset[c] /= out[c];
+    }
+  }
+}
+
+}  // namespace facetrain

@@ -1,0 +1,170 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { viewOf } from './attempt.ts';
+import { actionFor, findFailure, type Failure } from './failure.ts';
+import type { ObservedPod } from './objects.ts';
+import { after, at, makeJob, makePod } from './testing/builders.ts';
+
+const STARTED = { attempt: 0, attemptStartTime: at(0) };
+
+function find(pods: ObservedPod[], seconds = 200, status: object = STARTED): Failure | null {
+  return findFailure(
+    viewOf(
+      makeJob()
+        .replicas(pods.length > 2 ? 4 : 2)
+        .observe(status, pods),
+      pods.length > 2 ? 4 : 2,
+      after(seconds),
+    ),
+  );
+}
+
+describe('who is to blame', () => {
+  const cases: Record<string, { pods: ObservedPod[]; at?: number; status?: object; want: Partial<Failure> | null }> = {
+    'nobody while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
+    'nobody while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
+    'nobody when a rank has done its part': { pods: [makePod(0).running().build(), makePod(1).succeeded().build()], want: null },
+    'nobody for a phase that nobody knows': {
+      pods: [makePod(0).with({ phase: 'Unknown' }).build(), makePod(1).with({ phase: 'Hibernating' }).build()],
+      want: null,
+    },
+    'the rank that failed first': {
+      pods: [makePod(0).failed(1, 110).build(), makePod(1).failed(137, 100).build()],
+      want: { rank: 1, exitCode: 137, reason: 'ProcessKilled', disruption: false },
+    },
+    'the rank that failed first, though its peers were told of sooner': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).failed(1, 101).build()],
+      want: { rank: 1, exitCode: 1, reason: 'ProcessFailed' },
+    },
+    'a rank without a time of its end after those with one': {
+      pods: [
+        makePod(0)
+          .failed(1)
+          .with({ finishedAt: undefined as never })
+          .build(),
+        makePod(1).failed(2, 100).build(),
+      ],
+      want: { rank: 1, exitCode: 2, reason: 'InputRefused' },
+    },
+    'what the process itself says': {
+      pods: [makePod(0).running().build(), makePod(1).running('gpu-7').failed(2).saying('InvalidDataset', 'train.rec: cut short').build()],
+      want: {
+        reason: 'InvalidDataset',
+        message: 'rank 1 left with exit code 2 on gpu-7: train.rec: cut short',
+        node: 'gpu-7',
+        matches: ['InvalidDataset', 'InvalidDataset', 'Error'],
+      },
+    },
+    'what Kubernetes says, where the process says nothing': {
+      pods: [makePod(0).running().build(), makePod(1).failed(137).with({ reason: 'OOMKilled' }).build()],
+      want: { reason: 'OOMKilled', message: 'rank 1 left with exit code 137 (OOMKilled)', disruption: false },
+    },
+    'the cluster, for an evicted pod': {
+      pods: [
+        makePod(0).failed(4, 101).build(),
+        makePod(1)
+          .with({ phase: 'Failed', reason: 'Evicted', finishedAt: at(100) })
+          .build(),
+      ],
+      want: { rank: 1, reason: 'Evicted', disruption: true },
+    },
+    'the cluster, for a drained pod whose peers fail': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).running().disrupted().deleting().build()],
+      want: { rank: 1, reason: 'Disrupted', disruption: true },
+    },
+    'a disrupted pod even if it leaves as one that lost a peer': {
+      pods: [makePod(0).failed(4, 99).build(), makePod(1).failed(4, 100).disrupted().build()],
+      want: { rank: 1, disruption: true },
+    },
+    'whoever deleted a pod': {
+      pods: [makePod(0).running().build(), makePod(1).running().deleting().build()],
+      want: { rank: 1, reason: 'PodDeleted', disruption: true },
+    },
+    'nobody for deleting a pod that has done its part': { pods: [makePod(0).running().build(), makePod(1).succeeded().deleting().build()], want: null },
+    'the node that does not answer, when a peer was lost': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).with({ phase: 'Unknown', node: 'n' }).build()],
+      want: { rank: 1, reason: 'NodeLost', node: 'n', disruption: true },
+    },
+    'a pod that is gone counts': {
+      pods: [makePod(0).running().build()],
+      want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: false },
+    },
+    'a pod that may only be out of sight of a cache does not': { pods: [makePod(0).running().build()], at: 4, want: null },
+    'nor one that may not have been made yet': { pods: [makePod(0).running().build()], status: { attempt: 0 }, want: null },
+    'nobody yet, while the culprit may still be told of': { pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()], at: 101, want: null },
+    'a peer, when the culprit is not told of in time': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()],
+      at: 102,
+      want: { rank: 0, reason: 'PeerLost' },
+    },
+    'a peer at once, when all have ended': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).failed(4, 100).build()],
+      at: 100,
+      want: { rank: 0, reason: 'PeerLost' },
+    },
+    'a trainer whose sidecar goes on': {
+      pods: [makePod(0).running().build(), makePod(1).running().with({ exitCode: 1 }).build()],
+      want: { rank: 1, exitCode: 1 },
+    },
+  };
+  for (const [name, { pods, at: seconds, status, want }] of Object.entries(cases)) {
+    test(name, () => {
+      const failure = find(pods, seconds, status);
+      if (want === null) assert.equal(failure, null);
+      else assert.partialDeepStrictEqual(failure, want);
+    });
+  }
+});
+
+describe('what is done about it', () => {
+  const failure = (exitCode: number | undefined, more: Partial<Failure> = {}): Failure => ({
+    reason: 'x',
+    message: '',
+    disruption: false,
+    matches: ['x'],
+    ...(exitCode !== undefined && { exitCode }),
+    ...more,
+  });
+  const rule = (action: string, fields: object) => ({ rules: [{ action, ...fields }] });
+  const cases: Record<string, { failure: Failure; policy?: object; want: string }> = {
+    'a defect restarts': { failure: failure(1), want: 'Restart' },
+    'a refused input does not': { failure: failure(2), want: 'FailJob' },
+    'a missed gate does not': { failure: failure(3), want: 'FailJob' },
+    'a lost peer restarts': { failure: failure(4), want: 'Restart' },
+    'a preemption does not count': { failure: failure(143), want: 'RestartWithoutCounting' },
+    'a lost pod restarts': { failure: failure(undefined), want: 'Restart' },
+    'a disruption does not count, whatever the code': {
+      failure: failure(2, { disruption: true }),
+      policy: rule('FailJob', { exitCodes: [2] }),
+      want: 'RestartWithoutCounting',
+    },
+    'a rule on the exit code decides': { failure: failure(2), policy: rule('Restart', { exitCodes: [2] }), want: 'Restart' },
+    'a rule on the reason decides': { failure: failure(137, { matches: ['OOMKilled'] }), policy: rule('FailJob', { reasons: ['OOMKilled'] }), want: 'FailJob' },
+    'a rule with both needs both': { failure: failure(1), policy: rule('FailJob', { exitCodes: [1], reasons: ['NotANumber'] }), want: 'Restart' },
+    'a rule on exit codes is not for a failure without one': { failure: failure(undefined), policy: rule('FailJob', { exitCodes: [1] }), want: 'Restart' },
+    'the first rule that matches decides': {
+      failure: failure(1),
+      policy: {
+        rules: [
+          { action: 'FailJob', exitCodes: [9] },
+          { action: 'RestartWithoutCounting', exitCodes: [1] },
+          { action: 'FailJob', exitCodes: [1] },
+        ],
+      },
+      want: 'RestartWithoutCounting',
+    },
+  };
+  for (const [name, { failure, policy, want }] of Object.entries(cases)) {
+    test(name, () =>
+      assert.equal(
+        actionFor(
+          failure,
+          makeJob()
+            .failurePolicy(policy ?? {})
+            .parse().failurePolicy,
+        ).action,
+        want,
+      ),
+    );
+  }
+});

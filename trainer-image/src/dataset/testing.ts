@@ -1,0 +1,37 @@
+/** Writes datasets for tests. */
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+
+export const shippedDataset = join(import.meta.dirname, '../../../examples/lfw-small/data');
+
+/** The JPEG of a picture of the shipped dataset, which has a header record and its pictures at keys 1 to 800. */
+export function shippedJpeg(picture: number): Buffer {
+  const index = readFileSync(join(shippedDataset, 'train.idx'), 'latin1').split('\n');
+  const offset = Number(index[picture + 1]!.split('\t')[1]);
+  const file = readFileSync(join(shippedDataset, 'train.rec'));
+  return file.subarray(offset + 8 + 24, offset + 8 + file.readUInt32LE(offset + 4));
+}
+
+/**
+ * Writes train.rec, train.idx and property: record i has key i, and there is no header record.
+ * @returns the offset of each record
+ */
+export function writeDataset(directory: string, property: string, records: { label: number; jpeg: Uint8Array }[]): number[] {
+  let offset = 0;
+  const offsets: number[] = [];
+  const parts = records.map(({ label, jpeg }) => {
+    offsets.push(offset);
+    const head = Buffer.alloc(8 + 24);
+    head.writeUInt32LE(0xced7230a, 0);
+    head.writeUInt32LE(24 + jpeg.length, 4);
+    head.writeFloatLE(label, 12);
+    const record = Buffer.concat([head, jpeg, Buffer.alloc(-jpeg.length & 3)]);
+    offset += record.length;
+    return record;
+  });
+  mkdirSync(directory, { recursive: true });
+  writeFileSync(join(directory, 'train.rec'), Buffer.concat(parts));
+  writeFileSync(join(directory, 'train.idx'), offsets.map((at, key) => `${key}\t${at}\n`).join(''));
+  writeFileSync(join(directory, 'property'), property);
+  return offsets;
+}

@@ -1,0 +1,115 @@
+/**
+ * A pretrained MobileFaceNet on LFW: how much a real network loses to 7 bits. The pictures are in $FACETRAIN_LFW, by default in the folder
+ * shared/data/lfw beside the repository.
+ */
+import assert from 'node:assert/strict';
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { QuantizeConfig, type QuantizeReport } from '@facetrain/api';
+import { Int7Model, Model, readPictures, type Pictures } from '@facetrain/native';
+import { pino } from 'pino';
+import { sampleIndices } from '../dataset/preflight.ts';
+import { readOnnx } from '../onnx/read.ts';
+import { MOBILEFACENET, runOrt } from '../onnx/testing.ts';
+import { createBoard } from '../program/board.ts';
+import { CREDENTIALS, startS3Server, type S3Server } from '../storage/testing.ts';
+import { fetchTo } from '../storage/fetch.ts';
+import { evaluateSet } from '../verification/evaluate.ts';
+import { verify } from '../verification/protocol.ts';
+import { readVerificationSet } from '../verification/set.ts';
+import { floatGraph } from './as-onnx.ts';
+import { cosines } from './compare.ts';
+import { fold } from './fold.ts';
+import { decodeInt7 } from './qdq.ts';
+import { runQuantize } from './run.ts';
+
+const LFW = process.env['FACETRAIN_LFW'] ?? join(import.meta.dirname, '../../../../shared/data/lfw');
+const PAIRS = join(LFW, 'lfw-fold10.bin');
+/** Measured with ONNX Runtime; a pair is 0.17 points. */
+const ACCURACY = 0.982;
+const DIM = 512;
+
+let server: S3Server;
+let folder: string;
+let report: QuantizeReport;
+
+before(async () => {
+  Object.assign(process.env, CREDENTIALS);
+  server = await startS3Server('models');
+  folder = await mkdtemp(join(tmpdir(), 'facetrain-fixture-'));
+  const config = QuantizeConfig.parse({
+    schemaVersion: 1,
+    job: { name: 'mobilefacenet', uid: 'uid', attempt: 0 },
+    model: { path: MOBILEFACENET, channelOrder: 'bgr' },
+    calibration: { datasetPath: LFW, images: 24, seed: 0 },
+    search: { rounds: 1, candidates: 30, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
+    evaluation: { sets: [{ name: 'lfw', path: PAIRS }] },
+    gate: { maxAccuracyDrop: 0.01, minMeanCosine: 0.98 },
+    publish: server.address('s3://models/mobilefacenet'),
+    outputDirectory: join(folder, 'out'),
+    computeThreads: 2,
+    progress: null,
+  });
+  report = await runQuantize(config, { log: pino({ level: 'silent' }), progress: createBoard(config.job, 'Loading'), signal: new AbortController().signal });
+});
+after(async () => {
+  await server.stop();
+  await rm(folder, { recursive: true });
+});
+
+test('FP32 reaches what is known of it, and INT7 loses a point at most', (t) => {
+  const [{ fp32, int7, drop, meanCosine }] = report.metrics.comparisons as [QuantizeReport['metrics']['comparisons'][0]];
+  t.diagnostic(`FP32 ${fp32.accuracy.toFixed(4)}, INT7 ${int7.accuracy.toFixed(4)}, mean cosine ${meanCosine.toFixed(4)}, worst in a hundred ${report.metrics.percentile1Cosine.toFixed(4)}`);
+  assert.ok(Math.abs(fp32.accuracy - ACCURACY) <= 0.002, `FP32 ${fp32.accuracy}`);
+  assert.ok(drop <= 0.01, `INT7 ${int7.accuracy}`);
+  assert.ok(meanCosine >= 0.98, `mean cosine ${meanCosine}`);
+  assert.equal(report.gate.passed, true);
+});
+
+test('the search ends no layer below its start', () => {
+  const layers = report.layers.filter(({ kind }) => kind === 'conv');
+  assert.equal(layers.length, 50);
+  const mean = (key: 'cosine' | 'cosineStart') => layers.reduce((sum, layer) => sum + layer[key], 0) / layers.length;
+  assert.ok(mean('cosine') > mean('cosineStart'), `${mean('cosineStart')} to ${mean('cosine')}`);
+});
+
+test('the folded graph is as accurate', async () => {
+  const { graph } = await readOnnx(MOBILEFACENET);
+  const set = await readVerificationSet(PAIRS);
+  const model = await Model.open(floatGraph(fold(graph)), { computeThreads: 2 });
+  try {
+    const embeddings = await evaluateSet(model, set, { input: graph.input, channelOrder: 'bgr', flip: true });
+    const { accuracy } = verify(embeddings, DIM, set.same);
+    assert.equal(accuracy, report.metrics.comparisons[0]!.fp32.accuracy);
+  } finally {
+    await model.close();
+  }
+});
+
+test('what is published runs in ONNX Runtime as in our runtime', async (t) => {
+  const to = join(folder, 'fetched');
+  await fetchTo({ ...server.address('s3://models/mobilefacenet'), to });
+  assert.deepEqual((await readdir(to)).sort(), ['manifest.json', 'model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
+
+  const pictures = await readPictures(LFW, sampleIndices(13_233, 40, 5), { channelOrder: 'bgr' });
+  const [theirs] = await runOrt(await readFile(join(to, 'model.int7.onnx')), planes(pictures));
+  const { layers, scales } = decodeInt7((await readOnnx(join(to, 'model.int7.onnx'))).graph);
+  const model = await Int7Model.open(layers, scales, { computeThreads: 2 });
+  const ours = await model.embed(pictures);
+  await model.close();
+  const found = cosines(theirs!.data, ours, DIM);
+  const mean = found.reduce((sum, cosine) => sum + cosine, 0) / found.length;
+  t.diagnostic(`mean cosine ${mean.toFixed(5)}, lowest ${Math.min(...found).toFixed(5)}`);
+  assert.ok(mean >= 0.99, `mean cosine ${mean}`);
+});
+
+/** Pictures as ONNX takes them: [count, 3, height, width] in [-1, 1]. */
+function planes({ count, height, width, data }: Pictures): Float32Array {
+  const area = height * width;
+  return Float32Array.from({ length: count * 3 * area }, (_, index) => {
+    const [picture, channel, pixel] = [Math.floor(index / (3 * area)), Math.floor(index / area) % 3, index % area];
+    return data[(picture * area + pixel) * 3 + channel]! / 127.5 - 1;
+  });
+}

@@ -1,0 +1,321 @@
+/** Training by real processes: two ranks over Gloo on the loopback, on a few faces. */
+import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, test } from 'node:test';
+import { Progress, TrainReport, type TrainerConfig } from '@facetrain/api';
+import { Model } from '@facetrain/native';
+import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
+import { Safetensors } from '../checkpoint/safetensors.ts';
+import { readOnnx } from '../onnx/read.ts';
+import { evaluateSet } from '../verification/evaluate.ts';
+import { verify } from '../verification/protocol.ts';
+import { readVerificationSet } from '../verification/set.ts';
+import { killRanks, readReport, runGang, startGang, trainerConfig, until, writeSmallDataset, writeSmallSet, type Rank } from './testing.ts';
+
+afterEach(killRanks);
+const top = await mkdtemp(join(tmpdir(), 'train-'));
+after(() => rm(top, { recursive: true }));
+
+const IDENTITIES = 7;
+const BATCH = 6;
+const EPOCHS = 3;
+const STEPS_PER_EPOCH = Math.floor((IDENTITIES * 3) / BATCH);
+const STEPS = EPOCHS * STEPS_PER_EPOCH;
+const data = join(top, 'data');
+const set = join(top, 'pairs.bin');
+
+/** A folder and the configuration of a job of its own in it. */
+async function job(change: (config: TrainerConfig) => Partial<TrainerConfig> = () => ({})): Promise<{ folder: string; config: TrainerConfig }> {
+  const folder = await mkdtemp(join(top, 'job-'));
+  const config = trainerConfig(folder, { dataset: { path: data }, globalBatchSize: BATCH, epochs: EPOCHS });
+  return { folder, config: { ...config, ...change(config) } };
+}
+
+const model = (config: TrainerConfig) => readFile(join(config.outputDirectory, 'model/backbone.onnx'));
+const port = async (rank: Rank) => Number((await rank.logged('serving progress'))['port']);
+
+async function steps(rank: Rank, atLeast: number): Promise<Progress> {
+  const url = `http://127.0.0.1:${await port(rank)}/v1/progress`;
+  return until(async () => {
+    const progress = Progress.parse(await (await fetch(url)).json());
+    return progress.step >= atLeast && progress;
+  });
+}
+
+function failure(rank: Rank): Record<string, unknown> {
+  const line = rank.lines.findLast(({ level }) => level === 'error' || level === 'fatal');
+  assert(line, `the rank reported no error:\n${rank.text}`);
+  return line;
+}
+
+/** A job of two ranks that nothing interrupted: what others are compared with. */
+const whole = await job((config) => ({
+  evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
+  checkpoint: { ...config.checkpoint, everySteps: 4, keep: 2 },
+}));
+
+before(async () => {
+  writeSmallDataset(data, { identities: IDENTITIES, perIdentity: 3 });
+  await writeSmallSet(set, 5);
+  const { codes, ranks } = await runGang(whole.folder, whole.config, 2);
+  assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+});
+
+test('a job ends with a model, reports and its newest checkpoints', async () => {
+  const report = TrainReport.parse(await readReport(whole.config));
+  assert.deepEqual([report.steps, report.trainers, report.resumedFromStep, report.dataset.images], [STEPS, 2, null, IDENTITIES * 3]);
+  assert.equal(report.history.length, STEPS);
+  assert.equal(report.lossFirst, report.history[0]!.loss);
+  assert.deepEqual(
+    report.evaluations.map((result) => [result.set, result.step]),
+    [
+      ['pairs', 2 * STEPS_PER_EPOCH],
+      ['pairs', STEPS],
+    ],
+  );
+  assert.deepEqual(report.config, whole.config);
+  assert.equal(report.model.bytes, (await model(whole.config)).length);
+  assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8]);
+  assert.deepEqual((await readdir(whole.config.checkpoint.directory)).length, 2);
+  assert.deepEqual((await readdir(whole.config.outputDirectory)).sort(), ['model', 'train-report.html', 'train-report.json']);
+});
+
+test('the exported model is the function that was evaluated', async () => {
+  const { graph } = await readOnnx(join(whole.config.outputDirectory, 'model/backbone.onnx'));
+  assert.deepEqual([graph.input.name, graph.output.name, graph.output.dim], ['data', 'embedding', 32]);
+  const exported = await Model.open(graph, { computeThreads: 1 });
+  const pairs = await readVerificationSet(set);
+  const embeddings = await evaluateSet(exported, pairs, { input: graph.input, channelOrder: 'rgb', flip: true });
+  await exported.close();
+  const { accuracy, std, threshold, tarAtFar } = (await readReport(whole.config)).evaluations.at(-1)!;
+  const measured = verify(embeddings, 32, pairs.same);
+  assert.deepEqual([measured.accuracy, measured.std, measured.threshold, measured.tarAtFar], [accuracy, std, threshold, tarAtFar]);
+});
+
+test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143; the next attempt ends with the same model, bit for bit', async () => {
+  const { folder, config } = await job(({ evaluation }) => ({ evaluation }));
+  const ranks = await startGang(folder, config, 2);
+  await steps(ranks[0]!, 2);
+  ranks[1]!.kill('SIGTERM');
+  assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [143, 143], ranks.map(({ text }) => text).join('\n'));
+  const [saved] = await completeSteps(config.checkpoint.directory);
+  assert(saved !== undefined && saved >= 2 && saved < STEPS, `checkpoint of step ${saved}`);
+  await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
+
+  // Unfinished work of an attempt that died goes away, and does no harm.
+  await mkdir(checkpointDirectory(config.checkpoint.directory, saved + 1));
+  const { codes } = await runGang(folder, { ...config, job: { ...config.job, attempt: 1 } }, 2);
+  assert.deepEqual(codes, [0, 0]);
+  const report = await readReport(config);
+  assert.deepEqual([report.resumedFromStep, report.history.length], [saved, STEPS - saved]);
+  const uninterrupted = await readReport(whole.config);
+  assert.deepEqual([report.lossFirst, report.lossLast], [uninterrupted.lossFirst, uninterrupted.lossLast]);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, saved]);
+});
+
+test('kill -9 at random moments: the peer exits 4, and the job still ends with the same model, bit for bit', async () => {
+  const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 1 } }));
+  for (let attempt = 0; attempt < 2; attempt++) {
+    const ranks = await startGang(folder, config, 2);
+    const victim = Math.random() < 0.5 ? 0 : 1;
+    // From the middle of a step to the middle of a checkpoint's files.
+    await Promise.all(ranks.map((rank) => rank.logged('meeting the other ranks')));
+    const newest = async () => (await completeSteps(config.checkpoint.directory))[0] ?? 0;
+    await until(async () => (await newest()) >= 1 + 3 * attempt);
+    const moment = performance.now() + Math.random() * 100;
+    await until(() => performance.now() > moment);
+    ranks[victim]!.kill('SIGKILL');
+    const codes = await Promise.all(ranks.map(({ ended }) => ended));
+    // On a quick machine training may be over by then, and the survivor has nothing left to lose.
+    if ((await newest()) < STEPS) assert.deepEqual(codes, victim === 0 ? [137, 4] : [4, 137], ranks.map(({ text }) => text).join('\n'));
+  }
+  const { codes } = await runGang(folder, config, 2);
+  assert.deepEqual(codes, [0, 0]);
+  assert((await readReport(config)).resumedFromStep! >= 4);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+});
+
+/** All class centres of a checkpoint, in row order. */
+async function centres(config: TrainerConfig, step: number): Promise<Float32Array> {
+  const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, step);
+  const parts: number[] = [];
+  for (const { file } of manifest.rows) {
+    await using opened = await Safetensors.open(join(directory, file));
+    parts.push(...(await opened.read('weight')));
+  }
+  return Float32Array.from(parts);
+}
+
+test('a checkpoint of two ranks goes on with one and with three', async () => {
+  for (const size of [1, 3]) {
+    // One more epoch at a rate below every float's precision: centres that were loaded rightly stay what they were.
+    const { folder, config } = await job(({ optimizer, schedule }) => ({
+      epochs: EPOCHS + 1,
+      optimizer: { ...optimizer, learningRate: 1e-30 },
+      schedule: { ...schedule, type: 'constant' },
+    }));
+    await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+    const { codes, ranks } = await runGang(folder, config, size);
+    assert.deepEqual(codes, Array(size).fill(0), ranks.map(({ text }) => text).join('\n'));
+    assert.deepEqual([(await readReport(config)).resumedFromStep, (await readReport(config)).trainers], [STEPS, size]);
+    const { manifest } = await openCheckpoint(config.checkpoint.directory, STEPS + STEPS_PER_EPOCH);
+    assert.deepEqual([manifest.worldSize, manifest.rows.length], [size, size]);
+    assert.deepEqual(await centres(config, STEPS + STEPS_PER_EPOCH), await centres(whole.config, STEPS));
+  }
+});
+
+test('a finished training that runs again only evaluates and exports', async () => {
+  const { folder, config } = await job();
+  await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+  assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
+  const report = await readReport(config);
+  assert.deepEqual([report.history, report.imagesPerSecond], [[], 0]);
+  const uninterrupted = await readReport(whole.config);
+  assert.deepEqual([report.lossFirst, report.lossLast], [uninterrupted.lossFirst, uninterrupted.lossLast]);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+});
+
+test('checkpoints by time are agreed on by the ranks, and rank 0 serves what it does', async () => {
+  const { folder, config } = await job((base) => ({
+    epochs: 10_000,
+    checkpoint: { ...base.checkpoint, everySeconds: 1, keep: 1 },
+    evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: null, everySteps: 2 },
+  }));
+  const portFile = join(folder, 'port');
+  const ranks = await startGang(folder, config, 2, { FACETRAIN_PORT_FILE: portFile });
+  const url = `http://127.0.0.1:${await port(ranks[0]!)}`;
+  assert.equal(Number(await readFile(portFile, 'utf8')), await port(ranks[0]!));
+  const progress = await until(async () => {
+    const current = Progress.parse(await (await fetch(`${url}/v1/progress`)).json());
+    return current.checkpoint !== null && current.evaluations.length > 0 && current.stage === 'Training' && current;
+  });
+  assert.equal(progress.totalSteps, 10_000 * STEPS_PER_EPOCH);
+  assert(progress.loss! > 0 && progress.imagesPerSecond! > 0 && progress.etaSeconds! > 0 && progress.learningRate! > 0);
+  assert(Math.abs(progress.epoch - progress.step / STEPS_PER_EPOCH) < 1e-9);
+  assert.equal((await fetch(`${url}/healthz`)).status, 200);
+  assert.match(await (await fetch(`${url}/metrics`)).text(), /^facetrain_loss \d/m);
+  ranks[0]!.kill('SIGINT');
+  assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [130, 143]);
+  assert.equal((await completeSteps(config.checkpoint.directory)).length, 1);
+});
+
+test('a master that never answers is a deadline, not a hang', async () => {
+  const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 1, collectiveTimeoutSeconds: 1 }));
+  // It listens, and says nothing.
+  const silent = createServer().listen(0, '127.0.0.1');
+  await until(() => silent.listening);
+  after(() => silent.close());
+  const { port: silentPort } = silent.address() as { port: number };
+  const ranks = await startGang(folder, config, 2, { MASTER_PORT: String(silentPort) });
+  ranks[0]!.kill('SIGKILL');
+  assert.equal(await ranks[1]!.ended, 2);
+  const { code, msg } = failure(ranks[1]!);
+  assert.equal(code, 'RendezvousTimeout');
+  assert.match(String(msg), new RegExp(`127\\.0\\.0\\.1.*${silentPort}`));
+});
+
+test('a rank that waits for others stops at once when told to', async () => {
+  const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 600 }));
+  const ranks = await startGang(folder, config, 2);
+  ranks[1]!.kill('SIGKILL');
+  await ranks[0]!.logged('meeting the other ranks');
+  const told = performance.now();
+  ranks[0]!.kill('SIGTERM');
+  assert.equal(await ranks[0]!.ended, 143);
+  assert(performance.now() - told < 15_000);
+});
+
+test('a loss that is not finite ends the training on every rank, with nothing published', async () => {
+  const { folder, config } = await job(({ optimizer, schedule }) => ({
+    optimizer: { ...optimizer, learningRate: 1e30, gradientClipNorm: null },
+    schedule: { ...schedule, warmupEpochs: 0 },
+  }));
+  const { codes, ranks } = await runGang(folder, config, 2);
+  assert.deepEqual(codes, [2, 2], ranks.map(({ text }) => text).join('\n'));
+  for (const rank of ranks) assert.equal(failure(rank)['code'], 'NotANumber');
+  await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
+});
+
+test('a full disk is named, and no checkpoint is half there', async (t) => {
+  const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 1 } }));
+  await mkdir(config.checkpoint.directory);
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', config.checkpoint.directory]);
+  if (mounted.status !== 0) return t.skip(`needs the right to mount: ${mounted.stderr}`);
+  try {
+    const { codes, ranks } = await runGang(folder, config, 1);
+    assert.deepEqual(codes, [2]);
+    const { code, msg } = failure(ranks[0]!);
+    assert.equal(code, 'DiskFull');
+    assert.match(String(msg), /step-0000000001.backbone\.safetensors: no space left/);
+    assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
+    assert.deepEqual(
+      (await readdir(checkpointDirectory(config.checkpoint.directory, 1))).filter((name) => name.includes('tmp') || name.startsWith('backbone')),
+      [],
+    );
+  } finally {
+    assert.equal(spawnSync('umount', [config.checkpoint.directory]).status, 0);
+  }
+});
+
+test('input that does not fit is refused before ranks meet, by field or file', async () => {
+  const damaged = join(top, 'damaged');
+  writeSmallDataset(damaged, { identities: IDENTITIES, perIdentity: 3 }, (index, jpeg) => (index === 2 ? jpeg.subarray(0, 10) : jpeg));
+  const noPairs = join(top, 'none.bin');
+  await writeFile(noPairs, 'no pickle');
+  const cases: [string, (config: TrainerConfig) => Partial<TrainerConfig>, string, RegExp][] = [
+    ['batch', () => ({ globalBatchSize: 5 }), 'InvalidConfig', /globalBatchSize: 5; a multiple of the 2 ranks/],
+    ['batch larger than the dataset', () => ({ globalBatchSize: 100 }), 'InvalidDataset', /21 pictures/],
+    ['classes', (config) => ({ model: { ...config.model, numClasses: 3 } }), 'InvalidDataset', /labels up to 6; the model has 3 classes/],
+    ['dataset', () => ({ dataset: { path: damaged } }), 'InvalidDataset', /damaged.*record 2/],
+    [
+      'verification set',
+      (config) => ({ evaluation: { ...config.evaluation, sets: [{ name: 'none', path: noPairs }] } }),
+      'InvalidVerificationSet',
+      /none\.bin/,
+    ],
+    ['model', (config) => ({ model: { ...config.model, onnxPath: noPairs } }), 'InvalidModel', /none\.bin/],
+    [
+      'dimension',
+      (config) => ({ model: { ...config.model, onnxPath: join(whole.config.outputDirectory, 'model/backbone.onnx'), embeddingDim: 64 } }),
+      'InvalidConfig',
+      /model\.embeddingDim: 64; 32/,
+    ],
+  ];
+  await Promise.all(
+    cases.map(async ([name, change, code, message]) => {
+      const { folder, config } = await job(change);
+      const [rank, other] = await startGang(folder, config, 2);
+      other!.kill('SIGKILL');
+      assert.equal(await rank!.ended, 2, name);
+      assert.equal(failure(rank!)['code'], code, name);
+      assert.match(String(failure(rank!)['msg']), message, name);
+      assert.deepEqual((await readdir(folder)).sort(), ['config.json'], name);
+    }),
+  );
+});
+
+test('a checkpoint of another job’s shape is refused, not begun anew', async () => {
+  const { folder, config } = await job(() => ({ seed: 8 }));
+  await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+  const { codes, ranks } = await runGang(folder, config, 1);
+  assert.deepEqual(codes, [2]);
+  assert.equal(failure(ranks[0]!)['code'], 'InvalidCheckpoint');
+  assert.match(String(failure(ranks[0]!)['msg']), /manifest\.json: seed: 7; 8, as in this job/);
+});
+
+test('a user’s own ONNX backbone is trained as it is', async () => {
+  const onnxPath = join(whole.config.outputDirectory, 'model/backbone.onnx');
+  const { folder, config } = await job((base) => ({ model: { ...base.model, onnxPath }, epochs: 1 }));
+  const { codes, ranks } = await runGang(folder, config, 1);
+  assert.deepEqual(codes, [0], ranks.map(({ text }) => text).join('\n'));
+  const { graph: before } = await readOnnx(onnxPath);
+  const { graph: after } = await readOnnx(join(config.outputDirectory, 'model/backbone.onnx'));
+  assert.deepEqual(after.nodes, before.nodes);
+  assert.notDeepEqual(after.initializers, before.initializers);
+});
