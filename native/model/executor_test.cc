@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 
 #include "error.h"
+#include "model/batch_norm_prelu.h"
 #include "model/prelu.h"
 #include "test/check.h"
 
@@ -94,6 +95,39 @@ static void test_prelu() {
   }
 }
 
+static void test_batch_norm_prelu() {
+  at::manual_seed(2);
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{2, 3, 5, 7}, {5, 8, 19, 11}, {700, 6}, {30, 33, 1, 1}, {2, 1, 40, 40}}) {
+    for (const bool training : {true, false}) {
+      // A mean far from 0, which a one-pass variance would not survive.
+      at::Tensor x = at::randn(shape) * 0.1 + 30;
+      if (shape.size() == 4) x = x.contiguous(at::MemoryFormat::ChannelsLast);
+      const int64_t channels = shape[1];
+      const at::Tensor gamma = at::randn({channels}), beta = at::randn({channels}), slope = at::rand({channels});
+      const at::Tensor gradient = at::randn(shape);
+      std::vector<at::Tensor> results;
+      for (const bool own : {true, false}) {
+        // ATen in double is the reference.
+        const auto type = own ? at::kFloat : at::kDouble;
+        const auto leaf = [&](const at::Tensor& from) { return from.detach().to(type, false, true).set_requires_grad(true); };
+        const at::Tensor a = leaf(x), s = leaf(slope);
+        const BatchNorm norm{leaf(gamma), leaf(beta), at::full({channels}, 29.9, type), at::full({channels}, 0.04, type), 1e-5};
+        const at::Tensor y = own ? batch_norm_prelu(a, norm, s, training) : at::prelu(batch_norm(a, norm, training), s);
+        y.backward(gradient.to(type));
+        for (const at::Tensor& result : {y.detach(), a.grad(), norm.gamma.grad(), norm.beta.grad(), s.grad(), norm.running_mean, norm.running_variance}) {
+          results.push_back(result.to(at::kDouble));
+        }
+      }
+      const size_t count = results.size() / 2;
+      for (size_t i = 0; i < count; ++i) {
+        const double largest = results[count + i].abs().max().item<double>();
+        const double difference = (results[i] - results[count + i]).abs().max().item<double>() / largest;
+        CHECK_NEAR(difference, 0, 2e-4);
+      }
+    }
+  }
+}
+
 // The slope's gradient is the same for any number of threads.
 static void test_prelu_threads() {
   const at::Tensor x = at::randn({4, 16, 40, 40}).contiguous(at::MemoryFormat::ChannelsLast).set_requires_grad(true);
@@ -115,6 +149,7 @@ int main() {
   test_batch_norm();
   test_roles();
   test_prelu();
+  test_batch_norm_prelu();
   test_prelu_threads();
   return TEST_RESULT();
 }

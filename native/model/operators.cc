@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/avg_pool2d.h>
-#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/constant_pad_nd.h>
@@ -28,6 +27,7 @@
 #include <limits>
 #include <optional>
 
+#include "model/batch_norm_prelu.h"
 #include "model/prelu.h"
 
 namespace facetrain {
@@ -199,27 +199,30 @@ Operator conv(Binding& node) {
   };
 }
 
-Operator batch_normalization(Binding& node) {
+BatchNorm norm_of(Binding& node) {
   node.arity(5, 5);
   node.only("training_mode", 0);
   node.only("spatial", 1);
   node.number("momentum", 0.9);  // of the exporter's training; ours is torch's, as executor.h says
-  const double epsilon = node.number("epsilon", 1e-5);
   // The batch norm that ends a backbone makes the embedding; its gamma stays as it is, as the reference has it (partial_fc.md §4).
-  const at::Tensor gamma = node.tensor(1, node.ends_graph ? Role::fixed : Role::parameter);
-  const at::Tensor beta = node.tensor(2, Role::parameter);
-  const at::Tensor mean = node.tensor(3, Role::buffer), variance = node.tensor(4, Role::buffer);
-  return [=](Inputs in, bool training) {
-    return at::batch_norm(in[0], gamma, beta, mean, variance, training, /*momentum=*/0.1, epsilon, /*cudnn_enabled=*/true);
-  };
+  return {node.tensor(1, node.ends_graph ? Role::fixed : Role::parameter), node.tensor(2, Role::parameter), node.tensor(3, Role::buffer),
+          node.tensor(4, Role::buffer), node.number("epsilon", 1e-5)};
+}
+
+Operator batch_normalization(Binding& node) {
+  return [norm = norm_of(node)](Inputs in, bool training) { return batch_norm(in[0], norm, training); };
+}
+
+// [C, 1, 1] in ONNX; [C] as models from before opset 7 have it. The parameter keeps its shape, the operator sees [C].
+at::Tensor slope_of(Binding& node) {
+  node.arity(2, 2);
+  const at::Tensor slope = node.tensor(1, Role::parameter);
+  if (slope.dim() == 0 || slope.numel() != slope.size(0)) node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
+  return slope;
 }
 
 Operator prelu(Binding& node) {
-  node.arity(2, 2);
-  const at::Tensor slope = node.tensor(1, Role::parameter);
-  // [C, 1, 1] in ONNX; [C] as models from before opset 7 have it. The parameter keeps its shape, the operator sees [C].
-  if (slope.dim() == 0 || slope.numel() != slope.size(0)) node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
-  return [=](Inputs in, bool) { return facetrain::prelu(in[0], slope.view({-1})); };
+  return [slope = slope_of(node)](Inputs in, bool) { return facetrain::prelu(in[0], slope.view({-1})); };
 }
 
 Operator unary(Binding& node, at::Tensor (*function)(const at::Tensor&)) {
@@ -455,10 +458,18 @@ Operator bind(const Node& node, Constants& constants, bool ends_graph) {
     for (const auto& [op, binder] : binders()) known += (known.empty() ? "" : ", ") + op;
     binding.unsupported("the operator is not supported", "one of " + known);
   }
-  if (node.outputs.empty()) binding.invalid("it has no output", "one");
   Operator bound = it->second(binding);
   binding.all_read();
   return bound;
+}
+
+Operator bind_norm_prelu(const Node& norm_node, const Node& prelu_node, Constants& constants) {
+  Binding norm_binding(norm_node, constants, false), prelu_binding(prelu_node, constants, false);
+  const BatchNorm norm = norm_of(norm_binding);
+  const at::Tensor slope = slope_of(prelu_binding);
+  norm_binding.all_read();
+  prelu_binding.all_read();
+  return [=](Inputs in, bool training) { return batch_norm_prelu(in[0], norm, slope.view({-1}), training); };
 }
 
 }  // namespace facetrain

@@ -89,6 +89,9 @@ using Operator = std::function<at::Tensor(std::span<const at::Tensor> inputs, bo
 // Throws Error(UnsupportedOperator) and Error(InvalidModel), both naming the node.
 Operator bind(const Node& node, Constants& constants, bool ends_graph);
 
+// A BatchNormalization and the PRelu that alone reads it, as one operator on the first one's input.
+Operator bind_norm_prelu(const Node& norm, const Node& prelu, Constants& constants);
+
 // "node 'conv1' (Conv)"
 std::string describe(const Node& node);
 
