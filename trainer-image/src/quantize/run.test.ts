@@ -125,16 +125,11 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
   assert.deepEqual(await contents(join(scratch, 'fetched')), local);
 });
 
-test('the same inputs give the same bytes; the model’s, whatever the number of threads', async () => {
-  const run = async (name: string, computeThreads: number) => {
-    await runQuantize(config({ outputDirectory: join(scratch, name), computeThreads }), program());
-    return contents(join(scratch, name));
-  };
-  const first = await run('first', 1);
-  for (const [name, bytes] of Object.entries(await run('again', 1))) assert.ok(bytes.equals(first[name]!), name);
-  // FP32, which the reports compare with, is summed up in another order.
-  const threaded = await run('threaded', 2);
-  for (const name of ['model.int7.onnx', 'scales.json']) assert.ok(threaded[name]!.equals(first[name]!), name);
+test('the same inputs give the same bytes, whatever the number of threads', async () => {
+  await runQuantize(config(), program());
+  await runQuantize(config({ outputDirectory: join(scratch, 'again'), computeThreads: 2 }), program());
+  const again = await contents(join(scratch, 'again'));
+  for (const [name, bytes] of Object.entries(await contents(join(scratch, 'out')))) assert.ok(bytes.equals(again[name]!), name);
 });
 
 test('without evaluation sets, embeddings of the calibration pictures are compared', async () => {

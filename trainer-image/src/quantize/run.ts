@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FacetrainError, type QuantizeConfig, type QuantizeReport } from '@facetrain/api';
-import { inspectDataset, Int7Model, Model, readPictures, searchScales, type Embedder, type Graph, type LayerGraph, type Pictures, type Scales, type SearchResult } from '@facetrain/native';
+import { inspectDataset, Int7Model, LayerModel, Model, readPictures, searchScales, type Embedder, type Graph, type LayerGraph, type Pictures, type Scales, type SearchResult } from '@facetrain/native';
 import { countParameters } from '../backbones/backbone.ts';
 import { sampleIndices } from '../dataset/preflight.ts';
 import { readOnnx } from '../onnx/read.ts';
@@ -37,6 +37,8 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   const sets = await loadSets(config);
   await checkOutput(config, signal);
   const calibration = await loadCalibration(config, source.graph, program);
+  await using fp32 = closing(await LayerModel.open(source.layers, { computeThreads: threads }));
+  await checkFolded(source.graph, fp32.model, calibration.pictures, threads, signal);
   log.info({ layers: source.layers.layers.length, calibration: calibration.pictures.count, sets: sets.map(({ name }) => name) }, 'quantizing');
 
   const found = await search(config, source.layers, calibration.pictures, threads, program);
@@ -46,7 +48,6 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   await writeAtomically(join(config.outputDirectory, MODEL), bytes);
 
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
-  await using fp32 = closing(await Model.open(source.graph, { computeThreads: threads }));
   await using int7 = closing(await openWritten(join(config.outputDirectory, MODEL), threads));
   await checkWritten(int7.model, found, calibration.pictures, threads, signal);
   const metrics = sets.length > 0 ? await compareOnSets(config, sets, source.graph, fp32.model, int7.model, program) : await compareOnPictures(calibration.pictures, fp32.model, int7.model, program);
@@ -134,15 +135,27 @@ async function openWritten(path: string, computeThreads: number): Promise<Int7Mo
   return Int7Model.open(layers, scales, { computeThreads });
 }
 
-/** Few pictures find whatever a file could have changed: its numbers go through every layer of each. */
-const CHECKED_PICTURES = 4;
+/** Few pictures find whatever is wrong: every layer's numbers go into each. */
+function firstFew(pictures: Pictures): Pictures {
+  const count = Math.min(pictures.count, 4);
+  return { ...pictures, count, data: pictures.data.subarray(0, count * pictures.height * pictures.width * 3) };
+}
+
+/** Relative to the largest value of an embedding: two orders of magnitude above what 32 bits and another order of sums explain. */
+const FOLDING_TOLERANCE = 1e-3;
+
+/** Folding must not change the function: the layers against the graph as it came, in an executor that knows nothing of them. */
+async function checkFolded(graph: Graph, layers: Embedder, pictures: Pictures, computeThreads: number, signal: AbortSignal): Promise<void> {
+  await using model = closing(await Model.open(graph, { computeThreads }));
+  const [expected, found] = [await model.model.embed(firstFew(pictures), { signal }), await layers.embed(firstFew(pictures), { signal })];
+  const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  if (!expected.every((value, index) => Math.abs(value - found[index]!) <= FOLDING_TOLERANCE * largest)) throw new Error('folding has changed the model');
+}
 
 /** The file must be the very model that the search has found. */
 async function checkWritten(written: Embedder, { graph, scales }: { graph: LayerGraph; scales: Scales }, pictures: Pictures, computeThreads: number, signal: AbortSignal): Promise<void> {
-  const count = Math.min(pictures.count, CHECKED_PICTURES);
-  const some = { ...pictures, count, data: pictures.data.subarray(0, count * pictures.height * pictures.width * 3) };
   await using searched = closing(await Int7Model.open(graph, scales, { computeThreads }));
-  const [expected, found] = [await searched.model.embed(some, { signal }), await written.embed(some, { signal })];
+  const [expected, found] = [await searched.model.embed(firstFew(pictures), { signal }), await written.embed(firstFew(pictures), { signal })];
   if (!expected.every((value, index) => value === found[index])) throw new Error(`${MODEL} gives other embeddings than the model that was written to it`);
 }
 
