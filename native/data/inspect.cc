@@ -36,7 +36,7 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
             decode_jpeg(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
                         "InvalidDataset", dataset.name(picture));
           }
-        } catch (const Error&) {
+        } catch (...) {
           std::lock_guard lock(mutex);
           if (picture < failed) {
             failed = picture;
