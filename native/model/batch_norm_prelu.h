@@ -1,6 +1,6 @@
 // Batch norm and the PReLU behind it as one operator, as nearly every convolution of a face backbone has them.
 //
-// Both are bound by memory. One after the other they read and write an activation five times on the way forth and seven
+// Both are bound by memory. One after the other they read and write an activation five times on the way forth and eight
 // on the way back, and keep two of its size for the way back; together it is three, five and one.
 #pragma once
 
