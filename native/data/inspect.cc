@@ -28,6 +28,7 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
     for (;;) {
       const int64_t begin = next.fetch_add(kBlock), end = std::min(begin + kBlock, dataset.size());
       if (begin >= failed) return;
+      for (int64_t picture = begin; picture < end; ++picture) dataset.will_need(picture);
       labels.clear();
       for (int64_t picture = begin; picture < end && !cancelled; ++picture, ++done) {
         try {
@@ -36,7 +37,7 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
             decode_jpeg(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
                         "InvalidDataset", dataset.name(picture));
           }
-        } catch (const Error&) {
+        } catch (...) {
           std::lock_guard lock(mutex);
           if (picture < failed) {
             failed = picture;

@@ -39,20 +39,18 @@ class RingLoader : public Loader {
                   "is of a dataset of " + std::to_string(dataset_->size()) + " pictures",
                   "a global batch takes " + std::to_string(options.global_batch));
     }
-    for (int i = 0; i < options.threads; ++i) {
-      threads_.emplace_back([this] { run(); });
-      pthread_setname_np(threads_.back().native_handle(), ("loader/" + std::to_string(i)).c_str());
+    try {
+      for (int i = 0; i < options.threads; ++i) {
+        threads_.emplace_back([this] { run(); });
+        pthread_setname_np(threads_.back().native_handle(), ("loader/" + std::to_string(i)).c_str());
+      }
+    } catch (...) {  // a limit on threads
+      stop();
+      throw;
     }
   }
 
-  ~RingLoader() override {
-    {
-      std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    room_.notify_all();
-    for (auto& thread : threads_) thread.join();
-  }
+  ~RingLoader() override { stop(); }
 
   int64_t steps_per_epoch() const override { return steps_per_epoch_; }
 
@@ -76,6 +74,15 @@ class RingLoader : public Loader {
     std::exception_ptr error;  // of the first picture in order that had one
     int64_t failed = 0;        // its place
   };
+
+  void stop() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    room_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
 
   void run() {
     std::vector<uint8_t> scratch(static_cast<size_t>(picture_bytes_));
@@ -109,10 +116,17 @@ class RingLoader : public Loader {
     }
   }
 
-  void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
+  int64_t picture_at(int64_t step, int64_t place) const {
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
     const int64_t position = step % steps_per_epoch_ * options_.global_batch + options_.rank * batch_ + place;
-    const int64_t picture = Permutation(dataset_->size(), keyed({options_.seed, kOrder, epoch}))(position);
+    return Permutation(dataset_->size(), keyed({options_.seed, kOrder, epoch}))(position);
+  }
+
+  void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
+    // A batch ahead of decoding, so that the disk works on many pictures at once however few threads there are.
+    dataset_->will_need(picture_at(step + 1, place));
+    const int64_t picture = picture_at(step, place);
+    const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
     const auto draw = [&](Stream stream) {
       return keyed({options_.seed, stream, epoch, static_cast<uint64_t>(picture)});
     };

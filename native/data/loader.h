@@ -25,6 +25,8 @@ class Dataset {
   virtual int64_t label(int64_t picture) const = 0;
   // The encoded picture. Throws Error(InvalidDataset) naming file, record and offset when the record is damaged.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
+  // Has the system read the picture from disk meanwhile.
+  virtual void will_need(int64_t picture) const = 0;
   // For messages: "DIR/train.rec, record 7 at byte 1234".
   virtual std::string name(int64_t picture) const = 0;
 };

@@ -363,7 +363,7 @@ void test_inspect() {
 class FakeDataset : public Dataset {
  public:
   explicit FakeDataset(int64_t size, Bytes picture = jpeg_of({10, 20, 30}))
-      : size_(size), picture_(std::move(picture)) {}
+      : needed(static_cast<size_t>(size)), size_(size), picture_(std::move(picture)) {}
   int64_t size() const override { return size_; }
   int64_t identities() const override { return size_; }
   int height() const override { return kSide; }
@@ -373,9 +373,11 @@ class FakeDataset : public Dataset {
     ++asked;
     return picture == broken ? Bytes{1, 2, 3} : picture_;
   }
+  void will_need(int64_t picture) const override { needed[static_cast<size_t>(picture)] = true; }
   std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
 
   mutable std::atomic<int64_t> asked{0};
+  mutable std::vector<std::atomic<bool>> needed;
   int64_t broken = -1;
 
  private:
@@ -586,6 +588,17 @@ void test_bounded() {
   }
 }
 
+void test_disk_reads_ahead() {
+  const auto dataset = std::make_shared<FakeDataset>(1000);
+  auto loader = make_loader(dataset, options_of(5, 1));
+  CHECK(eventually([&] { return dataset->asked == 3 * 5; }));  // as far as it goes without next()
+  const auto announced = std::count(dataset->needed.begin(), dataset->needed.end(), true);
+  CHECK_EQ(announced, 15);
+  const std::vector<bool> before(dataset->needed.begin(), dataset->needed.end());
+  const Batch fourth = take(*loader, 4).at(3);
+  for (const int64_t picture : fourth.labels) CHECK(before[static_cast<size_t>(picture)]);
+}
+
 void test_errors_come_in_their_turn() {
   const auto dataset = std::make_shared<FakeDataset>(40);
   LoaderOptions options = options_of(4, 4);
@@ -635,6 +648,7 @@ int main() {
   test_decode();
   test_augmentation();
   test_bounded();
+  test_disk_reads_ahead();
   test_errors_come_in_their_turn();
   test_stops_at_any_time();
   test_names();

@@ -48,6 +48,12 @@ MappedFile::~MappedFile() { munmap(const_cast<uint8_t*>(data_), size_); }
 
 void MappedFile::expect_random_access() const { madvise(const_cast<uint8_t*>(data_), size_, MADV_RANDOM); }
 
+void MappedFile::will_need(uint64_t begin, uint64_t end) const {
+  static const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  begin -= begin % page;
+  if (begin < end) madvise(const_cast<uint8_t*>(data_) + begin, end - begin, MADV_WILLNEED);
+}
+
 std::span<const uint8_t> read_record(std::span<const uint8_t> file, uint64_t offset, std::vector<uint8_t>& joined) {
   enum : uint32_t { kWhole = 0, kFirst = 1, kMiddle = 2, kLast = 3 };
   joined.clear();

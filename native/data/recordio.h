@@ -24,8 +24,10 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
-  // The file is read here and there: reading ahead would be in vain.
+  // The file is read here and there: the system need not read on behind what is asked for.
   void expect_random_access() const;
+  // Starts to read a range of the file from disk, and does not wait.
+  void will_need(uint64_t begin, uint64_t end) const;
 
  private:
   std::string path_;

@@ -18,9 +18,10 @@ namespace {
 
 constexpr double kMomentum = 0.1;
 
-// Mean and sum of squared distances from it, by channel. Two passes, the second over rows that are still in the cache: the one-pass
-// formula E[x^2] - E[x]^2 cancels.
-FT_VECTORIZED void statistics_of_rows(const float* x, int64_t rows, int64_t channels, float* mean, float* squares) {
+// Mean and sum of squared distances from it, by channel. Two passes, the second over rows that are still in the cache:
+// the one-pass formula E[x^2] - E[x]^2 cancels.
+FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, int64_t channels,
+                                      float* FT_RESTRICT mean, float* FT_RESTRICT squares) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t c = 0; c < channels; ++c) mean[c] += x[row * channels + c];
   }
@@ -33,18 +34,19 @@ FT_VECTORIZED void statistics_of_rows(const float* x, int64_t rows, int64_t chan
   }
 }
 
-// The operator by channel: PReLU((x - mean) scale + beta), where scale is gamma over the deviation. The mean is subtracted first: folded
-// into beta it would cancel where it is large.
+// The operator by channel: PReLU((x - mean) scale + beta), where scale is gamma over the deviation. The mean is
+// subtracted first: folded into beta it would cancel where it is large.
 struct ByChannel {
   ByChannel(const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& beta, const at::Tensor& slope)
       : mean(mean.const_data_ptr<float>()),
         scale(scale.const_data_ptr<float>()),
         beta(beta.const_data_ptr<float>()),
         slope(slope.const_data_ptr<float>()) {}
-  const float *mean, *scale, *beta, *slope;
+  const float *FT_RESTRICT mean, *FT_RESTRICT scale, *FT_RESTRICT beta, *FT_RESTRICT slope;
 };
 
-FT_VECTORIZED void forward_rows(const float* x, const ByChannel& by, int64_t rows, int64_t channels, float* y) {
+FT_VECTORIZED void forward_rows(const float* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels,
+                                float* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const float normed = (x[c] - by.mean[c]) * by.scale[c] + by.beta[c], negative = normed * by.slope[c];
@@ -54,8 +56,9 @@ FT_VECTORIZED void forward_rows(const float* x, const ByChannel& by, int64_t row
 }
 
 // Adds to the gradients of slope, beta, and gamma (as long as it is not divided by the deviation).
-FT_VECTORIZED void sums_of_rows(const float* x, const float* gradient, const ByChannel& by, int64_t rows, int64_t channels,
-                                float* slope_gradient, float* beta_gradient, float* gamma_gradient) {
+FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
+                                int64_t rows, int64_t channels, float* FT_RESTRICT slope_gradient,
+                                float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const float centred = x[c] - by.mean[c], normed = centred * by.scale[c] + by.beta[c];
@@ -69,11 +72,13 @@ FT_VECTORIZED void sums_of_rows(const float* x, const float* gradient, const ByC
 }
 
 // dx = scale (dz - constant - (x - mean) linear), the derivative through the batch's own mean and variance.
-FT_VECTORIZED void backward_rows(const float* x, const float* gradient, const ByChannel& by, const float* constant, const float* linear,
-                                 int64_t rows, int64_t channels, float* x_gradient) {
+FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
+                                 const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
+                                 int64_t channels, float* FT_RESTRICT x_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      const float centred = x[c] - by.mean[c], normed = centred * by.scale[c] + by.beta[c], scaled = gradient[c] * by.slope[c];
+      const float centred = x[c] - by.mean[c], normed = centred * by.scale[c] + by.beta[c],
+                  scaled = gradient[c] * by.slope[c];
       const float through = normed > 0 ? gradient[c] : scaled;
       x_gradient[c] = by.scale[c] * (through - constant[c] - centred * linear[c]);
     }
@@ -87,7 +92,8 @@ struct Statistics {
 Statistics batch_statistics(const at::Tensor& x) {
   const Rows rows(x);
   const int64_t channels = rows.channels;
-  at::Tensor means = at::zeros({rows.chunks, channels}, x.options()), squares = at::zeros({rows.chunks, channels}, x.options());
+  at::Tensor means = at::zeros({rows.chunks, channels}, x.options()),
+             squares = at::zeros({rows.chunks, channels}, x.options());
   rows.for_each_chunk([&, from = x.const_data_ptr<float>(), means_to = means.mutable_data_ptr<float>(),
                        squares_to = squares.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
     statistics_of_rows(from + offset, count, channels, means_to + chunk * channels, squares_to + chunk * channels);
@@ -101,7 +107,8 @@ Statistics batch_statistics(const at::Tensor& x) {
       const double distance = means.const_data_ptr<float>()[chunk * channels + c] - mean;
       count += more;
       mean += distance * more / count;
-      square += squares.const_data_ptr<float>()[chunk * channels + c] + distance * distance * more * (count - more) / count;
+      square +=
+          squares.const_data_ptr<float>()[chunk * channels + c] + distance * distance * more * (count - more) / count;
     }
     result.mean.mutable_data_ptr<float>()[c] = static_cast<float>(mean);
     result.variance.mutable_data_ptr<float>()[c] = static_cast<float>(square / count);
@@ -111,8 +118,9 @@ Statistics batch_statistics(const at::Tensor& x) {
 
 class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma, const at::Tensor& beta,
-                            const at::Tensor& slope, const Statistics& statistics, double epsilon, bool training) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
+                            const at::Tensor& beta, const at::Tensor& slope, const Statistics& statistics,
+                            double epsilon, bool training) {
     const at::Tensor inverse_deviation = (statistics.variance + epsilon).rsqrt();
     const at::Tensor scale = gamma * inverse_deviation;
     context->save_for_backward({x, statistics.mean, scale, beta, slope, inverse_deviation});
@@ -120,13 +128,15 @@ class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
     at::Tensor y = at::empty_like(x);
     const Rows rows(x);
     const ByChannel by(statistics.mean, scale, beta, slope);
-    rows.for_each_chunk([&, from = x.const_data_ptr<float>(), to = y.mutable_data_ptr<float>()](int64_t, int64_t offset, int64_t count) {
+    rows.for_each_chunk([&, from = x.const_data_ptr<float>(), to = y.mutable_data_ptr<float>()](int64_t, int64_t offset,
+                                                                                                int64_t count) {
       forward_rows(from + offset, by, count, rows.channels, to + offset);
     });
     return y;
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &inverse_deviation = saved[5];
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
@@ -138,7 +148,8 @@ class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
     at::Tensor partial = at::zeros({rows.chunks, 3, channels}, x.options());
     rows.for_each_chunk([&, to = partial.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
       float* const sums = to + chunk * 3 * channels;
-      sums_of_rows(x_from + offset, gradient_from + offset, by, count, channels, sums, sums + channels, sums + 2 * channels);
+      sums_of_rows(x_from + offset, gradient_from + offset, by, count, channels, sums, sums + channels,
+                   sums + 2 * channels);
     });
     const at::Tensor sums = partial.sum(0);
     const at::Tensor slope_gradient = sums[0], beta_gradient = sums[1], gamma_gradient = sums[2] * inverse_deviation;
@@ -158,12 +169,14 @@ class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
 }  // namespace
 
 at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training) {
-  return at::batch_norm(x, norm.gamma, norm.beta, norm.running_mean, norm.running_variance, training, kMomentum, norm.epsilon,
+  return at::batch_norm(x, norm.gamma, norm.beta, norm.running_mean, norm.running_variance, training, kMomentum,
+                        norm.epsilon,
                         /*cudnn_enabled=*/true);
 }
 
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training) {
-  if (!is_rows(x) || norm.gamma.numel() != x.size(1) || slope.numel() != x.size(1)) return at::prelu(batch_norm(x, norm, training), slope);
+  if (!is_rows(x) || norm.gamma.numel() != x.size(1) || slope.numel() != x.size(1))
+    return at::prelu(batch_norm(x, norm, training), slope);
   Statistics statistics{norm.running_mean, norm.running_variance};
   if (training) {
     statistics = batch_statistics(x.detach());

@@ -1,8 +1,8 @@
 #include "model/executor.h"
 
 #include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 
 #include "error.h"
 #include "model/operators.h"
@@ -10,8 +10,8 @@
 namespace facetrain {
 namespace {
 
-// A plan is a list of steps over numbered slots, one slot a value of the graph. A step that is the last to read a slot empties it, so
-// at evaluation a value's memory is free as soon as nothing needs it.
+// A plan is a list of steps over numbered slots, one slot a value of the graph. A step that is the last to read a slot
+// empties it, so at evaluation a value's memory is free as soon as nothing needs it.
 struct Step {
   std::string what;
   Operator run;
@@ -23,7 +23,8 @@ struct Step {
   int output = 0;
 };
 
-// Batch norms whose value is read by one PRelu and nobody else, each with its PRelu; and those PRelus (with themselves).
+// Batch norms whose value is read by one PRelu and nobody else, each with its PRelu; and those PRelus (with
+// themselves).
 std::map<const Node*, const Node*> norms_with_prelu(const Graph& graph) {
   std::map<std::string, std::vector<const Node*>> readers;
   for (const Node& node : graph.nodes) {
@@ -33,7 +34,9 @@ std::map<const Node*, const Node*> norms_with_prelu(const Graph& graph) {
   for (const Node& node : graph.nodes) {
     if (node.op != "BatchNormalization" || node.outputs.empty() || node.outputs[0] == graph.output.name) continue;
     const auto& reading = readers[node.outputs[0]];
-    if (reading.size() != 1 || reading[0]->op != "PRelu" || reading[0]->outputs.empty() || reading[0]->inputs[0] != node.outputs[0]) continue;
+    if (reading.size() != 1 || reading[0]->op != "PRelu" || reading[0]->outputs.empty() ||
+        reading[0]->inputs[0] != node.outputs[0])
+      continue;
     fused[&node] = reading[0];
     fused[reading[0]] = reading[0];
   }
@@ -76,7 +79,8 @@ class PlanExecutor final : public Executor {
     }
     const auto output = slots.find(graph.output.name);
     if (output == slots.end() || steps_.empty()) {
-      throw Error("InvalidModel", "output '" + graph.output.name + "'", "no node makes it", "the name of a node's output");
+      throw Error("InvalidModel", "output '" + graph.output.name + "'", "no node makes it",
+                  "the name of a node's output");
     }
     output_ = output->second;
     for (Step::Input* input : last_reader) {
@@ -114,16 +118,19 @@ class PlanExecutor final : public Executor {
     return slots[output_];
   }
 
-  // Finds shapes that do not fit before any work is done, by two pictures: with one, a batch of 1 that the exporter baked in would pass.
+  // Finds shapes that do not fit before any work is done, by two pictures: with one, a batch of 1 that the exporter
+  // baked in would pass.
   void try_out(const Graph& graph, at::Device device) {
     const c10::InferenceMode inference;
     at::Tensor embeddings;
     try {
-      embeddings = forward(at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)), false);
+      embeddings = forward(
+          at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)),
+          false);
     } catch (const c10::Error& error) {
       throw Error("InvalidModel", steps_[current_].what, error.what_without_backtrace(),
-                  "shapes that fit an input of [N, " + std::to_string(graph.input.channels) + ", " + std::to_string(graph.input.height) + ", " +
-                      std::to_string(graph.input.width) + "]");
+                  "shapes that fit an input of [N, " + std::to_string(graph.input.channels) + ", " +
+                      std::to_string(graph.input.height) + ", " + std::to_string(graph.input.width) + "]");
     }
     if (embeddings.dim() != 2 || embeddings.size(0) != 2 || embeddings.size(1) != graph.output.dim) {
       std::string shape;

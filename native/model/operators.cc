@@ -65,7 +65,8 @@ at::Tensor Constants::tensor(const std::string& name, Role role) {
   }
   at::Tensor tensor = at::from_blob(const_cast<float*>(constant.floats.data()), constant.dims, at::kFloat)
                           .to(at::TensorOptions(device_), /*non_blocking=*/false, /*copy=*/true,
-                              constant.dims.size() == 4 && role == Role::parameter ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+                              constant.dims.size() == 4 && role == Role::parameter ? at::MemoryFormat::ChannelsLast
+                                                                                   : at::MemoryFormat::Contiguous);
   tensor.set_requires_grad(role == Role::parameter);
   made_.emplace(name, std::pair(role, tensor));
   (role == Role::parameter ? parameters : role == Role::buffer ? buffers : fixed).push_back({name, tensor});
@@ -125,7 +126,8 @@ std::vector<int64_t> Binding::required(const std::string& name) {
 void Binding::only(const std::string& name, int64_t value) {
   const int64_t found = integer(name, value);
   if (found != value) {
-    unsupported("attribute '" + name + "' is " + std::to_string(found), "only " + std::to_string(value) + " is supported");
+    unsupported("attribute '" + name + "' is " + std::to_string(found),
+                "only " + std::to_string(value) + " is supported");
   }
 }
 
@@ -166,7 +168,9 @@ struct Window {
   Numbers strides, dilations, pads;
 
   explicit Window(Binding& node)
-      : strides(node.integers("strides", {1, 1})), dilations(node.integers("dilations", {1, 1})), pads(node.integers("pads", {0, 0, 0, 0})) {
+      : strides(node.integers("strides", {1, 1})),
+        dilations(node.integers("dilations", {1, 1})),
+        pads(node.integers("pads", {0, 0, 0, 0})) {
     const std::string automatic = node.text("auto_pad", "NOTSET");
     if (automatic != "NOTSET" && automatic != "VALID") {
       node.unsupported("attribute 'auto_pad' is " + automatic, "write the padding out in 'pads'");
@@ -174,7 +178,8 @@ struct Window {
     if (strides.size() != 2 || dilations.size() != 2 || pads.size() != 4) {
       node.unsupported("it is not over two dimensions", "pictures have a height and a width");
     }
-    if (std::any_of(pads.begin(), pads.end(), [](int64_t pad) { return pad < 0; })) node.invalid("a pad is negative", "0 or more");
+    if (std::any_of(pads.begin(), pads.end(), [](int64_t pad) { return pad < 0; }))
+      node.invalid("a pad is negative", "0 or more");
   }
 
   bool symmetric() const { return pads[0] == pads[2] && pads[1] == pads[3]; }
@@ -190,11 +195,14 @@ Operator conv(Binding& node) {
   const at::Tensor weight = node.tensor(1, Role::parameter);
   const at::Tensor bias = node.given(2) ? node.tensor(2, Role::parameter) : at::Tensor();
   const int64_t group = node.integer("group", 1);
-  if (weight.dim() != 4) node.unsupported("a weight of " + std::to_string(weight.dim()) + " dimensions", "[outputs, inputs, height, width]");
+  if (weight.dim() != 4)
+    node.unsupported("a weight of " + std::to_string(weight.dim()) + " dimensions", "[outputs, inputs, height, width]");
   const Numbers kernel = node.integers("kernel_shape", {weight.size(2), weight.size(3)});
-  if (kernel != Numbers{weight.size(2), weight.size(3)}) node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
+  if (kernel != Numbers{weight.size(2), weight.size(3)})
+    node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
   return [=](Inputs in, bool) {
-    if (window.symmetric()) return at::conv2d(in[0], weight, bias, window.strides, window.both(), window.dilations, group);
+    if (window.symmetric())
+      return at::conv2d(in[0], weight, bias, window.strides, window.both(), window.dilations, group);
     return at::conv2d(window.padded(in[0], 0), weight, bias, window.strides, Numbers{0, 0}, window.dilations, group);
   };
 }
@@ -204,9 +212,10 @@ BatchNorm norm_of(Binding& node) {
   node.only("training_mode", 0);
   node.only("spatial", 1);
   node.number("momentum", 0.9);  // of the exporter's training; ours is torch's, as executor.h says
-  // The batch norm that ends a backbone makes the embedding; its gamma stays as it is, as the reference has it (partial_fc.md §4).
-  return {node.tensor(1, node.ends_graph ? Role::fixed : Role::parameter), node.tensor(2, Role::parameter), node.tensor(3, Role::buffer),
-          node.tensor(4, Role::buffer), node.number("epsilon", 1e-5)};
+  // The batch norm that ends a backbone makes the embedding; its gamma stays as it is, as the reference has it
+  // (partial_fc.md §4).
+  return {node.tensor(1, node.ends_graph ? Role::fixed : Role::parameter), node.tensor(2, Role::parameter),
+          node.tensor(3, Role::buffer), node.tensor(4, Role::buffer), node.number("epsilon", 1e-5)};
 }
 
 Operator batch_normalization(Binding& node) {
@@ -217,7 +226,8 @@ Operator batch_normalization(Binding& node) {
 at::Tensor slope_of(Binding& node) {
   node.arity(2, 2);
   const at::Tensor slope = node.tensor(1, Role::parameter);
-  if (slope.dim() == 0 || slope.numel() != slope.size(0)) node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
+  if (slope.dim() == 0 || slope.numel() != slope.size(0))
+    node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
   return slope;
 }
 
@@ -261,7 +271,8 @@ Operator arithmetic(Binding& node, Arithmetic function) {
   return [=](Inputs in, bool) { return function(left.defined() ? left : in[0], right.defined() ? right : in[1]); };
 }
 
-// The batch dimension of every value is its first and is never mixed with others, whatever batch the exporter had in mind.
+// The batch dimension of every value is its first and is never mixed with others, whatever batch the exporter had in
+// mind.
 Operator reshape(Binding& node) {
   node.arity(2, 2);
   node.only("allowzero", 0);
@@ -319,7 +330,8 @@ Operator identity(Binding& node) {
   return [](Inputs in, bool) { return in[0]; };
 }
 
-// The reference trains without dropout too (probability 0, partial_fc.md §4), and at evaluation it is the identity anyway.
+// The reference trains without dropout too (probability 0, partial_fc.md §4), and at evaluation it is the identity
+// anyway.
 Operator dropout(Binding& node) {
   node.arity(1, 3);
   node.number("ratio", 0.5);
@@ -340,8 +352,8 @@ Operator max_pool(Binding& node) {
   const Numbers kernel = node.required("kernel_shape");
   return [=](Inputs in, bool) {
     if (window.symmetric()) return at::max_pool2d(in[0], kernel, window.strides, window.both(), window.dilations);
-    return at::max_pool2d(window.padded(in[0], -std::numeric_limits<double>::infinity()), kernel, window.strides, Numbers{0, 0},
-                          window.dilations);
+    return at::max_pool2d(window.padded(in[0], -std::numeric_limits<double>::infinity()), kernel, window.strides,
+                          Numbers{0, 0}, window.dilations);
   };
 }
 
@@ -401,7 +413,8 @@ Operator squeeze(Binding& node) {
   const Numbers axes = axes_of(node);
   return [=](Inputs in, bool) {
     const Numbers which = absolute(axes, in[0].dim());
-    for (const int64_t axis : which) TORCH_CHECK(in[0].size(axis) == 1, "axis ", axis, " has ", in[0].size(axis), " entries, not 1");
+    for (const int64_t axis : which)
+      TORCH_CHECK(in[0].size(axis) == 1, "axis ", axis, " has ", in[0].size(axis), " entries, not 1");
     return in[0].squeeze(which);
   };
 }
@@ -419,13 +432,19 @@ using Binder = std::function<Operator(Binding&)>;
 
 const std::map<std::string, Binder>& binders() {
   static const std::map<std::string, Binder> table = {
-      {"Add", [](Binding& node) { return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::add(a, b); }); }},
+      {"Add",
+       [](Binding& node) {
+         return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::add(a, b); });
+       }},
       {"AveragePool", average_pool},
       {"BatchNormalization", batch_normalization},
       {"Clip", clip},
       {"Concat", concat},
       {"Conv", conv},
-      {"Div", [](Binding& node) { return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::div(a, b); }); }},
+      {"Div",
+       [](Binding& node) {
+         return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::div(a, b); });
+       }},
       {"Dropout", dropout},
       {"Flatten", flatten},
       {"Gemm", gemm},
@@ -434,13 +453,19 @@ const std::map<std::string, Binder>& binders() {
       {"LeakyRelu", leaky_relu},
       {"MatMul", matmul},
       {"MaxPool", max_pool},
-      {"Mul", [](Binding& node) { return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::mul(a, b); }); }},
+      {"Mul",
+       [](Binding& node) {
+         return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::mul(a, b); });
+       }},
       {"PRelu", prelu},
       {"Relu", [](Binding& node) { return unary(node, at::relu); }},
       {"Reshape", reshape},
       {"Sigmoid", [](Binding& node) { return unary(node, at::sigmoid); }},
       {"Squeeze", squeeze},
-      {"Sub", [](Binding& node) { return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::sub(a, b); }); }},
+      {"Sub",
+       [](Binding& node) {
+         return arithmetic(node, [](const at::Tensor& a, const at::Tensor& b) { return at::sub(a, b); });
+       }},
       {"Tanh", [](Binding& node) { return unary(node, at::tanh); }},
       {"Transpose", transpose},
       {"Unsqueeze", unsqueeze},

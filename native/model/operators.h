@@ -1,7 +1,8 @@
 // The ONNX operators that a backbone may be made of, each as a function from ATen tensors to one ATen tensor.
 //
-// Binding happens once, when a graph is loaded: attributes are read, learned weights become tensors, and what is left is a closure
-// that a step of the plan calls. Values are NCHW to the graph and channels-last in memory. Knows no plan: see executor.cc.
+// Binding happens once, when a graph is loaded: attributes are read, learned weights become tensors, and what is left
+// is a closure that a step of the plan calls. Values are NCHW to the graph and channels-last in memory. Knows no plan:
+// see executor.cc.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -20,18 +21,20 @@
 
 namespace facetrain {
 
-// What a float initializer is to training. `fixed` ones are used but not learned: operands of arithmetic, the frozen gamma.
+// What a float initializer is to training. `fixed` ones are used but not learned: operands of arithmetic, the frozen
+// gamma.
 enum class Role { parameter, buffer, fixed };
 
-// The graph's constants as tensors on the device, made when a node asks for them. Asked for twice it gives the same tensor, so a
-// weight that two nodes share is learned once.
+// The graph's constants as tensors on the device, made when a node asks for them. Asked for twice it gives the same
+// tensor, so a weight that two nodes share is learned once.
 class Constants {
  public:
   Constants(const Graph& graph, at::Device device) : graph_(graph), device_(device) {}
 
   // Null when `name` is no initializer.
   const Constant* find(const std::string& name) const;
-  // Throws Error(InvalidModel) when its numbers are not finite, not of its shape, or when another node uses it in another role.
+  // Throws Error(InvalidModel) when its numbers are not finite, not of its shape, or when another node uses it in
+  // another role.
   at::Tensor tensor(const std::string& name, Role role);
 
   // In the order in which nodes asked.

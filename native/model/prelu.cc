@@ -11,8 +11,9 @@ namespace facetrain {
 namespace {
 
 // Adds to the slope's gradient.
-FT_VECTORIZED void backward_rows(const float* x, const float* gradient, const float* slope, int64_t rows, int64_t channels, float* x_gradient,
-                                 float* slope_gradient) {
+FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient,
+                                 const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
+                                 float* FT_RESTRICT x_gradient, float* FT_RESTRICT slope_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const float scaled = gradient[c] * slope[c], product = gradient[c] * x[c];
@@ -29,7 +30,8 @@ class PRelu : public torch::autograd::Function<PRelu> {
     return at::prelu(x, slope);
   }
 
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &slope = saved[1];
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
@@ -38,8 +40,8 @@ class PRelu : public torch::autograd::Function<PRelu> {
     rows.for_each_chunk([&, x_from = x.const_data_ptr<float>(), gradient_from = gradient.const_data_ptr<float>(),
                          x_to = x_gradient.mutable_data_ptr<float>(),
                          sums_to = sums.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
-      backward_rows(x_from + offset, gradient_from + offset, slope.const_data_ptr<float>(), count, rows.channels, x_to + offset,
-                    sums_to + chunk * rows.channels);
+      backward_rows(x_from + offset, gradient_from + offset, slope.const_data_ptr<float>(), count, rows.channels,
+                    x_to + offset, sums_to + chunk * rows.channels);
     });
     return {x_gradient, sums.sum(0)};
   }

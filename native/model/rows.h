@@ -1,4 +1,5 @@
-// Activations as rows of C values, one a pixel, for kernels that go over memory once: the channels-last layout on a CPU.
+// Activations as rows of C values, one a pixel, for kernels that go over memory once: the channels-last layout on a
+// CPU.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,6 +14,9 @@
 #define FT_VECTORIZED
 #endif
 
+// No two of a kernel's arrays overlap; where there are many, a compiler that has to check does not vectorise.
+#define FT_RESTRICT __restrict__
+
 namespace facetrain {
 
 inline bool is_rows(const at::Tensor& x) {
@@ -20,11 +24,13 @@ inline bool is_rows(const at::Tensor& x) {
          (x.dim() == 4 ? x.is_contiguous(at::MemoryFormat::ChannelsLast) : x.dim() == 2 && x.is_contiguous());
 }
 
-// Sums are made over chunks of a fixed number of rows and then over the chunks, so that they do not depend on the number of threads.
+// Sums are made over chunks of a fixed number of rows and then over the chunks, so that they do not depend on the
+// number of threads.
 struct Rows {
   static constexpr int64_t kChunk = 256;
 
-  explicit Rows(const at::Tensor& x) : channels(x.size(1)), count(x.numel() / x.size(1)), chunks((count + kChunk - 1) / kChunk) {}
+  explicit Rows(const at::Tensor& x)
+      : channels(x.size(1)), count(x.numel() / x.size(1)), chunks((count + kChunk - 1) / kChunk) {}
 
   // function(chunk, offset of its first value, its rows), on libtorch's threads.
   template <class Function>

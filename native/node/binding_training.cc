@@ -1,5 +1,5 @@
-// The FP32 model and the training session, each on a worker thread of its own. What a command needs is copied out of JavaScript's
-// values before it is posted; what it gives back becomes values again on JavaScript's thread.
+// The FP32 model and the training session, each on a worker thread of its own. What a command needs is copied out of
+// JavaScript's values before it is posted; what it gives back becomes values again on JavaScript's thread.
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
@@ -13,11 +13,13 @@
 namespace facetrain {
 namespace {
 
-// What an object of JavaScript's and its worker share. `state` is touched on the worker's thread alone, its end included.
+// What an object of JavaScript's and its worker share. `state` is touched on the worker's thread alone, its end
+// included.
 template <class State>
 class Owner {
  public:
-  Owner(Napi::Env env, const char* thread) : worker_(Worker::start(env, thread, [state = state_] { state->reset(); })) {}
+  Owner(Napi::Env env, const char* thread)
+      : worker_(Worker::start(env, thread, [state = state_] { state->reset(); })) {}
   ~Owner() { worker_->dispose(); }
 
   // Posts the function that makes the state; `reply` says of the new state what the promise resolves to.
@@ -46,9 +48,10 @@ Worker::Reply floats_reply(std::vector<float> values) {
   return [shared](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*shared)); };
 }
 
-// To be called on a worker's thread before anything else of libtorch's: its pool of threads, made later, inherits the second setting.
-// A trained network has values below 1e-38, over which a processor takes a hundred times longer: the pretrained MobileFaceNet of our
-// tests cost 69 ms of processor time a picture with them and 6 ms with zeros in their place.
+// To be called on a worker's thread before anything else of libtorch's: its pool of threads, made later, inherits the
+// second setting. A trained network has values below 1e-38, over which a processor takes a hundred times longer: the
+// pretrained MobileFaceNet of our tests cost 69 ms of processor time a picture with them and 6 ms with zeros in their
+// place.
 void prepare_thread(int threads) {
   at::set_num_threads(threads);
   at::globalContext().setFlushDenormal(true);
@@ -97,7 +100,8 @@ class Model : public Napi::ObjectWrap<Model> {
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) { return pictures.embedded(executor); });
+    return owner_.post(info.Env(),
+                       [pictures = PicturesIn(info)](Executor& executor) { return pictures.embedded(executor); });
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
@@ -120,7 +124,8 @@ std::optional<double> optional_number_of(const Napi::Object& object, const char*
   return object.Get(key).IsNumber() ? std::optional(number_of(object, key)) : std::nullopt;
 }
 
-SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous, int64_t embedding_dim) {
+SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous,
+                                    int64_t embedding_dim) {
   SessionOptions options;
   options.momentum = number_of(from, "momentum");
   options.weight_decay = number_of(from, "weightDecay");
@@ -154,7 +159,8 @@ std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
   std::vector<Session::Saved> list;
   for (const auto& [key, value] : tensors) {
     const auto tensor = Napi::Value(value).As<Napi::Object>();
-    list.push_back({key.As<Napi::String>().Utf8Value(), integers_from(tensor.Get("dims")), floats_from(tensor.Get("data"))});
+    list.push_back(
+        {key.As<Napi::String>().Utf8Value(), integers_from(tensor.Get("dims")), floats_from(tensor.Get("data"))});
   }
   return list;
 }
@@ -176,13 +182,14 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
     using S = TrainingSession;
-    exports.Set("TrainingSession",
-                DefineClass(env, "TrainingSession",
-                            {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
-                             InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
-                             InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
-                             InstanceMethod<&S::all_gather>("allGather"), InstanceMethod<&S::barrier>("barrier"),
-                             InstanceMethod<&S::close>("close")}));
+    exports.Set(
+        "TrainingSession",
+        DefineClass(env, "TrainingSession",
+                    {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"),
+                     InstanceMethod<&S::embed>("embed"), InstanceMethod<&S::save_backbone>("saveBackbone"),
+                     InstanceMethod<&S::load_backbone>("loadBackbone"), InstanceMethod<&S::save_rows>("saveRows"),
+                     InstanceMethod<&S::load_rows>("loadRows"), InstanceMethod<&S::all_gather>("allGather"),
+                     InstanceMethod<&S::barrier>("barrier"), InstanceMethod<&S::close>("close")}));
   }
 
   explicit TrainingSession(const Napi::CallbackInfo& info) : ObjectWrap(info), owner_(info.Env(), "ft-training") {}
@@ -215,24 +222,27 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes}
   Napi::Value step(const Napi::CallbackInfo& info) {
     const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value()};
-    return owner_.post(info.Env(), [step = info[0].As<Napi::Number>().Int64Value(), learning_rate = info[1].As<Napi::Number>().DoubleValue(),
-                                    votes](Session& session) -> Worker::Reply {
-      return [result = session.step(step, learning_rate, votes)](Napi::Env env) -> Napi::Value {
-        auto voted = Napi::Object::New(env);
-        voted.Set("stop", result.votes.stop);
-        voted.Set("checkpoint", result.votes.checkpoint);
-        auto object = Napi::Object::New(env);
-        object.Set("loss", result.loss);
-        object.Set("gradientNorm", result.gradient_norm);
-        object.Set("votes", voted);
-        return object;
-      };
-    });
+    return owner_.post(
+        info.Env(),
+        [step = info[0].As<Napi::Number>().Int64Value(), learning_rate = info[1].As<Napi::Number>().DoubleValue(),
+         votes](Session& session) -> Worker::Reply {
+          return [result = session.step(step, learning_rate, votes)](Napi::Env env) -> Napi::Value {
+            auto voted = Napi::Object::New(env);
+            voted.Set("stop", result.votes.stop);
+            voted.Set("checkpoint", result.votes.checkpoint);
+            auto object = Napi::Object::New(env);
+            object.Set("loss", result.loss);
+            object.Set("gradientNorm", result.gradient_norm);
+            object.Set("votes", voted);
+            return object;
+          };
+        });
   }
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Session& session) { return pictures.embedded(session.backbone()); });
+    return owner_.post(
+        info.Env(), [pictures = PicturesIn(info)](Session& session) { return pictures.embedded(session.backbone()); });
   }
 
   // saveBackbone() -> BackboneState
@@ -250,7 +260,8 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   // loadBackbone(state)
   Napi::Value load_backbone(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
-    const Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()), saved_from(from.Get("momentum").As<Napi::Object>())};
+    const Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()),
+                               saved_from(from.Get("momentum").As<Napi::Object>())};
     return owner_.post(info.Env(), [state = std::move(state)](Session& session) -> Worker::Reply {
       session.load(state);
       return {};
@@ -259,25 +270,28 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 
   // saveRows(first, count) -> {weight, momentum}; `first` counts from this rank's first row.
   Napi::Value save_rows(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [first = info[0].As<Napi::Number>().Int64Value(),
-                                    count = info[1].As<Napi::Number>().Int64Value()](Session& session) -> Worker::Reply {
-      auto rows = std::make_shared<Session::Rows>(session.save_rows(first, count));
-      return [rows](Napi::Env env) -> Napi::Value {
-        auto object = Napi::Object::New(env);
-        object.Set("weight", to_float32_array(env, std::move(rows->weight)));
-        object.Set("momentum", to_float32_array(env, std::move(rows->momentum)));
-        return object;
-      };
-    });
+    return owner_.post(info.Env(),
+                       [first = info[0].As<Napi::Number>().Int64Value(),
+                        count = info[1].As<Napi::Number>().Int64Value()](Session& session) -> Worker::Reply {
+                         auto rows = std::make_shared<Session::Rows>(session.save_rows(first, count));
+                         return [rows](Napi::Env env) -> Napi::Value {
+                           auto object = Napi::Object::New(env);
+                           object.Set("weight", to_float32_array(env, std::move(rows->weight)));
+                           object.Set("momentum", to_float32_array(env, std::move(rows->momentum)));
+                           return object;
+                         };
+                       });
   }
 
   // loadRows(first, weight, momentum)
   Napi::Value load_rows(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [first = info[0].As<Napi::Number>().Int64Value(),
-                                    rows = Session::Rows{floats_from(info[1]), floats_from(info[2])}](Session& session) -> Worker::Reply {
-      session.load_rows(first, rows);
-      return {};
-    });
+    return owner_.post(
+        info.Env(),
+        [first = info[0].As<Napi::Number>().Int64Value(),
+         rows = Session::Rows{floats_from(info[1]), floats_from(info[2])}](Session& session) -> Worker::Reply {
+          session.load_rows(first, rows);
+          return {};
+        });
   }
 
   // allGather(values) -> Float32Array[]
@@ -286,7 +300,8 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
       auto gathered = std::make_shared<std::vector<std::vector<float>>>(session.all_gather(values));
       return [gathered](Napi::Env env) -> Napi::Value {
         auto list = Napi::Array::New(env, gathered->size());
-        for (uint32_t rank = 0; rank < gathered->size(); ++rank) list.Set(rank, to_float32_array(env, std::move((*gathered)[rank])));
+        for (uint32_t rank = 0; rank < gathered->size(); ++rank)
+          list.Set(rank, to_float32_array(env, std::move((*gathered)[rank])));
         return list;
       };
     });

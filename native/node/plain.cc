@@ -61,8 +61,9 @@ Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values) {
   if (values.empty()) return Napi::Float32Array::New(env, 0);
   auto owner = std::make_unique<std::vector<float>>(std::move(values));
   const size_t count = owner->size();
-  const auto buffer = Napi::ArrayBuffer::New(env, owner->data(), count * sizeof(float),
-                                             [](Napi::Env, void*, std::vector<float>* owned) { delete owned; }, owner.get());
+  const auto buffer = Napi::ArrayBuffer::New(
+      env, owner->data(), count * sizeof(float), [](Napi::Env, void*, std::vector<float>* owned) { delete owned; },
+      owner.get());
   owner.release();
   return Napi::Float32Array::New(env, count, buffer, 0);
 }
@@ -70,7 +71,8 @@ Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values) {
 Graph graph_from(const Napi::Object& object) {
   Graph graph;
   const auto input = object.Get("input").As<Napi::Object>(), output = object.Get("output").As<Napi::Object>();
-  graph.input = {text_of(input, "name"), integer_of(input, "channels"), integer_of(input, "height"), integer_of(input, "width")};
+  graph.input = {text_of(input, "name"), integer_of(input, "channels"), integer_of(input, "height"),
+                 integer_of(input, "width")};
   graph.output = {text_of(output, "name"), integer_of(output, "dim")};
   const auto nodes = object.Get("nodes").As<Napi::Array>();
   for (uint32_t i = 0; i < nodes.Length(); ++i) {

@@ -1,4 +1,5 @@
-// Between JavaScript's values and plain C++ ones; JavaScript's thread only. The TypeScript side has validated what comes in.
+// Between JavaScript's values and plain C++ ones; JavaScript's thread only. The TypeScript side has validated what
+// comes in.
 #pragma once
 
 #include <napi.h>
@@ -11,9 +12,15 @@
 
 namespace facetrain {
 
-inline double number_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().DoubleValue(); }
-inline int64_t integer_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::Number>().Int64Value(); }
-inline std::string text_of(const Napi::Object& object, const char* key) { return object.Get(key).As<Napi::String>().Utf8Value(); }
+inline double number_of(const Napi::Object& object, const char* key) {
+  return object.Get(key).As<Napi::Number>().DoubleValue();
+}
+inline int64_t integer_of(const Napi::Object& object, const char* key) {
+  return object.Get(key).As<Napi::Number>().Int64Value();
+}
+inline std::string text_of(const Napi::Object& object, const char* key) {
+  return object.Get(key).As<Napi::String>().Utf8Value();
+}
 inline bool flag_of(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
 
 std::vector<float> floats_from(const Napi::Value& float32_array);

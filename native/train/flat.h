@@ -1,4 +1,5 @@
-// Tensors laid end to end in one buffer, so that what is done to all of them (a collective, a norm, the optimizer) is done once.
+// Tensors laid end to end in one buffer, so that what is done to all of them (a collective, a norm, the optimizer) is
+// done once.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -8,8 +9,8 @@
 
 namespace facetrain {
 
-// Where each of some float32 tensors lies. Every one starts on a cache line, as those that libtorch allocates do; the gaps hold zeros
-// and stay zeros under everything that maps 0 to 0.
+// Where each of some float32 tensors lies. Every one starts on a cache line, as those that libtorch allocates do; the
+// gaps hold zeros and stay zeros under everything that maps 0 to 0.
 class FlatLayout {
  public:
   void add(const at::Tensor& tensor) {

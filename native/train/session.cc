@@ -36,7 +36,9 @@ std::vector<float> values_of(const at::Tensor& tensor) {
   return {data, data + values.numel()};
 }
 
-Session::Saved saved(const Executor::Named& named) { return {named.name, named.tensor.sizes().vec(), values_of(named.tensor)}; }
+Session::Saved saved(const Executor::Named& named) {
+  return {named.name, named.tensor.sizes().vec(), values_of(named.tensor)};
+}
 
 void restore(const std::vector<Executor::Named>& tensors, const std::vector<Session::Saved>& from) {
   std::map<std::string, at::Tensor> by_name;
@@ -53,7 +55,8 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options) {
   try {
     return make_gloo_comm(options);
   } catch (const CommError& error) {
-    throw Error("RendezvousTimeout", "MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" + std::to_string(options.master_port),
+    throw Error("RendezvousTimeout",
+                "MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" + std::to_string(options.master_port),
                 error.what(), "an address at which rank 0 listens, and all ranks started within the time limit");
   }
 }
@@ -118,8 +121,8 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
   stop_if_cancelled();
   // Already the gradient of the mean over the global batch: the ranks' shares add up, nothing is averaged.
-  const auto [loss, gradient] =
-      with_peers(*comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
+  const auto [loss, gradient] = with_peers(
+      *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
   gradients_.zero_();
   embeddings.backward(gradient);
   stop_if_cancelled();
@@ -129,8 +132,8 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   const double norm = clip();
   if (!finite || !std::isfinite(norm)) {
     throw Error("NotANumber", "step " + std::to_string(step),
-                "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " + std::to_string(norm) +
-                    (finite ? "" : ", and a gradient of the class centres is not finite"),
+                "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " +
+                    std::to_string(norm) + (finite ? "" : ", and a gradient of the class centres is not finite"),
                 "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
   }
   apply_sgd(learning_rate);
@@ -149,8 +152,8 @@ Batch Session::next_batch(int64_t step) {
   return loader_->next();
 }
 
-// The step's one collective for the backbone. Running statistics become their mean over the ranks, so a checkpoint of rank 0 is one of
-// every rank; flags become true where any rank has them so.
+// The step's one collective for the backbone. Running statistics become their mean over the ranks, so a checkpoint of
+// rank 0 is one of every rank; flags become true where any rank has them so.
 void Session::share(Votes& votes, bool& finite) {
   flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, finite ? 0.f : 1.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
@@ -169,8 +172,8 @@ double Session::clip() {
   return norm;
 }
 
-// As torch.optim.SGD, weight decay on every parameter as the reference has it. Momentum starts at 0, which makes the first step's
-// momentum its gradient, as torch has it too.
+// As torch.optim.SGD, weight decay on every parameter as the reference has it. Momentum starts at 0, which makes the
+// first step's momentum its gradient, as torch has it too.
 void Session::apply_sgd(double learning_rate) {
   gradients_.add_(weights_, options_.weight_decay);
   momentum_.mul_(options_.momentum).add_(gradients_);
@@ -183,7 +186,8 @@ void Session::stop_if_cancelled() const {
 
 std::vector<Executor::Named> Session::tensors() const {
   std::vector<Executor::Named> all = backbone_->parameters();
-  for (const auto* more : {&backbone_->buffers(), &backbone_->fixed()}) all.insert(all.end(), more->begin(), more->end());
+  for (const auto* more : {&backbone_->buffers(), &backbone_->fixed()})
+    all.insert(all.end(), more->begin(), more->end());
   return all;
 }
 
@@ -246,14 +250,16 @@ void Session::barrier() {
   with_peers(*comm_, [&] { comm_->barrier(); });
 }
 
-std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory, const RendezvousOptions& rendezvous,
-                                      const SessionOptions& options, const std::atomic<bool>& cancelled) {
+std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
+                                      const RendezvousOptions& rendezvous, const SessionOptions& options,
+                                      const std::atomic<bool>& cancelled) {
   auto dataset = open_dataset(directory);
   if (graph.input.channels != 3 || dataset->height() != graph.input.height || dataset->width() != graph.input.width) {
     throw Error("InvalidDataset", directory + "/property",
-                "pictures of " + std::to_string(dataset->height()) + " x " + std::to_string(dataset->width()) + " with 3 channels",
-                "the model's input is " + std::to_string(graph.input.height) + " x " + std::to_string(graph.input.width) + " with " +
-                    std::to_string(graph.input.channels));
+                "pictures of " + std::to_string(dataset->height()) + " x " + std::to_string(dataset->width()) +
+                    " with 3 channels",
+                "the model's input is " + std::to_string(graph.input.height) + " x " +
+                    std::to_string(graph.input.width) + " with " + std::to_string(graph.input.channels));
   }
   auto backbone = make_executor(graph, options.pfc.device);
   return std::make_unique<Session>(std::move(backbone), connect(rendezvous), std::move(dataset), options, cancelled);

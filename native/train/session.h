@@ -1,7 +1,8 @@
-// A rank's training session: the backbone's replica, this rank's class centres, the loader, and one step of training. Knows no Node;
-// when to stop, to save and to change the learning rate is its caller's business.
+// A rank's training session: the backbone's replica, this rank's class centres, the loader, and one step of training.
+// Knows no Node; when to stop, to save and to change the learning rate is its caller's business.
 //
-// The same options, world size and number of threads give the same run bit for bit, and so does a run that goes on from saved state.
+// The same options, world size and number of threads give the same run bit for bit, and so does a run that goes on from
+// saved state.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -32,8 +33,8 @@ struct SessionOptions {
 
 class Session {
  public:
-  // Every rank's backbone becomes rank 0's. Throws Error(PeerLost) here and in every method that talks to the other ranks: the session
-  // cannot be used after that. `cancelled` is looked at within a step, which then throws Cancelled.
+  // Every rank's backbone becomes rank 0's. Throws Error(PeerLost) here and in every method that talks to the other
+  // ranks: the session cannot be used after that. `cancelled` is looked at within a step, which then throws Cancelled.
   Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm, std::shared_ptr<const Dataset> dataset,
           const SessionOptions& options, const std::atomic<bool>& cancelled);
 
@@ -45,16 +46,16 @@ class Session {
     double gradient_norm = 0;  // of the backbone, before clipping
     Votes votes;               // true when any rank voted so
   };
-  // Throws Error(NotANumber), on every rank and before any weight has moved, when loss or gradient is not finite; Error(InvalidDataset)
-  // for a damaged record or a label that is no class.
+  // Throws Error(NotANumber), on every rank and before any weight has moved, when loss or gradient is not finite;
+  // Error(InvalidDataset) for a damaged record or a label that is no class.
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
   Executor& backbone() { return *backbone_; }
   PartialFc& centres() { return centres_; }
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
 
-  // The backbone's state, values in row-major order of the tensor's dimensions: parameters, buffers and fixed ones, and the
-  // parameters' momentum.
+  // The backbone's state, values in row-major order of the tensor's dimensions: parameters, buffers and fixed ones, and
+  // the parameters' momentum.
   struct Saved {
     std::string name;
     std::vector<int64_t> dims;
@@ -98,16 +99,17 @@ class Session {
   std::unique_ptr<Loader> loader_;
   int64_t next_step_ = 0;  // of the loader
 
-  // The backbone's parameters, their momentum, and what the ranks add up in a step: gradients, running statistics, flags. The
-  // executor's tensors are views of these.
+  // The backbone's parameters, their momentum, and what the ranks add up in a step: gradients, running statistics,
+  // flags. The executor's tensors are views of these.
   FlatLayout parameter_layout_, buffer_layout_;
   at::Tensor weights_, momentum_, shared_;
   at::Tensor gradients_, statistics_, flags_;  // parts of shared_
 };
 
-// The session of `graph` on the pictures in `directory`, with the other ranks over Gloo. Throws Error(InvalidModel, UnsupportedOperator),
-// Error(InvalidDataset), and Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT.
-std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory, const RendezvousOptions& rendezvous,
-                                      const SessionOptions& options, const std::atomic<bool>& cancelled);
+// The session of `graph` on the pictures in `directory`, with the other ranks over Gloo. Throws Error(InvalidModel,
+// UnsupportedOperator), Error(InvalidDataset), and Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT.
+std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
+                                      const RendezvousOptions& rendezvous, const SessionOptions& options,
+                                      const std::atomic<bool>& cancelled);
 
 }  // namespace facetrain

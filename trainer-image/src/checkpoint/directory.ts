@@ -4,7 +4,7 @@
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CheckpointManifest, FacetrainError } from '@facetrain/api';
+import { CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
 import { storageError } from '../storage/atomic.ts';
 
 const MANIFEST = 'manifest.json';
@@ -48,12 +48,7 @@ export async function openCheckpoint(root: string, step: number): Promise<Checkp
     if (error instanceof SyntaxError) throw invalid(path, `not JSON (${error.message})`, 'a checkpoint’s manifest');
     throw storageError(path, error);
   }
-  const result = CheckpointManifest.safeParse(value);
-  if (!result.success) {
-    const issue = result.error.issues[0]!;
-    throw invalid(`${path}: ${issue.path.join('.') || 'the whole file'}`, 'not as a manifest has it', issue.message);
-  }
-  const manifest = result.data;
+  const manifest = parseDocument(CheckpointManifest, value, path, 'InvalidCheckpoint');
   if (manifest.step !== step) throw invalid(`${path}: step`, String(manifest.step), `${step}, as the folder’s name says`);
   let row = 0;
   for (const { file, firstRow, rows } of manifest.rows) {

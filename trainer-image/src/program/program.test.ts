@@ -38,7 +38,7 @@ test('a configuration is refused by the path of its field, with what was there a
   assert.deepEqual(await read(good), good);
   const cases: [unknown, RegExp][] = [
     ['{"schemaVersion": 1,', /config.json: .*JSON/],
-    [{ ...good, epoch: 3 }, /config.json: epoch: unknown field; only the fields/],
+    [{ ...good, epoch: 3 }, /config.json: epoch: unknown field; did you mean "epochs"/],
     [{ ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } }, /config.json: loss\.margin\.m2: found 9; .*1\.5/],
     [{ ...good, model: { ...good.model, backbone: 'resnet' } }, /config.json: model\.backbone: found "resnet"; .*iresnet18/],
     [{ ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } }, /config.json: model\.blocks\[2\]: found 0/],
