@@ -26,7 +26,8 @@ export function modelFile(graph: LayerGraph, scales: Scales, { source, calibrati
 
 export function scalesFile(scales: Scales): string {
   const weights = Object.fromEntries(Object.entries(scales.weights).map(([name, { scales: values }]) => [name, Array.from(values)]));
-  return json(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }));
+  // On one line: thousands of numbers, for programs.
+  return `${JSON.stringify(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }))}\n`;
 }
 
 export function reportFiles(report: QuantizeReport): Record<string, string> {

@@ -164,9 +164,10 @@ test('a signal stops the search, and leaves nothing', async () => {
   const { update } = running.progress;
   running.progress.update = (change) => {
     update(change);
-    if (change.stage === 'Searching') controller.abort('SIGTERM');
+    // Once the native call has begun.
+    if (change.stage === 'Equalizing') setImmediate(() => controller.abort('SIGTERM'));
   };
-  await assert.rejects(runQuantize(config({ search: { ...config().search, rounds: 50 } }), running), (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError');
+  await assert.rejects(runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running), (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError');
   assert.deepEqual(await readdir(join(scratch, 'out')), []);
 });
 
