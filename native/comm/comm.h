@@ -57,8 +57,8 @@ std::unique_ptr<Comm> make_solo_comm();
 // timeout.
 std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options);
 
-// c10d NCCL on the CUDA device of that index; tensors live there. `rendezvous_timeout`, `collective_timeout` and errors as
-// with Gloo. Throws CommError where has_nccl() is false (a build without CUDA) or there is no such device.
+// c10d NCCL on the CUDA device of that index; tensors live there. `rendezvous_timeout`, `collective_timeout` and errors
+// as with Gloo. Throws CommError where has_nccl() is false (a build without CUDA) or there is no such device.
 bool has_nccl();
 std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions& options, int device);
 
