@@ -1,0 +1,30 @@
+// Benchmarks: `npm run bench -- pfc` or `-- int7`; alone, all of them. Each prints a table and, last, one line of JSON, and compares with a named
+// reference in the same run, by turns, so that whatever else the machine does hits both.
+import { join } from 'node:path';
+import { buildNative } from './build.mjs';
+import { build, environment, node, root } from './lib/paths.mjs';
+import { SetupError, attached, main, run, step } from './lib/steps.mjs';
+import { setup } from './setup.mjs';
+
+const benchmarks = {
+  /** A Partial FC step beside the same mathematics in plain ATen. */
+  async pfc(args) {
+    await step('Building pfc_bench', (show) => run(['cmake', '--build', build, '--target', 'pfc_bench'], { show }));
+    return attached([join(build, 'pfc_bench'), ...args], { env: environment });
+  },
+  /** One picture through a pretrained MobileFaceNet: FP32 and INT7, ours and ONNX Runtime's. */
+  int7: (args) => attached([node, join(root, 'hack', 'bench', 'int7.ts'), ...args], { env: environment }),
+};
+
+await main(async () => {
+  const [name, ...args] = process.argv.slice(2);
+  if (name !== undefined && !Object.hasOwn(benchmarks, name)) throw new SetupError(`${name}: no such benchmark; there are ${Object.keys(benchmarks).join(', ')}`);
+  await setup();
+  await buildNative();
+  for (const [each, benchmark] of Object.entries(benchmarks)) {
+    if (name !== undefined && each !== name) continue;
+    const code = await benchmark(args);
+    if (code !== 0) return code;
+  }
+  return 0;
+});
