@@ -4,10 +4,10 @@
 // - Depthwise: the channels of a pixel side by side in one vector. Eight products of 63 * 63 fit 16 bits, so taps are
 //   summed eight at a time in int16 and widened then (EasyQuant, section "INT7").
 // - All else: a product of matrices without ever copying patches together: for each pixel the kernel follows a list of
-//   pointers to its taps (XNNPACK's indirection). Weights are stored as unsigned w + 64, in panels of 16 output channels
-//   by four input channels; so four bytes of activations, broadcast, meet 16 channels at once in vpdpbusd (AVX512-VNNI)
-//   or in vpmaddubsw (AVX2), whose 16-bit pairs cannot saturate: 2 * 127 * 63 < 2^15. What the 64 adds, 64 * the sum of
-//   the pixel's activations, is taken off again.
+//   pointers to its taps (XNNPACK's indirection). Weights are stored as unsigned w + 64, in panels of 16 output
+//   channels by four input channels; so four bytes of activations, broadcast, meet 16 channels at once in vpdpbusd
+//   (AVX512-VNNI) or in vpmaddubsw (AVX2), whose 16-bit pairs cannot saturate: 2 * 127 * 63 < 2^15. What the 64 adds,
+//   64 * the sum of the pixel's activations, is taken off again.
 //
 // Memory behind `x` must be readable for 3 bytes past its end: the last four of a pixel's channels are read together,
 // and weights of zero meet what is too much.

@@ -18,8 +18,8 @@ inline int32_t load4(const int8_t* p) {
 
 template <int Pixels>
 __attribute__((target("avx512f,avx512vnni"))) void tile_avx512vnni(const int8_t* const* taps, int tap_count,
-                                                                  int64_t offset, int channels, const uint8_t* weights,
-                                                                  int32_t (*y)[kPanel]) {
+                                                                   int64_t offset, int channels, const uint8_t* weights,
+                                                                   int32_t (*y)[kPanel]) {
   __m512i sums[Pixels];
   for (auto& sum : sums) sum = _mm512_setzero_si512();
   for (int tap = 0; tap < tap_count; ++tap) {

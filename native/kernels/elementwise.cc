@@ -8,7 +8,8 @@
 namespace facetrain {
 namespace {
 
-// Below 2^22 the sum's last bit is one, so adding this rounds half to even, in every instruction set and without a call.
+// Below 2^22 the sum's last bit is one, so adding this rounds half to even, in every instruction set and without a
+// call.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 
 // Saturating before rounding is the same, for the limit is an integer. NaN does not get here: scales are positive and

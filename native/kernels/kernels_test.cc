@@ -1,5 +1,5 @@
-// Every fast kernel equals the reference bit for bit, on every instruction set of this machine; and the reference equals
-// numbers worked out by hand.
+// Every fast kernel equals the reference bit for bit, on every instruction set of this machine; and the reference
+// equals numbers worked out by hand.
 #include <cmath>
 #include <random>
 #include <stdexcept>
@@ -111,7 +111,8 @@ void test_conv_by_hand() {
   const int32_t bias[] = {10};
   int32_t y[4];
   reference::conv(shape, x, w, bias, y);
-  CHECK(std::vector<int32_t>(y, y + 4) == (std::vector<int32_t>{10 + 2 - 2, 10 + 4 - 3, 10 + 1 + 8 - 5, 10 + 2 + 10 - 6}));
+  CHECK(std::vector<int32_t>(y, y + 4) ==
+        (std::vector<int32_t>{10 + 2 - 2, 10 + 4 - 3, 10 + 1 + 8 - 5, 10 + 2 + 10 - 6}));
 }
 
 void test_rounding_and_saturation() {
@@ -126,7 +127,8 @@ void test_rounding_and_saturation() {
   CHECK(fast == expected63);
   const std::vector<float> reals{0.25f, 0.75f, -0.25f, 63.4f, 63.6f, -64.1f, 1e30f, -1e30f, 31.75f};
   const std::vector<int8_t> expected127{0, 2, 0, 127, 127, -127, 127, -127, 64};
-  for (size_t i = 0; i < reals.size(); ++i) CHECK_EQ(int{reference::quantize(reals[i], 0.5f, 127)}, int{expected127[i]});
+  for (size_t i = 0; i < reals.size(); ++i)
+    CHECK_EQ(int{reference::quantize(reals[i], 0.5f, 127)}, int{expected127[i]});
 }
 
 void test_elementwise_equals_reference() {

@@ -111,7 +111,8 @@ NamedScales scales_from(const Napi::Object& object) {
 }
 
 Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& scales) {
-  const Napi::Object tensors = Napi::Object::New(env), weights = Napi::Object::New(env), biases = Napi::Object::New(env);
+  const Napi::Object tensors = Napi::Object::New(env), weights = Napi::Object::New(env),
+                     biases = Napi::Object::New(env);
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (!graph.quantised(t)) continue;
     Napi::Object tensor = Napi::Object::New(env);
@@ -202,12 +203,12 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
       const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width};
       ThreadPool pool(threads);
       auto found = std::make_shared<Found>(Found{std::move(graph).graph(), {}});
-      found->result = search_scales(found->graph, pictures, options, pool,
-                                    {cancelled, [&](SearchStage stage, int done, int total) {
-                                       progress->stage = stage;
-                                       progress->done = done;
-                                       progress->total = total;
-                                     }});
+      found->result =
+          search_scales(found->graph, pictures, options, pool, {cancelled, [&](SearchStage stage, int done, int total) {
+                                                                  progress->stage = stage;
+                                                                  progress->done = done;
+                                                                  progress->total = total;
+                                                                }});
       return [found](Napi::Env env) -> Napi::Value {
         const auto& [graph, result] = *found;
         Napi::Array numbers = Napi::Array::New(env), layers = Napi::Array::New(env);
@@ -261,19 +262,19 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
   Napi::Value open(const Napi::CallbackInfo& info) {
     const bool real = info[1].IsNull();
     NamedScales named = real ? NamedScales() : scales_from(info[1].As<Napi::Object>());
-    return worker_->post(info.Env(), [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real,
-                                      named = std::move(named),
-                                      threads = info[2].As<Napi::Number>().Int32Value()]() mutable {
-      state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
-      state->pool = std::make_unique<ThreadPool>(threads);
-      if (real) {
-        state->model = make_real_model(state->graph, threads);
-      } else {
-        state->scales = resolve_scales(*state->graph, named);
-        state->model = make_int7_model(state->graph, state->scales, threads);
-      }
-      return Worker::Reply();
-    });
+    return worker_->post(info.Env(),
+                         [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real, named = std::move(named),
+                          threads = info[2].As<Napi::Number>().Int32Value()]() mutable {
+                           state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
+                           state->pool = std::make_unique<ThreadPool>(threads);
+                           if (real) {
+                             state->model = make_real_model(state->graph, threads);
+                           } else {
+                             state->scales = resolve_scales(*state->graph, named);
+                             state->model = make_int7_model(state->graph, state->scales, threads);
+                           }
+                           return Worker::Reply();
+                         });
   }
 
   // embed(pixels, height, width, channels, flip) -> Float32Array [count, dim]
@@ -281,29 +282,33 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
     auto pixels = vector_from<Napi::Uint8Array>(info[0]);
     const int height = info[1].As<Napi::Number>().Int32Value(), width = info[2].As<Napi::Number>().Int32Value();
     const bool flip = info[4].ToBoolean().Value();
-    return worker_->post(info.Env(), [state = state_, pixels = std::move(pixels), height, width, flip,
-                                      &cancelled = worker_->cancelled()]() -> Worker::Reply {
-      PictureView pictures{pixels.data(), 0, height, width};
-      pictures.count = static_cast<int64_t>(pixels.size()) / pictures.size();
-      auto embeddings = std::make_shared<std::vector<float>>(pictures.count * state->model->dim());
-      embed_pictures(*state->model, *state->pool, pictures, flip, embeddings->data(), cancelled);
-      return [embeddings](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*embeddings)); };
-    });
+    return worker_->post(info.Env(),
+                         [state = state_, pixels = std::move(pixels), height, width, flip,
+                          &cancelled = worker_->cancelled()]() -> Worker::Reply {
+                           PictureView pictures{pixels.data(), 0, height, width};
+                           pictures.count = static_cast<int64_t>(pixels.size()) / pictures.size();
+                           auto embeddings = std::make_shared<std::vector<float>>(pictures.count * state->model->dim());
+                           embed_pictures(*state->model, *state->pool, pictures, flip, embeddings->data(), cancelled);
+                           return [embeddings](Napi::Env env) -> Napi::Value {
+                             return to_float32_array(env, std::move(*embeddings));
+                           };
+                         });
   }
 
   // runLayers(pixels of one picture) -> every quantised tensor's integers by name
   Napi::Value run_layers(const Napi::CallbackInfo& info) {
-    return worker_->post(
-        info.Env(), [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {
-          auto integers = facetrain::run_layers(*state->graph, state->scales, pixels.data());
-          return [graph = state->graph, integers = std::move(integers)](Napi::Env env) -> Napi::Value {
-            Napi::Object result = Napi::Object::New(env);
-            for (size_t t = 0; t < graph->tensors.size(); ++t) {
-              if (graph->quantised(t)) result.Set(graph->tensors[t].name, array_to<Napi::Int8Array>(env, integers[t]));
-            }
-            return result;
-          };
-        });
+    return worker_->post(info.Env(),
+                         [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {
+                           auto integers = facetrain::run_layers(*state->graph, state->scales, pixels.data());
+                           return [graph = state->graph, integers = std::move(integers)](Napi::Env env) -> Napi::Value {
+                             Napi::Object result = Napi::Object::New(env);
+                             for (size_t t = 0; t < graph->tensors.size(); ++t) {
+                               if (graph->quantised(t))
+                                 result.Set(graph->tensors[t].name, array_to<Napi::Int8Array>(env, integers[t]));
+                             }
+                             return result;
+                           };
+                         });
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) { return worker_->close(info.Env()); }

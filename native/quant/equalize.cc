@@ -10,7 +10,9 @@
 namespace facetrain {
 namespace {
 
-constexpr double kQuantile = 0.999;
+// How the balance between activations and weights is struck: at 1 all channels of a tensor would get one range and the
+// weights that read them all the differences. Activations have one scale for all channels, weights one for each output.
+constexpr float kActivationShare = 0.85f;
 // A channel is not enlarged by more than this relative to its tensor's largest: one that is silent on the calibration
 // pictures may speak on others.
 constexpr float kLeastShare = 1e-3f;
@@ -35,20 +37,13 @@ class Groups {
   std::vector<int> parent_;
 };
 
-// What kQuantile of |x| of each channel stay below, over all pictures.
-std::vector<float> channel_magnitudes(const Walk& walk, const Tensor& tensor, int index, ThreadPool& pool) {
+// Largest |x| of each channel, over all pictures.
+std::vector<float> channel_maxima(const Walk& walk, const Tensor& tensor, int index) {
   std::vector<float> result(tensor.channels);
-  pool.parallel_for(tensor.channels, [&](int64_t c, int) {
-    std::vector<float> magnitudes;
-    magnitudes.reserve(walk.pictures() * tensor.area());
-    for (int64_t n = 0; n < walk.pictures(); ++n) {
-      const float* x = walk.real(index, n) + c;
-      for (int i = 0; i < tensor.area(); ++i) magnitudes.push_back(std::abs(x[int64_t{i} * tensor.channels]));
-    }
-    const auto at = magnitudes.begin() + static_cast<int64_t>(kQuantile * static_cast<double>(magnitudes.size() - 1));
-    std::nth_element(magnitudes.begin(), at, magnitudes.end());
-    result[c] = *at;
-  });
+  const float* x = walk.real(index, 0);
+  for (int64_t p = 0; p < walk.pictures() * tensor.area(); ++p, x += tensor.channels) {
+    for (int c = 0; c < tensor.channels; ++c) result[c] = std::max(result[c], std::abs(x[c]));
+  }
   return result;
 }
 
@@ -57,7 +52,6 @@ struct Channels {
   std::vector<float> weight;      // w_c, 0 where only depthwise convolutions read
 };
 
-// Index of a convolution's input channel and of its group's, for every output channel and input of its group.
 void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector<float>& out) {
   const ConvShape& s = layer.shape;
   for (int o = 0; o < s.out_channels; ++o) {
@@ -87,7 +81,7 @@ std::vector<float> divisors(const Channels& channels) {
   if (!(largest > 0)) return result;
   for (size_t c = 0; c < result.size(); ++c) {
     const float a = std::max(activation[c], largest * kLeastShare);
-    result[c] = weight[c] > 0 ? std::sqrt(a / weight[c]) : a;
+    result[c] = weight[c] > 0 ? std::pow(a, kActivationShare) / std::pow(weight[c], 1 - kActivationShare) : a;
   }
   return result;
 }
@@ -115,8 +109,8 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     walk.run_real(l);
     const int output = graph.layers[l].output;
     auto& activation = channels[groups.find(output)].activation;
-    const auto magnitudes = channel_magnitudes(walk, graph.tensors[output], output, pool);
-    for (size_t c = 0; c < magnitudes.size(); ++c) activation[c] = std::max(activation[c], magnitudes[c]);
+    const auto maxima = channel_maxima(walk, graph.tensors[output], output);
+    for (size_t c = 0; c < maxima.size(); ++c) activation[c] = std::max(activation[c], maxima[c]);
     walk.release(l);
     on_layer(l + 1);
   }

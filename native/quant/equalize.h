@@ -13,10 +13,13 @@
 
 namespace facetrain {
 
-// Rewrites the layers' weights, biases and offsets. t_c = sqrt(a_c / w_c), where a_c is what 99.9 % of the channel's
-// magnitudes on the pictures stay below, and w_c the largest |weight| that reads it; t_c = a_c where only depthwise
-// convolutions read it, whose own scales per channel take up the rest. The graph's input and output are left alone.
-// `on_layer` gets the number of layers done. Throws Error(NotANumber) and Cancelled.
+// Rewrites the layers' weights, biases and offsets. t_c = a_c^0.85 / w_c^0.15, where a_c is the largest magnitude of
+// the channel on the pictures, and w_c the largest |weight| that reads it; t_c = a_c where only depthwise convolutions
+// read it, whose own scales per channel take up the rest. The graph's input and output are left alone. On a pretrained
+// MobileFaceNet scales from the maximum then give a mean embedding cosine of 0.974, not 0.919; with 0.5 for both
+// exponents, 0.968; with what 99.9 % of a channel's magnitudes stay below as a_c, 0.954, for there are channels that
+// hardly ever speak, but then loudly.
+// `on_layer` gets the number of layers done. Throws Cancelled.
 void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const std::atomic<bool>& cancelled,
               const std::function<void(int)>& on_layer);
 

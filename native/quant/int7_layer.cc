@@ -46,8 +46,8 @@ void Int7Layer::run(const int8_t* x, const int8_t* second, int8_t* y) const {
       std::vector<float> real(int64_t{kChunk} * channels_);
       for (int p = 0; p < area_; p += kChunk) {
         const int64_t first = int64_t{p} * channels_, count = std::min(kChunk, area_ - p);
-        pointwise(x + first, channels_, count, layer_->positive.data(), layer_->negative.data(),
-                  layer_->offset.data(), input_scale_, real.data());
+        pointwise(x + first, channels_, count, layer_->positive.data(), layer_->negative.data(), layer_->offset.data(),
+                  input_scale_, real.data());
         quantize(real.data(), count * channels_, output_scale_, limit_, y + first);
       }
       break;

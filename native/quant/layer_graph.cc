@@ -18,13 +18,19 @@ void expect_size(const Layer& layer, const char* what, const std::vector<float>&
            "its input and output want " + std::to_string(size));
   }
   for (const float value : values) {
-    if (!std::isfinite(value)) refuse(layer.name, std::string(what) + " holds " + std::to_string(value), "finite numbers only");
+    if (!std::isfinite(value))
+      refuse(layer.name, std::string(what) + " holds " + std::to_string(value), "finite numbers only");
   }
 }
 
 Tensor infer_output(Layer& layer, const Tensor& input) {
-  Tensor result{.name = layer.output_name, .channels = input.channels, .height = input.height, .width = input.width,
-                .producer = -1, .readers = {}, .operand = false};
+  Tensor result{.name = layer.output_name,
+                .channels = input.channels,
+                .height = input.height,
+                .width = input.width,
+                .producer = -1,
+                .readers = {},
+                .operand = false};
   switch (layer.kind) {
     case Layer::Kind::conv: {
       ConvShape& s = layer.shape;
@@ -34,8 +40,8 @@ Tensor infer_output(Layer& layer, const Tensor& input) {
       if (layer.fully_connected) s.kernel = {input.height, input.width};
       if (s.group < 1 || s.in_channels % s.group != 0 || s.out_channels < 1 || s.out_channels % s.group != 0) {
         refuse(layer.name,
-               std::to_string(s.in_channels) + " input and " + std::to_string(s.out_channels) +
-                   " output channels in " + std::to_string(s.group) + " groups",
+               std::to_string(s.in_channels) + " input and " + std::to_string(s.out_channels) + " output channels in " +
+                   std::to_string(s.group) + " groups",
                "groups must divide both");
       }
       if (s.out_height() < 1 || s.out_width() < 1) {

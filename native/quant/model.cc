@@ -28,10 +28,8 @@ struct BufferPlan {
     for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
       const Layer& layer = graph.layers[l];
       take(layer.output);
-      for (const int tensor : {layer.input, layer.second}) {
-        if (tensor >= 0 && graph.tensors[tensor].last_reader() == l && !(tensor == layer.second && tensor == layer.input)) {
-          free.push_back(buffer[tensor]);
-        }
+      for (int t = 0; t < layer.output; ++t) {
+        if (graph.tensors[t].last_reader() == l) free.push_back(buffer[t]);
       }
     }
   }
@@ -41,19 +39,18 @@ template <typename T>
 using Buffers = std::vector<std::vector<T>>;
 
 template <typename T>
-std::vector<Buffers<T>> make_buffers(const LayerGraph& graph, const BufferPlan& plan, int threads) {
+std::vector<Buffers<T>> make_buffers(const BufferPlan& plan, int threads) {
   std::vector<Buffers<T>> result(threads);
   for (auto& buffers : result) {
     for (const int64_t length : plan.lengths) buffers.emplace_back(length + kOverread);
   }
-  (void)graph;
   return result;
 }
 
 class RealModel final : public Model {
  public:
   RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
-      : Model(std::move(graph)), plan_(*graph_), buffers_(make_buffers<float>(*graph_, plan_, threads)) {
+      : Model(std::move(graph)), plan_(*graph_), buffers_(make_buffers<float>(plan_, threads)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
   }
 
@@ -63,7 +60,8 @@ class RealModel final : public Model {
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
       layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
-      if (layer.output == graph_->output) return to_channels_first(graph_->tensors[layer.output], at(layer.output), embedding);
+      if (layer.output == graph_->output)
+        return to_channels_first(graph_->tensors[layer.output], at(layer.output), embedding);
     }
   }
 
@@ -78,7 +76,7 @@ class Int7Model final : public Model {
   Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads)
       : Model(std::move(graph)),
         plan_(*graph_),
-        buffers_(make_buffers<int8_t>(*graph_, plan_, threads)),
+        buffers_(make_buffers<int8_t>(plan_, threads)),
         pixels_(pixel_integers(*graph_, scales)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l, scales);
   }

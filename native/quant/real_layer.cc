@@ -20,7 +20,8 @@ RealConv::RealConv(const ConvShape& shape, const std::vector<float>& weights, co
     bias_[panel * width + lane] = bias[o];
     for (int t = 0; t < shape.taps(); ++t) {
       for (int i = 0; i < shape.group_in(); ++i) {
-        panels_[((panel * shape.taps() + t) * shape.group_in() + i) * width + lane] = weights[shape.weight_index(o, i, t)];
+        panels_[((panel * shape.taps() + t) * shape.group_in() + i) * width + lane] =
+            weights[shape.weight_index(o, i, t)];
       }
     }
   }
@@ -31,8 +32,8 @@ void RealConv::run(const float* const* taps, int pixels, float* y) const {
   const int tap_count = shape_.taps();
   if (shape_.depthwise()) {
     for (int p = 0; p < pixels; ++p) {
-      real_depthwise_pixel(taps + int64_t{p} * tap_count, tap_count, shape_.in_channels, panels_.data(),
-                           bias_.data(), y + int64_t{p} * shape_.out_channels);
+      real_depthwise_pixel(taps + int64_t{p} * tap_count, tap_count, shape_.in_channels, panels_.data(), bias_.data(),
+                           y + int64_t{p} * shape_.out_channels);
     }
     return;
   }
@@ -45,7 +46,8 @@ void RealConv::run(const float* const* taps, int pixels, float* y) const {
     const float* const* tile = taps + int64_t{first} * tap_count;
     if (count < kRealPixels) {  // the last pixel again, for nobody
       for (int p = 0; p < kRealPixels; ++p) {
-        std::copy_n(tile + int64_t{std::min(p, count - 1)} * tap_count, tap_count, padded.begin() + int64_t{p} * tap_count);
+        std::copy_n(tile + int64_t{std::min(p, count - 1)} * tap_count, tap_count,
+                    padded.begin() + int64_t{p} * tap_count);
       }
       tile = padded.data();
     }
@@ -54,7 +56,7 @@ void RealConv::run(const float* const* taps, int pixels, float* y) const {
         const int64_t index = int64_t{g} * panels + panel;
         float sums[kRealPixels][kRealPanel];
         tile_function(tile, tap_count, int64_t{g} * shape_.group_in(), shape_.group_in(),
-                          panels_.data() + index * panel_size, bias_.data() + index * kRealPanel, sums);
+                      panels_.data() + index * panel_size, bias_.data() + index * kRealPanel, sums);
         const int o = g * outputs + panel * kRealPanel, n = std::min(kRealPanel, outputs - panel * kRealPanel);
         for (int p = 0; p < count; ++p) std::copy_n(sums[p], n, y + int64_t{first + p} * shape_.out_channels + o);
       }

@@ -1,5 +1,5 @@
-// The innermost loops of the FP32 convolution. Multiplications and additions are not fused, so that every machine gets the
-// same numbers, and the search the same scales.
+// The innermost loops of the FP32 convolution. Multiplications and additions are not fused, so that every machine gets
+// the same numbers, and the search the same scales.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@ namespace facetrain {
 inline constexpr int kRealPanel = 16;  // output channels
 inline constexpr int kRealPixels = 4;
 
-// y[p][o] = bias[o] + sum over tap and channel of taps[p * tap_count + tap][offset + channel] * weights[tap][channel][o].
+// y[p][o] = bias[o] + sum over tap and channel of taps[p * tap_count + tap][offset + channel] *
+// weights[tap][channel][o].
 using RealTile = void (*)(const float* const* taps, int tap_count, int64_t offset, int channels, const float* weights,
                           const float* bias, float (*y)[kRealPanel]);
 
@@ -24,8 +25,8 @@ void real_depthwise_pixel(const float* const* taps, int tap_count, int channels,
 void real_pointwise(const float* x, int channels, int64_t area, const float* positive, const float* negative,
                     const float* offset, float* y);
 
-// While it lives, this thread takes numbers below 1e-38 for zero. Trained networks are full of them (weights that decayed
-// for epochs), and x86 computes with them a hundred times slower.
+// While it lives, this thread takes numbers below 1e-38 for zero. Trained networks are full of them (weights that
+// decayed for epochs), and x86 computes with them a hundred times slower.
 class FlushDenormals {
  public:
   FlushDenormals();

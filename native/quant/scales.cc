@@ -84,7 +84,8 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
                  std::to_string(conv.weights.size()) + " weights",
              std::to_string(outputs) + ", as many, and " + std::to_string(layer.weight.size()));
     }
-    if (!std::all_of(conv.weight.begin(), conv.weight.end(), positive)) refuse(subject, "a scale of zero or less", "positive numbers");
+    if (!std::all_of(conv.weight.begin(), conv.weight.end(), positive))
+      refuse(subject, "a scale of zero or less", "positive numbers");
     for (const int8_t weight : conv.weights) {
       if (std::abs(int{weight}) > kOperandLimit) refuse(subject, "weight " + std::to_string(weight), "-63 to 63");
     }

@@ -7,17 +7,18 @@
 #include "kernels/clones.h"
 #include "kernels/elementwise.h"
 #include "quant/equalize.h"
+#include "quant/real_tile.h"
 #include "quant/walk.h"
 
 namespace facetrain {
 namespace detail {
 
-// Sums over pixels, by channel: of x * target and of x * x.
-FACETRAIN_CLONES void channel_products(const int32_t* x, const float* target, int pixels, int channels, float* dot,
-                                       float* square) {
+template <typename Integer>
+inline void add_products(const Integer* x, const float* target, int64_t pixels, int channels, float* dot,
+                         float* square) {
   std::fill_n(dot, channels, 0.0f);
   std::fill_n(square, channels, 0.0f);
-  for (int p = 0; p < pixels; ++p, x += channels, target += channels) {
+  for (int64_t p = 0; p < pixels; ++p, x += channels, target += channels) {
     for (int c = 0; c < channels; ++c) {
       const auto value = static_cast<float>(x[c]);
       dot[c] += value * target[c];
@@ -26,12 +27,32 @@ FACETRAIN_CLONES void channel_products(const int32_t* x, const float* target, in
   }
 }
 
+// Sums over pixels, by channel: of x * target and of x * x.
+FACETRAIN_CLONES void channel_products(const int32_t* x, const float* target, int64_t pixels, int channels, float* dot,
+                                       float* square) {
+  add_products(x, target, pixels, channels, dot, square);
+}
+FACETRAIN_CLONES void channel_products(const int8_t* x, const float* target, int64_t pixels, int channels, float* dot,
+                                       float* square) {
+  add_products(x, target, pixels, channels, dot, square);
+}
+FACETRAIN_CLONES void channel_products(const float* x, const float* target, int64_t pixels, int channels, float* dot,
+                                       float* square) {
+  add_products(x, target, pixels, channels, dot, square);
+}
+
+FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound) {
+  int64_t result = 0;
+  for (int64_t i = 0; i < count; ++i) result += std::abs(x[i]) > bound;
+  return result;
+}
+
 }  // namespace detail
 
 namespace {
 
 // Output pixels of a layer that a candidate is scored on, over all pictures.
-constexpr int64_t kSampledPixels = 10000;
+constexpr int64_t kSampledPixels = 3000;
 constexpr int64_t kLeastPixels = 16;  // a picture
 // Below this a channel of one picture is too short a vector (a single number has cosine 1 or -1): then a filter's
 // cosine is that of all pictures' values in one vector.
@@ -40,6 +61,27 @@ constexpr int64_t kShortVector = 32;
 double cosine(double dot, double a, double b) {
   if (a == 0 && b == 0) return 1;
   return a == 0 || b == 0 ? 0 : dot / std::sqrt(a * b);
+}
+
+// Between two tensors [pixels, channels]. Channels are summed in float32 a few pixels at a time.
+template <typename T>
+double tensor_cosine(const T* x, const float* target, int64_t pixels, int channels) {
+  constexpr int64_t kChunk = 64;
+  std::vector<float> sums(int64_t{4} * channels);
+  float *dot = sums.data(), *square = dot + channels, *target_square = square + channels,
+        *same = target_square + channels;
+  double all_dot = 0, all_square = 0, all_target = 0;
+  for (int64_t p = 0; p < pixels; p += kChunk) {
+    const int64_t count = std::min(kChunk, pixels - p);
+    detail::channel_products(x + p * channels, target + p * channels, count, channels, dot, square);
+    detail::channel_products(target + p * channels, target + p * channels, count, channels, target_square, same);
+    for (int c = 0; c < channels; ++c) {
+      all_dot += dot[c];
+      all_square += square[c];
+      all_target += target_square[c];
+    }
+  }
+  return cosine(all_dot, all_square, all_target);
 }
 
 // Pixels of picture n: evenly spread over the area, shifted from picture to picture.
@@ -211,7 +253,8 @@ void Search::scan_weights(const Walk& walk, int l) {
   const int64_t filter = shape.weights() / outputs;
   const float input_scale = scales_.tensors[layer.input];
   const std::vector<float>&start = start_.convs[l].weight, &current = scales_.convs[l].weight;
-  const Patches<int8_t> patches(shape, walk.pictures(), pool_, [&](int64_t n) { return walk.integers(layer.input, n); });
+  const Patches<int8_t> patches(shape, walk.pictures(), pool_,
+                                [&](int64_t n) { return walk.integers(layer.input, n); });
   const Targets targets(walk, graph_, l, pool_);
   const int64_t size = int64_t{patches.pixels()} * outputs;
   const bool joined = patches.pixels() < kShortVector;
@@ -275,6 +318,25 @@ void Search::scan_activation(const Walk& walk, int t, const std::function<const 
     readers.push_back({l, Patches<float>(layer.shape, walk.pictures(), pool_, unquantised),
                        Targets(walk, graph_, l, pool_), Conv(layer.shape, scales_.convs[l].weights.data())});
   }
+  std::vector<float> sampled, sampled_real;  // of the tensor itself, where no convolution reads it
+  if (readers.empty()) {
+    for (int64_t n = 0; n < walk.pictures(); ++n) {
+      for (const int pixel : sample_pixels(tensor.area(), walk.pictures(), n)) {
+        const int64_t at = int64_t{pixel} * tensor.channels;
+        sampled.insert(sampled.end(), unquantised(n) + at, unquantised(n) + at + tensor.channels);
+        sampled_real.insert(sampled_real.end(), walk.real(t, n) + at, walk.real(t, n) + at + tensor.channels);
+      }
+    }
+  }
+  // A PReLU shrinks what is negative: what counts is what it lets through.
+  const Layer* mapped = nullptr;
+  if (readers.empty() && tensor.readers.size() == 1 &&
+      graph_.layers[tensor.readers[0]].kind == Layer::Kind::pointwise) {
+    mapped = &graph_.layers[tensor.readers[0]];
+    real_pointwise(sampled_real.data(), tensor.channels, static_cast<int64_t>(sampled_real.size()) / tensor.channels,
+                   mapped->positive.data(), mapped->negative.data(), mapped->offset.data(), sampled_real.data());
+  }
+  const int64_t sample_size = static_cast<int64_t>(sampled.size()) / walk.pictures();
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(candidates);
   pool_.parallel_for(candidates, [&](int64_t k, int) {
@@ -307,28 +369,19 @@ void Search::scan_activation(const Walk& walk, int t, const std::function<const 
     }
     if (!readers.empty()) return;
     // Only added or mapped: the tensor itself is what must keep its direction.
-    std::vector<float> values;
-    std::vector<int8_t> integers;
+    std::vector<int8_t> integers(sample_size);
     for (int64_t n = 0; n < walk.pictures(); ++n) {
-      const auto sampled = sample_pixels(tensor.area(), walk.pictures(), n);
-      values.clear();
-      for (const int pixel : sampled) {
-        const float* x = unquantised(n) + int64_t{pixel} * tensor.channels;
-        values.insert(values.end(), x, x + tensor.channels);
+      quantize(sampled.data() + n * sample_size, sample_size, scale, tensor.limit(), integers.data());
+      if (mapped != nullptr) {
+        std::vector<float> real(sample_size);
+        pointwise(integers.data(), tensor.channels, sample_size / tensor.channels, mapped->positive.data(),
+                  mapped->negative.data(), mapped->offset.data(), scale, real.data());
+        scores[k] += tensor_cosine(real.data(), sampled_real.data() + n * sample_size, sample_size / tensor.channels,
+                                   tensor.channels);
+        continue;
       }
-      integers.resize(values.size());
-      quantize(values.data(), static_cast<int64_t>(values.size()), scale, tensor.limit(), integers.data());
-      double dot = 0, square = 0, target = 0;
-      for (size_t i = 0; i < sampled.size(); ++i) {
-        const float* real = walk.real(t, n) + int64_t{sampled[i]} * tensor.channels;
-        for (int c = 0; c < tensor.channels; ++c) {
-          const int integer = integers[i * tensor.channels + c];
-          dot += integer * real[c];
-          square += integer * integer;
-          target += real[c] * real[c];
-        }
-      }
-      scores[k] += cosine(dot, square, target);
+      scores[k] += tensor_cosine(integers.data(), sampled_real.data() + n * sample_size, sample_size / tensor.channels,
+                                 tensor.channels);
     }
   });
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();  // the first of equals
@@ -409,19 +462,15 @@ Search::Evaluation Search::evaluate() const {
     std::vector<double> cosines(walk.pictures());
     std::vector<int64_t> clipped(walk.pictures());
     pool_.parallel_for(walk.pictures(), [&](int64_t n, int) {
+      const Tensor& tensor = graph_.tensors[output];
       const float *real = walk.real(output, n), *values = unquantised.data() + n * size;
-      const bool quantised = graph_.quantised(output);
-      const int8_t* integers = quantised ? walk.integers(output, n) : nullptr;
-      const float bound = scales_.tensors[output] * (static_cast<float>(graph_.tensors[output].limit()) + 0.5f);
-      double dot = 0, a = 0, b = 0;
-      for (int64_t i = 0; i < size; ++i) {
-        const double value = quantised ? integers[i] : values[i];
-        dot += value * real[i];
-        a += value * value;
-        b += double{real[i]} * real[i];
-        clipped[n] += quantised && std::abs(values[i]) > bound;
+      if (!graph_.quantised(output)) {
+        cosines[n] = tensor_cosine(values, real, tensor.area(), tensor.channels);
+        return;
       }
-      cosines[n] = cosine(dot, a, b);
+      cosines[n] = tensor_cosine(walk.integers(output, n), real, tensor.area(), tensor.channels);
+      const float bound = scales_.tensors[output] * (static_cast<float>(tensor.limit()) + 0.5f);
+      clipped[n] = detail::count_beyond(values, size, bound);
     });
     for (int64_t n = 0; n < walk.pictures(); ++n) {
       result.cosine[l] += cosines[n] / static_cast<double>(walk.pictures());
@@ -467,8 +516,8 @@ SearchResult Search::run() {
   control_.on_progress(SearchStage::searching, total_, total_);
   SearchResult result{best_, {}};
   for (int l = 0; l < layers; ++l) {
-    result.layers.push_back({first.cosine[l], best_evaluation_.cosine[l],
-                             best_evaluation_.saturation[graph_.layers[l].input]});
+    result.layers.push_back(
+        {first.cosine[l], best_evaluation_.cosine[l], best_evaluation_.saturation[graph_.layers[l].input]});
   }
   return result;
 }

@@ -1,0 +1,421 @@
+// The INT7 network is the reference's arithmetic, layer by layer; the search keeps its promises.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "error.h"
+#include "kernels/reference.h"
+#include "quant/equalize.h"
+#include "quant/search.h"
+#include "test/check.h"
+
+namespace facetrain {
+namespace {
+
+const std::atomic<bool> never{false};
+
+class Builder {
+ public:
+  explicit Builder(unsigned seed) : source_(seed) {}
+
+  std::vector<float> reals(int64_t count, float low, float high) {
+    std::uniform_real_distribution<float> value(low, high);
+    std::vector<float> result(count);
+    for (auto& x : result) x = value(source_);
+    return result;
+  }
+  Layer& conv(const std::string& input, const std::string& output, int in, int out, int kernel, int stride, int group) {
+    Layer& layer = add_layer(Layer::Kind::conv, {input}, output);
+    const int pad = kernel / 2;
+    layer.shape.out_channels = out;
+    layer.shape.group = group;
+    layer.shape.kernel = {kernel, kernel};
+    layer.shape.strides = {stride, stride};
+    layer.shape.pads = {pad, pad, pad, pad};
+    const int inputs = in / group * kernel * kernel;
+    const float size = std::sqrt(3.0f / static_cast<float>(inputs));
+    layer.weight = reals(int64_t{out} * inputs, -size, size);
+    layer.bias = reals(out, -0.3f, 0.3f);
+    return layer;
+  }
+  Layer& fc(const std::string& input, const std::string& output, int in, int out) {
+    Layer& layer = conv(input, output, in, out, 1, 1, 1);
+    layer.fully_connected = true;
+    return layer;
+  }
+  Layer& pointwise(const std::string& input, const std::string& output, int channels, float offset) {
+    Layer& layer = add_layer(Layer::Kind::pointwise, {input}, output);
+    layer.positive.assign(channels, 1);
+    layer.negative = reals(channels, -0.2f, 0.5f);
+    layer.offset = reals(channels, -offset, offset);
+    return layer;
+  }
+  Layer& add_layer(Layer::Kind kind, std::vector<std::string> inputs, const std::string& output) {
+    Layer layer;
+    layer.kind = kind;
+    layer.name = "to_" + output;
+    layer.input_names = std::move(inputs);
+    layer.output_name = output;
+    layers.push_back(std::move(layer));
+    return layers.back();
+  }
+  std::vector<uint8_t> pictures(int count, int height, int width) {
+    std::uniform_int_distribution<int> value(0, 255);
+    std::vector<uint8_t> result(int64_t{count} * height * width * 3);
+    for (auto& byte : result) byte = static_cast<uint8_t>(value(source_));
+    return result;
+  }
+
+  std::vector<Layer> layers;
+
+ private:
+  std::mt19937 source_;
+};
+
+Tensor picture_tensor(int height, int width) {
+  return {
+      .name = "data", .channels = 3, .height = height, .width = width, .producer = -1, .readers = {}, .operand = false};
+}
+
+// A small face network with a layer of every kind. Channels of very different size, as trained networks have.
+LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
+  Builder b(seed);
+  Layer& stem = b.conv("data", "c1", 3, 20, 3, 2, 1);
+  for (int o = 0; o < 20; ++o) {
+    const float size = o % 5 == 0 ? 6.0f : 0.2f;
+    for (int i = 0; i < 27; ++i) stem.weight[o * 27 + i] *= size;
+    stem.bias[o] *= size;
+  }
+  b.pointwise("c1", "p1", 20, 0);
+  b.conv("p1", "c2", 20, 20, 3, 1, 20);
+  b.pointwise("c2", "p2", 20, 0);
+  b.conv("p2", "c3", 20, 20, 1, 1, 1);
+  b.add_layer(Layer::Kind::add, {"p1", "c3"}, "a1");
+  b.pointwise("a1", "n1", 20, 0.5f);
+  b.conv("n1", "c4", 20, 36, 3, 2, 2);
+  b.pointwise("c4", "p4", 36, 0);
+  if (tail == "fc") {
+    b.fc("p4", "embedding", 36 * 3 * 3, 16);
+  } else {
+    b.add_layer(Layer::Kind::pool, {"p4"}, "pooled");
+    b.fc("pooled", "embedding", 36, 16);
+  }
+  return LayerGraph(picture_tensor(12, 12), std::move(b.layers), "embedding");
+}
+
+std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = false) {
+  ThreadPool pool(2);
+  std::vector<float> result(pictures.count * model.dim());
+  embed_pictures(model, pool, pictures, flip, result.data(), never);
+  return result;
+}
+
+SearchResult run_search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, int threads = 2) {
+  ThreadPool pool(threads);
+  return search_scales(graph, pictures, options, pool, {never, [](SearchStage, int, int) {}});
+}
+
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    difference = std::max(difference, std::abs(double{a[i]} - b[i]));
+    size = std::max(size, std::abs(double{a[i]}));
+  }
+  return difference / size;
+}
+
+// FP32, naively, in ONNX's order.
+std::vector<float> naive_conv(const ConvShape& s, const std::vector<float>& weight, const std::vector<float>& bias,
+                              const std::vector<float>& x) {
+  std::vector<float> y;
+  for (int o = 0; o < s.out_channels; ++o) {
+    for (int p = 0; p < s.out_area(); ++p) {
+      double sum = bias[o];
+      for (int i = 0; i < s.group_in(); ++i) {
+        for (int t = 0; t < s.taps(); ++t) {
+          const int iy = p / s.out_width() * s.strides[0] - s.pads[0] + t / s.kernel[1] * s.dilations[0];
+          const int ix = p % s.out_width() * s.strides[1] - s.pads[1] + t % s.kernel[1] * s.dilations[1];
+          if (iy < 0 || iy >= s.in_height || ix < 0 || ix >= s.in_width) continue;
+          const int c = o / s.group_out() * s.group_in() + i;
+          sum += double{x[(c * s.in_height + iy) * s.in_width + ix]} * weight[s.weight_index(o, i, t)];
+        }
+      }
+      y.push_back(static_cast<float>(sum));
+    }
+  }
+  return y;
+}
+
+void test_real_conv() {
+  Builder b(5);
+  for (const ConvShape& s : {ConvShape{5, 7, 6, 19, 1, {3, 3}, {2, 1}, {1, 1}, {1, 1, 1, 1}},
+                             ConvShape{17, 5, 5, 17, 17, {3, 3}, {1, 1}, {2, 1}, {2, 1, 2, 1}},
+                             ConvShape{12, 4, 4, 40, 2, {1, 1}, {1, 1}, {1, 1}, {0, 0, 0, 0}}}) {
+    const auto weight = b.reals(s.weights(), -1, 1), bias = b.reals(s.out_channels, -1, 1);
+    const int area = s.in_height * s.in_width;
+    const auto x = b.reals(int64_t{s.in_channels} * area, -1, 1);
+    std::vector<float> last(x.size()), y(int64_t{s.out_channels} * s.out_area()), first(y.size());
+    for (int c = 0; c < s.in_channels; ++c) {
+      for (int i = 0; i < area; ++i) last[i * s.in_channels + c] = x[c * area + i];
+    }
+    RealConv(s, weight, bias).run_image(last.data(), y.data());
+    to_channels_first({.name = "",
+                       .channels = s.out_channels,
+                       .height = s.out_height(),
+                       .width = s.out_width(),
+                       .producer = -1,
+                       .readers = {},
+                       .operand = false},
+                      y.data(), first.data());
+    CHECK(relative_difference(first, naive_conv(s, weight, bias, x)) < 1e-6);
+  }
+}
+
+// The network against a chain of reference.h's functions: equal, integer by integer, for every tensor.
+void test_network_equals_reference(const std::string& tail) {
+  LayerGraph graph = small_network(1, tail);
+  auto pixels = Builder(2).pictures(4, 12, 12);
+  const PictureView pictures{pixels.data(), 4, 12, 12};
+  SearchOptions options;
+  options.rounds = 0;
+  const Scales scales = run_search(graph, pictures, options).scales;
+  const auto actual = run_layers(graph, scales, pictures.picture(1));
+
+  std::vector<std::vector<int8_t>> expected(graph.tensors.size());
+  for (int c = 0; c < 3; ++c) {
+    for (int i = 0; i < 144; ++i) {
+      expected[0].push_back(reference::quantize(real_pixel(pictures.picture(1)[i * 3 + c]), scales.tensors[0], 63));
+    }
+  }
+  std::vector<float> embedding;
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    const Layer& layer = graph.layers[l];
+    const Tensor &in = graph.tensors[layer.input], &out = graph.tensors[layer.output];
+    const float in_scale = scales.tensors[layer.input], out_scale = scales.tensors[layer.output];
+    auto& y = expected[layer.output];
+    y.resize(out.size());
+    const int8_t* x = expected[layer.input].data();
+    if (layer.kind == Layer::Kind::conv) {
+      std::vector<int32_t> sums(out.size());
+      reference::conv(layer.shape, x, scales.convs[l].weights.data(), scales.convs[l].bias.data(), sums.data());
+      std::vector<float> multipliers;
+      for (const float weight_scale : scales.convs[l].weight)
+        multipliers.push_back(in_scale * weight_scale / out_scale);
+      if (layer.output == graph.output) {
+        for (int o = 0; o < out.channels; ++o) {
+          embedding.push_back(static_cast<float>(sums[o]) * (in_scale * scales.convs[l].weight[o]));
+        }
+        y.clear();
+      } else {
+        reference::requantize(sums.data(), out.channels, out.area(), multipliers.data(), out.limit(), y.data());
+      }
+    } else if (layer.kind == Layer::Kind::pointwise) {
+      reference::pointwise(x, in.channels, in.area(), layer.positive.data(), layer.negative.data(), layer.offset.data(),
+                           in_scale, out_scale, out.limit(), y.data());
+    } else if (layer.kind == Layer::Kind::add) {
+      reference::add(x, in_scale, expected[layer.second].data(), scales.tensors[layer.second],
+                     static_cast<int>(out.size()), out_scale, out.limit(), y.data());
+    } else {
+      reference::pool(x, in.channels, in.area(), in_scale, out_scale, out.limit(), y.data());
+    }
+  }
+  CHECK(actual == expected);
+  const auto shared = std::make_shared<const LayerGraph>(graph);
+  const auto model = make_int7_model(shared, scales, 2);
+  const auto embeddings = embed(*model, pictures);
+  CHECK(std::equal(embedding.begin(), embedding.end(), embeddings.begin() + 16));
+  // A picture's embedding with flip is that of it and of its mirror image.
+  auto mirrored = pixels;
+  for (size_t row = 0; row < mirrored.size(); row += 36) {
+    for (int x = 0; x < 12; ++x) std::copy_n(&pixels[row + x * 3], 3, &mirrored[row + (11 - x) * 3]);
+  }
+  const auto other = embed(*model, {mirrored.data(), 4, 12, 12});
+  const auto both = embed(*model, pictures, true);
+  for (size_t i = 0; i < both.size(); ++i) CHECK_EQ(both[i], embeddings[i] + other[i]);
+}
+
+void test_equalize() {
+  LayerGraph graph = small_network(3);
+  const LayerGraph before = graph;
+  auto pixels = Builder(4).pictures(6, 12, 12);
+  const PictureView pictures{pixels.data(), 6, 12, 12};
+  ThreadPool pool(2);
+  int last = 0;
+  equalize(graph, pictures, pool, never, [&](int done) { last = done; });
+  CHECK_EQ(last, 10);
+  const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
+  const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
+  CHECK(relative_difference(embed(*old_model, pictures), embed(*new_model, pictures)) < 2e-6);
+  // It did something: the stem's loud filters came down to the quiet ones.
+  const auto spread = [](const Layer& stem) {
+    std::vector<float> sizes(20);
+    for (int i = 0; i < 20 * 27; ++i) sizes[i / 27] = std::max(sizes[i / 27], std::abs(stem.weight[i]));
+    return *std::max_element(sizes.begin(), sizes.end()) / *std::min_element(sizes.begin(), sizes.end());
+  };
+  CHECK(spread(graph.layers[0]) < spread(before.layers[0]) / 3);
+  // Slopes stay, so that a PReLU remains one.
+  CHECK(before.layers[1].negative == graph.layers[1].negative);
+  CHECK(before.layers[1].positive == graph.layers[1].positive);
+}
+
+void check_integers(const LayerGraph& graph, const Scales& scales, const PictureView& pictures) {
+  for (const auto& conv : scales.convs) {
+    for (const int8_t w : conv.weights) CHECK(std::abs(int{w}) <= 63);
+  }
+  for (int64_t n = 0; n < pictures.count; ++n) {
+    const auto tensors = run_layers(graph, scales, pictures.picture(n));
+    for (size_t t = 0; t < tensors.size(); ++t) {
+      for (const int8_t q : tensors[t]) CHECK(std::abs(int{q}) <= graph.tensors[t].limit());
+    }
+  }
+}
+
+void test_search() {
+  auto pixels = Builder(8).pictures(10, 12, 12);
+  const PictureView pictures{pixels.data(), 10, 12, 12};
+  int improved = 0;
+  for (const unsigned seed : {11u, 12u, 13u}) {
+    for (const bool equalized : {false, true}) {
+      SearchOptions options;
+      options.equalize = equalized;
+      options.bias_correction = false;
+      options.candidates = 40;
+      options.rounds = 0;
+      LayerGraph start_graph = small_network(seed);
+      const auto start = run_search(start_graph, pictures, options);
+      options.rounds = 2;
+      LayerGraph graph = small_network(seed);
+      const auto found = run_search(graph, pictures, options);
+      const size_t last = graph.layers.size() - 1;
+      CHECK_EQ(found.layers[last].cosine_start, start.layers[last].cosine);
+      CHECK(found.layers[last].cosine >= found.layers[last].cosine_start);
+      improved += found.layers[last].cosine > found.layers[last].cosine_start;
+      check_integers(graph, found.scales, pictures);
+      const auto inside = [](float scale, float first) { return scale >= first / 2.001f && scale <= first * 2.001f; };
+      for (size_t t = 0; t < graph.tensors.size(); ++t) {
+        if (graph.quantised(t)) CHECK(inside(found.scales.tensors[t], start.scales.tensors[t]));
+      }
+      for (size_t l = 0; l < graph.layers.size(); ++l) {
+        for (size_t o = 0; o < found.scales.convs[l].weight.size(); ++o) {
+          CHECK(inside(found.scales.convs[l].weight[o], start.scales.convs[l].weight[o]));
+        }
+      }
+      options.bias_correction = true;
+      LayerGraph corrected = small_network(seed);
+      CHECK(run_search(corrected, pictures, options).layers[last].cosine >= found.layers[last].cosine);
+    }
+  }
+  CHECK(improved >= 4);
+  // The number of threads changes nothing.
+  LayerGraph one = small_network(11), four = small_network(11);
+  const auto a = run_search(one, pictures, {}, 1), b = run_search(four, pictures, {}, 4);
+  CHECK(a.scales.tensors == b.scales.tensors);
+  for (size_t l = 0; l < one.layers.size(); ++l) CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
+}
+
+// Black and white pixels are the integers +-63 exactly, and weights k * step with |k| <= 60 have one scale that keeps
+// them all: step. The maximum says 60 / 63 of it, which is a factor of 0.5 + 1.5 * 19 / 63: the twentieth of 64
+// candidates.
+void test_known_optimum() {
+  Builder b(21);
+  Layer& layer = b.conv("data", "y", 3, 4, 3, 1, 1);
+  std::vector<float> steps{0.01f, 0.003f, 0.5f, 1.0f};
+  for (int o = 0; o < 4; ++o) {
+    for (int i = 0; i < 27; ++i) {
+      const int k = i == 5 ? 60 : (i * 37 + o * 11) % 119 - 59;
+      layer.weight[o * 27 + i] = static_cast<float>(k) * steps[o];
+    }
+    layer.bias[o] = 0;
+  }
+  LayerGraph graph(picture_tensor(9, 9), std::move(b.layers), "y");
+  auto pixels = b.pictures(8, 9, 9);
+  for (auto& byte : pixels) byte = byte < 128 ? 0 : 255;
+  SearchOptions options;
+  options.candidates = 64;
+  options.equalize = options.bias_correction = false;
+  const auto found = run_search(graph, {pixels.data(), 8, 9, 9}, options);
+  for (int o = 0; o < 4; ++o) CHECK_NEAR(found.scales.convs[0].weight[o] / steps[o], 1, 1e-5);
+  CHECK(found.layers[0].cosine_start < 0.99999);
+  CHECK_NEAR(found.layers[0].cosine, 1, 1e-6);
+}
+
+void test_odd_networks() {
+  auto pixels = Builder(8).pictures(3, 12, 12);
+  const PictureView pictures{pixels.data(), 3, 12, 12};
+  // A dead filter: its output is its bias, and keeps it to a thousandth.
+  LayerGraph dead = small_network(31);
+  for (int i = 0; i < 9; ++i) dead.layers[2].weight[7 * 9 + i] = 0;
+  dead.layers[2].bias[7] = 0.25f;
+  const auto found = run_search(dead, pictures, {});
+  const auto& conv = found.scales.convs[2];
+  CHECK_NEAR(
+      conv.bias[7] * (double{conv.weight[7]} * found.scales.tensors[dead.layers[2].input]) / dead.layers[2].bias[7], 1,
+      1e-3);
+
+  LayerGraph overflowing = small_network(31);
+  for (auto& w : overflowing.layers[4].weight) w = 1e38f;
+  CHECK_THROWS(run_search(overflowing, pictures, {.rounds = 1, .candidates = 10, .equalize = false}), Error, "c3");
+  CHECK_THROWS(run_search(overflowing, pictures, {}), Error, "not finite");
+
+  std::vector<Layer> broken = small_network(31).layers;
+  broken[0].weight[3] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, "embedding"), Error, "to_c1");
+  broken = small_network(31).layers;
+  broken[4].weight.pop_back();
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, "embedding"), Error, "399");
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), small_network(31).layers, "p4"), Error, "p4");
+
+  LayerGraph graph = small_network(31);
+  ThreadPool pool(2);
+  std::atomic<bool> cancelled = false;
+  int steps = 0;
+  const SearchControl control{cancelled, [&](SearchStage stage, int, int) {
+                                if (stage == SearchStage::searching && ++steps == 3) cancelled = true;
+                              }};
+  CHECK_THROWS(search_scales(graph, pictures, {}, pool, control), Cancelled, "cancelled");
+  CHECK_EQ(steps, 3);
+}
+
+void test_resolve_scales() {
+  LayerGraph graph = small_network(1);
+  auto pixels = Builder(2).pictures(2, 12, 12);
+  SearchOptions options;
+  options.rounds = 0;
+  const Scales scales = run_search(graph, {pixels.data(), 2, 12, 12}, options).scales;
+  NamedScales named;
+  for (size_t t = 0; t < graph.tensors.size(); ++t) {
+    if (graph.quantised(t)) named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit()};
+  }
+  for (size_t l = 0; l < graph.layers.size(); ++l) {
+    if (!scales.convs[l].weight.empty()) named.convs[graph.layers[l].name] = scales.convs[l];
+  }
+  CHECK(resolve_scales(graph, named).tensors == scales.tensors);
+  const auto refused = [&](auto change, const char* message) {
+    NamedScales changed = named;
+    change(changed);
+    CHECK_THROWS(resolve_scales(graph, changed), Error, message);
+  };
+  refused([](NamedScales& s) { s.tensors.erase("p1"); }, "tensor 'p1': missing");
+  refused([](NamedScales& s) { s.tensors["p1"].limit = 127; }, "limit 127; 63");
+  refused([](NamedScales& s) { s.tensors["p1"].scale = 0; }, "a positive number");
+  refused([](NamedScales& s) { s.convs.erase("to_c2"); }, "layer 'to_c2': missing");
+  refused([](NamedScales& s) { s.convs["to_c2"].weights[4] = 64; }, "weight 64; -63 to 63");
+  refused([](NamedScales& s) { s.convs["to_c2"].bias.pop_back(); }, "19 biases");
+}
+
+}  // namespace
+}  // namespace facetrain
+
+int main() {
+  using namespace facetrain;
+  test_real_conv();
+  test_network_equals_reference("fc");
+  test_network_equals_reference("pool");
+  test_equalize();
+  test_search();
+  test_known_optimum();
+  test_odd_networks();
+  test_resolve_scales();
+  return TEST_RESULT();
+}
