@@ -54,13 +54,14 @@ class Display implements Watcher {
   onStatus(kind: 'FaceTrainJob' | 'QuantizeJob', status: FaceTrainJobStatus | QuantizeJobStatus, progress: Progress | undefined): void {
     if (kind === 'FaceTrainJob') this.#phase = status.phase ?? '';
     else if (!status.phase || status.phase === 'Succeeded') return;
-    if (kind === 'FaceTrainJob' && this.#phase === 'Quantizing') return;
+    if (kind === 'FaceTrainJob' && (this.#phase === 'Quantizing' || this.#phase === 'Succeeded')) return;
     if (progress) this.line.show(progress.stage, progressDetail(progress));
     else if (this.#phase === 'Pending' || this.#phase === 'Restarting') this.line.show(this.#phase, '');
   }
 
   onEvent(_kind: 'FaceTrainJob' | 'QuantizeJob', { type, reason, message }: { type: string; reason: string; message: string }): void {
-    this.line.print(`${type === 'Warning' ? 'Warning: ' : ''}${reason}: ${message}`);
+    // A condition's message begins with its reason, which often is the event's, too.
+    this.line.print(`${type === 'Warning' ? 'Warning: ' : ''}${message.startsWith(`${reason}: `) ? message : `${reason}: ${message}`}`);
   }
 }
 

@@ -39,11 +39,11 @@ test('a configuration is refused by the path of its field, with what was there a
   const cases: [unknown, RegExp][] = [
     ['{"schemaVersion": 1,', /config.json: .*JSON/],
     [{ ...good, epoch: 3 }, /config.json: epoch: unknown field; did you mean "epochs"/],
-    [{ ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } }, /config.json: loss\.margin\.m2: found 9; .*1\.5/],
-    [{ ...good, model: { ...good.model, backbone: 'resnet' } }, /config.json: model\.backbone: found "resnet"; .*iresnet18/],
-    [{ ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } }, /config.json: model\.blocks\[2\]: found 0/],
-    [{ ...good, seed: undefined, epochs: -1 }, /found (nothing|-1).*\(and 1 more\)/],
-    [7, /config.json: the whole file: found 7/],
+    [{ ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } }, /config.json: loss\.margin\.m2: 9; must be at most 1\.5/],
+    [{ ...good, model: { ...good.model, backbone: 'resnet' } }, /config.json: model\.backbone: "resnet"; must be one of iresnet18/],
+    [{ ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } }, /config.json: model\.blocks\[2\]: 0; must be at least 1/],
+    [{ ...good, seed: undefined, epochs: -1 }, /config.json: 2 fields are wrong; .*\n  epochs: -1; must be more than 0\n  seed: missing/],
+    [7, /config.json: 7; must be an object/],
   ];
   for (const [content, message] of cases) {
     const error = await refusal(read(content));
