@@ -39,7 +39,6 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
   assert.deepEqual([job.job, job.phase, job.attempts, job.train?.steps], ['tiny', 'Succeeded', 1, 25]);
   assert.ok(job.train!.lossLast < job.train!.lossFirst, `loss ${job.train!.lossFirst} -> ${job.train!.lossLast}`);
   assert.deepEqual(job.evaluation.map(({ set, pairs }) => [set, pairs]), [['lfw-small', 600]]);
-  assert.ok(job.evaluation[0]!.accuracy > 0.5);
   assert.deepEqual(Object.keys(job.artifact!.files).sort(), ['model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
   for (const name of [...Object.keys(job.artifact!.files), 'manifest.json']) assert.ok(existsSync(join(job.artifact!.dir, name)), name);
   for (const name of ['model/backbone.onnx', 'train-report.json', 'train-report.html']) assert.ok(existsSync(join(out, name)), name);
@@ -47,8 +46,10 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
 
   // What came out is what the other commands read.
   for (const [runtime, model] of [['fp32', join(out, 'model', 'backbone.onnx')], ['int7', join(job.artifact!.dir, 'model.int7.onnx')]] as const) {
-    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number };
+    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number; tarAtFar: Record<string, number> };
     assert.equal(evaluation.runtime, runtime);
+    // 25 steps move all embeddings together, within the first threshold of the 10 folds; but chance would accept as many true pairs as false ones.
+    assert.ok(evaluation.tarAtFar['1e-1']! > 0.12, `${runtime}: TAR ${evaluation.tarAtFar['1e-1']} at FAR 0.1`);
     const reported = runtime === 'fp32' ? job.evaluation[0]!.accuracy : job.artifact!.evaluation[0]!.int7;
     // The trainer embeds in batches of another size: a pair at the threshold may fall to the other side.
     assert.ok(Math.abs(evaluation.accuracy - reported) <= 2 / 600, `${runtime}: ${evaluation.accuracy}, the job says ${reported}`);

@@ -6,10 +6,10 @@
  *   OUT/.facetrain/{config,inputs,logs,termination,volumes}   what a cluster would keep elsewhere
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { FacetrainError, type FaceTrainJob } from '@facetrain/api';
-import { writeAtomically } from '@facetrain/trainer/storage/atomic';
+import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic';
 
 interface RunState {
   uid: string;
@@ -67,7 +67,11 @@ export class RunFolder {
     }
     const continued = earlier !== undefined && !earlier.finished && earlier.specSha256 === specSha256 && !fresh;
     if (earlier && !continued) for (const name of readdirSync(out)) rmSync(join(out, name), { recursive: true });
-    mkdirSync(join(out, '.facetrain'), { recursive: true });
+    try {
+      await makeFolder(join(out, '.facetrain'));
+    } catch (error) {
+      throw storageError(out, error);
+    }
     const state: RunState = { uid: continued ? earlier!.uid : randomUUID(), specSha256, finished: false, pid: process.pid };
     const run = new RunFolder(out, state, continued);
     await run.#write();
