@@ -117,6 +117,25 @@ test('a folder that another run has, or that holds something else, is left alone
   assert.equal(await readFile(join(folder, 'mine.txt'), 'utf8'), 'precious');
 });
 
+test('starting anew removes what a run has made, and nothing else; a damaged state is refused', async () => {
+  const file = await writeTinyJob(folder, (spec) => {
+    spec['dataset'] = { uri: `file://${join(folder, 'nowhere')}` };
+  });
+  assert.equal((await facetrain('run', '-f', file)).code, 2);
+  await writeFile(join(out, 'mine.txt'), 'precious');
+  await writeFile(join(out, 'train-report.json'), '{}');
+  const again = await facetrain('run', '-f', file);
+  assert.match(again.stderr, /Removed what an earlier run had left/);
+  assert.equal(await readFile(join(out, 'mine.txt'), 'utf8'), 'precious');
+  assert.equal(existsSync(join(out, 'train-report.json')), false);
+
+  await writeFile(join(out, '.facetrain', 'run.json'), '{"uid"');
+  const damaged = await facetrain('run', '-f', file);
+  assert.equal(damaged.code, 2);
+  assert.match(damaged.stderr, /run\.json: .*JSON/);
+  assert.doesNotMatch(damaged.stderr, /\n\s+at /);
+});
+
 const refusals: Record<string, { spoil: (data: string) => Promise<void>; change?: (spec: Record<string, unknown>) => void; wantMessage: RegExp }> = {
   'a .rec that is cut short': { spoil: (data) => truncate(join(data, 'train.rec'), 1_000_001), wantMessage: /train\.rec/ },
   'a dataset that is not there': { spoil: (data) => rm(data, { recursive: true }), wantMessage: /data/ },
