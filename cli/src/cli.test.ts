@@ -44,6 +44,14 @@ for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
   });
 }
 
+test('with --json so is a command line that is not understood', async () => {
+  const { code, stdout } = await facetrain('quantize', '--json', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', '0');
+  assert.equal(code, 2);
+  const { error } = JSON.parse(stdout) as { error: { code: string; message: string } };
+  assert.equal(error.code, 'InvalidArgument');
+  assert.match(error.message, /--images/);
+});
+
 test('with --json a refusal is one object, too', async () => {
   const { code, stdout } = await facetrain('inspect', 'nowhere', '--json');
   assert.equal(code, 2);

@@ -44,19 +44,26 @@ function action(body: (...args: never[]) => Promise<Outcome>) {
       process.exitCode = outcome.exitCode ?? ExitCode.success;
     } catch (error) {
       if (stopCode !== undefined) {
+        if (json) await writeError({ code: 'Stopped', message: `stopped by ${stopCode === ExitCode.interrupted ? 'SIGINT' : 'SIGTERM'}` });
         process.exitCode = stopCode;
         return;
       }
-      if (!(error instanceof FacetrainError)) throw error;
+      if (!(error instanceof FacetrainError)) {
+        if (json) await writeError({ code: 'Internal', message: String(error) });
+        throw error;
+      }
       process.stderr.write(`${error.message}\n`);
       const { code, subject, found, allowed, message } = error;
-      if (json) await write(`${JSON.stringify({ error: { code, subject, found, allowed, message } })}\n`);
+      if (json) await writeError({ code, subject, found, allowed, message });
       process.exitCode = error.exitCode;
     }
   };
 }
 
 const write = (text: string) => new Promise<void>((resolve) => process.stdout.write(text, () => resolve()));
+
+/** What `--json` prints in place of a result. */
+const writeError = (error: { code: string; message: string; subject?: string; found?: string; allowed?: string }) => write(`${JSON.stringify({ error })}\n`);
 
 function wholeNumber(minimum: number) {
   return (text: string) => {
@@ -164,4 +171,5 @@ try {
 } catch (error) {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = error.exitCode === 0 ? ExitCode.success : ExitCode.refused; // commander has printed why
+  if (error.exitCode !== 0 && process.argv.includes('--json')) await writeError({ code: 'InvalidArgument', message: error.message });
 }

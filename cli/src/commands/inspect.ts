@@ -54,5 +54,5 @@ export async function inspect(path: string) {
   if (!existsSync(path)) throw new FacetrainError({ code: 'InvalidArgument', subject: path, found: 'no such file or folder', allowed: 'an ONNX file, a checkpoint or an artifact folder' });
   if (statSync(path).isDirectory()) return folder(path);
   const description = describeModel(await readOnnx(path));
-  return { json: { type: 'model', ...description }, text: JSON.stringify(description, null, 2) };
+  return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
 }

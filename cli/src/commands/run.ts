@@ -147,6 +147,8 @@ export async function run({ file, out, fresh, trainOnly, signal }: RunOptions): 
   const display = new Display();
   display.line.print(`${folder.continued ? 'Continuing' : 'Running'} FaceTrainJob ${job.metadata.name} on this machine: ${job.spec.trainers.replicas} trainers, results in ${folder.out}`);
 
+  if (folder.replaced) display.line.print(`Removed what an earlier run had left in ${folder.out}`);
+
   const [rendezvous, progress] = (await freePorts(2)) as [number, number];
   const local = new LocalFaceTrainJob({ name: job.metadata.name, namespace: job.metadata.namespace ?? 'default', uid: folder.uid, generation: 1 }, job.spec, {
     environment: localEnvironment(folder.folder, { rendezvous, progress }),

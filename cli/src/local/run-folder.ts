@@ -6,10 +6,10 @@
  *   OUT/.facetrain/{config,inputs,logs,termination,volumes}   what a cluster would keep elsewhere
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { FacetrainError, type FaceTrainJob } from '@facetrain/api';
-import { writeAtomically } from '@facetrain/trainer/storage/atomic';
+import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic';
 
 interface RunState {
   uid: string;
@@ -17,6 +17,9 @@ interface RunState {
   finished: boolean;
   pid: number;
 }
+
+/** All that a run puts into its folder; what else lies there is somebody's own. */
+const OURS = ['checkpoints', 'model', 'train-report.json', 'train-report.html', 'int7', '.facetrain'];
 
 const digest = (value: unknown) => createHash('sha256').update(JSON.stringify(value)).digest('hex');
 
@@ -36,13 +39,16 @@ export class RunFolder {
   readonly uid: string;
   /** An earlier run of the same manifest was stopped, and this one goes on from its newest checkpoint. */
   readonly continued: boolean;
+  /** The results of an earlier run were removed. */
+  readonly replaced: boolean;
   readonly #state: RunState;
 
-  private constructor(out: string, state: RunState, continued: boolean) {
+  private constructor(out: string, state: RunState, continued: boolean, replaced: boolean) {
     this.out = out;
     this.folder = join(out, '.facetrain');
     this.uid = state.uid;
     this.continued = continued;
+    this.replaced = replaced;
     this.#state = state;
   }
 
@@ -57,7 +63,11 @@ export class RunFolder {
     const specSha256 = digest(spec);
     let earlier: RunState | undefined;
     if (existsSync(file)) {
-      earlier = JSON.parse(readFileSync(file, 'utf8')) as RunState;
+      try {
+        earlier = JSON.parse(readFileSync(file, 'utf8')) as RunState;
+      } catch (cause) {
+        throw new FacetrainError({ code: 'InvalidArgument', subject: file, found: (cause as Error).message, allowed: 'the file as facetrain wrote it; or choose another folder with --out', cause });
+      }
       if (earlier.pid !== process.pid && alive(earlier.pid)) throw refuse(`process ${earlier.pid} is running a job there`, 'wait for it, or choose another folder with --out');
       if (!earlier.finished && earlier.specSha256 !== specSha256 && !fresh) {
         throw refuse('holds an unfinished run of another manifest', 'choose another folder with --out, or start anew with --fresh');
@@ -66,10 +76,14 @@ export class RunFolder {
       throw refuse('is not empty, and no run of facetrain made it', 'choose another folder with --out');
     }
     const continued = earlier !== undefined && !earlier.finished && earlier.specSha256 === specSha256 && !fresh;
-    if (earlier && !continued) for (const name of readdirSync(out)) rmSync(join(out, name), { recursive: true });
-    mkdirSync(join(out, '.facetrain'), { recursive: true });
+    if (earlier && !continued) for (const name of OURS) rmSync(join(out, name), { recursive: true, force: true });
+    try {
+      await makeFolder(join(out, '.facetrain'));
+    } catch (error) {
+      throw storageError(out, error);
+    }
     const state: RunState = { uid: continued ? earlier!.uid : randomUUID(), specSha256, finished: false, pid: process.pid };
-    const run = new RunFolder(out, state, continued);
+    const run = new RunFolder(out, state, continued, earlier !== undefined && !continued);
     await run.#write();
     return run;
   }

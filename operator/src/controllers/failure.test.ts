@@ -129,6 +129,12 @@ describe('what is done about it', () => {
   const cases: Record<string, { failure: Failure; policy?: object; want: string }> = {
     'a defect restarts': { failure: failure(1), want: 'Restart' },
     'a refused input does not': { failure: failure(2), want: 'FailJob' },
+    'a rendezvous that a peer missed restarts': { failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }), want: 'Restart' },
+    'unless a rule says otherwise': {
+      failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }),
+      policy: rule('FailJob', { reasons: ['RendezvousTimeout'] }),
+      want: 'FailJob',
+    },
     'a missed gate does not': { failure: failure(3), want: 'FailJob' },
     'a lost peer restarts': { failure: failure(4), want: 'Restart' },
     'a preemption does not count': { failure: failure(143), want: 'RestartWithoutCounting' },

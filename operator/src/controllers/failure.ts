@@ -5,7 +5,7 @@
  * lost". So blame goes to the rank that failed first with another code; then to a rank whose pod was taken away; and only
  * when there is neither, to whoever lost a peer.
  */
-import { ExitCode, type FailurePolicy } from '@facetrain/api';
+import { ExitCode, type ErrorCode, type FailurePolicy } from '@facetrain/api';
 import { creationIsOver, isUnknown, outcomeOf, type JobView } from './attempt.ts';
 import { podName } from './names.ts';
 import type { ObservedPod } from './objects.ts';
@@ -109,6 +109,8 @@ function reasonOfExit(code: number | undefined): string {
 
 export type FailureAction = FailurePolicy['rules'][number]['action'];
 
+const RENDEZVOUS_TIMEOUT: ErrorCode = 'RendezvousTimeout';
+
 /** What the policy wants done, and the name of the rule that says so. A disruption comes before all rules: it never counts. */
 export function actionFor(failure: Failure, policy: FailurePolicy): { action: FailureAction; rule?: string | undefined } {
   if (failure.disruption) return { action: 'RestartWithoutCounting' };
@@ -120,6 +122,8 @@ export function actionFor(failure: Failure, policy: FailurePolicy): { action: Fa
   if (rule) return { action: rule.action, rule: rule.name };
   switch (failure.exitCode) {
     case ExitCode.refused:
+      // To one process an address that nobody answers at is a wrong input; in a gang a peer may merely have come too late.
+      return { action: failure.matches.includes(RENDEZVOUS_TIMEOUT) ? 'Restart' : 'FailJob' };
     case ExitCode.gateFailed:
       return { action: 'FailJob' };
     case ExitCode.preempted:

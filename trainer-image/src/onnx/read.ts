@@ -4,7 +4,7 @@
  * Trusts nothing: every byte may be wrong. What a face model never needs (control flow, functions, external data, operators of other
  * domains) is refused by name; what exporters merely write differently is translated in normalize.ts.
  */
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { normalize } from './normalize.ts';
@@ -35,6 +35,9 @@ type Refuse = (found: string, allowed: string, code?: 'InvalidModel' | 'Unsuppor
 export async function readOnnx(path: string): Promise<OnnxModel> {
   let bytes: Uint8Array;
   try {
+    const there = await stat(path);
+    // Devices and pipes may never end.
+    if (!there.isFile()) throw new Error('is no file');
     bytes = await readFile(path);
   } catch (cause) {
     const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';

@@ -225,6 +225,11 @@ describe('refused before any work', () => {
       code: 'StorageFailed',
       expected: /out: /,
     },
+    'an output folder that the system will not make': {
+      change: async () => ({ outputDirectory: '/proc/facetrain/out' }),
+      code: 'StorageFailed',
+      expected: /^\/proc\/facetrain\/out: ENOENT/,
+    },
     'a model for other pictures': {
       change: async () => {
         const b = new GraphBuilder({ height: 64, width: 64 });

@@ -5,7 +5,7 @@
  */
 import { availableParallelism } from 'node:os';
 import { createHash } from 'node:crypto';
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FacetrainError, type QuantizeConfig, type QuantizeReport } from '@facetrain/api';
 import { inspectDataset, Int7Model, LayerModel, Model, readPictures, searchScales, type Embedder, type Graph, type LayerGraph, type Pictures, type Scales, type SearchResult } from '@facetrain/native';
@@ -13,7 +13,7 @@ import { countParameters } from '../backbones/backbone.ts';
 import { sampleIndices } from '../dataset/preflight.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
-import { storageError, writeAtomically } from '../storage/atomic.ts';
+import { makeFolder, storageError, writeAtomically } from '../storage/atomic.ts';
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination, publish } from '../storage/publish.ts';
 import { evaluateSet } from '../verification/evaluate.ts';
@@ -95,7 +95,7 @@ async function loadSets({ evaluation, gate }: QuantizeConfig): Promise<Verificat
 /** The places that will be written to. */
 async function checkOutput({ outputDirectory, publish: destination }: QuantizeConfig, signal: AbortSignal): Promise<void> {
   try {
-    await mkdir(outputDirectory, { recursive: true });
+    await makeFolder(outputDirectory);
   } catch (error) {
     throw storageError(outputDirectory, error);
   }

@@ -1,5 +1,5 @@
 /** Files that are never seen half-written: written under another name in the same folder, flushed, then renamed. */
-import { mkdir, open, rename, rm, type FileHandle } from 'node:fs/promises';
+import { mkdir, open, rename, rm, stat, type FileHandle } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 
@@ -13,6 +13,20 @@ export function storageError(path: string, error: unknown): unknown {
   return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: 'a place that can be read and written', cause });
 }
 
+/** Makes a folder and those above it, where they are missing. Node's own recursive mkdir never ends where the system refuses with ENOENT (below /proc). */
+export async function makeFolder(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'EEXIST' && (await stat(path)).isDirectory()) return;
+    const parent = dirname(path);
+    if (code !== 'ENOENT' || parent === path || (await stat(parent).catch(() => null))) throw error;
+    await makeFolder(parent);
+    await makeFolder(path);
+  }
+}
+
 /**
  * Creates `path`, and its folder if missing. `write` gets a handle to a temporary file; when it throws, or this process
  * dies, nothing is left at `path`.
@@ -21,7 +35,7 @@ export function storageError(path: string, error: unknown): unknown {
 export async function writeAtomically(path: string, write: Uint8Array | string | ((file: FileHandle) => Promise<void>)): Promise<void> {
   const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
   try {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(dirname(path));
     const file = await open(temporary, 'w');
     try {
       if (typeof write === 'function') await write(file);
