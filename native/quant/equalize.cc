@@ -109,6 +109,7 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     walk.run_real(l);
     const int output = graph.layers[l].output;
     auto& activation = channels[groups.find(output)].activation;
+    walk.largest(output);  // refuses what is not finite, before it gets into divisors
     const auto maxima = channel_maxima(walk, graph.tensors[output], output);
     for (size_t c = 0; c < maxima.size(); ++c) activation[c] = std::max(activation[c], maxima[c]);
     walk.release(l);

@@ -19,7 +19,7 @@ namespace facetrain {
 // MobileFaceNet scales from the maximum then give a mean embedding cosine of 0.974, not 0.919; with 0.5 for both
 // exponents, 0.968; with what 99.9 % of a channel's magnitudes stay below as a_c, 0.954, for there are channels that
 // hardly ever speak, but then loudly.
-// `on_layer` gets the number of layers done. Throws Cancelled.
+// `on_layer` gets the number of layers done. Throws Error(NotANumber) and Cancelled.
 void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const std::atomic<bool>& cancelled,
               const std::function<void(int)>& on_layer);
 

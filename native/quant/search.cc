@@ -206,26 +206,10 @@ void Search::find_maxima() {
   std::vector<float> maxima(graph_.tensors.size());
   Walk walk(graph_, pictures_, pool_);
   walk.start_real();
-  const auto note = [&](int tensor) {
-    const int64_t count = graph_.tensors[tensor].size() * walk.pictures();
-    const float* x = walk.real(tensor, 0);
-    float maximum = 0;
-    bool finite = true;
-    for (int64_t i = 0; i < count; ++i) {
-      finite &= std::isfinite(x[i]);
-      maximum = std::max(maximum, std::abs(x[i]));
-    }
-    if (!finite) {
-      throw Error("NotANumber", "tensor '" + graph_.tensors[tensor].name + "'",
-                  "the model computes values that are not finite on the calibration pictures", "finite values");
-    }
-    maxima[tensor] = maximum;
-  };
-  note(0);
   for (int l = 0; l < layers; ++l) {
     if (control_.cancelled) throw Cancelled();
     walk.run_real(l);
-    note(graph_.layers[l].output);
+    maxima[graph_.layers[l].output] = walk.largest(graph_.layers[l].output);
     walk.release(l);
   }
   maxima[0] = 1;  // whatever the pictures: pixels lie in [-1, 1]

@@ -1,6 +1,9 @@
 #include "quant/walk.h"
 
 #include <algorithm>
+#include <cmath>
+
+#include "error.h"
 
 namespace facetrain {
 
@@ -53,6 +56,20 @@ std::vector<float> Walk::run_unquantised(int l, const Scales& scales) const {
     int7.run_real(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
                   result.data() + n * size);
   });
+  return result;
+}
+
+float Walk::largest(int tensor) const {
+  float result = 0;
+  bool finite = true;
+  for (const float x : real_[tensor]) {
+    finite &= std::isfinite(x);
+    result = std::max(result, std::abs(x));
+  }
+  if (!finite) {
+    throw Error("NotANumber", "tensor '" + graph_.tensors[tensor].name + "'",
+                "the model computes values that are not finite on the calibration pictures", "finite values");
+  }
   return result;
 }
 

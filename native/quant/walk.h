@@ -24,6 +24,9 @@ class Walk {
   // Drops the tensors that no later layer reads.
   void release(int layer);
 
+  // Largest |x| of a tensor in FP32, over all pictures. Throws Error(NotANumber) when one is not finite.
+  float largest(int tensor) const;
+
   int64_t pictures() const { return pictures_.count; }
   const float* real(int tensor, int64_t n) const { return real_[tensor].data() + n * graph_.tensors[tensor].size(); }
   const int8_t* integers(int tensor, int64_t n) const {
