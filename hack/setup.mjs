@@ -37,7 +37,9 @@ async function npmPackages() {
   const stamp = join(root, 'node_modules', '.facetrain-lock');
   const lock = digest(readFileSync(join(root, 'package-lock.json')));
   if (existsSync(stamp) && readFileSync(stamp, 'utf8') === lock) return;
-  await step('npm packages', (show) => run(['npm', 'ci', '--no-audit', '--no-fund'], { cwd: root, show }));
+  // ONNX Runtime's install script fetches a CUDA library that nothing here uses; npm before 11 does not know package.json's allowScripts.
+  const env = { ONNXRUNTIME_NODE_INSTALL: 'skip' };
+  await step('npm packages', (show) => run(['npm', 'ci', '--no-audit', '--no-fund'], { cwd: root, show, env }));
   await writeFile(stamp, lock);
 }
 
