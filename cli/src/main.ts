@@ -3,6 +3,7 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import type { ChannelOrder } from './commands/eval.ts';
+import packageJson from '../package.json' with { type: 'json' };
 import { StatusLine } from './output.ts';
 
 const EXIT_CODES = `
@@ -74,6 +75,7 @@ function wholeNumber(minimum: number) {
 }
 
 const program = new Command('facetrain')
+  .version(packageJson.version)
   .description('Trains face models by Partial FC and quantizes them to INT7, on this machine or, by the operator, on a Kubernetes cluster.')
   .addHelpText('after', EXIT_CODES)
   .showHelpAfterError('(facetrain --help shows what there is)')

@@ -23,6 +23,9 @@ function resolvePaths(value: unknown, folder: string): unknown {
   );
 }
 
+/** What is wrong and where; the lines after it quote the file, which may be anything. */
+const firstLine = ({ message }: Error) => message.split('\n', 1)[0]!.replace(/:$/, '');
+
 export const fileUri = (path: string) => `file://${resolve(path)}`;
 
 /**
@@ -40,11 +43,11 @@ export async function readManifests(file: string): Promise<Manifest[]> {
   const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
     const where = length > 1 ? `${file} (document ${index + 1})` : file;
     const [error] = document.errors;
-    if (error) throw refuse(where, error.message.trim(), 'must be YAML', error);
+    if (error) throw refuse(where, firstLine(error), 'must be YAML', error);
     try {
       return { where, value: document.toJS({ maxAliasCount: MOST_ALIASES }) as unknown };
     } catch (cause) {
-      throw refuse(where, (cause as Error).message, 'must be YAML', cause);
+      throw refuse(where, firstLine(cause as Error), 'must be YAML', cause);
     }
   });
   const manifests = documents.filter(({ value }) => value !== null);

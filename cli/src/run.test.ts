@@ -31,12 +31,14 @@ function result(stdout: string): RunResult {
 test('a manifest becomes a trained, evaluated, quantized and published model', async () => {
   const file = await writeTinyJob(folder, (spec) => {
     spec['evaluation'] = { sets: [{ name: 'lfw-small', uri: `file://${join(EXAMPLE, 'lfw-small.bin')}` }], everyEpochs: 0 };
+    spec['epochs'] = 4;
+    spec['optimizer'] = { learningRate: 0.05 };
     spec['quantize'] = { calibration: { images: 8 }, search: { rounds: 1, candidates: 10 } };
   });
   const { code, stdout, stderr } = await facetrain('run', '-f', file, '--json');
   assert.equal(code, 0, stderr);
   const job = result(stdout);
-  assert.deepEqual([job.job, job.phase, job.attempts, job.train?.steps], ['tiny', 'Succeeded', 1, 25]);
+  assert.deepEqual([job.job, job.phase, job.attempts, job.train?.steps], ['tiny', 'Succeeded', 1, 100]);
   assert.ok(job.train!.lossLast < job.train!.lossFirst, `loss ${job.train!.lossFirst} -> ${job.train!.lossLast}`);
   assert.deepEqual(job.evaluation.map(({ set, pairs }) => [set, pairs]), [['lfw-small', 600]]);
   assert.deepEqual(Object.keys(job.artifact!.files).sort(), ['model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
@@ -46,10 +48,9 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
 
   // What came out is what the other commands read.
   for (const [runtime, model] of [['fp32', join(out, 'model', 'backbone.onnx')], ['int7', join(job.artifact!.dir, 'model.int7.onnx')]] as const) {
-    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number; tarAtFar: Record<string, number> };
+    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number };
     assert.equal(evaluation.runtime, runtime);
-    // 25 steps move all embeddings together, within the first threshold of the 10 folds; but chance would accept as many true pairs as false ones.
-    assert.ok(evaluation.tarAtFar['1e-1']! > 0.12, `${runtime}: TAR ${evaluation.tarAtFar['1e-1']} at FAR 0.1`);
+    assert.ok(evaluation.accuracy > 0.55, `${runtime}: ${evaluation.accuracy}, where chance gives 0.5`);
     const reported = runtime === 'fp32' ? job.evaluation[0]!.accuracy : job.artifact!.evaluation[0]!.int7;
     // The trainer embeds in batches of another size: a pair at the threshold may fall to the other side.
     assert.ok(Math.abs(evaluation.accuracy - reported) <= 2 / 600, `${runtime}: ${evaluation.accuracy}, the job says ${reported}`);

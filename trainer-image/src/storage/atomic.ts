@@ -13,17 +13,27 @@ export function storageError(path: string, error: unknown): unknown {
   return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: 'a place that can be read and written', cause });
 }
 
-/** Makes a folder and those above it, where they are missing. Node's own recursive mkdir never ends where the system refuses with ENOENT (below /proc). */
+/**
+ * Makes a folder and those above it, where they are missing; others may be doing the same. Node's own recursive mkdir never ends where
+ * the system refuses with ENOENT (below /proc).
+ */
 export async function makeFolder(path: string): Promise<void> {
+  try {
+    await makeOne(path);
+  } catch (error) {
+    const parent = dirname(path);
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || parent === path) throw error;
+    await makeFolder(parent);
+    await makeOne(path);
+  }
+}
+
+async function makeOne(path: string): Promise<void> {
   try {
     await mkdir(path);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'EEXIST' && (await stat(path)).isDirectory()) return;
-    const parent = dirname(path);
-    if (code !== 'ENOENT' || parent === path || (await stat(parent).catch(() => null))) throw error;
-    await makeFolder(parent);
-    await makeFolder(path);
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST' && (await stat(path)).isDirectory()) return;
+    throw error;
   }
 }
 
