@@ -42,8 +42,8 @@ struct SearchResult {
   std::vector<LayerResult> layers;
 };
 
-// Rewrites `graph` when it equalises. Where activations of more than kSearchBytes would have to be kept at once, only the
-// first pictures, as many as fit, are looked at. Throws Error(NotANumber) when the network yields no finite
+// Rewrites `graph` when it equalises. Where activations of more than kSearchBytes would have to be kept at once, only
+// the first pictures, as many as fit, are looked at. Throws Error(NotANumber) when the network yields no finite
 // numbers, and Cancelled.
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,
                            ThreadPool& pool, const SearchControl& control);
