@@ -19,8 +19,8 @@ export const Label = {
 export const CONTAINER = 'facetrain';
 
 /** Also the name of the attempt's ConfigMap and PodGroup. */
-export const attemptName = (job: JobIdentity, attempt: number): string => `${job.name}-${attempt}`;
-export const podName = (job: JobIdentity, attempt: number, rank: number): string => `${attemptName(job, attempt)}-${rank}`;
+export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): string => `${job.name}-${attempt}`;
+export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string => `${attemptName(job, attempt)}-${rank}`;
 
 /** Labels by which a selector finds all pods of a job and nobody else's. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });

@@ -1,0 +1,45 @@
+/** A cluster as pods see it: claims and paths of the node are mounted, object stores are fetched from, ranks meet by name. */
+import { parseStorageUri, type StorageRef } from '@facetrain/api';
+import type { Environment, Mounted } from '../controllers/environment.ts';
+import { podName } from '../controllers/names.ts';
+
+const ROOT = '/mnt/facetrain';
+
+/** @param defaultImage of pods whose job names none */
+export function clusterEnvironment(defaultImage: string): Environment {
+  return {
+    defaultImage,
+    storage,
+    master: (job, attempt, port) => ({ host: `${podName(job, attempt, 0)}.${job.name}.${job.namespace}.svc`, port }),
+    progress: (port) => ({ host: '0.0.0.0', port }),
+    configDirectory: () => '/etc/facetrain',
+  };
+}
+
+function storage(name: string, { uri, s3 }: StorageRef, access: 'read' | 'write'): Mounted {
+  const location = parseStorageUri(uri);
+  const mountPath = `${ROOT}/${name}`;
+  const mount = { name, mountPath, ...(access === 'read' && { readOnly: true }) };
+  switch (location.scheme) {
+    case 'file':
+      return { path: location.path };
+    case 'hostpath':
+      return { path: mountPath, volume: { name, hostPath: { path: location.path, ...(access === 'write' && { type: 'DirectoryOrCreate' }) } }, mount };
+    case 'pvc':
+      // The whole claim: a subPath that does not exist is made by the kubelet, as root, and then the trainer could not write there.
+      return {
+        path: location.path === '' ? mountPath : `${mountPath}/${location.path}`,
+        volume: { name, persistentVolumeClaim: { claimName: location.claim } },
+        mount,
+      };
+    case 's3': {
+      const scratch = { volume: { name, emptyDir: {} }, mount: { name, mountPath } };
+      if (access === 'write') return { path: mountPath, ...scratch };
+      // One level down: a single file is fetched as well as a folder.
+      const path = `${mountPath}/data`;
+      const { endpoint, region, forcePathStyle } = s3 ?? {};
+      const options = [...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
+      return { path, ...scratch, fetch: { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts: [scratch.mount] } };
+    }
+  }
+}

@@ -1,0 +1,72 @@
+/** What the API server has, as the planners want to see it. */
+import { TerminationMessage } from '@facetrain/api';
+import { CONTAINER, Label } from '../controllers/names.ts';
+import type { ObservedPod } from '../controllers/objects.ts';
+import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
+import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
+import type { PodObject } from './resources.ts';
+
+export function identityOf({ metadata }: KubernetesObject): JobIdentity {
+  const { name, namespace, uid, generation = 0, deletionTimestamp } = metadata;
+  return { name, namespace: namespace!, uid, generation, deletionTimestamp };
+}
+
+export function observeObject(kind: ObservedObject['kind'], object: KubernetesObject, job: JobIdentity): ObservedObject {
+  const specDigest = object.metadata.labels?.[Label.specDigest];
+  return { kind, name: object.metadata.name, uid: object.metadata.uid, owned: controllerOf(object)?.uid === job.uid, ...(specDigest !== undefined && { specDigest }) };
+}
+
+/** Null for a pod whose labels are not those that we give. */
+export function observePod({ metadata, spec, status = {} }: PodObject): ObservedPod | null {
+  const attempt = number(metadata.labels?.[Label.attempt]);
+  const rank = number(metadata.labels?.[Label.rank]);
+  if (attempt === null || rank === null) return null;
+  const { conditions = [], containerStatuses = [], initContainerStatuses = [] } = status;
+  const isTrue = (type: string) => conditions.some((condition) => condition.type === type && condition.status === 'True');
+  const ours = containerStatuses.find(({ name }) => name === CONTAINER)?.state?.terminated;
+  // A pod whose fetch failed never started our container: the fetch is what ended it.
+  const ended = ours ?? initContainerStatuses.map(({ state }) => state?.terminated).find((terminated) => terminated !== undefined && terminated.exitCode !== 0);
+  const reason = status.reason ?? ended?.reason;
+  const waiting = waitsFor(status);
+  const specDigest = metadata.labels?.[Label.specDigest];
+  const termination = ended?.message === undefined ? undefined : terminationOf(ended.message);
+  return {
+    name: metadata.name,
+    uid: metadata.uid,
+    attempt,
+    rank,
+    phase: status.phase ?? 'Pending',
+    ready: isTrue('Ready'),
+    deleting: metadata.deletionTimestamp !== undefined,
+    disrupted: isTrue('DisruptionTarget'),
+    createdAt: metadata.creationTimestamp,
+    ...(spec.nodeName !== undefined && { node: spec.nodeName }),
+    ...(ended?.finishedAt && { finishedAt: ended.finishedAt }),
+    ...(ended && { exitCode: ended.exitCode }),
+    ...(reason !== undefined && reason !== 'Completed' && { reason }),
+    ...(termination && { termination }),
+    ...(waiting && { waiting }),
+    ...(specDigest !== undefined && { specDigest }),
+  };
+}
+
+function waitsFor({ conditions = [], containerStatuses = [], initContainerStatuses = [] }: NonNullable<PodObject['status']>): ObservedPod['waiting'] {
+  const unscheduled = conditions.find(({ type, status }) => type === 'PodScheduled' && status === 'False');
+  const waiting = unscheduled ?? [...initContainerStatuses, ...containerStatuses].map(({ state }) => state?.waiting).find((wait) => wait && !ON_ITS_WAY.has(wait.reason ?? ''));
+  return waiting && { reason: waiting.reason ?? 'Waiting', message: waiting.message ?? '' };
+}
+
+/** What every pod goes through. */
+const ON_ITS_WAY = new Set(['ContainerCreating', 'PodInitializing']);
+
+function terminationOf(text: string): TerminationMessage | undefined {
+  try {
+    return TerminationMessage.parse(JSON.parse(text));
+  } catch {
+    return undefined; // the tail of a log, or another program's
+  }
+}
+
+function number(label: string | undefined): number | null {
+  return label !== undefined && /^\d+$/.test(label) ? Number(label) : null;
+}

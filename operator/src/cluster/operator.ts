@@ -1,0 +1,199 @@
+/** The operator as a whole: its caches, who is woken by what, and the two controllers. */
+import { API_VERSION, FaceTrainJob, FacetrainError, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import type { Logger } from 'pino';
+import type { JobStatus } from '../controllers/attempt.ts';
+import type { Environment } from '../controllers/environment.ts';
+import { eventsOf } from '../controllers/events.ts';
+import { planFaceTrainJob } from '../controllers/facetrainjob/plan.ts';
+import { quantizeJobName } from '../controllers/facetrainjob/quantize.ts';
+import { invalidStatus } from '../controllers/invalid.ts';
+import { Label, type JobKind } from '../controllers/names.ts';
+import type { ObservedPod } from '../controllers/objects.ts';
+import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
+import type { Plan } from '../controllers/plan.ts';
+import { planQuantizeJob } from '../controllers/quantizejob/plan.ts';
+import { hasReason } from '../runtime/api-error.ts';
+import { Cache } from '../runtime/cache.ts';
+import type { Client } from '../runtime/client.ts';
+import { Controller, type Reconcile } from '../runtime/controller.ts';
+import { EventRecorder } from '../runtime/events.ts';
+import { runManager } from '../runtime/manager.ts';
+import { Metrics } from '../runtime/metrics.ts';
+import { controllerOf, keyOf, splitKey, type KubernetesObject, type Resource } from '../runtime/resource.ts';
+import { Executor } from './executor.ts';
+import { identityOf, observeObject, observePod } from './observe.ts';
+import { ProgressPoller } from './progress.ts';
+import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
+
+export interface OperatorOptions {
+  client: Client;
+  metrics: Metrics;
+  log: Logger;
+  environment: Environment;
+  /** null: all of them. */
+  namespace: string | null;
+  identity: string;
+  /** null: this replica is the only one. */
+  election: { namespace: string; name: string; durationSeconds?: number; renewDeadlineSeconds?: number; retrySeconds?: number } | null;
+  health: { host?: string; port: number };
+  workers: number;
+  progressSeconds: number;
+  onListening?: (port: number) => void;
+}
+
+const CONTROLLER = 'facetrain.dev/operator';
+const CHILDREN = `app.kubernetes.io/managed-by=facetrain,${Label.jobUid}`;
+const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
+const POD_GROUP_VERSIONS = ['v1beta1', 'v1'];
+
+type Caches = Awaited<ReturnType<typeof makeCaches>>;
+
+/** Runs until the signal says stop. @throws LeadershipLost when another replica may lead */
+export async function runOperator(options: OperatorOptions, signal: AbortSignal): Promise<void> {
+  const { client, metrics, log, identity, election, health, workers, progressSeconds } = options;
+  const podGroupApi = await servedPodGroup(client);
+  log.info({ podGroupApi, namespace: options.namespace }, podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup');
+  const caches = makeCaches(options, podGroupApi);
+  const events = new EventRecorder({ client, controller: CONTROLLER, instance: identity.slice(0, 128), log });
+  const poller = new ProgressPoller(log, 1000 * progressSeconds, (job) => wake(...fromProgressKey(job)));
+
+  const controllers = {
+    FaceTrainJob: new Controller({ name: 'facetrainjob', reconcile: reconcilerOf('FaceTrainJob', faceTrainJobs, caches.FaceTrainJob), workers, log, metrics: metrics.controller('facetrainjob') }),
+    QuantizeJob: new Controller({ name: 'quantizejob', reconcile: reconcilerOf('QuantizeJob', quantizeJobs, caches.QuantizeJob), workers, log, metrics: metrics.controller('quantizejob') }),
+  };
+  const wake = (kind: JobKind, key: string) => controllers[kind].queue.add(key);
+  for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const) caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
+  for (const cache of Object.values(caches)) cache.onChange(({ object }: { object: KubernetesObject }) => wakeOwner(object, wake));
+
+  function reconcilerOf<K extends JobKind>(kind: K, resource: Resource<JobObject>, jobs: Cache<JobObject>): Reconcile {
+    const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
+    const uids = new Map<string, string>();
+    return async (key, keyLog) => {
+      const job = jobs.get(key);
+      if (uids.has(key) && uids.get(key) !== job?.metadata.uid) {
+        executor.forget(uids.get(key)!);
+        poller.forget(progressKey(kind, key));
+        uids.delete(key);
+      }
+      if (!job) return { requeueAfterSeconds: null };
+      uids.set(key, job.metadata.uid);
+      const { uid, generation } = job.metadata;
+      const jobLog = keyLog.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
+      const plan = await planOf(kind, job, executor);
+      return { requeueAfterSeconds: await executor.execute(job, plan, jobLog) };
+    };
+  }
+
+  async function planOf(kind: JobKind, job: JobObject, executor: Executor): Promise<Plan<JobStatus>> {
+    const now = new Date();
+    const identity = identityOf(job);
+    const status = job.status ?? {};
+    const document = { apiVersion: API_VERSION, kind, metadata: { name: identity.name }, spec: job.spec };
+    try {
+      const { refused, foreign } = await executor.memory(identity);
+      const observedPods = podsOf(caches, identity);
+      const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity), ...foreign], ...(refused && { refused }) };
+      if (kind === 'QuantizeJob') {
+        const { spec } = parseDocument(QuantizeJob, document, identity.name, 'InvalidManifest');
+        return planQuantizeJob({ ...common, spec, status: status as QuantizeJobStatus }, now, options.environment);
+      }
+      const { spec } = parseDocument(FaceTrainJob, document, identity.name, 'InvalidManifest');
+      const rankZero = observedPods.find(({ observed }) => observed.rank === 0 && observed.attempt === status.attempt);
+      const url = rankZero && progressUrl(rankZero.object, spec.trainers.progressPort);
+      const progress = poller.follow(progressKey(kind, keyOf(job)), { uid: identity.uid, attempt: status.attempt ?? 0, url: url ?? null });
+      const child = caches.QuantizeJob.get(keyOf({ metadata: { namespace: identity.namespace, name: quantizeJobName(identity) } }));
+      const isOurs = child !== undefined && controllerOf(child)?.uid === identity.uid;
+      const quantizeJob = isOurs && { spec: { suspend: child.spec['suspend'] === true }, status: (child.status ?? {}) as QuantizeJobStatus };
+      const objects = child ? [...common.objects, observeObject('QuantizeJob', child, identity)] : common.objects;
+      return planFaceTrainJob(
+        { ...common, objects, spec, status: status as FaceTrainJobStatus, podGroupApi, ...(progress && { progress }), ...(quantizeJob && { quantizeJob }) },
+        now,
+        options.environment,
+      );
+    } catch (error) {
+      if (!(error instanceof FacetrainError)) throw error;
+      const invalid = invalidStatus(status, identity.generation, error.message, now);
+      return { actions: [], status: invalid, events: eventsOf(status, invalid), requeueAfterSeconds: null };
+    }
+  }
+
+  await runManager(
+    {
+      client,
+      caches,
+      controllers: Object.values(controllers),
+      events,
+      metrics,
+      log,
+      health,
+      election: election && { ...election, identity },
+      whileLeading: (leading) => poller.run(leading),
+      ...(options.onListening && { onListening: options.onListening }),
+    },
+    signal,
+  );
+}
+
+function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGroupApi: string | null) {
+  const indexes = { job: ({ metadata }: KubernetesObject) => metadata.labels?.[Label.jobUid] };
+  const of = <T extends KubernetesObject>(resource: Resource<T>) => ({ client, resource, namespace, log, onRestart: () => metrics.watchRestarted(resource.plural) });
+  const children = <T extends KubernetesObject>(resource: Resource<T>) => ({ ...of(resource), labelSelector: CHILDREN, indexes });
+  const metadata = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
+  return {
+    FaceTrainJob: new Cache(of(faceTrainJobs)),
+    QuantizeJob: new Cache(of(quantizeJobs)),
+    Pod: new Cache({ ...children(pods), strip: withoutContent }),
+    Service: metadata(services),
+    ConfigMap: metadata(configMaps),
+    NetworkPolicy: metadata(networkPolicies),
+    ...(podGroupApi !== null && { PodGroup: metadata(podGroups(podGroupApi)) }),
+  };
+}
+
+/** Of thousands of pods, the specs are most of the memory. */
+function withoutContent(pod: PodObject): PodObject {
+  const { nodeName } = pod.spec;
+  return { ...pod, spec: nodeName === undefined ? {} : { nodeName } };
+}
+
+async function servedPodGroup(client: Client): Promise<string | null> {
+  for (const version of POD_GROUP_VERSIONS) {
+    try {
+      const { resources } = await client.raw<{ resources: { name: string }[] }>(`/apis/scheduling.k8s.io/${version}`);
+      if (resources.some(({ name }) => name === 'podgroups')) return `scheduling.k8s.io/${version}`;
+    } catch (error) {
+      if (!hasReason(error, 'NotFound')) throw error;
+    }
+  }
+  return null;
+}
+
+function podsOf(caches: Caches, { uid }: JobIdentity): { object: PodObject; observed: ObservedPod }[] {
+  return caches.Pod.indexed('job', uid).flatMap((object) => {
+    const observed = controllerOf(object)?.uid === uid ? observePod(object) : null;
+    return observed ? [{ object, observed }] : [];
+  });
+}
+
+function objectsOf(caches: Caches, identity: JobIdentity): ObservedObject[] {
+  return OBJECT_KINDS.flatMap((kind) => (caches[kind]?.indexed('job', identity.uid) ?? []).map((object) => observeObject(kind, object, identity)));
+}
+
+/** Where rank 0 serves; undefined while, or once, it does not. */
+function progressUrl({ metadata, status }: PodObject, port: number): string | undefined {
+  const { phase, podIP } = status ?? {};
+  if (phase !== 'Running' || podIP === undefined || metadata.deletionTimestamp !== undefined) return undefined;
+  return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}/v1/progress`;
+}
+
+const progressKey = (kind: JobKind, key: string): string => `${kind} ${key}`;
+function fromProgressKey(key: string): [JobKind, string] {
+  const [kind, job] = key.split(' ') as [JobKind, string];
+  return [kind, job];
+}
+
+function wakeOwner(object: KubernetesObject, wake: (kind: JobKind, key: string) => void): void {
+  const owner = controllerOf(object);
+  if (owner?.apiVersion !== API_VERSION || (owner.kind !== 'FaceTrainJob' && owner.kind !== 'QuantizeJob')) return;
+  wake(owner.kind, keyOf({ metadata: { ...splitKey(keyOf(object)), name: owner.name } }));
+}

@@ -1,0 +1,117 @@
+/** The operator's program: options from flags or the environment, then until SIGTERM. */
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { randomUUID } from 'node:crypto';
+import { parseArgs } from 'node:util';
+import { KubeConfig } from '@kubernetes/client-node';
+import { pino } from 'pino';
+import { clusterEnvironment } from './cluster/environment.ts';
+import { runOperator } from './cluster/operator.ts';
+import { Client } from './runtime/client.ts';
+import { LeadershipLost } from './runtime/leader-election.ts';
+import { Metrics } from './runtime/metrics.ts';
+
+const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be an environment variable instead)
+
+--image IMAGE             FACETRAIN_IMAGE            of pods whose job names none
+--namespace NAME          FACETRAIN_NAMESPACE        look after this namespace only (default: all)
+--kubeconfig FILE         KUBECONFIG                 (default: the service account of the pod, else ~/.kube/config)
+--lease-namespace NAME    FACETRAIN_LEASE_NAMESPACE  where replicas agree on a leader (default: the pod's own namespace); "none": there is only one
+--health-port PORT        FACETRAIN_HEALTH_PORT      /healthz, /readyz and /metrics (default 8081)
+--workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are looked at together (default 8)
+--progress-seconds COUNT  FACETRAIN_PROGRESS_SECONDS between two questions to rank 0 (default 5)
+--log-level LEVEL         FACETRAIN_LOG_LEVEL        debug, info, warn or error (default info)
+`;
+
+const NAMES = ['image', 'namespace', 'kubeconfig', 'lease-namespace', 'health-port', 'workers', 'progress-seconds', 'log-level'] as const;
+type Settings = Partial<Record<(typeof NAMES)[number], string>>;
+
+class UsageError extends Error {}
+
+function settings(): Settings {
+  const options = { ...Object.fromEntries(NAMES.map((name) => [name, { type: 'string' as const }])), help: { type: 'boolean' as const } };
+  let values: Record<string, string | boolean | undefined>;
+  try {
+    ({ values } = parseArgs({ options, strict: true }) as { values: Record<string, string | boolean | undefined> });
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+  if (values['help']) {
+    process.stdout.write(HELP);
+    process.exit(0);
+  }
+  const variable = (name: string) => (name === 'kubeconfig' ? 'KUBECONFIG' : `FACETRAIN_${name.toUpperCase().replaceAll('-', '_')}`);
+  return Object.fromEntries(NAMES.flatMap((name) => ((values[name] ?? process.env[variable(name)]) ? [[name, values[name] ?? process.env[variable(name)]]] : [])));
+}
+
+function count(of: Settings, name: keyof Settings, fallback: number, most: number): number {
+  const text = of[name] ?? String(fallback);
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > most) throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${most}`);
+  return value;
+}
+
+function ownNamespace(): string | undefined {
+  try {
+    return readFileSync('/var/run/secrets/kubernetes.io/serviceaccount/namespace', 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function connection(file: string | undefined): KubeConfig {
+  const config = new KubeConfig();
+  if (file !== undefined) config.loadFromFile(file);
+  else config.loadFromDefault();
+  return config;
+}
+
+async function main(): Promise<void> {
+  const given = settings();
+  if (!given.image) throw new UsageError('--image: missing; name the trainer image of this release');
+  const level = given['log-level'] ?? 'info';
+  if (!['debug', 'info', 'warn', 'error'].includes(level)) throw new UsageError(`--log-level: ${level}; must be debug, info, warn or error`);
+  const leaseNamespace = given['lease-namespace'] ?? ownNamespace();
+  if (leaseNamespace === undefined) throw new UsageError('--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs');
+  const port = count(given, 'health-port', 8081, 65_535);
+  const workers = count(given, 'workers', 8, 256);
+  const progressSeconds = count(given, 'progress-seconds', 5, 3600);
+
+  const log = pino({ level, base: {}, timestamp: pino.stdTimeFunctions.isoTime });
+  const metrics = new Metrics();
+  const client = await Client.fromKubeConfig(connection(given.kubeconfig), metrics.request);
+  const stop = new AbortController();
+  for (const name of ['SIGTERM', 'SIGINT'] as const) {
+    process.once(name, () => {
+      log.info({ signal: name }, 'stopping');
+      stop.abort();
+    });
+  }
+  await runOperator(
+    {
+      client,
+      metrics,
+      log,
+      environment: clusterEnvironment(given.image),
+      namespace: given.namespace ?? null,
+      identity: `${hostname()}_${randomUUID()}`,
+      election: leaseNamespace === 'none' ? null : { namespace: leaseNamespace, name: 'facetrain-operator' },
+      health: { port },
+      workers,
+      progressSeconds,
+    },
+    stop.signal,
+  );
+}
+
+try {
+  await main();
+} catch (error) {
+  if (error instanceof UsageError) {
+    process.stderr.write(`${error.message}\n\n${HELP}`);
+    process.exitCode = 2;
+  } else {
+    process.stderr.write(`${error instanceof LeadershipLost ? error.message : (error as Error).stack}\n`);
+    process.exitCode = 1;
+  }
+}

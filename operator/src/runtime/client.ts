@@ -1,0 +1,189 @@
+/**
+ * The API server: raw JSON in and out, over one pool of connections for requests and one for watches.
+ *
+ * Answers of 429, and of 5xx that say when to come back, are tried again; nothing else is. An error answer becomes an ApiError.
+ */
+import type { RequestOptions } from 'node:https';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { KubeConfig } from '@kubernetes/client-node';
+import { Agent, type Dispatcher } from 'undici';
+import { ApiError } from './api-error.ts';
+import { collectionPath, objectPath, type KubernetesObject, type Resource } from './resource.ts';
+
+export type Query = Record<string, string | number | boolean | undefined>;
+type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
+
+export interface Tls {
+  ca?: string | Buffer;
+  cert?: string | Buffer;
+  key?: string | Buffer;
+  rejectUnauthorized?: boolean;
+  servername?: string;
+}
+
+export interface ClientOptions {
+  /** http(s)://host:port, with the path under which the API is served, if there is one. */
+  server: string;
+  tls?: Tls;
+  /** Headers that say who asks, for each request anew: tokens rotate. */
+  credentials?: () => Promise<Record<string, string>>;
+  /** Told of every answer. */
+  onResponse?: (method: string, code: number | '<error>') => void;
+}
+
+export interface ListAnswer<T> {
+  metadata: { resourceVersion: string; continue?: string };
+  /** Null for an empty list of metadata. */
+  items: T[] | null;
+}
+
+/** Of a watch. The object of an ERROR is a Status. */
+export type WatchLine<T> = { type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK'; object: T } | { type: 'ERROR'; object: { code?: number; reason?: string; message?: string } };
+
+/** Metadata alone, for kinds whose content nobody here reads. */
+export const METADATA_ONLY = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
+const METADATA_LIST = 'application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1';
+
+const MAX_CONNECTIONS = 32;
+const MAX_TRIES = 8;
+/** Longest wait that a Retry-After may ask for. */
+const MAX_RETRY_SECONDS = 30;
+const ANSWER_MILLISECONDS = 60_000;
+/** The server sends a bookmark a minute to a watch with nothing else to say: one that is silent for longer is dead. */
+const WATCH_SILENCE_MILLISECONDS = 150_000;
+
+export class Client {
+  readonly #origin: string;
+  readonly #prefix: string;
+  readonly #requests: Agent;
+  readonly #watches: Agent;
+  readonly #options: ClientOptions;
+
+  constructor(options: ClientOptions) {
+    const url = new URL(options.server);
+    this.#origin = url.origin;
+    this.#prefix = url.pathname.replace(/\/$/, '');
+    this.#options = options;
+    const connect = { ...options.tls };
+    // HTTP/1.1: a stalled stream of one watch must not hold up the requests that share its connection.
+    this.#requests = new Agent({ connect, connections: MAX_CONNECTIONS, allowH2: false, headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: ANSWER_MILLISECONDS });
+    this.#watches = new Agent({ connect, allowH2: false, headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: WATCH_SILENCE_MILLISECONDS });
+  }
+
+  /** @throws Error when the kubeconfig names no cluster */
+  static async fromKubeConfig(config: KubeConfig, onResponse?: ClientOptions['onResponse']): Promise<Client> {
+    const cluster = config.getCurrentCluster();
+    if (!cluster) throw new Error('the kubeconfig has no current cluster');
+    const credentials = async () => {
+      const options: RequestOptions = {};
+      await config.applyToHTTPSOptions(options);
+      const basic = options.auth === undefined || options.auth === null ? {} : { Authorization: `Basic ${Buffer.from(options.auth).toString('base64')}` };
+      return { ...basic, ...(options.headers as Record<string, string> | undefined) };
+    };
+    const options: RequestOptions = {};
+    await config.applyToHTTPSOptions(options);
+    const { ca, cert, key, rejectUnauthorized, servername } = options;
+    const tls = Object.fromEntries(Object.entries({ ca, cert, key, rejectUnauthorized, servername }).filter(([, value]) => value !== undefined)) as Tls;
+    return new Client({ server: cluster.server, tls, credentials, ...(onResponse && { onResponse }) });
+  }
+
+  get<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string): Promise<T> {
+    return this.#json<T>('GET', objectPath(resource, namespace, name));
+  }
+
+  list<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, query: Query, metadataOnly = false): Promise<ListAnswer<T>> {
+    return this.#json('GET', collectionPath(resource, namespace), { query, ...(metadataOnly && { accept: METADATA_LIST }) });
+  }
+
+  create<T extends KubernetesObject>(resource: Resource<T>, namespace: string, object: object): Promise<T> {
+    return this.#json<T>('POST', collectionPath(resource, namespace), { body: object });
+  }
+
+  /** Replaces the object, if it still has the resourceVersion that `object` carries. */
+  replace<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string, object: object): Promise<T> {
+    return this.#json<T>('PUT', objectPath(resource, namespace, name), { body: object });
+  }
+
+  /** A JSON merge patch. With metadata.resourceVersion in it, an object that has changed since is a Conflict. */
+  patch<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string, patch: object, subresource?: 'status'): Promise<T> {
+    const path = objectPath(resource, namespace, name);
+    return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, { body: patch, contentType: 'application/merge-patch+json' });
+  }
+
+  /** @returns the object as it goes, or a Status */
+  delete(resource: Resource, namespace: string, name: string, uid: string): Promise<Partial<KubernetesObject>> {
+    const body = { apiVersion: 'v1', kind: 'DeleteOptions', propagationPolicy: 'Background', preconditions: { uid } };
+    return this.#json('DELETE', objectPath(resource, namespace, name), { body });
+  }
+
+  /** A path that is no namespaced object: /version, /apis/scheduling.k8s.io. */
+  raw<T>(path: string): Promise<T> {
+    return this.#json<T>('GET', path);
+  }
+
+  /** Creates what belongs to no namespace. */
+  post<T>(path: string, body: object): Promise<T> {
+    return this.#json<T>('POST', path, { body });
+  }
+
+  /** The lines of a watch, until the server or the network ends it. */
+  async *watch<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, query: Query, signal: AbortSignal, metadataOnly = false): AsyncGenerator<WatchLine<T>> {
+    const path = collectionPath(resource, namespace);
+    const { statusCode, body } = await this.#send(this.#watches, 'GET', path, { query: { ...query, watch: true }, signal, ...(metadataOnly && { accept: METADATA_ONLY }) });
+    if (statusCode !== 200) throw ApiError.fromBody(`watch ${path}`, statusCode, await body.text());
+    body.setEncoding('utf8');
+    let rest = '';
+    for await (const chunk of body as AsyncIterable<string>) {
+      const lines = (rest + chunk).split('\n');
+      rest = lines.pop()!;
+      for (const line of lines) if (line !== '') yield JSON.parse(line) as WatchLine<T>;
+    }
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#requests.destroy(), this.#watches.destroy()]);
+  }
+
+  async #json<T>(method: Method, path: string, options: { query?: Query; body?: object; contentType?: string; accept?: string } = {}): Promise<T> {
+    for (let tries = 1; ; tries++) {
+      const { statusCode, headers, body } = await this.#send(this.#requests, method, path, options);
+      const text = await body.text();
+      if (statusCode < 300) return JSON.parse(text) as T;
+      const wait = retryAfter(statusCode, headers['retry-after']);
+      if (wait === null || tries === MAX_TRIES) throw ApiError.fromBody(`${method} ${path}`, statusCode, text);
+      await delay(wait * 1000);
+    }
+  }
+
+  async #send(
+    dispatcher: Dispatcher,
+    method: Method,
+    path: string,
+    { query = {}, body, contentType = 'application/json', accept = 'application/json', signal }: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal },
+  ): Promise<Dispatcher.ResponseData> {
+    const search = new URLSearchParams(Object.entries(query).flatMap(([name, value]) => (value === undefined ? [] : [[name, String(value)] as [string, string]])));
+    try {
+      const answer = await dispatcher.request({
+        origin: this.#origin,
+        path: `${this.#prefix}${path}${search.size > 0 ? `?${search}` : ''}`,
+        method,
+        headers: { accept, 'user-agent': 'facetrain-operator', ...(body && { 'content-type': contentType }), ...(await this.#options.credentials?.()) },
+        ...(body && { body: JSON.stringify(body) }),
+        ...(signal && { signal }),
+      });
+      this.#options.onResponse?.(method, answer.statusCode);
+      return answer;
+    } catch (error) {
+      this.#options.onResponse?.(method, '<error>');
+      throw error;
+    }
+  }
+}
+
+/** Seconds to wait before the same request is sent again; null: never. */
+function retryAfter(code: number, header: string | string[] | undefined): number | null {
+  if (code === 429 && header === undefined) return 1;
+  if (code !== 429 && (code < 500 || header === undefined)) return null;
+  const seconds = Number(header);
+  return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0.05), MAX_RETRY_SECONDS) : 1;
+}

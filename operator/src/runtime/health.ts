@@ -1,0 +1,65 @@
+/** The probes and the metrics, over HTTP. */
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Registry } from 'prom-client';
+
+/** Undefined when all is well, else what is not. */
+export type Check = () => string | undefined;
+
+export interface HealthOptions {
+  host?: string;
+  /** 0: any that is free. */
+  port: number;
+  registry: Registry;
+  /** /healthz: restart me if one of these fails for long. */
+  alive: Record<string, Check>;
+  /** /readyz: I can do my work, or take it over. */
+  ready: Record<string, Check>;
+}
+
+export class HealthServer {
+  readonly #server: Server;
+  readonly #options: HealthOptions;
+
+  constructor(options: HealthOptions) {
+    this.#options = options;
+    this.#server = createServer((request, response) => {
+      const path = new URL(request.url ?? '/', 'http://localhost').pathname;
+      if (request.method !== 'GET') response.writeHead(405).end();
+      else if (path === '/healthz' || path === '/readyz') {
+        const { code, text } = verdict(path === '/healthz' ? options.alive : options.ready);
+        response.writeHead(code, { 'content-type': 'text/plain' }).end(text);
+      } else if (path === '/metrics') {
+        options.registry.metrics().then(
+          (text) => response.writeHead(200, { 'content-type': options.registry.contentType }).end(text),
+          () => response.writeHead(500).end(),
+        );
+      } else response.writeHead(404).end();
+    });
+  }
+
+  /** @returns the port */
+  async listen(): Promise<number> {
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', reject);
+      this.#server.listen(this.#options.port, this.#options.host, resolve);
+    });
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  async close(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#server.close(() => resolve());
+      this.#server.closeAllConnections();
+    });
+  }
+}
+
+function verdict(checks: Record<string, Check>): { code: number; text: string } {
+  const lines = Object.entries(checks).map(([name, check]) => ({ name, problem: check() }));
+  const failed = lines.some(({ problem }) => problem !== undefined);
+  return {
+    code: failed ? 503 : 200,
+    text: lines.map(({ name, problem }) => `${problem === undefined ? '[+]' : '[-]'}${name} ${problem ?? 'ok'}\n`).join(''),
+  };
+}

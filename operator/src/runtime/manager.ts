@@ -1,0 +1,68 @@
+/**
+ * The order of things. Start: probes, caches, then (once this replica leads) workers. Stop: no new work, the work in hand to its end, the
+ * events told, the Lease given back, the caches, the probes, the connections.
+ */
+import type { Logger } from 'pino';
+import type { Cache } from './cache.ts';
+import type { Client } from './client.ts';
+import type { Controller } from './controller.ts';
+import type { EventRecorder } from './events.ts';
+import { HealthServer, type Check } from './health.ts';
+import { LeaderElection, type ElectionOptions } from './leader-election.ts';
+import type { Metrics } from './metrics.ts';
+
+export interface ManagerOptions {
+  client: Client;
+  caches: Record<string, Cache<any>>;
+  controllers: Controller[];
+  events: EventRecorder;
+  metrics: Metrics;
+  log: Logger;
+  health: { host?: string; port: number };
+  /** null: this replica is the only one. */
+  election: Omit<ElectionOptions, 'client' | 'log' | 'onChange'> | null;
+  /** Runs while this replica leads, beside the controllers. */
+  whileLeading?: (signal: AbortSignal) => Promise<void>;
+  onListening?: (port: number) => void;
+}
+
+/** A reconcile takes milliseconds; one that hangs for this long will not come back. */
+const STUCK_SECONDS = 600;
+
+/**
+ * Runs until the signal says stop.
+ *
+ * @throws LeadershipLost when another replica may lead: this one must end
+ */
+export async function runManager(options: ManagerOptions, signal: AbortSignal): Promise<void> {
+  const { client, caches, controllers, events, metrics, log, election } = options;
+  const stuck: Check = () => {
+    const longest = Math.max(0, ...controllers.flatMap(({ queue }) => queue.working));
+    return longest > STUCK_SECONDS ? `a reconcile has been running for ${Math.round(longest)} s` : undefined;
+  };
+  const ready = Object.fromEntries(Object.entries(caches).map(([name, cache]): [string, Check] => [name, () => (cache.isSynced ? undefined : 'not listed yet')]));
+  const health = new HealthServer({ ...options.health, registry: metrics.registry, alive: { workers: stuck }, ready });
+  const watching = new AbortController();
+  const port = await health.listen();
+  options.onListening?.(port);
+  log.info({ port }, 'probes and metrics are served');
+  const watches = Object.values(caches).map((cache) => cache.run(watching.signal));
+  try {
+    const stopped = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+    await Promise.race([Promise.all(Object.values(caches).map(({ synced }) => synced)), stopped]);
+    if (signal.aborted) return;
+    log.info('caches are synced');
+    const work = async (working: AbortSignal) => {
+      await Promise.all([...controllers.map((controller) => controller.run(working)), options.whileLeading?.(working)]);
+      await events.flush();
+    };
+    if (election === null) await work(signal);
+    else await new LeaderElection({ ...election, client, log, onChange: (leads) => metrics.leads(election.name, leads) }).lead(signal, work);
+  } finally {
+    watching.abort();
+    await Promise.all(watches);
+    await health.close();
+    await client.close();
+    log.info('stopped');
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * A real kube-apiserver over a real etcd, for tests: on free ports, in a temporary folder, gone when the test is. No controllers, no scheduler, no kubelet: a test
+ * plays them. The binaries are those that `npm run setup -- --test` builds, or those in KUBEBUILDER_ASSETS.
+ */
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import { closeSync, existsSync, openSync } from 'node:fs';
+import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { createServer, type AddressInfo } from 'node:net';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parse } from 'yaml';
+import { Client } from '../runtime/client.ts';
+import { eventually } from './eventually.ts';
+
+const CRDS = join(import.meta.dirname, '..', '..', '..', 'crds');
+const START_MILLISECONDS = 60_000;
+const STOP_MILLISECONDS = 10_000;
+
+export class ControlPlane {
+  readonly server: string;
+  readonly token: string;
+  readonly ca: string;
+  /** As the cluster's administrator. */
+  readonly client: Client;
+  readonly #folder: string;
+  readonly #processes: ChildProcess[];
+
+  private constructor(server: string, token: string, ca: string, folder: string, processes: ChildProcess[]) {
+    this.server = server;
+    this.token = token;
+    this.ca = ca;
+    this.#folder = folder;
+    this.#processes = processes;
+    this.client = new Client({ server, tls: { ca }, credentials: async () => ({ authorization: `Bearer ${token}` }) });
+  }
+
+  static async start(): Promise<ControlPlane> {
+    const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
+    const processes: ChildProcess[] = [];
+    try {
+      const [clientPort, peerPort, securePort] = await freePorts(3);
+      const etcd = `http://127.0.0.1:${clientPort}`;
+      const peer = `http://127.0.0.1:${peerPort}`;
+      processes.push(
+        run('etcd', folder, [
+          '--data-dir', join(folder, 'etcd'), '--unsafe-no-fsync', '--listen-client-urls', etcd, '--advertise-client-urls', etcd,
+          '--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `default=${peer}`,
+        ]),
+      );
+      const token = randomUUID();
+      const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256', privateKeyEncoding: { type: 'sec1', format: 'pem' }, publicKeyEncoding: { type: 'spki', format: 'pem' } });
+      const key = join(folder, 'service-accounts.key');
+      const tokens = join(folder, 'tokens.csv');
+      await writeFile(key, privateKey);
+      await writeFile(tokens, `${token},admin,admin,system:masters\n`);
+      processes.push(
+        run('kube-apiserver', folder, [
+          '--etcd-servers', etcd, '--bind-address', '127.0.0.1', '--secure-port', String(securePort), '--cert-dir', join(folder, 'certificates'),
+          '--service-cluster-ip-range', '10.0.0.0/24', '--authorization-mode', 'RBAC', '--token-auth-file', tokens, '--allow-privileged',
+          '--disable-admission-plugins', 'ServiceAccount', '--service-account-issuer', 'https://kubernetes.default.svc',
+          '--service-account-key-file', key, '--service-account-signing-key-file', key,
+        ]),
+      );
+      const certificate = join(folder, 'certificates', 'apiserver.crt');
+      const ended = () => processes.find(({ exitCode }) => exitCode !== null);
+      await eventually(() => assert(existsSync(certificate) || ended()), START_MILLISECONDS);
+      const ca = await readFile(certificate, 'utf8');
+      const plane = new ControlPlane(`https://127.0.0.1:${securePort}`, token, ca, folder, processes);
+      await eventually(async () => {
+        const dead = ended();
+        if (dead) throw new Error(`${dead.spawnfile} has ended`);
+        await plane.client.raw('/api/v1/namespaces/default');
+      }, START_MILLISECONDS);
+      return plane;
+    } catch (error) {
+      for (const process of processes) process.kill('SIGKILL');
+      throw new Error(`no control plane: ${await logOf(folder)}`, { cause: error });
+    }
+  }
+
+  /** Installs crds/ and waits until they are served. */
+  async installCrds(): Promise<void> {
+    for (const file of await readdir(CRDS)) {
+      const definition = parse(await readFile(join(CRDS, file), 'utf8')) as { spec: { group: string; names: { plural: string } } };
+      await this.client.post('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', definition);
+      await eventually(() => this.client.raw(`/apis/${definition.spec.group}/v1alpha1/${definition.spec.names.plural}`), START_MILLISECONDS);
+    }
+  }
+
+  async createNamespace(name: string): Promise<void> {
+    await this.client.post('/api/v1/namespaces', { apiVersion: 'v1', kind: 'Namespace', metadata: { name } });
+  }
+
+  async stop(): Promise<void> {
+    await this.client.close();
+    for (const process of [...this.#processes].reverse()) {
+      const ended = new Promise((resolve) => process.once('exit', resolve));
+      if (process.exitCode !== null || process.signalCode !== null) continue;
+      process.kill('SIGTERM');
+      const timer = setTimeout(() => process.kill('SIGKILL'), STOP_MILLISECONDS);
+      await ended;
+      clearTimeout(timer);
+    }
+    await rm(this.#folder, { recursive: true, force: true });
+  }
+}
+
+function run(name: string, folder: string, args: string[]): ChildProcess {
+  const assets = process.env['KUBEBUILDER_ASSETS'] ?? join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin');
+  const program = join(assets, name);
+  assert(existsSync(program), `${program} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
+  const log = openSync(join(folder, `${name}.log`), 'a');
+  const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });
+  closeSync(log);
+  // A test that dies must not leave servers behind.
+  process.once('exit', () => child.kill('SIGKILL'));
+  return child;
+}
+
+async function logOf(folder: string): Promise<string> {
+  const logs = (await readdir(folder)).filter((name) => name.endsWith('.log'));
+  const texts = await Promise.all(logs.map(async (name) => `${name}:\n${(await readFile(join(folder, name), 'utf8')).slice(-3000)}`));
+  return texts.join('\n');
+}
+
+/** Held together until all are known, so that they differ. */
+async function freePorts(count: number): Promise<number[]> {
+  const servers = await Promise.all(
+    Array.from({ length: count }, () => new Promise<ReturnType<typeof createServer>>((resolve) => {
+      const server = createServer().listen(0, '127.0.0.1', () => resolve(server));
+    })),
+  );
+  const ports = servers.map((server) => (server.address() as AddressInfo).port);
+  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
+  return ports;
+}

@@ -1,0 +1,97 @@
+/** A proxy in front of the API server that counts requests and makes the mistakes that networks and servers make. */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { Agent, request } from 'node:https';
+import type { AddressInfo } from 'node:net';
+
+export interface Seen {
+  method: string;
+  /** With the query. */
+  url: string;
+  code: number;
+}
+
+interface Fault {
+  method: string;
+  path: RegExp;
+  times: number;
+  code: number;
+  headers: Record<string, string>;
+}
+
+export class FaultProxy {
+  readonly seen: Seen[] = [];
+  readonly #faults: Fault[] = [];
+  readonly #watches = new Set<ServerResponse>();
+  readonly #server: Server;
+  readonly #agent: Agent;
+
+  private constructor(target: URL, ca: string) {
+    this.#agent = new Agent({ ca, keepAlive: true });
+    this.#server = createServer((incoming, outgoing) => this.#forward(target, incoming, outgoing));
+  }
+
+  static async start(server: string, ca: string): Promise<FaultProxy> {
+    const proxy = new FaultProxy(new URL(server), ca);
+    await new Promise<void>((resolve) => proxy.#server.listen(0, '127.0.0.1', resolve));
+    return proxy;
+  }
+
+  get server(): string {
+    return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+  get writes(): Seen[] {
+    return this.seen.filter(({ method }) => method !== 'GET');
+  }
+  get watches(): number {
+    return this.#watches.size;
+  }
+
+  /** The next `times` requests like this are answered with an error, and not passed on. */
+  fail(method: string, path: RegExp, code: number, { times = 1, headers = {} }: { times?: number; headers?: Record<string, string> } = {}): void {
+    this.#faults.push({ method, path, times, code, headers });
+  }
+
+  /** Tears every watch in its middle, as a network does. @returns how many there were */
+  dropWatches(): number {
+    const count = this.#watches.size;
+    for (const watch of this.#watches) watch.destroy();
+    return count;
+  }
+
+  async close(): Promise<void> {
+    this.#agent.destroy();
+    await new Promise<void>((resolve) => {
+      this.#server.close(() => resolve());
+      this.#server.closeAllConnections();
+    });
+  }
+
+  #forward(target: URL, incoming: IncomingMessage, outgoing: ServerResponse): void {
+    const { method = '', url = '', headers } = incoming;
+    const fault = this.#faults.find((candidate) => candidate.times > 0 && candidate.method === method && candidate.path.test(url));
+    if (fault) {
+      fault.times--;
+      this.seen.push({ method, url, code: fault.code });
+      incoming.resume().on('end', () => {
+        const status = { kind: 'Status', apiVersion: 'v1', status: 'Failure', code: fault.code, message: 'made up by the test' };
+        outgoing.writeHead(fault.code, { 'content-type': 'application/json', ...fault.headers }).end(JSON.stringify(status));
+      });
+      return;
+    }
+    const isWatch = /[?&]watch=true/.test(url);
+    const upstream = request({ host: target.hostname, port: target.port, method, path: url, headers: { ...headers, host: target.host }, agent: this.#agent }, (answer) => {
+      this.seen.push({ method, url, code: answer.statusCode! });
+      outgoing.writeHead(answer.statusCode!, answer.headers);
+      outgoing.flushHeaders();
+      answer.pipe(outgoing);
+      answer.on('error', () => outgoing.destroy());
+    });
+    upstream.on('error', () => outgoing.destroy());
+    if (isWatch) this.#watches.add(outgoing);
+    outgoing.on('close', () => {
+      this.#watches.delete(outgoing);
+      upstream.destroy();
+    });
+    incoming.pipe(upstream);
+  }
+}
