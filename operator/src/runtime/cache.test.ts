@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { pino } from 'pino';
+import { eventually } from '../testing/eventually.ts';
+import { ApiError } from './api-error.ts';
+import { Backoff } from './backoff.ts';
+import { Cache, type Change } from './cache.ts';
+import type { Client, WatchLine } from './client.ts';
+import { defineResource, type KubernetesObject } from './resource.ts';
+
+const log = pino({ level: 'silent' });
+const object = (name: string, version: number, color = 'red'): KubernetesObject => ({
+  metadata: { name, namespace: 'n', uid: name, resourceVersion: String(version), creationTimestamp: '', labels: { color } },
+});
+
+/** A server that says what it is told to: each list and each watch in turn. */
+class Script {
+  readonly asked: string[] = [];
+  readonly lists: (Error | { version: number; items: KubernetesObject[] })[] = [];
+  readonly watches: ((Error | WatchLine<KubernetesObject>)[] | 'stay')[] = [];
+
+  get client(): Pick<Client, 'list' | 'watch'> {
+    const script = this;
+    return {
+      async list(_resource, _namespace, { resourceVersion }) {
+        script.asked.push(`list ${resourceVersion ?? 'newest'}`);
+        const answer = script.lists.shift();
+        assert(answer, 'a list that nobody expected');
+        if (answer instanceof Error) throw answer;
+        return { metadata: { resourceVersion: String(answer.version) }, items: answer.items as never[] };
+      },
+      async *watch(_resource, _namespace, { resourceVersion }, signal) {
+        script.asked.push(`watch ${resourceVersion}`);
+        const lines = script.watches.shift() ?? 'stay';
+        if (lines === 'stay') {
+          await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
+          return;
+        }
+        for (const line of lines) {
+          if (line instanceof Error) throw line;
+          yield line as never;
+        }
+      },
+    };
+  }
+}
+
+function start(t: { after(end: () => Promise<void>): void }, { client }: Pick<Script, 'client'>) {
+  const cache = new Cache({ client, resource: defineResource('v1', 'things'), namespace: 'n', indexes: { color: ({ metadata }) => metadata.labels?.['color'] }, log, retry: new Backoff(1, 2) });
+  const changes: Change<KubernetesObject>[] = [];
+  cache.onChange((change) => changes.push(change));
+  const stop = new AbortController();
+  const running = cache.run(stop.signal);
+  t.after(async () => {
+    stop.abort();
+    await running;
+  });
+  const names = () => [...cache.values()].map(({ metadata }) => `${metadata.name}@${metadata.resourceVersion}`).sort();
+  return { cache, changes, names };
+}
+
+test('lists, watches, and keeps its indexes', async (t) => {
+  const script = new Script();
+  script.lists.push({ version: 10, items: [object('a', 3), object('b', 5)] });
+  script.watches.push([
+    { type: 'MODIFIED', object: object('a', 11, 'blue') },
+    { type: 'DELETED', object: object('b', 12) },
+    { type: 'ADDED', object: object('c', 13) },
+    { type: 'BOOKMARK', object: object('', 20) },
+  ]);
+  const { cache, changes, names } = start(t, script);
+  await cache.synced;
+  await eventually(() => assert.deepEqual(names(), ['a@11', 'c@13']));
+  assert.deepEqual([cache.indexed('color', 'red').length, cache.indexed('color', 'blue').length, cache.indexed('color', 'green').length], [1, 1, 0]);
+  assert.deepEqual(changes.map(({ object: { metadata }, deleted }) => `${metadata.name}${deleted ? ' gone' : ''}`), ['a', 'b', 'a', 'b gone', 'c']);
+  // The bookmark is where the next watch starts.
+  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 20']));
+});
+
+test('goes on after every error: a failed list, a torn watch, an error in the stream, too old a version', async (t) => {
+  const script = new Script();
+  script.lists.push(new Error('no route'), { version: 10, items: [object('a', 3), object('b', 4)] }, new Error('still none'), { version: 40, items: [object('b', 4), object('d', 39)] });
+  script.watches.push(
+    [new Error('refused')],
+    [{ type: 'ADDED', object: object('c', 12) }, new Error('torn')],
+    [{ type: 'ERROR', object: { code: 500, reason: 'InternalError', message: 'etcd' } }],
+    [{ type: 'ERROR', object: { code: 410, reason: 'Expired', message: 'too old resource version' } }],
+  );
+  const { changes, names } = start(t, script);
+  await eventually(() => assert.deepEqual(names(), ['b@4', 'd@39']));
+  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'list 0', 'watch 10', 'watch 10', 'watch 12', 'watch 12', 'list newest', 'list newest', 'watch 40']));
+  assert.deepEqual(changes.filter(({ deleted }) => deleted).map(({ object: { metadata } }) => metadata.name).sort(), ['a', 'c']);
+});
+
+test('an expired list is asked for anew', async (t) => {
+  const script = new Script();
+  script.lists.push(new ApiError('list', 410, 'Expired', 'too old'), { version: 5, items: [] });
+  const { cache } = start(t, script);
+  await cache.synced;
+  assert.deepEqual(script.asked.slice(0, 2), ['list 0', 'list newest']);
+});
+
+test('what was written is there at once, and no older news takes it away', async (t) => {
+  const script = new Script();
+  script.lists.push({ version: 10, items: [object('a', 3)] });
+  const gate = Promise.withResolvers<void>();
+  const { client } = script;
+  const held: Pick<Client, 'list' | 'watch'> = {
+    list: client.list,
+    async *watch(resource, namespace, query, signal) {
+      await gate.promise;
+      yield* client.watch(resource, namespace, query, signal) as AsyncGenerator<never>;
+    },
+  };
+  script.watches.push([
+    { type: 'MODIFIED', object: object('a', 11) },
+    { type: 'ADDED', object: object('b', 15) },
+    { type: 'DELETED', object: object('b', 16) },
+    { type: 'ADDED', object: object('e', 17) },
+  ]);
+  const { cache, names } = start(t, { client: held });
+  await cache.synced;
+  cache.put(object('a', 14, 'mine'));
+  cache.put(object('b', 15));
+  assert.deepEqual(names(), ['a@14', 'b@15']);
+  cache.put(object('a', 12));
+  assert.deepEqual(names(), ['a@14', 'b@15'], 'an answer that comes late');
+  gate.resolve();
+  await eventually(() => assert.deepEqual(names(), ['a@14', 'e@17']));
+  cache.put(object('b', 15));
+  assert.deepEqual(names(), ['a@14', 'e@17'], 'what the watch has seen deleted does not come back');
+});
+
+test('a listener that throws disturbs nobody', async (t) => {
+  const script = new Script();
+  script.lists.push({ version: 10, items: [object('a', 3), object('b', 4)] });
+  const { cache, names } = start(t, script);
+  cache.onChange(() => {
+    throw new Error('mine');
+  });
+  await cache.synced;
+  assert.deepEqual(names(), ['a@3', 'b@4']);
+});
