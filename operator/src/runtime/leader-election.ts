@@ -61,39 +61,37 @@ export class LeaderElection {
     log.info({ lease: name, identity }, 'leading');
     onChange?.(true);
     const over = new AbortController();
-    const lost = this.#renew(over.signal).then(() => over.abort());
     let isLost = false;
-    const watching = lost.then(() => {
-      isLost = !done;
+    const renewing = this.#renew(over.signal).then((lost) => {
+      isLost = lost;
+      over.abort();
     });
-    let done = false;
     try {
       await work(AbortSignal.any([signal, over.signal]));
     } finally {
-      done = true;
-      const ours = !over.signal.aborted;
       over.abort();
-      await watching;
+      await renewing;
       onChange?.(false);
-      if (ours) await this.#release();
+      if (!isLost) await this.#release();
     }
     if (isLost) throw new LeadershipLost(`lease ${name} could not be renewed for ${this.#options.renewDeadlineSeconds} s`);
   }
 
-  /** Resolves when the Lease could not be renewed for too long, or when the signal says stop. */
-  async #renew(signal: AbortSignal): Promise<void> {
+  /** Resolves to true when the Lease could not be renewed for too long or is another's, to false when the signal says stop. */
+  async #renew(signal: AbortSignal): Promise<boolean> {
     const { renewDeadlineSeconds, retrySeconds } = this.#options;
     let renewedAt = performance.now();
     while (!signal.aborted) {
       await delay(1000 * retrySeconds, undefined, { signal }).catch(() => {});
-      if (signal.aborted) return;
+      if (signal.aborted) break;
       const begun = performance.now();
       // A request that hangs must not outlive the deadline.
       const left = 1000 * renewDeadlineSeconds - (begun - renewedAt);
       const renewed = await Promise.race([this.#try(), delay(Math.max(0, left), false, { signal }).catch(() => false)]);
       if (renewed) renewedAt = begun;
-      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isAnothers()) return;
+      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isAnothers()) return !signal.aborted;
     }
+    return false;
   }
 
   #isAnothers(): boolean {

@@ -1,0 +1,65 @@
+import assert from 'node:assert/strict';
+import { spawn, spawnSync } from 'node:child_process';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { ControlPlane } from './testing/control-plane.ts';
+import { eventually } from './testing/eventually.ts';
+import { pods, faceTrainJobs } from './cluster/resources.ts';
+
+const program = join(import.meta.dirname, 'main.ts');
+
+const refusals: Record<string, { args: string[]; want: RegExp }> = {
+  'no image': { args: [], want: /--image: missing/ },
+  'a count that is none': { args: ['--image', 'i', '--lease-namespace', 'none', '--workers', '0'], want: /--workers: 0; must be a whole number from 1 to 256/ },
+  'no place for the lease': { args: ['--image', 'i'], want: /--lease-namespace: missing/ },
+  'an unknown option': { args: ['--imagine', 'i'], want: /--imagine/ },
+};
+for (const [name, { args, want }] of Object.entries(refusals)) {
+  test(`refused: ${name}`, () => {
+    const { status, stderr } = spawnSync(process.execPath, [program, ...args], { encoding: 'utf8' });
+    assert.equal(status, 2, stderr);
+    assert.match(stderr, want);
+  });
+}
+
+test('runs from a kubeconfig in one namespace, and stops in order at SIGTERM', async (t) => {
+  const plane = await ControlPlane.start();
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-operator-'));
+  t.after(async () => {
+    await plane.stop();
+    await rm(folder, { recursive: true });
+  });
+  await plane.installCrds();
+  const kubeconfig = join(folder, 'kubeconfig');
+  const config = {
+    'current-context': 'c',
+    contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],
+    clusters: [{ name: 'c', cluster: { server: plane.server, 'certificate-authority-data': Buffer.from(plane.ca).toString('base64') } }],
+    users: [{ name: 'u', user: { token: plane.token } }],
+  };
+  await writeFile(kubeconfig, JSON.stringify(config));
+  const args = ['--image', 'registry.example/trainer:1', '--namespace', 'default', '--kubeconfig', kubeconfig, '--lease-namespace', 'default'];
+  // Any port will do: of the operator's own, nothing is asked here.
+  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
+  t.after(async () => void child.kill('SIGKILL'));
+  await plane.client.create(faceTrainJobs, 'default', {
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'faces' },
+    spec: { dataset: { uri: 's3://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 64, trainers: { replicas: 1 } },
+  });
+  await eventually(async () => assert.equal((await plane.client.list(pods, 'default', {})).items?.length ?? 0, 1, output), 20_000);
+  const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
+  child.kill('SIGTERM');
+  assert.equal(await exit, 0, output);
+  const lines = output.trim().split('\n').map((line) => JSON.parse(line) as { msg: string; controller?: string; reconcileID?: string; uid?: string; attempt?: number });
+  const order = ['leading', 'stopping', 'lease given back', 'stopped'].map((message) => lines.findIndex(({ msg }) => msg === message));
+  assert.deepEqual(order, [...order].sort((a, b) => a - b), output);
+  assert(!order.includes(-1), output);
+  const told = lines.find(({ controller }) => controller === 'facetrainjob');
+  assert(told?.reconcileID && told.uid && told.attempt === 0, output);
+});

@@ -1,0 +1,103 @@
+import assert from 'node:assert/strict';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import { test } from 'node:test';
+import { pino } from 'pino';
+import { ApiError } from './api-error.ts';
+import { Client } from './client.ts';
+import { EventRecorder } from './events.ts';
+import { mergePatch } from './merge-patch.ts';
+import { defineResource } from './resource.ts';
+
+const things = defineResource('example.dev/v1', 'things');
+
+async function serve(t: { after(end: () => Promise<void>): void }, answer: (request: IncomingMessage & { body: string }, response: ServerResponse, count: number) => void) {
+  const sockets = new Set<Socket>();
+  let count = 0;
+  const server = createServer(async (request, response) => {
+    let body = '';
+    for await (const chunk of request) body += chunk;
+    answer(Object.assign(request, { body }), response, ++count);
+  });
+  server.on('connection', (socket) => sockets.add(socket));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const codes: (number | string)[] = [];
+  const client = new Client({ server: `http://127.0.0.1:${(server.address() as AddressInfo).port}/prefix`, onResponse: (_method, code) => codes.push(code) });
+  t.after(async () => {
+    await client.close();
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+  });
+  return { client, sockets, codes };
+}
+
+const object = { metadata: { name: 'a', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' } };
+
+test('many requests share a few connections', async (t) => {
+  const { client, sockets } = await serve(t, (request, response) => response.end(JSON.stringify({ ...object, url: request.url })));
+  for (let count = 0; count < 20; count++) assert.equal(((await client.get(things, 'n', 'a')) as unknown as { url: string }).url, '/prefix/apis/example.dev/v1/namespaces/n/things/a');
+  // One would do; undici opens a second while it still reads the end of an answer.
+  assert(sockets.size <= 2, `${sockets.size} connections`);
+  await Promise.all(Array.from({ length: 200 }, () => client.get(things, 'n', 'a')));
+  assert(sockets.size <= 32, `${sockets.size} connections`);
+});
+
+test('fields that nobody here knows arrive as they were sent', async (t) => {
+  const { client } = await serve(t, (request, response) => response.end(request.body));
+  const sent = { ...object, spec: { schedulingGroup: { podGroupName: 'g' }, 'x-anything': [1, null] } };
+  assert.deepEqual(await client.create(things, 'n', sent), sent);
+});
+
+test('429 and errors that say when to come back are tried again, others are not', async (t) => {
+  const { client, codes } = await serve(t, (_request, response, count) => {
+    if (count === 1) response.writeHead(429, { 'retry-after': '0' }).end();
+    else if (count === 2) response.writeHead(503, { 'retry-after': '0' }).end();
+    else if (count === 3) response.end(JSON.stringify(object));
+    else response.writeHead(500).end('oh no');
+  });
+  assert.deepEqual(await client.create(things, 'n', object), object);
+  await assert.rejects(client.create(things, 'n', object), { name: 'ApiError', status: 500, serverMessage: 'oh no' });
+  assert.deepEqual(codes, [429, 503, 200, 500]);
+});
+
+test('an error carries the server’s reason and words', async (t) => {
+  const { client } = await serve(t, (_request, response) => response.writeHead(409).end(JSON.stringify({ kind: 'Status', reason: 'AlreadyExists', message: 'things "a" already exists', code: 409 })));
+  await assert.rejects(client.create(things, 'n', object), (error: unknown) => error instanceof ApiError && error.reason === 'AlreadyExists' && error.serverMessage === 'things "a" already exists');
+});
+
+test('a watch gives whole lines, wherever the network cut them', async (t) => {
+  const { client } = await serve(t, async (_request, response) => {
+    const text = ['ä', 'b'].map((name) => `${JSON.stringify({ type: 'ADDED', object: { metadata: { name } } })}\n`).join('');
+    for (const byte of Buffer.from(text)) {
+      response.write(Buffer.from([byte]));
+      await new Promise(setImmediate);
+    }
+    response.end();
+  });
+  const found: string[] = [];
+  for await (const line of client.watch(things, null, {}, new AbortController().signal)) if (line.type === 'ADDED') found.push(line.object.metadata.name);
+  assert.deepEqual(found, ['ä', 'b']);
+});
+
+test('an event that repeats is one event with a series, and one object cannot flood the server', async (t) => {
+  const seen: { method: string; body: { note?: string; series?: { count: number } } }[] = [];
+  const { client } = await serve(t, (request, response) => {
+    seen.push({ method: request.method!, body: JSON.parse(request.body) as object });
+    response.end(request.body);
+  });
+  const recorder = new EventRecorder({ client, controller: 'c', instance: 'i', log: pino({ level: 'silent' }) });
+  const subject = { apiVersion: 'v1', kind: 'Thing', namespace: 'n', name: 'a', uid: 'u' };
+  const content = { type: 'Normal' as const, reason: 'Made', action: 'Make', message: 'ü'.repeat(2000) };
+  for (let count = 0; count < 40; count++) recorder.emit(subject, content);
+  recorder.emit({ ...subject, uid: 'other' }, content);
+  await recorder.flush();
+  assert.deepEqual(seen.map(({ method }) => method), ['POST', ...Array<string>(24).fill('PATCH'), 'POST']);
+  assert.equal(seen[24]!.body.series!.count, 25);
+  assert(Buffer.byteLength(seen[0]!.body.note!) <= 1024 && !seen[0]!.body.note!.includes('\uFFFD'));
+});
+
+test('a merge patch holds what changed, and null for what is gone', () => {
+  const before = { a: 1, gone: 2, deep: { same: [1], other: 1, gone: 3 } };
+  assert.deepEqual(mergePatch(before, { a: 1, deep: { same: [1], other: 2 }, more: { x: 1 } }), { gone: null, deep: { other: 2, gone: null }, more: { x: 1 } });
+  assert.deepEqual(mergePatch(before, structuredClone(before)), {});
+});

@@ -1,0 +1,100 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { pino } from 'pino';
+import { eventually } from '../testing/eventually.ts';
+import { ApiError } from './api-error.ts';
+import { LeaderElection, LeadershipLost, type ElectionOptions, type Lease } from './leader-election.ts';
+
+/** One Lease, with a server's optimistic locking. */
+class Leases {
+  lease: Lease | undefined;
+  down = false;
+
+  client(): ElectionOptions['client'] {
+    return { get: async () => this.#answer(), create: async (_resource, _namespace, object) => this.#write(object, undefined), replace: async (_resource, _namespace, _name, object) => this.#write(object, (object as Lease).metadata.resourceVersion) } as ElectionOptions['client'];
+  }
+  #answer(): Lease {
+    if (this.down) throw new Error('no route');
+    if (!this.lease) throw new ApiError('get', 404, 'NotFound', 'none');
+    return structuredClone(this.lease);
+  }
+  #write(object: object, version: string | undefined): Lease {
+    if (this.down) throw new Error('no route');
+    if (this.lease?.metadata.resourceVersion !== version) throw new ApiError('write', 409, version ? 'Conflict' : 'AlreadyExists', 'changed');
+    const { spec, metadata } = structuredClone(object) as Lease;
+    this.lease = { spec: spec!, metadata: { ...metadata, resourceVersion: String(Number(version ?? 0) + 1) } };
+    return structuredClone(this.lease);
+  }
+}
+
+const election = (leases: Leases, identity: string) =>
+  new LeaderElection({ client: leases.client(), namespace: 'n', name: 'l', identity, log: pino({ level: 'silent' }), durationSeconds: 0.3, renewDeadlineSeconds: 0.2, retrySeconds: 0.03 });
+
+const untilAborted = (signal: AbortSignal) => new Promise<void>((resolve) => (signal.aborted ? resolve() : signal.addEventListener('abort', () => resolve(), { once: true })));
+
+test('never two at once, and a lease that is given back is taken at once', async () => {
+  const leases = new Leases();
+  const stops = [new AbortController(), new AbortController(), new AbortController()];
+  let leading = 0;
+  const order: number[] = [];
+  const all = stops.map((stop, index) =>
+    election(leases, `replica-${index}`).lead(stop.signal, async (signal) => {
+      order.push(index);
+      assert.equal(++leading, 1);
+      await untilAborted(signal);
+      leading--;
+    }),
+  );
+  for (let led = 1; led <= stops.length; led++) {
+    await eventually(() => assert.equal(order.length, led));
+    stops[order[led - 1]!]!.abort();
+  }
+  await Promise.all(all);
+  assert.equal(new Set(order).size, stops.length);
+  assert.equal(leases.lease!.spec!.holderIdentity, '');
+  assert.equal(leases.lease!.spec!.leaseTransitions, 2);
+});
+
+test('clocks of other machines do not count: a holder whose times are of long ago leads as long as it renews', async (t) => {
+  const leases = new Leases();
+  const old = '2001-01-01T00:00:00.000000Z';
+  leases.lease = { metadata: { name: 'l', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' }, spec: { holderIdentity: 'other', leaseDurationSeconds: 0.3, renewTime: old } };
+  const renewing = setInterval(() => {
+    leases.lease!.metadata.resourceVersion = String(Number(leases.lease!.metadata.resourceVersion) + 1);
+  }, 50);
+  t.after(() => clearInterval(renewing));
+  const stop = new AbortController();
+  let led = false;
+  const waiting = election(leases, 'me').lead(stop.signal, async () => {
+    led = true;
+  });
+  await new Promise((resolve) => setTimeout(resolve, 900)); // three times the lease's duration
+  assert.equal(led, false);
+  clearInterval(renewing);
+  await waiting;
+  assert.equal(led, true);
+});
+
+test('who cannot renew stops before another may start', async () => {
+  const leases = new Leases();
+  let stoppedAt = 0;
+  const first = election(leases, 'first').lead(new AbortController().signal, async (signal) => {
+    leases.down = true;
+    await untilAborted(signal);
+    stoppedAt = performance.now();
+    leases.down = false;
+  });
+  await assert.rejects(first, LeadershipLost);
+  assert.equal(leases.lease!.spec!.holderIdentity, 'first', 'what is lost is not given back');
+  const stop = new AbortController();
+  await election(leases, 'second').lead(stop.signal, async () => assert(performance.now() > stoppedAt));
+});
+
+test('the work’s own error comes through, and the lease is given back', async () => {
+  const leases = new Leases();
+  const failing = election(leases, 'a').lead(new AbortController().signal, async () => {
+    throw new Error('mine');
+  });
+  await assert.rejects(failing, /mine/);
+  assert.equal(leases.lease!.spec!.holderIdentity, '');
+});
