@@ -64,8 +64,11 @@ export class Executor {
   /** @returns seconds after which to look again, null: only when something changes */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
-    for (const action of plan.actions) {
-      const setback = await this.#act(action, identity, log);
+    for (const together of batches(plan.actions)) {
+      const results = await Promise.allSettled(together.map((action) => this.#act(action, identity, log)));
+      const failed = results.find((result) => result.status === 'rejected');
+      if (failed) throw failed.reason;
+      const setback = results.map((result) => (result as PromiseFulfilledResult<Setback | null>).value).find((value) => value !== null);
       if (!setback) continue;
       if (setback.refused) this.#refused.set(identity.uid, setback.refused);
       if (setback.foreign) this.#foreign.set(identity.uid, setback.foreign);
@@ -151,6 +154,26 @@ export class Executor {
     caches[kind]?.put(written);
     return true;
   }
+}
+
+/**
+ * Actions in their order, those that may overlap together: pods that are created one after the other do not depend on each other. They are sent 1, 2, 4, ... at a
+ * time, so that a gang which the server refuses costs one request and not one for each pod.
+ */
+function batches(actions: Action[]): Action[][] {
+  const isPod = (action: Action | undefined) => action?.type === 'create' && action.object.kind === 'Pod';
+  const found: Action[][] = [];
+  let size = 1;
+  for (const action of actions) {
+    const last = found.at(-1);
+    if (last && isPod(action) && isPod(last[0]) && last.length < size) {
+      last.push(action);
+      continue;
+    }
+    size = isPod(action) && isPod(last?.[0]) ? 2 * size : 1;
+    found.push([action]);
+  }
+  return found;
 }
 
 /** To delete what is gone, or what has another uid by now, is no error. */
