@@ -37,6 +37,8 @@ export class ControlPlane {
   }
 
   static async start(): Promise<ControlPlane> {
+    // The test runner ends a test that takes too long by a signal, at which Node runs no exit handlers (see `run`).
+    process.once('SIGTERM', () => process.exit(143));
     const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
     const processes: ChildProcess[] = [];
     try {
