@@ -5,5 +5,6 @@ export type * from './controllers/observed.ts';
 export type * from './controllers/plan.ts';
 export type * from './controllers/planner.ts';
 export { planFaceTrainJob } from './controllers/facetrainjob/plan.ts';
+export { observedProgress } from './controllers/facetrainjob/progress.ts';
 export { planQuantizeJob } from './controllers/quantizejob/plan.ts';
 export { Label } from './controllers/names.ts';

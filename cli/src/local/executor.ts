@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ArtifactManifest, ExitCode, FaceTrainJob, Progress, QuantizeJob, parseDocument, type ArtifactStatus, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import {
+  observedProgress,
   planFaceTrainJob,
   planQuantizeJob,
   type Action,
@@ -17,7 +18,6 @@ import {
   type JobIdentity,
   type ObservedObject,
   type ObservedPod,
-  type ObservedProgress,
   type Plan,
   type PlanEvent,
 } from '@facetrain/operator';
@@ -244,19 +244,4 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
     const job = parseDocument(QuantizeJob, { apiVersion, kind, metadata: { name: metadata.name }, spec }, `QuantizeJob ${metadata.name}`, 'InvalidManifest');
     return new LocalQuantizeJob({ name: metadata.name, namespace: metadata.namespace, uid, generation: 1 }, job.spec, this.around);
   }
-}
-
-function observedProgress({ job, step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, evaluations, checkpoint, activity }: Progress): ObservedProgress {
-  return {
-    attempt: job.attempt,
-    step,
-    totalSteps,
-    epoch,
-    ...(imagesPerSecond === null ? {} : { imagesPerSecond }),
-    ...(loss === null ? {} : { loss }),
-    ...(etaSeconds === null ? {} : { etaSeconds }),
-    evaluations,
-    ...(checkpoint ? { checkpoint } : {}),
-    activity,
-  };
 }

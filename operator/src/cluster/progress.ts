@@ -6,6 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Progress } from '@facetrain/api';
 import type { Logger } from 'pino';
 import { request } from 'undici';
+import { observedProgress } from '../controllers/facetrainjob/progress.ts';
 import type { ObservedProgress } from '../controllers/observed.ts';
 
 export interface Followed {
@@ -67,25 +68,10 @@ export class ProgressPoller {
       const entry = this.#entries.get(key);
       if (entry?.uid !== asked.uid || entry.attempt !== asked.attempt) return;
       const isNews = entry.answer?.activity !== progress.activity || entry.answer.step !== progress.step;
-      entry.answer = observed(progress);
+      entry.answer = observedProgress(progress);
       if (isNews) this.#onNews(key);
     } catch (error) {
       this.#log.debug({ err: error, job: key }, 'rank 0 told no progress');
     }
   }
-}
-
-function observed({ job, step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, evaluations, checkpoint, activity }: Progress): ObservedProgress {
-  return {
-    attempt: job.attempt,
-    step,
-    totalSteps,
-    epoch,
-    ...(imagesPerSecond !== null && { imagesPerSecond }),
-    ...(loss !== null && { loss }),
-    ...(etaSeconds !== null && { etaSeconds }),
-    evaluations,
-    ...(checkpoint && { checkpoint }),
-    activity,
-  };
 }

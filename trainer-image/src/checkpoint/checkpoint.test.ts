@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { CheckpointManifest, FacetrainError } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, findNewest, manifestPath, prune, removeUnfinished } from './directory.ts';
@@ -79,6 +80,15 @@ class Gang {
       this.#parts.clear();
     }
     return promise;
+  }
+
+  /** Until a rank waits in a collective for the others: it writes nothing more. */
+  async arrived(session: FakeSession): Promise<void> {
+    const deadline = Date.now() + 10_000;
+    while (!this.#parts.has(session)) {
+      assert(Date.now() < deadline, 'the rank never came to the collective');
+      await setImmediate();
+    }
   }
 
   /** Values that depend on the global row alone. */
@@ -272,7 +282,7 @@ test('older checkpoints go only when the new one is complete', async () => {
   second!.saveRows = () => Promise.reject(new Error('disk full'));
   const broken = gang.save(root, 4, 2);
   await assert.rejects(broken, /disk full/);
-  assert(first);
+  await gang.arrived(first!);
   assert.deepEqual(await completeSteps(root), [3, 2]);
   await prune(root, 1);
   assert.deepEqual(await readdir(root).then((names) => names.sort()), ['step-0000000003', 'step-0000000004']);

@@ -6,7 +6,7 @@
  * of an attempt, the last step, or any other change of the status take it along at once.
  */
 import { isDeepStrictEqual } from 'node:util';
-import { joinStorageUri, type FaceTrainJobSpec, type FaceTrainJobStatus, type TrainingProgress } from '@facetrain/api';
+import { joinStorageUri, type FaceTrainJobSpec, type FaceTrainJobStatus, type Progress, type TrainingProgress } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
@@ -18,6 +18,22 @@ import { compact } from '../values.ts';
 import { checkpointsUri } from './config.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
+
+/** What rank 0 served at /v1/progress, as a planner is shown it. */
+export function observedProgress({ job, step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, evaluations, checkpoint, activity }: Progress): ObservedProgress {
+  return {
+    attempt: job.attempt,
+    step,
+    totalSteps,
+    epoch,
+    ...(imagesPerSecond !== null && { imagesPerSecond }),
+    ...(loss !== null && { loss }),
+    ...(etaSeconds !== null && { etaSeconds }),
+    evaluations,
+    ...(checkpoint && { checkpoint }),
+    activity,
+  };
+}
 
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 
