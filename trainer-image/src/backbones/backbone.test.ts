@@ -1,9 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Graph } from '@facetrain/native';
 import { countMacs } from '../onnx/describe.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { checkWithOnnx, largestDifference, noise, runOrt } from '../onnx/testing.ts';
+import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../onnx/testing.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { buildBackbone, countParameters, type BackboneOptions } from './backbone.ts';
 
@@ -12,15 +11,6 @@ const SIZE = 3 * 112 * 112;
 
 /** Millions of parameters and billions of multiply-accumulates of insightface's networks. */
 const FIGURES = { iresnet18: [24.03, 2.61], iresnet34: [34.14, 4.46], iresnet50: [43.59, 6.31], iresnet100: [65.16, 12.09], iresnet200: [118.83, 23.42], mobilefacenet: [2.06, 0.44] } as const;
-
-/** Makes every convolution keep the variance, for N(0, 0.1^2) without batch statistics overflows in a deep network. */
-function tame(graph: Graph): void {
-  for (const { dims, data } of Object.values(graph.initializers)) {
-    if (dims.length !== 4 || !(data instanceof Float32Array)) continue;
-    const factor = 10 / Math.sqrt(dims[1]! * dims[2]! * dims[3]!);
-    for (let i = 0; i < data.length; i++) data[i]! *= factor;
-  }
-}
 
 for (const [name, [parameters, macs]] of Object.entries(FIGURES)) {
   test(`${name} has ${parameters} M parameters and ${macs} GMAC, and runs in ONNX Runtime for any batch`, async () => {

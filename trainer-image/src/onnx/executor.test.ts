@@ -1,12 +1,12 @@
 /** The native executor computes what ONNX Runtime computes: every operator with awkward shapes, the pretrained fixture, our backbones. */
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
-import { FacetrainError } from '@facetrain/api';
+import { BACKBONES, FacetrainError } from '@facetrain/api';
 import { Model, type Graph, type GraphNode, type Pictures, type Tensor } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { readOnnx } from './read.ts';
 import { inferShapes } from './shapes.ts';
-import { largestDifference, MOBILEFACENET, noise, runOrt } from './testing.ts';
+import { largestDifference, MOBILEFACENET, noise, runOrt, tame } from './testing.ts';
 import { encodeOnnx } from './write.ts';
 
 /** Of the largest value: an untrained network's running statistics are not its own, so its values grow from layer to layer. */
@@ -161,12 +161,16 @@ suite('executor against ONNX Runtime', () => {
     agree(await embedded(graph, pictures), expected!.data);
   });
 
-  for (const backbone of ['iresnet18', 'mobilefacenet'] as const) {
-    test(backbone, async () => {
-      const graph = buildBackbone({ backbone, embeddingDim: 128, width: 1, blocks: backbone === 'iresnet18' ? [1, 1, 1, 1] : null, seed: 5 });
+  for (const backbone of BACKBONES) {
+    test(`${backbone}, as the reference has it`, async () => {
+      const graph = buildBackbone({ backbone, embeddingDim: 512, width: 2, blocks: null, seed: 5 });
+      if (backbone.startsWith('iresnet')) tame(graph);
       const { pictures, values } = picturesFor(graph, 2);
       const [expected] = await runOrt(encodeOnnx(graph), values);
-      agree(await embedded(graph, pictures), expected!.data);
+      // Untrained, some of them yield very small values: what counts is the difference beside the largest one.
+      const largest = largestDifference(expected!.data, new Float32Array(expected!.data.length));
+      const difference = largestDifference(await embedded(graph, pictures), expected!.data);
+      assert.ok(largest > 0 && difference <= TOLERANCE * largest, `values up to ${largest} differ by ${difference}`);
     });
   }
 });

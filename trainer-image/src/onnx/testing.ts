@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { Graph } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 
 /** A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the repository. */
@@ -58,5 +59,14 @@ export function checkWithOnnx(models: Record<string, Uint8Array>): void {
     if (status !== 0 || seen !== names.length) throw new Error(`onnx.checker on "${names[seen - 1]}": ${stderr}`);
   } finally {
     rmSync(folder, { recursive: true });
+  }
+}
+
+/** Makes every convolution keep the variance, for N(0, 0.1^2) without batch statistics overflows in a deep network. */
+export function tame(graph: Graph): void {
+  for (const { dims, data } of Object.values(graph.initializers)) {
+    if (dims.length !== 4 || !(data instanceof Float32Array)) continue;
+    const factor = 10 / Math.sqrt(dims[1]! * dims[2]! * dims[3]!);
+    for (let i = 0; i < data.length; i++) data[i]! *= factor;
   }
 }
