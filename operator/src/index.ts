@@ -8,3 +8,4 @@ export { planFaceTrainJob } from './controllers/facetrainjob/plan.ts';
 export { observedProgress } from './controllers/facetrainjob/progress.ts';
 export { planQuantizeJob } from './controllers/quantizejob/plan.ts';
 export { Label } from './controllers/names.ts';
+export { fetchContainer } from './controllers/storage.ts';

@@ -4,15 +4,12 @@
  */
 import { join } from 'node:path';
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
-import type { Container, Environment, Mounted } from '@facetrain/operator';
+import { fetchContainer, type Environment, type Mounted } from '@facetrain/operator';
 
 export interface LocalPorts {
   rendezvous: number;
   progress: number;
 }
-
-/** Where what goes to an object store is written first. */
-export const scratchFolder = (folder: string, name: string) => join(folder, 'scratch', name);
 
 /**
  * @param folder the run's own folder: configs, fetched inputs, and the folders that stand for claims
@@ -24,21 +21,10 @@ export function localEnvironment(folder: string, ports: LocalPorts): Environment
       const location = parseStorageUri(reference.uri);
       if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
       if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
-      if (access === 'write') return { path: scratchFolder(folder, name) };
+      // What goes to an object store is written to a folder first.
+      if (access === 'write') return { path: join(folder, 'scratch', name) };
       const path = join(folder, 'inputs', name);
-      const { endpoint, region, forcePathStyle } = reference.s3 ?? {};
-      const fetch: Container = {
-        name: `fetch-${name}`,
-        args: [
-          'fetch', '--uri', reference.uri, '--to', path,
-          ...(endpoint ? ['--endpoint', endpoint] : []),
-          ...(region ? ['--region', region] : []),
-          ...(forcePathStyle ? ['--force-path-style'] : []),
-        ],
-        env: [], // credentials come from this process's own environment
-        volumeMounts: [],
-      };
-      return { path, fetch };
+      return { path, fetch: fetchContainer(name, reference, path, []) };
     },
     master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
     progress: () => ({ host: '127.0.0.1', port: ports.progress }),

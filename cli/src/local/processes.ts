@@ -65,10 +65,6 @@ export class PodProcess {
     return this.#phase === 'Succeeded' || this.#phase === 'Failed';
   }
 
-  get pid(): number | undefined {
-    return this.#child?.pid;
-  }
-
   /** SIGTERM now, SIGKILL when the grace period is over. */
   delete(): void {
     if (this.#deleting) return;

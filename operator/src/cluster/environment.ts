@@ -2,6 +2,7 @@
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Environment, Mounted } from '../controllers/environment.ts';
 import { podName } from '../controllers/names.ts';
+import { fetchContainer } from '../controllers/storage.ts';
 
 const ROOT = '/mnt/facetrain';
 
@@ -16,8 +17,8 @@ export function clusterEnvironment(defaultImage: string): Environment {
   };
 }
 
-function storage(name: string, { uri, s3 }: StorageRef, access: 'read' | 'write'): Mounted {
-  const location = parseStorageUri(uri);
+function storage(name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
+  const location = parseStorageUri(reference.uri);
   const mountPath = `${ROOT}/${name}`;
   const mount = { name, mountPath, ...(access === 'read' && { readOnly: true }) };
   switch (location.scheme) {
@@ -37,9 +38,7 @@ function storage(name: string, { uri, s3 }: StorageRef, access: 'read' | 'write'
       if (access === 'write') return { path: mountPath, ...scratch };
       // One level down: a single file is fetched as well as a folder.
       const path = `${mountPath}/data`;
-      const { endpoint, region, forcePathStyle } = s3 ?? {};
-      const options = [...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
-      return { path, ...scratch, fetch: { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts: [scratch.mount] } };
+      return { path, ...scratch, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
     }
   }
 }

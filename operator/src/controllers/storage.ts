@@ -1,7 +1,7 @@
 /** Storage that a pod uses, as its environment mounts it, with the credentials that reading it takes. */
 import type { S3Access, StorageRef } from '@facetrain/api';
 import type { Environment, Mounted } from './environment.ts';
-import type { EnvVar, Volume, VolumeMount } from './objects.ts';
+import type { Container, EnvVar, Volume, VolumeMount } from './objects.ts';
 
 export interface MountedVolumes {
   volumes: Volume[];
@@ -13,6 +13,13 @@ export function mounted(environment: Environment, name: string, reference: Stora
   const storage = environment.storage(name, reference, access);
   if (!storage.fetch) return storage;
   return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentials(reference.s3)] } };
+}
+
+/** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
+export function fetchContainer(name: string, { uri, s3 }: StorageRef, path: string, volumeMounts: VolumeMount[]): Container {
+  const { endpoint, region, forcePathStyle } = s3 ?? {};
+  const options = [...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
+  return { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts };
 }
 
 /** AWS credentials by reference to the keys of a Secret: never a value that a config, a status or a log could show. */
