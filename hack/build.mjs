@@ -1,4 +1,4 @@
-// Builds native/ into native/build: `npm run build`. Needs what `npm run setup` installs.
+// Builds native/ into native/build: `npm run build`, or with --addon only what programs load. Needs what `npm run setup` installs.
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -8,7 +8,7 @@ import { main, run, step } from './lib/steps.mjs';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-export async function buildNative() {
+export async function buildNative({ addon = false } = {}) {
   await step('Native build', async (show) => {
     await run(
       [
@@ -19,8 +19,8 @@ export async function buildNative() {
       ],
       { show },
     );
-    await run(['cmake', '--build', build], { show });
+    await run(['cmake', '--build', build, ...(addon ? ['--target', 'facetrain_node'] : [])], { show });
   });
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(buildNative);
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => buildNative({ addon: process.argv.includes('--addon') }));

@@ -1,5 +1,5 @@
-// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`. What is there is left alone,
-// so a second run takes a moment. Needs Node, npm and Python with pip and venv; the rest comes from package registries.
+// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`; with --native, for native/ alone.
+// What is there is left alone, so a second run takes a moment. Needs Node, npm and Python with pip and venv; the rest comes from package registries.
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
@@ -137,15 +137,18 @@ async function goTools() {
   }
 }
 
-/** @param {{ test?: boolean }} options */
-export async function setup({ test = false } = {}) {
+/**
+ * @param {{ test?: boolean, native?: boolean }} options `native`: only what native/ is built with, beside npm packages that are
+ *   there already (the trainers' image has no use for the others)
+ */
+export async function setup({ test = false, native = false } = {}) {
   Object.assign(process.env, environment);
   await debianPackages([...versions.debian.build, ...(test ? versions.debian.test : [])]);
-  await npmPackages();
+  if (!native) await npmPackages();
   await libtorchFiles();
   if (!test) return;
   await pythonPackages();
   await goTools();
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => setup({ test: process.argv.includes('--test') }));
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => setup({ test: process.argv.includes('--test'), native: process.argv.includes('--native') }));

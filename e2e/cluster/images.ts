@@ -1,0 +1,88 @@
+/** The images that a cluster runs, built by the Docker engine of this machine from what registries of packages hold: nothing is pulled. */
+import { existsSync } from 'node:fs';
+import { cp, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { cache, root } from './paths.ts';
+import { command } from './command.ts';
+
+export const OPERATOR_IMAGE = 'facetrain/operator:dev';
+export const TRAINER_IMAGE = 'facetrain/trainer:dev';
+export const NODE_IMAGE = 'facetrain/node:dev';
+/** Of the sandbox that keeps a pod's network; also what DNS and the object store run in, with their programs from the node. */
+export const PAUSE_IMAGE = 'facetrain/pause:latest';
+const BASE_IMAGE = 'facetrain/base:bookworm';
+const TRUST = '/etc/ssl/certs/ca-certificates.crt';
+
+/** Where an image of Debian 12 is at hand, FACETRAIN_BASE_IMAGE names it; elsewhere debootstrap makes one. */
+async function baseImage(): Promise<string> {
+  const given = process.env['FACETRAIN_BASE_IMAGE'];
+  if (given) return given;
+  if (await imageId(BASE_IMAGE)) return BASE_IMAGE;
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-base-'));
+  try {
+    await command(['debootstrap', '--variant=minbase', '--include=ca-certificates', 'bookworm', folder]);
+    // What nobody reads in a container is half of its size.
+    const useless = ['var/cache/apt', 'var/lib/apt/lists', 'usr/share/doc', 'usr/share/man', 'usr/share/locale', 'var/log'];
+    for (const path of useless) await command(['find', join(folder, path), '-mindepth', '1', '-delete']);
+    // The registries that this machine trusts, which may be mirrors with certificates of their own.
+    await cp(TRUST, join(folder, TRUST));
+    const environment = ['NODE_EXTRA_CA_CERTS', 'PIP_CERT', 'SSL_CERT_FILE'].map((name) => `${name}=${TRUST}`).join(' ');
+    await command(['sh', '-c', `tar -C "$1" -c . | docker import --change "ENV ${environment}" - ${BASE_IMAGE}`, 'sh', folder]);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+  return BASE_IMAGE;
+}
+
+/** Builds what has changed of all images, and says which step takes long. @param show is given each line of the builds */
+export async function buildImages(show: (line: string) => void): Promise<void> {
+  show('base image');
+  const base = await baseImage();
+  await build(base, 'operator/Dockerfile', root, OPERATOR_IMAGE, show);
+  await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, show);
+  const node = join(import.meta.dirname, 'node');
+  await build(base, join(node, 'Dockerfile'), node, NODE_IMAGE, show);
+  await command(['sh', '-c', `printf 'FROM ${base}\\nCMD ["sleep", "infinity"]\\n' | docker build --tag ${PAUSE_IMAGE} -`]);
+}
+
+async function build(base: string, dockerfile: string, context: string, tag: string, show: (line: string) => void): Promise<void> {
+  await command([await buildkit(), 'build', '--progress=plain', '--build-arg', `BASE_IMAGE=${base}`, '--file', dockerfile, '--tag', tag, context], {
+    env: { DOCKER_BUILDKIT: '1' },
+    show,
+    cwd: root,
+  });
+}
+
+/** The first client that can ask the engine for BuildKit: those of Docker 23 and later want a plug-in for it, older ones do not. */
+async function buildkit(): Promise<string> {
+  for (const client of ['docker', '/usr/bin/docker']) {
+    const version = await command([client, 'version', '--format', '{{.Client.Version}}']).catch(() => '');
+    if (version === '') continue;
+    if (Number.parseInt(version) < 23) return client;
+    if (await command([client, 'buildx', 'version']).then(() => true, () => false)) return client;
+  }
+  throw new Error('no docker client here can use BuildKit: install the package docker-buildx-plugin (or docker.io of Debian 12)');
+}
+
+/** An archive of an image, made once for each build of it. Archives of earlier builds are removed. @returns its name in `archives` */
+export async function archive(image: string): Promise<string> {
+  const id = await imageId(image);
+  if (!id) throw new Error(`${image} is not built`);
+  const name = `${image.replace(/[/:]/g, '-')}-${id.slice(7, 19)}.tar`;
+  const file = join(archives, name);
+  if (!existsSync(file)) {
+    await mkdir(archives, { recursive: true });
+    await command(['sh', '-c', 'rm -f "$1"/"$2"-*.tar', 'sh', archives, image.replace(/[/:]/g, '-')]);
+    await command(['docker', 'save', '--output', `${file}.part`, image]);
+    await rename(`${file}.part`, file);
+  }
+  return name;
+}
+
+export const archives = join(cache, 'images');
+
+async function imageId(image: string): Promise<string | null> {
+  const id = await command(['docker', 'image', 'inspect', '--format', '{{.Id}}', image]).catch(() => '');
+  return id.trim() || null;
+}

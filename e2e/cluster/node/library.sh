@@ -1,0 +1,72 @@
+# What both kinds of node do. Sourced. NODE, POD_CIDR, SERVER, PAUSE and TOKEN_* come from ../node.ts.
+programs=/opt/kubernetes
+logs=/var/log/facetrain
+
+# A program in the background, with a log of its own; when one ends the node ends, as a machine that lost it would be of no use.
+start() {
+  local name=$1
+  shift
+  (
+    "$@" >>"$logs/$name.log" 2>&1
+    echo "$name ended with $?" >>"$logs/node.log"
+    kill -TERM 1
+  ) &
+}
+
+wait_for() {
+  for _ in $(seq 600); do
+    "$@" >/dev/null 2>&1 && return
+    sleep 0.1
+  done
+  echo "waited in vain for: $*" | tee -a "$logs/node.log" >&2
+  exit 1
+}
+
+# kubeconfig FILE SERVER TOKEN
+kubeconfig() {
+  cat >"$1" <<YAML
+apiVersion: v1
+kind: Config
+current-context: facetrain
+clusters: [{name: facetrain, cluster: {server: "$2", certificate-authority: /etc/kubernetes/ca.crt, tls-server-name: kubernetes.default.svc}}]
+users: [{name: facetrain, user: {token: "$3"}}]
+contexts: [{name: facetrain, context: {cluster: facetrain, user: facetrain}}]
+YAML
+}
+
+# Each kubelet's cgroups lie under a root of its own: one kubelet would take another's pods for orphans, and kill them.
+cgroup_root() {
+  local controller
+  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mkdir -p "/sys/fs/cgroup/$1"
+    for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
+      echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
+      echo "+$controller" >"/sys/fs/cgroup/$1/cgroup.subtree_control" 2>/dev/null || true
+    done
+    return
+  fi
+  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller$1" 2>/dev/null || true; done
+  for file in cpuset.cpus cpuset.mems; do cat "/sys/fs/cgroup/cpuset/$file" >"/sys/fs/cgroup/cpuset/$1/$file"; done
+}
+
+container_runtime() {
+  cat >/etc/cni/net.d/10-bridge.conflist <<JSON
+{"cniVersion": "0.4.0", "name": "bridge", "plugins": [
+  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$POD_CIDR"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+JSON
+  start containerd containerd
+  wait_for ctr version
+  ctr --namespace k8s.io images import "/opt/images/$PAUSE"
+}
+
+# node_agents LABELS
+node_agents() {
+  cgroup_root "facetrain-$NODE"
+  kubeconfig /etc/kubernetes/kubelet.conf "$SERVER" "$TOKEN_KUBELET"
+  kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
+  echo "cgroupRoot: /facetrain-$NODE" >>/etc/facetrain/kubelet.yaml
+  start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" --node-labels="$1"
+  start kube-proxy "$programs/kube-proxy" --config=/etc/facetrain/kube-proxy.yaml --hostname-override="$NODE"
+}

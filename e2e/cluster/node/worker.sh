@@ -1,0 +1,4 @@
+# One more node. Sourced by start.sh.
+cp /opt/facetrain/ca.crt /etc/kubernetes/ca.crt
+container_runtime
+node_agents facetrain.dev/worker=
