@@ -3,11 +3,12 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { stringify } from 'yaml';
 import { customResourceDefinitions } from '@facetrain/api';
+import { chartFiles, deployFiles } from '@facetrain/operator/install/generate';
+import { HelmError } from '@facetrain/operator/install/helm';
 import { root } from './lib/paths.mjs';
 import { SetupError, main } from './lib/steps.mjs';
 
-/** Every generated file by its path in the repository. */
-function files() {
+function crdFiles() {
   const crds = Object.entries(customResourceDefinitions()).map(([name, definition]) => [
     join('crds', name),
     `# Generated from api/ by \`npm run generate\`; do not edit.\n${stringify(definition, { lineWidth: 120, aliasDuplicateObjects: false })}`,
@@ -15,17 +16,26 @@ function files() {
   return Object.fromEntries(crds);
 }
 
-await main(() => {
+await main(async () => {
   const check = process.argv.includes('--check');
-  const stale = Object.entries(files()).filter(([path, content]) => {
-    const file = join(root, path);
-    if (existsSync(file) && readFileSync(file, 'utf8') === content) return false;
-    if (!check) {
+  const stale = [];
+  const bring = (files) => {
+    for (const [path, content] of Object.entries(files)) {
+      const file = join(root, path);
+      if (existsSync(file) && readFileSync(file, 'utf8') === content) continue;
+      stale.push(path);
+      if (check) continue;
       mkdirSync(dirname(file), { recursive: true });
       writeFileSync(file, content);
       process.stderr.write(`${path}: written\n`);
     }
-    return true;
-  });
-  if (check && stale.length > 0) throw new SetupError(`not as generated: ${stale.map(([path]) => path).join(', ')}; run npm run generate`);
+  };
+  bring({ ...crdFiles(), ...chartFiles() });
+  // Rendered from the chart as it stands now, so it comes after it.
+  bring(
+    await deployFiles().catch((error) => {
+      throw error instanceof HelmError ? new SetupError(error.message) : error;
+    }),
+  );
+  if (check && stale.length > 0) throw new SetupError(`not as generated: ${stale.join(', ')}; run npm run generate`);
 });

@@ -8,11 +8,12 @@ import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { closeSync, existsSync, openSync } from 'node:fs';
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
-import { homedir, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parse } from 'yaml';
 import { Client } from '../runtime/client.ts';
 import { eventually } from './eventually.ts';
+import { cachedTools } from './tools.ts';
 
 const CRDS = join(import.meta.dirname, '..', '..', '..', 'crds');
 const START_MILLISECONDS = 60_000;
@@ -36,7 +37,8 @@ export class ControlPlane {
     this.client = new Client({ server, tls: { ca }, credentials: async () => ({ authorization: `Bearer ${token}` }) });
   }
 
-  static async start(): Promise<ControlPlane> {
+  /** @param flags more of them for the API server */
+  static async start(flags: string[] = []): Promise<ControlPlane> {
     // The test runner ends a test that takes too long by a signal, at which Node runs no exit handlers (see `run`).
     process.once('SIGTERM', () => process.exit(143));
     const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
@@ -62,7 +64,7 @@ export class ControlPlane {
           '--etcd-servers', etcd, '--bind-address', '127.0.0.1', '--secure-port', String(securePort), '--cert-dir', join(folder, 'certificates'),
           '--service-cluster-ip-range', '10.0.0.0/24', '--authorization-mode', 'RBAC', '--token-auth-file', tokens, '--allow-privileged',
           '--disable-admission-plugins', 'ServiceAccount', '--service-account-issuer', 'https://kubernetes.default.svc',
-          '--service-account-key-file', key, '--service-account-signing-key-file', key,
+          '--service-account-key-file', key, '--service-account-signing-key-file', key, ...flags,
         ]),
       );
       const certificate = join(folder, 'certificates', 'apiserver.crt');
@@ -110,8 +112,7 @@ export class ControlPlane {
 }
 
 function run(name: string, folder: string, args: string[]): ChildProcess {
-  const assets = process.env['KUBEBUILDER_ASSETS'] ?? join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin');
-  const program = join(assets, name);
+  const program = join(process.env['KUBEBUILDER_ASSETS'] ?? cachedTools, name);
   assert(existsSync(program), `${program} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
   const log = openSync(join(folder, `${name}.log`), 'a');
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });

@@ -1,0 +1,114 @@
+/**
+ * The values of the chart: the one source of values.yaml, of the schema that Helm holds a user's values against, and of the table in the chart's README.
+ * Every field has a description and a default, so that what a user sees is complete.
+ */
+import { z } from 'zod';
+
+const text = (value: string, description: string) => z.string().default(value).describe(description);
+const flag = (value: boolean, description: string) => z.boolean().default(value).describe(description);
+const section = <T extends z.ZodRawShape>(shape: T, description: string) => z.strictObject(shape).prefault({} as never).describe(description);
+
+/** A part of a Kubernetes object, which the API server knows better how to check. */
+const part = (value: Record<string, unknown>, description: string) => z.record(z.string(), z.unknown()).default(value).describe(description);
+const parts = (description: string) => z.array(z.record(z.string(), z.unknown())).default([]).describe(description);
+const labels = (description: string) => z.record(z.string(), z.string()).default({}).describe(description);
+
+const DURATION = /^([0-9]+(ms|[smhdwy]))+$/;
+const DIGEST = /^(sha256:[0-9a-f]{64})?$/;
+
+const imageShape = (repository: string) => ({
+  registry: text('', 'Host (and port) of the registry; empty: the one that the nodes take for images without.'),
+  repository: z.string().min(1).default(repository).describe('Name of the image in the registry.'),
+  tag: text('', "Tag; empty: the chart's appVersion."),
+  digest: z.string().regex(DIGEST).default('').describe('`sha256:…`; an image with a digest is pulled by it, whatever its tag.'),
+});
+
+export const Values = z.strictObject({
+  image: section(
+    { ...imageShape('facetrain/operator'), pullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).default('IfNotPresent').describe('When the nodes pull it.') },
+    "The operator's image.",
+  ),
+  trainerImage: section(imageShape('facetrain/trainer'), 'The image of training and quantizing pods whose job names none. Pull secrets for it belong to the podTemplate of a job, or to the service account of its namespace.'),
+  imagePullSecrets: z.array(z.strictObject({ name: z.string().min(1) })).default([]).describe("Secrets in the release's namespace that the operator's image is pulled with: `[{name: …}]`."),
+
+  crds: section(
+    {
+      enabled: flag(true, 'Install the CustomResourceDefinitions, and upgrade them with the chart.'),
+      keep: flag(true, 'Leave them, and so all jobs, in the cluster at `helm uninstall`.'),
+    },
+    'FaceTrainJob and QuantizeJob.',
+  ),
+  watchNamespace: text('', "Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. The lease is in the release's namespace under a fixed name, so each such release needs a namespace of its own: the watched one, best."),
+
+  replicas: z.int().min(0).max(16).default(2).describe('Replicas of the operator. One acts, the others take over by a lease: within 15 s when its node is lost, where a single one would be missing for the five minutes that Kubernetes waits for a node.'),
+  workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are looked at together.'),
+  progressSeconds: z.int().min(1).max(3600).default(5).describe('Seconds between two questions to a training for its progress.'),
+  logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Least level that is logged.'),
+  extraEnv: parts('More environment of the operator: `[{name: …, value: …}]`.'),
+
+  resources: part({ requests: { cpu: '100m', memory: '128Mi' }, limits: { memory: '512Mi' } }, "Requests and limits of the operator's container. Its memory grows with the pods of all jobs."),
+  podSecurityContext: part({ runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: { type: 'RuntimeDefault' } }, "Security context of the operator's pods."),
+  securityContext: part({ allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } }, "Security context of the operator's container."),
+  podLabels: labels("More labels of the operator's pods."),
+  podAnnotations: labels("Annotations of the operator's pods."),
+  nodeSelector: labels("Labels of the nodes that the operator's pods may run on."),
+  tolerations: parts("Taints that the operator's pods tolerate."),
+  affinity: part({}, "Affinity of the operator's pods."),
+  topologySpreadConstraints: parts("How the operator's pods are spread; empty: over nodes, where there are several."),
+  priorityClassName: text('', "Priority class of the operator's pods; `system-cluster-critical` keeps it running where nodes are full."),
+
+  serviceAccount: section(
+    {
+      create: flag(true, 'Make a service account.'),
+      name: text('', 'Its name; empty: that of the release, or `default` where none is made.'),
+      annotations: labels('Its annotations.'),
+    },
+    'Who the operator is to the API server. Training pods have no account.',
+  ),
+  rbac: section(
+    {
+      create: flag(true, 'Make the roles that the operator needs, and bind them.'),
+      userRoles: flag(true, 'Let those who may `edit` a namespace make jobs in it, and those who may `view` it look at them (aggregated ClusterRoles).'),
+    },
+    'Who may do what.',
+  ),
+  podDisruptionBudget: section({ enabled: flag(true, 'Make one, where there are at least two replicas: of which one may be away.') }, 'For drains of nodes.'),
+  networkPolicy: section(
+    {
+      enabled: flag(false, 'Make one: only the probes and the metrics can be reached.'),
+      from: parts('Who may reach them: peers of a NetworkPolicy; empty: anyone.'),
+    },
+    "A NetworkPolicy for the operator's pods.",
+  ),
+  metrics: section(
+    {
+      enabled: flag(true, 'Make a Service for the metrics, which the operator serves under `/metrics`.'),
+      serviceMonitor: section(
+        {
+          enabled: flag(false, 'Let the Prometheus operator scrape that Service.'),
+          interval: z.string().regex(DURATION).default('30s').describe('How often.'),
+          labels: labels('Labels by which your Prometheus selects it.'),
+        },
+        'Metrics of the operator.',
+      ),
+      podMonitor: section(
+        {
+          enabled: flag(false, 'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: step, loss, images per second.'),
+          interval: z.string().regex(DURATION).default('15s').describe('How often.'),
+          labels: labels('Labels by which your Prometheus selects it.'),
+        },
+        'Metrics of the trainings. (Where a policy of your own closes the progress port, open it for your Prometheus.)',
+      ),
+    },
+    "For Prometheus. The monitors need its operator's CustomResourceDefinitions.",
+  ),
+  nameOverride: text('', "In place of the chart's name, in names and labels."),
+  fullnameOverride: text('', "In place of the release's and the chart's name, in names."),
+});
+export type Values = z.infer<typeof Values>;
+
+/** With what a chart that is a part of another is given besides. */
+export const ValuesOfPart = Values.extend({
+  global: part({}, 'Values of the parent chart; nothing here reads them.'),
+  enabled: flag(true, 'For the `condition` of a parent chart; nothing here reads it.'),
+});
