@@ -114,7 +114,6 @@ async function goTools() {
   const bin = join(cache, 'bin');
   await mkdir(bin, { recursive: true });
   for (const [name, { package: published, version, folder, import: command = '.', gitVersion, minutes }] of Object.entries(versions.goTools)) {
-    if (folder === 'hack/kubernetes' && process.env.KUBEBUILDER_ASSETS) continue; // they are there, by the contract of controller-runtime's envtest
     const sources = folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
     const wanted = sources ? digest(Buffer.concat(sources)) : version;
     const stamp = join(bin, `.${name}`);
@@ -124,7 +123,8 @@ async function goTools() {
       // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
       const empty = await mkdtemp(join(cache, '.setup-'));
       try {
-        const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '' };
+        // No C: what a node runs must not ask for this machine's C library.
+        const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
         // Kubernetes takes its version, and the features that go with it, from the linker.
         const flags = ['-trimpath', '-ldflags', `-s -w${gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : ''}`];
         if (folder) await run([go, 'build', ...flags, '-o', join(bin, name), command], { cwd: join(root, folder), show, env });

@@ -1,13 +1,15 @@
 /** The images that a cluster runs, built by the Docker engine of this machine from what registries of packages hold: nothing is pulled. */
 import { existsSync } from 'node:fs';
-import { cp, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cache, root } from './paths.ts';
 import { command } from './command.ts';
 
-export const OPERATOR_IMAGE = 'facetrain/operator:dev';
-export const TRAINER_IMAGE = 'facetrain/trainer:dev';
+const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
+/** As the chart names them when its values do not. */
+export const OPERATOR_IMAGE = `facetrain/operator:${version}`;
+export const TRAINER_IMAGE = `facetrain/trainer:${version}`;
 export const NODE_IMAGE = 'facetrain/node:dev';
 /** Of the sandbox that keeps a pod's network; also what DNS and the object store run in, with their programs from the node. */
 export const PAUSE_IMAGE = 'facetrain/pause:latest';

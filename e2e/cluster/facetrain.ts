@@ -1,0 +1,57 @@
+/** What people install into a cluster before their first job: the chart, an object store with the faces of the example, and storage for checkpoints. */
+import { chmod, mkdir, readFile, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
+import { eventually } from '@facetrain/operator/testing/eventually';
+import { S3_NODE_PORT, type Cluster } from './cluster.ts';
+import { OPERATOR_IMAGE, TRAINER_IMAGE } from './images.ts';
+import { root } from './paths.ts';
+
+export const OPERATOR_NAMESPACE = 'facetrain-system';
+const CHART = join(root, 'charts', 'facetrain');
+const FACES = join(root, 'examples', 'lfw-small', 'data');
+
+export const s3 = (cluster: Cluster): S3Client =>
+  new S3Client({
+    endpoint: `http://${cluster.address(S3_NODE_PORT)}`,
+    region: 'us-east-1',
+    forcePathStyle: true,
+    credentials: { accessKeyId: 'facetrain', secretAccessKey: 'facetrain-secret' },
+  });
+
+/** @param values of the chart, as `--set` has them */
+export async function installChart(cluster: Cluster, ...values: string[]): Promise<void> {
+  const sets = values.flatMap((value) => ['--set', value]);
+  await cluster.run('helm', ['upgrade', '--install', 'facetrain', CHART, '--namespace', OPERATOR_NAMESPACE, '--create-namespace', '--wait', '--timeout', '2m', ...sets]);
+}
+
+/** The object store, with the example's faces in the bucket "faces" and an empty bucket "models". */
+export async function installObjectStore(cluster: Cluster): Promise<void> {
+  await cluster.kubectl('apply', '-f', join(import.meta.dirname, 'object-store.yaml'));
+  await cluster.kubectl('--namespace', 'object-store', 'rollout', 'status', 'deployment/s3', '--timeout', '60s');
+  const client = s3(cluster);
+  try {
+    for (const Bucket of ['faces', 'models']) await eventually(() => client.send(new CreateBucketCommand({ Bucket })));
+    for (const name of await readdir(FACES)) await client.send(new PutObjectCommand({ Bucket: 'faces', Key: `lfw-small/${name}`, Body: await readFile(join(FACES, name)) }));
+  } finally {
+    client.destroy();
+  }
+}
+
+/** A namespace in which the example can be applied. */
+export async function createNamespace(cluster: Cluster, name: string): Promise<void> {
+  const folder = join(cluster.shared, 'volumes', name);
+  await mkdir(folder, { recursive: true });
+  await chmod(folder, 0o777);
+  await cluster.kubectl('create', 'namespace', name);
+  const manifest = await readFile(join(import.meta.dirname, 'namespace.yaml'), 'utf8');
+  await cluster.run('kubectl', ['--namespace', name, 'apply', '-f', '-'], { input: manifest.replaceAll('NAMESPACE', name) });
+}
+
+/** All of it. @param show is told what is being done */
+export async function installAll(cluster: Cluster, show: (what: string) => void): Promise<void> {
+  show('loading images');
+  await cluster.load([OPERATOR_IMAGE, TRAINER_IMAGE]);
+  show('installing the chart');
+  await Promise.all([installChart(cluster), installObjectStore(cluster)]);
+}
