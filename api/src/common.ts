@@ -303,6 +303,7 @@ export const ArtifactStatus = z
     bytes: z.int().min(0).optional().describe('Size of all files.'),
     meanCosine: z.number().optional().describe('Mean cosine between FP32 and INT7 embeddings.'),
     accuracyDrop: z.number().optional().describe('Largest drop of accuracy over the evaluation sets.'),
+    gate: z.enum(['Passed', 'NotChecked']).optional().describe('Passed: within the bounds of spec.gate. NotChecked: it has none. A missed gate publishes nothing.'),
   })
   .describe('The published INT7 artifact.');
 export type ArtifactStatus = z.infer<typeof ArtifactStatus>;

@@ -1,5 +1,6 @@
 /** What rank 0 of a gang (or the quantizer) serves at /v1/progress: the operator and `facetrain run` poll it. */
 import { z } from 'zod';
+import { ArtifactStatus } from './common.ts';
 import { EvaluationResult } from './facetrainjob.ts';
 
 export const Progress = z.strictObject({
@@ -27,3 +28,13 @@ export const TerminationMessage = z.strictObject({
   message: z.string().max(3500),
 });
 export type TerminationMessage = z.infer<typeof TerminationMessage>;
+
+/** What it leaves there when it ends by itself, or because it was told to. */
+export const TerminationResult = z.strictObject({
+  progress: Progress.optional().describe('Of rank 0, at its end; without evaluations where these are too many for the message.'),
+  artifact: ArtifactStatus.omit({ uri: true }).optional().describe('What the quantizer has published; where, its job knows.'),
+});
+export type TerminationResult = z.infer<typeof TerminationResult>;
+
+/** Of a termination message; a kubelet cuts what is longer. */
+export const MAX_TERMINATION_BYTES = 4096;

@@ -6,6 +6,7 @@ export type * from './controllers/plan.ts';
 export type * from './controllers/planner.ts';
 export { planFaceTrainJob } from './controllers/facetrainjob/plan.ts';
 export { observedProgress } from './controllers/facetrainjob/progress.ts';
+export { readTermination } from './controllers/termination.ts';
 export { planQuantizeJob } from './controllers/quantizejob/plan.ts';
 export { Label } from './controllers/names.ts';
 export { fetchContainer } from './controllers/storage.ts';

@@ -1,5 +1,7 @@
 #!/usr/bin/env node
 /** The program in the pods: `facetrain-trainer train | quantize | fetch`. Exit codes: api/src/exit-codes.ts. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
 import { createBoard, type Board } from './program/board.ts';
@@ -9,7 +11,7 @@ import type { Program } from './program/program.ts';
 import { readRanks } from './program/ranks.ts';
 import { startServer } from './program/server.ts';
 import { isStop, stopExitCode, stopSignal } from './program/stop.ts';
-import { reportFailure } from './program/termination.ts';
+import { reportFailure, reportResult } from './program/termination.ts';
 import { writeAtomically } from './storage/atomic.ts';
 
 const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--endpoint URL] [--region NAME] [--force-path-style]
@@ -19,7 +21,8 @@ quantize  quantises the model of FACETRAIN_CONFIG and publishes it
 fetch     copies a file or folder from file:// or s3:// to a path
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
-FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure (default /dev/termination-log)
+FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, else {"progress"} of rank 0 or the {"artifact"}
+                               (default /dev/termination-log)
 FACETRAIN_LOG_LEVEL            trace, debug, info (default), warn, error
 `;
 
@@ -61,6 +64,8 @@ async function trainMode(): Promise<ExitCode> {
   await using _server = await serve(board, served, config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds);
   const { train } = await import('./train/train.ts');
   const outcome = await train(config, ranks, { log, progress: board, signal });
+  // Who asks for progress every few seconds has missed the end.
+  if (ranks.rank === 0) reportResult({ progress: board.current }, log);
   return outcome === 'completed' ? ExitCode.success : stopExitCode(signal);
 }
 
@@ -69,8 +74,9 @@ async function quantizeMode(): Promise<ExitCode> {
   log = createLog({ job: config.job.name, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Loading');
   await using _server = await serve(board, config.progress, QUANTIZER_STALE_SECONDS);
-  const { runQuantize } = await import('./quantize/run.ts');
+  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([import('./quantize/run.ts'), import('./quantize/files.ts')]);
   await runQuantize(config, { log, progress: board, signal } satisfies Program);
+  reportResult({ artifact: artifactStatus(await readFile(join(config.outputDirectory, MANIFEST), 'utf8')) }, log);
   return ExitCode.success;
 }
 

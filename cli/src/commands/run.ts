@@ -73,7 +73,8 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
   const { status } = local;
   const failed = status.conditions?.find(({ type, status: holds }) => type === 'Failed' && holds === 'True');
   const report = readJson(join(out, 'train-report.json'), (value) => TrainReport.parse(value));
-  const artifact = local.child?.artifact;
+  const { artifact } = status;
+  const manifest = local.child?.manifest;
   const last = new Map((report?.evaluations ?? []).map((evaluation) => [evaluation.set, evaluation]));
   return {
     job: job.metadata.name,
@@ -97,14 +98,14 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
         }
       : {}),
     evaluation: [...last.values()].map(({ set, pairs, accuracy, std }) => ({ set, pairs, accuracy, std: std ?? 0 })),
-    ...(artifact
+    ...(artifact && manifest
       ? {
           artifact: {
-            dir: artifact.status.uri.replace(/^file:\/\//, ''),
-            files: artifact.manifest.files,
-            meanCosine: artifact.manifest.metrics.meanCosine,
-            accuracyDrop: artifact.manifest.metrics.accuracyDrop,
-            evaluation: artifact.manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({ set, fp32: fp32.accuracy, int7: int7.accuracy })),
+            dir: artifact.uri.replace(/^file:\/\//, ''),
+            files: manifest.files,
+            meanCosine: manifest.metrics.meanCosine,
+            accuracyDrop: manifest.metrics.accuracyDrop,
+            evaluation: manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({ set, fp32: fp32.accuracy, int7: int7.accuracy })),
           },
         }
       : {}),

@@ -2,11 +2,11 @@
  * Executes the operator's plans on this machine: the same state machine, with processes in place of pods, a map in place of
  * the API server, and folders in place of volumes. It decides nothing; it observes, asks the planner, and does what the plan says.
  */
-import { createHash, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ArtifactManifest, ExitCode, FaceTrainJob, Progress, QuantizeJob, parseDocument, type ArtifactStatus, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import { ArtifactManifest, ExitCode, FaceTrainJob, Progress, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import {
   observedProgress,
   planFaceTrainJob,
@@ -192,23 +192,15 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
   }
 
   /** What the quantizer has written, in its own folder even where that was published to an object store; undefined before its manifest is there. */
-  get artifact(): { manifest: ArtifactManifest; status: ArtifactStatus } | undefined {
-    const { uri } = this.#spec.output;
+  get manifest(): ArtifactManifest | undefined {
     const { path } = this.around.environment.storage('output', this.#spec.output, 'write');
     const file = join(path, 'manifest.json');
     if (!existsSync(file)) return undefined;
-    const text = readFileSync(file);
-    const manifest = parseDocument(ArtifactManifest, JSON.parse(text.toString()), file, 'InvalidArtifact');
-    const { meanCosine, accuracyDrop } = manifest.metrics;
-    const bytes = Object.values(manifest.files).reduce((sum, stored) => sum + stored.bytes, 0);
-    const manifestSha256 = createHash('sha256').update(text).digest('hex');
-    return { manifest, status: { uri, manifestSha256, bytes, meanCosine, ...(accuracyDrop === null ? {} : { accuracyDrop }) } };
+    return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
   }
 
   protected override plan(now: Date): Plan<QuantizeJobStatus> {
-    const pods = this.observedPods();
-    const artifact = pods.some(({ phase }) => phase === 'Succeeded') ? this.artifact?.status : undefined;
-    const observed = { identity: this.identity, spec: this.#spec, status: this.status, pods, objects: this.observedObjects(), ...(artifact ? { artifact } : {}) };
+    const observed = { identity: this.identity, spec: this.#spec, status: this.status, pods: this.observedPods(), objects: this.observedObjects() };
     return planQuantizeJob(observed, now, this.around.environment);
   }
 }

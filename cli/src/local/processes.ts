@@ -6,8 +6,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
-import { TerminationMessage } from '@facetrain/api';
-import { Label, type ConfigMap, type Container, type ObservedPod, type Pod } from '@facetrain/operator';
+import { Label, readTermination, type ConfigMap, type Container, type ObservedPod, type Pod } from '@facetrain/operator';
 
 /** The program that an image's entry point runs. */
 const PROGRAM = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
@@ -79,7 +78,6 @@ export class PodProcess {
 
   observe(): ObservedPod {
     const { labels, name } = this.pod.metadata;
-    const termination = this.ended ? this.#terminationMessage() : undefined;
     return {
       name,
       uid: this.uid,
@@ -93,7 +91,7 @@ export class PodProcess {
       ...(this.#finishedAt ? { finishedAt: this.#finishedAt.toISOString() } : {}),
       ...(this.#exitCode === undefined ? {} : { exitCode: this.#exitCode }),
       ...(this.#phase === 'Failed' ? { reason: 'Error' } : {}),
-      ...(termination ? { termination } : {}),
+      ...(this.ended && existsSync(this.#messageFile) ? readTermination(readFileSync(this.#messageFile, 'utf8')) : {}),
       disrupted: false,
     };
   }
@@ -155,14 +153,6 @@ export class PodProcess {
     this.#finishedAt = new Date();
     this.#child = undefined;
     this.#onChange();
-  }
-
-  #terminationMessage(): { code: string; message: string } | undefined {
-    try {
-      return TerminationMessage.parse(JSON.parse(readFileSync(this.#messageFile, 'utf8')));
-    } catch {
-      return undefined; // killed before it could write one
-    }
   }
 }
 

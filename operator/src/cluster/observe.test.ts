@@ -19,6 +19,14 @@ const cases: Record<string, { status: PodObject['status']; want: { [Field in key
     want: { exitCode: 2, reason: 'Error', termination: { code: 'InvalidDataset', message: 'no faces' }, finishedAt: '2026-01-01T00:01:00Z' },
   },
   'one whose message is the tail of a log': { status: { phase: 'Failed', containerStatuses: [terminated(1, { message: 'Segmentation fault' })] }, want: { exitCode: 1, termination: undefined } },
+  'one that ended well, and says what it published': {
+    status: { phase: 'Succeeded', containerStatuses: [terminated(0, { reason: 'Completed', message: '{"artifact":{"bytes":7,"gate":"Passed"}}' })] },
+    want: { exitCode: 0, reason: undefined, result: { artifact: { bytes: 7, gate: 'Passed' } }, termination: undefined },
+  },
+  'one that ended well, with words of another version': {
+    status: { phase: 'Succeeded', containerStatuses: [terminated(0, { message: '{"artifact":{"bytes":"many"}}' })] },
+    want: { phase: 'Succeeded', exitCode: 0, result: undefined, termination: undefined },
+  },
   'one that was killed for its memory': { status: { phase: 'Failed', containerStatuses: [terminated(137, { reason: 'OOMKilled' })] }, want: { exitCode: 137, reason: 'OOMKilled' } },
   'one that was evicted': { status: { phase: 'Failed', reason: 'Evicted', conditions: [{ type: 'DisruptionTarget', status: 'True' }] }, want: { reason: 'Evicted', disrupted: true, exitCode: undefined } },
   'a sidecar that failed does not count': { status: { phase: 'Running', containerStatuses: [{ ...terminated(1), name: 'sidecar' }] }, want: { exitCode: undefined } },

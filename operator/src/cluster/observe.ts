@@ -1,8 +1,8 @@
 /** What the API server has, as the planners want to see it. */
-import { TerminationMessage } from '@facetrain/api';
 import { CONTAINER, Label } from '../controllers/names.ts';
 import type { ObservedPod } from '../controllers/objects.ts';
 import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
+import { readTermination } from '../controllers/termination.ts';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import type { PodObject } from './resources.ts';
 
@@ -29,7 +29,6 @@ export function observePod({ metadata, spec, status = {} }: PodObject): Observed
   const reason = status.reason ?? ended?.reason;
   const waiting = waitsFor(status);
   const specDigest = metadata.labels?.[Label.specDigest];
-  const termination = ended?.message === undefined ? undefined : terminationOf(ended.message);
   return {
     name: metadata.name,
     uid: metadata.uid,
@@ -44,7 +43,7 @@ export function observePod({ metadata, spec, status = {} }: PodObject): Observed
     ...(ended?.finishedAt && { finishedAt: ended.finishedAt }),
     ...(ended && { exitCode: ended.exitCode }),
     ...(reason !== undefined && reason !== 'Completed' && { reason }),
-    ...(termination && { termination }),
+    ...(ended?.message !== undefined && readTermination(ended.message)),
     ...(waiting && { waiting }),
     ...(specDigest !== undefined && { specDigest }),
   };
@@ -58,14 +57,6 @@ function waitsFor({ conditions = [], containerStatuses = [], initContainerStatus
 
 /** What every pod goes through. */
 const ON_ITS_WAY = new Set(['ContainerCreating', 'PodInitializing']);
-
-function terminationOf(text: string): TerminationMessage | undefined {
-  try {
-    return TerminationMessage.parse(JSON.parse(text));
-  } catch {
-    return undefined; // the tail of a log, or another program's
-  }
-}
 
 function number(label: string | undefined): number | null {
   return label !== undefined && /^\d+$/.test(label) ? Number(label) : null;

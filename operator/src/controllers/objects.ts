@@ -2,6 +2,8 @@
  * The Kubernetes objects that plans create and read, cut down to the fields that are used: plain data, so that the planner
  * depends on no client and an executor of processes can interpret it.
  */
+import type { TerminationResult } from '@facetrain/api';
+import type { ObservedProgress } from './observed.ts';
 
 export interface OwnerReference {
   apiVersion: string;
@@ -135,8 +137,10 @@ export interface ObservedPod {
   exitCode?: number;
   /** What Kubernetes says of a failed container or pod: OOMKilled, Evicted, ... */
   reason?: string;
-  /** The container's termination message, parsed if it is ours. */
+  /** The container's termination message, if it is ours (termination.ts): what failed, ... */
   termination?: { code: string; message: string };
+  /** ... or what came of a program that ended without an error. */
+  result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
   disrupted: boolean;
   /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, ... with the message. */

@@ -1,5 +1,5 @@
 /** What a planner is shown: the job, and what exists for it. Collected by an executor, decided upon by nobody but the planner. */
-import type { ArtifactStatus, EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
+import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
 import type { ChildObject, ObservedPod } from './objects.ts';
 
 /** Metadata of a job as the API server (or the executor of processes) has filled it in. */
@@ -29,7 +29,7 @@ export interface RefusedChild {
   message: string;
 }
 
-/** The newest answer of rank 0 to /v1/progress (after it has ended: what its report says). */
+/** The newest answer of rank 0 to /v1/progress, or what it left behind at its end. */
 export interface ObservedProgress {
   attempt: number;
   step: number;
@@ -65,6 +65,4 @@ export interface ObservedQuantizeJob {
   pods: ObservedPod[];
   objects: ObservedObject[];
   refused?: RefusedChild;
-  /** Once the pod has succeeded: what the manifest that it published says. */
-  artifact?: ArtifactStatus;
 }

@@ -5,13 +5,15 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { FacetrainError, Progress, TerminationMessage, TrainerConfig } from '@facetrain/api';
+import { FacetrainError, MAX_TERMINATION_BYTES, Progress, TerminationMessage, TerminationResult, TrainerConfig } from '@facetrain/api';
+import { pino } from 'pino';
 import { trainerConfig } from '../train/testing.ts';
 import { createBoard } from './board.ts';
 import { readConfig } from './config.ts';
 import { computeThreads, readRanks } from './ranks.ts';
 import { startServer } from './server.ts';
 import { isStop, unlessStopped } from './stop.ts';
+import { reportFailure, reportResult } from './termination.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'program-'));
 after(() => rm(folder, { recursive: true }));
@@ -170,6 +172,27 @@ test('a refusal is one line in the log, exit code 2 and the termination message'
   assert.equal(left.code, 'InvalidConfig');
   assert.match(left.message, /unknown\.json: surprise: unknown field/);
   assert.equal(log[0]!['msg'], left.message);
+});
+
+test('a termination message is no longer than a kubelet reads, whatever it is made of', async () => {
+  const file = join(folder, 'long.json');
+  process.env['FACETRAIN_TERMINATION_MESSAGE'] = file;
+  const log = pino({ level: 'silent' });
+  for (const character of ['a', '"', '\u0001', '\u{1F600}']) {
+    reportFailure(new Error(character.repeat(5000)), log);
+    const left = await readFile(file);
+    assert(left.length <= MAX_TERMINATION_BYTES && left.length > MAX_TERMINATION_BYTES / 2, `${left.length} bytes of ${character}`);
+    assert.equal(TerminationMessage.parse(JSON.parse(left.toString())).code, 'Internal');
+  }
+  const { current } = createBoard(job, 'Done');
+  const evaluations = (count: number) => Array.from({ length: count }, (_, index) => ({ set: `${index}`.padEnd(63, 'x'), step: 1, accuracy: 1 / 3, std: 1 / 70 }));
+  for (const [count, wantCount] of [[3, 3], [32, 0]] as const) {
+    reportResult({ progress: { ...current, evaluations: evaluations(count) } }, log);
+    const left = await readFile(file);
+    assert(left.length <= MAX_TERMINATION_BYTES);
+    assert.deepEqual(TerminationResult.parse(JSON.parse(left.toString())).progress, { ...current, evaluations: evaluations(wantCount) });
+  }
+  delete process.env['FACETRAIN_TERMINATION_MESSAGE'];
 });
 
 test('command lines that are not understood', () => {

@@ -1,6 +1,6 @@
-/** What a failed process leaves behind: an exit code, one line in the log, and the pod's termination message. */
+/** What a process leaves behind when it ends: its pod's termination message, and after a failure an exit code and one line in the log. */
 import { existsSync, writeFileSync } from 'node:fs';
-import { ExitCode, FacetrainError, type TerminationMessage } from '@facetrain/api';
+import { ExitCode, FacetrainError, MAX_TERMINATION_BYTES, type TerminationMessage, type TerminationResult } from '@facetrain/api';
 import type { Logger } from 'pino';
 
 /** Kubernetes makes this file before the container starts; where it is missing nobody will read it. */
@@ -13,15 +13,31 @@ export function reportFailure(error: unknown, log: Logger): ExitCode {
   const message = error instanceof Error ? error.message : String(error);
   if (refused) log.error({ code: error.code }, message);
   else log.fatal({ code: 'Internal', err: error }, message);
-  leaveMessage({ code: refused ? error.code : 'Internal', message: message.slice(0, LONGEST_MESSAGE) }, log);
+  leave(fitting({ code: refused ? error.code : 'Internal', message: message.slice(0, LONGEST_MESSAGE) }), log);
   return refused ? error.exitCode : ExitCode.failure;
 }
 
-function leaveMessage(message: TerminationMessage, log: Logger): void {
+/** Reports what came of a program that ended without an error. */
+export function reportResult(result: TerminationResult, log: Logger): void {
+  const { progress } = result;
+  // Only evaluations can be many, and most of them were seen before.
+  leave(fits(result) || !progress ? result : { ...result, progress: { ...progress, evaluations: [] } }, log);
+}
+
+const fits = (content: object): boolean => Buffer.byteLength(JSON.stringify(content)) <= MAX_TERMINATION_BYTES;
+
+/** Cut by bytes as JSON counts them: a message that the kubelet cuts is no JSON any more. */
+function fitting(failure: TerminationMessage): TerminationMessage {
+  let { message } = failure;
+  while (!fits({ ...failure, message })) message = message.slice(0, Math.floor(0.9 * message.length));
+  return { ...failure, message };
+}
+
+function leave(content: TerminationMessage | TerminationResult, log: Logger): void {
   const file = process.env['FACETRAIN_TERMINATION_MESSAGE'] ?? DEFAULT_FILE;
   if (file === DEFAULT_FILE && !existsSync(file)) return;
   try {
-    writeFileSync(file, JSON.stringify(message));
+    writeFileSync(file, JSON.stringify(content));
   } catch (error) {
     log.debug({ file, err: error }, 'termination message not written');
   }

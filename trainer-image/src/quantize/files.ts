@@ -1,5 +1,5 @@
 /** The files of an artifact, as bytes: what a quantization found, in, and what is written, out. Pure. */
-import { ArtifactManifest, QuantizeReport, ScalesDocument, type StoredFile } from '@facetrain/api';
+import { ArtifactManifest, QuantizeReport, ScalesDocument, type StoredFile, type TerminationResult } from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
@@ -39,6 +39,19 @@ export function manifestFile(report: QuantizeReport, files: Record<string, Store
   const { sha256, bytes, channelOrder } = report.source;
   const { calibration, metrics, gate } = report;
   return json(ArtifactManifest.parse({ schemaVersion: 1, kind: 'facetrain-int7', source: { sha256, bytes, channelOrder }, calibration, metrics, gate, files }));
+}
+
+/** @param manifest the text of `manifest.json` */
+export function artifactStatus(manifest: string): NonNullable<TerminationResult['artifact']> {
+  const { files, gate, metrics } = ArtifactManifest.parse(JSON.parse(manifest));
+  const { meanCosine, accuracyDrop } = metrics;
+  return {
+    manifestSha256: stored(manifest).sha256,
+    bytes: Object.values(files).reduce((sum, file) => sum + file.bytes, 0),
+    meanCosine,
+    ...(accuracyDrop !== null && { accuracyDrop }),
+    gate: gate.maxAccuracyDrop === null && gate.minMeanCosine === null ? 'NotChecked' : 'Passed',
+  };
 }
 
 export function stored(content: Uint8Array | string): StoredFile {

@@ -1,12 +1,12 @@
 /** The quantize mode from end to end, on a small network and real pictures; and everything it must refuse. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { access, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
-import { ArtifactManifest, ExitCode, FacetrainError, QuantizeConfig, QuantizeReport, ScalesDocument } from '@facetrain/api';
+import { ArtifactManifest, ExitCode, FacetrainError, QuantizeConfig, QuantizeReport, ScalesDocument, TerminationMessage, TerminationResult } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { pino } from 'pino';
 import { encodeOnnx } from '../onnx/write.ts';
@@ -123,6 +123,39 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
 
   await fetchTo({ ...publish, to: join(scratch, 'fetched') });
   assert.deepEqual(await contents(join(scratch, 'fetched')), local);
+});
+
+/** The quantizer as its pod runs it. @returns what it leaves for the kubelet, and all that it said */
+async function runProgram(publish: QuantizeConfig['publish'], env: Record<string, string> = {}) {
+  const files = { FACETRAIN_CONFIG: join(scratch, 'config.json'), FACETRAIN_TERMINATION_MESSAGE: join(scratch, 'termination.json') };
+  await writeFile(files.FACETRAIN_CONFIG, JSON.stringify(config({ publish })));
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, '..', 'main.ts'), 'quantize'], { env: { ...process.env, ...files, ...env }, encoding: 'utf8' });
+  return { status, left: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), said: stdout + stderr };
+}
+
+test('the program leaves behind what it has published, or why it could not, and never a credential', async () => {
+  const publish = server.address('s3://models/program');
+  const done = await runProgram(publish);
+  assert.equal(done.status, ExitCode.success, done.said);
+  const { artifact } = TerminationResult.parse(JSON.parse(done.left));
+  const published = await contents(join(scratch, 'out'));
+  const { metrics, files } = ArtifactManifest.parse(JSON.parse(published['manifest.json']!.toString()));
+  assert.deepEqual(artifact, {
+    manifestSha256: createHash('sha256').update(published['manifest.json']!).digest('hex'),
+    bytes: Object.values(files).reduce((sum, { bytes }) => sum + bytes, 0),
+    meanCosine: metrics.meanCosine,
+    accuracyDrop: metrics.accuracyDrop,
+    gate: 'Passed',
+  });
+
+  for (const wrong of [{ AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }, { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }]) {
+    const failed = await runProgram(publish, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
+    assert.equal(failed.status, ExitCode.refused, failed.said);
+    const { code, message } = TerminationMessage.parse(JSON.parse(failed.left));
+    assert.equal(code, 'StorageFailed');
+    assert.match(message, /s3:\/\/models\/program at .*: the credentials are wrong \(\w+\)/);
+    for (const value of ['a-secret-that-is-wrong', 'an-id-that-is-wrong']) assert(!(failed.left + failed.said).includes(value), value);
+  }
 });
 
 test('the same inputs give the same bytes, whatever the number of threads', async () => {

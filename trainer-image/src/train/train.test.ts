@@ -6,7 +6,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { Progress, TrainReport, type TrainerConfig } from '@facetrain/api';
+import { Progress, TerminationResult, TrainReport, type TrainerConfig } from '@facetrain/api';
 import { Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
@@ -98,11 +98,15 @@ test('the exported model is the function that was evaluated', async () => {
 
 test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143; the next attempt ends with the same model, bit for bit', async () => {
   const { folder, config } = await job(({ evaluation }) => ({ evaluation }));
-  const ranks = await startGang(folder, config, 2);
+  const left = join(folder, 'termination.json');
+  // For both: rank 1 must not write over what rank 0 has said.
+  const ranks = await startGang(folder, config, 2, { FACETRAIN_TERMINATION_MESSAGE: left });
   await steps(ranks[0]!, 2);
   ranks[1]!.kill('SIGTERM');
   assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [143, 143], ranks.map(({ text }) => text).join('\n'));
   const [saved] = await completeSteps(config.checkpoint.directory);
+  const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
+  assert.deepEqual([progress!.step, progress!.checkpoint!.step], [saved, saved]);
   assert(saved !== undefined && saved >= 2 && saved < STEPS, `checkpoint of step ${saved}`);
   await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
 

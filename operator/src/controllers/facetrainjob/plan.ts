@@ -29,11 +29,13 @@ import { findHang, progressOf, secondsToHang, type ProgressStatus } from './prog
 import { afterTraining, quantizeChild, quantizeJobName } from './quantize.ts';
 import { trainingSucceeded } from './success.ts';
 
-export const planFaceTrainJob: PlanFaceTrainJob = (observed, now, environment) => {
-  const { spec, status: before } = observed;
-  if (isLeftAlone(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
+  const { spec, status: before } = seen;
+  if (isLeftAlone(seen)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(observed, spec.trainers.replicas, now);
+  const view = viewOf(seen, spec.trainers.replicas, now);
+  const last = view.ranks[0]?.result?.progress;
+  const observed = last ? { ...seen, progress: last } : seen;
   const stage = stageOf(observed, view, environment);
   const { status, progressDueIn } = statusOf(stage, observed, view);
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;

@@ -92,6 +92,31 @@ describe('when progress is written', () => {
   }
 });
 
+describe('what rank 0 leaves behind', () => {
+  const last = { progress: progress(1000, { checkpoint: { step: 1000, time: at(149) }, evaluations: [{ set: 'lfw', step: 1000, accuracy: 0.9 }] }) };
+  const checkpoint = { uri: 'pvc://data/out/checkpoints/step-0000001000', step: 1000, time: at(149) };
+
+  test('comes before what was asked for last, and stays when the pods are gone', () => {
+    const pods = [makePod(0).succeeded().with({ result: last }).build(), makePod(1).succeeded().build()];
+    const { status } = plan(AT_100, progress(990), 150, makeJob(), pods);
+    assert.partialDeepStrictEqual(status, { phase: 'Succeeded', progress: { step: 1000, percent: 100, activity: 1000 }, checkpoint, evaluations: last.progress.evaluations });
+    assert.equal(plan(status, progress(990), 200, makeJob(), []).status, status);
+  });
+  test('tells the checkpoint of one that was preempted, with the restart', () => {
+    const pods = [makePod(0).failed(143).with({ result: last }).build(), makePod(1).failed(143).build()];
+    assert.partialDeepStrictEqual(plan(AT_100, progress(990), 150, makeJob(), pods).status, { attempt: 1, checkpoint });
+  });
+  test('tells the checkpoint of one that was suspended, once', () => {
+    const job = makeJob().suspended().atGeneration(2);
+    const { status } = plan(AT_100, progress(990), 140, job);
+    assert.equal(status.checkpoint, undefined);
+    const pods = [makePod(0).failed(143).deleting().with({ result: last }).build()];
+    const stopped = plan(status, undefined, 150, job, pods).status;
+    assert.partialDeepStrictEqual(stopped, { phase: 'Suspended', checkpoint, progress: { step: 990 } });
+    assert.equal(plan(stopped, undefined, 160, job, pods).status, stopped);
+  });
+});
+
 describe('a hang', () => {
   const job = makeJob().with({ progressDeadlineSeconds: 300 });
   const still = progress(100);

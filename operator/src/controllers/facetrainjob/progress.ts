@@ -46,11 +46,15 @@ export function progressOf(
 ): { latest: ProgressStatus; dueIn: number | null } {
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
-  if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined) return { latest: old, dueIn: null };
+  // A trained or finished job learns nothing more: its pods go, and with them what they have said last.
+  if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined) return { latest: old, dueIn: null };
+  const left = leftBehind(view, status);
+  const known = left ? { ...old, checkpoint: checkpointStatus(spec, left) } : old;
+  if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined) return { latest: known, dueIn: left ? 0 : null };
 
   const latest = compact<ProgressStatus>({
     progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
-    checkpoint: observed.checkpoint ? { uri: checkpointUri(spec, observed.checkpoint.step), ...observed.checkpoint } : checkpoint,
+    checkpoint: observed.checkpoint ? checkpointStatus(spec, observed.checkpoint) : known.checkpoint,
     evaluations: observed.evaluations?.length ? observed.evaluations : evaluations,
   });
   if (isDeepStrictEqual(latest, compact<ProgressStatus>(old))) return { latest: old, dueIn: null };
@@ -84,7 +88,16 @@ function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSec
   });
 }
 
-const checkpointUri = (spec: FaceTrainJobSpec, step: number): string => joinStorageUri(checkpointsUri(spec), `step-${String(step).padStart(10, '0')}`);
+type Checkpoint = NonNullable<ObservedProgress['checkpoint']>;
+
+const checkpointStatus = (spec: FaceTrainJobSpec, { step, time }: Checkpoint): FaceTrainJobStatus['checkpoint'] =>
+  compact({ uri: joinStorageUri(checkpointsUri(spec), `step-${String(step).padStart(10, '0')}`), step, time });
+
+/** The checkpoint of an attempt that was told to stop, if it is newer than the one that is known. */
+function leftBehind({ others }: JobView, { checkpoint }: FaceTrainJobStatus): Checkpoint | undefined {
+  const left = others.flatMap(({ result }) => result?.progress?.checkpoint ?? []).sort((a, b) => b.step - a.step)[0];
+  return left && left.step > (checkpoint?.step ?? -1) ? left : undefined;
+}
 
 /** A gang that does nothing. */
 export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {

@@ -59,14 +59,13 @@ test('the longest name makes host names', () => {
 });
 
 describe('what becomes of a pod', () => {
-  const cases: Record<string, { pod: ObservedPod; want: object; artifact?: object }> = {
+  const cases: Record<string, { pod: ObservedPod; want: object; }> = {
     'ready: running': { pod: pod().running().build(), want: { phase: 'Running' } },
-    'succeeded, with its manifest read': {
-      pod: pod().succeeded().build(),
-      artifact: { uri: 's3://x', bytes: 7, meanCosine: 0.99 },
-      want: { phase: 'Succeeded', completionTime: at(100), artifact: { uri: 's3://x', bytes: 7, meanCosine: 0.99 } },
+    'succeeded, saying what it has published': {
+      pod: pod().succeeded().with({ result: { artifact: { bytes: 7, meanCosine: 0.99, gate: 'Passed' } } }).build(),
+      want: { phase: 'Succeeded', completionTime: at(100), artifact: { uri: 'pvc://data/int7', bytes: 7, meanCosine: 0.99, gate: 'Passed' } },
     },
-    'succeeded, before its manifest is read': { pod: pod().succeeded().build(), want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } } },
+    'succeeded, and nobody can read what it says': { pod: pod().succeeded().build(), want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } } },
     'gate missed: failed for good': {
       pod: pod().failed(3).build(),
       want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
@@ -84,23 +83,20 @@ describe('what becomes of a pod', () => {
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
     },
   };
-  for (const [name, { pod, want, artifact }] of Object.entries(cases)) {
+  for (const [name, { pod, want }] of Object.entries(cases)) {
     test(name, () => {
-      const { status, actions } = plan(makeQuantizeJob().observe(STARTED, [pod], { objects: OBJECTS, ...(artifact && { artifact: artifact as never }) }));
+      const { status, actions } = plan(makeQuantizeJob().observe(STARTED, [pod], { objects: OBJECTS }));
       assert.partialDeepStrictEqual(status, want);
       assert.deepEqual(actions, []);
     });
   }
 });
 
-test('the manifest that is read late still reaches the status, and nothing is written after', () => {
-  const pods = [pod().succeeded().build()];
+test('the artifact outlives the pod that told of it', () => {
   const job = makeQuantizeJob();
-  const { status } = plan(job.observe(STARTED, pods, { objects: OBJECTS }));
-  const later = plan(job.observe(status, pods, { objects: OBJECTS, artifact: { uri: 's3://x', bytes: 1 } }), 200);
-  assert.deepEqual(later.status.artifact, { uri: 's3://x', bytes: 1 });
-  assert.equal(later.status.completionTime, at(100));
-  assert.equal(plan(job.observe(later.status, pods, { objects: OBJECTS }), 300).status, later.status);
+  const done = pod().succeeded().with({ result: { artifact: { bytes: 1 } } }).build();
+  const { status } = plan(job.observe(STARTED, [done], { objects: OBJECTS }));
+  assert.equal(plan(job.observe(status, [], { objects: OBJECTS }), 200).status, status);
 });
 
 test('a suspended job has no pod, and starts anew when it is resumed', () => {

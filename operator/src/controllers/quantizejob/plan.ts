@@ -69,12 +69,13 @@ function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view:
   return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
-function statusOf(stage: Stage, { spec, status: before, artifact }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
+function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
+  const published = view.ranks[0]?.result?.artifact;
   const status = compact<QuantizeJobStatus>({
     ...lifecycle(stage, view),
     phase: phaseOf(stage, view) as QuantizePhase,
     conditions: conditionsOf(stage, view),
-    artifact: stage.name === 'Succeeded' ? (artifact ?? before.artifact ?? { uri: spec.output.uri }) : before.artifact,
+    artifact: stage.name === 'Succeeded' ? (published ? { uri: spec.output.uri, ...published } : (before.artifact ?? { uri: spec.output.uri })) : before.artifact,
   } as QuantizeJobStatus);
   return isDeepStrictEqual(status, before) ? before : status;
 }
