@@ -95,8 +95,9 @@ export class Executor {
         return this.#create(action.object, job, log);
       case 'delete': {
         log.debug({ kind: action.kind, child: action.name, reason: action.reason }, 'delete');
-        const answer = await gone(client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid));
-        if (isObject(answer)) caches[action.kind]?.put(answer);
+        const answer = await gone(client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid, action.force && 0));
+        // What is deleted by force is gone, whatever the answer says of it.
+        if (isObject(answer) && !action.force) caches[action.kind]?.put(answer);
         return null;
       }
       case 'patch': {

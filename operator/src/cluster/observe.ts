@@ -5,6 +5,7 @@ import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
 import { readTermination } from '../controllers/termination.ts';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import type { PodObject } from './resources.ts';
+import type { Surroundings } from './surroundings.ts';
 
 export function identityOf({ metadata }: KubernetesObject): JobIdentity {
   const { name, namespace, uid, generation = 0, deletionTimestamp } = metadata;
@@ -12,12 +13,14 @@ export function identityOf({ metadata }: KubernetesObject): JobIdentity {
 }
 
 export function observeObject(kind: ObservedObject['kind'], object: KubernetesObject, job: JobIdentity): ObservedObject {
-  const specDigest = object.metadata.labels?.[Label.specDigest];
-  return { kind, name: object.metadata.name, uid: object.metadata.uid, owned: controllerOf(object)?.uid === job.uid, ...(specDigest !== undefined && { specDigest }) };
+  const { name, uid, labels, deletionTimestamp } = object.metadata;
+  const specDigest = labels?.[Label.specDigest];
+  return { kind, name, uid, owned: controllerOf(object)?.uid === job.uid, ...(specDigest !== undefined && { specDigest }), ...(deletionTimestamp !== undefined && { deleting: true }) };
 }
 
 /** Null for a pod whose labels are not those that we give. */
-export function observePod({ metadata, spec, status = {} }: PodObject): ObservedPod | null {
+export function observePod(pod: PodObject, around?: Pick<Surroundings, 'lostNode' | 'hindrance'>): ObservedPod | null {
+  const { metadata, spec, status = {} } = pod;
   const attempt = number(metadata.labels?.[Label.attempt]);
   const rank = number(metadata.labels?.[Label.rank]);
   if (attempt === null || rank === null) return null;
@@ -27,7 +30,10 @@ export function observePod({ metadata, spec, status = {} }: PodObject): Observed
   // A pod whose fetch failed never started our container: the fetch is what ended it.
   const ended = ours ?? initContainerStatuses.map(({ state }) => state?.terminated).find((terminated) => terminated !== undefined && terminated.exitCode !== 0);
   const reason = status.reason ?? ended?.reason;
-  const waiting = waitsFor(status);
+  const said = waitsFor(status);
+  const hindrance = (status.phase ?? 'Pending') === 'Pending' ? around?.hindrance(pod) : undefined;
+  const waiting = spec.nodeName === undefined ? (hindrance ?? said) : (said ?? hindrance);
+  const lostNode = spec.nodeName === undefined ? undefined : around?.lostNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];
   return {
     name: metadata.name,
@@ -45,6 +51,7 @@ export function observePod({ metadata, spec, status = {} }: PodObject): Observed
     ...(reason !== undefined && reason !== 'Completed' && { reason }),
     ...(ended?.message !== undefined && readTermination(ended.message)),
     ...(waiting && { waiting }),
+    ...(lostNode !== undefined && { lostNode }),
     ...(specDigest !== undefined && { specDigest }),
   };
 }

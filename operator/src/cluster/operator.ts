@@ -24,6 +24,7 @@ import { Executor } from './executor.ts';
 import { identityOf, observeObject, observePod } from './observe.ts';
 import { ProgressPoller } from './progress.ts';
 import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
+import { Surroundings } from './surroundings.ts';
 
 export interface OperatorOptions {
   client: Client;
@@ -53,6 +54,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   const { client, metrics, log, identity, election, health, workers, progressSeconds } = options;
   const podGroupApi = await servedPodGroup(client);
   log.info({ podGroupApi, namespace: options.namespace }, podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup');
+  const surroundings = await Surroundings.open({ client, namespace: options.namespace, log, onRestart: (plural) => metrics.watchRestarted(plural) });
   const caches = makeCaches(options, podGroupApi);
   const events = new EventRecorder({ client, controller: CONTROLLER, instance: identity.slice(0, 128), log });
   const poller = new ProgressPoller(log, 1000 * progressSeconds, (job) => wake(...fromProgressKey(job)));
@@ -64,6 +66,17 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   const wake = (kind: JobKind, key: string) => controllers[kind].queue.add(key);
   for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const) caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
   for (const cache of Object.values(caches)) cache.onChange(({ object }: { object: KubernetesObject }) => wakeOwner(object, wake));
+  surroundings.listen(
+    (node) => {
+      const there = caches.Pod.indexed('node', node);
+      for (const pod of there) wakeOwner(pod, wake);
+      return there.length > 0;
+    },
+    (key) => {
+      const pod = caches.Pod.get(key);
+      if (pod) wakeOwner(pod, wake);
+    },
+  );
 
   function reconcilerOf<K extends JobKind>(kind: K, resource: Resource<JobObject>, jobs: Cache<JobObject>): Reconcile {
     const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
@@ -91,7 +104,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     const document = { apiVersion: API_VERSION, kind, metadata: { name: identity.name }, spec: job.spec };
     try {
       const { refused, foreign } = await executor.memory(identity);
-      const observedPods = podsOf(caches, identity);
+      const observedPods = podsOf(caches, surroundings, identity);
       const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity), ...foreign], ...(refused && { refused }) };
       if (kind === 'QuantizeJob') {
         const { spec } = parseDocument(QuantizeJob, document, identity.name, 'InvalidManifest');
@@ -120,7 +133,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   await runManager(
     {
       client,
-      caches,
+      caches: { ...caches, ...surroundings.caches },
       controllers: Object.values(controllers),
       events,
       metrics,
@@ -142,7 +155,7 @@ function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGro
   return {
     FaceTrainJob: new Cache(of(faceTrainJobs)),
     QuantizeJob: new Cache(of(quantizeJobs)),
-    Pod: new Cache({ ...children(pods), strip: withoutContent }),
+    Pod: new Cache({ ...children(pods), strip: withoutContent, indexes: { ...indexes, node: ({ spec }: PodObject) => spec.nodeName } }),
     Service: metadata(services),
     ConfigMap: metadata(configMaps),
     NetworkPolicy: metadata(networkPolicies),
@@ -152,8 +165,9 @@ function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGro
 
 /** Of thousands of pods, the specs are most of the memory. */
 function withoutContent(pod: PodObject): PodObject {
-  const { nodeName } = pod.spec;
-  return { ...pod, spec: nodeName === undefined ? {} : { nodeName } };
+  const { nodeName, volumes = [] } = pod.spec;
+  const claims = volumes.flatMap(({ persistentVolumeClaim }) => (persistentVolumeClaim ? [{ persistentVolumeClaim }] : []));
+  return { ...pod, spec: { ...(nodeName !== undefined && { nodeName }), ...(claims.length > 0 && { volumes: claims }) } };
 }
 
 async function servedPodGroup(client: Client): Promise<string | null> {
@@ -168,9 +182,9 @@ async function servedPodGroup(client: Client): Promise<string | null> {
   return null;
 }
 
-function podsOf(caches: Caches, { uid }: JobIdentity): { object: PodObject; observed: ObservedPod }[] {
+function podsOf(caches: Caches, surroundings: Surroundings, { uid }: JobIdentity): { object: PodObject; observed: ObservedPod }[] {
   return caches.Pod.indexed('job', uid).flatMap((object) => {
-    const observed = controllerOf(object)?.uid === uid ? observePod(object) : null;
+    const observed = controllerOf(object)?.uid === uid ? observePod(object, surroundings) : null;
     return observed ? [{ object, observed }] : [];
   });
 }

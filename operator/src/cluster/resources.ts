@@ -19,7 +19,7 @@ interface ContainerStatus {
 }
 
 export interface PodObject extends KubernetesObject {
-  spec: { nodeName?: string };
+  spec: { nodeName?: string; volumes?: { persistentVolumeClaim?: { claimName: string } }[] };
   status?: {
     phase?: string;
     reason?: string;
@@ -31,12 +31,27 @@ export interface PodObject extends KubernetesObject {
   };
 }
 
+export interface NodeObject extends KubernetesObject {
+  status?: { conditions?: { type: string; status: string; reason?: string }[] };
+}
+
+/** Of the core API: only there can a watch ask for events of one kind of object. */
+export interface PodEvent extends KubernetesObject {
+  involvedObject: { namespace?: string; name: string; uid?: string };
+  reason: string;
+  message?: string;
+  lastTimestamp?: string | null;
+}
+
 export const faceTrainJobs = defineResource<JobObject>(API_VERSION, 'facetrainjobs');
 export const quantizeJobs = defineResource<JobObject>(API_VERSION, 'quantizejobs');
 export const pods = defineResource<PodObject>('v1', 'pods');
 export const services = defineResource('v1', 'services');
 export const configMaps = defineResource('v1', 'configmaps');
 export const networkPolicies = defineResource('networking.k8s.io/v1', 'networkpolicies');
+export const nodes = defineResource<NodeObject>('v1', 'nodes');
+export const claims = defineResource('v1', 'persistentvolumeclaims');
+export const podEvents = defineResource<PodEvent>('v1', 'events');
 export const podGroups = (apiVersion: string): Resource => defineResource(apiVersion, 'podgroups');
 
 export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null): Resource {

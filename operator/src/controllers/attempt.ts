@@ -35,6 +35,8 @@ export interface JobView {
   ranks: (ObservedPod | undefined)[];
   /** Pods of earlier attempts, and of the current one with a rank that there should not be. */
   others: ObservedPod[];
+  /** A lost node is left to Kubernetes, which will evict its pods: the job says itself how long to wait. */
+  bearsNodeLoss: boolean;
 }
 
 const OUR_CONTROLLER = 'facetrain.dev/operator';
@@ -51,7 +53,7 @@ interface Observed {
   pods: ObservedPod[];
 }
 
-export function viewOf({ identity, spec, status, pods }: Observed, size: number, now: Date): JobView {
+export function viewOf({ identity, spec, status, pods }: Observed, size: number, now: Date, bearsNodeLoss: boolean): JobView {
   // A pod of a later attempt than the status knows: the status was lost, or is not the newest. What runs is what counts.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
@@ -69,6 +71,7 @@ export function viewOf({ identity, spec, status, pods }: Observed, size: number,
     startedAt: attempt === (status.attempt ?? 0) ? status.attemptStartTime : undefined,
     ranks,
     others,
+    bearsNodeLoss,
   };
 }
 

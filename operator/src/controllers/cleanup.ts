@@ -35,6 +35,8 @@ function attemptOf(name: string, view: JobView): number | null {
   return /^\d+$/.test(number) ? Number(number) : null;
 }
 
-function deletePod({ name, uid, deleting }: ObservedPod): Action[] {
+function deletePod({ name, uid, deleting, lostNode }: ObservedPod): Action[] {
+  // Nobody is left to end it; without force it would stay for as long as its node does.
+  if (lostNode !== undefined) return [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.nodeLost, force: true }];
   return deleting ? [] : [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.attemptOver }];
 }

@@ -36,7 +36,15 @@ function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
 /** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */
 export function whatPodsWaitFor({ ranks }: JobView): string {
   const ready = ranks.filter((pod) => pod && (pod.ready || outcomeOf(pod) === 'succeeded')).length;
-  const pod = ranks.find((pod) => pod?.waiting) ?? ranks.find((pod) => pod && isUnknown(pod));
-  const reason = pod?.waiting ? `${pod.name} ${pod.waiting.reason}: ${pod.waiting.message}` : pod && `${pod.name} is in phase ${pod.phase}`;
+  const reason = firstWait(ranks);
   return `${ready} of ${ranks.length} pods are ready${reason === undefined ? '' : `; ${reason}`}`;
+}
+
+function firstWait(ranks: JobView['ranks']): string | undefined {
+  const waiting = ranks.find((pod) => pod?.waiting);
+  if (waiting) return `${waiting.name} ${waiting.waiting!.reason}: ${waiting.waiting!.message}`;
+  const unknown = ranks.find((pod) => pod && isUnknown(pod));
+  if (unknown) return `${unknown.name} is in phase ${unknown.phase}`;
+  const unplaced = ranks.find((pod) => pod?.phase === 'Pending' && pod.node === undefined);
+  return unplaced && `${unplaced.name} has no place, and no scheduler has said why`;
 }

@@ -7,7 +7,7 @@ import { after, at, makeJob, makePod } from './testing/builders.ts';
 
 const STARTED = { attempt: 0, attemptStartTime: at(0) };
 
-function find(pods: ObservedPod[], seconds = 200, status: object = STARTED): Failure | null {
+function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bearsNodeLoss = false): Failure | null {
   return findFailure(
     viewOf(
       makeJob()
@@ -15,12 +15,13 @@ function find(pods: ObservedPod[], seconds = 200, status: object = STARTED): Fai
         .observe(status, pods),
       pods.length > 2 ? 4 : 2,
       after(seconds),
+      bearsNodeLoss,
     ),
   );
 }
 
 describe('who is to blame', () => {
-  const cases: Record<string, { pods: ObservedPod[]; at?: number; status?: object; want: Partial<Failure> | null }> = {
+  const cases: Record<string, { pods: ObservedPod[]; at?: number; status?: object; bearsNodeLoss?: boolean; want: Partial<Failure> | null }> = {
     'nobody while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
     'nobody while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
     'nobody when a rank has done its part': { pods: [makePod(0).running().build(), makePod(1).succeeded().build()], want: null },
@@ -85,6 +86,23 @@ describe('who is to blame', () => {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).with({ phase: 'Unknown', node: 'n' }).build()],
       want: { rank: 1, reason: 'NodeLost', node: 'n', disruption: true },
     },
+    'a lost node, at once': {
+      pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
+      want: { rank: 1, reason: 'NodeLost', node: 'n', message: 'pod faces-0-1 is lost: node n is gone', disruption: true },
+    },
+    'the rank that failed before the node was lost': {
+      pods: [makePod(0).failed(1).build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
+      want: { rank: 0, exitCode: 1, disruption: false },
+    },
+    'nobody for the node of a rank that has done its part': {
+      pods: [makePod(0).running().build(), makePod(1).succeeded().with({ lostNode: 'node n is gone' }).build()],
+      want: null,
+    },
+    'nobody for a lost node that the job wants to wait for': {
+      pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
+      bearsNodeLoss: true,
+      want: null,
+    },
     'a pod that is gone counts': {
       pods: [makePod(0).running().build()],
       want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: false },
@@ -107,9 +125,9 @@ describe('who is to blame', () => {
       want: { rank: 1, exitCode: 1 },
     },
   };
-  for (const [name, { pods, at: seconds, status, want }] of Object.entries(cases)) {
+  for (const [name, { pods, at: seconds, status, bearsNodeLoss, want }] of Object.entries(cases)) {
     test(name, () => {
-      const failure = find(pods, seconds, status);
+      const failure = find(pods, seconds, status, bearsNodeLoss);
       if (want === null) assert.equal(failure, null);
       else assert.partialDeepStrictEqual(failure, want);
     });

@@ -39,6 +39,8 @@ export function findFailure(view: JobView): Failure | null {
       if (creationIsOver(view)) return podFailure(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
       return { ...podFailure(pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted), `pod ${pod.name} is being deleted`, pod), disruption: true };
+    } else if (pod.lostNode !== undefined && !view.bearsNodeLoss && outcomeOf(pod) === null) {
+      return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod), disruption: true };
     } else if (failed.length > 0 && isUnknown(pod)) {
       return {
         ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod),

@@ -143,7 +143,9 @@ export interface ObservedPod {
   result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
   disrupted: boolean;
-  /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, ... with the message. */
+  /** Its node is gone, or answers nobody: why that is thought. What ran there counts as lost. */
+  lostNode?: string;
+  /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
   waiting?: { reason: string; message: string };
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;

@@ -20,6 +20,8 @@ export interface ObservedObject {
   owned: boolean;
   /** A ConfigMap's label facetrain.dev/spec-digest. */
   specDigest?: string;
+  /** Deletion was asked for; something keeps it. */
+  deleting?: true;
 }
 
 /** A create that the API server would not have, in its own words. Shown to the one plan after it, the next but one tries again. */

@@ -11,8 +11,8 @@ import type { ChildObject } from './objects.ts';
 
 export type Action =
   | { type: 'create'; object: ChildObject }
-  /** `uid` is a precondition: never delete a namesake. */
-  | { type: 'delete'; kind: 'Pod' | 'PodGroup' | 'ConfigMap'; name: string; uid: string; reason: string }
+  /** `uid` is a precondition: never delete a namesake. `force`: without waiting for a node that answers nobody. */
+  | { type: 'delete'; kind: 'Pod' | 'PodGroup' | 'ConfigMap'; name: string; uid: string; reason: string; force?: true }
   /** Merges `spec` into that of a child. */
   | { type: 'patch'; kind: 'QuantizeJob'; name: string; uid: string; spec: Record<string, unknown> }
   /** The job itself, when its time to live is over. */

@@ -136,9 +136,14 @@ function secured(container: Container): Container {
   return { ...container, securityContext: CONTAINER_SECURITY, terminationMessagePolicy: 'FallbackToLogsOnError' };
 }
 
+const UNREACHABLE = 'node.kubernetes.io/unreachable';
+
+/** Whether a template says itself how long to wait for a node that does not answer. */
+export const bearsNodeLoss = (template: PodFields['podTemplate']): boolean => template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
+
 function tolerations(theirs: Loose[]): Loose[] {
-  const ours = ['not-ready', 'unreachable'].map((state) => ({
-    key: `node.kubernetes.io/${state}`,
+  const ours = ['node.kubernetes.io/not-ready', UNREACHABLE].map((key) => ({
+    key,
     operator: 'Exists',
     effect: 'NoExecute',
     tolerationSeconds: NODE_LOSS_SECONDS,

@@ -61,6 +61,8 @@ export const Reason = {
   podDeleted: 'PodDeleted',
   podLost: 'PodLost',
   nodeLost: 'NodeLost',
+  /** The gang's PodGroup was deleted while its pods still waited for their places. */
+  groupDeleted: 'PodGroupDeleted',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
 

@@ -24,6 +24,7 @@ export interface CacheOptions<T extends KubernetesObject> {
   /** null: all of them. */
   namespace: string | null;
   labelSelector?: string;
+  fieldSelector?: string;
   /** Keep metadata only, which is all that is sent then. */
   metadataOnly?: boolean;
   /** Takes away what nobody reads, before it is kept; who set which field (managedFields) is never kept. */
@@ -121,13 +122,13 @@ export class Cache<T extends KubernetesObject> {
   }
 
   async #list(): Promise<void> {
-    const { client, resource, namespace, labelSelector, metadataOnly } = this.#options;
+    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
     const found = new Map<string, T>();
     let more: string | undefined;
     let version: string;
     this.#written.clear();
     do {
-      const query = { limit: PAGE, labelSelector, continue: more, resourceVersion: more === undefined && this.#version !== '' ? this.#version : undefined };
+      const query = { limit: PAGE, labelSelector, fieldSelector, continue: more, resourceVersion: more === undefined && this.#version !== '' ? this.#version : undefined };
       const { metadata, items } = await client.list(resource, namespace, query, metadataOnly);
       for (const item of items ?? []) found.set(keyOf(item), item);
       version = metadata.resourceVersion;
@@ -143,9 +144,9 @@ export class Cache<T extends KubernetesObject> {
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
-    const { client, resource, namespace, labelSelector, metadataOnly } = this.#options;
+    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
     const timeoutSeconds = Math.round(WATCH_SECONDS * (1 + Math.random()));
-    const query = { labelSelector, allowWatchBookmarks: true, resourceVersion: this.#version, timeoutSeconds };
+    const query = { labelSelector, fieldSelector, allowWatchBookmarks: true, resourceVersion: this.#version, timeoutSeconds };
     let lines = 0;
     for await (const line of client.watch(resource, namespace, query, signal, metadataOnly)) {
       this.#take(line);

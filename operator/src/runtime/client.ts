@@ -110,9 +110,13 @@ export class Client {
     return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, { body: patch, contentType: 'application/merge-patch+json' });
   }
 
-  /** @returns the object as it goes, or a Status */
-  delete(resource: Resource, namespace: string, name: string, uid: string): Promise<Partial<KubernetesObject>> {
-    const body = { apiVersion: 'v1', kind: 'DeleteOptions', propagationPolicy: 'Background', preconditions: { uid } };
+  /**
+   * @param graceSeconds 0: at once, whoever still has to end it; absent: as the object says
+   * @returns the object as it goes, or a Status
+   */
+  delete(resource: Resource, namespace: string, name: string, uid: string, graceSeconds?: number): Promise<Partial<KubernetesObject>> {
+    const grace = graceSeconds === undefined ? {} : { gracePeriodSeconds: graceSeconds };
+    const body = { apiVersion: 'v1', kind: 'DeleteOptions', propagationPolicy: 'Background', preconditions: { uid }, ...grace };
     return this.#json('DELETE', objectPath(resource, namespace, name), { body });
   }
 

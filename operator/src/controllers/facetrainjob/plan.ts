@@ -16,6 +16,7 @@ import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
 import type { PlanFaceTrainJob } from '../planner.ts';
+import { bearsNodeLoss } from '../pod.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import { afterFailure, backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
@@ -24,7 +25,7 @@ import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { compact } from '../values.ts';
 import { childrenOf, conflictIn, trainingDigest, type Attempt } from './children.ts';
-import { gangOf } from './gang.ts';
+import { findLostGroup, gangOf, whatGangWaitsFor } from './gang.ts';
 import { findHang, progressOf, secondsToHang, type ProgressStatus } from './progress.ts';
 import { afterTraining, quantizeChild, quantizeJobName } from './quantize.ts';
 import { trainingSucceeded } from './success.ts';
@@ -33,7 +34,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
   const { spec, status: before } = seen;
   if (isLeftAlone(seen)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(seen, spec.trainers.replicas, now);
+  const view = viewOf(seen, spec.trainers.replicas, now, bearsNodeLoss(spec.trainers.podTemplate));
   const last = view.ranks[0]?.result?.progress;
   const observed = last ? { ...seen, progress: last } : seen;
   const stage = stageOf(observed, view, environment);
@@ -56,6 +57,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     suspended(view) ??
     respecified(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
+    ungrouped(observed, view) ??
     hung(observed, view) ??
     late(view) ??
     stopping(view) ??
@@ -77,6 +79,11 @@ function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return failure && afterFailure(failure, view);
 }
 
+function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
+  const failure = findLostGroup(view, objects);
+  return failure && afterFailure(failure, view);
+}
+
 function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   const gang = gangOf(spec, podGroupApi);
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
@@ -84,7 +91,8 @@ function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceT
   const create = missing(children, view, objects);
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
   const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, conflict: () => conflictIn(attempt) });
-  return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
+  if (refusal) return { name: 'Refused', reason: refusal.reason, message: `${refusal.message}${whatGangWaitsFor(gang, view)}` };
+  return { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */

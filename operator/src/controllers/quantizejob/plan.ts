@@ -14,6 +14,7 @@ import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
 import type { PlanQuantizeJob } from '../planner.ts';
+import { bearsNodeLoss } from '../pod.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import { backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
@@ -27,7 +28,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const { spec, objects, status: before } = observed;
   if (isLeftAlone(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(observed, 1, now);
+  const view = viewOf(observed, 1, now, bearsNodeLoss(spec.quantizer.podTemplate));
   const stage = stageOf(observed, view, environment);
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);

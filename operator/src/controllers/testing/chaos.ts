@@ -7,9 +7,11 @@ import type { Simulator } from './simulator.ts';
 
 export type Chaos =
   | { type: 'advance'; seconds: number }
-  | { type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'unknown' | 'odd' | 'return'; pod: number }
+  | { type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'lose' | 'unknown' | 'odd' | 'return'; pod: number }
   | { type: 'fail'; pod: number; exitCode: number }
   | { type: 'reap' }
+  /** Somebody deletes the PodGroups. */
+  | { type: 'ungroup' }
   | { type: 'startAll' }
   | { type: 'suspend'; suspend: boolean }
   /** Suspended, changed and resumed while nobody looked. */
@@ -31,7 +33,8 @@ export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
 export const chaos: fc.Arbitrary<Chaos> = fc.oneof(
   { weight: 2, arbitrary: gentle },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('startAll' as const) }) },
-  { weight: 1, arbitrary: fc.record({ type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const), pod }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const, 'lose' as const), pod }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constant('ungroup' as const) }) },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }) },
 );
 
@@ -41,6 +44,9 @@ export function happen(event: Chaos, cluster: Simulator): void {
       return cluster.advance(event.seconds);
     case 'reap':
       return cluster.reap();
+    case 'ungroup':
+      cluster.objects = cluster.objects.map((object) => (object.kind === 'PodGroup' ? { ...object, deleting: true } : object));
+      return;
     case 'startAll':
       return cluster.pods.forEach((pod) => start(pod));
     case 'suspend':
@@ -71,6 +77,9 @@ export function happen(event: Chaos, cluster: Simulator): void {
     case 'vanish':
       cluster.pods = cluster.pods.filter((other) => other !== pod);
       return;
+    case 'lose':
+      if (pod.node !== undefined) pod.lostNode = `node ${pod.node} does not answer`;
+      return;
     case 'drain':
       Object.assign(pod, { disrupted: true, deleting: true });
       return;
@@ -81,6 +90,7 @@ export function happen(event: Chaos, cluster: Simulator): void {
 }
 
 function start(pod: ObservedPod): void {
+  delete pod.lostNode;
   if (isAlive(pod) && outcomeOf(pod) === null) Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
 }
 

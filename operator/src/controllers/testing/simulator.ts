@@ -149,7 +149,7 @@ export class Simulator {
         break;
       case 'delete':
         if (action.kind === 'Pod')
-          this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.deleting && !isAlive(pod)));
+          this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.uid === action.uid && action.force) && !(pod.deleting && !isAlive(pod)));
         else this.objects = this.objects.filter((object) => object.uid !== action.uid);
         break;
       case 'patch':

@@ -1,0 +1,109 @@
+/**
+ * What stands around a pod and decides whether it can run, where the pod itself does not say: its node, its claims, its mounts.
+ *
+ * All of it is a help, not a need. What the operator may not read (nodes belong to no namespace, and a Role cannot allow them) is left out, which is logged once.
+ */
+import type { Logger } from 'pino';
+import { hasReason } from '../runtime/api-error.ts';
+import { Cache, type CacheOptions } from '../runtime/cache.ts';
+import type { Client } from '../runtime/client.ts';
+import { keyOf, type KubernetesObject, type Resource } from '../runtime/resource.ts';
+import { claims, nodes, podEvents, type NodeObject, type PodEvent, type PodObject } from './resources.ts';
+
+export interface SurroundingsOptions {
+  client: Client;
+  /** null: all of them. */
+  namespace: string | null;
+  log: Logger;
+  onRestart: (plural: string) => void;
+}
+
+/** Kubelets tell of a volume that they cannot mount in an event, and nowhere else. */
+const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
+
+export class Surroundings {
+  readonly caches: { Node?: Cache<NodeObject>; PersistentVolumeClaim?: Cache<KubernetesObject>; Event?: Cache<PodEvent> };
+  /** Nodes that were deleted while pods were on them. One that was never seen is no loss: it may be newer than the cache. */
+  readonly #gone = new Set<string>();
+  #onNode: (name: string) => boolean = () => false;
+
+  private constructor(caches: Surroundings['caches']) {
+    this.caches = caches;
+    caches.Node?.onChange(({ object, old, deleted }) => {
+      const { name } = object.metadata;
+      if (deleted) this.#gone.add(name);
+      else this.#gone.delete(name);
+      if (!deleted && notReady(object) === (old && notReady(old))) return;
+      // Nobody asks for it any more, and names of nodes are many in a cluster that grows and shrinks.
+      if (!this.#onNode(name)) this.#gone.delete(name);
+    });
+  }
+
+  static async open(options: SurroundingsOptions): Promise<Surroundings> {
+    const { client, namespace, log, onRestart } = options;
+    const cache = async <T extends KubernetesObject>(resource: Resource<T>, scope: string | null, consequence: string, more: Partial<CacheOptions<T>> = {}) => {
+      try {
+        await client.list(resource, scope, { limit: 1 }, more.metadataOnly);
+      } catch (error) {
+        if (!hasReason(error, 'Forbidden')) throw error;
+        log.warn({ resource: resource.plural }, `may not be read: ${consequence}`);
+        return undefined;
+      }
+      return new Cache({ client, resource, namespace: scope, log, onRestart: () => onRestart(resource.plural), ...more });
+    };
+    const [node, claim, event] = await Promise.all([
+      cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: withoutContent }),
+      cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', { metadataOnly: true }),
+      cache(podEvents, namespace, 'why a volume cannot be mounted is told by the pod’s events alone', {
+        fieldSelector: MOUNT_FAILURES,
+        indexes: { pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }) },
+      }),
+    ]);
+    return new Surroundings({ ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) });
+  }
+
+  /**
+   * @param onNode told of a node that was lost or has come back; whether pods of ours are on it
+   * @param onPod told of a pod (its key) of which there is news
+   */
+  listen(onNode: (name: string) => boolean, onPod: (key: string) => void): void {
+    this.#onNode = onNode;
+    this.caches.Event?.onChange(({ object: { involvedObject }, deleted }) => {
+      if (!deleted) onPod(keyOf({ metadata: { namespace: involvedObject.namespace!, name: involvedObject.name } }));
+    });
+  }
+
+  /** Why a node counts as lost; undefined for one that works, and for one that nobody knows. */
+  lostNode(name: string): string | undefined {
+    if (this.#gone.has(name)) return `node ${name} is gone`;
+    const node = this.caches.Node?.get(keyOf({ metadata: { name } }));
+    return node && notReady(node);
+  }
+
+  /** Why a pod that waits cannot start. */
+  hindrance(pod: PodObject): { reason: string; message: string } | undefined {
+    const { namespace } = pod.metadata;
+    const { PersistentVolumeClaim, Event } = this.caches;
+    // A native gang hears of a missing claim only that its scheduler met an error.
+    const missing = PersistentVolumeClaim && claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
+    if (missing !== undefined) return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
+    if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True')) return undefined;
+    const told = Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
+    const latest = told.sort((a, b) => (a.lastTimestamp ?? '').localeCompare(b.lastTimestamp ?? '')).at(-1);
+    return latest && { reason: latest.reason, message: latest.message ?? '' };
+  }
+}
+
+const claimsOf = ({ spec }: PodObject): string[] => spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
+
+/** "Unknown" is the node controller's word for a kubelet that is silent; one that says "False" is there, and may yet run what it has. */
+function notReady({ metadata, status }: NodeObject): string | undefined {
+  const ready = status?.conditions?.find(({ type }) => type === 'Ready');
+  return ready?.status === 'Unknown' ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})` : undefined;
+}
+
+function withoutContent({ apiVersion, kind, metadata, status }: NodeObject): NodeObject {
+  const { name, uid, resourceVersion, creationTimestamp } = metadata;
+  const ready = status?.conditions?.filter(({ type }) => type === 'Ready').map(({ type, status, reason }) => ({ type, status, ...(reason !== undefined && { reason }) }));
+  return { ...(apiVersion && { apiVersion }), ...(kind && { kind }), metadata: { name, uid, resourceVersion, creationTimestamp }, ...(ready && { status: { conditions: ready } }) };
+}
