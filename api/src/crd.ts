@@ -68,6 +68,10 @@ interface Definition {
 
 const age: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp', description: 'When it was created.' };
 
+const ready = (field: 'reason' | 'message') => `.status.conditions[?(@.type=="Ready")].${field}`;
+const reason: PrinterColumn = { name: 'Reason', type: 'string', jsonPath: ready('reason'), description: 'Why it is where it is: ImagePullBackOff, Unschedulable, ...' };
+const message: PrinterColumn = { name: 'Message', type: 'string', jsonPath: ready('message'), description: 'The same as a sentence.', priority: 1 };
+
 const definitions: Definition[] = [
   {
     kind: 'FaceTrainJob',
@@ -80,6 +84,7 @@ const definitions: Definition[] = [
     status: FaceTrainJobStatus,
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      reason,
       { name: 'Progress', type: 'integer', jsonPath: '.status.progress.percent', description: 'Per cent of the steps.' },
       { name: 'Step', type: 'integer', jsonPath: '.status.progress.step', description: 'Steps done.', priority: 1 },
       { name: 'Loss', type: 'number', jsonPath: '.status.progress.loss', description: 'Mean over the last steps.' },
@@ -90,6 +95,7 @@ const definitions: Definition[] = [
       { name: 'Why', type: 'string', jsonPath: '.status.restarts.lastReason', description: 'Reason of the last restart.', priority: 1 },
       { name: 'ETA', type: 'string', jsonPath: '.status.progress.estimatedCompletionTime', description: 'When training ends at this rate.', priority: 1 },
       age,
+      message,
     ],
   },
   {
@@ -103,11 +109,13 @@ const definitions: Definition[] = [
     status: QuantizeJobStatus,
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      reason,
       { name: 'Cosine', type: 'number', jsonPath: '.status.artifact.meanCosine', description: 'Between FP32 and INT7 embeddings.' },
       { name: 'Drop', type: 'number', jsonPath: '.status.artifact.accuracyDrop', description: 'Accuracy lost on the worst set.' },
       { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
       { name: 'Artifact', type: 'string', jsonPath: '.status.artifact.uri', description: 'Where it was published.', priority: 1 },
       age,
+      message,
     ],
   },
 ];

@@ -5,7 +5,7 @@ import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
 import { readTermination } from '../controllers/termination.ts';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import type { PodObject } from './resources.ts';
-import type { Surroundings } from './surroundings.ts';
+import { isPending, type Surroundings } from './surroundings.ts';
 
 export function identityOf({ metadata }: KubernetesObject): JobIdentity {
   const { name, namespace, uid, generation = 0, deletionTimestamp } = metadata;
@@ -31,7 +31,7 @@ export function observePod(pod: PodObject, around?: Pick<Surroundings, 'lostNode
   const ended = ours ?? initContainerStatuses.map(({ state }) => state?.terminated).find((terminated) => terminated !== undefined && terminated.exitCode !== 0);
   const reason = status.reason ?? ended?.reason;
   const said = waitsFor(status);
-  const hindrance = (status.phase ?? 'Pending') === 'Pending' ? around?.hindrance(pod) : undefined;
+  const hindrance = isPending(pod) ? around?.hindrance(pod) : undefined;
   const waiting = spec.nodeName === undefined ? (hindrance ?? said) : (said ?? hindrance);
   const lostNode = spec.nodeName === undefined ? undefined : around?.lostNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];

@@ -76,6 +76,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const pod = caches.Pod.get(key);
       if (pod) wakeOwner(pod, wake);
     },
+    () => caches.Pod.values(),
   );
 
   function reconcilerOf<K extends JobKind>(kind: K, resource: Resource<JobObject>, jobs: Cache<JobObject>): Reconcile {

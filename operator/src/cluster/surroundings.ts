@@ -65,9 +65,16 @@ export class Surroundings {
   /**
    * @param onNode told of a node that was lost or has come back; whether pods of ours are on it
    * @param onPod told of a pod (its key) of which there is news
+   * @param podsThere all of them
    */
-  listen(onNode: (name: string) => boolean, onPod: (key: string) => void): void {
+  listen(onNode: (name: string) => boolean, onPod: (key: string) => void, podsThere: () => Iterable<PodObject>): void {
     this.#onNode = onNode;
+    const { PersistentVolumeClaim } = this.caches;
+    PersistentVolumeClaim?.onChange(({ object: { metadata }, old, deleted }) => {
+      // Before all are there, nobody has been told that one is missing.
+      if (!PersistentVolumeClaim.isSynced || (old && !deleted)) return;
+      for (const pod of podsThere()) if (pod.metadata.namespace === metadata.namespace && isPending(pod) && claimsOf(pod).includes(metadata.name)) onPod(keyOf(pod));
+    });
     this.caches.Event?.onChange(({ object: { involvedObject }, deleted }) => {
       if (!deleted) onPod(keyOf({ metadata: { namespace: involvedObject.namespace!, name: involvedObject.name } }));
     });
@@ -93,6 +100,8 @@ export class Surroundings {
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
 }
+
+export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? 'Pending') === 'Pending';
 
 const claimsOf = ({ spec }: PodObject): string[] => spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
 

@@ -12,7 +12,7 @@ import { clusterEnvironment } from './environment.ts';
 import { runOperator, type OperatorOptions } from './operator.ts';
 import { faceTrainJobs, pods, quantizeJobs, type JobObject } from './resources.ts';
 
-const log = pino({ level: process.env['FACETRAIN_TEST_LOG'] ?? 'silent' });
+const silent = pino({ level: process.env['FACETRAIN_TEST_LOG'] ?? 'silent' });
 /** Long enough for a list, a watch and a few writes; a write that should not be shows within it. */
 const QUIET_MILLISECONDS = 1_500;
 
@@ -36,7 +36,7 @@ type Choices = Partial<Pick<OperatorOptions, 'identity' | 'election' | 'progress
 };
 
 export async function startOperator(plane: ControlPlane, namespace: string, choices: Choices = {}): Promise<Replica> {
-  const { token = plane.token, identity = 'a', unready = false, ...more } = choices;
+  const { token = plane.token, identity = 'a', unready = false, log = silent, ...more } = choices;
   const proxy = await FaultProxy.start(plane.server, plane.ca);
   const metrics = new Metrics();
   const client = new Client({ server: proxy.server, credentials: async () => ({ authorization: `Bearer ${token}` }), onResponse: metrics.request });

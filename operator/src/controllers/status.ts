@@ -103,7 +103,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
     case 'Active':
       if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: `all ${view.ranks.length} pods are ready` };
-      return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : Reason.podsPending, message: whatPodsWaitFor(view) };
+      return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending), message: whatPodsWaitFor(view) };
     case 'Quantizing':
       return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':

@@ -114,7 +114,7 @@ export class Client {
    * @param graceSeconds 0: at once, whoever still has to end it; absent: as the object says
    * @returns the object as it goes, or a Status
    */
-  delete(resource: Resource, namespace: string, name: string, uid: string, graceSeconds?: number): Promise<Partial<KubernetesObject>> {
+  delete(resource: Resource, namespace: string | null, name: string, uid: string, graceSeconds?: number): Promise<Partial<KubernetesObject>> {
     const grace = graceSeconds === undefined ? {} : { gracePeriodSeconds: graceSeconds };
     const body = { apiVersion: 'v1', kind: 'DeleteOptions', propagationPolicy: 'Background', preconditions: { uid }, ...grace };
     return this.#json('DELETE', objectPath(resource, namespace, name), { body });

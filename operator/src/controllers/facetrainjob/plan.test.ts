@@ -162,8 +162,8 @@ describe('conditions', () => {
     'while pods wait': {
       pods: [makePod(0).running().build(), waiting],
       want: {
-        Ready: 'False PodsPending',
-        Reconciling: 'True PodsPending',
+        Ready: 'False Unschedulable',
+        Reconciling: 'True Unschedulable',
         Admitted: 'False Unschedulable',
         PodsReady: 'False PodsNotReady',
         Running: 'False PodsPending',
@@ -174,8 +174,8 @@ describe('conditions', () => {
     'while an image cannot be pulled': {
       pods: [makePod(0).with({ node: 'n' }).waiting('ImagePullBackOff', 'registry.example/facetrain:1 not found').build(), makePod(1).running().build()],
       want: {
-        Ready: 'False PodsPending',
-        Reconciling: 'True PodsPending',
+        Ready: 'False ImagePullBackOff',
+        Reconciling: 'True ImagePullBackOff',
         Admitted: 'True Scheduled',
         PodsReady: 'False PodsNotReady',
         Running: 'False PodsPending',
