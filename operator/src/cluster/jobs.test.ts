@@ -7,7 +7,7 @@ import type { Progress } from '@facetrain/api';
 import { events } from '../runtime/events.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { pods, quantizeJobs } from './resources.ts';
+import { claims, faceTrainJobs, podEvents, pods, quantizeJobs } from './resources.ts';
 import { quiet, Scene } from './testing.ts';
 
 let plane: ControlPlane;
@@ -136,4 +136,129 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   await quiet();
   assert.deepEqual(await scene.statusOf('faces'), status, 'what was said last, after the pod is gone');
   assert.equal(rank.asked, asked, 'asked after the end');
+});
+
+const waits: Record<string, { waiting: { reason: string; message: string }; want: string }> = {
+  'an image that cannot be pulled': {
+    waiting: { reason: 'ImagePullBackOff', message: 'Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found' },
+    want: 'ImagePullBackOff: 0 of 1 pods are ready; faces-0-0 ImagePullBackOff: Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found',
+  },
+  'an image whose name is none': {
+    waiting: { reason: 'InvalidImageName', message: 'Failed to apply default image tag "trainer:": couldn\'t parse image name' },
+    want: 'InvalidImageName: 0 of 1 pods are ready; faces-0-0 InvalidImageName: Failed to apply default image tag "trainer:": couldn\'t parse image name',
+  },
+  'a Secret that is missing': {
+    waiting: { reason: 'CreateContainerConfigError', message: 'secret "store" not found' },
+    want: 'CreateContainerConfigError: 0 of 1 pods are ready; faces-0-0 CreateContainerConfigError: secret "store" not found',
+  },
+};
+for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()) {
+  test(`named, until pendingDeadlineSeconds ends it: ${name}`, async (t) => {
+    const scene = await open(t, `waits-${index}`);
+    await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
+    await scene.hasPods('faces-0-0');
+    await scene.schedule('faces-0-0', 'node-1');
+    await scene.becomes('faces-0-0', 'Pending', { waiting });
+    await eventually(async () => assert.equal(await scene.saying('faces', 'Ready'), want));
+    assert.match((await scene.saying('faces', 'Admitted'))!, /^Scheduled: /);
+    await scene.phaseIs('faces', 'Failed');
+    assert.equal(await scene.saying('faces', 'Failed'), `PendingDeadlineExceeded: not all pods started within pendingDeadlineSeconds 3: ${want.slice(want.indexOf(': ') + 2)}`);
+  });
+}
+
+test('a volume that cannot be mounted is named from the kubelet\u2019s event, as long as it is in the way', async (t) => {
+  const scene = await open(t, 'mounts');
+  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } }, output: { uri: 'hostpath:///out' }, dataset: { uri: 'hostpath:///data' } });
+  await scene.hasPods('faces-0-0');
+  await scene.schedule('faces-0-0', 'node-1');
+  await scene.becomes('faces-0-0', 'Pending');
+  const { metadata } = await scene.get(pods, 'faces-0-0');
+  const event = (name: string, uid: string, message: string, lastTimestamp: string) => scene.create(podEvents, {
+    apiVersion: 'v1', kind: 'Event', metadata: { name }, type: 'Warning', reason: 'FailedMount', message, lastTimestamp, source: { component: 'kubelet' },
+    involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: 'mounts', name: 'faces-0-0', uid },
+  });
+  await event('faces-0-0.1', metadata.uid, 'MountVolume.SetUp failed for volume "extra" : secret "nope" not found', '2026-01-01T00:00:02Z');
+  await event('faces-0-0.2', 'of-a-namesake', 'another secret', '2026-01-01T00:00:04Z');
+  await event('faces-0-0.3', metadata.uid, 'an earlier trouble', '2026-01-01T00:00:01Z');
+  await eventually(async () =>
+    assert.equal(await scene.saying('faces', 'Ready'), 'FailedMount: 0 of 1 pods are ready; faces-0-0 FailedMount: MountVolume.SetUp failed for volume "extra" : secret "nope" not found'),
+  );
+  await scene.becomes('faces-0-0', 'Running');
+  await scene.phaseIs('faces', 'Running');
+});
+
+test('a claim that is missing is named', async (t) => {
+  const scene = await open(t, 'claim');
+  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
+  await eventually(async () => assert.match((await scene.saying('faces', 'Ready'))!, /^PersistentVolumeClaimNotFound: .*persistentvolumeclaim "data" not found$/));
+  await scene.create(claims, { apiVersion: 'v1', kind: 'PersistentVolumeClaim', metadata: { name: 'data' }, spec: { accessModes: ['ReadWriteMany'], resources: { requests: { storage: '1Gi' } } } });
+  await eventually(async () => assert.equal(await scene.saying('faces', 'Ready'), 'PodsPending: 0 of 1 pods are ready; faces-0-0 has no place, and no scheduler has said why'));
+  await scene.phaseIs('faces', 'Failed');
+});
+
+test('a pod template that the server refuses is told in its words, with the field', async (t) => {
+  const scene = await open(t, 'template');
+  const podTemplate = { spec: { nodeSelector: { 'not a label!': 'x' }, containers: [{ name: 'facetrain', lifecycle: { preStop: {} } }] } };
+  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate } });
+  await eventually(async () => {
+    const said = await scene.saying('faces', 'Stalled');
+    assert.match(said ?? '', /^ChildRefused: Pod faces-0-0: Pod "faces-0-0" is invalid: .*spec\.containers\[0\]\.lifecycle\.preStop/s);
+    assert.match(said!, /spec\.nodeSelector: Invalid value: "not a label!"/);
+  });
+  await quiet();
+  assert.deepEqual(await scene.names(pods), []);
+  // Its first pod is enough to find out; another look is a minute away.
+  const posts = scene.operator.proxy.writes.filter(({ method, url }) => method === 'POST' && url.endsWith('/pods'));
+  assert(posts.length <= 2, `${posts.length} pods were tried`);
+});
+
+test('suspended, a job has no pods and keeps the checkpoint of its end; resumed, it goes on from there', async (t) => {
+  const scene = await open(t, 'suspend');
+  const { metadata } = await scene.applyFaceTrainJob('faces', { activeDeadlineSeconds: 3600 });
+  await scene.hasPods('faces-0-0', 'faces-0-1');
+  // A finalizer in the kubelet's place: they end before they are gone.
+  for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
+  await scene.allBecome('Running');
+  await scene.phaseIs('faces', 'Running');
+  const { startTime } = await scene.statusOf('faces');
+  assert(startTime);
+  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
+  await eventually(async () => assert.match((await scene.saying('faces', 'Ready'))!, /^Suspending: of an earlier attempt faces-0-0 and 1 more pods have not ended$/));
+  const progress: Progress = {
+    schemaVersion: 1, job: { name: 'faces', uid: metadata.uid, attempt: 0 }, stage: 'Training', step: 12, totalSteps: 100, epoch: 1, imagesPerSecond: null, loss: null, learningRate: null,
+    etaSeconds: null, evaluations: [], checkpoint: { step: 12, time: '2026-01-01T00:00:00.000Z' }, activity: 13,
+  };
+  await scene.becomes('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
+  await scene.becomes('faces-0-1', 'Failed', { exitCode: 143 });
+  await eventually(async () => assert.match((await scene.saying('faces', 'Suspended'))!, /^Suspended: /));
+  await eventually(async () => assert.deepEqual((await scene.statusOf('faces')).checkpoint, { uri: 'pvc://data/out/checkpoints/step-0000000012', ...progress.checkpoint }));
+  for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: null } });
+  await scene.hasPods();
+  await quiet();
+  const suspended = await scene.statusOf('faces');
+  assert.deepEqual([suspended.phase, suspended.restarts, suspended.startTime, await scene.names(pods)], ['Suspended', undefined, undefined, []]);
+
+  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: false } });
+  await scene.hasPods('faces-1-0', 'faces-1-1');
+  await scene.allBecome('Running');
+  await scene.phaseIs('faces', 'Running');
+  assert.match((await scene.saying('faces', 'Suspended'))!, /^Resumed: /);
+  assert.equal((await scene.statusOf('faces')).restarts, undefined);
+});
+
+test('a finished job is deleted when its time to live is over, by how it ended', async (t) => {
+  const scene = await open(t, 'ttl');
+  const ttlSecondsAfterFinished = { succeeded: 2, failed: 3600 };
+  await scene.applyFaceTrainJob('good', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
+  await scene.applyFaceTrainJob('bad', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
+  await scene.applyQuantizeJob('small', { ttlSecondsAfterFinished: { succeeded: 0 } });
+  await scene.hasPods('bad-0-0', 'good-0-0', 'small-0-0');
+  await scene.becomes('good-0-0', 'Succeeded', { exitCode: 0 });
+  await scene.becomes('bad-0-0', 'Failed', { exitCode: 2 });
+  await scene.becomes('small-0-0', 'Succeeded', { exitCode: 0 });
+  await scene.phaseIs('good', 'Succeeded');
+  await scene.phaseIs('bad', 'Failed');
+  await eventually(async () => assert.deepEqual([await scene.names(faceTrainJobs), await scene.names(quantizeJobs)], [['bad'], []]));
+  await quiet();
+  assert.deepEqual(await scene.names(faceTrainJobs), ['bad']);
 });

@@ -153,6 +153,12 @@ export class Scene {
     await eventually(async () => assert.deepEqual(await this.names(pods), names));
   }
 
+  /** What a scheduler would write. */
+  async schedule(name: string, node: string): Promise<void> {
+    const target = { apiVersion: 'v1', kind: 'Node', name: node };
+    await this.plane.client.post(`/api/v1/namespaces/${this.namespace}/pods/${name}/binding`, { apiVersion: 'v1', kind: 'Binding', metadata: { name }, target });
+  }
+
   /** What a kubelet would write. */
   async becomes(name: string, phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed', { exitCode, message, podIP, waiting }: KubeletWords = {}): Promise<void> {
     const text = typeof message === 'object' ? JSON.stringify(message) : message;
