@@ -6,13 +6,12 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { FaceTrainJob, QuantizeJob } from './index.ts';
+import { changes, fixtures, trainSpec, type Document } from './testing/fixtures.ts';
 
 const folder = join(import.meta.dirname, '..', '..', 'crds');
 const files = readdirSync(folder).map((name) => join(folder, name));
 /** Helm keeps releases in Secrets of at most 1 MiB, and kubectl apply an annotation of at most 256 KiB. */
 const LARGEST = 250_000;
-
-type Document = Record<string, unknown>;
 
 function crdcheck(inputs: { object: Document; old?: Document }[]): { definitions: Record<string, string[]>; objects: string[][] } {
   const program = join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'crdcheck');
@@ -20,48 +19,6 @@ function crdcheck(inputs: { object: Document; old?: Document }[]): { definitions
   assert.equal(status, 0, `${error?.message ?? ''}${stderr}`);
   return JSON.parse(stdout);
 }
-
-const trainSpec = (change: Document = {}): Document => ({
-  apiVersion: 'facetrain.dev/v1alpha1',
-  kind: 'FaceTrainJob',
-  metadata: { name: 'a' },
-  spec: { dataset: { uri: 's3://faces/ms1mv3' }, model: { backbone: 'iresnet50' }, output: { uri: 'pvc://claim/out' }, ...change },
-});
-const quantizeSpec = (change: Document = {}): Document => ({
-  apiVersion: 'facetrain.dev/v1alpha1',
-  kind: 'QuantizeJob',
-  metadata: { name: 'a' },
-  spec: { model: { uri: 's3://models/a.onnx' }, calibration: { dataset: { uri: 'pvc://faces/' } }, output: { uri: 's3://models/int7' }, ...change },
-});
-
-/** Manifests on which both must agree. */
-const fixtures: Record<string, { object: Document; wantValid: boolean }> = {
-  'the least FaceTrainJob': { object: trainSpec(), wantValid: true },
-  'the least QuantizeJob': { object: quantizeSpec(), wantValid: true },
-  'every default of quantize': { object: trainSpec({ quantize: {} }), wantValid: true },
-  'ArcFace with its margin': { object: trainSpec({ loss: { margin: { type: 'ArcFace', m2: 0.5 } } }), wantValid: true },
-  'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
-  'Combined without any margin': { object: trainSpec({ loss: { margin: { type: 'Combined' } } }), wantValid: false },
-  'a margin out of range': { object: trainSpec({ loss: { margin: { m3: 1.1 } } }), wantValid: false },
-  'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
-  'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
-  'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },
-  'an unknown backbone': { object: trainSpec({ model: { backbone: 'resnet50' } }), wantValid: false },
-  'both backbone and onnx': { object: trainSpec({ model: { backbone: 'iresnet18', onnx: { uri: 's3://models/a.onnx' } } }), wantValid: false },
-  'neither backbone nor onnx': { object: trainSpec({ model: {} }), wantValid: false },
-  'width for iresnet': { object: trainSpec({ model: { backbone: 'iresnet18', width: 2 } }), wantValid: false },
-  'a batch that replicas do not divide': { object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }), wantValid: false },
-  'resources as numbers and strings': { object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }), wantValid: true },
-  'a pod template with fields we do not know': { object: trainSpec({ trainers: { podTemplate: { spec: { priorityClassName: 'high', containers: [{ name: 'facetrain', stdin: true }] } } } }), wantValid: true },
-  's3 access for a pvc': { object: trainSpec({ dataset: { uri: 'pvc://claim/', s3: { region: 'x' } } }), wantValid: false },
-  'an unknown storage': { object: trainSpec({ dataset: { uri: 'ftp://x' } }), wantValid: false },
-  'a failure rule that never matches': { object: trainSpec({ failurePolicy: { rules: [{ action: 'FailJob' }] } }), wantValid: false },
-  'a name too long for its pods': { object: { ...trainSpec(), metadata: { name: 'a'.repeat(41) } }, wantValid: false },
-  'a name that is no DNS label': { object: { ...trainSpec(), metadata: { name: 'a.b' } }, wantValid: false },
-  'ports that are the same': { object: trainSpec({ trainers: { progressPort: 9, rendezvousPort: 9 } }), wantValid: false },
-  'a gate out of range': { object: quantizeSpec({ gate: { minMeanCosine: 2 } }), wantValid: false },
-  'no calibration pictures': { object: quantizeSpec({ calibration: { dataset: { uri: 'pvc://faces/' }, images: 0 } }), wantValid: false },
-};
 
 let verdicts: string[][];
 before(() => {
@@ -84,15 +41,6 @@ for (const [index, [name, { object, wantValid }]] of Object.entries(fixtures).en
   });
 }
 
-const changes: Record<string, { from: Document; to: Document; wantRefusal: RegExp | null }> = {
-  'suspending': { from: {}, to: { suspend: true }, wantRefusal: null },
-  'more epochs while it runs': { from: {}, to: { epochs: 30 }, wantRefusal: /only while the job is suspended/ },
-  'more epochs while it is suspended': { from: { suspend: true }, to: { suspend: true, epochs: 30 }, wantRefusal: null },
-  'another model, even when suspended': { from: { suspend: true }, to: { suspend: true, model: { backbone: 'iresnet18' } }, wantRefusal: /the model cannot be changed/ },
-  'another output': { from: { suspend: true }, to: { suspend: true, output: { uri: 'pvc://claim/other' } }, wantRefusal: /output and checkpoint.uri cannot be changed/ },
-  'giving it to another controller': { from: {}, to: { managedBy: 'acme.example/controller' }, wantRefusal: /managedBy cannot be changed/ },
-  'a longer deadline while it runs': { from: { activeDeadlineSeconds: 10 }, to: { activeDeadlineSeconds: 20 }, wantRefusal: null },
-};
 for (const [name, { from, to, wantRefusal }] of Object.entries(changes)) {
   test(`a change: ${name} is ${wantRefusal ? 'refused' : 'allowed'}`, () => {
     const [errors] = crdcheck([{ object: trainSpec(to), old: trainSpec(from) }]).objects as [string[]];

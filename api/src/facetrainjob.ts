@@ -220,8 +220,9 @@ export const FaceTrainJobSpec = rules(
       cel:
         'oldSelf.suspend || (self.dataset == oldSelf.dataset && self.loss == oldSelf.loss && self.optimizer == oldSelf.optimizer && self.schedule == oldSelf.schedule && ' +
         'self.epochs == oldSelf.epochs && self.globalBatchSize == oldSelf.globalBatchSize && self.seed == oldSelf.seed && self.augmentation == oldSelf.augmentation && ' +
-        'self.trainers.replicas == oldSelf.trainers.replicas)',
-      message: 'what is trained, and by how many, can change only while the job is suspended',
+        'self.trainers.replicas == oldSelf.trainers.replicas && self.trainers.progressPort == oldSelf.trainers.progressPort && ' +
+        'self.trainers.rendezvousPort == oldSelf.trainers.rendezvousPort)',
+      message: 'what is trained, by how many, and at which ports, can change only while the job is suspended',
     },
     {
       cel: 'has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)',

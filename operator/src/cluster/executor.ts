@@ -101,9 +101,9 @@ export class Executor {
         return null;
       }
       case 'patch': {
-        const { name, uid, spec } = action;
+        const { name, uid, spec, labels } = action;
         log.debug({ kind: action.kind, child: name, spec }, 'patch');
-        const answer = await client.patch(resourceOf(action.kind, podGroupApi), namespace, name, { metadata: { uid }, spec });
+        const answer = await client.patch(resourceOf(action.kind, podGroupApi), namespace, name, { metadata: { uid, ...(labels && { labels }) }, spec });
         caches[action.kind]?.put(answer);
         return null;
       }

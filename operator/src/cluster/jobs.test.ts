@@ -3,12 +3,15 @@ import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { after, before, test } from 'node:test';
-import type { Progress } from '@facetrain/api';
+import { FaceTrainJob, QuantizeJob, type Progress } from '@facetrain/api';
+import { changes, fixtures, trainSpec, type Document } from '@facetrain/api/testing/fixtures';
+import { isRefusal } from '../runtime/api-error.ts';
 import { events } from '../runtime/events.ts';
+import { collectionPath, defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { claims, faceTrainJobs, podEvents, pods, quantizeJobs } from './resources.ts';
-import { quiet, Scene } from './testing.ts';
+import { claims, configMaps, faceTrainJobs, networkPolicies, podEvents, pods, quantizeJobs, services } from './resources.ts';
+import { quiet, Scene, startOperator } from './testing.ts';
 
 let plane: ControlPlane;
 before(async () => {
@@ -261,4 +264,104 @@ test('a finished job is deleted when its time to live is over, by how it ended',
   await eventually(async () => assert.deepEqual([await scene.names(faceTrainJobs), await scene.names(quantizeJobs)], [['bad'], []]));
   await quiet();
   assert.deepEqual(await scene.names(faceTrainJobs), ['bad']);
+});
+
+const resourceOf = (object: Document) => (object['kind'] === 'FaceTrainJob' ? faceTrainJobs : quantizeJobs);
+
+test('the live server comes to the verdict of zod on every fixture', async () => {
+  await plane.createNamespace('fixtures');
+  for (const [name, { object, wantValid }] of Object.entries(fixtures)) {
+    const outcome = plane.client.post(`${collectionPath(resourceOf(object), 'fixtures')}?dryRun=All&fieldValidation=Strict`, object);
+    if (wantValid) await outcome;
+    else await assert.rejects(outcome, (error) => isRefusal(error), `${name} is accepted`);
+    assert.equal((object['kind'] === 'FaceTrainJob' ? FaceTrainJob : QuantizeJob).safeParse(object).success, wantValid, name);
+  }
+});
+
+test('what may change, and when, is decided by the live server', async () => {
+  await plane.createNamespace('changes');
+  const ports = { from: { suspend: true }, to: { suspend: true, trainers: { rendezvousPort: 9000 } }, wantRefusal: null };
+  for (const [name, { from, to, wantRefusal }] of Object.entries({ ...changes, 'another port while it is suspended': ports })) {
+    const { metadata } = await plane.client.create(faceTrainJobs, 'changes', trainSpec(from));
+    const { spec } = trainSpec(to) as { spec: object };
+    const outcome = plane.client.replace(faceTrainJobs, 'changes', 'a', { ...trainSpec(to), metadata: { name: 'a', resourceVersion: metadata.resourceVersion }, spec });
+    if (wantRefusal) await assert.rejects(outcome, wantRefusal, name);
+    else await outcome;
+    await plane.client.delete(faceTrainJobs, 'changes', 'a', metadata.uid);
+  }
+});
+
+test('services and network policies follow the spec; an attempt keeps the config that it began with', async (t) => {
+  const scene = await open(t, 'follows');
+  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
+  await scene.hasPods('faces-0-0');
+  type Ports = { spec: { ports: { name: string; port: number }[] } };
+  type Policy = { spec: { ingress: { ports?: { port: number }[] }[] } };
+  const { metadata: service } = await scene.get(services, 'faces');
+  const config = async (attempt: number) => ((await scene.get(configMaps, `faces-${attempt}`)) as unknown as { data: Record<string, string> }).data['config.json']!;
+  const first = await config(0);
+
+  await scene.patch(faceTrainJobs, 'faces', { spec: { networkPolicy: { enabled: false }, checkpoint: { everySteps: 7 } } });
+  await eventually(async () => assert.deepEqual(await scene.names(networkPolicies), []));
+  assert.equal(await config(0), first);
+  assert.deepEqual(await scene.names(pods), ['faces-0-0']);
+
+  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
+  await scene.phaseIs('faces', 'Suspended');
+  await scene.hasPods();
+  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: false, networkPolicy: { enabled: true }, trainers: { progressPort: 9100 } } });
+  await scene.hasPods('faces-1-0');
+  await eventually(async () => {
+    const { metadata, spec } = (await scene.get(services, 'faces')) as unknown as Ports & { metadata: { uid: string } };
+    assert.deepEqual([metadata.uid, spec.ports.map(({ name, port }) => [name, port])], [service.uid, [['rendezvous', 29_500], ['progress', 9100]]]);
+    const policy = (await scene.get(networkPolicies, 'faces')) as unknown as Policy;
+    assert.equal(policy.spec.ingress[1]!.ports![0]!.port, 9100);
+  });
+  const second = JSON.parse(await config(1)) as { checkpoint: { everySteps: number }; progress: { port: number } };
+  assert.deepEqual([second.checkpoint.everySteps, second.progress.port], [7, 9100]);
+  await quiet();
+  const patches = scene.operator.proxy.writes.filter(({ method, url }) => method === 'PATCH' && /\/(services|networkpolicies)\//.test(url));
+  assert.deepEqual(patches.map(({ url }) => url), ['/api/v1/namespaces/follows/services/faces']);
+});
+
+test('a spec that the definition lets through and this operator does not is told with its field, and harms nothing that is over', async (t) => {
+  const scene = await open(t, 'invalid');
+  await scene.applyFaceTrainJob('done', { trainers: { replicas: 1 } });
+  await scene.hasPods('done-0-0');
+  await scene.becomes('done-0-0', 'Succeeded', { exitCode: 0 });
+  await scene.phaseIs('done', 'Succeeded');
+  // As a definition of another version would be.
+  const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
+  type Definition = KubernetesObject & { spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: Record<string, unknown> } } } }[] } };
+  const path = 'facetrainjobs.facetrain.dev';
+  const definition = (await plane.client.get(definitions, null, path)) as Definition;
+  const lax = structuredClone(definition);
+  delete lax.spec.versions[0]!.schema.openAPIV3Schema.properties.spec['x-kubernetes-validations'];
+  await plane.client.patch(definitions, null, path, { spec: lax.spec });
+  t.after(() => plane.client.patch(definitions, null, path, { spec: definition.spec }).then(() => {}));
+  await eventually(() => scene.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
+  await eventually(async () => assert.match((await scene.saying('odd', 'Stalled')) ?? '', /^InvalidSpec: odd: spec\.globalBatchSize: 63; globalBatchSize must be divisible by trainers\.replicas$/));
+  assert.equal((await scene.statusOf('odd')).phase, 'Pending');
+  await scene.patch(faceTrainJobs, 'done', { spec: { globalBatchSize: 63, trainers: { replicas: 2 } } });
+  await quiet();
+  assert.deepEqual([(await scene.statusOf('done')).phase, await scene.names(pods)], ['Succeeded', ['done-0-0']]);
+  assert.match((await scene.saying('done', 'Succeeded'))!, /^Succeeded: /);
+});
+
+test('a replica that cannot list what it needs is not ready, says what, and recovers; it is alive all the same', async (t) => {
+  await plane.createNamespace('unready');
+  const operator = await startOperator(plane, 'unready', { unready: true, through: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }) });
+  t.after(() => operator.stop());
+  const probe = async (path: string) => {
+    const answer = await fetch(`${operator.address}${path}`);
+    return { code: answer.status, text: await answer.text() };
+  };
+  const unready = await probe('/readyz');
+  assert.equal(unready.code, 503);
+  assert.match(unready.text, /^\[-\]NetworkPolicy not listed yet$/m);
+  assert.deepEqual(await probe('/healthz'), { code: 200, text: '[+]workers ok\n' });
+  await eventually(async () => assert.equal((await probe('/readyz')).code, 200));
+  assert.match((await probe('/readyz')).text, /^\[\+\]NetworkPolicy ok$/m);
+  assert.equal((await probe('/nothing')).code, 404);
+  assert.equal((await fetch(`${operator.address}/healthz`, { method: 'POST' })).status, 405);
 });

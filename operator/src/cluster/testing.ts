@@ -33,11 +33,14 @@ type Choices = Partial<Pick<OperatorOptions, 'identity' | 'election' | 'progress
   token?: string;
   /** Resolves before it is ready. */
   unready?: boolean;
+  /** Sets up faults, before it sends anything. */
+  through?: (proxy: FaultProxy) => void;
 };
 
 export async function startOperator(plane: ControlPlane, namespace: string, choices: Choices = {}): Promise<Replica> {
-  const { token = plane.token, identity = 'a', unready = false, log = silent, ...more } = choices;
+  const { token = plane.token, identity = 'a', unready = false, log = silent, through, ...more } = choices;
   const proxy = await FaultProxy.start(plane.server, plane.ca);
+  through?.(proxy);
   const metrics = new Metrics();
   const client = new Client({ server: proxy.server, credentials: async () => ({ authorization: `Bearer ${token}` }), onResponse: metrics.request });
   const stop = new AbortController();

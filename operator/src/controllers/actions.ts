@@ -17,7 +17,7 @@ export function actionsOf(stage: Stage, view: JobView, objects: ObservedObject[]
 function creations(stage: Stage): Action[] {
   switch (stage.name) {
     case 'Active':
-      return stage.create.map((object) => ({ type: 'create', object }));
+      return [...(stage.mend ?? []), ...stage.create.map((object): Action => ({ type: 'create', object }))];
     case 'Quantizing':
       return stage.actions;
     default:

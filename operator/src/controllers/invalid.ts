@@ -1,13 +1,22 @@
-/** The status of a job whose spec the schema of this operator refuses, though that of the CRD once let it through. Nothing else is done about it. */
+/**
+ * The status of a job whose spec the schema of this operator refuses, though that of the CRD once let it through. Nothing else is done about it: what runs goes
+ * on, and what is over stays as it is.
+ */
 import type { JobStatus } from './attempt.ts';
-import { mergeConditions } from './conditions.ts';
+import { isTrue, mergeConditions } from './conditions.ts';
 import { ConditionType, Reason } from './reasons.ts';
 
-export function invalidStatus<Status extends JobStatus>(before: Status, generation: number, message: string, now: Date): Status {
+const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
+
+export function invalidStatus<Status extends JobStatus & { phase?: string | undefined }>(before: Status, generation: number, message: string, now: Date): Status {
+  const { conditions = [] } = before;
+  if (isTrue(conditions, ConditionType.succeeded) || isTrue(conditions, ConditionType.failed)) return before;
   const why = { reason: Reason.invalidSpec, message };
   const wanted = [
     { type: ConditionType.ready, status: 'False' as const, ...why },
     { type: ConditionType.stalled, status: 'True' as const, ...why },
   ];
-  return { ...before, observedGeneration: generation, conditions: mergeConditions(before.conditions, wanted, generation, now) };
+  const told = mergeConditions(conditions.filter(({ type }) => REPLACED.has(type)), wanted, generation, now);
+  const kept = conditions.filter(({ type }) => !REPLACED.has(type));
+  return { ...before, observedGeneration: generation, phase: before.phase ?? 'Pending', conditions: [...told, ...kept] };
 }

@@ -18,7 +18,7 @@ export interface ObservedObject {
   uid: string;
   /** Its controller is this job; an object of the same name that is not ours is never touched. */
   owned: boolean;
-  /** A ConfigMap's label facetrain.dev/spec-digest. */
+  /** The label facetrain.dev/spec-digest: of the training that a ConfigMap configures, of a Service's or a NetworkPolicy's own spec. */
   specDigest?: string;
   /** Deletion was asked for; something keeps it. */
   deleting?: true;

@@ -76,6 +76,7 @@ export const Reason = {
   attemptStarted: 'AttemptStarted',
   attemptOver: 'AttemptOver',
   expired: 'TimeToLiveOver',
+  notWanted: 'NotWanted',
 } as const;
 export type Reason = (typeof Reason)[keyof typeof Reason];
 

@@ -30,7 +30,7 @@ export type Stage =
   | { name: 'Stopping' }
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
-  | { name: 'Active'; create: ChildObject[] }
+  | { name: 'Active'; create: ChildObject[]; mend?: Action[] }
   /** Training is done, and its QuantizeJob is not. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }

@@ -5,7 +5,8 @@ import type { Child, Obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
-import type { JobIdentity } from '../observed.ts';
+import type { JobIdentity, ObservedObject } from '../observed.ts';
+import type { Action } from '../plan.ts';
 import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
 import { Reason } from '../reasons.ts';
 import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './config.ts';
@@ -50,41 +51,50 @@ export function trainingDigest({
   globalBatchSize,
   seed,
   augmentation,
-  trainers: { replicas },
+  trainers: { replicas, progressPort, rendezvousPort },
 }: FaceTrainJobSpec): string {
-  return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas });
+  return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas, progressPort, rendezvousPort });
 }
 
 /** Ranks find each other by name before they are ready: they are ready only once they have. */
 function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
-  return {
-    apiVersion: 'v1',
-    kind: 'Service',
-    metadata: childMetadata('FaceTrainJob', job, job.name),
-    spec: {
-      clusterIP: 'None',
-      publishNotReadyAddresses: true,
-      selector: selectorLabels(job),
-      ports: [
-        { name: 'rendezvous', port: trainers.rendezvousPort },
-        { name: 'progress', port: trainers.progressPort },
-      ],
-    },
+  const spec: Service['spec'] = {
+    clusterIP: 'None',
+    publishNotReadyAddresses: true,
+    selector: selectorLabels(job),
+    ports: [
+      { name: 'rendezvous', port: trainers.rendezvousPort },
+      { name: 'progress', port: trainers.progressPort },
+    ],
   };
+  return { apiVersion: 'v1', kind: 'Service', metadata: childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) }), spec };
 }
 
 /** Collectives use ports that nobody knows beforehand, so all are open, but only to the job's own pods. */
 function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): NetworkPolicy {
-  return {
-    apiVersion: 'networking.k8s.io/v1',
-    kind: 'NetworkPolicy',
-    metadata: childMetadata('FaceTrainJob', job, job.name),
-    spec: {
-      podSelector: { matchLabels: selectorLabels(job) },
-      policyTypes: ['Ingress'],
-      ingress: [{ from: [{ podSelector: { matchLabels: selectorLabels(job) } }] }, { ports: [{ protocol: 'TCP', port: trainers.progressPort }] }],
-    },
+  const spec: NetworkPolicy['spec'] = {
+    podSelector: { matchLabels: selectorLabels(job) },
+    policyTypes: ['Ingress'],
+    ingress: [{ from: [{ podSelector: { matchLabels: selectorLabels(job) } }] }, { ports: [{ protocol: 'TCP', port: trainers.progressPort }] }],
   };
+  const metadata = childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) });
+  return { apiVersion: 'networking.k8s.io/v1', kind: 'NetworkPolicy', metadata, spec };
+}
+
+/** What outlives attempts and is not as the spec wants it now: it was changed while the job was suspended, or another version of this operator made it. Who keeps no labels has nobody who changes specs. */
+export function outdated({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
+  const actions: Action[] = [];
+  for (const wanted of [service(job, spec), networkPolicy(job, spec)]) {
+    const { kind, metadata } = wanted;
+    const there = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
+    if (!there) continue;
+    const { name, uid, specDigest: digest } = there;
+    if (kind === 'NetworkPolicy' && !spec.networkPolicy.enabled) actions.push({ type: 'delete', kind, name, uid, reason: Reason.notWanted });
+    else if (digest !== undefined && digest !== metadata.labels[Label.specDigest]) {
+      actions.push({ type: 'patch', kind, name, uid, spec: { ...wanted.spec }, labels: { [Label.specDigest]: metadata.labels[Label.specDigest]! } });
+    }
+  }
+  return actions;
 }
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage, digest: string): ConfigMap {

@@ -24,7 +24,7 @@ import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { compact } from '../values.ts';
-import { childrenOf, conflictIn, trainingDigest, type Attempt } from './children.ts';
+import { childrenOf, conflictIn, outdated, trainingDigest, type Attempt } from './children.ts';
 import { findLostGroup, gangOf, whatGangWaitsFor } from './gang.ts';
 import { findHang, progressOf, secondsToHang, type ProgressStatus } from './progress.ts';
 import { afterTraining, quantizeChild, quantizeJobName } from './quantize.ts';
@@ -92,7 +92,7 @@ function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceT
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
   const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, conflict: () => conflictIn(attempt) });
   if (refusal) return { name: 'Refused', reason: refusal.reason, message: `${refusal.message}${whatGangWaitsFor(gang, view)}` };
-  return { name: 'Active', create: create.map(({ make }) => make()) };
+  return { name: 'Active', create: create.map(({ make }) => make()), mend: outdated(attempt, objects) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */

@@ -14,6 +14,7 @@ export type Chaos =
   | { type: 'ungroup' }
   | { type: 'startAll' }
   | { type: 'suspend'; suspend: boolean }
+  | { type: 'networkPolicy'; enabled: boolean }
   /** Suspended, changed and resumed while nobody looked. */
   | { type: 'respecify'; epochs: number }
   | { type: 'progress'; steps: number };
@@ -26,6 +27,7 @@ export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
   fc.record({ type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const), pod }),
   fc.record({ type: fc.constant('reap' as const) }),
   fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
+  fc.record({ type: fc.constant('networkPolicy' as const), enabled: fc.boolean() }),
   fc.record({ type: fc.constant('respecify' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
   fc.record({ type: fc.constant('progress' as const), steps: fc.nat({ max: 50 }) }),
 );
@@ -51,6 +53,8 @@ export function happen(event: Chaos, cluster: Simulator): void {
       return cluster.pods.forEach((pod) => start(pod));
     case 'suspend':
       return cluster.face.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
+    case 'networkPolicy':
+      return cluster.change({ networkPolicy: { enabled: event.enabled } });
     case 'respecify':
       cluster.change({ epochs: event.epochs });
       return cluster.change({ suspend: false });

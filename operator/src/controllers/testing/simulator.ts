@@ -153,6 +153,11 @@ export class Simulator {
         else this.objects = this.objects.filter((object) => object.uid !== action.uid);
         break;
       case 'patch':
+        if (action.kind !== 'QuantizeJob') {
+          const digest = action.labels![Label.specDigest]!;
+          this.objects = this.objects.map((object) => (object.uid === action.uid ? { ...object, specDigest: digest } : object));
+          break;
+        }
         assert.equal(action.name, this.quantize!.identity.name);
         this.quantize!.spec = { ...this.quantize!.spec, ...(action.spec as Partial<QuantizeJobSpec>) };
         break;
