@@ -1,0 +1,38 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { Registry } from 'prom-client';
+import { HealthServer } from './health.ts';
+
+test('each probe fails by its own checks, and says which; none that is repaired stays failed', async (t) => {
+  const problems: Record<string, string | undefined> = { workers: undefined, Pod: 'not listed yet' };
+  const check = (name: string) => () => problems[name];
+  const server = new HealthServer({ host: '127.0.0.1', port: 0, registry: new Registry(), alive: { workers: check('workers') }, ready: { Pod: check('Pod'), Service: check('Service') } });
+  const address = `http://127.0.0.1:${await server.listen()}`;
+  t.after(() => server.close());
+  const probe = async (path: string) => {
+    const answer = await fetch(`${address}${path}`);
+    return [answer.status, await answer.text()];
+  };
+  assert.deepEqual(await probe('/readyz'), [503, '[-]Pod not listed yet\n[+]Service ok\n']);
+  assert.deepEqual(await probe('/healthz'), [200, '[+]workers ok\n']);
+  Object.assign(problems, { Pod: undefined, workers: 'a reconcile has been running for 601 s' });
+  assert.deepEqual(await probe('/readyz'), [200, '[+]Pod ok\n[+]Service ok\n']);
+  assert.deepEqual(await probe('/healthz'), [503, '[-]workers a reconcile has been running for 601 s\n']);
+});
+
+test('metrics that cannot be gathered are an error of that request alone', async (t) => {
+  const registry = new Registry();
+  registry.metrics = () => Promise.reject(new Error('no'));
+  const server = new HealthServer({ host: '127.0.0.1', port: 0, registry, alive: {}, ready: {} });
+  const address = `http://127.0.0.1:${await server.listen()}`;
+  t.after(() => server.close());
+  assert.equal((await fetch(`${address}/metrics`)).status, 500);
+  assert.equal((await fetch(`${address}/healthz`)).status, 200);
+});
+
+test('a port that is taken is an error at the start', async (t) => {
+  const first = new HealthServer({ host: '127.0.0.1', port: 0, registry: new Registry(), alive: {}, ready: {} });
+  const port = await first.listen();
+  t.after(() => first.close());
+  await assert.rejects(new HealthServer({ host: '127.0.0.1', port, registry: new Registry(), alive: {}, ready: {} }).listen(), { code: 'EADDRINUSE' });
+});
