@@ -11,12 +11,16 @@ import { keyOf, type KubernetesObject, type Resource } from '../runtime/resource
 import { claims, nodes, podEvents, type NodeObject, type PodEvent, type PodObject } from './resources.ts';
 
 export interface SurroundingsOptions {
-  client: Client;
+  client: Pick<Client, 'list' | 'watch'>;
   /** null: all of them. */
   namespace: string | null;
   log: Logger;
   onRestart: (plural: string) => void;
+  settleMilliseconds?: number;
 }
+
+/** Kubernetes calls nodes silent one after the other, also when it is itself that nobody can reach: by then it has called them all. */
+const SETTLE_MILLISECONDS = 2_000;
 
 /** Kubelets tell of a volume that they cannot mount in an event, and nowhere else. */
 const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
@@ -25,18 +29,37 @@ export class Surroundings {
   readonly caches: { Node?: Cache<NodeObject>; PersistentVolumeClaim?: Cache<KubernetesObject>; Event?: Cache<PodEvent> };
   /** Nodes that were deleted while pods were on them. One that was never seen is no loss: it may be newer than the cache. */
   readonly #gone = new Set<string>();
+  readonly #silent = new Map<string, NodeJS.Timeout>();
+  /** Silent for long enough. */
+  readonly #lost = new Set<string>();
+  /** No node answers: then it is the control plane that is cut off, as Kubernetes concludes too, and they all go on. */
+  #isCutOff = false;
   #onNode: (name: string) => boolean = () => false;
 
-  private constructor(caches: Surroundings['caches']) {
+  private constructor(caches: Surroundings['caches'], settleMilliseconds: number) {
     this.caches = caches;
-    caches.Node?.onChange(({ object, old, deleted }) => {
+    caches.Node?.onChange(({ object, deleted }) => {
       const { name } = object.metadata;
       if (deleted) this.#gone.add(name);
       else this.#gone.delete(name);
-      if (!deleted && notReady(object) === (old && notReady(old))) return;
+      const wasLost = this.#lost.has(name);
+      if (!deleted && silence(object)) this.#silent.set(name, this.#silent.get(name) ?? setTimeout(() => this.#lose(name), settleMilliseconds).unref());
+      else {
+        clearTimeout(this.#silent.get(name));
+        this.#silent.delete(name);
+        this.#lost.delete(name);
+      }
+      const wasCutOff = this.#isCutOff;
+      this.#isCutOff = this.#silent.size === caches.Node!.size;
       // Nobody asks for it any more, and names of nodes are many in a cluster that grows and shrinks.
-      if (!this.#onNode(name)) this.#gone.delete(name);
+      if ((deleted || wasLost !== this.#lost.has(name)) && !this.#onNode(name)) this.#gone.delete(name);
+      if (wasCutOff && !this.#isCutOff) for (const lost of this.#lost) this.#onNode(lost);
     });
+  }
+
+  #lose(name: string): void {
+    this.#lost.add(name);
+    this.#onNode(name);
   }
 
   static async open(options: SurroundingsOptions): Promise<Surroundings> {
@@ -59,7 +82,7 @@ export class Surroundings {
         indexes: { pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }) },
       }),
     ]);
-    return new Surroundings({ ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) });
+    return new Surroundings({ ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) }, options.settleMilliseconds ?? SETTLE_MILLISECONDS);
   }
 
   /**
@@ -83,8 +106,8 @@ export class Surroundings {
   /** Why a node counts as lost; undefined for one that works, and for one that nobody knows. */
   lostNode(name: string): string | undefined {
     if (this.#gone.has(name)) return `node ${name} is gone`;
-    const node = this.caches.Node?.get(keyOf({ metadata: { name } }));
-    return node && notReady(node);
+    if (this.#isCutOff || !this.#lost.has(name)) return undefined;
+    return silence(this.caches.Node!.get(keyOf({ metadata: { name } }))!);
   }
 
   /** Why a pod that waits cannot start. */
@@ -106,7 +129,7 @@ export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? '
 const claimsOf = ({ spec }: PodObject): string[] => spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
 
 /** "Unknown" is the node controller's word for a kubelet that is silent; one that says "False" is there, and may yet run what it has. */
-function notReady({ metadata, status }: NodeObject): string | undefined {
+function silence({ metadata, status }: NodeObject): string | undefined {
   const ready = status?.conditions?.find(({ type }) => type === 'Ready');
   return ready?.status === 'Unknown' ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})` : undefined;
 }
