@@ -10,6 +10,7 @@ import { events } from '../runtime/events.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { FaultProxy } from '../testing/fault-proxy.ts';
+import { podBecomes } from '../testing/kubelet.ts';
 import { clusterEnvironment } from './environment.ts';
 import { runOperator } from './operator.ts';
 import { configMaps, faceTrainJobs, pods, services, type JobObject, type PodObject } from './resources.ts';
@@ -101,19 +102,7 @@ const statusOf = async (namespace: string, name: string): Promise<FaceTrainJobSt
 const names = async (resource: typeof pods | typeof services, namespace: string): Promise<string[]> =>
   (await plane.client.list<KubernetesObject>(resource, namespace, {})).items!.map(({ metadata }) => metadata.name).filter((name) => name !== 'kube-root-ca.crt').sort();
 
-/** What a kubelet would write. */
-async function becomes(namespace: string, name: string, phase: 'Running' | 'Succeeded' | 'Failed', exitCode?: number): Promise<void> {
-  const terminated = exitCode === undefined ? undefined : { exitCode, reason: exitCode === 0 ? 'Completed' : 'Error', finishedAt: new Date().toISOString() };
-  const state = terminated ? { terminated } : { running: {} };
-  const ready = phase === 'Running';
-  await plane.client.patch(pods, namespace, name, {
-    status: {
-      phase,
-      conditions: [{ type: 'Ready', status: ready ? 'True' : 'False' }, { type: 'PodScheduled', status: 'True' }],
-      containerStatuses: [{ name: 'facetrain', ready, restartCount: 0, image: 'x', imageID: '', state }],
-    },
-  }, 'status');
-}
+const becomes = (namespace: string, name: string, phase: 'Running' | 'Succeeded' | 'Failed', exitCode?: number) => podBecomes(plane.client, namespace, name, phase, exitCode);
 
 const phaseIs = (namespace: string, name: string, phase: string) =>
   eventually(async () => assert.equal((await statusOf(namespace, name)).phase, phase));
