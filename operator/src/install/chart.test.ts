@@ -9,7 +9,7 @@ import { defineResource } from '../runtime/resource.ts';
 import { faceTrainJobs } from '../cluster/resources.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { chart, helm } from './helm.ts';
+import { chart, helm, root } from './helm.ts';
 import { manifests, render, uninstall, upgrade, withValues, type Manifest } from './testing.ts';
 
 const deployments = defineResource('apps/v1', 'deployments');
@@ -114,7 +114,7 @@ test('the values arrive', async () => {
   assert.equal(container(objects).image, 'registry.example:5000/faces/operator:9.9');
   assert.deepEqual(['WORKERS', 'PROGRESS_SECONDS', 'LOG_LEVEL', 'NAMESPACE'].map((option) => variable(objects, `FACETRAIN_${option}`)), ['32', '2', 'debug', undefined]);
   assert.equal(variable(objects, 'HTTPS_PROXY'), 'http://proxy.example:3128');
-  const { version } = JSON.parse(await readFile(join(chart, '..', '..', 'operator', 'package.json'), 'utf8')) as { version: string };
+  const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
   const defaults = await render({});
   assert.deepEqual([container(defaults).image, variable(defaults, 'FACETRAIN_IMAGE')], [`facetrain/operator:${version}`, `facetrain/trainer:${version}`]);
   const digests = await render(cases['images by digest, as a part of another chart']!.values);
@@ -141,7 +141,7 @@ for (const [name, { values, want }] of Object.entries(refusals)) {
 }
 
 test('deploy/ is taken by the API server, and its kustomization names it', async () => {
-  const folder = join(chart, '..', '..', 'deploy');
+  const folder = join(root, 'deploy');
   const { resources } = parse(await readFile(join(folder, 'kustomization.yaml'), 'utf8')) as { resources: string[] };
   assert.deepEqual(resources, ['facetrain.yaml']);
   const text = await readFile(join(folder, 'facetrain.yaml'), 'utf8');
