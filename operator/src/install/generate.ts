@@ -27,7 +27,10 @@ const jsonSchema = (schema: z.ZodType) => z.toJSONSchema(schema, { target: 'draf
 
 /** All of the chart that is not written by hand; its README is, around the table. */
 export function chartFiles(): Record<string, string> {
-  const crds = Object.values(customResourceDefinitions()).map((definition) => [`${CHART}/templates/crds/${definition.spec.names.plural}.yaml`, crdTemplate(definition)]);
+  const crds = Object.values(customResourceDefinitions()).map((definition) => [
+    `${CHART}/templates/crds/${definition.spec.names.plural}.yaml`,
+    crdTemplate(definition),
+  ]);
   const readme = readFileSync(join(chart, 'README.md'), 'utf8');
   if (!TABLE.test(readme)) throw new Error(`${CHART}/README.md: no place for the table of values, between <!-- values --> and <!-- /values -->`);
   return {
@@ -40,14 +43,17 @@ export function chartFiles(): Record<string, string> {
 
 /** The chart as it is on disk, rendered with its defaults. @throws HelmError */
 export async function deployFiles(): Promise<Record<string, string>> {
-  const objects = parseAllDocuments(await helm(['template', 'facetrain', chart, '--namespace', NAMESPACE])).map((document) => document.toJS() as KubernetesManifest | null);
+  const objects = parseAllDocuments(await helm(['template', 'facetrain', chart, '--namespace', NAMESPACE])).map(
+    (document) => document.toJS() as KubernetesManifest | null,
+  );
   const namespace = {
     apiVersion: 'v1',
     kind: 'Namespace',
     metadata: { name: NAMESPACE, labels: { 'app.kubernetes.io/name': 'facetrain', 'pod-security.kubernetes.io/enforce': 'restricted' } },
   };
   const all = [namespace, ...objects.filter((object) => object !== null).map(withoutHelm)];
-  return { 'deploy/facetrain.yaml': `# ${GENERATED} The chart with its defaults: charts/facetrain.\n${all.map((object) => stringify(object, { lineWidth: WIDTH })).join('---\n')}` };
+  const yaml = all.map((object) => stringify(object, { lineWidth: WIDTH })).join('---\n');
+  return { 'deploy/facetrain.yaml': `# ${GENERATED} The chart with its defaults: charts/facetrain.\n${yaml}` };
 }
 
 /** What Argo CD's ConfigMap is patched with. */
@@ -64,9 +70,17 @@ interface KubernetesManifest {
 /** Nobody but Helm reads these, and it does not manage what kubectl applies. */
 function withoutHelm(object: KubernetesManifest): KubernetesManifest {
   const { labels, annotations, ...metadata } = object.metadata;
-  const others = (of: Record<string, string> = {}) => Object.fromEntries(Object.entries(of).filter(([name]) => !name.startsWith('helm.sh/') && name !== 'app.kubernetes.io/managed-by'));
+  const others = (of: Record<string, string> = {}) =>
+    Object.fromEntries(Object.entries(of).filter(([name]) => !name.startsWith('helm.sh/') && name !== 'app.kubernetes.io/managed-by'));
   const left = { labels: others(labels), annotations: others(annotations) };
-  return { ...object, metadata: { ...metadata, ...(Object.keys(left.labels).length > 0 && { labels: left.labels }), ...(Object.keys(left.annotations).length > 0 && { annotations: left.annotations }) } };
+  return {
+    ...object,
+    metadata: {
+      ...metadata,
+      ...(Object.keys(left.labels).length > 0 && { labels: left.labels }),
+      ...(Object.keys(left.annotations).length > 0 && { annotations: left.annotations }),
+    },
+  };
 }
 
 function crdTemplate({ apiVersion, kind, metadata, spec }: ReturnType<typeof customResourceDefinitions>[string]): string {

@@ -1,6 +1,6 @@
 /**
- * What GitOps tools think of a job, at each stage that the planner can put it in: Argo CD by health.lua, which the interpreter runs that Argo CD has, and Flux by the
- * expressions of its example, which an API server evaluates, for it has the same CEL.
+ * What GitOps tools think of a job, at each stage that the planner can put it in: Argo CD by health.lua, which the interpreter runs that Argo CD has, and Flux by
+ * the expressions of its example, which an API server evaluates, for it has the same CEL.
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -47,7 +47,12 @@ interface Case {
 const cases: Record<string, Case> = {
   'nobody has looked at it': { status: undefined, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
   'its spec is newer than its status': { status: planned(makeJob(), RUNNING), generation: 2, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
-  'its pods are pending': { status: planned(makeJob(), [makePod(0).build(), makePod(1).build()]), argo: 'Progressing', message: /^PodsPending: /, flux: 'in progress' },
+  'its pods are pending': {
+    status: planned(makeJob(), [makePod(0).build(), makePod(1).build()]),
+    argo: 'Progressing',
+    message: /^PodsPending: /,
+    flux: 'in progress',
+  },
   'it runs': { status: planned(makeJob(), RUNNING), argo: 'Healthy', message: /^PodsReady: /, flux: 'in progress' },
   'it runs and has told its progress': {
     status: { ...planned(makeJob(), RUNNING), progress: { step: 12, totalSteps: 100, epoch: 1, percent: 12, lastHeartbeatTime: at(10) } },
@@ -55,21 +60,42 @@ const cases: Record<string, Case> = {
     message: /^Running: step 12 of 100$/,
     flux: 'in progress',
   },
-  'it restarts': { status: planned(makeJob(), [makePod(0).running().build(), makePod(1).failed(1, 5).build()]), argo: 'Progressing', message: /^Stopping: /, flux: 'in progress' },
+  'it restarts': {
+    status: planned(makeJob(), [makePod(0).running().build(), makePod(1).failed(1, 5).build()]),
+    argo: 'Progressing',
+    message: /^Stopping: /,
+    flux: 'in progress',
+  },
   'it is suspended': { status: planned(makeJob().suspended()), argo: 'Suspended', message: /^Suspended: /, flux: 'in progress' },
   'it is being quantized': { status: planned(makeJob().quantized(), DONE), argo: 'Healthy', message: /^Quantizing: /, flux: 'in progress' },
   'it has succeeded': { status: planned(makeJob(), DONE), argo: 'Healthy', message: /^Succeeded: /, flux: 'current' },
-  'it has failed': { status: planned(makeJob(), [makePod(0).running().build(), makePod(1).failed(2, 5).build()]), argo: 'Degraded', message: /^InputRefused: /, flux: 'failed' },
+  'it has failed': {
+    status: planned(makeJob(), [makePod(0).running().build(), makePod(1).failed(2, 5).build()]),
+    argo: 'Degraded',
+    message: /^InputRefused: /,
+    flux: 'failed',
+  },
   'the server refuses its pods': { status: planned(makeJob(), [], { refused }), argo: 'Degraded', message: /exceeded quota/, flux: 'failed' },
-  'its spec is invalid': { status: invalidStatus({}, 1, 'spec.epochs: 0', later(0)), argo: 'Degraded', message: /^InvalidSpec: spec.epochs: 0/, flux: 'failed' },
+  'its spec is invalid': {
+    status: invalidStatus({}, 1, 'spec.epochs: 0', later(0)),
+    argo: 'Degraded',
+    message: /^InvalidSpec: spec.epochs: 0/,
+    flux: 'failed',
+  },
 };
-const objectOf = ({ status, generation = 1 }: Case) => ({ metadata: { name: 'faces', generation }, ...(status && { status: JSON.parse(JSON.stringify(status)) as object }) });
+const objectOf = ({ status, generation = 1 }: Case) => ({
+  metadata: { name: 'faces', generation },
+  ...(status && { status: JSON.parse(JSON.stringify(status)) as object }),
+});
 
 describe('Argo CD', () => {
   /** As Lua writes it. JSON's escapes are Lua's, as far as statuses have any. */
   const literal = (value: unknown): string => {
     if (Array.isArray(value)) return `{${value.map(literal).join(',')}}`;
-    if (typeof value === 'object' && value !== null) return `{${Object.entries(value).map(([name, field]) => `[${JSON.stringify(name)}]=${literal(field)}`).join(',')}}`;
+    if (typeof value === 'object' && value !== null)
+      return `{${Object.entries(value)
+        .map(([name, field]) => `[${JSON.stringify(name)}]=${literal(field)}`)
+        .join(',')}}`;
     return JSON.stringify(value);
   };
 
@@ -78,8 +104,14 @@ describe('Argo CD', () => {
       const scratch = await mkdtemp(join(tmpdir(), 'facetrain-lua-'));
       t.after(() => rm(scratch, { recursive: true }));
       const program = join(scratch, 'run.lua');
-      const environment = `{obj = ${literal(objectOf(wanted))}, ipairs = ipairs, pairs = pairs, type = type, tostring = tostring, tonumber = tonumber, table = table}`;
-      await writeFile(program, `local health = assert(loadfile(${JSON.stringify(join(folder, 'health.lua'))}))\nlocal hs = setfenv(health, ${environment})()\nprint(hs.status)\nprint(hs.message)\n`);
+      const library = 'ipairs = ipairs, pairs = pairs, type = type, tostring = tostring, tonumber = tonumber, table = table';
+      const lines = [
+        `local health = assert(loadfile(${JSON.stringify(join(folder, 'health.lua'))}))`,
+        `local hs = setfenv(health, {obj = ${literal(objectOf(wanted))}, ${library}})()`,
+        'print(hs.status)',
+        'print(hs.message)',
+      ];
+      await writeFile(program, lines.join('\n'));
       const { stdout } = await promisify(execFile)(join(cachedTools, 'glua'), [program]);
       const [status, message] = stdout.split('\n');
       assert.equal(status, wanted.argo);
@@ -94,11 +126,13 @@ describe('Flux', () => {
   before(async () => {
     plane = await ControlPlane.start();
     await plane.installCrds();
-    const { spec } = parse(await readFile(join(folder, 'flux-kustomization.yaml'), 'utf8')) as { spec: { healthCheckExprs: ({ kind: string } & Record<(typeof KEYS)[number], string>)[] } };
+    const { spec } = parse(await readFile(join(folder, 'flux-kustomization.yaml'), 'utf8')) as {
+      spec: { healthCheckExprs: ({ kind: string } & Record<(typeof KEYS)[number], string>)[] };
+    };
     const [ofTraining, ofQuantization] = spec.healthCheckExprs;
     assert.deepEqual({ ...ofQuantization, kind: 'FaceTrainJob' }, ofTraining);
-    // Flux asks in this order and takes the first that holds (runtime/cel of fluxcd/pkg): so the policy refuses a status in the name of that one. Its expressions have
-    // the object's fields at the top.
+    // Flux asks in this order and takes the first that holds (runtime/cel of fluxcd/pkg): so the policy refuses a status in the name of that one. Its expressions
+    // have the object's fields at the top.
     const ofObject = (expression: string) => expression.replace(/^status\./, 'object.?status.');
     const registration = '/apis/admissionregistration.k8s.io/v1';
     await plane.client.post(`${registration}/validatingadmissionpolicies`, {
@@ -107,7 +141,9 @@ describe('Flux', () => {
       metadata: { name: 'flux' },
       spec: {
         failurePolicy: 'Fail',
-        matchConstraints: { resourceRules: [{ apiGroups: ['facetrain.dev'], apiVersions: ['*'], operations: ['UPDATE'], resources: ['facetrainjobs/status'] }] },
+        matchConstraints: {
+          resourceRules: [{ apiGroups: ['facetrain.dev'], apiVersions: ['*'], operations: ['UPDATE'], resources: ['facetrainjobs/status'] }],
+        },
         variables: KEYS.map((key) => ({ name: key, expression: ofObject(ofTraining![key]) })),
         validations: [{ expression: 'false', messageExpression: `${KEYS.map((key) => `variables.${key} ? '${key}' : `).join('')}'in progress'` }],
       },

@@ -1,6 +1,6 @@
 /**
- * The roles of the chart against a real API server that enforces them: the operator runs as the chart's service account through everything that it ever asks for.
- * Nothing is refused, so the roles are enough; and what they allow and was not asked for is named here, with the reason, so they are the least.
+ * The roles of the chart against a real API server that enforces them: the operator runs as the chart's service account through everything that it ever asks
+ * for. Nothing is refused, so the roles are enough; and what they allow and was not asked for is named here, with the reason, so they are the least.
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
@@ -24,7 +24,9 @@ const POD_GROUPS = podGroups('scheduling.k8s.io/v1beta1');
 let plane: ControlPlane;
 before(async () => {
   plane = await ControlPlane.start([
-    '--runtime-config=scheduling.k8s.io/v1beta1=true', '--feature-gates=GenericWorkload=true', '--enable-admission-plugins=OwnerReferencesPermissionEnforcement',
+    '--runtime-config=scheduling.k8s.io/v1beta1=true',
+    '--feature-gates=GenericWorkload=true',
+    '--enable-admission-plugins=OwnerReferencesPermissionEnforcement',
   ]);
   await plane.installCrds();
   await plane.createNamespace('faces');
@@ -41,7 +43,11 @@ interface Rule {
 function allowed(objects: Manifest[]): Set<string> {
   const bound = new Set(objects.filter(({ kind }) => kind.endsWith('Binding')).map((binding) => `${binding['roleRef'].kind}/${binding['roleRef'].name}`));
   const rules = objects.filter(({ kind, metadata }) => bound.has(`${kind}/${metadata.name}`)).flatMap((role) => role['rules'] as Rule[]);
-  return new Set(rules.flatMap(({ apiGroups, resources, verbs }) => apiGroups.flatMap((group) => resources.flatMap((resource) => verbs.map((verb) => `${group}/${resource} ${verb}`)))));
+  return new Set(
+    rules.flatMap(({ apiGroups, resources, verbs }) =>
+      apiGroups.flatMap((group) => resources.flatMap((resource) => verbs.map((verb) => `${group}/${resource} ${verb}`))),
+    ),
+  );
 }
 
 const PATH = /^\/(?:api|apis\/([^/]+))\/[^/]+\/(?:namespaces\/[^/]+\/)?([a-z]+)(?:\/([^/?]+))?(?:\/([a-z]+))?(?:\?(.*))?$/;
@@ -57,7 +63,10 @@ function asked({ method, url }: Seen): string | null {
 
 async function clientOf(server: string, account: { namespace: string; name: string }, ca?: string): Promise<Client> {
   const request = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: {} };
-  const { status } = await plane.client.post<{ status: { token: string } }>(`/api/v1/namespaces/${account.namespace}/serviceaccounts/${account.name}/token`, request);
+  const { status } = await plane.client.post<{ status: { token: string } }>(
+    `/api/v1/namespaces/${account.namespace}/serviceaccounts/${account.name}/token`,
+    request,
+  );
   return new Client({ server, ...(ca !== undefined && { tls: { ca } }), credentials: async () => ({ authorization: `Bearer ${status.token}` }) });
 }
 
@@ -121,7 +130,12 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   await is(faceTrainJobs, namespace, 'faces', 'Pending');
   // What is left of the attempts before goes.
   for (const kind of ['pods', 'configmaps', 'podgroups']) {
-    await eventually(() => assert(proxy.writes.some(({ method, url }) => method === 'DELETE' && url.includes(`/${namespace}/${kind}/`)), `no ${kind} were deleted`));
+    await eventually(() =>
+      assert(
+        proxy.writes.some(({ method, url }) => method === 'DELETE' && url.includes(`/${namespace}/${kind}/`)),
+        `no ${kind} were deleted`,
+      ),
+    );
   }
   // Trained, and quantized, with a suspension in between; its time to live is over at once.
   const { status } = await plane.client.get(faceTrainJobs, namespace, 'faces');
@@ -145,13 +159,23 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
     await isThere(pods, namespace, `again-${attempt}-0`);
     await podBecomes(plane.client, namespace, `again-${attempt}-0`, 'Failed', 1);
   }
-  await eventually(() => assert(proxy.writes.some(({ method, url }) => method === 'PATCH' && url.includes(`/${namespace}/events/`)), 'no event was repeated'));
+  await eventually(() =>
+    assert(
+      proxy.writes.some(({ method, url }) => method === 'PATCH' && url.includes(`/${namespace}/events/`)),
+      'no event was repeated',
+    ),
+  );
   // A QuantizeJob of its own, which fails and goes.
   await plane.client.create(quantizeJobs, namespace, {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'QuantizeJob',
     metadata: { name: 'small' },
-    spec: { model: { uri: 'pvc://data/model.onnx' }, calibration: { dataset: { uri: 'pvc://data/faces' } }, output: { uri: 'pvc://data/int7' }, ttlSecondsAfterFinished: { failed: 0 } },
+    spec: {
+      model: { uri: 'pvc://data/model.onnx' },
+      calibration: { dataset: { uri: 'pvc://data/faces' } },
+      output: { uri: 'pvc://data/int7' },
+      ttlSecondsAfterFinished: { failed: 0 },
+    },
   });
   await isThere(pods, namespace, 'small-0-0');
   await podBecomes(plane.client, namespace, 'small-0-0', 'Failed', 2);
@@ -213,7 +237,10 @@ test('in one namespace: the Role there is enough, and the least; elsewhere nothi
   const proxy = await startOperator(t, namespace, namespace);
   await everything(namespace, proxy);
   // A Role cannot allow nodes: the operator asks, and goes on without.
-  assert.deepEqual(refusedOf(proxy).filter(({ url }) => !url.startsWith('/api/v1/nodes')), []);
+  assert.deepEqual(
+    refusedOf(proxy).filter(({ url }) => !url.startsWith('/api/v1/nodes')),
+    [],
+  );
   const used = usedOf(proxy);
   const unused = [...allowed(await render(values, namespace))].filter((permission) => !used.has(permission));
   assert.deepEqual(unused.sort(), [...UNASKED].sort());
@@ -232,7 +259,9 @@ test('without the finalizers rule, a server that checks owner references refuses
   await upgrade(plane, namespace, { watchNamespace: namespace, crds: { enabled: false }, rbac: { userRoles: false } });
   const roles = defineResource<KubernetesObject & { rules: Rule[] }>('rbac.authorization.k8s.io/v1', 'roles');
   const { rules } = await plane.client.get(roles, namespace, 'facetrain');
-  await plane.client.patch(roles, namespace, 'facetrain', { rules: rules.filter(({ resources }) => !resources.some((resource) => resource.endsWith('/finalizers'))) });
+  await plane.client.patch(roles, namespace, 'facetrain', {
+    rules: rules.filter(({ resources }) => !resources.some((resource) => resource.endsWith('/finalizers'))),
+  });
   await startOperator(t, namespace, namespace);
   await apply(namespace, 'faces');
   await stalledBy(namespace, 'faces', /cannot set blockOwnerDeletion/);
@@ -244,7 +273,10 @@ test('the roles for people: who edits makes jobs, who views looks at them, and n
   const bindings = defineResource('rbac.authorization.k8s.io/v1', 'rolebindings');
   await plane.createNamespace('people');
   const clients: Record<string, Client> = {};
-  for (const [name, roles] of [['editor', ['facetrain-edit', 'facetrain-view']], ['viewer', ['facetrain-view']]] as const) {
+  for (const [name, roles] of [
+    ['editor', ['facetrain-edit', 'facetrain-view']],
+    ['viewer', ['facetrain-view']],
+  ] as const) {
     await plane.client.create(accounts, 'people', { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name } });
     for (const role of roles) {
       await plane.client.create(bindings, 'people', {
@@ -260,7 +292,12 @@ test('the roles for people: who edits makes jobs, who views looks at them, and n
   t.after(async () => void (await Promise.all(Object.values(clients).map((client) => client.close()))));
   const { editor, viewer } = clients as { editor: Client; viewer: Client };
   const isForbidden = (error: unknown) => hasReason(error, 'Forbidden');
-  const job = { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name: 'faces' }, spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, suspend: true } };
+  const job = {
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'faces' },
+    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, suspend: true },
+  };
   await eventually(() => editor.create(faceTrainJobs, 'people', job));
   await viewer.get(faceTrainJobs, 'people', 'faces');
   await assert.rejects(viewer.patch(faceTrainJobs, 'people', 'faces', { spec: { suspend: false } }), isForbidden);
