@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { stringify } from 'yaml';
 import { customResourceDefinitions } from '@facetrain/api';
-import { chartFiles, deployFiles } from '@facetrain/operator/install/generate';
+import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/operator/install/generate';
 import { HelmError } from '@facetrain/operator/install/helm';
 import { root } from './lib/paths.mjs';
 import { SetupError, main } from './lib/steps.mjs';
@@ -30,7 +30,7 @@ await main(async () => {
       process.stderr.write(`${path}: written\n`);
     }
   };
-  bring({ ...crdFiles(), ...chartFiles() });
+  bring({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles() });
   // Rendered from the chart as it stands now, so it comes after it.
   bring(
     await deployFiles().catch((error) => {

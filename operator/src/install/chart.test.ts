@@ -9,7 +9,7 @@ import { defineResource } from '../runtime/resource.ts';
 import { faceTrainJobs } from '../cluster/resources.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { chart, helm } from './helm.ts';
+import { chart, helm, root } from './helm.ts';
 import { manifests, render, uninstall, upgrade, withValues, type Manifest } from './testing.ts';
 
 const deployments = defineResource('apps/v1', 'deployments');
@@ -28,12 +28,21 @@ const everything = {
   podAnnotations: { 'example.com/owner': 'faces' },
   nodeSelector: { 'kubernetes.io/os': 'linux' },
   tolerations: [{ key: 'control', operator: 'Exists', effect: 'NoSchedule' }],
-  affinity: { nodeAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 1, preference: { matchExpressions: [{ key: 'zone', operator: 'In', values: ['a'] }] } }] } },
-  topologySpreadConstraints: [{ maxSkew: 1, topologyKey: 'zone', whenUnsatisfiable: 'DoNotSchedule', labelSelector: { matchLabels: { 'app.kubernetes.io/component': 'operator' } } }],
+  affinity: {
+    nodeAffinity: {
+      preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 1, preference: { matchExpressions: [{ key: 'zone', operator: 'In', values: ['a'] }] } }],
+    },
+  },
+  topologySpreadConstraints: [
+    { maxSkew: 1, topologyKey: 'zone', whenUnsatisfiable: 'DoNotSchedule', labelSelector: { matchLabels: { 'app.kubernetes.io/component': 'operator' } } },
+  ],
   priorityClassName: 'system-cluster-critical',
   serviceAccount: { annotations: { 'example.com/role': 'operator' } },
   networkPolicy: { enabled: true, from: [{ namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'monitoring' } } }] },
-  metrics: { serviceMonitor: { enabled: true, labels: { release: 'prometheus' } }, podMonitor: { enabled: true, interval: '1m30s', labels: { release: 'prometheus' } } },
+  metrics: {
+    serviceMonitor: { enabled: true, labels: { release: 'prometheus' } },
+    podMonitor: { enabled: true, interval: '1m30s', labels: { release: 'prometheus' } },
+  },
   fullnameOverride: 'faces-operator',
 };
 const namespaced = { watchNamespace: 'faces', crds: { enabled: false }, rbac: { userRoles: false } };
@@ -51,11 +60,23 @@ const cases: Record<string, { values: object; want: string[] }> = {
     want: ['Deployment', 'PodDisruptionBudget', 'Role', 'Role', 'RoleBinding', 'RoleBinding', 'Service', 'ServiceAccount'],
   },
   'one replica, and as little as there can be': {
-    values: { replicas: 1, crds: { enabled: false }, rbac: { create: false, userRoles: false }, serviceAccount: { create: false, name: 'theirs' }, metrics: { enabled: false } },
+    values: {
+      replicas: 1,
+      crds: { enabled: false },
+      rbac: { create: false, userRoles: false },
+      serviceAccount: { create: false, name: 'theirs' },
+      metrics: { enabled: false },
+    },
     want: ['Deployment'],
   },
   'images by digest, as a part of another chart': {
-    values: { image: { digest: DIGEST }, trainerImage: { registry: 'registry.example', tag: '2.0', digest: DIGEST }, global: { any: 1 }, enabled: true, crds: { enabled: false } },
+    values: {
+      image: { digest: DIGEST },
+      trainerImage: { registry: 'registry.example', tag: '2.0', digest: DIGEST },
+      global: { any: 1 },
+      enabled: true,
+      crds: { enabled: false },
+    },
     want: ['ClusterRole', 'ClusterRole', ...ROLES, 'Deployment', 'PodDisruptionBudget', 'Service'],
   },
 };
@@ -65,7 +86,10 @@ before(async () => {
   plane = await ControlPlane.start();
   for (const namespace of ['release', 'faces', 'facetrain-system']) await plane.createNamespace(namespace);
   // So much of the Prometheus operator's as its documentation promises for the fields that the chart sets.
-  for (const [kind, plural, endpoints] of [['ServiceMonitor', 'servicemonitors', 'endpoints'], ['PodMonitor', 'podmonitors', 'podMetricsEndpoints']] as const) {
+  for (const [kind, plural, endpoints] of [
+    ['ServiceMonitor', 'servicemonitors', 'endpoints'],
+    ['PodMonitor', 'podmonitors', 'podMetricsEndpoints'],
+  ] as const) {
     const strings = { type: 'array', items: { type: 'string' } };
     const labels = { type: 'object', additionalProperties: { type: 'string' } };
     const properties = {
@@ -79,7 +103,12 @@ before(async () => {
       apiVersion: 'apiextensions.k8s.io/v1',
       kind: 'CustomResourceDefinition',
       metadata: { name: `${plural}.monitoring.coreos.com`, annotations: { 'api-approved.kubernetes.io': 'unapproved, a test' } },
-      spec: { group: 'monitoring.coreos.com', scope: 'Namespaced', names: { kind, plural }, versions: [{ name: 'v1', served: true, storage: true, schema: { openAPIV3Schema } }] },
+      spec: {
+        group: 'monitoring.coreos.com',
+        scope: 'Namespaced',
+        names: { kind, plural },
+        versions: [{ name: 'v1', served: true, storage: true, schema: { openAPIV3Schema } }],
+      },
     });
     await eventually(() => plane.client.raw(`/apis/monitoring.coreos.com/v1/${plural}`));
   }
@@ -97,7 +126,8 @@ async function dryRun(object: Manifest): Promise<void> {
   await plane.client.post(`${group}${scope}/${resource.name}?dryRun=All&fieldValidation=Strict`, object);
 }
 
-const container = (objects: Manifest[]) => objects.find(({ kind }) => kind === 'Deployment')!['spec'].template.spec.containers[0] as { image: string; env: { name: string; value: string }[] };
+const container = (objects: Manifest[]) =>
+  objects.find(({ kind }) => kind === 'Deployment')!['spec'].template.spec.containers[0] as { image: string; env: { name: string; value: string }[] };
 const variable = (objects: Manifest[], name: string) => container(objects).env.find((entry) => entry.name === name)?.value;
 
 for (const [name, { values, want }] of Object.entries(cases)) {
@@ -112,13 +142,19 @@ for (const [name, { values, want }] of Object.entries(cases)) {
 test('the values arrive', async () => {
   const objects = await render(everything);
   assert.equal(container(objects).image, 'registry.example:5000/faces/operator:9.9');
-  assert.deepEqual(['WORKERS', 'PROGRESS_SECONDS', 'LOG_LEVEL', 'NAMESPACE'].map((option) => variable(objects, `FACETRAIN_${option}`)), ['32', '2', 'debug', undefined]);
+  assert.deepEqual(
+    ['WORKERS', 'PROGRESS_SECONDS', 'LOG_LEVEL', 'NAMESPACE'].map((option) => variable(objects, `FACETRAIN_${option}`)),
+    ['32', '2', 'debug', undefined],
+  );
   assert.equal(variable(objects, 'HTTPS_PROXY'), 'http://proxy.example:3128');
-  const { version } = JSON.parse(await readFile(join(chart, '..', '..', 'operator', 'package.json'), 'utf8')) as { version: string };
+  const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
   const defaults = await render({});
   assert.deepEqual([container(defaults).image, variable(defaults, 'FACETRAIN_IMAGE')], [`facetrain/operator:${version}`, `facetrain/trainer:${version}`]);
   const digests = await render(cases['images by digest, as a part of another chart']!.values);
-  assert.deepEqual([container(digests).image, variable(digests, 'FACETRAIN_IMAGE')], [`facetrain/operator@${DIGEST}`, `registry.example/facetrain/trainer:2.0@${DIGEST}`]);
+  assert.deepEqual(
+    [container(digests).image, variable(digests, 'FACETRAIN_IMAGE')],
+    [`facetrain/operator@${DIGEST}`, `registry.example/facetrain/trainer:2.0@${DIGEST}`],
+  );
   assert.equal(variable(await render(namespaced), 'FACETRAIN_NAMESPACE'), 'faces');
 });
 
@@ -130,7 +166,10 @@ test('every name fits, however long the release is called', async () => {
 
 const refusals: Record<string, { values: object; want: RegExp }> = {
   'a typo': { values: { replica: 3 }, want: /at '': additional properties 'replica' not allowed/ },
-  'a typo further in': { values: { metrics: { serviceMonitor: { enable: true } } }, want: /at '\/metrics\/serviceMonitor': additional properties 'enable' not allowed/ },
+  'a typo further in': {
+    values: { metrics: { serviceMonitor: { enable: true } } },
+    want: /at '\/metrics\/serviceMonitor': additional properties 'enable' not allowed/,
+  },
   'a number out of bounds': { values: { workers: 0 }, want: /at '\/workers': minimum: got 0, want 1/ },
   'a word that is none of the allowed': { values: { logLevel: 'loud' }, want: /at '\/logLevel': value must be one of 'debug', 'info', 'warn', 'error'/ },
   'a digest that is none': { values: { image: { digest: 'sha256:12' } }, want: /at '\/image\/digest': 'sha256:12' does not match pattern/ },
@@ -141,7 +180,7 @@ for (const [name, { values, want }] of Object.entries(refusals)) {
 }
 
 test('deploy/ is taken by the API server, and its kustomization names it', async () => {
-  const folder = join(chart, '..', '..', 'deploy');
+  const folder = join(root, 'deploy');
   const { resources } = parse(await readFile(join(folder, 'kustomization.yaml'), 'utf8')) as { resources: string[] };
   assert.deepEqual(resources, ['facetrain.yaml']);
   const text = await readFile(join(folder, 'facetrain.yaml'), 'utf8');

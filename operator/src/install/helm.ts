@@ -4,7 +4,9 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { cachedTools } from '../testing/tools.ts';
 
-export const chart = join(import.meta.dirname, '..', '..', '..', 'charts', 'facetrain');
+/** Of the repository. */
+export const root = join(import.meta.dirname, '..', '..', '..');
+export const chart = join(root, 'charts', 'facetrain');
 
 export class HelmError extends Error {
   override readonly name = 'HelmError';

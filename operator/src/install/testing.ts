@@ -19,7 +19,11 @@ export async function render(values: object, namespace = 'default'): Promise<Man
 
 /** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @returns the notes */
 export function upgrade(plane: ControlPlane, namespace: string, values: object): Promise<string> {
-  return withValues(values, (file) => withKubeconfig(plane, (kubeconfig) => helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig])));
+  return withValues(values, (file) =>
+    withKubeconfig(plane, (kubeconfig) =>
+      helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig]),
+    ),
+  );
 }
 
 export function uninstall(plane: ControlPlane, namespace: string): Promise<string> {

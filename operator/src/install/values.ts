@@ -6,7 +6,11 @@ import { z } from 'zod';
 
 const text = (value: string, description: string) => z.string().default(value).describe(description);
 const flag = (value: boolean, description: string) => z.boolean().default(value).describe(description);
-const section = <T extends z.ZodRawShape>(shape: T, description: string) => z.strictObject(shape).prefault({} as never).describe(description);
+const section = <T extends z.ZodRawShape>(shape: T, description: string) =>
+  z
+    .strictObject(shape)
+    .prefault({} as never)
+    .describe(description);
 
 /** A part of a Kubernetes object, which the API server knows better how to check. */
 const part = (value: Record<string, unknown>, description: string) => z.record(z.string(), z.unknown()).default(value).describe(description);
@@ -25,11 +29,20 @@ const imageShape = (repository: string) => ({
 
 export const Values = z.strictObject({
   image: section(
-    { ...imageShape('facetrain/operator'), pullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).default('IfNotPresent').describe('When the nodes pull it.') },
+    {
+      ...imageShape('facetrain/operator'),
+      pullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).default('IfNotPresent').describe('When the nodes pull it.'),
+    },
     "The operator's image.",
   ),
-  trainerImage: section(imageShape('facetrain/trainer'), 'The image of training and quantizing pods whose job names none. Pull secrets for it belong to the podTemplate of a job, or to the service account of its namespace.'),
-  imagePullSecrets: z.array(z.strictObject({ name: z.string().min(1) })).default([]).describe("Secrets in the release's namespace that the operator's image is pulled with: `[{name: …}]`."),
+  trainerImage: section(
+    imageShape('facetrain/trainer'),
+    'Image of training and quantizing pods whose job names none. Its pull secrets belong to the podTemplate of a job, or to the service account of its namespace.',
+  ),
+  imagePullSecrets: z
+    .array(z.strictObject({ name: z.string().min(1) }))
+    .default([])
+    .describe("Secrets in the release's namespace that the operator's image is pulled with: `[{name: …}]`."),
 
   crds: section(
     {
@@ -38,17 +51,36 @@ export const Values = z.strictObject({
     },
     'FaceTrainJob and QuantizeJob.',
   ),
-  watchNamespace: text('', "Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. The lease is in the release's namespace under a fixed name, so each such release needs a namespace of its own: the watched one, best."),
+  watchNamespace: text(
+    '',
+    "Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. The lease is in the release's namespace under a fixed name, so each such release needs a namespace of its own: the watched one, best.",
+  ),
 
-  replicas: z.int().min(0).max(16).default(2).describe('Replicas of the operator. One acts, the others take over by a lease: within 15 s when its node is lost, where a single one would be missing for the five minutes that Kubernetes waits for a node.'),
+  replicas: z
+    .int()
+    .min(0)
+    .max(16)
+    .default(2)
+    .describe(
+      'Replicas of the operator. One acts, the others take over by a lease: 15 s after its node is lost; a single one would be missing for 5 minutes.',
+    ),
   workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are looked at together.'),
   progressSeconds: z.int().min(1).max(3600).default(5).describe('Seconds between two questions to a training for its progress.'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Least level that is logged.'),
   extraEnv: parts('More environment of the operator: `[{name: …, value: …}]`.'),
 
-  resources: part({ requests: { cpu: '100m', memory: '128Mi' }, limits: { memory: '512Mi' } }, "Requests and limits of the operator's container. Its memory grows with the pods of all jobs."),
-  podSecurityContext: part({ runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: { type: 'RuntimeDefault' } }, "Security context of the operator's pods."),
-  securityContext: part({ allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } }, "Security context of the operator's container."),
+  resources: part(
+    { requests: { cpu: '100m', memory: '128Mi' }, limits: { memory: '512Mi' } },
+    "Requests and limits of the operator's container. Its memory grows with the pods of all jobs.",
+  ),
+  podSecurityContext: part(
+    { runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: { type: 'RuntimeDefault' } },
+    "Security context of the operator's pods.",
+  ),
+  securityContext: part(
+    { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } },
+    "Security context of the operator's container.",
+  ),
   podLabels: labels("More labels of the operator's pods."),
   podAnnotations: labels("Annotations of the operator's pods."),
   nodeSelector: labels("Labels of the nodes that the operator's pods may run on."),
