@@ -1,7 +1,5 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { ControlPlane } from './testing/control-plane.ts';
@@ -26,20 +24,9 @@ for (const [name, { args, want }] of Object.entries(refusals)) {
 
 test('runs from a kubeconfig in one namespace, and stops in order at SIGTERM', async (t) => {
   const plane = await ControlPlane.start();
-  const folder = await mkdtemp(join(tmpdir(), 'facetrain-operator-'));
-  t.after(async () => {
-    await plane.stop();
-    await rm(folder, { recursive: true });
-  });
+  t.after(() => plane.stop());
   await plane.installCrds();
-  const kubeconfig = join(folder, 'kubeconfig');
-  const config = {
-    'current-context': 'c',
-    contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],
-    clusters: [{ name: 'c', cluster: { server: plane.server, 'certificate-authority-data': Buffer.from(plane.ca).toString('base64') } }],
-    users: [{ name: 'u', user: { token: plane.token } }],
-  };
-  await writeFile(kubeconfig, JSON.stringify(config));
+  const kubeconfig = await plane.kubeconfig();
   const args = ['--image', 'registry.example/trainer:1', '--namespace', 'default', '--kubeconfig', kubeconfig, '--lease-namespace', 'default'];
   // Any port will do: of the operator's own, nothing is asked here.
   const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'] });

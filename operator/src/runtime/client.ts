@@ -87,7 +87,7 @@ export class Client {
     return new Client({ server: cluster.server, tls, credentials, ...(onResponse && { onResponse }) });
   }
 
-  get<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string): Promise<T> {
+  get<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, name: string): Promise<T> {
     return this.#json<T>('GET', objectPath(resource, namespace, name));
   }
 
@@ -105,7 +105,7 @@ export class Client {
   }
 
   /** A JSON merge patch. With metadata.resourceVersion in it, an object that has changed since is a Conflict. */
-  patch<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string, patch: object, subresource?: 'status'): Promise<T> {
+  patch<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, name: string, patch: object, subresource?: 'status'): Promise<T> {
     const path = objectPath(resource, namespace, name);
     return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, { body: patch, contentType: 'application/merge-patch+json' });
   }

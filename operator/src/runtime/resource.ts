@@ -19,7 +19,7 @@ export interface KubernetesObject {
   metadata: ObjectMeta;
 }
 
-/** A namespaced kind. `T` is what the server answers with, as far as the caller looks at it. */
+/** A kind. `T` is what the server answers with, as far as the caller looks at it. */
 export interface Resource<T extends KubernetesObject = KubernetesObject> {
   apiVersion: string;
   plural: string;
@@ -29,13 +29,13 @@ export interface Resource<T extends KubernetesObject = KubernetesObject> {
 
 export const defineResource = <T extends KubernetesObject>(apiVersion: string, plural: string): Resource<T> => ({ apiVersion, plural });
 
-/** @param namespace null: all of them */
+/** @param namespace null: all of them, or none, for a kind that has no namespaces */
 export function collectionPath({ apiVersion, plural }: Resource, namespace: string | null): string {
   const root = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
   return namespace === null ? `${root}/${plural}` : `${root}/namespaces/${namespace}/${plural}`;
 }
 
-export const objectPath = (resource: Resource, namespace: string, name: string): string => `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
+export const objectPath = (resource: Resource, namespace: string | null, name: string): string => `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
 
 /** What a work queue calls an object. */
 export const keyOf = ({ metadata: { namespace, name } }: { metadata: Pick<ObjectMeta, 'namespace' | 'name'> }): string => `${namespace ?? ''}/${name}`;
