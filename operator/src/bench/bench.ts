@@ -203,7 +203,7 @@ async function main(): Promise<void> {
   const operators: OperatorProcess[] = [];
   try {
     const startOperator = async () => {
-      const operator = await OperatorProcess.start(cluster.kubeconfig, nodeOptions);
+      const operator = await OperatorProcess.start(cluster.plane, nodeOptions);
       operators.push(operator);
       return operator;
     };

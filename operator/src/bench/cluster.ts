@@ -30,7 +30,6 @@ const DEADLINE_MILLISECONDS = 600_000;
 
 export class BenchCluster {
   readonly plane: ControlPlane;
-  readonly kubeconfig: string;
   readonly #progress: ProgressServer;
   readonly #stop = new AbortController();
   readonly #watched: Promise<void>[];
@@ -39,9 +38,8 @@ export class BenchCluster {
   readonly #pods = new Map<string, Set<string>>();
   readonly #running = new Set<string>();
 
-  private constructor(plane: ControlPlane, kubeconfig: string, progress: ProgressServer) {
+  private constructor(plane: ControlPlane, progress: ProgressServer) {
     this.plane = plane;
-    this.kubeconfig = kubeconfig;
     this.#progress = progress;
     const options = { client: plane.client, namespace: NAMESPACE, log: pino({ level: 'warn' }) };
     const podCache = new Cache({ ...options, resource: pods as Resource, labelSelector: CHILDREN, metadataOnly: true });
@@ -68,7 +66,7 @@ export class BenchCluster {
     // Without limits of their own: what is measured must not wait for what is not.
     plane.run('kube-scheduler', ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0', '--kube-api-qps=5000', '--kube-api-burst=5000']);
     plane.run('kwok', ['--kubeconfig', kubeconfig, '--config', STAGES, '--manage-all-nodes', '--cidr', POD_NETWORK]);
-    const cluster = new BenchCluster(plane, kubeconfig, await ProgressServer.start(plane));
+    const cluster = new BenchCluster(plane, await ProgressServer.start(plane));
     for (let i = 0; i < nodeCount; i++) await cluster.#addNode(`node-${i}`);
     return cluster;
   }

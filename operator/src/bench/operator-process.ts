@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { freePorts } from '../testing/control-plane.ts';
+import { freePorts, type ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { NAMESPACE } from './cluster.ts';
 
@@ -27,10 +27,11 @@ export class OperatorProcess {
   }
 
   /** Resolves once it is ready, which a replica that waits for the lease is, too. @param nodeOptions such as --cpu-prof */
-  static async start(kubeconfig: string, nodeOptions: string[] = []): Promise<OperatorProcess> {
+  static async start(plane: ControlPlane, nodeOptions: string[] = []): Promise<OperatorProcess> {
     const [port] = await freePorts(1);
-    const args = ['--image', 'registry.example/trainer:1', '--kubeconfig', kubeconfig, '--lease-namespace', NAMESPACE, '--health-port', String(port)];
-    const child = spawn(process.execPath, [...nodeOptions, PROGRAM, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+    const { folder, env } = await plane.serviceAccount(NAMESPACE);
+    const args = ['--image', 'registry.example/trainer:1', '--service-account', folder, '--health-port', String(port)];
+    const child = spawn(process.execPath, [...nodeOptions, PROGRAM, ...args], { stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } });
     process.once('exit', () => child.kill('SIGKILL'));
     const operator = new OperatorProcess(child, `http://127.0.0.1:${port}`);
     await eventually(async () => {

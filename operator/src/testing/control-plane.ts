@@ -110,6 +110,14 @@ export class ControlPlane {
     return file;
   }
 
+  /** @returns what a pod of the administrator's would have: a folder with the token, and where the server is */
+  async serviceAccount(namespace: string): Promise<{ folder: string; env: Record<string, string> }> {
+    const folder = await mkdtemp(join(this.#folder, 'service-account-'));
+    for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace })) await writeFile(join(folder, name), text);
+    const { hostname, port } = new URL(this.server);
+    return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
+  }
+
   /** One more program beside the server, until `stop`. What it says goes to a log in the folder that it runs in. */
   run(name: string, args: string[]): ChildProcess {
     const child = run(name, this.#folder, args);
