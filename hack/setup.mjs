@@ -110,10 +110,11 @@ async function goCommand() {
 }
 
 /** Tools in Go: a published module at its version, or a folder of this repository as it is now. */
-async function goTools() {
+async function goTools({ bench }) {
   const bin = join(cache, 'bin');
   await mkdir(bin, { recursive: true });
-  for (const [name, { package: published, version, folder, import: command = '.', gitVersion, minutes }] of Object.entries(versions.goTools)) {
+  for (const [name, { package: published, version, folder, import: command = '.', gitVersion, minutes, benchOnly }] of Object.entries(versions.goTools)) {
+    if (benchOnly && !bench) continue;
     const sources = folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
     const wanted = sources ? digest(Buffer.concat(sources)) : version;
     const stamp = join(bin, `.${name}`);
@@ -138,17 +139,17 @@ async function goTools() {
 }
 
 /**
- * @param {{ test?: boolean, native?: boolean }} options `native`: only what native/ is built with, beside npm packages that are
- *   there already (the trainers' image has no use for the others)
+ * @param {{ test?: boolean, bench?: boolean, native?: boolean }} options `bench`: what tests need, and what only benchmarks do; `native`: only what
+ *   native/ is built with, beside npm packages that are there already (the trainers' image has no use for the others)
  */
-export async function setup({ test = false, native = false } = {}) {
+export async function setup({ bench = false, test = bench, native = false } = {}) {
   Object.assign(process.env, environment);
   await debianPackages([...versions.debian.build, ...(test ? versions.debian.test : [])]);
   if (!native) await npmPackages();
   await libtorchFiles();
   if (!test) return;
   await pythonPackages();
-  await goTools();
+  await goTools({ bench });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => setup({ test: process.argv.includes('--test'), native: process.argv.includes('--native') }));

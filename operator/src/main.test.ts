@@ -1,9 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
+import { after, before, test } from 'node:test';
 import { ControlPlane } from './testing/control-plane.ts';
 import { eventually } from './testing/eventually.ts';
 import { pods, faceTrainJobs } from './cluster/resources.ts';
@@ -24,35 +22,37 @@ for (const [name, { args, want }] of Object.entries(refusals)) {
   });
 }
 
-test('runs from a kubeconfig in one namespace, and stops in order at SIGTERM', async (t) => {
-  const plane = await ControlPlane.start();
-  const folder = await mkdtemp(join(tmpdir(), 'facetrain-operator-'));
-  t.after(async () => {
-    await plane.stop();
-    await rm(folder, { recursive: true });
-  });
+let plane: ControlPlane;
+before(async () => {
+  plane = await ControlPlane.start();
   await plane.installCrds();
-  const kubeconfig = join(folder, 'kubeconfig');
-  const config = {
-    'current-context': 'c',
-    contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],
-    clusters: [{ name: 'c', cluster: { server: plane.server, 'certificate-authority-data': Buffer.from(plane.ca).toString('base64') } }],
-    users: [{ name: 'u', user: { token: plane.token } }],
-  };
-  await writeFile(kubeconfig, JSON.stringify(config));
-  const args = ['--image', 'registry.example/trainer:1', '--namespace', 'default', '--kubeconfig', kubeconfig, '--lease-namespace', 'default'];
+});
+after(() => plane?.stop());
+
+const ways: Record<string, () => Promise<{ args: string[]; env: Record<string, string> }>> = {
+  'from a kubeconfig': async () => ({ args: ['--kubeconfig', await plane.kubeconfig(), '--lease-namespace', 'default'], env: {} }),
+  "by a pod's service account": async () => {
+    const { folder, env } = await plane.serviceAccount('default');
+    return { args: ['--service-account', folder], env };
+  },
+};
+for (const [way, connection] of Object.entries(ways)) test(`runs ${way} in one namespace, and stops in order at SIGTERM`, async (t) => {
+  const namespace = `runs-${Object.keys(ways).indexOf(way)}`;
+  await plane.createNamespace(namespace);
+  const { args: connectionArgs, env } = await connection();
+  const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
   // Any port will do: of the operator's own, nothing is asked here.
-  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
   t.after(async () => void child.kill('SIGKILL'));
-  await plane.client.create(faceTrainJobs, 'default', {
+  await plane.client.create(faceTrainJobs, namespace, {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name: 'faces' },
     spec: { dataset: { uri: 's3://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 64, trainers: { replicas: 1 } },
   });
-  await eventually(async () => assert.equal((await plane.client.list(pods, 'default', {})).items?.length ?? 0, 1, output), 20_000);
+  await eventually(async () => assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output), 20_000);
   const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
   child.kill('SIGTERM');
   assert.equal(await exit, 0, output);

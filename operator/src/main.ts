@@ -1,21 +1,21 @@
 /** The operator's program: options from flags or the environment, then until SIGTERM. */
-import { readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { randomUUID } from 'node:crypto';
 import { parseArgs } from 'node:util';
-import { KubeConfig } from '@kubernetes/client-node';
 import { pino } from 'pino';
 import { clusterEnvironment } from './cluster/environment.ts';
 import { runOperator } from './cluster/operator.ts';
-import { Client } from './runtime/client.ts';
+import { Client, type ClientOptions } from './runtime/client.ts';
 import { LeadershipLost } from './runtime/leader-election.ts';
 import { Metrics } from './runtime/metrics.ts';
+import { SERVICE_ACCOUNT_FOLDER, serviceAccount } from './runtime/service-account.ts';
 
 const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be an environment variable instead)
 
 --image IMAGE             FACETRAIN_IMAGE            of pods whose job names none
 --namespace NAME          FACETRAIN_NAMESPACE        look after this namespace only (default: all)
 --kubeconfig FILE         KUBECONFIG                 (default: the service account of the pod, else ~/.kube/config)
+--service-account FOLDER  FACETRAIN_SERVICE_ACCOUNT  of the pod's token, ca.crt and namespace (default ${SERVICE_ACCOUNT_FOLDER})
 --lease-namespace NAME    FACETRAIN_LEASE_NAMESPACE  where replicas agree on a leader (default: the pod's own namespace); "none": there is only one
 --health-port PORT        FACETRAIN_HEALTH_PORT      /healthz, /readyz and /metrics (default 8081)
 --workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are looked at together (default 8)
@@ -23,7 +23,7 @@ const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be
 --log-level LEVEL         FACETRAIN_LOG_LEVEL        debug, info, warn or error (default info)
 `;
 
-const NAMES = ['image', 'namespace', 'kubeconfig', 'lease-namespace', 'health-port', 'workers', 'progress-seconds', 'log-level'] as const;
+const NAMES = ['image', 'namespace', 'kubeconfig', 'service-account', 'lease-namespace', 'health-port', 'workers', 'progress-seconds', 'log-level'] as const;
 type Settings = Partial<Record<(typeof NAMES)[number], string>>;
 
 class UsageError extends Error {}
@@ -51,19 +51,13 @@ function count(of: Settings, name: keyof Settings, fallback: number, most: numbe
   return value;
 }
 
-function ownNamespace(): string | undefined {
-  try {
-    return readFileSync('/var/run/secrets/kubernetes.io/serviceaccount/namespace', 'utf8').trim();
-  } catch {
-    return undefined;
-  }
-}
-
-function connection(file: string | undefined): KubeConfig {
+/** By a kubeconfig. Its library takes as much memory as all else together, so it is loaded only where one is used. */
+async function fromKubeConfig(file: string | undefined, onResponse: ClientOptions['onResponse']): Promise<Client> {
+  const { KubeConfig } = await import('@kubernetes/client-node');
   const config = new KubeConfig();
   if (file !== undefined) config.loadFromFile(file);
   else config.loadFromDefault();
-  return config;
+  return Client.fromKubeConfig(config, onResponse);
 }
 
 async function main(): Promise<void> {
@@ -71,7 +65,8 @@ async function main(): Promise<void> {
   if (!given.image) throw new UsageError('--image: missing; name the trainer image of this release');
   const level = given['log-level'] ?? 'info';
   if (!['debug', 'info', 'warn', 'error'].includes(level)) throw new UsageError(`--log-level: ${level}; must be debug, info, warn or error`);
-  const leaseNamespace = given['lease-namespace'] ?? ownNamespace();
+  const account = serviceAccount(given['service-account'] ?? SERVICE_ACCOUNT_FOLDER);
+  const leaseNamespace = given['lease-namespace'] ?? account?.namespace;
   if (leaseNamespace === undefined) throw new UsageError('--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs');
   const port = count(given, 'health-port', 8081, 65_535);
   const workers = count(given, 'workers', 8, 256);
@@ -79,7 +74,8 @@ async function main(): Promise<void> {
 
   const log = pino({ level, base: {}, timestamp: pino.stdTimeFunctions.isoTime });
   const metrics = new Metrics();
-  const client = await Client.fromKubeConfig(connection(given.kubeconfig), metrics.request);
+  const inPod = given.kubeconfig === undefined && account;
+  const client = inPod ? new Client({ ...inPod.connection, onResponse: metrics.request }) : await fromKubeConfig(given.kubeconfig, metrics.request);
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) {
     process.once(name, () => {

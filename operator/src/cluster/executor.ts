@@ -2,6 +2,7 @@
  * One look at one job: observe, plan, act in order, write the status, tell the events. The first action that fails ends it, with nothing written; the next look
  * starts from what is really there.
  */
+import { isDeepStrictEqual } from 'node:util';
 import type { Logger } from 'pino';
 import type { JobStatus } from '../controllers/attempt.ts';
 import type { JobKind } from '../controllers/names.ts';
@@ -14,9 +15,15 @@ import type { Client } from '../runtime/client.ts';
 import type { EventRecorder } from '../runtime/events.ts';
 import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
+import { slowStart } from '../runtime/slow-start.ts';
 import { API_VERSION } from '@facetrain/api';
 import { identityOf, observeObject } from './observe.ts';
 import { resourceOf, type JobObject } from './resources.ts';
+
+/** Between two writes of a status that say the same in other numbers. */
+const DETAIL_MILLISECONDS = 1_000;
+/** Requests for one job that are under way together. */
+const MAX_TOGETHER = 16;
 
 type AnyCache = Pick<Cache<KubernetesObject>, 'put'>;
 
@@ -42,6 +49,8 @@ export class Executor {
   readonly #refused = new Map<string, RefusedChild>();
   /** By the job's uid: objects of others under names that its children must have. */
   readonly #foreign = new Map<string, ObservedObject>();
+  /** By the job's uid: when its status was last written, by performance.now(). */
+  readonly #writtenAt = new Map<string, number>();
 
   constructor(options: ExecutorOptions) {
     this.#options = options;
@@ -59,24 +68,25 @@ export class Executor {
   forget(uid: string): void {
     this.#refused.delete(uid);
     this.#foreign.delete(uid);
+    this.#writtenAt.delete(uid);
   }
 
   /** @returns seconds after which to look again, null: only when something changes */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
-    for (const together of batches(plan.actions)) {
-      const results = await Promise.allSettled(together.map((action) => this.#act(action, identity, log)));
-      const failed = results.find((result) => result.status === 'rejected');
-      if (failed) throw failed.reason;
-      const setback = results.map((result) => (result as PromiseFulfilledResult<Setback | null>).value).find((value) => value !== null);
+    for (const group of groups(plan.actions)) {
+      const setback = await this.#together(group, identity, log);
       if (!setback) continue;
       if (setback.refused) this.#refused.set(identity.uid, setback.refused);
       if (setback.foreign) this.#foreign.set(identity.uid, setback.foreign);
       return 0;
     }
     if (plan.actions.some(({ type }) => type === 'deleteJob')) return null;
-    const written = await this.#writeStatus(job, plan.status);
-    if (written) {
+    const patch = mergePatch({ ...job.status }, { ...plan.status });
+    const wait = this.#mayWait(job, plan.status, patch);
+    if (wait > 0) return wait / 1000;
+    if (Object.keys(patch).length > 0) {
+      await this.#writeStatus(job, patch);
       const { kind, events } = this.#options;
       const { name, namespace, uid } = identity;
       for (const { type, reason, message } of plan.events) {
@@ -85,6 +95,19 @@ export class Executor {
       }
     }
     return plan.requeueAfterSeconds;
+  }
+
+  /** Carries out actions that do not depend on each other. @returns the first setback, after which none was begun */
+  async #together(actions: Action[], job: JobIdentity, log: Logger): Promise<Setback | null> {
+    let setback: Setback | null = null;
+    // A gang that the server refuses should cost one request, and not one for each pod.
+    const first = isPod(actions[0]!) ? 1 : MAX_TOGETHER;
+    await slowStart(actions, { first, most: MAX_TOGETHER }, async (action) => {
+      const met = await this.#act(action, job, log);
+      setback ??= met;
+      return met === null;
+    });
+    return setback;
   }
 
   async #act(action: Action, job: JobIdentity, log: Logger): Promise<Setback | null> {
@@ -145,37 +168,37 @@ export class Executor {
     return there?.metadata.uid === uid;
   }
 
+  /** @returns for how many milliseconds a change of the status need not be written: while the pods of a gang start or end, each of them changes a count. */
+  #mayWait({ status: before = {}, metadata: { uid } }: JobObject, after: JobStatus, patch: Record<string, unknown>): number {
+    const { conditions, trainers, ...others } = patch;
+    if ((conditions ?? trainers) === undefined || Object.keys(others).length > 0) return 0;
+    const state = ({ conditions: all = [] }: JobStatus) => all.map(({ message: _, ...condition }) => condition);
+    if (!isDeepStrictEqual(state(before), state(after))) return 0;
+    return (this.#writtenAt.get(uid) ?? -Infinity) + DETAIL_MILLISECONDS - performance.now();
+  }
+
   /** A conflict when the job has changed since it was observed: then the plan was for another job. */
-  async #writeStatus(job: JobObject, status: JobStatus): Promise<boolean> {
+  async #writeStatus(job: JobObject, patch: Record<string, unknown>): Promise<void> {
     const { client, caches, kind, resource } = this.#options;
     const { name, namespace, resourceVersion, uid } = job.metadata;
-    const patch = mergePatch({ ...job.status }, { ...status });
-    if (Object.keys(patch).length === 0) return false;
     const written = await client.patch(resource, namespace!, name, { metadata: { resourceVersion, uid }, status: patch }, 'status');
+    this.#writtenAt.set(uid, performance.now());
     caches[kind]?.put(written);
-    return true;
   }
 }
 
-/**
- * Actions in their order, those that may overlap together: pods that are created one after the other do not depend on each other. They are sent 1, 2, 4, ... at a
- * time, so that a gang which the server refuses costs one request and not one for each pod.
- */
-function batches(actions: Action[]): Action[][] {
-  const isPod = (action: Action | undefined) => action?.type === 'create' && action.object.kind === 'Pod';
+/** Actions in their order, neighbours that do not depend on each other together: pods need what is made before them, but not one another. */
+function groups(actions: Action[]): Action[][] {
   const found: Action[][] = [];
-  let size = 1;
   for (const action of actions) {
     const last = found.at(-1);
-    if (last && isPod(action) && isPod(last[0]) && last.length < size) {
-      last.push(action);
-      continue;
-    }
-    size = isPod(action) && isPod(last?.[0]) ? 2 * size : 1;
-    found.push([action]);
+    if (last && last[0]!.type === action.type && isPod(last[0]!) === isPod(action)) last.push(action);
+    else found.push([action]);
   }
   return found;
 }
+
+const isPod = (action: Action): boolean => action.type === 'create' && action.object.kind === 'Pod';
 
 /** To delete what is gone, or what has another uid by now, is no error. */
 function gone<T>(deletion: Promise<T>): Promise<T | null> {

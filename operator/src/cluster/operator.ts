@@ -22,6 +22,7 @@ import { Metrics } from '../runtime/metrics.ts';
 import { controllerOf, keyOf, splitKey, type KubernetesObject, type Resource } from '../runtime/resource.ts';
 import { Executor } from './executor.ts';
 import { identityOf, observeObject, observePod } from './observe.ts';
+import { ParsedSpecs } from './parsed-specs.ts';
 import { ProgressPoller } from './progress.ts';
 import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
 import { Surroundings } from './surroundings.ts';
@@ -63,6 +64,10 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     FaceTrainJob: new Controller({ name: 'facetrainjob', reconcile: reconcilerOf('FaceTrainJob', faceTrainJobs, caches.FaceTrainJob), workers, log, metrics: metrics.controller('facetrainjob') }),
     QuantizeJob: new Controller({ name: 'quantizejob', reconcile: reconcilerOf('QuantizeJob', quantizeJobs, caches.QuantizeJob), workers, log, metrics: metrics.controller('quantizejob') }),
   };
+  const specs = {
+    FaceTrainJob: new ParsedSpecs('FaceTrainJob', (document, name) => parseDocument(FaceTrainJob, document, name, 'InvalidManifest')),
+    QuantizeJob: new ParsedSpecs('QuantizeJob', (document, name) => parseDocument(QuantizeJob, document, name, 'InvalidManifest')),
+  };
   const wake = (kind: JobKind, key: string) => controllers[kind].queue.add(key);
   for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const) caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
   for (const cache of Object.values(caches)) cache.onChange(({ object }: { object: KubernetesObject }) => wakeOwner(object, wake));
@@ -86,6 +91,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const job = jobs.get(key);
       if (uids.has(key) && uids.get(key) !== job?.metadata.uid) {
         executor.forget(uids.get(key)!);
+        specs[kind].forget(uids.get(key)!);
         poller.forget(progressKey(kind, key));
         uids.delete(key);
       }
@@ -102,16 +108,14 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     const now = new Date();
     const identity = identityOf(job);
     const status = job.status ?? {};
-    const document = { apiVersion: API_VERSION, kind, metadata: { name: identity.name }, spec: job.spec };
     try {
       const { refused, foreign } = await executor.memory(identity);
       const observedPods = podsOf(caches, surroundings, identity);
       const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity), ...foreign], ...(refused && { refused }) };
       if (kind === 'QuantizeJob') {
-        const { spec } = parseDocument(QuantizeJob, document, identity.name, 'InvalidManifest');
-        return planQuantizeJob({ ...common, spec, status: status as QuantizeJobStatus }, now, options.environment);
+        return planQuantizeJob({ ...common, spec: specs.QuantizeJob.of(job), status: status as QuantizeJobStatus }, now, options.environment);
       }
-      const { spec } = parseDocument(FaceTrainJob, document, identity.name, 'InvalidManifest');
+      const spec = specs.FaceTrainJob.of(job);
       const rankZero = observedPods.find(({ observed }) => observed.rank === 0 && observed.attempt === status.attempt);
       const url = rankZero && progressUrl(rankZero.object, spec.trainers.progressPort);
       const progress = poller.follow(progressKey(kind, keyOf(job)), { uid: identity.uid, attempt: status.attempt ?? 0, url: url ?? null });

@@ -5,6 +5,7 @@
  */
 import type { RequestOptions } from 'node:https';
 import { setTimeout as delay } from 'node:timers/promises';
+import { createSecureContext } from 'node:tls';
 import type { KubeConfig } from '@kubernetes/client-node';
 import { Agent, type Dispatcher } from 'undici';
 import { ApiError } from './api-error.ts';
@@ -44,7 +45,9 @@ export type WatchLine<T> = { type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK'
 export const METADATA_ONLY = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
 const METADATA_LIST = 'application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1';
 
-const MAX_CONNECTIONS = 32;
+const MAX_CONNECTIONS = 16;
+/** A connection without requests is kept for so long: less than a server or what stands before it does, or a request might meet its end. */
+const IDLE_MILLISECONDS = 30_000;
 const MAX_TRIES = 8;
 /** Longest wait that a Retry-After may ask for. */
 const MAX_RETRY_SECONDS = 30;
@@ -64,9 +67,17 @@ export class Client {
     this.#origin = url.origin;
     this.#prefix = url.pathname.replace(/\/$/, '');
     this.#options = options;
-    const connect = { ...options.tls };
+    // Made once: reading the certificates again for each connection takes as long as its handshake.
+    const connect = url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
     // HTTP/1.1: a stalled stream of one watch must not hold up the requests that share its connection.
-    this.#requests = new Agent({ connect, connections: MAX_CONNECTIONS, allowH2: false, headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: ANSWER_MILLISECONDS });
+    this.#requests = new Agent({
+      connect,
+      connections: MAX_CONNECTIONS,
+      allowH2: false,
+      keepAliveTimeout: IDLE_MILLISECONDS,
+      headersTimeout: ANSWER_MILLISECONDS,
+      bodyTimeout: ANSWER_MILLISECONDS,
+    });
     this.#watches = new Agent({ connect, allowH2: false, headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: WATCH_SILENCE_MILLISECONDS });
   }
 

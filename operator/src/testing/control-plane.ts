@@ -110,6 +110,14 @@ export class ControlPlane {
     return file;
   }
 
+  /** @returns what a pod of the administrator's would have: a folder with the token, and where the server is */
+  async serviceAccount(namespace: string): Promise<{ folder: string; env: Record<string, string> }> {
+    const folder = await mkdtemp(join(this.#folder, 'service-account-'));
+    for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace })) await writeFile(join(folder, name), text);
+    const { hostname, port } = new URL(this.server);
+    return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
+  }
+
   /** One more program beside the server, until `stop`. What it says goes to a log in the folder that it runs in. */
   run(name: string, args: string[]): ChildProcess {
     const child = run(name, this.#folder, args);
@@ -133,7 +141,7 @@ export class ControlPlane {
 
 function run(name: string, folder: string, args: string[]): ChildProcess {
   // Other people's assets need not hold all that ours do.
-  const program = [process.env['KUBEBUILDER_ASSETS'], cachedTools].flatMap((folder) => folder ?? []).map((folder) => join(folder, name)).find((file) => existsSync(file));
+  const program = [process.env['KUBEBUILDER_ASSETS'], cachedTools].flatMap((assets) => assets ?? []).map((assets) => join(assets, name)).find((file) => existsSync(file));
   assert(program, `${join(cachedTools, name)} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
   const log = openSync(join(folder, `${name}.log`), 'a');
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });

@@ -41,19 +41,17 @@ export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | nul
   return templateConflict(spec.trainers.podTemplate, allStorage(trainerStorage(spec, environment)), 'spec.trainers.podTemplate');
 }
 
-/** Of what CEL lets change only while the job is suspended. */
-export function trainingDigest({
-  dataset,
-  loss,
-  optimizer,
-  schedule,
-  epochs,
-  globalBatchSize,
-  seed,
-  augmentation,
-  trainers: { replicas, progressPort, rendezvousPort },
-}: FaceTrainJobSpec): string {
-  return specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas, progressPort, rendezvousPort });
+const digests = new WeakMap<FaceTrainJobSpec, string>();
+
+/** Of what CEL lets change only while the job is suspended. A spec is never changed in place, so its digest is kept with it. */
+export function trainingDigest(spec: FaceTrainJobSpec): string {
+  const kept = digests.get(spec);
+  if (kept !== undefined) return kept;
+  const { dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers } = spec;
+  const { replicas, progressPort, rendezvousPort } = trainers;
+  const digest = specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas, progressPort, rendezvousPort });
+  digests.set(spec, digest);
+  return digest;
 }
 
 /** Ranks find each other by name before they are ready: they are ready only once they have. */

@@ -1,0 +1,28 @@
+/** Who a program in a pod is to the API server: the token and the certificate that the kubelet mounts, and keeps fresh. */
+import { existsSync, readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { isIPv6 } from 'node:net';
+import { join } from 'node:path';
+import type { ClientOptions } from './client.ts';
+
+export const SERVICE_ACCOUNT_FOLDER = '/var/run/secrets/kubernetes.io/serviceaccount';
+
+/** A kubelet replaces a token when a fifth of its hour, at least, is left. */
+const TOKEN_MILLISECONDS = 60_000;
+
+/** @returns undefined where there is no service account: this is no pod, or one without */
+export function serviceAccount(folder: string, environment: NodeJS.ProcessEnv = process.env): { connection: Pick<ClientOptions, 'server' | 'tls' | 'credentials'>; namespace: string } | undefined {
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = environment;
+  if (!host || !port || !existsSync(join(folder, 'token'))) return undefined;
+  let authorization = '';
+  let readAt = -Infinity;
+  const credentials = async () => {
+    if (performance.now() - readAt >= TOKEN_MILLISECONDS) {
+      authorization = `Bearer ${(await readFile(join(folder, 'token'), 'utf8')).trim()}`;
+      readAt = performance.now();
+    }
+    return { authorization };
+  };
+  const server = `https://${isIPv6(host) ? `[${host}]` : host}:${port}`;
+  return { connection: { server, tls: { ca: readFileSync(join(folder, 'ca.crt')) }, credentials }, namespace: readFileSync(join(folder, 'namespace'), 'utf8').trim() };
+}
