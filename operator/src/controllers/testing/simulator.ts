@@ -39,6 +39,8 @@ export class Simulator {
   pods: SimulatedPod[] = [];
   objects: SimulatedObject[] = [];
   events: PlanEvent[] = [];
+  /** Of the FaceTrainJob, each that was written. */
+  statuses: FaceTrainJobStatus[] = [];
   progress: ObservedProgress | undefined;
   podGroupApi: string | null;
   /** Every object created and status written, in order. */
@@ -111,6 +113,7 @@ export class Simulator {
     if (this.deleted) return budget;
     if (plan.status !== job.status) {
       job.status = plan.status;
+      if (which === 'face') this.statuses.push(this.face.status);
       this.writes.push(`status of ${job.identity.name}`);
       if (--budget <= 0) return 0;
     }
