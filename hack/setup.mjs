@@ -43,7 +43,7 @@ async function npmPackages() {
   await writeFile(stamp, lock);
 }
 
-async function debianPackages(names) {
+export async function debianPackages(names) {
   const listed = await run(['dpkg-query', '-W', '-f', '${Package} ${db:Status-Abbrev}\n']).catch(() => {
     throw new SetupError(`This machine has no dpkg. Install what these Debian packages hold: ${names.join(' ')}`);
   });

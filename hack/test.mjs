@@ -1,5 +1,5 @@
 // Runs every test there is, after installing what they need: `npm test`. The last line counts them over all runners.
-// `npm test -- --only native|lint|node` runs one part; `npm test -- --only node -- FILE…` some files of it.
+// `npm test -- --only native|lint|node|e2e` runs one part; `npm test -- --only node -- FILE…` some files of it.
 import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -9,10 +9,13 @@ import { buildNative } from './build.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main } from './lib/steps.mjs';
 import { lint } from './lint.mjs';
+import { dockerEngine } from './lib/docker.mjs';
 import { setup } from './setup.mjs';
 
-const FOLDERS = ['api', 'native', 'operator', 'trainer-image', 'cli', 'hack', 'e2e'];
+const FOLDERS = ['api', 'native', 'operator', 'trainer-image', 'cli', 'hack'];
 const MINUTES_A_TEST = 10;
+/** All of a file of e2e/, with the builds of images that its first test waits for. */
+const MINUTES_A_CLUSTER = 40;
 
 /** Each suite resolves to what it counted. */
 const suites = {
@@ -28,27 +31,35 @@ const suites = {
     return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
   },
 
-  async node(files) {
-    const scratch = await mkdtemp(join(tmpdir(), 'facetrain-test-'));
-    try {
-      const counts = join(scratch, 'counts.json');
-      const patterns = files.length > 0 ? files : FOLDERS.filter((folder) => existsSync(join(root, folder))).map((folder) => `${folder}/**/*.test.{ts,mjs}`);
-      const code = await attached(
-        [
-          node, '--test', `--test-timeout=${MINUTES_A_TEST * 60_000}`,
-          '--test-reporter=spec', '--test-reporter-destination=stdout',
-          `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`, `--test-reporter-destination=${counts}`,
-          ...patterns,
-        ],
-        { cwd: root, env: environment },
-      );
-      const { passed, failed } = JSON.parse(await readFile(counts, 'utf8').catch(() => '{"passed":0,"failed":1}'));
-      return { passed, failed: code !== 0 && failed === 0 ? 1 : failed };
-    } finally {
-      await rm(scratch, { recursive: true, force: true });
-    }
+  node(files) {
+    return nodeTests(files.length > 0 ? files : FOLDERS.filter((folder) => existsSync(join(root, folder))).map((folder) => `${folder}/**/*.test.{ts,mjs}`), MINUTES_A_TEST);
+  },
+
+  async e2e(files) {
+    await dockerEngine();
+    return nodeTests(files.length > 0 ? files : ['e2e/**/*.test.ts'], MINUTES_A_CLUSTER);
   },
 };
+
+async function nodeTests(patterns, minutes) {
+  const scratch = await mkdtemp(join(tmpdir(), 'facetrain-test-'));
+  try {
+    const counts = join(scratch, 'counts.json');
+    const code = await attached(
+      [
+        node, '--test', `--test-timeout=${minutes * 60_000}`,
+        '--test-reporter=spec', '--test-reporter-destination=stdout',
+        `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`, `--test-reporter-destination=${counts}`,
+        ...patterns,
+      ],
+      { cwd: root, env: environment },
+    );
+    const { passed, failed } = JSON.parse(await readFile(counts, 'utf8').catch(() => '{"passed":0,"failed":1}'));
+    return { passed, failed: code !== 0 && failed === 0 ? 1 : failed };
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+  }
+}
 
 await main(async () => {
   const { values, positionals } = parseArgs({ options: { only: { type: 'string' } }, allowPositionals: true });

@@ -1,0 +1,62 @@
+/** `npm run cluster`: a cluster that outlives this process. */
+import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Cluster } from './cluster.ts';
+import { command } from './command.ts';
+import { createNamespace, installAll } from './facetrain.ts';
+import { buildImages } from './images.ts';
+import { cache, programs } from './paths.ts';
+
+const NAME = 'facetrain';
+const folder = join(cache, 'cluster');
+const kubeconfig = join(folder, 'kubeconfig');
+const say = (text: string) => process.stderr.write(`${text}\n`);
+
+async function up(): Promise<void> {
+  if (existsSync(kubeconfig)) {
+    say(`There is a cluster already (npm run cluster -- down removes it).`);
+  } else {
+    await buildImages((line) => say(line));
+    say('starting the cluster');
+    const cluster = await Cluster.start({ name: NAME, folder });
+    await installAll(cluster, say);
+    await createNamespace(cluster, 'demo');
+    await cluster.client.close();
+  }
+  say(`
+Ready. Try:
+
+  export KUBECONFIG=${kubeconfig} PATH=${programs}:$PATH
+  kubectl -n demo apply -k examples/lfw-small
+  kubectl -n demo get facetrainjobs -w
+`);
+}
+
+async function down(): Promise<void> {
+  const containers = (await command(['docker', 'ps', '--all', '--quiet', '--filter', `name=^${NAME}-(control-plane|worker)`])).split('\n').filter(Boolean);
+  if (containers.length > 0) await command(['docker', 'rm', '--force', '--volumes', ...containers]);
+  await rm(folder, { recursive: true, force: true });
+}
+
+const actions: Record<string, () => Promise<void> | void> = {
+  up,
+  down,
+  kubeconfig() {
+    if (!existsSync(kubeconfig)) throw new Error('there is no cluster: npm run cluster -- up');
+    process.stdout.write(`${kubeconfig}\n`);
+  },
+};
+
+const action = actions[process.argv[2] ?? ''];
+if (!action) {
+  say('Usage: npm run cluster -- up | kubeconfig | down');
+  process.exitCode = 2;
+} else {
+  try {
+    await action();
+  } catch (error) {
+    say((error as Error).message);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,228 @@
+/**
+ * The main job on a real Kubernetes, as a person runs it: helm install, kubectl apply, and the INT7 model stands in the object store. And what clusters do to
+ * jobs meanwhile.
+ */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { rm, mkdtemp, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { GetObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import { ArtifactManifest } from '@facetrain/api';
+import { eventually } from '@facetrain/operator/testing/eventually';
+import { InferenceSession, Tensor } from 'onnxruntime-node';
+import { parse, stringify } from 'yaml';
+import { Cluster } from './cluster/cluster.ts';
+import { createNamespace, installAll, installChart, s3 } from './cluster/facetrain.ts';
+import { buildImages } from './cluster/images.ts';
+import { root } from './cluster/paths.ts';
+
+const MINUTE = 60_000;
+let cluster: Cluster;
+let example: Job;
+
+interface Job {
+  metadata: { name: string };
+  spec: Record<string, any>;
+  status?: Record<string, any>;
+}
+
+before(async () => {
+  let line = '';
+  await buildImages((text) => (line = text)).catch((error) => assert.fail(`${line}\n${(error as Error).message}`));
+  cluster = await Cluster.start();
+  await installAll(cluster, () => {});
+  example = parse(await cluster.kubectl('kustomize', join(root, 'examples', 'lfw-small'))) as Job;
+});
+
+after(async () => {
+  await cluster?.stop();
+});
+
+const get = async (namespace: string, name: string, kind = 'facetrainjob'): Promise<Job> => JSON.parse(await cluster.kubectl('-n', namespace, 'get', kind, name, '-o', 'json')) as Job;
+const condition = (job: Job, type: string) => (job.status?.['conditions'] as { type: string; status: string; reason: string; message: string }[] | undefined)?.find((each) => each.type === type);
+
+/** Applies the example, shortened and changed, and gives its name. */
+async function apply(namespace: string, name: string, change: (spec: Record<string, any>) => void): Promise<void> {
+  const job = structuredClone(example);
+  job.metadata.name = name;
+  job.spec['output'].uri = `pvc://facetrain/${name}`;
+  if (job.spec['quantize']) job.spec['quantize'].output.uri = `s3://models/${name}`;
+  change(job.spec);
+  await cluster.run('kubectl', ['-n', namespace, 'apply', '-f', '-'], { input: stringify(job) });
+}
+
+/** @throws what the job says, when it ends otherwise or takes longer */
+async function reaches(namespace: string, name: string, phase: string, milliseconds: number, kind = 'facetrainjob'): Promise<Job> {
+  try {
+    return await eventually(async () => {
+      const job = await get(namespace, name, kind);
+      assert.equal(job.status?.['phase'], phase);
+      return job;
+    }, milliseconds);
+  } catch (error) {
+    const described = await cluster.kubectl('-n', namespace, 'describe', kind, name).catch(String);
+    const pods = await cluster.kubectl('-n', namespace, 'get', 'pods', '-o', 'wide').catch(String);
+    throw new Error(`${name} is not ${phase}:\n${described}\n${pods}`, { cause: error });
+  }
+}
+
+const stepOf = (job: Job): number => job.status?.['progress']?.step ?? 0;
+const runs = (namespace: string, name: string, steps: number, milliseconds = 2 * MINUTE): Promise<Job> =>
+  eventually(async () => {
+    const job = await get(namespace, name);
+    assert(stepOf(job) >= steps, `step ${stepOf(job)}, phase ${job.status?.['phase']}: ${condition(job, 'Ready')?.message}`);
+    return job;
+  }, milliseconds);
+
+test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and published', async () => {
+  await createNamespace(cluster, 'demo');
+  await cluster.kubectl('-n', 'demo', 'apply', '-k', join(root, 'examples', 'lfw-small'));
+  const job = await reaches('demo', 'lfw-small', 'Succeeded', 12 * MINUTE);
+  assert.equal(job.status!['progress'].percent, 100);
+  assert.equal(job.status!['restarts']?.count ?? 0, 0);
+  const { artifact } = job.status!;
+  assert.equal(artifact.uri, 's3://models/lfw-small');
+  const client = s3(cluster);
+  try {
+    const read = async (name: string) => Buffer.from(await (await client.send(new GetObjectCommand({ Bucket: 'models', Key: `lfw-small/${name}` }))).Body!.transformToByteArray());
+    const manifest = ArtifactManifest.parse(JSON.parse((await read('manifest.json')).toString()));
+    const { Contents } = await client.send(new ListObjectsV2Command({ Bucket: 'models', Prefix: 'lfw-small/' }));
+    assert.deepEqual(Contents!.map(({ Key }) => Key!.slice('lfw-small/'.length)).sort(), [...Object.keys(manifest.files), 'manifest.json'].sort());
+    for (const [name, { sha256, bytes: size }] of Object.entries(manifest.files)) {
+      const content = await read(name);
+      assert.equal(content.length, size, name);
+      assert.equal(createHash('sha256').update(content).digest('hex'), sha256, name);
+    }
+    // ONNX Runtime has the last word on what was published.
+    const session = await InferenceSession.create(await read('model.int7.onnx'));
+    const { embedding } = await session.run({ data: new Tensor('float32', new Float32Array(2 * 3 * 112 * 112).fill(0.25), [2, 3, 112, 112]) });
+    assert.equal(embedding!.dims[0], 2);
+    assert((embedding!.data as Float32Array).every(Number.isFinite));
+    await session.release();
+  } finally {
+    client.destroy();
+  }
+  // Nobody reads credentials where they are not kept.
+  const said = `${await cluster.kubectl('-n', 'demo', 'get', 'facetrainjobs,quantizejobs,events,pods,configmaps', '-o', 'yaml')}${await cluster.kubectl('-n', 'facetrain-system', 'logs', '-l', 'app.kubernetes.io/name=facetrain', '--tail=-1')}`;
+  assert(!said.includes('facetrain-secret'));
+});
+
+test('a trainer that is killed, and a pod that is deleted by force: the gang goes on from its checkpoint', async () => {
+  await createNamespace(cluster, 'faults');
+  await apply('faults', 'killed', (spec) => {
+    spec['epochs'] = 100;
+    spec['checkpoint'] = { everySteps: 5 };
+    spec['evaluation'] = { sets: [] };
+    delete spec['quantize'];
+  });
+  await runs('faults', 'killed', 12);
+  await cluster.execute('control-plane', ['sh', '-c', "pkill -KILL -f 'trainer-image/src/main.ts train' -o"]);
+  const restarted = await eventually(async () => {
+    const job = await get('faults', 'killed');
+    assert.equal(job.status!['attempt'], 1);
+    return job;
+  }, MINUTE);
+  assert.equal(restarted.status!['restarts'].count, 1);
+  assert(restarted.status!['checkpoint'].step >= 5);
+  const { step: from } = restarted.status!['checkpoint'];
+  await runs('faults', 'killed', from + 1);
+  const log = await cluster.kubectl('-n', 'faults', 'logs', 'killed-1-0');
+  assert.match(log, new RegExp(`step-0*${from}|"step":${from}\\b`), 'it began anew instead of from its checkpoint');
+
+  await cluster.kubectl('-n', 'faults', 'delete', 'pod', 'killed-1-1', '--force', '--grace-period=0');
+  await eventually(async () => assert.equal((await get('faults', 'killed')).status!['attempt'], 2), 2 * MINUTE);
+
+  // helm upgrade changes the operator under it, and it does not notice.
+  await runs('faults', 'killed', from + 2);
+  const uid = await cluster.kubectl('-n', 'faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}');
+  await installChart(cluster, 'logLevel=debug');
+  const step = stepOf(await get('faults', 'killed'));
+  await runs('faults', 'killed', step + 2);
+  assert.equal(await cluster.kubectl('-n', 'faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}'), uid);
+
+  // Suspended it holds nothing, and resumed it goes on.
+  const suspend = (value: boolean) => cluster.kubectl('-n', 'faults', 'patch', 'facetrainjob', 'killed', '--type=merge', '-p', JSON.stringify({ spec: { suspend: value } }));
+  await suspend(true);
+  const { status } = await reaches('faults', 'killed', 'Suspended', MINUTE);
+  assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '--field-selector=status.phase=Running', '-o', 'name')).trim(), '');
+  await suspend(false);
+  await runs('faults', 'killed', status!['checkpoint'].step + 1);
+
+  // Deleted in the midst of it, it leaves nothing.
+  await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'killed');
+  await eventually(async () => {
+    const left = await cluster.kubectl('-n', 'faults', 'get', 'pods,services,configmaps,networkpolicies,podgroups', '-l', 'facetrain.dev/job=killed', '-o', 'name');
+    assert.equal(left.trim(), '');
+  }, MINUTE);
+});
+
+test('a gang for which there is no room binds nothing, and says why', async () => {
+  await createNamespace(cluster, 'crowded');
+  await apply('crowded', 'large', (spec) => {
+    spec['trainers'] = { replicas: 4, resources: { requests: { memory: '8Gi' } } };
+  });
+  await eventually(async () => {
+    const ready = condition(await get('crowded', 'large'), 'Ready');
+    assert.match(ready?.message ?? '', /[Ii]nsufficient memory|PodGroup|unschedulable/);
+  }, MINUTE);
+  const nodes = await cluster.kubectl('-n', 'crowded', 'get', 'pods', '-o', 'jsonpath={.items[*].spec.nodeName}');
+  assert.equal(nodes.trim(), '');
+  await cluster.kubectl('-n', 'crowded', 'delete', 'facetrainjob', 'large');
+});
+
+test('wrong credentials: the QuantizeJob fails and says so; with the right ones another succeeds', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-e2e-'));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  const secret = (key: string) =>
+    cluster.run('kubectl', ['-n', 'demo', 'apply', '-f', '-'], {
+      input: stringify({ apiVersion: 'v1', kind: 'Secret', metadata: { name: 'other' }, stringData: { AWS_ACCESS_KEY_ID: 'facetrain', AWS_SECRET_ACCESS_KEY: key } }),
+    });
+  const output = structuredClone(example.spec['quantize'].output);
+  output.s3.secretRef.name = 'other';
+  output.uri = 's3://models/alone';
+  const manifest = (name: string) => ({
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'QuantizeJob',
+    metadata: { name },
+    spec: { model: { uri: 'pvc://facetrain/lfw-small/model/backbone.onnx' }, calibration: { dataset: example.spec['dataset'], images: 8 }, search: { rounds: 0 }, output, failurePolicy: { maxRestarts: 0 } },
+  });
+  await secret('wrong');
+  await writeFile(join(folder, 'wrong.json'), JSON.stringify(manifest('wrong')));
+  await cluster.kubectl('-n', 'demo', 'apply', '-f', join(folder, 'wrong.json'));
+  const failed = await reaches('demo', 'wrong', 'Failed', 2 * MINUTE, 'quantizejob');
+  assert.match(condition(failed, 'Failed')!.message, /s3:\/\/models\/alone.*(SignatureDoesNotMatch|denied|403|signature)/is);
+  await secret('facetrain-secret');
+  await writeFile(join(folder, 'right.json'), JSON.stringify(manifest('right')));
+  await cluster.kubectl('-n', 'demo', 'apply', '-f', join(folder, 'right.json'));
+  const { status } = await reaches('demo', 'right', 'Succeeded', 4 * MINUTE, 'quantizejob');
+  assert.equal(status!['artifact'].uri, 's3://models/alone');
+});
+
+test('a node that loses its power: the gang starts again elsewhere', async () => {
+  const worker = await cluster.addNode();
+  await cluster.load([`facetrain/trainer:${(await cluster.kubectl('-n', 'facetrain-system', 'get', 'deployment', 'facetrain', '-o', 'jsonpath={.metadata.labels.app\\.kubernetes\\.io/version}')).trim()}`], [worker]);
+  await apply('faults', 'moved', (spec) => {
+    spec['epochs'] = 100;
+    spec['checkpoint'] = { everySteps: 5 };
+    spec['evaluation'] = { sets: [] };
+    spec['trainers'].podTemplate = { spec: { affinity: { nodeAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 100, preference: { matchExpressions: [{ key: 'facetrain.dev/worker', operator: 'Exists' }] } }] } } } };
+    delete spec['quantize'];
+  });
+  await runs('faults', 'moved', 12);
+  assert.match(await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'jsonpath={.items[*].spec.nodeName}'), new RegExp(worker));
+  await cluster.killNode(worker);
+  const moved = await eventually(async () => {
+    const job = await get('faults', 'moved');
+    assert((job.status!['attempt'] as number) >= 1);
+    return job;
+  }, 2 * MINUTE);
+  await runs('faults', 'moved', moved.status!['checkpoint'].step + 1);
+  await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'moved');
+});
+
+test('helm uninstall keeps the jobs', async () => {
+  await cluster.run('helm', ['uninstall', 'facetrain', '--namespace', 'facetrain-system', '--wait']);
+  assert.equal((await get('demo', 'lfw-small')).status!['phase'], 'Succeeded');
+});

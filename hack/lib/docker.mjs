@@ -1,0 +1,35 @@
+// The Docker engine that the cluster of e2e/ runs in: the one that is there, else Debian's, installed and started as root.
+import { spawn } from 'node:child_process';
+import { closeSync, openSync } from 'node:fs';
+import { mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { debianPackages } from '../setup.mjs';
+import { cache } from './paths.mjs';
+import { SetupError, run, step } from './steps.mjs';
+
+const START_SECONDS = 30;
+
+const answers = () => run(['docker', 'version', '--format', '{{.Server.Version}}']).then(() => true, () => false);
+const installed = (program) => run(['sh', '-c', `command -v ${program}`]).then(() => true, () => false);
+
+/** @throws SetupError that says what is missing, where this user may not install or start it */
+export async function dockerEngine() {
+  if (process.getuid() === 0 && !(await installed('debootstrap'))) await debianPackages(['debootstrap']);
+  if (await answers()) return;
+  if (process.getuid() !== 0) throw new SetupError('No Docker engine answers to "docker version". Start one that this user may use, or run this as root.');
+  if (!(await installed('dockerd'))) await debianPackages(['docker.io']);
+  if (await answers()) return; // the package has started it
+  await step('Docker engine', async () => {
+    await mkdir(cache, { recursive: true });
+    const log = join(cache, 'dockerd.log');
+    const file = openSync(log, 'w');
+    spawn('dockerd', [], { detached: true, stdio: ['ignore', file, file] }).unref();
+    closeSync(file);
+    for (let waited = 0; waited < START_SECONDS * 10; waited += 1) {
+      if (await answers()) return;
+      await delay(100);
+    }
+    throw new SetupError(`dockerd did not start:\n${(await readFile(log, 'utf8')).slice(-3000)}`);
+  });
+}
