@@ -9,6 +9,7 @@ import type { JobKind } from '../controllers/names.ts';
 import type { ChildObject } from '../controllers/objects.ts';
 import type { JobIdentity, ObservedObject, RefusedChild } from '../controllers/observed.ts';
 import type { Action, Plan } from '../controllers/plan.ts';
+import { makesPod, together } from '../controllers/together.ts';
 import { hasReason, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
@@ -74,7 +75,7 @@ export class Executor {
   /** @returns seconds after which to look again, null: only when something changes */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
-    for (const group of groups(plan.actions)) {
+    for (const group of together(plan.actions)) {
       const setback = await this.#together(group, identity, log);
       if (!setback) continue;
       if (setback.refused) this.#refused.set(identity.uid, setback.refused);
@@ -101,7 +102,7 @@ export class Executor {
   async #together(actions: Action[], job: JobIdentity, log: Logger): Promise<Setback | null> {
     let setback: Setback | null = null;
     // A gang that the server refuses should cost one request, and not one for each pod.
-    const first = isPod(actions[0]!) ? 1 : MAX_TOGETHER;
+    const first = makesPod(actions[0]!) ? 1 : MAX_TOGETHER;
     await slowStart(actions, { first, most: MAX_TOGETHER }, async (action) => {
       const met = await this.#act(action, job, log);
       setback ??= met;
@@ -186,19 +187,6 @@ export class Executor {
     caches[kind]?.put(written);
   }
 }
-
-/** Actions in their order, neighbours that do not depend on each other together: pods need what is made before them, but not one another. */
-function groups(actions: Action[]): Action[][] {
-  const found: Action[][] = [];
-  for (const action of actions) {
-    const last = found.at(-1);
-    if (last && last[0]!.type === action.type && isPod(last[0]!) === isPod(action)) last.push(action);
-    else found.push([action]);
-  }
-  return found;
-}
-
-const isPod = (action: Action): boolean => action.type === 'create' && action.object.kind === 'Pod';
 
 /** To delete what is gone, or what has another uid by now, is no error. */
 function gone<T>(deletion: Promise<T>): Promise<T | null> {

@@ -1,8 +1,7 @@
 /**
  * What a planner answers, and nothing about how it is carried out.
  *
- * `plan(observed, now)` is pure. An executor runs the actions in order (neighbours of one type may be sent together, but pods are created
- * when all before them is there), stops at the first that fails, and writes the status last; then it emits the events. It may crash anywhere: the next plan, made from
+ * `plan(observed, now)` is pure. An executor runs the actions in order (some of them together: `together.ts`), stops at the first that fails, and writes the status last; then it emits the events. It may crash anywhere: the next plan, made from
  * what is really there, goes on.
  * An executor that finds a created object already there (its cache was stale) takes that for success. The status and the pods it shows a
  * planner must be at least as new as what it last wrote itself: from older ones an attempt could be made that is over.
