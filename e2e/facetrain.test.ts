@@ -69,12 +69,15 @@ async function reaches(namespace: string, name: string, phase: string, milliseco
 }
 
 const stepOf = (job: Job): number => job.status?.['progress']?.step ?? 0;
-const runs = (namespace: string, name: string, steps: number, milliseconds = 2 * MINUTE): Promise<Job> =>
+/** The attempt under way has got as far as that: what an earlier one has told stays in the status until this one tells more. */
+const runs = (namespace: string, name: string, { attempt, step }: { attempt: number; step: number }): Promise<Job> =>
   eventually(async () => {
     const job = await get(namespace, name);
-    assert(stepOf(job) >= steps, `step ${stepOf(job)}, phase ${job.status?.['phase']}: ${condition(job, 'Ready')?.message}`);
+    const { status = {} } = job;
+    assert.equal(status['attempt'], attempt);
+    assert(status['progress']?.lastHeartbeatTime >= status['attemptStartTime'] && stepOf(job) >= step, `step ${stepOf(job)}, phase ${status['phase']}: ${condition(job, 'Ready')?.message}`);
     return job;
-  }, milliseconds);
+  }, 2 * MINUTE);
 
 test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and published', async () => {
   await createNamespace(cluster, 'demo');
@@ -117,38 +120,38 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
     spec['evaluation'] = { sets: [] };
     delete spec['quantize'];
   });
-  await runs('faults', 'killed', 12);
+  const before = await runs('faults', 'killed', { attempt: 0, step: 12 });
   await cluster.execute('control-plane', ['sh', '-c', "pkill -KILL -f 'trainer-image/src/main.ts train' -o"]);
-  const restarted = await eventually(async () => {
-    const job = await get('faults', 'killed');
-    assert.equal(job.status!['attempt'], 1);
-    return job;
-  }, MINUTE);
-  assert.equal(restarted.status!['restarts'].count, 1);
-  assert(restarted.status!['checkpoint'].step >= 5);
-  const { step: from } = restarted.status!['checkpoint'];
-  await runs('faults', 'killed', from + 1);
+  const { status: restarted } = await runs('faults', 'killed', { attempt: 1, step: stepOf(before) - (stepOf(before) % 5) });
+  assert.equal(restarted!['restarts'].count, 1);
+  assert.match(condition({ ...before, status: restarted! }, 'Restarting')!.reason, /./);
   const log = await cluster.kubectl('-n', 'faults', 'logs', 'killed-1-0');
-  assert.match(log, new RegExp(`step-0*${from}|"step":${from}\\b`), 'it began anew instead of from its checkpoint');
+  const from = Number(/step-(\d{10})/.exec(log)?.[1]);
+  assert(from >= 5 && from <= stepOf({ ...before, status: restarted! }), `it began anew instead of from its checkpoint:\n${log}`);
 
   await cluster.kubectl('-n', 'faults', 'delete', 'pod', 'killed-1-1', '--force', '--grace-period=0');
-  await eventually(async () => assert.equal((await get('faults', 'killed')).status!['attempt'], 2), 2 * MINUTE);
+  await runs('faults', 'killed', { attempt: 2, step: from + 1 });
 
   // helm upgrade changes the operator under it, and it does not notice.
-  await runs('faults', 'killed', from + 2);
-  const uid = await cluster.kubectl('-n', 'faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}');
+  const uid = () => cluster.kubectl('-n', 'faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}');
+  const uidBefore = await uid();
   await installChart(cluster, 'logLevel=debug');
-  const step = stepOf(await get('faults', 'killed'));
-  await runs('faults', 'killed', step + 2);
-  assert.equal(await cluster.kubectl('-n', 'faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}'), uid);
+  await runs('faults', 'killed', { attempt: 2, step: stepOf(await get('faults', 'killed')) + 2 });
+  assert.equal(await uid(), uidBefore);
 
-  // Suspended it holds nothing, and resumed it goes on.
+  // Suspended it holds nothing, and resumed it goes on from where it was stopped.
   const suspend = (value: boolean) => cluster.kubectl('-n', 'faults', 'patch', 'facetrainjob', 'killed', '--type=merge', '-p', JSON.stringify({ spec: { suspend: value } }));
   await suspend(true);
-  const { status } = await reaches('faults', 'killed', 'Suspended', MINUTE);
-  assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '--field-selector=status.phase=Running', '-o', 'name')).trim(), '');
+  await reaches('faults', 'killed', 'Suspended', MINUTE);
+  const { status: stopped } = await eventually(async () => {
+    const job = await get('faults', 'killed');
+    assert.equal(condition(job, 'Ready')!.reason, 'Suspended');
+    return job;
+  }, MINUTE);
+  assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'name')).trim(), '');
+  assert(stopped!['checkpoint'].step >= stopped!['progress'].step, 'a trainer that is told to stop writes a checkpoint');
   await suspend(false);
-  await runs('faults', 'killed', status!['checkpoint'].step + 1);
+  await runs('faults', 'killed', { attempt: stopped!['attempt'], step: stopped!['checkpoint'].step + 1 });
 
   // Deleted in the midst of it, it leaves nothing.
   await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'killed');
@@ -210,15 +213,10 @@ test('a node that loses its power: the gang starts again elsewhere', async () =>
     spec['trainers'].podTemplate = { spec: { affinity: { nodeAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 100, preference: { matchExpressions: [{ key: 'facetrain.dev/worker', operator: 'Exists' }] } }] } } } };
     delete spec['quantize'];
   });
-  await runs('faults', 'moved', 12);
+  const before = await runs('faults', 'moved', { attempt: 0, step: 12 });
   assert.match(await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'jsonpath={.items[*].spec.nodeName}'), new RegExp(worker));
   await cluster.killNode(worker);
-  const moved = await eventually(async () => {
-    const job = await get('faults', 'moved');
-    assert((job.status!['attempt'] as number) >= 1);
-    return job;
-  }, 2 * MINUTE);
-  await runs('faults', 'moved', moved.status!['checkpoint'].step + 1);
+  await runs('faults', 'moved', { attempt: 1, step: stepOf(before) });
   await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'moved');
 });
 
