@@ -85,7 +85,7 @@ const definitions: Definition[] = [
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
       reason,
-      { name: 'Progress', type: 'integer', jsonPath: '.status.progress.percent', description: 'Per cent of the steps.' },
+      { name: 'Progress%', type: 'integer', jsonPath: '.status.progress.percent', description: 'Per cent of the steps.' },
       { name: 'Step', type: 'integer', jsonPath: '.status.progress.step', description: 'Steps done.', priority: 1 },
       { name: 'Loss', type: 'number', jsonPath: '.status.progress.loss', description: 'Mean over the last steps.' },
       { name: 'Images/s', type: 'number', jsonPath: '.status.progress.imagesPerSecond', description: 'Over all trainers.' },

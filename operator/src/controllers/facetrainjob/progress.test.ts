@@ -37,8 +37,9 @@ function plan(
 const RUNNING = plan(STARTED, undefined, 10).status;
 const AT_100 = plan(RUNNING, progress(100), 100).status;
 
-test('progress is told in full', () => {
-  assert.deepEqual(AT_100.progress, {
+test('progress is told in full, in digits that people can read', () => {
+  const told = plan(RUNNING, progress(100, { imagesPerSecond: 40.000123, loss: 9.5000004 }), 100).status.progress;
+  assert.deepEqual(told, {
     step: 100,
     totalSteps: 1000,
     epoch: 1,

@@ -80,13 +80,16 @@ function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSec
     totalSteps,
     epoch,
     percent: totalSteps === 0 ? 0 : Math.min(100, Math.floor((100 * step) / totalSteps)),
-    imagesPerSecond,
-    loss,
+    imagesPerSecond: imagesPerSecond === undefined ? undefined : rounded(imagesPerSecond, 4),
+    loss: loss === undefined ? undefined : rounded(loss, 6),
     estimatedCompletionTime: etaSeconds === undefined ? undefined : timestamp(new Date(now.getTime() + 1000 * etaSeconds)),
     activity,
     lastHeartbeatTime: timestamp(now),
   });
 }
+
+/** For `kubectl get`, which shows every digit there is. */
+const rounded = (value: number, digits: number): number => Number(value.toPrecision(digits));
 
 type Checkpoint = NonNullable<ObservedProgress['checkpoint']>;
 
