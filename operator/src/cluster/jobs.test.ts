@@ -348,6 +348,16 @@ test('a spec that the definition lets through and this operator does not is told
   assert.match((await scene.saying('done', 'Succeeded'))!, /^Succeeded: /);
 });
 
+test('an address relative to the manifest is told with its field: no pod has the folder of the manifest', async (t) => {
+  const scene = await open(t, 'relative');
+  await scene.applyFaceTrainJob('local', { evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin' }, { name: 'cfp', uri: 'file://data/cfp.bin' }] } });
+  await eventually(async () => assert.match((await scene.saying('local', 'Stalled')) ?? '', /^InvalidSpec: local: spec\.evaluation\.sets\[1\]\.uri: "file:\/\/data\/cfp\.bin"; relative to the manifest .*pvc:/));
+  assert.deepEqual(await scene.names(pods), []);
+  // An absolute one may be what a volume of the podTemplate holds.
+  await scene.applyFaceTrainJob('mounted', { dataset: { uri: 'file:///mnt/faces' } });
+  await scene.hasPods('mounted-0-0', 'mounted-0-1');
+});
+
 test('a replica that cannot list what it needs is not ready, says what, and recovers; it is alive all the same', async (t) => {
   await plane.createNamespace('unready');
   const operator = await startOperator(plane, 'unready', { unready: true, through: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }) });

@@ -24,6 +24,7 @@ import { Executor } from './executor.ts';
 import { identityOf, observeObject, observePod } from './observe.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
 import { ProgressPoller } from './progress.ts';
+import { refuseRelativePaths } from './relative-paths.ts';
 import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
 import { Surroundings } from './surroundings.ts';
 
@@ -65,8 +66,8 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     QuantizeJob: new Controller({ name: 'quantizejob', reconcile: reconcilerOf('QuantizeJob', quantizeJobs, caches.QuantizeJob), workers, log, metrics: metrics.controller('quantizejob') }),
   };
   const specs = {
-    FaceTrainJob: new ParsedSpecs('FaceTrainJob', (document, name) => parseDocument(FaceTrainJob, document, name, 'InvalidManifest')),
-    QuantizeJob: new ParsedSpecs('QuantizeJob', (document, name) => parseDocument(QuantizeJob, document, name, 'InvalidManifest')),
+    FaceTrainJob: new ParsedSpecs('FaceTrainJob', (document, name) => refuseRelativePaths(parseDocument(FaceTrainJob, document, name, 'InvalidManifest'), name)),
+    QuantizeJob: new ParsedSpecs('QuantizeJob', (document, name) => refuseRelativePaths(parseDocument(QuantizeJob, document, name, 'InvalidManifest'), name)),
   };
   const wake = (kind: JobKind, key: string) => controllers[kind].queue.add(key);
   for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const) caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
