@@ -6,22 +6,24 @@
 import { ExitCode } from './exit-codes.ts';
 
 /** Stable names, written to the pod's termination message, so that policies need not parse text. */
-export type ErrorCode =
-  | 'InvalidManifest'
-  | 'InvalidConfig'
-  | 'InvalidDataset'
-  | 'InvalidVerificationSet'
-  | 'InvalidModel'
-  | 'UnsupportedOperator'
-  | 'InvalidCheckpoint'
-  | 'InvalidArtifact'
-  | 'InvalidArgument'
-  | 'StorageFailed'
-  | 'DiskFull'
-  | 'RendezvousTimeout'
-  | 'PeerLost'
-  | 'NotANumber'
-  | 'GateFailed';
+export const ERROR_CODES = [
+  'InvalidManifest',
+  'InvalidConfig',
+  'InvalidDataset',
+  'InvalidVerificationSet',
+  'InvalidModel',
+  'UnsupportedOperator',
+  'InvalidCheckpoint',
+  'InvalidArtifact',
+  'InvalidArgument',
+  'StorageFailed',
+  'DiskFull',
+  'RendezvousTimeout',
+  'PeerLost',
+  'NotANumber',
+  'GateFailed',
+] as const;
+export type ErrorCode = (typeof ERROR_CODES)[number];
 
 export interface FacetrainErrorOptions {
   code: ErrorCode;

@@ -102,7 +102,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Backoff':
       return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
     case 'Active':
-      if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: `all ${view.ranks.length} pods are ready` };
+      if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: allAre(view) };
       return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending), message: whatPodsWaitFor(view) };
     case 'Quantizing':
       return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
@@ -110,6 +110,8 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       return { ready: true, state: 'there', reason: Reason.succeeded, message: stage.message };
   }
 }
+
+const allAre = ({ ranks }: JobView): string => (ranks.length === 1 ? 'the pod is ready' : `all ${ranks.length} pods are ready`);
 
 function stillThere(view: JobView): string {
   const [first, ...more] = view.others.filter(isAlive).map(({ name }) => name);
@@ -174,7 +176,7 @@ function podConditions(stage: Stage, view: JobView): WantedCondition[] {
       ? { type: ConditionType.admitted, status: 'True', reason: Reason.scheduled, message: 'every pod has its place' }
       : { type: ConditionType.admitted, status: 'False', reason: Reason.unschedulable, message: `${placed} of ${ranks.length} pods have a place; ${waits}` },
     allReady(view)
-      ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: `all ${ranks.length} pods are ready` }
+      ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: allAre(view) }
       : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waits },
     running
       ? { type: ConditionType.running, status: 'True', reason: Reason.running, message: `attempt ${view.attempt} is under way` }
