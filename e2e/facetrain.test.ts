@@ -148,7 +148,7 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
     assert.equal(condition(job, 'Ready')!.reason, 'Suspended');
     return job;
   }, MINUTE);
-  assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'name')).trim(), '');
+  await eventually(async () => assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'name')).trim(), ''));
   assert(stopped!['checkpoint'].step >= stopped!['progress'].step, 'a trainer that is told to stop writes a checkpoint');
   await suspend(false);
   await runs('faults', 'killed', { attempt: stopped!['attempt'], step: stopped!['checkpoint'].step + 1 });

@@ -20,8 +20,8 @@ const cases: Record<string, { status: PodObject['status']; want: { [Field in key
   },
   'one whose message is the tail of a log': { status: { phase: 'Failed', containerStatuses: [terminated(1, { message: 'Segmentation fault' })] }, want: { exitCode: 1, termination: undefined } },
   'one that ended well, and says what it published': {
-    status: { phase: 'Succeeded', containerStatuses: [terminated(0, { reason: 'Completed', message: '{"artifact":{"bytes":7,"gate":"Passed"}}' })] },
-    want: { exitCode: 0, reason: undefined, result: { artifact: { bytes: 7, gate: 'Passed' } }, termination: undefined },
+    status: { phase: 'Succeeded', containerStatuses: [terminated(0, { reason: 'Completed', message: '{"artifact":{"bytes":7,"meanCosine":0.98952621,"gate":"Passed"}}' })] },
+    want: { exitCode: 0, reason: undefined, result: { artifact: { bytes: 7, meanCosine: 0.98953, gate: 'Passed' } }, termination: undefined },
   },
   'one that ended well, with words of another version': {
     status: { phase: 'Succeeded', containerStatuses: [terminated(0, { message: '{"artifact":{"bytes":"many"}}' })] },

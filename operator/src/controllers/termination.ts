@@ -2,6 +2,7 @@
 import { TerminationMessage, TerminationResult } from '@facetrain/api';
 import { observedProgress } from './facetrainjob/progress.ts';
 import type { ObservedPod } from './objects.ts';
+import { rounded } from './values.ts';
 
 /** Empty for what is not ours: the tail of a log, another program's message, one that was cut. */
 export function readTermination(text: string): Pick<ObservedPod, 'termination' | 'result'> {
@@ -16,5 +17,16 @@ export function readTermination(text: string): Pick<ObservedPod, 'termination' |
   const { data } = TerminationResult.safeParse(content);
   if (!data) return {};
   const { progress, artifact } = data;
-  return { result: { ...(progress && { progress: observedProgress(progress) }), ...(artifact && { artifact }) } };
+  return { result: { ...(progress && { progress: observedProgress(progress) }), ...(artifact && { artifact: readable(artifact) }) } };
+}
+
+type Artifact = NonNullable<TerminationResult['artifact']>;
+
+function readable(artifact: Artifact): Artifact {
+  const { meanCosine, accuracyDrop } = artifact;
+  return {
+    ...artifact,
+    ...(meanCosine !== undefined && { meanCosine: rounded(meanCosine, 5) }),
+    ...(accuracyDrop !== undefined && { accuracyDrop: rounded(accuracyDrop, 3) }),
+  };
 }

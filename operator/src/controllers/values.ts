@@ -15,3 +15,6 @@ export function canonicalJson(value: unknown): string {
 export function truncate(text: string, length: number): string {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
+
+/** For people: `kubectl get` shows every digit there is. */
+export const rounded = (value: number, digits: number): number => Number(value.toPrecision(digits));

@@ -14,7 +14,7 @@ import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 import { secondsSince, timestamp } from '../time.ts';
-import { compact } from '../values.ts';
+import { compact, rounded } from '../values.ts';
 import { checkpointsUri } from './config.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
@@ -87,9 +87,6 @@ function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSec
     lastHeartbeatTime: timestamp(now),
   });
 }
-
-/** For `kubectl get`, which shows every digit there is. */
-const rounded = (value: number, digits: number): number => Number(value.toPrecision(digits));
 
 type Checkpoint = NonNullable<ObservedProgress['checkpoint']>;
 
