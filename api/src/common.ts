@@ -97,6 +97,17 @@ function storageUri(schemes: StorageScheme[], description: string) {
     .describe(`${description} ${schemes.map((scheme) => SCHEME_HELP[scheme]).join('; ')}.`);
 }
 
+/** As S3Access, for what is read. */
+const S3Source = z
+  .strictObject({
+    ...S3Access.shape,
+    cache: storageUri(
+      ['hostpath', 'pvc'],
+      'A folder where pods keep what they fetch, for each other and for later ones: each object comes once to a node, or to a claim. Its files must not change in the store; nothing is removed here. Absent: every pod fetches for itself.',
+    ).optional(),
+  })
+  .describe('How to reach an s3:// address, and where to keep what is fetched.');
+
 const S3_RULE = {
   cel: "!has(self.s3) || self.uri.startsWith('s3://')",
   message: 's3 is only for an s3:// uri',
@@ -106,7 +117,7 @@ const S3_RULE = {
 
 /** Something that is read: a file or a folder in any storage. */
 export function source(description: string) {
-  return rules(z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Access.optional() }), [S3_RULE]).describe(description);
+  return rules(z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Source.optional() }), [S3_RULE]).describe(description);
 }
 
 /** A folder on a file system, which every pod of a job can write and later attempts can read. */
@@ -121,7 +132,7 @@ export function destination(description: string) {
 
 export interface StorageRef {
   uri: string;
-  s3?: S3Access | undefined;
+  s3?: (S3Access & { cache?: string | undefined }) | undefined;
 }
 
 export type StorageLocation =
@@ -156,7 +167,7 @@ export const EvaluationSet = rules(
       .regex(/^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$/, 'letters, digits, "-", "_" and "."')
       .describe('Name of the set in reports and status.'),
     uri: storageUri(['file', 'hostpath', 'pvc', 's3'], 'A verification set in insightface’s .bin layout.'),
-    s3: S3Access.optional(),
+    s3: S3Source.optional(),
   }),
   [S3_RULE],
 );

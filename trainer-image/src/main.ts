@@ -14,11 +14,11 @@ import { isStop, stopExitCode, stopSignal } from './program/stop.ts';
 import { reportFailure, reportResult } from './program/termination.ts';
 import { writeAtomically } from './storage/atomic.ts';
 
-const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--endpoint URL] [--region NAME] [--force-path-style]
+const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
 
 train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the others at MASTER_ADDR:MASTER_PORT
 quantize  quantises the model of FACETRAIN_CONFIG and publishes it
-fetch     copies a file or folder from file:// or s3:// to a path
+fetch     copies a file or folder from file:// or s3:// to a path; --shared: others may do the same, and one of them does it for all
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
 FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, else {"progress"} of rank 0 or the {"artifact"}
@@ -83,7 +83,9 @@ async function quantizeMode(): Promise<ExitCode> {
 async function fetchMode(args: string[]): Promise<ExitCode> {
   const values = fetchOptions(args);
   const { fetchTo } = await import('./storage/fetch.ts');
-  await fetchTo(values, signal);
+  const fetched = await fetchTo(values, signal, { onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same') });
+  const written = fetched.filter((file) => file.written);
+  log.info({ uri: values.uri, files: fetched.length, downloaded: written.length, bytes: written.reduce((sum, { bytes }) => sum + bytes, 0) }, 'fetched');
   return ExitCode.success;
 }
 
@@ -94,14 +96,15 @@ function fetchOptions(args: string[]) {
       options: {
         uri: { type: 'string' },
         to: { type: 'string' },
+        shared: { type: 'boolean', default: false },
         endpoint: { type: 'string' },
         region: { type: 'string' },
         'force-path-style': { type: 'boolean', default: false },
       },
     });
-    const { uri, to, endpoint, region } = values;
+    const { uri, to, shared, endpoint, region } = values;
     if (uri === undefined || to === undefined) throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
-    return { uri, to, endpoint: endpoint ?? null, region: region ?? null, forcePathStyle: values['force-path-style'] };
+    return { uri, to, shared, endpoint: endpoint ?? null, region: region ?? null, forcePathStyle: values['force-path-style'] };
   } catch (error) {
     throw error instanceof FacetrainError ? error : usage('fetch', 'the options in --help', (error as Error).message);
   }

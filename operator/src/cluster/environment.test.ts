@@ -49,6 +49,17 @@ describe('where a pod finds its storage', () => {
     assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
     for (const entry of fetch!.env) assert.partialDeepStrictEqual(entry, { valueFrom: { secretKeyRef: { name: 'store' } } });
   });
+
+  test('an object store with a cache: fetched into the cache by one pod for all, and only read by the program', () => {
+    const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, cache: 'pvc://shared/faces' };
+    const { path, volume, mount, fetch } = mounted(environment, 'dataset', { uri: 's3://data/ms1mv3/', s3 }, 'read');
+    assert.equal(path, `${at}/faces/store:9000/data/ms1mv3`);
+    assert.deepEqual([volume, mount], [{ name: 'dataset', persistentVolumeClaim: { claimName: 'shared' } }, { name: 'dataset', mountPath: at, readOnly: true }]);
+    assert.deepEqual(fetch!.args, ['fetch', '--uri', 's3://data/ms1mv3/', '--to', path, '--shared', '--endpoint', 'http://store:9000', '--force-path-style']);
+    assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
+    const node = mounted(environment, 'dataset', { uri: 's3://data/../x', s3: { forcePathStyle: false, cache: 'hostpath:///var/cache/faces' } }, 'read');
+    assert.deepEqual([node.path, node.volume], [`${at}/aws/data/%2E%2E/x`, { name: 'dataset', hostPath: { path: '/var/cache/faces' } }]);
+  });
 });
 
 test('ranks meet by the name that the headless service gives rank 0 of the attempt', () => {

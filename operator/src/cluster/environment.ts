@@ -2,7 +2,7 @@
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Environment, Mounted } from '../controllers/environment.ts';
 import { podName } from '../controllers/names.ts';
-import { fetchContainer } from '../controllers/storage.ts';
+import { cachePath, fetchContainer } from '../controllers/storage.ts';
 
 const ROOT = '/mnt/facetrain';
 
@@ -36,6 +36,12 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
     case 's3': {
       const scratch = { volume: { name, emptyDir: {} }, mount: { name, mountPath } };
       if (access === 'write') return { path: mountPath, ...scratch };
+      const cache = reference.s3?.cache;
+      if (cache !== undefined) {
+        const kept = storage(name, { uri: cache }, 'read');
+        const path = `${kept.path}/${cachePath(reference)}`;
+        return { ...kept, path, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
+      }
       // One level down: a single file is fetched as well as a folder.
       const path = `${mountPath}/data`;
       return { path, ...scratch, fetch: fetchContainer(name, reference, path, [scratch.mount]) };

@@ -17,9 +17,16 @@ export function mounted(environment: Environment, name: string, reference: Stora
 
 /** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
 export function fetchContainer(name: string, { uri, s3 }: StorageRef, path: string, volumeMounts: VolumeMount[]): Container {
-  const { endpoint, region, forcePathStyle } = s3 ?? {};
-  const options = [...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
+  const { endpoint, region, forcePathStyle, cache } = s3 ?? {};
+  const options = [...(cache ? ['--shared'] : []), ...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
   return { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts };
+}
+
+/** Where an object store's data lies in a cache: below a folder of its server, so that whoever reads the same finds it. */
+export function cachePath({ uri, s3 }: StorageRef): string {
+  const server = s3?.endpoint?.replace(/^https?:\/\//, '') ?? 'aws';
+  const segments = [server, uri.replace(/^s3:\/\//, '')].flatMap((part) => part.split('/')).filter((segment) => segment !== '');
+  return segments.map((segment) => (/^\.+$/.test(segment) ? segment.replaceAll('.', '%2E') : segment)).join('/');
 }
 
 /** AWS credentials by reference to the keys of a Secret: never a value that a config, a status or a log could show. */

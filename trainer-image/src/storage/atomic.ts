@@ -10,7 +10,9 @@ export function storageError(path: string, error: unknown): unknown {
   if (cause.code === 'ENOSPC' || cause.code === 'EDQUOT') {
     return new FacetrainError({ code: 'DiskFull', subject: path, found: `no space left (${cause.code})`, allowed: 'free some space or write to another place', cause });
   }
-  return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: 'a place that can be read and written', cause });
+  const refused = cause.code === 'EACCES' || cause.code === 'EPERM' || cause.code === 'EROFS';
+  const whom = refused ? ` by user ${process.getuid?.()}, group ${process.getgid?.()}` : '';
+  return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: `a place that can be read and written${whom}`, cause });
 }
 
 /**

@@ -4,15 +4,20 @@
  * What is there with the same size and time is left alone (rsync's rule; a copy takes its source's time). A download goes to a hidden file
  * beside its target, is checked against the server's digest where it gives one, and renamed. An interrupted one goes on where it stopped, as
  * long as the object is the same. One process at a time may fetch to a path.
+ *
+ * Unless it is shared: then any number may, of any machines, and one of them downloads while the others wait for it (`lock.ts`). Each writes a file of its own, so
+ * that one that was thought dead and wakes cannot touch what another has checked; what the dead left is copied. A rename then puts in place what has the digest, whoever
+ * does it, and however often.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
+import { constants, copyFile, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { GetObjectCommand, HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2, type S3Client } from '@aws-sdk/client-s3';
 import { FacetrainError, parseStorageUri } from '@facetrain/api';
-import { storageError, writeAtomically } from './atomic.ts';
+import { makeFolder, storageError, writeAtomically } from './atomic.ts';
+import { withLock, type LockOptions } from './lock.ts';
 import { ATTEMPTS, DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
 
 export interface Fetched {
@@ -23,11 +28,22 @@ export interface Fetched {
   written: boolean;
 }
 
-/**
- * @param request a file or object is copied to the path `to`, a folder or prefix into it
- * @throws FacetrainError StorageFailed or DiskFull
- */
-export async function fetchTo(request: StorageAddress & { to: string }, signal?: AbortSignal): Promise<Fetched[]> {
+export interface FetchRequest extends StorageAddress {
+  /** A file or object is copied to this path, a folder or prefix into it. */
+  to: string;
+  /** Others may fetch to the same path at the same time. */
+  shared?: boolean;
+}
+
+/** @throws FacetrainError StorageFailed or DiskFull */
+export async function fetchTo(request: FetchRequest, signal?: AbortSignal, lock: Omit<LockOptions, 'signal'> = {}): Promise<Fetched[]> {
+  if (!request.shared) return fetchAlone(request, signal);
+  const file = join(dirname(request.to), `.${basename(request.to)}.lock`);
+  await onDisk(file, () => makeFolder(dirname(file)));
+  return withLock(file, () => fetchAlone(request, signal), { ...lock, signal });
+}
+
+async function fetchAlone(request: FetchRequest, signal: AbortSignal | undefined): Promise<Fetched[]> {
   const location = parseStorageUri(request.uri);
   if (location.scheme === 'file') return fetchPath(location.path, request.to, signal);
   if (location.scheme !== 's3') {
@@ -35,7 +51,7 @@ export async function fetchTo(request: StorageAddress & { to: string }, signal?:
   }
   const client = s3Client(request);
   const { bucket, key } = location;
-  const objects = { client, address: request, bucket, signal };
+  const objects = { client, address: request, bucket, signal, shared: request.shared ?? false };
   try {
     const head = key === '' || key.endsWith('/') ? null : await headObject(objects, key);
     if (head) return [await fetchObject(objects, { key, to: request.to, head })];
@@ -52,6 +68,7 @@ interface Objects {
   address: StorageAddress;
   bucket: string;
   signal: AbortSignal | undefined;
+  shared: boolean;
 }
 
 function sendOptions({ signal }: Objects): { abortSignal?: AbortSignal } {
@@ -112,15 +129,39 @@ async function fetchObject(objects: Objects, { key, to, head }: { key: string; t
   if (await isCopy(to, bytes, time)) return { path: to, bytes, written: false };
   // Named by the object's version: the rest of another one is never appended.
   const version = createHash('sha256').update(`${objects.bucket}/${key}/${head.ETag ?? ''}/${bytes}`).digest('hex').slice(0, 16);
-  const partial = join(dirname(to), `.${basename(to)}.${version}.partial`);
-  await onDisk(to, () => mkdir(dirname(to), { recursive: true }));
-  await download(objects, key, head, partial, bytes);
-  await check(partial, head, bytes, `s3://${objects.bucket}/${key}`);
-  await onDisk(to, async () => {
-    await utimes(partial, time, time);
-    await rename(partial, to);
-  });
+  const stem = `.${basename(to)}.${version}.`;
+  await onDisk(to, () => makeFolder(dirname(to)));
+  const partial = objects.shared ? await inherit(dirname(to), stem) : join(dirname(to), `${stem}partial`);
+  try {
+    await download(objects, key, head, partial, bytes);
+    await check(partial, head, bytes, `s3://${objects.bucket}/${key}`);
+    await onDisk(to, async () => {
+      await utimes(partial, time, time);
+      await rename(partial, to);
+      if (objects.shared) for (const left of await partials(dirname(to), stem)) await rm(left, { force: true });
+    });
+  } catch (error) {
+    // Somebody thought us dead, did it all, and cleaned up.
+    if (objects.shared && (await isCopy(to, bytes, time))) return { path: to, bytes, written: false };
+    throw error;
+  }
   return { path: to, bytes, written: true };
+}
+
+/** A partial file of our own, with as much in it as another process came to. */
+async function inherit(directory: string, stem: string): Promise<string> {
+  const own = join(directory, `${stem}${randomUUID()}.partial`);
+  return onDisk(own, async () => {
+    const left = await Promise.all((await partials(directory, stem)).map(async (path) => ({ path, size: (await stat(path)).size })));
+    const [longest] = left.sort((a, b) => b.size - a.size);
+    if (longest) await copyFile(longest.path, own, constants.COPYFILE_FICLONE);
+    return own;
+  });
+}
+
+async function partials(directory: string, stem: string): Promise<string[]> {
+  const names = await readdir(directory);
+  return names.filter((name) => name.startsWith(stem) && name.endsWith('.partial')).map((name) => join(directory, name));
 }
 
 /** Compares a finished download with what the server says of the object; a wrong one is removed. */

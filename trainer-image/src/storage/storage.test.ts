@@ -1,7 +1,7 @@
 /** Publishing and fetching, against a real S3 server. */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { createServer, type Server } from 'node:http';
+import { createServer } from 'node:http';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readFile, readdir, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
@@ -9,11 +9,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { ExitCode, FacetrainError } from '@facetrain/api';
-import { GetObjectCommand, HeadObjectCommand } from '@aws-sdk/client-s3';
+import { HeadObjectCommand } from '@aws-sdk/client-s3';
 import { fetchTo } from './fetch.ts';
 import { checkDestination, publish } from './publish.ts';
 import { s3Client, s3Error, type StorageAddress } from './s3.ts';
-import { CREDENTIALS, freePort, startS3Server, type S3Server } from './testing.ts';
+import { CREDENTIALS, freePort, startS3Server, type S3Proxy, type S3Server } from './testing.ts';
 
 const NAMES = ['model.int7.onnx', 'report.json', 'manifest.json'];
 /** Larger than a part of lib-storage's uploads, so that it goes in several. */
@@ -96,11 +96,11 @@ describe('an interrupted download', () => {
     await publish(folder, NAMES, server.address('s3://models/resumed'));
     const to = join(scratch, 'model.onnx');
     const ranges: string[] = [];
-    const proxy = await breakingProxy(server.endpoint, 4 * 2 ** 20, ranges);
+    const proxy = await breakingProxy(4 * 2 ** 20, ranges);
     try {
       await fetchTo({ ...server.address('s3://models/resumed/model.int7.onnx'), endpoint: proxy.endpoint, to });
     } finally {
-      proxy.server.close();
+      proxy.close();
     }
     assert.deepEqual(await readFile(to), LARGE);
     assert.equal(ranges[0], '');
@@ -113,14 +113,14 @@ describe('an interrupted download', () => {
     const to = join(scratch, 'model.onnx');
     const request = { ...server.address('s3://models/damaged/model.int7.onnx'), to };
     // One byte of what came before is flipped.
-    const proxy = await breakingProxy(server.endpoint, 4 * 2 ** 20, [], async () => {
+    const proxy = await breakingProxy(4 * 2 ** 20, [], async () => {
       const partial = (await readdir(scratch)).find((name) => name.endsWith('.partial'))!;
       const bytes = await readFile(join(scratch, partial));
       bytes[0]! ^= 1;
       await writeFile(join(scratch, partial), bytes);
     });
     const error = await failure(fetchTo({ ...request, endpoint: proxy.endpoint }));
-    proxy.server.close();
+    proxy.close();
     assert.equal(error.code, 'StorageFailed');
     assert.match(error.message, /sha256 .* after the download/);
     assert.deepEqual(await readdir(scratch), ['artifact']);
@@ -129,30 +129,16 @@ describe('an interrupted download', () => {
   });
 });
 
-/** An HTTP proxy that cuts the first answer to a GET after `bytes`, and notes the ranges that are asked for. */
-async function breakingProxy(target: string, bytes: number, ranges: string[], onResume?: () => Promise<void>): Promise<{ endpoint: string; server: Server }> {
+/** A proxy that cuts the first answer to a GET after `bytes`, and notes the ranges that are asked for. */
+function breakingProxy(bytes: number, ranges: string[], onResume?: () => Promise<void>): Promise<S3Proxy> {
   let cut = false;
-  const proxy = createServer(async (request, response) => {
-    if (request.method === 'GET') ranges.push(request.headers.range ?? '');
-    if (cut && request.headers.range) await onResume?.();
-    const headers = Object.fromEntries(Object.entries(request.headers).filter(([name]) => !['host', 'connection'].includes(name))) as Record<string, string>;
-    // The signature covers the host that the client knows, so this proxy signs anew.
-    const client = s3Client({ uri: '', endpoint: target, region: 'us-east-1', forcePathStyle: true });
-    const Key = decodeURIComponent(new URL(request.url!, target).pathname.replace('/models/', ''));
-    if (request.method === 'HEAD') {
-      const head = await client.send(new HeadObjectCommand({ Bucket: 'models', Key }));
-      response.writeHead(200, { 'content-length': head.ContentLength, etag: head.ETag, 'last-modified': head.LastModified!.toUTCString(), 'x-amz-meta-sha256': head.Metadata!['sha256'] }).end();
-      return;
-    }
-    const answer = await client.send(new GetObjectCommand({ Bucket: 'models', Key, ...(headers['range'] ? { Range: headers['range'] } : {}) }));
-    const body = await answer.Body!.transformToByteArray();
-    response.writeHead(answer.ContentRange ? 206 : 200, { 'content-length': body.length, etag: answer.ETag, ...(answer.ContentRange ? { 'content-range': answer.ContentRange } : {}) });
+  return server.proxy('models', async ({ range, body, response }) => {
+    ranges.push(range);
+    if (cut && range) await onResume?.();
     if (cut) return void response.end(body);
     cut = true;
     response.write(body.subarray(0, bytes), () => response.destroy());
-  }).listen(0, '127.0.0.1');
-  await once(proxy, 'listening');
-  return { endpoint: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, server: proxy };
+  });
 }
 
 test('a file that is there with another time or size is fetched again', async () => {

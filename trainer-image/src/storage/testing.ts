@@ -3,10 +3,12 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { createServer, type AddressInfo } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { StorageAddress } from './s3.ts';
+import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import { DIGEST_METADATA, s3Client, type StorageAddress } from './s3.ts';
 
 export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
 
@@ -15,7 +17,23 @@ export interface S3Server {
   /** Buckets are its folders, objects their files. */
   folder: string;
   address(uri: string): StorageAddress;
+  /** A server in front of this one, for objects of one bucket. */
+  proxy(bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy>;
   stop(): Promise<void>;
+}
+
+export interface ProxiedGet {
+  key: string;
+  /** The header; empty without one. */
+  range: string;
+  /** What this server answered, which `send` writes to the response as it likes. */
+  body: Uint8Array;
+  response: ServerResponse;
+}
+
+export interface S3Proxy {
+  endpoint: string;
+  close(): void;
 }
 
 /** A port of the loopback that nobody listens on, a moment ago. */
@@ -65,5 +83,41 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
     await stop();
     throw error;
   });
-  return { endpoint, folder, address: (uri) => ({ uri, endpoint, region: 'us-east-1', forcePathStyle: true }), stop };
+  const address = (uri: string): StorageAddress => ({ uri, endpoint, region: 'us-east-1', forcePathStyle: true });
+  return { endpoint, folder, address, proxy: (bucket, send) => startProxy(address(''), bucket, send), stop };
+}
+
+/** Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a prefix. */
+async function startProxy(target: StorageAddress, bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy> {
+  const client = s3Client(target);
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
+    const { pathname, searchParams } = new URL(request.url!, target.endpoint!);
+    const key = decodeURIComponent(pathname.slice(`/${bucket}/`.length));
+    if (key === '') {
+      const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: searchParams.get('prefix') ?? '' }));
+      const contents = Contents.map(({ Key, Size }) => `<Contents><Key>${Key}</Key><Size>${Size}</Size></Contents>`).join('');
+      return void response.writeHead(200, { 'content-type': 'application/xml' }).end(`<ListBucketResult>${contents}</ListBucketResult>`);
+    }
+    if (request.method === 'HEAD') {
+      const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key })).catch(() => null);
+      if (!head) return void response.writeHead(404).end();
+      const digest = head.Metadata?.[DIGEST_METADATA];
+      return void response
+        .writeHead(200, { 'content-length': head.ContentLength, etag: head.ETag, 'last-modified': head.LastModified!.toUTCString(), ...(digest && { [`x-amz-meta-${DIGEST_METADATA}`]: digest }) })
+        .end();
+    }
+    const { range } = request.headers;
+    const got = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }));
+    const body = await got.Body!.transformToByteArray();
+    response.writeHead(got.ContentRange ? 206 : 200, { 'content-length': body.length, etag: got.ETag, ...(got.ContentRange ? { 'content-range': got.ContentRange } : {}) });
+    await send({ key, range: range ?? '', body, response });
+  };
+  const proxy = createHttpServer((request, response) => void answer(request, response).catch(() => response.destroy())).listen(0, '127.0.0.1');
+  await once(proxy, 'listening');
+  const close = () => {
+    proxy.closeAllConnections();
+    proxy.close();
+    client.destroy();
+  };
+  return { endpoint: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, close };
 }
