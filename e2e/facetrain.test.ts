@@ -154,11 +154,11 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
   await runs('faults', 'killed', { attempt: stopped!['attempt'], step: stopped!['checkpoint'].step + 1 });
 
   // Deleted in the midst of it, it leaves nothing.
+  const children = async () => (await cluster.kubectl('-n', 'faults', 'get', 'pods,services,configmaps,networkpolicies,podgroups', '-l', 'facetrain.dev/job-name=killed', '-o', 'name')).trim().split('\n').filter(Boolean);
+  const kinds = (await children()).map((name) => name.split('/')[0]!.split('.')[0]);
+  assert.deepEqual([...new Set(kinds)].sort(), ['configmap', 'networkpolicy', 'pod', 'podgroup', 'service']);
   await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'killed');
-  await eventually(async () => {
-    const left = await cluster.kubectl('-n', 'faults', 'get', 'pods,services,configmaps,networkpolicies,podgroups', '-l', 'facetrain.dev/job=killed', '-o', 'name');
-    assert.equal(left.trim(), '');
-  }, MINUTE);
+  await eventually(async () => assert.deepEqual(await children(), []), MINUTE);
 });
 
 test('a gang for which there is no room binds nothing, and says why', async () => {
