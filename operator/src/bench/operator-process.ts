@@ -34,7 +34,9 @@ export class OperatorProcess {
     const { folder, env } = await plane.serviceAccount(NAMESPACE);
     const args = ['--image', 'registry.example/trainer:1', '--service-account', folder, '--health-port', String(port)];
     const child = spawn(process.execPath, [...NODE_OPTIONS, ...nodeOptions, PROGRAM, ...args], { stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } });
-    process.once('exit', () => child.kill('SIGKILL'));
+    const kill = () => child.kill('SIGKILL');
+    process.once('exit', kill);
+    child.once('exit', () => process.off('exit', kill));
     const operator = new OperatorProcess(child, `http://127.0.0.1:${port}`);
     await eventually(async () => {
       assert.equal(child.exitCode, null, 'the operator has ended');
