@@ -1,5 +1,5 @@
 /** Files that are never seen half-written: written under another name in the same folder, flushed, then renamed. */
-import { mkdir, open, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { chmod, mkdir, open, rename, rm, stat, type FileHandle } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 
@@ -10,33 +10,42 @@ export function storageError(path: string, error: unknown): unknown {
   if (cause.code === 'ENOSPC' || cause.code === 'EDQUOT') {
     return new FacetrainError({ code: 'DiskFull', subject: path, found: `no space left (${cause.code})`, allowed: 'free some space or write to another place', cause });
   }
-  const refused = cause.code === 'EACCES' || cause.code === 'EPERM' || cause.code === 'EROFS';
-  const whom = refused ? ` by user ${process.getuid?.()}, group ${process.getgid?.()}` : '';
+  const whom = isRefusal(cause) ? ` by user ${process.geteuid?.()}, group ${process.getegid?.()}` : '';
   return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: `a place that can be read and written${whom}`, cause });
+}
+
+/** Whether the system has refused a file operation for who asks, or on that file system. */
+export const isRefusal = (error: unknown): boolean => error instanceof Error && ['EACCES', 'EPERM', 'EROFS'].includes((error as NodeJS.ErrnoException).code ?? '');
+
+export interface FolderOptions {
+  /** With the permissions of the folder above, so that whoever may write there may write here, whatever the umask. */
+  asOpenAsParent?: boolean;
 }
 
 /**
  * Makes a folder and those above it, where they are missing; others may be doing the same. Node's own recursive mkdir never ends where
  * the system refuses with ENOENT (below /proc).
  */
-export async function makeFolder(path: string): Promise<void> {
+export async function makeFolder(path: string, options: FolderOptions = {}): Promise<void> {
   try {
-    await makeOne(path);
+    await makeOne(path, options);
   } catch (error) {
     const parent = dirname(path);
     if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || parent === path) throw error;
-    await makeFolder(parent);
-    await makeOne(path);
+    await makeFolder(parent, options);
+    await makeOne(path, options);
   }
 }
 
-async function makeOne(path: string): Promise<void> {
+async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions): Promise<void> {
   try {
     await mkdir(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST' && (await stat(path)).isDirectory()) return;
     throw error;
   }
+  // Not every file system has permissions to set.
+  if (asOpenAsParent) await chmod(path, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
 }
 
 /**

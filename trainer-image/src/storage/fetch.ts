@@ -5,20 +5,31 @@
  * beside its target, is checked against the server's digest where it gives one, and renamed. An interrupted one goes on where it stopped, as
  * long as the object is the same. One process at a time may fetch to a path.
  *
- * Unless it is shared: then any number may, of any machines, and one of them downloads while the others wait for it (`lock.ts`). Each writes a file of its own, so
- * that one that was thought dead and wakes cannot touch what another has checked; what the dead left is copied. A rename then puts in place what has the digest, whoever
- * does it, and however often.
+ * Unless it is shared: then any number may, of any machines. What is there is there for all; for what is not, one of them downloads while the others wait
+ * (`lock.ts`, a lock for each object, so that who wants a folder and who wants one file of it meet). That needs no trust in the lock:
+ * - Each holder downloads to a file of a name of its own. One that was thought dead and wakes may go on writing, but only to that file, which another has copied
+ *   and unlinked, and never opens again.
+ * - A file gets its final name by a rename, after its digest was found right, with the time by which others know it. Whoever does so, and however often, there
+ *   is one complete file or another under that name, of the same bytes.
+ * - A machine that was lost may have left holes in what it had not flushed: a digest shows them, and the download begins anew; without a digest that part is not used.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { constants, copyFile, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
+import { constants, copyFile, open, readdir, rename, rm, stat, truncate, utimes } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { GetObjectCommand, HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2, type S3Client } from '@aws-sdk/client-s3';
 import { FacetrainError, parseStorageUri } from '@facetrain/api';
-import { makeFolder, storageError, writeAtomically } from './atomic.ts';
+import { isRefusal, makeFolder, storageError, writeAtomically } from './atomic.ts';
 import { withLock, type LockOptions } from './lock.ts';
 import { ATTEMPTS, DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
+
+/** After so many a download is flushed, so that a lost machine leaves few holes, and the last flush does not keep the lock's beats waiting. */
+const FLUSH_BYTES = 64 * 2 ** 20;
+/** As much of the end of a partial file, and a piece of the network's more, may not have been flushed when its machine was lost. */
+const MAY_BE_HOLES_BYTES = 2 * FLUSH_BYTES;
+/** What the names of partial files of shared downloads add to the target's. */
+const PARTIAL = /^\.[0-9a-f]{16}\.[0-9a-f-]{36}\.partial$/;
 
 export interface Fetched {
   /** The local file. */
@@ -37,21 +48,15 @@ export interface FetchRequest extends StorageAddress {
 
 /** @throws FacetrainError StorageFailed or DiskFull */
 export async function fetchTo(request: FetchRequest, signal?: AbortSignal, lock: Omit<LockOptions, 'signal'> = {}): Promise<Fetched[]> {
-  if (!request.shared) return fetchAlone(request, signal);
-  const file = join(dirname(request.to), `.${basename(request.to)}.lock`);
-  await onDisk(file, () => makeFolder(dirname(file)));
-  return withLock(file, () => fetchAlone(request, signal), { ...lock, signal });
-}
-
-async function fetchAlone(request: FetchRequest, signal: AbortSignal | undefined): Promise<Fetched[]> {
   const location = parseStorageUri(request.uri);
-  if (location.scheme === 'file') return fetchPath(location.path, request.to, signal);
+  if (location.scheme === 'file' && !request.shared) return fetchPath(location.path, request.to, signal);
   if (location.scheme !== 's3') {
-    throw new FacetrainError({ code: 'InvalidArgument', subject: request.uri, found: `${location.scheme}:// is a volume of a pod`, allowed: 'file:// or s3://' });
+    const found = location.scheme === 'file' ? 'file:// is fetched for one process alone' : `${location.scheme}:// is a volume of a pod`;
+    throw new FacetrainError({ code: 'InvalidArgument', subject: request.uri, found, allowed: request.shared ? 's3://' : 'file:// or s3://' });
   }
   const client = s3Client(request);
   const { bucket, key } = location;
-  const objects = { client, address: request, bucket, signal, shared: request.shared ?? false };
+  const objects = { client, address: request, bucket, signal, lock: request.shared ? lock : null };
   try {
     const head = key === '' || key.endsWith('/') ? null : await headObject(objects, key);
     if (head) return [await fetchObject(objects, { key, to: request.to, head })];
@@ -68,7 +73,8 @@ interface Objects {
   address: StorageAddress;
   bucket: string;
   signal: AbortSignal | undefined;
-  shared: boolean;
+  /** Null where nobody else fetches to the same path. */
+  lock: Omit<LockOptions, 'signal'> | null;
 }
 
 function sendOptions({ signal }: Objects): { abortSignal?: AbortSignal } {
@@ -123,49 +129,93 @@ function serverDigest(head: HeadObjectCommandOutput): { algorithm: 'sha256' | 'm
   return tag && !head.ServerSideEncryption?.startsWith('aws:kms') && !head.SSECustomerAlgorithm ? { algorithm: 'md5', hex: tag[1]! } : null;
 }
 
-async function fetchObject(objects: Objects, { key, to, head }: { key: string; to: string; head: HeadObjectCommandOutput }): Promise<Fetched> {
+/** An object, and the file that it becomes. */
+interface Target {
+  key: string;
+  to: string;
+  head: HeadObjectCommandOutput;
+  bytes: number;
+  time: Date;
+  /** How the names of its partial files begin: by its version, so that the rest of another one is never appended. */
+  stem: string;
+}
+
+async function fetchObject(objects: Objects, { key, to, head }: Pick<Target, 'key' | 'to' | 'head'>): Promise<Fetched> {
   const bytes = head.ContentLength ?? 0;
-  const time = head.LastModified ?? new Date(0);
-  if (await isCopy(to, bytes, time)) return { path: to, bytes, written: false };
-  // Named by the object's version: the rest of another one is never appended.
   const version = createHash('sha256').update(`${objects.bucket}/${key}/${head.ETag ?? ''}/${bytes}`).digest('hex').slice(0, 16);
-  const stem = `.${basename(to)}.${version}.`;
+  const target: Target = { key, to, head, bytes, time: head.LastModified ?? new Date(0), stem: join(dirname(to), `.${basename(to)}.${version}.`) };
+  if (await isCopy(target)) return { path: to, bytes, written: false };
+  if (objects.lock) return { path: to, bytes, written: await fetchShared(objects, target, objects.lock) };
   await onDisk(to, () => makeFolder(dirname(to)));
-  const partial = objects.shared ? await inherit(dirname(to), stem) : join(dirname(to), `${stem}partial`);
-  try {
-    await download(objects, key, head, partial, bytes);
-    await check(partial, head, bytes, `s3://${objects.bucket}/${key}`);
-    await onDisk(to, async () => {
-      await utimes(partial, time, time);
-      await rename(partial, to);
-      if (objects.shared) for (const left of await partials(dirname(to), stem)) await rm(left, { force: true });
-    });
-  } catch (error) {
-    // Somebody thought us dead, did it all, and cleaned up.
-    if (objects.shared && (await isCopy(to, bytes, time))) return { path: to, bytes, written: false };
-    throw error;
-  }
+  await complete(objects, target, `${target.stem}partial`);
   return { path: to, bytes, written: true };
 }
 
-/** A partial file of our own, with as much in it as another process came to. */
-async function inherit(directory: string, stem: string): Promise<string> {
-  const own = join(directory, `${stem}${randomUUID()}.partial`);
-  return onDisk(own, async () => {
-    const left = await Promise.all((await partials(directory, stem)).map(async (path) => ({ path, size: (await stat(path)).size })));
-    const [longest] = left.sort((a, b) => b.size - a.size);
-    if (longest) await copyFile(longest.path, own, constants.COPYFILE_FICLONE);
-    return own;
+/** False where another process has fetched it meanwhile. */
+async function fetchShared(objects: Objects, target: Target, lock: LockOptions): Promise<boolean> {
+  const { to, stem, head } = target;
+  const fetchWhatLacks = async (signal: AbortSignal): Promise<boolean> => {
+    const left = await partialsOf(to);
+    const isThere = await isCopy(target);
+    const partial = `${stem}${randomUUID()}.partial`;
+    if (!isThere) await continueFrom(left.filter((path) => path.startsWith(stem)), partial, head);
+    await onDisk(to, () => Promise.all(left.map((path) => rm(path, { force: true }))));
+    if (!isThere) await complete({ ...objects, signal }, target, partial);
+    return !isThere;
+  };
+  try {
+    await onDisk(to, () => makeFolder(dirname(to), { asOpenAsParent: true }));
+    return await withLock(join(dirname(to), `.${basename(to)}.lock`), fetchWhatLacks, { ...lock, signal: objects.signal });
+  } catch (error) {
+    throw cacheError(error);
+  }
+}
+
+/** Downloads what the partial file lacks, and gives it its name. What was continued and is wrong as a whole is downloaded from its start. */
+async function complete(objects: Objects, { key, to, head, bytes, time }: Target, partial: string): Promise<void> {
+  for (let continued = (await sizeOf(partial)) > 0; ; continued = false) {
+    await download(objects, key, head, partial, bytes);
+    const wrong = await mismatch(partial, head, bytes, `s3://${objects.bucket}/${key}`);
+    if (!wrong) break;
+    await rm(partial, { force: true });
+    if (!continued) throw wrong;
+  }
+  await onDisk(to, async () => {
+    await utimes(partial, time, time);
+    await rename(partial, to);
   });
 }
 
-async function partials(directory: string, stem: string): Promise<string[]> {
-  const names = await readdir(directory);
-  return names.filter((name) => name.startsWith(stem) && name.endsWith('.partial')).map((name) => join(directory, name));
+/** The partial files of shared downloads to a path, of any version. */
+async function partialsOf(to: string): Promise<string[]> {
+  const directory = dirname(to);
+  const isPartial = (name: string) => name.startsWith(`.${basename(to)}.`) && PARTIAL.test(name.slice(`.${basename(to)}`.length));
+  return onDisk(directory, async () => (await readdir(directory)).filter(isPartial).map((name) => join(directory, name)));
 }
 
-/** Compares a finished download with what the server says of the object; a wrong one is removed. */
-async function check(partial: string, head: HeadObjectCommandOutput, bytes: number, subject: string): Promise<void> {
+/** A new partial file with the most that others came to of this version. */
+async function continueFrom(left: string[], partial: string, head: HeadObjectCommandOutput): Promise<void> {
+  const sizes = await Promise.all(left.map(async (path) => ({ path, size: await sizeOf(path) })));
+  const [longest] = sizes.sort((a, b) => b.size - a.size);
+  if (!longest) return;
+  try {
+    await copyFile(longest.path, partial, constants.COPYFILE_FICLONE);
+    if (!serverDigest(head)) await truncate(partial, Math.max(0, (await sizeOf(partial)) - MAY_BE_HOLES_BYTES));
+  } catch {
+    await rm(partial, { force: true }); // there is no room for two, or its owner lives and has completed it: from the start, then
+  }
+}
+
+/** A folder of a node, and a volume without support of fsGroup, is root's until somebody changes that, which no pod may. */
+function cacheError(error: unknown): unknown {
+  if (!(error instanceof FacetrainError) || !isRefusal(error.cause)) return error;
+  const { code, subject, found, cause } = error;
+  const whose = `a cache that user ${process.geteuid?.()}, group ${process.getegid?.()} may write`;
+  return new FacetrainError({ code, subject, found, allowed: `${whose}: let an administrator give them its folder (chown), or choose a claim that takes the pod's fsGroup`, cause });
+}
+
+/** Compares a finished download with what the server says of the object. */
+async function mismatch(partial: string, head: HeadObjectCommandOutput, bytes: number, subject: string): Promise<FacetrainError | null> {
   const digest = serverDigest(head);
   const hash = createHash(digest?.algorithm ?? 'sha256');
   let length = 0;
@@ -176,17 +226,16 @@ async function check(partial: string, head: HeadObjectCommandOutput, bytes: numb
     }
   });
   const hex = hash.digest('hex');
-  if (length === bytes && (!digest || hex === digest.hex)) return;
-  await rm(partial, { force: true });
+  if (length === bytes && (!digest || hex === digest.hex)) return null;
   const found = length === bytes ? `${digest?.algorithm} ${hex} after the download` : `${length} bytes after the download`;
-  throw new FacetrainError({ code: 'StorageFailed', subject, found, allowed: `the ${length === bytes ? digest?.hex : bytes} that the server names; fetch it again` });
+  return new FacetrainError({ code: 'StorageFailed', subject, found, allowed: `the ${length === bytes ? digest?.hex : bytes} that the server names; fetch it again` });
 }
 
 /** Completes the partial file. A broken connection is taken up again where it broke, as long as one attempt in a few brings something. */
 async function download(objects: Objects, key: string, head: HeadObjectCommandOutput, partial: string, bytes: number): Promise<void> {
   await onDisk(partial, async () => (await open(partial, 'a')).close());
   for (let fruitless = 0; ; ) {
-    const start = (await stat(partial)).size;
+    const start = await sizeOf(partial);
     if (start >= bytes) return;
     let failure: unknown = new Error('the answer ended early');
     try {
@@ -195,7 +244,7 @@ async function download(objects: Objects, key: string, head: HeadObjectCommandOu
       if (error instanceof FacetrainError || objects.signal?.aborted || (httpStatus(error) ?? 500) < 500) throw error;
       failure = error;
     }
-    fruitless = (await stat(partial)).size > start ? 0 : fruitless + 1;
+    fruitless = (await sizeOf(partial)) > start ? 0 : fruitless + 1;
     if (fruitless >= ATTEMPTS) throw failure;
     if (fruitless > 0) await delay(100 * 2 ** fruitless, undefined, objects.signal ? { signal: objects.signal } : {});
   }
@@ -205,12 +254,18 @@ async function append(objects: Objects, key: string, head: HeadObjectCommandOutp
   const range = start > 0 ? { Range: `bytes=${start}-` } : {};
   const answer = await objects.client.send(new GetObjectCommand({ Bucket: objects.bucket, Key: key, ...range, ...(head.ETag ? { IfMatch: head.ETag } : {}) }), sendOptions(objects));
   // A server that knows no ranges sends all of it.
-  const file = await onDisk(partial, () => open(partial, answer.ContentRange ? 'a' : 'w'));
+  await using file = await onDisk(partial, () => open(partial, answer.ContentRange ? 'a' : 'w'));
   try {
-    for await (const chunk of answer.Body as AsyncIterable<Uint8Array>) await onDisk(partial, () => file.writeFile(chunk));
-    await onDisk(partial, () => file.sync());
+    let unflushed = 0;
+    for await (const chunk of answer.Body as AsyncIterable<Uint8Array>) {
+      await onDisk(partial, () => file.writeFile(chunk));
+      unflushed += chunk.byteLength;
+      if (unflushed < FLUSH_BYTES) continue;
+      await onDisk(partial, () => file.datasync());
+      unflushed = 0;
+    }
   } finally {
-    await file.close();
+    await onDisk(partial, () => file.sync());
   }
 }
 
@@ -225,8 +280,11 @@ async function onDisk<T>(path: string, work: () => Promise<T>): Promise<T> {
   }
 }
 
-async function isCopy(path: string, bytes: number, time: Date): Promise<boolean> {
-  const there = await stat(path).catch(() => null);
+/** In bytes; 0 where there is no such file. */
+const sizeOf = async (path: string): Promise<number> => (await stat(path).catch(() => null))?.size ?? 0;
+
+async function isCopy({ to, bytes, time }: Pick<Target, 'to' | 'bytes' | 'time'>): Promise<boolean> {
+  const there = await stat(to).catch(() => null);
   // Servers give whole seconds.
   return there !== null && there.isFile() && there.size === bytes && Math.floor(there.mtimeMs / 1000) === Math.floor(time.getTime() / 1000);
 }
@@ -245,7 +303,7 @@ async function fetchPath(from: string, to: string, signal: AbortSignal | undefin
 
 async function copy(from: string, to: string, signal: AbortSignal | undefined): Promise<Fetched> {
   const { size, mtime } = await onDisk(from, () => stat(from));
-  if (await isCopy(to, size, mtime)) return { path: to, bytes: size, written: false };
+  if (await isCopy({ to, bytes: size, time: mtime })) return { path: to, bytes: size, written: false };
   await writeAtomically(to, async (target) => {
     for await (const chunk of createReadStream(from, signal ? { signal } : {})) await target.writeFile(chunk as Uint8Array);
   });

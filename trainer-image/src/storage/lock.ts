@@ -1,115 +1,182 @@
 /**
  * One process at a time, of however many machines that share a folder.
  *
- * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too). Its holder writes it anew every few
- * seconds; one that has stayed the same for long, by the clock of who waits, belongs to the dead, and a waiter moves it away. Contents are compared, not times: clocks
- * of machines differ, and attributes are cached where opening a file is not.
+ * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too, as many do not keep flock). Its holder
+ * writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that has stayed the same for long, by the
+ * clock of who waits, belongs to the dead. Contents are compared, not times: clocks of machines differ, and attributes are cached where opening a file is not.
  *
- * A holder may only have been frozen, and two waiters may judge it dead at one moment. So a lock saves work, and what it is for has to be right without it.
+ * Any waiter may remove a dead one's lock, but one alone: who first creates a file named after that lock's token. It then looks again whether the lock is still
+ * that one; nobody else can have replaced it, since its owner, too, removes it by this rule.
+ *
+ * A holder may only have been frozen. At its next beat it finds its lock gone, stops, and waits like the others. Until then it works beside another, so a lock saves
+ * work, and what it is for has to be right without it.
  */
 import { randomUUID } from 'node:crypto';
-import { open, readFile, rename, rm } from 'node:fs/promises';
+import { open, readFile, rm, type FileHandle } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { storageError } from './atomic.ts';
 
 export interface LockOptions {
   signal?: AbortSignal | undefined;
-  /** Told who holds it, when there is somebody else to wait for. */
-  onWait?: (holder: string) => void;
+  /** Told who holds it, whenever there is somebody else to wait for. */
+  onWait?: ((holder: string) => void) | undefined;
   /** Milliseconds between two writes of the holder. */
-  beat?: number;
+  beat?: number | undefined;
   /** Milliseconds without one after which a holder counts as dead. */
-  stale?: number;
+  stale?: number | undefined;
 }
 
 const POLL_MILLISECONDS = 1_000;
 
-/** @throws what `work` throws, the signal's reason, or FacetrainError StorageFailed or DiskFull where no lock can be made */
-export async function withLock<T>(path: string, work: () => Promise<T>, { signal, onWait, beat = 5_000, stale = 30_000 }: LockOptions = {}): Promise<T> {
-  const token = randomUUID();
-  let beats = 0;
-  const content = () => JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token, beats: beats++ });
-  await acquire(path, { token, content, signal, onWait, poll: Math.min(POLL_MILLISECONDS, beat), stale });
-  const isOurs = async () => tokenIn(await contentOf(path)) === token;
-  let beating = Promise.resolve();
-  const heart = setInterval(() => {
-    beating = beating.then(async () => {
-      // One that was moved away in the meantime is somebody else's.
-      if (await isOurs()) await rewrite(path, content());
-    }).catch(() => {});
-  }, beat);
-  try {
-    return await work();
-  } finally {
-    clearInterval(heart);
-    await beating;
-    if (await isOurs()) await rm(path, { force: true });
+/**
+ * @param work is told by its signal when to stop, and done again from its start when it failed after another process had taken the lock over
+ * @throws what `work` throws, an AbortError, or FacetrainError StorageFailed or DiskFull where no lock can be made
+ */
+export async function withLock<T>(path: string, work: (signal: AbortSignal) => Promise<T>, options: LockOptions = {}): Promise<T> {
+  const { signal, onWait, beat = 5_000, stale = 30_000 } = options;
+  const poll = Math.min(POLL_MILLISECONDS, beat);
+  for (;;) {
+    const lock = await acquire(path, { signal, onWait, poll, stale });
+    const lost = new AbortController();
+    let beating = Promise.resolve();
+    const heart = setInterval(() => {
+      beating = beating.then(async () => ((await lock.isOurs()) ? lock.beat() : lost.abort())).catch(() => {}); // the next one may succeed
+    }, beat);
+    try {
+      return await work(AbortSignal.any(signal ? [signal, lost.signal] : [lost.signal]));
+    } catch (error) {
+      if (signal?.aborted || (await lock.isOurs().catch(() => true))) throw error;
+    } finally {
+      clearInterval(heart);
+      await beating;
+      await lock.release();
+    }
   }
 }
 
-interface Acquisition {
-  token: string;
-  content: () => string;
-  signal: AbortSignal | undefined;
-  onWait: LockOptions['onWait'];
-  poll: number;
-  stale: number;
+/** A lock that this process has made. */
+class Lock {
+  readonly #path: string;
+  readonly #file: FileHandle;
+  readonly #token: string;
+  #beats = 0;
+
+  private constructor(path: string, file: FileHandle, token: string) {
+    this.#path = path;
+    this.#file = file;
+    this.#token = token;
+  }
+
+  /** Null where there is one already. */
+  static async create(path: string): Promise<Lock | null> {
+    const file = await createFile(path);
+    if (!file) return null;
+    const lock = new Lock(path, file, randomUUID());
+    try {
+      await lock.beat();
+      return lock;
+    } catch (error) {
+      await file.close();
+      await rm(path, { force: true });
+      throw storageError(path, error);
+    }
+  }
+
+  /** Never shorter than the last one, so that it covers it. */
+  async beat(): Promise<void> {
+    await this.#file.write(JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token: this.#token, beats: this.#beats++ }), 0);
+    await this.#file.datasync();
+  }
+
+  async isOurs(): Promise<boolean> {
+    return tokenIn(await contentOf(this.#path)) === this.#token;
+  }
+
+  /** One that cannot be removed counts as a dead one's before long. */
+  async release(): Promise<void> {
+    await this.#file.close().catch(() => {});
+    await remove(this.#path, this.#token).catch(() => {});
+  }
 }
 
-async function acquire(path: string, { token, content, signal, onWait, poll, stale }: Acquisition): Promise<void> {
+async function acquire(path: string, { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number }): Promise<Lock> {
   let seen: string | null = null;
   let since = 0;
   let waitsFor: string | undefined;
-  while (!(await create(path, content()))) {
+  let remover = false;
+  for (;;) {
+    signal?.throwIfAborted();
+    const lock = await Lock.create(path);
+    if (lock) return lock;
     const there = await contentOf(path);
     if (there === null) continue; // gone by now
+    const { holder, token = '' } = parsed(there);
     if (there !== seen) {
       seen = there;
       since = performance.now();
-      const { holder, token: theirs } = parsed(there);
-      if (theirs !== waitsFor) onWait?.(holder ?? 'somebody');
-      waitsFor = theirs;
+      remover = false;
+      if (holder !== undefined && token !== waitsFor) {
+        onWait?.(holder);
+        waitsFor = token;
+      }
     } else if (performance.now() - since > stale) {
-      const dead = `${path}.${token}`;
-      if ((await contentOf(path)) === there) await rename(path, dead).catch(ignoreMissing);
-      await rm(dead, { force: true });
-      continue;
+      if (await remove(path, token)) continue;
+      // Somebody else removes it; but may have died at it, too.
+      if (remover) await rm(removerOf(path, token), { force: true });
+      remover = true;
+      since = performance.now();
     }
-    await delay(poll, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
+    await delay(poll, undefined, signal ? { signal } : {});
   }
 }
 
-async function create(path: string, content: string): Promise<boolean> {
+const removerOf = (path: string, token: string): string => `${path}.${token}`;
+
+/** Removes the lock with this token, if it is still there. False where another process is about to. */
+async function remove(path: string, token: string): Promise<boolean> {
+  const remover = removerOf(path, token);
+  const file = await createFile(remover);
+  if (!file) return false;
   try {
-    const file = await open(path, 'wx');
-    await file.writeFile(content).finally(() => file.close());
-    return true;
+    await file.close();
+    if (tokenIn(await contentOf(path)) === token) await rm(path, { force: true });
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    throw storageError(path, error);
+  } finally {
+    await rm(remover, { force: true });
+  }
+  return true;
+}
+
+/** Null where there is one already. */
+async function createFile(path: string): Promise<FileHandle | null> {
+  try {
+    return await open(path, 'wx');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return null;
     throw storageError(path, error);
   }
 }
 
-/** Not made again where it is gone. */
-async function rewrite(path: string, content: string): Promise<void> {
-  const file = await open(path, 'r+');
-  await file.write(content, 0).finally(() => file.close());
-}
-
-const contentOf = (path: string): Promise<string | null> => readFile(path, 'utf8').catch(ignoreMissing);
-
-function ignoreMissing(error: NodeJS.ErrnoException): null {
-  if (error.code === 'ENOENT' || error.code === 'ESTALE') return null;
-  throw error;
+/** Null where there is none. */
+async function contentOf(path: string): Promise<string | null> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ESTALE') return null;
+    throw storageError(path, error);
+  }
 }
 
 function parsed(content: string): { holder?: string; token?: string } {
   try {
     return JSON.parse(content) as { holder?: string; token?: string };
   } catch {
-    return {}; // just being written
+    return {}; // just being written, or its writer died at it
   }
 }
 
-const tokenIn = (content: string | null): string | undefined => (content === null ? undefined : parsed(content).token);
+/** Empty where a lock names none; undefined where there is none. */
+const tokenIn = (content: string | null): string | undefined => (content === null ? undefined : (parsed(content).token ?? ''));

@@ -248,11 +248,14 @@ describe('a full disk', () => {
     assert.deepEqual(await readdir(disk), []);
   });
 
-  test('fetching', async () => {
-    await publish(folder, NAMES, server.address('s3://models/full'));
-    const error = await failure(fetchTo({ ...server.address('s3://models/full'), to: disk }));
-    assert.equal(error.code, 'DiskFull');
-    // Smaller objects that came first are whole, and of the large one nothing is left.
-    for (const name of await readdir(disk)) assert.ok((await stat(join(disk, name))).size < 100, name);
-  });
+  for (const shared of [false, true]) {
+    test(shared ? 'fetching for others, too' : 'fetching', async () => {
+      await publish(folder, NAMES, server.address('s3://models/full'));
+      const error = await failure(fetchTo({ ...server.address('s3://models/full'), to: disk, shared }));
+      assert.equal(error.code, 'DiskFull');
+      assert.ok(error.subject.startsWith(disk), error.subject);
+      // Smaller objects that came first are whole, and of the large one nothing is left.
+      for (const name of await readdir(disk)) assert.ok(NAMES.includes(name) && (await stat(join(disk, name))).size < 100, name);
+    });
+  }
 });
