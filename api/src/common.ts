@@ -103,7 +103,7 @@ const S3Source = z
     ...S3Access.shape,
     cache: storageUri(
       ['hostpath', 'pvc'],
-      'A folder where pods keep what they fetch, for each other and for later ones: each object comes once to a node, or to a claim. Its files must not change in the store; nothing is removed here. Absent: every pod fetches for itself.',
+      'A folder that pods may write, where they keep what they fetch for each other and for later ones: each object comes once to a node, or to a claim. Files must not change in the store; nothing is ever removed here. Absent: every pod fetches for itself.',
     ).optional(),
   })
   .describe('How to reach an s3:// address, and where to keep what is fetched.');

@@ -9,4 +9,4 @@ export { observedProgress } from './controllers/facetrainjob/progress.ts';
 export { readTermination } from './controllers/termination.ts';
 export { planQuantizeJob } from './controllers/quantizejob/plan.ts';
 export { Label } from './controllers/names.ts';
-export { fetchContainer } from './controllers/storage.ts';
+export { cachePath, fetchContainer } from './controllers/storage.ts';

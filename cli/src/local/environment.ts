@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path';
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
-import { fetchContainer, type Environment, type Mounted } from '@facetrain/operator';
+import { cachePath, fetchContainer, type Environment, type Mounted } from '@facetrain/operator';
 
 export interface LocalPorts {
   rendezvous: number;
@@ -16,16 +16,18 @@ export interface LocalPorts {
  * @param ports free ports of this machine
  */
 export function localEnvironment(folder: string, ports: LocalPorts): Environment {
+  const storage = (name: string, reference: StorageRef, access: 'read' | 'write'): Mounted => {
+    const location = parseStorageUri(reference.uri);
+    if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
+    if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
+    // What goes to an object store is written to a folder first.
+    if (access === 'write') return { path: join(folder, 'scratch', name) };
+    const cache = reference.s3?.cache;
+    const path = cache === undefined ? join(folder, 'inputs', name) : join(storage(name, { uri: cache }, 'write').path, cachePath(reference));
+    return { path, fetch: fetchContainer(name, reference, path, []) };
+  };
   return {
-    storage(name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
-      const location = parseStorageUri(reference.uri);
-      if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
-      if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
-      // What goes to an object store is written to a folder first.
-      if (access === 'write') return { path: join(folder, 'scratch', name) };
-      const path = join(folder, 'inputs', name);
-      return { path, fetch: fetchContainer(name, reference, path, []) };
-    },
+    storage,
     master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
     progress: () => ({ host: '127.0.0.1', port: ports.progress }),
     configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),

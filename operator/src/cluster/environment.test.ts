@@ -58,7 +58,7 @@ describe('where a pod finds its storage', () => {
     assert.deepEqual(fetch!.args, ['fetch', '--uri', 's3://data/ms1mv3/', '--to', path, '--shared', '--endpoint', 'http://store:9000', '--force-path-style']);
     assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
     const node = mounted(environment, 'dataset', { uri: 's3://data/../x', s3: { forcePathStyle: false, cache: 'hostpath:///var/cache/faces' } }, 'read');
-    assert.deepEqual([node.path, node.volume], [`${at}/aws/data/%2E%2E/x`, { name: 'dataset', hostPath: { path: '/var/cache/faces' } }]);
+    assert.deepEqual([node.path, node.volume], [`${at}/aws/data/%2E%2E/x`, { name: 'dataset', hostPath: { path: '/var/cache/faces', type: 'DirectoryOrCreate' } }]);
   });
 });
 

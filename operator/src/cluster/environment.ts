@@ -38,9 +38,10 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
       if (access === 'write') return { path: mountPath, ...scratch };
       const cache = reference.s3?.cache;
       if (cache !== undefined) {
-        const kept = storage(name, { uri: cache }, 'read');
+        // Of the pod, only what fetches may write there.
+        const kept = storage(name, { uri: cache }, 'write');
         const path = `${kept.path}/${cachePath(reference)}`;
-        return { ...kept, path, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
+        return { ...kept, path, mount: { ...scratch.mount, readOnly: true }, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
       }
       // One level down: a single file is fetched as well as a folder.
       const path = `${mountPath}/data`;
