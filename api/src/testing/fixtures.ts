@@ -36,6 +36,12 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'a pod template with fields we do not know': { object: trainSpec({ trainers: { podTemplate: { spec: { priorityClassName: 'high', containers: [{ name: 'facetrain', stdin: true }] } } } }), wantValid: true },
   's3 access for a pvc': { object: trainSpec({ dataset: { uri: 'pvc://claim/', s3: { region: 'x' } } }), wantValid: false },
   'a cache on a claim': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'pvc://cache/faces' } } }), wantValid: true },
+  'a cache on the nodes, for a verification set': {
+    object: trainSpec({ evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin', s3: { cache: 'hostpath:///var/cache/faces' } }] } }),
+    wantValid: true,
+  },
+  'a cache in the container': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'file:///tmp' } } }), wantValid: false },
+  'a cache of what is on a claim': { object: trainSpec({ dataset: { uri: 'pvc://faces/ms1mv3', s3: { cache: 'pvc://cache/' } } }), wantValid: false },
   'a cache in an object store': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 's3://cache/faces' } } }), wantValid: false },
   'a cache of what is written': { object: quantizeSpec({ output: { uri: 's3://models/int7', s3: { cache: 'pvc://cache/' } } }), wantValid: false },
   'an unknown storage': { object: trainSpec({ dataset: { uri: 'ftp://x' } }), wantValid: false },
