@@ -1,15 +1,16 @@
 /**
  * One process at a time, of however many machines that share a folder.
  *
- * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too, as many do not keep flock). Its holder
- * writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that has stayed the same for long, by the
- * clock of who waits, belongs to the dead. Contents are compared, not times: clocks of machines differ, and attributes are cached where opening a file is not.
+ * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too, as many do not keep flock). Its
+ * holder writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that has stayed the same for long,
+ * by the clock of who waits, belongs to the dead. Contents are compared and not times, which proper-lockfile compares: clocks of machines differ, and attributes are cached
+ * where opening a file is not.
  *
  * Any waiter may remove a dead one's lock, but one alone: who first creates a file named after that lock's token. It then looks again whether the lock is still
- * that one; nobody else can have replaced it, since its owner, too, removes it by this rule.
+ * that one; nobody else can have replaced it, since its owner, too, removes it by this rule. (In proper-lockfile two can: its issue 121.)
  *
- * A holder may only have been frozen. At its next beat it finds its lock gone, stops, and waits like the others. Until then it works beside another, so a lock saves
- * work, and what it is for has to be right without it.
+ * A holder may only have been frozen. At its next beat it finds its lock gone, stops, and waits like the others. Until then it works beside another, so a lock
+ * saves work, and what it is for has to be right without it.
  */
 import { randomUUID } from 'node:crypto';
 import { open, readFile, rm, type FileHandle } from 'node:fs/promises';
