@@ -2,14 +2,16 @@
 programs=/opt/kubernetes
 logs=/var/log/facetrain
 
-# A program in the background, with a log of its own; when one ends the node ends, as a machine that lost it would be of no use.
+# A program in the background, with a log of its own; one that ends is started again, as an init system would.
 start() {
   local name=$1
   shift
   (
-    "$@" >>"$logs/$name.log" 2>&1
-    echo "$name ended with $?" >>"$logs/node.log"
-    kill -TERM 1
+    while :; do
+      "$@" >>"$logs/$name.log" 2>&1 && status=0 || status=$?
+      echo "$(date -Is) $name ended with $status" >>"$logs/node.log"
+      sleep 1
+    done
   ) &
 }
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A node of the kind that ROLE says, until it is stopped or one of its programs ends.
+# A node of the kind that ROLE says, until it is stopped.
 set -eu
 . library.sh
 mkdir -p "$logs" /etc/kubernetes /etc/cni/net.d

@@ -91,7 +91,7 @@ export class Executor {
       const { kind, events } = this.#options;
       const { name, namespace, uid } = identity;
       for (const { type, reason, message } of plan.events) {
-        log.info({ attempt: plan.status.attempt, event: reason }, message);
+        log.info({ event: reason }, message);
         events.emit({ apiVersion: API_VERSION, kind, name, namespace, uid }, { type, reason, action: 'Reconcile', message });
       }
     }
@@ -147,7 +147,8 @@ export class Executor {
     const resource = resourceOf(kind, podGroupApi);
     log.debug({ kind, child: name }, 'create');
     try {
-      caches[kind]?.put(await client.create(resource, job.namespace, object));
+      // A pod is made of a template, which no schema has checked: what is misspelt there would be silently left out.
+      caches[kind]?.put(await client.create(resource, job.namespace, object, kind === 'Pod'));
       return null;
     } catch (error) {
       if (isRefusal(error)) return { refused: { kind, name, message: error.serverMessage } };

@@ -104,7 +104,7 @@ test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => 
   const { proxy } = scene.operator;
   proxy.fail('POST', /\/services$/, 500);
   proxy.fail('POST', /\/configmaps$/, 429, { headers: { 'retry-after': '0' } });
-  proxy.fail('POST', /\/pods$/, 503, { times: 2 });
+  proxy.fail('POST', /\/pods(\?|$)/, 503, { times: 2 });
   proxy.fail('PATCH', /\/facetrainjobs\/faces\/status$/, 409, { times: 2 });
   await scene.applyFaceTrainJob('faces');
   await scene.hasPods('faces-0-0', 'faces-0-1');
@@ -136,7 +136,7 @@ test('two replicas: the leader is cut off, the other goes on, and no child is ma
   assert(second.proxy.writes.every(({ url }) => url.includes('/leases')), 'only the leader writes');
 
   // In the middle of its work: the service and the config are there, and no pod yet.
-  first.proxy.fail('POST', /\/pods$/, 500, { times: 1000 });
+  first.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
   await scene.applyFaceTrainJob('two');
   await eventually(async () => assert((await scene.names(configMaps)).includes('two-0')));
   await first.cutOff();

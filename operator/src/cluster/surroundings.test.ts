@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { pino } from 'pino';
 import { ApiError } from '../runtime/api-error.ts';
-import type { Client, WatchLine } from '../runtime/client.ts';
+import { WATCH_SILENCE_MILLISECONDS, type Client, type WatchLine } from '../runtime/client.ts';
 import type { KubernetesObject } from '../runtime/resource.ts';
 import { eventually } from '../testing/eventually.ts';
 import type { NodeObject, PodObject } from './resources.ts';
@@ -17,16 +17,19 @@ const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject =>
 async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
   const lines: WatchLine<KubernetesObject>[] = [];
   let more = Promise.withResolvers<void>();
+  const longest: Record<string, number> = {};
   const client: Pick<Client, 'list' | 'watch'> = {
     async list({ plural }) {
       if (forbidden.includes(plural)) throw new ApiError('GET', 403, 'Forbidden', 'no');
       return { metadata: { resourceVersion: '1' }, items: (plural === 'nodes' ? items : []) as never[] };
     },
-    async *watch({ plural }, _namespace, _query, signal) {
+    async *watch({ plural }, _namespace, { timeoutSeconds }, signal) {
+      longest[plural] = Number(timeoutSeconds);
+      if (plural !== 'nodes') return;
       signal.addEventListener('abort', () => more.resolve());
       for (let next = 0; !signal.aborted; await more.promise) {
         more = Promise.withResolvers();
-        while (plural === 'nodes' && next < lines.length) yield lines[next++] as never;
+        while (next < lines.length) yield lines[next++] as never;
       }
     },
   };
@@ -34,9 +37,9 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
   const occupied = new Set(items.map(({ metadata }) => metadata.name));
   const around = await Surroundings.open({ client, namespace: null, log, onRestart: () => {}, settleMilliseconds: 20 });
   around.listen((name) => (told.push(name), occupied.has(name)), () => {}, () => []);
-  const { Node } = around.caches;
+  const { Node, Event } = around.caches;
   const stop = new AbortController();
-  const ended = Node?.run(stop.signal);
+  const ended = Promise.all([Node?.run(stop.signal), Event?.run(stop.signal)]);
   t.after(async () => {
     stop.abort();
     more.resolve();
@@ -47,6 +50,7 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
   return {
     around,
     told,
+    longest,
     occupied,
     async says(type: 'ADDED' | 'MODIFIED' | 'DELETED', object: NodeObject) {
       lines.push({ type, object });
@@ -100,4 +104,9 @@ test('what may not be read is left out, and the rest is not', async (t) => {
   assert.deepEqual(Object.keys(around.caches), ['PersistentVolumeClaim']);
   const pod: PodObject = { metadata: meta('faces-0-0', 'n'), spec: {} };
   assert.deepEqual([around.lostNode('a'), around.hindrance(pod)], [undefined, undefined]);
+});
+
+test('a watch of events, to which no bookmarks come, ends before it is taken for dead', async (t) => {
+  const { longest } = await open(t, []);
+  await eventually(() => assert(1000 * longest['events']! < WATCH_SILENCE_MILLISECONDS, String(longest['events'])));
 });

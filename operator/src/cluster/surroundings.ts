@@ -22,6 +22,9 @@ export interface SurroundingsOptions {
 /** Kubernetes calls nodes silent one after the other, also when it is itself that nobody can reach: by then it has called them all. */
 const SETTLE_MILLISECONDS = 2_000;
 
+/** Events are not kept in the server's watch cache, and only from there come bookmarks. */
+const EVENT_WATCH_SECONDS = 60;
+
 /** Kubelets tell of a volume that they cannot mount in an event, and nowhere else. */
 const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
 
@@ -79,6 +82,7 @@ export class Surroundings {
       cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', { metadataOnly: true }),
       cache(podEvents, namespace, 'why a volume cannot be mounted is told by the pod’s events alone', {
         fieldSelector: MOUNT_FAILURES,
+        watchSeconds: EVENT_WATCH_SECONDS,
         indexes: { pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }) },
       }),
     ]);

@@ -1,22 +1,39 @@
 /** What is deleted once an attempt is over. Only what the status already calls over: the evidence was used. */
-import { isAlive, type JobView } from './attempt.ts';
+import { isAlive, outcomeOf, type JobView } from './attempt.ts';
 import { attemptName } from './names.ts';
 import type { ObservedPod } from './objects.ts';
 import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import { Reason } from './reasons.ts';
+import { secondsSince, soonest } from './time.ts';
 
 export type CleanPodPolicy = 'All' | 'Running' | 'None';
 
+/** A kubelet tells the end of a program some moments before that of its pod, unless helper containers go on. A pod that is deleted in between takes its log along. */
+const ENDING_SECONDS = 5;
+
+/** How long the end of a pod may still be waited for, its program having ended; null: it has ended, or has to be ended. */
+function secondsToEnd(pod: ObservedPod, now: Date): number | null {
+  if (!isAlive(pod) || pod.deleting || pod.lostNode !== undefined || outcomeOf(pod) === null || pod.finishedAt === undefined) return null;
+  const age = secondsSince(pod.finishedAt, now);
+  return age >= 0 && age < ENDING_SECONDS ? ENDING_SECONDS - age : null;
+}
+
+/** Seconds until a pod whose end was waited for is ended. */
+export const secondsToCleanup = ({ ranks, others, now }: JobView): number | null =>
+  soonest(...[...ranks, ...others].map((pod) => (pod === undefined ? null : secondsToEnd(pod, now))));
+
+const goesOn = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && secondsToEnd(pod, now) === null;
+
 /** Pods of earlier attempts. Those that ended stay for their logs, but of the last attempt alone, or a job that restarts often would fill the cluster. */
 export function olderPods(view: JobView, policy: CleanPodPolicy): Action[] {
-  return view.others.filter((pod) => isAlive(pod) || policy === 'All' || pod.attempt < view.attempt - 1).flatMap(deletePod);
+  return view.others.filter((pod) => goesOn(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1).flatMap(deletePod);
 }
 
 /** Pods of the current attempt, when it was the last. */
 export function currentPods(view: JobView, policy: CleanPodPolicy): Action[] {
   if (policy === 'None') return [];
-  return view.ranks.filter((pod) => pod !== undefined && (isAlive(pod) || policy === 'All')).flatMap((pod) => deletePod(pod!));
+  return view.ranks.filter((pod) => pod !== undefined && (goesOn(pod, view.now) || policy === 'All')).flatMap((pod) => deletePod(pod!));
 }
 
 /** ConfigMaps and PodGroups of earlier attempts of which no pod is left; Kubernetes keeps a PodGroup until then anyway. */

@@ -1,5 +1,6 @@
 /** When to look again although nothing is seen to change: for every clock that runs in a stage. */
 import { outcomeOf, type JobView } from './attempt.ts';
+import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
 import { SETTLE_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
@@ -11,16 +12,16 @@ const REFUSED_RETRY_SECONDS = 60;
 export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
   switch (stage.name) {
     case 'Refused':
-      return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view));
+      return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));
     case 'Backoff':
       return soonest((stage.until.getTime() - view.now.getTime()) / 1000, secondsToDeadline(view));
     case 'Stopping':
-      return secondsToDeadline(view);
+      return soonest(secondsToDeadline(view), secondsToCleanup(view));
     case 'Active': {
       const settles = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed') ? SETTLE_SECONDS : null;
       return soonest(settles, secondsToDeadline(view));
     }
     default:
-      return null;
+      return secondsToCleanup(view);
   }
 }

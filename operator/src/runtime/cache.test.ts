@@ -4,7 +4,7 @@ import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
 import { Backoff } from './backoff.ts';
-import { Cache, type Change } from './cache.ts';
+import { Cache, type CacheOptions, type Change } from './cache.ts';
 import type { Client, WatchLine } from './client.ts';
 import { defineResource, type KubernetesObject } from './resource.ts';
 
@@ -16,6 +16,8 @@ const object = (name: string, version: number, color = 'red'): KubernetesObject 
 /** A server that says what it is told to: each list and each watch in turn. */
 class Script {
   readonly asked: string[] = [];
+  /** Of each watch. */
+  readonly timeouts: number[] = [];
   readonly lists: (Error | { version: number; items: KubernetesObject[] })[] = [];
   readonly watches: ((Error | WatchLine<KubernetesObject>)[] | 'stay')[] = [];
 
@@ -29,8 +31,9 @@ class Script {
         if (answer instanceof Error) throw answer;
         return { metadata: { resourceVersion: String(answer.version) }, items: answer.items as never[] };
       },
-      async *watch(_resource, _namespace, { resourceVersion }, signal) {
+      async *watch(_resource, _namespace, { resourceVersion, timeoutSeconds }, signal) {
         script.asked.push(`watch ${resourceVersion}`);
+        script.timeouts.push(Number(timeoutSeconds));
         const lines = script.watches.shift() ?? 'stay';
         if (lines === 'stay') {
           await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
@@ -45,8 +48,9 @@ class Script {
   }
 }
 
-function start(t: { after(end: () => Promise<void>): void }, { client }: Pick<Script, 'client'>) {
-  const cache = new Cache({ client, resource: defineResource('v1', 'things'), namespace: 'n', indexes: { color: ({ metadata }) => metadata.labels?.['color'] }, log, retry: new Backoff(1, 2) });
+function start(t: { after(end: () => Promise<void>): void }, { client }: Pick<Script, 'client'>, more: Partial<CacheOptions<KubernetesObject>> = {}) {
+  const indexes = { color: ({ metadata }: KubernetesObject) => metadata.labels?.['color'] };
+  const cache = new Cache({ client, resource: defineResource('v1', 'things'), namespace: 'n', indexes, log, retry: new Backoff(1, 2), ...more });
   const changes: Change<KubernetesObject>[] = [];
   cache.onChange((change) => changes.push(change));
   const stop = new AbortController();
@@ -140,4 +144,16 @@ test('a listener that throws disturbs nobody', async (t) => {
   });
   await cache.synced;
   assert.deepEqual(names(), ['a@3', 'b@4']);
+});
+
+test('a watch of which nothing is heard ends in time, and the next begins at once', async (t) => {
+  const script = new Script();
+  script.lists.push({ version: 10, items: [] });
+  script.watches.push([], []);
+  let now = 0;
+  t.mock.method(performance, 'now', () => (now += 2_000));
+  // A wait would outlast the test.
+  start(t, script, { watchSeconds: 60, retry: new Backoff(1e9, 1e9) });
+  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 10', 'watch 10']), 600_000);
+  assert(script.timeouts.every((seconds) => seconds >= 60 && seconds <= 120), script.timeouts.join());
 });

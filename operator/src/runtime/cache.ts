@@ -31,6 +31,8 @@ export interface CacheOptions<T extends KubernetesObject> {
   strip?: (object: T) => T;
   indexes?: Record<string, Index<T>>;
   log: Logger;
+  /** Watches end by themselves after this long, and up to twice as long; 300 if absent. Shorter where the server sends no bookmarks, whose silence the client would take for a dead connection. */
+  watchSeconds?: number;
   /** Told of every list after the first, and why. */
   onRestart?: (error: unknown) => void;
   retry?: Backoff;
@@ -41,6 +43,8 @@ const RETRY_BASE_MILLISECONDS = 200;
 const RETRY_MAX_MILLISECONDS = 30_000;
 /** Watches end by themselves after 5 to 10 minutes, not all at once, so that they spread over the API servers. */
 const WATCH_SECONDS = 300;
+/** One that lasted has not failed, even if the server had nothing to say. */
+const LASTED_MILLISECONDS = 1_000;
 
 export class Cache<T extends KubernetesObject> {
   readonly #options: CacheOptions<T>;
@@ -144,16 +148,19 @@ export class Cache<T extends KubernetesObject> {
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
-    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
-    const timeoutSeconds = Math.round(WATCH_SECONDS * (1 + Math.random()));
+    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly, watchSeconds = WATCH_SECONDS } = this.#options;
+    const timeoutSeconds = Math.round(watchSeconds * (1 + Math.random()));
     const query = { labelSelector, fieldSelector, allowWatchBookmarks: true, resourceVersion: this.#version, timeoutSeconds };
+    const begun = performance.now();
     let lines = 0;
     for await (const line of client.watch(resource, namespace, query, signal, metadataOnly)) {
       this.#take(line);
       if (lines++ === 0) this.#retry.reset();
     }
     // One that the server ends at once, with nothing said, would spin.
-    if (lines === 0 && !signal.aborted) await delay(this.#retry.next(), undefined, { signal }).catch(() => {});
+    if (lines > 0 || signal.aborted) return;
+    if (performance.now() - begun >= LASTED_MILLISECONDS) this.#retry.reset();
+    else await delay(this.#retry.next(), undefined, { signal }).catch(() => {});
   }
 
   #take(line: WatchLine<T>): void {

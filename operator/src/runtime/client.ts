@@ -53,7 +53,7 @@ const MAX_TRIES = 8;
 const MAX_RETRY_SECONDS = 30;
 const ANSWER_MILLISECONDS = 60_000;
 /** The server sends a bookmark a minute to a watch with nothing else to say: one that is silent for longer is dead. */
-const WATCH_SILENCE_MILLISECONDS = 150_000;
+export const WATCH_SILENCE_MILLISECONDS = 150_000;
 
 export class Client {
   readonly #origin: string;
@@ -106,8 +106,9 @@ export class Client {
     return this.#json('GET', collectionPath(resource, namespace), { query, ...(metadataOnly && { accept: METADATA_LIST }) });
   }
 
-  create<T extends KubernetesObject>(resource: Resource<T>, namespace: string, object: object): Promise<T> {
-    return this.#json<T>('POST', collectionPath(resource, namespace), { body: object });
+  /** @param strict a field that the server does not know is an error, and not left out */
+  create<T extends KubernetesObject>(resource: Resource<T>, namespace: string, object: object, strict = false): Promise<T> {
+    return this.#json<T>('POST', collectionPath(resource, namespace), { body: object, ...(strict && { query: { fieldValidation: 'Strict' } }) });
   }
 
   /** Replaces the object, if it still has the resourceVersion that `object` carries. */

@@ -362,6 +362,23 @@ test('of the attempts before, only the last one’s pods stay for their logs, an
   assert.deepEqual(tell(second.actions), ['delete ConfigMap/faces-0']);
 });
 
+test('a pod whose program has ended has a moment to end itself, so that its log stays', () => {
+  const exited = makePod(1).running().with({ exitCode: 1, finishedAt: at(100) }).build();
+  const pods = [RUNNING[0]!, exited];
+  const decided = settled(makeJob(), pods);
+  assert.equal(decided.attempt, 1);
+  const stopping = plan(makeJob().observe(decided, pods, { objects: OBJECTS }), 101);
+  assert.deepEqual([tell(stopping.actions), stopping.status.phase], [['delete Pod/faces-0-0'], 'Restarting']);
+  const { status } = plan(makeJob().observe(stopping.status, [exited], { objects: OBJECTS }), 102);
+  const waiting = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 102);
+  assert.deepEqual([tell(waiting.actions), waiting.requeueAfterSeconds], [[], 3]);
+  // A helper container goes on.
+  const ended = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 105);
+  assert.deepEqual(tell(ended.actions), ['delete Pod/faces-0-1']);
+  const all = plan(makeJob().with({ cleanPodPolicy: 'All' }).observe(status, [exited], { objects: OBJECTS }), 102);
+  assert.deepEqual(tell(all.actions), ['delete Pod/faces-0-1']);
+});
+
 describe('time to live', () => {
   const job = makeJob().with({ ttlSecondsAfterFinished: { succeeded: 60 } });
   const pods = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
