@@ -1,0 +1,223 @@
+/** Programs run by Pulumi's SDK against its mocks, and what they register against Helm and a real API server. */
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { promisify } from 'node:util';
+import { customResourceDefinitions, FaceTrainJob as FaceTrainJobSchema, parseDocument } from '@facetrain/api';
+import { chart } from '@facetrain/operator/install/helm';
+import { upgrade, type Manifest } from '@facetrain/operator/install/testing';
+import { ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { eventually } from '@facetrain/operator/testing/eventually';
+import { core } from '@pulumi/kubernetes';
+import { log, output, runtime, type Output, type ResourceOptions } from '@pulumi/pulumi';
+import { Facetrain, FaceTrainJob, QuantizeJob, type FacetrainArgs, type JobArgs } from './index.ts';
+
+type FaceTrainJobArgs = ConstructorParameters<typeof FaceTrainJob>[1];
+
+const spec = { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64 } as const;
+const CRDS = ['kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition', 'kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition'];
+const [NAMESPACE, CHART] = ['kubernetes:core/v1:Namespace', 'kubernetes:helm.sh/v4:Chart'];
+const [TRAIN, QUANTIZE] = ['kubernetes:facetrain.dev/v1alpha1:FaceTrainJob', 'kubernetes:facetrain.dev/v1alpha1:QuantizeJob'];
+
+interface Registered {
+  type: string;
+  name: string;
+  inputs: Manifest;
+  /** The resources that were there when the registration began. */
+  after: string[];
+}
+
+interface Circumstances {
+  preview?: boolean;
+  /** More of the state that the provider answers with. */
+  state?: object;
+}
+
+/** Runs a program until nothing is under way. @returns what it registered, its own components aside */
+async function run(program: () => unknown, { preview = false, state = {} }: Circumstances = {}): Promise<Registered[]> {
+  const registered: Registered[] = [];
+  const there: string[] = [];
+  const newResource = async ({ type, name, inputs }: runtime.MockResourceArgs) => {
+    if (type.startsWith('kubernetes:')) registered.push({ type, name, inputs, after: [...there] });
+    // So that whatever does not wait for this one is registered first.
+    for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate);
+    there.push(name);
+    return { id: `${name}-id`, state: { ...inputs, ...state } };
+  };
+  await runtime.setMocks({ newResource, call: () => assert.fail('no function is called') }, 'project', 'stack', preview);
+  await program();
+  await runtime.disconnect();
+  return registered;
+}
+
+const valueOf = <T>(value: Output<T>): Promise<T> => new Promise((resolve) => value.apply(resolve));
+const jobArgs = (more: object = {}, args: object = {}) =>
+  ({ metadata: { name: 'faces', namespace: 'faces' }, spec: { ...spec, ...more }, ...args }) as FaceTrainJobArgs;
+
+let plane: ControlPlane;
+before(async () => {
+  plane = await ControlPlane.start();
+  await plane.createNamespace('faces');
+});
+after(() => plane?.stop());
+
+test('operator and jobs, in this order, as Helm and the API server take them', async () => {
+  const registered = await run(() => {
+    const facetrain = new Facetrain('facetrain', { values: { replicas: 1, image: { registry: output('registry.example') } } });
+    const options = { dependsOn: facetrain };
+    const data = new core.v1.ConfigMap('data', { data: { uri: 'pvc://data/more-faces' } });
+    const { output: result } = spec;
+    new FaceTrainJob('faces', jobArgs({ dataset: { uri: data.data['uri']! }, quantize: {} }), options);
+    const quantize = { model: { uri: `${result.uri}/model/backbone.onnx` }, calibration: { dataset: spec.dataset }, output: { uri: 'pvc://data/int7' } };
+    new QuantizeJob('int7', { metadata: { name: 'int7', namespace: 'faces' }, spec: quantize, waitFor: 'Nothing' }, options);
+  });
+  const cluster = registered.filter(({ name }) => name !== 'data');
+  assert.deepEqual(cluster.map(({ type }) => type).sort(), [...CRDS, CHART, NAMESPACE, TRAIN, QUANTIZE].sort());
+
+  const of = (type: string) => registered.find((resource) => resource.type === type)!;
+  const crds = registered.filter(({ type }) => type === CRDS[0]);
+  const isAfter = (later: Registered, earlier: Registered) => assert(later.after.includes(earlier.name), `${later.name} does not wait for ${earlier.name}`);
+  for (const crd of crds) isAfter(of(CHART), crd);
+  for (const type of [TRAIN, QUANTIZE]) for (const earlier of [of(NAMESPACE), ...crds, of(CHART)]) isAfter(of(type), earlier);
+
+  const create = (path: string, object: Manifest) => plane.client.post(`${path}?fieldValidation=Strict`, object);
+  await create('/api/v1/namespaces', of(NAMESPACE).inputs);
+  const definitions = Object.values(customResourceDefinitions());
+  for (const { inputs } of crds) {
+    const { group, names } = inputs['spec'];
+    assert.deepEqual(inputs['spec'], definitions.find(({ metadata }) => metadata.name === inputs.metadata.name)?.spec);
+    await create('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', inputs);
+    await eventually(() => plane.client.raw(`/apis/${group}/v1alpha1/${names.plural}`));
+  }
+  const { chart: folder, namespace, values } = of(CHART).inputs;
+  assert.deepEqual([folder, namespace], [chart, of(NAMESPACE).inputs.metadata.name]);
+  await upgrade(plane, namespace, values);
+  const { spec: deployment } = await plane.client.raw<Manifest>(`/apis/apps/v1/namespaces/${namespace}/deployments/facetrain`);
+  assert.equal(deployment.replicas, 1);
+  assert.match(deployment.template.spec.containers[0].image, /^registry\.example\//);
+
+  const jobs = '/apis/facetrain.dev/v1alpha1/namespaces/faces';
+  const trained = (await create(`${jobs}/facetrainjobs`, of(TRAIN).inputs)) as Manifest;
+  assert.deepEqual([trained['spec'].dataset.uri, trained.metadata.annotations], ['pvc://data/more-faces', { 'pulumi.com/waitFor': 'condition=Ready' }]);
+  const quantized = (await create(`${jobs}/quantizejobs`, of(QUANTIZE).inputs)) as Manifest;
+  assert.deepEqual(quantized.metadata.annotations, { 'pulumi.com/skipAwait': 'true' });
+
+  const example = await run(() => import('../example/index.ts'));
+  await create(`${jobs}/facetrainjobs`, example.find(({ type }) => type === TRAIN)!.inputs);
+});
+
+const kept: Record<string, { args: FacetrainArgs; want: Record<string, boolean> }> = {
+  'at the end of a stack, as by helm uninstall': { args: {}, want: { 'facetrain-facetrainjobs': true, 'facetrain-quantizejobs': true } },
+  'unless they are not to be': { args: { values: { crds: { keep: false } } }, want: { 'facetrain-facetrainjobs': false, 'facetrain-quantizejobs': false } },
+  'and not made where others do': { args: { values: { crds: { enabled: false } } }, want: {} },
+};
+for (const [name, { args, want }] of Object.entries(kept)) {
+  test(`CustomResourceDefinitions are kept, and nothing else: ${name}`, async () => {
+    const options = new Map<string, ResourceOptions>();
+    const transformations = [({ type, name, opts }: { type: string; name: string; opts: ResourceOptions }) => void options.set(`${type} ${name}`, opts)];
+    const registered = await run(() => new Facetrain('facetrain', args, { transformations }));
+    const keptOf = (type: string) => registered.filter((one) => one.type === type).map((one) => [one.name, options.get(`${type} ${one.name}`)?.retainOnDelete]);
+    assert.deepEqual(Object.fromEntries(keptOf(CRDS[0]!)), want);
+    assert.deepEqual([...keptOf(NAMESPACE), ...keptOf(CHART)], [['facetrain', undefined], ['facetrain', undefined]]);
+  });
+}
+
+test('a namespace that is there is not made', async () => {
+  const registered = await run(() => new Facetrain('facetrain', { namespace: 'theirs', createNamespace: false }));
+  assert.deepEqual(registered.map(({ type }) => type).sort(), [...CRDS, CHART].sort());
+  assert.equal(registered.find(({ type }) => type === CHART)!.inputs['namespace'], 'theirs');
+});
+
+const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
+  'a number out of bounds': { args: jobArgs({ epochs: -1 }), want: /^FaceTrainJob faces: spec\.epochs: -1; must be at least 1$/ },
+  'a typo further in': { args: jobArgs({ trainers: { replica: 2 } }), want: /: spec\.trainers\.replica: unknown field; did you mean "replicas"\?/ },
+  'fields that do not fit together': { args: jobArgs({ trainers: { replicas: 3 } }), want: /: spec\.globalBatchSize: 64; globalBatchSize must be divisible/ },
+  'a name that is none': { args: jobArgs({}, { metadata: { name: 'Faces' } }), want: /: metadata\.name: "Faces"; lower-case letters/ },
+  'the end without a time': { args: jobArgs({}, { waitFor: 'End' }), want: /: customTimeouts: missing; with waitFor End, say how long/ },
+};
+for (const [name, { args, want }] of Object.entries(refusals)) {
+  test(`a job is refused at its line of the program, by its field: ${name}`, async () => {
+    assert.deepEqual(await run(() => assert.throws(() => new FaceTrainJob('faces', args), { name: 'FacetrainError', message: want })), []);
+  });
+}
+
+test('the message is that of facetrain validate', async () => {
+  const { metadata, spec } = jobArgs({ epochs: -1, losss: {} });
+  const manifest = { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata, spec };
+  const validate = () => parseDocument(FaceTrainJobSchema, manifest, 'FaceTrainJob faces', 'InvalidManifest');
+  const messageOf = (of: () => void) => {
+    let message = 'accepted';
+    assert.throws(of, (error: Error) => Boolean((message = error.message)));
+    return message;
+  };
+  await run(() => assert.equal(messageOf(() => new FaceTrainJob('faces', { metadata, spec } as JobArgs<never>)), messageOf(validate)));
+});
+
+test('values are refused by their path', async () => {
+  const values = { metrics: { serviceMonitor: { enable: true } } } as object;
+  const want = /^Facetrain facetrain: values: metrics\.serviceMonitor\.enable: unknown field; did you mean "enabled"\?/;
+  const registered = await run(() => assert.throws(() => new Facetrain('facetrain', { values }), { message: want }));
+  assert.deepEqual(registered, []);
+});
+
+test('a job without a name gets one of Pulumi, which has to fit too', async () => {
+  const registered = await run(() => {
+    new FaceTrainJob('faces', { spec });
+    assert.throws(() => new FaceTrainJob('f'.repeat(32), { spec }), /: metadata\.name: .*; must be at most 40 characters long/);
+  });
+  assert.deepEqual(registered.map(({ inputs }) => inputs.metadata.name), [undefined]);
+});
+
+test('what only an update finds out passes a preview, and is refused by the update before the job is registered', async () => {
+  const previewed = await run(
+    () => {
+      const data = new core.v1.ConfigMap('data', {});
+      new FaceTrainJob('faces', jobArgs({ epochs: data.data['epochs']!.apply(Number) }));
+    },
+    { preview: true, state: { data: { epochs: runtime.unknownValue } } },
+  );
+  assert.deepEqual(previewed.map(({ type }) => type), ['kubernetes:core/v1:ConfigMap', TRAIN]);
+
+  // Pulumi ends a program at the first rejection that nobody handles: a process of its own.
+  const program = `
+    import { output, runtime } from '@pulumi/pulumi';
+    import { FaceTrainJob } from '@facetrain/pulumi';
+    await runtime.setMocks({ newResource({ type, inputs }) { console.log('registered', type); return { id: 'id', state: inputs }; }, call: () => ({}) });
+    new FaceTrainJob('right', { spec: ${JSON.stringify(spec)} });
+    new FaceTrainJob('wrong', { spec: { ...${JSON.stringify(spec)}, epochs: output(-1) } });`;
+  const updated = promisify(execFile)(process.execPath, ['--input-type=module', '--eval', program], { cwd: join(import.meta.dirname, '..') });
+  const error = await updated.then(() => assert.fail('accepted'), (error: { code: number; stdout: string; stderr: string }) => error);
+  assert.equal(error.code, 1);
+  assert.match(error.stderr, /FaceTrainJob wrong: spec\.epochs: -1; must be at least 1/);
+  assert(error.stdout.split('\n').filter((line) => line === `registered ${TRAIN}`).length <= 1, error.stdout);
+});
+
+test('phase and artifact are those of the status', async () => {
+  const artifact = { uri: 's3://models/faces/sha256-12', sha256: '12' };
+  const jobs: FaceTrainJob[] = [];
+  const register = () => jobs.push(new FaceTrainJob('faces', jobArgs()));
+  await run(register, { state: { status: { phase: 'Succeeded', artifact } } });
+  await run(register);
+  const values = jobs.flatMap(({ phase, artifact }) => [valueOf<unknown>(phase), valueOf<unknown>(artifact)]);
+  assert.deepEqual(await Promise.all(values), ['Succeeded', artifact, undefined, undefined]);
+});
+
+test('who waits for the end hears of a failure', async () => {
+  const conditions = [{ type: 'Failed', status: 'True', reason: 'RestartsExceeded', message: 'failed 4 times in 6 h' }];
+  const failed = { phase: 'Failed', conditions };
+  const hasErrors = async (waitFor: 'Ready' | 'End', status: object, preview = false) => {
+    let job: FaceTrainJob;
+    const program = () => (job = new FaceTrainJob('faces', jobArgs({}, { waitFor }), { customTimeouts: { create: '72h' } }));
+    const [registered] = await run(program, { preview, state: { status } });
+    await valueOf(job!.phase);
+    await new Promise(setImmediate);
+    return [registered!.inputs.metadata.annotations!['pulumi.com/waitFor'], log.hasErrors()];
+  };
+  const end = 'jsonpath={.status.completionTime}';
+  assert.deepEqual(await hasErrors('Ready', failed), ['condition=Ready', false]);
+  assert.deepEqual(await hasErrors('End', { phase: 'Succeeded', conditions: [] }), [end, false]);
+  // It must still be possible to preview what would mend it.
+  assert.deepEqual(await hasErrors('End', failed, true), [end, false]);
+  assert.deepEqual(await hasErrors('End', failed), [end, true]);
+});
