@@ -36,19 +36,24 @@ contexts: [{name: facetrain, context: {cluster: facetrain, user: facetrain}}]
 YAML
 }
 
-# Each kubelet's cgroups lie under a root of its own: one kubelet would take another's pods for orphans, and kill them.
-cgroup_root() {
-  local controller
+# Each kubelet's cgroups lie under a root of its own: one kubelet would take another's pods for orphans, and kill them, in other clusters of this machine, too.
+# Sets cgroup_root.
+make_cgroup_root() {
+  local controller file
   if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    mkdir -p "/sys/fs/cgroup/$1"
+    # Not below this container's, whose processes stand in the way.
+    cgroup_root=/facetrain-$(cat /proc/sys/kernel/random/uuid)
+    mkdir "/sys/fs/cgroup$cgroup_root"
     for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
       echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
-      echo "+$controller" >"/sys/fs/cgroup/$1/cgroup.subtree_control" 2>/dev/null || true
+      echo "+$controller" >"/sys/fs/cgroup$cgroup_root/cgroup.subtree_control" 2>/dev/null || true
     done
     return
   fi
-  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller$1" 2>/dev/null || true; done
-  for file in cpuset.cpus cpuset.mems; do cat "/sys/fs/cgroup/cpuset/$file" >"/sys/fs/cgroup/cpuset/$1/$file"; done
+  # Below this container's, with which Docker removes it.
+  cgroup_root=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)/kubelet
+  for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller$cgroup_root" 2>/dev/null || true; done
+  for file in cpuset.cpus cpuset.mems; do cat "/sys/fs/cgroup/cpuset/$cgroup_root/../$file" >"/sys/fs/cgroup/cpuset/$cgroup_root/$file"; done
 }
 
 container_runtime() {
@@ -65,10 +70,10 @@ JSON
 
 # node_agents LABELS
 node_agents() {
-  cgroup_root "facetrain-$NODE"
+  make_cgroup_root
   kubeconfig /etc/kubernetes/kubelet.conf "$SERVER" "$TOKEN_KUBELET"
   kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
-  echo "cgroupRoot: /facetrain-$NODE" >>/etc/facetrain/kubelet.yaml
+  echo "cgroupRoot: $cgroup_root" >>/etc/facetrain/kubelet.yaml
   start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" --node-labels="$1"
   start kube-proxy "$programs/kube-proxy" --config=/etc/facetrain/kube-proxy.yaml --hostname-override="$NODE"
 }
