@@ -1,6 +1,6 @@
 /** `npm run cluster`: a cluster that outlives this process. */
 import { existsSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Cluster } from './cluster.ts';
 import { command } from './command.ts';
@@ -11,18 +11,25 @@ import { cache, programs } from './paths.ts';
 const NAME = 'facetrain';
 const folder = join(cache, 'cluster');
 const kubeconfig = join(folder, 'kubeconfig');
+/** Written when all is installed. */
+const complete = join(folder, 'complete');
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
 async function up(): Promise<void> {
-  if (existsSync(kubeconfig)) {
+  if (existsSync(complete) && (await containers({ running: true })).length > 0) {
     say(`There is a cluster already (npm run cluster -- down removes it).`);
   } else {
+    if (existsSync(folder) || (await containers()).length > 0) {
+      say('an earlier cluster was left unfinished, or its containers have ended: removing it');
+      await down();
+    }
     await buildImages((line) => say(line));
     say('starting the cluster');
     const cluster = await Cluster.start({ name: NAME, folder });
     await installAll(cluster, say);
     await createNamespace(cluster, 'demo');
     await cluster.client.close();
+    await writeFile(complete, '');
   }
   say(`
 Ready. Try:
@@ -33,9 +40,15 @@ Ready. Try:
 `);
 }
 
+/** Ids of its nodes. */
+async function containers({ running = false } = {}): Promise<string[]> {
+  const list = await command(['docker', 'ps', ...(running ? [] : ['--all']), '--quiet', '--filter', `name=^${NAME}-(control-plane|worker)`]);
+  return list.split('\n').filter(Boolean);
+}
+
 async function down(): Promise<void> {
-  const containers = (await command(['docker', 'ps', '--all', '--quiet', '--filter', `name=^${NAME}-(control-plane|worker)`])).split('\n').filter(Boolean);
-  if (containers.length > 0) await command(['docker', 'rm', '--force', '--volumes', ...containers]);
+  const there = await containers();
+  if (there.length > 0) await command(['docker', 'rm', '--force', '--volumes', ...there]);
   await rm(folder, { recursive: true, force: true });
 }
 
@@ -43,7 +56,7 @@ const actions: Record<string, () => Promise<void> | void> = {
   up,
   down,
   kubeconfig() {
-    if (!existsSync(kubeconfig)) throw new Error('there is no cluster: npm run cluster -- up');
+    if (!existsSync(complete)) throw new Error('there is no cluster: npm run cluster -- up');
     process.stdout.write(`${kubeconfig}\n`);
   },
 };

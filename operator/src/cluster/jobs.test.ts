@@ -382,3 +382,16 @@ test('a replica that cannot list what it needs is not ready, says what, and reco
   assert.equal((await probe('/nothing')).code, 404);
   assert.equal((await fetch(`${operator.address}/healthz`, { method: 'POST' })).status, 405);
 });
+
+test('an API server that does not answer yet is waited for; one that forbids is not', async (t) => {
+  await plane.createNamespace('early');
+  const operator = await startOperator(plane, 'early', {
+    through: (proxy) => {
+      proxy.fail('GET', /\/apis\/scheduling\.k8s\.io\//, 500, { times: 2 });
+      proxy.fail('GET', /\/nodes\?/, 500);
+    },
+  });
+  t.after(() => operator.stop());
+  assert.equal((await fetch(`${operator.address}/readyz`)).status, 200);
+  await assert.rejects(startOperator(plane, 'early', { token: 'nobody' }), { name: 'ApiError', status: 401 });
+});

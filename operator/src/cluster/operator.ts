@@ -1,4 +1,5 @@
 /** The operator as a whole: its caches, who is woken by what, and the two controllers. */
+import { setTimeout as delay } from 'node:timers/promises';
 import { API_VERSION, FaceTrainJob, FacetrainError, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import type { Logger } from 'pino';
 import type { JobStatus } from '../controllers/attempt.ts';
@@ -12,7 +13,8 @@ import type { ObservedPod } from '../controllers/objects.ts';
 import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
 import type { Plan } from '../controllers/plan.ts';
 import { planQuantizeJob } from '../controllers/quantizejob/plan.ts';
-import { hasReason } from '../runtime/api-error.ts';
+import { ApiError, hasReason } from '../runtime/api-error.ts';
+import { Backoff } from '../runtime/backoff.ts';
 import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import { Controller, type Reconcile } from '../runtime/controller.ts';
@@ -48,15 +50,18 @@ const CONTROLLER = 'facetrain.dev/operator';
 const CHILDREN = `app.kubernetes.io/managed-by=facetrain,${Label.jobUid}`;
 const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
 const POD_GROUP_VERSIONS = ['v1beta1', 'v1'];
+const RETRY_BASE_MILLISECONDS = 200;
+const RETRY_MAX_MILLISECONDS = 10_000;
 
 type Caches = Awaited<ReturnType<typeof makeCaches>>;
 
 /** Runs until the signal says stop. @throws LeadershipLost when another replica may lead */
 export async function runOperator(options: OperatorOptions, signal: AbortSignal): Promise<void> {
   const { client, metrics, log, identity, election, health, workers, progressSeconds } = options;
-  const podGroupApi = await servedPodGroup(client);
+  const found = await begin(options, signal);
+  if (!found) return;
+  const { podGroupApi, surroundings } = found;
   log.info({ podGroupApi, namespace: options.namespace }, podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup');
-  const surroundings = await Surroundings.open({ client, namespace: options.namespace, log, onRestart: (plural) => metrics.watchRestarted(plural) });
   const caches = makeCaches(options, podGroupApi);
   const events = new EventRecorder({ client, controller: CONTROLLER, instance: identity.slice(0, 128), log });
   const poller = new ProgressPoller(log, 1000 * progressSeconds, (job) => wake(...fromProgressKey(job)));
@@ -174,6 +179,23 @@ function withoutContent(pod: PodObject): PodObject {
   const { nodeName, volumes = [] } = pod.spec;
   const claims = volumes.flatMap(({ persistentVolumeClaim }) => (persistentVolumeClaim ? [{ persistentVolumeClaim }] : []));
   return { ...pod, spec: { ...(nodeName !== undefined && { nodeName }), ...(claims.length > 0 && { volumes: claims }) } };
+}
+
+/** What must be known before anything can begin. A server that does not answer is asked again: it may be starting, as after an upgrade. @returns null when the signal came first */
+async function begin({ client, namespace, log, metrics }: OperatorOptions, signal: AbortSignal) {
+  const retry = new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
+  while (!signal.aborted) {
+    try {
+      const podGroupApi = await servedPodGroup(client);
+      return { podGroupApi, surroundings: await Surroundings.open({ client, namespace, log, onRestart: (plural) => metrics.watchRestarted(plural) }) };
+    } catch (error) {
+      if (error instanceof ApiError && error.status < 500) throw error;
+      const wait = retry.next();
+      log.warn({ err: error, retryInMs: Math.round(wait) }, 'the API server does not answer');
+      await delay(wait, undefined, { signal }).catch(() => {});
+    }
+  }
+  return null;
 }
 
 async function servedPodGroup(client: Client): Promise<string | null> {

@@ -62,7 +62,10 @@ export async function startOperator(plane: ControlPlane, namespace: string, choi
     },
     stop.signal,
   ).catch((error: unknown) => error);
-  const port = await Promise.race([listening.promise, ended.then((error) => Promise.reject(error as Error))]);
+  const port = await Promise.race([listening.promise, ended.then((error) => Promise.reject(error as Error))]).catch(async (error: unknown) => {
+    await proxy.close();
+    throw error;
+  });
   const replica = {
     proxy,
     address: `http://127.0.0.1:${port}`,
