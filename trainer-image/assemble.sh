@@ -19,6 +19,8 @@ libraries=$(printf '%s\n' "$linked" | awk -v folder="$FACETRAIN_CACHE/" 'index($
 libtorch=$(printf '%s\n' "$libraries" | sed -n 's|/torch/lib/libtorch_cpu\.so$||p')
 for library in "$@"; do libraries="$libraries $libtorch/$library"; done
 realpath $libraries | xargs cp --parents --target-directory=/mnt
+# A fifth of libtorch and of NCCL is for debuggers. (NVIDIA's others have nothing to strip.)
+find /mnt -name 'lib*torch*.so' -o -name 'libnccl.so*' | xargs strip --strip-unneeded
 mkdir -p /mnt/opt/facetrain
 cp --parents "$addon" /mnt/opt/facetrain
 # They were unpacked in a private temporary folder.
