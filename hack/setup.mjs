@@ -1,11 +1,11 @@
-// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`; with --native, for native/ alone.
+// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`; with --native, for native/ alone; with --cuda, CUDA too.
 // What is there is left alone, so a second run takes a moment. Needs Node, npm and Python with pip and venv; the rest comes from package registries.
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { cache, environment, libtorch, root, versions } from './lib/paths.mjs';
+import { cache, cudaLibtorch, environment, libtorch, root, versions } from './lib/paths.mjs';
 import { SetupError, main, run, step } from './lib/steps.mjs';
 
 const digest = (text) => createHash('sha256').update(text).digest('hex');
@@ -60,27 +60,41 @@ export async function debianPackages(names) {
   });
 }
 
-/** The parts of wheels that C++ needs: torch/lib, torch/include, nvidia. Any Python can fetch and unpack them. */
+/** Unpacks the parts of wheels that C++ needs: torch/lib, torch/include, nvidia. Any Python can fetch and unpack them. */
+async function unpackWheels(wheels, folder, show) {
+  for (const wheel of wheels) {
+    const download = join(folder, 'wheel');
+    await run(
+      ['python3', '-m', 'pip', 'download', wheel.package, '--no-deps', '--only-binary=:all:', '--implementation', 'cp', '--python-version', '3.11', '--platform', wheel.platform, '--dest', download, '--no-cache-dir', '--progress-bar', 'off'],
+      { show },
+    );
+    const [name] = await readdir(download);
+    const file = join(download, name);
+    show(`checking ${name}`);
+    const found = await sha256(file);
+    if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
+    show(`unpacking ${name}`);
+    const unpack = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
+    await run(['python3', '-c', unpack, file, folder]);
+    await rm(download, { recursive: true });
+  }
+}
+
+const megabytes = (wheels) => wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
+
 async function libtorchFiles() {
   if (process.arch !== 'x64') throw new SetupError(`libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`);
-  const megabytes = versions.libtorch.wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
-  await once(libtorch, `libtorch ${versions.libtorch.version} from PyPI (${megabytes} MB)`, async (folder, show) => {
-    for (const wheel of versions.libtorch.wheels) {
-      const download = join(folder, 'wheel');
-      await run(
-        ['python3', '-m', 'pip', 'download', wheel.package, '--no-deps', '--only-binary=:all:', '--implementation', 'cp', '--python-version', '3.11', '--platform', wheel.platform, '--dest', download, '--progress-bar', 'off'],
-        { show },
-      );
-      const [name] = await readdir(download);
-      const file = join(download, name);
-      show(`checking ${name}`);
-      const found = await sha256(file);
-      if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
-      show(`unpacking ${name}`);
-      const unpack = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
-      await run(['python3', '-c', unpack, file, folder]);
-      await rm(download, { recursive: true });
-    }
+  const { version, wheels } = versions.libtorch;
+  await once(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) => unpackWheels(wheels, folder, show));
+}
+
+/** libtorch once more, in links, with NVIDIA's libraries and headers beside it: what CUDA needs stays out of the folder that CPUs are built with. */
+async function cudaFiles() {
+  const { version, cuda } = versions.libtorch;
+  await once(cudaLibtorch, `CUDA libraries for libtorch ${version} from PyPI (${megabytes(cuda)} MB)`, async (folder, show) => {
+    await unpackWheels(cuda, folder, show);
+    // Last, so that nothing is ever written through a link.
+    await run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
   });
 }
 
@@ -139,17 +153,22 @@ async function goTools({ bench }) {
 }
 
 /**
- * @param {{ test?: boolean, bench?: boolean, native?: boolean }} options `bench`: what tests need, and what only benchmarks do; `native`: only what
- *   native/ is built with, beside npm packages that are there already (the trainers' image has no use for the others)
+ * @param {{ test?: boolean, bench?: boolean, native?: boolean, cuda?: boolean }} options `bench`: what tests need, and what only benchmarks do;
+ *   `native`: only what native/ is built with, beside npm packages that are there already (the trainers' image has no use for the others); `cuda`: also
+ *   what `npm run build -- --cuda` takes
  */
-export async function setup({ bench = false, test = bench, native = false } = {}) {
+export async function setup({ bench = false, test = bench, native = false, cuda = false } = {}) {
   Object.assign(process.env, environment);
   await debianPackages([...versions.debian.build, ...(test ? versions.debian.test : [])]);
   if (!native) await npmPackages();
   await libtorchFiles();
+  if (cuda) await cudaFiles();
   if (!test) return;
   await pythonPackages();
   await goTools({ bench });
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => setup({ test: process.argv.includes('--test'), native: process.argv.includes('--native') }));
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const given = (option) => process.argv.includes(`--${option}`);
+  await main(() => setup({ test: given('test'), native: given('native'), cuda: given('cuda') }));
+}

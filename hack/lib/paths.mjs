@@ -10,6 +10,8 @@ export const versions = JSON.parse(readFileSync(join(root, 'hack', 'versions.jso
 /** Downloads and builds that outlive a clone; FACETRAIN_CACHE moves it. */
 export const cache = process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain');
 export const libtorch = process.env.LIBTORCH_ROOT || join(cache, `libtorch-${versions.libtorch.version}`);
+/** The same libtorch with the libraries that its CUDA half wants, and their headers. */
+export const cudaLibtorch = process.env.LIBTORCH_ROOT || `${libtorch}-cuda`;
 export const build = join(root, 'native', 'build');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');

@@ -6,8 +6,9 @@ if(NOT LIBTORCH_ROOT)
 endif()
 set(_torch_lib ${LIBTORCH_ROOT}/torch/lib)
 set(_torch_include ${LIBTORCH_ROOT}/torch/include)
-find_library(TORCH_CPU torch_cpu PATHS ${_torch_lib} NO_DEFAULT_PATH REQUIRED)
-find_library(TORCH_C10 c10 PATHS ${_torch_lib} NO_DEFAULT_PATH REQUIRED)
+# Not cached, here and in Nccl.cmake: a build folder may be given another LIBTORCH_ROOT.
+find_library(TORCH_CPU torch_cpu PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE REQUIRED)
+find_library(TORCH_C10 c10 PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE REQUIRED)
 
 add_library(torch INTERFACE)
 target_include_directories(torch SYSTEM INTERFACE ${_torch_include} ${_torch_include}/torch/csrc/api/include)

@@ -1,9 +1,10 @@
 # Adds CUDA and NCCL to the target `torch` where they are found; elsewhere the build is for CPUs alone. No compiler for
 # CUDA is needed: this is C++ against libtorch_cuda.so.
 #
-# ProcessGroupNCCL.hpp wants the headers below. They come from a CUDA toolkit (CUDA_HOME, /usr/local/cuda) or from PyPI's
-# wheels, unpacked into LIBTORCH_ROOT as pip would: nvidia-{cuda-runtime,cuda-cccl,cublas,cusparse,cusolver} and
-# nvidia-nccl-cu13. A toolkit without some of them is filled up from the wheels.
+# ProcessGroupNCCL.hpp wants the headers below. They come from PyPI's wheels, unpacked into LIBTORCH_ROOT as pip would
+# (nvidia-{cuda-runtime,cuda-crt,cuda-cccl,cublas,cusparse,cusolver} and nvidia-nccl-cu13: `npm run setup -- --cuda`),
+# which are of the CUDA that libtorch was built with; what is not there is looked for in a toolkit (CUDA_HOME,
+# /usr/local/cuda).
 set(FACETRAIN_NCCL AUTO CACHE STRING "Build the NCCL collectives: AUTO (where CUDA is found), ON (or fail), OFF")
 set_property(CACHE FACETRAIN_NCCL PROPERTY STRINGS AUTO ON OFF)
 if(FACETRAIN_NCCL STREQUAL "OFF")
@@ -14,18 +15,18 @@ file(GLOB _wheel_includes ${LIBTORCH_ROOT}/nvidia/*/include)
 file(GLOB _wheel_libs ${LIBTORCH_ROOT}/nvidia/*/lib)
 set(_toolkits $ENV{CUDA_HOME} /usr/local/cuda)
 set(_missing)
-find_library(TORCH_CUDA torch_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH)
-find_library(TORCH_C10_CUDA c10_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH)
-find_library(CUDA_RUNTIME NAMES cudart libcudart.so.13 libcudart.so.12 PATHS ${_toolkits} ${_wheel_libs} PATH_SUFFIXES lib64 NO_DEFAULT_PATH)
+find_library(TORCH_CUDA torch_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE)
+find_library(TORCH_C10_CUDA c10_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE)
+find_library(CUDA_RUNTIME NAMES cudart libcudart.so.13 libcudart.so.12 PATHS ${_wheel_libs} ${_toolkits} PATH_SUFFIXES lib64 NO_DEFAULT_PATH NO_CACHE)
 foreach(library TORCH_CUDA TORCH_C10_CUDA CUDA_RUNTIME)
   if(NOT ${library})
     list(APPEND _missing ${library})
   endif()
 endforeach()
 set(_cuda_includes)
-foreach(header cuda_runtime_api.h nv/target cublas_v2.h cusparse.h cusolverDn.h nccl.h)
+foreach(header cuda_runtime_api.h crt/host_config.h nv/target cublas_v2.h cusparse.h cusolverDn.h nccl.h)
   string(MAKE_C_IDENTIFIER HEADER_${header} variable)
-  find_path(${variable} ${header} PATHS ${_toolkits} ${_wheel_includes} PATH_SUFFIXES include include/cccl cccl)
+  find_path(${variable} ${header} PATHS ${_wheel_includes} ${_toolkits} PATH_SUFFIXES include include/cccl cccl NO_CACHE)
   if(${variable})
     list(APPEND _cuda_includes ${${variable}})
   else()

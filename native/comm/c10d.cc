@@ -16,6 +16,8 @@
 #include <cstring>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "error.h"
+
 namespace facetrain {
 
 std::chrono::milliseconds Deadline::remaining() const {
@@ -112,7 +114,7 @@ std::string rank_key(int rank) { return "facetrain/rank/" + std::to_string(rank)
 
 }  // namespace
 
-Rendezvous join(const RendezvousOptions& options, const Deadline& deadline) {
+Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend) {
   // c10d logs each failure with its C++ frames; whoever wants to see them sets the variable. What matters is thrown.
   if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
   // A write to a peer that died has to be an error, not the end of this process. (Node ignores the signal already.)
@@ -127,17 +129,25 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline) {
   store.useLibUV = false;  // Node has a libuv of its own, whose symbols would be taken
   try {
     result.store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
-    result.store->set(rank_key(options.rank), std::string("here"));
+    result.store->set(rank_key(options.rank), backend);
   } catch (const std::exception& error) {
     throw rendezvous_error(options, deadline, message_of(error));
   }
   if (options.rank == 0) result.own_address = dial_master(options, deadline);
   for (int rank = 0; rank < options.size; ++rank) {
+    std::vector<uint8_t> theirs;
     try {
       result.store->wait({rank_key(rank)}, deadline.remaining());
+      theirs = result.store->get(rank_key(rank));
     } catch (const std::exception& error) {
       throw rendezvous_error(options, deadline,
                              "rank " + std::to_string(rank) + " did not come (" + message_of(error) + ")");
+    }
+    if (const std::string other(theirs.begin(), theirs.end()); other != backend) {
+      throw Error("InvalidConfig", "device",
+                  "rank " + std::to_string(options.rank) + " computes for " + backend + " and rank " +
+                      std::to_string(rank) + " for " + other,
+                  "a GPU for every rank, or cpu");
     }
   }
   return result;

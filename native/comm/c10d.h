@@ -33,8 +33,10 @@ struct Rendezvous {
   std::string own_address;  // of this rank's interface towards MASTER_ADDR, in digits
 };
 
-// Joins the store and waits until every rank has. Throws CommError.
-Rendezvous join(const RendezvousOptions& options, const Deadline& deadline);
+// Joins the store and waits until every rank has. Throws CommError, and Error(InvalidConfig) when a rank means to go on
+// with another back end than this one: they would wait for each other in vain. The first to see it takes the others
+// down, some with a CommError.
+Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend);
 
 // The message of an exception of c10's without the C++ frames that what() would bring along.
 std::string message_of(const std::exception& error);
@@ -54,8 +56,8 @@ class C10dComm : public Comm {
   void barrier() override;
 
  protected:
-  C10dComm(const RendezvousOptions& options, const Deadline& deadline)
-      : options_(options), rendezvous_(join(options, deadline)) {}
+  C10dComm(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend)
+      : options_(options), rendezvous_(join(options, deadline, backend)) {}
 
   RendezvousOptions options_;
   Rendezvous rendezvous_;  // lives as long as the back end: rank 0's store is the server

@@ -5,7 +5,10 @@
 #include <ATen/ATen.h>
 
 #include <atomic>
+#include <thread>
 
+#include "comm/c10d.h"
+#include "error.h"
 #include "test/check.h"
 #include "test/processes.h"
 
@@ -175,6 +178,22 @@ static void test_rendezvous_deadline() {
   fails_in_time(options, "no-such-host.invalid:" + std::to_string(port));
 }
 
+// Ranks with a GPU and ranks without: rank 0, whose store the others lose, sees it in any case.
+static void test_mixed_back_ends() {
+  const int port = test::free_port();
+  std::atomic<bool> met = false;
+  std::thread without([&] {
+    try {
+      join(loopback(1, 2, port), Deadline(5s), "Gloo");
+      met = true;
+    } catch (const std::exception&) {
+    }
+  });
+  CHECK_THROWS(join(loopback(0, 2, port), Deadline(5s), "NCCL"), Error, "rank 0 computes for NCCL and rank 1 for Gloo");
+  without.join();
+  CHECK(!met);
+}
+
 static void test_port_in_use() {
   const int fd = socket(AF_INET6, SOCK_STREAM, 0);
   sockaddr_in6 address{};
@@ -210,6 +229,7 @@ int main(int argc, char** argv) {
   test_gloo_equals_fake();
   test_gloo_lost_peers();
   test_rendezvous_deadline();
+  test_mixed_back_ends();
   test_port_in_use();
   return TEST_RESULT();
 }

@@ -13,7 +13,7 @@ namespace {
 
 class GlooComm final : public C10dComm {
  public:
-  GlooComm(const RendezvousOptions& options, const Deadline& deadline) : C10dComm(options, deadline) {
+  GlooComm(const RendezvousOptions& options, const Deadline& deadline) : C10dComm(options, deadline, "Gloo") {
     try {
       auto gloo = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
       gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(

@@ -27,7 +27,8 @@ namespace {
 
 class NcclComm final : public C10dComm {
  public:
-  NcclComm(const RendezvousOptions& options, int device, const Deadline& deadline) : C10dComm(options, deadline) {
+  NcclComm(const RendezvousOptions& options, int device, const Deadline& deadline)
+      : C10dComm(options, deadline, "NCCL") {
     // Left alone, wait() only makes the stream wait, and a timeout ends the process from a thread of c10d's. A Comm's
     // calls return when the result is there and throw when it does not come.
     setenv("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/1);

@@ -3,11 +3,13 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
+#include "comm/comm.h"
 #include "model/executor.h"
 #include "model/pictures.h"
 #include "node/plain.h"
 #include "node/register.h"
 #include "node/worker.h"
+#include "train/device.h"
 #include "train/session.h"
 
 namespace facetrain {
@@ -55,6 +57,7 @@ Worker::Reply floats_reply(std::vector<float> values) {
 void prepare_thread(int threads) {
   at::set_num_threads(threads);
   at::globalContext().setFlushDenormal(true);
+  at::globalContext().setDeterministicCuDNN(true);  // the same run bit for bit, as session.h has it
 }
 
 // The arguments (pixels, height, width, channels, flip) of embed.
@@ -67,8 +70,8 @@ struct PicturesIn {
     const auto bytes = info[0].As<Napi::Uint8Array>();
     pixels.assign(bytes.Data(), bytes.Data() + bytes.ElementLength());
   }
-  Worker::Reply embedded(Executor& executor) const {
-    return floats_reply(facetrain::embed(executor, to_images(pixels, height, width, channels, at::kCPU), flip));
+  Worker::Reply embedded(Executor& executor, at::Device device) const {
+    return floats_reply(facetrain::embed(executor, to_images(pixels, height, width, channels, device), flip));
   }
 
   int64_t height, width, channels;
@@ -100,8 +103,9 @@ class Model : public Napi::ObjectWrap<Model> {
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(),
-                       [pictures = PicturesIn(info)](Executor& executor) { return pictures.embedded(executor); });
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) {
+      return pictures.embedded(executor, at::kCPU);
+    });
   }
 
   Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
@@ -118,6 +122,12 @@ RendezvousOptions rendezvous_from(const Napi::Object& comm) {
   options.rendezvous_timeout = std::chrono::milliseconds(integer_of(comm, "rendezvousTimeoutMs"));
   options.collective_timeout = std::chrono::milliseconds(integer_of(comm, "collectiveTimeoutMs"));
   return options;
+}
+
+DeviceChoice device_choice_from(const Napi::Object& from) {
+  const auto comm = from.Get("comm").As<Napi::Object>();
+  return {text_of(from, "device"), static_cast<int>(integer_of(comm, "localRank")),
+          static_cast<int>(integer_of(comm, "localSize"))};
 }
 
 std::optional<double> optional_number_of(const Napi::Object& object, const char* key) {
@@ -195,7 +205,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   explicit TrainingSession(const Napi::CallbackInfo& info) : ObjectWrap(info), owner_(info.Env(), "ft-training") {}
 
  private:
-  // open(options) -> {firstRow, rows, stepsPerEpoch}
+  // open(options) -> {device, firstRow, rows, stepsPerEpoch}
   Napi::Value open(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
     Graph graph = graph_from(from.Get("graph").As<Napi::Object>());
@@ -203,14 +213,19 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
     const SessionOptions options = session_options_from(from, rendezvous, graph.output.dim);
     return owner_.make(
         info.Env(),
-        [=, graph = std::move(graph), directory = text_of(from.Get("data").As<Napi::Object>(), "directory"),
+        [rendezvous, options, graph = std::move(graph),
+         directory = text_of(from.Get("data").As<Napi::Object>(), "directory"), device = device_choice_from(from),
          threads = static_cast<int>(integer_of(from, "computeThreads")), &cancelled = owner_.cancelled()] {
           prepare_thread(threads);
-          return open_session(graph, directory, rendezvous, options, cancelled);
+          SessionOptions with_device = options;
+          with_device.pfc.device = choose_device(device);
+          return open_session(graph, directory, rendezvous, with_device, cancelled);
         },
         [](Session& session) -> Worker::Reply {
-          return [rows = session.centres().rows(), steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
+          return [device = session.device(), rows = session.centres().rows(),
+                  steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
             auto opened = Napi::Object::New(env);
+            opened.Set("device", device.is_cuda() ? "cuda" : "cpu");
             opened.Set("firstRow", static_cast<double>(rows.first));
             opened.Set("rows", static_cast<double>(rows.count));
             opened.Set("stepsPerEpoch", static_cast<double>(steps));
@@ -241,8 +256,9 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(
-        info.Env(), [pictures = PicturesIn(info)](Session& session) { return pictures.embedded(session.backbone()); });
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Session& session) {
+      return pictures.embedded(session.backbone(), session.device());
+    });
   }
 
   // saveBackbone() -> BackboneState
@@ -322,6 +338,13 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 }  // namespace
 
 void register_training(Napi::Env env, Napi::Object exports) {
+  // capabilities() -> {nccl, cudaDevices}
+  exports.Set("capabilities", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+                auto found = Napi::Object::New(info.Env());
+                found.Set("nccl", has_nccl());
+                found.Set("cudaDevices", cuda_devices());
+                return found;
+              }));
   Model::add_to(env, exports);
   TrainingSession::add_to(env, exports);
 }

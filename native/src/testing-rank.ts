@@ -4,7 +4,7 @@ import { tinyNet, trainingOptions } from './testing.ts';
 
 const [scenario, ...numbers] = process.argv.slice(2);
 const [rank, size, masterPort] = numbers.map(Number) as [number, number, number];
-const comm = { ...trainingOptions().comm, rank, size, masterPort };
+const comm = { ...trainingOptions().comm, rank, size, localRank: rank, localSize: size, masterPort };
 const digest = (values: Float32Array) => Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
 
 const open = (options = {}) => TrainingSession.open(trainingOptions({ comm, ...options }));

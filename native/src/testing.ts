@@ -70,7 +70,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     weightDecay: 5e-4,
     gradientClipNorm: 5,
     data: { directory: DATASET, globalBatchSize: 32, flip: true, shift: 0, channelOrder: 'rgb', loaderThreads: 1 },
-    comm: { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort: 0, rendezvousTimeoutMs: 30_000, collectiveTimeoutMs: 30_000 },
+    comm: { rank: 0, size: 1, localRank: 0, localSize: 1, masterAddr: '127.0.0.1', masterPort: 0, rendezvousTimeoutMs: 30_000, collectiveTimeoutMs: 30_000 },
     computeThreads: 1,
     device: 'cpu',
     ...options,

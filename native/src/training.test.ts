@@ -4,7 +4,7 @@ import { suite, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import { Model } from './model.ts';
 import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing.ts';
-import { TrainingSession, type BackboneState, type TrainingOptions } from './training.ts';
+import { TrainingSession, capabilities, type BackboneState, type TrainingOptions } from './training.ts';
 
 async function withSession<T>(options: Partial<TrainingOptions>, body: (session: TrainingSession) => Promise<T>): Promise<T> {
   const session = await TrainingSession.open(trainingOptions(options));
@@ -150,6 +150,14 @@ test('going on from saved state is the uninterrupted run, bit for bit', async ()
   assert.deepEqual(resumed, uninterrupted);
 });
 
+test('a device is what was asked for, and by itself one that every rank here finds', async () => {
+  const { cudaDevices } = capabilities();
+  const device = (options: Partial<TrainingOptions>) => withSession(options, async (session) => session.device);
+  assert.equal(await device({ device: 'cpu' }), 'cpu');
+  assert.equal(await device({ device: 'auto' }), cudaDevices > 0 ? 'cuda' : 'cpu');
+  assert.equal(await device({ device: 'auto', comm: { ...trainingOptions().comm, localSize: cudaDevices + 1 } }), 'cpu');
+});
+
 suite('refuses', () => {
   const refusal = async (body: Promise<unknown>, code: string, message: RegExp) =>
     assert.rejects(body, (error: unknown) => error instanceof FacetrainError && error.code === code && message.test(error.message));
@@ -172,7 +180,8 @@ suite('refuses', () => {
     const small = tinyNet();
     small.input.height = 96;
     await refusal(TrainingSession.open(trainingOptions({ graph: small })), 'InvalidDataset', /pictures of 112 x 112 .* 96 x 112/);
-    await refusal(TrainingSession.open(trainingOptions({ device: 'cuda' })), 'InvalidConfig', /no CUDA/);
+    const missing = capabilities().nccl ? /rank 99 of this machine sees \d+ CUDA devices/ : /this build has no CUDA/;
+    await refusal(TrainingSession.open(trainingOptions({ device: 'cuda', comm: { ...comm, localRank: 99 } })), 'InvalidConfig', missing);
     await refusal(TrainingSession.open(trainingOptions({ data: { ...data, directory: `${DATASET}/nowhere` } })), 'InvalidDataset', /nowhere/);
     await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 33 }, comm: { ...comm, size: 2 } })), 'InvalidConfig', /33; a multiple of the 2 ranks/);
     await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })), 'InvalidDataset', /800 pictures/);

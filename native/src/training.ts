@@ -23,8 +23,19 @@ export interface TrainingOptions {
   weightDecay: number;
   gradientClipNorm: number | null;
   data: { directory: string; globalBatchSize: number; flip: boolean; shift: number; channelOrder: 'rgb' | 'bgr'; loaderThreads: number };
-  comm: { rank: number; size: number; masterAddr: string; masterPort: number; rendezvousTimeoutMs: number; collectiveTimeoutMs: number };
+  /** `localRank` of `localSize` ranks on this machine, or in this container: with CUDA each takes the device of its number. */
+  comm: {
+    rank: number;
+    size: number;
+    localRank: number;
+    localSize: number;
+    masterAddr: string;
+    masterPort: number;
+    rendezvousTimeoutMs: number;
+    collectiveTimeoutMs: number;
+  };
   computeThreads: number;
+  /** `auto` is CUDA where every rank of this machine finds a device. */
   device: 'auto' | 'cpu' | 'cuda';
 }
 
@@ -57,7 +68,7 @@ export interface BackboneState {
 }
 
 export interface TrainingSessionContract extends Embedder {
-  readonly device: string;
+  readonly device: 'cpu' | 'cuda';
   /** Rows of the class centres that this rank holds. */
   readonly rowRange: { firstRow: number; rows: number };
   readonly stepsPerEpoch: number;
@@ -76,7 +87,7 @@ export interface TrainingSessionContract extends Embedder {
 }
 
 interface NativeSession {
-  open(options: TrainingOptions): Promise<{ firstRow: number; rows: number; stepsPerEpoch: number }>;
+  open(options: TrainingOptions): Promise<{ device: 'cpu' | 'cuda'; firstRow: number; rows: number; stepsPerEpoch: number }>;
   step(step: number, learningRate: number, stop: boolean, checkpoint: boolean): Promise<StepResult>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   saveBackbone(): Promise<BackboneState>;
@@ -89,11 +100,22 @@ interface NativeSession {
   close(): Promise<void>;
 }
 
-const addon = native<{ TrainingSession: new () => NativeSession }>();
+const addon = native<{ TrainingSession: new () => NativeSession; capabilities(): Capabilities }>();
+
+/** What the addon was built for, and what this process finds on its machine. */
+export interface Capabilities {
+  /** Collectives between GPUs; without them training is for CPUs alone. */
+  nccl: boolean;
+  cudaDevices: number;
+}
+
+export function capabilities(): Capabilities {
+  return addon.capabilities();
+}
 
 export class TrainingSession implements TrainingSessionContract {
   readonly dim: number;
-  readonly device = 'cpu';
+  readonly device: 'cpu' | 'cuda';
   readonly rowRange: { firstRow: number; rows: number };
   readonly stepsPerEpoch: number;
   readonly #graph: Graph;
@@ -101,6 +123,7 @@ export class TrainingSession implements TrainingSessionContract {
 
   private constructor(graph: Graph, session: NativeSession, opened: Awaited<ReturnType<NativeSession['open']>>) {
     this.dim = graph.output.dim;
+    this.device = opened.device;
     this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
     this.stepsPerEpoch = opened.stepsPerEpoch;
     this.#graph = graph;
@@ -109,12 +132,9 @@ export class TrainingSession implements TrainingSessionContract {
 
   /**
    * Plans the graph, opens the dataset, and meets the other ranks.
-   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build lacks), RendezvousTimeout.
+   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build or this machine lacks), RendezvousTimeout.
    */
   static async open(options: TrainingOptions): Promise<TrainingSession> {
-    if (options.device === 'cuda') {
-      throw new FacetrainError({ code: 'InvalidConfig', subject: 'device', found: 'cuda', allowed: 'cpu or auto: this build has no CUDA' });
-    }
     const { globalBatchSize } = options.data;
     if (globalBatchSize % options.comm.size !== 0) {
       throw new FacetrainError({ code: 'InvalidConfig', subject: 'data.globalBatchSize', found: String(globalBatchSize), allowed: `a multiple of the ${options.comm.size} ranks` });

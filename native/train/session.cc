@@ -50,10 +50,10 @@ void restore(const std::vector<Executor::Named>& tensors, const std::vector<Sess
   }
 }
 
-std::unique_ptr<Comm> connect(const RendezvousOptions& options) {
+std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device device) {
   if (options.size == 1) return make_solo_comm();
   try {
-    return make_gloo_comm(options);
+    return device.is_cuda() ? make_nccl_comm(options, device.index()) : make_gloo_comm(options);
   } catch (const CommError& error) {
     throw Error("RendezvousTimeout",
                 "MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" + std::to_string(options.master_port),
@@ -262,7 +262,8 @@ std::unique_ptr<Session> open_session(const Graph& graph, const std::string& dir
                     std::to_string(graph.input.width) + " with " + std::to_string(graph.input.channels));
   }
   auto backbone = make_executor(graph, options.pfc.device);
-  return std::make_unique<Session>(std::move(backbone), connect(rendezvous), std::move(dataset), options, cancelled);
+  return std::make_unique<Session>(std::move(backbone), connect(rendezvous, options.pfc.device), std::move(dataset),
+                                   options, cancelled);
 }
 
 }  // namespace facetrain

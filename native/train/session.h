@@ -24,7 +24,7 @@
 namespace facetrain {
 
 struct SessionOptions {
-  PfcOptions pfc;
+  PfcOptions pfc;  // its device is this session's
   LoaderOptions data;
   double momentum = 0.9;
   double weight_decay = 5e-4;
@@ -51,6 +51,7 @@ class Session {
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
   Executor& backbone() { return *backbone_; }
+  at::Device device() const { return options_.pfc.device; }
   PartialFc& centres() { return centres_; }
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
 
@@ -106,8 +107,9 @@ class Session {
   at::Tensor gradients_, statistics_, flags_;  // parts of shared_
 };
 
-// The session of `graph` on the pictures in `directory`, with the other ranks over Gloo. Throws Error(InvalidModel,
-// UnsupportedOperator), Error(InvalidDataset), and Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT.
+// The session of `graph` on the pictures in `directory`, with the other ranks over NCCL where it computes with CUDA and
+// over Gloo elsewhere. Throws Error(InvalidModel, UnsupportedOperator), Error(InvalidDataset), Error(InvalidConfig)
+// when ranks compute on different devices, and Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT.
 std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
                                       const RendezvousOptions& rendezvous, const SessionOptions& options,
                                       const std::atomic<bool>& cancelled);

@@ -57,23 +57,27 @@ test('a configuration is refused by the path of its field, with what was there a
 });
 
 test('ranks by the convention of torchrun', async () => {
-  assert.deepEqual(readRanks({}), { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort: 0, onThisMachine: 1 });
+  assert.deepEqual(readRanks({}), { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort: 0, localRank: 0, localSize: 1 });
   const env = { RANK: '1', WORLD_SIZE: '4', MASTER_ADDR: 'job-0-0.job', MASTER_PORT: '29500' };
-  assert.deepEqual(readRanks(env), { rank: 1, size: 4, masterAddr: 'job-0-0.job', masterPort: 29500, onThisMachine: 1 });
-  assert.equal(readRanks({ ...env, LOCAL_WORLD_SIZE: '2' }).onThisMachine, 2);
-  assert.equal(readRanks({ ...env, MASTER_ADDR: '127.0.0.1' }).onThisMachine, 4);
+  assert.deepEqual(readRanks(env), { rank: 1, size: 4, masterAddr: 'job-0-0.job', masterPort: 29500, localRank: 0, localSize: 1 });
+  const local = (more: Record<string, string>) => (({ localRank, localSize }) => [localRank, localSize])(readRanks({ ...env, ...more }));
+  assert.deepEqual(local({ LOCAL_RANK: '0' }), [0, 1]);
+  assert.deepEqual(local({ LOCAL_WORLD_SIZE: '2', RANK: '3' }), [1, 2]);
+  assert.deepEqual(local({ LOCAL_WORLD_SIZE: '2', LOCAL_RANK: '0', RANK: '3' }), [0, 2]);
+  assert.deepEqual(local({ MASTER_ADDR: '127.0.0.1', RANK: '3' }), [3, 4]);
   const cases: [Record<string, string | undefined>, RegExp][] = [
     [{ ...env, RANK: '4' }, /RANK: "4"; an integer from 0 to 3/],
     [{ ...env, RANK: undefined }, /RANK: not set/],
     [{ ...env, WORLD_SIZE: undefined }, /WORLD_SIZE: not set/],
     [{ ...env, WORLD_SIZE: '2x' }, /WORLD_SIZE: "2x"/],
+    [{ ...env, LOCAL_RANK: '4' }, /LOCAL_RANK: "4"; an integer from 0 to 3/],
     [{ ...env, MASTER_ADDR: undefined }, /MASTER_ADDR: not set/],
     [{ ...env, MASTER_PORT: '0' }, /MASTER_PORT: "0"; an integer from 1 to 65535/],
   ];
   for (const [variables, message] of cases) assert.match((await refusal(() => readRanks(variables))).message, message);
   assert.equal(computeThreads(3, readRanks({})), 3);
   assert.equal(computeThreads(null, readRanks({})), availableParallelism());
-  assert.equal(computeThreads(null, { ...readRanks({}), onThisMachine: 1000 }), 1);
+  assert.equal(computeThreads(null, { ...readRanks({}), localSize: 1000 }), 1);
 });
 
 test('the server shows the board, as JSON and as metrics, and its health is that of the work', async () => {

@@ -1,4 +1,4 @@
-/** Who this process is among the ranks of its gang, by the convention of torchrun: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT. */
+/** Who this process is among the ranks of its gang, by the convention of torchrun: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
 
@@ -7,8 +7,10 @@ export interface Ranks {
   size: number;
   masterAddr: string;
   masterPort: number;
-  /** Ranks that share this machine's CPUs. */
-  onThisMachine: number;
+  /** Which of them this one is on this machine, or in this container: each takes the GPU of its number. */
+  localRank: number;
+  /** Ranks that share this machine's CPUs and GPUs. */
+  localSize: number;
 }
 
 type Environment = Record<string, string | undefined>;
@@ -27,13 +29,14 @@ function whole(env: Environment, name: string, least: number, most: number, fall
 }
 
 /**
- * Without WORLD_SIZE this process is alone. LOCAL_WORLD_SIZE is optional: a master on the loopback means that all ranks are here.
+ * Without WORLD_SIZE this process is alone. The LOCAL_ ones are optional: a master on the loopback means that all ranks are here, any other that no
+ * other is.
  * @throws FacetrainError InvalidConfig naming the variable
  */
 export function readRanks(env: Environment): Ranks {
   const size = whole(env, 'WORLD_SIZE', 1, 65_536, env['RANK'] === undefined ? 1 : undefined);
   const rank = whole(env, 'RANK', 0, size - 1, size === 1 ? 0 : undefined);
-  if (size === 1) return { rank, size, masterAddr: '127.0.0.1', masterPort: 0, onThisMachine: 1 };
+  if (size === 1) return { rank, size, masterAddr: '127.0.0.1', masterPort: 0, localRank: 0, localSize: 1 };
   const masterAddr = env['MASTER_ADDR'];
   if (!masterAddr) {
     throw new FacetrainError({
@@ -45,10 +48,11 @@ export function readRanks(env: Environment): Ranks {
   }
   const masterPort = whole(env, 'MASTER_PORT', 1, 65_535);
   const loopback = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/.test(masterAddr);
-  return { rank, size, masterAddr, masterPort, onThisMachine: whole(env, 'LOCAL_WORLD_SIZE', 1, size, loopback ? size : 1) };
+  const localSize = whole(env, 'LOCAL_WORLD_SIZE', 1, size, loopback ? size : 1);
+  return { rank, size, masterAddr, masterPort, localRank: whole(env, 'LOCAL_RANK', 0, size - 1, rank % localSize), localSize };
 }
 
 /** Threads for arithmetic: as configured, or this rank's share of the CPUs that the container may use. */
 export function computeThreads(configured: number | null, ranks: Ranks): number {
-  return configured ?? Math.max(1, Math.floor(availableParallelism() / ranks.onThisMachine));
+  return configured ?? Math.max(1, Math.floor(availableParallelism() / ranks.localSize));
 }

@@ -61,6 +61,8 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     comm: {
       rank,
       size: ranks.size,
+      localRank: ranks.localRank,
+      localSize: ranks.localSize,
       masterAddr: ranks.masterAddr,
       masterPort: ranks.masterPort,
       rendezvousTimeoutMs: config.rendezvousTimeoutSeconds * 1000,
@@ -70,6 +72,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     device: config.device,
   });
   const session = await unlessStopped(signal, withinDeadline(opening, config, ranks));
+  log.info({ device: session.device }, 'met the other ranks');
 
   progress.update({ stage: 'Loading' });
   // Rank 0's view of the folder decides: on a network file system the others may see an older one.

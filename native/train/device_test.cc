@@ -1,0 +1,30 @@
+// Which device a rank gets, for any number of devices; and what this build and this machine have.
+#include "train/device.h"
+
+#include "comm/comm.h"
+#include "error.h"
+#include "test/check.h"
+
+using namespace facetrain;
+
+static at::Device cuda(int index) { return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index)); }
+
+int main() {
+  const at::Device cpu = at::kCPU;
+  CHECK_EQ(choose_device({"cpu", 0, 1}, 8), cpu);
+  // Alone in a container, and several ranks on a machine.
+  CHECK_EQ(choose_device({"auto", 0, 1}, 0), cpu);
+  CHECK_EQ(choose_device({"auto", 0, 1}, 1), cuda(0));
+  CHECK_EQ(choose_device({"auto", 3, 4}, 4), cuda(3));
+  // With a device too few none takes one.
+  CHECK_EQ(choose_device({"auto", 0, 4}, 3), cpu);
+  CHECK_EQ(choose_device({"auto", 3, 4}, 3), cpu);
+  CHECK_EQ(choose_device({"cuda", 1, 2}, 2), cuda(1));
+  CHECK_THROWS(choose_device({"cuda", 2, 3}, 2), Error,
+               has_nccl() ? "rank 2 of this machine sees 2 CUDA devices" : "this build has no CUDA");
+
+  CHECK(cuda_devices() >= 0);
+  CHECK(has_nccl() || cuda_devices() == 0);
+  CHECK_EQ(choose_device({"auto", 0, 1}), cuda_devices() > 0 ? cuda(0) : cpu);
+  return TEST_RESULT();
+}

@@ -1,0 +1,27 @@
+#!/bin/sh
+# Builds the addon, and gathers it in /mnt with the libraries that it loads. For the Dockerfile, in /opt/facetrain:
+#
+#   sh trainer-image/assemble.sh [--cuda] [LIBRARY...]
+#
+# Of libtorch's folder those go along that the addon is linked to, and each LIBRARY, a path in that folder: what these open by name.
+set -eu
+
+options=
+if [ "${1:-}" = --cuda ]; then options=$1 && shift; fi
+node hack/setup.mjs --native $options
+node hack/build.mjs --addon $options
+addon=native/build/facetrain.node
+strip "$addon"
+
+linked=$(ldd "$addon")
+if printf '%s\n' "$linked" | grep 'not found'; then exit 1; fi
+libraries=$(printf '%s\n' "$linked" | awk -v folder="$FACETRAIN_CACHE/" 'index($3, folder) == 1 { print $3 }')
+libtorch=$(printf '%s\n' "$libraries" | sed -n 's|/torch/lib/libtorch_cpu\.so$||p')
+for library in "$@"; do libraries="$libraries $libtorch/$library"; done
+realpath $libraries | xargs cp --parents --target-directory=/mnt
+# A fifth of libtorch and of NCCL is for debuggers. (NVIDIA's others have nothing to strip.)
+find /mnt -name 'lib*torch*.so' -o -name 'libnccl.so*' | xargs strip --strip-unneeded
+mkdir -p /mnt/opt/facetrain
+cp --parents "$addon" /mnt/opt/facetrain
+# They were unpacked in a private temporary folder.
+chmod -R a+rX /mnt/opt
