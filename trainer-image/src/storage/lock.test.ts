@@ -41,9 +41,9 @@ describe('what the dead leave', () => {
   for (const [name, leave] of Object.entries({
     'a lock': () => writeFile(path, lockOf('dead')),
     'a lock that was never written': () => writeFile(path, ''),
-    'the end of a lock, half done': async () => {
+    'a lock, and what two who died at its removal left': async () => {
+      for (const round of [0, 1]) await writeFile(`${path}.dead.${round}`, '');
       await writeFile(path, lockOf('dead'));
-      await writeFile(`${path}.dead`, '');
     },
   })) {
     // All of them judge it dead at the same moment.

@@ -2,12 +2,13 @@
  * One process at a time, of however many machines that share a folder.
  *
  * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too, as many do not keep flock). Its
- * holder writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that has stayed the same for long,
- * by the clock of who waits, belongs to the dead. Contents are compared and not times, which proper-lockfile compares: clocks of machines differ, and attributes are cached
- * where opening a file is not.
+ * holder writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that stays the same for as
+ * many looks as take half a minute belongs to the dead. No times are compared, as proper-lockfile does: clocks of machines differ, attributes are cached where
+ * opening a file is not, and who waits may have been frozen itself, with the holder on the same machine.
  *
  * Any waiter may remove a dead one's lock, but one alone: who first creates a file named after that lock's token. It then looks again whether the lock is still
- * that one; nobody else can have replaced it, since its owner, too, removes it by this rule. (In proper-lockfile two can: its issue 121.)
+ * that one; nobody else can have replaced it, since its owner, too, removes it by this rule. (In proper-lockfile two can: its issue 121.) If that waiter dies at
+ * it, the next goes by another name, so that nothing of the dead has to be removed before the lock is.
  *
  * A holder may only have been frozen. At its next beat it finds its lock gone, stops, and waits like the others. Until then it works beside another, so a lock
  * saves work, and what it is for has to be right without it.
@@ -24,11 +25,13 @@ export interface LockOptions {
   onWait?: ((holder: string) => void) | undefined;
   /** Milliseconds between two writes of the holder. */
   beat?: number | undefined;
-  /** Milliseconds without one after which a holder counts as dead. */
+  /** Milliseconds of looking without one after which a holder counts as dead. */
   stale?: number | undefined;
 }
 
 const POLL_MILLISECONDS = 1_000;
+/** Far more than a lock is without a token after it was created. */
+const WRITING_MILLISECONDS = 1_000;
 
 /**
  * @param work is told by its signal when to stop, and done again from its start when it failed after another process had taken the lock over
@@ -102,10 +105,11 @@ class Lock {
 }
 
 async function acquire(path: string, { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number }): Promise<Lock> {
+  const deadAfter = stale / poll;
   let seen: string | null = null;
-  let since = 0;
+  let looks = 0;
   let waitsFor: string | undefined;
-  let remover = false;
+  let round = 0;
   for (;;) {
     signal?.throwIfAborted();
     const lock = await Lock.create(path);
@@ -115,39 +119,47 @@ async function acquire(path: string, { signal, onWait, poll, stale }: Pick<LockO
     const { holder, token = '' } = parsed(there);
     if (there !== seen) {
       seen = there;
-      since = performance.now();
-      remover = false;
+      looks = 0;
+      round = 0;
       if (holder !== undefined && token !== waitsFor) {
         onWait?.(holder);
         waitsFor = token;
       }
-    } else if (performance.now() - since > stale) {
-      if (await remove(path, token)) continue;
-      // Somebody else removes it; but may have died at it, too.
-      if (remover) await rm(removerOf(path, token), { force: true });
-      remover = true;
-      since = performance.now();
+    } else if (++looks > deadAfter) {
+      if (await remove(path, token, round)) continue;
+      // Somebody else is about to, or has died at it, which another while will show.
+      round++;
+      looks = 0;
     }
     await delay(poll, undefined, signal ? { signal } : {});
   }
 }
 
-const removerOf = (path: string, token: string): string => `${path}.${token}`;
-
-/** Removes the lock with this token, if it is still there. False where another process is about to. */
-async function remove(path: string, token: string): Promise<boolean> {
-  const remover = removerOf(path, token);
-  const file = await createFile(remover);
-  if (!file) return false;
+/**
+ * Removes the lock with this token, if it is still there.
+ * @param round how many have died at it
+ * @returns false where another process has the right to
+ */
+async function remove(path: string, token: string, round = 0): Promise<boolean> {
+  const rightOf = (each: number) => `${path}.${token}.${each}`;
+  const right = await createFile(rightOf(round));
+  if (!right) return false;
   try {
-    await file.close();
-    if (tokenIn(await contentOf(path)) === token) await rm(path, { force: true });
+    await right.close();
+    const isThere = async () => tokenIn(await contentOf(path)) === token;
+    let dead = await isThere();
+    if (dead && token === '') {
+      // Or it is another's by now, and just being written.
+      await delay(WRITING_MILLISECONDS);
+      dead = await isThere();
+    }
+    if (dead) await rm(path, { force: true });
+    return true;
   } catch (error) {
     throw storageError(path, error);
   } finally {
-    await rm(remover, { force: true });
+    await Promise.allSettled(Array.from({ length: round + 1 }, (_, each) => rm(rightOf(each), { force: true })));
   }
-  return true;
 }
 
 /** Null where there is one already. */
