@@ -180,6 +180,23 @@ test('a gang for which there is no room binds nothing, and says why', async () =
   await cluster.kubectl('-n', 'crowded', 'delete', 'facetrainjob', 'large');
 });
 
+test('a cache that nobody has prepared on the node: the job fails at once, and says who must be able to write; prepared, it serves', async () => {
+  const cached = (name: string, folder: string) =>
+    apply('faults', name, (spec) => {
+      spec['dataset'].s3.cache = `hostpath:///srv/facetrain/${folder}`;
+      spec['evaluation'] = { sets: [] };
+      delete spec['quantize'];
+    });
+  await cached('unprepared', 'unprepared');
+  const failed = condition(await reaches('faults', 'unprepared', 'Failed', MINUTE), 'Failed')!;
+  assert.equal(failed.reason, 'StorageFailed');
+  assert.match(failed.message, /a cache that user 65532, group 65532 may write/);
+  await cluster.execute('control-plane', ['install', '-d', '-o', '65532', '-g', '65532', '/srv/facetrain/prepared']);
+  await cached('prepared', 'prepared');
+  await runs('faults', 'prepared', { attempt: 0, step: 1 });
+  await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'prepared', 'unprepared');
+});
+
 test('wrong credentials: the QuantizeJob fails and says so; with the right ones another succeeds', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-e2e-'));
   t.after(() => rm(folder, { recursive: true, force: true }));
