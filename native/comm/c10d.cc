@@ -144,7 +144,7 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
                              "rank " + std::to_string(rank) + " did not come (" + message_of(error) + ")");
     }
     if (const std::string other(theirs.begin(), theirs.end()); other != backend) {
-      throw Error("InvalidConfig", "device",
+      throw Error("RendezvousTimeout", "device",
                   "rank " + std::to_string(options.rank) + " computes for " + backend + " and rank " +
                       std::to_string(rank) + " for " + other,
                   "a GPU for every rank, or cpu");

@@ -33,9 +33,9 @@ struct Rendezvous {
   std::string own_address;  // of this rank's interface towards MASTER_ADDR, in digits
 };
 
-// Joins the store and waits until every rank has. Throws CommError, and Error(InvalidConfig) when a rank means to go on
-// with another back end than this one: they would wait for each other in vain. The first to see it takes the others
-// down, some with a CommError.
+// Joins the store and waits until every rank has. Throws CommError, and Error(RendezvousTimeout) when a rank means to
+// go on with another back end than this one: they would wait for each other in vain. The first to see it takes the
+// others down, some with a CommError.
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend);
 
 // The message of an exception of c10's without the C++ frames that what() would bring along.

@@ -54,7 +54,7 @@ struct RendezvousOptions {
 std::unique_ptr<Comm> make_solo_comm();
 
 // c10d Gloo over TCP. Throws CommError naming MASTER_ADDR and MASTER_PORT when the others do not come within the
-// timeout, Error(InvalidConfig) when they come with NCCL.
+// timeout, Error(RendezvousTimeout) when they come with NCCL.
 std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options);
 
 // c10d NCCL on the CUDA device of that index; tensors live there. `rendezvous_timeout`, `collective_timeout` and errors

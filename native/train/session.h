@@ -108,8 +108,8 @@ class Session {
 };
 
 // The session of `graph` on the pictures in `directory`, with the other ranks over NCCL where it computes with CUDA and
-// over Gloo elsewhere. Throws Error(InvalidModel, UnsupportedOperator), Error(InvalidDataset), Error(InvalidConfig)
-// when ranks compute on different devices, and Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT.
+// over Gloo elsewhere. Throws Error(InvalidModel, UnsupportedOperator), Error(InvalidDataset), and
+// Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT, or ranks that compute on different devices.
 std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
                                       const RendezvousOptions& rendezvous, const SessionOptions& options,
                                       const std::atomic<bool>& cancelled);
