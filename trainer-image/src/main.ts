@@ -83,7 +83,9 @@ async function quantizeMode(): Promise<ExitCode> {
 async function fetchMode(args: string[]): Promise<ExitCode> {
   const values = fetchOptions(args);
   const { fetchTo } = await import('./storage/fetch.ts');
-  const fetched = await fetchTo(values, signal, { onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same') });
+  const { patiently } = await import('./storage/patience.ts');
+  const fetch = () => fetchTo(values, signal, { onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same') });
+  const fetched = await patiently(fetch, { signal, onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message) });
   const written = fetched.filter((file) => file.written);
   log.info({ uri: values.uri, files: fetched.length, downloaded: written.length, bytes: written.reduce((sum, { bytes }) => sum + bytes, 0) }, 'fetched');
   return ExitCode.success;

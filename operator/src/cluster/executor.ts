@@ -156,7 +156,7 @@ export class Executor {
     }
     // By an earlier look of ours that the cache has not caught up with, or by somebody else.
     const there = await client.get(resource, job.namespace, name);
-    const observed = observeObject(kind, there, job);
+    const observed = observeObject(kind, there, job, this.#options.kind);
     if (!observed.owned) return { foreign: observed };
     caches[kind]?.put(there);
     return null;

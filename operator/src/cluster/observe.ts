@@ -1,5 +1,6 @@
 /** What the API server has, as the planners want to see it. */
-import { CONTAINER, Label } from '../controllers/names.ts';
+import { API_VERSION } from '@facetrain/api';
+import { CONTAINER, Label, type JobKind } from '../controllers/names.ts';
 import type { ObservedPod } from '../controllers/objects.ts';
 import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
 import { readTermination } from '../controllers/termination.ts';
@@ -12,10 +13,14 @@ export function identityOf({ metadata }: KubernetesObject): JobIdentity {
   return { name, namespace: namespace!, uid, generation, deletionTimestamp };
 }
 
-export function observeObject(kind: ObservedObject['kind'], object: KubernetesObject, job: JobIdentity): ObservedObject {
+/** @param jobKind of `job` */
+export function observeObject(kind: ObservedObject['kind'], object: KubernetesObject, job: JobIdentity, jobKind: JobKind): ObservedObject {
   const { name, uid, labels, deletionTimestamp } = object.metadata;
   const specDigest = labels?.[Label.specDigest];
-  return { kind, name, uid, owned: controllerOf(object)?.uid === job.uid, ...(specDigest !== undefined && { specDigest }), ...(deletionTimestamp !== undefined && { deleting: true }) };
+  const controller = controllerOf(object);
+  const owned = controller?.uid === job.uid;
+  const leftover = !owned && controller?.apiVersion === API_VERSION && controller.kind === jobKind && controller.name === job.name;
+  return { kind, name, uid, owned, ...(leftover && { leftover }), ...(specDigest !== undefined && { specDigest }), ...(deletionTimestamp !== undefined && { deleting: true }) };
 }
 
 /** Null for a pod whose labels are not those that we give. */

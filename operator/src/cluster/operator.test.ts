@@ -5,7 +5,7 @@ import { defineResource } from '../runtime/resource.ts';
 import { events } from '../runtime/events.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { configMaps, faceTrainJobs, pods, services, type PodObject } from './resources.ts';
+import { configMaps, faceTrainJobs, networkPolicies, pods, services, type PodObject } from './resources.ts';
 import { quiet, Scene, startOperator } from './testing.ts';
 
 let plane: ControlPlane;
@@ -97,6 +97,23 @@ test('a name that is taken is never touched', async (t) => {
   });
   assert.deepEqual(await scene.names(pods), []);
   assert.equal((await scene.get(services, 'faces')).metadata.resourceVersion, theirs.metadata.resourceVersion);
+});
+
+test('a job that is made anew waits until what the one before has left is gone', async (t) => {
+  const scene = await open(t, 'anew');
+  await scene.applyFaceTrainJob('faces');
+  await scene.hasPods('faces-0-0', 'faces-0-1');
+  await scene.delete(faceTrainJobs, 'faces');
+  const { metadata } = await scene.applyFaceTrainJob('faces');
+  await eventually(async () => assert.match((await scene.saying('faces', 'Ready')) ?? '', /^Stopping: pod faces-0-0 of an earlier job of this name has not ended yet/));
+  // What the garbage collector would do.
+  for (const resource of [pods, services, networkPolicies, configMaps]) {
+    for (const name of await scene.names(resource)) await scene.delete(resource, name);
+    if (resource === pods) await eventually(async () => assert.match((await scene.saying('faces', 'Ready')) ?? '', /^Stopping: (Service|NetworkPolicy|ConfigMap) \S+ of an earlier job/));
+  }
+  await scene.hasPods('faces-0-0', 'faces-0-1');
+  assert.equal((await scene.get(pods, 'faces-0-1')).metadata.ownerReferences?.[0]?.uid, metadata.uid);
+  assert.equal(await scene.saying('faces', 'Stalled'), undefined);
 });
 
 test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => {

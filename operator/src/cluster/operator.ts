@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { API_VERSION, FaceTrainJob, FacetrainError, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import type { Logger } from 'pino';
-import type { JobStatus } from '../controllers/attempt.ts';
+import { isAlive, type JobStatus } from '../controllers/attempt.ts';
 import type { Environment } from '../controllers/environment.ts';
 import { eventsOf } from '../controllers/events.ts';
 import { planFaceTrainJob } from '../controllers/facetrainjob/plan.ts';
@@ -117,7 +117,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     try {
       const { refused, foreign } = await executor.memory(identity);
       const observedPods = podsOf(caches, surroundings, identity);
-      const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity), ...foreign], ...(refused && { refused }) };
+      const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity, kind), ...foreign], predecessors: predecessorsOf(caches, identity, kind), ...(refused && { refused }) };
       if (kind === 'QuantizeJob') {
         return planQuantizeJob({ ...common, spec: specs.QuantizeJob.of(job), status: status as QuantizeJobStatus }, now, options.environment);
       }
@@ -128,7 +128,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const child = caches.QuantizeJob.get(keyOf({ metadata: { namespace: identity.namespace, name: quantizeJobName(identity) } }));
       const isOurs = child !== undefined && controllerOf(child)?.uid === identity.uid;
       const quantizeJob = isOurs && { spec: { suspend: child.spec['suspend'] === true }, status: (child.status ?? {}) as QuantizeJobStatus };
-      const objects = child ? [...common.objects, observeObject('QuantizeJob', child, identity)] : common.objects;
+      const objects = child ? [...common.objects, observeObject('QuantizeJob', child, identity, kind)] : common.objects;
       return planFaceTrainJob(
         { ...common, objects, spec, status: status as FaceTrainJobStatus, podGroupApi, ...(progress && { progress }), ...(quantizeJob && { quantizeJob }) },
         now,
@@ -166,7 +166,7 @@ function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGro
   return {
     FaceTrainJob: new Cache(of(faceTrainJobs)),
     QuantizeJob: new Cache(of(quantizeJobs)),
-    Pod: new Cache({ ...children(pods), strip: withoutContent, indexes: { ...indexes, node: ({ spec }: PodObject) => spec.nodeName } }),
+    Pod: new Cache({ ...children(pods), strip: withoutContent, indexes: { ...indexes, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName } }),
     Service: metadata(services),
     ConfigMap: metadata(configMaps),
     NetworkPolicy: metadata(networkPolicies),
@@ -217,9 +217,16 @@ function podsOf(caches: Caches, surroundings: Surroundings, { uid }: JobIdentity
   });
 }
 
-function objectsOf(caches: Caches, identity: JobIdentity): ObservedObject[] {
-  return OBJECT_KINDS.flatMap((kind) => (caches[kind]?.indexed('job', identity.uid) ?? []).map((object) => observeObject(kind, object, identity)));
+function objectsOf(caches: Caches, identity: JobIdentity, jobKind: JobKind): ObservedObject[] {
+  return OBJECT_KINDS.flatMap((kind) => (caches[kind]?.indexed('job', identity.uid) ?? []).map((object) => observeObject(kind, object, identity, jobKind)));
 }
+
+function predecessorsOf(caches: Caches, { namespace, name, uid }: JobIdentity, kind: JobKind): string[] {
+  const pods = caches.Pod.indexed('name', `${kind} ${namespace}/${name}`);
+  return pods.filter(({ metadata, status }) => metadata.labels?.[Label.jobUid] !== uid && isAlive({ phase: status?.phase ?? 'Pending' })).map(({ metadata }) => metadata.name);
+}
+
+const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string => `${labels?.[Label.jobKind]} ${namespace}/${labels?.[Label.jobName]}`;
 
 /** Where rank 0 serves; undefined while, or once, it does not. */
 function progressUrl({ metadata, status }: PodObject, port: number): string | undefined {

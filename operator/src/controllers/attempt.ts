@@ -90,7 +90,7 @@ export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
 }
 
 /** Whether something of the pod may still run. A phase that we do not know counts as alive: better to wait than to run twice. */
-export const isAlive = (pod: ObservedPod): boolean => pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
+export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean => pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
 
 const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed']);
 /** Nobody knows how the pod is. */

@@ -3,6 +3,7 @@ import type { JobView } from './attempt.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject, RefusedChild } from './observed.ts';
 import { Reason } from './reasons.ts';
+import type { Stage } from './stage.ts';
 
 export interface Child {
   kind: ChildObject['kind'];
@@ -23,6 +24,7 @@ interface Making {
   names: Child[];
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
+  predecessors?: string[] | undefined;
   /** What the schema cannot see in a spec: the field's path and why; null when all is well. */
   conflict?: () => Obstacle | null;
 }
@@ -30,13 +32,20 @@ interface Making {
 export interface Obstacle {
   reason: string;
   message: string;
+  /** It goes away by itself. */
+  passing?: true;
 }
 
+/** @param more to say where only a change can help */
+export const hindered = ({ reason, message, passing }: Obstacle, more = ''): Stage => (passing ? { name: 'Waiting', message } : { name: 'Refused', reason, message: `${message}${more}` });
+
 /** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
-export function obstacle({ create, names, objects, refused, conflict }: Making): Obstacle | null {
+export function obstacle({ create, names, objects, refused, predecessors = [], conflict }: Making): Obstacle | null {
   if (create.length === 0) return null;
+  if (predecessors.length > 0) return earlier(`pod ${predecessors[0]}`, 'ended');
   // Never touched, and never adopted.
   const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
+  if (foreign?.leftover) return earlier(`${foreign.kind} ${foreign.name}`, 'gone');
   if (foreign) {
     return {
       reason: Reason.nameTaken,
@@ -50,3 +59,5 @@ export function obstacle({ create, names, objects, refused, conflict }: Making):
   }
   return null;
 }
+
+const earlier = (what: string, how: string): Obstacle => ({ reason: Reason.stopping, message: `${what} of an earlier job of this name has not ${how} yet`, passing: true });

@@ -22,6 +22,8 @@ export interface ObservedObject {
   specDigest?: string;
   /** Deletion was asked for; something keeps it. */
   deleting?: true;
+  /** Its controller is a job of this name that was deleted before this one was made: it will go. */
+  leftover?: true;
 }
 
 /** A create that the API server would not have, in its own words. Shown to the one plan after it, the next but one tries again. */
@@ -53,6 +55,8 @@ export interface ObservedFaceTrainJob {
   status: NonNullable<FaceTrainJob['status']>;
   pods: ObservedPod[];
   objects: ObservedObject[];
+  /** Names of pods that may still run, of a job of this name that was deleted before this one was made: they write where this one will. */
+  predecessors?: string[];
   refused?: RefusedChild;
   progress?: ObservedProgress;
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
@@ -66,5 +70,6 @@ export interface ObservedQuantizeJob {
   status: QuantizeJobStatus;
   pods: ObservedPod[];
   objects: ObservedObject[];
+  predecessors?: string[];
   refused?: RefusedChild;
 }

@@ -6,6 +6,8 @@ import { SETTLE_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
 import { soonest } from './time.ts';
 
+/** Objects that nobody watches for this job may go, unseen by us. */
+const LEFTOVER_RETRY_SECONDS = 5;
 /** Somebody may yet change what refuses the job, unseen by us. */
 const REFUSED_RETRY_SECONDS = 60;
 
@@ -13,6 +15,8 @@ export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
   switch (stage.name) {
     case 'Refused':
       return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));
+    case 'Waiting':
+      return soonest(LEFTOVER_RETRY_SECONDS, secondsToDeadline(view));
     case 'Backoff':
       return soonest((stage.until.getTime() - view.now.getTime()) / 1000, secondsToDeadline(view));
     case 'Stopping':

@@ -28,6 +28,8 @@ export type Stage =
   | { name: 'Replace'; reason: string; message: string }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
+  /** What an earlier job of this name has left behind is still there. */
+  | { name: 'Waiting'; message: string }
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[]; mend?: Action[] }

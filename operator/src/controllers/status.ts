@@ -6,6 +6,7 @@
  *   Suspended          Suspended    True   while stopping         Current
  *   Restart, Backoff   Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
+ *   Waiting            Pending      False  True         -         InProgress
  *   Active, waiting    Pending      False  True         -         InProgress
  *   Active, all there  Running      True   -            -         Current
  *   Quantizing         Quantizing   True   -            -         Current
@@ -99,6 +100,8 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
     case 'Stopping':
       return { ready: false, state: 'working', reason: Reason.stopping, message: stillThere(view) };
+    case 'Waiting':
+      return { ready: false, state: 'working', reason: Reason.stopping, message: stage.message };
     case 'Backoff':
       return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
     case 'Active':

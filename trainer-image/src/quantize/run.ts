@@ -15,7 +15,9 @@ import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError, writeAtomically } from '../storage/atomic.ts';
 import { digestFile } from '../storage/digest.ts';
+import { patiently } from '../storage/patience.ts';
 import { checkDestination, publish } from '../storage/publish.ts';
+import type { StorageAddress } from '../storage/s3.ts';
 import { evaluateSet } from '../verification/evaluate.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/set.ts';
 import { compareModels, cosines, joined, judge, summarize, type SetEmbeddings } from './compare.ts';
@@ -65,7 +67,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     gate: judge(config.gate, metrics),
   };
   progress.update({ stage: 'Publishing' });
-  await deliver(config, report, found.scales, signal);
+  await deliver(config, report, found.scales, program);
   progress.update({ stage: 'Done' });
   log.info({ meanCosine: metrics.meanCosine, accuracyDrop: metrics.accuracyDrop, directory: config.outputDirectory }, 'quantized');
   return report;
@@ -201,18 +203,21 @@ function mirrorImages(pictures: Pictures): Pictures {
 }
 
 /** Writes what belongs to the verdict, the manifest last and only for a model that passed, and publishes it. */
-async function deliver(config: QuantizeConfig, report: QuantizeReport, scales: Scales, signal: AbortSignal): Promise<void> {
+async function deliver(config: QuantizeConfig, report: QuantizeReport, scales: Scales, { log, signal }: Program): Promise<void> {
   const { outputDirectory, publish: destination } = config;
+  // Hours of search are behind it.
+  const send = (names: string[], to: StorageAddress) =>
+    patiently(() => publish(outputDirectory, names, to, signal), { signal, onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message) });
   const contents: Record<string, string> = { [SCALES]: scalesFile(scales), ...reportFiles(report) };
   for (const [name, content] of Object.entries(contents)) await writeAtomically(join(outputDirectory, name), content);
   if (!report.gate.passed) {
     // Beside an artifact that may stand there from before, not over it.
-    if (destination) await publish(outputDirectory, REPORTS, { ...destination, uri: `${destination.uri.replace(/\/+$/, '')}/rejected` }, signal);
+    if (destination) await send(REPORTS, { ...destination, uri: `${destination.uri.replace(/\/+$/, '')}/rejected` });
     throw new FacetrainError({ code: 'GateFailed', subject: `gate of job ${config.job.name}`, found: report.gate.failures.join('; '), allowed: 'the bounds of gate; the report has every layer' });
   }
   const files = { [MODEL]: report.model, ...Object.fromEntries(Object.entries(contents).map(([name, content]) => [name, stored(content)])) };
   await writeAtomically(join(outputDirectory, MANIFEST), manifestFile(report, files));
-  if (destination) await publish(outputDirectory, [...Object.keys(files), MANIFEST], destination, signal);
+  if (destination) await send([...Object.keys(files), MANIFEST], destination);
 }
 
 /** A model that closes at the end of the scope. */

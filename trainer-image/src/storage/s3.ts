@@ -54,9 +54,12 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
   const status = httpStatus(error);
   switch (error.code ?? error.name) {
     case 'ECONNREFUSED':
-      return { found: 'the endpoint refuses connections (ECONNREFUSED)', allowed: 'the address of an S3 server that runs' };
-    case 'ENOTFOUND':
+    case 'EHOSTUNREACH':
+    case 'ENETUNREACH':
+      return { found: `the endpoint ${error.code === 'ECONNREFUSED' ? 'refuses connections' : 'cannot be reached'} (${error.code})`, allowed: 'the address of an S3 server that runs', passing: true };
     case 'EAI_AGAIN':
+      return { found: 'the name server does not answer (EAI_AGAIN)', allowed: 'name resolution that works', passing: true };
+    case 'ENOTFOUND':
       return { found: `the endpoint’s host name does not resolve (${error.code})`, allowed: 'the address of an S3 server; many want forcePathStyle' };
     case 'NoSuchBucket':
       return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };

@@ -379,6 +379,20 @@ test('a pod whose program has ended has a moment to end itself, so that its log 
   assert.deepEqual(tell(all.actions), ['delete Pod/faces-0-1']);
 });
 
+test('what an earlier job of the name has left is waited for, and nothing is made beside it', () => {
+  const predecessor = plan(makeJob().observe({}, [], { predecessors: ['faces-3-1'] }));
+  assert.deepEqual(predecessor.actions, []);
+  assert.partialDeepStrictEqual(conditions(predecessor), { Ready: 'False Stopping', Reconciling: 'True Stopping' });
+  assert.equal(conditions(predecessor).Stalled, undefined);
+  assert.equal(predecessor.status.phase, 'Pending');
+  const status = settled(makeJob(), [], {}, { predecessors: ['faces-3-1'] });
+  assert.equal(plan(makeJob().observe(status, [], { predecessors: ['faces-3-1'] })).requeueAfterSeconds, 5);
+  assert.match(status.conditions!.find(({ type }) => type === 'Ready')!.message, /^pod faces-3-1 of an earlier job of this name has not ended/);
+  const leftover = plan(makeJob().observe(status, [], { objects: [{ ...foreign('ConfigMap', 'faces-0'), leftover: true }] }));
+  assert.deepEqual([leftover.actions, conditions(leftover).Ready], [[], 'False Stopping']);
+  assert(plan(makeJob().observe(leftover.status)).actions.length > 0);
+});
+
 describe('time to live', () => {
   const job = makeJob().with({ ttlSecondsAfterFinished: { succeeded: 60 } });
   const pods = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];

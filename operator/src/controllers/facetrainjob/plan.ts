@@ -10,7 +10,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isAlive, isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { missing, obstacle } from '../children.ts';
+import { hindered, missing, obstacle } from '../children.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
@@ -84,14 +84,14 @@ function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | nu
   return failure && afterFailure(failure, view);
 }
 
-function active({ identity, spec, objects, refused, podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
+function active({ identity, spec, objects, refused, predecessors, podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   const gang = gangOf(spec, podGroupApi);
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
-  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, conflict: () => conflictIn(attempt) });
-  if (refusal) return { name: 'Refused', reason: refusal.reason, message: `${refusal.message}${whatGangWaitsFor(gang, view)}` };
+  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, predecessors, conflict: () => conflictIn(attempt) });
+  if (refusal) return hindered(refusal, whatGangWaitsFor(gang, view));
   return { name: 'Active', create: create.map(({ make }) => make()), mend: outdated(attempt, objects) };
 }
 

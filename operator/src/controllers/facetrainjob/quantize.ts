@@ -4,7 +4,7 @@ import { childMetadata } from '../names.ts';
 import type { QuantizeJobObject } from '../objects.ts';
 import type { JobIdentity, ObservedFaceTrainJob } from '../observed.ts';
 import type { Action } from '../plan.ts';
-import { missing, obstacle, type Child } from '../children.ts';
+import { hindered, missing, obstacle, type Child } from '../children.ts';
 import { findCondition } from '../conditions.ts';
 import type { JobView } from '../attempt.ts';
 import { ConditionType, Reason } from '../reasons.ts';
@@ -51,7 +51,7 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
     if (spec.suspend) return { name: 'Suspended' };
     const refusal = obstacle({ create, names: children, objects, refused });
     return refusal
-      ? { name: 'Refused', ...refusal }
+      ? hindered(refusal)
       : quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
   }
   switch (child?.status.phase) {

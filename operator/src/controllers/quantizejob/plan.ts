@@ -9,7 +9,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
-import { missing, obstacle } from '../children.ts';
+import { hindered, missing, obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
@@ -62,12 +62,12 @@ function published({ ranks: [pod] }: JobView): Stage | null {
   return pod && outcomeOf(pod) === 'succeeded' ? { name: 'Succeeded', message: 'the INT7 artifact is published' } : null;
 }
 
-function active({ identity, spec, objects, refused }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+function active({ identity, spec, objects, refused, predecessors }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
-  const refusal = obstacle({ create, names: children, objects, refused, conflict: () => conflictIn(attempt) });
-  return refusal ? { name: 'Refused', ...refusal } : { name: 'Active', create: create.map(({ make }) => make()) };
+  const refusal = obstacle({ create, names: children, objects, refused, predecessors, conflict: () => conflictIn(attempt) });
+  return refusal ? hindered(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
