@@ -4,20 +4,19 @@ import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
-import { customResourceDefinitions, FaceTrainJob as FaceTrainJobSchema, parseDocument } from '@facetrain/api';
+import { FaceTrainJob as FaceTrainJobSchema, parseDocument } from '@facetrain/api';
 import { chart } from '@facetrain/operator/install/helm';
 import { upgrade, type Manifest } from '@facetrain/operator/install/testing';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { core } from '@pulumi/kubernetes';
-import { log, output, runtime, type Output, type ResourceOptions } from '@pulumi/pulumi';
-import { Facetrain, FaceTrainJob, QuantizeJob, type FacetrainArgs, type JobArgs } from './index.ts';
+import { log, output, runtime, type Output } from '@pulumi/pulumi';
+import { Facetrain, FaceTrainJob, QuantizeJob, type JobArgs } from './index.ts';
 
 type FaceTrainJobArgs = ConstructorParameters<typeof FaceTrainJob>[1];
 
 const spec = { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64 } as const;
-const CRDS = ['kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition', 'kubernetes:apiextensions.k8s.io/v1:CustomResourceDefinition'];
-const [NAMESPACE, CHART] = ['kubernetes:core/v1:Namespace', 'kubernetes:helm.sh/v4:Chart'];
+const [NAMESPACE, RELEASE] = ['kubernetes:core/v1:Namespace', 'kubernetes:helm.sh/v3:Release'];
 const [TRAIN, QUANTIZE] = ['kubernetes:facetrain.dev/v1alpha1:FaceTrainJob', 'kubernetes:facetrain.dev/v1alpha1:QuantizeJob'];
 
 interface Registered {
@@ -73,31 +72,24 @@ test('operator and jobs, in this order, as Helm and the API server take them', a
     new QuantizeJob('int7', { metadata: { name: 'int7', namespace: 'faces' }, spec: quantize, waitFor: 'Nothing' }, options);
   });
   const cluster = registered.filter(({ name }) => name !== 'data');
-  assert.deepEqual(cluster.map(({ type }) => type).sort(), [...CRDS, CHART, NAMESPACE, TRAIN, QUANTIZE].sort());
+  assert.deepEqual(cluster.map(({ type }) => type).sort(), [NAMESPACE, RELEASE, TRAIN, QUANTIZE].sort());
 
   const of = (type: string) => registered.find((resource) => resource.type === type)!;
-  const crds = registered.filter(({ type }) => type === CRDS[0]);
   const isAfter = (later: Registered, earlier: Registered) => assert(later.after.includes(earlier.name), `${later.name} does not wait for ${earlier.name}`);
-  for (const crd of crds) isAfter(of(CHART), crd);
-  for (const type of [TRAIN, QUANTIZE]) for (const earlier of [of(NAMESPACE), ...crds, of(CHART)]) isAfter(of(type), earlier);
+  isAfter(of(RELEASE), of(NAMESPACE));
+  for (const type of [TRAIN, QUANTIZE]) isAfter(of(type), of(RELEASE));
 
   const create = (path: string, object: Manifest) => plane.client.post(`${path}?fieldValidation=Strict`, object);
   await create('/api/v1/namespaces', of(NAMESPACE).inputs);
-  const definitions = Object.values(customResourceDefinitions());
-  for (const { inputs } of crds) {
-    const { group, names } = inputs['spec'];
-    assert.deepEqual(inputs['spec'], definitions.find(({ metadata }) => metadata.name === inputs.metadata.name)?.spec);
-    await create('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', inputs);
-    await eventually(() => plane.client.raw(`/apis/${group}/v1alpha1/${names.plural}`));
-  }
-  const { chart: folder, namespace, values } = of(CHART).inputs;
-  assert.deepEqual([folder, namespace], [chart, of(NAMESPACE).inputs.metadata.name]);
+  const { name, chart: folder, namespace, values, takeOwnership } = of(RELEASE).inputs;
+  assert.deepEqual([name, folder, namespace, takeOwnership], ['facetrain', chart, of(NAMESPACE).inputs.metadata.name, true]);
   await upgrade(plane, namespace, values);
   const { spec: deployment } = await plane.client.raw<Manifest>(`/apis/apps/v1/namespaces/${namespace}/deployments/facetrain`);
   assert.equal(deployment.replicas, 1);
   assert.match(deployment.template.spec.containers[0].image, /^registry\.example\//);
 
   const jobs = '/apis/facetrain.dev/v1alpha1/namespaces/faces';
+  for (const plural of ['facetrainjobs', 'quantizejobs']) await eventually(() => plane.client.raw(`${jobs}/${plural}`));
   const trained = (await create(`${jobs}/facetrainjobs`, of(TRAIN).inputs)) as Manifest;
   assert.deepEqual([trained['spec'].dataset.uri, trained.metadata.annotations], ['pvc://data/more-faces', { 'pulumi.com/waitFor': 'condition=Ready' }]);
   const quantized = (await create(`${jobs}/quantizejobs`, of(QUANTIZE).inputs)) as Manifest;
@@ -107,26 +99,9 @@ test('operator and jobs, in this order, as Helm and the API server take them', a
   await create(`${jobs}/facetrainjobs`, example.find(({ type }) => type === TRAIN)!.inputs);
 });
 
-const kept: Record<string, { args: FacetrainArgs; want: Record<string, boolean> }> = {
-  'at the end of a stack, as by helm uninstall': { args: {}, want: { 'facetrain-facetrainjobs': true, 'facetrain-quantizejobs': true } },
-  'unless they are not to be': { args: { values: { crds: { keep: false } } }, want: { 'facetrain-facetrainjobs': false, 'facetrain-quantizejobs': false } },
-  'and not made where others do': { args: { values: { crds: { enabled: false } } }, want: {} },
-};
-for (const [name, { args, want }] of Object.entries(kept)) {
-  test(`CustomResourceDefinitions are kept, and nothing else: ${name}`, async () => {
-    const options = new Map<string, ResourceOptions>();
-    const transformations = [({ type, name, opts }: { type: string; name: string; opts: ResourceOptions }) => void options.set(`${type} ${name}`, opts)];
-    const registered = await run(() => new Facetrain('facetrain', args, { transformations }));
-    const keptOf = (type: string) => registered.filter((one) => one.type === type).map((one) => [one.name, options.get(`${type} ${one.name}`)?.retainOnDelete]);
-    assert.deepEqual(Object.fromEntries(keptOf(CRDS[0]!)), want);
-    assert.deepEqual([...keptOf(NAMESPACE), ...keptOf(CHART)], [['facetrain', undefined], ['facetrain', undefined]]);
-  });
-}
-
 test('a namespace that is there is not made', async () => {
   const registered = await run(() => new Facetrain('facetrain', { namespace: 'theirs', createNamespace: false }));
-  assert.deepEqual(registered.map(({ type }) => type).sort(), [...CRDS, CHART].sort());
-  assert.equal(registered.find(({ type }) => type === CHART)!.inputs['namespace'], 'theirs');
+  assert.deepEqual(registered.map(({ type, inputs }) => [type, inputs['namespace']]), [[RELEASE, 'theirs']]);
 });
 
 const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
