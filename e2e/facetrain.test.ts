@@ -126,7 +126,7 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
     delete spec['quantize'];
   });
   const before = await runs('faults', 'killed', { attempt: 0, step: 12 });
-  await cluster.execute('control-plane', ['sh', '-c', "pkill -KILL -f 'trainer-image/src/main.ts train' -o"]);
+  await cluster.execute('control-plane', ['sh', '-c', "pkill -KILL -o -f '^node .*trainer-image/src/main.ts train'"]);
   const { status: restarted } = await runs('faults', 'killed', { attempt: 1, step: stepOf(before) - (stepOf(before) % 5) });
   assert.equal(restarted!['restarts'].count, 1);
   assert.match(condition({ ...before, status: restarted! }, 'Restarting')!.reason, /./);
