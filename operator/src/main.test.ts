@@ -40,9 +40,11 @@ for (const [way, connection] of Object.entries(ways)) test(`runs ${way} in one n
   const namespace = `runs-${Object.keys(ways).indexOf(way)}`;
   await plane.createNamespace(namespace);
   const { args: connectionArgs, env } = await connection();
+  // Somebody's own cluster is none of a test's business.
+  const { KUBECONFIG: _, ...inherited } = process.env;
   const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
   // Any port will do: of the operator's own, nothing is asked here.
-  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
+  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...inherited, ...env } });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
   t.after(async () => void child.kill('SIGKILL'));

@@ -115,7 +115,8 @@ function compose(stage: Stage, observed: ObservedFaceTrainJob, view: JobView, { 
     conditions: conditionsOf(stage, view, quantizationCondition(stage, observed)),
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),
     trainers: countPods(before, view),
-    progress: trained && progress ? { ...progress, estimatedCompletionTime: undefined } : progress,
+    // What does not go on has no end to expect.
+    progress: progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended') ? { ...progress, estimatedCompletionTime: undefined } : progress,
     checkpoint,
     evaluations,
     quantizeJobName: before.quantizeJobName ?? (stage.name === 'Quantizing' ? quantizeJobName(identity) : undefined),

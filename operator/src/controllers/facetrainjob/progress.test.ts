@@ -52,6 +52,12 @@ test('progress is told in full, in digits that people can read', () => {
   });
 });
 
+test('what does not go on has no end to expect', () => {
+  const failed = plan(AT_100, undefined, 110, makeJob(), [makePod(0).failed(2).build(), PODS[1]!]).status;
+  assert.partialDeepStrictEqual(failed, { phase: 'Failed', progress: { step: 100 } });
+  assert.equal(failed.progress?.estimatedCompletionTime, undefined);
+});
+
 describe('when progress is written', () => {
   const checkpoint = { step: 105, time: at(104) };
   const cases: Record<string, { observed: ObservedProgress; at: number; pods?: typeof PODS; want: Partial<FaceTrainJobStatus> | null; wantRequeue?: number }> =
