@@ -102,7 +102,8 @@ async function pythonPackages() {
   const { packages } = versions.python;
   const folder = join(cache, 'python');
   const stamp = join(folder, 'facetrain-packages');
-  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
+  // Its python is a link to the machine's, which may have been replaced by another since.
+  if (existsSync(join(folder, 'bin', 'python')) && existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
   await step(`Python packages (${packages.join(' ')})`, async (show) => {
     await rm(folder, { recursive: true, force: true });
     await run(['python3', '-m', 'venv', folder], { show });
