@@ -145,7 +145,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
                 apiVersion: { type: 'string', description: 'Version of the schema of this object.' },
                 kind: { type: 'string', description: 'Kind of this object.' },
                 metadata: { type: 'object' },
-                spec: openApi(spec),
+                spec: { description: 'What is to be done, with what, and where its results go.', ...openApi(spec) },
                 status: openApi(status),
               },
               'x-kubernetes-validations': [

@@ -37,9 +37,9 @@ async function baseImage(): Promise<string> {
   return BASE_IMAGE;
 }
 
-/** Builds what has changed of all images, and says which step takes long. @param show is given each line of the builds */
+/** Builds what has changed of all images. @param show is told of each step that is not cached */
 export async function buildImages(show: (line: string) => void): Promise<void> {
-  show('base image');
+  show('building images');
   const base = await baseImage();
   await build(base, 'operator/Dockerfile', root, OPERATOR_IMAGE, show);
   await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, show);
@@ -51,9 +51,23 @@ export async function buildImages(show: (line: string) => void): Promise<void> {
 async function build(base: string, dockerfile: string, context: string, tag: string, show: (line: string) => void): Promise<void> {
   await command([await buildkit(), 'build', '--progress=plain', '--build-arg', `BASE_IMAGE=${base}`, '--file', dockerfile, '--tag', tag, context], {
     env: { DOCKER_BUILDKIT: '1' },
-    show,
+    show: stepsThatRun((step) => show(`${tag} ${step}`)),
     cwd: root,
   });
+}
+
+/** Of BuildKit's plain output the titles of steps, once they say something: of what is cached there is nothing to tell. */
+function stepsThatRun(show: (step: string) => void): (line: string) => void {
+  const titles = new Map<string, string>();
+  return (line) => {
+    const [, id, text] = /^#(\d+) (.*)/.exec(line) ?? [];
+    if (id === undefined) return;
+    if (text!.startsWith('[')) titles.set(id, text!);
+    else if (/^\d/.test(text!) && titles.has(id)) {
+      show(titles.get(id)!);
+      titles.delete(id);
+    }
+  };
 }
 
 /** The first client that can ask the engine for BuildKit: those of Docker 23 and later want a plug-in for it, older ones do not. */
