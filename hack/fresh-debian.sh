@@ -111,6 +111,7 @@ if [ ! -e "$cache/bookworm.tar" ]; then
   rm -rf "$base"
 fi
 tar -xf "$cache/bookworm.tar" -C "$system"
+chmod 755 "$system" # its root, which not only root may enter
 mkdir -p "$system/root/.cache/facetrain"
 
 # How this machine reaches the registries: slirp4netns asks its name servers, and it trusts these certificates.
