@@ -82,7 +82,7 @@ const runs = (namespace: string, name: string, { attempt, step }: { attempt: num
 test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and published', async () => {
   await createNamespace(cluster, 'demo');
   await cluster.kubectl('-n', 'demo', 'apply', '-k', join(root, 'examples', 'lfw-small'));
-  const job = await reaches('demo', 'lfw-small', 'Succeeded', 12 * MINUTE);
+  const job = await reaches('demo', 'lfw-small', 'Succeeded', 20 * MINUTE);
   assert.equal(job.status!['progress'].percent, 100);
   assert.equal(job.status!['restarts']?.count ?? 0, 0);
   const { artifact } = job.status!;

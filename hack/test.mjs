@@ -15,7 +15,7 @@ import { setup } from './setup.mjs';
 const FOLDERS = ['api', 'native', 'operator', 'trainer-image', 'cli', 'deploy/pulumi', 'hack'];
 const MINUTES_A_TEST = 10;
 /** All of a file of e2e/, with the builds of images that its first test waits for. */
-const MINUTES_A_CLUSTER = 40;
+const MINUTES_A_CLUSTER = 60;
 
 /** Each suite resolves to what it counted. */
 const suites = {
