@@ -130,7 +130,7 @@ const evaluation = section(
 
 const checkpoint = section(
   {
-    uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.').optional().describe('Absent: checkpoints/ in the output.'),
+    uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.').optional().describe('Absent: checkpoints/ in the output, and none but this job’s. A folder that is named here may hold those of another job, to go on from.'),
     everyEpochs: z.number().min(0).max(1000).default(1).describe('Write one after this many epochs; 0: not by epochs.'),
     everySteps: z.int32().min(1).optional().describe('Also after this many steps.'),
     everySeconds: z.int32().min(1).optional().describe('Also after this long.'),

@@ -67,6 +67,7 @@ export const TrainerConfig = z.strictObject({
   collectiveTimeoutSeconds: z.int().positive(),
   checkpoint: z.strictObject({
     directory: z.string().min(1),
+    shared: z.boolean().describe('Checkpoints that a job of another name wrote are gone on from; else they are refused.'),
     everyEpochs: z.number().positive().nullable().describe('Each interval that is not null counts by itself.'),
     everySteps: z.int().positive().nullable(),
     everySeconds: z.int().positive().nullable(),

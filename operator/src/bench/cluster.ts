@@ -88,7 +88,7 @@ export class BenchCluster {
       spec: {
         dataset: { uri: 'hostpath:///data/faces' },
         model: { backbone: 'mobilefacenet' },
-        output: { uri: 'hostpath:///data/out' },
+        output: { uri: `hostpath:///data/out/${name}` },
         globalBatchSize: 64,
         trainers: { replicas, progressPort: this.#progress.port },
       },

@@ -117,7 +117,7 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   await eventually(async () => {
     const { progress, checkpoint, evaluations } = await scene.statusOf('faces');
     assert.partialDeepStrictEqual(progress, { step: 40, totalSteps: 100, percent: 40, imagesPerSecond: 50, loss: 7.5, activity: 44 });
-    assert.deepEqual(checkpoint, { uri: 'pvc://data/out/checkpoints/step-0000000030', step: 30, time: '2026-01-01T00:00:00.000Z' });
+    assert.deepEqual(checkpoint, { uri: 'pvc://data/out/faces/checkpoints/step-0000000030', step: 30, time: '2026-01-01T00:00:00.000Z' });
     assert.deepEqual(evaluations, rank.progress.evaluations);
   });
 
@@ -129,7 +129,7 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   const status = await scene.statusOf('faces');
   assert.partialDeepStrictEqual(status, {
     progress: { step: 100, percent: 100, loss: 1.5, activity: 110 },
-    checkpoint: { uri: 'pvc://data/out/checkpoints/step-0000000100', step: 100, time: '2026-01-01T00:01:00.000Z' },
+    checkpoint: { uri: 'pvc://data/out/faces/checkpoints/step-0000000100', step: 100, time: '2026-01-01T00:01:00.000Z' },
     evaluations: last.evaluations,
   });
   assert.equal(status.progress!.estimatedCompletionTime, undefined);
@@ -241,7 +241,7 @@ test('suspended, a job has no pods and keeps the checkpoint of its end; resumed,
   await scene.becomes('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
   await scene.becomes('faces-0-1', 'Failed', { exitCode: 143 });
   await eventually(async () => assert.match((await scene.saying('faces', 'Suspended'))!, /^Suspended: /));
-  await eventually(async () => assert.deepEqual((await scene.statusOf('faces')).checkpoint, { uri: 'pvc://data/out/checkpoints/step-0000000012', ...progress.checkpoint }));
+  await eventually(async () => assert.deepEqual((await scene.statusOf('faces')).checkpoint, { uri: 'pvc://data/out/faces/checkpoints/step-0000000012', ...progress.checkpoint }));
   for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: null } });
   await scene.hasPods();
   await quiet();

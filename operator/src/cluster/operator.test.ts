@@ -1,6 +1,7 @@
 /** The operator against a real API server. There is no kubelet: the tests say how the pods are. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { defineResource } from '../runtime/resource.ts';
 import { events } from '../runtime/events.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
@@ -117,6 +118,30 @@ test('a job that is made anew waits until what the one before has left is gone',
   await scene.hasPods('faces-0-0', 'faces-0-1');
   assert.equal((await scene.get(pods, 'faces-0-1')).metadata.ownerReferences?.[0]?.uid, metadata.uid);
   assert.equal(await scene.saying('faces', 'Stalled'), undefined);
+});
+
+test('of jobs that write to the same folder one comes after the other: who runs first, then who was made first', async (t) => {
+  const scene = await open(t, 'folder');
+  const output = { uri: 'pvc://data/out' };
+  const inUse = (name: string, by: string) => eventually(async () => assert.equal(await scene.saying(name, 'Ready'), `OutputInUse: FaceTrainJob ${by} writes to the same folder and has not finished`));
+  await scene.applyFaceTrainJob('first', { output, suspend: true });
+  await scene.phaseIs('first', 'Suspended');
+  await scene.applyFaceTrainJob('second', { output: { uri: 'pvc://data/out/' } });
+  await scene.hasPods('second-0-0', 'second-0-1');
+  // Times of creation are whole seconds.
+  await delay(1000);
+  await scene.applyFaceTrainJob('third', { output: { uri: 'pvc://data/elsewhere' }, checkpoint: { uri: 'pvc://data/out/checkpoints' } });
+  await inUse('third', 'second');
+  await scene.patch(faceTrainJobs, 'first', { spec: { suspend: false } });
+  await inUse('first', 'second');
+  await scene.hasPods('second-0-0', 'second-0-1');
+  await scene.becomes('second-0-0', 'Succeeded', { exitCode: 0 });
+  await scene.becomes('second-0-1', 'Succeeded', { exitCode: 0 });
+  await scene.hasPods('first-0-0', 'first-0-1', 'second-0-0', 'second-0-1');
+  await inUse('third', 'first');
+  await scene.delete(faceTrainJobs, 'first');
+  for (const name of ['first-0-0', 'first-0-1']) await scene.delete(pods, name);
+  await scene.hasPods('second-0-0', 'second-0-1', 'third-0-0', 'third-0-1');
 });
 
 test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => {

@@ -28,6 +28,7 @@ import { ParsedSpecs } from './parsed-specs.ts';
 import { ProgressPoller } from './progress.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
+import { folderIndexes, jobsAhead } from './shared-folders.ts';
 import { Surroundings } from './surroundings.ts';
 
 export interface OperatorOptions {
@@ -130,7 +131,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const quantizeJob = isOurs && { spec: { suspend: child.spec['suspend'] === true }, status: (child.status ?? {}) as QuantizeJobStatus };
       const objects = child ? [...common.objects, observeObject('QuantizeJob', child, identity, kind)] : common.objects;
       return planFaceTrainJob(
-        { ...common, objects, spec, status: status as FaceTrainJobStatus, podGroupApi, ...(progress && { progress }), ...(quantizeJob && { quantizeJob }) },
+        { ...common, ahead: jobsAhead(caches, job), objects, spec, status: status as FaceTrainJobStatus, podGroupApi, ...(progress && { progress }), ...(quantizeJob && { quantizeJob }) },
         now,
         options.environment,
       );
@@ -164,7 +165,7 @@ function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGro
   const children = <T extends KubernetesObject>(resource: Resource<T>) => ({ ...of(resource), labelSelector: CHILDREN, indexes });
   const metadata = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
-    FaceTrainJob: new Cache(of(faceTrainJobs)),
+    FaceTrainJob: new Cache({ ...of(faceTrainJobs), indexes: folderIndexes }),
     QuantizeJob: new Cache(of(quantizeJobs)),
     Pod: new Cache({ ...children(pods), strip: withoutContent, indexes: { ...indexes, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName } }),
     Service: metadata(services),

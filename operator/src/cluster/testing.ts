@@ -113,7 +113,7 @@ export class Scene {
     const least = {
       dataset: { uri: 'pvc://data/faces' },
       model: { backbone: 'mobilefacenet' },
-      output: { uri: 'pvc://data/out' },
+      output: { uri: `pvc://data/out/${name}` },
       globalBatchSize: 64,
       trainers: { replicas: 2 },
     };

@@ -25,6 +25,8 @@ interface Making {
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
   predecessors?: string[] | undefined;
+  /** Jobs that come first in a folder that this one must have for itself. */
+  ahead?: string[];
   /** What the schema cannot see in a spec: the field's path and why; null when all is well. */
   conflict?: () => Obstacle | null;
 }
@@ -37,12 +39,13 @@ export interface Obstacle {
 }
 
 /** @param more to say where only a change can help */
-export const hindered = ({ reason, message, passing }: Obstacle, more = ''): Stage => (passing ? { name: 'Waiting', message } : { name: 'Refused', reason, message: `${message}${more}` });
+export const hindered = ({ reason, message, passing }: Obstacle, more = ''): Stage => (passing ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${more}` });
 
 /** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
-export function obstacle({ create, names, objects, refused, predecessors = [], conflict }: Making): Obstacle | null {
+export function obstacle({ create, names, objects, refused, predecessors = [], ahead = [], conflict }: Making): Obstacle | null {
   if (create.length === 0) return null;
   if (predecessors.length > 0) return earlier(`pod ${predecessors[0]}`, 'ended');
+  if (ahead.length > 0) return { reason: Reason.outputInUse, message: `${ahead[0]} writes to the same folder and has not finished`, passing: true };
   // Never touched, and never adopted.
   const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
   if (foreign?.leftover) return earlier(`${foreign.kind} ${foreign.name}`, 'gone');

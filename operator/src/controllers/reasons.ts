@@ -31,6 +31,8 @@ export const Reason = {
   scheduled: 'Scheduled',
   /** Pods of an older attempt have not ended yet, so none of the next may be made. */
   stopping: 'Stopping',
+  /** Another job writes to the same folder: two must never write the same checkpoints. */
+  outputInUse: 'OutputInUse',
   /** The next attempt waits, so that what fails at once does not fail all the time. */
   backoff: 'Backoff',
   suspended: 'Suspended',

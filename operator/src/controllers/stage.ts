@@ -28,8 +28,8 @@ export type Stage =
   | { name: 'Replace'; reason: string; message: string }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
-  /** What an earlier job of this name has left behind is still there. */
-  | { name: 'Waiting'; message: string }
+  /** Other jobs will give free what this one must have: a name, or a folder. */
+  | { name: 'Waiting'; reason: string; message: string }
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
   | { name: 'Active'; create: ChildObject[]; mend?: Action[] }
@@ -87,7 +87,7 @@ export function backingOff(view: JobView): Stage | null {
 export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
 
 /** Some of the attempt exists already. */
-const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+export const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
 
 /** Every rank is there and works, or has done its part. */
 export const allReady = (view: JobView): boolean =>

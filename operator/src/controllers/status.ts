@@ -101,7 +101,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Stopping':
       return { ready: false, state: 'working', reason: Reason.stopping, message: stillThere(view) };
     case 'Waiting':
-      return { ready: false, state: 'working', reason: Reason.stopping, message: stage.message };
+      return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
     case 'Backoff':
       return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
     case 'Active':

@@ -8,7 +8,7 @@ import { setImmediate } from 'node:timers/promises';
 import { CheckpointManifest, FacetrainError } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, findNewest, manifestPath, prune, removeUnfinished } from './directory.ts';
-import { loadCheckpoint } from './load.ts';
+import { loadCheckpoint, type Expected } from './load.ts';
 import { saveCheckpoint } from './save.ts';
 
 const DIM = 4;
@@ -60,6 +60,8 @@ class FakeSession {
     await this.allGather(new Float32Array(0));
   }
 }
+
+const EXPECTED: Expected = { job: 'j', seed: 1, numClasses: 11, totalSteps: 100 };
 
 class Gang {
   readonly sessions: (FakeSession & TrainingSessionContract)[];
@@ -125,7 +127,7 @@ class Gang {
     );
   }
 
-  async load(root: string, expected = { seed: 1, numClasses: 11, totalSteps: 100 }): Promise<void> {
+  async load(root: string, expected = EXPECTED): Promise<void> {
     const checkpoint = await findNewest(root);
     assert(checkpoint);
     await Promise.all(this.sessions.map((session) => loadCheckpoint(session, checkpoint, expected)));
@@ -171,19 +173,17 @@ test('a rank reads only the files that hold its rows', async () => {
   await rm(join(directory, 'rows-0000000010.safetensors'));
   const [first, last] = new Gang(2).sessions;
   const checkpoint = (await findNewest(root))!;
-  await loadCheckpoint(first!, checkpoint, { seed: 1, numClasses: 11, totalSteps: 100 });
-  assert.match(
-    (await refusal(loadCheckpoint(last!, checkpoint, { seed: 1, numClasses: 11, totalSteps: 100 }))).message,
-    /rows-0000000010.safetensors: no such file/,
-  );
+  await loadCheckpoint(first!, checkpoint, EXPECTED);
+  assert.match((await refusal(loadCheckpoint(last!, checkpoint, EXPECTED))).message, /rows-0000000010.safetensors: no such file/);
 });
 
 test('a checkpoint that does not fit or was changed is refused, naming the file and the difference', async () => {
   const root = newRoot();
   await new Gang(2).fill().save(root, 30);
   const directory = checkpointDirectory(root, 30);
-  const expected = { seed: 1, numClasses: 11, totalSteps: 100 };
-  const load = (change: Partial<typeof expected> = {}, gang = new Gang(1)) => gang.load(root, { ...expected, ...change });
+  const load = (change: Partial<Expected> = {}, gang = new Gang(1)) => gang.load(root, { ...EXPECTED, ...change });
+  await load({ job: null });
+  assert.match((await refusal(load({ job: 'k' }))).message, /manifest.json: job.name: "j"; "k", as this job is called; .* checkpoint.uri to go on from another/);
   assert.match((await refusal(load({ seed: 2 }))).message, /manifest.json: seed: 1; 2, as in this job/);
   assert.match((await refusal(load({ numClasses: 12 }))).message, /numClasses: 11; 12, as in this job/);
   assert.match((await refusal(load({ totalSteps: 29 }))).message, /step: 30; at most 29/);

@@ -9,6 +9,8 @@ import { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
 export interface Expected {
+  /** Name of the job that must have written it; null: any. */
+  job: string | null;
   seed: number;
   numClasses: number;
   totalSteps: number;
@@ -41,6 +43,13 @@ export async function loadCheckpoint(session: TrainingSessionContract, checkpoin
 }
 
 function checkFits(session: TrainingSessionContract, { directory, manifest }: Checkpoint, expected: Expected): void {
+  if (expected.job !== null && manifest.job.name !== expected.job) {
+    throw invalid(
+      `${manifestPath(directory)}: job.name`,
+      JSON.stringify(manifest.job.name),
+      `${JSON.stringify(expected.job)}, as this job is called; give each job an output of its own, or name the folder in checkpoint.uri to go on from another job’s checkpoint`,
+    );
+  }
   const wanted = { numClasses: expected.numClasses, embeddingDim: session.dim, seed: expected.seed, stepsPerEpoch: session.stepsPerEpoch };
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
     if (manifest[field] === value) continue;

@@ -62,7 +62,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     device: 'cpu',
     rendezvousTimeoutSeconds: 30,
     collectiveTimeoutSeconds: 30,
-    checkpoint: { directory: join(folder, 'checkpoints'), everyEpochs: null, everySteps: null, everySeconds: null, keep: 100 },
+    checkpoint: { directory: join(folder, 'checkpoints'), shared: false, everyEpochs: null, everySteps: null, everySeconds: null, keep: 100 },
     evaluation: { sets: [], everyEpochs: null, everySteps: null },
     outputDirectory: join(folder, 'out'),
     progress: { host: '127.0.0.1', port: 0 },

@@ -313,6 +313,17 @@ test('a checkpoint of another job’s shape is refused, not begun anew', async (
   assert.match(String(failure(ranks[0]!)['msg']), /manifest\.json: seed: 7; 8, as in this job/);
 });
 
+test('a checkpoint of a job of another name is gone on from only where that was asked for', async () => {
+  for (const [shared, code] of [[false, 2], [true, 0]] as const) {
+    const { folder, config } = await job((base) => ({ job: { ...base.job, name: 'copy' }, checkpoint: { ...base.checkpoint, shared } }));
+    await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+    const { codes, ranks } = await runGang(folder, config, 1);
+    assert.deepEqual(codes, [code], ranks[0]!.text);
+    if (shared) assert((await readReport(config)).resumedFromStep! > 0);
+    else assert.match(String(failure(ranks[0]!)['msg']), /job\.name: "small"; "copy", as this job is called/);
+  }
+});
+
 test('a user’s own ONNX backbone is trained as it is', async () => {
   const onnxPath = join(whole.config.outputDirectory, 'model/backbone.onnx');
   const { folder, config } = await job((base) => ({ model: { ...base.model, onnxPath }, epochs: 1 }));

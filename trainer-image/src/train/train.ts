@@ -80,7 +80,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const resumeStep = (await gatherJson(session, newest?.manifest.step ?? null))[0] ?? null;
   const resumed = resumeStep === null ? undefined : await openCheckpoint(config.checkpoint.directory, resumeStep);
   if (resumed) {
-    await loadCheckpoint(session, resumed, { seed: config.seed, numClasses, totalSteps, onFile: tick });
+    await loadCheckpoint(session, resumed, { job: config.checkpoint.shared ? null : config.job.name, seed: config.seed, numClasses, totalSteps, onFile: tick });
     const { step, time, job, worldSize } = resumed.manifest;
     progress.update({ checkpoint: { step, time } });
     // A job that was deleted and created again has another uid; its work is not lost for that.

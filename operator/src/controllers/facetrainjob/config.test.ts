@@ -21,7 +21,7 @@ describe('the config says what the spec leaves out', () => {
       want: {
         dataset: { path: '/mnt/dataset' },
         outputDirectory: '/mnt/output',
-        checkpoint: { directory: '/mnt/checkpoints' },
+        checkpoint: { directory: '/mnt/checkpoints', shared: false },
         job: { name: 'faces', uid: 'uid-faces', attempt: 3 },
       },
     },
@@ -51,7 +51,7 @@ describe('the config says what the spec leaves out', () => {
         },
       },
     },
-    'checkpoints elsewhere': { spec: { checkpoint: { uri: 'file:///ckpt' } }, want: { checkpoint: { directory: '/ckpt' } } },
+    'checkpoints elsewhere': { spec: { checkpoint: { uri: 'file:///ckpt' } }, want: { checkpoint: { directory: '/ckpt', shared: true } } },
     'schedule and device': {
       spec: { schedule: { type: 'Constant' }, trainers: { replicas: 2, device: 'CUDA', computeThreads: 3 } },
       want: { schedule: { type: 'constant' }, device: 'cuda', computeThreads: 3, progress: { host: '0.0.0.0', port: 8080 } },

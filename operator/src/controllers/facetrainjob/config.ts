@@ -74,6 +74,8 @@ export function trainerConfig(job: JobIdentity, spec: FaceTrainJobSpec, attempt:
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {
       directory: storage.checkpoints.path,
+      // In its own output, a job that finds another’s checkpoint was given that output by mistake.
+      shared: checkpoint.uri !== undefined,
       everyEpochs: nullIfZero(checkpoint.everyEpochs),
       everySteps: checkpoint.everySteps ?? null,
       everySeconds: checkpoint.everySeconds ?? null,

@@ -393,6 +393,18 @@ test('what an earlier job of the name has left is waited for, and nothing is mad
   assert(plan(makeJob().observe(leftover.status)).actions.length > 0);
 });
 
+test('who comes first in a folder is waited for, unless the attempt has begun', () => {
+  const ahead = ['FaceTrainJob first'];
+  const { actions, status } = plan(makeJob().observe({}, [], { ahead }));
+  assert.deepEqual([actions, status.phase], [[], 'Pending']);
+  const said = plan(makeJob().observe(status, [], { ahead }));
+  assert.deepEqual([said.requeueAfterSeconds, conditions(said).Ready], [5, 'False OutputInUse']);
+  assert.match(status.conditions!.find(({ type }) => type === 'Ready')!.message, /^FaceTrainJob first writes to the same folder and has not finished/);
+  assert(plan(makeJob().observe(status)).actions.length > 0);
+  const begun = plan(makeJob().observe({}, [makePod(0).build()], { ahead }));
+  assert(tell(begun.actions).includes('create Pod/faces-0-1'));
+});
+
 describe('time to live', () => {
   const job = makeJob().with({ ttlSecondsAfterFinished: { succeeded: 60 } });
   const pods = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];

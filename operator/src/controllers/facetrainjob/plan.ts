@@ -19,7 +19,7 @@ import type { PlanFaceTrainJob } from '../planner.ts';
 import { bearsNodeLoss } from '../pod.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
-import { afterFailure, backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
+import { afterFailure, backingOff, failed, finished, hasBegun, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
 import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
@@ -84,13 +84,13 @@ function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | nu
   return failure && afterFailure(failure, view);
 }
 
-function active({ identity, spec, objects, refused, predecessors, podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
+function active({ identity, spec, objects, refused, predecessors, ahead = [], podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   const gang = gangOf(spec, podGroupApi);
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
-  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, predecessors, conflict: () => conflictIn(attempt) });
+  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, predecessors, ahead: hasBegun(view) ? [] : ahead, conflict: () => conflictIn(attempt) });
   if (refusal) return hindered(refusal, whatGangWaitsFor(gang, view));
   return { name: 'Active', create: create.map(({ make }) => make()), mend: outdated(attempt, objects) };
 }

@@ -1,0 +1,64 @@
+/**
+ * FaceTrainJobs that write to the same folder, as copies of a manifest do. Two gangs would destroy each other's checkpoints, so one comes
+ * after the other: first who runs, then who was made first. What `file://` and object stores stand for is not known here.
+ */
+import { joinStorageUri } from '@facetrain/api';
+import { isAlive, isLeftAlone } from '../controllers/attempt.ts';
+import { isTrue } from '../controllers/conditions.ts';
+import { ConditionType } from '../controllers/reasons.ts';
+import type { Cache, Index } from '../runtime/cache.ts';
+import { identityOf } from './observe.ts';
+import type { JobObject, PodObject } from './resources.ts';
+
+/** The part of a spec that says where its job writes, as the API server has it: not yet parsed. */
+interface Folders {
+  output?: { uri?: string };
+  checkpoint?: { uri?: string };
+}
+
+const outputOf = ({ output }: Folders): string | undefined => output?.uri;
+const checkpointsOf = ({ output, checkpoint }: Folders): string | undefined => checkpoint?.uri ?? (output?.uri && joinStorageUri(output.uri, 'checkpoints'));
+
+/** For the cache of FaceTrainJobs. */
+export const folderIndexes = {
+  output: ({ metadata, spec }) => folderOf(outputOf(spec), metadata.namespace!),
+  checkpoints: ({ metadata, spec }) => folderOf(checkpointsOf(spec), metadata.namespace!),
+} satisfies Record<string, Index<JobObject>>;
+
+interface Caches {
+  FaceTrainJob: Cache<JobObject>;
+  Pod: Cache<PodObject>;
+}
+
+/** @returns how to call the jobs that must finish before this one begins */
+export function jobsAhead(caches: Caches, job: JobObject): string[] {
+  const { uid, namespace } = job.metadata;
+  const sharing = Object.entries(folderIndexes).flatMap(([index, of]) => {
+    const folder = of(job);
+    return folder === undefined ? [] : caches.FaceTrainJob.indexed(index, folder);
+  });
+  const ahead = [...new Set(sharing)].filter((other) => other.metadata.uid !== uid && (runs(caches, other) || (isAboutTo(other) && isEarlier(other, job))));
+  return ahead.map(({ metadata }) => `FaceTrainJob ${metadata.namespace === namespace ? '' : `${metadata.namespace}/`}${metadata.name}`);
+}
+
+/** The same for who means the same folder. A claim belongs to its namespace. */
+function folderOf(uri: string | undefined, namespace: string): string | undefined {
+  const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri ?? '') ?? [];
+  if (scheme === undefined) return undefined;
+  const folder = joinStorageUri(uri!);
+  return scheme === 'pvc' ? `${namespace} ${folder}` : folder;
+}
+
+const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed('job', metadata.uid).some(({ status }) => isAlive({ phase: status?.phase ?? 'Pending' }));
+
+/** One that is stuck or suspended holds nobody up. */
+function isAboutTo(job: JobObject): boolean {
+  const { spec, status = {} } = job;
+  if (isLeftAlone({ identity: identityOf(job), spec })) return false;
+  return status.completionTime === undefined && spec['suspend'] !== true && !isTrue(status.conditions, ConditionType.stalled);
+}
+
+function isEarlier({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean {
+  if (one.creationTimestamp !== other.creationTimestamp) return one.creationTimestamp < other.creationTimestamp;
+  return one.uid < other.uid;
+}
