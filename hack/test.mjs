@@ -24,7 +24,7 @@ const suites = {
   },
 
   async native() {
-    const code = await attached(['ctest', '--test-dir', build, '--output-on-failure', '--label-exclude', 'gpu', '--timeout', '300', '--output-log', join(build, 'ctest.log')], { env: environment });
+    const code = await attached(['ctest', '--test-dir', build, '--output-on-failure', '--timeout', '300', '--output-log', join(build, 'ctest.log')], { env: environment });
     const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(await readFile(join(build, 'ctest.log'), 'utf8'));
     if (!counts) return { passed: 0, failed: 1 };
     const failed = Number(counts[1]);
