@@ -21,6 +21,7 @@ const benchmarks = {
   /** Pods, requests, memory and failover of the operator in a cluster without kubelets, beside plain POSTs of the same pods. */
   async operator(args) {
     await setup({ bench: true });
+    await step('Bundling the operator', () => run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]));
     return attached([node, join(root, 'operator', 'src', 'bench', 'bench.ts'), ...args], { env: environment });
   },
 };
