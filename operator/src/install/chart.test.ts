@@ -221,9 +221,12 @@ test('install, upgrade and uninstall: the selector stays, jobs outlive the relea
   await crd();
   assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
 
-  // A release of the same name finds them again, and may be told to take them along.
-  await upgrade(plane, namespace, { crds: { keep: false } });
-  assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
+  // A release of the same name finds them again; one elsewhere must be told to take them, and may be told to take them along when it goes.
+  await upgrade(plane, namespace, {});
   await uninstall(plane, namespace);
+  await assert.rejects(upgrade(plane, 'elsewhere', {}), /invalid ownership metadata/);
+  await upgrade(plane, 'elsewhere', { crds: { keep: false } }, '--take-ownership');
+  assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
+  await uninstall(plane, 'elsewhere');
   await eventually(() => assert.rejects(crd(), (error) => hasReason(error, 'NotFound')));
 });

@@ -17,11 +17,11 @@ export async function render(values: object, namespace = 'default'): Promise<Man
   return withValues(values, async (file) => manifests(await helm(['template', 'facetrain', chart, '--namespace', namespace, '--values', file])));
 }
 
-/** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @returns the notes */
-export function upgrade(plane: ControlPlane, namespace: string, values: object): Promise<string> {
+/** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @param flags more of Helm's @returns the notes */
+export function upgrade(plane: ControlPlane, namespace: string, values: object, ...flags: string[]): Promise<string> {
   return withValues(values, (file) =>
     withKubeconfig(plane, (kubeconfig) =>
-      helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig]),
+      helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig, ...flags]),
     ),
   );
 }
