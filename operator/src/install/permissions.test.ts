@@ -102,7 +102,7 @@ const apply = (namespace: string, name: string, spec: object = {}) =>
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name },
-    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, ...spec },
+    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: `pvc://data/out/${name}` }, globalBatchSize: 64, ...spec },
   });
 
 const is = (resource: Resource<JobObject>, namespace: string, name: string, phase: string) =>
