@@ -1,5 +1,6 @@
 /** What the API server has, as the planners want to see it. */
 import { API_VERSION } from '@facetrain/api';
+import { isAlive } from '../controllers/attempt.ts';
 import { CONTAINER, Label, type JobKind } from '../controllers/names.ts';
 import type { ObservedPod } from '../controllers/objects.ts';
 import type { JobIdentity, ObservedObject } from '../controllers/observed.ts';
@@ -60,6 +61,9 @@ export function observePod(pod: PodObject, around?: Pick<Surroundings, 'lostNode
     ...(specDigest !== undefined && { specDigest }),
   };
 }
+
+/** Its processes are there, or may yet be. */
+export const mayRun = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
 
 function waitsFor({ conditions = [], containerStatuses = [], initContainerStatuses = [] }: NonNullable<PodObject['status']>): ObservedPod['waiting'] {
   const unscheduled = conditions.find(({ type, status }) => type === 'PodScheduled' && status === 'False');

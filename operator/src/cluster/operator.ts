@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { API_VERSION, FaceTrainJob, FacetrainError, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import type { Logger } from 'pino';
-import { isAlive, type JobStatus } from '../controllers/attempt.ts';
+import type { JobStatus } from '../controllers/attempt.ts';
 import type { Environment } from '../controllers/environment.ts';
 import { eventsOf } from '../controllers/events.ts';
 import { planFaceTrainJob } from '../controllers/facetrainjob/plan.ts';
@@ -23,7 +23,7 @@ import { runManager } from '../runtime/manager.ts';
 import { Metrics } from '../runtime/metrics.ts';
 import { controllerOf, keyOf, splitKey, type KubernetesObject, type Resource } from '../runtime/resource.ts';
 import { Executor } from './executor.ts';
-import { identityOf, observeObject, observePod } from './observe.ts';
+import { identityOf, mayRun, observeObject, observePod } from './observe.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
 import { ProgressPoller } from './progress.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
@@ -224,7 +224,7 @@ function objectsOf(caches: Caches, identity: JobIdentity, jobKind: JobKind): Obs
 
 function predecessorsOf(caches: Caches, { namespace, name, uid }: JobIdentity, kind: JobKind): string[] {
   const pods = caches.Pod.indexed('name', `${kind} ${namespace}/${name}`);
-  return pods.filter(({ metadata, status }) => metadata.labels?.[Label.jobUid] !== uid && isAlive({ phase: status?.phase ?? 'Pending' })).map(({ metadata }) => metadata.name);
+  return pods.filter((pod) => pod.metadata.labels?.[Label.jobUid] !== uid && mayRun(pod)).map(({ metadata }) => metadata.name);
 }
 
 const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string => `${labels?.[Label.jobKind]} ${namespace}/${labels?.[Label.jobName]}`;

@@ -3,26 +3,18 @@
  * after the other: first who runs, then who was made first. What `file://` and object stores stand for is not known here.
  */
 import { joinStorageUri } from '@facetrain/api';
-import { isAlive, isLeftAlone } from '../controllers/attempt.ts';
+import { isLeftAlone } from '../controllers/attempt.ts';
 import { isTrue } from '../controllers/conditions.ts';
+import { checkpointsUri, type Folders } from '../controllers/facetrainjob/config.ts';
 import { ConditionType } from '../controllers/reasons.ts';
 import type { Cache, Index } from '../runtime/cache.ts';
-import { identityOf } from './observe.ts';
+import { identityOf, mayRun } from './observe.ts';
 import type { JobObject, PodObject } from './resources.ts';
 
-/** The part of a spec that says where its job writes, as the API server has it: not yet parsed. */
-interface Folders {
-  output?: { uri?: string };
-  checkpoint?: { uri?: string };
-}
-
-const outputOf = ({ output }: Folders): string | undefined => output?.uri;
-const checkpointsOf = ({ output, checkpoint }: Folders): string | undefined => checkpoint?.uri ?? (output?.uri && joinStorageUri(output.uri, 'checkpoints'));
-
-/** For the cache of FaceTrainJobs. */
+/** For the cache of FaceTrainJobs, whose specs the API server's schema has checked and ours has not yet. */
 export const folderIndexes = {
-  output: ({ metadata, spec }) => folderOf(outputOf(spec), metadata.namespace!),
-  checkpoints: ({ metadata, spec }) => folderOf(checkpointsOf(spec), metadata.namespace!),
+  output: ({ metadata, spec }) => folderOf((spec as unknown as Folders).output.uri, metadata.namespace!),
+  checkpoints: ({ metadata, spec }) => folderOf(checkpointsUri(spec as unknown as Folders), metadata.namespace!),
 } satisfies Record<string, Index<JobObject>>;
 
 interface Caches {
@@ -42,14 +34,14 @@ export function jobsAhead(caches: Caches, job: JobObject): string[] {
 }
 
 /** The same for who means the same folder. A claim belongs to its namespace. */
-function folderOf(uri: string | undefined, namespace: string): string | undefined {
-  const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri ?? '') ?? [];
+function folderOf(uri: string, namespace: string): string | undefined {
+  const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri) ?? [];
   if (scheme === undefined) return undefined;
-  const folder = joinStorageUri(uri!);
+  const folder = joinStorageUri(uri);
   return scheme === 'pvc' ? `${namespace} ${folder}` : folder;
 }
 
-const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed('job', metadata.uid).some(({ status }) => isAlive({ phase: status?.phase ?? 'Pending' }));
+const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed('job', metadata.uid).some(mayRun);
 
 /** One that is stuck or suspended holds nobody up. */
 function isAboutTo(job: JobObject): boolean {

@@ -12,7 +12,13 @@ export interface TrainerStorage {
   output: Mounted;
 }
 
-export const checkpointsUri = (spec: FaceTrainJobSpec): string => spec.checkpoint.uri ?? joinStorageUri(spec.output.uri, 'checkpoints');
+/** What of a spec says where its job writes. */
+export interface Folders {
+  output: { uri: string };
+  checkpoint?: { uri?: string | undefined };
+}
+
+export const checkpointsUri = ({ output, checkpoint }: Folders): string => checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
 
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
   return {
