@@ -14,7 +14,7 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { parse, stringify } from 'yaml';
 import { Cluster } from './cluster/cluster.ts';
-import { createNamespace, installAll, installChart, s3 } from './cluster/facetrain.ts';
+import { createNamespace, installAll, installChart, s3 } from './cluster/install-facetrain.ts';
 import { buildImages } from './cluster/images.ts';
 import { root } from './cluster/paths.ts';
 

@@ -16,13 +16,13 @@ const benchmarks = {
   /** One picture through a pretrained MobileFaceNet: FP32 and INT7, ours and ONNX Runtime's. */
   async int7(args) {
     await native();
-    return attached([node, join(root, 'hack', 'bench', 'int7.ts'), ...args], { env: environment });
+    return attached([node, join(root, 'bench', 'int7', 'int7-bench.ts'), ...args], { env: environment });
   },
   /** Pods, requests, memory and failover of the operator in a cluster without kubelets, beside plain POSTs of the same pods. */
   async operator(args) {
     await setup({ bench: true });
     await step('Bundling the operator', () => run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]));
-    return attached([node, join(root, 'operator', 'src', 'bench', 'bench.ts'), ...args], { env: environment });
+    return attached([node, join(root, 'bench', 'operator', 'operator-bench.ts'), ...args], { env: environment });
   },
 };
 

@@ -3,8 +3,8 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { stringify } from 'yaml';
 import { customResourceDefinitions } from '@facetrain/api';
-import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/operator/install/generate';
-import { HelmError } from '@facetrain/operator/install/helm';
+import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/install/generate';
+import { HelmError } from '@facetrain/install/helm';
 import { root } from './lib/paths.mjs';
 import { SetupError, main } from './lib/steps.mjs';
 

@@ -12,7 +12,7 @@ import { lint } from './lint.mjs';
 import { dockerEngine } from './lib/docker.mjs';
 import { setup } from './setup.mjs';
 
-const FOLDERS = ['api', 'native', 'operator', 'trainer-image', 'cli', 'deploy/pulumi', 'hack'];
+const FOLDERS = ['api', 'planner', 'native', 'operator', 'trainer-image', 'cli', 'install', 'deploy/pulumi', 'hack'];
 const MINUTES_A_TEST = 10;
 /** All of a file of e2e/, with the builds of images that its first test waits for. */
 const MINUTES_A_CLUSTER = 60;

@@ -6,7 +6,7 @@ import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { FaceTrainJob, QuantizeJob } from './index.ts';
-import { changes, fixtures, trainSpec, type Document } from './testing/fixtures.ts';
+import { changes, fixtures, trainSpec, type Document } from './testing/manifest-fixtures.ts';
 
 const folder = join(import.meta.dirname, '..', '..', 'crds');
 const files = readdirSync(folder).map((name) => join(folder, name));

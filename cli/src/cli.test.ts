@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { EXAMPLE, facetrain } from './testing/facetrain.ts';
+import { EXAMPLE, facetrain } from './testing/run-cli.ts';
 
 const job = join(EXAMPLE, '..', 'job.yaml');
 const pairs = join(EXAMPLE, 'lfw-small.bin');

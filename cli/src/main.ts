@@ -4,7 +4,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import type { ChannelOrder } from './commands/eval.ts';
 import packageJson from '../package.json' with { type: 'json' };
-import { StatusLine } from './output.ts';
+import { StatusLine } from './terminal-output.ts';
 
 const EXIT_CODES = `
 Exit codes:

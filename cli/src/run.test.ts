@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import type { RunResult } from './commands/run.ts';
-import { EXAMPLE, Running, eventually, facetrain, trainers, writeTinyJob } from './testing/facetrain.ts';
+import { EXAMPLE, Running, eventually, facetrain, trainers, writeTinyJob } from './testing/run-cli.ts';
 
 let folder: string;
 let out: string;

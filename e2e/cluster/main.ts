@@ -4,7 +4,7 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Cluster } from './cluster.ts';
 import { command } from './command.ts';
-import { createNamespace, installAll } from './facetrain.ts';
+import { createNamespace, installAll } from './install-facetrain.ts';
 import { buildImages } from './images.ts';
 import { cache, programs } from './paths.ts';
 

@@ -1,5 +1,5 @@
 /** Long native calls, each on a thread of its own. */
-import { translated } from './errors.ts';
+import { translated } from './native-errors.ts';
 
 /** A native call on a thread of its own; closing cancels it and ends the thread. */
 export interface Call<T> {

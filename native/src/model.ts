@@ -3,7 +3,7 @@ import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './errors.ts';
+import { translated } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 /** How many pictures go through a backbone at once: enough to keep the cores busy, little enough to stop soon. */

@@ -4,7 +4,7 @@ import { native } from './addon.ts';
 import { result, type Call } from './call.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './errors.ts';
+import { translated } from './native-errors.ts';
 import { checkPictures, embedInBatches } from './model.ts';
 import type { Layer, LayerGraph, Scales } from './types.ts';
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import { Model } from './model.ts';
-import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing.ts';
+import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
 import { TrainingSession, capabilities, type BackboneState, type TrainingOptions } from './training.ts';
 
 async function withSession<T>(options: Partial<TrainingOptions>, body: (session: TrainingSession) => Promise<T>): Promise<T> {

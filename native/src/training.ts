@@ -6,7 +6,7 @@ import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './errors.ts';
+import { translated } from './native-errors.ts';
 import { embedInBatches } from './model.ts';
 import type { Graph } from './types.ts';
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { ControlPlane } from './testing/control-plane.ts';
 import { eventually } from './testing/eventually.ts';
-import { pods, faceTrainJobs } from './cluster/resources.ts';
+import { pods, faceTrainJobs } from './controllers/resources.ts';
 
 const program = join(import.meta.dirname, 'main.ts');
 

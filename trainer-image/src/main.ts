@@ -4,15 +4,15 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
-import { createBoard, type Board } from './program/board.ts';
-import { readConfig } from './program/config.ts';
+import { createBoard, type Board } from './program/progress-board.ts';
+import { readConfig } from './program/read-config.ts';
 import { createLog } from './program/log.ts';
 import type { Program } from './program/program.ts';
 import { readRanks } from './program/ranks.ts';
-import { startServer } from './program/server.ts';
-import { isStop, stopExitCode, stopSignal } from './program/stop.ts';
-import { reportFailure, reportResult } from './program/termination.ts';
-import { writeAtomically } from './storage/atomic.ts';
+import { startServer } from './program/progress-server.ts';
+import { isStop, stopExitCode, stopSignal } from './program/stop-signal.ts';
+import { reportFailure, reportResult } from './program/report-termination.ts';
+import { writeAtomically } from './storage/atomic-files.ts';
 
 const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
 
@@ -74,7 +74,7 @@ async function quantizeMode(): Promise<ExitCode> {
   log = createLog({ job: config.job.name, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Loading');
   await using _server = await serve(board, config.progress, QUANTIZER_STALE_SECONDS);
-  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([import('./quantize/run.ts'), import('./quantize/files.ts')]);
+  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([import('./quantize/run-quantize.ts'), import('./quantize/artifact-files.ts')]);
   await runQuantize(config, { log, progress: board, signal } satisfies Program);
   reportResult({ artifact: artifactStatus(await readFile(join(config.outputDirectory, MANIFEST), 'utf8')) }, log);
   return ExitCode.success;
@@ -83,7 +83,7 @@ async function quantizeMode(): Promise<ExitCode> {
 async function fetchMode(args: string[]): Promise<ExitCode> {
   const values = fetchOptions(args);
   const { fetchTo } = await import('./storage/fetch.ts');
-  const { patiently } = await import('./storage/patience.ts');
+  const { patiently } = await import('./storage/retries.ts');
   const fetch = () => fetchTo(values, signal, { onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same') });
   const fetched = await patiently(fetch, { signal, onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message) });
   const written = fetched.filter((file) => file.written);

@@ -1,6 +1,6 @@
 /** `facetrain dataset check`: everything about a dataset that would stop a training, found before it. */
 import { inspectDataset } from '@facetrain/native';
-import { bytes, percent, table, type StatusLine } from '../output.ts';
+import { bytes, percent, table, type StatusLine } from '../terminal-output.ts';
 
 export async function checkDataset(folder: string, line: StatusLine, signal: AbortSignal) {
   const info = await inspectDataset(folder, { decode: 'all', signal, onProgress: ({ done, total }) => line.show('Decoding', `${done} of ${total} pictures`) });

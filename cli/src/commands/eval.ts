@@ -4,10 +4,10 @@ import { FacetrainError } from '@facetrain/api';
 import { Int7Model, Model, type Embedder } from '@facetrain/native';
 import { readOnnx, type OnnxModel } from '@facetrain/trainer/onnx/read';
 import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
-import { evaluateSet } from '@facetrain/trainer/verification/evaluate';
+import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
-import { percent, table, type StatusLine } from '../output.ts';
+import { percent, table, type StatusLine } from '../terminal-output.ts';
 
 export type ChannelOrder = 'rgb' | 'bgr';
 type Runtime = 'fp32' | 'int7';

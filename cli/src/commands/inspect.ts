@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { ArtifactManifest, CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
-import { bytes, percent, table } from '../output.ts';
+import { bytes, percent, table } from '../terminal-output.ts';
 
 function describeCheckpoint(path: string, manifest: CheckpointManifest): [string, string][] {
   const files = [manifest.backbone, ...manifest.rows];

@@ -3,11 +3,11 @@ import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import { ArtifactManifest, parseDocument, type QuantizeConfig } from '@facetrain/api';
-import { createBoard } from '@facetrain/trainer/program/board';
-import { runQuantize } from '@facetrain/trainer/quantize/run';
+import { createBoard } from '@facetrain/trainer/program/progress-board';
+import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
 import { pino } from 'pino';
-import { bytes, duration, percent, progressDetail, table, type StatusLine } from '../output.ts';
+import { bytes, duration, percent, progressDetail, table, type StatusLine } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';
 
 export interface QuantizeOptions {

@@ -2,12 +2,12 @@
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { isAbsolute, join } from 'node:path';
 import { ExitCode, FacetrainError, TrainReport, parseStorageUri, type FaceTrainJob, type FaceTrainJobStatus, type Progress, type QuantizeJobStatus } from '@facetrain/api';
-import { localEnvironment } from '../local/environment.ts';
-import { LocalFaceTrainJob, type Watcher } from '../local/executor.ts';
+import { localEnvironment } from '../local/local-environment.ts';
+import { LocalFaceTrainJob, type Watcher } from '../local/process-executor.ts';
 import { freePorts } from '../local/ports.ts';
 import { RunFolder } from '../local/run-folder.ts';
 import { fileUri, readFaceTrainJob } from '../manifest.ts';
-import { StatusLine, bytes, duration, percent, progressDetail, table } from '../output.ts';
+import { StatusLine, bytes, duration, percent, progressDetail, table } from '../terminal-output.ts';
 
 export interface RunOptions {
   file: string;

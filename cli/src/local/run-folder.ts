@@ -9,7 +9,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { FacetrainError, type FaceTrainJob } from '@facetrain/api';
-import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic';
+import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 
 interface RunState {
   uid: string;

@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { pino } from 'pino';
 import { ApiError } from './api-error.ts';
 import { Client } from './client.ts';
-import { EventRecorder } from './events.ts';
+import { EventRecorder } from './event-recorder.ts';
 import { mergePatch } from './merge-patch.ts';
 import { defineResource } from './resource.ts';
 

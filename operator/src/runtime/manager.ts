@@ -6,7 +6,7 @@ import type { Logger } from 'pino';
 import type { Cache } from './cache.ts';
 import type { Client } from './client.ts';
 import type { Controller } from './controller.ts';
-import type { EventRecorder } from './events.ts';
+import type { EventRecorder } from './event-recorder.ts';
 import { HealthServer, type Check } from './health.ts';
 import { LeaderElection, type ElectionOptions } from './leader-election.ts';
 import type { Metrics } from './metrics.ts';

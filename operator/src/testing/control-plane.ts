@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { parse } from 'yaml';
 import { Client } from '../runtime/client.ts';
 import { eventually } from './eventually.ts';
-import { cachedTools } from './tools.ts';
+import { cachedTools } from './cached-tools.ts';
 
 const CRDS = join(import.meta.dirname, '..', '..', '..', 'crds');
 const START_MILLISECONDS = 60_000;

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { countMacs } from '../onnx/describe.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../onnx/testing.ts';
+import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { buildBackbone, countParameters, type BackboneOptions } from './backbone.ts';
 

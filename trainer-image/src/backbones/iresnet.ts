@@ -11,7 +11,7 @@
  */
 import type { Graph } from '@facetrain/native';
 import { GraphBuilder, type Initializer, type Value } from './builder.ts';
-import { normal, uniform } from './random.ts';
+import { normal, uniform } from './initial-weights.ts';
 
 /** Blocks in each stage, by depth. */
 export const IRESNET_BLOCKS = { 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 14, 3], 100: [3, 13, 30, 3], 200: [6, 26, 60, 6] };

@@ -16,7 +16,7 @@
  */
 import type { Graph } from '@facetrain/native';
 import { GraphBuilder, type ConvOptions, type Initializer, type Value } from './builder.ts';
-import { normal } from './random.ts';
+import { normal } from './initial-weights.ts';
 
 export const MOBILEFACENET_BLOCKS = [1, 4, 6, 2];
 

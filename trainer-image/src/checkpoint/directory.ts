@@ -5,7 +5,7 @@
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
-import { storageError } from '../storage/atomic.ts';
+import { storageError } from '../storage/atomic-files.ts';
 
 const MANIFEST = 'manifest.json';
 const STEP_FOLDER = /^step-(\d{10})$/;

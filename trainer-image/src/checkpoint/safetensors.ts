@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import { open, type FileHandle } from 'node:fs/promises';
 import { endianness } from 'node:os';
 import { FacetrainError, type StoredFile } from '@facetrain/api';
-import { storageError, writeAtomically } from '../storage/atomic.ts';
+import { storageError, writeAtomically } from '../storage/atomic-files.ts';
 
 export interface FloatTensor {
   dims: number[];

@@ -5,7 +5,7 @@
 import { join } from 'node:path';
 import type { CheckpointManifest } from '@facetrain/api';
 import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
-import { writeAtomically } from '../storage/atomic.ts';
+import { writeAtomically } from '../storage/atomic-files.ts';
 import { gatherJson } from '../train/gather.ts';
 import { checkpointDirectory, manifestPath, prune } from './directory.ts';
 import { writeSafetensors, type FloatTensor } from './safetensors.ts';

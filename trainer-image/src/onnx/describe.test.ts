@@ -4,7 +4,7 @@ import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { countMacs, describeModel } from './describe.ts';
 import { parseOnnx, readOnnx } from './read.ts';
-import { MOBILEFACENET } from './testing.ts';
+import { MOBILEFACENET } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from './write.ts';
 
 test('a model is described by what its file says and what its graph costs', () => {

@@ -2,7 +2,7 @@
 import type { Graph, GraphNode } from '@facetrain/native';
 import { countParameters } from '../backbones/backbone.ts';
 import type { OnnxModel } from './read.ts';
-import { integer, inferShapes } from './shapes.ts';
+import { integer, inferShapes } from './infer-shapes.ts';
 import { elementType } from './tensor.ts';
 
 export interface ModelDescription {

@@ -5,8 +5,8 @@ import { BACKBONES, FacetrainError } from '@facetrain/api';
 import { Model, type Graph, type GraphNode, type Pictures, type Tensor } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { readOnnx } from './read.ts';
-import { inferShapes } from './shapes.ts';
-import { largestDifference, MOBILEFACENET, noise, runOrt, tame } from './testing.ts';
+import { inferShapes } from './infer-shapes.ts';
+import { largestDifference, MOBILEFACENET, noise, runOrt, tame } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from './write.ts';
 
 /** Of the largest value: an untrained network's running statistics are not its own, so its values grow from layer to layer. */

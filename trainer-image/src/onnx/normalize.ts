@@ -10,7 +10,7 @@
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { dataTypeNumber } from './proto.ts';
-import { integer, integers, ShapeInference } from './shapes.ts';
+import { integer, integers, ShapeInference } from './infer-shapes.ts';
 
 export interface NormalizeOptions {
   /** Operator set of the file. */

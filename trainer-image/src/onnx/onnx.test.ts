@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { parseOnnx, readOnnx } from './read.ts';
-import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from './testing.ts';
+import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from './write.ts';
 
 test('the pretrained MobileFaceNet, read and written again, is the same function, for any batch', async () => {

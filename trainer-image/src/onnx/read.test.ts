@@ -8,7 +8,7 @@ import type { Graph } from '@facetrain/native';
 import { describeModel } from './describe.ts';
 import { AttributeType, dataTypeNumber, encodeModel, type AttributeProto, type DataType, type ModelProto, type NodeProto, type TensorProto, type ValueInfoProto } from './proto.ts';
 import { checkFinite, parseOnnx, readOnnx } from './read.ts';
-import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from './testing.ts';
+import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from './write.ts';
 
 const bytesOf = (data: Float32Array | BigInt64Array | Int8Array | Int32Array | Float64Array | Uint16Array) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);

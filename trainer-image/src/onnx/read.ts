@@ -10,7 +10,7 @@ import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { normalize } from './normalize.ts';
 import { AttributeType, DATA_TYPES, decodeModel, toBigInt, toNumber } from './proto.ts';
 import type { AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto } from './proto.ts';
-import { inferShapes } from './shapes.ts';
+import { inferShapes } from './infer-shapes.ts';
 import { decodeTensor } from './tensor.ts';
 
 export interface OnnxModel {

@@ -3,7 +3,7 @@
  * as they are (`floatGraph`), or through quantisation (qdq.ts).
  */
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
-import { inputsOf } from './shapes.ts';
+import { inputsOf } from './layer-shapes.ts';
 
 /** Adds to the graph that is written. Names are wishes: one that is taken gets a number behind it. */
 export interface GraphWriter {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Metrics } from '@facetrain/api';
-import { noise } from '../onnx/testing.ts';
+import { noise } from '../testing/onnx-oracles.ts';
 import { compareModels, cosines, judge, summarize } from './compare.ts';
 
 const NONE = { maxAccuracyDrop: null, minMeanCosine: null };

@@ -4,11 +4,11 @@ import { describe, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, Layer, LayerGraph } from '@facetrain/native';
 import { readOnnx } from '../onnx/read.ts';
-import { largestDifference, MOBILEFACENET, noise, runOrt } from '../onnx/testing.ts';
+import { largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { floatGraph } from './as-onnx.ts';
 import { fold } from './fold.ts';
-import { GraphBuilder } from './testing.ts';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
 
 const TOLERANCE = 1e-4;
 

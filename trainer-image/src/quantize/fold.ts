@@ -10,7 +10,7 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
-import { inputsOf, outputShape, size, type Shape } from './shapes.ts';
+import { inputsOf, outputShape, size, type Shape } from './layer-shapes.ts';
 
 type Conv = Extract<Layer, { kind: 'conv' }>;
 type Fc = Extract<Layer, { kind: 'fc' }>;

@@ -9,11 +9,11 @@ import type { Graph, LayerGraph, Scales } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 import { decodeModel } from '../onnx/proto.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { checkWithOnnx } from '../onnx/testing.ts';
+import { checkWithOnnx } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { fold } from './fold.ts';
 import { decodeInt7, encodeInt7 } from './qdq.ts';
-import { GraphBuilder, plainScales, smallFaceNet } from './testing.ts';
+import { GraphBuilder, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 
 function throughFile(graph: Graph): Graph {
   return parseOnnx(encodeOnnx(graph), 'model.int7.onnx').graph;

@@ -2,12 +2,12 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Int7Model, searchScales, type Graph, type LayerGraph, type Pictures, type Scales } from '@facetrain/native';
-import { noise, runOrt } from '../onnx/testing.ts';
+import { noise, runOrt } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { fold } from './fold.ts';
 import { encodeInt7 } from './qdq.ts';
-import { size, tensorShapes } from './shapes.ts';
-import { plainScales, smallFaceNet } from './testing.ts';
+import { size, tensorShapes } from './layer-shapes.ts';
+import { plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 
 /** Ours rounds as ONNX does; floats may be multiplied in another order. */
 const LEAST_SIGNIFICANT_BITS = 1;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { TrainReport } from '@facetrain/api';
-import { trainerConfig } from '../train/testing.ts';
+import { trainerConfig } from '../testing/training-gang.ts';
 import { niceTicks, trainReportHtml } from './train-report-html.ts';
 
 function report(change: Partial<TrainReport> = {}): TrainReport {

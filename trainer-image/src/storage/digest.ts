@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import type { StoredFile } from '@facetrain/api';
-import { storageError } from './atomic.ts';
+import { storageError } from './atomic-files.ts';
 
 /** Digest and size of the file at `path`. @throws FacetrainError StorageFailed */
 export async function digestFile(path: string, signal?: AbortSignal): Promise<StoredFile> {

@@ -20,8 +20,8 @@ import { basename, dirname, join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { GetObjectCommand, HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2, type S3Client } from '@aws-sdk/client-s3';
 import { FacetrainError, parseStorageUri } from '@facetrain/api';
-import { isRefusal, makeFolder, storageError, writeAtomically } from './atomic.ts';
-import { withLock, type LockOptions } from './lock.ts';
+import { isRefusal, makeFolder, storageError, writeAtomically } from './atomic-files.ts';
+import { withLock, type LockOptions } from './folder-lock.ts';
 import { ATTEMPTS, DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
 
 /** After so many a download is flushed, so that a lost machine leaves few holes, and the last flush does not keep the lock's beats waiting. */

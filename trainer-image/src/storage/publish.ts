@@ -10,7 +10,7 @@ import { extname, join } from 'node:path';
 import { HeadObjectCommand, ListObjectsV2Command, type S3Client } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
 import { parseStorageUri, type StoredFile } from '@facetrain/api';
-import { writeAtomically } from './atomic.ts';
+import { writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
 import { DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
 

@@ -11,10 +11,10 @@ import { Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
 import { readOnnx } from '../onnx/read.ts';
-import { evaluateSet } from '../verification/evaluate.ts';
+import { evaluateSet } from '../verification/evaluate-set.ts';
 import { verify } from '../verification/protocol.ts';
 import { readVerificationSet } from '../verification/set.ts';
-import { killRanks, readReport, runGang, startGang, trainerConfig, until, writeSmallDataset, writeSmallSet, type Rank } from './testing.ts';
+import { killRanks, readReport, runGang, startGang, trainerConfig, until, writeSmallDataset, writeSmallSet, type Rank } from '../testing/training-gang.ts';
 
 afterEach(killRanks);
 const top = await mkdtemp(join(tmpdir(), 'train-'));

@@ -7,13 +7,13 @@ import { loadCheckpoint } from '../checkpoint/load.ts';
 import { saveCheckpoint } from '../checkpoint/save.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
-import { unlessStopped } from '../program/stop.ts';
-import { Evaluator } from './evaluate.ts';
+import { unlessStopped } from '../program/stop-signal.ts';
+import { Evaluator } from './rank-evaluator.ts';
 import { gatherJson } from './gather.ts';
 import { History } from './history.ts';
-import { backboneGraph, generalMargin, preflight } from './preflight.ts';
+import { backboneGraph, generalMargin, preflight } from './training-preflight.ts';
 import { isDue, learningRateAt } from './schedule.ts';
-import { writeModel, writeReport } from './output.ts';
+import { writeModel, writeReport } from './training-output.ts';
 
 const LOG_EVERY_MS = 10_000;
 

@@ -1,0 +1,96 @@
+/** The operator as the program that it is, in a process of its own, so that its memory, time and requests are nobody else's. */
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { freePorts, type ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { eventually } from '@facetrain/operator/testing/eventually';
+import { NAMESPACE } from './kwok-cluster.ts';
+
+const FOLDER = join(import.meta.dirname, '..', '..', 'operator');
+/** As the image has it; hack/bench.mjs makes it. */
+const PROGRAM = join(FOLDER, 'dist', 'bundle', 'main.mjs');
+const START_MILLISECONDS = 30_000;
+
+/** What it has used since it started. */
+export interface Usage {
+  cpuSeconds: number;
+  /** Requests to the API server by method. */
+  requests: Record<string, number>;
+}
+
+export class OperatorProcess {
+  readonly #child: ChildProcess;
+  readonly #address: string;
+
+  private constructor(child: ChildProcess, address: string) {
+    this.#child = child;
+    this.#address = address;
+  }
+
+  /** Resolves once it is ready, which a replica that waits for the lease is, too. @param nodeOptions more of them, such as --cpu-prof */
+  static async start(plane: ControlPlane, nodeOptions: string[] = []): Promise<OperatorProcess> {
+    const [port] = await freePorts(1);
+    const { folder, env } = await plane.serviceAccount(NAMESPACE);
+    const args = ['--image', 'registry.example/trainer:1', '--service-account', folder, '--health-port', String(port)];
+    const child = spawn(process.execPath, [...(await imageOptions()), ...nodeOptions, PROGRAM, ...args], { stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } });
+    const kill = () => child.kill('SIGKILL');
+    process.once('exit', kill);
+    child.once('exit', () => process.off('exit', kill));
+    const operator = new OperatorProcess(child, `http://127.0.0.1:${port}`);
+    await eventually(async () => {
+      assert.equal(child.exitCode, null, 'the operator has ended');
+      assert.equal((await fetch(`${operator.#address}/readyz`)).status, 200);
+    }, START_MILLISECONDS);
+    return operator;
+  }
+
+  async leads(): Promise<boolean> {
+    return (await this.#metrics()).some(({ name, value }) => name === 'leader_election_master_status' && value === 1);
+  }
+
+  async usage(): Promise<Usage> {
+    const metrics = await this.#metrics();
+    const requests: Record<string, number> = {};
+    for (const { name, labels, value } of metrics) {
+      if (name !== 'rest_client_requests_total') continue;
+      const method = /method="(\w+)"/.exec(labels)![1]!;
+      requests[method] = (requests[method] ?? 0) + value;
+    }
+    return { requests, cpuSeconds: metrics.find(({ name }) => name === 'process_cpu_seconds_total')!.value };
+  }
+
+  /** Resident memory in MiB: now, and the most there ever was. */
+  async memory(): Promise<{ now: number; peak: number }> {
+    const text = await readFile(`/proc/${this.#child.pid}/status`, 'utf8');
+    const mebibytes = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(text)![1]) / 1024;
+    return { now: mebibytes('VmRSS'), peak: mebibytes('VmHWM') };
+  }
+
+  async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    const ended = new Promise((resolve) => this.#child.once('exit', resolve));
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+    this.#child.kill(signal);
+    await ended;
+  }
+
+  async #metrics(): Promise<{ name: string; labels: string; value: number }[]> {
+    const text = await (await fetch(`${this.#address}/metrics`)).text();
+    return text.split('\n').flatMap((line) => {
+      const [, name, labels = '', value] = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line) ?? [];
+      return name === undefined ? [] : [{ name, labels, value: Number(value) }];
+    });
+  }
+}
+
+/** What was used between two readings. */
+export function spent(before: Usage, after: Usage): Usage {
+  const requests = Object.fromEntries(Object.entries(after.requests).map(([method, count]) => [method, count - (before.requests[method] ?? 0)]));
+  return { cpuSeconds: after.cpuSeconds - before.cpuSeconds, requests };
+}
+
+/** What the image passes to node. */
+async function imageOptions(): Promise<string[]> {
+  const [, entrypoint] = /^ENTRYPOINT (\[.*\])$/m.exec(await readFile(join(FOLDER, 'Dockerfile'), 'utf8'))!;
+  return (JSON.parse(entrypoint!) as string[]).slice(1, -1);
+}

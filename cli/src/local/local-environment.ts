@@ -1,0 +1,35 @@
+/**
+ * This machine in the place of a cluster: what an Environment (planner/src/environment.ts) answers when pods are processes.
+ * Folders stand for volumes, loopback for the headless service.
+ */
+import { join } from 'node:path';
+import { parseStorageUri, type StorageRef } from '@facetrain/api';
+import { cachePath, fetchContainer, type Environment, type Mounted } from '@facetrain/planner';
+
+export interface LocalPorts {
+  rendezvous: number;
+  progress: number;
+}
+
+/**
+ * @param folder the run's own folder: configs, fetched inputs, and the folders that stand for claims
+ * @param ports free ports of this machine
+ */
+export function localEnvironment(folder: string, ports: LocalPorts): Environment {
+  const storage = (name: string, reference: StorageRef, access: 'read' | 'write'): Mounted => {
+    const location = parseStorageUri(reference.uri);
+    if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
+    if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
+    // What goes to an object store is written to a folder first.
+    if (access === 'write') return { path: join(folder, 'scratch', name) };
+    const cache = reference.s3?.cache;
+    const path = cache === undefined ? join(folder, 'inputs', name) : join(storage(name, { uri: cache }, 'write').path, cachePath(reference));
+    return { path, fetch: fetchContainer(name, reference, path, []) };
+  };
+  return {
+    storage,
+    master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
+    progress: () => ({ host: '127.0.0.1', port: ports.progress }),
+    configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),
+  };
+}

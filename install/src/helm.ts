@@ -1,0 +1,26 @@
+/** Runs the pinned Helm. */
+import { execFile } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { cachedTools } from '@facetrain/operator/testing/cached-tools';
+
+/** Of the repository. */
+export const root = join(import.meta.dirname, '..', '..');
+export const chart = join(root, 'charts', 'facetrain');
+
+export class HelmError extends Error {
+  override readonly name = 'HelmError';
+}
+
+/** @returns its standard output @throws HelmError with what it said, or when it is not installed */
+export function helm(args: string[], env: Record<string, string> = {}): Promise<string> {
+  const program = join(cachedTools, 'helm');
+  if (!existsSync(program)) return Promise.reject(new HelmError(`${program} is missing: run \`npm run setup -- --test\``));
+  return new Promise((resolve, reject) => {
+    const child = execFile(program, args, { env: { ...process.env, ...env }, maxBuffer: 64 << 20 }, (error, stdout, stderr) => {
+      if (error) reject(new HelmError(`helm ${args.join(' ')}: ${stderr || error.message}`, { cause: error }));
+      else resolve(stdout);
+    });
+    child.stdin?.end();
+  });
+}

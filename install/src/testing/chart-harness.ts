@@ -1,0 +1,56 @@
+/** What the chart's tests share: a way in for helm, and the chart's objects as they would be sent. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseAllDocuments } from 'yaml';
+import type { KubernetesObject } from '@facetrain/operator/runtime/resource';
+import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { chart, helm } from '../helm.ts';
+
+export type Manifest = KubernetesObject & { apiVersion: string; kind: string; [field: string]: any };
+
+/** The documents of a YAML stream that are not empty. */
+export const manifests = (yaml: string): Manifest[] => parseAllDocuments(yaml).flatMap((document) => (document.toJS() as Manifest | null) ?? []);
+
+/** The chart with these values. @throws HelmError */
+export async function render(values: object, namespace = 'default'): Promise<Manifest[]> {
+  return withValues(values, async (file) => manifests(await helm(['template', 'facetrain', chart, '--namespace', namespace, '--values', file])));
+}
+
+/** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @param flags more of Helm's @returns the notes */
+export function upgrade(plane: ControlPlane, namespace: string, values: object, ...flags: string[]): Promise<string> {
+  return withValues(values, (file) =>
+    withKubeconfig(plane, (kubeconfig) =>
+      helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig, ...flags]),
+    ),
+  );
+}
+
+export function uninstall(plane: ControlPlane, namespace: string): Promise<string> {
+  return withKubeconfig(plane, (kubeconfig) => helm(['uninstall', 'facetrain', '--namespace', namespace, '--kubeconfig', kubeconfig]));
+}
+
+export const withValues = <T>(values: object, use: (file: string) => Promise<T>): Promise<T> => withFile('values.json', values, use);
+
+/** As the cluster's administrator. */
+function withKubeconfig<T>({ server, ca, token }: ControlPlane, use: (file: string) => Promise<T>): Promise<T> {
+  const config = {
+    'current-context': 'test',
+    contexts: [{ name: 'test', context: { cluster: 'test', user: 'admin' } }],
+    clusters: [{ name: 'test', cluster: { server, 'certificate-authority-data': Buffer.from(ca).toString('base64') } }],
+    users: [{ name: 'admin', user: { token } }],
+  };
+  return withFile('kubeconfig', config, use);
+}
+
+/** JSON is YAML. */
+async function withFile<T>(name: string, content: object, use: (file: string) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-chart-'));
+  try {
+    const file = join(folder, name);
+    await writeFile(file, JSON.stringify(content), { mode: 0o600 });
+    return await use(file);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}

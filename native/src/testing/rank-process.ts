@@ -1,0 +1,97 @@
+/** One rank of a test, as a process: `rank-process.ts SCENARIO RANK SIZE PORT`. */
+import { TrainingSession } from '../training.ts';
+import { tinyNet, trainingOptions } from './training-fixtures.ts';
+
+const [scenario, ...numbers] = process.argv.slice(2);
+const [rank, size, masterPort] = numbers.map(Number) as [number, number, number];
+const comm = { ...trainingOptions().comm, rank, size, localRank: rank, localSize: size, masterPort };
+const digest = (values: Float32Array) => Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
+
+const open = (options = {}) => TrainingSession.open(trainingOptions({ comm, ...options }));
+
+/** Trains on without end; resolves as soon as the first step has been made. */
+async function keepTraining(session: TrainingSession): Promise<{ failed: Promise<unknown> }> {
+  await session.step(0, 0.01);
+  const endless = async () => {
+    for (let step = 1; ; step++) await session.step(step, 0.01);
+  };
+  const failed = endless().catch((error: unknown) => error);
+  process.send?.('training');
+  return { failed };
+}
+
+const scenarios: Record<string, () => Promise<void>> = {
+  /** Three steps; prints losses, votes, and what this rank holds in the end. */
+  async train() {
+    const session = await open({ graph: tinyNet({ batchNorm: process.env.BATCH_NORM === '1' }), sampleRate: 0.3 });
+    const steps = [];
+    for (let step = 0; step < 3; step++) steps.push(await session.step(step, 0.1, { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 }));
+    const { tensors, momentum } = await session.saveBackbone();
+    const rows = await session.saveRows(session.rowRange.firstRow, session.rowRange.rows);
+    const gathered = await session.allGather(Float32Array.from({ length: rank + 1 }, (_, i) => 10 * rank + i));
+    const nothing = await session.allGather(new Float32Array(0));
+    await session.barrier();
+    await session.close();
+    const backbone = (state: typeof tensors) => Object.fromEntries(Object.entries(state).map(([name, { data }]) => [name, digest(data)]));
+    console.log(JSON.stringify({
+      steps,
+      tensors: backbone(tensors),
+      momentum: backbone(momentum),
+      rows: { ...rows, weight: digest(rows.weight), momentum: digest(rows.momentum) },
+      gathered: gathered.map((values) => [...values]),
+      nothing: nothing.map((values) => values.length),
+    }));
+  },
+
+  /** A learning rate that ends in NaN; prints where, and that the weights are those of the step before. */
+  async diverge() {
+    const session = await open({ gradientClipNorm: null });
+    for (let step = 0; ; step++) {
+      const before = await session.saveBackbone();
+      try {
+        await session.step(step, 1e30);
+      } catch (error) {
+        const after = await session.saveBackbone();
+        const unmoved = Object.entries(before.tensors).every(([name, { data }]) => digest(data) === digest(after.tensors[name]!.data));
+        console.log(JSON.stringify({ code: (error as { code: string }).code, message: (error as Error).message, step, unmoved }));
+        break;
+      }
+    }
+    await session.close();
+  },
+
+  /** Reports the error that ends its training. */
+  async report() {
+    const session = await open();
+    const error = (await (await keepTraining(session)).failed) as { code: string; message: string };
+    console.log(JSON.stringify({ code: error.code, message: error.message }));
+    process.exit(11);
+  },
+
+  /** How a process can end in the middle of a step. */
+  async exit() {
+    await keepTraining(await open());
+    process.exit(7);
+  },
+  async throw() {
+    await keepTraining(await open());
+    throw new Error('uncaught on purpose');
+  },
+  async wait() {
+    await keepTraining(await open());
+  },
+  async close() {
+    const session = await open();
+    const { failed } = await keepTraining(session);
+    await session.close();
+    console.log(((await failed) as Error).name);
+  },
+  /** Waits for a rank that does not come. */
+  async rendezvous() {
+    const opening = open();
+    opening.catch(() => undefined);
+    process.exit(9);
+  },
+};
+
+await scenarios[scenario!]!();

@@ -1,0 +1,73 @@
+/** The kinds that the operator reads and writes, and what of them it looks at. */
+import { API_VERSION } from '@facetrain/api';
+import type { JobStatus } from '@facetrain/planner/attempt';
+import type { ChildObject } from '@facetrain/planner/objects';
+import { defineResource, type KubernetesObject, type Resource } from '../runtime/resource.ts';
+
+/** A job of either kind as the server has it: its spec is parsed before anyone reads it, its status is ours. */
+export interface JobObject extends KubernetesObject {
+  spec: Record<string, unknown>;
+  status?: JobStatus;
+}
+
+interface ContainerStatus {
+  name: string;
+  state?: {
+    waiting?: { reason?: string; message?: string };
+    terminated?: { exitCode: number; reason?: string; message?: string; finishedAt?: string };
+  };
+}
+
+export interface PodObject extends KubernetesObject {
+  spec: { nodeName?: string; volumes?: { persistentVolumeClaim?: { claimName: string } }[] };
+  status?: {
+    phase?: string;
+    reason?: string;
+    message?: string;
+    podIP?: string;
+    conditions?: { type: string; status: string; reason?: string; message?: string }[];
+    initContainerStatuses?: ContainerStatus[];
+    containerStatuses?: ContainerStatus[];
+  };
+}
+
+export interface NodeObject extends KubernetesObject {
+  status?: { conditions?: { type: string; status: string; reason?: string }[] };
+}
+
+/** Of the core API: only there can a watch ask for events of one kind of object. */
+export interface PodEvent extends KubernetesObject {
+  involvedObject: { namespace?: string; name: string; uid?: string };
+  reason: string;
+  message?: string;
+  lastTimestamp?: string | null;
+}
+
+export const faceTrainJobs = defineResource<JobObject>(API_VERSION, 'facetrainjobs');
+export const quantizeJobs = defineResource<JobObject>(API_VERSION, 'quantizejobs');
+export const pods = defineResource<PodObject>('v1', 'pods');
+export const services = defineResource('v1', 'services');
+export const configMaps = defineResource('v1', 'configmaps');
+export const networkPolicies = defineResource('networking.k8s.io/v1', 'networkpolicies');
+export const nodes = defineResource<NodeObject>('v1', 'nodes');
+export const claims = defineResource('v1', 'persistentvolumeclaims');
+export const podEvents = defineResource<PodEvent>('v1', 'events');
+export const podGroups = (apiVersion: string): Resource => defineResource(apiVersion, 'podgroups');
+
+export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null): Resource {
+  switch (kind) {
+    case 'Pod':
+      return pods;
+    case 'Service':
+      return services;
+    case 'ConfigMap':
+      return configMaps;
+    case 'NetworkPolicy':
+      return networkPolicies;
+    case 'QuantizeJob':
+      return quantizeJobs;
+    case 'PodGroup':
+      if (podGroupApi === null) throw new Error('a PodGroup was planned for a cluster that serves none');
+      return podGroups(podGroupApi);
+  }
+}

@@ -1,0 +1,131 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { QuantizeJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
+import { after, at, makeJob, makePod, type FaceTrainJobBuilder } from '../testing/builders.ts';
+import { testEnvironment } from '../testing/test-environment.ts';
+import { planFaceTrainJob } from './plan-facetrainjob.ts';
+
+const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
+const DONE = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
+const CHILD: ObservedObject = { kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', owned: true };
+
+const plan = (job: FaceTrainJobBuilder, more: Partial<ObservedFaceTrainJob> = {}, status = STARTED, seconds = 100) =>
+  planFaceTrainJob(job.observe(status, DONE, more), after(seconds), testEnvironment);
+const conditionOf = (status: FaceTrainJobStatus) => status.conditions!.find(({ type }) => type === 'QuantizationSucceeded');
+const child = (status: QuantizeJobStatus, suspend = false): Partial<ObservedFaceTrainJob> => ({ objects: [CHILD], quantizeJob: { spec: { suspend }, status } });
+
+function made(job: FaceTrainJobBuilder): QuantizeJob {
+  const [action, ...rest] = plan(job).actions;
+  assert.deepEqual(rest, []);
+  assert(action?.type === 'create' && action.object.kind === 'QuantizeJob');
+  return QuantizeJob.parse(JSON.parse(JSON.stringify(action.object)));
+}
+
+test('a trained job makes a valid QuantizeJob out of what it is itself', () => {
+  const set = { name: 'lfw', uri: 'pvc://data/lfw.bin' };
+  const { metadata, spec } = made(
+    makeJob()
+      .with({ evaluation: { sets: [set] }, model: { backbone: 'iresnet18', channelOrder: 'BGR' } })
+      .quantized({ gate: { minMeanCosine: 0.98 }, calibration: { images: 10 } }),
+  );
+  assert.equal(metadata.name, 'faces-quantize');
+  assert.partialDeepStrictEqual(spec, {
+    model: { uri: 'pvc://data/out/model/backbone.onnx', channelOrder: 'BGR' },
+    calibration: { dataset: { uri: 'pvc://data/faces' }, images: 10, seed: 0 },
+    evaluation: { sets: [set] },
+    output: { uri: 'pvc://data/out/int7' },
+    gate: { minMeanCosine: 0.98 },
+    search: { rounds: 2 },
+  });
+});
+
+test('what the template names comes first', () => {
+  const { spec } = made(
+    makeJob().quantized({
+      calibration: { dataset: { uri: 'pvc://other' } },
+      evaluation: { sets: [] },
+      output: { uri: 's3://models/x', s3: { secretRef: { name: 'aws' } } },
+    }),
+  );
+  assert.partialDeepStrictEqual(spec, {
+    calibration: { dataset: { uri: 'pvc://other' } },
+    output: { uri: 's3://models/x', s3: { secretRef: { name: 'aws' } } },
+  });
+  assert.deepEqual(spec.evaluation.sets, []);
+});
+
+describe('the outcome of the child is the parent’s', () => {
+  const artifact = { uri: 'pvc://data/out/int7', bytes: 1 };
+  const ended = (type: string): QuantizeJobStatus => ({
+    conditions: [{ type, status: 'True', reason: 'GateFailed', message: 'cosine 0.9', lastTransitionTime: at(0) }],
+  });
+  const cases: Record<string, { child: QuantizeJobStatus; want: object; wantCondition: [string, string] }> = {
+    'not begun': { child: {}, want: { phase: 'Quantizing', trainingCompletionTime: at(100) }, wantCondition: ['Unknown', 'Quantizing'] },
+    running: { child: { phase: 'Running' }, want: { phase: 'Quantizing' }, wantCondition: ['Unknown', 'Quantizing'] },
+    succeeded: {
+      child: { phase: 'Succeeded', artifact },
+      want: { phase: 'Succeeded', artifact, completionTime: at(100) },
+      wantCondition: ['True', 'Succeeded'],
+    },
+    failed: {
+      child: { phase: 'Failed', ...ended('Failed') },
+      want: { phase: 'Failed', trainingCompletionTime: at(100) },
+      wantCondition: ['False', 'QuantizationFailed'],
+    },
+  };
+  for (const [name, { child: status, want, wantCondition }] of Object.entries(cases)) {
+    test(name, () => {
+      const result = plan(makeJob().quantized(), child(status));
+      assert.deepEqual(result.actions, []);
+      assert.partialDeepStrictEqual(result.status, want);
+      const condition = conditionOf(result.status)!;
+      assert.deepEqual([condition.status, condition.reason], wantCondition);
+      if (name === 'failed') assert.equal(condition.message, 'QuantizeJob faces-quantize: GateFailed: cosine 0.9');
+    });
+  }
+});
+
+test('a QuantizeJob of somebody else is not adopted', () => {
+  const { status, actions } = plan(makeJob().quantized(), { objects: [{ ...CHILD, owned: false }] });
+  assert.deepEqual(actions, []);
+  assert.equal(status.conditions!.find(({ type }) => type === 'Stalled')!.reason, 'NameTaken');
+  assert.equal(status.trainingCompletionTime, at(100));
+});
+
+test('training that is done is remembered even if the job is suspended before it can be quantized', () => {
+  const job = makeJob().quantized().suspended();
+  const { status, actions } = plan(job);
+  assert.deepEqual(actions, []);
+  assert.partialDeepStrictEqual(status, { phase: 'Suspended', trainingCompletionTime: at(100) });
+  const resumed = planFaceTrainJob(makeJob().quantized().atGeneration(2).observe(status), after(200), testEnvironment);
+  assert.deepEqual(
+    resumed.actions.map((action) => action.type === 'create' && action.object.kind),
+    ['QuantizeJob'],
+  );
+});
+
+test('the child is suspended and resumed with its parent', () => {
+  const suspending = plan(makeJob().quantized().suspended(), child({ phase: 'Running' }));
+  assert.deepEqual(suspending.actions, [{ type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: true } }]);
+  const suspended = plan(makeJob().quantized().suspended(), child({ phase: 'Suspended' }, true));
+  assert.deepEqual([suspended.actions, suspended.status.phase], [[], 'Suspended']);
+  const resuming = plan(makeJob().quantized(), child({ phase: 'Suspended' }, true));
+  assert.deepEqual(resuming.actions, [{ type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: false } }]);
+});
+
+test('trainers that rank 0 has left behind end with the training, also of a job that is suspended, and even if pods are to be left alone', () => {
+  const pods = [makePod(0).succeeded().build(), makePod(1).running().build()];
+  const status = { ...STARTED, trainingCompletionTime: at(90) };
+  const job = makeJob().with({ successPolicy: 'RankZero', cleanPodPolicy: 'None' }).quantized();
+  for (const [suspend, more] of [
+    [false, child({ phase: 'Running' })],
+    [true, child({ phase: 'Suspended' }, true)],
+  ] as const) {
+    const { actions } = planFaceTrainJob(job.suspended(suspend).observe(status, pods, more), after(100), testEnvironment);
+    assert.deepEqual(
+      actions.map((action) => action.type === 'delete' && action.name),
+      ['faces-0-1'],
+    );
+  }
+});

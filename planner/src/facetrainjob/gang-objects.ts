@@ -1,0 +1,134 @@
+/** What an attempt consists of, in the order of creation: pods last, when all they need is there. */
+import type { FaceTrainJobSpec } from '@facetrain/api';
+import { specDigest } from '../attempt.ts';
+import type { Child, Obstacle } from '../children.ts';
+import type { Environment } from '../environment.ts';
+import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
+import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
+import type { JobIdentity, ObservedObject } from '../observed.ts';
+import type { Action } from '../plan.ts';
+import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { Reason } from '../reasons.ts';
+import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './make-trainer-config.ts';
+import { podGroup, type Gang } from './gang.ts';
+
+export interface Attempt {
+  job: JobIdentity;
+  spec: FaceTrainJobSpec;
+  attempt: number;
+  gang: Gang;
+  environment: Environment;
+}
+
+export function childrenOf(context: Attempt): Child[] {
+  const { job, spec, attempt, gang, environment } = context;
+  const storage = trainerStorage(spec, environment);
+  const name = attemptName(job, attempt);
+  const ranks = Array.from({ length: spec.trainers.replicas }, (_, rank) => rank);
+  const digest = trainingDigest(spec);
+  return [
+    { kind: 'Service', name: job.name, make: () => service(job, spec) },
+    ...(spec.networkPolicy.enabled ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }] : []),
+    { kind: 'ConfigMap', name, make: () => configMap(context, storage, digest) },
+    ...(gang.mode === 'native' ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }] : []),
+    ...ranks.map((rank) => ({ kind: 'Pod' as const, name: podName(job, attempt, rank), make: () => pod(context, storage, digest, rank) })),
+  ];
+}
+
+export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | null {
+  if (gang.mode === 'unavailable')
+    return { reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
+  return templateConflict(spec.trainers.podTemplate, allStorage(trainerStorage(spec, environment)), 'spec.trainers.podTemplate');
+}
+
+const digests = new WeakMap<FaceTrainJobSpec, string>();
+
+/** Of what CEL lets change only while the job is suspended. A spec is never changed in place, so its digest is kept with it. */
+export function trainingDigest(spec: FaceTrainJobSpec): string {
+  const kept = digests.get(spec);
+  if (kept !== undefined) return kept;
+  const { dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers } = spec;
+  const { replicas, progressPort, rendezvousPort } = trainers;
+  const digest = specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas, progressPort, rendezvousPort });
+  digests.set(spec, digest);
+  return digest;
+}
+
+/** Ranks find each other by name before they are ready: they are ready only once they have. */
+function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
+  const spec: Service['spec'] = {
+    clusterIP: 'None',
+    publishNotReadyAddresses: true,
+    selector: selectorLabels(job),
+    ports: [
+      { name: 'rendezvous', port: trainers.rendezvousPort },
+      { name: 'progress', port: trainers.progressPort },
+    ],
+  };
+  return { apiVersion: 'v1', kind: 'Service', metadata: childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) }), spec };
+}
+
+/** Collectives use ports that nobody knows beforehand, so all are open, but only to the job's own pods. */
+function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): NetworkPolicy {
+  const spec: NetworkPolicy['spec'] = {
+    podSelector: { matchLabels: selectorLabels(job) },
+    policyTypes: ['Ingress'],
+    ingress: [{ from: [{ podSelector: { matchLabels: selectorLabels(job) } }] }, { ports: [{ protocol: 'TCP', port: trainers.progressPort }] }],
+  };
+  const metadata = childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) });
+  return { apiVersion: 'networking.k8s.io/v1', kind: 'NetworkPolicy', metadata, spec };
+}
+
+/** What outlives attempts and is not as the spec wants it now: it was changed while the job was suspended, or another version of this operator made it. Who keeps no labels has nobody who changes specs. */
+export function outdated({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
+  const actions: Action[] = [];
+  for (const wanted of [service(job, spec), networkPolicy(job, spec)]) {
+    const { kind, metadata } = wanted;
+    const there = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
+    if (!there) continue;
+    const { name, uid, specDigest: digest } = there;
+    if (kind === 'NetworkPolicy' && !spec.networkPolicy.enabled) actions.push({ type: 'delete', kind, name, uid, reason: Reason.notWanted });
+    else if (digest !== undefined && digest !== metadata.labels[Label.specDigest]) {
+      actions.push({ type: 'patch', kind, name, uid, spec: { ...wanted.spec }, labels: { [Label.specDigest]: metadata.labels[Label.specDigest]! } });
+    }
+  }
+  return actions;
+}
+
+function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage, digest: string): ConfigMap {
+  const config = trainerConfig(job, spec, attempt, storage, environment);
+  return {
+    apiVersion: 'v1',
+    kind: 'ConfigMap',
+    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: digest }),
+    immutable: true,
+    data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
+  };
+}
+
+function pod({ job, spec, attempt, gang, environment }: Attempt, storage: TrainerStorage, digest: string, rank: number): Pod {
+  const { trainers } = spec;
+  const name = podName(job, attempt, rank);
+  const gangName = attemptName(job, attempt);
+  const master = environment.master(job, attempt, trainers.rendezvousPort);
+  const parts: PodParts = {
+    metadata: childMetadata('FaceTrainJob', job, name, { [Label.attempt]: String(attempt), [Label.rank]: String(rank), [Label.specDigest]: digest }),
+    fields: trainers,
+    args: ['train'],
+    env: [
+      { name: 'RANK', value: String(rank) },
+      { name: 'WORLD_SIZE', value: String(trainers.replicas) },
+      // One process a pod, which sees the devices of its pod alone.
+      { name: 'LOCAL_RANK', value: '0' },
+      { name: 'MASTER_ADDR', value: master.host },
+      { name: 'MASTER_PORT', value: String(master.port) },
+    ],
+    storage: allStorage(storage),
+    config: { name: gangName, directory: environment.configDirectory(gangName) },
+    // Only rank 0 serves.
+    ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
+    network: { hostname: name, subdomain: job.name },
+    podGroup: gang.mode === 'native' ? gangName : undefined,
+  };
+  return makePod(parts, environment);
+}

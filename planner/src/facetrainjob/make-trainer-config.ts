@@ -1,0 +1,113 @@
+/** `config.json` of the trainers: the spec with everything decided, and with paths as the pods see them. */
+import { TrainerConfig, joinStorageUri, type FaceTrainJobSpec } from '@facetrain/api';
+import type { Environment, Mounted } from '../environment.ts';
+import type { JobIdentity } from '../observed.ts';
+import { mounted } from '../pod-storage.ts';
+
+export interface TrainerStorage {
+  dataset: Mounted;
+  onnx: Mounted | null;
+  evaluations: Mounted[];
+  checkpoints: Mounted;
+  output: Mounted;
+}
+
+/** What of a spec says where its job writes. */
+export interface Folders {
+  output: { uri: string };
+  checkpoint?: { uri?: string | undefined };
+}
+
+export const checkpointsUri = ({ output, checkpoint }: Folders): string => checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
+
+export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
+  return {
+    dataset: mounted(environment, 'dataset', spec.dataset, 'read'),
+    onnx: spec.model.onnx ? mounted(environment, 'model', spec.model.onnx, 'read') : null,
+    evaluations: spec.evaluation.sets.map((set, index) => mounted(environment, `evaluation-${index}`, set, 'read')),
+    checkpoints: mounted(environment, 'checkpoints', { uri: checkpointsUri(spec) }, 'write'),
+    output: mounted(environment, 'output', spec.output, 'write'),
+  };
+}
+
+export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: TrainerStorage): Mounted[] => [
+  dataset,
+  ...(onnx ? [onnx] : []),
+  ...evaluations,
+  checkpoints,
+  output,
+];
+
+/** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
+export function trainerConfig(job: JobIdentity, spec: FaceTrainJobSpec, attempt: number, storage: TrainerStorage, environment: Environment): TrainerConfig {
+  const { model, optimizer, schedule, checkpoint, evaluation, trainers } = spec;
+  return TrainerConfig.parse({
+    schemaVersion: 1,
+    job: { name: job.name, uid: job.uid, attempt },
+    dataset: { path: storage.dataset.path },
+    model: {
+      onnxPath: storage.onnx?.path ?? null,
+      // With an ONNX file these three say nothing: the graph decides.
+      backbone: model.backbone ?? 'iresnet50',
+      embeddingDim: model.embeddingDim ?? 512,
+      width: model.width ?? 2,
+      blocks: model.blocks ?? null,
+      numClasses: model.numClasses ?? null,
+      channelOrder: model.channelOrder.toLowerCase(),
+    },
+    loss: {
+      margin: marginOf(spec.loss.margin),
+      scale: spec.loss.scale,
+      sampleRate: spec.loss.sampleRate,
+      interclassFilter: spec.loss.interclassFilter ?? null,
+    },
+    optimizer: {
+      learningRate: optimizer.learningRate,
+      momentum: optimizer.momentum,
+      weightDecay: optimizer.weightDecay,
+      gradientClipNorm: nullIfZero(optimizer.gradientClipNorm),
+      rowUpdate: optimizer.rowUpdate.toLowerCase(),
+    },
+    schedule: { type: schedule.type.toLowerCase(), power: schedule.power, warmupEpochs: schedule.warmupEpochs },
+    globalBatchSize: spec.globalBatchSize,
+    epochs: spec.epochs,
+    seed: spec.seed,
+    augment: spec.augmentation,
+    loaderThreads: trainers.loaderThreads,
+    computeThreads: trainers.computeThreads ?? null,
+    device: trainers.device.toLowerCase(),
+    rendezvousTimeoutSeconds: trainers.rendezvousTimeoutSeconds,
+    collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
+    checkpoint: {
+      directory: storage.checkpoints.path,
+      // In its own output, a job that finds another’s checkpoint was given that output by mistake.
+      shared: checkpoint.uri !== undefined,
+      everyEpochs: nullIfZero(checkpoint.everyEpochs),
+      everySteps: checkpoint.everySteps ?? null,
+      everySeconds: checkpoint.everySeconds ?? null,
+      keep: checkpoint.keep,
+    },
+    evaluation: {
+      sets: evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),
+      everyEpochs: nullIfZero(evaluation.everyEpochs),
+      everySteps: evaluation.everySteps ?? null,
+    },
+    outputDirectory: storage.output.path,
+    progress: environment.progress(trainers.progressPort),
+  });
+}
+
+/** The parameters that a type does not use are those that change nothing. */
+function marginOf({ type, m1, m2, m3 }: FaceTrainJobSpec['loss']['margin']): TrainerConfig['loss']['margin'] {
+  switch (type) {
+    case 'CosFace':
+      return { type: 'cosface', m1: 1, m2: 0, m3: m3 ?? 0.4 };
+    case 'ArcFace':
+      return { type: 'arcface', m1: 1, m2: m2 ?? 0.5, m3: 0 };
+    case 'Combined':
+      return { type: 'combined', m1: m1 ?? 1, m2: m2 ?? 0, m3: m3 ?? 0 };
+  }
+}
+
+/** In the spec 0 is "off"; in the config null is. */
+const nullIfZero = (value: number): number | null => (value === 0 ? null : value);

@@ -1,0 +1,160 @@
+/** What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { FaceTrainJobStatus, QuantizeJobStatus, type Condition } from '@facetrain/api';
+import fc from 'fast-check';
+import { isTrue } from '../conditions.ts';
+import { ConditionType } from '../reasons.ts';
+import { secondsSince } from '../time.ts';
+import { makeJob } from '../testing/builders.ts';
+import { trainingDigest } from './gang-objects.ts';
+import { calm, chaos, gentle, happen, isOver, type Chaos } from '../testing/chaos.ts';
+import { Simulator } from '../testing/simulator.ts';
+
+const job = fc
+  .record({
+    replicas: fc.integer({ min: 1, max: 4 }),
+    maxRestarts: fc.integer({ min: 0, max: 4 }),
+    windowSeconds: fc.integer({ min: 60, max: 3000 }),
+    successPolicy: fc.constantFrom('AllRanks', 'RankZero'),
+    cleanPodPolicy: fc.constantFrom('All', 'Running', 'None'),
+    quantize: fc.boolean(),
+    podGroups: fc.boolean(),
+  })
+  .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups }) => {
+    const builder = makeJob()
+      .replicas(replicas)
+      .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
+      .failurePolicy({ maxRestarts, windowSeconds });
+    return { builder: quantize ? builder.quantized() : builder, podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null };
+  });
+
+const crash = fc.option(fc.integer({ min: 1, max: 8 }));
+const history = (events: fc.Arbitrary<Chaos>) => fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
+type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null };
+
+const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
+
+/** The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is written. */
+function run(given: Given, steps: { event: Chaos; crash: number | null }[], watch: (cluster: Simulator) => void = () => {}): Simulator {
+  const cluster = clusterFor(given);
+  cluster.settle();
+  for (const { event, crash } of steps) {
+    happen(event, cluster);
+    cluster.settle(crash);
+    watch(cluster);
+  }
+  return cluster;
+}
+
+const check = (property: fc.IPropertyWithHooks<any>, numRuns = 150) => fc.assert(property, { numRuns });
+
+test('whatever happens, a job that is let be ends, and says how', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      const cluster = run(given, steps);
+      calm(cluster);
+      const { conditions, phase } = cluster.face.status;
+      assert(isOver(cluster), `still ${phase}: ${JSON.stringify(conditions)}`);
+      assert.equal(isTrue(conditions, ConditionType.succeeded), phase === 'Succeeded');
+      assert.equal(isTrue(conditions, ConditionType.failed), phase === 'Failed');
+      assert.notEqual(isTrue(conditions, ConditionType.succeeded), isTrue(conditions, ConditionType.failed));
+    }),
+  );
+});
+
+test('a job whose pods succeed ends Succeeded: no phase, however odd, and no suspension loses it', () => {
+  check(
+    fc.property(job, history(gentle), ({ builder, podGroupApi }, steps) => {
+      // Without progress long enough it would rightly count as hung.
+      const cluster = run({ builder: builder.with({ progressDeadlineSeconds: 31_536_000 }), podGroupApi }, steps);
+      calm(cluster);
+      assert.equal(cluster.face.status.phase, 'Succeeded');
+      assert.deepEqual(cluster.face.status.restarts, undefined);
+    }),
+  );
+});
+
+test('a crash after any write changes nothing in the end', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      const crashed = run(given, steps);
+      const whole = run(
+        given,
+        steps.map(({ event }) => ({ event, crash: null })),
+      );
+      assert.deepEqual(crashed.face.status, whole.face.status);
+      assert.deepEqual(crashed.quantize?.status, whole.quantize?.status);
+      const names = (cluster: Simulator) => [...cluster.pods, ...cluster.objects].map(({ name }) => name).sort();
+      assert.deepEqual(names(crashed), names(whole));
+      // The same work, too, in whatever order: a crash costs at most the writes that it lost.
+      const creations = ({ writes }: Simulator) => writes.filter((write) => write.startsWith('create')).sort();
+      assert.deepEqual(creations(crashed), creations(whole));
+    }),
+  );
+});
+
+test('counted restarts within the window never exceed maxRestarts, and attempts are numbered upwards', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      let attempt = 0;
+      run(given, steps, ({ face: { spec, status }, now }) => {
+        const recent = (status.restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < spec.failurePolicy.windowSeconds);
+        assert(recent.length <= spec.failurePolicy.maxRestarts);
+        assert((status.attempt ?? 0) >= attempt);
+        attempt = status.attempt ?? 0;
+      });
+    }),
+  );
+});
+
+test('a finished job stays finished, and its outcome and time with it', () => {
+  check(
+    fc.property(job, history(chaos), history(chaos), (given, steps, more) => {
+      const cluster = run(given, steps);
+      calm(cluster);
+      const { phase, completionTime, attempt } = cluster.face.status;
+      for (const { event, crash } of more) {
+        happen(event, cluster);
+        cluster.settle(crash);
+        assert.deepEqual(
+          { phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt },
+          { phase, completionTime, attempt },
+        );
+      }
+    }),
+    60,
+  );
+});
+
+test('pods that train do what the spec says, though it changed while nobody looked', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      run(given, steps, (cluster) => {
+        if (isOver(cluster) || cluster.face.status.trainingCompletionTime !== undefined) return;
+        const wanted = trainingDigest(cluster.face.spec);
+        for (const pod of cluster.livePods()) assert(pod.deleting || pod.specDigest === wanted);
+      });
+    }),
+    60,
+  );
+});
+
+test('every status is one that the schema takes, and conditions keep their time while their status holds', () => {
+  check(
+    fc.property(job, history(chaos), (given, steps) => {
+      const { statuses } = run(given, steps, ({ quantize }) => {
+        if (quantize) QuantizeJobStatus.parse(quantize.status);
+      });
+      let before: Condition[] = [];
+      for (const status of statuses) {
+        for (const condition of FaceTrainJobStatus.parse(status).conditions!) {
+          const old = before.find(({ type, status }) => type === condition.type && status === condition.status);
+          if (old) assert.equal(condition.lastTransitionTime, old.lastTransitionTime, condition.type);
+        }
+        before = status.conditions!;
+      }
+    }),
+    60,
+  );
+});

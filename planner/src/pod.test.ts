@@ -1,0 +1,159 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import type { Pod } from './objects.ts';
+import { childrenOf, conflictIn, type Attempt } from './facetrainjob/gang-objects.ts';
+import { makeJob, type FaceTrainJobBuilder } from './testing/builders.ts';
+import { testEnvironment } from './testing/test-environment.ts';
+
+const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
+  const { identity, spec } = builder.observe();
+  return { job: identity, spec, attempt: 0, gang: { mode: 'none' }, environment: testEnvironment };
+};
+const podOf = (builder: FaceTrainJobBuilder, rank = 0) =>
+  childrenOf(attemptOf(builder))
+    .find(({ name }) => name === `faces-0-${rank}`)!
+    .make() as Pod;
+const withTemplate = (podTemplate: object) => makeJob().trainers({ podTemplate });
+const s3 = { uri: 's3://faces/train', s3: { secretRef: { name: 'aws' } } };
+
+test('every container keeps to the restricted Pod Security Standard, whatever the template says', () => {
+  const hostile = { privileged: true, allowPrivilegeEscalation: true, readOnlyRootFilesystem: false, capabilities: { add: ['SYS_ADMIN'] } };
+  const { spec } = podOf(
+    withTemplate({ spec: { securityContext: { runAsNonRoot: false, fsGroup: 7 }, containers: [{ name: 'facetrain', securityContext: hostile }] } }).with({
+      dataset: s3,
+    }),
+  );
+  assert.deepEqual(spec.securityContext, {
+    runAsUser: 65532,
+    runAsGroup: 65532,
+    fsGroup: 7,
+    fsGroupChangePolicy: 'OnRootMismatch',
+    runAsNonRoot: true,
+    seccompProfile: { type: 'RuntimeDefault' },
+  });
+  for (const container of [...spec.initContainers!, ...spec.containers]) {
+    assert.partialDeepStrictEqual(container.securityContext, {
+      privileged: false,
+      allowPrivilegeEscalation: false,
+      readOnlyRootFilesystem: true,
+      capabilities: { drop: ['ALL'] },
+    });
+    assert(!JSON.stringify(container.securityContext).includes('SYS_ADMIN'));
+  }
+  assert.equal(spec.automountServiceAccountToken, false);
+});
+
+test('a template is laid under ours', () => {
+  const pod = podOf(
+    withTemplate({
+      metadata: { labels: { team: 'faces', 'facetrain.dev/rank': '99' }, annotations: { note: 'x' } },
+      spec: {
+        nodeSelector: { gpu: 'h100' },
+        restartPolicy: 'Always',
+        terminationGracePeriodSeconds: 600,
+        volumes: [{ name: 'cache', emptyDir: {} }],
+        initContainers: [{ name: 'warm', image: 'w' }],
+        containers: [
+          {
+            name: 'facetrain',
+            env: [
+              { name: 'NCCL_DEBUG', value: 'INFO' },
+              { name: 'RANK', value: '99' },
+            ],
+            volumeMounts: [{ name: 'cache', mountPath: '/cache' }],
+            args: ['sleep'],
+          },
+          { name: 'exporter', image: 'e' },
+        ],
+      },
+    }),
+    1,
+  );
+  assert.deepEqual(
+    { team: pod.metadata.labels.team, rank: pod.metadata.labels['facetrain.dev/rank'], annotations: pod.metadata.annotations },
+    { team: 'faces', rank: '1', annotations: { note: 'x' } },
+  );
+  assert.partialDeepStrictEqual(pod.spec, {
+    nodeSelector: { gpu: 'h100' },
+    restartPolicy: 'Never',
+    terminationGracePeriodSeconds: 600,
+    initContainers: [{ name: 'warm', image: 'w' }],
+  });
+  const [ours, exporter] = pod.spec.containers;
+  assert.equal(exporter!.name, 'exporter');
+  assert.deepEqual(ours!.args, ['train']);
+  assert.deepEqual(
+    ours!.env.filter(({ name }) => name === 'RANK'),
+    [{ name: 'RANK', value: '1' }],
+  );
+  assert(ours!.env.some(({ name }) => name === 'NCCL_DEBUG'));
+  assert(ours!.volumeMounts.some(({ mountPath }) => mountPath === '/cache'));
+  assert(pod.spec.volumes.some(({ name }) => name === 'cache'));
+});
+
+test('a pod leaves a lost node soon, unless the template wants otherwise', () => {
+  const keysOf = (pod: Pod) => pod.spec.tolerations!.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]);
+  assert.deepEqual(keysOf(podOf(makeJob())), [
+    ['node.kubernetes.io/not-ready', 30],
+    ['node.kubernetes.io/unreachable', 30],
+  ]);
+  const patient = { key: 'node.kubernetes.io/unreachable', operator: 'Exists', tolerationSeconds: 900 };
+  assert.deepEqual(keysOf(podOf(withTemplate({ spec: { tolerations: [patient] } }))), [
+    ['node.kubernetes.io/not-ready', 30],
+    ['node.kubernetes.io/unreachable', 900],
+  ]);
+});
+
+test('only rank 0 is probed, on the port that it serves', () => {
+  assert.deepEqual(podOf(makeJob().trainers({ progressPort: 9000 })).spec.containers[0]!.readinessProbe, {
+    httpGet: { path: '/healthz', port: 9000 },
+    periodSeconds: 2,
+  });
+  assert.equal(podOf(makeJob(), 1).spec.containers[0]!.readinessProbe, undefined);
+  assert.equal(podOf(makeJob(), 1).spec.containers[0]!.livenessProbe, undefined);
+});
+
+test('the container gets the torchrun environment', () => {
+  const env = Object.fromEntries(podOf(makeJob(), 1).spec.containers[0]!.env.map((entry) => [entry.name, 'value' in entry ? entry.value : null]));
+  assert.deepEqual(env, {
+    RANK: '1',
+    WORLD_SIZE: '2',
+    LOCAL_RANK: '0',
+    MASTER_ADDR: 'faces-0-0.faces.default.svc',
+    MASTER_PORT: '29500',
+    FACETRAIN_CONFIG: '/etc/facetrain/config.json',
+  });
+});
+
+test('credentials go by reference, and only to the container that needs them', () => {
+  const { spec } = podOf(makeJob().with({ dataset: s3 }));
+  const [fetch] = spec.initContainers!;
+  assert.deepEqual(fetch!.env, [
+    { name: 'AWS_ACCESS_KEY_ID', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_ACCESS_KEY_ID' } } },
+    { name: 'AWS_SECRET_ACCESS_KEY', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_SECRET_ACCESS_KEY' } } },
+    { name: 'AWS_SESSION_TOKEN', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_SESSION_TOKEN', optional: true } } },
+  ]);
+  assert.equal(fetch!.image, 'registry.example/facetrain:1');
+  assert(!spec.containers[0]!.env.some(({ name }) => name.startsWith('AWS_')));
+});
+
+test('no two volumes of a pod have one name', () => {
+  const { volumes } = podOf(makeJob().with({ model: { onnx: s3 }, dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } })).spec;
+  assert.equal(new Set(volumes.map(({ name }) => name)).size, volumes.length);
+});
+
+describe('what a template may not hold', () => {
+  const cases: Record<string, { template: object; want: string | null }> = {
+    'nothing in its way': { template: { spec: { volumes: [{ name: 'cache' }], initContainers: [{ name: 'warm' }] } }, want: null },
+    'a volume of ours': {
+      template: { spec: { volumes: [{ name: 'cache' }, { name: 'dataset' }] } },
+      want: "spec.trainers.podTemplate.spec.volumes[1].name: dataset is a name of Facetrain's own; choose another",
+    },
+    'a container of ours': {
+      template: { spec: { initContainers: [{ name: 'fetch-dataset' }] } },
+      want: "spec.trainers.podTemplate.spec.initContainers[0].name: fetch-dataset is a name of Facetrain's own; choose another",
+    },
+  };
+  for (const [name, { template, want }] of Object.entries(cases))
+    test(name, () => assert.equal(conflictIn(attemptOf(withTemplate(template).with({ dataset: s3 })))?.message ?? null, want));
+});

@@ -1,0 +1,49 @@
+/** `config.json` of the quantizer: the spec with everything decided, and with paths as the pod sees them. */
+import { QuantizeConfig, type QuantizeJobSpec } from '@facetrain/api';
+import type { Environment, Mounted } from '../environment.ts';
+import type { JobIdentity } from '../observed.ts';
+import { mounted } from '../pod-storage.ts';
+
+/** No field of the spec names it: nobody but the operator asks. */
+export const PROGRESS_PORT = 8080;
+
+export interface QuantizerStorage {
+  model: Mounted;
+  dataset: Mounted;
+  evaluations: Mounted[];
+  output: Mounted;
+}
+
+export function quantizerStorage(spec: QuantizeJobSpec, environment: Environment): QuantizerStorage {
+  return {
+    model: mounted(environment, 'model', spec.model, 'read'),
+    dataset: mounted(environment, 'dataset', spec.calibration.dataset, 'read'),
+    evaluations: spec.evaluation.sets.map((set, index) => mounted(environment, `evaluation-${index}`, set, 'read')),
+    output: mounted(environment, 'output', spec.output, 'write'),
+  };
+}
+
+export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): Mounted[] => [model, dataset, ...evaluations, output];
+
+/** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
+export function quantizeConfig(job: JobIdentity, spec: QuantizeJobSpec, attempt: number, storage: QuantizerStorage, environment: Environment): QuantizeConfig {
+  return QuantizeConfig.parse({
+    schemaVersion: 1,
+    job: { name: job.name, uid: job.uid, attempt },
+    model: { path: storage.model.path, channelOrder: spec.model.channelOrder.toLowerCase() },
+    calibration: { datasetPath: storage.dataset.path, images: spec.calibration.images, seed: spec.calibration.seed },
+    search: spec.search,
+    evaluation: { sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })) },
+    gate: { maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null, minMeanCosine: spec.gate.minMeanCosine ?? null },
+    publish: publishTo(spec.output),
+    outputDirectory: storage.output.path,
+    computeThreads: spec.quantizer.computeThreads ?? null,
+    progress: environment.progress(PROGRESS_PORT),
+  });
+}
+
+/** An object store is published to from a scratch folder; any other output is the folder that is written. */
+function publishTo({ uri, s3 }: QuantizeJobSpec['output']): QuantizeConfig['publish'] {
+  if (!uri.startsWith('s3://')) return null;
+  return { uri, endpoint: s3?.endpoint ?? null, region: s3?.region ?? null, forcePathStyle: s3?.forcePathStyle ?? false };
+}

@@ -1,0 +1,115 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { MAX_QUANTIZEJOB_NAME, QuantizeConfig, type QuantizeJobStatus } from '@facetrain/api';
+import type { ConfigMap, ObservedPod, Pod } from '../objects.ts';
+import type { ObservedObject } from '../observed.ts';
+import type { Action } from '../plan.ts';
+import { after, at, makePod, makeQuantizeJob, type QuantizeJobBuilder } from '../testing/builders.ts';
+import { testEnvironment } from '../testing/test-environment.ts';
+import { planQuantizeJob } from './plan-quantizejob.ts';
+
+const plan = (observed: ReturnType<QuantizeJobBuilder['observe']>, seconds = 100) => planQuantizeJob(observed, after(seconds), testEnvironment);
+const created = (actions: Action[]) => actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
+const childrenOf = (builder: QuantizeJobBuilder) => {
+  const [config, pod] = created(plan(builder.observe()).actions);
+  return { config: QuantizeConfig.parse(JSON.parse((config as ConfigMap).data['config.json']!)), pod: pod as Pod };
+};
+
+const STARTED: QuantizeJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
+const OBJECTS: ObservedObject[] = [{ kind: 'ConfigMap', name: 'small-0', uid: 'c', owned: true }];
+const pod = () => makePod(0, 0, 'small');
+
+test('a new job gets its config and its pod, in that order', () => {
+  const { actions, status } = plan(makeQuantizeJob().observe());
+  assert.deepEqual(
+    created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`),
+    ['ConfigMap/small-0', 'Pod/small-0-0'],
+  );
+  assert.partialDeepStrictEqual(status, { phase: 'Pending', attempt: 0, startTime: at(100), attemptStartTime: at(100) });
+});
+
+test('an object store is published to with credentials by reference, which no config holds', () => {
+  const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, secretRef: { name: 'aws' } };
+  const { config, pod } = childrenOf(makeQuantizeJob().with({ output: { uri: 's3://models/small', s3 } }));
+  assert.deepEqual(config.publish, { uri: 's3://models/small', endpoint: 'http://store:9000', region: null, forcePathStyle: true });
+  assert.equal(config.outputDirectory, '/mnt/output');
+  assert(!JSON.stringify(config).includes('aws'));
+  assert.deepEqual(
+    pod.spec.containers[0]!.env.flatMap((entry) => ('valueFrom' in entry ? [entry.valueFrom.secretKeyRef.key] : [])),
+    ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'],
+  );
+});
+
+test('a folder is written where it is', () => {
+  const { config, pod } = childrenOf(
+    makeQuantizeJob().with({ gate: { minMeanCosine: 0.98 }, evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] } }),
+  );
+  assert.partialDeepStrictEqual(config, {
+    publish: null,
+    outputDirectory: '/mnt/output',
+    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98 },
+    evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }] },
+  });
+  assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);
+});
+
+test('the longest name makes host names', () => {
+  const { pod } = childrenOf(makeQuantizeJob('q'.repeat(MAX_QUANTIZEJOB_NAME)));
+  assert(pod.metadata.name.length <= 63);
+});
+
+describe('what becomes of a pod', () => {
+  const cases: Record<string, { pod: ObservedPod; want: object; }> = {
+    'ready: running': { pod: pod().running().build(), want: { phase: 'Running' } },
+    'succeeded, saying what it has published': {
+      pod: pod().succeeded().with({ result: { artifact: { bytes: 7, meanCosine: 0.99, gate: 'Passed' } } }).build(),
+      want: { phase: 'Succeeded', completionTime: at(100), artifact: { uri: 'pvc://data/int7', bytes: 7, meanCosine: 0.99, gate: 'Passed' } },
+    },
+    'succeeded, and nobody can read what it says': { pod: pod().succeeded().build(), want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } } },
+    'gate missed: failed for good': {
+      pod: pod().failed(3).build(),
+      want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
+    },
+    'wrong credentials: failed with what it says': {
+      pod: pod().failed(2).saying('StorageFailed', 's3://models: access denied').build(),
+      want: {
+        phase: 'Failed',
+        conditions: [{ type: 'Ready', status: 'False', reason: 'StorageFailed', message: 'rank 0 left with exit code 2: s3://models: access denied' }],
+      },
+    },
+    'crashed: tried again': { pod: pod().failed(1).build(), want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } } },
+    'evicted: tried again without counting': {
+      pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
+      want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
+    },
+  };
+  for (const [name, { pod, want }] of Object.entries(cases)) {
+    test(name, () => {
+      const { status, actions } = plan(makeQuantizeJob().observe(STARTED, [pod], { objects: OBJECTS }));
+      assert.partialDeepStrictEqual(status, want);
+      assert.deepEqual(actions, []);
+    });
+  }
+});
+
+test('the artifact outlives the pod that told of it', () => {
+  const job = makeQuantizeJob();
+  const done = pod().succeeded().with({ result: { artifact: { bytes: 1 } } }).build();
+  const { status } = plan(job.observe(STARTED, [done], { objects: OBJECTS }));
+  assert.equal(plan(job.observe(status, [], { objects: OBJECTS }), 200).status, status);
+});
+
+test('a suspended job has no pod, and starts anew when it is resumed', () => {
+  const suspended = plan(makeQuantizeJob().suspended().atGeneration(2).observe(STARTED, [pod().running().build()], { objects: OBJECTS }));
+  assert.deepEqual({ attempt: suspended.status.attempt, actions: suspended.actions }, { attempt: 1, actions: [] });
+  const stopping = plan(makeQuantizeJob().suspended().atGeneration(2).observe(suspended.status, [pod().running().build()], { objects: OBJECTS }));
+  assert.deepEqual(
+    stopping.actions.map(({ type }) => type),
+    ['delete'],
+  );
+  const resumed = plan(makeQuantizeJob().atGeneration(3).observe(stopping.status, [], { objects: OBJECTS }));
+  assert.deepEqual(
+    created(resumed.actions).map(({ metadata }) => metadata.name),
+    ['small-1', 'small-1-0'],
+  );
+});

@@ -1,0 +1,82 @@
+/**
+ * What to do about a QuantizeJob: a gang of one, which publishes.
+ *
+ *   Pending -> Running -> (Restarting -> Running)* -> Succeeded | Failed, with Suspended reachable from any but the last two
+ *
+ * First the stage is decided, by the first of a list of questions that has an answer; then actions and status follow from it.
+ */
+import { isDeepStrictEqual } from 'node:util';
+import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
+import { actionsOf } from '../actions.ts';
+import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
+import { hindered, missing, obstacle } from '../children.ts';
+import type { Environment } from '../environment.ts';
+import { eventsOf } from '../job-events.ts';
+import type { ObservedQuantizeJob } from '../observed.ts';
+import type { PlanQuantizeJob } from '../planner.ts';
+import { bearsNodeLoss } from '../pod.ts';
+import { Reason } from '../reasons.ts';
+import { secondsToNextPlan } from '../requeue.ts';
+import { backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
+import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
+import { soonest } from '../time.ts';
+import { secondsToLive } from '../ttl.ts';
+import { compact } from '../plain-data.ts';
+import { childrenOf, conflictIn, quantizationDigest, type Attempt } from './quantizer-objects.ts';
+
+export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
+  const { spec, objects, status: before } = observed;
+  if (isLeftAlone(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+
+  const view = viewOf(observed, 1, now, bearsNodeLoss(spec.quantizer.podTemplate));
+  const stage = stageOf(observed, view, environment);
+  const status = statusOf(stage, observed, view);
+  const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
+  return {
+    actions:
+      ttl !== null && ttl <= 0
+        ? [{ type: 'deleteJob', reason: Reason.expired }]
+        : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
+    status,
+    events: eventsOf(before, status),
+    // What was written may start a clock, so the next plan looks at it.
+    requeueAfterSeconds: status === before ? soonest(ttl, secondsToNextPlan(stage, view)) : 0,
+  };
+};
+
+function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+  return (
+    finished(view) ??
+    published(view) ??
+    suspended(view) ??
+    respecified(quantizationDigest(observed.spec), view, observed.objects) ??
+    failed(view) ??
+    late(view) ??
+    stopping(view) ??
+    backingOff(view) ??
+    active(observed, view, environment)
+  );
+}
+
+function published({ ranks: [pod] }: JobView): Stage | null {
+  return pod && outcomeOf(pod) === 'succeeded' ? { name: 'Succeeded', message: 'the INT7 artifact is published' } : null;
+}
+
+function active({ identity, spec, objects, refused, predecessors }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+  const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
+  const children = childrenOf(attempt);
+  const create = missing(children, view, objects);
+  const refusal = obstacle({ create, names: children, objects, refused, predecessors, conflict: () => conflictIn(attempt) });
+  return refusal ? hindered(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
+}
+
+function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
+  const published = view.ranks[0]?.result?.artifact;
+  const status = compact<QuantizeJobStatus>({
+    ...lifecycle(stage, view),
+    phase: phaseOf(stage, view) as QuantizePhase,
+    conditions: conditionsOf(stage, view),
+    artifact: stage.name === 'Succeeded' ? (published ? { uri: spec.output.uri, ...published } : (before.artifact ?? { uri: spec.output.uri })) : before.artifact,
+  } as QuantizeJobStatus);
+  return isDeepStrictEqual(status, before) ? before : status;
+}

@@ -1,0 +1,65 @@
+/** What an attempt consists of, in the order of creation. */
+import type { QuantizeJobSpec } from '@facetrain/api';
+import { specDigest } from '../attempt.ts';
+import type { Child, Obstacle } from '../children.ts';
+import type { Environment } from '../environment.ts';
+import { attemptName, childMetadata, Label, podName } from '../names.ts';
+import type { ConfigMap, Pod } from '../objects.ts';
+import type { JobIdentity } from '../observed.ts';
+import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { credentials } from '../pod-storage.ts';
+import { allStorage, PROGRESS_PORT, quantizeConfig, quantizerStorage, type QuantizerStorage } from './make-quantize-config.ts';
+
+export interface Attempt {
+  job: JobIdentity;
+  spec: QuantizeJobSpec;
+  attempt: number;
+  environment: Environment;
+}
+
+export function childrenOf(context: Attempt): Child[] {
+  const { job, spec, attempt, environment } = context;
+  const storage = quantizerStorage(spec, environment);
+  return [
+    { kind: 'ConfigMap', name: attemptName(job, attempt), make: () => configMap(context, storage) },
+    { kind: 'Pod', name: podName(job, attempt, 0), make: () => pod(context, storage) },
+  ];
+}
+
+export function conflictIn({ spec, environment }: Attempt): Obstacle | null {
+  return templateConflict(spec.quantizer.podTemplate, allStorage(quantizerStorage(spec, environment)), 'spec.quantizer.podTemplate');
+}
+
+/** Of what CEL lets change only while the job is suspended. */
+export function quantizationDigest({ model, calibration, search, output }: QuantizeJobSpec): string {
+  return specDigest({ model, calibration, search, output });
+}
+
+function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
+  const config = quantizeConfig(job, spec, attempt, storage, environment);
+  return {
+    apiVersion: 'v1',
+    kind: 'ConfigMap',
+    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: quantizationDigest(spec) }),
+    immutable: true,
+    data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
+  };
+}
+
+function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {
+  const name = attemptName(job, attempt);
+  const parts: PodParts = {
+    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), {
+      [Label.attempt]: String(attempt),
+      [Label.rank]: '0',
+      [Label.specDigest]: quantizationDigest(spec),
+    }),
+    fields: spec.quantizer,
+    args: ['quantize'],
+    env: credentials(spec.output.s3),
+    storage: allStorage(storage),
+    config: { name, directory: environment.configDirectory(name) },
+    container: progressServer(PROGRESS_PORT),
+  };
+  return makePod(parts, environment);
+}

@@ -1,0 +1,57 @@
+/**
+ * How often a job may restart, and how soon.
+ *
+ * At most maxRestarts counted restarts lie within windowSeconds. The next attempt starts at once after the first of them in
+ * the window, 10 s after the second, then 20, 40, ... at most 300 s; after a restart that did not count, always 5 s, which is
+ * little to a training and keeps one that is preempted at once from spinning.
+ */
+import type { FailurePolicy, Restarts } from '@facetrain/api';
+import { actionFor, type Failure } from './failure.ts';
+import { Reason } from './reasons.ts';
+import { secondsSince, timestamp } from './time.ts';
+import { truncate } from './plain-data.ts';
+
+const BASE_DELAY_SECONDS = 10;
+const MAX_DELAY_SECONDS = 300;
+const UNCOUNTED_DELAY_SECONDS = 5;
+
+export type Verdict = { action: 'restart'; restarts: Restarts } | { action: 'fail'; reason: string; message: string };
+
+export function judge(failure: Failure, policy: FailurePolicy, restarts: Restarts | undefined, now: Date): Verdict {
+  const { action, rule } = actionFor(failure, policy);
+  const message = rule === undefined ? failure.message : `${failure.message} (rule ${rule})`;
+  if (action === 'FailJob') return { action: 'fail', reason: failure.reason, message };
+
+  const recent = (restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < policy.windowSeconds);
+  const counted = action === 'Restart';
+  if (counted && recent.length >= policy.maxRestarts) {
+    const allowance = `maxRestarts ${policy.maxRestarts} within ${policy.windowSeconds} s is used up`;
+    return { action: 'fail', reason: Reason.maxRestarts, message: `${allowance}; at last ${failure.reason}: ${message}` };
+  }
+  const time = timestamp(now);
+  return {
+    action: 'restart',
+    restarts: {
+      count: (restarts?.count ?? 0) + (counted ? 1 : 0),
+      countedTimes: counted ? [...recent, time] : recent,
+      disruptions: (restarts?.disruptions ?? 0) + (counted ? 0 : 1),
+      lastReason: failure.reason,
+      lastMessage: truncate(message, 4096),
+      ...(failure.exitCode !== undefined && { lastExitCode: failure.exitCode }),
+      ...(failure.rank !== undefined && { lastRank: failure.rank }),
+      ...(failure.node !== undefined && { lastNode: failure.node }),
+      lastTime: time,
+    },
+  };
+}
+
+/** When the next attempt may start. */
+export function backoffEnd(restarts: Restarts | undefined): Date | null {
+  if (restarts?.lastTime === undefined) return null;
+  return new Date(Date.parse(restarts.lastTime) + 1000 * delaySeconds(restarts));
+}
+
+function delaySeconds({ countedTimes, lastTime }: Restarts): number {
+  if (countedTimes.at(-1) !== lastTime) return UNCOUNTED_DELAY_SECONDS;
+  return countedTimes.length < 2 ? 0 : Math.min(BASE_DELAY_SECONDS * 2 ** (countedTimes.length - 2), MAX_DELAY_SECONDS);
+}

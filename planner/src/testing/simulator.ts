@@ -1,0 +1,233 @@
+/**
+ * A cluster in memory that carries out plans, for properties. It may crash after any single action, and its pods do what they are
+ * told to; it checks at every write that no two attempts of a job are alive.
+ */
+import assert from 'node:assert/strict';
+import { QuantizeJobSpec, type FaceTrainJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import { isAlive, type JobStatus } from '../attempt.ts';
+import { Label } from '../names.ts';
+import type { ChildObject, ObservedPod } from '../objects.ts';
+import type { JobIdentity, ObservedFaceTrainJob, ObservedObject, ObservedProgress, ObservedQuantizeJob } from '../observed.ts';
+import type { Action, Plan, PlanEvent } from '../plan.ts';
+import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
+import { planQuantizeJob } from '../quantizejob/plan-quantizejob.ts';
+import { timestamp } from '../time.ts';
+import { together } from '../concurrent-actions.ts';
+import { START } from './builders.ts';
+import { testEnvironment } from './test-environment.ts';
+
+interface Job<Spec, Status> {
+  identity: JobIdentity;
+  spec: Spec;
+  status: Status;
+}
+type AnyJob = Job<{ suspend: boolean }, JobStatus>;
+
+interface SimulatedObject extends ObservedObject {
+  owner: string;
+}
+interface SimulatedPod extends ObservedPod {
+  owner: string;
+}
+
+/** More plans than any change may take to settle. */
+const MAX_PLANS = 12;
+
+export class Simulator {
+  now = START;
+  readonly face: Job<FaceTrainJob['spec'], FaceTrainJobStatus>;
+  quantize: Job<QuantizeJobSpec, QuantizeJobStatus> | null = null;
+  pods: SimulatedPod[] = [];
+  objects: SimulatedObject[] = [];
+  events: PlanEvent[] = [];
+  /** Of the FaceTrainJob, each that was written. */
+  statuses: FaceTrainJobStatus[] = [];
+  progress: ObservedProgress | undefined;
+  podGroupApi: string | null;
+  /** Every object created and status written, in order. */
+  writes: string[] = [];
+  deleted = false;
+  private uids = 0;
+
+  constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob) {
+    this.face = { identity, spec, status };
+    this.podGroupApi = podGroupApi;
+  }
+
+  advance(seconds: number): void {
+    this.now = new Date(this.now.getTime() + 1000 * seconds);
+  }
+
+  change(spec: Partial<FaceTrainJob['spec']>): void {
+    this.face.spec = { ...this.face.spec, ...spec };
+    this.face.identity = { ...this.face.identity, generation: this.face.identity.generation + 1 };
+  }
+
+  livePods(): SimulatedPod[] {
+    return this.pods.filter(isAlive);
+  }
+
+  /** Pods that are being deleted are gone. */
+  reap(): void {
+    this.pods = this.pods.filter((pod) => !pod.deleting);
+  }
+
+  /**
+   * Plans and executes until nothing is left to write.
+   *
+   * @param crashAfter the executor dies once, after this many actions of all that it runs; null: it does not.
+   */
+  settle(crashAfter: number | null = null): void {
+    let budget = crashAfter ?? Infinity;
+    for (let round = 0; ; round++) {
+      assert(round < MAX_PLANS, `no steady state after ${MAX_PLANS} plans; last writes ${this.writes.slice(-5).join(', ')}`);
+      const before = this.writes.length;
+      for (const job of ['face', 'quantize'] as const) {
+        budget = this.reconcile(job, budget);
+        if (this.deleted) return;
+      }
+      if (this.writes.length === before && budget > 0) break;
+      if (budget <= 0) budget = Infinity;
+    }
+    this.assertSteady();
+  }
+
+  /** What was planned once is not planned again, now or a moment later. */
+  assertSteady(): void {
+    for (const plan of [this.planFace(), this.quantize && this.planQuantize()]) {
+      assert.deepEqual(plan?.actions ?? [], []);
+      assert.deepEqual(plan?.events ?? [], []);
+      assert(plan?.requeueAfterSeconds !== 0);
+    }
+    assert.equal(this.planFace().status, this.face.status);
+    if (this.quantize) assert.equal(this.planQuantize().status, this.quantize.status);
+  }
+
+  private reconcile(which: 'face' | 'quantize', budget: number): number {
+    const job: AnyJob | null = this[which];
+    if (!job) return budget;
+    const plan: Plan<JobStatus> = which === 'face' ? this.planFace() : this.planQuantize();
+    // What is under way together may be done in any order: here, every other time, backwards.
+    const backwards = this.writes.length % 2 === 1;
+    for (const action of together(plan.actions).flatMap((group) => (backwards ? group.toReversed() : group))) {
+      this.execute(action, which, job);
+      if (--budget <= 0) return 0;
+    }
+    if (this.deleted) return budget;
+    if (plan.status !== job.status) {
+      job.status = plan.status;
+      if (which === 'face') this.statuses.push(this.face.status);
+      this.writes.push(`status of ${job.identity.name}`);
+      if (--budget <= 0) return 0;
+    }
+    this.events.push(...plan.events);
+    return budget;
+  }
+
+  planFace(): Plan<FaceTrainJobStatus> {
+    return planFaceTrainJob(this.observeFace(), this.now, testEnvironment);
+  }
+  planQuantize(): Plan<QuantizeJobStatus> {
+    return planQuantizeJob(this.observeQuantize(), this.now, testEnvironment);
+  }
+
+  observeFace(): ObservedFaceTrainJob {
+    const { face, quantize, progress, podGroupApi } = this;
+    return structuredCloneButStatus({
+      ...face,
+      ...this.childrenOf(face.identity),
+      ...(progress && { progress }),
+      ...(quantize && { quantizeJob: { spec: { suspend: quantize.spec.suspend }, status: quantize.status } }),
+      podGroupApi,
+    });
+  }
+  private observeQuantize(): ObservedQuantizeJob {
+    return structuredCloneButStatus({ ...this.quantize!, ...this.childrenOf(this.quantize!.identity) });
+  }
+  private childrenOf({ uid }: JobIdentity): { pods: ObservedPod[]; objects: ObservedObject[] } {
+    return { pods: this.pods.filter((pod) => pod.owner === uid), objects: this.objects.map((object) => ({ ...object, owned: object.owner === uid })) };
+  }
+
+  private execute(action: Action, which: 'face' | 'quantize', { identity }: AnyJob): void {
+    switch (action.type) {
+      case 'create':
+        this.create(action.object, identity);
+        break;
+      case 'delete':
+        if (action.kind === 'Pod')
+          this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.uid === action.uid && action.force) && !(pod.deleting && !isAlive(pod)));
+        else this.objects = this.objects.filter((object) => object.uid !== action.uid);
+        break;
+      case 'patch':
+        if (action.kind !== 'QuantizeJob') {
+          const digest = action.labels![Label.specDigest]!;
+          this.objects = this.objects.map((object) => (object.uid === action.uid ? { ...object, specDigest: digest } : object));
+          break;
+        }
+        assert.equal(action.name, this.quantize!.identity.name);
+        this.quantize!.spec = { ...this.quantize!.spec, ...(action.spec as Partial<QuantizeJobSpec>) };
+        break;
+      case 'deleteJob':
+        assert.equal(which, 'face');
+        this.deleted = true;
+    }
+    this.writes.push(
+      `${action.type} ${action.type === 'create' ? `${action.object.kind}/${action.object.metadata.name}` : action.type === 'deleteJob' ? '' : action.name}`,
+    );
+    this.assertOneAttempt();
+  }
+
+  private create(object: ChildObject, owner: JobIdentity): void {
+    const { name, labels } = object.metadata;
+    const uid = `uid-${++this.uids}`;
+    if (object.kind === 'Pod') {
+      assert(!this.pods.some((pod) => pod.name === name), `pod ${name} exists`);
+      const attempt = Number(labels[Label.attempt]);
+      const rank = Number(labels[Label.rank]);
+      this.pods.push({
+        owner: owner.uid,
+        name,
+        uid,
+        attempt,
+        rank,
+        phase: 'Pending',
+        ready: false,
+        deleting: false,
+        disrupted: false,
+        createdAt: timestamp(this.now),
+        specDigest: labels[Label.specDigest]!,
+      });
+      // In whatever order they are made, a history must mean the same pods.
+      this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
+      return;
+    }
+    assert(!this.objects.some((other) => other.kind === object.kind && other.name === name), `${object.kind} ${name} exists`);
+    this.objects.push({
+      kind: object.kind,
+      name,
+      uid,
+      owned: true,
+      owner: owner.uid,
+      ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
+    });
+    if (object.kind === 'QuantizeJob') {
+      this.quantize = { identity: { name, namespace: object.metadata.namespace, uid, generation: 1 }, spec: QuantizeJobSpec.parse(object.spec), status: {} };
+    }
+  }
+
+  private assertOneAttempt(): void {
+    for (const owner of new Set(this.pods.map((pod) => pod.owner))) {
+      const attempts = new Set(
+        this.livePods()
+          .filter((pod) => pod.owner === owner)
+          .map((pod) => pod.attempt),
+      );
+      assert(attempts.size <= 1, `attempts ${[...attempts].join(' and ')} are alive together`);
+    }
+  }
+}
+
+/** A planner that changed what it is shown would be found out; the status alone is compared by identity. */
+function structuredCloneButStatus<T extends { status: unknown }>(observed: T): T {
+  return { ...structuredClone(observed), status: observed.status };
+}

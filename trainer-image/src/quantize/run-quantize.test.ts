@@ -1,0 +1,300 @@
+/** The quantize mode from end to end, on a small network and real pictures; and everything it must refuse. */
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { access, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { ArtifactManifest, ExitCode, FacetrainError, QuantizeConfig, QuantizeReport, ScalesDocument, TerminationMessage, TerminationResult } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
+import { pino } from 'pino';
+import { encodeOnnx } from '../onnx/write.ts';
+import { createBoard } from '../program/progress-board.ts';
+import type { Program } from '../program/program.ts';
+import { fetchTo } from '../storage/fetch.ts';
+import { CREDENTIALS, startS3Server, type S3Server } from '../testing/s3-server.ts';
+import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
+import { runQuantize } from './run-quantize.ts';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
+
+const FILES = ['manifest.json', 'model.int7.onnx', 'report.html', 'report.json', 'scales.json'];
+
+let server: S3Server;
+let inputs: string;
+let scratch: string;
+
+before(async () => {
+  Object.assign(process.env, CREDENTIALS, { AWS_EC2_METADATA_DISABLED: 'true' });
+  server = await startS3Server('models');
+  inputs = await mkdtemp(join(tmpdir(), 'facetrain-quantize-'));
+  await writeSmallDataset(join(inputs, 'data'), { identities: 4, perIdentity: 3 });
+  await writeSmallSet(join(inputs, 'pairs.bin'), 10);
+  await writeModel('model.onnx');
+});
+after(async () => {
+  await server.stop();
+  await rm(inputs, { recursive: true });
+});
+beforeEach(async () => {
+  scratch = await mkdtemp(join(tmpdir(), 'facetrain-quantized-'));
+});
+afterEach(() => rm(scratch, { recursive: true }));
+
+/** A residual network for pictures of faces, small enough to be searched in a moment. */
+function network(builder = new GraphBuilder({ height: 112, width: 112 })): Graph {
+  const b = builder;
+  const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 7, { pad: 3, stride: 8, bias: false }), 8), 8);
+  const unit = b.batchNorm(b.conv(b.prelu(b.conv(b.batchNorm(stem, 8), 8, 8, 3, { pad: 1 }), 8), 8, 8, 3, { pad: 1, bias: false }), 8);
+  return b.graph(b.gemm(b.flatten(b.batchNorm(b.node('Add', [unit, stem]), 8)), 8 * 14 * 14, 16));
+}
+
+async function writeModel(name: string, change: (graph: Graph) => void = () => {}): Promise<string> {
+  const graph = network();
+  change(graph);
+  await writeFile(join(inputs, name), encodeOnnx(graph));
+  return join(inputs, name);
+}
+
+function config(change: Partial<QuantizeConfig> = {}): QuantizeConfig {
+  return QuantizeConfig.parse({
+    schemaVersion: 1,
+    job: { name: 'small', uid: 'uid', attempt: 0 },
+    model: { path: join(inputs, 'model.onnx'), channelOrder: 'rgb' },
+    calibration: { datasetPath: join(inputs, 'data'), images: 6, seed: 3 },
+    search: { rounds: 1, candidates: 10, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
+    evaluation: { sets: [{ name: 'pairs', path: join(inputs, 'pairs.bin') }] },
+    gate: { maxAccuracyDrop: null, minMeanCosine: 0.9 },
+    publish: null,
+    outputDirectory: join(scratch, 'out'),
+    computeThreads: 1,
+    progress: null,
+    ...change,
+  });
+}
+
+function program(signal = new AbortController().signal): Program & { stages: Set<string> } {
+  const board = createBoard({ name: 'small', uid: 'uid', attempt: 0 }, 'Loading');
+  const stages = new Set<string>();
+  const update = board.update;
+  board.update = (change) => {
+    update(change);
+    stages.add(board.current.stage);
+  };
+  return { log: pino({ level: 'silent' }), progress: board, signal, stages };
+}
+
+async function contents(folder: string): Promise<Record<string, Buffer>> {
+  const names = (await readdir(folder)).sort();
+  return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)));
+}
+
+async function failure(change: Partial<QuantizeConfig>): Promise<FacetrainError> {
+  const error = await runQuantize(config(change), program()).then(
+    () => assert.fail('it did not fail'),
+    (reason: unknown) => reason,
+  );
+  assert.ok(error instanceof FacetrainError, String((error as Error).stack));
+  return error;
+}
+
+test('an artifact is whole, vouched for by its manifest, and published', async () => {
+  const publish = server.address('s3://models/small/int7');
+  const running = program();
+  const report = await runQuantize(config({ publish }), running);
+  for (const stage of ['Loading', 'Equalizing', 'Comparing', 'Publishing', 'Done']) assert.ok(running.stages.has(stage), stage);
+
+  const local = await contents(join(scratch, 'out'));
+  assert.deepEqual(Object.keys(local), FILES);
+  const manifest = ArtifactManifest.parse(JSON.parse(local['manifest.json']!.toString()));
+  assert.deepEqual(Object.keys(manifest.files).sort(), FILES.slice(1));
+  for (const [name, { sha256, bytes }] of Object.entries(manifest.files)) {
+    assert.equal(createHash('sha256').update(local[name]!).digest('hex'), sha256, name);
+    assert.equal(local[name]!.length, bytes, name);
+  }
+  assert.equal(manifest.source.sha256, createHash('sha256').update(await readFile(join(inputs, 'model.onnx'))).digest('hex'));
+  assert.deepEqual(QuantizeReport.parse(JSON.parse(local['report.json']!.toString())), report);
+  ScalesDocument.parse(JSON.parse(local['scales.json']!.toString()));
+
+  assert.equal(report.calibration.images, 6);
+  assert.equal(report.metrics.comparisons[0]!.pairs, 20);
+  assert.ok(report.metrics.meanCosine > 0.95 && report.metrics.meanCosine < 1, `mean cosine ${report.metrics.meanCosine}`);
+  assert.deepEqual(new Set(report.layers.map(({ kind }) => kind)), new Set(['conv', 'pointwise', 'add', 'fc']));
+
+  await fetchTo({ ...publish, to: join(scratch, 'fetched') });
+  assert.deepEqual(await contents(join(scratch, 'fetched')), local);
+});
+
+/** The quantizer as its pod runs it. @returns what it leaves for the kubelet, and all that it said */
+async function runProgram(publish: QuantizeConfig['publish'], env: Record<string, string> = {}) {
+  const files = { FACETRAIN_CONFIG: join(scratch, 'config.json'), FACETRAIN_TERMINATION_MESSAGE: join(scratch, 'termination.json') };
+  await writeFile(files.FACETRAIN_CONFIG, JSON.stringify(config({ publish })));
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, '..', 'main.ts'), 'quantize'], { env: { ...process.env, ...files, ...env }, encoding: 'utf8' });
+  return { status, left: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), said: stdout + stderr };
+}
+
+test('the program leaves behind what it has published, or why it could not, and never a credential', async () => {
+  const publish = server.address('s3://models/program');
+  const done = await runProgram(publish);
+  assert.equal(done.status, ExitCode.success, done.said);
+  const { artifact } = TerminationResult.parse(JSON.parse(done.left));
+  const published = await contents(join(scratch, 'out'));
+  const { metrics, files } = ArtifactManifest.parse(JSON.parse(published['manifest.json']!.toString()));
+  assert.deepEqual(artifact, {
+    manifestSha256: createHash('sha256').update(published['manifest.json']!).digest('hex'),
+    bytes: Object.values(files).reduce((sum, { bytes }) => sum + bytes, 0),
+    meanCosine: metrics.meanCosine,
+    accuracyDrop: metrics.accuracyDrop,
+    gate: 'Passed',
+  });
+
+  for (const wrong of [{ AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }, { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }]) {
+    const failed = await runProgram(publish, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
+    assert.equal(failed.status, ExitCode.refused, failed.said);
+    const { code, message } = TerminationMessage.parse(JSON.parse(failed.left));
+    assert.equal(code, 'StorageFailed');
+    assert.match(message, /s3:\/\/models\/program at .*: the credentials are wrong \(\w+\)/);
+    for (const value of ['a-secret-that-is-wrong', 'an-id-that-is-wrong']) assert(!(failed.left + failed.said).includes(value), value);
+  }
+});
+
+test('the same inputs give the same bytes, whatever the number of threads', async () => {
+  await runQuantize(config(), program());
+  await runQuantize(config({ outputDirectory: join(scratch, 'again'), computeThreads: 2 }), program());
+  const again = await contents(join(scratch, 'again'));
+  for (const [name, bytes] of Object.entries(await contents(join(scratch, 'out')))) assert.ok(bytes.equals(again[name]!), name);
+});
+
+test('without evaluation sets, embeddings of the calibration pictures are compared', async () => {
+  const { metrics } = await runQuantize(config({ evaluation: { sets: [] } }), program());
+  assert.deepEqual(metrics.comparisons, []);
+  assert.equal(metrics.accuracyDrop, null);
+  assert.ok(metrics.meanCosine > 0.95);
+});
+
+test('a missed gate leaves the reports, and no manifest anywhere', async () => {
+  const publish = server.address('s3://models/missed');
+  const error = await failure({ publish, gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
+  assert.equal(error.code, 'GateFailed');
+  assert.equal(error.exitCode, ExitCode.gateFailed);
+  assert.match(error.message, /the mean cosine of embeddings is 0\.9\d{3}, less than minMeanCosine 1; /);
+  const local = await contents(join(scratch, 'out'));
+  assert.deepEqual(Object.keys(local), FILES.slice(1));
+  assert.equal(QuantizeReport.parse(JSON.parse(local['report.json']!.toString())).gate.passed, false);
+  await fetchTo({ ...publish, to: join(scratch, 'fetched') });
+  assert.deepEqual(await readdir(join(scratch, 'fetched'), { recursive: true }), ['rejected', 'rejected/report.html', 'rejected/report.json']);
+});
+
+test('a manifest from before does not outlive a run that fails', async () => {
+  await runQuantize(config(), program());
+  await failure({ gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
+  await assert.rejects(access(join(scratch, 'out', 'manifest.json')));
+});
+
+test('a signal stops the search, and leaves nothing', async () => {
+  const controller = new AbortController();
+  const running = program(controller.signal);
+  const { update } = running.progress;
+  running.progress.update = (change) => {
+    update(change);
+    // Once the native call has begun.
+    if (change.stage === 'Equalizing') setImmediate(() => controller.abort('SIGTERM'));
+  };
+  await assert.rejects(runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running), (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError');
+  assert.deepEqual(await readdir(join(scratch, 'out')), []);
+});
+
+describe('refused before any work', () => {
+  const cases: Record<string, { change: () => Promise<Partial<QuantizeConfig>>; code: string; expected: RegExp }> = {
+    'no model': { change: async () => ({ model: { path: join(inputs, 'absent.onnx'), channelOrder: 'rgb' } }), code: 'StorageFailed', expected: /absent\.onnx: no such file; / },
+    'weights that are no numbers': {
+      change: async () => ({
+        model: {
+          path: await writeModel('nan.onnx', (graph) => {
+            graph.initializers['Conv_0.1']!.data[5] = NaN;
+          }),
+          channelOrder: 'rgb',
+        },
+      }),
+      code: 'InvalidModel',
+      expected: /nan\.onnx: tensor "Conv_0\.1" holds NaN at index 5; /,
+    },
+    'an operator that is unknown': {
+      change: async () => ({
+        model: {
+          path: await writeModel('sigmoid.onnx', (graph) => {
+            Object.assign(graph.nodes.find(({ op }) => op === 'PRelu')!, { op: 'Sigmoid', inputs: ['BatchNormalization_1:0'] });
+          }),
+          channelOrder: 'rgb',
+        },
+      }),
+      code: 'UnsupportedOperator',
+      expected: /sigmoid\.onnx: node "PRelu_2" \(Sigmoid\): operator Sigmoid; one of Add, /,
+    },
+    'a dataset without pictures': {
+      change: async () => {
+        await writeSmallDataset(join(scratch, 'empty'), { identities: 4, perIdentity: 0 });
+        return { calibration: { datasetPath: join(scratch, 'empty'), images: 6, seed: 0 } };
+      },
+      code: 'InvalidDataset',
+      expected: /empty/,
+    },
+    'a bound on accuracy without a set': {
+      change: async () => ({ evaluation: { sets: [] }, gate: { maxAccuracyDrop: 0.01, minMeanCosine: null } }),
+      code: 'InvalidConfig',
+      expected: /^gate\.maxAccuracyDrop: 0\.01 without any evaluation set; /,
+    },
+    'a set that is missing': {
+      change: async () => ({ evaluation: { sets: [{ name: 'gone', path: join(inputs, 'gone.bin') }] } }),
+      code: 'InvalidVerificationSet',
+      expected: /gone\.bin: /,
+    },
+    'a bucket that is missing': { change: async () => ({ publish: server.address('s3://nowhere/x') }), code: 'StorageFailed', expected: /bucket "nowhere" does not exist/ },
+    'an output folder that is a file': {
+      change: async () => {
+        await writeFile(join(scratch, 'out'), '');
+        return {};
+      },
+      code: 'StorageFailed',
+      expected: /out: /,
+    },
+    'an output folder that the system will not make': {
+      change: async () => ({ outputDirectory: '/proc/facetrain/out' }),
+      code: 'StorageFailed',
+      expected: /^\/proc\/facetrain\/out: ENOENT/,
+    },
+    'a model for other pictures': {
+      change: async () => {
+        const b = new GraphBuilder({ height: 64, width: 64 });
+        await writeFile(join(inputs, 'small.onnx'), encodeOnnx(b.graph(b.flatten(b.conv('data', 3, 4, 8, { stride: 8 })))));
+        return { model: { path: join(inputs, 'small.onnx'), channelOrder: 'rgb' } };
+      },
+      code: 'InvalidDataset',
+      expected: /data: pictures of 112 x 112; the 64 x 64 of the model’s input/,
+    },
+  };
+  for (const [name, { change, code, expected }] of Object.entries(cases)) {
+    test(name, async () => {
+      const error = await failure(await change());
+      assert.equal(error.code, code, error.message);
+      assert.match(error.message, expected);
+      assert.equal(error.exitCode, ExitCode.refused);
+      const left = await readdir(join(scratch, 'out')).catch(() => []);
+      assert.deepEqual(left, []);
+    });
+  }
+});
+
+test('a full disk is named, and nothing is half-written', async () => {
+  const disk = join(scratch, 'disk');
+  await mkdir(disk);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', disk]);
+  try {
+    const error = await failure({ outputDirectory: join(disk, 'out') });
+    assert.equal(error.code, 'DiskFull');
+    assert.equal(error.subject, join(disk, 'out', 'model.int7.onnx'));
+    assert.deepEqual(await readdir(join(disk, 'out')), []);
+  } finally {
+    execFileSync('umount', [disk]);
+  }
+});

@@ -1,0 +1,262 @@
+/** Publishing and fetching, against a real S3 server. */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { createServer } from 'node:http';
+import { once } from 'node:events';
+import { mkdir, mkdtemp, readFile, readdir, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { ExitCode, FacetrainError } from '@facetrain/api';
+import { HeadObjectCommand } from '@aws-sdk/client-s3';
+import { fetchTo } from './fetch.ts';
+import { checkDestination, publish } from './publish.ts';
+import { s3Client, s3Error, type StorageAddress } from './s3.ts';
+import { CREDENTIALS, freePort, startS3Server, type S3Proxy, type S3Server } from '../testing/s3-server.ts';
+
+const NAMES = ['model.int7.onnx', 'report.json', 'manifest.json'];
+/** Larger than a part of lib-storage's uploads, so that it goes in several. */
+const LARGE = Buffer.alloc(11 * 2 ** 20, 'int7');
+
+let server: S3Server;
+let scratch: string;
+let folder: string;
+
+before(async () => {
+  // No instance metadata service is asked for credentials.
+  Object.assign(process.env, CREDENTIALS, { AWS_EC2_METADATA_DISABLED: 'true', AWS_SHARED_CREDENTIALS_FILE: '/nonexistent', AWS_CONFIG_FILE: '/nonexistent' });
+  server = await startS3Server('models');
+});
+after(() => server.stop());
+beforeEach(async () => {
+  Object.assign(process.env, CREDENTIALS);
+  scratch = await mkdtemp(join(tmpdir(), 'facetrain-storage-'));
+  folder = join(scratch, 'artifact');
+  await mkdir(folder);
+  await writeFile(join(folder, NAMES[0]!), LARGE);
+  await writeFile(join(folder, NAMES[1]!), '{"report":true}');
+  await writeFile(join(folder, NAMES[2]!), '{"manifest":true}');
+});
+afterEach(() => rm(scratch, { recursive: true, force: true }));
+
+/** The one FacetrainError that a call must fail with. */
+async function failure(call: Promise<unknown>): Promise<FacetrainError> {
+  const error = await call.then(
+    () => assert.fail('it did not fail'),
+    (reason: unknown) => reason,
+  );
+  assert.ok(error instanceof FacetrainError, `not a FacetrainError: ${(error as Error).stack}`);
+  return error;
+}
+
+for (const [scheme, address] of Object.entries({
+  'file://': (): StorageAddress => ({ uri: `file://${join(scratch, 'published')}`, endpoint: null, region: null, forcePathStyle: false }),
+  's3://': (): StorageAddress => server.address('s3://models/faces/v1'),
+})) {
+  describe(scheme, () => {
+    test('what is published can be fetched, and publishing again writes nothing', async () => {
+      const first = await publish(folder, NAMES, address());
+      assert.deepEqual(first.map(({ name, written }) => ({ name, written })), NAMES.map((name) => ({ name, written: true })));
+      const second = await publish(folder, NAMES, address());
+      assert.deepEqual(second.map(({ written }) => written), [false, false, false]);
+      assert.deepEqual(second.map(({ file }) => file), first.map(({ file }) => file));
+
+      const to = join(scratch, 'fetched');
+      const fetched = await fetchTo({ ...address(), to });
+      assert.deepEqual(fetched.map(({ written }) => written), [true, true, true]);
+      assert.deepEqual((await readdir(to)).sort(), [...NAMES].sort());
+      for (const name of NAMES) assert.deepEqual(await readFile(join(to, name)), await readFile(join(folder, name)), name);
+      assert.deepEqual((await fetchTo({ ...address(), to })).map(({ written }) => written), [false, false, false]);
+    });
+
+    test('a file that has changed is written again, and only that one', async () => {
+      await publish(folder, NAMES, address());
+      await writeFile(join(folder, 'report.json'), '{"report":null}');
+      const written = (await publish(folder, NAMES, address())).filter((file) => file.written).map(({ name }) => name);
+      assert.deepEqual(written, ['report.json']);
+      const to = join(scratch, 'one.json');
+      await fetchTo({ ...address(), uri: `${address().uri}/report.json`, to });
+      assert.equal(await readFile(to, 'utf8'), '{"report":null}');
+    });
+  });
+}
+
+test('objects say what they are', async () => {
+  await publish(folder, NAMES, server.address('s3://models/typed'));
+  const client = s3Client(server.address('s3://models'));
+  const head = await client.send(new HeadObjectCommand({ Bucket: 'models', Key: 'typed/manifest.json' }));
+  client.destroy();
+  assert.equal(head.ContentType, 'application/json');
+  assert.match(head.Metadata?.['sha256'] ?? '', /^[0-9a-f]{64}$/);
+});
+
+describe('an interrupted download', () => {
+  test('goes on where it stopped, and is checked as a whole', async () => {
+    await publish(folder, NAMES, server.address('s3://models/resumed'));
+    const to = join(scratch, 'model.onnx');
+    const ranges: string[] = [];
+    const proxy = await breakingProxy(4 * 2 ** 20, ranges);
+    try {
+      await fetchTo({ ...server.address('s3://models/resumed/model.int7.onnx'), endpoint: proxy.endpoint, to });
+    } finally {
+      proxy.close();
+    }
+    assert.deepEqual(await readFile(to), LARGE);
+    assert.equal(ranges[0], '');
+    assert.match(ranges[1]!, /^bytes=[1-9]\d*-$/);
+    assert.deepEqual(await readdir(scratch), ['artifact', 'model.onnx']);
+  });
+
+  test('whose start is wrong is refused and forgotten', async () => {
+    await publish(folder, NAMES, server.address('s3://models/damaged'));
+    const to = join(scratch, 'model.onnx');
+    const request = { ...server.address('s3://models/damaged/model.int7.onnx'), to };
+    // One byte of what came before is flipped.
+    const proxy = await breakingProxy(4 * 2 ** 20, [], async () => {
+      const partial = (await readdir(scratch)).find((name) => name.endsWith('.partial'))!;
+      const bytes = await readFile(join(scratch, partial));
+      bytes[0]! ^= 1;
+      await writeFile(join(scratch, partial), bytes);
+    });
+    const error = await failure(fetchTo({ ...request, endpoint: proxy.endpoint }));
+    proxy.close();
+    assert.equal(error.code, 'StorageFailed');
+    assert.match(error.message, /sha256 .* after the download/);
+    assert.deepEqual(await readdir(scratch), ['artifact']);
+    await fetchTo(request);
+    assert.deepEqual(await readFile(to), LARGE);
+  });
+});
+
+/** A proxy that cuts the first answer to a GET after `bytes`, and notes the ranges that are asked for. */
+function breakingProxy(bytes: number, ranges: string[], onResume?: () => Promise<void>): Promise<S3Proxy> {
+  let cut = false;
+  return server.proxy('models', async ({ range, body, response }) => {
+    ranges.push(range);
+    if (cut && range) await onResume?.();
+    if (cut) return void response.end(body);
+    cut = true;
+    response.write(body.subarray(0, bytes), () => response.destroy());
+  });
+}
+
+test('a file that is there with another time or size is fetched again', async () => {
+  await publish(folder, NAMES, server.address('s3://models/stale'));
+  const to = join(scratch, 'report.json');
+  const request = { ...server.address('s3://models/stale/report.json'), to };
+  await writeFile(to, '{"report":nope}');
+  await utimes(to, 0, 0);
+  assert.equal((await fetchTo(request))[0]!.written, true);
+  assert.equal(await readFile(to, 'utf8'), '{"report":true}');
+});
+
+describe('what goes wrong is said once, with the address', () => {
+  const cases: Record<string, { address: () => Promise<StorageAddress> | StorageAddress; env?: Record<string, string>; expected: RegExp; passing?: true }> = {
+    'an endpoint that refuses': {
+      address: async () => ({ ...server.address('s3://models/x'), endpoint: `http://127.0.0.1:${await freePort()}` }),
+      expected: /^s3:\/\/models\/x.* at http:\/\/127\.0\.0\.1:\d+: the endpoint refuses connections \(ECONNREFUSED\); /,
+      passing: true,
+    },
+    'a bucket that is missing': { address: () => server.address('s3://nowhere/x'), expected: /^s3:\/\/nowhere\/x.*: bucket "nowhere" does not exist; / },
+    'a wrong secret': { address: () => server.address('s3://models/x'), env: { AWS_SECRET_ACCESS_KEY: 'wrong' }, expected: /: the credentials are wrong \(SignatureDoesNotMatch\); / },
+    'an unknown access key': { address: () => server.address('s3://models/x'), env: { AWS_ACCESS_KEY_ID: 'nobody' }, expected: /: the credentials are wrong \((InvalidAccessKeyId|XAdminUserNotFound)\); / },
+    'no credentials': { address: () => server.address('s3://models/x'), env: { AWS_ACCESS_KEY_ID: '', AWS_SECRET_ACCESS_KEY: '' }, expected: /: there are no credentials; AWS_ACCESS_KEY_ID/ },
+  };
+  for (const [name, { address, env = {}, expected, passing = false }] of Object.entries(cases)) {
+    for (const [verb, call] of Object.entries({
+      publishing: async () => publish(folder, NAMES, await address()),
+      'checking beforehand': async () => checkDestination(await address()),
+      fetching: async () => fetchTo({ ...(await address()), to: join(scratch, 'fetched') }),
+    })) {
+      test(`${name}, ${verb}`, async () => {
+        Object.assign(process.env, env);
+        const start = Date.now();
+        const error = await failure(call());
+        assert.equal(error.code, 'StorageFailed');
+        assert.match(error.message, expected);
+        assert.equal(error.exitCode, passing ? ExitCode.failure : ExitCode.refused);
+        assert.ok(error.cause instanceof Error);
+        assert.ok(Date.now() - start < 5_000, `it took ${Date.now() - start} ms`);
+        for (const secret of Object.values(CREDENTIALS)) assert.ok(!error.message.includes(secret));
+        assert.deepEqual(await readdir(scratch), ['artifact']);
+      });
+    }
+  }
+
+  test('a server that never answers', async () => {
+    const silent = createServer(() => {}).listen(0, '127.0.0.1');
+    await once(silent, 'listening');
+    const address = { ...server.address('s3://models'), endpoint: `http://127.0.0.1:${(silent.address() as AddressInfo).port}` };
+    const client = s3Client(address, 50);
+    const error = await client.send(new HeadObjectCommand({ Bucket: 'models', Key: 'x' })).catch((reason: unknown) => s3Error(reason, address, 'models', 'x'));
+    silent.closeAllConnections();
+    silent.close();
+    assert.ok(error instanceof FacetrainError);
+    assert.match(error.message, /: no answer in time \(/);
+    assert.equal(error.exitCode, ExitCode.failure, 'it may pass');
+  });
+
+  test('a key that nothing has', async () => {
+    const error = await failure(fetchTo({ ...server.address('s3://models/no/such/thing'), to: join(scratch, 'fetched') }));
+    assert.match(error.message, /^s3:\/\/models\/no\/such\/thing at .*: neither an object nor a prefix of any; /);
+  });
+
+  test('a file that is missing', async () => {
+    const error = await failure(publish(folder, ['absent.json'], server.address('s3://models/x')));
+    assert.equal(error.subject, join(folder, 'absent.json'));
+  });
+
+  test('a key that leads out of the folder', async () => {
+    const client = s3Client(server.address('s3://models'));
+    const evil = createServer((_, response) => {
+      response.writeHead(200, { 'content-type': 'application/xml' }).end('<ListBucketResult><Contents><Key>p/../../../evil</Key><Size>1</Size></Contents></ListBucketResult>');
+    }).listen(0, '127.0.0.1');
+    await once(evil, 'listening');
+    const error = await failure(fetchTo({ uri: 's3://models/p/', endpoint: `http://127.0.0.1:${(evil.address() as AddressInfo).port}`, region: 'x', forcePathStyle: true, to: join(scratch, 'in') }));
+    evil.close();
+    client.destroy();
+    assert.match(error.message, /leads out of the folder/);
+  });
+});
+
+test('a destination that is fine passes the check, written to or not', async () => {
+  await checkDestination(server.address('s3://models/never/written'));
+  await checkDestination({ uri: 'file:///nowhere', endpoint: null, region: null, forcePathStyle: false });
+});
+
+test('publishing stops when told to, and leaves no manifest', async () => {
+  const controller = new AbortController();
+  controller.abort('SIGTERM');
+  await assert.rejects(publish(folder, NAMES, server.address('s3://models/stopped'), controller.signal));
+  const listing = await failure(fetchTo({ ...server.address('s3://models/stopped'), to: join(scratch, 'fetched') }));
+  assert.match(listing.message, /neither an object nor a prefix/);
+});
+
+describe('a full disk', () => {
+  let disk: string;
+  beforeEach(async () => {
+    disk = join(scratch, 'disk');
+    await mkdir(disk);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', disk]);
+  });
+  afterEach(() => execFileSync('umount', [disk]));
+
+  test('publishing', async () => {
+    const error = await failure(publish(folder, NAMES, { uri: `file://${disk}`, endpoint: null, region: null, forcePathStyle: false }));
+    assert.equal(error.code, 'DiskFull');
+    assert.equal(error.subject, join(disk, 'model.int7.onnx'));
+    assert.deepEqual(await readdir(disk), []);
+  });
+
+  for (const shared of [false, true]) {
+    test(shared ? 'fetching for others, too' : 'fetching', async () => {
+      await publish(folder, NAMES, server.address('s3://models/full'));
+      const error = await failure(fetchTo({ ...server.address('s3://models/full'), to: disk, shared }));
+      assert.equal(error.code, 'DiskFull');
+      assert.ok(error.subject.startsWith(disk), error.subject);
+      // Smaller objects that came first are whole, and of the large one nothing is left.
+      for (const name of await readdir(disk)) assert.ok(NAMES.includes(name) && (await stat(join(disk, name))).size < 100, name);
+    });
+  }
+});

@@ -1,0 +1,108 @@
+/** For tests: small ONNX graphs, written down as a chain, with weights that are always the same. */
+import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
+import { inferShapes } from '../onnx/infer-shapes.ts';
+import { noise } from './onnx-oracles.ts';
+import { limits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
+
+/** A graph under construction; every method adds a node and returns the name of its output. */
+export class GraphBuilder {
+  readonly input: Graph['input'];
+  private readonly nodes: GraphNode[] = [];
+  private readonly initializers: Record<string, Tensor> = {};
+  private drawn = 0;
+
+  constructor({ channels = 3, height = 8, width = 8 } = {}) {
+    this.input = { name: 'data', channels, height, width };
+  }
+
+  /** Values in [low, high]. */
+  values(dims: number[], low = -1, high = 1): Tensor<Float32Array> {
+    const count = dims.reduce((product, dim) => product * dim, 1);
+    const fresh = noise(this.drawn + count).subarray(this.drawn);
+    this.drawn += count;
+    return { dims, data: fresh.map((value) => low + ((value + 1) / 2) * (high - low)) };
+  }
+
+  node(op: string, inputs: (string | Tensor)[], attributes: GraphNode['attributes'] = {}): string {
+    const name = `${op}_${this.nodes.length}`;
+    const names = inputs.map((input, index) => {
+      if (typeof input === 'string') return input;
+      this.initializers[`${name}.${index}`] = input;
+      return `${name}.${index}`;
+    });
+    this.nodes.push({ name, op, inputs: names, outputs: [`${name}:0`], attributes });
+    return `${name}:0`;
+  }
+
+  /** A convolution with weights of the size that keeps values in range. */
+  conv(input: string, channels: number, outputs: number, kernel: number, { pad = 0, stride = 1, group = 1, bias = true } = {}): string {
+    const size = Math.sqrt(3 / ((channels / group) * kernel * kernel));
+    const weight = this.values([outputs, channels / group, kernel, kernel], -size, size);
+    return this.node('Conv', bias ? [input, weight, this.values([outputs])] : [input, weight], {
+      kernel_shape: [kernel, kernel],
+      pads: [pad, pad, pad, pad],
+      strides: [stride, stride],
+      dilations: [1, 1],
+      group,
+    });
+  }
+
+  batchNorm(input: string, channels: number): string {
+    const parameters = [this.values([channels], 0.5, 2), this.values([channels]), this.values([channels]), this.values([channels], 0.3, 2)];
+    return this.node('BatchNormalization', [input, ...parameters], { epsilon: 1e-5 });
+  }
+
+  prelu(input: string, channels: number): string {
+    return this.node('PRelu', [input, this.values([channels, 1, 1], -0.2, 0.5)]);
+  }
+
+  gemm(input: string, features: number, outputs: number): string {
+    const size = Math.sqrt(3 / features);
+    return this.node('Gemm', [input, this.values([outputs, features], -size, size), this.values([outputs])], { transB: 1 });
+  }
+
+  flatten(input: string): string {
+    return this.node('Flatten', [input], { axis: 1 });
+  }
+
+  graph(output: string): Graph {
+    const graph = { input: this.input, output: { name: output, dim: 0 }, nodes: this.nodes, initializers: this.initializers };
+    const shape = inferShapes(graph, 1).get(output) ?? [];
+    graph.output.dim = shape.slice(1).reduce((product, dim) => product * dim, 1);
+    return graph;
+  }
+}
+
+/** Scales that fit values of about one, and integers that follow from them; no search. */
+export function plainScales(graph: LayerGraph): Scales {
+  const scales: Scales = { tensors: {}, weights: {}, biases: {} };
+  let index = 0;
+  for (const [name, limit] of limits(graph)) scales.tensors[name] = { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
+  for (const layer of graph.layers) {
+    if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
+    const { data } = layer.weight;
+    const outputs = layer.bias.length;
+    const perOutput = data.length / outputs;
+    const weightScales = Float32Array.from({ length: outputs }, (_, output) => {
+      const filter = data.subarray(output * perOutput, (output + 1) * perOutput);
+      return filter.reduce((largest, value) => Math.max(largest, Math.abs(value)), 1e-6) / WEIGHT_LIMIT;
+    });
+    const inputScale = scales.tensors[layer.input]!.scale;
+    scales.weights[layer.name] = { scales: weightScales, values: Int8Array.from(data, (value, at) => Math.round(value / weightScales[Math.floor(at / perOutput)]!)) };
+    scales.biases[layer.name] = Int32Array.from(layer.bias, (value, output) => Math.round(value / (inputScale * weightScales[output]!)));
+  }
+  return scales;
+}
+
+/** A face network in small, with every kind of layer that there is: two residual units, a batch norm that stays, an average, two fc. */
+export function smallFaceNet(): Graph {
+  const b = new GraphBuilder({ height: 14, width: 14 });
+  const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 3, { pad: 1, bias: false }), 8), 8);
+  const inner = b.prelu(b.batchNorm(b.conv(b.batchNorm(stem, 8), 8, 12, 3, { pad: 1, bias: false }), 12), 12);
+  const first = b.node('Add', [b.batchNorm(b.conv(inner, 12, 12, 3, { pad: 1, stride: 2, bias: false }), 12), b.conv(stem, 8, 12, 1, { stride: 2 })]);
+  const narrow = b.conv(b.prelu(b.conv(b.prelu(b.conv(first, 12, 24, 1), 24), 24, 24, 3, { pad: 1, group: 24 }), 24), 24, 12, 1);
+  const second = b.node('Add', [narrow, first]);
+  const whole = b.gemm(b.flatten(b.batchNorm(second, 12)), 12 * 7 * 7, 16);
+  const average = b.gemm(b.flatten(b.node('GlobalAveragePool', [second])), 12, 16);
+  return b.graph(b.gemm(b.node('Add', [whole, average]), 16, 10));
+}

@@ -1,0 +1,123 @@
+/** For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, over a temporary folder. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { createServer, type AddressInfo } from 'node:net';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import { DIGEST_METADATA, s3Client, type StorageAddress } from '../storage/s3.ts';
+
+export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
+
+export interface S3Server {
+  endpoint: string;
+  /** Buckets are its folders, objects their files. */
+  folder: string;
+  address(uri: string): StorageAddress;
+  /** A server in front of this one, for objects of one bucket. */
+  proxy(bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy>;
+  stop(): Promise<void>;
+}
+
+export interface ProxiedGet {
+  key: string;
+  /** The header; empty without one. */
+  range: string;
+  /** What this server answered, which `send` writes to the response as it likes. */
+  body: Uint8Array;
+  response: ServerResponse;
+}
+
+export interface S3Proxy {
+  endpoint: string;
+  close(): void;
+}
+
+/** A port of the loopback that nobody listens on, a moment ago. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, 'close');
+  return port;
+}
+
+/** Resolves when the server answers at all. */
+async function answers(endpoint: string, server: ChildProcess, log: () => string): Promise<void> {
+  const deadline = Date.now() + 20_000;
+  for (;;) {
+    const answer = await fetch(endpoint).catch(() => null);
+    if (answer) return void (await answer.arrayBuffer());
+    if (server.exitCode !== null || Date.now() > deadline) throw new Error(`versitygw does not answer at ${endpoint}: ${log()}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** Starts the server with the given buckets. Callers stop it. */
+export async function startS3Server(...buckets: string[]): Promise<S3Server> {
+  const program = join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'versitygw');
+  if (!existsSync(program)) throw new Error(`${program} is missing; npm run setup -- --test builds it`);
+  const root = await mkdtemp(join(tmpdir(), 'facetrain-s3-'));
+  const folder = join(root, 'objects');
+  for (const path of [folder, join(root, 'metadata'), ...buckets.map((bucket) => join(folder, bucket))]) await mkdir(path, { recursive: true });
+  const port = await freePort();
+  // --sidecar keeps metadata in files, for file systems without extended attributes.
+  const server = spawn(program, ['--port', `127.0.0.1:${port}`, '--quiet', 'posix', '--sidecar', join(root, 'metadata'), folder], {
+    env: { ...process.env, ROOT_ACCESS_KEY_ID: CREDENTIALS.AWS_ACCESS_KEY_ID, ROOT_SECRET_ACCESS_KEY: CREDENTIALS.AWS_SECRET_ACCESS_KEY },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const exited = once(server, 'exit');
+  let log = '';
+  for (const stream of [server.stdout, server.stderr]) stream.on('data', (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
+  const stop = async () => {
+    server.kill('SIGKILL');
+    await exited;
+    await rm(root, { recursive: true, force: true });
+  };
+  const endpoint = `http://127.0.0.1:${port}`;
+  await answers(endpoint, server, () => log).catch(async (error: unknown) => {
+    await stop();
+    throw error;
+  });
+  const address = (uri: string): StorageAddress => ({ uri, endpoint, region: 'us-east-1', forcePathStyle: true });
+  return { endpoint, folder, address, proxy: (bucket, send) => startProxy(address(''), bucket, send), stop };
+}
+
+/** Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a prefix. */
+async function startProxy(target: StorageAddress, bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy> {
+  const client = s3Client(target);
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
+    const { pathname, searchParams } = new URL(request.url!, target.endpoint!);
+    const key = decodeURIComponent(pathname.slice(`/${bucket}/`.length));
+    if (key === '') {
+      const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: searchParams.get('prefix') ?? '' }));
+      const contents = Contents.map(({ Key, Size }) => `<Contents><Key>${Key}</Key><Size>${Size}</Size></Contents>`).join('');
+      return void response.writeHead(200, { 'content-type': 'application/xml' }).end(`<ListBucketResult>${contents}</ListBucketResult>`);
+    }
+    if (request.method === 'HEAD') {
+      const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key })).catch(() => null);
+      if (!head) return void response.writeHead(404).end();
+      const digest = head.Metadata?.[DIGEST_METADATA];
+      return void response
+        .writeHead(200, { 'content-length': head.ContentLength, etag: head.ETag, 'last-modified': head.LastModified!.toUTCString(), ...(digest && { [`x-amz-meta-${DIGEST_METADATA}`]: digest }) })
+        .end();
+    }
+    const { range } = request.headers;
+    const got = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }));
+    const body = await got.Body!.transformToByteArray();
+    response.writeHead(got.ContentRange ? 206 : 200, { 'content-length': body.length, etag: got.ETag, ...(got.ContentRange ? { 'content-range': got.ContentRange } : {}) });
+    await send({ key, range: range ?? '', body, response });
+  };
+  const proxy = createHttpServer((request, response) => void answer(request, response).catch(() => response.destroy())).listen(0, '127.0.0.1');
+  await once(proxy, 'listening');
+  const close = () => {
+    proxy.closeAllConnections();
+    proxy.close();
+    client.destroy();
+  };
+  return { endpoint: `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`, close };
+}

@@ -1,0 +1,161 @@
+/** For tests of training: a small dataset, a small backbone's configuration, and ranks as real processes. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { open, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { shippedDataset, shippedJpeg, writeDataset } from './dataset-fixtures.ts';
+import { freePort } from './s3-server.ts';
+import { readVerificationSet } from '../verification/set.ts';
+
+const MAIN = join(import.meta.dirname, '..', 'main.ts');
+
+/** The example's pictures are in the order of their 40 identities. */
+const PICTURES_OF_AN_IDENTITY = 20;
+
+/** The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a picture's bytes. */
+export function writeSmallDataset(
+  directory: string,
+  size: { identities: number; perIdentity: number },
+  change: (index: number, jpeg: Uint8Array) => Uint8Array = (_, jpeg) => jpeg,
+): void {
+  const records = Array.from({ length: size.identities * size.perIdentity }, (_, index) => {
+    const label = Math.floor(index / size.perIdentity);
+    return { label, jpeg: change(index, shippedJpeg(label * PICTURES_OF_AN_IDENTITY + (index % size.perIdentity))) };
+  });
+  writeDataset(directory, `${size.identities},112,112\n`, records);
+}
+
+/** The first `pairs` pairs of each kind of the example's verification set. */
+export async function writeSmallSet(path: string, pairs: number): Promise<string> {
+  const set = await readVerificationSet(join(shippedDataset, 'lfw-small.bin'));
+  const chosen = [true, false].flatMap((kind) => set.same.flatMap((same, pair) => (same === kind ? [pair] : [])).slice(0, pairs));
+  const file = await open(path, 'w');
+  // Pickle, protocol 3: a tuple of a list of bytes and a list of bools.
+  await file.write(Buffer.from('\x80\x03(](', 'latin1'));
+  for (const jpeg of chosen.flatMap((pair) => set.jpegs.slice(2 * pair, 2 * pair + 2))) {
+    const head = Buffer.from('B\0\0\0\0', 'latin1');
+    head.writeUInt32LE(jpeg.length, 1);
+    await file.write(Buffer.concat([head, jpeg]));
+  }
+  await file.write(Buffer.from(`e](${chosen.map((pair) => (set.same[pair] ? '\x88' : '\x89')).join('')}et.`, 'latin1'));
+  await file.close();
+  return path;
+}
+
+/** A run of 3 epochs that takes a second: the smallest mobilefacenet. Folders are below `folder`. */
+export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {}): TrainerConfig {
+  return {
+    schemaVersion: 1,
+    job: { name: 'small', uid: 'uid', attempt: 0 },
+    dataset: { path: join(folder, 'data') },
+    model: { onnxPath: null, backbone: 'mobilefacenet', embeddingDim: 32, width: 1, blocks: [1, 1, 1, 1], numClasses: null, channelOrder: 'rgb' },
+    loss: { margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 }, scale: 32, sampleRate: 0.5, interclassFilter: null },
+    optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },
+    schedule: { type: 'polynomial', power: 2, warmupEpochs: 0.5 },
+    globalBatchSize: 4,
+    epochs: 3,
+    seed: 7,
+    augment: { flip: true, shift: 2 },
+    loaderThreads: 1,
+    computeThreads: 1,
+    device: 'cpu',
+    rendezvousTimeoutSeconds: 30,
+    collectiveTimeoutSeconds: 30,
+    checkpoint: { directory: join(folder, 'checkpoints'), shared: false, everyEpochs: null, everySteps: null, everySeconds: null, keep: 100 },
+    evaluation: { sets: [], everyEpochs: null, everySteps: null },
+    outputDirectory: join(folder, 'out'),
+    progress: { host: '127.0.0.1', port: 0 },
+    ...change,
+  };
+}
+
+export type LogLine = { msg: string } & Record<string, unknown>;
+
+const started = new Set<Rank>();
+
+/** For afterEach: ends what a failed test left running. */
+export function killRanks(): void {
+  for (const rank of started) rank.kill('SIGKILL');
+  started.clear();
+}
+
+/** A rank as a process. */
+export class Rank {
+  readonly lines: LogLine[] = [];
+  readonly ended: Promise<number>;
+  #child: ChildProcess;
+  #text = '';
+
+  constructor(config: string, env: Record<string, string>) {
+    this.#child = spawn(process.execPath, [MAIN, 'train'], { env: { ...process.env, ...env, FACETRAIN_CONFIG: config }, stdio: ['ignore', 'ignore', 'pipe'] });
+    this.#child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+      const lines = (this.#text + text).split('\n');
+      this.#text = lines.pop()!;
+      this.lines.push(...lines.map((line) => parseLine(line)));
+    });
+    started.add(this);
+    this.ended = new Promise((resolve) => this.#child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGKILL' ? 137 : -1))));
+  }
+
+  kill(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
+  get running(): boolean {
+    return this.#child.exitCode === null && this.#child.signalCode === null;
+  }
+
+  /** The first line of the log with this message, as soon as it is there. */
+  async logged(message: string, deadlineMs = 30_000): Promise<LogLine> {
+    return until(() => {
+      const line = this.lines.find(({ msg }) => msg === message);
+      if (!line && !this.running) throw new Error(`the rank ended without logging "${message}":\n${this.text}`);
+      return line;
+    }, deadlineMs);
+  }
+
+  get text(): string {
+    return this.lines.map((line) => JSON.stringify(line)).join('\n') + this.#text;
+  }
+}
+
+function parseLine(line: string): LogLine {
+  try {
+    return JSON.parse(line) as LogLine;
+  } catch {
+    return { msg: line, notJson: true };
+  }
+}
+
+/** Waits for a condition. */
+export async function until<T>(condition: () => T | undefined | false | Promise<T | undefined | false>, deadlineMs = 30_000): Promise<T> {
+  const end = performance.now() + deadlineMs;
+  for (;;) {
+    const value = await condition();
+    if (value !== undefined && value !== false) return value;
+    if (performance.now() > end) throw new Error(`not within ${deadlineMs} ms: ${condition}`);
+    await delay(5);
+  }
+}
+
+/** Starts `size` ranks of a job. */
+export async function startGang(folder: string, config: TrainerConfig, size: number, env: Record<string, string> = {}): Promise<Rank[]> {
+  const path = join(folder, 'config.json');
+  await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
+  const port = String(await freePort());
+  return Array.from(
+    { length: size },
+    (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }),
+  );
+}
+
+/** Runs a gang to its end. @returns the ranks' exit codes */
+export async function runGang(folder: string, config: TrainerConfig, size: number): Promise<{ codes: number[]; ranks: Rank[] }> {
+  const ranks = await startGang(folder, config, size);
+  return { codes: await Promise.all(ranks.map(({ ended }) => ended)), ranks };
+}
+
+export async function readReport(config: TrainerConfig): Promise<TrainReport> {
+  return JSON.parse(await readFile(join(config.outputDirectory, 'train-report.json'), 'utf8')) as TrainReport;
+}

@@ -1,0 +1,84 @@
+/** Evaluation on the verification sets, its pictures shared over the ranks. */
+import { EvaluationResult, type EvaluationReport, type TrainerConfig } from '@facetrain/api';
+import type { Graph, TrainingSessionContract } from '@facetrain/native';
+import type { Program } from '../program/program.ts';
+import type { Ranks } from '../program/ranks.ts';
+import { isStop } from '../program/stop-signal.ts';
+import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
+import { verify } from '../verification/protocol.ts';
+import { readVerificationSet, type VerificationSet } from '../verification/set.ts';
+
+export class Evaluator {
+  /** Every result of this attempt, in order. */
+  readonly results: EvaluationReport[] = [];
+  #sets: VerificationSet[];
+  #channelOrder: 'rgb' | 'bgr';
+  #ranks: Ranks;
+  #program: Program;
+
+  private constructor(sets: VerificationSet[], channelOrder: 'rgb' | 'bgr', ranks: Ranks, program: Program) {
+    this.#sets = sets;
+    this.#channelOrder = channelOrder;
+    this.#ranks = ranks;
+    this.#program = program;
+  }
+
+  /** Reads the sets, still encoded. @throws FacetrainError InvalidVerificationSet */
+  static async open(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Evaluator> {
+    const sets: VerificationSet[] = [];
+    for (const { name, path } of config.evaluation.sets) {
+      sets.push({ ...(await readVerificationSet(path)), name });
+      program.progress.tick();
+    }
+    return new Evaluator(sets, config.model.channelOrder, ranks, program);
+  }
+
+  /** The newest result on each set. */
+  get newest(): EvaluationResult[] {
+    return this.#sets.flatMap(({ name }) => {
+      const result = this.results.findLast(({ set }) => set === name);
+      return result ? [{ set: name, step: result.step, accuracy: result.accuracy, std: result.std ?? 0 }] : [];
+    });
+  }
+
+  /**
+   * To be called on every rank after the same step. Every rank computes the figures from the same embeddings, so all have the same.
+   * @returns 'stopped' on every rank when one was told to stop meanwhile; the set in work is then left out
+   */
+  async evaluate(session: TrainingSessionContract, input: Graph['input'], step: number): Promise<'done' | 'stopped'> {
+    const { rank, size } = this.#ranks;
+    for (const set of this.#sets) {
+      const parts = await session.allGather(await this.#embedPart(session, set, input));
+      const complete = parts.every((part, of) => part.length === partOf(set.jpegs.length, { rank: of, size }).count * session.dim);
+      if (!complete) return 'stopped';
+      const embeddings = new Float32Array(2 * set.same.length * session.dim);
+      let offset = 0;
+      for (const part of parts) {
+        embeddings.set(part, offset);
+        offset += part.length;
+      }
+      const result = { set: set.name, step, ...verify(embeddings, session.dim, set.same) };
+      this.results.push(result);
+      if (rank === 0) this.#program.log.info(result, 'evaluated');
+    }
+    return 'done';
+  }
+
+  /** This rank's embeddings; of wrong length, which the others see, when it was told to stop. */
+  async #embedPart(session: TrainingSessionContract, set: VerificationSet, input: Graph['input']): Promise<Float32Array> {
+    const { signal, progress } = this.#program;
+    try {
+      return await evaluateSet(session, set, {
+        input,
+        channelOrder: this.#channelOrder,
+        flip: true,
+        part: this.#ranks,
+        signal,
+        onBatch: () => progress.tick(),
+      });
+    } catch (error) {
+      if (isStop(error, signal)) return new Float32Array(1);
+      throw error;
+    }
+  }
+}

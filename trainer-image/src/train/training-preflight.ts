@@ -1,0 +1,58 @@
+/** What can be refused before ranks meet: the model, the dataset, and numbers that do not fit each other. */
+import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
+import { buildBackbone } from '../backbones/backbone.ts';
+import { preflightDataset, type Preflight } from '../dataset/dataset-preflight.ts';
+import { readOnnx } from '../onnx/read.ts';
+import type { Program } from '../program/program.ts';
+import type { Ranks } from '../program/ranks.ts';
+
+/** The backbone before training: the user's own ONNX file, or built with weights that are a function of the seed. */
+export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Graph> {
+  if (model.onnxPath === null) return buildBackbone({ ...model, seed });
+  const { graph } = await readOnnx(model.onnxPath);
+  if (graph.output.dim !== model.embeddingDim) {
+    throw new FacetrainError({
+      code: 'InvalidConfig',
+      subject: 'model.embeddingDim',
+      found: String(model.embeddingDim),
+      allowed: `${graph.output.dim}, as ${model.onnxPath} has it`,
+    });
+  }
+  return graph;
+}
+
+/**
+ * Rank 0 decodes a sample of the pictures; the others look at the records alone.
+ * @throws FacetrainError InvalidConfig, InvalidDataset
+ */
+export async function preflight(
+  config: TrainerConfig,
+  graph: Graph,
+  { rank, size }: Ranks,
+  { progress, signal }: Program,
+): Promise<Preflight & { totalSteps: number }> {
+  const { globalBatchSize } = config;
+  if (globalBatchSize % size !== 0) throw misfit('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
+  const dataset = await preflightDataset(config.dataset.path, {
+    numClasses: config.model.numClasses,
+    input: graph.input,
+    globalBatchSize,
+    decode: rank === 0 ? 'sample' : 'none',
+    signal,
+    onProgress: () => progress.tick(),
+  });
+  if (dataset.numClasses < size) throw misfit('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
+  return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
+}
+
+/** The margin in its general form, cos(m1·θ + m2) − m3; a type uses the numbers that are its own. */
+export function generalMargin({ type, m1, m2, m3 }: Margin): { m1: number; m2: number; m3: number } {
+  if (type === 'cosface') return { m1: 1, m2: 0, m3 };
+  if (type === 'arcface') return { m1: 1, m2, m3: 0 };
+  return { m1, m2, m3 };
+}
+
+function misfit(subject: string, found: number, allowed: string): FacetrainError {
+  return new FacetrainError({ code: 'InvalidConfig', subject, found: String(found), allowed });
+}
