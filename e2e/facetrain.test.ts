@@ -14,8 +14,8 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { parse, stringify } from 'yaml';
 import { Cluster } from './cluster/cluster.ts';
-import { createNamespace, installAll, installChart, s3 } from './cluster/install-facetrain.ts';
 import { buildImages } from './cluster/images.ts';
+import { createNamespace, installAll, installChart, s3 } from './cluster/install-facetrain.ts';
 import { root } from './cluster/paths.ts';
 
 const MINUTE = 60_000;
@@ -40,25 +40,35 @@ after(async () => {
   await cluster?.stop();
 });
 
-const get = async (namespace: string, name: string, kind = 'facetrainjob'): Promise<Job> => JSON.parse(await cluster.kubectl('-n', namespace, 'get', kind, name, '-o', 'json')) as Job;
-const condition = (job: Job, type: string) => (job.status?.['conditions'] as { type: string; status: string; reason: string; message: string }[] | undefined)?.find((each) => each.type === type);
+const get = async (namespace: string, name: string, kind = 'facetrainjob'): Promise<Job> =>
+  JSON.parse(await cluster.kubectl('-n', namespace, 'get', kind, name, '-o', 'json')) as Job;
+const condition = (job: Job, type: string) =>
+  (job.status?.conditions as { type: string; status: string; reason: string; message: string }[] | undefined)?.find(
+    (each) => each.type === type,
+  );
 
 /** Applies the example, shortened and changed, and gives its name. */
 async function apply(namespace: string, name: string, change: (spec: Record<string, any>) => void): Promise<void> {
   const job = structuredClone(example);
   job.metadata.name = name;
-  job.spec['output'].uri = `pvc://facetrain/${name}`;
-  if (job.spec['quantize']) job.spec['quantize'].output.uri = `s3://models/${name}`;
+  job.spec.output.uri = `pvc://facetrain/${name}`;
+  if (job.spec.quantize) job.spec.quantize.output.uri = `s3://models/${name}`;
   change(job.spec);
   await cluster.run('kubectl', ['-n', namespace, 'apply', '-f', '-'], { input: stringify(job) });
 }
 
 /** @throws what the job says, when it ends otherwise or takes longer */
-async function reaches(namespace: string, name: string, phase: string, milliseconds: number, kind = 'facetrainjob'): Promise<Job> {
+async function reaches(
+  namespace: string,
+  name: string,
+  phase: string,
+  milliseconds: number,
+  kind = 'facetrainjob',
+): Promise<Job> {
   try {
     return await eventually(async () => {
       const job = await get(namespace, name, kind);
-      assert.equal(job.status?.['phase'], phase);
+      assert.equal(job.status?.phase, phase);
       return job;
     }, milliseconds);
   } catch (error) {
@@ -68,14 +78,17 @@ async function reaches(namespace: string, name: string, phase: string, milliseco
   }
 }
 
-const stepOf = (job: Job): number => job.status?.['progress']?.step ?? 0;
+const stepOf = (job: Job): number => job.status?.progress?.step ?? 0;
 /** The attempt under way has got as far as that: what an earlier one has told stays in the status until this one tells more. */
 const runs = (namespace: string, name: string, { attempt, step }: { attempt: number; step: number }): Promise<Job> =>
   eventually(async () => {
     const job = await get(namespace, name);
     const { status = {} } = job;
-    assert.equal(status['attempt'], attempt);
-    assert(status['progress']?.lastHeartbeatTime >= status['attemptStartTime'] && stepOf(job) >= step, `step ${stepOf(job)}, phase ${status['phase']}: ${condition(job, 'Ready')?.message}`);
+    assert.equal(status.attempt, attempt);
+    assert(
+      status.progress?.lastHeartbeatTime >= status.attemptStartTime && stepOf(job) >= step,
+      `step ${stepOf(job)}, phase ${status.phase}: ${condition(job, 'Ready')?.message}`,
+    );
     return job;
   }, 2 * MINUTE);
 
@@ -83,16 +96,24 @@ test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and pu
   await createNamespace(cluster, 'demo');
   await cluster.kubectl('-n', 'demo', 'apply', '-k', join(root, 'examples', 'lfw-small'));
   const job = await reaches('demo', 'lfw-small', 'Succeeded', 20 * MINUTE);
-  assert.equal(job.status!['progress'].percent, 100);
-  assert.equal(job.status!['restarts']?.count ?? 0, 0);
+  assert.equal(job.status!.progress.percent, 100);
+  assert.equal(job.status!.restarts?.count ?? 0, 0);
   const { artifact } = job.status!;
   assert.equal(artifact.uri, 's3://models/lfw-small');
   const client = s3(cluster);
   try {
-    const read = async (name: string) => Buffer.from(await (await client.send(new GetObjectCommand({ Bucket: 'models', Key: `lfw-small/${name}` }))).Body!.transformToByteArray());
+    const read = async (name: string) =>
+      Buffer.from(
+        await (
+          await client.send(new GetObjectCommand({ Bucket: 'models', Key: `lfw-small/${name}` }))
+        ).Body!.transformToByteArray(),
+      );
     const manifest = ArtifactManifest.parse(JSON.parse((await read('manifest.json')).toString()));
     const { Contents } = await client.send(new ListObjectsV2Command({ Bucket: 'models', Prefix: 'lfw-small/' }));
-    assert.deepEqual(Contents!.map(({ Key }) => Key!.slice('lfw-small/'.length)).sort(), [...Object.keys(manifest.files), 'manifest.json'].sort());
+    assert.deepEqual(
+      Contents!.map(({ Key }) => Key!.slice('lfw-small/'.length)).sort(),
+      [...Object.keys(manifest.files), 'manifest.json'].sort(),
+    );
     for (const [name, { sha256, bytes: size }] of Object.entries(manifest.files)) {
       const content = await read(name);
       assert.equal(content.length, size, name);
@@ -100,7 +121,9 @@ test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and pu
     }
     // ONNX Runtime has the last word on what was published.
     const session = await InferenceSession.create(await read('model.int7.onnx'));
-    const { embedding } = await session.run({ data: new Tensor('float32', new Float32Array(2 * 3 * 112 * 112).fill(0.25), [2, 3, 112, 112]) });
+    const { embedding } = await session.run({
+      data: new Tensor('float32', new Float32Array(2 * 3 * 112 * 112).fill(0.25), [2, 3, 112, 112]),
+    });
     assert.equal(embedding!.dims[0], 2);
     assert((embedding!.data as Float32Array).every(Number.isFinite));
     await session.release();
@@ -108,8 +131,16 @@ test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and pu
     client.destroy();
   }
   // Between them, the trainers have fetched each file once.
-  const pods = (await cluster.kubectl('-n', 'demo', 'get', 'pods', '-o', 'jsonpath={.items[*].metadata.name}')).split(' ');
-  const logs = await Promise.all(pods.flatMap((pod) => ['fetch-dataset', 'fetch-evaluation-0'].map((container) => cluster.kubectl('-n', 'demo', 'logs', pod, '-c', container))));
+  const pods = (await cluster.kubectl('-n', 'demo', 'get', 'pods', '-o', 'jsonpath={.items[*].metadata.name}')).split(
+    ' ',
+  );
+  const logs = await Promise.all(
+    pods.flatMap((pod) =>
+      ['fetch-dataset', 'fetch-evaluation-0'].map((container) =>
+        cluster.kubectl('-n', 'demo', 'logs', pod, '-c', container),
+      ),
+    ),
+  );
   const downloads = logs.reduce((sum, log) => sum + Number(/"downloaded":(\d+)/.exec(log)![1]), 0);
   assert.equal(downloads, (await readdir(join(root, 'examples', 'lfw-small', 'data'))).length, logs.join('\n'));
   // Nobody reads credentials where they are not kept.
@@ -120,19 +151,25 @@ test('kubectl apply -k examples/lfw-small: a model is trained, quantized, and pu
 test('a trainer that is killed, and a pod that is deleted by force: the gang goes on from its checkpoint', async () => {
   await createNamespace(cluster, 'faults');
   await apply('faults', 'killed', (spec) => {
-    spec['epochs'] = 100;
-    spec['checkpoint'] = { everySteps: 5 };
-    spec['evaluation'] = { sets: [] };
-    delete spec['quantize'];
+    spec.epochs = 100;
+    spec.checkpoint = { everySteps: 5 };
+    spec.evaluation = { sets: [] };
+    delete spec.quantize;
   });
   const before = await runs('faults', 'killed', { attempt: 0, step: 12 });
   await cluster.execute('control-plane', ['sh', '-c', "pkill -KILL -o -f '^node .*trainer-image/src/main.ts train'"]);
-  const { status: restarted } = await runs('faults', 'killed', { attempt: 1, step: stepOf(before) - (stepOf(before) % 5) });
-  assert.equal(restarted!['restarts'].count, 1);
+  const { status: restarted } = await runs('faults', 'killed', {
+    attempt: 1,
+    step: stepOf(before) - (stepOf(before) % 5),
+  });
+  assert.equal(restarted!.restarts.count, 1);
   assert.match(condition({ ...before, status: restarted! }, 'Restarting')!.reason, /./);
   const log = await cluster.kubectl('-n', 'faults', 'logs', 'killed-1-0');
   const from = Number(/step-(\d{10})/.exec(log)?.[1]);
-  assert(from >= 5 && from <= stepOf({ ...before, status: restarted! }), `it began anew instead of from its checkpoint:\n${log}`);
+  assert(
+    from >= 5 && from <= stepOf({ ...before, status: restarted! }),
+    `it began anew instead of from its checkpoint:\n${log}`,
+  );
 
   await cluster.kubectl('-n', 'faults', 'delete', 'pod', 'killed-1-1', '--force', '--grace-period=0');
   await runs('faults', 'killed', { attempt: 2, step: from + 1 });
@@ -145,7 +182,17 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
   assert.equal(await uid(), uidBefore);
 
   // Suspended it holds nothing, and resumed it goes on from where it was stopped.
-  const suspend = (value: boolean) => cluster.kubectl('-n', 'faults', 'patch', 'facetrainjob', 'killed', '--type=merge', '-p', JSON.stringify({ spec: { suspend: value } }));
+  const suspend = (value: boolean) =>
+    cluster.kubectl(
+      '-n',
+      'faults',
+      'patch',
+      'facetrainjob',
+      'killed',
+      '--type=merge',
+      '-p',
+      JSON.stringify({ spec: { suspend: value } }),
+    );
   await suspend(true);
   await reaches('faults', 'killed', 'Suspended', MINUTE);
   const { status: stopped } = await eventually(async () => {
@@ -153,13 +200,30 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
     assert.equal(condition(job, 'Ready')!.reason, 'Suspended');
     return job;
   }, MINUTE);
-  await eventually(async () => assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'name')).trim(), ''));
-  assert(stopped!['checkpoint'].step >= stopped!['progress'].step, 'a trainer that is told to stop writes a checkpoint');
+  await eventually(async () =>
+    assert.equal((await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'name')).trim(), ''),
+  );
+  assert(stopped!.checkpoint.step >= stopped!.progress.step, 'a trainer that is told to stop writes a checkpoint');
   await suspend(false);
-  await runs('faults', 'killed', { attempt: stopped!['attempt'], step: stopped!['checkpoint'].step + 1 });
+  await runs('faults', 'killed', { attempt: stopped!.attempt, step: stopped!.checkpoint.step + 1 });
 
   // Deleted in the midst of it, it leaves nothing.
-  const children = async () => (await cluster.kubectl('-n', 'faults', 'get', 'pods,services,configmaps,networkpolicies,podgroups', '-l', 'facetrain.dev/job-name=killed', '-o', 'name')).trim().split('\n').filter(Boolean);
+  const children = async () =>
+    (
+      await cluster.kubectl(
+        '-n',
+        'faults',
+        'get',
+        'pods,services,configmaps,networkpolicies,podgroups',
+        '-l',
+        'facetrain.dev/job-name=killed',
+        '-o',
+        'name',
+      )
+    )
+      .trim()
+      .split('\n')
+      .filter(Boolean);
   const kinds = (await children()).map((name) => name.split('/')[0]!.split('.')[0]);
   assert.deepEqual([...new Set(kinds)].sort(), ['configmap', 'networkpolicy', 'pod', 'podgroup', 'service']);
   await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'killed');
@@ -169,7 +233,7 @@ test('a trainer that is killed, and a pod that is deleted by force: the gang goe
 test('a gang for which there is no room binds nothing, and says why', async () => {
   await createNamespace(cluster, 'crowded');
   await apply('crowded', 'large', (spec) => {
-    spec['trainers'] = { replicas: 4, resources: { requests: { memory: '8Gi' } } };
+    spec.trainers = { replicas: 4, resources: { requests: { memory: '8Gi' } } };
   });
   await eventually(async () => {
     const ready = condition(await get('crowded', 'large'), 'Ready');
@@ -183,9 +247,9 @@ test('a gang for which there is no room binds nothing, and says why', async () =
 test('a cache that nobody has prepared on the node: the job fails at once, and says who must be able to write; prepared, it serves', async () => {
   const cached = (name: string, folder: string) =>
     apply('faults', name, (spec) => {
-      spec['dataset'].s3.cache = `hostpath:///srv/facetrain/${folder}`;
-      spec['evaluation'] = { sets: [] };
-      delete spec['quantize'];
+      spec.dataset.s3.cache = `hostpath:///srv/facetrain/${folder}`;
+      spec.evaluation = { sets: [] };
+      delete spec.quantize;
     });
   await cached('unprepared', 'unprepared');
   const failed = condition(await reaches('faults', 'unprepared', 'Failed', MINUTE), 'Failed')!;
@@ -202,41 +266,73 @@ test('wrong credentials: the QuantizeJob fails and says so; with the right ones 
   t.after(() => rm(folder, { recursive: true, force: true }));
   const secret = (key: string) =>
     cluster.run('kubectl', ['-n', 'demo', 'apply', '-f', '-'], {
-      input: stringify({ apiVersion: 'v1', kind: 'Secret', metadata: { name: 'other' }, stringData: { AWS_ACCESS_KEY_ID: 'facetrain', AWS_SECRET_ACCESS_KEY: key } }),
+      input: stringify({
+        apiVersion: 'v1',
+        kind: 'Secret',
+        metadata: { name: 'other' },
+        stringData: { AWS_ACCESS_KEY_ID: 'facetrain', AWS_SECRET_ACCESS_KEY: key },
+      }),
     });
-  const output = structuredClone(example.spec['quantize'].output);
+  const output = structuredClone(example.spec.quantize.output);
   output.s3.secretRef.name = 'other';
   output.uri = 's3://models/alone';
   const manifest = (name: string) => ({
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'QuantizeJob',
     metadata: { name },
-    spec: { model: { uri: 'pvc://facetrain/lfw-small/model/backbone.onnx' }, calibration: { dataset: example.spec['dataset'], images: 8 }, search: { rounds: 0 }, output, failurePolicy: { maxRestarts: 0 } },
+    spec: {
+      model: { uri: 'pvc://facetrain/lfw-small/model/backbone.onnx' },
+      calibration: { dataset: example.spec.dataset, images: 8 },
+      search: { rounds: 0 },
+      output,
+      failurePolicy: { maxRestarts: 0 },
+    },
   });
   await secret('wrong');
   await writeFile(join(folder, 'wrong.json'), JSON.stringify(manifest('wrong')));
   await cluster.kubectl('-n', 'demo', 'apply', '-f', join(folder, 'wrong.json'));
   const failed = await reaches('demo', 'wrong', 'Failed', 2 * MINUTE, 'quantizejob');
-  assert.match(condition(failed, 'Failed')!.message, /s3:\/\/models\/alone.*(SignatureDoesNotMatch|denied|403|signature)/is);
+  assert.match(
+    condition(failed, 'Failed')!.message,
+    /s3:\/\/models\/alone.*(SignatureDoesNotMatch|denied|403|signature)/is,
+  );
   await secret('facetrain-secret');
   await writeFile(join(folder, 'right.json'), JSON.stringify(manifest('right')));
   await cluster.kubectl('-n', 'demo', 'apply', '-f', join(folder, 'right.json'));
   const { status } = await reaches('demo', 'right', 'Succeeded', 4 * MINUTE, 'quantizejob');
-  assert.equal(status!['artifact'].uri, 's3://models/alone');
+  assert.equal(status!.artifact.uri, 's3://models/alone');
 });
 
 test('a node that loses its power: the gang starts again elsewhere', async () => {
   const worker = await cluster.addNode();
-  await cluster.load([`facetrain/trainer:${(await cluster.kubectl('-n', 'facetrain-system', 'get', 'deployment', 'facetrain', '-o', 'jsonpath={.metadata.labels.app\\.kubernetes\\.io/version}')).trim()}`], [worker]);
+  await cluster.load(
+    [
+      `facetrain/trainer:${(await cluster.kubectl('-n', 'facetrain-system', 'get', 'deployment', 'facetrain', '-o', 'jsonpath={.metadata.labels.app\\.kubernetes\\.io/version}')).trim()}`,
+    ],
+    [worker],
+  );
   await apply('faults', 'moved', (spec) => {
-    spec['epochs'] = 100;
-    spec['checkpoint'] = { everySteps: 5 };
-    spec['evaluation'] = { sets: [] };
-    spec['trainers'].podTemplate = { spec: { affinity: { nodeAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 100, preference: { matchExpressions: [{ key: 'facetrain.dev/worker', operator: 'Exists' }] } }] } } } };
-    delete spec['quantize'];
+    spec.epochs = 100;
+    spec.checkpoint = { everySteps: 5 };
+    spec.evaluation = { sets: [] };
+    spec.trainers.podTemplate = {
+      spec: {
+        affinity: {
+          nodeAffinity: {
+            preferredDuringSchedulingIgnoredDuringExecution: [
+              { weight: 100, preference: { matchExpressions: [{ key: 'facetrain.dev/worker', operator: 'Exists' }] } },
+            ],
+          },
+        },
+      },
+    };
+    delete spec.quantize;
   });
   const before = await runs('faults', 'moved', { attempt: 0, step: 12 });
-  assert.match(await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'jsonpath={.items[*].spec.nodeName}'), new RegExp(worker));
+  assert.match(
+    await cluster.kubectl('-n', 'faults', 'get', 'pods', '-o', 'jsonpath={.items[*].spec.nodeName}'),
+    new RegExp(worker),
+  );
   await cluster.killNode(worker);
   await runs('faults', 'moved', { attempt: 1, step: stepOf(before) });
   await cluster.kubectl('-n', 'faults', 'delete', 'facetrainjob', 'moved');
@@ -244,5 +340,5 @@ test('a node that loses its power: the gang starts again elsewhere', async () =>
 
 test('helm uninstall keeps the jobs', async () => {
   await cluster.run('helm', ['uninstall', 'facetrain', '--namespace', 'facetrain-system', '--wait']);
-  assert.equal((await get('demo', 'lfw-small')).status!['phase'], 'Succeeded');
+  assert.equal((await get('demo', 'lfw-small')).status!.phase, 'Succeeded');
 });

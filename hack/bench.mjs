@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import { buildNative } from './build.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
-import { SetupError, attached, main, run, step } from './lib/steps.mjs';
+import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
 const benchmarks = {
@@ -21,7 +21,9 @@ const benchmarks = {
   /** Pods, requests, memory and failover of the operator in a cluster without kubelets, beside plain POSTs of the same pods. */
   async operator(args) {
     await setup({ bench: true });
-    await step('Bundling the operator', () => run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]));
+    await step('Bundling the operator', () =>
+      run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]),
+    );
     return attached([node, join(root, 'bench', 'operator', 'operator-bench.ts'), ...args], { env: environment });
   },
 };
@@ -33,7 +35,8 @@ async function native() {
 
 await main(async () => {
   const [name, ...args] = process.argv.slice(2);
-  if (name !== undefined && !Object.hasOwn(benchmarks, name)) throw new SetupError(`${name}: no such benchmark; there are ${Object.keys(benchmarks).join(', ')}`);
+  if (name !== undefined && !Object.hasOwn(benchmarks, name))
+    throw new SetupError(`${name}: no such benchmark; there are ${Object.keys(benchmarks).join(', ')}`);
   for (const [each, benchmark] of Object.entries(benchmarks)) {
     if (name !== undefined && each !== name) continue;
     const code = await benchmark(args);

@@ -13,7 +13,13 @@ export async function buildNative({ addon = false, cuda = false } = {}) {
   await step('Native build', async (show) => {
     await run(
       [
-        'cmake', '-S', join(root, 'native'), '-B', build, '-G', 'Ninja',
+        'cmake',
+        '-S',
+        join(root, 'native'),
+        '-B',
+        build,
+        '-G',
+        'Ninja',
         `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
         `-DFACETRAIN_NCCL=${cuda ? 'ON' : 'AUTO'}`,
         `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,

@@ -4,9 +4,9 @@
 //   npm run cluster -- kubeconfig    the path of its kubeconfig
 //   npm run cluster -- down
 import { join } from 'node:path';
+import { dockerEngine } from './lib/docker.mjs';
 import { environment, node, root } from './lib/paths.mjs';
 import { attached, main } from './lib/steps.mjs';
-import { dockerEngine } from './lib/docker.mjs';
 import { setup } from './setup.mjs';
 
 await main(async () => {

@@ -8,5 +8,15 @@ import { setup } from './setup.mjs';
 await main(async () => {
   await setup();
   await buildNative();
-  return attached([node, join(root, 'cli', 'src', 'main.ts'), 'run', '-f', join(root, 'examples', 'lfw-small', 'job.yaml'), ...process.argv.slice(2)], { cwd: root, env: environment });
+  return attached(
+    [
+      node,
+      join(root, 'cli', 'src', 'main.ts'),
+      'run',
+      '-f',
+      join(root, 'examples', 'lfw-small', 'job.yaml'),
+      ...process.argv.slice(2),
+    ],
+    { cwd: root, env: environment },
+  );
 });

@@ -1,12 +1,12 @@
 // Writes what is generated and checked in: `npm run generate`. With --check nothing is written, and a stale file is an error.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { stringify } from 'yaml';
 import { customResourceDefinitions } from '@facetrain/api';
 import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/install/generate';
 import { HelmError } from '@facetrain/install/helm';
+import { stringify } from 'yaml';
 import { root } from './lib/paths.mjs';
-import { SetupError, main } from './lib/steps.mjs';
+import { main, SetupError } from './lib/steps.mjs';
 
 function crdFiles() {
   const crds = Object.entries(customResourceDefinitions()).map(([name, definition]) => [

@@ -1,13 +1,15 @@
 // Checks that need no run: types, the C++ format, whether generated files are fresh. `npm run lint`.
 import { fileURLToPath } from 'node:url';
 import { environment, node, root } from './lib/paths.mjs';
-import { SetupError, main, run, step } from './lib/steps.mjs';
+import { main, run, SetupError, step } from './lib/steps.mjs';
 
-const files = async (...patterns) => (await run(['git', 'ls-files', '--', ...patterns], { cwd: root })).trim().split('\n');
+const files = async (...patterns) =>
+  (await run(['git', 'ls-files', '--', ...patterns], { cwd: root })).trim().split('\n');
 
 const checks = {
   'types (tsc --build)': () => run([node, 'node_modules/typescript/bin/tsc', '--build'], { cwd: root }),
-  'C++ format (clang-format)': async () => run(['clang-format', '--dry-run', '--Werror', ...(await files('native/**.cc', 'native/**.h'))], { cwd: root }),
+  'C++ format (clang-format)': async () =>
+    run(['clang-format', '--dry-run', '--Werror', ...(await files('native/**.cc', 'native/**.h'))], { cwd: root }),
   'generated files are fresh': () => run([node, 'hack/generate.mjs', '--check'], { cwd: root }),
 };
 

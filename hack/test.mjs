@@ -6,10 +6,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { buildNative } from './build.mjs';
+import { dockerEngine } from './lib/docker.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main } from './lib/steps.mjs';
 import { lint } from './lint.mjs';
-import { dockerEngine } from './lib/docker.mjs';
 import { setup } from './setup.mjs';
 
 const FOLDERS = ['api', 'planner', 'native', 'operator', 'trainer-image', 'cli', 'install', 'deploy/pulumi', 'hack'];
@@ -24,15 +24,34 @@ const suites = {
   },
 
   async native() {
-    const code = await attached(['ctest', '--test-dir', build, '--output-on-failure', '--timeout', '300', '--output-log', join(build, 'ctest.log')], { env: environment });
-    const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(await readFile(join(build, 'ctest.log'), 'utf8'));
+    const code = await attached(
+      [
+        'ctest',
+        '--test-dir',
+        build,
+        '--output-on-failure',
+        '--timeout',
+        '300',
+        '--output-log',
+        join(build, 'ctest.log'),
+      ],
+      { env: environment },
+    );
+    const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(
+      await readFile(join(build, 'ctest.log'), 'utf8'),
+    );
     if (!counts) return { passed: 0, failed: 1 };
     const failed = Number(counts[1]);
     return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
   },
 
   node(files) {
-    return nodeTests(files.length > 0 ? files : FOLDERS.filter((folder) => existsSync(join(root, folder))).map((folder) => `${folder}/**/*.test.{ts,mjs}`), MINUTES_A_TEST);
+    return nodeTests(
+      files.length > 0
+        ? files
+        : FOLDERS.filter((folder) => existsSync(join(root, folder))).map((folder) => `${folder}/**/*.test.{ts,mjs}`),
+      MINUTES_A_TEST,
+    );
   },
 
   async e2e(files) {
@@ -47,9 +66,13 @@ async function nodeTests(patterns, minutes) {
     const counts = join(scratch, 'counts.json');
     const code = await attached(
       [
-        node, '--test', `--test-timeout=${minutes * 60_000}`,
-        '--test-reporter=spec', '--test-reporter-destination=stdout',
-        `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`, `--test-reporter-destination=${counts}`,
+        node,
+        '--test',
+        `--test-timeout=${minutes * 60_000}`,
+        '--test-reporter=spec',
+        '--test-reporter-destination=stdout',
+        `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`,
+        `--test-reporter-destination=${counts}`,
         ...patterns,
       ],
       { cwd: root, env: environment },

@@ -24,12 +24,17 @@ export const CheckpointManifest = z.strictObject({
   numClasses: z.int().positive(),
   embeddingDim: z.int().positive(),
   backbone: StoredFile.extend({ file: z.string() }),
-  rows: z.array(StoredFile.extend({ file: z.string(), firstRow: z.int().min(0), rows: z.int().positive() })).describe('In row order, without gaps or overlaps.'),
+  rows: z
+    .array(StoredFile.extend({ file: z.string(), firstRow: z.int().min(0), rows: z.int().positive() }))
+    .describe('In row order, without gaps or overlaps.'),
   /** Loss of the first step of the run and so on: what a resumed run needs to report on the whole. */
   history: z.strictObject({
     lossFirst: z.number().nullable(),
     trainSeconds: z.number().min(0),
-    recentLosses: z.array(z.number()).max(50).describe('Of the last steps, oldest first: a run that resumes near its end still has its last mean.'),
+    recentLosses: z
+      .array(z.number())
+      .max(50)
+      .describe('Of the last steps, oldest first: a run that resumes near its end still has its last mean.'),
   }),
 });
 export type CheckpointManifest = z.infer<typeof CheckpointManifest>;

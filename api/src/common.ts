@@ -30,13 +30,20 @@ export function rules<T extends z.ZodType>(schema: T, list: Rule<z.output<T>>[])
   for (const { check, message, path } of list) {
     if (check) refined = refined.refine(check as (value: unknown) => boolean, path ? { message, path } : { message });
   }
-  const validations = list.map(({ cel, message, path }) => ({ rule: cel, message, ...(path ? { fieldPath: `.${path.join('.')}` } : {}) }));
+  const validations = list.map(({ cel, message, path }) => ({
+    rule: cel,
+    message,
+    ...(path ? { fieldPath: `.${path.join('.')}` } : {}),
+  }));
   return refined.meta({ ...schema.meta(), 'x-kubernetes-validations': validations }) as T;
 }
 
 /** An object whose defaults appear when it is left out altogether. */
 export function section<T extends z.ZodRawShape>(shape: T, description: string) {
-  return z.strictObject(shape).prefault({} as never).describe(description);
+  return z
+    .strictObject(shape)
+    .prefault({} as never)
+    .describe(description);
 }
 
 const DNS_LABEL = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
@@ -65,13 +72,24 @@ export const Time = z.string().max(64).meta({ format: 'date-time' });
 
 const secretRef = z
   .strictObject({ name: z.string().min(1).max(253).describe('Name of a Secret in the job’s namespace.') })
-  .describe('Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), given to the pods as environment. Absent: the pod’s own identity.');
+  .describe(
+    'Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), given to the pods as environment. Absent: the pod’s own identity.',
+  );
 
 export const S3Access = z
   .strictObject({
-    endpoint: z.string().min(1).max(512).regex(/^https?:\/\/.+$/, 'http://… or https://…').optional().describe('URL of an S3 server other than AWS.'),
+    endpoint: z
+      .string()
+      .min(1)
+      .max(512)
+      .regex(/^https?:\/\/.+$/, 'http://… or https://…')
+      .optional()
+      .describe('URL of an S3 server other than AWS.'),
     region: z.string().min(1).max(64).optional().describe('Region; the SDK’s own rules decide when it is absent.'),
-    forcePathStyle: z.boolean().default(false).describe('Put the bucket in the path, not in the host name; most S3 servers other than AWS want it.'),
+    forcePathStyle: z
+      .boolean()
+      .default(false)
+      .describe('Put the bucket in the path, not in the host name; most S3 servers other than AWS want it.'),
     secretRef: secretRef.optional(),
   })
   .describe('How to reach an s3:// address.');
@@ -87,7 +105,12 @@ const SCHEME_HELP: Record<StorageScheme, string> = {
 };
 
 function storageUri(schemes: StorageScheme[], description: string) {
-  const forms = { file: 'file://.+', hostpath: 'hostpath:///.*', pvc: 'pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?', s3: 's3://[a-z0-9][-a-z0-9.]+(/.*)?' };
+  const forms = {
+    file: 'file://.+',
+    hostpath: 'hostpath:///.*',
+    pvc: 'pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?',
+    s3: 's3://[a-z0-9][-a-z0-9.]+(/.*)?',
+  };
   const pattern = new RegExp(`^(${schemes.map((scheme) => forms[scheme]).join('|')})$`);
   return z
     .string()
@@ -111,13 +134,17 @@ const S3Source = z
 const S3_RULE = {
   cel: "!has(self.s3) || self.uri.startsWith('s3://')",
   message: 's3 is only for an s3:// uri',
-  check: (value: { uri?: string | undefined; s3?: unknown }) => value.s3 === undefined || (value.uri ?? '').startsWith('s3://'),
+  check: (value: { uri?: string | undefined; s3?: unknown }) =>
+    value.s3 === undefined || (value.uri ?? '').startsWith('s3://'),
   path: ['s3'],
 };
 
 /** Something that is read: a file or a folder in any storage. */
 export function source(description: string) {
-  return rules(z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Source.optional() }), [S3_RULE]).describe(description);
+  return rules(
+    z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Source.optional() }),
+    [S3_RULE],
+  ).describe(description);
 }
 
 /** A folder on a file system, which every pod of a job can write and later attempts can read. */
@@ -127,7 +154,10 @@ export function folder(description: string) {
 
 /** Where finished files are published: a folder or an object store. */
 export function destination(description: string) {
-  return rules(z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Access.optional() }), [S3_RULE]).describe(description);
+  return rules(
+    z.strictObject({ uri: storageUri(['file', 'hostpath', 'pvc', 's3'], description), s3: S3Access.optional() }),
+    [S3_RULE],
+  ).describe(description);
 }
 
 export interface StorageRef {
@@ -177,15 +207,27 @@ export const evaluationSets = z
   .array(EvaluationSet)
   .max(32)
   .default([])
-  .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['name'], description: 'Verification sets: pairs of faces, scored by the 10-fold protocol with flip.' })
+  .meta({
+    'x-kubernetes-list-type': 'map',
+    'x-kubernetes-list-map-keys': ['name'],
+    description: 'Verification sets: pairs of faces, scored by the 10-fold protocol with flip.',
+  })
   .refine((sets) => new Set(sets.map((set) => set.name)).size === sets.length, 'names of evaluation sets must differ');
 
 const quantity = z.union([z.string().min(1).max(64), z.number().min(0)]).meta({ 'x-kubernetes-int-or-string': true });
 
 export const Resources = z
   .strictObject({
-    limits: z.record(z.string(), quantity).meta({ maxProperties: 32 }).optional().describe('Largest amounts, e.g. {nvidia.com/gpu: 1, memory: 64Gi}.'),
-    requests: z.record(z.string(), quantity).meta({ maxProperties: 32 }).optional().describe('Amounts the scheduler reserves.'),
+    limits: z
+      .record(z.string(), quantity)
+      .meta({ maxProperties: 32 })
+      .optional()
+      .describe('Largest amounts, e.g. {nvidia.com/gpu: 1, memory: 64Gi}.'),
+    requests: z
+      .record(z.string(), quantity)
+      .meta({ maxProperties: 32 })
+      .optional()
+      .describe('Amounts the scheduler reserves.'),
   })
   .describe('Resources of the container of every pod.');
 export type Resources = z.infer<typeof Resources>;
@@ -198,13 +240,30 @@ const templateContainer = z.looseObject({
 
 /** What pods are made of; used by trainers and by the quantizer. */
 export const podFields = {
-  image: z.string().min(1).max(512).optional().describe('Container image; absent: the one the operator was installed with.'),
+  image: z
+    .string()
+    .min(1)
+    .max(512)
+    .optional()
+    .describe('Container image; absent: the one the operator was installed with.'),
   imagePullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).optional().describe('As in a pod.'),
   resources: Resources.optional(),
-  computeThreads: z.int().min(1).max(256).optional().describe('Threads for arithmetic in every process; absent: the container’s CPUs, shared by the processes on the machine.'),
+  computeThreads: z
+    .int()
+    .min(1)
+    .max(256)
+    .optional()
+    .describe(
+      'Threads for arithmetic in every process; absent: the container’s CPUs, shared by the processes on the machine.',
+    ),
   podTemplate: z
     .looseObject({
-      metadata: z.looseObject({ labels: z.record(z.string(), z.string()).optional(), annotations: z.record(z.string(), z.string()).optional() }).optional(),
+      metadata: z
+        .looseObject({
+          labels: z.record(z.string(), z.string()).optional(),
+          annotations: z.record(z.string(), z.string()).optional(),
+        })
+        .optional(),
       spec: z
         .looseObject({
           containers: z.array(templateContainer).optional(),
@@ -215,7 +274,9 @@ export const podFields = {
         .optional(),
     })
     .optional()
-    .describe('A PodTemplateSpec that is laid under ours: labels, annotations, nodeSelector, tolerations, volumes, more containers. The container named "facetrain" is merged with ours.'),
+    .describe(
+      'A PodTemplateSpec that is laid under ours: labels, annotations, nodeSelector, tolerations, volumes, more containers. The container named "facetrain" is merged with ours.',
+    ),
 };
 
 export const seconds = (description: string) => z.int().min(1).max(31_536_000).describe(description);
@@ -226,22 +287,34 @@ export const managedBy = z
   .max(63)
   .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?\/[-A-Za-z0-9_.]+$/, 'a domain-prefixed path, such as acme.example/controller')
   .optional()
-  .describe('Another controller that takes care of this job; ours then leaves it alone. Cannot be changed. Absent: facetrain.dev/operator.');
+  .describe(
+    'Another controller that takes care of this job; ours then leaves it alone. Cannot be changed. Absent: facetrain.dev/operator.',
+  );
 
 const FailureRule = rules(
   z.strictObject({
     name: z.string().min(1).max(63).optional().describe('Shows in events.'),
-    exitCodes: z.array(z.int32().min(1).max(255)).min(1).max(64).optional().meta({ 'x-kubernetes-list-type': 'set' }).describe('Matches when the first failed container left with one of these.'),
+    exitCodes: z
+      .array(z.int32().min(1).max(255))
+      .min(1)
+      .max(64)
+      .optional()
+      .meta({ 'x-kubernetes-list-type': 'set' })
+      .describe('Matches when the first failed container left with one of these.'),
     reasons: z
       .array(z.string().min(1).max(64))
       .min(1)
       .max(32)
       .optional()
       .meta({ 'x-kubernetes-list-type': 'set' })
-      .describe('Matches the code in the termination message (such as NotANumber), or the reason Kubernetes gives (such as OOMKilled).'),
+      .describe(
+        'Matches the code in the termination message (such as NotANumber), or the reason Kubernetes gives (such as OOMKilled).',
+      ),
     action: z
       .enum(['FailJob', 'Restart', 'RestartWithoutCounting'])
-      .describe('FailJob: no more attempts. Restart: a new attempt, counted. RestartWithoutCounting: a new attempt that maxRestarts does not see.'),
+      .describe(
+        'FailJob: no more attempts. Restart: a new attempt, counted. RestartWithoutCounting: a new attempt that maxRestarts does not see.',
+      ),
   }),
   [
     {
@@ -254,14 +327,23 @@ const FailureRule = rules(
 
 export const failurePolicy = section(
   {
-    maxRestarts: z.int32().min(0).max(100).default(3).describe('Counted restarts allowed within windowSeconds. Disruptions (eviction, preemption, node drain) never count.'),
+    maxRestarts: z
+      .int32()
+      .min(0)
+      .max(100)
+      .default(3)
+      .describe(
+        'Counted restarts allowed within windowSeconds. Disruptions (eviction, preemption, node drain) never count.',
+      ),
     windowSeconds: seconds('Restarts longer ago than this are forgotten.').default(21_600),
     rules: z
       .array(FailureRule)
       .max(20)
       .default([])
       .meta({ 'x-kubernetes-list-type': 'atomic' })
-      .describe('The first rule that matches decides; where none does: a refused input (exit code 2) and a missed gate (3) fail the job, anything else restarts the gang.'),
+      .describe(
+        'The first rule that matches decides; where none does: a refused input (exit code 2) and a missed gate (3) fail the job, anything else restarts the gang.',
+      ),
   },
   'What to do when a process fails. A restart is always that of the whole gang, from the newest complete checkpoint.',
 );
@@ -295,7 +377,11 @@ export const conditions = z
 export const Restarts = z
   .strictObject({
     count: z.int32().min(0).describe('Restarts that counted, over the job’s whole life.'),
-    countedTimes: z.array(Time).max(101).meta({ 'x-kubernetes-list-type': 'atomic' }).describe('Times of the counted restarts that are still inside the window.'),
+    countedTimes: z
+      .array(Time)
+      .max(101)
+      .meta({ 'x-kubernetes-list-type': 'atomic' })
+      .describe('Times of the counted restarts that are still inside the window.'),
     disruptions: z.int32().min(0).describe('Restarts that did not count.'),
     lastReason: z.string().max(1024).optional().describe('Why the last restart happened.'),
     lastMessage: z.string().max(4096).optional().describe('What the failed process said.'),
@@ -310,11 +396,18 @@ export type Restarts = z.infer<typeof Restarts>;
 export const ArtifactStatus = z
   .strictObject({
     uri: z.string().max(1024).describe('Where it was published.'),
-    manifestSha256: z.string().max(64).optional().describe('Digest of the artifact’s manifest.json, which holds that of every file.'),
+    manifestSha256: z
+      .string()
+      .max(64)
+      .optional()
+      .describe('Digest of the artifact’s manifest.json, which holds that of every file.'),
     bytes: z.int().min(0).optional().describe('Size of all files.'),
     meanCosine: z.number().optional().describe('Mean cosine between FP32 and INT7 embeddings.'),
     accuracyDrop: z.number().optional().describe('Largest drop of accuracy over the evaluation sets.'),
-    gate: z.enum(['Passed', 'NotChecked']).optional().describe('Passed: within the bounds of spec.gate. NotChecked: it has none. A missed gate publishes nothing.'),
+    gate: z
+      .enum(['Passed', 'NotChecked'])
+      .optional()
+      .describe('Passed: within the bounds of spec.gate. NotChecked: it has none. A missed gate publishes nothing.'),
   })
   .describe('The published INT7 artifact.');
 export type ArtifactStatus = z.infer<typeof ArtifactStatus>;

@@ -1,21 +1,28 @@
 /** The generated definitions against the API server's own code (hack/crdcheck), and the same verdict from zod and from the CRD. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { readFileSync, readdirSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
 import { FaceTrainJob, QuantizeJob } from './index.ts';
-import { changes, fixtures, trainSpec, type Document } from './testing/manifest-fixtures.ts';
+import { changes, type Document, fixtures, trainSpec } from './testing/manifest-fixtures.ts';
 
 const folder = join(import.meta.dirname, '..', '..', 'crds');
 const files = readdirSync(folder).map((name) => join(folder, name));
 /** Helm keeps releases in Secrets of at most 1 MiB, and kubectl apply an annotation of at most 256 KiB. */
 const LARGEST = 250_000;
 
-function crdcheck(inputs: { object: Document; old?: Document }[]): { definitions: Record<string, string[]>; objects: string[][] } {
-  const program = join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'crdcheck');
-  const { stdout, stderr, status, error } = spawnSync(program, files, { input: JSON.stringify(inputs), encoding: 'utf8', maxBuffer: 1 << 26 });
+function crdcheck(inputs: { object: Document; old?: Document }[]): {
+  definitions: Record<string, string[]>;
+  objects: string[][];
+} {
+  const program = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'crdcheck');
+  const { stdout, stderr, status, error } = spawnSync(program, files, {
+    input: JSON.stringify(inputs),
+    encoding: 'utf8',
+    maxBuffer: 1 << 26,
+  });
   assert.equal(status, 0, `${error?.message ?? ''}${stderr}`);
   return JSON.parse(stdout);
 }
@@ -26,7 +33,10 @@ before(() => {
 });
 
 test('the definitions are what an API server accepts: structural, with CEL that compiles and is cheap enough', () => {
-  assert.deepEqual(Object.values(crdcheck([]).definitions), files.map(() => []));
+  assert.deepEqual(
+    Object.values(crdcheck([]).definitions),
+    files.map(() => []),
+  );
 });
 
 test('the definitions are small enough to be applied', () => {
@@ -35,7 +45,7 @@ test('the definitions are small enough to be applied', () => {
 
 for (const [index, [name, { object, wantValid }]] of Object.entries(fixtures).entries()) {
   test(`zod and the CRD agree: ${name} is ${wantValid ? 'valid' : 'refused'}`, () => {
-    const schema = object['kind'] === 'FaceTrainJob' ? FaceTrainJob : QuantizeJob;
+    const schema = object.kind === 'FaceTrainJob' ? FaceTrainJob : QuantizeJob;
     assert.equal(schema.safeParse(object).success, wantValid);
     assert.equal(verdicts[index]!.length === 0, wantValid, verdicts[index]!.join('\n'));
   });

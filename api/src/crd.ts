@@ -9,35 +9,44 @@ import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
 
 type Schema = { [key: string]: unknown };
 
-const isObject = (value: unknown): value is Schema => typeof value === 'object' && value !== null && !Array.isArray(value);
+const isObject = (value: unknown): value is Schema =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** Turns one node, and all below it, into a structural schema. */
 function structural(node: Schema): Schema {
   if (node['x-kubernetes-int-or-string']) {
     const { description } = node;
-    return { ...(description === undefined ? {} : { description }), anyOf: [{ type: 'integer' }, { type: 'string' }], 'x-kubernetes-int-or-string': true };
+    return {
+      ...(description === undefined ? {} : { description }),
+      anyOf: [{ type: 'integer' }, { type: 'string' }],
+      'x-kubernetes-int-or-string': true,
+    };
   }
   const { additionalProperties, properties, items, ...rest } = node;
   const result: Schema = { ...rest };
-  if (isObject(properties)) result['properties'] = Object.fromEntries(Object.entries(properties).map(([name, property]) => [name, structural(property as Schema)]));
-  if (isObject(items)) result['items'] = structural(items);
-  if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0) result['additionalProperties'] = structural(additionalProperties);
+  if (isObject(properties))
+    result.properties = Object.fromEntries(
+      Object.entries(properties).map(([name, property]) => [name, structural(property as Schema)]),
+    );
+  if (isObject(items)) result.items = structural(items);
+  if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0)
+    result.additionalProperties = structural(additionalProperties);
   // An object whose other fields are let through keeps them; what is said of the known ones would only be half of the truth.
   else if (isObject(additionalProperties)) {
-    delete result['properties'];
-    delete result['required'];
+    delete result.properties;
+    delete result.required;
     result['x-kubernetes-preserve-unknown-fields'] = true;
   }
-  if (node['type'] === 'integer') {
+  if (node.type === 'integer') {
     const wide = (bound: unknown) => Math.abs(Number(bound)) >= Number.MAX_SAFE_INTEGER;
-    if (wide(node['minimum'])) delete result['minimum'];
-    if (wide(node['maximum'])) delete result['maximum'];
-    const small = Math.abs(Number(node['maximum'])) < 2 ** 31 && Math.abs(Number(node['minimum'] ?? 0)) <= 2 ** 31;
-    if (small && Number(node['maximum']) === 2 ** 31 - 1) delete result['maximum'];
-    if (Number(node['minimum']) === -(2 ** 31)) delete result['minimum'];
-    result['format'] = small ? 'int32' : 'int64';
+    if (wide(node.minimum)) delete result.minimum;
+    if (wide(node.maximum)) delete result.maximum;
+    const small = Math.abs(Number(node.maximum)) < 2 ** 31 && Math.abs(Number(node.minimum ?? 0)) <= 2 ** 31;
+    if (small && Number(node.maximum) === 2 ** 31 - 1) delete result.maximum;
+    if (Number(node.minimum) === -(2 ** 31)) delete result.minimum;
+    result.format = small ? 'int32' : 'int64';
   }
-  if (node['format'] === 'date-time') delete result['pattern'];
+  if (node.format === 'date-time') delete result.pattern;
   return result;
 }
 
@@ -66,11 +75,27 @@ interface Definition {
   columns: PrinterColumn[];
 }
 
-const age: PrinterColumn = { name: 'Age', type: 'date', jsonPath: '.metadata.creationTimestamp', description: 'When it was created.' };
+const age: PrinterColumn = {
+  name: 'Age',
+  type: 'date',
+  jsonPath: '.metadata.creationTimestamp',
+  description: 'When it was created.',
+};
 
 const ready = (field: 'reason' | 'message') => `.status.conditions[?(@.type=="Ready")].${field}`;
-const reason: PrinterColumn = { name: 'Reason', type: 'string', jsonPath: ready('reason'), description: 'Why it is where it is: ImagePullBackOff, Unschedulable, ...' };
-const message: PrinterColumn = { name: 'Message', type: 'string', jsonPath: ready('message'), description: 'The same as a sentence.', priority: 1 };
+const reason: PrinterColumn = {
+  name: 'Reason',
+  type: 'string',
+  jsonPath: ready('reason'),
+  description: 'Why it is where it is: ImagePullBackOff, Unschedulable, ...',
+};
+const message: PrinterColumn = {
+  name: 'Message',
+  type: 'string',
+  jsonPath: ready('message'),
+  description: 'The same as a sentence.',
+  priority: 1,
+};
 
 const definitions: Definition[] = [
   {
@@ -85,15 +110,42 @@ const definitions: Definition[] = [
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
       reason,
-      { name: 'Progress%', type: 'integer', jsonPath: '.status.progress.percent', description: 'Per cent of the steps.' },
+      {
+        name: 'Progress%',
+        type: 'integer',
+        jsonPath: '.status.progress.percent',
+        description: 'Per cent of the steps.',
+      },
       { name: 'Step', type: 'integer', jsonPath: '.status.progress.step', description: 'Steps done.', priority: 1 },
       { name: 'Loss', type: 'number', jsonPath: '.status.progress.loss', description: 'Mean over the last steps.' },
-      { name: 'Images/s', type: 'number', jsonPath: '.status.progress.imagesPerSecond', description: 'Over all trainers.' },
-      { name: 'Ready', type: 'integer', jsonPath: '.status.trainers.ready', description: 'Trainers that run and are ready.' },
+      {
+        name: 'Images/s',
+        type: 'number',
+        jsonPath: '.status.progress.imagesPerSecond',
+        description: 'Over all trainers.',
+      },
+      {
+        name: 'Ready',
+        type: 'integer',
+        jsonPath: '.status.trainers.ready',
+        description: 'Trainers that run and are ready.',
+      },
       { name: 'Trainers', type: 'integer', jsonPath: '.spec.trainers.replicas', description: 'Trainers in the gang.' },
       { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
-      { name: 'Why', type: 'string', jsonPath: '.status.restarts.lastReason', description: 'Reason of the last restart.', priority: 1 },
-      { name: 'ETA', type: 'string', jsonPath: '.status.progress.estimatedCompletionTime', description: 'When training ends at this rate.', priority: 1 },
+      {
+        name: 'Why',
+        type: 'string',
+        jsonPath: '.status.restarts.lastReason',
+        description: 'Reason of the last restart.',
+        priority: 1,
+      },
+      {
+        name: 'ETA',
+        type: 'string',
+        jsonPath: '.status.progress.estimatedCompletionTime',
+        description: 'When training ends at this rate.',
+        priority: 1,
+      },
       age,
       message,
     ],
@@ -110,10 +162,26 @@ const definitions: Definition[] = [
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
       reason,
-      { name: 'Cosine', type: 'number', jsonPath: '.status.artifact.meanCosine', description: 'Between FP32 and INT7 embeddings.' },
-      { name: 'Drop', type: 'number', jsonPath: '.status.artifact.accuracyDrop', description: 'Accuracy lost on the worst set.' },
+      {
+        name: 'Cosine',
+        type: 'number',
+        jsonPath: '.status.artifact.meanCosine',
+        description: 'Between FP32 and INT7 embeddings.',
+      },
+      {
+        name: 'Drop',
+        type: 'number',
+        jsonPath: '.status.artifact.accuracyDrop',
+        description: 'Accuracy lost on the worst set.',
+      },
       { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
-      { name: 'Artifact', type: 'string', jsonPath: '.status.artifact.uri', description: 'Where it was published.', priority: 1 },
+      {
+        name: 'Artifact',
+        type: 'string',
+        jsonPath: '.status.artifact.uri',
+        description: 'Where it was published.',
+        priority: 1,
+      },
       age,
       message,
     ],
@@ -164,5 +232,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
 
 /** By file name. */
 export function customResourceDefinitions(): Record<string, ReturnType<typeof definitionOf>> {
-  return Object.fromEntries(definitions.map((definition) => [`${API_GROUP}_${definition.plural}.yaml`, definitionOf(definition)]));
+  return Object.fromEntries(
+    definitions.map((definition) => [`${API_GROUP}_${definition.plural}.yaml`, definitionOf(definition)]),
+  );
 }

@@ -46,11 +46,20 @@ export class FacetrainError extends Error {
   readonly exitCode: ExitCode;
 
   constructor(options: FacetrainErrorOptions) {
-    super(`${options.subject}: ${options.found}; ${options.allowed}`, options.cause === undefined ? undefined : { cause: options.cause });
+    super(
+      `${options.subject}: ${options.found}; ${options.allowed}`,
+      options.cause === undefined ? undefined : { cause: options.cause },
+    );
     this.code = options.code;
     this.subject = options.subject;
     this.found = options.found;
     this.allowed = options.allowed;
-    this.exitCode = options.exitCode ?? (options.code === 'PeerLost' ? ExitCode.peerLost : options.code === 'GateFailed' ? ExitCode.gateFailed : ExitCode.refused);
+    this.exitCode =
+      options.exitCode ??
+      (options.code === 'PeerLost'
+        ? ExitCode.peerLost
+        : options.code === 'GateFailed'
+          ? ExitCode.gateFailed
+          : ExitCode.refused);
   }
 }

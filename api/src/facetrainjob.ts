@@ -3,39 +3,56 @@ import { z } from 'zod';
 import {
   API_VERSION,
   ArtifactStatus,
-  MAX_FACETRAINJOB_NAME,
-  Restarts,
-  Time,
   conditions,
   evaluationSets,
   failurePolicy,
   folder,
+  MAX_FACETRAINJOB_NAME,
   managedBy,
   objectMeta,
   podFields,
+  Restarts,
   rules,
   seconds,
   section,
   source,
+  Time,
   ttlSecondsAfterFinished,
 } from './common.ts';
-import { QuantizeTemplate, channelOrder } from './quantizejob.ts';
+import { channelOrder, QuantizeTemplate } from './quantizejob.ts';
 
 export const BACKBONES = ['iresnet18', 'iresnet34', 'iresnet50', 'iresnet100', 'iresnet200', 'mobilefacenet'] as const;
 
 const model = rules(
   z.strictObject({
     backbone: z.enum(BACKBONES).optional().describe('A backbone that we build. Exactly one of backbone and onnx.'),
-    onnx: source('Your own backbone: an ONNX file with one image input and one embedding output; training starts from its weights, so an exported model is fine-tuned this way.').optional(),
-    embeddingDim: z.int32().min(8).max(4096).optional().describe('Length of the embedding; absent: 512. With onnx the graph decides.'),
-    width: z.int32().min(1).max(16).optional().describe('mobilefacenet only: multiplier of the channels; absent: 2, as the reference has it.'),
+    onnx: source(
+      'Your own backbone: an ONNX file with one image input and one embedding output; training starts from its weights, so an exported model is fine-tuned this way.',
+    ).optional(),
+    embeddingDim: z
+      .int32()
+      .min(8)
+      .max(4096)
+      .optional()
+      .describe('Length of the embedding; absent: 512. With onnx the graph decides.'),
+    width: z
+      .int32()
+      .min(1)
+      .max(16)
+      .optional()
+      .describe('mobilefacenet only: multiplier of the channels; absent: 2, as the reference has it.'),
     blocks: z
       .array(z.int32().min(1).max(256))
       .length(4)
       .optional()
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe('Residual blocks in each of the four stages; absent: the backbone’s own.'),
-    numClasses: z.int().min(1).max(1_000_000_000).optional().describe('Identities; absent: as many as the dataset has.'),
+    numClasses: z
+      .int()
+      .min(1)
+      .max(1_000_000_000)
+      .optional()
+      .describe('Identities; absent: as many as the dataset has.'),
     channelOrder,
   }),
   [
@@ -53,7 +70,8 @@ const model = rules(
     {
       cel: 'has(self.backbone) || (!has(self.blocks) && !has(self.embeddingDim))',
       message: 'blocks and embeddingDim are for a backbone that we build; with onnx the graph decides',
-      check: (value) => value.backbone !== undefined || (value.blocks === undefined && value.embeddingDim === undefined),
+      check: (value) =>
+        value.backbone !== undefined || (value.blocks === undefined && value.embeddingDim === undefined),
     },
     { cel: 'self == oldSelf', message: 'the model cannot be changed: checkpoints would no longer fit' },
   ],
@@ -62,21 +80,50 @@ const model = rules(
 const margin = rules(
   section(
     {
-      type: z.enum(['CosFace', 'ArcFace', 'Combined']).default('CosFace').describe('CosFace: cos θ − m3. ArcFace: cos(θ + m2). Combined: cos(m1·θ + m2) − m3.'),
+      type: z
+        .enum(['CosFace', 'ArcFace', 'Combined'])
+        .default('CosFace')
+        .describe('CosFace: cos θ − m3. ArcFace: cos(θ + m2). Combined: cos(m1·θ + m2) − m3.'),
       m1: z.number().min(0.1).max(4).optional().describe('Multiplicative angular margin, Combined only; absent: 1.'),
-      m2: z.number().min(0).max(1.5).optional().describe('Additive angular margin in radians, ArcFace (absent: 0.5) and Combined (absent: 0).'),
-      m3: z.number().min(0).max(1).optional().describe('Additive cosine margin, CosFace (absent: 0.4) and Combined (absent: 0).'),
+      m2: z
+        .number()
+        .min(0)
+        .max(1.5)
+        .optional()
+        .describe('Additive angular margin in radians, ArcFace (absent: 0.5) and Combined (absent: 0).'),
+      m3: z
+        .number()
+        .min(0)
+        .max(1)
+        .optional()
+        .describe('Additive cosine margin, CosFace (absent: 0.4) and Combined (absent: 0).'),
     },
     'The margin between identities.',
   ),
   [
-    { cel: "!has(self.m1) || self.type == 'Combined'", message: 'm1 is for type Combined', check: (value) => value.m1 === undefined || value.type === 'Combined', path: ['m1'] },
-    { cel: "!has(self.m2) || self.type != 'CosFace'", message: 'm2 is for types ArcFace and Combined', check: (value) => value.m2 === undefined || value.type !== 'CosFace', path: ['m2'] },
-    { cel: "!has(self.m3) || self.type != 'ArcFace'", message: 'm3 is for types CosFace and Combined', check: (value) => value.m3 === undefined || value.type !== 'ArcFace', path: ['m3'] },
+    {
+      cel: "!has(self.m1) || self.type == 'Combined'",
+      message: 'm1 is for type Combined',
+      check: (value) => value.m1 === undefined || value.type === 'Combined',
+      path: ['m1'],
+    },
+    {
+      cel: "!has(self.m2) || self.type != 'CosFace'",
+      message: 'm2 is for types ArcFace and Combined',
+      check: (value) => value.m2 === undefined || value.type !== 'CosFace',
+      path: ['m2'],
+    },
+    {
+      cel: "!has(self.m3) || self.type != 'ArcFace'",
+      message: 'm3 is for types CosFace and Combined',
+      check: (value) => value.m3 === undefined || value.type !== 'ArcFace',
+      path: ['m3'],
+    },
     {
       cel: "!has(self.type) || self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
       message: 'type Combined needs at least one of m1, m2, m3',
-      check: (value) => value.type !== 'Combined' || value.m1 !== undefined || value.m2 !== undefined || value.m3 !== undefined,
+      check: (value) =>
+        value.type !== 'Combined' || value.m1 !== undefined || value.m2 !== undefined || value.m3 !== undefined,
     },
   ],
 );
@@ -85,28 +132,63 @@ const loss = section(
   {
     margin,
     scale: z.number().gt(0).max(512).default(64).describe('Scale of the logits, s.'),
-    sampleRate: z.number().gt(0).max(1).default(1).describe('Fraction of the negative class centres that take part in a step: 1 up to 10^5 identities, 0.1 beyond.'),
-    interclassFilter: z.number().min(-1).max(1).optional().describe('Negatives with a larger cosine are left out, against mislabelled identities (arXiv 2203.15565); absent: off.'),
+    sampleRate: z
+      .number()
+      .gt(0)
+      .max(1)
+      .default(1)
+      .describe(
+        'Fraction of the negative class centres that take part in a step: 1 up to 10^5 identities, 0.1 beyond.',
+      ),
+    interclassFilter: z
+      .number()
+      .min(-1)
+      .max(1)
+      .optional()
+      .describe(
+        'Negatives with a larger cosine are left out, against mislabelled identities (arXiv 2203.15565); absent: off.',
+      ),
   },
   'Partial FC and its margin.',
 );
 
 const optimizer = section(
   {
-    learningRate: z.number().gt(0).max(100).default(0.1).describe('At the end of the warm-up; 0.1 for a global batch of 1024.'),
+    learningRate: z
+      .number()
+      .gt(0)
+      .max(100)
+      .default(0.1)
+      .describe('At the end of the warm-up; 0.1 for a global batch of 1024.'),
     momentum: z.number().min(0).lt(1).default(0.9).describe('Momentum of SGD.'),
     weightDecay: z.number().min(0).max(1).default(0.0005).describe('L2 penalty, on everything.'),
-    gradientClipNorm: z.number().min(0).max(1_000_000).default(5).describe('Largest L2 norm of the backbone’s gradient; class centres are not clipped. 0: off.'),
-    rowUpdate: z.enum(['Lazy']).default('Lazy').describe('Lazy: a class centre moves only in the steps that sample it.'),
+    gradientClipNorm: z
+      .number()
+      .min(0)
+      .max(1_000_000)
+      .default(5)
+      .describe('Largest L2 norm of the backbone’s gradient; class centres are not clipped. 0: off.'),
+    rowUpdate: z
+      .enum(['Lazy'])
+      .default('Lazy')
+      .describe('Lazy: a class centre moves only in the steps that sample it.'),
   },
   'Stochastic gradient descent.',
 );
 
 const schedule = section(
   {
-    type: z.enum(['Polynomial', 'Constant']).default('Polynomial').describe('Polynomial: learningRate·(1 − t/T)^power after the warm-up.'),
+    type: z
+      .enum(['Polynomial', 'Constant'])
+      .default('Polynomial')
+      .describe('Polynomial: learningRate·(1 − t/T)^power after the warm-up.'),
     power: z.number().gt(0).max(10).default(2).describe('2 is what the published results were trained with.'),
-    warmupEpochs: z.number().min(0).max(1000).default(0).describe('Epochs, or a part of one, over which the rate grows from 0.'),
+    warmupEpochs: z
+      .number()
+      .min(0)
+      .max(1000)
+      .default(0)
+      .describe('Epochs, or a part of one, over which the rate grows from 0.'),
   },
   'The learning rate over time.',
 );
@@ -122,7 +204,12 @@ const augmentation = section(
 const evaluation = section(
   {
     sets: evaluationSets,
-    everyEpochs: z.number().min(0).max(1000).default(1).describe('Evaluate after this many epochs; 0: only at the end.'),
+    everyEpochs: z
+      .number()
+      .min(0)
+      .max(1000)
+      .default(1)
+      .describe('Evaluate after this many epochs; 0: only at the end.'),
     everySteps: z.int32().min(1).optional().describe('Also evaluate after this many steps.'),
   },
   'Verification during training; it always runs at the end too.',
@@ -130,7 +217,11 @@ const evaluation = section(
 
 const checkpoint = section(
   {
-    uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.').optional().describe('Absent: checkpoints/ in the output, and none but this job’s. A folder that is named here may hold those of another job, to go on from.'),
+    uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.')
+      .optional()
+      .describe(
+        'Absent: checkpoints/ in the output, and none but this job’s. A folder that is named here may hold those of another job, to go on from.',
+      ),
     everyEpochs: z.number().min(0).max(1000).default(1).describe('Write one after this many epochs; 0: not by epochs.'),
     everySteps: z.int32().min(1).optional().describe('Also after this many steps.'),
     everySeconds: z.int32().min(1).optional().describe('Also after this long.'),
@@ -141,11 +232,21 @@ const checkpoint = section(
 
 const trainers = section(
   {
-    replicas: z.int32().min(1).max(4096).default(1).describe('Ranks in the gang, one process each; the class centres are spread over them.'),
+    replicas: z
+      .int32()
+      .min(1)
+      .max(4096)
+      .default(1)
+      .describe('Ranks in the gang, one process each; the class centres are spread over them.'),
     ...podFields,
     device: z.enum(['Auto', 'CPU', 'CUDA']).default('Auto').describe('Auto: CUDA where there is one.'),
     loaderThreads: z.int32().min(1).max(64).default(2).describe('Threads that decode pictures, in every process.'),
-    progressPort: z.int32().min(1).max(65_535).default(8080).describe('Where rank 0 serves /v1/progress, /metrics and /healthz.'),
+    progressPort: z
+      .int32()
+      .min(1)
+      .max(65_535)
+      .default(8080)
+      .describe('Where rank 0 serves /v1/progress, /metrics and /healthz.'),
     rendezvousPort: z.int32().min(1).max(65_535).default(29_500).describe('Where rank 0 waits for its peers.'),
     rendezvousTimeoutSeconds: seconds('Longest wait for all ranks to meet.').default(300),
     collectiveTimeoutSeconds: seconds('Longest wait inside a step for a peer, which then counts as lost.').default(600),
@@ -158,23 +259,42 @@ const gang = section(
     mode: z
       .enum(['Auto', 'Native', 'None'])
       .default('Auto')
-      .describe('Who makes the pods start together. Native: a scheduling.k8s.io PodGroup. None: nobody. Auto: Native where the cluster serves it.'),
+      .describe(
+        'Who makes the pods start together. Native: a scheduling.k8s.io PodGroup. None: nobody. Auto: Native where the cluster serves it.',
+      ),
   },
   'All trainers or none.',
 );
 
 export const FaceTrainJobSpec = rules(
   z.strictObject({
-    suspend: z.boolean().default(false).describe('Stops the trainers, who write a checkpoint, and waits; resuming starts from it.'),
+    suspend: z
+      .boolean()
+      .default(false)
+      .describe('Stops the trainers, who write a checkpoint, and waits; resuming starts from it.'),
     managedBy,
-    dataset: source('Training faces in insightface’s RecordIO layout: a folder with train.rec, train.idx and property.'),
+    dataset: source(
+      'Training faces in insightface’s RecordIO layout: a folder with train.rec, train.idx and property.',
+    ),
     model,
     loss,
     optimizer,
     schedule,
     epochs: z.int32().min(1).max(100_000).default(20).describe('Passes over the dataset.'),
-    globalBatchSize: z.int32().min(1).max(1_000_000).default(1024).describe('Pictures in a step, over all trainers; must be divisible by trainers.replicas.'),
-    seed: z.int().min(0).max(4_294_967_295).default(0).describe('Decides the first weights, the order of pictures, and the samples; the same at any number of trainers.'),
+    globalBatchSize: z
+      .int32()
+      .min(1)
+      .max(1_000_000)
+      .default(1024)
+      .describe('Pictures in a step, over all trainers; must be divisible by trainers.replicas.'),
+    seed: z
+      .int()
+      .min(0)
+      .max(4_294_967_295)
+      .default(0)
+      .describe(
+        'Decides the first weights, the order of pictures, and the samples; the same at any number of trainers.',
+      ),
     augmentation,
     evaluation,
     checkpoint,
@@ -184,9 +304,13 @@ export const FaceTrainJobSpec = rules(
     trainers,
     gang,
     quantize: QuantizeTemplate.optional(),
-    activeDeadlineSeconds: seconds('Longest time from the first start to the end of training, restarts included; absent: none.').optional(),
+    activeDeadlineSeconds: seconds(
+      'Longest time from the first start to the end of training, restarts included; absent: none.',
+    ).optional(),
     pendingDeadlineSeconds: seconds('Longest wait for all trainers of an attempt to run; absent: none.').optional(),
-    progressDeadlineSeconds: seconds('A gang whose step has not moved for this long hangs, and is restarted.').default(1800),
+    progressDeadlineSeconds: seconds('A gang whose step has not moved for this long hangs, and is restarted.').default(
+      1800,
+    ),
     failurePolicy,
     successPolicy: z
       .enum(['AllRanks', 'RankZero'])
@@ -195,9 +319,14 @@ export const FaceTrainJobSpec = rules(
     cleanPodPolicy: z
       .enum(['All', 'Running', 'None'])
       .default('Running')
-      .describe('Pods deleted when an attempt is over: All; Running (those that ended stay, for their logs). None is as Running, but leaves pods of a finished job alone.'),
+      .describe(
+        'Pods deleted when an attempt is over: All; Running (those that ended stay, for their logs). None is as Running, but leaves pods of a finished job alone.',
+      ),
     ttlSecondsAfterFinished,
-    networkPolicy: section({ enabled: z.boolean().default(true).describe('Make one.') }, 'A NetworkPolicy that lets only the job’s own pods reach its trainers, and anyone its progress port.'),
+    networkPolicy: section(
+      { enabled: z.boolean().default(true).describe('Make one.') },
+      'A NetworkPolicy that lets only the job’s own pods reach its trainers, and anyone its progress port.',
+    ),
   }),
   [
     {
@@ -233,7 +362,15 @@ export const FaceTrainJobSpec = rules(
 );
 export type FaceTrainJobSpec = z.output<typeof FaceTrainJobSpec>;
 
-export const FaceTrainPhase = z.enum(['Pending', 'Running', 'Restarting', 'Suspended', 'Quantizing', 'Succeeded', 'Failed']);
+export const FaceTrainPhase = z.enum([
+  'Pending',
+  'Running',
+  'Restarting',
+  'Suspended',
+  'Quantizing',
+  'Succeeded',
+  'Failed',
+]);
 export type FaceTrainPhase = z.infer<typeof FaceTrainPhase>;
 
 export const TrainingProgress = z
@@ -245,7 +382,13 @@ export const TrainingProgress = z
     imagesPerSecond: z.number().min(0).optional().describe('Over all trainers, lately.'),
     loss: z.number().optional().describe('Mean over the last steps.'),
     estimatedCompletionTime: Time.optional().describe('When training ends at this rate.'),
-    activity: z.int().min(0).optional().describe('The trainer’s counter of everything it does: steps, evaluation batches, checkpoint files. It stands still in a hang.'),
+    activity: z
+      .int()
+      .min(0)
+      .optional()
+      .describe(
+        'The trainer’s counter of everything it does: steps, evaluation batches, checkpoint files. It stands still in a hang.',
+      ),
     lastHeartbeatTime: Time.describe('When activity was last found to have moved.'),
   })
   .describe('How far training is.');
@@ -261,7 +404,11 @@ export type EvaluationResult = z.infer<typeof EvaluationResult>;
 
 export const FaceTrainJobStatus = z
   .strictObject({
-    observedGeneration: z.int().min(0).optional().describe('The generation of the spec that this status was computed from.'),
+    observedGeneration: z
+      .int()
+      .min(0)
+      .optional()
+      .describe('The generation of the spec that this status was computed from.'),
     phase: FaceTrainPhase.optional().describe('One word for people; programs read the conditions.'),
     conditions: conditions.optional(),
     attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0; each is a whole new gang.'),

@@ -7,7 +7,20 @@ export const Progress = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
   stage: z
-    .enum(['Preflight', 'Rendezvous', 'Loading', 'Training', 'Evaluating', 'Checkpointing', 'Exporting', 'Equalizing', 'Searching', 'Comparing', 'Publishing', 'Done'])
+    .enum([
+      'Preflight',
+      'Rendezvous',
+      'Loading',
+      'Training',
+      'Evaluating',
+      'Checkpointing',
+      'Exporting',
+      'Equalizing',
+      'Searching',
+      'Comparing',
+      'Publishing',
+      'Done',
+    ])
     .describe('What the program is doing now.'),
   step: z.int().min(0).describe('Training steps done; of the quantizer, layers searched.'),
   totalSteps: z.int().min(0).describe('0 while it is not known.'),
@@ -17,8 +30,14 @@ export const Progress = z.strictObject({
   learningRate: z.number().nullable(),
   etaSeconds: z.number().min(0).nullable(),
   evaluations: z.array(EvaluationResult).max(32).describe('The newest result on each set.'),
-  checkpoint: z.strictObject({ step: z.int().min(0), time: z.string() }).nullable().describe('The newest complete checkpoint.'),
-  activity: z.int().min(0).describe('A counter that moves whenever anything does: steps, evaluation batches, checkpoint files.'),
+  checkpoint: z
+    .strictObject({ step: z.int().min(0), time: z.string() })
+    .nullable()
+    .describe('The newest complete checkpoint.'),
+  activity: z
+    .int()
+    .min(0)
+    .describe('A counter that moves whenever anything does: steps, evaluation batches, checkpoint files.'),
 });
 export type Progress = z.infer<typeof Progress>;
 
@@ -31,8 +50,12 @@ export type TerminationMessage = z.infer<typeof TerminationMessage>;
 
 /** What it leaves there when it ends by itself, or because it was told to. */
 export const TerminationResult = z.strictObject({
-  progress: Progress.optional().describe('Of rank 0, at its end; without evaluations where these are too many for the message.'),
-  artifact: ArtifactStatus.omit({ uri: true }).optional().describe('What the quantizer has published; where, its job knows.'),
+  progress: Progress.optional().describe(
+    'Of rank 0, at its end; without evaluations where these are too many for the message.',
+  ),
+  artifact: ArtifactStatus.omit({ uri: true })
+    .optional()
+    .describe('What the quantizer has published; where, its job knows.'),
 });
 export type TerminationResult = z.infer<typeof TerminationResult>;
 

@@ -17,32 +17,73 @@ export const QuantizeConfig = z.strictObject({
   calibration: z.strictObject({
     datasetPath: z.string().min(1).describe('Folder with train.rec, train.idx and property.'),
     images: z.int().min(1).max(100_000),
-    seed: z.int().min(0).max(2 ** 32 - 1).describe('Which pictures are drawn is a function of this and of nothing else.'),
+    seed: z
+      .int()
+      .min(0)
+      .max(2 ** 32 - 1)
+      .describe('Which pictures are drawn is a function of this and of nothing else.'),
   }),
   search: z.strictObject({
-    rounds: z.int().min(0).max(100).describe('Rounds over all weights, then all activations; 0: scales from the maximum.'),
+    rounds: z
+      .int()
+      .min(0)
+      .max(100)
+      .describe('Rounds over all weights, then all activations; 0: scales from the maximum.'),
     candidates: z.int().min(2).max(10_000).describe('Candidates a scale and round.'),
-    lower: z.number().positive().max(1).describe('Smallest candidate as a multiple of the initial scale (alpha in the paper).'),
-    upper: z.number().min(1).max(16).describe('Largest candidate as a multiple of the initial scale (beta in the paper).'),
-    equalize: z.boolean().describe('Balance the channels of activations against the weights that read them, before the search.'),
-    biasCorrection: z.boolean().describe('Remove the mean error of every output channel by its bias, after the search.'),
+    lower: z
+      .number()
+      .positive()
+      .max(1)
+      .describe('Smallest candidate as a multiple of the initial scale (alpha in the paper).'),
+    upper: z
+      .number()
+      .min(1)
+      .max(16)
+      .describe('Largest candidate as a multiple of the initial scale (beta in the paper).'),
+    equalize: z
+      .boolean()
+      .describe('Balance the channels of activations against the weights that read them, before the search.'),
+    biasCorrection: z
+      .boolean()
+      .describe('Remove the mean error of every output channel by its bias, after the search.'),
   }),
   evaluation: z.strictObject({ sets: z.array(VerificationSet).max(32) }),
   gate: z.strictObject({
-    maxAccuracyDrop: z.number().min(0).max(1).nullable().describe('Largest FP32 − INT7 accuracy on any evaluation set; null: not checked.'),
-    minMeanCosine: z.number().min(-1).max(1).nullable().describe('Smallest mean cosine between FP32 and INT7 embeddings; null: not checked.'),
+    maxAccuracyDrop: z
+      .number()
+      .min(0)
+      .max(1)
+      .nullable()
+      .describe('Largest FP32 − INT7 accuracy on any evaluation set; null: not checked.'),
+    minMeanCosine: z
+      .number()
+      .min(-1)
+      .max(1)
+      .nullable()
+      .describe('Smallest mean cosine between FP32 and INT7 embeddings; null: not checked.'),
   }),
   publish: z
     .strictObject({
-      uri: z.string().regex(/^(file|s3):\/\//).describe('file:///folder or s3://bucket/prefix.'),
+      uri: z
+        .string()
+        .regex(/^(file|s3):\/\//)
+        .describe('file:///folder or s3://bucket/prefix.'),
       endpoint: z.url().nullable().describe('An S3 server other than AWS; null: AWS.'),
       region: z.string().min(1).nullable(),
-      forcePathStyle: z.boolean().describe('Bucket in the path, not in the host name: most S3 servers other than AWS want it.'),
+      forcePathStyle: z
+        .boolean()
+        .describe('Bucket in the path, not in the host name: most S3 servers other than AWS want it.'),
     })
     .nullable()
     .describe('null: the files stay in outputDirectory.'),
-  outputDirectory: z.string().min(1).describe('Receives model.int7.onnx, scales.json, report.json, report.html, and manifest.json last.'),
+  outputDirectory: z
+    .string()
+    .min(1)
+    .describe('Receives model.int7.onnx, scales.json, report.json, report.html, and manifest.json last.'),
   computeThreads: z.int().min(1).max(256).nullable().describe('null: the container’s CPUs.'),
-  progress: z.strictObject({ host: z.string(), port: z.int().min(0).max(65535) }).nullable().describe('null: no server.'),
+  progress: z
+    .strictObject({ host: z.string(), port: z.int().min(0).max(65535) })
+    .nullable()
+    .describe('null: no server.'),
 });
 export type QuantizeConfig = z.infer<typeof QuantizeConfig>;

@@ -5,7 +5,9 @@ import { EvaluationResult } from './facetrainjob.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
 export const EvaluationReport = EvaluationResult.extend({
-  threshold: z.number().describe('Squared distance of unit embeddings below which a pair counts as the same person, mean over the folds.'),
+  threshold: z
+    .number()
+    .describe('Squared distance of unit embeddings below which a pair counts as the same person, mean over the folds.'),
   pairs: z.int().positive(),
   tarAtFar: z.record(z.string(), z.number()).describe('True accept rate by false accept rate ("1e-3").'),
 });
@@ -17,7 +19,11 @@ export const TrainReport = z.strictObject({
   startedAt: z.string(),
   finishedAt: z.string(),
   dataset: z.strictObject({ path: z.string(), images: z.int().positive(), identities: z.int().positive() }),
-  model: StoredFile.extend({ path: z.string().describe('Relative to this report.'), parameters: z.int().positive(), embeddingDim: z.int().positive() }),
+  model: StoredFile.extend({
+    path: z.string().describe('Relative to this report.'),
+    parameters: z.int().positive(),
+    embeddingDim: z.int().positive(),
+  }),
   trainers: z.int().positive(),
   device: z.string(),
   steps: z.int().positive(),
@@ -26,7 +32,17 @@ export const TrainReport = z.strictObject({
   imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
   lossFirst: z.number(),
   lossLast: z.number().describe('Mean over the last steps of an epoch’s length, at most 50.'),
-  history: z.array(z.strictObject({ step: z.int(), epoch: z.number(), loss: z.number(), learningRate: z.number(), imagesPerSecond: z.number() })).describe('Means over intervals, at most 1,000 of them, of this attempt.'),
+  history: z
+    .array(
+      z.strictObject({
+        step: z.int(),
+        epoch: z.number(),
+        loss: z.number(),
+        learningRate: z.number(),
+        imagesPerSecond: z.number(),
+      }),
+    )
+    .describe('Means over intervals, at most 1,000 of them, of this attempt.'),
   evaluations: z.array(EvaluationReport).describe('Every evaluation of this attempt, in order.'),
   config: TrainerConfig,
 });

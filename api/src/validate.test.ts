@@ -8,7 +8,11 @@ const manifest = () => ({
   apiVersion: 'facetrain.dev/v1alpha1',
   kind: 'FaceTrainJob',
   metadata: { name: 'a' },
-  spec: { dataset: { uri: 'file:///data' }, model: { backbone: 'iresnet50' }, output: { uri: 'file:///out' } } as Record<string, unknown>,
+  spec: {
+    dataset: { uri: 'file:///data' },
+    model: { backbone: 'iresnet50' },
+    output: { uri: 'file:///out' },
+  } as Record<string, unknown>,
 });
 
 function refusal(change: Record<string, unknown>): FacetrainError {
@@ -23,19 +27,52 @@ function refusal(change: Record<string, unknown>): FacetrainError {
   assert.fail('was accepted');
 }
 
-const cases: Record<string, { change: Record<string, unknown>; wantSubject: string; wantFound: string; wantAllowed: RegExp }> = {
+const cases: Record<
+  string,
+  { change: Record<string, unknown>; wantSubject: string; wantFound: string; wantAllowed: RegExp }
+> = {
   'an unknown field is named, with the nearest one that exists': {
     change: { optimizer: { learnRate: 1 } },
     wantSubject: 'job.yaml: spec.optimizer.learnRate',
     wantFound: 'unknown field',
     wantAllowed: /^did you mean "learningRate"\? fields here are learningRate, momentum/,
   },
-  'an unknown backbone': { change: { model: { backbone: 'vgg' } }, wantSubject: 'job.yaml: spec.model.backbone', wantFound: '"vgg"', wantAllowed: /^must be one of iresnet18, .*mobilefacenet$/ },
-  'a margin out of range': { change: { loss: { margin: { m3: 1.5 } } }, wantSubject: 'job.yaml: spec.loss.margin.m3', wantFound: '1.5', wantAllowed: /^must be at most 1$/ },
-  'an exclusive bound': { change: { loss: { scale: 0 } }, wantSubject: 'job.yaml: spec.loss.scale', wantFound: '0', wantAllowed: /^must be more than 0$/ },
-  'a missing object': { change: { dataset: undefined }, wantSubject: 'job.yaml: spec.dataset', wantFound: 'missing', wantAllowed: /^must be an object$/ },
-  'a fraction where a whole number belongs': { change: { epochs: 1.5 }, wantSubject: 'job.yaml: spec.epochs', wantFound: '1.5', wantAllowed: /^must be a whole number$/ },
-  'a rule over several fields': { change: { globalBatchSize: 7, trainers: { replicas: 2 } }, wantSubject: 'job.yaml: spec.globalBatchSize', wantFound: '7', wantAllowed: /divisible by trainers.replicas/ },
+  'an unknown backbone': {
+    change: { model: { backbone: 'vgg' } },
+    wantSubject: 'job.yaml: spec.model.backbone',
+    wantFound: '"vgg"',
+    wantAllowed: /^must be one of iresnet18, .*mobilefacenet$/,
+  },
+  'a margin out of range': {
+    change: { loss: { margin: { m3: 1.5 } } },
+    wantSubject: 'job.yaml: spec.loss.margin.m3',
+    wantFound: '1.5',
+    wantAllowed: /^must be at most 1$/,
+  },
+  'an exclusive bound': {
+    change: { loss: { scale: 0 } },
+    wantSubject: 'job.yaml: spec.loss.scale',
+    wantFound: '0',
+    wantAllowed: /^must be more than 0$/,
+  },
+  'a missing object': {
+    change: { dataset: undefined },
+    wantSubject: 'job.yaml: spec.dataset',
+    wantFound: 'missing',
+    wantAllowed: /^must be an object$/,
+  },
+  'a fraction where a whole number belongs': {
+    change: { epochs: 1.5 },
+    wantSubject: 'job.yaml: spec.epochs',
+    wantFound: '1.5',
+    wantAllowed: /^must be a whole number$/,
+  },
+  'a rule over several fields': {
+    change: { globalBatchSize: 7, trainers: { replicas: 2 } },
+    wantSubject: 'job.yaml: spec.globalBatchSize',
+    wantFound: '7',
+    wantAllowed: /divisible by trainers.replicas/,
+  },
   'an element of a list': {
     change: { evaluation: { sets: [{ name: 'a', uri: 'ftp://x' }] } },
     wantSubject: 'job.yaml: spec.evaluation.sets[0].uri',
@@ -46,7 +83,10 @@ const cases: Record<string, { change: Record<string, unknown>; wantSubject: stri
 for (const [name, { change, wantSubject, wantFound, wantAllowed }] of Object.entries(cases)) {
   test(name, () => {
     const error = refusal(change);
-    assert.deepEqual({ code: error.code, exitCode: error.exitCode, subject: error.subject, found: error.found }, { code: 'InvalidManifest', exitCode: 2, subject: wantSubject, found: wantFound });
+    assert.deepEqual(
+      { code: error.code, exitCode: error.exitCode, subject: error.subject, found: error.found },
+      { code: 'InvalidManifest', exitCode: 2, subject: wantSubject, found: wantFound },
+    );
     assert.match(error.allowed, wantAllowed);
   });
 }
@@ -55,7 +95,12 @@ test('several problems are all listed', () => {
   const error = refusal({ epochs: 0, seed: -1, typo: 1 });
   assert.equal(error.subject, 'job.yaml');
   assert.equal(error.found, '3 fields are wrong');
-  for (const path of ['spec.epochs: 0; must be at least 1', 'spec.seed: -1; must be at least 0', 'spec.typo: unknown field']) assert.ok(error.allowed.includes(`\n  ${path}`), error.allowed);
+  for (const path of [
+    'spec.epochs: 0; must be at least 1',
+    'spec.seed: -1; must be at least 0',
+    'spec.typo: unknown field',
+  ])
+    assert.ok(error.allowed.includes(`\n  ${path}`), error.allowed);
 });
 
 test('what is right comes back with its defaults', () => {

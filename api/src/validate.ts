@@ -1,6 +1,6 @@
 /** Turns what zod finds wrong with a document into the one error that people see: the field's path, what was there, what is allowed. */
 import { z } from 'zod';
-import { FacetrainError, type ErrorCode } from './errors.ts';
+import { type ErrorCode, FacetrainError } from './errors.ts';
 
 /** One thing that is wrong. */
 export interface Problem {
@@ -10,10 +10,15 @@ export interface Problem {
   allowed: string;
 }
 
-const pathOf = (path: readonly PropertyKey[]) => path.map((part, i) => (typeof part === 'number' ? `[${part}]` : `${i > 0 ? '.' : ''}${String(part)}`)).join('');
+const pathOf = (path: readonly PropertyKey[]) =>
+  path.map((part, i) => (typeof part === 'number' ? `[${part}]` : `${i > 0 ? '.' : ''}${String(part)}`)).join('');
 
 function valueAt(document: unknown, path: readonly PropertyKey[]): unknown {
-  return path.reduce<unknown>((value, part) => (typeof value === 'object' && value !== null ? (value as Record<PropertyKey, unknown>)[part] : undefined), document);
+  return path.reduce<unknown>(
+    (value, part) =>
+      typeof value === 'object' && value !== null ? (value as Record<PropertyKey, unknown>)[part] : undefined,
+    document,
+  );
 }
 
 function shown(value: unknown): string {
@@ -36,7 +41,13 @@ function schemaAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodType | 
 
 function unwrap(schema: z.ZodType): z.ZodType {
   let current = schema;
-  while (current instanceof z.ZodOptional || current instanceof z.ZodNullable || current instanceof z.ZodDefault || current instanceof z.ZodPrefault || current instanceof z.ZodReadonly) {
+  while (
+    current instanceof z.ZodOptional ||
+    current instanceof z.ZodNullable ||
+    current instanceof z.ZodDefault ||
+    current instanceof z.ZodPrefault ||
+    current instanceof z.ZodReadonly
+  ) {
     current = current.unwrap() as z.ZodType;
   }
   return current;
@@ -47,7 +58,8 @@ function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {
     const next = [i];
-    for (let j = 1; j <= b.length; j++) next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    for (let j = 1; j <= b.length; j++)
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
     row = next;
   }
   return row[b.length]!;
@@ -56,7 +68,9 @@ function distance(a: string, b: string): number {
 function allowedFields(schema: z.ZodType | undefined, key: string): string {
   if (!(schema instanceof z.ZodObject)) return 'no such field';
   const names = Object.keys(schema.shape);
-  const near = names.map((name) => ({ name, edits: distance(name.toLowerCase(), key.toLowerCase()) })).sort((a, b) => a.edits - b.edits)[0];
+  const near = names
+    .map((name) => ({ name, edits: distance(name.toLowerCase(), key.toLowerCase()) }))
+    .sort((a, b) => a.edits - b.edits)[0];
   const hint = near && near.edits <= Math.max(2, key.length / 3) ? `did you mean "${near.name}"? ` : '';
   return `${hint}fields here are ${names.join(', ')}`;
 }
@@ -65,7 +79,12 @@ function range(issue: z.core.$ZodIssueTooSmall | z.core.$ZodIssueTooBig): string
   const small = issue.code === 'too_small';
   const bound = small ? issue.minimum : issue.maximum;
   const word = small ? (issue.inclusive ? 'at least' : 'more than') : issue.inclusive ? 'at most' : 'less than';
-  const unit = issue.origin === 'string' ? ' characters long' : issue.origin === 'array' || issue.origin === 'set' ? ' entries long' : '';
+  const unit =
+    issue.origin === 'string'
+      ? ' characters long'
+      : issue.origin === 'array' || issue.origin === 'set'
+        ? ' entries long'
+        : '';
   return `must be ${word} ${bound}${unit}`;
 }
 
@@ -75,12 +94,31 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
   switch (issue.code) {
     case 'unrecognized_keys': {
       const parent = schemaAt(schema, issue.path);
-      return issue.keys.map((key) => ({ path: pathOf([...issue.path, key]), found: 'unknown field', allowed: allowedFields(parent, key) }));
+      return issue.keys.map((key) => ({
+        path: pathOf([...issue.path, key]),
+        found: 'unknown field',
+        allowed: allowedFields(parent, key),
+      }));
     }
     case 'invalid_type':
-      return [{ path, found: value === undefined ? 'missing' : shown(value), allowed: issue.expected === 'int' ? 'must be a whole number' : `must be ${/^[aeiou]/.test(issue.expected) ? 'an' : 'a'} ${issue.expected}` }];
+      return [
+        {
+          path,
+          found: value === undefined ? 'missing' : shown(value),
+          allowed:
+            issue.expected === 'int'
+              ? 'must be a whole number'
+              : `must be ${/^[aeiou]/.test(issue.expected) ? 'an' : 'a'} ${issue.expected}`,
+        },
+      ];
     case 'invalid_value':
-      return [{ path, found: value === undefined ? 'missing' : shown(value), allowed: `must be one of ${issue.values.map(String).join(', ')}` }];
+      return [
+        {
+          path,
+          found: value === undefined ? 'missing' : shown(value),
+          allowed: `must be one of ${issue.values.map(String).join(', ')}`,
+        },
+      ];
     case 'too_small':
     case 'too_big':
       return [{ path, found: shown(value), allowed: range(issue) }];
@@ -94,13 +132,24 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
  * @param where the file, for the message
  * @throws FacetrainError with `code`; its subject is the file and the field (of several: the file, and its message lists them all)
  */
-export function parseDocument<T extends z.ZodType>(schema: T, document: unknown, where: string, code: ErrorCode): z.output<T> {
+export function parseDocument<T extends z.ZodType>(
+  schema: T,
+  document: unknown,
+  where: string,
+  code: ErrorCode,
+): z.output<T> {
   const result = schema.safeParse(document);
   if (result.success) return result.data;
   const problems = result.error.issues.flatMap((issue) => problemsOf(issue, schema, document));
   const [first] = problems as [Problem];
   if (problems.length === 1) {
-    throw new FacetrainError({ code, subject: first.path ? `${where}: ${first.path}` : where, found: first.found, allowed: first.allowed, cause: result.error });
+    throw new FacetrainError({
+      code,
+      subject: first.path ? `${where}: ${first.path}` : where,
+      found: first.found,
+      allowed: first.allowed,
+      cause: result.error,
+    });
   }
   throw new FacetrainError({
     code,

@@ -1,7 +1,7 @@
 /** Time of one picture through a pretrained MobileFaceNet on one thread: FP32 and INT7, ours and ONNX Runtime's, by turns. `int7.ts [rounds=15]` */
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { Int7Model, LayerModel, readPictures, searchScales, type Embedder } from '@facetrain/native';
+import { type Embedder, Int7Model, LayerModel, readPictures, searchScales } from '@facetrain/native';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
@@ -11,18 +11,35 @@ import * as ort from 'onnxruntime-node';
 const PICTURES = 8;
 const rounds = Number(process.argv[2] ?? 15);
 const dataset = join(import.meta.dirname, '..', '..', 'examples', 'lfw-small', 'data');
-const model = join(dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json')), 'model', 'fr_feature.onnx');
+const model = join(
+  dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json')),
+  'model',
+  'fr_feature.onnx',
+);
 
 const { graph } = await readOnnx(model);
 const layers = fold(graph);
-const pictures = await readPictures(dataset, Array.from({ length: PICTURES }, (_, i) => i * 97), { channelOrder: 'bgr' });
-const options = { rounds: 0, candidates: 2, lower: 0.5, upper: 2, equalize: true, biasCorrection: false, computeThreads: 1 };
+const pictures = await readPictures(
+  dataset,
+  Array.from({ length: PICTURES }, (_, i) => i * 97),
+  { channelOrder: 'bgr' },
+);
+const options = {
+  rounds: 0,
+  candidates: 2,
+  lower: 0.5,
+  upper: 2,
+  equalize: true,
+  biasCorrection: false,
+  computeThreads: 1,
+};
 const quantized = await searchScales(layers, pictures, options); // scales do not change the time
 
 const planar = new Float32Array(pictures.data.length);
 const area = pictures.height * pictures.width;
 for (let n = 0; n < PICTURES; n++)
-  for (let p = 0; p < area; p++) for (let c = 0; c < 3; c++) planar[(n * 3 + c) * area + p] = pictures.data[(n * area + p) * 3 + c]! / 127.5 - 1;
+  for (let p = 0; p < area; p++)
+    for (let c = 0; c < 3; c++) planar[(n * 3 + c) * area + p] = pictures.data[(n * area + p) * 3 + c]! / 127.5 - 1;
 
 async function onnxRuntime(bytes: Uint8Array) {
   // Denormal weights, which training leaves behind, would slow its FP32 down tenfold; ours flushes them, too.
@@ -31,7 +48,15 @@ async function onnxRuntime(bytes: Uint8Array) {
   const input = session.inputNames[0]!;
   // Picture by picture: the fixture's batch is fixed to one.
   return async () => {
-    for (let n = 0; n < PICTURES; n++) await session.run({ [input]: new ort.Tensor('float32', planar.subarray(n * 3 * area, (n + 1) * 3 * area), [1, 3, pictures.height, pictures.width]) });
+    for (let n = 0; n < PICTURES; n++)
+      await session.run({
+        [input]: new ort.Tensor('float32', planar.subarray(n * 3 * area, (n + 1) * 3 * area), [
+          1,
+          3,
+          pictures.height,
+          pictures.width,
+        ]),
+      });
   };
 }
 const ours = (embedder: Embedder) => async () => void (await embedder.embed(pictures));
@@ -54,6 +79,9 @@ const median = (values: number[]) => values.sort((a, b) => a - b)[values.length 
 const results = [...times].map(([name, values]) => ({ name, milliseconds: median(values) }));
 const reference = results.find(({ name }) => name === 'ONNX Runtime FP32')!.milliseconds;
 console.log(`MobileFaceNet (1.19 M parameters), one picture, one thread; median of ${rounds} rounds`);
-for (const { name, milliseconds } of results) console.log(`${name.padEnd(26)}${milliseconds.toFixed(2).padStart(8)} ms   ${(reference / milliseconds).toFixed(2)}x ONNX Runtime FP32`);
+for (const { name, milliseconds } of results)
+  console.log(
+    `${name.padEnd(26)}${milliseconds.toFixed(2).padStart(8)} ms   ${(reference / milliseconds).toFixed(2)}x ONNX Runtime FP32`,
+  );
 console.log(JSON.stringify({ benchmark: 'int7', rounds, results }));
 process.exit(0);

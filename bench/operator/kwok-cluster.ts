@@ -7,14 +7,22 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import type { FaceTrainJobStatus, Progress } from '@facetrain/api';
-import { pino } from 'pino';
-import { configMaps, faceTrainJobs, networkPolicies, pods, services, type JobObject, type PodObject } from '@facetrain/operator/controllers/resources';
-import { Label } from '@facetrain/planner/names';
+import {
+  configMaps,
+  faceTrainJobs,
+  type JobObject,
+  networkPolicies,
+  type PodObject,
+  pods,
+  services,
+} from '@facetrain/operator/controllers/resources';
 import { hasReason } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
 import { defineResource, type ObjectMeta, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { Label } from '@facetrain/planner/names';
+import { pino } from 'pino';
 
 export const NAMESPACE = 'default';
 /** Selects what belongs to a job. */
@@ -64,7 +72,14 @@ export class BenchCluster {
     await plane.installCrds();
     const kubeconfig = await plane.kubeconfig();
     // Without limits of their own: what is measured must not wait for what is not.
-    plane.run('kube-scheduler', ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0', '--kube-api-qps=5000', '--kube-api-burst=5000']);
+    plane.run('kube-scheduler', [
+      '--kubeconfig',
+      kubeconfig,
+      '--leader-elect=false',
+      '--secure-port=0',
+      '--kube-api-qps=5000',
+      '--kube-api-burst=5000',
+    ]);
     plane.run('kwok', ['--kubeconfig', kubeconfig, '--config', STAGES, '--manage-all-nodes', '--cidr', POD_NETWORK]);
     const cluster = new BenchCluster(plane, await ProgressServer.start(plane));
     for (let i = 0; i < nodeCount; i++) await cluster.#addNode(`node-${i}`);
@@ -101,7 +116,10 @@ export class BenchCluster {
 
   /** Resolves to the time (performance.now) at which all pods of these attempts are seen to exist. */
   podsExist(jobs: string[], attempt: number, replicas: number): Promise<number> {
-    return this.#when(() => jobs.every((job) => (this.#pods.get(attemptKey(job, attempt))?.size ?? 0) >= replicas), `${jobs.length} jobs have ${replicas} pods each`);
+    return this.#when(
+      () => jobs.every((job) => (this.#pods.get(attemptKey(job, attempt))?.size ?? 0) >= replicas),
+      `${jobs.length} jobs have ${replicas} pods each`,
+    );
   }
 
   /** Resolves to the time (performance.now) at which these jobs' status is seen to say that they run. */
@@ -116,14 +134,29 @@ export class BenchCluster {
   /** What a kubelet writes when a trainer dies. */
   async failPod(name: string): Promise<void> {
     const terminated = { exitCode: 1, reason: 'Error', finishedAt: new Date().toISOString() };
-    const containerStatuses = [{ name: 'facetrain', ready: false, restartCount: 0, image: 'x', imageID: '', state: { terminated } }];
-    await this.plane.client.patch(pods, NAMESPACE, name, { status: { phase: 'Failed', conditions: [{ type: 'Ready', status: 'False' }], containerStatuses } }, 'status');
+    const containerStatuses = [
+      { name: 'facetrain', ready: false, restartCount: 0, image: 'x', imageID: '', state: { terminated } },
+    ];
+    await this.plane.client.patch(
+      pods,
+      NAMESPACE,
+      name,
+      { status: { phase: 'Failed', conditions: [{ type: 'Ready', status: 'False' }], containerStatuses } },
+      'status',
+    );
   }
 
   /** The pods of an attempt, as somebody else would write them who wants the same. */
   async podTemplates(job: string): Promise<object[]> {
-    const { items } = await this.plane.client.list<PodObject>(pods, NAMESPACE, { labelSelector: `${Label.jobName}=${job}` });
-    return items!.map(({ metadata, spec: { nodeName: _, ...spec } }) => ({ apiVersion: 'v1', kind: 'Pod', metadata: { labels: { ...withoutOwner(metadata.labels), [PLAIN]: '' } }, spec }));
+    const { items } = await this.plane.client.list<PodObject>(pods, NAMESPACE, {
+      labelSelector: `${Label.jobName}=${job}`,
+    });
+    return items!.map(({ metadata, spec: { nodeName: _, ...spec } }) => ({
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { labels: { ...withoutOwner(metadata.labels), [PLAIN]: '' } },
+      spec,
+    }));
   }
 
   /** Creates so many pods and nothing else, as fast as the server takes them. @returns how many milliseconds that took */
@@ -144,12 +177,26 @@ export class BenchCluster {
     const childKinds: Resource[] = [services, configMaps, networkPolicies, pods];
     const isOfJob = ({ labels }: ObjectMeta) => names.has(labels?.[Label.jobName] ?? '');
     for (const resource of childKinds) await this.#delete(resource, { labelSelector: CHILDREN }, isOfJob);
-    await this.#when(() => [...this.#pods].every(([attempt, there]) => there.size === 0 || !names.has(attempt.slice(0, attempt.indexOf('/')))), 'their pods are gone');
+    await this.#when(
+      () =>
+        [...this.#pods].every(
+          ([attempt, there]) => there.size === 0 || !names.has(attempt.slice(0, attempt.indexOf('/'))),
+        ),
+      'their pods are gone',
+    );
   }
 
   async removePlain(): Promise<void> {
     await this.#delete(pods, { labelSelector: PLAIN }, () => true);
-    await eventually(async () => assert.equal((await this.plane.client.list(pods as Resource, NAMESPACE, { labelSelector: PLAIN, limit: 1 }, true)).items?.length ?? 0, 0), 120_000);
+    await eventually(
+      async () =>
+        assert.equal(
+          (await this.plane.client.list(pods as Resource, NAMESPACE, { labelSelector: PLAIN, limit: 1 }, true)).items
+            ?.length ?? 0,
+          0,
+        ),
+      120_000,
+    );
   }
 
   async stop(): Promise<void> {
@@ -159,19 +206,29 @@ export class BenchCluster {
     await this.plane.stop();
   }
 
-  async #delete(resource: Resource, query: { labelSelector?: string }, isMeant: (metadata: ObjectMeta) => boolean): Promise<void> {
+  async #delete(
+    resource: Resource,
+    query: { labelSelector?: string },
+    isMeant: (metadata: ObjectMeta) => boolean,
+  ): Promise<void> {
     const { items } = await this.plane.client.list(resource, NAMESPACE, query, true);
-    await inParallel((items ?? []).filter(({ metadata }) => isMeant(metadata)), async ({ metadata: { name, uid } }) => {
-      await this.plane.client.delete(resource, NAMESPACE, name, uid).catch((error: unknown) => {
-        if (!hasReason(error, 'NotFound')) throw error;
-      });
-    });
+    await inParallel(
+      (items ?? []).filter(({ metadata }) => isMeant(metadata)),
+      async ({ metadata: { name, uid } }) => {
+        await this.plane.client.delete(resource, NAMESPACE, name, uid).catch((error: unknown) => {
+          if (!hasReason(error, 'NotFound')) throw error;
+        });
+      },
+    );
   }
 
   #when(check: () => boolean, what: string): Promise<number> {
     if (check()) return Promise.resolve(performance.now());
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => settle(() => reject(new Error(`not within ${DEADLINE_MILLISECONDS / 1000} s: ${what}`))), DEADLINE_MILLISECONDS);
+      const timer = setTimeout(
+        () => settle(() => reject(new Error(`not within ${DEADLINE_MILLISECONDS / 1000} s: ${what}`))),
+        DEADLINE_MILLISECONDS,
+      );
       const settle = (end: () => void) => {
         clearTimeout(timer);
         this.#waiting.delete(look);
@@ -191,7 +248,8 @@ export class BenchCluster {
 
 const PLAIN = 'facetrain.dev/bench-plain';
 /** As many labels as before, but none by which the operator takes the pod for its own. */
-const withoutOwner = (labels: Record<string, string> = {}) => Object.fromEntries(Object.entries(labels).filter(([name]) => name !== Label.jobUid));
+const withoutOwner = (labels: Record<string, string> = {}) =>
+  Object.fromEntries(Object.entries(labels).filter(([name]) => name !== Label.jobUid));
 const attemptKey = (job: string, attempt: number): string => `${job}/${attempt}`;
 
 /** Says for rank 0 of every pod that nothing has happened yet. Whose pod it is follows from the address that was asked. */
@@ -208,8 +266,24 @@ class ProgressServer {
       this.#jobs.set(address, known);
       void known.then((job) => {
         if (!job) return response.writeHead(503).end();
-        const nothing = { imagesPerSecond: null, loss: null, learningRate: null, etaSeconds: null, evaluations: [], checkpoint: null };
-        const progress: Progress = { schemaVersion: 1, job, stage: 'Loading', step: 0, totalSteps: 100, epoch: 0, activity: 0, ...nothing };
+        const nothing = {
+          imagesPerSecond: null,
+          loss: null,
+          learningRate: null,
+          etaSeconds: null,
+          evaluations: [],
+          checkpoint: null,
+        };
+        const progress: Progress = {
+          schemaVersion: 1,
+          job,
+          stage: 'Loading',
+          step: 0,
+          totalSteps: 100,
+          epoch: 0,
+          activity: 0,
+          ...nothing,
+        };
         return response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
       });
     });
@@ -233,15 +307,24 @@ class ProgressServer {
   }
 
   async #jobAt(address: string): Promise<Progress['job'] | undefined> {
-    const { items } = await this.#plane.client.list(pods as Resource, null, { fieldSelector: `status.podIP=${address}`, labelSelector: CHILDREN }, true);
+    const { items } = await this.#plane.client.list(
+      pods as Resource,
+      null,
+      { fieldSelector: `status.podIP=${address}`, labelSelector: CHILDREN },
+      true,
+    );
     const labels = items?.[0]?.metadata.labels;
-    return labels && { name: labels[Label.jobName]!, uid: labels[Label.jobUid]!, attempt: Number(labels[Label.attempt]) };
+    return (
+      labels && { name: labels[Label.jobName]!, uid: labels[Label.jobUid]!, attempt: Number(labels[Label.attempt]) }
+    );
   }
 }
 
 async function inParallel<T>(items: T[], work: (item: T) => Promise<unknown>): Promise<void> {
   const left = items.values();
-  await Promise.all(Array.from({ length: PARALLEL }, async () => {
-    for (const item of left) await work(item);
-  }));
+  await Promise.all(
+    Array.from({ length: PARALLEL }, async () => {
+      for (const item of left) await work(item);
+    }),
+  );
 }

@@ -22,7 +22,17 @@ const HELP = `Usage: npm run bench -- operator [options]
 --nodes COUNT        (default 20)
 --node-option TEXT   passed to the operator's node, such as --cpu-prof
 `;
-const COUNTS = { gang: 32, 'gang-rounds': 20, jobs: 100, trainers: 8, rounds: 3, 'idle-seconds': 60, 'many-jobs': 1000, failovers: 3, nodes: 20 };
+const COUNTS = {
+  gang: 32,
+  'gang-rounds': 20,
+  jobs: 100,
+  trainers: 8,
+  rounds: 3,
+  'idle-seconds': 60,
+  'many-jobs': 1000,
+  failovers: 3,
+  nodes: 20,
+};
 type Settings = typeof COUNTS;
 
 interface Figure {
@@ -74,12 +84,27 @@ async function gang({ cluster, settings: { gang: size, 'gang-rounds': rounds }, 
   }
   report({ name: `apply -> all ${size} pods exist, p50`, unit: 'ms', value: median(created), jobset: 357, aim: 150 });
   report({ name: `apply -> all ${size} pods exist, p99`, unit: 'ms', value: quantile(created, 0.99), jobset: 522 });
-  report({ name: `a failed pod -> all ${size} of the next attempt exist, p50`, unit: 'ms', value: median(recreated), jobset: 1560, aim: 300 });
-  report({ name: `a failed pod -> all ${size} of the next attempt exist, p99`, unit: 'ms', value: quantile(recreated, 0.99) });
+  report({
+    name: `a failed pod -> all ${size} of the next attempt exist, p50`,
+    unit: 'ms',
+    value: median(recreated),
+    jobset: 1560,
+    aim: 300,
+  });
+  report({
+    name: `a failed pod -> all ${size} of the next attempt exist, p99`,
+    unit: 'ms',
+    value: quantile(recreated, 0.99),
+  });
 }
 
 /** Many jobs at once, by turns with plain POSTs of as many pods. The jobs of the last round stay, for `idle`. */
-async function throughput({ cluster, operator, settings: { jobs: jobCount, trainers, rounds }, report }: Scene): Promise<void> {
+async function throughput({
+  cluster,
+  operator,
+  settings: { jobs: jobCount, trainers, rounds },
+  report,
+}: Scene): Promise<void> {
   const count = jobCount * trainers;
   await cluster.applyAll(['sample'], trainers);
   await cluster.jobsRun(['sample']);
@@ -97,7 +122,11 @@ async function throughput({ cluster, operator, settings: { jobs: jobCount, train
     const before = await operator.usage();
     const applied = performance.now();
     const jobs = names('many', jobCount);
-    const [, exist, run] = await Promise.all([cluster.applyAll(jobs, trainers), cluster.podsExist(jobs, 0, trainers), cluster.jobsRun(jobs)]);
+    const [, exist, run] = await Promise.all([
+      cluster.applyAll(jobs, trainers),
+      cluster.podsExist(jobs, 0, trainers),
+      cluster.jobsRun(jobs),
+    ]);
     const used = spent(before, await operator.usage());
     rates.push(count / seconds(exist - applied));
     running.push(seconds(run - applied));
@@ -106,15 +135,33 @@ async function throughput({ cluster, operator, settings: { jobs: jobCount, train
   }
   const title = `${jobCount} jobs x ${trainers} pods`;
   report({ name: `${title}: pods created`, unit: '1/s', value: median(rates), jobset: 68, aim: 200 });
-  report({ name: `${title}: plain POSTs of the same pods, in this run`, unit: '1/s', value: median(plainRates), jobset: 292 });
-  report({ name: `${title}: share of plain POSTs`, unit: '%', value: (100 * median(rates)) / median(plainRates), jobset: (100 * 68) / 292 });
+  report({
+    name: `${title}: plain POSTs of the same pods, in this run`,
+    unit: '1/s',
+    value: median(plainRates),
+    jobset: 292,
+  });
+  report({
+    name: `${title}: share of plain POSTs`,
+    unit: '%',
+    value: (100 * median(rates)) / median(plainRates),
+    jobset: (100 * 68) / 292,
+  });
   report({ name: `${title}: until all run`, unit: 's', value: median(running) });
   report({ name: `${title}: operator's CPU time`, unit: 's', value: median(cpu), jobset: 2.35 });
   const all = (of: Record<string, number>) => Object.values(of).reduce((sum, value) => sum + value, 0);
   report({ name: `${title}: requests a job`, unit: '', value: median(requests.map(all)) / jobCount, jobset: 4.1 });
-  report({ name: `${title}: requests a job but those that make its pods`, unit: '', value: (median(requests.map(all)) - count) / jobCount });
+  report({
+    name: `${title}: requests a job but those that make its pods`,
+    unit: '',
+    value: (median(requests.map(all)) - count) / jobCount,
+  });
   for (const method of ['GET', 'POST', 'PATCH', 'DELETE']) {
-    report({ name: `${title}: ${method} a job`, unit: '', value: median(requests.map((of) => of[method] ?? 0)) / jobCount });
+    report({
+      name: `${title}: ${method} a job`,
+      unit: '',
+      value: median(requests.map((of) => of[method] ?? 0)) / jobCount,
+    });
   }
 }
 
@@ -123,7 +170,13 @@ async function idle({ cluster, operator, settings, report }: Scene): Promise<voi
   const { jobs, trainers } = settings;
   await fill(cluster, settings, jobs);
   await quiet(operator, settings, `${jobs} running jobs, idle`, report);
-  report({ name: `memory with ${jobs} jobs (${jobs * trainers} pods)`, unit: 'MiB', value: (await operator.memory()).now, jobset: 78, aim: 150 });
+  report({
+    name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
+    unit: 'MiB',
+    value: (await operator.memory()).now,
+    jobset: 78,
+    aim: 150,
+  });
 }
 
 async function scale({ cluster, operator, settings, report }: Scene): Promise<void> {
@@ -133,26 +186,46 @@ async function scale({ cluster, operator, settings, report }: Scene): Promise<vo
   report({ name: `${jobs} jobs: until all run`, unit: 's', value: seconds(performance.now() - applied) });
   await quiet(operator, settings, `${jobs} running jobs, idle`, report);
   const { now, peak } = await operator.memory();
-  report({ name: `memory with ${jobs} jobs (${jobs * trainers} pods)`, unit: 'MiB', value: now, jobset: 260, aim: 260 });
+  report({
+    name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
+    unit: 'MiB',
+    value: now,
+    jobset: 260,
+    aim: 260,
+  });
   report({ name: `memory with ${jobs} jobs: most there ever was`, unit: 'MiB', value: peak });
 }
 
 /** The first `count` of the jobs many-0, many-1, ... run; those that do already stay as they are. */
 async function fill(cluster: BenchCluster, { trainers }: Settings, count: number): Promise<void> {
   const jobs = names('many', count);
-  await cluster.applyAll(jobs.filter((job) => !cluster.isRunning(job)), trainers);
+  await cluster.applyAll(
+    jobs.filter((job) => !cluster.isRunning(job)),
+    trainers,
+  );
   await cluster.jobsRun(jobs);
 }
 
-async function quiet(operator: OperatorProcess, { 'idle-seconds': length }: Settings, title: string, report: Scene['report']): Promise<void> {
+async function quiet(
+  operator: OperatorProcess,
+  { 'idle-seconds': length }: Settings,
+  title: string,
+  report: Scene['report'],
+): Promise<void> {
   await pause(10_000); // events of the jobs' start are told, its garbage is collected
   const before = await operator.usage();
   await pause(1000 * length);
   const { requests, cpuSeconds } = spent(before, await operator.usage());
   const perMinute = (count = 0) => (60 * count) / length;
-  report({ name: `${title}: writes but the lease's`, unit: '1/min', value: perMinute((requests['POST'] ?? 0) + (requests['PATCH'] ?? 0) + (requests['DELETE'] ?? 0)), jobset: 0, aim: 0 });
-  report({ name: `${title}: writes of the lease`, unit: '1/min', value: perMinute(requests['PUT']) });
-  report({ name: `${title}: reads (watches opened anew)`, unit: '1/min', value: perMinute(requests['GET']) });
+  report({
+    name: `${title}: writes but the lease's`,
+    unit: '1/min',
+    value: perMinute((requests.POST ?? 0) + (requests.PATCH ?? 0) + (requests.DELETE ?? 0)),
+    jobset: 0,
+    aim: 0,
+  });
+  report({ name: `${title}: writes of the lease`, unit: '1/min', value: perMinute(requests.PUT) });
+  report({ name: `${title}: reads (watches opened anew)`, unit: '1/min', value: perMinute(requests.GET) });
   report({ name: `${title}: CPU`, unit: '% of a core', value: (100 * cpuSeconds) / length });
 }
 
@@ -171,31 +244,45 @@ async function failover({ cluster, operator, settings: { failovers }, report, st
       leader = standby;
       await cluster.remove([job]);
     }
-    report({ name: `failover: ${signal} to the leader -> the other has made a pod, p50`, unit: 's', value: median(times) });
+    report({
+      name: `failover: ${signal} to the leader -> the other has made a pod, p50`,
+      unit: 's',
+      value: median(times),
+    });
   }
 }
 
 const SCENARIOS = { gang, throughput, idle, scale, failover };
 
 function settingsOf(): { settings: Settings; scenarios: (keyof typeof SCENARIOS)[]; nodeOptions: string[] } {
-  const options = { ...Object.fromEntries(Object.keys(COUNTS).map((name) => [name, { type: 'string' as const }])), only: { type: 'string' as const }, help: { type: 'boolean' as const } };
-  const { values } = parseArgs({ options: { ...options, 'node-option': { type: 'string', multiple: true } } }) as { values: Record<string, string | string[] | boolean | undefined> };
-  if (values['help']) {
+  const options = {
+    ...Object.fromEntries(Object.keys(COUNTS).map((name) => [name, { type: 'string' as const }])),
+    only: { type: 'string' as const },
+    help: { type: 'boolean' as const },
+  };
+  const { values } = parseArgs({ options: { ...options, 'node-option': { type: 'string', multiple: true } } }) as {
+    values: Record<string, string | string[] | boolean | undefined>;
+  };
+  if (values.help) {
     console.log(HELP);
     process.exit(0);
   }
-  const settings = Object.fromEntries(Object.entries(COUNTS).map(([name, fallback]) => {
-    const value = Number(values[name] ?? fallback);
-    if (!Number.isInteger(value) || value < 1) throw new Error(`--${name}: ${String(values[name])}; must be a whole number from 1`);
-    return [name, value];
-  })) as Settings;
-  const scenarios = String(values['only'] ?? Object.keys(SCENARIOS).join(',')).split(',') as (keyof typeof SCENARIOS)[];
+  const settings = Object.fromEntries(
+    Object.entries(COUNTS).map(([name, fallback]) => {
+      const value = Number(values[name] ?? fallback);
+      if (!Number.isInteger(value) || value < 1)
+        throw new Error(`--${name}: ${String(values[name])}; must be a whole number from 1`);
+      return [name, value];
+    }),
+  ) as Settings;
+  const scenarios = String(values.only ?? Object.keys(SCENARIOS).join(',')).split(',') as (keyof typeof SCENARIOS)[];
   const unknown = scenarios.find((name) => !Object.hasOwn(SCENARIOS, name));
   if (unknown !== undefined) throw new Error(`--only: ${unknown}; there are ${Object.keys(SCENARIOS).join(', ')}`);
   return { settings, scenarios, nodeOptions: (values['node-option'] ?? []) as string[] };
 }
 
-const format = (value: number | undefined): string => (value === undefined ? '' : value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2));
+const format = (value: number | undefined): string =>
+  value === undefined ? '' : value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2);
 
 async function main(): Promise<void> {
   const { settings, scenarios, nodeOptions } = settingsOf();
@@ -209,10 +296,14 @@ async function main(): Promise<void> {
     };
     const operator = await startOperator();
     const figures: Figure[] = [];
-    console.log(`${'kwok nodes, a real kube-scheduler'.padEnd(66)}${'Facetrain'.padStart(10)}${'JobSet 0.8*'.padStart(13)}${'aim'.padStart(8)}`);
+    console.log(
+      `${'kwok nodes, a real kube-scheduler'.padEnd(66)}${'Facetrain'.padStart(10)}${'JobSet 0.8*'.padStart(13)}${'aim'.padStart(8)}`,
+    );
     const report = (figure: Figure) => {
       figures.push(figure);
-      console.log(`${figure.name.padEnd(66)}${format(figure.value).padStart(10)}${format(figure.jobset).padStart(13)}${format(figure.aim).padStart(8)}  ${figure.unit}`);
+      console.log(
+        `${figure.name.padEnd(66)}${format(figure.value).padStart(10)}${format(figure.jobset).padStart(13)}${format(figure.aim).padStart(8)}  ${figure.unit}`,
+      );
     };
     await pause(5_000);
     report({ name: 'memory without jobs', unit: 'MiB', value: (await operator.memory()).now, jobset: 49 });

@@ -1,9 +1,9 @@
 /** The operator as the program that it is, in a process of its own, so that its memory, time and requests are nobody else's. */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { freePorts, type ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { type ControlPlane, freePorts } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { NAMESPACE } from './kwok-cluster.ts';
 
@@ -33,7 +33,10 @@ export class OperatorProcess {
     const [port] = await freePorts(1);
     const { folder, env } = await plane.serviceAccount(NAMESPACE);
     const args = ['--image', 'registry.example/trainer:1', '--service-account', folder, '--health-port', String(port)];
-    const child = spawn(process.execPath, [...(await imageOptions()), ...nodeOptions, PROGRAM, ...args], { stdio: ['ignore', 'ignore', 'inherit'], env: { ...process.env, ...env } });
+    const child = spawn(process.execPath, [...(await imageOptions()), ...nodeOptions, PROGRAM, ...args], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      env: { ...process.env, ...env },
+    });
     const kill = () => child.kill('SIGKILL');
     process.once('exit', kill);
     child.once('exit', () => process.off('exit', kill));
@@ -85,7 +88,9 @@ export class OperatorProcess {
 
 /** What was used between two readings. */
 export function spent(before: Usage, after: Usage): Usage {
-  const requests = Object.fromEntries(Object.entries(after.requests).map(([method, count]) => [method, count - (before.requests[method] ?? 0)]));
+  const requests = Object.fromEntries(
+    Object.entries(after.requests).map(([method, count]) => [method, count - (before.requests[method] ?? 0)]),
+  );
   return { cpuSeconds: after.cpuSeconds - before.cpuSeconds, requests };
 }
 

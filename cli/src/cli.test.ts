@@ -11,24 +11,39 @@ test('the example is valid, and says so to programs and to people', async () => 
   const people = await facetrain('validate', '-f', job);
   assert.deepEqual([people.code, people.stdout], [0, `${job}: FaceTrainJob lfw-small is valid\n`]);
   const program = await facetrain('validate', '-f', job, '--json');
-  assert.deepEqual(JSON.parse(program.stdout), { valid: true, manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small' }] });
+  assert.deepEqual(JSON.parse(program.stdout), {
+    valid: true,
+    manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small' }],
+  });
 });
 
 test('dataset check reads and decodes all of it', async () => {
   const { code, stdout } = await facetrain('dataset', 'check', EXAMPLE, '--json');
   assert.equal(code, 0);
   const { images, identities, identitiesSeen, height, width } = JSON.parse(stdout) as Record<string, number>;
-  assert.deepEqual({ images, identities, identitiesSeen, height, width }, { images: 800, identities: 40, identitiesSeen: 40, height: 112, width: 112 });
+  assert.deepEqual(
+    { images, identities, identitiesSeen, height, width },
+    { images: 800, identities: 40, identitiesSeen: 40, height: 112, width: 112 },
+  );
 });
 
 const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
   'no such command': { args: ['trian'], wantMessage: /unknown command 'trian'/ },
   'no such option': { args: ['validate', '-f', job, '--frobnicate'], wantMessage: /unknown option '--frobnicate'/ },
   'a missing option': { args: ['run'], wantMessage: /-f, --file/ },
-  'a number that is none': { args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'], wantMessage: /whole number/ },
-  'a colour order that is none': { args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'], wantMessage: /rgb, bgr/ },
+  'a number that is none': {
+    args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'],
+    wantMessage: /whole number/,
+  },
+  'a colour order that is none': {
+    args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'],
+    wantMessage: /rgb, bgr/,
+  },
   'a manifest that is not there': { args: ['run', '-f', 'nowhere.yaml'], wantMessage: /nowhere\.yaml/ },
-  'a model that is not there': { args: ['eval', '--model', 'nowhere.onnx', '--pairs', pairs], wantMessage: /nowhere\.onnx/ },
+  'a model that is not there': {
+    args: ['eval', '--model', 'nowhere.onnx', '--pairs', pairs],
+    wantMessage: /nowhere\.onnx/,
+  },
   'a model that is none': { args: ['eval', '--model', job, '--pairs', pairs], wantMessage: /job\.yaml/ },
   'pairs that are none': { args: ['eval', '--model', 'nowhere.onnx', '--pairs', job], wantMessage: /job\.yaml/ },
   'a dataset that is none': { args: ['dataset', 'check', join(EXAMPLE, '..')], wantMessage: /lfw-small/ },
@@ -45,7 +60,18 @@ for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
 }
 
 test('with --json so is a command line that is not understood', async () => {
-  const { code, stdout } = await facetrain('quantize', '--json', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', '0');
+  const { code, stdout } = await facetrain(
+    'quantize',
+    '--json',
+    '--model',
+    'a',
+    '--calibration',
+    'b',
+    '--out',
+    'c',
+    '--images',
+    '0',
+  );
   assert.equal(code, 2);
   const { error } = JSON.parse(stdout) as { error: { code: string; message: string } };
   assert.equal(error.code, 'InvalidArgument');

@@ -1,9 +1,9 @@
 #!/usr/bin/env node
+import { ExitCode, FacetrainError } from '@facetrain/api';
 /** `facetrain`: the command line. Parses arguments and prints; what a command does is in commands/. */
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
-import { ExitCode, FacetrainError } from '@facetrain/api';
-import type { ChannelOrder } from './commands/eval.ts';
 import packageJson from '../package.json' with { type: 'json' };
+import type { ChannelOrder } from './commands/eval.ts';
 import { StatusLine } from './terminal-output.ts';
 
 const EXIT_CODES = `
@@ -17,7 +17,10 @@ Exit codes:
 
 const stop = new AbortController();
 let stopCode: number | undefined;
-for (const [signal, code] of [['SIGINT', ExitCode.interrupted], ['SIGTERM', ExitCode.preempted]] as const) {
+for (const [signal, code] of [
+  ['SIGINT', ExitCode.interrupted],
+  ['SIGTERM', ExitCode.preempted],
+] as const) {
   process.on(signal, () => {
     if (stopCode !== undefined) process.exit(code); // asked twice: at once
     stopCode = code;
@@ -45,7 +48,11 @@ function action(body: (...args: never[]) => Promise<Outcome>) {
       process.exitCode = outcome.exitCode ?? ExitCode.success;
     } catch (error) {
       if (stopCode !== undefined) {
-        if (json) await writeError({ code: 'Stopped', message: `stopped by ${stopCode === ExitCode.interrupted ? 'SIGINT' : 'SIGTERM'}` });
+        if (json)
+          await writeError({
+            code: 'Stopped',
+            message: `stopped by ${stopCode === ExitCode.interrupted ? 'SIGINT' : 'SIGTERM'}`,
+          });
         process.exitCode = stopCode;
         return;
       }
@@ -64,30 +71,42 @@ function action(body: (...args: never[]) => Promise<Outcome>) {
 const write = (text: string) => new Promise<void>((resolve) => process.stdout.write(text, () => resolve()));
 
 /** What `--json` prints in place of a result. */
-const writeError = (error: { code: string; message: string; subject?: string; found?: string; allowed?: string }) => write(`${JSON.stringify({ error })}\n`);
+const writeError = (error: { code: string; message: string; subject?: string; found?: string; allowed?: string }) =>
+  write(`${JSON.stringify({ error })}\n`);
 
 function wholeNumber(minimum: number) {
   return (text: string) => {
     const value = Number(text);
-    if (!Number.isSafeInteger(value) || value < minimum) throw new InvalidArgumentError(`Must be a whole number of at least ${minimum}.`);
+    if (!Number.isSafeInteger(value) || value < minimum)
+      throw new InvalidArgumentError(`Must be a whole number of at least ${minimum}.`);
     return value;
   };
 }
 
 const program = new Command('facetrain')
   .version(packageJson.version)
-  .description('Trains face models by Partial FC and quantizes them to INT7, on this machine or, by the operator, on a Kubernetes cluster.')
+  .description(
+    'Trains face models by Partial FC and quantizes them to INT7, on this machine or, by the operator, on a Kubernetes cluster.',
+  )
   .addHelpText('after', EXIT_CODES)
   .showHelpAfterError('(facetrain --help shows what there is)')
   .exitOverride();
 
 /** A command with the options that every command has. */
 function command(name: string, description: string): Command {
-  return program.command(name).description(description).option('--json', 'print one JSON object on standard output, and nothing else there').exitOverride();
+  return program
+    .command(name)
+    .description(description)
+    .option('--json', 'print one JSON object on standard output, and nothing else there')
+    .exitOverride();
 }
 
-const channelOrder = () => new Option('--channel-order <order>', 'order of the colours at the model’s input').choices(['rgb', 'bgr']).default('rgb');
-const threads = () => new Option('--threads <n>', 'threads for arithmetic').argParser(wholeNumber(1)).default(undefined, 'all CPUs');
+const channelOrder = () =>
+  new Option('--channel-order <order>', 'order of the colours at the model’s input')
+    .choices(['rgb', 'bgr'])
+    .default('rgb');
+const threads = () =>
+  new Option('--threads <n>', 'threads for arithmetic').argParser(wholeNumber(1)).default(undefined, 'all CPUs');
 
 for (const [name, description, trainOnly] of [
   ['run', 'run a FaceTrainJob on this machine: train, evaluate, quantize, publish', false],
@@ -112,7 +131,10 @@ command('validate', 'check a manifest, as the API server would')
     action(async ({ file }: { file: string }) => {
       const { readManifests } = await import('./manifest.ts');
       const manifests = (await readManifests(file)).map(({ kind, metadata }) => ({ kind, name: metadata.name }));
-      return { json: { valid: true, manifests }, text: manifests.map(({ kind, name }) => `${file}: ${kind} ${name} is valid\n`).join('') };
+      return {
+        json: { valid: true, manifests },
+        text: manifests.map(({ kind, name }) => `${file}: ${kind} ${name} is valid\n`).join(''),
+      };
     }),
   );
 
@@ -132,14 +154,26 @@ dataset
 command('eval', 'verify pairs of faces by the 10-fold protocol, with flip')
   .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
   .requiredOption('--pairs <set>', 'a verification set in insightface’s .bin layout')
-  .addOption(new Option('--runtime <runtime>', 'what runs the model').choices(['fp32', 'int7']).default(undefined, 'what the model is made for'))
+  .addOption(
+    new Option('--runtime <runtime>', 'what runs the model')
+      .choices(['fp32', 'int7'])
+      .default(undefined, 'what the model is made for'),
+  )
   .addOption(channelOrder())
   .addOption(threads())
   .action(
-    action(async (options: { model: string; pairs: string; runtime?: 'fp32' | 'int7'; channelOrder: ChannelOrder; threads?: number }) => {
-      const { evaluate } = await import('./commands/eval.ts');
-      return evaluate(options, new StatusLine(), signal);
-    }),
+    action(
+      async (options: {
+        model: string;
+        pairs: string;
+        runtime?: 'fp32' | 'int7';
+        channelOrder: ChannelOrder;
+        threads?: number;
+      }) => {
+        const { evaluate } = await import('./commands/eval.ts');
+        return evaluate(options, new StatusLine(), signal);
+      },
+    ),
   );
 
 command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
@@ -148,15 +182,31 @@ command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
   .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')
   .addOption(new Option('--images <n>', 'pictures drawn for the search').argParser(wholeNumber(1)).default(50))
   .addOption(new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(0)).default(0))
-  .addOption(new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum').argParser(wholeNumber(0)).default(2))
+  .addOption(
+    new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum')
+      .argParser(wholeNumber(0))
+      .default(2),
+  )
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .addOption(channelOrder())
   .addOption(threads())
   .action(
-    action(async (options: { model: string; calibration: string; out: string; images: number; seed: number; rounds: number; pairs?: string[]; channelOrder: ChannelOrder; threads?: number }) => {
-      const { quantize } = await import('./commands/quantize.ts');
-      return quantize(options, new StatusLine(), signal);
-    }),
+    action(
+      async (options: {
+        model: string;
+        calibration: string;
+        out: string;
+        images: number;
+        seed: number;
+        rounds: number;
+        pairs?: string[];
+        channelOrder: ChannelOrder;
+        threads?: number;
+      }) => {
+        const { quantize } = await import('./commands/quantize.ts');
+        return quantize(options, new StatusLine(), signal);
+      },
+    ),
   );
 
 command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder')
@@ -173,5 +223,6 @@ try {
 } catch (error) {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = error.exitCode === 0 ? ExitCode.success : ExitCode.refused; // commander has printed why
-  if (error.exitCode !== 0 && process.argv.includes('--json')) await writeError({ code: 'InvalidArgument', message: error.message });
+  if (error.exitCode !== 0 && process.argv.includes('--json'))
+    await writeError({ code: 'InvalidArgument', message: error.message });
 }

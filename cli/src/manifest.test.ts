@@ -47,7 +47,10 @@ test('a file may hold several documents, and an empty one between them', async (
   const manifests = await readManifests(await file(`${job}---\n---\n${quantize}`));
   assert.deepEqual(
     manifests.map(({ kind, metadata }) => [kind, metadata.name]),
-    [['FaceTrainJob', 'a'], ['QuantizeJob', 'q']],
+    [
+      ['FaceTrainJob', 'a'],
+      ['QuantizeJob', 'q'],
+    ],
   );
 });
 
@@ -55,10 +58,19 @@ const refusals: Record<string, { text: string; wantMessage: RegExp }> = {
   'an empty file': { text: '', wantMessage: /job\.yaml: no document; one FaceTrainJob or QuantizeJob/ },
   'no YAML': { text: 'a: [1', wantMessage: /job\.yaml: .*line 1/s },
   'a scalar': { text: 'hello', wantMessage: /job\.yaml: kind: missing; must be one of FaceTrainJob, QuantizeJob/ },
-  'another kind': { text: 'kind: Pod', wantMessage: /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob/ },
+  'another kind': {
+    text: 'kind: Pod',
+    wantMessage: /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob/,
+  },
   'the name of a method of objects as a kind': { text: 'kind: toString', wantMessage: /kind: "toString"/ },
-  'a wrong field of the second document': { text: `${quantize}---\n${job}  epoch: 3\n`, wantMessage: /job\.yaml \(document 2\): spec\.epoch: unknown field; did you mean "epochs"\?/ },
-  'an alias bomb': { text: `a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\nkind: FaceTrainJob\n`, wantMessage: /job\.yaml/ },
+  'a wrong field of the second document': {
+    text: `${quantize}---\n${job}  epoch: 3\n`,
+    wantMessage: /job\.yaml \(document 2\): spec\.epoch: unknown field; did you mean "epochs"\?/,
+  },
+  'an alias bomb': {
+    text: `a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\nkind: FaceTrainJob\n`,
+    wantMessage: /job\.yaml/,
+  },
 };
 for (const [name, { text, wantMessage }] of Object.entries(refusals)) {
   test(`refused: ${name}`, async () => {
@@ -73,5 +85,8 @@ for (const [name, { text, wantMessage }] of Object.entries(refusals)) {
 
 test('`run` wants exactly one FaceTrainJob', async () => {
   await assert.rejects(readFaceTrainJob(await file(quantize)), /QuantizeJob; must hold exactly one FaceTrainJob/);
-  await assert.rejects(readFaceTrainJob(await file(`${job}---\n${job}`)), /FaceTrainJob, FaceTrainJob; must hold exactly one FaceTrainJob/);
+  await assert.rejects(
+    readFaceTrainJob(await file(`${job}---\n${job}`)),
+    /FaceTrainJob, FaceTrainJob; must hold exactly one FaceTrainJob/,
+  );
 });

@@ -1,7 +1,7 @@
 /** Reads a manifest from a file: YAML or JSON, checked against the schema, with paths that no longer depend on where it lies. */
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { FaceTrainJob, FacetrainError, QuantizeJob, parseDocument } from '@facetrain/api';
+import { FaceTrainJob, FacetrainError, parseDocument, QuantizeJob } from '@facetrain/api';
 import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
@@ -17,7 +17,8 @@ function resolvePaths(value: unknown, folder: string): unknown {
   if (typeof value !== 'object' || value === null) return value;
   return Object.fromEntries(
     Object.entries(value).map(([key, field]) => {
-      if (key === 'uri' && typeof field === 'string' && field.startsWith('file://')) return [key, fileUri(resolve(folder, field.slice('file://'.length)))];
+      if (key === 'uri' && typeof field === 'string' && field.startsWith('file://'))
+        return [key, fileUri(resolve(folder, field.slice('file://'.length)))];
       return [key, resolvePaths(field, folder)];
     }),
   );
@@ -33,12 +34,18 @@ export const fileUri = (path: string) => `file://${resolve(path)}`;
  * @throws FacetrainError InvalidManifest
  */
 export async function readManifests(file: string): Promise<Manifest[]> {
-  const refuse = (subject: string, found: string, allowed: string, cause?: unknown) => new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
+  const refuse = (subject: string, found: string, allowed: string, cause?: unknown) =>
+    new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
   let text: string;
   try {
     text = await readFile(file, 'utf8');
   } catch (cause) {
-    throw refuse(file, (cause as Error).message, 'give the path of a manifest, such as examples/lfw-small/job.yaml', cause);
+    throw refuse(
+      file,
+      (cause as Error).message,
+      'give the path of a manifest, such as examples/lfw-small/job.yaml',
+      cause,
+    );
   }
   const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
     const where = length > 1 ? `${file} (document ${index + 1})` : file;
@@ -55,9 +62,18 @@ export async function readManifests(file: string): Promise<Manifest[]> {
   return manifests.map(({ where, value }) => {
     const { kind } = Object(value) as { kind?: unknown };
     if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
-      throw refuse(`${where}: kind`, kind === undefined ? 'missing' : JSON.stringify(kind), `must be one of ${Object.keys(SCHEMAS).join(', ')}`);
+      throw refuse(
+        `${where}: kind`,
+        kind === undefined ? 'missing' : JSON.stringify(kind),
+        `must be one of ${Object.keys(SCHEMAS).join(', ')}`,
+      );
     }
-    return parseDocument(SCHEMAS[kind as keyof typeof SCHEMAS], resolvePaths(value, dirname(resolve(file))), where, 'InvalidManifest');
+    return parseDocument(
+      SCHEMAS[kind as keyof typeof SCHEMAS],
+      resolvePaths(value, dirname(resolve(file))),
+      where,
+      'InvalidManifest',
+    );
   });
 }
 
@@ -66,7 +82,12 @@ export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
   const manifests = await readManifests(file);
   const [job] = manifests;
   if (manifests.length !== 1 || job?.kind !== 'FaceTrainJob') {
-    throw new FacetrainError({ code: 'InvalidManifest', subject: file, found: manifests.map(({ kind }) => kind).join(', '), allowed: 'must hold exactly one FaceTrainJob' });
+    throw new FacetrainError({
+      code: 'InvalidManifest',
+      subject: file,
+      found: manifests.map(({ kind }) => kind).join(', '),
+      allowed: 'must hold exactly one FaceTrainJob',
+    });
   }
   return job;
 }

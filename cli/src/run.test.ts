@@ -1,12 +1,12 @@
 /** `facetrain run` on real processes: the whole job, and what may happen to it on the way. */
 import assert from 'node:assert/strict';
-import { cp, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { existsSync, readdirSync } from 'node:fs';
+import { cp, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import type { RunResult } from './commands/run.ts';
-import { EXAMPLE, Running, eventually, facetrain, trainers, writeTinyJob } from './testing/run-cli.ts';
+import { EXAMPLE, eventually, facetrain, Running, trainers, writeTinyJob } from './testing/run-cli.ts';
 
 let folder: string;
 let out: string;
@@ -19,7 +19,12 @@ afterEach(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-const checkpoints = () => (existsSync(join(out, 'checkpoints')) ? readdirSync(join(out, 'checkpoints')).filter((name) => existsSync(join(out, 'checkpoints', name, 'manifest.json'))) : []);
+const checkpoints = () =>
+  existsSync(join(out, 'checkpoints'))
+    ? readdirSync(join(out, 'checkpoints')).filter((name) =>
+        existsSync(join(out, 'checkpoints', name, 'manifest.json')),
+      )
+    : [];
 
 /** The one object on standard output. */
 function result(stdout: string): RunResult {
@@ -30,32 +35,58 @@ function result(stdout: string): RunResult {
 
 test('a manifest becomes a trained, evaluated, quantized and published model', async () => {
   const file = await writeTinyJob(folder, (spec) => {
-    spec['evaluation'] = { sets: [{ name: 'lfw-small', uri: `file://${join(EXAMPLE, 'lfw-small.bin')}` }], everyEpochs: 0 };
-    spec['epochs'] = 4;
-    spec['optimizer'] = { learningRate: 0.05 };
-    spec['quantize'] = { calibration: { images: 8 }, search: { rounds: 1, candidates: 10 } };
+    spec.evaluation = {
+      sets: [{ name: 'lfw-small', uri: `file://${join(EXAMPLE, 'lfw-small.bin')}` }],
+      everyEpochs: 0,
+    };
+    spec.epochs = 4;
+    spec.optimizer = { learningRate: 0.05 };
+    spec.quantize = { calibration: { images: 8 }, search: { rounds: 1, candidates: 10 } };
   });
   const { code, stdout, stderr } = await facetrain('run', '-f', file, '--json');
   assert.equal(code, 0, stderr);
   const job = result(stdout);
   assert.deepEqual([job.job, job.phase, job.attempts, job.train?.steps], ['tiny', 'Succeeded', 1, 100]);
   assert.ok(job.train!.lossLast < job.train!.lossFirst, `loss ${job.train!.lossFirst} -> ${job.train!.lossLast}`);
-  assert.deepEqual(job.evaluation.map(({ set, pairs }) => [set, pairs]), [['lfw-small', 600]]);
-  assert.deepEqual(Object.keys(job.artifact!.files).sort(), ['model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
-  for (const name of [...Object.keys(job.artifact!.files), 'manifest.json']) assert.ok(existsSync(join(job.artifact!.dir, name)), name);
-  for (const name of ['model/backbone.onnx', 'train-report.json', 'train-report.html']) assert.ok(existsSync(join(out, name)), name);
+  assert.deepEqual(
+    job.evaluation.map(({ set, pairs }) => [set, pairs]),
+    [['lfw-small', 600]],
+  );
+  assert.deepEqual(Object.keys(job.artifact!.files).sort(), [
+    'model.int7.onnx',
+    'report.html',
+    'report.json',
+    'scales.json',
+  ]);
+  for (const name of [...Object.keys(job.artifact!.files), 'manifest.json'])
+    assert.ok(existsSync(join(job.artifact!.dir, name)), name);
+  for (const name of ['model/backbone.onnx', 'train-report.json', 'train-report.html'])
+    assert.ok(existsSync(join(out, name)), name);
   assert.deepEqual(trainers(folder), []);
 
   // What came out is what the other commands read.
-  for (const [runtime, model] of [['fp32', join(out, 'model', 'backbone.onnx')], ['int7', join(job.artifact!.dir, 'model.int7.onnx')]] as const) {
-    const evaluation = JSON.parse((await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout) as { runtime: string; accuracy: number };
+  for (const [runtime, model] of [
+    ['fp32', join(out, 'model', 'backbone.onnx')],
+    ['int7', join(job.artifact!.dir, 'model.int7.onnx')],
+  ] as const) {
+    const evaluation = JSON.parse(
+      (await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout,
+    ) as { runtime: string; accuracy: number };
     assert.equal(evaluation.runtime, runtime);
     assert.ok(evaluation.accuracy > 0.55, `${runtime}: ${evaluation.accuracy}, where chance gives 0.5`);
     const reported = runtime === 'fp32' ? job.evaluation[0]!.accuracy : job.artifact!.evaluation[0]!.int7;
     // The trainer embeds in batches of another size: a pair at the threshold may fall to the other side.
-    assert.ok(Math.abs(evaluation.accuracy - reported) <= 2 / 600, `${runtime}: ${evaluation.accuracy}, the job says ${reported}`);
+    assert.ok(
+      Math.abs(evaluation.accuracy - reported) <= 2 / 600,
+      `${runtime}: ${evaluation.accuracy}, the job says ${reported}`,
+    );
   }
-  for (const path of [join(out, 'model', 'backbone.onnx'), join(out, 'checkpoints', checkpoints()[0]!), job.artifact!.dir]) assert.equal((await facetrain('inspect', path)).code, 0, path);
+  for (const path of [
+    join(out, 'model', 'backbone.onnx'),
+    join(out, 'checkpoints', checkpoints()[0]!),
+    job.artifact!.dir,
+  ])
+    assert.equal((await facetrain('inspect', path)).code, 0, path);
 });
 
 test('a killed rank: the gang starts again from the newest checkpoint, and nothing is trained differently', async () => {
@@ -71,7 +102,9 @@ test('a killed rank: the gang starts again from the newest checkpoint, and nothi
   assert.deepEqual([job.phase, job.attempts, job.restarts.count], ['Succeeded', 2, 1]);
   const report = JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')) as { resumedFromStep: number };
   assert.ok(report.resumedFromStep >= 5, `resumed from step ${report.resumedFromStep}`);
-  const models = await Promise.all([out, join(folder, 'undisturbed', 'out')].map((path) => readFile(join(path, 'model', 'backbone.onnx'))));
+  const models = await Promise.all(
+    [out, join(folder, 'undisturbed', 'out')].map((path) => readFile(join(path, 'model', 'backbone.onnx'))),
+  );
   assert.ok(models[0]!.equals(models[1]!), 'the model is not that of the undisturbed run');
   assert.deepEqual(trainers(folder), []);
 });
@@ -120,7 +153,7 @@ test('a folder that another run has, or that holds something else, is left alone
 
 test('starting anew removes what a run has made, and nothing else; a damaged state is refused', async () => {
   const file = await writeTinyJob(folder, (spec) => {
-    spec['dataset'] = { uri: `file://${join(folder, 'nowhere')}` };
+    spec.dataset = { uri: `file://${join(folder, 'nowhere')}` };
   });
   assert.equal((await facetrain('run', '-f', file)).code, 2);
   await writeFile(join(out, 'mine.txt'), 'precious');
@@ -137,13 +170,26 @@ test('starting anew removes what a run has made, and nothing else; a damaged sta
   assert.doesNotMatch(damaged.stderr, /\n\s+at /);
 });
 
-const refusals: Record<string, { spoil: (data: string) => Promise<void>; change?: (spec: Record<string, unknown>) => void; wantMessage: RegExp }> = {
-  'a .rec that is cut short': { spoil: (data) => truncate(join(data, 'train.rec'), 1_000_001), wantMessage: /train\.rec/ },
+const refusals: Record<
+  string,
+  { spoil: (data: string) => Promise<void>; change?: (spec: Record<string, unknown>) => void; wantMessage: RegExp }
+> = {
+  'a .rec that is cut short': {
+    spoil: (data) => truncate(join(data, 'train.rec'), 1_000_001),
+    wantMessage: /train\.rec/,
+  },
   'a dataset that is not there': { spoil: (data) => rm(data, { recursive: true }), wantMessage: /data/ },
-  'fewer classes than the data has': { spoil: async () => {}, change: (spec) => Object.assign(spec['model'] as object, { numClasses: 39 }), wantMessage: /39/ },
+  'fewer classes than the data has': {
+    spoil: async () => {},
+    change: (spec) => Object.assign(spec.model as object, { numClasses: 39 }),
+    wantMessage: /39/,
+  },
   'a verification set that would run code': {
     spoil: (data) => writeFile(join(data, 'evil.bin'), "cposix\nsystem\n(S'true'\ntR."),
-    change: (spec) => (spec['evaluation'] = { sets: [{ name: 'evil', uri: `file://${join((spec['dataset'] as { uri: string }).uri.slice(7), 'evil.bin')}` }] }),
+    change: (spec) =>
+      (spec.evaluation = {
+        sets: [{ name: 'evil', uri: `file://${join((spec.dataset as { uri: string }).uri.slice(7), 'evil.bin')}` }],
+      }),
     wantMessage: /evil\.bin.*posix.system/,
   },
 };
@@ -153,7 +199,7 @@ for (const [name, { spoil, change, wantMessage }] of Object.entries(refusals)) {
     await cp(EXAMPLE, data, { recursive: true });
     await spoil(data);
     const file = await writeTinyJob(folder, (spec) => {
-      spec['dataset'] = { uri: `file://${data}` };
+      spec.dataset = { uri: `file://${data}` };
       change?.(spec);
     });
     const { code, stdout, stderr } = await facetrain('run', '-f', file, '--json');

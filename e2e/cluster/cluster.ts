@@ -7,12 +7,12 @@ import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { KubeConfig } from '@kubernetes/client-node';
 import { Client } from '@facetrain/operator/runtime/client';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { KubeConfig } from '@kubernetes/client-node';
 import type { StartedTestContainer } from 'testcontainers';
 import { stringify } from 'yaml';
-import { command, type CommandOptions } from './command.ts';
+import { type CommandOptions, command } from './command.ts';
 import { archive, PAUSE_IMAGE } from './images.ts';
 import { NodeContainer } from './node.ts';
 import { programs } from './paths.ts';
@@ -50,7 +50,13 @@ export class Cluster {
   readonly #tokens: Tokens;
   readonly #nodes: Map<string, Node>;
 
-  private constructor(options: ClusterOptions, folder: string, tokens: Tokens, nodes: Map<string, Node>, client: Client) {
+  private constructor(
+    options: ClusterOptions,
+    folder: string,
+    tokens: Tokens,
+    nodes: Map<string, Node>,
+    client: Client,
+  ) {
     this.#options = options;
     this.#folder = folder;
     this.#tokens = tokens;
@@ -64,8 +70,16 @@ export class Cluster {
     await mkdir(join(folder, 'shared'), { recursive: true });
     // Written by containers that run as nobody in particular.
     await chmod(join(folder, 'shared'), 0o777);
-    const tokens: Tokens = { admin: randomUUID(), proxy: randomUUID(), kubelets: Object.fromEntries([CONTROL_PLANE, ...WORKERS].map((name) => [name, randomUUID()])) };
-    const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256', privateKeyEncoding: { type: 'sec1', format: 'pem' }, publicKeyEncoding: { type: 'spki', format: 'pem' } });
+    const tokens: Tokens = {
+      admin: randomUUID(),
+      proxy: randomUUID(),
+      kubelets: Object.fromEntries([CONTROL_PLANE, ...WORKERS].map((name) => [name, randomUUID()])),
+    };
+    const { privateKey } = generateKeyPairSync('ec', {
+      namedCurve: 'P-256',
+      privateKeyEncoding: { type: 'sec1', format: 'pem' },
+      publicKeyEncoding: { type: 'spki', format: 'pem' },
+    });
     const podCidr = '10.244.0.0/24';
     const container = await new NodeContainer({
       name: CONTROL_PLANE,
@@ -80,7 +94,9 @@ export class Cluster {
         TOKEN_SCHEDULER: randomUUID(),
         TOKEN_PROXY: tokens.proxy,
         TOKEN_KUBELET: tokens.kubelets[CONTROL_PLANE]!,
-        KUBELET_TOKENS: Object.entries(tokens.kubelets).map(([name, token]) => `${token},system:node:${name},${name},system:nodes`).join('\n'),
+        KUBELET_TOKENS: Object.entries(tokens.kubelets)
+          .map(([name, token]) => `${token},system:node:${name},${name},system:nodes`)
+          .join('\n'),
       },
       files: [{ content: privateKey, target: '/opt/facetrain/service-accounts.key' }],
       ports: [API_PORT, S3_NODE_PORT],
@@ -89,7 +105,11 @@ export class Cluster {
     const nodes = new Map([[CONTROL_PLANE, { container, podCidr }]]);
     try {
       const ca = await readFrom(container, '/etc/kubernetes/ca.crt');
-      const config = kubeconfig(`https://${container.getHost()}:${container.getMappedPort(API_PORT)}`, ca, tokens.admin);
+      const config = kubeconfig(
+        `https://${container.getHost()}:${container.getMappedPort(API_PORT)}`,
+        ca,
+        tokens.admin,
+      );
       await writeFile(join(folder, 'kubeconfig'), config, { mode: 0o600 });
       const parsed = new KubeConfig();
       parsed.loadFromString(config);
@@ -162,7 +182,15 @@ export class Cluster {
   async load(images: string[], nodes: string[] = [...this.#nodes.keys()]): Promise<void> {
     for (const image of images) {
       const file = await archive(image);
-      for (const name of nodes) await succeeds(this.#nodes.get(name)!.container, ['ctr', '--namespace', 'k8s.io', 'images', 'import', `/opt/images/${file}`]);
+      for (const name of nodes)
+        await succeeds(this.#nodes.get(name)!.container, [
+          'ctr',
+          '--namespace',
+          'k8s.io',
+          'images',
+          'import',
+          `/opt/images/${file}`,
+        ]);
     }
   }
 
@@ -177,24 +205,35 @@ export class Cluster {
 
   /** kubectl or helm, as a person would call them. */
   run(program: 'kubectl' | 'helm', args: string[], options: CommandOptions = {}): Promise<string> {
-    return command([join(programs, program), ...args], { ...options, env: { ...options.env, KUBECONFIG: this.kubeconfig } });
+    return command([join(programs, program), ...args], {
+      ...options,
+      env: { ...options.env, KUBECONFIG: this.kubeconfig },
+    });
   }
 
   /** The ends of what the programs of each node said. */
   async logs(): Promise<string> {
-    const parts = await Promise.all([...this.#nodes].map(async ([name, { container }]) => `=== ${name}\n${await logsOf(container)}`));
+    const parts = await Promise.all(
+      [...this.#nodes].map(async ([name, { container }]) => `=== ${name}\n${await logsOf(container)}`),
+    );
     return parts.join('\n');
   }
 
   async stop(): Promise<void> {
     await this.client.close();
-    await Promise.all([...this.#nodes.values()].map(({ container }) => container.stop({ remove: true, removeVolumes: true, timeout: 1000 })));
+    await Promise.all(
+      [...this.#nodes.values()].map(({ container }) =>
+        container.stop({ remove: true, removeVolumes: true, timeout: 1000 }),
+      ),
+    );
     await rm(this.#folder, { recursive: true, force: true });
   }
 
   async #ready(name: string): Promise<void> {
     await eventually(async () => {
-      const node = (await this.client.raw(`/api/v1/nodes/${name}`)) as { status?: { conditions?: { type: string; status: string; message?: string }[] } };
+      const node = (await this.client.raw(`/api/v1/nodes/${name}`)) as {
+        status?: { conditions?: { type: string; status: string; message?: string }[] };
+      };
       const ready = node.status?.conditions?.find(({ type }) => type === 'Ready');
       assert.equal(ready?.status, 'True', ready?.message);
     }, START_MILLISECONDS);
@@ -207,7 +246,16 @@ function kubeconfig(server: string, ca: string, token: string): string {
     apiVersion: 'v1',
     kind: 'Config',
     'current-context': name,
-    clusters: [{ name, cluster: { server, 'certificate-authority-data': Buffer.from(ca).toString('base64'), 'tls-server-name': 'kubernetes.default.svc' } }],
+    clusters: [
+      {
+        name,
+        cluster: {
+          server,
+          'certificate-authority-data': Buffer.from(ca).toString('base64'),
+          'tls-server-name': 'kubernetes.default.svc',
+        },
+      },
+    ],
     users: [{ name, user: { token } }],
     contexts: [{ name, context: { cluster: name, user: name } }],
   });
@@ -224,6 +272,8 @@ async function succeeds(container: StartedTestContainer, argv: string[]): Promis
 const readFrom = (container: StartedTestContainer, file: string): Promise<string> => succeeds(container, ['cat', file]);
 
 async function logsOf(container: StartedTestContainer): Promise<string> {
-  const { output } = await container.exec(['sh', '-c', 'tail -n 15 /var/log/facetrain/*.log']).catch(async () => ({ output: await command(['docker', 'logs', container.getId()]) }));
+  const { output } = await container
+    .exec(['sh', '-c', 'tail -n 15 /var/log/facetrain/*.log'])
+    .catch(async () => ({ output: await command(['docker', 'logs', container.getId()]) }));
   return output;
 }

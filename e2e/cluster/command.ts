@@ -24,10 +24,18 @@ export class CommandError extends Error {
 /** @returns its standard output. @throws CommandError when it fails or cannot be started */
 export function command(argv: string[], { cwd, env, input, show }: CommandOptions = {}): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn(argv[0]!, argv.slice(1), { cwd, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'pipe'] });
+    const child = spawn(argv[0]!, argv.slice(1), {
+      cwd,
+      env: { ...process.env, ...env },
+      stdio: ['pipe', 'pipe', 'pipe'],
+    });
     let out = '';
     let err = '';
-    const lines = (text: string) => text.split('\n').filter((line) => line.trim() !== '').forEach((line) => show?.(line.trim()));
+    const lines = (text: string) =>
+      text
+        .split('\n')
+        .filter((line) => line.trim() !== '')
+        .forEach((line) => show?.(line.trim()));
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       out += text;
       lines(text);

@@ -3,8 +3,8 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { cache, root } from './paths.ts';
 import { command } from './command.ts';
+import { cache, root } from './paths.ts';
 
 const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
 /** As the chart names them when its values do not. */
@@ -18,19 +18,34 @@ const TRUST = '/etc/ssl/certs/ca-certificates.crt';
 
 /** Where an image of Debian 12 is at hand, FACETRAIN_BASE_IMAGE names it; elsewhere debootstrap makes one. */
 async function baseImage(): Promise<string> {
-  const given = process.env['FACETRAIN_BASE_IMAGE'];
+  const given = process.env.FACETRAIN_BASE_IMAGE;
   if (given) return given;
   if (await imageId(BASE_IMAGE)) return BASE_IMAGE;
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-base-'));
   try {
     await command(['debootstrap', '--variant=minbase', '--include=ca-certificates', 'bookworm', folder]);
     // What nobody reads in a container is half of its size.
-    const useless = ['var/cache/apt', 'var/lib/apt/lists', 'usr/share/doc', 'usr/share/man', 'usr/share/locale', 'var/log'];
+    const useless = [
+      'var/cache/apt',
+      'var/lib/apt/lists',
+      'usr/share/doc',
+      'usr/share/man',
+      'usr/share/locale',
+      'var/log',
+    ];
     for (const path of useless) await command(['find', join(folder, path), '-mindepth', '1', '-delete']);
     // The registries that this machine trusts, which may be mirrors with certificates of their own.
     await cp(TRUST, join(folder, TRUST));
-    const environment = ['NODE_EXTRA_CA_CERTS', 'PIP_CERT', 'SSL_CERT_FILE'].map((name) => `${name}=${TRUST}`).join(' ');
-    await command(['sh', '-c', `tar -C "$1" -c . | docker import --change "ENV ${environment}" - ${BASE_IMAGE}`, 'sh', folder]);
+    const environment = ['NODE_EXTRA_CA_CERTS', 'PIP_CERT', 'SSL_CERT_FILE']
+      .map((name) => `${name}=${TRUST}`)
+      .join(' ');
+    await command([
+      'sh',
+      '-c',
+      `tar -C "$1" -c . | docker import --change "ENV ${environment}" - ${BASE_IMAGE}`,
+      'sh',
+      folder,
+    ]);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -45,15 +60,39 @@ export async function buildImages(show: (line: string) => void): Promise<void> {
   await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, show);
   const node = join(import.meta.dirname, 'node');
   await build(base, join(node, 'Dockerfile'), node, NODE_IMAGE, show);
-  await command(['sh', '-c', `printf 'FROM ${base}\\nCMD ["sleep", "infinity"]\\n' | docker build --tag ${PAUSE_IMAGE} -`]);
+  await command([
+    'sh',
+    '-c',
+    `printf 'FROM ${base}\\nCMD ["sleep", "infinity"]\\n' | docker build --tag ${PAUSE_IMAGE} -`,
+  ]);
 }
 
-async function build(base: string, dockerfile: string, context: string, tag: string, show: (line: string) => void): Promise<void> {
-  await command([await buildkit(), 'build', '--progress=plain', '--build-arg', `BASE_IMAGE=${base}`, '--file', dockerfile, '--tag', tag, context], {
-    env: { DOCKER_BUILDKIT: '1' },
-    show: stepsThatRun((step) => show(`${tag} ${step}`)),
-    cwd: root,
-  });
+async function build(
+  base: string,
+  dockerfile: string,
+  context: string,
+  tag: string,
+  show: (line: string) => void,
+): Promise<void> {
+  await command(
+    [
+      await buildkit(),
+      'build',
+      '--progress=plain',
+      '--build-arg',
+      `BASE_IMAGE=${base}`,
+      '--file',
+      dockerfile,
+      '--tag',
+      tag,
+      context,
+    ],
+    {
+      env: { DOCKER_BUILDKIT: '1' },
+      show: stepsThatRun((step) => show(`${tag} ${step}`)),
+      cwd: root,
+    },
+  );
 }
 
 /** Of BuildKit's plain output the titles of steps, once they say something: of what is cached there is nothing to tell. */
@@ -75,10 +114,18 @@ async function buildkit(): Promise<string> {
   for (const client of ['docker', '/usr/bin/docker']) {
     const version = await command([client, 'version', '--format', '{{.Client.Version}}']).catch(() => '');
     if (version === '') continue;
-    if (Number.parseInt(version) < 23) return client;
-    if (await command([client, 'buildx', 'version']).then(() => true, () => false)) return client;
+    if (Number.parseInt(version, 10) < 23) return client;
+    if (
+      await command([client, 'buildx', 'version']).then(
+        () => true,
+        () => false,
+      )
+    )
+      return client;
   }
-  throw new Error('no docker client here can use BuildKit: install the package docker-buildx-plugin (or docker.io of Debian 12)');
+  throw new Error(
+    'no docker client here can use BuildKit: install the package docker-buildx-plugin (or docker.io of Debian 12)',
+  );
 }
 
 /** An archive of an image, made once for each build of it. Archives of earlier builds are removed. @returns its name in `archives` */

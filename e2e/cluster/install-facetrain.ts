@@ -1,9 +1,9 @@
 /** What people install into a cluster before their first job: the chart, an object store with the faces of the example, and storage for checkpoints. */
-import { chmod, mkdir, readFile, readdir } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { S3_NODE_PORT, type Cluster } from './cluster.ts';
+import { type Cluster, S3_NODE_PORT } from './cluster.ts';
 import { OPERATOR_IMAGE, TRAINER_IMAGE } from './images.ts';
 import { root } from './paths.ts';
 
@@ -22,7 +22,19 @@ export const s3 = (cluster: Cluster): S3Client =>
 /** @param values of the chart, as `--set` has them */
 export async function installChart(cluster: Cluster, ...values: string[]): Promise<void> {
   const sets = values.flatMap((value) => ['--set', value]);
-  await cluster.run('helm', ['upgrade', '--install', 'facetrain', CHART, '--namespace', OPERATOR_NAMESPACE, '--create-namespace', '--wait', '--timeout', '2m', ...sets]);
+  await cluster.run('helm', [
+    'upgrade',
+    '--install',
+    'facetrain',
+    CHART,
+    '--namespace',
+    OPERATOR_NAMESPACE,
+    '--create-namespace',
+    '--wait',
+    '--timeout',
+    '2m',
+    ...sets,
+  ]);
 }
 
 /** The object store, with the example's faces in the bucket "faces" and an empty bucket "models". */
@@ -32,7 +44,10 @@ export async function installObjectStore(cluster: Cluster): Promise<void> {
   const client = s3(cluster);
   try {
     for (const Bucket of ['faces', 'models']) await eventually(() => client.send(new CreateBucketCommand({ Bucket })));
-    for (const name of await readdir(FACES)) await client.send(new PutObjectCommand({ Bucket: 'faces', Key: `lfw-small/${name}`, Body: await readFile(join(FACES, name)) }));
+    for (const name of await readdir(FACES))
+      await client.send(
+        new PutObjectCommand({ Bucket: 'faces', Key: `lfw-small/${name}`, Body: await readFile(join(FACES, name)) }),
+      );
   } finally {
     client.destroy();
   }
@@ -45,7 +60,9 @@ export async function createNamespace(cluster: Cluster, name: string): Promise<v
   await chmod(folder, 0o777);
   await cluster.kubectl('create', 'namespace', name);
   const manifest = await readFile(join(import.meta.dirname, 'namespace.yaml'), 'utf8');
-  await cluster.run('kubectl', ['--namespace', name, 'apply', '-f', '-'], { input: manifest.replaceAll('NAMESPACE', name) });
+  await cluster.run('kubectl', ['--namespace', name, 'apply', '-f', '-'], {
+    input: manifest.replaceAll('NAMESPACE', name),
+  });
 }
 
 /** All of it. @param show is told what is being done */

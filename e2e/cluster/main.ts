@@ -4,8 +4,8 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Cluster } from './cluster.ts';
 import { command } from './command.ts';
-import { createNamespace, installAll } from './install-facetrain.ts';
 import { buildImages } from './images.ts';
+import { createNamespace, installAll } from './install-facetrain.ts';
 import { cache, programs } from './paths.ts';
 
 const NAME = 'facetrain';
@@ -42,7 +42,14 @@ Ready. Try:
 
 /** Ids of its nodes. */
 async function containers({ running = false } = {}): Promise<string[]> {
-  const list = await command(['docker', 'ps', ...(running ? [] : ['--all']), '--quiet', '--filter', `name=^${NAME}-(control-plane|worker)`]);
+  const list = await command([
+    'docker',
+    'ps',
+    ...(running ? [] : ['--all']),
+    '--quiet',
+    '--filter',
+    `name=^${NAME}-(control-plane|worker)`,
+  ]);
   return list.split('\n').filter(Boolean);
 }
 

@@ -1,6 +1,6 @@
 /** A container that is a node of a cluster: the program of node/start.sh, with the rights that a kubelet needs and not more than it can be given. */
 import { GenericContainer, PullPolicy, Wait } from 'testcontainers';
-import { NODE_IMAGE, archives } from './images.ts';
+import { archives, NODE_IMAGE } from './images.ts';
 import { programs } from './paths.ts';
 
 export interface NodeOptions {

@@ -6,18 +6,29 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { debianPackages } from '../setup.mjs';
 import { cache } from './paths.mjs';
-import { SetupError, run, step } from './steps.mjs';
+import { run, SetupError, step } from './steps.mjs';
 
 const START_SECONDS = 30;
 
-const answers = () => run(['docker', 'version', '--format', '{{.Server.Version}}']).then(() => true, () => false);
-const installed = (program) => run(['sh', '-c', `command -v ${program}`]).then(() => true, () => false);
+const answers = () =>
+  run(['docker', 'version', '--format', '{{.Server.Version}}']).then(
+    () => true,
+    () => false,
+  );
+const installed = (program) =>
+  run(['sh', '-c', `command -v ${program}`]).then(
+    () => true,
+    () => false,
+  );
 
 /** @throws SetupError that says what is missing, where this user may not install or start it */
 export async function dockerEngine() {
   if (process.getuid() === 0 && !(await installed('debootstrap'))) await debianPackages(['debootstrap']);
   if (await answers()) return;
-  if (process.getuid() !== 0) throw new SetupError('No Docker engine answers to "docker version". Start one that this user may use, or run this as root.');
+  if (process.getuid() !== 0)
+    throw new SetupError(
+      'No Docker engine answers to "docker version". Start one that this user may use, or run this as root.',
+    );
   if (!(await installed('dockerd'))) await debianPackages(['docker.io']);
   if (await answers()) return; // the package has started it
   await step('Docker engine', async () => {

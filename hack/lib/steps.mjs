@@ -66,7 +66,11 @@ export function run(command, { show = () => {}, cwd, env } = {}) {
     let tail = '';
     const keep = (chunk) => {
       tail = (tail + chunk).slice(-6000);
-      const last = tail.trimEnd().split(/[\r\n]/).at(-1)?.trim();
+      const last = tail
+        .trimEnd()
+        .split(/[\r\n]/)
+        .at(-1)
+        ?.trim();
       if (last) show(last);
     };
     child.stdout.setEncoding('utf8').on('data', (chunk) => {
@@ -77,7 +81,10 @@ export function run(command, { show = () => {}, cwd, env } = {}) {
     child.on('error', (error) => reject(new SetupError(`${program} cannot be started: ${error.message}`)));
     child.on('close', (code, signal) => {
       if (code === 0) resolve(out);
-      else reject(new SetupError(`${tail.trimEnd()}\n\n"${command.join(' ')}" ended with ${signal ?? `exit code ${code}`}`));
+      else
+        reject(
+          new SetupError(`${tail.trimEnd()}\n\n"${command.join(' ')}" ended with ${signal ?? `exit code ${code}`}`),
+        );
     });
   });
 }

@@ -13,7 +13,8 @@ const section = <T extends z.ZodRawShape>(shape: T, description: string) =>
     .describe(description);
 
 /** A part of a Kubernetes object, which the API server knows better how to check. */
-const part = (value: Record<string, unknown>, description: string) => z.record(z.string(), z.unknown()).default(value).describe(description);
+const part = (value: Record<string, unknown>, description: string) =>
+  z.record(z.string(), z.unknown()).default(value).describe(description);
 const parts = (description: string) => z.array(z.record(z.string(), z.unknown())).default([]).describe(description);
 const labels = (description: string) => z.record(z.string(), z.string()).default({}).describe(description);
 
@@ -24,14 +25,21 @@ const imageShape = (repository: string) => ({
   registry: text('', 'Host (and port) of the registry; empty: the one that the nodes take for images without.'),
   repository: z.string().min(1).default(repository).describe('Name of the image in the registry.'),
   tag: text('', "Tag; empty: the chart's appVersion."),
-  digest: z.string().regex(DIGEST).default('').describe('`sha256:…`; an image with a digest is pulled by it, whatever its tag.'),
+  digest: z
+    .string()
+    .regex(DIGEST)
+    .default('')
+    .describe('`sha256:…`; an image with a digest is pulled by it, whatever its tag.'),
 });
 
 export const Values = z.strictObject({
   image: section(
     {
       ...imageShape('facetrain/operator'),
-      pullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).default('IfNotPresent').describe('When the nodes pull it.'),
+      pullPolicy: z
+        .enum(['Always', 'IfNotPresent', 'Never'])
+        .default('IfNotPresent')
+        .describe('When the nodes pull it.'),
     },
     "The operator's image.",
   ),
@@ -65,7 +73,12 @@ export const Values = z.strictObject({
       'Replicas of the operator. One acts, the others take over by a lease: 15 s after its node is lost; a single one would be missing for 5 minutes.',
     ),
   workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are looked at together.'),
-  progressSeconds: z.int().min(1).max(3600).default(5).describe('Seconds between two questions to a training for its progress.'),
+  progressSeconds: z
+    .int()
+    .min(1)
+    .max(3600)
+    .default(5)
+    .describe('Seconds between two questions to a training for its progress.'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Least level that is logged.'),
   extraEnv: parts('More environment of the operator: `[{name: …, value: …}]`.'),
 
@@ -87,7 +100,10 @@ export const Values = z.strictObject({
   tolerations: parts("Taints that the operator's pods tolerate."),
   affinity: part({}, "Affinity of the operator's pods."),
   topologySpreadConstraints: parts("How the operator's pods are spread; empty: over nodes, where there are several."),
-  priorityClassName: text('', "Priority class of the operator's pods; `system-cluster-critical` keeps it running where nodes are full."),
+  priorityClassName: text(
+    '',
+    "Priority class of the operator's pods; `system-cluster-critical` keeps it running where nodes are full.",
+  ),
 
   serviceAccount: section(
     {
@@ -100,11 +116,17 @@ export const Values = z.strictObject({
   rbac: section(
     {
       create: flag(true, 'Make the roles that the operator needs, and bind them.'),
-      userRoles: flag(true, 'Let those who may `edit` a namespace make jobs in it, and those who may `view` it look at them (aggregated ClusterRoles).'),
+      userRoles: flag(
+        true,
+        'Let those who may `edit` a namespace make jobs in it, and those who may `view` it look at them (aggregated ClusterRoles).',
+      ),
     },
     'Who may do what.',
   ),
-  podDisruptionBudget: section({ enabled: flag(true, 'Make one, where there are at least two replicas: of which one may be away.') }, 'For drains of nodes.'),
+  podDisruptionBudget: section(
+    { enabled: flag(true, 'Make one, where there are at least two replicas: of which one may be away.') },
+    'For drains of nodes.',
+  ),
   networkPolicy: section(
     {
       enabled: flag(false, 'Make one: only the probes and the metrics can be reached.'),
@@ -125,7 +147,10 @@ export const Values = z.strictObject({
       ),
       podMonitor: section(
         {
-          enabled: flag(false, 'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: step, loss, images per second.'),
+          enabled: flag(
+            false,
+            'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: step, loss, images per second.',
+          ),
           interval: z.string().regex(DURATION).default('15s').describe('How often.'),
           labels: labels('Labels by which your Prometheus selects it.'),
         },

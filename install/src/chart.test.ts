@@ -3,14 +3,14 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { parse } from 'yaml';
+import { faceTrainJobs } from '@facetrain/operator/controllers/resources';
 import { hasReason } from '@facetrain/operator/runtime/api-error';
 import { defineResource } from '@facetrain/operator/runtime/resource';
-import { faceTrainJobs } from '@facetrain/operator/controllers/resources';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { parse } from 'yaml';
 import { chart, helm, root } from './helm.ts';
-import { manifests, render, uninstall, upgrade, withValues, type Manifest } from './testing/chart-harness.ts';
+import { type Manifest, manifests, render, uninstall, upgrade, withValues } from './testing/chart-harness.ts';
 
 const deployments = defineResource('apps/v1', 'deployments');
 const DIGEST = `sha256:${'0123456789abcdef'.repeat(4)}`;
@@ -30,15 +30,25 @@ const everything = {
   tolerations: [{ key: 'control', operator: 'Exists', effect: 'NoSchedule' }],
   affinity: {
     nodeAffinity: {
-      preferredDuringSchedulingIgnoredDuringExecution: [{ weight: 1, preference: { matchExpressions: [{ key: 'zone', operator: 'In', values: ['a'] }] } }],
+      preferredDuringSchedulingIgnoredDuringExecution: [
+        { weight: 1, preference: { matchExpressions: [{ key: 'zone', operator: 'In', values: ['a'] }] } },
+      ],
     },
   },
   topologySpreadConstraints: [
-    { maxSkew: 1, topologyKey: 'zone', whenUnsatisfiable: 'DoNotSchedule', labelSelector: { matchLabels: { 'app.kubernetes.io/component': 'operator' } } },
+    {
+      maxSkew: 1,
+      topologyKey: 'zone',
+      whenUnsatisfiable: 'DoNotSchedule',
+      labelSelector: { matchLabels: { 'app.kubernetes.io/component': 'operator' } },
+    },
   ],
   priorityClassName: 'system-cluster-critical',
   serviceAccount: { annotations: { 'example.com/role': 'operator' } },
-  networkPolicy: { enabled: true, from: [{ namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'monitoring' } } }] },
+  networkPolicy: {
+    enabled: true,
+    from: [{ namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'monitoring' } } }],
+  },
   metrics: {
     serviceMonitor: { enabled: true, labels: { release: 'prometheus' } },
     podMonitor: { enabled: true, interval: '1m30s', labels: { release: 'prometheus' } },
@@ -50,14 +60,37 @@ const namespaced = { watchNamespace: 'faces', crds: { enabled: false }, rbac: { 
 const CRDS = ['CustomResourceDefinition', 'CustomResourceDefinition'];
 const ROLES = ['ClusterRole', 'ClusterRoleBinding', 'Role', 'RoleBinding', 'ServiceAccount'];
 const cases: Record<string, { values: object; want: string[] }> = {
-  defaults: { values: {}, want: [...CRDS, 'ClusterRole', 'ClusterRole', ...ROLES, 'Deployment', 'PodDisruptionBudget', 'Service'] },
+  defaults: {
+    values: {},
+    want: [...CRDS, 'ClusterRole', 'ClusterRole', ...ROLES, 'Deployment', 'PodDisruptionBudget', 'Service'],
+  },
   everything: {
     values: everything,
-    want: [...CRDS, 'ClusterRole', 'ClusterRole', ...ROLES, 'Deployment', 'NetworkPolicy', 'PodDisruptionBudget', 'PodMonitor', 'Service', 'ServiceMonitor'],
+    want: [
+      ...CRDS,
+      'ClusterRole',
+      'ClusterRole',
+      ...ROLES,
+      'Deployment',
+      'NetworkPolicy',
+      'PodDisruptionBudget',
+      'PodMonitor',
+      'Service',
+      'ServiceMonitor',
+    ],
   },
   'one namespace, with nothing that belongs to none': {
     values: namespaced,
-    want: ['Deployment', 'PodDisruptionBudget', 'Role', 'Role', 'RoleBinding', 'RoleBinding', 'Service', 'ServiceAccount'],
+    want: [
+      'Deployment',
+      'PodDisruptionBudget',
+      'Role',
+      'Role',
+      'RoleBinding',
+      'RoleBinding',
+      'Service',
+      'ServiceAccount',
+    ],
   },
   'one replica, and as little as there can be': {
     values: {
@@ -96,13 +129,22 @@ before(async () => {
       selector: { type: 'object', properties: { matchLabels: labels } },
       namespaceSelector: { type: 'object', properties: { any: { type: 'boolean' }, matchNames: strings } },
       podTargetLabels: strings,
-      [endpoints]: { type: 'array', items: { type: 'object', properties: { port: { type: 'string' }, interval: { type: 'string' } } } },
+      [endpoints]: {
+        type: 'array',
+        items: { type: 'object', properties: { port: { type: 'string' }, interval: { type: 'string' } } },
+      },
     };
-    const openAPIV3Schema = { type: 'object', properties: { spec: { type: 'object', required: ['selector'], properties } } };
+    const openAPIV3Schema = {
+      type: 'object',
+      properties: { spec: { type: 'object', required: ['selector'], properties } },
+    };
     await plane.client.post('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', {
       apiVersion: 'apiextensions.k8s.io/v1',
       kind: 'CustomResourceDefinition',
-      metadata: { name: `${plural}.monitoring.coreos.com`, annotations: { 'api-approved.kubernetes.io': 'unapproved, a test' } },
+      metadata: {
+        name: `${plural}.monitoring.coreos.com`,
+        annotations: { 'api-approved.kubernetes.io': 'unapproved, a test' },
+      },
       spec: {
         group: 'monitoring.coreos.com',
         scope: 'Namespaced',
@@ -118,17 +160,27 @@ after(() => plane?.stop());
 /** @throws ApiError when the server would not take it, unknown and doubled fields included */
 async function dryRun(object: Manifest): Promise<void> {
   const group = object.apiVersion.includes('/') ? `/apis/${object.apiVersion}` : `/api/${object.apiVersion}`;
-  const { resources } = await plane.client.raw<{ resources: { name: string; kind: string; namespaced: boolean }[] }>(group);
+  const { resources } = await plane.client.raw<{ resources: { name: string; kind: string; namespaced: boolean }[] }>(
+    group,
+  );
   const resource = resources.find(({ name, kind }) => kind === object.kind && !name.includes('/'));
   assert(resource, `${group} serves no ${object.kind}`);
-  assert.equal(object.metadata.namespace !== undefined, resource.namespaced, `${object.kind} ${object.metadata.name}: namespace`);
+  assert.equal(
+    object.metadata.namespace !== undefined,
+    resource.namespaced,
+    `${object.kind} ${object.metadata.name}: namespace`,
+  );
   const scope = resource.namespaced ? `/namespaces/${object.metadata.namespace}` : '';
   await plane.client.post(`${group}${scope}/${resource.name}?dryRun=All&fieldValidation=Strict`, object);
 }
 
 const container = (objects: Manifest[]) =>
-  objects.find(({ kind }) => kind === 'Deployment')!['spec'].template.spec.containers[0] as { image: string; env: { name: string; value: string }[] };
-const variable = (objects: Manifest[], name: string) => container(objects).env.find((entry) => entry.name === name)?.value;
+  objects.find(({ kind }) => kind === 'Deployment')!.spec.template.spec.containers[0] as {
+    image: string;
+    env: { name: string; value: string }[];
+  };
+const variable = (objects: Manifest[], name: string) =>
+  container(objects).env.find((entry) => entry.name === name)?.value;
 
 for (const [name, { values, want }] of Object.entries(cases)) {
   test(`renders what the API server takes: ${name}`, async () => {
@@ -149,7 +201,10 @@ test('the values arrive', async () => {
   assert.equal(variable(objects, 'HTTPS_PROXY'), 'http://proxy.example:3128');
   const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
   const defaults = await render({});
-  assert.deepEqual([container(defaults).image, variable(defaults, 'FACETRAIN_IMAGE')], [`facetrain/operator:${version}`, `facetrain/trainer:${version}`]);
+  assert.deepEqual(
+    [container(defaults).image, variable(defaults, 'FACETRAIN_IMAGE')],
+    [`facetrain/operator:${version}`, `facetrain/trainer:${version}`],
+  );
   const digests = await render(cases['images by digest, as a part of another chart']!.values);
   assert.deepEqual(
     [container(digests).image, variable(digests, 'FACETRAIN_IMAGE')],
@@ -159,7 +214,9 @@ test('the values arrive', async () => {
 });
 
 test('every name fits, however long the release is called', async () => {
-  const objects = manifests(await helm(['template', 'r'.repeat(53), chart, '--namespace', 'release', '--set', 'crds.enabled=false']));
+  const objects = manifests(
+    await helm(['template', 'r'.repeat(53), chart, '--namespace', 'release', '--set', 'crds.enabled=false']),
+  );
   for (const object of objects) await dryRun(object);
   for (const { metadata } of objects) assert(metadata.name.length <= 63, metadata.name);
 });
@@ -171,8 +228,14 @@ const refusals: Record<string, { values: object; want: RegExp }> = {
     want: /at '\/metrics\/serviceMonitor': additional properties 'enable' not allowed/,
   },
   'a number out of bounds': { values: { workers: 0 }, want: /at '\/workers': minimum: got 0, want 1/ },
-  'a word that is none of the allowed': { values: { logLevel: 'loud' }, want: /at '\/logLevel': value must be one of 'debug', 'info', 'warn', 'error'/ },
-  'a digest that is none': { values: { image: { digest: 'sha256:12' } }, want: /at '\/image\/digest': 'sha256:12' does not match pattern/ },
+  'a word that is none of the allowed': {
+    values: { logLevel: 'loud' },
+    want: /at '\/logLevel': value must be one of 'debug', 'info', 'warn', 'error'/,
+  },
+  'a digest that is none': {
+    values: { image: { digest: 'sha256:12' } },
+    want: /at '\/image\/digest': 'sha256:12' does not match pattern/,
+  },
   'a string for a number': { values: { replicas: '2' }, want: /at '\/replicas': got string, want integer/ },
 };
 for (const [name, { values, want }] of Object.entries(refusals)) {
@@ -194,7 +257,8 @@ test('deploy/ is taken by the API server, and its kustomization names it', async
 
 test('install, upgrade and uninstall: the selector stays, jobs outlive the release, unless the CRDs are not kept', async () => {
   const namespace = 'life';
-  const crd = () => plane.client.raw('/apis/apiextensions.k8s.io/v1/customresourcedefinitions/facetrainjobs.facetrain.dev');
+  const crd = () =>
+    plane.client.raw('/apis/apiextensions.k8s.io/v1/customresourcedefinitions/facetrainjobs.facetrain.dev');
   const deployment = async () => (await plane.client.get(deployments, namespace, 'facetrain')) as unknown as Manifest;
   const notes = await upgrade(plane, namespace, {});
   assert.match(notes, /kubectl apply -f job\.yaml\n.*kubectl get facetrainjobs -w/);
@@ -204,17 +268,22 @@ test('install, upgrade and uninstall: the selector stays, jobs outlive the relea
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name: 'faces' },
-    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64 },
+    spec: {
+      dataset: { uri: 'pvc://data/faces' },
+      model: { backbone: 'mobilefacenet' },
+      output: { uri: 'pvc://data/out' },
+      globalBatchSize: 64,
+    },
   });
 
   const { fullnameOverride: _, ...changes } = everything;
   await upgrade(plane, namespace, changes);
   const upgraded = await deployment();
   assert.equal(upgraded.metadata.uid, installed.metadata.uid);
-  assert.deepEqual(upgraded['spec'].selector, installed['spec'].selector);
-  assert.equal(upgraded['spec'].replicas, 3);
+  assert.deepEqual(upgraded.spec.selector, installed.spec.selector);
+  assert.equal(upgraded.spec.replicas, 3);
   await upgrade(plane, namespace, { workers: 9 });
-  assert.equal((await deployment())['spec'].replicas, 2);
+  assert.equal((await deployment()).spec.replicas, 2);
 
   await uninstall(plane, namespace);
   await eventually(() => assert.rejects(deployment(), (error) => hasReason(error, 'NotFound')));

@@ -10,26 +10,32 @@ import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { promisify } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
-import { parse } from 'yaml';
 import { faceTrainJobs } from '@facetrain/operator/controllers/resources';
-import type { ObservedPod } from '@facetrain/planner/objects';
-import type { ObservedFaceTrainJob } from '@facetrain/planner/observed';
-import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
-import { invalidStatus } from '@facetrain/planner/invalid-spec';
-import { after as later, at, makeJob, makePod, type FaceTrainJobBuilder } from '@facetrain/planner/testing/builders';
-import { testEnvironment } from '@facetrain/planner/testing/test-environment';
 import { ApiError } from '@facetrain/operator/runtime/api-error';
+import { cachedTools } from '@facetrain/operator/testing/cached-tools';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { cachedTools } from '@facetrain/operator/testing/cached-tools';
+import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
+import { invalidStatus } from '@facetrain/planner/invalid-spec';
+import type { ObservedPod } from '@facetrain/planner/objects';
+import type { ObservedFaceTrainJob } from '@facetrain/planner/observed';
+import { at, type FaceTrainJobBuilder, after as later, makeJob, makePod } from '@facetrain/planner/testing/builders';
+import { testEnvironment } from '@facetrain/planner/testing/test-environment';
+import { parse } from 'yaml';
 import { root } from './helm.ts';
 
 const folder = join(root, 'docs', 'gitops');
 
 /** The status after the planner has had its say a few times. */
-function planned(job: FaceTrainJobBuilder, pods: ObservedPod[] = [], more: Partial<ObservedFaceTrainJob> = {}): FaceTrainJobStatus {
-  let status: FaceTrainJobStatus = pods.length === 0 ? {} : { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
-  for (let round = 0; round < 5; round++) status = planFaceTrainJob(job.observe(status, pods, more), later(10), testEnvironment).status;
+function planned(
+  job: FaceTrainJobBuilder,
+  pods: ObservedPod[] = [],
+  more: Partial<ObservedFaceTrainJob> = {},
+): FaceTrainJobStatus {
+  let status: FaceTrainJobStatus =
+    pods.length === 0 ? {} : { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
+  for (let round = 0; round < 5; round++)
+    status = planFaceTrainJob(job.observe(status, pods, more), later(10), testEnvironment).status;
   return status;
 }
 
@@ -46,7 +52,13 @@ interface Case {
 }
 const cases: Record<string, Case> = {
   'nobody has looked at it': { status: undefined, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
-  'its spec is newer than its status': { status: planned(makeJob(), RUNNING), generation: 2, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
+  'its spec is newer than its status': {
+    status: planned(makeJob(), RUNNING),
+    generation: 2,
+    argo: 'Progressing',
+    message: /not looked/,
+    flux: 'in progress',
+  },
   'its pods are pending': {
     status: planned(makeJob(), [makePod(0).build(), makePod(1).build()]),
     argo: 'Progressing',
@@ -55,7 +67,10 @@ const cases: Record<string, Case> = {
   },
   'it runs': { status: planned(makeJob(), RUNNING), argo: 'Healthy', message: /^PodsReady: /, flux: 'in progress' },
   'it runs and has told its progress': {
-    status: { ...planned(makeJob(), RUNNING), progress: { step: 12, totalSteps: 100, epoch: 1, percent: 12, lastHeartbeatTime: at(10) } },
+    status: {
+      ...planned(makeJob(), RUNNING),
+      progress: { step: 12, totalSteps: 100, epoch: 1, percent: 12, lastHeartbeatTime: at(10) },
+    },
     argo: 'Healthy',
     message: /^Running: step 12 of 100$/,
     flux: 'in progress',
@@ -66,8 +81,18 @@ const cases: Record<string, Case> = {
     message: /^Stopping: /,
     flux: 'in progress',
   },
-  'it is suspended': { status: planned(makeJob().suspended()), argo: 'Suspended', message: /^Suspended: /, flux: 'in progress' },
-  'it is being quantized': { status: planned(makeJob().quantized(), DONE), argo: 'Healthy', message: /^Quantizing: /, flux: 'in progress' },
+  'it is suspended': {
+    status: planned(makeJob().suspended()),
+    argo: 'Suspended',
+    message: /^Suspended: /,
+    flux: 'in progress',
+  },
+  'it is being quantized': {
+    status: planned(makeJob().quantized(), DONE),
+    argo: 'Healthy',
+    message: /^Quantizing: /,
+    flux: 'in progress',
+  },
   'it has succeeded': { status: planned(makeJob(), DONE), argo: 'Healthy', message: /^Succeeded: /, flux: 'current' },
   'it has failed': {
     status: planned(makeJob(), [makePod(0).running().build(), makePod(1).failed(2, 5).build()]),
@@ -75,7 +100,12 @@ const cases: Record<string, Case> = {
     message: /^InputRefused: /,
     flux: 'failed',
   },
-  'the server refuses its pods': { status: planned(makeJob(), [], { refused }), argo: 'Degraded', message: /exceeded quota/, flux: 'failed' },
+  'the server refuses its pods': {
+    status: planned(makeJob(), [], { refused }),
+    argo: 'Degraded',
+    message: /exceeded quota/,
+    flux: 'failed',
+  },
   'its spec is invalid': {
     status: invalidStatus({}, 1, 'spec.epochs: 0', later(0)),
     argo: 'Degraded',
@@ -104,7 +134,8 @@ describe('Argo CD', () => {
       const scratch = await mkdtemp(join(tmpdir(), 'facetrain-lua-'));
       t.after(() => rm(scratch, { recursive: true }));
       const program = join(scratch, 'run.lua');
-      const library = 'ipairs = ipairs, pairs = pairs, type = type, tostring = tostring, tonumber = tonumber, table = table';
+      const library =
+        'ipairs = ipairs, pairs = pairs, type = type, tostring = tostring, tonumber = tonumber, table = table';
       const lines = [
         `local health = assert(loadfile(${JSON.stringify(join(folder, 'health.lua'))}))`,
         `local hs = setfenv(health, {obj = ${literal(objectOf(wanted))}, ${library}})()`,
@@ -142,10 +173,22 @@ describe('Flux', () => {
       spec: {
         failurePolicy: 'Fail',
         matchConstraints: {
-          resourceRules: [{ apiGroups: ['facetrain.dev'], apiVersions: ['*'], operations: ['UPDATE'], resources: ['facetrainjobs/status'] }],
+          resourceRules: [
+            {
+              apiGroups: ['facetrain.dev'],
+              apiVersions: ['*'],
+              operations: ['UPDATE'],
+              resources: ['facetrainjobs/status'],
+            },
+          ],
         },
         variables: KEYS.map((key) => ({ name: key, expression: ofObject(ofTraining![key]) })),
-        validations: [{ expression: 'false', messageExpression: `${KEYS.map((key) => `variables.${key} ? '${key}' : `).join('')}'in progress'` }],
+        validations: [
+          {
+            expression: 'false',
+            messageExpression: `${KEYS.map((key) => `variables.${key} ? '${key}' : `).join('')}'in progress'`,
+          },
+        ],
       },
     });
     await plane.client.post(`${registration}/validatingadmissionpolicybindings`, {
@@ -160,12 +203,24 @@ describe('Flux', () => {
   for (const [index, [name, wanted]] of Object.entries(cases).entries()) {
     test(`${wanted.flux} when ${name}`, async () => {
       const job = `faces${index}`;
-      const spec = { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64 };
-      await plane.client.create(faceTrainJobs, 'default', { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name: job }, spec });
+      const spec = {
+        dataset: { uri: 'pvc://data/faces' },
+        model: { backbone: 'mobilefacenet' },
+        output: { uri: 'pvc://data/out' },
+        globalBatchSize: 64,
+      };
+      await plane.client.create(faceTrainJobs, 'default', {
+        apiVersion: 'facetrain.dev/v1alpha1',
+        kind: 'FaceTrainJob',
+        metadata: { name: job },
+        spec,
+      });
       const { status = {} } = objectOf(wanted) as { status?: object };
       if (wanted.generation === 2) await plane.client.patch(faceTrainJobs, 'default', job, { spec: { suspend: true } });
       await eventually(async () => {
-        const answer = await plane.client.patch(faceTrainJobs, 'default', job, { status }, 'status').catch((error: unknown) => error);
+        const answer = await plane.client
+          .patch(faceTrainJobs, 'default', job, { status }, 'status')
+          .catch((error: unknown) => error);
         assert(answer instanceof ApiError, 'the policy is not in force yet');
         assert.match(answer.serverMessage, new RegExp(`denied request: ${wanted.flux}$`));
       });

@@ -15,12 +15,18 @@ export class HelmError extends Error {
 /** @returns its standard output @throws HelmError with what it said, or when it is not installed */
 export function helm(args: string[], env: Record<string, string> = {}): Promise<string> {
   const program = join(cachedTools, 'helm');
-  if (!existsSync(program)) return Promise.reject(new HelmError(`${program} is missing: run \`npm run setup -- --test\``));
+  if (!existsSync(program))
+    return Promise.reject(new HelmError(`${program} is missing: run \`npm run setup -- --test\``));
   return new Promise((resolve, reject) => {
-    const child = execFile(program, args, { env: { ...process.env, ...env }, maxBuffer: 64 << 20 }, (error, stdout, stderr) => {
-      if (error) reject(new HelmError(`helm ${args.join(' ')}: ${stderr || error.message}`, { cause: error }));
-      else resolve(stdout);
-    });
+    const child = execFile(
+      program,
+      args,
+      { env: { ...process.env, ...env }, maxBuffer: 64 << 20 },
+      (error, stdout, stderr) => {
+        if (error) reject(new HelmError(`helm ${args.join(' ')}: ${stderr || error.message}`, { cause: error }));
+        else resolve(stdout);
+      },
+    );
     child.stdin?.end();
   });
 }

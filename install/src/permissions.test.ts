@@ -4,21 +4,30 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { pino } from 'pino';
 import { clusterEnvironment } from '@facetrain/operator/controllers/cluster-environment';
 import { runOperator } from '@facetrain/operator/controllers/operator';
-import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject } from '@facetrain/operator/controllers/resources';
+import {
+  configMaps,
+  faceTrainJobs,
+  type JobObject,
+  networkPolicies,
+  podGroups,
+  pods,
+  quantizeJobs,
+  services,
+} from '@facetrain/operator/controllers/resources';
 import { hasReason } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
 import { Metrics } from '@facetrain/operator/runtime/metrics';
 import { defineResource, type KubernetesObject, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { FaultProxy, type Seen } from '@facetrain/operator/testing/fault-proxy';
 import { podBecomes } from '@facetrain/operator/testing/fake-kubelet';
-import { render, upgrade, type Manifest } from './testing/chart-harness.ts';
+import { FaultProxy, type Seen } from '@facetrain/operator/testing/fault-proxy';
+import { pino } from 'pino';
+import { type Manifest, render, upgrade } from './testing/chart-harness.ts';
 
-const log = pino({ level: process.env['FACETRAIN_TEST_LOG'] ?? 'silent' });
+const log = pino({ level: process.env.FACETRAIN_TEST_LOG ?? 'silent' });
 const POD_GROUPS = podGroups('scheduling.k8s.io/v1beta1');
 
 let plane: ControlPlane;
@@ -41,16 +50,25 @@ interface Rule {
 
 /** "group/resource verb", as the roles bound to the operator allow them. */
 function allowed(objects: Manifest[]): Set<string> {
-  const bound = new Set(objects.filter(({ kind }) => kind.endsWith('Binding')).map((binding) => `${binding['roleRef'].kind}/${binding['roleRef'].name}`));
-  const rules = objects.filter(({ kind, metadata }) => bound.has(`${kind}/${metadata.name}`)).flatMap((role) => role['rules'] as Rule[]);
+  const bound = new Set(
+    objects
+      .filter(({ kind }) => kind.endsWith('Binding'))
+      .map((binding) => `${binding.roleRef.kind}/${binding.roleRef.name}`),
+  );
+  const rules = objects
+    .filter(({ kind, metadata }) => bound.has(`${kind}/${metadata.name}`))
+    .flatMap((role) => role.rules as Rule[]);
   return new Set(
     rules.flatMap(({ apiGroups, resources, verbs }) =>
-      apiGroups.flatMap((group) => resources.flatMap((resource) => verbs.map((verb) => `${group}/${resource} ${verb}`))),
+      apiGroups.flatMap((group) =>
+        resources.flatMap((resource) => verbs.map((verb) => `${group}/${resource} ${verb}`)),
+      ),
     ),
   );
 }
 
-const PATH = /^\/(?:api|apis\/([^/]+))\/[^/]+\/(?:namespaces\/[^/]+\/)?([a-z]+)(?:\/([^/?]+))?(?:\/([a-z]+))?(?:\?(.*))?$/;
+const PATH =
+  /^\/(?:api|apis\/([^/]+))\/[^/]+\/(?:namespaces\/[^/]+\/)?([a-z]+)(?:\/([^/?]+))?(?:\/([a-z]+))?(?:\?(.*))?$/;
 
 /** The same of a request; null for discovery, which everyone may ask. */
 function asked({ method, url }: Seen): string | null {
@@ -67,11 +85,19 @@ async function clientOf(server: string, account: { namespace: string; name: stri
     `/api/v1/namespaces/${account.namespace}/serviceaccounts/${account.name}/token`,
     request,
   );
-  return new Client({ server, ...(ca !== undefined && { tls: { ca } }), credentials: async () => ({ authorization: `Bearer ${status.token}` }) });
+  return new Client({
+    server,
+    ...(ca !== undefined && { tls: { ca } }),
+    credentials: async () => ({ authorization: `Bearer ${status.token}` }),
+  });
 }
 
 /** The operator, as the service account of the release in this namespace. */
-async function startOperator(t: { after(end: () => Promise<void>): void }, release: string, watched: string | null): Promise<FaultProxy> {
+async function startOperator(
+  t: { after(end: () => Promise<void>): void },
+  release: string,
+  watched: string | null,
+): Promise<FaultProxy> {
   const proxy = await FaultProxy.start(plane.server, plane.ca);
   const stop = new AbortController();
   const ended = runOperator(
@@ -102,15 +128,27 @@ const apply = (namespace: string, name: string, spec: object = {}) =>
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name },
-    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: `pvc://data/out/${name}` }, globalBatchSize: 64, ...spec },
+    spec: {
+      dataset: { uri: 'pvc://data/faces' },
+      model: { backbone: 'mobilefacenet' },
+      output: { uri: `pvc://data/out/${name}` },
+      globalBatchSize: 64,
+      ...spec,
+    },
   });
 
 const is = (resource: Resource<JobObject>, namespace: string, name: string, phase: string) =>
-  eventually(async () => assert.equal((await plane.client.get(resource, namespace, name)).status?.['phase' as never], phase));
-const isThere = (resource: Resource, namespace: string, name: string) => eventually(() => plane.client.get(resource, namespace, name));
+  eventually(async () =>
+    assert.equal((await plane.client.get(resource, namespace, name)).status?.['phase' as never], phase),
+  );
+const isThere = (resource: Resource, namespace: string, name: string) =>
+  eventually(() => plane.client.get(resource, namespace, name));
 const isGone = (resource: Resource, namespace: string, name: string) =>
-  eventually(() => assert.rejects(plane.client.get(resource, namespace, name), (error) => hasReason(error, 'NotFound')));
-const suspend = (namespace: string, name: string, does: boolean) => plane.client.patch(faceTrainJobs, namespace, name, { spec: { suspend: does } });
+  eventually(() =>
+    assert.rejects(plane.client.get(resource, namespace, name), (error) => hasReason(error, 'NotFound')),
+  );
+const suspend = (namespace: string, name: string, does: boolean) =>
+  plane.client.patch(faceTrainJobs, namespace, name, { spec: { suspend: does } });
 const stalledBy = (namespace: string, name: string, message: RegExp) =>
   eventually(async () => {
     const { status } = await plane.client.get(faceTrainJobs, namespace, name);
@@ -120,7 +158,12 @@ const stalledBy = (namespace: string, name: string, message: RegExp) =>
 /** The life of a job that meets with everything, in a namespace where names that others want are taken. */
 async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   const wrote = (verb: string, kind: string) =>
-    eventually(() => assert(proxy.writes.some(({ method, url }) => method === verb && url.includes(`/${namespace}/${kind}/`)), `no ${verb} of ${kind}`));
+    eventually(() =>
+      assert(
+        proxy.writes.some(({ method, url }) => method === verb && url.includes(`/${namespace}/${kind}/`)),
+        `no ${verb} of ${kind}`,
+      ),
+    );
   // It fails, and starts again.
   await apply(namespace, 'faces', { quantize: {}, ttlSecondsAfterFinished: { succeeded: 0 } });
   await isThere(pods, namespace, 'faces-0-0');
@@ -129,7 +172,9 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   await suspend(namespace, 'faces', true);
   await is(faceTrainJobs, namespace, 'faces', 'Suspended');
   // What is there already follows the spec.
-  await plane.client.patch(faceTrainJobs, namespace, 'faces', { spec: { suspend: false, trainers: { progressPort: 8090 } } });
+  await plane.client.patch(faceTrainJobs, namespace, 'faces', {
+    spec: { suspend: false, trainers: { progressPort: 8090 } },
+  });
   await is(faceTrainJobs, namespace, 'faces', 'Pending');
   for (const kind of ['services', 'networkpolicies']) await wrote('PATCH', kind);
   await plane.client.patch(faceTrainJobs, namespace, 'faces', { spec: { networkPolicy: { enabled: false } } });
@@ -184,7 +229,12 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
     [pods, 'Pod', 'taken-by-pod-0-0', { spec: { containers: [{ name: 'theirs', image: 'theirs' }] } }],
   ];
   for (const [resource, kind, name, rest] of theirs) {
-    await plane.client.create(resource, namespace, { apiVersion: resource.apiVersion, kind, metadata: { name }, ...rest });
+    await plane.client.create(resource, namespace, {
+      apiVersion: resource.apiVersion,
+      kind,
+      metadata: { name },
+      ...rest,
+    });
     const job = name.replace(/-0.*/, '');
     await apply(namespace, job);
     await stalledBy(namespace, job, new RegExp(`^${kind} ${name} exists`));
@@ -198,7 +248,11 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'QuantizeJob',
     metadata: { name: 'late-quantize' },
-    spec: { model: { uri: 'pvc://data/model.onnx' }, calibration: { dataset: { uri: 'pvc://data/faces' } }, output: { uri: 'pvc://data/int7' } },
+    spec: {
+      model: { uri: 'pvc://data/model.onnx' },
+      calibration: { dataset: { uri: 'pvc://data/faces' } },
+      output: { uri: 'pvc://data/int7' },
+    },
   });
   await podBecomes(plane.client, namespace, 'late-0-0', 'Succeeded', 0);
   await stalledBy(namespace, 'late', /^QuantizeJob late-quantize exists/);
@@ -289,11 +343,20 @@ test('the roles for people: who edits makes jobs, who views looks at them, and n
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name: 'faces' },
-    spec: { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64, suspend: true },
+    spec: {
+      dataset: { uri: 'pvc://data/faces' },
+      model: { backbone: 'mobilefacenet' },
+      output: { uri: 'pvc://data/out' },
+      globalBatchSize: 64,
+      suspend: true,
+    },
   };
   await eventually(() => editor.create(faceTrainJobs, 'people', job));
   await viewer.get(faceTrainJobs, 'people', 'faces');
   await assert.rejects(viewer.patch(faceTrainJobs, 'people', 'faces', { spec: { suspend: false } }), isForbidden);
-  await assert.rejects(editor.patch(faceTrainJobs, 'people', 'faces', { status: { phase: 'Succeeded' } }, 'status'), isForbidden);
+  await assert.rejects(
+    editor.patch(faceTrainJobs, 'people', 'faces', { status: { phase: 'Succeeded' } }, 'status'),
+    isForbidden,
+  );
   await editor.patch(faceTrainJobs, 'people', 'faces', { spec: { suspend: false } });
 });

@@ -10,7 +10,16 @@ const dataset = join(import.meta.dirname, '../../examples/lfw-small/data');
 test('inspecting the shipped dataset', async () => {
   const progress: { done: number; total: number }[] = [];
   const info = await inspectDataset(dataset, { decode: 'all', threads: 1, onProgress: (now) => progress.push(now) });
-  assert.deepEqual(info, { images: 800, identities: 40, identitiesSeen: 40, labelMin: 0, labelMax: 39, height: 112, width: 112, bytes: 3_257_656 });
+  assert.deepEqual(info, {
+    images: 800,
+    identities: 40,
+    identitiesSeen: 40,
+    labelMin: 0,
+    labelMax: 39,
+    height: 112,
+    width: 112,
+    bytes: 3_257_656,
+  });
   assert.deepEqual(progress.at(-1), { done: 800, total: 800 });
 });
 
@@ -18,9 +27,22 @@ test("pixels are an independent decoder's", async () => {
   const { data, ...shape } = await readPictures(dataset, [0, 799], { channelOrder: 'rgb' });
   assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb' });
   // Bit for bit those of Pillow 13; and, at (y, x), those of jpeg-js 0.4 (no libjpeg: another inverse DCT and chroma upsampling).
-  assert.equal(createHash('sha256').update(data.subarray(0, 112 * 112 * 3)).digest('hex'), '9152f18311b2a197dfbb1a5624529f0ac88daa89b1a9f046c855904b200f9d50');
-  const expected: [y: number, x: number, ...rgb: number[]][] = [[0, 0, 114, 116, 101], [56, 56, 241, 190, 159], [40, 30, 171, 108, 77], [111, 111, 153, 138, 155], [80, 70, 203, 142, 110], [20, 100, 88, 91, 84]];
-  for (const [y, x, ...rgb] of expected) rgb.forEach((value, c) => assert.ok(Math.abs(data[(y * 112 + x) * 3 + c]! - value) <= 3, `${y}, ${x}`));
+  assert.equal(
+    createHash('sha256')
+      .update(data.subarray(0, 112 * 112 * 3))
+      .digest('hex'),
+    '9152f18311b2a197dfbb1a5624529f0ac88daa89b1a9f046c855904b200f9d50',
+  );
+  const expected: [y: number, x: number, ...rgb: number[]][] = [
+    [0, 0, 114, 116, 101],
+    [56, 56, 241, 190, 159],
+    [40, 30, 171, 108, 77],
+    [111, 111, 153, 138, 155],
+    [80, 70, 203, 142, 110],
+    [20, 100, 88, 91, 84],
+  ];
+  for (const [y, x, ...rgb] of expected)
+    rgb.forEach((value, c) => assert.ok(Math.abs(data[(y * 112 + x) * 3 + c]! - value) <= 3, `${y}, ${x}`));
 });
 
 test('bgr is rgb turned round, and order is as asked', async () => {
@@ -35,13 +57,32 @@ test('bgr is rgb turned round, and order is as asked', async () => {
 
 test('pictures that are not there', async () => {
   for (const index of [800, -1, 0.5, NaN, 2 ** 60]) {
-    await assert.rejects(readPictures(dataset, [0, index], { channelOrder: 'rgb' }), (error) => error instanceof FacetrainError && error.code === 'InvalidArgument' && error.found === `there is no picture ${index}`);
+    await assert.rejects(
+      readPictures(dataset, [0, index], { channelOrder: 'rgb' }),
+      (error) =>
+        error instanceof FacetrainError &&
+        error.code === 'InvalidArgument' &&
+        error.found === `there is no picture ${index}`,
+    );
   }
 });
 
 test('what is no JPEG is named with the code that was asked for', async () => {
-  const options = { channelOrder: 'rgb', height: 112, width: 112, subject: 'set.bin', code: 'InvalidVerificationSet', first: 40 } as const;
-  await assert.rejects(decodePictures([Uint8Array.of(0xff, 0xd8), new Uint8Array(0)], options), (error) => error instanceof FacetrainError && error.code === 'InvalidVerificationSet' && error.subject === 'set.bin, picture 40');
+  const options = {
+    channelOrder: 'rgb',
+    height: 112,
+    width: 112,
+    subject: 'set.bin',
+    code: 'InvalidVerificationSet',
+    first: 40,
+  } as const;
+  await assert.rejects(
+    decodePictures([Uint8Array.of(0xff, 0xd8), new Uint8Array(0)], options),
+    (error) =>
+      error instanceof FacetrainError &&
+      error.code === 'InvalidVerificationSet' &&
+      error.subject === 'set.bin, picture 40',
+  );
 });
 
 test('a cancelled call rejects with the reason, and the next one works', async () => {
@@ -49,7 +90,11 @@ test('a cancelled call rejects with the reason, and the next one works', async (
   const reason = new Error('enough');
   const calls = [
     inspectDataset(dataset, { decode: 'all', signal: controller.signal }),
-    readPictures(dataset, Array.from({ length: 800 }, (_, i) => i), { channelOrder: 'rgb', signal: controller.signal }),
+    readPictures(
+      dataset,
+      Array.from({ length: 800 }, (_, i) => i),
+      { channelOrder: 'rgb', signal: controller.signal },
+    ),
   ];
   controller.abort(reason);
   await Promise.all(calls.map((call) => assert.rejects(call, (error) => error === reason)));

@@ -1,8 +1,8 @@
 /** Pictures: the dataset's records and JPEG, decoded natively on threads of their own. */
 import { availableParallelism } from 'node:os';
-import { FacetrainError, type ErrorCode } from '@facetrain/api';
+import { type ErrorCode, FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
-import { result, type Call } from './call.ts';
+import { type Call, result } from './call.ts';
 
 /** Decoded pictures, [count, height, width, 3] bytes. */
 export interface Pictures {
@@ -30,9 +30,21 @@ export interface DatasetInfo {
 type Decoded = Omit<Pictures, 'channelOrder'>;
 
 interface DataAddon {
-  inspectDataset(directory: string, decode: number, threads: number): Call<DatasetInfo> & { progress(): { done: number; total: number } };
+  inspectDataset(
+    directory: string,
+    decode: number,
+    threads: number,
+  ): Call<DatasetInfo> & { progress(): { done: number; total: number } };
   readPictures(directory: string, indices: Float64Array, bgr: boolean): Call<Decoded>;
-  decodePictures(jpegs: Uint8Array[], bgr: boolean, height: number, width: number, subject: string, code: string, first: number): Call<Decoded>;
+  decodePictures(
+    jpegs: Uint8Array[],
+    bgr: boolean,
+    height: number,
+    width: number,
+    subject: string,
+    code: string,
+    first: number,
+  ): Call<Decoded>;
 }
 
 const addon = native<DataAddon>();
@@ -47,7 +59,12 @@ const decodedSample = 1024;
  */
 export async function inspectDataset(
   directory: string,
-  options: { decode: 'all' | 'sample' | 'none'; threads?: number; signal?: AbortSignal; onProgress?: (progress: { done: number; total: number }) => void },
+  options: {
+    decode: 'all' | 'sample' | 'none';
+    threads?: number;
+    signal?: AbortSignal;
+    onProgress?: (progress: { done: number; total: number }) => void;
+  },
 ): Promise<DatasetInfo> {
   const { decode, threads = availableParallelism(), signal, onProgress } = options;
   const count = { all: Number.MAX_SAFE_INTEGER, sample: decodedSample, none: 0 }[decode];
@@ -78,8 +95,17 @@ export async function readPictures(
 ): Promise<Pictures> {
   const { channelOrder, signal } = options;
   const wrong = indices.find((index) => !Number.isSafeInteger(index) || index < 0);
-  if (wrong !== undefined) throw new FacetrainError({ code: 'InvalidArgument', subject: directory, found: `there is no picture ${wrong}`, allowed: 'pictures are numbered from 0' });
-  const decoded = await result(() => addon.readPictures(directory, Float64Array.from(indices), channelOrder === 'bgr'), signal);
+  if (wrong !== undefined)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: directory,
+      found: `there is no picture ${wrong}`,
+      allowed: 'pictures are numbered from 0',
+    });
+  const decoded = await result(
+    () => addon.readPictures(directory, Float64Array.from(indices), channelOrder === 'bgr'),
+    signal,
+  );
   return { ...decoded, channelOrder };
 }
 
@@ -90,9 +116,20 @@ export async function readPictures(
  */
 export async function decodePictures(
   jpegs: Uint8Array[],
-  options: { channelOrder: 'rgb' | 'bgr'; height: number; width: number; subject: string; code: ErrorCode; first?: number; signal?: AbortSignal },
+  options: {
+    channelOrder: 'rgb' | 'bgr';
+    height: number;
+    width: number;
+    subject: string;
+    code: ErrorCode;
+    first?: number;
+    signal?: AbortSignal;
+  },
 ): Promise<Pictures> {
   const { channelOrder, height, width, subject, code, first = 0, signal } = options;
-  const decoded = await result(() => addon.decodePictures(jpegs, channelOrder === 'bgr', height, width, subject, code, first), signal);
+  const decoded = await result(
+    () => addon.decodePictures(jpegs, channelOrder === 'bgr', height, width, subject, code, first),
+    signal,
+  );
   return { ...decoded, channelOrder };
 }

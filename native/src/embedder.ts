@@ -9,6 +9,9 @@ export interface Embedder {
    * mirror image, as insightface's verification has it. Not normalised.
    * @returns [count, dim]
    */
-  embed(pictures: Pictures, options?: { flip?: boolean; signal?: AbortSignal; onBatch?: (done: number) => void }): Promise<Float32Array>;
+  embed(
+    pictures: Pictures,
+    options?: { flip?: boolean; signal?: AbortSignal; onBatch?: (done: number) => void },
+  ): Promise<Float32Array>;
   close(): Promise<void>;
 }

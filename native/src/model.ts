@@ -56,8 +56,17 @@ export class Model implements Embedder {
 }
 
 /** @throws FacetrainError InvalidArgument when the pictures are not of the graph's size */
-export function checkPictures({ input }: Pick<Graph, 'input'>, { count, height, width, data }: Omit<Pictures, 'channelOrder'>): void {
-  if (height === input.height && width === input.width && input.channels === 3 && data.length === count * height * width * 3) return;
+export function checkPictures(
+  { input }: Pick<Graph, 'input'>,
+  { count, height, width, data }: Omit<Pictures, 'channelOrder'>,
+): void {
+  if (
+    height === input.height &&
+    width === input.width &&
+    input.channels === 3 &&
+    data.length === count * height * width * 3
+  )
+    return;
   throw new FacetrainError({
     code: 'InvalidArgument',
     subject: `input '${input.name}'`,
@@ -77,9 +86,11 @@ export async function embedInBatches(
   checkPictures({ input }, { count, height, width, data });
   const size = height * width * 3;
   const embeddings = new Float32Array(count * output.dim);
-  for (let done = 0; done < count;) {
+  for (let done = 0; done < count; ) {
     const next = Math.min(done + batchSize, count);
-    const batch = await translated(() => backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip));
+    const batch = await translated(() =>
+      backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip),
+    );
     signal?.throwIfAborted();
     embeddings.set(batch, done * output.dim);
     done = next;

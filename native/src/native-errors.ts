@@ -1,5 +1,5 @@
 /** Native errors as FacetrainError. */
-import { FacetrainError, type ErrorCode } from '@facetrain/api';
+import { type ErrorCode, FacetrainError } from '@facetrain/api';
 
 /** What native/error.h's Error looks like in JavaScript. */
 interface NativeError extends Error {

@@ -3,12 +3,20 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Pictures } from './data.ts';
-import { Int7Model, LayerModel, searchScales, type SearchOptions, type SearchResult } from './quantization.ts';
+import { Int7Model, LayerModel, type SearchOptions, type SearchResult, searchScales } from './quantization.ts';
 import type { Layer, LayerGraph } from './types.ts';
 
 type Conv = Extract<Layer, { kind: 'conv' }>;
 
-const options: SearchOptions = { rounds: 1, candidates: 20, lower: 0.5, upper: 2, equalize: true, biasCorrection: true, computeThreads: 1 };
+const options: SearchOptions = {
+  rounds: 1,
+  candidates: 20,
+  lower: 0.5,
+  upper: 2,
+  equalize: true,
+  biasCorrection: true,
+  computeThreads: 1,
+};
 
 let state = 1;
 const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
@@ -16,8 +24,16 @@ const values = (count: number, size: number) => Float32Array.from({ length: coun
 
 function conv(name: string, input: string, inputs: number, outputs: number): Conv {
   return {
-    kind: 'conv', name, input, output: `${name}:0`, weight: { dims: [outputs, inputs, 3, 3], data: values(outputs * inputs * 9, 0.3) }, bias: values(outputs, 0.1),
-    strides: [2, 2], pads: [1, 1, 1, 1], dilations: [1, 1], group: 1,
+    kind: 'conv',
+    name,
+    input,
+    output: `${name}:0`,
+    weight: { dims: [outputs, inputs, 3, 3], data: values(outputs * inputs * 9, 0.3) },
+    bias: values(outputs, 0.1),
+    strides: [2, 2],
+    pads: [1, 1, 1, 1],
+    dilations: [1, 1],
+    group: 1,
   };
 }
 
@@ -27,15 +43,36 @@ function network(width = 8): LayerGraph {
     output: { name: 'embedding', dim: 8 },
     layers: [
       conv('a', 'data', 3, width),
-      { kind: 'pointwise', name: 'b', input: 'a:0', output: 'b:0', positive: new Float32Array(width).fill(1), negative: values(width, 0.3), offset: new Float32Array(width) },
+      {
+        kind: 'pointwise',
+        name: 'b',
+        input: 'a:0',
+        output: 'b:0',
+        positive: new Float32Array(width).fill(1),
+        negative: values(width, 0.3),
+        offset: new Float32Array(width),
+      },
       conv('c', 'b:0', width, width),
-      { kind: 'fc', name: 'd', input: 'c:0', output: 'embedding', weight: { dims: [8, width * 16], data: values(8 * width * 16, 0.2) }, bias: values(8, 0.1) },
+      {
+        kind: 'fc',
+        name: 'd',
+        input: 'c:0',
+        output: 'embedding',
+        weight: { dims: [8, width * 16], data: values(8 * width * 16, 0.2) },
+        bias: values(8, 0.1),
+      },
     ],
   };
 }
 
 function pictures(count: number, size = 16): Pictures {
-  return { count, height: size, width: size, channelOrder: 'rgb', data: Uint8Array.from({ length: count * size * size * 3 }, () => random() * 256) };
+  return {
+    count,
+    height: size,
+    width: size,
+    channelOrder: 'rgb',
+    data: Uint8Array.from({ length: count * size * size * 3 }, () => random() * 256),
+  };
 }
 
 async function embedded(model: Promise<LayerModel | Int7Model>, of: Pictures): Promise<Float32Array> {
@@ -47,12 +84,14 @@ async function embedded(model: Promise<LayerModel | Int7Model>, of: Pictures): P
   }
 }
 
-const refused = (code: string, ...words: string[]) => (error: unknown) => {
-  assert.ok(error instanceof FacetrainError, String(error));
-  assert.equal(error.code, code);
-  for (const word of words) assert.match(error.message, new RegExp(word));
-  return true;
-};
+const refused =
+  (code: string, ...words: string[]) =>
+  (error: unknown) => {
+    assert.ok(error instanceof FacetrainError, String(error));
+    assert.equal(error.code, code);
+    for (const word of words) assert.match(error.message, new RegExp(word));
+    return true;
+  };
 
 function cosine(a: Float32Array, b: Float32Array): number {
   const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * y[i]!, 0);
@@ -69,22 +108,48 @@ test('what is found embeds as the network in FP32 does, and says what it did', a
   const integers = await embedded(Int7Model.open(found.graph, found.scales, { computeThreads: 1 }), seen);
   assert.ok(cosine(real, integers) > 0.99);
 
-  assert.deepEqual(found.layers.map(({ name, bits, macs }) => [name, bits, macs]), [['a', 7, 8 * 27 * 64], ['b', 8, 0], ['c', 7, 8 * 72 * 16], ['d', 7, 8 * 128]]);
-  for (const { cosine, cosineStart, saturation } of found.layers) assert.ok(cosine > 0.9 && cosine <= 1.000001 && cosineStart > 0.9 && saturation >= 0 && saturation < 0.1);
-  const { values } = found.scales.weights['c']!;
-  const sums = Array.from({ length: 8 }, (_, o) => values.subarray(o * 72, (o + 1) * 72).reduce((sum, value) => sum + Math.abs(value), 0));
+  assert.deepEqual(
+    found.layers.map(({ name, bits, macs }) => [name, bits, macs]),
+    [
+      ['a', 7, 8 * 27 * 64],
+      ['b', 8, 0],
+      ['c', 7, 8 * 72 * 16],
+      ['d', 7, 8 * 128],
+    ],
+  );
+  for (const { cosine, cosineStart, saturation } of found.layers)
+    assert.ok(cosine > 0.9 && cosine <= 1.000001 && cosineStart > 0.9 && saturation >= 0 && saturation < 0.1);
+  const { values } = found.scales.weights.c!;
+  const sums = Array.from({ length: 8 }, (_, o) =>
+    values.subarray(o * 72, (o + 1) * 72).reduce((sum, value) => sum + Math.abs(value), 0),
+  );
   assert.equal(found.layers[2]!.weightSumMax, Math.max(...sums));
-  assert.deepEqual(Object.entries(found.scales.tensors).map(([name, { limit }]) => [name, limit]), [['data', 63], ['a:0', 127], ['b:0', 63], ['c:0', 63]]);
+  assert.deepEqual(
+    Object.entries(found.scales.tensors).map(([name, { limit }]) => [name, limit]),
+    [
+      ['data', 63],
+      ['a:0', 127],
+      ['b:0', 63],
+      ['c:0', 63],
+    ],
+  );
 });
 
 test('progress goes up to its end', async () => {
   const reports: { stage: string; done: number; total: number }[] = [];
   // Large enough to be asked several times, every tenth of a second.
-  await searchScales(network(96), pictures(64), { ...options, candidates: 60, onProgress: (progress) => reports.push(progress) });
+  await searchScales(network(96), pictures(64), {
+    ...options,
+    candidates: 60,
+    onProgress: (progress) => reports.push(progress),
+  });
   assert.ok(reports.length > 0);
   for (const { done, total } of reports) assert.ok(done <= total);
   const searching = reports.filter(({ stage }) => stage === 'searching').map(({ done }) => done);
-  assert.deepEqual(searching, searching.toSorted((a, b) => a - b));
+  assert.deepEqual(
+    searching,
+    searching.toSorted((a, b) => a - b),
+  );
 });
 
 test('an aborted search rejects with the reason and holds nothing back', async () => {
@@ -92,14 +157,26 @@ test('an aborted search rejects with the reason and holds nothing back', async (
   const reason = new Error('enough');
   await assert.rejects(searchScales(graph, pictures(1), { ...options, signal: AbortSignal.abort(reason) }), reason);
   const controller = new AbortController();
-  const search = searchScales(graph, pictures(64), { ...options, rounds: 50, candidates: 5000, signal: controller.signal, onProgress: () => controller.abort(reason) });
+  const search = searchScales(graph, pictures(64), {
+    ...options,
+    rounds: 50,
+    candidates: 5000,
+    signal: controller.signal,
+    onProgress: () => controller.abort(reason),
+  });
   await assert.rejects(search, reason);
 });
 
 test('pictures that cannot be used are refused', async () => {
   await assert.rejects(searchScales(network(), pictures(0), options), refused('InvalidArgument', 'no pictures'));
-  await assert.rejects(searchScales(network(), pictures(2, 12), options), refused('InvalidArgument', '12 x 12', '16 x 16'));
-  await assert.rejects(embedded(LayerModel.open(network(), { computeThreads: 1 }), pictures(2, 12)), refused('InvalidArgument', '12 x 12'));
+  await assert.rejects(
+    searchScales(network(), pictures(2, 12), options),
+    refused('InvalidArgument', '12 x 12', '16 x 16'),
+  );
+  await assert.rejects(
+    embedded(LayerModel.open(network(), { computeThreads: 1 }), pictures(2, 12)),
+    refused('InvalidArgument', '12 x 12'),
+  );
 });
 
 test('networks that cannot be run are refused by the name of the layer', async () => {
@@ -108,9 +185,18 @@ test('networks that cannot be run are refused by the name of the layer', async (
     change(graph.layers);
     return searchScales(graph, pictures(1), { ...options, ...more });
   };
-  await assert.rejects(change((layers) => void ((layers[2] as Conv).weight.data[5] = NaN)), refused('InvalidModel', "layer 'c'", 'finite'));
-  await assert.rejects(change((layers) => void ((layers[2] as Conv).bias = new Float32Array(7))), refused('InvalidModel', "layer 'c'", 'bias has 7'));
-  await assert.rejects(change((layers) => void ((layers[2] as Conv).input = 'nowhere')), refused('InvalidModel', "layer 'c'", 'nowhere'));
+  await assert.rejects(
+    change((layers) => void ((layers[2] as Conv).weight.data[5] = NaN)),
+    refused('InvalidModel', "layer 'c'", 'finite'),
+  );
+  await assert.rejects(
+    change((layers) => void ((layers[2] as Conv).bias = new Float32Array(7))),
+    refused('InvalidModel', "layer 'c'", 'bias has 7'),
+  );
+  await assert.rejects(
+    change((layers) => void ((layers[2] as Conv).input = 'nowhere')),
+    refused('InvalidModel', "layer 'c'", 'nowhere'),
+  );
   // Balancing channels would move the overflow to a later layer.
   const overflowing = change((layers) => void (layers[2] as Conv).weight.data.fill(3e38), { equalize: false });
   await assert.rejects(overflowing, refused('NotANumber', "tensor 'c:0'"));
@@ -123,7 +209,16 @@ test('scales that do not belong to the network are refused', async () => {
     change(scales);
     return Int7Model.open(found.graph, scales, { computeThreads: 1 });
   };
-  await assert.rejects(open(({ tensors }) => void delete tensors['b:0']), refused('InvalidArtifact', "tensor 'b:0'", 'missing'));
-  await assert.rejects(open(({ weights }) => void (weights['c']!.values[0] = 64)), refused('InvalidArtifact', "layer 'c'", 'weight 64'));
-  await assert.rejects(open(({ biases }) => void delete biases['d']), refused('InvalidArtifact', "layer 'd'", '0 biases'));
+  await assert.rejects(
+    open(({ tensors }) => void delete tensors['b:0']),
+    refused('InvalidArtifact', "tensor 'b:0'", 'missing'),
+  );
+  await assert.rejects(
+    open(({ weights }) => void (weights.c!.values[0] = 64)),
+    refused('InvalidArtifact', "layer 'c'", 'weight 64'),
+  );
+  await assert.rejects(
+    open(({ biases }) => void delete biases.d),
+    refused('InvalidArtifact', "layer 'd'", '0 biases'),
+  );
 });

@@ -1,11 +1,11 @@
 /** EasyQuant (arXiv 2006.16669) and the INT7 runtime, on a LayerGraph. */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
-import { result, type Call } from './call.ts';
+import { type Call, result } from './call.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './native-errors.ts';
 import { checkPictures, embedInBatches } from './model.ts';
+import { translated } from './native-errors.ts';
 import type { Layer, LayerGraph, Scales } from './types.ts';
 
 export interface SearchOptions {
@@ -57,7 +57,9 @@ interface QuantizationAddon {
     count: number,
     options: Pick<SearchOptions, 'rounds' | 'candidates' | 'lower' | 'upper' | 'equalize' | 'biasCorrection'>,
     computeThreads: number,
-  ): Call<{ numbers: LayerNumbers[]; scales: Scales; layers: LayerResult[] }> & { progress(): Parameters<NonNullable<SearchOptions['onProgress']>>[0] };
+  ): Call<{ numbers: LayerNumbers[]; scales: Scales; layers: LayerResult[] }> & {
+    progress(): Parameters<NonNullable<SearchOptions['onProgress']>>[0];
+  };
 }
 
 const addon = native<QuantizationAddon>();
@@ -69,10 +71,20 @@ const progressInterval = 100;
  * Searches scales as EasyQuant does (native/quant/search.h has the details). The pictures' channels are in the order that the graph expects.
  * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's reason once it is aborted
  */
-export async function searchScales(graph: LayerGraph, pictures: Pictures, options: SearchOptions): Promise<SearchResult> {
+export async function searchScales(
+  graph: LayerGraph,
+  pictures: Pictures,
+  options: SearchOptions,
+): Promise<SearchResult> {
   const { computeThreads, signal, onProgress, ...search } = options;
   checkPictures(graph, pictures);
-  if (pictures.count === 0) throw new FacetrainError({ code: 'InvalidArgument', subject: 'calibration', found: 'no pictures', allowed: 'one picture at least' });
+  if (pictures.count === 0)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: 'calibration',
+      found: 'no pictures',
+      allowed: 'one picture at least',
+    });
   let timer: NodeJS.Timeout | undefined;
   try {
     const { numbers, scales, layers } = await result(() => {
@@ -80,14 +92,19 @@ export async function searchScales(graph: LayerGraph, pictures: Pictures, option
       if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
       return call;
     }, signal);
-    return { graph: { ...graph, layers: graph.layers.map((layer, index) => withNumbers(layer, numbers[index]!)) }, scales, layers };
+    return {
+      graph: { ...graph, layers: graph.layers.map((layer, index) => withNumbers(layer, numbers[index]!)) },
+      scales,
+      layers,
+    };
   } finally {
     clearInterval(timer);
   }
 }
 
 function withNumbers(layer: Layer, { weight, bias, offset }: LayerNumbers): Layer {
-  if (layer.kind === 'conv' || layer.kind === 'fc') return { ...layer, weight: { dims: layer.weight.dims, data: weight! }, bias: bias! };
+  if (layer.kind === 'conv' || layer.kind === 'fc')
+    return { ...layer, weight: { dims: layer.weight.dims, data: weight! }, bias: bias! };
   return layer.kind === 'pointwise' ? { ...layer, offset: offset! } : layer;
 }
 
@@ -140,7 +157,13 @@ export class Int7Model extends LayerNetwork {
   /** Every quantised tensor's integers for one picture, [channels, height, width]: for tests, and for looking into a model. */
   async runLayers(picture: Pictures): Promise<Record<string, Int8Array>> {
     checkPictures(this.graph, picture);
-    if (picture.count !== 1) throw new FacetrainError({ code: 'InvalidArgument', subject: 'pictures', found: `${picture.count}`, allowed: 'one' });
+    if (picture.count !== 1)
+      throw new FacetrainError({
+        code: 'InvalidArgument',
+        subject: 'pictures',
+        found: `${picture.count}`,
+        allowed: 'one',
+      });
     return translated(() => this.network.runLayers(picture.data));
   }
 }

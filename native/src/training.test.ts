@@ -4,9 +4,12 @@ import { suite, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import { Model } from './model.ts';
 import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
-import { TrainingSession, capabilities, type BackboneState, type TrainingOptions } from './training.ts';
+import { type BackboneState, capabilities, type TrainingOptions, TrainingSession } from './training.ts';
 
-async function withSession<T>(options: Partial<TrainingOptions>, body: (session: TrainingSession) => Promise<T>): Promise<T> {
+async function withSession<T>(
+  options: Partial<TrainingOptions>,
+  body: (session: TrainingSession) => Promise<T>,
+): Promise<T> {
   const session = await TrainingSession.open(trainingOptions(options));
   try {
     return await body(session);
@@ -36,7 +39,8 @@ function assertNear(actual: number[], expected: number[], tolerance = 1e-6): voi
   assert.ok(difference <= tolerance * largest, `values up to ${largest} differ by ${difference}`);
 }
 
-const learned = (state: BackboneState) => Object.fromEntries(Object.keys(state.momentum).map((name) => [name, state.tensors[name]!]));
+const learned = (state: BackboneState) =>
+  Object.fromEntries(Object.keys(state.momentum).map((name) => [name, state.tensors[name]!]));
 /** No momentum, no decay, no clipping: momentum after the first step is the gradient. */
 const plain = { momentum: 0, weightDecay: 0, gradientClipNorm: null };
 
@@ -56,12 +60,18 @@ suite('a step', () => {
       const gradient = (await session.saveBackbone()).momentum;
       assert.ok(!('norm2.weight' in gradient), 'the last gamma is frozen');
       for (const name of Object.keys(gradient)) {
-        const index = gradient[name]!.data.reduce((best, value, i, all) => (Math.abs(value) > Math.abs(all[best]!) ? i : best), 0);
+        const index = gradient[name]!.data.reduce(
+          (best, value, i, all) => (Math.abs(value) > Math.abs(all[best]!) ? i : best),
+          0,
+        );
         const step = 1e-3;
         const difference = ((await lossWith(name, index, step)) - (await lossWith(name, index, -step))) / (2 * step);
         const found = gradient[name]!.data[index]!;
         // conv1's bias vanishes in the batch norm that follows: its gradient is rounding.
-        assert.ok(Math.abs(found - difference) < 0.02 * Math.abs(difference) + 1e-3, `${name}[${index}]: gradient ${found}, difference ${difference}`);
+        assert.ok(
+          Math.abs(found - difference) < 0.02 * Math.abs(difference) + 1e-3,
+          `${name}[${index}]: gradient ${found}, difference ${difference}`,
+        );
       }
     });
   });
@@ -70,10 +80,16 @@ suite('a step', () => {
     const { before, after: noDecay } = await afterStep(plain);
     const gradient = flat(noDecay.momentum);
     const w = flat(learned(before));
-    assertNear(flat(learned(noDecay)), w.map((value, i) => value - 0.1 * gradient[i]!));
+    assertNear(
+      flat(learned(noDecay)),
+      w.map((value, i) => value - 0.1 * gradient[i]!),
+    );
 
     const { after: decayed } = await afterStep({ ...plain, weightDecay: 0.25 });
-    assertNear(flat(decayed.momentum), gradient.map((g, i) => g + 0.25 * w[i]!));
+    assertNear(
+      flat(decayed.momentum),
+      gradient.map((g, i) => g + 0.25 * w[i]!),
+    );
 
     await withSession({ ...plain, momentum: 0.9 }, async (session) => {
       await session.step(0, 0.1);
@@ -81,11 +97,20 @@ suite('a step', () => {
       assertNear(flat(one.momentum), gradient);
       await session.step(1, 0);
       const two = flat((await session.saveBackbone()).momentum);
-      await session.loadBackbone({ ...one, momentum: Object.fromEntries(Object.entries(one.momentum).map(([name, { dims, data }]) => [name, { dims, data: data.map(() => 0) }])) });
+      await session.loadBackbone({
+        ...one,
+        momentum: Object.fromEntries(
+          Object.entries(one.momentum).map(([name, { dims, data }]) => [name, { dims, data: data.map(() => 0) }]),
+        ),
+      });
       await session.step(1, 0);
       // What the second step adds to 0.9 times the first one's momentum is its own gradient; the rows moved with rate 0: not at all.
       const own = flat((await session.saveBackbone()).momentum);
-      assertNear(two.map((value, i) => value - own[i]!), flat(one.momentum).map((value) => 0.9 * value), 1e-5);
+      assertNear(
+        two.map((value, i) => value - own[i]!),
+        flat(one.momentum).map((value) => 0.9 * value),
+        1e-5,
+      );
     });
   });
 
@@ -95,7 +120,10 @@ suite('a step', () => {
     assertNear([result.gradientNorm], [Math.hypot(...gradient)]);
     const { result: same, after: clipped } = await afterStep({ ...plain, gradientClipNorm: result.gradientNorm / 4 });
     assert.equal(same.gradientNorm, result.gradientNorm);
-    assertNear(flat(clipped.momentum), gradient.map((g) => g / 4));
+    assertNear(
+      flat(clipped.momentum),
+      gradient.map((g) => g / 4),
+    );
     const { after: within } = await afterStep({ ...plain, gradientClipNorm: result.gradientNorm * 4 });
     assert.deepEqual(flat(within.momentum), gradient);
   });
@@ -118,9 +146,18 @@ test('training lowers the loss, and what is exported is the same function', asyn
     const losses: number[] = [];
     for (let step = 0; step < 75; step++) losses.push((await session.step(step, 0.1)).loss);
     const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
-    assert.ok(mean(losses.slice(-10)) < 0.8 * mean(losses.slice(0, 10)), `from ${mean(losses.slice(0, 10))} to ${mean(losses.slice(-10))}`);
+    assert.ok(
+      mean(losses.slice(-10)) < 0.8 * mean(losses.slice(0, 10)),
+      `from ${mean(losses.slice(0, 10))} to ${mean(losses.slice(-10))}`,
+    );
 
-    const pictures = { count: 3, height: 112, width: 112, channelOrder: 'rgb' as const, data: Uint8Array.from({ length: 3 * 112 * 112 * 3 }, (_, i) => (i * 37) % 251) };
+    const pictures = {
+      count: 3,
+      height: 112,
+      width: 112,
+      channelOrder: 'rgb' as const,
+      data: Uint8Array.from({ length: 3 * 112 * 112 * 3 }, (_, i) => (i * 37) % 251),
+    };
     const graph = await session.exportGraph();
     assert.notDeepEqual(graph.initializers['norm1.mean'], tinyNet({ batchNorm: true }).initializers['norm1.mean']);
     const model = await Model.open(graph, { computeThreads: 1 });
@@ -139,7 +176,10 @@ test('going on from saved state is the uninterrupted run, bit for bit', async ()
   };
   const { state, rows, uninterrupted } = await withSession(options, async (session) => {
     for (let step = 20; step < 24; step++) await session.step(step, 0.05);
-    const saved = { state: await session.saveBackbone(), rows: [await session.saveRows(0, 13), await session.saveRows(13, 27)] };
+    const saved = {
+      state: await session.saveBackbone(),
+      rows: [await session.saveRows(0, 13), await session.saveRows(13, 27)],
+    };
     return { ...saved, uninterrupted: await finish(session) };
   });
   const resumed = await withSession({ ...options, graph: tinyNet({ batchNorm: true }) }, async (session) => {
@@ -155,23 +195,45 @@ test('a device is what was asked for, and by itself one that every rank here fin
   const device = (options: Partial<TrainingOptions>) => withSession(options, async (session) => session.device);
   assert.equal(await device({ device: 'cpu' }), 'cpu');
   assert.equal(await device({ device: 'auto' }), cudaDevices > 0 ? 'cuda' : 'cpu');
-  assert.equal(await device({ device: 'auto', comm: { ...trainingOptions().comm, localSize: cudaDevices + 1 } }), 'cpu');
+  assert.equal(
+    await device({ device: 'auto', comm: { ...trainingOptions().comm, localSize: cudaDevices + 1 } }),
+    'cpu',
+  );
 });
 
 suite('refuses', () => {
   const refusal = async (body: Promise<unknown>, code: string, message: RegExp) =>
-    assert.rejects(body, (error: unknown) => error instanceof FacetrainError && error.code === code && message.test(error.message));
+    assert.rejects(
+      body,
+      (error: unknown) => error instanceof FacetrainError && error.code === code && message.test(error.message),
+    );
 
   test('a state of another model', async () => {
     await withSession({}, async (session) => {
       const { tensors, momentum } = await session.saveBackbone();
       const { 'fc.weight': fc, ...others } = tensors;
-      await refusal(session.loadBackbone({ tensors: others, momentum }), 'InvalidCheckpoint', /tensors 'fc.weight': missing/);
-      await refusal(session.loadBackbone({ tensors: { ...tensors, extra: fc! }, momentum }), 'InvalidCheckpoint', /tensors 'extra': the model has no such tensor/);
-      await refusal(session.loadBackbone({ tensors, momentum: { ...momentum, 'fc.weight': { dims: [256, 16], data: fc!.data } } }), 'InvalidCheckpoint', /shape \[256, 16\]; \[16, 256\]/);
+      await refusal(
+        session.loadBackbone({ tensors: others, momentum }),
+        'InvalidCheckpoint',
+        /tensors 'fc.weight': missing/,
+      );
+      await refusal(
+        session.loadBackbone({ tensors: { ...tensors, extra: fc! }, momentum }),
+        'InvalidCheckpoint',
+        /tensors 'extra': the model has no such tensor/,
+      );
+      await refusal(
+        session.loadBackbone({ tensors, momentum: { ...momentum, 'fc.weight': { dims: [256, 16], data: fc!.data } } }),
+        'InvalidCheckpoint',
+        /shape \[256, 16\]; \[16, 256\]/,
+      );
       assert.deepEqual(await session.saveBackbone(), { tensors, momentum });
       await refusal(session.saveRows(39, 2), 'InvalidArgument', /39 to 41; 0 to 40/);
-      await refusal(session.loadRows({ firstRow: 0, rows: 2, weight: new Float32Array(3), momentum: new Float32Array(32) }), 'InvalidArgument', /3 numbers for 2 rows; 2 x 16/);
+      await refusal(
+        session.loadRows({ firstRow: 0, rows: 2, weight: new Float32Array(3), momentum: new Float32Array(32) }),
+        'InvalidArgument',
+        /3 numbers for 2 rows; 2 x 16/,
+      );
     });
   });
 
@@ -179,19 +241,43 @@ suite('refuses', () => {
     const { data, comm } = trainingOptions();
     const small = tinyNet();
     small.input.height = 96;
-    await refusal(TrainingSession.open(trainingOptions({ graph: small })), 'InvalidDataset', /pictures of 112 x 112 .* 96 x 112/);
+    await refusal(
+      TrainingSession.open(trainingOptions({ graph: small })),
+      'InvalidDataset',
+      /pictures of 112 x 112 .* 96 x 112/,
+    );
     const missing = capabilities().nccl ? /rank 99 of this machine sees \d+ CUDA devices/ : /this build has no CUDA/;
-    await refusal(TrainingSession.open(trainingOptions({ device: 'cuda', comm: { ...comm, localRank: 99 } })), 'InvalidConfig', missing);
-    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, directory: `${DATASET}/nowhere` } })), 'InvalidDataset', /nowhere/);
-    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 33 }, comm: { ...comm, size: 2 } })), 'InvalidConfig', /33; a multiple of the 2 ranks/);
-    await refusal(TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })), 'InvalidDataset', /800 pictures/);
+    await refusal(
+      TrainingSession.open(trainingOptions({ device: 'cuda', comm: { ...comm, localRank: 99 } })),
+      'InvalidConfig',
+      missing,
+    );
+    await refusal(
+      TrainingSession.open(trainingOptions({ data: { ...data, directory: `${DATASET}/nowhere` } })),
+      'InvalidDataset',
+      /nowhere/,
+    );
+    await refusal(
+      TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 33 }, comm: { ...comm, size: 2 } })),
+      'InvalidConfig',
+      /33; a multiple of the 2 ranks/,
+    );
+    await refusal(
+      TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })),
+      'InvalidDataset',
+      /800 pictures/,
+    );
   });
 
   test('labels outside the classes', async () => {
     await withSession({ numClasses: 30 }, async (session) => {
-      await refusal((async () => {
-        for (let step = 0; step < 25; step++) await session.step(step, 0);
-      })(), 'InvalidDataset', /30/);
+      await refusal(
+        (async () => {
+          for (let step = 0; step < 25; step++) await session.step(step, 0);
+        })(),
+        'InvalidDataset',
+        /30/,
+      );
     });
   });
 });
@@ -208,7 +294,9 @@ suite('ranks in processes', () => {
 
   async function ranks<T>(scenario: string, size: number): Promise<T[]> {
     const port = await freePort();
-    const ended = await Promise.all(Array.from({ length: size }, (_, rank) => startRank(scenario, { rank, size, port }).ended));
+    const ended = await Promise.all(
+      Array.from({ length: size }, (_, rank) => startRank(scenario, { rank, size, port }).ended),
+    );
     return ended.map(({ code, output, errors }) => {
       assert.equal(code, 0, errors);
       return JSON.parse(output) as T;
@@ -220,19 +308,32 @@ suite('ranks in processes', () => {
   };
 
   test('two train as one does with the same global batch, and hold the same backbone', async () => {
-    const [[alone], [first, second]] = (await Promise.all([ranks<Trained>('train', 1), ranks<Trained>('train', 2)])) as [[Trained], [Trained, Trained]];
+    const [[alone], [first, second]] = (await Promise.all([
+      ranks<Trained>('train', 1),
+      ranks<Trained>('train', 2),
+    ])) as [[Trained], [Trained, Trained]];
     assert.deepEqual(first.tensors, second.tensors);
     assert.deepEqual(first.momentum, second.momentum);
     assert.deepEqual(first.steps, second.steps);
     for (const part of ['tensors', 'momentum'] as const) {
-      for (const name of Object.keys(alone[part])) assertNear(numbers(first[part][name]!), numbers(alone[part][name]!), 1e-4);
+      for (const name of Object.keys(alone[part]))
+        assertNear(numbers(first[part][name]!), numbers(alone[part][name]!), 1e-4);
     }
-    for (const [i, { loss, gradientNorm }] of alone.steps.entries()) assertNear([first.steps[i]!.loss, first.steps[i]!.gradientNorm], [loss, gradientNorm], 1e-5);
+    for (const [i, { loss, gradientNorm }] of alone.steps.entries())
+      assertNear([first.steps[i]!.loss, first.steps[i]!.gradientNorm], [loss, gradientNorm], 1e-5);
     assert.deepEqual([first.rows.firstRow, first.rows.rows, second.rows.firstRow, second.rows.rows], [0, 20, 20, 20]);
-    for (const part of ['weight', 'momentum'] as const) assertNear([...numbers(first.rows[part]), ...numbers(second.rows[part])], numbers(alone.rows[part]), 1e-4);
+    for (const part of ['weight', 'momentum'] as const)
+      assertNear([...numbers(first.rows[part]), ...numbers(second.rows[part])], numbers(alone.rows[part]), 1e-4);
 
     // Rank 1 voted to stop at step 1, rank 0 for a checkpoint at step 2.
-    assert.deepEqual(first.steps.map(({ votes }) => votes), [{ stop: false, checkpoint: false }, { stop: true, checkpoint: false }, { stop: false, checkpoint: true }]);
+    assert.deepEqual(
+      first.steps.map(({ votes }) => votes),
+      [
+        { stop: false, checkpoint: false },
+        { stop: true, checkpoint: false },
+        { stop: false, checkpoint: true },
+      ],
+    );
     for (const rank of [first, second]) {
       assert.deepEqual(rank.gathered, [[0], [10, 11]]);
       assert.deepEqual(rank.nothing, [0, 0]);
@@ -252,7 +353,10 @@ suite('ranks in processes', () => {
   });
 
   test('numbers that are not finite end the run on every rank at the same step, with the weights as they were', async () => {
-    const [first, second] = await ranks<{ code: string; message: string; step: number; unmoved: boolean }>('diverge', 2);
+    const [first, second] = await ranks<{ code: string; message: string; step: number; unmoved: boolean }>(
+      'diverge',
+      2,
+    );
     assert.deepEqual(first, second);
     assert.equal(first!.code, 'NotANumber');
     assert.equal(first!.unmoved, true);
@@ -262,7 +366,10 @@ suite('ranks in processes', () => {
 
   test('a lost peer is an error that says so', async () => {
     const port = await freePort();
-    const [survivor, victim] = [startRank('report', { rank: 0, size: 2, port }), startRank('wait', { rank: 1, size: 2, port })];
+    const [survivor, victim] = [
+      startRank('report', { rank: 0, size: 2, port }),
+      startRank('wait', { rank: 1, size: 2, port }),
+    ];
     await Promise.all([survivor.ready, victim.ready]);
     victim.process.kill('SIGKILL');
     const { code, output, errors } = await survivor.ended;

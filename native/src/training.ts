@@ -6,8 +6,8 @@ import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './native-errors.ts';
 import { embedInBatches } from './model.ts';
+import { translated } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 export interface TrainingOptions {
@@ -22,7 +22,14 @@ export interface TrainingOptions {
   momentum: number;
   weightDecay: number;
   gradientClipNorm: number | null;
-  data: { directory: string; globalBatchSize: number; flip: boolean; shift: number; channelOrder: 'rgb' | 'bgr'; loaderThreads: number };
+  data: {
+    directory: string;
+    globalBatchSize: number;
+    flip: boolean;
+    shift: number;
+    channelOrder: 'rgb' | 'bgr';
+    loaderThreads: number;
+  };
   /** `localRank` of `localSize` ranks on this machine, or in this container: with CUDA each takes the device of its number. */
   comm: {
     rank: number;
@@ -87,7 +94,9 @@ export interface TrainingSessionContract extends Embedder {
 }
 
 interface NativeSession {
-  open(options: TrainingOptions): Promise<{ device: 'cpu' | 'cuda'; firstRow: number; rows: number; stepsPerEpoch: number }>;
+  open(
+    options: TrainingOptions,
+  ): Promise<{ device: 'cpu' | 'cuda'; firstRow: number; rows: number; stepsPerEpoch: number }>;
   step(step: number, learningRate: number, stop: boolean, checkpoint: boolean): Promise<StepResult>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   saveBackbone(): Promise<BackboneState>;
@@ -137,7 +146,12 @@ export class TrainingSession implements TrainingSessionContract {
   static async open(options: TrainingOptions): Promise<TrainingSession> {
     const { globalBatchSize } = options.data;
     if (globalBatchSize % options.comm.size !== 0) {
-      throw new FacetrainError({ code: 'InvalidConfig', subject: 'data.globalBatchSize', found: String(globalBatchSize), allowed: `a multiple of the ${options.comm.size} ranks` });
+      throw new FacetrainError({
+        code: 'InvalidConfig',
+        subject: 'data.globalBatchSize',
+        found: String(globalBatchSize),
+        allowed: `a multiple of the ${options.comm.size} ranks`,
+      });
     }
     const session = new addon.TrainingSession();
     try {
@@ -148,7 +162,11 @@ export class TrainingSession implements TrainingSessionContract {
     }
   }
 
-  async step(step: number, learningRate: number, { stop = false, checkpoint = false }: Votes = {}): Promise<StepResult> {
+  async step(
+    step: number,
+    learningRate: number,
+    { stop = false, checkpoint = false }: Votes = {},
+  ): Promise<StepResult> {
     return await translated(() => this.#native.step(step, learningRate, stop, checkpoint));
   }
 
@@ -169,7 +187,8 @@ export class TrainingSession implements TrainingSessionContract {
       for (const [name, { dims }] of Object.entries(own[part])) {
         const tensor = state[part][name];
         if (!tensor) throw refuse(name, 'missing', 'every tensor of the model');
-        if (tensor.dims.join() !== dims.join()) throw refuse(name, `shape [${tensor.dims.join(', ')}]`, `[${dims.join(', ')}], as in the model`);
+        if (tensor.dims.join() !== dims.join())
+          throw refuse(name, `shape [${tensor.dims.join(', ')}]`, `[${dims.join(', ')}], as in the model`);
         const size = dims.reduce((product, dim) => product * dim, 1);
         if (tensor.data.length !== size) throw refuse(name, `${tensor.data.length} numbers`, `${size}`);
       }
@@ -191,7 +210,12 @@ export class TrainingSession implements TrainingSessionContract {
     const first = this.#localRow(firstRow, rows);
     for (const [name, values] of Object.entries({ weight, momentum })) {
       if (values.length !== rows * this.dim) {
-        throw new FacetrainError({ code: 'InvalidArgument', subject: name, found: `${values.length} numbers for ${rows} rows`, allowed: `${rows} x ${this.dim}` });
+        throw new FacetrainError({
+          code: 'InvalidArgument',
+          subject: name,
+          found: `${values.length} numbers for ${rows} rows`,
+          allowed: `${rows} x ${this.dim}`,
+        });
       }
     }
     await translated(() => this.#native.loadRows(first, weight, momentum));
@@ -217,7 +241,15 @@ export class TrainingSession implements TrainingSessionContract {
   /** A global row as one of this rank's. */
   #localRow(firstRow: number, rows: number): number {
     const first = firstRow - this.rowRange.firstRow;
-    if (!(Number.isInteger(first) && Number.isInteger(rows) && first >= 0 && rows >= 0 && first + rows <= this.rowRange.rows)) {
+    if (
+      !(
+        Number.isInteger(first) &&
+        Number.isInteger(rows) &&
+        first >= 0 &&
+        rows >= 0 &&
+        first + rows <= this.rowRange.rows
+      )
+    ) {
       throw new FacetrainError({
         code: 'InvalidArgument',
         subject: 'rows',

@@ -41,9 +41,28 @@ export interface Graph {
  * pool       global average over height and width.
  */
 export type Layer =
-  | { kind: 'conv'; name: string; input: string; output: string; weight: Tensor<Float32Array>; bias: Float32Array; strides: [number, number]; pads: [number, number, number, number]; dilations: [number, number]; group: number }
+  | {
+      kind: 'conv';
+      name: string;
+      input: string;
+      output: string;
+      weight: Tensor<Float32Array>;
+      bias: Float32Array;
+      strides: [number, number];
+      pads: [number, number, number, number];
+      dilations: [number, number];
+      group: number;
+    }
   | { kind: 'fc'; name: string; input: string; output: string; weight: Tensor<Float32Array>; bias: Float32Array }
-  | { kind: 'pointwise'; name: string; input: string; output: string; positive: Float32Array; negative: Float32Array; offset: Float32Array }
+  | {
+      kind: 'pointwise';
+      name: string;
+      input: string;
+      output: string;
+      positive: Float32Array;
+      negative: Float32Array;
+      offset: Float32Array;
+    }
   | { kind: 'add'; name: string; inputs: [string, string]; output: string }
   | { kind: 'pool'; name: string; input: string; output: string };
 

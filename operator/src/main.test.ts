@@ -2,15 +2,18 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { faceTrainJobs, pods } from './controllers/resources.ts';
 import { ControlPlane } from './testing/control-plane.ts';
 import { eventually } from './testing/eventually.ts';
-import { pods, faceTrainJobs } from './controllers/resources.ts';
 
 const program = join(import.meta.dirname, 'main.ts');
 
 const refusals: Record<string, { args: string[]; want: RegExp }> = {
   'no image': { args: [], want: /--image: missing/ },
-  'a count that is none': { args: ['--image', 'i', '--lease-namespace', 'none', '--workers', '0'], want: /--workers: 0; must be a whole number from 1 to 256/ },
+  'a count that is none': {
+    args: ['--image', 'i', '--lease-namespace', 'none', '--workers', '0'],
+    want: /--workers: 0; must be a whole number from 1 to 256/,
+  },
   'no place for the lease': { args: ['--image', 'i'], want: /--lease-namespace: missing/ },
   'an unknown option': { args: ['--imagine', 'i'], want: /--imagine/ },
 };
@@ -30,38 +33,73 @@ before(async () => {
 after(() => plane?.stop());
 
 const ways: Record<string, () => Promise<{ args: string[]; env: Record<string, string> }>> = {
-  'from a kubeconfig': async () => ({ args: ['--kubeconfig', await plane.kubeconfig(), '--lease-namespace', 'default'], env: {} }),
+  'from a kubeconfig': async () => ({
+    args: ['--kubeconfig', await plane.kubeconfig(), '--lease-namespace', 'default'],
+    env: {},
+  }),
   "by a pod's service account": async () => {
     const { folder, env } = await plane.serviceAccount('default');
     return { args: ['--service-account', folder], env };
   },
 };
-for (const [way, connection] of Object.entries(ways)) test(`runs ${way} in one namespace, and stops in order at SIGTERM`, async (t) => {
-  const namespace = `runs-${Object.keys(ways).indexOf(way)}`;
-  await plane.createNamespace(namespace);
-  const { args: connectionArgs, env } = await connection();
-  // Somebody's own cluster is none of a test's business.
-  const { KUBECONFIG: _, ...inherited } = process.env;
-  const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
-  // Any port will do: of the operator's own, nothing is asked here.
-  const child = spawn(process.execPath, [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...inherited, ...env } });
-  let output = '';
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
-  t.after(async () => void child.kill('SIGKILL'));
-  await plane.client.create(faceTrainJobs, namespace, {
-    apiVersion: 'facetrain.dev/v1alpha1',
-    kind: 'FaceTrainJob',
-    metadata: { name: 'faces' },
-    spec: { dataset: { uri: 's3://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 64, trainers: { replicas: 1 } },
+for (const [way, connection] of Object.entries(ways))
+  test(`runs ${way} in one namespace, and stops in order at SIGTERM`, async (t) => {
+    const namespace = `runs-${Object.keys(ways).indexOf(way)}`;
+    await plane.createNamespace(namespace);
+    const { args: connectionArgs, env } = await connection();
+    // Somebody's own cluster is none of a test's business.
+    const { KUBECONFIG: _, ...inherited } = process.env;
+    const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
+    // Any port will do: of the operator's own, nothing is asked here.
+    const child = spawn(
+      process.execPath,
+      [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))],
+      { stdio: ['ignore', 'pipe', 'pipe'], env: { ...inherited, ...env } },
+    );
+    let output = '';
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
+    t.after(async () => void child.kill('SIGKILL'));
+    await plane.client.create(faceTrainJobs, namespace, {
+      apiVersion: 'facetrain.dev/v1alpha1',
+      kind: 'FaceTrainJob',
+      metadata: { name: 'faces' },
+      spec: {
+        dataset: { uri: 's3://data/faces' },
+        model: { backbone: 'mobilefacenet' },
+        output: { uri: 'hostpath:///out' },
+        globalBatchSize: 64,
+        trainers: { replicas: 1 },
+      },
+    });
+    await eventually(
+      async () => assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output),
+      20_000,
+    );
+    const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
+    child.kill('SIGTERM');
+    assert.equal(await exit, 0, output);
+    const lines = output
+      .trim()
+      .split('\n')
+      .map(
+        (line) =>
+          JSON.parse(line) as {
+            msg: string;
+            controller?: string;
+            reconcileID?: string;
+            uid?: string;
+            attempt?: number;
+          },
+      );
+    const order = ['leading', 'stopping', 'lease given back', 'stopped'].map((message) =>
+      lines.findIndex(({ msg }) => msg === message),
+    );
+    assert.deepEqual(
+      order,
+      [...order].sort((a, b) => a - b),
+      output,
+    );
+    assert(!order.includes(-1), output);
+    const told = lines.find(({ controller }) => controller === 'facetrainjob');
+    assert(told?.reconcileID && told.uid && told.attempt === 0, output);
   });
-  await eventually(async () => assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output), 20_000);
-  const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
-  child.kill('SIGTERM');
-  assert.equal(await exit, 0, output);
-  const lines = output.trim().split('\n').map((line) => JSON.parse(line) as { msg: string; controller?: string; reconcileID?: string; uid?: string; attempt?: number });
-  const order = ['leading', 'stopping', 'lease given back', 'stopped'].map((message) => lines.findIndex(({ msg }) => msg === message));
-  assert.deepEqual(order, [...order].sort((a, b) => a - b), output);
-  assert(!order.includes(-1), output);
-  const told = lines.find(({ controller }) => controller === 'facetrainjob');
-  assert(told?.reconcileID && told.uid && told.attempt === 0, output);
-});

@@ -1,6 +1,7 @@
 /** The operator's program: options from flags or the environment, then until SIGTERM. */
-import { hostname } from 'node:os';
+
 import { randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
 import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { clusterEnvironment } from './controllers/cluster-environment.ts';
@@ -23,31 +24,50 @@ const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be
 --log-level LEVEL         FACETRAIN_LOG_LEVEL        debug, info, warn or error (default info)
 `;
 
-const NAMES = ['image', 'namespace', 'kubeconfig', 'service-account', 'lease-namespace', 'health-port', 'workers', 'progress-seconds', 'log-level'] as const;
+const NAMES = [
+  'image',
+  'namespace',
+  'kubeconfig',
+  'service-account',
+  'lease-namespace',
+  'health-port',
+  'workers',
+  'progress-seconds',
+  'log-level',
+] as const;
 type Settings = Partial<Record<(typeof NAMES)[number], string>>;
 
 class UsageError extends Error {}
 
 function settings(): Settings {
-  const options = { ...Object.fromEntries(NAMES.map((name) => [name, { type: 'string' as const }])), help: { type: 'boolean' as const } };
+  const options = {
+    ...Object.fromEntries(NAMES.map((name) => [name, { type: 'string' as const }])),
+    help: { type: 'boolean' as const },
+  };
   let values: Record<string, string | boolean | undefined>;
   try {
     ({ values } = parseArgs({ options, strict: true }) as { values: Record<string, string | boolean | undefined> });
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
-  if (values['help']) {
+  if (values.help) {
     process.stdout.write(HELP);
     process.exit(0);
   }
-  const variable = (name: string) => (name === 'kubeconfig' ? 'KUBECONFIG' : `FACETRAIN_${name.toUpperCase().replaceAll('-', '_')}`);
-  return Object.fromEntries(NAMES.flatMap((name) => ((values[name] ?? process.env[variable(name)]) ? [[name, values[name] ?? process.env[variable(name)]]] : [])));
+  const variable = (name: string) =>
+    name === 'kubeconfig' ? 'KUBECONFIG' : `FACETRAIN_${name.toUpperCase().replaceAll('-', '_')}`;
+  return Object.fromEntries(
+    NAMES.flatMap((name) =>
+      (values[name] ?? process.env[variable(name)]) ? [[name, values[name] ?? process.env[variable(name)]]] : [],
+    ),
+  );
 }
 
 function count(of: Settings, name: keyof Settings, fallback: number, most: number): number {
   const text = of[name] ?? String(fallback);
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > most) throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${most}`);
+  if (!Number.isInteger(value) || value < 1 || value > most)
+    throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${most}`);
   return value;
 }
 
@@ -64,10 +84,14 @@ async function main(): Promise<void> {
   const given = settings();
   if (!given.image) throw new UsageError('--image: missing; name the trainer image of this release');
   const level = given['log-level'] ?? 'info';
-  if (!['debug', 'info', 'warn', 'error'].includes(level)) throw new UsageError(`--log-level: ${level}; must be debug, info, warn or error`);
+  if (!['debug', 'info', 'warn', 'error'].includes(level))
+    throw new UsageError(`--log-level: ${level}; must be debug, info, warn or error`);
   const account = serviceAccount(given['service-account'] ?? SERVICE_ACCOUNT_FOLDER);
   const leaseNamespace = given['lease-namespace'] ?? account?.namespace;
-  if (leaseNamespace === undefined) throw new UsageError('--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs');
+  if (leaseNamespace === undefined)
+    throw new UsageError(
+      '--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs',
+    );
   const port = count(given, 'health-port', 8081, 65_535);
   const workers = count(given, 'workers', 8, 256);
   const progressSeconds = count(given, 'progress-seconds', 5, 3600);
@@ -75,7 +99,9 @@ async function main(): Promise<void> {
   const log = pino({ level, base: {}, timestamp: pino.stdTimeFunctions.isoTime });
   const metrics = new Metrics();
   const inPod = given.kubeconfig === undefined && account;
-  const client = inPod ? new Client({ ...inPod.connection, onResponse: metrics.request }) : await fromKubeConfig(given.kubeconfig, metrics.request);
+  const client = inPod
+    ? new Client({ ...inPod.connection, onResponse: metrics.request })
+    : await fromKubeConfig(given.kubeconfig, metrics.request);
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) {
     process.once(name, () => {

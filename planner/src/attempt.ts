@@ -5,11 +5,11 @@
  * stopped, and none of the current one is made while one of those is alive.
  */
 import { createHash } from 'node:crypto';
-import type { FailurePolicy, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
+import type { FaceTrainJobStatus, FailurePolicy, QuantizeJobStatus } from '@facetrain/api';
 import type { ObservedPod } from './objects.ts';
 import type { JobIdentity } from './observed.ts';
-import { secondsSince } from './time.ts';
 import { canonicalJson } from './plain-data.ts';
+import { secondsSince } from './time.ts';
 
 /** What both kinds of job have. */
 export interface JobSpec {
@@ -53,7 +53,12 @@ interface Observed {
   pods: ObservedPod[];
 }
 
-export function viewOf({ identity, spec, status, pods }: Observed, size: number, now: Date, bearsNodeLoss: boolean): JobView {
+export function viewOf(
+  { identity, spec, status, pods }: Observed,
+  size: number,
+  now: Date,
+  bearsNodeLoss: boolean,
+): JobView {
   // A pod of a later attempt than the status knows: the status was lost, or is not the newest. What runs is what counts.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
@@ -90,7 +95,8 @@ export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
 }
 
 /** Whether something of the pod may still run. A phase that we do not know counts as alive: better to wait than to run twice. */
-export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean => pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
+export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean =>
+  pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
 
 const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed']);
 /** Nobody knows how the pod is. */

@@ -13,7 +13,10 @@ export interface Child {
 
 /** In the order given, which is the order they are created in. */
 export function missing(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
-  const there = new Set([...objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`), ...view.ranks.map((pod) => `Pod/${pod?.name}`)]);
+  const there = new Set([
+    ...objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`),
+    ...view.ranks.map((pod) => `Pod/${pod?.name}`),
+  ]);
   return children.filter(({ kind, name }) => !there.has(`${kind}/${name}`));
 }
 
@@ -39,15 +42,31 @@ export interface Obstacle {
 }
 
 /** @param more to say where only a change can help */
-export const hindered = ({ reason, message, passing }: Obstacle, more = ''): Stage => (passing ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${more}` });
+export const hindered = ({ reason, message, passing }: Obstacle, more = ''): Stage =>
+  passing ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${more}` };
 
 /** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
-export function obstacle({ create, names, objects, refused, predecessors = [], ahead = [], conflict }: Making): Obstacle | null {
+export function obstacle({
+  create,
+  names,
+  objects,
+  refused,
+  predecessors = [],
+  ahead = [],
+  conflict,
+}: Making): Obstacle | null {
   if (create.length === 0) return null;
   if (predecessors.length > 0) return earlier(`pod ${predecessors[0]}`, 'ended');
-  if (ahead.length > 0) return { reason: Reason.outputInUse, message: `${ahead[0]} writes to the same folder and has not finished`, passing: true };
+  if (ahead.length > 0)
+    return {
+      reason: Reason.outputInUse,
+      message: `${ahead[0]} writes to the same folder and has not finished`,
+      passing: true,
+    };
   // Never touched, and never adopted.
-  const foreign = objects.find((object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name));
+  const foreign = objects.find(
+    (object) => !object.owned && names.some(({ kind, name }) => object.kind === kind && object.name === name),
+  );
   if (foreign?.leftover) return earlier(`${foreign.kind} ${foreign.name}`, 'gone');
   if (foreign) {
     return {
@@ -63,4 +82,8 @@ export function obstacle({ create, names, objects, refused, predecessors = [], a
   return null;
 }
 
-const earlier = (what: string, how: string): Obstacle => ({ reason: Reason.stopping, message: `${what} of an earlier job of this name has not ${how} yet`, passing: true });
+const earlier = (what: string, how: string): Obstacle => ({
+  reason: Reason.stopping,
+  message: `${what} of an earlier job of this name has not ${how} yet`,
+  passing: true,
+});

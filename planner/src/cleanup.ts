@@ -1,5 +1,5 @@
 /** What is deleted once an attempt is over. Only what the status already calls over: the evidence was used. */
-import { isAlive, outcomeOf, type JobView } from './attempt.ts';
+import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { attemptName } from './names.ts';
 import type { ObservedPod } from './objects.ts';
 import type { ObservedObject } from './observed.ts';
@@ -14,7 +14,14 @@ const ENDING_SECONDS = 5;
 
 /** How long the end of a pod may still be waited for, its program having ended; null: it has ended, or has to be ended. */
 function secondsToEnd(pod: ObservedPod, now: Date): number | null {
-  if (!isAlive(pod) || pod.deleting || pod.lostNode !== undefined || outcomeOf(pod) === null || pod.finishedAt === undefined) return null;
+  if (
+    !isAlive(pod) ||
+    pod.deleting ||
+    pod.lostNode !== undefined ||
+    outcomeOf(pod) === null ||
+    pod.finishedAt === undefined
+  )
+    return null;
   const age = secondsSince(pod.finishedAt, now);
   return age >= 0 && age < ENDING_SECONDS ? ENDING_SECONDS - age : null;
 }
@@ -27,13 +34,17 @@ const goesOn = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && seconds
 
 /** Pods of earlier attempts. Those that ended stay for their logs, but of the last attempt alone, or a job that restarts often would fill the cluster. */
 export function olderPods(view: JobView, policy: CleanPodPolicy): Action[] {
-  return view.others.filter((pod) => goesOn(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1).flatMap(deletePod);
+  return view.others
+    .filter((pod) => goesOn(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1)
+    .flatMap(deletePod);
 }
 
 /** Pods of the current attempt, when it was the last. */
 export function currentPods(view: JobView, policy: CleanPodPolicy): Action[] {
   if (policy === 'None') return [];
-  return view.ranks.filter((pod) => pod !== undefined && (goesOn(pod, view.now) || policy === 'All')).flatMap((pod) => deletePod(pod!));
+  return view.ranks
+    .filter((pod) => pod !== undefined && (goesOn(pod, view.now) || policy === 'All'))
+    .flatMap((pod) => deletePod(pod!));
 }
 
 /** ConfigMaps and PodGroups of earlier attempts of which no pod is left; Kubernetes keeps a PodGroup until then anyway. */
@@ -42,7 +53,9 @@ export function olderObjects(view: JobView, objects: ObservedObject[]): Action[]
   return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
     if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || left.has(name)) return [];
     const attempt = attemptOf(name, view);
-    return attempt === null || attempt >= view.attempt ? [] : [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }];
+    return attempt === null || attempt >= view.attempt
+      ? []
+      : [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }];
   });
 }
 

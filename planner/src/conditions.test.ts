@@ -7,7 +7,8 @@ import { after, at } from './testing/builders.ts';
 const ready = (status: 'True' | 'False', message = '') => ({ type: ConditionType.ready, status, reason: 'R', message });
 const old = mergeConditions([], [ready('True')], 1, after(0));
 
-test('the time moves when the status does', () => assert.equal(mergeConditions(old, [ready('False')], 1, after(9))[0]!.lastTransitionTime, at(9)));
+test('the time moves when the status does', () =>
+  assert.equal(mergeConditions(old, [ready('False')], 1, after(9))[0]!.lastTransitionTime, at(9)));
 test('the time stays when only words or the generation change', () => {
   assert.deepEqual(mergeConditions(old, [ready('True', 'other')], 2, after(9)), [
     { ...ready('True', 'other'), observedGeneration: 2, lastTransitionTime: at(0) },
@@ -15,7 +16,14 @@ test('the time stays when only words or the generation change', () => {
 });
 test('a condition of ours that is not wanted goes', () => assert.deepEqual(mergeConditions(old, [], 1, after(9)), []));
 test('a condition of somebody else stays', () => {
-  const foreign = { type: 'acme.example/Billed', status: 'True' as const, lastTransitionTime: at(0), reason: 'R', message: '' };
+  const foreign = {
+    type: 'acme.example/Billed',
+    status: 'True' as const,
+    lastTransitionTime: at(0),
+    reason: 'R',
+    message: '',
+  };
   assert.deepEqual(mergeConditions([foreign, ...old], [ready('True')], 1, after(9)), [...old, foreign]);
 });
-test('a long message is cut', () => assert.equal(mergeConditions([], [ready('True', 'x'.repeat(5000))], 1, after(0))[0]!.message.length, 2000));
+test('a long message is cut', () =>
+  assert.equal(mergeConditions([], [ready('True', 'x'.repeat(5000))], 1, after(0))[0]!.message.length, 2000));

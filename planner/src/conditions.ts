@@ -1,8 +1,8 @@
 /** The one way to write conditions: times move only when a status does, and the order is always that of the wanted list. */
 import type { Condition } from '@facetrain/api';
+import { truncate } from './plain-data.ts';
 import { ConditionType, MAX_MESSAGE } from './reasons.ts';
 import { timestamp } from './time.ts';
-import { truncate } from './plain-data.ts';
 
 export interface WantedCondition {
   type: ConditionType;
@@ -22,7 +22,12 @@ export function findCondition(conditions: Condition[] | undefined, type: Conditi
 }
 
 /** Conditions of ours that are not wanted go; those of others stay. */
-export function mergeConditions(old: Condition[] | undefined, wanted: WantedCondition[], generation: number, now: Date): Condition[] {
+export function mergeConditions(
+  old: Condition[] | undefined,
+  wanted: WantedCondition[],
+  generation: number,
+  now: Date,
+): Condition[] {
   const ours = wanted.map(({ type, status, reason, message }) => {
     const before = findCondition(old, type);
     return {

@@ -1,5 +1,5 @@
 /** Limits on the whole job and on an attempt's wait for its pods. Exceeding one fails the job: waiting longer is what they forbid. */
-import { isUnknown, outcomeOf, type JobView } from './attempt.ts';
+import { isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
@@ -10,7 +10,8 @@ export interface Overdue {
 
 export function overdue(view: JobView): Overdue | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
-  if (isOver(activeLeft(view))) return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
+  if (isOver(activeLeft(view)))
+    return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
   if (isOver(pendingLeft(view)))
     return {
       reason: Reason.pendingDeadline,
@@ -25,12 +26,16 @@ export const secondsToDeadline = (view: JobView): number | null => soonest(activ
 const isOver = (left: number | null): boolean => left !== null && left <= 0;
 
 function activeLeft({ status, spec, now }: JobView): number | null {
-  return status.startTime === undefined || spec.activeDeadlineSeconds === undefined ? null : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
+  return status.startTime === undefined || spec.activeDeadlineSeconds === undefined
+    ? null
+    : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
 }
 
 function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
   const waits = ranks.some((pod) => pod?.phase === 'Pending');
-  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits ? null : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
+  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits
+    ? null
+    : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
 }
 
 /** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { viewOf } from './attempt.ts';
-import { actionFor, findFailure, type Failure } from './failure.ts';
+import { actionFor, type Failure, findFailure } from './failure.ts';
 import type { ObservedPod } from './objects.ts';
 import { after, at, makeJob, makePod } from './testing/builders.ts';
 
@@ -21,10 +21,16 @@ function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bear
 }
 
 describe('who is to blame', () => {
-  const cases: Record<string, { pods: ObservedPod[]; at?: number; status?: object; bearsNodeLoss?: boolean; want: Partial<Failure> | null }> = {
+  const cases: Record<
+    string,
+    { pods: ObservedPod[]; at?: number; status?: object; bearsNodeLoss?: boolean; want: Partial<Failure> | null }
+  > = {
     'nobody while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
     'nobody while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
-    'nobody when a rank has done its part': { pods: [makePod(0).running().build(), makePod(1).succeeded().build()], want: null },
+    'nobody when a rank has done its part': {
+      pods: [makePod(0).running().build(), makePod(1).succeeded().build()],
+      want: null,
+    },
     'nobody for a phase that nobody knows': {
       pods: [makePod(0).with({ phase: 'Unknown' }).build(), makePod(1).with({ phase: 'Hibernating' }).build()],
       want: null,
@@ -48,7 +54,10 @@ describe('who is to blame', () => {
       want: { rank: 1, exitCode: 2, reason: 'InputRefused' },
     },
     'what the process itself says': {
-      pods: [makePod(0).running().build(), makePod(1).running('gpu-7').failed(2).saying('InvalidDataset', 'train.rec: cut short').build()],
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).running('gpu-7').failed(2).saying('InvalidDataset', 'train.rec: cut short').build(),
+      ],
       want: {
         reason: 'InvalidDataset',
         message: 'rank 1 left with exit code 2 on gpu-7: train.rec: cut short',
@@ -81,14 +90,23 @@ describe('who is to blame', () => {
       pods: [makePod(0).running().build(), makePod(1).running().deleting().build()],
       want: { rank: 1, reason: 'PodDeleted', disruption: true },
     },
-    'nobody for deleting a pod that has done its part': { pods: [makePod(0).running().build(), makePod(1).succeeded().deleting().build()], want: null },
+    'nobody for deleting a pod that has done its part': {
+      pods: [makePod(0).running().build(), makePod(1).succeeded().deleting().build()],
+      want: null,
+    },
     'the node that does not answer, when a peer was lost': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).with({ phase: 'Unknown', node: 'n' }).build()],
       want: { rank: 1, reason: 'NodeLost', node: 'n', disruption: true },
     },
     'a lost node, at once': {
       pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
-      want: { rank: 1, reason: 'NodeLost', node: 'n', message: 'pod faces-0-1 is lost: node n is gone', disruption: true },
+      want: {
+        rank: 1,
+        reason: 'NodeLost',
+        node: 'n',
+        message: 'pod faces-0-1 is lost: node n is gone',
+        disruption: true,
+      },
     },
     'the rank that failed before the node was lost': {
       pods: [makePod(0).failed(1).build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
@@ -107,9 +125,21 @@ describe('who is to blame', () => {
       pods: [makePod(0).running().build()],
       want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: false },
     },
-    'a pod that may only be out of sight of a cache does not': { pods: [makePod(0).running().build()], at: 4, want: null },
-    'nor one that may not have been made yet': { pods: [makePod(0).running().build()], status: { attempt: 0 }, want: null },
-    'nobody yet, while the culprit may still be told of': { pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()], at: 101, want: null },
+    'a pod that may only be out of sight of a cache does not': {
+      pods: [makePod(0).running().build()],
+      at: 4,
+      want: null,
+    },
+    'nor one that may not have been made yet': {
+      pods: [makePod(0).running().build()],
+      status: { attempt: 0 },
+      want: null,
+    },
+    'nobody yet, while the culprit may still be told of': {
+      pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()],
+      at: 101,
+      want: null,
+    },
     'a peer, when the culprit is not told of in time': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()],
       at: 102,
@@ -147,7 +177,10 @@ describe('what is done about it', () => {
   const cases: Record<string, { failure: Failure; policy?: object; want: string }> = {
     'a defect restarts': { failure: failure(1), want: 'Restart' },
     'a refused input does not': { failure: failure(2), want: 'FailJob' },
-    'a rendezvous that a peer missed restarts': { failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }), want: 'Restart' },
+    'a rendezvous that a peer missed restarts': {
+      failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }),
+      want: 'Restart',
+    },
     'unless a rule says otherwise': {
       failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }),
       policy: rule('FailJob', { reasons: ['RendezvousTimeout'] }),
@@ -162,10 +195,26 @@ describe('what is done about it', () => {
       policy: rule('FailJob', { exitCodes: [2] }),
       want: 'RestartWithoutCounting',
     },
-    'a rule on the exit code decides': { failure: failure(2), policy: rule('Restart', { exitCodes: [2] }), want: 'Restart' },
-    'a rule on the reason decides': { failure: failure(137, { matches: ['OOMKilled'] }), policy: rule('FailJob', { reasons: ['OOMKilled'] }), want: 'FailJob' },
-    'a rule with both needs both': { failure: failure(1), policy: rule('FailJob', { exitCodes: [1], reasons: ['NotANumber'] }), want: 'Restart' },
-    'a rule on exit codes is not for a failure without one': { failure: failure(undefined), policy: rule('FailJob', { exitCodes: [1] }), want: 'Restart' },
+    'a rule on the exit code decides': {
+      failure: failure(2),
+      policy: rule('Restart', { exitCodes: [2] }),
+      want: 'Restart',
+    },
+    'a rule on the reason decides': {
+      failure: failure(137, { matches: ['OOMKilled'] }),
+      policy: rule('FailJob', { reasons: ['OOMKilled'] }),
+      want: 'FailJob',
+    },
+    'a rule with both needs both': {
+      failure: failure(1),
+      policy: rule('FailJob', { exitCodes: [1], reasons: ['NotANumber'] }),
+      want: 'Restart',
+    },
+    'a rule on exit codes is not for a failure without one': {
+      failure: failure(undefined),
+      policy: rule('FailJob', { exitCodes: [1] }),
+      want: 'Restart',
+    },
     'the first rule that matches decides': {
       failure: failure(1),
       policy: {

@@ -5,13 +5,13 @@
  * lost". So blame goes to the rank that failed first with another code; then to a rank whose pod was taken away; and only
  * when there is neither, to whoever lost a peer.
  */
-import { ExitCode, type ErrorCode, type FailurePolicy } from '@facetrain/api';
-import { creationIsOver, isUnknown, outcomeOf, type JobView } from './attempt.ts';
+import { type ErrorCode, ExitCode, type FailurePolicy } from '@facetrain/api';
+import { creationIsOver, isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { podName } from './names.ts';
 import type { ObservedPod } from './objects.ts';
+import { truncate } from './plain-data.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { secondsSince } from './time.ts';
-import { truncate } from './plain-data.ts';
 
 export interface Failure {
   reason: string;
@@ -30,20 +30,34 @@ export const SETTLE_SECONDS = 2;
 
 /** What ended the current attempt; null while nothing has. */
 export function findFailure(view: JobView): Failure | null {
-  const failed = view.ranks.filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed').sort(byEnd) as ObservedPod[];
+  const failed = view.ranks
+    .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
+    .sort(byEnd) as ObservedPod[];
   const culprit = failed.find((pod) => !lostItsPeer(pod));
   if (culprit) return processFailure(culprit);
 
   for (const [rank, pod] of view.ranks.entries()) {
     if (pod === undefined) {
-      if (creationIsOver(view)) return podFailure(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
+      if (creationIsOver(view))
+        return podFailure(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
-      return { ...podFailure(pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted), `pod ${pod.name} is being deleted`, pod), disruption: true };
+      return {
+        ...podFailure(
+          pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted),
+          `pod ${pod.name} is being deleted`,
+          pod,
+        ),
+        disruption: true,
+      };
     } else if (pod.lostNode !== undefined && !view.bearsNodeLoss && outcomeOf(pod) === null) {
       return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod), disruption: true };
     } else if (failed.length > 0 && isUnknown(pod)) {
       return {
-        ...podFailure(Reason.nodeLost, `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`, pod),
+        ...podFailure(
+          Reason.nodeLost,
+          `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`,
+          pod,
+        ),
         disruption: true,
       };
     }
@@ -114,7 +128,10 @@ export type FailureAction = FailurePolicy['rules'][number]['action'];
 const RENDEZVOUS_TIMEOUT: ErrorCode = 'RendezvousTimeout';
 
 /** What the policy wants done, and the name of the rule that says so. A disruption comes before all rules: it never counts. */
-export function actionFor(failure: Failure, policy: FailurePolicy): { action: FailureAction; rule?: string | undefined } {
+export function actionFor(
+  failure: Failure,
+  policy: FailurePolicy,
+): { action: FailureAction; rule?: string | undefined } {
   if (failure.disruption) return { action: 'RestartWithoutCounting' };
   const rule = policy.rules.find(
     ({ exitCodes, reasons }) =>

@@ -1,12 +1,12 @@
 /** The part of the operator that decides. `facetrain run` and the controllers execute the same plans. */
 export type * from './environment.ts';
+export { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
+export { observedProgress } from './facetrainjob/training-progress.ts';
+export { Label } from './names.ts';
 export type * from './objects.ts';
 export type * from './observed.ts';
 export type * from './plan.ts';
 export type * from './planner.ts';
-export { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
-export { observedProgress } from './facetrainjob/training-progress.ts';
-export { readTermination } from './read-termination.ts';
-export { planQuantizeJob } from './quantizejob/plan-quantizejob.ts';
-export { Label } from './names.ts';
 export { cachePath, fetchContainer } from './pod-storage.ts';
+export { planQuantizeJob } from './quantizejob/plan-quantizejob.ts';
+export { readTermination } from './read-termination.ts';

@@ -4,24 +4,50 @@ import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
 import { invalidStatus } from './invalid-spec.ts';
 import { after, at } from './testing/builders.ts';
 
-const condition = (type: string, status: Condition['status'], reason: string): Condition => ({ type, status, reason, message: '', lastTransitionTime: at(0), observedGeneration: 1 });
+const condition = (type: string, status: Condition['status'], reason: string): Condition => ({
+  type,
+  status,
+  reason,
+  message: '',
+  lastTransitionTime: at(0),
+  observedGeneration: 1,
+});
 const RUNNING: FaceTrainJobStatus = {
   phase: 'Running',
   attempt: 1,
   attemptStartTime: at(0),
-  conditions: [condition('Ready', 'True', 'PodsReady'), condition('Running', 'True', 'Running'), condition('acme.example/Seen', 'True', 'Seen')],
+  conditions: [
+    condition('Ready', 'True', 'PodsReady'),
+    condition('Running', 'True', 'Running'),
+    condition('acme.example/Seen', 'True', 'Seen'),
+  ],
 };
 
 describe('a spec that this operator refuses', () => {
   test('of a new job is told, with the phase of one that waits', () => {
     const status = invalidStatus<FaceTrainJobStatus>({}, 3, 'faces: spec.epochs: 0; must be at least 1', after(9));
-    const told = { reason: 'InvalidSpec', message: 'faces: spec.epochs: 0; must be at least 1', observedGeneration: 3, lastTransitionTime: at(9) };
-    assert.deepEqual(status, { observedGeneration: 3, phase: 'Pending', conditions: [{ type: 'Ready', status: 'False', ...told }, { type: 'Stalled', status: 'True', ...told }] });
+    const told = {
+      reason: 'InvalidSpec',
+      message: 'faces: spec.epochs: 0; must be at least 1',
+      observedGeneration: 3,
+      lastTransitionTime: at(9),
+    };
+    assert.deepEqual(status, {
+      observedGeneration: 3,
+      phase: 'Pending',
+      conditions: [
+        { type: 'Ready', status: 'False', ...told },
+        { type: 'Stalled', status: 'True', ...told },
+      ],
+    });
   });
   test('takes nothing from a job that runs: what it knows of its attempt is its memory', () => {
     const { conditions, ...rest } = invalidStatus(RUNNING, 3, 'why', after(9));
     assert.deepEqual(rest, { phase: 'Running', attempt: 1, attemptStartTime: at(0), observedGeneration: 3 });
-    assert.deepEqual(conditions!.map(({ type, status }) => `${type} ${status}`), ['Ready False', 'Stalled True', 'Running True', 'acme.example/Seen True']);
+    assert.deepEqual(
+      conditions!.map(({ type, status }) => `${type} ${status}`),
+      ['Ready False', 'Stalled True', 'Running True', 'acme.example/Seen True'],
+    );
   });
   test('is told once', () => {
     const once = invalidStatus(RUNNING, 3, 'why', after(9));
@@ -29,7 +55,11 @@ describe('a spec that this operator refuses', () => {
   });
   for (const type of ['Succeeded', 'Failed']) {
     test(`leaves a job that has ${type} as it is, or it would be run again`, () => {
-      const before: FaceTrainJobStatus = { phase: type as 'Succeeded', completionTime: at(5), conditions: [condition('Ready', 'True', type), condition(type, 'True', type)] };
+      const before: FaceTrainJobStatus = {
+        phase: type as 'Succeeded',
+        completionTime: at(5),
+        conditions: [condition('Ready', 'True', type), condition(type, 'True', type)],
+      };
       assert.equal(invalidStatus(before, 3, 'why', after(9)), before);
     });
   }

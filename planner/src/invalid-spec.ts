@@ -8,7 +8,12 @@ import { ConditionType, Reason } from './reasons.ts';
 
 const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
 
-export function invalidStatus<Status extends JobStatus & { phase?: string | undefined }>(before: Status, generation: number, message: string, now: Date): Status {
+export function invalidStatus<Status extends JobStatus & { phase?: string | undefined }>(
+  before: Status,
+  generation: number,
+  message: string,
+  now: Date,
+): Status {
   const { conditions = [] } = before;
   if (isTrue(conditions, ConditionType.succeeded) || isTrue(conditions, ConditionType.failed)) return before;
   const why = { reason: Reason.invalidSpec, message };
@@ -16,7 +21,17 @@ export function invalidStatus<Status extends JobStatus & { phase?: string | unde
     { type: ConditionType.ready, status: 'False' as const, ...why },
     { type: ConditionType.stalled, status: 'True' as const, ...why },
   ];
-  const told = mergeConditions(conditions.filter(({ type }) => REPLACED.has(type)), wanted, generation, now);
+  const told = mergeConditions(
+    conditions.filter(({ type }) => REPLACED.has(type)),
+    wanted,
+    generation,
+    now,
+  );
   const kept = conditions.filter(({ type }) => !REPLACED.has(type));
-  return { ...before, observedGeneration: generation, phase: before.phase ?? 'Pending', conditions: [...told, ...kept] };
+  return {
+    ...before,
+    observedGeneration: generation,
+    phase: before.phase ?? 'Pending',
+    conditions: [...told, ...kept],
+  };
 }

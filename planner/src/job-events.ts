@@ -20,7 +20,11 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
     events.push({ type: 'Warning', reason: ConditionType.restarting, message: `${lastReason}: ${lastMessage}` });
   }
   if (after.attemptStartTime !== undefined && after.attemptStartTime !== before.attemptStartTime) {
-    events.push({ type: 'Normal', reason: Reason.attemptStarted, message: `made the pods of attempt ${after.attempt}` });
+    events.push({
+      type: 'Normal',
+      reason: Reason.attemptStarted,
+      message: `made the pods of attempt ${after.attempt}`,
+    });
   }
   for (const [type, severity] of TOLD) {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
@@ -29,7 +33,8 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
   // A failure was told already; a refusal is told again when it is another one.
   if (isTrue(after.conditions, ConditionType.stalled) && !isTrue(after.conditions, ConditionType.failed)) {
     const message = saying(after.conditions, ConditionType.stalled);
-    if (message !== saying(before.conditions, ConditionType.stalled)) events.push({ type: 'Warning', reason: ConditionType.stalled, message });
+    if (message !== saying(before.conditions, ConditionType.stalled))
+      events.push({ type: 'Warning', reason: ConditionType.stalled, message });
   }
   return events;
 }

@@ -20,16 +20,28 @@ export const CONTAINER = 'facetrain';
 
 /** Also the name of the attempt's ConfigMap and PodGroup. */
 export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): string => `${job.name}-${attempt}`;
-export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string => `${attemptName(job, attempt)}-${rank}`;
+export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
+  `${attemptName(job, attempt)}-${rank}`;
 
 /** Labels by which a selector finds all pods of a job and nobody else's. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });
 
-export function childMetadata(kind: JobKind, job: JobIdentity, name: string, labels: Record<string, string> = {}): Metadata {
+export function childMetadata(
+  kind: JobKind,
+  job: JobIdentity,
+  name: string,
+  labels: Record<string, string> = {},
+): Metadata {
   return {
     name,
     namespace: job.namespace,
-    labels: { 'app.kubernetes.io/managed-by': 'facetrain', [Label.jobKind]: kind, [Label.jobName]: job.name, ...selectorLabels(job), ...labels },
+    labels: {
+      'app.kubernetes.io/managed-by': 'facetrain',
+      [Label.jobKind]: kind,
+      [Label.jobName]: job.name,
+      ...selectorLabels(job),
+      ...labels,
+    },
     ownerReferences: [ownerReference(kind, job)],
   };
 }

@@ -23,7 +23,9 @@ export interface Metadata {
 }
 
 /** An environment variable: a value, or a field of the pod or a key of a Secret that the executor looks up. */
-export type EnvVar = { name: string; value: string } | { name: string; valueFrom: { secretKeyRef: { name: string; key: string; optional?: boolean } } };
+export type EnvVar =
+  | { name: string; value: string }
+  | { name: string; valueFrom: { secretKeyRef: { name: string; key: string; optional?: boolean } } };
 
 export interface VolumeMount {
   name: string;
@@ -88,7 +90,12 @@ export interface Service {
   apiVersion: 'v1';
   kind: 'Service';
   metadata: Metadata;
-  spec: { clusterIP: 'None'; publishNotReadyAddresses: true; selector: Record<string, string>; ports: { name: string; port: number }[] };
+  spec: {
+    clusterIP: 'None';
+    publishNotReadyAddresses: true;
+    selector: Record<string, string>;
+    ports: { name: string; port: number }[];
+  };
 }
 
 export interface PodGroup {
@@ -105,7 +112,10 @@ export interface NetworkPolicy {
   spec: {
     podSelector: { matchLabels: Record<string, string> };
     policyTypes: ['Ingress'];
-    ingress: { from?: { podSelector: { matchLabels: Record<string, string> } }[]; ports?: { protocol: 'TCP'; port: number }[] }[];
+    ingress: {
+      from?: { podSelector: { matchLabels: Record<string, string> } }[];
+      ports?: { protocol: 'TCP'; port: number }[];
+    }[];
   };
 }
 

@@ -11,9 +11,23 @@ import type { ChildObject } from './objects.ts';
 export type Action =
   | { type: 'create'; object: ChildObject }
   /** `uid` is a precondition: never delete a namesake. `force`: without waiting for a node that answers nobody. */
-  | { type: 'delete'; kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy'; name: string; uid: string; reason: string; force?: true }
+  | {
+      type: 'delete';
+      kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy';
+      name: string;
+      uid: string;
+      reason: string;
+      force?: true;
+    }
   /** Merges `spec` into that of a child (RFC 7386: lists are replaced), and `labels` into its labels. */
-  | { type: 'patch'; kind: 'QuantizeJob' | 'Service' | 'NetworkPolicy'; name: string; uid: string; spec: Record<string, unknown>; labels?: Record<string, string> }
+  | {
+      type: 'patch';
+      kind: 'QuantizeJob' | 'Service' | 'NetworkPolicy';
+      name: string;
+      uid: string;
+      spec: Record<string, unknown>;
+      labels?: Record<string, string>;
+    }
   /** The job itself, when its time to live is over. */
   | { type: 'deleteJob'; reason: string };
 

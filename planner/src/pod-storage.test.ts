@@ -7,30 +7,64 @@ import { cachePath, fetchContainer } from './pod-storage.ts';
 test('what fetches is told how to reach the store, and nothing secret', () => {
   const mounts = [{ name: 'dataset', mountPath: '/mnt/dataset' }];
   const plain = fetchContainer('dataset', { uri: 's3://faces/a' }, '/mnt/dataset/data', mounts);
-  assert.deepEqual(plain, { name: 'fetch-dataset', args: ['fetch', '--uri', 's3://faces/a', '--to', '/mnt/dataset/data'], env: [], volumeMounts: mounts });
+  assert.deepEqual(plain, {
+    name: 'fetch-dataset',
+    args: ['fetch', '--uri', 's3://faces/a', '--to', '/mnt/dataset/data'],
+    env: [],
+    volumeMounts: mounts,
+  });
   const s3 = { endpoint: 'http://store:9000', region: 'x', forcePathStyle: true, secretRef: { name: 'keys' } };
-  assert.deepEqual(fetchContainer('dataset', { uri: 's3://faces/a', s3 }, '/d', []).args.slice(5), ['--endpoint', 'http://store:9000', '--region', 'x', '--force-path-style']);
+  assert.deepEqual(fetchContainer('dataset', { uri: 's3://faces/a', s3 }, '/d', []).args.slice(5), [
+    '--endpoint',
+    'http://store:9000',
+    '--region',
+    'x',
+    '--force-path-style',
+  ]);
 });
 
 test('what fetches into a cache is told that others do the same', () => {
   const s3 = { forcePathStyle: false, cache: 'pvc://shared/faces' };
-  assert.deepEqual(fetchContainer('dataset', { uri: 's3://faces/a', s3 }, '/d', []).args, ['fetch', '--uri', 's3://faces/a', '--to', '/d', '--shared']);
+  assert.deepEqual(fetchContainer('dataset', { uri: 's3://faces/a', s3 }, '/d', []).args, [
+    'fetch',
+    '--uri',
+    's3://faces/a',
+    '--to',
+    '/d',
+    '--shared',
+  ]);
 });
 
 test('who reads the same finds it at the same place of a cache, and nobody else does', () => {
-  const at = (uri: string, endpoint?: string) => cachePath({ uri, s3: { forcePathStyle: false, ...(endpoint !== undefined && { endpoint }), cache: 'pvc://shared' } });
+  const at = (uri: string, endpoint?: string) =>
+    cachePath({
+      uri,
+      s3: { forcePathStyle: false, ...(endpoint !== undefined && { endpoint }), cache: 'pvc://shared' },
+    });
   assert.equal(at('s3://faces/a/train'), 'aws/faces/a/train');
   assert.equal(at('s3://faces/a/train/', 'https://store:9000/'), 'store:9000/faces/a/train');
   assert.equal(at('s3://faces/a/train', 'http://store:9000'), 'store:9000/faces/a/train');
-  const places = [at('s3://faces/a'), at('s3://faces/b'), at('s3://other/a'), at('s3://faces/a', 'http://one'), at('s3://faces/a', 'http://one:9000')];
+  const places = [
+    at('s3://faces/a'),
+    at('s3://faces/b'),
+    at('s3://other/a'),
+    at('s3://faces/a', 'http://one'),
+    at('s3://faces/a', 'http://one:9000'),
+  ];
   assert.equal(new Set(places).size, places.length);
 });
 
 test('no key leads out of a cache', () => {
-  const segment = fc.oneof(fc.constantFrom('.', '..', '', '...'), fc.string({ unit: fc.constantFrom('a', '.', '/', '%', ' ') }));
+  const segment = fc.oneof(
+    fc.constantFrom('.', '..', '', '...'),
+    fc.string({ unit: fc.constantFrom('a', '.', '/', '%', ' ') }),
+  );
   fc.assert(
     fc.property(fc.array(segment), segment, (key, host) => {
-      const path = cachePath({ uri: `s3://faces/${key.join('/')}`, s3: { forcePathStyle: false, endpoint: `http://x/${host}`, cache: 'pvc://shared' } });
+      const path = cachePath({
+        uri: `s3://faces/${key.join('/')}`,
+        s3: { forcePathStyle: false, endpoint: `http://x/${host}`, cache: 'pvc://shared' },
+      });
       assert.equal(posix.join('/cache', path), `/cache/${path}`);
     }),
   );

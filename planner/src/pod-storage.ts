@@ -9,23 +9,40 @@ export interface MountedVolumes {
 }
 
 /** `environment.storage`, with credentials for the container that fetches. */
-export function mounted(environment: Environment, name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
+export function mounted(
+  environment: Environment,
+  name: string,
+  reference: StorageRef,
+  access: 'read' | 'write',
+): Mounted {
   const storage = environment.storage(name, reference, access);
   if (!storage.fetch) return storage;
   return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentials(reference.s3)] } };
 }
 
 /** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
-export function fetchContainer(name: string, { uri, s3 }: StorageRef, path: string, volumeMounts: VolumeMount[]): Container {
+export function fetchContainer(
+  name: string,
+  { uri, s3 }: StorageRef,
+  path: string,
+  volumeMounts: VolumeMount[],
+): Container {
   const { endpoint, region, forcePathStyle, cache } = s3 ?? {};
-  const options = [...(cache ? ['--shared'] : []), ...(endpoint ? ['--endpoint', endpoint] : []), ...(region ? ['--region', region] : []), ...(forcePathStyle ? ['--force-path-style'] : [])];
+  const options = [
+    ...(cache ? ['--shared'] : []),
+    ...(endpoint ? ['--endpoint', endpoint] : []),
+    ...(region ? ['--region', region] : []),
+    ...(forcePathStyle ? ['--force-path-style'] : []),
+  ];
   return { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts };
 }
 
 /** Where an object store's data lies in a cache: below a folder of its server, so that whoever reads the same finds it. */
 export function cachePath({ uri, s3 }: StorageRef): string {
   const server = s3?.endpoint?.replace(/^https?:\/\//, '') ?? 'aws';
-  const segments = [server, uri.replace(/^s3:\/\//, '')].flatMap((part) => part.split('/')).filter((segment) => segment !== '');
+  const segments = [server, uri.replace(/^s3:\/\//, '')]
+    .flatMap((part) => part.split('/'))
+    .filter((segment) => segment !== '');
   return segments.map((segment) => (/^\.+$/.test(segment) ? segment.replaceAll('.', '%2E') : segment)).join('/');
 }
 

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { type Attempt, childrenOf, conflictIn } from './facetrainjob/gang-objects.ts';
 import type { Pod } from './objects.ts';
-import { childrenOf, conflictIn, type Attempt } from './facetrainjob/gang-objects.ts';
-import { makeJob, type FaceTrainJobBuilder } from './testing/builders.ts';
+import { type FaceTrainJobBuilder, makeJob } from './testing/builders.ts';
 import { testEnvironment } from './testing/test-environment.ts';
 
 const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
@@ -17,9 +17,19 @@ const withTemplate = (podTemplate: object) => makeJob().trainers({ podTemplate }
 const s3 = { uri: 's3://faces/train', s3: { secretRef: { name: 'aws' } } };
 
 test('every container keeps to the restricted Pod Security Standard, whatever the template says', () => {
-  const hostile = { privileged: true, allowPrivilegeEscalation: true, readOnlyRootFilesystem: false, capabilities: { add: ['SYS_ADMIN'] } };
+  const hostile = {
+    privileged: true,
+    allowPrivilegeEscalation: true,
+    readOnlyRootFilesystem: false,
+    capabilities: { add: ['SYS_ADMIN'] },
+  };
   const { spec } = podOf(
-    withTemplate({ spec: { securityContext: { runAsNonRoot: false, fsGroup: 7 }, containers: [{ name: 'facetrain', securityContext: hostile }] } }).with({
+    withTemplate({
+      spec: {
+        securityContext: { runAsNonRoot: false, fsGroup: 7 },
+        containers: [{ name: 'facetrain', securityContext: hostile }],
+      },
+    }).with({
       dataset: s3,
     }),
   );
@@ -70,7 +80,11 @@ test('a template is laid under ours', () => {
     1,
   );
   assert.deepEqual(
-    { team: pod.metadata.labels.team, rank: pod.metadata.labels['facetrain.dev/rank'], annotations: pod.metadata.annotations },
+    {
+      team: pod.metadata.labels.team,
+      rank: pod.metadata.labels['facetrain.dev/rank'],
+      annotations: pod.metadata.annotations,
+    },
     { team: 'faces', rank: '1', annotations: { note: 'x' } },
   );
   assert.partialDeepStrictEqual(pod.spec, {
@@ -114,7 +128,9 @@ test('only rank 0 is probed, on the port that it serves', () => {
 });
 
 test('the container gets the torchrun environment', () => {
-  const env = Object.fromEntries(podOf(makeJob(), 1).spec.containers[0]!.env.map((entry) => [entry.name, 'value' in entry ? entry.value : null]));
+  const env = Object.fromEntries(
+    podOf(makeJob(), 1).spec.containers[0]!.env.map((entry) => [entry.name, 'value' in entry ? entry.value : null]),
+  );
   assert.deepEqual(env, {
     RANK: '1',
     WORLD_SIZE: '2',
@@ -131,20 +147,28 @@ test('credentials go by reference, and only to the container that needs them', (
   assert.deepEqual(fetch!.env, [
     { name: 'AWS_ACCESS_KEY_ID', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_ACCESS_KEY_ID' } } },
     { name: 'AWS_SECRET_ACCESS_KEY', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_SECRET_ACCESS_KEY' } } },
-    { name: 'AWS_SESSION_TOKEN', valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_SESSION_TOKEN', optional: true } } },
+    {
+      name: 'AWS_SESSION_TOKEN',
+      valueFrom: { secretKeyRef: { name: 'aws', key: 'AWS_SESSION_TOKEN', optional: true } },
+    },
   ]);
   assert.equal(fetch!.image, 'registry.example/facetrain:1');
   assert(!spec.containers[0]!.env.some(({ name }) => name.startsWith('AWS_')));
 });
 
 test('no two volumes of a pod have one name', () => {
-  const { volumes } = podOf(makeJob().with({ model: { onnx: s3 }, dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } })).spec;
+  const { volumes } = podOf(
+    makeJob().with({ model: { onnx: s3 }, dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } }),
+  ).spec;
   assert.equal(new Set(volumes.map(({ name }) => name)).size, volumes.length);
 });
 
 describe('what a template may not hold', () => {
   const cases: Record<string, { template: object; want: string | null }> = {
-    'nothing in its way': { template: { spec: { volumes: [{ name: 'cache' }], initContainers: [{ name: 'warm' }] } }, want: null },
+    'nothing in its way': {
+      template: { spec: { volumes: [{ name: 'cache' }], initContainers: [{ name: 'warm' }] } },
+      want: null,
+    },
     'a volume of ours': {
       template: { spec: { volumes: [{ name: 'cache' }, { name: 'dataset' }] } },
       want: "spec.trainers.podTemplate.spec.volumes[1].name: dataset is a name of Facetrain's own; choose another",
@@ -155,5 +179,7 @@ describe('what a template may not hold', () => {
     },
   };
   for (const [name, { template, want }] of Object.entries(cases))
-    test(name, () => assert.equal(conflictIn(attemptOf(withTemplate(template).with({ dataset: s3 })))?.message ?? null, want));
+    test(name, () =>
+      assert.equal(conflictIn(attemptOf(withTemplate(template).with({ dataset: s3 })))?.message ?? null, want),
+    );
 });

@@ -3,15 +3,18 @@
  * tolerations, sidecars, users and groups, annotations); what the restricted Pod Security Standard and the trainer demand is ours.
  */
 import type { FaceTrainJobSpec } from '@facetrain/api';
-import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
-import { CONTAINER } from './names.ts';
-import type { Environment, Mounted } from './environment.ts';
 import type { Obstacle } from './children.ts';
-import { Reason } from './reasons.ts';
+import type { Environment, Mounted } from './environment.ts';
+import { CONTAINER } from './names.ts';
+import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
 import { volumesOf } from './pod-storage.ts';
+import { Reason } from './reasons.ts';
 
 /** `podFields` of the api: what a job says about its pods. */
-export type PodFields = Pick<FaceTrainJobSpec['trainers'], 'image' | 'imagePullPolicy' | 'resources' | 'computeThreads' | 'podTemplate'>;
+export type PodFields = Pick<
+  FaceTrainJobSpec['trainers'],
+  'image' | 'imagePullPolicy' | 'resources' | 'computeThreads' | 'podTemplate'
+>;
 type Loose = Record<string, unknown>;
 
 export interface PodParts {
@@ -42,9 +45,19 @@ const SCRATCH: { volume: Volume; mountPath: string }[] = [
   { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
 ];
 
-const CONTAINER_SECURITY = { privileged: false, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } };
+const CONTAINER_SECURITY = {
+  privileged: false,
+  allowPrivilegeEscalation: false,
+  readOnlyRootFilesystem: true,
+  capabilities: { drop: ['ALL'] },
+};
 const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
-const POD_SECURITY_DEFAULTS = { runAsUser: NOBODY, runAsGroup: NOBODY, fsGroup: NOBODY, fsGroupChangePolicy: 'OnRootMismatch' };
+const POD_SECURITY_DEFAULTS = {
+  runAsUser: NOBODY,
+  runAsGroup: NOBODY,
+  fsGroup: NOBODY,
+  fsGroupChangePolicy: 'OnRootMismatch',
+};
 
 export function makePod(parts: PodParts, environment: Environment): Pod {
   const template = parts.fields.podTemplate;
@@ -52,7 +65,9 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   const theirs = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
   const { containers: theirContainers = [], initContainers: theirInit = [] } = theirs;
   const container = ourContainer(parts, environment);
-  const fetches = parts.storage.flatMap(({ fetch }) => (fetch ? [secured({ ...fetch, ...imageOf(parts.fields, environment) })] : []));
+  const fetches = parts.storage.flatMap(({ fetch }) =>
+    fetch ? [secured({ ...fetch, ...imageOf(parts.fields, environment) })] : [],
+  );
   const spec: PodSpec = {
     ...theirs,
     ...parts.network,
@@ -73,12 +88,20 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
   const { labels, annotations } = template?.metadata ?? {};
-  const metadata = { ...parts.metadata, labels: { ...labels, ...parts.metadata.labels }, ...(annotations && { annotations }) };
+  const metadata = {
+    ...parts.metadata,
+    labels: { ...labels, ...parts.metadata.labels },
+    ...(annotations && { annotations }),
+  };
   return { apiVersion: 'v1', kind: 'Pod', metadata, spec };
 }
 
 /** What a template holds that cannot be merged: the field's path and why; null when it can. */
-export function templateConflict(template: PodFields['podTemplate'], storage: Mounted[], path: string): Obstacle | null {
+export function templateConflict(
+  template: PodFields['podTemplate'],
+  storage: Mounted[],
+  path: string,
+): Obstacle | null {
   const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));
   const containers = new Set([CONTAINER, ...storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
   const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Obstacle | null => {
@@ -93,10 +116,17 @@ export function templateConflict(template: PodFields['podTemplate'], storage: Mo
 }
 
 function ourVolumes(config: string, storage: Mounted[]): Volume[] {
-  return [{ name: CONFIG_VOLUME, configMap: { name: config } }, ...SCRATCH.map(({ volume }) => volume), ...volumesOf(storage).volumes];
+  return [
+    { name: CONFIG_VOLUME, configMap: { name: config } },
+    ...SCRATCH.map(({ volume }) => volume),
+    ...volumesOf(storage).volumes,
+  ];
 }
 
-function imageOf({ image, imagePullPolicy }: PodFields, environment: Environment): Pick<Container, 'image' | 'imagePullPolicy'> {
+function imageOf(
+  { image, imagePullPolicy }: PodFields,
+  environment: Environment,
+): Pick<Container, 'image' | 'imagePullPolicy'> {
   const chosen = image ?? environment.defaultImage;
   return { ...(chosen !== undefined && { image: chosen }), ...(imagePullPolicy !== undefined && { imagePullPolicy }) };
 }
@@ -139,7 +169,8 @@ function secured(container: Container): Container {
 const UNREACHABLE = 'node.kubernetes.io/unreachable';
 
 /** Whether a template says itself how long to wait for a node that does not answer. */
-export const bearsNodeLoss = (template: PodFields['podTemplate']): boolean => template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
+export const bearsNodeLoss = (template: PodFields['podTemplate']): boolean =>
+  template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
 
 function tolerations(theirs: Loose[]): Loose[] {
   const ours = ['node.kubernetes.io/not-ready', UNREACHABLE].map((key) => ({

@@ -17,7 +17,12 @@ export function readTermination(text: string): Pick<ObservedPod, 'termination' |
   const { data } = TerminationResult.safeParse(content);
   if (!data) return {};
   const { progress, artifact } = data;
-  return { result: { ...(progress && { progress: observedProgress(progress) }), ...(artifact && { artifact: readable(artifact) }) } };
+  return {
+    result: {
+      ...(progress && { progress: observedProgress(progress) }),
+      ...(artifact && { artifact: readable(artifact) }),
+    },
+  };
 }
 
 type Artifact = NonNullable<TerminationResult['artifact']>;

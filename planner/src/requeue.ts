@@ -1,5 +1,5 @@
 /** When to look again although nothing is seen to change: for every clock that runs in a stage. */
-import { outcomeOf, type JobView } from './attempt.ts';
+import { type JobView, outcomeOf } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
 import { SETTLE_SECONDS } from './failure.ts';

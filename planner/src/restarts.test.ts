@@ -5,7 +5,15 @@ import type { Failure } from './failure.ts';
 import { backoffEnd, judge } from './restarts.ts';
 import { after, at, makeJob } from './testing/builders.ts';
 
-const FAILURE: Failure = { reason: 'ProcessFailed', message: 'rank 1 left', disruption: false, matches: [], exitCode: 1, rank: 1, node: 'n' };
+const FAILURE: Failure = {
+  reason: 'ProcessFailed',
+  message: 'rank 1 left',
+  disruption: false,
+  matches: [],
+  exitCode: 1,
+  rank: 1,
+  node: 'n',
+};
 const policy = (fields: object) => makeJob().failurePolicy(fields).parse().failurePolicy;
 
 test('a counted restart is remembered with its circumstances', () => {
@@ -27,25 +35,43 @@ test('a counted restart is remembered with its circumstances', () => {
 });
 
 describe('how many restarts there may be', () => {
-  const cases: Record<string, { countedTimes: number[]; failure?: Partial<Failure>; policy: object; want: 'restart' | 'fail' }> = {
+  const cases: Record<
+    string,
+    { countedTimes: number[]; failure?: Partial<Failure>; policy: object; want: 'restart' | 'fail' }
+  > = {
     'none with maxRestarts 0': { countedTimes: [], policy: { maxRestarts: 0 }, want: 'fail' },
     'one more below the maximum': { countedTimes: [10], policy: { maxRestarts: 2 }, want: 'restart' },
     'none more at the maximum': { countedTimes: [10, 20], policy: { maxRestarts: 2 }, want: 'fail' },
-    'one more once the window has passed the first': { countedTimes: [10, 950], policy: { maxRestarts: 2, windowSeconds: 990 }, want: 'restart' },
-    'any number that do not count': { countedTimes: [10, 20], failure: { disruption: true }, policy: { maxRestarts: 2 }, want: 'restart' },
+    'one more once the window has passed the first': {
+      countedTimes: [10, 950],
+      policy: { maxRestarts: 2, windowSeconds: 990 },
+      want: 'restart',
+    },
+    'any number that do not count': {
+      countedTimes: [10, 20],
+      failure: { disruption: true },
+      policy: { maxRestarts: 2 },
+      want: 'restart',
+    },
   };
   for (const [name, { countedTimes, failure, policy: fields, want }] of Object.entries(cases)) {
     test(name, () => {
       const before: Restarts = { count: 7, countedTimes: countedTimes.map(at), disruptions: 1, lastTime: at(20) };
       const verdict = judge({ ...FAILURE, ...failure }, policy(fields), before, after(1000));
       assert.equal(verdict.action, want);
-      if (verdict.action === 'fail') assert.match(verdict.message, /^maxRestarts \d+ within \d+ s is used up; at last ProcessFailed: rank 1 left$/);
+      if (verdict.action === 'fail')
+        assert.match(verdict.message, /^maxRestarts \d+ within \d+ s is used up; at last ProcessFailed: rank 1 left$/);
     });
   }
 });
 
 test('a rule that decides is named', () => {
-  const verdict = judge(FAILURE, policy({ rules: [{ name: 'broken-driver', exitCodes: [1], action: 'FailJob' }] }), undefined, after(0));
+  const verdict = judge(
+    FAILURE,
+    policy({ rules: [{ name: 'broken-driver', exitCodes: [1], action: 'FailJob' }] }),
+    undefined,
+    after(0),
+  );
   assert.deepEqual(verdict, { action: 'fail', reason: 'ProcessFailed', message: 'rank 1 left (rule broken-driver)' });
 });
 
@@ -60,7 +86,10 @@ describe('how soon the next attempt starts', () => {
   };
   for (const [name, { countedTimes, last, want }] of Object.entries(cases)) {
     test(name, () => {
-      const restarts = last === undefined ? undefined : { count: 1, disruptions: 0, countedTimes: countedTimes.map(at), lastTime: at(last) };
+      const restarts =
+        last === undefined
+          ? undefined
+          : { count: 1, disruptions: 0, countedTimes: countedTimes.map(at), lastTime: at(last) };
       assert.deepEqual(backoffEnd(restarts), want === null ? null : after(want));
     });
   }

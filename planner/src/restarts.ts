@@ -7,9 +7,9 @@
  */
 import type { FailurePolicy, Restarts } from '@facetrain/api';
 import { actionFor, type Failure } from './failure.ts';
+import { truncate } from './plain-data.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, timestamp } from './time.ts';
-import { truncate } from './plain-data.ts';
 
 const BASE_DELAY_SECONDS = 10;
 const MAX_DELAY_SECONDS = 300;
@@ -26,7 +26,11 @@ export function judge(failure: Failure, policy: FailurePolicy, restarts: Restart
   const counted = action === 'Restart';
   if (counted && recent.length >= policy.maxRestarts) {
     const allowance = `maxRestarts ${policy.maxRestarts} within ${policy.windowSeconds} s is used up`;
-    return { action: 'fail', reason: Reason.maxRestarts, message: `${allowance}; at last ${failure.reason}: ${message}` };
+    return {
+      action: 'fail',
+      reason: Reason.maxRestarts,
+      message: `${allowance}; at last ${failure.reason}: ${message}`,
+    };
   }
   const time = timestamp(now);
   return {

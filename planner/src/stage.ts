@@ -7,10 +7,10 @@
  * moment finds either the evidence or the decision.
  */
 import type { Restarts } from '@facetrain/api';
-import { isAlive, outcomeOf, type JobView } from './attempt.ts';
+import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
 import { overdue } from './deadlines.ts';
-import { findFailure, type Failure } from './failure.ts';
+import { type Failure, findFailure } from './failure.ts';
 import { attemptName } from './names.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject } from './observed.ts';
@@ -40,7 +40,8 @@ export type Stage =
 
 /** A finished job stays as it is, whatever happens to its spec or its pods. */
 export function finished({ status: { conditions } }: JobView): Stage | null {
-  if (isTrue(conditions, ConditionType.succeeded)) return { name: 'Succeeded', message: findCondition(conditions, ConditionType.succeeded)!.message };
+  if (isTrue(conditions, ConditionType.succeeded))
+    return { name: 'Succeeded', message: findCondition(conditions, ConditionType.succeeded)!.message };
   if (!isTrue(conditions, ConditionType.failed)) return null;
   const { reason, message } = findCondition(conditions, ConditionType.failed)!;
   return { name: 'Failed', reason, message };
@@ -49,16 +50,25 @@ export function finished({ status: { conditions } }: JobView): Stage | null {
 /** A suspension ends the attempt; resuming starts another from the checkpoint that its trainers leave behind. */
 export function suspended(view: JobView): Stage | null {
   if (!view.spec.suspend) return null;
-  return hasBegun(view) ? { name: 'Replace', reason: Reason.suspending, message: 'the job is being suspended' } : { name: 'Suspended' };
+  return hasBegun(view)
+    ? { name: 'Replace', reason: Reason.suspending, message: 'the job is being suspended' }
+    : { name: 'Suspended' };
 }
 
 /** What decides the result was changed during a suspension that nobody saw: the attempt does something else than the spec says. */
-export function respecified(digest: string, { identity, status, ranks, others, attempt }: JobView, objects: ObservedObject[]): Stage | null {
+export function respecified(
+  digest: string,
+  { identity, status, ranks, others, attempt }: JobView,
+  objects: ObservedObject[],
+): Stage | null {
   if (status.observedGeneration === identity.generation) return null;
   const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
-  const isOther = (made: { specDigest?: string } | undefined) => made?.specDigest !== undefined && made.specDigest !== digest;
+  const isOther = (made: { specDigest?: string } | undefined) =>
+    made?.specDigest !== undefined && made.specDigest !== digest;
   const changed = isOther(config) || ranks.some(isOther) || others.some((pod) => pod.attempt === attempt);
-  return changed ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' } : null;
+  return changed
+    ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' }
+    : null;
 }
 
 export function failed(view: JobView): Stage | null {
@@ -68,7 +78,9 @@ export function failed(view: JobView): Stage | null {
 
 export function afterFailure(failure: Failure, view: JobView): Stage {
   const verdict = judge(failure, view.spec.failurePolicy, view.status.restarts, view.now);
-  return verdict.action === 'fail' ? { name: 'Failed', reason: verdict.reason, message: verdict.message } : { name: 'Restart', restarts: verdict.restarts };
+  return verdict.action === 'fail'
+    ? { name: 'Failed', reason: verdict.reason, message: verdict.message }
+    : { name: 'Restart', restarts: verdict.restarts };
 }
 
 export function late(view: JobView): Stage | null {
@@ -87,8 +99,11 @@ export function backingOff(view: JobView): Stage | null {
 export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
 
 /** Some of the attempt exists already. */
-export const hasBegun = (view: JobView): boolean => view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+export const hasBegun = (view: JobView): boolean =>
+  view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
 
 /** Every rank is there and works, or has done its part. */
 export const allReady = (view: JobView): boolean =>
-  view.ranks.every((pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)));
+  view.ranks.every(
+    (pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)),
+  );

@@ -69,12 +69,20 @@ export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {
 /** All ranks of the attempt have been there at once, and it goes on. That one of them is not ready now may pass. */
 function isRunning(view: JobView): boolean {
   if (allReady(view)) return true;
-  return view.startedAt !== undefined && isTrue(view.status.conditions, ConditionType.running) && view.ranks.every((pod) => pod && pod.phase !== 'Pending');
+  return (
+    view.startedAt !== undefined &&
+    isTrue(view.status.conditions, ConditionType.running) &&
+    view.ranks.every((pod) => pod && pod.phase !== 'Pending')
+  );
 }
 
 function isRestarting(stage: Stage, view: JobView): boolean {
   if (stage.name === 'Restart') return true;
-  const goesOn = stage.name === 'Stopping' || stage.name === 'Backoff' || stage.name === 'Refused' || (stage.name === 'Active' && !allReady(view));
+  const goesOn =
+    stage.name === 'Stopping' ||
+    stage.name === 'Backoff' ||
+    stage.name === 'Refused' ||
+    (stage.name === 'Active' && !allReady(view));
   return goesOn && isTrue(view.status.conditions, ConditionType.restarting);
 }
 
@@ -92,10 +100,16 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Failed':
       return { ready: false, state: 'stuck', reason: stage.reason, message: stage.message };
     case 'Suspended':
-      if (isStopping(view)) return { ready: false, state: 'working', reason: Reason.suspending, message: stillThere(view) };
+      if (isStopping(view))
+        return { ready: false, state: 'working', reason: Reason.suspending, message: stillThere(view) };
       return { ready: true, state: 'there', reason: Reason.suspended, message: 'suspended as spec.suspend asks' };
     case 'Restart':
-      return { ready: false, state: 'working', reason: stage.restarts.lastReason!, message: stage.restarts.lastMessage! };
+      return {
+        ready: false,
+        state: 'working',
+        reason: stage.restarts.lastReason!,
+        message: stage.restarts.lastMessage!,
+      };
     case 'Replace':
       return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
     case 'Stopping':
@@ -103,10 +117,22 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Waiting':
       return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
     case 'Backoff':
-      return { ready: false, state: 'working', reason: Reason.backoff, message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}` };
+      return {
+        ready: false,
+        state: 'working',
+        reason: Reason.backoff,
+        message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}`,
+      };
     case 'Active':
       if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: allAre(view) };
-      return { ready: false, state: 'working', reason: isRunning(view) ? Reason.podsNotReady : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending), message: whatPodsWaitFor(view) };
+      return {
+        ready: false,
+        state: 'working',
+        reason: isRunning(view)
+          ? Reason.podsNotReady
+          : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending),
+        message: whatPodsWaitFor(view),
+      };
     case 'Quantizing':
       return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':
@@ -114,7 +140,8 @@ function summaryOf(stage: Stage, view: JobView): Summary {
   }
 }
 
-const allAre = ({ ranks }: JobView): string => (ranks.length === 1 ? 'the pod is ready' : `all ${ranks.length} pods are ready`);
+const allAre = ({ ranks }: JobView): string =>
+  ranks.length === 1 ? 'the pod is ready' : `all ${ranks.length} pods are ready`;
 
 function stillThere(view: JobView): string {
   const [first, ...more] = view.others.filter(isAlive).map(({ name }) => name);
@@ -131,7 +158,13 @@ export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[
     state === 'stuck' ? { type: ConditionType.stalled, status: 'True', ...at } : null,
     ...podConditions(stage, view),
     episode(ConditionType.restarting, restartOf(stage, view), view, Reason.recovered, 'the restart is over'),
-    episode(ConditionType.suspended, stage.name === 'Suspended' ? at : null, view, Reason.resumed, 'the job was resumed'),
+    episode(
+      ConditionType.suspended,
+      stage.name === 'Suspended' ? at : null,
+      view,
+      Reason.resumed,
+      'the job was resumed',
+    ),
     stage.name === 'Succeeded' ? { type: ConditionType.succeeded, status: 'True', ...at } : null,
     stage.name === 'Failed' ? { type: ConditionType.failed, status: 'True', ...at } : null,
     ...more,
@@ -159,7 +192,9 @@ function episode(
   overMessage: string,
 ): WantedCondition | null {
   if (now) return { type, status: 'True', ...now };
-  return findCondition(view.status.conditions, type) ? { type, status: 'False', reason: overReason, message: overMessage } : null;
+  return findCondition(view.status.conditions, type)
+    ? { type, status: 'False', reason: overReason, message: overMessage }
+    : null;
 }
 
 function podConditions(stage: Stage, view: JobView): WantedCondition[] {
@@ -177,12 +212,22 @@ function podConditions(stage: Stage, view: JobView): WantedCondition[] {
   return [
     placed === ranks.length
       ? { type: ConditionType.admitted, status: 'True', reason: Reason.scheduled, message: 'every pod has its place' }
-      : { type: ConditionType.admitted, status: 'False', reason: Reason.unschedulable, message: `${placed} of ${ranks.length} pods have a place; ${waits}` },
+      : {
+          type: ConditionType.admitted,
+          status: 'False',
+          reason: Reason.unschedulable,
+          message: `${placed} of ${ranks.length} pods have a place; ${waits}`,
+        },
     allReady(view)
       ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: allAre(view) }
       : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waits },
     running
-      ? { type: ConditionType.running, status: 'True', reason: Reason.running, message: `attempt ${view.attempt} is under way` }
+      ? {
+          type: ConditionType.running,
+          status: 'True',
+          reason: Reason.running,
+          message: `attempt ${view.attempt} is under way`,
+        }
       : { type: ConditionType.running, status: 'False', reason: Reason.podsPending, message: waits },
   ];
 }

@@ -4,14 +4,14 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
-import { createBoard, type Board } from './program/progress-board.ts';
-import { readConfig } from './program/read-config.ts';
 import { createLog } from './program/log.ts';
 import type { Program } from './program/program.ts';
-import { readRanks } from './program/ranks.ts';
+import { type Board, createBoard } from './program/progress-board.ts';
 import { startServer } from './program/progress-server.ts';
-import { isStop, stopExitCode, stopSignal } from './program/stop-signal.ts';
+import { readRanks } from './program/ranks.ts';
+import { readConfig } from './program/read-config.ts';
 import { reportFailure, reportResult } from './program/report-termination.ts';
+import { isStop, stopExitCode, stopSignal } from './program/stop-signal.ts';
 import { writeAtomically } from './storage/atomic-files.ts';
 
 const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
@@ -31,7 +31,8 @@ const QUANTIZER_STALE_SECONDS = 600;
 
 const signal = stopSignal();
 let log = createLog({});
-for (const event of ['uncaughtException', 'unhandledRejection'] as const) process.on(event, (error) => process.exit(reportFailure(error, log)));
+for (const event of ['uncaughtException', 'unhandledRejection'] as const)
+  process.on(event, (error) => process.exit(reportFailure(error, log)));
 // The addon ends its threads in a hook on 'exit'; what still listens or waits then goes with the process.
 process.exit(await main(process.argv.slice(2)));
 
@@ -55,7 +56,7 @@ async function main(args: string[]): Promise<ExitCode> {
 }
 
 async function trainMode(): Promise<ExitCode> {
-  const config = await readConfig(process.env['FACETRAIN_CONFIG'], TrainerConfig);
+  const config = await readConfig(process.env.FACETRAIN_CONFIG, TrainerConfig);
   const ranks = readRanks(process.env);
   log = createLog({ job: config.job.name, rank: ranks.rank, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Preflight');
@@ -70,11 +71,14 @@ async function trainMode(): Promise<ExitCode> {
 }
 
 async function quantizeMode(): Promise<ExitCode> {
-  const config = await readConfig(process.env['FACETRAIN_CONFIG'], QuantizeConfig);
+  const config = await readConfig(process.env.FACETRAIN_CONFIG, QuantizeConfig);
   log = createLog({ job: config.job.name, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Loading');
   await using _server = await serve(board, config.progress, QUANTIZER_STALE_SECONDS);
-  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([import('./quantize/run-quantize.ts'), import('./quantize/artifact-files.ts')]);
+  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([
+    import('./quantize/run-quantize.ts'),
+    import('./quantize/artifact-files.ts'),
+  ]);
   await runQuantize(config, { log, progress: board, signal } satisfies Program);
   reportResult({ artifact: artifactStatus(await readFile(join(config.outputDirectory, MANIFEST), 'utf8')) }, log);
   return ExitCode.success;
@@ -84,10 +88,24 @@ async function fetchMode(args: string[]): Promise<ExitCode> {
   const values = fetchOptions(args);
   const { fetchTo } = await import('./storage/fetch.ts');
   const { patiently } = await import('./storage/retries.ts');
-  const fetch = () => fetchTo(values, signal, { onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same') });
-  const fetched = await patiently(fetch, { signal, onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message) });
+  const fetch = () =>
+    fetchTo(values, signal, {
+      onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same'),
+    });
+  const fetched = await patiently(fetch, {
+    signal,
+    onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
+  });
   const written = fetched.filter((file) => file.written);
-  log.info({ uri: values.uri, files: fetched.length, downloaded: written.length, bytes: written.reduce((sum, { bytes }) => sum + bytes, 0) }, 'fetched');
+  log.info(
+    {
+      uri: values.uri,
+      files: fetched.length,
+      downloaded: written.length,
+      bytes: written.reduce((sum, { bytes }) => sum + bytes, 0),
+    },
+    'fetched',
+  );
   return ExitCode.success;
 }
 
@@ -105,18 +123,30 @@ function fetchOptions(args: string[]) {
       },
     });
     const { uri, to, shared, endpoint, region } = values;
-    if (uri === undefined || to === undefined) throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
-    return { uri, to, shared, endpoint: endpoint ?? null, region: region ?? null, forcePathStyle: values['force-path-style'] };
+    if (uri === undefined || to === undefined)
+      throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
+    return {
+      uri,
+      to,
+      shared,
+      endpoint: endpoint ?? null,
+      region: region ?? null,
+      forcePathStyle: values['force-path-style'],
+    };
   } catch (error) {
     throw error instanceof FacetrainError ? error : usage('fetch', 'the options in --help', (error as Error).message);
   }
 }
 
 /** The progress server, closed at the end of the scope; its real port goes to the log and to FACETRAIN_PORT_FILE. */
-async function serve(board: Board, where: { host: string; port: number } | null, staleAfterSeconds: number): Promise<AsyncDisposable> {
+async function serve(
+  board: Board,
+  where: { host: string; port: number } | null,
+  staleAfterSeconds: number,
+): Promise<AsyncDisposable> {
   if (!where) return { async [Symbol.asyncDispose]() {} };
   const server = await startServer(board, { ...where, staleAfterSeconds });
-  const file = process.env['FACETRAIN_PORT_FILE'];
+  const file = process.env.FACETRAIN_PORT_FILE;
   if (file) await writeAtomically(file, `${server.port}\n`);
   log.info({ host: where.host, port: server.port }, 'serving progress');
   return { [Symbol.asyncDispose]: () => server.close() };

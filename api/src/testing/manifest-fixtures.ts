@@ -6,13 +6,23 @@ export const trainSpec = (change: Document = {}): Document => ({
   apiVersion: 'facetrain.dev/v1alpha1',
   kind: 'FaceTrainJob',
   metadata: { name: 'a' },
-  spec: { dataset: { uri: 's3://faces/ms1mv3' }, model: { backbone: 'iresnet50' }, output: { uri: 'pvc://claim/out' }, ...change },
+  spec: {
+    dataset: { uri: 's3://faces/ms1mv3' },
+    model: { backbone: 'iresnet50' },
+    output: { uri: 'pvc://claim/out' },
+    ...change,
+  },
 });
 export const quantizeSpec = (change: Document = {}): Document => ({
   apiVersion: 'facetrain.dev/v1alpha1',
   kind: 'QuantizeJob',
   metadata: { name: 'a' },
-  spec: { model: { uri: 's3://models/a.onnx' }, calibration: { dataset: { uri: 'pvc://faces/' } }, output: { uri: 's3://models/int7' }, ...change },
+  spec: {
+    model: { uri: 's3://models/a.onnx' },
+    calibration: { dataset: { uri: 'pvc://faces/' } },
+    output: { uri: 's3://models/int7' },
+    ...change,
+  },
 });
 
 /** Manifests on which both must agree. */
@@ -28,39 +38,108 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },
   'an unknown backbone': { object: trainSpec({ model: { backbone: 'resnet50' } }), wantValid: false },
-  'both backbone and onnx': { object: trainSpec({ model: { backbone: 'iresnet18', onnx: { uri: 's3://models/a.onnx' } } }), wantValid: false },
+  'both backbone and onnx': {
+    object: trainSpec({ model: { backbone: 'iresnet18', onnx: { uri: 's3://models/a.onnx' } } }),
+    wantValid: false,
+  },
   'neither backbone nor onnx': { object: trainSpec({ model: {} }), wantValid: false },
   'width for iresnet': { object: trainSpec({ model: { backbone: 'iresnet18', width: 2 } }), wantValid: false },
-  'a batch that replicas do not divide': { object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }), wantValid: false },
-  'resources as numbers and strings': { object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }), wantValid: true },
-  'a pod template with fields we do not know': { object: trainSpec({ trainers: { podTemplate: { spec: { priorityClassName: 'high', containers: [{ name: 'facetrain', stdin: true }] } } } }), wantValid: true },
-  's3 access for a pvc': { object: trainSpec({ dataset: { uri: 'pvc://claim/', s3: { region: 'x' } } }), wantValid: false },
-  'a cache on a claim': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'pvc://cache/faces' } } }), wantValid: true },
-  'a cache on the nodes, for a verification set': {
-    object: trainSpec({ evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin', s3: { cache: 'hostpath:///var/cache/faces' } }] } }),
+  'a batch that replicas do not divide': {
+    object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }),
+    wantValid: false,
+  },
+  'resources as numbers and strings': {
+    object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }),
     wantValid: true,
   },
-  'a cache in the container': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'file:///tmp' } } }), wantValid: false },
-  'a cache of what is on a claim': { object: trainSpec({ dataset: { uri: 'pvc://faces/ms1mv3', s3: { cache: 'pvc://cache/' } } }), wantValid: false },
-  'a cache in an object store': { object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 's3://cache/faces' } } }), wantValid: false },
-  'a cache of what is written': { object: quantizeSpec({ output: { uri: 's3://models/int7', s3: { cache: 'pvc://cache/' } } }), wantValid: false },
+  'a pod template with fields we do not know': {
+    object: trainSpec({
+      trainers: {
+        podTemplate: { spec: { priorityClassName: 'high', containers: [{ name: 'facetrain', stdin: true }] } },
+      },
+    }),
+    wantValid: true,
+  },
+  's3 access for a pvc': {
+    object: trainSpec({ dataset: { uri: 'pvc://claim/', s3: { region: 'x' } } }),
+    wantValid: false,
+  },
+  'a cache on a claim': {
+    object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'pvc://cache/faces' } } }),
+    wantValid: true,
+  },
+  'a cache on the nodes, for a verification set': {
+    object: trainSpec({
+      evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin', s3: { cache: 'hostpath:///var/cache/faces' } }] },
+    }),
+    wantValid: true,
+  },
+  'a cache in the container': {
+    object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'file:///tmp' } } }),
+    wantValid: false,
+  },
+  'a cache of what is on a claim': {
+    object: trainSpec({ dataset: { uri: 'pvc://faces/ms1mv3', s3: { cache: 'pvc://cache/' } } }),
+    wantValid: false,
+  },
+  'a cache in an object store': {
+    object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 's3://cache/faces' } } }),
+    wantValid: false,
+  },
+  'a cache of what is written': {
+    object: quantizeSpec({ output: { uri: 's3://models/int7', s3: { cache: 'pvc://cache/' } } }),
+    wantValid: false,
+  },
   'an unknown storage': { object: trainSpec({ dataset: { uri: 'ftp://x' } }), wantValid: false },
-  'a failure rule that never matches': { object: trainSpec({ failurePolicy: { rules: [{ action: 'FailJob' }] } }), wantValid: false },
+  'a failure rule that never matches': {
+    object: trainSpec({ failurePolicy: { rules: [{ action: 'FailJob' }] } }),
+    wantValid: false,
+  },
   'a name too long for its pods': { object: { ...trainSpec(), metadata: { name: 'a'.repeat(41) } }, wantValid: false },
   'a name that is no DNS label': { object: { ...trainSpec(), metadata: { name: 'a.b' } }, wantValid: false },
-  'ports that are the same': { object: trainSpec({ trainers: { progressPort: 9, rendezvousPort: 9 } }), wantValid: false },
+  'ports that are the same': {
+    object: trainSpec({ trainers: { progressPort: 9, rendezvousPort: 9 } }),
+    wantValid: false,
+  },
   'a gate out of range': { object: quantizeSpec({ gate: { minMeanCosine: 2 } }), wantValid: false },
-  'no calibration pictures': { object: quantizeSpec({ calibration: { dataset: { uri: 'pvc://faces/' }, images: 0 } }), wantValid: false },
+  'no calibration pictures': {
+    object: quantizeSpec({ calibration: { dataset: { uri: 'pvc://faces/' }, images: 0 } }),
+    wantValid: false,
+  },
 };
 
 /** Changes of a FaceTrainJob's spec, and what the API server says of them. */
 export const changes: Record<string, { from: Document; to: Document; wantRefusal: RegExp | null }> = {
-  'suspending': { from: {}, to: { suspend: true }, wantRefusal: null },
+  suspending: { from: {}, to: { suspend: true }, wantRefusal: null },
   'more epochs while it runs': { from: {}, to: { epochs: 30 }, wantRefusal: /only while the job is suspended/ },
-  'more epochs while it is suspended': { from: { suspend: true }, to: { suspend: true, epochs: 30 }, wantRefusal: null },
-  'another port while it runs': { from: {}, to: { trainers: { progressPort: 9000 } }, wantRefusal: /only while the job is suspended/ },
-  'another model, even when suspended': { from: { suspend: true }, to: { suspend: true, model: { backbone: 'iresnet18' } }, wantRefusal: /the model cannot be changed/ },
-  'another output': { from: { suspend: true }, to: { suspend: true, output: { uri: 'pvc://claim/other' } }, wantRefusal: /output and checkpoint.uri cannot be changed/ },
-  'giving it to another controller': { from: {}, to: { managedBy: 'acme.example/controller' }, wantRefusal: /managedBy cannot be changed/ },
-  'a longer deadline while it runs': { from: { activeDeadlineSeconds: 10 }, to: { activeDeadlineSeconds: 20 }, wantRefusal: null },
+  'more epochs while it is suspended': {
+    from: { suspend: true },
+    to: { suspend: true, epochs: 30 },
+    wantRefusal: null,
+  },
+  'another port while it runs': {
+    from: {},
+    to: { trainers: { progressPort: 9000 } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'another model, even when suspended': {
+    from: { suspend: true },
+    to: { suspend: true, model: { backbone: 'iresnet18' } },
+    wantRefusal: /the model cannot be changed/,
+  },
+  'another output': {
+    from: { suspend: true },
+    to: { suspend: true, output: { uri: 'pvc://claim/other' } },
+    wantRefusal: /output and checkpoint.uri cannot be changed/,
+  },
+  'giving it to another controller': {
+    from: {},
+    to: { managedBy: 'acme.example/controller' },
+    wantRefusal: /managedBy cannot be changed/,
+  },
+  'a longer deadline while it runs': {
+    from: { activeDeadlineSeconds: 10 },
+    to: { activeDeadlineSeconds: 20 },
+    wantRefusal: null,
+  },
 };

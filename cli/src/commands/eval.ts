@@ -1,13 +1,13 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import { Int7Model, Model, type Embedder } from '@facetrain/native';
-import { readOnnx, type OnnxModel } from '@facetrain/trainer/onnx/read';
+import { type Embedder, Int7Model, Model } from '@facetrain/native';
+import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
-import { percent, table, type StatusLine } from '../terminal-output.ts';
+import { percent, type StatusLine, table } from '../terminal-output.ts';
 
 export type ChannelOrder = 'rgb' | 'bgr';
 type Runtime = 'fp32' | 'int7';
@@ -28,14 +28,23 @@ async function open(file: string, model: OnnxModel, runtime: Runtime, computeThr
   const quantized = isQuantized(model);
   if (quantized !== (runtime === 'int7')) {
     const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
-    throw new FacetrainError({ code: 'InvalidModel', subject: file, found, allowed: `--runtime ${other}, or another model` });
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject: file,
+      found,
+      allowed: `--runtime ${other}, or another model`,
+    });
   }
   if (runtime === 'fp32') return Model.open(model.graph, { computeThreads });
   const { layers, scales } = decodeInt7(model.graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }
 
-export async function evaluate({ model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions, line: StatusLine, signal: AbortSignal) {
+export async function evaluate(
+  { model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions,
+  line: StatusLine,
+  signal: AbortSignal,
+) {
   const set = await readVerificationSet(pairs);
   const model = await readOnnx(file);
   const kind = runtime ?? (isQuantized(model) ? 'int7' : 'fp32');
@@ -53,7 +62,19 @@ export async function evaluate({ model: file, pairs, runtime, channelOrder, thre
     const seconds = (performance.now() - start) / 1000;
     const { pairs: count, accuracy, std, threshold, tarAtFar } = verify(embeddings, embedder.dim, set.same);
     return {
-      json: { pairs: count, accuracy, std, threshold, tarAtFar, runtime: kind, model: file, set: pairs, channelOrder, seconds, imagesPerSecond: set.jpegs.length / seconds },
+      json: {
+        pairs: count,
+        accuracy,
+        std,
+        threshold,
+        tarAtFar,
+        runtime: kind,
+        model: file,
+        set: pairs,
+        channelOrder,
+        seconds,
+        imagesPerSecond: set.jpegs.length / seconds,
+      },
       text: table([
         ['Model', `${file} (${kind.toUpperCase()})`],
         ['Pairs', `${count} of ${pairs}`],

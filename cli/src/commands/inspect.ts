@@ -14,27 +14,48 @@ function describeCheckpoint(path: string, manifest: CheckpointManifest): [string
     ['Job', `${manifest.job.name} (${manifest.job.uid})`],
     ['Written', `${manifest.time}, by ${manifest.worldSize} trainers`],
     ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
-    ['Class centres', `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`],
+    [
+      'Class centres',
+      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`,
+    ],
     ['Size', bytes(files.reduce((sum, file) => sum + file.bytes, 0))],
   ];
 }
 
-function describeArtifact(path: string, { source, calibration, metrics, gate, files }: ArtifactManifest): [string, string][] {
+function describeArtifact(
+  path: string,
+  { source, calibration, metrics, gate, files }: ArtifactManifest,
+): [string, string][] {
   return [
     ['INT7 artifact', path],
     ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
     ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
-    ['Embedding cosine', `${metrics.meanCosine.toFixed(4)} mean, ${metrics.percentile1Cosine.toFixed(4)} for the worst picture in a hundred`],
-    ...metrics.comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [`Accuracy on ${set}`, `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`]),
+    [
+      'Embedding cosine',
+      `${metrics.meanCosine.toFixed(4)} mean, ${metrics.percentile1Cosine.toFixed(4)} for the worst picture in a hundred`,
+    ],
+    ...metrics.comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
+      `Accuracy on ${set}`,
+      `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,
+    ]),
     ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
-    ...Object.entries(files).map(([name, file]): [string, string] => [name, `${bytes(file.bytes)}, sha256 ${file.sha256}`]),
+    ...Object.entries(files).map(([name, file]): [string, string] => [
+      name,
+      `${bytes(file.bytes)}, sha256 ${file.sha256}`,
+    ]),
   ];
 }
 
 async function folder(path: string) {
   const file = join(path, 'manifest.json');
   const refuse = (found: string, cause?: unknown) =>
-    new FacetrainError({ code: 'InvalidArgument', subject: path, found, allowed: 'an ONNX file, a checkpoint (step-…) or an artifact folder, the latter two with a manifest.json', cause });
+    new FacetrainError({
+      code: 'InvalidArgument',
+      subject: path,
+      found,
+      allowed: 'an ONNX file, a checkpoint (step-…) or an artifact folder, the latter two with a manifest.json',
+      cause,
+    });
   if (!existsSync(file)) throw refuse('a folder without manifest.json');
   let manifest: { kind?: unknown };
   try {
@@ -51,7 +72,13 @@ async function folder(path: string) {
 }
 
 export async function inspect(path: string) {
-  if (!existsSync(path)) throw new FacetrainError({ code: 'InvalidArgument', subject: path, found: 'no such file or folder', allowed: 'an ONNX file, a checkpoint or an artifact folder' });
+  if (!existsSync(path))
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: path,
+      found: 'no such file or folder',
+      allowed: 'an ONNX file, a checkpoint or an artifact folder',
+    });
   if (statSync(path).isDirectory()) return folder(path);
   const description = describeModel(await readOnnx(path));
   return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };

@@ -1,13 +1,22 @@
 /** `facetrain run`: a whole FaceTrainJob on this machine, by the operator's own planner. */
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { isAbsolute, join } from 'node:path';
-import { ExitCode, FacetrainError, TrainReport, parseStorageUri, type FaceTrainJob, type FaceTrainJobStatus, type Progress, type QuantizeJobStatus } from '@facetrain/api';
+import {
+  ExitCode,
+  type FaceTrainJob,
+  type FaceTrainJobStatus,
+  FacetrainError,
+  type Progress,
+  parseStorageUri,
+  type QuantizeJobStatus,
+  TrainReport,
+} from '@facetrain/api';
 import { localEnvironment } from '../local/local-environment.ts';
-import { LocalFaceTrainJob, type Watcher } from '../local/process-executor.ts';
 import { freePorts } from '../local/ports.ts';
+import { LocalFaceTrainJob, type Watcher } from '../local/process-executor.ts';
 import { RunFolder } from '../local/run-folder.ts';
 import { fileUri, readFaceTrainJob } from '../manifest.ts';
-import { StatusLine, bytes, duration, percent, progressDetail, table } from '../terminal-output.ts';
+import { bytes, duration, percent, progressDetail, StatusLine, table } from '../terminal-output.ts';
 
 export interface RunOptions {
   file: string;
@@ -28,7 +37,14 @@ export interface RunResult {
   restarts: { count: number; lastReason?: string };
   out: string;
   seconds: number;
-  train?: { steps: number; imagesPerSecond: number; lossFirst: number; lossLast: number; seconds: number; model: string };
+  train?: {
+    steps: number;
+    imagesPerSecond: number;
+    lossFirst: number;
+    lossLast: number;
+    seconds: number;
+    model: string;
+  };
   evaluation: { set: string; pairs: number; accuracy: number; std: number }[];
   artifact?: {
     /** The folder, or the s3:// address. */
@@ -44,14 +60,23 @@ export interface RunResult {
 function outputFolder(job: FaceTrainJob): string {
   const location = parseStorageUri(job.spec.output.uri);
   if ((location.scheme === 'file' || location.scheme === 'hostpath') && isAbsolute(location.path)) return location.path;
-  throw new FacetrainError({ code: 'InvalidManifest', subject: 'spec.output.uri', found: job.spec.output.uri, allowed: 'must be a folder of this machine (file://) or given by --out' });
+  throw new FacetrainError({
+    code: 'InvalidManifest',
+    subject: 'spec.output.uri',
+    found: job.spec.output.uri,
+    allowed: 'must be a folder of this machine (file://) or given by --out',
+  });
 }
 
 class Display implements Watcher {
   readonly line = new StatusLine();
   #phase = '';
 
-  onStatus(kind: 'FaceTrainJob' | 'QuantizeJob', status: FaceTrainJobStatus | QuantizeJobStatus, progress: Progress | undefined): void {
+  onStatus(
+    kind: 'FaceTrainJob' | 'QuantizeJob',
+    status: FaceTrainJobStatus | QuantizeJobStatus,
+    progress: Progress | undefined,
+  ): void {
     if (kind === 'FaceTrainJob') this.#phase = status.phase ?? '';
     else if (!status.phase || status.phase === 'Succeeded') return;
     if (kind === 'FaceTrainJob' && (this.#phase === 'Quantizing' || this.#phase === 'Succeeded')) return;
@@ -59,9 +84,14 @@ class Display implements Watcher {
     else if (this.#phase === 'Pending' || this.#phase === 'Restarting') this.line.show(this.#phase, '');
   }
 
-  onEvent(_kind: 'FaceTrainJob' | 'QuantizeJob', { type, reason, message }: { type: string; reason: string; message: string }): void {
+  onEvent(
+    _kind: 'FaceTrainJob' | 'QuantizeJob',
+    { type, reason, message }: { type: string; reason: string; message: string },
+  ): void {
     // A condition's message begins with its reason, which often is the event's, too.
-    this.line.print(`${type === 'Warning' ? 'Warning: ' : ''}${message.startsWith(`${reason}: `) ? message : `${reason}: ${message}`}`);
+    this.line.print(
+      `${type === 'Warning' ? 'Warning: ' : ''}${message.startsWith(`${reason}: `) ? message : `${reason}: ${message}`}`,
+    );
   }
 }
 
@@ -82,7 +112,10 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
     exitCode: failed ? local.failureExitCode : ExitCode.success,
     ...(failed ? { message: failed.message } : {}),
     attempts: (status.attempt ?? 0) + 1,
-    restarts: { count: status.restarts?.count ?? 0, ...(status.restarts?.lastReason ? { lastReason: status.restarts.lastReason } : {}) },
+    restarts: {
+      count: status.restarts?.count ?? 0,
+      ...(status.restarts?.lastReason ? { lastReason: status.restarts.lastReason } : {}),
+    },
     out,
     seconds,
     ...(report
@@ -105,7 +138,11 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
             files: manifest.files,
             meanCosine: manifest.metrics.meanCosine,
             accuracyDrop: manifest.metrics.accuracyDrop,
-            evaluation: manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({ set, fp32: fp32.accuracy, int7: int7.accuracy })),
+            evaluation: manifest.metrics.comparisons.map(({ set, fp32, int7 }) => ({
+              set,
+              fp32: fp32.accuracy,
+              int7: int7.accuracy,
+            })),
           },
         }
       : {}),
@@ -116,21 +153,34 @@ function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seco
 export function summary(result: RunResult): string {
   const { train, artifact } = result;
   const rows: [string, string][] = [];
-  rows.push(['Job', `${result.job}: ${result.phase} after ${duration(result.seconds)}${result.attempts > 1 ? `, in ${result.attempts} attempts (${result.restarts.lastReason ?? 'restarted'})` : ''}`]);
+  rows.push([
+    'Job',
+    `${result.job}: ${result.phase} after ${duration(result.seconds)}${result.attempts > 1 ? `, in ${result.attempts} attempts (${result.restarts.lastReason ?? 'restarted'})` : ''}`,
+  ]);
   if (result.message) rows.push(['Message', result.message]);
   if (train) {
-    rows.push(['Training', `${train.steps} steps in ${duration(train.seconds)}, ${train.imagesPerSecond.toFixed(1)} images/s`]);
+    rows.push([
+      'Training',
+      `${train.steps} steps in ${duration(train.seconds)}, ${train.imagesPerSecond.toFixed(1)} images/s`,
+    ]);
     rows.push(['Loss', `${train.lossFirst.toFixed(2)} at the start, ${train.lossLast.toFixed(2)} at the end`]);
   }
   for (const { set, pairs, accuracy, std } of result.evaluation) {
     const int7 = artifact?.evaluation.find((evaluation) => evaluation.set === set)?.int7;
-    rows.push([`Accuracy on ${set}`, `${percent(accuracy)} ± ${(100 * std).toFixed(2)} FP32${int7 === undefined ? '' : `, ${percent(int7)} INT7`} (${pairs} pairs, 10-fold, flip)`]);
+    rows.push([
+      `Accuracy on ${set}`,
+      `${percent(accuracy)} ± ${(100 * std).toFixed(2)} FP32${int7 === undefined ? '' : `, ${percent(int7)} INT7`} (${pairs} pairs, 10-fold, flip)`,
+    ]);
   }
   if (artifact) rows.push(['Embedding cosine', `${artifact.meanCosine.toFixed(4)} between FP32 and INT7, mean`]);
-  if (train && existsSync(train.model)) rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
+  if (train && existsSync(train.model))
+    rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
   const int7 = artifact?.files['model.int7.onnx'];
   if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, 'model.int7.onnx')} (${bytes(int7.bytes)})`]);
-  const reports = [join(result.out, 'train-report.html'), ...(artifact ? [join(artifact.dir, 'report.html')] : [])].filter((path) => existsSync(path));
+  const reports = [
+    join(result.out, 'train-report.html'),
+    ...(artifact ? [join(artifact.dir, 'report.html')] : []),
+  ].filter((path) => existsSync(path));
   if (reports.length > 0) rows.push(['Reports', reports.join(', ')]);
   return `\n${table(rows)}`;
 }
@@ -146,17 +196,23 @@ export async function run({ file, out, fresh, trainOnly, signal }: RunOptions): 
   const folder = await RunFolder.take(outputFolder(job), job.spec, fresh);
   const started = Date.now();
   const display = new Display();
-  display.line.print(`${folder.continued ? 'Continuing' : 'Running'} FaceTrainJob ${job.metadata.name} on this machine: ${job.spec.trainers.replicas} trainers, results in ${folder.out}`);
+  display.line.print(
+    `${folder.continued ? 'Continuing' : 'Running'} FaceTrainJob ${job.metadata.name} on this machine: ${job.spec.trainers.replicas} trainers, results in ${folder.out}`,
+  );
 
   if (folder.replaced) display.line.print(`Removed what an earlier run had left in ${folder.out}`);
 
   const [rendezvous, progress] = (await freePorts(2)) as [number, number];
-  const local = new LocalFaceTrainJob({ name: job.metadata.name, namespace: job.metadata.namespace ?? 'default', uid: folder.uid, generation: 1 }, job.spec, {
-    environment: localEnvironment(folder.folder, { rendezvous, progress }),
-    folder: folder.folder,
-    progressPort: progress,
-    watcher: display,
-  });
+  const local = new LocalFaceTrainJob(
+    { name: job.metadata.name, namespace: job.metadata.namespace ?? 'default', uid: folder.uid, generation: 1 },
+    job.spec,
+    {
+      environment: localEnvironment(folder.folder, { rendezvous, progress }),
+      folder: folder.folder,
+      progressPort: progress,
+      watcher: display,
+    },
+  );
   // However this process ends, no rank stays behind: each also notices by itself when its channel to here is gone.
   const killAll = () => local.running().forEach((pod) => pod.kill());
   process.once('exit', killAll);

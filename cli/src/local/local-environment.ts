@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path';
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
-import { cachePath, fetchContainer, type Environment, type Mounted } from '@facetrain/planner';
+import { cachePath, type Environment, fetchContainer, type Mounted } from '@facetrain/planner';
 
 export interface LocalPorts {
   rendezvous: number;
@@ -23,7 +23,10 @@ export function localEnvironment(folder: string, ports: LocalPorts): Environment
     // What goes to an object store is written to a folder first.
     if (access === 'write') return { path: join(folder, 'scratch', name) };
     const cache = reference.s3?.cache;
-    const path = cache === undefined ? join(folder, 'inputs', name) : join(storage(name, { uri: cache }, 'write').path, cachePath(reference));
+    const path =
+      cache === undefined
+        ? join(folder, 'inputs', name)
+        : join(storage(name, { uri: cache }, 'write').path, cachePath(reference));
     return { path, fetch: fetchContainer(name, reference, path, []) };
   };
   return {

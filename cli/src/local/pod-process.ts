@@ -2,16 +2,19 @@
  * Pods as processes: starts the trainer program as a Pod's spec says, and tells what a kubelet would tell of it.
  * Knows nothing of jobs; the executor decides what is started and stopped.
  */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { dirname, join } from 'node:path';
-import { Label, readTermination, type ConfigMap, type Container, type ObservedPod, type Pod } from '@facetrain/planner';
+import { type ConfigMap, type Container, Label, type ObservedPod, type Pod, readTermination } from '@facetrain/planner';
 
 /** The program that an image's entry point runs. */
 const PROGRAM = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
 
-const ALLOCATORS = ['/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4', '/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4'];
+const ALLOCATORS = [
+  '/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4',
+  '/usr/lib/aarch64-linux-gnu/libtcmalloc_minimal.so.4',
+];
 
 /**
  * What the image sets for every process. glibc's malloc gives each large tensor back to the kernel, and page faults then
@@ -27,7 +30,18 @@ export function processEnvironment(ranksHere: number): Record<string, string> {
   };
 }
 
-const SIGNALS: Record<string, number> = { SIGHUP: 1, SIGINT: 2, SIGQUIT: 3, SIGILL: 4, SIGABRT: 6, SIGBUS: 7, SIGFPE: 8, SIGKILL: 9, SIGSEGV: 11, SIGTERM: 15 };
+const SIGNALS: Record<string, number> = {
+  SIGHUP: 1,
+  SIGINT: 2,
+  SIGQUIT: 3,
+  SIGILL: 4,
+  SIGABRT: 6,
+  SIGBUS: 7,
+  SIGFPE: 8,
+  SIGKILL: 9,
+  SIGSEGV: 11,
+  SIGTERM: 15,
+};
 
 export class PodProcess {
   readonly pod: Pod;
@@ -100,11 +114,15 @@ export class PodProcess {
     for (const volume of this.pod.spec.volumes) {
       if (!('configMap' in volume)) continue;
       const config = configMaps.get(volume.configMap.name);
-      if (!config) throw new Error(`pod ${this.pod.metadata.name} names the ConfigMap ${volume.configMap.name}, which is not there`);
+      if (!config)
+        throw new Error(
+          `pod ${this.pod.metadata.name} names the ConfigMap ${volume.configMap.name}, which is not there`,
+        );
       for (const container of [...(this.pod.spec.initContainers ?? []), ...this.pod.spec.containers]) {
         for (const mount of container.volumeMounts.filter(({ name }) => name === volume.name)) {
           mkdirSync(mount.mountPath, { recursive: true });
-          for (const [file, content] of Object.entries(config.data)) writeFileSync(join(mount.mountPath, file), content);
+          for (const [file, content] of Object.entries(config.data))
+            writeFileSync(join(mount.mountPath, file), content);
         }
       }
     }
@@ -123,14 +141,17 @@ export class PodProcess {
   #start(container: Container, main: boolean): Promise<number> {
     return new Promise((resolve) => {
       const log = openSync(this.logFile, 'a');
-      const env: Record<string, string | undefined> = { ...process.env, ...processEnvironment(Number(this.#value(container, 'WORLD_SIZE') ?? 1)) };
+      const env: Record<string, string | undefined> = {
+        ...process.env,
+        ...processEnvironment(Number(this.#value(container, 'WORLD_SIZE') ?? 1)),
+      };
       for (const variable of container.env) {
         // A Secret's keys are looked up in this process's own environment.
         env[variable.name] = 'value' in variable ? variable.value : process.env[variable.valueFrom.secretKeyRef.key];
       }
       // All ranks are here: with several GPUs each takes its own.
-      if (env['RANK'] !== undefined) env['LOCAL_RANK'] = env['RANK'];
-      env['FACETRAIN_TERMINATION_MESSAGE'] = this.#messageFile;
+      if (env.RANK !== undefined) env.LOCAL_RANK = env.RANK;
+      env.FACETRAIN_TERMINATION_MESSAGE = this.#messageFile;
       // The channel tells the child when this process is gone, however that came about: no rank stays behind.
       this.#child = spawn(process.execPath, [PROGRAM, ...container.args], { env, stdio: ['ignore', log, log, 'ipc'] });
       closeSync(log);
@@ -155,4 +176,3 @@ export class PodProcess {
     this.#onChange();
   }
 }
-

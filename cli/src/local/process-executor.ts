@@ -6,11 +6,17 @@ import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ArtifactManifest, ExitCode, FaceTrainJob, Progress, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
 import {
-  observedProgress,
-  planFaceTrainJob,
-  planQuantizeJob,
+  ArtifactManifest,
+  ExitCode,
+  type FaceTrainJob,
+  type FaceTrainJobStatus,
+  Progress,
+  parseDocument,
+  QuantizeJob,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
+import {
   type Action,
   type ChildObject,
   type ConfigMap,
@@ -18,8 +24,11 @@ import {
   type JobIdentity,
   type ObservedObject,
   type ObservedPod,
+  observedProgress,
   type Plan,
   type PlanEvent,
+  planFaceTrainJob,
+  planQuantizeJob,
 } from '@facetrain/planner';
 import { PodProcess } from './pod-process.ts';
 
@@ -29,7 +38,11 @@ const ANSWER_MILLISECONDS = 2_000;
 
 export interface Watcher {
   /** After every look: what the job's status is, and what its rank 0 (or its quantizer) said last. */
-  onStatus(kind: 'FaceTrainJob' | 'QuantizeJob', status: FaceTrainJobStatus | QuantizeJobStatus, progress: Progress | undefined): void;
+  onStatus(
+    kind: 'FaceTrainJob' | 'QuantizeJob',
+    status: FaceTrainJobStatus | QuantizeJobStatus,
+    progress: Progress | undefined,
+  ): void;
   onEvent(kind: 'FaceTrainJob' | 'QuantizeJob', event: PlanEvent): void;
 }
 
@@ -65,7 +78,9 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   child: LocalQuantizeJob | undefined;
 
   get finished(): boolean {
-    return (this.status.conditions ?? []).some(({ type, status }) => (type === 'Succeeded' || type === 'Failed') && status === 'True');
+    return (this.status.conditions ?? []).some(
+      ({ type, status }) => (type === 'Succeeded' || type === 'Failed') && status === 'True',
+    );
   }
 
   /** Every process of this job and of its children that has not ended. */
@@ -94,7 +109,9 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   get failureExitCode(): number {
     const failed = [...this.pods.values()].map((pod) => pod.observe()).filter((pod) => pod.phase === 'Failed');
     const blamed = failed.filter(({ exitCode }) => exitCode !== ExitCode.peerLost);
-    const [first] = (blamed.length > 0 ? blamed : failed).sort((a, b) => (a.finishedAt ?? '').localeCompare(b.finishedAt ?? ''));
+    const [first] = (blamed.length > 0 ? blamed : failed).sort((a, b) =>
+      (a.finishedAt ?? '').localeCompare(b.finishedAt ?? ''),
+    );
     return first?.exitCode ?? this.child?.failureExitCode ?? ExitCode.failure;
   }
 
@@ -118,7 +135,12 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   }
 
   protected observedObjects(): ObservedObject[] {
-    return [...this.#objects.values()].map(({ object, uid }) => ({ kind: object.kind as ObservedObject['kind'], name: object.metadata.name, uid, owned: true }));
+    return [...this.#objects.values()].map(({ object, uid }) => ({
+      kind: object.kind as ObservedObject['kind'],
+      name: object.metadata.name,
+      uid,
+      owned: true,
+    }));
   }
 
   #execute(action: Action): void {
@@ -128,7 +150,11 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
         const { name } = object.metadata;
         if (object.kind === 'Pod') {
           if (this.pods.has(name)) return;
-          const configMaps = new Map([...this.#objects.values()].flatMap((entry) => (entry.object.kind === 'ConfigMap' ? [[entry.object.metadata.name, entry.object as ConfigMap]] : [])));
+          const configMaps = new Map(
+            [...this.#objects.values()].flatMap((entry) =>
+              entry.object.kind === 'ConfigMap' ? [[entry.object.metadata.name, entry.object as ConfigMap]] : [],
+            ),
+          );
           this.progress = undefined;
           this.pods.set(name, new PodProcess(object, randomUUID(), configMaps, this.around.folder, () => this.#wake()));
           return;
@@ -166,7 +192,9 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     this.forgetDeleted();
     if (![...this.pods.values()].some((pod) => !pod.ended)) return;
     try {
-      const answer = await fetch(`http://127.0.0.1:${this.around.progressPort}/v1/progress`, { signal: AbortSignal.timeout(ANSWER_MILLISECONDS) });
+      const answer = await fetch(`http://127.0.0.1:${this.around.progressPort}/v1/progress`, {
+        signal: AbortSignal.timeout(ANSWER_MILLISECONDS),
+      });
       const progress = Progress.parse(await answer.json());
       if (progress.job.uid === this.identity.uid) this.progress = progress;
     } catch {
@@ -200,7 +228,13 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
   }
 
   protected override plan(now: Date): Plan<QuantizeJobStatus> {
-    const observed = { identity: this.identity, spec: this.#spec, status: this.status, pods: this.observedPods(), objects: this.observedObjects() };
+    const observed = {
+      identity: this.identity,
+      spec: this.#spec,
+      status: this.status,
+      pods: this.observedPods(),
+      objects: this.observedObjects(),
+    };
     return planQuantizeJob(observed, now, this.around.environment);
   }
 }
@@ -233,7 +267,16 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
   protected override adopt(object: ChildObject, uid: string): LocalQuantizeJob | undefined {
     if (object.kind !== 'QuantizeJob') return undefined;
     const { apiVersion, kind, metadata, spec } = object;
-    const job = parseDocument(QuantizeJob, { apiVersion, kind, metadata: { name: metadata.name }, spec }, `QuantizeJob ${metadata.name}`, 'InvalidManifest');
-    return new LocalQuantizeJob({ name: metadata.name, namespace: metadata.namespace, uid, generation: 1 }, job.spec, this.around);
+    const job = parseDocument(
+      QuantizeJob,
+      { apiVersion, kind, metadata: { name: metadata.name }, spec },
+      `QuantizeJob ${metadata.name}`,
+      'InvalidManifest',
+    );
+    return new LocalQuantizeJob(
+      { name: metadata.name, namespace: metadata.namespace, uid, generation: 1 },
+      job.spec,
+      this.around,
+    );
   }
 }

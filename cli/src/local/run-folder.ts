@@ -6,9 +6,9 @@
  *   OUT/.facetrain/{config,inputs,logs,termination,volumes}   what a cluster would keep elsewhere
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { existsSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { FacetrainError, type FaceTrainJob } from '@facetrain/api';
+import { type FaceTrainJob, FacetrainError } from '@facetrain/api';
 import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 
 interface RunState {
@@ -58,7 +58,8 @@ export class RunFolder {
    * @throws FacetrainError InvalidArgument when another process has the folder, or it holds something else
    */
   static async take(out: string, spec: FaceTrainJob['spec'], fresh: boolean): Promise<RunFolder> {
-    const refuse = (found: string, allowed: string) => new FacetrainError({ code: 'InvalidArgument', subject: out, found, allowed });
+    const refuse = (found: string, allowed: string) =>
+      new FacetrainError({ code: 'InvalidArgument', subject: out, found, allowed });
     const file = join(out, '.facetrain', 'run.json');
     const specSha256 = digest(spec);
     let earlier: RunState | undefined;
@@ -66,11 +67,24 @@ export class RunFolder {
       try {
         earlier = JSON.parse(readFileSync(file, 'utf8')) as RunState;
       } catch (cause) {
-        throw new FacetrainError({ code: 'InvalidArgument', subject: file, found: (cause as Error).message, allowed: 'the file as facetrain wrote it; or choose another folder with --out', cause });
+        throw new FacetrainError({
+          code: 'InvalidArgument',
+          subject: file,
+          found: (cause as Error).message,
+          allowed: 'the file as facetrain wrote it; or choose another folder with --out',
+          cause,
+        });
       }
-      if (earlier.pid !== process.pid && alive(earlier.pid)) throw refuse(`process ${earlier.pid} is running a job there`, 'wait for it, or choose another folder with --out');
+      if (earlier.pid !== process.pid && alive(earlier.pid))
+        throw refuse(
+          `process ${earlier.pid} is running a job there`,
+          'wait for it, or choose another folder with --out',
+        );
       if (!earlier.finished && earlier.specSha256 !== specSha256 && !fresh) {
-        throw refuse('holds an unfinished run of another manifest', 'choose another folder with --out, or start anew with --fresh');
+        throw refuse(
+          'holds an unfinished run of another manifest',
+          'choose another folder with --out, or start anew with --fresh',
+        );
       }
     } else if (existsSync(out) && readdirSync(out).length > 0) {
       throw refuse('is not empty, and no run of facetrain made it', 'choose another folder with --out');
@@ -82,7 +96,12 @@ export class RunFolder {
     } catch (error) {
       throw storageError(out, error);
     }
-    const state: RunState = { uid: continued ? earlier!.uid : randomUUID(), specSha256, finished: false, pid: process.pid };
+    const state: RunState = {
+      uid: continued ? earlier!.uid : randomUUID(),
+      specSha256,
+      finished: false,
+      pid: process.pid,
+    };
     const run = new RunFolder(out, state, continued, earlier !== undefined && !continued);
     await run.#write();
     return run;

@@ -1,6 +1,6 @@
 /** Runs the command line as a person would: as a process of its own. */
-import { spawn, type ChildProcess } from 'node:child_process';
-import { readFileSync, readdirSync } from 'node:fs';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -25,7 +25,11 @@ export class Running {
   stderr = '';
 
   constructor(args: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
-    this.child = spawn(process.execPath, [MAIN, ...args], { cwd: options.cwd, env: { ...process.env, ...options.env }, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.child = spawn(process.execPath, [MAIN, ...args], {
+      cwd: options.cwd,
+      env: { ...process.env, ...options.env },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
     this.child.stdout!.setEncoding('utf8').on('data', (text: string) => (this.stdout += text));
     this.child.stderr!.setEncoding('utf8').on('data', (text: string) => (this.stderr += text));
     const timer = setTimeout(() => this.child.kill('SIGKILL'), DEADLINE_MILLISECONDS);
@@ -59,9 +63,15 @@ export function trainers(folder: string): { pid: number; rank: number }[] {
     .filter((name) => /^\d+$/.test(name))
     .flatMap((pid) => {
       try {
-        const env = new Map(readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0').map((line) => line.split('=', 2) as [string, string]));
+        const env = new Map(
+          readFileSync(`/proc/${pid}/environ`, 'utf8')
+            .split('\0')
+            .map((line) => line.split('=', 2) as [string, string]),
+        );
         const zombie = / Z /.test(readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\)/, ''));
-        return !zombie && env.get('FACETRAIN_CONFIG')?.startsWith(folder) ? [{ pid: Number(pid), rank: Number(env.get('RANK')) }] : [];
+        return !zombie && env.get('FACETRAIN_CONFIG')?.startsWith(folder)
+          ? [{ pid: Number(pid), rank: Number(env.get('RANK')) }]
+          : [];
       } catch {
         return []; // gone, or not ours to see
       }
@@ -85,6 +95,9 @@ export async function writeTinyJob(folder: string, change: (spec: Fields) => voi
   change(spec);
   await mkdir(folder, { recursive: true });
   const file = join(folder, 'job.yaml');
-  await writeFile(file, stringify({ apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name: 'tiny' }, spec }));
+  await writeFile(
+    file,
+    stringify({ apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name: 'tiny' }, spec }),
+  );
   return file;
 }

@@ -1,5 +1,5 @@
 /** Installs Facetrain, trains a model, and hands on where its INT7 model is. */
-import { Facetrain, FaceTrainJob } from '@facetrain/pulumi';
+import { FaceTrainJob, Facetrain } from '@facetrain/pulumi';
 import { core } from '@pulumi/kubernetes';
 import { Config } from '@pulumi/pulumi';
 
@@ -18,7 +18,10 @@ const job = new FaceTrainJob(
       globalBatchSize: 512,
       trainers: { replicas: 4, resources: { limits: { 'nvidia.com/gpu': 1 } } },
       output: { uri: 'pvc://data/models/webface' },
-      quantize: { gate: { maxAccuracyDrop: 0.01 }, output: { uri: 's3://models/webface', s3: { secretRef: { name: 'models' } } } },
+      quantize: {
+        gate: { maxAccuracyDrop: 0.01 },
+        output: { uri: 's3://models/webface', s3: { secretRef: { name: 'models' } } },
+      },
     },
     waitFor: 'End',
   },

@@ -1,4 +1,5 @@
 /** Facetrain for Pulumi programs: the operator, and its jobs as typed resources. */
-export { Facetrain, type FacetrainArgs } from './operator-release.ts';
-export { FaceTrainJob, QuantizeJob, type JobArgs, type WaitFor } from './jobs.ts';
+
 export type { Inputs } from './inputs.ts';
+export { FaceTrainJob, type JobArgs, QuantizeJob, type WaitFor } from './jobs.ts';
+export { Facetrain, type FacetrainArgs } from './operator-release.ts';

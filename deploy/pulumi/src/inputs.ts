@@ -1,8 +1,10 @@
 /** Inputs of a Pulumi program, held against the schemas in api/. */
-import { Output, output, type Input } from '@pulumi/pulumi';
+import { type Input, Output, output } from '@pulumi/pulumi';
 
 /** A document of which every part may be an output of another resource. */
-export type Inputs<T> = Input<T extends (infer E)[] ? Inputs<E>[] : T extends object ? { [K in keyof T]: Inputs<T[K]> } : T>;
+export type Inputs<T> = Input<
+  T extends (infer E)[] ? Inputs<E>[] : T extends object ? { [K in keyof T]: Inputs<T[K]> } : T
+>;
 
 /**
  * Checks a document at once if all of it is known, so that an error points at the line of the program; else once it is, and before anything that is made of it

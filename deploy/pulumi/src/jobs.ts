@@ -1,8 +1,14 @@
 /** FaceTrainJob and QuantizeJob as resources of a Pulumi program. */
-import { FaceTrainJob as FaceTrainJobSchema, QuantizeJob as QuantizeJobSchema, FacetrainError, parseDocument } from '@facetrain/api';
+
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
+import {
+  FaceTrainJob as FaceTrainJobSchema,
+  FacetrainError,
+  parseDocument,
+  QuantizeJob as QuantizeJobSchema,
+} from '@facetrain/api';
 import { apiextensions, type types } from '@pulumi/kubernetes';
-import { log, output, runtime, type CustomResourceOptions, type Output } from '@pulumi/pulumi';
+import { type CustomResourceOptions, log, type Output, output, runtime } from '@pulumi/pulumi';
 import type { z } from 'zod';
 import { checked, type Inputs } from './inputs.ts';
 
@@ -30,11 +36,19 @@ export interface JobArgs<Spec> {
 type Schema = typeof FaceTrainJobSchema | typeof QuantizeJobSchema;
 type SpecOf<S extends Schema> = z.input<S>['spec'];
 
-abstract class Job<S extends Schema, Status extends FaceTrainJobStatus | QuantizeJobStatus> extends apiextensions.CustomResource {
+abstract class Job<
+  S extends Schema,
+  Status extends FaceTrainJobStatus | QuantizeJobStatus,
+> extends apiextensions.CustomResource {
   /** As of when Pulumi stopped waiting, or of the last refresh. */
   declare readonly status: Output<Status | undefined>;
 
-  constructor(schema: S, name: string, { metadata = {}, spec, waitFor = 'Ready' }: JobArgs<SpecOf<S>>, opts: CustomResourceOptions = {}) {
+  constructor(
+    schema: S,
+    name: string,
+    { metadata = {}, spec, waitFor = 'Ready' }: JobArgs<SpecOf<S>>,
+    opts: CustomResourceOptions = {},
+  ) {
     const apiVersion = schema.shape.apiVersion.value;
     const kind = schema.shape.kind.value;
     const where = `${kind} ${name}`;
@@ -46,11 +60,22 @@ abstract class Job<S extends Schema, Status extends FaceTrainJobStatus | Quantiz
         allowed: "with waitFor End, say how long that may take: { create: '72h', update: '72h' }",
       });
     }
-    const manifest = checked({ metadata: { name: `${name}${SUFFIX}`, ...metadata }, spec } as Inputs<Pick<z.input<S>, 'metadata' | 'spec'>>, (document) =>
-      parseDocument(schema, { apiVersion, kind, ...document }, where, 'InvalidManifest'),
+    const manifest = checked(
+      { metadata: { name: `${name}${SUFFIX}`, ...metadata }, spec } as Inputs<Pick<z.input<S>, 'metadata' | 'spec'>>,
+      (document) => parseDocument(schema, { apiVersion, kind, ...document }, where, 'InvalidManifest'),
     );
     const annotations = output(metadata.annotations).apply((own) => ({ ...ANNOTATIONS[waitFor], ...own }));
-    super(name, { apiVersion, kind, metadata: { ...metadata, annotations }, spec: manifest.apply((known) => known.spec), status: undefined }, opts);
+    super(
+      name,
+      {
+        apiVersion,
+        kind,
+        metadata: { ...metadata, annotations },
+        spec: manifest.apply((known) => known.spec),
+        status: undefined,
+      },
+      opts,
+    );
     if (waitFor === 'End' && !runtime.isDryRun()) this.status.apply((status) => this.#report(where, status));
   }
 
@@ -67,7 +92,11 @@ abstract class Job<S extends Schema, Status extends FaceTrainJobStatus | Quantiz
   /** An error in Pulumi's log makes the update fail. */
   async #report(where: string, status: Status | undefined): Promise<void> {
     const failed = status?.conditions?.find(({ type, status }) => type === 'Failed' && status === 'True');
-    if (failed) await log.error(`${where}: ${failed.reason}: ${failed.message}; to try again, replace it: pulumi up --replace URN`, this);
+    if (failed)
+      await log.error(
+        `${where}: ${failed.reason}: ${failed.message}; to try again, replace it: pulumi up --replace URN`,
+        this,
+      );
   }
 }
 

@@ -6,18 +6,26 @@ import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
 import { FaceTrainJob as FaceTrainJobSchema, parseDocument } from '@facetrain/api';
 import { chart } from '@facetrain/install/helm';
-import { upgrade, type Manifest } from '@facetrain/install/testing/chart-harness';
+import { type Manifest, upgrade } from '@facetrain/install/testing/chart-harness';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { core } from '@pulumi/kubernetes';
-import { log, output, runtime, type Output } from '@pulumi/pulumi';
-import { Facetrain, FaceTrainJob, QuantizeJob, type JobArgs } from './index.ts';
+import { log, type Output, output, runtime } from '@pulumi/pulumi';
+import { FaceTrainJob, Facetrain, type JobArgs, QuantizeJob } from './index.ts';
 
 type FaceTrainJobArgs = ConstructorParameters<typeof FaceTrainJob>[1];
 
-const spec = { dataset: { uri: 'pvc://data/faces' }, model: { backbone: 'mobilefacenet' }, output: { uri: 'pvc://data/out' }, globalBatchSize: 64 } as const;
+const spec = {
+  dataset: { uri: 'pvc://data/faces' },
+  model: { backbone: 'mobilefacenet' },
+  output: { uri: 'pvc://data/out' },
+  globalBatchSize: 64,
+} as const;
 const [NAMESPACE, RELEASE] = ['kubernetes:core/v1:Namespace', 'kubernetes:helm.sh/v3:Release'];
-const [TRAIN, QUANTIZE] = ['kubernetes:facetrain.dev/v1alpha1:FaceTrainJob', 'kubernetes:facetrain.dev/v1alpha1:QuantizeJob'];
+const [TRAIN, QUANTIZE] = [
+  'kubernetes:facetrain.dev/v1alpha1:FaceTrainJob',
+  'kubernetes:facetrain.dev/v1alpha1:QuantizeJob',
+];
 
 interface Registered {
   type: string;
@@ -44,13 +52,18 @@ async function run(program: () => unknown, { preview = false, state = {} }: Circ
     there.push(name);
     return { id: `${name}-id`, state: { ...inputs, ...state } };
   };
-  await runtime.setMocks({ newResource, call: () => assert.fail('no function is called') }, 'project', 'stack', preview);
+  await runtime.setMocks(
+    { newResource, call: () => assert.fail('no function is called') },
+    'project',
+    'stack',
+    preview,
+  );
   await program();
   await runtime.disconnect();
   return registered;
 }
 
-const valueOf = <T>(value: Output<T>): Promise<T> => new Promise((resolve) => value.apply(resolve));
+const resolved = <T>(value: Output<T>): Promise<T> => new Promise((resolve) => value.apply(resolve));
 const jobArgs = (more: object = {}, args: object = {}) =>
   ({ metadata: { name: 'faces', namespace: 'faces' }, spec: { ...spec, ...more }, ...args }) as FaceTrainJobArgs;
 
@@ -63,35 +76,54 @@ after(() => plane?.stop());
 
 test('operator and jobs, in this order, as Helm and the API server take them', async () => {
   const registered = await run(() => {
-    const facetrain = new Facetrain('facetrain', { values: { replicas: 1, image: { registry: output('registry.example') } } });
+    const facetrain = new Facetrain('facetrain', {
+      values: { replicas: 1, image: { registry: output('registry.example') } },
+    });
     const options = { dependsOn: facetrain };
     const data = new core.v1.ConfigMap('data', { data: { uri: 'pvc://data/more-faces' } });
     const { output: result } = spec;
-    new FaceTrainJob('faces', jobArgs({ dataset: { uri: data.data['uri']! }, quantize: {} }), options);
-    const quantize = { model: { uri: `${result.uri}/model/backbone.onnx` }, calibration: { dataset: spec.dataset }, output: { uri: 'pvc://data/int7' } };
-    new QuantizeJob('int7', { metadata: { name: 'int7', namespace: 'faces' }, spec: quantize, waitFor: 'Nothing' }, options);
+    new FaceTrainJob('faces', jobArgs({ dataset: { uri: data.data.uri! }, quantize: {} }), options);
+    const quantize = {
+      model: { uri: `${result.uri}/model/backbone.onnx` },
+      calibration: { dataset: spec.dataset },
+      output: { uri: 'pvc://data/int7' },
+    };
+    new QuantizeJob(
+      'int7',
+      { metadata: { name: 'int7', namespace: 'faces' }, spec: quantize, waitFor: 'Nothing' },
+      options,
+    );
   });
   const cluster = registered.filter(({ name }) => name !== 'data');
   assert.deepEqual(cluster.map(({ type }) => type).sort(), [NAMESPACE, RELEASE, TRAIN, QUANTIZE].sort());
 
   const of = (type: string) => registered.find((resource) => resource.type === type)!;
-  const isAfter = (later: Registered, earlier: Registered) => assert(later.after.includes(earlier.name), `${later.name} does not wait for ${earlier.name}`);
+  const isAfter = (later: Registered, earlier: Registered) =>
+    assert(later.after.includes(earlier.name), `${later.name} does not wait for ${earlier.name}`);
   isAfter(of(RELEASE), of(NAMESPACE));
   for (const type of [TRAIN, QUANTIZE]) isAfter(of(type), of(RELEASE));
 
   const create = (path: string, object: Manifest) => plane.client.post(`${path}?fieldValidation=Strict`, object);
   await create('/api/v1/namespaces', of(NAMESPACE).inputs);
   const { name, chart: folder, namespace, values, takeOwnership } = of(RELEASE).inputs;
-  assert.deepEqual([name, folder, namespace, takeOwnership], ['facetrain', chart, of(NAMESPACE).inputs.metadata.name, true]);
+  assert.deepEqual(
+    [name, folder, namespace, takeOwnership],
+    ['facetrain', chart, of(NAMESPACE).inputs.metadata.name, true],
+  );
   await upgrade(plane, namespace, values);
-  const { spec: deployment } = await plane.client.raw<Manifest>(`/apis/apps/v1/namespaces/${namespace}/deployments/facetrain`);
+  const { spec: deployment } = await plane.client.raw<Manifest>(
+    `/apis/apps/v1/namespaces/${namespace}/deployments/facetrain`,
+  );
   assert.equal(deployment.replicas, 1);
   assert.match(deployment.template.spec.containers[0].image, /^registry\.example\//);
 
   const jobs = '/apis/facetrain.dev/v1alpha1/namespaces/faces';
   for (const plural of ['facetrainjobs', 'quantizejobs']) await eventually(() => plane.client.raw(`${jobs}/${plural}`));
   const trained = (await create(`${jobs}/facetrainjobs`, of(TRAIN).inputs)) as Manifest;
-  assert.deepEqual([trained['spec'].dataset.uri, trained.metadata.annotations], ['pvc://data/more-faces', { 'pulumi.com/waitFor': 'condition=Ready' }]);
+  assert.deepEqual(
+    [trained.spec.dataset.uri, trained.metadata.annotations],
+    ['pvc://data/more-faces', { 'pulumi.com/waitFor': 'condition=Ready' }],
+  );
   const quantized = (await create(`${jobs}/quantizejobs`, of(QUANTIZE).inputs)) as Manifest;
   assert.deepEqual(quantized.metadata.annotations, { 'pulumi.com/skipAwait': 'true' });
 
@@ -101,19 +133,40 @@ test('operator and jobs, in this order, as Helm and the API server take them', a
 
 test('a namespace that is there is not made', async () => {
   const registered = await run(() => new Facetrain('facetrain', { namespace: 'theirs', createNamespace: false }));
-  assert.deepEqual(registered.map(({ type, inputs }) => [type, inputs['namespace']]), [[RELEASE, 'theirs']]);
+  assert.deepEqual(
+    registered.map(({ type, inputs }) => [type, inputs.namespace]),
+    [[RELEASE, 'theirs']],
+  );
 });
 
 const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
-  'a number out of bounds': { args: jobArgs({ epochs: -1 }), want: /^FaceTrainJob faces: spec\.epochs: -1; must be at least 1$/ },
-  'a typo further in': { args: jobArgs({ trainers: { replica: 2 } }), want: /: spec\.trainers\.replica: unknown field; did you mean "replicas"\?/ },
-  'fields that do not fit together': { args: jobArgs({ trainers: { replicas: 3 } }), want: /: spec\.globalBatchSize: 64; globalBatchSize must be divisible/ },
-  'a name that is none': { args: jobArgs({}, { metadata: { name: 'Faces' } }), want: /: metadata\.name: "Faces"; lower-case letters/ },
-  'the end without a time': { args: jobArgs({}, { waitFor: 'End' }), want: /: customTimeouts: missing; with waitFor End, say how long/ },
+  'a number out of bounds': {
+    args: jobArgs({ epochs: -1 }),
+    want: /^FaceTrainJob faces: spec\.epochs: -1; must be at least 1$/,
+  },
+  'a typo further in': {
+    args: jobArgs({ trainers: { replica: 2 } }),
+    want: /: spec\.trainers\.replica: unknown field; did you mean "replicas"\?/,
+  },
+  'fields that do not fit together': {
+    args: jobArgs({ trainers: { replicas: 3 } }),
+    want: /: spec\.globalBatchSize: 64; globalBatchSize must be divisible/,
+  },
+  'a name that is none': {
+    args: jobArgs({}, { metadata: { name: 'Faces' } }),
+    want: /: metadata\.name: "Faces"; lower-case letters/,
+  },
+  'the end without a time': {
+    args: jobArgs({}, { waitFor: 'End' }),
+    want: /: customTimeouts: missing; with waitFor End, say how long/,
+  },
 };
 for (const [name, { args, want }] of Object.entries(refusals)) {
   test(`a job is refused at its line of the program, by its field: ${name}`, async () => {
-    assert.deepEqual(await run(() => assert.throws(() => new FaceTrainJob('faces', args), { name: 'FacetrainError', message: want })), []);
+    assert.deepEqual(
+      await run(() => assert.throws(() => new FaceTrainJob('faces', args), { name: 'FacetrainError', message: want })),
+      [],
+    );
   });
 }
 
@@ -126,7 +179,12 @@ test('the message is that of facetrain validate', async () => {
     assert.throws(of, (error: Error) => Boolean((message = error.message)));
     return message;
   };
-  await run(() => assert.equal(messageOf(() => new FaceTrainJob('faces', { metadata, spec } as JobArgs<never>)), messageOf(validate)));
+  await run(() =>
+    assert.equal(
+      messageOf(() => new FaceTrainJob('faces', { metadata, spec } as JobArgs<never>)),
+      messageOf(validate),
+    ),
+  );
 });
 
 test('values are refused by their path', async () => {
@@ -139,20 +197,29 @@ test('values are refused by their path', async () => {
 test('a job without a name gets one of Pulumi, which has to fit too', async () => {
   const registered = await run(() => {
     new FaceTrainJob('faces', { spec });
-    assert.throws(() => new FaceTrainJob('f'.repeat(32), { spec }), /: metadata\.name: .*; must be at most 40 characters long/);
+    assert.throws(
+      () => new FaceTrainJob('f'.repeat(32), { spec }),
+      /: metadata\.name: .*; must be at most 40 characters long/,
+    );
   });
-  assert.deepEqual(registered.map(({ inputs }) => inputs.metadata.name), [undefined]);
+  assert.deepEqual(
+    registered.map(({ inputs }) => inputs.metadata.name),
+    [undefined],
+  );
 });
 
 test('what only an update finds out passes a preview, and is refused by the update before the job is registered', async () => {
   const previewed = await run(
     () => {
       const data = new core.v1.ConfigMap('data', {});
-      new FaceTrainJob('faces', jobArgs({ epochs: data.data['epochs']!.apply(Number) }));
+      new FaceTrainJob('faces', jobArgs({ epochs: data.data.epochs!.apply(Number) }));
     },
     { preview: true, state: { data: { epochs: runtime.unknownValue } } },
   );
-  assert.deepEqual(previewed.map(({ type }) => type), ['kubernetes:core/v1:ConfigMap', TRAIN]);
+  assert.deepEqual(
+    previewed.map(({ type }) => type),
+    ['kubernetes:core/v1:ConfigMap', TRAIN],
+  );
 
   // Pulumi ends a program at the first rejection that nobody handles: a process of its own.
   const program = `
@@ -161,8 +228,13 @@ test('what only an update finds out passes a preview, and is refused by the upda
     await runtime.setMocks({ newResource({ type, inputs }) { console.log('registered', type); return { id: 'id', state: inputs }; }, call: () => ({}) });
     new FaceTrainJob('right', { spec: ${JSON.stringify(spec)} });
     new FaceTrainJob('wrong', { spec: { ...${JSON.stringify(spec)}, epochs: output(-1) } });`;
-  const updated = promisify(execFile)(process.execPath, ['--input-type=module', '--eval', program], { cwd: join(import.meta.dirname, '..') });
-  const error = await updated.then(() => assert.fail('accepted'), (error: { code: number; stdout: string; stderr: string }) => error);
+  const updated = promisify(execFile)(process.execPath, ['--input-type=module', '--eval', program], {
+    cwd: join(import.meta.dirname, '..'),
+  });
+  const error = await updated.then(
+    () => assert.fail('accepted'),
+    (error: { code: number; stdout: string; stderr: string }) => error,
+  );
   assert.equal(error.code, 1);
   assert.match(error.stderr, /FaceTrainJob wrong: spec\.epochs: -1; must be at least 1/);
   assert(error.stdout.split('\n').filter((line) => line === `registered ${TRAIN}`).length <= 1, error.stdout);
@@ -174,7 +246,7 @@ test('phase and artifact are those of the status', async () => {
   const register = () => jobs.push(new FaceTrainJob('faces', jobArgs()));
   await run(register, { state: { status: { phase: 'Succeeded', artifact } } });
   await run(register);
-  const values = jobs.flatMap(({ phase, artifact }) => [valueOf<unknown>(phase), valueOf<unknown>(artifact)]);
+  const values = jobs.flatMap(({ phase, artifact }) => [resolved<unknown>(phase), resolved<unknown>(artifact)]);
   assert.deepEqual(await Promise.all(values), ['Succeeded', artifact, undefined, undefined]);
 });
 
@@ -183,9 +255,10 @@ test('who waits for the end hears of a failure', async () => {
   const failed = { phase: 'Failed', conditions };
   const hasErrors = async (waitFor: 'Ready' | 'End', status: object, preview = false) => {
     let job: FaceTrainJob;
-    const program = () => (job = new FaceTrainJob('faces', jobArgs({}, { waitFor }), { customTimeouts: { create: '72h' } }));
+    const program = () =>
+      (job = new FaceTrainJob('faces', jobArgs({}, { waitFor }), { customTimeouts: { create: '72h' } }));
     const [registered] = await run(program, { preview, state: { status } });
-    await valueOf(job!.phase);
+    await resolved(job!.phase);
     await new Promise(setImmediate);
     return [registered!.inputs.metadata.annotations!['pulumi.com/waitFor'], log.hasErrors()];
   };

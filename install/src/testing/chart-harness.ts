@@ -2,35 +2,54 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseAllDocuments } from 'yaml';
 import type { KubernetesObject } from '@facetrain/operator/runtime/resource';
 import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { parseAllDocuments } from 'yaml';
 import { chart, helm } from '../helm.ts';
 
 export type Manifest = KubernetesObject & { apiVersion: string; kind: string; [field: string]: any };
 
 /** The documents of a YAML stream that are not empty. */
-export const manifests = (yaml: string): Manifest[] => parseAllDocuments(yaml).flatMap((document) => (document.toJS() as Manifest | null) ?? []);
+export const manifests = (yaml: string): Manifest[] =>
+  parseAllDocuments(yaml).flatMap((document) => (document.toJS() as Manifest | null) ?? []);
 
 /** The chart with these values. @throws HelmError */
 export async function render(values: object, namespace = 'default'): Promise<Manifest[]> {
-  return withValues(values, async (file) => manifests(await helm(['template', 'facetrain', chart, '--namespace', namespace, '--values', file])));
+  return withValues(values, async (file) =>
+    manifests(await helm(['template', 'facetrain', chart, '--namespace', namespace, '--values', file])),
+  );
 }
 
 /** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @param flags more of Helm's @returns the notes */
 export function upgrade(plane: ControlPlane, namespace: string, values: object, ...flags: string[]): Promise<string> {
   return withValues(values, (file) =>
     withKubeconfig(plane, (kubeconfig) =>
-      helm(['upgrade', '--install', 'facetrain', chart, '--namespace', namespace, '--create-namespace', '--values', file, '--kubeconfig', kubeconfig, ...flags]),
+      helm([
+        'upgrade',
+        '--install',
+        'facetrain',
+        chart,
+        '--namespace',
+        namespace,
+        '--create-namespace',
+        '--values',
+        file,
+        '--kubeconfig',
+        kubeconfig,
+        ...flags,
+      ]),
     ),
   );
 }
 
 export function uninstall(plane: ControlPlane, namespace: string): Promise<string> {
-  return withKubeconfig(plane, (kubeconfig) => helm(['uninstall', 'facetrain', '--namespace', namespace, '--kubeconfig', kubeconfig]));
+  return withKubeconfig(plane, (kubeconfig) =>
+    helm(['uninstall', 'facetrain', '--namespace', namespace, '--kubeconfig', kubeconfig]),
+  );
 }
 
-export const withValues = <T>(values: object, use: (file: string) => Promise<T>): Promise<T> => withFile('values.json', values, use);
+export const withValues = <T>(values: object, use: (file: string) => Promise<T>): Promise<T> =>
+  withFile('values.json', values, use);
 
 /** As the cluster's administrator. */
 function withKubeconfig<T>({ server, ca, token }: ControlPlane, use: (file: string) => Promise<T>): Promise<T> {

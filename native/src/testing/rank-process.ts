@@ -5,7 +5,8 @@ import { tinyNet, trainingOptions } from './training-fixtures.ts';
 const [scenario, ...numbers] = process.argv.slice(2);
 const [rank, size, masterPort] = numbers.map(Number) as [number, number, number];
 const comm = { ...trainingOptions().comm, rank, size, localRank: rank, localSize: size, masterPort };
-const digest = (values: Float32Array) => Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
+const digest = (values: Float32Array) =>
+  Buffer.from(values.buffer, values.byteOffset, values.byteLength).toString('base64');
 
 const open = (options = {}) => TrainingSession.open(trainingOptions({ comm, ...options }));
 
@@ -25,22 +26,28 @@ const scenarios: Record<string, () => Promise<void>> = {
   async train() {
     const session = await open({ graph: tinyNet({ batchNorm: process.env.BATCH_NORM === '1' }), sampleRate: 0.3 });
     const steps = [];
-    for (let step = 0; step < 3; step++) steps.push(await session.step(step, 0.1, { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 }));
+    for (let step = 0; step < 3; step++)
+      steps.push(
+        await session.step(step, 0.1, { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 }),
+      );
     const { tensors, momentum } = await session.saveBackbone();
     const rows = await session.saveRows(session.rowRange.firstRow, session.rowRange.rows);
     const gathered = await session.allGather(Float32Array.from({ length: rank + 1 }, (_, i) => 10 * rank + i));
     const nothing = await session.allGather(new Float32Array(0));
     await session.barrier();
     await session.close();
-    const backbone = (state: typeof tensors) => Object.fromEntries(Object.entries(state).map(([name, { data }]) => [name, digest(data)]));
-    console.log(JSON.stringify({
-      steps,
-      tensors: backbone(tensors),
-      momentum: backbone(momentum),
-      rows: { ...rows, weight: digest(rows.weight), momentum: digest(rows.momentum) },
-      gathered: gathered.map((values) => [...values]),
-      nothing: nothing.map((values) => values.length),
-    }));
+    const backbone = (state: typeof tensors) =>
+      Object.fromEntries(Object.entries(state).map(([name, { data }]) => [name, digest(data)]));
+    console.log(
+      JSON.stringify({
+        steps,
+        tensors: backbone(tensors),
+        momentum: backbone(momentum),
+        rows: { ...rows, weight: digest(rows.weight), momentum: digest(rows.momentum) },
+        gathered: gathered.map((values) => [...values]),
+        nothing: nothing.map((values) => values.length),
+      }),
+    );
   },
 
   /** A learning rate that ends in NaN; prints where, and that the weights are those of the step before. */
@@ -52,8 +59,12 @@ const scenarios: Record<string, () => Promise<void>> = {
         await session.step(step, 1e30);
       } catch (error) {
         const after = await session.saveBackbone();
-        const unmoved = Object.entries(before.tensors).every(([name, { data }]) => digest(data) === digest(after.tensors[name]!.data));
-        console.log(JSON.stringify({ code: (error as { code: string }).code, message: (error as Error).message, step, unmoved }));
+        const unmoved = Object.entries(before.tensors).every(
+          ([name, { data }]) => digest(data) === digest(after.tensors[name]!.data),
+        );
+        console.log(
+          JSON.stringify({ code: (error as { code: string }).code, message: (error as Error).message, step, unmoved }),
+        );
         break;
       }
     }

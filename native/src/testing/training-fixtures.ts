@@ -1,7 +1,7 @@
 /** What the tests of training share: a net that is small enough for many steps, the pictures of examples/, and ranks in processes of their own. */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { createServer, type AddressInfo } from 'node:net';
+import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import type { TrainingOptions } from '../training.ts';
@@ -21,7 +21,10 @@ function weights(fanIn: number, ...dims: number[]): Tensor<Float32Array> {
   return { dims, data };
 }
 
-const filled = (value: number, ...dims: number[]): Tensor<Float32Array> => ({ dims, data: new Float32Array(dims[0]!).fill(value) });
+const filled = (value: number, ...dims: number[]): Tensor<Float32Array> => ({
+  dims,
+  data: new Float32Array(dims[0]!).fill(value),
+});
 
 /** Two convolutions and a layer to 16 numbers; with `batchNorm`, a batch norm after the first convolution and one, with its frozen gamma, at the end. */
 export function tinyNet({ batchNorm = false } = {}): Graph {
@@ -32,8 +35,15 @@ export function tinyNet({ batchNorm = false } = {}): Graph {
     [`${name}.var`]: filled(1, channels),
   });
   const norms = { ...norm('norm1', 8), ...norm('norm2', DIM) };
-  const node = (name: string, op: string, inputs: string[], attributes = {}) => ({ name, op, inputs, outputs: [name], attributes });
-  const normNode = (name: string, input: string) => node(name, 'BatchNormalization', [input, ...['weight', 'bias', 'mean', 'var'].map((part) => `${name}.${part}`)]);
+  const node = (name: string, op: string, inputs: string[], attributes = {}) => ({
+    name,
+    op,
+    inputs,
+    outputs: [name],
+    attributes,
+  });
+  const normNode = (name: string, input: string) =>
+    node(name, 'BatchNormalization', [input, ...['weight', 'bias', 'mean', 'var'].map((part) => `${name}.${part}`)]);
   return {
     input: { name: 'data', channels: 3, height: 112, width: 112 },
     output: { name: batchNorm ? 'norm2' : 'fc', dim: DIM },
@@ -70,7 +80,16 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     weightDecay: 5e-4,
     gradientClipNorm: 5,
     data: { directory: DATASET, globalBatchSize: 32, flip: true, shift: 0, channelOrder: 'rgb', loaderThreads: 1 },
-    comm: { rank: 0, size: 1, localRank: 0, localSize: 1, masterAddr: '127.0.0.1', masterPort: 0, rendezvousTimeoutMs: 30_000, collectiveTimeoutMs: 30_000 },
+    comm: {
+      rank: 0,
+      size: 1,
+      localRank: 0,
+      localSize: 1,
+      masterAddr: '127.0.0.1',
+      masterPort: 0,
+      rendezvousTimeoutMs: 30_000,
+      collectiveTimeoutMs: 30_000,
+    },
     computeThreads: 1,
     device: 'cpu',
     ...options,
@@ -96,11 +115,17 @@ export interface Child {
 
 /** Runs testing-rank.ts, with this scenario, in a process of its own; killed when it takes longer than `limitMs`. */
 export function startRank(scenario: string, { rank = 0, size = 1, port = 0, limitMs = 60_000 } = {}): Child {
-  const child = spawn(process.execPath, [join(import.meta.dirname, 'rank-process.ts'), scenario, ...[rank, size, port].map(String)], {
-    stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-    timeout: limitMs,
-    killSignal: 'SIGKILL',
-  });
-  const ended = Promise.all([once(child, 'close'), text(child.stdout!), text(child.stderr!)]).then(([[code, signal], output, errors]) => ({ code, signal, output, errors }));
+  const child = spawn(
+    process.execPath,
+    [join(import.meta.dirname, 'rank-process.ts'), scenario, ...[rank, size, port].map(String)],
+    {
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      timeout: limitMs,
+      killSignal: 'SIGKILL',
+    },
+  );
+  const ended = Promise.all([once(child, 'close'), text(child.stdout!), text(child.stderr!)]).then(
+    ([[code, signal], output, errors]) => ({ code, signal, output, errors }),
+  );
   return { process: child, ready: Promise.race([once(child, 'message'), ended]), ended };
 }

@@ -13,22 +13,38 @@ describe('where a pod finds its storage', () => {
     'a claim that is read': {
       reference: { uri: 'pvc://data' },
       access: 'read',
-      want: { path: at, volume: { name: 'dataset', persistentVolumeClaim: { claimName: 'data' } }, mount: { name: 'dataset', mountPath: at, readOnly: true } },
+      want: {
+        path: at,
+        volume: { name: 'dataset', persistentVolumeClaim: { claimName: 'data' } },
+        mount: { name: 'dataset', mountPath: at, readOnly: true },
+      },
     },
     'a folder in a claim that is written: the whole claim, or the kubelet would make the folder as root': {
       reference: { uri: 'pvc://data/a/b' },
       access: 'write',
-      want: { path: `${at}/a/b`, volume: { name: 'dataset', persistentVolumeClaim: { claimName: 'data' } }, mount: { name: 'dataset', mountPath: at } },
+      want: {
+        path: `${at}/a/b`,
+        volume: { name: 'dataset', persistentVolumeClaim: { claimName: 'data' } },
+        mount: { name: 'dataset', mountPath: at },
+      },
     },
     'a path of the node that is read, and must be there': {
       reference: { uri: 'hostpath:///faces' },
       access: 'read',
-      want: { path: at, volume: { name: 'dataset', hostPath: { path: '/faces' } }, mount: { name: 'dataset', mountPath: at, readOnly: true } },
+      want: {
+        path: at,
+        volume: { name: 'dataset', hostPath: { path: '/faces' } },
+        mount: { name: 'dataset', mountPath: at, readOnly: true },
+      },
     },
     'a path of the node that is written, and made': {
       reference: { uri: 'hostpath:///out' },
       access: 'write',
-      want: { path: at, volume: { name: 'dataset', hostPath: { path: '/out', type: 'DirectoryOrCreate' } }, mount: { name: 'dataset', mountPath: at } },
+      want: {
+        path: at,
+        volume: { name: 'dataset', hostPath: { path: '/out', type: 'DirectoryOrCreate' } },
+        mount: { name: 'dataset', mountPath: at },
+      },
     },
     'a path in the image': { reference: { uri: 'file:///faces' }, access: 'read', want: { path: '/faces' } },
     'an object store that is written: a scratch folder, which the program publishes from': {
@@ -45,23 +61,65 @@ describe('where a pod finds its storage', () => {
     const s3 = { endpoint: 'http://store:9000', region: 'eu', forcePathStyle: true, secretRef: { name: 'store' } };
     const { path, volume, fetch } = mounted(environment, 'dataset', { uri: 's3://data/faces', s3 }, 'read');
     assert.deepEqual([path, volume], [`${at}/data`, { name: 'dataset', emptyDir: {} }]);
-    assert.deepEqual(fetch!.args, ['fetch', '--uri', 's3://data/faces', '--to', path, '--endpoint', 'http://store:9000', '--region', 'eu', '--force-path-style']);
+    assert.deepEqual(fetch!.args, [
+      'fetch',
+      '--uri',
+      's3://data/faces',
+      '--to',
+      path,
+      '--endpoint',
+      'http://store:9000',
+      '--region',
+      'eu',
+      '--force-path-style',
+    ]);
     assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
-    for (const entry of fetch!.env) assert.partialDeepStrictEqual(entry, { valueFrom: { secretKeyRef: { name: 'store' } } });
+    for (const entry of fetch!.env)
+      assert.partialDeepStrictEqual(entry, { valueFrom: { secretKeyRef: { name: 'store' } } });
   });
 
   test('an object store with a cache: fetched into the cache by one pod for all, and only read by the program', () => {
     const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, cache: 'pvc://shared/faces' };
     const { path, volume, mount, fetch } = mounted(environment, 'dataset', { uri: 's3://data/ms1mv3/', s3 }, 'read');
     assert.equal(path, `${at}/faces/store:9000/data/ms1mv3`);
-    assert.deepEqual([volume, mount], [{ name: 'dataset', persistentVolumeClaim: { claimName: 'shared' } }, { name: 'dataset', mountPath: at, readOnly: true }]);
-    assert.deepEqual(fetch!.args, ['fetch', '--uri', 's3://data/ms1mv3/', '--to', path, '--shared', '--endpoint', 'http://store:9000', '--force-path-style']);
+    assert.deepEqual(
+      [volume, mount],
+      [
+        { name: 'dataset', persistentVolumeClaim: { claimName: 'shared' } },
+        { name: 'dataset', mountPath: at, readOnly: true },
+      ],
+    );
+    assert.deepEqual(fetch!.args, [
+      'fetch',
+      '--uri',
+      's3://data/ms1mv3/',
+      '--to',
+      path,
+      '--shared',
+      '--endpoint',
+      'http://store:9000',
+      '--force-path-style',
+    ]);
     assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
-    const node = mounted(environment, 'dataset', { uri: 's3://data/../x', s3: { forcePathStyle: false, cache: 'hostpath:///var/cache/faces' } }, 'read');
-    assert.deepEqual([node.path, node.volume], [`${at}/aws/data/%2E%2E/x`, { name: 'dataset', hostPath: { path: '/var/cache/faces', type: 'DirectoryOrCreate' } }]);
+    const node = mounted(
+      environment,
+      'dataset',
+      { uri: 's3://data/../x', s3: { forcePathStyle: false, cache: 'hostpath:///var/cache/faces' } },
+      'read',
+    );
+    assert.deepEqual(
+      [node.path, node.volume],
+      [
+        `${at}/aws/data/%2E%2E/x`,
+        { name: 'dataset', hostPath: { path: '/var/cache/faces', type: 'DirectoryOrCreate' } },
+      ],
+    );
   });
 });
 
 test('ranks meet by the name that the headless service gives rank 0 of the attempt', () => {
-  assert.deepEqual(environment.master({ name: 'faces', namespace: 'team' }, 3, 29_500), { host: 'faces-3-0.faces.team.svc', port: 29_500 });
+  assert.deepEqual(environment.master({ name: 'faces', namespace: 'team' }, 3, 29_500), {
+    host: 'faces-3-0.faces.team.svc',
+    port: 29_500,
+  });
 });

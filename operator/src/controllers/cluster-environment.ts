@@ -25,7 +25,11 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
     case 'file':
       return { path: location.path };
     case 'hostpath':
-      return { path: mountPath, volume: { name, hostPath: { path: location.path, ...(access === 'write' && { type: 'DirectoryOrCreate' }) } }, mount };
+      return {
+        path: mountPath,
+        volume: { name, hostPath: { path: location.path, ...(access === 'write' && { type: 'DirectoryOrCreate' }) } },
+        mount,
+      };
     case 'pvc':
       // The whole claim: a subPath that does not exist is made by the kubelet, as root, and then the trainer could not write there.
       return {
@@ -41,7 +45,12 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
         // Of the pod, only what fetches may write there.
         const kept = storage(name, { uri: cache }, 'write');
         const path = `${kept.path}/${cachePath(reference)}`;
-        return { ...kept, path, mount: { ...scratch.mount, readOnly: true }, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
+        return {
+          ...kept,
+          path,
+          mount: { ...scratch.mount, readOnly: true },
+          fetch: fetchContainer(name, reference, path, [scratch.mount]),
+        };
       }
       // One level down: a single file is fetched as well as a folder.
       const path = `${mountPath}/data`;

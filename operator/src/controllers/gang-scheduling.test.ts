@@ -7,8 +7,18 @@ import { hasReason } from '../runtime/api-error.ts';
 import { defineResource } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { claims, configMaps, faceTrainJobs, networkPolicies, nodes, podGroups, pods, services, type PodObject } from './resources.ts';
 import { quiet, Scene, startOperator } from '../testing/operator-harness.ts';
+import {
+  claims,
+  configMaps,
+  faceTrainJobs,
+  networkPolicies,
+  nodes,
+  type PodObject,
+  podGroups,
+  pods,
+  services,
+} from './resources.ts';
 
 const GATE = '--feature-gates=GenericWorkload=true';
 const groups = podGroups('scheduling.k8s.io/v1beta1');
@@ -23,22 +33,54 @@ before(async () => {
   const kubeconfig = await plane.kubeconfig();
   const common = ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0', GATE];
   const grace = [`--node-monitor-grace-period=${GRACE_SECONDS}s`, '--node-monitor-period=500ms'];
-  plane.run('kube-controller-manager', [...common, ...grace, '--controllers=garbage-collector-controller,podgroup-protection-controller,persistentvolume-binder-controller,node-lifecycle-controller']);
+  plane.run('kube-controller-manager', [
+    ...common,
+    ...grace,
+    '--controllers=garbage-collector-controller,podgroup-protection-controller,persistentvolume-binder-controller,node-lifecycle-controller',
+  ]);
   plane.run('kube-scheduler', common);
   await plane.createNamespace('kube-node-lease').catch((error: unknown) => assert(hasReason(error, 'AlreadyExists')));
 });
 after(() => plane?.stop());
 
 /** A node with room for so many pods that ask for one CPU, and a kubelet that gives signs of life until it is silenced. */
-async function addNode(t: { after(end: () => Promise<void>): void }, name: string, cpus: number): Promise<{ silence(): void; remove(): Promise<void> }> {
-  const { metadata } = await plane.client.post<{ metadata: { uid: string } }>('/api/v1/nodes', { apiVersion: 'v1', kind: 'Node', metadata: { name } });
+async function addNode(
+  t: { after(end: () => Promise<void>): void },
+  name: string,
+  cpus: number,
+): Promise<{ silence(): void; remove(): Promise<void> }> {
+  const { metadata } = await plane.client.post<{ metadata: { uid: string } }>('/api/v1/nodes', {
+    apiVersion: 'v1',
+    kind: 'Node',
+    metadata: { name },
+  });
   const room = { cpu: String(cpus), memory: '64Gi', pods: '100' };
   const now = () => new Date().toISOString();
-  const ready = { type: 'Ready', status: 'True', reason: 'KubeletReady', lastHeartbeatTime: now(), lastTransitionTime: now() };
-  await plane.client.patch(nodes, null, name, { status: { capacity: room, allocatable: room, conditions: [ready] } }, 'status');
+  const ready = {
+    type: 'Ready',
+    status: 'True',
+    reason: 'KubeletReady',
+    lastHeartbeatTime: now(),
+    lastTransitionTime: now(),
+  };
+  await plane.client.patch(
+    nodes,
+    null,
+    name,
+    { status: { capacity: room, allocatable: room, conditions: [ready] } },
+    'status',
+  );
   const lease = () => ({ holderIdentity: name, leaseDurationSeconds: 40, renewTime: now().replace('Z', '000Z') });
-  await plane.client.create(leases, 'kube-node-lease', { apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', metadata: { name }, spec: lease() });
-  const timer = setInterval(() => void plane.client.patch(leases, 'kube-node-lease', name, { spec: lease() }).catch(() => {}), 500);
+  await plane.client.create(leases, 'kube-node-lease', {
+    apiVersion: 'coordination.k8s.io/v1',
+    kind: 'Lease',
+    metadata: { name },
+    spec: lease(),
+  });
+  const timer = setInterval(
+    () => void plane.client.patch(leases, 'kube-node-lease', name, { spec: lease() }).catch(() => {}),
+    500,
+  );
   await eventually(async () => {
     const { spec } = (await plane.client.get(nodes, null, name)) as unknown as { spec: { taints?: unknown[] } };
     assert.equal(spec.taints, undefined);
@@ -54,20 +96,28 @@ async function addNode(t: { after(end: () => Promise<void>): void }, name: strin
 }
 
 const LEAST = { dataset: { uri: 'hostpath:///faces' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 60 };
-const gangOf = (replicas: number, more: object = {}) => ({ ...LEAST, trainers: { replicas, resources: { requests: { cpu: '1' } }, ...more } });
+const gangOf = (replicas: number, more: object = {}) => ({
+  ...LEAST,
+  trainers: { replicas, resources: { requests: { cpu: '1' } }, ...more },
+});
 
-const placed = async (scene: Scene) => (await podsOf(scene)).map(({ metadata, spec }) => [metadata.name, spec.nodeName]);
+const placed = async (scene: Scene) =>
+  (await podsOf(scene)).map(({ metadata, spec }) => [metadata.name, spec.nodeName]);
 async function podsOf({ namespace }: Scene) {
-  return (await plane.client.list<PodObject>(pods, namespace, {})).items! as (PodObject & { spec: { schedulingGroup?: { podGroupName: string } } })[];
+  return (await plane.client.list<PodObject>(pods, namespace, {})).items! as (PodObject & {
+    spec: { schedulingGroup?: { podGroupName: string } };
+  })[];
 }
 const nothingIsLeft = (scene: Scene) =>
   eventually(async () => {
-    for (const resource of [pods, groups, services, configMaps, networkPolicies]) assert.deepEqual(await scene.names(resource), [], resource.plural);
+    for (const resource of [pods, groups, services, configMaps, networkPolicies])
+      assert.deepEqual(await scene.names(resource), [], resource.plural);
   });
 /** The kubelet's part in a deletion. */
 async function reap(scene: Scene): Promise<void> {
   for (const { metadata } of await podsOf(scene)) {
-    if (metadata.deletionTimestamp !== undefined) await plane.client.delete(pods, scene.namespace, metadata.name, metadata.uid, 0);
+    if (metadata.deletionTimestamp !== undefined)
+      await plane.client.delete(pods, scene.namespace, metadata.name, metadata.uid, 0);
   }
 }
 
@@ -78,8 +128,16 @@ test('a gang for which there is room in part binds nothing and says so; with roo
   await scene.hasPods('faces-0-0', 'faces-0-1', 'faces-0-2');
   assert.deepEqual(await scene.names(groups), ['faces-0']);
   for (const { spec } of await podsOf(scene)) assert.deepEqual(spec.schedulingGroup, { podGroupName: 'faces-0' });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Admitted'))!, /^Unschedulable: 0 of 3 pods have a place; .*minCount \(3\) cannot be satisfied/));
-  assert.deepEqual((await placed(scene)).map(([, node]) => node), [undefined, undefined, undefined]);
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Admitted'))!,
+      /^Unschedulable: 0 of 3 pods have a place; .*minCount \(3\) cannot be satisfied/,
+    ),
+  );
+  assert.deepEqual(
+    (await placed(scene)).map(([, node]) => node),
+    [undefined, undefined, undefined],
+  );
 
   await addNode(t, 'two', 4);
   await eventually(async () => assert((await placed(scene)).every(([, node]) => node !== undefined)), 30_000);
@@ -90,7 +148,8 @@ test('a gang for which there is room in part binds nothing and says so; with roo
     await reap(scene);
     assert.partialDeepStrictEqual(await scene.names(pods), ['faces-0-1', 'faces-1-0', 'faces-1-1', 'faces-1-2']);
   });
-  for (const { metadata, spec } of await podsOf(scene)) assert.deepEqual(spec.schedulingGroup, { podGroupName: metadata.name.slice(0, -2) });
+  for (const { metadata, spec } of await podsOf(scene))
+    assert.deepEqual(spec.schedulingGroup, { podGroupName: metadata.name.slice(0, -2) });
 
   await scene.delete(faceTrainJobs, 'faces');
   await eventually(async () => {
@@ -119,7 +178,10 @@ test('a gang whose pods may not all be made says that the others wait; a group t
   await scene.patch(quotas, 'few', { status: { ...few, used: { pods: '0' } } }, 'status');
   await scene.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () =>
-    assert.match((await scene.saying('faces', 'Stalled'))!, /^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; 1 of 2 pods of the gang exist, and none of them starts before all do$/),
+    assert.match(
+      (await scene.saying('faces', 'Stalled'))!,
+      /^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; 1 of 2 pods of the gang exist, and none of them starts before all do$/,
+    ),
   );
   assert.deepEqual(await placed(scene), [['faces-0-0', undefined]]);
 
@@ -127,7 +189,13 @@ test('a gang whose pods may not all be made says that the others wait; a group t
   await scene.delete(groups, 'faces-0');
   await addNode(t, 'three', 4);
   await eventually(async () => {
-    assert.deepEqual((await placed(scene)).map(([name, node]) => [name, node !== undefined]), [['faces-1-0', true], ['faces-1-1', true]]);
+    assert.deepEqual(
+      (await placed(scene)).map(([name, node]) => [name, node !== undefined]),
+      [
+        ['faces-1-0', true],
+        ['faces-1-1', true],
+      ],
+    );
   });
   const { restarts } = await scene.statusOf('faces');
   assert.deepEqual([restarts?.count, restarts?.disruptions, restarts?.lastReason], [0, 1, 'PodGroupDeleted']);
@@ -138,10 +206,35 @@ test('a claim that is missing is named, though the scheduler of gangs speaks of 
   await addNode(t, 'four', 4);
   const scene = await Scene.open(t, plane, 'claims');
   await scene.applyFaceTrainJob('faces', { ...gangOf(2), dataset: { uri: 'pvc://faces-data' } });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Ready'))!, /^PersistentVolumeClaimNotFound: 0 of 2 pods are ready; faces-0-0 PersistentVolumeClaimNotFound: persistentvolumeclaim "faces-data" not found$/));
-  const volume = { apiVersion: 'v1', kind: 'PersistentVolume', metadata: { name: 'faces-data' }, spec: { capacity: { storage: '1Gi' }, accessModes: ['ReadWriteMany'], hostPath: { path: '/faces' }, claimRef: { namespace: 'claims', name: 'faces-data' } } };
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Ready'))!,
+      /^PersistentVolumeClaimNotFound: 0 of 2 pods are ready; faces-0-0 PersistentVolumeClaimNotFound: persistentvolumeclaim "faces-data" not found$/,
+    ),
+  );
+  const volume = {
+    apiVersion: 'v1',
+    kind: 'PersistentVolume',
+    metadata: { name: 'faces-data' },
+    spec: {
+      capacity: { storage: '1Gi' },
+      accessModes: ['ReadWriteMany'],
+      hostPath: { path: '/faces' },
+      claimRef: { namespace: 'claims', name: 'faces-data' },
+    },
+  };
   await plane.client.post('/api/v1/persistentvolumes', volume);
-  await scene.create(claims, { apiVersion: 'v1', kind: 'PersistentVolumeClaim', metadata: { name: 'faces-data' }, spec: { accessModes: ['ReadWriteMany'], storageClassName: '', volumeName: 'faces-data', resources: { requests: { storage: '1Gi' } } } });
+  await scene.create(claims, {
+    apiVersion: 'v1',
+    kind: 'PersistentVolumeClaim',
+    metadata: { name: 'faces-data' },
+    spec: {
+      accessModes: ['ReadWriteMany'],
+      storageClassName: '',
+      volumeName: 'faces-data',
+      resources: { requests: { storage: '1Gi' } },
+    },
+  });
   await eventually(async () => assert.match((await scene.saying('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
 });
 
@@ -149,16 +242,34 @@ test('a node that falls silent: its pods count as lost at once, are deleted by f
   const dying = await addNode(t, 'dying', 2);
   const scene = await Scene.open(t, plane, 'silent');
   await scene.applyFaceTrainJob('faces', gangOf(2));
-  await eventually(async () => assert.deepEqual(await placed(scene), [['faces-0-0', 'dying'], ['faces-0-1', 'dying']]));
+  await eventually(async () =>
+    assert.deepEqual(await placed(scene), [
+      ['faces-0-0', 'dying'],
+      ['faces-0-1', 'dying'],
+    ]),
+  );
   await scene.allBecome('Running');
   await scene.phaseIs('faces', 'Running');
   const before = await podsOf(scene);
   await addNode(t, 'spare', 2);
   dying.silence();
   // Kubernetes alone would begin to delete them 30 s after that, and never end.
-  await eventually(async () => assert.deepEqual(await placed(scene), [['faces-1-0', 'spare'], ['faces-1-1', 'spare']]), 1000 * (GRACE_SECONDS + 15));
+  await eventually(
+    async () =>
+      assert.deepEqual(await placed(scene), [
+        ['faces-1-0', 'spare'],
+        ['faces-1-1', 'spare'],
+      ]),
+    1000 * (GRACE_SECONDS + 15),
+  );
   const { restarts } = await scene.statusOf('faces');
-  assert.partialDeepStrictEqual(restarts, { count: 0, disruptions: 1, lastReason: 'NodeLost', lastNode: 'dying', lastRank: 0 });
+  assert.partialDeepStrictEqual(restarts, {
+    count: 0,
+    disruptions: 1,
+    lastReason: 'NodeLost',
+    lastNode: 'dying',
+    lastRank: 0,
+  });
   assert.match(restarts!.lastMessage!, /^pod faces-0-0 is lost: node dying does not answer \(NodeStatusUnknown\)$/);
   assert(!(await podsOf(scene)).some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid)));
 });
@@ -166,17 +277,34 @@ test('a node that falls silent: its pods count as lost at once, are deleted by f
 test('a job that says how long to wait for a node is left to Kubernetes; a node that is deleted is lost all the same', async (t) => {
   const silent = await addNode(t, 'patient', 2);
   const scene = await Scene.open(t, plane, 'patient');
-  const tolerations = [{ key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 3600 }];
+  const tolerations = [
+    { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 3600 },
+  ];
   await scene.applyFaceTrainJob('waits', gangOf(1, { podTemplate: { spec: { tolerations } } }));
   await scene.applyFaceTrainJob('moves', gangOf(1));
-  await eventually(async () => assert.deepEqual(await placed(scene), [['moves-0-0', 'patient'], ['waits-0-0', 'patient']]));
-  const { spec } = (await scene.get(pods, 'waits-0-0')) as unknown as { spec: { tolerations: { key: string; tolerationSeconds: number }[] } };
-  assert.deepEqual(spec.tolerations.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]), [['node.kubernetes.io/not-ready', 30], ['node.kubernetes.io/unreachable', 3600]]);
+  await eventually(async () =>
+    assert.deepEqual(await placed(scene), [
+      ['moves-0-0', 'patient'],
+      ['waits-0-0', 'patient'],
+    ]),
+  );
+  const { spec } = (await scene.get(pods, 'waits-0-0')) as unknown as {
+    spec: { tolerations: { key: string; tolerationSeconds: number }[] };
+  };
+  assert.deepEqual(
+    spec.tolerations.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]),
+    [
+      ['node.kubernetes.io/not-ready', 30],
+      ['node.kubernetes.io/unreachable', 3600],
+    ],
+  );
   await scene.allBecome('Running');
   await scene.phaseIs('waits', 'Running');
   await scene.phaseIs('moves', 'Running');
   await silent.remove();
-  await eventually(async () => assert.equal((await scene.statusOf('moves')).restarts?.lastMessage, 'pod moves-0-0 is lost: node patient is gone'));
+  await eventually(async () =>
+    assert.equal((await scene.statusOf('moves')).restarts?.lastMessage, 'pod moves-0-0 is lost: node patient is gone'),
+  );
   await quiet();
   assert.deepEqual([(await scene.statusOf('waits')).attempt, (await scene.statusOf('waits')).phase], [0, 'Running']);
 });
@@ -184,23 +312,53 @@ test('a job that says how long to wait for a node is left to Kubernetes; a node 
 test('where nodes may not be read it works without them, and says so once', async (t) => {
   await plane.createNamespace('blind');
   const rules = [
-    { apiGroups: ['', 'facetrain.dev', 'networking.k8s.io', 'scheduling.k8s.io', 'events.k8s.io'], resources: ['*'], verbs: ['*'] },
+    {
+      apiGroups: ['', 'facetrain.dev', 'networking.k8s.io', 'scheduling.k8s.io', 'events.k8s.io'],
+      resources: ['*'],
+      verbs: ['*'],
+    },
   ];
   const rbac = (plural: string) => defineResource('rbac.authorization.k8s.io/v1', plural);
-  await plane.client.create(rbac('roles'), 'blind', { apiVersion: 'rbac.authorization.k8s.io/v1', kind: 'Role', metadata: { name: 'operator' }, rules });
-  await plane.client.create(rbac('rolebindings'), 'blind', {
-    apiVersion: 'rbac.authorization.k8s.io/v1', kind: 'RoleBinding', metadata: { name: 'operator' },
-    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'operator' }, subjects: [{ kind: 'ServiceAccount', name: 'operator', namespace: 'blind' }],
+  await plane.client.create(rbac('roles'), 'blind', {
+    apiVersion: 'rbac.authorization.k8s.io/v1',
+    kind: 'Role',
+    metadata: { name: 'operator' },
+    rules,
   });
-  await plane.client.create(defineResource('v1', 'serviceaccounts'), 'blind', { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name: 'operator' } });
-  const { status } = await plane.client.post<{ status: { token: string } }>('/api/v1/namespaces/blind/serviceaccounts/operator/token', { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: {} });
+  await plane.client.create(rbac('rolebindings'), 'blind', {
+    apiVersion: 'rbac.authorization.k8s.io/v1',
+    kind: 'RoleBinding',
+    metadata: { name: 'operator' },
+    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'operator' },
+    subjects: [{ kind: 'ServiceAccount', name: 'operator', namespace: 'blind' }],
+  });
+  await plane.client.create(defineResource('v1', 'serviceaccounts'), 'blind', {
+    apiVersion: 'v1',
+    kind: 'ServiceAccount',
+    metadata: { name: 'operator' },
+  });
+  const { status } = await plane.client.post<{ status: { token: string } }>(
+    '/api/v1/namespaces/blind/serviceaccounts/operator/token',
+    { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: {} },
+  );
   const lines: { level: number; msg: string; resource?: string }[] = [];
-  const log = pino({ level: 'warn' }, new Writable({ write: (chunk, _encoding, done) => (lines.push(JSON.parse(String(chunk)) as (typeof lines)[0]), done()) }));
+  const log = pino(
+    { level: 'warn' },
+    new Writable({
+      write: (chunk, _encoding, done) => {
+        lines.push(JSON.parse(String(chunk)) as (typeof lines)[0]);
+        done();
+      },
+    }),
+  );
   const operator = await startOperator(plane, 'blind', { token: status.token, log });
   t.after(() => operator.stop());
   const scene = new Scene(plane, 'blind', operator);
   await scene.applyFaceTrainJob('faces', gangOf(1));
   await scene.hasPods('faces-0-0');
   await quiet();
-  assert.deepEqual(lines.map(({ resource, msg }) => [resource, msg]), [['nodes', 'may not be read: a lost node is noticed when Kubernetes evicts its pods']]);
+  assert.deepEqual(
+    lines.map(({ resource, msg }) => [resource, msg]),
+    [['nodes', 'may not be read: a lost node is noticed when Kubernetes evicts its pods']],
+  );
 });

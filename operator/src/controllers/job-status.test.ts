@@ -3,15 +3,24 @@ import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { after, before, test } from 'node:test';
-import { FaceTrainJob, QuantizeJob, type Progress } from '@facetrain/api';
-import { changes, fixtures, trainSpec, type Document } from '@facetrain/api/testing/manifest-fixtures';
+import { FaceTrainJob, type Progress, QuantizeJob } from '@facetrain/api';
+import { changes, type Document, fixtures, trainSpec } from '@facetrain/api/testing/manifest-fixtures';
 import { isRefusal } from '../runtime/api-error.ts';
 import { events } from '../runtime/event-recorder.ts';
 import { collectionPath, defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { claims, configMaps, faceTrainJobs, networkPolicies, podEvents, pods, quantizeJobs, services } from './resources.ts';
 import { quiet, Scene, startOperator } from '../testing/operator-harness.ts';
+import {
+  claims,
+  configMaps,
+  faceTrainJobs,
+  networkPolicies,
+  podEvents,
+  pods,
+  quantizeJobs,
+  services,
+} from './resources.ts';
 
 let plane: ControlPlane;
 before(async () => {
@@ -20,14 +29,24 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-const open = (t: Parameters<typeof Scene.open>[0], namespace: string, choices?: Parameters<typeof Scene.open>[3]) => Scene.open(t, plane, namespace, choices);
+const open = (t: Parameters<typeof Scene.open>[0], namespace: string, choices?: Parameters<typeof Scene.open>[3]) =>
+  Scene.open(t, plane, namespace, choices);
 
-const ARTIFACT = { manifestSha256: 'a'.repeat(64), bytes: 1234, meanCosine: 0.995, accuracyDrop: 0.002, gate: 'Passed' } as const;
+const ARTIFACT = {
+  manifestSha256: 'a'.repeat(64),
+  bytes: 1234,
+  meanCosine: 0.995,
+  accuracyDrop: 0.002,
+  gate: 'Passed',
+} as const;
 
 test('a trained job is quantized, and the artifact shows in both', async (t) => {
   const scene = await open(t, 'chain');
   const s3 = { endpoint: 'http://store:9000', secretRef: { name: 'store' } };
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, quantize: { output: { uri: 's3://models/faces', s3 } } });
+  await scene.applyFaceTrainJob('faces', {
+    trainers: { replicas: 1 },
+    quantize: { output: { uri: 's3://models/faces', s3 } },
+  });
   await scene.hasPods('faces-0-0');
   await scene.becomes('faces-0-0', 'Running');
   await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0 });
@@ -49,10 +68,16 @@ test('a QuantizeJob alone is tried again after a crash, and one that nobody unde
   await scene.applyQuantizeJob('small');
   await scene.hasPods('small-0-0');
   await scene.becomes('small-0-0', 'Running');
-  await scene.becomes('small-0-0', 'Failed', { exitCode: 1, message: { code: 'Internal', message: 'folding has changed the model' } });
+  await scene.becomes('small-0-0', 'Failed', {
+    exitCode: 1,
+    message: { code: 'Internal', message: 'folding has changed the model' },
+  });
   await scene.hasPods('small-0-0', 'small-1-0');
   const { restarts } = await scene.quantizeStatusOf('small');
-  assert.deepEqual([restarts?.count, restarts?.lastReason, restarts?.lastMessage], [1, 'Internal', 'rank 0 left with exit code 1: folding has changed the model']);
+  assert.deepEqual(
+    [restarts?.count, restarts?.lastReason, restarts?.lastMessage],
+    [1, 'Internal', 'rank 0 left with exit code 1: folding has changed the model'],
+  );
   await scene.becomes('small-1-0', 'Succeeded', { exitCode: 0, message: '{"artifact": {"bytes": "many"}}' });
   await scene.phaseIs('small', 'Succeeded', quantizeJobs);
   assert.deepEqual((await scene.quantizeStatusOf('small')).artifact, { uri: 'pvc://data/int7' });
@@ -62,16 +87,31 @@ test('a quantizer that is refused fails both with its own words, which hold no c
   const scene = await open(t, 'denied');
   const s3 = { secretRef: { name: 'store' } };
   const secret = { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' };
-  await plane.client.post('/api/v1/namespaces/denied/secrets', { apiVersion: 'v1', kind: 'Secret', metadata: { name: 'store' }, stringData: secret });
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, quantize: { output: { uri: 's3://models/faces', s3 } } });
+  await plane.client.post('/api/v1/namespaces/denied/secrets', {
+    apiVersion: 'v1',
+    kind: 'Secret',
+    metadata: { name: 'store' },
+    stringData: secret,
+  });
+  await scene.applyFaceTrainJob('faces', {
+    trainers: { replicas: 1 },
+    quantize: { output: { uri: 's3://models/faces', s3 } },
+  });
   await scene.hasPods('faces-0-0');
   await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0 });
   await scene.hasPods('faces-0-0', 'faces-quantize-0-0');
-  const said = 's3://models/faces at AWS: the credentials are wrong (InvalidAccessKeyId); a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN';
-  await scene.becomes('faces-quantize-0-0', 'Failed', { exitCode: 2, message: { code: 'StorageFailed', message: said } });
+  const said =
+    's3://models/faces at AWS: the credentials are wrong (InvalidAccessKeyId); a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN';
+  await scene.becomes('faces-quantize-0-0', 'Failed', {
+    exitCode: 2,
+    message: { code: 'StorageFailed', message: said },
+  });
   await scene.phaseIs('faces-quantize', 'Failed', quantizeJobs);
   await scene.phaseIs('faces', 'Failed');
-  assert.equal(await scene.saying('faces-quantize', 'Failed', quantizeJobs), `StorageFailed: rank 0 left with exit code 2: ${said}`);
+  assert.equal(
+    await scene.saying('faces-quantize', 'Failed', quantizeJobs),
+    `StorageFailed: rank 0 left with exit code 2: ${said}`,
+  );
   const failed = `QuantizationFailed: QuantizeJob faces-quantize: StorageFailed: rank 0 left with exit code 2: ${said}`;
   assert.equal(await scene.saying('faces', 'Failed'), failed);
   assert.equal(await scene.saying('faces', 'QuantizationSucceeded'), failed);
@@ -81,7 +121,12 @@ test('a quantizer that is refused fails both with its own words, which hold no c
     assert.equal(items!.filter(({ reason }) => reason === 'Failed').length, 2);
     return items!;
   });
-  const shown = JSON.stringify([told, await scene.statusOf('faces'), await scene.quantizeStatusOf('faces-quantize'), (await plane.client.list(pods, 'denied', {})).items]);
+  const shown = JSON.stringify([
+    told,
+    await scene.statusOf('faces'),
+    await scene.quantizeStatusOf('faces-quantize'),
+    (await plane.client.list(pods, 'denied', {})).items,
+  ]);
   for (const value of Object.values(secret)) assert(!shown.includes(value), value);
 });
 
@@ -101,8 +146,19 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   const scene = await open(t, 'progress', { progressSeconds: 0.1 });
   const job = { name: 'faces', uid: 'another', attempt: 0 };
   const { rank, port } = await serveProgress(t, {
-    schemaVersion: 1, job, stage: 'Training', step: 40, totalSteps: 100, epoch: 4, imagesPerSecond: 50, loss: 7.5, learningRate: 0.1, etaSeconds: 60,
-    evaluations: [{ set: 'lfw', step: 30, accuracy: 0.9 }], checkpoint: { step: 30, time: '2026-01-01T00:00:00.000Z' }, activity: 44,
+    schemaVersion: 1,
+    job,
+    stage: 'Training',
+    step: 40,
+    totalSteps: 100,
+    epoch: 4,
+    imagesPerSecond: 50,
+    loss: 7.5,
+    learningRate: 0.1,
+    etaSeconds: 60,
+    evaluations: [{ set: 'lfw', step: 30, accuracy: 0.9 }],
+    checkpoint: { step: 30, time: '2026-01-01T00:00:00.000Z' },
+    activity: 44,
   });
   const { metadata } = await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, progressPort: port } });
   await scene.hasPods('faces-0-0', 'faces-0-1');
@@ -116,20 +172,45 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   rank.progress = { ...rank.progress, job: { ...job, uid: metadata.uid } };
   await eventually(async () => {
     const { progress, checkpoint, evaluations } = await scene.statusOf('faces');
-    assert.partialDeepStrictEqual(progress, { step: 40, totalSteps: 100, percent: 40, imagesPerSecond: 50, loss: 7.5, activity: 44 });
-    assert.deepEqual(checkpoint, { uri: 'pvc://data/out/faces/checkpoints/step-0000000030', step: 30, time: '2026-01-01T00:00:00.000Z' });
+    assert.partialDeepStrictEqual(progress, {
+      step: 40,
+      totalSteps: 100,
+      percent: 40,
+      imagesPerSecond: 50,
+      loss: 7.5,
+      activity: 44,
+    });
+    assert.deepEqual(checkpoint, {
+      uri: 'pvc://data/out/faces/checkpoints/step-0000000030',
+      step: 30,
+      time: '2026-01-01T00:00:00.000Z',
+    });
     assert.deepEqual(evaluations, rank.progress.evaluations);
   });
 
   // Nobody asked for this one.
-  const last: Progress = { ...rank.progress, stage: 'Done', step: 100, epoch: 10, loss: 1.5, etaSeconds: 0, evaluations: [{ set: 'lfw', step: 100, accuracy: 0.99 }], checkpoint: { step: 100, time: '2026-01-01T00:01:00.000Z' }, activity: 110 };
+  const last: Progress = {
+    ...rank.progress,
+    stage: 'Done',
+    step: 100,
+    epoch: 10,
+    loss: 1.5,
+    etaSeconds: 0,
+    evaluations: [{ set: 'lfw', step: 100, accuracy: 0.99 }],
+    checkpoint: { step: 100, time: '2026-01-01T00:01:00.000Z' },
+    activity: 110,
+  };
   await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0, message: { progress: last } });
   await scene.becomes('faces-0-1', 'Succeeded', { exitCode: 0 });
   await scene.phaseIs('faces', 'Succeeded');
   const status = await scene.statusOf('faces');
   assert.partialDeepStrictEqual(status, {
     progress: { step: 100, percent: 100, loss: 1.5, activity: 110 },
-    checkpoint: { uri: 'pvc://data/out/faces/checkpoints/step-0000000100', step: 100, time: '2026-01-01T00:01:00.000Z' },
+    checkpoint: {
+      uri: 'pvc://data/out/faces/checkpoints/step-0000000100',
+      step: 100,
+      time: '2026-01-01T00:01:00.000Z',
+    },
     evaluations: last.evaluations,
   });
   assert.equal(status.progress!.estimatedCompletionTime, undefined);
@@ -143,11 +224,17 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
 
 const waits: Record<string, { waiting: { reason: string; message: string }; want: string }> = {
   'an image that cannot be pulled': {
-    waiting: { reason: 'ImagePullBackOff', message: 'Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found' },
+    waiting: {
+      reason: 'ImagePullBackOff',
+      message: 'Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found',
+    },
     want: 'ImagePullBackOff: 0 of 1 pods are ready; faces-0-0 ImagePullBackOff: Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found',
   },
   'an image whose name is none': {
-    waiting: { reason: 'InvalidImageName', message: 'Failed to apply default image tag "trainer:": couldn\'t parse image name' },
+    waiting: {
+      reason: 'InvalidImageName',
+      message: 'Failed to apply default image tag "trainer:": couldn\'t parse image name',
+    },
     want: 'InvalidImageName: 0 of 1 pods are ready; faces-0-0 InvalidImageName: Failed to apply default image tag "trainer:": couldn\'t parse image name',
   },
   'a Secret that is missing': {
@@ -165,26 +252,49 @@ for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()
     await eventually(async () => assert.equal(await scene.saying('faces', 'Ready'), want));
     assert.match((await scene.saying('faces', 'Admitted'))!, /^Scheduled: /);
     await scene.phaseIs('faces', 'Failed');
-    assert.equal(await scene.saying('faces', 'Failed'), `PendingDeadlineExceeded: not all pods started within pendingDeadlineSeconds 3: ${want.slice(want.indexOf(': ') + 2)}`);
+    assert.equal(
+      await scene.saying('faces', 'Failed'),
+      `PendingDeadlineExceeded: not all pods started within pendingDeadlineSeconds 3: ${want.slice(want.indexOf(': ') + 2)}`,
+    );
   });
 }
 
 test('a volume that cannot be mounted is named from the kubelet\u2019s event, as long as it is in the way', async (t) => {
   const scene = await open(t, 'mounts');
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } }, output: { uri: 'hostpath:///out' }, dataset: { uri: 'hostpath:///data' } });
+  await scene.applyFaceTrainJob('faces', {
+    trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } },
+    output: { uri: 'hostpath:///out' },
+    dataset: { uri: 'hostpath:///data' },
+  });
   await scene.hasPods('faces-0-0');
   await scene.schedule('faces-0-0', 'node-1');
   await scene.becomes('faces-0-0', 'Pending');
   const { metadata } = await scene.get(pods, 'faces-0-0');
-  const event = (name: string, uid: string, message: string, lastTimestamp: string) => scene.create(podEvents, {
-    apiVersion: 'v1', kind: 'Event', metadata: { name }, type: 'Warning', reason: 'FailedMount', message, lastTimestamp, source: { component: 'kubelet' },
-    involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: 'mounts', name: 'faces-0-0', uid },
-  });
-  await event('faces-0-0.1', metadata.uid, 'MountVolume.SetUp failed for volume "extra" : secret "nope" not found', '2026-01-01T00:00:02Z');
+  const event = (name: string, uid: string, message: string, lastTimestamp: string) =>
+    scene.create(podEvents, {
+      apiVersion: 'v1',
+      kind: 'Event',
+      metadata: { name },
+      type: 'Warning',
+      reason: 'FailedMount',
+      message,
+      lastTimestamp,
+      source: { component: 'kubelet' },
+      involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: 'mounts', name: 'faces-0-0', uid },
+    });
+  await event(
+    'faces-0-0.1',
+    metadata.uid,
+    'MountVolume.SetUp failed for volume "extra" : secret "nope" not found',
+    '2026-01-01T00:00:02Z',
+  );
   await event('faces-0-0.2', 'of-a-namesake', 'another secret', '2026-01-01T00:00:04Z');
   await event('faces-0-0.3', metadata.uid, 'an earlier trouble', '2026-01-01T00:00:01Z');
   await eventually(async () =>
-    assert.equal(await scene.saying('faces', 'Ready'), 'FailedMount: 0 of 1 pods are ready; faces-0-0 FailedMount: MountVolume.SetUp failed for volume "extra" : secret "nope" not found'),
+    assert.equal(
+      await scene.saying('faces', 'Ready'),
+      'FailedMount: 0 of 1 pods are ready; faces-0-0 FailedMount: MountVolume.SetUp failed for volume "extra" : secret "nope" not found',
+    ),
   );
   await scene.becomes('faces-0-0', 'Running');
   await scene.phaseIs('faces', 'Running');
@@ -193,19 +303,39 @@ test('a volume that cannot be mounted is named from the kubelet\u2019s event, as
 test('a claim that is missing is named', async (t) => {
   const scene = await open(t, 'claim');
   await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Ready'))!, /^PersistentVolumeClaimNotFound: .*persistentvolumeclaim "data" not found$/));
-  await scene.create(claims, { apiVersion: 'v1', kind: 'PersistentVolumeClaim', metadata: { name: 'data' }, spec: { accessModes: ['ReadWriteMany'], resources: { requests: { storage: '1Gi' } } } });
-  await eventually(async () => assert.equal(await scene.saying('faces', 'Ready'), 'PodsPending: 0 of 1 pods are ready; faces-0-0 has no place, and no scheduler has said why'));
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Ready'))!,
+      /^PersistentVolumeClaimNotFound: .*persistentvolumeclaim "data" not found$/,
+    ),
+  );
+  await scene.create(claims, {
+    apiVersion: 'v1',
+    kind: 'PersistentVolumeClaim',
+    metadata: { name: 'data' },
+    spec: { accessModes: ['ReadWriteMany'], resources: { requests: { storage: '1Gi' } } },
+  });
+  await eventually(async () =>
+    assert.equal(
+      await scene.saying('faces', 'Ready'),
+      'PodsPending: 0 of 1 pods are ready; faces-0-0 has no place, and no scheduler has said why',
+    ),
+  );
   await scene.phaseIs('faces', 'Failed');
 });
 
 test('a pod template that the server refuses is told in its words, with the field', async (t) => {
   const scene = await open(t, 'template');
-  const podTemplate = { spec: { nodeSelector: { 'not a label!': 'x' }, containers: [{ name: 'facetrain', lifecycle: { preStop: {} } }] } };
+  const podTemplate = {
+    spec: { nodeSelector: { 'not a label!': 'x' }, containers: [{ name: 'facetrain', lifecycle: { preStop: {} } }] },
+  };
   await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate } });
   await eventually(async () => {
     const said = await scene.saying('faces', 'Stalled');
-    assert.match(said ?? '', /^ChildRefused: Pod faces-0-0: Pod "faces-0-0" is invalid: .*spec\.containers\[0\]\.lifecycle\.preStop/s);
+    assert.match(
+      said ?? '',
+      /^ChildRefused: Pod faces-0-0: Pod "faces-0-0" is invalid: .*spec\.containers\[0\]\.lifecycle\.preStop/s,
+    );
     assert.match(said!, /spec\.nodeSelector: Invalid value: "not a label!"/);
   });
   await quiet();
@@ -217,8 +347,15 @@ test('a pod template that the server refuses is told in its words, with the fiel
 
 test('a misspelt field of a pod template is told, and not left out', async (t) => {
   const scene = await open(t, 'misspelt');
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate: { spec: { nodeselector: { disk: 'fast' } } } } });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Stalled')) ?? '', /^ChildRefused: Pod faces-0-0: .*unknown field "spec\.nodeselector"/));
+  await scene.applyFaceTrainJob('faces', {
+    trainers: { replicas: 2, podTemplate: { spec: { nodeselector: { disk: 'fast' } } } },
+  });
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Stalled')) ?? '',
+      /^ChildRefused: Pod faces-0-0: .*unknown field "spec\.nodeselector"/,
+    ),
+  );
   assert.deepEqual(await scene.names(pods), []);
 });
 
@@ -227,26 +364,51 @@ test('suspended, a job has no pods and keeps the checkpoint of its end; resumed,
   const { metadata } = await scene.applyFaceTrainJob('faces', { activeDeadlineSeconds: 3600 });
   await scene.hasPods('faces-0-0', 'faces-0-1');
   // A finalizer in the kubelet's place: they end before they are gone.
-  for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
+  for (const name of ['faces-0-0', 'faces-0-1'])
+    await scene.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
   await scene.allBecome('Running');
   await scene.phaseIs('faces', 'Running');
   const { startTime } = await scene.statusOf('faces');
   assert(startTime);
   await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Ready'))!, /^Suspending: of an earlier attempt faces-0-0 and 1 more pods have not ended$/));
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Ready'))!,
+      /^Suspending: of an earlier attempt faces-0-0 and 1 more pods have not ended$/,
+    ),
+  );
   const progress: Progress = {
-    schemaVersion: 1, job: { name: 'faces', uid: metadata.uid, attempt: 0 }, stage: 'Training', step: 12, totalSteps: 100, epoch: 1, imagesPerSecond: null, loss: null, learningRate: null,
-    etaSeconds: null, evaluations: [], checkpoint: { step: 12, time: '2026-01-01T00:00:00.000Z' }, activity: 13,
+    schemaVersion: 1,
+    job: { name: 'faces', uid: metadata.uid, attempt: 0 },
+    stage: 'Training',
+    step: 12,
+    totalSteps: 100,
+    epoch: 1,
+    imagesPerSecond: null,
+    loss: null,
+    learningRate: null,
+    etaSeconds: null,
+    evaluations: [],
+    checkpoint: { step: 12, time: '2026-01-01T00:00:00.000Z' },
+    activity: 13,
   };
   await scene.becomes('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
   await scene.becomes('faces-0-1', 'Failed', { exitCode: 143 });
   await eventually(async () => assert.match((await scene.saying('faces', 'Suspended'))!, /^Suspended: /));
-  await eventually(async () => assert.deepEqual((await scene.statusOf('faces')).checkpoint, { uri: 'pvc://data/out/faces/checkpoints/step-0000000012', ...progress.checkpoint }));
+  await eventually(async () =>
+    assert.deepEqual((await scene.statusOf('faces')).checkpoint, {
+      uri: 'pvc://data/out/faces/checkpoints/step-0000000012',
+      ...progress.checkpoint,
+    }),
+  );
   for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: null } });
   await scene.hasPods();
   await quiet();
   const suspended = await scene.statusOf('faces');
-  assert.deepEqual([suspended.phase, suspended.restarts, suspended.startTime, await scene.names(pods)], ['Suspended', undefined, undefined, []]);
+  assert.deepEqual(
+    [suspended.phase, suspended.restarts, suspended.startTime, await scene.names(pods)],
+    ['Suspended', undefined, undefined, []],
+  );
 
   await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: false } });
   await scene.hasPods('faces-1-0', 'faces-1-1');
@@ -268,30 +430,50 @@ test('a finished job is deleted when its time to live is over, by how it ended',
   await scene.becomes('small-0-0', 'Succeeded', { exitCode: 0 });
   await scene.phaseIs('good', 'Succeeded');
   await scene.phaseIs('bad', 'Failed');
-  await eventually(async () => assert.deepEqual([await scene.names(faceTrainJobs), await scene.names(quantizeJobs)], [['bad'], []]));
+  await eventually(async () =>
+    assert.deepEqual([await scene.names(faceTrainJobs), await scene.names(quantizeJobs)], [['bad'], []]),
+  );
   await quiet();
   assert.deepEqual(await scene.names(faceTrainJobs), ['bad']);
 });
 
-const resourceOf = (object: Document) => (object['kind'] === 'FaceTrainJob' ? faceTrainJobs : quantizeJobs);
+const resourceOf = (object: Document) => (object.kind === 'FaceTrainJob' ? faceTrainJobs : quantizeJobs);
 
 test('the live server comes to the verdict of zod on every fixture', async () => {
   await plane.createNamespace('fixtures');
   for (const [name, { object, wantValid }] of Object.entries(fixtures)) {
-    const outcome = plane.client.post(`${collectionPath(resourceOf(object), 'fixtures')}?dryRun=All&fieldValidation=Strict`, object);
+    const outcome = plane.client.post(
+      `${collectionPath(resourceOf(object), 'fixtures')}?dryRun=All&fieldValidation=Strict`,
+      object,
+    );
     if (wantValid) await outcome;
     else await assert.rejects(outcome, (error) => isRefusal(error), `${name} is accepted`);
-    assert.equal((object['kind'] === 'FaceTrainJob' ? FaceTrainJob : QuantizeJob).safeParse(object).success, wantValid, name);
+    assert.equal(
+      (object.kind === 'FaceTrainJob' ? FaceTrainJob : QuantizeJob).safeParse(object).success,
+      wantValid,
+      name,
+    );
   }
 });
 
 test('what may change, and when, is decided by the live server', async () => {
   await plane.createNamespace('changes');
-  const ports = { from: { suspend: true }, to: { suspend: true, trainers: { rendezvousPort: 9000 } }, wantRefusal: null };
-  for (const [name, { from, to, wantRefusal }] of Object.entries({ ...changes, 'another port while it is suspended': ports })) {
+  const ports = {
+    from: { suspend: true },
+    to: { suspend: true, trainers: { rendezvousPort: 9000 } },
+    wantRefusal: null,
+  };
+  for (const [name, { from, to, wantRefusal }] of Object.entries({
+    ...changes,
+    'another port while it is suspended': ports,
+  })) {
     const { metadata } = await plane.client.create(faceTrainJobs, 'changes', trainSpec(from));
     const { spec } = trainSpec(to) as { spec: object };
-    const outcome = plane.client.replace(faceTrainJobs, 'changes', 'a', { ...trainSpec(to), metadata: { name: 'a', resourceVersion: metadata.resourceVersion }, spec });
+    const outcome = plane.client.replace(faceTrainJobs, 'changes', 'a', {
+      ...trainSpec(to),
+      metadata: { name: 'a', resourceVersion: metadata.resourceVersion },
+      spec,
+    });
     if (wantRefusal) await assert.rejects(outcome, wantRefusal, name);
     else await outcome;
     await plane.client.delete(faceTrainJobs, 'changes', 'a', metadata.uid);
@@ -305,10 +487,15 @@ test('services and network policies follow the spec; an attempt keeps the config
   type Ports = { spec: { ports: { name: string; port: number }[] } };
   type Policy = { spec: { ingress: { ports?: { port: number }[] }[] } };
   const { metadata: service } = await scene.get(services, 'faces');
-  const config = async (attempt: number) => ((await scene.get(configMaps, `faces-${attempt}`)) as unknown as { data: Record<string, string> }).data['config.json']!;
+  const config = async (attempt: number) =>
+    ((await scene.get(configMaps, `faces-${attempt}`)) as unknown as { data: Record<string, string> }).data[
+      'config.json'
+    ]!;
   const first = await config(0);
 
-  await scene.patch(faceTrainJobs, 'faces', { spec: { networkPolicy: { enabled: false }, checkpoint: { everySteps: 7 } } });
+  await scene.patch(faceTrainJobs, 'faces', {
+    spec: { networkPolicy: { enabled: false }, checkpoint: { everySteps: 7 } },
+  });
   await eventually(async () => assert.deepEqual(await scene.names(networkPolicies), []));
   assert.equal(await config(0), first);
   assert.deepEqual(await scene.names(pods), ['faces-0-0']);
@@ -316,19 +503,35 @@ test('services and network policies follow the spec; an attempt keeps the config
   await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
   await scene.phaseIs('faces', 'Suspended');
   await scene.hasPods();
-  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: false, networkPolicy: { enabled: true }, trainers: { progressPort: 9100 } } });
+  await scene.patch(faceTrainJobs, 'faces', {
+    spec: { suspend: false, networkPolicy: { enabled: true }, trainers: { progressPort: 9100 } },
+  });
   await scene.hasPods('faces-1-0');
   await eventually(async () => {
     const { metadata, spec } = (await scene.get(services, 'faces')) as unknown as Ports & { metadata: { uid: string } };
-    assert.deepEqual([metadata.uid, spec.ports.map(({ name, port }) => [name, port])], [service.uid, [['rendezvous', 29_500], ['progress', 9100]]]);
+    assert.deepEqual(
+      [metadata.uid, spec.ports.map(({ name, port }) => [name, port])],
+      [
+        service.uid,
+        [
+          ['rendezvous', 29_500],
+          ['progress', 9100],
+        ],
+      ],
+    );
     const policy = (await scene.get(networkPolicies, 'faces')) as unknown as Policy;
     assert.equal(policy.spec.ingress[1]!.ports![0]!.port, 9100);
   });
   const second = JSON.parse(await config(1)) as { checkpoint: { everySteps: number }; progress: { port: number } };
   assert.deepEqual([second.checkpoint.everySteps, second.progress.port], [7, 9100]);
   await quiet();
-  const patches = scene.operator.proxy.writes.filter(({ method, url }) => method === 'PATCH' && /\/(services|networkpolicies)\//.test(url));
-  assert.deepEqual(patches.map(({ url }) => url), ['/api/v1/namespaces/follows/services/faces']);
+  const patches = scene.operator.proxy.writes.filter(
+    ({ method, url }) => method === 'PATCH' && /\/(services|networkpolicies)\//.test(url),
+  );
+  assert.deepEqual(
+    patches.map(({ url }) => url),
+    ['/api/v1/namespaces/follows/services/faces'],
+  );
 });
 
 test('a spec that the definition lets through and this operator does not is told with its field, and harms nothing that is over', async (t) => {
@@ -339,7 +542,9 @@ test('a spec that the definition lets through and this operator does not is told
   await scene.phaseIs('done', 'Succeeded');
   // As a definition of another version would be.
   const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
-  type Definition = KubernetesObject & { spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: Record<string, unknown> } } } }[] } };
+  type Definition = KubernetesObject & {
+    spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: Record<string, unknown> } } } }[] };
+  };
   const path = 'facetrainjobs.facetrain.dev';
   const definition = (await plane.client.get(definitions, null, path)) as Definition;
   const lax = structuredClone(definition);
@@ -347,7 +552,12 @@ test('a spec that the definition lets through and this operator does not is told
   await plane.client.patch(definitions, null, path, { spec: lax.spec });
   t.after(() => plane.client.patch(definitions, null, path, { spec: definition.spec }).then(() => {}));
   await eventually(() => scene.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
-  await eventually(async () => assert.match((await scene.saying('odd', 'Stalled')) ?? '', /^InvalidSpec: odd: spec\.globalBatchSize: 63; globalBatchSize must be divisible by trainers\.replicas$/));
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('odd', 'Stalled')) ?? '',
+      /^InvalidSpec: odd: spec\.globalBatchSize: 63; globalBatchSize must be divisible by trainers\.replicas$/,
+    ),
+  );
   assert.equal((await scene.statusOf('odd')).phase, 'Pending');
   await scene.patch(faceTrainJobs, 'done', { spec: { globalBatchSize: 63, trainers: { replicas: 2 } } });
   await quiet();
@@ -357,8 +567,20 @@ test('a spec that the definition lets through and this operator does not is told
 
 test('an address relative to the manifest is told with its field: no pod has the folder of the manifest', async (t) => {
   const scene = await open(t, 'relative');
-  await scene.applyFaceTrainJob('local', { evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin' }, { name: 'cfp', uri: 'file://data/cfp.bin' }] } });
-  await eventually(async () => assert.match((await scene.saying('local', 'Stalled')) ?? '', /^InvalidSpec: local: spec\.evaluation\.sets\[1\]\.uri: "file:\/\/data\/cfp\.bin"; relative to the manifest .*pvc:/));
+  await scene.applyFaceTrainJob('local', {
+    evaluation: {
+      sets: [
+        { name: 'lfw', uri: 's3://faces/lfw.bin' },
+        { name: 'cfp', uri: 'file://data/cfp.bin' },
+      ],
+    },
+  });
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('local', 'Stalled')) ?? '',
+      /^InvalidSpec: local: spec\.evaluation\.sets\[1\]\.uri: "file:\/\/data\/cfp\.bin"; relative to the manifest .*pvc:/,
+    ),
+  );
   assert.deepEqual(await scene.names(pods), []);
   // An absolute one may be what a volume of the podTemplate holds.
   await scene.applyFaceTrainJob('mounted', { dataset: { uri: 'file:///mnt/faces' } });
@@ -367,7 +589,10 @@ test('an address relative to the manifest is told with its field: no pod has the
 
 test('a replica that cannot list what it needs is not ready, says what, and recovers; it is alive all the same', async (t) => {
   await plane.createNamespace('unready');
-  const operator = await startOperator(plane, 'unready', { unready: true, through: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }) });
+  const operator = await startOperator(plane, 'unready', {
+    unready: true,
+    through: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }),
+  });
   t.after(() => operator.stop());
   const probe = async (path: string) => {
     const answer = await fetch(`${operator.address}${path}`);

@@ -4,45 +4,116 @@ import type { ObservedPod } from '@facetrain/planner/objects';
 import { observePod } from './observe.ts';
 import type { PodObject } from './resources.ts';
 
-const pod = (status: PodObject['status'], labels: Record<string, string> = { 'facetrain.dev/attempt': '2', 'facetrain.dev/rank': '1' }): PodObject => ({
-  metadata: { name: 'faces-2-1', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '2026-01-01T00:00:00Z', labels },
+const pod = (
+  status: PodObject['status'],
+  labels: Record<string, string> = { 'facetrain.dev/attempt': '2', 'facetrain.dev/rank': '1' },
+): PodObject => ({
+  metadata: {
+    name: 'faces-2-1',
+    namespace: 'n',
+    uid: 'u',
+    resourceVersion: '1',
+    creationTimestamp: '2026-01-01T00:00:00Z',
+    labels,
+  },
   spec: { nodeName: 'node-1' },
   ...(status && { status }),
 });
-const terminated = (exitCode: number, more = {}) => ({ name: 'facetrain', state: { terminated: { exitCode, reason: 'Error', finishedAt: '2026-01-01T00:01:00Z', ...more } } });
+const terminated = (exitCode: number, more = {}) => ({
+  name: 'facetrain',
+  state: { terminated: { exitCode, reason: 'Error', finishedAt: '2026-01-01T00:01:00Z', ...more } },
+});
 
-const cases: Record<string, { status: PodObject['status']; want: { [Field in keyof ObservedPod]?: ObservedPod[Field] | undefined } }> = {
+const cases: Record<
+  string,
+  { status: PodObject['status']; want: { [Field in keyof ObservedPod]?: ObservedPod[Field] | undefined } }
+> = {
   'one that nobody has seen yet': { status: undefined, want: { phase: 'Pending', ready: false, attempt: 2, rank: 1 } },
-  'one that runs': { status: { phase: 'Running', conditions: [{ type: 'Ready', status: 'True' }] }, want: { phase: 'Running', ready: true, node: 'node-1' } },
-  'one that failed with a message of ours': {
-    status: { phase: 'Failed', containerStatuses: [terminated(2, { message: '{"code":"InvalidDataset","message":"no faces"}' })] },
-    want: { exitCode: 2, reason: 'Error', termination: { code: 'InvalidDataset', message: 'no faces' }, finishedAt: '2026-01-01T00:01:00Z' },
+  'one that runs': {
+    status: { phase: 'Running', conditions: [{ type: 'Ready', status: 'True' }] },
+    want: { phase: 'Running', ready: true, node: 'node-1' },
   },
-  'one whose message is the tail of a log': { status: { phase: 'Failed', containerStatuses: [terminated(1, { message: 'Segmentation fault' })] }, want: { exitCode: 1, termination: undefined } },
+  'one that failed with a message of ours': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [terminated(2, { message: '{"code":"InvalidDataset","message":"no faces"}' })],
+    },
+    want: {
+      exitCode: 2,
+      reason: 'Error',
+      termination: { code: 'InvalidDataset', message: 'no faces' },
+      finishedAt: '2026-01-01T00:01:00Z',
+    },
+  },
+  'one whose message is the tail of a log': {
+    status: { phase: 'Failed', containerStatuses: [terminated(1, { message: 'Segmentation fault' })] },
+    want: { exitCode: 1, termination: undefined },
+  },
   'one that ended well, and says what it published': {
-    status: { phase: 'Succeeded', containerStatuses: [terminated(0, { reason: 'Completed', message: '{"artifact":{"bytes":7,"meanCosine":0.98952621,"gate":"Passed"}}' })] },
-    want: { exitCode: 0, reason: undefined, result: { artifact: { bytes: 7, meanCosine: 0.98953, gate: 'Passed' } }, termination: undefined },
+    status: {
+      phase: 'Succeeded',
+      containerStatuses: [
+        terminated(0, {
+          reason: 'Completed',
+          message: '{"artifact":{"bytes":7,"meanCosine":0.98952621,"gate":"Passed"}}',
+        }),
+      ],
+    },
+    want: {
+      exitCode: 0,
+      reason: undefined,
+      result: { artifact: { bytes: 7, meanCosine: 0.98953, gate: 'Passed' } },
+      termination: undefined,
+    },
   },
   'one that ended well, with words of another version': {
     status: { phase: 'Succeeded', containerStatuses: [terminated(0, { message: '{"artifact":{"bytes":"many"}}' })] },
     want: { phase: 'Succeeded', exitCode: 0, result: undefined, termination: undefined },
   },
-  'one that was killed for its memory': { status: { phase: 'Failed', containerStatuses: [terminated(137, { reason: 'OOMKilled' })] }, want: { exitCode: 137, reason: 'OOMKilled' } },
-  'one that was evicted': { status: { phase: 'Failed', reason: 'Evicted', conditions: [{ type: 'DisruptionTarget', status: 'True' }] }, want: { reason: 'Evicted', disrupted: true, exitCode: undefined } },
-  'a sidecar that failed does not count': { status: { phase: 'Running', containerStatuses: [{ ...terminated(1), name: 'sidecar' }] }, want: { exitCode: undefined } },
+  'one that was killed for its memory': {
+    status: { phase: 'Failed', containerStatuses: [terminated(137, { reason: 'OOMKilled' })] },
+    want: { exitCode: 137, reason: 'OOMKilled' },
+  },
+  'one that was evicted': {
+    status: { phase: 'Failed', reason: 'Evicted', conditions: [{ type: 'DisruptionTarget', status: 'True' }] },
+    want: { reason: 'Evicted', disrupted: true, exitCode: undefined },
+  },
+  'a sidecar that failed does not count': {
+    status: { phase: 'Running', containerStatuses: [{ ...terminated(1), name: 'sidecar' }] },
+    want: { exitCode: undefined },
+  },
   'a fetch that was refused': {
-    status: { phase: 'Failed', initContainerStatuses: [{ ...terminated(2, { message: '{"code":"StorageFailed","message":"access denied"}' }), name: 'fetch-dataset' }] },
+    status: {
+      phase: 'Failed',
+      initContainerStatuses: [
+        { ...terminated(2, { message: '{"code":"StorageFailed","message":"access denied"}' }), name: 'fetch-dataset' },
+      ],
+    },
     want: { exitCode: 2, termination: { code: 'StorageFailed', message: 'access denied' } },
   },
   'one that finds no place': {
-    status: { phase: 'Pending', conditions: [{ type: 'PodScheduled', status: 'False', reason: 'Unschedulable', message: '0/3 nodes' }] },
+    status: {
+      phase: 'Pending',
+      conditions: [{ type: 'PodScheduled', status: 'False', reason: 'Unschedulable', message: '0/3 nodes' }],
+    },
     want: { waiting: { reason: 'Unschedulable', message: '0/3 nodes' } },
   },
   'one whose image cannot be pulled': {
-    status: { phase: 'Pending', containerStatuses: [{ name: 'facetrain', state: { waiting: { reason: 'ImagePullBackOff', message: 'no such image' } } }] },
+    status: {
+      phase: 'Pending',
+      containerStatuses: [
+        { name: 'facetrain', state: { waiting: { reason: 'ImagePullBackOff', message: 'no such image' } } },
+      ],
+    },
     want: { waiting: { reason: 'ImagePullBackOff', message: 'no such image' } },
   },
-  'one that is being started': { status: { phase: 'Pending', containerStatuses: [{ name: 'facetrain', state: { waiting: { reason: 'ContainerCreating' } } }] }, want: { waiting: undefined } },
+  'one that is being started': {
+    status: {
+      phase: 'Pending',
+      containerStatuses: [{ name: 'facetrain', state: { waiting: { reason: 'ContainerCreating' } } }],
+    },
+    want: { waiting: undefined },
+  },
 };
 
 for (const [name, { status, want }] of Object.entries(cases)) {
@@ -53,5 +124,10 @@ for (const [name, { status, want }] of Object.entries(cases)) {
 }
 
 test('a pod without our numbers is nobody', () => {
-  for (const labels of [{}, { 'facetrain.dev/attempt': '0' }, { 'facetrain.dev/attempt': 'x', 'facetrain.dev/rank': '0' }]) assert.equal(observePod(pod({}, labels as Record<string, string>)), null);
+  for (const labels of [
+    {},
+    { 'facetrain.dev/attempt': '0' },
+    { 'facetrain.dev/attempt': 'x', 'facetrain.dev/rank': '0' },
+  ])
+    assert.equal(observePod(pod({}, labels as Record<string, string>)), null);
 });

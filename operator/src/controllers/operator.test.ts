@@ -2,12 +2,12 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
-import { defineResource } from '../runtime/resource.ts';
 import { events } from '../runtime/event-recorder.ts';
+import { defineResource } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { configMaps, faceTrainJobs, networkPolicies, pods, services, type PodObject } from './resources.ts';
 import { quiet, Scene, startOperator } from '../testing/operator-harness.ts';
+import { configMaps, faceTrainJobs, networkPolicies, type PodObject, pods, services } from './resources.ts';
 
 let plane: ControlPlane;
 before(async () => {
@@ -19,7 +19,8 @@ after(() => plane?.stop());
 /** A namespace and an operator for it alone, which ends with the test. */
 const open = (t: Parameters<typeof Scene.open>[0], namespace: string) => Scene.open(t, plane, namespace);
 const ELECTION = { name: 'operator', durationSeconds: 2, renewDeadlineSeconds: 1.5, retrySeconds: 0.2 };
-const startReplica = (namespace: string, identity: string) => startOperator(plane, namespace, { identity, election: { namespace, ...ELECTION } });
+const startReplica = (namespace: string, identity: string) =>
+  startOperator(plane, namespace, { identity, election: { namespace, ...ELECTION } });
 
 test('a job becomes its service, config and pods, runs and succeeds; nothing is written in between', async (t) => {
   const scene = await open(t, 'plain');
@@ -28,8 +29,13 @@ test('a job becomes its service, config and pods, runs and succeeds; nothing is 
   await scene.hasPods('faces-0-0', 'faces-0-1');
   assert.deepEqual(await scene.names(services), ['faces']);
   assert.deepEqual(await scene.names(configMaps), ['faces-0']);
-  const pod = (await scene.get(pods, 'faces-0-1')) as PodObject & { spec: { subdomain: string; containers: { env: { name: string; value: string }[] }[] } };
-  assert.equal(pod.spec.containers[0]!.env.find(({ name }) => name === 'MASTER_ADDR')!.value, 'faces-0-0.faces.plain.svc');
+  const pod = (await scene.get(pods, 'faces-0-1')) as PodObject & {
+    spec: { subdomain: string; containers: { env: { name: string; value: string }[] }[] };
+  };
+  assert.equal(
+    pod.spec.containers[0]!.env.find(({ name }) => name === 'MASTER_ADDR')!.value,
+    'faces-0-0.faces.plain.svc',
+  );
   await scene.phaseIs('faces', 'Pending');
 
   await scene.becomes('faces-0-0', 'Running');
@@ -73,7 +79,12 @@ test('a trainer that fails makes a new gang, and the old one is gone before it',
 test('a pod that the server refuses is told in its words, and made once it is allowed', async (t) => {
   const scene = await open(t, 'refused');
   const quotas = defineResource('v1', 'resourcequotas');
-  const quota = await scene.create(quotas, { apiVersion: 'v1', kind: 'ResourceQuota', metadata: { name: 'few' }, spec: { hard: { configmaps: '0' } } });
+  const quota = await scene.create(quotas, {
+    apiVersion: 'v1',
+    kind: 'ResourceQuota',
+    metadata: { name: 'few' },
+    spec: { hard: { configmaps: '0' } },
+  });
   // Its controller's part: what is used of it.
   await scene.patch(quotas, 'few', { status: { hard: { configmaps: '0' }, used: { configmaps: '0' } } }, 'status');
   await scene.applyFaceTrainJob('faces');
@@ -93,7 +104,12 @@ test('a pod that the server refuses is told in its words, and made once it is al
 
 test('a name that is taken is never touched', async (t) => {
   const scene = await open(t, 'taken');
-  const theirs = await scene.create(services, { apiVersion: 'v1', kind: 'Service', metadata: { name: 'faces' }, spec: { ports: [{ port: 80 }] } });
+  const theirs = await scene.create(services, {
+    apiVersion: 'v1',
+    kind: 'Service',
+    metadata: { name: 'faces' },
+    spec: { ports: [{ port: 80 }] },
+  });
   await scene.applyFaceTrainJob('faces');
   await eventually(async () => {
     const stalled = (await scene.statusOf('faces')).conditions?.find(({ type }) => type === 'Stalled');
@@ -109,11 +125,22 @@ test('a job that is made anew waits until what the one before has left is gone',
   await scene.hasPods('faces-0-0', 'faces-0-1');
   await scene.delete(faceTrainJobs, 'faces');
   const { metadata } = await scene.applyFaceTrainJob('faces');
-  await eventually(async () => assert.match((await scene.saying('faces', 'Ready')) ?? '', /^Stopping: pod faces-0-0 of an earlier job of this name has not ended yet/));
+  await eventually(async () =>
+    assert.match(
+      (await scene.saying('faces', 'Ready')) ?? '',
+      /^Stopping: pod faces-0-0 of an earlier job of this name has not ended yet/,
+    ),
+  );
   // What the garbage collector would do.
   for (const resource of [pods, services, networkPolicies, configMaps]) {
     for (const name of await scene.names(resource)) await scene.delete(resource, name);
-    if (resource === pods) await eventually(async () => assert.match((await scene.saying('faces', 'Ready')) ?? '', /^Stopping: (Service|NetworkPolicy|ConfigMap) \S+ of an earlier job/));
+    if (resource === pods)
+      await eventually(async () =>
+        assert.match(
+          (await scene.saying('faces', 'Ready')) ?? '',
+          /^Stopping: (Service|NetworkPolicy|ConfigMap) \S+ of an earlier job/,
+        ),
+      );
   }
   await scene.hasPods('faces-0-0', 'faces-0-1');
   assert.equal((await scene.get(pods, 'faces-0-1')).metadata.ownerReferences?.[0]?.uid, metadata.uid);
@@ -123,14 +150,23 @@ test('a job that is made anew waits until what the one before has left is gone',
 test('of jobs that write to the same folder one comes after the other: who runs first, then who was made first', async (t) => {
   const scene = await open(t, 'folder');
   const output = { uri: 'pvc://data/out' };
-  const inUse = (name: string, by: string) => eventually(async () => assert.equal(await scene.saying(name, 'Ready'), `OutputInUse: FaceTrainJob ${by} writes to the same folder and has not finished`));
+  const inUse = (name: string, by: string) =>
+    eventually(async () =>
+      assert.equal(
+        await scene.saying(name, 'Ready'),
+        `OutputInUse: FaceTrainJob ${by} writes to the same folder and has not finished`,
+      ),
+    );
   await scene.applyFaceTrainJob('first', { output, suspend: true });
   await scene.phaseIs('first', 'Suspended');
   await scene.applyFaceTrainJob('second', { output: { uri: 'pvc://data/out/' } });
   await scene.hasPods('second-0-0', 'second-0-1');
   // Times of creation are whole seconds.
   await delay(1000);
-  await scene.applyFaceTrainJob('third', { output: { uri: 'pvc://data/elsewhere' }, checkpoint: { uri: 'pvc://data/out/checkpoints' } });
+  await scene.applyFaceTrainJob('third', {
+    output: { uri: 'pvc://data/elsewhere' },
+    checkpoint: { uri: 'pvc://data/out/checkpoints' },
+  });
   await inUse('third', 'second');
   await scene.patch(faceTrainJobs, 'first', { spec: { suspend: false } });
   await inUse('first', 'second');
@@ -154,12 +190,20 @@ test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => 
   await scene.applyFaceTrainJob('faces');
   await scene.hasPods('faces-0-0', 'faces-0-1');
   await scene.phaseIs('faces', 'Pending');
-  for (const code of [500, 429, 503, 409]) assert(proxy.writes.some((seen) => seen.code === code), `no ${code} was met`);
+  for (const code of [500, 429, 503, 409])
+    assert(
+      proxy.writes.some((seen) => seen.code === code),
+      `no ${code} was met`,
+    );
 
   // What happens while no watch is open is seen by those that come after; one starts too far back, and becomes a list.
   proxy.fail('GET', /\/pods\?.*watch=true/, 500, { times: 2 });
   proxy.fail('GET', /\/facetrainjobs\?.*watch=true/, 410);
-  const lists = () => proxy.seen.filter(({ method, url, code }) => method === 'GET' && code === 200 && /\/facetrainjobs\?/.test(url) && !url.includes('watch=true')).length;
+  const lists = () =>
+    proxy.seen.filter(
+      ({ method, url, code }) =>
+        method === 'GET' && code === 200 && /\/facetrainjobs\?/.test(url) && !url.includes('watch=true'),
+    ).length;
   const before = lists();
   assert(proxy.dropWatches() >= 6);
   await scene.becomes('faces-0-0', 'Running');
@@ -178,7 +222,10 @@ test('two replicas: the leader is cut off, the other goes on, and no child is ma
   const scene = new Scene(plane, 'pair', second);
   await scene.applyFaceTrainJob('one');
   await eventually(async () => assert.equal((await scene.names(pods)).length, 2));
-  assert(second.proxy.writes.every(({ url }) => url.includes('/leases')), 'only the leader writes');
+  assert(
+    second.proxy.writes.every(({ url }) => url.includes('/leases')),
+    'only the leader writes',
+  );
 
   // In the middle of its work: the service and the config are there, and no pod yet.
   first.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
@@ -188,7 +235,12 @@ test('two replicas: the leader is cut off, the other goes on, and no child is ma
   assert.equal(((await first.ended) as Error).name, 'LeadershipLost');
   await scene.hasPods('one-0-0', 'one-0-1', 'two-0-0', 'two-0-1');
   await scene.phaseIs('two', 'Pending');
-  assert.equal(second.proxy.writes.filter(({ method, url, code }) => method === 'POST' && /\/(services|configmaps)$/.test(url) && code === 201).length, 0);
+  assert.equal(
+    second.proxy.writes.filter(
+      ({ method, url, code }) => method === 'POST' && /\/(services|configmaps)$/.test(url) && code === 201,
+    ).length,
+    0,
+  );
   assert.deepEqual((await scene.statusOf('one')).attempt, 0);
 });
 
@@ -201,7 +253,9 @@ test('a leader that is asked to stop gives the lease back', async (t) => {
   await first.stop();
   const lease = defineResource('coordination.k8s.io/v1', 'leases');
   await eventually(async () => {
-    const { spec } = (await plane.client.get(lease, 'handover', 'operator')) as unknown as { spec: { holderIdentity: string; leaseTransitions: number } };
+    const { spec } = (await plane.client.get(lease, 'handover', 'operator')) as unknown as {
+      spec: { holderIdentity: string; leaseTransitions: number };
+    };
     assert.deepEqual([spec.holderIdentity, spec.leaseTransitions], ['second', 1]);
   }, 1_500);
 });

@@ -1,18 +1,26 @@
 /** The operator as a whole: its caches, who is woken by what, and the two controllers. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { API_VERSION, FaceTrainJob, FacetrainError, QuantizeJob, parseDocument, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
-import type { Logger } from 'pino';
+import {
+  API_VERSION,
+  FaceTrainJob,
+  type FaceTrainJobStatus,
+  FacetrainError,
+  parseDocument,
+  QuantizeJob,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import type { Environment } from '@facetrain/planner/environment';
-import { eventsOf } from '@facetrain/planner/job-events';
-import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
+import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
 import { invalidStatus } from '@facetrain/planner/invalid-spec';
-import { Label, type JobKind } from '@facetrain/planner/names';
+import { eventsOf } from '@facetrain/planner/job-events';
+import { type JobKind, Label } from '@facetrain/planner/names';
 import type { ObservedPod } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject } from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
+import type { Logger } from 'pino';
 import { ApiError, hasReason } from '../runtime/api-error.ts';
 import { Backoff } from '../runtime/backoff.ts';
 import { Cache } from '../runtime/cache.ts';
@@ -20,16 +28,26 @@ import type { Client } from '../runtime/client.ts';
 import { Controller, type Reconcile } from '../runtime/controller.ts';
 import { EventRecorder } from '../runtime/event-recorder.ts';
 import { runManager } from '../runtime/manager.ts';
-import { Metrics } from '../runtime/metrics.ts';
-import { controllerOf, keyOf, splitKey, type KubernetesObject, type Resource } from '../runtime/resource.ts';
-import { Executor } from './pod-executor.ts';
+import type { Metrics } from '../runtime/metrics.ts';
+import { controllerOf, type KubernetesObject, keyOf, type Resource, splitKey } from '../runtime/resource.ts';
 import { identityOf, mayRun, observeObject, observePod } from './observe.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
+import { Surroundings } from './pod-dependencies.ts';
+import { Executor } from './pod-executor.ts';
 import { ProgressPoller } from './progress-poller.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
-import { configMaps, faceTrainJobs, networkPolicies, podGroups, pods, quantizeJobs, services, type JobObject, type PodObject } from './resources.ts';
+import {
+  configMaps,
+  faceTrainJobs,
+  type JobObject,
+  networkPolicies,
+  type PodObject,
+  podGroups,
+  pods,
+  quantizeJobs,
+  services,
+} from './resources.ts';
 import { folderIndexes, jobsAhead } from './shared-folders.ts';
-import { Surroundings } from './pod-dependencies.ts';
 
 export interface OperatorOptions {
   client: Client;
@@ -40,7 +58,13 @@ export interface OperatorOptions {
   namespace: string | null;
   identity: string;
   /** null: this replica is the only one. */
-  election: { namespace: string; name: string; durationSeconds?: number; renewDeadlineSeconds?: number; retrySeconds?: number } | null;
+  election: {
+    namespace: string;
+    name: string;
+    durationSeconds?: number;
+    renewDeadlineSeconds?: number;
+    retrySeconds?: number;
+  } | null;
   health: { host?: string; port: number };
   workers: number;
   progressSeconds: number;
@@ -62,22 +86,43 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   const found = await begin(options, signal);
   if (!found) return;
   const { podGroupApi, surroundings } = found;
-  log.info({ podGroupApi, namespace: options.namespace }, podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup');
+  log.info(
+    { podGroupApi, namespace: options.namespace },
+    podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
+  );
   const caches = makeCaches(options, podGroupApi);
   const events = new EventRecorder({ client, controller: CONTROLLER, instance: identity.slice(0, 128), log });
   const poller = new ProgressPoller(log, 1000 * progressSeconds, (job) => wake(...fromProgressKey(job)));
 
   const controllers = {
-    FaceTrainJob: new Controller({ name: 'facetrainjob', reconcile: reconcilerOf('FaceTrainJob', faceTrainJobs, caches.FaceTrainJob), workers, log, metrics: metrics.controller('facetrainjob') }),
-    QuantizeJob: new Controller({ name: 'quantizejob', reconcile: reconcilerOf('QuantizeJob', quantizeJobs, caches.QuantizeJob), workers, log, metrics: metrics.controller('quantizejob') }),
+    FaceTrainJob: new Controller({
+      name: 'facetrainjob',
+      reconcile: reconcilerOf('FaceTrainJob', faceTrainJobs, caches.FaceTrainJob),
+      workers,
+      log,
+      metrics: metrics.controller('facetrainjob'),
+    }),
+    QuantizeJob: new Controller({
+      name: 'quantizejob',
+      reconcile: reconcilerOf('QuantizeJob', quantizeJobs, caches.QuantizeJob),
+      workers,
+      log,
+      metrics: metrics.controller('quantizejob'),
+    }),
   };
   const specs = {
-    FaceTrainJob: new ParsedSpecs('FaceTrainJob', (document, name) => refuseRelativePaths(parseDocument(FaceTrainJob, document, name, 'InvalidManifest'), name)),
-    QuantizeJob: new ParsedSpecs('QuantizeJob', (document, name) => refuseRelativePaths(parseDocument(QuantizeJob, document, name, 'InvalidManifest'), name)),
+    FaceTrainJob: new ParsedSpecs('FaceTrainJob', (document, name) =>
+      refuseRelativePaths(parseDocument(FaceTrainJob, document, name, 'InvalidManifest'), name),
+    ),
+    QuantizeJob: new ParsedSpecs('QuantizeJob', (document, name) =>
+      refuseRelativePaths(parseDocument(QuantizeJob, document, name, 'InvalidManifest'), name),
+    ),
   };
   const wake = (kind: JobKind, key: string) => controllers[kind].queue.add(key);
-  for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const) caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
-  for (const cache of Object.values(caches)) cache.onChange(({ object }: { object: KubernetesObject }) => wakeOwner(object, wake));
+  for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
+    caches[kind].onChange(({ object }) => wake(kind, keyOf(object)));
+  for (const cache of Object.values(caches))
+    cache.onChange(({ object }: { object: KubernetesObject }) => wakeOwner(object, wake));
   surroundings.listen(
     (node) => {
       const there = caches.Pod.indexed('node', node);
@@ -118,20 +163,48 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     try {
       const { refused, foreign } = await executor.memory(identity);
       const observedPods = podsOf(caches, surroundings, identity);
-      const common = { identity, pods: observedPods.map(({ observed }) => observed), objects: [...objectsOf(caches, identity, kind), ...foreign], predecessors: predecessorsOf(caches, identity, kind), ...(refused && { refused }) };
+      const common = {
+        identity,
+        pods: observedPods.map(({ observed }) => observed),
+        objects: [...objectsOf(caches, identity, kind), ...foreign],
+        predecessors: predecessorsOf(caches, identity, kind),
+        ...(refused && { refused }),
+      };
       if (kind === 'QuantizeJob') {
-        return planQuantizeJob({ ...common, spec: specs.QuantizeJob.of(job), status: status as QuantizeJobStatus }, now, options.environment);
+        return planQuantizeJob(
+          { ...common, spec: specs.QuantizeJob.of(job), status: status as QuantizeJobStatus },
+          now,
+          options.environment,
+        );
       }
       const spec = specs.FaceTrainJob.of(job);
       const rankZero = observedPods.find(({ observed }) => observed.rank === 0 && observed.attempt === status.attempt);
       const url = rankZero && progressUrl(rankZero.object, spec.trainers.progressPort);
-      const progress = poller.follow(progressKey(kind, keyOf(job)), { uid: identity.uid, attempt: status.attempt ?? 0, url: url ?? null });
-      const child = caches.QuantizeJob.get(keyOf({ metadata: { namespace: identity.namespace, name: quantizeJobName(identity) } }));
+      const progress = poller.follow(progressKey(kind, keyOf(job)), {
+        uid: identity.uid,
+        attempt: status.attempt ?? 0,
+        url: url ?? null,
+      });
+      const child = caches.QuantizeJob.get(
+        keyOf({ metadata: { namespace: identity.namespace, name: quantizeJobName(identity) } }),
+      );
       const isOurs = child !== undefined && controllerOf(child)?.uid === identity.uid;
-      const quantizeJob = isOurs && { spec: { suspend: child.spec['suspend'] === true }, status: (child.status ?? {}) as QuantizeJobStatus };
+      const quantizeJob = isOurs && {
+        spec: { suspend: child.spec.suspend === true },
+        status: (child.status ?? {}) as QuantizeJobStatus,
+      };
       const objects = child ? [...common.objects, observeObject('QuantizeJob', child, identity, kind)] : common.objects;
       return planFaceTrainJob(
-        { ...common, ahead: jobsAhead(caches, job), objects, spec, status: status as FaceTrainJobStatus, podGroupApi, ...(progress && { progress }), ...(quantizeJob && { quantizeJob }) },
+        {
+          ...common,
+          ahead: jobsAhead(caches, job),
+          objects,
+          spec,
+          status: status as FaceTrainJobStatus,
+          podGroupApi,
+          ...(progress && { progress }),
+          ...(quantizeJob && { quantizeJob }),
+        },
         now,
         options.environment,
       );
@@ -161,13 +234,27 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 
 function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGroupApi: string | null) {
   const indexes = { job: ({ metadata }: KubernetesObject) => metadata.labels?.[Label.jobUid] };
-  const of = <T extends KubernetesObject>(resource: Resource<T>) => ({ client, resource, namespace, log, onRestart: () => metrics.watchRestarted(resource.plural) });
-  const children = <T extends KubernetesObject>(resource: Resource<T>) => ({ ...of(resource), labelSelector: CHILDREN, indexes });
+  const of = <T extends KubernetesObject>(resource: Resource<T>) => ({
+    client,
+    resource,
+    namespace,
+    log,
+    onRestart: () => metrics.watchRestarted(resource.plural),
+  });
+  const children = <T extends KubernetesObject>(resource: Resource<T>) => ({
+    ...of(resource),
+    labelSelector: CHILDREN,
+    indexes,
+  });
   const metadata = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
     FaceTrainJob: new Cache({ ...of(faceTrainJobs), indexes: folderIndexes }),
     QuantizeJob: new Cache(of(quantizeJobs)),
-    Pod: new Cache({ ...children(pods), strip: withoutContent, indexes: { ...indexes, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName } }),
+    Pod: new Cache({
+      ...children(pods),
+      strip: withoutContent,
+      indexes: { ...indexes, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName },
+    }),
     Service: metadata(services),
     ConfigMap: metadata(configMaps),
     NetworkPolicy: metadata(networkPolicies),
@@ -178,8 +265,13 @@ function makeCaches({ client, namespace, log, metrics }: OperatorOptions, podGro
 /** Of thousands of pods, the specs are most of the memory. */
 function withoutContent(pod: PodObject): PodObject {
   const { nodeName, volumes = [] } = pod.spec;
-  const claims = volumes.flatMap(({ persistentVolumeClaim }) => (persistentVolumeClaim ? [{ persistentVolumeClaim }] : []));
-  return { ...pod, spec: { ...(nodeName !== undefined && { nodeName }), ...(claims.length > 0 && { volumes: claims }) } };
+  const claims = volumes.flatMap(({ persistentVolumeClaim }) =>
+    persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
+  );
+  return {
+    ...pod,
+    spec: { ...(nodeName !== undefined && { nodeName }), ...(claims.length > 0 && { volumes: claims }) },
+  };
 }
 
 /** What must be known before anything can begin. A server that does not answer is asked again: it may be starting, as after an upgrade. @returns null when the signal came first */
@@ -188,7 +280,15 @@ async function begin({ client, namespace, log, metrics }: OperatorOptions, signa
   while (!signal.aborted) {
     try {
       const podGroupApi = await servedPodGroup(client);
-      return { podGroupApi, surroundings: await Surroundings.open({ client, namespace, log, onRestart: (plural) => metrics.watchRestarted(plural) }) };
+      return {
+        podGroupApi,
+        surroundings: await Surroundings.open({
+          client,
+          namespace,
+          log,
+          onRestart: (plural) => metrics.watchRestarted(plural),
+        }),
+      };
     } catch (error) {
       if (error instanceof ApiError && error.status < 500) throw error;
       const wait = retry.next();
@@ -211,7 +311,11 @@ async function servedPodGroup(client: Client): Promise<string | null> {
   return null;
 }
 
-function podsOf(caches: Caches, surroundings: Surroundings, { uid }: JobIdentity): { object: PodObject; observed: ObservedPod }[] {
+function podsOf(
+  caches: Caches,
+  surroundings: Surroundings,
+  { uid }: JobIdentity,
+): { object: PodObject; observed: ObservedPod }[] {
   return caches.Pod.indexed('job', uid).flatMap((object) => {
     const observed = controllerOf(object)?.uid === uid ? observePod(object, surroundings) : null;
     return observed ? [{ object, observed }] : [];
@@ -219,15 +323,20 @@ function podsOf(caches: Caches, surroundings: Surroundings, { uid }: JobIdentity
 }
 
 function objectsOf(caches: Caches, identity: JobIdentity, jobKind: JobKind): ObservedObject[] {
-  return OBJECT_KINDS.flatMap((kind) => (caches[kind]?.indexed('job', identity.uid) ?? []).map((object) => observeObject(kind, object, identity, jobKind)));
+  return OBJECT_KINDS.flatMap((kind) =>
+    (caches[kind]?.indexed('job', identity.uid) ?? []).map((object) => observeObject(kind, object, identity, jobKind)),
+  );
 }
 
 function predecessorsOf(caches: Caches, { namespace, name, uid }: JobIdentity, kind: JobKind): string[] {
   const pods = caches.Pod.indexed('name', `${kind} ${namespace}/${name}`);
-  return pods.filter((pod) => pod.metadata.labels?.[Label.jobUid] !== uid && mayRun(pod)).map(({ metadata }) => metadata.name);
+  return pods
+    .filter((pod) => pod.metadata.labels?.[Label.jobUid] !== uid && mayRun(pod))
+    .map(({ metadata }) => metadata.name);
 }
 
-const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string => `${labels?.[Label.jobKind]} ${namespace}/${labels?.[Label.jobName]}`;
+const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string =>
+  `${labels?.[Label.jobKind]} ${namespace}/${labels?.[Label.jobName]}`;
 
 /** Where rank 0 serves; undefined while, or once, it does not. */
 function progressUrl({ metadata, status }: PodObject, port: number): string | undefined {

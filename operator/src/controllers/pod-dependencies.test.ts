@@ -2,16 +2,25 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { pino } from 'pino';
 import { ApiError } from '../runtime/api-error.ts';
-import { WATCH_SILENCE_MILLISECONDS, type Client, type WatchLine } from '../runtime/client.ts';
+import { type Client, WATCH_SILENCE_MILLISECONDS, type WatchLine } from '../runtime/client.ts';
 import type { KubernetesObject } from '../runtime/resource.ts';
 import { eventually } from '../testing/eventually.ts';
-import type { NodeObject, PodObject } from './resources.ts';
 import { Surroundings } from './pod-dependencies.ts';
+import type { NodeObject, PodObject } from './resources.ts';
 
 const log = pino({ level: 'silent' });
 let version = 1;
-const meta = (name: string, namespace?: string) => ({ name, uid: name, resourceVersion: String(++version), creationTimestamp: '', ...(namespace && { namespace }) });
-const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject => ({ metadata: meta(name), status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown' }] } });
+const meta = (name: string, namespace?: string) => ({
+  name,
+  uid: name,
+  resourceVersion: String(++version),
+  creationTimestamp: '',
+  ...(namespace && { namespace }),
+});
+const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject => ({
+  metadata: meta(name),
+  status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown' }] },
+});
 
 /** A server with these nodes, whose watch says what the test says. */
 async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
@@ -36,7 +45,14 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
   const told: string[] = [];
   const occupied = new Set(items.map(({ metadata }) => metadata.name));
   const around = await Surroundings.open({ client, namespace: null, log, onRestart: () => {}, settleMilliseconds: 20 });
-  around.listen((name) => (told.push(name), occupied.has(name)), () => {}, () => []);
+  around.listen(
+    (name) => {
+      told.push(name);
+      return occupied.has(name);
+    },
+    () => {},
+    () => [],
+  );
   const { Node, Event } = around.caches;
   const stop = new AbortController();
   const ended = Promise.all([Node?.run(stop.signal), Event?.run(stop.signal)]);
@@ -55,7 +71,12 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
     async says(type: 'ADDED' | 'MODIFIED' | 'DELETED', object: NodeObject) {
       lines.push({ type, object });
       more.resolve();
-      await eventually(() => assert.equal(type === 'DELETED', Node!.get(`/${object.metadata.name}`)?.metadata.resourceVersion !== object.metadata.resourceVersion));
+      await eventually(() =>
+        assert.equal(
+          type === 'DELETED',
+          Node!.get(`/${object.metadata.name}`)?.metadata.resourceVersion !== object.metadata.resourceVersion,
+        ),
+      );
     },
   };
 }
@@ -94,7 +115,10 @@ describe('a node', () => {
     assert.deepEqual([around.lostNode('a'), around.lostNode('b')], [undefined, undefined]);
     told.length = 0;
     await says('MODIFIED', node('b', 'True'));
-    assert.deepEqual([around.lostNode('a'), around.lostNode('b')], ['node a does not answer (NodeStatusUnknown)', undefined]);
+    assert.deepEqual(
+      [around.lostNode('a'), around.lostNode('b')],
+      ['node a does not answer (NodeStatusUnknown)', undefined],
+    );
     assert.deepEqual(told, ['b', 'a']);
   });
 });
@@ -108,5 +132,5 @@ test('what may not be read is left out, and the rest is not', async (t) => {
 
 test('a watch of events, to which no bookmarks come, ends before it is taken for dead', async (t) => {
   const { longest } = await open(t, []);
-  await eventually(() => assert(1000 * longest['events']! < WATCH_SILENCE_MILLISECONDS, String(longest['events'])));
+  await eventually(() => assert(1000 * longest.events! < WATCH_SILENCE_MILLISECONDS, String(longest.events)));
 });

@@ -7,8 +7,8 @@ import type { Logger } from 'pino';
 import { hasReason } from '../runtime/api-error.ts';
 import { Cache, type CacheOptions } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
-import { keyOf, type KubernetesObject, type Resource } from '../runtime/resource.ts';
-import { claims, nodes, podEvents, type NodeObject, type PodEvent, type PodObject } from './resources.ts';
+import { type KubernetesObject, keyOf, type Resource } from '../runtime/resource.ts';
+import { claims, type NodeObject, nodes, type PodEvent, type PodObject, podEvents } from './resources.ts';
 
 export interface SurroundingsOptions {
   client: Pick<Client, 'list' | 'watch'>;
@@ -29,7 +29,11 @@ const EVENT_WATCH_SECONDS = 60;
 const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
 
 export class Surroundings {
-  readonly caches: { Node?: Cache<NodeObject>; PersistentVolumeClaim?: Cache<KubernetesObject>; Event?: Cache<PodEvent> };
+  readonly caches: {
+    Node?: Cache<NodeObject>;
+    PersistentVolumeClaim?: Cache<KubernetesObject>;
+    Event?: Cache<PodEvent>;
+  };
   /** Nodes that were deleted while pods were on them. One that was never seen is no loss: it may be newer than the cache. */
   readonly #gone = new Set<string>();
   readonly #silent = new Map<string, NodeJS.Timeout>();
@@ -46,7 +50,11 @@ export class Surroundings {
       if (deleted) this.#gone.add(name);
       else this.#gone.delete(name);
       const wasLost = this.#lost.has(name);
-      if (!deleted && silence(object)) this.#silent.set(name, this.#silent.get(name) ?? setTimeout(() => this.#lose(name), settleMilliseconds).unref());
+      if (!deleted && silence(object))
+        this.#silent.set(
+          name,
+          this.#silent.get(name) ?? setTimeout(() => this.#lose(name), settleMilliseconds).unref(),
+        );
       else {
         clearTimeout(this.#silent.get(name));
         this.#silent.delete(name);
@@ -67,7 +75,12 @@ export class Surroundings {
 
   static async open(options: SurroundingsOptions): Promise<Surroundings> {
     const { client, namespace, log, onRestart } = options;
-    const cache = async <T extends KubernetesObject>(resource: Resource<T>, scope: string | null, consequence: string, more: Partial<CacheOptions<T>> = {}) => {
+    const cache = async <T extends KubernetesObject>(
+      resource: Resource<T>,
+      scope: string | null,
+      consequence: string,
+      more: Partial<CacheOptions<T>> = {},
+    ) => {
       try {
         await client.list(resource, scope, { limit: 1 }, more.metadataOnly);
       } catch (error) {
@@ -75,18 +88,32 @@ export class Surroundings {
         log.warn({ resource: resource.plural }, `may not be read: ${consequence}`);
         return undefined;
       }
-      return new Cache({ client, resource, namespace: scope, log, onRestart: () => onRestart(resource.plural), ...more });
+      return new Cache({
+        client,
+        resource,
+        namespace: scope,
+        log,
+        onRestart: () => onRestart(resource.plural),
+        ...more,
+      });
     };
     const [node, claim, event] = await Promise.all([
       cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: withoutContent }),
-      cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', { metadataOnly: true }),
+      cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', {
+        metadataOnly: true,
+      }),
       cache(podEvents, namespace, 'why a volume cannot be mounted is told by the pod’s events alone', {
         fieldSelector: MOUNT_FAILURES,
         watchSeconds: EVENT_WATCH_SECONDS,
-        indexes: { pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }) },
+        indexes: {
+          pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }),
+        },
       }),
     ]);
-    return new Surroundings({ ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) }, options.settleMilliseconds ?? SETTLE_MILLISECONDS);
+    return new Surroundings(
+      { ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) },
+      options.settleMilliseconds ?? SETTLE_MILLISECONDS,
+    );
   }
 
   /**
@@ -100,7 +127,9 @@ export class Surroundings {
     PersistentVolumeClaim?.onChange(({ object: { metadata }, old, deleted }) => {
       // Before all are there, nobody has been told that one is missing.
       if (!PersistentVolumeClaim.isSynced || (old && !deleted)) return;
-      for (const pod of podsThere()) if (pod.metadata.namespace === metadata.namespace && isPending(pod) && claimsOf(pod).includes(metadata.name)) onPod(keyOf(pod));
+      for (const pod of podsThere())
+        if (pod.metadata.namespace === metadata.namespace && isPending(pod) && claimsOf(pod).includes(metadata.name))
+          onPod(keyOf(pod));
     });
     this.caches.Event?.onChange(({ object: { involvedObject }, deleted }) => {
       if (!deleted) onPod(keyOf({ metadata: { namespace: involvedObject.namespace!, name: involvedObject.name } }));
@@ -119,10 +148,15 @@ export class Surroundings {
     const { namespace } = pod.metadata;
     const { PersistentVolumeClaim, Event } = this.caches;
     // A native gang hears of a missing claim only that its scheduler met an error.
-    const missing = PersistentVolumeClaim && claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
-    if (missing !== undefined) return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
-    if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True')) return undefined;
-    const told = Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
+    const missing =
+      PersistentVolumeClaim &&
+      claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
+    if (missing !== undefined)
+      return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
+    if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True'))
+      return undefined;
+    const told =
+      Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
     const latest = told.sort((a, b) => (a.lastTimestamp ?? '').localeCompare(b.lastTimestamp ?? '')).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
@@ -130,16 +164,26 @@ export class Surroundings {
 
 export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? 'Pending') === 'Pending';
 
-const claimsOf = ({ spec }: PodObject): string[] => spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
+const claimsOf = ({ spec }: PodObject): string[] =>
+  spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
 
 /** "Unknown" is the node controller's word for a kubelet that is silent; one that says "False" is there, and may yet run what it has. */
 function silence({ metadata, status }: NodeObject): string | undefined {
   const ready = status?.conditions?.find(({ type }) => type === 'Ready');
-  return ready?.status === 'Unknown' ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})` : undefined;
+  return ready?.status === 'Unknown'
+    ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})`
+    : undefined;
 }
 
 function withoutContent({ apiVersion, kind, metadata, status }: NodeObject): NodeObject {
   const { name, uid, resourceVersion, creationTimestamp } = metadata;
-  const ready = status?.conditions?.filter(({ type }) => type === 'Ready').map(({ type, status, reason }) => ({ type, status, ...(reason !== undefined && { reason }) }));
-  return { ...(apiVersion && { apiVersion }), ...(kind && { kind }), metadata: { name, uid, resourceVersion, creationTimestamp }, ...(ready && { status: { conditions: ready } }) };
+  const ready = status?.conditions
+    ?.filter(({ type }) => type === 'Ready')
+    .map(({ type, status, reason }) => ({ type, status, ...(reason !== undefined && { reason }) }));
+  return {
+    ...(apiVersion && { apiVersion }),
+    ...(kind && { kind }),
+    metadata: { name, uid, resourceVersion, creationTimestamp },
+    ...(ready && { status: { conditions: ready } }),
+  };
 }

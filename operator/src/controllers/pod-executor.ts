@@ -3,13 +3,14 @@
  * starts from what is really there.
  */
 import { isDeepStrictEqual } from 'node:util';
-import type { Logger } from 'pino';
+import { API_VERSION } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
+import { makesPod, together } from '@facetrain/planner/concurrent-actions';
 import type { JobKind } from '@facetrain/planner/names';
 import type { ChildObject } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject, RefusedChild } from '@facetrain/planner/observed';
 import type { Action, Plan } from '@facetrain/planner/plan';
-import { makesPod, together } from '@facetrain/planner/concurrent-actions';
+import type { Logger } from 'pino';
 import { hasReason, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
@@ -17,9 +18,8 @@ import type { EventRecorder } from '../runtime/event-recorder.ts';
 import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import { slowStart } from '../runtime/slow-start.ts';
-import { API_VERSION } from '@facetrain/api';
 import { identityOf, observeObject } from './observe.ts';
-import { resourceOf, type JobObject } from './resources.ts';
+import { type JobObject, resourceOf } from './resources.ts';
 
 /** Between two writes of a status that say the same in other numbers. */
 const DETAIL_MILLISECONDS = 1_000;
@@ -92,7 +92,10 @@ export class Executor {
       const { name, namespace, uid } = identity;
       for (const { type, reason, message } of plan.events) {
         log.info({ event: reason }, message);
-        events.emit({ apiVersion: API_VERSION, kind, name, namespace, uid }, { type, reason, action: 'Reconcile', message });
+        events.emit(
+          { apiVersion: API_VERSION, kind, name, namespace, uid },
+          { type, reason, action: 'Reconcile', message },
+        );
       }
     }
     return plan.requeueAfterSeconds;
@@ -119,7 +122,9 @@ export class Executor {
         return this.#create(action.object, job, log);
       case 'delete': {
         log.debug({ kind: action.kind, child: action.name, reason: action.reason }, 'delete');
-        const answer = await gone(client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid, action.force && 0));
+        const answer = await gone(
+          client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid, action.force && 0),
+        );
         // What is deleted by force is gone, whatever the answer says of it.
         if (isObject(answer) && !action.force) caches[action.kind]?.put(answer);
         return null;
@@ -127,7 +132,10 @@ export class Executor {
       case 'patch': {
         const { name, uid, spec, labels } = action;
         log.debug({ kind: action.kind, child: name, spec }, 'patch');
-        const answer = await client.patch(resourceOf(action.kind, podGroupApi), namespace, name, { metadata: { uid, ...(labels && { labels }) }, spec });
+        const answer = await client.patch(resourceOf(action.kind, podGroupApi), namespace, name, {
+          metadata: { uid, ...(labels && { labels }) },
+          spec,
+        });
         caches[action.kind]?.put(answer);
         return null;
       }
@@ -171,7 +179,11 @@ export class Executor {
   }
 
   /** @returns for how many milliseconds a change of the status need not be written: while the pods of a gang start or end, each of them changes a count. */
-  #mayWait({ status: before = {}, metadata: { uid } }: JobObject, after: JobStatus, patch: Record<string, unknown>): number {
+  #mayWait(
+    { status: before = {}, metadata: { uid } }: JobObject,
+    after: JobStatus,
+    patch: Record<string, unknown>,
+  ): number {
     const { conditions, trainers, ...others } = patch;
     if ((conditions ?? trainers) === undefined || Object.keys(others).length > 0) return 0;
     const state = ({ conditions: all = [] }: JobStatus) => all.map(({ message: _, ...condition }) => condition);
@@ -183,7 +195,13 @@ export class Executor {
   async #writeStatus(job: JobObject, patch: Record<string, unknown>): Promise<void> {
     const { client, caches, kind, resource } = this.#options;
     const { name, namespace, resourceVersion, uid } = job.metadata;
-    const written = await client.patch(resource, namespace!, name, { metadata: { resourceVersion, uid }, status: patch }, 'status');
+    const written = await client.patch(
+      resource,
+      namespace!,
+      name,
+      { metadata: { resourceVersion, uid }, status: patch },
+      'status',
+    );
     this.#writtenAt.set(uid, performance.now());
     caches[kind]?.put(written);
   }
@@ -198,4 +216,5 @@ function gone<T>(deletion: Promise<T>): Promise<T | null> {
 }
 
 /** The server answers a deletion with the object as long as it is still there, else with a Status. */
-const isObject = (answer: Partial<KubernetesObject> | null): answer is KubernetesObject => answer?.metadata?.uid !== undefined;
+const isObject = (answer: Partial<KubernetesObject> | null): answer is KubernetesObject =>
+  answer?.metadata?.uid !== undefined;

@@ -4,10 +4,10 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { Progress } from '@facetrain/api';
-import type { Logger } from 'pino';
-import { request } from 'undici';
 import { observedProgress } from '@facetrain/planner/facetrainjob/training-progress';
 import type { ObservedProgress } from '@facetrain/planner/observed';
+import type { Logger } from 'pino';
+import { request } from 'undici';
 
 export interface Followed {
   uid: string;
@@ -50,9 +50,11 @@ export class ProgressPoller {
   async run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       const keys = [...this.#entries].flatMap(([key, { url }]) => (url === null ? [] : [key]));
-      await Promise.all(Array.from({ length: PARALLEL }, async () => {
-        for (let key = keys.pop(); key !== undefined && !signal.aborted; key = keys.pop()) await this.#ask(key);
-      }));
+      await Promise.all(
+        Array.from({ length: PARALLEL }, async () => {
+          for (let key = keys.pop(); key !== undefined && !signal.aborted; key = keys.pop()) await this.#ask(key);
+        }),
+      );
       await delay(this.#everyMilliseconds, undefined, { signal }).catch(() => {});
     }
   }
@@ -61,7 +63,11 @@ export class ProgressPoller {
     const asked = this.#entries.get(key);
     if (!asked?.url) return;
     try {
-      const { statusCode, body } = await request(asked.url, { headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: ANSWER_MILLISECONDS, signal: AbortSignal.timeout(ANSWER_MILLISECONDS) });
+      const { statusCode, body } = await request(asked.url, {
+        headersTimeout: ANSWER_MILLISECONDS,
+        bodyTimeout: ANSWER_MILLISECONDS,
+        signal: AbortSignal.timeout(ANSWER_MILLISECONDS),
+      });
       if (statusCode !== 200) throw new Error(`HTTP ${statusCode}: ${(await body.text()).slice(0, 200)}`);
       const progress = Progress.parse(await body.json());
       if (progress.job.uid !== asked.uid || progress.job.attempt !== asked.attempt) return; // the address is another pod's by now

@@ -11,7 +11,8 @@ export function refuseRelativePaths<Manifest extends { spec: object }>(manifest:
       code: 'InvalidManifest',
       subject: `${where}: ${path}`,
       found: JSON.stringify(value),
-      allowed: 'relative to the manifest it means something to "facetrain run" alone; pods know s3://BUCKET/KEY, pvc://CLAIM/PATH, hostpath:///PATH, and file:///PATH for what podTemplate mounts',
+      allowed:
+        'relative to the manifest it means something to "facetrain run" alone; pods know s3://BUCKET/KEY, pvc://CLAIM/PATH, hostpath:///PATH, and file:///PATH for what podTemplate mounts',
     });
   }
   return manifest;
@@ -20,5 +21,6 @@ export function refuseRelativePaths<Manifest extends { spec: object }>(manifest:
 function* strings(value: unknown, path: string): Generator<{ path: string; value: string }> {
   if (typeof value === 'string') yield { path, value };
   else if (Array.isArray(value)) for (const [i, item] of value.entries()) yield* strings(item, `${path}[${i}]`);
-  else if (typeof value === 'object' && value !== null) for (const [key, item] of Object.entries(value)) yield* strings(item, `${path}.${key}`);
+  else if (typeof value === 'object' && value !== null)
+    for (const [key, item] of Object.entries(value)) yield* strings(item, `${path}.${key}`);
 }

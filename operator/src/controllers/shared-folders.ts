@@ -29,8 +29,13 @@ export function jobsAhead(caches: Caches, job: JobObject): string[] {
     const folder = of(job);
     return folder === undefined ? [] : caches.FaceTrainJob.indexed(index, folder);
   });
-  const ahead = [...new Set(sharing)].filter((other) => other.metadata.uid !== uid && (runs(caches, other) || (isAboutTo(other) && isEarlier(other, job))));
-  return ahead.map(({ metadata }) => `FaceTrainJob ${metadata.namespace === namespace ? '' : `${metadata.namespace}/`}${metadata.name}`);
+  const ahead = [...new Set(sharing)].filter(
+    (other) => other.metadata.uid !== uid && (runs(caches, other) || (isAboutTo(other) && isEarlier(other, job))),
+  );
+  return ahead.map(
+    ({ metadata }) =>
+      `FaceTrainJob ${metadata.namespace === namespace ? '' : `${metadata.namespace}/`}${metadata.name}`,
+  );
 }
 
 /** The same for who means the same folder. A claim belongs to its namespace. */
@@ -47,7 +52,9 @@ const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed(
 function isAboutTo(job: JobObject): boolean {
   const { spec, status = {} } = job;
   if (isLeftAlone({ identity: identityOf(job), spec })) return false;
-  return status.completionTime === undefined && spec['suspend'] !== true && !isTrue(status.conditions, ConditionType.stalled);
+  return (
+    status.completionTime === undefined && spec.suspend !== true && !isTrue(status.conditions, ConditionType.stalled)
+  );
 }
 
 function isEarlier({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean {

@@ -1,7 +1,17 @@
 /** The one error of an API server's answer. Callers look at `reason`, which the server promises, not at the text. */
 
 /** The server's own words for what is wrong (metav1.StatusReason), as far as anyone here asks. */
-export type StatusReason = 'NotFound' | 'AlreadyExists' | 'Conflict' | 'Invalid' | 'Forbidden' | 'BadRequest' | 'Expired' | 'Gone' | 'TooManyRequests' | (string & {});
+export type StatusReason =
+  | 'NotFound'
+  | 'AlreadyExists'
+  | 'Conflict'
+  | 'Invalid'
+  | 'Forbidden'
+  | 'BadRequest'
+  | 'Expired'
+  | 'Gone'
+  | 'TooManyRequests'
+  | (string & {});
 
 interface Status {
   code?: number;
@@ -47,11 +57,16 @@ export class ApiError extends Error {
   }
 }
 
-export const hasReason = (error: unknown, ...reasons: StatusReason[]): error is ApiError => error instanceof ApiError && reasons.includes(error.reason);
+export const hasReason = (error: unknown, ...reasons: StatusReason[]): error is ApiError =>
+  error instanceof ApiError && reasons.includes(error.reason);
 
 /** The version that a list or a watch asked to start from is no longer kept, or (a server restored from a backup) not yet there. */
 export const isExpired = (error: unknown): boolean =>
-  error instanceof ApiError && (error.status === 410 || error.reason === 'Expired' || error.reason === 'Gone' || /too large resource version/i.test(error.serverMessage));
+  error instanceof ApiError &&
+  (error.status === 410 ||
+    error.reason === 'Expired' ||
+    error.reason === 'Gone' ||
+    /too large resource version/i.test(error.serverMessage));
 
 /** The server will not have this object, now or unchanged: said to people, not tried in a hurry. */
 export const isRefusal = (error: unknown): error is ApiError => hasReason(error, 'Invalid', 'Forbidden', 'BadRequest');

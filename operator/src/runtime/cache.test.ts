@@ -10,7 +10,14 @@ import { defineResource, type KubernetesObject } from './resource.ts';
 
 const log = pino({ level: 'silent' });
 const object = (name: string, version: number, color = 'red'): KubernetesObject => ({
-  metadata: { name, namespace: 'n', uid: name, resourceVersion: String(version), creationTimestamp: '', labels: { color } },
+  metadata: {
+    name,
+    namespace: 'n',
+    uid: name,
+    resourceVersion: String(version),
+    creationTimestamp: '',
+    labels: { color },
+  },
 });
 
 /** A server that says what it is told to: each list and each watch in turn. */
@@ -48,9 +55,21 @@ class Script {
   }
 }
 
-function start(t: { after(end: () => Promise<void>): void }, { client }: Pick<Script, 'client'>, more: Partial<CacheOptions<KubernetesObject>> = {}) {
-  const indexes = { color: ({ metadata }: KubernetesObject) => metadata.labels?.['color'] };
-  const cache = new Cache({ client, resource: defineResource('v1', 'things'), namespace: 'n', indexes, log, retry: new Backoff(1, 2), ...more });
+function start(
+  t: { after(end: () => Promise<void>): void },
+  { client }: Pick<Script, 'client'>,
+  more: Partial<CacheOptions<KubernetesObject>> = {},
+) {
+  const indexes = { color: ({ metadata }: KubernetesObject) => metadata.labels?.color };
+  const cache = new Cache({
+    client,
+    resource: defineResource('v1', 'things'),
+    namespace: 'n',
+    indexes,
+    log,
+    retry: new Backoff(1, 2),
+    ...more,
+  });
   const changes: Change<KubernetesObject>[] = [];
   cache.onChange((change) => changes.push(change));
   const stop = new AbortController();
@@ -75,15 +94,30 @@ test('lists, watches, and keeps its indexes', async (t) => {
   const { cache, changes, names } = start(t, script);
   await cache.synced;
   await eventually(() => assert.deepEqual(names(), ['a@11', 'c@13']));
-  assert.deepEqual([cache.indexed('color', 'red').length, cache.indexed('color', 'blue').length, cache.indexed('color', 'green').length], [1, 1, 0]);
-  assert.deepEqual(changes.map(({ object: { metadata }, deleted }) => `${metadata.name}${deleted ? ' gone' : ''}`), ['a', 'b', 'a', 'b gone', 'c']);
+  assert.deepEqual(
+    [
+      cache.indexed('color', 'red').length,
+      cache.indexed('color', 'blue').length,
+      cache.indexed('color', 'green').length,
+    ],
+    [1, 1, 0],
+  );
+  assert.deepEqual(
+    changes.map(({ object: { metadata }, deleted }) => `${metadata.name}${deleted ? ' gone' : ''}`),
+    ['a', 'b', 'a', 'b gone', 'c'],
+  );
   // The bookmark is where the next watch starts.
   await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 20']));
 });
 
 test('goes on after every error: a failed list, a torn watch, an error in the stream, too old a version', async (t) => {
   const script = new Script();
-  script.lists.push(new Error('no route'), { version: 10, items: [object('a', 3), object('b', 4)] }, new Error('still none'), { version: 40, items: [object('b', 4), object('d', 39)] });
+  script.lists.push(
+    new Error('no route'),
+    { version: 10, items: [object('a', 3), object('b', 4)] },
+    new Error('still none'),
+    { version: 40, items: [object('b', 4), object('d', 39)] },
+  );
   script.watches.push(
     [new Error('refused')],
     [{ type: 'ADDED', object: object('c', 12) }, new Error('torn')],
@@ -92,8 +126,26 @@ test('goes on after every error: a failed list, a torn watch, an error in the st
   );
   const { changes, names } = start(t, script);
   await eventually(() => assert.deepEqual(names(), ['b@4', 'd@39']));
-  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'list 0', 'watch 10', 'watch 10', 'watch 12', 'watch 12', 'list newest', 'list newest', 'watch 40']));
-  assert.deepEqual(changes.filter(({ deleted }) => deleted).map(({ object: { metadata } }) => metadata.name).sort(), ['a', 'c']);
+  await eventually(() =>
+    assert.deepEqual(script.asked, [
+      'list 0',
+      'list 0',
+      'watch 10',
+      'watch 10',
+      'watch 12',
+      'watch 12',
+      'list newest',
+      'list newest',
+      'watch 40',
+    ]),
+  );
+  assert.deepEqual(
+    changes
+      .filter(({ deleted }) => deleted)
+      .map(({ object: { metadata } }) => metadata.name)
+      .sort(),
+    ['a', 'c'],
+  );
 });
 
 test('an expired list is asked for anew', async (t) => {
@@ -155,5 +207,8 @@ test('a watch of which nothing is heard ends in time, and the next begins at onc
   // A wait would outlast the test.
   start(t, script, { watchSeconds: 60, retry: new Backoff(1e9, 1e9) });
   await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 10', 'watch 10']), 600_000);
-  assert(script.timeouts.every((seconds) => seconds >= 60 && seconds <= 120), script.timeouts.join());
+  assert(
+    script.timeouts.every((seconds) => seconds >= 60 && seconds <= 120),
+    script.timeouts.join(),
+  );
 });

@@ -13,7 +13,7 @@ import type { Logger } from 'pino';
 import { ApiError, isExpired } from './api-error.ts';
 import { Backoff } from './backoff.ts';
 import type { Client, WatchLine } from './client.ts';
-import { keyOf, type KubernetesObject, type Resource } from './resource.ts';
+import { type KubernetesObject, keyOf, type Resource } from './resource.ts';
 
 export type Change<T> = { object: T; old: T | undefined; deleted: boolean };
 export type Index<T> = (object: T) => string | undefined;
@@ -119,7 +119,10 @@ export class Cache<T extends KubernetesObject> {
           this.#version = '';
         }
         const wait = this.#retry.next();
-        this.#options.log.warn({ resource: this.#options.resource.plural, err: error, retryInMs: Math.round(wait) }, isExpired(error) ? 'watch is too far behind; listing again' : 'watch failed');
+        this.#options.log.warn(
+          { resource: this.#options.resource.plural, err: error, retryInMs: Math.round(wait) },
+          isExpired(error) ? 'watch is too far behind; listing again' : 'watch failed',
+        );
         await delay(wait, undefined, { signal }).catch(() => {});
       }
     }
@@ -132,7 +135,13 @@ export class Cache<T extends KubernetesObject> {
     let version: string;
     this.#written.clear();
     do {
-      const query = { limit: PAGE, labelSelector, fieldSelector, continue: more, resourceVersion: more === undefined && this.#version !== '' ? this.#version : undefined };
+      const query = {
+        limit: PAGE,
+        labelSelector,
+        fieldSelector,
+        continue: more,
+        resourceVersion: more === undefined && this.#version !== '' ? this.#version : undefined,
+      };
       const { metadata, items } = await client.list(resource, namespace, query, metadataOnly);
       for (const item of items ?? []) found.set(keyOf(item), item);
       version = metadata.resourceVersion;
@@ -141,16 +150,32 @@ export class Cache<T extends KubernetesObject> {
     this.#version = version;
     // What the list says holds even where its versions are older: a server may have been restored from a backup.
     const isNewer = (key: string, old: T) => this.#written.has(key) && versionOf(old) > BigInt(version);
-    for (const [key, old] of this.#objects) if (!isNewer(key, old) && (!found.has(key) || versionOf(old) > versionOf(found.get(key)!))) this.#remove(key, old);
+    for (const [key, old] of this.#objects)
+      if (!isNewer(key, old) && (!found.has(key) || versionOf(old) > versionOf(found.get(key)!)))
+        this.#remove(key, old);
     for (const object of found.values()) this.#set(object);
     this.#isSynced = true;
     this.#synced.resolve();
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
-    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly, watchSeconds = WATCH_SECONDS } = this.#options;
+    const {
+      client,
+      resource,
+      namespace,
+      labelSelector,
+      fieldSelector,
+      metadataOnly,
+      watchSeconds = WATCH_SECONDS,
+    } = this.#options;
     const timeoutSeconds = Math.round(watchSeconds * (1 + Math.random()));
-    const query = { labelSelector, fieldSelector, allowWatchBookmarks: true, resourceVersion: this.#version, timeoutSeconds };
+    const query = {
+      labelSelector,
+      fieldSelector,
+      allowWatchBookmarks: true,
+      resourceVersion: this.#version,
+      timeoutSeconds,
+    };
     const begun = performance.now();
     let lines = 0;
     for await (const line of client.watch(resource, namespace, query, signal, metadataOnly)) {
@@ -164,7 +189,12 @@ export class Cache<T extends KubernetesObject> {
   }
 
   #take(line: WatchLine<T>): void {
-    if (line.type === 'ERROR') throw ApiError.fromBody(`watch ${this.#options.resource.plural}`, line.object.code ?? 500, JSON.stringify(line.object));
+    if (line.type === 'ERROR')
+      throw ApiError.fromBody(
+        `watch ${this.#options.resource.plural}`,
+        line.object.code ?? 500,
+        JSON.stringify(line.object),
+      );
     const { object, type } = line;
     if (type === 'DELETED') {
       const key = keyOf(object);

@@ -11,18 +11,24 @@ import { defineResource } from './resource.ts';
 
 const things = defineResource('example.dev/v1', 'things');
 
-async function serve(t: { after(end: () => Promise<void>): void }, answer: (request: IncomingMessage & { body: string }, response: ServerResponse, count: number) => void) {
+async function serve(
+  t: { after(end: () => Promise<void>): void },
+  answer: (request: IncomingMessage & { body: string }, response: ServerResponse, count: number) => unknown,
+) {
   const sockets = new Set<Socket>();
   let count = 0;
   const server = createServer(async (request, response) => {
     let body = '';
     for await (const chunk of request) body += chunk;
-    answer(Object.assign(request, { body }), response, ++count);
+    await answer(Object.assign(request, { body }), response, ++count);
   });
   server.on('connection', (socket) => sockets.add(socket));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const codes: (number | string)[] = [];
-  const client = new Client({ server: `http://127.0.0.1:${(server.address() as AddressInfo).port}/prefix`, onResponse: (_method, code) => codes.push(code) });
+  const client = new Client({
+    server: `http://127.0.0.1:${(server.address() as AddressInfo).port}/prefix`,
+    onResponse: (_method, code) => codes.push(code),
+  });
   t.after(async () => {
     await client.close();
     server.closeAllConnections();
@@ -34,8 +40,14 @@ async function serve(t: { after(end: () => Promise<void>): void }, answer: (requ
 const object = { metadata: { name: 'a', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' } };
 
 test('many requests share a few connections', async (t) => {
-  const { client, sockets } = await serve(t, (request, response) => response.end(JSON.stringify({ ...object, url: request.url })));
-  for (let count = 0; count < 20; count++) assert.equal(((await client.get(things, 'n', 'a')) as unknown as { url: string }).url, '/prefix/apis/example.dev/v1/namespaces/n/things/a');
+  const { client, sockets } = await serve(t, (request, response) =>
+    response.end(JSON.stringify({ ...object, url: request.url })),
+  );
+  for (let count = 0; count < 20; count++)
+    assert.equal(
+      ((await client.get(things, 'n', 'a')) as unknown as { url: string }).url,
+      '/prefix/apis/example.dev/v1/namespaces/n/things/a',
+    );
   // One would do; undici opens a second while it still reads the end of an answer.
   assert(sockets.size <= 2, `${sockets.size} connections`);
   await Promise.all(Array.from({ length: 200 }, () => client.get(things, 'n', 'a')));
@@ -61,13 +73,27 @@ test('429 and errors that say when to come back are tried again, others are not'
 });
 
 test('an error carries the server’s reason and words', async (t) => {
-  const { client } = await serve(t, (_request, response) => response.writeHead(409).end(JSON.stringify({ kind: 'Status', reason: 'AlreadyExists', message: 'things "a" already exists', code: 409 })));
-  await assert.rejects(client.create(things, 'n', object), (error: unknown) => error instanceof ApiError && error.reason === 'AlreadyExists' && error.serverMessage === 'things "a" already exists');
+  const { client } = await serve(t, (_request, response) =>
+    response
+      .writeHead(409)
+      .end(
+        JSON.stringify({ kind: 'Status', reason: 'AlreadyExists', message: 'things "a" already exists', code: 409 }),
+      ),
+  );
+  await assert.rejects(
+    client.create(things, 'n', object),
+    (error: unknown) =>
+      error instanceof ApiError &&
+      error.reason === 'AlreadyExists' &&
+      error.serverMessage === 'things "a" already exists',
+  );
 });
 
 test('a watch gives whole lines, wherever the network cut them', async (t) => {
   const { client } = await serve(t, async (_request, response) => {
-    const text = ['ä', 'b'].map((name) => `${JSON.stringify({ type: 'ADDED', object: { metadata: { name } } })}\n`).join('');
+    const text = ['ä', 'b']
+      .map((name) => `${JSON.stringify({ type: 'ADDED', object: { metadata: { name } } })}\n`)
+      .join('');
     for (const byte of Buffer.from(text)) {
       response.write(Buffer.from([byte]));
       await new Promise(setImmediate);
@@ -75,7 +101,8 @@ test('a watch gives whole lines, wherever the network cut them', async (t) => {
     response.end();
   });
   const found: string[] = [];
-  for await (const line of client.watch(things, null, {}, new AbortController().signal)) if (line.type === 'ADDED') found.push(line.object.metadata.name);
+  for await (const line of client.watch(things, null, {}, new AbortController().signal))
+    if (line.type === 'ADDED') found.push(line.object.metadata.name);
   assert.deepEqual(found, ['ä', 'b']);
 });
 
@@ -91,13 +118,20 @@ test('an event that repeats is one event with a series, and one object cannot fl
   for (let count = 0; count < 40; count++) recorder.emit(subject, content);
   recorder.emit({ ...subject, uid: 'other' }, content);
   await recorder.flush();
-  assert.deepEqual(seen.map(({ method }) => method), ['POST', ...Array<string>(24).fill('PATCH'), 'POST']);
+  assert.deepEqual(
+    seen.map(({ method }) => method),
+    ['POST', ...Array<string>(24).fill('PATCH'), 'POST'],
+  );
   assert.equal(seen[24]!.body.series!.count, 25);
   assert(Buffer.byteLength(seen[0]!.body.note!) <= 1024 && !seen[0]!.body.note!.includes('\uFFFD'));
 });
 
 test('a merge patch holds what changed, and null for what is gone', () => {
   const before = { a: 1, gone: 2, deep: { same: [1], other: 1, gone: 3 } };
-  assert.deepEqual(mergePatch(before, { a: 1, deep: { same: [1], other: 2 }, more: { x: 1 } }), { gone: null, deep: { other: 2, gone: null }, more: { x: 1 } });
+  assert.deepEqual(mergePatch(before, { a: 1, deep: { same: [1], other: 2 }, more: { x: 1 } }), {
+    gone: null,
+    deep: { other: 2, gone: null },
+    more: { x: 1 },
+  });
   assert.deepEqual(mergePatch(before, structuredClone(before)), {});
 });

@@ -9,7 +9,7 @@ import { createSecureContext } from 'node:tls';
 import type { KubeConfig } from '@kubernetes/client-node';
 import { Agent, type Dispatcher } from 'undici';
 import { ApiError } from './api-error.ts';
-import { collectionPath, objectPath, type KubernetesObject, type Resource } from './resource.ts';
+import { collectionPath, type KubernetesObject, objectPath, type Resource } from './resource.ts';
 
 export type Query = Record<string, string | number | boolean | undefined>;
 type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
@@ -39,7 +39,9 @@ export interface ListAnswer<T> {
 }
 
 /** Of a watch. The object of an ERROR is a Status. */
-export type WatchLine<T> = { type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK'; object: T } | { type: 'ERROR'; object: { code?: number; reason?: string; message?: string } };
+export type WatchLine<T> =
+  | { type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK'; object: T }
+  | { type: 'ERROR'; object: { code?: number; reason?: string; message?: string } };
 
 /** Metadata alone, for kinds whose content nobody here reads. */
 export const METADATA_ONLY = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
@@ -68,7 +70,8 @@ export class Client {
     this.#prefix = url.pathname.replace(/\/$/, '');
     this.#options = options;
     // Made once: reading the certificates again for each connection takes as long as its handshake.
-    const connect = url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
+    const connect =
+      url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
     // HTTP/1.1: a stalled stream of one watch must not hold up the requests that share its connection.
     this.#requests = new Agent({
       connect,
@@ -78,7 +81,12 @@ export class Client {
       headersTimeout: ANSWER_MILLISECONDS,
       bodyTimeout: ANSWER_MILLISECONDS,
     });
-    this.#watches = new Agent({ connect, allowH2: false, headersTimeout: ANSWER_MILLISECONDS, bodyTimeout: WATCH_SILENCE_MILLISECONDS });
+    this.#watches = new Agent({
+      connect,
+      allowH2: false,
+      headersTimeout: ANSWER_MILLISECONDS,
+      bodyTimeout: WATCH_SILENCE_MILLISECONDS,
+    });
   }
 
   /** @throws Error when the kubeconfig names no cluster */
@@ -88,13 +96,18 @@ export class Client {
     const credentials = async () => {
       const options: RequestOptions = {};
       await config.applyToHTTPSOptions(options);
-      const basic = options.auth === undefined || options.auth === null ? {} : { Authorization: `Basic ${Buffer.from(options.auth).toString('base64')}` };
+      const basic =
+        options.auth === undefined || options.auth === null
+          ? {}
+          : { Authorization: `Basic ${Buffer.from(options.auth).toString('base64')}` };
       return { ...basic, ...(options.headers as Record<string, string> | undefined) };
     };
     const options: RequestOptions = {};
     await config.applyToHTTPSOptions(options);
     const { ca, cert, key, rejectUnauthorized, servername } = options;
-    const tls = Object.fromEntries(Object.entries({ ca, cert, key, rejectUnauthorized, servername }).filter(([, value]) => value !== undefined)) as Tls;
+    const tls = Object.fromEntries(
+      Object.entries({ ca, cert, key, rejectUnauthorized, servername }).filter(([, value]) => value !== undefined),
+    ) as Tls;
     return new Client({ server: cluster.server, tls, credentials, ...(onResponse && { onResponse }) });
   }
 
@@ -102,33 +115,75 @@ export class Client {
     return this.#json<T>('GET', objectPath(resource, namespace, name));
   }
 
-  list<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, query: Query, metadataOnly = false): Promise<ListAnswer<T>> {
-    return this.#json('GET', collectionPath(resource, namespace), { query, ...(metadataOnly && { accept: METADATA_LIST }) });
+  list<T extends KubernetesObject>(
+    resource: Resource<T>,
+    namespace: string | null,
+    query: Query,
+    metadataOnly = false,
+  ): Promise<ListAnswer<T>> {
+    return this.#json('GET', collectionPath(resource, namespace), {
+      query,
+      ...(metadataOnly && { accept: METADATA_LIST }),
+    });
   }
 
   /** @param strict a field that the server does not know is an error, and not left out */
-  create<T extends KubernetesObject>(resource: Resource<T>, namespace: string, object: object, strict = false): Promise<T> {
-    return this.#json<T>('POST', collectionPath(resource, namespace), { body: object, ...(strict && { query: { fieldValidation: 'Strict' } }) });
+  create<T extends KubernetesObject>(
+    resource: Resource<T>,
+    namespace: string,
+    object: object,
+    strict = false,
+  ): Promise<T> {
+    return this.#json<T>('POST', collectionPath(resource, namespace), {
+      body: object,
+      ...(strict && { query: { fieldValidation: 'Strict' } }),
+    });
   }
 
   /** Replaces the object, if it still has the resourceVersion that `object` carries. */
-  replace<T extends KubernetesObject>(resource: Resource<T>, namespace: string, name: string, object: object): Promise<T> {
+  replace<T extends KubernetesObject>(
+    resource: Resource<T>,
+    namespace: string,
+    name: string,
+    object: object,
+  ): Promise<T> {
     return this.#json<T>('PUT', objectPath(resource, namespace, name), { body: object });
   }
 
   /** A JSON merge patch. With metadata.resourceVersion in it, an object that has changed since is a Conflict. */
-  patch<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, name: string, patch: object, subresource?: 'status'): Promise<T> {
+  patch<T extends KubernetesObject>(
+    resource: Resource<T>,
+    namespace: string | null,
+    name: string,
+    patch: object,
+    subresource?: 'status',
+  ): Promise<T> {
     const path = objectPath(resource, namespace, name);
-    return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, { body: patch, contentType: 'application/merge-patch+json' });
+    return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, {
+      body: patch,
+      contentType: 'application/merge-patch+json',
+    });
   }
 
   /**
    * @param graceSeconds 0: at once, whoever still has to end it; absent: as the object says
    * @returns the object as it goes, or a Status
    */
-  delete(resource: Resource, namespace: string | null, name: string, uid: string, graceSeconds?: number): Promise<Partial<KubernetesObject>> {
+  delete(
+    resource: Resource,
+    namespace: string | null,
+    name: string,
+    uid: string,
+    graceSeconds?: number,
+  ): Promise<Partial<KubernetesObject>> {
     const grace = graceSeconds === undefined ? {} : { gracePeriodSeconds: graceSeconds };
-    const body = { apiVersion: 'v1', kind: 'DeleteOptions', propagationPolicy: 'Background', preconditions: { uid }, ...grace };
+    const body = {
+      apiVersion: 'v1',
+      kind: 'DeleteOptions',
+      propagationPolicy: 'Background',
+      preconditions: { uid },
+      ...grace,
+    };
     return this.#json('DELETE', objectPath(resource, namespace, name), { body });
   }
 
@@ -143,9 +198,19 @@ export class Client {
   }
 
   /** The lines of a watch, until the server or the network ends it. */
-  async *watch<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, query: Query, signal: AbortSignal, metadataOnly = false): AsyncGenerator<WatchLine<T>> {
+  async *watch<T extends KubernetesObject>(
+    resource: Resource<T>,
+    namespace: string | null,
+    query: Query,
+    signal: AbortSignal,
+    metadataOnly = false,
+  ): AsyncGenerator<WatchLine<T>> {
     const path = collectionPath(resource, namespace);
-    const { statusCode, body } = await this.#send(this.#watches, 'GET', path, { query: { ...query, watch: true }, signal, ...(metadataOnly && { accept: METADATA_ONLY }) });
+    const { statusCode, body } = await this.#send(this.#watches, 'GET', path, {
+      query: { ...query, watch: true },
+      signal,
+      ...(metadataOnly && { accept: METADATA_ONLY }),
+    });
     if (statusCode !== 200) throw ApiError.fromBody(`watch ${path}`, statusCode, await body.text());
     body.setEncoding('utf8');
     let rest = '';
@@ -160,7 +225,11 @@ export class Client {
     await Promise.all([this.#requests.destroy(), this.#watches.destroy()]);
   }
 
-  async #json<T>(method: Method, path: string, options: { query?: Query; body?: object; contentType?: string; accept?: string } = {}): Promise<T> {
+  async #json<T>(
+    method: Method,
+    path: string,
+    options: { query?: Query; body?: object; contentType?: string; accept?: string } = {},
+  ): Promise<T> {
     for (let tries = 1; ; tries++) {
       const { statusCode, headers, body } = await this.#send(this.#requests, method, path, options);
       const text = await body.text();
@@ -175,15 +244,30 @@ export class Client {
     dispatcher: Dispatcher,
     method: Method,
     path: string,
-    { query = {}, body, contentType = 'application/json', accept = 'application/json', signal }: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal },
+    {
+      query = {},
+      body,
+      contentType = 'application/json',
+      accept = 'application/json',
+      signal,
+    }: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal },
   ): Promise<Dispatcher.ResponseData> {
-    const search = new URLSearchParams(Object.entries(query).flatMap(([name, value]) => (value === undefined ? [] : [[name, String(value)] as [string, string]])));
+    const search = new URLSearchParams(
+      Object.entries(query).flatMap(([name, value]) =>
+        value === undefined ? [] : [[name, String(value)] as [string, string]],
+      ),
+    );
     try {
       const answer = await dispatcher.request({
         origin: this.#origin,
         path: `${this.#prefix}${path}${search.size > 0 ? `?${search}` : ''}`,
         method,
-        headers: { accept, 'user-agent': 'facetrain-operator', ...(body && { 'content-type': contentType }), ...(await this.#options.credentials?.()) },
+        headers: {
+          accept,
+          'user-agent': 'facetrain-operator',
+          ...(body && { 'content-type': contentType }),
+          ...(await this.#options.credentials?.()),
+        },
         ...(body && { body: JSON.stringify(body) }),
         ...(signal && { signal }),
       });

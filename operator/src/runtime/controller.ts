@@ -58,7 +58,8 @@ export class Controller {
       end(requeueAfterSeconds === null ? 'success' : 'requeue_after');
     } catch (error) {
       // A conflict is no error: somebody was faster, and the next look sees what they did.
-      if (hasReason(error, 'Conflict')) log.debug({ err: error }, 'somebody changed the object meanwhile; looking again');
+      if (hasReason(error, 'Conflict'))
+        log.debug({ err: error }, 'somebody changed the object meanwhile; looking again');
       else log.error({ err: error }, 'reconcile failed; trying again');
       this.queue.retry(key);
       end(hasReason(error, 'Conflict') ? 'requeue' : 'error');

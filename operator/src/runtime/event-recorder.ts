@@ -73,7 +73,9 @@ export class EventRecorder {
 
   emit(subject: EventSubject, content: EventContent): void {
     if (!this.#isAllowed(subject.uid)) return;
-    this.#last = this.#last.then(() => this.#send(subject, content)).catch((error: unknown) => this.#options.log.warn({ err: error, event: content.reason }, 'event not written'));
+    this.#last = this.#last
+      .then(() => this.#send(subject, content))
+      .catch((error: unknown) => this.#options.log.warn({ err: error, event: content.reason }, 'event not written'));
   }
 
   /** Resolves when all that was emitted has been sent. */
@@ -90,7 +92,9 @@ export class EventRecorder {
     if (series && now.getTime() - series.at < SERIES_MILLISECONDS) {
       Object.assign(series, { count: series.count + 1, at: now.getTime() });
       try {
-        await client.patch(events, series.namespace, series.name, { series: { count: series.count, lastObservedTime: microTime(now) } });
+        await client.patch(events, series.namespace, series.name, {
+          series: { count: series.count, lastObservedTime: microTime(now) },
+        });
         return;
       } catch (error) {
         if (!hasReason(error, 'NotFound')) throw error; // the server has forgotten it: begin anew
@@ -131,5 +135,10 @@ function remember<V>(map: Map<string, V>, key: string, value: V): void {
 
 function shorten(message: string): string {
   const bytes = Buffer.from(message);
-  return bytes.length <= MAX_NOTE ? message : `${bytes.subarray(0, MAX_NOTE - 8).toString().replace(/\uFFFD+$/, '')}…`;
+  return bytes.length <= MAX_NOTE
+    ? message
+    : `${bytes
+        .subarray(0, MAX_NOTE - 8)
+        .toString()
+        .replace(/\uFFFD+$/, '')}…`;
 }

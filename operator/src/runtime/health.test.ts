@@ -6,7 +6,13 @@ import { HealthServer } from './health.ts';
 test('each probe fails by its own checks, and says which; none that is repaired stays failed', async (t) => {
   const problems: Record<string, string | undefined> = { workers: undefined, Pod: 'not listed yet' };
   const check = (name: string) => () => problems[name];
-  const server = new HealthServer({ host: '127.0.0.1', port: 0, registry: new Registry(), alive: { workers: check('workers') }, ready: { Pod: check('Pod'), Service: check('Service') } });
+  const server = new HealthServer({
+    host: '127.0.0.1',
+    port: 0,
+    registry: new Registry(),
+    alive: { workers: check('workers') },
+    ready: { Pod: check('Pod'), Service: check('Service') },
+  });
   const address = `http://127.0.0.1:${await server.listen()}`;
   t.after(() => server.close());
   const probe = async (path: string) => {
@@ -34,5 +40,8 @@ test('a port that is taken is an error at the start', async (t) => {
   const first = new HealthServer({ host: '127.0.0.1', port: 0, registry: new Registry(), alive: {}, ready: {} });
   const port = await first.listen();
   t.after(() => first.close());
-  await assert.rejects(new HealthServer({ host: '127.0.0.1', port, registry: new Registry(), alive: {}, ready: {} }).listen(), { code: 'EADDRINUSE' });
+  await assert.rejects(
+    new HealthServer({ host: '127.0.0.1', port, registry: new Registry(), alive: {}, ready: {} }).listen(),
+    { code: 'EADDRINUSE' },
+  );
 });

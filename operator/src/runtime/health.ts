@@ -60,6 +60,8 @@ function verdict(checks: Record<string, Check>): { code: number; text: string } 
   const failed = lines.some(({ problem }) => problem !== undefined);
   return {
     code: failed ? 503 : 200,
-    text: lines.map(({ name, problem }) => `${problem === undefined ? '[+]' : '[-]'}${name} ${problem ?? 'ok'}\n`).join(''),
+    text: lines
+      .map(({ name, problem }) => `${problem === undefined ? '[+]' : '[-]'}${name} ${problem ?? 'ok'}\n`)
+      .join(''),
   };
 }

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
-import { LeaderElection, LeadershipLost, type ElectionOptions, type Lease } from './leader-election.ts';
+import { type ElectionOptions, LeaderElection, LeadershipLost, type Lease } from './leader-election.ts';
 
 /** One Lease, with a server's optimistic locking. */
 class Leases {
@@ -11,7 +11,12 @@ class Leases {
   down = false;
 
   client(): ElectionOptions['client'] {
-    return { get: async () => this.#answer(), create: async (_resource, _namespace, object) => this.#write(object, undefined), replace: async (_resource, _namespace, _name, object) => this.#write(object, (object as Lease).metadata.resourceVersion) } as ElectionOptions['client'];
+    return {
+      get: async () => this.#answer(),
+      create: async (_resource, _namespace, object) => this.#write(object, undefined),
+      replace: async (_resource, _namespace, _name, object) =>
+        this.#write(object, (object as Lease).metadata.resourceVersion),
+    } as ElectionOptions['client'];
   }
   #answer(): Lease {
     if (this.down) throw new Error('no route');
@@ -20,7 +25,8 @@ class Leases {
   }
   #write(object: object, version: string | undefined): Lease {
     if (this.down) throw new Error('no route');
-    if (this.lease?.metadata.resourceVersion !== version) throw new ApiError('write', 409, version ? 'Conflict' : 'AlreadyExists', 'changed');
+    if (this.lease?.metadata.resourceVersion !== version)
+      throw new ApiError('write', 409, version ? 'Conflict' : 'AlreadyExists', 'changed');
     const { spec, metadata } = structuredClone(object) as Lease;
     this.lease = { spec: spec!, metadata: { ...metadata, resourceVersion: String(Number(version ?? 0) + 1) } };
     return structuredClone(this.lease);
@@ -28,9 +34,21 @@ class Leases {
 }
 
 const election = (leases: Leases, identity: string) =>
-  new LeaderElection({ client: leases.client(), namespace: 'n', name: 'l', identity, log: pino({ level: 'silent' }), durationSeconds: 0.3, renewDeadlineSeconds: 0.2, retrySeconds: 0.03 });
+  new LeaderElection({
+    client: leases.client(),
+    namespace: 'n',
+    name: 'l',
+    identity,
+    log: pino({ level: 'silent' }),
+    durationSeconds: 0.3,
+    renewDeadlineSeconds: 0.2,
+    retrySeconds: 0.03,
+  });
 
-const untilAborted = (signal: AbortSignal) => new Promise<void>((resolve) => (signal.aborted ? resolve() : signal.addEventListener('abort', () => resolve(), { once: true })));
+const untilAborted = (signal: AbortSignal) =>
+  new Promise<void>((resolve) =>
+    signal.aborted ? resolve() : signal.addEventListener('abort', () => resolve(), { once: true }),
+  );
 
 test('never two at once, and a lease that is given back is taken at once', async () => {
   const leases = new Leases();
@@ -58,7 +76,10 @@ test('never two at once, and a lease that is given back is taken at once', async
 test('clocks of other machines do not count: a holder whose times are of long ago leads as long as it renews', async (t) => {
   const leases = new Leases();
   const old = '2001-01-01T00:00:00.000000Z';
-  leases.lease = { metadata: { name: 'l', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' }, spec: { holderIdentity: 'other', leaseDurationSeconds: 0.3, renewTime: old } };
+  leases.lease = {
+    metadata: { name: 'l', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' },
+    spec: { holderIdentity: 'other', leaseDurationSeconds: 0.3, renewTime: old },
+  };
   const renewing = setInterval(() => {
     leases.lease!.metadata.resourceVersion = String(Number(leases.lease!.metadata.resourceVersion) + 1);
   }, 50);

@@ -11,7 +11,13 @@ import type { Client } from './client.ts';
 import { defineResource, type KubernetesObject } from './resource.ts';
 
 export interface Lease extends KubernetesObject {
-  spec?: { holderIdentity?: string; leaseDurationSeconds?: number; acquireTime?: string; renewTime?: string; leaseTransitions?: number };
+  spec?: {
+    holderIdentity?: string;
+    leaseDurationSeconds?: number;
+    acquireTime?: string;
+    renewTime?: string;
+    leaseTransitions?: number;
+  };
 }
 export const leases = defineResource<Lease>('coordination.k8s.io/v1', 'leases');
 
@@ -74,7 +80,8 @@ export class LeaderElection {
       onChange?.(false);
       if (!isLost) await this.#release();
     }
-    if (isLost) throw new LeadershipLost(`lease ${name} could not be renewed for ${this.#options.renewDeadlineSeconds} s`);
+    if (isLost)
+      throw new LeadershipLost(`lease ${name} could not be renewed for ${this.#options.renewDeadlineSeconds} s`);
   }
 
   /** Resolves to true when the Lease could not be renewed for too long or is another's, to false when the signal says stop. */
@@ -89,7 +96,8 @@ export class LeaderElection {
       const left = 1000 * renewDeadlineSeconds - (begun - renewedAt);
       const renewed = await Promise.race([this.#try(), delay(Math.max(0, left), false, { signal }).catch(() => false)]);
       if (renewed) renewedAt = begun;
-      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isAnothers()) return !signal.aborted;
+      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isAnothers())
+        return !signal.aborted;
     }
     return false;
   }
@@ -104,17 +112,40 @@ export class LeaderElection {
     const { client, namespace, name, identity, durationSeconds, log } = this.#options;
     try {
       const now = microTime();
-      const mine = { holderIdentity: identity, leaseDurationSeconds: durationSeconds, acquireTime: now, renewTime: now, leaseTransitions: 0 };
+      const mine = {
+        holderIdentity: identity,
+        leaseDurationSeconds: durationSeconds,
+        acquireTime: now,
+        renewTime: now,
+        leaseTransitions: 0,
+      };
       // What is ours was last written by us: no need to read it first.
       const lease = this.#seen?.spec?.holderIdentity === identity ? this.#seen : await this.#read();
       if (lease === undefined) {
-        this.#see(await client.create(leases, namespace, { apiVersion: leases.apiVersion, kind: 'Lease', metadata: { name, namespace }, spec: mine }));
+        this.#see(
+          await client.create(leases, namespace, {
+            apiVersion: leases.apiVersion,
+            kind: 'Lease',
+            metadata: { name, namespace },
+            spec: mine,
+          }),
+        );
         return true;
       }
-      const { holderIdentity = '', leaseDurationSeconds = durationSeconds, acquireTime, leaseTransitions = 0 } = lease.spec ?? {};
+      const {
+        holderIdentity = '',
+        leaseDurationSeconds = durationSeconds,
+        acquireTime,
+        leaseTransitions = 0,
+      } = lease.spec ?? {};
       const isMine = holderIdentity === identity;
-      if (!isMine && holderIdentity !== '' && performance.now() - this.#seenAt < 1000 * leaseDurationSeconds) return false;
-      const spec = { ...mine, acquireTime: isMine ? (acquireTime ?? now) : now, leaseTransitions: isMine ? leaseTransitions : leaseTransitions + 1 };
+      if (!isMine && holderIdentity !== '' && performance.now() - this.#seenAt < 1000 * leaseDurationSeconds)
+        return false;
+      const spec = {
+        ...mine,
+        acquireTime: isMine ? (acquireTime ?? now) : now,
+        leaseTransitions: isMine ? leaseTransitions : leaseTransitions + 1,
+      };
       this.#see(await client.replace(leases, namespace, name, { ...lease, spec }));
       return true;
     } catch (error) {
@@ -130,13 +161,15 @@ export class LeaderElection {
       return this.#see(await client.get(leases, namespace, name));
     } catch (error) {
       if (!hasReason(error, 'NotFound')) throw error;
-      return (this.#seen = undefined);
+      this.#seen = undefined;
+      return undefined;
     }
   }
 
   #see(lease: Lease): Lease {
     if (lease.metadata.resourceVersion !== this.#seen?.metadata.resourceVersion) this.#seenAt = performance.now();
-    return (this.#seen = lease);
+    this.#seen = lease;
+    return lease;
   }
 
   /** Nobody need wait for what is given back. */
@@ -145,7 +178,10 @@ export class LeaderElection {
     const lease = this.#seen;
     if (!lease || this.#isAnothers()) return;
     try {
-      await client.replace(leases, namespace, name, { ...lease, spec: { ...lease.spec, holderIdentity: '', leaseDurationSeconds: 1, renewTime: microTime() } });
+      await client.replace(leases, namespace, name, {
+        ...lease,
+        spec: { ...lease.spec, holderIdentity: '', leaseDurationSeconds: 1, renewTime: microTime() },
+      });
       log.info({ lease: name }, 'lease given back');
     } catch (error) {
       log.warn({ err: error, lease: name }, 'lease not given back; others wait until it is over');
@@ -153,6 +189,8 @@ export class LeaderElection {
   }
 
   async #pause(signal: AbortSignal): Promise<void> {
-    await delay(1000 * this.#options.retrySeconds * (1 + JITTER * Math.random()), undefined, { signal }).catch(() => {});
+    await delay(1000 * this.#options.retrySeconds * (1 + JITTER * Math.random()), undefined, { signal }).catch(
+      () => {},
+    );
   }
 }

@@ -7,12 +7,13 @@ import type { Cache } from './cache.ts';
 import type { Client } from './client.ts';
 import type { Controller } from './controller.ts';
 import type { EventRecorder } from './event-recorder.ts';
-import { HealthServer, type Check } from './health.ts';
-import { LeaderElection, type ElectionOptions } from './leader-election.ts';
+import { type Check, HealthServer } from './health.ts';
+import { type ElectionOptions, LeaderElection } from './leader-election.ts';
 import type { Metrics } from './metrics.ts';
 
 export interface ManagerOptions {
   client: Client;
+  // biome-ignore lint/suspicious/noExplicitAny: caches of different kinds; a Cache is invariant in its kind
   caches: Record<string, Cache<any>>;
   controllers: Controller[];
   events: EventRecorder;
@@ -40,7 +41,12 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
     const longest = Math.max(0, ...controllers.flatMap(({ queue }) => queue.working));
     return longest > STUCK_SECONDS ? `a reconcile has been running for ${Math.round(longest)} s` : undefined;
   };
-  const ready = Object.fromEntries(Object.entries(caches).map(([name, cache]): [string, Check] => [name, () => (cache.isSynced ? undefined : 'not listed yet')]));
+  const ready = Object.fromEntries(
+    Object.entries(caches).map(([name, cache]): [string, Check] => [
+      name,
+      () => (cache.isSynced ? undefined : 'not listed yet'),
+    ]),
+  );
   const health = new HealthServer({ ...options.health, registry: metrics.registry, alive: { workers: stuck }, ready });
   const watching = new AbortController();
   const port = await health.listen();
@@ -57,7 +63,13 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
       await events.flush();
     };
     if (election === null) await work(signal);
-    else await new LeaderElection({ ...election, client, log, onChange: (leads) => metrics.leads(election.name, leads) }).lead(signal, work);
+    else
+      await new LeaderElection({
+        ...election,
+        client,
+        log,
+        onChange: (leads) => metrics.leads(election.name, leads),
+      }).lead(signal, work);
   } finally {
     watching.abort();
     await Promise.all(watches);

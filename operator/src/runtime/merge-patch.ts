@@ -2,7 +2,8 @@
 import { isDeepStrictEqual } from 'node:util';
 
 type Json = Record<string, unknown>;
-const isObject = (value: unknown): value is Json => value !== null && typeof value === 'object' && !Array.isArray(value);
+const isObject = (value: unknown): value is Json =>
+  value !== null && typeof value === 'object' && !Array.isArray(value);
 
 /** Empty when there is nothing to change. Values that are undefined count as absent. */
 export function mergePatch(before: Json, after: Json): Json {

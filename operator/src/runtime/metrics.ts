@@ -1,5 +1,5 @@
 /** Metrics, under the names that controller-runtime and client-go have for them, so that dashboards made for those work. */
-import { Counter, Gauge, Histogram, Registry, collectDefaultMetrics } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { WorkQueue, WorkQueueMetrics } from './workqueue.ts';
 
 export type Result = 'success' | 'requeue' | 'requeue_after' | 'error';
@@ -18,24 +18,55 @@ const QUEUE_BUCKETS = [1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600];
 export class Metrics {
   readonly registry = new Registry();
   readonly #queues = new Map<string, WorkQueue>();
-  readonly #requests = this.#counter('rest_client_requests_total', 'Requests to the API server, by method and answer.', ['method', 'code']);
-  readonly #watchRestarts = this.#counter('facetrain_watch_restarts_total', 'Watches that ended in an error, by resource.', ['resource']);
+  readonly #requests = this.#counter(
+    'rest_client_requests_total',
+    'Requests to the API server, by method and answer.',
+    ['method', 'code'],
+  );
+  readonly #watchRestarts = this.#counter(
+    'facetrain_watch_restarts_total',
+    'Watches that ended in an error, by resource.',
+    ['resource'],
+  );
   readonly #leader = this.#gauge('leader_election_master_status', '1 while this replica leads.', ['name']);
-  readonly #reconciles = this.#counter('controller_runtime_reconcile_total', 'Reconciles, by how they ended.', ['controller', 'result']);
-  readonly #errors = this.#counter('controller_runtime_reconcile_errors_total', 'Reconciles that failed.', ['controller']);
-  readonly #time = this.#histogram('controller_runtime_reconcile_time_seconds', 'Length of a reconcile.', ['controller'], RECONCILE_BUCKETS);
+  readonly #reconciles = this.#counter('controller_runtime_reconcile_total', 'Reconciles, by how they ended.', [
+    'controller',
+    'result',
+  ]);
+  readonly #errors = this.#counter('controller_runtime_reconcile_errors_total', 'Reconciles that failed.', [
+    'controller',
+  ]);
+  readonly #time = this.#histogram(
+    'controller_runtime_reconcile_time_seconds',
+    'Length of a reconcile.',
+    ['controller'],
+    RECONCILE_BUCKETS,
+  );
   readonly #workers = this.#gauge('controller_runtime_max_concurrent_reconciles', 'Workers there are.', ['controller']);
   readonly #active = this.#gauge('controller_runtime_active_workers', 'Workers that work.', ['controller']);
   readonly #added = this.#counter('workqueue_adds_total', 'Keys added.', ['name']);
   readonly #retries = this.#counter('workqueue_retries_total', 'Keys added again after a failure.', ['name']);
-  readonly #waited = this.#histogram('workqueue_queue_duration_seconds', 'Wait of a key for a worker.', ['name'], QUEUE_BUCKETS);
+  readonly #waited = this.#histogram(
+    'workqueue_queue_duration_seconds',
+    'Wait of a key for a worker.',
+    ['name'],
+    QUEUE_BUCKETS,
+  );
   readonly #worked = this.#histogram('workqueue_work_duration_seconds', 'Work on a key.', ['name'], QUEUE_BUCKETS);
 
   constructor() {
     collectDefaultMetrics({ register: this.registry });
     this.#queueGauge('workqueue_depth', 'Keys that wait.', ({ depth }) => depth);
-    this.#queueGauge('workqueue_unfinished_work_seconds', 'Sum over the keys in work of how long they have been.', ({ working }) => working.reduce((sum, age) => sum + age, 0));
-    this.#queueGauge('workqueue_longest_running_processor_seconds', 'How long the key longest in work has been.', ({ working }) => Math.max(0, ...working));
+    this.#queueGauge(
+      'workqueue_unfinished_work_seconds',
+      'Sum over the keys in work of how long they have been.',
+      ({ working }) => working.reduce((sum, age) => sum + age, 0),
+    );
+    this.#queueGauge(
+      'workqueue_longest_running_processor_seconds',
+      'How long the key longest in work has been.',
+      ({ working }) => Math.max(0, ...working),
+    );
   }
 
   request = (method: string, code: number | '<error>'): void => this.#requests.inc({ method, code: String(code) });

@@ -27,7 +27,10 @@ export interface Resource<T extends KubernetesObject = KubernetesObject> {
   readonly object?: T;
 }
 
-export const defineResource = <T extends KubernetesObject>(apiVersion: string, plural: string): Resource<T> => ({ apiVersion, plural });
+export const defineResource = <T extends KubernetesObject>(apiVersion: string, plural: string): Resource<T> => ({
+  apiVersion,
+  plural,
+});
 
 /** @param namespace null: all of them, or none, for a kind that has no namespaces */
 export function collectionPath({ apiVersion, plural }: Resource, namespace: string | null): string {
@@ -35,14 +38,20 @@ export function collectionPath({ apiVersion, plural }: Resource, namespace: stri
   return namespace === null ? `${root}/${plural}` : `${root}/namespaces/${namespace}/${plural}`;
 }
 
-export const objectPath = (resource: Resource, namespace: string | null, name: string): string => `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
+export const objectPath = (resource: Resource, namespace: string | null, name: string): string =>
+  `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
 
 /** What a work queue calls an object. */
-export const keyOf = ({ metadata: { namespace, name } }: { metadata: Pick<ObjectMeta, 'namespace' | 'name'> }): string => `${namespace ?? ''}/${name}`;
+export const keyOf = ({
+  metadata: { namespace, name },
+}: {
+  metadata: Pick<ObjectMeta, 'namespace' | 'name'>;
+}): string => `${namespace ?? ''}/${name}`;
 
 export function splitKey(key: string): { namespace: string; name: string } {
   const slash = key.indexOf('/');
   return { namespace: key.slice(0, slash), name: key.slice(slash + 1) };
 }
 
-export const controllerOf = ({ metadata }: KubernetesObject) => metadata.ownerReferences?.find(({ controller }) => controller);
+export const controllerOf = ({ metadata }: KubernetesObject) =>
+  metadata.ownerReferences?.find(({ controller }) => controller);

@@ -11,7 +11,10 @@ export const SERVICE_ACCOUNT_FOLDER = '/var/run/secrets/kubernetes.io/serviceacc
 const TOKEN_MILLISECONDS = 60_000;
 
 /** @returns undefined where there is no service account: this is no pod, or one without */
-export function serviceAccount(folder: string, environment: NodeJS.ProcessEnv = process.env): { connection: Pick<ClientOptions, 'server' | 'tls' | 'credentials'>; namespace: string } | undefined {
+export function serviceAccount(
+  folder: string,
+  environment: NodeJS.ProcessEnv = process.env,
+): { connection: Pick<ClientOptions, 'server' | 'tls' | 'credentials'>; namespace: string } | undefined {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = environment;
   if (!host || !port || !existsSync(join(folder, 'token'))) return undefined;
   let authorization = '';
@@ -24,5 +27,8 @@ export function serviceAccount(folder: string, environment: NodeJS.ProcessEnv = 
     return { authorization };
   };
   const server = `https://${isIPv6(host) ? `[${host}]` : host}:${port}`;
-  return { connection: { server, tls: { ca: readFileSync(join(folder, 'ca.crt')) }, credentials }, namespace: readFileSync(join(folder, 'namespace'), 'utf8').trim() };
+  return {
+    connection: { server, tls: { ca: readFileSync(join(folder, 'ca.crt')) }, credentials },
+    namespace: readFileSync(join(folder, 'namespace'), 'utf8').trim(),
+  };
 }

@@ -1,14 +1,22 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
-import { slowStart, type SlowStartOptions } from './slow-start.ts';
+import { type SlowStartOptions, slowStart } from './slow-start.ts';
 
 /** Works in rounds: whatever was begun in a round ends in the next. @returns how many were begun in each */
-async function rounds(count: number, options: SlowStartOptions, fails: (item: number) => boolean | Error = () => false): Promise<{ begun: number[]; error: unknown }> {
+async function rounds(
+  count: number,
+  options: SlowStartOptions,
+  fails: (item: number) => boolean | Error = () => false,
+): Promise<{ begun: number[]; error: unknown }> {
   let error: unknown;
   let ended = false;
   const open: { item: number; end: (good: boolean) => void; fail: (error: Error) => void }[] = [];
-  const all = slowStart(Array.from({ length: count }, (_, i) => i), options, (item) => new Promise<boolean>((end, fail) => open.push({ item, end, fail })))
+  const all = slowStart(
+    Array.from({ length: count }, (_, i) => i),
+    options,
+    (item) => new Promise<boolean>((end, fail) => open.push({ item, end, fail })),
+  )
     .catch((thrown: unknown) => (error = thrown))
     .finally(() => (ended = true));
   const begun: number[] = [];
@@ -39,7 +47,9 @@ test('after one that did not go well none is begun, and what is under way is wai
 });
 
 test('what was thrown first is thrown, once all have ended', async () => {
-  const { begun, error } = await rounds(32, { first: 1, most: 8 }, (item) => (item === 3 || item === 4 ? new Error(`no ${item}`) : false));
+  const { begun, error } = await rounds(32, { first: 1, most: 8 }, (item) =>
+    item === 3 || item === 4 ? new Error(`no ${item}`) : false,
+  );
   assert.deepEqual(begun, [1, 2, 4]);
   assert.equal((error as Error).message, 'no 3');
 });

@@ -16,7 +16,11 @@ export interface SlowStartOptions {
  *
  * @throws what the first piece of work that threw did, when all have ended
  */
-export async function slowStart<T>(items: Iterable<T>, { first, most }: SlowStartOptions, work: (item: T) => Promise<boolean>): Promise<void> {
+export async function slowStart<T>(
+  items: Iterable<T>,
+  { first, most }: SlowStartOptions,
+  work: (item: T) => Promise<boolean>,
+): Promise<void> {
   const left = items[Symbol.iterator]();
   const failures: unknown[] = [];
   let allowed = first;

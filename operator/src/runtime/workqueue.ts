@@ -58,10 +58,13 @@ export class WorkQueue {
     const planned = this.#later.get(key);
     if (planned && planned.at <= at) return;
     clearTimeout(planned?.timer);
-    const timer = setTimeout(() => {
-      this.#later.delete(key);
-      this.add(key);
-    }, Math.min(milliseconds, 2 ** 31 - 1));
+    const timer = setTimeout(
+      () => {
+        this.#later.delete(key);
+        this.add(key);
+      },
+      Math.min(milliseconds, 2 ** 31 - 1),
+    );
     this.#later.set(key, { at, timer });
   }
 

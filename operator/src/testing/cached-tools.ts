@@ -2,4 +2,4 @@
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 
-export const cachedTools = join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin');
+export const cachedTools = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain'), 'bin');

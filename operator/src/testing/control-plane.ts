@@ -3,17 +3,17 @@
  * plays them. The binaries are those that `npm run setup -- --test` builds, or those in KUBEBUILDER_ASSETS.
  */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { closeSync, existsSync, openSync } from 'node:fs';
-import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
-import { createServer, type AddressInfo } from 'node:net';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parse } from 'yaml';
 import { Client } from '../runtime/client.ts';
-import { eventually } from './eventually.ts';
 import { cachedTools } from './cached-tools.ts';
+import { eventually } from './eventually.ts';
 
 const CRDS = join(import.meta.dirname, '..', '..', '..', 'crds');
 const START_MILLISECONDS = 60_000;
@@ -49,22 +49,57 @@ export class ControlPlane {
       const peer = `http://127.0.0.1:${peerPort}`;
       processes.push(
         run('etcd', folder, [
-          '--data-dir', join(folder, 'etcd'), '--unsafe-no-fsync', '--listen-client-urls', etcd, '--advertise-client-urls', etcd,
-          '--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `default=${peer}`,
+          '--data-dir',
+          join(folder, 'etcd'),
+          '--unsafe-no-fsync',
+          '--listen-client-urls',
+          etcd,
+          '--advertise-client-urls',
+          etcd,
+          '--listen-peer-urls',
+          peer,
+          '--initial-advertise-peer-urls',
+          peer,
+          '--initial-cluster',
+          `default=${peer}`,
         ]),
       );
       const token = randomUUID();
-      const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256', privateKeyEncoding: { type: 'sec1', format: 'pem' }, publicKeyEncoding: { type: 'spki', format: 'pem' } });
+      const { privateKey } = generateKeyPairSync('ec', {
+        namedCurve: 'P-256',
+        privateKeyEncoding: { type: 'sec1', format: 'pem' },
+        publicKeyEncoding: { type: 'spki', format: 'pem' },
+      });
       const key = join(folder, 'service-accounts.key');
       const tokens = join(folder, 'tokens.csv');
       await writeFile(key, privateKey);
       await writeFile(tokens, `${token},admin,admin,system:masters\n`);
       processes.push(
         run('kube-apiserver', folder, [
-          '--etcd-servers', etcd, '--bind-address', '127.0.0.1', '--secure-port', String(securePort), '--cert-dir', join(folder, 'certificates'),
-          '--service-cluster-ip-range', '10.0.0.0/24', '--authorization-mode', 'RBAC', '--token-auth-file', tokens, '--allow-privileged',
-          '--disable-admission-plugins', 'ServiceAccount', '--service-account-issuer', 'https://kubernetes.default.svc',
-          '--service-account-key-file', key, '--service-account-signing-key-file', key, ...flags,
+          '--etcd-servers',
+          etcd,
+          '--bind-address',
+          '127.0.0.1',
+          '--secure-port',
+          String(securePort),
+          '--cert-dir',
+          join(folder, 'certificates'),
+          '--service-cluster-ip-range',
+          '10.0.0.0/24',
+          '--authorization-mode',
+          'RBAC',
+          '--token-auth-file',
+          tokens,
+          '--allow-privileged',
+          '--disable-admission-plugins',
+          'ServiceAccount',
+          '--service-account-issuer',
+          'https://kubernetes.default.svc',
+          '--service-account-key-file',
+          key,
+          '--service-account-signing-key-file',
+          key,
+          ...flags,
         ]),
       );
       const certificate = join(folder, 'certificates', 'apiserver.crt');
@@ -87,9 +122,14 @@ export class ControlPlane {
   /** Installs crds/ and waits until they are served. */
   async installCrds(): Promise<void> {
     for (const file of await readdir(CRDS)) {
-      const definition = parse(await readFile(join(CRDS, file), 'utf8')) as { spec: { group: string; names: { plural: string } } };
+      const definition = parse(await readFile(join(CRDS, file), 'utf8')) as {
+        spec: { group: string; names: { plural: string } };
+      };
       await this.client.post('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', definition);
-      await eventually(() => this.client.raw(`/apis/${definition.spec.group}/v1alpha1/${definition.spec.names.plural}`), START_MILLISECONDS);
+      await eventually(
+        () => this.client.raw(`/apis/${definition.spec.group}/v1alpha1/${definition.spec.names.plural}`),
+        START_MILLISECONDS,
+      );
     }
   }
 
@@ -102,7 +142,12 @@ export class ControlPlane {
     const config = {
       'current-context': 'c',
       contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],
-      clusters: [{ name: 'c', cluster: { server: this.server, 'certificate-authority-data': Buffer.from(this.ca).toString('base64') } }],
+      clusters: [
+        {
+          name: 'c',
+          cluster: { server: this.server, 'certificate-authority-data': Buffer.from(this.ca).toString('base64') },
+        },
+      ],
       users: [{ name: 'u', user: { token: this.token } }],
     };
     const file = join(this.#folder, 'kubeconfig');
@@ -113,7 +158,8 @@ export class ControlPlane {
   /** @returns what a pod of the administrator's would have: a folder with the token, and where the server is */
   async serviceAccount(namespace: string): Promise<{ folder: string; env: Record<string, string> }> {
     const folder = await mkdtemp(join(this.#folder, 'service-account-'));
-    for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace })) await writeFile(join(folder, name), text);
+    for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace }))
+      await writeFile(join(folder, name), text);
     const { hostname, port } = new URL(this.server);
     return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
   }
@@ -141,7 +187,10 @@ export class ControlPlane {
 
 function run(name: string, folder: string, args: string[]): ChildProcess {
   // Other people's assets need not hold all that ours do.
-  const program = [process.env['KUBEBUILDER_ASSETS'], cachedTools].flatMap((assets) => assets ?? []).map((assets) => join(assets, name)).find((file) => existsSync(file));
+  const program = [process.env.KUBEBUILDER_ASSETS, cachedTools]
+    .flatMap((assets) => assets ?? [])
+    .map((assets) => join(assets, name))
+    .find((file) => existsSync(file));
   assert(program, `${join(cachedTools, name)} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
   const log = openSync(join(folder, `${name}.log`), 'a');
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });
@@ -153,16 +202,22 @@ function run(name: string, folder: string, args: string[]): ChildProcess {
 
 async function logOf(folder: string): Promise<string> {
   const logs = (await readdir(folder)).filter((name) => name.endsWith('.log'));
-  const texts = await Promise.all(logs.map(async (name) => `${name}:\n${(await readFile(join(folder, name), 'utf8')).slice(-3000)}`));
+  const texts = await Promise.all(
+    logs.map(async (name) => `${name}:\n${(await readFile(join(folder, name), 'utf8')).slice(-3000)}`),
+  );
   return texts.join('\n');
 }
 
 /** Held together until all are known, so that they differ. */
 export async function freePorts(count: number): Promise<number[]> {
   const servers = await Promise.all(
-    Array.from({ length: count }, () => new Promise<ReturnType<typeof createServer>>((resolve) => {
-      const server = createServer().listen(0, '127.0.0.1', () => resolve(server));
-    })),
+    Array.from(
+      { length: count },
+      () =>
+        new Promise<ReturnType<typeof createServer>>((resolve) => {
+          const server = createServer().listen(0, '127.0.0.1', () => resolve(server));
+        }),
+    ),
   );
   const ports = servers.map((server) => (server.address() as AddressInfo).port);
   await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));

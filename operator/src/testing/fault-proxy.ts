@@ -47,7 +47,12 @@ export class FaultProxy {
   }
 
   /** The next `times` requests like this are answered with an error, and not passed on. */
-  fail(method: string, path: RegExp, code: number, { times = 1, headers = {} }: { times?: number; headers?: Record<string, string> } = {}): void {
+  fail(
+    method: string,
+    path: RegExp,
+    code: number,
+    { times = 1, headers = {} }: { times?: number; headers?: Record<string, string> } = {},
+  ): void {
     this.#faults.push({ method, path, times, code, headers });
   }
 
@@ -68,24 +73,44 @@ export class FaultProxy {
 
   #forward(target: URL, incoming: IncomingMessage, outgoing: ServerResponse): void {
     const { method = '', url = '', headers } = incoming;
-    const fault = this.#faults.find((candidate) => candidate.times > 0 && candidate.method === method && candidate.path.test(url));
+    const fault = this.#faults.find(
+      (candidate) => candidate.times > 0 && candidate.method === method && candidate.path.test(url),
+    );
     if (fault) {
       fault.times--;
       this.seen.push({ method, url, code: fault.code });
       incoming.resume().on('end', () => {
-        const status = { kind: 'Status', apiVersion: 'v1', status: 'Failure', code: fault.code, message: 'made up by the test' };
-        outgoing.writeHead(fault.code, { 'content-type': 'application/json', ...fault.headers }).end(JSON.stringify(status));
+        const status = {
+          kind: 'Status',
+          apiVersion: 'v1',
+          status: 'Failure',
+          code: fault.code,
+          message: 'made up by the test',
+        };
+        outgoing
+          .writeHead(fault.code, { 'content-type': 'application/json', ...fault.headers })
+          .end(JSON.stringify(status));
       });
       return;
     }
     const isWatch = /[?&]watch=true/.test(url);
-    const upstream = request({ host: target.hostname, port: target.port, method, path: url, headers: { ...headers, host: target.host }, agent: this.#agent }, (answer) => {
-      this.seen.push({ method, url, code: answer.statusCode! });
-      outgoing.writeHead(answer.statusCode!, answer.headers);
-      outgoing.flushHeaders();
-      answer.pipe(outgoing);
-      answer.on('error', () => outgoing.destroy());
-    });
+    const upstream = request(
+      {
+        host: target.hostname,
+        port: target.port,
+        method,
+        path: url,
+        headers: { ...headers, host: target.host },
+        agent: this.#agent,
+      },
+      (answer) => {
+        this.seen.push({ method, url, code: answer.statusCode! });
+        outgoing.writeHead(answer.statusCode!, answer.headers);
+        outgoing.flushHeaders();
+        answer.pipe(outgoing);
+        answer.on('error', () => outgoing.destroy());
+      },
+    );
     upstream.on('error', () => outgoing.destroy());
     if (isWatch) this.#watches.add(outgoing);
     outgoing.on('close', () => {

@@ -2,17 +2,17 @@
 import assert from 'node:assert/strict';
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import { pino } from 'pino';
+import { clusterEnvironment } from '../controllers/cluster-environment.ts';
+import { type OperatorOptions, runOperator } from '../controllers/operator.ts';
+import { faceTrainJobs, type JobObject, pods, quantizeJobs } from '../controllers/resources.ts';
 import { Client } from '../runtime/client.ts';
 import { Metrics } from '../runtime/metrics.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import type { ControlPlane } from './control-plane.ts';
 import { eventually } from './eventually.ts';
 import { FaultProxy } from './fault-proxy.ts';
-import { clusterEnvironment } from '../controllers/cluster-environment.ts';
-import { runOperator, type OperatorOptions } from '../controllers/operator.ts';
-import { faceTrainJobs, pods, quantizeJobs, type JobObject } from '../controllers/resources.ts';
 
-const silent = pino({ level: process.env['FACETRAIN_TEST_LOG'] ?? 'silent' });
+const silent = pino({ level: process.env.FACETRAIN_TEST_LOG ?? 'silent' });
 /** Long enough for a list, a watch and a few writes; a write that should not be shows within it. */
 const QUIET_MILLISECONDS = 1_500;
 
@@ -42,7 +42,11 @@ export async function startOperator(plane: ControlPlane, namespace: string, choi
   const proxy = await FaultProxy.start(plane.server, plane.ca);
   through?.(proxy);
   const metrics = new Metrics();
-  const client = new Client({ server: proxy.server, credentials: async () => ({ authorization: `Bearer ${token}` }), onResponse: metrics.request });
+  const client = new Client({
+    server: proxy.server,
+    credentials: async () => ({ authorization: `Bearer ${token}` }),
+    onResponse: metrics.request,
+  });
   const stop = new AbortController();
   const listening = Promise.withResolvers<number>();
   const ended = runOperator(
@@ -62,10 +66,12 @@ export async function startOperator(plane: ControlPlane, namespace: string, choi
     },
     stop.signal,
   ).catch((error: unknown) => error);
-  const port = await Promise.race([listening.promise, ended.then((error) => Promise.reject(error as Error))]).catch(async (error: unknown) => {
-    await proxy.close();
-    throw error;
-  });
+  const port = await Promise.race([listening.promise, ended.then((error) => Promise.reject(error as Error))]).catch(
+    async (error: unknown) => {
+      await proxy.close();
+      throw error;
+    },
+  );
   const replica = {
     proxy,
     address: `http://127.0.0.1:${port}`,
@@ -77,7 +83,8 @@ export async function startOperator(plane: ControlPlane, namespace: string, choi
     },
     cutOff: () => proxy.close(),
   };
-  if (!more.election && !unready) await eventually(async () => assert.equal((await fetch(`${replica.address}/readyz`)).status, 200));
+  if (!more.election && !unready)
+    await eventually(async () => assert.equal((await fetch(`${replica.address}/readyz`)).status, 200));
   return replica;
 }
 
@@ -102,7 +109,12 @@ export class Scene {
     this.operator = operator;
   }
 
-  static async open(t: { after(end: () => Promise<void>): void }, plane: ControlPlane, namespace: string, choices: Choices = {}): Promise<Scene> {
+  static async open(
+    t: { after(end: () => Promise<void>): void },
+    plane: ControlPlane,
+    namespace: string,
+    choices: Choices = {},
+  ): Promise<Scene> {
     await plane.createNamespace(namespace);
     const operator = await startOperator(plane, namespace, choices);
     t.after(() => operator.stop());
@@ -117,12 +129,26 @@ export class Scene {
       globalBatchSize: 64,
       trainers: { replicas: 2 },
     };
-    return this.create(faceTrainJobs, { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name }, spec: { ...least, ...spec } });
+    return this.create(faceTrainJobs, {
+      apiVersion: 'facetrain.dev/v1alpha1',
+      kind: 'FaceTrainJob',
+      metadata: { name },
+      spec: { ...least, ...spec },
+    });
   }
 
   applyQuantizeJob(name: string, spec: Record<string, unknown> = {}): Promise<JobObject> {
-    const least = { model: { uri: 'pvc://data/model.onnx' }, calibration: { dataset: { uri: 'pvc://data/faces' } }, output: { uri: 'pvc://data/int7' } };
-    return this.create(quantizeJobs, { apiVersion: 'facetrain.dev/v1alpha1', kind: 'QuantizeJob', metadata: { name }, spec: { ...least, ...spec } });
+    const least = {
+      model: { uri: 'pvc://data/model.onnx' },
+      calibration: { dataset: { uri: 'pvc://data/faces' } },
+      output: { uri: 'pvc://data/int7' },
+    };
+    return this.create(quantizeJobs, {
+      apiVersion: 'facetrain.dev/v1alpha1',
+      kind: 'QuantizeJob',
+      metadata: { name },
+      spec: { ...least, ...spec },
+    });
   }
 
   create<T extends KubernetesObject>(resource: Resource<T>, object: object): Promise<T> {
@@ -131,7 +157,12 @@ export class Scene {
   get<T extends KubernetesObject>(resource: Resource<T>, name: string): Promise<T> {
     return this.plane.client.get(resource, this.namespace, name);
   }
-  patch<T extends KubernetesObject>(resource: Resource<T>, name: string, patch: object, subresource?: 'status'): Promise<T> {
+  patch<T extends KubernetesObject>(
+    resource: Resource<T>,
+    name: string,
+    patch: object,
+    subresource?: 'status',
+  ): Promise<T> {
     return this.plane.client.patch(resource, this.namespace, name, patch, subresource);
   }
   async delete(resource: Resource, name: string): Promise<void> {
@@ -153,7 +184,10 @@ export class Scene {
 
   async names(resource: Resource): Promise<string[]> {
     const { items } = await this.plane.client.list<KubernetesObject>(resource, this.namespace, {});
-    return items!.map(({ metadata }) => metadata.name).filter((name) => name !== 'kube-root-ca.crt').sort();
+    return items!
+      .map(({ metadata }) => metadata.name)
+      .filter((name) => name !== 'kube-root-ca.crt')
+      .sort();
   }
   async hasPods(...names: string[]): Promise<void> {
     await eventually(async () => assert.deepEqual(await this.names(pods), names));
@@ -162,26 +196,54 @@ export class Scene {
   /** What a scheduler would write. */
   async schedule(name: string, node: string): Promise<void> {
     const target = { apiVersion: 'v1', kind: 'Node', name: node };
-    await this.plane.client.post(`/api/v1/namespaces/${this.namespace}/pods/${name}/binding`, { apiVersion: 'v1', kind: 'Binding', metadata: { name }, target });
+    await this.plane.client.post(`/api/v1/namespaces/${this.namespace}/pods/${name}/binding`, {
+      apiVersion: 'v1',
+      kind: 'Binding',
+      metadata: { name },
+      target,
+    });
   }
 
   /** What a kubelet would write. */
-  async becomes(name: string, phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed', { exitCode, message, podIP, waiting }: KubeletWords = {}): Promise<void> {
+  async becomes(
+    name: string,
+    phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed',
+    { exitCode, message, podIP, waiting }: KubeletWords = {},
+  ): Promise<void> {
     const text = typeof message === 'object' ? JSON.stringify(message) : message;
-    const terminated = { exitCode, reason: exitCode === 0 ? 'Completed' : 'Error', finishedAt: new Date().toISOString(), ...(text !== undefined && { message: text }) };
-    const state = exitCode !== undefined ? { terminated } : phase === 'Pending' ? { waiting: waiting ?? { reason: 'ContainerCreating' } } : { running: {} };
+    const terminated = {
+      exitCode,
+      reason: exitCode === 0 ? 'Completed' : 'Error',
+      finishedAt: new Date().toISOString(),
+      ...(text !== undefined && { message: text }),
+    };
+    const state =
+      exitCode !== undefined
+        ? { terminated }
+        : phase === 'Pending'
+          ? { waiting: waiting ?? { reason: 'ContainerCreating' } }
+          : { running: {} };
     const ready = phase === 'Running';
-    await this.patch(pods, name, {
-      status: {
-        phase,
-        ...(podIP && { podIP, podIPs: [{ ip: podIP }] }),
-        conditions: [{ type: 'Ready', status: ready ? 'True' : 'False' }, { type: 'PodScheduled', status: 'True' }],
-        containerStatuses: [{ name: 'facetrain', ready, restartCount: 0, image: 'x', imageID: '', state }],
+    await this.patch(
+      pods,
+      name,
+      {
+        status: {
+          phase,
+          ...(podIP && { podIP, podIPs: [{ ip: podIP }] }),
+          conditions: [
+            { type: 'Ready', status: ready ? 'True' : 'False' },
+            { type: 'PodScheduled', status: 'True' },
+          ],
+          containerStatuses: [{ name: 'facetrain', ready, restartCount: 0, image: 'x', imageID: '', state }],
+        },
       },
-    }, 'status');
+      'status',
+    );
   }
   async allBecome(...[phase, words]: [phase: 'Running' | 'Succeeded', words?: KubeletWords]): Promise<void> {
-    for (const name of await this.names(pods)) await this.becomes(name, phase, phase === 'Succeeded' ? { exitCode: 0, ...words } : words);
+    for (const name of await this.names(pods))
+      await this.becomes(name, phase, phase === 'Succeeded' ? { exitCode: 0, ...words } : words);
   }
 
   phaseIs(name: string, phase: string, resource: Resource<JobObject> = faceTrainJobs): Promise<void> {

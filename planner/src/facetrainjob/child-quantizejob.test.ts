@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { QuantizeJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import { type FaceTrainJobStatus, QuantizeJob, type QuantizeJobStatus } from '@facetrain/api';
 import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
-import { after, at, makeJob, makePod, type FaceTrainJobBuilder } from '../testing/builders.ts';
+import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
@@ -12,8 +12,12 @@ const CHILD: ObservedObject = { kind: 'QuantizeJob', name: 'faces-quantize', uid
 
 const plan = (job: FaceTrainJobBuilder, more: Partial<ObservedFaceTrainJob> = {}, status = STARTED, seconds = 100) =>
   planFaceTrainJob(job.observe(status, DONE, more), after(seconds), testEnvironment);
-const conditionOf = (status: FaceTrainJobStatus) => status.conditions!.find(({ type }) => type === 'QuantizationSucceeded');
-const child = (status: QuantizeJobStatus, suspend = false): Partial<ObservedFaceTrainJob> => ({ objects: [CHILD], quantizeJob: { spec: { suspend }, status } });
+const conditionOf = (status: FaceTrainJobStatus) =>
+  status.conditions!.find(({ type }) => type === 'QuantizationSucceeded');
+const child = (status: QuantizeJobStatus, suspend = false): Partial<ObservedFaceTrainJob> => ({
+  objects: [CHILD],
+  quantizeJob: { spec: { suspend }, status },
+});
 
 function made(job: FaceTrainJobBuilder): QuantizeJob {
   const [action, ...rest] = plan(job).actions;
@@ -61,7 +65,11 @@ describe('the outcome of the child is the parent’s', () => {
     conditions: [{ type, status: 'True', reason: 'GateFailed', message: 'cosine 0.9', lastTransitionTime: at(0) }],
   });
   const cases: Record<string, { child: QuantizeJobStatus; want: object; wantCondition: [string, string] }> = {
-    'not begun': { child: {}, want: { phase: 'Quantizing', trainingCompletionTime: at(100) }, wantCondition: ['Unknown', 'Quantizing'] },
+    'not begun': {
+      child: {},
+      want: { phase: 'Quantizing', trainingCompletionTime: at(100) },
+      wantCondition: ['Unknown', 'Quantizing'],
+    },
     running: { child: { phase: 'Running' }, want: { phase: 'Quantizing' }, wantCondition: ['Unknown', 'Quantizing'] },
     succeeded: {
       child: { phase: 'Succeeded', artifact },
@@ -107,11 +115,15 @@ test('training that is done is remembered even if the job is suspended before it
 
 test('the child is suspended and resumed with its parent', () => {
   const suspending = plan(makeJob().quantized().suspended(), child({ phase: 'Running' }));
-  assert.deepEqual(suspending.actions, [{ type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: true } }]);
+  assert.deepEqual(suspending.actions, [
+    { type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: true } },
+  ]);
   const suspended = plan(makeJob().quantized().suspended(), child({ phase: 'Suspended' }, true));
   assert.deepEqual([suspended.actions, suspended.status.phase], [[], 'Suspended']);
   const resuming = plan(makeJob().quantized(), child({ phase: 'Suspended' }, true));
-  assert.deepEqual(resuming.actions, [{ type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: false } }]);
+  assert.deepEqual(resuming.actions, [
+    { type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: false } },
+  ]);
 });
 
 test('trainers that rank 0 has left behind end with the training, also of a job that is suspended, and even if pods are to be left alone', () => {
@@ -122,7 +134,11 @@ test('trainers that rank 0 has left behind end with the training, also of a job 
     [false, child({ phase: 'Running' })],
     [true, child({ phase: 'Suspended' }, true)],
   ] as const) {
-    const { actions } = planFaceTrainJob(job.suspended(suspend).observe(status, pods, more), after(100), testEnvironment);
+    const { actions } = planFaceTrainJob(
+      job.suspended(suspend).observe(status, pods, more),
+      after(100),
+      testEnvironment,
+    );
     assert.deepEqual(
       actions.map((action) => action.type === 'delete' && action.name),
       ['faces-0-1'],

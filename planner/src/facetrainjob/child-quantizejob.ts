@@ -1,24 +1,30 @@
 /** The QuantizeJob of a trained job: made once, suspended with its parent, and its outcome is the parent's. */
-import { API_VERSION, joinStorageUri, type FaceTrainJobSpec } from '@facetrain/api';
+import { API_VERSION, type FaceTrainJobSpec, joinStorageUri } from '@facetrain/api';
+import type { JobView } from '../attempt.ts';
+import { type Child, hindered, missing, obstacle } from '../children.ts';
+import { findCondition } from '../conditions.ts';
 import { childMetadata } from '../names.ts';
 import type { QuantizeJobObject } from '../objects.ts';
 import type { JobIdentity, ObservedFaceTrainJob } from '../observed.ts';
+import { compact } from '../plain-data.ts';
 import type { Action } from '../plan.ts';
-import { hindered, missing, obstacle, type Child } from '../children.ts';
-import { findCondition } from '../conditions.ts';
-import type { JobView } from '../attempt.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
-import { compact } from '../plain-data.ts';
 
 export const quantizeJobName = (job: JobIdentity): string => `${job.name}-quantize`;
 
 export function quantizeChild(job: JobIdentity, spec: FaceTrainJobSpec): Child[] {
-  return spec.quantize ? [{ kind: 'QuantizeJob', name: quantizeJobName(job), make: () => quantizeJob(job, spec, spec.quantize!) }] : [];
+  return spec.quantize
+    ? [{ kind: 'QuantizeJob', name: quantizeJobName(job), make: () => quantizeJob(job, spec, spec.quantize!) }]
+    : [];
 }
 
 /** What the template leaves out is the training's own: its model, its faces, its verification sets. */
-function quantizeJob(job: JobIdentity, spec: FaceTrainJobSpec, template: NonNullable<FaceTrainJobSpec['quantize']>): QuantizeJobObject {
+function quantizeJob(
+  job: JobIdentity,
+  spec: FaceTrainJobSpec,
+  template: NonNullable<FaceTrainJobSpec['quantize']>,
+): QuantizeJobObject {
   const { calibration, evaluation, output, ...same } = template;
   return {
     apiVersion: API_VERSION,
@@ -52,16 +58,25 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
     const refusal = obstacle({ create, names: children, objects, refused });
     return refusal
       ? hindered(refusal)
-      : quantizing(`${called} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
+      : quantizing(
+          `${called} is being made`,
+          ...create.map(({ make }): Action => ({ type: 'create', object: make() })),
+        );
   }
   switch (child?.status.phase) {
     case 'Succeeded':
       return { name: 'Succeeded', message: 'training and quantization succeeded' };
     case 'Failed':
-      return { name: 'Failed', reason: Reason.quantizationFailed, message: `${called}: ${saying(child, ConditionType.failed)}` };
+      return {
+        name: 'Failed',
+        reason: Reason.quantizationFailed,
+        message: `${called}: ${saying(child, ConditionType.failed)}`,
+      };
   }
   if (child && child.spec.suspend !== spec.suspend) {
-    const { name, uid } = objects.find((object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity))!;
+    const { name, uid } = objects.find(
+      (object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity),
+    )!;
     return quantizing(`${called} is being ${spec.suspend ? 'suspended' : 'resumed'}`, {
       type: 'patch',
       kind: 'QuantizeJob',
@@ -70,10 +85,15 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
       spec: { suspend: spec.suspend },
     });
   }
-  return spec.suspend ? { name: 'Suspended' } : quantizing(`${called}: ${child ? saying(child, ConditionType.ready) : 'made'}`);
+  return spec.suspend
+    ? { name: 'Suspended' }
+    : quantizing(`${called}: ${child ? saying(child, ConditionType.ready) : 'made'}`);
 }
 
-function saying({ status: { conditions } }: NonNullable<ObservedFaceTrainJob['quantizeJob']>, type: ConditionType): string {
+function saying(
+  { status: { conditions } }: NonNullable<ObservedFaceTrainJob['quantizeJob']>,
+  type: ConditionType,
+): string {
   const condition = findCondition(conditions, type);
   return condition ? `${condition.reason}: ${condition.message}` : 'it has not begun';
 }

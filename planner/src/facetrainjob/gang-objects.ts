@@ -7,10 +7,10 @@ import { attemptName, childMetadata, Label, podName, selectorLabels } from '../n
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
-import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { Reason } from '../reasons.ts';
-import { allStorage, trainerConfig, trainerStorage, type TrainerStorage } from './make-trainer-config.ts';
-import { podGroup, type Gang } from './gang.ts';
+import { type Gang, podGroup } from './gang.ts';
+import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
 
 export interface Attempt {
   job: JobIdentity;
@@ -28,17 +28,32 @@ export function childrenOf(context: Attempt): Child[] {
   const digest = trainingDigest(spec);
   return [
     { kind: 'Service', name: job.name, make: () => service(job, spec) },
-    ...(spec.networkPolicy.enabled ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }] : []),
+    ...(spec.networkPolicy.enabled
+      ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }]
+      : []),
     { kind: 'ConfigMap', name, make: () => configMap(context, storage, digest) },
-    ...(gang.mode === 'native' ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }] : []),
-    ...ranks.map((rank) => ({ kind: 'Pod' as const, name: podName(job, attempt, rank), make: () => pod(context, storage, digest, rank) })),
+    ...(gang.mode === 'native'
+      ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }]
+      : []),
+    ...ranks.map((rank) => ({
+      kind: 'Pod' as const,
+      name: podName(job, attempt, rank),
+      make: () => pod(context, storage, digest, rank),
+    })),
   ];
 }
 
 export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | null {
   if (gang.mode === 'unavailable')
-    return { reason: Reason.gangUnavailable, message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None' };
-  return templateConflict(spec.trainers.podTemplate, allStorage(trainerStorage(spec, environment)), 'spec.trainers.podTemplate');
+    return {
+      reason: Reason.gangUnavailable,
+      message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None',
+    };
+  return templateConflict(
+    spec.trainers.podTemplate,
+    allStorage(trainerStorage(spec, environment)),
+    'spec.trainers.podTemplate',
+  );
 }
 
 const digests = new WeakMap<FaceTrainJobSpec, string>();
@@ -49,7 +64,19 @@ export function trainingDigest(spec: FaceTrainJobSpec): string {
   if (kept !== undefined) return kept;
   const { dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers } = spec;
   const { replicas, progressPort, rendezvousPort } = trainers;
-  const digest = specDigest({ dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, replicas, progressPort, rendezvousPort });
+  const digest = specDigest({
+    dataset,
+    loss,
+    optimizer,
+    schedule,
+    epochs,
+    globalBatchSize,
+    seed,
+    augmentation,
+    replicas,
+    progressPort,
+    rendezvousPort,
+  });
   digests.set(spec, digest);
   return digest;
 }
@@ -65,7 +92,12 @@ function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
       { name: 'progress', port: trainers.progressPort },
     ],
   };
-  return { apiVersion: 'v1', kind: 'Service', metadata: childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) }), spec };
+  return {
+    apiVersion: 'v1',
+    kind: 'Service',
+    metadata: childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) }),
+    spec,
+  };
 }
 
 /** Collectives use ports that nobody knows beforehand, so all are open, but only to the job's own pods. */
@@ -73,7 +105,10 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
   const spec: NetworkPolicy['spec'] = {
     podSelector: { matchLabels: selectorLabels(job) },
     policyTypes: ['Ingress'],
-    ingress: [{ from: [{ podSelector: { matchLabels: selectorLabels(job) } }] }, { ports: [{ protocol: 'TCP', port: trainers.progressPort }] }],
+    ingress: [
+      { from: [{ podSelector: { matchLabels: selectorLabels(job) } }] },
+      { ports: [{ protocol: 'TCP', port: trainers.progressPort }] },
+    ],
   };
   const metadata = childMetadata('FaceTrainJob', job, job.name, { [Label.specDigest]: specDigest(spec) });
   return { apiVersion: 'networking.k8s.io/v1', kind: 'NetworkPolicy', metadata, spec };
@@ -87,9 +122,17 @@ export function outdated({ job, spec }: Attempt, objects: ObservedObject[]): Act
     const there = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
     if (!there) continue;
     const { name, uid, specDigest: digest } = there;
-    if (kind === 'NetworkPolicy' && !spec.networkPolicy.enabled) actions.push({ type: 'delete', kind, name, uid, reason: Reason.notWanted });
+    if (kind === 'NetworkPolicy' && !spec.networkPolicy.enabled)
+      actions.push({ type: 'delete', kind, name, uid, reason: Reason.notWanted });
     else if (digest !== undefined && digest !== metadata.labels[Label.specDigest]) {
-      actions.push({ type: 'patch', kind, name, uid, spec: { ...wanted.spec }, labels: { [Label.specDigest]: metadata.labels[Label.specDigest]! } });
+      actions.push({
+        type: 'patch',
+        kind,
+        name,
+        uid,
+        spec: { ...wanted.spec },
+        labels: { [Label.specDigest]: metadata.labels[Label.specDigest]! },
+      });
     }
   }
   return actions;
@@ -100,19 +143,31 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Traine
   return {
     apiVersion: 'v1',
     kind: 'ConfigMap',
-    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: digest }),
+    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), {
+      [Label.attempt]: String(attempt),
+      [Label.specDigest]: digest,
+    }),
     immutable: true,
     data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
   };
 }
 
-function pod({ job, spec, attempt, gang, environment }: Attempt, storage: TrainerStorage, digest: string, rank: number): Pod {
+function pod(
+  { job, spec, attempt, gang, environment }: Attempt,
+  storage: TrainerStorage,
+  digest: string,
+  rank: number,
+): Pod {
   const { trainers } = spec;
   const name = podName(job, attempt, rank);
   const gangName = attemptName(job, attempt);
   const master = environment.master(job, attempt, trainers.rendezvousPort);
   const parts: PodParts = {
-    metadata: childMetadata('FaceTrainJob', job, name, { [Label.attempt]: String(attempt), [Label.rank]: String(rank), [Label.specDigest]: digest }),
+    metadata: childMetadata('FaceTrainJob', job, name, {
+      [Label.attempt]: String(attempt),
+      [Label.rank]: String(rank),
+      [Label.specDigest]: digest,
+    }),
     fields: trainers,
     args: ['train'],
     env: [

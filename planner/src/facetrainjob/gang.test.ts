@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
-import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
 import type { ObservedPod } from '../objects.ts';
+import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
 import { after, at, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
@@ -10,17 +10,30 @@ import { planFaceTrainJob } from './plan-facetrainjob.ts';
 const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
 const GROUP: ObservedObject = { kind: 'PodGroup', name: 'faces-0', uid: 'g', owned: true };
 const OBJECTS: ObservedObject[] = [
-  ...(['Service', 'NetworkPolicy'] as const).map((kind): ObservedObject => ({ kind, name: 'faces', uid: kind, owned: true })),
+  ...(['Service', 'NetworkPolicy'] as const).map(
+    (kind): ObservedObject => ({ kind, name: 'faces', uid: kind, owned: true }),
+  ),
   { kind: 'ConfigMap', name: 'faces-0', uid: 'c', owned: true },
 ];
 
 function plan(pods: ObservedPod[], more: Partial<ObservedFaceTrainJob>, status = STARTED) {
-  return planFaceTrainJob(makeJob().observe(status, pods, { objects: [...OBJECTS, GROUP], podGroupApi: 'scheduling.k8s.io/v1beta1', ...more }), after(100), testEnvironment);
+  return planFaceTrainJob(
+    makeJob().observe(status, pods, {
+      objects: [...OBJECTS, GROUP],
+      podGroupApi: 'scheduling.k8s.io/v1beta1',
+      ...more,
+    }),
+    after(100),
+    testEnvironment,
+  );
 }
 
 test('a PodGroup that is missing is made again', () => {
   const { actions } = plan([makePod(0).build(), makePod(1).build()], { objects: OBJECTS });
-  assert.deepEqual(actions.map((action) => action.type === 'create' && action.object.kind), ['PodGroup']);
+  assert.deepEqual(
+    actions.map((action) => action.type === 'create' && action.object.kind),
+    ['PodGroup'],
+  );
 });
 
 describe('a PodGroup that somebody deletes', () => {
@@ -28,31 +41,48 @@ describe('a PodGroup that somebody deletes', () => {
   test('while pods wait: a new attempt with a group of its own, which does not count', () => {
     const { status, actions } = plan([makePod(0).build(), makePod(1).running().build()], going);
     assert.deepEqual(actions, []);
-    assert.partialDeepStrictEqual(status, { attempt: 1, restarts: { count: 0, disruptions: 1, lastReason: 'PodGroupDeleted' } });
+    assert.partialDeepStrictEqual(status, {
+      attempt: 1,
+      restarts: { count: 0, disruptions: 1, lastReason: 'PodGroupDeleted' },
+    });
   });
   test('once every pod has its place: it has done its work', () => {
-    assert.partialDeepStrictEqual(plan([makePod(0).running().build(), makePod(1).running().build()], going).status, { phase: 'Running', attempt: 0 });
+    assert.partialDeepStrictEqual(plan([makePod(0).running().build(), makePod(1).running().build()], going).status, {
+      phase: 'Running',
+      attempt: 0,
+    });
   });
 });
 
 test('pods that cannot be made are told of, and that the others wait for them', () => {
   const refused = { kind: 'Pod' as const, name: 'faces-0-1', message: 'exceeded quota' };
   const message = (more: Partial<ObservedFaceTrainJob>) =>
-    plan([makePod(0).build()], { refused, ...more }, { ...STARTED, attemptStartTime: at(98) }).status.conditions!.find(({ type }) => type === 'Stalled')!.message;
-  assert.equal(message({}), 'Pod faces-0-1: exceeded quota; 1 of 2 pods of the gang exist, and none of them starts before all do');
+    plan([makePod(0).build()], { refused, ...more }, { ...STARTED, attemptStartTime: at(98) }).status.conditions!.find(
+      ({ type }) => type === 'Stalled',
+    )!.message;
+  assert.equal(
+    message({}),
+    'Pod faces-0-1: exceeded quota; 1 of 2 pods of the gang exist, and none of them starts before all do',
+  );
   assert.equal(message({ podGroupApi: null }), 'Pod faces-0-1: exceeded quota');
 });
 
 test('a scheduler that says nothing is told of', () => {
   const { status } = plan([makePod(0).build(), makePod(1).build()], {});
-  assert.equal(status.conditions!.find(({ type }) => type === 'Ready')!.message, '0 of 2 pods are ready; faces-0-0 has no place, and no scheduler has said why');
+  assert.equal(
+    status.conditions!.find(({ type }) => type === 'Ready')!.message,
+    '0 of 2 pods are ready; faces-0-0 has no place, and no scheduler has said why',
+  );
 });
 
 test('pods on a lost node are deleted by force, those that are being deleted already too', () => {
   const lost = { lostNode: 'node n is gone' };
   const pods = [makePod(0).running('n').with(lost).build(), makePod(1).running('n').with(lost).deleting().build()];
   const restarted = plan(pods, {});
-  assert.partialDeepStrictEqual(restarted.status, { attempt: 1, restarts: { count: 0, disruptions: 1, lastReason: 'NodeLost', lastNode: 'n', lastRank: 0 } });
+  assert.partialDeepStrictEqual(restarted.status, {
+    attempt: 1,
+    restarts: { count: 0, disruptions: 1, lastReason: 'NodeLost', lastNode: 'n', lastRank: 0 },
+  });
   const { actions } = plan(pods, {}, restarted.status);
   assert.deepEqual(
     actions.map((action) => action.type === 'delete' && [action.kind, action.name, action.uid, action.force]),

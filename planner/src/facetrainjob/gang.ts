@@ -30,9 +30,16 @@ export function whatGangWaitsFor(gang: Gang, { ranks }: JobView): string {
 /** A PodGroup that somebody deletes stays until its pods are gone, but does not get them a place any more. It cannot be made anew beside them. */
 export function findLostGroup(view: JobView, objects: ObservedObject[]): Failure | null {
   const name = attemptName(view.identity, view.attempt);
-  const isGoing = objects.some((object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting);
+  const isGoing = objects.some(
+    (object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting,
+  );
   if (!isGoing || view.ranks.every((pod) => pod === undefined || pod.node !== undefined)) return null;
-  return { reason: Reason.groupDeleted, message: `PodGroup ${name} was deleted before all pods of the gang had a place`, disruption: true, matches: [Reason.groupDeleted] };
+  return {
+    reason: Reason.groupDeleted,
+    message: `PodGroup ${name} was deleted before all pods of the gang had a place`,
+    disruption: true,
+    matches: [Reason.groupDeleted],
+  };
 }
 
 /** One an attempt: new pods in a group whose old ones still run would start as part of a gang. */

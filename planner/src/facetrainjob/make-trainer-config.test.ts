@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { TrainerConfig, MAX_FACETRAINJOB_NAME } from '@facetrain/api';
-import { makeJob, type FaceTrainJobBuilder } from '../testing/builders.ts';
+import { MAX_FACETRAINJOB_NAME, TrainerConfig } from '@facetrain/api';
+import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
-import { childrenOf, type Attempt } from './gang-objects.ts';
+import { type Attempt, childrenOf } from './gang-objects.ts';
 import { trainerConfig, trainerStorage } from './make-trainer-config.ts';
 
 function configOf(builder: FaceTrainJobBuilder): TrainerConfig {
@@ -26,19 +26,43 @@ describe('the config says what the spec leaves out', () => {
       },
     },
     'CosFace by default': { spec: {}, want: { loss: { margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 } } } },
-    ArcFace: { spec: { loss: { margin: { type: 'ArcFace' } } }, want: { loss: { margin: { type: 'arcface', m1: 1, m2: 0.5, m3: 0 } } } },
-    Combined: { spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } }, want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } } },
+    ArcFace: {
+      spec: { loss: { margin: { type: 'ArcFace' } } },
+      want: { loss: { margin: { type: 'arcface', m1: 1, m2: 0.5, m3: 0 } } },
+    },
+    Combined: {
+      spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } },
+      want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } },
+    },
     'a backbone that we build': {
       spec: { model },
-      want: { model: { onnxPath: null, backbone: 'iresnet50', embeddingDim: 512, width: 2, blocks: null, numClasses: null, channelOrder: 'rgb' } },
+      want: {
+        model: {
+          onnxPath: null,
+          backbone: 'iresnet50',
+          embeddingDim: 512,
+          width: 2,
+          blocks: null,
+          numClasses: null,
+          channelOrder: 'rgb',
+        },
+      },
     },
     'a backbone of the user’s own': {
       spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR' } },
       want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr' } },
     },
     'off, where the spec has 0': {
-      spec: { optimizer: { gradientClipNorm: 0 }, checkpoint: { everyEpochs: 0, everySteps: 5 }, evaluation: { everyEpochs: 0 } },
-      want: { optimizer: { gradientClipNorm: null }, checkpoint: { everyEpochs: null, everySteps: 5, everySeconds: null }, evaluation: { everyEpochs: null } },
+      spec: {
+        optimizer: { gradientClipNorm: 0 },
+        checkpoint: { everyEpochs: 0, everySteps: 5 },
+        evaluation: { everyEpochs: 0 },
+      },
+      want: {
+        optimizer: { gradientClipNorm: null },
+        checkpoint: { everyEpochs: null, everySteps: 5, everySeconds: null },
+        evaluation: { everyEpochs: null },
+      },
     },
     'verification sets': {
       spec: { evaluation: { sets: [set, { ...set, name: 'cfp' }] } },
@@ -51,10 +75,18 @@ describe('the config says what the spec leaves out', () => {
         },
       },
     },
-    'checkpoints elsewhere': { spec: { checkpoint: { uri: 'file:///ckpt' } }, want: { checkpoint: { directory: '/ckpt', shared: true } } },
+    'checkpoints elsewhere': {
+      spec: { checkpoint: { uri: 'file:///ckpt' } },
+      want: { checkpoint: { directory: '/ckpt', shared: true } },
+    },
     'schedule and device': {
       spec: { schedule: { type: 'Constant' }, trainers: { replicas: 2, device: 'CUDA', computeThreads: 3 } },
-      want: { schedule: { type: 'constant' }, device: 'cuda', computeThreads: 3, progress: { host: '0.0.0.0', port: 8080 } },
+      want: {
+        schedule: { type: 'constant' },
+        device: 'cuda',
+        computeThreads: 3,
+        progress: { host: '0.0.0.0', port: 8080 },
+      },
     },
   };
   for (const [name, { spec, want }] of Object.entries(cases)) {
@@ -67,8 +99,17 @@ describe('the config says what the spec leaves out', () => {
 });
 
 test('names of the longest job, after many attempts, are host names', () => {
-  const { identity, spec } = makeJob('a'.repeat(MAX_FACETRAINJOB_NAME)).replicas(4096).with({ globalBatchSize: 4096 }).observe();
-  const attempt: Attempt = { job: identity, spec, attempt: 2 ** 31 - 1, gang: { mode: 'native', apiVersion: 'v1' }, environment: testEnvironment };
+  const { identity, spec } = makeJob('a'.repeat(MAX_FACETRAINJOB_NAME))
+    .replicas(4096)
+    .with({ globalBatchSize: 4096 })
+    .observe();
+  const attempt: Attempt = {
+    job: identity,
+    spec,
+    attempt: 2 ** 31 - 1,
+    gang: { mode: 'native', apiVersion: 'v1' },
+    environment: testEnvironment,
+  };
   const children = childrenOf(attempt);
   assert.equal(children.length, 4 + 4096);
   for (const { name } of children) assert(name.length <= 63, name);

@@ -1,5 +1,5 @@
 /** `config.json` of the trainers: the spec with everything decided, and with paths as the pods see them. */
-import { TrainerConfig, joinStorageUri, type FaceTrainJobSpec } from '@facetrain/api';
+import { type FaceTrainJobSpec, joinStorageUri, TrainerConfig } from '@facetrain/api';
 import type { Environment, Mounted } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
 import { mounted } from '../pod-storage.ts';
@@ -18,7 +18,8 @@ export interface Folders {
   checkpoint?: { uri?: string | undefined };
 }
 
-export const checkpointsUri = ({ output, checkpoint }: Folders): string => checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
+export const checkpointsUri = ({ output, checkpoint }: Folders): string =>
+  checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
 
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
   return {
@@ -39,7 +40,13 @@ export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: 
 ];
 
 /** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
-export function trainerConfig(job: JobIdentity, spec: FaceTrainJobSpec, attempt: number, storage: TrainerStorage, environment: Environment): TrainerConfig {
+export function trainerConfig(
+  job: JobIdentity,
+  spec: FaceTrainJobSpec,
+  attempt: number,
+  storage: TrainerStorage,
+  environment: Environment,
+): TrainerConfig {
   const { model, optimizer, schedule, checkpoint, evaluation, trainers } = spec;
   return TrainerConfig.parse({
     schemaVersion: 1,

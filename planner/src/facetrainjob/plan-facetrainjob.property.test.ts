@@ -1,15 +1,15 @@
 /** What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { FaceTrainJobStatus, QuantizeJobStatus, type Condition } from '@facetrain/api';
+import { type Condition, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
 import { ConditionType } from '../reasons.ts';
-import { secondsSince } from '../time.ts';
 import { makeJob } from '../testing/builders.ts';
-import { trainingDigest } from './gang-objects.ts';
-import { calm, chaos, gentle, happen, isOver, type Chaos } from '../testing/chaos.ts';
+import { type Chaos, calm, chaos, gentle, happen, isOver } from '../testing/chaos.ts';
 import { Simulator } from '../testing/simulator.ts';
+import { secondsSince } from '../time.ts';
+import { trainingDigest } from './gang-objects.ts';
 
 const job = fc
   .record({
@@ -26,7 +26,10 @@ const job = fc
       .replicas(replicas)
       .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
       .failurePolicy({ maxRestarts, windowSeconds });
-    return { builder: quantize ? builder.quantized() : builder, podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null };
+    return {
+      builder: quantize ? builder.quantized() : builder,
+      podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null,
+    };
   });
 
 const crash = fc.option(fc.integer({ min: 1, max: 8 }));
@@ -36,7 +39,11 @@ type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null }
 const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
 
 /** The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is written. */
-function run(given: Given, steps: { event: Chaos; crash: number | null }[], watch: (cluster: Simulator) => void = () => {}): Simulator {
+function run(
+  given: Given,
+  steps: { event: Chaos; crash: number | null }[],
+  watch: (cluster: Simulator) => void = () => {},
+): Simulator {
   const cluster = clusterFor(given);
   cluster.settle();
   for (const { event, crash } of steps) {
@@ -99,7 +106,9 @@ test('counted restarts within the window never exceed maxRestarts, and attempts 
     fc.property(job, history(chaos), (given, steps) => {
       let attempt = 0;
       run(given, steps, ({ face: { spec, status }, now }) => {
-        const recent = (status.restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < spec.failurePolicy.windowSeconds);
+        const recent = (status.restarts?.countedTimes ?? []).filter(
+          (time) => secondsSince(time, now) < spec.failurePolicy.windowSeconds,
+        );
         assert(recent.length <= spec.failurePolicy.maxRestarts);
         assert((status.attempt ?? 0) >= attempt);
         attempt = status.attempt ?? 0;
@@ -118,7 +127,11 @@ test('a finished job stays finished, and its outcome and time with it', () => {
         happen(event, cluster);
         cluster.settle(crash);
         assert.deepEqual(
-          { phase: cluster.face.status.phase, completionTime: cluster.face.status.completionTime, attempt: cluster.face.status.attempt },
+          {
+            phase: cluster.face.status.phase,
+            completionTime: cluster.face.status.completionTime,
+            attempt: cluster.face.status.attempt,
+          },
           { phase, completionTime, attempt },
         );
       }

@@ -4,12 +4,13 @@ import type { FaceTrainJobStatus } from '@facetrain/api';
 import type { ObservedPod } from '../objects.ts';
 import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
 import type { Action, Plan } from '../plan.ts';
-import { after, at, makeJob, makePod, type FaceTrainJobBuilder } from '../testing/builders.ts';
+import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { trainingDigest } from './gang-objects.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
-const plan = (observed: ObservedFaceTrainJob, seconds = 100) => planFaceTrainJob(observed, after(seconds), testEnvironment);
+const plan = (observed: ObservedFaceTrainJob, seconds = 100) =>
+  planFaceTrainJob(observed, after(seconds), testEnvironment);
 const tell = (actions: Action[]) =>
   actions.map((action) =>
     action.type === 'create'
@@ -20,11 +21,24 @@ const tell = (actions: Action[]) =>
   );
 const conditions = ({ status }: Plan<FaceTrainJobStatus>) =>
   Object.fromEntries(status.conditions!.map(({ type, status, reason }) => [type, `${status} ${reason}`]));
-const message = ({ status }: Plan<FaceTrainJobStatus>, type = 'Ready') => status.conditions!.find((condition) => condition.type === type)!.message;
+const message = ({ status }: Plan<FaceTrainJobStatus>, type = 'Ready') =>
+  status.conditions!.find((condition) => condition.type === type)!.message;
 
-const owned = (kind: ObservedObject['kind'], name: string): ObservedObject => ({ kind, name, uid: `uid-${kind}-${name}`, owned: true });
-const foreign = (kind: ObservedObject['kind'], name: string): ObservedObject => ({ ...owned(kind, name), owned: false });
-const objectsOf = (attempt: number) => [owned('Service', 'faces'), owned('NetworkPolicy', 'faces'), owned('ConfigMap', `faces-${attempt}`)];
+const owned = (kind: ObservedObject['kind'], name: string): ObservedObject => ({
+  kind,
+  name,
+  uid: `uid-${kind}-${name}`,
+  owned: true,
+});
+const foreign = (kind: ObservedObject['kind'], name: string): ObservedObject => ({
+  ...owned(kind, name),
+  owned: false,
+});
+const objectsOf = (attempt: number) => [
+  owned('Service', 'faces'),
+  owned('NetworkPolicy', 'faces'),
+  owned('ConfigMap', `faces-${attempt}`),
+];
 const OBJECTS = objectsOf(0);
 
 const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
@@ -43,22 +57,49 @@ function settled(
 }
 
 describe('a new job', () => {
-  const all = ['create Service/faces', 'create NetworkPolicy/faces', 'create ConfigMap/faces-0', 'create Pod/faces-0-0', 'create Pod/faces-0-1'];
-  const cases: Record<string, { job: FaceTrainJobBuilder; more?: Partial<ObservedFaceTrainJob>; pods?: ObservedPod[]; want: string[]; wantPhase?: string }> = {
+  const all = [
+    'create Service/faces',
+    'create NetworkPolicy/faces',
+    'create ConfigMap/faces-0',
+    'create Pod/faces-0-0',
+    'create Pod/faces-0-1',
+  ];
+  const cases: Record<
+    string,
+    {
+      job: FaceTrainJobBuilder;
+      more?: Partial<ObservedFaceTrainJob>;
+      pods?: ObservedPod[];
+      want: string[];
+      wantPhase?: string;
+    }
+  > = {
     'gets its whole gang in one plan': { job: makeJob(), want: all, wantPhase: 'Pending' },
     'with a PodGroup where the cluster serves it': {
       job: makeJob(),
       more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
       want: [...all.slice(0, 3), 'create PodGroup/faces-0', ...all.slice(3)],
     },
-    'without, if it wants none': { job: makeJob().with({ gang: { mode: 'None' } }), more: { podGroupApi: 'scheduling.k8s.io/v1beta1' }, want: all },
+    'without, if it wants none': {
+      job: makeJob().with({ gang: { mode: 'None' } }),
+      more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
+      want: all,
+    },
     'without a NetworkPolicy, if it wants none': {
       job: makeJob().with({ networkPolicy: { enabled: false } }),
       want: all.filter((what) => !what.includes('Policy')),
     },
-    'gets the rest, if an executor died half-way': { job: makeJob(), more: { objects: OBJECTS }, pods: [makePod(0).build()], want: ['create Pod/faces-0-1'] },
+    'gets the rest, if an executor died half-way': {
+      job: makeJob(),
+      more: { objects: OBJECTS },
+      pods: [makePod(0).build()],
+      want: ['create Pod/faces-0-1'],
+    },
     'gets nothing while suspended': { job: makeJob().suspended(), want: [], wantPhase: 'Suspended' },
-    'gets nothing from us if another controller has it': { job: makeJob().with({ managedBy: 'acme.example/controller' }), want: [] },
+    'gets nothing from us if another controller has it': {
+      job: makeJob().with({ managedBy: 'acme.example/controller' }),
+      want: [],
+    },
     'gets all from us if we are named': { job: makeJob().with({ managedBy: 'facetrain.dev/operator' }), want: all },
     'gets nothing while it is being deleted': { job: makeJob().deleting(), want: [] },
   };
@@ -92,18 +133,37 @@ describe('a new job', () => {
       assert.partialDeepStrictEqual(pod.spec, { schedulingGroup: { podGroupName: 'faces-0' } });
     for (const { metadata } of objects) {
       assert.deepEqual(metadata.ownerReferences, [
-        { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', name: 'faces', uid: 'uid-faces', controller: true, blockOwnerDeletion: true },
+        {
+          apiVersion: 'facetrain.dev/v1alpha1',
+          kind: 'FaceTrainJob',
+          name: 'faces',
+          uid: 'uid-faces',
+          controller: true,
+          blockOwnerDeletion: true,
+        },
       ]);
-      assert.partialDeepStrictEqual(metadata.labels, { 'facetrain.dev/job-uid': 'uid-faces', 'facetrain.dev/job-name': 'faces' });
+      assert.partialDeepStrictEqual(metadata.labels, {
+        'facetrain.dev/job-uid': 'uid-faces',
+        'facetrain.dev/job-name': 'faces',
+      });
     }
   });
 });
 
 describe('what cannot be made', () => {
   const clash = { podTemplate: { spec: { volumes: [{ name: 'output' }] } } };
-  const cases: Record<string, { job?: FaceTrainJobBuilder; more: Partial<ObservedFaceTrainJob>; want: [string, RegExp] }> = {
-    'a name that is taken': { more: { objects: [foreign('Service', 'faces')] }, want: ['NameTaken', /^Service faces exists and does not belong to this job;/] },
-    'a pod name that is taken': { more: { objects: [foreign('Pod', 'faces-0-1')] }, want: ['NameTaken', /^Pod faces-0-1 exists/] },
+  const cases: Record<
+    string,
+    { job?: FaceTrainJobBuilder; more: Partial<ObservedFaceTrainJob>; want: [string, RegExp] }
+  > = {
+    'a name that is taken': {
+      more: { objects: [foreign('Service', 'faces')] },
+      want: ['NameTaken', /^Service faces exists and does not belong to this job;/],
+    },
+    'a pod name that is taken': {
+      more: { objects: [foreign('Pod', 'faces-0-1')] },
+      want: ['NameTaken', /^Pod faces-0-1 exists/],
+    },
     'a name that only quantization will need': {
       job: makeJob().quantized(),
       more: { objects: [foreign('QuantizeJob', 'faces-quantize')] },
@@ -148,11 +208,18 @@ describe('what cannot be made', () => {
     });
   }
   test('a name that is taken by another kind, or by the job itself, is no obstacle', () => {
-    assert.notDeepEqual(plan(makeJob().observe({}, [], { objects: [foreign('ConfigMap', 'faces'), owned('Service', 'faces')] })).actions, []);
+    assert.notDeepEqual(
+      plan(makeJob().observe({}, [], { objects: [foreign('ConfigMap', 'faces'), owned('Service', 'faces')] })).actions,
+      [],
+    );
   });
   test('a running job does not care for a refusal of something else', () => {
     const status = settled(makeJob(), RUNNING);
-    assert.equal(plan(makeJob().observe(status, RUNNING, { objects: [...OBJECTS, foreign('QuantizeJob', 'faces-quantize')] }), 11).status, status);
+    assert.equal(
+      plan(makeJob().observe(status, RUNNING, { objects: [...OBJECTS, foreign('QuantizeJob', 'faces-quantize')] }), 11)
+        .status,
+      status,
+    );
   });
 });
 
@@ -169,10 +236,14 @@ describe('conditions', () => {
         Running: 'False PodsPending',
       },
       wantPhase: 'Pending',
-      wantMessage: /^1 of 2 pods are ready; faces-0-1 Unschedulable: 0\/3 nodes are available: insufficient nvidia.com\/gpu$/,
+      wantMessage:
+        /^1 of 2 pods are ready; faces-0-1 Unschedulable: 0\/3 nodes are available: insufficient nvidia.com\/gpu$/,
     },
     'while an image cannot be pulled': {
-      pods: [makePod(0).with({ node: 'n' }).waiting('ImagePullBackOff', 'registry.example/facetrain:1 not found').build(), makePod(1).running().build()],
+      pods: [
+        makePod(0).with({ node: 'n' }).waiting('ImagePullBackOff', 'registry.example/facetrain:1 not found').build(),
+        makePod(1).running().build(),
+      ],
       want: {
         Ready: 'False ImagePullBackOff',
         Reconciling: 'True ImagePullBackOff',
@@ -185,13 +256,23 @@ describe('conditions', () => {
     },
     'while all run': {
       pods: RUNNING,
-      want: { Ready: 'True PodsReady', Admitted: 'True Scheduled', PodsReady: 'True PodsReady', Running: 'True Running' },
+      want: {
+        Ready: 'True PodsReady',
+        Admitted: 'True Scheduled',
+        PodsReady: 'True PodsReady',
+        Running: 'True Running',
+      },
       wantPhase: 'Running',
       wantMessage: /^all 2 pods are ready$/,
     },
     'while one has ended well': {
       pods: [RUNNING[0]!, makePod(1).succeeded().build()],
-      want: { Ready: 'True PodsReady', Admitted: 'True Scheduled', PodsReady: 'True PodsReady', Running: 'True Running' },
+      want: {
+        Ready: 'True PodsReady',
+        Admitted: 'True Scheduled',
+        PodsReady: 'True PodsReady',
+        Running: 'True Running',
+      },
       wantPhase: 'Running',
       wantMessage: /^all 2 pods are ready$/,
     },
@@ -206,7 +287,9 @@ describe('conditions', () => {
   }
   test('a gang goes on running when one of it is not ready for a while', () => {
     const status = settled(makeJob(), RUNNING);
-    const result = plan(makeJob().observe(status, [RUNNING[0]!, makePod(1).with({ phase: 'Unknown' }).build()], { objects: OBJECTS }));
+    const result = plan(
+      makeJob().observe(status, [RUNNING[0]!, makePod(1).with({ phase: 'Unknown' }).build()], { objects: OBJECTS }),
+    );
     assert.deepEqual(conditions(result), {
       Ready: 'False PodsNotReady',
       Reconciling: 'True PodsNotReady',
@@ -237,21 +320,32 @@ test('a restart: decided, then the old gang goes, then the new one comes', () =>
     restarts: { count: 1, lastExitCode: 137, lastRank: 1, lastNode: 'gpu-7', lastReason: 'ProcessKilled' },
   });
   assert.equal(decided.status.attemptStartTime, undefined);
-  assert.deepEqual(decided.events, [{ type: 'Warning', reason: 'Restarting', message: 'ProcessKilled: rank 1 left with exit code 137 on gpu-7' }]);
+  assert.deepEqual(decided.events, [
+    { type: 'Warning', reason: 'Restarting', message: 'ProcessKilled: rank 1 left with exit code 137 on gpu-7' },
+  ]);
   assert.equal(decided.requeueAfterSeconds, 0);
 
   const stopping = plan(job.observe(decided.status, broken, { objects: OBJECTS }));
   assert.deepEqual(tell(stopping.actions), ['delete Pod/faces-0-0']);
 
-  const waiting = plan(job.observe(stopping.status, [makePod(0).running().deleting().build(), broken[1]!], { objects: OBJECTS }));
+  const waiting = plan(
+    job.observe(stopping.status, [makePod(0).running().deleting().build(), broken[1]!], { objects: OBJECTS }),
+  );
   assert.deepEqual([waiting.actions, waiting.status.phase], [[], 'Restarting']);
 
   const started = plan(job.observe(waiting.status, [broken[1]!], { objects: OBJECTS }), 101);
   assert.deepEqual(tell(started.actions), ['create ConfigMap/faces-1', 'create Pod/faces-1-0', 'create Pod/faces-1-1']);
-  assert.partialDeepStrictEqual(started.status, { phase: 'Restarting', attempt: 1, startTime: at(0), attemptStartTime: at(101) });
+  assert.partialDeepStrictEqual(started.status, {
+    phase: 'Restarting',
+    attempt: 1,
+    startTime: at(0),
+    attemptStartTime: at(101),
+  });
 
   const recovered = plan(
-    job.observe(started.status, [broken[1]!, makePod(0, 1).running().build(), makePod(1, 1).running().build()], { objects: [...objectsOf(1), ...OBJECTS] }),
+    job.observe(started.status, [broken[1]!, makePod(0, 1).running().build(), makePod(1, 1).running().build()], {
+      objects: [...objectsOf(1), ...OBJECTS],
+    }),
     110,
   );
   assert.equal(recovered.status.phase, 'Running');
@@ -275,21 +369,39 @@ test('the second restart waits, and says until when', () => {
 
 test('a pod in a phase that nobody knows keeps the next attempt waiting', () => {
   const status = { ...STARTED, attempt: 1, attemptStartTime: undefined as never };
-  const stuck = plan(makeJob().observe(status, [makePod(0).with({ phase: 'Unknown' }).deleting().build()], { objects: OBJECTS }));
+  const stuck = plan(
+    makeJob().observe(status, [makePod(0).with({ phase: 'Unknown' }).deleting().build()], { objects: OBJECTS }),
+  );
   assert.deepEqual(stuck.actions, []);
   assert.match(message(stuck), /^of an earlier attempt faces-0-0 has not ended$/);
 });
 
 describe('how a training ends', () => {
   const succeeded = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
-  const cases: Record<string, { job?: FaceTrainJobBuilder; pods: ObservedPod[]; at?: number; want: object; wantReason?: string }> = {
+  const cases: Record<
+    string,
+    { job?: FaceTrainJobBuilder; pods: ObservedPod[]; at?: number; want: object; wantReason?: string }
+  > = {
     'all ranks succeeded': {
       pods: succeeded,
-      want: { phase: 'Succeeded', completionTime: at(100), trainingCompletionTime: at(100), trainers: { succeeded: 2, active: 0 } },
+      want: {
+        phase: 'Succeeded',
+        completionTime: at(100),
+        trainingCompletionTime: at(100),
+        trainers: { succeeded: 2, active: 0 },
+      },
     },
     'rank 0 is not all': { pods: [succeeded[0]!, RUNNING[1]!], want: { phase: 'Running' } },
-    'rank 0 is enough, if so wanted': { job: makeJob().with({ successPolicy: 'RankZero' }), pods: [succeeded[0]!, RUNNING[1]!], want: { phase: 'Succeeded' } },
-    'another rank is not': { job: makeJob().with({ successPolicy: 'RankZero' }), pods: [RUNNING[0]!, succeeded[1]!], want: { phase: 'Running' } },
+    'rank 0 is enough, if so wanted': {
+      job: makeJob().with({ successPolicy: 'RankZero' }),
+      pods: [succeeded[0]!, RUNNING[1]!],
+      want: { phase: 'Succeeded' },
+    },
+    'another rank is not': {
+      job: makeJob().with({ successPolicy: 'RankZero' }),
+      pods: [RUNNING[0]!, succeeded[1]!],
+      want: { phase: 'Running' },
+    },
     'success comes before a suspension': { job: makeJob().suspended(), pods: succeeded, want: { phase: 'Succeeded' } },
     'a refused input': {
       pods: [RUNNING[0]!, makePod(1).failed(2).saying('InvalidDataset', 'train.rec: cut short').build()],
@@ -308,14 +420,22 @@ describe('how a training ends', () => {
       want: { phase: 'Failed' },
       wantReason: 'ActiveDeadlineExceeded',
     },
-    'just within it': { job: makeJob().with({ activeDeadlineSeconds: 101 }), pods: RUNNING, want: { phase: 'Running' } },
+    'just within it': {
+      job: makeJob().with({ activeDeadlineSeconds: 101 }),
+      pods: RUNNING,
+      want: { phase: 'Running' },
+    },
     'not within the pending deadline': {
       job: makeJob().with({ pendingDeadlineSeconds: 100 }),
       pods: [RUNNING[0]!, makePod(1).build()],
       want: { phase: 'Failed' },
       wantReason: 'PendingDeadlineExceeded',
     },
-    'the pending deadline is not for pods that run': { job: makeJob().with({ pendingDeadlineSeconds: 10 }), pods: RUNNING, want: { phase: 'Running' } },
+    'the pending deadline is not for pods that run': {
+      job: makeJob().with({ pendingDeadlineSeconds: 10 }),
+      pods: RUNNING,
+      want: { phase: 'Running' },
+    },
   };
   for (const [name, { job = makeJob(), pods, at: seconds, want, wantReason }] of Object.entries(cases)) {
     test(name, () => {
@@ -323,7 +443,11 @@ describe('how a training ends', () => {
       assert.deepEqual(result.actions, []);
       assert.partialDeepStrictEqual(result.status, want);
       if (wantReason)
-        assert.partialDeepStrictEqual(conditions(result), { Failed: `True ${wantReason}`, Stalled: `True ${wantReason}`, Ready: `False ${wantReason}` });
+        assert.partialDeepStrictEqual(conditions(result), {
+          Failed: `True ${wantReason}`,
+          Stalled: `True ${wantReason}`,
+          Ready: `False ${wantReason}`,
+        });
     });
   }
 });
@@ -363,7 +487,10 @@ test('of the attempts before, only the last one’s pods stay for their logs, an
 });
 
 test('a pod whose program has ended has a moment to end itself, so that its log stays', () => {
-  const exited = makePod(1).running().with({ exitCode: 1, finishedAt: at(100) }).build();
+  const exited = makePod(1)
+    .running()
+    .with({ exitCode: 1, finishedAt: at(100) })
+    .build();
   const pods = [RUNNING[0]!, exited];
   const decided = settled(makeJob(), pods);
   assert.equal(decided.attempt, 1);
@@ -387,8 +514,13 @@ test('what an earlier job of the name has left is waited for, and nothing is mad
   assert.equal(predecessor.status.phase, 'Pending');
   const status = settled(makeJob(), [], {}, { predecessors: ['faces-3-1'] });
   assert.equal(plan(makeJob().observe(status, [], { predecessors: ['faces-3-1'] })).requeueAfterSeconds, 5);
-  assert.match(status.conditions!.find(({ type }) => type === 'Ready')!.message, /^pod faces-3-1 of an earlier job of this name has not ended/);
-  const leftover = plan(makeJob().observe(status, [], { objects: [{ ...foreign('ConfigMap', 'faces-0'), leftover: true }] }));
+  assert.match(
+    status.conditions!.find(({ type }) => type === 'Ready')!.message,
+    /^pod faces-3-1 of an earlier job of this name has not ended/,
+  );
+  const leftover = plan(
+    makeJob().observe(status, [], { objects: [{ ...foreign('ConfigMap', 'faces-0'), leftover: true }] }),
+  );
   assert.deepEqual([leftover.actions, conditions(leftover).Ready], [[], 'False Stopping']);
   assert(plan(makeJob().observe(leftover.status)).actions.length > 0);
 });
@@ -399,7 +531,10 @@ test('who comes first in a folder is waited for, unless the attempt has begun', 
   assert.deepEqual([actions, status.phase], [[], 'Pending']);
   const said = plan(makeJob().observe(status, [], { ahead }));
   assert.deepEqual([said.requeueAfterSeconds, conditions(said).Ready], [5, 'False OutputInUse']);
-  assert.match(status.conditions!.find(({ type }) => type === 'Ready')!.message, /^FaceTrainJob first writes to the same folder and has not finished/);
+  assert.match(
+    status.conditions!.find(({ type }) => type === 'Ready')!.message,
+    /^FaceTrainJob first writes to the same folder and has not finished/,
+  );
   assert(plan(makeJob().observe(status)).actions.length > 0);
   const begun = plan(makeJob().observe({}, [makePod(0).build()], { ahead }));
   assert(tell(begun.actions).includes('create Pod/faces-0-1'));
@@ -409,8 +544,10 @@ describe('time to live', () => {
   const job = makeJob().with({ ttlSecondsAfterFinished: { succeeded: 60 } });
   const pods = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
   const finished = settled(job, pods);
-  test('waits', () => assert.equal(plan(job.observe(finished, pods, { objects: OBJECTS }), 30).requeueAfterSeconds, 40));
-  test('is over', () => assert.deepEqual(tell(plan(job.observe(finished, pods, { objects: OBJECTS }), 70).actions), ['deleteJob']));
+  test('waits', () =>
+    assert.equal(plan(job.observe(finished, pods, { objects: OBJECTS }), 30).requeueAfterSeconds, 40));
+  test('is over', () =>
+    assert.deepEqual(tell(plan(job.observe(finished, pods, { objects: OBJECTS }), 70).actions), ['deleteJob']));
   test('is another one for a failure', () => {
     const failed = [makePod(0).failed(2).build(), makePod(1).failed(4).build()];
     assert.deepEqual(tell(plan(job.observe(settled(job, failed), failed, { objects: OBJECTS }), 9999).actions), []);
@@ -433,19 +570,34 @@ test('suspension: the attempt is over, its pods go, and resuming starts the next
   assert.equal(suspended.status.startTime, undefined);
   assert.equal(suspended.status.restarts, undefined);
 
-  const resumed = plan(makeJob().atGeneration(3).replicas(4).observe(suspended.status, ended, { objects: OBJECTS }), 500);
-  assert.deepEqual(tell(resumed.actions), ['create ConfigMap/faces-1', ...[0, 1, 2, 3].map((rank) => `create Pod/faces-1-${rank}`)]);
+  const resumed = plan(
+    makeJob().atGeneration(3).replicas(4).observe(suspended.status, ended, { objects: OBJECTS }),
+    500,
+  );
+  assert.deepEqual(tell(resumed.actions), [
+    'create ConfigMap/faces-1',
+    ...[0, 1, 2, 3].map((rank) => `create Pod/faces-1-${rank}`),
+  ]);
   assert.partialDeepStrictEqual(resumed.status, { startTime: at(500), phase: 'Pending', trainers: { desired: 4 } });
   assert.equal(conditions(resumed).Suspended, 'False Resumed');
 });
 
 describe('a spec that changed under a running job', () => {
-  const labelled = (job: FaceTrainJobBuilder) => RUNNING.map((pod) => ({ ...pod, specDigest: trainingDigest(job.parse()) }));
+  const labelled = (job: FaceTrainJobBuilder) =>
+    RUNNING.map((pod) => ({ ...pod, specDigest: trainingDigest(job.parse()) }));
   const status = settled(makeJob(), labelled(makeJob()));
   const cases: Record<string, { job: FaceTrainJobBuilder; pods: ObservedPod[]; want: number }> = {
-    'in what is trained, unseen: a new attempt': { job: makeJob().with({ epochs: 5 }).atGeneration(3), pods: labelled(makeJob()), want: 1 },
+    'in what is trained, unseen: a new attempt': {
+      job: makeJob().with({ epochs: 5 }).atGeneration(3),
+      pods: labelled(makeJob()),
+      want: 1,
+    },
     'to fewer ranks, unseen: a new attempt': { job: makeJob().replicas(1).atGeneration(3), pods: RUNNING, want: 1 },
-    'in a deadline: the job goes on': { job: makeJob().with({ activeDeadlineSeconds: 9999 }).atGeneration(2), pods: labelled(makeJob()), want: 0 },
+    'in a deadline: the job goes on': {
+      job: makeJob().with({ activeDeadlineSeconds: 9999 }).atGeneration(2),
+      pods: labelled(makeJob()),
+      want: 0,
+    },
     'not at all, though another operator would digest it otherwise: the job goes on': {
       job: makeJob(),
       pods: RUNNING.map((pod) => ({ ...pod, specDigest: 'old' })),
@@ -465,7 +617,9 @@ describe('a spec that changed under a running job', () => {
 test('a config that was made for another spec is not used, though none of its pods was made', () => {
   const job = makeJob();
   const config = { ...owned('ConfigMap', 'faces-0'), specDigest: trainingDigest(job.parse()) };
-  const refused = plan(job.observe({}, [], { objects: [config], refused: { kind: 'Pod', name: 'faces-0-0', message: 'exceeded quota' } })).status;
+  const refused = plan(
+    job.observe({}, [], { objects: [config], refused: { kind: 'Pod', name: 'faces-0-0', message: 'exceeded quota' } }),
+  ).status;
   const smaller = job.with({ globalBatchSize: 32 }).atGeneration(3);
   const replaced = plan(smaller.observe(refused, [], { objects: [config] }));
   assert.deepEqual([replaced.actions, replaced.status.attempt], [[], 1]);

@@ -9,26 +9,37 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
-import { isAlive, isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
+import { isAlive, isLeftAlone, type JobView, outcomeOf, viewOf } from '../attempt.ts';
 import { hindered, missing, obstacle } from '../children.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
+import { compact } from '../plain-data.ts';
 import type { PlanFaceTrainJob } from '../planner.ts';
 import { bearsNodeLoss } from '../pod.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
-import { afterFailure, backingOff, failed, finished, hasBegun, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
+import {
+  afterFailure,
+  backingOff,
+  failed,
+  finished,
+  hasBegun,
+  late,
+  respecified,
+  type Stage,
+  stopping,
+  suspended,
+} from '../stage.ts';
 import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
-import { compact } from '../plain-data.ts';
-import { childrenOf, conflictIn, outdated, trainingDigest, type Attempt } from './gang-objects.ts';
-import { findLostGroup, gangOf, whatGangWaitsFor } from './gang.ts';
-import { findHang, progressOf, secondsToHang, type ProgressStatus } from './training-progress.ts';
 import { afterTraining, quantizeChild, quantizeJobName } from './child-quantizejob.ts';
+import { findLostGroup, gangOf, whatGangWaitsFor } from './gang.ts';
+import { type Attempt, childrenOf, conflictIn, outdated, trainingDigest } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
+import { findHang, type ProgressStatus, progressOf, secondsToHang } from './training-progress.ts';
 
 export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
   const { spec, status: before } = seen;
@@ -42,11 +53,17 @@ export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
-    actions: ttl !== null && ttl <= 0 ? [{ type: 'deleteJob', reason: Reason.expired }] : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
+    actions:
+      ttl !== null && ttl <= 0
+        ? [{ type: 'deleteJob', reason: Reason.expired }]
+        : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
     status,
     events: eventsOf(before, status),
     // What was written may start a clock, so the next plan looks at it.
-    requeueAfterSeconds: status === before ? soonest(ttl, progressDueIn, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view)) : 0,
+    requeueAfterSeconds:
+      status === before
+        ? soonest(ttl, progressDueIn, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view))
+        : 0,
   };
 };
 
@@ -84,19 +101,35 @@ function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | nu
   return failure && afterFailure(failure, view);
 }
 
-function active({ identity, spec, objects, refused, predecessors, ahead = [], podGroupApi }: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
+function active(
+  { identity, spec, objects, refused, predecessors, ahead = [], podGroupApi }: ObservedFaceTrainJob,
+  view: JobView,
+  environment: Environment,
+): Stage {
   const gang = gangOf(spec, podGroupApi);
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
-  const refusal = obstacle({ create, names: [...children, ...quantizeChild(identity, spec)], objects, refused, predecessors, ahead: hasBegun(view) ? [] : ahead, conflict: () => conflictIn(attempt) });
+  const refusal = obstacle({
+    create,
+    names: [...children, ...quantizeChild(identity, spec)],
+    objects,
+    refused,
+    predecessors,
+    ahead: hasBegun(view) ? [] : ahead,
+    conflict: () => conflictIn(attempt),
+  });
   if (refusal) return hindered(refusal, whatGangWaitsFor(gang, view));
   return { name: 'Active', create: create.map(({ make }) => make()), mend: outdated(attempt, objects) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */
-function statusOf(stage: Stage, observed: ObservedFaceTrainJob, view: JobView): { status: FaceTrainJobStatus; progressDueIn: number | null } {
+function statusOf(
+  stage: Stage,
+  observed: ObservedFaceTrainJob,
+  view: JobView,
+): { status: FaceTrainJobStatus; progressDueIn: number | null } {
   const { status: before, progress, spec } = observed;
   const { latest, dueIn } = progressOf(progress, spec, before, view);
   const held = dueIn !== null && dueIn > 0;
@@ -105,10 +138,16 @@ function statusOf(stage: Stage, observed: ObservedFaceTrainJob, view: JobView): 
   return { status: held ? compose(stage, observed, view, latest) : status, progressDueIn: null };
 }
 
-function compose(stage: Stage, observed: ObservedFaceTrainJob, view: JobView, { progress, checkpoint, evaluations }: ProgressStatus): FaceTrainJobStatus {
+function compose(
+  stage: Stage,
+  observed: ObservedFaceTrainJob,
+  view: JobView,
+  { progress, checkpoint, evaluations }: ProgressStatus,
+): FaceTrainJobStatus {
   const { identity, status: before, quantizeJob } = observed;
   // A finished job learns nothing more: its pods may have been spared, and go on.
-  const trained = before.completionTime === undefined ? isTrained(observed, view) : before.trainingCompletionTime !== undefined;
+  const trained =
+    before.completionTime === undefined ? isTrained(observed, view) : before.trainingCompletionTime !== undefined;
   return compact<FaceTrainJobStatus>({
     ...lifecycle(stage, view),
     phase: phaseOf(stage, view),
@@ -116,7 +155,10 @@ function compose(stage: Stage, observed: ObservedFaceTrainJob, view: JobView, { 
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),
     trainers: countPods(before, view),
     // What does not go on has no end to expect.
-    progress: progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended') ? { ...progress, estimatedCompletionTime: undefined } : progress,
+    progress:
+      progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended')
+        ? { ...progress, estimatedCompletionTime: undefined }
+        : progress,
     checkpoint,
     evaluations,
     quantizeJobName: before.quantizeJobName ?? (stage.name === 'Quantizing' ? quantizeJobName(identity) : undefined),
@@ -142,12 +184,20 @@ function countPods(before: FaceTrainJobStatus, { ranks }: JobView): NonNullable<
 function quantizationCondition(stage: Stage, { spec, quantizeJob }: ObservedFaceTrainJob): WantedCondition[] {
   const type = ConditionType.quantizationSucceeded;
   if (!spec.quantize) return [];
-  if (stage.name === 'Quantizing') return [{ type, status: 'Unknown', reason: Reason.quantizing, message: 'the QuantizeJob has not ended' }];
+  if (stage.name === 'Quantizing')
+    return [{ type, status: 'Unknown', reason: Reason.quantizing, message: 'the QuantizeJob has not ended' }];
   switch (quantizeJob?.status.phase) {
     case 'Succeeded':
       return [{ type, status: 'True', reason: Reason.succeeded, message: 'the INT7 artifact is published' }];
     case 'Failed':
-      return [{ type, status: 'False', reason: Reason.quantizationFailed, message: stage.name === 'Failed' ? stage.message : 'the QuantizeJob failed' }];
+      return [
+        {
+          type,
+          status: 'False',
+          reason: Reason.quantizationFailed,
+          message: stage.name === 'Failed' ? stage.message : 'the QuantizeJob failed',
+        },
+      ];
     default:
       return [];
   }

@@ -1,6 +1,6 @@
 /** When training has succeeded. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
-import { outcomeOf, type JobView } from '../attempt.ts';
+import { type JobView, outcomeOf } from '../attempt.ts';
 
 export function trainingSucceeded({ successPolicy }: FaceTrainJobSpec, { ranks }: JobView): boolean {
   const needed = successPolicy === 'RankZero' ? ranks.slice(0, 1) : ranks;

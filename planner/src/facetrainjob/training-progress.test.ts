@@ -3,12 +3,17 @@ import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import type { ObservedObject, ObservedProgress } from '../observed.ts';
 import type { Plan } from '../plan.ts';
-import { after, at, makeJob, makePod, type FaceTrainJobBuilder } from '../testing/builders.ts';
+import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
 const PODS = [makePod(0).running().build(), makePod(1).running().build()];
-const OBJECTS: ObservedObject[] = (['Service', 'NetworkPolicy'] as const).map((kind) => ({ kind, name: 'faces', uid: kind, owned: true }));
+const OBJECTS: ObservedObject[] = (['Service', 'NetworkPolicy'] as const).map((kind) => ({
+  kind,
+  name: 'faces',
+  uid: kind,
+  owned: true,
+}));
 OBJECTS.push({ kind: 'ConfigMap', name: 'faces-0', uid: 'c', owned: true });
 const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
 
@@ -31,7 +36,11 @@ function plan(
   job: FaceTrainJobBuilder = makeJob(),
   pods = PODS,
 ): Plan<FaceTrainJobStatus> {
-  return planFaceTrainJob(job.observe(status, pods, { objects: OBJECTS, ...(observed && { progress: observed }) }), after(seconds), testEnvironment);
+  return planFaceTrainJob(
+    job.observe(status, pods, { objects: OBJECTS, ...(observed && { progress: observed }) }),
+    after(seconds),
+    testEnvironment,
+  );
 }
 
 const RUNNING = plan(STARTED, undefined, 10).status;
@@ -60,35 +69,50 @@ test('what does not go on has no end to expect', () => {
 
 describe('when progress is written', () => {
   const checkpoint = { step: 105, time: at(104) };
-  const cases: Record<string, { observed: ObservedProgress; at: number; pods?: typeof PODS; want: Partial<FaceTrainJobStatus> | null; wantRequeue?: number }> =
+  const cases: Record<
+    string,
     {
-      'not when nothing moved': { observed: progress(100, { etaSeconds: 1, imagesPerSecond: 39 }), at: 500, want: null },
-      'not within 10 s of the last': { observed: progress(105), at: 109, want: null, wantRequeue: 1 },
-      'after 10 s': { observed: progress(110), at: 110, want: { progress: { step: 110, lastHeartbeatTime: at(110) } as never } },
-      'also when only other things than steps move': {
-        observed: progress(100, { activity: 101 }),
-        at: 110,
-        want: { progress: { step: 100, activity: 101, lastHeartbeatTime: at(110) } as never },
+      observed: ObservedProgress;
+      at: number;
+      pods?: typeof PODS;
+      want: Partial<FaceTrainJobStatus> | null;
+      wantRequeue?: number;
+    }
+  > = {
+    'not when nothing moved': { observed: progress(100, { etaSeconds: 1, imagesPerSecond: 39 }), at: 500, want: null },
+    'not within 10 s of the last': { observed: progress(105), at: 109, want: null, wantRequeue: 1 },
+    'after 10 s': {
+      observed: progress(110),
+      at: 110,
+      want: { progress: { step: 110, lastHeartbeatTime: at(110) } as never },
+    },
+    'also when only other things than steps move': {
+      observed: progress(100, { activity: 101 }),
+      at: 110,
+      want: { progress: { step: 100, activity: 101, lastHeartbeatTime: at(110) } as never },
+    },
+    'at once with a checkpoint': {
+      observed: progress(105, { checkpoint }),
+      at: 101,
+      want: {
+        progress: { step: 105 } as never,
+        checkpoint: { uri: 'pvc://data/out/checkpoints/step-0000000105', ...checkpoint },
       },
-      'at once with a checkpoint': {
-        observed: progress(105, { checkpoint }),
-        at: 101,
-        want: { progress: { step: 105 } as never, checkpoint: { uri: 'pvc://data/out/checkpoints/step-0000000105', ...checkpoint } },
-      },
-      'at once with an evaluation': {
-        observed: progress(105, { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] }),
-        at: 101,
-        want: { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] },
-      },
-      'at once at the end': { observed: progress(1000), at: 101, want: { progress: { percent: 100 } as never } },
-      'with any other change': {
-        observed: progress(105),
-        at: 101,
-        pods: [PODS[0]!, makePod(1).with({ phase: 'Unknown' }).build()],
-        want: { progress: { step: 105 } as never },
-      },
-      'not from another attempt': { observed: progress(500, { attempt: 7 }), at: 500, want: null },
-    };
+    },
+    'at once with an evaluation': {
+      observed: progress(105, { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] }),
+      at: 101,
+      want: { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] },
+    },
+    'at once at the end': { observed: progress(1000), at: 101, want: { progress: { percent: 100 } as never } },
+    'with any other change': {
+      observed: progress(105),
+      at: 101,
+      pods: [PODS[0]!, makePod(1).with({ phase: 'Unknown' }).build()],
+      want: { progress: { step: 105 } as never },
+    },
+    'not from another attempt': { observed: progress(500, { attempt: 7 }), at: 500, want: null },
+  };
   for (const [name, { observed, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
     test(name, () => {
       const result = plan(AT_100, observed, seconds, makeJob(), pods);
@@ -100,13 +124,23 @@ describe('when progress is written', () => {
 });
 
 describe('what rank 0 leaves behind', () => {
-  const last = { progress: progress(1000, { checkpoint: { step: 1000, time: at(149) }, evaluations: [{ set: 'lfw', step: 1000, accuracy: 0.9 }] }) };
+  const last = {
+    progress: progress(1000, {
+      checkpoint: { step: 1000, time: at(149) },
+      evaluations: [{ set: 'lfw', step: 1000, accuracy: 0.9 }],
+    }),
+  };
   const checkpoint = { uri: 'pvc://data/out/checkpoints/step-0000001000', step: 1000, time: at(149) };
 
   test('comes before what was asked for last, and stays when the pods are gone', () => {
     const pods = [makePod(0).succeeded().with({ result: last }).build(), makePod(1).succeeded().build()];
     const { status } = plan(AT_100, progress(990), 150, makeJob(), pods);
-    assert.partialDeepStrictEqual(status, { phase: 'Succeeded', progress: { step: 1000, percent: 100, activity: 1000 }, checkpoint, evaluations: last.progress.evaluations });
+    assert.partialDeepStrictEqual(status, {
+      phase: 'Succeeded',
+      progress: { step: 1000, percent: 100, activity: 1000 },
+      checkpoint,
+      evaluations: last.progress.evaluations,
+    });
     assert.equal(plan(status, progress(990), 200, makeJob(), []).status, status);
   });
   test('tells the checkpoint of one that was preempted, with the restart', () => {
@@ -129,20 +163,38 @@ describe('a hang', () => {
   const still = progress(100);
   const cases: Record<
     string,
-    { status: FaceTrainJobStatus; observed?: ObservedProgress; at: number; pods?: typeof PODS; want: 'goes on' | 'restarts'; wantRequeue?: number }
+    {
+      status: FaceTrainJobStatus;
+      observed?: ObservedProgress;
+      at: number;
+      pods?: typeof PODS;
+      want: 'goes on' | 'restarts';
+      wantRequeue?: number;
+    }
   > = {
     'is not seen before its time': { status: AT_100, observed: still, at: 399, want: 'goes on', wantRequeue: 1 },
     'is a restart': { status: AT_100, observed: still, at: 400, want: 'restarts' },
     'is one too when progress cannot be had': { status: AT_100, at: 400, want: 'restarts' },
-    'is none while anything moves': { status: AT_100, observed: progress(100, { activity: 101 }), at: 400, want: 'goes on' },
+    'is none while anything moves': {
+      status: AT_100,
+      observed: progress(100, { activity: 101 }),
+      at: 400,
+      want: 'goes on',
+    },
     'is one of a gang that never showed progress': { status: RUNNING, at: 310, want: 'restarts' },
-    'is none while pods wait for their place': { status: STARTED, at: 9999, pods: [PODS[0]!, makePod(1).build()], want: 'goes on' },
+    'is none while pods wait for their place': {
+      status: STARTED,
+      at: 9999,
+      pods: [PODS[0]!, makePod(1).build()],
+      want: 'goes on',
+    },
   };
   for (const [name, { status, observed, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
     test(name, () => {
       const result = plan(status, observed, seconds, job, pods);
       assert.equal(result.status.attempt, want === 'restarts' ? 1 : 0);
-      if (want === 'restarts') assert.partialDeepStrictEqual(result.status.restarts, { count: 1, lastReason: 'ProgressDeadlineExceeded' });
+      if (want === 'restarts')
+        assert.partialDeepStrictEqual(result.status.restarts, { count: 1, lastReason: 'ProgressDeadlineExceeded' });
       if (wantRequeue !== undefined) assert.equal(result.requeueAfterSeconds, wantRequeue);
     });
   }
@@ -150,7 +202,9 @@ describe('a hang', () => {
     const status = { ...AT_100, attempt: 1, attemptStartTime: at(1000) };
     const pods = [makePod(0, 1).running().build(), makePod(1, 1).running().build()];
     const result = planFaceTrainJob(
-      job.observe(status, pods, { objects: [...OBJECTS, { kind: 'ConfigMap', name: 'faces-1', uid: 'd', owned: true }] }),
+      job.observe(status, pods, {
+        objects: [...OBJECTS, { kind: 'ConfigMap', name: 'faces-1', uid: 'd', owned: true }],
+      }),
       after(1001),
       testEnvironment,
     );

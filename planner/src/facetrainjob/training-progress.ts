@@ -6,21 +6,38 @@
  * of an attempt, the last step, or any other change of the status take it along at once.
  */
 import { isDeepStrictEqual } from 'node:util';
-import { joinStorageUri, type FaceTrainJobSpec, type FaceTrainJobStatus, type Progress, type TrainingProgress } from '@facetrain/api';
+import {
+  type FaceTrainJobSpec,
+  type FaceTrainJobStatus,
+  joinStorageUri,
+  type Progress,
+  type TrainingProgress,
+} from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
 import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
+import { compact, rounded } from '../plain-data.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 import { secondsSince, timestamp } from '../time.ts';
-import { compact, rounded } from '../plain-data.ts';
 import { checkpointsUri } from './make-trainer-config.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
 
 /** What rank 0 served at /v1/progress, as a planner is shown it. */
-export function observedProgress({ job, step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, evaluations, checkpoint, activity }: Progress): ObservedProgress {
+export function observedProgress({
+  job,
+  step,
+  totalSteps,
+  epoch,
+  imagesPerSecond,
+  loss,
+  etaSeconds,
+  evaluations,
+  checkpoint,
+  activity,
+}: Progress): ObservedProgress {
   return {
     attempt: job.attempt,
     step,
@@ -47,10 +64,12 @@ export function progressOf(
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
   // A trained or finished job learns nothing more: its pods go, and with them what they have said last.
-  if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined) return { latest: old, dueIn: null };
+  if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined)
+    return { latest: old, dueIn: null };
   const left = leftBehind(view, status);
   const known = left ? { ...old, checkpoint: checkpointStatus(spec, left) } : old;
-  if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined) return { latest: known, dueIn: left ? 0 : null };
+  if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined)
+    return { latest: known, dueIn: left ? 0 : null };
 
   const latest = compact<ProgressStatus>({
     progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
@@ -64,17 +83,25 @@ export function progressOf(
     !isDeepStrictEqual(latest.checkpoint, checkpoint) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
     (observed.step === observed.totalSteps && progress.step !== observed.step);
-  return { latest, dueIn: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - secondsSince(progress.lastHeartbeatTime, view.now)) };
+  return {
+    latest,
+    dueIn: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - secondsSince(progress.lastHeartbeatTime, view.now)),
+  };
 }
 
 const isOfAttempt = (progress: TrainingProgress | undefined, startedAt: string): progress is TrainingProgress =>
   progress !== undefined && Date.parse(progress.lastHeartbeatTime) >= Date.parse(startedAt);
 
 function hasMoved(observed: ObservedProgress, progress: TrainingProgress | undefined, startedAt: string): boolean {
-  return !isOfAttempt(progress, startedAt) || progress.activity !== observed.activity || progress.step !== observed.step;
+  return (
+    !isOfAttempt(progress, startedAt) || progress.activity !== observed.activity || progress.step !== observed.step
+  );
 }
 
-function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, activity }: ObservedProgress, now: Date): TrainingProgress {
+function progressStatus(
+  { step, totalSteps, epoch, imagesPerSecond, loss, etaSeconds, activity }: ObservedProgress,
+  now: Date,
+): TrainingProgress {
   return compact<TrainingProgress>({
     step,
     totalSteps,
@@ -82,7 +109,8 @@ function progressStatus({ step, totalSteps, epoch, imagesPerSecond, loss, etaSec
     percent: totalSteps === 0 ? 0 : Math.min(100, Math.floor((100 * step) / totalSteps)),
     imagesPerSecond: imagesPerSecond === undefined ? undefined : rounded(imagesPerSecond, 4),
     loss: loss === undefined ? undefined : rounded(loss, 6),
-    estimatedCompletionTime: etaSeconds === undefined ? undefined : timestamp(new Date(now.getTime() + 1000 * etaSeconds)),
+    estimatedCompletionTime:
+      etaSeconds === undefined ? undefined : timestamp(new Date(now.getTime() + 1000 * etaSeconds)),
     activity,
     lastHeartbeatTime: timestamp(now),
   });
@@ -118,9 +146,13 @@ export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view
   stage.name === 'Active' ? secondsLeft(observed, view) : null;
 
 /** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
-function secondsLeft({ progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob, view: JobView): number | null {
+function secondsLeft(
+  { progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob,
+  view: JobView,
+): number | null {
   if (view.startedAt === undefined) return null;
-  if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt)) return spec.progressDeadlineSeconds;
+  if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
+    return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
   // The heartbeat counts as soon as there is one; what is older than the attempt is a sign of the one before.
   const signs = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];

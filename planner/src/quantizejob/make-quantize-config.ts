@@ -23,17 +23,30 @@ export function quantizerStorage(spec: QuantizeJobSpec, environment: Environment
   };
 }
 
-export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): Mounted[] => [model, dataset, ...evaluations, output];
+export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): Mounted[] => [
+  model,
+  dataset,
+  ...evaluations,
+  output,
+];
 
 /** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
-export function quantizeConfig(job: JobIdentity, spec: QuantizeJobSpec, attempt: number, storage: QuantizerStorage, environment: Environment): QuantizeConfig {
+export function quantizeConfig(
+  job: JobIdentity,
+  spec: QuantizeJobSpec,
+  attempt: number,
+  storage: QuantizerStorage,
+  environment: Environment,
+): QuantizeConfig {
   return QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: job.name, uid: job.uid, attempt },
     model: { path: storage.model.path, channelOrder: spec.model.channelOrder.toLowerCase() },
     calibration: { datasetPath: storage.dataset.path, images: spec.calibration.images, seed: spec.calibration.seed },
     search: spec.search,
-    evaluation: { sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })) },
+    evaluation: {
+      sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),
+    },
     gate: { maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null, minMeanCosine: spec.gate.minMeanCosine ?? null },
     publish: publishTo(spec.output),
     outputDirectory: storage.output.path,
@@ -45,5 +58,10 @@ export function quantizeConfig(job: JobIdentity, spec: QuantizeJobSpec, attempt:
 /** An object store is published to from a scratch folder; any other output is the folder that is written. */
 function publishTo({ uri, s3 }: QuantizeJobSpec['output']): QuantizeConfig['publish'] {
   if (!uri.startsWith('s3://')) return null;
-  return { uri, endpoint: s3?.endpoint ?? null, region: s3?.region ?? null, forcePathStyle: s3?.forcePathStyle ?? false };
+  return {
+    uri,
+    endpoint: s3?.endpoint ?? null,
+    region: s3?.region ?? null,
+    forcePathStyle: s3?.forcePathStyle ?? false,
+  };
 }

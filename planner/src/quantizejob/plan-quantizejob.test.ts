@@ -8,7 +8,8 @@ import { after, at, makePod, makeQuantizeJob, type QuantizeJobBuilder } from '..
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planQuantizeJob } from './plan-quantizejob.ts';
 
-const plan = (observed: ReturnType<QuantizeJobBuilder['observe']>, seconds = 100) => planQuantizeJob(observed, after(seconds), testEnvironment);
+const plan = (observed: ReturnType<QuantizeJobBuilder['observe']>, seconds = 100) =>
+  planQuantizeJob(observed, after(seconds), testEnvironment);
 const created = (actions: Action[]) => actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
 const childrenOf = (builder: QuantizeJobBuilder) => {
   const [config, pod] = created(plan(builder.observe()).actions);
@@ -25,13 +26,23 @@ test('a new job gets its config and its pod, in that order', () => {
     created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`),
     ['ConfigMap/small-0', 'Pod/small-0-0'],
   );
-  assert.partialDeepStrictEqual(status, { phase: 'Pending', attempt: 0, startTime: at(100), attemptStartTime: at(100) });
+  assert.partialDeepStrictEqual(status, {
+    phase: 'Pending',
+    attempt: 0,
+    startTime: at(100),
+    attemptStartTime: at(100),
+  });
 });
 
 test('an object store is published to with credentials by reference, which no config holds', () => {
   const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, secretRef: { name: 'aws' } };
   const { config, pod } = childrenOf(makeQuantizeJob().with({ output: { uri: 's3://models/small', s3 } }));
-  assert.deepEqual(config.publish, { uri: 's3://models/small', endpoint: 'http://store:9000', region: null, forcePathStyle: true });
+  assert.deepEqual(config.publish, {
+    uri: 's3://models/small',
+    endpoint: 'http://store:9000',
+    region: null,
+    forcePathStyle: true,
+  });
   assert.equal(config.outputDirectory, '/mnt/output');
   assert(!JSON.stringify(config).includes('aws'));
   assert.deepEqual(
@@ -42,7 +53,10 @@ test('an object store is published to with credentials by reference, which no co
 
 test('a folder is written where it is', () => {
   const { config, pod } = childrenOf(
-    makeQuantizeJob().with({ gate: { minMeanCosine: 0.98 }, evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] } }),
+    makeQuantizeJob().with({
+      gate: { minMeanCosine: 0.98 },
+      evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] },
+    }),
   );
   assert.partialDeepStrictEqual(config, {
     publish: null,
@@ -59,13 +73,23 @@ test('the longest name makes host names', () => {
 });
 
 describe('what becomes of a pod', () => {
-  const cases: Record<string, { pod: ObservedPod; want: object; }> = {
+  const cases: Record<string, { pod: ObservedPod; want: object }> = {
     'ready: running': { pod: pod().running().build(), want: { phase: 'Running' } },
     'succeeded, saying what it has published': {
-      pod: pod().succeeded().with({ result: { artifact: { bytes: 7, meanCosine: 0.99, gate: 'Passed' } } }).build(),
-      want: { phase: 'Succeeded', completionTime: at(100), artifact: { uri: 'pvc://data/int7', bytes: 7, meanCosine: 0.99, gate: 'Passed' } },
+      pod: pod()
+        .succeeded()
+        .with({ result: { artifact: { bytes: 7, meanCosine: 0.99, gate: 'Passed' } } })
+        .build(),
+      want: {
+        phase: 'Succeeded',
+        completionTime: at(100),
+        artifact: { uri: 'pvc://data/int7', bytes: 7, meanCosine: 0.99, gate: 'Passed' },
+      },
     },
-    'succeeded, and nobody can read what it says': { pod: pod().succeeded().build(), want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } } },
+    'succeeded, and nobody can read what it says': {
+      pod: pod().succeeded().build(),
+      want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } },
+    },
     'gate missed: failed for good': {
       pod: pod().failed(3).build(),
       want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
@@ -74,10 +98,20 @@ describe('what becomes of a pod', () => {
       pod: pod().failed(2).saying('StorageFailed', 's3://models: access denied').build(),
       want: {
         phase: 'Failed',
-        conditions: [{ type: 'Ready', status: 'False', reason: 'StorageFailed', message: 'rank 0 left with exit code 2: s3://models: access denied' }],
+        conditions: [
+          {
+            type: 'Ready',
+            status: 'False',
+            reason: 'StorageFailed',
+            message: 'rank 0 left with exit code 2: s3://models: access denied',
+          },
+        ],
       },
     },
-    'crashed: tried again': { pod: pod().failed(1).build(), want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } } },
+    'crashed: tried again': {
+      pod: pod().failed(1).build(),
+      want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } },
+    },
     'evicted: tried again without counting': {
       pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
@@ -94,15 +128,25 @@ describe('what becomes of a pod', () => {
 
 test('the artifact outlives the pod that told of it', () => {
   const job = makeQuantizeJob();
-  const done = pod().succeeded().with({ result: { artifact: { bytes: 1 } } }).build();
+  const done = pod()
+    .succeeded()
+    .with({ result: { artifact: { bytes: 1 } } })
+    .build();
   const { status } = plan(job.observe(STARTED, [done], { objects: OBJECTS }));
   assert.equal(plan(job.observe(status, [], { objects: OBJECTS }), 200).status, status);
 });
 
 test('a suspended job has no pod, and starts anew when it is resumed', () => {
-  const suspended = plan(makeQuantizeJob().suspended().atGeneration(2).observe(STARTED, [pod().running().build()], { objects: OBJECTS }));
+  const suspended = plan(
+    makeQuantizeJob().suspended().atGeneration(2).observe(STARTED, [pod().running().build()], { objects: OBJECTS }),
+  );
   assert.deepEqual({ attempt: suspended.status.attempt, actions: suspended.actions }, { attempt: 1, actions: [] });
-  const stopping = plan(makeQuantizeJob().suspended().atGeneration(2).observe(suspended.status, [pod().running().build()], { objects: OBJECTS }));
+  const stopping = plan(
+    makeQuantizeJob()
+      .suspended()
+      .atGeneration(2)
+      .observe(suspended.status, [pod().running().build()], { objects: OBJECTS }),
+  );
   assert.deepEqual(
     stopping.actions.map(({ type }) => type),
     ['delete'],

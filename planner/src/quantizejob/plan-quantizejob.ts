@@ -8,21 +8,21 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
-import { isLeftAlone, outcomeOf, viewOf, type JobView } from '../attempt.ts';
+import { isLeftAlone, type JobView, outcomeOf, viewOf } from '../attempt.ts';
 import { hindered, missing, obstacle } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
+import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../planner.ts';
 import { bearsNodeLoss } from '../pod.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
-import { backingOff, failed, finished, late, respecified, stopping, suspended, type Stage } from '../stage.ts';
+import { backingOff, failed, finished, late, respecified, type Stage, stopping, suspended } from '../stage.ts';
 import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
 import { soonest } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
-import { compact } from '../plain-data.ts';
-import { childrenOf, conflictIn, quantizationDigest, type Attempt } from './quantizer-objects.ts';
+import { type Attempt, childrenOf, conflictIn, quantizationDigest } from './quantizer-objects.ts';
 
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
   const { spec, objects, status: before } = observed;
@@ -59,14 +59,27 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
 }
 
 function published({ ranks: [pod] }: JobView): Stage | null {
-  return pod && outcomeOf(pod) === 'succeeded' ? { name: 'Succeeded', message: 'the INT7 artifact is published' } : null;
+  return pod && outcomeOf(pod) === 'succeeded'
+    ? { name: 'Succeeded', message: 'the INT7 artifact is published' }
+    : null;
 }
 
-function active({ identity, spec, objects, refused, predecessors }: ObservedQuantizeJob, view: JobView, environment: Environment): Stage {
+function active(
+  { identity, spec, objects, refused, predecessors }: ObservedQuantizeJob,
+  view: JobView,
+  environment: Environment,
+): Stage {
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
   const children = childrenOf(attempt);
   const create = missing(children, view, objects);
-  const refusal = obstacle({ create, names: children, objects, refused, predecessors, conflict: () => conflictIn(attempt) });
+  const refusal = obstacle({
+    create,
+    names: children,
+    objects,
+    refused,
+    predecessors,
+    conflict: () => conflictIn(attempt),
+  });
   return refusal ? hindered(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
@@ -76,7 +89,12 @@ function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, v
     ...lifecycle(stage, view),
     phase: phaseOf(stage, view) as QuantizePhase,
     conditions: conditionsOf(stage, view),
-    artifact: stage.name === 'Succeeded' ? (published ? { uri: spec.output.uri, ...published } : (before.artifact ?? { uri: spec.output.uri })) : before.artifact,
+    artifact:
+      stage.name === 'Succeeded'
+        ? published
+          ? { uri: spec.output.uri, ...published }
+          : (before.artifact ?? { uri: spec.output.uri })
+        : before.artifact,
   } as QuantizeJobStatus);
   return isDeepStrictEqual(status, before) ? before : status;
 }

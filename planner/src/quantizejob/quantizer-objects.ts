@@ -6,9 +6,15 @@ import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
 import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
-import { makePod, progressServer, templateConflict, type PodParts } from '../pod.ts';
+import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentials } from '../pod-storage.ts';
-import { allStorage, PROGRESS_PORT, quantizeConfig, quantizerStorage, type QuantizerStorage } from './make-quantize-config.ts';
+import {
+  allStorage,
+  PROGRESS_PORT,
+  type QuantizerStorage,
+  quantizeConfig,
+  quantizerStorage,
+} from './make-quantize-config.ts';
 
 export interface Attempt {
   job: JobIdentity;
@@ -27,7 +33,11 @@ export function childrenOf(context: Attempt): Child[] {
 }
 
 export function conflictIn({ spec, environment }: Attempt): Obstacle | null {
-  return templateConflict(spec.quantizer.podTemplate, allStorage(quantizerStorage(spec, environment)), 'spec.quantizer.podTemplate');
+  return templateConflict(
+    spec.quantizer.podTemplate,
+    allStorage(quantizerStorage(spec, environment)),
+    'spec.quantizer.podTemplate',
+  );
 }
 
 /** Of what CEL lets change only while the job is suspended. */
@@ -40,7 +50,10 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Quanti
   return {
     apiVersion: 'v1',
     kind: 'ConfigMap',
-    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt), [Label.specDigest]: quantizationDigest(spec) }),
+    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), {
+      [Label.attempt]: String(attempt),
+      [Label.specDigest]: quantizationDigest(spec),
+    }),
     immutable: true,
     data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
   };

@@ -1,5 +1,11 @@
 /** Builders for the planners' tests: makeJob('a').replicas(4).suspended().observe(...). */
-import { API_VERSION, FaceTrainJob, QuantizeJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import {
+  API_VERSION,
+  FaceTrainJob,
+  type FaceTrainJobStatus,
+  QuantizeJob,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
 import type { ObservedPod } from '../objects.ts';
 import type { ObservedFaceTrainJob, ObservedQuantizeJob } from '../observed.ts';
 import { timestamp } from '../time.ts';
@@ -40,7 +46,13 @@ abstract class JobBuilder {
     return this;
   }
   protected get identity() {
-    return { name: this.name, namespace: 'default', uid: `uid-${this.name}`, generation: this.generation, deletionTimestamp: this.deletionTimestamp };
+    return {
+      name: this.name,
+      namespace: 'default',
+      uid: `uid-${this.name}`,
+      generation: this.generation,
+      deletionTimestamp: this.deletionTimestamp,
+    };
   }
 }
 
@@ -55,18 +67,36 @@ export class FaceTrainJobBuilder extends JobBuilder {
     return this.with({ quantize });
   }
   parse(): FaceTrainJob['spec'] {
-    return FaceTrainJob.parse({ apiVersion: API_VERSION, kind: 'FaceTrainJob', metadata: { name: this.name }, spec: this.spec }).spec;
+    return FaceTrainJob.parse({
+      apiVersion: API_VERSION,
+      kind: 'FaceTrainJob',
+      metadata: { name: this.name },
+      spec: this.spec,
+    }).spec;
   }
-  observe(status: FaceTrainJobStatus = {}, pods: ObservedPod[] = [], more: Partial<ObservedFaceTrainJob> = {}): ObservedFaceTrainJob {
+  observe(
+    status: FaceTrainJobStatus = {},
+    pods: ObservedPod[] = [],
+    more: Partial<ObservedFaceTrainJob> = {},
+  ): ObservedFaceTrainJob {
     return { identity: this.identity, spec: this.parse(), status, pods, objects: [], podGroupApi: null, ...more };
   }
 }
 
 export class QuantizeJobBuilder extends JobBuilder {
   parse(): QuantizeJob['spec'] {
-    return QuantizeJob.parse({ apiVersion: API_VERSION, kind: 'QuantizeJob', metadata: { name: this.name }, spec: this.spec }).spec;
+    return QuantizeJob.parse({
+      apiVersion: API_VERSION,
+      kind: 'QuantizeJob',
+      metadata: { name: this.name },
+      spec: this.spec,
+    }).spec;
   }
-  observe(status: QuantizeJobStatus = {}, pods: ObservedPod[] = [], more: Partial<ObservedQuantizeJob> = {}): ObservedQuantizeJob {
+  observe(
+    status: QuantizeJobStatus = {},
+    pods: ObservedPod[] = [],
+    more: Partial<ObservedQuantizeJob> = {},
+  ): ObservedQuantizeJob {
     return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...more };
   }
 }
@@ -92,7 +122,17 @@ export class PodBuilder {
 
   constructor(job: string, attempt: number, rank: number) {
     const name = `${job}-${attempt}-${rank}`;
-    this.pod = { name, uid: `uid-${name}`, attempt, rank, phase: 'Pending', ready: false, deleting: false, disrupted: false, createdAt: at(0) };
+    this.pod = {
+      name,
+      uid: `uid-${name}`,
+      attempt,
+      rank,
+      phase: 'Pending',
+      ready: false,
+      deleting: false,
+      disrupted: false,
+      createdAt: at(0),
+    };
   }
   with(fields: Partial<ObservedPod>): this {
     Object.assign(this.pod, fields);

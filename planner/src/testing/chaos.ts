@@ -7,7 +7,10 @@ import type { Simulator } from './simulator.ts';
 
 export type Chaos =
   | { type: 'advance'; seconds: number }
-  | { type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'lose' | 'unknown' | 'odd' | 'return'; pod: number }
+  | {
+      type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'lose' | 'unknown' | 'odd' | 'return';
+      pod: number;
+    }
   | { type: 'fail'; pod: number; exitCode: number }
   | { type: 'reap' }
   /** Somebody deletes the PodGroups. */
@@ -24,7 +27,10 @@ const EXIT_CODES = [1, 2, 4, 4, 137, 143];
 
 export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
   fc.record({ type: fc.constant('advance' as const), seconds: fc.integer({ min: 1, max: 900 }) }),
-  fc.record({ type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const), pod }),
+  fc.record({
+    type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const),
+    pod,
+  }),
   fc.record({ type: fc.constant('reap' as const) }),
   fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
   fc.record({ type: fc.constant('networkPolicy' as const), enabled: fc.boolean() }),
@@ -35,9 +41,18 @@ export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
 export const chaos: fc.Arbitrary<Chaos> = fc.oneof(
   { weight: 2, arbitrary: gentle },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('startAll' as const) }) },
-  { weight: 1, arbitrary: fc.record({ type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const, 'lose' as const), pod }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({
+      type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const, 'lose' as const),
+      pod,
+    }),
+  },
   { weight: 1, arbitrary: fc.record({ type: fc.constant('ungroup' as const) }) },
-  { weight: 2, arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }),
+  },
 );
 
 export function happen(event: Chaos, cluster: Simulator): void {
@@ -47,7 +62,9 @@ export function happen(event: Chaos, cluster: Simulator): void {
     case 'reap':
       return cluster.reap();
     case 'ungroup':
-      cluster.objects = cluster.objects.map((object) => (object.kind === 'PodGroup' ? { ...object, deleting: true } : object));
+      cluster.objects = cluster.objects.map((object) =>
+        object.kind === 'PodGroup' ? { ...object, deleting: true } : object,
+      );
       return;
     case 'startAll':
       return cluster.pods.forEach((pod) => start(pod));
@@ -72,7 +89,8 @@ export function happen(event: Chaos, cluster: Simulator): void {
       return;
     case 'unknown':
     case 'odd':
-      if (isAlive(pod)) Object.assign(pod, { phase: event.type === 'unknown' ? 'Unknown' : 'Hibernating', ready: false });
+      if (isAlive(pod))
+        Object.assign(pod, { phase: event.type === 'unknown' ? 'Unknown' : 'Hibernating', ready: false });
       return;
     case 'succeed':
       return finish(pod, 0, cluster.now);
@@ -88,26 +106,46 @@ export function happen(event: Chaos, cluster: Simulator): void {
       Object.assign(pod, { disrupted: true, deleting: true });
       return;
     case 'evict':
-      if (isAlive(pod)) Object.assign(pod, { phase: 'Failed', ready: false, reason: 'Evicted', disrupted: true, finishedAt: timestamp(cluster.now) });
+      if (isAlive(pod))
+        Object.assign(pod, {
+          phase: 'Failed',
+          ready: false,
+          reason: 'Evicted',
+          disrupted: true,
+          finishedAt: timestamp(cluster.now),
+        });
       return;
   }
 }
 
 function start(pod: ObservedPod): void {
   delete pod.lostNode;
-  if (isAlive(pod) && outcomeOf(pod) === null) Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
+  if (isAlive(pod) && outcomeOf(pod) === null)
+    Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
 }
 
 function finish(pod: ObservedPod, exitCode: number, now: Date): void {
   if (isAlive(pod) && pod.phase !== 'Pending')
-    Object.assign(pod, { phase: exitCode === 0 ? 'Succeeded' : 'Failed', ready: false, exitCode, finishedAt: timestamp(now) });
+    Object.assign(pod, {
+      phase: exitCode === 0 ? 'Succeeded' : 'Failed',
+      ready: false,
+      exitCode,
+      finishedAt: timestamp(now),
+    });
 }
 
 function train(steps: number, cluster: Simulator): void {
   const attempt = cluster.face.status.attempt ?? 0;
   const before = cluster.progress?.attempt === attempt ? cluster.progress : { step: 0, activity: 0 };
   const step = Math.min(1000, before.step + steps);
-  cluster.progress = { attempt, step, totalSteps: 1000, epoch: step / 100, activity: before.activity + steps, etaSeconds: 1000 - step };
+  cluster.progress = {
+    attempt,
+    step,
+    totalSteps: 1000,
+    epoch: step / 100,
+    activity: before.activity + steps,
+    etaSeconds: 1000 - step,
+  };
 }
 
 export const isOver = (cluster: Simulator): boolean => cluster.face.status.completionTime !== undefined;

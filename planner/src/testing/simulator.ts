@@ -3,16 +3,22 @@
  * told to; it checks at every write that no two attempts of a job are alive.
  */
 import assert from 'node:assert/strict';
-import { QuantizeJobSpec, type FaceTrainJob, type FaceTrainJobStatus, type QuantizeJobStatus } from '@facetrain/api';
+import { type FaceTrainJob, type FaceTrainJobStatus, QuantizeJobSpec, type QuantizeJobStatus } from '@facetrain/api';
 import { isAlive, type JobStatus } from '../attempt.ts';
+import { together } from '../concurrent-actions.ts';
+import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { Label } from '../names.ts';
 import type { ChildObject, ObservedPod } from '../objects.ts';
-import type { JobIdentity, ObservedFaceTrainJob, ObservedObject, ObservedProgress, ObservedQuantizeJob } from '../observed.ts';
+import type {
+  JobIdentity,
+  ObservedFaceTrainJob,
+  ObservedObject,
+  ObservedProgress,
+  ObservedQuantizeJob,
+} from '../observed.ts';
 import type { Action, Plan, PlanEvent } from '../plan.ts';
-import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { planQuantizeJob } from '../quantizejob/plan-quantizejob.ts';
 import { timestamp } from '../time.ts';
-import { together } from '../concurrent-actions.ts';
 import { START } from './builders.ts';
 import { testEnvironment } from './test-environment.ts';
 
@@ -80,7 +86,10 @@ export class Simulator {
   settle(crashAfter: number | null = null): void {
     let budget = crashAfter ?? Infinity;
     for (let round = 0; ; round++) {
-      assert(round < MAX_PLANS, `no steady state after ${MAX_PLANS} plans; last writes ${this.writes.slice(-5).join(', ')}`);
+      assert(
+        round < MAX_PLANS,
+        `no steady state after ${MAX_PLANS} plans; last writes ${this.writes.slice(-5).join(', ')}`,
+      );
       const before = this.writes.length;
       for (const job of ['face', 'quantize'] as const) {
         budget = this.reconcile(job, budget);
@@ -145,7 +154,10 @@ export class Simulator {
     return structuredCloneButStatus({ ...this.quantize!, ...this.childrenOf(this.quantize!.identity) });
   }
   private childrenOf({ uid }: JobIdentity): { pods: ObservedPod[]; objects: ObservedObject[] } {
-    return { pods: this.pods.filter((pod) => pod.owner === uid), objects: this.objects.map((object) => ({ ...object, owned: object.owner === uid })) };
+    return {
+      pods: this.pods.filter((pod) => pod.owner === uid),
+      objects: this.objects.map((object) => ({ ...object, owned: object.owner === uid })),
+    };
   }
 
   private execute(action: Action, which: 'face' | 'quantize', { identity }: AnyJob): void {
@@ -155,13 +167,17 @@ export class Simulator {
         break;
       case 'delete':
         if (action.kind === 'Pod')
-          this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod)).filter((pod) => !(pod.uid === action.uid && action.force) && !(pod.deleting && !isAlive(pod)));
+          this.pods = this.pods
+            .map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod))
+            .filter((pod) => !(pod.uid === action.uid && action.force) && !(pod.deleting && !isAlive(pod)));
         else this.objects = this.objects.filter((object) => object.uid !== action.uid);
         break;
       case 'patch':
         if (action.kind !== 'QuantizeJob') {
           const digest = action.labels![Label.specDigest]!;
-          this.objects = this.objects.map((object) => (object.uid === action.uid ? { ...object, specDigest: digest } : object));
+          this.objects = this.objects.map((object) =>
+            object.uid === action.uid ? { ...object, specDigest: digest } : object,
+          );
           break;
         }
         assert.equal(action.name, this.quantize!.identity.name);
@@ -201,7 +217,10 @@ export class Simulator {
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
       return;
     }
-    assert(!this.objects.some((other) => other.kind === object.kind && other.name === name), `${object.kind} ${name} exists`);
+    assert(
+      !this.objects.some((other) => other.kind === object.kind && other.name === name),
+      `${object.kind} ${name} exists`,
+    );
     this.objects.push({
       kind: object.kind,
       name,
@@ -211,7 +230,11 @@ export class Simulator {
       ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
     });
     if (object.kind === 'QuantizeJob') {
-      this.quantize = { identity: { name, namespace: object.metadata.namespace, uid, generation: 1 }, spec: QuantizeJobSpec.parse(object.spec), status: {} };
+      this.quantize = {
+        identity: { name, namespace: object.metadata.namespace, uid, generation: 1 },
+        spec: QuantizeJobSpec.parse(object.spec),
+        status: {},
+      };
     }
   }
 

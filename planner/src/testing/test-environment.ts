@@ -23,7 +23,10 @@ export const testEnvironment: Environment = {
         const scratch = { path, volume: { name, emptyDir: {} }, mount: { name, mountPath: path } };
         return access === 'write'
           ? scratch
-          : { ...scratch, fetch: { name: `fetch-${name}`, args: ['fetch', uri, path], env: [], volumeMounts: [scratch.mount] } };
+          : {
+              ...scratch,
+              fetch: { name: `fetch-${name}`, args: ['fetch', uri, path], env: [], volumeMounts: [scratch.mount] },
+            };
       }
     }
   },

@@ -2,15 +2,22 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { countMacs } from '../onnx/describe.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
-import { buildBackbone, countParameters, type BackboneOptions } from './backbone.ts';
+import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../testing/onnx-oracles.ts';
+import { type BackboneOptions, buildBackbone, countParameters } from './backbone.ts';
 
 const reference = { embeddingDim: 512, width: 2, blocks: null, seed: 7 };
 const SIZE = 3 * 112 * 112;
 
 /** Millions of parameters and billions of multiply-accumulates of insightface's networks. */
-const FIGURES = { iresnet18: [24.03, 2.61], iresnet34: [34.14, 4.46], iresnet50: [43.59, 6.31], iresnet100: [65.16, 12.09], iresnet200: [118.83, 23.42], mobilefacenet: [2.06, 0.44] } as const;
+const FIGURES = {
+  iresnet18: [24.03, 2.61],
+  iresnet34: [34.14, 4.46],
+  iresnet50: [43.59, 6.31],
+  iresnet100: [65.16, 12.09],
+  iresnet200: [118.83, 23.42],
+  mobilefacenet: [2.06, 0.44],
+} as const;
 
 for (const [name, [parameters, macs]] of Object.entries(FIGURES)) {
   test(`${name} has ${parameters} M parameters and ${macs} GMAC, and runs in ONNX Runtime for any batch`, async () => {
@@ -27,8 +34,14 @@ for (const [name, [parameters, macs]] of Object.entries(FIGURES)) {
     assert.deepEqual(second!.dims, [1, 512]);
     const scale = Math.max(...second!.data.map(Math.abs));
     assert.ok(scale > 0 && Number.isFinite(scale), `largest value ${scale}`);
-    assert.ok(largestDifference(three!.data.slice(512, 1024), second!.data) <= 1e-4 * scale, 'a picture’s embedding does not depend on the others');
-    assert.ok(largestDifference(three!.data.slice(0, 512), second!.data) > 1e-3 * scale, 'different pictures have different embeddings');
+    assert.ok(
+      largestDifference(three!.data.slice(512, 1024), second!.data) <= 1e-4 * scale,
+      'a picture’s embedding does not depend on the others',
+    );
+    assert.ok(
+      largestDifference(three!.data.slice(0, 512), second!.data) > 1e-3 * scale,
+      'different pictures have different embeddings',
+    );
   });
 }
 
@@ -54,29 +67,49 @@ test('depth, width and embedding length are parameters, and every graph passes o
 
 test('nodes and weights carry the names of the reference’s state_dict', () => {
   const names = Object.keys(buildBackbone({ ...reference, backbone: 'iresnet18', embeddingDim: 8 }).initializers);
-  const layer = (name: string) => names.filter((key) => key.startsWith(`${name}.`)).map((key) => key.slice(name.length + 1));
+  const layer = (name: string) =>
+    names.filter((key) => key.startsWith(`${name}.`)).map((key) => key.slice(name.length + 1));
   assert.deepEqual(layer('layer1.0'), [
     ...['bn1.weight', 'bn1.bias', 'bn1.running_mean', 'bn1.running_var', 'conv1.weight'],
     ...['bn2.weight', 'bn2.bias', 'bn2.running_mean', 'bn2.running_var', 'prelu.weight', 'conv2.weight'],
     ...['bn3.weight', 'bn3.bias', 'bn3.running_mean', 'bn3.running_var'],
-    ...['downsample.0.weight', 'downsample.1.weight', 'downsample.1.bias', 'downsample.1.running_mean', 'downsample.1.running_var'],
+    ...[
+      'downsample.0.weight',
+      'downsample.1.weight',
+      'downsample.1.bias',
+      'downsample.1.running_mean',
+      'downsample.1.running_var',
+    ],
   ]);
-  assert.ok(!names.includes('layer1.1.downsample.0.weight'), 'only the first block of a stage has a shortcut of its own');
+  assert.ok(
+    !names.includes('layer1.1.downsample.0.weight'),
+    'only the first block of a stage has a shortcut of its own',
+  );
   assert.deepEqual(layer('fc'), ['weight', 'bias']);
   assert.deepEqual(layer('features'), ['weight', 'bias', 'running_mean', 'running_var']);
 
   const mobile = Object.keys(buildBackbone({ ...reference, backbone: 'mobilefacenet' }).initializers);
-  for (const name of ['layers.0.layers.0.weight', 'layers.2.layers.1.layers.0.weight', 'layers.3.layers.0.layers.2.layers.1.running_var', 'conv_sep.layers.2.weight', 'features.layers.0.layers.0.weight', 'features.layers.2.weight', 'features.layers.3.bias']) {
+  for (const name of [
+    'layers.0.layers.0.weight',
+    'layers.2.layers.1.layers.0.weight',
+    'layers.3.layers.0.layers.2.layers.1.running_var',
+    'conv_sep.layers.2.weight',
+    'features.layers.0.layers.0.weight',
+    'features.layers.2.weight',
+    'features.layers.3.bias',
+  ]) {
     assert.ok(mobile.includes(name), name);
   }
   assert.ok(!mobile.includes('features.layers.2.bias'));
 });
 
 test('first weights have the reference’s distributions and depend on seed and name alone', () => {
-  const build = (seed: number, blocks: number[]) => buildBackbone({ ...reference, backbone: 'iresnet18', embeddingDim: 64, seed, blocks }).initializers;
+  const build = (seed: number, blocks: number[]) =>
+    buildBackbone({ ...reference, backbone: 'iresnet18', embeddingDim: 64, seed, blocks }).initializers;
   const weights = build(1, [2, 2, 2, 2]);
   const values = (name: string, of = weights) => of[name]!.data as Float32Array;
-  const moment = (data: Float32Array, power: number) => data.reduce((sum, value) => sum + value ** power, 0) / data.length;
+  const moment = (data: Float32Array, power: number) =>
+    data.reduce((sum, value) => sum + value ** power, 0) / data.length;
 
   const conv = values('layer4.1.conv1.weight');
   assert.ok(Math.abs(moment(conv, 1)) < 5e-4);
@@ -93,7 +126,11 @@ test('first weights have the reference’s distributions and depend on seed and 
   assert.ok(values('features.weight').every((value) => value === 1));
 
   assert.notDeepEqual(values('layer4.1.conv1.weight'), values('layer4.1.conv2.weight'), 'two tensors of one shape');
-  assert.deepEqual(values('layer4.0.conv1.weight', build(1, [1, 1, 1, 1])), values('layer4.0.conv1.weight'), 'other layers do not matter');
+  assert.deepEqual(
+    values('layer4.0.conv1.weight', build(1, [1, 1, 1, 1])),
+    values('layer4.0.conv1.weight'),
+    'other layers do not matter',
+  );
   assert.notDeepEqual(values('layer4.0.conv1.weight', build(2, [1, 1, 1, 1])), values('layer4.0.conv1.weight'));
 
   const mobile = buildBackbone({ ...reference, backbone: 'mobilefacenet' }).initializers;

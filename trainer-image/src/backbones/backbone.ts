@@ -1,8 +1,8 @@
 /** The backbones we build, as ONNX graphs with their first weights: input `data` [N, 3, 112, 112], output `embedding` [N, embeddingDim]. */
 import type { BACKBONES } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { iresnet, IRESNET_BLOCKS } from './iresnet.ts';
-import { mobilefacenet, MOBILEFACENET_BLOCKS } from './mobilefacenet.ts';
+import { IRESNET_BLOCKS, iresnet } from './iresnet.ts';
+import { MOBILEFACENET_BLOCKS, mobilefacenet } from './mobilefacenet.ts';
 
 export interface BackboneOptions {
   backbone: (typeof BACKBONES)[number];
@@ -27,11 +27,18 @@ const BLOCKS: Record<BackboneOptions['backbone'], number[]> = {
 /** Options must be what api's TrainerConfig accepts. */
 export function buildBackbone({ backbone, embeddingDim, width, blocks: chosen, seed }: BackboneOptions): Graph {
   const blocks = chosen ?? BLOCKS[backbone];
-  return backbone === 'mobilefacenet' ? mobilefacenet({ blocks, width, embeddingDim, seed }) : iresnet({ blocks, embeddingDim, seed });
+  return backbone === 'mobilefacenet'
+    ? mobilefacenet({ blocks, width, embeddingDim, seed })
+    : iresnet({ blocks, embeddingDim, seed });
 }
 
 /** Numbers that training learns, a frozen gamma included as in the reference's figures; running statistics are not counted. */
 export function countParameters(graph: Graph): number {
-  const learned = new Set(graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)));
-  return Object.entries(graph.initializers).reduce((count, [name, { data }]) => count + (data instanceof Float32Array && learned.has(name) ? data.length : 0), 0);
+  const learned = new Set(
+    graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)),
+  );
+  return Object.entries(graph.initializers).reduce(
+    (count, [name, { data }]) => count + (data instanceof Float32Array && learned.has(name) ? data.length : 0),
+    0,
+  );
 }

@@ -41,9 +41,21 @@ export class GraphBuilder {
   }
 
   /** Convolution without bias, for a batch norm follows it. */
-  conv(name: string, x: Value, channels: number, { kernel, stride = 1, padding = 0, groups = 1 }: ConvOptions, initialize: Initializer): Value {
+  conv(
+    name: string,
+    x: Value,
+    channels: number,
+    { kernel, stride = 1, padding = 0, groups = 1 }: ConvOptions,
+    initialize: Initializer,
+  ): Value {
     const fanIn = (x.channels / groups) * kernel * kernel;
-    const weight = this.#weight(`${name}.weight`, [channels, x.channels / groups, kernel, kernel], initialize, fanIn, channels * kernel * kernel);
+    const weight = this.#weight(
+      `${name}.weight`,
+      [channels, x.channels / groups, kernel, kernel],
+      initialize,
+      fanIn,
+      channels * kernel * kernel,
+    );
     return this.#node(name, 'Conv', [x.name, weight], channels, {
       dilations: [1, 1],
       group: groups,
@@ -55,8 +67,13 @@ export class GraphBuilder {
 
   batchNorm(name: string, x: Value): Value {
     const vectors = { weight: 1, bias: 0, running_mean: 0, running_var: 1 };
-    const inputs = Object.entries(vectors).map(([vector, value]) => this.#constant(`${name}.${vector}`, [x.channels], new Float32Array(x.channels).fill(value)));
-    return this.#node(name, 'BatchNormalization', [x.name, ...inputs], x.channels, { epsilon: BATCH_NORM_EPSILON, momentum: BATCH_NORM_MOMENTUM });
+    const inputs = Object.entries(vectors).map(([vector, value]) =>
+      this.#constant(`${name}.${vector}`, [x.channels], new Float32Array(x.channels).fill(value)),
+    );
+    return this.#node(name, 'BatchNormalization', [x.name, ...inputs], x.channels, {
+      epsilon: BATCH_NORM_EPSILON,
+      momentum: BATCH_NORM_MOMENTUM,
+    });
   }
 
   prelu(name: string, x: Value): Value {
@@ -74,7 +91,10 @@ export class GraphBuilder {
   }
 
   linear(name: string, x: Value, features: number, initialize: { weight: Initializer; bias?: Initializer }): Value {
-    const inputs = [x.name, this.#weight(`${name}.weight`, [features, x.channels], initialize.weight, x.channels, features)];
+    const inputs = [
+      x.name,
+      this.#weight(`${name}.weight`, [features, x.channels], initialize.weight, x.channels, features),
+    ];
     if (initialize.bias) inputs.push(this.#weight(`${name}.bias`, [features], initialize.bias, x.channels, features));
     return this.#node(name, 'Gemm', inputs, features, { transB: 1 });
   }
@@ -84,7 +104,12 @@ export class GraphBuilder {
     const last = this.#nodes.at(-1)!;
     if (last.outputs[0] !== x.name) throw new TypeError(`${x.name} is not what the last layer made`);
     last.outputs = [output];
-    return { input: this.#input, output: { name: output, dim: x.channels }, nodes: this.#nodes, initializers: this.#initializers };
+    return {
+      input: this.#input,
+      output: { name: output, dim: x.channels },
+      nodes: this.#nodes,
+      initializers: this.#initializers,
+    };
   }
 
   #node(name: string, op: string, inputs: string[], channels: number, attributes: GraphNode['attributes'] = {}): Value {

@@ -14,12 +14,26 @@ import { GraphBuilder, type Initializer, type Value } from './builder.ts';
 import { normal, uniform } from './initial-weights.ts';
 
 /** Blocks in each stage, by depth. */
-export const IRESNET_BLOCKS = { 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 14, 3], 100: [3, 13, 30, 3], 200: [6, 26, 60, 6] };
+export const IRESNET_BLOCKS = {
+  18: [2, 2, 2, 2],
+  34: [3, 4, 6, 3],
+  50: [3, 4, 14, 3],
+  100: [3, 13, 30, 3],
+  200: [6, 26, 60, 6],
+};
 
 const STEM_CHANNELS = 64;
 const STAGE_CHANNELS = [64, 128, 256, 512];
 
-export function iresnet({ blocks, embeddingDim, seed }: { blocks: number[]; embeddingDim: number; seed: number }): Graph {
+export function iresnet({
+  blocks,
+  embeddingDim,
+  seed,
+}: {
+  blocks: number[];
+  embeddingDim: number;
+  seed: number;
+}): Graph {
   const gaussian: Initializer = ({ name, count }) => normal(seed, name, count, 0.1);
   // What torch's Linear begins with: kaiming_uniform with a = sqrt(5), and the same bound for the bias.
   const linear: Initializer = ({ name, count, fanIn }) => uniform(seed, name, count, 1 / Math.sqrt(fanIn));

@@ -15,14 +15,24 @@
  * A bottleneck's inner channels do not grow with the width.
  */
 import type { Graph } from '@facetrain/native';
-import { GraphBuilder, type ConvOptions, type Initializer, type Value } from './builder.ts';
+import { type ConvOptions, GraphBuilder, type Initializer, type Value } from './builder.ts';
 import { normal } from './initial-weights.ts';
 
 export const MOBILEFACENET_BLOCKS = [1, 4, 6, 2];
 
 const HEAD_CHANNELS = 512;
 
-export function mobilefacenet({ blocks, width, embeddingDim, seed }: { blocks: number[]; width: number; embeddingDim: number; seed: number }): Graph {
+export function mobilefacenet({
+  blocks,
+  width,
+  embeddingDim,
+  seed,
+}: {
+  blocks: number[];
+  width: number;
+  embeddingDim: number;
+  seed: number;
+}): Graph {
   // kaiming_normal, fan_out, for ReLU.
   const kaiming: Initializer = ({ name, count, fanOut }) => normal(seed, name, count, Math.sqrt(2 / fanOut));
   const build = new GraphBuilder({ name: 'data', channels: 3, height: 112, width: 112 });
@@ -51,7 +61,10 @@ export function mobilefacenet({ blocks, width, embeddingDim, seed }: { blocks: n
 
   const [narrow, wide] = [64 * width, 128 * width];
   let x = convBlock('layers.0', build.input, narrow, { kernel: 3, padding: 1, stride: 2 });
-  x = blocks[0] === 1 ? convBlock('layers.1', x, narrow, { kernel: 3, padding: 1, groups: 64 }) : residual('layers.1', x, 128, blocks[0]!);
+  x =
+    blocks[0] === 1
+      ? convBlock('layers.1', x, narrow, { kernel: 3, padding: 1, groups: 64 })
+      : residual('layers.1', x, 128, blocks[0]!);
   x = bottleneck('layers.2', x, 128, narrow, 2);
   x = residual('layers.3', x, 128, blocks[1]!);
   x = bottleneck('layers.4', x, 256, wide, 2);

@@ -8,7 +8,7 @@ import { setImmediate } from 'node:timers/promises';
 import { CheckpointManifest, FacetrainError } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, findNewest, manifestPath, prune, removeUnfinished } from './directory.ts';
-import { loadCheckpoint, type Expected } from './load.ts';
+import { type Expected, loadCheckpoint } from './load.ts';
 import { saveCheckpoint } from './save.ts';
 
 const DIM = 4;
@@ -46,7 +46,10 @@ class FakeSession {
     this.backbone = state;
   }
   async saveRows(firstRow: number, rows: number): Promise<Rows> {
-    const range = [(firstRow - this.rowRange.firstRow) * DIM, (firstRow - this.rowRange.firstRow + rows) * DIM] as const;
+    const range = [
+      (firstRow - this.rowRange.firstRow) * DIM,
+      (firstRow - this.rowRange.firstRow + rows) * DIM,
+    ] as const;
     return { firstRow, rows, weight: this.weight.slice(...range), momentum: this.momentum.slice(...range) };
   }
   async loadRows({ firstRow, weight, momentum }: Rows): Promise<void> {
@@ -69,7 +72,10 @@ class Gang {
   #gathered = Promise.withResolvers<Float32Array[]>();
 
   constructor(size: number, numClasses = 11) {
-    this.sessions = Array.from({ length: size }, (_, rank) => new FakeSession(this, rank, numClasses, size) as FakeSession & TrainingSessionContract);
+    this.sessions = Array.from(
+      { length: size },
+      (_, rank) => new FakeSession(this, rank, numClasses, size) as FakeSession & TrainingSessionContract,
+    );
   }
 
   gather(values: Float32Array, session: FakeSession): Promise<Float32Array[]> {
@@ -101,14 +107,14 @@ class Gang {
         session.weight[i] = firstRow * DIM + i + 0.25;
         session.momentum[i] = -(firstRow * DIM + i);
       }
-      session.backbone.tensors['conv']!.data.set([1, 2]);
-      session.backbone.tensors['mean']!.data.set([3]);
-      session.backbone.momentum['conv']!.data.set([4, 5]);
+      session.backbone.tensors.conv!.data.set([1, 2]);
+      session.backbone.tensors.mean!.data.set([3]);
+      session.backbone.momentum.conv!.data.set([4, 5]);
     }
     return this;
   }
 
-  save(root: string, step: number, keep = 100): Promise<void[]> {
+  save(root: string, step: number, keep = 100): Promise<unknown[]> {
     return Promise.all(
       this.sessions.map((session, rank) =>
         saveCheckpoint(session, {
@@ -174,7 +180,10 @@ test('a rank reads only the files that hold its rows', async () => {
   const [first, last] = new Gang(2).sessions;
   const checkpoint = (await findNewest(root))!;
   await loadCheckpoint(first!, checkpoint, EXPECTED);
-  assert.match((await refusal(loadCheckpoint(last!, checkpoint, EXPECTED))).message, /rows-0000000010.safetensors: no such file/);
+  assert.match(
+    (await refusal(loadCheckpoint(last!, checkpoint, EXPECTED))).message,
+    /rows-0000000010.safetensors: no such file/,
+  );
 });
 
 test('a checkpoint that does not fit or was changed is refused, naming the file and the difference', async () => {
@@ -183,7 +192,10 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
   const directory = checkpointDirectory(root, 30);
   const load = (change: Partial<Expected> = {}, gang = new Gang(1)) => gang.load(root, { ...EXPECTED, ...change });
   await load({ job: null });
-  assert.match((await refusal(load({ job: 'k' }))).message, /manifest.json: job.name: "j"; "k", as this job is called; .* checkpoint.uri to go on from another/);
+  assert.match(
+    (await refusal(load({ job: 'k' }))).message,
+    /manifest.json: job.name: "j"; "k", as this job is called; .* checkpoint.uri to go on from another/,
+  );
   assert.match((await refusal(load({ seed: 2 }))).message, /manifest.json: seed: 1; 2, as in this job/);
   assert.match((await refusal(load({ numClasses: 12 }))).message, /numClasses: 11; 12, as in this job/);
   assert.match((await refusal(load({ totalSteps: 29 }))).message, /step: 30; at most 29/);
@@ -197,7 +209,7 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
       await refusal(
         load(
           {},
-          other((state) => (state.tensors['conv']!.dims = [1, 2])),
+          other((state) => (state.tensors.conv!.dims = [1, 2])),
         ),
       )
     ).message,
@@ -208,7 +220,7 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
       await refusal(
         load(
           {},
-          other((state) => delete state.tensors['mean']),
+          other((state) => delete state.tensors.mean),
         ),
       )
     ).message,
@@ -219,7 +231,7 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
       await refusal(
         load(
           {},
-          other((state) => (state.momentum['mean'] = { dims: [], data: new Float32Array(1) })),
+          other((state) => (state.momentum.mean = { dims: [], data: new Float32Array(1) })),
         ),
       )
     ).message,
@@ -255,7 +267,10 @@ test('a manifest that is not one is refused; it may neither lack rows nor name f
   assert.match(await refusedAs({ rows: good.rows.slice(1) }), /starts at row 6; row 0/);
   assert.match(await refusedAs({ rows: good.rows.slice(0, 1) }), /rows: 6 rows; 11/);
   assert.match(await refusedAs({ rows: [...good.rows, ...good.rows] }), /neither gaps nor overlaps/);
-  assert.match(await refusedAs({ backbone: { ...good.backbone, file: '../../secret' } }), /the file name "..\/..\/secret"/);
+  assert.match(
+    await refusedAs({ backbone: { ...good.backbone, file: '../../secret' } }),
+    /the file name "..\/..\/secret"/,
+  );
 });
 
 test('a folder without a manifest counts for nothing and goes at the next start', async () => {

@@ -49,15 +49,19 @@ export async function openCheckpoint(root: string, step: number): Promise<Checkp
     throw storageError(path, error);
   }
   const manifest = parseDocument(CheckpointManifest, value, path, 'InvalidCheckpoint');
-  if (manifest.step !== step) throw invalid(`${path}: step`, String(manifest.step), `${step}, as the folder’s name says`);
+  if (manifest.step !== step)
+    throw invalid(`${path}: step`, String(manifest.step), `${step}, as the folder’s name says`);
   let row = 0;
   for (const { file, firstRow, rows } of manifest.rows) {
-    if (firstRow !== row) throw invalid(`${path}: rows`, `${file} starts at row ${firstRow}`, `row ${row}: neither gaps nor overlaps`);
+    if (firstRow !== row)
+      throw invalid(`${path}: rows`, `${file} starts at row ${firstRow}`, `row ${row}: neither gaps nor overlaps`);
     row += rows;
   }
-  if (row !== manifest.numClasses) throw invalid(`${path}: rows`, `${row} rows`, `${manifest.numClasses}, one for each class`);
+  if (row !== manifest.numClasses)
+    throw invalid(`${path}: rows`, `${row} rows`, `${manifest.numClasses}, one for each class`);
   for (const { file } of [manifest.backbone, ...manifest.rows]) {
-    if (!/^[A-Za-z0-9][-A-Za-z0-9._]*$/.test(file)) throw invalid(path, `the file name ${JSON.stringify(file)}`, 'a name without a folder');
+    if (!/^[A-Za-z0-9][-A-Za-z0-9._]*$/.test(file))
+      throw invalid(path, `the file name ${JSON.stringify(file)}`, 'a name without a folder');
   }
   return { directory, manifest };
 }
@@ -84,7 +88,9 @@ async function stepFolders(root: string): Promise<{ step: number; directory: str
     const match = STEP_FOLDER.exec(name);
     return match ? [{ step: Number(match[1]), directory: join(root, name) }] : [];
   });
-  const found = await Promise.all(folders.map(async (folder) => ({ ...folder, complete: (await list(folder.directory)).includes(MANIFEST) })));
+  const found = await Promise.all(
+    folders.map(async (folder) => ({ ...folder, complete: (await list(folder.directory)).includes(MANIFEST) })),
+  );
   return found.sort((a, b) => b.step - a.step);
 }
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { StoredFile } from '@facetrain/api';
 import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
 import { digestFile } from '../storage/digest.ts';
-import { invalid, manifestPath, type Checkpoint } from './directory.ts';
+import { type Checkpoint, invalid, manifestPath } from './directory.ts';
 import { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
@@ -21,7 +21,11 @@ export interface Expected {
  * To be called on every rank; each reads the backbone and its own class centres.
  * @throws FacetrainError InvalidCheckpoint, StorageFailed
  */
-export async function loadCheckpoint(session: TrainingSessionContract, checkpoint: Checkpoint, expected: Expected): Promise<void> {
+export async function loadCheckpoint(
+  session: TrainingSessionContract,
+  checkpoint: Checkpoint,
+  expected: Expected,
+): Promise<void> {
   checkFits(session, checkpoint, expected);
   await loadBackbone(session, checkpoint);
   expected.onFile?.();
@@ -34,10 +38,16 @@ export async function loadCheckpoint(session: TrainingSessionContract, checkpoin
     await using file = await openStored(checkpoint, block);
     for (const name of ['weight', 'momentum']) {
       const dims = file.dims(name);
-      if (String(dims) !== String([block.rows, session.dim])) throw invalid(file.path, `${name} has the shape [${dims}]`, `[${block.rows}, ${session.dim}]`);
+      if (String(dims) !== String([block.rows, session.dim]))
+        throw invalid(file.path, `${name} has the shape [${dims}]`, `[${block.rows}, ${session.dim}]`);
     }
     const range = [(first - block.firstRow) * session.dim, count * session.dim] as const;
-    await session.loadRows({ firstRow: first, rows: count, weight: await file.read('weight', ...range), momentum: await file.read('momentum', ...range) });
+    await session.loadRows({
+      firstRow: first,
+      rows: count,
+      weight: await file.read('weight', ...range),
+      momentum: await file.read('momentum', ...range),
+    });
     expected.onFile?.();
   }
 }
@@ -50,7 +60,12 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
       `${JSON.stringify(expected.job)}, as this job is called; give each job an output of its own, or name the folder in checkpoint.uri to go on from another job’s checkpoint`,
     );
   }
-  const wanted = { numClasses: expected.numClasses, embeddingDim: session.dim, seed: expected.seed, stepsPerEpoch: session.stepsPerEpoch };
+  const wanted = {
+    numClasses: expected.numClasses,
+    embeddingDim: session.dim,
+    seed: expected.seed,
+    stepsPerEpoch: session.stepsPerEpoch,
+  };
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
     if (manifest[field] === value) continue;
     throw invalid(
@@ -80,7 +95,9 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
       throw invalid(
         file.path,
         `${name} with the shape [${dims}]`,
-        there ? `[${there}], as in this job’s backbone` : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory',
+        there
+          ? `[${there}], as in this job’s backbone`
+          : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory',
       );
     }
     state[part][tensor] = { dims, data: await file.read(name) };
@@ -97,7 +114,10 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
   await session.loadBackbone(state);
 }
 
-async function openStored({ directory }: Checkpoint, { file, sha256, bytes }: StoredFile & { file: string }): Promise<Safetensors> {
+async function openStored(
+  { directory }: Checkpoint,
+  { file, sha256, bytes }: StoredFile & { file: string },
+): Promise<Safetensors> {
   const path = join(directory, file);
   if (!existsSync(path)) throw invalid(path, 'no such file', 'the file that the manifest names');
   const found = await digestFile(path);

@@ -88,27 +88,34 @@ test('a header that does not describe its file is refused, and the message says 
 
 test('no damage to a file makes reading it do anything but succeed or refuse', async () => {
   const path = join(folder, 'good.safetensors');
-  await writeSafetensors(path, { a: { dims: [2, 2], data: Float32Array.of(1, 2, 3, 4) }, b: { dims: [3], data: Float32Array.of(5, 6, 7) } });
+  await writeSafetensors(path, {
+    a: { dims: [2, 2], data: Float32Array.of(1, 2, 3, 4) },
+    b: { dims: [3], data: Float32Array.of(5, 6, 7) },
+  });
   const good = await readFile(path);
   const damaged = join(folder, 'damaged.safetensors');
   await fc.assert(
-    fc.asyncProperty(fc.array(fc.tuple(fc.nat(good.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 }), fc.nat(good.length), async (changes, length) => {
-      const bytes = Buffer.from(good);
-      for (const [at, value] of changes) bytes[at] = value;
-      await writeFile(damaged, length === 0 ? bytes : bytes.subarray(0, length));
-      try {
-        await using opened = await Safetensors.open(damaged);
-        for (const name of opened.names) {
-          const values = await opened.read(name);
-          assert.equal(
-            values.length,
-            opened.dims(name).reduce((product, dim) => product * dim, 1),
-          );
+    fc.asyncProperty(
+      fc.array(fc.tuple(fc.nat(good.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 }),
+      fc.nat(good.length),
+      async (changes, length) => {
+        const bytes = Buffer.from(good);
+        for (const [at, value] of changes) bytes[at] = value;
+        await writeFile(damaged, length === 0 ? bytes : bytes.subarray(0, length));
+        try {
+          await using opened = await Safetensors.open(damaged);
+          for (const name of opened.names) {
+            const values = await opened.read(name);
+            assert.equal(
+              values.length,
+              opened.dims(name).reduce((product, dim) => product * dim, 1),
+            );
+          }
+        } catch (error) {
+          assert(error instanceof FacetrainError && error.code === 'InvalidCheckpoint', String(error));
         }
-      } catch (error) {
-        assert(error instanceof FacetrainError && error.code === 'InvalidCheckpoint', String(error));
-      }
-    }),
+      },
+    ),
     { numRuns: 300 },
   );
 });

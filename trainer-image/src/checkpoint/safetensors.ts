@@ -3,7 +3,7 @@
  * Format: github.com/huggingface/safetensors. Reading trusts nothing of the header; writing streams and hashes as it goes.
  */
 import { createHash } from 'node:crypto';
-import { open, type FileHandle } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { endianness } from 'node:os';
 import { FacetrainError, type StoredFile } from '@facetrain/api';
 import { storageError, writeAtomically } from '../storage/atomic-files.ts';
@@ -30,7 +30,11 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
   const entries = Object.entries(tensors);
   let offset = 0;
   const header = Object.fromEntries(
-    entries.map(([name, { dims, data }]) => [name, { dtype: 'F32', shape: dims, data_offsets: [offset, (offset += data.byteLength)] }]),
+    entries.map(([name, { dims, data }]) => {
+      const start = offset;
+      offset += data.byteLength;
+      return [name, { dtype: 'F32', shape: dims, data_offsets: [start, offset] }];
+    }),
   );
   const json = JSON.stringify(header);
   // Padded, so that the tensors start at a multiple of 8.
@@ -43,7 +47,11 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
   await writeAtomically(path, async (file) => {
     for (const part of [length, text, ...entries.map(([, { data }]) => data)]) {
       for (let start = 0; start < part.byteLength; start += CHUNK_BYTES) {
-        const chunk = new Uint8Array(part.buffer, part.byteOffset + start, Math.min(CHUNK_BYTES, part.byteLength - start));
+        const chunk = new Uint8Array(
+          part.buffer,
+          part.byteOffset + start,
+          Math.min(CHUNK_BYTES, part.byteLength - start),
+        );
         hash.update(chunk);
         await writeAll(file, chunk);
         bytes += chunk.byteLength;
@@ -54,7 +62,7 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
 }
 
 async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
-  for (let done = 0; done < chunk.byteLength;) done += (await file.write(chunk, done)).bytesWritten;
+  for (let done = 0; done < chunk.byteLength; ) done += (await file.write(chunk, done)).bytesWritten;
 }
 
 interface Entry {
@@ -116,7 +124,8 @@ export class Safetensors implements AsyncDisposable {
 
   #entry(name: string): Entry {
     const entry = this.#entries.get(name);
-    if (!entry) throw damaged(this.path, `no tensor "${name}"`, `it has ${this.names.slice(0, 5).join(', ') || 'none'}`);
+    if (!entry)
+      throw damaged(this.path, `no tensor "${name}"`, `it has ${this.names.slice(0, 5).join(', ') || 'none'}`);
     return entry;
   }
 }
@@ -128,7 +137,11 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
   await readExactly(path, file, prefix, 0);
   const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
   if (length > LONGEST_HEADER || length > size - 8)
-    throw damaged(path, `a header of ${length} bytes in a file of ${size}`, `at most ${Math.min(LONGEST_HEADER, size - 8)}`);
+    throw damaged(
+      path,
+      `a header of ${length} bytes in a file of ${size}`,
+      `at most ${Math.min(LONGEST_HEADER, size - 8)}`,
+    );
   const text = new Uint8Array(length);
   await readExactly(path, file, text, 8);
 
@@ -138,7 +151,8 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
   } catch (cause) {
     throw damaged(path, `a header that is not JSON (${(cause as Error).message})`, 'a safetensors header');
   }
-  if (typeof header !== 'object' || header === null || Array.isArray(header)) throw damaged(path, 'a header that is no object', 'tensors by name');
+  if (typeof header !== 'object' || header === null || Array.isArray(header))
+    throw damaged(path, 'a header that is no object', 'tensors by name');
   const entries = new Map(
     Object.entries(header)
       .filter(([name]) => name !== '__metadata__')
@@ -148,7 +162,8 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
   // The format forbids holes and overlaps: nothing is hidden between tensors, and none is read twice.
   let end = 8 + length;
   for (const [name, entry] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.values - b.values)) {
-    if (entry.offset !== end) throw damaged(path, `tensor "${name}" starts at byte ${entry.offset}`, `byte ${end}, where the one before ends`);
+    if (entry.offset !== end)
+      throw damaged(path, `tensor "${name}" starts at byte ${entry.offset}`, `byte ${end}, where the one before ends`);
     end += entry.values * FLOAT_BYTES;
   }
   if (end !== size) throw damaged(path, `${size} bytes`, `${end} bytes, as the header says`);
@@ -159,13 +174,22 @@ function checkEntry(path: string, name: string, value: unknown, dataStart: numbe
   const shown = JSON.stringify(name.slice(0, 100));
   const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
   if (dtype !== 'F32') throw damaged(path, `tensor ${shown} of type ${JSON.stringify(dtype)?.slice(0, 100)}`, 'F32');
-  if (!isSizes(shape) || shape.length > 8) throw damaged(path, `tensor ${shown} has the shape ${JSON.stringify(shape)?.slice(0, 100)}`, 'at most 8 sizes');
+  if (!isSizes(shape) || shape.length > 8)
+    throw damaged(path, `tensor ${shown} has the shape ${JSON.stringify(shape)?.slice(0, 100)}`, 'at most 8 sizes');
   if (!isSizes(offsets) || offsets.length !== 2)
-    throw damaged(path, `tensor ${shown} has the offsets ${JSON.stringify(offsets)?.slice(0, 100)}`, 'its first byte and the one after its last');
+    throw damaged(
+      path,
+      `tensor ${shown} has the offsets ${JSON.stringify(offsets)?.slice(0, 100)}`,
+      'its first byte and the one after its last',
+    );
   const [begin, end] = offsets as [number, number];
   const values = shape.reduce((product, dim) => product * dim, 1);
   if (end - begin !== values * FLOAT_BYTES)
-    throw damaged(path, `tensor ${shown} has ${end - begin} bytes for the shape [${shape}]`, `${values * FLOAT_BYTES} bytes`);
+    throw damaged(
+      path,
+      `tensor ${shown} has ${end - begin} bytes for the shape [${shape}]`,
+      `${values * FLOAT_BYTES} bytes`,
+    );
   return { dims: shape, offset: dataStart + begin, values };
 }
 
@@ -174,7 +198,7 @@ function isSizes(value: unknown): value is number[] {
 }
 
 async function readExactly(path: string, file: FileHandle, into: Uint8Array, position: number): Promise<void> {
-  for (let done = 0; done < into.byteLength;) {
+  for (let done = 0; done < into.byteLength; ) {
     const { bytesRead } = await file.read(into, done, Math.min(CHUNK_BYTES, into.byteLength - done), position + done);
     if (bytesRead === 0) throw damaged(path, `ends at byte ${position + done}`, `${position + into.byteLength} bytes`);
     done += bytesRead;

@@ -8,7 +8,7 @@ import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
 import { writeAtomically } from '../storage/atomic-files.ts';
 import { gatherJson } from '../train/gather.ts';
 import { checkpointDirectory, manifestPath, prune } from './directory.ts';
-import { writeSafetensors, type FloatTensor } from './safetensors.ts';
+import { type FloatTensor, writeSafetensors } from './safetensors.ts';
 
 /** Rows in a file at most: with 512 values a row, 256 MiB. */
 const BLOCK_ROWS = 65_536;
@@ -45,13 +45,19 @@ export async function saveCheckpoint(session: TrainingSessionContract, options: 
     const block = await session.saveRows(firstRow, Math.min(BLOCK_ROWS, end - firstRow));
     const dims = [block.rows, session.dim];
     const file = `rows-${String(firstRow).padStart(10, '0')}.safetensors`;
-    const stored = await writeSafetensors(join(directory, file), { weight: { dims, data: block.weight }, momentum: { dims, data: block.momentum } });
+    const stored = await writeSafetensors(join(directory, file), {
+      weight: { dims, data: block.weight },
+      momentum: { dims, data: block.momentum },
+    });
     rows.push({ file, firstRow, rows: block.rows, ...stored });
     onFile?.();
   }
   // Replicas are equal, running statistics included.
   const file = 'backbone.safetensors';
-  const backbone = rank === 0 ? { file, ...(await writeSafetensors(join(directory, file), flatten(await session.saveBackbone()))) } : undefined;
+  const backbone =
+    rank === 0
+      ? { file, ...(await writeSafetensors(join(directory, file), flatten(await session.saveBackbone()))) }
+      : undefined;
   onFile?.();
 
   const everyRow = (await gatherJson(session, rows)).flat();

@@ -3,17 +3,22 @@ import { copyFileSync, mkdtempSync, rmSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import fc from 'fast-check';
 import { FacetrainError } from '@facetrain/api';
-import { preflightDataset, sampleIndices, type PreflightOptions } from './dataset-preflight.ts';
+import fc from 'fast-check';
 import { shippedDataset, shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
+import { type PreflightOptions, preflightDataset, sampleIndices } from './dataset-preflight.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'facetrain-preflight-'));
 after(() => rmSync(scratch, { recursive: true }));
 
 let folders = 0;
 const folder = () => join(scratch, String(folders++));
-const options: PreflightOptions = { numClasses: null, input: { height: 112, width: 112 }, globalBatchSize: 8, decode: 'all' };
+const options: PreflightOptions = {
+  numClasses: null,
+  input: { height: 112, width: 112 },
+  globalBatchSize: 8,
+  decode: 'all',
+};
 const jpeg = shippedJpeg(0);
 const records = (labels: number[]) => labels.map((label) => ({ label, jpeg }));
 const written = (property: string, labels: number[]) => {
@@ -22,7 +27,11 @@ const written = (property: string, labels: number[]) => {
   return directory;
 };
 
-async function refused(directory: string, message: string | RegExp, change: Partial<PreflightOptions> = {}): Promise<void> {
+async function refused(
+  directory: string,
+  message: string | RegExp,
+  change: Partial<PreflightOptions> = {},
+): Promise<void> {
   await assert.rejects(preflightDataset(directory, { ...options, ...change }), (error) => {
     assert.ok(error instanceof FacetrainError, String(error));
     assert.equal(error.code, 'InvalidDataset');
@@ -35,13 +44,24 @@ async function refused(directory: string, message: string | RegExp, change: Part
 
 test('the shipped dataset is in order', async () => {
   for (const decode of ['all', 'sample', 'none'] as const) {
-    assert.deepEqual(await preflightDataset(shippedDataset, { ...options, decode, globalBatchSize: 32 }), { images: 800, identities: 40, numClasses: 40, stepsPerEpoch: 25 });
+    assert.deepEqual(await preflightDataset(shippedDataset, { ...options, decode, globalBatchSize: 32 }), {
+      images: 800,
+      identities: 40,
+      numClasses: 40,
+      stepsPerEpoch: 25,
+    });
   }
-  assert.equal((await preflightDataset(shippedDataset, { ...options, numClasses: 64, globalBatchSize: 33 })).numClasses, 64);
+  assert.equal(
+    (await preflightDataset(shippedDataset, { ...options, numClasses: 64, globalBatchSize: 33 })).numClasses,
+    64,
+  );
 });
 
 test('a folder or a file that is missing', async () => {
-  await refused('/nowhere', '/nowhere/property: cannot be opened (No such file or directory); a dataset is a folder with train.rec, train.idx and property');
+  await refused(
+    '/nowhere',
+    '/nowhere/property: cannot be opened (No such file or directory); a dataset is a folder with train.rec, train.idx and property',
+  );
   for (const file of ['train.rec', 'train.idx', 'property']) {
     const directory = written('2,112,112', [0, 1]);
     rmSync(join(directory, file));
@@ -55,21 +75,38 @@ test('a .rec that was cut short is refused without decoding anything', async () 
   truncateSync(join(directory, 'train.rec'), offsets[2]! + 1000);
   const length = 24 + jpeg.length;
   const found = `it needs ${length} bytes, and the file has 992 left: the file was cut short`;
-  await refused(directory, `${directory}/train.rec, record 2 at byte ${offsets[2]}: ${found}; the file is damaged, or train.idx belongs to another`, { decode: 'none' });
+  await refused(
+    directory,
+    `${directory}/train.rec, record 2 at byte ${offsets[2]}: ${found}; the file is damaged, or train.idx belongs to another`,
+    { decode: 'none' },
+  );
   truncateSync(join(directory, 'train.rec'), offsets[2]!);
-  await refused(directory, /train\.rec: has \d+ bytes, but train\.idx places record 2 at byte \d+; the file was cut short, or/, { decode: 'none' });
+  await refused(
+    directory,
+    /train\.rec: has \d+ bytes, but train\.idx places record 2 at byte \d+; the file was cut short, or/,
+    { decode: 'none' },
+  );
 });
 
 test('an index of another file', async () => {
   const directory = written('2,112,112', [0, 1]);
   copyFileSync(join(shippedDataset, 'train.rec'), join(directory, 'train.rec'));
-  await refused(directory, /record 1 at byte \d+: no record starts at byte \d+; the file is damaged, or train.idx belongs to another/);
+  await refused(
+    directory,
+    /record 1 at byte \d+: no record starts at byte \d+; the file is damaged, or train.idx belongs to another/,
+  );
 });
 
 test('a record that is no JPEG is named, and is seen only by decoding', async () => {
   const directory = folder();
-  const offsets = writeDataset(directory, '3,112,112', [...records([0, 1]), { label: 2, jpeg: Buffer.from('GIF89a, honestly') }, ...records([0, 0, 0, 0, 0])]);
-  const message = new RegExp(`^${directory}/train.rec, record 2 at byte ${offsets[2]}: is no intact JPEG \\(.+\\); a JPEG of 112 x 112 pixels`);
+  const offsets = writeDataset(directory, '3,112,112', [
+    ...records([0, 1]),
+    { label: 2, jpeg: Buffer.from('GIF89a, honestly') },
+    ...records([0, 0, 0, 0, 0]),
+  ]);
+  const message = new RegExp(
+    `^${directory}/train.rec, record 2 at byte ${offsets[2]}: is no intact JPEG \\(.+\\); a JPEG of 112 x 112 pixels`,
+  );
   await refused(directory, message);
   await refused(directory, message, { decode: 'sample' }); // which is all of a set of eight
   await preflightDataset(directory, { ...options, decode: 'none' });
@@ -77,23 +114,39 @@ test('a record that is no JPEG is named, and is seen only by decoding', async ()
 
 test('labels outside the classes of property', async () => {
   const directory = written('3,112,112', [0, 1, 2, 3]);
-  await refused(directory, /train.rec, record 3 at byte \d+: its label is 3; property has 3 identities, so labels are whole numbers from 0 to 2$/, { decode: 'none' });
+  await refused(
+    directory,
+    /train.rec, record 3 at byte \d+: its label is 3; property has 3 identities, so labels are whole numbers from 0 to 2$/,
+    { decode: 'none' },
+  );
 });
 
 test('fewer classes in the model than the data has', async () => {
   const directory = written('10,112,112', [0, 1, 2, 3, 4, 0, 0, 0]);
-  await refused(directory, `${directory}: labels up to 4; the model has 4 classes, so labels up to 3`, { numClasses: 4 });
+  await refused(directory, `${directory}: labels up to 4; the model has 4 classes, so labels up to 3`, {
+    numClasses: 4,
+  });
   assert.equal((await preflightDataset(directory, { ...options, numClasses: 5 })).numClasses, 5);
 });
 
 test('pictures of another size than the model takes', async () => {
-  await refused(shippedDataset, `${shippedDataset}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`, { input: { height: 96, width: 112 } });
+  await refused(
+    shippedDataset,
+    `${shippedDataset}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`,
+    { input: { height: 96, width: 112 } },
+  );
   const directory = written('2,96,112', [0, 1]); // property says what the pictures are not
-  await refused(directory, /record 0 at byte 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/, { input: { height: 96, width: 112 } });
+  await refused(directory, /record 0 at byte 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/, {
+    input: { height: 96, width: 112 },
+  });
 });
 
 test('a global batch larger than the dataset', async () => {
-  await refused(shippedDataset, `${shippedDataset}: 800 pictures; a global batch takes 801: more pictures, or a smaller batch`, { globalBatchSize: 801, decode: 'none' });
+  await refused(
+    shippedDataset,
+    `${shippedDataset}: 800 pictures; a global batch takes 801: more pictures, or a smaller batch`,
+    { globalBatchSize: 801, decode: 'none' },
+  );
 });
 
 test('an abort ends it with its reason', async () => {
@@ -102,24 +155,35 @@ test('an abort ends it with its reason', async () => {
   const checking = preflightDataset(shippedDataset, { ...options, signal: controller.signal });
   controller.abort(reason);
   await assert.rejects(checking, (error) => error === reason);
-  await assert.rejects(preflightDataset(shippedDataset, { ...options, signal: controller.signal }), (error) => error === reason);
+  await assert.rejects(
+    preflightDataset(shippedDataset, { ...options, signal: controller.signal }),
+    (error) => error === reason,
+  );
 });
 
 test('property: a sample is distinct, in order, spread evenly, and follows from the seed', () => {
   fc.assert(
-    fc.property(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 0, max: 300 }), fc.integer({ min: 0, max: 2 ** 32 - 1 }), (images, count, seed) => {
-      const sample = sampleIndices(images, count, seed);
-      const size = Math.min(images, count);
-      assert.equal(sample.length, size);
-      sample.forEach((picture, i) => assert.ok(picture >= Math.floor((i * images) / size) && picture < Math.floor(((i + 1) * images) / size)));
-      assert.deepEqual(sampleIndices(images, count, seed), sample);
-    }),
+    fc.property(
+      fc.integer({ min: 1, max: 5000 }),
+      fc.integer({ min: 0, max: 300 }),
+      fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+      (images, count, seed) => {
+        const sample = sampleIndices(images, count, seed);
+        const size = Math.min(images, count);
+        assert.equal(sample.length, size);
+        sample.forEach((picture, i) =>
+          assert.ok(picture >= Math.floor((i * images) / size) && picture < Math.floor(((i + 1) * images) / size)),
+        );
+        assert.deepEqual(sampleIndices(images, count, seed), sample);
+      },
+    ),
   );
   assert.notDeepEqual(sampleIndices(800, 50, 1), sampleIndices(800, 50, 2));
   const labels = sampleIndices(800, 40, 1).map((picture) => Math.floor(picture / 20)); // 20 pictures of each of 40 people
   assert.equal(new Set(labels).size, 40);
   // Every place of a stretch is drawn about equally often.
   const places = new Array<number>(10).fill(0);
-  for (let seed = 0; seed < 100; seed++) sampleIndices(1000, 100, seed).forEach((picture) => (places[picture % 10]! += 1));
+  for (let seed = 0; seed < 100; seed++)
+    sampleIndices(1000, 100, seed).forEach((picture) => (places[picture % 10]! += 1));
   for (const count of places) assert.ok(Math.abs(count - 1000) < 150, String(places));
 });

@@ -25,16 +25,25 @@ export interface Preflight {
 /** @throws FacetrainError InvalidDataset: the file or record, what was found, what is allowed */
 export async function preflightDataset(directory: string, options: PreflightOptions): Promise<Preflight> {
   const { numClasses, input, globalBatchSize, decode, signal, onProgress } = options;
-  const info = await inspectDataset(directory, { decode, ...(signal && { signal }), ...(onProgress && { onProgress }) });
+  const info = await inspectDataset(directory, {
+    decode,
+    ...(signal && { signal }),
+    ...(onProgress && { onProgress }),
+  });
   const refuse = (found: string, allowed: string): never => {
     throw new FacetrainError({ code: 'InvalidDataset', subject: directory, found, allowed });
   };
   if (info.height !== input.height || info.width !== input.width) {
-    refuse(`pictures of ${info.height} x ${info.width} pixels (height x width)`, `the model takes ${input.height} x ${input.width}`);
+    refuse(
+      `pictures of ${info.height} x ${info.width} pixels (height x width)`,
+      `the model takes ${input.height} x ${input.width}`,
+    );
   }
-  if (numClasses !== null && numClasses <= info.labelMax) refuse(`labels up to ${info.labelMax}`, `the model has ${numClasses} classes, so labels up to ${numClasses - 1}`);
+  if (numClasses !== null && numClasses <= info.labelMax)
+    refuse(`labels up to ${info.labelMax}`, `the model has ${numClasses} classes, so labels up to ${numClasses - 1}`);
   const stepsPerEpoch = Math.floor(info.images / globalBatchSize);
-  if (stepsPerEpoch === 0) refuse(`${info.images} pictures`, `a global batch takes ${globalBatchSize}: more pictures, or a smaller batch`);
+  if (stepsPerEpoch === 0)
+    refuse(`${info.images} pictures`, `a global batch takes ${globalBatchSize}: more pictures, or a smaller batch`);
   return { images: info.images, identities: info.identities, numClasses: numClasses ?? info.identities, stepsPerEpoch };
 }
 
@@ -46,7 +55,10 @@ export async function preflightDataset(directory: string, options: PreflightOpti
 export function sampleIndices(images: number, count: number, seed: number): number[] {
   const stretches = Math.min(images, count);
   const start = (i: number) => Math.floor((i * images) / stretches);
-  return Array.from({ length: stretches }, (_, i) => start(i) + Math.floor(uniform(seed, i) * (start(i + 1) - start(i))));
+  return Array.from(
+    { length: stretches },
+    (_, i) => start(i) + Math.floor(uniform(seed, i) * (start(i + 1) - start(i))),
+  );
 }
 
 /** In [0, 1): MurmurHash3's finaliser on (seed, i). */

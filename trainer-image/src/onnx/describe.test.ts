@@ -2,13 +2,19 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
+import { MOBILEFACENET } from '../testing/onnx-oracles.ts';
 import { countMacs, describeModel } from './describe.ts';
 import { parseOnnx, readOnnx } from './read.ts';
-import { MOBILEFACENET } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from './write.ts';
 
 test('a model is described by what its file says and what its graph costs', () => {
-  const graph = buildBackbone({ backbone: 'mobilefacenet', embeddingDim: 128, width: 1, blocks: [1, 1, 1, 1], seed: 0 });
+  const graph = buildBackbone({
+    backbone: 'mobilefacenet',
+    embeddingDim: 128,
+    width: 1,
+    blocks: [1, 1, 1, 1],
+    seed: 0,
+  });
   const file = encodeOnnx(graph, { producer: { name: 'facetrain', version: '0.1.0' }, metadata: { step: '3' } });
   const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'));
   // Running statistics are bytes of the file, but no parameters.
@@ -22,7 +28,14 @@ test('a model is described by what its file says and what its graph costs', () =
     parameters: 530_048,
     constantBytes: { float: 4 * (530_048 + 2 * channelsOf(graph, 'BatchNormalization')) },
   });
-  assert.deepEqual(Object.entries(operators), [['BatchNormalization', 23], ['Conv', 22], ['PRelu', 15], ['Add', 3], ['Flatten', 1], ['Gemm', 1]]);
+  assert.deepEqual(Object.entries(operators), [
+    ['BatchNormalization', 23],
+    ['Conv', 22],
+    ['PRelu', 15],
+    ['Add', 3],
+    ['Flatten', 1],
+    ['Gemm', 1],
+  ]);
   assert.equal(macs, 109_913_344);
 });
 
@@ -38,11 +51,20 @@ test('multiply-accumulates are those of the definition, and null when a shape is
     input: { name: 'x', channels: 4, height: 6, width: 8 },
     output: { name: 'y', dim: 5 },
     nodes: [
-      { name: 'c', op: 'Conv', inputs: ['x', 'w'], outputs: ['h'], attributes: { group: 2, pads: [1, 1, 1, 1], strides: [2, 2] } },
+      {
+        name: 'c',
+        op: 'Conv',
+        inputs: ['x', 'w'],
+        outputs: ['h'],
+        attributes: { group: 2, pads: [1, 1, 1, 1], strides: [2, 2] },
+      },
       { name: 'f', op: 'Flatten', inputs: ['h'], outputs: ['v'], attributes: {} },
       { name: 'g', op: 'Gemm', inputs: ['v', 'm'], outputs: ['y'], attributes: { transB: 1 } },
     ],
-    initializers: { w: { dims: [10, 2, 3, 3], data: new Float32Array(180) }, m: { dims: [5, 120], data: new Float32Array(600) } },
+    initializers: {
+      w: { dims: [10, 2, 3, 3], data: new Float32Array(180) },
+      m: { dims: [5, 120], data: new Float32Array(600) },
+    },
   };
   assert.equal(countMacs(graph), 10 * 3 * 4 * (2 * 3 * 3) + 120 * 5);
   graph.nodes[0]!.op = 'Mystery';
@@ -50,5 +72,7 @@ test('multiply-accumulates are those of the definition, and null when a shape is
 });
 
 function channelsOf(graph: Graph, op: string): number {
-  return graph.nodes.filter((node) => node.op === op).reduce((sum, { inputs }) => sum + graph.initializers[inputs[1]!]!.data.length, 0);
+  return graph.nodes
+    .filter((node) => node.op === op)
+    .reduce((sum, { inputs }) => sum + graph.initializers[inputs[1]!]!.data.length, 0);
 }

@@ -1,8 +1,8 @@
 /** What a model is, for `facetrain inspect`: a plain object, ready for JSON. */
 import type { Graph, GraphNode } from '@facetrain/native';
 import { countParameters } from '../backbones/backbone.ts';
+import { inferShapes, integer } from './infer-shapes.ts';
 import type { OnnxModel } from './read.ts';
-import { integer, inferShapes } from './infer-shapes.ts';
 import { elementType } from './tensor.ts';
 
 export interface ModelDescription {
@@ -60,7 +60,12 @@ export function countMacs(graph: Graph): number | null {
     const y = shapes.get(node.outputs[0]!);
     if (!x || !weight || !y) return null;
     // Each output value is a sum over: a kernel of one group's channels, or the axis that is multiplied away.
-    const terms = node.op === 'Conv' ? product(weight.slice(1)) : node.op === 'Gemm' && integer(node, 'transA', 0) === 1 ? x[0]! : x.at(-1)!;
+    const terms =
+      node.op === 'Conv'
+        ? product(weight.slice(1))
+        : node.op === 'Gemm' && integer(node, 'transA', 0) === 1
+          ? x[0]!
+          : x.at(-1)!;
     macs += product(y) * terms;
   }
   return macs;

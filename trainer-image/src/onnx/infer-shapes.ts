@@ -33,7 +33,10 @@ export class ShapeInference {
 
   /** Takes the next node in topological order. */
   visit(node: GraphNode): void {
-    const known = { shapes: node.inputs.map((name) => this.shapes.get(name)), integers: node.inputs.map((name) => this.integers.get(name)) };
+    const known = {
+      shapes: node.inputs.map((name) => this.shapes.get(name)),
+      integers: node.inputs.map((name) => this.integers.get(name)),
+    };
     const output = node.outputs[0]!;
     const shape = Object.hasOwn(RULES, node.op) ? RULES[node.op]!(node, known) : undefined;
     if (shape?.every((dim) => Number.isSafeInteger(dim) && dim >= 0)) this.shapes.set(output, shape);
@@ -52,7 +55,8 @@ export function inferShapes(graph: Graph, batch: number): Map<string, number[]> 
 }
 
 function smallIntegers({ dims, data }: Tensor): number[] | undefined {
-  if (dims.length > 1 || data.length > LONGEST_SHAPE || !(data instanceof BigInt64Array || data instanceof Int32Array)) return undefined;
+  if (dims.length > 1 || data.length > LONGEST_SHAPE || !(data instanceof BigInt64Array || data instanceof Int32Array))
+    return undefined;
   return Array.from(data, Number);
 }
 
@@ -78,7 +82,9 @@ const same: ShapeRule = (_, { shapes: [x] }) => x;
 const broadcast: ShapeRule = (_, { shapes }) => {
   if (!shapes.every((shape) => shape !== undefined)) return undefined;
   const rank = shapes.reduce((longest, { length }) => Math.max(longest, length), 0);
-  return Array.from({ length: rank }, (_, i) => shapes.map((shape) => shape[i - rank + shape.length] ?? 1).reduce((a, b) => (a === 1 ? b : a), 1));
+  return Array.from({ length: rank }, (_, i) =>
+    shapes.map((shape) => shape[i - rank + shape.length] ?? 1).reduce((a, b) => (a === 1 ? b : a), 1),
+  );
 };
 
 /** Output sizes of a window that slides over the picture; `kernel` holds its height and width. */
@@ -91,7 +97,9 @@ function slide(node: GraphNode, [height, width]: [number, number], kernel: numbe
   const round = integer(node, 'ceil_mode', 0) === 1 ? Math.ceil : Math.floor;
   const along = (size: number, axis: number) => {
     if (autoPad === 'SAME_UPPER' || autoPad === 'SAME_LOWER') return Math.ceil(size / strides[axis]!);
-    return round((size + pads[axis]! + pads[axis + 2]! - dilations[axis]! * (kernel[axis]! - 1) - 1) / strides[axis]!) + 1;
+    return (
+      round((size + pads[axis]! + pads[axis + 2]! - dilations[axis]! * (kernel[axis]! - 1) - 1) / strides[axis]!) + 1
+    );
   };
   return [along(height, 0), along(width, 1)];
 }
@@ -146,7 +154,13 @@ const unsqueeze: ShapeRule = (_, { shapes: [x], integers: [, axes] }) => {
   return Array.from({ length: x.length + axes.length }, (_, i) => (added.includes(i) ? 1 : (rest.next().value ?? -1)));
 };
 
-const transpose: ShapeRule = (node, { shapes: [x] }) => x && integers(node, 'perm', x.map((_, i) => x.length - 1 - i)).map((axis) => x[axis] ?? -1);
+const transpose: ShapeRule = (node, { shapes: [x] }) =>
+  x &&
+  integers(
+    node,
+    'perm',
+    x.map((_, i) => x.length - 1 - i),
+  ).map((axis) => x[axis] ?? -1);
 
 const concat: ShapeRule = (node, { shapes }) => {
   const [first] = shapes;
@@ -160,11 +174,14 @@ function reduced(x: number[], axes: number[], keepDims: boolean): number[] {
   return keepDims ? x.map((dim, i) => (gone.includes(i) ? 1 : dim)) : x.filter((_, i) => !gone.includes(i));
 }
 
-const reduce: ShapeRule = (node, { shapes: [x] }) => x && reduced(x, integers(node, 'axes', []), integer(node, 'keepdims', 1) === 1);
+const reduce: ShapeRule = (node, { shapes: [x] }) =>
+  x && reduced(x, integers(node, 'axes', []), integer(node, 'keepdims', 1) === 1);
 
-const reduceSum: ShapeRule = (node, { shapes: [x], integers: [, axes] }) => x && reduced(x, axes ?? [], integer(node, 'keepdims', 1) === 1);
+const reduceSum: ShapeRule = (node, { shapes: [x], integers: [, axes] }) =>
+  x && reduced(x, axes ?? [], integer(node, 'keepdims', 1) === 1);
 
-const pad: ShapeRule = (_, { shapes: [x], integers: [, pads] }) => x && pads && x.map((dim, i) => dim + (pads[i] ?? NaN) + (pads[i + x.length] ?? NaN));
+const pad: ShapeRule = (_, { shapes: [x], integers: [, pads] }) =>
+  x && pads && x.map((dim, i) => dim + (pads[i] ?? NaN) + (pads[i + x.length] ?? NaN));
 
 const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, steps] }) => {
   if (!x || !starts || !ends) return undefined;
@@ -179,7 +196,8 @@ const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, ste
 
 function sliceIndices(size: number, start: number, end: number, step: number) {
   if (step === 0) return { first: 0, length: NaN };
-  const clamp = (value: number, low: number, high: number) => Math.min(Math.max(value < 0 ? value + size : value, low), high);
+  const clamp = (value: number, low: number, high: number) =>
+    Math.min(Math.max(value < 0 ? value + size : value, low), high);
   const first = step > 0 ? clamp(start, 0, size) : clamp(start, 0, size - 1);
   const last = step > 0 ? clamp(end, 0, size) : clamp(end, -1, size - 1);
   return { first, length: Math.max(0, Math.ceil((last - first) / step)) };
@@ -190,7 +208,9 @@ const UNARY =
 const RULES: Record<string, ShapeRule> = {
   ...Object.fromEntries(UNARY.split(' ').map((op) => [op, same])),
   ...Object.fromEntries('Add Div Max Mean Min Mul Pow Sub Sum'.split(' ').map((op) => [op, broadcast])),
-  ...Object.fromEntries('ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSumSquare'.split(' ').map((op) => [op, reduce])),
+  ...Object.fromEntries(
+    'ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSumSquare'.split(' ').map((op) => [op, reduce]),
+  ),
   Conv: conv,
   AveragePool: pool,
   MaxPool: pool,
@@ -244,7 +264,13 @@ function computedIntegers(node: GraphNode, { shapes: [shape], integers: inputs }
   }
 }
 
-function elementwise(x: number[], y: number[] | undefined, operation: (a: number, b: number) => number): number[] | undefined {
+function elementwise(
+  x: number[],
+  y: number[] | undefined,
+  operation: (a: number, b: number) => number,
+): number[] | undefined {
   if (!y || (x.length !== y.length && x.length !== 1 && y.length !== 1)) return undefined;
-  return Array.from({ length: Math.max(x.length, y.length) }, (_, i) => operation(x[x.length === 1 ? 0 : i]!, y[y.length === 1 ? 0 : i]!));
+  return Array.from({ length: Math.max(x.length, y.length) }, (_, i) =>
+    operation(x[x.length === 1 ? 0 : i]!, y[y.length === 1 ? 0 : i]!),
+  );
 }

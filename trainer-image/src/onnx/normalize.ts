@@ -9,8 +9,8 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
-import { dataTypeNumber } from './proto.ts';
 import { integer, integers, ShapeInference } from './infer-shapes.ts';
+import { dataTypeNumber } from './proto.ts';
 
 export interface NormalizeOptions {
   /** Operator set of the file. */
@@ -23,7 +23,11 @@ export interface NormalizeOptions {
 /** @throws FacetrainError UnsupportedOperator: an operator whose other form has no equal in operator set 17 */
 export function normalize(graph: Graph, { opset, fixedBatch, subject }: NormalizeOptions): Graph {
   const initializers = new Map(Object.entries(graph.initializers));
-  const taken = new Set([graph.input.name, ...initializers.keys(), ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs])]);
+  const taken = new Set([
+    graph.input.name,
+    ...initializers.keys(),
+    ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
+  ]);
   const fresh = (name: string) => {
     let free = name;
     for (let i = 2; taken.has(free); i++) free = `${name}_${i}`;
@@ -36,7 +40,13 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
     opset,
     fixedBatch,
     batches,
-    refuse: (node, found, allowed) => new FacetrainError({ code: 'UnsupportedOperator', subject, found: `node "${node.name}" (${node.op}) ${found}`, allowed }),
+    refuse: (node, found, allowed) =>
+      new FacetrainError({
+        code: 'UnsupportedOperator',
+        subject,
+        found: `node "${node.name}" (${node.op}) ${found}`,
+        allowed,
+      }),
     isConstant: (name) => initializers.has(name),
     constant: (name, tensor) => {
       const free = fresh(name);
@@ -49,7 +59,11 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
   const aliases = new Map<string, string>();
   let nodes: GraphNode[] = [];
   for (const original of graph.nodes) {
-    const node = { ...original, inputs: original.inputs.map((name) => aliases.get(name) ?? name), attributes: { ...original.attributes } };
+    const node = {
+      ...original,
+      inputs: original.inputs.map((name) => aliases.get(name) ?? name),
+      attributes: { ...original.attributes },
+    };
     if (node.op === 'Identity' || node.op === 'Dropout') {
       aliases.set(node.outputs[0]!, node.inputs[0]!);
       continue;
@@ -61,14 +75,26 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
 
   const { output } = graph;
   const end = aliases.get(output.name);
-  if (end === graph.input.name) throw new FacetrainError({ code: 'InvalidModel', subject, found: `output "${output.name}" is the picture itself`, allowed: 'an embedding [N, d]' });
+  if (end === graph.input.name)
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject,
+      found: `output "${output.name}" is the picture itself`,
+      allowed: 'an embedding [N, d]',
+    });
   if (end !== undefined) nodes = nodes.map((node) => rename(node, end, output.name));
   const shape = batches[0].shapes.get(end ?? output.name);
   if (shape && shape.length > 2 && shape.slice(2).every((dim) => dim === 1)) {
     // [N, d, 1, 1]: the network ends with a pool and does not flatten.
     const spatial = fresh(`${output.name}_spatial`);
     nodes = nodes.map((node) => rename(node, output.name, spatial));
-    nodes.push({ name: fresh(`${output.name}_flatten`), op: 'Flatten', inputs: [spatial], outputs: [output.name], attributes: { axis: 1 } });
+    nodes.push({
+      name: fresh(`${output.name}_flatten`),
+      op: 'Flatten',
+      inputs: [spatial],
+      outputs: [output.name],
+      attributes: { axis: 1 },
+    });
   }
   nodes = liveNodes(nodes, output.name);
   const used = new Set(nodes.flatMap(({ inputs }) => inputs));
@@ -105,7 +131,10 @@ interface Context {
 /** Integers as a constant; "to the end" (the largest int64) is beyond what a number holds, and the largest number means the same. */
 function longs(values: number[]): Tensor {
   const { MIN_SAFE_INTEGER: least, MAX_SAFE_INTEGER: most } = Number;
-  return { dims: [values.length], data: BigInt64Array.from(values, (value) => BigInt(Math.min(Math.max(value, least), most))) };
+  return {
+    dims: [values.length],
+    data: BigInt64Array.from(values, (value) => BigInt(Math.min(Math.max(value, least), most))),
+  };
 }
 
 /** Changes one node to its form in operator set 17. */
@@ -147,19 +176,26 @@ function translate(node: GraphNode, context: Context): void {
       if (opset < 13) lastAxisSoftmax(node, context);
       break;
     case 'BatchNormalization':
-      if (attributes.spatial === 0) throw refuse(node, 'normalises every position by itself (spatial = 0)', 'one mean and variance per channel');
+      if (attributes.spatial === 0)
+        throw refuse(node, 'normalises every position by itself (spatial = 0)', 'one mean and variance per channel');
       delete attributes.spatial;
       delete attributes.training_mode;
       break;
     case 'Cast':
       // Half and double precision are float32 here.
-      if ([dataTypeNumber('FLOAT16'), dataTypeNumber('DOUBLE'), dataTypeNumber('BFLOAT16')].includes(integer(node, 'to', 0))) attributes.to = dataTypeNumber('FLOAT');
+      if (
+        [dataTypeNumber('FLOAT16'), dataTypeNumber('DOUBLE'), dataTypeNumber('BFLOAT16')].includes(
+          integer(node, 'to', 0),
+        )
+      )
+        attributes.to = dataTypeNumber('FLOAT');
       delete attributes.saturate;
       delete attributes.round_mode;
       break;
     case 'QuantizeLinear':
     case 'DequantizeLinear':
-      if (attributes.block_size || attributes.output_dtype) throw refuse(node, 'quantises in blocks or names its type', 'scales per tensor or per axis, with a zero point');
+      if (attributes.block_size || attributes.output_dtype)
+        throw refuse(node, 'quantises in blocks or names its type', 'scales per tensor or per axis, with a zero point');
       for (const name of ['block_size', 'output_dtype', 'saturate', 'precision']) delete attributes[name];
       break;
     case 'Reshape':
@@ -174,13 +210,19 @@ function translate(node: GraphNode, context: Context): void {
 }
 
 /** Attributes become inputs, in the order given; a missing one in between is left out by an empty name. */
-function attributesToInputs(node: GraphNode, forms: Record<string, 'longs' | 'float'>, { constant, refuse }: Context): void {
+function attributesToInputs(
+  node: GraphNode,
+  forms: Record<string, 'longs' | 'float'>,
+  { constant, refuse }: Context,
+): void {
   const added = Object.entries(forms).map(([name, form]) => {
     const value = node.attributes[name];
     delete node.attributes[name];
     if (value === undefined) return '';
-    if (form === 'longs' && Array.isArray(value) && value.every(Number.isInteger)) return constant(`${node.name}.${name}`, longs(value));
-    if (form === 'float' && typeof value === 'number') return constant(`${node.name}.${name}`, { dims: [], data: Float32Array.of(value) });
+    if (form === 'longs' && Array.isArray(value) && value.every(Number.isInteger))
+      return constant(`${node.name}.${name}`, longs(value));
+    if (form === 'float' && typeof value === 'number')
+      return constant(`${node.name}.${name}`, { dims: [], data: Float32Array.of(value) });
     throw refuse(node, `has ${name} ${value}`, form === 'longs' ? 'a list of integers' : 'a number');
   });
   node.inputs = [...node.inputs.slice(0, 1), ...added.slice(0, added.findLastIndex(Boolean) + 1)];
@@ -201,7 +243,8 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
     if (!axes) throw refuse(node, 'computes its axes', 'constant axes');
     if (axes.length) node.attributes.axes = axes;
   }
-  if (!node.attributes.axes && node.attributes.noop_with_empty_axes === 1) throw refuse(node, 'reduces nothing', 'axes to reduce');
+  if (!node.attributes.axes && node.attributes.noop_with_empty_axes === 1)
+    throw refuse(node, 'reduces nothing', 'axes to reduce');
   delete node.attributes.noop_with_empty_axes;
   node.inputs = node.inputs.slice(0, 1);
 }
@@ -210,7 +253,8 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
 function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
   const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
   const axis = integer(node, 'axis', 1);
-  if (axis !== -1 && axis + 1 !== rank) throw refuse(node, `normalises over axis ${axis} and all after it`, 'the last axis alone');
+  if (axis !== -1 && axis + 1 !== rank)
+    throw refuse(node, `normalises over axis ${axis} and all after it`, 'the last axis alone');
   node.attributes.axis = -1;
 }
 
@@ -218,15 +262,22 @@ function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
 function constantTarget(node: GraphNode, { batches, fixedBatch, constant, isConstant, refuse }: Context): void {
   const [data, shape] = node.inputs as [string, string];
   const [one, two] = batches.map(({ integers: known }) => known.get(shape));
-  if (!one || !two || one.length !== two.length || ![...one, ...two].every(Number.isSafeInteger)) throw refuse(node, 'computes its target in a way unknown here', 'a constant target, or one computed from shapes');
+  if (!one || !two || one.length !== two.length || ![...one, ...two].every(Number.isSafeInteger))
+    throw refuse(node, 'computes its target in a way unknown here', 'a constant target, or one computed from shapes');
   const batchFirst = batches.every(({ shapes }, i) => shapes.get(data)?.[0] === i + 1);
   const baked = one[0] === (fixedBatch ?? 1) && two[0] === one[0];
   const target = one.map((dim, i) => {
     if (i === 0 && batchFirst && one.length > 1 && (baked || (dim === 1 && two[0] === 2))) return 0;
     return dim === two[i] ? dim : -1;
   });
-  if (target.filter((dim) => dim === -1).length > 1) throw refuse(node, `has target [${one.join(', ')}] for one picture and [${two.join(', ')}] for two`, 'a target in which one entry depends on the batch');
-  if (node.attributes.allowzero === 1 && one.includes(0)) throw refuse(node, 'asks for an empty tensor', 'sizes above zero');
+  if (target.filter((dim) => dim === -1).length > 1)
+    throw refuse(
+      node,
+      `has target [${one.join(', ')}] for one picture and [${two.join(', ')}] for two`,
+      'a target in which one entry depends on the batch',
+    );
+  if (node.attributes.allowzero === 1 && one.includes(0))
+    throw refuse(node, 'asks for an empty tensor', 'sizes above zero');
   delete node.attributes.allowzero;
   if (isConstant(shape) && target.every((dim, i) => dim === one[i])) return;
   node.inputs = [data, constant(`${node.name}.shape`, longs(target))];
@@ -242,15 +293,18 @@ function explicitPads(node: GraphNode, { batches, refuse }: Context): void {
     return;
   }
   const shape = batches[0].shapes.get(node.inputs[0]!);
-  const kernel = node.op === 'Conv' ? batches[0].shapes.get(node.inputs[1]!)?.slice(2) : integers(node, 'kernel_shape', []);
+  const kernel =
+    node.op === 'Conv' ? batches[0].shapes.get(node.inputs[1]!)?.slice(2) : integers(node, 'kernel_shape', []);
   const strides = integers(node, 'strides', [1, 1]);
   const dilations = integers(node, 'dilations', [1, 1]);
   const totals = [0, 1].map((axis) => {
     const size = shape?.[axis + 2] ?? NaN;
-    const covered = (Math.ceil(size / strides[axis]!) - 1) * strides[axis]! + ((kernel?.[axis] ?? NaN) - 1) * dilations[axis]! + 1;
+    const covered =
+      (Math.ceil(size / strides[axis]!) - 1) * strides[axis]! + ((kernel?.[axis] ?? NaN) - 1) * dilations[axis]! + 1;
     return Math.max(0, covered - size);
   });
-  if (shape?.length !== 4 || !totals.every(Number.isSafeInteger)) throw refuse(node, `has auto_pad ${autoPad} on a value of unknown shape`, 'explicit pads');
+  if (shape?.length !== 4 || !totals.every(Number.isSafeInteger))
+    throw refuse(node, `has auto_pad ${autoPad} on a value of unknown shape`, 'explicit pads');
   const less = totals.map((total) => Math.floor(total / 2));
   const more = totals.map((total) => Math.ceil(total / 2));
   node.attributes.pads = autoPad === 'SAME_UPPER' ? [...less, ...more] : [...more, ...less];

@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';
-import { parseOnnx, readOnnx } from './read.ts';
 import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
+import { parseOnnx, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
 test('the pretrained MobileFaceNet, read and written again, is the same function, for any batch', async () => {
@@ -14,7 +14,10 @@ test('the pretrained MobileFaceNet, read and written again, is the same function
   assert.equal(model.irVersion, 7);
   assert.deepEqual(model.opsets, { '': 9 });
   const count = (op: string) => model.graph.nodes.filter((node) => node.op === op).length;
-  assert.deepEqual([count('Conv'), count('PRelu'), count('Add'), count('Reshape'), model.graph.nodes.length], [50, 33, 12, 1, 96]);
+  assert.deepEqual(
+    [count('Conv'), count('PRelu'), count('Add'), count('Reshape'), model.graph.nodes.length],
+    [50, 33, 12, 1, 96],
+  );
 
   const written = encodeOnnx(model.graph);
   checkWithOnnx({ written });

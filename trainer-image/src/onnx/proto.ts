@@ -45,7 +45,9 @@ export interface NodeProto {
 
 export interface ValueInfoProto {
   name: string;
-  type?: { tensorType?: { elemType: number; shape?: { dim: { dimValue?: Int64; dimParam?: string }[] } | null } | null } | null;
+  type?: {
+    tensorType?: { elemType: number; shape?: { dim: { dimValue?: Int64; dimParam?: string }[] } | null } | null;
+  } | null;
 }
 
 export interface ModelProto {
@@ -67,12 +69,46 @@ export interface ModelProto {
 }
 
 /** AttributeProto.AttributeType. */
-export const AttributeType = { FLOAT: 1, INT: 2, STRING: 3, TENSOR: 4, GRAPH: 5, FLOATS: 6, INTS: 7, STRINGS: 8 } as const;
+export const AttributeType = {
+  FLOAT: 1,
+  INT: 2,
+  STRING: 3,
+  TENSOR: 4,
+  GRAPH: 5,
+  FLOATS: 6,
+  INTS: 7,
+  STRINGS: 8,
+} as const;
 
 /** TensorProto.DataType, by number. */
 export const DATA_TYPES = [
-  'UNDEFINED', 'FLOAT', 'UINT8', 'INT8', 'UINT16', 'INT16', 'INT32', 'INT64', 'STRING', 'BOOL', 'FLOAT16', 'DOUBLE', 'UINT32', 'UINT64', 'COMPLEX64', 'COMPLEX128',
-  'BFLOAT16', 'FLOAT8E4M3FN', 'FLOAT8E4M3FNUZ', 'FLOAT8E5M2', 'FLOAT8E5M2FNUZ', 'UINT4', 'INT4', 'FLOAT4E2M1', 'FLOAT8E8M0', 'UINT2', 'INT2',
+  'UNDEFINED',
+  'FLOAT',
+  'UINT8',
+  'INT8',
+  'UINT16',
+  'INT16',
+  'INT32',
+  'INT64',
+  'STRING',
+  'BOOL',
+  'FLOAT16',
+  'DOUBLE',
+  'UINT32',
+  'UINT64',
+  'COMPLEX64',
+  'COMPLEX128',
+  'BFLOAT16',
+  'FLOAT8E4M3FN',
+  'FLOAT8E4M3FNUZ',
+  'FLOAT8E5M2',
+  'FLOAT8E5M2FNUZ',
+  'UINT4',
+  'INT4',
+  'FLOAT4E2M1',
+  'FLOAT8E8M0',
+  'UINT2',
+  'INT2',
 ] as const;
 export type DataType = (typeof DATA_TYPES)[number];
 
@@ -81,7 +117,12 @@ export function dataTypeNumber(type: DataType): number {
 }
 
 const one = (type: string, id: number) => ({ type, id });
-const many = (type: string, id: number, packed = false) => ({ rule: 'repeated' as const, type, id, options: { packed } });
+const many = (type: string, id: number, packed = false) => ({
+  rule: 'repeated' as const,
+  type,
+  id,
+  options: { packed },
+});
 const message = (fields: Record<string, protobuf.IField>) => ({ fields });
 
 const Model = protobuf.Root.fromJSON({

@@ -5,18 +5,38 @@ import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { describeModel } from './describe.ts';
-import { AttributeType, dataTypeNumber, encodeModel, type AttributeProto, type DataType, type ModelProto, type NodeProto, type TensorProto, type ValueInfoProto } from './proto.ts';
-import { checkFinite, parseOnnx, readOnnx } from './read.ts';
 import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
+import { describeModel } from './describe.ts';
+import {
+  type AttributeProto,
+  AttributeType,
+  type DataType,
+  dataTypeNumber,
+  encodeModel,
+  type ModelProto,
+  type NodeProto,
+  type TensorProto,
+  type ValueInfoProto,
+} from './proto.ts';
+import { checkFinite, parseOnnx, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
-const bytesOf = (data: Float32Array | BigInt64Array | Int8Array | Int32Array | Float64Array | Uint16Array) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-const tensor = (name: string, type: DataType, dims: number[], data: Partial<TensorProto>): TensorProto => ({ name, dataType: dataTypeNumber(type), dims, ...data });
-const floats = (name: string, dims: number[], values: number[] | Float32Array) => tensor(name, 'FLOAT', dims, { rawData: bytesOf(Float32Array.from(values)) });
+const bytesOf = (data: Float32Array | BigInt64Array | Int8Array | Int32Array | Float64Array | Uint16Array) =>
+  new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+const tensor = (name: string, type: DataType, dims: number[], data: Partial<TensorProto>): TensorProto => ({
+  name,
+  dataType: dataTypeNumber(type),
+  dims,
+  ...data,
+});
+const floats = (name: string, dims: number[], values: number[] | Float32Array) =>
+  tensor(name, 'FLOAT', dims, { rawData: bytesOf(Float32Array.from(values)) });
 const longs = (name: string, values: number[]) => tensor(name, 'INT64', [values.length], { int64Data: values });
 
-function attribute(name: string, value: number | number[] | string | TensorProto | { float: number } | { floats: number[] }): AttributeProto {
+function attribute(
+  name: string,
+  value: number | number[] | string | TensorProto | { float: number } | { floats: number[] },
+): AttributeProto {
   if (typeof value === 'number') return { name, type: AttributeType.INT, i: value };
   if (typeof value === 'string') return { name, type: AttributeType.STRING, s: Buffer.from(value) };
   if (Array.isArray(value)) return { name, type: AttributeType.INTS, ints: value };
@@ -26,7 +46,13 @@ function attribute(name: string, value: number | number[] | string | TensorProto
 }
 
 type Attributes = Record<string, Parameters<typeof attribute>[1]>;
-const node = (opType: string, input: string[], output: string[], attributes: Attributes = {}, more: Partial<NodeProto> = {}): NodeProto => ({
+const node = (
+  opType: string,
+  input: string[],
+  output: string[],
+  attributes: Attributes = {},
+  more: Partial<NodeProto> = {},
+): NodeProto => ({
   name: '',
   opType,
   input,
@@ -37,7 +63,12 @@ const node = (opType: string, input: string[], output: string[], attributes: Att
 
 const value = (name: string, dims: (number | string)[], type: DataType = 'FLOAT'): ValueInfoProto => ({
   name,
-  type: { tensorType: { elemType: dataTypeNumber(type), shape: { dim: dims.map((dim) => (typeof dim === 'number' ? { dimValue: dim } : { dimParam: dim })) } } },
+  type: {
+    tensorType: {
+      elemType: dataTypeNumber(type),
+      shape: { dim: dims.map((dim) => (typeof dim === 'number' ? { dimValue: dim } : { dimParam: dim })) },
+    },
+  },
 });
 
 interface File {
@@ -51,7 +82,16 @@ interface File {
   graph?: object;
 }
 
-function file({ nodes, initializers = [], inputs = [value('x', ['N', 2, 5, 5])], outputs = [value('y', ['N', 'd'])], opset = 17, irVersion = 8, model, graph }: File): Uint8Array {
+function file({
+  nodes,
+  initializers = [],
+  inputs = [value('x', ['N', 2, 5, 5])],
+  outputs = [value('y', ['N', 'd'])],
+  opset = 17,
+  irVersion = 8,
+  model,
+  graph,
+}: File): Uint8Array {
   return encodeModel({
     irVersion,
     producerName: 'test',
@@ -98,33 +138,78 @@ const AWKWARD: Record<string, File> = {
     opset: 7,
     irVersion: 3,
   },
-  'Clip with bounds as attributes': { nodes: [node('Clip', ['x'], ['h'], { min: { float: -0.25 }, max: { float: 0.5 } }), flat], opset: 9 },
+  'Clip with bounds as attributes': {
+    nodes: [node('Clip', ['x'], ['h'], { min: { float: -0.25 }, max: { float: 0.5 } }), flat],
+    opset: 9,
+  },
   'Clip with an upper bound alone': { nodes: [node('Clip', ['x'], ['h'], { max: { float: 0.5 } }), flat], opset: 10 },
-  'Clip with constants': { nodes: [node('Constant', [], ['hi'], { value_float: { float: 0.5 } }), node('Clip', ['x', '', 'hi'], ['h']), flat], opset: 13 },
+  'Clip with constants': {
+    nodes: [node('Constant', [], ['hi'], { value_float: { float: 0.5 } }), node('Clip', ['x', '', 'hi'], ['h']), flat],
+    opset: 13,
+  },
   'Squeeze and Unsqueeze with axes as attributes': {
-    nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['b'], { axes: [2, 3] }), node('Unsqueeze', ['b'], ['h'], { axes: [2] }), flat],
+    nodes: [
+      node('GlobalAveragePool', ['x'], ['a']),
+      node('Squeeze', ['a'], ['b'], { axes: [2, 3] }),
+      node('Unsqueeze', ['b'], ['h'], { axes: [2] }),
+      flat,
+    ],
     opset: 11,
   },
-  'ReduceSum with axes as an attribute': { nodes: [node('ReduceSum', ['x'], ['y'], { axes: [2, 3], keepdims: 0 })], opset: 11 },
-  'ReduceMean with axes as an input': { nodes: [node('ReduceMean', ['x', 'axes'], ['y'], { keepdims: 0 })], initializers: [longs('axes', [2, 3])], opset: 18 },
+  'ReduceSum with axes as an attribute': {
+    nodes: [node('ReduceSum', ['x'], ['y'], { axes: [2, 3], keepdims: 0 })],
+    opset: 11,
+  },
+  'ReduceMean with axes as an input': {
+    nodes: [node('ReduceMean', ['x', 'axes'], ['y'], { keepdims: 0 })],
+    initializers: [longs('axes', [2, 3])],
+    opset: 18,
+  },
   'Pad and Slice with attributes': {
-    nodes: [node('Pad', ['x'], ['a'], { pads: [0, 0, 1, 0, 0, 0, 2, 1], value: { float: 0.5 } }), node('Slice', ['a'], ['h'], { axes: [2], starts: [1], ends: [Number.MAX_SAFE_INTEGER] }), flat],
+    nodes: [
+      node('Pad', ['x'], ['a'], { pads: [0, 0, 1, 0, 0, 0, 2, 1], value: { float: 0.5 } }),
+      node('Slice', ['a'], ['h'], { axes: [2], starts: [1], ends: [Number.MAX_SAFE_INTEGER] }),
+      flat,
+    ],
     opset: 9,
   },
   'Slice to the largest integer': {
     nodes: [node('Slice', ['x', 'from', 'to', 'axes'], ['h']), flat],
-    initializers: [longs('from', [1]), tensor('to', 'INT64', [1], { rawData: bytesOf(BigInt64Array.of(2n ** 63n - 1n)) }), longs('axes', [3])],
+    initializers: [
+      longs('from', [1]),
+      tensor('to', 'INT64', [1], { rawData: bytesOf(BigInt64Array.of(2n ** 63n - 1n)) }),
+      longs('axes', [3]),
+    ],
   },
-  'SAME_UPPER with an odd amount of padding': { nodes: [node('Conv', ['x', 'w2'], ['h'], { auto_pad: 'SAME_UPPER', strides: [2, 1] }), flat], initializers: [floats('w2', [3, 2, 2, 4], noise(48))] },
-  'SAME_LOWER with an odd amount of padding': { nodes: [node('Conv', ['x', 'w2'], ['h'], { auto_pad: 'SAME_LOWER', strides: [2, 1] }), flat], initializers: [floats('w2', [3, 2, 2, 4], noise(48))] },
-  'VALID padding of a pool': { nodes: [node('MaxPool', ['x'], ['h'], { auto_pad: 'VALID', kernel_shape: [2, 2], strides: [2, 2] }), flat] },
-  'Dropout with its ratio as an attribute, at the end': { nodes: [node('Flatten', ['x'], ['a']), node('Dropout', ['a'], ['y'], { ratio: { float: 0.4 } })], opset: 10 },
+  'SAME_UPPER with an odd amount of padding': {
+    nodes: [node('Conv', ['x', 'w2'], ['h'], { auto_pad: 'SAME_UPPER', strides: [2, 1] }), flat],
+    initializers: [floats('w2', [3, 2, 2, 4], noise(48))],
+  },
+  'SAME_LOWER with an odd amount of padding': {
+    nodes: [node('Conv', ['x', 'w2'], ['h'], { auto_pad: 'SAME_LOWER', strides: [2, 1] }), flat],
+    initializers: [floats('w2', [3, 2, 2, 4], noise(48))],
+  },
+  'VALID padding of a pool': {
+    nodes: [node('MaxPool', ['x'], ['h'], { auto_pad: 'VALID', kernel_shape: [2, 2], strides: [2, 2] }), flat],
+  },
+  'Dropout with its ratio as an attribute, at the end': {
+    nodes: [node('Flatten', ['x'], ['a']), node('Dropout', ['a'], ['y'], { ratio: { float: 0.4 } })],
+    opset: 10,
+  },
   'Dropout told not to train': {
     nodes: [node('Dropout', ['x', 'ratio', 'train'], ['h']), flat],
     initializers: [floats('ratio', [], [0.4]), tensor('train', 'BOOL', [], { rawData: Uint8Array.of(0) })],
     opset: 13,
   },
-  'Identity of a weight and of the result': { nodes: [node('Identity', ['w'], ['v']), node('Conv', ['x', 'v'], ['h']), node('Flatten', ['h'], ['a']), node('Identity', ['a'], ['y'])], initializers: [weight] },
+  'Identity of a weight and of the result': {
+    nodes: [
+      node('Identity', ['w'], ['v']),
+      node('Conv', ['x', 'v'], ['h']),
+      node('Flatten', ['h'], ['a']),
+      node('Identity', ['a'], ['y']),
+    ],
+    initializers: [weight],
+  },
   'a target computed from the batch': {
     nodes: [
       conv,
@@ -150,9 +235,19 @@ const AWKWARD: Record<string, File> = {
     ],
     initializers: [longs('i0', [0]), longs('i1', [1]), longs('i2', [2]), longs('area', [25])],
   },
-  'a batch of 1 baked into a Reshape': { nodes: [node('Reshape', ['x', 'target'], ['y'])], initializers: [longs('target', [1, -1])], inputs: [value('x', [1, 2, 5, 5])] },
-  'no flattening at the end': { nodes: [node('GlobalAveragePool', ['x'], ['y'])], outputs: [value('y', ['N', 2, 1, 1])] },
-  'Softmax over the last axis': { nodes: [node('Flatten', ['x'], ['a']), node('Softmax', ['a'], ['y'], { axis: 1 })], opset: 11 },
+  'a batch of 1 baked into a Reshape': {
+    nodes: [node('Reshape', ['x', 'target'], ['y'])],
+    initializers: [longs('target', [1, -1])],
+    inputs: [value('x', [1, 2, 5, 5])],
+  },
+  'no flattening at the end': {
+    nodes: [node('GlobalAveragePool', ['x'], ['y'])],
+    outputs: [value('y', ['N', 2, 1, 1])],
+  },
+  'Softmax over the last axis': {
+    nodes: [node('Flatten', ['x'], ['a']), node('Softmax', ['a'], ['y'], { axis: 1 })],
+    opset: 11,
+  },
   'an INT8 network': QDQ,
 };
 
@@ -176,7 +271,14 @@ for (const [name, description] of Object.entries(AWKWARD)) {
 }
 
 test('onnx.checker accepts what is written of each', () => {
-  checkWithOnnx(Object.fromEntries(Object.entries(AWKWARD).map(([name, description]) => [name, encodeOnnx(parseOnnx(file(description), 'awkward.onnx').graph)])));
+  checkWithOnnx(
+    Object.fromEntries(
+      Object.entries(AWKWARD).map(([name, description]) => [
+        name,
+        encodeOnnx(parseOnnx(file(description), 'awkward.onnx').graph),
+      ]),
+    ),
+  );
 });
 
 test('batch norm whose other outputs are left out by empty names', () => {
@@ -187,7 +289,11 @@ test('batch norm whose other outputs are left out by empty names', () => {
 });
 
 test('a Squeeze of whatever has size 1 spares the batch', async () => {
-  const bytes = file({ nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['y'])], inputs: [value('x', [1, 2, 5, 5])], outputs: [value('y', [2])] });
+  const bytes = file({
+    nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['y'])],
+    inputs: [value('x', [1, 2, 5, 5])],
+    outputs: [value('y', [2])],
+  });
   const { graph } = parseOnnx(bytes, 'squeeze.onnx');
   assert.equal(graph.output.dim, 2);
   const first = noise(50);
@@ -197,7 +303,11 @@ test('a Squeeze of whatever has size 1 spares the batch', async () => {
 });
 
 test('a batch of 8 baked into input and Reshape becomes free', async () => {
-  const bytes = file({ nodes: [conv, node('Reshape', ['h', 'target'], ['y'])], initializers: [weight, longs('target', [8, -1])], inputs: [value('x', [8, 2, 5, 5])] });
+  const bytes = file({
+    nodes: [conv, node('Reshape', ['h', 'target'], ['y'])],
+    initializers: [weight, longs('target', [8, -1])],
+    inputs: [value('x', [8, 2, 5, 5])],
+  });
   const { graph } = parseOnnx(bytes, 'eight.onnx');
   assert.deepEqual(graph.output, { name: 'y', dim: 75 });
   const pictures = noise(8 * 50);
@@ -209,14 +319,28 @@ test('a batch of 8 baked into input and Reshape becomes free', async () => {
 
 test('integers of quantised models stay integers', () => {
   const { graph } = parseOnnx(file(QDQ), 'int8.onnx');
-  const types = Object.fromEntries(Object.entries(graph.initializers).map(([name, { data }]) => [name, data.constructor.name]));
-  assert.deepEqual(types, { sx: 'Float32Array', zx: 'Uint8Array', wq: 'Int8Array', sw: 'Float32Array', zw: 'Int8Array', bq: 'Int32Array', sb: 'Float32Array' });
+  const types = Object.fromEntries(
+    Object.entries(graph.initializers).map(([name, { data }]) => [name, data.constructor.name]),
+  );
+  assert.deepEqual(types, {
+    sx: 'Float32Array',
+    zx: 'Uint8Array',
+    wq: 'Int8Array',
+    sw: 'Float32Array',
+    zw: 'Int8Array',
+    bq: 'Int32Array',
+    sb: 'Float32Array',
+  });
 });
 
 test('half and double precision become float32, raw or typed', () => {
   const halves = [0x3c00, 0xc000, 0x3555, 0x0001, 0x7bff];
   const bfloats = [0x3f80, 0xc000, 0x3eab, 0x0080, 0x7f7f];
-  const expected = { half: [1, -2, 0.333251953125, 2 ** -24, 65504], bfloat: [1, -2, 0.333984375, 2 ** -126, 3.3895313892515355e38], double: [1, -2, Math.fround(1 / 3), Math.fround(1e-40), 1] };
+  const expected = {
+    half: [1, -2, 0.333251953125, 2 ** -24, 65504],
+    bfloat: [1, -2, 0.333984375, 2 ** -126, 3.3895313892515355e38],
+    double: [1, -2, Math.fround(1 / 3), Math.fround(1e-40), 1],
+  };
   const doubles = [1, -2, 1 / 3, 1e-40, 1 + 1e-12];
   const cases: [TensorProto, number[]][] = [
     [tensor('w', 'FLOAT16', [5], { rawData: bytesOf(Uint16Array.from(halves)) }), expected.half],
@@ -227,37 +351,69 @@ test('half and double precision become float32, raw or typed', () => {
     [tensor('w', 'DOUBLE', [5], { doubleData: doubles }), expected.double],
   ];
   for (const [w, values] of cases) {
-    const { graph } = parseOnnx(file({ nodes: [node('Mul', ['x', 'w'], ['h']), flat], initializers: [w] }), 'precision.onnx');
+    const { graph } = parseOnnx(
+      file({ nodes: [node('Mul', ['x', 'w'], ['h']), flat], initializers: [w] }),
+      'precision.onnx',
+    );
     assert.deepEqual(graph.initializers.w, { dims: [5], data: Float32Array.from(values) });
   }
 });
 
 test('a model of half precision has a graph of float32', async () => {
-  const nodes = [node('Cast', ['x'], ['x32'], { to: dataTypeNumber('FLOAT') }), node('Cast', ['x32'], ['h'], { to: dataTypeNumber('FLOAT16') }), flat];
-  const { graph } = parseOnnx(file({ nodes, inputs: [value('x', ['N', 2, 5, 5], 'FLOAT16')], outputs: [value('y', ['N', 50], 'FLOAT16')] }), 'half.onnx');
+  const nodes = [
+    node('Cast', ['x'], ['x32'], { to: dataTypeNumber('FLOAT') }),
+    node('Cast', ['x32'], ['h'], { to: dataTypeNumber('FLOAT16') }),
+    flat,
+  ];
+  const { graph } = parseOnnx(
+    file({ nodes, inputs: [value('x', ['N', 2, 5, 5], 'FLOAT16')], outputs: [value('y', ['N', 50], 'FLOAT16')] }),
+    'half.onnx',
+  );
   const first = noise(50);
   const [result] = await runOrt(encodeOnnx(graph), first);
   assert.equal(largestDifference(result!.data, first), 0);
 });
 
 test('nodes without a name, or with one that is taken, get one of their own, the same every time', () => {
-  const nodes = [node('Relu', ['x'], ['a']), node('Relu', ['a'], ['b'], {}, { name: 'same' }), node('Relu', ['b'], ['h'], {}, { name: 'same' }), flat];
+  const nodes = [
+    node('Relu', ['x'], ['a']),
+    node('Relu', ['a'], ['b'], {}, { name: 'same' }),
+    node('Relu', ['b'], ['h'], {}, { name: 'same' }),
+    flat,
+  ];
   const names = (bytes: Uint8Array) => parseOnnx(bytes, 'names.onnx').graph.nodes.map(({ name }) => name);
   assert.deepEqual(names(file({ nodes })), ['Relu_0', 'same', 'same_2', 'Flatten_3']);
-  assert.deepEqual(names(file({ nodes: [node('Relu', ['x'], ['h'], {}, { name: 'Flatten_1' }), flat] })), ['Flatten_1', 'Flatten_1_2']);
-  const many = Array.from({ length: 50_000 }, (_, i) => node('Relu', [i ? `v${i - 1}` : 'x'], [i === 49_999 ? 'h' : `v${i}`], {}, { name: 'same' }));
+  assert.deepEqual(names(file({ nodes: [node('Relu', ['x'], ['h'], {}, { name: 'Flatten_1' }), flat] })), [
+    'Flatten_1',
+    'Flatten_1_2',
+  ]);
+  const many = Array.from({ length: 50_000 }, (_, i) =>
+    node('Relu', [i ? `v${i - 1}` : 'x'], [i === 49_999 ? 'h' : `v${i}`], {}, { name: 'same' }),
+  );
   assert.equal(new Set(names(file({ nodes: [...many, flat] }))).size, 50_001, 'in linear time');
 });
 
 test('what the output does not depend on is left out', () => {
-  const { graph } = parseOnnx(file({ nodes: [conv, node('Relu', ['h'], ['unused']), flat], initializers: [weight, floats('stray', [1], [NaN])] }), 'dead.onnx');
-  assert.deepEqual(graph.nodes.map(({ op }) => op), ['Conv', 'Flatten']);
+  const { graph } = parseOnnx(
+    file({ nodes: [conv, node('Relu', ['h'], ['unused']), flat], initializers: [weight, floats('stray', [1], [NaN])] }),
+    'dead.onnx',
+  );
+  assert.deepEqual(
+    graph.nodes.map(({ op }) => op),
+    ['Conv', 'Flatten'],
+  );
   assert.deepEqual(Object.keys(graph.initializers), ['w']);
 });
 
 test('names that JavaScript objects have of themselves are names like others', () => {
   for (const name of ['__proto__', 'constructor']) {
-    const { graph } = parseOnnx(file({ nodes: [node('Conv', ['x', name], ['h'], {}, { name: 'constructor' }), flat], initializers: [{ ...weight, name }] }), 'names.onnx');
+    const { graph } = parseOnnx(
+      file({
+        nodes: [node('Conv', ['x', name], ['h'], {}, { name: 'constructor' }), flat],
+        initializers: [{ ...weight, name }],
+      }),
+      'names.onnx',
+    );
     assert.deepEqual(Object.keys(graph.initializers), [name]);
     assert.deepEqual(parseOnnx(encodeOnnx(graph), 'names.onnx').graph, graph);
   }
@@ -266,15 +422,29 @@ test('names that JavaScript objects have of themselves are names like others', (
 });
 
 test('float attributes read as people write them', () => {
-  const { graph } = parseOnnx(file({ nodes: [node('LeakyRelu', ['x'], ['h'], { alpha: { float: 0.1 } }), flat] }), 'alpha.onnx');
+  const { graph } = parseOnnx(
+    file({ nodes: [node('LeakyRelu', ['x'], ['h'], { alpha: { float: 0.1 } }), flat] }),
+    'alpha.onnx',
+  );
   assert.equal(graph.nodes[0]!.attributes.alpha, 0.1);
 });
 
 test('metadata, producer and documentation are written and read', () => {
   const { graph } = parseOnnx(file({ nodes: [flat, node('Relu', ['x'], ['h'])].reverse() }), 'meta.onnx');
-  const bytes = encodeOnnx(graph, { metadata: { 'facetrain.step': '12', note: 'Grüße' }, producer: { name: 'facetrain', version: '0.1.0' } });
+  const bytes = encodeOnnx(graph, {
+    metadata: { 'facetrain.step': '12', note: 'Grüße' },
+    producer: { name: 'facetrain', version: '0.1.0' },
+  });
   const { metadata, producer, irVersion, opsets } = parseOnnx(bytes, 'meta.onnx');
-  assert.deepEqual({ metadata, producer, irVersion, opsets }, { metadata: { 'facetrain.step': '12', note: 'Grüße' }, producer: { name: 'facetrain', version: '0.1.0' }, irVersion: 8, opsets: { '': 17 } });
+  assert.deepEqual(
+    { metadata, producer, irVersion, opsets },
+    {
+      metadata: { 'facetrain.step': '12', note: 'Grüße' },
+      producer: { name: 'facetrain', version: '0.1.0' },
+      irVersion: 8,
+      opsets: { '': 17 },
+    },
+  );
   checkWithOnnx({ bytes });
 });
 
@@ -300,12 +470,19 @@ test('large aligned weights are views of the file', () => {
   assert.equal(views.length, 1);
 });
 
-for (const [name, side, channels, dim] of [['fr_eye', 24, 1, 2], ['fr_landmark', 64, 1, 136], ['fr_liveness', 128, 3, 3]] as const) {
+for (const [name, side, channels, dim] of [
+  ['fr_eye', 24, 1, 2],
+  ['fr_landmark', 64, 1, 136],
+  ['fr_liveness', 128, 3, 3],
+] as const) {
   test(`a pretrained model of another network and exporter: ${name}`, async () => {
     const original = await readFile(join(dirname(MOBILEFACENET), `${name}.onnx`));
     const { graph } = parseOnnx(original, name);
     assert.deepEqual([graph.input.channels, graph.input.height, graph.output.dim], [channels, side, dim]);
-    assert.ok(!graph.nodes.some(({ op }) => ['Shape', 'Gather', 'Constant'].includes(op)), 'its target is no longer computed');
+    assert.ok(
+      !graph.nodes.some(({ op }) => ['Shape', 'Gather', 'Constant'].includes(op)),
+      'its target is no longer computed',
+    );
     const size = channels * side * side;
     const pictures = noise(3 * size);
     const [expected] = await runOrt(original, pictures.slice(2 * size));
@@ -323,71 +500,160 @@ test('a model of several outputs is refused with their names', async () => {
 });
 
 const graphAttribute: AttributeProto = { name: 'then_branch', type: AttributeType.GRAPH };
-const withWeight = (tensorProto: TensorProto, nodes = [conv, flat]): Uint8Array => file({ nodes, initializers: [tensorProto] });
-const withInput = (info: ValueInfoProto): Uint8Array => file({ nodes: [node('Flatten', ['x'], ['y'])], inputs: [info] });
+const withWeight = (tensorProto: TensorProto, nodes = [conv, flat]): Uint8Array =>
+  file({ nodes, initializers: [tensorProto] });
+const withInput = (info: ValueInfoProto): Uint8Array =>
+  file({ nodes: [node('Flatten', ['x'], ['y'])], inputs: [info] });
 const whole = file({ nodes: [conv, flat], initializers: [weight] });
 
 const BROKEN: Record<string, [Uint8Array, RegExp]> = {
   'an empty file': [new Uint8Array(), /m\.onnx: is empty; an ONNX file/],
   'an error page': [Buffer.from('\n<!DOCTYPE html><html><body>404</body></html>'), /is a web page; .*download/],
-  'a Git LFS pointer': [Buffer.from('version https://git-lfs.github.com/spec/v1\noid sha256:0\n'), /Git LFS pointer; .*git lfs pull/],
+  'a Git LFS pointer': [
+    Buffer.from('version https://git-lfs.github.com/spec/v1\noid sha256:0\n'),
+    /Git LFS pointer; .*git lfs pull/,
+  ],
   'a PyTorch checkpoint': [Buffer.from('PK\x03\x04 and so on', 'latin1'), /ZIP archive; .*torch\.onnx\.export/],
-  'JSON': [Buffer.from('{"a": 1}'), /is text/],
-  'noise': [bytesOf(noise(1000)), /cannot be decoded|holds no ONNX graph/],
-  'a file cut short': [whole.subarray(0, whole.length / 2), /cannot be decoded .*; an ONNX file; this one is cut short/],
+  JSON: [Buffer.from('{"a": 1}'), /is text/],
+  noise: [bytesOf(noise(1000)), /cannot be decoded|holds no ONNX graph/],
+  'a file cut short': [
+    whole.subarray(0, whole.length / 2),
+    /cannot be decoded .*; an ONNX file; this one is cut short/,
+  ],
   'no graph': [file({ nodes: [], model: { graph: null } }), /holds no ONNX graph/],
   'no operator set': [file({ nodes: [flat], model: { opsetImport: [] } }), /names no version/],
   'an old operator set': [file({ nodes: [flat], opset: 6 }), /uses operator set 6; operator sets 7 to 28/],
   'a future operator set': [file({ nodes: [flat], opset: 99 }), /uses operator set 99; /],
-  'functions': [file({ nodes: [flat], model: { functions: [Buffer.from('f')] } }), /defines functions/],
+  functions: [file({ nodes: [flat], model: { functions: [Buffer.from('f')] } }), /defines functions/],
   'sparse weights': [file({ nodes: [flat], graph: { sparseInitializer: [Buffer.from('s')] } }), /sparse weights/],
-  'two inputs': [file({ nodes: [flat], inputs: [value('a', ['N', 3, 5, 5]), value('b', ['N', 1])] }), /has 2 inputs: a, b; one input/],
+  'two inputs': [
+    file({ nodes: [flat], inputs: [value('a', ['N', 3, 5, 5]), value('b', ['N', 1])] }),
+    /has 2 inputs: a, b; one input/,
+  ],
   'no input': [file({ nodes: [flat], inputs: [] }), /has no input/],
-  'two outputs': [file({ nodes: [flat], outputs: [value('y', []), value('z', [])] }), /has 2 outputs: y, z; one output/],
+  'two outputs': [
+    file({ nodes: [flat], outputs: [value('y', []), value('z', [])] }),
+    /has 2 outputs: y, z; one output/,
+  ],
   'an input that is no picture': [withInput(value('x', ['N', 3])), /input "x" has shape \[N, 3\]; a picture/],
-  'a picture of free size': [withInput(value('x', ['N', 3, 'H', 'W'])), /input "x" has shape \[N, 3, H, W\]; .*fixed size/],
+  'a picture of free size': [
+    withInput(value('x', ['N', 3, 'H', 'W'])),
+    /input "x" has shape \[N, 3, H, W\]; .*fixed size/,
+  ],
   'a picture with channels last': [withInput(value('x', ['N', 112, 112, 3])), /channels last; .*channels first/],
   'a picture of bytes': [withInput(value('x', ['N', 3, 112, 112], 'UINT8')), /element type UINT8; .*float32/],
-  'an output that is no embedding': [file({ nodes: [node('ReduceMean', ['x'], ['y'], { keepdims: 0, axes: [1, 2, 3] })] }), /output "y" has shape \[N\]; an embedding \[N, d\]/],
-  'a feature map for an output': [withWeight(weight, [node('Conv', ['x', 'w'], ['y'])]), /output "y" has shape \[N, 3, 3, 3\]; an embedding/],
+  'an output that is no embedding': [
+    file({ nodes: [node('ReduceMean', ['x'], ['y'], { keepdims: 0, axes: [1, 2, 3] })] }),
+    /output "y" has shape \[N\]; an embedding \[N, d\]/,
+  ],
+  'a feature map for an output': [
+    withWeight(weight, [node('Conv', ['x', 'w'], ['y'])]),
+    /output "y" has shape \[N, 3, 3, 3\]; an embedding/,
+  ],
   'an output of unknown length': [file({ nodes: [node('Mystery', ['x'], ['y'])] }), /output "y" has shape \[N, \?\]/],
-  'NaN in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(17, NaN))), /tensor "w" holds NaN at index 17; finite weights/],
-  'infinity in a weight': [withWeight(floats('w', [3, 2, 3, 3], noise(54).with(3, -Infinity))), /tensor "w" holds -Infinity at index 3/],
-  'data in another file': [withWeight({ ...weight, rawData: new Uint8Array(), dataLocation: 1, externalData: [{ key: 'location', value: 'weights.bin' }] }), /tensor "w" keeps its data in another file \(weights\.bin\); save/],
+  'NaN in a weight': [
+    withWeight(floats('w', [3, 2, 3, 3], noise(54).with(17, NaN))),
+    /tensor "w" holds NaN at index 17; finite weights/,
+  ],
+  'infinity in a weight': [
+    withWeight(floats('w', [3, 2, 3, 3], noise(54).with(3, -Infinity))),
+    /tensor "w" holds -Infinity at index 3/,
+  ],
+  'data in another file': [
+    withWeight({
+      ...weight,
+      rawData: new Uint8Array(),
+      dataLocation: 1,
+      externalData: [{ key: 'location', value: 'weights.bin' }],
+    }),
+    /tensor "w" keeps its data in another file \(weights\.bin\); save/,
+  ],
   'a string weight': [withWeight(tensor('w', 'STRING', [1], {})), /tensor "w" has element type STRING; one of FLOAT,/],
   'an unknown element type': [withWeight({ ...weight, dataType: 77 }), /tensor "w" has element type 77/],
-  'too few bytes': [withWeight({ ...weight, dims: [3, 2, 3, 4] }), /tensor "w" holds 216 bytes; 72 elements of FLOAT for dims \[3, 2, 3, 4\] are 288/],
-  'too few typed values': [withWeight(tensor('w', 'FLOAT', [4], { floatData: [1] })), /tensor "w" holds 1 elements; 4 elements of FLOAT/],
+  'too few bytes': [
+    withWeight({ ...weight, dims: [3, 2, 3, 4] }),
+    /tensor "w" holds 216 bytes; 72 elements of FLOAT for dims \[3, 2, 3, 4\] are 288/,
+  ],
+  'too few typed values': [
+    withWeight(tensor('w', 'FLOAT', [4], { floatData: [1] })),
+    /tensor "w" holds 1 elements; 4 elements of FLOAT/,
+  ],
   'negative dims': [withWeight({ ...weight, dims: [-3, -18] }), /tensor "w" has dims \[-3, -18\]/],
-  'nodes out of order': [file({ nodes: [flat, conv], initializers: [weight] }), /node "Flatten_0" \(Flatten\) reads "h", which no node before it makes/],
+  'nodes out of order': [
+    file({ nodes: [flat, conv], initializers: [weight] }),
+    /node "Flatten_0" \(Flatten\) reads "h", which no node before it makes/,
+  ],
   'a value made twice': [file({ nodes: [conv, conv, flat], initializers: [weight] }), /makes "h" a second time/],
   'an output that nothing makes': [file({ nodes: [node('Flatten', ['x'], ['z'])] }), /no node makes the output "y"/],
   'the picture as the output': [file({ nodes: [node('Identity', ['x'], ['y'])] }), /output "y" is the picture itself/],
   'a node without an operator': [file({ nodes: [node('', ['x'], ['y'])] }), /no operator/],
-  'batch norm in training': [file({ nodes: [node('BatchNormalization', ['x', 's', 's', 's', 's'], ['h'], { training_mode: 1 }), flat], initializers: [floats('s', [2], [1, 1])] }), /in training mode; .*model\.eval/],
+  'batch norm in training': [
+    file({
+      nodes: [node('BatchNormalization', ['x', 's', 's', 's', 's'], ['h'], { training_mode: 1 }), flat],
+      initializers: [floats('s', [2], [1, 1])],
+    }),
+    /in training mode; .*model\.eval/,
+  ],
   'dropout in training': [
-    file({ nodes: [node('Dropout', ['x', '', 'train'], ['h']), flat], initializers: [tensor('train', 'BOOL', [], { rawData: Uint8Array.of(1) })] }),
+    file({
+      nodes: [node('Dropout', ['x', '', 'train'], ['h']), flat],
+      initializers: [tensor('train', 'BOOL', [], { rawData: Uint8Array.of(1) })],
+    }),
     /\(Dropout\) is in training mode/,
   ],
 };
 
 const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
-  'another domain': [file({ nodes: [node('FusedConv', ['x', 'w'], ['y'], {}, { name: 'n', domain: 'com.microsoft' })], initializers: [weight] }), /node "n" is FusedConv of domain com\.microsoft/],
-  'control flow': [file({ nodes: [{ ...node('If', ['x'], ['y'], {}, { name: 'n' }), attribute: [graphAttribute] }] }), /node "n" \(If\) has attribute then_branch of type GRAPH/],
-  'a constant string': [file({ nodes: [node('Constant', [], ['c'], { value_string: 'a' }, { name: 'n' }), flat] }), /node "n" is a Constant with attribute value_string/],
+  'another domain': [
+    file({
+      nodes: [node('FusedConv', ['x', 'w'], ['y'], {}, { name: 'n', domain: 'com.microsoft' })],
+      initializers: [weight],
+    }),
+    /node "n" is FusedConv of domain com\.microsoft/,
+  ],
+  'control flow': [
+    file({ nodes: [{ ...node('If', ['x'], ['y'], {}, { name: 'n' }), attribute: [graphAttribute] }] }),
+    /node "n" \(If\) has attribute then_branch of type GRAPH/,
+  ],
+  'a constant string': [
+    file({ nodes: [node('Constant', [], ['c'], { value_string: 'a' }, { name: 'n' }), flat] }),
+    /node "n" is a Constant with attribute value_string/,
+  ],
   'a Reshape that depends on the picture': [
-    file({ nodes: [node('Cast', ['x'], ['target'], { to: dataTypeNumber('INT64') }), node('Reshape', ['x', 'target'], ['y'], {}, { name: 'n' })] }),
+    file({
+      nodes: [
+        node('Cast', ['x'], ['target'], { to: dataTypeNumber('INT64') }),
+        node('Reshape', ['x', 'target'], ['y'], {}, { name: 'n' }),
+      ],
+    }),
     /node "n" \(Reshape\) computes its target/,
   ],
-  'an old Softmax over several axes': [file({ nodes: [node('Softmax', ['x'], ['h'], { axis: 1 }, { name: 'n' }), flat], opset: 11 }), /node "n" \(Softmax\) normalises over axis 1 and all after it/],
-  'quantisation in blocks': [file({ ...QDQ, nodes: [node('DequantizeLinear', ['wq', 'sw'], ['y'], { block_size: 2 }, { name: 'n' })], opset: 21 }), /node "n" \(DequantizeLinear\) quantises in blocks/],
+  'an old Softmax over several axes': [
+    file({ nodes: [node('Softmax', ['x'], ['h'], { axis: 1 }, { name: 'n' }), flat], opset: 11 }),
+    /node "n" \(Softmax\) normalises over axis 1 and all after it/,
+  ],
+  'quantisation in blocks': [
+    file({
+      ...QDQ,
+      nodes: [node('DequantizeLinear', ['wq', 'sw'], ['y'], { block_size: 2 }, { name: 'n' })],
+      opset: 21,
+    }),
+    /node "n" \(DequantizeLinear\) quantises in blocks/,
+  ],
   'batch norm per position': [
-    file({ nodes: [node('BatchNormalization', ['x', 's', 's', 's', 's'], ['h'], { spatial: 0 }, { name: 'n' }), flat], initializers: [floats('s', [2], [1, 1])], opset: 7 }),
+    file({
+      nodes: [node('BatchNormalization', ['x', 's', 's', 's', 's'], ['h'], { spatial: 0 }, { name: 'n' }), flat],
+      initializers: [floats('s', [2], [1, 1])],
+      opset: 7,
+    }),
     /node "n" \(BatchNormalization\) normalises every position/,
   ],
 };
 
-for (const [code, table] of [['InvalidModel', BROKEN], ['UnsupportedOperator', UNSUPPORTED]] as const) {
+for (const [code, table] of [
+  ['InvalidModel', BROKEN],
+  ['UnsupportedOperator', UNSUPPORTED],
+] as const) {
   for (const [name, [bytes, message]] of Object.entries(table)) {
     test(`refuse: ${name}`, () => {
       assert.throws(
@@ -404,7 +670,11 @@ for (const [code, table] of [['InvalidModel', BROKEN], ['UnsupportedOperator', U
 }
 
 test('refuse: a file that is not there', async () => {
-  await assert.rejects(readOnnx('/nowhere/m.onnx'), (error: FacetrainError) => error.code === 'StorageFailed' && /^\/nowhere\/m\.onnx: no such file/.test(error.message));
+  await assert.rejects(
+    readOnnx('/nowhere/m.onnx'),
+    (error: FacetrainError) =>
+      error.code === 'StorageFailed' && /^\/nowhere\/m\.onnx: no such file/.test(error.message),
+  );
 });
 
 test('bounds of Clip may be infinite, weights of other nodes not', () => {
@@ -419,7 +689,11 @@ test('bounds of Clip may be infinite, weights of other nodes not', () => {
 });
 
 test('no damage to a file makes it crash: it is refused, or read as a graph that can be written', () => {
-  const sound = [file(QDQ), file(AWKWARD['a target computed from the batch']!), file(AWKWARD['Pad and Slice with attributes']!)];
+  const sound = [
+    file(QDQ),
+    file(AWKWARD['a target computed from the batch']!),
+    file(AWKWARD['Pad and Slice with attributes']!),
+  ];
   let state = 12345;
   const random = (below: number) => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;

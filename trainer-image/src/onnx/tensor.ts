@@ -2,7 +2,7 @@
 /** TensorProto to Tensor and back: raw or typed data; 16-bit and double precision become float32. */
 import { FacetrainError } from '@facetrain/api';
 import type { Tensor, TypedArray } from '@facetrain/native';
-import { DATA_TYPES, dataTypeNumber, toBigInt, toNumber, type DataType, type TensorProto } from './proto.ts';
+import { DATA_TYPES, type DataType, dataTypeNumber, type TensorProto, toBigInt, toNumber } from './proto.ts';
 
 /** What a Graph can hold of each element type. Raw data is little-endian, as every machine that Node runs its addons on. */
 interface ElementType {
@@ -15,8 +15,16 @@ interface ElementType {
 const bfloat16 = (bits: Uint16Array) => new Float32Array(Uint32Array.from(bits, (value) => value << 16).buffer);
 
 const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
-  FLOAT: { bytes: 4, fromRaw: (raw, count) => new Float32Array(raw.buffer, raw.byteOffset, count), fromTyped: ({ floatData = [] }) => Float32Array.from(floatData) },
-  DOUBLE: { bytes: 8, fromRaw: (raw, count) => Float32Array.from(new Float64Array(raw.buffer, raw.byteOffset, count)), fromTyped: ({ doubleData = [] }) => Float32Array.from(doubleData) },
+  FLOAT: {
+    bytes: 4,
+    fromRaw: (raw, count) => new Float32Array(raw.buffer, raw.byteOffset, count),
+    fromTyped: ({ floatData = [] }) => Float32Array.from(floatData),
+  },
+  DOUBLE: {
+    bytes: 8,
+    fromRaw: (raw, count) => Float32Array.from(new Float64Array(raw.buffer, raw.byteOffset, count)),
+    fromTyped: ({ doubleData = [] }) => Float32Array.from(doubleData),
+  },
   FLOAT16: {
     bytes: 2,
     fromRaw: (raw, count) => Float32Array.from(new Float16Array(raw.buffer, raw.byteOffset, count)),
@@ -27,10 +35,26 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
     fromRaw: (raw, count) => bfloat16(new Uint16Array(raw.buffer, raw.byteOffset, count)),
     fromTyped: ({ int32Data = [] }) => bfloat16(Uint16Array.from(int32Data)),
   },
-  INT8: { bytes: 1, fromRaw: (raw, count) => new Int8Array(raw.buffer, raw.byteOffset, count), fromTyped: ({ int32Data = [] }) => Int8Array.from(int32Data) },
-  UINT8: { bytes: 1, fromRaw: (raw, count) => new Uint8Array(raw.buffer, raw.byteOffset, count), fromTyped: ({ int32Data = [] }) => Uint8Array.from(int32Data) },
-  INT32: { bytes: 4, fromRaw: (raw, count) => new Int32Array(raw.buffer, raw.byteOffset, count), fromTyped: ({ int32Data = [] }) => Int32Array.from(int32Data) },
-  INT64: { bytes: 8, fromRaw: (raw, count) => new BigInt64Array(raw.buffer, raw.byteOffset, count), fromTyped: ({ int64Data = [] }) => BigInt64Array.from(int64Data, toBigInt) },
+  INT8: {
+    bytes: 1,
+    fromRaw: (raw, count) => new Int8Array(raw.buffer, raw.byteOffset, count),
+    fromTyped: ({ int32Data = [] }) => Int8Array.from(int32Data),
+  },
+  UINT8: {
+    bytes: 1,
+    fromRaw: (raw, count) => new Uint8Array(raw.buffer, raw.byteOffset, count),
+    fromTyped: ({ int32Data = [] }) => Uint8Array.from(int32Data),
+  },
+  INT32: {
+    bytes: 4,
+    fromRaw: (raw, count) => new Int32Array(raw.buffer, raw.byteOffset, count),
+    fromTyped: ({ int32Data = [] }) => Int32Array.from(int32Data),
+  },
+  INT64: {
+    bytes: 8,
+    fromRaw: (raw, count) => new BigInt64Array(raw.buffer, raw.byteOffset, count),
+    fromTyped: ({ int64Data = [] }) => BigInt64Array.from(int64Data, toBigInt),
+  },
 };
 
 /**
@@ -38,21 +62,28 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
  * @throws FacetrainError InvalidModel: an element type or a storage we lack, or an amount of data that does not fit the dims
  */
 export function decodeTensor(tensor: TensorProto, name: string, subject: string): Tensor {
-  const invalid = (found: string, allowed: string) => new FacetrainError({ code: 'InvalidModel', subject, found: `tensor "${name}" ${found}`, allowed });
+  const invalid = (found: string, allowed: string) =>
+    new FacetrainError({ code: 'InvalidModel', subject, found: `tensor "${name}" ${found}`, allowed });
   if (tensor.dataLocation === 1 || tensor.externalData?.length) {
     const file = tensor.externalData?.find(({ key }) => key === 'location')?.value;
-    throw invalid(`keeps its data in another file${file ? ` (${file})` : ''}`, 'save the model as one file with its weights inside (onnx.save_model without save_as_external_data)');
+    throw invalid(
+      `keeps its data in another file${file ? ` (${file})` : ''}`,
+      'save the model as one file with its weights inside (onnx.save_model without save_as_external_data)',
+    );
   }
   const type = DATA_TYPES[tensor.dataType];
   const element = type && ELEMENT_TYPES[type];
-  if (!element) throw invalid(`has element type ${type ?? tensor.dataType}`, `one of ${Object.keys(ELEMENT_TYPES).join(', ')}`);
+  if (!element)
+    throw invalid(`has element type ${type ?? tensor.dataType}`, `one of ${Object.keys(ELEMENT_TYPES).join(', ')}`);
 
   const dims = tensor.dims.map(toNumber);
   const count = dims.reduce((product, dim) => product * dim, 1);
-  if (!dims.every((dim) => Number.isSafeInteger(dim) && dim >= 0) || !Number.isSafeInteger(count)) throw invalid(`has dims [${dims.join(', ')}]`, 'sizes of zero or more');
+  if (!dims.every((dim) => Number.isSafeInteger(dim) && dim >= 0) || !Number.isSafeInteger(count))
+    throw invalid(`has dims [${dims.join(', ')}]`, 'sizes of zero or more');
   const expected = `${count} elements of ${type} for dims [${dims.join(', ')}]`;
   if (tensor.rawData?.length) {
-    if (tensor.rawData.length !== count * element.bytes) throw invalid(`holds ${tensor.rawData.length} bytes`, `${expected} are ${count * element.bytes}`);
+    if (tensor.rawData.length !== count * element.bytes)
+      throw invalid(`holds ${tensor.rawData.length} bytes`, `${expected} are ${count * element.bytes}`);
     const aligned = tensor.rawData.byteOffset % element.bytes === 0 ? tensor.rawData : new Uint8Array(tensor.rawData);
     return { dims, data: element.fromRaw(aligned, count) };
   }
@@ -71,5 +102,10 @@ export function elementType(data: TypedArray): DataType {
 
 /** The message's raw data is a view of the tensor's. */
 export function encodeTensor(name: string, { dims, data }: Tensor): TensorProto {
-  return { name, dims, dataType: dataTypeNumber(elementType(data)), rawData: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
+  return {
+    name,
+    dims,
+    dataType: dataTypeNumber(elementType(data)),
+    rawData: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
+  };
 }

@@ -1,6 +1,6 @@
 /** Writes a Graph as an ONNX file. The same graph and options give the same bytes. */
 import type { Graph, GraphNode } from '@facetrain/native';
-import { AttributeType, dataTypeNumber, encodeModel, type AttributeProto } from './proto.ts';
+import { type AttributeProto, AttributeType, dataTypeNumber, encodeModel } from './proto.ts';
 import { encodeTensor } from './tensor.ts';
 
 /** The operator set whose semantics a Graph has; what older and newer files say otherwise is translated when they are read. */
@@ -16,17 +16,38 @@ export interface EncodeOptions {
 }
 
 /** Attributes that the operators define as floats; a Graph's number does not say, and 1 and 1.0 are different in a file. */
-const FLOAT_ATTRIBUTES = new Set(['alpha', 'beta', 'gamma', 'epsilon', 'momentum', 'ratio', 'bias', 'lambd', 'scales', 'cubic_coeff_a', 'extrapolation_value']);
+const FLOAT_ATTRIBUTES = new Set([
+  'alpha',
+  'beta',
+  'gamma',
+  'epsilon',
+  'momentum',
+  'ratio',
+  'bias',
+  'lambd',
+  'scales',
+  'cubic_coeff_a',
+  'extrapolation_value',
+]);
 
 function encodeAttribute(name: string, value: number | number[] | string): AttributeProto {
   if (typeof value === 'string') return { name, type: AttributeType.STRING, s: Buffer.from(value) };
   const float = FLOAT_ATTRIBUTES.has(name);
-  if (Array.isArray(value)) return float ? { name, type: AttributeType.FLOATS, floats: value } : { name, type: AttributeType.INTS, ints: value };
+  if (Array.isArray(value))
+    return float
+      ? { name, type: AttributeType.FLOATS, floats: value }
+      : { name, type: AttributeType.INTS, ints: value };
   return float ? { name, type: AttributeType.FLOAT, f: value } : { name, type: AttributeType.INT, i: value };
 }
 
 function encodeNode({ name, op, inputs, outputs, attributes }: GraphNode) {
-  return { input: inputs, output: outputs, name, opType: op, attribute: Object.entries(attributes).map(([key, value]) => encodeAttribute(key, value)) };
+  return {
+    input: inputs,
+    output: outputs,
+    name,
+    opType: op,
+    attribute: Object.entries(attributes).map(([key, value]) => encodeAttribute(key, value)),
+  };
 }
 
 function floatValue(name: string, dims: number[]) {
@@ -38,7 +59,10 @@ function floatValue(name: string, dims: number[]) {
  * The file of a graph: one input [N, channels, height, width], one output [N, dim], N free; names as the graph has them.
  * The result of a large model is one buffer of its size; nothing else is copied.
  */
-export function encodeOnnx(graph: Graph, { metadata = {}, producer = { name: 'facetrain', version: '' }, doc = '' }: EncodeOptions = {}): Uint8Array {
+export function encodeOnnx(
+  graph: Graph,
+  { metadata = {}, producer = { name: 'facetrain', version: '' }, doc = '' }: EncodeOptions = {},
+): Uint8Array {
   const { input, output } = graph;
   return encodeModel({
     irVersion: IR_VERSION,

@@ -5,15 +5,22 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { FacetrainError, MAX_TERMINATION_BYTES, Progress, TerminationMessage, TerminationResult, TrainerConfig } from '@facetrain/api';
+import {
+  FacetrainError,
+  MAX_TERMINATION_BYTES,
+  Progress,
+  TerminationMessage,
+  TerminationResult,
+  TrainerConfig,
+} from '@facetrain/api';
 import { pino } from 'pino';
 import { trainerConfig } from '../testing/training-gang.ts';
 import { createBoard } from './progress-board.ts';
-import { readConfig } from './read-config.ts';
-import { computeThreads, readRanks } from './ranks.ts';
 import { startServer } from './progress-server.ts';
-import { isStop, unlessStopped } from './stop-signal.ts';
+import { computeThreads, readRanks } from './ranks.ts';
+import { readConfig } from './read-config.ts';
 import { reportFailure, reportResult } from './report-termination.ts';
+import { isStop, unlessStopped } from './stop-signal.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'program-'));
 after(() => rm(folder, { recursive: true }));
@@ -41,10 +48,22 @@ test('a configuration is refused by the path of its field, with what was there a
   const cases: [unknown, RegExp][] = [
     ['{"schemaVersion": 1,', /config.json: .*JSON/],
     [{ ...good, epoch: 3 }, /config.json: epoch: unknown field; did you mean "epochs"/],
-    [{ ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } }, /config.json: loss\.margin\.m2: 9; must be at most 1\.5/],
-    [{ ...good, model: { ...good.model, backbone: 'resnet' } }, /config.json: model\.backbone: "resnet"; must be one of iresnet18/],
-    [{ ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } }, /config.json: model\.blocks\[2\]: 0; must be at least 1/],
-    [{ ...good, seed: undefined, epochs: -1 }, /config.json: 2 fields are wrong; .*\n  epochs: -1; must be more than 0\n  seed: missing/],
+    [
+      { ...good, loss: { ...good.loss, margin: { ...good.loss.margin, m2: 9 } } },
+      /config.json: loss\.margin\.m2: 9; must be at most 1\.5/,
+    ],
+    [
+      { ...good, model: { ...good.model, backbone: 'resnet' } },
+      /config.json: model\.backbone: "resnet"; must be one of iresnet18/,
+    ],
+    [
+      { ...good, model: { ...good.model, blocks: [1, 1, 0, 1] } },
+      /config.json: model\.blocks\[2\]: 0; must be at least 1/,
+    ],
+    [
+      { ...good, seed: undefined, epochs: -1 },
+      /config.json: 2 fields are wrong; .*\n {2}epochs: -1; must be more than 0\n {2}seed: missing/,
+    ],
     [7, /config.json: 7; must be an object/],
   ];
   for (const [content, message] of cases) {
@@ -57,10 +76,25 @@ test('a configuration is refused by the path of its field, with what was there a
 });
 
 test('ranks by the convention of torchrun', async () => {
-  assert.deepEqual(readRanks({}), { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort: 0, localRank: 0, localSize: 1 });
+  assert.deepEqual(readRanks({}), {
+    rank: 0,
+    size: 1,
+    masterAddr: '127.0.0.1',
+    masterPort: 0,
+    localRank: 0,
+    localSize: 1,
+  });
   const env = { RANK: '1', WORLD_SIZE: '4', MASTER_ADDR: 'job-0-0.job', MASTER_PORT: '29500' };
-  assert.deepEqual(readRanks(env), { rank: 1, size: 4, masterAddr: 'job-0-0.job', masterPort: 29500, localRank: 0, localSize: 1 });
-  const local = (more: Record<string, string>) => (({ localRank, localSize }) => [localRank, localSize])(readRanks({ ...env, ...more }));
+  assert.deepEqual(readRanks(env), {
+    rank: 1,
+    size: 4,
+    masterAddr: 'job-0-0.job',
+    masterPort: 29500,
+    localRank: 0,
+    localSize: 1,
+  });
+  const local = (more: Record<string, string>) =>
+    (({ localRank, localSize }) => [localRank, localSize])(readRanks({ ...env, ...more }));
   assert.deepEqual(local({ LOCAL_RANK: '0' }), [0, 1]);
   assert.deepEqual(local({ LOCAL_WORLD_SIZE: '2', RANK: '3' }), [1, 2]);
   assert.deepEqual(local({ LOCAL_WORLD_SIZE: '2', LOCAL_RANK: '0', RANK: '3' }), [0, 2]);
@@ -152,7 +186,11 @@ test('a stop ends waiting, and only what ended because of it counts as a stop', 
 });
 
 function run(args: string[], env: Record<string, string> = {}) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], { env: { ...process.env, ...env }, encoding: 'utf8', timeout: 30_000 });
+  const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...args], {
+    env: { ...process.env, ...env },
+    encoding: 'utf8',
+    timeout: 30_000,
+  });
   return {
     status,
     stdout,
@@ -175,28 +213,43 @@ test('a refusal is one line in the log, exit code 2 and the termination message'
   const left = TerminationMessage.parse(JSON.parse(await readFile(message, 'utf8')));
   assert.equal(left.code, 'InvalidConfig');
   assert.match(left.message, /unknown\.json: surprise: unknown field/);
-  assert.equal(log[0]!['msg'], left.message);
+  assert.equal(log[0]!.msg, left.message);
 });
 
 test('a termination message is no longer than a kubelet reads, whatever it is made of', async () => {
   const file = join(folder, 'long.json');
-  process.env['FACETRAIN_TERMINATION_MESSAGE'] = file;
+  process.env.FACETRAIN_TERMINATION_MESSAGE = file;
   const log = pino({ level: 'silent' });
   for (const character of ['a', '"', '\u0001', '\u{1F600}']) {
     reportFailure(new Error(character.repeat(5000)), log);
     const left = await readFile(file);
-    assert(left.length <= MAX_TERMINATION_BYTES && left.length > MAX_TERMINATION_BYTES / 2, `${left.length} bytes of ${character}`);
+    assert(
+      left.length <= MAX_TERMINATION_BYTES && left.length > MAX_TERMINATION_BYTES / 2,
+      `${left.length} bytes of ${character}`,
+    );
     assert.equal(TerminationMessage.parse(JSON.parse(left.toString())).code, 'Internal');
   }
   const { current } = createBoard(job, 'Done');
-  const evaluations = (count: number) => Array.from({ length: count }, (_, index) => ({ set: `${index}`.padEnd(63, 'x'), step: 1, accuracy: 1 / 3, std: 1 / 70 }));
-  for (const [count, wantCount] of [[3, 3], [32, 0]] as const) {
+  const evaluations = (count: number) =>
+    Array.from({ length: count }, (_, index) => ({
+      set: `${index}`.padEnd(63, 'x'),
+      step: 1,
+      accuracy: 1 / 3,
+      std: 1 / 70,
+    }));
+  for (const [count, wantCount] of [
+    [3, 3],
+    [32, 0],
+  ] as const) {
     reportResult({ progress: { ...current, evaluations: evaluations(count) } }, log);
     const left = await readFile(file);
     assert(left.length <= MAX_TERMINATION_BYTES);
-    assert.deepEqual(TerminationResult.parse(JSON.parse(left.toString())).progress, { ...current, evaluations: evaluations(wantCount) });
+    assert.deepEqual(TerminationResult.parse(JSON.parse(left.toString())).progress, {
+      ...current,
+      evaluations: evaluations(wantCount),
+    });
   }
-  delete process.env['FACETRAIN_TERMINATION_MESSAGE'];
+  delete process.env.FACETRAIN_TERMINATION_MESSAGE;
 });
 
 test('command lines that are not understood', () => {
@@ -209,7 +262,7 @@ test('command lines that are not understood', () => {
   ] as const) {
     const { status, log } = run([...args]);
     assert.equal(status, 2);
-    assert.match(String(log[0]?.['msg']), message);
+    assert.match(String(log[0]?.msg), message);
   }
   const help = run(['--help']);
   assert.equal(help.status, 0);
@@ -222,5 +275,5 @@ test('fetch copies a file; one that is missing is refused', async () => {
   assert.equal(await readFile(join(folder, 'copy'), 'utf8'), 'content');
   const { status, log } = run(['fetch', '--uri', `file://${folder}/missing`, '--to', join(folder, 'copy2')]);
   assert.equal(status, 2);
-  assert.match(String(log[0]?.['msg']), /missing/);
+  assert.match(String(log[0]?.msg), /missing/);
 });

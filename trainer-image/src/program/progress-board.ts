@@ -8,7 +8,11 @@ export interface Board extends ProgressBoard {
 }
 
 /** @param now milliseconds of any monotonic clock */
-export function createBoard(job: Progress['job'], stage: Progress['stage'], now: () => number = () => performance.now()): Board {
+export function createBoard(
+  job: Progress['job'],
+  stage: Progress['stage'],
+  now: () => number = () => performance.now(),
+): Board {
   let moved = now();
   const board = {
     current: {

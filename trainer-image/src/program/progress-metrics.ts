@@ -1,6 +1,6 @@
 /** The board as Prometheus metrics. Nothing is counted here: every scrape reads the board. */
 import { Progress } from '@facetrain/api';
-import { collectDefaultMetrics, Counter, Gauge, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import type { Board } from './progress-board.ts';
 
 export function createMetrics(board: Board): Registry {
@@ -9,10 +9,12 @@ export function createMetrics(board: Board): Registry {
   collectDefaultMetrics({ register: registry });
 
   const { name, uid, attempt } = board.current.job;
-  new Gauge({ name: 'facetrain_info', help: 'The job that this program belongs to; always 1.', labelNames: ['name', 'uid', 'attempt'], registers }).set(
-    { name, uid, attempt: String(attempt) },
-    1,
-  );
+  new Gauge({
+    name: 'facetrain_info',
+    help: 'The job that this program belongs to; always 1.',
+    labelNames: ['name', 'uid', 'attempt'],
+    registers,
+  }).set({ name, uid, attempt: String(attempt) }, 1);
 
   const values: [string, string, (progress: Progress) => number | null][] = [
     ['facetrain_step', 'Steps done; of the quantizer, layers searched.', (progress) => progress.step],
@@ -22,7 +24,11 @@ export function createMetrics(board: Board): Registry {
     ['facetrain_learning_rate', 'Learning rate of the last step.', (progress) => progress.learningRate],
     ['facetrain_images_per_second', 'Throughput over all ranks.', (progress) => progress.imagesPerSecond],
     ['facetrain_eta_seconds', 'Estimated time until training ends.', (progress) => progress.etaSeconds],
-    ['facetrain_checkpoint_step', 'Steps in the newest complete checkpoint.', (progress) => progress.checkpoint?.step ?? null],
+    [
+      'facetrain_checkpoint_step',
+      'Steps in the newest complete checkpoint.',
+      (progress) => progress.checkpoint?.step ?? null,
+    ],
     [
       'facetrain_checkpoint_timestamp_seconds',
       'When the newest complete checkpoint was written.',

@@ -27,16 +27,22 @@ export async function startServer(board: Board, options: ServerOptions): Promise
     '/healthz': async () => {
       const idle = Math.floor(board.idleMs() / 1000);
       const healthy = idle < options.staleAfterSeconds;
-      return [healthy ? 200 : 503, 'text/plain', `${healthy ? 'ok' : 'stale'}: ${board.current.stage}, last activity ${idle} s ago\n`];
+      return [
+        healthy ? 200 : 503,
+        'text/plain',
+        `${healthy ? 'ok' : 'stale'}: ${board.current.stage}, last activity ${idle} s ago\n`,
+      ];
     },
   };
   const server = createServer((request, response) => {
     const path = request.url?.split('?', 1)[0] ?? '';
     const answer = Object.hasOwn(answers, path) ? answers[path] : undefined;
     if (!answer) return response.writeHead(404).end();
-    if (request.method !== 'GET' && request.method !== 'HEAD') return response.writeHead(405, { allow: 'GET, HEAD' }).end();
+    if (request.method !== 'GET' && request.method !== 'HEAD')
+      return response.writeHead(405, { allow: 'GET, HEAD' }).end();
     return answer().then(
-      ([status, type, body]) => response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store' }).end(body),
+      ([status, type, body]) =>
+        response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store' }).end(body),
       (error: Error) => response.writeHead(500).end(error.message),
     );
   });

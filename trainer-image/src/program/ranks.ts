@@ -34,10 +34,10 @@ function whole(env: Environment, name: string, least: number, most: number, fall
  * @throws FacetrainError InvalidConfig naming the variable
  */
 export function readRanks(env: Environment): Ranks {
-  const size = whole(env, 'WORLD_SIZE', 1, 65_536, env['RANK'] === undefined ? 1 : undefined);
+  const size = whole(env, 'WORLD_SIZE', 1, 65_536, env.RANK === undefined ? 1 : undefined);
   const rank = whole(env, 'RANK', 0, size - 1, size === 1 ? 0 : undefined);
   if (size === 1) return { rank, size, masterAddr: '127.0.0.1', masterPort: 0, localRank: 0, localSize: 1 };
-  const masterAddr = env['MASTER_ADDR'];
+  const masterAddr = env.MASTER_ADDR;
   if (!masterAddr) {
     throw new FacetrainError({
       code: 'InvalidConfig',
@@ -49,7 +49,14 @@ export function readRanks(env: Environment): Ranks {
   const masterPort = whole(env, 'MASTER_PORT', 1, 65_535);
   const loopback = /^(127\.\d+\.\d+\.\d+|::1|localhost)$/.test(masterAddr);
   const localSize = whole(env, 'LOCAL_WORLD_SIZE', 1, size, loopback ? size : 1);
-  return { rank, size, masterAddr, masterPort, localRank: whole(env, 'LOCAL_RANK', 0, size - 1, rank % localSize), localSize };
+  return {
+    rank,
+    size,
+    masterAddr,
+    masterPort,
+    localRank: whole(env, 'LOCAL_RANK', 0, size - 1, rank % localSize),
+    localSize,
+  };
 }
 
 /** Threads for arithmetic: as configured, or this rank's share of the CPUs that the container may use. */

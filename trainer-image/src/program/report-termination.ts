@@ -1,6 +1,12 @@
 /** What a process leaves behind when it ends: its pod's termination message, and after a failure an exit code and one line in the log. */
 import { existsSync, writeFileSync } from 'node:fs';
-import { ExitCode, FacetrainError, MAX_TERMINATION_BYTES, type TerminationMessage, type TerminationResult } from '@facetrain/api';
+import {
+  ExitCode,
+  FacetrainError,
+  MAX_TERMINATION_BYTES,
+  type TerminationMessage,
+  type TerminationResult,
+} from '@facetrain/api';
 import type { Logger } from 'pino';
 
 /** Kubernetes makes this file before the container starts; where it is missing nobody will read it. */
@@ -34,7 +40,7 @@ function fitting(failure: TerminationMessage): TerminationMessage {
 }
 
 function leave(content: TerminationMessage | TerminationResult, log: Logger): void {
-  const file = process.env['FACETRAIN_TERMINATION_MESSAGE'] ?? DEFAULT_FILE;
+  const file = process.env.FACETRAIN_TERMINATION_MESSAGE ?? DEFAULT_FILE;
   if (file === DEFAULT_FILE && !existsSync(file)) return;
   try {
     writeFileSync(file, JSON.stringify(content));

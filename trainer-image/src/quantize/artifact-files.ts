@@ -1,5 +1,11 @@
 /** The files of an artifact, as bytes: what a quantization found, in, and what is written, out. Pure. */
-import { ArtifactManifest, QuantizeReport, ScalesDocument, type StoredFile, type TerminationResult } from '@facetrain/api';
+import {
+  ArtifactManifest,
+  QuantizeReport,
+  ScalesDocument,
+  type StoredFile,
+  type TerminationResult,
+} from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
@@ -11,7 +17,11 @@ export const MANIFEST = 'manifest.json';
 export const REPORTS = ['report.json', 'report.html'];
 
 /** @param source digest of the FP32 model; `calibration` of the pictures */
-export function modelFile(graph: LayerGraph, scales: Scales, { source, calibration, channelOrder }: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' }): Uint8Array {
+export function modelFile(
+  graph: LayerGraph,
+  scales: Scales,
+  { source, calibration, channelOrder }: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' },
+): Uint8Array {
   const metadata = {
     'facetrain.format': 'int7',
     'facetrain.limit': String(WEIGHT_LIMIT),
@@ -25,7 +35,9 @@ export function modelFile(graph: LayerGraph, scales: Scales, { source, calibrati
 }
 
 export function scalesFile(scales: Scales): string {
-  const weights = Object.fromEntries(Object.entries(scales.weights).map(([name, { scales: values }]) => [name, Array.from(values)]));
+  const weights = Object.fromEntries(
+    Object.entries(scales.weights).map(([name, { scales: values }]) => [name, Array.from(values)]),
+  );
   // On one line: thousands of numbers, for programs.
   return `${JSON.stringify(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }))}\n`;
 }
@@ -38,7 +50,17 @@ export function reportFiles(report: QuantizeReport): Record<string, string> {
 export function manifestFile(report: QuantizeReport, files: Record<string, StoredFile>): string {
   const { sha256, bytes, channelOrder } = report.source;
   const { calibration, metrics, gate } = report;
-  return json(ArtifactManifest.parse({ schemaVersion: 1, kind: 'facetrain-int7', source: { sha256, bytes, channelOrder }, calibration, metrics, gate, files }));
+  return json(
+    ArtifactManifest.parse({
+      schemaVersion: 1,
+      kind: 'facetrain-int7',
+      source: { sha256, bytes, channelOrder },
+      calibration,
+      metrics,
+      gate,
+      files,
+    }),
+  );
 }
 
 /** @param manifest the text of `manifest.json` */

@@ -49,7 +49,12 @@ export function asOnnx(graph: LayerGraph, reading: Reading): Graph {
     if (isMap) writer.named(writer.name(`${layer.output}.flat`), 'Flatten', [output], layer.output, { axis: 1 });
     if (isFlat) flat.add(layer.output);
   }
-  return { input: { ...graph.input }, output: { ...graph.output }, nodes: writer.nodes, initializers: writer.initializers };
+  return {
+    input: { ...graph.input },
+    output: { ...graph.output },
+    nodes: writer.nodes,
+    initializers: writer.initializers,
+  };
 }
 
 /** The layers in FP32. */
@@ -92,23 +97,47 @@ class Writer implements GraphWriter {
 
   constant(wish: string, tensor: Tensor): string {
     const there = this.initializers[wish];
-    if (there && there.data.length === tensor.data.length && there.data.every((value, index) => value === tensor.data[index])) return wish;
+    if (
+      there &&
+      there.data.length === tensor.data.length &&
+      there.data.every((value, index) => value === tensor.data[index])
+    )
+      return wish;
     const name = this.name(wish);
     this.initializers[name] = tensor;
     return name;
   }
 }
 
-function writeLayer(writer: Writer, layer: Layer, reading: Reading, inputs: string[], output: string, isFlat: boolean): void {
+function writeLayer(
+  writer: Writer,
+  layer: Layer,
+  reading: Reading,
+  inputs: string[],
+  output: string,
+  isFlat: boolean,
+): void {
   switch (layer.kind) {
     case 'conv': {
       const { strides, pads, dilations, group } = layer;
       const kernel_shape = layer.weight.dims.slice(2);
-      writer.named(layer.name, 'Conv', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { kernel_shape, strides, pads, dilations, group });
+      writer.named(
+        layer.name,
+        'Conv',
+        [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)],
+        output,
+        { kernel_shape, strides, pads, dilations, group },
+      );
       return;
     }
     case 'fc':
-      writer.named(layer.name, 'Gemm', [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)], output, { transB: 1 });
+      writer.named(
+        layer.name,
+        'Gemm',
+        [...inputs, reading.weight(writer, layer), reading.bias(writer, layer)],
+        output,
+        { transB: 1 },
+      );
       return;
     case 'pointwise':
       writePointwise(writer, layer, inputs, output, isFlat);
@@ -122,7 +151,13 @@ function writeLayer(writer: Writer, layer: Layer, reading: Reading, inputs: stri
 }
 
 /** PRelu where only the negative side has a slope, BatchNormalization with mean 0 and variance 1 where both have the same: each gives back the numbers it was given. */
-function writePointwise(writer: Writer, layer: Extract<Layer, { kind: 'pointwise' }>, inputs: string[], output: string, isFlat: boolean): void {
+function writePointwise(
+  writer: Writer,
+  layer: Extract<Layer, { kind: 'pointwise' }>,
+  inputs: string[],
+  output: string,
+  isFlat: boolean,
+): void {
   const { name, positive, negative, offset } = layer;
   const channels = positive.length;
   if (positive.every((slope) => slope === 1) && offset.every((value) => value === 0)) {
@@ -130,8 +165,15 @@ function writePointwise(writer: Writer, layer: Extract<Layer, { kind: 'pointwise
     writer.named(name, 'PRelu', [...inputs, slope], output);
     return;
   }
-  if (positive.some((slope, channel) => slope !== negative[channel])) throw new TypeError(`pointwise layer ${name} is neither a PRelu nor an affine map`);
-  const parameter = (suffix: string, data: Float32Array): string => writer.constant(`${name}.${suffix}`, { dims: [channels], data });
-  const parameters = [parameter('scale', positive), parameter('offset', offset), parameter('mean', new Float32Array(channels)), parameter('variance', new Float32Array(channels).fill(1))];
+  if (positive.some((slope, channel) => slope !== negative[channel]))
+    throw new TypeError(`pointwise layer ${name} is neither a PRelu nor an affine map`);
+  const parameter = (suffix: string, data: Float32Array): string =>
+    writer.constant(`${name}.${suffix}`, { dims: [channels], data });
+  const parameters = [
+    parameter('scale', positive),
+    parameter('offset', offset),
+    parameter('mean', new Float32Array(channels)),
+    parameter('variance', new Float32Array(channels).fill(1)),
+  ];
   writer.named(name, 'BatchNormalization', [...inputs, ...parameters], output, { epsilon: 0 });
 }

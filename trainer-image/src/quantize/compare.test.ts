@@ -20,9 +20,11 @@ function embeddings(spoil = 0) {
   const random = plain.slice();
   same.forEach((alike, pair) => {
     const first = 2 * pair * dim;
-    if (alike) for (let at = 0; at < dim; ++at) plain[first + dim + at] = plain[first + at]! + 0.05 * random[first + dim + at]!;
+    if (alike)
+      for (let at = 0; at < dim; ++at) plain[first + dim + at] = plain[first + at]! + 0.05 * random[first + dim + at]!;
   });
-  for (let pair = 0; pair < 2 * spoil; pair += 2) plain.set(random.subarray((2 * pair + 1) * dim, (2 * pair + 2) * dim), (2 * pair + 1) * dim);
+  for (let pair = 0; pair < 2 * spoil; pair += 2)
+    plain.set(random.subarray((2 * pair + 1) * dim, (2 * pair + 2) * dim), (2 * pair + 1) * dim);
   return { dim, same, set: { plain, mirrored: plain.map((value) => value * 2) } };
 }
 
@@ -41,7 +43,11 @@ describe('two models on a set', () => {
     const { comparison, cosines: all } = compareModels('set', same, dim, set, embeddings(3).set);
     assert.ok(comparison.drop > 0.05);
     assert.equal(comparison.drop, comparison.fp32.accuracy - comparison.int7.accuracy);
-    assert.equal(Array.from(all).filter((cosine) => cosine < 0.999).length, 6, 'three pictures and their mirror images');
+    assert.equal(
+      Array.from(all).filter((cosine) => cosine < 0.999).length,
+      6,
+      'three pictures and their mirror images',
+    );
     const metrics = summarize([comparison], all);
     assert.equal(metrics.accuracyDrop, comparison.drop);
     assert.equal(metrics.percentile1Cosine, Math.min(...all));
@@ -65,15 +71,30 @@ describe('the gate', () => {
   });
   const cases = [
     { name: 'no bounds', bounds: NONE, metrics: metrics(0.5, -1), failures: [] },
-    { name: 'both kept, to the last digit', bounds: { maxAccuracyDrop: 0.01, minMeanCosine: 0.98 }, metrics: metrics(0.01, 0.98), failures: [] },
+    {
+      name: 'both kept, to the last digit',
+      bounds: { maxAccuracyDrop: 0.01, minMeanCosine: 0.98 },
+      metrics: metrics(0.01, 0.98),
+      failures: [],
+    },
     {
       name: 'accuracy missed',
       bounds: { ...NONE, maxAccuracyDrop: 0.01 },
       metrics: metrics(0.02, 1),
       failures: ['accuracy on lfw falls by 0.0200 (0.9800 to 0.9600), more than maxAccuracyDrop 0.01'],
     },
-    { name: 'cosine missed', bounds: { ...NONE, minMeanCosine: 0.99 }, metrics: metrics(0, 0.98), failures: ['the mean cosine of embeddings is 0.9800, less than minMeanCosine 0.99'] },
-    { name: 'no number', bounds: { ...NONE, minMeanCosine: -1 }, metrics: metrics(0, NaN), failures: ['the mean cosine of embeddings is NaN, less than minMeanCosine -1'] },
+    {
+      name: 'cosine missed',
+      bounds: { ...NONE, minMeanCosine: 0.99 },
+      metrics: metrics(0, 0.98),
+      failures: ['the mean cosine of embeddings is 0.9800, less than minMeanCosine 0.99'],
+    },
+    {
+      name: 'no number',
+      bounds: { ...NONE, minMeanCosine: -1 },
+      metrics: metrics(0, NaN),
+      failures: ['the mean cosine of embeddings is NaN, less than minMeanCosine -1'],
+    },
   ];
   for (const { name, bounds, metrics: found, failures } of cases) {
     test(name, () => assert.deepEqual(judge(bounds, found), { ...bounds, passed: failures.length === 0, failures }));

@@ -25,13 +25,30 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
  * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images included.
  * @param same by pair; pictures 2i and 2i + 1 are pair i
  */
-export function compareModels(set: string, same: boolean[], dim: number, fp32: SetEmbeddings, int7: SetEmbeddings): { comparison: Comparison; cosines: Float64Array } {
+export function compareModels(
+  set: string,
+  same: boolean[],
+  dim: number,
+  fp32: SetEmbeddings,
+  int7: SetEmbeddings,
+): { comparison: Comparison; cosines: Float64Array } {
   const [reference, quantized] = [fp32, int7].map(({ plain, mirrored }) => {
-    const { pairs: _, ...accuracy } = verify(plain.map((value, at) => value + mirrored[at]!), dim, same);
+    const { pairs: _, ...accuracy } = verify(
+      plain.map((value, at) => value + mirrored[at]!),
+      dim,
+      same,
+    );
     return accuracy;
   }) as [Comparison['fp32'], Comparison['int7']];
   const all = joined([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
-  const comparison = { set, pairs: same.length, fp32: reference, int7: quantized, drop: reference.accuracy - quantized.accuracy, meanCosine: mean(all) };
+  const comparison = {
+    set,
+    pairs: same.length,
+    fp32: reference,
+    int7: quantized,
+    drop: reference.accuracy - quantized.accuracy,
+    meanCosine: mean(all),
+  };
   return { comparison, cosines: all };
 }
 
@@ -51,9 +68,14 @@ export function judge(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const { maxAccuracyDrop, minMeanCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop) continue;
-    failures.push(`accuracy on ${set} falls by ${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)}), more than maxAccuracyDrop ${maxAccuracyDrop}`);
+    failures.push(
+      `accuracy on ${set} falls by ${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)}), more than maxAccuracyDrop ${maxAccuracyDrop}`,
+    );
   }
-  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine)) failures.push(`the mean cosine of embeddings is ${digits(metrics.meanCosine)}, less than minMeanCosine ${minMeanCosine}`);
+  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine))
+    failures.push(
+      `the mean cosine of embeddings is ${digits(metrics.meanCosine)}, less than minMeanCosine ${minMeanCosine}`,
+    );
   return { maxAccuracyDrop, minMeanCosine, passed: failures.length === 0, failures };
 }
 

@@ -8,21 +8,21 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { QuantizeConfig, type QuantizeReport } from '@facetrain/api';
-import { Int7Model, LayerModel, Model, readPictures, type Pictures } from '@facetrain/native';
+import { Int7Model, LayerModel, Model, type Pictures, readPictures } from '@facetrain/native';
 import { pino } from 'pino';
 import { sampleIndices } from '../dataset/dataset-preflight.ts';
 import { readOnnx } from '../onnx/read.ts';
-import { largestDifference, MOBILEFACENET, runOrt } from '../testing/onnx-oracles.ts';
 import { createBoard } from '../program/progress-board.ts';
-import { CREDENTIALS, startS3Server, type S3Server } from '../testing/s3-server.ts';
 import { fetchTo } from '../storage/fetch.ts';
+import { largestDifference, MOBILEFACENET, runOrt } from '../testing/onnx-oracles.ts';
+import { CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { floatGraph } from './as-onnx.ts';
 import { cosines } from './compare.ts';
 import { fold } from './fold.ts';
 import { decodeInt7 } from './qdq.ts';
 import { runQuantize } from './run-quantize.ts';
 
-const LFW = process.env['FACETRAIN_LFW'] ?? join(import.meta.dirname, '../../../../shared/data/lfw');
+const LFW = process.env.FACETRAIN_LFW ?? join(import.meta.dirname, '../../../../shared/data/lfw');
 const PAIRS = join(LFW, 'lfw-fold10.bin');
 /** Measured with ONNX Runtime; a pair is 0.17 points. */
 const ACCURACY = 0.982;
@@ -51,7 +51,11 @@ before(async () => {
     computeThreads: 2,
     progress: null,
   });
-  report = await runQuantize(config, { log: pino({ level: 'silent' }), progress: createBoard(config.job, 'Loading'), signal: new AbortController().signal });
+  report = await runQuantize(config, {
+    log: pino({ level: 'silent' }),
+    progress: createBoard(config.job, 'Loading'),
+    signal: new AbortController().signal,
+  });
 });
 after(async () => {
   await server.stop();
@@ -59,8 +63,12 @@ after(async () => {
 });
 
 test('FP32 reaches what is known of it, and INT7 loses a point at most', (t) => {
-  const [{ fp32, int7, drop, meanCosine }] = report.metrics.comparisons as [QuantizeReport['metrics']['comparisons'][0]];
-  t.diagnostic(`FP32 ${fp32.accuracy.toFixed(4)}, INT7 ${int7.accuracy.toFixed(4)}, mean cosine ${meanCosine.toFixed(4)}, worst in a hundred ${report.metrics.percentile1Cosine.toFixed(4)}`);
+  const [{ fp32, int7, drop, meanCosine }] = report.metrics.comparisons as [
+    QuantizeReport['metrics']['comparisons'][0],
+  ];
+  t.diagnostic(
+    `FP32 ${fp32.accuracy.toFixed(4)}, INT7 ${int7.accuracy.toFixed(4)}, mean cosine ${meanCosine.toFixed(4)}, worst in a hundred ${report.metrics.percentile1Cosine.toFixed(4)}`,
+  );
   assert.ok(Math.abs(fp32.accuracy - ACCURACY) <= 0.002, `FP32 ${fp32.accuracy}`);
   assert.ok(drop <= 0.01, `INT7 ${int7.accuracy}`);
   assert.ok(meanCosine >= 0.97, `mean cosine ${meanCosine}`);
@@ -69,14 +77,19 @@ test('FP32 reaches what is known of it, and INT7 loses a point at most', (t) => 
 
 test('no layer ends below where the search starts', () => {
   assert.equal(report.layers.filter(({ kind }) => kind === 'conv').length, 50);
-  for (const { name, cosine, cosineStart } of report.layers) assert.ok(cosine >= cosineStart, `${name}: ${cosineStart} to ${cosine}`);
+  for (const { name, cosine, cosineStart } of report.layers)
+    assert.ok(cosine >= cosineStart, `${name}: ${cosineStart} to ${cosine}`);
 });
 
 test('that FP32 is the model as it came, in our executor', async () => {
   const { graph } = await readOnnx(MOBILEFACENET);
   const pictures = await readPictures(LFW, sampleIndices(PICTURES, 48, 1), { channelOrder: 'bgr' });
   const folded = fold(graph);
-  const models = [await Model.open(graph, { computeThreads: 2 }), await Model.open(floatGraph(folded), { computeThreads: 2 }), await LayerModel.open(folded, { computeThreads: 2 })];
+  const models = [
+    await Model.open(graph, { computeThreads: 2 }),
+    await Model.open(floatGraph(folded), { computeThreads: 2 }),
+    await LayerModel.open(folded, { computeThreads: 2 }),
+  ];
   const [reference, ...others] = await Promise.all(models.map((model) => model.embed(pictures)));
   await Promise.all(models.map((model) => model.close()));
   for (const embeddings of others) assert.ok(largestDifference(embeddings, reference!) < 1e-4);
@@ -85,17 +98,32 @@ test('that FP32 is the model as it came, in our executor', async () => {
 test('what is published runs in ONNX Runtime as in our runtime', async (t) => {
   const to = join(folder, 'fetched');
   await fetchTo({ ...server.address('s3://models/mobilefacenet'), to });
-  assert.deepEqual((await readdir(to)).sort(), ['manifest.json', 'model.int7.onnx', 'report.html', 'report.json', 'scales.json']);
+  assert.deepEqual((await readdir(to)).sort(), [
+    'manifest.json',
+    'model.int7.onnx',
+    'report.html',
+    'report.json',
+    'scales.json',
+  ]);
 
   const pictures = await readPictures(LFW, sampleIndices(PICTURES, 40, 5), { channelOrder: 'bgr' });
   const [theirs] = await runOrt(await readFile(join(to, 'model.int7.onnx')), planes(pictures));
   const { layers, scales } = decodeInt7((await readOnnx(join(to, 'model.int7.onnx'))).graph);
-  const models = [await Int7Model.open(layers, scales, { computeThreads: 2 }), await LayerModel.open(fold((await readOnnx(MOBILEFACENET)).graph), { computeThreads: 2 })];
-  const [ours, fp32] = (await Promise.all(models.map((model) => model.embed(pictures)))) as [Float32Array, Float32Array];
+  const models = [
+    await Int7Model.open(layers, scales, { computeThreads: 2 }),
+    await LayerModel.open(fold((await readOnnx(MOBILEFACENET)).graph), { computeThreads: 2 }),
+  ];
+  const [ours, fp32] = (await Promise.all(models.map((model) => model.embed(pictures)))) as [
+    Float32Array,
+    Float32Array,
+  ];
   await Promise.all(models.map((model) => model.close()));
-  const mean = (a: Float32Array, b: Float32Array) => cosines(a, b, DIM).reduce((sum, cosine) => sum + cosine, 0) / pictures.count;
+  const mean = (a: Float32Array, b: Float32Array) =>
+    cosines(a, b, DIM).reduce((sum, cosine) => sum + cosine, 0) / pictures.count;
   const found = { together: mean(theirs!.data, ours), theirs: mean(theirs!.data, fp32), ours: mean(ours, fp32) };
-  t.diagnostic(`mean cosine of ONNX Runtime with ours ${found.together.toFixed(4)}; with FP32: ONNX Runtime ${found.theirs.toFixed(4)}, ours ${found.ours.toFixed(4)}`);
+  t.diagnostic(
+    `mean cosine of ONNX Runtime with ours ${found.together.toFixed(4)}; with FP32: ONNX Runtime ${found.theirs.toFixed(4)}, ours ${found.ours.toFixed(4)}`,
+  );
   // ONNX Runtime clamps where 8 bits end. What differs by that in early layers is rounded another way in later ones, over 95 of them, so the two
   // part by about as much as rounding costs either; layer by layer they agree (simulator.test.ts). Neither may be the worse model.
   assert.ok(found.together >= 0.975, `together ${found.together}`);

@@ -4,11 +4,11 @@ import { describe, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, Layer, LayerGraph } from '@facetrain/native';
 import { readOnnx } from '../onnx/read.ts';
-import { largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { floatGraph } from './as-onnx.ts';
 import { fold } from './fold.ts';
-import { GraphBuilder } from '../testing/graph-fixtures.ts';
 
 const TOLERANCE = 1e-4;
 
@@ -18,7 +18,10 @@ async function difference(graph: Graph, layers: LayerGraph): Promise<number> {
   const pictures = noise(2 * channels * height * width);
   const expected = (await runOrt(encodeOnnx(graph), pictures))[0]!.data;
   const found = (await runOrt(encodeOnnx(floatGraph(layers)), pictures))[0]!.data;
-  assert.ok(expected.some((value) => Math.abs(value) > 0.1), 'the expected output is not all but zero');
+  assert.ok(
+    expected.some((value) => Math.abs(value) > 0.1),
+    'the expected output is not all but zero',
+  );
   return largestDifference(expected, found);
 }
 
@@ -32,7 +35,8 @@ const PATTERNS: Record<string, { build: (b: GraphBuilder) => string; want: strin
     want: 'conv pointwise',
   },
   'a grouped and a depthwise conv with batch norms on both sides': {
-    build: (b) => b.flatten(b.batchNorm(b.conv(b.batchNorm(b.conv('data', 3, 6, 1), 6), 6, 12, 3, { group: 3, stride: 2 }), 12)),
+    build: (b) =>
+      b.flatten(b.batchNorm(b.conv(b.batchNorm(b.conv('data', 3, 6, 1), 6), 6, 12, 3, { group: 3, stride: 2 }), 12)),
     want: 'conv conv',
   },
   'batch norm in front of a grouped conv without padding': {
@@ -44,7 +48,8 @@ const PATTERNS: Record<string, { build: (b: GraphBuilder) => string; want: strin
     want: 'conv pointwise pointwise conv',
   },
   'a scaling in front of a padded conv': {
-    build: (b) => b.flatten(b.conv(b.node('Mul', [b.prelu(b.conv('data', 3, 6, 1), 6), b.values([6, 1, 1])]), 6, 4, 3, { pad: 1 })),
+    build: (b) =>
+      b.flatten(b.conv(b.node('Mul', [b.prelu(b.conv('data', 3, 6, 1), 6), b.values([6, 1, 1])]), 6, 4, 3, { pad: 1 })),
     want: 'conv pointwise conv',
   },
   'IResNet unit with its tail': {
@@ -72,20 +77,38 @@ const PATTERNS: Record<string, { build: (b: GraphBuilder) => string; want: strin
     },
     want: 'conv pointwise add',
   },
-  'a batch norm at the end': { build: (b) => b.flatten(b.batchNorm(b.node('Add', [b.conv('data', 3, 4, 1), b.conv('data', 3, 4, 1)]), 4)), want: 'conv conv add pointwise' },
+  'a batch norm at the end': {
+    build: (b) => b.flatten(b.batchNorm(b.node('Add', [b.conv('data', 3, 4, 1), b.conv('data', 3, 4, 1)]), 4)),
+    want: 'conv conv add pointwise',
+  },
   'preprocessing in front of a conv without padding': {
     build: (b) => {
       const shifted = b.node('Sub', ['data', b.values([1, 3, 1, 1])]);
-      return b.flatten(b.conv(b.node('Div', [b.node('Mul', [shifted, { dims: [], data: Float32Array.of(2) }]), b.values([3, 1, 1], 0.5, 1)]), 3, 4, 3));
+      return b.flatten(
+        b.conv(
+          b.node('Div', [
+            b.node('Mul', [shifted, { dims: [], data: Float32Array.of(2) }]),
+            b.values([3, 1, 1], 0.5, 1),
+          ]),
+          3,
+          4,
+          3,
+        ),
+      );
     },
     want: 'conv',
   },
   'preprocessing in front of a padded conv': {
-    build: (b) => b.flatten(b.conv(b.node('Sub', [{ dims: [1], data: Float32Array.of(0.5) }, 'data']), 3, 4, 3, { pad: 1 })),
+    build: (b) =>
+      b.flatten(b.conv(b.node('Sub', [{ dims: [1], data: Float32Array.of(0.5) }, 'data']), 3, 4, 3, { pad: 1 })),
     want: 'pointwise conv',
   },
   'MatMul with a bias, then batch norm': {
-    build: (b) => b.batchNorm(b.node('Add', [b.node('MatMul', [b.flatten(b.conv('data', 3, 2, 1)), b.values([128, 5])]), b.values([5])]), 5),
+    build: (b) =>
+      b.batchNorm(
+        b.node('Add', [b.node('MatMul', [b.flatten(b.conv('data', 3, 2, 1)), b.values([128, 5])]), b.values([5])]),
+        5,
+      ),
     want: 'conv fc',
   },
   'Gemm with alpha, beta and untransposed weights': {
@@ -96,17 +119,27 @@ const PATTERNS: Record<string, { build: (b: GraphBuilder) => string; want: strin
     build: (b) => b.gemm(b.node('PRelu', [b.gemm(b.flatten('data'), 192, 7), b.values([7])]), 7, 5),
     want: 'fc pointwise fc',
   },
-  'pool, then fc': { build: (b) => b.gemm(b.flatten(b.node('GlobalAveragePool', [b.conv('data', 3, 6, 3)])), 6, 5), want: 'conv pool fc' },
+  'pool, then fc': {
+    build: (b) => b.gemm(b.flatten(b.node('GlobalAveragePool', [b.conv('data', 3, 6, 3)])), 6, 5),
+    want: 'conv pool fc',
+  },
   'a sum of a flattened conv and an fc': {
     build: (b) => b.node('Add', [b.flatten(b.conv('data', 3, 5, 8)), b.gemm(b.flatten('data'), 192, 5)]),
     want: 'conv fc add',
   },
-  'Relu and LeakyRelu': { build: (b) => b.flatten(b.node('LeakyRelu', [b.conv(b.node('Relu', [b.conv('data', 3, 4, 3)]), 4, 4, 3)], { alpha: 0.1 })), want: 'conv pointwise conv pointwise' },
+  'Relu and LeakyRelu': {
+    build: (b) =>
+      b.flatten(b.node('LeakyRelu', [b.conv(b.node('Relu', [b.conv('data', 3, 4, 3)]), 4, 4, 3)], { alpha: 0.1 })),
+    want: 'conv pointwise conv pointwise',
+  },
   'a Reshape at the end': {
     build: (b) => b.node('Reshape', [b.conv('data', 3, 5, 8), { dims: [2], data: BigInt64Array.of(0n, -1n) }]),
     want: 'conv',
   },
-  'one slope for all channels': { build: (b) => b.flatten(b.node('PRelu', [b.conv('data', 3, 4, 1), b.values([1])])), want: 'conv pointwise' },
+  'one slope for all channels': {
+    build: (b) => b.flatten(b.node('PRelu', [b.conv('data', 3, 4, 1), b.values([1])])),
+    want: 'conv pointwise',
+  },
 };
 
 describe('the folded layers are the same function', () => {
@@ -125,7 +158,10 @@ describe('the folded layers are the same function', () => {
     const { graph } = await readOnnx(MOBILEFACENET);
     const layers = fold(graph);
     const count = (kind: Layer['kind']) => layers.layers.filter((layer) => layer.kind === kind).length;
-    assert.deepEqual({ conv: count('conv'), pointwise: count('pointwise'), add: count('add') }, { conv: 50, pointwise: 33, add: 12 });
+    assert.deepEqual(
+      { conv: count('conv'), pointwise: count('pointwise'), add: count('add') },
+      { conv: 50, pointwise: 33, add: 12 },
+    );
     assert.ok((await difference(graph, layers)) < TOLERANCE);
   });
 });
@@ -158,21 +194,61 @@ test('a batch norm in front of a padded conv is wrong at the border, and there a
 
 describe('what cannot be folded is refused by operator and node', () => {
   const cases: Record<string, { build: (b: GraphBuilder) => string; code?: string; expected: RegExp }> = {
-    'an unknown operator': { build: (b) => b.flatten(b.node('Sigmoid', [b.conv('data', 3, 4, 3)])), expected: /^node "Sigmoid_1" \(Sigmoid\): operator Sigmoid; one of Add, BatchNormalization, Conv, / },
-    'a product of two tensors': { build: (b) => b.flatten(b.node('Mul', ['data', 'data'])), expected: /^node "Mul_0" \(Mul\): Mul of two computed tensors; / },
-    'a division by zero': { build: (b) => b.flatten(b.node('Div', [b.conv('data', 3, 4, 1), { dims: [], data: Float32Array.of(0) }])), expected: /^node "Div_1" \(Div\): a division that is no scaling; / },
-    'a reciprocal': { build: (b) => b.flatten(b.node('Div', [b.values([1]), b.conv('data', 3, 4, 1)])), expected: /^node "Div_1" \(Div\): a division/ },
-    'a slope for every pixel': { build: (b) => b.flatten(b.node('PRelu', [b.conv('data', 3, 4, 1), b.values([4, 8, 8])])), expected: /^node "PRelu_1" \(PRelu\): a constant of shape \[4, 8, 8\]; one number, or one for each of 4 channels/ },
-    'a PRelu behind a Flatten': { build: (b) => b.node('PRelu', [b.flatten('data'), b.values([192])]), expected: /^node "PRelu_1" \(PRelu\): a flattened feature map/ },
-    'computed weights': { build: (b) => b.flatten(b.node('Conv', ['data', 'data'], { kernel_shape: [8, 8] })), expected: /^node "Conv_0" \(Conv\): input 1 \("data"\) that is computed; a constant/ },
-    'a Reshape to another picture': { build: (b) => b.flatten(b.node('Reshape', ['data', { dims: [4], data: BigInt64Array.of(0n, 12n, 4n, 4n) }])), expected: /^node "Reshape_0" \(Reshape\): shape \[0, 12, 4, 4\]; / },
-    'MatMul on a feature map': { build: (b) => b.node('MatMul', ['data', b.values([8, 8])]), expected: /^node "MatMul_0" \(MatMul\): a feature map as its input; / },
+    'an unknown operator': {
+      build: (b) => b.flatten(b.node('Sigmoid', [b.conv('data', 3, 4, 3)])),
+      expected: /^node "Sigmoid_1" \(Sigmoid\): operator Sigmoid; one of Add, BatchNormalization, Conv, /,
+    },
+    'a product of two tensors': {
+      build: (b) => b.flatten(b.node('Mul', ['data', 'data'])),
+      expected: /^node "Mul_0" \(Mul\): Mul of two computed tensors; /,
+    },
+    'a division by zero': {
+      build: (b) => b.flatten(b.node('Div', [b.conv('data', 3, 4, 1), { dims: [], data: Float32Array.of(0) }])),
+      expected: /^node "Div_1" \(Div\): a division that is no scaling; /,
+    },
+    'a reciprocal': {
+      build: (b) => b.flatten(b.node('Div', [b.values([1]), b.conv('data', 3, 4, 1)])),
+      expected: /^node "Div_1" \(Div\): a division/,
+    },
+    'a slope for every pixel': {
+      build: (b) => b.flatten(b.node('PRelu', [b.conv('data', 3, 4, 1), b.values([4, 8, 8])])),
+      expected: /^node "PRelu_1" \(PRelu\): a constant of shape \[4, 8, 8\]; one number, or one for each of 4 channels/,
+    },
+    'a PRelu behind a Flatten': {
+      build: (b) => b.node('PRelu', [b.flatten('data'), b.values([192])]),
+      expected: /^node "PRelu_1" \(PRelu\): a flattened feature map/,
+    },
+    'computed weights': {
+      build: (b) => b.flatten(b.node('Conv', ['data', 'data'], { kernel_shape: [8, 8] })),
+      expected: /^node "Conv_0" \(Conv\): input 1 \("data"\) that is computed; a constant/,
+    },
+    'a Reshape to another picture': {
+      build: (b) => b.flatten(b.node('Reshape', ['data', { dims: [4], data: BigInt64Array.of(0n, 12n, 4n, 4n) }])),
+      expected: /^node "Reshape_0" \(Reshape\): shape \[0, 12, 4, 4\]; /,
+    },
+    'MatMul on a feature map': {
+      build: (b) => b.node('MatMul', ['data', b.values([8, 8])]),
+      expected: /^node "MatMul_0" \(MatMul\): a feature map as its input; /,
+    },
     'a negative variance': {
-      build: (b) => b.flatten(b.node('BatchNormalization', ['data', b.values([3]), b.values([3]), b.values([3]), { dims: [3], data: Float32Array.of(1, -1, 1) }])),
+      build: (b) =>
+        b.flatten(
+          b.node('BatchNormalization', [
+            'data',
+            b.values([3]),
+            b.values([3]),
+            b.values([3]),
+            { dims: [3], data: Float32Array.of(1, -1, 1) },
+          ]),
+        ),
       code: 'InvalidModel',
       expected: /^node "BatchNormalization_0" \(BatchNormalization\): variance -1 of channel 1; /,
     },
-    'an output that is the input': { build: (b) => b.flatten('data'), code: 'InvalidModel', expected: /^output "Flatten_0:0": no layer computes it; / },
+    'an output that is the input': {
+      build: (b) => b.flatten('data'),
+      code: 'InvalidModel',
+      expected: /^output "Flatten_0:0": no layer computes it; /,
+    },
   };
   for (const [name, { build, code = 'UnsupportedOperator', expected }] of Object.entries(cases)) {
     test(name, () => {

@@ -10,7 +10,7 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
-import { inputsOf, outputShape, size, type Shape } from './layer-shapes.ts';
+import { inputsOf, outputShape, type Shape, size } from './layer-shapes.ts';
 
 type Conv = Extract<Layer, { kind: 'conv' }>;
 type Fc = Extract<Layer, { kind: 'fc' }>;
@@ -82,16 +82,27 @@ class Lowering {
   /** In topological order; the tensor that is the graph's output bears its name. */
   steps(): Step[] {
     for (const node of this.graph.nodes) {
-      if (!Object.hasOwn(SUPPORTED, node.op)) throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
+      if (!Object.hasOwn(SUPPORTED, node.op))
+        throw this.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(SUPPORTED).join(', ')}`);
       SUPPORTED[node.op]!(this, node);
     }
     const { name, dim } = this.graph.output;
     const output = this.values.get(name);
     if (!output || output.tensor === this.graph.input.name) {
-      throw new FacetrainError({ code: 'InvalidModel', subject: `output "${name}"`, found: 'no layer computes it', allowed: 'an output that depends on the input through a layer' });
+      throw new FacetrainError({
+        code: 'InvalidModel',
+        subject: `output "${name}"`,
+        found: 'no layer computes it',
+        allowed: 'an output that depends on the input through a layer',
+      });
     }
     if (size(output.shape) !== dim) {
-      throw new FacetrainError({ code: 'InvalidModel', subject: `output "${name}"`, found: `${size(output.shape)} values a picture`, allowed: `the ${dim} it declares` });
+      throw new FacetrainError({
+        code: 'InvalidModel',
+        subject: `output "${name}"`,
+        found: `${size(output.shape)} values a picture`,
+        allowed: `the ${dim} it declares`,
+      });
     }
     return this.lowered.map((step) => renamed(step, output.tensor, name));
   }
@@ -102,50 +113,96 @@ class Lowering {
     const group = this.number(node, 'group', 1);
     const [outputs, perGroup] = weight.dims as [number, number];
     if (weight.dims.length !== 4 || perGroup * group !== input.shape[0] || outputs % group !== 0) {
-      throw this.unsupported(node, `weights [${weight.dims.join(', ')}] in ${group} group(s) on ${input.shape[0]} channels`, 'two-dimensional convolutions whose weights fit their input');
+      throw this.unsupported(
+        node,
+        `weights [${weight.dims.join(', ')}] in ${group} group(s) on ${input.shape[0]} channels`,
+        'two-dimensional convolutions whose weights fit their input',
+      );
     }
     const strides = this.numbers(node, 'strides', [1, 1]) as [number, number];
     const dilations = this.numbers(node, 'dilations', [1, 1]) as [number, number];
     const pads = this.numbers(node, 'pads', [0, 0, 0, 0]) as Conv['pads'];
     const bias = node.inputs[2] ? this.floats(node, 2) : new Float32Array(outputs);
-    this.emit(node, input, { kind: 'conv', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias, strides, pads, dilations, group });
+    this.emit(node, input, {
+      kind: 'conv',
+      name: node.name,
+      input: input.tensor,
+      output: node.outputs[0]!,
+      weight,
+      bias,
+      strides,
+      pads,
+      dilations,
+      group,
+    });
   }
 
   gemm(node: GraphNode): void {
     const input = this.flattened(node);
     const alpha = this.number(node, 'alpha', 1);
-    if (this.number(node, 'transA', 0) !== 0) throw this.unsupported(node, 'a transposed first operand', 'rows of features');
-    const weight = scaled(this.number(node, 'transB', 0) ? this.constant(node, 1) : transposed(this.constant(node, 1)), alpha);
+    if (this.number(node, 'transA', 0) !== 0)
+      throw this.unsupported(node, 'a transposed first operand', 'rows of features');
+    const weight = scaled(
+      this.number(node, 'transB', 0) ? this.constant(node, 1) : transposed(this.constant(node, 1)),
+      alpha,
+    );
     const beta = this.number(node, 'beta', 1);
-    const bias = node.inputs[2] ? this.spread(node, 2, weight.dims[0]!, true).map((value) => value * beta) : new Float32Array(weight.dims[0]!);
+    const bias = node.inputs[2]
+      ? this.spread(node, 2, weight.dims[0]!, true).map((value) => value * beta)
+      : new Float32Array(weight.dims[0]!);
     this.fc(node, input, weight, bias);
   }
 
   matMul(node: GraphNode): void {
     const matrix = this.constant(node, 1);
-    if (matrix.dims.length !== 2) throw this.unsupported(node, `weights of shape [${matrix.dims.join(', ')}]`, 'one matrix [features, outputs]');
+    if (matrix.dims.length !== 2)
+      throw this.unsupported(node, `weights of shape [${matrix.dims.join(', ')}]`, 'one matrix [features, outputs]');
     const weight = transposed(matrix);
     this.fc(node, this.flattened(node), weight, new Float32Array(weight.dims[0]!));
   }
 
   private fc(node: GraphNode, input: Value, weight: Tensor<Float32Array>, bias: Float32Array): void {
     if (weight.dims[1] !== size(input.shape)) {
-      throw this.unsupported(node, `weights for ${weight.dims[1]} features on ${size(input.shape)}`, 'weights that fit their input');
+      throw this.unsupported(
+        node,
+        `weights for ${weight.dims[1]} features on ${size(input.shape)}`,
+        'weights that fit their input',
+      );
     }
-    this.emit(node, { ...input, flat: true }, { kind: 'fc', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias });
+    this.emit(
+      node,
+      { ...input, flat: true },
+      { kind: 'fc', name: node.name, input: input.tensor, output: node.outputs[0]!, weight, bias },
+    );
   }
 
   batchNorm(node: GraphNode): void {
     const input = this.perChannel(node, 0);
-    const [gamma, beta, mean, variance] = [1, 2, 3, 4].map((index) => this.floats(node, index)) as [Float32Array, Float32Array, Float32Array, Float32Array];
-    if (gamma.length !== input.shape[0]) throw this.unsupported(node, `${gamma.length} channels on ${input.shape[0]}`, 'one value a channel');
+    const [gamma, beta, mean, variance] = [1, 2, 3, 4].map((index) => this.floats(node, index)) as [
+      Float32Array,
+      Float32Array,
+      Float32Array,
+      Float32Array,
+    ];
+    if (gamma.length !== input.shape[0])
+      throw this.unsupported(node, `${gamma.length} channels on ${input.shape[0]}`, 'one value a channel');
     const epsilon = this.number(node, 'epsilon', 1e-5);
     const scale = gamma.map((value, channel) => value / Math.sqrt(variance[channel]! + epsilon));
     const bad = scale.findIndex((value) => !Number.isFinite(value));
     if (bad >= 0) {
-      throw new FacetrainError({ code: 'InvalidModel', subject: this.subject(node), found: `variance ${variance[bad]} of channel ${bad}`, allowed: 'variances whose sum with epsilon is positive' });
+      throw new FacetrainError({
+        code: 'InvalidModel',
+        subject: this.subject(node),
+        found: `variance ${variance[bad]} of channel ${bad}`,
+        allowed: 'variances whose sum with epsilon is positive',
+      });
     }
-    this.affine(node, input, scale, beta.map((value, channel) => value - mean[channel]! * scale[channel]!));
+    this.affine(
+      node,
+      input,
+      scale,
+      beta.map((value, channel) => value - mean[channel]! * scale[channel]!),
+    );
   }
 
   /** Add, Sub, Mul and Div: of two tensors only Add is a layer; with a constant, an affine map. */
@@ -153,8 +210,14 @@ class Lowering {
     const constants = node.inputs.map((name) => Object.hasOwn(this.graph.initializers, name));
     if (!constants[0] && !constants[1]) {
       const [a, b] = [this.value(node, 0), this.value(node, 1)];
-      if (node.op !== 'Add') throw this.unsupported(node, `${node.op} of two computed tensors`, 'Add of two, or a constant operand');
-      if (a.shape.join() !== b.shape.join() || a.flat !== b.flat) throw this.unsupported(node, `shapes [${a.shape.join(', ')}] and [${b.shape.join(', ')}]`, 'two tensors of one shape');
+      if (node.op !== 'Add')
+        throw this.unsupported(node, `${node.op} of two computed tensors`, 'Add of two, or a constant operand');
+      if (a.shape.join() !== b.shape.join() || a.flat !== b.flat)
+        throw this.unsupported(
+          node,
+          `shapes [${a.shape.join(', ')}] and [${b.shape.join(', ')}]`,
+          'two tensors of one shape',
+        );
       this.emit(node, a, { kind: 'add', name: node.name, inputs: [a.tensor, b.tensor], output: node.outputs[0]! });
       return;
     }
@@ -165,9 +228,26 @@ class Lowering {
     const zeros = new Float32Array(channels);
     if (node.op === 'Add') this.affine(node, input, ones, constant);
     else if (node.op === 'Mul') this.affine(node, input, constant, zeros);
-    else if (node.op === 'Sub') this.affine(node, input, constants[0] ? ones.map((one) => -one) : ones, constants[0] ? constant : constant.map((value) => -value));
-    else if (constants[0] || constant.includes(0)) throw this.unsupported(node, 'a division that is no scaling', 'a computed tensor divided by constants other than 0');
-    else this.affine(node, input, constant.map((value) => 1 / value), zeros);
+    else if (node.op === 'Sub')
+      this.affine(
+        node,
+        input,
+        constants[0] ? ones.map((one) => -one) : ones,
+        constants[0] ? constant : constant.map((value) => -value),
+      );
+    else if (constants[0] || constant.includes(0))
+      throw this.unsupported(
+        node,
+        'a division that is no scaling',
+        'a computed tensor divided by constants other than 0',
+      );
+    else
+      this.affine(
+        node,
+        input,
+        constant.map((value) => 1 / value),
+        zeros,
+      );
   }
 
   prelu(node: GraphNode): void {
@@ -200,11 +280,18 @@ class Lowering {
   flatten(node: GraphNode): void {
     const input = this.value(node, 0);
     if (node.op === 'Flatten') {
-      if (this.number(node, 'axis', 1) !== 1) throw this.unsupported(node, `axis ${this.number(node, 'axis', 1)}`, 'axis 1');
+      if (this.number(node, 'axis', 1) !== 1)
+        throw this.unsupported(node, `axis ${this.number(node, 'axis', 1)}`, 'axis 1');
     } else {
-      const target = node.inputs[1] ? Array.from(this.initializer(node, 1).data, Number) : this.numbers(node, 'shape', []);
+      const target = node.inputs[1]
+        ? Array.from(this.initializer(node, 1).data, Number)
+        : this.numbers(node, 'shape', []);
       if (target.length !== 2 || (target[1] !== -1 && target[1] !== size(input.shape))) {
-        throw this.unsupported(node, `shape [${target.join(', ')}]`, `a reshape of every picture to its ${size(input.shape)} values`);
+        throw this.unsupported(
+          node,
+          `shape [${target.join(', ')}]`,
+          `a reshape of every picture to its ${size(input.shape)} values`,
+        );
       }
     }
     this.values.set(node.outputs[0]!, { ...input, flat: true });
@@ -218,14 +305,20 @@ class Lowering {
 
   private emit(node: GraphNode, input: Value, layer: Layer): void {
     const shape = outputShape(layer, input.shape);
-    if (shape.some((length) => length < 1)) throw this.unsupported(node, `an output of [${shape.join(', ')}]`, 'a kernel that fits into its padded input');
+    if (shape.some((length) => length < 1))
+      throw this.unsupported(node, `an output of [${shape.join(', ')}]`, 'a kernel that fits into its padded input');
     this.lowered.push(layer);
     this.values.set(layer.output, { tensor: layer.output, shape, flat: input.flat });
   }
 
   private value(node: GraphNode, index: number): Value {
     const value = this.values.get(node.inputs[index] ?? '');
-    if (!value) throw this.unsupported(node, `input ${index} ("${node.inputs[index] ?? ''}") that the graph does not compute from its input`, 'a computed tensor');
+    if (!value)
+      throw this.unsupported(
+        node,
+        `input ${index} ("${node.inputs[index] ?? ''}") that the graph does not compute from its input`,
+        'a computed tensor',
+      );
     return value;
   }
 
@@ -237,26 +330,34 @@ class Lowering {
 
   private flattened(node: GraphNode): Value {
     const value = this.value(node, 0);
-    if (!value.flat) throw this.unsupported(node, 'a feature map as its input', 'rows of features: put a Flatten in front of it');
+    if (!value.flat)
+      throw this.unsupported(node, 'a feature map as its input', 'rows of features: put a Flatten in front of it');
     return value;
   }
 
   /** A value whose channels are those of its tensor: a flattened feature map has lost them. */
   private perChannel(node: GraphNode, index: number): Value {
     const value = this.value(node, index);
-    if (value.flat && size(value.shape) !== value.shape[0]) throw this.unsupported(node, 'a flattened feature map as its input', 'it in front of the Flatten');
+    if (value.flat && size(value.shape) !== value.shape[0])
+      throw this.unsupported(node, 'a flattened feature map as its input', 'it in front of the Flatten');
     return value;
   }
 
   private initializer(node: GraphNode, index: number): Tensor {
     const name = node.inputs[index] ?? '';
-    if (!Object.hasOwn(this.graph.initializers, name)) throw this.unsupported(node, `input ${index} ("${name}") that is computed`, 'a constant');
+    if (!Object.hasOwn(this.graph.initializers, name))
+      throw this.unsupported(node, `input ${index} ("${name}") that is computed`, 'a constant');
     return this.graph.initializers[name]!;
   }
 
   private constant(node: GraphNode, index: number): Tensor<Float32Array> {
     const { dims, data } = this.initializer(node, index);
-    if (!(data instanceof Float32Array)) throw this.unsupported(node, `input ${index} ("${node.inputs[index]}") of ${data.constructor.name}`, '32-bit floats');
+    if (!(data instanceof Float32Array))
+      throw this.unsupported(
+        node,
+        `input ${index} ("${node.inputs[index]}") of ${data.constructor.name}`,
+        '32-bit floats',
+      );
     return { dims, data };
   }
 
@@ -270,7 +371,12 @@ class Lowering {
     if (data.length === 1) return new Float32Array(channels).fill(data[0]!);
     const trailing = flat ? [channels] : [channels, 1, 1];
     const fits = [trailing, [1, ...trailing]].some((want) => want.join() === dims.join());
-    if (!fits) throw this.unsupported(node, `a constant of shape [${dims.join(', ')}]`, `one number, or one for each of ${channels} channels`);
+    if (!fits)
+      throw this.unsupported(
+        node,
+        `a constant of shape [${dims.join(', ')}]`,
+        `one number, or one for each of ${channels} channels`,
+      );
     return data;
   }
 
@@ -297,7 +403,8 @@ function readBy(step: Step): string[] {
 
 function renamed(step: Step, from: string, to: string): Step {
   const rename = (tensor: string): string => (tensor === from ? to : tensor);
-  if (step.kind === 'add') return { ...step, inputs: [rename(step.inputs[0]), rename(step.inputs[1])], output: rename(step.output) };
+  if (step.kind === 'add')
+    return { ...step, inputs: [rename(step.inputs[0]), rename(step.inputs[1])], output: rename(step.output) };
   return { ...step, input: rename(step.input), output: rename(step.output) };
 }
 
@@ -321,8 +428,14 @@ function foldIntoProducers(steps: Step[], output: string): Step[] {
   const result: Step[] = [];
   for (const step of steps) {
     const producer = step.kind === 'affine' && readers.get(step.input) === 1 ? producers.get(step.input) : undefined;
-    if (step.kind === 'affine' && (producer?.kind === 'conv' || producer?.kind === 'fc' || producer?.kind === 'affine')) {
-      const merged = { ...(producer.kind === 'affine' ? affineAfterAffine(producer, step) : affineAfterWeights(producer, step)), output: step.output };
+    if (
+      step.kind === 'affine' &&
+      (producer?.kind === 'conv' || producer?.kind === 'fc' || producer?.kind === 'affine')
+    ) {
+      const merged = {
+        ...(producer.kind === 'affine' ? affineAfterAffine(producer, step) : affineAfterWeights(producer, step)),
+        output: step.output,
+      };
       result[result.indexOf(producer)] = merged;
       producers.set(step.output, merged);
     } else {
@@ -353,7 +466,9 @@ function foldIntoReaders(steps: Step[], output: string): Step[] {
     if (step.kind !== 'affine' || step.output === output) continue;
     const readers = result.filter((reader) => readBy(reader).includes(step.output));
     if (!readers.every((reader) => takesExactly(reader, step))) continue;
-    result = result.filter((other) => other !== step).map((other) => (readers.includes(other) ? weightsAfterAffine(other as Conv | Fc, step) : other));
+    result = result
+      .filter((other) => other !== step)
+      .map((other) => (readers.includes(other) ? weightsAfterAffine(other as Conv | Fc, step) : other));
   }
   return result;
 }

@@ -9,7 +9,14 @@ export function size([channels, height, width]: Shape): number {
 }
 
 /** Output height or width of a convolution; pads are those before and after it. */
-function convolved(length: number, kernel: number, stride: number, dilation: number, before: number, after: number): number {
+function convolved(
+  length: number,
+  kernel: number,
+  stride: number,
+  dilation: number,
+  before: number,
+  after: number,
+): number {
   return Math.floor((length + before + after - dilation * (kernel - 1) - 1) / stride) + 1;
 }
 
@@ -41,7 +48,9 @@ export function outputShape(layer: Layer, [channels, height, width]: Shape): Sha
 
 /** The shape of every tensor, the graph's input included. */
 export function tensorShapes(graph: LayerGraph): Map<string, Shape> {
-  const shapes = new Map<string, Shape>([[graph.input.name, [graph.input.channels, graph.input.height, graph.input.width]]]);
+  const shapes = new Map<string, Shape>([
+    [graph.input.name, [graph.input.channels, graph.input.height, graph.input.width]],
+  ]);
   for (const layer of graph.layers) shapes.set(layer.output, outputShape(layer, shapes.get(inputsOf(layer)[0]!)!));
   return shapes;
 }

@@ -9,11 +9,11 @@ import type { Graph, LayerGraph, Scales } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 import { decodeModel } from '../onnx/proto.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { checkWithOnnx } from '../testing/onnx-oracles.ts';
 import { encodeOnnx } from '../onnx/write.ts';
+import { GraphBuilder, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
+import { checkWithOnnx } from '../testing/onnx-oracles.ts';
 import { fold } from './fold.ts';
 import { decodeInt7, encodeInt7 } from './qdq.ts';
-import { GraphBuilder, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 
 function throughFile(graph: Graph): Graph {
   return parseOnnx(encodeOnnx(graph), 'model.int7.onnx').graph;
@@ -27,7 +27,10 @@ function withRealWeights(graph: LayerGraph, scales: Scales): LayerGraph {
     const inputScale = scales.tensors[layer.input]!.scale;
     const perOutput = values.length / weightScales.length;
     const data = Float32Array.from(values, (integer, index) => integer * weightScales[Math.floor(index / perOutput)]!);
-    const bias = Float32Array.from(scales.biases[layer.name]!, (integer, output) => integer * Math.fround(inputScale * weightScales[output]!));
+    const bias = Float32Array.from(
+      scales.biases[layer.name]!,
+      (integer, output) => integer * Math.fround(inputScale * weightScales[output]!),
+    );
     return { ...layer, weight: { dims: layer.weight.dims, data }, bias };
   });
   return { ...graph, layers };
@@ -37,7 +40,12 @@ const NETWORKS: Record<string, () => Graph> = {
   'every kind of layer': smallFaceNet,
   'a convolution at the end': () => {
     const b = new GraphBuilder();
-    return b.graph(b.node('Reshape', [b.conv(b.prelu(b.conv('data', 3, 4, 3), 4), 4, 5, 6), { dims: [2], data: BigInt64Array.of(1n, 5n) }]));
+    return b.graph(
+      b.node('Reshape', [
+        b.conv(b.prelu(b.conv('data', 3, 4, 3), 4), 4, 5, 6),
+        { dims: [2], data: BigInt64Array.of(1n, 5n) },
+      ]),
+    );
   },
   'a batch norm on the picture': () => {
     const b = new GraphBuilder();
@@ -45,10 +53,20 @@ const NETWORKS: Record<string, () => Graph> = {
   },
   'names that layers and tensors share, and that could be ours': () => {
     const b = new GraphBuilder();
-    const graph = b.graph(b.flatten(b.conv(b.batchNorm(b.node('Add', [b.conv('data', 3, 3, 1), 'data']), 3), 3, 4, 3, { pad: 1 })));
-    const names: Record<string, string> = { 'Conv_0:0': 'data.scale', 'Add_1:0': 'BatchNormalization_2.scale', 'BatchNormalization_2:0': 'BatchNormalization_2', 'Conv_3:0': 'Conv_3.weight' };
+    const graph = b.graph(
+      b.flatten(b.conv(b.batchNorm(b.node('Add', [b.conv('data', 3, 3, 1), 'data']), 3), 3, 4, 3, { pad: 1 })),
+    );
+    const names: Record<string, string> = {
+      'Conv_0:0': 'data.scale',
+      'Add_1:0': 'BatchNormalization_2.scale',
+      'BatchNormalization_2:0': 'BatchNormalization_2',
+      'Conv_3:0': 'Conv_3.weight',
+    };
     const renamed = (list: string[]) => list.map((name) => names[name] ?? name);
-    return { ...graph, nodes: graph.nodes.map((node) => ({ ...node, inputs: renamed(node.inputs), outputs: renamed(node.outputs) })) };
+    return {
+      ...graph,
+      nodes: graph.nodes.map((node) => ({ ...node, inputs: renamed(node.inputs), outputs: renamed(node.outputs) })),
+    };
   },
   'a PRelu between two fc, and a sum of a flattened conv with an fc': () => {
     const b = new GraphBuilder();
@@ -87,15 +105,25 @@ test('ONNX Runtime computes it in integers', async () => {
   try {
     const layers = fold(smallFaceNet());
     const optimizedModelFilePath = join(folder, 'optimized.onnx');
-    const session = await ort.InferenceSession.create(encodeOnnx(encodeInt7(layers, plainScales(layers))), { optimizedModelFilePath, intraOpNumThreads: 1, logSeverityLevel: 3 });
+    const session = await ort.InferenceSession.create(encodeOnnx(encodeInt7(layers, plainScales(layers))), {
+      optimizedModelFilePath,
+      intraOpNumThreads: 1,
+      logSeverityLevel: 3,
+    });
     await session.release();
     const operators = decodeModel(await readFile(optimizedModelFilePath)).graph!.node.map(({ opType }) => opType);
     const count = (operator: string) => operators.filter((other) => other === operator).length;
     assert.deepEqual(
-      { QLinearConv: count('QLinearConv'), QLinearAdd: count('QLinearAdd'), QGemm: count('QGemm'), QLinearGlobalAveragePool: count('QLinearGlobalAveragePool') },
+      {
+        QLinearConv: count('QLinearConv'),
+        QLinearAdd: count('QLinearAdd'),
+        QGemm: count('QGemm'),
+        QLinearGlobalAveragePool: count('QLinearGlobalAveragePool'),
+      },
       { QLinearConv: 7, QLinearAdd: 3, QGemm: 3, QLinearGlobalAveragePool: 1 },
     );
-    for (const operator of ['Conv', 'FusedConv', 'Gemm', 'Add', 'GlobalAveragePool']) assert.equal(count(operator), 0, `${operator} in float`);
+    for (const operator of ['Conv', 'FusedConv', 'Gemm', 'Add', 'GlobalAveragePool'])
+      assert.equal(count(operator), 0, `${operator} in float`);
   } finally {
     await rm(folder, { recursive: true });
   }
@@ -113,13 +141,34 @@ describe('what is not ours is refused', () => {
     return graph;
   };
   const cases: Record<string, { build: () => Graph; expected: RegExp }> = {
-    'a float model': { build: smallFaceNet, expected: /^node "Conv_0" \(Conv\): it reads "data" as it is; a model\.int7\.onnx that Facetrain has written$/ },
-    'a model with Clip': { build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { clamp: true }), expected: /^node "data\.clamped" \(Clip\): it reads "data" as it is; / },
-    'a weight beyond 7 bits': { build: changed('.weight.quantized', (data) => (data[3] = 64)), expected: /^layer "Conv_0": it has a weight of 64; / },
-    'another zero point': { build: changed('zero_point', (data) => (data[0] = 127)), expected: /^node "data\.quantized": its zero point is not the uint8 128; / },
-    'a zero point of weights': { build: changed('.weight.zero_point', (data) => (data[0] = 1)), expected: /a zero point of its weights is not 0/ },
-    'a bias at another scale': { build: changed('.bias.scale', (data) => (data[0]! *= 2)), expected: /the scale of its bias is not that of its products/ },
-    'a scale of zero': { build: changed('data.scale', (data) => (data[0] = 0)), expected: /its scale is not one positive number/ },
+    'a float model': {
+      build: smallFaceNet,
+      expected: /^node "Conv_0" \(Conv\): it reads "data" as it is; a model\.int7\.onnx that Facetrain has written$/,
+    },
+    'a model with Clip': {
+      build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { clamp: true }),
+      expected: /^node "data\.clamped" \(Clip\): it reads "data" as it is; /,
+    },
+    'a weight beyond 7 bits': {
+      build: changed('.weight.quantized', (data) => (data[3] = 64)),
+      expected: /^layer "Conv_0": it has a weight of 64; /,
+    },
+    'another zero point': {
+      build: changed('zero_point', (data) => (data[0] = 127)),
+      expected: /^node "data\.quantized": its zero point is not the uint8 128; /,
+    },
+    'a zero point of weights': {
+      build: changed('.weight.zero_point', (data) => (data[0] = 1)),
+      expected: /a zero point of its weights is not 0/,
+    },
+    'a bias at another scale': {
+      build: changed('.bias.scale', (data) => (data[0]! *= 2)),
+      expected: /the scale of its bias is not that of its products/,
+    },
+    'a scale of zero': {
+      build: changed('data.scale', (data) => (data[0] = 0)),
+      expected: /its scale is not one positive number/,
+    },
     'a tensor that stays real': {
       build: () => {
         const graph = file();

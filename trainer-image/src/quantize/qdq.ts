@@ -17,8 +17,12 @@ const ZERO_POINT = 128;
 
 /** The limit of a tensor's integers: 63 for what some conv or fc multiplies, 127 for what is only added or mapped. */
 export function limits(graph: LayerGraph): Map<string, 63 | 127> {
-  const operands = new Set(graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [layer.input] : [])));
-  const tensors = [graph.input.name, ...graph.layers.map(({ output }) => output)].filter((name) => name !== graph.output.name);
+  const operands = new Set(
+    graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [layer.input] : [])),
+  );
+  const tensors = [graph.input.name, ...graph.layers.map(({ output }) => output)].filter(
+    (name) => name !== graph.output.name,
+  );
   return new Map(tensors.map((name) => [name, operands.has(name) ? 63 : 127]));
 }
 
@@ -42,10 +46,15 @@ class QdqReading implements Reading {
     const { scale, limit } = this.scales.tensors[tensor]!;
     let real = value;
     if (this.clamp && limit === 63) {
-      const bounds = [-limit * scale, limit * scale].map((bound, index) => writer.constant(`${value}.${index === 0 ? 'low' : 'high'}`, scalar(Float32Array.of(bound))));
+      const bounds = [-limit * scale, limit * scale].map((bound, index) =>
+        writer.constant(`${value}.${index === 0 ? 'low' : 'high'}`, scalar(Float32Array.of(bound))),
+      );
       real = writer.node(`${value}.clamped`, 'Clip', [value, ...bounds]);
     }
-    const parameters = [writer.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))), writer.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT)))];
+    const parameters = [
+      writer.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))),
+      writer.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT))),
+    ];
     const quantized = writer.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
     return writer.node(`${value}.dequantized`, 'DequantizeLinear', [quantized, ...parameters]);
   }
@@ -59,14 +68,30 @@ class QdqReading implements Reading {
   bias(writer: GraphWriter, layer: Weighted): string {
     const values = this.scales.biases[layer.name]!;
     const scales = biasScales(this.scales.tensors[layer.input]!.scale, this.scales.weights[layer.name]!.scales);
-    return dequantized(writer, `${layer.name}.bias`, { dims: [values.length], data: values }, scales, new Int32Array(values.length));
+    return dequantized(
+      writer,
+      `${layer.name}.bias`,
+      { dims: [values.length], data: values },
+      scales,
+      new Int32Array(values.length),
+    );
   }
 }
 
 /** A constant of integers, one scale for each entry of its first axis. */
-function dequantized(writer: GraphWriter, name: string, integers: Tensor, scales: Float32Array, zeroPoints: Int8Array | Int32Array): string {
+function dequantized(
+  writer: GraphWriter,
+  name: string,
+  integers: Tensor,
+  scales: Float32Array,
+  zeroPoints: Int8Array | Int32Array,
+): string {
   const dims = [scales.length];
-  const inputs = [writer.constant(`${name}.quantized`, integers), writer.constant(`${name}.scale`, { dims, data: scales }), writer.constant(`${name}.zero_point`, { dims, data: zeroPoints })];
+  const inputs = [
+    writer.constant(`${name}.quantized`, integers),
+    writer.constant(`${name}.scale`, { dims, data: scales }),
+    writer.constant(`${name}.zero_point`, { dims, data: zeroPoints }),
+  ];
   return writer.node(name, 'DequantizeLinear', inputs, { axis: 0 });
 }
 
@@ -119,7 +144,8 @@ class Decoding {
     }
     for (const { op, inputs, outputs } of this.nodes) {
       const scale = op === 'Flatten' ? this.scaleOf.get(outputs[0]!) : undefined;
-      if (scale !== undefined && scale !== this.scaleOf.get(inputs[0]!)) throw notOurs(`tensor "${inputs[0]}"`, 'its scale changes when it is flattened');
+      if (scale !== undefined && scale !== this.scaleOf.get(inputs[0]!))
+        throw notOurs(`tensor "${inputs[0]}"`, 'its scale changes when it is flattened');
     }
     const nodes = new Map(this.nodes.map((node) => [node.name, node]));
     for (const layer of layers.layers) {
@@ -127,10 +153,12 @@ class Decoding {
       const [, weightName, biasName] = nodes.get(layer.name)!.inputs as [string, string, string];
       const weight = this.constants.get(weightName);
       const bias = this.constants.get(biasName);
-      if (!(weight?.values instanceof Int8Array) || !(bias?.values instanceof Int32Array)) throw notOurs(`layer "${layer.name}"`, 'its weights are no int8 with an int32 bias');
+      if (!(weight?.values instanceof Int8Array) || !(bias?.values instanceof Int32Array))
+        throw notOurs(`layer "${layer.name}"`, 'its weights are no int8 with an int32 bias');
       const wide = weight.values.find((value) => Math.abs(value) > WEIGHT_LIMIT);
       if (wide !== undefined) throw notOurs(`layer "${layer.name}"`, `it has a weight of ${wide}`);
-      if (!same(bias.scales, biasScales(scales.tensors[layer.input]!.scale, weight.scales))) throw notOurs(`layer "${layer.name}"`, 'the scale of its bias is not that of its products');
+      if (!same(bias.scales, biasScales(scales.tensors[layer.input]!.scale, weight.scales)))
+        throw notOurs(`layer "${layer.name}"`, 'the scale of its bias is not that of its products');
       scales.weights[layer.name] = { scales: weight.scales, values: weight.values };
       scales.biases[layer.name] = bias.values;
     }
@@ -140,7 +168,8 @@ class Decoding {
   private layer(node: GraphNode): void {
     const unquantized = node.inputs.find((name) => !this.real.has(name) && !(name in this.initializers));
     // The Flatten of the output reads what is never quantised.
-    if (unquantized !== undefined && node.op !== 'Flatten') throw notOurs(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
+    if (unquantized !== undefined && node.op !== 'Flatten')
+      throw notOurs(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
     this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.real.get(name) ?? name) });
   }
 
@@ -158,8 +187,10 @@ class Decoding {
     const [value, scaleName, zeroPoint] = node.inputs as [string, string, string];
     const scale = this.graph.initializers[scaleName]?.data;
     const zero = this.graph.initializers[zeroPoint]?.data;
-    if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT) throw notOurs(`node "${node.name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
-    if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0)) throw notOurs(`node "${node.name}"`, 'its scale is not one positive number');
+    if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT)
+      throw notOurs(`node "${node.name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
+    if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0))
+      throw notOurs(`node "${node.name}"`, 'its scale is not one positive number');
     this.quantized.set(node.outputs[0]!, value);
     this.scaleOf.set(value, scale[0]!);
   }
@@ -169,17 +200,24 @@ class Decoding {
     const output = node.outputs[0]!;
     const source = this.quantized.get(value);
     if (source !== undefined) {
-      if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source)) throw notOurs(`node "${node.name}"`, 'its scale is not that of the quantisation');
+      if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source))
+        throw notOurs(`node "${node.name}"`, 'its scale is not that of the quantisation');
       this.real.set(output, source);
       return;
     }
     const { dims, data: values } = this.graph.initializers[value] ?? {};
     const scales = this.graph.initializers[scaleName]?.data;
     const zeros = this.graph.initializers[zeroName]?.data;
-    if (!(values instanceof Int8Array || values instanceof Int32Array) || !(scales instanceof Float32Array) || scales.length !== dims![0] || node.attributes.axis !== 0) {
+    if (
+      !(values instanceof Int8Array || values instanceof Int32Array) ||
+      !(scales instanceof Float32Array) ||
+      scales.length !== dims![0] ||
+      node.attributes.axis !== 0
+    ) {
       throw notOurs(`node "${node.name}"`, 'it dequantises no constant with one scale per output channel');
     }
-    if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0)) throw notOurs(`node "${node.name}"`, 'a zero point of its weights is not 0');
+    if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
+      throw notOurs(`node "${node.name}"`, 'a zero point of its weights is not 0');
     this.constants.set(output, { values, scales });
     this.initializers[output] = { dims: dims!, data: realValues(values, scales) };
   }
@@ -189,7 +227,8 @@ class Decoding {
 function realValues(integers: Int8Array | Int32Array, scales: Float32Array): Float32Array {
   const perOutput = integers.length / scales.length;
   const real = new Float32Array(integers.length);
-  for (let index = 0; index < real.length; ++index) real[index] = integers[index]! * scales[Math.floor(index / perOutput)]!;
+  for (let index = 0; index < real.length; ++index)
+    real[index] = integers[index]! * scales[Math.floor(index / perOutput)]!;
   return real;
 }
 
@@ -198,5 +237,11 @@ function same(a: Float32Array, b: Float32Array): boolean {
 }
 
 function notOurs(subject: string, found: string, cause?: unknown): FacetrainError {
-  return new FacetrainError({ code: 'InvalidArtifact', subject, found, allowed: 'a model.int7.onnx that Facetrain has written', cause });
+  return new FacetrainError({
+    code: 'InvalidArtifact',
+    subject,
+    found,
+    allowed: 'a model.int7.onnx that Facetrain has written',
+    cause,
+  });
 }

@@ -6,17 +6,26 @@ import { access, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:f
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
-import { ArtifactManifest, ExitCode, FacetrainError, QuantizeConfig, QuantizeReport, ScalesDocument, TerminationMessage, TerminationResult } from '@facetrain/api';
+import {
+  ArtifactManifest,
+  ExitCode,
+  FacetrainError,
+  QuantizeConfig,
+  QuantizeReport,
+  ScalesDocument,
+  TerminationMessage,
+  TerminationResult,
+} from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { pino } from 'pino';
 import { encodeOnnx } from '../onnx/write.ts';
-import { createBoard } from '../program/progress-board.ts';
 import type { Program } from '../program/program.ts';
+import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
-import { CREDENTIALS, startS3Server, type S3Server } from '../testing/s3-server.ts';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
 import { runQuantize } from './run-quantize.ts';
-import { GraphBuilder } from '../testing/graph-fixtures.ts';
 
 const FILES = ['manifest.json', 'model.int7.onnx', 'report.html', 'report.json', 'scales.json'];
 
@@ -28,7 +37,7 @@ before(async () => {
   Object.assign(process.env, CREDENTIALS, { AWS_EC2_METADATA_DISABLED: 'true' });
   server = await startS3Server('models');
   inputs = await mkdtemp(join(tmpdir(), 'facetrain-quantize-'));
-  await writeSmallDataset(join(inputs, 'data'), { identities: 4, perIdentity: 3 });
+  writeSmallDataset(join(inputs, 'data'), { identities: 4, perIdentity: 3 });
   await writeSmallSet(join(inputs, 'pairs.bin'), 10);
   await writeModel('model.onnx');
 });
@@ -45,7 +54,10 @@ afterEach(() => rm(scratch, { recursive: true }));
 function network(builder = new GraphBuilder({ height: 112, width: 112 })): Graph {
   const b = builder;
   const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 7, { pad: 3, stride: 8, bias: false }), 8), 8);
-  const unit = b.batchNorm(b.conv(b.prelu(b.conv(b.batchNorm(stem, 8), 8, 8, 3, { pad: 1 }), 8), 8, 8, 3, { pad: 1, bias: false }), 8);
+  const unit = b.batchNorm(
+    b.conv(b.prelu(b.conv(b.batchNorm(stem, 8), 8, 8, 3, { pad: 1 }), 8), 8, 8, 3, { pad: 1, bias: false }),
+    8,
+  );
   return b.graph(b.gemm(b.flatten(b.batchNorm(b.node('Add', [unit, stem]), 8)), 8 * 14 * 14, 16));
 }
 
@@ -86,7 +98,9 @@ function program(signal = new AbortController().signal): Program & { stages: Set
 
 async function contents(folder: string): Promise<Record<string, Buffer>> {
   const names = (await readdir(folder)).sort();
-  return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)));
+  return Object.fromEntries(
+    await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)),
+  );
 }
 
 async function failure(change: Partial<QuantizeConfig>): Promise<FacetrainError> {
@@ -102,7 +116,8 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
   const publish = server.address('s3://models/small/int7');
   const running = program();
   const report = await runQuantize(config({ publish }), running);
-  for (const stage of ['Loading', 'Equalizing', 'Comparing', 'Publishing', 'Done']) assert.ok(running.stages.has(stage), stage);
+  for (const stage of ['Loading', 'Equalizing', 'Comparing', 'Publishing', 'Done'])
+    assert.ok(running.stages.has(stage), stage);
 
   const local = await contents(join(scratch, 'out'));
   assert.deepEqual(Object.keys(local), FILES);
@@ -112,13 +127,21 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
     assert.equal(createHash('sha256').update(local[name]!).digest('hex'), sha256, name);
     assert.equal(local[name]!.length, bytes, name);
   }
-  assert.equal(manifest.source.sha256, createHash('sha256').update(await readFile(join(inputs, 'model.onnx'))).digest('hex'));
+  assert.equal(
+    manifest.source.sha256,
+    createHash('sha256')
+      .update(await readFile(join(inputs, 'model.onnx')))
+      .digest('hex'),
+  );
   assert.deepEqual(QuantizeReport.parse(JSON.parse(local['report.json']!.toString())), report);
   ScalesDocument.parse(JSON.parse(local['scales.json']!.toString()));
 
   assert.equal(report.calibration.images, 6);
   assert.equal(report.metrics.comparisons[0]!.pairs, 20);
-  assert.ok(report.metrics.meanCosine > 0.95 && report.metrics.meanCosine < 1, `mean cosine ${report.metrics.meanCosine}`);
+  assert.ok(
+    report.metrics.meanCosine > 0.95 && report.metrics.meanCosine < 1,
+    `mean cosine ${report.metrics.meanCosine}`,
+  );
   assert.deepEqual(new Set(report.layers.map(({ kind }) => kind)), new Set(['conv', 'pointwise', 'add', 'fc']));
 
   await fetchTo({ ...publish, to: join(scratch, 'fetched') });
@@ -127,9 +150,16 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
 
 /** The quantizer as its pod runs it. @returns what it leaves for the kubelet, and all that it said */
 async function runProgram(publish: QuantizeConfig['publish'], env: Record<string, string> = {}) {
-  const files = { FACETRAIN_CONFIG: join(scratch, 'config.json'), FACETRAIN_TERMINATION_MESSAGE: join(scratch, 'termination.json') };
+  const files = {
+    FACETRAIN_CONFIG: join(scratch, 'config.json'),
+    FACETRAIN_TERMINATION_MESSAGE: join(scratch, 'termination.json'),
+  };
   await writeFile(files.FACETRAIN_CONFIG, JSON.stringify(config({ publish })));
-  const { status, stdout, stderr } = spawnSync(process.execPath, [join(import.meta.dirname, '..', 'main.ts'), 'quantize'], { env: { ...process.env, ...files, ...env }, encoding: 'utf8' });
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [join(import.meta.dirname, '..', 'main.ts'), 'quantize'],
+    { env: { ...process.env, ...files, ...env }, encoding: 'utf8' },
+  );
   return { status, left: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), said: stdout + stderr };
 }
 
@@ -148,13 +178,17 @@ test('the program leaves behind what it has published, or why it could not, and 
     gate: 'Passed',
   });
 
-  for (const wrong of [{ AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }, { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' }]) {
+  for (const wrong of [
+    { AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' },
+    { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' },
+  ]) {
     const failed = await runProgram(publish, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
     assert.equal(failed.status, ExitCode.refused, failed.said);
     const { code, message } = TerminationMessage.parse(JSON.parse(failed.left));
     assert.equal(code, 'StorageFailed');
     assert.match(message, /s3:\/\/models\/program at .*: the credentials are wrong \(\w+\)/);
-    for (const value of ['a-secret-that-is-wrong', 'an-id-that-is-wrong']) assert(!(failed.left + failed.said).includes(value), value);
+    for (const value of ['a-secret-that-is-wrong', 'an-id-that-is-wrong'])
+      assert(!(failed.left + failed.said).includes(value), value);
   }
 });
 
@@ -162,7 +196,8 @@ test('the same inputs give the same bytes, whatever the number of threads', asyn
   await runQuantize(config(), program());
   await runQuantize(config({ outputDirectory: join(scratch, 'again'), computeThreads: 2 }), program());
   const again = await contents(join(scratch, 'again'));
-  for (const [name, bytes] of Object.entries(await contents(join(scratch, 'out')))) assert.ok(bytes.equals(again[name]!), name);
+  for (const [name, bytes] of Object.entries(await contents(join(scratch, 'out'))))
+    assert.ok(bytes.equals(again[name]!), name);
 });
 
 test('without evaluation sets, embeddings of the calibration pictures are compared', async () => {
@@ -182,7 +217,11 @@ test('a missed gate leaves the reports, and no manifest anywhere', async () => {
   assert.deepEqual(Object.keys(local), FILES.slice(1));
   assert.equal(QuantizeReport.parse(JSON.parse(local['report.json']!.toString())).gate.passed, false);
   await fetchTo({ ...publish, to: join(scratch, 'fetched') });
-  assert.deepEqual(await readdir(join(scratch, 'fetched'), { recursive: true }), ['rejected', 'rejected/report.html', 'rejected/report.json']);
+  assert.deepEqual(await readdir(join(scratch, 'fetched'), { recursive: true }), [
+    'rejected',
+    'rejected/report.html',
+    'rejected/report.json',
+  ]);
 });
 
 test('a manifest from before does not outlive a run that fails', async () => {
@@ -200,13 +239,20 @@ test('a signal stops the search, and leaves nothing', async () => {
     // Once the native call has begun.
     if (change.stage === 'Equalizing') setImmediate(() => controller.abort('SIGTERM'));
   };
-  await assert.rejects(runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running), (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError');
+  await assert.rejects(
+    runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running),
+    (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError',
+  );
   assert.deepEqual(await readdir(join(scratch, 'out')), []);
 });
 
 describe('refused before any work', () => {
   const cases: Record<string, { change: () => Promise<Partial<QuantizeConfig>>; code: string; expected: RegExp }> = {
-    'no model': { change: async () => ({ model: { path: join(inputs, 'absent.onnx'), channelOrder: 'rgb' } }), code: 'StorageFailed', expected: /absent\.onnx: no such file; / },
+    'no model': {
+      change: async () => ({ model: { path: join(inputs, 'absent.onnx'), channelOrder: 'rgb' } }),
+      code: 'StorageFailed',
+      expected: /absent\.onnx: no such file; /,
+    },
     'weights that are no numbers': {
       change: async () => ({
         model: {
@@ -223,7 +269,10 @@ describe('refused before any work', () => {
       change: async () => ({
         model: {
           path: await writeModel('sigmoid.onnx', (graph) => {
-            Object.assign(graph.nodes.find(({ op }) => op === 'PRelu')!, { op: 'Sigmoid', inputs: ['BatchNormalization_1:0'] });
+            Object.assign(graph.nodes.find(({ op }) => op === 'PRelu')!, {
+              op: 'Sigmoid',
+              inputs: ['BatchNormalization_1:0'],
+            });
           }),
           channelOrder: 'rgb',
         },
@@ -233,7 +282,7 @@ describe('refused before any work', () => {
     },
     'a dataset without pictures': {
       change: async () => {
-        await writeSmallDataset(join(scratch, 'empty'), { identities: 4, perIdentity: 0 });
+        writeSmallDataset(join(scratch, 'empty'), { identities: 4, perIdentity: 0 });
         return { calibration: { datasetPath: join(scratch, 'empty'), images: 6, seed: 0 } };
       },
       code: 'InvalidDataset',
@@ -249,7 +298,11 @@ describe('refused before any work', () => {
       code: 'InvalidVerificationSet',
       expected: /gone\.bin: /,
     },
-    'a bucket that is missing': { change: async () => ({ publish: server.address('s3://nowhere/x') }), code: 'StorageFailed', expected: /bucket "nowhere" does not exist/ },
+    'a bucket that is missing': {
+      change: async () => ({ publish: server.address('s3://nowhere/x') }),
+      code: 'StorageFailed',
+      expected: /bucket "nowhere" does not exist/,
+    },
     'an output folder that is a file': {
       change: async () => {
         await writeFile(join(scratch, 'out'), '');
@@ -266,7 +319,10 @@ describe('refused before any work', () => {
     'a model for other pictures': {
       change: async () => {
         const b = new GraphBuilder({ height: 64, width: 64 });
-        await writeFile(join(inputs, 'small.onnx'), encodeOnnx(b.graph(b.flatten(b.conv('data', 3, 4, 8, { stride: 8 })))));
+        await writeFile(
+          join(inputs, 'small.onnx'),
+          encodeOnnx(b.graph(b.flatten(b.conv('data', 3, 4, 8, { stride: 8 })))),
+        );
         return { model: { path: join(inputs, 'small.onnx'), channelOrder: 'rgb' } };
       },
       code: 'InvalidDataset',

@@ -1,31 +1,55 @@
 /** Our integers against ONNX Runtime's, on every tensor of a small network: through the form whose operands are clamped as ours are. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { Int7Model, searchScales, type Graph, type LayerGraph, type Pictures, type Scales } from '@facetrain/native';
-import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { type Graph, Int7Model, type LayerGraph, type Pictures, type Scales, searchScales } from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
-import { fold } from './fold.ts';
-import { encodeInt7 } from './qdq.ts';
-import { size, tensorShapes } from './layer-shapes.ts';
 import { plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
+import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { fold } from './fold.ts';
+import { size, tensorShapes } from './layer-shapes.ts';
+import { encodeInt7 } from './qdq.ts';
 
 /** Ours rounds as ONNX does; floats may be multiplied in another order. */
 const LEAST_SIGNIFICANT_BITS = 1;
 
 function pictures(count: number, edge: number): Pictures {
-  return { count, height: edge, width: edge, channelOrder: 'rgb', data: Uint8Array.from(noise(count * edge * edge * 3), (value) => Math.round((value + 1) * 127.5)) };
+  return {
+    count,
+    height: edge,
+    width: edge,
+    channelOrder: 'rgb',
+    data: Uint8Array.from(noise(count * edge * edge * 3), (value) => Math.round((value + 1) * 127.5)),
+  };
 }
 
 /** The value that a QuantizeLinear of the graph made, as the graph's output, of one picture. */
-async function ortIntegers(graph: Graph, tensor: string, dim: number, scale: number, picture: Float32Array): Promise<Int8Array> {
-  const probe = { name: 'probe', op: 'Flatten', inputs: [`${tensor}.dequantized`], outputs: ['probe'], attributes: { axis: 1 } };
-  const [result] = await runOrt(encodeOnnx({ ...graph, nodes: [...graph.nodes, probe], output: { name: 'probe', dim } }), picture);
+async function ortIntegers(
+  graph: Graph,
+  tensor: string,
+  dim: number,
+  scale: number,
+  picture: Float32Array,
+): Promise<Int8Array> {
+  const probe = {
+    name: 'probe',
+    op: 'Flatten',
+    inputs: [`${tensor}.dequantized`],
+    outputs: ['probe'],
+    attributes: { axis: 1 },
+  };
+  const [result] = await runOrt(
+    encodeOnnx({ ...graph, nodes: [...graph.nodes, probe], output: { name: 'probe', dim } }),
+    picture,
+  );
   return Int8Array.from(result!.data, (value) => Math.round(value / scale));
 }
 
 function toChannelsFirst({ height, width, data }: Pictures): Float32Array {
   const area = height * width;
-  return Float32Array.from({ length: 3 * area }, (_, index) => data[(index % area) * 3 + Math.floor(index / area)]! / 127.5 - 1);
+  return Float32Array.from(
+    { length: 3 * area },
+    (_, index) => data[(index % area) * 3 + Math.floor(index / area)]! / 127.5 - 1,
+  );
 }
 
 async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
@@ -43,14 +67,20 @@ async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
     assert.equal(found.length, theirs.length, tensor);
     const worst = found.reduce((largest, value, index) => Math.max(largest, Math.abs(value - theirs[index]!)), 0);
     assert.ok(worst <= LEAST_SIGNIFICANT_BITS, `${tensor}: ${worst}`);
-    assert.ok(found.every((value) => Math.abs(value) <= limit), `${tensor} stays within ${limit}`);
+    assert.ok(
+      found.every((value) => Math.abs(value) <= limit),
+      `${tensor} stays within ${limit}`,
+    );
     assert.ok(new Set(found).size > 10, `${tensor} is not all but constant`);
     exact += Number(worst === 0);
   }
   assert.ok(exact > Object.keys(scales.tensors).length / 2, `${exact} tensors are equal`);
   const [result] = await runOrt(encodeOnnx(clamped), toChannelsFirst(picture));
   const largest = Math.max(...embedding.map(Math.abs));
-  assert.ok(embedding.every((value, index) => Math.abs(value - result!.data[index]!) < 0.02 * largest), 'the embedding');
+  assert.ok(
+    embedding.every((value, index) => Math.abs(value - result!.data[index]!) < 0.02 * largest),
+    'the embedding',
+  );
 }
 
 describe('every tensor is that of ONNX Runtime, to a unit of the last place', () => {
@@ -60,7 +90,15 @@ describe('every tensor is that of ONNX Runtime, to a unit of the last place', ()
   });
 
   test('with scales that were searched', async () => {
-    const options = { rounds: 1, candidates: 20, lower: 0.5, upper: 2, equalize: true, biasCorrection: true, computeThreads: 1 };
+    const options = {
+      rounds: 1,
+      candidates: 20,
+      lower: 0.5,
+      upper: 2,
+      equalize: true,
+      biasCorrection: true,
+      computeThreads: 1,
+    };
     const found = await searchScales(fold(smallFaceNet()), pictures(4, 14), options);
     await compare(found.graph, found.scales);
   });

@@ -6,7 +6,7 @@ export function page(title: string, style: string, body: string): string {
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>${escape(title)}</title>
+<title>${escapeHtml(title)}</title>
 <style>${STYLE}${style}</style>
 </head>
 <body>
@@ -34,7 +34,7 @@ export function count(value: number): string {
   return value.toLocaleString('en-US');
 }
 
-export function escape(text: string): string {
+export function escapeHtml(text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 }
 

@@ -4,7 +4,12 @@ import { QuantizeReport } from '@facetrain/api';
 import { renderQuantizeReport } from './quantize-report-html.ts';
 
 function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
-  const accuracy = (value: number) => ({ accuracy: value, std: 0.011, threshold: 1.46, tarAtFar: { '1e-3': value - 0.05 } });
+  const accuracy = (value: number) => ({
+    accuracy: value,
+    std: 0.011,
+    threshold: 1.46,
+    tarAtFar: { '1e-3': value - 0.05 },
+  });
   return QuantizeReport.parse({
     schemaVersion: 1,
     job: { name: 'faces-quantize', uid: 'u', attempt: 2 },
@@ -13,10 +18,37 @@ function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
     calibration: { images: 50, seed: 7, sha256: 'c'.repeat(64) },
     search: { rounds: 2, candidates: 100, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
     layers: [
-      { name: 'conv_0', kind: 'conv', bits: 7, macs: 21_676_032, cosineStart: 0.98, cosine: 0.9912, inputScale: 0.0159, saturation: 0.0123, weightSumMax: 1234 },
-      { name: 'prelu_0', kind: 'pointwise', bits: 8, macs: 0, cosineStart: 1, cosine: 1, inputScale: 0.03, saturation: 0, weightSumMax: null },
+      {
+        name: 'conv_0',
+        kind: 'conv',
+        bits: 7,
+        macs: 21_676_032,
+        cosineStart: 0.98,
+        cosine: 0.9912,
+        inputScale: 0.0159,
+        saturation: 0.0123,
+        weightSumMax: 1234,
+      },
+      {
+        name: 'prelu_0',
+        kind: 'pointwise',
+        bits: 8,
+        macs: 0,
+        cosineStart: 1,
+        cosine: 1,
+        inputScale: 0.03,
+        saturation: 0,
+        weightSumMax: null,
+      },
     ],
-    metrics: { meanCosine: 0.98848, percentile1Cosine: 0.9712, accuracyDrop: 0.0033, comparisons: [{ set: 'lfw', pairs: 600, fp32: accuracy(0.9817), int7: accuracy(0.9784), drop: 0.0033, meanCosine: 0.98848 }] },
+    metrics: {
+      meanCosine: 0.98848,
+      percentile1Cosine: 0.9712,
+      accuracyDrop: 0.0033,
+      comparisons: [
+        { set: 'lfw', pairs: 600, fp32: accuracy(0.9817), int7: accuracy(0.9784), drop: 0.0033, meanCosine: 0.98848 },
+      ],
+    },
     gate: { maxAccuracyDrop: 0.01, minMeanCosine: null, passed: true, failures: [] },
     ...change,
   });
@@ -24,7 +56,23 @@ function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
 
 test('the page shows the figures, needs no other file, and runs nothing', () => {
   const html = renderQuantizeReport(report());
-  for (const text of ['Gate passed', 'accuracy drop at most 1.00 pt', '4.00 → 1.00 MiB, 25 %', '1.19 M parameters, BGR', '98.17 %', '97.84 %', '0.33 pt', '93.17 % → 92.84 %', '0.9885', '0.9712', '0.9912', '1.23 %', '21.7 M', '1,234', 'seed 7']) {
+  for (const text of [
+    'Gate passed',
+    'accuracy drop at most 1.00 pt',
+    '4.00 → 1.00 MiB, 25 %',
+    '1.19 M parameters, BGR',
+    '98.17 %',
+    '97.84 %',
+    '0.33 pt',
+    '93.17 % → 92.84 %',
+    '0.9885',
+    '0.9712',
+    '0.9912',
+    '1.23 %',
+    '21.7 M',
+    '1,234',
+    'seed 7',
+  ]) {
     assert.ok(html.includes(text), `${text} is missing`);
   }
   assert.equal(html.match(/<svg/g)?.length, 3, 'multiplications of one layer, angles of both');
@@ -32,14 +80,20 @@ test('the page shows the figures, needs no other file, and runs nothing', () => 
 });
 
 test('a missed gate says which bounds', () => {
-  const html = renderQuantizeReport(report({ gate: { maxAccuracyDrop: 0.001, minMeanCosine: null, passed: false, failures: ['accuracy on lfw falls'] } }));
+  const html = renderQuantizeReport(
+    report({
+      gate: { maxAccuracyDrop: 0.001, minMeanCosine: null, passed: false, failures: ['accuracy on lfw falls'] },
+    }),
+  );
   assert.match(html, /Gate missed.*<li>accuracy on lfw falls<\/li>/s);
   assert.doesNotMatch(html, /Gate passed/);
 });
 
 test('without sets, bounds or layers it is still a page', () => {
   const metrics = { meanCosine: 1, percentile1Cosine: 1, accuracyDrop: null, comparisons: [] };
-  const html = renderQuantizeReport(report({ metrics, layers: [], gate: { maxAccuracyDrop: null, minMeanCosine: null, passed: true, failures: [] } }));
+  const html = renderQuantizeReport(
+    report({ metrics, layers: [], gate: { maxAccuracyDrop: null, minMeanCosine: null, passed: true, failures: [] } }),
+  );
   assert.match(html, /No gate/);
   assert.doesNotMatch(html, /NaN|undefined|Infinity|Verification/);
 });
@@ -51,7 +105,14 @@ test('names are text, never markup', () => {
     ...found,
     job: { ...found.job, name: hostile },
     layers: found.layers.map((layer) => ({ ...layer, name: hostile })),
-    metrics: { ...found.metrics, comparisons: found.metrics.comparisons.map((comparison) => ({ ...comparison, set: hostile, fp32: { ...comparison.fp32, tarAtFar: { [hostile]: 1 } } })) },
+    metrics: {
+      ...found.metrics,
+      comparisons: found.metrics.comparisons.map((comparison) => ({
+        ...comparison,
+        set: hostile,
+        fp32: { ...comparison.fp32, tarAtFar: { [hostile]: 1 } },
+      })),
+    },
     gate: { ...found.gate, passed: false, failures: [hostile] },
   });
   assert.ok(!html.includes('<img'));

@@ -1,6 +1,6 @@
 /** report.html of a quantized model: one file that needs no other, for a browser or an attachment. Pure. */
 import type { Comparison, QuantizedLayer, QuantizeReport } from '@facetrain/api';
-import { count, escape, page, short, table } from './html.ts';
+import { count, escapeHtml, page, short, table } from './html.ts';
 
 const BAR_WIDTH = 170;
 const BAR_HEIGHT = 7;
@@ -10,12 +10,12 @@ export function renderQuantizeReport(report: QuantizeReport): string {
   return page(
     `${name}: quantization report`,
     STYLE,
-    `<h1>${escape(name)}</h1>
+    `<h1>${escapeHtml(name)}</h1>
 <p class="sub">EasyQuant to 7 bits · attempt ${attempt}</p>
 ${verdict(report)}
 <dl>
 ${facts(report)
-  .map(([term, value]) => `<div><dt>${term}</dt><dd>${escape(value)}</dd></div>`)
+  .map(([term, value]) => `<div><dt>${term}</dt><dd>${escapeHtml(value)}</dd></div>`)
   .join('\n')}
 </dl>
 ${report.metrics.comparisons.length > 0 ? `<h2>Verification <small>10-fold, embeddings of picture and mirror image added</small></h2>\n${sets(report.metrics.comparisons)}` : ''}
@@ -23,9 +23,9 @@ ${report.metrics.comparisons.length > 0 ? `<h2>Verification <small>10-fold, embe
 ${layers(report.layers)}
 <h2>Origin</h2>
 <dl class="wide">
-<div><dt>FP32 model, SHA-256</dt><dd>${escape(report.source.sha256)}</dd></div>
-<div><dt>model.int7.onnx, SHA-256</dt><dd>${escape(report.model.sha256)}</dd></div>
-<div><dt>Calibration pictures, SHA-256</dt><dd>${escape(report.calibration.sha256)}</dd></div>
+<div><dt>FP32 model, SHA-256</dt><dd>${escapeHtml(report.source.sha256)}</dd></div>
+<div><dt>model.int7.onnx, SHA-256</dt><dd>${escapeHtml(report.model.sha256)}</dd></div>
+<div><dt>Calibration pictures, SHA-256</dt><dd>${escapeHtml(report.calibration.sha256)}</dd></div>
 </dl>`,
   );
 }
@@ -36,18 +36,29 @@ function verdict({ gate }: QuantizeReport): string {
     ...(gate.minMeanCosine === null ? [] : [`mean cosine at least ${gate.minMeanCosine}`]),
   ];
   if (bounds.length === 0) return '<p class="gate open"><b>No gate</b> The job sets no bounds.</p>';
-  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escape(bounds.join(', '))}.</p>`;
-  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${gate.failures.map((failure) => `<li>${escape(failure)}</li>`).join('')}</ul></div>`;
+  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>`;
+  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${gate.failures.map((failure) => `<li>${escapeHtml(failure)}</li>`).join('')}</ul></div>`;
 }
 
 function facts({ metrics, source, model, calibration, search, layers }: QuantizeReport): [string, string][] {
-  const scales = search.rounds === 0 ? 'scales of the maximum' : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
-  const aids = [...(search.equalize ? ['channels equalised'] : []), ...(search.biasCorrection ? ['bias corrected'] : [])];
+  const scales =
+    search.rounds === 0
+      ? 'scales of the maximum'
+      : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
+  const aids = [
+    ...(search.equalize ? ['channels equalised'] : []),
+    ...(search.biasCorrection ? ['bias corrected'] : []),
+  ];
   return [
     ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
     ['Worst picture in a hundred', cosine(metrics.percentile1Cosine)],
-    ...(metrics.accuracyDrop === null ? [] : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
-    ['Size', `${mebibytes(source.bytes)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / source.bytes) * 100)} %`],
+    ...(metrics.accuracyDrop === null
+      ? []
+      : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
+    [
+      'Size',
+      `${mebibytes(source.bytes)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / source.bytes) * 100)} %`,
+    ],
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
     ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
@@ -57,9 +68,10 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
 
 function sets(comparisons: Comparison[]): string {
   const rates = [...new Set(comparisons.flatMap(({ fp32 }) => Object.keys(fp32.tarAtFar)))];
-  const accuracy = ({ accuracy: mean, std }: Comparison['fp32']) => `${percent(mean)} <small>± ${(std * 100).toFixed(2)}</small>`;
+  const accuracy = ({ accuracy: mean, std }: Comparison['fp32']) =>
+    `${percent(mean)} <small>± ${(std * 100).toFixed(2)}</small>`;
   const rows = comparisons.map(({ set, pairs, fp32, int7, drop, meanCosine }) => [
-    escape(set),
+    escapeHtml(set),
     count(pairs),
     accuracy(fp32),
     accuracy(int7),
@@ -67,7 +79,10 @@ function sets(comparisons: Comparison[]): string {
     cosine(meanCosine),
     ...rates.map((rate) => `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}`),
   ]);
-  return table(['Set', 'Pairs', 'FP32', 'INT7', 'Drop', 'Mean cosine', ...rates.map((rate) => `TAR @ ${escape(rate)}`)], rows);
+  return table(
+    ['Set', 'Pairs', 'FP32', 'INT7', 'Drop', 'Mean cosine', ...rates.map((rate) => `TAR @ ${escapeHtml(rate)}`)],
+    rows,
+  );
 }
 
 function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
@@ -76,15 +91,20 @@ function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
 }
 
 function layers(all: QuantizedLayer[]): string {
-  const widest = Math.max(...all.flatMap(({ cosineStart, cosine: found }) => [degrees(cosineStart), degrees(found)]), 1e-9);
+  const widest = Math.max(
+    ...all.flatMap(({ cosineStart, cosine: found }) => [degrees(cosineStart), degrees(found)]),
+    1e-9,
+  );
   const mostMacs = Math.max(...all.map(({ macs }) => macs), 1);
   const rows = all.map((layer) => [
-    `<span class="name" title="${escape(layer.name)}">${escape(layer.name)}</span> <small>${layer.kind}</small>`,
+    `<span class="name" title="${escapeHtml(layer.name)}">${escapeHtml(layer.name)}</span> <small>${layer.kind}</small>`,
     layer.bits === 32 ? 'real' : String(layer.bits),
     layer.macs === 0 ? '' : `${bar([layer.macs / mostMacs], 'macs', 60)} ${(layer.macs / 1e6).toFixed(1)} M`,
     `${bar([degrees(layer.cosineStart) / widest, degrees(layer.cosine) / widest], 'angle', BAR_WIDTH)}`,
     `<span class="before">${cosine(layer.cosineStart)}</span> → ${cosine(layer.cosine)}`,
-    layer.saturation === 0 ? '' : `<span class="${layer.saturation > 0.01 ? 'high' : ''}">${percent(layer.saturation)}</span>`,
+    layer.saturation === 0
+      ? ''
+      : `<span class="${layer.saturation > 0.01 ? 'high' : ''}">${percent(layer.saturation)}</span>`,
     layer.inputScale === null ? '' : layer.inputScale.toPrecision(3),
     layer.weightSumMax === null ? '' : count(layer.weightSumMax),
   ]);

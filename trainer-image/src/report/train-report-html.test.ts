@@ -11,7 +11,13 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
     startedAt: '2026-01-01T00:00:00.000Z',
     finishedAt: '2026-01-01T00:03:20.000Z',
     dataset: { path: '/data', images: 800, identities: 40 },
-    model: { path: 'model/backbone.onnx', sha256: 'a'.repeat(64), bytes: 8_300_000, parameters: 2_058_304, embeddingDim: 512 },
+    model: {
+      path: 'model/backbone.onnx',
+      sha256: 'a'.repeat(64),
+      bytes: 8_300_000,
+      parameters: 2_058_304,
+      embeddingDim: 512,
+    },
     trainers: 2,
     device: 'cpu',
     steps: 200,
@@ -28,7 +34,15 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
       imagesPerSecond: 38,
     })),
     evaluations: [100, 150, 200].flatMap((step, i) => [
-      { set: 'lfw-small', step, accuracy: 0.7 + i * 0.03, std: 0.02, threshold: 1.4, pairs: 600, tarAtFar: { '1e-1': 0.4, '1e-2': 0.125 } },
+      {
+        set: 'lfw-small',
+        step,
+        accuracy: 0.7 + i * 0.03,
+        std: 0.02,
+        threshold: 1.4,
+        pairs: 600,
+        tarAtFar: { '1e-1': 0.4, '1e-2': 0.125 },
+      },
       { set: 'other', step, accuracy: 0.65 + i * 0.02, std: 0.03, threshold: 1.5, pairs: 300, tarAtFar: {} },
     ]),
     config: trainerConfig('/job'),
@@ -38,7 +52,15 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
 
 test('the page needs no other file, shows the figures, and runs nothing', () => {
   const html = trainReportHtml(report());
-  for (const text of ['38.12 pictures/s', '29.51 → 4.25', '2.058 M parameters', '3 min 10 s', 'from step 50', '76 ± 2 %', '12.5 % @ 1e-2'])
+  for (const text of [
+    '38.12 pictures/s',
+    '29.51 → 4.25',
+    '2.058 M parameters',
+    '3 min 10 s',
+    'from step 50',
+    '76 ± 2 %',
+    '12.5 % @ 1e-2',
+  ])
     assert(html.includes(text), `${text} is missing`);
   assert.equal(html.match(/<svg/g)?.length, 3);
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(/);
@@ -63,7 +85,10 @@ test('an attempt without steps, and one whose values never change, are drawn too
   assert.doesNotMatch(nothing, /NaN|undefined|Infinity|<svg/);
   assert(nothing.includes('no step in this attempt'));
   const flat = trainReportHtml(
-    report({ history: [1, 2].map((step) => ({ step, epoch: step, loss: 0, learningRate: 1, imagesPerSecond: 1 })), evaluations: [] }),
+    report({
+      history: [1, 2].map((step) => ({ step, epoch: step, loss: 0, learningRate: 1, imagesPerSecond: 1 })),
+      evaluations: [],
+    }),
   );
   assert.doesNotMatch(flat, /NaN|undefined|Infinity/);
 });

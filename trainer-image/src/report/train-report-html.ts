@@ -1,6 +1,6 @@
 /** train-report.html: one file that needs no other, for a browser or an attachment. Pure. */
 import type { TrainReport } from '@facetrain/api';
-import { count, escape, page, short, table } from './html.ts';
+import { count, escapeHtml, page, short, table } from './html.ts';
 
 const WIDTH = 760;
 const HEIGHT = 220;
@@ -22,22 +22,23 @@ export function trainReportHtml(report: TrainReport): string {
     const results = report.evaluations.filter((result) => result.set === set);
     return { name: set, points: results.map(({ step, accuracy }) => [step, accuracy]) };
   });
-  const accuracyBody = () => chart(accuracies, span, (value) => `${short(value * 100)} %`) + evaluationTable(report, sets);
+  const accuracyBody = () =>
+    chart(accuracies, span, (value) => `${short(value * 100)} %`) + evaluationTable(report, sets);
   return page(
     `${name}: training report`,
     STYLE,
-    `<h1>${escape(name)}</h1>
-<p class="sub">Training report · attempt ${attempt} · finished ${escape(report.finishedAt)}</p>
+    `<h1>${escapeHtml(name)}</h1>
+<p class="sub">Training report · attempt ${attempt} · finished ${escapeHtml(report.finishedAt)}</p>
 <dl>
 ${facts(report)
-  .map(([term, value]) => `<div><dt>${term}</dt><dd>${escape(value)}</dd></div>`)
+  .map(([term, value]) => `<div><dt>${term}</dt><dd>${escapeHtml(value)}</dd></div>`)
   .join('\n')}
 </dl>
 ${section('Loss', report.history.length > 1, 'mean over intervals of this attempt', () => curve('loss', (interval) => interval.loss))}
 ${section('Verification accuracy', sets.length > 0, '10-fold, embeddings of picture and mirror image added', accuracyBody)}
 ${section('Learning rate', report.history.length > 1, 'mean over the same intervals', () => curve('learning rate', (interval) => interval.learningRate))}
 <h2>Configuration</h2>
-<details><summary>config.json</summary><pre>${escape(JSON.stringify(report.config, null, 2))}</pre></details>`,
+<details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
 }
 
@@ -47,7 +48,10 @@ function facts(report: TrainReport): [string, string][] {
   return [
     ['Loss', `${short(report.lossFirst)} → ${short(report.lossLast)}`],
     ['Steps', `${count(report.steps)}, ${count(report.config.globalBatchSize)} pictures each`],
-    ['Throughput', report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`],
+    [
+      'Throughput',
+      report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`,
+    ],
     ['Training time', duration(report.trainSeconds)],
     ['Dataset', `${count(dataset.images)} pictures of ${count(dataset.identities)} identities`],
     ['Backbone', `${backbone}, ${short(model.parameters / 1e6)} M parameters`],
@@ -55,7 +59,9 @@ function facts(report: TrainReport): [string, string][] {
     ['Trainers', `${report.trainers} on ${report.device}`],
     ['Model', `${model.path}, ${short(model.bytes / 2 ** 20)} MiB`],
     ['SHA-256', model.sha256],
-    ...(report.resumedFromStep === null ? [] : [['Resumed', `from step ${count(report.resumedFromStep)}`] as [string, string]]),
+    ...(report.resumedFromStep === null
+      ? []
+      : [['Resumed', `from step ${count(report.resumedFromStep)}`] as [string, string]]),
   ];
 }
 
@@ -65,12 +71,16 @@ function section(title: string, present: boolean, note: string, body: () => stri
 
 function evaluationTable(report: TrainReport, sets: string[]): string {
   const rows = sets.map((set) => {
-    const { accuracy, std, threshold, pairs, tarAtFar, step } = report.evaluations.findLast((result) => result.set === set)!;
+    const { accuracy, std, threshold, pairs, tarAtFar, step } = report.evaluations.findLast(
+      (result) => result.set === set,
+    )!;
     const rates = Object.entries(tarAtFar)
       .map(([far, tar]) => `${short(tar * 100)} % @ ${far}`)
       .join(', ');
     const spread = std === undefined ? '' : ` ± ${short(std * 100)}`;
-    return [set, count(pairs), count(step), `${short(accuracy * 100)}${spread} %`, short(threshold), rates].map(escape);
+    return [set, count(pairs), count(step), `${short(accuracy * 100)}${spread} %`, short(threshold), rates].map(
+      escapeHtml,
+    );
   });
   return table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
 }
@@ -87,7 +97,8 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
   const [low, high] = [ticks[0]!, ticks.at(-1)!];
   const first = Math.min(span.first, ...points.map(([step]) => step));
-  const x = (step: number) => (LEFT + ((step - first) / Math.max(span.last - first, 1)) * (WIDTH - LEFT - RIGHT)).toFixed(1);
+  const x = (step: number) =>
+    (LEFT + ((step - first) / Math.max(span.last - first, 1)) * (WIDTH - LEFT - RIGHT)).toFixed(1);
   const y = (value: number) => (HEIGHT - BOTTOM - ((value - low) / (high - low)) * (HEIGHT - BOTTOM - TOP)).toFixed(1);
   const grid = ticks.map((tick) => {
     const line = `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/>`;
@@ -96,12 +107,12 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
   const colour = (index: number) => `c${index % COLOURS}`;
   const lines = series.map(({ name, points: own }, index) => {
     const dot = ([step, value]: readonly [number, number]) =>
-      `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5"><title>${escape(name)}, step ${step}: ${label(value)}</title></circle>`;
+      `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5"><title>${escapeHtml(name)}, step ${step}: ${label(value)}</title></circle>`;
     const line = `<polyline class="${colour(index)}" points="${own.map(([step, value]) => `${x(step)},${y(value)}`).join(' ')}"/>`;
     return line + (own.length <= MOST_DOTS ? own.map(dot).join('') : '');
   });
-  const legend = series.map(({ name }, index) => `<span class="${colour(index)}">${escape(name)}</span>`).join(' ');
-  return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escape(series.map(({ name }) => name).join(', '))} by step">
+  const legend = series.map(({ name }, index) => `<span class="${colour(index)}">${escapeHtml(name)}</span>`).join(' ');
+  return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(series.map(({ name }) => name).join(', '))} by step">
 ${grid.join('\n')}
 <text x="${LEFT}" y="${HEIGHT - 8}">${count(first)}</text><text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>
 ${lines.join('\n')}

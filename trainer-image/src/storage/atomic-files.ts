@@ -1,5 +1,5 @@
 /** Files that are never seen half-written: written under another name in the same folder, flushed, then renamed. */
-import { chmod, mkdir, open, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { chmod, type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 
@@ -8,14 +8,27 @@ export function storageError(path: string, error: unknown): unknown {
   if (error instanceof FacetrainError || !(error instanceof Error) || !('code' in error)) return error;
   const cause = error as NodeJS.ErrnoException;
   if (cause.code === 'ENOSPC' || cause.code === 'EDQUOT') {
-    return new FacetrainError({ code: 'DiskFull', subject: path, found: `no space left (${cause.code})`, allowed: 'free some space or write to another place', cause });
+    return new FacetrainError({
+      code: 'DiskFull',
+      subject: path,
+      found: `no space left (${cause.code})`,
+      allowed: 'free some space or write to another place',
+      cause,
+    });
   }
   const whom = isRefusal(cause) ? ` by user ${process.geteuid?.()}, group ${process.getegid?.()}` : '';
-  return new FacetrainError({ code: 'StorageFailed', subject: path, found: cause.message, allowed: `a place that can be read and written${whom}`, cause });
+  return new FacetrainError({
+    code: 'StorageFailed',
+    subject: path,
+    found: cause.message,
+    allowed: `a place that can be read and written${whom}`,
+    cause,
+  });
 }
 
 /** Whether the system has refused a file operation for who asks, or on that file system. */
-export const isRefusal = (error: unknown): boolean => error instanceof Error && ['EACCES', 'EPERM', 'EROFS'].includes((error as NodeJS.ErrnoException).code ?? '');
+export const isRefusal = (error: unknown): boolean =>
+  error instanceof Error && ['EACCES', 'EPERM', 'EROFS'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 export interface FolderOptions {
   /** With the permissions of the folder above, so that whoever may write there may write here, whatever the umask. */
@@ -53,7 +66,10 @@ async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions):
  * dies, nothing is left at `path`.
  * @throws FacetrainError DiskFull or StorageFailed
  */
-export async function writeAtomically(path: string, write: Uint8Array | string | ((file: FileHandle) => Promise<void>)): Promise<void> {
+export async function writeAtomically(
+  path: string,
+  write: Uint8Array | string | ((file: FileHandle) => Promise<void>),
+): Promise<void> {
   const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
   try {
     await makeFolder(dirname(path));

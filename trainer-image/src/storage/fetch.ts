@@ -18,11 +18,17 @@ import { createReadStream } from 'node:fs';
 import { constants, copyFile, open, readdir, rename, rm, stat, truncate, utimes } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { GetObjectCommand, HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2, type S3Client } from '@aws-sdk/client-s3';
+import {
+  GetObjectCommand,
+  HeadObjectCommand,
+  type HeadObjectCommandOutput,
+  paginateListObjectsV2,
+  type S3Client,
+} from '@aws-sdk/client-s3';
 import { FacetrainError, parseStorageUri } from '@facetrain/api';
 import { isRefusal, makeFolder, storageError, writeAtomically } from './atomic-files.ts';
-import { withLock, type LockOptions } from './folder-lock.ts';
-import { ATTEMPTS, DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
+import { type LockOptions, withLock } from './folder-lock.ts';
+import { ATTEMPTS, DIGEST_METADATA, httpStatus, type StorageAddress, s3Client, s3Error } from './s3.ts';
 
 /** After so many a download is flushed, so that a lost machine leaves few holes, and the last flush does not keep the lock's beats waiting. */
 const FLUSH_BYTES = 64 * 2 ** 20;
@@ -47,12 +53,24 @@ export interface FetchRequest extends StorageAddress {
 }
 
 /** @throws FacetrainError StorageFailed or DiskFull */
-export async function fetchTo(request: FetchRequest, signal?: AbortSignal, lock: Omit<LockOptions, 'signal'> = {}): Promise<Fetched[]> {
+export async function fetchTo(
+  request: FetchRequest,
+  signal?: AbortSignal,
+  lock: Omit<LockOptions, 'signal'> = {},
+): Promise<Fetched[]> {
   const location = parseStorageUri(request.uri);
   if (location.scheme === 'file' && !request.shared) return fetchPath(location.path, request.to, signal);
   if (location.scheme !== 's3') {
-    const found = location.scheme === 'file' ? 'file:// is fetched for one process alone' : `${location.scheme}:// is a volume of a pod`;
-    throw new FacetrainError({ code: 'InvalidArgument', subject: request.uri, found, allowed: request.shared ? 's3://' : 'file:// or s3://' });
+    const found =
+      location.scheme === 'file'
+        ? 'file:// is fetched for one process alone'
+        : `${location.scheme}:// is a volume of a pod`;
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: request.uri,
+      found,
+      allowed: request.shared ? 's3://' : 'file:// or s3://',
+    });
   }
   const client = s3Client(request);
   const { bucket, key } = location;
@@ -84,7 +102,10 @@ function sendOptions({ signal }: Objects): { abortSignal?: AbortSignal } {
 /** Null where there is no such object. A refusal says nothing of its reason here, so the listing that follows is to give it. */
 async function headObject(objects: Objects, key: string): Promise<HeadObjectCommandOutput | null> {
   try {
-    return await objects.client.send(new HeadObjectCommand({ Bucket: objects.bucket, Key: key, ChecksumMode: 'ENABLED' }), sendOptions(objects));
+    return await objects.client.send(
+      new HeadObjectCommand({ Bucket: objects.bucket, Key: key, ChecksumMode: 'ENABLED' }),
+      sendOptions(objects),
+    );
   } catch (error) {
     const status = httpStatus(error);
     if (status === 404 || status === 403 || status === 400) return null;
@@ -94,7 +115,10 @@ async function headObject(objects: Objects, key: string): Promise<HeadObjectComm
 
 async function fetchPrefix(objects: Objects, prefix: string, to: string): Promise<Fetched[]> {
   const keys: string[] = [];
-  for await (const page of paginateListObjectsV2({ client: objects.client }, { Bucket: objects.bucket, Prefix: prefix })) {
+  for await (const page of paginateListObjectsV2(
+    { client: objects.client },
+    { Bucket: objects.bucket, Prefix: prefix },
+  )) {
     for (const { Key } of page.Contents ?? []) if (Key && !Key.endsWith('/')) keys.push(Key);
     objects.signal?.throwIfAborted();
   }
@@ -111,9 +135,17 @@ async function fetchPrefix(objects: Objects, prefix: string, to: string): Promis
     const inside = key.slice(prefix.length);
     // Keys are anybody's: none may lead out of the folder.
     if (relative(to, join(to, inside)).startsWith('..')) {
-      throw new FacetrainError({ code: 'StorageFailed', subject: `s3://${objects.bucket}/${key}`, found: 'a key that leads out of the folder', allowed: 'keys without ".."' });
+      throw new FacetrainError({
+        code: 'StorageFailed',
+        subject: `s3://${objects.bucket}/${key}`,
+        found: 'a key that leads out of the folder',
+        allowed: 'keys without ".."',
+      });
     }
-    const head = await objects.client.send(new HeadObjectCommand({ Bucket: objects.bucket, Key: key, ChecksumMode: 'ENABLED' }), sendOptions(objects));
+    const head = await objects.client.send(
+      new HeadObjectCommand({ Bucket: objects.bucket, Key: key, ChecksumMode: 'ENABLED' }),
+      sendOptions(objects),
+    );
     fetched.push(await fetchObject(objects, { key, to: join(to, inside), head }));
   }
   return fetched;
@@ -124,9 +156,12 @@ function serverDigest(head: HeadObjectCommandOutput): { algorithm: 'sha256' | 'm
   const ours = head.Metadata?.[DIGEST_METADATA];
   if (ours) return { algorithm: 'sha256', hex: ours };
   // That of an upload in parts is a digest of digests, and ends in "-PARTS".
-  if (head.ChecksumSHA256 && !head.ChecksumSHA256.includes('-')) return { algorithm: 'sha256', hex: Buffer.from(head.ChecksumSHA256, 'base64').toString('hex') };
+  if (head.ChecksumSHA256 && !head.ChecksumSHA256.includes('-'))
+    return { algorithm: 'sha256', hex: Buffer.from(head.ChecksumSHA256, 'base64').toString('hex') };
   const tag = /^"([0-9a-f]{32})"$/.exec(head.ETag ?? '');
-  return tag && !head.ServerSideEncryption?.startsWith('aws:kms') && !head.SSECustomerAlgorithm ? { algorithm: 'md5', hex: tag[1]! } : null;
+  return tag && !head.ServerSideEncryption?.startsWith('aws:kms') && !head.SSECustomerAlgorithm
+    ? { algorithm: 'md5', hex: tag[1]! }
+    : null;
 }
 
 /** An object, and the file that it becomes. */
@@ -142,8 +177,18 @@ interface Target {
 
 async function fetchObject(objects: Objects, { key, to, head }: Pick<Target, 'key' | 'to' | 'head'>): Promise<Fetched> {
   const bytes = head.ContentLength ?? 0;
-  const version = createHash('sha256').update(`${objects.bucket}/${key}/${head.ETag ?? ''}/${bytes}`).digest('hex').slice(0, 16);
-  const target: Target = { key, to, head, bytes, time: head.LastModified ?? new Date(0), stem: join(dirname(to), `.${basename(to)}.${version}.`) };
+  const version = createHash('sha256')
+    .update(`${objects.bucket}/${key}/${head.ETag ?? ''}/${bytes}`)
+    .digest('hex')
+    .slice(0, 16);
+  const target: Target = {
+    key,
+    to,
+    head,
+    bytes,
+    time: head.LastModified ?? new Date(0),
+    stem: join(dirname(to), `.${basename(to)}.${version}.`),
+  };
   if (await isCopy(target)) return { path: to, bytes, written: false };
   if (objects.lock) return { path: to, bytes, written: await fetchShared(objects, target, objects.lock) };
   await onDisk(to, () => makeFolder(dirname(to)));
@@ -158,14 +203,22 @@ async function fetchShared(objects: Objects, target: Target, lock: LockOptions):
     const left = await partialsOf(to);
     const isThere = await isCopy(target);
     const partial = `${stem}${randomUUID()}.partial`;
-    if (!isThere) await continueFrom(left.filter((path) => path.startsWith(stem)), partial, head);
+    if (!isThere)
+      await continueFrom(
+        left.filter((path) => path.startsWith(stem)),
+        partial,
+        head,
+      );
     await onDisk(to, () => Promise.all(left.map((path) => rm(path, { force: true }))));
     if (!isThere) await complete({ ...objects, signal }, target, partial);
     return !isThere;
   };
   try {
     await onDisk(to, () => makeFolder(dirname(to), { asOpenAsParent: true }));
-    return await withLock(join(dirname(to), `.${basename(to)}.lock`), fetchWhatLacks, { ...lock, signal: objects.signal });
+    return await withLock(join(dirname(to), `.${basename(to)}.lock`), fetchWhatLacks, {
+      ...lock,
+      signal: objects.signal,
+    });
   } catch (error) {
     throw cacheError(error);
   }
@@ -189,8 +242,11 @@ async function complete(objects: Objects, { key, to, head, bytes, time }: Target
 /** The partial files of shared downloads to a path, of any version. */
 async function partialsOf(to: string): Promise<string[]> {
   const directory = dirname(to);
-  const isPartial = (name: string) => name.startsWith(`.${basename(to)}.`) && PARTIAL.test(name.slice(`.${basename(to)}`.length));
-  return onDisk(directory, async () => (await readdir(directory)).filter(isPartial).map((name) => join(directory, name)));
+  const isPartial = (name: string) =>
+    name.startsWith(`.${basename(to)}.`) && PARTIAL.test(name.slice(`.${basename(to)}`.length));
+  return onDisk(directory, async () =>
+    (await readdir(directory)).filter(isPartial).map((name) => join(directory, name)),
+  );
 }
 
 /** A new partial file with the most that others came to of this version. */
@@ -211,11 +267,22 @@ function cacheError(error: unknown): unknown {
   if (!(error instanceof FacetrainError) || !isRefusal(error.cause)) return error;
   const { code, subject, found, cause } = error;
   const whose = `a cache that user ${process.geteuid?.()}, group ${process.getegid?.()} may write`;
-  return new FacetrainError({ code, subject, found, allowed: `${whose}: let an administrator give them its folder (chown), or choose a claim that takes the pod's fsGroup`, cause });
+  return new FacetrainError({
+    code,
+    subject,
+    found,
+    allowed: `${whose}: let an administrator give them its folder (chown), or choose a claim that takes the pod's fsGroup`,
+    cause,
+  });
 }
 
 /** Compares a finished download with what the server says of the object. */
-async function mismatch(partial: string, head: HeadObjectCommandOutput, bytes: number, subject: string): Promise<FacetrainError | null> {
+async function mismatch(
+  partial: string,
+  head: HeadObjectCommandOutput,
+  bytes: number,
+  subject: string,
+): Promise<FacetrainError | null> {
   const digest = serverDigest(head);
   const hash = createHash(digest?.algorithm ?? 'sha256');
   let length = 0;
@@ -227,12 +294,24 @@ async function mismatch(partial: string, head: HeadObjectCommandOutput, bytes: n
   });
   const hex = hash.digest('hex');
   if (length === bytes && (!digest || hex === digest.hex)) return null;
-  const found = length === bytes ? `${digest?.algorithm} ${hex} after the download` : `${length} bytes after the download`;
-  return new FacetrainError({ code: 'StorageFailed', subject, found, allowed: `the ${length === bytes ? digest?.hex : bytes} that the server names; fetch it again` });
+  const found =
+    length === bytes ? `${digest?.algorithm} ${hex} after the download` : `${length} bytes after the download`;
+  return new FacetrainError({
+    code: 'StorageFailed',
+    subject,
+    found,
+    allowed: `the ${length === bytes ? digest?.hex : bytes} that the server names; fetch it again`,
+  });
 }
 
 /** Completes the partial file. A broken connection is taken up again where it broke, as long as one attempt in a few brings something. */
-async function download(objects: Objects, key: string, head: HeadObjectCommandOutput, partial: string, bytes: number): Promise<void> {
+async function download(
+  objects: Objects,
+  key: string,
+  head: HeadObjectCommandOutput,
+  partial: string,
+  bytes: number,
+): Promise<void> {
   await onDisk(partial, async () => (await open(partial, 'a')).close());
   for (let fruitless = 0; ; ) {
     const start = await sizeOf(partial);
@@ -250,9 +329,18 @@ async function download(objects: Objects, key: string, head: HeadObjectCommandOu
   }
 }
 
-async function append(objects: Objects, key: string, head: HeadObjectCommandOutput, partial: string, start: number): Promise<void> {
+async function append(
+  objects: Objects,
+  key: string,
+  head: HeadObjectCommandOutput,
+  partial: string,
+  start: number,
+): Promise<void> {
   const range = start > 0 ? { Range: `bytes=${start}-` } : {};
-  const answer = await objects.client.send(new GetObjectCommand({ Bucket: objects.bucket, Key: key, ...range, ...(head.ETag ? { IfMatch: head.ETag } : {}) }), sendOptions(objects));
+  const answer = await objects.client.send(
+    new GetObjectCommand({ Bucket: objects.bucket, Key: key, ...range, ...(head.ETag ? { IfMatch: head.ETag } : {}) }),
+    sendOptions(objects),
+  );
   // A server that knows no ranges sends all of it.
   await using file = await onDisk(partial, () => open(partial, answer.ContentRange ? 'a' : 'w'));
   try {
@@ -286,7 +374,11 @@ const sizeOf = async (path: string): Promise<number> => (await stat(path).catch(
 async function isCopy({ to, bytes, time }: Pick<Target, 'to' | 'bytes' | 'time'>): Promise<boolean> {
   const there = await stat(to).catch(() => null);
   // Servers give whole seconds.
-  return there !== null && there.isFile() && there.size === bytes && Math.floor(there.mtimeMs / 1000) === Math.floor(time.getTime() / 1000);
+  return (
+    there?.isFile() === true &&
+    there.size === bytes &&
+    Math.floor(there.mtimeMs / 1000) === Math.floor(time.getTime() / 1000)
+  );
 }
 
 async function fetchPath(from: string, to: string, signal: AbortSignal | undefined): Promise<Fetched[]> {
@@ -305,7 +397,8 @@ async function copy(from: string, to: string, signal: AbortSignal | undefined): 
   const { size, mtime } = await onDisk(from, () => stat(from));
   if (await isCopy({ to, bytes: size, time: mtime })) return { path: to, bytes: size, written: false };
   await writeAtomically(to, async (target) => {
-    for await (const chunk of createReadStream(from, signal ? { signal } : {})) await target.writeFile(chunk as Uint8Array);
+    for await (const chunk of createReadStream(from, signal ? { signal } : {}))
+      await target.writeFile(chunk as Uint8Array);
   });
   await utimes(to, mtime, mtime);
   return { path: to, bytes: size, written: true };

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
@@ -62,7 +62,10 @@ test('who works for long keeps it, and who waits is told for whom, once', async 
   await withLock(
     path,
     async () => {
-      waiter = withLock(path, async () => void order.push('waiter'), { ...QUICK, onWait: (holder) => waitsFor.push(holder) });
+      waiter = withLock(path, async () => void order.push('waiter'), {
+        ...QUICK,
+        onWait: (holder) => waitsFor.push(holder),
+      });
       await delay(3 * QUICK.stale);
       order.push('holder');
     },
@@ -105,11 +108,17 @@ test('what is another’s is neither written nor removed', async () => {
 });
 
 test('a failure of the work is passed on, and the lock given back', async () => {
-  await assert.rejects(withLock(path, () => Promise.reject(new Error('of the work')), QUICK), /of the work/);
+  await assert.rejects(
+    withLock(path, () => Promise.reject(new Error('of the work')), QUICK),
+    /of the work/,
+  );
   assert.deepEqual(await readdir(folder), []);
 });
 
 test('a lock that cannot be made is named', async () => {
   const inNoFolder = join(folder, 'nowhere', '.lock');
-  await assert.rejects(withLock(inNoFolder, async () => {}), (error) => error instanceof FacetrainError && error.code === 'StorageFailed' && error.subject === inNoFolder);
+  await assert.rejects(
+    withLock(inNoFolder, async () => {}),
+    (error) => error instanceof FacetrainError && error.code === 'StorageFailed' && error.subject === inNoFolder,
+  );
 });

@@ -14,7 +14,7 @@
  * saves work, and what it is for has to be right without it.
  */
 import { randomUUID } from 'node:crypto';
-import { open, readFile, rm, type FileHandle } from 'node:fs/promises';
+import { type FileHandle, open, readFile, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { setTimeout as delay } from 'node:timers/promises';
 import { storageError } from './atomic-files.ts';
@@ -37,7 +37,11 @@ const WRITING_MILLISECONDS = 1_000;
  * @param work is told by its signal when to stop, and done again from its start when it failed after another process had taken the lock over
  * @throws what `work` throws, an AbortError, or FacetrainError StorageFailed or DiskFull where no lock can be made
  */
-export async function withLock<T>(path: string, work: (signal: AbortSignal) => Promise<T>, options: LockOptions = {}): Promise<T> {
+export async function withLock<T>(
+  path: string,
+  work: (signal: AbortSignal) => Promise<T>,
+  options: LockOptions = {},
+): Promise<T> {
   const { signal, onWait, beat = 5_000, stale = 30_000 } = options;
   const poll = Math.min(POLL_MILLISECONDS, beat);
   for (;;) {
@@ -89,7 +93,10 @@ class Lock {
 
   /** Never shorter than the last one, so that it covers it. */
   async beat(): Promise<void> {
-    await this.#file.write(JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token: this.#token, beats: this.#beats++ }), 0);
+    await this.#file.write(
+      JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token: this.#token, beats: this.#beats++ }),
+      0,
+    );
     await this.#file.datasync();
   }
 
@@ -104,7 +111,10 @@ class Lock {
   }
 }
 
-async function acquire(path: string, { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number }): Promise<Lock> {
+async function acquire(
+  path: string,
+  { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number },
+): Promise<Lock> {
   const deadAfter = stale / poll;
   let seen: string | null = null;
   let looks = 0;
@@ -192,4 +202,5 @@ function parsed(content: string): { holder?: string; token?: string } {
 }
 
 /** Empty where a lock names none; undefined where there is none. */
-const tokenIn = (content: string | null): string | undefined => (content === null ? undefined : (parsed(content).token ?? ''));
+const tokenIn = (content: string | null): string | undefined =>
+  content === null ? undefined : (parsed(content).token ?? '');

@@ -12,7 +12,7 @@ import { Upload } from '@aws-sdk/lib-storage';
 import { parseStorageUri, type StoredFile } from '@facetrain/api';
 import { writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
-import { DIGEST_METADATA, httpStatus, s3Client, s3Error, type StorageAddress } from './s3.ts';
+import { DIGEST_METADATA, httpStatus, type StorageAddress, s3Client, s3Error } from './s3.ts';
 
 const CONTENT_TYPES: Record<string, string> = { '.json': 'application/json', '.html': 'text/html; charset=utf-8' };
 
@@ -27,14 +27,29 @@ export interface Published {
  * Copies the files `names` of `folder` to `destination`, one after the other.
  * @throws FacetrainError StorageFailed or DiskFull; files before the one that failed are there
  */
-export async function publish(folder: string, names: string[], destination: StorageAddress, signal?: AbortSignal): Promise<Published[]> {
+export async function publish(
+  folder: string,
+  names: string[],
+  destination: StorageAddress,
+  signal?: AbortSignal,
+): Promise<Published[]> {
   const location = parseStorageUri(destination.uri);
-  if (location.scheme === 'file') return publishTo(names, (name) => publishFile(join(folder, name), join(location.path, name), signal));
+  if (location.scheme === 'file')
+    return publishTo(names, (name) => publishFile(join(folder, name), join(location.path, name), signal));
   if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
   const client = s3Client(destination);
   const prefix = location.key.replace(/\/+$/, '');
   try {
-    return await publishTo(names, (name) => publishObject(client, join(folder, name), destination, location.bucket, prefix ? `${prefix}/${name}` : name, signal));
+    return await publishTo(names, (name) =>
+      publishObject(
+        client,
+        join(folder, name),
+        destination,
+        location.bucket,
+        prefix ? `${prefix}/${name}` : name,
+        signal,
+      ),
+    );
   } finally {
     client.destroy();
   }
@@ -51,7 +66,10 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
   const client = s3Client(destination);
   const { bucket, key } = location;
   try {
-    await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: key, MaxKeys: 1 }), signal ? { abortSignal: signal } : {});
+    await client.send(
+      new ListObjectsV2Command({ Bucket: bucket, Prefix: key, MaxKeys: 1 }),
+      signal ? { abortSignal: signal } : {},
+    );
   } catch (error) {
     // Listing is not needed for publishing.
     if (!(error instanceof Error) || error.name !== 'AccessDenied') throw s3Error(error, destination, bucket, key);
@@ -60,7 +78,10 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
   }
 }
 
-async function publishTo(names: string[], one: (name: string) => Promise<Omit<Published, 'name'>>): Promise<Published[]> {
+async function publishTo(
+  names: string[],
+  one: (name: string) => Promise<Omit<Published, 'name'>>,
+): Promise<Published[]> {
   const published: Published[] = [];
   for (const name of names) published.push({ name, ...(await one(name)) });
   return published;
@@ -69,20 +90,38 @@ async function publishTo(names: string[], one: (name: string) => Promise<Omit<Pu
 async function publishFile(from: string, to: string, signal?: AbortSignal): Promise<Omit<Published, 'name'>> {
   const file = await digestFile(from, signal);
   const there = await stat(to).catch(() => null);
-  if (there?.isFile() && there.size === file.bytes && (await digestFile(to, signal)).sha256 === file.sha256) return { file, written: false };
+  if (there?.isFile() && there.size === file.bytes && (await digestFile(to, signal)).sha256 === file.sha256)
+    return { file, written: false };
   await writeAtomically(to, async (target) => {
-    for await (const chunk of createReadStream(from, signal ? { signal } : {})) await target.writeFile(chunk as Uint8Array);
+    for await (const chunk of createReadStream(from, signal ? { signal } : {}))
+      await target.writeFile(chunk as Uint8Array);
   });
   return { file, written: true };
 }
 
-async function publishObject(client: S3Client, from: string, address: StorageAddress, bucket: string, key: string, signal?: AbortSignal): Promise<Omit<Published, 'name'>> {
+async function publishObject(
+  client: S3Client,
+  from: string,
+  address: StorageAddress,
+  bucket: string,
+  key: string,
+  signal?: AbortSignal,
+): Promise<Omit<Published, 'name'>> {
   const file = await digestFile(from, signal);
   const abort = signal ? { abortSignal: signal } : {};
   try {
     if (await isThere(client, bucket, key, file, abort)) return { file, written: false };
     const type = CONTENT_TYPES[extname(from)] ?? 'application/octet-stream';
-    const upload = new Upload({ client, params: { Bucket: bucket, Key: key, Body: createReadStream(from), ContentType: type, Metadata: { [DIGEST_METADATA]: file.sha256 } } });
+    const upload = new Upload({
+      client,
+      params: {
+        Bucket: bucket,
+        Key: key,
+        Body: createReadStream(from),
+        ContentType: type,
+        Metadata: { [DIGEST_METADATA]: file.sha256 },
+      },
+    });
     const stop = () => void upload.abort();
     signal?.addEventListener('abort', stop, { once: true });
     try {
@@ -97,7 +136,13 @@ async function publishObject(client: S3Client, from: string, address: StorageAdd
 }
 
 /** Whether the object has these bytes already. An object that may not be looked at is written: that tells what is wrong, or nothing is. */
-async function isThere(client: S3Client, bucket: string, key: string, file: StoredFile, abort: { abortSignal?: AbortSignal }): Promise<boolean> {
+async function isThere(
+  client: S3Client,
+  bucket: string,
+  key: string,
+  file: StoredFile,
+  abort: { abortSignal?: AbortSignal },
+): Promise<boolean> {
   try {
     const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key }), abort);
     return head.ContentLength === file.bytes && head.Metadata?.[DIGEST_METADATA] === file.sha256;

@@ -3,7 +3,14 @@ import { test } from 'node:test';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import { patiently } from './retries.ts';
 
-const failure = (exitCode: ExitCode) => new FacetrainError({ code: 'StorageFailed', subject: 's3://faces', found: 'nothing', allowed: 'something', exitCode });
+const failure = (exitCode: ExitCode) =>
+  new FacetrainError({
+    code: 'StorageFailed',
+    subject: 's3://faces',
+    found: 'nothing',
+    allowed: 'something',
+    exitCode,
+  });
 
 /** Fails as often as there are errors. */
 function failing(...errors: unknown[]) {
@@ -12,13 +19,22 @@ function failing(...errors: unknown[]) {
     if (errors.length > 0) throw errors.shift();
     return 'done';
   };
-  return { work, waits, onWait: (_: FacetrainError, milliseconds: number) => void waits.push(milliseconds), left: errors };
+  return {
+    work,
+    waits,
+    onWait: (_: FacetrainError, milliseconds: number) => void waits.push(milliseconds),
+    left: errors,
+  };
 }
 
 const { signal } = new AbortController();
 
 test('what may pass is tried again, after waits that double', async () => {
-  const { work, waits, onWait } = failing(failure(ExitCode.failure), failure(ExitCode.failure), failure(ExitCode.failure));
+  const { work, waits, onWait } = failing(
+    failure(ExitCode.failure),
+    failure(ExitCode.failure),
+    failure(ExitCode.failure),
+  );
   assert.equal(await patiently(work, { signal, onWait, wait: 1 }), 'done');
   assert.deepEqual(waits, [1, 2, 4]);
 });
@@ -41,5 +57,8 @@ test('patience ends', async () => {
 test('who is told to stop does not wait', async () => {
   const stop = new AbortController();
   const { work } = failing(failure(ExitCode.failure));
-  await assert.rejects(patiently(work, { signal: stop.signal, onWait: () => stop.abort(), wait: 60_000, patience: 120_000 }), { name: 'AbortError' });
+  await assert.rejects(
+    patiently(work, { signal: stop.signal, onWait: () => stop.abort(), wait: 60_000, patience: 120_000 }),
+    { name: 'AbortError' },
+  );
 });

@@ -17,7 +17,10 @@ const FIRST_WAIT_MILLISECONDS = 1_000;
 const LONGEST_WAIT_MILLISECONDS = 10_000;
 
 /** What `work` resolves to once it does. @throws what it threw, if that does not pass by itself, or has not passed in time; Error AbortError when stopped */
-export async function patiently<T>(work: () => Promise<T>, { signal, onWait, patience = PATIENCE_MILLISECONDS, wait = FIRST_WAIT_MILLISECONDS }: Patience): Promise<T> {
+export async function patiently<T>(
+  work: () => Promise<T>,
+  { signal, onWait, patience = PATIENCE_MILLISECONDS, wait = FIRST_WAIT_MILLISECONDS }: Patience,
+): Promise<T> {
   let failedAt: number | undefined;
   for (let next = wait; ; next = Math.min(2 * next, LONGEST_WAIT_MILLISECONDS)) {
     try {
@@ -31,4 +34,5 @@ export async function patiently<T>(work: () => Promise<T>, { signal, onWait, pat
   }
 }
 
-const mayPass = (error: unknown): error is FacetrainError => error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;
+const mayPass = (error: unknown): error is FacetrainError =>
+  error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;

@@ -26,9 +26,12 @@ const CONNECT_MILLISECONDS = 5_000;
 const SILENCE_MILLISECONDS = 30_000;
 
 /** @param silence milliseconds without a byte after which a request has failed */
-export function s3Client({ endpoint, region, forcePathStyle }: StorageAddress, silence = SILENCE_MILLISECONDS): S3Client {
+export function s3Client(
+  { endpoint, region, forcePathStyle }: StorageAddress,
+  silence = SILENCE_MILLISECONDS,
+): S3Client {
   // Other servers ignore the region, but the SDK insists on one; for AWS its own rules decide.
-  const found = region ?? (endpoint ? (process.env['AWS_REGION'] ?? 'us-east-1') : undefined);
+  const found = region ?? (endpoint ? (process.env.AWS_REGION ?? 'us-east-1') : undefined);
   return new S3Client({
     ...(endpoint ? { endpoint } : {}),
     ...(found ? { region: found } : {}),
@@ -56,11 +59,22 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
     case 'ECONNREFUSED':
     case 'EHOSTUNREACH':
     case 'ENETUNREACH':
-      return { found: `the endpoint ${error.code === 'ECONNREFUSED' ? 'refuses connections' : 'cannot be reached'} (${error.code})`, allowed: 'the address of an S3 server that runs', passing: true };
+      return {
+        found: `the endpoint ${error.code === 'ECONNREFUSED' ? 'refuses connections' : 'cannot be reached'} (${error.code})`,
+        allowed: 'the address of an S3 server that runs',
+        passing: true,
+      };
     case 'EAI_AGAIN':
-      return { found: 'the name server does not answer (EAI_AGAIN)', allowed: 'name resolution that works', passing: true };
+      return {
+        found: 'the name server does not answer (EAI_AGAIN)',
+        allowed: 'name resolution that works',
+        passing: true,
+      };
     case 'ENOTFOUND':
-      return { found: `the endpoint’s host name does not resolve (${error.code})`, allowed: 'the address of an S3 server; many want forcePathStyle' };
+      return {
+        found: `the endpoint’s host name does not resolve (${error.code})`,
+        allowed: 'the address of an S3 server; many want forcePathStyle',
+      };
     case 'NoSuchBucket':
       return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };
     case 'InvalidAccessKeyId':
@@ -68,19 +82,41 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
     case 'XAdminUserNotFound': // versitygw’s InvalidAccessKeyId
     case 'InvalidToken':
     case 'ExpiredToken':
-      return { found: `the credentials are wrong (${error.name})`, allowed: 'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN' };
+      return {
+        found: `the credentials are wrong (${error.name})`,
+        allowed: 'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN',
+      };
     case 'CredentialsProviderError':
-      return { found: 'there are no credentials', allowed: 'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, a shared credentials file, or a pod identity' };
+      return {
+        found: 'there are no credentials',
+        allowed:
+          'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, a shared credentials file, or a pod identity',
+      };
     case 'AccessDenied':
-      return { found: 'the credentials do not allow it (AccessDenied)', allowed: `permission for s3:GetObject, s3:PutObject and s3:ListBucket on bucket "${bucket}"` };
+      return {
+        found: 'the credentials do not allow it (AccessDenied)',
+        allowed: `permission for s3:GetObject, s3:PutObject and s3:ListBucket on bucket "${bucket}"`,
+      };
     case 'TimeoutError':
     case 'ETIMEDOUT':
-      return { found: `no answer in time (${error.message})`, allowed: 'an S3 server that can be reached from here', passing: true };
+      return {
+        found: `no answer in time (${error.message})`,
+        allowed: 'an S3 server that can be reached from here',
+        passing: true,
+      };
     case 'ECONNRESET':
     case 'EPIPE':
-      return { found: `the server broke the connection (${error.code})`, allowed: 'a server that completes its answers', passing: true };
+      return {
+        found: `the server broke the connection (${error.code})`,
+        allowed: 'a server that completes its answers',
+        passing: true,
+      };
     default:
-      return { found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`, allowed: 'a request that the S3 server accepts', passing: status !== undefined && status >= 500 };
+      return {
+        found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`,
+        allowed: 'a request that the S3 server accepts',
+        passing: status !== undefined && status >= 500,
+      };
   }
 }
 

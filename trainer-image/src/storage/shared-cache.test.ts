@@ -1,18 +1,18 @@
 /** Many processes that fetch the same to one folder, from a real S3 server that is slow. */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, mkdir, mkdtemp, readFile, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Upload } from '@aws-sdk/lib-storage';
 import { FacetrainError } from '@facetrain/api';
-import { fetchTo, type Fetched } from './fetch.ts';
+import { CREDENTIALS, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { type Fetched, fetchTo } from './fetch.ts';
 import { publish } from './publish.ts';
 import { s3Client } from './s3.ts';
-import { CREDENTIALS, startS3Server, type S3Proxy, type S3Server } from '../testing/s3-server.ts';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 const FACES = Buffer.alloc(8 * 2 ** 20, 'faces');
@@ -27,7 +27,11 @@ let scratch: string;
 let to: string;
 
 before(async () => {
-  Object.assign(process.env, CREDENTIALS, { AWS_EC2_METADATA_DISABLED: 'true', AWS_SHARED_CREDENTIALS_FILE: '/nonexistent', AWS_CONFIG_FILE: '/nonexistent' });
+  Object.assign(process.env, CREDENTIALS, {
+    AWS_EC2_METADATA_DISABLED: 'true',
+    AWS_SHARED_CREDENTIALS_FILE: '/nonexistent',
+    AWS_CONFIG_FILE: '/nonexistent',
+  });
   server = await startS3Server('models');
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-faces-'));
   await writeFile(join(folder, 'train.rec'), FACES);
@@ -54,7 +58,12 @@ beforeEach(async () => {
 });
 afterEach(() => rm(scratch, { recursive: true, force: true }));
 
-const request = (uri = 's3://models/faces', path = to) => ({ ...server.address(uri), endpoint: proxy.endpoint, to: path, shared: true });
+const request = (uri = 's3://models/faces', path = to) => ({
+  ...server.address(uri),
+  endpoint: proxy.endpoint,
+  to: path,
+  shared: true,
+});
 const getsOf = (key: string) => gets.filter((get) => get.key === key);
 const downloaded = (fetched: Fetched[]): number => fetched.filter(({ written }) => written).length;
 
@@ -62,12 +71,26 @@ const downloaded = (fetched: Fetched[]): number => fetched.filter(({ written }) 
 function fetcher(from = request()): ChildProcess {
   const module = JSON.stringify(join(import.meta.dirname, 'fetch.ts'));
   const program = `import { fetchTo } from ${module}; await fetchTo(JSON.parse(process.argv[1]), undefined, ${JSON.stringify(QUICK)});`;
-  return spawn(process.execPath, ['--input-type=module', '--eval', program, JSON.stringify(from)], { stdio: ['ignore', 'ignore', 'inherit'] });
+  return spawn(process.execPath, ['--input-type=module', '--eval', program, JSON.stringify(from)], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  });
 }
 
 /** `facetrain-trainer fetch`, as in the pods. */
 async function fetchInPod({ uri, to: path }: { uri: string; to: string }): Promise<{ code: number; log: string }> {
-  const args = ['fetch', '--uri', uri, '--to', path, '--shared', '--endpoint', proxy.endpoint, '--region', 'us-east-1', '--force-path-style'];
+  const args = [
+    'fetch',
+    '--uri',
+    uri,
+    '--to',
+    path,
+    '--shared',
+    '--endpoint',
+    proxy.endpoint,
+    '--region',
+    'us-east-1',
+    '--force-path-style',
+  ];
   const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
   let log = '';
   child.stderr.on('data', (text) => (log += text));
@@ -80,7 +103,7 @@ async function partialOf(bytes: number): Promise<string> {
   for (;;) {
     for (const name of await readdir(to).catch(() => [])) {
       const path = join(to, name);
-      if (name.endsWith('.partial') && (await stat(path).catch(() => null))?.size! >= bytes) return path;
+      if (name.endsWith('.partial') && ((await stat(path).catch(() => null))?.size ?? -1) >= bytes) return path;
     }
     await delay(5);
   }
@@ -95,22 +118,44 @@ async function isWhole(): Promise<void> {
 
 test('of the trainers of a gang one downloads an object, and the others wait for it', async () => {
   // One wants the folder's largest file alone, as a verification set may lie beside the faces.
-  const ended = await Promise.all([...Array.from({ length: 3 }, () => request()), request('s3://models/faces/train.rec', join(to, 'train.rec'))].map(fetchInPod));
-  assert.deepEqual(ended.map(({ code }) => code), [0, 0, 0, 0], ended.map(({ log }) => log).join(''));
+  const ended = await Promise.all(
+    [...Array.from({ length: 3 }, () => request()), request('s3://models/faces/train.rec', join(to, 'train.rec'))].map(
+      fetchInPod,
+    ),
+  );
+  assert.deepEqual(
+    ended.map(({ code }) => code),
+    [0, 0, 0, 0],
+    ended.map(({ log }) => log).join(''),
+  );
   assert.deepEqual(gets.map(({ key }) => key).sort(), ['faces/property', 'faces/train.rec']);
-  assert.equal(ended.reduce((sum, { log }) => sum + Number(/"downloaded":(\d+)/.exec(log)![1]), 0), 2);
-  assert(ended.some(({ log }) => /"holder":"\S+ \(process \d+\)".*waiting for another process that fetches the same/.test(log)));
+  assert.equal(
+    ended.reduce((sum, { log }) => sum + Number(/"downloaded":(\d+)/.exec(log)![1]), 0),
+    2,
+  );
+  assert(
+    ended.some(({ log }) =>
+      /"holder":"\S+ \(process \d+\)".*waiting for another process that fetches the same/.test(log),
+    ),
+  );
   await isWhole();
 });
 
 test('one that is killed in the midst of it leaves its part to one of those who wait', async () => {
   const child = fetcher();
   await partialOf(4 * PART);
-  const waiting = [fetchTo(request(), undefined, QUICK), fetchTo(request(), undefined, QUICK), fetchTo(request(), undefined, QUICK)];
+  const waiting = [
+    fetchTo(request(), undefined, QUICK),
+    fetchTo(request(), undefined, QUICK),
+    fetchTo(request(), undefined, QUICK),
+  ];
   child.kill('SIGKILL');
   await once(child, 'close');
   const ended = await Promise.all(waiting);
-  assert.equal(ended.filter((fetched) => fetched.some(({ path, written }) => written && path.endsWith('train.rec'))).length, 1);
+  assert.equal(
+    ended.filter((fetched) => fetched.some(({ path, written }) => written && path.endsWith('train.rec'))).length,
+    1,
+  );
   const ranges = getsOf('faces/train.rec').map(({ range }) => range);
   assert.equal(ranges.length, 2);
   assert.match(ranges[1]!, /^bytes=[1-9]\d*-$/);
@@ -157,20 +202,30 @@ test('a part that is wrong is not kept: the download begins anew', async () => {
   const bytes = await readFile(its);
   await writeFile(its, bytes.fill(0, PART));
   await fetchTo(request(), undefined, QUICK);
-  assert.deepEqual(getsOf('faces/train.rec').map(({ range }) => range && 'some'), ['', 'some', '']);
+  assert.deepEqual(
+    getsOf('faces/train.rec').map(({ range }) => range && 'some'),
+    ['', 'some', ''],
+  );
   await isWhole();
 });
 
 test('where the server gives no digest, no part is used that may not have been flushed', async () => {
   const client = s3Client(server.address(''));
-  await new Upload({ client, params: { Bucket: 'models', Key: 'parts/train.rec', Body: FACES }, partSize: 5 * 2 ** 20 }).done();
+  await new Upload({
+    client,
+    params: { Bucket: 'models', Key: 'parts/train.rec', Body: FACES },
+    partSize: 5 * 2 ** 20,
+  }).done();
   client.destroy();
   const child = fetcher(request('s3://models/parts'));
   await partialOf(4 * PART);
   child.kill('SIGKILL');
   await once(child, 'close');
   await fetchTo(request('s3://models/parts'), undefined, QUICK);
-  assert.deepEqual(getsOf('parts/train.rec').map(({ range }) => range), ['', '']);
+  assert.deepEqual(
+    getsOf('parts/train.rec').map(({ range }) => range),
+    ['', ''],
+  );
   assert.deepEqual(await readFile(join(to, 'train.rec')), FACES);
 });
 
@@ -223,7 +278,12 @@ describe('a cache that belongs to somebody else', () => {
           assert.equal(error.code, 'StorageFailed');
           assert(error.subject.startsWith(path), error.subject);
           assert.match(error.found, /EACCES: permission denied/);
-          assert.match(error.allowed, new RegExp(`a cache that user ${process.geteuid!()}, group ${process.getegid!()} may write: let an administrator`));
+          assert.match(
+            error.allowed,
+            new RegExp(
+              `a cache that user ${process.geteuid!()}, group ${process.getegid!()} may write: let an administrator`,
+            ),
+          );
           return true;
         }),
       );
@@ -238,7 +298,8 @@ describe('a cache that belongs to somebody else', () => {
     await chmod(cache, 0o2777);
     const path = join(cache, 'server', 'faces');
     await fetchTo(request('s3://models/faces', path));
-    for (const folder of [join(cache, 'server'), path]) assert.equal((await stat(folder)).mode & 0o7777, 0o2777, folder);
+    for (const folder of [join(cache, 'server'), path])
+      assert.equal((await stat(folder)).mode & 0o7777, 0o2777, folder);
     assert.equal((await stat(join(path, 'train.rec'))).mode & 0o111, 0);
   });
 });

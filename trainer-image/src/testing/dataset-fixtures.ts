@@ -16,7 +16,11 @@ export function shippedJpeg(picture: number): Buffer {
  * Writes train.rec, train.idx and property: record i has key i, and there is no header record.
  * @returns the offset of each record
  */
-export function writeDataset(directory: string, property: string, records: { label: number; jpeg: Uint8Array }[]): number[] {
+export function writeDataset(
+  directory: string,
+  property: string,
+  records: { label: number; jpeg: Uint8Array }[],
+): number[] {
   let offset = 0;
   const offsets: number[] = [];
   const parts = records.map(({ label, jpeg }) => {

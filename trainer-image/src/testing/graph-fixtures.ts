@@ -1,8 +1,8 @@
 /** For tests: small ONNX graphs, written down as a chain, with weights that are always the same. */
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/infer-shapes.ts';
-import { noise } from './onnx-oracles.ts';
 import { limits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
+import { noise } from './onnx-oracles.ts';
 
 /** A graph under construction; every method adds a node and returns the name of its output. */
 export class GraphBuilder {
@@ -35,7 +35,13 @@ export class GraphBuilder {
   }
 
   /** A convolution with weights of the size that keeps values in range. */
-  conv(input: string, channels: number, outputs: number, kernel: number, { pad = 0, stride = 1, group = 1, bias = true } = {}): string {
+  conv(
+    input: string,
+    channels: number,
+    outputs: number,
+    kernel: number,
+    { pad = 0, stride = 1, group = 1, bias = true } = {},
+  ): string {
     const size = Math.sqrt(3 / ((channels / group) * kernel * kernel));
     const weight = this.values([outputs, channels / group, kernel, kernel], -size, size);
     return this.node('Conv', bias ? [input, weight, this.values([outputs])] : [input, weight], {
@@ -48,7 +54,12 @@ export class GraphBuilder {
   }
 
   batchNorm(input: string, channels: number): string {
-    const parameters = [this.values([channels], 0.5, 2), this.values([channels]), this.values([channels]), this.values([channels], 0.3, 2)];
+    const parameters = [
+      this.values([channels], 0.5, 2),
+      this.values([channels]),
+      this.values([channels]),
+      this.values([channels], 0.3, 2),
+    ];
     return this.node('BatchNormalization', [input, ...parameters], { epsilon: 1e-5 });
   }
 
@@ -58,7 +69,9 @@ export class GraphBuilder {
 
   gemm(input: string, features: number, outputs: number): string {
     const size = Math.sqrt(3 / features);
-    return this.node('Gemm', [input, this.values([outputs, features], -size, size), this.values([outputs])], { transB: 1 });
+    return this.node('Gemm', [input, this.values([outputs, features], -size, size), this.values([outputs])], {
+      transB: 1,
+    });
   }
 
   flatten(input: string): string {
@@ -66,7 +79,12 @@ export class GraphBuilder {
   }
 
   graph(output: string): Graph {
-    const graph = { input: this.input, output: { name: output, dim: 0 }, nodes: this.nodes, initializers: this.initializers };
+    const graph = {
+      input: this.input,
+      output: { name: output, dim: 0 },
+      nodes: this.nodes,
+      initializers: this.initializers,
+    };
     const shape = inferShapes(graph, 1).get(output) ?? [];
     graph.output.dim = shape.slice(1).reduce((product, dim) => product * dim, 1);
     return graph;
@@ -77,7 +95,8 @@ export class GraphBuilder {
 export function plainScales(graph: LayerGraph): Scales {
   const scales: Scales = { tensors: {}, weights: {}, biases: {} };
   let index = 0;
-  for (const [name, limit] of limits(graph)) scales.tensors[name] = { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
+  for (const [name, limit] of limits(graph))
+    scales.tensors[name] = { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
   for (const layer of graph.layers) {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
     const { data } = layer.weight;
@@ -88,8 +107,13 @@ export function plainScales(graph: LayerGraph): Scales {
       return filter.reduce((largest, value) => Math.max(largest, Math.abs(value)), 1e-6) / WEIGHT_LIMIT;
     });
     const inputScale = scales.tensors[layer.input]!.scale;
-    scales.weights[layer.name] = { scales: weightScales, values: Int8Array.from(data, (value, at) => Math.round(value / weightScales[Math.floor(at / perOutput)]!)) };
-    scales.biases[layer.name] = Int32Array.from(layer.bias, (value, output) => Math.round(value / (inputScale * weightScales[output]!)));
+    scales.weights[layer.name] = {
+      scales: weightScales,
+      values: Int8Array.from(data, (value, at) => Math.round(value / weightScales[Math.floor(at / perOutput)]!)),
+    };
+    scales.biases[layer.name] = Int32Array.from(layer.bias, (value, output) =>
+      Math.round(value / (inputScale * weightScales[output]!)),
+    );
   }
   return scales;
 }
@@ -99,8 +123,16 @@ export function smallFaceNet(): Graph {
   const b = new GraphBuilder({ height: 14, width: 14 });
   const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 3, { pad: 1, bias: false }), 8), 8);
   const inner = b.prelu(b.batchNorm(b.conv(b.batchNorm(stem, 8), 8, 12, 3, { pad: 1, bias: false }), 12), 12);
-  const first = b.node('Add', [b.batchNorm(b.conv(inner, 12, 12, 3, { pad: 1, stride: 2, bias: false }), 12), b.conv(stem, 8, 12, 1, { stride: 2 })]);
-  const narrow = b.conv(b.prelu(b.conv(b.prelu(b.conv(first, 12, 24, 1), 24), 24, 24, 3, { pad: 1, group: 24 }), 24), 24, 12, 1);
+  const first = b.node('Add', [
+    b.batchNorm(b.conv(inner, 12, 12, 3, { pad: 1, stride: 2, bias: false }), 12),
+    b.conv(stem, 8, 12, 1, { stride: 2 }),
+  ]);
+  const narrow = b.conv(
+    b.prelu(b.conv(b.prelu(b.conv(first, 12, 24, 1), 24), 24, 24, 3, { pad: 1, group: 24 }), 24),
+    24,
+    12,
+    1,
+  );
   const second = b.node('Add', [narrow, first]);
   const whole = b.gemm(b.flatten(b.batchNorm(second, 12)), 12 * 7 * 7, 16);
   const average = b.gemm(b.flatten(b.node('GlobalAveragePool', [second])), 12, 16);

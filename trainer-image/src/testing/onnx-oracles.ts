@@ -7,7 +7,10 @@ import type { Graph } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 
 /** A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the repository. */
-export const MOBILEFACENET = join(import.meta.dirname, '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
+export const MOBILEFACENET = join(
+  import.meta.dirname,
+  '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx',
+);
 
 /** Deterministic values in [-1, 1]. */
 export function noise(count: number, seed = 1): Float32Array {
@@ -19,8 +22,15 @@ export function noise(count: number, seed = 1): Float32Array {
 }
 
 /** Runs a model of one picture input and one output in ONNX Runtime on batches of any sizes; gives each one's output. */
-export async function runOrt(model: Uint8Array, ...batches: Float32Array[]): Promise<{ dims: readonly number[]; data: Float32Array }[]> {
-  const session = await ort.InferenceSession.create(model, { intraOpNumThreads: 1, interOpNumThreads: 1, logSeverityLevel: 3 });
+export async function runOrt(
+  model: Uint8Array,
+  ...batches: Float32Array[]
+): Promise<{ dims: readonly number[]; data: Float32Array }[]> {
+  const session = await ort.InferenceSession.create(model, {
+    intraOpNumThreads: 1,
+    interOpNumThreads: 1,
+    logSeverityLevel: 3,
+  });
   try {
     const [input] = session.inputMetadata;
     if (!input?.isTensor) throw new Error('the model has no tensor input');
@@ -28,7 +38,9 @@ export async function runOrt(model: Uint8Array, ...batches: Float32Array[]): Pro
     const results = [];
     for (const values of batches) {
       const dims = [values.length / sizes.reduce((product, dim) => product * dim, 1), ...sizes];
-      const { [session.outputNames[0]!]: result } = await session.run({ [session.inputNames[0]!]: new ort.Tensor('float32', values, dims) });
+      const { [session.outputNames[0]!]: result } = await session.run({
+        [session.inputNames[0]!]: new ort.Tensor('float32', values, dims),
+      });
       results.push({ dims: result!.dims, data: result!.data as Float32Array });
     }
     return results;
@@ -52,7 +64,8 @@ export function checkWithOnnx(models: Record<string, Uint8Array>): void {
     const names = Object.keys(models);
     const paths = names.map((_, i) => join(folder, `${i}.onnx`));
     paths.forEach((path, i) => writeFileSync(path, models[names[i]!]!));
-    const script = 'import onnx, sys\nfor path in sys.argv[1:]:\n  print(path, flush=True)\n  onnx.checker.check_model(path, full_check=True)';
+    const script =
+      'import onnx, sys\nfor path in sys.argv[1:]:\n  print(path, flush=True)\n  onnx.checker.check_model(path, full_check=True)';
     const { status, stdout, stderr, error } = spawnSync(PYTHON, ['-c', script, ...paths], { encoding: 'utf8' });
     if (error) throw new Error(`${PYTHON} cannot be run: npm run setup makes it`, { cause: error });
     const seen = stdout.trim().split('\n').length;

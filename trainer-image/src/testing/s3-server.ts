@@ -1,14 +1,14 @@
 /** For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, over a temporary folder. */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import { createServer, type AddressInfo } from 'node:net';
+import { type AddressInfo, createServer } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
-import { DIGEST_METADATA, s3Client, type StorageAddress } from '../storage/s3.ts';
+import { DIGEST_METADATA, type StorageAddress, s3Client } from '../storage/s3.ts';
 
 export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
 
@@ -52,27 +52,38 @@ async function answers(endpoint: string, server: ChildProcess, log: () => string
   for (;;) {
     const answer = await fetch(endpoint).catch(() => null);
     if (answer) return void (await answer.arrayBuffer());
-    if (server.exitCode !== null || Date.now() > deadline) throw new Error(`versitygw does not answer at ${endpoint}: ${log()}`);
+    if (server.exitCode !== null || Date.now() > deadline)
+      throw new Error(`versitygw does not answer at ${endpoint}: ${log()}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
 
 /** Starts the server with the given buckets. Callers stop it. */
 export async function startS3Server(...buckets: string[]): Promise<S3Server> {
-  const program = join(process.env['FACETRAIN_CACHE'] ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'versitygw');
+  const program = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'versitygw');
   if (!existsSync(program)) throw new Error(`${program} is missing; npm run setup -- --test builds it`);
   const root = await mkdtemp(join(tmpdir(), 'facetrain-s3-'));
   const folder = join(root, 'objects');
-  for (const path of [folder, join(root, 'metadata'), ...buckets.map((bucket) => join(folder, bucket))]) await mkdir(path, { recursive: true });
+  for (const path of [folder, join(root, 'metadata'), ...buckets.map((bucket) => join(folder, bucket))])
+    await mkdir(path, { recursive: true });
   const port = await freePort();
   // --sidecar keeps metadata in files, for file systems without extended attributes.
-  const server = spawn(program, ['--port', `127.0.0.1:${port}`, '--quiet', 'posix', '--sidecar', join(root, 'metadata'), folder], {
-    env: { ...process.env, ROOT_ACCESS_KEY_ID: CREDENTIALS.AWS_ACCESS_KEY_ID, ROOT_SECRET_ACCESS_KEY: CREDENTIALS.AWS_SECRET_ACCESS_KEY },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+  const server = spawn(
+    program,
+    ['--port', `127.0.0.1:${port}`, '--quiet', 'posix', '--sidecar', join(root, 'metadata'), folder],
+    {
+      env: {
+        ...process.env,
+        ROOT_ACCESS_KEY_ID: CREDENTIALS.AWS_ACCESS_KEY_ID,
+        ROOT_SECRET_ACCESS_KEY: CREDENTIALS.AWS_SECRET_ACCESS_KEY,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
   const exited = once(server, 'exit');
   let log = '';
-  for (const stream of [server.stdout, server.stderr]) stream.on('data', (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
+  for (const stream of [server.stdout, server.stderr])
+    stream.on('data', (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
   const stop = async () => {
     server.kill('SIGKILL');
     await exited;
@@ -88,31 +99,54 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
 }
 
 /** Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a prefix. */
-async function startProxy(target: StorageAddress, bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy> {
+async function startProxy(
+  target: StorageAddress,
+  bucket: string,
+  send: (get: ProxiedGet) => void | Promise<void>,
+): Promise<S3Proxy> {
   const client = s3Client(target);
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const { pathname, searchParams } = new URL(request.url!, target.endpoint!);
     const key = decodeURIComponent(pathname.slice(`/${bucket}/`.length));
     if (key === '') {
-      const { Contents = [] } = await client.send(new ListObjectsV2Command({ Bucket: bucket, Prefix: searchParams.get('prefix') ?? '' }));
-      const contents = Contents.map(({ Key, Size }) => `<Contents><Key>${Key}</Key><Size>${Size}</Size></Contents>`).join('');
-      return void response.writeHead(200, { 'content-type': 'application/xml' }).end(`<ListBucketResult>${contents}</ListBucketResult>`);
+      const { Contents = [] } = await client.send(
+        new ListObjectsV2Command({ Bucket: bucket, Prefix: searchParams.get('prefix') ?? '' }),
+      );
+      const contents = Contents.map(
+        ({ Key, Size }) => `<Contents><Key>${Key}</Key><Size>${Size}</Size></Contents>`,
+      ).join('');
+      return void response
+        .writeHead(200, { 'content-type': 'application/xml' })
+        .end(`<ListBucketResult>${contents}</ListBucketResult>`);
     }
     if (request.method === 'HEAD') {
       const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key })).catch(() => null);
       if (!head) return void response.writeHead(404).end();
       const digest = head.Metadata?.[DIGEST_METADATA];
       return void response
-        .writeHead(200, { 'content-length': head.ContentLength, etag: head.ETag, 'last-modified': head.LastModified!.toUTCString(), ...(digest && { [`x-amz-meta-${DIGEST_METADATA}`]: digest }) })
+        .writeHead(200, {
+          'content-length': head.ContentLength,
+          etag: head.ETag,
+          'last-modified': head.LastModified!.toUTCString(),
+          ...(digest && { [`x-amz-meta-${DIGEST_METADATA}`]: digest }),
+        })
         .end();
     }
     const { range } = request.headers;
-    const got = await client.send(new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }));
+    const got = await client.send(
+      new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }),
+    );
     const body = await got.Body!.transformToByteArray();
-    response.writeHead(got.ContentRange ? 206 : 200, { 'content-length': body.length, etag: got.ETag, ...(got.ContentRange ? { 'content-range': got.ContentRange } : {}) });
+    response.writeHead(got.ContentRange ? 206 : 200, {
+      'content-length': body.length,
+      etag: got.ETag,
+      ...(got.ContentRange ? { 'content-range': got.ContentRange } : {}),
+    });
     await send({ key, range: range ?? '', body, response });
   };
-  const proxy = createHttpServer((request, response) => void answer(request, response).catch(() => response.destroy())).listen(0, '127.0.0.1');
+  const proxy = createHttpServer(
+    (request, response) => void answer(request, response).catch(() => response.destroy()),
+  ).listen(0, '127.0.0.1');
   await once(proxy, 'listening');
   const close = () => {
     proxy.closeAllConnections();

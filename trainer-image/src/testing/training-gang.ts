@@ -1,12 +1,12 @@
 /** For tests of training: a small dataset, a small backbone's configuration, and ranks as real processes. */
-import { spawn, type ChildProcess } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { readVerificationSet } from '../verification/set.ts';
 import { shippedDataset, shippedJpeg, writeDataset } from './dataset-fixtures.ts';
 import { freePort } from './s3-server.ts';
-import { readVerificationSet } from '../verification/set.ts';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 
@@ -29,7 +29,9 @@ export function writeSmallDataset(
 /** The first `pairs` pairs of each kind of the example's verification set. */
 export async function writeSmallSet(path: string, pairs: number): Promise<string> {
   const set = await readVerificationSet(join(shippedDataset, 'lfw-small.bin'));
-  const chosen = [true, false].flatMap((kind) => set.same.flatMap((same, pair) => (same === kind ? [pair] : [])).slice(0, pairs));
+  const chosen = [true, false].flatMap((kind) =>
+    set.same.flatMap((same, pair) => (same === kind ? [pair] : [])).slice(0, pairs),
+  );
   const file = await open(path, 'w');
   // Pickle, protocol 3: a tuple of a list of bytes and a list of bools.
   await file.write(Buffer.from('\x80\x03(](', 'latin1'));
@@ -49,7 +51,15 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     schemaVersion: 1,
     job: { name: 'small', uid: 'uid', attempt: 0 },
     dataset: { path: join(folder, 'data') },
-    model: { onnxPath: null, backbone: 'mobilefacenet', embeddingDim: 32, width: 1, blocks: [1, 1, 1, 1], numClasses: null, channelOrder: 'rgb' },
+    model: {
+      onnxPath: null,
+      backbone: 'mobilefacenet',
+      embeddingDim: 32,
+      width: 1,
+      blocks: [1, 1, 1, 1],
+      numClasses: null,
+      channelOrder: 'rgb',
+    },
     loss: { margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 }, scale: 32, sampleRate: 0.5, interclassFilter: null },
     optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },
     schedule: { type: 'polynomial', power: 2, warmupEpochs: 0.5 },
@@ -62,7 +72,14 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     device: 'cpu',
     rendezvousTimeoutSeconds: 30,
     collectiveTimeoutSeconds: 30,
-    checkpoint: { directory: join(folder, 'checkpoints'), shared: false, everyEpochs: null, everySteps: null, everySeconds: null, keep: 100 },
+    checkpoint: {
+      directory: join(folder, 'checkpoints'),
+      shared: false,
+      everyEpochs: null,
+      everySteps: null,
+      everySeconds: null,
+      keep: 100,
+    },
     evaluation: { sets: [], everyEpochs: null, everySteps: null },
     outputDirectory: join(folder, 'out'),
     progress: { host: '127.0.0.1', port: 0 },
@@ -88,14 +105,19 @@ export class Rank {
   #text = '';
 
   constructor(config: string, env: Record<string, string>) {
-    this.#child = spawn(process.execPath, [MAIN, 'train'], { env: { ...process.env, ...env, FACETRAIN_CONFIG: config }, stdio: ['ignore', 'ignore', 'pipe'] });
+    this.#child = spawn(process.execPath, [MAIN, 'train'], {
+      env: { ...process.env, ...env, FACETRAIN_CONFIG: config },
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
     this.#child.stderr!.setEncoding('utf8').on('data', (text: string) => {
       const lines = (this.#text + text).split('\n');
       this.#text = lines.pop()!;
       this.lines.push(...lines.map((line) => parseLine(line)));
     });
     started.add(this);
-    this.ended = new Promise((resolve) => this.#child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGKILL' ? 137 : -1))));
+    this.ended = new Promise((resolve) =>
+      this.#child.on('close', (code, signal) => resolve(code ?? (signal === 'SIGKILL' ? 137 : -1))),
+    );
   }
 
   kill(signal: NodeJS.Signals): void {
@@ -129,7 +151,10 @@ function parseLine(line: string): LogLine {
 }
 
 /** Waits for a condition. */
-export async function until<T>(condition: () => T | undefined | false | Promise<T | undefined | false>, deadlineMs = 30_000): Promise<T> {
+export async function until<T>(
+  condition: () => T | undefined | false | Promise<T | undefined | false>,
+  deadlineMs = 30_000,
+): Promise<T> {
   const end = performance.now() + deadlineMs;
   for (;;) {
     const value = await condition();
@@ -140,18 +165,34 @@ export async function until<T>(condition: () => T | undefined | false | Promise<
 }
 
 /** Starts `size` ranks of a job. */
-export async function startGang(folder: string, config: TrainerConfig, size: number, env: Record<string, string> = {}): Promise<Rank[]> {
+export async function startGang(
+  folder: string,
+  config: TrainerConfig,
+  size: number,
+  env: Record<string, string> = {},
+): Promise<Rank[]> {
   const path = join(folder, 'config.json');
   await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
   const port = String(await freePort());
   return Array.from(
     { length: size },
-    (_, rank) => new Rank(path, { RANK: String(rank), WORLD_SIZE: String(size), MASTER_ADDR: '127.0.0.1', MASTER_PORT: port, ...env }),
+    (_, rank) =>
+      new Rank(path, {
+        RANK: String(rank),
+        WORLD_SIZE: String(size),
+        MASTER_ADDR: '127.0.0.1',
+        MASTER_PORT: port,
+        ...env,
+      }),
   );
 }
 
 /** Runs a gang to its end. @returns the ranks' exit codes */
-export async function runGang(folder: string, config: TrainerConfig, size: number): Promise<{ codes: number[]; ranks: Rank[] }> {
+export async function runGang(
+  folder: string,
+  config: TrainerConfig,
+  size: number,
+): Promise<{ codes: number[]; ranks: Rank[] }> {
   const ranks = await startGang(folder, config, size);
   return { codes: await Promise.all(ranks.map(({ ended }) => ended)), ranks };
 }

@@ -30,7 +30,12 @@ export class History {
   #steps = 0;
 
   /** @param earlier what a checkpoint says of the attempts before this one */
-  constructor(totalSteps: number, stepsPerEpoch: number, globalBatchSize: number, earlier?: CheckpointManifest['history']) {
+  constructor(
+    totalSteps: number,
+    stepsPerEpoch: number,
+    globalBatchSize: number,
+    earlier?: CheckpointManifest['history'],
+  ) {
     this.#totalSteps = totalSteps;
     this.#stepsPerEpoch = stepsPerEpoch;
     this.#batch = globalBatchSize;

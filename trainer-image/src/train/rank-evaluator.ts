@@ -1,5 +1,5 @@
 /** Evaluation on the verification sets, its pictures shared over the ranks. */
-import { EvaluationResult, type EvaluationReport, type TrainerConfig } from '@facetrain/api';
+import type { EvaluationReport, EvaluationResult, TrainerConfig } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -49,7 +49,9 @@ export class Evaluator {
     const { rank, size } = this.#ranks;
     for (const set of this.#sets) {
       const parts = await session.allGather(await this.#embedPart(session, set, input));
-      const complete = parts.every((part, of) => part.length === partOf(set.jpegs.length, { rank: of, size }).count * session.dim);
+      const complete = parts.every(
+        (part, of) => part.length === partOf(set.jpegs.length, { rank: of, size }).count * session.dim,
+      );
       if (!complete) return 'stopped';
       const embeddings = new Float32Array(2 * set.same.length * session.dim);
       let offset = 0;
@@ -65,7 +67,11 @@ export class Evaluator {
   }
 
   /** This rank's embeddings; of wrong length, which the others see, when it was told to stop. */
-  async #embedPart(session: TrainingSessionContract, set: VerificationSet, input: Graph['input']): Promise<Float32Array> {
+  async #embedPart(
+    session: TrainingSessionContract,
+    set: VerificationSet,
+    input: Graph['input'],
+  ): Promise<Float32Array> {
     const { signal, progress } = this.#program;
     try {
       return await evaluateSet(session, set, {

@@ -2,11 +2,18 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { isDue, learningRateAt } from './schedule.ts';
 
-const close = (actual: number, expected: number, tolerance = 1e-12) => assert(Math.abs(actual - expected) < tolerance, `${actual} is not ${expected}`);
+const close = (actual: number, expected: number, tolerance = 1e-12) =>
+  assert(Math.abs(actual - expected) < tolerance, `${actual} is not ${expected}`);
 
 test('power 2 gives the rates that insightface logged for ms1mv3_r50: 20 epochs, 0.1', () => {
   const stepsPerEpoch = 5057;
-  const schedule = { type: 'polynomial', power: 2, warmupSteps: 0, totalSteps: 20 * stepsPerEpoch, learningRate: 0.1 } as const;
+  const schedule = {
+    type: 'polynomial',
+    power: 2,
+    warmupSteps: 0,
+    totalSteps: 20 * stepsPerEpoch,
+    learningRate: 0.1,
+  } as const;
   for (const [epoch, rate] of [
     [1, 0.0902],
     [5, 0.0562],
@@ -25,11 +32,15 @@ test('the warm-up rises by equal parts from above 0 to the full rate, and the de
 
 test('constant is constant after its warm-up, and a warm-up may outlast the training', () => {
   assert.deepEqual(
-    [0, 1, 2, 99].map((step) => learningRateAt(step, { type: 'constant', power: 2, warmupSteps: 2, totalSteps: 100, learningRate: 1 })),
+    [0, 1, 2, 99].map((step) =>
+      learningRateAt(step, { type: 'constant', power: 2, warmupSteps: 2, totalSteps: 100, learningRate: 1 }),
+    ),
     [0.5, 1, 1, 1],
   );
   assert.deepEqual(
-    [0, 1].map((step) => learningRateAt(step, { type: 'polynomial', power: 2, warmupSteps: 4, totalSteps: 2, learningRate: 1 })),
+    [0, 1].map((step) =>
+      learningRateAt(step, { type: 'polynomial', power: 2, warmupSteps: 4, totalSteps: 2, learningRate: 1 }),
+    ),
     [0.25, 0.5],
   );
   // A fraction of an epoch can be a fraction of a step.
@@ -37,7 +48,8 @@ test('constant is constant after its warm-up, and a warm-up may outlast the trai
 });
 
 test('each interval counts by itself; a fraction of an epoch is rounded to steps, at least one', () => {
-  const due = (every: Parameters<typeof isDue>[1]) => Array.from({ length: 12 }, (_, step) => step + 1).filter((done) => isDue(done, every, 8));
+  const due = (every: Parameters<typeof isDue>[1]) =>
+    Array.from({ length: 12 }, (_, step) => step + 1).filter((done) => isDue(done, every, 8));
   assert.deepEqual(due({ everyEpochs: null, everySteps: null }), []);
   assert.deepEqual(due({ everyEpochs: 1, everySteps: null }), [8]);
   assert.deepEqual(due({ everyEpochs: 0.5, everySteps: 5 }), [4, 5, 8, 10, 12]);

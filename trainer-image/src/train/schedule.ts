@@ -19,7 +19,11 @@ export function learningRateAt(step: number, { type, power, warmupSteps, totalSt
 }
 
 /** Whether an interval ends with the step that makes `done` steps; epochs may be fractions, and each interval counts by itself. */
-export function isDue(done: number, every: { everyEpochs: number | null; everySteps: number | null }, stepsPerEpoch: number): boolean {
+export function isDue(
+  done: number,
+  every: { everyEpochs: number | null; everySteps: number | null },
+  stepsPerEpoch: number,
+): boolean {
   const byEpochs = every.everyEpochs === null ? null : Math.max(1, Math.round(every.everyEpochs * stepsPerEpoch));
   return [byEpochs, every.everySteps].some((interval) => interval !== null && done % interval === 0);
 }

@@ -6,15 +6,25 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { Progress, TerminationResult, TrainReport, type TrainerConfig } from '@facetrain/api';
+import { Progress, TerminationResult, type TrainerConfig, TrainReport } from '@facetrain/api';
 import { Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
 import { readOnnx } from '../onnx/read.ts';
+import {
+  killRanks,
+  type Rank,
+  readReport,
+  runGang,
+  startGang,
+  trainerConfig,
+  until,
+  writeSmallDataset,
+  writeSmallSet,
+} from '../testing/training-gang.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import { verify } from '../verification/protocol.ts';
 import { readVerificationSet } from '../verification/set.ts';
-import { killRanks, readReport, runGang, startGang, trainerConfig, until, writeSmallDataset, writeSmallSet, type Rank } from '../testing/training-gang.ts';
 
 afterEach(killRanks);
 const top = await mkdtemp(join(tmpdir(), 'train-'));
@@ -29,14 +39,16 @@ const data = join(top, 'data');
 const set = join(top, 'pairs.bin');
 
 /** A folder and the configuration of a job of its own in it. */
-async function job(change: (config: TrainerConfig) => Partial<TrainerConfig> = () => ({})): Promise<{ folder: string; config: TrainerConfig }> {
+async function job(
+  change: (config: TrainerConfig) => Partial<TrainerConfig> = () => ({}),
+): Promise<{ folder: string; config: TrainerConfig }> {
   const folder = await mkdtemp(join(top, 'job-'));
   const config = trainerConfig(folder, { dataset: { path: data }, globalBatchSize: BATCH, epochs: EPOCHS });
   return { folder, config: { ...config, ...change(config) } };
 }
 
 const model = (config: TrainerConfig) => readFile(join(config.outputDirectory, 'model/backbone.onnx'));
-const port = async (rank: Rank) => Number((await rank.logged('serving progress'))['port']);
+const port = async (rank: Rank) => Number((await rank.logged('serving progress')).port);
 
 async function steps(rank: Rank, atLeast: number): Promise<Progress> {
   const url = `http://127.0.0.1:${await port(rank)}/v1/progress`;
@@ -67,7 +79,10 @@ before(async () => {
 
 test('a job ends with a model, reports and its newest checkpoints', async () => {
   const report = TrainReport.parse(await readReport(whole.config));
-  assert.deepEqual([report.steps, report.trainers, report.resumedFromStep, report.dataset.images], [STEPS, 2, null, IDENTITIES * 3]);
+  assert.deepEqual(
+    [report.steps, report.trainers, report.resumedFromStep, report.dataset.images],
+    [STEPS, 2, null, IDENTITIES * 3],
+  );
   assert.equal(report.history.length, STEPS);
   assert.equal(report.lossFirst, report.history[0]!.loss);
   assert.deepEqual(
@@ -81,7 +96,11 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
   assert.equal(report.model.bytes, (await model(whole.config)).length);
   assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8]);
   assert.deepEqual((await readdir(whole.config.checkpoint.directory)).length, 2);
-  assert.deepEqual((await readdir(whole.config.outputDirectory)).sort(), ['model', 'train-report.html', 'train-report.json']);
+  assert.deepEqual((await readdir(whole.config.outputDirectory)).sort(), [
+    'model',
+    'train-report.html',
+    'train-report.json',
+  ]);
 });
 
 test('the exported model is the function that was evaluated', async () => {
@@ -93,7 +112,10 @@ test('the exported model is the function that was evaluated', async () => {
   await exported.close();
   const { accuracy, std, threshold, tarAtFar } = (await readReport(whole.config)).evaluations.at(-1)!;
   const measured = verify(embeddings, 32, pairs.same);
-  assert.deepEqual([measured.accuracy, measured.std, measured.threshold, measured.tarAtFar], [accuracy, std, threshold, tarAtFar]);
+  assert.deepEqual(
+    [measured.accuracy, measured.std, measured.threshold, measured.tarAtFar],
+    [accuracy, std, threshold, tarAtFar],
+  );
 });
 
 test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143; the next attempt ends with the same model, bit for bit', async () => {
@@ -103,7 +125,11 @@ test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143;
   const ranks = await startGang(folder, config, 2, { FACETRAIN_TERMINATION_MESSAGE: left });
   await steps(ranks[0]!, 2);
   ranks[1]!.kill('SIGTERM');
-  assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [143, 143], ranks.map(({ text }) => text).join('\n'));
+  assert.deepEqual(
+    await Promise.all(ranks.map(({ ended }) => ended)),
+    [143, 143],
+    ranks.map(({ text }) => text).join('\n'),
+  );
   const [saved] = await completeSteps(config.checkpoint.directory);
   const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
   assert.deepEqual([progress!.step, progress!.checkpoint!.step], [saved, saved]);
@@ -136,7 +162,8 @@ test('kill -9 at random moments: the peer exits 4, and the job still ends with t
     ranks[victim]!.kill('SIGKILL');
     const codes = await Promise.all(ranks.map(({ ended }) => ended));
     // On a quick machine training may be over by then, and the survivor has nothing left to lose.
-    if ((await newest()) < STEPS) assert.deepEqual(codes, victim === 0 ? [137, 4] : [4, 137], ranks.map(({ text }) => text).join('\n'));
+    if ((await newest()) < STEPS)
+      assert.deepEqual(codes, victim === 0 ? [137, 4] : [4, 137], ranks.map(({ text }) => text).join('\n'));
   }
   const { codes } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [0, 0]);
@@ -241,7 +268,7 @@ test('a loss that is not finite ends the training on every rank, with nothing pu
   }));
   const { codes, ranks } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [2, 2], ranks.map(({ text }) => text).join('\n'));
-  for (const rank of ranks) assert.equal(failure(rank)['code'], 'NotANumber');
+  for (const rank of ranks) assert.equal(failure(rank).code, 'NotANumber');
   await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
   assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
 });
@@ -259,7 +286,9 @@ test('a full disk is named, and no checkpoint is half there', async (t) => {
     assert.match(String(msg), /step-0000000001.backbone\.safetensors: no space left/);
     assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
     assert.deepEqual(
-      (await readdir(checkpointDirectory(config.checkpoint.directory, 1))).filter((name) => name.includes('tmp') || name.startsWith('backbone')),
+      (await readdir(checkpointDirectory(config.checkpoint.directory, 1))).filter(
+        (name) => name.includes('tmp') || name.startsWith('backbone'),
+      ),
       [],
     );
   } finally {
@@ -269,13 +298,20 @@ test('a full disk is named, and no checkpoint is half there', async (t) => {
 
 test('input that does not fit is refused before ranks meet, by field or file', async () => {
   const damaged = join(top, 'damaged');
-  writeSmallDataset(damaged, { identities: IDENTITIES, perIdentity: 3 }, (index, jpeg) => (index === 2 ? jpeg.subarray(0, 10) : jpeg));
+  writeSmallDataset(damaged, { identities: IDENTITIES, perIdentity: 3 }, (index, jpeg) =>
+    index === 2 ? jpeg.subarray(0, 10) : jpeg,
+  );
   const noPairs = join(top, 'none.bin');
   await writeFile(noPairs, 'no pickle');
   const cases: [string, (config: TrainerConfig) => Partial<TrainerConfig>, string, RegExp][] = [
     ['batch', () => ({ globalBatchSize: 5 }), 'InvalidConfig', /globalBatchSize: 5; a multiple of the 2 ranks/],
     ['batch larger than the dataset', () => ({ globalBatchSize: 100 }), 'InvalidDataset', /21 pictures/],
-    ['classes', (config) => ({ model: { ...config.model, numClasses: 3 } }), 'InvalidDataset', /labels up to 6; the model has 3 classes/],
+    [
+      'classes',
+      (config) => ({ model: { ...config.model, numClasses: 3 } }),
+      'InvalidDataset',
+      /labels up to 6; the model has 3 classes/,
+    ],
     ['dataset', () => ({ dataset: { path: damaged } }), 'InvalidDataset', /damaged.*record 2/],
     [
       'verification set',
@@ -286,7 +322,13 @@ test('input that does not fit is refused before ranks meet, by field or file', a
     ['model', (config) => ({ model: { ...config.model, onnxPath: noPairs } }), 'InvalidModel', /none\.bin/],
     [
       'dimension',
-      (config) => ({ model: { ...config.model, onnxPath: join(whole.config.outputDirectory, 'model/backbone.onnx'), embeddingDim: 64 } }),
+      (config) => ({
+        model: {
+          ...config.model,
+          onnxPath: join(whole.config.outputDirectory, 'model/backbone.onnx'),
+          embeddingDim: 64,
+        },
+      }),
       'InvalidConfig',
       /model\.embeddingDim: 64; 32/,
     ],
@@ -297,8 +339,8 @@ test('input that does not fit is refused before ranks meet, by field or file', a
       const [rank, other] = await startGang(folder, config, 2);
       other!.kill('SIGKILL');
       assert.equal(await rank!.ended, 2, name);
-      assert.equal(failure(rank!)['code'], code, name);
-      assert.match(String(failure(rank!)['msg']), message, name);
+      assert.equal(failure(rank!).code, code, name);
+      assert.match(String(failure(rank!).msg), message, name);
       assert.deepEqual((await readdir(folder)).sort(), ['config.json'], name);
     }),
   );
@@ -309,18 +351,24 @@ test('a checkpoint of another job’s shape is refused, not begun anew', async (
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   const { codes, ranks } = await runGang(folder, config, 1);
   assert.deepEqual(codes, [2]);
-  assert.equal(failure(ranks[0]!)['code'], 'InvalidCheckpoint');
-  assert.match(String(failure(ranks[0]!)['msg']), /manifest\.json: seed: 7; 8, as in this job/);
+  assert.equal(failure(ranks[0]!).code, 'InvalidCheckpoint');
+  assert.match(String(failure(ranks[0]!).msg), /manifest\.json: seed: 7; 8, as in this job/);
 });
 
 test('a checkpoint of a job of another name is gone on from only where that was asked for', async () => {
-  for (const [shared, code] of [[false, 2], [true, 0]] as const) {
-    const { folder, config } = await job((base) => ({ job: { ...base.job, name: 'copy' }, checkpoint: { ...base.checkpoint, shared } }));
+  for (const [shared, code] of [
+    [false, 2],
+    [true, 0],
+  ] as const) {
+    const { folder, config } = await job((base) => ({
+      job: { ...base.job, name: 'copy' },
+      checkpoint: { ...base.checkpoint, shared },
+    }));
     await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
     const { codes, ranks } = await runGang(folder, config, 1);
     assert.deepEqual(codes, [code], ranks[0]!.text);
     if (shared) assert((await readReport(config)).resumedFromStep! > 0);
-    else assert.match(String(failure(ranks[0]!)['msg']), /job\.name: "small"; "copy", as this job is called/);
+    else assert.match(String(failure(ranks[0]!).msg), /job\.name: "small"; "copy", as this job is called/);
   }
 });
 

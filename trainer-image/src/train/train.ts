@@ -1,6 +1,6 @@
 /** Training, from a configuration to a model and its report. Every rank runs this; they meet in the session's collectives. */
 import { join } from 'node:path';
-import { FacetrainError, type CheckpointManifest, type TrainerConfig } from '@facetrain/api';
+import { type CheckpointManifest, FacetrainError, type TrainerConfig } from '@facetrain/api';
 import { TrainingSession } from '@facetrain/native';
 import { findNewest, openCheckpoint, removeUnfinished } from '../checkpoint/directory.ts';
 import { loadCheckpoint } from '../checkpoint/load.ts';
@@ -8,12 +8,12 @@ import { saveCheckpoint } from '../checkpoint/save.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { unlessStopped } from '../program/stop-signal.ts';
-import { Evaluator } from './rank-evaluator.ts';
 import { gatherJson } from './gather.ts';
 import { History } from './history.ts';
-import { backboneGraph, generalMargin, preflight } from './training-preflight.ts';
+import { Evaluator } from './rank-evaluator.ts';
 import { isDue, learningRateAt } from './schedule.ts';
 import { writeModel, writeReport } from './training-output.ts';
+import { backboneGraph, generalMargin, preflight } from './training-preflight.ts';
 
 const LOG_EVERY_MS = 10_000;
 
@@ -34,11 +34,16 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const { images, identities, numClasses, stepsPerEpoch, totalSteps } = await preflight(config, graph, ranks, program);
   const evaluator = await Evaluator.open(config, ranks, program);
   // Nobody can write before every rank has come to the rendezvous, and rank 0 comes after this.
-  if (rank === 0) for (const directory of await removeUnfinished(config.checkpoint.directory)) log.info({ directory }, 'removed an unfinished checkpoint');
+  if (rank === 0)
+    for (const directory of await removeUnfinished(config.checkpoint.directory))
+      log.info({ directory }, 'removed an unfinished checkpoint');
 
   progress.update({ stage: 'Rendezvous', totalSteps });
   const threads = computeThreads(config.computeThreads, ranks);
-  log.info({ size: ranks.size, master: `${ranks.masterAddr}:${ranks.masterPort}`, computeThreads: threads }, 'meeting the other ranks');
+  log.info(
+    { size: ranks.size, master: `${ranks.masterAddr}:${ranks.masterPort}`, computeThreads: threads },
+    'meeting the other ranks',
+  );
   const { loss, optimizer, augment } = config;
   const opening = TrainingSession.open({
     graph,
@@ -80,7 +85,13 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const resumeStep = (await gatherJson(session, newest?.manifest.step ?? null))[0] ?? null;
   const resumed = resumeStep === null ? undefined : await openCheckpoint(config.checkpoint.directory, resumeStep);
   if (resumed) {
-    await loadCheckpoint(session, resumed, { job: config.checkpoint.shared ? null : config.job.name, seed: config.seed, numClasses, totalSteps, onFile: tick });
+    await loadCheckpoint(session, resumed, {
+      job: config.checkpoint.shared ? null : config.job.name,
+      seed: config.seed,
+      numClasses,
+      totalSteps,
+      onFile: tick,
+    });
     const { step, time, job, worldSize } = resumed.manifest;
     progress.update({ checkpoint: { step, time } });
     // A job that was deleted and created again has another uid; its work is not lost for that.
@@ -90,7 +101,12 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.manifest.history);
   let done = resumeStep ?? 0;
   let saved = { step: done, at: performance.now() };
-  const schedule = { ...config.schedule, warmupSteps: config.schedule.warmupEpochs * stepsPerEpoch, totalSteps, learningRate: optimizer.learningRate };
+  const schedule = {
+    ...config.schedule,
+    warmupSteps: config.schedule.warmupEpochs * stepsPerEpoch,
+    totalSteps,
+    learningRate: optimizer.learningRate,
+  };
 
   const show = (stage: 'Training' | 'Evaluating' | 'Checkpointing' | 'Exporting') =>
     progress.update({
@@ -154,7 +170,10 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
       evaluations: evaluator.results,
       config,
     });
-    log.info({ directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest }, 'model and report written');
+    log.info(
+      { directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest },
+      'model and report written',
+    );
   };
 
   let loggedAt = performance.now();
@@ -164,7 +183,10 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     const learningRate = learningRateAt(done, schedule);
     const started = performance.now();
     // Time passes differently on every rank, and signals reach one before the other: what follows from them is agreed on by vote.
-    const overdue = rank === 0 && config.checkpoint.everySeconds !== null && started - saved.at >= config.checkpoint.everySeconds * 1000;
+    const overdue =
+      rank === 0 &&
+      config.checkpoint.everySeconds !== null &&
+      started - saved.at >= config.checkpoint.everySeconds * 1000;
     const { loss, votes } = await session.step(done, learningRate, { stop: signal.aborted, checkpoint: overdue });
     history.add({ step: done, loss, learningRate, seconds: (performance.now() - started) / 1000 });
     done += 1;
@@ -173,12 +195,20 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     if (done % stepsPerEpoch === 0 || done === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
       loggedAt = performance.now();
       log[level](
-        { step: done, totalSteps, epoch: done / stepsPerEpoch, loss: history.lossLast, learningRate, imagesPerSecond: history.recentImagesPerSecond },
+        {
+          step: done,
+          totalSteps,
+          epoch: done / stepsPerEpoch,
+          loss: history.lossLast,
+          learningRate,
+          imagesPerSecond: history.recentImagesPerSecond,
+        },
         'trained',
       );
     }
 
-    if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch)) await checkpoint();
+    if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch))
+      await checkpoint();
     stopped = votes.stop && done < totalSteps;
     // One that a stop cuts short is followed by a step, and that by a stop.
     if (!stopped && done < totalSteps && isDue(done, config.evaluation, stepsPerEpoch)) await evaluate();
@@ -198,7 +228,11 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
  * The native half has a deadline for a master that refuses or is not there; one that accepts the connection and then says nothing would hold it for
  * ever. What comes after the rendezvous is one collective.
  */
-async function withinDeadline<T>(opening: Promise<T>, config: TrainerConfig, { masterAddr, masterPort }: Ranks): Promise<T> {
+async function withinDeadline<T>(
+  opening: Promise<T>,
+  config: TrainerConfig,
+  { masterAddr, masterPort }: Ranks,
+): Promise<T> {
   const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {

@@ -2,7 +2,7 @@
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
-import { preflightDataset, type Preflight } from '../dataset/dataset-preflight.ts';
+import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -42,7 +42,8 @@ export async function preflight(
     signal,
     onProgress: () => progress.tick(),
   });
-  if (dataset.numClasses < size) throw misfit('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
+  if (dataset.numClasses < size)
+    throw misfit('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
 }
 

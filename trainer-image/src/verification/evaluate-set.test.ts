@@ -19,7 +19,10 @@ class FirstPixel implements Embedder {
     this.flips.push(flip);
     this.counts.push(pictures.count);
     const size = pictures.height * pictures.width * 3;
-    return Float32Array.from({ length: pictures.count * 3 }, (_, i) => pictures.data[Math.floor(i / 3) * size + (i % 3)]!);
+    return Float32Array.from(
+      { length: pictures.count * 3 },
+      (_, i) => pictures.data[Math.floor(i / 3) * size + (i % 3)]!,
+    );
   }
   async close(): Promise<void> {}
 }
@@ -29,19 +32,29 @@ test('parts in rank order make up the whole, for any number of ranks', async () 
   const seen: [number, number][] = [];
   const all = await evaluateSet(embedder, set, { ...options, onBatch: (done, total) => seen.push([done, total]) });
   assert.equal(all.length, 300 * 3);
-  assert.deepEqual(seen, [[128, 300], [256, 300], [300, 300]]);
+  assert.deepEqual(seen, [
+    [128, 300],
+    [256, 300],
+    [300, 300],
+  ]);
   assert.deepEqual(embedder.counts, [128, 128, 44]);
   assert.deepEqual(new Set(embedder.flips), new Set([true]));
   assert.ok(new Set(all).size > 100, 'the pictures differ');
   for (const size of [2, 7]) {
     const parts: number[] = [];
-    for (let rank = 0; rank < size; rank++) parts.push(...(await evaluateSet(new FirstPixel(), set, { ...options, part: { rank, size } })));
+    for (let rank = 0; rank < size; rank++)
+      parts.push(...(await evaluateSet(new FirstPixel(), set, { ...options, part: { rank, size } })));
     assert.deepEqual(Float32Array.from(parts), all);
   }
 });
 
 test('parts are consecutive and of about equal size', () => {
-  for (const [pictures, size] of [[1200, 7], [3, 5], [0, 2], [14_000, 1]] as const) {
+  for (const [pictures, size] of [
+    [1200, 7],
+    [3, 5],
+    [0, 2],
+    [14_000, 1],
+  ] as const) {
     let next = 0;
     const counts = Array.from({ length: size }, (_, rank) => {
       const { first, count } = partOf(pictures, { rank, size });
@@ -57,22 +70,34 @@ test('parts are consecutive and of about equal size', () => {
 test('bgr is rgb turned round', async () => {
   const rgb = await evaluateSet(new FirstPixel(), set, options);
   const bgr = await evaluateSet(new FirstPixel(), set, { ...options, channelOrder: 'bgr' });
-  assert.deepEqual(bgr, rgb.map((_, i) => rgb[i - (i % 3) + 2 - (i % 3)]!));
+  assert.deepEqual(
+    bgr,
+    rgb.map((_, i) => rgb[i - (i % 3) + 2 - (i % 3)]!),
+  );
 });
 
 test('a picture that is none is named by its place in the set, whatever the part', async () => {
   const broken = { ...set, jpegs: set.jpegs.with(201, Uint8Array.of(1, 2, 3)) };
-  const expected = (error: unknown) => error instanceof FacetrainError && error.code === 'InvalidVerificationSet' && error.message.includes('lfw-small.bin, picture 201: is no intact JPEG');
+  const expected = (error: unknown) =>
+    error instanceof FacetrainError &&
+    error.code === 'InvalidVerificationSet' &&
+    error.message.includes('lfw-small.bin, picture 201: is no intact JPEG');
   await assert.rejects(evaluateSet(new FirstPixel(), broken, options), expected);
   await assert.rejects(evaluateSet(new FirstPixel(), broken, { ...options, part: { rank: 1, size: 2 } }), expected);
   await evaluateSet(new FirstPixel(), broken, { ...options, part: { rank: 0, size: 2 } });
-  await assert.rejects(evaluateSet(new FirstPixel(), set, { ...options, input: { height: 96, width: 112 } }), /picture 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/);
+  await assert.rejects(
+    evaluateSet(new FirstPixel(), set, { ...options, input: { height: 96, width: 112 } }),
+    /picture 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/,
+  );
 });
 
 test('an abort ends it with its reason', async () => {
   const controller = new AbortController();
   const reason = new Error('enough');
   const embedder = new FirstPixel();
-  await assert.rejects(evaluateSet(embedder, set, { ...options, signal: controller.signal, onBatch: () => controller.abort(reason) }), (error) => error === reason);
+  await assert.rejects(
+    evaluateSet(embedder, set, { ...options, signal: controller.signal, onBatch: () => controller.abort(reason) }),
+    (error) => error === reason,
+  );
   assert.equal(embedder.counts.length, 1);
 });

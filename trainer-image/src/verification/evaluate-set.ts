@@ -33,7 +33,11 @@ const batchSize = 128;
  * @returns [count, dim]: the embeddings of `partOf(...)`, for verify() once all parts are joined in rank order
  * @throws FacetrainError InvalidVerificationSet when a picture cannot be decoded
  */
-export async function evaluateSet(embedder: Embedder, set: VerificationSet, options: EvaluateOptions): Promise<Float32Array> {
+export async function evaluateSet(
+  embedder: Embedder,
+  set: VerificationSet,
+  options: EvaluateOptions,
+): Promise<Float32Array> {
   const { input, channelOrder, flip, part = { rank: 0, size: 1 }, signal, onBatch } = options;
   const { first, count } = partOf(set.jpegs.length, part);
   const embeddings = new Float32Array(count * embedder.dim);
@@ -42,7 +46,14 @@ export async function evaluateSet(embedder: Embedder, set: VerificationSet, opti
     const from = first + done;
     const jpegs = set.jpegs.slice(from, Math.min(from + batchSize, first + count));
     const stop = signal ? { signal } : {};
-    const pictures = await decodePictures(jpegs, { channelOrder, ...input, subject: set.path, code: 'InvalidVerificationSet', first: from, ...stop });
+    const pictures = await decodePictures(jpegs, {
+      channelOrder,
+      ...input,
+      subject: set.path,
+      code: 'InvalidVerificationSet',
+      first: from,
+      ...stop,
+    });
     embeddings.set(await embedder.embed(pictures, { flip, ...stop }), done * embedder.dim);
     onBatch?.(done + jpegs.length, count);
   }

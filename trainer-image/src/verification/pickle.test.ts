@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
 import { FacetrainError } from '@facetrain/api';
-import { ByteArray, Tuple, unpickle, type PickleValue } from './pickle.ts';
+import fc from 'fast-check';
+import { ByteArray, type PickleValue, Tuple, unpickle } from './pickle.ts';
 
 /**
  * `pickle.dumps(([numpy.array([0, 255, 10, 92, 13, 26], 'u1'), bytes([0, 255, 10, 92, 39])], [True, False]), protocol)` for protocols 0 to 5, by
@@ -41,7 +41,13 @@ function refusal(bytes: Uint8Array): string {
 }
 
 test('every protocol gives the same pictures and answers', () => {
-  for (const bytes of written) assert.deepEqual(plain(read(bytes)), { tuple: [[{ u1: '00ff0a5c0d1a' }, '00ff0a5c27'], [true, false]] });
+  for (const bytes of written)
+    assert.deepEqual(plain(read(bytes)), {
+      tuple: [
+        [{ u1: '00ff0a5c0d1a' }, '00ff0a5c27'],
+        [true, false],
+      ],
+    });
 });
 
 test('names from before NumPy 2 are known', () => {
@@ -53,17 +59,35 @@ test('names from before NumPy 2 are known', () => {
 });
 
 test('an array of bools', () => {
-  const bytes = Buffer.from('gASVjwAAAAAAAABdlIwWbnVtcHkuX2NvcmUubXVsdGlhcnJheZSMDF9yZWNvbnN0cnVjdJSTlIwFbnVtcHmUjAduZGFycmF5lJOUSwCFlEMBYpSHlFKUKEsBSwKFlGgEjAVkdHlwZZSTlIwCYjGUiYiHlFKUKEsDjAF8lE5OTkr/////Sv////9LAHSUYolDAgEAlHSUYoaULg==', 'base64');
+  const bytes = Buffer.from(
+    'gASVjwAAAAAAAABdlIwWbnVtcHkuX2NvcmUubXVsdGlhcnJheZSMDF9yZWNvbnN0cnVjdJSTlIwFbnVtcHmUjAduZGFycmF5lJOUSwCFlEMBYpSHlFKUKEsBSwKFlGgEjAVkdHlwZZSTlIwCYjGUiYiHlFKUKEsDjAF8lE5OTkr/////Sv////9LAHSUYolDAgEAlHSUYoaULg==',
+    'base64',
+  );
   assert.deepEqual(plain(read(bytes)), { tuple: [[], { b1: '0100' }] });
 });
 
 test('the strings of Python 2', () => {
-  assert.deepEqual(plain(read(latin1("(lp0\nS'\\x00\\xff\\n\\\\\\'\"'\np1\naS\"it's\"\np2\na."))), ['00ff0a5c2722', Buffer.from("it's").toString('hex')]);
-  assert.deepEqual(plain(read(latin1('\x80\x02]q\x00(U\x02\x00\xffq\x01T\x03\x00\x00\x00abcq\x02e.'))), ['00ff', '616263']);
+  assert.deepEqual(plain(read(latin1("(lp0\nS'\\x00\\xff\\n\\\\\\'\"'\np1\naS\"it's\"\np2\na."))), [
+    '00ff0a5c2722',
+    Buffer.from("it's").toString('hex'),
+  ]);
+  assert.deepEqual(plain(read(latin1('\x80\x02]q\x00(U\x02\x00\xffq\x01T\x03\x00\x00\x00abcq\x02e.'))), [
+    '00ff',
+    '616263',
+  ]);
 });
 
 test('integers', () => {
-  assert.deepEqual(plain(read(latin1('(I-5\nL7L\nJ\xfe\xff\xff\xffK\x80M\x00\x80\x8a\x00\x8a\x02\x00\xff\x8b\x01\x00\x00\x00\x7fI00\nI01\nNl.'))), [-5, 7, -2, 128, 32768, 0, -256, 127, false, true, null]);
+  assert.deepEqual(
+    plain(
+      read(
+        latin1(
+          '(I-5\nL7L\nJ\xfe\xff\xff\xffK\x80M\x00\x80\x8a\x00\x8a\x02\x00\xff\x8b\x01\x00\x00\x00\x7fI00\nI01\nNl.',
+        ),
+      ),
+    ),
+    [-5, 7, -2, 128, 32768, 0, -256, 127, false, true, null],
+  );
 });
 
 test('any other name is refused, however it is written, and named', () => {
@@ -77,22 +101,41 @@ test('any other name is refused, however it is written, and named', () => {
     '_codecs.decode': 'c_codecs\ndecode\n.',
     'numpy.core.multiarray.scalar': 'cnumpy.core.multiarray\nscalar\n.',
   };
-  for (const [name, text] of Object.entries(malicious)) assert.match(refusal(latin1(text)), new RegExp(`refers to "${name.replaceAll('.', '\\.')}"`));
+  for (const [name, text] of Object.entries(malicious))
+    assert.match(refusal(latin1(text)), new RegExp(`refers to "${name.replaceAll('.', '\\.')}"`));
   // The same inside a set that is otherwise in order.
   assert.match(refusal(Buffer.concat([written[2]!.subarray(0, -1), latin1('0cos\nsystem\n.')])), /opcode 0x30/);
-  assert.match(refusal(Buffer.concat([written[2]!.subarray(0, -1), latin1('cos\nsystem\n.')])), /refers to "os\.system"/);
+  assert.match(
+    refusal(Buffer.concat([written[2]!.subarray(0, -1), latin1('cos\nsystem\n.')])),
+    /refers to "os\.system"/,
+  );
 });
 
 test('what makes objects without a name, or from outside the file, is refused', () => {
-  for (const opcode of ['\x81', '\x92', 'o', 'P1\n', 'Q', '\x82\x01', '\x83\x01\x00', '\x84\x01\x00\x00\x00', '\x97', '\x98', '}', '\x8f', 'G12345678', 'F1\n']) {
+  for (const opcode of [
+    '\x81',
+    '\x92',
+    'o',
+    'P1\n',
+    'Q',
+    '\x82\x01',
+    '\x83\x01\x00',
+    '\x84\x01\x00\x00\x00',
+    '\x97',
+    '\x98',
+    '}',
+    '\x8f',
+    'G12345678',
+    'F1\n',
+  ]) {
     assert.match(refusal(latin1(`\x80\x05${opcode}.`)), /opcode 0x/);
   }
 });
 
 test('the known names do only what sets need', () => {
   const calls: Record<string, RegExp> = {
-    "c_codecs\nencode\n(Vx\nVutf-8\ntR.": /arguments that encode/,
-    "c_codecs\nencode\n(Vx\ntR.": /arguments that encode/,
+    'c_codecs\nencode\n(Vx\nVutf-8\ntR.': /arguments that encode/,
+    'c_codecs\nencode\n(Vx\ntR.': /arguments that encode/,
     'c_codecs\nencode\nN\x85R.': /arguments that encode/,
     'c_codecs\nencode\nNR.': /no function/,
     'NN\x85R.': /no function/,
@@ -105,9 +148,11 @@ test('the known names do only what sets need', () => {
     '(l)b.': /no array/,
   };
   for (const [text, message] of Object.entries(calls)) assert.match(refusal(latin1(text)), message);
-  const shape = (size: string) => latin1(`cnumpy.core.numeric\n_frombuffer\n(C\x03abccnumpy\ndtype\n(Vu1\ntR(${size}tVC\ntR.`);
+  const shape = (size: string) =>
+    latin1(`cnumpy.core.numeric\n_frombuffer\n(C\x03abccnumpy\ndtype\n(Vu1\ntR(${size}tVC\ntR.`);
   assert.deepEqual(plain(read(shape('K\x03K\x01'))), { u1: '616263' });
-  for (const size of ['K\x04', 'K\x03K\x02', 'J\xff\xff\xff\xffJ\xfd\xff\xff\xff', 'N', 'K\x00']) assert.match(refusal(shape(size)), /array of/);
+  for (const size of ['K\x04', 'K\x03K\x02', 'J\xff\xff\xff\xffJ\xfd\xff\xff\xff', 'N', 'K\x00'])
+    assert.match(refusal(shape(size)), /array of/);
 });
 
 test('a file that ends early is refused, wherever it ends', () => {
@@ -117,14 +162,29 @@ test('a file that ends early is refused, wherever it ends', () => {
 });
 
 test('lengths are not believed', () => {
-  for (const text of ['B\xff\xff\xff\xff', '\x8e\xff\xff\xff\xff\xff\xff\xff\xff', '\x96\xff\xff\xff\xff\xff\xff\xff\x7f', 'X\xff\xff\xff\xff', '\x8d\0\0\0\0\0\0\0\x10', 'T\xff\xff\xff\xff', '\x8b\xff\xff\xff\xff', '\x8a\xff', `I${'9'.repeat(300)}\n`, `V${'x'.repeat(1000)}`]) {
+  for (const text of [
+    'B\xff\xff\xff\xff',
+    '\x8e\xff\xff\xff\xff\xff\xff\xff\xff',
+    '\x96\xff\xff\xff\xff\xff\xff\xff\x7f',
+    'X\xff\xff\xff\xff',
+    '\x8d\0\0\0\0\0\0\0\x10',
+    'T\xff\xff\xff\xff',
+    '\x8b\xff\xff\xff\xff',
+    '\x8a\xff',
+    `I${'9'.repeat(300)}\n`,
+    `V${'x'.repeat(1000)}`,
+  ]) {
     refusal(latin1(`${text}.`));
   }
 });
 
 test('a small file cannot make a big value', () => {
   // One text of 1 MB, encoded a thousand times, is one array of bytes.
-  const big = Buffer.concat([latin1(`c_codecs\nencode\nq\0(V`), Buffer.alloc(1 << 20, 'x'), latin1('\nq\x01Vlatin1\nq\x02tRq\x031')]).subarray(0, -1);
+  const big = Buffer.concat([
+    latin1(`c_codecs\nencode\nq\0(V`),
+    Buffer.alloc(1 << 20, 'x'),
+    latin1('\nq\x01Vlatin1\nq\x02tRq\x031'),
+  ]).subarray(0, -1);
   const again = latin1('h\0h\x01h\x02\x86R').toString('latin1').repeat(1000);
   const value = read(Buffer.concat([latin1('('), big, latin1(again), latin1('l.')])) as Uint8Array[];
   assert.equal(value.length, 1001);
@@ -146,7 +206,11 @@ function pickle(pictures: Uint8Array[], protocol: 0 | 3): Uint8Array {
       length.writeUInt32LE(bytes.length);
       return Buffer.concat([latin1('B'), length, bytes]);
     }
-    const escaped = [...bytes].map((byte) => ([0, 10, 13, 26, 92].includes(byte) ? `\\u00${byte.toString(16).padStart(2, '0')}` : String.fromCharCode(byte))).join('');
+    const escaped = [...bytes]
+      .map((byte) =>
+        [0, 10, 13, 26, 92].includes(byte) ? `\\u00${byte.toString(16).padStart(2, '0')}` : String.fromCharCode(byte),
+      )
+      .join('');
     return latin1(`c_codecs\nencode\n(V${escaped}\nVlatin1\ntR`);
   };
   return Buffer.concat([latin1('('), ...pictures.map(one), latin1('l.')]);
@@ -155,19 +219,56 @@ function pickle(pictures: Uint8Array[], protocol: 0 | 3): Uint8Array {
 test('property: what is written is read', () => {
   fc.assert(
     fc.property(fc.array(fc.uint8Array({ maxLength: 40 })), fc.constantFrom<0 | 3>(0, 3), (pictures, protocol) => {
-      assert.deepEqual(plain(read(pickle(pictures, protocol))), pictures.map((bytes) => Buffer.from(bytes).toString('hex')));
+      assert.deepEqual(
+        plain(read(pickle(pictures, protocol))),
+        pictures.map((bytes) => Buffer.from(bytes).toString('hex')),
+      );
     }),
   );
 });
 
 test('property: any bytes end in a value or a refusal', () => {
-  const tokens = ['(', ')', 'N', '\x88', 'K\x05', 'C\x02ab', 'Vu1\n', 'Vlatin1\n', 'c_codecs\nencode\n', 'cnumpy\ndtype\n', 'cnumpy\nndarray\n', 'cnumpy.core.multiarray\n_reconstruct\n', ']', 'a', 'e', 'l', 't', '\x85', '\x86', '\x87', 'R', 'b', 'q\0', 'h\0', '\x94', '\x93', '.', '\x80\x04', 'I1\n', 'p1\n', 'g1\n'];
+  const tokens = [
+    '(',
+    ')',
+    'N',
+    '\x88',
+    'K\x05',
+    'C\x02ab',
+    'Vu1\n',
+    'Vlatin1\n',
+    'c_codecs\nencode\n',
+    'cnumpy\ndtype\n',
+    'cnumpy\nndarray\n',
+    'cnumpy.core.multiarray\n_reconstruct\n',
+    ']',
+    'a',
+    'e',
+    'l',
+    't',
+    '\x85',
+    '\x86',
+    '\x87',
+    'R',
+    'b',
+    'q\0',
+    'h\0',
+    '\x94',
+    '\x93',
+    '.',
+    '\x80\x04',
+    'I1\n',
+    'p1\n',
+    'g1\n',
+  ];
   const programs = fc.array(fc.constantFrom(...tokens), { maxLength: 60 }).map((parts) => latin1(parts.join('')));
-  const damaged = fc.tuple(fc.constantFrom(...written), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 })).map(([bytes, changes]) => {
-    const copy = Buffer.from(bytes);
-    for (const [at, value] of changes) copy[at % copy.length] = value;
-    return copy;
-  });
+  const damaged = fc
+    .tuple(fc.constantFrom(...written), fc.array(fc.tuple(fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 }))
+    .map(([bytes, changes]) => {
+      const copy = Buffer.from(bytes);
+      for (const [at, value] of changes) copy[at % copy.length] = value;
+      return copy;
+    });
   fc.assert(
     fc.property(fc.oneof(fc.uint8Array({ maxLength: 100 }), programs, damaged), (bytes) => {
       try {

@@ -28,7 +28,8 @@ class Text {
 
   /** @throws NotUnderstood when a character is beyond Latin-1 */
   latin1(): Uint8Array {
-    return (this.#latin1 ??= fromUtf8(this.#bytes));
+    this.#latin1 ??= fromUtf8(this.#bytes);
+    return this.#latin1;
   }
 
   /** For names, which are short. */
@@ -58,7 +59,17 @@ export class ByteArray {
   data: Uint8Array = new Uint8Array(0);
 }
 
-export type PickleValue = null | boolean | number | Uint8Array | Text | Global | DataType | ByteArray | Tuple | PickleValue[];
+export type PickleValue =
+  | null
+  | boolean
+  | number
+  | Uint8Array
+  | Text
+  | Global
+  | DataType
+  | ByteArray
+  | Tuple
+  | PickleValue[];
 
 /** What is wrong, in words that follow "byte 17: ". */
 class NotUnderstood extends Error {}
@@ -83,7 +94,8 @@ function fromUtf8(bytes: Uint8Array): Uint8Array {
     let value = bytes[i]!;
     if (value >= 0x80) {
       const next = bytes[++i];
-      if ((value !== 0xc2 && value !== 0xc3) || next === undefined || next >> 6 !== 2) throw new NotUnderstood('text that stands for bytes has a character beyond Latin-1');
+      if ((value !== 0xc2 && value !== 0xc3) || next === undefined || next >> 6 !== 2)
+        throw new NotUnderstood('text that stands for bytes has a character beyond Latin-1');
       value = ((value & 3) << 6) | (next & 0x3f);
     }
     latin1[length++] = value;
@@ -94,7 +106,7 @@ function fromUtf8(bytes: Uint8Array): Uint8Array {
 const simpleEscapes: Record<string, number> = { '\\': 0x5c, "'": 0x27, '"': 0x22, n: 0x0a, r: 0x0d, t: 0x09 };
 
 /** Bytes with escapes: \xHH and the simple ones of a Python 2 string, or the \uHHHH of raw-unicode-escape. */
-function unescape(bytes: Uint8Array, kind: 'string' | 'unicode'): Uint8Array {
+function unescaped(bytes: Uint8Array, kind: 'string' | 'unicode'): Uint8Array {
   const out = new Uint8Array(bytes.length);
   let length = 0;
   for (let i = 0; i < bytes.length; i++) {
@@ -177,7 +189,8 @@ class Reader {
 
   #shortLine(): string {
     const line = this.#line();
-    if (line.length > 200) throw new NotUnderstood('a line of more than 200 characters where a name or a number belongs');
+    if (line.length > 200)
+      throw new NotUnderstood('a line of more than 200 characters where a name or a number belongs');
     return Buffer.from(line).toString('utf8');
   }
 
@@ -209,7 +222,8 @@ class Reader {
 
   #append(items: PickleValue[]): void {
     const list = this.#stack.at(-1);
-    if (!Array.isArray(list) || this.#stack.length <= (this.#marks.at(-1) ?? 0)) throw new NotUnderstood('something is appended to what is no list');
+    if (!Array.isArray(list) || this.#stack.length <= (this.#marks.at(-1) ?? 0))
+      throw new NotUnderstood('something is appended to what is no list');
     for (const item of items) list.push(item);
   }
 
@@ -232,14 +246,21 @@ class Reader {
   }
 
   #call(callable: PickleValue, args: PickleValue): PickleValue {
-    if (!(callable instanceof Global) || !(args instanceof Tuple)) throw new NotUnderstood('a call of what is no function');
+    if (!(callable instanceof Global) || !(args instanceof Tuple))
+      throw new NotUnderstood('a call of what is no function');
     const [first, second, third] = args.items;
     switch (callable.name) {
       case 'encode':
-        if (first instanceof Text && second instanceof Text && /^(latin[-_]?1|iso-?8859-1)$/.test(second.toString())) return first.latin1();
+        if (first instanceof Text && second instanceof Text && /^(latin[-_]?1|iso-?8859-1)$/.test(second.toString()))
+          return first.latin1();
         break;
       case 'dtype': {
-        const code = first instanceof Text ? first.toString() : first instanceof Uint8Array ? Buffer.from(first.subarray(0, 8)).toString('latin1') : '';
+        const code =
+          first instanceof Text
+            ? first.toString()
+            : first instanceof Uint8Array
+              ? Buffer.from(first.subarray(0, 8)).toString('latin1')
+              : '';
         const bare = code.replace(/^\|/, '');
         if (bare === 'u1' || bare === 'b1') return new DataType(bare);
         throw new NotUnderstood(`an array of ${JSON.stringify(code)}; only of uint8 (u1) and bool (b1)`);
@@ -253,9 +274,18 @@ class Reader {
     throw new NotUnderstood(`arguments that ${callable.name} does not have`);
   }
 
-  #filled(array: ByteArray, shape: PickleValue | undefined, dtype: PickleValue | undefined, data: PickleValue | undefined): ByteArray {
-    if (!(shape instanceof Tuple) || !(dtype instanceof DataType) || !(data instanceof Uint8Array)) throw new NotUnderstood('an array that NumPy does not write');
-    const elements = shape.items.reduce<number>((product, size) => product * (typeof size === 'number' && size >= 0 ? size : NaN), 1);
+  #filled(
+    array: ByteArray,
+    shape: PickleValue | undefined,
+    dtype: PickleValue | undefined,
+    data: PickleValue | undefined,
+  ): ByteArray {
+    if (!(shape instanceof Tuple) || !(dtype instanceof DataType) || !(data instanceof Uint8Array))
+      throw new NotUnderstood('an array that NumPy does not write');
+    const elements = shape.items.reduce<number>(
+      (product, size) => product * (typeof size === 'number' && size >= 0 ? size : NaN),
+      1,
+    );
     if (elements !== data.length) throw new NotUnderstood(`an array of ${elements} elements with ${data.length} bytes`);
     array.dtype = dtype.code;
     array.data = data;
@@ -325,8 +355,9 @@ class Reader {
         case 'S': {
           const line = this.#line();
           const quote = line[0];
-          if (line.length < 2 || (quote !== 0x27 && quote !== 0x22) || line.at(-1) !== quote) throw new NotUnderstood('a string without quotes');
-          this.#push(unescape(line.subarray(1, -1), 'string'));
+          if (line.length < 2 || (quote !== 0x27 && quote !== 0x22) || line.at(-1) !== quote)
+            throw new NotUnderstood('a string without quotes');
+          this.#push(unescaped(line.subarray(1, -1), 'string'));
           break;
         }
         case 'T':
@@ -344,7 +375,7 @@ class Reader {
           this.#push(this.#take(this.#unsigned(8)));
           break;
         case 'V':
-          this.#push(new Text(unescape(this.#line(), 'unicode'), 'latin1'));
+          this.#push(new Text(unescaped(this.#line(), 'unicode'), 'latin1'));
           break;
         case 0x8c:
           this.#push(new Text(this.#take(this.#unsigned(1)), 'utf8'));
@@ -428,7 +459,9 @@ class Reader {
           this.#global(`${this.#shortLine()}.${this.#shortLine()}`);
           throw new NotUnderstood('it makes an object');
         default:
-          throw new NotUnderstood(`opcode 0x${opcode.toString(16).padStart(2, '0')}, which no list of byte strings or bools needs`);
+          throw new NotUnderstood(
+            `opcode 0x${opcode.toString(16).padStart(2, '0')}, which no list of byte strings or bools needs`,
+          );
       }
     }
     throw new NotUnderstood(`more than ${maxSteps} steps`);
@@ -450,7 +483,8 @@ export function unpickle(bytes: Uint8Array, subject: string): PickleValue {
       code: 'InvalidVerificationSet',
       subject,
       found: `byte ${reader.position}: ${error.message}`,
-      allowed: 'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; other Python objects are refused, never run',
+      allowed:
+        'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; other Python objects are refused, never run',
     });
   }
 }

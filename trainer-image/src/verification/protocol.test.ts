@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
 import { FacetrainError } from '@facetrain/api';
+import fc from 'fast-check';
 import { verify } from './protocol.ts';
 
 /** Embeddings from a linear congruential generator, which the other implementation had too. */
@@ -20,13 +20,38 @@ function example(pairs: number, dim: number, seed: number): { embeddings: Float3
 
 /** By insightface's lines of NumPy 2.4, scikit-learn 1.9's KFold(10), normalize and roc_curve. */
 const golden = [
-  { pairs: 103, dim: 8, seed: 1, accuracy: 0.8445454545454545, std: 0.10135038641488389, threshold: 1.299, tarAtFar: { '1e-3': 0.3269230769230769 } },
-  { pairs: 600, dim: 16, seed: 7, accuracy: 0.8933333333333333, std: 0.04484541349024568, threshold: 1.312, tarAtFar: { '1e-1': 0.9066666666666666, '1e-2': 0.6166666666666667, '1e-3': 0.32 } },
-  { pairs: 2503, dim: 32, seed: 9, accuracy: 0.9696318725099602, std: 0.006758096576359912, threshold: 1.297, tarAtFar: { '1e-1': 0.9936102236421726, '1e-2': 0.9249201277955271, '1e-3': 0.7827476038338658 } },
+  {
+    pairs: 103,
+    dim: 8,
+    seed: 1,
+    accuracy: 0.8445454545454545,
+    std: 0.10135038641488389,
+    threshold: 1.299,
+    tarAtFar: { '1e-3': 0.3269230769230769 },
+  },
+  {
+    pairs: 600,
+    dim: 16,
+    seed: 7,
+    accuracy: 0.8933333333333333,
+    std: 0.04484541349024568,
+    threshold: 1.312,
+    tarAtFar: { '1e-1': 0.9066666666666666, '1e-2': 0.6166666666666667, '1e-3': 0.32 },
+  },
+  {
+    pairs: 2503,
+    dim: 32,
+    seed: 9,
+    accuracy: 0.9696318725099602,
+    std: 0.006758096576359912,
+    threshold: 1.297,
+    tarAtFar: { '1e-1': 0.9936102236421726, '1e-2': 0.9249201277955271, '1e-3': 0.7827476038338658 },
+  },
   { pairs: 10, dim: 4, seed: 3, accuracy: 0.7, std: 0.45825756949558405, threshold: 0.426, tarAtFar: { '1e-3': 0.6 } },
 ];
 
-const close = (actual: number, expected: number) => assert.ok(Math.abs(actual - expected) < 1e-12, `${actual} is not ${expected}`);
+const close = (actual: number, expected: number) =>
+  assert.ok(Math.abs(actual - expected) < 1e-12, `${actual} is not ${expected}`);
 
 test("insightface's figures", () => {
   for (const { pairs, dim, seed, accuracy, std, threshold, tarAtFar } of golden) {
@@ -41,7 +66,8 @@ test("insightface's figures", () => {
 });
 
 test('only false accept rates that the pairs can tell apart, and 1e-3', () => {
-  const rates = (pairs: number) => Object.keys(verify(example(pairs, 4, 5).embeddings, 4, example(pairs, 4, 5).same).tarAtFar);
+  const rates = (pairs: number) =>
+    Object.keys(verify(example(pairs, 4, 5).embeddings, 4, example(pairs, 4, 5).same).tarAtFar);
   assert.deepEqual(rates(10), ['1e-3']);
   assert.deepEqual(rates(20), ['1e-1', '1e-3']);
   assert.deepEqual(rates(200), ['1e-1', '1e-2', '1e-3']);
@@ -49,26 +75,59 @@ test('only false accept rates that the pairs can tell apart, and 1e-3', () => {
 
 test('perfect, useless and reversed embeddings', () => {
   const same = Array.from({ length: 40 }, (_, i) => i % 3 === 0);
-  const vectors = (far: (pair: number) => boolean) => Float32Array.from(same.flatMap((_, pair) => [1, 0, far(pair) ? -3 : 2, 0]));
-  const perfect = verify(vectors((pair) => !same[pair]), 2, same);
-  assert.deepEqual({ ...perfect, threshold: 0 }, { pairs: 40, accuracy: 1, std: 0, threshold: 0, tarAtFar: { '1e-1': 1, '1e-3': 1 } });
+  const vectors = (far: (pair: number) => boolean) =>
+    Float32Array.from(same.flatMap((_, pair) => [1, 0, far(pair) ? -3 : 2, 0]));
+  const perfect = verify(
+    vectors((pair) => !same[pair]),
+    2,
+    same,
+  );
+  assert.deepEqual(
+    { ...perfect, threshold: 0 },
+    { pairs: 40, accuracy: 1, std: 0, threshold: 0, tarAtFar: { '1e-1': 1, '1e-3': 1 } },
+  );
   close(perfect.threshold, 0.01); // the first of all that are best
-  const useless = verify(vectors(() => false), 2, same);
+  const useless = verify(
+    vectors(() => false),
+    2,
+    same,
+  );
   close(useless.accuracy, 26 / 40); // always "different", which is more often right
   assert.equal(useless.tarAtFar['1e-3'], 0);
-  assert.equal(verify(vectors((pair) => same[pair]!), 2, same).tarAtFar['1e-1'], 0);
+  assert.equal(
+    verify(
+      vectors((pair) => same[pair]!),
+      2,
+      same,
+    ).tarAtFar['1e-1'],
+    0,
+  );
 });
 
 test('embeddings without a direction are an error that names the picture', () => {
-  for (const [value, text] of [[0, '0'], [NaN, 'NaN'], [Infinity, 'Infinity']] as const) {
+  for (const [value, text] of [
+    [0, '0'],
+    [NaN, 'NaN'],
+    [Infinity, 'Infinity'],
+  ] as const) {
     const { embeddings, same } = example(12, 4, 5);
     embeddings.fill(value, 7 * 4, 8 * 4);
-    assert.throws(() => verify(embeddings, 4, same), (error) => error instanceof FacetrainError && error.code === 'NotANumber' && error.message.startsWith(`embedding of picture 7: its length is ${text};`));
+    assert.throws(
+      () => verify(embeddings, 4, same),
+      (error) =>
+        error instanceof FacetrainError &&
+        error.code === 'NotANumber' &&
+        error.message.startsWith(`embedding of picture 7: its length is ${text};`),
+    );
   }
 });
 
 /** The protocol once more, written as its definition reads. */
-function naive(embeddings: Float32Array, dim: number, same: boolean[]): { accuracies: number[]; tar: (far: number) => number } {
+function naive(
+  embeddings: Float32Array,
+  dim: number,
+  same: boolean[],
+): { accuracies: number[]; tar: (far: number) => number } {
   const unit = (picture: number) => {
     const vector = [...embeddings.subarray(picture * dim, (picture + 1) * dim)];
     const length = Math.hypot(...vector);
@@ -78,7 +137,8 @@ function naive(embeddings: Float32Array, dim: number, same: boolean[]): { accura
     const [a, b] = [unit(2 * pair), unit(2 * pair + 1)];
     return a.reduce((sum, x, i) => sum + (x - b[i]!) ** 2, 0);
   });
-  const accuracy = (pairs: number[], threshold: number) => pairs.filter((pair) => distance[pair]! < threshold === same[pair]).length / pairs.length;
+  const accuracy = (pairs: number[], threshold: number) =>
+    pairs.filter((pair) => distance[pair]! < threshold === same[pair]).length / pairs.length;
   const all = same.map((_, pair) => pair);
   const accuracies: number[] = [];
   let start = 0;
@@ -92,8 +152,15 @@ function naive(embeddings: Float32Array, dim: number, same: boolean[]): { accura
     accuracies.push(accuracy(testing, best * 0.01));
   }
   const tar = (far: number) => {
-    const rate = (threshold: number, kind: boolean) => all.filter((pair) => same[pair] === kind && distance[pair]! < threshold).length / same.filter((s) => s === kind).length;
-    return Math.max(0, ...distance.filter((threshold) => rate(threshold, false) <= far + 1e-12).map((threshold) => rate(threshold, true)));
+    const rate = (threshold: number, kind: boolean) =>
+      all.filter((pair) => same[pair] === kind && distance[pair]! < threshold).length /
+      same.filter((s) => s === kind).length;
+    return Math.max(
+      0,
+      ...distance
+        .filter((threshold) => rate(threshold, false) <= far + 1e-12)
+        .map((threshold) => rate(threshold, true)),
+    );
   };
   return { accuracies, tar };
 }
@@ -102,7 +169,10 @@ test('property: the same as the definition, to rounding', () => {
   const input = fc.integer({ min: 11, max: 45 }).chain((pairs) =>
     fc.record({
       same: fc.array(fc.boolean(), { minLength: pairs, maxLength: pairs }).map((same) => [true, false, ...same]),
-      embeddings: fc.array(fc.double({ min: -1, max: 1, noNaN: true }), { minLength: (pairs + 2) * 6, maxLength: (pairs + 2) * 6 }),
+      embeddings: fc.array(fc.double({ min: -1, max: 1, noNaN: true }), {
+        minLength: (pairs + 2) * 6,
+        maxLength: (pairs + 2) * 6,
+      }),
     }),
   );
   fc.assert(

@@ -22,7 +22,11 @@ export interface Verification {
 }
 
 const thresholds = Array.from({ length: 400 }, (_, i) => i * 0.01);
-const falseAcceptRates: [name: string, oneIn: number][] = [['1e-1', 10], ['1e-2', 100], ['1e-3', 1000]];
+const falseAcceptRates: [name: string, oneIn: number][] = [
+  ['1e-1', 10],
+  ['1e-2', 100],
+  ['1e-3', 1000],
+];
 
 /** Squared distances of the normalised embeddings of each pair. */
 function distances(embeddings: Float32Array, dim: number, pairs: number): Float64Array {
@@ -31,7 +35,12 @@ function distances(embeddings: Float32Array, dim: number, pairs: number): Float6
     for (let i = picture * dim; i < (picture + 1) * dim; i++) sum += embeddings[i]! ** 2;
     const length = Math.sqrt(sum);
     if (!Number.isFinite(length) || length === 0) {
-      throw new FacetrainError({ code: 'NotANumber', subject: `embedding of picture ${picture}`, found: `its length is ${length}`, allowed: 'a finite vector that is not zero' });
+      throw new FacetrainError({
+        code: 'NotANumber',
+        subject: `embedding of picture ${picture}`,
+        found: `its length is ${length}`,
+        allowed: 'a finite vector that is not zero',
+      });
     }
     return length;
   };
@@ -49,7 +58,9 @@ function distances(embeddings: Float32Array, dim: number, pairs: number): Float6
 function foldOf(pair: number, pairs: number): number {
   const size = Math.floor(pairs / folds);
   const longer = pairs % folds;
-  return pair < longer * (size + 1) ? Math.floor(pair / (size + 1)) : longer + Math.floor((pair - longer * (size + 1)) / size);
+  return pair < longer * (size + 1)
+    ? Math.floor(pair / (size + 1))
+    : longer + Math.floor((pair - longer * (size + 1)) / size);
 }
 
 const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
@@ -73,7 +84,8 @@ function tarAtFar(distance: Float64Array, same: readonly boolean[]): Record<stri
  */
 export function verify(embeddings: Float32Array, dim: number, same: readonly boolean[]): Verification {
   const pairs = same.length;
-  if (embeddings.length !== 2 * pairs * dim) throw new RangeError(`${embeddings.length} numbers are not two embeddings of ${dim} for ${pairs} pairs`);
+  if (embeddings.length !== 2 * pairs * dim)
+    throw new RangeError(`${embeddings.length} numbers are not two embeddings of ${dim} for ${pairs} pairs`);
   const distance = distances(embeddings, dim, pairs);
 
   // Right answers by fold and threshold; those on the nine other folds are the difference to the sum.
@@ -84,7 +96,7 @@ export function verify(embeddings: Float32Array, dim: number, same: readonly boo
     const fold = foldOf(pair, pairs);
     foldSizes[fold]! += 1;
     for (let t = 0; t < thresholds.length; t++) {
-      if ((distance[pair]! < thresholds[t]!) !== same[pair]) continue;
+      if (distance[pair]! < thresholds[t]! !== same[pair]) continue;
       right[fold]![t]! += 1;
       rightTotal[t]! += 1;
     }

@@ -5,12 +5,15 @@ import { FacetrainError } from '@facetrain/api';
 import { parseVerificationSet, readVerificationSet } from './set.ts';
 
 /** A pickle of (pictures, answers), each given as pickled values. */
-const set = (pictures: string[], answers: string[]) => Buffer.from(`((${pictures.join('')}l(${answers.join('')}lt.`, 'latin1');
+const set = (pictures: string[], answers: string[]) =>
+  Buffer.from(`((${pictures.join('')}l(${answers.join('')}lt.`, 'latin1');
 const pictures = (count: number) => Array.from({ length: count }, () => 'C\x03jpg');
 const answers = (count: number) => Array.from({ length: count }, (_, i) => (i % 2 === 0 ? '\x88' : '\x89'));
 
 test('the shipped set: 600 pairs, half of them of one person', async () => {
-  const { name, jpegs, same } = await readVerificationSet(join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'));
+  const { name, jpegs, same } = await readVerificationSet(
+    join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'),
+  );
   assert.equal(name, 'lfw-small');
   assert.equal(jpegs.length, 1200);
   assert.equal(same.length, 600);
@@ -38,15 +41,38 @@ test('what is no set is refused, and the message says why', async () => {
     [set(pictures(18), answers(9)), /9 pairs; at least 10/],
     [set([...pictures(19), 'N'], answers(10)), /picture 19 is no byte string/],
     [set(pictures(20), [...answers(9), 'K\x01']), /pair 9 is said/],
-    [set(pictures(20), Array.from({ length: 10 }, () => '\x88')), /all pairs are the same; pairs of both kinds/],
-    [set(pictures(20), Array.from({ length: 10 }, () => '\x89')), /all pairs differ; pairs of both kinds/],
+    [
+      set(
+        pictures(20),
+        Array.from({ length: 10 }, () => '\x88'),
+      ),
+      /all pairs are the same; pairs of both kinds/,
+    ],
+    [
+      set(
+        pictures(20),
+        Array.from({ length: 10 }, () => '\x89'),
+      ),
+      /all pairs differ; pairs of both kinds/,
+    ],
   ];
   for (const [bytes, message] of cases) {
     assert.throws(
       () => parseVerificationSet(bytes, '/d/x.bin'),
-      (error) => error instanceof FacetrainError && error.code === 'InvalidVerificationSet' && error.subject === '/d/x.bin' && error.exitCode === 2 && message.test(error.message),
+      (error) =>
+        error instanceof FacetrainError &&
+        error.code === 'InvalidVerificationSet' &&
+        error.subject === '/d/x.bin' &&
+        error.exitCode === 2 &&
+        message.test(error.message),
       String(message),
     );
   }
-  await assert.rejects(readVerificationSet('/nowhere/x.bin'), (error) => error instanceof FacetrainError && error.code === 'InvalidVerificationSet' && /^\/nowhere\/x.bin: cannot be read \(ENOENT/.test(error.message));
+  await assert.rejects(
+    readVerificationSet('/nowhere/x.bin'),
+    (error) =>
+      error instanceof FacetrainError &&
+      error.code === 'InvalidVerificationSet' &&
+      /^\/nowhere\/x.bin: cannot be read \(ENOENT/.test(error.message),
+  );
 });
