@@ -6,8 +6,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { FaceTrainJobStatus, FailurePolicy, QuantizeJobStatus } from '@facetrain/api';
-import type { ObservedPod } from './objects.ts';
-import type { JobIdentity } from './observed.ts';
+import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { secondsSince } from './time.ts';
 

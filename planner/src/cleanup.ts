@@ -1,8 +1,7 @@
 /** What is deleted once an attempt is over. Only what the status already calls over: the evidence was used. */
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { attemptName } from './names.ts';
-import type { ObservedPod } from './objects.ts';
-import type { ObservedObject } from './observed.ts';
+import type { ObservedObject, ObservedPod } from './observed.ts';
 import type { Action } from './plan.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { viewOf } from './attempt.ts';
 import { actionFor, type Failure, findFailure } from './failure.ts';
-import type { ObservedPod } from './objects.ts';
+import type { ObservedPod } from './observed.ts';
 import { after, at, makeJob, makePod } from './testing/builders.ts';
 
 const STARTED = { attempt: 0, attemptStartTime: at(0) };

@@ -8,7 +8,7 @@
 import { type ErrorCode, ExitCode, type FailurePolicy } from '@facetrain/api';
 import { creationIsOver, isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { podName } from './names.ts';
-import type { ObservedPod } from './objects.ts';
+import type { ObservedPod } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { secondsSince } from './time.ts';

@@ -1,9 +1,7 @@
 /**
- * The Kubernetes objects that plans create and read, cut down to the fields that are used: plain data, so that the planner
- * depends on no client and an executor of processes can interpret it.
+ * The Kubernetes objects that plans create, with the fields that are used. They are plain data: the planner depends on no
+ * Kubernetes client, and the executor that starts processes can interpret them. What exists is described in observed.ts.
  */
-import type { TerminationResult } from '@facetrain/api';
-import type { ObservedProgress } from './observed.ts';
 
 export interface OwnerReference {
   apiVersion: string;
@@ -128,35 +126,3 @@ export interface QuantizeJobObject {
 }
 
 export type ChildObject = Pod | ConfigMap | Service | PodGroup | NetworkPolicy | QuantizeJobObject;
-
-/** A pod as it was last seen, whoever runs it: a kubelet or the executor of processes. */
-export interface ObservedPod {
-  name: string;
-  uid: string;
-  attempt: number;
-  rank: number;
-  /** Unknown: its node does not answer. Any other word is treated like Unknown: alive, and not to be counted on. */
-  phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown' | (string & {});
-  ready: boolean;
-  /** Deletion was asked for; until the pod is gone its process may still run. */
-  deleting: boolean;
-  node?: string;
-  createdAt: string;
-  finishedAt?: string;
-  /** Of the container "facetrain". A process that a signal ended has 128 + its number. */
-  exitCode?: number;
-  /** What Kubernetes says of a failed container or pod: OOMKilled, Evicted, ... */
-  reason?: string;
-  /** The container's termination message, if it is ours (termination.ts): what failed, ... */
-  termination?: { code: string; message: string };
-  /** ... or what came of a program that ended without an error. */
-  result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
-  /** The condition DisruptionTarget is True: preempted, drained, evicted. */
-  disrupted: boolean;
-  /** Its node is gone, or answers nobody: why that is thought. What ran there counts as lost. */
-  lostNode?: string;
-  /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
-  waiting?: { reason: string; message: string };
-  /** The pod's label facetrain.dev/spec-digest. */
-  specDigest?: string;
-}

@@ -1,6 +1,6 @@
 /** What a planner is shown: the job, and what exists for it. Collected by an executor, decided upon by nobody but the planner. */
-import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus } from '@facetrain/api';
-import type { ChildObject, ObservedPod } from './objects.ts';
+import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus, TerminationResult } from '@facetrain/api';
+import type { ChildObject } from './objects.ts';
 
 /** Metadata of a job as the API server (or the executor of processes) has filled it in. */
 export interface JobIdentity {
@@ -9,6 +9,38 @@ export interface JobIdentity {
   uid: string;
   generation: number;
   deletionTimestamp?: string | undefined;
+}
+
+/** A pod as it was last seen, whoever runs it: a kubelet or the executor of processes. */
+export interface ObservedPod {
+  name: string;
+  uid: string;
+  attempt: number;
+  rank: number;
+  /** Unknown: its node does not answer. Any other word is treated like Unknown: alive, and not to be counted on. */
+  phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown' | (string & {});
+  ready: boolean;
+  /** Deletion was asked for; until the pod is gone its process may still run. */
+  deleting: boolean;
+  node?: string;
+  createdAt: string;
+  finishedAt?: string;
+  /** Of the container "facetrain". A process that a signal ended has 128 + its number. */
+  exitCode?: number;
+  /** What Kubernetes says of a failed container or pod: OOMKilled, Evicted, ... */
+  reason?: string;
+  /** The container's termination message, if it is ours (termination.ts): what failed, ... */
+  termination?: { code: string; message: string };
+  /** ... or what came of a program that ended without an error. */
+  result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
+  /** The condition DisruptionTarget is True: preempted, drained, evicted. */
+  disrupted: boolean;
+  /** Its node is gone, or answers nobody: why that is thought. What ran there counts as lost. */
+  lostNode?: string;
+  /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
+  waiting?: { reason: string; message: string };
+  /** The pod's label facetrain.dev/spec-digest. */
+  specDigest?: string;
 }
 
 /** An object whose name is one of those that the planner gives. Pods are here only if they belong to somebody else. */

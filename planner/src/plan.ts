@@ -1,16 +1,22 @@
 /**
- * What a planner answers, and nothing about how it is carried out.
+ * What a planner returns, and what it may rely on from the executor that carries a plan out.
  *
- * `plan(observed, now)` is pure. An executor runs the actions in order (some of them together: `together.ts`), stops at the first that fails, and writes the status last; then it emits the events. It may crash anywhere: the next plan, made from
- * what is really there, goes on.
- * An executor that finds a created object already there (its cache was stale) takes that for success. The status and the pods it shows a
- * planner must be at least as new as what it last wrote itself: from older ones an attempt could be made that is over.
+ * An executor runs the actions in order (some of them concurrently: see concurrent-actions.ts), stops at the first that
+ * fails, and writes the status last. Then it emits the events. It may crash anywhere: the next plan is made from what
+ * exists by then.
+ *
+ * If an object that it creates exists already, its cache was stale, and it takes that for success. The status and the pods
+ * that it passes to a planner must be at least as new as its own last write. From older ones a planner could start an
+ * attempt that is already over.
  */
+import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
+import type { Environment } from './environment.ts';
 import type { ChildObject } from './objects.ts';
+import type { ObservedFaceTrainJob, ObservedQuantizeJob } from './observed.ts';
 
 export type Action =
   | { type: 'create'; object: ChildObject }
-  /** `uid` is a precondition: never delete a namesake. `force`: without waiting for a node that answers nobody. */
+  /** `uid` is a precondition: another object of the same name is never deleted. `force`: grace period 0, for a lost node. */
   | {
       type: 'delete';
       kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy';
@@ -19,7 +25,7 @@ export type Action =
       reason: string;
       force?: true;
     }
-  /** Merges `spec` into that of a child (RFC 7386: lists are replaced), and `labels` into its labels. */
+  /** Merges `spec` into the spec of a child (JSON Merge Patch, RFC 7386: lists are replaced), `labels` into its labels. */
   | {
       type: 'patch';
       kind: 'QuantizeJob' | 'Service' | 'NetworkPolicy';
@@ -28,7 +34,7 @@ export type Action =
       spec: Record<string, unknown>;
       labels?: Record<string, string>;
     }
-  /** The job itself, when its time to live is over. */
+  /** Deletes the job itself, at the end of ttlSecondsAfterFinished. */
   | { type: 'deleteJob'; reason: string };
 
 export interface PlanEvent {
@@ -39,10 +45,24 @@ export interface PlanEvent {
 
 export interface Plan<Status> {
   actions: Action[];
-  /** The status to write; deeply equal to the observed one when there is nothing to write. */
+  /** The status to write. It is the observed object itself when nothing has to be written. */
   status: Status;
-  /** To emit after the status was written. */
+  /** To emit once the status is written. */
   events: PlanEvent[];
-  /** Plan again after this long even if nothing is seen to change; null: only when something changes. */
+  /** Plan again after this many seconds even if no change is observed; null: only after a change. */
   requeueAfterSeconds: number | null;
 }
+
+/** Plans a FaceTrainJob. Pure: no clock, no randomness, no I/O. The same arguments give the same plan. */
+export type PlanFaceTrainJob = (
+  observed: ObservedFaceTrainJob,
+  now: Date,
+  environment: Environment,
+) => Plan<FaceTrainJobStatus>;
+
+/** Plans a QuantizeJob; pure as well. */
+export type PlanQuantizeJob = (
+  observed: ObservedQuantizeJob,
+  now: Date,
+  environment: Environment,
+) => Plan<QuantizeJobStatus>;

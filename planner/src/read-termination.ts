@@ -1,7 +1,7 @@
 /** A pod's termination message as the planners want to see it, whoever read it: a kubelet or the executor of processes. */
 import { TerminationMessage, TerminationResult } from '@facetrain/api';
-import { observedProgress } from './facetrainjob/training-progress.ts';
-import type { ObservedPod } from './objects.ts';
+import type { ObservedPod } from './observed.ts';
+import { observedProgress } from './observed-progress.ts';
 import { rounded } from './plain-data.ts';
 
 /** Empty for what is not ours: the tail of a log, another program's message, one that was cut. */

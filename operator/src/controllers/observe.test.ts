@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { ObservedPod } from '@facetrain/planner/objects';
+import type { ObservedPod } from '@facetrain/planner/observed';
 import { observePod } from './observe.ts';
 import type { PodObject } from './resources.ts';
 

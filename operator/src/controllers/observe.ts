@@ -2,8 +2,7 @@
 import { API_VERSION } from '@facetrain/api';
 import { isAlive } from '@facetrain/planner/attempt';
 import { CONTAINER, type JobKind, Label } from '@facetrain/planner/names';
-import type { ObservedPod } from '@facetrain/planner/objects';
-import type { JobIdentity, ObservedObject } from '@facetrain/planner/observed';
+import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import { readTermination } from '@facetrain/planner/read-termination';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import { isPending, type Surroundings } from './pod-dependencies.ts';

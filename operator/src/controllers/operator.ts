@@ -16,8 +16,7 @@ import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrain
 import { invalidStatus } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
 import { type JobKind, Label } from '@facetrain/planner/names';
-import type { ObservedPod } from '@facetrain/planner/objects';
-import type { JobIdentity, ObservedObject } from '@facetrain/planner/observed';
+import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
 import type { Logger } from 'pino';

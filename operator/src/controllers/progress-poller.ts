@@ -4,8 +4,8 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { Progress } from '@facetrain/api';
-import { observedProgress } from '@facetrain/planner/facetrainjob/training-progress';
 import type { ObservedProgress } from '@facetrain/planner/observed';
+import { observedProgress } from '@facetrain/planner/observed-progress';
 import type { Logger } from 'pino';
 import { request } from 'undici';
 

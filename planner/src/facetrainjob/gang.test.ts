@@ -1,8 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
-import type { ObservedPod } from '../objects.ts';
-import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedObject, ObservedPod } from '../observed.ts';
 import { after, at, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';

@@ -16,7 +16,7 @@ import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
-import type { PlanFaceTrainJob } from '../planner.ts';
+import type { PlanFaceTrainJob } from '../plan.ts';
 import { bearsNodeLoss } from '../pod.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';

@@ -6,13 +6,7 @@
  * of an attempt, the last step, or any other change of the status take it along at once.
  */
 import { isDeepStrictEqual } from 'node:util';
-import {
-  type FaceTrainJobSpec,
-  type FaceTrainJobStatus,
-  joinStorageUri,
-  type Progress,
-  type TrainingProgress,
-} from '@facetrain/api';
+import { type FaceTrainJobSpec, type FaceTrainJobStatus, joinStorageUri, type TrainingProgress } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
@@ -24,33 +18,6 @@ import { secondsSince, timestamp } from '../time.ts';
 import { checkpointsUri } from './make-trainer-config.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
-
-/** What rank 0 served at /v1/progress, as a planner is shown it. */
-export function observedProgress({
-  job,
-  step,
-  totalSteps,
-  epoch,
-  imagesPerSecond,
-  loss,
-  etaSeconds,
-  evaluations,
-  checkpoint,
-  activity,
-}: Progress): ObservedProgress {
-  return {
-    attempt: job.attempt,
-    step,
-    totalSteps,
-    epoch,
-    ...(imagesPerSecond !== null && { imagesPerSecond }),
-    ...(loss !== null && { loss }),
-    ...(etaSeconds !== null && { etaSeconds }),
-    evaluations,
-    ...(checkpoint && { checkpoint }),
-    activity,
-  };
-}
 
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { MAX_QUANTIZEJOB_NAME, QuantizeConfig, type QuantizeJobStatus } from '@facetrain/api';
-import type { ConfigMap, ObservedPod, Pod } from '../objects.ts';
-import type { ObservedObject } from '../observed.ts';
+import type { ConfigMap, Pod } from '../objects.ts';
+import type { ObservedObject, ObservedPod } from '../observed.ts';
 import type { Action } from '../plan.ts';
 import { after, at, makePod, makeQuantizeJob, type QuantizeJobBuilder } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';

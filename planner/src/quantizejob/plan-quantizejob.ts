@@ -14,7 +14,7 @@ import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
-import type { PlanQuantizeJob } from '../planner.ts';
+import type { PlanQuantizeJob } from '../plan.ts';
 import { bearsNodeLoss } from '../pod.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';

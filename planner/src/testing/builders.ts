@@ -6,8 +6,7 @@ import {
   QuantizeJob,
   type QuantizeJobStatus,
 } from '@facetrain/api';
-import type { ObservedPod } from '../objects.ts';
-import type { ObservedFaceTrainJob, ObservedQuantizeJob } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedPod, ObservedQuantizeJob } from '../observed.ts';
 import { timestamp } from '../time.ts';
 
 export const START = new Date('2026-01-01T00:00:00Z');

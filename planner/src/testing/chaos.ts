@@ -1,7 +1,7 @@
 /** What may happen to a job in the simulator: as data, so that fast-check can find the shortest history that breaks a property. */
 import fc from 'fast-check';
 import { isAlive, outcomeOf } from '../attempt.ts';
-import type { ObservedPod } from '../objects.ts';
+import type { ObservedPod } from '../observed.ts';
 import { timestamp } from '../time.ts';
 import type { Simulator } from './simulator.ts';
 

@@ -8,11 +8,12 @@ import { isAlive, type JobStatus } from '../attempt.ts';
 import { together } from '../concurrent-actions.ts';
 import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { Label } from '../names.ts';
-import type { ChildObject, ObservedPod } from '../objects.ts';
+import type { ChildObject } from '../objects.ts';
 import type {
   JobIdentity,
   ObservedFaceTrainJob,
   ObservedObject,
+  ObservedPod,
   ObservedProgress,
   ObservedQuantizeJob,
 } from '../observed.ts';

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { type Attempt, childrenOf, conflictIn } from './facetrainjob/gang-objects.ts';
-import type { Pod } from './objects.ts';
-import { type FaceTrainJobBuilder, makeJob } from './testing/builders.ts';
-import { testEnvironment } from './testing/test-environment.ts';
+import type { Pod } from '../objects.ts';
+import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
+import { testEnvironment } from '../testing/test-environment.ts';
+import { type Attempt, childrenOf, conflictIn } from './gang-objects.ts';
 
 const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
   const { identity, spec } = builder.observe();
