@@ -1,20 +1,23 @@
-/** Long native calls, each on a thread of its own. */
-import { translated } from './native-errors.ts';
+/** Long native calls: each runs on its own thread and can be cancelled. The C++ side is native/node/call.h. */
+import { translateErrors } from './native-errors.ts';
 
-/** A native call on a thread of its own; closing cancels it and ends the thread. */
+/** A native call that is running on its own thread. `close` cancels it and resolves when the thread has ended. */
 export interface Call<T> {
   promise: Promise<T>;
   close(): Promise<void>;
 }
 
-/** What a call gives; its thread has ended by then. @throws the signal's reason once it is aborted; FacetrainError */
-export async function result<T>(start: () => Call<T>, signal?: AbortSignal): Promise<T> {
+/**
+ * Starts a call and resolves to its result after its thread has ended. An abort of `signal` cancels the call.
+ * @throws the signal's reason once it is aborted; FacetrainError for errors of the call
+ */
+export async function runCall<T>(start: () => Call<T>, signal?: AbortSignal): Promise<T> {
   signal?.throwIfAborted();
   const call = start();
   const cancel = () => void call.close();
   signal?.addEventListener('abort', cancel);
   try {
-    return await translated(() => call.promise);
+    return await translateErrors(() => call.promise);
   } catch (error) {
     signal?.throwIfAborted();
     throw error;

@@ -7,7 +7,7 @@ import { decodePictures, inspectDataset, readPictures } from './data.ts';
 
 const dataset = join(import.meta.dirname, '../../examples/lfw-small/data');
 
-test('inspecting the shipped dataset', async () => {
+test('inspecting the dataset in examples/', async () => {
   const progress: { done: number; total: number }[] = [];
   const info = await inspectDataset(dataset, { decode: 'all', threads: 1, onProgress: (now) => progress.push(now) });
   assert.deepEqual(info, {
@@ -23,10 +23,11 @@ test('inspecting the shipped dataset', async () => {
   assert.deepEqual(progress.at(-1), { done: 800, total: 800 });
 });
 
-test("pixels are an independent decoder's", async () => {
+test('pixels are those of independent decoders', async () => {
   const { data, ...shape } = await readPictures(dataset, [0, 799], { channelOrder: 'rgb' });
   assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb' });
-  // Bit for bit those of Pillow 13; and, at (y, x), those of jpeg-js 0.4 (no libjpeg: another inverse DCT and chroma upsampling).
+  // The digest is that of Pillow 13's pixels. `expected`, at (y, x), is jpeg-js 0.4's, which is not built on libjpeg: its
+  // inverse DCT and its chroma upsampling differ, so values may differ by 3.
   assert.equal(
     createHash('sha256')
       .update(data.subarray(0, 112 * 112 * 3))
@@ -45,7 +46,7 @@ test("pixels are an independent decoder's", async () => {
     rgb.forEach((value, c) => assert.ok(Math.abs(data[(y * 112 + x) * 3 + c]! - value) <= 3, `${y}, ${x}`));
 });
 
-test('bgr is rgb turned round, and order is as asked', async () => {
+test('bgr is rgb with channels reversed, and pictures come in the order of the indices', async () => {
   const rgb = await readPictures(dataset, [5, 3], { channelOrder: 'rgb' });
   const bgr = await readPictures(dataset, [3, 5], { channelOrder: 'bgr' });
   const size = 112 * 112 * 3;
@@ -55,7 +56,7 @@ test('bgr is rgb turned round, and order is as asked', async () => {
   assert.equal((await readPictures(dataset, [], { channelOrder: 'rgb' })).data.length, 0);
 });
 
-test('pictures that are not there', async () => {
+test('indices outside the dataset are refused', async () => {
   for (const index of [800, -1, 0.5, NaN, 2 ** 60]) {
     await assert.rejects(
       readPictures(dataset, [0, index], { channelOrder: 'rgb' }),
@@ -67,7 +68,7 @@ test('pictures that are not there', async () => {
   }
 });
 
-test('what is no JPEG is named with the code that was asked for', async () => {
+test('an invalid JPEG is reported with the code and the number that the caller gave', async () => {
   const options = {
     channelOrder: 'rgb',
     height: 112,

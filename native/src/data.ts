@@ -1,8 +1,8 @@
-/** Pictures: the dataset's records and JPEG, decoded natively on threads of their own. */
+/** Reads, decodes and inspects the pictures of a dataset, natively and off JavaScript's thread. */
 import { availableParallelism } from 'node:os';
 import { type ErrorCode, FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
-import { type Call, result } from './call.ts';
+import { type Call, runCall } from './call.ts';
 
 /** Decoded pictures, [count, height, width, 3] bytes. */
 export interface Pictures {
@@ -15,15 +15,15 @@ export interface Pictures {
 
 export interface DatasetInfo {
   images: number;
-  /** As `property` says. */
+  /** The number of identities that the dataset's file `property` states. */
   identities: number;
-  /** Labels that occur. */
+  /** Different labels that occur. */
   identitiesSeen: number;
   labelMin: number;
   labelMax: number;
   height: number;
   width: number;
-  /** Of train.rec. */
+  /** Size of train.rec. */
   bytes: number;
 }
 
@@ -49,13 +49,13 @@ interface DataAddon {
 
 const addon = native<DataAddon>();
 
-/** Pictures decoded by `decode: 'sample'`, at even distances over the dataset. */
+/** How many pictures `decode: 'sample'` decodes, at even distances over the dataset. */
 const decodedSample = 1024;
 
 /**
- * Looks at every record of a dataset: well-formed, its label inside the identities of `property`, and, as `decode` says, its picture
- * decodable and of the right size.
- * @throws FacetrainError InvalidDataset about the first record that is not in order
+ * Checks every record of a dataset: that it is well formed, that its label is below the identities of `property`, and, for
+ * the pictures that `decode` selects, that the JPEG is intact and of the right size.
+ * @throws FacetrainError InvalidDataset about the first invalid record; the signal's reason once it is aborted
  */
 export async function inspectDataset(
   directory: string,
@@ -71,7 +71,7 @@ export async function inspectDataset(
   let timer: NodeJS.Timeout | undefined;
   let report = () => {};
   try {
-    const info = await result(() => {
+    const info = await runCall(() => {
       const call = addon.inspectDataset(directory, count, threads);
       report = () => onProgress?.(call.progress());
       timer = setInterval(report, 100);
@@ -85,8 +85,9 @@ export async function inspectDataset(
 }
 
 /**
- * Decodes pictures of a dataset, 0 being its first.
- * @throws FacetrainError InvalidDataset, or InvalidArgument for an index outside the dataset
+ * Decodes pictures of a dataset, in the order of `indices`; the first picture is 0.
+ * @throws FacetrainError InvalidDataset, or InvalidArgument for an index outside the dataset; the signal's reason once it
+ *   is aborted
  */
 export async function readPictures(
   directory: string,
@@ -102,7 +103,7 @@ export async function readPictures(
       found: `there is no picture ${wrong}`,
       allowed: 'pictures are numbered from 0',
     });
-  const decoded = await result(
+  const decoded = await runCall(
     () => addon.readPictures(directory, Float64Array.from(indices), channelOrder === 'bgr'),
     signal,
   );
@@ -111,8 +112,9 @@ export async function readPictures(
 
 /**
  * Decodes JPEGs, colour or gray.
- * @param options `code` and `subject` are those of the error when one is no JPEG of `height` x `width`; it counts the pictures from `first` on.
- * @throws FacetrainError
+ * @param options `code` and `subject` go into the error about a picture that is not an intact JPEG of `height` x `width`
+ *   pixels. The error names the picture by its number; `first` is the number of jpegs[0].
+ * @throws FacetrainError with `code`; the signal's reason once it is aborted
  */
 export async function decodePictures(
   jpegs: Uint8Array[],
@@ -127,7 +129,7 @@ export async function decodePictures(
   },
 ): Promise<Pictures> {
   const { channelOrder, height, width, subject, code, first = 0, signal } = options;
-  const decoded = await result(
+  const decoded = await runCall(
     () => addon.decodePictures(jpegs, channelOrder === 'bgr', height, width, subject, code, first),
     signal,
   );

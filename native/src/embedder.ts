@@ -1,13 +1,14 @@
-/** Anything that turns pictures into embeddings: the FP32 executor, a training session, the INT7 runtime. */
+/** The interface of everything that embeds pictures: the FP32 executor, a training session, the INT7 runtime. */
 import type { Pictures } from './data.ts';
 
 export interface Embedder {
   /** Length of an embedding. */
   readonly dim: number;
   /**
-   * Embeds pictures scaled to [-1, 1] in evaluation mode. With `flip`, an embedding is the sum of that of the picture and that of its
-   * mirror image, as insightface's verification has it. Not normalised.
-   * @returns [count, dim]
+   * Embeds pictures in evaluation mode; the network's input is byte / 127.5 - 1, in [-1, 1]. With `flip`, an embedding is
+   * the sum of the embeddings of the picture and of its mirror image, as in insightface's verification.
+   * @returns [count, dim], not normalised. `onBatch` receives the number of pictures done so far.
+   * @throws FacetrainError InvalidArgument when the pictures are not of the network's size; the signal's reason
    */
   embed(
     pictures: Pictures,

@@ -1,12 +1,12 @@
-/** A float32 backbone that embeds pictures: the native graph executor on a thread of its own. */
+/** A float32 backbone that embeds pictures: the native graph executor (native/model/executor.h) on its own thread. */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { translated } from './native-errors.ts';
+import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
-/** How many pictures go through a backbone at once: enough to keep the cores busy, little enough to stop soon. */
+/** Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. */
 const batchSize = 32;
 
 export interface ModelOptions {
@@ -32,13 +32,14 @@ export class Model implements Embedder {
   }
 
   /**
-   * Plans the graph and tries it out.
-   * @throws FacetrainError UnsupportedOperator (with operator and node), InvalidModel (shapes that do not fit, weights that are not finite).
+   * Plans the graph and runs it once on two blank pictures, which finds shapes that do not fit.
+   * @throws FacetrainError UnsupportedOperator (names operator and node), InvalidModel (shapes that do not fit, weights
+   *   that are not finite)
    */
   static async open(graph: Graph, options: ModelOptions): Promise<Model> {
     const model = new Model(graph);
     try {
-      await translated(() => model.#native.open(graph, options.computeThreads));
+      await translateErrors(() => model.#native.open(graph, options.computeThreads));
       return model;
     } catch (error) {
       await model.close();
@@ -75,7 +76,11 @@ export function checkPictures(
   });
 }
 
-/** Embeds on anything native that embeds a batch. @throws FacetrainError InvalidArgument when the pictures are not of the graph's size. */
+/**
+ * Embeds pictures in batches with anything native that embeds one batch.
+ * @returns [count, dim]
+ * @throws FacetrainError InvalidArgument when the pictures are not of the graph's size; the signal's reason
+ */
 export async function embedInBatches(
   backbone: Pick<NativeModel, 'embed'>,
   { input, output }: Pick<Graph, 'input' | 'output'>,
@@ -88,7 +93,7 @@ export async function embedInBatches(
   const embeddings = new Float32Array(count * output.dim);
   for (let done = 0; done < count; ) {
     const next = Math.min(done + batchSize, count);
-    const batch = await translated(() =>
+    const batch = await translateErrors(() =>
       backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip),
     );
     signal?.throwIfAborted();

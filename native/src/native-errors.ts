@@ -1,7 +1,7 @@
-/** Native errors as FacetrainError. */
+/** Turns native errors into FacetrainError. */
 import { type ErrorCode, FacetrainError } from '@facetrain/api';
 
-/** What native/error.h's Error looks like in JavaScript. */
+/** native/error.h's Error as the addon passes it to JavaScript. */
 interface NativeError extends Error {
   code: ErrorCode;
   subject: string;
@@ -9,15 +9,18 @@ interface NativeError extends Error {
   allowed: string;
 }
 
-/** The FacetrainError of a native error that names what it is about; any other error is a defect and is returned as it is. */
+/**
+ * The FacetrainError with the fields of a native error. Any other error is a defect of the program and is returned
+ * unchanged.
+ */
 export function asFacetrainError(error: unknown): unknown {
   if (!(error instanceof Error) || !('subject' in error)) return error;
   const { code, subject, found, allowed } = error as NativeError;
   return new FacetrainError({ code, subject, found, allowed });
 }
 
-/** Runs a native call; its error, thrown or rejected, becomes a FacetrainError. */
-export async function translated<T>(call: () => Promise<T> | T): Promise<T> {
+/** Runs a native call. Its error, thrown or rejected, becomes a FacetrainError. */
+export async function translateErrors<T>(call: () => Promise<T> | T): Promise<T> {
   try {
     return await call();
   } catch (error) {

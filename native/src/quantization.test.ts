@@ -1,4 +1,7 @@
-/** The search and the INT7 runtime through the addon; what they compute is native/quant/quant_test.cc's and the simulator test's to prove. */
+/**
+ * The search and the INT7 runtime through the addon. Their numbers are tested in native/quant/quant_test.cc and
+ * trainer-image/src/quantize/simulator.test.ts.
+ */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
@@ -98,7 +101,7 @@ function cosine(a: Float32Array, b: Float32Array): number {
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }
 
-test('what is found embeds as the network in FP32 does, and says what it did', async () => {
+test('scales that are found embed as the network in FP32 does, and come with a report on each layer', async () => {
   const graph = network();
   const seen = pictures(12);
   const found = await searchScales(graph, seen, options);
@@ -135,9 +138,9 @@ test('what is found embeds as the network in FP32 does, and says what it did', a
   );
 });
 
-test('progress goes up to its end', async () => {
+test('progress only grows', async () => {
   const reports: { stage: string; done: number; total: number }[] = [];
-  // Large enough to be asked several times, every tenth of a second.
+  // Long enough for several reports, one every 0.1 s.
   await searchScales(network(96), pictures(64), {
     ...options,
     candidates: 60,
@@ -152,7 +155,7 @@ test('progress goes up to its end', async () => {
   );
 });
 
-test('an aborted search rejects with the reason and holds nothing back', async () => {
+test('an aborted search rejects with the reason of the signal', async () => {
   const graph = network(96);
   const reason = new Error('enough');
   await assert.rejects(searchScales(graph, pictures(1), { ...options, signal: AbortSignal.abort(reason) }), reason);
@@ -167,7 +170,7 @@ test('an aborted search rejects with the reason and holds nothing back', async (
   await assert.rejects(search, reason);
 });
 
-test('pictures that cannot be used are refused', async () => {
+test('no pictures, and pictures of another size, are refused', async () => {
   await assert.rejects(searchScales(network(), pictures(0), options), refused('InvalidArgument', 'no pictures'));
   await assert.rejects(
     searchScales(network(), pictures(2, 12), options),
@@ -179,7 +182,7 @@ test('pictures that cannot be used are refused', async () => {
   );
 });
 
-test('networks that cannot be run are refused by the name of the layer', async () => {
+test('invalid networks are refused with the name of the layer', async () => {
   const change = (change: (layers: Layer[]) => void, more: Partial<SearchOptions> = {}) => {
     const graph = network();
     change(graph.layers);
@@ -197,12 +200,12 @@ test('networks that cannot be run are refused by the name of the layer', async (
     change((layers) => void ((layers[2] as Conv).input = 'nowhere')),
     refused('InvalidModel', "layer 'c'", 'nowhere'),
   );
-  // Balancing channels would move the overflow to a later layer.
+  // Without equalisation, which would move the overflow to a later layer.
   const overflowing = change((layers) => void (layers[2] as Conv).weight.data.fill(3e38), { equalize: false });
   await assert.rejects(overflowing, refused('NotANumber', "tensor 'c:0'"));
 });
 
-test('scales that do not belong to the network are refused', async () => {
+test('scales that do not fit the network are refused', async () => {
   const found = await searchScales(network(), pictures(4), { ...options, rounds: 0 });
   const open = (change: (scales: SearchResult['scales']) => void) => {
     const scales = structuredClone(found.scales);

@@ -1,13 +1,14 @@
-/** EasyQuant (arXiv 2006.16669) and the INT7 runtime, on a LayerGraph. */
+/** EasyQuant (arXiv 2006.16669): the search for scales, and the networks in INT7 and in FP32 that it compares. */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
-import { type Call, result } from './call.ts';
+import { type Call, runCall } from './call.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
 import { checkPictures, embedInBatches } from './model.ts';
-import { translated } from './native-errors.ts';
+import { translateErrors } from './native-errors.ts';
 import type { Layer, LayerGraph, Scales } from './types.ts';
 
+/** Options of native/quant/search.h; their defaults are in api/src/quantize-config.ts. */
 export interface SearchOptions {
   rounds: number;
   candidates: number;
@@ -20,7 +21,7 @@ export interface SearchOptions {
   onProgress?: (progress: { stage: 'equalizing' | 'searching'; done: number; total: number }) => void;
 }
 
-/** What the search found out about a layer; names as in api's QuantizedLayer. */
+/** The search's results for one layer; fields as in api's QuantizedLayer. */
 export interface LayerResult {
   name: string;
   bits: 7 | 8 | 32;
@@ -33,7 +34,10 @@ export interface LayerResult {
 }
 
 export interface SearchResult {
-  /** The layers whose integers `scales` holds: equalised, so in FP32 the same function as those given. Bias correction is in `scales.biases` alone. */
+  /**
+   * The layers that `scales` quantises: equalised, so in FP32 they compute the same function as those given. Bias
+   * correction changes `scales.biases` only.
+   */
   graph: LayerGraph;
   scales: Scales;
   layers: LayerResult[];
@@ -46,7 +50,7 @@ interface NativeNetwork {
   close(): Promise<void>;
 }
 
-/** What changes of a layer when its channels are balanced. */
+/** The numbers of a layer that equalisation changes. */
 type LayerNumbers = { weight?: Float32Array; bias?: Float32Array; offset?: Float32Array };
 
 interface QuantizationAddon {
@@ -64,12 +68,14 @@ interface QuantizationAddon {
 
 const addon = native<QuantizationAddon>();
 
-/** How often a search is asked how far it is, in milliseconds. */
+/** Milliseconds between two reports of progress. */
 const progressInterval = 100;
 
 /**
- * Searches scales as EasyQuant does (native/quant/search.h has the details). The pictures' channels are in the order that the graph expects.
- * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's reason once it is aborted
+ * Searches scales as EasyQuant does; native/quant/search.h describes the algorithm. The pictures' channels must be in the
+ * order that the graph expects.
+ * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's reason
+ *   once it is aborted
  */
 export async function searchScales(
   graph: LayerGraph,
@@ -87,7 +93,7 @@ export async function searchScales(
     });
   let timer: NodeJS.Timeout | undefined;
   try {
-    const { numbers, scales, layers } = await result(() => {
+    const { numbers, scales, layers } = await runCall(() => {
       const call = addon.searchScales(graph, pictures.data, pictures.count, search, computeThreads);
       if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
       return call;
@@ -108,7 +114,7 @@ function withNumbers(layer: Layer, { weight, bias, offset }: LayerNumbers): Laye
   return layer.kind === 'pointwise' ? { ...layer, offset: offset! } : layer;
 }
 
-/** What the FP32 and the INT7 network share. */
+/** The common part of the FP32 and the INT7 network. */
 abstract class LayerNetwork implements Embedder {
   readonly dim: number;
   protected readonly graph: LayerGraph;
@@ -121,7 +127,7 @@ abstract class LayerNetwork implements Embedder {
 
   protected async load(scales: Scales | null, computeThreads: number): Promise<this> {
     try {
-      await translated(() => this.network.open(this.graph, scales, computeThreads));
+      await translateErrors(() => this.network.open(this.graph, scales, computeThreads));
       return this;
     } catch (error) {
       await this.close();
@@ -139,7 +145,7 @@ abstract class LayerNetwork implements Embedder {
   }
 }
 
-/** A LayerGraph in FP32: what integers are measured against. */
+/** A LayerGraph in FP32: the reference that the integers are compared with. */
 export class LayerModel extends LayerNetwork {
   /** @throws FacetrainError InvalidModel naming the layer whose sizes do not fit or whose weights are not finite */
   static open(graph: LayerGraph, { computeThreads }: { computeThreads: number }): Promise<LayerModel> {
@@ -147,14 +153,20 @@ export class LayerModel extends LayerNetwork {
   }
 }
 
-/** The INT7 runtime. */
+/** A LayerGraph in integers: the INT7 runtime (native/quant/model.h). */
 export class Int7Model extends LayerNetwork {
-  /** @throws FacetrainError InvalidModel as LayerModel.open; InvalidArtifact naming the tensor or layer whose scales do not fit the graph */
+  /**
+   * @throws FacetrainError InvalidModel as LayerModel.open; InvalidArtifact naming the tensor or layer whose scales do not
+   *   fit the graph
+   */
   static open(graph: LayerGraph, scales: Scales, { computeThreads }: { computeThreads: number }): Promise<Int7Model> {
     return new Int7Model(graph).load(scales, computeThreads);
   }
 
-  /** Every quantised tensor's integers for one picture, [channels, height, width]: for tests, and for looking into a model. */
+  /**
+   * Every quantised tensor's integers for one picture, [channels, height, width], by name: for tests and diagnosis.
+   * @throws FacetrainError InvalidArgument unless there is one picture, of the graph's size
+   */
   async runLayers(picture: Pictures): Promise<Record<string, Int8Array>> {
     checkPictures(this.graph, picture);
     if (picture.count !== 1)
@@ -164,6 +176,6 @@ export class Int7Model extends LayerNetwork {
         found: `${picture.count}`,
         allowed: 'one',
       });
-    return translated(() => this.network.runLayers(picture.data));
+    return translateErrors(() => this.network.runLayers(picture.data));
   }
 }

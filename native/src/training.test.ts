@@ -1,4 +1,7 @@
-/** A training session: what a step does to weights and momentum, that it learns, that it resumes bit for bit, alone and with other ranks. */
+/**
+ * A training session, alone and with other ranks: what a step does to weights and momentum, that training lowers the loss,
+ * and that a resumed run is bit for bit the uninterrupted one.
+ */
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
@@ -18,7 +21,7 @@ async function withSession<T>(
   }
 }
 
-/** State and result of one step from the first weights. */
+/** The result of one step from the initial weights, and the backbone's state before and after it. */
 const afterStep = (options: Partial<TrainingOptions>, learningRate = 0.1) =>
   withSession(options, async (session) => {
     const before = await session.saveBackbone();
@@ -30,7 +33,7 @@ function flat(tensors: BackboneState['momentum']): number[] {
   return Object.values(tensors).flatMap(({ data }) => [...data]);
 }
 
-/** |a - b| <= tolerance of the largest number. */
+/** |actual - expected| <= tolerance * the largest |expected|. */
 function assertNear(actual: number[], expected: number[], tolerance = 1e-6): void {
   assert.equal(actual.length, expected.length);
   const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
@@ -41,11 +44,11 @@ function assertNear(actual: number[], expected: number[], tolerance = 1e-6): voi
 
 const learned = (state: BackboneState) =>
   Object.fromEntries(Object.keys(state.momentum).map((name) => [name, state.tensors[name]!]));
-/** No momentum, no decay, no clipping: momentum after the first step is the gradient. */
+/** Without momentum, decay and clipping the momentum after a step equals the gradient. */
 const plain = { momentum: 0, weightDecay: 0, gradientClipNorm: null };
 
 suite('a step', () => {
-  test('has the gradient that differences of the loss have', async () => {
+  test('computes the gradient that finite differences of the loss give', async () => {
     await withSession({ ...plain, graph: tinyNet({ batchNorm: true }) }, async (session) => {
       const first = await session.saveBackbone();
       const rows = await session.saveRows(0, 40);
@@ -67,7 +70,7 @@ suite('a step', () => {
         const step = 1e-3;
         const difference = ((await lossWith(name, index, step)) - (await lossWith(name, index, -step))) / (2 * step);
         const found = gradient[name]!.data[index]!;
-        // conv1's bias vanishes in the batch norm that follows: its gradient is rounding.
+        // The batch norm after conv1 cancels conv1's bias: its gradient is rounding error.
         assert.ok(
           Math.abs(found - difference) < 0.02 * Math.abs(difference) + 1e-3,
           `${name}[${index}]: gradient ${found}, difference ${difference}`,
@@ -104,7 +107,8 @@ suite('a step', () => {
         ),
       });
       await session.step(1, 0);
-      // What the second step adds to 0.9 times the first one's momentum is its own gradient; the rows moved with rate 0: not at all.
+      // The second step's momentum is 0.9 times the first one's plus its own gradient. Its learning rate is 0, so the class
+      // centres are the same in both runs of it.
       const own = flat((await session.saveBackbone()).momentum);
       assertNear(
         two.map((value, i) => value - own[i]!),
@@ -131,7 +135,7 @@ suite('a step', () => {
   test('moves running statistics by a tenth towards the batch, and leaves the last gamma alone', async () => {
     const { after } = await afterStep({ ...plain, graph: tinyNet({ batchNorm: true }) });
     assert.deepEqual([...after.tensors['norm2.weight']!.data], new Array(DIM).fill(1));
-    // norm1 follows conv1 with zero momentum of its own: from mean 0 and variance 1.
+    // Running statistics depend on the forward pass only, not on the learning rate. They start at mean 0, variance 1.
     const { after: unchanged } = await afterStep({ ...plain, graph: tinyNet({ batchNorm: true }) }, 0);
     assert.deepEqual(unchanged.tensors['norm1.mean'], after.tensors['norm1.mean']);
     assert.ok(after.tensors['norm1.var']!.data.every((value) => value > 0.9));
@@ -139,7 +143,7 @@ suite('a step', () => {
   });
 });
 
-test('training lowers the loss, and what is exported is the same function', async () => {
+test('training lowers the loss, and the exported graph computes the same embeddings', async () => {
   await withSession({ graph: tinyNet({ batchNorm: true }) }, async (session) => {
     assert.equal(session.stepsPerEpoch, 25);
     assert.deepEqual(session.rowRange, { firstRow: 0, rows: 40 });
@@ -166,11 +170,11 @@ test('training lowers the loss, and what is exported is the same function', asyn
   });
 });
 
-test('going on from saved state is the uninterrupted run, bit for bit', async () => {
+test('a run resumed from saved state is the uninterrupted run, bit for bit', async () => {
   const options = { graph: tinyNet({ batchNorm: true }), sampleRate: 0.3 };
   const finish = async (session: TrainingSession) => {
     const losses: number[] = [];
-    // Over an epoch's end.
+    // Steps 24 and 25 are the last of one epoch and the first of the next.
     for (let step = 24; step < 27; step++) losses.push((await session.step(step, 0.05)).loss);
     return { losses, backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
   };
@@ -190,7 +194,7 @@ test('going on from saved state is the uninterrupted run, bit for bit', async ()
   assert.deepEqual(resumed, uninterrupted);
 });
 
-test('a device is what was asked for, and by itself one that every rank here finds', async () => {
+test('device auto is CUDA only if there is a device for every local rank', async () => {
   const { cudaDevices } = capabilities();
   const device = (options: Partial<TrainingOptions>) => withSession(options, async (session) => session.device);
   assert.equal(await device({ device: 'cpu' }), 'cpu');
@@ -237,7 +241,7 @@ suite('refuses', () => {
     });
   });
 
-  test('a graph, a dataset, a device or a batch that will not do', async () => {
+  test('a graph, a dataset, a device or a batch size that does not fit', async () => {
     const { data, comm } = trainingOptions();
     const small = tinyNet();
     small.input.height = 96;
@@ -340,7 +344,7 @@ suite('ranks in processes', () => {
     }
   });
 
-  test('two have the same running statistics, and the same run twice', async () => {
+  test('two have the same running statistics, and a second run gives the same numbers', async () => {
     process.env.BATCH_NORM = '1';
     try {
       const [one, again] = [await ranks<Trained>('train', 2), await ranks<Trained>('train', 2)];
@@ -352,7 +356,7 @@ suite('ranks in processes', () => {
     }
   });
 
-  test('numbers that are not finite end the run on every rank at the same step, with the weights as they were', async () => {
+  test('NaN or infinity ends the run on every rank at the same step and leaves the weights unchanged', async () => {
     const [first, second] = await ranks<{ code: string; message: string; step: number; unmoved: boolean }>(
       'diverge',
       2,
@@ -364,7 +368,7 @@ suite('ranks in processes', () => {
     assert.match(first!.message, new RegExp(`^step ${first!.step}: the loss is `));
   });
 
-  test('a lost peer is an error that says so', async () => {
+  test('a killed peer is reported as PeerLost', async () => {
     const port = await freePort();
     const [survivor, victim] = [
       startRank('report', { rank: 0, size: 2, port }),
@@ -379,7 +383,7 @@ suite('ranks in processes', () => {
     assert.match(error.message, /^rank 0 of 2: lost its peers: /);
   });
 
-  test('a rendezvous that nobody comes to ends in time and names the address', async () => {
+  test('a rendezvous without the other rank fails in time and names the address', async () => {
     const port = await freePort();
     const comm = { ...trainingOptions().comm, size: 2, rank: 1, masterPort: port, rendezvousTimeoutMs: 300 };
     await assert.rejects(TrainingSession.open(trainingOptions({ comm })), (error: unknown) => {
@@ -400,7 +404,7 @@ suite('a process that ends in the middle of a step', () => {
     rendezvous: { code: 9 },
   };
   for (const [scenario, { code, signal = null, kill }] of Object.entries(ends)) {
-    test(`${scenario} gives ${code ?? signal}`, async () => {
+    test(`${scenario} ends with ${code ?? signal}`, async () => {
       const size = scenario === 'rendezvous' ? 2 : 1;
       const child = startRank(scenario, { size, port: await freePort() });
       if (kill) {

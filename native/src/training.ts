@@ -1,17 +1,17 @@
 /**
- * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all on one native thread.
- * The loop itself is the trainer's (trainer-image/src/train/); a session knows one step.
+ * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all on one
+ * native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
  */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
 import { embedInBatches } from './model.ts';
-import { translated } from './native-errors.ts';
+import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 export interface TrainingOptions {
-  /** Its initial weights count on rank 0; the others receive them. */
+  /** Rank 0's initial weights are broadcast to the other ranks. */
   graph: Graph;
   seed: number;
   numClasses: number;
@@ -30,7 +30,10 @@ export interface TrainingOptions {
     channelOrder: 'rgb' | 'bgr';
     loaderThreads: number;
   };
-  /** `localRank` of `localSize` ranks on this machine, or in this container: with CUDA each takes the device of its number. */
+  /**
+   * `localRank` counts the `localSize` ranks on this machine (or in this container); with CUDA, a rank uses the device of
+   * that number.
+   */
   comm: {
     rank: number;
     size: number;
@@ -42,11 +45,11 @@ export interface TrainingOptions {
     collectiveTimeoutMs: number;
   };
   computeThreads: number;
-  /** `auto` is CUDA where every rank of this machine finds a device. */
+  /** `auto`: CUDA if this machine has a device for each of its ranks, otherwise the CPU. */
   device: 'auto' | 'cpu' | 'cuda';
 }
 
-/** What ranks agree on with the step's own all-reduce: true on every rank as soon as it is true on one. */
+/** Flags that the step's all-reduce joins: true on every rank once any rank sets them. */
 export interface Votes {
   stop?: boolean;
   checkpoint?: boolean;
@@ -79,11 +82,15 @@ export interface TrainingSessionContract extends Embedder {
   /** Rows of the class centres that this rank holds. */
   readonly rowRange: { firstRow: number; rows: number };
   readonly stepsPerEpoch: number;
-  /** The step's number decides its pictures and its sample. Steps must follow each other; a gap starts the loader again. */
+  /**
+   * Trains one step. `step` is the global step number: it determines the pictures and the class sample. A number that does
+   * not follow the last one restarts the loader, which is slow.
+   * @throws FacetrainError NotANumber, on every rank and before any weight has changed; InvalidDataset; PeerLost
+   */
   step(step: number, learningRate: number, votes?: Votes): Promise<StepResult>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
-  /** A part of this rank's rows. */
+  /** A copy of `rows` class centres and their momentum; all must be this rank's. */
   saveRows(firstRow: number, rows: number): Promise<Rows>;
   loadRows(rows: Rows): Promise<void>;
   /** The graph with its trained weights. */
@@ -101,7 +108,7 @@ interface NativeSession {
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
-  /** Here rows count from this rank's first. */
+  /** Here `first` counts from this rank's first row. */
   saveRows(first: number, count: number): Promise<{ weight: Float32Array; momentum: Float32Array }>;
   loadRows(first: number, weight: Float32Array, momentum: Float32Array): Promise<void>;
   allGather(values: Float32Array): Promise<Float32Array[]>;
@@ -111,9 +118,9 @@ interface NativeSession {
 
 const addon = native<{ TrainingSession: new () => NativeSession; capabilities(): Capabilities }>();
 
-/** What the addon was built for, and what this process finds on its machine. */
+/** Which devices this build of the addon supports, and how many this machine has. */
 export interface Capabilities {
-  /** Collectives between GPUs; without them training is for CPUs alone. */
+  /** True in a build with CUDA and NCCL; others train on CPUs only. */
   nccl: boolean;
   cudaDevices: number;
 }
@@ -140,8 +147,9 @@ export class TrainingSession implements TrainingSessionContract {
   }
 
   /**
-   * Plans the graph, opens the dataset, and meets the other ranks.
-   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build or this machine lacks), RendezvousTimeout.
+   * Plans the graph, opens the dataset, and connects to the other ranks.
+   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build or
+   *   this machine lacks), RendezvousTimeout
    */
   static async open(options: TrainingOptions): Promise<TrainingSession> {
     const { globalBatchSize } = options.data;
@@ -155,7 +163,7 @@ export class TrainingSession implements TrainingSessionContract {
     }
     const session = new addon.TrainingSession();
     try {
-      return new TrainingSession(options.graph, session, await translated(() => session.open(options)));
+      return new TrainingSession(options.graph, session, await translateErrors(() => session.open(options)));
     } catch (error) {
       await session.close();
       throw error;
@@ -167,7 +175,7 @@ export class TrainingSession implements TrainingSessionContract {
     learningRate: number,
     { stop = false, checkpoint = false }: Votes = {},
   ): Promise<StepResult> {
-    return await translated(() => this.#native.step(step, learningRate, stop, checkpoint));
+    return await translateErrors(() => this.#native.step(step, learningRate, stop, checkpoint));
   }
 
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
@@ -175,10 +183,13 @@ export class TrainingSession implements TrainingSessionContract {
   }
 
   async saveBackbone(): Promise<BackboneState> {
-    return await translated(() => this.#native.saveBackbone());
+    return await translateErrors(() => this.#native.saveBackbone());
   }
 
-  /** @throws FacetrainError InvalidCheckpoint, before anything is changed, when a tensor is missing, is not the graph's, or has another shape. */
+  /**
+   * @throws FacetrainError InvalidCheckpoint, before anything is changed, when a tensor is missing, is not in the graph, or
+   *   has another shape
+   */
   async loadBackbone(state: BackboneState): Promise<void> {
     const own = await this.saveBackbone();
     for (const part of ['tensors', 'momentum'] as const) {
@@ -196,16 +207,16 @@ export class TrainingSession implements TrainingSessionContract {
         if (!(name in own[part])) throw refuse(name, 'the model has no such tensor', 'a checkpoint of the same model');
       }
     }
-    await translated(() => this.#native.loadBackbone(state));
+    await translateErrors(() => this.#native.loadBackbone(state));
   }
 
-  /** @throws FacetrainError InvalidArgument when a row is another rank's. */
+  /** @throws FacetrainError InvalidArgument when a row belongs to another rank */
   async saveRows(firstRow: number, rows: number): Promise<Rows> {
     const first = this.#localRow(firstRow, rows);
-    return { firstRow, rows, ...(await translated(() => this.#native.saveRows(first, rows))) };
+    return { firstRow, rows, ...(await translateErrors(() => this.#native.saveRows(first, rows))) };
   }
 
-  /** @throws FacetrainError InvalidArgument when a row is another rank's or the numbers are not rows x dim. */
+  /** @throws FacetrainError InvalidArgument when a row belongs to another rank or an array is not rows x dim long */
   async loadRows({ firstRow, rows, weight, momentum }: Rows): Promise<void> {
     const first = this.#localRow(firstRow, rows);
     for (const [name, values] of Object.entries({ weight, momentum })) {
@@ -218,7 +229,7 @@ export class TrainingSession implements TrainingSessionContract {
         });
       }
     }
-    await translated(() => this.#native.loadRows(first, weight, momentum));
+    await translateErrors(() => this.#native.loadRows(first, weight, momentum));
   }
 
   async exportGraph(): Promise<Graph> {
@@ -227,18 +238,18 @@ export class TrainingSession implements TrainingSessionContract {
   }
 
   async allGather(values: Float32Array): Promise<Float32Array[]> {
-    return await translated(() => this.#native.allGather(values));
+    return await translateErrors(() => this.#native.allGather(values));
   }
 
   async barrier(): Promise<void> {
-    await translated(() => this.#native.barrier());
+    await translateErrors(() => this.#native.barrier());
   }
 
   async close(): Promise<void> {
     await this.#native.close();
   }
 
-  /** A global row as one of this rank's. */
+  /** Converts a global row to one that counts from this rank's first. */
   #localRow(firstRow: number, rows: number): number {
     const first = firstRow - this.rowRange.firstRow;
     if (

@@ -1,8 +1,8 @@
 /**
- * What crosses the border between TypeScript and the native addon: plain data only.
+ * The data that TypeScript and the native addon exchange.
  *
- * TypeScript reads and writes every file format that has a schema (ONNX, JSON manifests, pickles) and validates; C++ trusts
- * what it is given. All images are 8-bit RGB, row-major, height x width x 3; tensors are contiguous, NCHW.
+ * TypeScript reads and writes every file format that has a schema (ONNX, JSON manifests, pickles) and validates; C++ relies
+ * on that. Images are 8-bit RGB, row-major, height x width x 3; tensors are contiguous, NCHW.
  */
 
 export type TypedArray = Float32Array | Int8Array | Uint8Array | Int32Array | BigInt64Array;
@@ -31,12 +31,13 @@ export interface Graph {
 }
 
 /**
- * A layer of the graph that is quantised: batch norms are folded or have become `pointwise` layers, and every layer has one
- * output. `input`/`output` are tensor names; the graph's input is a picture scaled to [-1, 1].
+ * A layer of the network that is quantised: batch norms are folded or have become `pointwise` layers, and every layer has
+ * one output. `input` and `output` are names of tensors; the graph's input is a picture scaled to [-1, 1].
  *
  * conv       weight [O, I/group, kh, kw], bias [O]; zero padding.
  * fc         weight [O, I], bias [O], on the input flattened in NCHW order.
- * pointwise  per channel c: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x. PReLU, ReLU and a batch norm that cannot be folded.
+ * pointwise  per channel c: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x.
+ *            PReLU, ReLU, or a batch norm that cannot be folded.
  * add        y = a + b, same shape.
  * pool       global average over height and width.
  */
@@ -75,8 +76,9 @@ export interface LayerGraph {
 /**
  * Scales found for a LayerGraph. Real = integer * scale (the reciprocal of the paper's S). Rounding is half to even.
  *
- * A tensor that some conv or fc multiplies is an operand: its integers lie in [-63, 63] (`limit` 63). Any other quantised
- * tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's output stays real.
+ * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63). Any other
+ * quantised tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's output
+ * stays real.
  * Weights are integers in [-63, 63], one scale per output channel; biases are int32 at weightScale * inputScale.
  */
 export interface Scales {

@@ -1,4 +1,4 @@
-/** One rank of a test, as a process: `rank-process.ts SCENARIO RANK SIZE PORT`. */
+/** The program of one rank in a test: `rank-process.ts SCENARIO RANK SIZE PORT`. */
 import { TrainingSession } from '../training.ts';
 import { tinyNet, trainingOptions } from './training-fixtures.ts';
 
@@ -10,7 +10,7 @@ const digest = (values: Float32Array) =>
 
 const open = (options = {}) => TrainingSession.open(trainingOptions({ comm, ...options }));
 
-/** Trains on without end; resolves as soon as the first step has been made. */
+/** Trains until an error; resolves after the first step, with a promise of that error. */
 async function keepTraining(session: TrainingSession): Promise<{ failed: Promise<unknown> }> {
   await session.step(0, 0.01);
   const endless = async () => {
@@ -22,7 +22,7 @@ async function keepTraining(session: TrainingSession): Promise<{ failed: Promise
 }
 
 const scenarios: Record<string, () => Promise<void>> = {
-  /** Three steps; prints losses, votes, and what this rank holds in the end. */
+  /** Trains three steps; prints losses, votes, and the rank's final state. */
   async train() {
     const session = await open({ graph: tinyNet({ batchNorm: process.env.BATCH_NORM === '1' }), sampleRate: 0.3 });
     const steps = [];
@@ -50,7 +50,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     );
   },
 
-  /** A learning rate that ends in NaN; prints where, and that the weights are those of the step before. */
+  /** Trains with a learning rate that makes the loss NaN; prints the step, and whether its weights stayed unchanged. */
   async diverge() {
     const session = await open({ gradientClipNorm: null });
     for (let step = 0; ; step++) {
@@ -71,7 +71,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     await session.close();
   },
 
-  /** Reports the error that ends its training. */
+  /** Trains until an error, and prints it. */
   async report() {
     const session = await open();
     const error = (await (await keepTraining(session)).failed) as { code: string; message: string };
@@ -79,7 +79,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     process.exit(11);
   },
 
-  /** How a process can end in the middle of a step. */
+  // Ways in which a process can end in the middle of a step.
   async exit() {
     await keepTraining(await open());
     process.exit(7);
@@ -97,7 +97,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     await session.close();
     console.log(((await failed) as Error).name);
   },
-  /** Waits for a rank that does not come. */
+  /** Exits while it waits for a rank that does not join. */
   async rendezvous() {
     const opening = open();
     opening.catch(() => undefined);

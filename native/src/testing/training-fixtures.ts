@@ -1,4 +1,7 @@
-/** What the tests of training share: a net that is small enough for many steps, the pictures of examples/, and ranks in processes of their own. */
+/**
+ * Fixtures of the training tests: a net that is small enough for many steps, options that train it on the pictures of
+ * examples/lfw-small, and ranks as child processes.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
@@ -11,7 +14,7 @@ import type { Graph, Tensor } from '../types.ts';
 export const DATASET = join(import.meta.dirname, '../../../examples/lfw-small/data');
 export const DIM = 16;
 
-/** Deterministic values of the given size, as He's initialisation has them. */
+/** Deterministic values, uniform with the variance of He's initialisation (2 / fanIn). */
 function weights(fanIn: number, ...dims: number[]): Tensor<Float32Array> {
   let state = fanIn;
   const data = Float32Array.from({ length: dims.reduce((product, dim) => product * dim, 1) }, () => {
@@ -26,7 +29,10 @@ const filled = (value: number, ...dims: number[]): Tensor<Float32Array> => ({
   data: new Float32Array(dims[0]!).fill(value),
 });
 
-/** Two convolutions and a layer to 16 numbers; with `batchNorm`, a batch norm after the first convolution and one, with its frozen gamma, at the end. */
+/**
+ * Two convolutions and a fully connected layer to DIM numbers. With `batchNorm`, a batch norm follows the first convolution
+ * and another, whose gamma is not trained, ends the net.
+ */
 export function tinyNet({ batchNorm = false } = {}): Graph {
   const norm = (name: string, channels: number) => ({
     [`${name}.weight`]: filled(1, channels),
@@ -96,7 +102,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
   };
 }
 
-/** A TCP port that was free a moment ago. */
+/** A TCP port that is free at the time of the call. */
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -107,13 +113,13 @@ export async function freePort(): Promise<number> {
 
 export interface Child {
   process: ChildProcess;
-  /** Resolves when the process says that it is in the middle of its work. */
+  /** Resolves when the process has sent its message that training has begun, or when it has ended. */
   ready: Promise<unknown>;
-  /** How it ended and what it wrote. */
+  /** Exit code or signal, and the output. */
   ended: Promise<{ code: number | null; signal: string | null; output: string; errors: string }>;
 }
 
-/** Runs testing-rank.ts, with this scenario, in a process of its own; killed when it takes longer than `limitMs`. */
+/** Runs a scenario of rank-process.ts in a child process, which is killed after `limitMs`. */
 export function startRank(scenario: string, { rank = 0, size = 1, port = 0, limitMs = 60_000 } = {}): Child {
   const child = spawn(
     process.execPath,
