@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { countMacs } from '../onnx/describe.ts';
+import { countMacs, countParameters } from '../onnx/describe.ts';
 import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { checkWithOnnx, largestDifference, noise, runOrt, tame } from '../testing/onnx-oracles.ts';
-import { type BackboneOptions, buildBackbone, countParameters } from './backbone.ts';
+import { type BackboneOptions, buildBackbone } from './backbone.ts';
 
 const reference = { embeddingDim: 512, width: 2, blocks: null, seed: 7 };
 const SIZE = 3 * 112 * 112;

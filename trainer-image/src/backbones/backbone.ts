@@ -31,14 +31,3 @@ export function buildBackbone({ backbone, embeddingDim, width, blocks: chosen, s
     ? mobilefacenet({ blocks, width, embeddingDim, seed })
     : iresnet({ blocks, embeddingDim, seed });
 }
-
-/** Numbers that training learns, a frozen gamma included as in the reference's figures; running statistics are not counted. */
-export function countParameters(graph: Graph): number {
-  const learned = new Set(
-    graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)),
-  );
-  return Object.entries(graph.initializers).reduce(
-    (count, [name, { data }]) => count + (data instanceof Float32Array && learned.has(name) ? data.length : 0),
-    0,
-  );
-}

@@ -1,6 +1,5 @@
 /** What a model is, for `facetrain inspect`: a plain object, ready for JSON. */
 import type { Graph, GraphNode } from '@facetrain/native';
-import { countParameters } from '../backbones/backbone.ts';
 import { inferShapes, integer } from './infer-shapes.ts';
 import type { OnnxModel } from './read.ts';
 import { elementType } from './tensor.ts';
@@ -69,4 +68,15 @@ export function countMacs(graph: Graph): number | null {
     macs += product(y) * terms;
   }
   return macs;
+}
+
+/** Numbers that training learns, a frozen gamma included as in the reference's figures; running statistics are not counted. */
+export function countParameters(graph: Graph): number {
+  const learned = new Set(
+    graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)),
+  );
+  return Object.entries(graph.initializers).reduce(
+    (count, [name, { data }]) => count + (data instanceof Float32Array && learned.has(name) ? data.length : 0),
+    0,
+  );
 }

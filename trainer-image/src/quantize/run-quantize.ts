@@ -23,8 +23,8 @@ import {
   type SearchResult,
   searchScales,
 } from '@facetrain/native';
-import { countParameters } from '../backbones/backbone.ts';
 import { sampleIndices } from '../dataset/dataset-preflight.ts';
+import { countParameters } from '../onnx/describe.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError, writeAtomically } from '../storage/atomic-files.ts';

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { TrainReport } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { countParameters } from '../backbones/backbone.ts';
+import { countParameters } from '../onnx/describe.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { writeAtomically } from '../storage/atomic-files.ts';
