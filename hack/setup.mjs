@@ -5,6 +5,7 @@ import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { debianPackages } from './lib/debian.mjs';
 import { cache, cudaLibtorch, environment, libtorch, root, versions } from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
 
@@ -41,26 +42,6 @@ async function npmPackages() {
   const env = { ONNXRUNTIME_NODE_INSTALL: 'skip' };
   await step('npm packages', (show) => run(['npm', 'ci', '--no-audit', '--no-fund'], { cwd: root, show, env }));
   await writeFile(stamp, lock);
-}
-
-export async function debianPackages(names) {
-  // biome-ignore lint/suspicious/noTemplateCurlyInString: dpkg-query's own placeholders
-  const listed = await run(['dpkg-query', '-W', '-f', '${Package} ${db:Status-Abbrev}\n']).catch(() => {
-    throw new SetupError(`This machine has no dpkg. Install what these Debian packages hold: ${names.join(' ')}`);
-  });
-  const installed = new Set(listed.split('\n').flatMap((line) => (line.includes(' ii') ? [line.split(' ')[0]] : [])));
-  const missing = names.filter((name) => !installed.has(name));
-  if (missing.length === 0) return;
-  if (process.getuid() !== 0) {
-    throw new SetupError(
-      `Debian packages are missing, and only root may install them. Run:\n\n    sudo apt-get install --no-install-recommends ${missing.join(' ')}\n`,
-    );
-  }
-  await step(`Debian packages (${missing.join(' ')})`, async (show) => {
-    const env = { DEBIAN_FRONTEND: 'noninteractive' };
-    await run(['apt-get', 'update'], { show, env });
-    await run(['apt-get', 'install', '-y', '--no-install-recommends', ...missing], { show, env });
-  });
 }
 
 /** Unpacks the parts of wheels that C++ needs: torch/lib, torch/include, nvidia. Any Python can fetch and unpack them. */

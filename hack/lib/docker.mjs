@@ -4,7 +4,7 @@ import { closeSync, openSync } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { debianPackages } from '../setup.mjs';
+import { debianPackages } from './debian.mjs';
 import { cache } from './paths.mjs';
 import { run, SetupError, step } from './steps.mjs';
 
