@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { customResourceDefinitions } from '@facetrain/api';
+import { referenceFiles } from '@facetrain/install/api-reference';
 import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/install/generate';
 import { HelmError } from '@facetrain/install/helm';
 import { stringify } from 'yaml';
@@ -30,7 +31,7 @@ await main(async () => {
       process.stderr.write(`${path}: written\n`);
     }
   };
-  bring({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles() });
+  bring({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles(), ...referenceFiles() });
   // Rendered from the chart as it stands now, so it comes after it.
   bring(
     await deployFiles().catch((error) => {
