@@ -11,6 +11,7 @@ import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { integer, integers, ShapeInference } from './infer-shapes.ts';
 import { dataTypeNumber } from './proto.ts';
+import { UniqueNames } from './unique-names.ts';
 
 export interface NormalizeOptions {
   /** Operator set of the file. */
@@ -23,17 +24,11 @@ export interface NormalizeOptions {
 /** @throws FacetrainError UnsupportedOperator: an operator whose other form has no equal in operator set 17 */
 export function normalize(graph: Graph, { opset, fixedBatch, subject }: NormalizeOptions): Graph {
   const initializers = new Map(Object.entries(graph.initializers));
-  const taken = new Set([
+  const names = new UniqueNames([
     graph.input.name,
     ...initializers.keys(),
     ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
   ]);
-  const fresh = (name: string) => {
-    let free = name;
-    for (let i = 2; taken.has(free); i++) free = `${name}_${i}`;
-    taken.add(free);
-    return free;
-  };
   // What differs between two batch sizes is the batch.
   const batches = [1, 2].map((batch) => new ShapeInference(graph, batch)) as [ShapeInference, ShapeInference];
   const context: Context = {
@@ -49,10 +44,10 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
       }),
     isConstant: (name) => initializers.has(name),
     constant: (name, tensor) => {
-      const free = fresh(name);
-      initializers.set(free, tensor);
-      for (const inference of batches) inference.define(free, tensor);
-      return free;
+      const unique = names.take(name);
+      initializers.set(unique, tensor);
+      for (const inference of batches) inference.define(unique, tensor);
+      return unique;
     },
   };
 
@@ -86,10 +81,10 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
   const shape = batches[0].shapes.get(end ?? output.name);
   if (shape && shape.length > 2 && shape.slice(2).every((dim) => dim === 1)) {
     // [N, d, 1, 1]: the network ends with a pool and does not flatten.
-    const spatial = fresh(`${output.name}_spatial`);
+    const spatial = names.take(`${output.name}_spatial`);
     nodes = nodes.map((node) => rename(node, output.name, spatial));
     nodes.push({
-      name: fresh(`${output.name}_flatten`),
+      name: names.take(`${output.name}_flatten`),
       op: 'Flatten',
       inputs: [spatial],
       outputs: [output.name],

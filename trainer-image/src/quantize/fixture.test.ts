@@ -16,9 +16,9 @@ import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
 import { largestDifference, MOBILEFACENET, runOrt } from '../testing/onnx-oracles.ts';
 import { CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
-import { floatGraph } from './as-onnx.ts';
 import { cosines } from './compare.ts';
 import { fold } from './fold.ts';
+import { layersToOnnx } from './layers-to-onnx.ts';
 import { decodeInt7 } from './qdq.ts';
 import { runQuantize } from './run-quantize.ts';
 
@@ -87,7 +87,7 @@ test('that FP32 is the model as it came, in our executor', async () => {
   const folded = fold(graph);
   const models = [
     await Model.open(graph, { computeThreads: 2 }),
-    await Model.open(floatGraph(folded), { computeThreads: 2 }),
+    await Model.open(layersToOnnx(folded), { computeThreads: 2 }),
     await LayerModel.open(folded, { computeThreads: 2 }),
   ];
   const [reference, ...others] = await Promise.all(models.map((model) => model.embed(pictures)));

@@ -7,8 +7,8 @@ import { readOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
-import { floatGraph } from './as-onnx.ts';
 import { fold } from './fold.ts';
+import { layersToOnnx } from './layers-to-onnx.ts';
 
 const TOLERANCE = 1e-4;
 
@@ -17,7 +17,7 @@ async function difference(graph: Graph, layers: LayerGraph): Promise<number> {
   const { channels, height, width } = graph.input;
   const pictures = noise(2 * channels * height * width);
   const expected = (await runOrt(encodeOnnx(graph), pictures))[0]!.data;
-  const found = (await runOrt(encodeOnnx(floatGraph(layers)), pictures))[0]!.data;
+  const found = (await runOrt(encodeOnnx(layersToOnnx(layers)), pictures))[0]!.data;
   assert.ok(
     expected.some((value) => Math.abs(value) > 0.1),
     'the expected output is not all but zero',
@@ -181,7 +181,7 @@ test('a batch norm in front of a padded conv is wrong at the border, and there a
 
   const pictures = noise(3 * 8 * 8);
   const expected = (await runOrt(encodeOnnx(graph), pictures))[0]!.data;
-  const found = (await runOrt(encodeOnnx(floatGraph(plain)), pictures))[0]!.data;
+  const found = (await runOrt(encodeOnnx(layersToOnnx(plain)), pictures))[0]!.data;
   let border = 0;
   for (let index = 0; index < expected.length; ++index) {
     const [row, column] = [Math.floor(index / 8) % 8, index % 8];

@@ -1,10 +1,11 @@
-/** Shapes of a layer graph's tensors, and its multiplications. Pure. */
+/** Shapes of a layer graph's tensors, for one picture. Pure. */
 import type { Layer, LayerGraph } from '@facetrain/native';
 
 /** Channels, height and width of one picture's tensor; an fc's output is [features, 1, 1]. */
 export type Shape = [channels: number, height: number, width: number];
 
-export function size([channels, height, width]: Shape): number {
+/** Numbers in a tensor. */
+export function elementCount([channels, height, width]: Shape): number {
   return channels * height * width;
 }
 

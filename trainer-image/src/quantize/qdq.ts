@@ -1,22 +1,32 @@
 /**
- * INT7 networks as ONNX graphs, and back: `model.int7.onnx`.
+ * The file format of an INT7 network, `model.int7.onnx`: an FP32 ONNX graph in which every quantized tensor passes through
+ * QuantizeLinear and DequantizeLinear (Q/DQ). Written from layers and scales, and read back exactly.
  *
- * ONNX has no 7-bit type. Weights are int8 within ±63, one scale per output channel; activations are uint8 with zero point 128, so that ONNX
- * Runtime finds its integer kernels (int8 activations would send residual additions back to float); every tensor that a layer reads passes
- * QuantizeLinear and DequantizeLinear once. A PRelu stands between two such pairs, and so does a Flatten, with one scale on both sides.
- * Other runtimes clamp the operands of convolutions at 8 bits, where ours clamps at 7: theirs lose no more than ours does. Everything that our
- * runtime needs is in the graph.
+ * Knows how a quantized tensor is written as Q/DQ and read back. How a layer becomes an ONNX node and an ONNX node a
+ * layer, layers-to-onnx.ts and onnx-to-layers.ts know; this file calls them on the FP32 graph, and they know nothing of it.
+ *
+ * ONNX has no 7-bit type:
+ * - Weights are int8 within ±63, with one scale per output channel.
+ * - Activations are uint8 with zero point 128, which ONNX Runtime has integer kernels for; with int8 activations it
+ *   computes residual additions in float.
+ * - Every tensor that a layer reads is quantized once. A PRelu therefore stands between two Q/DQ pairs. A Flatten does,
+ *   too, with the same scale on both sides.
+ * - Other runtimes clamp the operands of convolutions at 8 bits, where ours clamps at 7: they lose no more accuracy.
+ *
+ * Everything that our runtime needs is in the graph.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
-import { asOnnx, type GraphWriter, type Reading, type Weighted } from './as-onnx.ts';
-import { lower } from './fold.ts';
+import { UniqueNames } from '../onnx/unique-names.ts';
+import { layersToOnnx } from './layers-to-onnx.ts';
+import { onnxToLayers } from './onnx-to-layers.ts';
 
+/** The largest absolute value of a weight, and of an activation that weights multiply. */
 export const WEIGHT_LIMIT = 63;
 const ZERO_POINT = 128;
 
-/** The limit of a tensor's integers: 63 for what some conv or fc multiplies, 127 for what is only added or mapped. */
-export function limits(graph: LayerGraph): Map<string, 63 | 127> {
+/** The largest absolute value of each tensor's integers: 63 where a conv or fc multiplies it, else 127. */
+export function activationLimits(graph: LayerGraph): Map<string, 63 | 127> {
   const operands = new Set(
     graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [layer.input] : [])),
   );
@@ -27,160 +37,231 @@ export function limits(graph: LayerGraph): Map<string, 63 | 127> {
 }
 
 /**
- * @param clamp holds operands to ±63 in other runtimes, too. ONNX Runtime then computes convolutions in float: for comparisons alone.
+ * @param clamp clamps operands at ±63 in other runtimes, too. ONNX Runtime then computes convolutions in float, so this
+ * is for comparisons only.
  */
-export function encodeInt7(graph: LayerGraph, scales: Scales, { clamp = false } = {}): Graph {
-  return asOnnx(graph, new QdqReading(scales, clamp));
+export function encodeInt7(layers: LayerGraph, scales: Scales, { clamp = false } = {}): Graph {
+  return new QdqWriter(layersToOnnx(layers), scales, clamp).write();
 }
 
-class QdqReading implements Reading {
+/** Copies an FP32 graph and puts Q/DQ pairs between its nodes; weights and biases become dequantized integers. */
+class QdqWriter {
+  private readonly float: Graph;
   private readonly scales: Scales;
   private readonly clamp: boolean;
+  private readonly names: UniqueNames;
+  private readonly nodes: GraphNode[] = [];
+  private readonly initializers: Record<string, Tensor> = {};
+  /** The Flatten nodes between layers, by the value that they compute. */
+  private readonly flattens: Map<string, GraphNode>;
+  /** Dequantized values by the FP32 value that they stand for. */
+  private readonly dequantized = new Map<string, string>();
 
-  constructor(scales: Scales, clamp: boolean) {
+  constructor(float: Graph, scales: Scales, clamp: boolean) {
+    this.float = float;
     this.scales = scales;
     this.clamp = clamp;
+    this.names = new UniqueNames([float.input.name, ...float.nodes.flatMap(({ name, outputs }) => [name, ...outputs])]);
+    const between = float.nodes.filter(({ op, outputs }) => op === 'Flatten' && outputs[0] !== float.output.name);
+    this.flattens = new Map(between.map((node) => [node.outputs[0]!, node]));
   }
 
-  activation(writer: GraphWriter, tensor: string, value: string): string {
+  write(): Graph {
+    for (const node of this.float.nodes) {
+      if (this.flattens.has(node.outputs[0]!)) continue; // activation() writes it, where its value is first read.
+      // The Flatten that computes the output reads a tensor that stays FP32.
+      const isLast = node.op === 'Flatten';
+      const inputs = node.inputs.map((name, index) => (isLast ? name : this.operand(node, name, index)));
+      this.nodes.push({ ...node, inputs });
+    }
+    return { input: this.float.input, output: this.float.output, nodes: this.nodes, initializers: this.initializers };
+  }
+
+  private operand(node: GraphNode, name: string, index: number): string {
+    const constant = this.float.initializers[name];
+    if (!constant) return this.activation(name);
+    const weight = this.scales.weights[node.name];
+    if (!weight) return this.constant(name, constant);
+    return index === 1
+      ? this.weight(node.name, { dims: constant.dims, data: weight.values }, weight.scales)
+      : this.bias(node.name, this.tensorOf(node.inputs[0]!), weight.scales);
+  }
+
+  /** Quantizes and dequantizes a tensor, flattened or not; once, however many nodes read it. */
+  private activation(value: string): string {
+    const known = this.dequantized.get(value);
+    if (known !== undefined) return known;
+    const flatten = this.flattens.get(value);
+    if (flatten) this.nodes.push({ ...flatten, inputs: [this.activation(flatten.inputs[0]!)] });
+
+    const tensor = this.tensorOf(value);
     const { scale, limit } = this.scales.tensors[tensor]!;
     let real = value;
     if (this.clamp && limit === 63) {
-      const bounds = [-limit * scale, limit * scale].map((bound, index) =>
-        writer.constant(`${value}.${index === 0 ? 'low' : 'high'}`, scalar(Float32Array.of(bound))),
-      );
-      real = writer.node(`${value}.clamped`, 'Clip', [value, ...bounds]);
+      const low = this.constant(`${value}.low`, scalar(Float32Array.of(-limit * scale)));
+      const high = this.constant(`${value}.high`, scalar(Float32Array.of(limit * scale)));
+      real = this.node(`${value}.clamped`, 'Clip', [value, low, high]);
     }
     const parameters = [
-      writer.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))),
-      writer.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT))),
+      this.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))),
+      this.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT))),
     ];
-    const quantized = writer.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
-    return writer.node(`${value}.dequantized`, 'DequantizeLinear', [quantized, ...parameters]);
+    const integers = this.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
+    const dequantized = this.node(`${value}.dequantized`, 'DequantizeLinear', [integers, ...parameters]);
+    this.dequantized.set(value, dequantized);
+    return dequantized;
   }
 
-  weight(writer: GraphWriter, layer: Weighted): string {
-    const { values, scales } = this.scales.weights[layer.name]!;
-    const integers = { dims: layer.weight.dims, data: values };
-    return dequantized(writer, `${layer.name}.weight`, integers, scales, new Int8Array(scales.length));
+  private weight(layer: string, integers: Tensor, scales: Float32Array): string {
+    return this.perOutputChannel(`${layer}.weight`, integers, scales, new Int8Array(scales.length));
   }
 
-  bias(writer: GraphWriter, layer: Weighted): string {
-    const values = this.scales.biases[layer.name]!;
-    const scales = biasScales(this.scales.tensors[layer.input]!.scale, this.scales.weights[layer.name]!.scales);
-    return dequantized(
-      writer,
-      `${layer.name}.bias`,
-      { dims: [values.length], data: values },
-      scales,
-      new Int32Array(values.length),
-    );
+  private bias(layer: string, input: string, weightScales: Float32Array): string {
+    const values = this.scales.biases[layer]!;
+    const scales = biasScales(this.scales.tensors[input]!.scale, weightScales);
+    const integers = { dims: [values.length], data: values };
+    return this.perOutputChannel(`${layer}.bias`, integers, scales, new Int32Array(values.length));
   }
-}
 
-/** A constant of integers, one scale for each entry of its first axis. */
-function dequantized(
-  writer: GraphWriter,
-  name: string,
-  integers: Tensor,
-  scales: Float32Array,
-  zeroPoints: Int8Array | Int32Array,
-): string {
-  const dims = [scales.length];
-  const inputs = [
-    writer.constant(`${name}.quantized`, integers),
-    writer.constant(`${name}.scale`, { dims, data: scales }),
-    writer.constant(`${name}.zero_point`, { dims, data: zeroPoints }),
-  ];
-  return writer.node(name, 'DequantizeLinear', inputs, { axis: 0 });
+  /** A constant of integers with one scale for each entry of its first axis. */
+  private perOutputChannel(
+    name: string,
+    integers: Tensor,
+    scales: Float32Array,
+    zeroPoints: Int8Array | Int32Array,
+  ): string {
+    const dims = [scales.length];
+    const inputs = [
+      this.constant(`${name}.quantized`, integers),
+      this.constant(`${name}.scale`, { dims, data: scales }),
+      this.constant(`${name}.zero_point`, { dims, data: zeroPoints }),
+    ];
+    return this.node(name, 'DequantizeLinear', inputs, { axis: 0 });
+  }
+
+  /** The tensor that a value is, or is flattened from. */
+  private tensorOf(value: string): string {
+    return this.flattens.get(value)?.inputs[0] ?? value;
+  }
+
+  /** Adds a node; returns its output, which has the node's name. */
+  private node(wish: string, op: string, inputs: string[], attributes: GraphNode['attributes'] = {}): string {
+    const name = this.names.take(wish);
+    this.nodes.push({ name, op, inputs, outputs: [name], attributes });
+    return name;
+  }
+
+  /** Adds a constant and returns its name; one with this name and these numbers is used again. */
+  private constant(wish: string, tensor: Tensor): string {
+    const existing = this.initializers[wish]?.data;
+    if (existing?.length === tensor.data.length && existing.every((value, index) => value === tensor.data[index]))
+      return wish;
+    const name = this.names.take(wish);
+    this.initializers[name] = tensor;
+    return name;
+  }
 }
 
 function scalar(data: Float32Array | Uint8Array): Tensor {
   return { dims: [], data };
 }
 
-/** A bias is added to sums of products, so its scale is the product of theirs, in 32 bits as everywhere. */
+/** A bias is added to sums of products, so its scale is the product of the two scales, in 32 bits as in the runtime. */
 function biasScales(inputScale: number, weightScales: Float32Array): Float32Array {
   return weightScales.map((scale) => inputScale * scale);
 }
 
 /**
- * Reads back what encodeInt7 wrote: the same integers and scales; the layers' weights and biases are those integers' real values.
- * @throws FacetrainError InvalidArtifact for a graph that is not ours
+ * Reads back what encodeInt7 wrote: the same integers and scales. The layers' weights and biases are the real values of
+ * those integers.
+ * @throws FacetrainError InvalidArtifact for a graph that encodeInt7 did not write
  */
 export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales } {
-  return new Decoding(graph).result();
+  const { float, scaleOf, integersOf } = new QdqReader(graph).read();
+  const layers = readLayers(float);
+  const tensors: Scales['tensors'] = {};
+  for (const [tensor, limit] of activationLimits(layers)) {
+    const scale = scaleOf.get(tensor);
+    if (scale === undefined) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantised');
+    tensors[tensor] = { scale, limit };
+  }
+  for (const { op, inputs, outputs } of float.nodes) {
+    const scale = op === 'Flatten' ? scaleOf.get(outputs[0]!) : undefined;
+    if (scale !== undefined && scale !== scaleOf.get(inputs[0]!))
+      throw invalidArtifact(`tensor "${inputs[0]}"`, 'its scale changes when it is flattened');
+  }
+
+  const weights: Scales['weights'] = {};
+  const biases: Scales['biases'] = {};
+  const nodes = new Map(float.nodes.map((node) => [node.name, node]));
+  for (const layer of layers.layers) {
+    if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
+    const [, weightName, biasName] = nodes.get(layer.name)!.inputs as [string, string, string];
+    const weight = integersOf.get(weightName);
+    const bias = integersOf.get(biasName);
+    if (!(weight?.values instanceof Int8Array) || !(bias?.values instanceof Int32Array))
+      throw invalidArtifact(`layer "${layer.name}"`, 'its weights are no int8 with an int32 bias');
+    const beyond = weight.values.find((value) => Math.abs(value) > WEIGHT_LIMIT);
+    if (beyond !== undefined) throw invalidArtifact(`layer "${layer.name}"`, `it has a weight of ${beyond}`);
+    if (!areEqual(bias.scales, biasScales(tensors[layer.input]!.scale, weight.scales)))
+      throw invalidArtifact(`layer "${layer.name}"`, 'the scale of its bias is not that of its products');
+    weights[layer.name] = { scales: weight.scales, values: weight.values };
+    biases[layer.name] = bias.values;
+  }
+  return { layers, scales: { tensors, weights, biases } };
 }
 
-class Decoding {
+function readLayers(float: Graph): LayerGraph {
+  try {
+    return onnxToLayers(float);
+  } catch (error) {
+    if (error instanceof FacetrainError) throw invalidArtifact(error.subject, error.found, error);
+    throw error;
+  }
+}
+
+interface WithoutQdq {
+  /** The FP32 graph that QdqWriter was given, its weights and biases as the real values of their integers. */
+  float: Graph;
+  /** Scales by FP32 value: a tensor, flattened or not. */
+  scaleOf: Map<string, number>;
+  /** Integers of weights and biases, by the name of their real values. */
+  integersOf: Map<string, { values: Int8Array | Int32Array; scales: Float32Array }>;
+}
+
+/** Takes the Q/DQ pairs out of a graph: the inverse of QdqWriter. */
+class QdqReader {
   private readonly graph: Graph;
   private readonly nodes: GraphNode[] = [];
-  /** The float values that were quantised, by the names of their integers, and by those of what comes of these. */
-  private readonly quantized = new Map<string, string>();
-  private readonly real = new Map<string, string>();
-  /** By float value: a tensor, flattened or not. */
-  private readonly scaleOf = new Map<string, number>();
-  /** Integers of weights and biases by the name of their real value. */
-  private readonly constants = new Map<string, { values: Int8Array | Int32Array; scales: Float32Array }>();
   private readonly initializers: Record<string, Tensor>;
+  /** FP32 values by the integers that QuantizeLinear makes of them. */
+  private readonly sourceOf = new Map<string, string>();
+  /** FP32 values by the values that DequantizeLinear makes of those integers. */
+  private readonly realOf = new Map<string, string>();
+  private readonly scaleOf: WithoutQdq['scaleOf'] = new Map();
+  private readonly integersOf: WithoutQdq['integersOf'] = new Map();
 
   constructor(graph: Graph) {
     this.graph = graph;
     this.initializers = { ...graph.initializers };
-    for (const node of graph.nodes) {
+  }
+
+  read(): WithoutQdq {
+    for (const node of this.graph.nodes) {
       if (node.op === 'QuantizeLinear') this.quantize(node);
       else if (node.op === 'DequantizeLinear') this.dequantize(node);
-      else this.layer(node);
+      else this.copy(node);
     }
+    const float = { ...this.graph, nodes: this.nodes, initializers: this.initializers };
+    return { float, scaleOf: this.scaleOf, integersOf: this.integersOf };
   }
 
-  result(): { layers: LayerGraph; scales: Scales } {
-    const scales: Scales = { tensors: {}, weights: {}, biases: {} };
-    const layers = this.lowered();
-    for (const [tensor, limit] of limits(layers)) {
-      const scale = this.scaleOf.get(tensor);
-      if (scale === undefined) throw notOurs(`tensor "${tensor}"`, 'it is not quantised');
-      scales.tensors[tensor] = { scale, limit };
-    }
-    for (const { op, inputs, outputs } of this.nodes) {
-      const scale = op === 'Flatten' ? this.scaleOf.get(outputs[0]!) : undefined;
-      if (scale !== undefined && scale !== this.scaleOf.get(inputs[0]!))
-        throw notOurs(`tensor "${inputs[0]}"`, 'its scale changes when it is flattened');
-    }
-    const nodes = new Map(this.nodes.map((node) => [node.name, node]));
-    for (const layer of layers.layers) {
-      if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
-      const [, weightName, biasName] = nodes.get(layer.name)!.inputs as [string, string, string];
-      const weight = this.constants.get(weightName);
-      const bias = this.constants.get(biasName);
-      if (!(weight?.values instanceof Int8Array) || !(bias?.values instanceof Int32Array))
-        throw notOurs(`layer "${layer.name}"`, 'its weights are no int8 with an int32 bias');
-      const wide = weight.values.find((value) => Math.abs(value) > WEIGHT_LIMIT);
-      if (wide !== undefined) throw notOurs(`layer "${layer.name}"`, `it has a weight of ${wide}`);
-      if (!same(bias.scales, biasScales(scales.tensors[layer.input]!.scale, weight.scales)))
-        throw notOurs(`layer "${layer.name}"`, 'the scale of its bias is not that of its products');
-      scales.weights[layer.name] = { scales: weight.scales, values: weight.values };
-      scales.biases[layer.name] = bias.values;
-    }
-    return { layers, scales };
-  }
-
-  private layer(node: GraphNode): void {
-    const unquantized = node.inputs.find((name) => !this.real.has(name) && !(name in this.initializers));
-    // The Flatten of the output reads what is never quantised.
+  private copy(node: GraphNode): void {
+    const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !(name in this.initializers));
+    // The Flatten that computes the output reads a tensor that stays FP32.
     if (unquantized !== undefined && node.op !== 'Flatten')
-      throw notOurs(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
-    this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.real.get(name) ?? name) });
-  }
-
-  /** The layers with real weights, as lower() sees them without any quantisation. */
-  private lowered(): LayerGraph {
-    try {
-      return lower({ ...this.graph, nodes: this.nodes, initializers: this.initializers });
-    } catch (error) {
-      if (error instanceof FacetrainError) throw notOurs(error.subject, error.found, error);
-      throw error;
-    }
+      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
+    this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.realOf.get(name) ?? name) });
   }
 
   private quantize(node: GraphNode): void {
@@ -188,21 +269,21 @@ class Decoding {
     const scale = this.graph.initializers[scaleName]?.data;
     const zero = this.graph.initializers[zeroPoint]?.data;
     if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT)
-      throw notOurs(`node "${node.name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
+      throw invalidArtifact(`node "${node.name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
     if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0))
-      throw notOurs(`node "${node.name}"`, 'its scale is not one positive number');
-    this.quantized.set(node.outputs[0]!, value);
+      throw invalidArtifact(`node "${node.name}"`, 'its scale is not one positive number');
+    this.sourceOf.set(node.outputs[0]!, value);
     this.scaleOf.set(value, scale[0]!);
   }
 
   private dequantize(node: GraphNode): void {
     const [value, scaleName, zeroName] = node.inputs as [string, string, string];
     const output = node.outputs[0]!;
-    const source = this.quantized.get(value);
+    const source = this.sourceOf.get(value);
     if (source !== undefined) {
       if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source))
-        throw notOurs(`node "${node.name}"`, 'its scale is not that of the quantisation');
-      this.real.set(output, source);
+        throw invalidArtifact(`node "${node.name}"`, 'its scale is not that of the quantisation');
+      this.realOf.set(output, source);
       return;
     }
     const { dims, data: values } = this.graph.initializers[value] ?? {};
@@ -214,16 +295,16 @@ class Decoding {
       scales.length !== dims![0] ||
       node.attributes.axis !== 0
     ) {
-      throw notOurs(`node "${node.name}"`, 'it dequantises no constant with one scale per output channel');
+      throw invalidArtifact(`node "${node.name}"`, 'it dequantises no constant with one scale per output channel');
     }
     if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
-      throw notOurs(`node "${node.name}"`, 'a zero point of its weights is not 0');
-    this.constants.set(output, { values, scales });
+      throw invalidArtifact(`node "${node.name}"`, 'a zero point of its weights is not 0');
+    this.integersOf.set(output, { values, scales });
     this.initializers[output] = { dims: dims!, data: realValues(values, scales) };
   }
 }
 
-/** One scale for each entry of the first axis. */
+/** The real values of integers with one scale for each entry of the first axis. */
 function realValues(integers: Int8Array | Int32Array, scales: Float32Array): Float32Array {
   const perOutput = integers.length / scales.length;
   const real = new Float32Array(integers.length);
@@ -232,11 +313,11 @@ function realValues(integers: Int8Array | Int32Array, scales: Float32Array): Flo
   return real;
 }
 
-function same(a: Float32Array, b: Float32Array): boolean {
+function areEqual(a: Float32Array, b: Float32Array): boolean {
   return a.length === b.length && a.every((value, index) => value === b[index]);
 }
 
-function notOurs(subject: string, found: string, cause?: unknown): FacetrainError {
+function invalidArtifact(subject: string, found: string, cause?: unknown): FacetrainError {
   return new FacetrainError({
     code: 'InvalidArtifact',
     subject,

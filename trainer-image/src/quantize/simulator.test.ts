@@ -6,7 +6,7 @@ import { encodeOnnx } from '../onnx/write.ts';
 import { plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { noise, runOrt } from '../testing/onnx-oracles.ts';
 import { fold } from './fold.ts';
-import { size, tensorShapes } from './layer-shapes.ts';
+import { elementCount, tensorShapes } from './layer-shapes.ts';
 import { encodeInt7 } from './qdq.ts';
 
 /** Ours rounds as ONNX does; floats may be multiplied in another order. */
@@ -62,7 +62,13 @@ async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
   const shapes = tensorShapes(graph);
   let exact = 0;
   for (const [tensor, { scale, limit }] of Object.entries(scales.tensors)) {
-    const theirs = await ortIntegers(clamped, tensor, size(shapes.get(tensor)!), scale, toChannelsFirst(picture));
+    const theirs = await ortIntegers(
+      clamped,
+      tensor,
+      elementCount(shapes.get(tensor)!),
+      scale,
+      toChannelsFirst(picture),
+    );
     const found = ours[tensor]!;
     assert.equal(found.length, theirs.length, tensor);
     const worst = found.reduce((largest, value, index) => Math.max(largest, Math.abs(value - theirs[index]!)), 0);

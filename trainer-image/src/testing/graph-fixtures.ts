@@ -1,7 +1,7 @@
 /** For tests: small ONNX graphs, written down as a chain, with weights that are always the same. */
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/infer-shapes.ts';
-import { limits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
+import { activationLimits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
 import { noise } from './onnx-oracles.ts';
 
 /** A graph under construction; every method adds a node and returns the name of its output. */
@@ -95,7 +95,7 @@ export class GraphBuilder {
 export function plainScales(graph: LayerGraph): Scales {
   const scales: Scales = { tensors: {}, weights: {}, biases: {} };
   let index = 0;
-  for (const [name, limit] of limits(graph))
+  for (const [name, limit] of activationLimits(graph))
     scales.tensors[name] = { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
   for (const layer of graph.layers) {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
