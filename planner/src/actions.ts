@@ -1,6 +1,6 @@
 /** What follows from a stage: children to make, and what is left of attempts that are over. */
 import type { JobView } from './attempt.ts';
-import { type CleanPodPolicy, currentPods, olderObjects, olderPods } from './cleanup.ts';
+import { type CleanPodPolicy, deleteCurrentPods, deleteOlderObjects, deleteOlderPods } from './cleanup.ts';
 import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import type { Stage } from './stage.ts';
@@ -16,14 +16,14 @@ export function actionsOf(
   if (stage.name === 'Restart' || stage.name === 'Replace') return [];
   // None spares only the pods of a finished job: while one is quantized, its trainers must not go on.
   const isFinished = stage.name === 'Succeeded' || stage.name === 'Failed';
-  const ofLast = isOver ? currentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
-  return [...olderPods(view, policy), ...olderObjects(view, objects), ...ofLast, ...creations(stage)];
+  const ofLast = isOver ? deleteCurrentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
+  return [...deleteOlderPods(view, policy), ...deleteOlderObjects(view, objects), ...ofLast, ...creations(stage)];
 }
 
 function creations(stage: Stage): Action[] {
   switch (stage.name) {
     case 'Active':
-      return [...(stage.mend ?? []), ...stage.create.map((object): Action => ({ type: 'create', object }))];
+      return [...(stage.updates ?? []), ...stage.create.map((object): Action => ({ type: 'create', object }))];
     case 'Quantizing':
       return stage.actions;
     default:

@@ -33,15 +33,15 @@ export interface JobView {
   /** Pods of the current attempt by rank. */
   ranks: (ObservedPod | undefined)[];
   /** Pods of earlier attempts, and of the current one with a rank that there should not be. */
-  others: ObservedPod[];
+  otherPods: ObservedPod[];
   /** A lost node is left to Kubernetes, which will evict its pods: the job says itself how long to wait. */
-  bearsNodeLoss: boolean;
+  toleratesNodeLoss: boolean;
 }
 
 const OUR_CONTROLLER = 'facetrain.dev/operator';
 
 /** Jobs that somebody else takes care of, and jobs that go: owner references take their children along. */
-export function isLeftAlone(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
+export function isIgnored(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
   return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OUR_CONTROLLER) !== OUR_CONTROLLER;
 }
 
@@ -56,15 +56,15 @@ export function viewOf(
   { identity, spec, status, pods }: Observed,
   size: number,
   now: Date,
-  bearsNodeLoss: boolean,
+  toleratesNodeLoss: boolean,
 ): JobView {
   // A pod of a later attempt than the status knows: the status was lost, or is not the newest. What runs is what counts.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
-  const others: ObservedPod[] = [];
+  const otherPods: ObservedPod[] = [];
   for (const pod of pods) {
     if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
-    else others.push(pod);
+    else otherPods.push(pod);
   }
   return {
     identity,
@@ -74,17 +74,17 @@ export function viewOf(
     attempt,
     startedAt: attempt === (status.attempt ?? 0) ? status.attemptStartTime : undefined,
     ranks,
-    others,
-    bearsNodeLoss,
+    otherPods,
+    toleratesNodeLoss,
   };
 }
 
 /** How long a pod that was created may stay out of sight of an executor that reads from a cache. */
-const VISIBILITY_SECONDS = 5;
+const CACHE_LAG_SECONDS = 5;
 
 /** All pods of the attempt were created, long enough ago that one which is not seen is gone. */
 export function creationIsOver(view: JobView): boolean {
-  return view.startedAt !== undefined && secondsSince(view.startedAt, view.now) >= VISIBILITY_SECONDS;
+  return view.startedAt !== undefined && secondsSince(view.startedAt, view.now) >= CACHE_LAG_SECONDS;
 }
 
 /** How a pod's program ended, if it did. A helper container may go on; the pod is alive then all the same. */

@@ -9,10 +9,10 @@ import { secondsSince, soonest } from './time.ts';
 export type CleanPodPolicy = 'All' | 'Running' | 'None';
 
 /** A kubelet tells the end of a program some moments before that of its pod, unless helper containers go on. A pod that is deleted in between takes its log along. */
-const ENDING_SECONDS = 5;
+const POD_END_SECONDS = 5;
 
 /** How long the end of a pod may still be waited for, its program having ended; null: it has ended, or has to be ended. */
-function secondsToEnd(pod: ObservedPod, now: Date): number | null {
+function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
   if (
     !isAlive(pod) ||
     pod.deleting ||
@@ -22,33 +22,33 @@ function secondsToEnd(pod: ObservedPod, now: Date): number | null {
   )
     return null;
   const age = secondsSince(pod.finishedAt, now);
-  return age >= 0 && age < ENDING_SECONDS ? ENDING_SECONDS - age : null;
+  return age >= 0 && age < POD_END_SECONDS ? POD_END_SECONDS - age : null;
 }
 
 /** Seconds until a pod whose end was waited for is ended. */
-export const secondsToCleanup = ({ ranks, others, now }: JobView): number | null =>
-  soonest(...[...ranks, ...others].map((pod) => (pod === undefined ? null : secondsToEnd(pod, now))));
+export const secondsToCleanup = ({ ranks, otherPods, now }: JobView): number | null =>
+  soonest(...[...ranks, ...otherPods].map((pod) => (pod === undefined ? null : secondsToPodEnd(pod, now))));
 
-const goesOn = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && secondsToEnd(pod, now) === null;
+const mustBeStopped = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && secondsToPodEnd(pod, now) === null;
 
 /** Pods of earlier attempts. Those that ended stay for their logs, but of the last attempt alone, or a job that restarts often would fill the cluster. */
-export function olderPods(view: JobView, policy: CleanPodPolicy): Action[] {
-  return view.others
-    .filter((pod) => goesOn(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1)
+export function deleteOlderPods(view: JobView, policy: CleanPodPolicy): Action[] {
+  return view.otherPods
+    .filter((pod) => mustBeStopped(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1)
     .flatMap(deletePod);
 }
 
 /** Pods of the current attempt, when it was the last. */
-export function currentPods(view: JobView, policy: CleanPodPolicy): Action[] {
+export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action[] {
   if (policy === 'None') return [];
   return view.ranks
-    .filter((pod) => pod !== undefined && (goesOn(pod, view.now) || policy === 'All'))
+    .filter((pod) => pod !== undefined && (mustBeStopped(pod, view.now) || policy === 'All'))
     .flatMap((pod) => deletePod(pod!));
 }
 
 /** ConfigMaps and PodGroups of earlier attempts of which no pod is left; Kubernetes keeps a PodGroup until then anyway. */
-export function olderObjects(view: JobView, objects: ObservedObject[]): Action[] {
-  const left = new Set([...view.others, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)));
+export function deleteOlderObjects(view: JobView, objects: ObservedObject[]): Action[] {
+  const left = new Set([...view.otherPods, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)));
   return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
     if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || left.has(name)) return [];
     const attempt = attemptOf(name, view);

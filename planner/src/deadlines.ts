@@ -3,16 +3,16 @@ import { isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
-export interface Overdue {
+export interface ExceededDeadline {
   reason: string;
   message: string;
 }
 
-export function overdue(view: JobView): Overdue | null {
+export function exceededDeadline(view: JobView): ExceededDeadline | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
-  if (isOver(activeLeft(view)))
+  if (isExceeded(activeSecondsLeft(view)))
     return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
-  if (isOver(pendingLeft(view)))
+  if (isExceeded(pendingSecondsLeft(view)))
     return {
       reason: Reason.pendingDeadline,
       message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}`,
@@ -21,17 +21,18 @@ export function overdue(view: JobView): Overdue | null {
 }
 
 /** Seconds until one of them would be exceeded. */
-export const secondsToDeadline = (view: JobView): number | null => soonest(activeLeft(view), pendingLeft(view));
+export const secondsToDeadline = (view: JobView): number | null =>
+  soonest(activeSecondsLeft(view), pendingSecondsLeft(view));
 
-const isOver = (left: number | null): boolean => left !== null && left <= 0;
+const isExceeded = (left: number | null): boolean => left !== null && left <= 0;
 
-function activeLeft({ status, spec, now }: JobView): number | null {
+function activeSecondsLeft({ status, spec, now }: JobView): number | null {
   return status.startTime === undefined || spec.activeDeadlineSeconds === undefined
     ? null
     : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
 }
 
-function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
+function pendingSecondsLeft({ startedAt, spec, ranks, now }: JobView): number | null {
   const waits = ranks.some((pod) => pod?.phase === 'Pending');
   return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits
     ? null
@@ -41,11 +42,11 @@ function pendingLeft({ startedAt, spec, ranks, now }: JobView): number | null {
 /** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */
 export function whatPodsWaitFor({ ranks }: JobView): string {
   const ready = ranks.filter((pod) => pod && (pod.ready || outcomeOf(pod) === 'succeeded')).length;
-  const reason = firstWait(ranks);
+  const reason = firstWaitReason(ranks);
   return `${ready} of ${ranks.length} pods are ready${reason === undefined ? '' : `; ${reason}`}`;
 }
 
-function firstWait(ranks: JobView['ranks']): string | undefined {
+function firstWaitReason(ranks: JobView['ranks']): string | undefined {
   const waiting = ranks.find((pod) => pod?.waiting);
   if (waiting) return `${waiting.name} ${waiting.waiting!.reason}: ${waiting.waiting!.message}`;
   const unknown = ranks.find((pod) => pod && isUnknown(pod));

@@ -8,7 +8,7 @@ import type { StorageRef } from '@facetrain/api';
 import type { Container, Volume, VolumeMount } from './objects.ts';
 
 /** A storage uri as the program in the pod sees it. */
-export interface Mounted {
+export interface MountedStorage {
   path: string;
   volume?: Volume;
   mount?: VolumeMount;
@@ -21,7 +21,7 @@ export interface Environment {
    * @param name unique in the pod, a DNS label: dataset, checkpoints, output, evaluation-0, ...
    * @param access 'read': a file or folder that exists. 'write': a folder, made when missing.
    */
-  storage(name: string, reference: StorageRef, access: 'read' | 'write'): Mounted;
+  storage(name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage;
   /** Where ranks meet: the address of rank 0. */
   master(job: { name: string; namespace: string }, attempt: number, port: number): { host: string; port: number };
   /** Where a pod serves progress. */

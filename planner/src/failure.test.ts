@@ -56,13 +56,13 @@ describe('who is to blame', () => {
     'what the process itself says': {
       pods: [
         makePod(0).running().build(),
-        makePod(1).running('gpu-7').failed(2).saying('InvalidDataset', 'train.rec: cut short').build(),
+        makePod(1).running('gpu-7').failed(2).terminationMessage('InvalidDataset', 'train.rec: cut short').build(),
       ],
       want: {
         reason: 'InvalidDataset',
         message: 'rank 1 left with exit code 2 on gpu-7: train.rec: cut short',
         node: 'gpu-7',
-        matches: ['InvalidDataset', 'InvalidDataset', 'Error'],
+        ruleReasons: ['InvalidDataset', 'InvalidDataset', 'Error'],
       },
     },
     'what Kubernetes says, where the process says nothing': {
@@ -169,7 +169,7 @@ describe('what is done about it', () => {
     reason: 'x',
     message: '',
     disruption: false,
-    matches: ['x'],
+    ruleReasons: ['x'],
     ...(exitCode !== undefined && { exitCode }),
     ...more,
   });
@@ -178,11 +178,11 @@ describe('what is done about it', () => {
     'a defect restarts': { failure: failure(1), want: 'Restart' },
     'a refused input does not': { failure: failure(2), want: 'FailJob' },
     'a rendezvous that a peer missed restarts': {
-      failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }),
+      failure: failure(2, { ruleReasons: ['RendezvousTimeout', 'Error'] }),
       want: 'Restart',
     },
     'unless a rule says otherwise': {
-      failure: failure(2, { matches: ['RendezvousTimeout', 'Error'] }),
+      failure: failure(2, { ruleReasons: ['RendezvousTimeout', 'Error'] }),
       policy: rule('FailJob', { reasons: ['RendezvousTimeout'] }),
       want: 'FailJob',
     },
@@ -201,7 +201,7 @@ describe('what is done about it', () => {
       want: 'Restart',
     },
     'a rule on the reason decides': {
-      failure: failure(137, { matches: ['OOMKilled'] }),
+      failure: failure(137, { ruleReasons: ['OOMKilled'] }),
       policy: rule('FailJob', { reasons: ['OOMKilled'] }),
       want: 'FailJob',
     },

@@ -19,21 +19,21 @@ export interface Failure {
   /** The cluster took the pod away, which is no fault of the job. */
   disruption: boolean;
   /** What a rule's `reasons` may match. */
-  matches: string[];
+  ruleReasons: string[];
   exitCode?: number;
   rank?: number;
   node?: string;
 }
 
 /** How long to wait for the culprit's own end to be seen, when all that is seen is that others lost it. */
-export const SETTLE_SECONDS = 2;
+export const ROOT_CAUSE_WAIT_SECONDS = 2;
 
 /** What ended the current attempt; null while nothing has. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
     .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
-    .sort(byEnd) as ObservedPod[];
-  const culprit = failed.find((pod) => !lostItsPeer(pod));
+    .sort(byFinishTime) as ObservedPod[];
+  const culprit = failed.find((pod) => !exitedWithPeerLost(pod));
   if (culprit) return processFailure(culprit);
 
   for (const [rank, pod] of view.ranks.entries()) {
@@ -49,7 +49,7 @@ export function findFailure(view: JobView): Failure | null {
         ),
         disruption: true,
       };
-    } else if (pod.lostNode !== undefined && !view.bearsNodeLoss && outcomeOf(pod) === null) {
+    } else if (pod.lostNode !== undefined && !view.toleratesNodeLoss && outcomeOf(pod) === null) {
       return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod), disruption: true };
     } else if (failed.length > 0 && isUnknown(pod)) {
       return {
@@ -64,21 +64,21 @@ export function findFailure(view: JobView): Failure | null {
   }
 
   const [victim] = failed;
-  return victim === undefined || isSettling(victim, view) ? null : processFailure(victim);
+  return victim === undefined || mayHaveRootCause(victim, view) ? null : processFailure(victim);
 }
 
-function isSettling(victim: ObservedPod, view: JobView): boolean {
+function mayHaveRootCause(victim: ObservedPod, view: JobView): boolean {
   if (victim.finishedAt === undefined || view.ranks.every((pod) => pod && outcomeOf(pod) !== null)) return false;
   const age = secondsSince(victim.finishedAt, view.now);
-  return age >= 0 && age < SETTLE_SECONDS;
+  return age >= 0 && age < ROOT_CAUSE_WAIT_SECONDS;
 }
 
-function byEnd(a: ObservedPod | undefined, b: ObservedPod | undefined): number {
+function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): number {
   const end = (pod: ObservedPod | undefined) => (pod?.finishedAt === undefined ? Infinity : Date.parse(pod.finishedAt));
   return end(a) === end(b) ? a!.rank - b!.rank : end(a) - end(b);
 }
 
-const lostItsPeer = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.peerLost && !pod.disrupted;
+const exitedWithPeerLost = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.peerLost && !pod.disrupted;
 
 /** Reasons by which a kubelet says that it ended a pod for the node's sake, where it sets no DisruptionTarget condition. */
 const DISRUPTION_REASONS = new Set(['Evicted', 'Preempting', 'NodeLost', 'NodeShutdown', 'Shutdown', 'Terminated']);
@@ -100,7 +100,7 @@ function podFailure(reason: string, message: string, pod: Partial<ObservedPod>):
     reason: truncate(reason, 128),
     message: truncate(message, MAX_MESSAGE),
     disruption: false,
-    matches: [reason, pod.termination?.code, pod.reason].filter((word) => word !== undefined),
+    ruleReasons: [reason, pod.termination?.code, pod.reason].filter((word) => word !== undefined),
     ...(exitCode !== undefined && { exitCode }),
     ...(rank !== undefined && { rank }),
     ...(node !== undefined && { node }),
@@ -136,13 +136,13 @@ export function actionFor(
   const rule = policy.rules.find(
     ({ exitCodes, reasons }) =>
       (exitCodes === undefined || (failure.exitCode !== undefined && exitCodes.includes(failure.exitCode))) &&
-      (reasons === undefined || reasons.some((reason) => failure.matches.includes(reason))),
+      (reasons === undefined || reasons.some((reason) => failure.ruleReasons.includes(reason))),
   );
   if (rule) return { action: rule.action, rule: rule.name };
   switch (failure.exitCode) {
     case ExitCode.refused:
       // To one process an address that nobody answers at is a wrong input; in a gang a peer may merely have come too late.
-      return { action: failure.matches.includes(RENDEZVOUS_TIMEOUT) ? 'Restart' : 'FailJob' };
+      return { action: failure.ruleReasons.includes(RENDEZVOUS_TIMEOUT) ? 'Restart' : 'FailJob' };
     case ExitCode.gateFailed:
       return { action: 'FailJob' };
     case ExitCode.preempted:

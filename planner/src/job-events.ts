@@ -5,7 +5,7 @@ import { findCondition, isTrue } from './conditions.ts';
 import type { PlanEvent } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 
-const TOLD: [ConditionType, PlanEvent['type']][] = [
+const CONDITION_EVENTS: [ConditionType, PlanEvent['type']][] = [
   [ConditionType.running, 'Normal'],
   [ConditionType.suspended, 'Normal'],
   [ConditionType.quantizationSucceeded, 'Normal'],
@@ -26,7 +26,7 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
       message: `made the pods of attempt ${after.attempt}`,
     });
   }
-  for (const [type, severity] of TOLD) {
+  for (const [type, severity] of CONDITION_EVENTS) {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
       events.push({ type: severity, reason: type, message: saying(after.conditions, type) });
   }

@@ -90,7 +90,7 @@ export interface ObservedFaceTrainJob {
   /** Names of pods that may still run, of a job of this name that was deleted before this one was made: they write where this one will. */
   predecessors?: string[];
   /** Other jobs that write to this one's output or checkpoints: those that run, and those that were made before it and are about to. */
-  ahead?: string[];
+  jobsBefore?: string[];
   refused?: RefusedChild;
   progress?: ObservedProgress;
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };

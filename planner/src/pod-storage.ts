@@ -1,6 +1,6 @@
 /** Storage that a pod uses, as its environment mounts it, with the credentials that reading it takes. */
 import type { S3Access, StorageRef } from '@facetrain/api';
-import type { Environment, Mounted } from './environment.ts';
+import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, Volume, VolumeMount } from './objects.ts';
 
 export interface MountedVolumes {
@@ -9,15 +9,15 @@ export interface MountedVolumes {
 }
 
 /** `environment.storage`, with credentials for the container that fetches. */
-export function mounted(
+export function mountWithCredentials(
   environment: Environment,
   name: string,
   reference: StorageRef,
   access: 'read' | 'write',
-): Mounted {
+): MountedStorage {
   const storage = environment.storage(name, reference, access);
   if (!storage.fetch) return storage;
-  return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentials(reference.s3)] } };
+  return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentialEnv(reference.s3)] } };
 }
 
 /** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
@@ -47,7 +47,7 @@ export function cachePath({ uri, s3 }: StorageRef): string {
 }
 
 /** AWS credentials by reference to the keys of a Secret: never a value that a config, a status or a log could show. */
-export function credentials(access: S3Access | undefined): EnvVar[] {
+export function credentialEnv(access: S3Access | undefined): EnvVar[] {
   const secret = access?.secretRef;
   if (!secret) return [];
   const entry = (key: string, optional: boolean): EnvVar => ({
@@ -58,7 +58,7 @@ export function credentials(access: S3Access | undefined): EnvVar[] {
 }
 
 /** The volumes of some storage; two uses of one volume are one volume. */
-export function volumesOf(storage: Mounted[]): MountedVolumes {
+export function volumesOf(storage: MountedStorage[]): MountedVolumes {
   const volumes = new Map(storage.flatMap(({ volume }) => (volume ? [[volume.name, volume] as const] : [])));
   return { volumes: [...volumes.values()], volumeMounts: storage.flatMap(({ mount }) => (mount ? [mount] : [])) };
 }

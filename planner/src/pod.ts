@@ -3,8 +3,8 @@
  * tolerations, sidecars, users and groups, annotations); what the restricted Pod Security Standard and the trainer demand is ours.
  */
 import type { FaceTrainJobSpec } from '@facetrain/api';
-import type { Obstacle } from './children.ts';
-import type { Environment, Mounted } from './environment.ts';
+import type { Blocker } from './children.ts';
+import type { Environment, MountedStorage } from './environment.ts';
 import { CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
 import { volumesOf } from './pod-storage.ts';
@@ -22,7 +22,7 @@ export interface PodParts {
   fields: PodFields;
   args: string[];
   env: EnvVar[];
-  storage: Mounted[];
+  storage: MountedStorage[];
   /** Of the ConfigMap with config.json. */
   config: { name: string; directory: string };
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
@@ -31,11 +31,11 @@ export interface PodParts {
 }
 
 /** Long enough for a checkpoint of a large head to be written; a template may ask for more. */
-const GRACE_SECONDS = 120;
+const TERMINATION_GRACE_SECONDS = 120;
 /** The default is 300 s on a node that is gone; every rank waits for it meanwhile. */
 const NODE_LOSS_SECONDS = 30;
 /** "nonroot" of the images that carry no user of their own. */
-const NOBODY = 65_532;
+const NONROOT_ID = 65_532;
 
 const CONFIG_VOLUME = 'facetrain-config';
 const SCRATCH: { volume: Volume; mountPath: string }[] = [
@@ -53,9 +53,9 @@ const CONTAINER_SECURITY = {
 };
 const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
 const POD_SECURITY_DEFAULTS = {
-  runAsUser: NOBODY,
-  runAsGroup: NOBODY,
-  fsGroup: NOBODY,
+  runAsUser: NONROOT_ID,
+  runAsGroup: NONROOT_ID,
+  fsGroup: NONROOT_ID,
   fsGroupChangePolicy: 'OnRootMismatch',
 };
 
@@ -66,14 +66,14 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   const { containers: theirContainers = [], initContainers: theirInit = [] } = theirs;
   const container = ourContainer(parts, environment);
   const fetches = parts.storage.flatMap(({ fetch }) =>
-    fetch ? [secured({ ...fetch, ...imageOf(parts.fields, environment) })] : [],
+    fetch ? [withSecurity({ ...fetch, ...imageOf(parts.fields, environment) })] : [],
   );
   const spec: PodSpec = {
     ...theirs,
     ...parts.network,
     restartPolicy: 'Never',
     automountServiceAccountToken: false,
-    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? GRACE_SECONDS,
+    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? TERMINATION_GRACE_SECONDS,
     securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
     ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
     containers: [
@@ -99,12 +99,12 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
 /** What a template holds that cannot be merged: the field's path and why; null when it can. */
 export function templateConflict(
   template: PodFields['podTemplate'],
-  storage: Mounted[],
+  storage: MountedStorage[],
   path: string,
-): Obstacle | null {
+): Blocker | null {
   const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));
   const containers = new Set([CONTAINER, ...storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
-  const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Obstacle | null => {
+  const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Blocker | null => {
     const index = template?.spec?.[field]?.findIndex(({ name }) => ours.has(name)) ?? -1;
     if (index < 0) return null;
     return {
@@ -115,7 +115,7 @@ export function templateConflict(
   return clash('volumes', volumes) ?? clash('initContainers', containers);
 }
 
-function ourVolumes(config: string, storage: Mounted[]): Volume[] {
+function ourVolumes(config: string, storage: MountedStorage[]): Volume[] {
   return [
     { name: CONFIG_VOLUME, configMap: { name: config } },
     ...SCRATCH.map(({ volume }) => volume),
@@ -133,7 +133,7 @@ function imageOf(
 
 function ourContainer(parts: PodParts, environment: Environment): Container {
   const { resources } = parts.fields;
-  return secured({
+  return withSecurity({
     name: CONTAINER,
     ...imageOf(parts.fields, environment),
     args: parts.args,
@@ -162,14 +162,14 @@ function mergeContainer(ours: Container, theirs: Container | undefined): Contain
 }
 
 /** A refused input is explained by the program's last words, even if it had no time to write them where they belong. */
-function secured(container: Container): Container {
+function withSecurity(container: Container): Container {
   return { ...container, securityContext: CONTAINER_SECURITY, terminationMessagePolicy: 'FallbackToLogsOnError' };
 }
 
 const UNREACHABLE = 'node.kubernetes.io/unreachable';
 
 /** Whether a template says itself how long to wait for a node that does not answer. */
-export const bearsNodeLoss = (template: PodFields['podTemplate']): boolean =>
+export const toleratesNodeLoss = (template: PodFields['podTemplate']): boolean =>
   template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
 
 function tolerations(theirs: Loose[]): Loose[] {

@@ -2,12 +2,12 @@
 import { type JobView, outcomeOf } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
-import { SETTLE_SECONDS } from './failure.ts';
+import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
 import { soonest } from './time.ts';
 
 /** Objects that nobody watches for this job may go, unseen by us. */
-const LEFTOVER_RETRY_SECONDS = 5;
+const WAITING_RETRY_SECONDS = 5;
 /** Somebody may yet change what refuses the job, unseen by us. */
 const REFUSED_RETRY_SECONDS = 60;
 
@@ -16,13 +16,13 @@ export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
     case 'Refused':
       return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));
     case 'Waiting':
-      return soonest(LEFTOVER_RETRY_SECONDS, secondsToDeadline(view));
+      return soonest(WAITING_RETRY_SECONDS, secondsToDeadline(view));
     case 'Backoff':
       return soonest((stage.until.getTime() - view.now.getTime()) / 1000, secondsToDeadline(view));
     case 'Stopping':
       return soonest(secondsToDeadline(view), secondsToCleanup(view));
     case 'Active': {
-      const settles = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed') ? SETTLE_SECONDS : null;
+      const settles = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed') ? ROOT_CAUSE_WAIT_SECONDS : null;
       return soonest(settles, secondsToDeadline(view));
     }
     default:

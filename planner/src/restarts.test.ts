@@ -2,14 +2,14 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Restarts } from '@facetrain/api';
 import type { Failure } from './failure.ts';
-import { backoffEnd, judge } from './restarts.ts';
+import { backoffEnd, decideRestart } from './restarts.ts';
 import { after, at, makeJob } from './testing/builders.ts';
 
 const FAILURE: Failure = {
   reason: 'ProcessFailed',
   message: 'rank 1 left',
   disruption: false,
-  matches: [],
+  ruleReasons: [],
   exitCode: 1,
   rank: 1,
   node: 'n',
@@ -17,7 +17,7 @@ const FAILURE: Failure = {
 const policy = (fields: object) => makeJob().failurePolicy(fields).parse().failurePolicy;
 
 test('a counted restart is remembered with its circumstances', () => {
-  const verdict = judge(FAILURE, policy({}), undefined, after(100));
+  const verdict = decideRestart(FAILURE, policy({}), undefined, after(100));
   assert.deepEqual(verdict, {
     action: 'restart',
     restarts: {
@@ -57,7 +57,7 @@ describe('how many restarts there may be', () => {
   for (const [name, { countedTimes, failure, policy: fields, want }] of Object.entries(cases)) {
     test(name, () => {
       const before: Restarts = { count: 7, countedTimes: countedTimes.map(at), disruptions: 1, lastTime: at(20) };
-      const verdict = judge({ ...FAILURE, ...failure }, policy(fields), before, after(1000));
+      const verdict = decideRestart({ ...FAILURE, ...failure }, policy(fields), before, after(1000));
       assert.equal(verdict.action, want);
       if (verdict.action === 'fail')
         assert.match(verdict.message, /^maxRestarts \d+ within \d+ s is used up; at last ProcessFailed: rank 1 left$/);
@@ -66,7 +66,7 @@ describe('how many restarts there may be', () => {
 });
 
 test('a rule that decides is named', () => {
-  const verdict = judge(
+  const verdict = decideRestart(
     FAILURE,
     policy({ rules: [{ name: 'broken-driver', exitCodes: [1], action: 'FailJob' }] }),
     undefined,

@@ -15,9 +15,16 @@ const BASE_DELAY_SECONDS = 10;
 const MAX_DELAY_SECONDS = 300;
 const UNCOUNTED_DELAY_SECONDS = 5;
 
-export type Verdict = { action: 'restart'; restarts: Restarts } | { action: 'fail'; reason: string; message: string };
+export type RestartDecision =
+  | { action: 'restart'; restarts: Restarts }
+  | { action: 'fail'; reason: string; message: string };
 
-export function judge(failure: Failure, policy: FailurePolicy, restarts: Restarts | undefined, now: Date): Verdict {
+export function decideRestart(
+  failure: Failure,
+  policy: FailurePolicy,
+  restarts: Restarts | undefined,
+  now: Date,
+): RestartDecision {
   const { action, rule } = actionFor(failure, policy);
   const message = rule === undefined ? failure.message : `${failure.message} (rule ${rule})`;
   if (action === 'FailJob') return { action: 'fail', reason: failure.reason, message };

@@ -9,14 +9,14 @@
 import type { Restarts } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
-import { overdue } from './deadlines.ts';
+import { exceededDeadline } from './deadlines.ts';
 import { type Failure, findFailure } from './failure.ts';
 import { attemptName } from './names.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
-import { backoffEnd, judge } from './restarts.ts';
+import { backoffEnd, decideRestart } from './restarts.ts';
 
 export type Stage =
   /** Nothing can be done until the spec or the world changes. */
@@ -32,7 +32,7 @@ export type Stage =
   | { name: 'Waiting'; reason: string; message: string }
   | { name: 'Backoff'; until: Date }
   /** The attempt is made, waits for its pods, or runs. */
-  | { name: 'Active'; create: ChildObject[]; mend?: Action[] }
+  | { name: 'Active'; create: ChildObject[]; updates?: Action[] }
   /** Training is done, and its QuantizeJob is not. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
@@ -56,16 +56,16 @@ export function suspended(view: JobView): Stage | null {
 }
 
 /** What decides the result was changed during a suspension that nobody saw: the attempt does something else than the spec says. */
-export function respecified(
+export function specChanged(
   digest: string,
-  { identity, status, ranks, others, attempt }: JobView,
+  { identity, status, ranks, otherPods, attempt }: JobView,
   objects: ObservedObject[],
 ): Stage | null {
   if (status.observedGeneration === identity.generation) return null;
   const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
   const isOther = (made: { specDigest?: string } | undefined) =>
     made?.specDigest !== undefined && made.specDigest !== digest;
-  const changed = isOther(config) || ranks.some(isOther) || others.some((pod) => pod.attempt === attempt);
+  const changed = isOther(config) || ranks.some(isOther) || otherPods.some((pod) => pod.attempt === attempt);
   return changed
     ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' }
     : null;
@@ -73,18 +73,18 @@ export function respecified(
 
 export function failed(view: JobView): Stage | null {
   const failure = findFailure(view);
-  return failure && afterFailure(failure, view);
+  return failure && stageAfterFailure(failure, view);
 }
 
-export function afterFailure(failure: Failure, view: JobView): Stage {
-  const verdict = judge(failure, view.spec.failurePolicy, view.status.restarts, view.now);
+export function stageAfterFailure(failure: Failure, view: JobView): Stage {
+  const verdict = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now);
   return verdict.action === 'fail'
     ? { name: 'Failed', reason: verdict.reason, message: verdict.message }
     : { name: 'Restart', restarts: verdict.restarts };
 }
 
-export function late(view: JobView): Stage | null {
-  const deadline = overdue(view);
+export function deadlineExceeded(view: JobView): Stage | null {
+  const deadline = exceededDeadline(view);
   return deadline && { name: 'Failed', ...deadline };
 }
 
@@ -96,7 +96,7 @@ export function backingOff(view: JobView): Stage | null {
   return until !== null && until > view.now ? { name: 'Backoff', until } : null;
 }
 
-export const isStopping = (view: JobView): boolean => view.others.some(isAlive);
+export const isStopping = (view: JobView): boolean => view.otherPods.some(isAlive);
 
 /** Some of the attempt exists already. */
 export const hasBegun = (view: JobView): boolean =>

@@ -22,7 +22,7 @@ import { allReady, isStopping, type Stage } from './stage.ts';
 import { timestamp } from './time.ts';
 
 /** Attempt, times and restarts after this plan. */
-export function lifecycle(stage: Stage, view: JobView): Omit<JobStatus, 'conditions'> {
+export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'conditions'> {
   const { status, now, attempt, startedAt } = view;
   const time = timestamp(now);
   const same = {
@@ -89,7 +89,7 @@ function isRestarting(stage: Stage, view: JobView): boolean {
 interface Summary {
   ready: boolean;
   /** Where ready is false: whether the job works on it, or is stuck. */
-  state: 'there' | 'working' | 'stuck';
+  kstatus: 'Current' | 'InProgress' | 'Failed';
   reason: string;
   message: string;
 }
@@ -98,67 +98,74 @@ function summaryOf(stage: Stage, view: JobView): Summary {
   switch (stage.name) {
     case 'Refused':
     case 'Failed':
-      return { ready: false, state: 'stuck', reason: stage.reason, message: stage.message };
+      return { ready: false, kstatus: 'Failed', reason: stage.reason, message: stage.message };
     case 'Suspended':
       if (isStopping(view))
-        return { ready: false, state: 'working', reason: Reason.suspending, message: stillThere(view) };
-      return { ready: true, state: 'there', reason: Reason.suspended, message: 'suspended as spec.suspend asks' };
+        return { ready: false, kstatus: 'InProgress', reason: Reason.suspending, message: olderPodsMessage(view) };
+      return { ready: true, kstatus: 'Current', reason: Reason.suspended, message: 'suspended as spec.suspend asks' };
     case 'Restart':
       return {
         ready: false,
-        state: 'working',
+        kstatus: 'InProgress',
         reason: stage.restarts.lastReason!,
         message: stage.restarts.lastMessage!,
       };
     case 'Replace':
-      return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
+      return { ready: false, kstatus: 'InProgress', reason: stage.reason, message: stage.message };
     case 'Stopping':
-      return { ready: false, state: 'working', reason: Reason.stopping, message: stillThere(view) };
+      return { ready: false, kstatus: 'InProgress', reason: Reason.stopping, message: olderPodsMessage(view) };
     case 'Waiting':
-      return { ready: false, state: 'working', reason: stage.reason, message: stage.message };
+      return { ready: false, kstatus: 'InProgress', reason: stage.reason, message: stage.message };
     case 'Backoff':
       return {
         ready: false,
-        state: 'working',
+        kstatus: 'InProgress',
         reason: Reason.backoff,
         message: `attempt ${view.attempt} starts at ${timestamp(stage.until)}`,
       };
     case 'Active':
-      if (allReady(view)) return { ready: true, state: 'there', reason: Reason.podsReady, message: allAre(view) };
+      if (allReady(view))
+        return { ready: true, kstatus: 'Current', reason: Reason.podsReady, message: allReadyMessage(view) };
       return {
         ready: false,
-        state: 'working',
+        kstatus: 'InProgress',
         reason: isRunning(view)
           ? Reason.podsNotReady
           : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending),
         message: whatPodsWaitFor(view),
       };
     case 'Quantizing':
-      return { ready: true, state: 'there', reason: Reason.quantizing, message: `trained; ${stage.message}` };
+      return { ready: true, kstatus: 'Current', reason: Reason.quantizing, message: `trained; ${stage.message}` };
     case 'Succeeded':
-      return { ready: true, state: 'there', reason: Reason.succeeded, message: stage.message };
+      return { ready: true, kstatus: 'Current', reason: Reason.succeeded, message: stage.message };
   }
 }
 
-const allAre = ({ ranks }: JobView): string =>
+const allReadyMessage = ({ ranks }: JobView): string =>
   ranks.length === 1 ? 'the pod is ready' : `all ${ranks.length} pods are ready`;
 
-function stillThere(view: JobView): string {
-  const [first, ...more] = view.others.filter(isAlive).map(({ name }) => name);
+function olderPodsMessage(view: JobView): string {
+  const [first, ...more] = view.otherPods.filter(isAlive).map(({ name }) => name);
   return `of an earlier attempt ${first}${more.length > 0 ? ` and ${more.length} more pods have` : ' has'} not ended`;
 }
 
 /** Conditions that say how the job is; `more` are those of one kind of job. */
-export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[] = []) {
-  const { ready, state, reason, message } = summaryOf(stage, view);
+export function conditionsOf(stage: Stage, view: JobView, extra: WantedCondition[] = []) {
+  const { ready, kstatus, reason, message } = summaryOf(stage, view);
   const at = { reason, message };
   const wanted: (WantedCondition | null)[] = [
     { type: ConditionType.ready, status: ready ? 'True' : 'False', ...at },
-    state === 'working' ? { type: ConditionType.reconciling, status: 'True', ...at } : null,
-    state === 'stuck' ? { type: ConditionType.stalled, status: 'True', ...at } : null,
+    kstatus === 'InProgress' ? { type: ConditionType.reconciling, status: 'True', ...at } : null,
+    kstatus === 'Failed' ? { type: ConditionType.stalled, status: 'True', ...at } : null,
     ...podConditions(stage, view),
-    episode(ConditionType.restarting, restartOf(stage, view), view, Reason.recovered, 'the restart is over'),
-    episode(
+    transientCondition(
+      ConditionType.restarting,
+      restartCause(stage, view),
+      view,
+      Reason.recovered,
+      'the restart is over',
+    ),
+    transientCondition(
       ConditionType.suspended,
       stage.name === 'Suspended' ? at : null,
       view,
@@ -167,7 +174,7 @@ export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[
     ),
     stage.name === 'Succeeded' ? { type: ConditionType.succeeded, status: 'True', ...at } : null,
     stage.name === 'Failed' ? { type: ConditionType.failed, status: 'True', ...at } : null,
-    ...more,
+    ...extra,
   ];
   return mergeConditions(
     view.status.conditions,
@@ -177,14 +184,14 @@ export function conditionsOf(stage: Stage, view: JobView, more: WantedCondition[
   );
 }
 
-function restartOf(stage: Stage, view: JobView): { reason: string; message: string } | null {
+function restartCause(stage: Stage, view: JobView): { reason: string; message: string } | null {
   if (!isRestarting(stage, view)) return null;
   const restarts = stage.name === 'Restart' ? stage.restarts : view.status.restarts;
   return { reason: restarts?.lastReason ?? Reason.exited, message: restarts?.lastMessage ?? '' };
 }
 
 /** A condition that is absent until it has been true once, and false afterwards. */
-function episode(
+function transientCondition(
   type: ConditionType,
   now: { reason: string; message: string } | null,
   view: JobView,
@@ -219,7 +226,7 @@ function podConditions(stage: Stage, view: JobView): WantedCondition[] {
           message: `${placed} of ${ranks.length} pods have a place; ${waits}`,
         },
     allReady(view)
-      ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: allAre(view) }
+      ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: allReadyMessage(view) }
       : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waits },
     running
       ? {

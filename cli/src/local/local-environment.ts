@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path';
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
-import { cachePath, type Environment, fetchContainer, type Mounted } from '@facetrain/planner';
+import { cachePath, type Environment, fetchContainer, type MountedStorage } from '@facetrain/planner';
 
 export interface LocalPorts {
   rendezvous: number;
@@ -16,7 +16,7 @@ export interface LocalPorts {
  * @param ports free ports of this machine
  */
 export function localEnvironment(folder: string, ports: LocalPorts): Environment {
-  const storage = (name: string, reference: StorageRef, access: 'read' | 'write'): Mounted => {
+  const storage = (name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage => {
     const location = parseStorageUri(reference.uri);
     if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
     if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };

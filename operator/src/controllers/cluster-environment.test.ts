@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { StorageRef } from '@facetrain/api';
-import type { Mounted } from '@facetrain/planner/environment';
-import { mounted } from '@facetrain/planner/pod-storage';
+import type { MountedStorage } from '@facetrain/planner/environment';
+import { mountWithCredentials } from '@facetrain/planner/pod-storage';
 import { clusterEnvironment } from './cluster-environment.ts';
 
 const environment = clusterEnvironment('registry.example/trainer:1');
 const at = '/mnt/facetrain/dataset';
 
 describe('where a pod finds its storage', () => {
-  const cases: Record<string, { reference: StorageRef; access: 'read' | 'write'; want: Mounted }> = {
+  const cases: Record<string, { reference: StorageRef; access: 'read' | 'write'; want: MountedStorage }> = {
     'a claim that is read': {
       reference: { uri: 'pvc://data' },
       access: 'read',
@@ -54,12 +54,17 @@ describe('where a pod finds its storage', () => {
     },
   };
   for (const [name, { reference, access, want }] of Object.entries(cases)) {
-    test(name, () => assert.deepEqual(mounted(environment, 'dataset', reference, access), want));
+    test(name, () => assert.deepEqual(mountWithCredentials(environment, 'dataset', reference, access), want));
   }
 
   test('an object store that is read: fetched by a container of its own, with credentials by reference', () => {
     const s3 = { endpoint: 'http://store:9000', region: 'eu', forcePathStyle: true, secretRef: { name: 'store' } };
-    const { path, volume, fetch } = mounted(environment, 'dataset', { uri: 's3://data/faces', s3 }, 'read');
+    const { path, volume, fetch } = mountWithCredentials(
+      environment,
+      'dataset',
+      { uri: 's3://data/faces', s3 },
+      'read',
+    );
     assert.deepEqual([path, volume], [`${at}/data`, { name: 'dataset', emptyDir: {} }]);
     assert.deepEqual(fetch!.args, [
       'fetch',
@@ -80,7 +85,12 @@ describe('where a pod finds its storage', () => {
 
   test('an object store with a cache: fetched into the cache by one pod for all, and only read by the program', () => {
     const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, cache: 'pvc://shared/faces' };
-    const { path, volume, mount, fetch } = mounted(environment, 'dataset', { uri: 's3://data/ms1mv3/', s3 }, 'read');
+    const { path, volume, mount, fetch } = mountWithCredentials(
+      environment,
+      'dataset',
+      { uri: 's3://data/ms1mv3/', s3 },
+      'read',
+    );
     assert.equal(path, `${at}/faces/store:9000/data/ms1mv3`);
     assert.deepEqual(
       [volume, mount],
@@ -101,7 +111,7 @@ describe('where a pod finds its storage', () => {
       '--force-path-style',
     ]);
     assert.deepEqual(fetch!.volumeMounts, [{ name: 'dataset', mountPath: at }]);
-    const node = mounted(
+    const node = mountWithCredentials(
       environment,
       'dataset',
       { uri: 's3://data/../x', s3: { forcePathStyle: false, cache: 'hostpath:///var/cache/faces' } },

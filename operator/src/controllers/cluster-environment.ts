@@ -1,6 +1,6 @@
 /** A cluster as pods see it: claims and paths of the node are mounted, object stores are fetched from, ranks meet by name. */
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
-import type { Environment, Mounted } from '@facetrain/planner/environment';
+import type { Environment, MountedStorage } from '@facetrain/planner/environment';
 import { podName } from '@facetrain/planner/names';
 import { cachePath, fetchContainer } from '@facetrain/planner/pod-storage';
 
@@ -17,7 +17,7 @@ export function clusterEnvironment(defaultImage: string): Environment {
   };
 }
 
-function storage(name: string, reference: StorageRef, access: 'read' | 'write'): Mounted {
+function storage(name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage {
   const location = parseStorageUri(reference.uri);
   const mountPath = `${ROOT}/${name}`;
   const mount = { name, mountPath, ...(access === 'read' && { readOnly: true }) };

@@ -196,7 +196,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       return planFaceTrainJob(
         {
           ...common,
-          ahead: jobsAhead(caches, job),
+          jobsBefore: jobsAhead(caches, job),
           objects,
           spec,
           status: status as FaceTrainJobStatus,

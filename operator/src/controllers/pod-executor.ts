@@ -5,7 +5,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import { API_VERSION } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
-import { makesPod, together } from '@facetrain/planner/concurrent-actions';
+import { concurrentGroups, createsPod } from '@facetrain/planner/concurrent-actions';
 import type { JobKind } from '@facetrain/planner/names';
 import type { ChildObject } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject, RefusedChild } from '@facetrain/planner/observed';
@@ -75,7 +75,7 @@ export class Executor {
   /** @returns seconds after which to look again, null: only when something changes */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
-    for (const group of together(plan.actions)) {
+    for (const group of concurrentGroups(plan.actions)) {
       const setback = await this.#together(group, identity, log);
       if (!setback) continue;
       if (setback.refused) this.#refused.set(identity.uid, setback.refused);
@@ -105,7 +105,7 @@ export class Executor {
   async #together(actions: Action[], job: JobIdentity, log: Logger): Promise<Setback | null> {
     let setback: Setback | null = null;
     // A gang that the server refuses should cost one request, and not one for each pod.
-    const first = makesPod(actions[0]!) ? 1 : MAX_TOGETHER;
+    const first = createsPod(actions[0]!) ? 1 : MAX_TOGETHER;
     await slowStart(actions, { first, most: MAX_TOGETHER }, async (action) => {
       const met = await this.#act(action, job, log);
       setback ??= met;

@@ -3,9 +3,9 @@
  * after the other: first who runs, then who was made first. What `file://` and object stores stand for is not known here.
  */
 import { joinStorageUri } from '@facetrain/api';
-import { isLeftAlone } from '@facetrain/planner/attempt';
+import { isIgnored } from '@facetrain/planner/attempt';
 import { isTrue } from '@facetrain/planner/conditions';
-import { checkpointsUri, type Folders } from '@facetrain/planner/facetrainjob/make-trainer-config';
+import { checkpointsUri, type OutputFolders } from '@facetrain/planner/facetrainjob/make-trainer-config';
 import { ConditionType } from '@facetrain/planner/reasons';
 import type { Cache, Index } from '../runtime/cache.ts';
 import { identityOf, mayRun } from './observe.ts';
@@ -13,8 +13,8 @@ import type { JobObject, PodObject } from './resources.ts';
 
 /** For the cache of FaceTrainJobs, whose specs the API server's schema has checked and ours has not yet. */
 export const folderIndexes = {
-  output: ({ metadata, spec }) => folderOf((spec as unknown as Folders).output.uri, metadata.namespace!),
-  checkpoints: ({ metadata, spec }) => folderOf(checkpointsUri(spec as unknown as Folders), metadata.namespace!),
+  output: ({ metadata, spec }) => folderOf((spec as unknown as OutputFolders).output.uri, metadata.namespace!),
+  checkpoints: ({ metadata, spec }) => folderOf(checkpointsUri(spec as unknown as OutputFolders), metadata.namespace!),
 } satisfies Record<string, Index<JobObject>>;
 
 interface Caches {
@@ -51,7 +51,7 @@ const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed(
 /** One that is stuck or suspended holds nobody up. */
 function isAboutTo(job: JobObject): boolean {
   const { spec, status = {} } = job;
-  if (isLeftAlone({ identity: identityOf(job), spec })) return false;
+  if (isIgnored({ identity: identityOf(job), spec })) return false;
   return (
     status.completionTime === undefined && spec.suspend !== true && !isTrue(status.conditions, ConditionType.stalled)
   );

@@ -1,7 +1,7 @@
 /** The QuantizeJob of a trained job: made once, suspended with its parent, and its outcome is the parent's. */
 import { API_VERSION, type FaceTrainJobSpec, joinStorageUri } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
-import { type Child, hindered, missing, obstacle } from '../children.ts';
+import { blockedBy, type Child, findBlocker, missingChildren } from '../children.ts';
 import { findCondition } from '../conditions.ts';
 import { childMetadata } from '../names.ts';
 import type { QuantizeJobObject } from '../objects.ts';
@@ -13,7 +13,7 @@ import type { Stage } from '../stage.ts';
 
 export const quantizeJobName = (job: JobIdentity): string => `${job.name}-quantize`;
 
-export function quantizeChild(job: JobIdentity, spec: FaceTrainJobSpec): Child[] {
+export function quantizeJobChildren(job: JobIdentity, spec: FaceTrainJobSpec): Child[] {
   return spec.quantize
     ? [{ kind: 'QuantizeJob', name: quantizeJobName(job), make: () => quantizeJob(job, spec, spec.quantize!) }]
     : [];
@@ -41,7 +41,7 @@ function quantizeJob(
 }
 
 /** The stage of a job whose training is done. */
-export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
+export function stageAfterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
   const { identity, spec, objects, refused, quantizeJob: child } = observed;
   if (!spec.quantize) return { name: 'Succeeded', message: 'training succeeded' };
   const called = `QuantizeJob ${quantizeJobName(identity)}`;
@@ -51,13 +51,13 @@ export function afterTraining(observed: ObservedFaceTrainJob, view: JobView): St
     actions,
   });
 
-  const children = quantizeChild(identity, spec);
-  const create = missing(children, view, objects);
+  const children = quantizeJobChildren(identity, spec);
+  const create = missingChildren(children, view, objects);
   if (create.length > 0) {
     if (spec.suspend) return { name: 'Suspended' };
-    const refusal = obstacle({ create, names: children, objects, refused });
+    const refusal = findBlocker({ create, reserved: children, objects, refused });
     return refusal
-      ? hindered(refusal)
+      ? blockedBy(refusal)
       : quantizing(
           `${called} is being made`,
           ...create.map(({ make }): Action => ({ type: 'create', object: make() })),

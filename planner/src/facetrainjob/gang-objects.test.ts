@@ -3,7 +3,7 @@ import { describe, test } from 'node:test';
 import type { Pod } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
-import { type Attempt, childrenOf, conflictIn } from './gang-objects.ts';
+import { type Attempt, childrenOf, findConflict } from './gang-objects.ts';
 
 const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
   const { identity, spec } = builder.observe();
@@ -180,6 +180,6 @@ describe('what a template may not hold', () => {
   };
   for (const [name, { template, want }] of Object.entries(cases))
     test(name, () =>
-      assert.equal(conflictIn(attemptOf(withTemplate(template).with({ dataset: s3 })))?.message ?? null, want),
+      assert.equal(findConflict(attemptOf(withTemplate(template).with({ dataset: s3 })))?.message ?? null, want),
     );
 });

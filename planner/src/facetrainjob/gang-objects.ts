@@ -1,7 +1,7 @@
 /** What an attempt consists of, in the order of creation: pods last, when all they need is there. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
 import { specDigest } from '../attempt.ts';
-import type { Child, Obstacle } from '../children.ts';
+import type { Blocker, Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
@@ -43,7 +43,7 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-export function conflictIn({ spec, gang, environment }: Attempt): Obstacle | null {
+export function findConflict({ spec, gang, environment }: Attempt): Blocker | null {
   if (gang.mode === 'unavailable')
     return {
       reason: Reason.gangUnavailable,
@@ -115,7 +115,7 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
 }
 
 /** What outlives attempts and is not as the spec wants it now: it was changed while the job was suspended, or another version of this operator made it. Who keeps no labels has nobody who changes specs. */
-export function outdated({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
+export function networkUpdates({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
   const actions: Action[] = [];
   for (const wanted of [service(job, spec), networkPolicy(job, spec)]) {
     const { kind, metadata } = wanted;

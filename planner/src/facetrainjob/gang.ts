@@ -21,14 +21,14 @@ export function gangOf(spec: FaceTrainJobSpec, podGroupApi: string | null): Gang
 }
 
 /** What a scheduler does not say: that it waits for pods which nobody may make. */
-export function whatGangWaitsFor(gang: Gang, { ranks }: JobView): string {
+export function missingPodsHint(gang: Gang, { ranks }: JobView): string {
   const there = ranks.filter((pod) => pod !== undefined).length;
   if (gang.mode !== 'native' || there === 0 || there === ranks.length) return '';
   return `; ${there} of ${ranks.length} pods of the gang exist, and none of them starts before all do`;
 }
 
 /** A PodGroup that somebody deletes stays until its pods are gone, but does not get them a place any more. It cannot be made anew beside them. */
-export function findLostGroup(view: JobView, objects: ObservedObject[]): Failure | null {
+export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): Failure | null {
   const name = attemptName(view.identity, view.attempt);
   const isGoing = objects.some(
     (object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting,
@@ -38,7 +38,7 @@ export function findLostGroup(view: JobView, objects: ObservedObject[]): Failure
     reason: Reason.groupDeleted,
     message: `PodGroup ${name} was deleted before all pods of the gang had a place`,
     disruption: true,
-    matches: [Reason.groupDeleted],
+    ruleReasons: [Reason.groupDeleted],
   };
 }
 

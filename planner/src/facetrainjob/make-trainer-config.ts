@@ -1,37 +1,39 @@
 /** `config.json` of the trainers: the spec with everything decided, and with paths as the pods see them. */
 import { type FaceTrainJobSpec, joinStorageUri, TrainerConfig } from '@facetrain/api';
-import type { Environment, Mounted } from '../environment.ts';
+import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
-import { mounted } from '../pod-storage.ts';
+import { mountWithCredentials } from '../pod-storage.ts';
 
 export interface TrainerStorage {
-  dataset: Mounted;
-  onnx: Mounted | null;
-  evaluations: Mounted[];
-  checkpoints: Mounted;
-  output: Mounted;
+  dataset: MountedStorage;
+  onnx: MountedStorage | null;
+  evaluations: MountedStorage[];
+  checkpoints: MountedStorage;
+  output: MountedStorage;
 }
 
 /** What of a spec says where its job writes. */
-export interface Folders {
+export interface OutputFolders {
   output: { uri: string };
   checkpoint?: { uri?: string | undefined };
 }
 
-export const checkpointsUri = ({ output, checkpoint }: Folders): string =>
+export const checkpointsUri = ({ output, checkpoint }: OutputFolders): string =>
   checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
 
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
   return {
-    dataset: mounted(environment, 'dataset', spec.dataset, 'read'),
-    onnx: spec.model.onnx ? mounted(environment, 'model', spec.model.onnx, 'read') : null,
-    evaluations: spec.evaluation.sets.map((set, index) => mounted(environment, `evaluation-${index}`, set, 'read')),
-    checkpoints: mounted(environment, 'checkpoints', { uri: checkpointsUri(spec) }, 'write'),
-    output: mounted(environment, 'output', spec.output, 'write'),
+    dataset: mountWithCredentials(environment, 'dataset', spec.dataset, 'read'),
+    onnx: spec.model.onnx ? mountWithCredentials(environment, 'model', spec.model.onnx, 'read') : null,
+    evaluations: spec.evaluation.sets.map((set, index) =>
+      mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
+    ),
+    checkpoints: mountWithCredentials(environment, 'checkpoints', { uri: checkpointsUri(spec) }, 'write'),
+    output: mountWithCredentials(environment, 'output', spec.output, 'write'),
   };
 }
 
-export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: TrainerStorage): Mounted[] => [
+export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: TrainerStorage): MountedStorage[] => [
   dataset,
   ...(onnx ? [onnx] : []),
   ...evaluations,

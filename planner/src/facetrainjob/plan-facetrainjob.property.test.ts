@@ -6,7 +6,14 @@ import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
 import { ConditionType } from '../reasons.ts';
 import { makeJob } from '../testing/builders.ts';
-import { type Chaos, calm, chaos, gentle, happen, isOver } from '../testing/chaos.ts';
+import {
+  anyEvents,
+  applyEvent,
+  type ClusterEvent,
+  finishUndisturbed,
+  harmlessEvents,
+  isOver,
+} from '../testing/cluster-events.ts';
 import { Simulator } from '../testing/simulator.ts';
 import { secondsSince } from '../time.ts';
 import { trainingDigest } from './gang-objects.ts';
@@ -33,7 +40,8 @@ const job = fc
   });
 
 const crash = fc.option(fc.integer({ min: 1, max: 8 }));
-const history = (events: fc.Arbitrary<Chaos>) => fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
+const history = (events: fc.Arbitrary<ClusterEvent>) =>
+  fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
 type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null };
 
 const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
@@ -41,13 +49,13 @@ const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.ob
 /** The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is written. */
 function run(
   given: Given,
-  steps: { event: Chaos; crash: number | null }[],
+  steps: { event: ClusterEvent; crash: number | null }[],
   watch: (cluster: Simulator) => void = () => {},
 ): Simulator {
   const cluster = clusterFor(given);
   cluster.settle();
   for (const { event, crash } of steps) {
-    happen(event, cluster);
+    applyEvent(event, cluster);
     cluster.settle(crash);
     watch(cluster);
   }
@@ -58,10 +66,10 @@ const check = (property: fc.IPropertyWithHooks<any>, numRuns = 150) => fc.assert
 
 test('whatever happens, a job that is let be ends, and says how', () => {
   check(
-    fc.property(job, history(chaos), (given, steps) => {
+    fc.property(job, history(anyEvents), (given, steps) => {
       const cluster = run(given, steps);
-      calm(cluster);
-      const { conditions, phase } = cluster.face.status;
+      finishUndisturbed(cluster);
+      const { conditions, phase } = cluster.trainJob.status;
       assert(isOver(cluster), `still ${phase}: ${JSON.stringify(conditions)}`);
       assert.equal(isTrue(conditions, ConditionType.succeeded), phase === 'Succeeded');
       assert.equal(isTrue(conditions, ConditionType.failed), phase === 'Failed');
@@ -72,26 +80,26 @@ test('whatever happens, a job that is let be ends, and says how', () => {
 
 test('a job whose pods succeed ends Succeeded: no phase, however odd, and no suspension loses it', () => {
   check(
-    fc.property(job, history(gentle), ({ builder, podGroupApi }, steps) => {
+    fc.property(job, history(harmlessEvents), ({ builder, podGroupApi }, steps) => {
       // Without progress long enough it would rightly count as hung.
       const cluster = run({ builder: builder.with({ progressDeadlineSeconds: 31_536_000 }), podGroupApi }, steps);
-      calm(cluster);
-      assert.equal(cluster.face.status.phase, 'Succeeded');
-      assert.deepEqual(cluster.face.status.restarts, undefined);
+      finishUndisturbed(cluster);
+      assert.equal(cluster.trainJob.status.phase, 'Succeeded');
+      assert.deepEqual(cluster.trainJob.status.restarts, undefined);
     }),
   );
 });
 
 test('a crash after any write changes nothing in the end', () => {
   check(
-    fc.property(job, history(chaos), (given, steps) => {
+    fc.property(job, history(anyEvents), (given, steps) => {
       const crashed = run(given, steps);
       const whole = run(
         given,
         steps.map(({ event }) => ({ event, crash: null })),
       );
-      assert.deepEqual(crashed.face.status, whole.face.status);
-      assert.deepEqual(crashed.quantize?.status, whole.quantize?.status);
+      assert.deepEqual(crashed.trainJob.status, whole.trainJob.status);
+      assert.deepEqual(crashed.quantizeJob?.status, whole.quantizeJob?.status);
       const names = (cluster: Simulator) => [...cluster.pods, ...cluster.objects].map(({ name }) => name).sort();
       assert.deepEqual(names(crashed), names(whole));
       // The same work, too, in whatever order: a crash costs at most the writes that it lost.
@@ -103,9 +111,9 @@ test('a crash after any write changes nothing in the end', () => {
 
 test('counted restarts within the window never exceed maxRestarts, and attempts are numbered upwards', () => {
   check(
-    fc.property(job, history(chaos), (given, steps) => {
+    fc.property(job, history(anyEvents), (given, steps) => {
       let attempt = 0;
-      run(given, steps, ({ face: { spec, status }, now }) => {
+      run(given, steps, ({ trainJob: { spec, status }, now }) => {
         const recent = (status.restarts?.countedTimes ?? []).filter(
           (time) => secondsSince(time, now) < spec.failurePolicy.windowSeconds,
         );
@@ -119,18 +127,18 @@ test('counted restarts within the window never exceed maxRestarts, and attempts 
 
 test('a finished job stays finished, and its outcome and time with it', () => {
   check(
-    fc.property(job, history(chaos), history(chaos), (given, steps, more) => {
+    fc.property(job, history(anyEvents), history(anyEvents), (given, steps, more) => {
       const cluster = run(given, steps);
-      calm(cluster);
-      const { phase, completionTime, attempt } = cluster.face.status;
+      finishUndisturbed(cluster);
+      const { phase, completionTime, attempt } = cluster.trainJob.status;
       for (const { event, crash } of more) {
-        happen(event, cluster);
+        applyEvent(event, cluster);
         cluster.settle(crash);
         assert.deepEqual(
           {
-            phase: cluster.face.status.phase,
-            completionTime: cluster.face.status.completionTime,
-            attempt: cluster.face.status.attempt,
+            phase: cluster.trainJob.status.phase,
+            completionTime: cluster.trainJob.status.completionTime,
+            attempt: cluster.trainJob.status.attempt,
           },
           { phase, completionTime, attempt },
         );
@@ -142,10 +150,10 @@ test('a finished job stays finished, and its outcome and time with it', () => {
 
 test('pods that train do what the spec says, though it changed while nobody looked', () => {
   check(
-    fc.property(job, history(chaos), (given, steps) => {
+    fc.property(job, history(anyEvents), (given, steps) => {
       run(given, steps, (cluster) => {
-        if (isOver(cluster) || cluster.face.status.trainingCompletionTime !== undefined) return;
-        const wanted = trainingDigest(cluster.face.spec);
+        if (isOver(cluster) || cluster.trainJob.status.trainingCompletionTime !== undefined) return;
+        const wanted = trainingDigest(cluster.trainJob.spec);
         for (const pod of cluster.livePods()) assert(pod.deleting || pod.specDigest === wanted);
       });
     }),
@@ -155,9 +163,9 @@ test('pods that train do what the spec says, though it changed while nobody look
 
 test('every status is one that the schema takes, and conditions keep their time while their status holds', () => {
   check(
-    fc.property(job, history(chaos), (given, steps) => {
-      const { statuses } = run(given, steps, ({ quantize }) => {
-        if (quantize) QuantizeJobStatus.parse(quantize.status);
+    fc.property(job, history(anyEvents), (given, steps) => {
+      const { statuses } = run(given, steps, ({ quantizeJob }) => {
+        if (quantizeJob) QuantizeJobStatus.parse(quantizeJob.status);
       });
       let before: Condition[] = [];
       for (const status of statuses) {

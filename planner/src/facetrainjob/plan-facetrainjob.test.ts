@@ -10,7 +10,7 @@ import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
 const plan = (observed: ObservedFaceTrainJob, seconds = 100) =>
   planFaceTrainJob(observed, after(seconds), testEnvironment);
-const tell = (actions: Action[]) =>
+const describeActions = (actions: Action[]) =>
   actions.map((action) =>
     action.type === 'create'
       ? `create ${action.object.kind}/${action.object.metadata.name}`
@@ -105,7 +105,7 @@ describe('a new job', () => {
   for (const [name, { job, more, pods, want, wantPhase }] of Object.entries(cases)) {
     test(name, () => {
       const result = plan(job.observe({}, pods, more));
-      assert.deepEqual(tell(result.actions), want);
+      assert.deepEqual(describeActions(result.actions), want);
       if (wantPhase) assert.equal(result.status.phase, wantPhase);
     });
   }
@@ -325,7 +325,7 @@ test('a restart: decided, then the old gang goes, then the new one comes', () =>
   assert.equal(decided.requeueAfterSeconds, 0);
 
   const stopping = plan(job.observe(decided.status, broken, { objects: OBJECTS }));
-  assert.deepEqual(tell(stopping.actions), ['delete Pod/faces-0-0']);
+  assert.deepEqual(describeActions(stopping.actions), ['delete Pod/faces-0-0']);
 
   const waiting = plan(
     job.observe(stopping.status, [makePod(0).running().deleting().build(), broken[1]!], { objects: OBJECTS }),
@@ -333,7 +333,11 @@ test('a restart: decided, then the old gang goes, then the new one comes', () =>
   assert.deepEqual([waiting.actions, waiting.status.phase], [[], 'Restarting']);
 
   const started = plan(job.observe(waiting.status, [broken[1]!], { objects: OBJECTS }), 101);
-  assert.deepEqual(tell(started.actions), ['create ConfigMap/faces-1', 'create Pod/faces-1-0', 'create Pod/faces-1-1']);
+  assert.deepEqual(describeActions(started.actions), [
+    'create ConfigMap/faces-1',
+    'create Pod/faces-1-0',
+    'create Pod/faces-1-1',
+  ]);
   assert.partialDeepStrictEqual(started.status, {
     phase: 'Restarting',
     attempt: 1,
@@ -360,10 +364,10 @@ test('the second restart waits, and says until when', () => {
     restarts: { count: 2, countedTimes: [at(50), at(100)], disruptions: 0, lastTime: at(100) },
   };
   const waiting = plan(makeJob().observe(status), 101);
-  assert.deepEqual(tell(waiting.actions), []);
+  assert.deepEqual(describeActions(waiting.actions), []);
   assert.match(message(waiting), /^attempt 2 starts at 2026-01-01T00:01:50Z$/);
   assert.equal(plan(makeJob().observe(waiting.status), 101).requeueAfterSeconds, 9);
-  assert.equal(tell(plan(makeJob().observe(waiting.status), 110).actions).at(-1), 'create Pod/faces-2-1');
+  assert.equal(describeActions(plan(makeJob().observe(waiting.status), 110).actions).at(-1), 'create Pod/faces-2-1');
 });
 
 test('a pod in a phase that nobody knows keeps the next attempt waiting', () => {
@@ -403,7 +407,7 @@ describe('how a training ends', () => {
     },
     'success comes before a suspension': { job: makeJob().suspended(), pods: succeeded, want: { phase: 'Succeeded' } },
     'a refused input': {
-      pods: [RUNNING[0]!, makePod(1).failed(2).saying('InvalidDataset', 'train.rec: cut short').build()],
+      pods: [RUNNING[0]!, makePod(1).failed(2).terminationMessage('InvalidDataset', 'train.rec: cut short').build()],
       want: { phase: 'Failed', attempt: 0, completionTime: at(100) },
       wantReason: 'InvalidDataset',
     },
@@ -462,7 +466,7 @@ describe('pods of a finished job', () => {
     test(name, () => {
       const job = makeJob().with({ cleanPodPolicy: policy });
       const finished = plan(job.observe(STARTED, pods, { objects: OBJECTS })).status;
-      assert.deepEqual(tell(plan(job.observe(finished, pods, { objects: OBJECTS })).actions), want);
+      assert.deepEqual(describeActions(plan(job.observe(finished, pods, { objects: OBJECTS })).actions), want);
     });
   }
 });
@@ -480,9 +484,9 @@ test('of the attempts before, only the last one’s pods stay for their logs, an
   ];
   const status = { ...STARTED, attempt: 2 };
   const first = plan(makeJob().observe(status, [...old, ...now], { objects }));
-  assert.deepEqual(tell(first.actions), ['delete Pod/faces-0-0']);
+  assert.deepEqual(describeActions(first.actions), ['delete Pod/faces-0-0']);
   const second = plan(makeJob().observe(status, [old[1]!, ...now], { objects }));
-  assert.deepEqual(tell(second.actions), ['delete ConfigMap/faces-0']);
+  assert.deepEqual(describeActions(second.actions), ['delete ConfigMap/faces-0']);
 });
 
 test('a pod whose program has ended has a moment to end itself, so that its log stays', () => {
@@ -494,15 +498,18 @@ test('a pod whose program has ended has a moment to end itself, so that its log 
   const decided = settled(makeJob(), pods);
   assert.equal(decided.attempt, 1);
   const stopping = plan(makeJob().observe(decided, pods, { objects: OBJECTS }), 101);
-  assert.deepEqual([tell(stopping.actions), stopping.status.phase], [['delete Pod/faces-0-0'], 'Restarting']);
+  assert.deepEqual(
+    [describeActions(stopping.actions), stopping.status.phase],
+    [['delete Pod/faces-0-0'], 'Restarting'],
+  );
   const { status } = plan(makeJob().observe(stopping.status, [exited], { objects: OBJECTS }), 102);
   const waiting = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 102);
-  assert.deepEqual([tell(waiting.actions), waiting.requeueAfterSeconds], [[], 3]);
+  assert.deepEqual([describeActions(waiting.actions), waiting.requeueAfterSeconds], [[], 3]);
   // A helper container goes on.
   const ended = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 105);
-  assert.deepEqual(tell(ended.actions), ['delete Pod/faces-0-1']);
+  assert.deepEqual(describeActions(ended.actions), ['delete Pod/faces-0-1']);
   const all = plan(makeJob().with({ cleanPodPolicy: 'All' }).observe(status, [exited], { objects: OBJECTS }), 102);
-  assert.deepEqual(tell(all.actions), ['delete Pod/faces-0-1']);
+  assert.deepEqual(describeActions(all.actions), ['delete Pod/faces-0-1']);
 });
 
 test('what an earlier job of the name has left is waited for, and nothing is made beside it', () => {
@@ -525,18 +532,18 @@ test('what an earlier job of the name has left is waited for, and nothing is mad
 });
 
 test('who comes first in a folder is waited for, unless the attempt has begun', () => {
-  const ahead = ['FaceTrainJob first'];
-  const { actions, status } = plan(makeJob().observe({}, [], { ahead }));
+  const jobsBefore = ['FaceTrainJob first'];
+  const { actions, status } = plan(makeJob().observe({}, [], { jobsBefore }));
   assert.deepEqual([actions, status.phase], [[], 'Pending']);
-  const said = plan(makeJob().observe(status, [], { ahead }));
+  const said = plan(makeJob().observe(status, [], { jobsBefore }));
   assert.deepEqual([said.requeueAfterSeconds, conditions(said).Ready], [5, 'False OutputInUse']);
   assert.match(
     status.conditions!.find(({ type }) => type === 'Ready')!.message,
     /^FaceTrainJob first writes to the same folder and has not finished/,
   );
   assert(plan(makeJob().observe(status)).actions.length > 0);
-  const begun = plan(makeJob().observe({}, [makePod(0).build()], { ahead }));
-  assert(tell(begun.actions).includes('create Pod/faces-0-1'));
+  const begun = plan(makeJob().observe({}, [makePod(0).build()], { jobsBefore }));
+  assert(describeActions(begun.actions).includes('create Pod/faces-0-1'));
 });
 
 describe('time to live', () => {
@@ -546,10 +553,15 @@ describe('time to live', () => {
   test('waits', () =>
     assert.equal(plan(job.observe(finished, pods, { objects: OBJECTS }), 30).requeueAfterSeconds, 40));
   test('is over', () =>
-    assert.deepEqual(tell(plan(job.observe(finished, pods, { objects: OBJECTS }), 70).actions), ['deleteJob']));
+    assert.deepEqual(describeActions(plan(job.observe(finished, pods, { objects: OBJECTS }), 70).actions), [
+      'deleteJob',
+    ]));
   test('is another one for a failure', () => {
     const failed = [makePod(0).failed(2).build(), makePod(1).failed(4).build()];
-    assert.deepEqual(tell(plan(job.observe(settled(job, failed), failed, { objects: OBJECTS }), 9999).actions), []);
+    assert.deepEqual(
+      describeActions(plan(job.observe(settled(job, failed), failed, { objects: OBJECTS }), 9999).actions),
+      [],
+    );
   });
 });
 
@@ -559,7 +571,7 @@ test('suspension: the attempt is over, its pods go, and resuming starts the next
   const decided = plan(job.observe(running, RUNNING, { objects: OBJECTS }));
   assert.deepEqual([decided.actions, decided.status.attempt, decided.status.restarts], [[], 1, undefined]);
   const stopping = plan(job.observe(decided.status, RUNNING, { objects: OBJECTS }));
-  assert.deepEqual(tell(stopping.actions), ['delete Pod/faces-0-0', 'delete Pod/faces-0-1']);
+  assert.deepEqual(describeActions(stopping.actions), ['delete Pod/faces-0-0', 'delete Pod/faces-0-1']);
   assert.partialDeepStrictEqual(conditions(stopping), { Ready: 'False Suspending', Reconciling: 'True Suspending' });
 
   const ended = [makePod(0).failed(143).build(), makePod(1).failed(143).build()];
@@ -573,7 +585,7 @@ test('suspension: the attempt is over, its pods go, and resuming starts the next
     makeJob().atGeneration(3).replicas(4).observe(suspended.status, ended, { objects: OBJECTS }),
     500,
   );
-  assert.deepEqual(tell(resumed.actions), [
+  assert.deepEqual(describeActions(resumed.actions), [
     'create ConfigMap/faces-1',
     ...[0, 1, 2, 3].map((rank) => `create Pod/faces-1-${rank}`),
   ]);
@@ -623,7 +635,7 @@ test('a config that was made for another spec is not used, though none of its po
   const replaced = plan(smaller.observe(refused, [], { objects: [config] }));
   assert.deepEqual([replaced.actions, replaced.status.attempt], [[], 1]);
   const made = plan(smaller.observe(replaced.status, [], { objects: [config] }));
-  assert.deepEqual(tell(made.actions).slice(0, 4), [
+  assert.deepEqual(describeActions(made.actions).slice(0, 4), [
     'delete ConfigMap/faces-0',
     'create Service/faces',
     'create NetworkPolicy/faces',

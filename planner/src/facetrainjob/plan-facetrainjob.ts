@@ -9,43 +9,43 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
-import { isAlive, isLeftAlone, type JobView, outcomeOf, viewOf } from '../attempt.ts';
-import { hindered, missing, obstacle } from '../children.ts';
+import { isAlive, isIgnored, type JobView, outcomeOf, viewOf } from '../attempt.ts';
+import { blockedBy, findBlocker, missingChildren } from '../children.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanFaceTrainJob } from '../plan.ts';
-import { bearsNodeLoss } from '../pod.ts';
+import { toleratesNodeLoss } from '../pod.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
-  afterFailure,
   backingOff,
+  deadlineExceeded,
   failed,
   finished,
   hasBegun,
-  late,
-  respecified,
   type Stage,
+  specChanged,
+  stageAfterFailure,
   stopping,
   suspended,
 } from '../stage.ts';
-import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
+import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
-import { afterTraining, quantizeChild, quantizeJobName } from './child-quantizejob.ts';
-import { findLostGroup, gangOf, whatGangWaitsFor } from './gang.ts';
-import { type Attempt, childrenOf, conflictIn, outdated, trainingDigest } from './gang-objects.ts';
+import { quantizeJobChildren, quantizeJobName, stageAfterTraining } from './child-quantizejob.ts';
+import { findDeletedPodGroup, gangOf, missingPodsHint } from './gang.ts';
+import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
 import { findHang, type ProgressStatus, progressOf, secondsToHang } from './training-progress.ts';
 
 export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
   const { spec, status: before } = seen;
-  if (isLeftAlone(seen)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+  if (isIgnored(seen)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(seen, spec.trainers.replicas, now, bearsNodeLoss(spec.trainers.podTemplate));
+  const view = viewOf(seen, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
   const last = view.ranks[0]?.result?.progress;
   const observed = last ? { ...seen, progress: last } : seen;
   const stage = stageOf(observed, view, environment);
@@ -72,11 +72,11 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     finished(view) ??
     trained(observed, view) ??
     suspended(view) ??
-    respecified(trainingDigest(observed.spec), view, observed.objects) ??
+    specChanged(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
     ungrouped(observed, view) ??
     hung(observed, view) ??
-    late(view) ??
+    deadlineExceeded(view) ??
     stopping(view) ??
     backingOff(view) ??
     active(observed, view, environment)
@@ -85,7 +85,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
 
 /** Success comes before all that could end the attempt: what is done is done. */
 function trained(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
-  return isTrained(observed, view) ? afterTraining(observed, view) : null;
+  return isTrained(observed, view) ? stageAfterTraining(observed, view) : null;
 }
 
 const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boolean =>
@@ -93,35 +93,35 @@ const isTrained = ({ status, spec }: ObservedFaceTrainJob, view: JobView): boole
 
 function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   const failure = findHang(observed, view);
-  return failure && afterFailure(failure, view);
+  return failure && stageAfterFailure(failure, view);
 }
 
 function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
-  const failure = findLostGroup(view, objects);
-  return failure && afterFailure(failure, view);
+  const failure = findDeletedPodGroup(view, objects);
+  return failure && stageAfterFailure(failure, view);
 }
 
 function active(
-  { identity, spec, objects, refused, predecessors, ahead = [], podGroupApi }: ObservedFaceTrainJob,
+  { identity, spec, objects, refused, predecessors, jobsBefore = [], podGroupApi }: ObservedFaceTrainJob,
   view: JobView,
   environment: Environment,
 ): Stage {
   const gang = gangOf(spec, podGroupApi);
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
-  const create = missing(children, view, objects);
+  const create = missingChildren(children, view, objects);
   // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
-  const refusal = obstacle({
+  const refusal = findBlocker({
     create,
-    names: [...children, ...quantizeChild(identity, spec)],
+    reserved: [...children, ...quantizeJobChildren(identity, spec)],
     objects,
     refused,
     predecessors,
-    ahead: hasBegun(view) ? [] : ahead,
-    conflict: () => conflictIn(attempt),
+    jobsBefore: hasBegun(view) ? [] : jobsBefore,
+    findConflict: () => findConflict(attempt),
   });
-  if (refusal) return hindered(refusal, whatGangWaitsFor(gang, view));
-  return { name: 'Active', create: create.map(({ make }) => make()), mend: outdated(attempt, objects) };
+  if (refusal) return blockedBy(refusal, missingPodsHint(gang, view));
+  return { name: 'Active', create: create.map(({ make }) => make()), updates: networkUpdates(attempt, objects) };
 }
 
 /** The status, and how long newer progress was held back (null: none was). */
@@ -131,10 +131,10 @@ function statusOf(
   view: JobView,
 ): { status: FaceTrainJobStatus; progressDueIn: number | null } {
   const { status: before, progress, spec } = observed;
-  const { latest, dueIn } = progressOf(progress, spec, before, view);
-  const held = dueIn !== null && dueIn > 0;
+  const { latest, dueInSeconds } = progressOf(progress, spec, before, view);
+  const held = dueInSeconds !== null && dueInSeconds > 0;
   const status = compose(stage, observed, view, held ? before : latest);
-  if (isDeepStrictEqual(status, before)) return { status: before, progressDueIn: dueIn };
+  if (isDeepStrictEqual(status, before)) return { status: before, progressDueIn: dueInSeconds };
   return { status: held ? compose(stage, observed, view, latest) : status, progressDueIn: null };
 }
 
@@ -149,7 +149,7 @@ function compose(
   const trained =
     before.completionTime === undefined ? isTrained(observed, view) : before.trainingCompletionTime !== undefined;
   return compact<FaceTrainJobStatus>({
-    ...lifecycle(stage, view),
+    ...lifecycleOf(stage, view),
     phase: phaseOf(stage, view),
     conditions: conditionsOf(stage, view, quantizationCondition(stage, observed)),
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),

@@ -27,41 +27,41 @@ export function progressOf(
   spec: FaceTrainJobSpec,
   status: FaceTrainJobStatus,
   view: JobView,
-): { latest: ProgressStatus; dueIn: number | null } {
+): { latest: ProgressStatus; dueInSeconds: number | null } {
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
   // A trained or finished job learns nothing more: its pods go, and with them what they have said last.
   if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined)
-    return { latest: old, dueIn: null };
-  const left = leftBehind(view, status);
+    return { latest: old, dueInSeconds: null };
+  const left = checkpointOfStoppedPods(view, status);
   const known = left ? { ...old, checkpoint: checkpointStatus(spec, left) } : old;
   if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined)
-    return { latest: known, dueIn: left ? 0 : null };
+    return { latest: known, dueInSeconds: left ? 0 : null };
 
   const latest = compact<ProgressStatus>({
     progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
     checkpoint: observed.checkpoint ? checkpointStatus(spec, observed.checkpoint) : known.checkpoint,
     evaluations: observed.evaluations?.length ? observed.evaluations : evaluations,
   });
-  if (isDeepStrictEqual(latest, compact<ProgressStatus>(old))) return { latest: old, dueIn: null };
+  if (isDeepStrictEqual(latest, compact<ProgressStatus>(old))) return { latest: old, dueInSeconds: null };
 
   const urgent =
-    !isOfAttempt(progress, view.startedAt) ||
+    !isFromAttempt(progress, view.startedAt) ||
     !isDeepStrictEqual(latest.checkpoint, checkpoint) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
     (observed.step === observed.totalSteps && progress.step !== observed.step);
   return {
     latest,
-    dueIn: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - secondsSince(progress.lastHeartbeatTime, view.now)),
+    dueInSeconds: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - secondsSince(progress.lastHeartbeatTime, view.now)),
   };
 }
 
-const isOfAttempt = (progress: TrainingProgress | undefined, startedAt: string): progress is TrainingProgress =>
+const isFromAttempt = (progress: TrainingProgress | undefined, startedAt: string): progress is TrainingProgress =>
   progress !== undefined && Date.parse(progress.lastHeartbeatTime) >= Date.parse(startedAt);
 
 function hasMoved(observed: ObservedProgress, progress: TrainingProgress | undefined, startedAt: string): boolean {
   return (
-    !isOfAttempt(progress, startedAt) || progress.activity !== observed.activity || progress.step !== observed.step
+    !isFromAttempt(progress, startedAt) || progress.activity !== observed.activity || progress.step !== observed.step
   );
 }
 
@@ -89,14 +89,14 @@ const checkpointStatus = (spec: FaceTrainJobSpec, { step, time }: Checkpoint): F
   compact({ uri: joinStorageUri(checkpointsUri(spec), `step-${String(step).padStart(10, '0')}`), step, time });
 
 /** The checkpoint of an attempt that was told to stop, if it is newer than the one that is known. */
-function leftBehind({ others }: JobView, { checkpoint }: FaceTrainJobStatus): Checkpoint | undefined {
-  const left = others.flatMap(({ result }) => result?.progress?.checkpoint ?? []).sort((a, b) => b.step - a.step)[0];
+function checkpointOfStoppedPods({ otherPods }: JobView, { checkpoint }: FaceTrainJobStatus): Checkpoint | undefined {
+  const left = otherPods.flatMap(({ result }) => result?.progress?.checkpoint ?? []).sort((a, b) => b.step - a.step)[0];
   return left && left.step > (checkpoint?.step ?? -1) ? left : undefined;
 }
 
 /** A gang that does nothing. */
 export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {
-  const left = secondsLeft(observed, view);
+  const left = secondsBeforeHang(observed, view);
   if (left === null || left > 0) return null;
   const { progress } = observed.status;
   const where = progress === undefined ? '' : ` since step ${progress.step}`;
@@ -104,16 +104,16 @@ export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure
     reason: Reason.progressDeadline,
     message: `no sign of progress${where} for progressDeadlineSeconds ${observed.spec.progressDeadlineSeconds}`,
     disruption: false,
-    matches: [Reason.progressDeadline],
+    ruleReasons: [Reason.progressDeadline],
   };
 }
 
 /** Seconds until a gang that goes on doing nothing counts as hung. */
 export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null =>
-  stage.name === 'Active' ? secondsLeft(observed, view) : null;
+  stage.name === 'Active' ? secondsBeforeHang(observed, view) : null;
 
 /** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
-function secondsLeft(
+function secondsBeforeHang(
   { progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob,
   view: JobView,
 ): number | null {

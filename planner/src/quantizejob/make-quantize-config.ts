@@ -1,29 +1,31 @@
 /** `config.json` of the quantizer: the spec with everything decided, and with paths as the pod sees them. */
 import { QuantizeConfig, type QuantizeJobSpec } from '@facetrain/api';
-import type { Environment, Mounted } from '../environment.ts';
+import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
-import { mounted } from '../pod-storage.ts';
+import { mountWithCredentials } from '../pod-storage.ts';
 
 /** No field of the spec names it: nobody but the operator asks. */
 export const PROGRESS_PORT = 8080;
 
 export interface QuantizerStorage {
-  model: Mounted;
-  dataset: Mounted;
-  evaluations: Mounted[];
-  output: Mounted;
+  model: MountedStorage;
+  dataset: MountedStorage;
+  evaluations: MountedStorage[];
+  output: MountedStorage;
 }
 
 export function quantizerStorage(spec: QuantizeJobSpec, environment: Environment): QuantizerStorage {
   return {
-    model: mounted(environment, 'model', spec.model, 'read'),
-    dataset: mounted(environment, 'dataset', spec.calibration.dataset, 'read'),
-    evaluations: spec.evaluation.sets.map((set, index) => mounted(environment, `evaluation-${index}`, set, 'read')),
-    output: mounted(environment, 'output', spec.output, 'write'),
+    model: mountWithCredentials(environment, 'model', spec.model, 'read'),
+    dataset: mountWithCredentials(environment, 'dataset', spec.calibration.dataset, 'read'),
+    evaluations: spec.evaluation.sets.map((set, index) =>
+      mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
+    ),
+    output: mountWithCredentials(environment, 'output', spec.output, 'write'),
   };
 }
 
-export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): Mounted[] => [
+export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): MountedStorage[] => [
   model,
   dataset,
   ...evaluations,

@@ -95,7 +95,7 @@ describe('what becomes of a pod', () => {
       want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
     },
     'wrong credentials: failed with what it says': {
-      pod: pod().failed(2).saying('StorageFailed', 's3://models: access denied').build(),
+      pod: pod().failed(2).terminationMessage('StorageFailed', 's3://models: access denied').build(),
       want: {
         phase: 'Failed',
         conditions: [

@@ -8,27 +8,36 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
-import { isLeftAlone, type JobView, outcomeOf, viewOf } from '../attempt.ts';
-import { hindered, missing, obstacle } from '../children.ts';
+import { isIgnored, type JobView, outcomeOf, viewOf } from '../attempt.ts';
+import { blockedBy, findBlocker, missingChildren } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../plan.ts';
-import { bearsNodeLoss } from '../pod.ts';
+import { toleratesNodeLoss } from '../pod.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
-import { backingOff, failed, finished, late, respecified, type Stage, stopping, suspended } from '../stage.ts';
-import { conditionsOf, lifecycle, phaseOf } from '../status.ts';
+import {
+  backingOff,
+  deadlineExceeded,
+  failed,
+  finished,
+  type Stage,
+  specChanged,
+  stopping,
+  suspended,
+} from '../stage.ts';
+import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { type Attempt, childrenOf, conflictIn, quantizationDigest } from './quantizer-objects.ts';
 
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
   const { spec, objects, status: before } = observed;
-  if (isLeftAlone(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+  if (isIgnored(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(observed, 1, now, bearsNodeLoss(spec.quantizer.podTemplate));
+  const view = viewOf(observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
   const stage = stageOf(observed, view, environment);
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
@@ -49,9 +58,9 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
     finished(view) ??
     published(view) ??
     suspended(view) ??
-    respecified(quantizationDigest(observed.spec), view, observed.objects) ??
+    specChanged(quantizationDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
-    late(view) ??
+    deadlineExceeded(view) ??
     stopping(view) ??
     backingOff(view) ??
     active(observed, view, environment)
@@ -71,22 +80,22 @@ function active(
 ): Stage {
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
   const children = childrenOf(attempt);
-  const create = missing(children, view, objects);
-  const refusal = obstacle({
+  const create = missingChildren(children, view, objects);
+  const refusal = findBlocker({
     create,
-    names: children,
+    reserved: children,
     objects,
     refused,
     predecessors,
-    conflict: () => conflictIn(attempt),
+    findConflict: () => conflictIn(attempt),
   });
-  return refusal ? hindered(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
+  return refusal ? blockedBy(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
   const published = view.ranks[0]?.result?.artifact;
   const status = compact<QuantizeJobStatus>({
-    ...lifecycle(stage, view),
+    ...lifecycleOf(stage, view),
     phase: phaseOf(stage, view) as QuantizePhase,
     conditions: conditionsOf(stage, view),
     artifact:

@@ -1,13 +1,13 @@
 /** What an attempt consists of, in the order of creation. */
 import type { QuantizeJobSpec } from '@facetrain/api';
 import { specDigest } from '../attempt.ts';
-import type { Child, Obstacle } from '../children.ts';
+import type { Blocker, Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
 import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
-import { credentials } from '../pod-storage.ts';
+import { credentialEnv } from '../pod-storage.ts';
 import {
   allStorage,
   PROGRESS_PORT,
@@ -32,7 +32,7 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-export function conflictIn({ spec, environment }: Attempt): Obstacle | null {
+export function conflictIn({ spec, environment }: Attempt): Blocker | null {
   return templateConflict(
     spec.quantizer.podTemplate,
     allStorage(quantizerStorage(spec, environment)),
@@ -69,7 +69,7 @@ function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerSto
     }),
     fields: spec.quantizer,
     args: ['quantize'],
-    env: credentials(spec.output.s3),
+    env: credentialEnv(spec.output.s3),
     storage: allStorage(storage),
     config: { name, directory: environment.configDirectory(name) },
     container: progressServer(PROGRESS_PORT),

@@ -149,7 +149,7 @@ export class PodBuilder {
   failed(exitCode: number, seconds = 100): this {
     return this.with({ phase: 'Failed', ready: false, exitCode, reason: 'Error', finishedAt: at(seconds) });
   }
-  saying(code: string, message: string): this {
+  terminationMessage(code: string, message: string): this {
     return this.with({ termination: { code, message } });
   }
   deleting(): this {

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict';
 import { type FaceTrainJob, type FaceTrainJobStatus, QuantizeJobSpec, type QuantizeJobStatus } from '@facetrain/api';
 import { isAlive, type JobStatus } from '../attempt.ts';
-import { together } from '../concurrent-actions.ts';
+import { concurrentGroups } from '../concurrent-actions.ts';
 import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { Label } from '../names.ts';
 import type { ChildObject } from '../objects.ts';
@@ -42,8 +42,8 @@ const MAX_PLANS = 12;
 
 export class Simulator {
   now = START;
-  readonly face: Job<FaceTrainJob['spec'], FaceTrainJobStatus>;
-  quantize: Job<QuantizeJobSpec, QuantizeJobStatus> | null = null;
+  readonly trainJob: Job<FaceTrainJob['spec'], FaceTrainJobStatus>;
+  quantizeJob: Job<QuantizeJobSpec, QuantizeJobStatus> | null = null;
   pods: SimulatedPod[] = [];
   objects: SimulatedObject[] = [];
   events: PlanEvent[] = [];
@@ -57,7 +57,7 @@ export class Simulator {
   private uids = 0;
 
   constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob) {
-    this.face = { identity, spec, status };
+    this.trainJob = { identity, spec, status };
     this.podGroupApi = podGroupApi;
   }
 
@@ -66,8 +66,8 @@ export class Simulator {
   }
 
   change(spec: Partial<FaceTrainJob['spec']>): void {
-    this.face.spec = { ...this.face.spec, ...spec };
-    this.face.identity = { ...this.face.identity, generation: this.face.identity.generation + 1 };
+    this.trainJob.spec = { ...this.trainJob.spec, ...spec };
+    this.trainJob.identity = { ...this.trainJob.identity, generation: this.trainJob.identity.generation + 1 };
   }
 
   livePods(): SimulatedPod[] {
@@ -75,7 +75,7 @@ export class Simulator {
   }
 
   /** Pods that are being deleted are gone. */
-  reap(): void {
+  removeDeletedPods(): void {
     this.pods = this.pods.filter((pod) => !pod.deleting);
   }
 
@@ -92,7 +92,7 @@ export class Simulator {
         `no steady state after ${MAX_PLANS} plans; last writes ${this.writes.slice(-5).join(', ')}`,
       );
       const before = this.writes.length;
-      for (const job of ['face', 'quantize'] as const) {
+      for (const job of ['trainJob', 'quantizeJob'] as const) {
         budget = this.reconcile(job, budget);
         if (this.deleted) return;
       }
@@ -104,29 +104,29 @@ export class Simulator {
 
   /** What was planned once is not planned again, now or a moment later. */
   assertSteady(): void {
-    for (const plan of [this.planFace(), this.quantize && this.planQuantize()]) {
+    for (const plan of [this.planTrainJob(), this.quantizeJob && this.planQuantizeJob()]) {
       assert.deepEqual(plan?.actions ?? [], []);
       assert.deepEqual(plan?.events ?? [], []);
       assert(plan?.requeueAfterSeconds !== 0);
     }
-    assert.equal(this.planFace().status, this.face.status);
-    if (this.quantize) assert.equal(this.planQuantize().status, this.quantize.status);
+    assert.equal(this.planTrainJob().status, this.trainJob.status);
+    if (this.quantizeJob) assert.equal(this.planQuantizeJob().status, this.quantizeJob.status);
   }
 
-  private reconcile(which: 'face' | 'quantize', budget: number): number {
+  private reconcile(which: 'trainJob' | 'quantizeJob', budget: number): number {
     const job: AnyJob | null = this[which];
     if (!job) return budget;
-    const plan: Plan<JobStatus> = which === 'face' ? this.planFace() : this.planQuantize();
+    const plan: Plan<JobStatus> = which === 'trainJob' ? this.planTrainJob() : this.planQuantizeJob();
     // What is under way together may be done in any order: here, every other time, backwards.
     const backwards = this.writes.length % 2 === 1;
-    for (const action of together(plan.actions).flatMap((group) => (backwards ? group.toReversed() : group))) {
+    for (const action of concurrentGroups(plan.actions).flatMap((group) => (backwards ? group.toReversed() : group))) {
       this.execute(action, which, job);
       if (--budget <= 0) return 0;
     }
     if (this.deleted) return budget;
     if (plan.status !== job.status) {
       job.status = plan.status;
-      if (which === 'face') this.statuses.push(this.face.status);
+      if (which === 'trainJob') this.statuses.push(this.trainJob.status);
       this.writes.push(`status of ${job.identity.name}`);
       if (--budget <= 0) return 0;
     }
@@ -134,25 +134,25 @@ export class Simulator {
     return budget;
   }
 
-  planFace(): Plan<FaceTrainJobStatus> {
-    return planFaceTrainJob(this.observeFace(), this.now, testEnvironment);
+  planTrainJob(): Plan<FaceTrainJobStatus> {
+    return planFaceTrainJob(this.observeTrainJob(), this.now, testEnvironment);
   }
-  planQuantize(): Plan<QuantizeJobStatus> {
-    return planQuantizeJob(this.observeQuantize(), this.now, testEnvironment);
+  planQuantizeJob(): Plan<QuantizeJobStatus> {
+    return planQuantizeJob(this.observeQuantizeJob(), this.now, testEnvironment);
   }
 
-  observeFace(): ObservedFaceTrainJob {
-    const { face, quantize, progress, podGroupApi } = this;
-    return structuredCloneButStatus({
-      ...face,
-      ...this.childrenOf(face.identity),
+  observeTrainJob(): ObservedFaceTrainJob {
+    const { trainJob, quantizeJob, progress, podGroupApi } = this;
+    return cloneExceptStatus({
+      ...trainJob,
+      ...this.childrenOf(trainJob.identity),
       ...(progress && { progress }),
-      ...(quantize && { quantizeJob: { spec: { suspend: quantize.spec.suspend }, status: quantize.status } }),
+      ...(quantizeJob && { quantizeJob: { spec: { suspend: quantizeJob.spec.suspend }, status: quantizeJob.status } }),
       podGroupApi,
     });
   }
-  private observeQuantize(): ObservedQuantizeJob {
-    return structuredCloneButStatus({ ...this.quantize!, ...this.childrenOf(this.quantize!.identity) });
+  private observeQuantizeJob(): ObservedQuantizeJob {
+    return cloneExceptStatus({ ...this.quantizeJob!, ...this.childrenOf(this.quantizeJob!.identity) });
   }
   private childrenOf({ uid }: JobIdentity): { pods: ObservedPod[]; objects: ObservedObject[] } {
     return {
@@ -161,7 +161,7 @@ export class Simulator {
     };
   }
 
-  private execute(action: Action, which: 'face' | 'quantize', { identity }: AnyJob): void {
+  private execute(action: Action, which: 'trainJob' | 'quantizeJob', { identity }: AnyJob): void {
     switch (action.type) {
       case 'create':
         this.create(action.object, identity);
@@ -181,11 +181,11 @@ export class Simulator {
           );
           break;
         }
-        assert.equal(action.name, this.quantize!.identity.name);
-        this.quantize!.spec = { ...this.quantize!.spec, ...(action.spec as Partial<QuantizeJobSpec>) };
+        assert.equal(action.name, this.quantizeJob!.identity.name);
+        this.quantizeJob!.spec = { ...this.quantizeJob!.spec, ...(action.spec as Partial<QuantizeJobSpec>) };
         break;
       case 'deleteJob':
-        assert.equal(which, 'face');
+        assert.equal(which, 'trainJob');
         this.deleted = true;
     }
     this.writes.push(
@@ -231,7 +231,7 @@ export class Simulator {
       ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
     });
     if (object.kind === 'QuantizeJob') {
-      this.quantize = {
+      this.quantizeJob = {
         identity: { name, namespace: object.metadata.namespace, uid, generation: 1 },
         spec: QuantizeJobSpec.parse(object.spec),
         status: {},
@@ -252,6 +252,6 @@ export class Simulator {
 }
 
 /** A planner that changed what it is shown would be found out; the status alone is compared by identity. */
-function structuredCloneButStatus<T extends { status: unknown }>(observed: T): T {
+function cloneExceptStatus<T extends { status: unknown }>(observed: T): T {
   return { ...structuredClone(observed), status: observed.status };
 }

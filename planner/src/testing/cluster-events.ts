@@ -5,63 +5,85 @@ import type { ObservedPod } from '../observed.ts';
 import { timestamp } from '../time.ts';
 import type { Simulator } from './simulator.ts';
 
-export type Chaos =
+export type ClusterEvent =
   | { type: 'advance'; seconds: number }
   | {
-      type: 'start' | 'unready' | 'succeed' | 'vanish' | 'drain' | 'evict' | 'lose' | 'unknown' | 'odd' | 'return';
+      type:
+        | 'start'
+        | 'unready'
+        | 'succeed'
+        | 'removePod'
+        | 'drain'
+        | 'evict'
+        | 'loseNode'
+        | 'unknownPhase'
+        | 'inventedPhase'
+        | 'recoverNode';
       pod: number;
     }
   | { type: 'fail'; pod: number; exitCode: number }
-  | { type: 'reap' }
+  | { type: 'removeDeletedPods' }
   /** Somebody deletes the PodGroups. */
-  | { type: 'ungroup' }
+  | { type: 'deletePodGroups' }
   | { type: 'startAll' }
   | { type: 'suspend'; suspend: boolean }
   | { type: 'networkPolicy'; enabled: boolean }
   /** Suspended, changed and resumed while nobody looked. */
-  | { type: 'respecify'; epochs: number }
+  | { type: 'changeSpec'; epochs: number }
   | { type: 'progress'; steps: number };
 
 const pod = fc.nat({ max: 7 });
 const EXIT_CODES = [1, 2, 4, 4, 137, 143];
 
-export const gentle: fc.Arbitrary<Chaos> = fc.oneof(
+export const harmlessEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   fc.record({ type: fc.constant('advance' as const), seconds: fc.integer({ min: 1, max: 900 }) }),
   fc.record({
-    type: fc.constantFrom('start' as const, 'unready' as const, 'unknown' as const, 'odd' as const, 'return' as const),
+    type: fc.constantFrom(
+      'start' as const,
+      'unready' as const,
+      'unknownPhase' as const,
+      'inventedPhase' as const,
+      'recoverNode' as const,
+    ),
     pod,
   }),
-  fc.record({ type: fc.constant('reap' as const) }),
+  fc.record({ type: fc.constant('removeDeletedPods' as const) }),
   fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
   fc.record({ type: fc.constant('networkPolicy' as const), enabled: fc.boolean() }),
-  fc.record({ type: fc.constant('respecify' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
+  fc.record({ type: fc.constant('changeSpec' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
   fc.record({ type: fc.constant('progress' as const), steps: fc.nat({ max: 50 }) }),
 );
 
-export const chaos: fc.Arbitrary<Chaos> = fc.oneof(
-  { weight: 2, arbitrary: gentle },
+export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
+  { weight: 2, arbitrary: harmlessEvents },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('startAll' as const) }) },
   {
     weight: 1,
     arbitrary: fc.record({
-      type: fc.constantFrom('succeed' as const, 'vanish' as const, 'drain' as const, 'evict' as const, 'lose' as const),
+      type: fc.constantFrom(
+        'succeed' as const,
+        'removePod' as const,
+        'drain' as const,
+        'evict' as const,
+        'loseNode' as const,
+      ),
       pod,
     }),
   },
-  { weight: 1, arbitrary: fc.record({ type: fc.constant('ungroup' as const) }) },
+  { weight: 1, arbitrary: fc.record({ type: fc.constant('deletePodGroups' as const) }) },
   {
     weight: 2,
     arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }),
   },
 );
 
-export function happen(event: Chaos, cluster: Simulator): void {
+export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
   switch (event.type) {
     case 'advance':
       return cluster.advance(event.seconds);
-    case 'reap':
-      return cluster.reap();
-    case 'ungroup':
+    case 'removeDeletedPods':
+      return cluster.removeDeletedPods();
+    case 'deletePodGroups':
       cluster.objects = cluster.objects.map((object) =>
         object.kind === 'PodGroup' ? { ...object, deleting: true } : object,
       );
@@ -69,10 +91,10 @@ export function happen(event: Chaos, cluster: Simulator): void {
     case 'startAll':
       return cluster.pods.forEach((pod) => start(pod));
     case 'suspend':
-      return cluster.face.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
+      return cluster.trainJob.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
     case 'networkPolicy':
       return cluster.change({ networkPolicy: { enabled: event.enabled } });
-    case 'respecify':
+    case 'changeSpec':
       cluster.change({ epochs: event.epochs });
       return cluster.change({ suspend: false });
     case 'progress':
@@ -82,24 +104,24 @@ export function happen(event: Chaos, cluster: Simulator): void {
   if (!pod) return;
   switch (event.type) {
     case 'start':
-    case 'return':
+    case 'recoverNode':
       return start(pod);
     case 'unready':
       pod.ready = false;
       return;
-    case 'unknown':
-    case 'odd':
+    case 'unknownPhase':
+    case 'inventedPhase':
       if (isAlive(pod))
-        Object.assign(pod, { phase: event.type === 'unknown' ? 'Unknown' : 'Hibernating', ready: false });
+        Object.assign(pod, { phase: event.type === 'unknownPhase' ? 'Unknown' : 'Hibernating', ready: false });
       return;
     case 'succeed':
       return finish(pod, 0, cluster.now);
     case 'fail':
       return finish(pod, event.exitCode, cluster.now);
-    case 'vanish':
+    case 'removePod':
       cluster.pods = cluster.pods.filter((other) => other !== pod);
       return;
-    case 'lose':
+    case 'loseNode':
       if (pod.node !== undefined) pod.lostNode = `node ${pod.node} does not answer`;
       return;
     case 'drain':
@@ -135,7 +157,7 @@ function finish(pod: ObservedPod, exitCode: number, now: Date): void {
 }
 
 function train(steps: number, cluster: Simulator): void {
-  const attempt = cluster.face.status.attempt ?? 0;
+  const attempt = cluster.trainJob.status.attempt ?? 0;
   const before = cluster.progress?.attempt === attempt ? cluster.progress : { step: 0, activity: 0 };
   const step = Math.min(1000, before.step + steps);
   cluster.progress = {
@@ -148,13 +170,13 @@ function train(steps: number, cluster: Simulator): void {
   };
 }
 
-export const isOver = (cluster: Simulator): boolean => cluster.face.status.completionTime !== undefined;
+export const isOver = (cluster: Simulator): boolean => cluster.trainJob.status.completionTime !== undefined;
 
 /** From now on all goes well: what is to go goes, nodes come back, nobody suspends, and pods do their work and succeed. */
-export function calm(cluster: Simulator, rounds = 60): void {
-  if (cluster.face.spec.suspend) cluster.change({ suspend: false });
+export function finishUndisturbed(cluster: Simulator, rounds = 60): void {
+  if (cluster.trainJob.spec.suspend) cluster.change({ suspend: false });
   for (let round = 0; round < rounds && !isOver(cluster); round++) {
-    cluster.reap();
+    cluster.removeDeletedPods();
     cluster.settle();
     cluster.pods.forEach((pod) => start(pod));
     cluster.advance(10);
