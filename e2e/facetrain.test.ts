@@ -13,10 +13,10 @@ import { ArtifactManifest } from '@facetrain/api';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { parse, stringify } from 'yaml';
+import { root } from '../hack/lib/paths.mjs';
 import { Cluster } from './cluster/cluster.ts';
 import { buildImages } from './cluster/images.ts';
 import { createNamespace, installAll, installChart, s3 } from './cluster/install-facetrain.ts';
-import { root } from './cluster/paths.ts';
 
 const MINUTE = 60_000;
 let cluster: Cluster;

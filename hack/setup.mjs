@@ -6,7 +6,17 @@ import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { debianPackages } from './lib/debian.mjs';
-import { cache, cudaLibtorch, environment, libtorch, root, versions } from './lib/paths.mjs';
+import {
+  cache,
+  cudaLibtorch,
+  environment,
+  libtorch,
+  python,
+  pythonEnvironment,
+  root,
+  tools,
+  versions,
+} from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
 
 const digest = (text) => createHash('sha256').update(text).digest('hex');
@@ -113,19 +123,13 @@ async function cudaFiles() {
 
 async function pythonPackages() {
   const { packages } = versions.python;
-  const folder = join(cache, 'python');
-  const stamp = join(folder, 'facetrain-packages');
+  const stamp = join(pythonEnvironment, 'facetrain-packages');
   // Its python is a link to the machine's, which may have been replaced by another since.
-  if (
-    existsSync(join(folder, 'bin', 'python')) &&
-    existsSync(stamp) &&
-    readFileSync(stamp, 'utf8') === packages.join(' ')
-  )
-    return;
+  if (existsSync(python) && existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
   await step(`Python packages (${packages.join(' ')})`, async (show) => {
-    await rm(folder, { recursive: true, force: true });
-    await run(['python3', '-m', 'venv', folder], { show });
-    await run([join(folder, 'bin', 'pip'), 'install', '--progress-bar', 'off', ...packages], { show });
+    await rm(pythonEnvironment, { recursive: true, force: true });
+    await run(['python3', '-m', 'venv', pythonEnvironment], { show });
+    await run([join(pythonEnvironment, 'bin', 'pip'), 'install', '--progress-bar', 'off', ...packages], { show });
     await writeFile(stamp, packages.join(' '));
   });
 }
@@ -159,8 +163,7 @@ async function goCommand() {
 
 /** Tools in Go: a published module at its version, or a folder of this repository as it is now. */
 async function goTools({ bench }) {
-  const bin = join(cache, 'bin');
-  await mkdir(bin, { recursive: true });
+  await mkdir(tools, { recursive: true });
   for (const [
     name,
     { package: published, version, folder, import: command = '.', gitVersion, minutes, benchOnly },
@@ -169,7 +172,7 @@ async function goTools({ bench }) {
     const sources =
       folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
     const wanted = sources ? digest(Buffer.concat(sources)) : version;
-    const stamp = join(bin, `.${name}`);
+    const stamp = join(tools, `.${name}`);
     if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue;
     const go = await goCommand();
     await step(
@@ -179,7 +182,7 @@ async function goTools({ bench }) {
         const empty = await mkdtemp(join(cache, '.setup-'));
         try {
           // No C: what a node runs must not ask for this machine's C library.
-          const env = { GOBIN: bin, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
+          const env = { GOBIN: tools, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
           // Kubernetes takes its version, and the features that go with it, from the linker.
           const flags = [
             '-trimpath',
@@ -187,7 +190,11 @@ async function goTools({ bench }) {
             `-s -w${gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : ''}`,
           ];
           if (folder)
-            await run([go, 'build', ...flags, '-o', join(bin, name), command], { cwd: join(root, folder), show, env });
+            await run([go, 'build', ...flags, '-o', join(tools, name), command], {
+              cwd: join(root, folder),
+              show,
+              env,
+            });
           else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
         } finally {
           await rm(empty, { recursive: true, force: true });

@@ -2,13 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
-import { homedir } from 'node:os';
 import { join } from 'node:path';
 import { before, test } from 'node:test';
+import { root, tools } from '../../hack/lib/paths.mjs';
 import { FaceTrainJob, QuantizeJob } from './index.ts';
 import { changes, type Document, fixtures, trainSpec } from './testing/manifest-fixtures.ts';
 
-const folder = join(import.meta.dirname, '..', '..', 'crds');
+const folder = join(root, 'crds');
 const files = readdirSync(folder).map((name) => join(folder, name));
 /** Helm keeps releases in Secrets of at most 1 MiB, and kubectl apply an annotation of at most 256 KiB. */
 const LARGEST = 250_000;
@@ -17,7 +17,7 @@ function crdcheck(inputs: { object: Document; old?: Document }[]): {
   definitions: Record<string, string[]>;
   objects: string[][];
 } {
-  const program = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'crdcheck');
+  const program = join(tools, 'crdcheck');
   const { stdout, stderr, status, error } = spawnSync(program, files, {
     input: JSON.stringify(inputs),
     encoding: 'utf8',

@@ -10,10 +10,11 @@ import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import * as ort from 'onnxruntime-node';
+import { root } from '../../hack/lib/paths.mjs';
 
 const PICTURES = 8;
 const rounds = Number(process.argv[2] ?? 15);
-const dataset = join(import.meta.dirname, '..', '..', 'examples', 'lfw-small', 'data');
+const dataset = join(root, 'examples', 'lfw-small', 'data');
 const model = join(
   dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json')),
   'model',

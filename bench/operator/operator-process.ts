@@ -5,9 +5,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type ControlPlane, freePorts } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { root } from '../../hack/lib/paths.mjs';
 import { NAMESPACE } from './kwok-cluster.ts';
 
-const FOLDER = join(import.meta.dirname, '..', '..', 'operator');
+const FOLDER = join(root, 'operator');
 /** As the image has it; hack/bench.mjs makes it. */
 const PROGRAM = join(FOLDER, 'dist', 'bundle', 'main.mjs');
 const START_MILLISECONDS = 30_000;

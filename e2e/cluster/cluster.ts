@@ -12,10 +12,10 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { KubeConfig } from '@kubernetes/client-node';
 import type { StartedTestContainer } from 'testcontainers';
 import { stringify } from 'yaml';
+import { tools } from '../../hack/lib/paths.mjs';
 import { type CommandOptions, command } from './command.ts';
 import { archive, PAUSE_IMAGE } from './images.ts';
 import { NodeContainer } from './node.ts';
-import { programs } from './paths.ts';
 
 const API_PORT = 6443;
 /** Of the object store, see object-store.ts. */
@@ -205,7 +205,7 @@ export class Cluster {
 
   /** kubectl or helm, as a person would call them. */
   run(program: 'kubectl' | 'helm', args: string[], options: CommandOptions = {}): Promise<string> {
-    return command([join(programs, program), ...args], {
+    return command([join(tools, program), ...args], {
       ...options,
       env: { ...options.env, KUBECONFIG: this.kubeconfig },
     });

@@ -3,8 +3,8 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { cache, root } from '../../hack/lib/paths.mjs';
 import { command } from './command.ts';
-import { cache, root } from './paths.ts';
 
 const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
 /** As the chart names them when its values do not. */

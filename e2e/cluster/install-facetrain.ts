@@ -3,9 +3,9 @@ import { chmod, mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { root } from '../../hack/lib/paths.mjs';
 import { type Cluster, S3_NODE_PORT } from './cluster.ts';
 import { OPERATOR_IMAGE, TRAINER_IMAGE } from './images.ts';
-import { root } from './paths.ts';
 
 export const OPERATOR_NAMESPACE = 'facetrain-system';
 const CHART = join(root, 'charts', 'facetrain');

@@ -2,11 +2,11 @@
 import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { cache, tools } from '../../hack/lib/paths.mjs';
 import { Cluster } from './cluster.ts';
 import { command } from './command.ts';
 import { buildImages } from './images.ts';
 import { createNamespace, installAll } from './install-facetrain.ts';
-import { cache, programs } from './paths.ts';
 
 const NAME = 'facetrain';
 const folder = join(cache, 'cluster');
@@ -34,7 +34,7 @@ async function up(): Promise<void> {
   say(`
 Ready. Try:
 
-  export KUBECONFIG=${kubeconfig} PATH=${programs}:$PATH
+  export KUBECONFIG=${kubeconfig} PATH=${tools}:$PATH
   kubectl -n demo apply -k examples/lfw-small
   kubectl -n demo get facetrainjobs -w
 `);

@@ -1,7 +1,7 @@
 /** A container that is a node of a cluster: the program of node/start.sh, with the rights that a kubelet needs and not more than it can be given. */
 import { GenericContainer, PullPolicy, Wait } from 'testcontainers';
+import { tools } from '../../hack/lib/paths.mjs';
 import { archives, NODE_IMAGE } from './images.ts';
-import { programs } from './paths.ts';
 
 export interface NodeOptions {
   name: string;
@@ -49,7 +49,7 @@ export class NodeContainer extends GenericContainer {
       .withBindMounts([
         { source: '/sys/fs/cgroup', target: '/sys/fs/cgroup', mode: 'rw' },
         { source: '/dev/kmsg', target: '/dev/kmsg', mode: 'rw' },
-        { source: programs, target: '/opt/kubernetes', mode: 'ro' },
+        { source: tools, target: '/opt/kubernetes', mode: 'ro' },
         { source: archives, target: '/opt/images', mode: 'ro' },
         { source: options.shared, target: SHARED, mode: 'rw' },
       ])

@@ -1,4 +1,6 @@
-// Where things are: the repository, the cache outside of it, and the versions of what the cache holds.
+// Where things are: the repository, the cache outside of it, and the versions of what the cache holds. Scripts, tests,
+// install/, bench/ and e2e/ take these paths from here; the programs in the images have no repository around them.
+// Runs before anything is installed, on Node 20, so it may use nothing but Node itself. Types: paths.d.mts.
 import { readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
@@ -9,14 +11,19 @@ export const versions = JSON.parse(readFileSync(join(root, 'hack', 'versions.jso
 
 /** Downloads and builds that outlive a clone; FACETRAIN_CACHE moves it. */
 export const cache = process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain');
+/** The folder of Kubernetes' and the other Go programs that `npm run setup -- --test` builds. */
+export const tools = join(cache, 'bin');
+/** The Python environment that `npm run setup -- --test` makes, with the packages that versions.json pins. */
+export const pythonEnvironment = join(cache, 'python');
+export const python = join(pythonEnvironment, 'bin', 'python');
 export const libtorch = process.env.LIBTORCH_ROOT || join(cache, `libtorch-${versions.libtorch.version}`);
-/** The same libtorch with the libraries that its CUDA half wants, and their headers. */
+/** The same libtorch, with the NVIDIA libraries that its CUDA half loads and their headers. */
 export const cudaLibtorch = process.env.LIBTORCH_ROOT || `${libtorch}-cuda`;
 export const build = join(root, 'native', 'build');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');
-/** Environment of everything that is started: the pinned Node first, and the cache where the tests look for their tools. */
+/** Environment of every program that the scripts start: the pinned Node first, then the cached tools. */
 export const environment = {
-  PATH: `${join(root, 'node_modules', '.bin')}:${join(cache, 'bin')}:${process.env.PATH}`,
+  PATH: `${join(root, 'node_modules', '.bin')}:${tools}:${process.env.PATH}`,
   FACETRAIN_CACHE: cache,
 };

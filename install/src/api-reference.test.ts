@@ -5,8 +5,8 @@ import { test } from 'node:test';
 import { customResourceDefinitions, ERROR_CODES, FaceTrainJob, QuantizeJob } from '@facetrain/api';
 import { ConditionType, Reason } from '@facetrain/planner/reasons';
 import { parse } from 'yaml';
+import { root } from '../../hack/lib/paths.mjs';
 import { CONDITIONS, changesOf, fieldsOf, referenceFiles, type SchemaNode, schemaOf } from './api-reference.ts';
-import { root } from './helm.ts';
 
 const examples = join(root, 'docs', 'reference', 'examples');
 const readExample = (name: string) => parse(readFileSync(join(examples, name), 'utf8'));

@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { API_VERSION, customResourceDefinitions, ExitCode } from '@facetrain/api';
-import { root } from './helm.ts';
+import { root } from '../../hack/lib/paths.mjs';
 
 const FOLDER = 'docs/reference';
 const EXAMPLES = `${FOLDER}/examples`;

@@ -9,7 +9,8 @@ import { defineResource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { parse } from 'yaml';
-import { chart, helm, root } from './helm.ts';
+import { root } from '../../hack/lib/paths.mjs';
+import { chart, helm } from './helm.ts';
 import { type Manifest, manifests, render, uninstall, upgrade, withValues } from './testing/chart-harness.ts';
 
 const deployments = defineResource('apps/v1', 'deployments');

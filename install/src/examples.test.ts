@@ -14,11 +14,10 @@ import type { FaceTrainJob } from '@facetrain/api';
 import { faceTrainJobs, type JobObject, pods, quantizeJobs } from '@facetrain/operator/controllers/resources';
 import { ApiError } from '@facetrain/operator/runtime/api-error';
 import { collectionPath, type Resource } from '@facetrain/operator/runtime/resource';
-import { cachedTools } from '@facetrain/operator/testing/cached-tools';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { Scene } from '@facetrain/operator/testing/operator-harness';
-import { root } from './helm.ts';
+import { root, tools } from '../../hack/lib/paths.mjs';
 import { type Manifest, manifests } from './testing/chart-harness.ts';
 
 const execute = promisify(execFile);
@@ -51,7 +50,7 @@ after(async () => {
 /** The files that `kubectl apply` sends for a folder: its manifests, or what its kustomization makes of them. */
 async function filesForCluster(folder: string): Promise<string[]> {
   if (!isKustomized(folder)) return manifestFiles(folder);
-  const { stdout } = await execute(join(cachedTools, 'kubectl'), ['kustomize', folder]);
+  const { stdout } = await execute(join(tools, 'kubectl'), ['kustomize', folder]);
   const file = join(scratch, `${relative(EXAMPLES, folder)}.yaml`);
   await writeFile(file, stdout);
   return [file];

@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { API_GROUP, customResourceDefinitions } from '@facetrain/api';
 import { Document, isMap, isScalar, parseAllDocuments, stringify, type YAMLMap } from 'yaml';
 import { z } from 'zod';
+import { root } from '../../hack/lib/paths.mjs';
 import { Values, ValuesOfPart } from './chart-values.ts';
-import { chart, helm, root } from './helm.ts';
+import { chart, helm } from './helm.ts';
 
 /** Where the manifest in deploy/ installs. */
 export const NAMESPACE = 'facetrain-system';

@@ -12,7 +12,6 @@ import { promisify } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { faceTrainJobs } from '@facetrain/operator/controllers/resources';
 import { ApiError } from '@facetrain/operator/runtime/api-error';
-import { cachedTools } from '@facetrain/operator/testing/cached-tools';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
@@ -21,7 +20,7 @@ import type { ObservedFaceTrainJob, ObservedPod } from '@facetrain/planner/obser
 import { at, type FaceTrainJobBuilder, after as later, makeJob, makePod } from '@facetrain/planner/testing/builders';
 import { testEnvironment } from '@facetrain/planner/testing/test-environment';
 import { parse } from 'yaml';
-import { root } from './helm.ts';
+import { root, tools } from '../../hack/lib/paths.mjs';
 
 const folder = join(root, 'docs', 'gitops');
 
@@ -142,7 +141,7 @@ describe('Argo CD', () => {
         'print(hs.message)',
       ];
       await writeFile(program, lines.join('\n'));
-      const { stdout } = await promisify(execFile)(join(cachedTools, 'glua'), [program]);
+      const { stdout } = await promisify(execFile)(join(tools, 'glua'), [program]);
       const [status, message] = stdout.split('\n');
       assert.equal(status, wanted.argo);
       assert.match(message!, wanted.message);

@@ -2,10 +2,8 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { cachedTools } from '@facetrain/operator/testing/cached-tools';
+import { root, tools } from '../../hack/lib/paths.mjs';
 
-/** Of the repository. */
-export const root = join(import.meta.dirname, '..', '..');
 export const chart = join(root, 'charts', 'facetrain');
 
 export class HelmError extends Error {
@@ -14,7 +12,7 @@ export class HelmError extends Error {
 
 /** @returns its standard output @throws HelmError with what it said, or when it is not installed */
 export function helm(args: string[], env: Record<string, string> = {}): Promise<string> {
-  const program = join(cachedTools, 'helm');
+  const program = join(tools, 'helm');
   if (!existsSync(program))
     return Promise.reject(new HelmError(`${program} is missing: run \`npm run setup -- --test\``));
   return new Promise((resolve, reject) => {

@@ -11,11 +11,11 @@ import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parse } from 'yaml';
+import { root, tools } from '../../../hack/lib/paths.mjs';
 import { Client } from '../runtime/client.ts';
-import { cachedTools } from './cached-tools.ts';
 import { eventually } from './eventually.ts';
 
-const CRDS = join(import.meta.dirname, '..', '..', '..', 'crds');
+const CRDS = join(root, 'crds');
 const START_MILLISECONDS = 60_000;
 const STOP_MILLISECONDS = 10_000;
 
@@ -187,11 +187,11 @@ export class ControlPlane {
 
 function run(name: string, folder: string, args: string[]): ChildProcess {
   // Other people's assets need not hold all that ours do.
-  const program = [process.env.KUBEBUILDER_ASSETS, cachedTools]
+  const program = [process.env.KUBEBUILDER_ASSETS, tools]
     .flatMap((assets) => assets ?? [])
     .map((assets) => join(assets, name))
     .find((file) => existsSync(file));
-  assert(program, `${join(cachedTools, name)} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
+  assert(program, `${join(tools, name)} is missing: run \`npm run setup -- --test\`, or set KUBEBUILDER_ASSETS`);
   const log = openSync(join(folder, `${name}.log`), 'a');
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });
   closeSync(log);

@@ -1,16 +1,14 @@
 /** What the tests of ONNX files share: the pretrained fixture, ONNX Runtime and onnx.checker. */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { homedir, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Graph } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
+import { python, root } from '../../../hack/lib/paths.mjs';
 
 /** A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the repository. */
-export const MOBILEFACENET = join(
-  import.meta.dirname,
-  '../../../node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx',
-);
+export const MOBILEFACENET = join(root, 'node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
 
 /** Deterministic values in [-1, 1]. */
 export function noise(count: number, seed = 1): Float32Array {
@@ -54,9 +52,6 @@ export function largestDifference(a: Float32Array, b: Float32Array): number {
   return a.reduce((largest, value, i) => Math.max(largest, Math.abs(value - b[i]!)), 0);
 }
 
-/** The Python that set-up makes, with the packages pinned there. */
-export const PYTHON = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache/facetrain'), 'python/bin/python');
-
 /** Runs onnx.checker with strict shape inference on every model; throws with its message when it objects, or when that Python is missing. */
 export function checkWithOnnx(models: Record<string, Uint8Array>): void {
   const folder = mkdtempSync(join(tmpdir(), 'facetrain-onnx-'));
@@ -66,8 +61,8 @@ export function checkWithOnnx(models: Record<string, Uint8Array>): void {
     paths.forEach((path, i) => writeFileSync(path, models[names[i]!]!));
     const script =
       'import onnx, sys\nfor path in sys.argv[1:]:\n  print(path, flush=True)\n  onnx.checker.check_model(path, full_check=True)';
-    const { status, stdout, stderr, error } = spawnSync(PYTHON, ['-c', script, ...paths], { encoding: 'utf8' });
-    if (error) throw new Error(`${PYTHON} cannot be run: npm run setup makes it`, { cause: error });
+    const { status, stdout, stderr, error } = spawnSync(python, ['-c', script, ...paths], { encoding: 'utf8' });
+    if (error) throw new Error(`${python} cannot be run: npm run setup makes it`, { cause: error });
     const seen = stdout.trim().split('\n').length;
     if (status !== 0 || seen !== names.length) throw new Error(`onnx.checker on "${names[seen - 1]}": ${stderr}`);
   } finally {

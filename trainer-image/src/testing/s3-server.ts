@@ -5,9 +5,10 @@ import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { type AddressInfo, createServer } from 'node:net';
-import { homedir, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import { tools } from '../../../hack/lib/paths.mjs';
 import { DIGEST_METADATA, type StorageAddress, s3Client } from '../storage/s3.ts';
 
 export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
@@ -60,7 +61,7 @@ async function answers(endpoint: string, server: ChildProcess, log: () => string
 
 /** Starts the server with the given buckets. Callers stop it. */
 export async function startS3Server(...buckets: string[]): Promise<S3Server> {
-  const program = join(process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain'), 'bin', 'versitygw');
+  const program = join(tools, 'versitygw');
   if (!existsSync(program)) throw new Error(`${program} is missing; npm run setup -- --test builds it`);
   const root = await mkdtemp(join(tmpdir(), 'facetrain-s3-'));
   const folder = join(root, 'objects');

@@ -1,0 +1,10 @@
+/** Types of paths.mjs, for TypeScript: tests, install/, bench/ and e2e/. All paths are absolute. */
+
+/** The repository. */
+export const root: string;
+/** Downloads and builds that outlive a clone; FACETRAIN_CACHE moves it. */
+export const cache: string;
+/** The folder of Kubernetes' and the other Go programs that `npm run setup -- --test` builds. */
+export const tools: string;
+/** The Python that `npm run setup -- --test` makes, with the packages that versions.json pins. */
+export const python: string;
