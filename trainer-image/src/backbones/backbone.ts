@@ -1,4 +1,7 @@
-/** The backbones we build, as ONNX graphs with their first weights: input `data` [N, 3, 112, 112], output `embedding` [N, embeddingDim]. */
+/**
+ * The built-in backbones as ONNX graphs with initial weights: input `data` [N, 3, 112, 112], output `embedding`
+ * [N, embeddingDim].
+ */
 import type { BACKBONES } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { IRESNET_BLOCKS, iresnet } from './iresnet.ts';
@@ -7,11 +10,11 @@ import { MOBILEFACENET_BLOCKS, mobilefacenet } from './mobilefacenet.ts';
 export interface BackboneOptions {
   backbone: (typeof BACKBONES)[number];
   embeddingDim: number;
-  /** Multiplier of mobilefacenet's channels; the iresnets have none. */
+  /** Multiplier of mobilefacenet's channels; the iresnets do not use it. */
   width: number;
-  /** Blocks in each of the four stages; null: the backbone's own. */
+  /** Blocks in each of the four stages; null means the backbone's own numbers. */
   blocks: number[] | null;
-  /** Decides the first weights, together with their names. */
+  /** Of the initial weights. */
   seed: number;
 }
 
@@ -24,7 +27,7 @@ const BLOCKS: Record<BackboneOptions['backbone'], number[]> = {
   mobilefacenet: MOBILEFACENET_BLOCKS,
 };
 
-/** Options must be what api's TrainerConfig accepts. */
+/** The options must have been checked by api's TrainerConfig. */
 export function buildBackbone({ backbone, embeddingDim, width, blocks: chosen, seed }: BackboneOptions): Graph {
   const blocks = chosen ?? BLOCKS[backbone];
   return backbone === 'mobilefacenet'

@@ -1,19 +1,18 @@
 /**
- * Builds an ONNX graph layer by layer, as one would write a network in PyTorch.
+ * Builds an ONNX graph layer by layer, as a network is written in PyTorch.
  *
- * A layer is named as in the state_dict of the reference, so `layer1.0.conv1` makes `layer1.0.conv1.weight`; its node and its output
- * carry the layer's name. Every method takes the name of the value it works on and gives the name of the value it makes.
+ * A layer is named as in the state_dict of insightface's network: `layer1.0.conv1` has the tensor
+ * `layer1.0.conv1.weight`, and its node and its output have the layer's name. Every method takes the value that the
+ * layer reads and returns the value that it computes.
  */
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
+import { BATCH_NORM_START, type Initializer, PRELU_START } from './initial-weights.ts';
 
 /** A value in the graph: its name, and its channels (features, once flattened). */
 export interface Value {
   name: string;
   channels: number;
 }
-
-/** Makes a weight's first values. `fanIn` and `fanOut` are torch's: channels times the kernel's area. */
-export type Initializer = (weight: { name: string; count: number; fanIn: number; fanOut: number }) => Float32Array;
 
 export interface ConvOptions {
   kernel: number;
@@ -23,9 +22,8 @@ export interface ConvOptions {
 }
 
 const BATCH_NORM_EPSILON = 1e-5;
-/** PyTorch's 0.1, by ONNX's definition: the share that the running statistics keep. */
+/** torch's 0.1: ONNX counts the share of the running statistics that is kept, torch the share that is replaced. */
 const BATCH_NORM_MOMENTUM = 0.9;
-const PRELU_SLOPE = 0.25;
 
 export class GraphBuilder {
   readonly #nodes: GraphNode[] = [];
@@ -40,7 +38,7 @@ export class GraphBuilder {
     return { name: this.#input.name, channels: this.#input.channels };
   }
 
-  /** Convolution without bias, for a batch norm follows it. */
+  /** A convolution without bias: a batch norm follows it. */
   conv(
     name: string,
     x: Value,
@@ -66,8 +64,7 @@ export class GraphBuilder {
   }
 
   batchNorm(name: string, x: Value): Value {
-    const vectors = { weight: 1, bias: 0, running_mean: 0, running_var: 1 };
-    const inputs = Object.entries(vectors).map(([vector, value]) =>
+    const inputs = Object.entries(BATCH_NORM_START).map(([vector, value]) =>
       this.#constant(`${name}.${vector}`, [x.channels], new Float32Array(x.channels).fill(value)),
     );
     return this.#node(name, 'BatchNormalization', [x.name, ...inputs], x.channels, {
@@ -77,7 +74,7 @@ export class GraphBuilder {
   }
 
   prelu(name: string, x: Value): Value {
-    const slope = this.#constant(`${name}.weight`, [x.channels, 1, 1], new Float32Array(x.channels).fill(PRELU_SLOPE));
+    const slope = this.#constant(`${name}.weight`, [x.channels, 1, 1], new Float32Array(x.channels).fill(PRELU_START));
     return this.#node(name, 'PRelu', [x.name, slope], x.channels);
   }
 
@@ -85,7 +82,7 @@ export class GraphBuilder {
     return this.#node(name, 'Add', [a.name, b.name], a.channels);
   }
 
-  /** [N, channels, side, side] -> [N, channels * side * side], whatever N is. */
+  /** [N, channels, side, side] to [N, channels * side * side], for any N. */
   flatten(name: string, x: Value, side: number): Value {
     return this.#node(name, 'Flatten', [x.name], x.channels * side * side, { axis: 1 });
   }
@@ -99,7 +96,7 @@ export class GraphBuilder {
     return this.#node(name, 'Gemm', inputs, features, { transB: 1 });
   }
 
-  /** The finished graph; `output` becomes the name of the value `x`. */
+  /** The finished graph, whose output is `x` under the name `output`. */
   finish(x: Value, output: string): Graph {
     const last = this.#nodes.at(-1)!;
     if (last.outputs[0] !== x.name) throw new TypeError(`${x.name} is not what the last layer made`);

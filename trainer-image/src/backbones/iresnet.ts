@@ -1,6 +1,6 @@
 /**
- * IResNet, the residual network of ArcFace, as insightface's arcface_torch (backbones/iresnet.py) has it: batch norm before and after
- * each convolution, no activation after the sum, the picture kept at full size by the stem, a linear layer on the last 7 x 7 positions.
+ * IResNet, the residual network of ArcFace, as in insightface's arcface_torch (backbones/iresnet.py): batch norm before
+ * and after each convolution, no activation after the sum, a stem of stride 1, a linear layer on the last 7 x 7 positions.
  *
  *     stem     conv 3x3        64 x 112 x 112
  *     layer1   blocks[0]       64 x  56 x  56
@@ -10,8 +10,8 @@
  *     head     fc             embeddingDim
  */
 import type { Graph } from '@facetrain/native';
-import { GraphBuilder, type Initializer, type Value } from './builder.ts';
-import { normal, uniform } from './initial-weights.ts';
+import { GraphBuilder, type Value } from './builder.ts';
+import { gaussian, torchLinear } from './initial-weights.ts';
 
 /** Blocks in each stage, by depth. */
 export const IRESNET_BLOCKS = {
@@ -34,25 +34,24 @@ export function iresnet({
   embeddingDim: number;
   seed: number;
 }): Graph {
-  const gaussian: Initializer = ({ name, count }) => normal(seed, name, count, 0.1);
-  // What torch's Linear begins with: kaiming_uniform with a = sqrt(5), and the same bound for the bias.
-  const linear: Initializer = ({ name, count, fanIn }) => uniform(seed, name, count, 1 / Math.sqrt(fanIn));
+  const kernels = gaussian(seed, 0.1);
+  const linear = torchLinear(seed);
   const build = new GraphBuilder({ name: 'data', channels: 3, height: 112, width: 112 });
 
   function block(name: string, x: Value, channels: number, stride: number): Value {
     let y = build.batchNorm(`${name}.bn1`, x);
-    y = build.conv(`${name}.conv1`, y, channels, { kernel: 3, padding: 1 }, gaussian);
+    y = build.conv(`${name}.conv1`, y, channels, { kernel: 3, padding: 1 }, kernels);
     y = build.batchNorm(`${name}.bn2`, y);
     y = build.prelu(`${name}.prelu`, y);
-    y = build.conv(`${name}.conv2`, y, channels, { kernel: 3, padding: 1, stride }, gaussian);
+    y = build.conv(`${name}.conv2`, y, channels, { kernel: 3, padding: 1, stride }, kernels);
     y = build.batchNorm(`${name}.bn3`, y);
     if (stride === 1) return build.add(name, y, x);
-    let shortcut = build.conv(`${name}.downsample.0`, x, channels, { kernel: 1, stride }, gaussian);
+    let shortcut = build.conv(`${name}.downsample.0`, x, channels, { kernel: 1, stride }, kernels);
     shortcut = build.batchNorm(`${name}.downsample.1`, shortcut);
     return build.add(name, y, shortcut);
   }
 
-  let x = build.conv('conv1', build.input, STEM_CHANNELS, { kernel: 3, padding: 1 }, gaussian);
+  let x = build.conv('conv1', build.input, STEM_CHANNELS, { kernel: 3, padding: 1 }, kernels);
   x = build.batchNorm('bn1', x);
   x = build.prelu('prelu', x);
   blocks.forEach((count, stage) => {
@@ -61,7 +60,7 @@ export function iresnet({
   x = build.batchNorm('bn2', x);
   x = build.flatten('flatten', x, 7);
   x = build.linear('fc', x, embeddingDim, { weight: linear, bias: linear });
-  // Its gamma stays at one: the executor holds that of a graph's last batch norm fixed.
+  // Its gamma stays at one: the executor does not train the gamma of a graph's last batch norm.
   x = build.batchNorm('features', x);
   return build.finish(x, 'embedding');
 }

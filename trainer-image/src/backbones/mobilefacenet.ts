@@ -1,5 +1,6 @@
 /**
- * MobileFaceNet as insightface's arcface_torch (backbones/mobilefacenet.py) has it, wider than the paper's (arXiv 1804.07573):
+ * MobileFaceNet as in insightface's arcface_torch (backbones/mobilefacenet.py), wider than the paper's (arXiv 1804.07573).
+ * w is the width:
  *
  *     0          conv 3x3, stride 2                            64w x 56 x 56
  *     1          grouped conv 3x3, or blocks[0] bottlenecks    64w x 56 x 56
@@ -12,11 +13,11 @@
  *     conv_sep   conv 1x1                                      512 x  7 x  7
  *     features   depthwise conv 7x7, linear                   embeddingDim
  *
- * A bottleneck's inner channels do not grow with the width.
+ * The inner channels of a bottleneck do not depend on the width.
  */
 import type { Graph } from '@facetrain/native';
-import { type ConvOptions, GraphBuilder, type Initializer, type Value } from './builder.ts';
-import { normal } from './initial-weights.ts';
+import { type ConvOptions, GraphBuilder, type Value } from './builder.ts';
+import { kaimingNormal } from './initial-weights.ts';
 
 export const MOBILEFACENET_BLOCKS = [1, 4, 6, 2];
 
@@ -33,12 +34,11 @@ export function mobilefacenet({
   embeddingDim: number;
   seed: number;
 }): Graph {
-  // kaiming_normal, fan_out, for ReLU.
-  const kaiming: Initializer = ({ name, count, fanOut }) => normal(seed, name, count, Math.sqrt(2 / fanOut));
+  const kernels = kaimingNormal(seed);
   const build = new GraphBuilder({ name: 'data', channels: 3, height: 112, width: 112 });
 
   function linearBlock(name: string, x: Value, channels: number, options: ConvOptions): Value {
-    return build.batchNorm(`${name}.layers.1`, build.conv(`${name}.layers.0`, x, channels, options, kaiming));
+    return build.batchNorm(`${name}.layers.1`, build.conv(`${name}.layers.0`, x, channels, options, kernels));
   }
 
   function convBlock(name: string, x: Value, channels: number, options: ConvOptions): Value {
@@ -74,7 +74,7 @@ export function mobilefacenet({
   x = convBlock('conv_sep', x, HEAD_CHANNELS, { kernel: 1 });
   x = linearBlock('features.layers.0', x, HEAD_CHANNELS, { kernel: 7, groups: HEAD_CHANNELS });
   x = build.flatten('features.layers.1', x, 1);
-  x = build.linear('features.layers.2', x, embeddingDim, { weight: kaiming });
+  x = build.linear('features.layers.2', x, embeddingDim, { weight: kernels });
   x = build.batchNorm('features.layers.3', x);
   return build.finish(x, 'embedding');
 }

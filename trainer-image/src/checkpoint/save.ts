@@ -5,8 +5,8 @@
 import { join } from 'node:path';
 import type { CheckpointManifest } from '@facetrain/api';
 import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
+import { gatherJson } from '../program/gather-json.ts';
 import { writeAtomically } from '../storage/atomic-files.ts';
-import { gatherJson } from '../train/gather.ts';
 import { checkpointDirectory, manifestPath, prune } from './directory.ts';
 import { type FloatTensor, writeSafetensors } from './safetensors.ts';
 

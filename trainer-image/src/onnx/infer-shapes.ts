@@ -87,32 +87,44 @@ const broadcast: ShapeRule = (_, { shapes }) => {
   );
 };
 
-/** Output sizes of a window that slides over the picture; `kernel` holds its height and width. */
-function slide(node: GraphNode, [height, width]: [number, number], kernel: number[]): [number, number] | undefined {
+/**
+ * Output height or width of a convolution or a pool (ONNX, Conv and MaxPool).
+ * @param pads zeros before and after the picture along this axis, together
+ */
+export function windowOutputs(
+  size: number,
+  window: { kernel: number; stride: number; dilation: number; pads: number },
+  round: (value: number) => number = Math.floor,
+): number {
+  const { kernel, stride, dilation, pads } = window;
+  return round((size + pads - dilation * (kernel - 1) - 1) / stride) + 1;
+}
+
+/** Output height and width of a node with explicit pads; `kernel` is [height, width]. */
+function windowOutputsOf(
+  node: GraphNode,
+  [height, width]: [number, number],
+  kernel: number[],
+): [number, number] | undefined {
   if (kernel.length !== 2) return undefined;
   const strides = integers(node, 'strides', [1, 1]);
   const dilations = integers(node, 'dilations', [1, 1]);
-  const autoPad = node.attributes.auto_pad ?? 'NOTSET';
-  const pads = autoPad === 'VALID' ? [0, 0, 0, 0] : integers(node, 'pads', [0, 0, 0, 0]);
+  const [top, left, bottom, right] = integers(node, 'pads', [0, 0, 0, 0]) as [number, number, number, number];
   const round = integer(node, 'ceil_mode', 0) === 1 ? Math.ceil : Math.floor;
-  const along = (size: number, axis: number) => {
-    if (autoPad === 'SAME_UPPER' || autoPad === 'SAME_LOWER') return Math.ceil(size / strides[axis]!);
-    return (
-      round((size + pads[axis]! + pads[axis + 2]! - dilations[axis]! * (kernel[axis]! - 1) - 1) / strides[axis]!) + 1
-    );
-  };
-  return [along(height, 0), along(width, 1)];
+  const along = (axis: 0 | 1, size: number, pads: number) =>
+    windowOutputs(size, { kernel: kernel[axis]!, stride: strides[axis]!, dilation: dilations[axis]!, pads }, round);
+  return [along(0, height, top + bottom), along(1, width, left + right)];
 }
 
 const conv: ShapeRule = (node, { shapes: [x, weight] }) => {
   if (x?.length !== 4 || weight?.length !== 4) return undefined;
-  const window = slide(node, [x[2]!, x[3]!], weight.slice(2));
+  const window = windowOutputsOf(node, [x[2]!, x[3]!], weight.slice(2));
   return window && [x[0]!, weight[0]!, ...window];
 };
 
 const pool: ShapeRule = (node, { shapes: [x] }) => {
   if (x?.length !== 4) return undefined;
-  const window = slide(node, [x[2]!, x[3]!], integers(node, 'kernel_shape', []));
+  const window = windowOutputsOf(node, [x[2]!, x[3]!], integers(node, 'kernel_shape', []));
   return window && [x[0]!, x[1]!, ...window];
 };
 

@@ -10,7 +10,7 @@ import { after, before, test } from 'node:test';
 import { QuantizeConfig, type QuantizeReport } from '@facetrain/api';
 import { Int7Model, LayerModel, Model, type Pictures, readPictures } from '@facetrain/native';
 import { pino } from 'pino';
-import { sampleIndices } from '../dataset/dataset-preflight.ts';
+import { sampleIndices } from '../dataset/sample-indices.ts';
 import { readOnnx } from '../onnx/read.ts';
 import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';

@@ -1,5 +1,6 @@
 /** Shapes of a layer graph's tensors, for one picture. Pure. */
 import type { Layer, LayerGraph } from '@facetrain/native';
+import { windowOutputs } from '../onnx/infer-shapes.ts';
 
 /** Channels, height and width of one picture's tensor; an fc's output is [features, 1, 1]. */
 export type Shape = [channels: number, height: number, width: number];
@@ -7,18 +8,6 @@ export type Shape = [channels: number, height: number, width: number];
 /** Numbers in a tensor. */
 export function elementCount([channels, height, width]: Shape): number {
   return channels * height * width;
-}
-
-/** Output height or width of a convolution; pads are those before and after it. */
-function convolved(
-  length: number,
-  kernel: number,
-  stride: number,
-  dilation: number,
-  before: number,
-  after: number,
-): number {
-  return Math.floor((length + before + after - dilation * (kernel - 1) - 1) / stride) + 1;
 }
 
 export function inputsOf(layer: Layer): string[] {
@@ -30,12 +19,13 @@ export function outputShape(layer: Layer, [channels, height, width]: Shape): Sha
   switch (layer.kind) {
     case 'conv': {
       const [outputs, , kernelHeight, kernelWidth] = layer.weight.dims as [number, number, number, number];
+      const { strides, dilations } = layer;
       const [top, left, bottom, right] = layer.pads;
-      return [
-        outputs,
-        convolved(height, kernelHeight, layer.strides[0], layer.dilations[0], top, bottom),
-        convolved(width, kernelWidth, layer.strides[1], layer.dilations[1], left, right),
+      const [vertical, horizontal] = [
+        { kernel: kernelHeight, stride: strides[0], dilation: dilations[0], pads: top + bottom },
+        { kernel: kernelWidth, stride: strides[1], dilation: dilations[1], pads: left + right },
       ];
+      return [outputs, windowOutputs(height, vertical), windowOutputs(width, horizontal)];
     }
     case 'fc':
       return [layer.weight.dims[0]!, 1, 1];

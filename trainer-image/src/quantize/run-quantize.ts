@@ -23,7 +23,7 @@ import {
   type SearchResult,
   searchScales,
 } from '@facetrain/native';
-import { sampleIndices } from '../dataset/dataset-preflight.ts';
+import { sampleIndices } from '../dataset/sample-indices.ts';
 import { countParameters } from '../onnx/describe.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';

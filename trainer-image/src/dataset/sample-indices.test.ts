@@ -1,0 +1,31 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { sampleIndices } from './sample-indices.ts';
+
+test('property: a sample is distinct, in order, spread evenly, and follows from the seed', () => {
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: 5000 }),
+      fc.integer({ min: 0, max: 300 }),
+      fc.integer({ min: 0, max: 2 ** 32 - 1 }),
+      (images, count, seed) => {
+        const sample = sampleIndices(images, count, seed);
+        const size = Math.min(images, count);
+        assert.equal(sample.length, size);
+        sample.forEach((picture, i) =>
+          assert.ok(picture >= Math.floor((i * images) / size) && picture < Math.floor(((i + 1) * images) / size)),
+        );
+        assert.deepEqual(sampleIndices(images, count, seed), sample);
+      },
+    ),
+  );
+  assert.notDeepEqual(sampleIndices(800, 50, 1), sampleIndices(800, 50, 2));
+  const labels = sampleIndices(800, 40, 1).map((picture) => Math.floor(picture / 20)); // 20 pictures of each of 40 people
+  assert.equal(new Set(labels).size, 40);
+  // Every place of a stretch is drawn about equally often.
+  const places = new Array<number>(10).fill(0);
+  for (let seed = 0; seed < 100; seed++)
+    sampleIndices(1000, 100, seed).forEach((picture) => (places[picture % 10]! += 1));
+  for (const count of places) assert.ok(Math.abs(count - 1000) < 150, String(places));
+});
