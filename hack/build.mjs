@@ -1,37 +1,50 @@
-// Builds native/ into native/build: `npm run build`, or with --addon only what programs load. Needs what `npm run setup` installs.
-// With --cuda for GPUs as well, which needs `npm run setup -- --cuda`.
+// Builds native/ into native/build: `npm run build`. Needs what `npm run setup` installs.
+//
+//   --addon   only the addon, which programs load: no tests
+//   --cuda    with CUDA and NCCL; needs `npm run setup -- --cuda`
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
 
+/** The target of the addon in native/CMakeLists.txt. */
+export const ADDON = 'facetrain_node';
+
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-export async function buildNative({ addon = false, cuda = false } = {}) {
-  await step('Native build', async (show) => {
-    await run(
-      [
-        'cmake',
-        '-S',
-        join(root, 'native'),
-        '-B',
-        build,
-        '-G',
-        'Ninja',
-        `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
-        `-DFACETRAIN_NCCL=${cuda ? 'ON' : 'AUTO'}`,
-        `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
-        `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
-      ],
-      { show },
-    );
-    await run(['cmake', '--build', build, ...(addon ? ['--target', 'facetrain_node'] : [])], { show });
+/** Runs CMake, unless the build folder has been configured with the same options; Ninja runs it when CMakeLists.txt changes. */
+async function configure(cuda, show) {
+  const options = [
+    `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
+    `-DFACETRAIN_NCCL=${cuda ? 'ON' : 'AUTO'}`,
+    `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
+    `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
+  ];
+  const stamp = join(build, '.facetrain-options');
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === options.join('\n')) return;
+  rmSync(stamp, { force: true });
+  await run(['cmake', '-S', join(root, 'native'), '-B', build, '-G', 'Ninja', ...options], { show });
+  writeFileSync(stamp, options.join('\n'));
+}
+
+/** Writes native/build/compile_commands.json, and builds nothing. */
+export function configureNative() {
+  return step('Native build: configure', (show) => configure(false, show));
+}
+
+/** @param {{ targets?: string[], cuda?: boolean }} [options] `targets` of CMake; all when empty */
+export async function buildNative({ targets = [], cuda = false } = {}) {
+  const what = targets.length === 0 ? '' : ` (${targets.join(' ')})`;
+  await step(`Native build${what}`, async (show) => {
+    await configure(cuda, show);
+    await run(['cmake', '--build', build, ...targets.flatMap((target) => ['--target', target])], { show });
   });
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const given = (option) => process.argv.includes(`--${option}`);
-  await main(() => buildNative({ addon: given('addon'), cuda: given('cuda') }));
+  await main(() => buildNative({ targets: given('addon') ? [ADDON] : [], cuda: given('cuda') }));
 }

@@ -1,17 +1,18 @@
-// A Kubernetes of your own, in containers, with Facetrain, an object store and the example's faces installed:
+// A Kubernetes in containers of this machine, with Facetrain, an object store and the example's faces installed:
 //
-//   npm run cluster -- up            (again: only what is missing)
+//   npm run cluster -- up            starts it; run again, it installs what is missing
 //   npm run cluster -- kubeconfig    the path of its kubeconfig
 //   npm run cluster -- down
 import { join } from 'node:path';
 import { dockerEngine } from './lib/docker.mjs';
+import * as needs from './lib/needs.mjs';
 import { environment, node, root } from './lib/paths.mjs';
 import { attached, main } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
 await main(async () => {
   const [action = ''] = process.argv.slice(2);
-  if (action === 'up') await setup({ test: true });
+  if (action === 'up') await setup(needs.folders.e2e);
   if (action === 'up' || action === 'down') await dockerEngine();
   return attached([node, join(root, 'e2e', 'cluster', 'main.ts'), action], { cwd: root, env: environment });
 });

@@ -1,13 +1,13 @@
-// The whole job on this machine: `npm run demo` sets up, builds, and runs examples/lfw-small/job.yaml.
+// Trains and quantizes the example on this machine: `npm run demo` sets up, builds, and runs examples/lfw-small/job.yaml.
 import { join } from 'node:path';
-import { buildNative } from './build.mjs';
+import { ADDON, buildNative } from './build.mjs';
 import { environment, node, root } from './lib/paths.mjs';
 import { attached, main } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
 await main(async () => {
-  await setup();
-  await buildNative();
+  await setup(['native']);
+  await buildNative({ targets: [ADDON] });
   return attached(
     [
       node,

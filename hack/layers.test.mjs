@@ -34,19 +34,19 @@ const ROOMS = [
   ['trainer-image',            ['native', 'api'], 'knows nothing of Kubernetes, planner and operator'],
   [...trainer('storage'),      ['api']],
   [...trainer('report'),       ['api']],
-  [...trainer('program'),      [...trainer('storage'), 'api'], 'the same around every mode'],
+  [...trainer('program'),      [...trainer('storage'), 'native', 'api'], 'the same around every mode'],
   [...trainer('onnx'),         ['native', 'api']],
   [...trainer('backbones'),    [...trainer('onnx'), 'native', 'api']],
   [...trainer('dataset'),      ['native', 'api']],
   [...trainer('verification'), ['native', 'api']],
-  [...trainer('checkpoint'),   [...trainer('storage'), 'native', 'api'], 'read without training, too'],
+  [...trainer('checkpoint'),   [...trainer('program', 'storage'), 'native', 'api'], 'read without training, too'],
   [...trainer('train'),        [...trainer('backbones', 'checkpoint', 'dataset', 'onnx', 'program', 'report', 'storage',
                                            'verification'), 'native', 'api']],
   [...trainer('quantize'),     [...trainer('dataset', 'onnx', 'program', 'report', 'storage', 'verification'),
                                 'native', 'api']],
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
-  ['install',                  ['api']],
+  ['install',                  ['api', 'hack/lib/paths.mjs'], 'generates files of this repository; in no image'],
   ['deploy/pulumi',            ['install', 'api']],
   ['bench',                    ['operator', 'planner', 'trainer-image', 'native', 'api']],
   ['e2e',                      ['operator', 'api']],
@@ -67,10 +67,10 @@ const ROOMS = [
   ['bench/pfc',                ['native', 'torch']],
 ];
 
-/** What tests and testing/ of a package may import, beside their own package and what any of its rooms may. */
+/** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */
 const TESTS = {
-  operator: ['hack/lib/paths.mjs'],
-  install: ['operator', 'planner', 'hack/lib/paths.mjs'],
+  '*': ['hack/lib/paths.mjs'],
+  install: ['operator', 'planner'],
   'deploy/pulumi': ['operator', 'install'],
 };
 
@@ -104,7 +104,7 @@ test('every row of the tables is about files that exist', () => {
   ];
   const missing = named.filter(
     (room) =>
-      !['torch', 'napi'].includes(room) && !paths.some((path) => `${path}/`.startsWith(room.replace(/\*$/, ''))),
+      !['torch', 'napi', '*'].includes(room) && !paths.some((path) => `${path}/`.startsWith(room.replace(/\*$/, ''))),
   );
   assert.deepEqual(missing, []);
 });
@@ -123,8 +123,9 @@ describe('the checker', () => {
     'shop/src/index.ts':
       "import { z } from 'zod';\nimport { shelf } from '@x/store/shelf';\nexport const a = shelf(z);",
     'shop/src/a.test.ts':
-      "import fc from 'fast-check';\nimport 'chai';\nimport { b } from './testing/b.ts';\nimport '@x/store/back/safe';",
+      "import fc from 'fast-check';\nimport 'chai';\nimport { b } from './testing/b.ts';\nimport '@x/store/back/safe';\nimport '../../paths.mjs';",
     'shop/src/testing/b.ts': "import 'node:fs';\nexport const b = 1;",
+    'paths.mjs': '',
     'store/package.json': packageJson({ name: '@x/store' }),
     'store/src/shelf.ts': 'export const shelf = (x: unknown) => x;',
     'store/src/back/safe.ts': "import { shelf } from '../shelf.ts';\nimport { createHash } from 'node:crypto';",
@@ -144,7 +145,7 @@ describe('the checker', () => {
       ['native/tensor', ['native/plain', 'torch']],
       ['native/test', []],
     ],
-    tests: { shop: ['store'] },
+    tests: { '*': ['paths.mjs'], shop: ['store'] },
     pure: { store: ['node:crypto'] },
   };
   const cases = {
@@ -185,7 +186,7 @@ describe('the checker', () => {
         'store/package.json': packageJson({ name: '@x/store', devDependencies: { '@x/shop': '1' } }),
         'store/src/shelf.test.ts': "import '@x/shop';",
       },
-      'store/src/shelf.test.ts:1 imports shop/src/index.ts: the tests of store may import only store',
+      'store/src/shelf.test.ts:1 imports shop/src/index.ts: the tests of store may import only store and paths.mjs',
     ],
     'a package that package.json does not list': [
       { 'shop/src/index.ts': "import pino from 'pino/file';" },

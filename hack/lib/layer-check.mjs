@@ -27,7 +27,7 @@ function holds(room, path) {
  * @property {[room: string, mayImport: string[], why?: string][]} rooms for a file the row with the longest room
  *   counts; every room may import itself
  * @property {Record<string, string[]>} tests what the tests of a package may import, beside their own package and
- *   what any of its rooms may
+ *   what any of its rooms may; `*` for all packages
  * @property {Record<string, string[]>} pure packages without I/O: the modules of Node that they may import
  *
  * @param {Record<string, string>} tree the text of each file by its path: modules, C++, and every package.json
@@ -158,7 +158,9 @@ function roomRule(path, { target, library }, { rooms, tests }, packages) {
   const { folder } = packageOf(path, packages);
   if (isModule(path) && isDevelopment(path) && folder !== '') {
     const ofPackage = rooms.flatMap(([each, may]) => (holds(folder, each) ? may : []));
-    const others = [...ofPackage, ...(tests[folder] ?? [])].filter((name) => !holds(folder, name));
+    const others = [...ofPackage, ...(tests['*'] ?? []), ...(tests[folder] ?? [])].filter(
+      (name) => !holds(folder, name),
+    );
     const names = [...new Set([folder, ...others])];
     return allowed(names) ? undefined : `the tests of ${folder} may import only ${list(names)}`;
   }

@@ -1,0 +1,43 @@
+// What must be installed, beside npm packages, to test and check each part of this repository.
+import { SetupError } from './steps.mjs';
+
+/*
+ * A need is the name of a program of goTools in hack/versions.json, or one of
+ *   native    the compiler and libraries of Debian, and libtorch; tests of TypeScript then use the addon
+ *   linters   clang-format, clang-tidy, shellcheck
+ *   python    Python packages that check ONNX files
+ *   cuda      CUDA libraries (only `npm run setup -- --cuda`)
+ */
+const controlPlane = ['etcd', 'kube-apiserver'];
+const cluster = [...controlPlane, 'kube-controller-manager', 'kube-scheduler'];
+
+/** For the tests in each folder. */
+export const folders = {
+  hack: [],
+  api: ['crdcheck'],
+  planner: [],
+  native: ['native'],
+  operator: cluster,
+  'trainer-image': ['native', 'python', 'versitygw'],
+  cli: ['native'],
+  install: ['helm', 'glua', 'kubectl', ...controlPlane],
+  'deploy/pulumi': ['helm', ...controlPlane],
+  e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
+};
+
+/** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */
+export const lint = ['linters', 'native', 'helm'];
+
+/** For `npm run bench -- operator`. */
+export const operatorBenchmark = [...controlPlane, 'kube-scheduler', 'kwok'];
+
+/** For all of `npm test`. */
+export const tests = [...new Set([...Object.values(folders).flat(), ...lint])];
+
+/** @returns {string[]} what the tests in a file need */
+export function ofFile(file) {
+  const folder = Object.keys(folders).find((each) => file.startsWith(`${each}/`));
+  if (folder === undefined)
+    throw new SetupError(`${file}: hack/lib/needs.mjs has no entry for the tests of its folder`);
+  return folders[folder];
+}
