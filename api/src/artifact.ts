@@ -1,4 +1,4 @@
-/** What a quantized model is published with: `report.json` for people and dashboards, `manifest.json` for programs. */
+/** Files that are published with a quantized model: `report.json` for people and dashboards, `manifest.json` for programs. */
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 
@@ -23,10 +23,10 @@ export const Metrics = z.strictObject({
   meanCosine: z
     .number()
     .describe(
-      'Between FP32 and INT7 embeddings: over the evaluation sets’ pictures, or the calibration’s where there are no sets.',
+      'Between FP32 and INT7 embeddings, over the pictures of the evaluation sets; without sets, over those of the calibration.',
     ),
-  percentile1Cosine: z.number().describe('The worst picture in a hundred.'),
-  accuracyDrop: z.number().nullable().describe('Largest over the sets; null without sets.'),
+  percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
+  accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
   comparisons: z.array(Comparison),
 });
 export type Metrics = z.infer<typeof Metrics>;
@@ -35,7 +35,7 @@ export const Gate = z.strictObject({
   maxAccuracyDrop: z.number().nullable(),
   minMeanCosine: z.number().nullable(),
   passed: z.boolean(),
-  failures: z.array(z.string()).describe('A sentence for each bound that was missed.'),
+  failures: z.array(z.string()).describe('One sentence for each missed bound.'),
 });
 export type Gate = z.infer<typeof Gate>;
 
@@ -45,19 +45,19 @@ export const QuantizedLayer = z.strictObject({
   bits: z
     .union([z.literal(7), z.literal(8), z.literal(32)])
     .describe(
-      'Of the layer’s input operand: 7 where it is multiplied by weights, 8 where it is only added or mapped, 32 where it stays real.',
+      'Bits of the layer’s input: 7 if it is multiplied by weights, 8 if it is only added or mapped, 32 if it stays real.',
     ),
-  macs: z.int().min(0).describe('Multiplications of one picture.'),
+  macs: z.int().min(0).describe('Multiply-accumulate operations for one picture.'),
   cosineStart: z
     .number()
-    .describe('Output against FP32 with scales from the maximum, mean over the calibration pictures.'),
+    .describe('Cosine of the output and FP32’s with the scales of the maximum, mean over the calibration pictures.'),
   cosine: z.number().describe('The same after the search.'),
   inputScale: z.number().nullable(),
   saturation: z
     .number()
     .min(0)
     .max(1)
-    .describe('Share of the input’s values that were clipped, over the calibration pictures.'),
+    .describe('Fraction of the input’s values that were clipped, over the calibration pictures.'),
   weightSumMax: z
     .int()
     .min(0)
@@ -66,7 +66,10 @@ export const QuantizedLayer = z.strictObject({
 });
 export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 
-/** What a quantization found. A function of its inputs, to the byte, so that doing it twice publishes once: it holds no times. */
+/**
+ * `report.json`. The same inputs give the same bytes, so a repeated quantization finds its files published already.
+ * Therefore it holds no times.
+ */
 export const QuantizeReport = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
@@ -75,7 +78,7 @@ export const QuantizeReport = z.strictObject({
   calibration: z.strictObject({
     images: z.int().positive(),
     seed: z.int().min(0),
-    sha256: z.string().describe('Of the decoded pictures, in order.'),
+    sha256: z.string().describe('SHA-256 of the decoded pictures, in order.'),
   }),
   search: z.strictObject({
     rounds: z.int(),
@@ -91,20 +94,23 @@ export const QuantizeReport = z.strictObject({
 });
 export type QuantizeReport = z.infer<typeof QuantizeReport>;
 
-/** `scales.json`: real = integer × scale (the reciprocal of EasyQuant’s S). */
+/** `scales.json`: real = integer × scale. This scale is the reciprocal of EasyQuant’s S. */
 export const ScalesDocument = z.strictObject({
   schemaVersion: z.literal(1),
   tensors: z.record(
     z.string(),
     z.strictObject({
       scale: z.number().positive(),
-      limit: z.union([z.literal(63), z.literal(127)]).describe('Largest magnitude of its integers.'),
+      limit: z.union([z.literal(63), z.literal(127)]).describe('Largest magnitude of the integers.'),
     }),
   ),
-  weights: z.record(z.string(), z.array(z.number().positive())).describe('By layer, one for each output channel.'),
+  weights: z
+    .record(z.string(), z.array(z.number().positive()))
+    .describe('By layer; one scale for each output channel.'),
 });
 export type ScalesDocument = z.infer<typeof ScalesDocument>;
 
+/** `manifest.json`, written last: an artifact without one is incomplete. */
 export const ArtifactManifest = z.strictObject({
   schemaVersion: z.literal(1),
   kind: z.literal('facetrain-int7'),
@@ -112,6 +118,6 @@ export const ArtifactManifest = z.strictObject({
   calibration: z.strictObject({ images: z.int().positive(), seed: z.int().min(0), sha256: z.string() }),
   metrics: Metrics,
   gate: Gate,
-  files: z.record(z.string(), StoredFile).describe('Every other file of the artifact by its name.'),
+  files: z.record(z.string(), StoredFile).describe('All other files of the artifact, by name.'),
 });
 export type ArtifactManifest = z.infer<typeof ArtifactManifest>;

@@ -1,9 +1,9 @@
 /**
- * `manifest.json` of a checkpoint, written last: a directory without one is garbage.
+ * `manifest.json` of a checkpoint. It is written last: a folder without one is incomplete and is ignored.
  *
- * Class centres are addressed by their global row, so a checkpoint fits any number of ranks. Each rows file holds the
- * tensors `weight` and `momentum`, both [rows, embeddingDim]; the backbone's holds every trained or tracked tensor of the
- * graph under its ONNX name and each one's momentum under `momentum/<name>`.
+ * Class centres are addressed by their global row, so any number of ranks can read a checkpoint. Each file of rows holds
+ * the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's file holds every trained or tracked tensor
+ * of the graph under its ONNX name, and its momentum under `momentum/<name>`.
  */
 import { z } from 'zod';
 
@@ -17,7 +17,7 @@ export const CheckpointManifest = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string() }),
   time: z.string(),
-  step: z.int().min(0).describe('Steps that are in it: training goes on with this step’s number.'),
+  step: z.int().min(0).describe('Steps done; counted from 0, this is the number of the next step.'),
   stepsPerEpoch: z.int().positive(),
   worldSize: z.int().positive().describe('Ranks that wrote it; any number may read it.'),
   seed: z.int().min(0),
@@ -27,14 +27,14 @@ export const CheckpointManifest = z.strictObject({
   rows: z
     .array(StoredFile.extend({ file: z.string(), firstRow: z.int().min(0), rows: z.int().positive() }))
     .describe('In row order, without gaps or overlaps.'),
-  /** Loss of the first step of the run and so on: what a resumed run needs to report on the whole. */
+  /** What a resumed run needs for a report on the whole training. */
   history: z.strictObject({
     lossFirst: z.number().nullable(),
     trainSeconds: z.number().min(0),
     recentLosses: z
       .array(z.number())
       .max(50)
-      .describe('Of the last steps, oldest first: a run that resumes near its end still has its last mean.'),
+      .describe('Losses of the last steps, oldest first, for lossLast of a run that resumes shortly before its end.'),
   }),
 });
 export type CheckpointManifest = z.infer<typeof CheckpointManifest>;

@@ -1,10 +1,12 @@
 /**
- * The CustomResourceDefinitions, made from the zod schemas. What zod writes as JSON schema is not yet what an API server takes: a structural
- * schema allows no unions and no `additionalProperties: false`, and knows some things under names of its own.
+ * The CustomResourceDefinitions, made from the zod schemas.
+ *
+ * An API server takes only structural schemas. The JSON schema that zod writes has to be changed for that: no unions, no
+ * `additionalProperties: false`, and some keywords have Kubernetes' own names.
  */
 import { z } from 'zod';
-import { API_GROUP, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './common.ts';
 import { FaceTrainJobSpec, FaceTrainJobStatus } from './facetrainjob.ts';
+import { API_GROUP, API_VERSION, DNS_LABEL, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
 
 type Schema = { [key: string]: unknown };
@@ -12,7 +14,7 @@ type Schema = { [key: string]: unknown };
 const isObject = (value: unknown): value is Schema =>
   typeof value === 'object' && value !== null && !Array.isArray(value);
 
-/** Turns one node, and all below it, into a structural schema. */
+/** Turns a JSON schema, with all that it contains, into a structural schema. */
 function structural(node: Schema): Schema {
   if (node['x-kubernetes-int-or-string']) {
     const { description } = node;
@@ -31,20 +33,21 @@ function structural(node: Schema): Schema {
   if (isObject(items)) result.items = structural(items);
   if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0)
     result.additionalProperties = structural(additionalProperties);
-  // An object whose other fields are let through keeps them; what is said of the known ones would only be half of the truth.
+  // An object that accepts unknown fields (a pod template): the API server keeps all its fields and checks none of them.
   else if (isObject(additionalProperties)) {
     delete result.properties;
     delete result.required;
     result['x-kubernetes-preserve-unknown-fields'] = true;
   }
   if (node.type === 'integer') {
-    const wide = (bound: unknown) => Math.abs(Number(bound)) >= Number.MAX_SAFE_INTEGER;
-    if (wide(node.minimum)) delete result.minimum;
-    if (wide(node.maximum)) delete result.maximum;
-    const small = Math.abs(Number(node.maximum)) < 2 ** 31 && Math.abs(Number(node.minimum ?? 0)) <= 2 ** 31;
-    if (small && Number(node.maximum) === 2 ** 31 - 1) delete result.maximum;
+    // zod writes the range of int32 or of a safe integer as bounds; Kubernetes has `format` for it.
+    const isUnbounded = (bound: unknown) => Math.abs(Number(bound)) >= Number.MAX_SAFE_INTEGER;
+    if (isUnbounded(node.minimum)) delete result.minimum;
+    if (isUnbounded(node.maximum)) delete result.maximum;
+    const isInt32 = Math.abs(Number(node.maximum)) < 2 ** 31 && Math.abs(Number(node.minimum ?? 0)) <= 2 ** 31;
+    if (isInt32 && Number(node.maximum) === 2 ** 31 - 1) delete result.maximum;
     if (Number(node.minimum) === -(2 ** 31)) delete result.minimum;
-    result.format = small ? 'int32' : 'int64';
+    result.format = isInt32 ? 'int32' : 'int64';
   }
   if (node.format === 'date-time') delete result.pattern;
   return result;
@@ -59,7 +62,7 @@ export interface PrinterColumn {
   type: 'string' | 'integer' | 'number' | 'date';
   jsonPath: string;
   description: string;
-  /** Above 0: only with `-o wide`. */
+  /** Columns above 0 are shown with `kubectl get -o wide` only. */
   priority?: number;
 }
 
@@ -199,7 +202,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
       names: { kind, listKind: `${kind}List`, plural, singular, shortNames, categories: ['facetrain'] },
       versions: [
         {
-          name: 'v1alpha1',
+          name: API_VERSION.slice(`${API_GROUP}/`.length),
           served: true,
           storage: true,
           subresources: { status: {} },
@@ -213,12 +216,12 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
                 apiVersion: { type: 'string', description: 'Version of the schema of this object.' },
                 kind: { type: 'string', description: 'Kind of this object.' },
                 metadata: { type: 'object' },
-                spec: { description: 'What is to be done, with what, and where its results go.', ...openApi(spec) },
+                spec: { description: 'What to do, with which data, and where the results go.', ...openApi(spec) },
                 status: openApi(status),
               },
               'x-kubernetes-validations': [
                 {
-                  rule: `size(self.metadata.name) <= ${maxName} && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')`,
+                  rule: `size(self.metadata.name) <= ${maxName} && self.metadata.name.matches('${DNS_LABEL.source}')`,
                   message: `the name must be a DNS label of at most ${maxName} characters that starts with a letter: its pods' names are made from it`,
                 },
               ],
@@ -230,7 +233,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
   };
 }
 
-/** By file name. */
+/** @returns the definitions by file name */
 export function customResourceDefinitions(): Record<string, ReturnType<typeof definitionOf>> {
   return Object.fromEntries(
     definitions.map((definition) => [`${API_GROUP}_${definition.plural}.yaml`, definitionOf(definition)]),

@@ -1,11 +1,11 @@
 /**
- * The one error that people see. Anything else that is thrown is a defect and keeps its stack.
+ * The error for everything that a user can correct. Any other error is a defect of ours; it is logged with its stack.
  *
  * The message reads "<subject>: <what was found>; <what is allowed or what to do>".
  */
 import { ExitCode } from './exit-codes.ts';
 
-/** Stable names, written to the pod's termination message, so that policies need not parse text. */
+/** Stable names for failure policies to match (`reasons`). They are part of the pod's termination message. */
 export const ERROR_CODES = [
   'InvalidManifest',
   'InvalidConfig',
@@ -27,9 +27,9 @@ export type ErrorCode = (typeof ERROR_CODES)[number];
 
 export interface FacetrainErrorOptions {
   code: ErrorCode;
-  /** The file, the field's path, or the address. */
+  /** The file, the path of the field, or the address. */
   subject: string;
-  /** What was there. */
+  /** The offending value, or what is wrong with it. */
   found: string;
   /** What is allowed, or what to do about it. */
   allowed: string;
@@ -37,6 +37,7 @@ export interface FacetrainErrorOptions {
   cause?: unknown;
 }
 
+/** Exit code, unless given: 4 for PeerLost, 3 for GateFailed, else 2. */
 export class FacetrainError extends Error {
   override readonly name = 'FacetrainError';
   readonly code: ErrorCode;

@@ -1,17 +1,17 @@
-/** Exit codes of every Facetrain program. The failure policy and `facetrain`'s help read this table. */
+/** Exit codes of all Facetrain programs, with what the failure policy does by default. */
 export const ExitCode = {
   success: 0,
-  /** A defect or an unforeseen failure: the gang is started again from its newest checkpoint. */
+  /** A defect or an unforeseen failure. The gang restarts from its newest checkpoint. */
   failure: 1,
-  /** The input, the configuration or the environment was refused, and the message says which: starting again would not help. */
+  /** The input, the configuration or the environment was refused; the message names which. The job fails: a restart cannot help. */
   refused: 2,
-  /** The quantised model missed its accuracy gate; its report was still written. */
+  /** The quantized model missed a bound of its gate. Its report was written, and the job fails. */
   gateFailed: 3,
-  /** A peer was lost or a collective timed out: the gang is started again. */
+  /** Another rank was lost, or a collective timed out. The gang restarts. */
   peerLost: 4,
   /** SIGINT. */
   interrupted: 130,
-  /** SIGTERM came, a checkpoint was written: does not count as a failure. */
+  /** SIGTERM; a checkpoint was written. The restart is not counted. */
   preempted: 143,
 } as const;
 export type ExitCode = (typeof ExitCode)[keyof typeof ExitCode];

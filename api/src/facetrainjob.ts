@@ -1,58 +1,81 @@
-/** FaceTrainJob: trains a face model by Partial FC (arXiv 2010.05222) on a gang of trainers, and hands it to the quantizer. */
+/**
+ * FaceTrainJob: trains a face model by Partial FC (arXiv 2010.05222) on a gang of trainers, and can quantize it afterwards.
+ *
+ * The defaults of optimizer, schedule and loss are those of insightface's `arcface_torch`, which published the results that
+ * we compare with: SGD with momentum 0.9, weight decay 5e-4, gradient norm 5, rate 0.1, polynomial decay of power 2, s = 64.
+ */
 import { z } from 'zod';
 import {
-  API_VERSION,
+  DEFAULT_EMBEDDING_DIM,
+  DEFAULT_MARGINS,
+  DEFAULT_MOBILEFACENET_WIDTH,
+  DEFAULT_PROGRESS_PORT,
+  DEFAULT_RENDEZVOUS_PORT,
+} from './defaults.ts';
+import { API_VERSION, MAX_FACETRAINJOB_NAME } from './identifiers.ts';
+import {
   ArtifactStatus,
   conditions,
   evaluationSets,
   failurePolicy,
-  folder,
-  MAX_FACETRAINJOB_NAME,
   managedBy,
   objectMeta,
   podFields,
   Restarts,
-  rules,
   seconds,
-  section,
-  source,
   Time,
   ttlSecondsAfterFinished,
-} from './common.ts';
+} from './job-fields.ts';
 import { channelOrder, QuantizeTemplate } from './quantizejob.ts';
-
-export const BACKBONES = ['iresnet18', 'iresnet34', 'iresnet50', 'iresnet100', 'iresnet200', 'mobilefacenet'] as const;
+import {
+  backbone,
+  blocks,
+  cosine,
+  embeddingDim,
+  loaderThreads,
+  MAX_SETS,
+  m1,
+  m2,
+  m3,
+  momentum,
+  power,
+  sampleRate,
+  scale,
+  seed,
+  shift,
+  weightDecay,
+  width,
+} from './ranges.ts';
+import { rules, section } from './schema-rules.ts';
+import { folder, source } from './storage.ts';
 
 const model = rules(
   z.strictObject({
-    backbone: z.enum(BACKBONES).optional().describe('A backbone that we build. Exactly one of backbone and onnx.'),
+    backbone: backbone
+      .optional()
+      .describe('A backbone that Facetrain builds. Exactly one of backbone and onnx is set.'),
     onnx: source(
-      'Your own backbone: an ONNX file with one image input and one embedding output; training starts from its weights, so an exported model is fine-tuned this way.',
+      'Your own backbone: an ONNX file with one image input and one embedding output. Training starts from its weights, ' +
+        'so an exported model can be fine-tuned.',
     ).optional(),
-    embeddingDim: z
-      .int32()
-      .min(8)
-      .max(4096)
+    embeddingDim: embeddingDim
       .optional()
-      .describe('Length of the embedding; absent: 512. With onnx the graph decides.'),
-    width: z
-      .int32()
-      .min(1)
-      .max(16)
+      .describe(`Length of the embedding; absent: ${DEFAULT_EMBEDDING_DIM}. With onnx the graph decides.`),
+    width: width
       .optional()
-      .describe('mobilefacenet only: multiplier of the channels; absent: 2, as the reference has it.'),
-    blocks: z
-      .array(z.int32().min(1).max(256))
-      .length(4)
+      .describe(
+        `mobilefacenet only: multiplier of the channels; absent: ${DEFAULT_MOBILEFACENET_WIDTH}, as in insightface’s mbf.`,
+      ),
+    blocks: blocks
       .optional()
       .meta({ 'x-kubernetes-list-type': 'atomic' })
-      .describe('Residual blocks in each of the four stages; absent: the backbone’s own.'),
+      .describe('Residual blocks in each of the four stages; absent: as the backbone’s name defines.'),
     numClasses: z
       .int()
       .min(1)
       .max(1_000_000_000)
       .optional()
-      .describe('Identities; absent: as many as the dataset has.'),
+      .describe('Number of identities; absent: that of the dataset.'),
     channelOrder,
   }),
   [
@@ -84,19 +107,21 @@ const margin = rules(
         .enum(['CosFace', 'ArcFace', 'Combined'])
         .default('CosFace')
         .describe('CosFace: cos θ − m3. ArcFace: cos(θ + m2). Combined: cos(m1·θ + m2) − m3.'),
-      m1: z.number().min(0.1).max(4).optional().describe('Multiplicative angular margin, Combined only; absent: 1.'),
-      m2: z
-        .number()
-        .min(0)
-        .max(1.5)
+      m1: m1
         .optional()
-        .describe('Additive angular margin in radians, ArcFace (absent: 0.5) and Combined (absent: 0).'),
-      m3: z
-        .number()
-        .min(0)
-        .max(1)
+        .describe(`Multiplicative angular margin, Combined only; absent: ${DEFAULT_MARGINS.Combined.m1}.`),
+      m2: m2
         .optional()
-        .describe('Additive cosine margin, CosFace (absent: 0.4) and Combined (absent: 0).'),
+        .describe(
+          `Additive angular margin in radians, ArcFace (absent: ${DEFAULT_MARGINS.ArcFace.m2}) and ` +
+            `Combined (absent: ${DEFAULT_MARGINS.Combined.m2}).`,
+        ),
+      m3: m3
+        .optional()
+        .describe(
+          `Additive cosine margin, CosFace (absent: ${DEFAULT_MARGINS.CosFace.m3}) and ` +
+            `Combined (absent: ${DEFAULT_MARGINS.Combined.m3}).`,
+        ),
     },
     'The margin between identities.',
   ),
@@ -131,22 +156,17 @@ const margin = rules(
 const loss = section(
   {
     margin,
-    scale: z.number().gt(0).max(512).default(64).describe('Scale of the logits, s.'),
-    sampleRate: z
-      .number()
-      .gt(0)
-      .max(1)
+    scale: scale.default(64).describe('Scale of the logits, s.'),
+    sampleRate: sampleRate
       .default(1)
       .describe(
-        'Fraction of the negative class centres that take part in a step: 1 up to 10^5 identities, 0.1 beyond.',
+        'Fraction of the negative class centres that are scored in a step. Recommended: 1 up to 10^5 identities, 0.1 beyond.',
       ),
-    interclassFilter: z
-      .number()
-      .min(-1)
-      .max(1)
+    interclassFilter: cosine
       .optional()
       .describe(
-        'Negatives with a larger cosine are left out, against mislabelled identities (arXiv 2203.15565); absent: off.',
+        'Negatives with a larger cosine are ignored: they may be mislabelled images of the same person ' +
+          '(arXiv 2203.15565). Absent: off.',
       ),
   },
   'Partial FC and its margin.',
@@ -159,9 +179,9 @@ const optimizer = section(
       .gt(0)
       .max(100)
       .default(0.1)
-      .describe('At the end of the warm-up; 0.1 for a global batch of 1024.'),
-    momentum: z.number().min(0).lt(1).default(0.9).describe('Momentum of SGD.'),
-    weightDecay: z.number().min(0).max(1).default(0.0005).describe('L2 penalty, on everything.'),
+      .describe('Learning rate at the end of the warm-up. 0.1 fits a global batch of 1024.'),
+    momentum: momentum.default(0.9).describe('Momentum of SGD.'),
+    weightDecay: weightDecay.default(0.0005).describe('L2 penalty on all parameters, class centres included.'),
     gradientClipNorm: z
       .number()
       .min(0)
@@ -171,7 +191,7 @@ const optimizer = section(
     rowUpdate: z
       .enum(['Lazy'])
       .default('Lazy')
-      .describe('Lazy: a class centre moves only in the steps that sample it.'),
+      .describe('Lazy: a class centre changes only in the steps that sample it.'),
   },
   'Stochastic gradient descent.',
 );
@@ -182,23 +202,23 @@ const schedule = section(
       .enum(['Polynomial', 'Constant'])
       .default('Polynomial')
       .describe('Polynomial: learningRate·(1 − t/T)^power after the warm-up.'),
-    power: z.number().gt(0).max(10).default(2).describe('2 is what the published results were trained with.'),
+    power: power.default(2).describe('Exponent of the polynomial; insightface’s published models were trained with 2.'),
     warmupEpochs: z
       .number()
       .min(0)
       .max(1000)
       .default(0)
-      .describe('Epochs, or a part of one, over which the rate grows from 0.'),
+      .describe('Epochs over which the rate grows linearly from 0; may be a fraction.'),
   },
   'The learning rate over time.',
 );
 
 const augmentation = section(
   {
-    flip: z.boolean().default(true).describe('Mirror a picture half of the time.'),
-    shift: z.int32().min(0).max(16).default(0).describe('Move a picture by up to this many pixels.'),
+    flip: z.boolean().default(true).describe('Mirror a picture with probability 1/2.'),
+    shift: shift.default(0).describe('Move a picture by up to this many pixels.'),
   },
-  'Changes made to training pictures, a function of seed, epoch and picture.',
+  'Random changes of training pictures. They depend on seed, epoch and picture only.',
 );
 
 const evaluation = section(
@@ -212,7 +232,7 @@ const evaluation = section(
       .describe('Evaluate after this many epochs; 0: only at the end.'),
     everySteps: z.int32().min(1).optional().describe('Also evaluate after this many steps.'),
   },
-  'Verification during training; it always runs at the end too.',
+  'Verification during training. It always runs at the end as well.',
 );
 
 const checkpoint = section(
@@ -220,14 +240,15 @@ const checkpoint = section(
     uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.')
       .optional()
       .describe(
-        'Absent: checkpoints/ in the output, and none but this job’s. A folder that is named here may hold those of another job, to go on from.',
+        'Absent: checkpoints/ in the output, where checkpoints of another job are refused. In a folder that is named ' +
+          'here, training also continues from checkpoints of another job.',
       ),
-    everyEpochs: z.number().min(0).max(1000).default(1).describe('Write one after this many epochs; 0: not by epochs.'),
-    everySteps: z.int32().min(1).optional().describe('Also after this many steps.'),
-    everySeconds: z.int32().min(1).optional().describe('Also after this long.'),
-    keep: z.int32().min(1).max(1000).default(3).describe('Newest complete ones kept.'),
+    everyEpochs: z.number().min(0).max(1000).default(1).describe('Write one every so many epochs; 0: not by epochs.'),
+    everySteps: z.int32().min(1).optional().describe('Also write one every so many steps.'),
+    everySeconds: z.int32().min(1).optional().describe('Also write one every so many seconds.'),
+    keep: z.int32().min(1).max(1000).default(3).describe('Complete checkpoints that are kept; older ones are deleted.'),
   },
-  'What a restart starts from. One is also written when the trainers are asked to stop.',
+  'Checkpoints, from which a restart continues. One is also written when the trainers receive SIGTERM.',
 );
 
 const trainers = section(
@@ -237,19 +258,29 @@ const trainers = section(
       .min(1)
       .max(4096)
       .default(1)
-      .describe('Ranks in the gang, one process each; the class centres are spread over them.'),
+      .describe('Ranks in the gang, one process each. The class centres are divided among them.'),
     ...podFields,
-    device: z.enum(['Auto', 'CPU', 'CUDA']).default('Auto').describe('Auto: CUDA where there is one.'),
-    loaderThreads: z.int32().min(1).max(64).default(2).describe('Threads that decode pictures, in every process.'),
+    device: z
+      .enum(['Auto', 'CPU', 'CUDA'])
+      .default('Auto')
+      .describe('Auto: CUDA if the container has a GPU, else CPU.'),
+    loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: z
       .int32()
       .min(1)
       .max(65_535)
-      .default(8080)
-      .describe('Where rank 0 serves /v1/progress, /metrics and /healthz.'),
-    rendezvousPort: z.int32().min(1).max(65_535).default(29_500).describe('Where rank 0 waits for its peers.'),
-    rendezvousTimeoutSeconds: seconds('Longest wait for all ranks to meet.').default(300),
-    collectiveTimeoutSeconds: seconds('Longest wait inside a step for a peer, which then counts as lost.').default(600),
+      .default(DEFAULT_PROGRESS_PORT)
+      .describe('TCP port at which rank 0 serves /v1/progress, /metrics and /healthz.'),
+    rendezvousPort: z
+      .int32()
+      .min(1)
+      .max(65_535)
+      .default(DEFAULT_RENDEZVOUS_PORT)
+      .describe('TCP port at which rank 0 waits for the other ranks.'),
+    rendezvousTimeoutSeconds: seconds('Longest wait until all ranks are connected.').default(300),
+    collectiveTimeoutSeconds: seconds(
+      'Longest wait for another rank inside a step. Then that rank counts as lost.',
+    ).default(600),
   },
   'The gang of trainers.',
 );
@@ -260,10 +291,11 @@ const gang = section(
       .enum(['Auto', 'Native', 'None'])
       .default('Auto')
       .describe(
-        'Who makes the pods start together. Native: a scheduling.k8s.io PodGroup. None: nobody. Auto: Native where the cluster serves it.',
+        'Whether the pods are scheduled all together. Native: by a scheduling.k8s.io PodGroup. None: each pod by itself. ' +
+          'Auto: Native if the cluster serves PodGroups, else None.',
       ),
   },
-  'All trainers or none.',
+  'Gang scheduling: all trainers start, or none.',
 );
 
 export const FaceTrainJobSpec = rules(
@@ -271,7 +303,7 @@ export const FaceTrainJobSpec = rules(
     suspend: z
       .boolean()
       .default(false)
-      .describe('Stops the trainers, who write a checkpoint, and waits; resuming starts from it.'),
+      .describe('true stops the trainers after they wrote a checkpoint; false resumes from it.'),
     managedBy,
     dataset: source(
       'Training faces in insightface’s RecordIO layout: a folder with train.rec, train.idx and property.',
@@ -287,13 +319,11 @@ export const FaceTrainJobSpec = rules(
       .max(1_000_000)
       .default(1024)
       .describe('Pictures in a step, over all trainers; must be divisible by trainers.replicas.'),
-    seed: z
-      .int()
-      .min(0)
-      .max(4_294_967_295)
+    seed: seed
       .default(0)
       .describe(
-        'Decides the first weights, the order of pictures, and the samples; the same at any number of trainers.',
+        'Seed of the initial weights, the order of pictures and the sampled classes. They do not depend on the number of ' +
+          'trainers.',
       ),
     augmentation,
     evaluation,
@@ -305,27 +335,28 @@ export const FaceTrainJobSpec = rules(
     gang,
     quantize: QuantizeTemplate.optional(),
     activeDeadlineSeconds: seconds(
-      'Longest time from the first start to the end of training, restarts included; absent: none.',
+      'Longest time from the first start to the end of training, restarts included; absent: no limit.',
     ).optional(),
-    pendingDeadlineSeconds: seconds('Longest wait for all trainers of an attempt to run; absent: none.').optional(),
-    progressDeadlineSeconds: seconds('A gang whose step has not moved for this long hangs, and is restarted.').default(
-      1800,
-    ),
+    pendingDeadlineSeconds: seconds('Longest wait for all trainers of an attempt to run; absent: no limit.').optional(),
+    progressDeadlineSeconds: seconds('A gang that made no progress for this long is restarted.').default(1800),
     failurePolicy,
     successPolicy: z
       .enum(['AllRanks', 'RankZero'])
       .default('AllRanks')
-      .describe('Training has succeeded when all ranks have, or as soon as rank 0 has, which writes the results.'),
+      .describe(
+        'AllRanks: training has succeeded when all ranks have. RankZero: as soon as rank 0 has, which writes the results.',
+      ),
     cleanPodPolicy: z
       .enum(['All', 'Running', 'None'])
       .default('Running')
       .describe(
-        'Pods deleted when an attempt is over: All; Running (those that ended stay, for their logs). None is as Running, but leaves pods of a finished job alone.',
+        'Which pods are deleted when an attempt is over. All: all. Running: those that still run; the others stay, for their ' +
+          'logs. None: as Running, but no pod of a finished job is deleted.',
       ),
     ttlSecondsAfterFinished,
     networkPolicy: section(
-      { enabled: z.boolean().default(true).describe('Make one.') },
-      'A NetworkPolicy that lets only the job’s own pods reach its trainers, and anyone its progress port.',
+      { enabled: z.boolean().default(true).describe('Whether to create the NetworkPolicy.') },
+      'A NetworkPolicy by which only the job’s own pods can reach its trainers. The progress port is open to all.',
     ),
   }),
   [
@@ -379,19 +410,19 @@ export const TrainingProgress = z
     totalSteps: z.int().min(0).describe('Steps in all.'),
     epoch: z.number().min(0).describe('Epochs done, with their fraction.'),
     percent: z.int32().min(0).max(100).describe('Share of the steps.'),
-    imagesPerSecond: z.number().min(0).optional().describe('Over all trainers, lately.'),
-    loss: z.number().optional().describe('Mean over the last steps.'),
+    imagesPerSecond: z.number().min(0).optional().describe('Recent speed of all trainers together.'),
+    loss: z.number().optional().describe('Mean loss of the last steps.'),
     estimatedCompletionTime: Time.optional().describe('When training ends at this rate.'),
     activity: z
       .int()
       .min(0)
       .optional()
       .describe(
-        'The trainer’s counter of everything it does: steps, evaluation batches, checkpoint files. It stands still in a hang.',
+        'Counter of all work of the trainer: steps, evaluation batches, checkpoint files. It stands still in a hang.',
       ),
-    lastHeartbeatTime: Time.describe('When activity was last found to have moved.'),
+    lastHeartbeatTime: Time.describe('When activity was last observed to change.'),
   })
-  .describe('How far training is.');
+  .describe('Progress of the training.');
 export type TrainingProgress = z.infer<typeof TrainingProgress>;
 
 export const EvaluationResult = z.strictObject({
@@ -409,10 +440,12 @@ export const FaceTrainJobStatus = z
       .min(0)
       .optional()
       .describe('The generation of the spec that this status was computed from.'),
-    phase: FaceTrainPhase.optional().describe('One word for people; programs read the conditions.'),
+    phase: FaceTrainPhase.optional().describe('Summary in one word, for people; programs read the conditions.'),
     conditions: conditions.optional(),
-    attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0; each is a whole new gang.'),
-    startTime: Time.optional().describe('When the first attempt was created; starts again when the job is resumed.'),
+    attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0. Each attempt has new pods.'),
+    startTime: Time.optional().describe(
+      'When the first attempt was created. Set anew when a suspended job is resumed.',
+    ),
     attemptStartTime: Time.optional().describe('When the current attempt was created.'),
     trainingCompletionTime: Time.optional().describe('When training succeeded; quantization may follow.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),
@@ -421,7 +454,7 @@ export const FaceTrainJobStatus = z
         desired: z.int32().min(0).describe('Ranks in the gang.'),
         active: z.int32().min(0).describe('Pods of the current attempt that exist and have not ended.'),
         ready: z.int32().min(0).describe('Pods that run and are ready.'),
-        succeeded: z.int32().min(0).describe('Pods that ended well.'),
+        succeeded: z.int32().min(0).describe('Pods that succeeded.'),
         failed: z.int32().min(0).describe('Pods that failed.'),
       })
       .optional()
@@ -435,17 +468,17 @@ export const FaceTrainJobStatus = z
         time: Time.optional().describe('When it was written.'),
       })
       .optional()
-      .describe('What a restart would start from.'),
+      .describe('The checkpoint from which a restart would continue.'),
     evaluations: z
       .array(EvaluationResult)
-      .max(32)
+      .max(MAX_SETS)
       .optional()
       .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['set'] })
       .describe('The newest result on each set.'),
     quantizeJobName: z.string().max(63).optional().describe('The QuantizeJob made for this job.'),
     artifact: ArtifactStatus.optional(),
   })
-  .describe('What the operator has seen.');
+  .describe('What the operator observed.');
 export type FaceTrainJobStatus = z.infer<typeof FaceTrainJobStatus>;
 
 export const FaceTrainJob = z.strictObject({

@@ -1,13 +1,24 @@
+/**
+ * The API of Facetrain: schemas of the jobs, of the files that its programs exchange, and of the errors that users see.
+ *
+ * Types, validation and the CustomResourceDefinitions all come from these schemas.
+ */
 export * from './artifact.ts';
 export * from './checkpoint-manifest.ts';
-export * from './common.ts';
 export * from './crd.ts';
+export * from './defaults.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';
+export * from './identifiers.ts';
+export * from './job-fields.ts';
+export * from './output-layout.ts';
 export * from './progress.ts';
 export * from './quantize-config.ts';
 export * from './quantizejob.ts';
+export { BACKBONES } from './ranges.ts';
+export * from './schema-rules.ts';
+export * from './storage.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';
 export * from './validate.ts';

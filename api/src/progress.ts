@@ -1,7 +1,18 @@
-/** What rank 0 of a gang (or the quantizer) serves at /v1/progress: the operator and `facetrain run` poll it. */
+/**
+ * What a program reports while it runs, and when it ends.
+ *
+ * Rank 0 of a gang, and the quantizer, serve `Progress` over HTTP; the operator and `facetrain run` poll it. At its end a
+ * program writes `TerminationMessage` (after a failure) or `TerminationResult` to its pod's termination message.
+ */
 import { z } from 'zod';
-import { ArtifactStatus } from './common.ts';
 import { EvaluationResult } from './facetrainjob.ts';
+import { ArtifactStatus } from './job-fields.ts';
+import { MAX_SETS } from './ranges.ts';
+
+/** Serves `Progress` as JSON. */
+export const PROGRESS_PATH = '/v1/progress';
+/** Answers 200 while the program does its work, else 503. */
+export const HEALTH_PATH = '/healthz';
 
 export const Progress = z.strictObject({
   schemaVersion: z.literal(1),
@@ -21,43 +32,43 @@ export const Progress = z.strictObject({
       'Publishing',
       'Done',
     ])
-    .describe('What the program is doing now.'),
-  step: z.int().min(0).describe('Training steps done; of the quantizer, layers searched.'),
-  totalSteps: z.int().min(0).describe('0 while it is not known.'),
+    .describe('What the program does now.'),
+  step: z.int().min(0).describe('Training steps done; in the quantizer, layers searched.'),
+  totalSteps: z.int().min(0).describe('0 while the number is unknown.'),
   epoch: z.number().min(0).describe('Epochs done, with their fraction; 0 in the quantizer.'),
   imagesPerSecond: z.number().min(0).nullable(),
-  loss: z.number().nullable().describe('Mean over the last steps.'),
+  loss: z.number().nullable().describe('Mean loss of the last steps.'),
   learningRate: z.number().nullable(),
   etaSeconds: z.number().min(0).nullable(),
-  evaluations: z.array(EvaluationResult).max(32).describe('The newest result on each set.'),
+  evaluations: z.array(EvaluationResult).max(MAX_SETS).describe('The newest result on each set.'),
   checkpoint: z
     .strictObject({ step: z.int().min(0), time: z.string() })
     .nullable()
     .describe('The newest complete checkpoint.'),
-  activity: z
-    .int()
-    .min(0)
-    .describe('A counter that moves whenever anything does: steps, evaluation batches, checkpoint files.'),
+  activity: z.int().min(0).describe('Counter of all work: steps, evaluation batches, checkpoint files.'),
 });
 export type Progress = z.infer<typeof Progress>;
 
-/** What a program leaves as its pod's termination message when it fails. */
+/** Longest `message` of a TerminationMessage, in characters. */
+export const MAX_TERMINATION_TEXT = 3500;
+
+/** Termination message of a program that failed. */
 export const TerminationMessage = z.strictObject({
   code: z.string().describe('An ErrorCode, or "Internal" for a defect.'),
-  message: z.string().max(3500),
+  message: z.string().max(MAX_TERMINATION_TEXT),
 });
 export type TerminationMessage = z.infer<typeof TerminationMessage>;
 
-/** What it leaves there when it ends by itself, or because it was told to. */
+/** Termination message of a program that succeeded, or that SIGTERM stopped. */
 export const TerminationResult = z.strictObject({
   progress: Progress.optional().describe(
-    'Of rank 0, at its end; without evaluations where these are too many for the message.',
+    'Progress of rank 0 at its end; without evaluations if they do not fit into the message.',
   ),
   artifact: ArtifactStatus.omit({ uri: true })
     .optional()
-    .describe('What the quantizer has published; where, its job knows.'),
+    .describe('The published artifact, without its address: that stands in the job.'),
 });
 export type TerminationResult = z.infer<typeof TerminationResult>;
 
-/** Of a termination message; a kubelet cuts what is longer. */
+/** Longest termination message; the kubelet cuts longer ones ("Customizing the termination message" in Kubernetes' docs). */
 export const MAX_TERMINATION_BYTES = 4096;

@@ -1,93 +1,106 @@
-/** QuantizeJob: EasyQuant (arXiv 2006.16669) of an ONNX face model to INT7, gated and published. */
+/** QuantizeJob: EasyQuant (arXiv 2006.16669) of an ONNX face model to INT7, checked against a gate and published. */
 import { z } from 'zod';
+import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH } from './defaults.ts';
+import { API_VERSION, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import {
-  API_VERSION,
   ArtifactStatus,
   conditions,
-  destination,
   evaluationSets,
   failurePolicy,
-  MAX_QUANTIZEJOB_NAME,
   managedBy,
   objectMeta,
   podFields,
   Restarts,
-  rules,
   seconds,
-  section,
-  source,
   Time,
   ttlSecondsAfterFinished,
-} from './common.ts';
+} from './job-fields.ts';
+import {
+  accuracyDrop,
+  calibrationImages,
+  cosine,
+  searchCandidates,
+  searchRounds,
+  searchUpper,
+  seed,
+} from './ranges.ts';
+import { rules, section } from './schema-rules.ts';
+import { destination, S3_RULE, source, sourceFields } from './storage.ts';
 
 export const channelOrder = z
   .enum(['RGB', 'BGR'])
-  .default('RGB')
+  .default(DEFAULT_CHANNEL_ORDER)
   .describe('Order of the colour channels at the model’s input.');
 
 const search = section(
   {
-    rounds: z
-      .int32()
-      .min(0)
-      .max(100)
-      .default(2)
-      .describe('Rounds over all weights, then all activations; 0 keeps the scales of the maximum.'),
-    candidates: z.int32().min(2).max(10_000).default(100).describe('Scales tried for each tensor in each round.'),
-    lower: z.number().min(0.01).max(1).default(0.5).describe('Smallest scale tried, as a multiple of the first one.'),
-    upper: z.number().min(1).max(16).default(2).describe('Largest scale tried, as a multiple of the first one.'),
+    rounds: searchRounds
+      .default(DEFAULT_SEARCH.rounds)
+      .describe(
+        'Rounds of the search; each tries all weights, then all activations. 0: the scales of the maximum are kept.',
+      ),
+    candidates: searchCandidates
+      .default(DEFAULT_SEARCH.candidates)
+      .describe('Scales tried for each tensor in each round.'),
+    lower: z
+      .number()
+      .min(0.01)
+      .max(1)
+      .default(DEFAULT_SEARCH.lower)
+      .describe('Smallest scale tried, as a multiple of the first one.'),
+    upper: searchUpper.default(DEFAULT_SEARCH.upper).describe('Largest scale tried, as a multiple of the first one.'),
     equalize: z
       .boolean()
-      .default(true)
-      .describe('First balance the ranges of channels against the weights that read them; exact in FP32.'),
+      .default(DEFAULT_SEARCH.equalize)
+      .describe('Before the search, balance the ranges of channels against the weights that read them. Exact in FP32.'),
     biasCorrection: z
       .boolean()
-      .default(true)
-      .describe('Last remove each output channel’s mean error through its bias.'),
+      .default(DEFAULT_SEARCH.biasCorrection)
+      .describe('After the search, remove the mean error of each output channel through its bias.'),
   },
   'The scale search.',
 );
 
 const gate = section(
   {
-    maxAccuracyDrop: z
-      .number()
-      .min(0)
-      .max(1)
+    maxAccuracyDrop: accuracyDrop
       .optional()
-      .describe('Largest accuracy FP32 may lose on any evaluation set, e.g. 0.01; absent: not checked.'),
-    minMeanCosine: z
-      .number()
-      .min(-1)
-      .max(1)
+      .describe('Largest drop of accuracy from FP32 to INT7 on any evaluation set, e.g. 0.01; absent: not checked.'),
+    minMeanCosine: cosine
       .optional()
       .describe('Smallest mean cosine between FP32 and INT7 embeddings, e.g. 0.98; absent: not checked.'),
   },
-  'Bounds the artifact must keep; outside of them the job fails, with its report written.',
+  'Bounds that the artifact must keep. If it misses one, the job fails, and only its report is written.',
 );
 
 const quantizerPod = section(podFields, 'The pod that quantizes.');
 
 const calibrationFields = {
-  images: z.int32().min(1).max(100_000).default(50).describe('Pictures drawn for the search.'),
-  seed: z.int().min(0).max(4_294_967_295).default(0).describe('Which pictures are drawn.'),
+  images: calibrationImages.default(DEFAULT_CALIBRATION.images).describe('Pictures drawn for the search.'),
+  seed: seed.default(DEFAULT_CALIBRATION.seed).describe('Decides which pictures are drawn.'),
 };
 
+/** Fields that a QuantizeJob and `spec.quantize` of a FaceTrainJob share. */
 const common = {
   search,
   gate,
   quantizer: quantizerPod,
-  activeDeadlineSeconds: seconds('Longest time from the start to the end, restarts included; absent: none.').optional(),
-  pendingDeadlineSeconds: seconds('Longest wait for the pod to run; absent: none.').optional(),
+  activeDeadlineSeconds: seconds(
+    'Longest time from the start to the end, restarts included; absent: no limit.',
+  ).optional(),
+  pendingDeadlineSeconds: seconds('Longest wait for the pod to run; absent: no limit.').optional(),
   failurePolicy,
 };
 
-/** `spec.quantize` of a FaceTrainJob: a QuantizeJob whose model, data and sets are the training job's where it names no others. */
+/**
+ * `spec.quantize` of a FaceTrainJob: the spec of a QuantizeJob. Its model is the trained one; the data and the sets that it
+ * does not name are those of the training.
+ */
 export const QuantizeTemplate = z
   .strictObject({
     calibration: section(
       {
-        dataset: source('Faces the search looks at: insightface RecordIO.')
+        dataset: source('Faces that the search looks at, in insightface’s RecordIO layout.')
           .optional()
           .describe('Absent: the training dataset.'),
         ...calibrationFields,
@@ -97,43 +110,39 @@ export const QuantizeTemplate = z
     evaluation: z
       .strictObject({ sets: evaluationSets })
       .optional()
-      .describe('Verification sets for FP32 against INT7; absent: those of the training.'),
+      .describe('Verification sets on which FP32 and INT7 are compared; absent: those of the training.'),
     output: destination('Where the artifact is published.')
       .optional()
       .describe('Absent: int7/ in the output of the training.'),
     ...common,
   })
   .describe(
-    'Quantizes the trained backbone to INT7 when training has succeeded. {} takes every default; absent: no quantization.',
+    'Quantizes the trained backbone to INT7 once training has succeeded. {} takes every default; absent: no quantization.',
   );
 export type QuantizeTemplate = z.output<typeof QuantizeTemplate>;
 
 export const QuantizeJobSpec = rules(
   z.strictObject({
-    suspend: z.boolean().default(false).describe('Stops the pod and waits.'),
+    suspend: z.boolean().default(false).describe('true stops the pod; false starts the job again.'),
     managedBy,
     model: rules(
       z.strictObject({
-        ...source('The FP32 model: an ONNX file with one image input [N,3,112,112] and one embedding output [N,d].')
-          .shape,
+        ...sourceFields(
+          'The FP32 model: an ONNX file with one image input [N,3,112,112] and one embedding output [N,d].',
+        ),
         channelOrder,
       }),
-      [
-        {
-          cel: "!has(self.s3) || self.uri.startsWith('s3://')",
-          message: 's3 is only for an s3:// uri',
-          check: (value) => value.s3 === undefined || value.uri.startsWith('s3://'),
-          path: ['s3'],
-        },
-      ],
+      [S3_RULE],
     ).describe('The model to quantize.'),
     calibration: z
       .strictObject({
-        dataset: source('Faces the search looks at: insightface RecordIO (train.rec, train.idx, property).'),
+        dataset: source(
+          'Faces that the search looks at, in insightface’s RecordIO layout: train.rec, train.idx, property.',
+        ),
         ...calibrationFields,
       })
       .describe('Pictures for the search.'),
-    evaluation: section({ sets: evaluationSets }, 'Verification sets for FP32 against INT7.'),
+    evaluation: section({ sets: evaluationSets }, 'Verification sets on which FP32 and INT7 are compared.'),
     output: destination(
       'Where the artifact is published: model.int7.onnx, scales.json, report.json, report.html, manifest.json.',
     ),
@@ -164,7 +173,7 @@ export const QuantizeJobStatus = z
       .min(0)
       .optional()
       .describe('The generation of the spec that this status was computed from.'),
-    phase: QuantizePhase.optional().describe('One word for people; programs read the conditions.'),
+    phase: QuantizePhase.optional().describe('Summary in one word, for people; programs read the conditions.'),
     conditions: conditions.optional(),
     attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0.'),
     startTime: Time.optional().describe('When the first attempt was created.'),
@@ -173,7 +182,7 @@ export const QuantizeJobStatus = z
     restarts: Restarts.optional(),
     artifact: ArtifactStatus.optional(),
   })
-  .describe('What the operator has seen.');
+  .describe('What the operator observed.');
 export type QuantizeJobStatus = z.infer<typeof QuantizeJobStatus>;
 
 export const QuantizeJob = z.strictObject({

@@ -1,4 +1,4 @@
-/** `train-report.json`: what a finished training says of itself. */
+/** `train-report.json`: speed, loss curve and accuracy of a finished training. */
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
@@ -31,7 +31,7 @@ export const TrainReport = z.strictObject({
   trainSeconds: z.number().min(0).describe('Time in training steps, over all attempts.'),
   imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
   lossFirst: z.number(),
-  lossLast: z.number().describe('Mean over the last steps of an epoch’s length, at most 50.'),
+  lossLast: z.number().describe('Mean loss of the last steps: those of one epoch, at most 50.'),
   history: z
     .array(
       z.strictObject({
@@ -42,7 +42,7 @@ export const TrainReport = z.strictObject({
         imagesPerSecond: z.number(),
       }),
     )
-    .describe('Means over intervals, at most 1,000 of them, of this attempt.'),
+    .describe('Means over at most 1,000 intervals of this attempt.'),
   evaluations: z.array(EvaluationReport).describe('Every evaluation of this attempt, in order.'),
   config: TrainerConfig,
 });

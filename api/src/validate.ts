@@ -1,8 +1,8 @@
-/** Turns what zod finds wrong with a document into the one error that people see: the field's path, what was there, what is allowed. */
+/** Turns the issues that zod reports into a FacetrainError: path of the field, what was found, what is allowed. */
 import { z } from 'zod';
 import { type ErrorCode, FacetrainError } from './errors.ts';
 
-/** One thing that is wrong. */
+/** One problem of a document. */
 export interface Problem {
   /** Path of the field, as `kubectl explain` writes it: spec.trainers.replicas, spec.evaluation.sets[0].uri. */
   path: string;
@@ -27,7 +27,7 @@ function shown(value: unknown): string {
   return text.length > 80 ? `${text.slice(0, 77)}...` : text;
 }
 
-/** The schema of a field, looked up through defaults and optionals; undefined where the way is not that plain. */
+/** The schema of a field, below objects, arrays, defaults and optionals; undefined if there is anything else on the path. */
 function schemaAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodType | undefined {
   let current: z.ZodType | undefined = unwrap(schema);
   for (const part of path) {
@@ -53,7 +53,7 @@ function unwrap(schema: z.ZodType): z.ZodType {
   return current;
 }
 
-/** Edits that make `a` from `b`; for names as short as a field's. */
+/** Levenshtein distance. Quadratic: for short names. */
 function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {
@@ -128,9 +128,10 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
 }
 
 /**
- * Parses a document.
+ * Checks a document against a schema and fills in defaults.
  * @param where the file, for the message
- * @throws FacetrainError with `code`; its subject is the file and the field (of several: the file, and its message lists them all)
+ * @throws FacetrainError with `code`. Its subject is the file and the field; with several problems, the file alone, and the
+ *   message lists all of them.
  */
 export function parseDocument<T extends z.ZodType>(
   schema: T,

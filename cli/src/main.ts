@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-import { ExitCode, FacetrainError } from '@facetrain/api';
 /** `facetrain`: the command line. Parses arguments and prints; what a command does is in commands/. */
+import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH, ExitCode, FacetrainError } from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import type { ChannelOrder } from './commands/eval.ts';
@@ -104,7 +104,7 @@ function command(name: string, description: string): Command {
 const channelOrder = () =>
   new Option('--channel-order <order>', 'order of the colours at the model’s input')
     .choices(['rgb', 'bgr'])
-    .default('rgb');
+    .default(DEFAULT_CHANNEL_ORDER.toLowerCase());
 const threads = () =>
   new Option('--threads <n>', 'threads for arithmetic').argParser(wholeNumber(1)).default(undefined, 'all CPUs');
 
@@ -180,12 +180,18 @@ command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
   .requiredOption('--model <file>', 'the FP32 model')
   .requiredOption('--calibration <dataset>', 'folder with train.rec, train.idx and property')
   .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')
-  .addOption(new Option('--images <n>', 'pictures drawn for the search').argParser(wholeNumber(1)).default(50))
-  .addOption(new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(0)).default(0))
+  .addOption(
+    new Option('--images <n>', 'pictures drawn for the search')
+      .argParser(wholeNumber(1))
+      .default(DEFAULT_CALIBRATION.images),
+  )
+  .addOption(
+    new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(0)).default(DEFAULT_CALIBRATION.seed),
+  )
   .addOption(
     new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum')
       .argParser(wholeNumber(0))
-      .default(2),
+      .default(DEFAULT_SEARCH.rounds),
   )
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .addOption(channelOrder())

@@ -5,7 +5,7 @@
  * stopped, and none of the current one is made while one of those is alive.
  */
 import { createHash } from 'node:crypto';
-import type { FaceTrainJobStatus, FailurePolicy, QuantizeJobStatus } from '@facetrain/api';
+import { type FaceTrainJobStatus, type FailurePolicy, OPERATOR_NAME, type QuantizeJobStatus } from '@facetrain/api';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { secondsSince } from './time.ts';
@@ -38,11 +38,9 @@ export interface JobView {
   toleratesNodeLoss: boolean;
 }
 
-const OUR_CONTROLLER = 'facetrain.dev/operator';
-
 /** Jobs that somebody else takes care of, and jobs that go: owner references take their children along. */
 export function isIgnored(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
-  return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OUR_CONTROLLER) !== OUR_CONTROLLER;
+  return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OPERATOR_NAME) !== OPERATOR_NAME;
 }
 
 interface Observed {

@@ -1,5 +1,5 @@
 /** Storage that a pod uses, as its environment mounts it, with the credentials that reading it takes. */
-import type { S3Access, StorageRef } from '@facetrain/api';
+import { parseStorageUri, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, Volume, VolumeMount } from './objects.ts';
 
@@ -23,13 +23,13 @@ export function mountWithCredentials(
 /** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
 export function fetchContainer(
   name: string,
-  { uri, s3 }: StorageRef,
+  reference: StorageRef,
   path: string,
   volumeMounts: VolumeMount[],
 ): Container {
-  const { endpoint, region, forcePathStyle, cache } = s3 ?? {};
+  const { uri, endpoint, region, forcePathStyle } = storageAddress(reference);
   const options = [
-    ...(cache ? ['--shared'] : []),
+    ...(reference.s3?.cache ? ['--shared'] : []),
     ...(endpoint ? ['--endpoint', endpoint] : []),
     ...(region ? ['--region', region] : []),
     ...(forcePathStyle ? ['--force-path-style'] : []),
@@ -37,10 +37,16 @@ export function fetchContainer(
   return { name: `fetch-${name}`, args: ['fetch', '--uri', uri, '--to', path, ...options], env: [], volumeMounts };
 }
 
-/** Where an object store's data lies in a cache: below a folder of its server, so that whoever reads the same finds it. */
+/**
+ * Path of an object (or a prefix) in a cache: server, bucket, key. Readers of the same object get the same path.
+ * Segments of dots are escaped, so that no key leads out of the cache.
+ * @throws TypeError if the reference is not to an object store
+ */
 export function cachePath({ uri, s3 }: StorageRef): string {
+  const location = parseStorageUri(uri);
+  if (location.scheme !== 's3') throw new TypeError(`only objects are cached, not ${uri}`);
   const server = s3?.endpoint?.replace(/^https?:\/\//, '') ?? 'aws';
-  const segments = [server, uri.replace(/^s3:\/\//, '')]
+  const segments = [server, location.bucket, location.key]
     .flatMap((part) => part.split('/'))
     .filter((segment) => segment !== '');
   return segments.map((segment) => (/^\.+$/.test(segment) ? segment.replaceAll('.', '%2E') : segment)).join('/');

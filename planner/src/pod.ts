@@ -2,7 +2,12 @@
  * A pod of ours, laid over the user's template. The user decides about everything that we do not need (node selectors,
  * tolerations, sidecars, users and groups, annotations); what the restricted Pod Security Standard and the trainer demand is ours.
  */
-import type { FaceTrainJobSpec } from '@facetrain/api';
+import {
+  DEFAULT_NODE_LOSS_SECONDS,
+  DEFAULT_TERMINATION_GRACE_SECONDS,
+  type FaceTrainJobSpec,
+  HEALTH_PATH,
+} from '@facetrain/api';
 import type { Blocker } from './children.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { CONTAINER } from './names.ts';
@@ -30,10 +35,6 @@ export interface PodParts {
   podGroup?: string | undefined;
 }
 
-/** Long enough for a checkpoint of a large head to be written; a template may ask for more. */
-const TERMINATION_GRACE_SECONDS = 120;
-/** The default is 300 s on a node that is gone; every rank waits for it meanwhile. */
-const NODE_LOSS_SECONDS = 30;
 /** "nonroot" of the images that carry no user of their own. */
 const NONROOT_ID = 65_532;
 
@@ -73,7 +74,7 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     ...parts.network,
     restartPolicy: 'Never',
     automountServiceAccountToken: false,
-    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? TERMINATION_GRACE_SECONDS,
+    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS,
     securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
     ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
     containers: [
@@ -177,14 +178,14 @@ function tolerations(theirs: Loose[]): Loose[] {
     key,
     operator: 'Exists',
     effect: 'NoExecute',
-    tolerationSeconds: NODE_LOSS_SECONDS,
+    tolerationSeconds: DEFAULT_NODE_LOSS_SECONDS,
   }));
   return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
 }
 
 /** Of the container that serves progress. Liveness is patient: it is for a process that is stuck, and hangs of a gang have a deadline of their own. */
 export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
-  const httpGet = { path: '/healthz', port };
+  const httpGet = { path: HEALTH_PATH, port };
   return {
     ports: [{ name: 'progress', containerPort: port }],
     readinessProbe: { httpGet, periodSeconds: 2 },

@@ -5,7 +5,7 @@
  * the window, 10 s after the second, then 20, 40, ... at most 300 s; after a restart that did not count, always 5 s, which is
  * little to a training and keeps one that is preempted at once from spinning.
  */
-import type { FailurePolicy, Restarts } from '@facetrain/api';
+import { type FailurePolicy, MAX_RESTART_MESSAGE, type Restarts } from '@facetrain/api';
 import { actionFor, type Failure } from './failure.ts';
 import { truncate } from './plain-data.ts';
 import { Reason } from './reasons.ts';
@@ -47,7 +47,7 @@ export function decideRestart(
       countedTimes: counted ? [...recent, time] : recent,
       disruptions: (restarts?.disruptions ?? 0) + (counted ? 0 : 1),
       lastReason: failure.reason,
-      lastMessage: truncate(message, 4096),
+      lastMessage: truncate(message, MAX_RESTART_MESSAGE),
       ...(failure.exitCode !== undefined && { lastExitCode: failure.exitCode }),
       ...(failure.rank !== undefined && { lastRank: failure.rank }),
       ...(failure.node !== undefined && { lastNode: failure.node }),

@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
-import { ArtifactManifest, parseDocument, type QuantizeConfig } from '@facetrain/api';
+import { ArtifactManifest, DEFAULT_SEARCH, parseDocument, type QuantizeConfig } from '@facetrain/api';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
@@ -45,7 +45,7 @@ async function configOf({
     job,
     model: { path: resolve(model), channelOrder },
     calibration: { datasetPath: resolve(calibration), images, seed },
-    search: { rounds, candidates: 100, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
+    search: { ...DEFAULT_SEARCH, rounds },
     evaluation: { sets },
     gate: { maxAccuracyDrop: null, minMeanCosine: null },
     publish: null,

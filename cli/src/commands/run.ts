@@ -6,6 +6,7 @@ import {
   type FaceTrainJob,
   type FaceTrainJobStatus,
   FacetrainError,
+  OUTPUT,
   type Progress,
   parseStorageUri,
   type QuantizeJobStatus,
@@ -102,7 +103,7 @@ function readJson<T>(path: string, parse: (value: unknown) => T): T | undefined 
 function resultOf(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seconds: number): RunResult {
   const { status } = local;
   const failed = status.conditions?.find(({ type, status: holds }) => type === 'Failed' && holds === 'True');
-  const report = readJson(join(out, 'train-report.json'), (value) => TrainReport.parse(value));
+  const report = readJson(join(out, OUTPUT.trainReport), (value) => TrainReport.parse(value));
   const { artifact } = status;
   const manifest = local.child?.manifest;
   const last = new Map((report?.evaluations ?? []).map((evaluation) => [evaluation.set, evaluation]));

@@ -11,6 +11,7 @@ import {
   ExitCode,
   type FaceTrainJob,
   type FaceTrainJobStatus,
+  PROGRESS_PATH,
   Progress,
   parseDocument,
   QuantizeJob,
@@ -192,7 +193,7 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     this.forgetDeleted();
     if (![...this.pods.values()].some((pod) => !pod.ended)) return;
     try {
-      const answer = await fetch(`http://127.0.0.1:${this.around.progressPort}/v1/progress`, {
+      const answer = await fetch(`http://127.0.0.1:${this.around.progressPort}${PROGRESS_PATH}`, {
         signal: AbortSignal.timeout(ANSWER_MILLISECONDS),
       });
       const progress = Progress.parse(await answer.json());

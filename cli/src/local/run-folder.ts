@@ -7,8 +7,8 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
-import { type FaceTrainJob, FacetrainError } from '@facetrain/api';
+import { dirname, join } from 'node:path';
+import { type FaceTrainJob, FacetrainError, OUTPUT } from '@facetrain/api';
 import { makeFolder, storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 
 interface RunState {
@@ -19,7 +19,7 @@ interface RunState {
 }
 
 /** All that a run puts into its folder; what else lies there is somebody's own. */
-const OURS = ['checkpoints', 'model', 'train-report.json', 'train-report.html', 'int7', '.facetrain'];
+const OURS = [...Object.values(OUTPUT), dirname(OUTPUT.model), '.facetrain'];
 
 const digest = (value: unknown) => createHash('sha256').update(JSON.stringify(value)).digest('hex');
 

@@ -5,6 +5,8 @@ import {
   FaceTrainJob,
   type FaceTrainJobStatus,
   FacetrainError,
+  OPERATOR_NAME,
+  PROGRESS_PATH,
   parseDocument,
   QuantizeJob,
   type QuantizeJobStatus,
@@ -70,7 +72,6 @@ export interface OperatorOptions {
   onListening?: (port: number) => void;
 }
 
-const CONTROLLER = 'facetrain.dev/operator';
 const CHILDREN = `app.kubernetes.io/managed-by=facetrain,${Label.jobUid}`;
 const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
 const POD_GROUP_VERSIONS = ['v1beta1', 'v1'];
@@ -90,7 +91,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
   );
   const caches = makeCaches(options, podGroupApi);
-  const events = new EventRecorder({ client, controller: CONTROLLER, instance: identity.slice(0, 128), log });
+  const events = new EventRecorder({ client, controller: OPERATOR_NAME, instance: identity.slice(0, 128), log });
   const poller = new ProgressPoller(log, 1000 * progressSeconds, (job) => wake(...fromProgressKey(job)));
 
   const controllers = {
@@ -341,7 +342,7 @@ const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): strin
 function progressUrl({ metadata, status }: PodObject, port: number): string | undefined {
   const { phase, podIP } = status ?? {};
   if (phase !== 'Running' || podIP === undefined || metadata.deletionTimestamp !== undefined) return undefined;
-  return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}/v1/progress`;
+  return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}${PROGRESS_PATH}`;
 }
 
 const progressKey = (kind: JobKind, key: string): string => `${kind} ${key}`;

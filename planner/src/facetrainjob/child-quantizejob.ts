@@ -1,5 +1,5 @@
 /** The QuantizeJob of a trained job: made once, suspended with its parent, and its outcome is the parent's. */
-import { API_VERSION, type FaceTrainJobSpec, joinStorageUri } from '@facetrain/api';
+import { API_VERSION, type FaceTrainJobSpec, joinStorageUri, OUTPUT } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { blockedBy, type Child, findBlocker, missingChildren } from '../children.ts';
 import { findCondition } from '../conditions.ts';
@@ -31,10 +31,10 @@ function quantizeJob(
     kind: 'QuantizeJob',
     metadata: childMetadata('FaceTrainJob', job, quantizeJobName(job)),
     spec: compact<Record<string, unknown>>({
-      model: { uri: joinStorageUri(spec.output.uri, 'model', 'backbone.onnx'), channelOrder: spec.model.channelOrder },
+      model: { uri: joinStorageUri(spec.output.uri, OUTPUT.model), channelOrder: spec.model.channelOrder },
       calibration: { ...calibration, dataset: calibration.dataset ?? spec.dataset },
       evaluation: evaluation ?? { sets: spec.evaluation.sets },
-      output: output ?? { uri: joinStorageUri(spec.output.uri, 'int7') },
+      output: output ?? { uri: joinStorageUri(spec.output.uri, OUTPUT.int7) },
       ...same,
     }),
   };

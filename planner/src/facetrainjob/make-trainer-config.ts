@@ -1,5 +1,13 @@
 /** `config.json` of the trainers: the spec with everything decided, and with paths as the pods see them. */
-import { type FaceTrainJobSpec, joinStorageUri, TrainerConfig } from '@facetrain/api';
+import {
+  DEFAULT_EMBEDDING_DIM,
+  DEFAULT_MARGINS,
+  DEFAULT_MOBILEFACENET_WIDTH,
+  type FaceTrainJobSpec,
+  joinStorageUri,
+  OUTPUT,
+  TrainerConfig,
+} from '@facetrain/api';
 import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
 import { mountWithCredentials } from '../pod-storage.ts';
@@ -19,7 +27,7 @@ export interface OutputFolders {
 }
 
 export const checkpointsUri = ({ output, checkpoint }: OutputFolders): string =>
-  checkpoint?.uri ?? joinStorageUri(output.uri, 'checkpoints');
+  checkpoint?.uri ?? joinStorageUri(output.uri, OUTPUT.checkpoints);
 
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
   return {
@@ -56,10 +64,10 @@ export function trainerConfig(
     dataset: { path: storage.dataset.path },
     model: {
       onnxPath: storage.onnx?.path ?? null,
-      // With an ONNX file these three say nothing: the graph decides.
+      // With an ONNX file the trainer ignores these three: the graph decides.
       backbone: model.backbone ?? 'iresnet50',
-      embeddingDim: model.embeddingDim ?? 512,
-      width: model.width ?? 2,
+      embeddingDim: model.embeddingDim ?? DEFAULT_EMBEDDING_DIM,
+      width: model.width ?? DEFAULT_MOBILEFACENET_WIDTH,
       blocks: model.blocks ?? null,
       numClasses: model.numClasses ?? null,
       channelOrder: model.channelOrder.toLowerCase(),
@@ -106,16 +114,15 @@ export function trainerConfig(
   });
 }
 
-/** The parameters that a type does not use are those that change nothing. */
+/** The schema refuses a parameter that the type does not use, so such a parameter always has its default here. */
 function marginOf({ type, m1, m2, m3 }: FaceTrainJobSpec['loss']['margin']): TrainerConfig['loss']['margin'] {
-  switch (type) {
-    case 'CosFace':
-      return { type: 'cosface', m1: 1, m2: 0, m3: m3 ?? 0.4 };
-    case 'ArcFace':
-      return { type: 'arcface', m1: 1, m2: m2 ?? 0.5, m3: 0 };
-    case 'Combined':
-      return { type: 'combined', m1: m1 ?? 1, m2: m2 ?? 0, m3: m3 ?? 0 };
-  }
+  const defaults = DEFAULT_MARGINS[type];
+  return {
+    type: type.toLowerCase() as Lowercase<typeof type>,
+    m1: m1 ?? defaults.m1,
+    m2: m2 ?? defaults.m2,
+    m3: m3 ?? defaults.m3,
+  };
 }
 
 /** In the spec 0 is "off"; in the config null is. */

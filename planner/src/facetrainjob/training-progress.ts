@@ -6,7 +6,13 @@
  * of an attempt, the last step, or any other change of the status take it along at once.
  */
 import { isDeepStrictEqual } from 'node:util';
-import { type FaceTrainJobSpec, type FaceTrainJobStatus, joinStorageUri, type TrainingProgress } from '@facetrain/api';
+import {
+  checkpointFolder,
+  type FaceTrainJobSpec,
+  type FaceTrainJobStatus,
+  joinStorageUri,
+  type TrainingProgress,
+} from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
@@ -86,7 +92,7 @@ function progressStatus(
 type Checkpoint = NonNullable<ObservedProgress['checkpoint']>;
 
 const checkpointStatus = (spec: FaceTrainJobSpec, { step, time }: Checkpoint): FaceTrainJobStatus['checkpoint'] =>
-  compact({ uri: joinStorageUri(checkpointsUri(spec), `step-${String(step).padStart(10, '0')}`), step, time });
+  compact({ uri: joinStorageUri(checkpointsUri(spec), checkpointFolder(step)), step, time });
 
 /** The checkpoint of an attempt that was told to stop, if it is newer than the one that is known. */
 function checkpointOfStoppedPods({ otherPods }: JobView, { checkpoint }: FaceTrainJobStatus): Checkpoint | undefined {

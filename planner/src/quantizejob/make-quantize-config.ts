@@ -1,11 +1,15 @@
 /** `config.json` of the quantizer: the spec with everything decided, and with paths as the pod sees them. */
-import { QuantizeConfig, type QuantizeJobSpec } from '@facetrain/api';
+import {
+  DEFAULT_PROGRESS_PORT,
+  parseStorageUri,
+  QuantizeConfig,
+  type QuantizeJobSpec,
+  type StorageAddress,
+  storageAddress,
+} from '@facetrain/api';
 import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
 import { mountWithCredentials } from '../pod-storage.ts';
-
-/** No field of the spec names it: nobody but the operator asks. */
-export const PROGRESS_PORT = 8080;
 
 export interface QuantizerStorage {
   model: MountedStorage;
@@ -53,17 +57,11 @@ export function quantizeConfig(
     publish: publishTo(spec.output),
     outputDirectory: storage.output.path,
     computeThreads: spec.quantizer.computeThreads ?? null,
-    progress: environment.progress(PROGRESS_PORT),
+    progress: environment.progress(DEFAULT_PROGRESS_PORT),
   });
 }
 
-/** An object store is published to from a scratch folder; any other output is the folder that is written. */
-function publishTo({ uri, s3 }: QuantizeJobSpec['output']): QuantizeConfig['publish'] {
-  if (!uri.startsWith('s3://')) return null;
-  return {
-    uri,
-    endpoint: s3?.endpoint ?? null,
-    region: s3?.region ?? null,
-    forcePathStyle: s3?.forcePathStyle ?? false,
-  };
+/** Where the quantizer publishes its scratch folder. null: the output is mounted, and the quantizer writes there directly. */
+function publishTo(output: QuantizeJobSpec['output']): StorageAddress | null {
+  return parseStorageUri(output.uri).scheme === 's3' ? storageAddress(output) : null;
 }

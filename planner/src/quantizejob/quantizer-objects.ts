@@ -1,5 +1,5 @@
 /** What an attempt consists of, in the order of creation. */
-import type { QuantizeJobSpec } from '@facetrain/api';
+import { DEFAULT_PROGRESS_PORT, type QuantizeJobSpec } from '@facetrain/api';
 import { specDigest } from '../attempt.ts';
 import type { Blocker, Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
@@ -8,13 +8,7 @@ import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentialEnv } from '../pod-storage.ts';
-import {
-  allStorage,
-  PROGRESS_PORT,
-  type QuantizerStorage,
-  quantizeConfig,
-  quantizerStorage,
-} from './make-quantize-config.ts';
+import { allStorage, type QuantizerStorage, quantizeConfig, quantizerStorage } from './make-quantize-config.ts';
 
 export interface Attempt {
   job: JobIdentity;
@@ -72,7 +66,7 @@ function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerSto
     env: credentialEnv(spec.output.s3),
     storage: allStorage(storage),
     config: { name, directory: environment.configDirectory(name) },
-    container: progressServer(PROGRESS_PORT),
+    container: progressServer(DEFAULT_PROGRESS_PORT),
   };
   return makePod(parts, environment);
 }

@@ -4,7 +4,7 @@
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
+import { CheckpointManifest, checkpointFolder, FacetrainError, parseDocument } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
 
 const MANIFEST = 'manifest.json';
@@ -16,7 +16,7 @@ export interface Checkpoint {
 }
 
 export function checkpointDirectory(root: string, step: number): string {
-  return join(root, `step-${String(step).padStart(10, '0')}`);
+  return join(root, checkpointFolder(step));
 }
 
 export function manifestPath(directory: string): string {

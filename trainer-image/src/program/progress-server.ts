@@ -1,7 +1,7 @@
 /** The HTTP server of rank 0 and of the quantizer: GET /v1/progress, /metrics, /healthz. It only reads the board. */
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, HEALTH_PATH, PROGRESS_PATH } from '@facetrain/api';
 import type { Board } from './progress-board.ts';
 import { createMetrics } from './progress-metrics.ts';
 
@@ -22,9 +22,9 @@ export interface ProgressServer {
 export async function startServer(board: Board, options: ServerOptions): Promise<ProgressServer> {
   const metrics = createMetrics(board);
   const answers: Record<string, () => Promise<[status: number, type: string, body: string]>> = {
-    '/v1/progress': async () => [200, 'application/json', JSON.stringify(board.current)],
+    [PROGRESS_PATH]: async () => [200, 'application/json', JSON.stringify(board.current)],
     '/metrics': async () => [200, metrics.contentType, await metrics.metrics()],
-    '/healthz': async () => {
+    [HEALTH_PATH]: async () => {
       const idle = Math.floor(board.idleMs() / 1000);
       const healthy = idle < options.staleAfterSeconds;
       return [

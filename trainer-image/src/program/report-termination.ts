@@ -4,6 +4,7 @@ import {
   ExitCode,
   FacetrainError,
   MAX_TERMINATION_BYTES,
+  MAX_TERMINATION_TEXT,
   type TerminationMessage,
   type TerminationResult,
 } from '@facetrain/api';
@@ -11,7 +12,6 @@ import type { Logger } from 'pino';
 
 /** Kubernetes makes this file before the container starts; where it is missing nobody will read it. */
 const DEFAULT_FILE = '/dev/termination-log';
-const LONGEST_MESSAGE = 3500;
 
 /** Reports an error and returns the exit code it stands for. A defect keeps its stack in the log. */
 export function reportFailure(error: unknown, log: Logger): ExitCode {
@@ -19,7 +19,7 @@ export function reportFailure(error: unknown, log: Logger): ExitCode {
   const message = error instanceof Error ? error.message : String(error);
   if (refused) log.error({ code: error.code }, message);
   else log.fatal({ code: 'Internal', err: error }, message);
-  leave(fitting({ code: refused ? error.code : 'Internal', message: message.slice(0, LONGEST_MESSAGE) }), log);
+  leave(fitting({ code: refused ? error.code : 'Internal', message: message.slice(0, MAX_TERMINATION_TEXT) }), log);
   return refused ? error.exitCode : ExitCode.failure;
 }
 

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import { rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { FacetrainError, type QuantizeConfig, type QuantizeReport } from '@facetrain/api';
+import { FacetrainError, type QuantizeConfig, type QuantizeReport, type StorageAddress } from '@facetrain/api';
 import {
   type Embedder,
   type Graph,
@@ -31,7 +31,6 @@ import { makeFolder, storageError, writeAtomically } from '../storage/atomic-fil
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination, publish } from '../storage/publish.ts';
 import { patiently } from '../storage/retries.ts';
-import type { StorageAddress } from '../storage/s3.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/set.ts';
 import {

@@ -25,10 +25,10 @@ import {
   paginateListObjectsV2,
   type S3Client,
 } from '@aws-sdk/client-s3';
-import { FacetrainError, parseStorageUri } from '@facetrain/api';
+import { FacetrainError, parseStorageUri, type StorageAddress, s3Uri } from '@facetrain/api';
 import { isRefusal, makeFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { type LockOptions, withLock } from './folder-lock.ts';
-import { ATTEMPTS, DIGEST_METADATA, httpStatus, type StorageAddress, s3Client, s3Error } from './s3.ts';
+import { ATTEMPTS, DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
 
 /** After so many a download is flushed, so that a lost machine leaves few holes, and the last flush does not keep the lock's beats waiting. */
 const FLUSH_BYTES = 64 * 2 ** 20;
@@ -125,7 +125,7 @@ async function fetchPrefix(objects: Objects, prefix: string, to: string): Promis
   if (keys.length === 0) {
     throw new FacetrainError({
       code: 'StorageFailed',
-      subject: `s3://${objects.bucket}/${prefix.replace(/\/$/, '')} at ${objects.address.endpoint ?? 'AWS'}`,
+      subject: `${s3Uri(objects.bucket, prefix.replace(/\/$/, ''))} at ${objects.address.endpoint ?? 'AWS'}`,
       found: 'neither an object nor a prefix of any',
       allowed: 'the key of an object, or a prefix that objects have',
     });
@@ -137,7 +137,7 @@ async function fetchPrefix(objects: Objects, prefix: string, to: string): Promis
     if (relative(to, join(to, inside)).startsWith('..')) {
       throw new FacetrainError({
         code: 'StorageFailed',
-        subject: `s3://${objects.bucket}/${key}`,
+        subject: s3Uri(objects.bucket, key),
         found: 'a key that leads out of the folder',
         allowed: 'keys without ".."',
       });
@@ -228,7 +228,7 @@ async function fetchShared(objects: Objects, target: Target, lock: LockOptions):
 async function complete(objects: Objects, { key, to, head, bytes, time }: Target, partial: string): Promise<void> {
   for (let continued = (await sizeOf(partial)) > 0; ; continued = false) {
     await download(objects, key, head, partial, bytes);
-    const wrong = await mismatch(partial, head, bytes, `s3://${objects.bucket}/${key}`);
+    const wrong = await mismatch(partial, head, bytes, s3Uri(objects.bucket, key));
     if (!wrong) break;
     await rm(partial, { force: true });
     if (!continued) throw wrong;

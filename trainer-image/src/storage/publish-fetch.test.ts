@@ -9,11 +9,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { HeadObjectCommand } from '@aws-sdk/client-s3';
-import { ExitCode, FacetrainError } from '@facetrain/api';
+import { ExitCode, FacetrainError, type StorageAddress } from '@facetrain/api';
 import { CREDENTIALS, freePort, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { fetchTo } from './fetch.ts';
 import { checkDestination, publish } from './publish.ts';
-import { type StorageAddress, s3Client, s3Error } from './s3.ts';
+import { s3Client, s3Error } from './s3.ts';
 
 const NAMES = ['model.int7.onnx', 'report.json', 'manifest.json'];
 /** Larger than a part of lib-storage's uploads, so that it goes in several. */

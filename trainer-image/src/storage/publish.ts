@@ -9,10 +9,10 @@ import { stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { HeadObjectCommand, ListObjectsV2Command, type S3Client } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import { parseStorageUri, type StoredFile } from '@facetrain/api';
+import { parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
 import { writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
-import { DIGEST_METADATA, httpStatus, type StorageAddress, s3Client, s3Error } from './s3.ts';
+import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
 
 const CONTENT_TYPES: Record<string, string> = { '.json': 'application/json', '.html': 'text/html; charset=utf-8' };
 

@@ -5,18 +5,7 @@
  * (environment, shared files, the pod's identity).
  */
 import { S3Client } from '@aws-sdk/client-s3';
-import { ExitCode, FacetrainError } from '@facetrain/api';
-
-/** A place in any storage that programs reach by themselves; as `publish` of QuantizeConfig. */
-export interface StorageAddress {
-  /** file://PATH or s3://BUCKET/KEY */
-  uri: string;
-  /** An S3 server other than AWS. */
-  endpoint: string | null;
-  region: string | null;
-  /** Bucket in the path, not in the host name. */
-  forcePathStyle: boolean;
-}
+import { ExitCode, FacetrainError, type StorageAddress, s3Uri } from '@facetrain/api';
 
 /** User metadata under which every object that we write carries the SHA-256 of its bytes, in hexadecimal. */
 export const DIGEST_METADATA = 'sha256';
@@ -126,7 +115,7 @@ export function s3Error(error: unknown, { endpoint }: StorageAddress, bucket: st
   const { found, allowed, passing = false } = explain(error as SdkError, bucket);
   return new FacetrainError({
     code: 'StorageFailed',
-    subject: `s3://${bucket}/${key} at ${endpoint ?? 'AWS'}`,
+    subject: `${s3Uri(bucket, key)} at ${endpoint ?? 'AWS'}`,
     found,
     allowed,
     exitCode: passing ? ExitCode.failure : ExitCode.refused,

@@ -8,8 +8,9 @@ import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import type { StorageAddress } from '@facetrain/api';
 import { tools } from '../../../hack/lib/paths.mjs';
-import { DIGEST_METADATA, type StorageAddress, s3Client } from '../storage/s3.ts';
+import { DIGEST_METADATA, s3Client } from '../storage/s3.ts';
 
 export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
 

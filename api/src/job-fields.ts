@@ -1,0 +1,256 @@
+/** Fields that FaceTrainJob and QuantizeJob share: metadata, evaluation sets, pods, failure policy, conditions, restarts. */
+import { z } from 'zod';
+import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
+import { computeThreads, MAX_SETS, setName } from './ranges.ts';
+import { rules, section } from './schema-rules.ts';
+import { S3_RULE, sourceFields } from './storage.ts';
+
+/** The fields of a Kubernetes ObjectMeta that are used here; its other fields are accepted as they are. */
+export function objectMeta(maxName: number) {
+  return z.looseObject({
+    name: z
+      .string()
+      .min(1)
+      .max(maxName)
+      .regex(DNS_LABEL, 'lower-case letters, digits and "-", starting with a letter')
+      .describe(`Name of the job, a DNS label of at most ${maxName} characters.`),
+    namespace: z.string().min(1).max(63).optional(),
+    uid: z.string().optional(),
+    generation: z.int().optional(),
+    creationTimestamp: z.string().optional(),
+    deletionTimestamp: z.string().optional(),
+    labels: z.record(z.string(), z.string()).optional(),
+    annotations: z.record(z.string(), z.string()).optional(),
+  });
+}
+
+/** A Kubernetes time: RFC 3339 in UTC. */
+export const Time = z.string().max(64).meta({ format: 'date-time' });
+
+export const EvaluationSet = rules(
+  z.strictObject({
+    name: setName.describe('Name of the set in reports and status.'),
+    ...sourceFields('A verification set in insightface’s .bin layout.'),
+  }),
+  [S3_RULE],
+);
+export type EvaluationSet = z.infer<typeof EvaluationSet>;
+
+export const evaluationSets = z
+  .array(EvaluationSet)
+  .max(MAX_SETS)
+  .default([])
+  .meta({
+    'x-kubernetes-list-type': 'map',
+    'x-kubernetes-list-map-keys': ['name'],
+    description: 'Verification sets: pairs of faces, scored by the 10-fold protocol with flip.',
+  })
+  .refine((sets) => new Set(sets.map((set) => set.name)).size === sets.length, 'names of evaluation sets must differ');
+
+const quantity = z.union([z.string().min(1).max(64), z.number().min(0)]).meta({ 'x-kubernetes-int-or-string': true });
+
+export const Resources = z
+  .strictObject({
+    limits: z
+      .record(z.string(), quantity)
+      .meta({ maxProperties: 32 })
+      .optional()
+      .describe('Largest amounts, e.g. {nvidia.com/gpu: 1, memory: 64Gi}.'),
+    requests: z
+      .record(z.string(), quantity)
+      .meta({ maxProperties: 32 })
+      .optional()
+      .describe('Amounts the scheduler reserves.'),
+  })
+  .describe('Resources of the container of every pod.');
+export type Resources = z.infer<typeof Resources>;
+
+const templateContainer = z.looseObject({
+  name: z.string(),
+  env: z.array(z.looseObject({ name: z.string() })).optional(),
+  volumeMounts: z.array(z.looseObject({ name: z.string() })).optional(),
+});
+
+/** Fields by which a job describes its pods: those of the trainers, and that of the quantizer. */
+export const podFields = {
+  image: z
+    .string()
+    .min(1)
+    .max(512)
+    .optional()
+    .describe('Container image; absent: the one the operator was installed with.'),
+  imagePullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).optional().describe('As in a pod.'),
+  resources: Resources.optional(),
+  computeThreads: computeThreads
+    .optional()
+    .describe(
+      'Threads for arithmetic in every process; absent: the container’s CPUs, divided by the processes on the machine.',
+    ),
+  podTemplate: z
+    .looseObject({
+      metadata: z
+        .looseObject({
+          labels: z.record(z.string(), z.string()).optional(),
+          annotations: z.record(z.string(), z.string()).optional(),
+        })
+        .optional(),
+      spec: z
+        .looseObject({
+          containers: z.array(templateContainer).optional(),
+          initContainers: z.array(templateContainer).optional(),
+          volumes: z.array(z.looseObject({ name: z.string() })).optional(),
+          tolerations: z.array(z.looseObject({ key: z.string().optional() })).optional(),
+        })
+        .optional(),
+    })
+    .optional()
+    .describe(
+      'A PodTemplateSpec for everything else: labels, annotations, nodeSelector, tolerations, volumes, more containers. ' +
+        'Fields that Facetrain’s programs depend on keep Facetrain’s values. The container named "facetrain" is merged with Facetrain’s own.',
+    ),
+};
+
+/** A whole number of seconds, up to a year. */
+export const seconds = (description: string) => z.int().min(1).max(31_536_000).describe(description);
+
+export const managedBy = z
+  .string()
+  .min(1)
+  .max(63)
+  .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?\/[-A-Za-z0-9_.]+$/, 'a domain-prefixed path, such as acme.example/controller')
+  .optional()
+  .describe(
+    `Another controller that manages this job; Facetrain’s operator then ignores it. Cannot be changed. Absent: ${OPERATOR_NAME}.`,
+  );
+
+/** Largest maxRestarts. */
+const MAX_RESTARTS = 100;
+
+const FailureRule = rules(
+  z.strictObject({
+    name: z.string().min(1).max(63).optional().describe('Named in the message of the restart or the failure.'),
+    exitCodes: z
+      .array(z.int32().min(1).max(255))
+      .min(1)
+      .max(64)
+      .optional()
+      .meta({ 'x-kubernetes-list-type': 'set' })
+      .describe('Matches when the first failed container left with one of these.'),
+    reasons: z
+      .array(z.string().min(1).max(64))
+      .min(1)
+      .max(32)
+      .optional()
+      .meta({ 'x-kubernetes-list-type': 'set' })
+      .describe(
+        'Matches the code in the termination message (such as NotANumber), or the reason that Kubernetes reports ' +
+          '(such as OOMKilled).',
+      ),
+    action: z
+      .enum(['FailJob', 'Restart', 'RestartWithoutCounting'])
+      .describe(
+        'FailJob: no more attempts. Restart: a new attempt, counted against maxRestarts. ' +
+          'RestartWithoutCounting: a new attempt that is not counted.',
+      ),
+  }),
+  [
+    {
+      cel: 'has(self.exitCodes) || has(self.reasons)',
+      message: 'a rule needs exitCodes or reasons',
+      check: (value) => value.exitCodes !== undefined || value.reasons !== undefined,
+    },
+  ],
+);
+
+export const failurePolicy = section(
+  {
+    maxRestarts: z
+      .int32()
+      .min(0)
+      .max(MAX_RESTARTS)
+      .default(3)
+      .describe(
+        'Counted restarts allowed within windowSeconds. Disruptions (eviction, preemption, node drain) never count.',
+      ),
+    windowSeconds: seconds('Only restarts of the last windowSeconds count against maxRestarts.').default(21_600),
+    rules: z
+      .array(FailureRule)
+      .max(20)
+      .default([])
+      .meta({ 'x-kubernetes-list-type': 'atomic' })
+      .describe(
+        'The first rule that matches decides. If none does, a refused input (exit code 2) and a missed gate (3) fail the ' +
+          'job, and anything else restarts the gang.',
+      ),
+  },
+  'What to do when a process fails. A restart always restarts the whole gang, from the newest complete checkpoint.',
+);
+export type FailurePolicy = z.infer<typeof failurePolicy>;
+
+export const ttlSecondsAfterFinished = z
+  .strictObject({
+    succeeded: z.int().min(0).max(31_536_000).optional().describe('After success.'),
+    failed: z.int().min(0).max(31_536_000).optional().describe('After failure.'),
+  })
+  .optional()
+  .describe('When a finished job is deleted, with its pods; absent: never.');
+
+/** metav1.Condition. */
+export const Condition = z.strictObject({
+  type: z.string().max(316).describe('Name of the condition.'),
+  status: z.enum(['True', 'False', 'Unknown']).describe('Whether it holds.'),
+  observedGeneration: z.int().min(0).optional().describe('The generation of the spec that it was computed from.'),
+  lastTransitionTime: Time.describe('When status last changed.'),
+  reason: z.string().min(1).max(1024).describe('The cause in one word, for programs.'),
+  message: z.string().max(32_768).describe('The cause as a sentence, for people.'),
+});
+export type Condition = z.infer<typeof Condition>;
+
+export const conditions = z
+  .array(Condition)
+  .max(32)
+  .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['type'] })
+  .describe('The current conditions of the job.');
+
+/** Longest message of a restart, in characters. */
+export const MAX_RESTART_MESSAGE = 4096;
+
+export const Restarts = z
+  .strictObject({
+    count: z.int32().min(0).describe('Restarts that counted, over the job’s whole life.'),
+    countedTimes: z
+      .array(Time)
+      .max(MAX_RESTARTS + 1)
+      .meta({ 'x-kubernetes-list-type': 'atomic' })
+      .describe('Times of the counted restarts that are still inside the window.'),
+    disruptions: z.int32().min(0).describe('Restarts that did not count.'),
+    lastReason: z.string().max(1024).optional().describe('Cause of the last restart, in one word.'),
+    lastMessage: z.string().max(MAX_RESTART_MESSAGE).optional().describe('The failure, as a sentence.'),
+    lastExitCode: z.int32().optional().describe('Exit code of the process that failed first.'),
+    lastRank: z.int32().min(0).optional().describe('Its rank.'),
+    lastNode: z.string().max(253).optional().describe('Its node.'),
+    lastTime: Time.optional().describe('When the restart was decided.'),
+  })
+  .describe('Restarts so far, and the last one.');
+export type Restarts = z.infer<typeof Restarts>;
+
+export const ArtifactStatus = z
+  .strictObject({
+    uri: z.string().max(1024).describe('Where it was published.'),
+    manifestSha256: z
+      .string()
+      .max(64)
+      .optional()
+      .describe('SHA-256 of the artifact’s manifest.json, which lists the SHA-256 of every other file.'),
+    bytes: z.int().min(0).optional().describe('Size of all files.'),
+    meanCosine: z.number().optional().describe('Mean cosine between FP32 and INT7 embeddings.'),
+    accuracyDrop: z.number().optional().describe('Largest drop of accuracy over the evaluation sets.'),
+    gate: z
+      .enum(['Passed', 'NotChecked'])
+      .optional()
+      .describe(
+        'Passed: within the bounds of spec.gate. NotChecked: spec.gate has no bounds. A missed gate publishes nothing.',
+      ),
+  })
+  .describe('The published INT7 artifact.');
+export type ArtifactStatus = z.infer<typeof ArtifactStatus>;

@@ -1,0 +1,52 @@
+/** Allowed values of fields that a manifest and the `config.json` made from it both have: stated once, used by both. */
+import { z } from 'zod';
+
+export const BACKBONES = ['iresnet18', 'iresnet34', 'iresnet50', 'iresnet100', 'iresnet200', 'mobilefacenet'] as const;
+
+export const backbone = z.enum(BACKBONES);
+export const embeddingDim = z.int32().min(8).max(4096);
+/** Multiplier of mobilefacenet's channels. */
+export const width = z.int32().min(1).max(16);
+/** Residual blocks in each of the four stages. */
+export const blocks = z.array(z.int32().min(1).max(256)).length(4);
+
+/** Multiplicative angular margin. */
+export const m1 = z.number().min(0.1).max(4);
+/** Additive angular margin, in radians. */
+export const m2 = z.number().min(0).max(1.5);
+/** Additive cosine margin. */
+export const m3 = z.number().min(0).max(1);
+/** Scale s of the logits. */
+export const scale = z.number().gt(0).max(512);
+export const sampleRate = z.number().gt(0).max(1);
+export const cosine = z.number().min(-1).max(1);
+
+export const momentum = z.number().min(0).lt(1);
+export const weightDecay = z.number().min(0).max(1);
+export const power = z.number().gt(0).max(10);
+
+/** Pixels. */
+export const shift = z.int32().min(0).max(16);
+/** 32 bits without a sign. */
+export const seed = z
+  .int()
+  .min(0)
+  .max(2 ** 32 - 1);
+
+export const loaderThreads = z.int32().min(1).max(64);
+export const computeThreads = z.int().min(1).max(256);
+
+/** Names a set in reports, metrics and the status. */
+export const setName = z
+  .string()
+  .min(1)
+  .max(63)
+  .regex(/^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$/, 'letters, digits, "-", "_" and "."');
+/** Verification sets of a job. */
+export const MAX_SETS = 32;
+
+export const calibrationImages = z.int32().min(1).max(100_000);
+export const searchRounds = z.int32().min(0).max(100);
+export const searchCandidates = z.int32().min(2).max(10_000);
+export const searchUpper = z.number().min(1).max(16);
+export const accuracyDrop = z.number().min(0).max(1);

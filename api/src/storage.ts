@@ -1,0 +1,169 @@
+/**
+ * Where a job reads and writes: storage URIs, and how to reach an S3 server.
+ *
+ * Three things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, and how a URI
+ * is split. Other packages call `parseStorageUri`, `storageAddress` and `s3Uri`.
+ */
+import { z } from 'zod';
+import { rules } from './schema-rules.ts';
+
+/** Each scheme: its form as a regular expression, and the help that errors and `kubectl explain` show. */
+const SCHEMES = {
+  file: {
+    form: 'file://.+',
+    help: 'file://PATH is a path on this machine (relative to the manifest with `facetrain run`) or inside the container',
+  },
+  hostpath: { form: 'hostpath:///.*', help: 'hostpath:///PATH is a path of the node' },
+  pvc: {
+    form: 'pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?',
+    help: 'pvc://CLAIM/PATH is a path in a PersistentVolumeClaim',
+  },
+  s3: { form: 's3://[a-z0-9][-a-z0-9.]+(/.*)?', help: 's3://BUCKET/KEY is an object store' },
+} as const;
+export type StorageScheme = keyof typeof SCHEMES;
+
+const ALL_SCHEMES: StorageScheme[] = ['file', 'hostpath', 'pvc', 's3'];
+/** Schemes of folders on a file system. */
+const FOLDER_SCHEMES: StorageScheme[] = ['file', 'hostpath', 'pvc'];
+/** Schemes of folders that outlive a pod and that other pods can mount. */
+const CACHE_SCHEMES: StorageScheme[] = ['hostpath', 'pvc'];
+
+function storageUri(schemes: StorageScheme[], description: string) {
+  const pattern = new RegExp(`^(${schemes.map((scheme) => SCHEMES[scheme].form).join('|')})$`);
+  const help = schemes.map((scheme) => SCHEMES[scheme].help).join('; ');
+  return z.string().min(1).max(1024).regex(pattern, help).describe(`${description} ${help}.`);
+}
+
+const secretRef = z
+  .strictObject({ name: z.string().min(1).max(253).describe('Name of a Secret in the job’s namespace.') })
+  .describe(
+    'Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), given to the pods as ' +
+      'environment variables. Absent: the pod’s own identity.',
+  );
+
+/** How to reach an S3 server, in a manifest. */
+export const S3Access = z
+  .strictObject({
+    endpoint: z
+      .string()
+      .min(1)
+      .max(512)
+      .regex(/^https?:\/\/.+$/, 'http://… or https://…')
+      .optional()
+      .describe('URL of an S3 server other than AWS.'),
+    region: z
+      .string()
+      .min(1)
+      .max(64)
+      .optional()
+      .describe('Region. Absent: the AWS SDK takes it from its environment, as usual.'),
+    forcePathStyle: z
+      .boolean()
+      .default(false)
+      .describe('Put the bucket in the path, not in the host name; most S3 servers other than AWS want it.'),
+    secretRef: secretRef.optional(),
+  })
+  .describe('How to reach an s3:// address.');
+export type S3Access = z.infer<typeof S3Access>;
+
+/** As S3Access, for data that is read. */
+const S3Source = z
+  .strictObject({
+    ...S3Access.shape,
+    cache: storageUri(
+      CACHE_SCHEMES,
+      'A folder that pods may write. Each object is fetched into it once (per node, or per claim), and other pods and ' +
+        'later ones read it there. Objects must not change in the store; nothing is ever removed from the folder. ' +
+        'Absent: every pod fetches for itself.',
+    ).optional(),
+  })
+  .describe('How to reach an s3:// address, and where to keep what is fetched.');
+
+/** The `s3` field of an object stands beside an s3:// uri only. For every object with both fields. */
+export const S3_RULE = {
+  cel: "!has(self.s3) || self.uri.startsWith('s3://')",
+  message: 's3 is only for an s3:// uri',
+  check: ({ uri, s3 }: { uri?: string | undefined; s3?: unknown }) =>
+    s3 === undefined || (uri ?? '').startsWith('s3://'),
+  path: ['s3'],
+};
+
+/** The fields of something that is read. The object that has them needs S3_RULE. */
+export const sourceFields = (description: string) => ({
+  uri: storageUri(ALL_SCHEMES, description),
+  s3: S3Source.optional(),
+});
+
+/** Something that is read: a file or a folder in any storage. */
+export function source(description: string) {
+  return rules(z.strictObject(sourceFields(description)), [S3_RULE]).describe(description);
+}
+
+/** A folder on a file system, which every pod of a job can write and later attempts can read. */
+export function folder(description: string) {
+  return storageUri(FOLDER_SCHEMES, description);
+}
+
+/** Where finished files are published: a folder or an object store. */
+export function destination(description: string) {
+  return rules(z.strictObject({ uri: storageUri(ALL_SCHEMES, description), s3: S3Access.optional() }), [
+    S3_RULE,
+  ]).describe(description);
+}
+
+/** What the objects above have in common. */
+export interface StorageRef {
+  uri: string;
+  s3?: (S3Access & { cache?: string | undefined }) | undefined;
+}
+
+export type StorageLocation =
+  | { scheme: 'file'; path: string }
+  | { scheme: 'hostpath'; path: string }
+  | { scheme: 'pvc'; claim: string; path: string }
+  | { scheme: 's3'; bucket: string; key: string };
+
+/**
+ * Splits a URI that the schemas above have accepted. The path in a claim and the key in a bucket have no leading slash.
+ * @throws TypeError for a URI of another scheme
+ */
+export function parseStorageUri(uri: string): StorageLocation {
+  const match = /^(file|hostpath|pvc|s3):\/\/(.*)$/s.exec(uri);
+  if (!match) throw new TypeError(`not a storage uri: ${uri}`);
+  const [, scheme, rest] = match as unknown as [string, StorageScheme, string];
+  if (scheme === 'file' || scheme === 'hostpath') return { scheme, path: rest };
+  const slash = rest.indexOf('/');
+  const head = slash < 0 ? rest : rest.slice(0, slash);
+  const tail = slash < 0 ? '' : rest.slice(slash + 1);
+  return scheme === 'pvc' ? { scheme, claim: head, path: tail } : { scheme, bucket: head, key: tail };
+}
+
+/** The URI of an object; the inverse of `parseStorageUri`. */
+export const s3Uri = (bucket: string, key: string): string => `s3://${bucket}/${key}`;
+
+/** A URI below another: `parts` are joined to it by slashes. */
+export function joinStorageUri(uri: string, ...parts: string[]): string {
+  return [uri.replace(/\/+$/, ''), ...parts].join('/');
+}
+
+/** Storage that a program reaches by itself, with all that it needs to know but the credentials. */
+export const StorageAddress = z.strictObject({
+  uri: z
+    .string()
+    .regex(/^(file|s3):\/\//)
+    .describe('file:///folder or s3://bucket/prefix.'),
+  endpoint: z.url().nullable().describe('URL of an S3 server other than AWS; null: AWS.'),
+  region: z.string().min(1).nullable(),
+  forcePathStyle: z
+    .boolean()
+    .describe('Bucket in the path, not in the host name: most S3 servers other than AWS want it.'),
+});
+export type StorageAddress = z.infer<typeof StorageAddress>;
+
+/** The address of what a manifest refers to. Credentials are left out: pods get them from a Secret. */
+export const storageAddress = ({ uri, s3 }: StorageRef): StorageAddress => ({
+  uri,
+  endpoint: s3?.endpoint ?? null,
+  region: s3?.region ?? null,
+  forcePathStyle: s3?.forcePathStyle ?? false,
+});
