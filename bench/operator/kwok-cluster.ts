@@ -16,7 +16,7 @@ import {
   pods,
   services,
 } from '@facetrain/operator/controllers/resources';
-import { hasReason } from '@facetrain/operator/runtime/api-error';
+import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
 import { defineResource, type ObjectMeta, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
@@ -216,7 +216,7 @@ export class BenchCluster {
       (items ?? []).filter(({ metadata }) => isMeant(metadata)),
       async ({ metadata: { name, uid } }) => {
         await this.plane.client.delete(resource, NAMESPACE, name, uid).catch((error: unknown) => {
-          if (!hasReason(error, 'NotFound')) throw error;
+          if (!isApiError(error, 'NotFound')) throw error;
         });
       },
     );

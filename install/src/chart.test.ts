@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { faceTrainJobs } from '@facetrain/operator/controllers/resources';
-import { hasReason } from '@facetrain/operator/runtime/api-error';
+import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { defineResource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
@@ -287,7 +287,7 @@ test('install, upgrade and uninstall: the selector stays, jobs outlive the relea
   assert.equal((await deployment()).spec.replicas, 2);
 
   await uninstall(plane, namespace);
-  await eventually(() => assert.rejects(deployment(), (error) => hasReason(error, 'NotFound')));
+  await eventually(() => assert.rejects(deployment(), (error) => isApiError(error, 'NotFound')));
   await crd();
   assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
 
@@ -298,5 +298,5 @@ test('install, upgrade and uninstall: the selector stays, jobs outlive the relea
   await upgrade(plane, 'elsewhere', { crds: { keep: false } }, '--take-ownership');
   assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
   await uninstall(plane, 'elsewhere');
-  await eventually(() => assert.rejects(crd(), (error) => hasReason(error, 'NotFound')));
+  await eventually(() => assert.rejects(crd(), (error) => isApiError(error, 'NotFound')));
 });

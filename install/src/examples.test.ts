@@ -16,7 +16,7 @@ import { ApiError } from '@facetrain/operator/runtime/api-error';
 import { collectionPath, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { Scene } from '@facetrain/operator/testing/operator-harness';
+import { TestNamespace } from '@facetrain/operator/testing/operator-harness';
 import { root, tools } from '../../hack/lib/paths.mjs';
 import { type Manifest, manifests } from './testing/chart-harness.ts';
 
@@ -70,25 +70,25 @@ function dryRun(manifest: Manifest): Promise<unknown> {
 }
 
 /** Lets the operator make a job's pods, train, and quantize. The API server checks podTemplate only in the pods. */
-async function runWithOperator(scene: Scene, manifest: Manifest): Promise<void> {
+async function runWithOperator(ns: TestNamespace, manifest: Manifest): Promise<void> {
   const { name } = manifest.metadata;
   const resource = RESOURCES[manifest.kind]!;
-  await scene.create(resource, manifest);
+  await ns.create(resource, manifest);
   const { trainers, quantize } = manifest.spec as FaceTrainJob['spec'];
   const replicas = manifest.kind === 'QuantizeJob' ? 1 : (trainers?.replicas ?? 1);
-  await hasPods(scene, name, replicas, resource);
+  await hasPods(ns, name, replicas, resource);
   if (manifest.kind === 'QuantizeJob' || !quantize) return;
-  await scene.allBecome('Running');
-  await scene.allBecome('Succeeded');
-  await eventually(async () => assert.deepEqual(await scene.names(quantizeJobs), [`${name}-quantize`]));
-  await hasPods(scene, `${name}-quantize`, 1, quantizeJobs);
+  await ns.setAllPodStatuses('Running');
+  await ns.setAllPodStatuses('Succeeded');
+  await eventually(async () => assert.deepEqual(await ns.names(quantizeJobs), [`${name}-quantize`]));
+  await hasPods(ns, `${name}-quantize`, 1, quantizeJobs);
 }
 
 /** Waits for the pods of a job's first attempt. @throws with the job's conditions when they are not made */
-async function hasPods(scene: Scene, job: string, count: number, resource: Resource<JobObject>): Promise<void> {
+async function hasPods(ns: TestNamespace, job: string, count: number, resource: Resource<JobObject>): Promise<void> {
   await eventually(async () => {
-    const made = (await scene.names(pods)).filter((name) => name.startsWith(`${job}-0-`));
-    const { status } = await scene.get(resource, job);
+    const made = (await ns.names(pods)).filter((name) => name.startsWith(`${job}-0-`));
+    const { status } = await ns.get(resource, job);
     assert.equal(made.length, count, JSON.stringify(status?.conditions, null, 2));
   });
 }
@@ -112,9 +112,9 @@ for (const folder of folders) {
   });
 
   test(`${example}: the operator makes its pods`, async (t) => {
-    const scene = await Scene.open(t, plane, example);
+    const ns = await TestNamespace.open(t, plane, example);
     for (const file of await filesForCluster(folder))
-      for (const manifest of await read(file)) await runWithOperator(scene, manifest);
+      for (const manifest of await read(file)) await runWithOperator(ns, manifest);
   });
 }
 

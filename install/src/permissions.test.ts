@@ -16,14 +16,14 @@ import {
   quantizeJobs,
   services,
 } from '@facetrain/operator/controllers/resources';
-import { hasReason } from '@facetrain/operator/runtime/api-error';
+import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
 import { Metrics } from '@facetrain/operator/runtime/metrics';
 import { defineResource, type KubernetesObject, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { podBecomes } from '@facetrain/operator/testing/fake-kubelet';
-import { FaultProxy, type Seen } from '@facetrain/operator/testing/fault-proxy';
+import { setPodStatus } from '@facetrain/operator/testing/fake-kubelet';
+import { FaultProxy, type RecordedRequest } from '@facetrain/operator/testing/fault-proxy';
 import { pino } from 'pino';
 import { type Manifest, render, upgrade } from './testing/chart-harness.ts';
 
@@ -71,7 +71,7 @@ const PATH =
   /^\/(?:api|apis\/([^/]+))\/[^/]+\/(?:namespaces\/[^/]+\/)?([a-z]+)(?:\/([^/?]+))?(?:\/([a-z]+))?(?:\?(.*))?$/;
 
 /** The same of a request; null for discovery, which everyone may ask. */
-function asked({ method, url }: Seen): string | null {
+function asked({ method, url }: RecordedRequest): string | null {
   const [, group = '', resource, name, subresource, query = ''] = PATH.exec(url) ?? [];
   if (resource === undefined) return null;
   const read = name !== undefined ? 'get' : /(^|&)watch=true/.test(query) ? 'watch' : 'list';
@@ -145,7 +145,7 @@ const isThere = (resource: Resource, namespace: string, name: string) =>
   eventually(() => plane.client.get(resource, namespace, name));
 const isGone = (resource: Resource, namespace: string, name: string) =>
   eventually(() =>
-    assert.rejects(plane.client.get(resource, namespace, name), (error) => hasReason(error, 'NotFound')),
+    assert.rejects(plane.client.get(resource, namespace, name), (error) => isApiError(error, 'NotFound')),
   );
 const suspend = (namespace: string, name: string, does: boolean) =>
   plane.client.patch(faceTrainJobs, namespace, name, { spec: { suspend: does } });
@@ -167,7 +167,7 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   // It fails, and starts again.
   await apply(namespace, 'faces', { quantize: {}, ttlSecondsAfterFinished: { succeeded: 0 } });
   await isThere(pods, namespace, 'faces-0-0');
-  await podBecomes(plane.client, namespace, 'faces-0-0', 'Failed', 1);
+  await setPodStatus(plane.client, namespace, 'faces-0-0', 'Failed', { exitCode: 1 });
   await isThere(pods, namespace, 'faces-1-0');
   await suspend(namespace, 'faces', true);
   await is(faceTrainJobs, namespace, 'faces', 'Suspended');
@@ -185,9 +185,9 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   const { status } = await plane.client.get(faceTrainJobs, namespace, 'faces');
   const last = `faces-${status!.attempt}-0`;
   await isThere(pods, namespace, last);
-  await podBecomes(plane.client, namespace, last, 'Running');
+  await setPodStatus(plane.client, namespace, last, 'Running');
   await is(faceTrainJobs, namespace, 'faces', 'Running');
-  await podBecomes(plane.client, namespace, last, 'Succeeded', 0);
+  await setPodStatus(plane.client, namespace, last, 'Succeeded', { exitCode: 0 });
   await isThere(pods, namespace, 'faces-quantize-0-0');
   await suspend(namespace, 'faces', true);
   await is(quantizeJobs, namespace, 'faces-quantize', 'Suspended');
@@ -195,13 +195,13 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   const again = (await isThere(quantizeJobs, namespace, 'faces-quantize')) as JobObject;
   const quantizer = `faces-quantize-${again.status!.attempt}-0`;
   await isThere(pods, namespace, quantizer);
-  await podBecomes(plane.client, namespace, quantizer, 'Succeeded', 0);
+  await setPodStatus(plane.client, namespace, quantizer, 'Succeeded', { exitCode: 0 });
   await isGone(faceTrainJobs, namespace, 'faces');
   // One that fails in the same way twice: the second event adds to the series of the first.
   await apply(namespace, 'again');
   for (const attempt of [0, 1]) {
     await isThere(pods, namespace, `again-${attempt}-0`);
-    await podBecomes(plane.client, namespace, `again-${attempt}-0`, 'Failed', 1);
+    await setPodStatus(plane.client, namespace, `again-${attempt}-0`, 'Failed', { exitCode: 1 });
   }
   await wrote('PATCH', 'events');
   // A QuantizeJob of its own, which fails and goes.
@@ -217,7 +217,7 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
     },
   });
   await isThere(pods, namespace, 'small-0-0');
-  await podBecomes(plane.client, namespace, 'small-0-0', 'Failed', 2);
+  await setPodStatus(plane.client, namespace, 'small-0-0', 'Failed', { exitCode: 2 });
   await isGone(quantizeJobs, namespace, 'small');
 
   // What has the name of a child is looked at, and left alone.
@@ -254,7 +254,7 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
       output: { uri: 'pvc://data/int7' },
     },
   });
-  await podBecomes(plane.client, namespace, 'late-0-0', 'Succeeded', 0);
+  await setPodStatus(plane.client, namespace, 'late-0-0', 'Succeeded', { exitCode: 0 });
   await stalledBy(namespace, 'late', /^QuantizeJob late-quantize exists/);
 }
 
@@ -264,8 +264,8 @@ const UNASKED = [
   'facetrain.dev/facetrainjobs/finalizers update',
   'facetrain.dev/quantizejobs/finalizers update',
 ];
-const usedOf = (proxy: FaultProxy) => new Set(proxy.seen.flatMap((seen) => asked(seen) ?? []));
-const refusedOf = (proxy: FaultProxy) => proxy.seen.filter(({ code }) => code === 403 || code === 401);
+const usedOf = (proxy: FaultProxy) => new Set(proxy.requests.flatMap((seen) => asked(seen) ?? []));
+const refusedOf = (proxy: FaultProxy) => proxy.requests.filter(({ code }) => code === 403 || code === 401);
 
 test('in all namespaces: the ClusterRole is enough, and the least', async (t) => {
   await upgrade(plane, 'facetrain-system', { crds: { enabled: false } });
@@ -294,7 +294,7 @@ test('in one namespace: the Role there is enough, and the least; elsewhere nothi
 
   const client = await clientOf(plane.server, { namespace, name: 'facetrain' }, plane.ca);
   t.after(() => client.close());
-  const isForbidden = (error: unknown) => hasReason(error, 'Forbidden');
+  const isForbidden = (error: unknown) => isApiError(error, 'Forbidden');
   await client.list(pods, namespace, {});
   await assert.rejects(client.list(pods, 'faces', {}), isForbidden);
   await assert.rejects(client.list(faceTrainJobs, null, {}), isForbidden);
@@ -312,7 +312,7 @@ test('without the finalizers rule, a server that checks owner references refuses
   await startOperator(t, namespace, namespace);
   await apply(namespace, 'faces');
   await stalledBy(namespace, 'faces', /cannot set blockOwnerDeletion/);
-  await assert.rejects(plane.client.get(pods, namespace, 'faces-0-0'), (error) => hasReason(error, 'NotFound'));
+  await assert.rejects(plane.client.get(pods, namespace, 'faces-0-0'), (error) => isApiError(error, 'NotFound'));
 });
 
 test('the roles for people: who edits makes jobs, who views looks at them, and neither writes a status', async (t) => {
@@ -338,7 +338,7 @@ test('the roles for people: who edits makes jobs, who views looks at them, and n
   }
   t.after(async () => void (await Promise.all(Object.values(clients).map((client) => client.close()))));
   const { editor, viewer } = clients as { editor: Client; viewer: Client };
-  const isForbidden = (error: unknown) => hasReason(error, 'Forbidden');
+  const isForbidden = (error: unknown) => isApiError(error, 'Forbidden');
   const job = {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',

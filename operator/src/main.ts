@@ -100,8 +100,8 @@ async function main(): Promise<void> {
   const metrics = new Metrics();
   const inPod = given.kubeconfig === undefined && account;
   const client = inPod
-    ? new Client({ ...inPod.connection, onResponse: metrics.request })
-    : await fromKubeConfig(given.kubeconfig, metrics.request);
+    ? new Client({ ...inPod.connection, onResponse: metrics.countRequest })
+    : await fromKubeConfig(given.kubeconfig, metrics.countRequest);
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) {
     process.once(name, () => {

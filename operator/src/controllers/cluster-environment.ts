@@ -1,4 +1,7 @@
-/** A cluster as pods see it: claims and paths of the node are mounted, object stores are fetched from, ranks meet by name. */
+/**
+ * The cluster as the pods of a job see it: claims and paths of the node are mounted, objects of a store are fetched by
+ * init containers, and the ranks find rank 0 by its DNS name.
+ */
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Environment, MountedStorage } from '@facetrain/planner/environment';
 import { podName } from '@facetrain/planner/names';
@@ -6,7 +9,7 @@ import { cachePath, fetchContainer } from '@facetrain/planner/pod-storage';
 
 const ROOT = '/mnt/facetrain';
 
-/** @param defaultImage of pods whose job names none */
+/** @param defaultImage image of the pods of jobs that name none */
 export function clusterEnvironment(defaultImage: string): Environment {
   return {
     defaultImage,
@@ -31,7 +34,8 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
         mount,
       };
     case 'pvc':
-      // The whole claim: a subPath that does not exist is made by the kubelet, as root, and then the trainer could not write there.
+      // The whole claim is mounted. With a subPath that does not exist the kubelet would create the folder as root, and
+      // the trainer, which is not root, could not write there.
       return {
         path: location.path === '' ? mountPath : `${mountPath}/${location.path}`,
         volume: { name, persistentVolumeClaim: { claimName: location.claim } },
@@ -42,17 +46,17 @@ function storage(name: string, reference: StorageRef, access: 'read' | 'write'):
       if (access === 'write') return { path: mountPath, ...scratch };
       const cache = reference.s3?.cache;
       if (cache !== undefined) {
-        // Of the pod, only what fetches may write there.
-        const kept = storage(name, { uri: cache }, 'write');
-        const path = `${kept.path}/${cachePath(reference)}`;
+        // The cache is writable for the fetching container alone.
+        const cacheStorage = storage(name, { uri: cache }, 'write');
+        const path = `${cacheStorage.path}/${cachePath(reference)}`;
         return {
-          ...kept,
+          ...cacheStorage,
           path,
           mount: { ...scratch.mount, readOnly: true },
           fetch: fetchContainer(name, reference, path, [scratch.mount]),
         };
       }
-      // One level down: a single file is fetched as well as a folder.
+      // One level below the mount, as the URI may name a single file as well as a folder.
       const path = `${mountPath}/data`;
       return { path, ...scratch, fetch: fetchContainer(name, reference, path, [scratch.mount]) };
     }

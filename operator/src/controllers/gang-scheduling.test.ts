@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { Writable } from 'node:stream';
 import { after, before, test } from 'node:test';
 import { pino } from 'pino';
-import { hasReason } from '../runtime/api-error.ts';
+import { isApiError } from '../runtime/api-error.ts';
 import { defineResource } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { quiet, Scene, startOperator } from '../testing/operator-harness.ts';
+import { settle, startOperator, TestNamespace } from '../testing/operator-harness.ts';
 import {
   claims,
   configMaps,
@@ -39,7 +39,7 @@ before(async () => {
     '--controllers=garbage-collector-controller,podgroup-protection-controller,persistentvolume-binder-controller,node-lifecycle-controller',
   ]);
   plane.run('kube-scheduler', common);
-  await plane.createNamespace('kube-node-lease').catch((error: unknown) => assert(hasReason(error, 'AlreadyExists')));
+  await plane.createNamespace('kube-node-lease').catch((error: unknown) => assert(isApiError(error, 'AlreadyExists')));
 });
 after(() => plane?.stop());
 
@@ -101,114 +101,114 @@ const gangOf = (replicas: number, more: object = {}) => ({
   trainers: { replicas, resources: { requests: { cpu: '1' } }, ...more },
 });
 
-const placed = async (scene: Scene) =>
-  (await podsOf(scene)).map(({ metadata, spec }) => [metadata.name, spec.nodeName]);
-async function podsOf({ namespace }: Scene) {
+const placed = async (ns: TestNamespace) =>
+  (await podsOf(ns)).map(({ metadata, spec }) => [metadata.name, spec.nodeName]);
+async function podsOf({ namespace }: TestNamespace) {
   return (await plane.client.list<PodObject>(pods, namespace, {})).items! as (PodObject & {
     spec: { schedulingGroup?: { podGroupName: string } };
   })[];
 }
-const nothingIsLeft = (scene: Scene) =>
+const nothingIsLeft = (ns: TestNamespace) =>
   eventually(async () => {
     for (const resource of [pods, groups, services, configMaps, networkPolicies])
-      assert.deepEqual(await scene.names(resource), [], resource.plural);
+      assert.deepEqual(await ns.names(resource), [], resource.plural);
   });
 /** The kubelet's part in a deletion. */
-async function reap(scene: Scene): Promise<void> {
-  for (const { metadata } of await podsOf(scene)) {
+async function reap(ns: TestNamespace): Promise<void> {
+  for (const { metadata } of await podsOf(ns)) {
     if (metadata.deletionTimestamp !== undefined)
-      await plane.client.delete(pods, scene.namespace, metadata.name, metadata.uid, 0);
+      await plane.client.delete(pods, ns.namespace, metadata.name, metadata.uid, 0);
   }
 }
 
 test('a gang for which there is room in part binds nothing and says so; with room for all it runs; a restart is a group of its own; deleted, it leaves nothing', async (t) => {
   await addNode(t, 'one', 2);
-  const scene = await Scene.open(t, plane, 'native');
-  await scene.applyFaceTrainJob('faces', gangOf(3));
-  await scene.hasPods('faces-0-0', 'faces-0-1', 'faces-0-2');
-  assert.deepEqual(await scene.names(groups), ['faces-0']);
-  for (const { spec } of await podsOf(scene)) assert.deepEqual(spec.schedulingGroup, { podGroupName: 'faces-0' });
+  const ns = await TestNamespace.open(t, plane, 'native');
+  await ns.applyFaceTrainJob('faces', gangOf(3));
+  await ns.waitForPods('faces-0-0', 'faces-0-1', 'faces-0-2');
+  assert.deepEqual(await ns.names(groups), ['faces-0']);
+  for (const { spec } of await podsOf(ns)) assert.deepEqual(spec.schedulingGroup, { podGroupName: 'faces-0' });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Admitted'))!,
+      (await ns.conditionText('faces', 'Admitted'))!,
       /^Unschedulable: 0 of 3 pods have a place; .*minCount \(3\) cannot be satisfied/,
     ),
   );
   assert.deepEqual(
-    (await placed(scene)).map(([, node]) => node),
+    (await placed(ns)).map(([, node]) => node),
     [undefined, undefined, undefined],
   );
 
   await addNode(t, 'two', 4);
-  await eventually(async () => assert((await placed(scene)).every(([, node]) => node !== undefined)), 30_000);
-  await scene.allBecome('Running');
-  await scene.phaseIs('faces', 'Running');
-  await scene.becomes('faces-0-1', 'Failed', { exitCode: 1 });
+  await eventually(async () => assert((await placed(ns)).every(([, node]) => node !== undefined)), 30_000);
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 1 });
   await eventually(async () => {
-    await reap(scene);
-    assert.partialDeepStrictEqual(await scene.names(pods), ['faces-0-1', 'faces-1-0', 'faces-1-1', 'faces-1-2']);
+    await reap(ns);
+    assert.partialDeepStrictEqual(await ns.names(pods), ['faces-0-1', 'faces-1-0', 'faces-1-1', 'faces-1-2']);
   });
-  for (const { metadata, spec } of await podsOf(scene))
+  for (const { metadata, spec } of await podsOf(ns))
     assert.deepEqual(spec.schedulingGroup, { podGroupName: metadata.name.slice(0, -2) });
 
-  await scene.delete(faceTrainJobs, 'faces');
+  await ns.delete(faceTrainJobs, 'faces');
   await eventually(async () => {
-    await reap(scene);
-    assert.deepEqual(await scene.names(pods), []);
+    await reap(ns);
+    assert.deepEqual(await ns.names(pods), []);
   });
-  await nothingIsLeft(scene);
+  await nothingIsLeft(ns);
 });
 
 test('a job that is deleted before its pods are made leaves nothing', async (t) => {
-  const scene = await Scene.open(t, plane, 'early');
-  scene.operator.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
-  await scene.applyFaceTrainJob('faces', gangOf(2));
-  await eventually(async () => assert.deepEqual(await scene.names(groups), ['faces-0']));
-  await scene.delete(faceTrainJobs, 'faces');
-  await nothingIsLeft(scene);
-  await quiet();
-  await nothingIsLeft(scene);
+  const ns = await TestNamespace.open(t, plane, 'early');
+  ns.operator.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
+  await ns.applyFaceTrainJob('faces', gangOf(2));
+  await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-0']));
+  await ns.delete(faceTrainJobs, 'faces');
+  await nothingIsLeft(ns);
+  await settle();
+  await nothingIsLeft(ns);
 });
 
 test('a gang whose pods may not all be made says that the others wait; a group that is deleted meanwhile is replaced', async (t) => {
-  const scene = await Scene.open(t, plane, 'short');
+  const ns = await TestNamespace.open(t, plane, 'short');
   const quotas = defineResource('v1', 'resourcequotas');
   const few = { hard: { pods: '1' } };
-  await scene.create(quotas, { apiVersion: 'v1', kind: 'ResourceQuota', metadata: { name: 'few' }, spec: few });
-  await scene.patch(quotas, 'few', { status: { ...few, used: { pods: '0' } } }, 'status');
-  await scene.applyFaceTrainJob('faces', gangOf(2));
+  await ns.create(quotas, { apiVersion: 'v1', kind: 'ResourceQuota', metadata: { name: 'few' }, spec: few });
+  await ns.patch(quotas, 'few', { status: { ...few, used: { pods: '0' } } }, 'status');
+  await ns.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Stalled'))!,
+      (await ns.conditionText('faces', 'Stalled'))!,
       /^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; 1 of 2 pods of the gang exist, and none of them starts before all do$/,
     ),
   );
-  assert.deepEqual(await placed(scene), [['faces-0-0', undefined]]);
+  assert.deepEqual(await placed(ns), [['faces-0-0', undefined]]);
 
-  await scene.delete(quotas, 'few');
-  await scene.delete(groups, 'faces-0');
+  await ns.delete(quotas, 'few');
+  await ns.delete(groups, 'faces-0');
   await addNode(t, 'three', 4);
   await eventually(async () => {
     assert.deepEqual(
-      (await placed(scene)).map(([name, node]) => [name, node !== undefined]),
+      (await placed(ns)).map(([name, node]) => [name, node !== undefined]),
       [
         ['faces-1-0', true],
         ['faces-1-1', true],
       ],
     );
   });
-  const { restarts } = await scene.statusOf('faces');
+  const { restarts } = await ns.statusOf('faces');
   assert.deepEqual([restarts?.count, restarts?.disruptions, restarts?.lastReason], [0, 1, 'PodGroupDeleted']);
-  await eventually(async () => assert.deepEqual(await scene.names(groups), ['faces-1']));
+  await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-1']));
 });
 
 test('a claim that is missing is named, though the scheduler of gangs speaks of an error', async (t) => {
   await addNode(t, 'four', 4);
-  const scene = await Scene.open(t, plane, 'claims');
-  await scene.applyFaceTrainJob('faces', { ...gangOf(2), dataset: { uri: 'pvc://faces-data' } });
+  const ns = await TestNamespace.open(t, plane, 'claims');
+  await ns.applyFaceTrainJob('faces', { ...gangOf(2), dataset: { uri: 'pvc://faces-data' } });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Ready'))!,
+      (await ns.conditionText('faces', 'Ready'))!,
       /^PersistentVolumeClaimNotFound: 0 of 2 pods are ready; faces-0-0 PersistentVolumeClaimNotFound: persistentvolumeclaim "faces-data" not found$/,
     ),
   );
@@ -224,7 +224,7 @@ test('a claim that is missing is named, though the scheduler of gangs speaks of 
     },
   };
   await plane.client.post('/api/v1/persistentvolumes', volume);
-  await scene.create(claims, {
+  await ns.create(claims, {
     apiVersion: 'v1',
     kind: 'PersistentVolumeClaim',
     metadata: { name: 'faces-data' },
@@ -235,34 +235,34 @@ test('a claim that is missing is named, though the scheduler of gangs speaks of 
       resources: { requests: { storage: '1Gi' } },
     },
   });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
 });
 
 test('a node that falls silent: its pods count as lost at once, are deleted by force, and the gang starts elsewhere', async (t) => {
   const dying = await addNode(t, 'dying', 2);
-  const scene = await Scene.open(t, plane, 'silent');
-  await scene.applyFaceTrainJob('faces', gangOf(2));
+  const ns = await TestNamespace.open(t, plane, 'silent');
+  await ns.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () =>
-    assert.deepEqual(await placed(scene), [
+    assert.deepEqual(await placed(ns), [
       ['faces-0-0', 'dying'],
       ['faces-0-1', 'dying'],
     ]),
   );
-  await scene.allBecome('Running');
-  await scene.phaseIs('faces', 'Running');
-  const before = await podsOf(scene);
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  const before = await podsOf(ns);
   await addNode(t, 'spare', 2);
   dying.silence();
   // Kubernetes alone would begin to delete them 30 s after that, and never end.
   await eventually(
     async () =>
-      assert.deepEqual(await placed(scene), [
+      assert.deepEqual(await placed(ns), [
         ['faces-1-0', 'spare'],
         ['faces-1-1', 'spare'],
       ]),
     1000 * (GRACE_SECONDS + 15),
   );
-  const { restarts } = await scene.statusOf('faces');
+  const { restarts } = await ns.statusOf('faces');
   assert.partialDeepStrictEqual(restarts, {
     count: 0,
     disruptions: 1,
@@ -271,24 +271,24 @@ test('a node that falls silent: its pods count as lost at once, are deleted by f
     lastRank: 0,
   });
   assert.match(restarts!.lastMessage!, /^pod faces-0-0 is lost: node dying does not answer \(NodeStatusUnknown\)$/);
-  assert(!(await podsOf(scene)).some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid)));
+  assert(!(await podsOf(ns)).some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid)));
 });
 
 test('a job that says how long to wait for a node is left to Kubernetes; a node that is deleted is lost all the same', async (t) => {
   const silent = await addNode(t, 'patient', 2);
-  const scene = await Scene.open(t, plane, 'patient');
+  const ns = await TestNamespace.open(t, plane, 'patient');
   const tolerations = [
     { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 3600 },
   ];
-  await scene.applyFaceTrainJob('waits', gangOf(1, { podTemplate: { spec: { tolerations } } }));
-  await scene.applyFaceTrainJob('moves', gangOf(1));
+  await ns.applyFaceTrainJob('waits', gangOf(1, { podTemplate: { spec: { tolerations } } }));
+  await ns.applyFaceTrainJob('moves', gangOf(1));
   await eventually(async () =>
-    assert.deepEqual(await placed(scene), [
+    assert.deepEqual(await placed(ns), [
       ['moves-0-0', 'patient'],
       ['waits-0-0', 'patient'],
     ]),
   );
-  const { spec } = (await scene.get(pods, 'waits-0-0')) as unknown as {
+  const { spec } = (await ns.get(pods, 'waits-0-0')) as unknown as {
     spec: { tolerations: { key: string; tolerationSeconds: number }[] };
   };
   assert.deepEqual(
@@ -298,15 +298,15 @@ test('a job that says how long to wait for a node is left to Kubernetes; a node 
       ['node.kubernetes.io/unreachable', 3600],
     ],
   );
-  await scene.allBecome('Running');
-  await scene.phaseIs('waits', 'Running');
-  await scene.phaseIs('moves', 'Running');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('waits', 'Running');
+  await ns.waitForPhase('moves', 'Running');
   await silent.remove();
   await eventually(async () =>
-    assert.equal((await scene.statusOf('moves')).restarts?.lastMessage, 'pod moves-0-0 is lost: node patient is gone'),
+    assert.equal((await ns.statusOf('moves')).restarts?.lastMessage, 'pod moves-0-0 is lost: node patient is gone'),
   );
-  await quiet();
-  assert.deepEqual([(await scene.statusOf('waits')).attempt, (await scene.statusOf('waits')).phase], [0, 'Running']);
+  await settle();
+  assert.deepEqual([(await ns.statusOf('waits')).attempt, (await ns.statusOf('waits')).phase], [0, 'Running']);
 });
 
 test('where nodes may not be read it works without them, and says so once', async (t) => {
@@ -353,10 +353,10 @@ test('where nodes may not be read it works without them, and says so once', asyn
   );
   const operator = await startOperator(plane, 'blind', { token: status.token, log });
   t.after(() => operator.stop());
-  const scene = new Scene(plane, 'blind', operator);
-  await scene.applyFaceTrainJob('faces', gangOf(1));
-  await scene.hasPods('faces-0-0');
-  await quiet();
+  const ns = new TestNamespace(plane, 'blind', operator);
+  await ns.applyFaceTrainJob('faces', gangOf(1));
+  await ns.waitForPods('faces-0-0');
+  await settle();
   assert.deepEqual(
     lines.map(({ resource, msg }) => [resource, msg]),
     [['nodes', 'may not be read: a lost node is noticed when Kubernetes evicts its pods']],

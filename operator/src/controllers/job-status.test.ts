@@ -10,7 +10,7 @@ import { events } from '../runtime/event-recorder.ts';
 import { collectionPath, defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
-import { quiet, Scene, startOperator } from '../testing/operator-harness.ts';
+import { settle, startOperator, TestNamespace } from '../testing/operator-harness.ts';
 import {
   claims,
   configMaps,
@@ -29,8 +29,11 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-const open = (t: Parameters<typeof Scene.open>[0], namespace: string, choices?: Parameters<typeof Scene.open>[3]) =>
-  Scene.open(t, plane, namespace, choices);
+const open = (
+  t: Parameters<typeof TestNamespace.open>[0],
+  namespace: string,
+  choices?: Parameters<typeof TestNamespace.open>[3],
+) => TestNamespace.open(t, plane, namespace, choices);
 
 const ARTIFACT = {
   manifestSha256: 'a'.repeat(64),
@@ -41,50 +44,50 @@ const ARTIFACT = {
 } as const;
 
 test('a trained job is quantized, and the artifact shows in both', async (t) => {
-  const scene = await open(t, 'chain');
+  const ns = await open(t, 'chain');
   const s3 = { endpoint: 'http://store:9000', secretRef: { name: 'store' } };
-  await scene.applyFaceTrainJob('faces', {
+  await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 1 },
     quantize: { output: { uri: 's3://models/faces', s3 } },
   });
-  await scene.hasPods('faces-0-0');
-  await scene.becomes('faces-0-0', 'Running');
-  await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0 });
-  await scene.phaseIs('faces', 'Quantizing');
-  await scene.hasPods('faces-0-0', 'faces-quantize-0-0');
-  await scene.becomes('faces-quantize-0-0', 'Running');
-  await scene.phaseIs('faces-quantize', 'Running', quantizeJobs);
-  await scene.becomes('faces-quantize-0-0', 'Succeeded', { exitCode: 0, message: { artifact: ARTIFACT } });
-  await scene.phaseIs('faces', 'Succeeded');
+  await ns.waitForPods('faces-0-0');
+  await ns.setPodStatus('faces-0-0', 'Running');
+  await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPhase('faces', 'Quantizing');
+  await ns.waitForPods('faces-0-0', 'faces-quantize-0-0');
+  await ns.setPodStatus('faces-quantize-0-0', 'Running');
+  await ns.waitForPhase('faces-quantize', 'Running', quantizeJobs);
+  await ns.setPodStatus('faces-quantize-0-0', 'Succeeded', { exitCode: 0, message: { artifact: ARTIFACT } });
+  await ns.waitForPhase('faces', 'Succeeded');
   const artifact = { uri: 's3://models/faces', ...ARTIFACT };
-  assert.deepEqual((await scene.quantizeStatusOf('faces-quantize')).artifact, artifact);
-  const status = await scene.statusOf('faces');
+  assert.deepEqual((await ns.quantizeStatusOf('faces-quantize')).artifact, artifact);
+  const status = await ns.statusOf('faces');
   assert.deepEqual([status.artifact, status.quantizeJobName], [artifact, 'faces-quantize']);
-  assert.match((await scene.saying('faces', 'QuantizationSucceeded'))!, /^Succeeded: /);
+  assert.match((await ns.conditionText('faces', 'QuantizationSucceeded'))!, /^Succeeded: /);
 });
 
 test('a QuantizeJob alone is tried again after a crash, and one that nobody understands still succeeds', async (t) => {
-  const scene = await open(t, 'alone');
-  await scene.applyQuantizeJob('small');
-  await scene.hasPods('small-0-0');
-  await scene.becomes('small-0-0', 'Running');
-  await scene.becomes('small-0-0', 'Failed', {
+  const ns = await open(t, 'alone');
+  await ns.applyQuantizeJob('small');
+  await ns.waitForPods('small-0-0');
+  await ns.setPodStatus('small-0-0', 'Running');
+  await ns.setPodStatus('small-0-0', 'Failed', {
     exitCode: 1,
     message: { code: 'Internal', message: 'folding has changed the model' },
   });
-  await scene.hasPods('small-0-0', 'small-1-0');
-  const { restarts } = await scene.quantizeStatusOf('small');
+  await ns.waitForPods('small-0-0', 'small-1-0');
+  const { restarts } = await ns.quantizeStatusOf('small');
   assert.deepEqual(
     [restarts?.count, restarts?.lastReason, restarts?.lastMessage],
     [1, 'Internal', 'rank 0 left with exit code 1: folding has changed the model'],
   );
-  await scene.becomes('small-1-0', 'Succeeded', { exitCode: 0, message: '{"artifact": {"bytes": "many"}}' });
-  await scene.phaseIs('small', 'Succeeded', quantizeJobs);
-  assert.deepEqual((await scene.quantizeStatusOf('small')).artifact, { uri: 'pvc://data/int7' });
+  await ns.setPodStatus('small-1-0', 'Succeeded', { exitCode: 0, message: '{"artifact": {"bytes": "many"}}' });
+  await ns.waitForPhase('small', 'Succeeded', quantizeJobs);
+  assert.deepEqual((await ns.quantizeStatusOf('small')).artifact, { uri: 'pvc://data/int7' });
 });
 
 test('a quantizer that is refused fails both with its own words, which hold no credential', async (t) => {
-  const scene = await open(t, 'denied');
+  const ns = await open(t, 'denied');
   const s3 = { secretRef: { name: 'store' } };
   const secret = { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' };
   await plane.client.post('/api/v1/namespaces/denied/secrets', {
@@ -93,29 +96,29 @@ test('a quantizer that is refused fails both with its own words, which hold no c
     metadata: { name: 'store' },
     stringData: secret,
   });
-  await scene.applyFaceTrainJob('faces', {
+  await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 1 },
     quantize: { output: { uri: 's3://models/faces', s3 } },
   });
-  await scene.hasPods('faces-0-0');
-  await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0 });
-  await scene.hasPods('faces-0-0', 'faces-quantize-0-0');
+  await ns.waitForPods('faces-0-0');
+  await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPods('faces-0-0', 'faces-quantize-0-0');
   const said =
     's3://models/faces at AWS: the credentials are wrong (InvalidAccessKeyId); a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN';
-  await scene.becomes('faces-quantize-0-0', 'Failed', {
+  await ns.setPodStatus('faces-quantize-0-0', 'Failed', {
     exitCode: 2,
     message: { code: 'StorageFailed', message: said },
   });
-  await scene.phaseIs('faces-quantize', 'Failed', quantizeJobs);
-  await scene.phaseIs('faces', 'Failed');
+  await ns.waitForPhase('faces-quantize', 'Failed', quantizeJobs);
+  await ns.waitForPhase('faces', 'Failed');
   assert.equal(
-    await scene.saying('faces-quantize', 'Failed', quantizeJobs),
+    await ns.conditionText('faces-quantize', 'Failed', quantizeJobs),
     `StorageFailed: rank 0 left with exit code 2: ${said}`,
   );
   const failed = `QuantizationFailed: QuantizeJob faces-quantize: StorageFailed: rank 0 left with exit code 2: ${said}`;
-  assert.equal(await scene.saying('faces', 'Failed'), failed);
-  assert.equal(await scene.saying('faces', 'QuantizationSucceeded'), failed);
-  assert.equal((await scene.statusOf('faces')).artifact, undefined);
+  assert.equal(await ns.conditionText('faces', 'Failed'), failed);
+  assert.equal(await ns.conditionText('faces', 'QuantizationSucceeded'), failed);
+  assert.equal((await ns.statusOf('faces')).artifact, undefined);
   const told = await eventually(async () => {
     const { items } = await plane.client.list(events, 'denied', {});
     assert.equal(items!.filter(({ reason }) => reason === 'Failed').length, 2);
@@ -123,8 +126,8 @@ test('a quantizer that is refused fails both with its own words, which hold no c
   });
   const shown = JSON.stringify([
     told,
-    await scene.statusOf('faces'),
-    await scene.quantizeStatusOf('faces-quantize'),
+    await ns.statusOf('faces'),
+    await ns.quantizeStatusOf('faces-quantize'),
     (await plane.client.list(pods, 'denied', {})).items,
   ]);
   for (const value of Object.values(secret)) assert(!shown.includes(value), value);
@@ -143,7 +146,7 @@ async function serveProgress(t: { after(end: () => void): void }, first: Progres
 }
 
 test('progress is asked of rank 0 while it runs, and its last words arrive when it has ended', async (t) => {
-  const scene = await open(t, 'progress', { progressSeconds: 0.1 });
+  const ns = await open(t, 'progress', { progressSeconds: 0.1 });
   const job = { name: 'faces', uid: 'another', attempt: 0 };
   const { rank, port } = await serveProgress(t, {
     schemaVersion: 1,
@@ -160,18 +163,18 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
     checkpoint: { step: 30, time: '2026-01-01T00:00:00.000Z' },
     activity: 44,
   });
-  const { metadata } = await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, progressPort: port } });
-  await scene.hasPods('faces-0-0', 'faces-0-1');
-  await scene.becomes('faces-0-0', 'Running', { podIP: '127.0.0.1' });
-  await scene.becomes('faces-0-1', 'Running', { podIP: '127.0.0.1' });
-  await scene.phaseIs('faces', 'Running');
+  const { metadata } = await ns.applyFaceTrainJob('faces', { trainers: { replicas: 2, progressPort: port } });
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  await ns.setPodStatus('faces-0-0', 'Running', { podIP: '127.0.0.1' });
+  await ns.setPodStatus('faces-0-1', 'Running', { podIP: '127.0.0.1' });
+  await ns.waitForPhase('faces', 'Running');
   // An address may be another pod's by now.
   await eventually(() => assert(rank.asked >= 2));
-  assert.equal((await scene.statusOf('faces')).progress, undefined);
+  assert.equal((await ns.statusOf('faces')).progress, undefined);
 
   rank.progress = { ...rank.progress, job: { ...job, uid: metadata.uid } };
   await eventually(async () => {
-    const { progress, checkpoint, evaluations } = await scene.statusOf('faces');
+    const { progress, checkpoint, evaluations } = await ns.statusOf('faces');
     assert.partialDeepStrictEqual(progress, {
       step: 40,
       totalSteps: 100,
@@ -200,10 +203,10 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
     checkpoint: { step: 100, time: '2026-01-01T00:01:00.000Z' },
     activity: 110,
   };
-  await scene.becomes('faces-0-0', 'Succeeded', { exitCode: 0, message: { progress: last } });
-  await scene.becomes('faces-0-1', 'Succeeded', { exitCode: 0 });
-  await scene.phaseIs('faces', 'Succeeded');
-  const status = await scene.statusOf('faces');
+  await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0, message: { progress: last } });
+  await ns.setPodStatus('faces-0-1', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPhase('faces', 'Succeeded');
+  const status = await ns.statusOf('faces');
   assert.partialDeepStrictEqual(status, {
     progress: { step: 100, percent: 100, loss: 1.5, activity: 110 },
     checkpoint: {
@@ -216,9 +219,9 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   assert.equal(status.progress!.estimatedCompletionTime, undefined);
 
   const { asked } = rank;
-  await scene.delete(pods, 'faces-0-0');
-  await quiet();
-  assert.deepEqual(await scene.statusOf('faces'), status, 'what was said last, after the pod is gone');
+  await ns.delete(pods, 'faces-0-0');
+  await settle();
+  assert.deepEqual(await ns.statusOf('faces'), status, 'what was said last, after the pod is gone');
   assert.equal(rank.asked, asked, 'asked after the end');
 });
 
@@ -244,34 +247,34 @@ const waits: Record<string, { waiting: { reason: string; message: string }; want
 };
 for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()) {
   test(`named, until pendingDeadlineSeconds ends it: ${name}`, async (t) => {
-    const scene = await open(t, `waits-${index}`);
-    await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
-    await scene.hasPods('faces-0-0');
-    await scene.schedule('faces-0-0', 'node-1');
-    await scene.becomes('faces-0-0', 'Pending', { waiting });
-    await eventually(async () => assert.equal(await scene.saying('faces', 'Ready'), want));
-    assert.match((await scene.saying('faces', 'Admitted'))!, /^Scheduled: /);
-    await scene.phaseIs('faces', 'Failed');
+    const ns = await open(t, `waits-${index}`);
+    await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
+    await ns.waitForPods('faces-0-0');
+    await ns.schedule('faces-0-0', 'node-1');
+    await ns.setPodStatus('faces-0-0', 'Pending', { waiting });
+    await eventually(async () => assert.equal(await ns.conditionText('faces', 'Ready'), want));
+    assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /);
+    await ns.waitForPhase('faces', 'Failed');
     assert.equal(
-      await scene.saying('faces', 'Failed'),
+      await ns.conditionText('faces', 'Failed'),
       `PendingDeadlineExceeded: not all pods started within pendingDeadlineSeconds 3: ${want.slice(want.indexOf(': ') + 2)}`,
     );
   });
 }
 
 test('a volume that cannot be mounted is named from the kubelet\u2019s event, as long as it is in the way', async (t) => {
-  const scene = await open(t, 'mounts');
-  await scene.applyFaceTrainJob('faces', {
+  const ns = await open(t, 'mounts');
+  await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } },
     output: { uri: 'hostpath:///out' },
     dataset: { uri: 'hostpath:///data' },
   });
-  await scene.hasPods('faces-0-0');
-  await scene.schedule('faces-0-0', 'node-1');
-  await scene.becomes('faces-0-0', 'Pending');
-  const { metadata } = await scene.get(pods, 'faces-0-0');
+  await ns.waitForPods('faces-0-0');
+  await ns.schedule('faces-0-0', 'node-1');
+  await ns.setPodStatus('faces-0-0', 'Pending');
+  const { metadata } = await ns.get(pods, 'faces-0-0');
   const event = (name: string, uid: string, message: string, lastTimestamp: string) =>
-    scene.create(podEvents, {
+    ns.create(podEvents, {
       apiVersion: 'v1',
       kind: 'Event',
       metadata: { name },
@@ -292,24 +295,24 @@ test('a volume that cannot be mounted is named from the kubelet\u2019s event, as
   await event('faces-0-0.3', metadata.uid, 'an earlier trouble', '2026-01-01T00:00:01Z');
   await eventually(async () =>
     assert.equal(
-      await scene.saying('faces', 'Ready'),
+      await ns.conditionText('faces', 'Ready'),
       'FailedMount: 0 of 1 pods are ready; faces-0-0 FailedMount: MountVolume.SetUp failed for volume "extra" : secret "nope" not found',
     ),
   );
-  await scene.becomes('faces-0-0', 'Running');
-  await scene.phaseIs('faces', 'Running');
+  await ns.setPodStatus('faces-0-0', 'Running');
+  await ns.waitForPhase('faces', 'Running');
 });
 
 test('a claim that is missing is named', async (t) => {
-  const scene = await open(t, 'claim');
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
+  const ns = await open(t, 'claim');
+  await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Ready'))!,
+      (await ns.conditionText('faces', 'Ready'))!,
       /^PersistentVolumeClaimNotFound: .*persistentvolumeclaim "data" not found$/,
     ),
   );
-  await scene.create(claims, {
+  await ns.create(claims, {
     apiVersion: 'v1',
     kind: 'PersistentVolumeClaim',
     metadata: { name: 'data' },
@@ -317,63 +320,63 @@ test('a claim that is missing is named', async (t) => {
   });
   await eventually(async () =>
     assert.equal(
-      await scene.saying('faces', 'Ready'),
+      await ns.conditionText('faces', 'Ready'),
       'PodsPending: 0 of 1 pods are ready; faces-0-0 has no place, and no scheduler has said why',
     ),
   );
-  await scene.phaseIs('faces', 'Failed');
+  await ns.waitForPhase('faces', 'Failed');
 });
 
 test('a pod template that the server refuses is told in its words, with the field', async (t) => {
-  const scene = await open(t, 'template');
+  const ns = await open(t, 'template');
   const podTemplate = {
     spec: { nodeSelector: { 'not a label!': 'x' }, containers: [{ name: 'facetrain', lifecycle: { preStop: {} } }] },
   };
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate } });
+  await ns.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate } });
   await eventually(async () => {
-    const said = await scene.saying('faces', 'Stalled');
+    const said = await ns.conditionText('faces', 'Stalled');
     assert.match(
       said ?? '',
       /^ChildRefused: Pod faces-0-0: Pod "faces-0-0" is invalid: .*spec\.containers\[0\]\.lifecycle\.preStop/s,
     );
     assert.match(said!, /spec\.nodeSelector: Invalid value: "not a label!"/);
   });
-  await quiet();
-  assert.deepEqual(await scene.names(pods), []);
+  await settle();
+  assert.deepEqual(await ns.names(pods), []);
   // Its first pod is enough to find out; another look is a minute away.
-  const posts = scene.operator.proxy.writes.filter(({ method, url }) => method === 'POST' && /\/pods(\?|$)/.test(url));
+  const posts = ns.operator.proxy.writes.filter(({ method, url }) => method === 'POST' && /\/pods(\?|$)/.test(url));
   assert(posts.length >= 1 && posts.length <= 2, `${posts.length} pods were tried`);
 });
 
 test('a misspelt field of a pod template is told, and not left out', async (t) => {
-  const scene = await open(t, 'misspelt');
-  await scene.applyFaceTrainJob('faces', {
+  const ns = await open(t, 'misspelt');
+  await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 2, podTemplate: { spec: { nodeselector: { disk: 'fast' } } } },
   });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Stalled')) ?? '',
+      (await ns.conditionText('faces', 'Stalled')) ?? '',
       /^ChildRefused: Pod faces-0-0: .*unknown field "spec\.nodeselector"/,
     ),
   );
-  assert.deepEqual(await scene.names(pods), []);
+  assert.deepEqual(await ns.names(pods), []);
 });
 
 test('suspended, a job has no pods and keeps the checkpoint of its end; resumed, it goes on from there', async (t) => {
-  const scene = await open(t, 'suspend');
-  const { metadata } = await scene.applyFaceTrainJob('faces', { activeDeadlineSeconds: 3600 });
-  await scene.hasPods('faces-0-0', 'faces-0-1');
+  const ns = await open(t, 'suspend');
+  const { metadata } = await ns.applyFaceTrainJob('faces', { activeDeadlineSeconds: 3600 });
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
   // A finalizer in the kubelet's place: they end before they are gone.
   for (const name of ['faces-0-0', 'faces-0-1'])
-    await scene.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
-  await scene.allBecome('Running');
-  await scene.phaseIs('faces', 'Running');
-  const { startTime } = await scene.statusOf('faces');
+    await ns.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  const { startTime } = await ns.statusOf('faces');
   assert(startTime);
-  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('faces', 'Ready'))!,
+      (await ns.conditionText('faces', 'Ready'))!,
       /^Suspending: of an earlier attempt faces-0-0 and 1 more pods have not ended$/,
     ),
   );
@@ -392,49 +395,49 @@ test('suspended, a job has no pods and keeps the checkpoint of its end; resumed,
     checkpoint: { step: 12, time: '2026-01-01T00:00:00.000Z' },
     activity: 13,
   };
-  await scene.becomes('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
-  await scene.becomes('faces-0-1', 'Failed', { exitCode: 143 });
-  await eventually(async () => assert.match((await scene.saying('faces', 'Suspended'))!, /^Suspended: /));
+  await ns.setPodStatus('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
+  await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 143 });
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Suspended'))!, /^Suspended: /));
   await eventually(async () =>
-    assert.deepEqual((await scene.statusOf('faces')).checkpoint, {
+    assert.deepEqual((await ns.statusOf('faces')).checkpoint, {
       uri: 'pvc://data/out/faces/checkpoints/step-0000000012',
       ...progress.checkpoint,
     }),
   );
-  for (const name of ['faces-0-0', 'faces-0-1']) await scene.patch(pods, name, { metadata: { finalizers: null } });
-  await scene.hasPods();
-  await quiet();
-  const suspended = await scene.statusOf('faces');
+  for (const name of ['faces-0-0', 'faces-0-1']) await ns.patch(pods, name, { metadata: { finalizers: null } });
+  await ns.waitForPods();
+  await settle();
+  const suspended = await ns.statusOf('faces');
   assert.deepEqual(
-    [suspended.phase, suspended.restarts, suspended.startTime, await scene.names(pods)],
+    [suspended.phase, suspended.restarts, suspended.startTime, await ns.names(pods)],
     ['Suspended', undefined, undefined, []],
   );
 
-  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: false } });
-  await scene.hasPods('faces-1-0', 'faces-1-1');
-  await scene.allBecome('Running');
-  await scene.phaseIs('faces', 'Running');
-  assert.match((await scene.saying('faces', 'Suspended'))!, /^Resumed: /);
-  assert.equal((await scene.statusOf('faces')).restarts, undefined);
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: false } });
+  await ns.waitForPods('faces-1-0', 'faces-1-1');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  assert.match((await ns.conditionText('faces', 'Suspended'))!, /^Resumed: /);
+  assert.equal((await ns.statusOf('faces')).restarts, undefined);
 });
 
 test('a finished job is deleted when its time to live is over, by how it ended', async (t) => {
-  const scene = await open(t, 'ttl');
+  const ns = await open(t, 'ttl');
   const ttlSecondsAfterFinished = { succeeded: 2, failed: 3600 };
-  await scene.applyFaceTrainJob('good', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
-  await scene.applyFaceTrainJob('bad', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
-  await scene.applyQuantizeJob('small', { ttlSecondsAfterFinished: { succeeded: 0 } });
-  await scene.hasPods('bad-0-0', 'good-0-0', 'small-0-0');
-  await scene.becomes('good-0-0', 'Succeeded', { exitCode: 0 });
-  await scene.becomes('bad-0-0', 'Failed', { exitCode: 2 });
-  await scene.becomes('small-0-0', 'Succeeded', { exitCode: 0 });
-  await scene.phaseIs('good', 'Succeeded');
-  await scene.phaseIs('bad', 'Failed');
+  await ns.applyFaceTrainJob('good', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
+  await ns.applyFaceTrainJob('bad', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
+  await ns.applyQuantizeJob('small', { ttlSecondsAfterFinished: { succeeded: 0 } });
+  await ns.waitForPods('bad-0-0', 'good-0-0', 'small-0-0');
+  await ns.setPodStatus('good-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.setPodStatus('bad-0-0', 'Failed', { exitCode: 2 });
+  await ns.setPodStatus('small-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPhase('good', 'Succeeded');
+  await ns.waitForPhase('bad', 'Failed');
   await eventually(async () =>
-    assert.deepEqual([await scene.names(faceTrainJobs), await scene.names(quantizeJobs)], [['bad'], []]),
+    assert.deepEqual([await ns.names(faceTrainJobs), await ns.names(quantizeJobs)], [['bad'], []]),
   );
-  await quiet();
-  assert.deepEqual(await scene.names(faceTrainJobs), ['bad']);
+  await settle();
+  assert.deepEqual(await ns.names(faceTrainJobs), ['bad']);
 });
 
 const resourceOf = (object: Document) => (object.kind === 'FaceTrainJob' ? faceTrainJobs : quantizeJobs);
@@ -481,34 +484,34 @@ test('what may change, and when, is decided by the live server', async () => {
 });
 
 test('services and network policies follow the spec; an attempt keeps the config that it began with', async (t) => {
-  const scene = await open(t, 'follows');
-  await scene.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
-  await scene.hasPods('faces-0-0');
+  const ns = await open(t, 'follows');
+  await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
+  await ns.waitForPods('faces-0-0');
   type Ports = { spec: { ports: { name: string; port: number }[] } };
   type Policy = { spec: { ingress: { ports?: { port: number }[] }[] } };
-  const { metadata: service } = await scene.get(services, 'faces');
+  const { metadata: service } = await ns.get(services, 'faces');
   const config = async (attempt: number) =>
-    ((await scene.get(configMaps, `faces-${attempt}`)) as unknown as { data: Record<string, string> }).data[
+    ((await ns.get(configMaps, `faces-${attempt}`)) as unknown as { data: Record<string, string> }).data[
       'config.json'
     ]!;
   const first = await config(0);
 
-  await scene.patch(faceTrainJobs, 'faces', {
+  await ns.patch(faceTrainJobs, 'faces', {
     spec: { networkPolicy: { enabled: false }, checkpoint: { everySteps: 7 } },
   });
-  await eventually(async () => assert.deepEqual(await scene.names(networkPolicies), []));
+  await eventually(async () => assert.deepEqual(await ns.names(networkPolicies), []));
   assert.equal(await config(0), first);
-  assert.deepEqual(await scene.names(pods), ['faces-0-0']);
+  assert.deepEqual(await ns.names(pods), ['faces-0-0']);
 
-  await scene.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
-  await scene.phaseIs('faces', 'Suspended');
-  await scene.hasPods();
-  await scene.patch(faceTrainJobs, 'faces', {
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
+  await ns.waitForPhase('faces', 'Suspended');
+  await ns.waitForPods();
+  await ns.patch(faceTrainJobs, 'faces', {
     spec: { suspend: false, networkPolicy: { enabled: true }, trainers: { progressPort: 9100 } },
   });
-  await scene.hasPods('faces-1-0');
+  await ns.waitForPods('faces-1-0');
   await eventually(async () => {
-    const { metadata, spec } = (await scene.get(services, 'faces')) as unknown as Ports & { metadata: { uid: string } };
+    const { metadata, spec } = (await ns.get(services, 'faces')) as unknown as Ports & { metadata: { uid: string } };
     assert.deepEqual(
       [metadata.uid, spec.ports.map(({ name, port }) => [name, port])],
       [
@@ -519,13 +522,13 @@ test('services and network policies follow the spec; an attempt keeps the config
         ],
       ],
     );
-    const policy = (await scene.get(networkPolicies, 'faces')) as unknown as Policy;
+    const policy = (await ns.get(networkPolicies, 'faces')) as unknown as Policy;
     assert.equal(policy.spec.ingress[1]!.ports![0]!.port, 9100);
   });
   const second = JSON.parse(await config(1)) as { checkpoint: { everySteps: number }; progress: { port: number } };
   assert.deepEqual([second.checkpoint.everySteps, second.progress.port], [7, 9100]);
-  await quiet();
-  const patches = scene.operator.proxy.writes.filter(
+  await settle();
+  const patches = ns.operator.proxy.writes.filter(
     ({ method, url }) => method === 'PATCH' && /\/(services|networkpolicies)\//.test(url),
   );
   assert.deepEqual(
@@ -535,11 +538,11 @@ test('services and network policies follow the spec; an attempt keeps the config
 });
 
 test('a spec that the definition lets through and this operator does not is told with its field, and harms nothing that is over', async (t) => {
-  const scene = await open(t, 'invalid');
-  await scene.applyFaceTrainJob('done', { trainers: { replicas: 1 } });
-  await scene.hasPods('done-0-0');
-  await scene.becomes('done-0-0', 'Succeeded', { exitCode: 0 });
-  await scene.phaseIs('done', 'Succeeded');
+  const ns = await open(t, 'invalid');
+  await ns.applyFaceTrainJob('done', { trainers: { replicas: 1 } });
+  await ns.waitForPods('done-0-0');
+  await ns.setPodStatus('done-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPhase('done', 'Succeeded');
   // As a definition of another version would be.
   const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
   type Definition = KubernetesObject & {
@@ -551,23 +554,23 @@ test('a spec that the definition lets through and this operator does not is told
   delete lax.spec.versions[0]!.schema.openAPIV3Schema.properties.spec['x-kubernetes-validations'];
   await plane.client.patch(definitions, null, path, { spec: lax.spec });
   t.after(() => plane.client.patch(definitions, null, path, { spec: definition.spec }).then(() => {}));
-  await eventually(() => scene.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
+  await eventually(() => ns.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
   await eventually(async () =>
     assert.match(
-      (await scene.saying('odd', 'Stalled')) ?? '',
+      (await ns.conditionText('odd', 'Stalled')) ?? '',
       /^InvalidSpec: odd: spec\.globalBatchSize: 63; globalBatchSize must be divisible by trainers\.replicas$/,
     ),
   );
-  assert.equal((await scene.statusOf('odd')).phase, 'Pending');
-  await scene.patch(faceTrainJobs, 'done', { spec: { globalBatchSize: 63, trainers: { replicas: 2 } } });
-  await quiet();
-  assert.deepEqual([(await scene.statusOf('done')).phase, await scene.names(pods)], ['Succeeded', ['done-0-0']]);
-  assert.match((await scene.saying('done', 'Succeeded'))!, /^Succeeded: /);
+  assert.equal((await ns.statusOf('odd')).phase, 'Pending');
+  await ns.patch(faceTrainJobs, 'done', { spec: { globalBatchSize: 63, trainers: { replicas: 2 } } });
+  await settle();
+  assert.deepEqual([(await ns.statusOf('done')).phase, await ns.names(pods)], ['Succeeded', ['done-0-0']]);
+  assert.match((await ns.conditionText('done', 'Succeeded'))!, /^Succeeded: /);
 });
 
 test('an address relative to the manifest is told with its field: no pod has the folder of the manifest', async (t) => {
-  const scene = await open(t, 'relative');
-  await scene.applyFaceTrainJob('local', {
+  const ns = await open(t, 'relative');
+  await ns.applyFaceTrainJob('local', {
     evaluation: {
       sets: [
         { name: 'lfw', uri: 's3://faces/lfw.bin' },
@@ -577,21 +580,21 @@ test('an address relative to the manifest is told with its field: no pod has the
   });
   await eventually(async () =>
     assert.match(
-      (await scene.saying('local', 'Stalled')) ?? '',
+      (await ns.conditionText('local', 'Stalled')) ?? '',
       /^InvalidSpec: local: spec\.evaluation\.sets\[1\]\.uri: "file:\/\/data\/cfp\.bin"; relative to the manifest .*pvc:/,
     ),
   );
-  assert.deepEqual(await scene.names(pods), []);
+  assert.deepEqual(await ns.names(pods), []);
   // An absolute one may be what a volume of the podTemplate holds.
-  await scene.applyFaceTrainJob('mounted', { dataset: { uri: 'file:///mnt/faces' } });
-  await scene.hasPods('mounted-0-0', 'mounted-0-1');
+  await ns.applyFaceTrainJob('mounted', { dataset: { uri: 'file:///mnt/faces' } });
+  await ns.waitForPods('mounted-0-0', 'mounted-0-1');
 });
 
 test('a replica that cannot list what it needs is not ready, says what, and recovers; it is alive all the same', async (t) => {
   await plane.createNamespace('unready');
   const operator = await startOperator(plane, 'unready', {
-    unready: true,
-    through: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }),
+    skipReadyCheck: true,
+    setUpProxy: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }),
   });
   t.after(() => operator.stop());
   const probe = async (path: string) => {
@@ -611,7 +614,7 @@ test('a replica that cannot list what it needs is not ready, says what, and reco
 test('an API server that does not answer yet is waited for; one that forbids is not', async (t) => {
   await plane.createNamespace('early');
   const operator = await startOperator(plane, 'early', {
-    through: (proxy) => {
+    setUpProxy: (proxy) => {
       proxy.fail('GET', /\/apis\/scheduling\.k8s\.io\//, 500, { times: 2 });
       proxy.fail('GET', /\/nodes\?/, 500);
     },

@@ -1,11 +1,11 @@
-/** What the API server has, as the planners want to see it. */
+/** Objects of the API server, translated to what the planners take. Pure functions of one object each. */
 import { API_VERSION } from '@facetrain/api';
 import { isAlive } from '@facetrain/planner/attempt';
 import { CONTAINER, type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import { readTermination } from '@facetrain/planner/read-termination';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
-import { isPending, type Surroundings } from './pod-dependencies.ts';
+import { isPending, type PodDependencies } from './pod-dependencies.ts';
 import type { PodObject } from './resources.ts';
 
 export function identityOf({ metadata }: KubernetesObject): JobIdentity {
@@ -37,27 +37,24 @@ export function observeObject(
   };
 }
 
-/** Null for a pod whose labels are not those that we give. */
-export function observePod(pod: PodObject, around?: Pick<Surroundings, 'lostNode' | 'hindrance'>): ObservedPod | null {
+/**
+ * @param dependencies what is known of the pod's node, claims and mounts
+ * @returns null for a pod without the labels of its attempt and rank
+ */
+export function observePod(
+  pod: PodObject,
+  dependencies?: Pick<PodDependencies, 'lostNode' | 'pendingReason'>,
+): ObservedPod | null {
   const { metadata, spec, status = {} } = pod;
-  const attempt = number(metadata.labels?.[Label.attempt]);
-  const rank = number(metadata.labels?.[Label.rank]);
+  const attempt = numberIn(metadata.labels?.[Label.attempt]);
+  const rank = numberIn(metadata.labels?.[Label.rank]);
   if (attempt === null || rank === null) return null;
-  const { conditions = [], containerStatuses = [], initContainerStatuses = [] } = status;
   const isTrue = (type: string) =>
-    conditions.some((condition) => condition.type === type && condition.status === 'True');
-  const ours = containerStatuses.find(({ name }) => name === CONTAINER)?.state?.terminated;
-  // A pod whose fetch failed never started our container: the fetch is what ended it.
-  const ended =
-    ours ??
-    initContainerStatuses
-      .map(({ state }) => state?.terminated)
-      .find((terminated) => terminated !== undefined && terminated.exitCode !== 0);
+    status.conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
+  const ended = terminationOf(status);
   const reason = status.reason ?? ended?.reason;
-  const said = waitsFor(status);
-  const hindrance = isPending(pod) ? around?.hindrance(pod) : undefined;
-  const waiting = spec.nodeName === undefined ? (hindrance ?? said) : (said ?? hindrance);
-  const lostNode = spec.nodeName === undefined ? undefined : around?.lostNode(spec.nodeName);
+  const waiting = waitingOf(pod, dependencies);
+  const lostNode = spec.nodeName === undefined ? undefined : dependencies?.lostNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];
   return {
     name: metadata.name,
@@ -80,10 +77,33 @@ export function observePod(pod: PodObject, around?: Pick<Surroundings, 'lostNode
   };
 }
 
-/** Its processes are there, or may yet be. */
-export const mayRun = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
+/** Its processes run, or may yet run: it has neither succeeded nor failed. */
+export const isPodAlive = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
 
-function waitsFor({
+/** How the trainer's container ended, or the first init container that failed: after a failed fetch no trainer starts. */
+function terminationOf({ containerStatuses = [], initContainerStatuses = [] }: NonNullable<PodObject['status']>) {
+  return (
+    containerStatuses.find(({ name }) => name === CONTAINER)?.state?.terminated ??
+    initContainerStatuses
+      .map(({ state }) => state?.terminated)
+      .find((terminated) => terminated !== undefined && terminated.exitCode !== 0)
+  );
+}
+
+/**
+ * Why a pod waits: as its own status has it, or as its dependencies have it. Before the pod has a node the dependencies
+ * come first (the scheduler does not name a missing claim), later the kubelet's own report does.
+ */
+function waitingOf(
+  pod: PodObject,
+  dependencies: Pick<PodDependencies, 'pendingReason'> | undefined,
+): ObservedPod['waiting'] {
+  const own = ownWaiting(pod.status ?? {});
+  const dependency = isPending(pod) ? dependencies?.pendingReason(pod) : undefined;
+  return pod.spec.nodeName === undefined ? (dependency ?? own) : (own ?? dependency);
+}
+
+function ownWaiting({
   conditions = [],
   containerStatuses = [],
   initContainerStatuses = [],
@@ -93,13 +113,13 @@ function waitsFor({
     unscheduled ??
     [...initContainerStatuses, ...containerStatuses]
       .map(({ state }) => state?.waiting)
-      .find((wait) => wait && !ON_ITS_WAY.has(wait.reason ?? ''));
+      .find((state) => state && !NORMAL_START.has(state.reason ?? ''));
   return waiting && { reason: waiting.reason ?? 'Waiting', message: waiting.message ?? '' };
 }
 
-/** What every pod goes through. */
-const ON_ITS_WAY = new Set(['ContainerCreating', 'PodInitializing']);
+/** Reasons that every container waits for while its pod starts. */
+const NORMAL_START = new Set(['ContainerCreating', 'PodInitializing']);
 
-function number(label: string | undefined): number | null {
+function numberIn(label: string | undefined): number | null {
   return label !== undefined && /^\d+$/.test(label) ? Number(label) : null;
 }

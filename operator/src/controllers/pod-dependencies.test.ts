@@ -5,7 +5,7 @@ import { ApiError } from '../runtime/api-error.ts';
 import { type Client, WATCH_SILENCE_MILLISECONDS, type WatchLine } from '../runtime/client.ts';
 import type { KubernetesObject } from '../runtime/resource.ts';
 import { eventually } from '../testing/eventually.ts';
-import { Surroundings } from './pod-dependencies.ts';
+import { PodDependencies } from './pod-dependencies.ts';
 import type { NodeObject, PodObject } from './resources.ts';
 
 const log = pino({ level: 'silent' });
@@ -22,18 +22,18 @@ const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject =>
   status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown' }] },
 });
 
-/** A server with these nodes, whose watch says what the test says. */
+/** PodDependencies over a server with these nodes, whose watch sends what the test sends. */
 async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
   const lines: WatchLine<KubernetesObject>[] = [];
   let more = Promise.withResolvers<void>();
-  const longest: Record<string, number> = {};
+  const timeouts: Record<string, number> = {};
   const client: Pick<Client, 'list' | 'watch'> = {
     async list({ plural }) {
       if (forbidden.includes(plural)) throw new ApiError('GET', 403, 'Forbidden', 'no');
       return { metadata: { resourceVersion: '1' }, items: (plural === 'nodes' ? items : []) as never[] };
     },
     async *watch({ plural }, _namespace, { timeoutSeconds }, signal) {
-      longest[plural] = Number(timeoutSeconds);
+      timeouts[plural] = Number(timeoutSeconds);
       if (plural !== 'nodes') return;
       signal.addEventListener('abort', () => more.resolve());
       for (let next = 0; !signal.aborted; await more.promise) {
@@ -42,18 +42,24 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
       }
     },
   };
-  const told: string[] = [];
+  const notified: string[] = [];
   const occupied = new Set(items.map(({ metadata }) => metadata.name));
-  const around = await Surroundings.open({ client, namespace: null, log, onRestart: () => {}, settleMilliseconds: 20 });
-  around.listen(
-    (name) => {
-      told.push(name);
+  const dependencies = await PodDependencies.open({
+    client,
+    namespace: null,
+    log,
+    onWatchError: () => {},
+    settleMilliseconds: 20,
+  });
+  dependencies.listen({
+    onNode(name) {
+      notified.push(name);
       return occupied.has(name);
     },
-    () => {},
-    () => [],
-  );
-  const { Node, Event } = around.caches;
+    onPod: () => {},
+    pods: () => [],
+  });
+  const { Node, Event } = dependencies.caches;
   const stop = new AbortController();
   const ended = Promise.all([Node?.run(stop.signal), Event?.run(stop.signal)]);
   t.after(async () => {
@@ -62,13 +68,13 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
     await ended;
   });
   await Node?.synced;
-  told.length = 0;
+  notified.length = 0;
   return {
-    around,
-    told,
-    longest,
+    dependencies,
+    notified,
+    timeouts,
     occupied,
-    async says(type: 'ADDED' | 'MODIFIED' | 'DELETED', object: NodeObject) {
+    async send(type: 'ADDED' | 'MODIFIED' | 'DELETED', object: NodeObject) {
       lines.push({ type, object });
       more.resolve();
       await eventually(() =>
@@ -82,55 +88,55 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
 }
 
 describe('a node', () => {
-  test('is lost when nobody hears of it, and is back when it is heard of', async (t) => {
-    const { around, told, says } = await open(t, [node('a', 'True'), node('b', 'True')]);
-    assert.equal(around.lostNode('a'), undefined);
-    await says('MODIFIED', node('a', 'Unknown'));
-    assert.equal(around.lostNode('a'), undefined, 'at once, when it may be all of them');
-    await eventually(() => assert.equal(around.lostNode('a'), 'node a does not answer (NodeStatusUnknown)'));
-    await says('MODIFIED', node('a', 'True'));
-    assert.equal(around.lostNode('a'), undefined);
-    assert.deepEqual(told, ['a', 'a']);
+  test('is lost some time after Ready became Unknown, and not lost when it is True again', async (t) => {
+    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    assert.equal(dependencies.lostNode('a'), undefined);
+    await send('MODIFIED', node('a', 'Unknown'));
+    assert.equal(dependencies.lostNode('a'), undefined, 'at once: all nodes may be about to follow');
+    await eventually(() => assert.equal(dependencies.lostNode('a'), 'node a does not answer (NodeStatusUnknown)'));
+    await send('MODIFIED', node('a', 'True'));
+    assert.equal(dependencies.lostNode('a'), undefined);
+    assert.deepEqual(notified, ['a', 'a']);
   });
-  test('that says itself that it is not ready is there', async (t) => {
-    const { around, told, says } = await open(t, [node('a', 'True'), node('b', 'True')]);
-    await says('MODIFIED', node('a', 'False'));
-    assert.deepEqual([around.lostNode('a'), told], [undefined, []]);
+  test('whose kubelet reports that it is not ready is not lost', async (t) => {
+    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    await send('MODIFIED', node('a', 'False'));
+    assert.deepEqual([dependencies.lostNode('a'), notified], [undefined, []]);
   });
-  test('that was deleted under pods is lost; one that nobody has seen is not', async (t) => {
-    const { around, occupied, says } = await open(t, [node('a', 'True'), node('b', 'True'), node('c', 'True')]);
-    await says('DELETED', node('a', 'True'));
-    assert.equal(around.lostNode('a'), 'node a is gone');
+  test('that is deleted with pods on it is lost; without pods, or never seen, it is not', async (t) => {
+    const { dependencies, occupied, send } = await open(t, [node('a', 'True'), node('b', 'True'), node('c', 'True')]);
+    await send('DELETED', node('a', 'True'));
+    assert.equal(dependencies.lostNode('a'), 'node a is gone');
     occupied.delete('b');
-    await says('DELETED', node('b', 'True'));
-    assert.deepEqual([around.lostNode('b'), around.lostNode('new')], [undefined, undefined]);
-    await says('ADDED', node('a', 'True'));
-    assert.equal(around.lostNode('a'), undefined);
+    await send('DELETED', node('b', 'True'));
+    assert.deepEqual([dependencies.lostNode('b'), dependencies.lostNode('new')], [undefined, undefined]);
+    await send('ADDED', node('a', 'True'));
+    assert.equal(dependencies.lostNode('a'), undefined);
   });
-  test('is not lost when none answers: then the control plane is cut off; it is once another has come back', async (t) => {
-    const { around, told, says } = await open(t, [node('a', 'True'), node('b', 'True')]);
-    await says('MODIFIED', node('a', 'Unknown'));
-    await says('MODIFIED', node('b', 'Unknown'));
-    await eventually(() => assert.deepEqual(told, ['a', 'b']));
-    assert.deepEqual([around.lostNode('a'), around.lostNode('b')], [undefined, undefined]);
-    told.length = 0;
-    await says('MODIFIED', node('b', 'True'));
+  test('is not lost while all are unreachable (the control plane is cut off), but once another is back', async (t) => {
+    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    await send('MODIFIED', node('a', 'Unknown'));
+    await send('MODIFIED', node('b', 'Unknown'));
+    await eventually(() => assert.deepEqual(notified, ['a', 'b']));
+    assert.deepEqual([dependencies.lostNode('a'), dependencies.lostNode('b')], [undefined, undefined]);
+    notified.length = 0;
+    await send('MODIFIED', node('b', 'True'));
     assert.deepEqual(
-      [around.lostNode('a'), around.lostNode('b')],
+      [dependencies.lostNode('a'), dependencies.lostNode('b')],
       ['node a does not answer (NodeStatusUnknown)', undefined],
     );
-    assert.deepEqual(told, ['b', 'a']);
+    assert.deepEqual(notified, ['b', 'a']);
   });
 });
 
-test('what may not be read is left out, and the rest is not', async (t) => {
-  const { around } = await open(t, [], ['nodes', 'events']);
-  assert.deepEqual(Object.keys(around.caches), ['PersistentVolumeClaim']);
+test('kinds that may not be read are left out, the others are watched', async (t) => {
+  const { dependencies } = await open(t, [], ['nodes', 'events']);
+  assert.deepEqual(Object.keys(dependencies.caches), ['PersistentVolumeClaim']);
   const pod: PodObject = { metadata: meta('faces-0-0', 'n'), spec: {} };
-  assert.deepEqual([around.lostNode('a'), around.hindrance(pod)], [undefined, undefined]);
+  assert.deepEqual([dependencies.lostNode('a'), dependencies.pendingReason(pod)], [undefined, undefined]);
 });
 
-test('a watch of events, to which no bookmarks come, ends before it is taken for dead', async (t) => {
-  const { longest } = await open(t, []);
-  await eventually(() => assert(1000 * longest.events! < WATCH_SILENCE_MILLISECONDS, String(longest.events)));
+test('a watch of Events, which gets no bookmarks, ends before the client takes it for dead', async (t) => {
+  const { timeouts } = await open(t, []);
+  await eventually(() => assert(1000 * timeouts.events! < WATCH_SILENCE_MILLISECONDS, String(timeouts.events)));
 });

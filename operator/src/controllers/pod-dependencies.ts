@@ -1,90 +1,115 @@
 /**
- * What stands around a pod and decides whether it can run, where the pod itself does not say: its node, its claims, its mounts.
+ * What a pod depends on and does not report in its own status: its node, its claims, the mounts of its volumes. They are
+ * watched beside the pods, and shown to the planner as facts of the pod: `lostNode` and `waiting`.
  *
- * All of it is a help, not a need. What the operator may not read (nodes belong to no namespace, and a Role cannot allow them) is left out, which is logged once.
+ * The operator works without them. Nodes belong to no namespace, so a Role cannot allow to read them: a kind that may not
+ * be read is left out, and a warning is logged once.
  */
 import type { Logger } from 'pino';
-import { hasReason } from '../runtime/api-error.ts';
+import { isApiError } from '../runtime/api-error.ts';
 import { Cache, type CacheOptions } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import { type KubernetesObject, keyOf, type Resource } from '../runtime/resource.ts';
 import { claims, type NodeObject, nodes, type PodEvent, type PodObject, podEvents } from './resources.ts';
 
-export interface SurroundingsOptions {
+export interface PodDependenciesOptions {
   client: Pick<Client, 'list' | 'watch'>;
-  /** null: all of them. */
+  /** null: all namespaces. */
   namespace: string | null;
   log: Logger;
-  onRestart: (plural: string) => void;
+  /** Called when a list or a watch of a kind (by its plural) has failed. */
+  onWatchError: (plural: string) => void;
   settleMilliseconds?: number;
 }
 
-/** Kubernetes calls nodes silent one after the other, also when it is itself that nobody can reach: by then it has called them all. */
+/** What is called when a dependency changes. */
+export interface DependencyListener {
+  /** A node is lost, has come back, or was deleted. @returns whether pods of ours are on it */
+  onNode(name: string): boolean;
+  /** @param key of a pod whose claim or mount has changed */
+  onPod(key: string): void;
+  /** All pods of ours. */
+  pods(): Iterable<PodObject>;
+}
+
+/**
+ * A node counts as lost this long after its Ready condition has become Unknown. The node controller marks nodes one by
+ * one, also when the control plane itself is cut off: after this time it has marked all of them, and none is lost.
+ */
 const SETTLE_MILLISECONDS = 2_000;
 
-/** Events are not kept in the server's watch cache, and only from there come bookmarks. */
+/**
+ * Shorter than other watches: the API server keeps no watch cache of Events, so it sends no bookmarks, and the client
+ * would take the silence for a dead connection.
+ */
 const EVENT_WATCH_SECONDS = 60;
 
-/** Kubelets tell of a volume that they cannot mount in an event, and nowhere else. */
+/** A kubelet reports a volume that it cannot mount by such an Event, and nowhere else. */
 const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
 
-export class Surroundings {
+export class PodDependencies {
   readonly caches: {
     Node?: Cache<NodeObject>;
     PersistentVolumeClaim?: Cache<KubernetesObject>;
     Event?: Cache<PodEvent>;
   };
-  /** Nodes that were deleted while pods were on them. One that was never seen is no loss: it may be newer than the cache. */
-  readonly #gone = new Set<string>();
-  readonly #silent = new Map<string, NodeJS.Timeout>();
-  /** Silent for long enough. */
+  /** Nodes that were deleted with pods on them. A node that was never seen is not here: it may be newer than the cache. */
+  readonly #deleted = new Set<string>();
+  /** Nodes whose Ready condition is Unknown, each with the timer at whose end it counts as lost. */
+  readonly #unreachable = new Map<string, NodeJS.Timeout>();
+  /** Nodes that have been unreachable for long enough. */
   readonly #lost = new Set<string>();
-  /** No node answers: then it is the control plane that is cut off, as Kubernetes concludes too, and they all go on. */
-  #isCutOff = false;
-  #onNode: (name: string) => boolean = () => false;
+  /**
+   * Every node is unreachable. Then the control plane is cut off, and no node counts as lost: the node controller, too,
+   * stops evictions then (it calls this a full disruption).
+   */
+  #isFullDisruption = false;
+  #listener: DependencyListener = { onNode: () => false, onPod: () => {}, pods: () => [] };
 
-  private constructor(caches: Surroundings['caches'], settleMilliseconds: number) {
+  private constructor(caches: PodDependencies['caches'], settleMilliseconds: number) {
     this.caches = caches;
     caches.Node?.onChange(({ object, deleted }) => {
       const { name } = object.metadata;
-      if (deleted) this.#gone.add(name);
-      else this.#gone.delete(name);
+      if (deleted) this.#deleted.add(name);
+      else this.#deleted.delete(name);
       const wasLost = this.#lost.has(name);
-      if (!deleted && silence(object))
-        this.#silent.set(
+      if (!deleted && unreachableReason(object))
+        this.#unreachable.set(
           name,
-          this.#silent.get(name) ?? setTimeout(() => this.#lose(name), settleMilliseconds).unref(),
+          this.#unreachable.get(name) ?? setTimeout(() => this.#markLost(name), settleMilliseconds).unref(),
         );
       else {
-        clearTimeout(this.#silent.get(name));
-        this.#silent.delete(name);
+        clearTimeout(this.#unreachable.get(name));
+        this.#unreachable.delete(name);
         this.#lost.delete(name);
       }
-      const wasCutOff = this.#isCutOff;
-      this.#isCutOff = this.#silent.size === caches.Node!.size;
-      // Nobody asks for it any more, and names of nodes are many in a cluster that grows and shrinks.
-      if ((deleted || wasLost !== this.#lost.has(name)) && !this.#onNode(name)) this.#gone.delete(name);
-      if (wasCutOff && !this.#isCutOff) for (const lost of this.#lost) this.#onNode(lost);
+      const wasFullDisruption = this.#isFullDisruption;
+      this.#isFullDisruption = this.#unreachable.size === caches.Node!.size;
+      const isOccupied = deleted || wasLost !== this.#lost.has(name) ? this.#listener.onNode(name) : true;
+      // Without pods of ours on it, a deleted node is not asked for again. A cluster that scales has many of them.
+      if (!isOccupied) this.#deleted.delete(name);
+      if (wasFullDisruption && !this.#isFullDisruption) for (const lost of this.#lost) this.#listener.onNode(lost);
     });
   }
 
-  #lose(name: string): void {
+  #markLost(name: string): void {
     this.#lost.add(name);
-    this.#onNode(name);
+    this.#listener.onNode(name);
   }
 
-  static async open(options: SurroundingsOptions): Promise<Surroundings> {
-    const { client, namespace, log, onRestart } = options;
+  /** Finds out which kinds may be read. @throws ApiError when the server does not answer */
+  static async open(options: PodDependenciesOptions): Promise<PodDependencies> {
+    const { client, namespace, log, onWatchError } = options;
     const cache = async <T extends KubernetesObject>(
       resource: Resource<T>,
       scope: string | null,
       consequence: string,
-      more: Partial<CacheOptions<T>> = {},
+      cacheOptions: Partial<CacheOptions<T>> = {},
     ) => {
       try {
-        await client.list(resource, scope, { limit: 1 }, more.metadataOnly);
+        await client.list(resource, scope, { limit: 1 }, cacheOptions.metadataOnly);
       } catch (error) {
-        if (!hasReason(error, 'Forbidden')) throw error;
+        if (!isApiError(error, 'Forbidden')) throw error;
         log.warn({ resource: resource.plural }, `may not be read: ${consequence}`);
         return undefined;
       }
@@ -93,12 +118,12 @@ export class Surroundings {
         resource,
         namespace: scope,
         log,
-        onRestart: () => onRestart(resource.plural),
-        ...more,
+        onWatchError: () => onWatchError(resource.plural),
+        ...cacheOptions,
       });
     };
     const [node, claim, event] = await Promise.all([
-      cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: withoutContent }),
+      cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: stripNode }),
       cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', {
         metadataOnly: true,
       }),
@@ -110,54 +135,52 @@ export class Surroundings {
         },
       }),
     ]);
-    return new Surroundings(
+    return new PodDependencies(
       { ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) },
       options.settleMilliseconds ?? SETTLE_MILLISECONDS,
     );
   }
 
-  /**
-   * @param onNode told of a node that was lost or has come back; whether pods of ours are on it
-   * @param onPod told of a pod (its key) of which there is news
-   * @param podsThere all of them
-   */
-  listen(onNode: (name: string) => boolean, onPod: (key: string) => void, podsThere: () => Iterable<PodObject>): void {
-    this.#onNode = onNode;
-    const { PersistentVolumeClaim } = this.caches;
+  /** To be called once, before the caches run. */
+  listen(listener: DependencyListener): void {
+    this.#listener = listener;
+    const { PersistentVolumeClaim, Event } = this.caches;
     PersistentVolumeClaim?.onChange(({ object: { metadata }, old, deleted }) => {
-      // Before all are there, nobody has been told that one is missing.
+      // The jobs are first planned after the first list, so its objects change no plan.
       if (!PersistentVolumeClaim.isSynced || (old && !deleted)) return;
-      for (const pod of podsThere())
+      for (const pod of listener.pods())
         if (pod.metadata.namespace === metadata.namespace && isPending(pod) && claimsOf(pod).includes(metadata.name))
-          onPod(keyOf(pod));
+          listener.onPod(keyOf(pod));
     });
-    this.caches.Event?.onChange(({ object: { involvedObject }, deleted }) => {
-      if (!deleted) onPod(keyOf({ metadata: { namespace: involvedObject.namespace!, name: involvedObject.name } }));
+    Event?.onChange(({ object: { involvedObject }, deleted }) => {
+      if (!deleted)
+        listener.onPod(keyOf({ metadata: { namespace: involvedObject.namespace!, name: involvedObject.name } }));
     });
   }
 
-  /** Why a node counts as lost; undefined for one that works, and for one that nobody knows. */
+  /** Why a node counts as lost; undefined for a node that works, and for one that was never seen. */
   lostNode(name: string): string | undefined {
-    if (this.#gone.has(name)) return `node ${name} is gone`;
-    if (this.#isCutOff || !this.#lost.has(name)) return undefined;
-    return silence(this.caches.Node!.get(keyOf({ metadata: { name } }))!);
+    if (this.#deleted.has(name)) return `node ${name} is gone`;
+    if (this.#isFullDisruption || !this.#lost.has(name)) return undefined;
+    return unreachableReason(this.caches.Node!.get(keyOf({ metadata: { name } }))!);
   }
 
-  /** Why a pod that waits cannot start. */
-  hindrance(pod: PodObject): { reason: string; message: string } | undefined {
+  /** Why a pending pod cannot start: a claim that does not exist, or a volume that the kubelet could not mount. */
+  pendingReason(pod: PodObject): { reason: string; message: string } | undefined {
     const { namespace } = pod.metadata;
     const { PersistentVolumeClaim, Event } = this.caches;
-    // A native gang hears of a missing claim only that its scheduler met an error.
+    // The scheduler reports of a gang with a missing claim only that it met an error: the name is found here.
     const missing =
       PersistentVolumeClaim &&
       claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
     if (missing !== undefined)
       return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
+    // From then on all volumes are mounted, and the Events are of the past.
     if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True'))
       return undefined;
-    const told =
+    const failures =
       Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
-    const latest = told.sort((a, b) => (a.lastTimestamp ?? '').localeCompare(b.lastTimestamp ?? '')).at(-1);
+    const latest = failures.sort((a, b) => (a.lastTimestamp ?? '').localeCompare(b.lastTimestamp ?? '')).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
 }
@@ -167,15 +190,19 @@ export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? '
 const claimsOf = ({ spec }: PodObject): string[] =>
   spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
 
-/** "Unknown" is the node controller's word for a kubelet that is silent; one that says "False" is there, and may yet run what it has. */
-function silence({ metadata, status }: NodeObject): string | undefined {
+/**
+ * The node controller sets Ready to Unknown when a kubelet has stopped renewing its Lease. A kubelet that reports False
+ * itself is alive, and its pods may still run.
+ */
+function unreachableReason({ metadata, status }: NodeObject): string | undefined {
   const ready = status?.conditions?.find(({ type }) => type === 'Ready');
   return ready?.status === 'Unknown'
     ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})`
     : undefined;
 }
 
-function withoutContent({ apiVersion, kind, metadata, status }: NodeObject): NodeObject {
+/** Keeps the Ready condition and the metadata that a cache needs. */
+function stripNode({ apiVersion, kind, metadata, status }: NodeObject): NodeObject {
   const { name, uid, resourceVersion, creationTimestamp } = metadata;
   const ready = status?.conditions
     ?.filter(({ type }) => type === 'Ready')

@@ -1,6 +1,8 @@
 /**
- * One look at one job: observe, plan, act in order, write the status, tell the events. The first action that fails ends it, with nothing written; the next look
- * starts from what is really there.
+ * Executes the plan for a job in the cluster: actions in order, then the status, then the events.
+ *
+ * The first action that fails ends the reconcile, with no status written. The next reconcile plans anew from what exists
+ * by then, so a crash between two actions is no special case.
  */
 import { isDeepStrictEqual } from 'node:util';
 import { API_VERSION } from '@facetrain/api';
@@ -11,7 +13,7 @@ import type { ChildObject } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject, RefusedChild } from '@facetrain/planner/observed';
 import type { Action, Plan } from '@facetrain/planner/plan';
 import type { Logger } from 'pino';
-import { hasReason, isRefusal } from '../runtime/api-error.ts';
+import { isApiError, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
@@ -21,34 +23,38 @@ import { slowStart } from '../runtime/slow-start.ts';
 import { identityOf, observeObject } from './observe.ts';
 import { type JobObject, resourceOf } from './resources.ts';
 
-/** Between two writes of a status that say the same in other numbers. */
+/**
+ * A status that differs from the last one in counts and messages alone is written at most this often. While the pods of
+ * a gang start or end, each of them changes a count.
+ */
 const DETAIL_MILLISECONDS = 1_000;
-/** Requests for one job that are under way together. */
-const MAX_TOGETHER = 16;
-
-type AnyCache = Pick<Cache<KubernetesObject>, 'put'>;
+/** Requests for one job that are under way at the same time. */
+const MAX_PARALLEL = 16;
 
 export interface ExecutorOptions {
   kind: JobKind;
   resource: Resource<JobObject>;
   client: Client;
-  /** Where the answers to writes go, by kind; the job's own kind is one. */
-  caches: Partial<Record<ChildObject['kind'] | JobKind, AnyCache>>;
+  /** By kind, the job's own included: what the server answers to a write is put there, so that reads see it at once. */
+  caches: Partial<Record<ChildObject['kind'] | JobKind, Pick<Cache<KubernetesObject>, 'put'>>>;
   events: EventRecorder;
+  /** apiVersion of the PodGroup that the cluster serves; null: none. */
   podGroupApi: string | null;
 }
 
-/** An action that the server answered with something that the planner has to be shown. */
-interface Setback {
+/** Why an object could not be created, to be shown to the planner. */
+interface RejectedCreate {
+  /** The server refused it: Invalid, Forbidden (a quota, an admission policy) or BadRequest. */
   refused?: RefusedChild;
+  /** An object of this name exists and does not belong to the job. */
   foreign?: ObservedObject;
 }
 
 export class Executor {
   readonly #options: ExecutorOptions;
-  /** By the job's uid: what was refused since its last look. */
+  /** By the job's uid: what was refused since it was last planned. */
   readonly #refused = new Map<string, RefusedChild>();
-  /** By the job's uid: objects of others under names that its children must have. */
+  /** By the job's uid: an object that does not belong to it, under a name that one of its children must have. */
   readonly #foreign = new Map<string, ObservedObject>();
   /** By the job's uid: when its status was last written, by performance.now(). */
   readonly #writtenAt = new Map<string, number>();
@@ -57,12 +63,18 @@ export class Executor {
     this.#options = options;
   }
 
-  /** What the server has that no cache shows. A refusal is told once; whether a name is still taken is asked each time. */
-  async memory({ uid, namespace }: JobIdentity): Promise<{ refused?: RefusedChild; foreign: ObservedObject[] }> {
+  /**
+   * What the server answered to earlier creates, which no cache shows. A refusal is returned once: the plan after the next
+   * tries again. Whether a foreign object still exists is read from the server each time.
+   */
+  async rejectedCreates({
+    uid,
+    namespace,
+  }: JobIdentity): Promise<{ refused?: RefusedChild; foreign: ObservedObject[] }> {
     const refused = this.#refused.get(uid);
     this.#refused.delete(uid);
     const foreign = this.#foreign.get(uid);
-    if (foreign && !(await this.#isThere(foreign, namespace))) this.#foreign.delete(uid);
+    if (foreign && !(await this.#exists(foreign, namespace))) this.#foreign.delete(uid);
     return { ...(refused && { refused }), foreign: [...(this.#foreign.has(uid) ? [foreign!] : [])] };
   }
 
@@ -72,49 +84,41 @@ export class Executor {
     this.#writtenAt.delete(uid);
   }
 
-  /** @returns seconds after which to look again, null: only when something changes */
+  /** @returns seconds after which to reconcile again; null: only after a change */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
     for (const group of concurrentGroups(plan.actions)) {
-      const setback = await this.#together(group, identity, log);
-      if (!setback) continue;
-      if (setback.refused) this.#refused.set(identity.uid, setback.refused);
-      if (setback.foreign) this.#foreign.set(identity.uid, setback.foreign);
+      const rejected = await this.#runGroup(group, identity, log);
+      if (!rejected) continue;
+      if (rejected.refused) this.#refused.set(identity.uid, rejected.refused);
+      if (rejected.foreign) this.#foreign.set(identity.uid, rejected.foreign);
       return 0;
     }
     if (plan.actions.some(({ type }) => type === 'deleteJob')) return null;
     const patch = mergePatch({ ...job.status }, { ...plan.status });
-    const wait = this.#mayWait(job, plan.status, patch);
-    if (wait > 0) return wait / 1000;
+    const delay = this.#statusDelay(job, plan.status, patch);
+    if (delay > 0) return delay / 1000;
     if (Object.keys(patch).length > 0) {
       await this.#writeStatus(job, patch);
-      const { kind, events } = this.#options;
-      const { name, namespace, uid } = identity;
-      for (const { type, reason, message } of plan.events) {
-        log.info({ event: reason }, message);
-        events.emit(
-          { apiVersion: API_VERSION, kind, name, namespace, uid },
-          { type, reason, action: 'Reconcile', message },
-        );
-      }
+      this.#emitEvents(identity, plan, log);
     }
     return plan.requeueAfterSeconds;
   }
 
-  /** Carries out actions that do not depend on each other. @returns the first setback, after which none was begun */
-  async #together(actions: Action[], job: JobIdentity, log: Logger): Promise<Setback | null> {
-    let setback: Setback | null = null;
-    // A gang that the server refuses should cost one request, and not one for each pod.
-    const first = createsPod(actions[0]!) ? 1 : MAX_TOGETHER;
-    await slowStart(actions, { first, most: MAX_TOGETHER }, async (action) => {
-      const met = await this.#act(action, job, log);
-      setback ??= met;
-      return met === null;
+  /** Executes actions that do not depend on each other. @returns the first rejection, after which no action is begun */
+  async #runGroup(actions: Action[], job: JobIdentity, log: Logger): Promise<RejectedCreate | null> {
+    let first: RejectedCreate | null = null;
+    // A gang whose pods the server refuses costs one request, not one for each pod.
+    const initial = createsPod(actions[0]!) ? 1 : MAX_PARALLEL;
+    await slowStart(actions, { initial, max: MAX_PARALLEL }, async (action) => {
+      const rejected = await this.#act(action, job, log);
+      first ??= rejected;
+      return rejected === null;
     });
-    return setback;
+    return first;
   }
 
-  async #act(action: Action, job: JobIdentity, log: Logger): Promise<Setback | null> {
+  async #act(action: Action, job: JobIdentity, log: Logger): Promise<RejectedCreate | null> {
     const { client, caches, podGroupApi, resource, kind } = this.#options;
     const { namespace } = job;
     switch (action.type) {
@@ -122,10 +126,10 @@ export class Executor {
         return this.#create(action.object, job, log);
       case 'delete': {
         log.debug({ kind: action.kind, child: action.name, reason: action.reason }, 'delete');
-        const answer = await gone(
+        const answer = await ignoreMissing(
           client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid, action.force && 0),
         );
-        // What is deleted by force is gone, whatever the answer says of it.
+        // The answer to a forced deletion may still be the object, which is gone by then: it must not enter the cache.
         if (isObject(answer) && !action.force) caches[action.kind]?.put(answer);
         return null;
       }
@@ -141,57 +145,60 @@ export class Executor {
       }
       case 'deleteJob': {
         log.info({ reason: action.reason }, 'delete the job');
-        const answer = await gone(client.delete(resource, namespace, job.name, job.uid));
+        const answer = await ignoreMissing(client.delete(resource, namespace, job.name, job.uid));
         if (isObject(answer)) caches[kind]?.put(answer);
         return null;
       }
     }
   }
 
-  async #create(object: ChildObject, job: JobIdentity, log: Logger): Promise<Setback | null> {
+  async #create(object: ChildObject, job: JobIdentity, log: Logger): Promise<RejectedCreate | null> {
     const { client, caches, podGroupApi } = this.#options;
     const { kind } = object;
     const { name } = object.metadata;
     const resource = resourceOf(kind, podGroupApi);
     log.debug({ kind, child: name }, 'create');
     try {
-      // A pod is made of a template, which no schema has checked: what is misspelt there would be silently left out.
-      caches[kind]?.put(await client.create(resource, job.namespace, object, kind === 'Pod'));
+      // Pods come from a podTemplate that no schema has checked. Without strict validation the server would silently
+      // drop a misspelt field.
+      const isStrict = kind === 'Pod';
+      caches[kind]?.put(await client.create(resource, job.namespace, object, isStrict));
       return null;
     } catch (error) {
       if (isRefusal(error)) return { refused: { kind, name, message: error.serverMessage } };
-      if (!hasReason(error, 'AlreadyExists')) throw error;
+      if (!isApiError(error, 'AlreadyExists')) throw error;
     }
-    // By an earlier look of ours that the cache has not caught up with, or by somebody else.
-    const there = await client.get(resource, job.namespace, name);
-    const observed = observeObject(kind, there, job, this.#options.kind);
+    // Created by an earlier reconcile, and not in the cache yet; or by someone else.
+    const existing = await client.get(resource, job.namespace, name);
+    const observed = observeObject(kind, existing, job, this.#options.kind);
     if (!observed.owned) return { foreign: observed };
-    caches[kind]?.put(there);
+    caches[kind]?.put(existing);
     return null;
   }
 
-  async #isThere({ kind, name, uid }: ObservedObject, namespace: string): Promise<boolean> {
+  async #exists({ kind, name, uid }: ObservedObject, namespace: string): Promise<boolean> {
     const { client, podGroupApi } = this.#options;
-    const there = await client.get(resourceOf(kind, podGroupApi), namespace, name).catch((error: unknown) => {
-      if (!hasReason(error, 'NotFound')) throw error;
+    const found = await client.get(resourceOf(kind, podGroupApi), namespace, name).catch((error: unknown) => {
+      if (!isApiError(error, 'NotFound')) throw error;
     });
-    return there?.metadata.uid === uid;
+    return found?.metadata.uid === uid;
   }
 
-  /** @returns for how many milliseconds a change of the status need not be written: while the pods of a gang start or end, each of them changes a count. */
-  #mayWait(
+  /** @returns for how many milliseconds a change of the status need not be written (DETAIL_MILLISECONDS) */
+  #statusDelay(
     { status: before = {}, metadata: { uid } }: JobObject,
     after: JobStatus,
     patch: Record<string, unknown>,
   ): number {
     const { conditions, trainers, ...others } = patch;
     if ((conditions ?? trainers) === undefined || Object.keys(others).length > 0) return 0;
-    const state = ({ conditions: all = [] }: JobStatus) => all.map(({ message: _, ...condition }) => condition);
-    if (!isDeepStrictEqual(state(before), state(after))) return 0;
+    const withoutMessages = ({ conditions: all = [] }: JobStatus) =>
+      all.map(({ message: _, ...condition }) => condition);
+    if (!isDeepStrictEqual(withoutMessages(before), withoutMessages(after))) return 0;
     return (this.#writtenAt.get(uid) ?? -Infinity) + DETAIL_MILLISECONDS - performance.now();
   }
 
-  /** A conflict when the job has changed since it was observed: then the plan was for another job. */
+  /** @throws ApiError Conflict when the job has changed since it was observed: the plan was made for another state */
   async #writeStatus(job: JobObject, patch: Record<string, unknown>): Promise<void> {
     const { client, caches, kind, resource } = this.#options;
     const { name, namespace, resourceVersion, uid } = job.metadata;
@@ -205,16 +212,27 @@ export class Executor {
     this.#writtenAt.set(uid, performance.now());
     caches[kind]?.put(written);
   }
+
+  #emitEvents({ name, namespace, uid }: JobIdentity, plan: Plan<JobStatus>, log: Logger): void {
+    const { kind, events } = this.#options;
+    for (const { type, reason, message } of plan.events) {
+      log.info({ event: reason }, message);
+      events.emit(
+        { apiVersion: API_VERSION, kind, name, namespace, uid },
+        { type, reason, action: 'Reconcile', message },
+      );
+    }
+  }
 }
 
-/** To delete what is gone, or what has another uid by now, is no error. */
-function gone<T>(deletion: Promise<T>): Promise<T | null> {
+/** A deletion of an object that does not exist, or that has another uid by now, has nothing left to do. */
+function ignoreMissing<T>(deletion: Promise<T>): Promise<T | null> {
   return deletion.catch((error: unknown) => {
-    if (hasReason(error, 'NotFound', 'Conflict')) return null;
+    if (isApiError(error, 'NotFound', 'Conflict')) return null;
     throw error;
   });
 }
 
-/** The server answers a deletion with the object as long as it is still there, else with a Status. */
+/** The server answers a deletion with the object while that still exists (finalizers, a grace period), else with a Status. */
 const isObject = (answer: Partial<KubernetesObject> | null): answer is KubernetesObject =>
   answer?.metadata?.uid !== undefined;

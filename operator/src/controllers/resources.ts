@@ -1,10 +1,10 @@
-/** The kinds that the operator reads and writes, and what of them it looks at. */
+/** The kinds that the operator reads and writes, and the fields of them that it reads. */
 import { API_VERSION } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import type { ChildObject } from '@facetrain/planner/objects';
 import { defineResource, type KubernetesObject, type Resource } from '../runtime/resource.ts';
 
-/** A job of either kind as the server has it: its spec is parsed before anyone reads it, its status is ours. */
+/** A job of either kind as the server has it. Its spec is not parsed yet; its status was written by the operator. */
 export interface JobObject extends KubernetesObject {
   spec: Record<string, unknown>;
   status?: JobStatus;
@@ -35,7 +35,7 @@ export interface NodeObject extends KubernetesObject {
   status?: { conditions?: { type: string; status: string; reason?: string }[] };
 }
 
-/** Of the core API: only there can a watch ask for events of one kind of object. */
+/** In the core API, not events.k8s.io: only there can a field selector pick the events of one kind of object. */
 export interface PodEvent extends KubernetesObject {
   involvedObject: { namespace?: string; name: string; uid?: string };
   reason: string;

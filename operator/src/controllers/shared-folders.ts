@@ -1,6 +1,8 @@
 /**
- * FaceTrainJobs that write to the same folder, as copies of a manifest do. Two gangs would destroy each other's checkpoints, so one comes
- * after the other: first who runs, then who was made first. What `file://` and object stores stand for is not known here.
+ * FaceTrainJobs that write to the same folder, as copies of a manifest do. Two gangs would destroy each other's
+ * checkpoints, so one job waits for the other: for one that has pods, else for an older one.
+ *
+ * Only pvc:// and hostpath:// are compared. What file:// and object stores stand for is not known here.
  */
 import { joinStorageUri } from '@facetrain/api';
 import { isIgnored } from '@facetrain/planner/attempt';
@@ -8,11 +10,11 @@ import { isTrue } from '@facetrain/planner/conditions';
 import { checkpointsUri, type OutputFolders } from '@facetrain/planner/facetrainjob/make-trainer-config';
 import { ConditionType } from '@facetrain/planner/reasons';
 import type { Cache, Index } from '../runtime/cache.ts';
-import { identityOf, mayRun } from './observe.ts';
+import { identityOf, isPodAlive } from './observe.ts';
 import type { JobObject, PodObject } from './resources.ts';
 
-/** For the cache of FaceTrainJobs, whose specs the API server's schema has checked and ours has not yet. */
-export const folderIndexes = {
+/** Indexes for the cache of FaceTrainJobs. Specs there have passed the API server's schema and are not parsed yet. */
+export const outputFolderIndexes = {
   output: ({ metadata, spec }) => folderOf((spec as unknown as OutputFolders).output.uri, metadata.namespace!),
   checkpoints: ({ metadata, spec }) => folderOf(checkpointsUri(spec as unknown as OutputFolders), metadata.namespace!),
 } satisfies Record<string, Index<JobObject>>;
@@ -22,23 +24,23 @@ interface Caches {
   Pod: Cache<PodObject>;
 }
 
-/** @returns how to call the jobs that must finish before this one begins */
-export function jobsAhead(caches: Caches, job: JobObject): string[] {
+/** @returns kind and name (with the namespace, where it is another) of each job that must finish before this one starts */
+export function jobsBefore(caches: Caches, job: JobObject): string[] {
   const { uid, namespace } = job.metadata;
-  const sharing = Object.entries(folderIndexes).flatMap(([index, of]) => {
-    const folder = of(job);
+  const sharing = Object.entries(outputFolderIndexes).flatMap(([index, folderOfJob]) => {
+    const folder = folderOfJob(job);
     return folder === undefined ? [] : caches.FaceTrainJob.indexed(index, folder);
   });
-  const ahead = [...new Set(sharing)].filter(
-    (other) => other.metadata.uid !== uid && (runs(caches, other) || (isAboutTo(other) && isEarlier(other, job))),
+  const before = [...new Set(sharing)].filter(
+    (other) => other.metadata.uid !== uid && (hasPods(caches, other) || (mayStart(other) && isOlder(other, job))),
   );
-  return ahead.map(
+  return before.map(
     ({ metadata }) =>
       `FaceTrainJob ${metadata.namespace === namespace ? '' : `${metadata.namespace}/`}${metadata.name}`,
   );
 }
 
-/** The same for who means the same folder. A claim belongs to its namespace. */
+/** @returns equal strings for URIs of the same folder. A claim belongs to its namespace, a path of the node does not. */
 function folderOf(uri: string, namespace: string): string | undefined {
   const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri) ?? [];
   if (scheme === undefined) return undefined;
@@ -46,10 +48,11 @@ function folderOf(uri: string, namespace: string): string | undefined {
   return scheme === 'pvc' ? `${namespace} ${folder}` : folder;
 }
 
-const runs = ({ Pod }: Caches, { metadata }: JobObject): boolean => Pod.indexed('job', metadata.uid).some(mayRun);
+const hasPods = ({ Pod }: Caches, { metadata }: JobObject): boolean =>
+  Pod.indexed('job', metadata.uid).some(isPodAlive);
 
-/** One that is stuck or suspended holds nobody up. */
-function isAboutTo(job: JobObject): boolean {
+/** A job that is suspended or stalled could wait for ever, so others do not wait for it. */
+function mayStart(job: JobObject): boolean {
   const { spec, status = {} } = job;
   if (isIgnored({ identity: identityOf(job), spec })) return false;
   return (
@@ -57,7 +60,8 @@ function isAboutTo(job: JobObject): boolean {
   );
 }
 
-function isEarlier({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean {
+/** By creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
+function isOlder({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean {
   if (one.creationTimestamp !== other.creationTimestamp) return one.creationTimestamp < other.creationTimestamp;
   return one.uid < other.uid;
 }

@@ -1,6 +1,6 @@
-/** The one error of an API server's answer. Callers look at `reason`, which the server promises, not at the text. */
+/** The error that every answer of the API server other than 2xx becomes. Callers branch on `reason`, which is part of the API. */
 
-/** The server's own words for what is wrong (metav1.StatusReason), as far as anyone here asks. */
+/** Reasons of metav1.StatusReason that the operator knows; the server has more. */
 export type StatusReason =
   | 'NotFound'
   | 'AlreadyExists'
@@ -34,7 +34,7 @@ export class ApiError extends Error {
   override readonly name = 'ApiError';
   readonly status: number;
   readonly reason: StatusReason;
-  /** What the server said, without the request. */
+  /** The server's message, without the request. */
   readonly serverMessage: string;
 
   constructor(request: string, status: number, reason: string | undefined, message: string) {
@@ -44,7 +44,7 @@ export class ApiError extends Error {
     this.serverMessage = message;
   }
 
-  /** @param body of the answer: a Status, or whatever a proxy in between had to say */
+  /** @param body of the answer: a Status, or any text of a proxy in between */
   static fromBody(request: string, code: number, body: string): ApiError {
     let status: Status = {};
     try {
@@ -57,10 +57,14 @@ export class ApiError extends Error {
   }
 }
 
-export const hasReason = (error: unknown, ...reasons: StatusReason[]): error is ApiError =>
+/** Whether the error is an ApiError with one of these reasons. */
+export const isApiError = (error: unknown, ...reasons: [StatusReason, ...StatusReason[]]): error is ApiError =>
   error instanceof ApiError && reasons.includes(error.reason);
 
-/** The version that a list or a watch asked to start from is no longer kept, or (a server restored from a backup) not yet there. */
+/**
+ * The resourceVersion that a list or a watch started from is too old for the server, or too new (after the server was
+ * restored from a backup).
+ */
 export const isExpired = (error: unknown): boolean =>
   error instanceof ApiError &&
   (error.status === 410 ||
@@ -68,5 +72,5 @@ export const isExpired = (error: unknown): boolean =>
     error.reason === 'Gone' ||
     /too large resource version/i.test(error.serverMessage));
 
-/** The server will not have this object, now or unchanged: said to people, not tried in a hurry. */
-export const isRefusal = (error: unknown): error is ApiError => hasReason(error, 'Invalid', 'Forbidden', 'BadRequest');
+/** The server refuses this object for now, or as it is. It is reported to the user, and not tried again at once. */
+export const isRefusal = (error: unknown): error is ApiError => isApiError(error, 'Invalid', 'Forbidden', 'BadRequest');

@@ -1,4 +1,4 @@
-/** Waits that double, with a share of chance so that many who fail together do not come back together. */
+/** Exponential backoff with jitter, so that clients that failed together do not all try again at the same time. */
 
 export class Backoff {
   readonly #base: number;
@@ -6,7 +6,11 @@ export class Backoff {
   readonly #random: () => number;
   #failures = 0;
 
-  /** @param base first wait, @param max longest wait, in milliseconds; @param random in [0, 1) */
+  /**
+   * @param base first wait in milliseconds
+   * @param max longest wait in milliseconds
+   * @param random in [0, 1)
+   */
   constructor(base: number, max: number, random: () => number = Math.random) {
     this.#base = base;
     this.#max = max;

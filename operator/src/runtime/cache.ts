@@ -1,12 +1,13 @@
 /**
- * A copy of the server's objects of one kind, which keeps itself up to date: a list, then a watch from where the list was.
+ * A local copy of the server's objects of one kind, kept up to date by a list and then a watch from where the list was
+ * (client-go's reflector and indexer in one).
  *
- * It goes on after any error: a watch that ends is opened again where it stopped; one that starts too far back (410) becomes a new
- * list; all else waits and tries again. Nobody has to look after it.
+ * It recovers from every error by itself. A watch that ends is opened again where it stopped; when the server has
+ * forgotten that version (410) everything is listed anew; any other error is tried again after a backoff.
  *
- * What its owner writes is put here at once (`put`), so that a reader sees its own writes. That works because resource
- * versions of one kind are numbers that grow: an older event never hides a newer object, and what the watch has passed and is not
- * here was deleted.
+ * Answers to the owner's own writes are put here at once (`put`), so that it reads its own writes. For that the cache
+ * compares resourceVersions: those of one kind are numbers that grow (KEP-5504). An older event never replaces a newer
+ * object. A version that the watch has passed is not put: if the object is not here, it was deleted.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -15,57 +16,64 @@ import { Backoff } from './backoff.ts';
 import type { Client, WatchLine } from './client.ts';
 import { type KubernetesObject, keyOf, type Resource } from './resource.ts';
 
+/** `old`: the object before the change, if there was one. `deleted`: `object` is its last state. */
 export type Change<T> = { object: T; old: T | undefined; deleted: boolean };
+/** @returns the value under which the object is found; undefined: it is not in the index */
 export type Index<T> = (object: T) => string | undefined;
 
 export interface CacheOptions<T extends KubernetesObject> {
   client: Pick<Client, 'list' | 'watch'>;
   resource: Resource<T>;
-  /** null: all of them. */
+  /** null: all namespaces, or a cluster-scoped kind. */
   namespace: string | null;
   labelSelector?: string;
   fieldSelector?: string;
-  /** Keep metadata only, which is all that is sent then. */
+  /** Ask the server for the objects' metadata only. */
   metadataOnly?: boolean;
-  /** Takes away what nobody reads, before it is kept; who set which field (managedFields) is never kept. */
+  /** Removes fields that are not read, to save memory. managedFields are always removed. */
   strip?: (object: T) => T;
   indexes?: Record<string, Index<T>>;
   log: Logger;
-  /** Watches end by themselves after this long, and up to twice as long; 300 if absent. Shorter where the server sends no bookmarks, whose silence the client would take for a dead connection. */
+  /**
+   * The server ends a watch after a time between this and twice this; default 300. Less for a kind without bookmarks,
+   * as the client takes a watch without any line for a dead connection (WATCH_SILENCE_MILLISECONDS).
+   */
   watchSeconds?: number;
-  /** Told of every list after the first, and why. */
-  onRestart?: (error: unknown) => void;
+  /** Called when a list or a watch has failed. */
+  onWatchError?: (error: unknown) => void;
   retry?: Backoff;
 }
 
+/** Objects in one answer to a list. */
 const PAGE = 500;
 const RETRY_BASE_MILLISECONDS = 200;
 const RETRY_MAX_MILLISECONDS = 30_000;
-/** Watches end by themselves after 5 to 10 minutes, not all at once, so that they spread over the API servers. */
+/** As in client-go: watches end after 5 to 10 minutes, each at its own time, so that they spread over the API servers. */
 const WATCH_SECONDS = 300;
-/** One that lasted has not failed, even if the server had nothing to say. */
+/** A watch that lasted this long has not failed, even if it had no event. */
 const LASTED_MILLISECONDS = 1_000;
 
 export class Cache<T extends KubernetesObject> {
   readonly #options: CacheOptions<T>;
   readonly #objects = new Map<string, T>();
-  readonly #indexes = new Map<string, { of: Index<T>; entries: Map<string, Set<string>> }>();
+  readonly #indexes = new Map<string, { indexValue: Index<T>; entries: Map<string, Set<string>> }>();
   readonly #listeners: ((change: Change<T>) => void)[] = [];
   readonly #retry: Backoff;
   readonly #synced = Promise.withResolvers<void>();
-  /** Put here since the last list began: newer than that list, perhaps. */
+  /** Keys of objects that were put since the last list began: they may be newer than that list. */
   readonly #written = new Set<string>();
-  /** How far the list and the watch have come; '' asks for the newest there is. */
+  /** resourceVersion of the last list or event; '0': a list may come from the server's cache; '': it must be the newest. */
   #version = '0';
   #isSynced = false;
 
   constructor(options: CacheOptions<T>) {
     this.#options = options;
     this.#retry = options.retry ?? new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
-    for (const [name, of] of Object.entries(options.indexes ?? {})) this.#indexes.set(name, { of, entries: new Map() });
+    for (const [name, indexValue] of Object.entries(options.indexes ?? {}))
+      this.#indexes.set(name, { indexValue, entries: new Map() });
   }
 
-  /** Resolves once the first list is here. */
+  /** Resolves when the first list is complete. */
   get synced(): Promise<void> {
     return this.#synced.promise;
   }
@@ -82,40 +90,40 @@ export class Cache<T extends KubernetesObject> {
   values(): IterableIterator<T> {
     return this.#objects.values();
   }
-  /** Objects for which the index function gave this value, by name. */
+  /** The objects for which the index function returns this value, in the order of their keys. */
   indexed(index: string, value: string): T[] {
     const keys = this.#indexes.get(index)!.entries.get(value) ?? [];
     return [...keys].sort().map((key) => this.#objects.get(key)!);
   }
 
-  /** Called after every change, the objects of the first list included. */
+  /** Adds a function that is called after every change; the objects of the first list are changes, too. */
   onChange(listener: (change: Change<T>) => void): void {
     this.#listeners.push(listener);
   }
 
-  /** Something that the server answered to a write. */
+  /** Takes the server's answer to a write. Ignored when the watch is as far already. */
   put(object: T): void {
     if (!this.#isSynced || versionOf(object) <= BigInt(this.#version || 0)) return;
     this.#written.add(keyOf(object));
     this.#set(object);
   }
 
-  /** Lists and watches until the signal says stop. */
+  /** Lists and watches until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
-    let listed = false;
+    let isListed = false;
     while (!signal.aborted) {
       try {
-        if (!listed) {
+        if (!isListed) {
           await this.#list();
-          listed = true;
+          isListed = true;
         }
         await this.#watch(signal);
       } catch (error) {
         if (signal.aborted) return;
-        this.#options.onRestart?.(error);
+        this.#options.onWatchError?.(error);
         if (isExpired(error)) {
-          listed = false;
-          // A list may be served from a copy that is as old as the watch was; '' asks for the newest.
+          isListed = false;
+          // Another version could be served from a cache that is as old as the watch was.
           this.#version = '';
         }
         const wait = this.#retry.next();
@@ -130,8 +138,8 @@ export class Cache<T extends KubernetesObject> {
 
   async #list(): Promise<void> {
     const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
-    const found = new Map<string, T>();
-    let more: string | undefined;
+    const listed = new Map<string, T>();
+    let continueToken: string | undefined;
     let version: string;
     this.#written.clear();
     do {
@@ -139,21 +147,21 @@ export class Cache<T extends KubernetesObject> {
         limit: PAGE,
         labelSelector,
         fieldSelector,
-        continue: more,
-        resourceVersion: more === undefined && this.#version !== '' ? this.#version : undefined,
+        continue: continueToken,
+        resourceVersion: continueToken === undefined && this.#version !== '' ? this.#version : undefined,
       };
       const { metadata, items } = await client.list(resource, namespace, query, metadataOnly);
-      for (const item of items ?? []) found.set(keyOf(item), item);
+      for (const item of items ?? []) listed.set(keyOf(item), item);
       version = metadata.resourceVersion;
-      more = metadata.continue || undefined;
-    } while (more !== undefined);
+      continueToken = metadata.continue || undefined;
+    } while (continueToken !== undefined);
     this.#version = version;
-    // What the list says holds even where its versions are older: a server may have been restored from a backup.
+    // The list is right even where its versions are older: the server may have been restored from a backup.
     const isNewer = (key: string, old: T) => this.#written.has(key) && versionOf(old) > BigInt(version);
     for (const [key, old] of this.#objects)
-      if (!isNewer(key, old) && (!found.has(key) || versionOf(old) > versionOf(found.get(key)!)))
+      if (!isNewer(key, old) && (!listed.has(key) || versionOf(old) > versionOf(listed.get(key)!)))
         this.#remove(key, old);
-    for (const object of found.values()) this.#set(object);
+    for (const object of listed.values()) this.#set(object);
     this.#isSynced = true;
     this.#synced.resolve();
   }
@@ -177,18 +185,18 @@ export class Cache<T extends KubernetesObject> {
       timeoutSeconds,
     };
     const begun = performance.now();
-    let lines = 0;
+    let lineCount = 0;
     for await (const line of client.watch(resource, namespace, query, signal, metadataOnly)) {
-      this.#take(line);
-      if (lines++ === 0) this.#retry.reset();
+      this.#apply(line);
+      if (lineCount++ === 0) this.#retry.reset();
     }
-    // One that the server ends at once, with nothing said, would spin.
-    if (lines > 0 || signal.aborted) return;
+    // Without a wait, a watch that the server ends at once and without an event would be opened in a busy loop.
+    if (lineCount > 0 || signal.aborted) return;
     if (performance.now() - begun >= LASTED_MILLISECONDS) this.#retry.reset();
     else await delay(this.#retry.next(), undefined, { signal }).catch(() => {});
   }
 
-  #take(line: WatchLine<T>): void {
+  #apply(line: WatchLine<T>): void {
     if (line.type === 'ERROR')
       throw ApiError.fromBody(
         `watch ${this.#options.resource.plural}`,
@@ -212,8 +220,9 @@ export class Cache<T extends KubernetesObject> {
     const old = this.#objects.get(key);
     if (old && versionOf(old) >= versionOf(kept)) return;
     this.#objects.set(key, kept);
-    for (const { of, entries } of this.#indexes.values()) move(entries, key, old && of(old), of(kept));
-    this.#tell({ object: kept, old, deleted: false });
+    for (const { indexValue, entries } of this.#indexes.values())
+      moveKey(entries, key, old && indexValue(old), indexValue(kept));
+    this.#notify({ object: kept, old, deleted: false });
   }
 
   #strip(object: T): T {
@@ -227,11 +236,11 @@ export class Cache<T extends KubernetesObject> {
   #remove(key: string, last: T): void {
     const old = this.#objects.get(key)!;
     this.#objects.delete(key);
-    for (const { of, entries } of this.#indexes.values()) move(entries, key, of(old), undefined);
-    this.#tell({ object: last, old, deleted: true });
+    for (const { indexValue, entries } of this.#indexes.values()) moveKey(entries, key, indexValue(old), undefined);
+    this.#notify({ object: last, old, deleted: true });
   }
 
-  #tell(change: Change<T>): void {
+  #notify(change: Change<T>): void {
     for (const listener of this.#listeners) {
       try {
         listener(change);
@@ -244,7 +253,13 @@ export class Cache<T extends KubernetesObject> {
 
 const versionOf = ({ metadata }: KubernetesObject): bigint => BigInt(metadata.resourceVersion);
 
-function move(entries: Map<string, Set<string>>, key: string, from: string | undefined, to: string | undefined): void {
+/** Moves an object's key from the entry of its old index value to that of its new one. */
+function moveKey(
+  entries: Map<string, Set<string>>,
+  key: string,
+  from: string | undefined,
+  to: string | undefined,
+): void {
   if (from === to) return;
   if (from !== undefined) {
     const set = entries.get(from);

@@ -1,7 +1,8 @@
 /**
- * The API server: raw JSON in and out, over one pool of connections for requests and one for watches.
+ * A client of the API server: raw JSON in and out, over one pool of connections for requests and one for watches.
  *
- * Answers of 429, and of 5xx that say when to come back, are tried again; nothing else is. An error answer becomes an ApiError.
+ * An answer of 429, or of 5xx with a Retry-After header, is tried again (client-go does the same); nothing else is. Any
+ * other answer than 2xx becomes an ApiError.
  */
 import type { RequestOptions } from 'node:https';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -23,38 +24,41 @@ export interface Tls {
 }
 
 export interface ClientOptions {
-  /** http(s)://host:port, with the path under which the API is served, if there is one. */
+  /** http(s)://host:port, and the path prefix of the API where there is one. */
   server: string;
   tls?: Tls;
-  /** Headers that say who asks, for each request anew: tokens rotate. */
+  /** Returns the headers that authenticate a request. Called for each request, as tokens rotate. */
   credentials?: () => Promise<Record<string, string>>;
-  /** Told of every answer. */
+  /** Called for every answer, and with '<error>' for a request without one. */
   onResponse?: (method: string, code: number | '<error>') => void;
 }
 
 export interface ListAnswer<T> {
   metadata: { resourceVersion: string; continue?: string };
-  /** Null for an empty list of metadata. */
+  /** null: an empty list, when only metadata was asked for. */
   items: T[] | null;
 }
 
-/** Of a watch. The object of an ERROR is a Status. */
+/** A line of a watch. The object of an ERROR is a Status. */
 export type WatchLine<T> =
   | { type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK'; object: T }
   | { type: 'ERROR'; object: { code?: number; reason?: string; message?: string } };
 
-/** Metadata alone, for kinds whose content nobody here reads. */
+/** Accept header for metadata only, for kinds whose content is not read. */
 export const METADATA_ONLY = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1';
 const METADATA_LIST = 'application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1';
 
 const MAX_CONNECTIONS = 16;
-/** A connection without requests is kept for so long: less than a server or what stands before it does, or a request might meet its end. */
+/**
+ * An idle connection is kept this long. It must be less than in the server and its load balancer, or a request could be
+ * sent on a connection that is being closed.
+ */
 const IDLE_MILLISECONDS = 30_000;
 const MAX_TRIES = 8;
-/** Longest wait that a Retry-After may ask for. */
+/** A longer Retry-After is cut to this. */
 const MAX_RETRY_SECONDS = 30;
 const ANSWER_MILLISECONDS = 60_000;
-/** The server sends a bookmark a minute to a watch with nothing else to say: one that is silent for longer is dead. */
+/** The server sends a bookmark every minute to a watch without events. A watch that is silent for longer is dead. */
 export const WATCH_SILENCE_MILLISECONDS = 150_000;
 
 export class Client {
@@ -69,10 +73,10 @@ export class Client {
     this.#origin = url.origin;
     this.#prefix = url.pathname.replace(/\/$/, '');
     this.#options = options;
-    // Made once: reading the certificates again for each connection takes as long as its handshake.
+    // One context for all connections: parsing the certificates takes as long as a TLS handshake.
     const connect =
       url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
-    // HTTP/1.1: a stalled stream of one watch must not hold up the requests that share its connection.
+    // HTTP/1.1, where a stalled watch cannot block requests that share its connection.
     this.#requests = new Agent({
       connect,
       connections: MAX_CONNECTIONS,
@@ -127,7 +131,7 @@ export class Client {
     });
   }
 
-  /** @param strict a field that the server does not know is an error, and not left out */
+  /** @param strict whether a field that the server does not know is an error; otherwise it is dropped */
   create<T extends KubernetesObject>(
     resource: Resource<T>,
     namespace: string,
@@ -140,7 +144,7 @@ export class Client {
     });
   }
 
-  /** Replaces the object, if it still has the resourceVersion that `object` carries. */
+  /** Replaces the object. @throws ApiError Conflict when its resourceVersion is no longer that of `object` */
   replace<T extends KubernetesObject>(
     resource: Resource<T>,
     namespace: string,
@@ -150,7 +154,7 @@ export class Client {
     return this.#json<T>('PUT', objectPath(resource, namespace, name), { body: object });
   }
 
-  /** A JSON merge patch. With metadata.resourceVersion in it, an object that has changed since is a Conflict. */
+  /** A JSON merge patch. With metadata.resourceVersion in it, an object that has changed since gives a Conflict. */
   patch<T extends KubernetesObject>(
     resource: Resource<T>,
     namespace: string | null,
@@ -166,8 +170,8 @@ export class Client {
   }
 
   /**
-   * @param graceSeconds 0: at once, whoever still has to end it; absent: as the object says
-   * @returns the object as it goes, or a Status
+   * @param graceSeconds 0: without waiting for the kubelet; absent: the object's own grace period
+   * @returns the object, while it still exists, or a Status
    */
   delete(
     resource: Resource,
@@ -187,17 +191,17 @@ export class Client {
     return this.#json('DELETE', objectPath(resource, namespace, name), { body });
   }
 
-  /** A path that is no namespaced object: /version, /apis/scheduling.k8s.io. */
+  /** Reads any path, such as /version or /apis/scheduling.k8s.io. */
   raw<T>(path: string): Promise<T> {
     return this.#json<T>('GET', path);
   }
 
-  /** Creates what belongs to no namespace. */
+  /** Posts to any path: creates a cluster-scoped object, or a subresource. */
   post<T>(path: string, body: object): Promise<T> {
     return this.#json<T>('POST', path, { body });
   }
 
-  /** The lines of a watch, until the server or the network ends it. */
+  /** Yields the lines of a watch, until the server or the network ends it. */
   async *watch<T extends KubernetesObject>(
     resource: Resource<T>,
     namespace: string | null,
@@ -280,7 +284,7 @@ export class Client {
   }
 }
 
-/** Seconds to wait before the same request is sent again; null: never. */
+/** @returns seconds to wait before the request is sent again; null: it is not sent again */
 function retryAfter(code: number, header: string | string[] | undefined): number | null {
   if (code === 429 && header === undefined) return 1;
   if (code !== 429 && (code < 500 || header === undefined)) return null;

@@ -1,14 +1,19 @@
-/** Workers that take keys from a queue and bring what is behind each where it should be, again and again until it is there. */
+/**
+ * A controller: workers that take keys from a work queue and reconcile the object of each. A reconcile that fails is
+ * tried again after an exponential backoff; one that succeeds may ask to be repeated after some seconds.
+ *
+ * No two workers have the same key, so a reconcile needs no locks (controller-runtime, pkg/internal/controller).
+ */
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
-import { hasReason } from './api-error.ts';
+import { isApiError } from './api-error.ts';
 import type { ControllerMetrics } from './metrics.ts';
 import { splitKey } from './resource.ts';
 import { WorkQueue } from './workqueue.ts';
 
-/** When to look at the key again although nothing is seen to change; null: then only. */
-export type Outcome = { requeueAfterSeconds: number | null };
-export type Reconcile = (key: string, log: Logger) => Promise<Outcome>;
+/** `requeueAfterSeconds`: when to reconcile the key again without any change; null: only after a change. */
+export type ReconcileResult = { requeueAfterSeconds: number | null };
+export type Reconcile = (key: string, log: Logger) => Promise<ReconcileResult>;
 
 export interface ControllerOptions {
   name: string;
@@ -32,7 +37,7 @@ export class Controller {
     options.metrics.observe(options.workers, this.queue);
   }
 
-  /** Works until the signal says stop, then finishes what it has begun. */
+  /** Runs until the signal aborts, then until the reconciles that have begun are over. */
   async run(signal: AbortSignal): Promise<void> {
     const stop = () => this.queue.close();
     signal.addEventListener('abort', stop, { once: true });
@@ -57,12 +62,12 @@ export class Controller {
       if (requeueAfterSeconds !== null) this.queue.addAfter(key, 1000 * requeueAfterSeconds);
       end(requeueAfterSeconds === null ? 'success' : 'requeue_after');
     } catch (error) {
-      // A conflict is no error: somebody was faster, and the next look sees what they did.
-      if (hasReason(error, 'Conflict'))
-        log.debug({ err: error }, 'somebody changed the object meanwhile; looking again');
+      // A conflict is expected: another client changed the object. The next reconcile reads that change.
+      if (isApiError(error, 'Conflict'))
+        log.debug({ err: error }, 'the object has changed meanwhile; reconciling again');
       else log.error({ err: error }, 'reconcile failed; trying again');
       this.queue.retry(key);
-      end(hasReason(error, 'Conflict') ? 'requeue' : 'error');
+      end(isApiError(error, 'Conflict') ? 'requeue' : 'error');
     }
   }
 }

@@ -1,10 +1,12 @@
 /**
- * What people read in `kubectl describe`. An event that repeats is counted in its series, and one object may not flood the server.
- * Events are a courtesy: an error is logged and forgotten, and nobody waits.
+ * Writes Events, which users read in `kubectl describe`. An event that repeats within some minutes is counted up in its
+ * series; a token bucket for each object limits how many events it can cause (client-go's EventSourceObjectSpamFilter).
+ *
+ * Events are best effort: an error is logged, and the caller never waits.
  */
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
-import { hasReason } from './api-error.ts';
+import { isApiError } from './api-error.ts';
 import type { Client } from './client.ts';
 import { defineResource, type KubernetesObject } from './resource.ts';
 
@@ -18,7 +20,7 @@ export interface EventSubject {
 export interface EventContent {
   type: 'Normal' | 'Warning';
   reason: string;
-  /** What the controller was doing. */
+  /** What the controller did or tried. */
   action: string;
   message: string;
 }
@@ -39,20 +41,21 @@ interface Series {
   at: number;
 }
 
-/** The server's limit, in bytes. */
+/** The API's limit of a note, in bytes. */
 const MAX_NOTE = 1024;
-/** A series goes on when the event comes again within this time. */
+/** An event that repeats within this time belongs to the same series. */
 const SERIES_MILLISECONDS = 360_000;
-/** Events of one object: so many at once, and then one in so much time. */
+/** The token bucket of an object: its size, and the time in which it gains a token. */
 const BURST = 25;
 const REFILL_MILLISECONDS = 60_000;
+/** Series, and buckets, that are kept in memory. */
 const MAX_REMEMBERED = 4096;
 
 const microTime = (date: Date): string => date.toISOString().replace('Z', '000Z');
 
 export interface RecorderOptions {
   client: Pick<Client, 'create' | 'patch'>;
-  /** Name of the program, and of this replica of it. */
+  /** Name of the program (reportingController), and of this replica (reportingInstance). */
   controller: string;
   instance: string;
   log: Logger;
@@ -63,7 +66,7 @@ export class EventRecorder {
   readonly #options: RecorderOptions;
   readonly #now: () => Date;
   readonly #series = new Map<string, Series>();
-  readonly #allowance = new Map<string, { tokens: number; at: number }>();
+  readonly #buckets = new Map<string, { tokens: number; at: number }>();
   #last: Promise<void> = Promise.resolve();
 
   constructor(options: RecorderOptions) {
@@ -78,7 +81,7 @@ export class EventRecorder {
       .catch((error: unknown) => this.#options.log.warn({ err: error, event: content.reason }, 'event not written'));
   }
 
-  /** Resolves when all that was emitted has been sent. */
+  /** Resolves when every event emitted so far has been sent. */
   flush(): Promise<void> {
     return this.#last;
   }
@@ -97,7 +100,7 @@ export class EventRecorder {
         });
         return;
       } catch (error) {
-        if (!hasReason(error, 'NotFound')) throw error; // the server has forgotten it: begin anew
+        if (!isApiError(error, 'NotFound')) throw error; // its TTL is over on the server: create it again
       }
     }
     const name = `${subject.name}.${randomUUID().slice(0, 13)}`;
@@ -119,14 +122,14 @@ export class EventRecorder {
 
   #isAllowed(uid: string): boolean {
     const at = this.#now().getTime();
-    const before = this.#allowance.get(uid) ?? { tokens: BURST, at };
+    const before = this.#buckets.get(uid) ?? { tokens: BURST, at };
     const tokens = Math.min(BURST, before.tokens + (at - before.at) / REFILL_MILLISECONDS);
-    remember(this.#allowance, uid, { tokens: tokens < 1 ? tokens : tokens - 1, at });
+    remember(this.#buckets, uid, { tokens: tokens < 1 ? tokens : tokens - 1, at });
     return tokens >= 1;
   }
 }
 
-/** Puts the newest last, and forgets the oldest of too many. */
+/** Sets the entry as the newest, and deletes the oldest when there are more than MAX_REMEMBERED. */
 function remember<V>(map: Map<string, V>, key: string, value: V): void {
   map.delete(key);
   map.set(key, value);

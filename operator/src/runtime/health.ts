@@ -1,19 +1,19 @@
-/** The probes and the metrics, over HTTP. */
+/** Liveness and readiness probes, and the metrics, over HTTP. */
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Registry } from 'prom-client';
 
-/** Undefined when all is well, else what is not. */
+/** @returns the problem, or undefined when there is none */
 export type Check = () => string | undefined;
 
 export interface HealthOptions {
   host?: string;
-  /** 0: any that is free. */
+  /** 0: any free port. */
   port: number;
   registry: Registry;
-  /** /healthz: restart me if one of these fails for long. */
+  /** Checks of /healthz: the kubelet restarts the container when one keeps failing. */
   alive: Record<string, Check>;
-  /** /readyz: I can do my work, or take it over. */
+  /** Checks of /readyz: this replica can work, or take over when it is elected. */
   ready: Record<string, Check>;
 }
 
@@ -38,7 +38,7 @@ export class HealthServer {
     });
   }
 
-  /** @returns the port */
+  /** @returns the port @throws Error when the port is taken */
   async listen(): Promise<number> {
     await new Promise<void>((resolve, reject) => {
       this.#server.once('error', reject);

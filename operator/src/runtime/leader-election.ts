@@ -1,12 +1,13 @@
 /**
- * One of several replicas acts: the one whose name is in a Lease that it keeps renewing.
+ * Leader election: of several replicas, the one whose name is in a Lease acts, as long as it renews that Lease.
  *
- * As in client-go, no clock is compared with another machine's: a holder is dead when its Lease has not been seen to change for the
- * Lease's duration by our own clock. Who leads and cannot renew stops before anyone else may think so (renewDeadline < duration).
+ * As in client-go, clocks of different machines are never compared. Another holder counts as dead when its Lease has not
+ * changed for leaseDurationSeconds by this replica's own clock. A leader that cannot renew stops after
+ * renewDeadlineSeconds, which is less, so it has stopped before another may start.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import { hasReason } from './api-error.ts';
+import { isApiError } from './api-error.ts';
 import type { Client } from './client.ts';
 import { defineResource, type KubernetesObject } from './resource.ts';
 
@@ -25,13 +26,14 @@ export interface ElectionOptions {
   client: Pick<Client, 'get' | 'create' | 'replace'>;
   namespace: string;
   name: string;
-  /** Differs between replicas, and between lives of one. */
+  /** Unique among replicas, and among restarts of one. */
   identity: string;
   log: Logger;
   durationSeconds?: number;
   renewDeadlineSeconds?: number;
   retrySeconds?: number;
-  onChange?: (leads: boolean) => void;
+  /** Called when this replica becomes the leader, and when it no longer is. */
+  onChange?: (isLeading: boolean) => void;
 }
 
 export class LeadershipLost extends Error {
@@ -43,39 +45,39 @@ const microTime = (): string => new Date().toISOString().replace(/(\.\d{3})Z$/, 
 
 export class LeaderElection {
   readonly #options: Required<Omit<ElectionOptions, 'onChange'>> & Pick<ElectionOptions, 'onChange'>;
-  #seen: Lease | undefined;
-  /** By our own clock, when the Lease was last seen to be another. */
-  #seenAt = 0;
+  #lease: Lease | undefined;
+  /** When the Lease was last seen to have changed, by performance.now(). */
+  #changedAt = 0;
 
   constructor(options: ElectionOptions) {
     this.#options = { durationSeconds: 15, renewDeadlineSeconds: 10, retrySeconds: 2, ...options };
   }
 
   /**
-   * Waits for the Lease, then runs `work`, whose signal says stop when `signal` does or when the Lease is lost. The Lease is given
-   * back when the work has ended.
+   * Waits for the Lease, then runs `work`. The signal of `work` aborts when `signal` does, or when the Lease is lost. The
+   * Lease is released when the work has ended.
    *
-   * @throws LeadershipLost when another may lead
+   * @throws LeadershipLost when the Lease was lost: another replica may lead
    */
   async lead(signal: AbortSignal, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
     const { log, name, identity, onChange } = this.#options;
     log.info({ lease: name, identity }, 'waiting for the lease');
-    while (!(await this.#try())) {
+    while (!(await this.#tryAcquireOrRenew())) {
       await this.#pause(signal);
       if (signal.aborted) return;
     }
     log.info({ lease: name, identity }, 'leading');
     onChange?.(true);
-    const over = new AbortController();
+    const ended = new AbortController();
     let isLost = false;
-    const renewing = this.#renew(over.signal).then((lost) => {
+    const renewing = this.#renew(ended.signal).then((lost) => {
       isLost = lost;
-      over.abort();
+      ended.abort();
     });
     try {
-      await work(AbortSignal.any([signal, over.signal]));
+      await work(AbortSignal.any([signal, ended.signal]));
     } finally {
-      over.abort();
+      ended.abort();
       await renewing;
       onChange?.(false);
       if (!isLost) await this.#release();
@@ -84,7 +86,7 @@ export class LeaderElection {
       throw new LeadershipLost(`lease ${name} could not be renewed for ${this.#options.renewDeadlineSeconds} s`);
   }
 
-  /** Resolves to true when the Lease could not be renewed for too long or is another's, to false when the signal says stop. */
+  /** Renews until the signal aborts. @returns true when the Lease is lost: not renewed in time, or held by another */
   async #renew(signal: AbortSignal): Promise<boolean> {
     const { renewDeadlineSeconds, retrySeconds } = this.#options;
     let renewedAt = performance.now();
@@ -92,23 +94,26 @@ export class LeaderElection {
       await delay(1000 * retrySeconds, undefined, { signal }).catch(() => {});
       if (signal.aborted) break;
       const begun = performance.now();
-      // A request that hangs must not outlive the deadline.
+      // The deadline also ends the wait for a request that hangs.
       const left = 1000 * renewDeadlineSeconds - (begun - renewedAt);
-      const renewed = await Promise.race([this.#try(), delay(Math.max(0, left), false, { signal }).catch(() => false)]);
+      const renewed = await Promise.race([
+        this.#tryAcquireOrRenew(),
+        delay(Math.max(0, left), false, { signal }).catch(() => false),
+      ]);
       if (renewed) renewedAt = begun;
-      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isAnothers())
+      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isHeldByAnother())
         return !signal.aborted;
     }
     return false;
   }
 
-  #isAnothers(): boolean {
-    const holder = this.#seen?.spec?.holderIdentity;
+  #isHeldByAnother(): boolean {
+    const holder = this.#lease?.spec?.holderIdentity;
     return holder !== undefined && holder !== '' && holder !== this.#options.identity;
   }
 
-  /** Takes or renews the Lease; false when it is another's, or on any error. */
-  async #try(): Promise<boolean> {
+  /** Takes the Lease or renews it. @returns false when another replica holds it, and on any error */
+  async #tryAcquireOrRenew(): Promise<boolean> {
     const { client, namespace, name, identity, durationSeconds, log } = this.#options;
     try {
       const now = microTime();
@@ -119,10 +124,10 @@ export class LeaderElection {
         renewTime: now,
         leaseTransitions: 0,
       };
-      // What is ours was last written by us: no need to read it first.
-      const lease = this.#seen?.spec?.holderIdentity === identity ? this.#seen : await this.#read();
+      // A Lease of this replica was last written by it, so it need not be read first.
+      const lease = this.#lease?.spec?.holderIdentity === identity ? this.#lease : await this.#read();
       if (lease === undefined) {
-        this.#see(
+        this.#setLease(
           await client.create(leases, namespace, {
             apiVersion: leases.apiVersion,
             kind: 'Lease',
@@ -139,17 +144,17 @@ export class LeaderElection {
         leaseTransitions = 0,
       } = lease.spec ?? {};
       const isMine = holderIdentity === identity;
-      if (!isMine && holderIdentity !== '' && performance.now() - this.#seenAt < 1000 * leaseDurationSeconds)
+      if (!isMine && holderIdentity !== '' && performance.now() - this.#changedAt < 1000 * leaseDurationSeconds)
         return false;
       const spec = {
         ...mine,
         acquireTime: isMine ? (acquireTime ?? now) : now,
         leaseTransitions: isMine ? leaseTransitions : leaseTransitions + 1,
       };
-      this.#see(await client.replace(leases, namespace, name, { ...lease, spec }));
+      this.#setLease(await client.replace(leases, namespace, name, { ...lease, spec }));
       return true;
     } catch (error) {
-      if (hasReason(error, 'Conflict', 'AlreadyExists', 'NotFound')) await this.#read().catch(() => {});
+      if (isApiError(error, 'Conflict', 'AlreadyExists', 'NotFound')) await this.#read().catch(() => {});
       log.debug({ err: error, lease: name }, 'lease neither taken nor renewed');
       return false;
     }
@@ -158,25 +163,25 @@ export class LeaderElection {
   async #read(): Promise<Lease | undefined> {
     const { client, namespace, name } = this.#options;
     try {
-      return this.#see(await client.get(leases, namespace, name));
+      return this.#setLease(await client.get(leases, namespace, name));
     } catch (error) {
-      if (!hasReason(error, 'NotFound')) throw error;
-      this.#seen = undefined;
+      if (!isApiError(error, 'NotFound')) throw error;
+      this.#lease = undefined;
       return undefined;
     }
   }
 
-  #see(lease: Lease): Lease {
-    if (lease.metadata.resourceVersion !== this.#seen?.metadata.resourceVersion) this.#seenAt = performance.now();
-    this.#seen = lease;
+  #setLease(lease: Lease): Lease {
+    if (lease.metadata.resourceVersion !== this.#lease?.metadata.resourceVersion) this.#changedAt = performance.now();
+    this.#lease = lease;
     return lease;
   }
 
-  /** Nobody need wait for what is given back. */
+  /** Gives the Lease up, so that the other replicas need not wait until it expires. */
   async #release(): Promise<void> {
     const { client, namespace, name, log } = this.#options;
-    const lease = this.#seen;
-    if (!lease || this.#isAnothers()) return;
+    const lease = this.#lease;
+    if (!lease || this.#isHeldByAnother()) return;
     try {
       await client.replace(leases, namespace, name, {
         ...lease,

@@ -1,6 +1,8 @@
 /**
- * The order of things. Start: probes, caches, then (once this replica leads) workers. Stop: no new work, the work in hand to its end, the
- * events told, the Lease given back, the caches, the probes, the connections.
+ * The order in which the parts of a program start and stop (controller-runtime's manager).
+ *
+ * Start: probes and metrics, caches, leader election, workers. Stop: workers finish the reconciles that have begun, events
+ * are sent, the Lease is released, then caches, probes and connections close.
  */
 import type { Logger } from 'pino';
 import type { Cache } from './cache.ts';
@@ -20,20 +22,20 @@ export interface ManagerOptions {
   metrics: Metrics;
   log: Logger;
   health: { host?: string; port: number };
-  /** null: this replica is the only one. */
+  /** null: no election, this replica is the only one. */
   election: Omit<ElectionOptions, 'client' | 'log' | 'onChange'> | null;
   /** Runs while this replica leads, beside the controllers. */
   whileLeading?: (signal: AbortSignal) => Promise<void>;
   onListening?: (port: number) => void;
 }
 
-/** A reconcile takes milliseconds; one that hangs for this long will not come back. */
+/** A reconcile takes milliseconds. One that has not ended after this time never will: the probe fails. */
 const STUCK_SECONDS = 600;
 
 /**
- * Runs until the signal says stop.
+ * Runs until the signal aborts.
  *
- * @throws LeadershipLost when another replica may lead: this one must end
+ * @throws LeadershipLost when another replica may lead: this process must end
  */
 export async function runManager(options: ManagerOptions, signal: AbortSignal): Promise<void> {
   const { client, caches, controllers, events, metrics, log, election } = options;
@@ -68,7 +70,7 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
         ...election,
         client,
         log,
-        onChange: (leads) => metrics.leads(election.name, leads),
+        onChange: (isLeading) => metrics.setLeading(election.name, isLeading),
       }).lead(signal, work);
   } finally {
     watching.abort();

@@ -1,11 +1,11 @@
-/** RFC 7386: the smallest merge patch that makes one JSON document of another. */
+/** JSON Merge Patch (RFC 7386): the smallest patch that turns one document into another. */
 import { isDeepStrictEqual } from 'node:util';
 
 type Json = Record<string, unknown>;
 const isObject = (value: unknown): value is Json =>
   value !== null && typeof value === 'object' && !Array.isArray(value);
 
-/** Empty when there is nothing to change. Values that are undefined count as absent. */
+/** @returns {} when the documents are equal. Fields that are undefined count as absent. */
 export function mergePatch(before: Json, after: Json): Json {
   const patch: Json = {};
   for (const name of new Set([...Object.keys(before), ...Object.keys(after)])) {

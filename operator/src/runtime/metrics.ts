@@ -1,4 +1,4 @@
-/** Metrics, under the names that controller-runtime and client-go have for them, so that dashboards made for those work. */
+/** Prometheus metrics under the names of controller-runtime and client-go, so that dashboards made for those work. */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { WorkQueue, WorkQueueMetrics } from './workqueue.ts';
 
@@ -6,9 +6,9 @@ export type Result = 'success' | 'requeue' | 'requeue_after' | 'error';
 
 export interface ControllerMetrics {
   queue: WorkQueueMetrics;
-  /** From now on the gauges show this queue and so many workers. */
+  /** Sets the queue and the number of workers that the gauges report. */
   observe(workers: number, queue: WorkQueue): void;
-  /** A reconcile begins; what is returned says how it ended. */
+  /** To be called when a reconcile begins; the returned function when it ends. */
   begin(): (result: Result) => void;
 }
 
@@ -69,9 +69,9 @@ export class Metrics {
     );
   }
 
-  request = (method: string, code: number | '<error>'): void => this.#requests.inc({ method, code: String(code) });
-  watchRestarted = (resource: string): void => this.#watchRestarts.inc({ resource });
-  leads = (name: string, does: boolean): void => this.#leader.set({ name }, does ? 1 : 0);
+  countRequest = (method: string, code: number | '<error>'): void => this.#requests.inc({ method, code: String(code) });
+  countWatchError = (resource: string): void => this.#watchRestarts.inc({ resource });
+  setLeading = (name: string, isLeading: boolean): void => this.#leader.set({ name }, isLeading ? 1 : 0);
 
   controller(controller: string): ControllerMetrics {
     const name = controller;

@@ -1,4 +1,4 @@
-/** Kinds of objects by the name that the API's paths have for them, and the part of an object that all kinds share. */
+/** Kinds of objects as the API's paths name them, and the fields that objects of all kinds have. */
 
 export interface ObjectMeta {
   name: string;
@@ -19,11 +19,11 @@ export interface KubernetesObject {
   metadata: ObjectMeta;
 }
 
-/** A kind. `T` is what the server answers with, as far as the caller looks at it. */
+/** A kind. `T` has the fields of its objects that the caller reads. */
 export interface Resource<T extends KubernetesObject = KubernetesObject> {
   apiVersion: string;
   plural: string;
-  /** Never set: carries T. */
+  /** Never set: it carries the type T. */
   readonly object?: T;
 }
 
@@ -32,7 +32,7 @@ export const defineResource = <T extends KubernetesObject>(apiVersion: string, p
   plural,
 });
 
-/** @param namespace null: all of them, or none, for a kind that has no namespaces */
+/** @param namespace null: all namespaces, or none for a cluster-scoped kind */
 export function collectionPath({ apiVersion, plural }: Resource, namespace: string | null): string {
   const root = apiVersion.includes('/') ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
   return namespace === null ? `${root}/${plural}` : `${root}/namespaces/${namespace}/${plural}`;
@@ -41,7 +41,7 @@ export function collectionPath({ apiVersion, plural }: Resource, namespace: stri
 export const objectPath = (resource: Resource, namespace: string | null, name: string): string =>
   `${collectionPath(resource, namespace)}/${encodeURIComponent(name)}`;
 
-/** What a work queue calls an object. */
+/** The key of an object in caches and work queues: "namespace/name", or "/name" for a cluster-scoped kind. */
 export const keyOf = ({
   metadata: { namespace, name },
 }: {
@@ -53,5 +53,6 @@ export function splitKey(key: string): { namespace: string; name: string } {
   return { namespace: key.slice(0, slash), name: key.slice(slash + 1) };
 }
 
+/** The owner that controls the object (metav1.GetControllerOf). */
 export const controllerOf = ({ metadata }: KubernetesObject) =>
   metadata.ownerReferences?.find(({ controller }) => controller);

@@ -1,4 +1,4 @@
-/** Who a program in a pod is to the API server: the token and the certificate that the kubelet mounts, and keeps fresh. */
+/** The service account of the pod that this program runs in: the kubelet mounts its token and keeps the token fresh. */
 import { existsSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { isIPv6 } from 'node:net';
@@ -7,10 +7,13 @@ import type { ClientOptions } from './client.ts';
 
 export const SERVICE_ACCOUNT_FOLDER = '/var/run/secrets/kubernetes.io/serviceaccount';
 
-/** A kubelet replaces a token when a fifth of its hour, at least, is left. */
+/** The token file is read again after this time. A kubelet replaces a token (1 hour) when 20% of its life is left. */
 const TOKEN_MILLISECONDS = 60_000;
 
-/** @returns undefined where there is no service account: this is no pod, or one without */
+/**
+ * @param folder where the kubelet mounts token, ca.crt and namespace
+ * @returns undefined outside of a pod, and in a pod without a mounted token
+ */
 export function serviceAccount(
   folder: string,
   environment: NodeJS.ProcessEnv = process.env,

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import { type SlowStartOptions, slowStart } from './slow-start.ts';
 
-/** Works in rounds: whatever was begun in a round ends in the next. @returns how many were begun in each */
+/** Runs in rounds: every call that was begun in a round ends in the next. @returns how many calls were begun in each */
 async function rounds(
   count: number,
   options: SlowStartOptions,
@@ -22,7 +22,7 @@ async function rounds(
   const begun: number[] = [];
   await turn();
   while (!ended) {
-    assert(open.length > 0, 'nothing is under way, and it has not ended');
+    assert(open.length > 0, 'no call is under way, and slowStart has not ended');
     begun.push(open.length);
     for (const { item, end, fail } of open.splice(0)) {
       const failure = fails(item);
@@ -35,19 +35,19 @@ async function rounds(
   return { begun, error };
 }
 
-test('twice as many are under way each time, at most so many', async () => {
-  assert.deepEqual((await rounds(32, { first: 1, most: 8 })).begun, [1, 2, 4, 8, 8, 8, 1]);
-  assert.deepEqual((await rounds(5, { first: 8, most: 8 })).begun, [5]);
-  assert.deepEqual((await rounds(0, { first: 1, most: 8 })).begun, []);
+test('the number of calls at the same time doubles, up to the maximum', async () => {
+  assert.deepEqual((await rounds(32, { initial: 1, max: 8 })).begun, [1, 2, 4, 8, 8, 8, 1]);
+  assert.deepEqual((await rounds(5, { initial: 8, max: 8 })).begun, [5]);
+  assert.deepEqual((await rounds(0, { initial: 1, max: 8 })).begun, []);
 });
 
-test('after one that did not go well none is begun, and what is under way is waited for', async () => {
-  assert.deepEqual(await rounds(32, { first: 1, most: 8 }, (item) => item === 0), { begun: [1], error: undefined });
-  assert.deepEqual(await rounds(32, { first: 1, most: 8 }, (item) => item === 1), { begun: [1, 2], error: undefined });
+test('after a call that resolves to false none is begun, and those under way are waited for', async () => {
+  assert.deepEqual(await rounds(32, { initial: 1, max: 8 }, (item) => item === 0), { begun: [1], error: undefined });
+  assert.deepEqual(await rounds(32, { initial: 1, max: 8 }, (item) => item === 1), { begun: [1, 2], error: undefined });
 });
 
-test('what was thrown first is thrown, once all have ended', async () => {
-  const { begun, error } = await rounds(32, { first: 1, most: 8 }, (item) =>
+test('the first error is thrown, once all calls have ended', async () => {
+  const { begun, error } = await rounds(32, { initial: 1, max: 8 }, (item) =>
     item === 3 || item === 4 ? new Error(`no ${item}`) : false,
   );
   assert.deepEqual(begun, [1, 2, 4]);

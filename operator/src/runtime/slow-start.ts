@@ -1,36 +1,38 @@
 /**
- * Work on many things, of which at first few are under way and, as long as all goes well, more and more: what fails for one fails for most, and should not be tried
- * for all.
+ * Many requests of one kind, few at first and, as long as they succeed, more and more at the same time. As in the
+ * controllers of Jobs and ReplicaSets (slowStartBatch): what fails for one pod mostly fails for all of a gang, so the
+ * first failure should cost one request, not hundreds.
  */
 
 export interface SlowStartOptions {
-  /** How many are begun before one has ended. */
-  first: number;
-  /** How many may be under way. */
-  most: number;
+  /** Calls that are begun before the first has ended. */
+  initial: number;
+  /** Most calls at the same time. */
+  max: number;
 }
 
 /**
- * Each piece of work that resolves to true lets one more be under way than before, which doubles their number in the time that one takes. After the first that does
- * not none is begun; what is under way is waited for.
+ * Calls `work` for each item. Each call that resolves to true lets one more run at the same time, which doubles their
+ * number in the time that one call takes. After a call that resolves to false, or throws, no call is begun; those under
+ * way are waited for.
  *
- * @throws what the first piece of work that threw did, when all have ended
+ * @throws what the first call that threw has thrown, when all have ended
  */
 export async function slowStart<T>(
   items: Iterable<T>,
-  { first, most }: SlowStartOptions,
+  { initial, max }: SlowStartOptions,
   work: (item: T) => Promise<boolean>,
 ): Promise<void> {
-  const left = items[Symbol.iterator]();
+  const remaining = items[Symbol.iterator]();
   const failures: unknown[] = [];
-  let allowed = first;
+  let allowed = initial;
   let running = 0;
   let stopped = false;
   await new Promise<void>((resolve) => {
     const run = async (item: T): Promise<void> => {
       running++;
       try {
-        if (await work(item)) allowed = Math.min(allowed + 1, most);
+        if (await work(item)) allowed = Math.min(allowed + 1, max);
         else stopped = true;
       } catch (error) {
         stopped = true;
@@ -41,7 +43,7 @@ export async function slowStart<T>(
     };
     const begin = (): void => {
       while (!stopped && running < allowed) {
-        const next = left.next();
+        const next = remaining.next();
         if (next.done) break;
         void run(next.value);
       }

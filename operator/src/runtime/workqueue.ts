@@ -1,6 +1,6 @@
 /**
- * Keys that wait for a worker. A key waits once however often it is added; one that is being worked on and is added again
- * waits until that work is done: no two workers ever have the same key.
+ * A queue of keys for workers (client-go's workqueue). A key is in the queue once, however often it is added. A key that
+ * is added while a worker has it is queued again when that worker is done, so no two workers ever have the same key.
  */
 import { Backoff } from './backoff.ts';
 
@@ -13,59 +13,61 @@ export interface WorkQueueMetrics {
   done(worked: number): void;
 }
 
-const SILENT: WorkQueueMetrics = { added() {}, retried() {}, taken() {}, done() {} };
+const NO_METRICS: WorkQueueMetrics = { added() {}, retried() {}, taken() {}, done() {} };
 const RETRY_BASE_MILLISECONDS = 5;
 const RETRY_MAX_MILLISECONDS = 120_000;
 
 const now = (): number => performance.now() / 1000;
 
 export class WorkQueue {
-  /** Keys that wait, with the time since when, in the order of their coming. */
+  /** Keys that wait for a worker, in order, each with the time (s) since when. */
   readonly #waiting = new Map<string, number>();
+  /** Keys that workers have, each with the time (s) since when. */
   readonly #processing = new Map<string, number>();
-  /** Added while they were worked on. */
-  readonly #again = new Set<string>();
-  readonly #later = new Map<string, { at: number; timer: NodeJS.Timeout }>();
+  /** Keys that were added while a worker had them. */
+  readonly #dirty = new Set<string>();
+  /** Keys that are added at a later time (performance.now(), ms). */
+  readonly #delayed = new Map<string, { at: number; timer: NodeJS.Timeout }>();
   readonly #retries = new Map<string, Backoff>();
   readonly #takers: ((key: string | null) => void)[] = [];
   readonly #metrics: WorkQueueMetrics;
   #closed = false;
 
-  constructor(metrics: WorkQueueMetrics = SILENT) {
+  constructor(metrics: WorkQueueMetrics = NO_METRICS) {
     this.#metrics = metrics;
   }
 
   get depth(): number {
     return this.#waiting.size;
   }
-  /** Seconds for which each key in work has been worked on. */
+  /** For each key that a worker has: for how many seconds. */
   get working(): number[] {
     return [...this.#processing.values()].map((since) => now() - since);
   }
 
   add(key: string): void {
-    if (this.#closed || this.#waiting.has(key) || this.#again.has(key)) return;
+    if (this.#closed || this.#waiting.has(key) || this.#dirty.has(key)) return;
     this.#metrics.added();
-    if (this.#processing.has(key)) this.#again.add(key);
-    else this.#offer(key);
+    if (this.#processing.has(key)) this.#dirty.add(key);
+    else this.#enqueue(key);
   }
 
-  /** Adds the key after a while. Of several whiles the one that is over first counts. */
+  /** Adds the key later. Of several calls for a key, the earliest time counts. */
   addAfter(key: string, milliseconds: number): void {
     if (this.#closed) return;
     if (milliseconds <= 0) return this.add(key);
     const at = performance.now() + milliseconds;
-    const planned = this.#later.get(key);
+    const planned = this.#delayed.get(key);
     if (planned && planned.at <= at) return;
     clearTimeout(planned?.timer);
     const timer = setTimeout(
       () => {
-        this.#later.delete(key);
+        this.#delayed.delete(key);
         this.add(key);
       },
       Math.min(milliseconds, 2 ** 31 - 1),
     );
-    this.#later.set(key, { at, timer });
+    this.#delayed.set(key, { at, timer });
   }
 
   /** Adds the key after a wait that doubles with each failure. */
@@ -76,17 +78,17 @@ export class WorkQueue {
     this.addAfter(key, backoff.next());
   }
 
-  /** The key's work went well. */
+  /** Resets the key's backoff after a success. */
   forget(key: string): void {
     this.#retries.delete(key);
   }
 
-  /** How often the key's work has failed since it last went well. */
+  /** How often the key was retried since its last success. */
   failures(key: string): number {
     return this.#retries.get(key)?.failures ?? 0;
   }
 
-  /** Resolves to a key that is the caller's alone until `done`, or to null once the queue is closed. */
+  /** Resolves to a key, which no other worker gets until `done`; to null when the queue is closed. */
   take(): Promise<string | null> {
     if (this.#closed) return Promise.resolve(null);
     const [next] = this.#waiting;
@@ -95,25 +97,26 @@ export class WorkQueue {
     return Promise.resolve(this.#begin(...next));
   }
 
+  /** The worker that took the key has finished. */
   done(key: string): void {
     const since = this.#processing.get(key);
     if (since === undefined) return;
     this.#processing.delete(key);
     this.#metrics.done(now() - since);
-    if (this.#again.delete(key)) this.#offer(key);
+    if (this.#dirty.delete(key)) this.#enqueue(key);
   }
 
-  /** No key is handed out any more; what is being worked on may be finished. */
+  /** Drops all waiting keys; `take` resolves to null from now on. Workers may finish the keys that they have. */
   close(): void {
     this.#closed = true;
-    for (const { timer } of this.#later.values()) clearTimeout(timer);
-    this.#later.clear();
+    for (const { timer } of this.#delayed.values()) clearTimeout(timer);
+    this.#delayed.clear();
     this.#waiting.clear();
-    this.#again.clear();
+    this.#dirty.clear();
     for (const resolve of this.#takers.splice(0)) resolve(null);
   }
 
-  #offer(key: string): void {
+  #enqueue(key: string): void {
     const taker = this.#takers.shift();
     if (taker) taker(this.#begin(key, now()));
     else if (!this.#closed) this.#waiting.set(key, now());

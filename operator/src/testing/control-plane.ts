@@ -1,6 +1,7 @@
 /**
- * A real kube-apiserver over a real etcd, for tests: on free ports, in a temporary folder, gone when the test is. No controllers, no scheduler, no kubelet: a test
- * plays them. The binaries are those that `npm run setup -- --test` builds, or those in KUBEBUILDER_ASSETS.
+ * A real kube-apiserver and etcd for tests (as envtest in Go): on free ports, in a temporary folder, until `stop`. There are
+ * no controllers, no scheduler and no kubelet; tests do their part. The programs are those that `npm run setup -- --test`
+ * builds, or those in KUBEBUILDER_ASSETS.
  */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -23,7 +24,7 @@ export class ControlPlane {
   readonly server: string;
   readonly token: string;
   readonly ca: string;
-  /** As the cluster's administrator. */
+  /** Authenticated as the cluster's administrator (system:masters). */
   readonly client: Client;
   readonly #folder: string;
   readonly #processes: ChildProcess[];
@@ -37,9 +38,9 @@ export class ControlPlane {
     this.client = new Client({ server, tls: { ca }, credentials: async () => ({ authorization: `Bearer ${token}` }) });
   }
 
-  /** @param flags more of them for the API server */
+  /** @param flags additional flags of kube-apiserver */
   static async start(flags: string[] = []): Promise<ControlPlane> {
-    // The test runner ends a test that takes too long by a signal, at which Node runs no exit handlers (see `run`).
+    // The test runner ends a test that takes too long by SIGTERM, on which Node runs no exit handlers (see `run`).
     process.once('SIGTERM', () => process.exit(143));
     const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
     const processes: ChildProcess[] = [];
@@ -119,7 +120,7 @@ export class ControlPlane {
     }
   }
 
-  /** Installs crds/ and waits until they are served. */
+  /** Creates the CustomResourceDefinitions in crds/ and waits until they are served. */
   async installCrds(): Promise<void> {
     for (const file of await readdir(CRDS)) {
       const definition = parse(await readFile(join(CRDS, file), 'utf8')) as {
@@ -137,7 +138,7 @@ export class ControlPlane {
     await this.client.post('/api/v1/namespaces', { apiVersion: 'v1', kind: 'Namespace', metadata: { name } });
   }
 
-  /** @returns a file by which other programs reach this server as its administrator */
+  /** @returns the path of a kubeconfig for this server, as its administrator */
   async kubeconfig(): Promise<string> {
     const config = {
       'current-context': 'c',
@@ -155,7 +156,7 @@ export class ControlPlane {
     return file;
   }
 
-  /** @returns what a pod of the administrator's would have: a folder with the token, and where the server is */
+  /** @returns what a kubelet would give a pod: a folder with the token, and variables with the server's address */
   async serviceAccount(namespace: string): Promise<{ folder: string; env: Record<string, string> }> {
     const folder = await mkdtemp(join(this.#folder, 'service-account-'));
     for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace }))
@@ -164,7 +165,7 @@ export class ControlPlane {
     return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
   }
 
-  /** One more program beside the server, until `stop`. What it says goes to a log in the folder that it runs in. */
+  /** Starts one more program, until `stop`. Its output goes to a log in the temporary folder. */
   run(name: string, args: string[]): ChildProcess {
     const child = run(name, this.#folder, args);
     this.#processes.push(child);
@@ -186,7 +187,7 @@ export class ControlPlane {
 }
 
 function run(name: string, folder: string, args: string[]): ChildProcess {
-  // Other people's assets need not hold all that ours do.
+  // A KUBEBUILDER_ASSETS of another project may lack programs that are in our cache.
   const program = [process.env.KUBEBUILDER_ASSETS, tools]
     .flatMap((assets) => assets ?? [])
     .map((assets) => join(assets, name))
@@ -195,7 +196,7 @@ function run(name: string, folder: string, args: string[]): ChildProcess {
   const log = openSync(join(folder, `${name}.log`), 'a');
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });
   closeSync(log);
-  // A test that dies must not leave servers behind.
+  // A test process that exits early must not leave servers running.
   process.once('exit', () => child.kill('SIGKILL'));
   return child;
 }
@@ -208,7 +209,7 @@ async function logOf(folder: string): Promise<string> {
   return texts.join('\n');
 }
 
-/** Held together until all are known, so that they differ. */
+/** Free TCP ports of the loopback. They are held until all are known, so that no two are the same. */
 export async function freePorts(count: number): Promise<number[]> {
   const servers = await Promise.all(
     Array.from(

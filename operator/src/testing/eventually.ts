@@ -1,7 +1,7 @@
-/** Waits for a condition, and never longer than its deadline. */
+/** Waits for a condition, with a deadline. */
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** Resolves to what `check` does once it does not throw. @throws what it threw last, after the deadline */
+/** Repeats `check` until it does not throw. @returns its result @throws its last error, after the deadline */
 export async function eventually<T>(check: () => T | Promise<T>, milliseconds = 15_000): Promise<T> {
   const end = performance.now() + milliseconds;
   for (;;) {

@@ -1,11 +1,11 @@
-/** A proxy in front of the API server that counts requests and makes the mistakes that networks and servers make. */
+/** A proxy in front of the API server that records requests and injects faults: error answers, broken watches. */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { Agent, request } from 'node:https';
 import type { AddressInfo } from 'node:net';
 
-export interface Seen {
+export interface RecordedRequest {
   method: string;
-  /** With the query. */
+  /** Path and query. */
   url: string;
   code: number;
 }
@@ -19,7 +19,7 @@ interface Fault {
 }
 
 export class FaultProxy {
-  readonly seen: Seen[] = [];
+  readonly requests: RecordedRequest[] = [];
   readonly #faults: Fault[] = [];
   readonly #watches = new Set<ServerResponse>();
   readonly #server: Server;
@@ -39,14 +39,14 @@ export class FaultProxy {
   get server(): string {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
-  get writes(): Seen[] {
-    return this.seen.filter(({ method }) => method !== 'GET');
+  get writes(): RecordedRequest[] {
+    return this.requests.filter(({ method }) => method !== 'GET');
   }
   get watches(): number {
     return this.#watches.size;
   }
 
-  /** The next `times` requests like this are answered with an error, and not passed on. */
+  /** The next `times` requests with this method and path are answered with an error, and not forwarded. */
   fail(
     method: string,
     path: RegExp,
@@ -56,7 +56,7 @@ export class FaultProxy {
     this.#faults.push({ method, path, times, code, headers });
   }
 
-  /** Tears every watch in its middle, as a network does. @returns how many there were */
+  /** Breaks the connection of every watch. @returns how many there were */
   dropWatches(): number {
     const count = this.#watches.size;
     for (const watch of this.#watches) watch.destroy();
@@ -78,7 +78,7 @@ export class FaultProxy {
     );
     if (fault) {
       fault.times--;
-      this.seen.push({ method, url, code: fault.code });
+      this.requests.push({ method, url, code: fault.code });
       incoming.resume().on('end', () => {
         const status = {
           kind: 'Status',
@@ -104,7 +104,7 @@ export class FaultProxy {
         agent: this.#agent,
       },
       (answer) => {
-        this.seen.push({ method, url, code: answer.statusCode! });
+        this.requests.push({ method, url, code: answer.statusCode! });
         outgoing.writeHead(answer.statusCode!, answer.headers);
         outgoing.flushHeaders();
         answer.pipe(outgoing);

@@ -1,4 +1,4 @@
-/** For tests against a real API server: an operator in this process, jobs for it, and the part of the kubelet, which there is none of. */
+/** For tests against a real API server: an operator in this process, jobs for it, and a fake kubelet. */
 import assert from 'node:assert/strict';
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import { pino } from 'pino';
@@ -10,42 +10,51 @@ import { Metrics } from '../runtime/metrics.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import type { ControlPlane } from './control-plane.ts';
 import { eventually } from './eventually.ts';
+import { type FakePhase, type FakePodStatus, setPodStatus } from './fake-kubelet.ts';
 import { FaultProxy } from './fault-proxy.ts';
 
 const silent = pino({ level: process.env.FACETRAIN_TEST_LOG ?? 'silent' });
-/** Long enough for a list, a watch and a few writes; a write that should not be shows within it. */
-const QUIET_MILLISECONDS = 1_500;
+/** Enough for a list, a watch and a few writes. */
+const SETTLE_MILLISECONDS = 1_500;
 
-export const quiet = () => new Promise((resolve) => setTimeout(resolve, QUIET_MILLISECONDS));
+/** Waits until a write that the operator must not make would have been made. */
+export const settle = () => new Promise((resolve) => setTimeout(resolve, SETTLE_MILLISECONDS));
 
 export interface Replica {
   proxy: FaultProxy;
-  /** Where /healthz, /readyz and /metrics are. */
+  /** Of /healthz, /readyz and /metrics. */
   address: string;
   stop(): Promise<void>;
-  /** From now on nothing that it sends arrives. */
+  /** Closes its connection to the API server for good. */
   cutOff(): Promise<void>;
+  /** Resolves when it has ended, to its error if it threw one. */
   ended: Promise<unknown>;
 }
 
-type Choices = Partial<Pick<OperatorOptions, 'identity' | 'election' | 'progressSeconds' | 'log' | 'namespace'>> & {
-  /** Whose token it has; the administrator's if absent. */
+type StartOptions = Partial<
+  Pick<OperatorOptions, 'identity' | 'election' | 'progressSeconds' | 'log' | 'namespace'>
+> & {
+  /** Its bearer token; by default the administrator's. */
   token?: string;
-  /** Resolves before it is ready. */
-  unready?: boolean;
-  /** Sets up faults, before it sends anything. */
-  through?: (proxy: FaultProxy) => void;
+  /** Do not wait for /readyz. */
+  skipReadyCheck?: boolean;
+  /** Called before the operator starts, to set up faults. */
+  setUpProxy?: (proxy: FaultProxy) => void;
 };
 
-export async function startOperator(plane: ControlPlane, namespace: string, choices: Choices = {}): Promise<Replica> {
-  const { token = plane.token, identity = 'a', unready = false, log = silent, through, ...more } = choices;
+export async function startOperator(
+  plane: ControlPlane,
+  namespace: string,
+  options: StartOptions = {},
+): Promise<Replica> {
+  const { token = plane.token, identity = 'a', skipReadyCheck = false, log = silent, setUpProxy, ...more } = options;
   const proxy = await FaultProxy.start(plane.server, plane.ca);
-  through?.(proxy);
+  setUpProxy?.(proxy);
   const metrics = new Metrics();
   const client = new Client({
     server: proxy.server,
     credentials: async () => ({ authorization: `Bearer ${token}` }),
-    onResponse: metrics.request,
+    onResponse: metrics.countRequest,
   });
   const stop = new AbortController();
   const listening = Promise.withResolvers<number>();
@@ -83,22 +92,13 @@ export async function startOperator(plane: ControlPlane, namespace: string, choi
     },
     cutOff: () => proxy.close(),
   };
-  if (!more.election && !unready)
+  if (!more.election && !skipReadyCheck)
     await eventually(async () => assert.equal((await fetch(`${replica.address}/readyz`)).status, 200));
   return replica;
 }
 
-interface KubeletWords {
-  exitCode?: number;
-  /** The termination message of our container. */
-  message?: string | object;
-  podIP?: string;
-  /** Why our container waits. */
-  waiting?: { reason: string; message?: string };
-}
-
-/** A namespace with an operator for it alone, which ends with the test. */
-export class Scene {
+/** A namespace with an operator that watches it alone, and what tests do and expect in it. */
+export class TestNamespace {
   readonly plane: ControlPlane;
   readonly namespace: string;
   readonly operator: Replica;
@@ -109,20 +109,21 @@ export class Scene {
     this.operator = operator;
   }
 
+  /** Creates the namespace and starts the operator, which stops when the test ends. */
   static async open(
     t: { after(end: () => Promise<void>): void },
     plane: ControlPlane,
     namespace: string,
-    choices: Choices = {},
-  ): Promise<Scene> {
+    options: StartOptions = {},
+  ): Promise<TestNamespace> {
     await plane.createNamespace(namespace);
-    const operator = await startOperator(plane, namespace, choices);
+    const operator = await startOperator(plane, namespace, options);
     t.after(() => operator.stop());
-    return new Scene(plane, namespace, operator);
+    return new TestNamespace(plane, namespace, operator);
   }
 
   applyFaceTrainJob(name: string, spec: Record<string, unknown> = {}): Promise<JobObject> {
-    const least = {
+    const required = {
       dataset: { uri: 'pvc://data/faces' },
       model: { backbone: 'mobilefacenet' },
       output: { uri: `pvc://data/out/${name}` },
@@ -133,12 +134,12 @@ export class Scene {
       apiVersion: 'facetrain.dev/v1alpha1',
       kind: 'FaceTrainJob',
       metadata: { name },
-      spec: { ...least, ...spec },
+      spec: { ...required, ...spec },
     });
   }
 
   applyQuantizeJob(name: string, spec: Record<string, unknown> = {}): Promise<JobObject> {
-    const least = {
+    const required = {
       model: { uri: 'pvc://data/model.onnx' },
       calibration: { dataset: { uri: 'pvc://data/faces' } },
       output: { uri: 'pvc://data/int7' },
@@ -147,7 +148,7 @@ export class Scene {
       apiVersion: 'facetrain.dev/v1alpha1',
       kind: 'QuantizeJob',
       metadata: { name },
-      spec: { ...least, ...spec },
+      spec: { ...required, ...spec },
     });
   }
 
@@ -176,8 +177,12 @@ export class Scene {
   async quantizeStatusOf(name: string): Promise<QuantizeJobStatus> {
     return ((await this.get(quantizeJobs, name)).status ?? {}) as QuantizeJobStatus;
   }
-  /** "reason: message" of a condition that is True (or what it is); undefined where there is none. */
-  async saying(name: string, type: string, resource: Resource<JobObject> = faceTrainJobs): Promise<string | undefined> {
+  /** "reason: message" of a condition, whatever its status; undefined: there is none. */
+  async conditionText(
+    name: string,
+    type: string,
+    resource: Resource<JobObject> = faceTrainJobs,
+  ): Promise<string | undefined> {
     const condition = (await this.get(resource, name)).status?.conditions?.find((one) => one.type === type);
     return condition && `${condition.reason}: ${condition.message}`;
   }
@@ -189,11 +194,11 @@ export class Scene {
       .filter((name) => name !== 'kube-root-ca.crt')
       .sort();
   }
-  async hasPods(...names: string[]): Promise<void> {
+  async waitForPods(...names: string[]): Promise<void> {
     await eventually(async () => assert.deepEqual(await this.names(pods), names));
   }
 
-  /** What a scheduler would write. */
+  /** Binds the pod to a node, as a scheduler does. */
   async schedule(name: string, node: string): Promise<void> {
     const target = { apiVersion: 'v1', kind: 'Node', name: node };
     await this.plane.client.post(`/api/v1/namespaces/${this.namespace}/pods/${name}/binding`, {
@@ -204,49 +209,16 @@ export class Scene {
     });
   }
 
-  /** What a kubelet would write. */
-  async becomes(
-    name: string,
-    phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed',
-    { exitCode, message, podIP, waiting }: KubeletWords = {},
-  ): Promise<void> {
-    const text = typeof message === 'object' ? JSON.stringify(message) : message;
-    const terminated = {
-      exitCode,
-      reason: exitCode === 0 ? 'Completed' : 'Error',
-      finishedAt: new Date().toISOString(),
-      ...(text !== undefined && { message: text }),
-    };
-    const state =
-      exitCode !== undefined
-        ? { terminated }
-        : phase === 'Pending'
-          ? { waiting: waiting ?? { reason: 'ContainerCreating' } }
-          : { running: {} };
-    const ready = phase === 'Running';
-    await this.patch(
-      pods,
-      name,
-      {
-        status: {
-          phase,
-          ...(podIP && { podIP, podIPs: [{ ip: podIP }] }),
-          conditions: [
-            { type: 'Ready', status: ready ? 'True' : 'False' },
-            { type: 'PodScheduled', status: 'True' },
-          ],
-          containerStatuses: [{ name: 'facetrain', ready, restartCount: 0, image: 'x', imageID: '', state }],
-        },
-      },
-      'status',
-    );
+  /** Writes what a kubelet would write. */
+  setPodStatus(name: string, phase: FakePhase, status?: FakePodStatus): Promise<void> {
+    return setPodStatus(this.plane.client, this.namespace, name, phase, status);
   }
-  async allBecome(...[phase, words]: [phase: 'Running' | 'Succeeded', words?: KubeletWords]): Promise<void> {
+  async setAllPodStatuses(phase: 'Running' | 'Succeeded', status?: FakePodStatus): Promise<void> {
     for (const name of await this.names(pods))
-      await this.becomes(name, phase, phase === 'Succeeded' ? { exitCode: 0, ...words } : words);
+      await this.setPodStatus(name, phase, phase === 'Succeeded' ? { exitCode: 0, ...status } : status);
   }
 
-  phaseIs(name: string, phase: string, resource: Resource<JobObject> = faceTrainJobs): Promise<void> {
+  waitForPhase(name: string, phase: string, resource: Resource<JobObject> = faceTrainJobs): Promise<void> {
     return eventually(async () => {
       const { status } = await this.get(resource, name);
       assert.equal((status as { phase?: string } | undefined)?.phase, phase, JSON.stringify(status?.conditions));

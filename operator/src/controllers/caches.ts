@@ -1,0 +1,91 @@
+/**
+ * The caches that every reconcile reads: one for each kind, with the indexes by which objects are found.
+ *
+ * | kind | what is kept of an object | indexes |
+ * | --- | --- | --- |
+ * | FaceTrainJob | all | `output`, `checkpoints`: the folders that it writes to |
+ * | QuantizeJob | all | |
+ * | Pod | metadata, status, the names of its node and its claims | `job` (uid of its job), `name` (kind and name of its job), `node` |
+ * | Service, ConfigMap, NetworkPolicy, PodGroup | metadata | `job` (uid of its job) |
+ *
+ * Of the last two rows, only objects with the operator's labels are listed and watched.
+ */
+import { type JobKind, Label } from '@facetrain/planner/names';
+import type { Logger } from 'pino';
+import { Cache } from '../runtime/cache.ts';
+import type { Client } from '../runtime/client.ts';
+import type { KubernetesObject, Resource } from '../runtime/resource.ts';
+import {
+  configMaps,
+  faceTrainJobs,
+  networkPolicies,
+  type PodObject,
+  podGroups,
+  pods,
+  quantizeJobs,
+  services,
+} from './resources.ts';
+import { outputFolderIndexes } from './shared-folders.ts';
+
+export interface CachesOptions {
+  client: Pick<Client, 'list' | 'watch'>;
+  /** null: all namespaces. */
+  namespace: string | null;
+  log: Logger;
+  /** Called when a list or a watch of a kind (by its plural) has failed. */
+  onWatchError: (plural: string) => void;
+}
+
+export type Caches = ReturnType<typeof makeCaches>;
+
+const CHILDREN_SELECTOR = `app.kubernetes.io/managed-by=facetrain,${Label.jobUid}`;
+
+/** @param podGroupApi apiVersion of the PodGroup that the cluster serves; null: none */
+export function makeCaches({ client, namespace, log, onWatchError }: CachesOptions, podGroupApi: string | null) {
+  const common = <T extends KubernetesObject>(resource: Resource<T>) => ({
+    client,
+    resource,
+    namespace,
+    log,
+    onWatchError: () => onWatchError(resource.plural),
+  });
+  const byJob = { job: ({ metadata }: KubernetesObject) => metadata.labels?.[Label.jobUid] };
+  const children = <T extends KubernetesObject>(resource: Resource<T>) => ({
+    ...common(resource),
+    labelSelector: CHILDREN_SELECTOR,
+    indexes: byJob,
+  });
+  const metadataOf = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
+  return {
+    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: outputFolderIndexes }),
+    QuantizeJob: new Cache(common(quantizeJobs)),
+    Pod: new Cache({
+      ...children(pods),
+      strip: stripPod,
+      indexes: { ...byJob, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName },
+    }),
+    Service: metadataOf(services),
+    ConfigMap: metadataOf(configMaps),
+    NetworkPolicy: metadataOf(networkPolicies),
+    ...(podGroupApi !== null && { PodGroup: metadataOf(podGroups(podGroupApi)) }),
+  };
+}
+
+/** A value of the pods' index `name`. It finds pods of every job that has had this name, whatever its uid. */
+export const jobNameIndexValue = (kind: JobKind, namespace: string, name: string): string =>
+  `${kind} ${namespace}/${name}`;
+
+const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string =>
+  jobNameIndexValue(labels?.[Label.jobKind] as JobKind, namespace!, labels?.[Label.jobName] ?? '');
+
+/** Keeps of a pod's spec what is read. In a cluster with thousands of pods their specs would be most of the memory. */
+function stripPod(pod: PodObject): PodObject {
+  const { nodeName, volumes = [] } = pod.spec;
+  const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>
+    persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
+  );
+  return {
+    ...pod,
+    spec: { ...(nodeName !== undefined && { nodeName }), ...(claimVolumes.length > 0 && { volumes: claimVolumes }) },
+  };
+}

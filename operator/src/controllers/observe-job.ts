@@ -1,0 +1,36 @@
+/** What exists for one job, read from the caches: its pods, its other children, and pods of earlier jobs of its name. */
+import { type JobKind, Label } from '@facetrain/planner/names';
+import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
+import { controllerOf } from '../runtime/resource.ts';
+import { type Caches, jobNameIndexValue } from './caches.ts';
+import { isPodAlive, observeObject, observePod } from './observe.ts';
+import type { PodDependencies } from './pod-dependencies.ts';
+import type { PodObject } from './resources.ts';
+
+/** Kinds of children besides pods. A FaceTrainJob's QuantizeJob is found by its name instead, in the jobs' own cache. */
+const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
+
+/** The pods whose controller is this job: as the server has them, and as the planner takes them. */
+export function podsOf(
+  caches: Caches,
+  podDependencies: PodDependencies,
+  { uid }: JobIdentity,
+): { object: PodObject; observed: ObservedPod }[] {
+  return caches.Pod.indexed('job', uid).flatMap((object) => {
+    const observed = controllerOf(object)?.uid === uid ? observePod(object, podDependencies) : null;
+    return observed ? [{ object, observed }] : [];
+  });
+}
+
+export function objectsOf(caches: Caches, job: JobIdentity, jobKind: JobKind): ObservedObject[] {
+  return OBJECT_KINDS.flatMap((kind) =>
+    (caches[kind]?.indexed('job', job.uid) ?? []).map((object) => observeObject(kind, object, job, jobKind)),
+  );
+}
+
+/** Names of pods that may still run, of a job of this kind and name that was deleted before this one was created. */
+export function predecessorsOf(caches: Caches, { namespace, name, uid }: JobIdentity, kind: JobKind): string[] {
+  return caches.Pod.indexed('name', jobNameIndexValue(kind, namespace, name))
+    .filter((pod) => pod.metadata.labels?.[Label.jobUid] !== uid && isPodAlive(pod))
+    .map(({ metadata }) => metadata.name);
+}

@@ -1,0 +1,202 @@
+/**
+ * The reconcilers of both kinds. A reconcile brings what exists for one job closer to what its spec wants:
+ *
+ *   1. forget what is remembered of a job that is gone,
+ *   2. observe: the job, its pods and other children from the caches; what the server refused, from the executor,
+ *   3. plan: a pure function of `planner/`. A spec that does not parse gives a status with the reason, and no actions,
+ *   4. execute the plan: actions, then the status, then the events.
+ *
+ * A reconcile is level-based, as in controller-runtime: its input is which job to look at, never what has changed.
+ */
+import {
+  FaceTrainJob,
+  type FaceTrainJobStatus,
+  FacetrainError,
+  PROGRESS_PATH,
+  parseDocument,
+  QuantizeJob,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
+import type { JobStatus } from '@facetrain/planner/attempt';
+import type { Environment } from '@facetrain/planner/environment';
+import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
+import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
+import { invalidStatus } from '@facetrain/planner/invalid-spec';
+import { eventsOf } from '@facetrain/planner/job-events';
+import type { JobKind } from '@facetrain/planner/names';
+import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
+import type { Plan } from '@facetrain/planner/plan';
+import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
+import type { Client } from '../runtime/client.ts';
+import type { Reconcile } from '../runtime/controller.ts';
+import type { EventRecorder } from '../runtime/event-recorder.ts';
+import { controllerOf, keyOf, type Resource } from '../runtime/resource.ts';
+import type { Caches } from './caches.ts';
+import { identityOf, observeObject } from './observe.ts';
+import { objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
+import { ParsedSpecs } from './parsed-specs.ts';
+import type { PodDependencies } from './pod-dependencies.ts';
+import { Executor } from './pod-executor.ts';
+import type { ProgressPoller } from './progress-poller.ts';
+import { refuseRelativePaths } from './relative-paths.ts';
+import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
+import { jobsBefore } from './shared-folders.ts';
+
+export interface ReconcilerOptions {
+  client: Client;
+  caches: Caches;
+  podDependencies: PodDependencies;
+  events: EventRecorder;
+  poller: ProgressPoller;
+  environment: Environment;
+  /** apiVersion of the PodGroup that the cluster serves; null: none. */
+  podGroupApi: string | null;
+}
+
+/** What the reconcilers of the two kinds differ in. */
+interface KindOptions<Spec extends object> {
+  kind: JobKind;
+  resource: Resource<JobObject>;
+  /** @throws FacetrainError that names the field that is wrong */
+  parse: (document: object, name: string) => { spec: Spec };
+  plan: (job: JobObject, spec: Spec, observed: ObservedJob, now: Date) => Plan<JobStatus>;
+  forget?: (key: string) => void;
+}
+
+/** What the planners of both kinds take, and the pods as the server has them. */
+interface ObservedJob {
+  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessors' | 'refused'>;
+  rankZero: PodObject | undefined;
+}
+
+export function quantizeJobReconciler(options: ReconcilerOptions): Reconcile {
+  return reconcilerOf(options, {
+    kind: 'QuantizeJob',
+    resource: quantizeJobs,
+    parse: (document, name) => parseDocument(QuantizeJob, document, name, 'InvalidManifest'),
+    plan: (job, spec, { common }, now) =>
+      planQuantizeJob({ ...common, spec, status: (job.status ?? {}) as QuantizeJobStatus }, now, options.environment),
+  });
+}
+
+export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
+  const { caches, poller, environment, podGroupApi } = options;
+  return reconcilerOf(options, {
+    kind: 'FaceTrainJob',
+    resource: faceTrainJobs,
+    parse: (document, name) => parseDocument(FaceTrainJob, document, name, 'InvalidManifest'),
+    plan(job, spec, { common, rankZero }, now) {
+      const status = (job.status ?? {}) as FaceTrainJobStatus;
+      const progress = pollProgress(poller, job, rankZero, spec.trainers.progressPort);
+      const { child, quantizeJob } = observeQuantizeJob(caches, job);
+      const observed = {
+        ...common,
+        jobsBefore: jobsBefore(caches, job),
+        objects: child ? [...common.objects, child] : common.objects,
+        spec,
+        status,
+        podGroupApi,
+        ...(progress && { progress }),
+        ...(quantizeJob && { quantizeJob }),
+      };
+      return planFaceTrainJob(observed, now, environment);
+    },
+    forget: (key) => poller.forget(key),
+  });
+}
+
+function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
+  const { client, caches, podDependencies, events, podGroupApi } = options;
+  const { kind, resource, parse, plan, forget } = kindOptions;
+  const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
+  const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
+  /** By the job's key: the uid of the job that was reconciled last. */
+  const uids = new Map<string, string>();
+
+  function forgetAllBut(key: string, uid: string | undefined): void {
+    const known = uids.get(key);
+    if (known === undefined || known === uid) return;
+    executor.forget(known);
+    specs.forget(known);
+    forget?.(key);
+    uids.delete(key);
+  }
+
+  async function observe(job: JobObject): Promise<ObservedJob> {
+    const identity = identityOf(job);
+    const { refused, foreign } = await executor.rejectedCreates(identity);
+    const pods = podsOf(caches, podDependencies, identity);
+    return {
+      common: {
+        identity,
+        pods: pods.map(({ observed }) => observed),
+        objects: [...objectsOf(caches, identity, kind), ...foreign],
+        predecessors: predecessorsOf(caches, identity, kind),
+        ...(refused && { refused }),
+      },
+      rankZero: pods.find(({ observed }) => observed.rank === 0 && observed.attempt === job.status?.attempt)?.object,
+    };
+  }
+
+  async function planFor(job: JobObject): Promise<Plan<JobStatus>> {
+    const now = new Date();
+    try {
+      const observed = await observe(job);
+      return plan(job, specs.get(job), observed, now);
+    } catch (error) {
+      if (!(error instanceof FacetrainError)) throw error;
+      const status = job.status ?? {};
+      const invalid = invalidStatus(status, identityOf(job).generation, error.message, now);
+      return { actions: [], status: invalid, events: eventsOf(status, invalid), requeueAfterSeconds: null };
+    }
+  }
+
+  return async (key, log) => {
+    const job = caches[kind].get(key);
+    forgetAllBut(key, job?.metadata.uid);
+    if (!job) return { requeueAfterSeconds: null };
+    const { uid, generation } = job.metadata;
+    uids.set(key, uid);
+    const jobPlan = await planFor(job);
+    const jobLog = log.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
+    return { requeueAfterSeconds: await executor.execute(job, jobPlan, jobLog) };
+  };
+}
+
+/** Lets the poller ask rank 0 of the job's attempt from now on. @returns the latest answer of that attempt */
+function pollProgress(
+  poller: ProgressPoller,
+  job: JobObject,
+  rankZero: PodObject | undefined,
+  port: number,
+): ObservedProgress | undefined {
+  const key = keyOf(job);
+  poller.setTarget(key, {
+    uid: job.metadata.uid,
+    attempt: job.status?.attempt ?? 0,
+    url: rankZero ? progressUrl(rankZero, port) : null,
+  });
+  return poller.latest(key);
+}
+
+/** @returns null while the pod does not run, or is being deleted */
+function progressUrl({ metadata, status }: PodObject, port: number): string | null {
+  const { phase, podIP } = status ?? {};
+  if (phase !== 'Running' || podIP === undefined || metadata.deletionTimestamp !== undefined) return null;
+  return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}${PROGRESS_PATH}`;
+}
+
+/** The QuantizeJob under the name that the training's own has: as an object, and its state if it is the training's. */
+function observeQuantizeJob(caches: Caches, job: JobObject) {
+  const identity = identityOf(job);
+  const { namespace } = identity;
+  const found = caches.QuantizeJob.get(keyOf({ metadata: { namespace, name: quantizeJobName(identity) } }));
+  if (!found) return {};
+  const child = observeObject('QuantizeJob', found, identity, 'FaceTrainJob');
+  if (controllerOf(found)?.uid !== identity.uid) return { child };
+  const quantizeJob: ObservedFaceTrainJob['quantizeJob'] = {
+    spec: { suspend: found.spec.suspend === true },
+    status: (found.status ?? {}) as QuantizeJobStatus,
+  };
+  return { child, quantizeJob };
+}

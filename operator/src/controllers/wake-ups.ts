@@ -1,0 +1,50 @@
+/**
+ * Which change makes which job be reconciled: event handlers, in controller-runtime's words. Each adds the job's key to
+ * the queue of its controller.
+ *
+ * | change | jobs that are reconciled |
+ * | --- | --- |
+ * | a FaceTrainJob or a QuantizeJob, in any way | the job itself |
+ * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup or QuantizeJob, in any way | the job that is its controller |
+ * | a Node is lost, comes back or is deleted | the jobs of the pods on it |
+ * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
+ * | a FailedMount Event is created or counted up | the job of its pod |
+ *
+ * Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may ask for another look after some
+ * seconds. A job that waits for another (for its folder, or for objects of an earlier job of its name) relies on that.
+ */
+import { API_VERSION } from '@facetrain/api';
+import type { JobKind } from '@facetrain/planner/names';
+import { controllerOf, type KubernetesObject, keyOf, splitKey } from '../runtime/resource.ts';
+import type { Caches } from './caches.ts';
+import type { PodDependencies } from './pod-dependencies.ts';
+
+/** @param key namespace and name of the job (keyOf) */
+export type Enqueue = (kind: JobKind, key: string) => void;
+
+/** To be called before the caches run: the objects of their first lists count as changes. */
+export function registerWakeUps(caches: Caches, podDependencies: PodDependencies, enqueue: Enqueue): void {
+  for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
+    caches[kind].onChange(({ object }) => enqueue(kind, keyOf(object)));
+  for (const cache of Object.values(caches))
+    cache.onChange(({ object }: { object: KubernetesObject }) => enqueueOwner(object, enqueue));
+  podDependencies.listen({
+    onNode(name) {
+      const pods = caches.Pod.indexed('node', name);
+      for (const pod of pods) enqueueOwner(pod, enqueue);
+      return pods.length > 0;
+    },
+    onPod(key) {
+      const pod = caches.Pod.get(key);
+      if (pod) enqueueOwner(pod, enqueue);
+    },
+    pods: () => caches.Pod.values(),
+  });
+}
+
+/** Enqueues the job that is the object's controller (metadata.ownerReferences); an owner is in the same namespace. */
+function enqueueOwner(object: KubernetesObject, enqueue: Enqueue): void {
+  const owner = controllerOf(object);
+  if (owner?.apiVersion !== API_VERSION || (owner.kind !== 'FaceTrainJob' && owner.kind !== 'QuantizeJob')) return;
+  enqueue(owner.kind, keyOf({ metadata: { ...splitKey(keyOf(object)), name: owner.name } }));
+}
