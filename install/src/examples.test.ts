@@ -1,6 +1,6 @@
 /**
- * Every manifest of examples/, checked as its reader would use it: by `facetrain validate`, by a dry run on the API server,
- * and by the operator, which makes pods of it. The folders are listed, so a new example is tested without being named here.
+ * Every manifest of examples/, checked as its reader would use it: by `facetrain validate`, by a dry run on the API
+ * server, and by the operator, which makes pods of it. A new folder is tested without being named here.
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
