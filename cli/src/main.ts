@@ -1,79 +1,31 @@
 #!/usr/bin/env node
-/** `facetrain`: the command line. Parses arguments and prints; what a command does is in commands/. */
-import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH, ExitCode, FacetrainError } from '@facetrain/api';
+/** `facetrain`: the command line. Declares commands and options; what a command does is in commands/. */
+import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH, ExitCode } from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
-import type { ChannelOrder } from './commands/eval.ts';
+import { makeAction, printError } from './command-action.ts';
+import type { EvalOptions } from './commands/eval.ts';
+import type { QuantizeOptions } from './commands/quantize.ts';
+import type { RunOptions } from './commands/run.ts';
+import { listenForStop } from './stop-signals.ts';
 import { StatusLine } from './terminal-output.ts';
 
 const EXIT_CODES = `
 Exit codes:
   ${ExitCode.success}    success
-  ${ExitCode.failure}    a failure that nobody foresaw
+  ${ExitCode.failure}    an unforeseen failure
   ${ExitCode.refused}    the input was refused; the message names the file or field, what was there, and what is allowed
   ${ExitCode.gateFailed}    the quantized model missed a bound of its gate; its report was written
   ${ExitCode.peerLost}    a trainer lost a peer, more often than the manifest allows restarts
-  ${ExitCode.interrupted}  stopped by Ctrl-C; ${ExitCode.preempted}: by SIGTERM. "run" goes on from the newest checkpoint when it is started again`;
+  ${ExitCode.interrupted}  stopped by Ctrl-C
+  ${ExitCode.preempted}  stopped by SIGTERM
+Stopped by a signal, "run" continues from the newest checkpoint when it is started again.`;
 
-const stop = new AbortController();
-let stopCode: number | undefined;
-for (const [signal, code] of [
-  ['SIGINT', ExitCode.interrupted],
-  ['SIGTERM', ExitCode.preempted],
-] as const) {
-  process.on(signal, () => {
-    if (stopCode !== undefined) process.exit(code); // asked twice: at once
-    stopCode = code;
-    stop.abort(new Error(signal));
-    process.stderr.write(`\n${signal}: stopping; once more to stop at once\n`);
-  });
-}
+const stop = listenForStop();
 const { signal } = stop;
+const action = makeAction(stop);
 
-interface Outcome {
-  /** For `--json`. */
-  json: unknown;
-  /** For people. */
-  text: string;
-  exitCode?: number;
-}
-
-/** What every command shares: --json, and what happens to errors. */
-function action(body: (...args: never[]) => Promise<Outcome>) {
-  return async function (this: Command, ...args: unknown[]) {
-    const { json } = this.opts<{ json?: boolean }>();
-    try {
-      const outcome = await body(...(args as never[]));
-      await write(json ? `${JSON.stringify(outcome.json)}\n` : outcome.text);
-      process.exitCode = outcome.exitCode ?? ExitCode.success;
-    } catch (error) {
-      if (stopCode !== undefined) {
-        if (json)
-          await writeError({
-            code: 'Stopped',
-            message: `stopped by ${stopCode === ExitCode.interrupted ? 'SIGINT' : 'SIGTERM'}`,
-          });
-        process.exitCode = stopCode;
-        return;
-      }
-      if (!(error instanceof FacetrainError)) {
-        if (json) await writeError({ code: 'Internal', message: String(error) });
-        throw error;
-      }
-      process.stderr.write(`${error.message}\n`);
-      const { code, subject, found, allowed, message } = error;
-      if (json) await writeError({ code, subject, found, allowed, message });
-      process.exitCode = error.exitCode;
-    }
-  };
-}
-
-const write = (text: string) => new Promise<void>((resolve) => process.stdout.write(text, () => resolve()));
-
-/** What `--json` prints in place of a result. */
-const writeError = (error: { code: string; message: string; subject?: string; found?: string; allowed?: string }) =>
-  write(`${JSON.stringify({ error })}\n`);
-
+/** An argument parser for commander. */
 function wholeNumber(minimum: number) {
   return (text: string) => {
     const value = Number(text);
@@ -86,15 +38,16 @@ function wholeNumber(minimum: number) {
 const program = new Command('facetrain')
   .version(packageJson.version)
   .description(
-    'Trains face models by Partial FC and quantizes them to INT7, on this machine or, by the operator, on a Kubernetes cluster.',
+    'Trains face models by Partial FC and quantizes them to INT7, on this machine or, by the operator, ' +
+      'on a Kubernetes cluster.',
   )
   .addHelpText('after', EXIT_CODES)
-  .showHelpAfterError('(facetrain --help shows what there is)')
+  .showHelpAfterError('(facetrain --help lists commands and exit codes)')
   .exitOverride();
 
 /** A command with the options that every command has. */
-function command(name: string, description: string): Command {
-  return program
+function command(name: string, description: string, parent = program): Command {
+  return parent
     .command(name)
     .description(description)
     .option('--json', 'print one JSON object on standard output, and nothing else there')
@@ -117,8 +70,9 @@ for (const [name, description, trainOnly] of [
     .option('--out <folder>', 'where the results go, in place of spec.output')
     .option('--fresh', 'start anew, and remove what an unfinished run has left', false)
     .action(
-      action(async (options: { file: string; out?: string; fresh: boolean }) => {
-        const { run, summary } = await import('./commands/run.ts');
+      action(async (options: Pick<RunOptions, 'file' | 'out' | 'fresh'>) => {
+        const { run } = await import('./commands/run.ts');
+        const { summary } = await import('./commands/run-result.ts');
         const result = await run({ ...options, trainOnly, signal });
         return { json: result, text: summary(result), exitCode: result.exitCode };
       }),
@@ -139,11 +93,8 @@ command('validate', 'check a manifest, as the API server would')
   );
 
 const dataset = program.command('dataset').description('look at training data').exitOverride();
-dataset
-  .command('check')
-  .description('read and decode every picture of a dataset (train.rec, train.idx, property)')
+command('check', 'read and decode every picture of a dataset (train.rec, train.idx, property)', dataset)
   .argument('<folder>')
-  .option('--json', 'print one JSON object on standard output, and nothing else there')
   .action(
     action(async (folder: string) => {
       const { checkDataset } = await import('./commands/dataset.ts');
@@ -162,18 +113,10 @@ command('eval', 'verify pairs of faces by the 10-fold protocol, with flip')
   .addOption(channelOrder())
   .addOption(threads())
   .action(
-    action(
-      async (options: {
-        model: string;
-        pairs: string;
-        runtime?: 'fp32' | 'int7';
-        channelOrder: ChannelOrder;
-        threads?: number;
-      }) => {
-        const { evaluate } = await import('./commands/eval.ts');
-        return evaluate(options, new StatusLine(), signal);
-      },
-    ),
+    action(async (options: EvalOptions) => {
+      const { evaluate } = await import('./commands/eval.ts');
+      return evaluate(options, new StatusLine(), signal);
+    }),
   );
 
 command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
@@ -197,22 +140,10 @@ command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
   .addOption(channelOrder())
   .addOption(threads())
   .action(
-    action(
-      async (options: {
-        model: string;
-        calibration: string;
-        out: string;
-        images: number;
-        seed: number;
-        rounds: number;
-        pairs?: string[];
-        channelOrder: ChannelOrder;
-        threads?: number;
-      }) => {
-        const { quantize } = await import('./commands/quantize.ts');
-        return quantize(options, new StatusLine(), signal);
-      },
-    ),
+    action(async (options: QuantizeOptions) => {
+      const { quantize } = await import('./commands/quantize.ts');
+      return quantize(options, new StatusLine(), signal);
+    }),
   );
 
 command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder')
@@ -230,5 +161,5 @@ try {
   if (!(error instanceof CommanderError)) throw error;
   process.exitCode = error.exitCode === 0 ? ExitCode.success : ExitCode.refused; // commander has printed why
   if (error.exitCode !== 0 && process.argv.includes('--json'))
-    await writeError({ code: 'InvalidArgument', message: error.message });
+    await printError({ code: 'InvalidArgument', message: error.message });
 }

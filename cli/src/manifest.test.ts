@@ -33,7 +33,7 @@ async function file(text: string): Promise<string> {
   return path;
 }
 
-test('relative paths are those of the manifest, whoever reads it from where', async () => {
+test('relative paths are relative to the manifest, not to the working directory', async () => {
   const { spec } = await readFaceTrainJob(await file(job));
   assert.equal(spec.dataset.uri, `file://${folder}/data`);
   assert.equal(spec.output.uri, `file://${join(folder, '..', 'out')}`);
@@ -43,7 +43,7 @@ test('relative paths are those of the manifest, whoever reads it from where', as
   );
 });
 
-test('a file may hold several documents, and an empty one between them', async () => {
+test('a file may hold several documents; empty ones are skipped', async () => {
   const manifests = await readManifests(await file(`${job}---\n---\n${quantize}`));
   assert.deepEqual(
     manifests.map(({ kind, metadata }) => [kind, metadata.name]),
@@ -56,19 +56,25 @@ test('a file may hold several documents, and an empty one between them', async (
 
 const refusals: Record<string, { text: string; wantMessage: RegExp }> = {
   'an empty file': { text: '', wantMessage: /job\.yaml: no document; one FaceTrainJob or QuantizeJob/ },
-  'no YAML': { text: 'a: [1', wantMessage: /job\.yaml: .*line 1/s },
+  'text that is not YAML': { text: 'a: [1', wantMessage: /job\.yaml: .*line 1/s },
   'a scalar': { text: 'hello', wantMessage: /job\.yaml: kind: missing; must be one of FaceTrainJob, QuantizeJob/ },
   'another kind': {
     text: 'kind: Pod',
-    wantMessage: /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob/,
+    wantMessage:
+      /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob; keep other kinds in files of their own/,
   },
-  'the name of a method of objects as a kind': { text: 'kind: toString', wantMessage: /kind: "toString"/ },
-  'a wrong field of the second document': {
+  'a property of Object.prototype as a kind': { text: 'kind: toString', wantMessage: /kind: "toString"/ },
+  'a wrong field in the second document': {
     text: `${quantize}---\n${job}  epoch: 3\n`,
     wantMessage: /job\.yaml \(document 2\): spec\.epoch: unknown field; did you mean "epochs"\?/,
   },
   'an alias bomb': {
-    text: `a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]\nkind: FaceTrainJob\n`,
+    text: `a: &a [x, x]
+b: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]
+c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]
+d: [*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]
+kind: FaceTrainJob
+`,
     wantMessage: /job\.yaml/,
   },
 };

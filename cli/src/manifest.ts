@@ -1,4 +1,4 @@
-/** Reads a manifest from a file: YAML or JSON, checked against the schema, with paths that no longer depend on where it lies. */
+/** Reads manifests from a file: YAML or JSON, checked against the schema, with relative file:// paths made absolute. */
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { FaceTrainJob, FacetrainError, parseDocument, QuantizeJob } from '@facetrain/api';
@@ -6,12 +6,12 @@ import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
 
-/** Aliases that YAML may expand to, against documents that grow beyond all memory. */
-const MOST_ALIASES = 100;
+/** YAML aliases that a document may expand: nested ones grow exponentially and would fill the memory. */
+const MAX_ALIASES = 100;
 
 const SCHEMAS = { FaceTrainJob, QuantizeJob };
 
-/** Makes the relative file:// paths of a manifest absolute, in every field that is a uri. */
+/** Makes file:// paths relative to `folder` absolute, in every field called uri. */
 function resolvePaths(value: unknown, folder: string): unknown {
   if (Array.isArray(value)) return value.map((element) => resolvePaths(element, folder));
   if (typeof value !== 'object' || value === null) return value;
@@ -24,7 +24,7 @@ function resolvePaths(value: unknown, folder: string): unknown {
   );
 }
 
-/** What is wrong and where; the lines after it quote the file, which may be anything. */
+/** A YAML error in one line: what is wrong and where. The lines after it quote the file. */
 const firstLine = ({ message }: Error) => message.split('\n', 1)[0]!.replace(/:$/, '');
 
 export const fileUri = (path: string) => `file://${resolve(path)}`;
@@ -52,7 +52,7 @@ export async function readManifests(file: string): Promise<Manifest[]> {
     const [error] = document.errors;
     if (error) throw refuse(where, firstLine(error), 'must be YAML', error);
     try {
-      return { where, value: document.toJS({ maxAliasCount: MOST_ALIASES }) as unknown };
+      return { where, value: document.toJS({ maxAliasCount: MAX_ALIASES }) as unknown };
     } catch (cause) {
       throw refuse(where, firstLine(cause as Error), 'must be YAML', cause);
     }
@@ -62,11 +62,9 @@ export async function readManifests(file: string): Promise<Manifest[]> {
   return manifests.map(({ where, value }) => {
     const { kind } = Object(value) as { kind?: unknown };
     if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
-      throw refuse(
-        `${where}: kind`,
-        kind === undefined ? 'missing' : JSON.stringify(kind),
-        `must be one of ${Object.keys(SCHEMAS).join(', ')}`,
-      );
+      const found = kind === undefined ? 'missing' : JSON.stringify(kind);
+      const otherKinds = typeof kind === 'string' ? '; keep other kinds in files of their own' : '';
+      throw refuse(`${where}: kind`, found, `must be one of ${Object.keys(SCHEMAS).join(', ')}${otherKinds}`);
     }
     return parseDocument(
       SCHEMAS[kind as keyof typeof SCHEMAS],

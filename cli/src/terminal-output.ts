@@ -1,17 +1,17 @@
-/** What people and programs are shown: people's text on standard error (a summary on standard output), one JSON object for programs. */
+/** Text for people: a status line on standard error, and how tables, sizes, durations and progress are written. */
 import type { Progress } from '@facetrain/api';
 
 const terminal = process.stderr.isTTY === true;
-/** Between plain lines of something that goes on for long. */
-const PLAIN_MILLISECONDS = 10_000;
+/** Between lines of one stage, where standard error is no terminal. */
+const LINE_MILLISECONDS = 10_000;
 
-/** One line that keeps changing on a terminal; elsewhere a line now and then, and at once when the stage changes. */
+/** On a terminal one line that is overwritten; elsewhere a new line when the stage changes, and then every 10 s. */
 export class StatusLine {
   #stage = '';
   #last = 0;
   #painted = false;
 
-  /** @param stage what is going on; a change of it is shown at once */
+  /** @param stage such as "Training"; a new one is shown at once */
   show(stage: string, detail: string): void {
     const text = detail ? `${stage}: ${detail}` : stage;
     if (terminal) {
@@ -21,7 +21,7 @@ export class StatusLine {
       return;
     }
     const now = Date.now();
-    if (stage === this.#stage && now - this.#last < PLAIN_MILLISECONDS) return;
+    if (stage === this.#stage && now - this.#last < LINE_MILLISECONDS) return;
     this.#stage = stage;
     this.#last = now;
     process.stderr.write(`${text}\n`);
@@ -56,7 +56,7 @@ export function bytes(count: number): string {
   return `${(count / 1000 ** power).toFixed(power === 1 ? 0 : 2)} ${units[power - 1]}`;
 }
 
-/** The part of a progress report that changes: step 120 of 200, epoch 4.8, loss 12.31, 35 images/s, 1 min 20 s left. */
+/** A progress report without its stage: step 120 of 200, epoch 4.8, loss 12.31, 35 images/s, 1 min 20 s left. */
 export function progressDetail(progress: Progress): string {
   const { step, totalSteps, epoch, loss, imagesPerSecond, etaSeconds } = progress;
   return [

@@ -1,4 +1,4 @@
-/** `facetrain dataset check`: everything about a dataset that would stop a training, found before it. */
+/** `facetrain dataset check`: reads and decodes a whole dataset, to find before a training what would stop it. */
 import { inspectDataset } from '@facetrain/native';
 import { bytes, percent, type StatusLine, table } from '../terminal-output.ts';
 
@@ -9,15 +9,14 @@ export async function checkDataset(folder: string, line: StatusLine, signal: Abo
     onProgress: ({ done, total }) => line.show('Decoding', `${done} of ${total} pictures`),
   });
   line.clear();
+  const { images, identities, identitiesSeen, labelMin, labelMax, height, width } = info;
+  const seen = `${identitiesSeen} occur (${percent(identitiesSeen / identities)})`;
   return {
     json: info,
     text: table([
       ['Dataset', folder],
-      ['Pictures', `${info.images} of ${info.height}x${info.width}, all decoded`],
-      [
-        'Identities',
-        `${info.identities}, of which ${info.identitiesSeen} occur (${percent(info.identitiesSeen / info.identities)}); labels ${info.labelMin} to ${info.labelMax}`,
-      ],
+      ['Pictures', `${images} of ${height}x${width}, all decoded`],
+      ['Identities', `${identities}, of which ${seen}; labels ${labelMin} to ${labelMax}`],
       ['Size', bytes(info.bytes)],
     ]),
   };

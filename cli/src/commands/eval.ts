@@ -14,17 +14,24 @@ type Runtime = 'fp32' | 'int7';
 
 export interface EvalOptions {
   model: string;
+  /** A verification set: a .bin file. */
   pairs: string;
-  /** Absent: what the file is made for. */
+  /** Absent: int7 for a quantized model, fp32 for any other. */
   runtime?: Runtime;
   channelOrder: ChannelOrder;
+  /** Absent: one for each CPU. */
   threads?: number;
 }
 
 const isQuantized = ({ graph }: OnnxModel) => graph.nodes.some(({ op }) => op === 'QuantizeLinear');
 
-/** @throws FacetrainError InvalidModel when the file is of the other kind */
-async function open(file: string, model: OnnxModel, runtime: Runtime, computeThreads: number): Promise<Embedder> {
+/** @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs */
+async function openEmbedder(
+  file: string,
+  model: OnnxModel,
+  runtime: Runtime,
+  computeThreads: number,
+): Promise<Embedder> {
   const quantized = isQuantized(model);
   if (quantized !== (runtime === 'int7')) {
     const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
@@ -48,7 +55,7 @@ export async function evaluate(
   const set = await readVerificationSet(pairs);
   const model = await readOnnx(file);
   const kind = runtime ?? (isQuantized(model) ? 'int7' : 'fp32');
-  const embedder = await open(file, model, kind, threads);
+  const embedder = await openEmbedder(file, model, kind, threads);
   try {
     const start = performance.now();
     const embeddings = await evaluateSet(embedder, set, {

@@ -1,11 +1,12 @@
-/** `facetrain inspect`: says what a file or folder of ours, or any ONNX model, is. */
+/** `facetrain inspect`: describes an ONNX model, a checkpoint folder, or an artifact folder. */
 import { existsSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArtifactManifest, CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
-import { bytes, percent, table } from '../terminal-output.ts';
+import { bytes, table } from '../terminal-output.ts';
+import { metricsRows } from './metrics-rows.ts';
 
 function describeCheckpoint(path: string, manifest: CheckpointManifest): [string, string][] {
   const files = [manifest.backbone, ...manifest.rows];
@@ -30,14 +31,7 @@ function describeArtifact(
     ['INT7 artifact', path],
     ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
     ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
-    [
-      'Embedding cosine',
-      `${metrics.meanCosine.toFixed(4)} mean, ${metrics.percentile1Cosine.toFixed(4)} for the worst picture in a hundred`,
-    ],
-    ...metrics.comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
-      `Accuracy on ${set}`,
-      `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,
-    ]),
+    ...metricsRows(metrics),
     ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
     ...Object.entries(files).map(([name, file]): [string, string] => [
       name,
@@ -46,7 +40,7 @@ function describeArtifact(
   ];
 }
 
-async function folder(path: string) {
+async function inspectFolder(path: string) {
   const file = join(path, 'manifest.json');
   const refuse = (found: string, cause?: unknown) =>
     new FacetrainError({
@@ -79,7 +73,7 @@ export async function inspect(path: string) {
       found: 'no such file or folder',
       allowed: 'an ONNX file, a checkpoint or an artifact folder',
     });
-  if (statSync(path).isDirectory()) return folder(path);
+  if (statSync(path).isDirectory()) return inspectFolder(path);
   const description = describeModel(await readOnnx(path));
   return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
 }

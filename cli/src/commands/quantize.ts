@@ -1,4 +1,4 @@
-/** `facetrain quantize`: the quantizer's mode of the trainer program, in this process, for a model file. */
+/** `facetrain quantize`: quantizes a model file in this process, by the trainer program's quantize mode. */
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -7,8 +7,9 @@ import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/set';
 import { pino } from 'pino';
-import { bytes, duration, percent, progressDetail, type StatusLine, table } from '../terminal-output.ts';
+import { bytes, duration, progressDetail, type StatusLine, table } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';
+import { metricsRows } from './metrics-rows.ts';
 
 export interface QuantizeOptions {
   model: string;
@@ -17,16 +18,17 @@ export interface QuantizeOptions {
   images: number;
   seed: number;
   rounds: number;
-  /** Verification sets. */
+  /** Verification sets: .bin files. */
   pairs?: string[];
   channelOrder: ChannelOrder;
+  /** Absent: one for each CPU. */
   threads?: number;
 }
 
 const job = { name: 'quantize', uid: 'local', attempt: 0 };
 
 /** The rest is as spec.quantize has it by default. */
-async function configOf({
+async function makeConfig({
   model,
   calibration,
   out,
@@ -55,14 +57,14 @@ async function configOf({
   };
 }
 
-/** Between looks at the board. */
-const LOOK_MILLISECONDS = 200;
+/** Between updates of the status line. */
+const UPDATE_MILLISECONDS = 200;
 
 export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
-  const config = await configOf(options);
+  const config = await makeConfig(options);
   const board = createBoard(job, 'Loading');
   const start = performance.now();
-  const timer = setInterval(() => line.show(board.current.stage, progressDetail(board.current)), LOOK_MILLISECONDS);
+  const timer = setInterval(() => line.show(board.current.stage, progressDetail(board.current)), UPDATE_MILLISECONDS);
   try {
     const report = await runQuantize(config, {
       log: pino({ level: 'warn' }, pino.destination(2)),
@@ -91,14 +93,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       text: table([
         ['Source', `${options.model} (${bytes(source.bytes)})`],
         ['Layers', `${layers.length}, in ${duration(seconds)}`],
-        [
-          'Embedding cosine',
-          `${metrics.meanCosine.toFixed(4)} mean, ${metrics.percentile1Cosine.toFixed(4)} for the worst picture in a hundred`,
-        ],
-        ...metrics.comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
-          `Accuracy on ${set}`,
-          `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,
-        ]),
+        ...metricsRows(metrics),
         [
           'INT7 model',
           `${join(config.outputDirectory, 'model.int7.onnx')} (${bytes(files['model.int7.onnx']?.bytes ?? 0)})`,

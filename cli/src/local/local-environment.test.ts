@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { localEnvironment } from './local-environment.ts';
 
-test('what is fetched is kept in the run’s own folder, or where the manifest says', () => {
+test('fetched data is kept in the run’s own folder, or in the cache that the manifest names', () => {
   const environment = localEnvironment('/run-1', { rendezvous: 1, progress: 2 });
   const fetched = (cache?: string) => {
     const { path, fetch, volume } = environment.storage(

@@ -1,6 +1,6 @@
 /**
- * This machine in the place of a cluster: what an Environment (planner/src/environment.ts) answers when pods are processes.
- * Folders stand for volumes, loopback for the headless service.
+ * The Environment (planner/src/environment.ts) of processes on this machine: folders in place of volumes, the loopback
+ * address in place of the headless Service.
  */
 import { join } from 'node:path';
 import { parseStorageUri, type StorageRef } from '@facetrain/api';
@@ -12,7 +12,7 @@ export interface LocalPorts {
 }
 
 /**
- * @param folder the run's own folder: configs, fetched inputs, and the folders that stand for claims
+ * @param folder the run's own folder: for configs, fetched inputs, and a folder for each PersistentVolumeClaim
  * @param ports free ports of this machine
  */
 export function localEnvironment(folder: string, ports: LocalPorts): Environment {
@@ -20,7 +20,7 @@ export function localEnvironment(folder: string, ports: LocalPorts): Environment
     const location = parseStorageUri(reference.uri);
     if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
     if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
-    // What goes to an object store is written to a folder first.
+    // The program writes to a folder, and then publishes from there to the object store.
     if (access === 'write') return { path: join(folder, 'scratch', name) };
     const cache = reference.s3?.cache;
     const path =

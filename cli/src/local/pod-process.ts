@@ -1,15 +1,16 @@
 /**
- * Pods as processes: starts the trainer program as a Pod's spec says, and tells what a kubelet would tell of it.
- * Knows nothing of jobs; the executor decides what is started and stopped.
+ * A pod as processes: runs the trainer program as the Pod's spec says, one container after the other, and reports what
+ * a kubelet would report. Knows nothing of jobs; the executor decides what is started and stopped.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { hostname } from 'node:os';
+import { constants, hostname } from 'node:os';
 import { dirname, join } from 'node:path';
+import { ExitCode } from '@facetrain/api';
 import { type ConfigMap, type Container, Label, type ObservedPod, type Pod, readTermination } from '@facetrain/planner';
 
-/** The program that an image's entry point runs. */
-const PROGRAM = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
+/** The entry point of the trainers' image. */
+const TRAINER = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
 
 const ALLOCATORS = [
   '/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4',
@@ -17,31 +18,19 @@ const ALLOCATORS = [
 ];
 
 /**
- * What the image sets for every process. glibc's malloc gives each large tensor back to the kernel, and page faults then
- * take half of a training step on CPUs; OpenMP threads that spin while they wait would take another rank's core.
+ * The variables that trainer-image/Dockerfile sets, and those for ranks that share a machine. glibc's malloc gives each
+ * large tensor back to the kernel, and page faults then take half of a training step on CPUs. OpenMP threads that spin
+ * while they wait would take another rank's core.
  */
-export function processEnvironment(ranksHere: number): Record<string, string> {
+function processEnvironment(worldSize: number): Record<string, string> {
   const allocator = ALLOCATORS.find((path) => existsSync(path));
   return {
     ...(allocator && process.env.LD_PRELOAD === undefined ? { LD_PRELOAD: allocator } : {}),
     THP_MEM_ALLOC_ENABLE: '1',
     OMP_WAIT_POLICY: 'passive',
-    LOCAL_WORLD_SIZE: String(ranksHere),
+    LOCAL_WORLD_SIZE: String(worldSize),
   };
 }
-
-const SIGNALS: Record<string, number> = {
-  SIGHUP: 1,
-  SIGINT: 2,
-  SIGQUIT: 3,
-  SIGILL: 4,
-  SIGABRT: 6,
-  SIGBUS: 7,
-  SIGFPE: 8,
-  SIGKILL: 9,
-  SIGSEGV: 11,
-  SIGTERM: 15,
-};
 
 export class PodProcess {
   readonly pod: Pod;
@@ -58,8 +47,11 @@ export class PodProcess {
   readonly #onChange: () => void;
 
   /**
-   * @param configMaps those that the pod's volumes name
+   * Starts the first container.
+   * @param configMaps by name; must hold those that the pod's volumes name
    * @param folder for logs and termination messages
+   * @param onChange is called when a process starts or ends
+   * @throws Error when a ConfigMap is missing
    */
   constructor(pod: Pod, uid: string, configMaps: Map<string, ConfigMap>, folder: string, onChange: () => void) {
     this.pod = pod;
@@ -116,7 +108,7 @@ export class PodProcess {
       const config = configMaps.get(volume.configMap.name);
       if (!config)
         throw new Error(
-          `pod ${this.pod.metadata.name} names the ConfigMap ${volume.configMap.name}, which is not there`,
+          `pod ${this.pod.metadata.name} names the ConfigMap ${volume.configMap.name}, which does not exist`,
         );
       for (const container of [...(this.pod.spec.initContainers ?? []), ...this.pod.spec.containers]) {
         for (const mount of container.volumeMounts.filter(({ name }) => name === volume.name)) {
@@ -131,40 +123,44 @@ export class PodProcess {
   async #run(): Promise<void> {
     const containers = [...(this.pod.spec.initContainers ?? []), ...this.pod.spec.containers];
     for (const [index, container] of containers.entries()) {
-      if (this.#deleting) return this.#end(143);
-      const main = index === containers.length - 1;
-      const code = await this.#start(container, main);
-      if (code !== 0 || main) return this.#end(code);
+      if (this.#deleting) return this.#end(ExitCode.preempted);
+      const isMain = index === containers.length - 1;
+      const code = await this.#start(container, isMain);
+      if (code !== ExitCode.success || isMain) return this.#end(code);
     }
   }
 
-  #start(container: Container, main: boolean): Promise<number> {
+  /** @returns the exit code; 128 + the signal's number when a signal ended the process, as a shell has it */
+  #start(container: Container, isMain: boolean): Promise<number> {
     return new Promise((resolve) => {
       const log = openSync(this.logFile, 'a');
-      const env: Record<string, string | undefined> = {
-        ...process.env,
-        ...processEnvironment(Number(this.#value(container, 'WORLD_SIZE') ?? 1)),
-      };
-      for (const variable of container.env) {
-        // A Secret's keys are looked up in this process's own environment.
-        env[variable.name] = 'value' in variable ? variable.value : process.env[variable.valueFrom.secretKeyRef.key];
-      }
-      // All ranks are here: with several GPUs each takes its own.
-      if (env.RANK !== undefined) env.LOCAL_RANK = env.RANK;
-      env.FACETRAIN_TERMINATION_MESSAGE = this.#messageFile;
-      // The channel tells the child when this process is gone, however that came about: no rank stays behind.
-      this.#child = spawn(process.execPath, [PROGRAM, ...container.args], { env, stdio: ['ignore', log, log, 'ipc'] });
+      const env = this.#environmentOf(container);
+      // A trainer stops when its IPC channel closes, so none outlives this process, not even after SIGKILL.
+      this.#child = spawn(process.execPath, [TRAINER, ...container.args], { env, stdio: ['ignore', log, log, 'ipc'] });
       closeSync(log);
-      if (main) this.#phase = 'Running';
+      if (isMain) this.#phase = 'Running';
       this.#onChange();
-      this.#child.once('error', () => resolve(1));
-      this.#child.once('exit', (code, signal) => resolve(code ?? 128 + (SIGNALS[signal ?? ''] ?? 0)));
+      this.#child.once('error', () => resolve(ExitCode.failure));
+      this.#child.once('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
     });
   }
 
-  #value(container: Container, name: string): string | undefined {
-    const variable = container.env.find((candidate) => candidate.name === name);
-    return variable && 'value' in variable ? variable.value : undefined;
+  #environmentOf(container: Container): NodeJS.ProcessEnv {
+    const variables = Object.fromEntries(
+      container.env.map((variable) => [
+        variable.name,
+        // A key of a Secret is read from this process's own environment.
+        'value' in variable ? variable.value : process.env[variable.valueFrom.secretKeyRef.key],
+      ]),
+    );
+    return {
+      ...process.env,
+      ...processEnvironment(Number(variables.WORLD_SIZE ?? 1)),
+      ...variables,
+      // All ranks are on this machine: with several GPUs each takes its own.
+      ...(variables.RANK !== undefined && { LOCAL_RANK: variables.RANK }),
+      FACETRAIN_TERMINATION_MESSAGE: this.#messageFile,
+    };
   }
 
   #end(code: number): void {

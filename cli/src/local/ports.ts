@@ -1,7 +1,7 @@
 /** Ports of this machine that are free now. */
 import { type AddressInfo, createServer } from 'node:net';
 
-/** All different: each is held until all are found. */
+/** The ports differ: each is held open until all are found. */
 export async function freePorts(count: number): Promise<number[]> {
   const servers = Array.from({ length: count }, () => createServer());
   try {

@@ -1,6 +1,6 @@
 /**
- * Executes the operator's plans on this machine: the same state machine, with processes in place of pods, a map in place of
- * the API server, and folders in place of volumes. It decides nothing; it observes, asks the planner, and does what the plan says.
+ * Carries out the operator's plans on this machine: the same planner, with processes in place of pods, a map in place
+ * of the API server, and folders in place of volumes. It decides nothing: it observes, plans, and acts by the plan.
  */
 import { randomUUID } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
@@ -28,55 +28,57 @@ import {
   observedProgress,
   type Plan,
   type PlanEvent,
+  type Pod,
   planFaceTrainJob,
   planQuantizeJob,
+  type QuantizeJobObject,
 } from '@facetrain/planner';
 import { PodProcess } from './pod-process.ts';
 
-/** How often the progress of a gang is asked for. */
+/** Between two requests for the progress of a gang. */
 const POLL_MILLISECONDS = 500;
-const ANSWER_MILLISECONDS = 2_000;
+const PROGRESS_TIMEOUT_MILLISECONDS = 2_000;
 
-export interface Watcher {
-  /** After every look: what the job's status is, and what its rank 0 (or its quantizer) said last. */
-  onStatus(
-    kind: 'FaceTrainJob' | 'QuantizeJob',
-    status: FaceTrainJobStatus | QuantizeJobStatus,
-    progress: Progress | undefined,
-  ): void;
-  onEvent(kind: 'FaceTrainJob' | 'QuantizeJob', event: PlanEvent): void;
+export type JobKind = 'FaceTrainJob' | 'QuantizeJob';
+
+/** Is called as a job proceeds. */
+export interface JobListener {
+  /**
+   * After every plan.
+   * @param progress the last report of rank 0, or of the quantizer
+   */
+  onStatus(kind: JobKind, status: FaceTrainJobStatus | QuantizeJobStatus, progress: Progress | undefined): void;
+  onEvent(kind: JobKind, event: PlanEvent): void;
 }
 
-interface Surroundings {
+export interface ExecutorOptions {
   environment: Environment;
   /** For logs and termination messages. */
   folder: string;
+  /** Where rank 0 and the quantizer serve /v1/progress. */
   progressPort: number;
-  watcher: Watcher;
+  listener: JobListener;
 }
 
-/** What exists for one job: its children and its status; the parts that both kinds share. */
+/** One job with its status, pods and other objects; the part that both kinds share. */
 abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
-  abstract readonly kind: 'FaceTrainJob' | 'QuantizeJob';
+  abstract readonly kind: JobKind;
   status: Status = {} as Status;
-  protected readonly identity: JobIdentity;
-  protected readonly around: Surroundings;
-  protected progress: Progress | undefined;
   readonly pods = new Map<string, PodProcess>();
+  /** The QuantizeJob that a plan of a FaceTrainJob has created. */
+  quantizeJob: LocalQuantizeJob | undefined;
+  protected readonly identity: JobIdentity;
+  protected readonly options: ExecutorOptions;
+  protected progress: Progress | undefined;
   readonly #objects = new Map<string, { object: ChildObject; uid: string }>();
   #wake = () => {};
 
-  constructor(identity: JobIdentity, around: Surroundings) {
+  constructor(identity: JobIdentity, options: ExecutorOptions) {
     this.identity = identity;
-    this.around = around;
+    this.options = options;
   }
 
   protected abstract plan(now: Date): Plan<Status>;
-  /** A child that has a planner of its own; undefined for all others. */
-  protected adopt(_object: ChildObject, _uid: string): LocalQuantizeJob | undefined {
-    return undefined;
-  }
-  child: LocalQuantizeJob | undefined;
 
   get finished(): boolean {
     return (this.status.conditions ?? []).some(
@@ -84,49 +86,49 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     );
   }
 
-  /** Every process of this job and of its children that has not ended. */
+  /** The processes of this job and of its QuantizeJob that have not ended. */
   running(): PodProcess[] {
-    return [...[...this.pods.values()].filter((pod) => !pod.ended), ...(this.child?.running() ?? [])];
+    return [...[...this.pods.values()].filter((pod) => !pod.ended), ...(this.quantizeJob?.running() ?? [])];
   }
 
-  /** Plans and acts until the job has finished and no process is left. */
+  /** Plans and acts until the job has finished and every process has ended. */
   async run(signal: AbortSignal): Promise<void> {
     for (;;) {
       signal.throwIfAborted();
-      await this.#pollProgress();
-      const pause = await this.step();
+      const milliseconds = await this.reconcile();
       if (this.finished && this.running().length === 0) return;
-      await this.#pause(Math.min(pause, POLL_MILLISECONDS), signal);
+      await this.#pause(Math.min(milliseconds, POLL_MILLISECONDS), signal);
     }
   }
 
-  /** Stops every process, which gives trainers the time to write a checkpoint, and waits until none is left. */
+  /** Sends SIGTERM to every process, at which trainers write a checkpoint, and waits until all have ended. */
   async stop(): Promise<void> {
     for (const pod of this.running()) pod.delete();
     while (this.running().length > 0) await this.#pause(POLL_MILLISECONDS, new AbortController().signal);
   }
 
-  /** Exit code of the process that made the job fail: the first to end with another code than "a peer was lost". */
+  /**
+   * Exit code of the process that made the job fail: the first to end with another code than peerLost, for a rank ends
+   * with that because another has failed.
+   */
   get failureExitCode(): number {
     const failed = [...this.pods.values()].map((pod) => pod.observe()).filter((pod) => pod.phase === 'Failed');
-    const blamed = failed.filter(({ exitCode }) => exitCode !== ExitCode.peerLost);
-    const [first] = (blamed.length > 0 ? blamed : failed).sort((a, b) =>
+    const causes = failed.filter(({ exitCode }) => exitCode !== ExitCode.peerLost);
+    const [first] = (causes.length > 0 ? causes : failed).sort((a, b) =>
       (a.finishedAt ?? '').localeCompare(b.finishedAt ?? ''),
     );
-    return first?.exitCode ?? this.child?.failureExitCode ?? ExitCode.failure;
+    return first?.exitCode ?? this.quantizeJob?.failureExitCode ?? ExitCode.failure;
   }
 
-  /** One reconcile; resolves to the milliseconds after which another is due. */
-  protected async step(): Promise<number> {
-    if (this.child && !this.child.finished) {
-      await this.child.#pollProgress();
-      await this.child.step();
-    }
+  /** Observes, plans, acts and reports once. @returns milliseconds after which to do so again */
+  protected async reconcile(): Promise<number> {
+    this.#forgetDeletedPods();
+    await this.#pollProgress();
+    if (this.quantizeJob && !this.quantizeJob.finished) await this.quantizeJob.reconcile();
     const plan = this.plan(new Date());
     for (const action of plan.actions) this.#execute(action);
     this.status = plan.status;
-    for (const event of plan.events) this.around.watcher.onEvent(this.kind, event);
-    this.around.watcher.onStatus(this.kind, this.status, this.progress);
+    this.#report(plan.events);
     if (plan.actions.length > 0) return 0;
     return plan.requeueAfterSeconds === null ? Infinity : plan.requeueAfterSeconds * 1000;
   }
@@ -144,65 +146,75 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     }));
   }
 
-  #execute(action: Action): void {
-    switch (action.type) {
-      case 'create': {
-        const { object } = action;
-        const { name } = object.metadata;
-        if (object.kind === 'Pod') {
-          if (this.pods.has(name)) return;
-          const configMaps = new Map(
-            [...this.#objects.values()].flatMap((entry) =>
-              entry.object.kind === 'ConfigMap' ? [[entry.object.metadata.name, entry.object as ConfigMap]] : [],
-            ),
-          );
-          this.progress = undefined;
-          this.pods.set(name, new PodProcess(object, randomUUID(), configMaps, this.around.folder, () => this.#wake()));
-          return;
-        }
-        const key = `${object.kind}/${name}`;
-        if (this.#objects.has(key)) return;
-        const uid = randomUUID();
-        this.#objects.set(key, { object, uid });
-        this.child ??= this.adopt(object, uid);
-        return;
-      }
-      case 'delete': {
-        if (action.kind !== 'Pod') {
-          this.#objects.delete(`${action.kind}/${action.name}`);
-          return;
-        }
-        const pod = this.pods.get(action.name);
-        if (!pod || pod.uid !== action.uid) return;
-        if (pod.ended) this.pods.delete(action.name);
-        else pod.delete();
-        return;
-      }
-      case 'patch':
-      case 'deleteJob':
-        return; // nobody edits a manifest while `facetrain run` has it, and its results stay
-    }
-  }
-
-  /** Deleted pods whose process has ended are gone, as they are from an API server. */
-  protected forgetDeleted(): void {
+  /** An API server no longer lists a deleted pod whose process has ended. */
+  #forgetDeletedPods(): void {
     for (const [name, pod] of this.pods) if (pod.ended && pod.observe().deleting) this.pods.delete(name);
   }
 
   async #pollProgress(): Promise<void> {
-    this.forgetDeleted();
     if (![...this.pods.values()].some((pod) => !pod.ended)) return;
     try {
-      const answer = await fetch(`http://127.0.0.1:${this.around.progressPort}${PROGRESS_PATH}`, {
-        signal: AbortSignal.timeout(ANSWER_MILLISECONDS),
+      const response = await fetch(`http://127.0.0.1:${this.options.progressPort}${PROGRESS_PATH}`, {
+        signal: AbortSignal.timeout(PROGRESS_TIMEOUT_MILLISECONDS),
       });
-      const progress = Progress.parse(await answer.json());
+      const progress = Progress.parse(await response.json());
       if (progress.job.uid === this.identity.uid) this.progress = progress;
     } catch {
-      // Not up yet, or already gone: what was said last stands.
+      // The server is not up yet, or has ended: the last report stays.
     }
   }
 
+  #execute(action: Action): void {
+    switch (action.type) {
+      case 'create':
+        if (action.object.kind === 'Pod') this.#startPod(action.object);
+        else this.#createObject(action.object);
+        return;
+      case 'delete':
+        if (action.kind === 'Pod') this.#deletePod(action.name, action.uid);
+        else this.#objects.delete(`${action.kind}/${action.name}`);
+        return;
+      case 'patch': // follows an edited manifest; here the manifest is read once
+      case 'deleteJob': // follows ttlSecondsAfterFinished; here the results stay
+        return;
+    }
+  }
+
+  #startPod(pod: Pod): void {
+    const { name } = pod.metadata;
+    if (this.pods.has(name)) return;
+    this.progress = undefined;
+    const process = new PodProcess(pod, randomUUID(), this.#configMaps(), this.options.folder, () => this.#wake());
+    this.pods.set(name, process);
+  }
+
+  #configMaps(): Map<string, ConfigMap> {
+    const objects = [...this.#objects.values()].map(({ object }) => object);
+    return new Map(objects.flatMap((object) => (object.kind === 'ConfigMap' ? [[object.metadata.name, object]] : [])));
+  }
+
+  #createObject(object: ChildObject): void {
+    const key = `${object.kind}/${object.metadata.name}`;
+    if (this.#objects.has(key)) return;
+    const uid = randomUUID();
+    this.#objects.set(key, { object, uid });
+    if (object.kind === 'QuantizeJob') this.quantizeJob ??= LocalQuantizeJob.fromChild(object, uid, this.options);
+  }
+
+  #deletePod(name: string, uid: string): void {
+    const pod = this.pods.get(name);
+    if (!pod || pod.uid !== uid) return;
+    if (pod.ended) this.pods.delete(name);
+    else pod.delete();
+  }
+
+  #report(events: PlanEvent[]): void {
+    const { listener } = this.options;
+    for (const event of events) listener.onEvent(this.kind, event);
+    listener.onStatus(this.kind, this.status, this.progress);
+  }
+
+  /** Ends early when a process starts or ends, and at the signal. */
   async #pause(milliseconds: number, signal: AbortSignal): Promise<void> {
     const woken = new Promise<void>((resolve) => {
       this.#wake = resolve;
@@ -215,14 +227,30 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
   readonly kind = 'QuantizeJob';
   readonly #spec: QuantizeJob['spec'];
 
-  constructor(identity: JobIdentity, spec: QuantizeJob['spec'], around: Surroundings) {
-    super(identity, around);
+  constructor(identity: JobIdentity, spec: QuantizeJob['spec'], options: ExecutorOptions) {
+    super(identity, options);
     this.#spec = spec;
   }
 
-  /** What the quantizer has written, in its own folder even where that was published to an object store; undefined before its manifest is there. */
+  /** From the object that a FaceTrainJob's plan creates: defaults are filled in, as the API server would. */
+  static fromChild(object: QuantizeJobObject, uid: string, options: ExecutorOptions) {
+    const { apiVersion, kind, metadata, spec } = object;
+    const job = parseDocument(
+      QuantizeJob,
+      { apiVersion, kind, metadata: { name: metadata.name }, spec },
+      `QuantizeJob ${metadata.name}`,
+      'InvalidManifest',
+    );
+    const identity = { name: metadata.name, namespace: metadata.namespace, uid, generation: 1 };
+    return new LocalQuantizeJob(identity, job.spec, options);
+  }
+
+  /**
+   * The artifact's manifest; undefined until the quantizer has written it. It is read from the quantizer's own folder,
+   * where it also lies when the artifact was published to an object store.
+   */
   get manifest(): ArtifactManifest | undefined {
-    const { path } = this.around.environment.storage('output', this.#spec.output, 'write');
+    const { path } = this.options.environment.storage('output', this.#spec.output, 'write');
     const file = join(path, 'manifest.json');
     if (!existsSync(file)) return undefined;
     return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
@@ -236,7 +264,7 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
       pods: this.observedPods(),
       objects: this.observedObjects(),
     };
-    return planQuantizeJob(observed, now, this.around.environment);
+    return planQuantizeJob(observed, now, this.options.environment);
   }
 }
 
@@ -244,14 +272,13 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
   readonly kind = 'FaceTrainJob';
   readonly #spec: FaceTrainJob['spec'];
 
-  constructor(identity: JobIdentity, spec: FaceTrainJob['spec'], around: Surroundings) {
-    super(identity, around);
+  constructor(identity: JobIdentity, spec: FaceTrainJob['spec'], options: ExecutorOptions) {
+    super(identity, options);
     this.#spec = spec;
   }
 
   protected override plan(now: Date): Plan<FaceTrainJobStatus> {
     const progress = this.progress && observedProgress(this.progress);
-    const quantizeJob = this.child;
     const observed = {
       identity: this.identity,
       spec: this.#spec,
@@ -260,24 +287,8 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
       objects: this.observedObjects(),
       podGroupApi: null,
       ...(progress ? { progress } : {}),
-      ...(quantizeJob ? { quantizeJob: { spec: { suspend: false }, status: quantizeJob.status } } : {}),
+      ...(this.quantizeJob ? { quantizeJob: { spec: { suspend: false }, status: this.quantizeJob.status } } : {}),
     };
-    return planFaceTrainJob(observed, now, this.around.environment);
-  }
-
-  protected override adopt(object: ChildObject, uid: string): LocalQuantizeJob | undefined {
-    if (object.kind !== 'QuantizeJob') return undefined;
-    const { apiVersion, kind, metadata, spec } = object;
-    const job = parseDocument(
-      QuantizeJob,
-      { apiVersion, kind, metadata: { name: metadata.name }, spec },
-      `QuantizeJob ${metadata.name}`,
-      'InvalidManifest',
-    );
-    return new LocalQuantizeJob(
-      { name: metadata.name, namespace: metadata.namespace, uid, generation: 1 },
-      job.spec,
-      this.around,
-    );
+    return planFaceTrainJob(observed, now, this.options.environment);
   }
 }

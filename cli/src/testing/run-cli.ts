@@ -1,4 +1,4 @@
-/** Runs the command line as a person would: as a process of its own. */
+/** Runs `facetrain` in a process of its own, and makes jobs for it. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
@@ -8,7 +8,7 @@ import { stringify } from 'yaml';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 export const EXAMPLE = join(import.meta.dirname, '..', '..', '..', 'examples', 'lfw-small', 'data');
-/** Far beyond what anything takes; only a hang gets there. */
+/** Longer than any command takes: only a hang reaches it. */
 const DEADLINE_MILLISECONDS = 300_000;
 
 export interface Outcome {
@@ -46,7 +46,7 @@ export function facetrain(...args: string[]): Promise<Outcome> {
   return new Running(args).outcome;
 }
 
-/** Waits until `condition` gives something, and fails with `what` when it never does. */
+/** Waits until `condition` returns a value, and fails with `what` after the deadline. */
 export async function eventually<T>(what: string, condition: () => T | undefined | false): Promise<T> {
   const deadline = Date.now() + DEADLINE_MILLISECONDS;
   for (;;) {
@@ -73,7 +73,7 @@ export function trainers(folder: string): { pid: number; rank: number }[] {
           ? [{ pid: Number(pid), rank: Number(env.get('RANK')) }]
           : [];
       } catch {
-        return []; // gone, or not ours to see
+        return []; // it has ended, or belongs to another user
       }
     });
 }

@@ -1,12 +1,12 @@
-/** `facetrain run` on real processes: the whole job, and what may happen to it on the way. */
+/** `facetrain run` with real processes: a whole job, lost and stopped processes, folders in use, refused inputs. */
 import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { cp, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import type { RunResult } from './commands/run.ts';
-import { EXAMPLE, eventually, facetrain, Running, trainers, writeTinyJob } from './testing/run-cli.ts';
+import { EXAMPLE, eventually, facetrain, Running, trainers, writeTinyJob } from '../testing/run-cli.ts';
+import type { RunResult } from './run-result.ts';
 
 let folder: string;
 let out: string;
@@ -64,7 +64,7 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
     assert.ok(existsSync(join(out, name)), name);
   assert.deepEqual(trainers(folder), []);
 
-  // What came out is what the other commands read.
+  // The other commands read these files.
   for (const [runtime, model] of [
     ['fp32', join(out, 'model', 'backbone.onnx')],
     ['int7', join(job.artifact!.dir, 'model.int7.onnx')],
@@ -89,7 +89,7 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
     assert.equal((await facetrain('inspect', path)).code, 0, path);
 });
 
-test('a killed rank: the gang starts again from the newest checkpoint, and nothing is trained differently', async () => {
+test('a killed rank: the gang restarts from the newest checkpoint, and the model is the same bit for bit', async () => {
   const undisturbed = await facetrain('run', '-f', await writeTinyJob(join(folder, 'undisturbed')), '--json');
   assert.equal(undisturbed.code, 0, undisturbed.stderr);
 
@@ -125,7 +125,7 @@ test('Ctrl-C writes a checkpoint; the same command goes on from it', async () =>
   assert.ok(report.resumedFromStep > 0);
 });
 
-test('when `facetrain run` itself is killed, no rank stays behind', async () => {
+test('when `facetrain run` itself is killed, its ranks end', async () => {
   const run = new Running(['run', '-f', await writeTinyJob(folder)]);
   await eventually('both ranks', () => trainers(folder).length === 2);
   await eventually('a checkpoint', () => checkpoints().length > 0);
@@ -134,7 +134,7 @@ test('when `facetrain run` itself is killed, no rank stays behind', async () => 
   await eventually('no rank', () => trainers(folder).length === 0);
 });
 
-test('a folder that another run has, or that holds something else, is left alone', async () => {
+test('a folder that another run uses, or that holds other files, is refused and not changed', async () => {
   const file = await writeTinyJob(folder);
   const run = new Running(['run', '-f', file]);
   await eventually('both ranks', () => trainers(folder).length === 2);
@@ -151,7 +151,7 @@ test('a folder that another run has, or that holds something else, is left alone
   assert.equal(await readFile(join(folder, 'mine.txt'), 'utf8'), 'precious');
 });
 
-test('starting anew removes what a run has made, and nothing else; a damaged state is refused', async () => {
+test('starting anew removes the files of a run and no others; a damaged run.json is refused', async () => {
   const file = await writeTinyJob(folder, (spec) => {
     spec.dataset = { uri: `file://${join(folder, 'nowhere')}` };
   });
@@ -178,7 +178,7 @@ const refusals: Record<
     spoil: (data) => truncate(join(data, 'train.rec'), 1_000_001),
     wantMessage: /train\.rec/,
   },
-  'a dataset that is not there': { spoil: (data) => rm(data, { recursive: true }), wantMessage: /data/ },
+  'a dataset that does not exist': { spoil: (data) => rm(data, { recursive: true }), wantMessage: /data/ },
   'fewer classes than the data has': {
     spoil: async () => {},
     change: (spec) => Object.assign(spec.model as object, { numClasses: 39 }),
@@ -194,7 +194,7 @@ const refusals: Record<
   },
 };
 for (const [name, { spoil, change, wantMessage }] of Object.entries(refusals)) {
-  test(`refused, with a message that says what to do: ${name}`, async () => {
+  test(`refused, with a message that names the input: ${name}`, async () => {
     const data = join(folder, 'data');
     await cp(EXAMPLE, data, { recursive: true });
     await spoil(data);
@@ -206,7 +206,7 @@ for (const [name, { spoil, change, wantMessage }] of Object.entries(refusals)) {
     assert.equal(code, 2, stderr);
     const job = result(stdout);
     assert.equal(job.phase, 'Failed');
-    assert.equal(job.attempts, 1, 'what is refused is not tried again');
+    assert.equal(job.attempts, 1, 'a refused input is not tried again');
     assert.match(job.message!, wantMessage);
     assert.equal(existsSync(join(out, 'model')), false);
     assert.deepEqual(trainers(folder), []);

@@ -1,4 +1,4 @@
-/** The command line's manners: exit codes, and what goes to which stream. */
+/** Exit codes, and what is written to standard output and to standard error. */
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -7,7 +7,7 @@ import { EXAMPLE, facetrain } from './testing/run-cli.ts';
 const job = join(EXAMPLE, '..', 'job.yaml');
 const pairs = join(EXAMPLE, 'lfw-small.bin');
 
-test('the example is valid, and says so to programs and to people', async () => {
+test('validate prints a line for people, and an object with --json', async () => {
   const people = await facetrain('validate', '-f', job);
   assert.deepEqual([people.code, people.stdout], [0, `${job}: FaceTrainJob lfw-small is valid\n`]);
   const program = await facetrain('validate', '-f', job, '--json');
@@ -17,7 +17,7 @@ test('the example is valid, and says so to programs and to people', async () => 
   });
 });
 
-test('dataset check reads and decodes all of it', async () => {
+test('dataset check reads and decodes every picture', async () => {
   const { code, stdout } = await facetrain('dataset', 'check', EXAMPLE, '--json');
   assert.equal(code, 0);
   const { images, identities, identitiesSeen, height, width } = JSON.parse(stdout) as Record<string, number>;
@@ -28,26 +28,29 @@ test('dataset check reads and decodes all of it', async () => {
 });
 
 const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
-  'no such command': { args: ['trian'], wantMessage: /unknown command 'trian'/ },
-  'no such option': { args: ['validate', '-f', job, '--frobnicate'], wantMessage: /unknown option '--frobnicate'/ },
+  'an unknown command': { args: ['trian'], wantMessage: /unknown command 'trian'/ },
+  'an unknown option': { args: ['validate', '-f', job, '--frobnicate'], wantMessage: /unknown option '--frobnicate'/ },
   'a missing option': { args: ['run'], wantMessage: /-f, --file/ },
-  'a number that is none': {
+  'a word in place of a number': {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'],
     wantMessage: /whole number/,
   },
-  'a colour order that is none': {
+  'an unknown colour order': {
     args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'],
     wantMessage: /rgb, bgr/,
   },
-  'a manifest that is not there': { args: ['run', '-f', 'nowhere.yaml'], wantMessage: /nowhere\.yaml/ },
-  'a model that is not there': {
+  'a manifest that does not exist': { args: ['run', '-f', 'nowhere.yaml'], wantMessage: /nowhere\.yaml/ },
+  'a model that does not exist': {
     args: ['eval', '--model', 'nowhere.onnx', '--pairs', pairs],
     wantMessage: /nowhere\.onnx/,
   },
-  'a model that is none': { args: ['eval', '--model', job, '--pairs', pairs], wantMessage: /job\.yaml/ },
-  'pairs that are none': { args: ['eval', '--model', 'nowhere.onnx', '--pairs', job], wantMessage: /job\.yaml/ },
-  'a dataset that is none': { args: ['dataset', 'check', join(EXAMPLE, '..')], wantMessage: /lfw-small/ },
-  'nothing to inspect': { args: ['inspect', join(EXAMPLE, '..')], wantMessage: /manifest\.json/ },
+  'a model that is not ONNX': { args: ['eval', '--model', job, '--pairs', pairs], wantMessage: /job\.yaml/ },
+  'pairs that are no .bin file': {
+    args: ['eval', '--model', 'nowhere.onnx', '--pairs', job],
+    wantMessage: /job\.yaml/,
+  },
+  'a folder that is no dataset': { args: ['dataset', 'check', join(EXAMPLE, '..')], wantMessage: /lfw-small/ },
+  'a folder without manifest.json': { args: ['inspect', join(EXAMPLE, '..')], wantMessage: /manifest\.json/ },
 };
 for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
   test(`exit code 2: ${name}`, async () => {
@@ -55,11 +58,11 @@ for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
     assert.equal(code, 2, stderr);
     assert.match(stderr, wantMessage);
     assert.equal(stdout, '');
-    assert.doesNotMatch(stderr, /\n\s+at /, 'a stack trace is for defects');
+    assert.doesNotMatch(stderr, /\n\s+at /, 'a stack trace is for defects only');
   });
 }
 
-test('with --json so is a command line that is not understood', async () => {
+test('--json: a wrong command line prints one object', async () => {
   const { code, stdout } = await facetrain(
     'quantize',
     '--json',
@@ -78,7 +81,7 @@ test('with --json so is a command line that is not understood', async () => {
   assert.match(error.message, /--images/);
 });
 
-test('with --json a refusal is one object, too', async () => {
+test('--json: a refused input prints one object', async () => {
   const { code, stdout } = await facetrain('inspect', 'nowhere', '--json');
   assert.equal(code, 2);
   assert.deepEqual((JSON.parse(stdout) as { error: { code: string; subject: string } }).error.code, 'InvalidArgument');

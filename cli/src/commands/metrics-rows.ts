@@ -1,0 +1,14 @@
+/** The accuracy of an INT7 model beside FP32, as rows of a table. */
+import type { Metrics } from '@facetrain/api';
+import { percent } from '../terminal-output.ts';
+
+export function metricsRows({ meanCosine, percentile1Cosine, comparisons }: Metrics): [string, string][] {
+  const worst = `${percentile1Cosine.toFixed(4)} for the worst picture in a hundred`;
+  return [
+    ['Embedding cosine', `${meanCosine.toFixed(4)} mean, ${worst}`],
+    ...comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
+      `Accuracy on ${set}`,
+      `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,
+    ]),
+  ];
+}
