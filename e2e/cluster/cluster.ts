@@ -1,6 +1,6 @@
 /**
- * A real Kubernetes in containers of this machine: etcd, API server, controllers, scheduler, DNS and as many kubelets as there are nodes. Nodes share a
- * folder of the machine, which stands for network storage.
+ * A real Kubernetes in containers of this machine: etcd, API server, controllers, scheduler, DNS, and a kubelet for
+ * each node. The nodes share a folder of the machine in place of network storage.
  */
 import assert from 'node:assert/strict';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
@@ -18,7 +18,7 @@ import { archive, PAUSE_IMAGE } from './images.ts';
 import { NodeContainer } from './node.ts';
 
 const API_PORT = 6443;
-/** Of the object store, see object-store.ts. */
+/** The port of the object store on every node: nodePort in object-store.yaml. */
 export const S3_NODE_PORT = 30_900;
 const CONTROL_PLANE = 'control-plane';
 const WORKERS = ['worker-1', 'worker-2'];
@@ -27,14 +27,14 @@ const START_MILLISECONDS = 120_000;
 interface Tokens {
   admin: string;
   proxy: string;
-  /** By node. */
+  /** By the node's name. */
   kubelets: Record<string, string>;
 }
 
 export interface ClusterOptions {
-  /** Prefix of the containers' names; without it Docker chooses, and no other process finds them. */
+  /** Prefix of the containers' names, by which another process finds them; absent: Docker chooses the names. */
   name?: string;
-  /** Where kubeconfig and shared storage lie; without it a temporary folder that goes with the cluster. */
+  /** For the kubeconfig and the shared storage; absent: a temporary folder. `stop` removes either. */
   folder?: string;
 }
 
@@ -64,11 +64,11 @@ export class Cluster {
     this.client = client;
   }
 
-  /** @throws Error with the ends of the node's logs when it does not come up */
+  /** Starts the control plane's node. @throws Error with the ends of its logs when it does not become ready */
   static async start(options: ClusterOptions = {}): Promise<Cluster> {
     const folder = options.folder ?? (await mkdtemp(join(tmpdir(), 'facetrain-cluster-')));
     await mkdir(join(folder, 'shared'), { recursive: true });
-    // Written by containers that run as nobody in particular.
+    // Containers of any user write here.
     await chmod(join(folder, 'shared'), 0o777);
     const tokens: Tokens = {
       admin: randomUUID(),
@@ -114,7 +114,7 @@ export class Cluster {
       const parsed = new KubeConfig();
       parsed.loadFromString(config);
       const cluster = new Cluster(options, folder, tokens, nodes, await Client.fromKubeConfig(parsed));
-      await cluster.#ready(CONTROL_PLANE);
+      await cluster.#waitUntilReady(CONTROL_PLANE);
       return cluster;
     } catch (error) {
       const logs = await logsOf(container);
@@ -128,18 +128,18 @@ export class Cluster {
     return join(this.#folder, 'kubeconfig');
   }
 
-  /** The folder of this machine that every node has at SHARED. */
+  /** The folder of this machine that is mounted at SHARED (node.ts) in every node. */
   get shared(): string {
     return join(this.#folder, 'shared');
   }
 
-  /** Of a NodePort, as this machine reaches it. */
+  /** host:port by which this machine reaches a NodePort. */
   address(nodePort: number): string {
     const { container } = this.#nodes.get(CONTROL_PLANE)!;
     return `${container.getHost()}:${container.getMappedPort(nodePort)}`;
   }
 
-  /** One more node. @returns its name */
+  /** Adds a worker, and routes between its pods and those of the other nodes. @returns the node's name */
   async addNode(): Promise<string> {
     const index = WORKERS.findIndex((name) => !this.#nodes.has(name));
     const name = WORKERS[index];
@@ -162,15 +162,15 @@ export class Cluster {
       shared: this.shared,
     }).start();
     for (const other of this.#nodes.values()) {
-      await succeeds(other.container, ['ip', 'route', 'replace', podCidr, 'via', addressOf(container)]);
-      await succeeds(container, ['ip', 'route', 'replace', other.podCidr, 'via', addressOf(other.container)]);
+      await executeIn(other.container, ['ip', 'route', 'replace', podCidr, 'via', addressOf(container)]);
+      await executeIn(container, ['ip', 'route', 'replace', other.podCidr, 'via', addressOf(other.container)]);
     }
     this.#nodes.set(name, { container, podCidr });
-    await this.#ready(name);
+    await this.#waitUntilReady(name);
     return name;
   }
 
-  /** Takes the power from a node: nothing on it ends in order, and nobody is told. */
+  /** Ends a node as a power failure does: no process on it can clean up, and the API server is not informed. */
   async killNode(name: string): Promise<void> {
     const { container } = this.#nodes.get(name)!;
     await command(['docker', 'kill', container.getId()]);
@@ -178,12 +178,12 @@ export class Cluster {
     this.#nodes.delete(name);
   }
 
-  /** Makes images of this machine's Docker known to nodes (all of them by default). */
+  /** Imports images of this machine's Docker engine into the containerd of nodes (absent: of all). */
   async load(images: string[], nodes: string[] = [...this.#nodes.keys()]): Promise<void> {
     for (const image of images) {
       const file = await archive(image);
       for (const name of nodes)
-        await succeeds(this.#nodes.get(name)!.container, [
+        await executeIn(this.#nodes.get(name)!.container, [
           'ctr',
           '--namespace',
           'k8s.io',
@@ -196,14 +196,14 @@ export class Cluster {
 
   /** Runs a program on a node. @returns its output @throws Error when it fails */
   async execute(node: string, argv: string[]): Promise<string> {
-    return succeeds(this.#nodes.get(node)!.container, argv);
+    return executeIn(this.#nodes.get(node)!.container, argv);
   }
 
   kubectl(...args: string[]): Promise<string> {
     return this.run('kubectl', args);
   }
 
-  /** kubectl or helm, as a person would call them. */
+  /** Runs kubectl or helm with the cluster's kubeconfig. @returns standard output @throws CommandError */
   run(program: 'kubectl' | 'helm', args: string[], options: CommandOptions = {}): Promise<string> {
     return command([join(tools, program), ...args], {
       ...options,
@@ -211,7 +211,7 @@ export class Cluster {
     });
   }
 
-  /** The ends of what the programs of each node said. */
+  /** The ends of the logs of all programs on all nodes. */
   async logs(): Promise<string> {
     const parts = await Promise.all(
       [...this.#nodes].map(async ([name, { container }]) => `=== ${name}\n${await logsOf(container)}`),
@@ -229,7 +229,7 @@ export class Cluster {
     await rm(this.#folder, { recursive: true, force: true });
   }
 
-  async #ready(name: string): Promise<void> {
+  async #waitUntilReady(name: string): Promise<void> {
     await eventually(async () => {
       const node = (await this.client.raw(`/api/v1/nodes/${name}`)) as {
         status?: { conditions?: { type: string; status: string; message?: string }[] };
@@ -263,13 +263,15 @@ function kubeconfig(server: string, ca: string, token: string): string {
 
 const addressOf = (container: StartedTestContainer): string => container.getIpAddress('bridge');
 
-async function succeeds(container: StartedTestContainer, argv: string[]): Promise<string> {
+/** @returns the command's output @throws Error when it fails */
+async function executeIn(container: StartedTestContainer, argv: string[]): Promise<string> {
   const { exitCode, output } = await container.exec(argv);
   if (exitCode !== 0) throw new Error(`${container.getName()}: "${argv.join(' ')}" ended with ${exitCode}:\n${output}`);
   return output;
 }
 
-const readFrom = (container: StartedTestContainer, file: string): Promise<string> => succeeds(container, ['cat', file]);
+const readFrom = (container: StartedTestContainer, file: string): Promise<string> =>
+  executeIn(container, ['cat', file]);
 
 async function logsOf(container: StartedTestContainer): Promise<string> {
   const { output } = await container

@@ -1,13 +1,13 @@
-/** Programs that run to their end. */
+/** Runs a program of this machine to its end. */
 import { spawn } from 'node:child_process';
 
 export interface CommandOptions {
   cwd?: string;
   env?: Record<string, string>;
-  /** Given to it, as its standard input. */
+  /** Its standard input. */
   input?: string;
-  /** Is given each line of output as it comes. */
-  show?: (line: string) => void;
+  /** Is called with each line of output, as soon as it is written. */
+  onLine?: (line: string) => void;
 }
 
 export class CommandError extends Error {
@@ -22,7 +22,7 @@ export class CommandError extends Error {
 }
 
 /** @returns its standard output. @throws CommandError when it fails or cannot be started */
-export function command(argv: string[], { cwd, env, input, show }: CommandOptions = {}): Promise<string> {
+export function command(argv: string[], { cwd, env, input, onLine }: CommandOptions = {}): Promise<string> {
   return new Promise((resolve, reject) => {
     const child = spawn(argv[0]!, argv.slice(1), {
       cwd,
@@ -31,20 +31,20 @@ export function command(argv: string[], { cwd, env, input, show }: CommandOption
     });
     let out = '';
     let err = '';
-    const lines = (text: string) =>
+    const reportLines = (text: string) =>
       text
         .split('\n')
         .filter((line) => line.trim() !== '')
-        .forEach((line) => show?.(line.trim()));
+        .forEach((line) => onLine?.(line.trim()));
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       out += text;
-      lines(text);
+      reportLines(text);
     });
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       err += text;
-      lines(text);
+      reportLines(text);
     });
-    child.stdin.on('error', () => {}); // it did not want to read
+    child.stdin.on('error', () => {}); // EPIPE: the program has not read its input
     child.stdin.end(input ?? '');
     child.on('error', (error) => reject(new CommandError(argv, null, error.message)));
     child.on('close', (code) => (code === 0 ? resolve(out) : reject(new CommandError(argv, code, err || out))));

@@ -1,4 +1,7 @@
-/** The images that a cluster runs, built by the Docker engine of this machine from what registries of packages hold: nothing is pulled. */
+/**
+ * The images that a cluster runs. The Docker engine of this machine builds them from package registries; no image is
+ * pulled.
+ */
 import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -7,16 +10,16 @@ import { cache, root } from '../../hack/lib/paths.mjs';
 import { command } from './command.ts';
 
 const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
-/** As the chart names them when its values do not. */
+/** The chart's defaults. */
 export const OPERATOR_IMAGE = `facetrain/operator:${version}`;
 export const TRAINER_IMAGE = `facetrain/trainer:${version}`;
 export const NODE_IMAGE = 'facetrain/node:dev';
-/** Of the sandbox that keeps a pod's network; also what DNS and the object store run in, with their programs from the node. */
+/** Keeps a pod's network namespace ("pause"). DNS and the object store run in it too, with programs of the node. */
 export const PAUSE_IMAGE = 'facetrain/pause:latest';
 const BASE_IMAGE = 'facetrain/base:bookworm';
 const TRUST = '/etc/ssl/certs/ca-certificates.crt';
 
-/** Where an image of Debian 12 is at hand, FACETRAIN_BASE_IMAGE names it; elsewhere debootstrap makes one. */
+/** An image of Debian 12: FACETRAIN_BASE_IMAGE names one; where it is not set, debootstrap makes one. */
 async function baseImage(): Promise<string> {
   const given = process.env.FACETRAIN_BASE_IMAGE;
   if (given) return given;
@@ -24,8 +27,8 @@ async function baseImage(): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-base-'));
   try {
     await command(['debootstrap', '--variant=minbase', '--include=ca-certificates', 'bookworm', folder]);
-    // What nobody reads in a container is half of its size.
-    const useless = [
+    // Half of the image's size, and not used in a container.
+    const unused = [
       'var/cache/apt',
       'var/lib/apt/lists',
       'usr/share/doc',
@@ -33,8 +36,8 @@ async function baseImage(): Promise<string> {
       'usr/share/locale',
       'var/log',
     ];
-    for (const path of useless) await command(['find', join(folder, path), '-mindepth', '1', '-delete']);
-    // The registries that this machine trusts, which may be mirrors with certificates of their own.
+    for (const path of unused) await command(['find', join(folder, path), '-mindepth', '1', '-delete']);
+    // The certificates that this machine trusts: its package registries may be mirrors with certificates of their own.
     await cp(TRUST, join(folder, TRUST));
     const environment = ['NODE_EXTRA_CA_CERTS', 'PIP_CERT', 'SSL_CERT_FILE']
       .map((name) => `${name}=${TRUST}`)
@@ -52,14 +55,14 @@ async function baseImage(): Promise<string> {
   return BASE_IMAGE;
 }
 
-/** Builds what has changed of all images. @param show is told of each step that is not cached */
-export async function buildImages(show: (line: string) => void): Promise<void> {
-  show('building images');
+/** Builds all images; Docker caches unchanged steps. @param onStep is called with each step that is not cached */
+export async function buildImages(onStep: (step: string) => void): Promise<void> {
+  onStep('building images');
   const base = await baseImage();
-  await build(base, 'operator/Dockerfile', root, OPERATOR_IMAGE, show);
-  await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, show);
+  await build(base, 'operator/Dockerfile', root, OPERATOR_IMAGE, onStep);
+  await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, onStep);
   const node = join(import.meta.dirname, 'node');
-  await build(base, join(node, 'Dockerfile'), node, NODE_IMAGE, show);
+  await build(base, join(node, 'Dockerfile'), node, NODE_IMAGE, onStep);
   await command([
     'sh',
     '-c',
@@ -72,7 +75,7 @@ async function build(
   dockerfile: string,
   context: string,
   tag: string,
-  show: (line: string) => void,
+  onStep: (step: string) => void,
 ): Promise<void> {
   await command(
     [
@@ -89,27 +92,31 @@ async function build(
     ],
     {
       env: { DOCKER_BUILDKIT: '1' },
-      show: stepsThatRun((step) => show(`${tag} ${step}`)),
+      onLine: stepsThatRun((step) => onStep(`${tag} ${step}`)),
       cwd: root,
     },
   );
 }
 
-/** Of BuildKit's plain output the titles of steps, once they say something: of what is cached there is nothing to tell. */
-function stepsThatRun(show: (step: string) => void): (line: string) => void {
+/**
+ * Reads BuildKit's plain output: `#7 [2/5] RUN …` is the title of step 7, `#7 0.41 …` a line that it has written. A
+ * cached step writes none.
+ * @param onStep is called with a step's title at its first line
+ */
+function stepsThatRun(onStep: (step: string) => void): (line: string) => void {
   const titles = new Map<string, string>();
   return (line) => {
     const [, id, text] = /^#(\d+) (.*)/.exec(line) ?? [];
     if (id === undefined) return;
     if (text!.startsWith('[')) titles.set(id, text!);
     else if (/^\d/.test(text!) && titles.has(id)) {
-      show(titles.get(id)!);
+      onStep(titles.get(id)!);
       titles.delete(id);
     }
   };
 }
 
-/** The first client that can ask the engine for BuildKit: those of Docker 23 and later want a plug-in for it, older ones do not. */
+/** The first Docker client that can use BuildKit: from version 23 on it needs buildx, before it does not. */
 async function buildkit(): Promise<string> {
   for (const client of ['docker', '/usr/bin/docker']) {
     const version = await command([client, 'version', '--format', '{{.Client.Version}}']).catch(() => '');
@@ -128,7 +135,10 @@ async function buildkit(): Promise<string> {
   );
 }
 
-/** An archive of an image, made once for each build of it. Archives of earlier builds are removed. @returns its name in `archives` */
+/**
+ * Saves an image to an archive, once for each build of it, and removes the archives of earlier builds.
+ * @returns the file's name in `archives`
+ */
 export async function archive(image: string): Promise<string> {
   const id = await imageId(image);
   if (!id) throw new Error(`${image} is not built`);
@@ -143,6 +153,7 @@ export async function archive(image: string): Promise<string> {
   return name;
 }
 
+/** The folder with the archives, which every node mounts at /opt/images. */
 export const archives = join(cache, 'images');
 
 async function imageId(image: string): Promise<string | null> {

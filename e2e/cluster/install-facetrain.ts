@@ -1,4 +1,4 @@
-/** What people install into a cluster before their first job: the chart, an object store with the faces of the example, and storage for checkpoints. */
+/** Installs what the example needs in a cluster: the chart, an object store with its faces, a claim for checkpoints. */
 import { chmod, mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
@@ -11,6 +11,7 @@ export const OPERATOR_NAMESPACE = 'facetrain-system';
 const CHART = join(root, 'charts', 'facetrain');
 const FACES = join(root, 'examples', 'lfw-small', 'data');
 
+/** A client of the cluster's object store; the keys are those in object-store.yaml. */
 export const s3 = (cluster: Cluster): S3Client =>
   new S3Client({
     endpoint: `http://${cluster.address(S3_NODE_PORT)}`,
@@ -19,7 +20,7 @@ export const s3 = (cluster: Cluster): S3Client =>
     credentials: { accessKeyId: 'facetrain', secretAccessKey: 'facetrain-secret' },
   });
 
-/** @param values of the chart, as `--set` has them */
+/** Installs or upgrades the chart. @param values in the form of Helm's `--set` */
 export async function installChart(cluster: Cluster, ...values: string[]): Promise<void> {
   const sets = values.flatMap((value) => ['--set', value]);
   await cluster.run('helm', [
@@ -53,7 +54,7 @@ export async function installObjectStore(cluster: Cluster): Promise<void> {
   }
 }
 
-/** A namespace in which the example can be applied. */
+/** A namespace with the Secret and the claim that the example needs. */
 export async function createNamespace(cluster: Cluster, name: string): Promise<void> {
   const folder = join(cluster.shared, 'volumes', name);
   await mkdir(folder, { recursive: true });
@@ -65,10 +66,10 @@ export async function createNamespace(cluster: Cluster, name: string): Promise<v
   });
 }
 
-/** All of it. @param show is told what is being done */
-export async function installAll(cluster: Cluster, show: (what: string) => void): Promise<void> {
-  show('loading images');
+/** The chart and the object store. @param onStep is called with the name of each step */
+export async function installAll(cluster: Cluster, onStep: (step: string) => void): Promise<void> {
+  onStep('loading images');
   await cluster.load([OPERATOR_IMAGE, TRAINER_IMAGE]);
-  show('installing the chart');
+  onStep('installing the chart');
   await Promise.all([installChart(cluster), installObjectStore(cluster)]);
 }

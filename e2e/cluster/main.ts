@@ -1,4 +1,4 @@
-/** `npm run cluster`: a cluster that outlives this process. */
+/** `npm run cluster -- up | kubeconfig | down`: a cluster that stays when this process ends. */
 import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -11,27 +11,27 @@ import { createNamespace, installAll } from './install-facetrain.ts';
 const NAME = 'facetrain';
 const folder = join(cache, 'cluster');
 const kubeconfig = join(folder, 'kubeconfig');
-/** Written when all is installed. */
+/** An empty file, written when everything is installed. */
 const complete = join(folder, 'complete');
-const say = (text: string) => process.stderr.write(`${text}\n`);
+const print = (text: string) => process.stderr.write(`${text}\n`);
 
 async function up(): Promise<void> {
   if (existsSync(complete) && (await containers({ running: true })).length > 0) {
-    say(`There is a cluster already (npm run cluster -- down removes it).`);
+    print(`There is a cluster already (npm run cluster -- down removes it).`);
   } else {
     if (existsSync(folder) || (await containers()).length > 0) {
-      say('an earlier cluster was left unfinished, or its containers have ended: removing it');
+      print('an earlier cluster was left unfinished, or its containers have ended: removing it');
       await down();
     }
-    await buildImages((line) => say(line));
-    say('starting the cluster');
+    await buildImages(print);
+    print('starting the cluster');
     const cluster = await Cluster.start({ name: NAME, folder });
-    await installAll(cluster, say);
+    await installAll(cluster, print);
     await createNamespace(cluster, 'demo');
     await cluster.client.close();
     await writeFile(complete, '');
   }
-  say(`
+  print(`
 Ready. Try:
 
   export KUBECONFIG=${kubeconfig} PATH=${tools}:$PATH
@@ -40,7 +40,7 @@ Ready. Try:
 `);
 }
 
-/** Ids of its nodes. */
+/** Ids of the containers that are its nodes. */
 async function containers({ running = false } = {}): Promise<string[]> {
   const list = await command([
     'docker',
@@ -54,8 +54,8 @@ async function containers({ running = false } = {}): Promise<string[]> {
 }
 
 async function down(): Promise<void> {
-  const there = await containers();
-  if (there.length > 0) await command(['docker', 'rm', '--force', '--volumes', ...there]);
+  const ids = await containers();
+  if (ids.length > 0) await command(['docker', 'rm', '--force', '--volumes', ...ids]);
   await rm(folder, { recursive: true, force: true });
 }
 
@@ -70,13 +70,13 @@ const actions: Record<string, () => Promise<void> | void> = {
 
 const action = actions[process.argv[2] ?? ''];
 if (!action) {
-  say('Usage: npm run cluster -- up | kubeconfig | down');
+  print('Usage: npm run cluster -- up | kubeconfig | down');
   process.exitCode = 2;
 } else {
   try {
     await action();
   } catch (error) {
-    say((error as Error).message);
+    print((error as Error).message);
     process.exitCode = 1;
   }
 }

@@ -1,24 +1,24 @@
-/** A container that is a node of a cluster: the program of node/start.sh, with the rights that a kubelet needs and not more than it can be given. */
+/** A container that is a node of a cluster: runs node/start.sh, with the rights that a kubelet needs. */
 import { GenericContainer, PullPolicy, Wait } from 'testcontainers';
 import { tools } from '../../hack/lib/paths.mjs';
 import { archives, NODE_IMAGE } from './images.ts';
 
 export interface NodeOptions {
   name: string;
-  /** Of the container; a cluster that outlives the process is found again by it. */
+  /** The container's name; absent: Docker chooses one. */
   container?: string;
   role: 'control-plane' | 'worker';
   podCidr: string;
   environment: Record<string, string>;
   files: { content: string; target: string }[];
-  /** Of the container, opened on the host at ports of the host's choice. */
+  /** Ports of the container; Docker maps each to a free port of this machine. */
   ports: number[];
-  /** A folder of the host that all nodes have at `SHARED`, as network storage would be. */
+  /** A folder of this machine, mounted at `SHARED` in place of network storage. */
   shared: string;
 }
 
 export const SHARED = '/srv/facetrain';
-/** The last words of start.sh before it only waits. */
+/** start.sh prints this when the node's programs run. */
 const STARTED = 'the node has started';
 const START_MILLISECONDS = 120_000;
 
@@ -27,7 +27,7 @@ export class NodeContainer extends GenericContainer {
     super(NODE_IMAGE);
     this.createOpts.Volumes = { '/var/lib/containerd': {}, '/var/lib/kubelet': {}, '/var/lib/etcd': {} };
     Object.assign(this.hostConfig, {
-      // Not "privileged": that asks for every capability, and fails where the machine itself lacks one (CAP_SYS_RESOURCE, often).
+      // Not "privileged": that asks for every capability, and fails on a machine without one (often CAP_SYS_RESOURCE).
       CapAdd: ['ALL'],
       CapDrop: ['SYS_RESOURCE'],
       SecurityOpt: ['seccomp=unconfined', 'apparmor=unconfined'],
@@ -35,13 +35,13 @@ export class NodeContainer extends GenericContainer {
       ReadonlyPaths: [],
       DeviceCgroupRules: ['a *:* rwm'],
       CgroupnsMode: 'host',
-      // Files that containers of this container run from, so it must be possible to execute them.
+      // Programs of pods are started from here; Docker's default for a tmpfs is noexec.
       Tmpfs: { '/run': 'exec', '/tmp': 'exec' },
     });
     this.withHostname(options.name)
       .withAutoCleanup(false)
       .withPullPolicy(PullPolicy.neverPull())
-      // Fails at once when the container ends instead.
+      // Also fails at once when the container ends.
       .withWaitStrategy(Wait.forLogMessage(STARTED))
       .withStartupTimeout(START_MILLISECONDS)
       .withEnvironment({ ...options.environment, ROLE: options.role, NODE: options.name, POD_CIDR: options.podCidr })

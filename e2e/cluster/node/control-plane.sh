@@ -1,4 +1,5 @@
-# etcd, the API server, its controllers and scheduler, and a node. Sourced by start.sh.
+# Starts etcd, the API server, controllers, the scheduler, and the programs of a node. Sourced by start.sh.
+# PodGroups of scheduling.k8s.io.
 features='GenericWorkload=true'
 state=/var/lib/facetrain
 mkdir -p $state
@@ -13,10 +14,14 @@ CSV
 cp /opt/facetrain/service-accounts.key $state/
 
 start etcd "$programs/etcd" --data-dir=/var/lib/etcd --unsafe-no-fsync
-start kube-apiserver "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --secure-port=6443 --cert-dir=$state/certificates \
-  --advertise-address="$(hostname -i)" --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=Node,RBAC --token-auth-file=$state/tokens.csv --allow-privileged \
-  --service-account-issuer=https://kubernetes.default.svc --service-account-key-file=$state/service-accounts.key --service-account-signing-key-file=$state/service-accounts.key \
-  --kubelet-preferred-address-types=InternalIP --runtime-config=api/all=true --feature-gates=$features
+start kube-apiserver "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
+  --secure-port=6443 --cert-dir=$state/certificates --advertise-address="$(hostname -i)" \
+  --service-cluster-ip-range=10.96.0.0/16 --kubelet-preferred-address-types=InternalIP \
+  --authorization-mode=Node,RBAC --token-auth-file=$state/tokens.csv --allow-privileged \
+  --service-account-issuer=https://kubernetes.default.svc \
+  --service-account-key-file=$state/service-accounts.key \
+  --service-account-signing-key-file=$state/service-accounts.key \
+  --runtime-config=api/all=true --feature-gates=$features
 container_runtime
 
 wait_for test -s $certificate
@@ -26,8 +31,11 @@ kubeconfig /etc/kubernetes/controller-manager.conf "$SERVER" "$TOKEN_CONTROLLER_
 kubeconfig /etc/kubernetes/scheduler.conf "$SERVER" "$TOKEN_SCHEDULER"
 kubectl="$programs/kubectl --kubeconfig=/etc/kubernetes/admin.conf"
 wait_for $kubectl get --raw=/readyz
-start kube-controller-manager "$programs/kube-controller-manager" --kubeconfig=/etc/kubernetes/controller-manager.conf --use-service-account-credentials --leader-elect=false \
-  --root-ca-file=/etc/kubernetes/ca.crt --service-account-private-key-file=$state/service-accounts.key --node-monitor-grace-period=10s --node-monitor-period=1s --feature-gates=$features
-start kube-scheduler "$programs/kube-scheduler" --kubeconfig=/etc/kubernetes/scheduler.conf --leader-elect=false --feature-gates=$features
+start kube-controller-manager "$programs/kube-controller-manager" \
+  --kubeconfig=/etc/kubernetes/controller-manager.conf --use-service-account-credentials --leader-elect=false \
+  --root-ca-file=/etc/kubernetes/ca.crt --service-account-private-key-file=$state/service-accounts.key \
+  --node-monitor-grace-period=10s --node-monitor-period=1s --feature-gates=$features
+start kube-scheduler "$programs/kube-scheduler" --kubeconfig=/etc/kubernetes/scheduler.conf \
+  --leader-elect=false --feature-gates=$features
 node_agents facetrain.dev/control-plane=
 $kubectl apply --server-side -f /etc/facetrain/coredns.yaml

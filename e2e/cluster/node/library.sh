@@ -1,8 +1,8 @@
-# What both kinds of node do. Sourced. NODE, POD_CIDR, SERVER, PAUSE and TOKEN_* come from ../node.ts.
+# Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE and TOKEN_* come from ../cluster.ts.
 programs=/opt/kubernetes
 logs=/var/log/facetrain
 
-# A program in the background, with a log of its own; one that ends is started again, as an init system would.
+# start NAME PROGRAM...: runs a program in the background, with a log of its own, and again when it ends.
 start() {
   local name=$1
   shift
@@ -15,6 +15,7 @@ start() {
   ) &
 }
 
+# wait_for COMMAND...: until it succeeds, for at most a minute.
 wait_for() {
   for _ in $(seq 600); do
     "$@" >/dev/null 2>&1 && return
@@ -24,24 +25,27 @@ wait_for() {
   exit 1
 }
 
-# kubeconfig FILE SERVER TOKEN
+# kubeconfig FILE SERVER TOKEN: writes FILE.
 kubeconfig() {
   cat >"$1" <<YAML
 apiVersion: v1
 kind: Config
 current-context: facetrain
-clusters: [{name: facetrain, cluster: {server: "$2", certificate-authority: /etc/kubernetes/ca.crt, tls-server-name: kubernetes.default.svc}}]
+clusters:
+  - name: facetrain
+    cluster: {server: "$2", certificate-authority: /etc/kubernetes/ca.crt, tls-server-name: kubernetes.default.svc}
 users: [{name: facetrain, user: {token: "$3"}}]
 contexts: [{name: facetrain, context: {cluster: facetrain, user: facetrain}}]
 YAML
 }
 
-# Each kubelet's cgroups lie under a root of its own: one kubelet would take another's pods for orphans, and kill them, in other clusters of this machine, too.
-# Sets cgroup_root.
+# Makes a root for this kubelet's cgroups, and sets cgroup_root. Kubelets that share a root, also those of other
+# clusters of this machine, take each other's pods for orphans and kill them.
 make_cgroup_root() {
   local controller file
   if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    # Not below this container's, whose processes stand in the way.
+    # cgroup v2: not below this container's cgroup, which has processes: a cgroup with processes cannot enable
+    # controllers for cgroups below it.
     cgroup_root=/facetrain-$(cat /proc/sys/kernel/random/uuid)
     mkdir "/sys/fs/cgroup$cgroup_root"
     for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
@@ -50,10 +54,12 @@ make_cgroup_root() {
     done
     return
   fi
-  # Below this container's, with which Docker removes it.
+  # cgroup v1: below this container's cgroup, with which Docker removes it.
   cgroup_root=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup)/kubelet
   for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller$cgroup_root" 2>/dev/null || true; done
-  for file in cpuset.cpus cpuset.mems; do cat "/sys/fs/cgroup/cpuset/$cgroup_root/../$file" >"/sys/fs/cgroup/cpuset/$cgroup_root/$file"; done
+  for file in cpuset.cpus cpuset.mems; do
+    cat "/sys/fs/cgroup/cpuset/$cgroup_root/../$file" >"/sys/fs/cgroup/cpuset/$cgroup_root/$file"
+  done
 }
 
 container_runtime() {
@@ -68,12 +74,13 @@ JSON
   ctr --namespace k8s.io images import "/opt/images/$PAUSE"
 }
 
-# node_agents LABELS
+# node_agents LABELS: starts the kubelet, which registers the node with these labels, and kube-proxy.
 node_agents() {
   make_cgroup_root
   kubeconfig /etc/kubernetes/kubelet.conf "$SERVER" "$TOKEN_KUBELET"
   kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
   echo "cgroupRoot: $cgroup_root" >>/etc/facetrain/kubelet.yaml
-  start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" --node-labels="$1"
+  start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml \
+    --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" --node-labels="$1"
   start kube-proxy "$programs/kube-proxy" --config=/etc/facetrain/kube-proxy.yaml --hostname-override="$NODE"
 }

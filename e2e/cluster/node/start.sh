@@ -1,9 +1,9 @@
 #!/bin/bash
-# A node of the kind that ROLE says, until it is stopped.
+# Runs a node until the container is stopped. ROLE: control-plane or worker.
 set -eu
 . library.sh
 mkdir -p "$logs" /etc/kubernetes /etc/cni/net.d
-# Mounts of pods must not leave this container, and the kubelet's must be seen by containerd.
+# Shared within this container, so that containerd sees the kubelet's mounts. They do not reach the host.
 mount --make-rshared /
 trap 'exit 0' TERM INT
 . "$ROLE.sh"

@@ -1,4 +1,4 @@
-# One more node. Sourced by start.sh.
+# Starts the programs of a worker. Sourced by start.sh.
 cp /opt/facetrain/ca.crt /etc/kubernetes/ca.crt
 container_runtime
 node_agents facetrain.dev/worker=
