@@ -136,7 +136,7 @@ function fileRows({ train, artifact, out }: RunResult): Rows {
     rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
   const int7 = artifact?.files['model.int7.onnx'];
   if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, 'model.int7.onnx')} (${bytes(int7.bytes)})`]);
-  const reports = [join(out, 'train-report.html'), ...(artifact ? [join(artifact.dir, 'report.html')] : [])];
+  const reports = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact.dir, 'report.html')] : [])];
   const written = reports.filter((path) => existsSync(path));
   if (written.length > 0) rows.push(['Reports', written.join(', ')]);
   return rows;
