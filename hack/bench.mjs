@@ -1,5 +1,5 @@
-// Benchmarks: `npm run bench` runs all, `npm run bench -- pfc` (or `int7`, `operator`) one. Each prints a table and, as its
-// last line, JSON. Each measures a named reference in the same run, by turns, so that other load slows both.
+// Benchmarks: `npm run bench` runs all, `npm run bench -- pfc` (or `int7`, `operator`) one. Each prints a table and, as
+// its last line, JSON. Each measures a named reference in the same run, by turns, so that other load slows both.
 import { join } from 'node:path';
 import { ADDON, buildNative } from './build.mjs';
 import * as needs from './lib/needs.mjs';
@@ -20,7 +20,7 @@ const benchmarks = {
     await buildNative({ targets: [ADDON] });
     return attached([node, join(root, 'bench', 'int7', 'int7-bench.ts'), ...args], { env: environment });
   },
-  /** The operator's pods per second, requests, memory and failover, without kubelets; and plain POSTs of the same pods. */
+  /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {
     await setup(needs.operatorBenchmark);
     await step('Bundling the operator', () =>

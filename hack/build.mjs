@@ -15,7 +15,7 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-/** Runs CMake, unless the build folder has been configured with the same options; Ninja runs it when CMakeLists.txt changes. */
+/** Runs CMake if its options have changed. If CMakeLists.txt has changed, Ninja runs it. */
 async function configure(cuda, show) {
   const options = [
     `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,

@@ -1,4 +1,4 @@
-// Trains and quantizes the example on this machine: `npm run demo` sets up, builds, and runs examples/lfw-small/job.yaml.
+// `npm run demo`: sets up, builds, and runs examples/lfw-small/job.yaml on this machine (training and quantization).
 import { join } from 'node:path';
 import { ADDON, buildNative } from './build.mjs';
 import { environment, node, root } from './lib/paths.mjs';

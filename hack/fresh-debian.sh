@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Runs the README's commands (or those given) on a bare Debian 12 that holds only what the README presumes: git, Node 20 with
-# npm, Python 3 with pip and venv. It finds every install step that this machine hides.
+# Runs the README's commands (or those given) on a bare Debian 12 with only what the README requires: git, Node 20 with
+# npm, Python 3 with pip and venv. So it finds a set-up step that is missing, but already done on this machine.
 #
 #   hack/fresh-debian.sh                      npm run demo, then npm test, in a clone of HEAD
 #   hack/fresh-debian.sh 'npm run demo'       only that
 #
-# Needs root, debootstrap and slirp4netns. The bare Debian is a small machine of its own, with its own mounts, processes, control groups and network, so that it
-# can run a Docker engine and nodes of Kubernetes beside those that are here. Its base is kept in the cache; all else is made anew and removed at the end.
-# FACETRAIN_FRESH_CACHE=FOLDER keeps what the commands put into their cache there: for work on this script, as it hides what a set-up from nothing finds.
+# Needs root, debootstrap and slirp4netns. The bare Debian has its own namespaces of mounts, processes, control groups
+# and network, so that it can run a Docker engine and nodes of Kubernetes beside those of this machine. Its base is kept
+# in the cache; everything else is made anew and removed at the end.
+# FACETRAIN_FRESH_CACHE=FOLDER is used as the commands' cache, and kept. It saves time in work on this script, but hides
+# set-up steps that are missing.
 set -euo pipefail
 
 node_version=20.19.5
@@ -15,10 +17,11 @@ npm_version=10.9.4
 root=$(cd "$(dirname "$0")/.." && pwd)
 cache=${FACETRAIN_CACHE:-$HOME/.cache/facetrain}/fresh-debian
 certificates=/etc/ssl/certs/ca-certificates.crt
-# With version 1 of control groups there is a folder of them for each controller.
+# Control groups of version 1 have one folder for each controller; those of version 2 have one for all.
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then cgroups=(/sys/fs/cgroup); else cgroups=(/sys/fs/cgroup/*/); fi
 
-# The machine's first process: enters the system for good, and runs the commands.
+# The first process of the new namespaces: makes SYSTEM its root and runs the commands there.
+# inside SYSTEM CGROUP COMMAND...
 inside() {
   local system=$1 cgroup=$2 folder
   shift 2
@@ -26,7 +29,10 @@ inside() {
     ! grep -q tap0: /proc/self/net/dev || break
     sleep 0.1
   done
-  grep -q tap0: /proc/self/net/dev || { echo "slirp4netns has made no network: $(cat "$system/../network.log")" >&2; exit 1; }
+  if ! grep -q tap0: /proc/self/net/dev; then
+    echo "slirp4netns has made no network: $(cat "$system/../network.log")" >&2
+    exit 1
+  fi
   mount --make-rprivate /
   mount --bind "$system" "$system"
   mount -t proc proc "$system/proc"
@@ -40,14 +46,14 @@ inside() {
   mount -t tmpfs tmpfs "$system/dev/shm"
   mount -t tmpfs tmpfs "$system/run"
   [ -z "${FACETRAIN_FRESH_CACHE:-}" ] || mount --bind "$FACETRAIN_FRESH_CACHE" "$system/root/.cache/facetrain"
-  # Not chroot: containers cannot be started below one.
+  # pivot_root and not chroot: containers cannot be started inside a chroot.
   cd "$system"
   mkdir -p old
   pivot_root . old
   umount --lazy /old
   rmdir /old
   if [ ${#cgroups[@]} -eq 1 ]; then
-    # Version 2: only groups without processes have children with controllers.
+    # Version 2 gives controllers only to the children of a group without processes.
     mkdir /sys/fs/cgroup/init
     echo 1 >/sys/fs/cgroup/init/cgroup.procs
     sed 's/[^ ]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
@@ -81,12 +87,15 @@ cgroup=${scratch##*/}
 machine=
 network=
 finish() {
-  [ -z "$machine" ] || kill -KILL "$machine" 2>/dev/null || true # and with it all of its processes
+  # With the first process of a PID namespace the kernel kills all the others.
+  [ -z "$machine" ] || kill -KILL "$machine" 2>/dev/null || true
   [ -z "$network" ] || kill "$network" 2>/dev/null || true
   wait || true
-  # A control group goes when its last process is gone.
+  # A control group can be removed when its last process has ended.
   for folder in "${cgroups[@]}"; do
-    while [ -e "$folder/$cgroup" ] && ! find "$folder/$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null; do sleep 0.1; done
+    while [ -e "$folder/$cgroup" ] && ! find "$folder/$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null; do
+      sleep 0.1
+    done
   done
   rm -rf --one-file-system "$scratch"
 }
@@ -111,10 +120,11 @@ if [ ! -e "$cache/bookworm.tar" ]; then
   rm -rf "$base"
 fi
 tar -xf "$cache/bookworm.tar" -C "$system"
-chmod 755 "$system" # its root, which not only root may enter
+chmod 755 "$system" # its root folder: every user there must be able to enter it
 mkdir -p "$system/root/.cache/facetrain"
 
-# How this machine reaches the registries: slirp4netns asks its name servers, and it trusts these certificates.
+# To reach the registries as this machine does: slirp4netns forwards 10.0.2.3 to its name servers, and its trusted
+# certificates are copied.
 echo nameserver 10.0.2.3 >"$system/etc/resolv.conf"
 cp -L "$certificates" "$system$certificates"
 
@@ -126,16 +136,18 @@ fi
 
 for folder in "${cgroups[@]}"; do
   mkdir -p "$folder/$cgroup"
-  # Of version 1, and empty in a new one: nothing can run where there is no processor and no memory.
+  # In version 1 these files of a new group are empty, and no process can join a group without processors and memory.
   for file in cpuset.cpus cpuset.mems; do [ ! -e "$folder/$file" ] || cat "$folder/$file" >"$folder/$cgroup/$file"; done
 done
 (
   for folder in "${cgroups[@]}"; do echo "$BASHPID" >"$folder/$cgroup/cgroup.procs"; done
-  # Ends with this script, even when that is killed.
-  exec setpriv --pdeathsig KILL unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child "$0" --inside "$system" "$cgroup" "${commands[@]}"
+  # --pdeathsig: ends with this script, even when that is killed.
+  exec setpriv --pdeathsig KILL unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child \
+    "$0" --inside "$system" "$cgroup" "${commands[@]}"
 ) &
 machine=$!
 until [ "$(readlink "/proc/$machine/ns/net")" != "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
-setpriv --pdeathsig KILL slirp4netns --configure --disable-host-loopback --mtu=65520 "$machine" tap0 >"$scratch/network.log" 2>&1 &
+setpriv --pdeathsig KILL slirp4netns --configure --disable-host-loopback --mtu=65520 "$machine" tap0 \
+  >"$scratch/network.log" 2>&1 &
 network=$!
 wait "$machine"

@@ -1,4 +1,4 @@
-// Writes what is generated and checked in: `npm run generate`. With --check nothing is written, and a stale file is an error.
+// Writes the generated files that are checked in: `npm run generate`. --check writes nothing; a stale file is an error.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { customResourceDefinitions } from '@facetrain/api';
@@ -9,10 +9,12 @@ import { stringify } from 'yaml';
 import { root } from './lib/paths.mjs';
 import { main, SetupError } from './lib/steps.mjs';
 
+const HEADER = '# Generated from api/ by `npm run generate`; do not edit.\n';
+
 function crdFiles() {
   const crds = Object.entries(customResourceDefinitions()).map(([name, definition]) => [
     join('crds', name),
-    `# Generated from api/ by \`npm run generate\`; do not edit.\n${stringify(definition, { lineWidth: 120, aliasDuplicateObjects: false })}`,
+    HEADER + stringify(definition, { lineWidth: 120, aliasDuplicateObjects: false }),
   ]);
   return Object.fromEntries(crds);
 }
@@ -20,7 +22,7 @@ function crdFiles() {
 await main(async () => {
   const check = process.argv.includes('--check');
   const stale = [];
-  const bring = (files) => {
+  const write = (files) => {
     for (const [path, content] of Object.entries(files)) {
       const file = join(root, path);
       if (existsSync(file) && readFileSync(file, 'utf8') === content) continue;
@@ -31,9 +33,9 @@ await main(async () => {
       process.stderr.write(`${path}: written\n`);
     }
   };
-  bring({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles(), ...referenceFiles() });
+  write({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles(), ...referenceFiles() });
   // Rendered from the chart as it stands now, so it comes after it.
-  bring(
+  write(
     await deployFiles().catch((error) => {
       throw error instanceof HelmError ? new SetupError(error.message) : error;
     }),

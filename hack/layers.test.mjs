@@ -123,7 +123,7 @@ describe('the checker', () => {
     'shop/src/index.ts':
       "import { z } from 'zod';\nimport { shelf } from '@x/store/shelf';\nexport const a = shelf(z);",
     'shop/src/a.test.ts':
-      "import fc from 'fast-check';\nimport 'chai';\nimport { b } from './testing/b.ts';\nimport '@x/store/back/safe';\nimport '../../paths.mjs';",
+      "import 'fast-check'; import 'chai'; import './testing/b.ts'; import '@x/store'; import '../../paths.mjs';",
     'shop/src/testing/b.ts': "import 'node:fs';\nexport const b = 1;",
     'paths.mjs': '',
     'store/package.json': packageJson({ name: '@x/store' }),

@@ -1,24 +1,56 @@
-// Checks that need no run: types, the C++ format, whether generated files are fresh. `npm run lint`.
+// Checks that run no test: `npm run lint`, one line for each. `npm run lint -- --fix` formats first and generates anew.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { environment, node, root } from './lib/paths.mjs';
+import { configureNative } from './build.mjs';
+import { clangTidy } from './lib/clang-tidy.mjs';
+import { repositoryFiles } from './lib/files.mjs';
+import { COLUMNS, wideLines } from './lib/line-width.mjs';
+import * as needs from './lib/needs.mjs';
+import { node, root } from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
+import { setup } from './setup.mjs';
 
-const files = async (...patterns) =>
-  (await run(['git', 'ls-files', '--', ...patterns], { cwd: root })).trim().split('\n');
+/** Runs a program in the repository; where it fails, the error has all of its output. */
+const program = (command) => run(command, { cwd: root, tail: Number.POSITIVE_INFINITY });
 
-const checks = {
-  'types (tsc --build)': () => run([node, 'node_modules/typescript/bin/tsc', '--build'], { cwd: root }),
-  'C++ format (clang-format)': async () =>
-    run(['clang-format', '--dry-run', '--Werror', ...(await files('native/**.cc', 'native/**.h'))], { cwd: root }),
-  'generated files are fresh': () => run([node, 'hack/generate.mjs', '--check'], { cwd: root }),
+const cpp = (files) => files.filter((file) => /\.(cc|h)$/.test(file));
+const shell = (files) =>
+  files.filter((file) => file.endsWith('.sh') || /^#!.*\b(ba)?sh\n/.test(readFileSync(join(root, file), 'utf8')));
+
+const biome = (...options) => program([node, 'node_modules/.bin/biome', 'check', '--error-on-warnings', ...options]);
+const generate = (...options) => program([node, 'hack/generate.mjs', ...options]);
+
+const fixes = {
+  'TypeScript and JSON format (biome)': () => biome('--write', '.'),
+  'C++ format (clang-format)': (files) => program(['clang-format', '-i', ...cpp(files)]),
+  'generated files': () => generate(),
 };
 
-/** Runs them all and says how many failed. */
-export async function lint() {
+/** Each check gets the repository's files and a function that shows its progress. */
+const checks = {
+  'TypeScript and JSON (biome)': () => biome('.'),
+  'types (tsc)': () => program([node, 'node_modules/typescript/bin/tsc', '--build']),
+  'C++ format (clang-format)': (files) => program(['clang-format', '--dry-run', '--Werror', ...cpp(files)]),
+  'C++ (clang-tidy)': (_files, show) => clangTidy(show),
+  'shell scripts (shellcheck)': (files) =>
+    program(['shellcheck', '--external-sources', '--source-path=SCRIPTDIR', ...shell(files)]),
+  'generated files are fresh': () => generate('--check'),
+  [`lines end by column ${COLUMNS}`]: (files) => {
+    const wide = files.flatMap((file) =>
+      wideLines(file, readFileSync(join(root, file), 'utf8')).map((line) => `${file}:${line}`),
+    );
+    if (wide.length > 0) throw new SetupError(`Wider than ${COLUMNS} columns:\n${wide.join('\n')}`);
+  },
+};
+
+/** Runs all steps, also after one has failed, and prints what each that failed has found. */
+async function runAll(steps) {
+  const files = await repositoryFiles();
   const counts = { passed: 0, failed: 0 };
-  for (const [title, check] of Object.entries(checks)) {
+  for (const [title, body] of Object.entries(steps)) {
     try {
-      await step(title, check);
+      await step(title, async (show) => body(files, show));
       counts.passed += 1;
     } catch (error) {
       if (!(error instanceof SetupError)) throw error;
@@ -29,7 +61,19 @@ export async function lint() {
   return counts;
 }
 
+/**
+ * Runs the checks; what needs.lint names must be installed.
+ * @returns {Promise<{ passed: number, failed: number }>} the numbers of checks
+ */
+export async function lint() {
+  await configureNative(); // writes the compile commands that clang-tidy reads
+  return runAll(checks);
+}
+
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  Object.assign(process.env, environment);
-  await main(async () => ((await lint()).failed === 0 ? 0 : 1));
+  await main(async () => {
+    await setup(needs.lint);
+    if (process.argv.includes('--fix')) await runAll(fixes);
+    return (await lint()).failed === 0 ? 0 : 1;
+  });
 }

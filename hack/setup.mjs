@@ -1,5 +1,5 @@
-// Installs what is missing to build Facetrain: `npm run setup`. It needs Node, npm and Python with pip and venv; everything
-// else comes from package registries. What is installed already is left as it is.
+// Installs what is missing to build Facetrain: `npm run setup`. It needs Node, npm and Python with pip and venv;
+// everything else comes from package registries. What is installed already is left as it is.
 //
 //   --test     also what the tests and linters need
 //   --cuda     also the CUDA libraries, for `npm run build -- --cuda`
@@ -32,7 +32,7 @@ async function sha256(file) {
   return hash.digest('hex');
 }
 
-/** Makes a folder of the cache, if it is missing. `fill` works on a temporary folder, which is then renamed to `folder`. */
+/** Makes a folder of the cache, if it is missing. `fill` works on a temporary folder, which then gets its name. */
 async function makeOnce(folder, title, fill) {
   if (existsSync(folder)) return;
   await step(title, async (show) => {
@@ -111,7 +111,8 @@ const megabytes = (wheels) => wheels.reduce((sum, wheel) => sum + wheel.megabyte
 async function libtorchFiles() {
   if (process.arch !== 'x64')
     throw new SetupError(
-      `libtorch is pinned for x86-64 only, and this machine is ${process.arch}; set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include`,
+      `libtorch is pinned for x86-64 only, and this machine is ${process.arch}; ` +
+        'set LIBTORCH_ROOT to a folder that holds torch/lib and torch/include',
     );
   const { version, wheels } = versions.libtorch;
   await makeOnce(libtorch, `libtorch ${version} from PyPI (${megabytes(wheels)} MB)`, (folder, show) =>
@@ -119,7 +120,7 @@ async function libtorchFiles() {
   );
 }
 
-/** A second folder with hard links to libtorch's files and, beside them, NVIDIA's libraries: a build for CPUs must not find CUDA. */
+/** A second folder with links to libtorch's files and NVIDIA's libraries: a build for CPUs must not find CUDA. */
 async function cudaFiles() {
   const { version, cuda } = versions.libtorch;
   await makeOnce(
@@ -173,7 +174,7 @@ async function goCommand() {
   return join(folder, 'go', 'bin', 'go');
 }
 
-/** Programs in Go, by their names in versions.json: a published module at its version, or a folder of this repository. */
+/** Programs in Go, by their names in versions.json: of a published module, or of a folder of this repository. */
 async function goTools(names) {
   await mkdir(tools, { recursive: true });
   for (const [name, tool] of Object.entries(versions.goTools)) {
@@ -188,10 +189,11 @@ async function goTools(names) {
     const title = [name, version ?? gitVersion].filter(Boolean).join(' ');
     const duration = minutes ? ` (${minutes} minutes on two cores, once)` : '';
     await step(`${title}, built by Go${duration}`, async (show) => {
-      // go install runs in an empty folder, where no go.mod can change the versions. GOTOOLCHAIN=local: downloads no other Go.
+      // go install runs in an empty folder, where no go.mod can change the versions.
       const empty = await mkdtemp(join(cache, '.setup-'));
       try {
-        // Without C the programs are static, so they also run in the nodes' images, which have another C library.
+        // GOTOOLCHAIN=local downloads no other Go. Without cgo the programs are static, and so run in the nodes' image
+        // too, which may have another C library.
         const env = { GOBIN: tools, GOTOOLCHAIN: 'local', GOFLAGS: '', CGO_ENABLED: '0' };
         // Kubernetes reads its version, which decides its default features, from a variable that the linker sets.
         const variable = gitVersion ? ` -X k8s.io/component-base/version.gitVersion=${gitVersion}` : '';
@@ -210,7 +212,7 @@ async function goTools(names) {
 /**
  * Installs what is missing; what is installed already takes no time.
  * @param {string[]} names what to install (see lib/needs.mjs)
- * @param {{ npm?: boolean }} [options] `npm: false` for where the npm packages are installed by other means (the trainers' image)
+ * @param {{ npm?: boolean }} [options] `npm: false` where the npm packages are installed already (the trainers' image)
  * @throws SetupError
  */
 export async function setup(names, { npm = true } = {}) {

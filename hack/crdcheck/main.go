@@ -1,8 +1,10 @@
-// crdcheck is what an API server thinks of our CustomResourceDefinitions, without an API server: it runs the server's own
-// validation of the definitions (structural schema, CEL types and cost), and then, for each object on standard input, its
-// defaulting, schema validation and CEL rules.
+// crdcheck validates CustomResourceDefinitions and objects with the code of the API server, without running one. For
+// each definition it checks the structural schema and the types and cost of CEL; for each object on standard input it
+// applies the defaults and checks the schema and the CEL rules.
 //
-//	crdcheck CRD.yaml... < [{"object": {...}, "old": {...}}, ...] > {"definitions": {file: [error]}, "objects": [[error]]}
+//	crdcheck CRD.yaml... < input.json > output.json
+//
+// Input: [{"object": {...}, "old": {...}}, ...]. Output: {"definitions": {file: [error]}, "objects": [[error]]}.
 package main
 
 import (
@@ -37,7 +39,7 @@ type output struct {
 	Objects     [][]string          `json:"objects"`
 }
 
-// A kind's schema in the two forms that the API server keeps.
+// kind is the schema of a kind, in the two forms that the API server keeps.
 type kind struct {
 	structural *structuralschema.Structural
 	props      *apiextensions.JSONSchemaProps
@@ -52,7 +54,9 @@ func messages(errs field.ErrorList) []string {
 }
 
 // load reads one definition as the API server would when it is created.
-func load(ctx context.Context, scheme *runtime.Scheme, file string) (name string, schema kind, errs field.ErrorList, err error) {
+func load(
+	ctx context.Context, scheme *runtime.Scheme, file string,
+) (name string, schema kind, errs field.ErrorList, err error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", kind{}, nil, err
@@ -82,7 +86,8 @@ func (k kind) validate(ctx context.Context, in input) (field.ErrorList, error) {
 		return nil, err
 	}
 	defaulting.Default(in.Object, k.structural)
-	unknown := pruning.PruneWithOptions(in.Object, k.structural, true, structuralschema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true})
+	options := structuralschema.UnknownFieldPathOptions{TrackUnknownFieldPaths: true}
+	unknown := pruning.PruneWithOptions(in.Object, k.structural, true, options)
 	errs := schemavalidation.ValidateCustomResource(nil, in.Object, validator)
 	for _, path := range unknown {
 		errs = append(errs, field.Forbidden(field.NewPath(path), "unknown field"))

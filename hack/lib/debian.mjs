@@ -14,9 +14,8 @@ export async function debianPackages(names) {
   const missing = names.filter((name) => !installed.has(name));
   if (missing.length === 0) return;
   if (process.getuid() !== 0) {
-    throw new SetupError(
-      `Debian packages are missing, and only root may install them. Run:\n\n    sudo apt-get install --no-install-recommends ${missing.join(' ')}\n`,
-    );
+    const command = `sudo apt-get install --no-install-recommends ${missing.join(' ')}`;
+    throw new SetupError(`Debian packages are missing, and only root may install them. Run:\n\n    ${command}\n`);
   }
   await step(`Debian packages (${missing.join(' ')})`, async (show) => {
     const env = { DEBIAN_FRONTEND: 'noninteractive' };

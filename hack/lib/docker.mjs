@@ -1,4 +1,4 @@
-// The Docker engine that the cluster of e2e/ runs in: the one that is there, else Debian's, installed and started as root.
+// The Docker engine for the cluster of e2e/: one that runs already, else Debian's, which root installs and starts.
 import { spawn } from 'node:child_process';
 import { closeSync, openSync } from 'node:fs';
 import { mkdir, readFile } from 'node:fs/promises';
@@ -10,12 +10,12 @@ import { run, SetupError, step } from './steps.mjs';
 
 const START_SECONDS = 30;
 
-const answers = () =>
+const isRunning = () =>
   run(['docker', 'version', '--format', '{{.Server.Version}}']).then(
     () => true,
     () => false,
   );
-const installed = (program) =>
+const isInstalled = (program) =>
   run(['sh', '-c', `command -v ${program}`]).then(
     () => true,
     () => false,
@@ -23,14 +23,14 @@ const installed = (program) =>
 
 /** @throws SetupError that says what is missing, where this user may not install or start it */
 export async function dockerEngine() {
-  if (process.getuid() === 0 && !(await installed('debootstrap'))) await debianPackages(['debootstrap']);
-  if (await answers()) return;
+  if (process.getuid() === 0 && !(await isInstalled('debootstrap'))) await debianPackages(['debootstrap']);
+  if (await isRunning()) return;
   if (process.getuid() !== 0)
     throw new SetupError(
       'No Docker engine answers to "docker version". Start one that this user may use, or run this as root.',
     );
-  if (!(await installed('dockerd'))) await debianPackages(['docker.io']);
-  if (await answers()) return; // the package has started it
+  if (!(await isInstalled('dockerd'))) await debianPackages(['docker.io']);
+  if (await isRunning()) return; // the package has started it
   await step('Docker engine', async () => {
     await mkdir(cache, { recursive: true });
     const log = join(cache, 'dockerd.log');
@@ -38,7 +38,7 @@ export async function dockerEngine() {
     spawn('dockerd', [], { detached: true, stdio: ['ignore', file, file] }).unref();
     closeSync(file);
     for (let waited = 0; waited < START_SECONDS * 10; waited += 1) {
-      if (await answers()) return;
+      if (await isRunning()) return;
       await delay(100);
     }
     throw new SetupError(`dockerd did not start:\n${(await readFile(log, 'utf8')).slice(-3000)}`);

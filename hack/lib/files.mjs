@@ -4,9 +4,7 @@ import { join } from 'node:path';
 import { root } from './paths.mjs';
 import { run } from './steps.mjs';
 
-/**
- * @returns {Promise<string[]>} the paths of all files that git tracks, or would track if they were added, relative to the root
- */
+/** @returns {Promise<string[]>} paths, relative to the root, of the files that git tracks or does not ignore */
 export async function repositoryFiles() {
   const listed = await run(['git', 'ls-files', '--cached', '--others', '--exclude-standard', '-z'], { cwd: root });
   return [...new Set(listed.split('\0'))].filter((path) => path !== '' && existsSync(join(root, path)));

@@ -1,13 +1,17 @@
-// Long steps that a person can follow: on a terminal one line that keeps changing, elsewhere plain lines. Everything goes
-// to standard error. Runs before anything is installed, on Node 20, so it may use nothing but Node itself.
+// Long steps with their progress: on a terminal one line that is rewritten, elsewhere plain lines. All output goes to
+// standard error. This runs on Node 20 before any package is installed, so it may import only Node's own modules.
 import { spawn } from 'node:child_process';
 
 const terminal = process.stderr.isTTY === true;
 const TICK = 200; // ms between repaints
-const HEARTBEAT = 20_000; // ms between plain lines of a step that takes long
+const FIRST_LINE = 3000; // ms until a step writes its first plain line: a short one writes only its result
+const HEARTBEAT = 20_000; // ms between plain lines of a long step
 
-/** A failure whose message is all that a person needs; no stack is shown. */
+/** A failure whose message says everything; `main` prints it without a stack. */
 export class SetupError extends Error {}
+
+/** A command for a message: without the end of a long list of files. */
+const shortened = (command) => (command.length > 12 ? [...command.slice(0, 12), '...'] : command).join(' ');
 
 const elapsed = (since) => `${Math.round((Date.now() - since) / 1000)} s`;
 
@@ -17,7 +21,7 @@ function fit(line) {
 }
 
 /**
- * Runs `work`, which is given a function that shows what is happening right now.
+ * Runs `work` and reports how long it took. `work` calls `show` with what it is doing.
  * @template T
  * @param {string} title
  * @param {(show: (detail: string) => void) => Promise<T>} work
@@ -26,17 +30,15 @@ function fit(line) {
 export async function step(title, work) {
   const start = Date.now();
   let detail = '';
-  let painted = 0;
+  let next = start + FIRST_LINE;
   const paint = () => {
     const line = `${title}: ${elapsed(start)}${detail && `, ${detail}`}`;
     if (terminal) process.stderr.write(`\r\x1b[K${fit(line)}`);
-    else if (Date.now() - painted >= HEARTBEAT) {
-      painted = Date.now();
+    else if (Date.now() >= next) {
+      next = Date.now() + HEARTBEAT;
       process.stderr.write(`${line}\n`);
     }
   };
-  if (!terminal) process.stderr.write(`${title} …\n`);
-  painted = Date.now();
   const timer = setInterval(paint, TICK);
   try {
     const result = await work((text) => {
@@ -53,19 +55,21 @@ export async function step(title, work) {
 }
 
 /**
- * Runs a program to its end; its last line of output is shown, and all of the end when it fails.
+ * Runs a program to its end, and shows the newest line of its output.
  * @param {string[]} command
- * @param {{ show?: (detail: string) => void, cwd?: string, env?: Record<string, string> }} [options]
+ * @param {{ show?: (detail: string) => void, cwd?: string, env?: Record<string, string>, tail?: number }} [options]
+ *   `tail`: how many characters of its output the error has, where it fails
  * @returns {Promise<string>} its standard output
+ * @throws SetupError when it cannot be started or fails
  */
-export function run(command, { show = () => {}, cwd, env } = {}) {
+export function run(command, { show = () => {}, cwd, env, tail: kept = 6000 } = {}) {
   return new Promise((resolve, reject) => {
     const [program, ...args] = command;
     const child = spawn(program, args, { cwd, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
     let out = '';
     let tail = '';
     const keep = (chunk) => {
-      tail = (tail + chunk).slice(-6000);
+      tail = (tail + chunk).slice(-kept);
       const last = tail
         .trimEnd()
         .split(/[\r\n]/)
@@ -83,7 +87,7 @@ export function run(command, { show = () => {}, cwd, env } = {}) {
       if (code === 0) resolve(out);
       else
         reject(
-          new SetupError(`${tail.trimEnd()}\n\n"${command.join(' ')}" ended with ${signal ?? `exit code ${code}`}`),
+          new SetupError(`${tail.trimEnd()}\n\n"${shortened(command)}" ended with ${signal ?? `exit code ${code}`}`),
         );
     });
   });
@@ -94,19 +98,19 @@ export function attached(command, { cwd, env } = {}) {
   return new Promise((resolve, reject) => {
     const [program, ...args] = command;
     const child = spawn(program, args, { cwd, env: { ...process.env, ...env }, stdio: 'inherit' });
-    // The terminal sends Ctrl-C to the child as well: this process waits for how it ends. SIGTERM it must pass on itself.
+    // A terminal sends SIGINT to the child too, so this process only waits. SIGTERM comes to this process alone.
     const ignore = () => {};
-    const pass = () => child.kill('SIGTERM');
-    process.on('SIGINT', ignore).on('SIGTERM', pass);
+    const forward = () => child.kill('SIGTERM');
+    process.on('SIGINT', ignore).on('SIGTERM', forward);
     child.on('error', (error) => reject(new SetupError(`${program} cannot be started: ${error.message}`)));
     child.on('close', (code, signal) => {
-      process.off('SIGINT', ignore).off('SIGTERM', pass);
+      process.off('SIGINT', ignore).off('SIGTERM', forward);
       resolve(code ?? { SIGINT: 130, SIGKILL: 137, SIGSEGV: 139, SIGTERM: 143 }[signal] ?? 1);
     });
   });
 }
 
-/** The last lines of a script: a SetupError is printed as it is, anything else with its stack; both exit with 1. */
+/** Runs a script's body, which returns the exit code; 1 after an error. A SetupError is printed without its stack. */
 export async function main(body) {
   try {
     process.exitCode = (await body()) ?? 0;

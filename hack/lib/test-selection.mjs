@@ -22,8 +22,8 @@ export const programOf = (file) => basename(file, '.cc');
  * @property {boolean} all nothing was chosen: every suite runs
  *
  * @param {string[]} files all test files, relative to the repository
- * @param {{ only?: string, names?: string[], pattern?: string }} chosen `only` and `names`: suites, folders, files, or programs
- *   of ctest; `names` are narrowed by `only`. `pattern`: run only node:test's tests whose name matches, so no other suite
+ * @param {{ only?: string, names?: string[], pattern?: string }} chosen `only` and `names`: suites, folders, files, or
+ *   programs of ctest; of `names` those within `only`. `pattern`: only tests of node:test whose name matches
  * @returns {Selection}
  * @throws SetupError for a name that stands for no test, with the names that exist
  */
@@ -54,7 +54,7 @@ function narrowed(name, only, within, files) {
   return tests;
 }
 
-/** The tests that a name stands for: files, or the word `lint`. A suite goes before a folder; `native/` is the folder. */
+/** The tests that a name stands for: files, or the word `lint`. `native` is the suite, `native/` the folder. */
 function testsOf(name, files) {
   if (name === 'lint') return ['lint'];
   if (SUITES.includes(name)) return files.filter((file) => suiteOf(file) === name);

@@ -1,4 +1,7 @@
 # Starts etcd, the API server, controllers, the scheduler, and the programs of a node. Sourced by start.sh.
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # $programs is set in library.sh
+
 # PodGroups of scheduling.k8s.io.
 features='GenericWorkload=true'
 state=/var/lib/facetrain
@@ -29,8 +32,8 @@ cp $certificate /etc/kubernetes/ca.crt
 kubeconfig /etc/kubernetes/admin.conf "$SERVER" "$TOKEN_ADMIN"
 kubeconfig /etc/kubernetes/controller-manager.conf "$SERVER" "$TOKEN_CONTROLLER_MANAGER"
 kubeconfig /etc/kubernetes/scheduler.conf "$SERVER" "$TOKEN_SCHEDULER"
-kubectl="$programs/kubectl --kubeconfig=/etc/kubernetes/admin.conf"
-wait_for $kubectl get --raw=/readyz
+kubectl=("$programs/kubectl" --kubeconfig=/etc/kubernetes/admin.conf)
+wait_for "${kubectl[@]}" get --raw=/readyz
 start kube-controller-manager "$programs/kube-controller-manager" \
   --kubeconfig=/etc/kubernetes/controller-manager.conf --use-service-account-credentials --leader-elect=false \
   --root-ca-file=/etc/kubernetes/ca.crt --service-account-private-key-file=$state/service-accounts.key \
@@ -38,4 +41,4 @@ start kube-controller-manager "$programs/kube-controller-manager" \
 start kube-scheduler "$programs/kube-scheduler" --kubeconfig=/etc/kubernetes/scheduler.conf \
   --leader-elect=false --feature-gates=$features
 node_agents facetrain.dev/control-plane=
-$kubectl apply --server-side -f /etc/facetrain/coredns.yaml
+"${kubectl[@]}" apply --server-side -f /etc/facetrain/coredns.yaml

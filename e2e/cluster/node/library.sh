@@ -1,4 +1,5 @@
 # Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE and TOKEN_* come from ../cluster.ts.
+# shellcheck shell=bash
 programs=/opt/kubernetes
 logs=/var/log/facetrain
 
@@ -48,6 +49,7 @@ make_cgroup_root() {
     # controllers for cgroups below it.
     cgroup_root=/facetrain-$(cat /proc/sys/kernel/random/uuid)
     mkdir "/sys/fs/cgroup$cgroup_root"
+    # shellcheck disable=SC2013 # one line of words
     for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
       echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control 2>/dev/null || true
       echo "+$controller" >"/sys/fs/cgroup$cgroup_root/cgroup.subtree_control" 2>/dev/null || true
