@@ -1,4 +1,7 @@
-/** Files that are published with a quantized model: `report.json` for people and dashboards, `manifest.json` for programs. */
+/**
+ * Files that are published with a quantized model: `report.json` for people and dashboards, `manifest.json` for
+ * programs.
+ */
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 
@@ -23,7 +26,7 @@ export const Metrics = z.strictObject({
   meanCosine: z
     .number()
     .describe(
-      'Between FP32 and INT7 embeddings, over the pictures of the evaluation sets; without sets, over those of the calibration.',
+      'Between FP32 and INT7 embeddings, over the pictures of the evaluation sets; without sets, of the calibration.',
     ),
   percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
   accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
@@ -44,9 +47,7 @@ export const QuantizedLayer = z.strictObject({
   kind: z.enum(['conv', 'fc', 'pointwise', 'add', 'pool']),
   bits: z
     .union([z.literal(7), z.literal(8), z.literal(32)])
-    .describe(
-      'Bits of the layer’s input: 7 if it is multiplied by weights, 8 if it is only added or mapped, 32 if it stays real.',
-    ),
+    .describe('Bits of the layer’s input: 7 if multiplied by weights, 8 if only added or mapped, 32 if it stays real.'),
   macs: z.int().min(0).describe('Multiply-accumulate operations for one picture.'),
   cosineStart: z
     .number()

@@ -1,9 +1,9 @@
 /**
  * `manifest.json` of a checkpoint. It is written last: a folder without one is incomplete and is ignored.
  *
- * Class centres are addressed by their global row, so any number of ranks can read a checkpoint. Each file of rows holds
- * the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's file holds every trained or tracked tensor
- * of the graph under its ONNX name, and its momentum under `momentum/<name>`.
+ * Class centres are addressed by their global row, so any number of ranks can read a checkpoint. Each file of rows
+ * holds the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's file holds every trained or
+ * tracked tensor of the graph under its ONNX name, and its momentum under `momentum/<name>`.
  */
 import { z } from 'zod';
 

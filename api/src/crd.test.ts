@@ -1,4 +1,7 @@
-/** The generated definitions against the API server's own code (hack/crdcheck), and the same verdict from zod and from the CRD. */
+/**
+ * The generated definitions against the API server's own code (hack/crdcheck), and the same verdict from zod and from
+ * the CRD.
+ */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';

@@ -1,8 +1,8 @@
 /**
  * The CustomResourceDefinitions, made from the zod schemas.
  *
- * An API server takes only structural schemas. The JSON schema that zod writes has to be changed for that: no unions, no
- * `additionalProperties: false`, and some keywords have Kubernetes' own names.
+ * An API server takes only structural schemas. The JSON schema that zod writes has to be changed for that: no unions,
+ * no `additionalProperties: false`, and some keywords have Kubernetes' own names.
  */
 import { z } from 'zod';
 import { FaceTrainJobSpec, FaceTrainJobStatus } from './facetrainjob.ts';
@@ -33,7 +33,8 @@ function structural(node: Schema): Schema {
   if (isObject(items)) result.items = structural(items);
   if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0)
     result.additionalProperties = structural(additionalProperties);
-  // An object that accepts unknown fields (a pod template): the API server keeps all its fields and checks none of them.
+  // An object that accepts unknown fields (a pod template): the API server keeps all its fields and checks none of
+  // them.
   else if (isObject(additionalProperties)) {
     delete result.properties;
     delete result.required;
@@ -222,7 +223,9 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
               'x-kubernetes-validations': [
                 {
                   rule: `size(self.metadata.name) <= ${maxName} && self.metadata.name.matches('${DNS_LABEL.source}')`,
-                  message: `the name must be a DNS label of at most ${maxName} characters that starts with a letter: its pods' names are made from it`,
+                  message:
+                    `the name must be a DNS label of at most ${maxName} characters that starts with a letter: ` +
+                    "its pods' names are made from it",
                 },
               ],
             },

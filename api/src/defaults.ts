@@ -1,6 +1,6 @@
 /**
- * Defaults that more than the schema needs: the planner resolves them into `config.json`, the command line offers them as
- * options. All other defaults stand in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
+ * Defaults that more than the schema needs: the planner resolves them into `config.json`, the command line offers them
+ * as options. All other defaults stand in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
  */
 
 /** Length of the embedding of a backbone that we build; that of insightface's published models. */
@@ -10,9 +10,9 @@ export const DEFAULT_EMBEDDING_DIM = 512;
 export const DEFAULT_MOBILEFACENET_WIDTH = 2;
 
 /**
- * Margins by type, of the logit cos(m1·θ + m2) − m3. A type ignores the parameters that are not its own; here they have the
- * values that change nothing. CosFace (arXiv 1801.09414) and ArcFace (arXiv 1801.07698) have the values that insightface
- * trains with. Combined has no margin by default, so a manifest must set one.
+ * Margins by type, of the logit cos(m1·θ + m2) − m3. A type ignores the parameters that are not its own; here they have
+ * the values that change nothing. CosFace (arXiv 1801.09414) and ArcFace (arXiv 1801.07698) have the values that
+ * insightface trains with. Combined has no margin by default, so a manifest must set one.
  */
 export const DEFAULT_MARGINS = {
   CosFace: { m1: 1, m2: 0, m3: 0.4 },
@@ -20,7 +20,10 @@ export const DEFAULT_MARGINS = {
   Combined: { m1: 1, m2: 0, m3: 0 },
 } as const;
 
-/** TCP port of /v1/progress, /metrics and /healthz. Of the quantizer too, where no field names it: only the operator reads it. */
+/**
+ * TCP port of /v1/progress, /metrics and /healthz. Of the quantizer too, where no field names it: only the operator
+ * reads it.
+ */
 export const DEFAULT_PROGRESS_PORT = 8080;
 
 /** TCP port at which rank 0 waits for the other ranks; torchrun's default. */
@@ -43,13 +46,13 @@ export const DEFAULT_SEARCH = {
 } as const;
 
 /**
- * Seconds between SIGTERM and SIGKILL, if the pod template names no others. It is long enough to write a checkpoint of a
- * large head. Kubernetes' own default is 30.
+ * Seconds between SIGTERM and SIGKILL, if the pod template names no others. It is long enough to write a checkpoint of
+ * a large head. Kubernetes' own default is 30.
  */
 export const DEFAULT_TERMINATION_GRACE_SECONDS = 120;
 
 /**
- * Seconds that a pod stays on a node that is not ready or unreachable, if the pod template has no toleration of its own.
- * Kubernetes' default is 300, and all ranks would wait that long for one.
+ * Seconds that a pod stays on a node that is not ready or unreachable, if the pod template has no toleration of its
+ * own. Kubernetes' default is 300, and all ranks would wait that long for one.
  */
 export const DEFAULT_NODE_LOSS_SECONDS = 30;

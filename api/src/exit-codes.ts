@@ -3,7 +3,10 @@ export const ExitCode = {
   success: 0,
   /** A defect or an unforeseen failure. The gang restarts from its newest checkpoint. */
   failure: 1,
-  /** The input, the configuration or the environment was refused; the message names which. The job fails: a restart cannot help. */
+  /**
+   * The input, the configuration or the environment was refused; the message names which. The job fails: a restart
+   * cannot help.
+   */
   refused: 2,
   /** The quantized model missed a bound of its gate. Its report was written, and the job fails. */
   gateFailed: 3,

@@ -1,8 +1,10 @@
 /**
- * FaceTrainJob: trains a face model by Partial FC (arXiv 2010.05222) on a gang of trainers, and can quantize it afterwards.
+ * FaceTrainJob: trains a face model by Partial FC (arXiv 2010.05222) on a gang of trainers, and can quantize it
+ * afterwards.
  *
- * The defaults of optimizer, schedule and loss are those of insightface's `arcface_torch`, which published the results that
- * we compare with: SGD with momentum 0.9, weight decay 5e-4, gradient norm 5, rate 0.1, polynomial decay of power 2, s = 64.
+ * The defaults of optimizer, schedule and loss are those of insightface's `arcface_torch`, which published the results
+ * that we compare with: SGD with momentum 0.9, weight decay 5e-4, gradient norm 5, rate 0.1, polynomial decay of power
+ * 2, s = 64.
  */
 import { z } from 'zod';
 import {
@@ -18,6 +20,7 @@ import {
   conditions,
   evaluationSets,
   failurePolicy,
+  MANAGED_BY_RULE,
   managedBy,
   objectMeta,
   podFields,
@@ -46,7 +49,7 @@ import {
   weightDecay,
   width,
 } from './ranges.ts';
-import { rules, section } from './schema-rules.ts';
+import { rules, section, unchanged } from './schema-rules.ts';
 import { folder, source } from './storage.ts';
 
 const model = rules(
@@ -55,8 +58,8 @@ const model = rules(
       .optional()
       .describe('A backbone that Facetrain builds. Exactly one of backbone and onnx is set.'),
     onnx: source(
-      'Your own backbone: an ONNX file with one image input and one embedding output. Training starts from its weights, ' +
-        'so an exported model can be fine-tuned.',
+      'Your own backbone: an ONNX file with one image input and one embedding output. Training starts from its ' +
+        'weights, so an exported model can be fine-tuned.',
     ).optional(),
     embeddingDim: embeddingDim
       .optional()
@@ -64,7 +67,8 @@ const model = rules(
     width: width
       .optional()
       .describe(
-        `mobilefacenet only: multiplier of the channels; absent: ${DEFAULT_MOBILEFACENET_WIDTH}, as in insightface’s mbf.`,
+        'mobilefacenet only: multiplier of the channels; ' +
+          `absent: ${DEFAULT_MOBILEFACENET_WIDTH}, as in insightface’s mbf.`,
       ),
     blocks: blocks
       .optional()
@@ -160,7 +164,8 @@ const loss = section(
     sampleRate: sampleRate
       .default(1)
       .describe(
-        'Fraction of the negative class centres that are scored in a step. Recommended: 1 up to 10^5 identities, 0.1 beyond.',
+        'Fraction of the negative class centres that are scored in a step. Recommended: 1 up to 10^5 identities, ' +
+          '0.1 beyond.',
       ),
     interclassFilter: cosine
       .optional()
@@ -291,12 +296,30 @@ const gang = section(
       .enum(['Auto', 'Native', 'None'])
       .default('Auto')
       .describe(
-        'Whether the pods are scheduled all together. Native: by a scheduling.k8s.io PodGroup. None: each pod by itself. ' +
-          'Auto: Native if the cluster serves PodGroups, else None.',
+        'Whether the pods are scheduled all together. Native: by a scheduling.k8s.io PodGroup. None: each pod by ' +
+          'itself. Auto: Native if the cluster serves PodGroups, else None.',
       ),
   },
   'Gang scheduling: all trainers start, or none.',
 );
+
+/**
+ * Fields that decide what an attempt trains, as paths in the spec. They can change only while the job is suspended, and
+ * a change replaces the attempt (the planner compares their digest).
+ */
+export const TRAINING_FIELDS = [
+  'dataset',
+  'loss',
+  'optimizer',
+  'schedule',
+  'epochs',
+  'globalBatchSize',
+  'seed',
+  'augmentation',
+  'trainers.replicas',
+  'trainers.progressPort',
+  'trainers.rendezvousPort',
+];
 
 export const FaceTrainJobSpec = rules(
   z.strictObject({
@@ -322,8 +345,8 @@ export const FaceTrainJobSpec = rules(
     seed: seed
       .default(0)
       .describe(
-        'Seed of the initial weights, the order of pictures and the sampled classes. They do not depend on the number of ' +
-          'trainers.',
+        'Seed of the initial weights, the order of pictures and the sampled classes. They do not depend on the ' +
+          'number of trainers.',
       ),
     augmentation,
     evaluation,
@@ -344,14 +367,15 @@ export const FaceTrainJobSpec = rules(
       .enum(['AllRanks', 'RankZero'])
       .default('AllRanks')
       .describe(
-        'AllRanks: training has succeeded when all ranks have. RankZero: as soon as rank 0 has, which writes the results.',
+        'AllRanks: training has succeeded when all ranks have. RankZero: as soon as rank 0 has, which writes the ' +
+          'results.',
       ),
     cleanPodPolicy: z
       .enum(['All', 'Running', 'None'])
       .default('Running')
       .describe(
-        'Which pods are deleted when an attempt is over. All: all. Running: those that still run; the others stay, for their ' +
-          'logs. None: as Running, but no pod of a finished job is deleted.',
+        'Which pods are deleted when an attempt is over. All: all. Running: those that still run; the others stay, ' +
+          'for their logs. None: as Running, but no pod of a finished job is deleted.',
       ),
     ttlSecondsAfterFinished,
     networkPolicy: section(
@@ -373,22 +397,16 @@ export const FaceTrainJobSpec = rules(
       path: ['trainers', 'progressPort'],
     },
     {
-      cel: 'self.output == oldSelf.output && has(self.checkpoint.uri) == has(oldSelf.checkpoint.uri) && (!has(self.checkpoint.uri) || self.checkpoint.uri == oldSelf.checkpoint.uri)',
+      cel:
+        'self.output == oldSelf.output && has(self.checkpoint.uri) == has(oldSelf.checkpoint.uri) && ' +
+        '(!has(self.checkpoint.uri) || self.checkpoint.uri == oldSelf.checkpoint.uri)',
       message: 'output and checkpoint.uri cannot be changed: the checkpoints are there',
     },
     {
-      cel:
-        'oldSelf.suspend || (self.dataset == oldSelf.dataset && self.loss == oldSelf.loss && self.optimizer == oldSelf.optimizer && self.schedule == oldSelf.schedule && ' +
-        'self.epochs == oldSelf.epochs && self.globalBatchSize == oldSelf.globalBatchSize && self.seed == oldSelf.seed && self.augmentation == oldSelf.augmentation && ' +
-        'self.trainers.replicas == oldSelf.trainers.replicas && self.trainers.progressPort == oldSelf.trainers.progressPort && ' +
-        'self.trainers.rendezvousPort == oldSelf.trainers.rendezvousPort)',
+      cel: `oldSelf.suspend || (${unchanged(...TRAINING_FIELDS)})`,
       message: 'what is trained, by how many, and at which ports, can change only while the job is suspended',
     },
-    {
-      cel: 'has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)',
-      message: 'managedBy cannot be changed',
-      path: ['managedBy'],
-    },
+    MANAGED_BY_RULE,
   ],
 );
 export type FaceTrainJobSpec = z.output<typeof FaceTrainJobSpec>;

@@ -10,8 +10,8 @@ export const OPERATOR_NAME = `${API_GROUP}/operator` as const;
 export const DNS_LABEL = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
 
 /**
- * Longest name of a FaceTrainJob. Its pods are called `<name>-<attempt>-<rank>`, which must be a host name (63 characters):
- * 40 leave room for 10 digits of attempt and 4 of rank. Its QuantizeJob is called `<name>-quantize`.
+ * Longest name of a FaceTrainJob. Its pods are called `<name>-<attempt>-<rank>`, which must be a host name (63
+ * characters): 40 leave room for 10 digits of attempt and 4 of rank. Its QuantizeJob is called `<name>-quantize`.
  */
 export const MAX_FACETRAINJOB_NAME = 40;
 /** Longest name of a QuantizeJob: 63 characters less those of `-<attempt>-0`. */

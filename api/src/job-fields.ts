@@ -1,4 +1,7 @@
-/** Fields that FaceTrainJob and QuantizeJob share: metadata, evaluation sets, pods, failure policy, conditions, restarts. */
+/**
+ * Fields that FaceTrainJob and QuantizeJob share: metadata, evaluation sets, pods, failure policy, conditions,
+ * restarts.
+ */
 import { z } from 'zod';
 import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
 import { computeThreads, MAX_SETS, setName } from './ranges.ts';
@@ -105,8 +108,9 @@ export const podFields = {
     })
     .optional()
     .describe(
-      'A PodTemplateSpec for everything else: labels, annotations, nodeSelector, tolerations, volumes, more containers. ' +
-        'Fields that Facetrain’s programs depend on keep Facetrain’s values. The container named "facetrain" is merged with Facetrain’s own.',
+      'A PodTemplateSpec for everything else: labels, annotations, nodeSelector, tolerations, volumes, more ' +
+        'containers. Fields that Facetrain’s programs depend on keep Facetrain’s values. The container named ' +
+        '"facetrain" is merged with Facetrain’s own.',
     ),
 };
 
@@ -120,8 +124,18 @@ export const managedBy = z
   .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?\/[-A-Za-z0-9_.]+$/, 'a domain-prefixed path, such as acme.example/controller')
   .optional()
   .describe(
-    `Another controller that manages this job; Facetrain’s operator then ignores it. Cannot be changed. Absent: ${OPERATOR_NAME}.`,
+    'Another controller that manages this job; Facetrain’s operator then ignores it. Cannot be changed. ' +
+      `Absent: ${OPERATOR_NAME}.`,
   );
+
+/** `managedBy` of a job never changes: two operators would act on it at the same time. */
+export const MANAGED_BY_RULE = {
+  cel:
+    'has(self.managedBy) == has(oldSelf.managedBy) && ' +
+    '(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)',
+  message: 'managedBy cannot be changed',
+  path: ['managedBy'],
+};
 
 /** Largest maxRestarts. */
 const MAX_RESTARTS = 100;
@@ -179,8 +193,8 @@ export const failurePolicy = section(
       .default([])
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe(
-        'The first rule that matches decides. If none does, a refused input (exit code 2) and a missed gate (3) fail the ' +
-          'job, and anything else restarts the gang.',
+        'The first rule that matches decides. If none does, a refused input (exit code 2) and a missed gate (3) ' +
+          'fail the job, and anything else restarts the gang.',
       ),
   },
   'What to do when a process fails. A restart always restarts the whole gang, from the newest complete checkpoint.',

@@ -1,4 +1,7 @@
-/** Where results lie in a job's output folder: the trainers write them there, the planner and the command line find them. */
+/**
+ * Where results lie in a job's output folder: the trainers write them there, the planner and the command line find
+ * them.
+ */
 
 /** Paths below `spec.output.uri` of a FaceTrainJob, with slashes. */
 export const OUTPUT = {

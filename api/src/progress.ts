@@ -1,8 +1,8 @@
 /**
  * What a program reports while it runs, and when it ends.
  *
- * Rank 0 of a gang, and the quantizer, serve `Progress` over HTTP; the operator and `facetrain run` poll it. At its end a
- * program writes `TerminationMessage` (after a failure) or `TerminationResult` to its pod's termination message.
+ * Rank 0 of a gang, and the quantizer, serve `Progress` over HTTP; the operator and `facetrain run` poll it. At its end
+ * a program writes `TerminationMessage` (after a failure) or `TerminationResult` to its pod's termination message.
  */
 import { z } from 'zod';
 import { EvaluationResult } from './facetrainjob.ts';
@@ -70,5 +70,8 @@ export const TerminationResult = z.strictObject({
 });
 export type TerminationResult = z.infer<typeof TerminationResult>;
 
-/** Longest termination message; the kubelet cuts longer ones ("Customizing the termination message" in Kubernetes' docs). */
+/**
+ * Longest termination message; the kubelet cuts longer ones ("Customizing the termination message" in Kubernetes'
+ * docs).
+ */
 export const MAX_TERMINATION_BYTES = 4096;

@@ -1,5 +1,6 @@
 /**
- * The quantizer's configuration: `config.json` of a QuantizeJob's pod, written by the planner (or by `facetrain quantize`).
+ * The quantizer's configuration: `config.json` of a QuantizeJob's pod, written by the planner (or by `facetrain
+ * quantize`).
  *
  * It holds paths as the pod sees them, and all defaults are resolved. It never holds credentials: those are environment
  * variables from a Secret (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN).

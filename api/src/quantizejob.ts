@@ -7,6 +7,7 @@ import {
   conditions,
   evaluationSets,
   failurePolicy,
+  MANAGED_BY_RULE,
   managedBy,
   objectMeta,
   podFields,
@@ -24,7 +25,7 @@ import {
   searchUpper,
   seed,
 } from './ranges.ts';
-import { rules, section } from './schema-rules.ts';
+import { rules, section, unchanged } from './schema-rules.ts';
 import { destination, S3_RULE, source, sourceFields } from './storage.ts';
 
 export const channelOrder = z
@@ -93,8 +94,8 @@ const common = {
 };
 
 /**
- * `spec.quantize` of a FaceTrainJob: the spec of a QuantizeJob. Its model is the trained one; the data and the sets that it
- * does not name are those of the training.
+ * `spec.quantize` of a FaceTrainJob: the spec of a QuantizeJob. Its model is the trained one; the data and the sets
+ * that it does not name are those of the training.
  */
 export const QuantizeTemplate = z
   .strictObject({
@@ -117,9 +118,13 @@ export const QuantizeTemplate = z
     ...common,
   })
   .describe(
-    'Quantizes the trained backbone to INT7 once training has succeeded. {} takes every default; absent: no quantization.',
+    'Quantizes the trained backbone to INT7 once training has succeeded. {} takes every default; ' +
+      'absent: no quantization.',
   );
 export type QuantizeTemplate = z.output<typeof QuantizeTemplate>;
+
+/** Fields that decide what an attempt quantizes; as TRAINING_FIELDS of a FaceTrainJob. */
+export const QUANTIZATION_FIELDS = ['model', 'calibration', 'search', 'output'];
 
 export const QuantizeJobSpec = rules(
   z.strictObject({
@@ -151,14 +156,10 @@ export const QuantizeJobSpec = rules(
   }),
   [
     {
-      cel: 'oldSelf.suspend || (self.model == oldSelf.model && self.calibration == oldSelf.calibration && self.search == oldSelf.search && self.output == oldSelf.output)',
+      cel: `oldSelf.suspend || (${unchanged(...QUANTIZATION_FIELDS)})`,
       message: 'model, calibration, search and output can change only while the job is suspended',
     },
-    {
-      cel: 'has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)',
-      message: 'managedBy cannot be changed',
-      path: ['managedBy'],
-    },
+    MANAGED_BY_RULE,
   ],
 );
 export type QuantizeJobSpec = z.output<typeof QuantizeJobSpec>;

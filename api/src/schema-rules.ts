@@ -1,9 +1,9 @@
 /**
  * Schemas that serve twice: zod checks documents with them, and they become part of a CustomResourceDefinition.
  *
- * The API server takes only structural schemas, so a schema of a job's spec uses no unions. Every string, list and map has a
- * bound, because the API server estimates the cost of a CEL rule from the bounds. A rule over several fields is written with
- * `rules`: once as a refinement for zod, once in CEL.
+ * The API server takes only structural schemas, so a schema of a job's spec uses no unions. Every string, list and map
+ * has a bound, because the API server estimates the cost of a CEL rule from the bounds. A rule over several fields is
+ * written with `rules`: once as a refinement for zod, once in CEL.
  */
 import { z } from 'zod';
 
@@ -38,3 +38,7 @@ export function section<T extends z.ZodRawShape>(shape: T, description: string) 
     .prefault({} as never)
     .describe(description);
 }
+
+/** CEL for a rule on changes: none of these fields (paths below `self`) has changed. */
+export const unchanged = (...fields: string[]): string =>
+  fields.map((field) => `self.${field} == oldSelf.${field}`).join(' && ');

@@ -1,8 +1,8 @@
 /**
  * Where a job reads and writes: storage URIs, and how to reach an S3 server.
  *
- * Three things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, and how a URI
- * is split. Other packages call `parseStorageUri`, `storageAddress` and `s3Uri`.
+ * Three things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, and how a
+ * URI is split. Other packages call `parseStorageUri`, `storageAddress` and `s3Uri`.
  */
 import { z } from 'zod';
 import { rules } from './schema-rules.ts';
@@ -11,7 +11,9 @@ import { rules } from './schema-rules.ts';
 const SCHEMES = {
   file: {
     form: 'file://.+',
-    help: 'file://PATH is a path on this machine (relative to the manifest with `facetrain run`) or inside the container',
+    help:
+      'file://PATH is a path on this machine (relative to the manifest with `facetrain run`) ' +
+      'or inside the container',
   },
   hostpath: { form: 'hostpath:///.*', help: 'hostpath:///PATH is a path of the node' },
   pvc: {
@@ -72,9 +74,9 @@ const S3Source = z
     ...S3Access.shape,
     cache: storageUri(
       CACHE_SCHEMES,
-      'A folder that pods may write. Each object is fetched into it once (per node, or per claim), and other pods and ' +
-        'later ones read it there. Objects must not change in the store; nothing is ever removed from the folder. ' +
-        'Absent: every pod fetches for itself.',
+      'A folder that pods may write. Each object is fetched into it once (per node, or per claim), and other pods ' +
+        'and later ones read it there. Objects must not change in the store; nothing is ever removed from the ' +
+        'folder. Absent: every pod fetches for itself.',
     ).optional(),
   })
   .describe('How to reach an s3:// address, and where to keep what is fetched.');

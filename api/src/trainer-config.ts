@@ -1,7 +1,8 @@
 /**
  * The trainer's configuration: `config.json`, written by the planner and mounted into every pod.
  *
- * It holds paths as the pod sees them, and all defaults are resolved. So every program that reads the file does the same.
+ * It holds paths as the pod sees them, and all defaults are resolved. So every program that reads the file does the
+ * same.
  */
 import { z } from 'zod';
 import {

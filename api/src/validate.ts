@@ -27,7 +27,10 @@ function shown(value: unknown): string {
   return text.length > 80 ? `${text.slice(0, 77)}...` : text;
 }
 
-/** The schema of a field, below objects, arrays, defaults and optionals; undefined if there is anything else on the path. */
+/**
+ * The schema of a field, below objects, arrays, defaults and optionals; undefined if there is anything else on the
+ * path.
+ */
 function schemaAt(schema: z.ZodType, path: readonly PropertyKey[]): z.ZodType | undefined {
   let current: z.ZodType | undefined = unwrap(schema);
   for (const part of path) {
@@ -130,8 +133,8 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
 /**
  * Checks a document against a schema and fills in defaults.
  * @param where the file, for the message
- * @throws FacetrainError with `code`. Its subject is the file and the field; with several problems, the file alone, and the
- *   message lists all of them.
+ * @throws FacetrainError with `code`. Its subject is the file and the field; with several problems, the file alone, and
+ *   the message lists all of them.
  */
 export function parseDocument<T extends z.ZodType>(
   schema: T,
@@ -152,11 +155,12 @@ export function parseDocument<T extends z.ZodType>(
       cause: result.error,
     });
   }
+  const lines = problems.map(({ path, found, allowed }) => `\n  ${path || '(the document)'}: ${found}; ${allowed}`);
   throw new FacetrainError({
     code,
     subject: where,
     found: `${problems.length} fields are wrong`,
-    allowed: `each of these has to change:${problems.map(({ path, found, allowed }) => `\n  ${path || '(the document)'}: ${found}; ${allowed}`).join('')}`,
+    allowed: `each of these has to change:${lines.join('')}`,
     cause: result.error,
   });
 }

@@ -1,8 +1,8 @@
 /**
- * A job as the policies look at it: its current attempt, rank by rank, and what is left of earlier ones.
+ * A job as the policies read it: the current attempt rank by rank, and the pods of earlier attempts.
  *
- * The number of the attempt in the status is the only memory that decides which pods may live: pods of an older one are
- * stopped, and none of the current one is made while one of those is alive.
+ * The attempt number in the status alone decides which pods may run. Pods of an older attempt are stopped, and no pod
+ * of the current attempt is created while one of those is alive.
  */
 import { createHash } from 'node:crypto';
 import { type FaceTrainJobStatus, type FailurePolicy, OPERATOR_NAME, type QuantizeJobStatus } from '@facetrain/api';
@@ -10,13 +10,14 @@ import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { secondsSince } from './time.ts';
 
-/** What both kinds of job have. */
+/** Fields of the spec that both kinds of job have. */
 export interface JobSpec {
   suspend: boolean;
   failurePolicy: FailurePolicy;
   activeDeadlineSeconds?: number | undefined;
   pendingDeadlineSeconds?: number | undefined;
 }
+/** Fields of the status that both kinds of job have. */
 export type JobStatus = Pick<
   FaceTrainJobStatus & QuantizeJobStatus,
   'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'
@@ -28,17 +29,20 @@ export interface JobView {
   status: JobStatus;
   now: Date;
   attempt: number;
-  /** When all pods of the current attempt had been created; undefined before. */
+  /** When the pods of the current attempt were all created; undefined before. */
   startedAt: string | undefined;
   /** Pods of the current attempt by rank. */
   ranks: (ObservedPod | undefined)[];
-  /** Pods of earlier attempts, and of the current one with a rank that there should not be. */
+  /** Pods of earlier attempts, and pods of the current one whose rank is beyond the number of replicas. */
   otherPods: ObservedPod[];
-  /** A lost node is left to Kubernetes, which will evict its pods: the job says itself how long to wait. */
+  /** The pod template has a toleration of its own for unreachable nodes: Kubernetes evicts the pods after that time. */
   toleratesNodeLoss: boolean;
 }
 
-/** Jobs that somebody else takes care of, and jobs that go: owner references take their children along. */
+/**
+ * Whether another controller manages the job, or it is being deleted. Its children are garbage-collected by owner
+ * references.
+ */
 export function isIgnored(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
   return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OPERATOR_NAME) !== OPERATOR_NAME;
 }
@@ -56,7 +60,7 @@ export function viewOf(
   now: Date,
   toleratesNodeLoss: boolean,
 ): JobView {
-  // A pod of a later attempt than the status knows: the status was lost, or is not the newest. What runs is what counts.
+  // A pod may belong to a later attempt than the status says, if the status was lost or is stale. The pods decide.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
   const otherPods: ObservedPod[] = [];
@@ -77,33 +81,41 @@ export function viewOf(
   };
 }
 
-/** How long a pod that was created may stay out of sight of an executor that reads from a cache. */
+/** Seconds after its creation in which a pod may be missing from the executor's cache. */
 const CACHE_LAG_SECONDS = 5;
 
-/** All pods of the attempt were created, long enough ago that one which is not seen is gone. */
+/** Whether all pods of the attempt were created so long ago that a pod which is not observed has been deleted. */
 export function creationIsOver(view: JobView): boolean {
   return view.startedAt !== undefined && secondsSince(view.startedAt, view.now) >= CACHE_LAG_SECONDS;
 }
 
-/** How a pod's program ended, if it did. A helper container may go on; the pod is alive then all the same. */
+/** How a pod's program ended; null while it runs. A sidecar may still run, and then the pod is alive. */
 export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
   if (pod.exitCode !== undefined) return pod.exitCode === 0 ? 'succeeded' : 'failed';
   return pod.phase === 'Succeeded' ? 'succeeded' : pod.phase === 'Failed' ? 'failed' : null;
 }
 
-/** Whether something of the pod may still run. A phase that we do not know counts as alive: better to wait than to run twice. */
+/**
+ * Whether a container of the pod may still run. An unknown phase counts as alive: two attempts must never run together.
+ */
 export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean =>
   pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
 
 const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed']);
-/** Nobody knows how the pod is. */
+/** Whether the pod's phase is Unknown, or a word that we do not know. */
 export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.phase);
 
 /**
- * Of what decides a training's result. Pods carry it, so that a change made during a suspension which nobody saw (the
- * operator was away) is noticed. It is only compared when the spec's generation moved, so that a new version of the operator, with
- * other defaults, leaves running jobs alone.
+ * Digest of the fields that decide the result of an attempt: TRAINING_FIELDS or QUANTIZATION_FIELDS of a spec. Pods
+ * carry it as a label, so that a change during a suspension is noticed even if the operator was down meanwhile. It is
+ * compared only if the generation of the spec has changed: a new version of the operator, with other defaults, does not
+ * replace running jobs.
  */
-export function specDigest(parts: unknown): string {
-  return createHash('sha256').update(canonicalJson(parts)).digest('hex').slice(0, 16);
+export function fieldsDigest(spec: object, fields: string[]): string {
+  const valueAt = (path: string) => path.split('.').reduce<unknown>((value, key) => (value as never)[key], spec);
+  return specDigest(Object.fromEntries(fields.map((path) => [path.split('.').at(-1)!, valueAt(path)])));
 }
+
+/** Digest of plain data, for a label: 16 hexadecimal digits. */
+export const specDigest = (data: unknown): string =>
+  createHash('sha256').update(canonicalJson(data)).digest('hex').slice(0, 16);

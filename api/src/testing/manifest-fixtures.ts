@@ -1,4 +1,7 @@
-/** Manifests, and changes of them, with the verdict that zod, the generated definitions and a live API server must all come to. */
+/**
+ * Manifests, and changes of them, with the verdict that zod, the generated definitions and a live API server must all
+ * come to.
+ */
 
 export type Document = Record<string, unknown>;
 

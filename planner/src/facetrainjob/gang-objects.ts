@@ -1,6 +1,6 @@
-/** What an attempt consists of, in the order of creation: pods last, when all they need is there. */
-import type { FaceTrainJobSpec } from '@facetrain/api';
-import { specDigest } from '../attempt.ts';
+/** The objects of an attempt of a FaceTrainJob, in the order of creation: pods last, after all that they need. */
+import { type FaceTrainJobSpec, TRAINING_FIELDS } from '@facetrain/api';
+import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker, Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
@@ -43,6 +43,7 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
+/** Checks what the schema cannot check: what the cluster serves, and whether the pod template uses one of our names. */
 export function findConflict({ spec, gang, environment }: Attempt): Blocker | null {
   if (gang.mode === 'unavailable')
     return {
@@ -58,30 +59,19 @@ export function findConflict({ spec, gang, environment }: Attempt): Blocker | nu
 
 const digests = new WeakMap<FaceTrainJobSpec, string>();
 
-/** Of what CEL lets change only while the job is suspended. A spec is never changed in place, so its digest is kept with it. */
+/** Cached by the identity of the spec, which is never changed in place. */
 export function trainingDigest(spec: FaceTrainJobSpec): string {
-  const kept = digests.get(spec);
-  if (kept !== undefined) return kept;
-  const { dataset, loss, optimizer, schedule, epochs, globalBatchSize, seed, augmentation, trainers } = spec;
-  const { replicas, progressPort, rendezvousPort } = trainers;
-  const digest = specDigest({
-    dataset,
-    loss,
-    optimizer,
-    schedule,
-    epochs,
-    globalBatchSize,
-    seed,
-    augmentation,
-    replicas,
-    progressPort,
-    rendezvousPort,
-  });
+  const known = digests.get(spec);
+  if (known !== undefined) return known;
+  const digest = fieldsDigest(spec, TRAINING_FIELDS);
   digests.set(spec, digest);
   return digest;
 }
 
-/** Ranks find each other by name before they are ready: they are ready only once they have. */
+/**
+ * Headless, for the host names of the ranks. A rank is ready only after the rendezvous, so addresses must be published
+ * before.
+ */
 function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
   const spec: Service['spec'] = {
     clusterIP: 'None',
@@ -100,7 +90,10 @@ function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
   };
 }
 
-/** Collectives use ports that nobody knows beforehand, so all are open, but only to the job's own pods. */
+/**
+ * Collectives use ephemeral ports, so all ports are open to the job's own pods, and only the progress port to other
+ * pods.
+ */
 function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): NetworkPolicy {
   const spec: NetworkPolicy['spec'] = {
     podSelector: { matchLabels: selectorLabels(job) },
@@ -114,14 +107,18 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
   return { apiVersion: 'networking.k8s.io/v1', kind: 'NetworkPolicy', metadata, spec };
 }
 
-/** What outlives attempts and is not as the spec wants it now: it was changed while the job was suspended, or another version of this operator made it. Who keeps no labels has nobody who changes specs. */
+/**
+ * Updates of the Service and the NetworkPolicy, which outlive attempts, to the current spec. They are outdated if the
+ * spec was changed while the job was suspended, or if another version of the operator made them. An executor that keeps
+ * no labels (that of processes) has no specs that change.
+ */
 export function networkUpdates({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
   const actions: Action[] = [];
   for (const wanted of [service(job, spec), networkPolicy(job, spec)]) {
     const { kind, metadata } = wanted;
-    const there = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
-    if (!there) continue;
-    const { name, uid, specDigest: digest } = there;
+    const existing = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
+    if (!existing) continue;
+    const { name, uid, specDigest: digest } = existing;
     if (kind === 'NetworkPolicy' && !spec.networkPolicy.enabled)
       actions.push({ type: 'delete', kind, name, uid, reason: Reason.notWanted });
     else if (digest !== undefined && digest !== metadata.labels[Label.specDigest]) {
@@ -173,14 +170,14 @@ function pod(
     env: [
       { name: 'RANK', value: String(rank) },
       { name: 'WORLD_SIZE', value: String(trainers.replicas) },
-      // One process a pod, which sees the devices of its pod alone.
+      // One process per pod, which sees only the devices of its pod.
       { name: 'LOCAL_RANK', value: '0' },
       { name: 'MASTER_ADDR', value: master.host },
       { name: 'MASTER_PORT', value: String(master.port) },
     ],
     storage: allStorage(storage),
     config: { name: gangName, directory: environment.configDirectory(gangName) },
-    // Only rank 0 serves.
+    // Only rank 0 serves progress.
     ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,

@@ -1,6 +1,6 @@
-/** What an attempt consists of, in the order of creation. */
-import { DEFAULT_PROGRESS_PORT, type QuantizeJobSpec } from '@facetrain/api';
-import { specDigest } from '../attempt.ts';
+/** The objects of an attempt of a QuantizeJob, in the order of creation. */
+import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, type QuantizeJobSpec } from '@facetrain/api';
+import { fieldsDigest } from '../attempt.ts';
 import type { Blocker, Child } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
@@ -26,7 +26,8 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-export function conflictIn({ spec, environment }: Attempt): Blocker | null {
+/** Checks what the schema cannot check: whether the pod template uses one of our names. */
+export function findConflict({ spec, environment }: Attempt): Blocker | null {
   return templateConflict(
     spec.quantizer.podTemplate,
     allStorage(quantizerStorage(spec, environment)),
@@ -34,10 +35,7 @@ export function conflictIn({ spec, environment }: Attempt): Blocker | null {
   );
 }
 
-/** Of what CEL lets change only while the job is suspended. */
-export function quantizationDigest({ model, calibration, search, output }: QuantizeJobSpec): string {
-  return specDigest({ model, calibration, search, output });
-}
+export const quantizationDigest = (spec: QuantizeJobSpec): string => fieldsDigest(spec, QUANTIZATION_FIELDS);
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
   const config = quantizeConfig(job, spec, attempt, storage, environment);
