@@ -1,51 +1,54 @@
-/** Children that should be there, told by name, and made only if they are not. */
+/** The objects that a job should have: which are missing, and what prevents their creation. */
 import type { JobView } from './attempt.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject, RefusedChild } from './observed.ts';
 import { Reason } from './reasons.ts';
 import type { Stage } from './stage.ts';
 
+/** An object that should exist. It is identified by kind and name, and made only if it is missing. */
 export interface Child {
   kind: ChildObject['kind'];
   name: string;
   make: () => ChildObject;
 }
 
-/** In the order given, which is the order they are created in. */
+/** The children that do not exist, in the given order, which is the order of creation. */
 export function missingChildren(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
-  const there = new Set([
+  const existing = new Set([
     ...objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`),
     ...view.ranks.map((pod) => `Pod/${pod?.name}`),
   ]);
-  return children.filter(({ kind, name }) => !there.has(`${kind}/${name}`));
+  return children.filter(({ kind, name }) => !existing.has(`${kind}/${name}`));
 }
 
 interface Creation {
   /** Missing children. */
   create: Child[];
-  /** Names that must be free: those of the children, and of what a later stage will make. */
+  /** Children whose names must not be taken: those of this stage, and those that a later stage will create. */
   reserved: Child[];
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
+  /** As in ObservedFaceTrainJob. */
   predecessors?: string[] | undefined;
-  /** Jobs that come first in a folder that this one must have for itself. */
+  /** As in ObservedFaceTrainJob. */
   jobsBefore?: string[];
-  /** What the schema cannot see in a spec: the field's path and why; null when all is well. */
+  /** Checks the spec for what its schema cannot check. */
   findConflict?: () => Blocker | null;
 }
 
+/** Why missing children cannot be created. */
 export interface Blocker {
   reason: string;
   message: string;
-  /** It goes away by itself. */
+  /** It ends without any action of the user. */
   temporary?: true;
 }
 
-/** @param more to say where only a change can help */
-export const blockedBy = ({ reason, message, temporary }: Blocker, more = ''): Stage =>
-  temporary ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${more}` };
+/** @param hint added to the message if the user has to act */
+export const blockedBy = ({ reason, message, temporary }: Blocker, hint = ''): Stage =>
+  temporary ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${hint}` };
 
-/** Why what is missing cannot be made; null when nothing is missing, or nothing is in the way. */
+/** @returns null if nothing is missing, or if nothing prevents the creation */
 export function findBlocker({
   create,
   reserved,
@@ -63,27 +66,25 @@ export function findBlocker({
       message: `${jobsBefore[0]} writes to the same folder and has not finished`,
       temporary: true,
     };
-  // Never touched, and never adopted.
+  // An object of another owner is neither changed nor adopted.
   const foreign = objects.find(
     (object) => !object.owned && reserved.some(({ kind, name }) => object.kind === kind && object.name === name),
   );
   if (foreign?.leftover) return predecessorBlocker(`${foreign.kind} ${foreign.name}`, 'gone');
   if (foreign) {
-    return {
-      reason: Reason.nameTaken,
-      message: `${foreign.kind} ${foreign.name} exists and does not belong to this job; delete it, or give the job another name`,
-    };
+    const found = `${foreign.kind} ${foreign.name} exists and does not belong to this job`;
+    return { reason: Reason.nameTaken, message: `${found}; delete it, or give the job another name` };
   }
-  const invalid = findConflict?.() ?? null;
-  if (invalid !== null) return invalid;
+  const conflict = findConflict?.() ?? null;
+  if (conflict !== null) return conflict;
   if (refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)) {
     return { reason: Reason.childRefused, message: `${refused.kind} ${refused.name}: ${refused.message}` };
   }
   return null;
 }
 
-const predecessorBlocker = (what: string, how: string): Blocker => ({
+const predecessorBlocker = (what: string, change: 'ended' | 'gone'): Blocker => ({
   reason: Reason.stopping,
-  message: `${what} of an earlier job of this name has not ${how} yet`,
+  message: `${what} of an earlier job of this name has not ${change} yet`,
   temporary: true,
 });

@@ -1,4 +1,7 @@
-/** What is deleted once an attempt is over. Only what the status already calls over: the evidence was used. */
+/**
+ * Deletions after the end of an attempt. An attempt is over once the observed status says so. Before that its pods are
+ * the evidence for what to do next.
+ */
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { attemptName } from './names.ts';
 import type { ObservedObject, ObservedPod } from './observed.ts';
@@ -8,10 +11,14 @@ import { secondsSince, soonest } from './time.ts';
 
 export type CleanPodPolicy = 'All' | 'Running' | 'None';
 
-/** A kubelet tells the end of a program some moments before that of its pod, unless helper containers go on. A pod that is deleted in between takes its log along. */
+/**
+ * Seconds for a pod to end after its program has. The kubelet reports the end of the container some moments before the
+ * pod's final phase. A pod that is deleted in between loses its log. With sidecars that still run, the pod does not end
+ * by itself.
+ */
 const POD_END_SECONDS = 5;
 
-/** How long the end of a pod may still be waited for, its program having ended; null: it has ended, or has to be ended. */
+/** Seconds that a pod whose program has ended may still take; null if the pod has ended, or has to be deleted. */
 function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
   if (
     !isAlive(pod) ||
@@ -25,20 +32,23 @@ function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
   return age >= 0 && age < POD_END_SECONDS ? POD_END_SECONDS - age : null;
 }
 
-/** Seconds until a pod whose end was waited for is ended. */
+/** Seconds until the first pod has used up its time to end; null if none is waited for. */
 export const secondsToCleanup = ({ ranks, otherPods, now }: JobView): number | null =>
   soonest(...[...ranks, ...otherPods].map((pod) => (pod === undefined ? null : secondsToPodEnd(pod, now))));
 
 const mustBeStopped = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && secondsToPodEnd(pod, now) === null;
 
-/** Pods of earlier attempts. Those that ended stay for their logs, but of the last attempt alone, or a job that restarts often would fill the cluster. */
+/**
+ * Deletes pods of earlier attempts. Pods that have ended stay for their logs, but only those of the previous attempt:
+ * else a job that restarts often would fill the cluster.
+ */
 export function deleteOlderPods(view: JobView, policy: CleanPodPolicy): Action[] {
   return view.otherPods
     .filter((pod) => mustBeStopped(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1)
     .flatMap(deletePod);
 }
 
-/** Pods of the current attempt, when it was the last. */
+/** Deletes pods of the current attempt, after it was the last one. */
 export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action[] {
   if (policy === 'None') return [];
   return view.ranks
@@ -46,11 +56,16 @@ export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action
     .flatMap((pod) => deletePod(pod!));
 }
 
-/** ConfigMaps and PodGroups of earlier attempts of which no pod is left; Kubernetes keeps a PodGroup until then anyway. */
+/**
+ * Deletes ConfigMaps and PodGroups of earlier attempts without pods. Kubernetes keeps a PodGroup as long as it has
+ * pods.
+ */
 export function deleteOlderObjects(view: JobView, objects: ObservedObject[]): Action[] {
-  const left = new Set([...view.otherPods, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)));
+  const withPods = new Set(
+    [...view.otherPods, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)),
+  );
   return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
-    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || left.has(name)) return [];
+    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || withPods.has(name)) return [];
     const attempt = attemptOf(name, view);
     return attempt === null || attempt >= view.attempt
       ? []
@@ -65,7 +80,7 @@ function attemptOf(name: string, view: JobView): number | null {
 }
 
 function deletePod({ name, uid, deleting, lostNode }: ObservedPod): Action[] {
-  // Nobody is left to end it; without force it would stay for as long as its node does.
+  // The kubelet is gone: without force the pod stays until its Node object is deleted.
   if (lostNode !== undefined) return [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.nodeLost, force: true }];
   return deleting ? [] : [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.attemptOver }];
 }

@@ -1,4 +1,7 @@
-/** The one way to write conditions: times move only when a status does, and the order is always that of the wanted list. */
+/**
+ * Writes conditions (metav1.Condition). `lastTransitionTime` changes only with `status`, and the order is that of the
+ * given list, so that an unchanged status stays equal.
+ */
 import type { Condition } from '@facetrain/api';
 import { truncate } from './plain-data.ts';
 import { ConditionType, MAX_MESSAGE } from './reasons.ts';
@@ -11,7 +14,7 @@ export interface WantedCondition {
   message: string;
 }
 
-const OURS = new Set<string>(Object.values(ConditionType));
+const OWN_TYPES = new Set<string>(Object.values(ConditionType));
 
 export function isTrue(conditions: Condition[] | undefined, type: ConditionType): boolean {
   return conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
@@ -21,14 +24,14 @@ export function findCondition(conditions: Condition[] | undefined, type: Conditi
   return conditions?.find((condition) => condition.type === type);
 }
 
-/** Conditions of ours that are not wanted go; those of others stay. */
+/** Removes our conditions that are not wanted. Conditions of other types (of other controllers) are kept. */
 export function mergeConditions(
   old: Condition[] | undefined,
   wanted: WantedCondition[],
   generation: number,
   now: Date,
 ): Condition[] {
-  const ours = wanted.map(({ type, status, reason, message }) => {
+  const own = wanted.map(({ type, status, reason, message }) => {
     const before = findCondition(old, type);
     return {
       type,
@@ -39,5 +42,11 @@ export function mergeConditions(
       message: truncate(message, MAX_MESSAGE),
     };
   });
-  return [...ours, ...(old ?? []).filter((condition) => !OURS.has(condition.type))];
+  return [...own, ...(old ?? []).filter((condition) => !OWN_TYPES.has(condition.type))];
+}
+
+/** Reason and message of a condition in one line; undefined if there is no such condition. */
+export function conditionText(conditions: Condition[] | undefined, type: ConditionType): string | undefined {
+  const condition = findCondition(conditions, type);
+  return condition && `${condition.reason}: ${condition.message}`;
 }

@@ -1,4 +1,7 @@
-/** Limits on the whole job and on an attempt's wait for its pods. Exceeding one fails the job: waiting longer is what they forbid. */
+/**
+ * Deadlines of the whole job, and of the pods of an attempt to start. A job that exceeds one fails; it is not
+ * restarted.
+ */
 import { isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
@@ -20,7 +23,7 @@ export function exceededDeadline(view: JobView): ExceededDeadline | null {
   return null;
 }
 
-/** Seconds until one of them would be exceeded. */
+/** Seconds until the first deadline; null if none applies. */
 export const secondsToDeadline = (view: JobView): number | null =>
   soonest(activeSecondsLeft(view), pendingSecondsLeft(view));
 
@@ -33,13 +36,13 @@ function activeSecondsLeft({ status, spec, now }: JobView): number | null {
 }
 
 function pendingSecondsLeft({ startedAt, spec, ranks, now }: JobView): number | null {
-  const waits = ranks.some((pod) => pod?.phase === 'Pending');
-  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !waits
+  const isPending = ranks.some((pod) => pod?.phase === 'Pending');
+  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !isPending
     ? null
     : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
 }
 
-/** How many pods are ready, and what the first that is not waits for, in Kubernetes' own words where it has any. */
+/** A message: how many pods are ready, and what the first other pod waits for, as Kubernetes reports it. */
 export function whatPodsWaitFor({ ranks }: JobView): string {
   const ready = ranks.filter((pod) => pod && (pod.ready || outcomeOf(pod) === 'succeeded')).length;
   const reason = firstWaitReason(ranks);
@@ -51,6 +54,6 @@ function firstWaitReason(ranks: JobView['ranks']): string | undefined {
   if (waiting) return `${waiting.name} ${waiting.waiting!.reason}: ${waiting.waiting!.message}`;
   const unknown = ranks.find((pod) => pod && isUnknown(pod));
   if (unknown) return `${unknown.name} is in phase ${unknown.phase}`;
-  const unplaced = ranks.find((pod) => pod?.phase === 'Pending' && pod.node === undefined);
-  return unplaced && `${unplaced.name} has no place, and no scheduler has said why`;
+  const unscheduled = ranks.find((pod) => pod?.phase === 'Pending' && pod.node === undefined);
+  return unscheduled && `${unscheduled.name} has no place, and no scheduler has said why`;
 }

@@ -1,33 +1,35 @@
 /**
- * Where pods find things: what differs between a cluster and one machine, and nothing else does.
+ * Where pods find their storage and each other. This is all that differs between a cluster and a single machine.
  *
- * The planner asks its environment where a rank finds a storage uri and its peers; the answer is data. So the config
- * that a trainer reads is right on both, and an executor of processes need not rewrite it.
+ * The planner calls these functions and writes what they return into `config.json` and the pods. So the configuration
+ * is right in both, and the executor that starts processes does not rewrite it.
  */
 import type { StorageRef } from '@facetrain/api';
 import type { Container, Volume, VolumeMount } from './objects.ts';
 
-/** A storage uri as the program in the pod sees it. */
+/** How a program in the pod reaches the data of a storage URI. */
 export interface MountedStorage {
+  /** Path in the container. */
   path: string;
   volume?: Volume;
   mount?: VolumeMount;
-  /** Copies the data to `path` before the program starts. */
+  /** An init container that copies the data to `path`. */
   fetch?: Container;
 }
 
+/** All functions are pure. */
 export interface Environment {
   /**
-   * @param name unique in the pod, a DNS label: dataset, checkpoints, output, evaluation-0, ...
-   * @param access 'read': a file or folder that exists. 'write': a folder, made when missing.
+   * @param name a DNS label, unique in the pod: dataset, checkpoints, output, evaluation-0, ...
+   * @param access 'read': a file or folder that exists. 'write': a folder, which is created if it is missing.
    */
   storage(name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage;
-  /** Where ranks meet: the address of rank 0. */
+  /** The address of rank 0, at which all ranks connect to each other. */
   master(job: { name: string; namespace: string }, attempt: number, port: number): { host: string; port: number };
-  /** Where a pod serves progress. */
+  /** The address at which a pod listens for requests of its progress. */
   progress(port: number): { host: string; port: number };
-  /** Folder in which the ConfigMap with config.json appears for the pod. */
+  /** Folder in the container in which config.json of the ConfigMap is mounted. */
   configDirectory(podOrGang: string): string;
-  /** Image of pods whose job names none; absent where there are no images. */
+  /** Image of pods whose job names none; absent if pods are processes. */
   defaultImage?: string;
 }

@@ -1,9 +1,9 @@
 /**
- * Why an attempt is over, and what to do about it.
+ * Why an attempt has failed, and what the failure policy does about it.
  *
- * One rank's failure ends the attempt for all: the others wait in a collective until they time out and leave with "peer
- * lost". So blame goes to the rank that failed first with another code; then to a rank whose pod was taken away; and only
- * when there is neither, to whoever lost a peer.
+ * The failure of one rank ends the attempt: the other ranks wait in a collective until it times out, and exit with the
+ * code "peer lost". The root cause is therefore looked for in this order: the rank that failed first with another exit
+ * code; a rank whose pod was deleted or whose node is lost; at last a rank that lost a peer.
  */
 import { type ErrorCode, ExitCode, type FailurePolicy } from '@facetrain/api';
 import { creationIsOver, isUnknown, type JobView, outcomeOf } from './attempt.ts';
@@ -16,25 +16,25 @@ import { secondsSince } from './time.ts';
 export interface Failure {
   reason: string;
   message: string;
-  /** The cluster took the pod away, which is no fault of the job. */
+  /** The cluster ended the pod (eviction, preemption, a lost node). The restart is not counted. */
   disruption: boolean;
-  /** What a rule's `reasons` may match. */
+  /** Words that `reasons` of a rule in the failure policy can match. */
   ruleReasons: string[];
   exitCode?: number;
   rank?: number;
   node?: string;
 }
 
-/** How long to wait for the culprit's own end to be seen, when all that is seen is that others lost it. */
+/** Seconds to wait for the root cause, if so far only ranks that lost a peer have been observed. */
 export const ROOT_CAUSE_WAIT_SECONDS = 2;
 
-/** What ended the current attempt; null while nothing has. */
+/** The failure that ends the current attempt; null if there is none, or if its cause is not known yet. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
     .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
     .sort(byFinishTime) as ObservedPod[];
-  const culprit = failed.find((pod) => !exitedWithPeerLost(pod));
-  if (culprit) return processFailure(culprit);
+  const rootCause = failed.find((pod) => !exitedWithPeerLost(pod));
+  if (rootCause) return processFailure(rootCause);
 
   for (const [rank, pod] of view.ranks.entries()) {
     if (pod === undefined) {
@@ -63,13 +63,14 @@ export function findFailure(view: JobView): Failure | null {
     }
   }
 
-  const [victim] = failed;
-  return victim === undefined || mayHaveRootCause(victim, view) ? null : processFailure(victim);
+  const [peerLost] = failed;
+  return peerLost === undefined || mayHaveRootCause(peerLost, view) ? null : processFailure(peerLost);
 }
 
-function mayHaveRootCause(victim: ObservedPod, view: JobView): boolean {
-  if (victim.finishedAt === undefined || view.ranks.every((pod) => pod && outcomeOf(pod) !== null)) return false;
-  const age = secondsSince(victim.finishedAt, view.now);
+/** Whether another rank, which has not ended yet, may turn out to be the root cause. */
+function mayHaveRootCause(peerLost: ObservedPod, view: JobView): boolean {
+  if (peerLost.finishedAt === undefined || view.ranks.every((pod) => pod && outcomeOf(pod) !== null)) return false;
+  const age = secondsSince(peerLost.finishedAt, view.now);
   return age >= 0 && age < ROOT_CAUSE_WAIT_SECONDS;
 }
 
@@ -80,17 +81,18 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
 
 const exitedWithPeerLost = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.peerLost && !pod.disrupted;
 
-/** Reasons by which a kubelet says that it ended a pod for the node's sake, where it sets no DisruptionTarget condition. */
+/** Reasons of pods that the kubelet ended for its node's sake, without setting the condition DisruptionTarget. */
 const DISRUPTION_REASONS = new Set(['Evicted', 'Preempting', 'NodeLost', 'NodeShutdown', 'Shutdown', 'Terminated']);
 
 function processFailure(pod: ObservedPod): Failure {
   const disruption = pod.disrupted || DISRUPTION_REASONS.has(pod.reason ?? '');
-  // "Error" is what Kubernetes says of every exit code but 0.
+  // Kubernetes reports "Error" for every exit code but 0.
   const cause = pod.reason === 'Error' ? undefined : pod.reason;
   const reason = pod.termination?.code ?? cause ?? (pod.disrupted ? Reason.disrupted : reasonOfExit(pod.exitCode));
-  const said = pod.termination?.message;
-  const left = pod.exitCode === undefined ? 'failed' : `left with exit code ${pod.exitCode}`;
-  const message = `rank ${pod.rank} ${left}${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}${said ? `: ${said}` : ''}`;
+  const detail = pod.termination?.message;
+  const ending = pod.exitCode === undefined ? 'failed' : `left with exit code ${pod.exitCode}`;
+  const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
+  const message = `rank ${pod.rank} ${ending}${where}${detail ? `: ${detail}` : ''}`;
   return { ...podFailure(reason, message, pod), disruption };
 }
 
@@ -118,7 +120,7 @@ function reasonOfExit(code: number | undefined): string {
     case ExitCode.preempted:
       return Reason.preempted;
     default:
-      // A shell's convention: 128 + the number of the signal.
+      // 128 + the number of the signal, as shells and container runtimes report it.
       return code !== undefined && code > 128 ? Reason.killed : Reason.exited;
   }
 }
@@ -127,7 +129,9 @@ export type FailureAction = FailurePolicy['rules'][number]['action'];
 
 const RENDEZVOUS_TIMEOUT: ErrorCode = 'RendezvousTimeout';
 
-/** What the policy wants done, and the name of the rule that says so. A disruption comes before all rules: it never counts. */
+/**
+ * The action for a failure, and the name of the rule that decided. No rule applies to a disruption: it never counts.
+ */
 export function actionFor(
   failure: Failure,
   policy: FailurePolicy,
@@ -141,7 +145,8 @@ export function actionFor(
   if (rule) return { action: rule.action, rule: rule.name };
   switch (failure.exitCode) {
     case ExitCode.refused:
-      // To one process an address that nobody answers at is a wrong input; in a gang a peer may merely have come too late.
+      // A process reports a rendezvous that timed out as refused input. In a gang a rank may only have started too
+      // late.
       return { action: failure.ruleReasons.includes(RENDEZVOUS_TIMEOUT) ? 'Restart' : 'FailJob' };
     case ExitCode.gateFailed:
       return { action: 'FailJob' };

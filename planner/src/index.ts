@@ -1,4 +1,11 @@
-/** The part of the operator that decides. `facetrain run` and the controllers execute the same plans. */
+/**
+ * The planners: what an operator, or `facetrain run`, has to do next about a job.
+ *
+ * An executor observes a job (`ObservedFaceTrainJob`), calls `planFaceTrainJob` or `planQuantizeJob`, and carries the
+ * `Plan` out. It tells the planner by an `Environment` where pods find their storage and each other. `readTermination`
+ * and `observedProgress` turn what a pod reports into observations; `Label` and `cachePath` name what both sides have
+ * to find.
+ */
 export type * from './environment.ts';
 export { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
 export { Label } from './names.ts';

@@ -1,6 +1,6 @@
 /**
- * The status of a job whose spec the schema of this operator refuses, though that of the CRD once let it through. Nothing else is done about it: what runs goes
- * on, and what is over stays as it is.
+ * The status of a job whose stored spec this operator's schema refuses, because an older CRD accepted it. Only the
+ * status changes: running pods are not touched, and a finished job stays as it is.
  */
 import type { JobStatus } from './attempt.ts';
 import { isTrue, mergeConditions } from './conditions.ts';
@@ -8,6 +8,7 @@ import { ConditionType, Reason } from './reasons.ts';
 
 const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
 
+/** @param message the refusal: field, what was found, what is allowed */
 export function invalidStatus<Status extends JobStatus & { phase?: string | undefined }>(
   before: Status,
   generation: number,
@@ -16,12 +17,12 @@ export function invalidStatus<Status extends JobStatus & { phase?: string | unde
 ): Status {
   const { conditions = [] } = before;
   if (isTrue(conditions, ConditionType.succeeded) || isTrue(conditions, ConditionType.failed)) return before;
-  const why = { reason: Reason.invalidSpec, message };
+  const cause = { reason: Reason.invalidSpec, message };
   const wanted = [
-    { type: ConditionType.ready, status: 'False' as const, ...why },
-    { type: ConditionType.stalled, status: 'True' as const, ...why },
+    { type: ConditionType.ready, status: 'False' as const, ...cause },
+    { type: ConditionType.stalled, status: 'True' as const, ...cause },
   ];
-  const told = mergeConditions(
+  const invalid = mergeConditions(
     conditions.filter(({ type }) => REPLACED.has(type)),
     wanted,
     generation,
@@ -32,6 +33,6 @@ export function invalidStatus<Status extends JobStatus & { phase?: string | unde
     ...before,
     observedGeneration: generation,
     phase: before.phase ?? 'Pending',
-    conditions: [...told, ...kept],
+    conditions: [...invalid, ...kept],
   };
 }

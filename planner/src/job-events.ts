@@ -1,10 +1,10 @@
-/** Events, as the difference between two statuses: each change is told once, and none that was not written. */
-import type { Condition } from '@facetrain/api';
+/** Events, as the difference between two statuses. Each change gets one event, and only after it was written. */
 import type { JobStatus } from './attempt.ts';
-import { findCondition, isTrue } from './conditions.ts';
+import { conditionText, isTrue } from './conditions.ts';
 import type { PlanEvent } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 
+/** Conditions that get an event when they become True. */
 const CONDITION_EVENTS: [ConditionType, PlanEvent['type']][] = [
   [ConditionType.running, 'Normal'],
   [ConditionType.suspended, 'Normal'],
@@ -28,20 +28,15 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
   }
   for (const [type, severity] of CONDITION_EVENTS) {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
-      events.push({ type: severity, reason: type, message: saying(after.conditions, type) });
+      events.push({ type: severity, reason: type, message: conditionText(after.conditions, type)! });
   }
-  // A failure was told already; a refusal is told again when it is another one.
+  // A failed job has the event Failed. Any other Stalled condition gets an event whenever its text changes.
   if (isTrue(after.conditions, ConditionType.stalled) && !isTrue(after.conditions, ConditionType.failed)) {
-    const message = saying(after.conditions, ConditionType.stalled);
-    if (message !== saying(before.conditions, ConditionType.stalled))
+    const message = conditionText(after.conditions, ConditionType.stalled)!;
+    if (message !== conditionText(before.conditions, ConditionType.stalled))
       events.push({ type: 'Warning', reason: ConditionType.stalled, message });
   }
   return events;
 }
 
 const restartsOf = ({ restarts }: JobStatus): number => (restarts?.count ?? 0) + (restarts?.disruptions ?? 0);
-
-function saying(conditions: Condition[] | undefined, type: ConditionType): string {
-  const condition = findCondition(conditions, type);
-  return condition ? `${condition.reason}: ${condition.message}` : '';
-}

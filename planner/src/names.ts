@@ -1,4 +1,7 @@
-/** Names, labels and owners of children: all of them a function of the job, so that every plan finds what an earlier one made. */
+/**
+ * Names, labels and owner references of children. They depend on the job alone, so each plan finds what earlier ones
+ * created.
+ */
 import { API_VERSION } from '@facetrain/api';
 import type { Metadata, OwnerReference } from './objects.ts';
 import type { JobIdentity } from './observed.ts';
@@ -11,19 +14,19 @@ export const Label = {
   jobKind: 'facetrain.dev/job-kind',
   attempt: 'facetrain.dev/attempt',
   rank: 'facetrain.dev/rank',
-  /** Of what is trained; see the spec digest in attempt.ts. */
+  /** Digest of the fields that decide the result: `specDigest` in attempt.ts. */
   specDigest: 'facetrain.dev/spec-digest',
 } as const;
 
-/** The container of ours in every pod. */
+/** Name of the container that runs our program, in every pod. */
 export const CONTAINER = 'facetrain';
 
-/** Also the name of the attempt's ConfigMap and PodGroup. */
+/** Name of the attempt's ConfigMap and PodGroup, and prefix of its pods' names. */
 export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): string => `${job.name}-${attempt}`;
 export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
   `${attemptName(job, attempt)}-${rank}`;
 
-/** Labels by which a selector finds all pods of a job and nobody else's. */
+/** Labels that select all pods of a job and no others: the uid tells jobs of the same name apart. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });
 
 export function childMetadata(

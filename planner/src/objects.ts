@@ -1,6 +1,7 @@
 /**
- * The Kubernetes objects that plans create, with the fields that are used. They are plain data: the planner depends on no
- * Kubernetes client, and the executor that starts processes can interpret them. What exists is described in observed.ts.
+ * The Kubernetes objects that plans create, with the fields that are used. They are plain data: the planner depends on
+ * no Kubernetes client, and the executor that starts processes can interpret them. What exists is described in
+ * observed.ts.
  */
 
 export interface OwnerReference {
@@ -20,7 +21,7 @@ export interface Metadata {
   ownerReferences: OwnerReference[];
 }
 
-/** An environment variable: a value, or a field of the pod or a key of a Secret that the executor looks up. */
+/** An environment variable: a value, or a key of a Secret that the executor looks up. */
 export type EnvVar =
   | { name: string; value: string }
   | { name: string; valueFrom: { secretKeyRef: { name: string; key: string; optional?: boolean } } };
@@ -42,7 +43,7 @@ export interface Container {
   name: string;
   image?: string;
   imagePullPolicy?: string;
-  /** Arguments of the image's entry point, which is the trainer program. */
+  /** Arguments of the trainer program, which is the image's entry point. */
   args: string[];
   env: EnvVar[];
   ports?: { name: string; containerPort: number }[];
@@ -54,7 +55,10 @@ export interface Container {
   terminationMessagePolicy?: 'File' | 'FallbackToLogsOnError';
 }
 
-/** The spec of a pod of ours. What a user's podTemplate adds beyond this type is carried along unseen. */
+/**
+ * The spec of a pod. Other fields of the user's podTemplate are part of the object, too, though this type does not list
+ * them.
+ */
 export interface PodSpec {
   hostname?: string;
   subdomain?: string;
@@ -117,7 +121,7 @@ export interface NetworkPolicy {
   };
 }
 
-/** A QuantizeJob as a FaceTrainJob makes it: the spec before defaults, which its own parser fills in. */
+/** A QuantizeJob that a FaceTrainJob creates. Its spec is not parsed, so defaults are not filled in yet. */
 export interface QuantizeJobObject {
   apiVersion: 'facetrain.dev/v1alpha1';
   kind: 'QuantizeJob';

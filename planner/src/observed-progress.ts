@@ -1,8 +1,7 @@
-/** Progress of rank 0, in the form that the planners read. */
+/** Converts the progress that rank 0 serves to the form that the planners read. */
 import type { Progress } from '@facetrain/api';
 import type { ObservedProgress } from './observed.ts';
 
-/** What rank 0 served at /v1/progress, as a planner is shown it. */
 export function observedProgress({
   job,
   step,

@@ -1,8 +1,8 @@
-/** What a planner is shown: the job, and what exists for it. Collected by an executor, decided upon by nobody but the planner. */
+/** Input of the planners: a job, and what exists for it. Executors collect it and draw no conclusions from it. */
 import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus, TerminationResult } from '@facetrain/api';
 import type { ChildObject } from './objects.ts';
 
-/** Metadata of a job as the API server (or the executor of processes) has filled it in. */
+/** Metadata of a job, as the API server (or the executor that starts processes) has set it. */
 export interface JobIdentity {
   name: string;
   namespace: string;
@@ -11,61 +11,67 @@ export interface JobIdentity {
   deletionTimestamp?: string | undefined;
 }
 
-/** A pod as it was last seen, whoever runs it: a kubelet or the executor of processes. */
+/** The last observed state of a pod, which a kubelet runs, or the executor that starts processes. */
 export interface ObservedPod {
   name: string;
   uid: string;
   attempt: number;
   rank: number;
-  /** Unknown: its node does not answer. Any other word is treated like Unknown: alive, and not to be counted on. */
+  /** Unknown: its node does not answer. A word that we do not know is treated like Unknown: alive, but not running. */
   phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown' | (string & {});
   ready: boolean;
-  /** Deletion was asked for; until the pod is gone its process may still run. */
+  /** It has a deletion timestamp. Until the object is gone its process may still run. */
   deleting: boolean;
   node?: string;
   createdAt: string;
   finishedAt?: string;
-  /** Of the container "facetrain". A process that a signal ended has 128 + its number. */
+  /** Of the container "facetrain". After a signal: 128 + its number. */
   exitCode?: number;
-  /** What Kubernetes says of a failed container or pod: OOMKilled, Evicted, ... */
+  /** The reason that Kubernetes reports for a failed container or pod: OOMKilled, Evicted, ... */
   reason?: string;
-  /** The container's termination message, if it is ours (termination.ts): what failed, ... */
+  /** The termination message of a program that failed (read-termination.ts). */
   termination?: { code: string; message: string };
-  /** ... or what came of a program that ended without an error. */
+  /** The termination message of a program that ended without an error. */
   result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
   disrupted: boolean;
-  /** Its node is gone, or answers nobody: why that is thought. What ran there counts as lost. */
+  /** Why its node counts as lost (deleted, or unreachable for too long); absent while the node is healthy. */
   lostNode?: string;
-  /** Why a pod that waits does so: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
+  /** Why the pod does not start: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
   waiting?: { reason: string; message: string };
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;
 }
 
-/** An object whose name is one of those that the planner gives. Pods are here only if they belong to somebody else. */
+/** An object with a name that the planner gives to children. Pods are listed here only if they have another owner. */
 export interface ObservedObject {
   kind: 'Pod' | 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
   name: string;
   uid: string;
-  /** Its controller is this job; an object of the same name that is not ours is never touched. */
+  /** Its controller is this job. An object of another owner is never changed. */
   owned: boolean;
-  /** The label facetrain.dev/spec-digest: of the training that a ConfigMap configures, of a Service's or a NetworkPolicy's own spec. */
+  /**
+   * The label facetrain.dev/spec-digest: of a ConfigMap, the digest of the job's spec; of others, that of their own
+   * spec.
+   */
   specDigest?: string;
-  /** Deletion was asked for; something keeps it. */
+  /** It has a deletion timestamp; a finalizer keeps it. */
   deleting?: true;
-  /** Its controller is a job of this name that was deleted before this one was made: it will go. */
+  /** Its controller is a deleted job of the same name: the garbage collector will delete it. */
   leftover?: true;
 }
 
-/** A create that the API server would not have, in its own words. Shown to the one plan after it, the next but one tries again. */
+/**
+ * A create request that the API server refused, with its message. Only the next plan gets it, so the plan after that
+ * tries again.
+ */
 export interface RefusedChild {
   kind: ChildObject['kind'];
   name: string;
   message: string;
 }
 
-/** The newest answer of rank 0 to /v1/progress, or what it left behind at its end. */
+/** The newest progress of rank 0: from /v1/progress, or from its termination message. */
 export interface ObservedProgress {
   attempt: number;
   step: number;
@@ -77,7 +83,7 @@ export interface ObservedProgress {
   evaluations?: EvaluationResult[];
   /** The newest complete checkpoint. */
   checkpoint?: { step: number; time?: string };
-  /** A counter that moves whenever the trainer does anything: steps, evaluation batches, checkpoint files. */
+  /** Counter of all work of the trainer: steps, evaluation batches, checkpoint files. */
   activity: number;
 }
 
@@ -87,14 +93,17 @@ export interface ObservedFaceTrainJob {
   status: NonNullable<FaceTrainJob['status']>;
   pods: ObservedPod[];
   objects: ObservedObject[];
-  /** Names of pods that may still run, of a job of this name that was deleted before this one was made: they write where this one will. */
+  /** Names of pods that may still run, of a deleted job of the same name. They write to the folders of this job. */
   predecessors?: string[];
-  /** Other jobs that write to this one's output or checkpoints: those that run, and those that were made before it and are about to. */
+  /**
+   * Jobs that must end before this one begins: they write to the same output or checkpoints, and run or were created
+   * earlier.
+   */
   jobsBefore?: string[];
   refused?: RefusedChild;
   progress?: ObservedProgress;
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
-  /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1), or null. */
+  /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1); null if it serves none. */
   podGroupApi: string | null;
 }
 

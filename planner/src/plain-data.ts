@@ -1,11 +1,11 @@
-/** Small things about plain data. */
+/** Helpers for plain data. */
 
-/** The same without properties that are undefined, at any depth: what JSON makes of it. */
+/** A copy without properties that are undefined, at any depth: the result of a JSON round trip. */
 export function compact<T>(value: { [K in keyof T]: T[K] | undefined }): T {
   return JSON.parse(JSON.stringify(value)) as T;
 }
 
-/** JSON with sorted keys: equal data gives equal text, whoever wrote it. */
+/** JSON with sorted keys: equal data gives equal text. */
 export function canonicalJson(value: unknown): string {
   return JSON.stringify(value, (_key, part: unknown) =>
     part !== null && typeof part === 'object' && !Array.isArray(part)
@@ -18,5 +18,5 @@ export function truncate(text: string, length: number): string {
   return text.length <= length ? text : `${text.slice(0, length - 1)}…`;
 }
 
-/** For people: `kubectl get` shows every digit there is. */
+/** Rounds to significant digits, for a status: `kubectl get` shows all digits of a number. */
 export const rounded = (value: number, digits: number): number => Number(value.toPrecision(digits));

@@ -5,9 +5,9 @@
  * fails, and writes the status last. Then it emits the events. It may crash anywhere: the next plan is made from what
  * exists by then.
  *
- * If an object that it creates exists already, its cache was stale, and it takes that for success. The status and the pods
- * that it passes to a planner must be at least as new as its own last write. From older ones a planner could start an
- * attempt that is already over.
+ * If an object that it creates exists already, its cache was stale, and it takes that for success. The status and the
+ * pods that it passes to a planner must be at least as new as its own last write. From older ones a planner could start
+ * an attempt that is already over.
  */
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import type { Environment } from './environment.ts';
@@ -16,7 +16,10 @@ import type { ObservedFaceTrainJob, ObservedQuantizeJob } from './observed.ts';
 
 export type Action =
   | { type: 'create'; object: ChildObject }
-  /** `uid` is a precondition: another object of the same name is never deleted. `force`: grace period 0, for a lost node. */
+  /**
+   * `uid` is a precondition: another object of the same name is never deleted. `force`: grace period 0, for a lost
+   * node.
+   */
   | {
       type: 'delete';
       kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy';
@@ -25,7 +28,9 @@ export type Action =
       reason: string;
       force?: true;
     }
-  /** Merges `spec` into the spec of a child (JSON Merge Patch, RFC 7386: lists are replaced), `labels` into its labels. */
+  /**
+   * Merges `spec` into the spec of a child (JSON Merge Patch, RFC 7386: lists are replaced), `labels` into its labels.
+   */
   | {
       type: 'patch';
       kind: 'QuantizeJob' | 'Service' | 'NetworkPolicy';

@@ -1,4 +1,4 @@
-/** Storage that a pod uses, as its environment mounts it, with the credentials that reading it takes. */
+/** Storage of a pod: its volumes, the containers that fetch from object stores, and their credentials. */
 import { parseStorageUri, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, Volume, VolumeMount } from './objects.ts';
@@ -8,7 +8,7 @@ export interface MountedVolumes {
   volumeMounts: VolumeMount[];
 }
 
-/** `environment.storage`, with credentials for the container that fetches. */
+/** `environment.storage`, with the credentials of the container that fetches. */
 export function mountWithCredentials(
   environment: Environment,
   name: string,
@@ -20,7 +20,10 @@ export function mountWithCredentials(
   return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentialEnv(reference.s3)] } };
 }
 
-/** The container that copies an object store's data to `path` before the program starts: `facetrain-trainer fetch`. Its credentials come from `mounted`. */
+/**
+ * An init container that copies data of an object store to `path`: `facetrain-trainer fetch`. `mountWithCredentials`
+ * adds the credentials. With a cache, other pods fetch to the same path, and `--shared` makes them take turns.
+ */
 export function fetchContainer(
   name: string,
   reference: StorageRef,
@@ -52,7 +55,10 @@ export function cachePath({ uri, s3 }: StorageRef): string {
   return segments.map((segment) => (/^\.+$/.test(segment) ? segment.replaceAll('.', '%2E') : segment)).join('/');
 }
 
-/** AWS credentials by reference to the keys of a Secret: never a value that a config, a status or a log could show. */
+/**
+ * Environment variables with AWS credentials, as references to keys of a Secret: their values appear in no object and
+ * no log.
+ */
 export function credentialEnv(access: S3Access | undefined): EnvVar[] {
   const secret = access?.secretRef;
   if (!secret) return [];
@@ -63,7 +69,7 @@ export function credentialEnv(access: S3Access | undefined): EnvVar[] {
   return [entry('AWS_ACCESS_KEY_ID', false), entry('AWS_SECRET_ACCESS_KEY', false), entry('AWS_SESSION_TOKEN', true)];
 }
 
-/** The volumes of some storage; two uses of one volume are one volume. */
+/** Volumes and mounts of all storage of a pod. A volume that is used twice appears once. */
 export function volumesOf(storage: MountedStorage[]): MountedVolumes {
   const volumes = new Map(storage.flatMap(({ volume }) => (volume ? [[volume.name, volume] as const] : [])));
   return { volumes: [...volumes.values()], volumeMounts: storage.flatMap(({ mount }) => (mount ? [mount] : [])) };

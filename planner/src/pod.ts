@@ -1,6 +1,8 @@
 /**
- * A pod of ours, laid over the user's template. The user decides about everything that we do not need (node selectors,
- * tolerations, sidecars, users and groups, annotations); what the restricted Pod Security Standard and the trainer demand is ours.
+ * Makes a pod from the user's pod template and the fields that our program needs.
+ *
+ * The template decides node selectors, tolerations, sidecars, users, groups and annotations. Fields that the trainer or
+ * the restricted Pod Security Standard require are always ours.
  */
 import {
   DEFAULT_NODE_LOSS_SECONDS,
@@ -15,7 +17,7 @@ import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './object
 import { volumesOf } from './pod-storage.ts';
 import { Reason } from './reasons.ts';
 
-/** `podFields` of the api: what a job says about its pods. */
+/** The fields by which a job describes its pods: `podFields` of the API. */
 export type PodFields = Pick<
   FaceTrainJobSpec['trainers'],
   'image' | 'imagePullPolicy' | 'resources' | 'computeThreads' | 'podTemplate'
@@ -28,21 +30,21 @@ export interface PodParts {
   args: string[];
   env: EnvVar[];
   storage: MountedStorage[];
-  /** Of the ConfigMap with config.json. */
+  /** Name of the ConfigMap with config.json, and the folder where it is mounted. */
   config: { name: string; directory: string };
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
   network?: { hostname: string; subdomain: string };
   podGroup?: string | undefined;
 }
 
-/** "nonroot" of the images that carry no user of their own. */
+/** User and group "nonroot" of distroless images. */
 const NONROOT_ID = 65_532;
 
 const CONFIG_VOLUME = 'facetrain-config';
 const SCRATCH: { volume: Volume; mountPath: string }[] = [
   // The root file system is read-only.
   { volume: { name: 'facetrain-tmp', emptyDir: {} }, mountPath: '/tmp' },
-  // NCCL's shared memory; a container's own 64 MiB are too few.
+  // NCCL's shared memory. The 64 MiB that a container has by default are too few.
   { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
 ];
 
@@ -62,7 +64,7 @@ const POD_SECURITY_DEFAULTS = {
 
 export function makePod(parts: PodParts, environment: Environment): Pod {
   const template = parts.fields.podTemplate;
-  // The schema lets a template through as it is, so its parts have the shapes of Kubernetes, which the API server checks.
+  // Our schema accepts any template. The API server checks the pod that is made from it.
   const theirs = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
   const { containers: theirContainers = [], initContainers: theirInit = [] } = theirs;
   const container = ourContainer(parts, environment);
@@ -97,7 +99,7 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   return { apiVersion: 'v1', kind: 'Pod', metadata, spec };
 }
 
-/** What a template holds that cannot be merged: the field's path and why; null when it can. */
+/** A volume or init container of the template that has the name of one of ours; null if there is none. */
 export function templateConflict(
   template: PodFields['podTemplate'],
   storage: MountedStorage[],
@@ -108,9 +110,10 @@ export function templateConflict(
   const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Blocker | null => {
     const index = template?.spec?.[field]?.findIndex(({ name }) => ours.has(name)) ?? -1;
     if (index < 0) return null;
+    const { name } = template!.spec![field]![index]!;
     return {
       reason: Reason.invalidSpec,
-      message: `${path}.spec.${field}[${index}].name: ${template!.spec![field]![index]!.name} is a name of Facetrain's own; choose another`,
+      message: `${path}.spec.${field}[${index}].name: ${name} is a name of Facetrain's own; choose another`,
     };
   };
   return clash('volumes', volumes) ?? clash('initContainers', containers);
@@ -149,7 +152,7 @@ function ourContainer(parts: PodParts, environment: Environment): Container {
   });
 }
 
-/** Our part wins where both speak, and lists are joined. */
+/** Our fields override the template's; env and volumeMounts are concatenated, and securityContext is merged. */
 function mergeContainer(ours: Container, theirs: Container | undefined): Container {
   if (!theirs) return ours;
   const names = new Set(ours.env.map(({ name }) => name));
@@ -162,14 +165,20 @@ function mergeContainer(ours: Container, theirs: Container | undefined): Contain
   };
 }
 
-/** A refused input is explained by the program's last words, even if it had no time to write them where they belong. */
+/**
+ * Adds the security context. FallbackToLogsOnError: if a program fails before it writes its termination message, the
+ * end of its log explains why.
+ */
 function withSecurity(container: Container): Container {
   return { ...container, securityContext: CONTAINER_SECURITY, terminationMessagePolicy: 'FallbackToLogsOnError' };
 }
 
 const UNREACHABLE = 'node.kubernetes.io/unreachable';
 
-/** Whether a template says itself how long to wait for a node that does not answer. */
+/**
+ * Whether a template has a toleration of its own for unreachable nodes, and so decides how long its pods stay on a lost
+ * node.
+ */
 export const toleratesNodeLoss = (template: PodFields['podTemplate']): boolean =>
   template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
 
@@ -183,7 +192,10 @@ function tolerations(theirs: Loose[]): Loose[] {
   return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
 }
 
-/** Of the container that serves progress. Liveness is patient: it is for a process that is stuck, and hangs of a gang have a deadline of their own. */
+/**
+ * Port and probes of the container that serves progress. The liveness probe fails after 5 minutes (15 × 20 s), because
+ * it is for a stuck process only; for a gang that hangs there is progressDeadlineSeconds.
+ */
 export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
   const httpGet = { path: HEALTH_PATH, port };
   return {

@@ -1,10 +1,10 @@
-/** A pod's termination message as the planners want to see it, whoever read it: a kubelet or the executor of processes. */
+/** Reads a pod's termination message, from a container's status or from the file of a local process. */
 import { TerminationMessage, TerminationResult } from '@facetrain/api';
 import type { ObservedPod } from './observed.ts';
 import { observedProgress } from './observed-progress.ts';
 import { rounded } from './plain-data.ts';
 
-/** Empty for what is not ours: the tail of a log, another program's message, one that was cut. */
+/** @returns an empty object if the text is not a message of ours: the end of a log, say, or a message that was cut */
 export function readTermination(text: string): Pick<ObservedPod, 'termination' | 'result'> {
   let content: unknown;
   try {
@@ -20,14 +20,14 @@ export function readTermination(text: string): Pick<ObservedPod, 'termination' |
   return {
     result: {
       ...(progress && { progress: observedProgress(progress) }),
-      ...(artifact && { artifact: readable(artifact) }),
+      ...(artifact && { artifact: roundedArtifact(artifact) }),
     },
   };
 }
 
 type Artifact = NonNullable<TerminationResult['artifact']>;
 
-function readable(artifact: Artifact): Artifact {
+function roundedArtifact(artifact: Artifact): Artifact {
   const { meanCosine, accuracyDrop } = artifact;
   return {
     ...artifact,

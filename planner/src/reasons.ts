@@ -1,18 +1,18 @@
-/** Every word and limit that a status or an event may show, in one place: the runbook has an entry for each reason. */
+/** All types and reasons of conditions and events. docs/runbook.md has an entry for each reason. */
 
 export const ConditionType = {
-  /** kstatus: the job is where it should be. A training of days must not hold `helm --wait`, so a gang that runs is. */
+  /** kstatus: the job is as its spec wants it. A running gang counts, so that `helm --wait` does not wait for days. */
   ready: 'Ready',
-  /** kstatus: work is being done to get there; absent otherwise. */
+  /** kstatus: the operator works towards that state; absent otherwise. */
   reconciling: 'Reconciling',
-  /** kstatus: it will not get there by itself; absent otherwise. */
+  /** kstatus: the job will not reach that state without a change by the user; absent otherwise. */
   stalled: 'Stalled',
-  /** Every pod has a place to run. */
+  /** Every pod is scheduled. */
   admitted: 'Admitted',
   podsReady: 'PodsReady',
-  /** All ranks are there and train. */
+  /** All ranks have started. */
   running: 'Running',
-  /** From the decision to restart until all ranks of the new attempt are there. */
+  /** From the decision to restart until all ranks of the new attempt are ready. */
   restarting: 'Restarting',
   suspended: 'Suspended',
   succeeded: 'Succeeded',
@@ -22,18 +22,18 @@ export const ConditionType = {
 export type ConditionType = (typeof ConditionType)[keyof typeof ConditionType];
 
 export const Reason = {
-  // Where a job is.
+  // The state of a job.
   podsPending: 'PodsPending',
   podsNotReady: 'PodsNotReady',
   podsReady: 'PodsReady',
   running: 'Running',
   unschedulable: 'Unschedulable',
   scheduled: 'Scheduled',
-  /** Pods of an older attempt have not ended yet, so none of the next may be made. */
+  /** Pods of an older attempt have not ended yet, so no pod of the next one is created. */
   stopping: 'Stopping',
-  /** Another job writes to the same folder: two must never write the same checkpoints. */
+  /** Another job writes to the same folder. Two jobs must never write the same checkpoints. */
   outputInUse: 'OutputInUse',
-  /** The next attempt waits, so that what fails at once does not fail all the time. */
+  /** The next attempt waits: restarts.ts. */
   backoff: 'Backoff',
   suspended: 'Suspended',
   suspending: 'Suspending',
@@ -43,16 +43,16 @@ export const Reason = {
   recovered: 'Recovered',
   over: 'Over',
 
-  // Why a job cannot go on until someone changes something.
+  // Why a job is blocked until a user changes something.
   invalidSpec: 'InvalidSpec',
   /** gang.mode is Native, and the cluster serves no PodGroup. */
   gangUnavailable: 'GangUnavailable',
-  /** An object that somebody else made has a name that a child must have. */
+  /** An object of another owner has the name of a child. */
   nameTaken: 'NameTaken',
-  /** The API server refused a child. */
+  /** The API server refused to create a child. */
   childRefused: 'ChildRefused',
 
-  // Why an attempt ended, where its process said no better (see ErrorCode).
+  // Why an attempt ended. If the process reports an ErrorCode, that code is the reason.
   exited: 'ProcessFailed',
   killed: 'ProcessKilled',
   inputRefused: 'InputRefused',
@@ -63,7 +63,7 @@ export const Reason = {
   podDeleted: 'PodDeleted',
   podLost: 'PodLost',
   nodeLost: 'NodeLost',
-  /** The gang's PodGroup was deleted while its pods still waited for their places. */
+  /** The gang's PodGroup was deleted before all its pods were scheduled. */
   groupDeleted: 'PodGroupDeleted',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
@@ -82,5 +82,8 @@ export const Reason = {
 } as const;
 export type Reason = (typeof Reason)[keyof typeof Reason];
 
-/** Longest message of a condition or an event: enough for a sentence and what a process said, small enough for a list of jobs. */
+/**
+ * Longest message of a condition or an event, in characters. The status of a job should stay small: lists hold many
+ * jobs.
+ */
 export const MAX_MESSAGE = 2000;

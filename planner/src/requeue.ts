@@ -1,4 +1,4 @@
-/** When to look again although nothing is seen to change: for every clock that runs in a stage. */
+/** When to plan again without an observed change: at the end of the first timer that runs in a stage. */
 import { type JobView, outcomeOf } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
@@ -6,11 +6,12 @@ import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
 import { soonest } from './time.ts';
 
-/** Objects that nobody watches for this job may go, unseen by us. */
+/** Objects of another job are not watched on behalf of this one, so their deletion is found by polling. */
 const WAITING_RETRY_SECONDS = 5;
-/** Somebody may yet change what refuses the job, unseen by us. */
+/** The cause of a refusal (a quota, an object of another owner) may end without an observed change. */
 const REFUSED_RETRY_SECONDS = 60;
 
+/** @returns null if no timer runs */
 export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
   switch (stage.name) {
     case 'Refused':
@@ -22,8 +23,10 @@ export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
     case 'Stopping':
       return soonest(secondsToDeadline(view), secondsToCleanup(view));
     case 'Active': {
-      const settles = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed') ? ROOT_CAUSE_WAIT_SECONDS : null;
-      return soonest(settles, secondsToDeadline(view));
+      const rootCauseWait = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed')
+        ? ROOT_CAUSE_WAIT_SECONDS
+        : null;
+      return soonest(rootCauseWait, secondsToDeadline(view));
     }
     default:
       return secondsToCleanup(view);

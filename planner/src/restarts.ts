@@ -1,9 +1,9 @@
 /**
  * How often a job may restart, and how soon.
  *
- * At most maxRestarts counted restarts lie within windowSeconds. The next attempt starts at once after the first of them in
- * the window, 10 s after the second, then 20, 40, ... at most 300 s; after a restart that did not count, always 5 s, which is
- * little to a training and keeps one that is preempted at once from spinning.
+ * At most maxRestarts counted restarts lie within windowSeconds. The next attempt starts at once after the first
+ * counted restart in the window, 10 s after the second, then 20 s, 40 s and so on, at most 300 s. After a restart that
+ * is not counted it starts after 5 s, which limits the rate if every attempt is preempted at once.
  */
 import { type FailurePolicy, MAX_RESTART_MESSAGE, type Restarts } from '@facetrain/api';
 import { actionFor, type Failure } from './failure.ts';
@@ -19,6 +19,7 @@ export type RestartDecision =
   | { action: 'restart'; restarts: Restarts }
   | { action: 'fail'; reason: string; message: string };
 
+/** Applies the failure policy. `restarts` are those of the status, before this failure. */
 export function decideRestart(
   failure: Failure,
   policy: FailurePolicy,
@@ -56,7 +57,7 @@ export function decideRestart(
   };
 }
 
-/** When the next attempt may start. */
+/** When the next attempt may start; null if there was no restart. */
 export function backoffEnd(restarts: Restarts | undefined): Date | null {
   if (restarts?.lastTime === undefined) return null;
   return new Date(Date.parse(restarts.lastTime) + 1000 * delaySeconds(restarts));

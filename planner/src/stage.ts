@@ -1,10 +1,12 @@
 /**
- * Where a job stands: what a planner decides, once, and everything else follows from. The steps here are those that
- * both kinds of job share; each answers a stage, or null to pass the question on.
+ * The stage of a job. A planner decides it first; actions, status, events and the time of the next plan follow from it.
  *
- * `Restart` and `Replace` end an attempt, on evidence that the next actions would destroy (the failed pod, say). They carry no
- * actions: the decision is written to the status first, as a higher attempt number, and acted upon by the next plan. So a crash at any
- * moment finds either the evidence or the decision.
+ * The functions here are the checks that both kinds of job share. Each returns a stage, or null if the next check
+ * decides.
+ *
+ * `Restart` and `Replace` end an attempt. The next actions will delete the evidence for that decision (the failed pod,
+ * for example), so these two stages have no actions. Their plan only writes a higher attempt number to the status, and
+ * the next plan acts on it. After a crash at any moment, either the evidence or the decision exists.
  */
 import type { Restarts } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
@@ -19,26 +21,26 @@ import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
 
 export type Stage =
-  /** Nothing can be done until the spec or the world changes. */
+  /** Blocked until a user changes the spec or the cluster. */
   | { name: 'Refused'; reason: string; message: string }
   | { name: 'Suspended' }
-  /** Decided: a new attempt, because this one failed. */
+  /** Decided: this attempt failed, another one follows. */
   | { name: 'Restart'; restarts: Restarts }
-  /** Decided: this attempt is over, through no failure. */
+  /** Decided: this attempt is over without a failure. */
   | { name: 'Replace'; reason: string; message: string }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
-  /** Other jobs will give free what this one must have: a name, or a folder. */
+  /** Another job still has a name or a folder that this job needs. */
   | { name: 'Waiting'; reason: string; message: string }
   | { name: 'Backoff'; until: Date }
-  /** The attempt is made, waits for its pods, or runs. */
+  /** The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. */
   | { name: 'Active'; create: ChildObject[]; updates?: Action[] }
-  /** Training is done, and its QuantizeJob is not. */
+  /** Training is done, its QuantizeJob is not. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
 
-/** A finished job stays as it is, whatever happens to its spec or its pods. */
+/** A finished job stays finished, whatever happens to its spec or its pods. */
 export function finished({ status: { conditions } }: JobView): Stage | null {
   if (isTrue(conditions, ConditionType.succeeded))
     return { name: 'Succeeded', message: findCondition(conditions, ConditionType.succeeded)!.message };
@@ -47,7 +49,7 @@ export function finished({ status: { conditions } }: JobView): Stage | null {
   return { name: 'Failed', reason, message };
 }
 
-/** A suspension ends the attempt; resuming starts another from the checkpoint that its trainers leave behind. */
+/** A suspension ends the attempt. When the job is resumed, another attempt starts from the checkpoint of this one. */
 export function suspended(view: JobView): Stage | null {
   if (!view.spec.suspend) return null;
   return hasBegun(view)
@@ -55,7 +57,11 @@ export function suspended(view: JobView): Stage | null {
     : { name: 'Suspended' };
 }
 
-/** What decides the result was changed during a suspension that nobody saw: the attempt does something else than the spec says. */
+/**
+ * Fields that decide the result can change while the job is suspended. The operator may miss the whole suspension (it
+ * was down, for example). Then pods of the current attempt still work for the old spec, and the attempt has to be
+ * replaced.
+ */
 export function specChanged(
   digest: string,
   { identity, status, ranks, otherPods, attempt }: JobView,
@@ -63,9 +69,10 @@ export function specChanged(
 ): Stage | null {
   if (status.observedGeneration === identity.generation) return null;
   const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
-  const isOther = (made: { specDigest?: string } | undefined) =>
+  const isOutdated = (made: { specDigest?: string } | undefined) =>
     made?.specDigest !== undefined && made.specDigest !== digest;
-  const changed = isOther(config) || ranks.some(isOther) || otherPods.some((pod) => pod.attempt === attempt);
+  // A pod of the current attempt in otherPods has a rank that the new spec has not.
+  const changed = isOutdated(config) || ranks.some(isOutdated) || otherPods.some((pod) => pod.attempt === attempt);
   return changed
     ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' }
     : null;
@@ -77,10 +84,10 @@ export function failed(view: JobView): Stage | null {
 }
 
 export function stageAfterFailure(failure: Failure, view: JobView): Stage {
-  const verdict = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now);
-  return verdict.action === 'fail'
-    ? { name: 'Failed', reason: verdict.reason, message: verdict.message }
-    : { name: 'Restart', restarts: verdict.restarts };
+  const decision = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now);
+  return decision.action === 'fail'
+    ? { name: 'Failed', reason: decision.reason, message: decision.message }
+    : { name: 'Restart', restarts: decision.restarts };
 }
 
 export function deadlineExceeded(view: JobView): Stage | null {
@@ -88,7 +95,7 @@ export function deadlineExceeded(view: JobView): Stage | null {
   return deadline && { name: 'Failed', ...deadline };
 }
 
-/** Two attempts must never be alive together: they would write the same checkpoints. */
+/** Two attempts must never run together: they would write the same checkpoints. */
 export const stopping = (view: JobView): Stage | null => (isStopping(view) ? { name: 'Stopping' } : null);
 
 export function backingOff(view: JobView): Stage | null {
@@ -98,11 +105,11 @@ export function backingOff(view: JobView): Stage | null {
 
 export const isStopping = (view: JobView): boolean => view.otherPods.some(isAlive);
 
-/** Some of the attempt exists already. */
+/** Whether at least a part of the current attempt was created. */
 export const hasBegun = (view: JobView): boolean =>
   view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
 
-/** Every rank is there and works, or has done its part. */
+/** Whether every rank runs and is ready, or has succeeded. */
 export const allReady = (view: JobView): boolean =>
   view.ranks.every(
     (pod) => pod !== undefined && (outcomeOf(pod) === 'succeeded' || (pod.phase === 'Running' && pod.ready)),

@@ -1,14 +1,15 @@
 /**
- * The part of the status that both kinds of job share, as a function of the stage.
+ * The part of the status that both kinds of job share, as a function of the stage. The conditions Ready, Reconciling
+ * and Stalled follow kstatus (sigs.k8s.io/cli-utils), by which Helm and Flux judge objects.
  *
- *   stage              phase        Ready  Reconciling  Stalled   (kstatus reads them as)
+ *   stage              phase        Ready  Reconciling  Stalled   status by kstatus
  *   Refused            Pending      False  -            True      Failed
  *   Suspended          Suspended    True   while stopping         Current
  *   Restart, Backoff   Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
  *   Waiting            Pending      False  True         -         InProgress
  *   Active, waiting    Pending      False  True         -         InProgress
- *   Active, all there  Running      True   -            -         Current
+ *   Active, all ready  Running      True   -            -         Current
  *   Quantizing         Quantizing   True   -            -         Current
  *   Succeeded          Succeeded    True   -            -         Current
  *   Failed             Failed       False  -            True      Failed
@@ -21,11 +22,11 @@ import { ConditionType, Reason } from './reasons.ts';
 import { allReady, isStopping, type Stage } from './stage.ts';
 import { timestamp } from './time.ts';
 
-/** Attempt, times and restarts after this plan. */
+/** Attempt number, times and restarts after this plan. */
 export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'conditions'> {
   const { status, now, attempt, startedAt } = view;
   const time = timestamp(now);
-  const same = {
+  const unchanged = {
     observedGeneration: view.identity.generation,
     attempt,
     startTime: status.startTime,
@@ -35,18 +36,18 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
   };
   switch (stage.name) {
     case 'Restart':
-      return { ...same, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
+      return { ...unchanged, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
     case 'Replace':
-      return { ...same, attempt: attempt + 1, attemptStartTime: undefined };
+      return { ...unchanged, attempt: attempt + 1, attemptStartTime: undefined };
     case 'Suspended':
-      return { ...same, startTime: undefined };
+      return { ...unchanged, startTime: undefined };
     case 'Active':
-      return { ...same, startTime: status.startTime ?? time, attemptStartTime: startedAt ?? time };
+      return { ...unchanged, startTime: status.startTime ?? time, attemptStartTime: startedAt ?? time };
     case 'Succeeded':
     case 'Failed':
-      return { ...same, completionTime: status.completionTime ?? time };
+      return { ...unchanged, completionTime: status.completionTime ?? time };
     default:
-      return same;
+      return unchanged;
   }
 }
 
@@ -66,7 +67,10 @@ export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {
   return isRestarting(stage, view) ? 'Restarting' : 'Pending';
 }
 
-/** All ranks of the attempt have been there at once, and it goes on. That one of them is not ready now may pass. */
+/**
+ * All ranks of the attempt have been ready at the same time, and none is pending now. A rank may be unready for a
+ * while.
+ */
 function isRunning(view: JobView): boolean {
   if (allReady(view)) return true;
   return (
@@ -78,17 +82,17 @@ function isRunning(view: JobView): boolean {
 
 function isRestarting(stage: Stage, view: JobView): boolean {
   if (stage.name === 'Restart') return true;
-  const goesOn =
+  const isBetweenAttempts =
     stage.name === 'Stopping' ||
     stage.name === 'Backoff' ||
     stage.name === 'Refused' ||
     (stage.name === 'Active' && !allReady(view));
-  return goesOn && isTrue(view.status.conditions, ConditionType.restarting);
+  return isBetweenAttempts && isTrue(view.status.conditions, ConditionType.restarting);
 }
 
 interface Summary {
   ready: boolean;
-  /** Where ready is false: whether the job works on it, or is stuck. */
+  /** InProgress sets the condition Reconciling, Failed sets Stalled. */
   kstatus: 'Current' | 'InProgress' | 'Failed';
   reason: string;
   message: string;
@@ -145,18 +149,19 @@ const allReadyMessage = ({ ranks }: JobView): string =>
   ranks.length === 1 ? 'the pod is ready' : `all ${ranks.length} pods are ready`;
 
 function olderPodsMessage(view: JobView): string {
-  const [first, ...more] = view.otherPods.filter(isAlive).map(({ name }) => name);
-  return `of an earlier attempt ${first}${more.length > 0 ? ` and ${more.length} more pods have` : ' has'} not ended`;
+  const [first, ...others] = view.otherPods.filter(isAlive).map(({ name }) => name);
+  const pods = others.length > 0 ? `${first} and ${others.length} more pods have` : `${first} has`;
+  return `of an earlier attempt ${pods} not ended`;
 }
 
-/** Conditions that say how the job is; `more` are those of one kind of job. */
+/** All conditions of a job. `extra` are those that only its kind has. */
 export function conditionsOf(stage: Stage, view: JobView, extra: WantedCondition[] = []) {
   const { ready, kstatus, reason, message } = summaryOf(stage, view);
-  const at = { reason, message };
+  const cause = { reason, message };
   const wanted: (WantedCondition | null)[] = [
-    { type: ConditionType.ready, status: ready ? 'True' : 'False', ...at },
-    kstatus === 'InProgress' ? { type: ConditionType.reconciling, status: 'True', ...at } : null,
-    kstatus === 'Failed' ? { type: ConditionType.stalled, status: 'True', ...at } : null,
+    { type: ConditionType.ready, status: ready ? 'True' : 'False', ...cause },
+    kstatus === 'InProgress' ? { type: ConditionType.reconciling, status: 'True', ...cause } : null,
+    kstatus === 'Failed' ? { type: ConditionType.stalled, status: 'True', ...cause } : null,
     ...podConditions(stage, view),
     transientCondition(
       ConditionType.restarting,
@@ -167,13 +172,13 @@ export function conditionsOf(stage: Stage, view: JobView, extra: WantedCondition
     ),
     transientCondition(
       ConditionType.suspended,
-      stage.name === 'Suspended' ? at : null,
+      stage.name === 'Suspended' ? cause : null,
       view,
       Reason.resumed,
       'the job was resumed',
     ),
-    stage.name === 'Succeeded' ? { type: ConditionType.succeeded, status: 'True', ...at } : null,
-    stage.name === 'Failed' ? { type: ConditionType.failed, status: 'True', ...at } : null,
+    stage.name === 'Succeeded' ? { type: ConditionType.succeeded, status: 'True', ...cause } : null,
+    stage.name === 'Failed' ? { type: ConditionType.failed, status: 'True', ...cause } : null,
     ...extra,
   ];
   return mergeConditions(
@@ -190,15 +195,18 @@ function restartCause(stage: Stage, view: JobView): { reason: string; message: s
   return { reason: restarts?.lastReason ?? Reason.exited, message: restarts?.lastMessage ?? '' };
 }
 
-/** A condition that is absent until it has been true once, and false afterwards. */
+/**
+ * A condition of a passing state: absent before it was true for the first time, False (with the given cause)
+ * afterwards.
+ */
 function transientCondition(
   type: ConditionType,
-  now: { reason: string; message: string } | null,
+  cause: { reason: string; message: string } | null,
   view: JobView,
   overReason: string,
   overMessage: string,
 ): WantedCondition | null {
-  if (now) return { type, status: 'True', ...now };
+  if (cause) return { type, status: 'True', ...cause };
   return findCondition(view.status.conditions, type)
     ? { type, status: 'False', reason: overReason, message: overMessage }
     : null;
@@ -206,28 +214,28 @@ function transientCondition(
 
 function podConditions(stage: Stage, view: JobView): WantedCondition[] {
   if (stage.name !== 'Active') {
-    const over = { status: 'False', reason: Reason.over, message: 'no attempt is under way' } as const;
+    const inactive = { status: 'False', reason: Reason.over, message: 'no attempt is under way' } as const;
     return [
-      { type: ConditionType.podsReady, ...over },
-      { type: ConditionType.running, ...over },
+      { type: ConditionType.podsReady, ...inactive },
+      { type: ConditionType.running, ...inactive },
     ];
   }
   const { ranks } = view;
-  const placed = ranks.filter((pod) => pod && (pod.node !== undefined || pod.phase !== 'Pending')).length;
+  const scheduled = ranks.filter((pod) => pod && (pod.node !== undefined || pod.phase !== 'Pending')).length;
   const running = isRunning(view);
-  const waits = whatPodsWaitFor(view);
+  const waitingFor = whatPodsWaitFor(view);
   return [
-    placed === ranks.length
+    scheduled === ranks.length
       ? { type: ConditionType.admitted, status: 'True', reason: Reason.scheduled, message: 'every pod has its place' }
       : {
           type: ConditionType.admitted,
           status: 'False',
           reason: Reason.unschedulable,
-          message: `${placed} of ${ranks.length} pods have a place; ${waits}`,
+          message: `${scheduled} of ${ranks.length} pods have a place; ${waitingFor}`,
         },
     allReady(view)
       ? { type: ConditionType.podsReady, status: 'True', reason: Reason.podsReady, message: allReadyMessage(view) }
-      : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waits },
+      : { type: ConditionType.podsReady, status: 'False', reason: Reason.podsNotReady, message: waitingFor },
     running
       ? {
           type: ConditionType.running,
@@ -235,6 +243,6 @@ function podConditions(stage: Stage, view: JobView): WantedCondition[] {
           reason: Reason.running,
           message: `attempt ${view.attempt} is under way`,
         }
-      : { type: ConditionType.running, status: 'False', reason: Reason.podsPending, message: waits },
+      : { type: ConditionType.running, status: 'False', reason: Reason.podsPending, message: waitingFor },
   ];
 }

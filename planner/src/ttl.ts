@@ -1,4 +1,4 @@
-/** When a finished job is deleted, by how it ended. */
+/** When a finished job is deleted: ttlSecondsAfterFinished, by its outcome. */
 import type { JobView } from './attempt.ts';
 import type { Stage } from './stage.ts';
 import { secondsSince } from './time.ts';
@@ -8,7 +8,7 @@ interface TimeToLive {
   failed?: number | undefined;
 }
 
-/** Seconds left to a finished job, 0 or less when it is to go; null: it stays. */
+/** Seconds until a finished job is deleted; 0 or less if that is due; null if the job is not to be deleted. */
 export function secondsToLive(stage: Stage, ttl: TimeToLive | undefined, { status, now }: JobView): number | null {
   const seconds = stage.name === 'Succeeded' ? ttl?.succeeded : stage.name === 'Failed' ? ttl?.failed : undefined;
   return seconds === undefined || status.completionTime === undefined

@@ -1,8 +1,11 @@
-/** The QuantizeJob of a trained job: made once, suspended with its parent, and its outcome is the parent's. */
+/**
+ * The QuantizeJob of a trained FaceTrainJob. It is created once, suspended with its parent, and decides the parent's
+ * outcome.
+ */
 import { API_VERSION, type FaceTrainJobSpec, joinStorageUri, OUTPUT } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { blockedBy, type Child, findBlocker, missingChildren } from '../children.ts';
-import { findCondition } from '../conditions.ts';
+import { conditionText } from '../conditions.ts';
 import { childMetadata } from '../names.ts';
 import type { QuantizeJobObject } from '../objects.ts';
 import type { JobIdentity, ObservedFaceTrainJob } from '../observed.ts';
@@ -13,19 +16,20 @@ import type { Stage } from '../stage.ts';
 
 export const quantizeJobName = (job: JobIdentity): string => `${job.name}-quantize`;
 
+/** The QuantizeJob as a list of children; empty if the spec has no `quantize`. */
 export function quantizeJobChildren(job: JobIdentity, spec: FaceTrainJobSpec): Child[] {
   return spec.quantize
     ? [{ kind: 'QuantizeJob', name: quantizeJobName(job), make: () => quantizeJob(job, spec, spec.quantize!) }]
     : [];
 }
 
-/** What the template leaves out is the training's own: its model, its faces, its verification sets. */
+/** Fields that the template leaves out come from the training: its model, its dataset, its verification sets. */
 function quantizeJob(
   job: JobIdentity,
   spec: FaceTrainJobSpec,
   template: NonNullable<FaceTrainJobSpec['quantize']>,
 ): QuantizeJobObject {
-  const { calibration, evaluation, output, ...same } = template;
+  const { calibration, evaluation, output, ...others } = template;
   return {
     apiVersion: API_VERSION,
     kind: 'QuantizeJob',
@@ -35,7 +39,7 @@ function quantizeJob(
       calibration: { ...calibration, dataset: calibration.dataset ?? spec.dataset },
       evaluation: evaluation ?? { sets: spec.evaluation.sets },
       output: output ?? { uri: joinStorageUri(spec.output.uri, OUTPUT.int7) },
-      ...same,
+      ...others,
     }),
   };
 }
@@ -44,7 +48,7 @@ function quantizeJob(
 export function stageAfterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage {
   const { identity, spec, objects, refused, quantizeJob: child } = observed;
   if (!spec.quantize) return { name: 'Succeeded', message: 'training succeeded' };
-  const called = `QuantizeJob ${quantizeJobName(identity)}`;
+  const label = `QuantizeJob ${quantizeJobName(identity)}`;
   const quantizing = (message: string, ...actions: Action[]): Stage => ({
     name: 'Quantizing',
     message,
@@ -55,13 +59,10 @@ export function stageAfterTraining(observed: ObservedFaceTrainJob, view: JobView
   const create = missingChildren(children, view, objects);
   if (create.length > 0) {
     if (spec.suspend) return { name: 'Suspended' };
-    const refusal = findBlocker({ create, reserved: children, objects, refused });
-    return refusal
-      ? blockedBy(refusal)
-      : quantizing(
-          `${called} is being made`,
-          ...create.map(({ make }): Action => ({ type: 'create', object: make() })),
-        );
+    const blocker = findBlocker({ create, reserved: children, objects, refused });
+    return blocker
+      ? blockedBy(blocker)
+      : quantizing(`${label} is being made`, ...create.map(({ make }): Action => ({ type: 'create', object: make() })));
   }
   switch (child?.status.phase) {
     case 'Succeeded':
@@ -70,14 +71,14 @@ export function stageAfterTraining(observed: ObservedFaceTrainJob, view: JobView
       return {
         name: 'Failed',
         reason: Reason.quantizationFailed,
-        message: `${called}: ${saying(child, ConditionType.failed)}`,
+        message: `${label}: ${stateOf(child, ConditionType.failed)}`,
       };
   }
   if (child && child.spec.suspend !== spec.suspend) {
     const { name, uid } = objects.find(
       (object) => object.kind === 'QuantizeJob' && object.name === quantizeJobName(identity),
     )!;
-    return quantizing(`${called} is being ${spec.suspend ? 'suspended' : 'resumed'}`, {
+    return quantizing(`${label} is being ${spec.suspend ? 'suspended' : 'resumed'}`, {
       type: 'patch',
       kind: 'QuantizeJob',
       name,
@@ -87,13 +88,8 @@ export function stageAfterTraining(observed: ObservedFaceTrainJob, view: JobView
   }
   return spec.suspend
     ? { name: 'Suspended' }
-    : quantizing(`${called}: ${child ? saying(child, ConditionType.ready) : 'made'}`);
+    : quantizing(`${label}: ${child ? stateOf(child, ConditionType.ready) : 'made'}`);
 }
 
-function saying(
-  { status: { conditions } }: NonNullable<ObservedFaceTrainJob['quantizeJob']>,
-  type: ConditionType,
-): string {
-  const condition = findCondition(conditions, type);
-  return condition ? `${condition.reason}: ${condition.message}` : 'it has not begun';
-}
+const stateOf = (child: NonNullable<ObservedFaceTrainJob['quantizeJob']>, type: ConditionType): string =>
+  conditionText(child.status.conditions, type) ?? 'it has not begun';

@@ -1,4 +1,4 @@
-/** Who makes the pods of an attempt start together. */
+/** Gang scheduling: whether a PodGroup makes the pods of an attempt start together. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import type { Failure } from '../failure.ts';
@@ -20,20 +20,26 @@ export function gangOf(spec: FaceTrainJobSpec, podGroupApi: string | null): Gang
   }
 }
 
-/** What a scheduler does not say: that it waits for pods which nobody may make. */
+/**
+ * A hint for a message: the scheduler waits for pods of the gang that cannot be created. The scheduler itself does not
+ * report that. Empty if it does not apply.
+ */
 export function missingPodsHint(gang: Gang, { ranks }: JobView): string {
-  const there = ranks.filter((pod) => pod !== undefined).length;
-  if (gang.mode !== 'native' || there === 0 || there === ranks.length) return '';
-  return `; ${there} of ${ranks.length} pods of the gang exist, and none of them starts before all do`;
+  const existing = ranks.filter((pod) => pod !== undefined).length;
+  if (gang.mode !== 'native' || existing === 0 || existing === ranks.length) return '';
+  return `; ${existing} of ${ranks.length} pods of the gang exist, and none of them starts before all do`;
 }
 
-/** A PodGroup that somebody deletes stays until its pods are gone, but does not get them a place any more. It cannot be made anew beside them. */
+/**
+ * A PodGroup that a user deletes stays until its pods are gone, but they are not scheduled any more. A new one of the
+ * same name cannot be created meanwhile. So the attempt fails, if pods still wait to be scheduled.
+ */
 export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): Failure | null {
   const name = attemptName(view.identity, view.attempt);
-  const isGoing = objects.some(
+  const isDeleting = objects.some(
     (object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting,
   );
-  if (!isGoing || view.ranks.every((pod) => pod === undefined || pod.node !== undefined)) return null;
+  if (!isDeleting || view.ranks.every((pod) => pod === undefined || pod.node !== undefined)) return null;
   return {
     reason: Reason.groupDeleted,
     message: `PodGroup ${name} was deleted before all pods of the gang had a place`,
@@ -42,7 +48,7 @@ export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): F
   };
 }
 
-/** One an attempt: new pods in a group whose old ones still run would start as part of a gang. */
+/** A PodGroup per attempt: in a common one, pods of the old attempt would count towards the new gang. */
 export function podGroup(job: JobIdentity, attempt: number, replicas: number, apiVersion: string): PodGroup {
   return {
     apiVersion,

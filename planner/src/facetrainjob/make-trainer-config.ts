@@ -1,4 +1,4 @@
-/** `config.json` of the trainers: the spec with everything decided, and with paths as the pods see them. */
+/** Makes `config.json` of the trainers: the spec with all defaults resolved, and with paths as the pods see them. */
 import {
   DEFAULT_EMBEDDING_DIM,
   DEFAULT_MARGINS,
@@ -20,7 +20,7 @@ export interface TrainerStorage {
   output: MountedStorage;
 }
 
-/** What of a spec says where its job writes. */
+/** The fields of a spec that name the folders to which its job writes. */
 export interface OutputFolders {
   output: { uri: string };
   checkpoint?: { uri?: string | undefined };
@@ -49,7 +49,7 @@ export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: 
   output,
 ];
 
-/** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
+/** @throws ZodError if a valid spec makes an invalid config, which is a defect of ours */
 export function trainerConfig(
   job: JobIdentity,
   spec: FaceTrainJobSpec,
@@ -97,7 +97,7 @@ export function trainerConfig(
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {
       directory: storage.checkpoints.path,
-      // In its own output, a job that finds another’s checkpoint was given that output by mistake.
+      // In the job's own output, a checkpoint of another job means that both were given the same output by mistake.
       shared: checkpoint.uri !== undefined,
       everyEpochs: nullIfZero(checkpoint.everyEpochs),
       everySteps: checkpoint.everySteps ?? null,
@@ -125,5 +125,5 @@ function marginOf({ type, m1, m2, m3 }: FaceTrainJobSpec['loss']['margin']): Tra
   };
 }
 
-/** In the spec 0 is "off"; in the config null is. */
+/** "Off" is 0 in the spec and null in the config. */
 const nullIfZero = (value: number): number | null => (value === 0 ? null : value);

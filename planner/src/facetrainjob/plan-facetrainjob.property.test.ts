@@ -1,4 +1,6 @@
-/** What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash. */
+/**
+ * What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash.
+ */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { type Condition, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
@@ -46,7 +48,10 @@ type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null }
 
 const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
 
-/** The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is written. */
+/**
+ * The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is
+ * written.
+ */
 function run(
   given: Given,
   steps: { event: ClusterEvent; crash: number | null }[],

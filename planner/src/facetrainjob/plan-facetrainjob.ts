@@ -1,10 +1,11 @@
 /**
- * What to do about a FaceTrainJob.
+ * Plans a FaceTrainJob.
  *
- *   Pending -> Running -> (Restarting -> Running)* -> Quantizing? -> Succeeded | Failed, with Suspended reachable from any but the last two
+ *   Pending -> Running -> (Restarting -> Running)* -> Quantizing? -> Succeeded | Failed
  *
- * First the stage is decided, by the first of a list of questions that has an answer; then actions and status follow from it. See
- * stage.ts for why a decision and its consequences are two plans.
+ * Suspended can follow any phase but the last two. The plan first decides the stage: the first check in `stageOf` that
+ * returns one. Actions, status and events follow from it. stage.ts explains why a decision and its actions are two
+ * plans.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
@@ -41,13 +42,15 @@ import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest 
 import { trainingSucceeded } from './success.ts';
 import { findHang, type ProgressStatus, progressOf, secondsToHang } from './training-progress.ts';
 
-export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
-  const { spec, status: before } = seen;
-  if (isIgnored(seen)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+/** The planner of FaceTrainJobs: see `PlanFaceTrainJob` in plan.ts. */
+export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
+  const { spec, status: before } = input;
+  if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(seen, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
-  const last = view.ranks[0]?.result?.progress;
-  const observed = last ? { ...seen, progress: last } : seen;
+  const view = viewOf(input, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
+  // The termination message of rank 0 is newer than anything that was polled.
+  const finalProgress = view.ranks[0]?.result?.progress;
+  const observed = finalProgress ? { ...input, progress: finalProgress } : input;
   const stage = stageOf(observed, view, environment);
   const { status, progressDueIn } = statusOf(stage, observed, view);
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
@@ -59,7 +62,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (seen, now, environment) => {
         : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
     status,
     events: eventsOf(before, status),
-    // What was written may start a clock, so the next plan looks at it.
+    // A new status may start timers, so plan again at once.
     requeueAfterSeconds:
       status === before
         ? soonest(ttl, progressDueIn, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view))
@@ -74,7 +77,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
-    ungrouped(observed, view) ??
+    podGroupDeleted(observed, view) ??
     hung(observed, view) ??
     deadlineExceeded(view) ??
     stopping(view) ??
@@ -83,7 +86,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
   );
 }
 
-/** Success comes before all that could end the attempt: what is done is done. */
+/** Checked before everything that could end the attempt: training that has succeeded is never repeated. */
 function trained(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return isTrained(observed, view) ? stageAfterTraining(observed, view) : null;
 }
@@ -96,7 +99,7 @@ function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return failure && stageAfterFailure(failure, view);
 }
 
-function ungrouped({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
+function podGroupDeleted({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
   const failure = findDeletedPodGroup(view, objects);
   return failure && stageAfterFailure(failure, view);
 }
@@ -110,8 +113,8 @@ function active(
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
-  // The QuantizeJob comes much later, but a name that it cannot have should be told before days of training.
-  const refusal = findBlocker({
+  // The QuantizeJob is created after the training. If its name is taken, users should know before days of training.
+  const blocker = findBlocker({
     create,
     reserved: [...children, ...quantizeJobChildren(identity, spec)],
     objects,
@@ -120,11 +123,14 @@ function active(
     jobsBefore: hasBegun(view) ? [] : jobsBefore,
     findConflict: () => findConflict(attempt),
   });
-  if (refusal) return blockedBy(refusal, missingPodsHint(gang, view));
+  if (blocker) return blockedBy(blocker, missingPodsHint(gang, view));
   return { name: 'Active', create: create.map(({ make }) => make()), updates: networkUpdates(attempt, objects) };
 }
 
-/** The status, and how long newer progress was held back (null: none was). */
+/**
+ * The status, and in how many seconds newer progress has to be written (null: there is none). Progress that is not due
+ * is left out, unless the status changes anyway.
+ */
 function statusOf(
   stage: Stage,
   observed: ObservedFaceTrainJob,
@@ -132,10 +138,10 @@ function statusOf(
 ): { status: FaceTrainJobStatus; progressDueIn: number | null } {
   const { status: before, progress, spec } = observed;
   const { latest, dueInSeconds } = progressOf(progress, spec, before, view);
-  const held = dueInSeconds !== null && dueInSeconds > 0;
-  const status = compose(stage, observed, view, held ? before : latest);
+  const isDeferred = dueInSeconds !== null && dueInSeconds > 0;
+  const status = compose(stage, observed, view, isDeferred ? before : latest);
   if (isDeepStrictEqual(status, before)) return { status: before, progressDueIn: dueInSeconds };
-  return { status: held ? compose(stage, observed, view, latest) : status, progressDueIn: null };
+  return { status: isDeferred ? compose(stage, observed, view, latest) : status, progressDueIn: null };
 }
 
 function compose(
@@ -145,7 +151,7 @@ function compose(
   { progress, checkpoint, evaluations }: ProgressStatus,
 ): FaceTrainJobStatus {
   const { identity, status: before, quantizeJob } = observed;
-  // A finished job learns nothing more: its pods may have been spared, and go on.
+  // The outcome of a finished job is final, even if its pods were kept and still run.
   const trained =
     before.completionTime === undefined ? isTrained(observed, view) : before.trainingCompletionTime !== undefined;
   return compact<FaceTrainJobStatus>({
@@ -154,7 +160,7 @@ function compose(
     conditions: conditionsOf(stage, view, quantizationCondition(stage, observed)),
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),
     trainers: countPods(before, view),
-    // What does not go on has no end to expect.
+    // Training that does not continue has no estimated end.
     progress:
       progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended')
         ? { ...progress, estimatedCompletionTime: undefined }
@@ -166,7 +172,7 @@ function compose(
   } as FaceTrainJobStatus);
 }
 
-/** Pods of the current attempt; those that ended still count after they were cleaned up. */
+/** Counts the pods of the current attempt. Pods that have ended are still counted after they were deleted. */
 function countPods(before: FaceTrainJobStatus, { ranks }: JobView): NonNullable<FaceTrainJobStatus['trainers']> {
   const pods = ranks.filter((pod) => pod !== undefined);
   const count = (outcome: string) => pods.filter((pod) => outcomeOf(pod) === outcome).length;

@@ -1,4 +1,4 @@
-/** When training has succeeded. */
+/** The success policy: when training has succeeded. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
 import { type JobView, outcomeOf } from '../attempt.ts';
 

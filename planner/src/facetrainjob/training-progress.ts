@@ -1,9 +1,10 @@
 /**
- * What the status tells of training, and how a hang is noticed.
+ * Progress of the training in the status, and how a hang is detected.
  *
- * The status is the memory: `activity` is the trainer's counter as it was last written, and `lastHeartbeatTime` when it was
- * last found to have moved. Progress alone is written at most every 10 s; a new checkpoint or evaluation, the first sign
- * of an attempt, the last step, or any other change of the status take it along at once.
+ * The status holds `activity`, the trainer's counter when it was last written, and `lastHeartbeatTime`, when the
+ * counter was last observed to change. Progress alone is written at most every 10 s. It is written at once with a new
+ * checkpoint or evaluation, with the first progress of an attempt, at the last step, and with any other change of the
+ * status.
  */
 import { isDeepStrictEqual } from 'node:util';
 import {
@@ -27,7 +28,7 @@ const WRITE_INTERVAL_SECONDS = 10;
 
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 
-/** @returns the newest progress, and how urgent it is to write it: seconds it may wait, null if there is nothing new. */
+/** @returns the newest progress, and the seconds until it has to be written; null if there is nothing new */
 export function progressOf(
   observed: ObservedProgress | undefined,
   spec: FaceTrainJobSpec,
@@ -36,13 +37,13 @@ export function progressOf(
 ): { latest: ProgressStatus; dueInSeconds: number | null } {
   const { progress, checkpoint, evaluations } = status;
   const old = { progress, checkpoint, evaluations };
-  // A trained or finished job learns nothing more: its pods go, and with them what they have said last.
+  // Progress is final once training has ended: its source, the termination message, is deleted with the pods.
   if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined)
     return { latest: old, dueInSeconds: null };
-  const left = checkpointOfStoppedPods(view, status);
-  const known = left ? { ...old, checkpoint: checkpointStatus(spec, left) } : old;
+  const stopped = checkpointOfStoppedPods(view, status);
+  const known = stopped ? { ...old, checkpoint: checkpointStatus(spec, stopped) } : old;
   if (observed === undefined || observed.attempt !== view.attempt || view.startedAt === undefined)
-    return { latest: known, dueInSeconds: left ? 0 : null };
+    return { latest: known, dueInSeconds: stopped ? 0 : null };
 
   const latest = compact<ProgressStatus>({
     progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
@@ -94,13 +95,18 @@ type Checkpoint = NonNullable<ObservedProgress['checkpoint']>;
 const checkpointStatus = (spec: FaceTrainJobSpec, { step, time }: Checkpoint): FaceTrainJobStatus['checkpoint'] =>
   compact({ uri: joinStorageUri(checkpointsUri(spec), checkpointFolder(step)), step, time });
 
-/** The checkpoint of an attempt that was told to stop, if it is newer than the one that is known. */
+/**
+ * The checkpoint that pods of a stopped attempt report in their termination messages, if it is newer than that of the
+ * status.
+ */
 function checkpointOfStoppedPods({ otherPods }: JobView, { checkpoint }: FaceTrainJobStatus): Checkpoint | undefined {
-  const left = otherPods.flatMap(({ result }) => result?.progress?.checkpoint ?? []).sort((a, b) => b.step - a.step)[0];
-  return left && left.step > (checkpoint?.step ?? -1) ? left : undefined;
+  const newest = otherPods
+    .flatMap(({ result }) => result?.progress?.checkpoint ?? [])
+    .sort((a, b) => b.step - a.step)[0];
+  return newest && newest.step > (checkpoint?.step ?? -1) ? newest : undefined;
 }
 
-/** A gang that does nothing. */
+/** A gang that made no progress for progressDeadlineSeconds. */
 export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {
   const left = secondsBeforeHang(observed, view);
   if (left === null || left > 0) return null;
@@ -114,11 +120,11 @@ export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure
   };
 }
 
-/** Seconds until a gang that goes on doing nothing counts as hung. */
+/** Seconds until the gang counts as hung, if it makes no progress; null if that is not checked now. */
 export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null =>
   stage.name === 'Active' ? secondsBeforeHang(observed, view) : null;
 
-/** The clock starts when all ranks are there, or every wait for a place would look like a hang. */
+/** The time counts from when all ranks are ready: waiting to be scheduled is not a hang. */
 function secondsBeforeHang(
   { progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob,
   view: JobView,
@@ -127,8 +133,8 @@ function secondsBeforeHang(
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
     return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
-  // The heartbeat counts as soon as there is one; what is older than the attempt is a sign of the one before.
-  const signs = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
-  const since = signs.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
+  // The heartbeat, or before the first one the time of PodsReady. Times before this attempt belong to the previous one.
+  const times = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
+  const since = times.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
   return since === undefined ? null : spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }

@@ -1,4 +1,4 @@
-/** `config.json` of the quantizer: the spec with everything decided, and with paths as the pod sees them. */
+/** Makes `config.json` of the quantizer: the spec with all defaults resolved, and with paths as the pod sees them. */
 import {
   DEFAULT_PROGRESS_PORT,
   parseStorageUri,
@@ -36,7 +36,7 @@ export const allStorage = ({ model, dataset, evaluations, output }: QuantizerSto
   output,
 ];
 
-/** @throws ZodError when the spec, valid by its own schema, makes no valid config: a defect of ours. */
+/** @throws ZodError if a valid spec makes an invalid config, which is a defect of ours */
 export function quantizeConfig(
   job: JobIdentity,
   spec: QuantizeJobSpec,
@@ -61,7 +61,10 @@ export function quantizeConfig(
   });
 }
 
-/** Where the quantizer publishes its scratch folder. null: the output is mounted, and the quantizer writes there directly. */
+/**
+ * The object store to which the quantizer publishes; null if the output is a folder, which the quantizer writes
+ * directly.
+ */
 function publishTo(output: QuantizeJobSpec['output']): StorageAddress | null {
   return parseStorageUri(output.uri).scheme === 's3' ? storageAddress(output) : null;
 }

@@ -1,9 +1,10 @@
 /**
- * What to do about a QuantizeJob: a gang of one, which publishes.
+ * Plans a QuantizeJob: a gang of one rank, which publishes an artifact.
  *
- *   Pending -> Running -> (Restarting -> Running)* -> Succeeded | Failed, with Suspended reachable from any but the last two
+ *   Pending -> Running -> (Restarting -> Running)* -> Succeeded | Failed
  *
- * First the stage is decided, by the first of a list of questions that has an answer; then actions and status follow from it.
+ * Suspended can follow any phase but the last two. The plan first decides the stage: the first check in `stageOf` that
+ * returns one. Actions, status and events follow from it.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
@@ -31,8 +32,9 @@ import {
 import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
-import { type Attempt, childrenOf, conflictIn, quantizationDigest } from './quantizer-objects.ts';
+import { type Attempt, childrenOf, findConflict, quantizationDigest } from './quantizer-objects.ts';
 
+/** The planner of QuantizeJobs: see `PlanQuantizeJob` in plan.ts. */
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
   const { spec, objects, status: before } = observed;
   if (isIgnored(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
@@ -48,7 +50,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
         : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
     status,
     events: eventsOf(before, status),
-    // What was written may start a clock, so the next plan looks at it.
+    // A new status may start timers, so plan again at once.
     requeueAfterSeconds: status === before ? soonest(ttl, secondsToNextPlan(stage, view)) : 0,
   };
 };
@@ -67,6 +69,7 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
   );
 }
 
+/** Checked before everything that could end the attempt: what is published is never published again. */
 function published({ ranks: [pod] }: JobView): Stage | null {
   return pod && outcomeOf(pod) === 'succeeded'
     ? { name: 'Succeeded', message: 'the INT7 artifact is published' }
@@ -81,15 +84,15 @@ function active(
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
-  const refusal = findBlocker({
+  const blocker = findBlocker({
     create,
     reserved: children,
     objects,
     refused,
     predecessors,
-    findConflict: () => conflictIn(attempt),
+    findConflict: () => findConflict(attempt),
   });
-  return refusal ? blockedBy(refusal) : { name: 'Active', create: create.map(({ make }) => make()) };
+  return blocker ? blockedBy(blocker) : { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {
