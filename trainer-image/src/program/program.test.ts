@@ -20,7 +20,7 @@ import { startServer } from './progress-server.ts';
 import { computeThreads, readRanks } from './ranks.ts';
 import { readConfig } from './read-config.ts';
 import { reportFailure, reportResult } from './report-termination.ts';
-import { isStop, unlessStopped } from './stop-signal.ts';
+import { abortable, isStop } from './stop-signal.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'program-'));
 after(() => rm(folder, { recursive: true }));
@@ -173,16 +173,16 @@ test('the server shows the board, as JSON and as metrics, and its health is that
 test('a stop ends waiting, and only what ended because of it counts as a stop', async () => {
   const controller = new AbortController();
   const { signal } = controller;
-  assert.equal(await unlessStopped(signal, Promise.resolve(1)), 1);
-  await assert.rejects(unlessStopped(signal, Promise.reject(new Error('own'))), /own/);
-  const waiting = unlessStopped(signal, new Promise(() => {}));
+  assert.equal(await abortable(signal, Promise.resolve(1)), 1);
+  await assert.rejects(abortable(signal, Promise.reject(new Error('own'))), /own/);
+  const waiting = abortable(signal, new Promise(() => {}));
   assert.equal(isStop(new DOMException('', 'AbortError'), signal), false);
   controller.abort('SIGTERM');
   const error: unknown = await waiting.catch((error: unknown) => error);
   assert(isStop(error, signal));
   assert(isStop('SIGTERM', signal));
   assert.equal(isStop(new Error('defect'), signal), false);
-  await assert.rejects(unlessStopped(signal, new Promise(() => {})), /stopped by SIGTERM/);
+  await assert.rejects(abortable(signal, new Promise(() => {})), /stopped by SIGTERM/);
 });
 
 function run(args: string[], env: Record<string, string> = {}) {

@@ -1,9 +1,9 @@
-/** Orderly stops: SIGTERM and SIGINT as an AbortSignal, and the exit codes that say which it was. */
+/** Orderly stops: SIGTERM and SIGINT as an AbortSignal, and the exit code of each. */
 import { ExitCode } from '@facetrain/api';
 
 /**
- * Aborted by the first SIGTERM or SIGINT, with the signal's name as reason; and as if by SIGTERM when a parent that opened a channel to
- * this process (`facetrain run`) is gone, however it ended.
+ * Aborted by the first SIGTERM or SIGINT, with the signal's name as reason. A parent process that opened an IPC channel
+ * (`facetrain run`) and ends counts as SIGTERM, however it ended.
  */
 export function stopSignal(): AbortSignal {
   const controller = new AbortController();
@@ -12,12 +12,12 @@ export function stopSignal(): AbortSignal {
   return controller.signal;
 }
 
-/** A rank that stops because another one was told to counts as preempted, too. */
+/** Without a signal of its own, a rank that stops because another rank was told to is preempted. */
 export function stopExitCode(signal: AbortSignal): ExitCode {
   return signal.reason === 'SIGINT' ? ExitCode.interrupted : ExitCode.preempted;
 }
 
-/** What an operation rejects with when it gives up because of `signal`. */
+/** The error of an operation that was ended by the stop signal. */
 export class Stopped extends Error {
   override readonly name = 'AbortError';
   constructor(reason: unknown) {
@@ -25,13 +25,13 @@ export class Stopped extends Error {
   }
 }
 
-/** True for what is thrown when an operation ends early because it was told to, whoever throws it. */
+/** Whether an error is the consequence of the stop signal: its reason, or an AbortError of any API. */
 export function isStop(error: unknown, signal: AbortSignal): boolean {
   return signal.aborted && (error === signal.reason || (error instanceof Error && error.name === 'AbortError'));
 }
 
-/** The promise's outcome, or Stopped as soon as the signal is aborted; the operation itself goes on unseen. */
-export function unlessStopped<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
+/** The promise's outcome, or Stopped as soon as the signal is aborted. The operation itself is not ended. */
+export function abortable<T>(signal: AbortSignal, promise: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     const stop = () => reject(new Stopped(signal.reason));
     if (signal.aborted) stop();

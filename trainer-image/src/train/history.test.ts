@@ -9,9 +9,9 @@ test('a resumed run ends with the same losses as one that was not interrupted', 
   for (let step = 0; step < 100; step++) whole.add(record(step));
   const first = new History(100, 60, 8);
   for (let step = 0; step < 97; step++) first.add(record(step));
-  const second = new History(100, 60, 8, JSON.parse(JSON.stringify(first.carried)) as typeof first.carried);
+  const second = new History(100, 60, 8, JSON.parse(JSON.stringify(first.forCheckpoint)) as typeof first.forCheckpoint);
   for (let step = 97; step < 100; step++) second.add(record(step));
-  assert.deepEqual(second.carried, whole.carried);
+  assert.deepEqual(second.forCheckpoint, whole.forCheckpoint);
   assert.equal(second.lossFirst, 0);
   assert.equal(second.lossLast, (50 + 99) / 2);
   assert.equal(second.trainSeconds, 50);

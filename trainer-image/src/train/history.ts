@@ -1,6 +1,7 @@
-/** What happened in the steps so far: means for the report, the recent loss and speed for people who watch. Pure. */
+/** Statistics of the steps done: means for the report, recent loss and speed for the progress board. Pure. */
 import type { CheckpointManifest, TrainReport } from '@facetrain/api';
 
+/** In a report. */
 const MOST_INTERVALS = 1000;
 /** Steps over which `lossLast` is a mean, unless an epoch is shorter. */
 const RECENT_LOSSES = 50;
@@ -20,16 +21,18 @@ export class History {
   #stepsPerEpoch: number;
   #batch: number;
   #intervalSteps: number;
-  #open: StepRecord[] = [];
+  /** Steps of the interval that has not ended. */
+  #interval: StepRecord[] = [];
   #intervals: TrainReport['history'] = [];
   #recent: StepRecord[] = [];
   #losses: number[];
   #lossFirst: number | null;
+  /** Seconds of earlier attempts; then seconds and steps of this one. */
   #secondsBefore: number;
   #seconds = 0;
   #steps = 0;
 
-  /** @param earlier what a checkpoint says of the attempts before this one */
+  /** @param earlier the history of earlier attempts, from the checkpoint */
   constructor(
     totalSteps: number,
     stepsPerEpoch: number,
@@ -51,13 +54,13 @@ export class History {
     this.#lossFirst ??= record.loss;
     this.#losses = [...this.#losses, record.loss].slice(-Math.min(RECENT_LOSSES, this.#stepsPerEpoch));
     this.#recent = [...this.#recent, record].slice(-RECENT_STEPS);
-    this.#open.push(record);
-    // Intervals end at multiples, so that a resumed attempt reports on the same ones.
+    this.#interval.push(record);
+    // Intervals end at multiples of their length, so a resumed attempt has the same ones.
     if ((record.step + 1) % this.#intervalSteps === 0 || record.step + 1 === this.#totalSteps) this.#closeInterval();
   }
 
-  /** What the next attempt needs to know. */
-  get carried(): CheckpointManifest['history'] {
+  /** What the next attempt needs of this one. */
+  get forCheckpoint(): CheckpointManifest['history'] {
     return { lossFirst: this.#lossFirst, trainSeconds: this.trainSeconds, recentLosses: this.#losses };
   }
 
@@ -80,7 +83,7 @@ export class History {
     return this.#recent.length === 0 ? null : this.#batch / mean(this.#recent.map((record) => record.seconds));
   }
 
-  /** Over this attempt; 0 when it made no step. */
+  /** Over this attempt; 0 when it did no step. */
   get imagesPerSecond(): number {
     return this.#seconds === 0 ? 0 : (this.#steps * this.#batch) / this.#seconds;
   }
@@ -96,16 +99,16 @@ export class History {
   }
 
   #closeInterval(): void {
-    const of = (read: (record: StepRecord) => number) => mean(this.#open.map(read));
-    const step = this.#open.at(-1)!.step + 1;
+    const meanOf = (read: (record: StepRecord) => number) => mean(this.#interval.map(read));
+    const step = this.#interval.at(-1)!.step + 1;
     this.#intervals.push({
       step,
       epoch: step / this.#stepsPerEpoch,
-      loss: of((record) => record.loss),
-      learningRate: of((record) => record.learningRate),
-      imagesPerSecond: this.#batch / of((record) => record.seconds),
+      loss: meanOf((record) => record.loss),
+      learningRate: meanOf((record) => record.learningRate),
+      imagesPerSecond: this.#batch / meanOf((record) => record.seconds),
     });
-    this.#open = [];
+    this.#interval = [];
   }
 }
 

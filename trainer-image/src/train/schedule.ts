@@ -1,16 +1,28 @@
-/** The learning rate of every step, and which steps are followed by an evaluation or a checkpoint. Pure arithmetic. */
+/** The learning rate of every step, and which steps are followed by an evaluation or a checkpoint. Pure. */
+import type { TrainerConfig } from '@facetrain/api';
 
 export interface Schedule {
   type: 'polynomial' | 'constant';
   power: number;
+  /** May be a fraction. */
   warmupSteps: number;
   totalSteps: number;
+  /** After the warm-up. */
   learningRate: number;
 }
 
+export function scheduleOf(
+  { schedule, optimizer }: TrainerConfig,
+  { stepsPerEpoch, totalSteps }: { stepsPerEpoch: number; totalSteps: number },
+): Schedule {
+  const { type, power, warmupEpochs } = schedule;
+  return { type, power, warmupSteps: warmupEpochs * stepsPerEpoch, totalSteps, learningRate: optimizer.learningRate };
+}
+
 /**
- * Linear warm-up to the configured rate over w steps, then lr · (1 − (t − w) / (T − w))^power, or lr itself. Step t is counted from 0.
- * insightface's PolynomialLRWarmup but for the warm-up's first step: it begins at lr / w, where the reference wastes a step on 0.
+ * Linear warm-up to the rate lr over w steps, then lr · (1 − (t − w) / (T − w))^power, or constantly lr; t counts from 0.
+ * As insightface's PolynomialLRWarmup, except that the warm-up starts at lr / w. The reference starts at 0, which wastes
+ * a step.
  */
 export function learningRateAt(step: number, { type, power, warmupSteps, totalSteps, learningRate }: Schedule): number {
   if (step < warmupSteps) return (learningRate * (step + 1)) / Math.max(warmupSteps, 1);
@@ -18,7 +30,7 @@ export function learningRateAt(step: number, { type, power, warmupSteps, totalSt
   return learningRate * (1 - (step - warmupSteps) / (totalSteps - warmupSteps)) ** power;
 }
 
-/** Whether an interval ends with the step that makes `done` steps; epochs may be fractions, and each interval counts by itself. */
+/** Whether one of the two intervals ends after `done` steps. `everyEpochs` may be a fraction. */
 export function isDue(
   done: number,
   every: { everyEpochs: number | null; everySteps: number | null },

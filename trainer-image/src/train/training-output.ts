@@ -1,12 +1,16 @@
-/** What a finished training leaves: model/backbone.onnx, train-report.html, and train-report.json last, which vouches for the others. */
+/** What a finished training writes: model/backbone.onnx, train-report.html, and train-report.json last. */
 import { join } from 'node:path';
-import { OUTPUT, type TrainReport } from '@facetrain/api';
-import type { Graph } from '@facetrain/native';
+import { type CheckpointManifest, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
+import type { Graph, TrainingSessionContract } from '@facetrain/native';
+import type { Preflight } from '../dataset/dataset-preflight.ts';
 import { countParameters } from '../onnx/describe.ts';
 import { encodeOnnx } from '../onnx/write.ts';
+import type { Ranks } from '../program/ranks.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { writeAtomically } from '../storage/atomic-files.ts';
 import { digestBytes } from '../storage/digest.ts';
+import type { Evaluator } from './evaluator.ts';
+import type { History } from './history.ts';
 
 /** @throws FacetrainError DiskFull, StorageFailed */
 export async function writeModel(directory: string, graph: Graph): Promise<TrainReport['model']> {
@@ -20,7 +24,46 @@ export async function writeModel(directory: string, graph: Graph): Promise<Train
   };
 }
 
-/** @throws FacetrainError DiskFull, StorageFailed */
+export interface FinishedTraining {
+  startedAt: Date;
+  dataset: Preflight & { totalSteps: number };
+  model: TrainReport['model'];
+  ranks: Ranks;
+  session: Pick<TrainingSessionContract, 'device'>;
+  /** The checkpoint that this attempt started from. */
+  resumed: CheckpointManifest | undefined;
+  history: History;
+  evaluator: Evaluator;
+}
+
+/** The report of a training that has ended now. */
+export function trainReport(config: TrainerConfig, finished: FinishedTraining): TrainReport {
+  const { startedAt, dataset, model, ranks, session, resumed, history, evaluator } = finished;
+  return {
+    schemaVersion: 1,
+    job: config.job,
+    startedAt: startedAt.toISOString(),
+    finishedAt: new Date().toISOString(),
+    dataset: { path: config.dataset.path, images: dataset.images, identities: dataset.identities },
+    model,
+    trainers: ranks.size,
+    device: session.device,
+    steps: dataset.totalSteps,
+    resumedFromStep: resumed?.step ?? null,
+    trainSeconds: history.trainSeconds,
+    imagesPerSecond: history.imagesPerSecond,
+    lossFirst: history.lossFirst!,
+    lossLast: history.lossLast!,
+    history: history.intervals,
+    evaluations: evaluator.results,
+    config,
+  };
+}
+
+/**
+ * Writes both reports. A reader that finds train-report.json can rely on all other files.
+ * @throws FacetrainError DiskFull, StorageFailed
+ */
 export async function writeReport(directory: string, report: TrainReport): Promise<void> {
   await writeAtomically(join(directory, OUTPUT.trainReportHtml), trainReportHtml(report));
   await writeAtomically(join(directory, OUTPUT.trainReport), `${JSON.stringify(report, null, 2)}\n`);

@@ -1,5 +1,5 @@
-/** What can be refused before ranks meet: the model, the dataset, and numbers that do not fit each other. */
-import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
+/** The checks before the ranks meet: the model, the dataset, and numbers that do not fit together. */
+import { FacetrainError, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
@@ -7,7 +7,10 @@ import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 
-/** The backbone before training: the user's own ONNX file, or built with weights that are a function of the seed. */
+/**
+ * The backbone before training: the user's own ONNX file, or a built-in one with initial weights.
+ * @throws FacetrainError InvalidConfig, and those of readOnnx
+ */
 export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Graph> {
   if (model.onnxPath === null) return buildBackbone({ ...model, seed });
   const { graph } = await readOnnx(model.onnxPath);
@@ -23,7 +26,7 @@ export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Gra
 }
 
 /**
- * Rank 0 decodes a sample of the pictures; the others look at the records alone.
+ * Checks the dataset. Rank 0 decodes a sample of the pictures; the other ranks only read the records' headers.
  * @throws FacetrainError InvalidConfig, InvalidDataset
  */
 export async function preflight(
@@ -45,13 +48,6 @@ export async function preflight(
   if (dataset.numClasses < size)
     throw misfit('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
-}
-
-/** The margin in its general form, cos(m1·θ + m2) − m3; a type uses the numbers that are its own. */
-export function generalMargin({ type, m1, m2, m3 }: Margin): { m1: number; m2: number; m3: number } {
-  if (type === 'cosface') return { m1: 1, m2: 0, m3 };
-  if (type === 'arcface') return { m1: 1, m2, m3: 0 };
-  return { m1, m2, m3 };
 }
 
 function misfit(subject: string, found: number, allowed: string): FacetrainError {

@@ -1,4 +1,4 @@
-/** Evaluation on the verification sets, its pictures shared over the ranks. */
+/** Evaluation on the verification sets. Each rank embeds a part of the pictures. */
 import type { EvaluationReport, EvaluationResult, TrainerConfig } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
@@ -23,7 +23,7 @@ export class Evaluator {
     this.#program = program;
   }
 
-  /** Reads the sets, still encoded. @throws FacetrainError InvalidVerificationSet */
+  /** Reads the sets; pictures stay encoded. @throws FacetrainError InvalidVerificationSet */
   static async open(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Evaluator> {
     const sets: VerificationSet[] = [];
     for (const { name, path } of config.evaluation.sets) {
@@ -42,15 +42,17 @@ export class Evaluator {
   }
 
   /**
-   * To be called on every rank after the same step. Every rank computes the figures from the same embeddings, so all have the same.
-   * @returns 'stopped' on every rank when one was told to stop meanwhile; the set in work is then left out
+   * To be called on every rank after the same step. All ranks compute the figures from the same embeddings, so all get
+   * the same figures.
+   * @returns 'stopped' on every rank when one was told to stop meanwhile; this set and those after it have no result then
    */
   async evaluate(session: TrainingSessionContract, input: Graph['input'], step: number): Promise<'done' | 'stopped'> {
     const { rank, size } = this.#ranks;
+    this.#program.progress.update({ stage: 'Evaluating' });
     for (const set of this.#sets) {
       const parts = await session.allGather(await this.#embedPart(session, set, input));
       const complete = parts.every(
-        (part, of) => part.length === partOf(set.jpegs.length, { rank: of, size }).count * session.dim,
+        (part, owner) => part.length === partOf(set.jpegs.length, { rank: owner, size }).count * session.dim,
       );
       if (!complete) return 'stopped';
       const embeddings = new Float32Array(2 * set.same.length * session.dim);
@@ -66,7 +68,7 @@ export class Evaluator {
     return 'done';
   }
 
-  /** This rank's embeddings; of wrong length, which the others see, when it was told to stop. */
+  /** This rank's embeddings. When it was told to stop, an array of a wrong length, by which the other ranks notice. */
   async #embedPart(
     session: TrainingSessionContract,
     set: VerificationSet,

@@ -1,0 +1,93 @@
+/** Opens the training session: the ranks meet, and each loads its replica, its class centres and its data. */
+import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
+import { type Graph, TrainingSession } from '@facetrain/native';
+import type { Program } from '../program/program.ts';
+import { computeThreads, type Ranks } from '../program/ranks.ts';
+import { abortable } from '../program/stop-signal.ts';
+
+/** @throws FacetrainError RendezvousTimeout, and those of TrainingSession.open; Stopped when told to stop meanwhile */
+export async function openSession(
+  config: TrainerConfig,
+  graph: Graph,
+  numClasses: number,
+  ranks: Ranks,
+  { log, signal }: Program,
+): Promise<TrainingSession> {
+  const { loss, optimizer } = config;
+  const threads = computeThreads(config.computeThreads, ranks);
+  log.info(
+    { size: ranks.size, master: `${ranks.masterAddr}:${ranks.masterPort}`, computeThreads: threads },
+    'meeting the other ranks',
+  );
+  const opening = TrainingSession.open({
+    graph,
+    seed: config.seed,
+    numClasses,
+    margin: combinedMargin(loss.margin),
+    scale: loss.scale,
+    sampleRate: loss.sampleRate,
+    interclassFilter: loss.interclassFilter,
+    momentum: optimizer.momentum,
+    weightDecay: optimizer.weightDecay,
+    gradientClipNorm: optimizer.gradientClipNorm,
+    data: {
+      directory: config.dataset.path,
+      globalBatchSize: config.globalBatchSize,
+      ...config.augment,
+      channelOrder: config.model.channelOrder,
+      loaderThreads: config.loaderThreads,
+    },
+    comm: {
+      rank: ranks.rank,
+      size: ranks.size,
+      localRank: ranks.localRank,
+      localSize: ranks.localSize,
+      masterAddr: ranks.masterAddr,
+      masterPort: ranks.masterPort,
+      rendezvousTimeoutMs: config.rendezvousTimeoutSeconds * 1000,
+      collectiveTimeoutMs: config.collectiveTimeoutSeconds * 1000,
+    },
+    computeThreads: threads,
+    device: config.device,
+  });
+  const session = await abortable(signal, withinDeadline(opening, config, ranks));
+  log.info({ device: session.device }, 'met the other ranks');
+  return session;
+}
+
+/** A margin in its combined form, cos(m1·θ + m2) − m3. CosFace has m3 alone, ArcFace m2 alone. */
+function combinedMargin({ type, m1, m2, m3 }: Margin): { m1: number; m2: number; m3: number } {
+  if (type === 'cosface') return { m1: 1, m2: 0, m3 };
+  if (type === 'arcface') return { m1: 1, m2, m3: 0 };
+  return { m1, m2, m3 };
+}
+
+/**
+ * The native half has a deadline for a master that refuses connections or does not exist. A master that accepts the
+ * connection and then sends nothing would block it without end. After the rendezvous, opening takes one collective.
+ */
+async function withinDeadline<T>(
+  opening: Promise<T>,
+  config: TrainerConfig,
+  { masterAddr, masterPort }: Ranks,
+): Promise<T> {
+  const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
+  let timer: NodeJS.Timeout | undefined;
+  const deadline = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      reject,
+      seconds * 1000,
+      new FacetrainError({
+        code: 'RendezvousTimeout',
+        subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
+        found: `no answer within ${seconds} s`,
+        allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
+      }),
+    );
+  });
+  try {
+    return await Promise.race([opening, deadline]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
