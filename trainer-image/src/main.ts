@@ -87,14 +87,14 @@ async function quantizeMode(): Promise<ExitCode> {
 async function fetchMode(args: string[]): Promise<ExitCode> {
   const values = fetchOptions(args);
   const { fetchTo } = await import('./storage/fetch.ts');
-  const { patiently } = await import('./storage/retries.ts');
+  const { withRetries } = await import('./storage/retries.ts');
   const fetch = () =>
     fetchTo(values, signal, {
       onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same'),
     });
-  const fetched = await patiently(fetch, {
+  const fetched = await withRetries(fetch, {
     signal,
-    onWait: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
+    onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });
   const written = fetched.filter((file) => file.written);
   log.info(

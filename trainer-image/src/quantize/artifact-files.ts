@@ -1,4 +1,4 @@
-/** The files of an artifact, as bytes: what a quantization found, in, and what is written, out. Pure. */
+/** The contents of an artifact's files, from what a quantization found. Pure. */
 import {
   ArtifactManifest,
   QuantizeReport,
@@ -13,15 +13,17 @@ import { digestBytes } from '../storage/digest.ts';
 import { encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
 
 export const MODEL = 'model.int7.onnx';
+export const SCALES = 'scales.json';
 export const MANIFEST = 'manifest.json';
 export const REPORTS = ['report.json', 'report.html'];
 
-/** @param source digest of the FP32 model; `calibration` of the pictures */
+/** @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel order */
 export function modelFile(
   graph: LayerGraph,
   scales: Scales,
-  { source, calibration, channelOrder }: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' },
+  origin: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' },
 ): Uint8Array {
+  const { source, calibration, channelOrder } = origin;
   const metadata = {
     'facetrain.format': 'int7',
     'facetrain.limit': String(WEIGHT_LIMIT),
@@ -38,7 +40,7 @@ export function scalesFile(scales: Scales): string {
   const weights = Object.fromEntries(
     Object.entries(scales.weights).map(([name, { scales: values }]) => [name, Array.from(values)]),
   );
-  // On one line: thousands of numbers, for programs.
+  // Without indentation: it has thousands of numbers, and only programs read it.
   return `${JSON.stringify(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }))}\n`;
 }
 
@@ -63,12 +65,12 @@ export function manifestFile(report: QuantizeReport, files: Record<string, Store
   );
 }
 
-/** @param manifest the text of `manifest.json` */
+/** The artifact as a termination message reports it. @param manifest the text of `manifest.json` */
 export function artifactStatus(manifest: string): NonNullable<TerminationResult['artifact']> {
   const { files, gate, metrics } = ArtifactManifest.parse(JSON.parse(manifest));
   const { meanCosine, accuracyDrop } = metrics;
   return {
-    manifestSha256: stored(manifest).sha256,
+    manifestSha256: digestOf(manifest).sha256,
     bytes: Object.values(files).reduce((sum, file) => sum + file.bytes, 0),
     meanCosine,
     ...(accuracyDrop !== null && { accuracyDrop }),
@@ -76,7 +78,7 @@ export function artifactStatus(manifest: string): NonNullable<TerminationResult[
   };
 }
 
-export function stored(content: Uint8Array | string): StoredFile {
+export function digestOf(content: Uint8Array | string): StoredFile {
   return digestBytes(typeof content === 'string' ? Buffer.from(content) : content);
 }
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Metrics } from '@facetrain/api';
 import { noise } from '../testing/onnx-oracles.ts';
-import { compareModels, cosines, judge, summarize } from './compare.ts';
+import { checkGate, compareOnSet, cosines, summarize } from './compare.ts';
 
 const NONE = { maxAccuracyDrop: null, minMeanCosine: null };
 
@@ -32,7 +32,7 @@ describe('two models on a set', () => {
   const { dim, same, set } = embeddings();
 
   test('that are one and the same lose nothing', () => {
-    const { comparison, cosines: all } = compareModels('set', same, dim, set, set);
+    const { comparison, cosines: all } = compareOnSet('set', same, dim, set, set);
     assert.equal(comparison.fp32.accuracy, 1);
     assert.equal(comparison.drop, 0);
     assert.equal(all.length, 80, 'mirror images count');
@@ -40,7 +40,7 @@ describe('two models on a set', () => {
   });
 
   test('one of which takes some pairs apart lose accuracy there', () => {
-    const { comparison, cosines: all } = compareModels('set', same, dim, set, embeddings(3).set);
+    const { comparison, cosines: all } = compareOnSet('set', same, dim, set, embeddings(3).set);
     assert.ok(comparison.drop > 0.05);
     assert.equal(comparison.drop, comparison.fp32.accuracy - comparison.int7.accuracy);
     assert.equal(
@@ -97,6 +97,8 @@ describe('the gate', () => {
     },
   ];
   for (const { name, bounds, metrics: found, failures } of cases) {
-    test(name, () => assert.deepEqual(judge(bounds, found), { ...bounds, passed: failures.length === 0, failures }));
+    test(name, () =>
+      assert.deepEqual(checkGate(bounds, found), { ...bounds, passed: failures.length === 0, failures }),
+    );
   }
 });

@@ -1,4 +1,4 @@
-/** How far an INT7 model is from its FP32 model, and whether that is near enough. Pure. */
+/** The metrics of an INT7 model against its FP32 model, and the gate's bounds on them. Pure. */
 import type { Comparison, Gate, Metrics, QuantizeConfig } from '@facetrain/api';
 import { verify } from '../verification/protocol.ts';
 
@@ -8,7 +8,7 @@ export interface SetEmbeddings {
   mirrored: Float32Array;
 }
 
-/** Cosine of each embedding with its counterpart, both [count, dim]. Of a zero vector with anything it is 0. */
+/** The cosine of each embedding with its counterpart, both [count, dim]; 0 if one of the two is a zero vector. */
 export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64Array {
   return Float64Array.from({ length: a.length / dim }, (_, index) => {
     let [product, squareA, squareB] = [0, 0, 0];
@@ -25,7 +25,7 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
  * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images included.
  * @param same by pair; pictures 2i and 2i + 1 are pair i
  */
-export function compareModels(
+export function compareOnSet(
   set: string,
   same: boolean[],
   dim: number,
@@ -40,7 +40,7 @@ export function compareModels(
     );
     return accuracy;
   }) as [Comparison['fp32'], Comparison['int7']];
-  const all = joined([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
+  const all = concatenate([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
   const comparison = {
     set,
     pairs: same.length,
@@ -52,19 +52,20 @@ export function compareModels(
   return { comparison, cosines: all };
 }
 
-/** @param found every cosine that was measured: of the sets, or of the calibration pictures where there are none */
-export function summarize(comparisons: Comparison[], found: Float64Array): Metrics {
-  const sorted = found.toSorted();
+/** @param measured all cosines: of the sets' pictures, or of the calibration pictures when there are no sets */
+export function summarize(comparisons: Comparison[], measured: Float64Array): Metrics {
+  const sorted = measured.toSorted();
   return {
-    meanCosine: mean(found),
+    meanCosine: mean(measured),
     percentile1Cosine: sorted[Math.floor(sorted.length / 100)]!,
     accuracyDrop: comparisons.length > 0 ? Math.max(...comparisons.map(({ drop }) => drop)) : null,
     comparisons,
   };
 }
 
-export function judge(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
-  const failures = [];
+/** Compares metrics with the bounds of a job; a bound of null is not checked. */
+export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
+  const failures: string[] = [];
   const { maxAccuracyDrop, minMeanCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop) continue;
@@ -79,7 +80,7 @@ export function judge(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   return { maxAccuracyDrop, minMeanCosine, passed: failures.length === 0, failures };
 }
 
-export function joined(parts: Float64Array[]): Float64Array {
+export function concatenate(parts: Float64Array[]): Float64Array {
   const all = new Float64Array(parts.reduce((length, part) => length + part.length, 0));
   let at = 0;
   for (const part of parts) {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ExitCode, FacetrainError } from '@facetrain/api';
-import { patiently } from './retries.ts';
+import { withRetries } from './retries.ts';
 
 const failure = (exitCode: ExitCode) =>
   new FacetrainError({
@@ -12,7 +12,7 @@ const failure = (exitCode: ExitCode) =>
     exitCode,
   });
 
-/** Fails as often as there are errors. */
+/** Work that throws each of the errors, then succeeds. */
 function failing(...errors: unknown[]) {
   const waits: number[] = [];
   const work = async () => {
@@ -22,43 +22,44 @@ function failing(...errors: unknown[]) {
   return {
     work,
     waits,
-    onWait: (_: FacetrainError, milliseconds: number) => void waits.push(milliseconds),
-    left: errors,
+    onRetry: (_: FacetrainError, milliseconds: number) => void waits.push(milliseconds),
   };
 }
 
 const { signal } = new AbortController();
 
-test('what may pass is tried again, after waits that double', async () => {
-  const { work, waits, onWait } = failing(
+test('a transient failure is tried again, after waits that double', async () => {
+  const { work, waits, onRetry } = failing(
     failure(ExitCode.failure),
     failure(ExitCode.failure),
     failure(ExitCode.failure),
   );
-  assert.equal(await patiently(work, { signal, onWait, wait: 1 }), 'done');
+  assert.equal(await withRetries(work, { signal, onRetry, firstWait: 1 }), 'done');
   assert.deepEqual(waits, [1, 2, 4]);
 });
 
-test('what does not pass by itself is told at once', async () => {
+test('any other failure is thrown at once', async () => {
   for (const error of [failure(ExitCode.refused), new Error('a defect')]) {
-    const { work, waits, onWait } = failing(error);
-    await assert.rejects(patiently(work, { signal, onWait, wait: 1 }), error);
+    const { work, waits, onRetry } = failing(error);
+    await assert.rejects(withRetries(work, { signal, onRetry, firstWait: 1 }), error);
     assert.deepEqual(waits, []);
   }
 });
 
-test('patience ends', async () => {
+test('retries end when the time is up', async () => {
   const errors = Array.from({ length: 100 }, () => failure(ExitCode.failure));
-  const { work, waits, onWait } = failing(...errors);
-  await assert.rejects(patiently(work, { signal, onWait, wait: 1, patience: 20 }), { code: 'StorageFailed' });
+  const { work, waits, onRetry } = failing(...errors);
+  await assert.rejects(withRetries(work, { signal, onRetry, firstWait: 1, giveUpAfter: 20 }), {
+    code: 'StorageFailed',
+  });
   assert(waits.length >= 1 && waits.reduce((sum, wait) => sum + wait, 0) <= 20, waits.join());
 });
 
-test('who is told to stop does not wait', async () => {
+test('an abort ends the wait', async () => {
   const stop = new AbortController();
   const { work } = failing(failure(ExitCode.failure));
   await assert.rejects(
-    patiently(work, { signal: stop.signal, onWait: () => stop.abort(), wait: 60_000, patience: 120_000 }),
+    withRetries(work, { signal: stop.signal, onRetry: () => stop.abort(), firstWait: 60_000, giveUpAfter: 120_000 }),
     { name: 'AbortError' },
   );
 });

@@ -1,38 +1,40 @@
-/** Storage that is away for a moment, as while it is upgraded, must not end what has run for days. */
+/** Retries of storage operations. A store that is away for a moment, as during an upgrade, must not end a long job. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 
-export interface Patience {
+export interface RetryOptions {
   signal: AbortSignal;
-  /** Told of each failure after which it is tried again. */
-  onWait: (error: FacetrainError, milliseconds: number) => void;
-  /** How long a failure that may pass is waited for, in milliseconds: a wrong address should be told soon, too. */
-  patience?: number;
-  /** The first wait, in milliseconds; the next ones double. */
-  wait?: number;
+  /** Called before each wait, with the failure and the length of the wait in milliseconds. */
+  onRetry: (error: FacetrainError, milliseconds: number) => void;
+  /** Milliseconds after the first failure during which it is tried again. A wrong address should be reported soon, too. */
+  giveUpAfter?: number;
+  /** The first wait, in milliseconds; each further one is twice as long, up to 10 s. */
+  firstWait?: number;
 }
 
-const PATIENCE_MILLISECONDS = 60_000;
+const GIVE_UP_AFTER_MILLISECONDS = 60_000;
 const FIRST_WAIT_MILLISECONDS = 1_000;
 const LONGEST_WAIT_MILLISECONDS = 10_000;
 
-/** What `work` resolves to once it does. @throws what it threw, if that does not pass by itself, or has not passed in time; Error AbortError when stopped */
-export async function patiently<T>(
-  work: () => Promise<T>,
-  { signal, onWait, patience = PATIENCE_MILLISECONDS, wait = FIRST_WAIT_MILLISECONDS }: Patience,
-): Promise<T> {
-  let failedAt: number | undefined;
-  for (let next = wait; ; next = Math.min(2 * next, LONGEST_WAIT_MILLISECONDS)) {
+/**
+ * Calls `work` until it succeeds, as long as its failures are transient.
+ * @throws the last failure, when it is not transient or the time is up; Error AbortError when the signal is aborted
+ */
+export async function withRetries<T>(work: () => Promise<T>, options: RetryOptions): Promise<T> {
+  const { signal, onRetry, giveUpAfter = GIVE_UP_AFTER_MILLISECONDS, firstWait = FIRST_WAIT_MILLISECONDS } = options;
+  let firstFailure: number | undefined;
+  for (let wait = firstWait; ; wait = Math.min(2 * wait, LONGEST_WAIT_MILLISECONDS)) {
     try {
       return await work();
     } catch (error) {
-      failedAt ??= performance.now();
-      if (!mayPass(error) || performance.now() + next - failedAt > patience) throw error;
-      onWait(error, next);
-      await delay(next, undefined, { signal });
+      firstFailure ??= performance.now();
+      if (!isTransient(error) || performance.now() + wait - firstFailure > giveUpAfter) throw error;
+      onRetry(error, wait);
+      await delay(wait, undefined, { signal });
     }
   }
 }
 
-const mayPass = (error: unknown): error is FacetrainError =>
+/** storageError and s3Error give a failure that may pass by itself the exit code `failure`, any other `refused`. */
+const isTransient = (error: unknown): error is FacetrainError =>
   error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;

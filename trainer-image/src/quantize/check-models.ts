@@ -1,0 +1,68 @@
+/** Checks of our own work on real pictures: folding must not change the function, nor writing the INT7 model. */
+import {
+  type Embedder,
+  type Graph,
+  Int7Model,
+  type LayerGraph,
+  Model,
+  type Pictures,
+  type Scales,
+} from '@facetrain/native';
+import { disposable } from './disposable.ts';
+
+/** Pictures of a check. A few are enough: every number of every layer has an effect on each embedding. */
+const CHECKED_PICTURES = 4;
+
+/**
+ * Largest difference, relative to the largest value of an embedding. Two orders of magnitude more than float32 explains,
+ * and one more for the length of the sums.
+ */
+const FOLDING_TOLERANCE = 1e-3;
+
+export interface CheckOptions {
+  computeThreads: number;
+  signal: AbortSignal;
+}
+
+/**
+ * Compares folded layers with the graph that they were made of, which another executor runs.
+ * @throws Error when they differ, which is a defect of ours
+ */
+export async function checkFolded(
+  graph: Graph,
+  folded: Embedder,
+  pictures: Pictures,
+  { computeThreads, signal }: CheckOptions,
+): Promise<void> {
+  await using original = disposable(await Model.open(graph, { computeThreads }));
+  const few = firstPictures(pictures);
+  const expected = await original.model.embed(few, { signal });
+  const found = await folded.embed(few, { signal });
+  const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  if (!expected.every((value, index) => Math.abs(value - found[index]!) <= FOLDING_TOLERANCE * largest))
+    throw new Error('folding has changed the model');
+}
+
+/**
+ * Compares an INT7 model that was read from its file with the model that was found: both must be the same to the bit.
+ * @throws Error when they differ, which is a defect of ours
+ */
+export async function checkWritten(
+  file: string,
+  written: Embedder,
+  { graph, scales }: { graph: LayerGraph; scales: Scales },
+  pictures: Pictures,
+  { computeThreads, signal }: CheckOptions,
+): Promise<void> {
+  await using searched = disposable(await Int7Model.open(graph, scales, { computeThreads }));
+  const few = firstPictures(pictures);
+  const expected = await searched.model.embed(few, { signal });
+  const found = await written.embed(few, { signal });
+  if (!expected.every((value, index) => value === found[index]))
+    throw new Error(`${file} gives other embeddings than the model that was written to it`);
+}
+
+function firstPictures(pictures: Pictures): Pictures {
+  const count = Math.min(pictures.count, CHECKED_PICTURES);
+  return { ...pictures, count, data: pictures.data.subarray(0, count * pictures.height * pictures.width * 3) };
+}
