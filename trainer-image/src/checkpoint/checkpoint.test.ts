@@ -8,7 +8,7 @@ import { setImmediate } from 'node:timers/promises';
 import { CheckpointManifest, FacetrainError } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, findNewest, manifestPath, prune, removeUnfinished } from './directory.ts';
-import { type Expected, loadCheckpoint } from './load.ts';
+import { type JobFacts, loadCheckpoint } from './load.ts';
 import { saveCheckpoint } from './save.ts';
 
 const DIM = 4;
@@ -64,7 +64,7 @@ class FakeSession {
   }
 }
 
-const EXPECTED: Expected = { job: 'j', seed: 1, numClasses: 11, totalSteps: 100 };
+const JOB: JobFacts = { name: 'j', seed: 1, numClasses: 11, totalSteps: 100 };
 
 class Gang {
   readonly sessions: (FakeSession & TrainingSessionContract)[];
@@ -133,7 +133,7 @@ class Gang {
     );
   }
 
-  async load(root: string, expected = EXPECTED): Promise<void> {
+  async load(root: string, expected = JOB): Promise<void> {
     const checkpoint = await findNewest(root);
     assert(checkpoint);
     await Promise.all(this.sessions.map((session) => loadCheckpoint(session, checkpoint, expected)));
@@ -179,9 +179,9 @@ test('a rank reads only the files that hold its rows', async () => {
   await rm(join(directory, 'rows-0000000010.safetensors'));
   const [first, last] = new Gang(2).sessions;
   const checkpoint = (await findNewest(root))!;
-  await loadCheckpoint(first!, checkpoint, EXPECTED);
+  await loadCheckpoint(first!, checkpoint, JOB);
   assert.match(
-    (await refusal(loadCheckpoint(last!, checkpoint, EXPECTED))).message,
+    (await refusal(loadCheckpoint(last!, checkpoint, JOB))).message,
     /rows-0000000010.safetensors: no such file/,
   );
 });
@@ -190,10 +190,10 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
   const root = newRoot();
   await new Gang(2).fill().save(root, 30);
   const directory = checkpointDirectory(root, 30);
-  const load = (change: Partial<Expected> = {}, gang = new Gang(1)) => gang.load(root, { ...EXPECTED, ...change });
-  await load({ job: null });
+  const load = (change: Partial<JobFacts> = {}, gang = new Gang(1)) => gang.load(root, { ...JOB, ...change });
+  await load({ name: null });
   assert.match(
-    (await refusal(load({ job: 'k' }))).message,
+    (await refusal(load({ name: 'k' }))).message,
     /manifest.json: job.name: "j"; "k", as this job is called; .* checkpoint.uri to go on from another/,
   );
   assert.match((await refusal(load({ seed: 2 }))).message, /manifest.json: seed: 1; 2, as in this job/);

@@ -1,6 +1,6 @@
 /**
- * A job's folder of checkpoints: `step-XXXXXXXXXX/manifest.json` and what it names. A folder without a manifest was never finished, or is being
- * deleted, and counts for nothing.
+ * A job's folder of checkpoints: `step-XXXXXXXXXX/manifest.json` and the files that it names. A folder without a manifest
+ * is no checkpoint: it was never finished, or is being deleted.
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -29,7 +29,7 @@ export async function completeSteps(root: string): Promise<number[]> {
 }
 
 /**
- * The newest complete checkpoint. One that is complete and damaged is an error, not skipped: going back further in silence would lose work.
+ * The newest complete checkpoint. A damaged one is an error: resuming from an older one would lose work unnoticed.
  * @throws FacetrainError InvalidCheckpoint
  */
 export async function findNewest(root: string): Promise<Checkpoint | undefined> {
@@ -66,14 +66,17 @@ export async function openCheckpoint(root: string, step: number): Promise<Checkp
   return { directory, manifest };
 }
 
-/** Deletes what attempts that died left unfinished. Only while nobody writes: at the start, on one rank. */
+/**
+ * Deletes the checkpoints that earlier attempts did not finish. To be called on one rank, while no rank writes.
+ * @returns the folders deleted
+ */
 export async function removeUnfinished(root: string): Promise<string[]> {
   const folders = (await stepFolders(root)).filter(({ complete }) => !complete).map(({ directory }) => directory);
   for (const directory of folders) await remove(directory);
   return folders;
 }
 
-/** Deletes all but the newest `keep` complete checkpoints. The manifest goes first, so that a half-deleted one counts for nothing. */
+/** Deletes all but the newest `keep` complete checkpoints; the manifest first, so a half-deleted one is no checkpoint. */
 export async function prune(root: string, keep: number): Promise<void> {
   for (const step of (await completeSteps(root)).slice(keep)) {
     const directory = checkpointDirectory(root, step);
@@ -94,6 +97,7 @@ async function stepFolders(root: string): Promise<{ step: number; directory: str
   return found.sort((a, b) => b.step - a.step);
 }
 
+/** Names in a folder; none when it does not exist. */
 async function list(directory: string): Promise<string[]> {
   try {
     return await readdir(directory);

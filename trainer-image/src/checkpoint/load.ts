@@ -1,4 +1,4 @@
-/** Reads a checkpoint into a session, whatever number of ranks wrote it. Anything that does not fit is an error that says what differs. */
+/** Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { StoredFile } from '@facetrain/api';
@@ -8,12 +8,14 @@ import { type Checkpoint, invalid, manifestPath } from './directory.ts';
 import { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
-export interface Expected {
-  /** Name of the job that must have written it; null: any. */
-  job: string | null;
+/** What a checkpoint must fit. */
+export interface JobFacts {
+  /** Name of the job that must have written it; null allows any job. */
+  name: string | null;
   seed: number;
   numClasses: number;
   totalSteps: number;
+  /** Called after every file. */
   onFile?: () => void;
 }
 
@@ -24,11 +26,11 @@ export interface Expected {
 export async function loadCheckpoint(
   session: TrainingSessionContract,
   checkpoint: Checkpoint,
-  expected: Expected,
+  job: JobFacts,
 ): Promise<void> {
-  checkFits(session, checkpoint, expected);
+  checkFits(session, checkpoint, job);
   await loadBackbone(session, checkpoint);
-  expected.onFile?.();
+  job.onFile?.();
 
   const { firstRow, rows } = session.rowRange;
   for (const block of checkpoint.manifest.rows) {
@@ -48,22 +50,22 @@ export async function loadCheckpoint(
       weight: await file.read('weight', ...range),
       momentum: await file.read('momentum', ...range),
     });
-    expected.onFile?.();
+    job.onFile?.();
   }
 }
 
-function checkFits(session: TrainingSessionContract, { directory, manifest }: Checkpoint, expected: Expected): void {
-  if (expected.job !== null && manifest.job.name !== expected.job) {
+function checkFits(session: TrainingSessionContract, { directory, manifest }: Checkpoint, job: JobFacts): void {
+  if (job.name !== null && manifest.job.name !== job.name) {
     throw invalid(
       `${manifestPath(directory)}: job.name`,
       JSON.stringify(manifest.job.name),
-      `${JSON.stringify(expected.job)}, as this job is called; give each job an output of its own, or name the folder in checkpoint.uri to go on from another job’s checkpoint`,
+      `${JSON.stringify(job.name)}, as this job is called; give each job an output of its own, or name the folder in checkpoint.uri to go on from another job’s checkpoint`,
     );
   }
   const wanted = {
-    numClasses: expected.numClasses,
+    numClasses: job.numClasses,
     embeddingDim: session.dim,
-    seed: expected.seed,
+    seed: job.seed,
     stepsPerEpoch: session.stepsPerEpoch,
   };
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
@@ -74,11 +76,11 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
       `${value}, as in this job; a job that differs needs another checkpoint directory`,
     );
   }
-  if (manifest.step > expected.totalSteps) {
+  if (manifest.step > job.totalSteps) {
     throw invalid(
       `${manifestPath(directory)}: step`,
       String(manifest.step),
-      `at most ${expected.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`,
+      `at most ${job.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`,
     );
   }
 }
@@ -90,13 +92,13 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
   for (const name of file.names) {
     const [part, tensor] = splitName(name);
     const dims = file.dims(name);
-    const there = Object.hasOwn(graph[part], tensor) ? graph[part][tensor]!.dims : undefined;
-    if (String(there) !== String(dims)) {
+    const ours = Object.hasOwn(graph[part], tensor) ? graph[part][tensor]!.dims : undefined;
+    if (String(ours) !== String(dims)) {
       throw invalid(
         file.path,
         `${name} with the shape [${dims}]`,
-        there
-          ? `[${there}], as in this job’s backbone`
+        ours
+          ? `[${ours}], as in this job’s backbone`
           : 'only tensors of this job’s backbone; another backbone needs another checkpoint directory',
       );
     }

@@ -1,6 +1,7 @@
 /**
- * Safetensors files with 32-bit floats: an 8-byte little-endian header length, a JSON header, and the tensors' bytes one after another.
- * Format: github.com/huggingface/safetensors. Reading trusts nothing of the header; writing streams and hashes as it goes.
+ * Safetensors files with 32-bit floats: the header's length in 8 bytes, little-endian; a JSON header; then the tensors'
+ * bytes one after another. Format: github.com/huggingface/safetensors. The reader checks everything that the header says.
+ * The writer streams, and computes the digest on the way.
  */
 import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
@@ -13,9 +14,9 @@ export interface FloatTensor {
   data: Float32Array;
 }
 
-/** The reference's limit; a larger header is an attack or an accident. */
+/** The limit of the reference implementation. */
 const LONGEST_HEADER = 100_000_000;
-/** Node refuses single reads and writes of 2 GiB; smaller ones also keep the event loop awake between them. */
+/** Node refuses single reads and writes of 2 GiB. Between chunks the event loop can run other work. */
 const CHUNK_BYTES = 16 * 2 ** 20;
 const FLOAT_BYTES = 4;
 
@@ -37,7 +38,7 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
     }),
   );
   const json = JSON.stringify(header);
-  // Padded, so that the tensors start at a multiple of 8.
+  // Padding makes the tensors start at a multiple of 8.
   const text = Buffer.from(json + ' '.repeat((8 - (Buffer.byteLength(json) % 8)) % 8));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
@@ -67,12 +68,12 @@ async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
 
 interface Entry {
   dims: number[];
-  /** From the start of the file. */
+  /** In bytes, from the start of the file. */
   offset: number;
   values: number;
 }
 
-/** An open file whose header has been checked. */
+/** A file open for reading, whose header has been checked. */
 export class Safetensors implements AsyncDisposable {
   readonly path: string;
   #file: FileHandle;
@@ -159,7 +160,7 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
       .map(([name, value]) => [name, checkEntry(path, name, value, 8 + length)]),
   );
 
-  // The format forbids holes and overlaps: nothing is hidden between tensors, and none is read twice.
+  // The format forbids gaps and overlaps between tensors.
   let end = 8 + length;
   for (const [name, entry] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.values - b.values)) {
     if (entry.offset !== end)

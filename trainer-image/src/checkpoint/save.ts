@@ -1,6 +1,6 @@
 /**
- * Writes a checkpoint, every rank its own class centres and rank 0 the backbone. The manifest comes last, when every file of every rank is on disk:
- * a process that dies at any moment leaves either a complete checkpoint or none.
+ * Writes a checkpoint: every rank its own class centres, rank 0 also the backbone. Rank 0 writes the manifest when every
+ * file of every rank is on disk, so a process that ends at any moment leaves a complete checkpoint or none.
  */
 import { join } from 'node:path';
 import type { CheckpointManifest } from '@facetrain/api';
@@ -10,16 +10,16 @@ import { writeAtomically } from '../storage/atomic-files.ts';
 import { checkpointDirectory, manifestPath, prune } from './directory.ts';
 import { type FloatTensor, writeSafetensors } from './safetensors.ts';
 
-/** Rows in a file at most: with 512 values a row, 256 MiB. */
+/** Most rows in a file. With 512 values each, weights and momentum take 256 MiB. */
 const BLOCK_ROWS = 65_536;
 
 export interface SaveOptions {
   /** The job's folder of checkpoints. */
   root: string;
-  /** Complete checkpoints that stay, this one included. */
+  /** Complete checkpoints to keep, this one included. */
   keep: number;
   job: CheckpointManifest['job'];
-  /** Steps done. No complete checkpoint of this step may exist. */
+  /** Steps done. There must be no complete checkpoint of this step. */
   step: number;
   seed: number;
   numClasses: number;
@@ -52,7 +52,7 @@ export async function saveCheckpoint(session: TrainingSessionContract, options: 
     rows.push({ file, firstRow, rows: block.rows, ...stored });
     onFile?.();
   }
-  // Replicas are equal, running statistics included.
+  // All ranks have the same backbone, running statistics included, so one writes it.
   const file = 'backbone.safetensors';
   const backbone =
     rank === 0
@@ -79,10 +79,11 @@ export async function saveCheckpoint(session: TrainingSessionContract, options: 
     await writeAtomically(manifestPath(directory), `${JSON.stringify(manifest, null, 2)}\n`);
     await prune(root, options.keep);
   }
-  // No rank trains on before the checkpoint is complete.
+  // No rank continues before the checkpoint is complete.
   await session.barrier();
 }
 
+/** Prefix of the names of momentum tensors in backbone.safetensors. */
 const MOMENTUM = 'momentum/';
 
 function flatten(state: BackboneState): Record<string, FloatTensor> {
@@ -90,7 +91,7 @@ function flatten(state: BackboneState): Record<string, FloatTensor> {
   return Object.fromEntries([...Object.entries(state.tensors), ...momentum]);
 }
 
-/** The inverse of flatten: what a name in backbone.safetensors stands for. */
+/** The inverse of flatten, for one name in backbone.safetensors. */
 export function splitName(stored: string): ['tensors' | 'momentum', string] {
   return stored.startsWith(MOMENTUM) ? ['momentum', stored.slice(MOMENTUM.length)] : ['tensors', stored];
 }

@@ -1,4 +1,4 @@
-/** JSON lines on standard error, written at once: what was logged is there even when the process ends the next moment. */
+/** A log of JSON lines on standard error. Each is written synchronously: none is lost when the process ends. */
 import { type Logger, pino } from 'pino';
 
 export function createLog(fields: Record<string, unknown>): Logger {

@@ -1,12 +1,12 @@
-/** What every mode of the program is given: a log, a board that shows progress, and the signal to stop. */
+/** What every mode of the program gets: a log, the progress board and the stop signal. */
 import type { Progress } from '@facetrain/api';
 import type { Logger } from 'pino';
 
 export interface ProgressBoard {
   readonly current: Progress;
-  /** Shows new values, and counts as activity. */
+  /** Changes values, and counts as activity. */
   update(change: Partial<Omit<Progress, 'schemaVersion' | 'job' | 'activity'>>): void;
-  /** Counts as activity, and shows nothing new. */
+  /** Counts as activity without a change of values. */
   tick(): void;
 }
 

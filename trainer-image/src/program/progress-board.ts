@@ -1,4 +1,4 @@
-/** The progress board: one current value, and when it last moved. The server shows it; the modes write it. */
+/** The progress board: the current Progress, and the time of the last activity. Modes write it, the server reads it. */
 import type { Progress } from '@facetrain/api';
 import type { ProgressBoard } from './program.ts';
 
@@ -7,13 +7,13 @@ export interface Board extends ProgressBoard {
   idleMs(): number;
 }
 
-/** @param now milliseconds of any monotonic clock */
+/** @param now a monotonic clock, in milliseconds */
 export function createBoard(
   job: Progress['job'],
   stage: Progress['stage'],
   now: () => number = () => performance.now(),
 ): Board {
-  let moved = now();
+  let lastActivity = now();
   const board = {
     current: {
       schemaVersion: 1,
@@ -36,9 +36,9 @@ export function createBoard(
     },
     tick() {
       board.current = { ...board.current, activity: board.current.activity + 1 };
-      moved = now();
+      lastActivity = now();
     },
-    idleMs: () => now() - moved,
+    idleMs: () => now() - lastActivity,
   };
   return board;
 }

@@ -1,4 +1,4 @@
-/** The board as Prometheus metrics. Nothing is counted here: every scrape reads the board. */
+/** The progress board as Prometheus metrics. Every scrape reads the board. */
 import { Progress } from '@facetrain/api';
 import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import type { Board } from './progress-board.ts';
@@ -44,7 +44,7 @@ export function createMetrics(board: Board): Registry {
       registers,
       collect() {
         const value = read(board.current);
-        // What is not known yet is absent, not 0.
+        // A value that is not known yet is absent; 0 would be wrong.
         if (value === null) this.remove();
         else this.set(value);
       },

@@ -7,9 +7,9 @@ import { createMetrics } from './progress-metrics.ts';
 
 export interface ServerOptions {
   host: string;
-  /** 0: any free port. */
+  /** 0 means any free port. */
   port: number;
-  /** /healthz fails when nothing has moved for so long. */
+  /** Without activity for this long, /healthz fails. */
   staleAfterSeconds: number;
 }
 

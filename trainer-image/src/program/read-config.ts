@@ -1,4 +1,4 @@
-/** Reads a program's config.json and checks it against its schema: an error names the file and the field. */
+/** Reads config.json and checks it against its schema. */
 import { readFile } from 'node:fs/promises';
 import { FacetrainError, parseDocument } from '@facetrain/api';
 import type { z } from 'zod';
@@ -7,7 +7,7 @@ function refused(subject: string, found: string, allowed: string, cause?: unknow
   return new FacetrainError({ code: 'InvalidConfig', subject, found, allowed, cause });
 }
 
-/** @throws FacetrainError InvalidConfig */
+/** @throws FacetrainError InvalidConfig, naming the file and the field */
 export async function readConfig<T extends z.ZodType>(path: string | undefined, schema: T): Promise<z.output<T>> {
   if (!path) throw refused('FACETRAIN_CONFIG', 'not set', 'the path of config.json');
   let text: string;

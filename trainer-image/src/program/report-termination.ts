@@ -1,4 +1,7 @@
-/** What a process leaves behind when it ends: its pod's termination message, and after a failure an exit code and one line in the log. */
+/**
+ * Reports how a process ends: in its pod's termination message and, after a failure, by an exit code and a line in the
+ * log.
+ */
 import { existsSync, writeFileSync } from 'node:fs';
 import {
   ExitCode,
@@ -10,36 +13,37 @@ import {
 } from '@facetrain/api';
 import type { Logger } from 'pino';
 
-/** Kubernetes makes this file before the container starts; where it is missing nobody will read it. */
+/** The kubelet makes this file before the container starts. Outside of a pod it does not exist, and is not written. */
 const DEFAULT_FILE = '/dev/termination-log';
 
-/** Reports an error and returns the exit code it stands for. A defect keeps its stack in the log. */
+/** Reports an error and returns its exit code. The stack of a defect is in the log. */
 export function reportFailure(error: unknown, log: Logger): ExitCode {
   const refused = error instanceof FacetrainError;
   const message = error instanceof Error ? error.message : String(error);
   if (refused) log.error({ code: error.code }, message);
   else log.fatal({ code: 'Internal', err: error }, message);
-  leave(fitting({ code: refused ? error.code : 'Internal', message: message.slice(0, MAX_TERMINATION_TEXT) }), log);
+  const code = refused ? error.code : 'Internal';
+  writeMessage(shortened({ code, message: message.slice(0, MAX_TERMINATION_TEXT) }), log);
   return refused ? error.exitCode : ExitCode.failure;
 }
 
-/** Reports what came of a program that ended without an error. */
+/** Reports the result of a program that ended without an error. */
 export function reportResult(result: TerminationResult, log: Logger): void {
   const { progress } = result;
-  // Only evaluations can be many, and most of them were seen before.
-  leave(fits(result) || !progress ? result : { ...result, progress: { ...progress, evaluations: [] } }, log);
+  // Of all fields only evaluations can grow, and the progress server has already served most of them.
+  writeMessage(fits(result) || !progress ? result : { ...result, progress: { ...progress, evaluations: [] } }, log);
 }
 
 const fits = (content: object): boolean => Buffer.byteLength(JSON.stringify(content)) <= MAX_TERMINATION_BYTES;
 
-/** Cut by bytes as JSON counts them: a message that the kubelet cuts is no JSON any more. */
-function fitting(failure: TerminationMessage): TerminationMessage {
+/** Cuts the text until its JSON fits: a message that the kubelet cut would not be JSON any more. */
+function shortened(failure: TerminationMessage): TerminationMessage {
   let { message } = failure;
   while (!fits({ ...failure, message })) message = message.slice(0, Math.floor(0.9 * message.length));
   return { ...failure, message };
 }
 
-function leave(content: TerminationMessage | TerminationResult, log: Logger): void {
+function writeMessage(content: TerminationMessage | TerminationResult, log: Logger): void {
   const file = process.env.FACETRAIN_TERMINATION_MESSAGE ?? DEFAULT_FILE;
   if (file === DEFAULT_FILE && !existsSync(file)) return;
   try {

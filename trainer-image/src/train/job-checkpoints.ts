@@ -46,7 +46,7 @@ export class JobCheckpoints {
 
     const checkpoint = await openCheckpoint(settings.directory, step);
     await loadCheckpoint(this.#session, checkpoint, {
-      job: settings.shared ? null : job.name,
+      name: settings.shared ? null : job.name,
       seed,
       ...this.#size,
       onFile: () => progress.tick(),
