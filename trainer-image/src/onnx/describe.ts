@@ -1,6 +1,7 @@
-/** What a model is, for `facetrain inspect`: a plain object, ready for JSON. */
+/** Describes a model for `facetrain inspect`, as a plain object that can be written as JSON. */
 import type { Graph, GraphNode } from '@facetrain/native';
-import { inferShapes, integer } from './infer-shapes.ts';
+import { intAttribute } from './attributes.ts';
+import { inferShapes } from './infer-shapes.ts';
 import type { OnnxModel } from './read.ts';
 import { elementType } from './tensor.ts';
 
@@ -11,9 +12,9 @@ export interface ModelDescription {
   opsets: Record<string, number>;
   producer: { name: string; version: string };
   metadata: Record<string, string>;
-  /** How many nodes there are of each operator, the most frequent first. */
+  /** Nodes of each operator, the most frequent first. */
   operators: Record<string, number>;
-  /** Weights that training learns; running statistics and quantised weights are not among them. */
+  /** Weights that training learns: without running statistics and quantized weights. */
   parameters: number;
   /** Multiply-accumulates of convolutions and matrix products for one picture; null when a shape is not known. */
   macs: number | null;
@@ -48,7 +49,7 @@ function countOperators(nodes: GraphNode[]): Record<string, number> {
   return Object.fromEntries([...counts].toSorted(([a, m], [b, n]) => n - m || a.localeCompare(b)));
 }
 
-/** Multiply-accumulates for one picture; null when one cannot be counted. */
+/** Multiply-accumulates of Conv, Gemm and MatMul for one picture; null when a shape is not known. */
 export function countMacs(graph: Graph): number | null {
   const shapes = inferShapes(graph, 1);
   const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
@@ -58,11 +59,11 @@ export function countMacs(graph: Graph): number | null {
     const [x, weight] = node.inputs.map((name) => shapes.get(name));
     const y = shapes.get(node.outputs[0]!);
     if (!x || !weight || !y) return null;
-    // Each output value is a sum over: a kernel of one group's channels, or the axis that is multiplied away.
+    // The terms of each output value's sum: a kernel over one group's channels, or the axis that is summed over.
     const terms =
       node.op === 'Conv'
         ? product(weight.slice(1))
-        : node.op === 'Gemm' && integer(node, 'transA', 0) === 1
+        : node.op === 'Gemm' && intAttribute(node, 'transA', 0) === 1
           ? x[0]!
           : x.at(-1)!;
     macs += product(y) * terms;
@@ -70,7 +71,10 @@ export function countMacs(graph: Graph): number | null {
   return macs;
 }
 
-/** Numbers that training learns, a frozen gamma included as in the reference's figures; running statistics are not counted. */
+/**
+ * Numbers that training learns, without running statistics. A gamma that is held at one is included, as in
+ * insightface's figures.
+ */
 export function countParameters(graph: Graph): number {
   const learned = new Set(
     graph.nodes.flatMap(({ op, inputs }) => (op === 'BatchNormalization' ? inputs.slice(1, 3) : inputs)),

@@ -1,27 +1,26 @@
 /**
- * One way to say each thing: translates what operator sets and exporters write differently into operator set 17, so that nobody
- * downstream has to know the history.
+ * Brings a graph of any operator set and exporter into one form, so that later code knows operator set 17 alone:
  *
- * - attributes that became inputs (Clip, Squeeze, ...) are inputs; inputs that were attributes in 17 (axes of ReduceMean) are attributes;
- * - `auto_pad` is explicit pads; a Reshape's target is a constant whose first entry is 0 where the batch stands, also when an exporter
- *   computed it from Shape or baked its own batch size in;
- * - Identity and Dropout are gone; so is what the output does not depend on.
+ * - Every node has its form of operator set 17, with explicit pads and constant targets (translate-node.ts).
+ * - There is no Identity and no Dropout, and no node or constant that the output does not depend on.
+ * - An output [N, d, 1, 1] has a Flatten behind it.
  */
 import { FacetrainError } from '@facetrain/api';
-import type { Graph, GraphNode, Tensor } from '@facetrain/native';
-import { integer, integers, ShapeInference } from './infer-shapes.ts';
-import { dataTypeNumber } from './proto.ts';
+import type { Graph, GraphNode } from '@facetrain/native';
+import { ShapeInference } from './infer-shapes.ts';
+import { type Context, translateNode } from './translate-node.ts';
 import { UniqueNames } from './unique-names.ts';
 
 export interface NormalizeOptions {
   /** Operator set of the file. */
   opset: number;
-  /** Batch size that the file's input insists on; null: free. */
+  /** Batch size of the file's input; null when it is free. */
   fixedBatch: number | null;
+  /** The file's name, for messages. */
   subject: string;
 }
 
-/** @throws FacetrainError UnsupportedOperator: an operator whose other form has no equal in operator set 17 */
+/** @throws FacetrainError UnsupportedOperator for a node that has no form in operator set 17; InvalidModel */
 export function normalize(graph: Graph, { opset, fixedBatch, subject }: NormalizeOptions): Graph {
   const initializers = new Map(Object.entries(graph.initializers));
   const names = new UniqueNames([
@@ -29,7 +28,7 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
     ...initializers.keys(),
     ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
   ]);
-  // What differs between two batch sizes is the batch.
+  // Shapes are inferred for two batch sizes: an entry that differs depends on the batch.
   const batches = [1, 2].map((batch) => new ShapeInference(graph, batch)) as [ShapeInference, ShapeInference];
   const context: Context = {
     opset,
@@ -63,7 +62,7 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
       aliases.set(node.outputs[0]!, node.inputs[0]!);
       continue;
     }
-    translate(node, context);
+    translateNode(node, context);
     for (const inference of batches) inference.visit(node);
     nodes.push(node);
   }
@@ -80,7 +79,7 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
   if (end !== undefined) nodes = nodes.map((node) => rename(node, end, output.name));
   const shape = batches[0].shapes.get(end ?? output.name);
   if (shape && shape.length > 2 && shape.slice(2).every((dim) => dim === 1)) {
-    // [N, d, 1, 1]: the network ends with a pool and does not flatten.
+    // [N, d, 1, 1]: the network ends with a pool.
     const spatial = names.take(`${output.name}_spatial`);
     nodes = nodes.map((node) => rename(node, output.name, spatial));
     nodes.push({
@@ -111,196 +110,4 @@ function liveNodes(nodes: GraphNode[], output: string): GraphNode[] {
     for (const name of node.inputs) needed.add(name);
   }
   return live.reverse();
-}
-
-interface Context {
-  opset: number;
-  fixedBatch: number | null;
-  batches: [ShapeInference, ShapeInference];
-  refuse: (node: GraphNode, found: string, allowed: string) => FacetrainError;
-  /** Adds an initializer and returns the name it got. */
-  constant: (name: string, tensor: Tensor) => string;
-  isConstant: (name: string) => boolean;
-}
-
-/** Integers as a constant; "to the end" (the largest int64) is beyond what a number holds, and the largest number means the same. */
-function longs(values: number[]): Tensor {
-  const { MIN_SAFE_INTEGER: least, MAX_SAFE_INTEGER: most } = Number;
-  return {
-    dims: [values.length],
-    data: BigInt64Array.from(values, (value) => BigInt(Math.min(Math.max(value, least), most))),
-  };
-}
-
-/** Changes one node to its form in operator set 17. */
-function translate(node: GraphNode, context: Context): void {
-  const { opset, refuse } = context;
-  const { attributes } = node;
-  switch (node.op) {
-    case 'Clip':
-      if (opset < 11) attributesToInputs(node, { min: 'float', max: 'float' }, context);
-      break;
-    case 'Squeeze':
-    case 'Unsqueeze':
-    case 'ReduceSum':
-      if (opset < 13) attributesToInputs(node, { axes: 'longs' }, context);
-      if (node.op === 'Squeeze' && !node.inputs[1]) namedAxes(node, context);
-      break;
-    case 'Split':
-      if (opset < 13) attributesToInputs(node, { split: 'longs' }, context);
-      delete attributes.num_outputs;
-      break;
-    case 'Slice':
-      if (opset < 10) attributesToInputs(node, { starts: 'longs', ends: 'longs', axes: 'longs' }, context);
-      break;
-    case 'Pad':
-      if (opset < 11) attributesToInputs(node, { pads: 'longs', value: 'float' }, context);
-      if (node.inputs[3]) throw refuse(node, 'pads chosen axes', 'pads for every axis');
-      break;
-    case 'ReduceL1':
-    case 'ReduceL2':
-    case 'ReduceMax':
-    case 'ReduceMean':
-    case 'ReduceMin':
-    case 'ReduceProd':
-    case 'ReduceSumSquare':
-      if (opset >= 18) axesToAttribute(node, context);
-      break;
-    case 'Softmax':
-    case 'LogSoftmax':
-      if (opset < 13) lastAxisSoftmax(node, context);
-      break;
-    case 'BatchNormalization':
-      if (attributes.spatial === 0)
-        throw refuse(node, 'normalises every position by itself (spatial = 0)', 'one mean and variance per channel');
-      delete attributes.spatial;
-      delete attributes.training_mode;
-      break;
-    case 'Cast':
-      // Half and double precision are float32 here.
-      if (
-        [dataTypeNumber('FLOAT16'), dataTypeNumber('DOUBLE'), dataTypeNumber('BFLOAT16')].includes(
-          integer(node, 'to', 0),
-        )
-      )
-        attributes.to = dataTypeNumber('FLOAT');
-      delete attributes.saturate;
-      delete attributes.round_mode;
-      break;
-    case 'QuantizeLinear':
-    case 'DequantizeLinear':
-      if (attributes.block_size || attributes.output_dtype)
-        throw refuse(node, 'quantises in blocks or names its type', 'scales per tensor or per axis, with a zero point');
-      for (const name of ['block_size', 'output_dtype', 'saturate', 'precision']) delete attributes[name];
-      break;
-    case 'Reshape':
-      constantTarget(node, context);
-      break;
-    case 'Conv':
-    case 'AveragePool':
-    case 'MaxPool':
-      explicitPads(node, context);
-      break;
-  }
-}
-
-/** Attributes become inputs, in the order given; a missing one in between is left out by an empty name. */
-function attributesToInputs(
-  node: GraphNode,
-  forms: Record<string, 'longs' | 'float'>,
-  { constant, refuse }: Context,
-): void {
-  const added = Object.entries(forms).map(([name, form]) => {
-    const value = node.attributes[name];
-    delete node.attributes[name];
-    if (value === undefined) return '';
-    if (form === 'longs' && Array.isArray(value) && value.every(Number.isInteger))
-      return constant(`${node.name}.${name}`, longs(value));
-    if (form === 'float' && typeof value === 'number')
-      return constant(`${node.name}.${name}`, { dims: [], data: Float32Array.of(value) });
-    throw refuse(node, `has ${name} ${value}`, form === 'longs' ? 'a list of integers' : 'a number');
-  });
-  node.inputs = [...node.inputs.slice(0, 1), ...added.slice(0, added.findLastIndex(Boolean) + 1)];
-}
-
-/** A Squeeze of every axis of size 1 spares the batch, which may be 1. */
-function namedAxes(node: GraphNode, { batches, constant, refuse }: Context): void {
-  const [one, two] = batches.map(({ shapes }) => shapes.get(node.inputs[0]!));
-  if (!one || !two) throw refuse(node, 'squeezes a value of unknown shape', 'axes to squeeze');
-  const axes = one.flatMap((dim, axis) => (dim === 1 && two[axis] === 1 ? [axis] : []));
-  node.inputs = [node.inputs[0]!, constant(`${node.name}.axes`, longs(axes))];
-}
-
-function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
-  const [, name] = node.inputs;
-  if (name) {
-    const axes = batches[0].integers.get(name);
-    if (!axes) throw refuse(node, 'computes its axes', 'constant axes');
-    if (axes.length) node.attributes.axes = axes;
-  }
-  if (!node.attributes.axes && node.attributes.noop_with_empty_axes === 1)
-    throw refuse(node, 'reduces nothing', 'axes to reduce');
-  delete node.attributes.noop_with_empty_axes;
-  node.inputs = node.inputs.slice(0, 1);
-}
-
-/** Before operator set 13, Softmax normalised all axes from `axis` on together; that is today's where `axis` is the last. */
-function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
-  const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
-  const axis = integer(node, 'axis', 1);
-  if (axis !== -1 && axis + 1 !== rank)
-    throw refuse(node, `normalises over axis ${axis} and all after it`, 'the last axis alone');
-  node.attributes.axis = -1;
-}
-
-/** Gives a Reshape a constant target that holds for any batch size. */
-function constantTarget(node: GraphNode, { batches, fixedBatch, constant, isConstant, refuse }: Context): void {
-  const [data, shape] = node.inputs as [string, string];
-  const [one, two] = batches.map(({ integers: known }) => known.get(shape));
-  if (!one || !two || one.length !== two.length || ![...one, ...two].every(Number.isSafeInteger))
-    throw refuse(node, 'computes its target in a way unknown here', 'a constant target, or one computed from shapes');
-  const batchFirst = batches.every(({ shapes }, i) => shapes.get(data)?.[0] === i + 1);
-  const baked = one[0] === (fixedBatch ?? 1) && two[0] === one[0];
-  const target = one.map((dim, i) => {
-    if (i === 0 && batchFirst && one.length > 1 && (baked || (dim === 1 && two[0] === 2))) return 0;
-    return dim === two[i] ? dim : -1;
-  });
-  if (target.filter((dim) => dim === -1).length > 1)
-    throw refuse(
-      node,
-      `has target [${one.join(', ')}] for one picture and [${two.join(', ')}] for two`,
-      'a target in which one entry depends on the batch',
-    );
-  if (node.attributes.allowzero === 1 && one.includes(0))
-    throw refuse(node, 'asks for an empty tensor', 'sizes above zero');
-  delete node.attributes.allowzero;
-  if (isConstant(shape) && target.every((dim, i) => dim === one[i])) return;
-  node.inputs = [data, constant(`${node.name}.shape`, longs(target))];
-}
-
-/** `auto_pad` as the pads it stands for. */
-function explicitPads(node: GraphNode, { batches, refuse }: Context): void {
-  const autoPad = node.attributes.auto_pad ?? 'NOTSET';
-  delete node.attributes.auto_pad;
-  if (autoPad === 'NOTSET') return;
-  if (autoPad === 'VALID') {
-    node.attributes.pads = [0, 0, 0, 0];
-    return;
-  }
-  const shape = batches[0].shapes.get(node.inputs[0]!);
-  const kernel =
-    node.op === 'Conv' ? batches[0].shapes.get(node.inputs[1]!)?.slice(2) : integers(node, 'kernel_shape', []);
-  const strides = integers(node, 'strides', [1, 1]);
-  const dilations = integers(node, 'dilations', [1, 1]);
-  const totals = [0, 1].map((axis) => {
-    const size = shape?.[axis + 2] ?? NaN;
-    const covered =
-      (Math.ceil(size / strides[axis]!) - 1) * strides[axis]! + ((kernel?.[axis] ?? NaN) - 1) * dilations[axis]! + 1;
-    return Math.max(0, covered - size);
-  });
-  if (shape?.length !== 4 || !totals.every(Number.isSafeInteger))
-    throw refuse(node, `has auto_pad ${autoPad} on a value of unknown shape`, 'explicit pads');
-  const less = totals.map((total) => Math.floor(total / 2));
-  const more = totals.map((total) => Math.ceil(total / 2));
-  node.attributes.pads = autoPad === 'SAME_UPPER' ? [...less, ...more] : [...more, ...less];
 }

@@ -1,12 +1,12 @@
 /**
- * The part of onnx.proto that a face model uses, as a protobufjs schema, and its wire codec. Knows nothing of what a graph means.
+ * The part of onnx.proto that a face model uses, as a protobufjs schema with its codec. Knows nothing of a graph's meaning.
  *
- * Field numbers are onnx.proto's. What is left out is skipped when read, nested graphs among it, so no file makes the decoder recurse.
- * `rawData` is a view of the file's bytes, not a copy.
+ * Field numbers are onnx.proto's. Fields that are not listed are skipped when read. Nested graphs are among them, so no
+ * file can make the decoder recurse. `rawData` is a view of the file's bytes, not a copy.
  */
 import protobuf from 'protobufjs';
 
-/** A 64-bit integer as protobufjs decodes it; a plain number when we write. */
+/** A 64-bit integer as protobufjs decodes it, or a number to be encoded. */
 export type Int64 = number | { low: number; high: number; toNumber(): number };
 
 export interface TensorProto {
@@ -192,7 +192,7 @@ export function decodeModel(bytes: Uint8Array): ModelProto {
 }
 
 export function encodeModel(model: ModelProto): Uint8Array {
-  // No Buffer to the outside: its slice() is a view, where a Uint8Array's is a copy.
+  // Not returned as a Buffer, whose slice() is a view; a Uint8Array's slice() is a copy.
   const { buffer, byteOffset, byteLength } = Model.encode(model as never).finish();
   return new Uint8Array(buffer, byteOffset, byteLength);
 }

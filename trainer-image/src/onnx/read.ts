@@ -1,43 +1,41 @@
 /**
- * Reads an ONNX file as a Graph: one picture in, one embedding out, free batch, in the semantics of one operator set.
+ * Reads an ONNX file as a Graph: one input, the picture; one output, the embedding; a free batch; the semantics of one
+ * operator set.
  *
- * Trusts nothing: every byte may be wrong. What a face model never needs (control flow, functions, external data, operators of other
- * domains) is refused by name; what exporters merely write differently is translated in normalize.ts.
+ * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow, functions,
+ * external data, operators of other domains) is refused by name. normalize.ts translates what exporters write differently.
  */
 import { readFile, stat } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { inferShapes } from './infer-shapes.ts';
 import { normalize } from './normalize.ts';
-import type { AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto } from './proto.ts';
-import { AttributeType, DATA_TYPES, decodeModel, toBigInt, toNumber } from './proto.ts';
+import { DATA_TYPES, decodeModel, type ModelProto, type TensorProto, toNumber, type ValueInfoProto } from './proto.ts';
+import { checkOrder, constantOf, graphNode, nameNodes, type Refuse } from './read-nodes.ts';
 import { decodeTensor } from './tensor.ts';
 
 export interface OnnxModel {
   graph: Graph;
   irVersion: number;
-  /** Version of each operator set as the file says; '' is ONNX's own. */
+  /** Version of each operator set in the file, by domain; '' is ONNX's own. */
   opsets: Record<string, number>;
   producer: { name: string; version: string };
   metadata: Record<string, string>;
 }
 
-/** Operator sets that can be read: from the first with today's broadcasting to the newest that was there to be tested (onnx 1.23). */
+/** Operator sets that can be read: from the first with today's broadcasting to the newest that was tested (onnx 1.23). */
 export const OLDEST_OPSET = 7;
 export const NEWEST_OPSET = 28;
 
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
 
-type Refuse = (found: string, allowed: string, code?: 'InvalidModel' | 'UnsupportedOperator') => FacetrainError;
-
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, or StorageFailed when the file cannot be read */
 export async function readOnnx(path: string): Promise<OnnxModel> {
   let bytes: Uint8Array;
   try {
-    const there = await stat(path);
-    // Devices and pipes may never end.
-    if (!there.isFile()) throw new Error('is no file');
+    // A device or a pipe may never end.
+    if (!(await stat(path)).isFile()) throw new Error('is no file');
     bytes = await readFile(path);
   } catch (cause) {
     const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
@@ -55,7 +53,7 @@ export async function readOnnx(path: string): Promise<OnnxModel> {
 
 /**
  * Weights may be views of `bytes`: do not change them afterwards.
- * @param subject The file's name, for messages.
+ * @param subject the file's name, for messages
  * @throws FacetrainError InvalidModel or UnsupportedOperator
  */
 export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
@@ -125,12 +123,12 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
   };
 }
 
-/** @throws FacetrainError InvalidModel, naming the first weight that holds NaN or an infinity (Clip's bounds may be infinite) */
+/** @throws FacetrainError InvalidModel for a weight that is NaN or infinite; only Clip's bounds may be infinite */
 export function checkFinite(graph: Graph, subject: string): void {
   const bounds = new Set(graph.nodes.flatMap(({ op, inputs }) => (op === 'Clip' ? inputs.slice(1) : [])));
   for (const [name, { data }] of Object.entries(graph.initializers)) {
     if (!(data instanceof Float32Array) || bounds.has(name)) continue;
-    // A product with zero is zero for finite numbers alone, and a sum of it costs no branch.
+    // x * 0 is 0 for finite x alone. Adding these up has no branch in the loop, so it is fast for large weights.
     let probe = 0;
     for (let i = 0; i < data.length; i++) probe += data[i]! * 0;
     if (probe === 0) continue;
@@ -192,134 +190,9 @@ function onlyOne(infos: ValueInfoProto[], what: 'input' | 'output', refuse: Refu
   return first;
 }
 
-function constantOf(node: NodeProto, refuse: Refuse): TensorProto | Tensor {
-  const [attribute] = node.attribute;
-  const name = attribute?.name ?? '';
-  if (name === 'value' && attribute?.t) return attribute.t;
-  if (name === 'value_float') return { dims: [], data: Float32Array.of(attribute!.f ?? 0) };
-  if (name === 'value_floats')
-    return { dims: [attribute!.floats!.length], data: Float32Array.from(attribute!.floats!) };
-  if (name === 'value_int') return { dims: [], data: BigInt64Array.of(toBigInt(attribute!.i ?? 0)) };
-  if (name === 'value_ints')
-    return { dims: [attribute!.ints!.length], data: BigInt64Array.from(attribute!.ints!, toBigInt) };
-  throw refuse(
-    `node "${node.name}" is a Constant with ${name ? `attribute ${name}` : 'no value'}`,
-    'a value of numbers',
-    'UnsupportedOperator',
-  );
-}
-
-function graphNode(node: NodeProto, constants: Map<string, TensorProto | Tensor>, refuse: Refuse): GraphNode {
-  let { input: inputs, output: outputs } = node;
-  if (node.opType === 'Dropout') {
-    // Only whether it trains matters, and that is a tensor of booleans, which a Graph cannot hold.
-    const training = constants.get(inputs[2] ?? '');
-    const known = training !== undefined && 'dataType' in training;
-    if (inputs[2] && !(known && [training.rawData, training.int32Data].every((data) => !data?.some(Boolean))))
-      throw trainingMode(node, refuse);
-    inputs = inputs.slice(0, 1);
-    outputs = outputs.slice(0, 1);
-  }
-  if (!inputs[0]) throw refuse(`node "${node.name}" (${node.opType}) reads nothing`, 'operators that work on a value');
-  const attributes = Object.fromEntries(
-    node.attribute.map((attribute) => [attribute.name, attributeValue(attribute, node, refuse)]),
-  );
-  if (
-    node.opType === 'BatchNormalization' &&
-    (attributes.training_mode === 1 || node.output.filter(Boolean).length > 1)
-  )
-    throw trainingMode(node, refuse);
-  const trailing = (names: string[]) => names.slice(0, names.findLastIndex(Boolean) + 1);
-  return { name: node.name, op: node.opType, inputs: trailing(inputs), outputs: trailing(outputs), attributes };
-}
-
-function trainingMode(node: NodeProto, refuse: Refuse): FacetrainError {
-  return refuse(
-    `node "${node.name}" (${node.opType}) is in training mode`,
-    'a model exported for inference (model.eval() before torch.onnx.export)',
-  );
-}
-
-function attributeValue(attribute: AttributeProto, node: NodeProto, refuse: Refuse): number | number[] | string {
-  switch (attribute.type) {
-    case AttributeType.FLOAT:
-      return shortest(attribute.f ?? 0);
-    case AttributeType.INT:
-      return toNumber(attribute.i ?? 0);
-    case AttributeType.STRING:
-      return Buffer.from(attribute.s ?? []).toString();
-    case AttributeType.FLOATS:
-      return (attribute.floats ?? []).map(shortest);
-    case AttributeType.INTS:
-      return (attribute.ints ?? []).map(toNumber);
-    default: {
-      const type =
-        Object.entries(AttributeType).find(([, value]) => value === attribute.type)?.[0] ?? `number ${attribute.type}`;
-      throw refuse(
-        `node "${node.name}" (${node.opType}) has attribute ${attribute.name} of type ${type}`,
-        'numbers, lists of numbers and strings',
-        'UnsupportedOperator',
-      );
-    }
-  }
-}
-
-/** The decimal that people would write for a float32: 1e-5, not 9.999999747378752e-6. Both are the same float32. */
-function shortest(value: number): number {
-  for (let digits = 6; digits < 9; digits++) {
-    const rounded = Number(value.toPrecision(digits));
-    if (Math.fround(rounded) === value) return rounded;
-  }
-  return value;
-}
-
-/** Gives every node a name of its own: by operator and position where the file has none, with a number where it is taken. */
-function nameNodes(nodes: GraphNode[]): void {
-  const taken = new Set(nodes.map(({ name }) => name));
-  const seen = new Set(['']);
-  const copies = new Map<string, number>();
-  nodes.forEach((node, index) => {
-    if (seen.has(node.name)) {
-      const base = node.name || `${node.op}_${index}`;
-      let copy = copies.get(base) ?? (node.name ? 2 : 1);
-      const numbered = () => (copy === 1 ? base : `${base}_${copy}`);
-      while (taken.has(numbered())) copy++;
-      copies.set(base, copy + 1);
-      node.name = numbered();
-      taken.add(node.name);
-    }
-    seen.add(node.name);
-  });
-}
-
-/** Every value must be made once, before it is used. */
-function checkOrder(
-  nodes: GraphNode[],
-  input: string,
-  constants: Map<string, unknown>,
-  output: string,
-  refuse: Refuse,
-): void {
-  const known = new Set([...constants.keys(), input]);
-  for (const { name, op, inputs, outputs } of nodes) {
-    const unknown = inputs.find((value) => value !== '' && !known.has(value));
-    if (unknown !== undefined)
-      throw refuse(
-        `node "${name}" (${op}) reads "${unknown}", which no node before it makes`,
-        'nodes in topological order, every value made',
-      );
-    const twice = outputs.find((value) => value !== '' && known.has(value));
-    if (twice !== undefined)
-      throw refuse(`node "${name}" (${op}) makes "${twice}" a second time`, 'values that are made once');
-    for (const value of outputs) if (value !== '') known.add(value);
-  }
-  if (!nodes.some(({ outputs }) => outputs.includes(output)))
-    throw refuse(`no node makes the output "${output}"`, 'an output that depends on the picture');
-}
-
 const HELP_INPUT = 'a picture [N, channels, height, width] of float32 with a fixed size, such as [N, 3, 112, 112]';
 
-/** The picture that the graph takes, and the batch size the file insists on, if any. */
+/** The input, and the batch size of the file's input; null when it is free. */
 function pictureInput(
   { name, type }: ValueInfoProto,
   refuse: Refuse,
@@ -337,7 +210,7 @@ function pictureInput(
   return { input: { name, channels, height, width }, fixedBatch: batch! > 0 ? batch! : null };
 }
 
-/** Length of the embedding, as the operators give it; where one of them is not known here, as the file says. */
+/** Length of the embedding by shape inference; as the file declares it, where an operator has no shape rule. */
 function embeddingLength(graph: Graph, { name, type }: ValueInfoProto, refuse: Refuse): number {
   const declared = type?.tensorType?.shape?.dim?.map(({ dimValue }) =>
     dimValue === undefined ? 0 : toNumber(dimValue),

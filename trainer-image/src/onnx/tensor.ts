@@ -1,13 +1,13 @@
 /// <reference lib="esnext.float16" />
-/** TensorProto to Tensor and back: raw or typed data; 16-bit and double precision become float32. */
+/** TensorProto to Tensor and back. Data may be raw or typed; floats of 16 and 64 bits become float32. */
 import { FacetrainError } from '@facetrain/api';
 import type { Tensor, TypedArray } from '@facetrain/native';
 import { DATA_TYPES, type DataType, dataTypeNumber, type TensorProto, toBigInt, toNumber } from './proto.ts';
 
-/** What a Graph can hold of each element type. Raw data is little-endian, as every machine that Node runs its addons on. */
+/** How each element type becomes an array of a Graph. Raw data is little-endian, as are all machines that Node supports. */
 interface ElementType {
   bytes: number;
-  /** `raw` starts at a multiple of `bytes` in its buffer. */
+  /** @param raw starts at a multiple of `bytes` in its buffer */
   fromRaw(raw: Uint8Array, count: number): TypedArray;
   fromTyped(tensor: TensorProto): TypedArray;
 }
@@ -58,8 +58,8 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
 };
 
 /**
- * Decodes a constant. Raw float32 and integer data that lies aligned in the file is a view of it.
- * @throws FacetrainError InvalidModel: an element type or a storage we lack, or an amount of data that does not fit the dims
+ * Decodes a constant. Raw float32 and integer data that is aligned in the file becomes a view of the file.
+ * @throws FacetrainError InvalidModel for an unsupported element type or storage, or data that does not fit the dims
  */
 export function decodeTensor(tensor: TensorProto, name: string, subject: string): Tensor {
   const invalid = (found: string, allowed: string) =>
@@ -100,7 +100,7 @@ export function elementType(data: TypedArray): DataType {
   return data instanceof Int8Array ? 'INT8' : 'UINT8';
 }
 
-/** The message's raw data is a view of the tensor's. */
+/** The raw data of the result is a view of the tensor's data. */
 export function encodeTensor(name: string, { dims, data }: Tensor): TensorProto {
   return {
     name,

@@ -3,9 +3,9 @@ import type { Graph, GraphNode } from '@facetrain/native';
 import { type AttributeProto, AttributeType, dataTypeNumber, encodeModel } from './proto.ts';
 import { encodeTensor } from './tensor.ts';
 
-/** The operator set whose semantics a Graph has; what older and newer files say otherwise is translated when they are read. */
+/** The operator set whose semantics a Graph has. Files of other operator sets are translated when they are read. */
 export const OPSET = 17;
-/** The newest format version that every runtime with this operator set takes. */
+/** The newest format version that every runtime with this operator set accepts. */
 const IR_VERSION = 8;
 
 export interface EncodeOptions {
@@ -15,7 +15,7 @@ export interface EncodeOptions {
   doc?: string;
 }
 
-/** Attributes that the operators define as floats; a Graph's number does not say, and 1 and 1.0 are different in a file. */
+/** Attributes that operators define as floats. In a Graph they are numbers; a file distinguishes 1 from 1.0. */
 const FLOAT_ATTRIBUTES = new Set([
   'alpha',
   'beta',
@@ -56,8 +56,8 @@ function floatValue(name: string, dims: number[]) {
 }
 
 /**
- * The file of a graph: one input [N, channels, height, width], one output [N, dim], N free; names as the graph has them.
- * The result of a large model is one buffer of its size; nothing else is copied.
+ * The file of a graph: one input [N, channels, height, width], one output [N, dim], a free N. Names are the graph's.
+ * The weights are copied once, into the result.
  */
 export function encodeOnnx(
   graph: Graph,

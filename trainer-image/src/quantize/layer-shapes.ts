@@ -1,6 +1,6 @@
 /** Shapes of a layer graph's tensors, for one picture. Pure. */
 import type { Layer, LayerGraph } from '@facetrain/native';
-import { windowOutputs } from '../onnx/infer-shapes.ts';
+import { windowOutputs } from '../onnx/shape-rules.ts';
 
 /** Channels, height and width of one picture's tensor; an fc's output is [features, 1, 1]. */
 export type Shape = [channels: number, height: number, width: number];

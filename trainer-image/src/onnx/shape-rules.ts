@@ -1,0 +1,174 @@
+/** The shape of each operator's output, in the semantics of operator set 17 with explicit pads (see normalize.ts). */
+import type { GraphNode } from '@facetrain/native';
+import { intAttribute, intsAttribute } from './attributes.ts';
+import { fromEnd, type KnownInputs, sliceIndices } from './known-integers.ts';
+
+/** The shape of a node's first output; undefined when it is not known. */
+export type ShapeRule = (node: GraphNode, known: KnownInputs) => number[] | undefined;
+
+const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
+
+const sameAsInput: ShapeRule = (_, { shapes: [x] }) => x;
+
+const broadcast: ShapeRule = (_, { shapes }) => {
+  if (!shapes.every((shape) => shape !== undefined)) return undefined;
+  const rank = shapes.reduce((longest, { length }) => Math.max(longest, length), 0);
+  return Array.from({ length: rank }, (_, i) =>
+    shapes.map((shape) => shape[i - rank + shape.length] ?? 1).reduce((a, b) => (a === 1 ? b : a), 1),
+  );
+};
+
+/**
+ * Output height or width of a convolution or a pool (ONNX, Conv and MaxPool).
+ * @param pads zeros before and after the picture along this axis, together
+ */
+export function windowOutputs(
+  size: number,
+  window: { kernel: number; stride: number; dilation: number; pads: number },
+  round: (value: number) => number = Math.floor,
+): number {
+  const { kernel, stride, dilation, pads } = window;
+  return round((size + pads - dilation * (kernel - 1) - 1) / stride) + 1;
+}
+
+/** Output height and width of a node with explicit pads; `kernel` is [height, width]. */
+function windowOutputsOf(
+  node: GraphNode,
+  [height, width]: [number, number],
+  kernel: number[],
+): [number, number] | undefined {
+  if (kernel.length !== 2) return undefined;
+  const strides = intsAttribute(node, 'strides', [1, 1]);
+  const dilations = intsAttribute(node, 'dilations', [1, 1]);
+  const [top, left, bottom, right] = intsAttribute(node, 'pads', [0, 0, 0, 0]) as [number, number, number, number];
+  const round = intAttribute(node, 'ceil_mode', 0) === 1 ? Math.ceil : Math.floor;
+  const along = (axis: 0 | 1, size: number, pads: number) =>
+    windowOutputs(size, { kernel: kernel[axis]!, stride: strides[axis]!, dilation: dilations[axis]!, pads }, round);
+  return [along(0, height, top + bottom), along(1, width, left + right)];
+}
+
+const conv: ShapeRule = (node, { shapes: [x, weight] }) => {
+  if (x?.length !== 4 || weight?.length !== 4) return undefined;
+  const window = windowOutputsOf(node, [x[2]!, x[3]!], weight.slice(2));
+  return window && [x[0]!, weight[0]!, ...window];
+};
+
+const pool: ShapeRule = (node, { shapes: [x] }) => {
+  if (x?.length !== 4) return undefined;
+  const window = windowOutputsOf(node, [x[2]!, x[3]!], intsAttribute(node, 'kernel_shape', []));
+  return window && [x[0]!, x[1]!, ...window];
+};
+
+const globalPool: ShapeRule = (_, { shapes: [x] }) => x?.map((dim, i) => (i < 2 ? dim : 1));
+
+const gemm: ShapeRule = (node, { shapes: [a, b] }) => {
+  if (a?.length !== 2 || b?.length !== 2) return undefined;
+  return [a[intAttribute(node, 'transA', 0) === 1 ? 1 : 0]!, b[intAttribute(node, 'transB', 0) === 1 ? 0 : 1]!];
+};
+
+const matmul: ShapeRule = (node, { shapes: [a, b], integers: none }) => {
+  if (!a || !b || a.length < 2 || b.length < 2) return undefined;
+  const stack = broadcast(node, { shapes: [a.slice(0, -2), b.slice(0, -2)], integers: none });
+  return stack && [...stack, a.at(-2)!, b.at(-1)!];
+};
+
+const flatten: ShapeRule = (node, { shapes: [x] }) => {
+  if (!x) return undefined;
+  const axis = fromEnd(intAttribute(node, 'axis', 1), x.length);
+  return [product(x.slice(0, axis)), product(x.slice(axis))];
+};
+
+const reshape: ShapeRule = (node, { shapes: [x], integers: [, target] }) => {
+  if (!x || !target) return undefined;
+  const keepsZero = intAttribute(node, 'allowzero', 0) === 1;
+  const dims = target.map((dim, i) => (dim === 0 && !keepsZero ? (x[i] ?? -2) : dim));
+  return dims.map((dim) => (dim === -1 ? product(x) / -product(dims) : dim));
+};
+
+const squeeze: ShapeRule = (_, { shapes: [x], integers: [, axes] }) => {
+  const removed = axes?.map((axis) => fromEnd(axis, x?.length ?? 0));
+  return x?.filter((dim, i) => (removed ? !removed.includes(i) : dim !== 1));
+};
+
+const unsqueeze: ShapeRule = (_, { shapes: [x], integers: [, axes] }) => {
+  if (!x || !axes) return undefined;
+  const added = axes.map((axis) => fromEnd(axis, x.length + axes.length));
+  const rest = x.values();
+  return Array.from({ length: x.length + axes.length }, (_, i) => (added.includes(i) ? 1 : (rest.next().value ?? -1)));
+};
+
+const transpose: ShapeRule = (node, { shapes: [x] }) =>
+  x &&
+  intsAttribute(
+    node,
+    'perm',
+    x.map((_, i) => x.length - 1 - i),
+  ).map((axis) => x[axis] ?? -1);
+
+const concat: ShapeRule = (node, { shapes }) => {
+  const [first] = shapes;
+  if (!first || !shapes.every((shape) => shape?.length === first.length)) return undefined;
+  const axis = fromEnd(intAttribute(node, 'axis', 0), first.length);
+  return first.map((dim, i) => (i === axis ? shapes.reduce((total, shape) => total + shape![i]!, 0) : dim));
+};
+
+function reduced(x: number[], axes: number[], keepDims: boolean): number[] {
+  const removed = axes.length ? axes.map((axis) => fromEnd(axis, x.length)) : x.map((_, i) => i);
+  return keepDims ? x.map((dim, i) => (removed.includes(i) ? 1 : dim)) : x.filter((_, i) => !removed.includes(i));
+}
+
+const reduce: ShapeRule = (node, { shapes: [x] }) =>
+  x && reduced(x, intsAttribute(node, 'axes', []), intAttribute(node, 'keepdims', 1) === 1);
+
+const reduceSum: ShapeRule = (node, { shapes: [x], integers: [, axes] }) =>
+  x && reduced(x, axes ?? [], intAttribute(node, 'keepdims', 1) === 1);
+
+const pad: ShapeRule = (_, { shapes: [x], integers: [, pads] }) =>
+  x && pads && x.map((dim, i) => dim + (pads[i] ?? NaN) + (pads[i + x.length] ?? NaN));
+
+const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, steps] }) => {
+  if (!x || !starts || !ends) return undefined;
+  const dims = [...x];
+  (axes ?? starts.map((_, i) => i)).forEach((axis, i) => {
+    const at = fromEnd(axis, x.length);
+    if (at < 0 || at >= x.length) return;
+    dims[at] = sliceIndices(x[at]!, starts[i]!, ends[i]!, steps?.[i] ?? 1).length;
+  });
+  return dims;
+};
+
+/** Operators whose output has the shape of their first input. */
+const SHAPE_KEEPING = `
+  Abs BatchNormalization Cast Ceil Clip DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish
+  Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg PRelu
+  QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu
+`;
+/** Operators whose inputs are broadcast to one shape. */
+const BROADCASTING = 'Add Div Max Mean Min Mul Pow Sub Sum';
+/** Operators whose axes are an attribute in operator set 17. */
+const REDUCTIONS = 'ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSumSquare';
+
+const words = (text: string) => text.trim().split(/\s+/);
+
+/** By operator. */
+export const SHAPE_RULES: Record<string, ShapeRule> = {
+  ...Object.fromEntries(words(SHAPE_KEEPING).map((op) => [op, sameAsInput])),
+  ...Object.fromEntries(words(BROADCASTING).map((op) => [op, broadcast])),
+  ...Object.fromEntries(words(REDUCTIONS).map((op) => [op, reduce])),
+  Conv: conv,
+  AveragePool: pool,
+  MaxPool: pool,
+  GlobalAveragePool: globalPool,
+  GlobalMaxPool: globalPool,
+  Gemm: gemm,
+  MatMul: matmul,
+  Flatten: flatten,
+  Reshape: reshape,
+  Squeeze: squeeze,
+  Unsqueeze: unsqueeze,
+  Transpose: transpose,
+  Concat: concat,
+  ReduceSum: reduceSum,
+  Pad: pad,
+  Slice: slice,
+};
