@@ -6,7 +6,7 @@ import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
-import { readVerificationSet } from '@facetrain/trainer/verification/set';
+import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 
 export type ChannelOrder = 'rgb' | 'bgr';

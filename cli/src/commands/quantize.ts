@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path';
 import { ArtifactManifest, DEFAULT_SEARCH, parseDocument, type QuantizeConfig } from '@facetrain/api';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
-import { readVerificationSet } from '@facetrain/trainer/verification/set';
+import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
 import { bytes, duration, progressDetail, type StatusLine, table } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';

@@ -3,7 +3,7 @@ import type { Metrics, QuantizeConfig } from '@facetrain/api';
 import type { Embedder, Graph, Pictures } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
-import type { VerificationSet } from '../verification/set.ts';
+import type { VerificationSet } from '../verification/verification-set.ts';
 import { compareOnSet, concatenate, cosines, type SetEmbeddings, summarize } from './compare.ts';
 
 /** On verification sets: accuracy of both models, and the cosines of all pictures and their mirror images. */

@@ -8,7 +8,7 @@ import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
-import { readVerificationSet, type VerificationSet } from '../verification/set.ts';
+import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
 import { fold } from './fold.ts';
 
 export interface SourceModel {

@@ -4,7 +4,7 @@ import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TrainerConfig, type TrainReport } from '@facetrain/api';
-import { readVerificationSet } from '../verification/set.ts';
+import { readVerificationSet } from '../verification/verification-set.ts';
 import { shippedDataset, shippedJpeg, writeDataset } from './dataset-fixtures.ts';
 import { freePort } from './s3-server.ts';
 

@@ -6,7 +6,7 @@ import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
 import { verify } from '../verification/protocol.ts';
-import { readVerificationSet, type VerificationSet } from '../verification/set.ts';
+import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
 
 export class Evaluator {
   /** Every result of this attempt, in order. */

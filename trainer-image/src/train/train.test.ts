@@ -24,7 +24,7 @@ import {
 } from '../testing/training-gang.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import { verify } from '../verification/protocol.ts';
-import { readVerificationSet } from '../verification/set.ts';
+import { readVerificationSet } from '../verification/verification-set.ts';
 
 afterEach(killRanks);
 const top = await mkdtemp(join(tmpdir(), 'train-'));

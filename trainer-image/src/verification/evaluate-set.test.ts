@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Embedder, Pictures } from '@facetrain/native';
 import { evaluateSet, partOf } from './evaluate-set.ts';
-import { readVerificationSet } from './set.ts';
+import { readVerificationSet } from './verification-set.ts';
 
 const whole = await readVerificationSet(join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'));
 const set = { ...whole, jpegs: whole.jpegs.slice(0, 300), same: whole.same.slice(0, 150) };

@@ -1,13 +1,13 @@
-/** Embeds the pictures of a verification set, all of them or one rank's part. */
+/** Embeds the pictures of a verification set: all of them, or one rank's part. */
 import { decodePictures, type Embedder } from '@facetrain/native';
-import type { VerificationSet } from './set.ts';
+import type { VerificationSet } from './verification-set.ts';
 
 export interface Part {
   rank: number;
   size: number;
 }
 
-/** The consecutive pictures that a rank takes: parts in rank order make up all of them, and differ in size by one at most. */
+/** The consecutive pictures that a rank embeds. All parts in rank order are the whole set; sizes differ by one at most. */
 export function partOf(pictures: number, { rank, size }: Part): { first: number; count: number } {
   const first = Math.floor((pictures * rank) / size);
   return { first, count: Math.floor((pictures * (rank + 1)) / size) - first };
@@ -17,20 +17,20 @@ export interface EvaluateOptions {
   /** Size of the model's input. */
   input: { height: number; width: number };
   channelOrder: 'rgb' | 'bgr';
-  /** Adds the embedding of the mirror image (insightface's way). */
+  /** Adds the embedding of the mirror image, as insightface does. */
   flip: boolean;
-  /** Absent: all pictures. */
+  /** Without it, all pictures are embedded. */
   part?: Part;
   signal?: AbortSignal;
-  /** After each batch: pictures done, of how many. */
+  /** Called after each batch, with the number of pictures done and of all. */
   onBatch?: (done: number, total: number) => void;
 }
 
-/** Pictures decoded at a time: 5 MB. */
-const batchSize = 128;
+/** Pictures decoded at a time; of 112 x 112 pixels, they take 5 MB. */
+const BATCH_SIZE = 128;
 
 /**
- * @returns [count, dim]: the embeddings of `partOf(...)`, for verify() once all parts are joined in rank order
+ * @returns [count, dim]: the embeddings of `partOf(...)`; verify() takes all parts, concatenated in rank order
  * @throws FacetrainError InvalidVerificationSet when a picture cannot be decoded
  */
 export async function evaluateSet(
@@ -41,10 +41,10 @@ export async function evaluateSet(
   const { input, channelOrder, flip, part = { rank: 0, size: 1 }, signal, onBatch } = options;
   const { first, count } = partOf(set.jpegs.length, part);
   const embeddings = new Float32Array(count * embedder.dim);
-  for (let done = 0; done < count; done += batchSize) {
+  for (let done = 0; done < count; done += BATCH_SIZE) {
     signal?.throwIfAborted();
     const from = first + done;
-    const jpegs = set.jpegs.slice(from, Math.min(from + batchSize, first + count));
+    const jpegs = set.jpegs.slice(from, Math.min(from + BATCH_SIZE, first + count));
     const stop = signal ? { signal } : {};
     const pictures = await decodePictures(jpegs, {
       channelOrder,

@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
-import { ByteArray, type PickleValue, Tuple, unpickle } from './pickle.ts';
+import { unpickle } from './pickle.ts';
+import { ByteArray, type PickleValue, Tuple } from './pickle-values.ts';
 
 /**
  * `pickle.dumps(([numpy.array([0, 255, 10, 92, 13, 26], 'u1'), bytes([0, 255, 10, 92, 39])], [True, False]), protocol)` for protocols 0 to 5, by

@@ -1,140 +1,23 @@
 /**
- * A closed reader of Python pickles, protocols 0 to 5: lists, tuples, bytes, text, integers, bools and byte arrays of NumPy, which is
- * what insightface's verification sets are made of. A general unpickler calls whatever function a file names; this one knows the few
- * names below, calls none of them, and refuses a file with any other.
+ * A reader of Python pickles, protocols 0 to 5, for insightface's verification sets: lists, tuples, bytes, text, integers,
+ * bools and NumPy's arrays of bytes. A general unpickler calls any function that a file names. This one has a closed list
+ * of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
  *
- * Whatever the bytes are, it ends in time linear in their number, in a value or a FacetrainError. Byte strings are views of the input.
- * Opcodes: CPython's Lib/pickletools.py. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce, array_reduce_ex).
+ * For any bytes it ends, in time linear in their number, with a value or a FacetrainError. Byte strings are views of the
+ * input. Opcodes: CPython's Lib/pickletools.py.
  */
 import { FacetrainError } from '@facetrain/api';
+import { callGlobal, knownGlobal, setState } from './pickle-names.ts';
+import { NotUnderstood, type PickleValue, Text, Tuple, unescaped } from './pickle-values.ts';
 
-export class Tuple {
-  readonly items: readonly PickleValue[];
-  constructor(items: readonly PickleValue[]) {
-    this.items = items;
-  }
-}
+/**
+ * Bounds the time, and the memory beyond a file's own size. A picture takes up to thirty steps; the usual sets have some
+ * ten thousand pictures.
+ */
+const MAX_STEPS = 1 << 22;
 
-/** Text, kept as bytes: Python 3 writes `bytes` for old protocols as text that `_codecs.encode` turns back. */
-class Text {
-  readonly #bytes: Uint8Array;
-  /** Made once, however often a file asks for it: the memo could name one long text a million times. */
-  #latin1: Uint8Array | undefined;
-
-  constructor(bytes: Uint8Array, encoding: 'utf8' | 'latin1') {
-    this.#bytes = bytes;
-    if (encoding === 'latin1') this.#latin1 = bytes;
-  }
-
-  /** @throws NotUnderstood when a character is beyond Latin-1 */
-  latin1(): Uint8Array {
-    this.#latin1 ??= fromUtf8(this.#bytes);
-    return this.#latin1;
-  }
-
-  /** For names, which are short. */
-  toString(): string {
-    return Buffer.from(this.#bytes.subarray(0, 200)).toString('utf8');
-  }
-}
-
-/** A name that the file refers to: never looked up, only compared. */
-class Global {
-  readonly name: string;
-  constructor(name: string) {
-    this.name = name;
-  }
-}
-
-class DataType {
-  readonly code: 'u1' | 'b1';
-  constructor(code: 'u1' | 'b1') {
-    this.code = code;
-  }
-}
-
-/** A NumPy array of single bytes; its shape is checked against its data and dropped. */
-export class ByteArray {
-  dtype: 'u1' | 'b1' = 'u1';
-  data: Uint8Array = new Uint8Array(0);
-}
-
-export type PickleValue =
-  | null
-  | boolean
-  | number
-  | Uint8Array
-  | Text
-  | Global
-  | DataType
-  | ByteArray
-  | Tuple
-  | PickleValue[];
-
-/** What is wrong, in words that follow "byte 17: ". */
-class NotUnderstood extends Error {}
-
-const knownGlobals = new Map<string, string>([
-  ['_codecs.encode', 'encode'],
-  ['numpy.ndarray', 'ndarray'],
-  ['numpy.dtype', 'dtype'],
-  ...['numpy.core', 'numpy._core'].flatMap((core): [string, string][] => [
-    [`${core}.multiarray._reconstruct`, 'reconstruct'],
-    [`${core}.numeric._frombuffer`, 'frombuffer'],
-  ]),
-]);
-
-/** Bounds time and what a file can make us allocate beyond its own size. A picture takes up to thirty steps, and the usual sets have some ten thousand. */
-const maxSteps = 1 << 22;
-
-function fromUtf8(bytes: Uint8Array): Uint8Array {
-  const latin1 = new Uint8Array(bytes.length);
-  let length = 0;
-  for (let i = 0; i < bytes.length; i++) {
-    let value = bytes[i]!;
-    if (value >= 0x80) {
-      const next = bytes[++i];
-      if ((value !== 0xc2 && value !== 0xc3) || next === undefined || next >> 6 !== 2)
-        throw new NotUnderstood('text that stands for bytes has a character beyond Latin-1');
-      value = ((value & 3) << 6) | (next & 0x3f);
-    }
-    latin1[length++] = value;
-  }
-  return latin1.subarray(0, length);
-}
-
-const simpleEscapes: Record<string, number> = { '\\': 0x5c, "'": 0x27, '"': 0x22, n: 0x0a, r: 0x0d, t: 0x09 };
-
-/** Bytes with escapes: \xHH and the simple ones of a Python 2 string, or the \uHHHH of raw-unicode-escape. */
-function unescaped(bytes: Uint8Array, kind: 'string' | 'unicode'): Uint8Array {
-  const out = new Uint8Array(bytes.length);
-  let length = 0;
-  for (let i = 0; i < bytes.length; i++) {
-    if (bytes[i] !== 0x5c) {
-      out[length++] = bytes[i]!;
-      continue;
-    }
-    const letter = String.fromCharCode(bytes[i + 1] ?? 0);
-    const digits = kind === 'string' ? (letter === 'x' ? 2 : 0) : letter === 'u' ? 4 : 0;
-    if (digits > 0) {
-      const hex = Buffer.from(bytes.subarray(i + 2, i + 2 + digits)).toString('latin1');
-      const value = /^[0-9a-fA-F]+$/.test(hex) && hex.length === digits ? parseInt(hex, 16) : 256;
-      if (value > 255) throw new NotUnderstood('text that stands for bytes has an escape beyond Latin-1');
-      out[length++] = value;
-      i += 1 + digits;
-    } else if (kind === 'string' && letter in simpleEscapes) {
-      out[length++] = simpleEscapes[letter]!;
-      i += 1;
-    } else if (kind === 'unicode') {
-      out[length++] = 0x5c;
-    } else {
-      throw new NotUnderstood('a string has an escape that Python does not write');
-    }
-  }
-  return out.subarray(0, length);
-}
-
-class Reader {
+/** The stack machine of the pickle format. */
+class PickleMachine {
   readonly #bytes: Uint8Array;
   readonly #view: DataView;
   position = 0;
@@ -239,73 +122,9 @@ class Reader {
     this.#push(value);
   }
 
-  #global(name: string): void {
-    const known = knownGlobals.get(name);
-    if (known === undefined) throw new NotUnderstood(`it refers to ${JSON.stringify(name)}`);
-    this.#push(new Global(known));
-  }
-
-  #call(callable: PickleValue, args: PickleValue): PickleValue {
-    if (!(callable instanceof Global) || !(args instanceof Tuple))
-      throw new NotUnderstood('a call of what is no function');
-    const [first, second, third] = args.items;
-    switch (callable.name) {
-      case 'encode':
-        if (first instanceof Text && second instanceof Text && /^(latin[-_]?1|iso-?8859-1)$/.test(second.toString()))
-          return first.latin1();
-        break;
-      case 'dtype': {
-        const code =
-          first instanceof Text
-            ? first.toString()
-            : first instanceof Uint8Array
-              ? Buffer.from(first.subarray(0, 8)).toString('latin1')
-              : '';
-        const bare = code.replace(/^\|/, '');
-        if (bare === 'u1' || bare === 'b1') return new DataType(bare);
-        throw new NotUnderstood(`an array of ${JSON.stringify(code)}; only of uint8 (u1) and bool (b1)`);
-      }
-      case 'reconstruct':
-        if (first instanceof Global && first.name === 'ndarray') return new ByteArray();
-        break;
-      case 'frombuffer':
-        return this.#filled(new ByteArray(), third, second, first);
-    }
-    throw new NotUnderstood(`arguments that ${callable.name} does not have`);
-  }
-
-  #filled(
-    array: ByteArray,
-    shape: PickleValue | undefined,
-    dtype: PickleValue | undefined,
-    data: PickleValue | undefined,
-  ): ByteArray {
-    if (!(shape instanceof Tuple) || !(dtype instanceof DataType) || !(data instanceof Uint8Array))
-      throw new NotUnderstood('an array that NumPy does not write');
-    const elements = shape.items.reduce<number>(
-      (product, size) => product * (typeof size === 'number' && size >= 0 ? size : NaN),
-      1,
-    );
-    if (elements !== data.length) throw new NotUnderstood(`an array of ${elements} elements with ${data.length} bytes`);
-    array.dtype = dtype.code;
-    array.data = data;
-    return array;
-  }
-
-  /** BUILD: the state of an array or of a data type; that of a data type of one byte says nothing new. */
-  #setState(): void {
-    const state = this.#pop();
-    const target = this.#stack.at(-1);
-    if (!(state instanceof Tuple)) throw new NotUnderstood('a state that NumPy does not write');
-    if (target instanceof DataType) return;
-    if (!(target instanceof ByteArray)) throw new NotUnderstood('a state for what is no array');
-    const [shape, dtype, , data] = state.items.slice(-4);
-    this.#filled(target, shape, dtype, data);
-  }
-
-  /** Runs to STOP. */
-  read(): PickleValue {
-    for (let step = 0; step < maxSteps; step++) {
+  /** Runs until STOP. */
+  run(): PickleValue {
+    for (let step = 0; step < MAX_STEPS; step++) {
       const opcode = this.#unsigned(1);
       switch (opcode < 0x80 ? String.fromCharCode(opcode) : opcode) {
         case 0x80: {
@@ -313,7 +132,7 @@ class Reader {
           if (protocol > 5) throw new NotUnderstood(`protocol ${protocol}; known are 0 to 5`);
           break;
         }
-        case 0x95: // FRAME: a hint for readers of streams
+        case 0x95: // FRAME: a length for readers of streams
           this.#take(8);
           break;
         case '.':
@@ -437,26 +256,28 @@ class Reader {
           break;
 
         case 'c':
-          this.#global(`${this.#shortLine()}.${this.#shortLine()}`);
+          this.#push(knownGlobal(`${this.#shortLine()}.${this.#shortLine()}`));
           break;
         case 0x93: {
           const name = this.#pop();
           const module = this.#pop();
           if (!(name instanceof Text) || !(module instanceof Text)) throw new NotUnderstood('a name that is no text');
-          this.#global(`${module}.${name}`);
+          this.#push(knownGlobal(`${module}.${name}`));
           break;
         }
         case 'R': {
           const args = this.#pop();
-          this.#push(this.#call(this.#pop(), args));
+          this.#push(callGlobal(this.#pop(), args));
           break;
         }
-        case 'b':
-          this.#setState();
+        case 'b': {
+          const state = this.#pop();
+          setState(this.#stack.at(-1), state);
           break;
+        }
 
-        case 'i': // INST names what it calls; the other ways to make objects take it from the stack
-          this.#global(`${this.#shortLine()}.${this.#shortLine()}`);
+        case 'i': // INST has the name in the file; other opcodes that make objects take it from the stack
+          this.#push(knownGlobal(`${this.#shortLine()}.${this.#shortLine()}`));
           throw new NotUnderstood('it makes an object');
         default:
           throw new NotUnderstood(
@@ -464,7 +285,7 @@ class Reader {
           );
       }
     }
-    throw new NotUnderstood(`more than ${maxSteps} steps`);
+    throw new NotUnderstood(`more than ${MAX_STEPS} steps`);
   }
 }
 
@@ -474,15 +295,15 @@ class Reader {
  * @throws FacetrainError InvalidVerificationSet
  */
 export function unpickle(bytes: Uint8Array, subject: string): PickleValue {
-  const reader = new Reader(bytes);
+  const machine = new PickleMachine(bytes);
   try {
-    return reader.read();
+    return machine.run();
   } catch (error) {
     if (!(error instanceof NotUnderstood)) throw error;
     throw new FacetrainError({
       code: 'InvalidVerificationSet',
       subject,
-      found: `byte ${reader.position}: ${error.message}`,
+      found: `byte ${machine.position}: ${error.message}`,
       allowed:
         'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; other Python objects are refused, never run',
     });

@@ -1,9 +1,9 @@
 /**
- * How well embeddings tell whether two pictures show one person: the protocol of LFW as insightface runs it
- * (recognition/arcface_torch/eval/verification.py), so that figures can be compared with published ones.
+ * Face verification: how well embeddings decide whether two pictures show the same person. The protocol of LFW as in
+ * insightface (recognition/arcface_torch/eval/verification.py), so figures can be compared with published ones.
  */
 import { FacetrainError } from '@facetrain/api';
-import { folds } from './set.ts';
+import { FOLDS } from './verification-set.ts';
 
 export interface Verification {
   pairs: number;
@@ -14,15 +14,15 @@ export interface Verification {
   /** Squared distance of unit embeddings below which a pair counts as the same person: mean over the folds. */
   threshold: number;
   /**
-   * True accept rate by false accept rate f: with the largest threshold that accepts at most floor(f x negatives) of the pairs of
-   * different people, the fraction of pairs of one person that it accepts. Rates at which no negative may be accepted are left out,
-   * except 1e-3.
+   * True accept rate by false accept rate f: the fraction of pairs of the same person that are accepted with the largest
+   * threshold that accepts at most floor(f x negatives) of the pairs of different people. Rates at which no negative may
+   * be accepted are left out, except 1e-3.
    */
   tarAtFar: Record<string, number>;
 }
 
-const thresholds = Array.from({ length: 400 }, (_, i) => i * 0.01);
-const falseAcceptRates: [name: string, oneIn: number][] = [
+const THRESHOLDS = Array.from({ length: 400 }, (_, i) => i * 0.01);
+const FALSE_ACCEPT_RATES: [name: string, oneIn: number][] = [
   ['1e-1', 10],
   ['1e-2', 100],
   ['1e-3', 1000],
@@ -54,10 +54,10 @@ function distances(embeddings: Float32Array, dim: number, pairs: number): Float6
   });
 }
 
-/** Consecutive folds as scikit-learn's KFold without shuffling cuts them: the first `pairs % folds` have one pair more. */
+/** Consecutive folds as in scikit-learn's KFold without shuffling: the first `pairs % FOLDS` have one pair more. */
 function foldOf(pair: number, pairs: number): number {
-  const size = Math.floor(pairs / folds);
-  const longer = pairs % folds;
+  const size = Math.floor(pairs / FOLDS);
+  const longer = pairs % FOLDS;
   return pair < longer * (size + 1)
     ? Math.floor(pair / (size + 1))
     : longer + Math.floor((pair - longer * (size + 1)) / size);
@@ -68,7 +68,7 @@ const mean = (values: readonly number[]): number => values.reduce((a, b) => a + 
 function tarAtFar(distance: Float64Array, same: readonly boolean[]): Record<string, number> {
   const positives = distance.filter((_, pair) => same[pair]);
   const negatives = distance.filter((_, pair) => !same[pair]).sort();
-  const rates = falseAcceptRates.filter(([name, oneIn]) => negatives.length >= oneIn || name === '1e-3');
+  const rates = FALSE_ACCEPT_RATES.filter(([name, oneIn]) => negatives.length >= oneIn || name === '1e-3');
   return Object.fromEntries(
     rates.map(([name, oneIn]) => {
       const nearestRefused = negatives[Math.floor(negatives.length / oneIn)]!;
@@ -79,8 +79,8 @@ function tarAtFar(distance: Float64Array, same: readonly boolean[]): Record<stri
 
 /**
  * @param embeddings [2 x pairs, dim], not normalised; 2i and 2i + 1 are pair i
- * @param same by pair, at least ten, both kinds (as readVerificationSet sees to)
- * @throws FacetrainError NotANumber for an embedding that has no direction
+ * @param same by pair: at least ten, of both kinds (readVerificationSet checks this)
+ * @throws FacetrainError NotANumber for an embedding of length zero, or not finite
  */
 export function verify(embeddings: Float32Array, dim: number, same: readonly boolean[]): Verification {
   const pairs = same.length;
@@ -88,30 +88,30 @@ export function verify(embeddings: Float32Array, dim: number, same: readonly boo
     throw new RangeError(`${embeddings.length} numbers are not two embeddings of ${dim} for ${pairs} pairs`);
   const distance = distances(embeddings, dim, pairs);
 
-  // Right answers by fold and threshold; those on the nine other folds are the difference to the sum.
-  const foldSizes = new Array<number>(folds).fill(0);
-  const right = Array.from({ length: folds }, () => new Int32Array(thresholds.length));
-  const rightTotal = new Int32Array(thresholds.length);
+  // Correct answers by fold and threshold. Those on the nine other folds are the total less those on the fold.
+  const foldSizes = new Array<number>(FOLDS).fill(0);
+  const correct = Array.from({ length: FOLDS }, () => new Int32Array(THRESHOLDS.length));
+  const correctTotal = new Int32Array(THRESHOLDS.length);
   for (let pair = 0; pair < pairs; pair++) {
     const fold = foldOf(pair, pairs);
     foldSizes[fold]! += 1;
-    for (let t = 0; t < thresholds.length; t++) {
-      if (distance[pair]! < thresholds[t]! !== same[pair]) continue;
-      right[fold]![t]! += 1;
-      rightTotal[t]! += 1;
+    for (let t = 0; t < THRESHOLDS.length; t++) {
+      if (distance[pair]! < THRESHOLDS[t]! !== same[pair]) continue;
+      correct[fold]![t]! += 1;
+      correctTotal[t]! += 1;
     }
   }
-  const best = right.map((ofFold) => {
-    const others = rightTotal.map((total, t) => total - ofFold[t]!);
+  const best = correct.map((ofFold) => {
+    const others = correctTotal.map((total, t) => total - ofFold[t]!);
     return others.indexOf(Math.max(...others));
   });
-  const accuracies = best.map((t, fold) => right[fold]![t]! / foldSizes[fold]!);
+  const accuracies = best.map((t, fold) => correct[fold]![t]! / foldSizes[fold]!);
   const accuracy = mean(accuracies);
   return {
     pairs,
     accuracy,
     std: Math.sqrt(mean(accuracies.map((a) => (a - accuracy) ** 2))),
-    threshold: mean(best.map((t) => thresholds[t]!)),
+    threshold: mean(best.map((t) => THRESHOLDS[t]!)),
     tarAtFar: tarAtFar(distance, same),
   };
 }

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
-import { parseVerificationSet, readVerificationSet } from './set.ts';
+import { parseVerificationSet, readVerificationSet } from './verification-set.ts';
 
 /** A pickle of (pictures, answers), each given as pickled values. */
 const set = (pictures: string[], answers: string[]) =>

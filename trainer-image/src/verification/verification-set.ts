@@ -1,20 +1,24 @@
-/** insightface's verification sets: `.bin` files, each a pickle of (encoded pictures, whether the pictures of a pair show one person). */
+/**
+ * insightface's verification sets: `.bin` files, each a pickle of (pictures, issame). The pictures are encoded; issame has
+ * a bool for each pair.
+ */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
-import { ByteArray, type PickleValue, Tuple, unpickle } from './pickle.ts';
+import { unpickle } from './pickle.ts';
+import { ByteArray, type PickleValue, Tuple } from './pickle-values.ts';
 
 export interface VerificationSet {
   name: string;
   path: string;
   /** Pictures 2i and 2i + 1 are pair i. */
   jpegs: Uint8Array[];
-  /** By pair: whether it shows one person. */
+  /** By pair: whether both pictures show the same person. */
   same: boolean[];
 }
 
-/** Folds of the protocol, and so the least number of pairs. */
-export const folds = 10;
+/** Folds of the protocol, and so the smallest number of pairs. */
+export const FOLDS = 10;
 
 const items = (value: PickleValue | undefined): readonly PickleValue[] | undefined =>
   value instanceof Tuple ? value.items : Array.isArray(value) ? value : undefined;
@@ -45,8 +49,8 @@ export function parseVerificationSet(bytes: Uint8Array, path: string): Verificat
   );
   if (jpegs.length !== 2 * same.length)
     return refuse(`${jpegs.length} pictures for ${same.length} pairs`, 'two pictures a pair');
-  if (same.length < folds)
-    return refuse(`${same.length} pairs`, `at least ${folds}: accuracy is measured in ${folds} folds`);
+  if (same.length < FOLDS)
+    return refuse(`${same.length} pairs`, `at least ${FOLDS}: accuracy is measured in ${FOLDS} folds`);
   const positive = same.filter(Boolean).length;
   if (positive === 0 || positive === same.length)
     return refuse(`all pairs ${positive === 0 ? 'differ' : 'are the same'}`, 'pairs of both kinds');
