@@ -1,4 +1,4 @@
-/** Files that are never seen half-written: written under another name in the same folder, flushed, then renamed. */
+/** Files that never exist half-written: written under another name in the same folder, flushed, then renamed. */
 import { chmod, type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
@@ -26,18 +26,18 @@ export function storageError(path: string, error: unknown): unknown {
   });
 }
 
-/** Whether the system has refused a file operation for who asks, or on that file system. */
+/** Whether a file operation failed for lack of permission, or on a read-only file system. */
 export const isRefusal = (error: unknown): boolean =>
   error instanceof Error && ['EACCES', 'EPERM', 'EROFS'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 export interface FolderOptions {
-  /** With the permissions of the folder above, so that whoever may write there may write here, whatever the umask. */
+  /** Gives it the permissions of the folder above, whatever the umask: the same users may write to both. */
   asOpenAsParent?: boolean;
 }
 
 /**
- * Makes a folder and those above it, where they are missing; others may be doing the same. Node's own recursive mkdir never ends where
- * the system refuses with ENOENT (below /proc).
+ * Makes a folder and the missing ones above it. Other processes may do the same at the same time. Node's own recursive
+ * mkdir does not end when the system refuses with ENOENT, as it does below /proc.
  */
 export async function makeFolder(path: string, options: FolderOptions = {}): Promise<void> {
   try {
@@ -57,13 +57,13 @@ async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions):
     if ((error as NodeJS.ErrnoException).code === 'EEXIST' && (await stat(path)).isDirectory()) return;
     throw error;
   }
-  // Not every file system has permissions to set.
+  // Some file systems have no permissions.
   if (asOpenAsParent) await chmod(path, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
 }
 
 /**
- * Creates `path`, and its folder if missing. `write` gets a handle to a temporary file; when it throws, or this process
- * dies, nothing is left at `path`.
+ * Creates or replaces `path`, and makes its folder. `write` gets a handle to a temporary file. When it throws, or this
+ * process dies, `path` stays as it was.
  * @throws FacetrainError DiskFull or StorageFailed
  */
 export async function writeAtomically(

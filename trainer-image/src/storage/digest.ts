@@ -1,4 +1,4 @@
-/** SHA-256 and size of files. */
+/** SHA-256 digest and size of files. */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import type { StoredFile } from '@facetrain/api';
@@ -19,7 +19,7 @@ export async function digestFile(path: string, signal?: AbortSignal): Promise<St
   return { sha256: hash.digest('hex'), bytes };
 }
 
-/** The same of bytes in memory. */
+/** Digest and size of bytes in memory. */
 export function digestBytes(bytes: Uint8Array): StoredFile {
   return { sha256: createHash('sha256').update(bytes).digest('hex'), bytes: bytes.byteLength };
 }

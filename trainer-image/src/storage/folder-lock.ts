@@ -1,17 +1,21 @@
 /**
- * One process at a time, of however many machines that share a folder.
+ * A lock in a folder that several machines share: one process at a time has it.
  *
- * A lock is a file beside what it is for, made by whoever creates it first (O_EXCL, which network file systems keep too, as many do not keep flock). Its
- * holder writes it anew every few seconds, through the handle that it was made with, so that it never touches another's. One that stays the same for as
- * many looks as take half a minute belongs to the dead. No times are compared, as proper-lockfile does: clocks of machines differ, attributes are cached where
- * opening a file is not, and who waits may have been frozen itself, with the holder on the same machine.
+ * The lock is a file. The process that creates it (O_EXCL, which network file systems support, while many of them do not
+ * support flock) is its holder, and writes it anew every few seconds. It writes through the handle from the creation, so
+ * it cannot write to another holder's lock. A lock that has the same content for half a minute of looks has a dead holder.
+ * proper-lockfile compares times instead. That is not safe here: clocks of machines differ, network file systems cache
+ * attributes (and not what open returns), and a waiter may itself have been frozen, with a holder on the same machine.
  *
- * Any waiter may remove a dead one's lock, but one alone: who first creates a file named after that lock's token. It then looks again whether the lock is still
- * that one; nobody else can have replaced it, since its owner, too, removes it by this rule. (In proper-lockfile two can: its issue 121.) If that waiter dies at
- * it, the next goes by another name, so that nothing of the dead has to be removed before the lock is.
+ * Any waiter may remove a dead holder's lock, but only one of them at a time: the one that creates the claim, a file named
+ * after the lock's token. It then checks that the lock still has that token. No other process can have replaced the lock
+ * meanwhile, since its holder, too, removes it only with the claim. (In proper-lockfile two waiters can: its issue 121.) If
+ * that waiter dies with the claim, the next one uses a claim of another name. So nothing of a dead process has to be
+ * removed before the lock is.
  *
- * A holder may only have been frozen. At its next beat it finds its lock gone, stops, and waits like the others. Until then it works beside another, so a lock
- * saves work, and what it is for has to be right without it.
+ * A holder that counts as dead may only have been frozen. At its next heartbeat it finds that the lock is not its own,
+ * stops, and waits like the others. Until then two processes work at once. So a lock saves work, and that work must be
+ * right without it.
  */
 import { randomUUID } from 'node:crypto';
 import { type FileHandle, open, readFile, rm } from 'node:fs/promises';
@@ -21,21 +25,23 @@ import { storageError } from './atomic-files.ts';
 
 export interface LockOptions {
   signal?: AbortSignal | undefined;
-  /** Told who holds it, whenever there is somebody else to wait for. */
+  /** Called with a description of the holder, once for each holder that is waited for. */
   onWait?: ((holder: string) => void) | undefined;
-  /** Milliseconds between two writes of the holder. */
+  /** Milliseconds between two heartbeats of the holder. */
   beat?: number | undefined;
-  /** Milliseconds of looking without one after which a holder counts as dead. */
+  /** Milliseconds of looks without a heartbeat after which a holder counts as dead. */
   stale?: number | undefined;
 }
 
 const POLL_MILLISECONDS = 1_000;
-/** Far more than a lock is without a token after it was created. */
+/** Much longer than it takes to write the token into a lock that was created. */
 const WRITING_MILLISECONDS = 1_000;
 
 /**
- * @param work is told by its signal when to stop, and done again from its start when it failed after another process had taken the lock over
- * @throws what `work` throws, an AbortError, or FacetrainError StorageFailed or DiskFull where no lock can be made
+ * Does `work` with the lock.
+ * @param work stops when its signal is aborted. If it fails after another process has taken the lock, it is called again,
+ * with the lock
+ * @throws what `work` throws, an AbortError, or FacetrainError StorageFailed or DiskFull when no lock can be created
  */
 export async function withLock<T>(
   path: string,
@@ -47,23 +53,23 @@ export async function withLock<T>(
   for (;;) {
     const lock = await acquire(path, { signal, onWait, poll, stale });
     const lost = new AbortController();
-    let beating = Promise.resolve();
-    const heart = setInterval(() => {
-      beating = beating.then(async () => ((await lock.isOurs()) ? lock.beat() : lost.abort())).catch(() => {}); // the next one may succeed
+    let heartbeat = Promise.resolve();
+    const timer = setInterval(() => {
+      heartbeat = heartbeat.then(async () => ((await lock.isOurs()) ? lock.beat() : lost.abort())).catch(() => {}); // The next heartbeat may succeed.
     }, beat);
     try {
       return await work(AbortSignal.any(signal ? [signal, lost.signal] : [lost.signal]));
     } catch (error) {
       if (signal?.aborted || (await lock.isOurs().catch(() => true))) throw error;
     } finally {
-      clearInterval(heart);
-      await beating;
+      clearInterval(timer);
+      await heartbeat;
       await lock.release();
     }
   }
 }
 
-/** A lock that this process has made. */
+/** A lock that this process has created. */
 class Lock {
   readonly #path: string;
   readonly #file: FileHandle;
@@ -76,7 +82,7 @@ class Lock {
     this.#token = token;
   }
 
-  /** Null where there is one already. */
+  /** Null when there is a lock already. */
   static async create(path: string): Promise<Lock | null> {
     const file = await createFile(path);
     if (!file) return null;
@@ -91,7 +97,7 @@ class Lock {
     }
   }
 
-  /** Never shorter than the last one, so that it covers it. */
+  /** Writes the lock anew. The content never gets shorter, so nothing of the last one is left. */
   async beat(): Promise<void> {
     await this.#file.write(
       JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token: this.#token, beats: this.#beats++ }),
@@ -104,7 +110,7 @@ class Lock {
     return tokenIn(await contentOf(this.#path)) === this.#token;
   }
 
-  /** One that cannot be removed counts as a dead one's before long. */
+  /** A lock that cannot be removed will count as a dead holder's. */
   async release(): Promise<void> {
     await this.#file.close().catch(() => {});
     await remove(this.#path, this.#token).catch(() => {});
@@ -115,30 +121,32 @@ async function acquire(
   path: string,
   { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number },
 ): Promise<Lock> {
-  const deadAfter = stale / poll;
-  let seen: string | null = null;
+  const looksUntilDead = stale / poll;
+  let lastContent: string | null = null;
+  /** Looks that found the same content. */
   let looks = 0;
-  let waitsFor: string | undefined;
-  let round = 0;
+  let reportedToken: string | undefined;
+  /** Waiters that have died with a claim on this lock. */
+  let deadClaims = 0;
   for (;;) {
     signal?.throwIfAborted();
     const lock = await Lock.create(path);
     if (lock) return lock;
-    const there = await contentOf(path);
-    if (there === null) continue; // gone by now
-    const { holder, token = '' } = parsed(there);
-    if (there !== seen) {
-      seen = there;
+    const content = await contentOf(path);
+    if (content === null) continue; // It has been released meanwhile.
+    const { holder, token = '' } = parsed(content);
+    if (content !== lastContent) {
+      lastContent = content;
       looks = 0;
-      round = 0;
-      if (holder !== undefined && token !== waitsFor) {
+      deadClaims = 0;
+      if (holder !== undefined && token !== reportedToken) {
         onWait?.(holder);
-        waitsFor = token;
+        reportedToken = token;
       }
-    } else if (++looks > deadAfter) {
-      if (await remove(path, token, round)) continue;
-      // Somebody else is about to, or has died at it, which another while will show.
-      round++;
+    } else if (++looks > looksUntilDead) {
+      if (await remove(path, token, deadClaims)) continue;
+      // Another waiter has the claim. If the lock is still the same after as many looks again, that waiter is dead, too.
+      deadClaims++;
       looks = 0;
     }
     await delay(poll, undefined, signal ? { signal } : {});
@@ -146,33 +154,34 @@ async function acquire(
 }
 
 /**
- * Removes the lock with this token, if it is still there.
- * @param round how many have died at it
- * @returns false where another process has the right to
+ * Removes the lock with this token, if it still exists.
+ * @param deadClaims waiters that have died with a claim on it
+ * @returns false when another process has the claim
  */
-async function remove(path: string, token: string, round = 0): Promise<boolean> {
-  const rightOf = (each: number) => `${path}.${token}.${each}`;
-  const right = await createFile(rightOf(round));
-  if (!right) return false;
+async function remove(path: string, token: string, deadClaims = 0): Promise<boolean> {
+  const claimPath = (number: number) => `${path}.${token}.${number}`;
+  const claim = await createFile(claimPath(deadClaims));
+  if (!claim) return false;
   try {
-    await right.close();
-    const isThere = async () => tokenIn(await contentOf(path)) === token;
-    let dead = await isThere();
-    if (dead && token === '') {
-      // Or it is another's by now, and just being written.
+    await claim.close();
+    const isSame = async () => tokenIn(await contentOf(path)) === token;
+    let removable = await isSame();
+    if (removable && token === '') {
+      // A lock without a token was perhaps just created by another process, which is writing it.
       await delay(WRITING_MILLISECONDS);
-      dead = await isThere();
+      removable = await isSame();
     }
-    if (dead) await rm(path, { force: true });
+    if (removable) await rm(path, { force: true });
     return true;
   } catch (error) {
     throw storageError(path, error);
   } finally {
-    await Promise.allSettled(Array.from({ length: round + 1 }, (_, each) => rm(rightOf(each), { force: true })));
+    const claims = Array.from({ length: deadClaims + 1 }, (_, number) => claimPath(number));
+    await Promise.allSettled(claims.map((each) => rm(each, { force: true })));
   }
 }
 
-/** Null where there is one already. */
+/** Null when the file exists. */
 async function createFile(path: string): Promise<FileHandle | null> {
   try {
     return await open(path, 'wx');
@@ -182,7 +191,7 @@ async function createFile(path: string): Promise<FileHandle | null> {
   }
 }
 
-/** Null where there is none. */
+/** Null when the file does not exist. */
 async function contentOf(path: string): Promise<string | null> {
   try {
     return await readFile(path, 'utf8');
@@ -197,10 +206,10 @@ function parsed(content: string): { holder?: string; token?: string } {
   try {
     return JSON.parse(content) as { holder?: string; token?: string };
   } catch {
-    return {}; // just being written, or its writer died at it
+    return {}; // It is being written, or its writer died before the end.
   }
 }
 
-/** Empty where a lock names none; undefined where there is none. */
+/** The token in a lock's content, empty when it has none; undefined when there is no lock. */
 const tokenIn = (content: string | null): string | undefined =>
   content === null ? undefined : (parsed(content).token ?? '');

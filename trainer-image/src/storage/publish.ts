@@ -1,8 +1,8 @@
 /**
  * Publishes finished files to a folder or an object store.
  *
- * Content-addressed: what is there with the same digest is not written again, so publishing twice is publishing once. In the order given, so
- * that a manifest, named last, appears when all that it lists is there.
+ * A file that exists at the destination with the same digest is not written again. Files are published in the given order:
+ * a manifest, named last, appears when all files that it lists exist.
  */
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
@@ -19,13 +19,13 @@ const CONTENT_TYPES: Record<string, string> = { '.json': 'application/json', '.h
 export interface Published {
   name: string;
   file: StoredFile;
-  /** False where the same bytes were there already. */
+  /** False when the destination had the same bytes. */
   written: boolean;
 }
 
 /**
- * Copies the files `names` of `folder` to `destination`, one after the other.
- * @throws FacetrainError StorageFailed or DiskFull; files before the one that failed are there
+ * Copies the files `names` of `folder` to `destination`, one after another.
+ * @throws FacetrainError StorageFailed or DiskFull; the files before the one that failed are published then
  */
 export async function publish(
   folder: string,
@@ -56,8 +56,8 @@ export async function publish(
 }
 
 /**
- * Finds out early what would make publishing fail: an endpoint that refuses, wrong credentials, a missing bucket. That something may be
- * written shows when it is.
+ * Checks early what would make publishing fail: an endpoint that refuses, wrong credentials, a missing bucket. It does not
+ * check the permission to write.
  * @throws FacetrainError StorageFailed
  */
 export async function checkDestination(destination: StorageAddress, signal?: AbortSignal): Promise<void> {
@@ -71,7 +71,7 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
       signal ? { abortSignal: signal } : {},
     );
   } catch (error) {
-    // Listing is not needed for publishing.
+    // Publishing does not need the permission to list.
     if (!(error instanceof Error) || error.name !== 'AccessDenied') throw s3Error(error, destination, bucket, key);
   } finally {
     client.destroy();
@@ -89,8 +89,8 @@ async function publishTo(
 
 async function publishFile(from: string, to: string, signal?: AbortSignal): Promise<Omit<Published, 'name'>> {
   const file = await digestFile(from, signal);
-  const there = await stat(to).catch(() => null);
-  if (there?.isFile() && there.size === file.bytes && (await digestFile(to, signal)).sha256 === file.sha256)
+  const existing = await stat(to).catch(() => null);
+  if (existing?.isFile() && existing.size === file.bytes && (await digestFile(to, signal)).sha256 === file.sha256)
     return { file, written: false };
   await writeAtomically(to, async (target) => {
     for await (const chunk of createReadStream(from, signal ? { signal } : {}))
@@ -110,7 +110,7 @@ async function publishObject(
   const file = await digestFile(from, signal);
   const abort = signal ? { abortSignal: signal } : {};
   try {
-    if (await isThere(client, bucket, key, file, abort)) return { file, written: false };
+    if (await isPublished(client, bucket, key, file, abort)) return { file, written: false };
     const type = CONTENT_TYPES[extname(from)] ?? 'application/octet-stream';
     const upload = new Upload({
       client,
@@ -135,8 +135,8 @@ async function publishObject(
   }
 }
 
-/** Whether the object has these bytes already. An object that may not be looked at is written: that tells what is wrong, or nothing is. */
-async function isThere(
+/** Whether the object has these bytes. False when that may not be read: writing then succeeds, or fails with a reason. */
+async function isPublished(
   client: S3Client,
   bucket: string,
   key: string,

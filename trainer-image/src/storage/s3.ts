@@ -1,25 +1,25 @@
 /**
- * The connection to an S3 server, and what its errors mean to people.
+ * The connection to an S3 server, and its errors in plain words.
  *
- * Every request is bounded: three attempts, five seconds to connect, half a minute of silence. Credentials come from the AWS SDK's own chain
- * (environment, shared files, the pod's identity).
+ * Every request is bounded: three attempts, 5 s to connect, 30 s without a byte. Credentials come from the AWS SDK's own
+ * chain: environment, shared files, the pod's identity.
  */
 import { S3Client } from '@aws-sdk/client-s3';
 import { ExitCode, FacetrainError, type StorageAddress, s3Uri } from '@facetrain/api';
 
-/** User metadata under which every object that we write carries the SHA-256 of its bytes, in hexadecimal. */
+/** The key of the user metadata that has an object's SHA-256, in hexadecimal, in every object that we write. */
 export const DIGEST_METADATA = 'sha256';
 
 export const ATTEMPTS = 3;
 const CONNECT_MILLISECONDS = 5_000;
 const SILENCE_MILLISECONDS = 30_000;
 
-/** @param silence milliseconds without a byte after which a request has failed */
+/** @param silence milliseconds without a byte after which a request fails */
 export function s3Client(
   { endpoint, region, forcePathStyle }: StorageAddress,
   silence = SILENCE_MILLISECONDS,
 ): S3Client {
-  // Other servers ignore the region, but the SDK insists on one; for AWS its own rules decide.
+  // Other servers ignore the region, but the SDK requires one. For AWS the SDK finds it by its own rules.
   const found = region ?? (endpoint ? (process.env.AWS_REGION ?? 'us-east-1') : undefined);
   return new S3Client({
     ...(endpoint ? { endpoint } : {}),
@@ -30,7 +30,7 @@ export function s3Client(
   });
 }
 
-/** What the SDK throws, seen loosely: service errors have a name and $metadata, those of sockets a code. */
+/** What the SDK throws: errors of the service have a name and $metadata, errors of sockets a code. */
 interface SdkError extends Error {
   code?: string;
   $metadata?: { httpStatusCode?: number };
@@ -41,8 +41,8 @@ export function httpStatus(error: unknown): number | undefined {
   return error instanceof Error ? (error as SdkError).$metadata?.httpStatusCode : undefined;
 }
 
-/** What was found and what is allowed, by the error's code or name. `passing`: it may go away by itself, so a retry later makes sense. */
-function explain(error: SdkError, bucket: string): { found: string; allowed: string; passing?: boolean } {
+/** What was found and what is allowed, by the error's code or name. `transient`: a later retry may succeed. */
+function explain(error: SdkError, bucket: string): { found: string; allowed: string; transient?: boolean } {
   const status = httpStatus(error);
   switch (error.code ?? error.name) {
     case 'ECONNREFUSED':
@@ -51,13 +51,13 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       return {
         found: `the endpoint ${error.code === 'ECONNREFUSED' ? 'refuses connections' : 'cannot be reached'} (${error.code})`,
         allowed: 'the address of an S3 server that runs',
-        passing: true,
+        transient: true,
       };
     case 'EAI_AGAIN':
       return {
         found: 'the name server does not answer (EAI_AGAIN)',
         allowed: 'name resolution that works',
-        passing: true,
+        transient: true,
       };
     case 'ENOTFOUND':
       return {
@@ -91,34 +91,34 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       return {
         found: `no answer in time (${error.message})`,
         allowed: 'an S3 server that can be reached from here',
-        passing: true,
+        transient: true,
       };
     case 'ECONNRESET':
     case 'EPIPE':
       return {
         found: `the server broke the connection (${error.code})`,
         allowed: 'a server that completes its answers',
-        passing: true,
+        transient: true,
       };
     default:
       return {
         found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`,
         allowed: 'a request that the S3 server accepts',
-        passing: status !== undefined && status >= 500,
+        transient: status !== undefined && status >= 500,
       };
   }
 }
 
-/** The FacetrainError of a failed request; errors that are none of storage's (an abort, a defect) are returned as they are. */
+/** The FacetrainError of a failed request. Other errors (an abort, a defect) are returned as they are. */
 export function s3Error(error: unknown, { endpoint }: StorageAddress, bucket: string, key: string): unknown {
   if (error instanceof FacetrainError || !(error instanceof Error) || error.name === 'AbortError') return error;
-  const { found, allowed, passing = false } = explain(error as SdkError, bucket);
+  const { found, allowed, transient = false } = explain(error as SdkError, bucket);
   return new FacetrainError({
     code: 'StorageFailed',
     subject: `${s3Uri(bucket, key)} at ${endpoint ?? 'AWS'}`,
     found,
     allowed,
-    exitCode: passing ? ExitCode.failure : ExitCode.refused,
+    exitCode: transient ? ExitCode.failure : ExitCode.refused,
     cause: error,
   });
 }
