@@ -1,4 +1,7 @@
-/** Makes the program of the operator's image: `node operator/bundle.mjs FOLDER` writes main.mjs and what it loads when it needs it. */
+/**
+ * Bundles the program of the operator's image: `node operator/bundle.mjs FOLDER` writes main.mjs and the chunks that it
+ * loads.
+ */
 import { join } from 'node:path';
 import { build } from 'esbuild';
 
@@ -9,12 +12,13 @@ await build({
   outdir: folder,
   outExtension: { '.js': '.mjs' },
   bundle: true,
-  // What only a kubeconfig takes is a file of its own, which no pod loads. Nothing is renamed: stack traces stay readable.
+  // The kubeconfig library becomes a chunk of its own, which no pod loads. Nothing is minified, so that stack traces
+  // stay readable.
   splitting: true,
   format: 'esm',
   platform: 'node',
   target: 'node24',
-  // Of packages in CommonJS.
+  // The bundled CommonJS packages call require.
   banner: { js: "import { createRequire } from 'node:module';\nconst require = createRequire(import.meta.url);" },
   logLevel: 'warning',
 });

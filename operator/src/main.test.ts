@@ -10,11 +10,11 @@ const program = join(import.meta.dirname, 'main.ts');
 
 const refusals: Record<string, { args: string[]; want: RegExp }> = {
   'no image': { args: [], want: /--image: missing/ },
-  'a count that is none': {
+  'a count that is not positive': {
     args: ['--image', 'i', '--lease-namespace', 'none', '--workers', '0'],
     want: /--workers: 0; must be a whole number from 1 to 256/,
   },
-  'no place for the lease': { args: ['--image', 'i'], want: /--lease-namespace: missing/ },
+  'no namespace for the lease': { args: ['--image', 'i'], want: /--lease-namespace: missing/ },
   'an unknown option': { args: ['--imagine', 'i'], want: /--imagine/ },
 };
 for (const [name, { args, want }] of Object.entries(refusals)) {
@@ -32,25 +32,25 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-const ways: Record<string, () => Promise<{ args: string[]; env: Record<string, string> }>> = {
-  'from a kubeconfig': async () => ({
+const connections: Record<string, () => Promise<{ args: string[]; env: Record<string, string> }>> = {
+  'with a kubeconfig': async () => ({
     args: ['--kubeconfig', await plane.kubeconfig(), '--lease-namespace', 'default'],
     env: {},
   }),
-  "by a pod's service account": async () => {
+  "with a pod's service account": async () => {
     const { folder, env } = await plane.serviceAccount('default');
     return { args: ['--service-account', folder], env };
   },
 };
-for (const [way, connection] of Object.entries(ways))
-  test(`runs ${way} in one namespace, and stops in order at SIGTERM`, async (t) => {
-    const namespace = `runs-${Object.keys(ways).indexOf(way)}`;
+for (const [name, connection] of Object.entries(connections))
+  test(`runs ${name} in one namespace, and stops in order at SIGTERM`, async (t) => {
+    const namespace = `runs-${Object.keys(connections).indexOf(name)}`;
     await plane.createNamespace(namespace);
     const { args: connectionArgs, env } = await connection();
-    // Somebody's own cluster is none of a test's business.
+    // The developer's own cluster must not be used.
     const { KUBECONFIG: _, ...inherited } = process.env;
     const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
-    // Any port will do: of the operator's own, nothing is asked here.
+    // Any free port: the probes are not called here.
     const child = spawn(
       process.execPath,
       [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))],
@@ -100,6 +100,6 @@ for (const [way, connection] of Object.entries(ways))
       output,
     );
     assert(!order.includes(-1), output);
-    const told = lines.find(({ controller }) => controller === 'facetrainjob');
-    assert(told?.reconcileID && told.uid && told.attempt === 0, output);
+    const line = lines.find(({ controller }) => controller === 'facetrainjob');
+    assert(line?.reconcileID && line.uid && line.attempt === 0, output);
   });

@@ -1,4 +1,6 @@
-/** The operator's program: options from flags or the environment, then until SIGTERM. */
+/**
+ * The operator's program: reads options from flags or the environment, then runs the operator until SIGTERM or SIGINT.
+ */
 
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
@@ -39,7 +41,8 @@ type Settings = Partial<Record<(typeof NAMES)[number], string>>;
 
 class UsageError extends Error {}
 
-function settings(): Settings {
+/** A flag wins over its environment variable. @throws UsageError */
+function readSettings(): Settings {
   const options = {
     ...Object.fromEntries(NAMES.map((name) => [name, { type: 'string' as const }])),
     help: { type: 'boolean' as const },
@@ -63,16 +66,20 @@ function settings(): Settings {
   );
 }
 
-function count(of: Settings, name: keyof Settings, fallback: number, most: number): number {
-  const text = of[name] ?? String(fallback);
+/** @throws UsageError unless the setting is a whole number from 1 to `max` */
+function wholeNumber(settings: Settings, name: keyof Settings, fallback: number, max: number): number {
+  const text = settings[name] ?? String(fallback);
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > most)
-    throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${most}`);
+  if (!Number.isInteger(value) || value < 1 || value > max)
+    throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${max}`);
   return value;
 }
 
-/** By a kubeconfig. Its library takes as much memory as all else together, so it is loaded only where one is used. */
-async function fromKubeConfig(file: string | undefined, onResponse: ClientOptions['onResponse']): Promise<Client> {
+/** The library that reads kubeconfigs takes as much memory as the rest of the program: a pod never loads it. */
+async function clientFromKubeConfig(
+  file: string | undefined,
+  onResponse: ClientOptions['onResponse'],
+): Promise<Client> {
   const { KubeConfig } = await import('@kubernetes/client-node');
   const config = new KubeConfig();
   if (file !== undefined) config.loadFromFile(file);
@@ -81,27 +88,27 @@ async function fromKubeConfig(file: string | undefined, onResponse: ClientOption
 }
 
 async function main(): Promise<void> {
-  const given = settings();
-  if (!given.image) throw new UsageError('--image: missing; name the trainer image of this release');
-  const level = given['log-level'] ?? 'info';
+  const settings = readSettings();
+  if (!settings.image) throw new UsageError('--image: missing; name the trainer image of this release');
+  const level = settings['log-level'] ?? 'info';
   if (!['debug', 'info', 'warn', 'error'].includes(level))
     throw new UsageError(`--log-level: ${level}; must be debug, info, warn or error`);
-  const account = serviceAccount(given['service-account'] ?? SERVICE_ACCOUNT_FOLDER);
-  const leaseNamespace = given['lease-namespace'] ?? account?.namespace;
+  const account = serviceAccount(settings['service-account'] ?? SERVICE_ACCOUNT_FOLDER);
+  const leaseNamespace = settings['lease-namespace'] ?? account?.namespace;
   if (leaseNamespace === undefined)
     throw new UsageError(
       '--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs',
     );
-  const port = count(given, 'health-port', 8081, 65_535);
-  const workers = count(given, 'workers', 8, 256);
-  const progressSeconds = count(given, 'progress-seconds', 5, 3600);
+  const port = wholeNumber(settings, 'health-port', 8081, 65_535);
+  const workers = wholeNumber(settings, 'workers', 8, 256);
+  const progressSeconds = wholeNumber(settings, 'progress-seconds', 5, 3600);
 
   const log = pino({ level, base: {}, timestamp: pino.stdTimeFunctions.isoTime });
   const metrics = new Metrics();
-  const inPod = given.kubeconfig === undefined && account;
-  const client = inPod
-    ? new Client({ ...inPod.connection, onResponse: metrics.countRequest })
-    : await fromKubeConfig(given.kubeconfig, metrics.countRequest);
+  const podAccount = settings.kubeconfig === undefined && account;
+  const client = podAccount
+    ? new Client({ ...podAccount.connection, onResponse: metrics.countRequest })
+    : await clientFromKubeConfig(settings.kubeconfig, metrics.countRequest);
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) {
     process.once(name, () => {
@@ -114,8 +121,8 @@ async function main(): Promise<void> {
       client,
       metrics,
       log,
-      environment: clusterEnvironment(given.image),
-      namespace: given.namespace ?? null,
+      environment: clusterEnvironment(settings.image),
+      namespace: settings.namespace ?? null,
       identity: `${hostname()}_${randomUUID()}`,
       election: leaseNamespace === 'none' ? null : { namespace: leaseNamespace, name: 'facetrain-operator' },
       health: { port },

@@ -8,9 +8,9 @@ import { clusterEnvironment } from './cluster-environment.ts';
 const environment = clusterEnvironment('registry.example/trainer:1');
 const at = '/mnt/facetrain/dataset';
 
-describe('where a pod finds its storage', () => {
+describe('how storage is mounted', () => {
   const cases: Record<string, { reference: StorageRef; access: 'read' | 'write'; want: MountedStorage }> = {
-    'a claim that is read': {
+    'a claim, to read': {
       reference: { uri: 'pvc://data' },
       access: 'read',
       want: {
@@ -19,7 +19,7 @@ describe('where a pod finds its storage', () => {
         mount: { name: 'dataset', mountPath: at, readOnly: true },
       },
     },
-    'a folder in a claim that is written: the whole claim, or the kubelet would make the folder as root': {
+    'a folder in a claim, to write: the whole claim, as the kubelet would create a subPath as root': {
       reference: { uri: 'pvc://data/a/b' },
       access: 'write',
       want: {
@@ -28,7 +28,7 @@ describe('where a pod finds its storage', () => {
         mount: { name: 'dataset', mountPath: at },
       },
     },
-    'a path of the node that is read, and must be there': {
+    'a path of the node, to read: it must exist': {
       reference: { uri: 'hostpath:///faces' },
       access: 'read',
       want: {
@@ -37,7 +37,7 @@ describe('where a pod finds its storage', () => {
         mount: { name: 'dataset', mountPath: at, readOnly: true },
       },
     },
-    'a path of the node that is written, and made': {
+    'a path of the node, to write: it is created': {
       reference: { uri: 'hostpath:///out' },
       access: 'write',
       want: {
@@ -47,7 +47,7 @@ describe('where a pod finds its storage', () => {
       },
     },
     'a path in the image': { reference: { uri: 'file:///faces' }, access: 'read', want: { path: '/faces' } },
-    'an object store that is written: a scratch folder, which the program publishes from': {
+    'an object store, to write: a scratch folder from which the program uploads': {
       reference: { uri: 's3://models/x', s3: { forcePathStyle: false, secretRef: { name: 'store' } } },
       access: 'write',
       want: { path: at, volume: { name: 'dataset', emptyDir: {} }, mount: { name: 'dataset', mountPath: at } },
@@ -57,7 +57,7 @@ describe('where a pod finds its storage', () => {
     test(name, () => assert.deepEqual(mountWithCredentials(environment, 'dataset', reference, access), want));
   }
 
-  test('an object store that is read: fetched by a container of its own, with credentials by reference', () => {
+  test('an object store, to read: an init container fetches, with credentials by reference', () => {
     const s3 = { endpoint: 'http://store:9000', region: 'eu', forcePathStyle: true, secretRef: { name: 'store' } };
     const { path, volume, fetch } = mountWithCredentials(
       environment,
@@ -83,7 +83,7 @@ describe('where a pod finds its storage', () => {
       assert.partialDeepStrictEqual(entry, { valueFrom: { secretKeyRef: { name: 'store' } } });
   });
 
-  test('an object store with a cache: fetched into the cache by one pod for all, and only read by the program', () => {
+  test('an object store with a cache: one pod fetches for all, and the trainer mounts the cache read-only', () => {
     const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, cache: 'pvc://shared/faces' };
     const { path, volume, mount, fetch } = mountWithCredentials(
       environment,
@@ -127,7 +127,7 @@ describe('where a pod finds its storage', () => {
   });
 });
 
-test('ranks meet by the name that the headless service gives rank 0 of the attempt', () => {
+test('ranks find rank 0 of the attempt by its name in the headless Service', () => {
   assert.deepEqual(environment.master({ name: 'faces', namespace: 'team' }, 3, 29_500), {
     host: 'faces-3-0.faces.team.svc',
     port: 29_500,

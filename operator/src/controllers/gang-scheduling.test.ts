@@ -1,4 +1,7 @@
-/** Gangs, with Kubernetes' own scheduler, garbage collector and node controller beside the API server. Nodes are objects alone: the tests say how their pods are. */
+/**
+ * Gangs, with Kubernetes' own scheduler, garbage collector and node controller beside the API server. Nodes are only
+ * objects: the tests write the status of their pods.
+ */
 import assert from 'node:assert/strict';
 import { Writable } from 'node:stream';
 import { after, before, test } from 'node:test';
@@ -23,7 +26,7 @@ import {
 const GATE = '--feature-gates=GenericWorkload=true';
 const groups = podGroups('scheduling.k8s.io/v1beta1');
 const leases = defineResource('coordination.k8s.io/v1', 'leases');
-/** Heartbeats that stop are noticed after this long. */
+/** The node controller marks a node Unknown this long after its last heartbeat. */
 const GRACE_SECONDS = 3;
 
 let plane: ControlPlane;
@@ -43,12 +46,14 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-/** A node with room for so many pods that ask for one CPU, and a kubelet that gives signs of life until it is silenced. */
+/**
+ * A node with room for so many pods that ask for one CPU, and a kubelet that gives signs of life until it is silenced.
+ */
 async function addNode(
   t: { after(end: () => Promise<void>): void },
   name: string,
   cpus: number,
-): Promise<{ silence(): void; remove(): Promise<void> }> {
+): Promise<{ stopHeartbeats(): void; remove(): Promise<void> }> {
   const { metadata } = await plane.client.post<{ metadata: { uid: string } }>('/api/v1/nodes', {
     apiVersion: 'v1',
     kind: 'Node',
@@ -92,28 +97,28 @@ async function addNode(
     removed = true;
   };
   t.after(remove);
-  return { silence: () => clearInterval(timer), remove };
+  return { stopHeartbeats: () => clearInterval(timer), remove };
 }
 
-const LEAST = { dataset: { uri: 'hostpath:///faces' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 60 };
+const REQUIRED = { dataset: { uri: 'hostpath:///faces' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 60 };
 const gangOf = (replicas: number, more: object = {}) => ({
-  ...LEAST,
+  ...REQUIRED,
   trainers: { replicas, resources: { requests: { cpu: '1' } }, ...more },
 });
 
-const placed = async (ns: TestNamespace) =>
+const nodesOfPods = async (ns: TestNamespace) =>
   (await podsOf(ns)).map(({ metadata, spec }) => [metadata.name, spec.nodeName]);
 async function podsOf({ namespace }: TestNamespace) {
   return (await plane.client.list<PodObject>(pods, namespace, {})).items! as (PodObject & {
     spec: { schedulingGroup?: { podGroupName: string } };
   })[];
 }
-const nothingIsLeft = (ns: TestNamespace) =>
+const waitUntilNoChildren = (ns: TestNamespace) =>
   eventually(async () => {
     for (const resource of [pods, groups, services, configMaps, networkPolicies])
       assert.deepEqual(await ns.names(resource), [], resource.plural);
   });
-/** The kubelet's part in a deletion. */
+/** Removes the pods that are being deleted, as the kubelet does when their processes have ended. */
 async function reap(ns: TestNamespace): Promise<void> {
   for (const { metadata } of await podsOf(ns)) {
     if (metadata.deletionTimestamp !== undefined)
@@ -121,7 +126,7 @@ async function reap(ns: TestNamespace): Promise<void> {
   }
 }
 
-test('a gang for which there is room in part binds nothing and says so; with room for all it runs; a restart is a group of its own; deleted, it leaves nothing', async (t) => {
+test('a gang is bound all or none; a restart gets a PodGroup of its own; a deleted job leaves no children', async (t) => {
   await addNode(t, 'one', 2);
   const ns = await TestNamespace.open(t, plane, 'native');
   await ns.applyFaceTrainJob('faces', gangOf(3));
@@ -135,12 +140,12 @@ test('a gang for which there is room in part binds nothing and says so; with roo
     ),
   );
   assert.deepEqual(
-    (await placed(ns)).map(([, node]) => node),
+    (await nodesOfPods(ns)).map(([, node]) => node),
     [undefined, undefined, undefined],
   );
 
   await addNode(t, 'two', 4);
-  await eventually(async () => assert((await placed(ns)).every(([, node]) => node !== undefined)), 30_000);
+  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)), 30_000);
   await ns.setAllPodStatuses('Running');
   await ns.waitForPhase('faces', 'Running');
   await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 1 });
@@ -156,21 +161,21 @@ test('a gang for which there is room in part binds nothing and says so; with roo
     await reap(ns);
     assert.deepEqual(await ns.names(pods), []);
   });
-  await nothingIsLeft(ns);
+  await waitUntilNoChildren(ns);
 });
 
-test('a job that is deleted before its pods are made leaves nothing', async (t) => {
+test('a job that is deleted before its pods are created leaves no children', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'early');
   ns.operator.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
   await ns.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-0']));
   await ns.delete(faceTrainJobs, 'faces');
-  await nothingIsLeft(ns);
+  await waitUntilNoChildren(ns);
   await settle();
-  await nothingIsLeft(ns);
+  await waitUntilNoChildren(ns);
 });
 
-test('a gang whose pods may not all be made says that the others wait; a group that is deleted meanwhile is replaced', async (t) => {
+test('a quota on part of a gang is reported; a PodGroup that is deleted meanwhile is replaced', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'short');
   const quotas = defineResource('v1', 'resourcequotas');
   const few = { hard: { pods: '1' } };
@@ -183,14 +188,14 @@ test('a gang whose pods may not all be made says that the others wait; a group t
       /^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; 1 of 2 pods of the gang exist, and none of them starts before all do$/,
     ),
   );
-  assert.deepEqual(await placed(ns), [['faces-0-0', undefined]]);
+  assert.deepEqual(await nodesOfPods(ns), [['faces-0-0', undefined]]);
 
   await ns.delete(quotas, 'few');
   await ns.delete(groups, 'faces-0');
   await addNode(t, 'three', 4);
   await eventually(async () => {
     assert.deepEqual(
-      (await placed(ns)).map(([name, node]) => [name, node !== undefined]),
+      (await nodesOfPods(ns)).map(([name, node]) => [name, node !== undefined]),
       [
         ['faces-1-0', true],
         ['faces-1-1', true],
@@ -202,7 +207,7 @@ test('a gang whose pods may not all be made says that the others wait; a group t
   await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-1']));
 });
 
-test('a claim that is missing is named, though the scheduler of gangs speaks of an error', async (t) => {
+test('a missing claim is reported with its name, although the gang scheduler reports only an error', async (t) => {
   await addNode(t, 'four', 4);
   const ns = await TestNamespace.open(t, plane, 'claims');
   await ns.applyFaceTrainJob('faces', { ...gangOf(2), dataset: { uri: 'pvc://faces-data' } });
@@ -238,25 +243,25 @@ test('a claim that is missing is named, though the scheduler of gangs speaks of 
   await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
 });
 
-test('a node that falls silent: its pods count as lost at once, are deleted by force, and the gang starts elsewhere', async (t) => {
-  const dying = await addNode(t, 'dying', 2);
+test('when a node becomes unreachable its pods are deleted by force, and the gang starts on another', async (t) => {
+  const failing = await addNode(t, 'failing', 2);
   const ns = await TestNamespace.open(t, plane, 'silent');
   await ns.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () =>
-    assert.deepEqual(await placed(ns), [
-      ['faces-0-0', 'dying'],
-      ['faces-0-1', 'dying'],
+    assert.deepEqual(await nodesOfPods(ns), [
+      ['faces-0-0', 'failing'],
+      ['faces-0-1', 'failing'],
     ]),
   );
   await ns.setAllPodStatuses('Running');
   await ns.waitForPhase('faces', 'Running');
   const before = await podsOf(ns);
   await addNode(t, 'spare', 2);
-  dying.silence();
-  // Kubernetes alone would begin to delete them 30 s after that, and never end.
+  failing.stopHeartbeats();
+  // Kubernetes alone would begin to delete the pods 30 s later, and never finish without the kubelet.
   await eventually(
     async () =>
-      assert.deepEqual(await placed(ns), [
+      assert.deepEqual(await nodesOfPods(ns), [
         ['faces-1-0', 'spare'],
         ['faces-1-1', 'spare'],
       ]),
@@ -267,15 +272,15 @@ test('a node that falls silent: its pods count as lost at once, are deleted by f
     count: 0,
     disruptions: 1,
     lastReason: 'NodeLost',
-    lastNode: 'dying',
+    lastNode: 'failing',
     lastRank: 0,
   });
-  assert.match(restarts!.lastMessage!, /^pod faces-0-0 is lost: node dying does not answer \(NodeStatusUnknown\)$/);
+  assert.match(restarts!.lastMessage!, /^pod faces-0-0 is lost: node failing does not answer \(NodeStatusUnknown\)$/);
   assert(!(await podsOf(ns)).some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid)));
 });
 
-test('a job that says how long to wait for a node is left to Kubernetes; a node that is deleted is lost all the same', async (t) => {
-  const silent = await addNode(t, 'patient', 2);
+test('pods that tolerate an unreachable node for a time are left to Kubernetes', async (t) => {
+  const node = await addNode(t, 'patient', 2);
   const ns = await TestNamespace.open(t, plane, 'patient');
   const tolerations = [
     { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 3600 },
@@ -283,7 +288,7 @@ test('a job that says how long to wait for a node is left to Kubernetes; a node 
   await ns.applyFaceTrainJob('waits', gangOf(1, { podTemplate: { spec: { tolerations } } }));
   await ns.applyFaceTrainJob('moves', gangOf(1));
   await eventually(async () =>
-    assert.deepEqual(await placed(ns), [
+    assert.deepEqual(await nodesOfPods(ns), [
       ['moves-0-0', 'patient'],
       ['waits-0-0', 'patient'],
     ]),
@@ -301,7 +306,7 @@ test('a job that says how long to wait for a node is left to Kubernetes; a node 
   await ns.setAllPodStatuses('Running');
   await ns.waitForPhase('waits', 'Running');
   await ns.waitForPhase('moves', 'Running');
-  await silent.remove();
+  await node.remove();
   await eventually(async () =>
     assert.equal((await ns.statusOf('moves')).restarts?.lastMessage, 'pod moves-0-0 is lost: node patient is gone'),
   );
@@ -309,7 +314,7 @@ test('a job that says how long to wait for a node is left to Kubernetes; a node 
   assert.deepEqual([(await ns.statusOf('waits')).attempt, (await ns.statusOf('waits')).phase], [0, 'Running']);
 });
 
-test('where nodes may not be read it works without them, and says so once', async (t) => {
+test('without permission to read nodes the operator works, and logs one warning', async (t) => {
   await plane.createNamespace('blind');
   const rules = [
     {

@@ -1,4 +1,4 @@
-/** What becomes of jobs, told by their status, on a real API server. There is no kubelet: the tests say how the pods are. */
+/** The status of jobs on a real API server. There is no kubelet: the tests write the status of pods. */
 import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -43,7 +43,7 @@ const ARTIFACT = {
   gate: 'Passed',
 } as const;
 
-test('a trained job is quantized, and the artifact shows in both', async (t) => {
+test('a trained job is quantized, and the artifact is in the status of both jobs', async (t) => {
   const ns = await open(t, 'chain');
   const s3 = { endpoint: 'http://store:9000', secretRef: { name: 'store' } };
   await ns.applyFaceTrainJob('faces', {
@@ -66,7 +66,7 @@ test('a trained job is quantized, and the artifact shows in both', async (t) => 
   assert.match((await ns.conditionText('faces', 'QuantizationSucceeded'))!, /^Succeeded: /);
 });
 
-test('a QuantizeJob alone is tried again after a crash, and one that nobody understands still succeeds', async (t) => {
+test('a QuantizeJob restarts after a crash; with a termination message that does not parse it succeeds', async (t) => {
   const ns = await open(t, 'alone');
   await ns.applyQuantizeJob('small');
   await ns.waitForPods('small-0-0');
@@ -86,7 +86,7 @@ test('a QuantizeJob alone is tried again after a crash, and one that nobody unde
   assert.deepEqual((await ns.quantizeStatusOf('small')).artifact, { uri: 'pvc://data/int7' });
 });
 
-test('a quantizer that is refused fails both with its own words, which hold no credential', async (t) => {
+test('a quantizer that is denied access fails both jobs with its message, which holds no credential', async (t) => {
   const ns = await open(t, 'denied');
   const s3 = { secretRef: { name: 'store' } };
   const secret = { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' };
@@ -103,41 +103,41 @@ test('a quantizer that is refused fails both with its own words, which hold no c
   await ns.waitForPods('faces-0-0');
   await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
   await ns.waitForPods('faces-0-0', 'faces-quantize-0-0');
-  const said =
+  const denied =
     's3://models/faces at AWS: the credentials are wrong (InvalidAccessKeyId); a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN';
   await ns.setPodStatus('faces-quantize-0-0', 'Failed', {
     exitCode: 2,
-    message: { code: 'StorageFailed', message: said },
+    message: { code: 'StorageFailed', message: denied },
   });
   await ns.waitForPhase('faces-quantize', 'Failed', quantizeJobs);
   await ns.waitForPhase('faces', 'Failed');
   assert.equal(
     await ns.conditionText('faces-quantize', 'Failed', quantizeJobs),
-    `StorageFailed: rank 0 left with exit code 2: ${said}`,
+    `StorageFailed: rank 0 left with exit code 2: ${denied}`,
   );
-  const failed = `QuantizationFailed: QuantizeJob faces-quantize: StorageFailed: rank 0 left with exit code 2: ${said}`;
+  const failed = `QuantizationFailed: QuantizeJob faces-quantize: StorageFailed: rank 0 left with exit code 2: ${denied}`;
   assert.equal(await ns.conditionText('faces', 'Failed'), failed);
   assert.equal(await ns.conditionText('faces', 'QuantizationSucceeded'), failed);
   assert.equal((await ns.statusOf('faces')).artifact, undefined);
-  const told = await eventually(async () => {
+  const failedEvents = await eventually(async () => {
     const { items } = await plane.client.list(events, 'denied', {});
     assert.equal(items!.filter(({ reason }) => reason === 'Failed').length, 2);
     return items!;
   });
-  const shown = JSON.stringify([
-    told,
+  const visible = JSON.stringify([
+    failedEvents,
     await ns.statusOf('faces'),
     await ns.quantizeStatusOf('faces-quantize'),
     (await plane.client.list(pods, 'denied', {})).items,
   ]);
-  for (const value of Object.values(secret)) assert(!shown.includes(value), value);
+  for (const value of Object.values(secret)) assert(!visible.includes(value), value);
 });
 
-/** Rank 0, as far as the operator sees it. */
+/** Serves /v1/progress, as rank 0 does. */
 async function serveProgress(t: { after(end: () => void): void }, first: Progress) {
-  const rank = { progress: first, asked: 0 };
+  const rank = { progress: first, requests: 0 };
   const server = createServer((request, response) => {
-    rank.asked++;
+    rank.requests++;
     response.writeHead(request.url === '/v1/progress' ? 200 : 404).end(JSON.stringify(rank.progress));
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -145,7 +145,7 @@ async function serveProgress(t: { after(end: () => void): void }, first: Progres
   return { rank, port: (server.address() as AddressInfo).port };
 }
 
-test('progress is asked of rank 0 while it runs, and its last words arrive when it has ended', async (t) => {
+test('progress is polled from rank 0 while it runs, and read from its termination message at its end', async (t) => {
   const ns = await open(t, 'progress', { progressSeconds: 0.1 });
   const job = { name: 'faces', uid: 'another', attempt: 0 };
   const { rank, port } = await serveProgress(t, {
@@ -168,8 +168,8 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   await ns.setPodStatus('faces-0-0', 'Running', { podIP: '127.0.0.1' });
   await ns.setPodStatus('faces-0-1', 'Running', { podIP: '127.0.0.1' });
   await ns.waitForPhase('faces', 'Running');
-  // An address may be another pod's by now.
-  await eventually(() => assert(rank.asked >= 2));
+  // The answer is of another job: the address belongs to another pod by now.
+  await eventually(() => assert(rank.requests >= 2));
   assert.equal((await ns.statusOf('faces')).progress, undefined);
 
   rank.progress = { ...rank.progress, job: { ...job, uid: metadata.uid } };
@@ -191,7 +191,7 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
     assert.deepEqual(evaluations, rank.progress.evaluations);
   });
 
-  // Nobody asked for this one.
+  // Only the termination message has this one.
   const last: Progress = {
     ...rank.progress,
     stage: 'Done',
@@ -218,11 +218,11 @@ test('progress is asked of rank 0 while it runs, and its last words arrive when 
   });
   assert.equal(status.progress!.estimatedCompletionTime, undefined);
 
-  const { asked } = rank;
+  const { requests } = rank;
   await ns.delete(pods, 'faces-0-0');
   await settle();
-  assert.deepEqual(await ns.statusOf('faces'), status, 'what was said last, after the pod is gone');
-  assert.equal(rank.asked, asked, 'asked after the end');
+  assert.deepEqual(await ns.statusOf('faces'), status, 'the last progress, after the pod is gone');
+  assert.equal(rank.requests, requests, 'polled after the end');
 });
 
 const waits: Record<string, { waiting: { reason: string; message: string }; want: string }> = {
@@ -233,7 +233,7 @@ const waits: Record<string, { waiting: { reason: string; message: string }; want
     },
     want: 'ImagePullBackOff: 0 of 1 pods are ready; faces-0-0 ImagePullBackOff: Back-off pulling image "registry.example/trainer:1": ErrImagePull: not found',
   },
-  'an image whose name is none': {
+  'an image whose name is invalid': {
     waiting: {
       reason: 'InvalidImageName',
       message: 'Failed to apply default image tag "trainer:": couldn\'t parse image name',
@@ -246,7 +246,7 @@ const waits: Record<string, { waiting: { reason: string; message: string }; want
   },
 };
 for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()) {
-  test(`named, until pendingDeadlineSeconds ends it: ${name}`, async (t) => {
+  test(`the status has the reason, until pendingDeadlineSeconds ends the job: ${name}`, async (t) => {
     const ns = await open(t, `waits-${index}`);
     await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
     await ns.waitForPods('faces-0-0');
@@ -262,7 +262,7 @@ for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()
   });
 }
 
-test('a volume that cannot be mounted is named from the kubelet\u2019s event, as long as it is in the way', async (t) => {
+test('a volume that cannot be mounted is reported from the kubelet\u2019s event, until the pod runs', async (t) => {
   const ns = await open(t, 'mounts');
   await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } },
@@ -291,7 +291,7 @@ test('a volume that cannot be mounted is named from the kubelet\u2019s event, as
     'MountVolume.SetUp failed for volume "extra" : secret "nope" not found',
     '2026-01-01T00:00:02Z',
   );
-  await event('faces-0-0.2', 'of-a-namesake', 'another secret', '2026-01-01T00:00:04Z');
+  await event('faces-0-0.2', 'uid-of-an-earlier-pod', 'another secret', '2026-01-01T00:00:04Z');
   await event('faces-0-0.3', metadata.uid, 'an earlier trouble', '2026-01-01T00:00:01Z');
   await eventually(async () =>
     assert.equal(
@@ -303,7 +303,7 @@ test('a volume that cannot be mounted is named from the kubelet\u2019s event, as
   await ns.waitForPhase('faces', 'Running');
 });
 
-test('a claim that is missing is named', async (t) => {
+test('a missing claim is reported with its name', async (t) => {
   const ns = await open(t, 'claim');
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });
   await eventually(async () =>
@@ -327,28 +327,28 @@ test('a claim that is missing is named', async (t) => {
   await ns.waitForPhase('faces', 'Failed');
 });
 
-test('a pod template that the server refuses is told in its words, with the field', async (t) => {
+test('a refused pod template is reported with the message of the server, which names the field', async (t) => {
   const ns = await open(t, 'template');
   const podTemplate = {
     spec: { nodeSelector: { 'not a label!': 'x' }, containers: [{ name: 'facetrain', lifecycle: { preStop: {} } }] },
   };
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 2, podTemplate } });
   await eventually(async () => {
-    const said = await ns.conditionText('faces', 'Stalled');
+    const stalled = await ns.conditionText('faces', 'Stalled');
     assert.match(
-      said ?? '',
+      stalled ?? '',
       /^ChildRefused: Pod faces-0-0: Pod "faces-0-0" is invalid: .*spec\.containers\[0\]\.lifecycle\.preStop/s,
     );
-    assert.match(said!, /spec\.nodeSelector: Invalid value: "not a label!"/);
+    assert.match(stalled!, /spec\.nodeSelector: Invalid value: "not a label!"/);
   });
   await settle();
   assert.deepEqual(await ns.names(pods), []);
-  // Its first pod is enough to find out; another look is a minute away.
+  // The first pod of the gang is refused, so no other is tried; the next try is a minute later.
   const posts = ns.operator.proxy.writes.filter(({ method, url }) => method === 'POST' && /\/pods(\?|$)/.test(url));
   assert(posts.length >= 1 && posts.length <= 2, `${posts.length} pods were tried`);
 });
 
-test('a misspelt field of a pod template is told, and not left out', async (t) => {
+test('a misspelt field of a pod template is reported, not dropped', async (t) => {
   const ns = await open(t, 'misspelt');
   await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 2, podTemplate: { spec: { nodeselector: { disk: 'fast' } } } },
@@ -362,11 +362,11 @@ test('a misspelt field of a pod template is told, and not left out', async (t) =
   assert.deepEqual(await ns.names(pods), []);
 });
 
-test('suspended, a job has no pods and keeps the checkpoint of its end; resumed, it goes on from there', async (t) => {
+test('a suspended job has no pods and keeps its last checkpoint; resumed, it starts from there', async (t) => {
   const ns = await open(t, 'suspend');
   const { metadata } = await ns.applyFaceTrainJob('faces', { activeDeadlineSeconds: 3600 });
   await ns.waitForPods('faces-0-0', 'faces-0-1');
-  // A finalizer in the kubelet's place: they end before they are gone.
+  // A finalizer keeps the pods after their deletion, as the kubelet does until their processes have ended.
   for (const name of ['faces-0-0', 'faces-0-1'])
     await ns.patch(pods, name, { metadata: { finalizers: ['facetrain.dev/kubelet'] } });
   await ns.setAllPodStatuses('Running');
@@ -421,7 +421,7 @@ test('suspended, a job has no pods and keeps the checkpoint of its end; resumed,
   assert.equal((await ns.statusOf('faces')).restarts, undefined);
 });
 
-test('a finished job is deleted when its time to live is over, by how it ended', async (t) => {
+test('a finished job is deleted after the time to live of its outcome', async (t) => {
   const ns = await open(t, 'ttl');
   const ttlSecondsAfterFinished = { succeeded: 2, failed: 3600 };
   await ns.applyFaceTrainJob('good', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
@@ -442,7 +442,7 @@ test('a finished job is deleted when its time to live is over, by how it ended',
 
 const resourceOf = (object: Document) => (object.kind === 'FaceTrainJob' ? faceTrainJobs : quantizeJobs);
 
-test('the live server comes to the verdict of zod on every fixture', async () => {
+test('a real API server and zod accept the same fixtures', async () => {
   await plane.createNamespace('fixtures');
   for (const [name, { object, wantValid }] of Object.entries(fixtures)) {
     const outcome = plane.client.post(
@@ -459,7 +459,7 @@ test('the live server comes to the verdict of zod on every fixture', async () =>
   }
 });
 
-test('what may change, and when, is decided by the live server', async () => {
+test('a real API server enforces which changes of a spec are allowed', async () => {
   await plane.createNamespace('changes');
   const ports = {
     from: { suspend: true },
@@ -483,7 +483,7 @@ test('what may change, and when, is decided by the live server', async () => {
   }
 });
 
-test('services and network policies follow the spec; an attempt keeps the config that it began with', async (t) => {
+test('services and network policies follow the spec; an attempt keeps the config that it started with', async (t) => {
   const ns = await open(t, 'follows');
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
   await ns.waitForPods('faces-0-0');
@@ -537,13 +537,13 @@ test('services and network policies follow the spec; an attempt keeps the config
   );
 });
 
-test('a spec that the definition lets through and this operator does not is told with its field, and harms nothing that is over', async (t) => {
+test('a spec that the CRD accepts and the operator does not is reported with its field; finished jobs keep their status', async (t) => {
   const ns = await open(t, 'invalid');
   await ns.applyFaceTrainJob('done', { trainers: { replicas: 1 } });
   await ns.waitForPods('done-0-0');
   await ns.setPodStatus('done-0-0', 'Succeeded', { exitCode: 0 });
   await ns.waitForPhase('done', 'Succeeded');
-  // As a definition of another version would be.
+  // As the CRD of another version might be.
   const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
   type Definition = KubernetesObject & {
     spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: Record<string, unknown> } } } }[] };
@@ -568,7 +568,7 @@ test('a spec that the definition lets through and this operator does not is told
   assert.match((await ns.conditionText('done', 'Succeeded'))!, /^Succeeded: /);
 });
 
-test('an address relative to the manifest is told with its field: no pod has the folder of the manifest', async (t) => {
+test('a URI relative to the manifest is reported with its field: no pod has the folder of the manifest', async (t) => {
   const ns = await open(t, 'relative');
   await ns.applyFaceTrainJob('local', {
     evaluation: {
@@ -585,12 +585,12 @@ test('an address relative to the manifest is told with its field: no pod has the
     ),
   );
   assert.deepEqual(await ns.names(pods), []);
-  // An absolute one may be what a volume of the podTemplate holds.
+  // An absolute path may be in a volume of the podTemplate.
   await ns.applyFaceTrainJob('mounted', { dataset: { uri: 'file:///mnt/faces' } });
   await ns.waitForPods('mounted-0-0', 'mounted-0-1');
 });
 
-test('a replica that cannot list what it needs is not ready, says what, and recovers; it is alive all the same', async (t) => {
+test('a replica that cannot list a kind is alive but not ready, names the kind, and recovers', async (t) => {
   await plane.createNamespace('unready');
   const operator = await startOperator(plane, 'unready', {
     skipReadyCheck: true,
@@ -611,7 +611,7 @@ test('a replica that cannot list what it needs is not ready, says what, and reco
   assert.equal((await fetch(`${operator.address}/healthz`, { method: 'POST' })).status, 405);
 });
 
-test('an API server that does not answer yet is waited for; one that forbids is not', async (t) => {
+test('an API server that answers 500 is tried again, one that answers 401 is not', async (t) => {
   await plane.createNamespace('early');
   const operator = await startOperator(plane, 'early', {
     setUpProxy: (proxy) => {

@@ -1,4 +1,6 @@
-/** What exists for one job, read from the caches: its pods, its other children, and pods of earlier jobs of its name. */
+/**
+ * What exists for one job, read from the caches: its pods, its other children, and pods of earlier jobs of its name.
+ */
 import { type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import { controllerOf } from '../runtime/resource.ts';
@@ -7,7 +9,9 @@ import { isPodAlive, observeObject, observePod } from './observe.ts';
 import type { PodDependencies } from './pod-dependencies.ts';
 import type { PodObject } from './resources.ts';
 
-/** Kinds of children besides pods. A FaceTrainJob's QuantizeJob is found by its name instead, in the jobs' own cache. */
+/**
+ * Kinds of children besides pods. A FaceTrainJob's QuantizeJob is found by its name instead, in the jobs' own cache.
+ */
 const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
 
 /** The pods whose controller is this job: as the server has them, and as the planner takes them. */

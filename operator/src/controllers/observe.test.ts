@@ -28,12 +28,12 @@ const cases: Record<
   string,
   { status: PodObject['status']; want: { [Field in keyof ObservedPod]?: ObservedPod[Field] | undefined } }
 > = {
-  'one that nobody has seen yet': { status: undefined, want: { phase: 'Pending', ready: false, attempt: 2, rank: 1 } },
-  'one that runs': {
+  'without a status yet': { status: undefined, want: { phase: 'Pending', ready: false, attempt: 2, rank: 1 } },
+  running: {
     status: { phase: 'Running', conditions: [{ type: 'Ready', status: 'True' }] },
     want: { phase: 'Running', ready: true, node: 'node-1' },
   },
-  'one that failed with a message of ours': {
+  'failed, with a termination message of the trainer': {
     status: {
       phase: 'Failed',
       containerStatuses: [terminated(2, { message: '{"code":"InvalidDataset","message":"no faces"}' })],
@@ -45,11 +45,11 @@ const cases: Record<
       finishedAt: '2026-01-01T00:01:00Z',
     },
   },
-  'one whose message is the tail of a log': {
+  'failed, with the end of its log as termination message': {
     status: { phase: 'Failed', containerStatuses: [terminated(1, { message: 'Segmentation fault' })] },
     want: { exitCode: 1, termination: undefined },
   },
-  'one that ended well, and says what it published': {
+  'succeeded, with the artifact in its termination message': {
     status: {
       phase: 'Succeeded',
       containerStatuses: [
@@ -66,23 +66,23 @@ const cases: Record<
       termination: undefined,
     },
   },
-  'one that ended well, with words of another version': {
+  'succeeded, with a termination message of another version': {
     status: { phase: 'Succeeded', containerStatuses: [terminated(0, { message: '{"artifact":{"bytes":"many"}}' })] },
     want: { phase: 'Succeeded', exitCode: 0, result: undefined, termination: undefined },
   },
-  'one that was killed for its memory': {
+  'killed for its memory': {
     status: { phase: 'Failed', containerStatuses: [terminated(137, { reason: 'OOMKilled' })] },
     want: { exitCode: 137, reason: 'OOMKilled' },
   },
-  'one that was evicted': {
+  evicted: {
     status: { phase: 'Failed', reason: 'Evicted', conditions: [{ type: 'DisruptionTarget', status: 'True' }] },
     want: { reason: 'Evicted', disrupted: true, exitCode: undefined },
   },
-  'a sidecar that failed does not count': {
+  'running, with a failed sidecar, which does not count': {
     status: { phase: 'Running', containerStatuses: [{ ...terminated(1), name: 'sidecar' }] },
     want: { exitCode: undefined },
   },
-  'a fetch that was refused': {
+  'failed in the init container that fetches': {
     status: {
       phase: 'Failed',
       initContainerStatuses: [
@@ -91,14 +91,14 @@ const cases: Record<
     },
     want: { exitCode: 2, termination: { code: 'StorageFailed', message: 'access denied' } },
   },
-  'one that finds no place': {
+  unschedulable: {
     status: {
       phase: 'Pending',
       conditions: [{ type: 'PodScheduled', status: 'False', reason: 'Unschedulable', message: '0/3 nodes' }],
     },
     want: { waiting: { reason: 'Unschedulable', message: '0/3 nodes' } },
   },
-  'one whose image cannot be pulled': {
+  'waiting for an image that cannot be pulled': {
     status: {
       phase: 'Pending',
       containerStatuses: [
@@ -107,7 +107,7 @@ const cases: Record<
     },
     want: { waiting: { reason: 'ImagePullBackOff', message: 'no such image' } },
   },
-  'one that is being started': {
+  starting: {
     status: {
       phase: 'Pending',
       containerStatuses: [{ name: 'facetrain', state: { waiting: { reason: 'ContainerCreating' } } }],
@@ -123,7 +123,7 @@ for (const [name, { status, want }] of Object.entries(cases)) {
   });
 }
 
-test('a pod without our numbers is nobody', () => {
+test('a pod without the labels of attempt and rank is not observed', () => {
   for (const labels of [
     {},
     { 'facetrain.dev/attempt': '0' },

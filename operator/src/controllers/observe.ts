@@ -80,7 +80,9 @@ export function observePod(
 /** Its processes run, or may yet run: it has neither succeeded nor failed. */
 export const isPodAlive = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
 
-/** How the trainer's container ended, or the first init container that failed: after a failed fetch no trainer starts. */
+/**
+ * How the trainer's container ended, or the first init container that failed: after a failed fetch no trainer starts.
+ */
 function terminationOf({ containerStatuses = [], initContainerStatuses = [] }: NonNullable<PodObject['status']>) {
   return (
     containerStatuses.find(({ name }) => name === CONTAINER)?.state?.terminated ??

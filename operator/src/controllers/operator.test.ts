@@ -1,4 +1,4 @@
-/** The operator against a real API server. There is no kubelet: the tests say how the pods are. */
+/** The operator against a real API server. There is no kubelet: the tests write the status of pods. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -16,14 +16,13 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-/** A namespace and an operator for it alone, which ends with the test. */
 const open = (t: Parameters<typeof TestNamespace.open>[0], namespace: string) =>
   TestNamespace.open(t, plane, namespace);
 const ELECTION = { name: 'operator', durationSeconds: 2, renewDeadlineSeconds: 1.5, retrySeconds: 0.2 };
 const startReplica = (namespace: string, identity: string) =>
   startOperator(plane, namespace, { identity, election: { namespace, ...ELECTION } });
 
-test('a job becomes its service, config and pods, runs and succeeds; nothing is written in between', async (t) => {
+test('a job becomes its service, config and pods, runs and succeeds; nothing is written while nothing changes', async (t) => {
   const ns = await open(t, 'plain');
   const { proxy, address } = ns.operator;
   await ns.applyFaceTrainJob('faces');
@@ -59,7 +58,7 @@ test('a job becomes its service, config and pods, runs and succeeds; nothing is 
   assert.match(text, /rest_client_requests_total\{method="POST",code="201"\} \d+/);
 });
 
-test('a trainer that fails makes a new gang, and the old one is gone before it', async (t) => {
+test('after a trainer fails a new gang is created, and the old one is deleted before', async (t) => {
   const ns = await open(t, 'restart');
   await ns.applyFaceTrainJob('faces');
   await eventually(async () => assert.equal((await ns.names(pods)).length, 2));
@@ -68,16 +67,16 @@ test('a trainer that fails makes a new gang, and the old one is gone before it',
   await ns.waitForPhase('faces', 'Running');
   await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 1 });
   await eventually(async () => {
-    const there = await ns.names(pods);
-    assert(there.includes('faces-1-0') && there.includes('faces-1-1'), there.join());
-    assert(!there.includes('faces-0-0'), 'rank 0 of the attempt that is over');
+    const names = await ns.names(pods);
+    assert(names.includes('faces-1-0') && names.includes('faces-1-1'), names.join());
+    assert(!names.includes('faces-0-0'), 'rank 0 of the attempt before');
   });
   const { attempt, restarts } = await ns.statusOf('faces');
   assert.equal(attempt, 1);
   assert.deepEqual([restarts?.count, restarts?.lastRank, restarts?.lastExitCode], [1, 1, 1]);
 });
 
-test('a pod that the server refuses is told in its words, and made once it is allowed', async (t) => {
+test('a refused create is reported with the message of the server, and tried again once it is allowed', async (t) => {
   const ns = await open(t, 'refused');
   const quotas = defineResource('v1', 'resourcequotas');
   const quota = await ns.create(quotas, {
@@ -86,7 +85,7 @@ test('a pod that the server refuses is told in its words, and made once it is al
     metadata: { name: 'few' },
     spec: { hard: { configmaps: '0' } },
   });
-  // Its controller's part: what is used of it.
+  // The quota controller's part: what of the quota is used.
   await ns.patch(quotas, 'few', { status: { hard: { configmaps: '0' }, used: { configmaps: '0' } } }, 'status');
   await ns.applyFaceTrainJob('faces');
   await eventually(async () => {
@@ -95,7 +94,8 @@ test('a pod that the server refuses is told in its words, and made once it is al
   });
   assert.deepEqual(await ns.names(pods), []);
   await plane.client.delete(quotas, 'refused', 'few', quota.metadata.uid);
-  // Any change makes it look again, long before the minute is over. The API server itself may hold on to a quota for half a minute after its end.
+  // A change of the job makes the operator try again before its minute is over. The API server may enforce a deleted
+  // quota for another half minute.
   let changes = 0;
   await eventually(async () => {
     await ns.patch(faceTrainJobs, 'faces', { metadata: { annotations: { changes: String((changes += 1)) } } });
@@ -103,7 +103,7 @@ test('a pod that the server refuses is told in its words, and made once it is al
   }, 45_000);
 });
 
-test('a name that is taken is never touched', async (t) => {
+test("an object of another owner under a child's name is never changed", async (t) => {
   const ns = await open(t, 'taken');
   const theirs = await ns.create(services, {
     apiVersion: 'v1',
@@ -120,7 +120,7 @@ test('a name that is taken is never touched', async (t) => {
   assert.equal((await ns.get(services, 'faces')).metadata.resourceVersion, theirs.metadata.resourceVersion);
 });
 
-test('a job that is made anew waits until what the one before has left is gone', async (t) => {
+test('a job created again under its name waits until the objects of the earlier job are gone', async (t) => {
   const ns = await open(t, 'anew');
   await ns.applyFaceTrainJob('faces');
   await ns.waitForPods('faces-0-0', 'faces-0-1');
@@ -132,7 +132,7 @@ test('a job that is made anew waits until what the one before has left is gone',
       /^Stopping: pod faces-0-0 of an earlier job of this name has not ended yet/,
     ),
   );
-  // What the garbage collector would do.
+  // Delete what the garbage collector would.
   for (const resource of [pods, services, networkPolicies, configMaps]) {
     for (const name of await ns.names(resource)) await ns.delete(resource, name);
     if (resource === pods)
@@ -148,7 +148,7 @@ test('a job that is made anew waits until what the one before has left is gone',
   assert.equal(await ns.conditionText('faces', 'Stalled'), undefined);
 });
 
-test('of jobs that write to the same folder one comes after the other: who runs first, then who was made first', async (t) => {
+test('of jobs with the same output folder one waits for another: for one with pods, else for an older one', async (t) => {
   const ns = await open(t, 'folder');
   const output = { uri: 'pvc://data/out' };
   const inUse = (name: string, by: string) =>
@@ -162,7 +162,7 @@ test('of jobs that write to the same folder one comes after the other: who runs 
   await ns.waitForPhase('first', 'Suspended');
   await ns.applyFaceTrainJob('second', { output: { uri: 'pvc://data/out/' } });
   await ns.waitForPods('second-0-0', 'second-0-1');
-  // Times of creation are whole seconds.
+  // creationTimestamp has whole seconds.
   await delay(1000);
   await ns.applyFaceTrainJob('third', {
     output: { uri: 'pvc://data/elsewhere' },
@@ -181,7 +181,7 @@ test('of jobs that write to the same folder one comes after the other: who runs 
   await ns.waitForPods('second-0-0', 'second-0-1', 'third-0-0', 'third-0-1');
 });
 
-test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => {
+test('conflicts, 429, 500, dropped watches and 410 only delay a job', async (t) => {
   const ns = await open(t, 'faults');
   const { proxy } = ns.operator;
   proxy.fail('POST', /\/services$/, 500);
@@ -194,10 +194,11 @@ test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => 
   for (const code of [500, 429, 503, 409])
     assert(
       proxy.writes.some((seen) => seen.code === code),
-      `no ${code} was met`,
+      `no ${code} was answered`,
     );
 
-  // What happens while no watch is open is seen by those that come after; one starts too far back, and becomes a list.
+  // Changes made while no watch is open are seen by the next watches. One starts from a version that is too old (410),
+  // so the objects are listed again.
   proxy.fail('GET', /\/pods\?.*watch=true/, 500, { times: 2 });
   proxy.fail('GET', /\/facetrainjobs\?.*watch=true/, 410);
   const lists = () =>
@@ -214,7 +215,7 @@ test('conflicts, 429, 500, dropped watches and 410 only delay it', async (t) => 
   await eventually(() => assert(proxy.watches >= 6));
 });
 
-test('two replicas: the leader is cut off, the other goes on, and no child is made twice', async (t) => {
+test('two replicas: when the leader is cut off the other continues, and no child is created twice', async (t) => {
   await plane.createNamespace('pair');
   const first = await startReplica('pair', 'first');
   await eventually(() => assert(first.proxy.writes.some(({ url, code }) => url.includes('/leases') && code < 300)));
@@ -228,7 +229,7 @@ test('two replicas: the leader is cut off, the other goes on, and no child is ma
     'only the leader writes',
   );
 
-  // In the middle of its work: the service and the config are there, and no pod yet.
+  // Cut off in the middle of a job: its service and config exist, and no pod yet.
   first.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
   await ns.applyFaceTrainJob('two');
   await eventually(async () => assert((await ns.names(configMaps)).includes('two-0')));
@@ -245,7 +246,7 @@ test('two replicas: the leader is cut off, the other goes on, and no child is ma
   assert.deepEqual((await ns.statusOf('one')).attempt, 0);
 });
 
-test('a leader that is asked to stop gives the lease back', async (t) => {
+test('a leader that stops releases the lease', async (t) => {
   await plane.createNamespace('handover');
   const first = await startReplica('handover', 'first');
   await eventually(() => assert(first.proxy.writes.some(({ url, code }) => url.includes('/leases') && code < 300)));

@@ -1,9 +1,9 @@
 /**
- * What a pod depends on and does not report in its own status: its node, its claims, the mounts of its volumes. They are
- * watched beside the pods, and shown to the planner as facts of the pod: `lostNode` and `waiting`.
+ * What a pod depends on and does not report in its own status: its node, its claims, the mounts of its volumes. They
+ * are watched beside the pods, and shown to the planner as facts of the pod: `lostNode` and `waiting`.
  *
- * The operator works without them. Nodes belong to no namespace, so a Role cannot allow to read them: a kind that may not
- * be read is left out, and a warning is logged once.
+ * The operator works without them. Nodes belong to no namespace, so a Role cannot allow to read them: a kind that may
+ * not be read is left out, and a warning is logged once.
  */
 import type { Logger } from 'pino';
 import { isApiError } from '../runtime/api-error.ts';
@@ -53,7 +53,9 @@ export class PodDependencies {
     PersistentVolumeClaim?: Cache<KubernetesObject>;
     Event?: Cache<PodEvent>;
   };
-  /** Nodes that were deleted with pods on them. A node that was never seen is not here: it may be newer than the cache. */
+  /**
+   * Nodes that were deleted with pods on them. A node that was never seen is not here: it may be newer than the cache.
+   */
   readonly #deleted = new Set<string>();
   /** Nodes whose Ready condition is Unknown, each with the timer at whose end it counts as lost. */
   readonly #unreachable = new Map<string, NodeJS.Timeout>();

@@ -1,8 +1,8 @@
 /**
  * Executes the plan for a job in the cluster: actions in order, then the status, then the events.
  *
- * The first action that fails ends the reconcile, with no status written. The next reconcile plans anew from what exists
- * by then, so a crash between two actions is no special case.
+ * The first action that fails ends the reconcile, with no status written. The next reconcile plans anew from what
+ * exists by then, so a crash between two actions is no special case.
  */
 import { isDeepStrictEqual } from 'node:util';
 import { API_VERSION } from '@facetrain/api';
@@ -64,8 +64,8 @@ export class Executor {
   }
 
   /**
-   * What the server answered to earlier creates, which no cache shows. A refusal is returned once: the plan after the next
-   * tries again. Whether a foreign object still exists is read from the server each time.
+   * What the server answered to earlier creates, which no cache shows. A refusal is returned once, so that the plan
+   * after it tries again. Whether a foreign object still exists is read from the server each time.
    */
   async rejectedCreates({
     uid,
@@ -233,6 +233,9 @@ function ignoreMissing<T>(deletion: Promise<T>): Promise<T | null> {
   });
 }
 
-/** The server answers a deletion with the object while that still exists (finalizers, a grace period), else with a Status. */
+/**
+ * The server answers a deletion with the object while that still exists (finalizers, a grace period), else with a
+ * Status.
+ */
 const isObject = (answer: Partial<KubernetesObject> | null): answer is KubernetesObject =>
   answer?.metadata?.uid !== undefined;

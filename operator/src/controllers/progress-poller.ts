@@ -39,7 +39,10 @@ export class ProgressPoller {
     this.#onChange = onChange;
   }
 
-  /** Sets what is polled for a job from now on. The answer of another job of this name, or of another attempt, is dropped. */
+  /**
+   * Sets what is polled for a job from now on. The answer of another job of this name, or of another attempt, is
+   * dropped.
+   */
   setTarget(key: string, target: ProgressTarget): void {
     const before = this.#entries.get(key);
     const latest = before?.uid === target.uid && before.attempt === target.attempt ? before.latest : undefined;

@@ -1,4 +1,7 @@
-/** Refuses URIs relative to the manifest. Only `facetrain run` can resolve them: a pod does not have the manifest's folder. */
+/**
+ * Refuses URIs relative to the manifest. Only `facetrain run` can resolve them: a pod does not have the manifest's
+ * folder.
+ */
 import { FacetrainError } from '@facetrain/api';
 
 const RELATIVE = /^file:\/\/(?!\/)/;
@@ -16,7 +19,8 @@ export function refuseRelativePaths<Manifest extends { spec: object }>(manifest:
       subject: `${name}: ${path}`,
       found: JSON.stringify(value),
       allowed:
-        'relative to the manifest it means something to "facetrain run" alone; pods know s3://BUCKET/KEY, pvc://CLAIM/PATH, hostpath:///PATH, and file:///PATH for what podTemplate mounts',
+        'relative to the manifest it means something to "facetrain run" alone; pods know s3://BUCKET/KEY, ' +
+        'pvc://CLAIM/PATH, hostpath:///PATH, and file:///PATH for what podTemplate mounts',
     });
   }
   return manifest;

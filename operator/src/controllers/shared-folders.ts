@@ -24,7 +24,9 @@ interface Caches {
   Pod: Cache<PodObject>;
 }
 
-/** @returns kind and name (with the namespace, where it is another) of each job that must finish before this one starts */
+/**
+ * @returns kind and name (with the namespace, where it is another) of each job that must finish before this one starts
+ */
 export function jobsBefore(caches: Caches, job: JobObject): string[] {
   const { uid, namespace } = job.metadata;
   const sharing = Object.entries(outputFolderIndexes).flatMap(([index, folderOfJob]) => {
@@ -40,7 +42,9 @@ export function jobsBefore(caches: Caches, job: JobObject): string[] {
   );
 }
 
-/** @returns equal strings for URIs of the same folder. A claim belongs to its namespace, a path of the node does not. */
+/**
+ * @returns equal strings for URIs of the same folder. A claim belongs to its namespace, a path of the node does not.
+ */
 function folderOf(uri: string, namespace: string): string | undefined {
   const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri) ?? [];
   if (scheme === undefined) return undefined;

@@ -1,4 +1,7 @@
-/** The error that every answer of the API server other than 2xx becomes. Callers branch on `reason`, which is part of the API. */
+/**
+ * The error that every answer of the API server other than 2xx becomes. Callers branch on `reason`, which is part of
+ * the API.
+ */
 
 /** Reasons of metav1.StatusReason that the operator knows; the server has more. */
 export type StatusReason =

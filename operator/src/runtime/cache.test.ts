@@ -20,28 +20,28 @@ const object = (name: string, version: number, color = 'red'): KubernetesObject 
   },
 });
 
-/** A server that says what it is told to: each list and each watch in turn. */
-class Script {
-  readonly asked: string[] = [];
-  /** Of each watch. */
+/** A server whose answers are servered: each list and each watch takes the next. */
+class ScriptedServer {
+  readonly requests: string[] = [];
+  /** timeoutSeconds of each watch. */
   readonly timeouts: number[] = [];
   readonly lists: (Error | { version: number; items: KubernetesObject[] })[] = [];
   readonly watches: ((Error | WatchLine<KubernetesObject>)[] | 'stay')[] = [];
 
   get client(): Pick<Client, 'list' | 'watch'> {
-    const script = this;
+    const server = this;
     return {
       async list(_resource, _namespace, { resourceVersion }) {
-        script.asked.push(`list ${resourceVersion ?? 'newest'}`);
-        const answer = script.lists.shift();
-        assert(answer, 'a list that nobody expected');
+        server.requests.push(`list ${resourceVersion ?? 'newest'}`);
+        const answer = server.lists.shift();
+        assert(answer, 'an unexpected list');
         if (answer instanceof Error) throw answer;
         return { metadata: { resourceVersion: String(answer.version) }, items: answer.items as never[] };
       },
       async *watch(_resource, _namespace, { resourceVersion, timeoutSeconds }, signal) {
-        script.asked.push(`watch ${resourceVersion}`);
-        script.timeouts.push(Number(timeoutSeconds));
-        const lines = script.watches.shift() ?? 'stay';
+        server.requests.push(`watch ${resourceVersion}`);
+        server.timeouts.push(Number(timeoutSeconds));
+        const lines = server.watches.shift() ?? 'stay';
         if (lines === 'stay') {
           await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
           return;
@@ -57,7 +57,7 @@ class Script {
 
 function start(
   t: { after(end: () => Promise<void>): void },
-  { client }: Pick<Script, 'client'>,
+  { client }: Pick<ScriptedServer, 'client'>,
   more: Partial<CacheOptions<KubernetesObject>> = {},
 ) {
   const indexes = { color: ({ metadata }: KubernetesObject) => metadata.labels?.color };
@@ -83,15 +83,15 @@ function start(
 }
 
 test('lists, watches, and keeps its indexes', async (t) => {
-  const script = new Script();
-  script.lists.push({ version: 10, items: [object('a', 3), object('b', 5)] });
-  script.watches.push([
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [object('a', 3), object('b', 5)] });
+  server.watches.push([
     { type: 'MODIFIED', object: object('a', 11, 'blue') },
     { type: 'DELETED', object: object('b', 12) },
     { type: 'ADDED', object: object('c', 13) },
     { type: 'BOOKMARK', object: object('', 20) },
   ]);
-  const { cache, changes, names } = start(t, script);
+  const { cache, changes, names } = start(t, server);
   await cache.synced;
   await eventually(() => assert.deepEqual(names(), ['a@11', 'c@13']));
   assert.deepEqual(
@@ -103,31 +103,31 @@ test('lists, watches, and keeps its indexes', async (t) => {
     [1, 1, 0],
   );
   assert.deepEqual(
-    changes.map(({ object: { metadata }, deleted }) => `${metadata.name}${deleted ? ' gone' : ''}`),
-    ['a', 'b', 'a', 'b gone', 'c'],
+    changes.map(({ object: { metadata }, deleted }) => `${metadata.name}${deleted ? ' deleted' : ''}`),
+    ['a', 'b', 'a', 'b deleted', 'c'],
   );
   // The bookmark is where the next watch starts.
-  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 20']));
+  await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 20']));
 });
 
-test('goes on after every error: a failed list, a torn watch, an error in the stream, too old a version', async (t) => {
-  const script = new Script();
-  script.lists.push(
+test('recovers from every error: a failed list, a broken watch, an error in the stream, a version too old', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push(
     new Error('no route'),
     { version: 10, items: [object('a', 3), object('b', 4)] },
     new Error('still none'),
     { version: 40, items: [object('b', 4), object('d', 39)] },
   );
-  script.watches.push(
+  server.watches.push(
     [new Error('refused')],
     [{ type: 'ADDED', object: object('c', 12) }, new Error('torn')],
     [{ type: 'ERROR', object: { code: 500, reason: 'InternalError', message: 'etcd' } }],
     [{ type: 'ERROR', object: { code: 410, reason: 'Expired', message: 'too old resource version' } }],
   );
-  const { changes, names } = start(t, script);
+  const { changes, names } = start(t, server);
   await eventually(() => assert.deepEqual(names(), ['b@4', 'd@39']));
   await eventually(() =>
-    assert.deepEqual(script.asked, [
+    assert.deepEqual(server.requests, [
       'list 0',
       'list 0',
       'watch 10',
@@ -148,19 +148,19 @@ test('goes on after every error: a failed list, a torn watch, an error in the st
   );
 });
 
-test('an expired list is asked for anew', async (t) => {
-  const script = new Script();
-  script.lists.push(new ApiError('list', 410, 'Expired', 'too old'), { version: 5, items: [] });
-  const { cache } = start(t, script);
+test('a list from an expired version is repeated from the newest', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push(new ApiError('list', 410, 'Expired', 'too old'), { version: 5, items: [] });
+  const { cache } = start(t, server);
   await cache.synced;
-  assert.deepEqual(script.asked.slice(0, 2), ['list 0', 'list newest']);
+  assert.deepEqual(server.requests.slice(0, 2), ['list 0', 'list newest']);
 });
 
-test('what was written is there at once, and no older news takes it away', async (t) => {
-  const script = new Script();
-  script.lists.push({ version: 10, items: [object('a', 3)] });
+test('a write is in the cache at once, and no older event replaces it', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [object('a', 3)] });
   const gate = Promise.withResolvers<void>();
-  const { client } = script;
+  const { client } = server;
   const held: Pick<Client, 'list' | 'watch'> = {
     list: client.list,
     async *watch(resource, namespace, query, signal) {
@@ -168,7 +168,7 @@ test('what was written is there at once, and no older news takes it away', async
       yield* client.watch(resource, namespace, query, signal) as AsyncGenerator<never>;
     },
   };
-  script.watches.push([
+  server.watches.push([
     { type: 'MODIFIED', object: object('a', 11) },
     { type: 'ADDED', object: object('b', 15) },
     { type: 'DELETED', object: object('b', 16) },
@@ -180,17 +180,17 @@ test('what was written is there at once, and no older news takes it away', async
   cache.put(object('b', 15));
   assert.deepEqual(names(), ['a@14', 'b@15']);
   cache.put(object('a', 12));
-  assert.deepEqual(names(), ['a@14', 'b@15'], 'an answer that comes late');
+  assert.deepEqual(names(), ['a@14', 'b@15'], 'a late answer to an older write');
   gate.resolve();
   await eventually(() => assert.deepEqual(names(), ['a@14', 'e@17']));
   cache.put(object('b', 15));
-  assert.deepEqual(names(), ['a@14', 'e@17'], 'what the watch has seen deleted does not come back');
+  assert.deepEqual(names(), ['a@14', 'e@17'], 'an object that the watch has seen deleted is not put');
 });
 
-test('a listener that throws disturbs nobody', async (t) => {
-  const script = new Script();
-  script.lists.push({ version: 10, items: [object('a', 3), object('b', 4)] });
-  const { cache, names } = start(t, script);
+test('a listener that throws does not stop the cache', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [object('a', 3), object('b', 4)] });
+  const { cache, names } = start(t, server);
   cache.onChange(() => {
     throw new Error('mine');
   });
@@ -198,17 +198,17 @@ test('a listener that throws disturbs nobody', async (t) => {
   assert.deepEqual(names(), ['a@3', 'b@4']);
 });
 
-test('a watch of which nothing is heard ends in time, and the next begins at once', async (t) => {
-  const script = new Script();
-  script.lists.push({ version: 10, items: [] });
-  script.watches.push([], []);
+test('a watch without events ends after its timeout, and the next begins at once', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [] });
+  server.watches.push([], []);
   let now = 0;
   t.mock.method(performance, 'now', () => (now += 2_000));
-  // A wait would outlast the test.
-  start(t, script, { watchSeconds: 60, retry: new Backoff(1e9, 1e9) });
-  await eventually(() => assert.deepEqual(script.asked, ['list 0', 'watch 10', 'watch 10', 'watch 10']), 600_000);
+  // With this backoff, a wait would outlast the test.
+  start(t, server, { watchSeconds: 60, retry: new Backoff(1e9, 1e9) });
+  await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 10', 'watch 10']), 600_000);
   assert(
-    script.timeouts.every((seconds) => seconds >= 60 && seconds <= 120),
-    script.timeouts.join(),
+    server.timeouts.every((seconds) => seconds >= 60 && seconds <= 120),
+    server.timeouts.join(),
   );
 });

@@ -48,7 +48,9 @@ export interface CacheOptions<T extends KubernetesObject> {
 const PAGE = 500;
 const RETRY_BASE_MILLISECONDS = 200;
 const RETRY_MAX_MILLISECONDS = 30_000;
-/** As in client-go: watches end after 5 to 10 minutes, each at its own time, so that they spread over the API servers. */
+/**
+ * As in client-go: watches end after 5 to 10 minutes, each at its own time, so that they spread over the API servers.
+ */
 const WATCH_SECONDS = 300;
 /** A watch that lasted this long has not failed, even if it had no event. */
 const LASTED_MILLISECONDS = 1_000;
@@ -62,7 +64,9 @@ export class Cache<T extends KubernetesObject> {
   readonly #synced = Promise.withResolvers<void>();
   /** Keys of objects that were put since the last list began: they may be newer than that list. */
   readonly #written = new Set<string>();
-  /** resourceVersion of the last list or event; '0': a list may come from the server's cache; '': it must be the newest. */
+  /**
+   * resourceVersion of the last list or event; '0': a list may come from the server's cache; '': it must be the newest.
+   */
   #version = '0';
   #isSynced = false;
 

@@ -48,19 +48,19 @@ test('many requests share a few connections', async (t) => {
       ((await client.get(things, 'n', 'a')) as unknown as { url: string }).url,
       '/prefix/apis/example.dev/v1/namespaces/n/things/a',
     );
-  // One would do; undici opens a second while it still reads the end of an answer.
+  // Two, not one: undici opens a second connection while it still reads the end of an answer.
   assert(sockets.size <= 2, `${sockets.size} connections`);
   await Promise.all(Array.from({ length: 200 }, () => client.get(things, 'n', 'a')));
   assert(sockets.size <= 32, `${sockets.size} connections`);
 });
 
-test('fields that nobody here knows arrive as they were sent', async (t) => {
+test('unknown fields are sent and received unchanged', async (t) => {
   const { client } = await serve(t, (request, response) => response.end(request.body));
   const sent = { ...object, spec: { schedulingGroup: { podGroupName: 'g' }, 'x-anything': [1, null] } };
   assert.deepEqual(await client.create(things, 'n', sent), sent);
 });
 
-test('429 and errors that say when to come back are tried again, others are not', async (t) => {
+test('429 and 5xx with Retry-After are tried again, other errors are not', async (t) => {
   const { client, codes } = await serve(t, (_request, response, count) => {
     if (count === 1) response.writeHead(429, { 'retry-after': '0' }).end();
     else if (count === 2) response.writeHead(503, { 'retry-after': '0' }).end();
@@ -72,7 +72,7 @@ test('429 and errors that say when to come back are tried again, others are not'
   assert.deepEqual(codes, [429, 503, 200, 500]);
 });
 
-test('an error carries the server’s reason and words', async (t) => {
+test('an error has the reason and the message of the server', async (t) => {
   const { client } = await serve(t, (_request, response) =>
     response
       .writeHead(409)
@@ -89,7 +89,7 @@ test('an error carries the server’s reason and words', async (t) => {
   );
 });
 
-test('a watch gives whole lines, wherever the network cut them', async (t) => {
+test('a watch yields whole lines, however the network splits them', async (t) => {
   const { client } = await serve(t, async (_request, response) => {
     const text = ['ä', 'b']
       .map((name) => `${JSON.stringify({ type: 'ADDED', object: { metadata: { name } } })}\n`)
@@ -106,10 +106,10 @@ test('a watch gives whole lines, wherever the network cut them', async (t) => {
   assert.deepEqual(found, ['ä', 'b']);
 });
 
-test('an event that repeats is one event with a series, and one object cannot flood the server', async (t) => {
-  const seen: { method: string; body: { note?: string; series?: { count: number } } }[] = [];
+test('an event that repeats becomes a series, and the events of one object are limited', async (t) => {
+  const requests: { method: string; body: { note?: string; series?: { count: number } } }[] = [];
   const { client } = await serve(t, (request, response) => {
-    seen.push({ method: request.method!, body: JSON.parse(request.body) as object });
+    requests.push({ method: request.method!, body: JSON.parse(request.body) as object });
     response.end(request.body);
   });
   const recorder = new EventRecorder({ client, controller: 'c', instance: 'i', log: pino({ level: 'silent' }) });
@@ -119,14 +119,14 @@ test('an event that repeats is one event with a series, and one object cannot fl
   recorder.emit({ ...subject, uid: 'other' }, content);
   await recorder.flush();
   assert.deepEqual(
-    seen.map(({ method }) => method),
+    requests.map(({ method }) => method),
     ['POST', ...Array<string>(24).fill('PATCH'), 'POST'],
   );
-  assert.equal(seen[24]!.body.series!.count, 25);
-  assert(Buffer.byteLength(seen[0]!.body.note!) <= 1024 && !seen[0]!.body.note!.includes('\uFFFD'));
+  assert.equal(requests[24]!.body.series!.count, 25);
+  assert(Buffer.byteLength(requests[0]!.body.note!) <= 1024 && !requests[0]!.body.note!.includes('\uFFFD'));
 });
 
-test('a merge patch holds what changed, and null for what is gone', () => {
+test('a merge patch has the changed fields, and null for removed ones', () => {
   const before = { a: 1, gone: 2, deep: { same: [1], other: 1, gone: 3 } };
   assert.deepEqual(mergePatch(before, { a: 1, deep: { same: [1], other: 2 }, more: { x: 1 } }), {
     gone: null,

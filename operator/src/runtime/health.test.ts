@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { Registry } from 'prom-client';
 import { HealthServer } from './health.ts';
 
-test('each probe fails by its own checks, and says which; none that is repaired stays failed', async (t) => {
+test('each probe fails by its own checks, names them, and recovers with them', async (t) => {
   const problems: Record<string, string | undefined> = { workers: undefined, Pod: 'not listed yet' };
   const check = (name: string) => () => problems[name];
   const server = new HealthServer({
@@ -26,7 +26,7 @@ test('each probe fails by its own checks, and says which; none that is repaired 
   assert.deepEqual(await probe('/healthz'), [503, '[-]workers a reconcile has been running for 601 s\n']);
 });
 
-test('metrics that cannot be gathered are an error of that request alone', async (t) => {
+test('metrics that cannot be collected fail only their own request', async (t) => {
   const registry = new Registry();
   registry.metrics = () => Promise.reject(new Error('no'));
   const server = new HealthServer({ host: '127.0.0.1', port: 0, registry, alive: {}, ready: {} });
@@ -36,7 +36,7 @@ test('metrics that cannot be gathered are an error of that request alone', async
   assert.equal((await fetch(`${address}/healthz`)).status, 200);
 });
 
-test('a port that is taken is an error at the start', async (t) => {
+test('a port in use is an error at the start', async (t) => {
   const first = new HealthServer({ host: '127.0.0.1', port: 0, registry: new Registry(), alive: {}, ready: {} });
   const port = await first.listen();
   t.after(() => first.close());

@@ -5,7 +5,7 @@ import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
 import { type ElectionOptions, LeaderElection, LeadershipLost, type Lease } from './leader-election.ts';
 
-/** One Lease, with a server's optimistic locking. */
+/** A server with one Lease, and optimistic locking. */
 class Leases {
   lease: Lease | undefined;
   down = false;
@@ -50,7 +50,7 @@ const untilAborted = (signal: AbortSignal) =>
     signal.aborted ? resolve() : signal.addEventListener('abort', () => resolve(), { once: true }),
   );
 
-test('never two at once, and a lease that is given back is taken at once', async () => {
+test('there is never more than one leader, and a released lease is taken at once', async () => {
   const leases = new Leases();
   const stops = [new AbortController(), new AbortController(), new AbortController()];
   let leading = 0;
@@ -73,7 +73,7 @@ test('never two at once, and a lease that is given back is taken at once', async
   assert.equal(leases.lease!.spec!.leaseTransitions, 2);
 });
 
-test('clocks of other machines do not count: a holder whose times are of long ago leads as long as it renews', async (t) => {
+test('a holder with a wrong clock leads as long as it renews: times of other machines are not compared', async (t) => {
   const leases = new Leases();
   const old = '2001-01-01T00:00:00.000000Z';
   leases.lease = {
@@ -96,7 +96,7 @@ test('clocks of other machines do not count: a holder whose times are of long ag
   assert.equal(led, true);
 });
 
-test('who cannot renew stops before another may start', async () => {
+test('a leader that cannot renew stops before another may start', async () => {
   const leases = new Leases();
   let stoppedAt = 0;
   const first = election(leases, 'first').lead(new AbortController().signal, async (signal) => {
@@ -106,12 +106,12 @@ test('who cannot renew stops before another may start', async () => {
     leases.down = false;
   });
   await assert.rejects(first, LeadershipLost);
-  assert.equal(leases.lease!.spec!.holderIdentity, 'first', 'what is lost is not given back');
+  assert.equal(leases.lease!.spec!.holderIdentity, 'first', 'a lost lease is not released');
   const stop = new AbortController();
   await election(leases, 'second').lead(stop.signal, async () => assert(performance.now() > stoppedAt));
 });
 
-test('the work’s own error comes through, and the lease is given back', async () => {
+test('an error of the work is thrown, and the lease is released', async () => {
   const leases = new Leases();
   const failing = election(leases, 'a').lead(new AbortController().signal, async () => {
     throw new Error('mine');

@@ -1,8 +1,8 @@
 /**
  * Leader election: of several replicas, the one whose name is in a Lease acts, as long as it renews that Lease.
  *
- * As in client-go, clocks of different machines are never compared. Another holder counts as dead when its Lease has not
- * changed for leaseDurationSeconds by this replica's own clock. A leader that cannot renew stops after
+ * As in client-go, clocks of different machines are never compared. Another holder counts as dead when its Lease has
+ * not changed for leaseDurationSeconds by this replica's own clock. A leader that cannot renew stops after
  * renewDeadlineSeconds, which is less, so it has stopped before another may start.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -54,8 +54,8 @@ export class LeaderElection {
   }
 
   /**
-   * Waits for the Lease, then runs `work`. The signal of `work` aborts when `signal` does, or when the Lease is lost. The
-   * Lease is released when the work has ended.
+   * Waits for the Lease, then runs `work`. The signal of `work` aborts when `signal` does, or when the Lease is lost.
+   * The Lease is released when the work has ended.
    *
    * @throws LeadershipLost when the Lease was lost: another replica may lead
    */

@@ -1,8 +1,8 @@
 /**
  * The order in which the parts of a program start and stop (controller-runtime's manager).
  *
- * Start: probes and metrics, caches, leader election, workers. Stop: workers finish the reconciles that have begun, events
- * are sent, the Lease is released, then caches, probes and connections close.
+ * Start: probes and metrics, caches, leader election, workers. Stop: workers finish the reconciles that have begun,
+ * events are sent, the Lease is released, then caches, probes and connections close.
  */
 import type { Logger } from 'pino';
 import type { Cache } from './cache.ts';

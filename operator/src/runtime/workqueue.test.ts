@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { WorkQueue } from './workqueue.ts';
 
-test('a key waits once however often it is added, and keys come in order', async () => {
+test('a key is queued once, however often it is added, and keys are taken in order', async () => {
   const queue = new WorkQueue();
   for (const key of ['a', 'b', 'a', 'a']) queue.add(key);
   assert.equal(queue.depth, 2);
@@ -11,20 +11,20 @@ test('a key waits once however often it is added, and keys come in order', async
   assert.equal(queue.depth, 0);
 });
 
-test('a key that is added while it is worked on comes again, once, after that work', async () => {
+test('a key that is added while a worker has it is queued again, once, after that', async () => {
   const queue = new WorkQueue();
   queue.add('a');
   await queue.take();
   queue.add('a');
   queue.add('a');
-  assert.equal(queue.depth, 0, 'nobody else may have it now');
+  assert.equal(queue.depth, 0, 'no other worker may have it now');
   queue.done('a');
   assert.equal(await queue.take(), 'a');
   queue.done('a');
   assert.equal(queue.depth, 0);
 });
 
-test('of two waits the one that ends first counts', async (t) => {
+test('of several delays of a key the earliest time counts', async (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const queue = new WorkQueue();
   queue.addAfter('a', 10_000);
@@ -36,10 +36,10 @@ test('of two waits the one that ends first counts', async (t) => {
   assert.equal(await queue.take(), 'a');
   queue.done('a');
   t.mock.timers.tick(20_000);
-  assert.equal(queue.depth, 0, 'the longer waits are forgotten');
+  assert.equal(queue.depth, 0, 'the later times are dropped');
 });
 
-test('waits after failures double, and success forgets them', async (t) => {
+test('the backoff doubles with each failure, and success resets it', async (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const queue = new WorkQueue();
   for (let failure = 0; failure < 12; failure++) {
@@ -56,7 +56,7 @@ test('waits after failures double, and success forgets them', async (t) => {
   assert.equal(queue.failures('a'), 0);
 });
 
-test('a closed queue hands out nothing and lets waiting workers go', async () => {
+test('a closed queue gives no key, and waiting workers get null', async () => {
   const queue = new WorkQueue();
   const waiting = queue.take();
   queue.close();
@@ -66,27 +66,27 @@ test('a closed queue hands out nothing and lets waiting workers go', async () =>
   assert.equal(await queue.take(), null);
 });
 
-test('no two workers ever have one key, and none that was added is lost', async () => {
+test('no two workers ever have the same key, and no added key is lost', async () => {
   const key = fc.constantFrom('a', 'b', 'c');
   const step = fc.oneof(fc.record({ add: key }), fc.constant({ take: true as const }), fc.record({ done: key }));
   await fc.assert(
     fc.asyncProperty(fc.array(step, { maxLength: 40 }), async (steps) => {
       const queue = new WorkQueue();
       const working = new Set<string>();
-      const owed = new Set<string>();
+      const pending = new Set<string>();
       const takers: Promise<void>[] = [];
       const take = () =>
         takers.push(
           queue.take().then((taken) => {
             if (taken === null) return;
-            assert(!working.has(taken), `${taken} is worked on twice`);
+            assert(!working.has(taken), `two workers have ${taken}`);
             working.add(taken);
-            owed.delete(taken);
+            pending.delete(taken);
           }),
         );
       for (const now of steps) {
         if ('add' in now) {
-          owed.add(now.add);
+          pending.add(now.add);
           queue.add(now.add);
         } else if ('done' in now) {
           if (working.delete(now.done)) queue.done(now.done);
@@ -102,7 +102,7 @@ test('no two workers ever have one key, and none that was added is lost', async 
         for (let worker = 0; worker < 3; worker++) take();
         await new Promise(setImmediate);
       }
-      assert.deepEqual([...owed], []);
+      assert.deepEqual([...pending], []);
       queue.close();
       await Promise.all(takers);
     }),

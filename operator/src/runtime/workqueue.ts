@@ -1,6 +1,7 @@
 /**
- * A queue of keys for workers (client-go's workqueue). A key is in the queue once, however often it is added. A key that
- * is added while a worker has it is queued again when that worker is done, so no two workers ever have the same key.
+ * A queue of keys for workers (client-go's workqueue). A key is in the queue once, however often it is added. A key
+ * that is added while a worker has it is queued again when that worker is done, so no two workers ever have the same
+ * key.
  */
 import { Backoff } from './backoff.ts';
 

@@ -1,7 +1,7 @@
 /**
- * A real kube-apiserver and etcd for tests (as envtest in Go): on free ports, in a temporary folder, until `stop`. There are
- * no controllers, no scheduler and no kubelet; tests do their part. The programs are those that `npm run setup -- --test`
- * builds, or those in KUBEBUILDER_ASSETS.
+ * A real kube-apiserver and etcd for tests (as envtest in Go): on free ports, in a temporary folder, until `stop`.
+ * There are no controllers, no scheduler and no kubelet; tests do their part. The programs are those that `npm run
+ * setup -- --test` builds, or those in KUBEBUILDER_ASSETS.
  */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
