@@ -11,6 +11,73 @@ const MAX_ALIASES = 100;
 
 const SCHEMAS = { FaceTrainJob, QuantizeJob };
 
+const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
+  new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
+
+export const fileUri = (path: string) => `file://${resolve(path)}`;
+
+/**
+ * @returns every document of the file, defaults filled in
+ * @throws FacetrainError InvalidManifest
+ */
+export async function readManifests(file: string): Promise<Manifest[]> {
+  const documents = parseYaml(await readText(file), file);
+  if (documents.length === 0) throw refusal(file, 'no document', 'one FaceTrainJob or QuantizeJob in YAML');
+  return documents.map(({ where, value }) => parseManifest(value, where, dirname(resolve(file))));
+}
+
+/** The one FaceTrainJob of a file. @throws FacetrainError InvalidManifest, also for more than one document */
+export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
+  const manifests = await readManifests(file);
+  const [job] = manifests;
+  if (manifests.length === 1 && job?.kind === 'FaceTrainJob') return job;
+  throw refusal(file, manifests.map(({ kind }) => kind).join(', '), 'must hold exactly one FaceTrainJob');
+}
+
+async function readText(file: string): Promise<string> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (cause) {
+    const allowed = 'give the path of a manifest, such as examples/lfw-small/job.yaml';
+    throw refusal(file, (cause as Error).message, allowed, cause);
+  }
+}
+
+interface Document {
+  /** The file, and of several documents the number, for messages. */
+  where: string;
+  value: unknown;
+}
+
+/** The documents of a YAML stream (JSON is YAML) that are not empty. */
+function parseYaml(text: string, file: string): Document[] {
+  const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
+    const where = length > 1 ? `${file} (document ${index + 1})` : file;
+    const [error] = document.errors;
+    if (error) throw refusal(where, firstLine(error), 'must be YAML', error);
+    try {
+      return { where, value: document.toJS({ maxAliasCount: MAX_ALIASES }) as unknown };
+    } catch (cause) {
+      throw refusal(where, firstLine(cause as Error), 'must be YAML', cause);
+    }
+  });
+  return documents.filter(({ value }) => value !== null);
+}
+
+/** A YAML error in one line: what is wrong and where. The lines after it quote the file. */
+const firstLine = ({ message }: Error) => message.split('\n', 1)[0]!.replace(/:$/, '');
+
+/** @param folder that relative file:// paths start from */
+function parseManifest(value: unknown, where: string, folder: string): Manifest {
+  const { kind } = Object(value) as { kind?: unknown };
+  if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
+    const found = kind === undefined ? 'missing' : JSON.stringify(kind);
+    const otherKinds = typeof kind === 'string' ? '; keep other kinds in files of their own' : '';
+    throw refusal(`${where}: kind`, found, `must be one of ${Object.keys(SCHEMAS).join(', ')}${otherKinds}`);
+  }
+  return parseDocument(SCHEMAS[kind as Manifest['kind']], resolvePaths(value, folder), where, 'InvalidManifest');
+}
+
 /** Makes file:// paths relative to `folder` absolute, in every field called uri. */
 function resolvePaths(value: unknown, folder: string): unknown {
   if (Array.isArray(value)) return value.map((element) => resolvePaths(element, folder));
@@ -22,70 +89,4 @@ function resolvePaths(value: unknown, folder: string): unknown {
       return [key, resolvePaths(field, folder)];
     }),
   );
-}
-
-/** A YAML error in one line: what is wrong and where. The lines after it quote the file. */
-const firstLine = ({ message }: Error) => message.split('\n', 1)[0]!.replace(/:$/, '');
-
-export const fileUri = (path: string) => `file://${resolve(path)}`;
-
-/**
- * @returns every document of the file, defaults filled in
- * @throws FacetrainError InvalidManifest
- */
-export async function readManifests(file: string): Promise<Manifest[]> {
-  const refuse = (subject: string, found: string, allowed: string, cause?: unknown) =>
-    new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
-  let text: string;
-  try {
-    text = await readFile(file, 'utf8');
-  } catch (cause) {
-    throw refuse(
-      file,
-      (cause as Error).message,
-      'give the path of a manifest, such as examples/lfw-small/job.yaml',
-      cause,
-    );
-  }
-  const documents = [...parseAllDocuments(text, { prettyErrors: true })].map((document, index, { length }) => {
-    const where = length > 1 ? `${file} (document ${index + 1})` : file;
-    const [error] = document.errors;
-    if (error) throw refuse(where, firstLine(error), 'must be YAML', error);
-    try {
-      return { where, value: document.toJS({ maxAliasCount: MAX_ALIASES }) as unknown };
-    } catch (cause) {
-      throw refuse(where, firstLine(cause as Error), 'must be YAML', cause);
-    }
-  });
-  const manifests = documents.filter(({ value }) => value !== null);
-  if (manifests.length === 0) throw refuse(file, 'no document', 'one FaceTrainJob or QuantizeJob in YAML');
-  return manifests.map(({ where, value }) => {
-    const { kind } = Object(value) as { kind?: unknown };
-    if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
-      const found = kind === undefined ? 'missing' : JSON.stringify(kind);
-      const otherKinds = typeof kind === 'string' ? '; keep other kinds in files of their own' : '';
-      throw refuse(`${where}: kind`, found, `must be one of ${Object.keys(SCHEMAS).join(', ')}${otherKinds}`);
-    }
-    return parseDocument(
-      SCHEMAS[kind as keyof typeof SCHEMAS],
-      resolvePaths(value, dirname(resolve(file))),
-      where,
-      'InvalidManifest',
-    );
-  });
-}
-
-/** The one FaceTrainJob of a file. */
-export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
-  const manifests = await readManifests(file);
-  const [job] = manifests;
-  if (manifests.length !== 1 || job?.kind !== 'FaceTrainJob') {
-    throw new FacetrainError({
-      code: 'InvalidManifest',
-      subject: file,
-      found: manifests.map(({ kind }) => kind).join(', '),
-      allowed: 'must hold exactly one FaceTrainJob',
-    });
-  }
-  return job;
 }

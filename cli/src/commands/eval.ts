@@ -23,30 +23,6 @@ export interface EvalOptions {
   threads?: number;
 }
 
-const isQuantized = ({ graph }: OnnxModel) => graph.nodes.some(({ op }) => op === 'QuantizeLinear');
-
-/** @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs */
-async function openEmbedder(
-  file: string,
-  model: OnnxModel,
-  runtime: Runtime,
-  computeThreads: number,
-): Promise<Embedder> {
-  const quantized = isQuantized(model);
-  if (quantized !== (runtime === 'int7')) {
-    const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
-    throw new FacetrainError({
-      code: 'InvalidModel',
-      subject: file,
-      found,
-      allowed: `--runtime ${other}, or another model`,
-    });
-  }
-  if (runtime === 'fp32') return Model.open(model.graph, { computeThreads });
-  const { layers, scales } = decodeInt7(model.graph);
-  return Int7Model.open(layers, scales, { computeThreads });
-}
-
 export async function evaluate(
   { model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions,
   line: StatusLine,
@@ -94,4 +70,28 @@ export async function evaluate(
   } finally {
     await embedder.close();
   }
+}
+
+const isQuantized = ({ graph }: OnnxModel) => graph.nodes.some(({ op }) => op === 'QuantizeLinear');
+
+/** @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs */
+async function openEmbedder(
+  file: string,
+  model: OnnxModel,
+  runtime: Runtime,
+  computeThreads: number,
+): Promise<Embedder> {
+  const quantized = isQuantized(model);
+  if (quantized !== (runtime === 'int7')) {
+    const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject: file,
+      found,
+      allowed: `--runtime ${other}, or another model`,
+    });
+  }
+  if (runtime === 'fp32') return Model.open(model.graph, { computeThreads });
+  const { layers, scales } = decodeInt7(model.graph);
+  return Int7Model.open(layers, scales, { computeThreads });
 }

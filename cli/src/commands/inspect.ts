@@ -8,36 +8,17 @@ import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { bytes, table } from '../terminal-output.ts';
 import { metricsRows } from './metrics-rows.ts';
 
-function describeCheckpoint(path: string, manifest: CheckpointManifest): [string, string][] {
-  const files = [manifest.backbone, ...manifest.rows];
-  return [
-    ['Checkpoint', path],
-    ['Job', `${manifest.job.name} (${manifest.job.uid})`],
-    ['Written', `${manifest.time}, by ${manifest.worldSize} trainers`],
-    ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
-    [
-      'Class centres',
-      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`,
-    ],
-    ['Size', bytes(files.reduce((sum, file) => sum + file.bytes, 0))],
-  ];
-}
-
-function describeArtifact(
-  path: string,
-  { source, calibration, metrics, gate, files }: ArtifactManifest,
-): [string, string][] {
-  return [
-    ['INT7 artifact', path],
-    ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
-    ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
-    ...metricsRows(metrics),
-    ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
-    ...Object.entries(files).map(([name, file]): [string, string] => [
-      name,
-      `${bytes(file.bytes)}, sha256 ${file.sha256}`,
-    ]),
-  ];
+export async function inspect(path: string) {
+  if (!existsSync(path))
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: path,
+      found: 'no such file or folder',
+      allowed: 'an ONNX file, a checkpoint or an artifact folder',
+    });
+  if (statSync(path).isDirectory()) return inspectFolder(path);
+  const description = describeModel(await readOnnx(path));
+  return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
 }
 
 async function inspectFolder(path: string) {
@@ -59,21 +40,40 @@ async function inspectFolder(path: string) {
   }
   if (manifest.kind === 'facetrain-int7') {
     const artifact = parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact');
-    return { json: { type: 'artifact', ...artifact }, text: table(describeArtifact(path, artifact)) };
+    return { json: { type: 'artifact', ...artifact }, text: table(artifactRows(path, artifact)) };
   }
   const checkpoint = parseDocument(CheckpointManifest, manifest, file, 'InvalidCheckpoint');
-  return { json: { type: 'checkpoint', ...checkpoint }, text: table(describeCheckpoint(path, checkpoint)) };
+  return { json: { type: 'checkpoint', ...checkpoint }, text: table(checkpointRows(path, checkpoint)) };
 }
 
-export async function inspect(path: string) {
-  if (!existsSync(path))
-    throw new FacetrainError({
-      code: 'InvalidArgument',
-      subject: path,
-      found: 'no such file or folder',
-      allowed: 'an ONNX file, a checkpoint or an artifact folder',
-    });
-  if (statSync(path).isDirectory()) return inspectFolder(path);
-  const description = describeModel(await readOnnx(path));
-  return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
+function checkpointRows(path: string, manifest: CheckpointManifest): [string, string][] {
+  const files = [manifest.backbone, ...manifest.rows];
+  return [
+    ['Checkpoint', path],
+    ['Job', `${manifest.job.name} (${manifest.job.uid})`],
+    ['Written', `${manifest.time}, by ${manifest.worldSize} trainers`],
+    ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
+    [
+      'Class centres',
+      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`,
+    ],
+    ['Size', bytes(files.reduce((sum, file) => sum + file.bytes, 0))],
+  ];
+}
+
+function artifactRows(
+  path: string,
+  { source, calibration, metrics, gate, files }: ArtifactManifest,
+): [string, string][] {
+  return [
+    ['INT7 artifact', path],
+    ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
+    ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
+    ...metricsRows(metrics),
+    ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
+    ...Object.entries(files).map(([name, file]): [string, string] => [
+      name,
+      `${bytes(file.bytes)}, sha256 ${file.sha256}`,
+    ]),
+  ];
 }

@@ -2,7 +2,13 @@
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
-import { ArtifactManifest, DEFAULT_SEARCH, parseDocument, type QuantizeConfig } from '@facetrain/api';
+import {
+  ArtifactManifest,
+  DEFAULT_SEARCH,
+  parseDocument,
+  type QuantizeConfig,
+  type QuantizeReport,
+} from '@facetrain/api';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
@@ -25,26 +31,44 @@ export interface QuantizeOptions {
   threads?: number;
 }
 
-const job = { name: 'quantize', uid: 'local', attempt: 0 };
+const JOB = { name: 'quantize', uid: 'local', attempt: 0 };
+/** Between updates of the status line. */
+const UPDATE_MILLISECONDS = 200;
 
-/** The rest is as spec.quantize has it by default. */
-async function makeConfig({
-  model,
-  calibration,
-  out,
-  images,
-  seed,
-  rounds,
-  pairs = [],
-  channelOrder,
-  threads,
-}: QuantizeOptions): Promise<QuantizeConfig> {
+export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
+  const config = await makeConfig(options);
+  const start = performance.now();
+  const report = await runWithStatusLine(config, line, signal);
+  const files = await readArtifactFiles(config.outputDirectory);
+  const { layers, metrics, source } = report;
+  const seconds = (performance.now() - start) / 1000;
+  return {
+    json: {
+      layers,
+      meanCosine: metrics.meanCosine,
+      percentile1Cosine: metrics.percentile1Cosine,
+      seconds,
+      evaluation: metrics.comparisons,
+      files,
+    },
+    text: table([
+      ['Source', `${options.model} (${bytes(source.bytes)})`],
+      ['Layers', `${layers.length}, in ${duration(seconds)}`],
+      ...metricsRows(metrics),
+      ...fileRows(config.outputDirectory, files),
+    ]),
+  };
+}
+
+/** What no option names is the default of spec.quantize. */
+async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
+  const { model, calibration, out, images, seed, rounds, pairs = [], channelOrder, threads } = options;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );
   return {
     schemaVersion: 1,
-    job,
+    job: JOB,
     model: { path: resolve(model), channelOrder },
     calibration: { datasetPath: resolve(calibration), images, seed },
     search: { ...DEFAULT_SEARCH, rounds },
@@ -57,53 +81,34 @@ async function makeConfig({
   };
 }
 
-/** Between updates of the status line. */
-const UPDATE_MILLISECONDS = 200;
-
-export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
-  const config = await makeConfig(options);
-  const board = createBoard(job, 'Loading');
-  const start = performance.now();
+async function runWithStatusLine(
+  config: QuantizeConfig,
+  line: StatusLine,
+  signal: AbortSignal,
+): Promise<QuantizeReport> {
+  const board = createBoard(JOB, 'Loading');
   const timer = setInterval(() => line.show(board.current.stage, progressDetail(board.current)), UPDATE_MILLISECONDS);
   try {
-    const report = await runQuantize(config, {
-      log: pino({ level: 'warn' }, pino.destination(2)),
-      progress: board,
-      signal,
-    });
-    const file = join(config.outputDirectory, 'manifest.json');
-    const { files } = parseDocument(
-      ArtifactManifest,
-      JSON.parse(await readFile(file, 'utf8')),
-      file,
-      'InvalidArtifact',
-    );
-    const { layers, metrics, source } = report;
-    const seconds = (performance.now() - start) / 1000;
-    const sum = Object.values(files).reduce((total, { bytes: size }) => total + size, 0);
-    return {
-      json: {
-        layers,
-        meanCosine: metrics.meanCosine,
-        percentile1Cosine: metrics.percentile1Cosine,
-        seconds,
-        evaluation: metrics.comparisons,
-        files,
-      },
-      text: table([
-        ['Source', `${options.model} (${bytes(source.bytes)})`],
-        ['Layers', `${layers.length}, in ${duration(seconds)}`],
-        ...metricsRows(metrics),
-        [
-          'INT7 model',
-          `${join(config.outputDirectory, 'model.int7.onnx')} (${bytes(files['model.int7.onnx']?.bytes ?? 0)})`,
-        ],
-        ['Report', join(config.outputDirectory, 'report.html')],
-        ['All files', bytes(sum)],
-      ]),
-    };
+    const log = pino({ level: 'warn' }, pino.destination(2));
+    return await runQuantize(config, { log, progress: board, signal });
   } finally {
     clearInterval(timer);
     line.clear();
   }
+}
+
+/** The files that the artifact's manifest names, with their sizes and digests. */
+async function readArtifactFiles(folder: string): Promise<ArtifactManifest['files']> {
+  const file = join(folder, 'manifest.json');
+  const manifest: unknown = JSON.parse(await readFile(file, 'utf8'));
+  return parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact').files;
+}
+
+function fileRows(folder: string, files: ArtifactManifest['files']): [string, string][] {
+  const total = Object.values(files).reduce((sum, file) => sum + file.bytes, 0);
+  return [
+    ['INT7 model', `${join(folder, 'model.int7.onnx')} (${bytes(files['model.int7.onnx']?.bytes ?? 0)})`],
+    ['Report', join(folder, 'report.html')],
+    ['All files', bytes(total)],
+  ];
 }
