@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the addon, and gathers it in /mnt with the libraries that it loads. For the Dockerfile, in /opt/facetrain:
+# Builds the addon, and copies it with the libraries that it loads to /mnt. For the Dockerfile, in /opt/facetrain:
 #
 #   sh trainer-image/assemble.sh [--cuda] [LIBRARY...]
 #
@@ -21,9 +21,9 @@ libtorch=$(printf '%s\n' "$libraries" | sed -n 's|/torch/lib/libtorch_cpu\.so$||
 for library in "$@"; do libraries="$libraries $libtorch/$library"; done
 # shellcheck disable=SC2086 # a list of paths without spaces
 realpath $libraries | xargs cp --parents --target-directory=/mnt
-# A fifth of libtorch and of NCCL is for debuggers. (NVIDIA's others have nothing to strip.)
+# A fifth of libtorch and of NCCL is symbols for debuggers. NVIDIA's other libraries have none.
 find /mnt \( -name 'lib*torch*.so' -o -name 'libnccl.so*' \) -exec strip --strip-unneeded {} +
 mkdir -p /mnt/opt/facetrain
 cp --parents "$addon" /mnt/opt/facetrain
-# They were unpacked in a private temporary folder.
+# They were unpacked in a temporary folder that only root may read.
 chmod -R a+rX /mnt/opt
