@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { configureNative } from './build.mjs';
 import { clangTidy } from './lib/clang-tidy.mjs';
 import { repositoryFiles } from './lib/files.mjs';
-import { COLUMNS, wideLines } from './lib/line-width.mjs';
+import { COLUMNS, checkLineWidth } from './lib/line-width.mjs';
 import * as needs from './lib/needs.mjs';
 import { node, root } from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
@@ -18,7 +18,8 @@ const cpp = (files) => files.filter((file) => /\.(cc|h)$/.test(file));
 const shell = (files) =>
   files.filter((file) => file.endsWith('.sh') || /^#!.*\b(ba)?sh\n/.test(readFileSync(join(root, file), 'utf8')));
 
-const biome = (...options) => program([node, 'node_modules/.bin/biome', 'check', '--error-on-warnings', ...options]);
+const biome = (...options) =>
+  program([node, 'node_modules/.bin/biome', 'check', '--error-on-warnings', '--max-diagnostics=none', ...options]);
 const generate = (...options) => program([node, 'hack/generate.mjs', ...options]);
 
 const fixes = {
@@ -36,12 +37,7 @@ const checks = {
   'shell scripts (shellcheck)': (files) =>
     program(['shellcheck', '--external-sources', '--source-path=SCRIPTDIR', ...shell(files)]),
   'generated files are fresh': () => generate('--check'),
-  [`lines end by column ${COLUMNS}`]: (files) => {
-    const wide = files.flatMap((file) =>
-      wideLines(file, readFileSync(join(root, file), 'utf8')).map((line) => `${file}:${line}`),
-    );
-    if (wide.length > 0) throw new SetupError(`Wider than ${COLUMNS} columns:\n${wide.join('\n')}`);
-  },
+  [`lines end by column ${COLUMNS}`]: (files) => checkLineWidth(files),
 };
 
 /** Runs all steps, also after one has failed, and prints what each that failed has found. */

@@ -1,4 +1,8 @@
 // The width of lines that people write.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { root } from './paths.mjs';
+import { SetupError } from './steps.mjs';
 
 export const COLUMNS = 120;
 
@@ -22,4 +26,15 @@ export function wideLines(path, text) {
     const breakable = !/https?:\/\//.test(line) && !(path.endsWith('.md') && line.trimStart().startsWith('|'));
     return breakable && [...line].length > COLUMNS ? [i + 1] : [];
   });
+}
+
+/**
+ * @param {string[]} files relative to the repository
+ * @throws SetupError with the file and number of each line that is too wide
+ */
+export function checkLineWidth(files) {
+  const wide = files.flatMap((file) =>
+    wideLines(file, readFileSync(join(root, file), 'utf8')).map((line) => `${file}:${line}`),
+  );
+  if (wide.length > 0) throw new SetupError(`Wider than ${COLUMNS} columns:\n${wide.join('\n')}`);
 }
