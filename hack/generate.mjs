@@ -1,44 +1,34 @@
-// Writes the generated files that are checked in: `npm run generate`. --check writes nothing; a stale file is an error.
+// Writes the files that are generated and checked in: `npm run generate`. With --check it writes nothing, and a file that
+// differs is an error. What is generated: install/src/generate.ts.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { customResourceDefinitions } from '@facetrain/api';
-import { referenceFiles } from '@facetrain/install/api-reference';
-import { chartFiles, deployFiles, gitOpsFiles } from '@facetrain/install/generate';
+import { generatedFiles } from '@facetrain/install/generate';
 import { HelmError } from '@facetrain/install/helm';
-import { stringify } from 'yaml';
 import { root } from './lib/paths.mjs';
 import { main, SetupError } from './lib/steps.mjs';
 
-const HEADER = '# Generated from api/ by `npm run generate`; do not edit.\n';
-
-function crdFiles() {
-  const crds = Object.entries(customResourceDefinitions()).map(([name, definition]) => [
-    join('crds', name),
-    HEADER + stringify(definition, { lineWidth: 120, aliasDuplicateObjects: false }),
-  ]);
-  return Object.fromEntries(crds);
+/** Writes the files that differ (or, with `check`, only finds them). Returns their paths. */
+function update(files, check) {
+  const different = Object.entries(files).filter(([path, content]) => {
+    const file = join(root, path);
+    return !existsSync(file) || readFileSync(file, 'utf8') !== content;
+  });
+  for (const [path, content] of check ? [] : different) {
+    const file = join(root, path);
+    mkdirSync(dirname(file), { recursive: true });
+    writeFileSync(file, content);
+    process.stderr.write(`${path}: written\n`);
+  }
+  return different.map(([path]) => path);
 }
 
 await main(async () => {
   const check = process.argv.includes('--check');
   const stale = [];
-  const write = (files) => {
-    for (const [path, content] of Object.entries(files)) {
-      const file = join(root, path);
-      if (existsSync(file) && readFileSync(file, 'utf8') === content) continue;
-      stale.push(path);
-      if (check) continue;
-      mkdirSync(dirname(file), { recursive: true });
-      writeFileSync(file, content);
-      process.stderr.write(`${path}: written\n`);
-    }
-  };
-  write({ ...crdFiles(), ...chartFiles(), ...gitOpsFiles(), ...referenceFiles() });
-  // Rendered from the chart as it stands now, so it comes after it.
-  write(
-    await deployFiles().catch((error) => {
-      throw error instanceof HelmError ? new SetupError(error.message) : error;
-    }),
-  );
+  try {
+    for await (const files of generatedFiles()) stale.push(...update(files, check));
+  } catch (error) {
+    throw error instanceof HelmError ? new SetupError(error.message) : error;
+  }
   if (check && stale.length > 0) throw new SetupError(`not as generated: ${stale.join(', ')}; run npm run generate`);
 });

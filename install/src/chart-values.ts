@@ -1,6 +1,6 @@
 /**
- * The values of the chart: the one source of values.yaml, of the schema that Helm holds a user's values against, and of the table in the chart's README.
- * Every field has a description and a default, so that what a user sees is complete.
+ * The values of the chart, as a zod schema. values.yaml, values.schema.json (by which Helm validates a user's values)
+ * and the table in the chart's README are generated from it. Every field has a description and a default.
  */
 import { z } from 'zod';
 
@@ -12,10 +12,10 @@ const section = <T extends z.ZodRawShape>(shape: T, description: string) =>
     .prefault({} as never)
     .describe(description);
 
-/** A part of a Kubernetes object, which the API server knows better how to check. */
-const part = (value: Record<string, unknown>, description: string) =>
+/** A field of a Kubernetes object, which the API server validates. */
+const object = (value: Record<string, unknown>, description: string) =>
   z.record(z.string(), z.unknown()).default(value).describe(description);
-const parts = (description: string) => z.array(z.record(z.string(), z.unknown())).default([]).describe(description);
+const list = (description: string) => z.array(z.record(z.string(), z.unknown())).default([]).describe(description);
 const labels = (description: string) => z.record(z.string(), z.string()).default({}).describe(description);
 
 const DURATION = /^([0-9]+(ms|[smhdwy]))+$/;
@@ -80,26 +80,26 @@ export const Values = z.strictObject({
     .default(5)
     .describe('Seconds between two questions to a training for its progress.'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Least level that is logged.'),
-  extraEnv: parts('More environment of the operator: `[{name: …, value: …}]`.'),
+  extraEnv: list('More environment of the operator: `[{name: …, value: …}]`.'),
 
-  resources: part(
+  resources: object(
     { requests: { cpu: '100m', memory: '128Mi' }, limits: { memory: '512Mi' } },
     "Requests and limits of the operator's container. Its memory grows with the pods of all jobs.",
   ),
-  podSecurityContext: part(
+  podSecurityContext: object(
     { runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: { type: 'RuntimeDefault' } },
     "Security context of the operator's pods.",
   ),
-  securityContext: part(
+  securityContext: object(
     { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } },
     "Security context of the operator's container.",
   ),
   podLabels: labels("More labels of the operator's pods."),
   podAnnotations: labels("Annotations of the operator's pods."),
   nodeSelector: labels("Labels of the nodes that the operator's pods may run on."),
-  tolerations: parts("Taints that the operator's pods tolerate."),
-  affinity: part({}, "Affinity of the operator's pods."),
-  topologySpreadConstraints: parts("How the operator's pods are spread; empty: over nodes, where there are several."),
+  tolerations: list("Taints that the operator's pods tolerate."),
+  affinity: object({}, "Affinity of the operator's pods."),
+  topologySpreadConstraints: list("How the operator's pods are spread; empty: over nodes, where there are several."),
   priorityClassName: text(
     '',
     "Priority class of the operator's pods; `system-cluster-critical` keeps it running where nodes are full.",
@@ -130,7 +130,7 @@ export const Values = z.strictObject({
   networkPolicy: section(
     {
       enabled: flag(false, 'Make one: only the probes and the metrics can be reached.'),
-      from: parts('Who may reach them: peers of a NetworkPolicy; empty: anyone.'),
+      from: list('Who may reach them: peers of a NetworkPolicy; empty: anyone.'),
     },
     "A NetworkPolicy for the operator's pods.",
   ),
@@ -164,8 +164,8 @@ export const Values = z.strictObject({
 });
 export type Values = z.infer<typeof Values>;
 
-/** With what a chart that is a part of another is given besides. */
-export const ValuesOfPart = Values.extend({
-  global: part({}, 'Values of the parent chart; nothing here reads them.'),
+/** What Helm passes to the chart as a subchart: its values, and these two. */
+export const SubchartValues = Values.extend({
+  global: object({}, 'Values of the parent chart; nothing here reads them.'),
   enabled: flag(true, 'For the `condition` of a parent chart; nothing here reads it.'),
 });

@@ -1,4 +1,4 @@
-/** The chart as Helm, and a real API server, see it. */
+/** The chart, checked by Helm and by a real API server. */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -80,7 +80,7 @@ const cases: Record<string, { values: object; want: string[] }> = {
       'ServiceMonitor',
     ],
   },
-  'one namespace, with nothing that belongs to none': {
+  'one namespace, without cluster-scoped objects': {
     values: namespaced,
     want: [
       'Deployment',
@@ -93,7 +93,7 @@ const cases: Record<string, { values: object; want: string[] }> = {
       'ServiceAccount',
     ],
   },
-  'one replica, and as little as there can be': {
+  'one replica, with everything optional disabled': {
     values: {
       replicas: 1,
       crds: { enabled: false },
@@ -119,7 +119,7 @@ let plane: ControlPlane;
 before(async () => {
   plane = await ControlPlane.start();
   for (const namespace of ['release', 'faces', 'facetrain-system']) await plane.createNamespace(namespace);
-  // So much of the Prometheus operator's as its documentation promises for the fields that the chart sets.
+  // Minimal CRDs of the Prometheus operator: the documented schema of the fields that the chart sets.
   for (const [kind, plural, endpoints] of [
     ['ServiceMonitor', 'servicemonitors', 'endpoints'],
     ['PodMonitor', 'podmonitors', 'podMetricsEndpoints'],
@@ -158,7 +158,7 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-/** @throws ApiError when the server would not take it, unknown and doubled fields included */
+/** @throws ApiError when the server would refuse the object; unknown and duplicate fields are errors */
 async function dryRun(object: Manifest): Promise<void> {
   const group = object.apiVersion.includes('/') ? `/apis/${object.apiVersion}` : `/api/${object.apiVersion}`;
   const { resources } = await plane.client.raw<{ resources: { name: string; kind: string; namespaced: boolean }[] }>(
@@ -184,7 +184,7 @@ const variable = (objects: Manifest[], name: string) =>
   container(objects).env.find((entry) => entry.name === name)?.value;
 
 for (const [name, { values, want }] of Object.entries(cases)) {
-  test(`renders what the API server takes: ${name}`, async () => {
+  test(`renders objects that the API server accepts: ${name}`, async () => {
     await withValues(values, (file) => helm(['lint', '--strict', '--values', file, chart]));
     const objects = await render(values, 'release');
     assert.deepEqual(objects.map(({ kind }) => kind).sort(), [...want].sort());
@@ -192,7 +192,7 @@ for (const [name, { values, want }] of Object.entries(cases)) {
   });
 }
 
-test('the values arrive', async () => {
+test('values reach the image, the environment and the flags of the operator', async () => {
   const objects = await render(everything);
   assert.equal(container(objects).image, 'registry.example:5000/faces/operator:9.9');
   assert.deepEqual(
@@ -214,7 +214,7 @@ test('the values arrive', async () => {
   assert.equal(variable(await render(namespaced), 'FACETRAIN_NAMESPACE'), 'faces');
 });
 
-test('every name fits, however long the release is called', async () => {
+test('names of objects are valid with the longest name of a release', async () => {
   const objects = manifests(
     await helm(['template', 'r'.repeat(53), chart, '--namespace', 'release', '--set', 'crds.enabled=false']),
   );
@@ -224,16 +224,16 @@ test('every name fits, however long the release is called', async () => {
 
 const refusals: Record<string, { values: object; want: RegExp }> = {
   'a typo': { values: { replica: 3 }, want: /at '': additional properties 'replica' not allowed/ },
-  'a typo further in': {
+  'a typo in a nested field': {
     values: { metrics: { serviceMonitor: { enable: true } } },
     want: /at '\/metrics\/serviceMonitor': additional properties 'enable' not allowed/,
   },
   'a number out of bounds': { values: { workers: 0 }, want: /at '\/workers': minimum: got 0, want 1/ },
-  'a word that is none of the allowed': {
+  'a word that is not allowed': {
     values: { logLevel: 'loud' },
     want: /at '\/logLevel': value must be one of 'debug', 'info', 'warn', 'error'/,
   },
-  'a digest that is none': {
+  'a malformed digest': {
     values: { image: { digest: 'sha256:12' } },
     want: /at '\/image\/digest': 'sha256:12' does not match pattern/,
   },
@@ -243,7 +243,7 @@ for (const [name, { values, want }] of Object.entries(refusals)) {
   test(`refused, with the path of the field: ${name}`, () => assert.rejects(render(values), want));
 }
 
-test('deploy/ is taken by the API server, and its kustomization names it', async () => {
+test('the API server accepts deploy/, and its kustomization lists the manifest', async () => {
   const folder = join(root, 'deploy');
   const { resources } = parse(await readFile(join(folder, 'kustomization.yaml'), 'utf8')) as { resources: string[] };
   assert.deepEqual(resources, ['facetrain.yaml']);
@@ -252,11 +252,11 @@ test('deploy/ is taken by the API server, and its kustomization names it', async
   const [namespace, ...objects] = manifests(text);
   assert.equal(namespace!.kind, 'Namespace');
   for (const object of objects) await dryRun(object);
-  // kubectl apply keeps a copy of what was applied in an annotation, of at most 256 KiB.
+  // kubectl apply keeps a copy of the object in an annotation, of at most 256 KiB.
   for (const object of objects) assert(JSON.stringify(object).length < 200_000, object.metadata.name);
 });
 
-test('install, upgrade and uninstall: the selector stays, jobs outlive the release, unless the CRDs are not kept', async () => {
+test('install, upgrade, uninstall: the selector stays the same, and jobs outlive the release if the CRDs are kept', async () => {
   const namespace = 'life';
   const crd = () =>
     plane.client.raw('/apis/apiextensions.k8s.io/v1/customresourcedefinitions/facetrainjobs.facetrain.dev');
@@ -291,7 +291,8 @@ test('install, upgrade and uninstall: the selector stays, jobs outlive the relea
   await crd();
   assert.equal((await plane.client.get(faceTrainJobs, namespace, 'faces')).metadata.uid, job.metadata.uid);
 
-  // A release of the same name finds them again; one elsewhere must be told to take them, and may be told to take them along when it goes.
+  // A release of the same name and namespace adopts the kept CRDs. Another one needs --take-ownership; with crds.keep
+  // false it deletes them at its end.
   await upgrade(plane, namespace, {});
   await uninstall(plane, namespace);
   await assert.rejects(upgrade(plane, 'elsewhere', {}), /invalid ownership metadata/);

@@ -1,6 +1,7 @@
 /**
- * What GitOps tools think of a job, at each stage that the planner can put it in: Argo CD by health.lua, which the interpreter runs that Argo CD has, and Flux by
- * the expressions of its example, which an API server evaluates, for it has the same CEL.
+ * The health of a job in GitOps tools, at each stage that the planner can report. Argo CD: health.lua, run by
+ * gopher-lua, the interpreter of Argo CD. Flux: the CEL expressions of its example, evaluated by an API server, which
+ * has the same CEL.
  */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -24,7 +25,7 @@ import { root, tools } from '../../hack/lib/paths.mjs';
 
 const folder = join(root, 'docs', 'gitops');
 
-/** The status after the planner has had its say a few times. */
+/** The status after some rounds of planning, each from the status of the one before. */
 function planned(
   job: FaceTrainJobBuilder,
   pods: ObservedPod[] = [],
@@ -49,7 +50,7 @@ interface Case {
   flux: 'failed' | 'current' | 'in progress';
 }
 const cases: Record<string, Case> = {
-  'nobody has looked at it': { status: undefined, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
+  'it has no status yet': { status: undefined, argo: 'Progressing', message: /not looked/, flux: 'in progress' },
   'its spec is newer than its status': {
     status: planned(makeJob(), RUNNING),
     generation: 2,
@@ -64,7 +65,7 @@ const cases: Record<string, Case> = {
     flux: 'in progress',
   },
   'it runs': { status: planned(makeJob(), RUNNING), argo: 'Healthy', message: /^PodsReady: /, flux: 'in progress' },
-  'it runs and has told its progress': {
+  'it runs and its status has progress': {
     status: {
       ...planned(makeJob(), RUNNING),
       progress: { step: 12, totalSteps: 100, epoch: 1, percent: 12, lastHeartbeatTime: at(10) },
@@ -117,7 +118,7 @@ const objectOf = ({ status, generation = 1 }: Case) => ({
 });
 
 describe('Argo CD', () => {
-  /** As Lua writes it. JSON's escapes are Lua's, as far as statuses have any. */
+  /** The value as a Lua literal. The escapes of JSON that occur in statuses are also Lua's. */
   const literal = (value: unknown): string => {
     if (Array.isArray(value)) return `{${value.map(literal).join(',')}}`;
     if (typeof value === 'object' && value !== null)
@@ -160,8 +161,9 @@ describe('Flux', () => {
     };
     const [ofTraining, ofQuantization] = spec.healthCheckExprs;
     assert.deepEqual({ ...ofQuantization, kind: 'FaceTrainJob' }, ofTraining);
-    // Flux asks in this order and takes the first that holds (runtime/cel of fluxcd/pkg): so the policy refuses a status in the name of that one. Its expressions
-    // have the object's fields at the top.
+    // Flux evaluates the expressions in this order and takes the first that is true (fluxcd/pkg, runtime/cel). The
+    // policy refuses every status, with the name of that expression as its message. In Flux the fields of the object
+    // are variables; in a policy they are fields of `object`.
     const ofObject = (expression: string) => expression.replace(/^status\./, 'object.?status.');
     const registration = '/apis/admissionregistration.k8s.io/v1';
     await plane.client.post(`${registration}/validatingadmissionpolicies`, {

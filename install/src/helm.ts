@@ -1,4 +1,4 @@
-/** Runs the pinned Helm. */
+/** Runs the Helm that hack/versions.json pins and `npm run setup -- --test` builds. */
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,7 +10,10 @@ export class HelmError extends Error {
   override readonly name = 'HelmError';
 }
 
-/** @returns its standard output @throws HelmError with what it said, or when it is not installed */
+/**
+ * @returns the standard output of `helm ARGS`
+ * @throws HelmError with its standard error when it fails, or when it is not installed
+ */
 export function helm(args: string[], env: Record<string, string> = {}): Promise<string> {
   const program = join(tools, 'helm');
   if (!existsSync(program))

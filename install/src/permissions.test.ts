@@ -1,6 +1,7 @@
 /**
- * The roles of the chart against a real API server that enforces them: the operator runs as the chart's service account through everything that it ever asks
- * for. Nothing is refused, so the roles are enough; and what they allow and was not asked for is named here, with the reason, so they are the least.
+ * The roles of the chart on a real API server that enforces them. The operator runs as the chart's service account, and
+ * makes every kind of request that it ever makes. No request is forbidden, so the roles are sufficient. Every
+ * permission is used, but for the exceptions listed here, so the roles are minimal.
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
@@ -48,7 +49,7 @@ interface Rule {
   verbs: string[];
 }
 
-/** "group/resource verb", as the roles bound to the operator allow them. */
+/** Permissions of the roles that are bound to the operator, as "group/resource verb". */
 function allowed(objects: Manifest[]): Set<string> {
   const bound = new Set(
     objects
@@ -70,8 +71,8 @@ function allowed(objects: Manifest[]): Set<string> {
 const PATH =
   /^\/(?:api|apis\/([^/]+))\/[^/]+\/(?:namespaces\/[^/]+\/)?([a-z]+)(?:\/([^/?]+))?(?:\/([a-z]+))?(?:\?(.*))?$/;
 
-/** The same of a request; null for discovery, which everyone may ask. */
-function asked({ method, url }: RecordedRequest): string | null {
+/** The permission that a request needs, as "group/resource verb"; null for discovery, which every user may read. */
+function permissionFor({ method, url }: RecordedRequest): string | null {
   const [, group = '', resource, name, subresource, query = ''] = PATH.exec(url) ?? [];
   if (resource === undefined) return null;
   const read = name !== undefined ? 'get' : /(^|&)watch=true/.test(query) ? 'watch' : 'list';
@@ -92,7 +93,7 @@ async function clientOf(server: string, account: { namespace: string; name: stri
   });
 }
 
-/** The operator, as the service account of the release in this namespace. */
+/** Starts the operator as the service account of the release in the namespace `release`. */
 async function startOperator(
   t: { after(end: () => Promise<void>): void },
   release: string,
@@ -137,26 +138,26 @@ const apply = (namespace: string, name: string, spec: object = {}) =>
     },
   });
 
-const is = (resource: Resource<JobObject>, namespace: string, name: string, phase: string) =>
+const hasPhase = (resource: Resource<JobObject>, namespace: string, name: string, phase: string) =>
   eventually(async () =>
     assert.equal((await plane.client.get(resource, namespace, name)).status?.['phase' as never], phase),
   );
-const isThere = (resource: Resource, namespace: string, name: string) =>
+const exists = (resource: Resource, namespace: string, name: string) =>
   eventually(() => plane.client.get(resource, namespace, name));
 const isGone = (resource: Resource, namespace: string, name: string) =>
   eventually(() =>
     assert.rejects(plane.client.get(resource, namespace, name), (error) => isApiError(error, 'NotFound')),
   );
-const suspend = (namespace: string, name: string, does: boolean) =>
-  plane.client.patch(faceTrainJobs, namespace, name, { spec: { suspend: does } });
+const suspend = (namespace: string, name: string, isSuspended: boolean) =>
+  plane.client.patch(faceTrainJobs, namespace, name, { spec: { suspend: isSuspended } });
 const stalledBy = (namespace: string, name: string, message: RegExp) =>
   eventually(async () => {
     const { status } = await plane.client.get(faceTrainJobs, namespace, name);
     assert.match(status?.conditions?.find(({ type }) => type === 'Stalled')?.message ?? '', message);
   });
 
-/** The life of a job that meets with everything, in a namespace where names that others want are taken. */
-async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
+/** Makes the operator send every kind of request: restarts, suspension, quantization, name conflicts. */
+async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> {
   const wrote = (verb: string, kind: string) =>
     eventually(() =>
       assert(
@@ -164,47 +165,47 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
         `no ${verb} of ${kind}`,
       ),
     );
-  // It fails, and starts again.
+  // A failure and a restart.
   await apply(namespace, 'faces', { quantize: {}, ttlSecondsAfterFinished: { succeeded: 0 } });
-  await isThere(pods, namespace, 'faces-0-0');
+  await exists(pods, namespace, 'faces-0-0');
   await setPodStatus(plane.client, namespace, 'faces-0-0', 'Failed', { exitCode: 1 });
-  await isThere(pods, namespace, 'faces-1-0');
+  await exists(pods, namespace, 'faces-1-0');
   await suspend(namespace, 'faces', true);
-  await is(faceTrainJobs, namespace, 'faces', 'Suspended');
-  // What is there already follows the spec.
+  await hasPhase(faceTrainJobs, namespace, 'faces', 'Suspended');
+  // Existing objects are patched to the new spec.
   await plane.client.patch(faceTrainJobs, namespace, 'faces', {
     spec: { suspend: false, trainers: { progressPort: 8090 } },
   });
-  await is(faceTrainJobs, namespace, 'faces', 'Pending');
+  await hasPhase(faceTrainJobs, namespace, 'faces', 'Pending');
   for (const kind of ['services', 'networkpolicies']) await wrote('PATCH', kind);
   await plane.client.patch(faceTrainJobs, namespace, 'faces', { spec: { networkPolicy: { enabled: false } } });
   await wrote('DELETE', 'networkpolicies');
-  // What is left of the attempts before goes.
+  // Objects of earlier attempts are deleted.
   for (const kind of ['pods', 'configmaps', 'podgroups']) await wrote('DELETE', kind);
-  // Trained, and quantized, with a suspension in between; its time to live is over at once.
+  // Training, a suspended quantization, success; the job is deleted as its time to live is 0.
   const { status } = await plane.client.get(faceTrainJobs, namespace, 'faces');
   const last = `faces-${status!.attempt}-0`;
-  await isThere(pods, namespace, last);
+  await exists(pods, namespace, last);
   await setPodStatus(plane.client, namespace, last, 'Running');
-  await is(faceTrainJobs, namespace, 'faces', 'Running');
+  await hasPhase(faceTrainJobs, namespace, 'faces', 'Running');
   await setPodStatus(plane.client, namespace, last, 'Succeeded', { exitCode: 0 });
-  await isThere(pods, namespace, 'faces-quantize-0-0');
+  await exists(pods, namespace, 'faces-quantize-0-0');
   await suspend(namespace, 'faces', true);
-  await is(quantizeJobs, namespace, 'faces-quantize', 'Suspended');
+  await hasPhase(quantizeJobs, namespace, 'faces-quantize', 'Suspended');
   await suspend(namespace, 'faces', false);
-  const again = (await isThere(quantizeJobs, namespace, 'faces-quantize')) as JobObject;
+  const again = (await exists(quantizeJobs, namespace, 'faces-quantize')) as JobObject;
   const quantizer = `faces-quantize-${again.status!.attempt}-0`;
-  await isThere(pods, namespace, quantizer);
+  await exists(pods, namespace, quantizer);
   await setPodStatus(plane.client, namespace, quantizer, 'Succeeded', { exitCode: 0 });
   await isGone(faceTrainJobs, namespace, 'faces');
-  // One that fails in the same way twice: the second event adds to the series of the first.
+  // Two equal failures: the second event is counted in the series of the first.
   await apply(namespace, 'again');
   for (const attempt of [0, 1]) {
-    await isThere(pods, namespace, `again-${attempt}-0`);
+    await exists(pods, namespace, `again-${attempt}-0`);
     await setPodStatus(plane.client, namespace, `again-${attempt}-0`, 'Failed', { exitCode: 1 });
   }
   await wrote('PATCH', 'events');
-  // A QuantizeJob of its own, which fails and goes.
+  // A QuantizeJob without a FaceTrainJob fails, and is deleted as its time to live is 0.
   await plane.client.create(quantizeJobs, namespace, {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'QuantizeJob',
@@ -216,11 +217,11 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
       ttlSecondsAfterFinished: { failed: 0 },
     },
   });
-  await isThere(pods, namespace, 'small-0-0');
+  await exists(pods, namespace, 'small-0-0');
   await setPodStatus(plane.client, namespace, 'small-0-0', 'Failed', { exitCode: 2 });
   await isGone(quantizeJobs, namespace, 'small');
 
-  // What has the name of a child is looked at, and left alone.
+  // Objects of another owner under the name of a child are read, and not changed.
   const theirs: [Resource, string, string, object][] = [
     [services, 'Service', 'taken-by-service', { spec: { ports: [{ port: 80 }] } }],
     [networkPolicies, 'NetworkPolicy', 'taken-by-policy', { spec: { podSelector: {} } }],
@@ -239,11 +240,11 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
     await apply(namespace, job);
     await stalledBy(namespace, job, new RegExp(`^${kind} ${name} exists`));
   }
-  // One that the operator could have seen coming, if its watch had not stopped meanwhile.
+  // The same for a QuantizeJob, which the operator would find in its cache if its watch had not ended.
   proxy.fail('GET', /\/quantizejobs\?.*watch=true/, 500, { times: 1000 });
   proxy.dropWatches();
   await apply(namespace, 'late', { quantize: {} });
-  await isThere(pods, namespace, 'late-0-0');
+  await exists(pods, namespace, 'late-0-0');
   await plane.client.create(quantizeJobs, namespace, {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'QuantizeJob',
@@ -258,39 +259,39 @@ async function everything(namespace: string, proxy: FaultProxy): Promise<void> {
   await stalledBy(namespace, 'late', /^QuantizeJob late-quantize exists/);
 }
 
-/** Needed, though no request asks for them by name. */
-const UNASKED = [
-  // Asked by the admission of owner references; see the last test.
+/** Permissions that are needed although no request is made with them. */
+const WITHOUT_REQUEST = [
+  // Checked by the admission plugin OwnerReferencesPermissionEnforcement; see the test of the finalizers rule.
   'facetrain.dev/facetrainjobs/finalizers update',
   'facetrain.dev/quantizejobs/finalizers update',
 ];
-const usedOf = (proxy: FaultProxy) => new Set(proxy.requests.flatMap((seen) => asked(seen) ?? []));
+const usedOf = (proxy: FaultProxy) => new Set(proxy.requests.flatMap((request) => permissionFor(request) ?? []));
 const refusedOf = (proxy: FaultProxy) => proxy.requests.filter(({ code }) => code === 403 || code === 401);
 
-test('in all namespaces: the ClusterRole is enough, and the least', async (t) => {
+test('in all namespaces, the ClusterRole is sufficient and minimal', async (t) => {
   await upgrade(plane, 'facetrain-system', { crds: { enabled: false } });
   const proxy = await startOperator(t, 'facetrain-system', null);
-  await everything('faces', proxy);
+  await exerciseAll('faces', proxy);
   assert.deepEqual(refusedOf(proxy), []);
   const used = usedOf(proxy);
   const unused = [...allowed(await render({}))].filter((permission) => !used.has(permission));
-  assert.deepEqual(unused.sort(), UNASKED);
+  assert.deepEqual(unused.sort(), WITHOUT_REQUEST);
 });
 
-test('in one namespace: the Role there is enough, and the least; elsewhere nothing is allowed', async (t) => {
+test('in one namespace, the Role is sufficient and minimal; other namespaces are forbidden', async (t) => {
   const namespace = 'alone';
   const values = { watchNamespace: namespace, crds: { enabled: false }, rbac: { userRoles: false } };
   await upgrade(plane, namespace, values);
   const proxy = await startOperator(t, namespace, namespace);
-  await everything(namespace, proxy);
-  // A Role cannot allow nodes: the operator asks, and goes on without.
+  await exerciseAll(namespace, proxy);
+  // A Role cannot allow nodes: the operator tries once, and works without.
   assert.deepEqual(
     refusedOf(proxy).filter(({ url }) => !url.startsWith('/api/v1/nodes')),
     [],
   );
   const used = usedOf(proxy);
   const unused = [...allowed(await render(values, namespace))].filter((permission) => !used.has(permission));
-  assert.deepEqual(unused.sort(), [...UNASKED].sort());
+  assert.deepEqual(unused.sort(), [...WITHOUT_REQUEST].sort());
 
   const client = await clientOf(plane.server, { namespace, name: 'facetrain' }, plane.ca);
   t.after(() => client.close());
@@ -301,7 +302,7 @@ test('in one namespace: the Role there is enough, and the least; elsewhere nothi
   await assert.rejects(client.list(defineResource('v1', 'secrets'), namespace, {}), isForbidden);
 });
 
-test('without the finalizers rule, a server that checks owner references refuses the children, and the job says so', async (t) => {
+test('without the finalizers rule, a server that checks owner references refuses children; the status has the reason', async (t) => {
   const namespace = 'unowned';
   await upgrade(plane, namespace, { watchNamespace: namespace, crds: { enabled: false }, rbac: { userRoles: false } });
   const roles = defineResource<KubernetesObject & { rules: Rule[] }>('rbac.authorization.k8s.io/v1', 'roles');
@@ -315,7 +316,7 @@ test('without the finalizers rule, a server that checks owner references refuses
   await assert.rejects(plane.client.get(pods, namespace, 'faces-0-0'), (error) => isApiError(error, 'NotFound'));
 });
 
-test('the roles for people: who edits makes jobs, who views looks at them, and neither writes a status', async (t) => {
+test('the roles for users: an editor writes jobs, a viewer reads them, and neither writes a status', async (t) => {
   const accounts = defineResource('v1', 'serviceaccounts');
   const bindings = defineResource('rbac.authorization.k8s.io/v1', 'rolebindings');
   await plane.createNamespace('people');

@@ -1,4 +1,4 @@
-/** Inputs of a Pulumi program, held against the schemas in api/. */
+/** Inputs of a Pulumi program, validated by the schemas in api/. */
 import { type Input, Output, output } from '@pulumi/pulumi';
 
 /** A document of which every part may be an output of another resource. */
@@ -7,9 +7,11 @@ export type Inputs<T> = Input<
 >;
 
 /**
- * Checks a document at once if all of it is known, so that an error points at the line of the program; else once it is, and before anything that is made of it
- * is registered. What only `pulumi up` finds out passes a preview.
- * @param check throws what is wrong
+ * Validates a document. If all of it is known this happens at once, so that the stack of the error has the line of the
+ * program. Otherwise it happens when all is known (a preview may never know it), before a resource that uses it is
+ * registered.
+ *
+ * @param check throws when the document is invalid
  */
 export function checked<T>(document: Inputs<T>, check: (document: T) => void): Output<T> {
   const resolved = output(document) as Output<T>;

@@ -13,8 +13,8 @@ import type { z } from 'zod';
 import { checked, type Inputs } from './inputs.ts';
 
 /**
- * Until when `pulumi up` waits for a job, by the annotations of Pulumi's Kubernetes provider: until all of its pods are ready (or it is suspended), until it
- * has ended, or not at all.
+ * How long `pulumi up` waits for a job. Ready: until all of its pods are ready, or it is suspended. End: until it has
+ * succeeded or failed. The annotations are those of Pulumi's Kubernetes provider.
  */
 export type WaitFor = 'Ready' | 'End' | 'Nothing';
 const ANNOTATIONS: Record<WaitFor, Record<string, string>> = {
@@ -23,7 +23,7 @@ const ANNOTATIONS: Record<WaitFor, Record<string, string>> = {
   Nothing: { 'pulumi.com/skipAwait': 'true' },
 };
 
-/** What Pulumi adds to a resource's name where metadata has none. */
+/** Pulumi appends 8 random characters to a resource's name where metadata has no name; the length counts. */
 const SUFFIX = '-xxxxxxxx';
 
 export interface JobArgs<Spec> {
@@ -40,7 +40,7 @@ abstract class Job<
   S extends Schema,
   Status extends FaceTrainJobStatus | QuantizeJobStatus,
 > extends apiextensions.CustomResource {
-  /** As of when Pulumi stopped waiting, or of the last refresh. */
+  /** As it was when Pulumi stopped waiting, or at the last refresh. */
   declare readonly status: Output<Status | undefined>;
 
   constructor(
@@ -84,7 +84,7 @@ abstract class Job<
     return this.status.apply((status) => status?.phase);
   }
 
-  /** The published INT7 model; undefined where there was none when Pulumi stopped waiting, so wait for End to use it. */
+  /** The published INT7 model; undefined if there was none when Pulumi stopped waiting: use it with waitFor End. */
   get artifact(): Output<Status['artifact'] | undefined> {
     return this.status.apply((status) => status?.artifact);
   }

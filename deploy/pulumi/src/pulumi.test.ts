@@ -1,4 +1,4 @@
-/** Programs run by Pulumi's SDK against its mocks, and what they register against Helm and a real API server. */
+/** Programs under Pulumi's mocks; the resources that they register are given to Helm and a real API server. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
@@ -31,25 +31,25 @@ interface Registered {
   type: string;
   name: string;
   inputs: Manifest;
-  /** The resources that were there when the registration began. */
+  /** Names of the resources that existed when this registration began. */
   after: string[];
 }
 
-interface Circumstances {
+interface RunOptions {
   preview?: boolean;
-  /** More of the state that the provider answers with. */
+  /** Additional state in the provider's answers. */
   state?: object;
 }
 
-/** Runs a program until nothing is under way. @returns what it registered, its own components aside */
-async function run(program: () => unknown, { preview = false, state = {} }: Circumstances = {}): Promise<Registered[]> {
+/** Runs a program to its end. @returns the Kubernetes resources that it registered */
+async function run(program: () => unknown, { preview = false, state = {} }: RunOptions = {}): Promise<Registered[]> {
   const registered: Registered[] = [];
-  const there: string[] = [];
+  const existing: string[] = [];
   const newResource = async ({ type, name, inputs }: runtime.MockResourceArgs) => {
-    if (type.startsWith('kubernetes:')) registered.push({ type, name, inputs, after: [...there] });
-    // So that whatever does not wait for this one is registered first.
+    if (type.startsWith('kubernetes:')) registered.push({ type, name, inputs, after: [...existing] });
+    // Time for resources that do not wait for this one to be registered first.
     for (let turn = 0; turn < 10; turn++) await new Promise(setImmediate);
-    there.push(name);
+    existing.push(name);
     return { id: `${name}-id`, state: { ...inputs, ...state } };
   };
   await runtime.setMocks(
@@ -74,7 +74,7 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-test('operator and jobs, in this order, as Helm and the API server take them', async () => {
+test('the operator and then jobs are registered, and Helm and the API server accept them', async () => {
   const registered = await run(() => {
     const facetrain = new Facetrain('facetrain', {
       values: { replicas: 1, image: { registry: output('registry.example') } },
@@ -131,7 +131,7 @@ test('operator and jobs, in this order, as Helm and the API server take them', a
   await create(`${jobs}/facetrainjobs`, example.find(({ type }) => type === TRAIN)!.inputs);
 });
 
-test('a namespace that is there is not made', async () => {
+test('with createNamespace false no namespace is registered', async () => {
   const registered = await run(() => new Facetrain('facetrain', { namespace: 'theirs', createNamespace: false }));
   assert.deepEqual(
     registered.map(({ type, inputs }) => [type, inputs.namespace]),
@@ -144,7 +144,7 @@ const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
     args: jobArgs({ epochs: -1 }),
     want: /^FaceTrainJob faces: spec\.epochs: -1; must be at least 1$/,
   },
-  'a typo further in': {
+  'a typo in a nested field': {
     args: jobArgs({ trainers: { replica: 2 } }),
     want: /: spec\.trainers\.replica: unknown field; did you mean "replicas"\?/,
   },
@@ -152,11 +152,11 @@ const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
     args: jobArgs({ trainers: { replicas: 3 } }),
     want: /: spec\.globalBatchSize: 64; globalBatchSize must be divisible/,
   },
-  'a name that is none': {
+  'an invalid name': {
     args: jobArgs({}, { metadata: { name: 'Faces' } }),
     want: /: metadata\.name: "Faces"; lower-case letters/,
   },
-  'the end without a time': {
+  'waitFor End without customTimeouts': {
     args: jobArgs({}, { waitFor: 'End' }),
     want: /: customTimeouts: missing; with waitFor End, say how long/,
   },
@@ -194,7 +194,7 @@ test('values are refused by their path', async () => {
   assert.deepEqual(registered, []);
 });
 
-test('a job without a name gets one of Pulumi, which has to fit too', async () => {
+test('a name with the suffix that Pulumi appends must not be too long', async () => {
   const registered = await run(() => {
     new FaceTrainJob('faces', { spec });
     assert.throws(
@@ -208,7 +208,7 @@ test('a job without a name gets one of Pulumi, which has to fit too', async () =
   );
 });
 
-test('what only an update finds out passes a preview, and is refused by the update before the job is registered', async () => {
+test('a value that is unknown in a preview passes it, and is refused by the update before the job is registered', async () => {
   const previewed = await run(
     () => {
       const data = new core.v1.ConfigMap('data', {});
@@ -221,7 +221,7 @@ test('what only an update finds out passes a preview, and is refused by the upda
     ['kubernetes:core/v1:ConfigMap', TRAIN],
   );
 
-  // Pulumi ends a program at the first rejection that nobody handles: a process of its own.
+  // Pulumi ends a process at the first unhandled rejection, so this program runs in one of its own.
   const program = `
     import { output, runtime } from '@pulumi/pulumi';
     import { FaceTrainJob } from '@facetrain/pulumi';
@@ -250,7 +250,7 @@ test('phase and artifact are those of the status', async () => {
   assert.deepEqual(await Promise.all(values), ['Succeeded', artifact, undefined, undefined]);
 });
 
-test('who waits for the end hears of a failure', async () => {
+test('with waitFor End a failed job is an error, with Ready it is not', async () => {
   const conditions = [{ type: 'Failed', status: 'True', reason: 'RestartsExceeded', message: 'failed 4 times in 6 h' }];
   const failed = { phase: 'Failed', conditions };
   const hasErrors = async (waitFor: 'Ready' | 'End', status: object, preview = false) => {
@@ -265,7 +265,7 @@ test('who waits for the end hears of a failure', async () => {
   const end = 'jsonpath={.status.completionTime}';
   assert.deepEqual(await hasErrors('Ready', failed), ['condition=Ready', false]);
   assert.deepEqual(await hasErrors('End', { phase: 'Succeeded', conditions: [] }), [end, false]);
-  // It must still be possible to preview what would mend it.
+  // A preview of the fix must not fail.
   assert.deepEqual(await hasErrors('End', failed, true), [end, false]);
   assert.deepEqual(await hasErrors('End', failed), [end, true]);
 });

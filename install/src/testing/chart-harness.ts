@@ -1,4 +1,4 @@
-/** What the chart's tests share: a way in for helm, and the chart's objects as they would be sent. */
+/** Helpers for tests of the chart: renders, installs and removes it with the pinned Helm. */
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,18 +9,23 @@ import { chart, helm } from '../helm.ts';
 
 export type Manifest = KubernetesObject & { apiVersion: string; kind: string; [field: string]: any };
 
-/** The documents of a YAML stream that are not empty. */
+/** The documents of a YAML stream, without the empty ones. */
 export const manifests = (yaml: string): Manifest[] =>
   parseAllDocuments(yaml).flatMap((document) => (document.toJS() as Manifest | null) ?? []);
 
-/** The chart with these values. @throws HelmError */
+/** Renders the chart with these values. @throws HelmError */
 export async function render(values: object, namespace = 'default'): Promise<Manifest[]> {
   return withValues(values, async (file) =>
     manifests(await helm(['template', 'facetrain', chart, '--namespace', namespace, '--values', file])),
   );
 }
 
-/** Installs or upgrades the release `facetrain`, and waits for nothing: no kubelet is there. @param flags more of Helm's @returns the notes */
+/**
+ * Installs or upgrades the release `facetrain`, without waiting for its pods: no kubelet starts them.
+ *
+ * @param flags additional flags of helm
+ * @returns the notes (NOTES.txt)
+ */
 export function upgrade(plane: ControlPlane, namespace: string, values: object, ...flags: string[]): Promise<string> {
   return withValues(values, (file) =>
     withKubeconfig(plane, (kubeconfig) =>
@@ -51,7 +56,7 @@ export function uninstall(plane: ControlPlane, namespace: string): Promise<strin
 export const withValues = <T>(values: object, use: (file: string) => Promise<T>): Promise<T> =>
   withFile('values.json', values, use);
 
-/** As the cluster's administrator. */
+/** Calls `use` with a kubeconfig of the cluster's administrator. */
 function withKubeconfig<T>({ server, ca, token }: ControlPlane, use: (file: string) => Promise<T>): Promise<T> {
   const config = {
     'current-context': 'test',
@@ -62,7 +67,7 @@ function withKubeconfig<T>({ server, ca, token }: ControlPlane, use: (file: stri
   return withFile('kubeconfig', config, use);
 }
 
-/** JSON is YAML. */
+/** Calls `use` with a temporary file that has this content as JSON, which every YAML parser reads. */
 async function withFile<T>(name: string, content: object, use: (file: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-chart-'));
   try {
