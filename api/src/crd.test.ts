@@ -1,7 +1,4 @@
-/**
- * The generated definitions against the API server's own code (hack/crdcheck), and the same verdict from zod and from
- * the CRD.
- */
+/** Checks the generated definitions with the API server's own code (hack/crdcheck), and that zod and the CRD agree. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
@@ -13,8 +10,11 @@ import { changes, type Document, fixtures, trainSpec } from './testing/manifest-
 
 const folder = join(root, 'crds');
 const files = readdirSync(folder).map((name) => join(folder, name));
-/** Helm keeps releases in Secrets of at most 1 MiB, and kubectl apply an annotation of at most 256 KiB. */
-const LARGEST = 250_000;
+/**
+ * Bytes of a definition: kubectl apply stores it in annotations, which may have 256 KiB; Helm stores releases in
+ * Secrets of 1 MiB.
+ */
+const MAX_BYTES = 250_000;
 
 function crdcheck(inputs: { object: Document; old?: Document }[]): {
   definitions: Record<string, string[]>;
@@ -35,7 +35,7 @@ before(() => {
   verdicts = crdcheck(Object.values(fixtures).map(({ object }) => ({ object }))).objects;
 });
 
-test('the definitions are what an API server accepts: structural, with CEL that compiles and is cheap enough', () => {
+test('an API server accepts the definitions: structural schemas, CEL that compiles and is cheap enough', () => {
   assert.deepEqual(
     Object.values(crdcheck([]).definitions),
     files.map(() => []),
@@ -43,7 +43,7 @@ test('the definitions are what an API server accepts: structural, with CEL that 
 });
 
 test('the definitions are small enough to be applied', () => {
-  for (const file of files) assert.ok(readFileSync(file).length < LARGEST, file);
+  for (const file of files) assert.ok(readFileSync(file).length < MAX_BYTES, file);
 });
 
 for (const [index, [name, { object, wantValid }]] of Object.entries(fixtures).entries()) {

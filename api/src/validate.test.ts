@@ -61,7 +61,7 @@ const cases: Record<
     wantFound: 'missing',
     wantAllowed: /^must be an object$/,
   },
-  'a fraction where a whole number belongs': {
+  'a fraction for a whole number': {
     change: { epochs: 1.5 },
     wantSubject: 'job.yaml: spec.epochs',
     wantFound: '1.5',
@@ -103,7 +103,7 @@ test('several problems are all listed', () => {
     assert.ok(error.allowed.includes(`\n  ${path}`), error.allowed);
 });
 
-test('what is right comes back with its defaults', () => {
+test('a valid document is returned with its defaults', () => {
   const job = parseDocument(FaceTrainJob, manifest(), 'job.yaml', 'InvalidManifest');
   assert.equal(job.spec.loss.margin.type, 'CosFace');
   assert.equal(job.spec.trainers.replicas, 1);

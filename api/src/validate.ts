@@ -21,7 +21,7 @@ function valueAt(document: unknown, path: readonly PropertyKey[]): unknown {
   );
 }
 
-function shown(value: unknown): string {
+function quoted(value: unknown): string {
   if (value === undefined) return 'nothing';
   const text = JSON.stringify(value) ?? String(value);
   return text.length > 80 ? `${text.slice(0, 77)}...` : text;
@@ -107,7 +107,7 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
       return [
         {
           path,
-          found: value === undefined ? 'missing' : shown(value),
+          found: value === undefined ? 'missing' : quoted(value),
           allowed:
             issue.expected === 'int'
               ? 'must be a whole number'
@@ -118,15 +118,15 @@ function problemsOf(issue: z.core.$ZodIssue, schema: z.ZodType, document: unknow
       return [
         {
           path,
-          found: value === undefined ? 'missing' : shown(value),
+          found: value === undefined ? 'missing' : quoted(value),
           allowed: `must be one of ${issue.values.map(String).join(', ')}`,
         },
       ];
     case 'too_small':
     case 'too_big':
-      return [{ path, found: shown(value), allowed: range(issue) }];
+      return [{ path, found: quoted(value), allowed: range(issue) }];
     default:
-      return [{ path, found: shown(value), allowed: issue.message }];
+      return [{ path, found: quoted(value), allowed: issue.message }];
   }
 }
 

@@ -6,7 +6,7 @@ import type { Action } from './plan.ts';
 import type { Stage } from './stage.ts';
 
 /**
- * @param isOver whether the observed status already says that the current attempt was the last. If only this plan found
+ * @param isOver whether the current attempt was the last one, by the observed status. If only this plan found
  *   that out, the next plan deletes its pods.
  */
 export function actionsOf(

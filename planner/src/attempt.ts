@@ -60,7 +60,7 @@ export function viewOf(
   now: Date,
   toleratesNodeLoss: boolean,
 ): JobView {
-  // A pod may belong to a later attempt than the status says, if the status was lost or is stale. The pods decide.
+  // A pod may belong to a later attempt than that of the status, if the status was lost or is stale. The pods decide.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
   const otherPods: ObservedPod[] = [];

@@ -1,6 +1,6 @@
 /**
- * Deletions after the end of an attempt. An attempt is over once the observed status says so. Before that its pods are
- * the evidence for what to do next.
+ * Deletions after the end of an attempt. An attempt is over once the observed status has a higher number, or an
+ * outcome. Before that its pods are the evidence for what to do next.
  */
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { attemptName } from './names.ts';

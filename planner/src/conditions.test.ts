@@ -7,15 +7,16 @@ import { after, at } from './testing/builders.ts';
 const ready = (status: 'True' | 'False', message = '') => ({ type: ConditionType.ready, status, reason: 'R', message });
 const old = mergeConditions([], [ready('True')], 1, after(0));
 
-test('the time moves when the status does', () =>
+test('lastTransitionTime changes with the status', () =>
   assert.equal(mergeConditions(old, [ready('False')], 1, after(9))[0]!.lastTransitionTime, at(9)));
-test('the time stays when only words or the generation change', () => {
+test('lastTransitionTime stays when only the message or the generation changes', () => {
   assert.deepEqual(mergeConditions(old, [ready('True', 'other')], 2, after(9)), [
     { ...ready('True', 'other'), observedGeneration: 2, lastTransitionTime: at(0) },
   ]);
 });
-test('a condition of ours that is not wanted goes', () => assert.deepEqual(mergeConditions(old, [], 1, after(9)), []));
-test('a condition of somebody else stays', () => {
+test('a condition of ours that is not wanted is removed', () =>
+  assert.deepEqual(mergeConditions(old, [], 1, after(9)), []));
+test('a condition of another controller stays', () => {
   const foreign = {
     type: 'acme.example/Billed',
     status: 'True' as const,

@@ -20,18 +20,18 @@ function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bear
   );
 }
 
-describe('who is to blame', () => {
+describe('the cause of a failure', () => {
   const cases: Record<
     string,
     { pods: ObservedPod[]; at?: number; status?: object; bearsNodeLoss?: boolean; want: Partial<Failure> | null }
   > = {
-    'nobody while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
-    'nobody while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
-    'nobody when a rank has done its part': {
+    'none while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
+    'none while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
+    'none after a rank has succeeded': {
       pods: [makePod(0).running().build(), makePod(1).succeeded().build()],
       want: null,
     },
-    'nobody for a phase that nobody knows': {
+    'none for an unknown phase': {
       pods: [makePod(0).with({ phase: 'Unknown' }).build(), makePod(1).with({ phase: 'Hibernating' }).build()],
       want: null,
     },
@@ -39,11 +39,11 @@ describe('who is to blame', () => {
       pods: [makePod(0).failed(1, 110).build(), makePod(1).failed(137, 100).build()],
       want: { rank: 1, exitCode: 137, reason: 'ProcessKilled', disruption: false },
     },
-    'the rank that failed first, though its peers were told of sooner': {
+    'the rank that failed by itself, even if ranks that lost a peer ended earlier': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).failed(1, 101).build()],
       want: { rank: 1, exitCode: 1, reason: 'ProcessFailed' },
     },
-    'a rank without a time of its end after those with one': {
+    'ranks with a finish time come before ranks without': {
       pods: [
         makePod(0)
           .failed(1)
@@ -53,7 +53,7 @@ describe('who is to blame', () => {
       ],
       want: { rank: 1, exitCode: 2, reason: 'InputRefused' },
     },
-    'what the process itself says': {
+    'the reason in the termination message': {
       pods: [
         makePod(0).running().build(),
         makePod(1).running('gpu-7').failed(2).terminationMessage('InvalidDataset', 'train.rec: cut short').build(),
@@ -65,7 +65,7 @@ describe('who is to blame', () => {
         ruleReasons: ['InvalidDataset', 'InvalidDataset', 'Error'],
       },
     },
-    'what Kubernetes says, where the process says nothing': {
+    'the reason of Kubernetes, if there is no termination message': {
       pods: [makePod(0).running().build(), makePod(1).failed(137).with({ reason: 'OOMKilled' }).build()],
       want: { reason: 'OOMKilled', message: 'rank 1 left with exit code 137 (OOMKilled)', disruption: false },
     },
@@ -82,19 +82,19 @@ describe('who is to blame', () => {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).running().disrupted().deleting().build()],
       want: { rank: 1, reason: 'Disrupted', disruption: true },
     },
-    'a disrupted pod even if it leaves as one that lost a peer': {
+    'a disrupted pod, even if its exit code is that of a lost peer': {
       pods: [makePod(0).failed(4, 99).build(), makePod(1).failed(4, 100).disrupted().build()],
       want: { rank: 1, disruption: true },
     },
-    'whoever deleted a pod': {
+    'the deletion of a pod': {
       pods: [makePod(0).running().build(), makePod(1).running().deleting().build()],
       want: { rank: 1, reason: 'PodDeleted', disruption: true },
     },
-    'nobody for deleting a pod that has done its part': {
+    'none after the deletion of a pod that has succeeded': {
       pods: [makePod(0).running().build(), makePod(1).succeeded().deleting().build()],
       want: null,
     },
-    'the node that does not answer, when a peer was lost': {
+    'an unreachable node, after a peer was lost': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).with({ phase: 'Unknown', node: 'n' }).build()],
       want: { rank: 1, reason: 'NodeLost', node: 'n', disruption: true },
     },
@@ -112,45 +112,45 @@ describe('who is to blame', () => {
       pods: [makePod(0).failed(1).build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
       want: { rank: 0, exitCode: 1, disruption: false },
     },
-    'nobody for the node of a rank that has done its part': {
+    'none for the lost node of a rank that has succeeded': {
       pods: [makePod(0).running().build(), makePod(1).succeeded().with({ lostNode: 'node n is gone' }).build()],
       want: null,
     },
-    'nobody for a lost node that the job wants to wait for': {
+    'none for a lost node if the template has a toleration of its own': {
       pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
       bearsNodeLoss: true,
       want: null,
     },
-    'a pod that is gone counts': {
+    'a missing pod': {
       pods: [makePod(0).running().build()],
       want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: false },
     },
-    'a pod that may only be out of sight of a cache does not': {
+    'none for a missing pod that the cache may not have yet': {
       pods: [makePod(0).running().build()],
       at: 4,
       want: null,
     },
-    'nor one that may not have been made yet': {
+    'none for a pod that may not have been created yet': {
       pods: [makePod(0).running().build()],
       status: { attempt: 0 },
       want: null,
     },
-    'nobody yet, while the culprit may still be told of': {
+    'none yet, while the root cause may still be observed': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()],
       at: 101,
       want: null,
     },
-    'a peer, when the culprit is not told of in time': {
+    'the lost peer, if no root cause is observed in time': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).running().build()],
       at: 102,
       want: { rank: 0, reason: 'PeerLost' },
     },
-    'a peer at once, when all have ended': {
+    'the lost peer at once, if all ranks have ended': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).failed(4, 100).build()],
       at: 100,
       want: { rank: 0, reason: 'PeerLost' },
     },
-    'a trainer whose sidecar goes on': {
+    'a trainer whose sidecar still runs': {
       pods: [makePod(0).running().build(), makePod(1).running().with({ exitCode: 1 }).build()],
       want: { rank: 1, exitCode: 1 },
     },
@@ -164,7 +164,7 @@ describe('who is to blame', () => {
   }
 });
 
-describe('what is done about it', () => {
+describe('the action of the failure policy', () => {
   const failure = (exitCode: number | undefined, more: Partial<Failure> = {}): Failure => ({
     reason: 'x',
     message: '',
@@ -177,7 +177,7 @@ describe('what is done about it', () => {
   const cases: Record<string, { failure: Failure; policy?: object; want: string }> = {
     'a defect restarts': { failure: failure(1), want: 'Restart' },
     'a refused input does not': { failure: failure(2), want: 'FailJob' },
-    'a rendezvous that a peer missed restarts': {
+    'a rendezvous that timed out restarts': {
       failure: failure(2, { ruleReasons: ['RendezvousTimeout', 'Error'] }),
       want: 'Restart',
     },

@@ -2,7 +2,7 @@
  * The planners: what an operator, or `facetrain run`, has to do next about a job.
  *
  * An executor observes a job (`ObservedFaceTrainJob`), calls `planFaceTrainJob` or `planQuantizeJob`, and carries the
- * `Plan` out. It tells the planner by an `Environment` where pods find their storage and each other. `readTermination`
+ * `Plan` out. Its `Environment` defines where pods find their storage and each other. `readTermination`
  * and `observedProgress` turn what a pod reports into observations; `Label` and `cachePath` name what both sides have
  * to find.
  */

@@ -23,10 +23,10 @@ const RUNNING: FaceTrainJobStatus = {
   ],
 };
 
-describe('a spec that this operator refuses', () => {
-  test('of a new job is told, with the phase of one that waits', () => {
+describe('a spec that the schema refuses', () => {
+  test('of a new job: Ready and Stalled report it, and the phase is Pending', () => {
     const status = invalidStatus<FaceTrainJobStatus>({}, 3, 'faces: spec.epochs: 0; must be at least 1', after(9));
-    const told = {
+    const cause = {
       reason: 'InvalidSpec',
       message: 'faces: spec.epochs: 0; must be at least 1',
       observedGeneration: 3,
@@ -36,12 +36,12 @@ describe('a spec that this operator refuses', () => {
       observedGeneration: 3,
       phase: 'Pending',
       conditions: [
-        { type: 'Ready', status: 'False', ...told },
-        { type: 'Stalled', status: 'True', ...told },
+        { type: 'Ready', status: 'False', ...cause },
+        { type: 'Stalled', status: 'True', ...cause },
       ],
     });
   });
-  test('takes nothing from a job that runs: what it knows of its attempt is its memory', () => {
+  test('of a running job: the attempt number and the other conditions stay', () => {
     const { conditions, ...rest } = invalidStatus(RUNNING, 3, 'why', after(9));
     assert.deepEqual(rest, { phase: 'Running', attempt: 1, attemptStartTime: at(0), observedGeneration: 3 });
     assert.deepEqual(
@@ -49,12 +49,12 @@ describe('a spec that this operator refuses', () => {
       ['Ready False', 'Stalled True', 'Running True', 'acme.example/Seen True'],
     );
   });
-  test('is told once', () => {
+  test('gives an equal status the second time', () => {
     const once = invalidStatus(RUNNING, 3, 'why', after(9));
     assert.deepEqual(invalidStatus(once, 3, 'why', after(99)), once);
   });
   for (const type of ['Succeeded', 'Failed']) {
-    test(`leaves a job that has ${type} as it is, or it would be run again`, () => {
+    test(`of a job that has ${type}: the status stays, or the job would run again`, () => {
       const before: FaceTrainJobStatus = {
         phase: type as 'Succeeded',
         completionTime: at(5),

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { cachePath, fetchContainer } from './pod-storage.ts';
 
-test('what fetches is told how to reach the store, and nothing secret', () => {
+test('the fetch container gets the address of the store as arguments, and no credentials', () => {
   const mounts = [{ name: 'dataset', mountPath: '/mnt/dataset' }];
   const plain = fetchContainer('dataset', { uri: 's3://faces/a' }, '/mnt/dataset/data', mounts);
   assert.deepEqual(plain, {
@@ -23,7 +23,7 @@ test('what fetches is told how to reach the store, and nothing secret', () => {
   ]);
 });
 
-test('what fetches into a cache is told that others do the same', () => {
+test('the fetch container of a cache gets --shared', () => {
   const s3 = { forcePathStyle: false, cache: 'pvc://shared/faces' };
   assert.deepEqual(fetchContainer('dataset', { uri: 's3://faces/a', s3 }, '/d', []).args, [
     'fetch',
@@ -35,7 +35,7 @@ test('what fetches into a cache is told that others do the same', () => {
   ]);
 });
 
-test('who reads the same finds it at the same place of a cache, and nobody else does', () => {
+test('a path in a cache is the same for the same object, and different for any other', () => {
   const at = (uri: string, endpoint?: string) =>
     cachePath({
       uri,

@@ -65,29 +65,29 @@ const POD_SECURITY_DEFAULTS = {
 export function makePod(parts: PodParts, environment: Environment): Pod {
   const template = parts.fields.podTemplate;
   // Our schema accepts any template. The API server checks the pod that is made from it.
-  const theirs = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
-  const { containers: theirContainers = [], initContainers: theirInit = [] } = theirs;
+  const userSpec = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
+  const { containers: userContainers = [], initContainers: userInitContainers = [] } = userSpec;
   const container = ourContainer(parts, environment);
   const fetches = parts.storage.flatMap(({ fetch }) =>
     fetch ? [withSecurity({ ...fetch, ...imageOf(parts.fields, environment) })] : [],
   );
   const spec: PodSpec = {
-    ...theirs,
+    ...userSpec,
     ...parts.network,
     restartPolicy: 'Never',
     automountServiceAccountToken: false,
-    terminationGracePeriodSeconds: theirs.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS,
-    securityContext: { ...POD_SECURITY_DEFAULTS, ...theirs.securityContext, ...POD_SECURITY },
-    ...(fetches.length + theirInit.length > 0 && { initContainers: [...fetches, ...theirInit] }),
+    terminationGracePeriodSeconds: userSpec.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS,
+    securityContext: { ...POD_SECURITY_DEFAULTS, ...userSpec.securityContext, ...POD_SECURITY },
+    ...(fetches.length + userInitContainers.length > 0 && { initContainers: [...fetches, ...userInitContainers] }),
     containers: [
       mergeContainer(
         container,
-        theirContainers.find(({ name }) => name === CONTAINER),
+        userContainers.find(({ name }) => name === CONTAINER),
       ),
-      ...theirContainers.filter(({ name }) => name !== CONTAINER),
+      ...userContainers.filter(({ name }) => name !== CONTAINER),
     ],
-    volumes: [...ourVolumes(parts.config.name, parts.storage), ...(theirs.volumes ?? [])],
-    tolerations: tolerations(theirs.tolerations ?? []),
+    volumes: [...ourVolumes(parts.config.name, parts.storage), ...(userSpec.volumes ?? [])],
+    tolerations: tolerations(userSpec.tolerations ?? []),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
   const { labels, annotations } = template?.metadata ?? {};

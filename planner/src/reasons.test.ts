@@ -8,7 +8,7 @@ import { Reason } from './reasons.ts';
 
 const docs = join(import.meta.dirname, '..', '..', 'docs');
 
-test('the runbook has an entry for every reason, whoever gives it', async () => {
+test('the runbook has an entry for every reason and every error code', async () => {
   const runbook = await readFile(join(docs, 'runbook.md'), 'utf8');
   const entries = new Set([...runbook.matchAll(/`([A-Z]\w+)`/g)].map(([, word]) => word));
   assert.deepEqual(
@@ -17,7 +17,7 @@ test('the runbook has an entry for every reason, whoever gives it', async () => 
   );
 });
 
-test('people are told to select by labels that objects have', async () => {
+test('the docs select by labels that objects have', async () => {
   const labels = new Set<string>(Object.values(Label));
   for (const page of ['runbook.md', 'kubernetes.md']) {
     const selected = [...(await readFile(join(docs, page), 'utf8')).matchAll(/ -l (facetrain\.dev\/[\w-]+)/g)].map(

@@ -16,7 +16,7 @@ const FAILURE: Failure = {
 };
 const policy = (fields: object) => makeJob().failurePolicy(fields).parse().failurePolicy;
 
-test('a counted restart is remembered with its circumstances', () => {
+test('a counted restart is recorded with its cause', () => {
   const verdict = decideRestart(FAILURE, policy({}), undefined, after(100));
   assert.deepEqual(verdict, {
     action: 'restart',
@@ -47,7 +47,7 @@ describe('how many restarts there may be', () => {
       policy: { maxRestarts: 2, windowSeconds: 990 },
       want: 'restart',
     },
-    'any number that do not count': {
+    'any number of restarts that do not count': {
       countedTimes: [10, 20],
       failure: { disruption: true },
       policy: { maxRestarts: 2 },
@@ -65,7 +65,7 @@ describe('how many restarts there may be', () => {
   }
 });
 
-test('a rule that decides is named', () => {
+test('the message names the rule that decided', () => {
   const verdict = decideRestart(
     FAILURE,
     policy({ rules: [{ name: 'broken-driver', exitCodes: [1], action: 'FailJob' }] }),

@@ -1,6 +1,6 @@
 /**
- * Manifests, and changes of them, with the verdict that zod, the generated definitions and a live API server must all
- * come to.
+ * Manifests, and changes of them, with the verdict that zod, the generated definitions and a live API server must
+ * share.
  */
 
 export type Document = Record<string, unknown>;
@@ -28,11 +28,11 @@ export const quantizeSpec = (change: Document = {}): Document => ({
   },
 });
 
-/** Manifests on which both must agree. */
+/** Manifests, by what is special about them. */
 export const fixtures: Record<string, { object: Document; wantValid: boolean }> = {
-  'the least FaceTrainJob': { object: trainSpec(), wantValid: true },
-  'the least QuantizeJob': { object: quantizeSpec(), wantValid: true },
-  'every default of quantize': { object: trainSpec({ quantize: {} }), wantValid: true },
+  'a FaceTrainJob with required fields only': { object: trainSpec(), wantValid: true },
+  'a QuantizeJob with required fields only': { object: quantizeSpec(), wantValid: true },
+  'quantize with defaults only': { object: trainSpec({ quantize: {} }), wantValid: true },
   'ArcFace with its margin': { object: trainSpec({ loss: { margin: { type: 'ArcFace', m2: 0.5 } } }), wantValid: true },
   'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
   'Combined without any margin': { object: trainSpec({ loss: { margin: { type: 'Combined' } } }), wantValid: false },
@@ -55,7 +55,7 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }),
     wantValid: true,
   },
-  'a pod template with fields we do not know': {
+  'a pod template with fields that our schema does not list': {
     object: trainSpec({
       trainers: {
         podTemplate: { spec: { priorityClassName: 'high', containers: [{ name: 'facetrain', stdin: true }] } },
@@ -77,11 +77,11 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     }),
     wantValid: true,
   },
-  'a cache in the container': {
+  'a cache in the container’s own file system': {
     object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 'file:///tmp' } } }),
     wantValid: false,
   },
-  'a cache of what is on a claim': {
+  'a cache of data on a claim': {
     object: trainSpec({ dataset: { uri: 'pvc://faces/ms1mv3', s3: { cache: 'pvc://cache/' } } }),
     wantValid: false,
   },
@@ -89,12 +89,12 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ dataset: { uri: 's3://faces/ms1mv3', s3: { cache: 's3://cache/faces' } } }),
     wantValid: false,
   },
-  'a cache of what is written': {
+  'a cache for an output': {
     object: quantizeSpec({ output: { uri: 's3://models/int7', s3: { cache: 'pvc://cache/' } } }),
     wantValid: false,
   },
   'an unknown storage': { object: trainSpec({ dataset: { uri: 'ftp://x' } }), wantValid: false },
-  'a failure rule that never matches': {
+  'a failure rule without exitCodes and reasons': {
     object: trainSpec({ failurePolicy: { rules: [{ action: 'FailJob' }] } }),
     wantValid: false,
   },
@@ -111,7 +111,7 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   },
 };
 
-/** Changes of a FaceTrainJob's spec, and what the API server says of them. */
+/** Changes of a FaceTrainJob's spec, with the error of the API server; null: allowed. */
 export const changes: Record<string, { from: Document; to: Document; wantRefusal: RegExp | null }> = {
   suspending: { from: {}, to: { suspend: true }, wantRefusal: null },
   'more epochs while it runs': { from: {}, to: { epochs: 30 }, wantRefusal: /only while the job is suspended/ },
@@ -135,7 +135,7 @@ export const changes: Record<string, { from: Document; to: Document; wantRefusal
     to: { suspend: true, output: { uri: 'pvc://claim/other' } },
     wantRefusal: /output and checkpoint.uri cannot be changed/,
   },
-  'giving it to another controller': {
+  'another managedBy': {
     from: {},
     to: { managedBy: 'acme.example/controller' },
     wantRefusal: /managedBy cannot be changed/,

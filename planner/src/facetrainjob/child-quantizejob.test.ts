@@ -26,7 +26,7 @@ function made(job: FaceTrainJobBuilder): QuantizeJob {
   return QuantizeJob.parse(JSON.parse(JSON.stringify(action.object)));
 }
 
-test('a trained job makes a valid QuantizeJob out of what it is itself', () => {
+test('a trained job creates a valid QuantizeJob with its own model, dataset and sets', () => {
   const set = { name: 'lfw', uri: 'pvc://data/lfw.bin' };
   const { metadata, spec } = made(
     makeJob()
@@ -44,7 +44,7 @@ test('a trained job makes a valid QuantizeJob out of what it is itself', () => {
   });
 });
 
-test('what the template names comes first', () => {
+test('fields of the template take precedence', () => {
   const { spec } = made(
     makeJob().quantized({
       calibration: { dataset: { uri: 'pvc://other' } },
@@ -59,7 +59,7 @@ test('what the template names comes first', () => {
   assert.deepEqual(spec.evaluation.sets, []);
 });
 
-describe('the outcome of the child is the parent’s', () => {
+describe('the outcome of the QuantizeJob is that of its parent', () => {
   const artifact = { uri: 'pvc://data/out/int7', bytes: 1 };
   const ended = (type: string): QuantizeJobStatus => ({
     conditions: [{ type, status: 'True', reason: 'GateFailed', message: 'cosine 0.9', lastTransitionTime: at(0) }],
@@ -94,14 +94,14 @@ describe('the outcome of the child is the parent’s', () => {
   }
 });
 
-test('a QuantizeJob of somebody else is not adopted', () => {
+test('a QuantizeJob of another owner is not adopted', () => {
   const { status, actions } = plan(makeJob().quantized(), { objects: [{ ...CHILD, owned: false }] });
   assert.deepEqual(actions, []);
   assert.equal(status.conditions!.find(({ type }) => type === 'Stalled')!.reason, 'NameTaken');
   assert.equal(status.trainingCompletionTime, at(100));
 });
 
-test('training that is done is remembered even if the job is suspended before it can be quantized', () => {
+test('the end of training is kept in the status of a job that is suspended before its quantization', () => {
   const job = makeJob().quantized().suspended();
   const { status, actions } = plan(job);
   assert.deepEqual(actions, []);
@@ -113,7 +113,7 @@ test('training that is done is remembered even if the job is suspended before it
   );
 });
 
-test('the child is suspended and resumed with its parent', () => {
+test('the QuantizeJob is suspended and resumed with its parent', () => {
   const suspending = plan(makeJob().quantized().suspended(), child({ phase: 'Running' }));
   assert.deepEqual(suspending.actions, [
     { type: 'patch', kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', spec: { suspend: true } },
@@ -126,7 +126,7 @@ test('the child is suspended and resumed with its parent', () => {
   ]);
 });
 
-test('trainers that rank 0 has left behind end with the training, also of a job that is suspended, and even if pods are to be left alone', () => {
+test('after the success of rank 0 the other trainers are stopped, whatever suspend and cleanPodPolicy are', () => {
   const pods = [makePod(0).succeeded().build(), makePod(1).running().build()];
   const status = { ...STARTED, trainingCompletionTime: at(90) };
   const job = makeJob().with({ successPolicy: 'RankZero', cleanPodPolicy: 'None' }).quantized();

@@ -16,7 +16,7 @@ const podOf = (builder: FaceTrainJobBuilder, rank = 0) =>
 const withTemplate = (podTemplate: object) => makeJob().trainers({ podTemplate });
 const s3 = { uri: 's3://faces/train', s3: { secretRef: { name: 'aws' } } };
 
-test('every container keeps to the restricted Pod Security Standard, whatever the template says', () => {
+test('every container meets the restricted Pod Security Standard, whatever the template sets', () => {
   const hostile = {
     privileged: true,
     allowPrivilegeEscalation: true,
@@ -53,7 +53,7 @@ test('every container keeps to the restricted Pod Security Standard, whatever th
   assert.equal(spec.automountServiceAccountToken, false);
 });
 
-test('a template is laid under ours', () => {
+test('fields of the template are kept, except where ours replace them', () => {
   const pod = podOf(
     withTemplate({
       metadata: { labels: { team: 'faces', 'facetrain.dev/rank': '99' }, annotations: { note: 'x' } },
@@ -105,20 +105,20 @@ test('a template is laid under ours', () => {
   assert(pod.spec.volumes.some(({ name }) => name === 'cache'));
 });
 
-test('a pod leaves a lost node soon, unless the template wants otherwise', () => {
+test('a pod is evicted from a lost node after 30 s, unless the template has a toleration of its own', () => {
   const keysOf = (pod: Pod) => pod.spec.tolerations!.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]);
   assert.deepEqual(keysOf(podOf(makeJob())), [
     ['node.kubernetes.io/not-ready', 30],
     ['node.kubernetes.io/unreachable', 30],
   ]);
-  const patient = { key: 'node.kubernetes.io/unreachable', operator: 'Exists', tolerationSeconds: 900 };
-  assert.deepEqual(keysOf(podOf(withTemplate({ spec: { tolerations: [patient] } }))), [
+  const toleration = { key: 'node.kubernetes.io/unreachable', operator: 'Exists', tolerationSeconds: 900 };
+  assert.deepEqual(keysOf(podOf(withTemplate({ spec: { tolerations: [toleration] } }))), [
     ['node.kubernetes.io/not-ready', 30],
     ['node.kubernetes.io/unreachable', 900],
   ]);
 });
 
-test('only rank 0 is probed, on the port that it serves', () => {
+test('only rank 0 has probes, on its progress port', () => {
   assert.deepEqual(podOf(makeJob().trainers({ progressPort: 9000 })).spec.containers[0]!.readinessProbe, {
     httpGet: { path: '/healthz', port: 9000 },
     periodSeconds: 2,
@@ -127,7 +127,7 @@ test('only rank 0 is probed, on the port that it serves', () => {
   assert.equal(podOf(makeJob(), 1).spec.containers[0]!.livenessProbe, undefined);
 });
 
-test('the container gets the torchrun environment', () => {
+test('the container gets the environment variables of torchrun', () => {
   const env = Object.fromEntries(
     podOf(makeJob(), 1).spec.containers[0]!.env.map((entry) => [entry.name, 'value' in entry ? entry.value : null]),
   );
@@ -141,7 +141,7 @@ test('the container gets the torchrun environment', () => {
   });
 });
 
-test('credentials go by reference, and only to the container that needs them', () => {
+test('credentials are references to a Secret, and only the fetch container has them', () => {
   const { spec } = podOf(makeJob().with({ dataset: s3 }));
   const [fetch] = spec.initContainers!;
   assert.deepEqual(fetch!.env, [
@@ -156,16 +156,16 @@ test('credentials go by reference, and only to the container that needs them', (
   assert(!spec.containers[0]!.env.some(({ name }) => name.startsWith('AWS_')));
 });
 
-test('no two volumes of a pod have one name', () => {
+test('the volumes of a pod have different names', () => {
   const { volumes } = podOf(
     makeJob().with({ model: { onnx: s3 }, dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } }),
   ).spec;
   assert.equal(new Set(volumes.map(({ name }) => name)).size, volumes.length);
 });
 
-describe('what a template may not hold', () => {
+describe('names that a template must not use', () => {
   const cases: Record<string, { template: object; want: string | null }> = {
-    'nothing in its way': {
+    'no name of ours': {
       template: { spec: { volumes: [{ name: 'cache' }], initContainers: [{ name: 'warm' }] } },
       want: null,
     },
@@ -175,7 +175,9 @@ describe('what a template may not hold', () => {
     },
     'a container of ours': {
       template: { spec: { initContainers: [{ name: 'fetch-dataset' }] } },
-      want: "spec.trainers.podTemplate.spec.initContainers[0].name: fetch-dataset is a name of Facetrain's own; choose another",
+      want:
+        'spec.trainers.podTemplate.spec.initContainers[0].name: ' +
+        "fetch-dataset is a name of Facetrain's own; choose another",
     },
   };
   for (const [name, { template, want }] of Object.entries(cases))

@@ -27,7 +27,7 @@ function plan(pods: ObservedPod[], more: Partial<ObservedFaceTrainJob>, status =
   );
 }
 
-test('a PodGroup that is missing is made again', () => {
+test('a missing PodGroup is created again', () => {
   const { actions } = plan([makePod(0).build(), makePod(1).build()], { objects: OBJECTS });
   assert.deepEqual(
     actions.map((action) => action.type === 'create' && action.object.kind),
@@ -35,9 +35,9 @@ test('a PodGroup that is missing is made again', () => {
   );
 });
 
-describe('a PodGroup that somebody deletes', () => {
+describe('a PodGroup that a user deletes', () => {
   const going = { objects: [...OBJECTS, { ...GROUP, deleting: true as const }] };
-  test('while pods wait: a new attempt with a group of its own, which does not count', () => {
+  test('while pods wait to be scheduled: a restart that does not count', () => {
     const { status, actions } = plan([makePod(0).build(), makePod(1).running().build()], going);
     assert.deepEqual(actions, []);
     assert.partialDeepStrictEqual(status, {
@@ -45,7 +45,7 @@ describe('a PodGroup that somebody deletes', () => {
       restarts: { count: 0, disruptions: 1, lastReason: 'PodGroupDeleted' },
     });
   });
-  test('once every pod has its place: it has done its work', () => {
+  test('once every pod is scheduled: nothing', () => {
     assert.partialDeepStrictEqual(plan([makePod(0).running().build(), makePod(1).running().build()], going).status, {
       phase: 'Running',
       attempt: 0,
@@ -53,7 +53,7 @@ describe('a PodGroup that somebody deletes', () => {
   });
 });
 
-test('pods that cannot be made are told of, and that the others wait for them', () => {
+test('the message about a refused pod says that the others wait for it', () => {
   const refused = { kind: 'Pod' as const, name: 'faces-0-1', message: 'exceeded quota' };
   const message = (more: Partial<ObservedFaceTrainJob>) =>
     plan([makePod(0).build()], { refused, ...more }, { ...STARTED, attemptStartTime: at(98) }).status.conditions!.find(
@@ -66,7 +66,7 @@ test('pods that cannot be made are told of, and that the others wait for them', 
   assert.equal(message({ podGroupApi: null }), 'Pod faces-0-1: exceeded quota');
 });
 
-test('a scheduler that says nothing is told of', () => {
+test('pods without a report of the scheduler are named in the message', () => {
   const { status } = plan([makePod(0).build(), makePod(1).build()], {});
   assert.equal(
     status.conditions!.find(({ type }) => type === 'Ready')!.message,
@@ -74,7 +74,7 @@ test('a scheduler that says nothing is told of', () => {
   );
 });
 
-test('pods on a lost node are deleted by force, those that are being deleted already too', () => {
+test('pods on a lost node are deleted by force, even if they are being deleted already', () => {
   const lost = { lostNode: 'node n is gone' };
   const pods = [makePod(0).running('n').with(lost).build(), makePod(1).running('n').with(lost).deleting().build()];
   const restarted = plan(pods, {});

@@ -14,7 +14,7 @@ function configOf(builder: FaceTrainJobBuilder): TrainerConfig {
 const model = { backbone: 'iresnet50' };
 const set = { name: 'lfw', uri: 'pvc://data/lfw.bin' };
 
-describe('the config says what the spec leaves out', () => {
+describe('the config has every default that the spec leaves out', () => {
   const cases: Record<string, { spec: object; want: object }> = {
     'paths as pods see them': {
       spec: {},
@@ -34,7 +34,7 @@ describe('the config says what the spec leaves out', () => {
       spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } },
       want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } },
     },
-    'a backbone that we build': {
+    'a backbone that Facetrain builds': {
       spec: { model },
       want: {
         model: {
@@ -52,7 +52,7 @@ describe('the config says what the spec leaves out', () => {
       spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR' } },
       want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr' } },
     },
-    'off, where the spec has 0': {
+    'null where the spec has 0 for off': {
       spec: {
         optimizer: { gradientClipNorm: 0 },
         checkpoint: { everyEpochs: 0, everySteps: 5 },
@@ -98,7 +98,7 @@ describe('the config says what the spec leaves out', () => {
   }
 });
 
-test('names of the longest job, after many attempts, are host names', () => {
+test('children of a job with the longest name and attempt number have valid host names', () => {
   const { identity, spec } = makeJob('a'.repeat(MAX_FACETRAINJOB_NAME))
     .replicas(4096)
     .with({ globalBatchSize: 4096 })

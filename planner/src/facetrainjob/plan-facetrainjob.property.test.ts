@@ -1,6 +1,4 @@
-/**
- * What holds for a FaceTrainJob whatever happens to it: histories in a simulated cluster, with executors that crash.
- */
+/** Properties of the planner that hold for any history of a job, in a simulated cluster whose executor crashes. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { type Condition, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
@@ -49,8 +47,8 @@ type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null }
 const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
 
 /**
- * The simulator itself asserts, at every write, that no two attempts are alive, and at every rest that nothing more is
- * written.
+ * Runs a history. The simulator itself asserts after every write that no two attempts are alive, and after every event
+ * that the executor reaches a steady state.
  */
 function run(
   given: Given,
@@ -69,7 +67,7 @@ function run(
 
 const check = (property: fc.IPropertyWithHooks<any>, numRuns = 150) => fc.assert(property, { numRuns });
 
-test('whatever happens, a job that is let be ends, and says how', () => {
+test('after any history, an undisturbed job ends as either Succeeded or Failed', () => {
   check(
     fc.property(job, history(anyEvents), (given, steps) => {
       const cluster = run(given, steps);
@@ -83,10 +81,10 @@ test('whatever happens, a job that is let be ends, and says how', () => {
   );
 });
 
-test('a job whose pods succeed ends Succeeded: no phase, however odd, and no suspension loses it', () => {
+test('a job whose pods succeed ends as Succeeded without a restart, after any phases and suspensions', () => {
   check(
     fc.property(job, history(harmlessEvents), ({ builder, podGroupApi }, steps) => {
-      // Without progress long enough it would rightly count as hung.
+      // The default deadline would be exceeded, and a hang restarts the job.
       const cluster = run({ builder: builder.with({ progressDeadlineSeconds: 31_536_000 }), podGroupApi }, steps);
       finishUndisturbed(cluster);
       assert.equal(cluster.trainJob.status.phase, 'Succeeded');
@@ -95,7 +93,7 @@ test('a job whose pods succeed ends Succeeded: no phase, however odd, and no sus
   );
 });
 
-test('a crash after any write changes nothing in the end', () => {
+test('crashes of the executor do not change the final state', () => {
   check(
     fc.property(job, history(anyEvents), (given, steps) => {
       const crashed = run(given, steps);
@@ -107,14 +105,14 @@ test('a crash after any write changes nothing in the end', () => {
       assert.deepEqual(crashed.quantizeJob?.status, whole.quantizeJob?.status);
       const names = (cluster: Simulator) => [...cluster.pods, ...cluster.objects].map(({ name }) => name).sort();
       assert.deepEqual(names(crashed), names(whole));
-      // The same work, too, in whatever order: a crash costs at most the writes that it lost.
+      // The same objects were created, though maybe in another order.
       const creations = ({ writes }: Simulator) => writes.filter((write) => write.startsWith('create')).sort();
       assert.deepEqual(creations(crashed), creations(whole));
     }),
   );
 });
 
-test('counted restarts within the window never exceed maxRestarts, and attempts are numbered upwards', () => {
+test('counted restarts within the window never exceed maxRestarts, and attempt numbers never decrease', () => {
   check(
     fc.property(job, history(anyEvents), (given, steps) => {
       let attempt = 0;
@@ -130,7 +128,7 @@ test('counted restarts within the window never exceed maxRestarts, and attempts 
   );
 });
 
-test('a finished job stays finished, and its outcome and time with it', () => {
+test('a finished job keeps its outcome, its time and its attempt number', () => {
   check(
     fc.property(job, history(anyEvents), history(anyEvents), (given, steps, more) => {
       const cluster = run(given, steps);
@@ -153,7 +151,7 @@ test('a finished job stays finished, and its outcome and time with it', () => {
   );
 });
 
-test('pods that train do what the spec says, though it changed while nobody looked', () => {
+test('live pods work for the current spec, even if it changed while the operator was down', () => {
   check(
     fc.property(job, history(anyEvents), (given, steps) => {
       run(given, steps, (cluster) => {
@@ -166,7 +164,7 @@ test('pods that train do what the spec says, though it changed while nobody look
   );
 });
 
-test('every status is one that the schema takes, and conditions keep their time while their status holds', () => {
+test('every status is valid, and lastTransitionTime changes only with the status of its condition', () => {
   check(
     fc.property(job, history(anyEvents), (given, steps) => {
       const { statuses } = run(given, steps, ({ quantizeJob }) => {

@@ -73,33 +73,36 @@ describe('a new job', () => {
       wantPhase?: string;
     }
   > = {
-    'gets its whole gang in one plan': { job: makeJob(), want: all, wantPhase: 'Pending' },
+    'gets all objects of its gang in one plan': { job: makeJob(), want: all, wantPhase: 'Pending' },
     'with a PodGroup where the cluster serves it': {
       job: makeJob(),
       more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
       want: [...all.slice(0, 3), 'create PodGroup/faces-0', ...all.slice(3)],
     },
-    'without, if it wants none': {
+    'without a PodGroup in gang mode None': {
       job: makeJob().with({ gang: { mode: 'None' } }),
       more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
       want: all,
     },
-    'without a NetworkPolicy, if it wants none': {
+    'without a NetworkPolicy if it is disabled': {
       job: makeJob().with({ networkPolicy: { enabled: false } }),
       want: all.filter((what) => !what.includes('Policy')),
     },
-    'gets the rest, if an executor died half-way': {
+    'gets the rest after a crash of the executor': {
       job: makeJob(),
       more: { objects: OBJECTS },
       pods: [makePod(0).build()],
       want: ['create Pod/faces-0-1'],
     },
     'gets nothing while suspended': { job: makeJob().suspended(), want: [], wantPhase: 'Suspended' },
-    'gets nothing from us if another controller has it': {
+    'gets nothing if another controller manages it': {
       job: makeJob().with({ managedBy: 'acme.example/controller' }),
       want: [],
     },
-    'gets all from us if we are named': { job: makeJob().with({ managedBy: 'facetrain.dev/operator' }), want: all },
+    'gets all objects if managedBy names this operator': {
+      job: makeJob().with({ managedBy: 'facetrain.dev/operator' }),
+      want: all,
+    },
     'gets nothing while it is being deleted': { job: makeJob().deleting(), want: [] },
   };
   for (const [name, { job, more, pods, want, wantPhase }] of Object.entries(cases)) {
@@ -110,7 +113,7 @@ describe('a new job', () => {
     });
   }
 
-  test('a job that is not ours keeps its status as it is', () => {
+  test('a job of another controller, or one being deleted, keeps its status', () => {
     for (const job of [makeJob().with({ managedBy: 'acme.example/controller' }), makeJob().deleting()]) {
       const status = {};
       const result = plan(job.observe(status, [makePod(0).failed(1).build()]));
@@ -119,7 +122,7 @@ describe('a new job', () => {
     }
   });
 
-  test('a PodGroup is for all ranks, and all ranks are in it', () => {
+  test('the PodGroup has the size of the gang, and all pods belong to it', () => {
     const { actions } = plan(makeJob().observe({}, [], { podGroupApi: 'scheduling.k8s.io/v1beta1' }));
     const objects = actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
     const group = objects.find(({ kind }) => kind === 'PodGroup');
@@ -149,7 +152,7 @@ describe('a new job', () => {
   });
 });
 
-describe('what cannot be made', () => {
+describe('children that cannot be created', () => {
   const clash = { podTemplate: { spec: { volumes: [{ name: 'output' }] } } };
   const cases: Record<
     string,
@@ -168,7 +171,7 @@ describe('what cannot be made', () => {
       more: { objects: [foreign('QuantizeJob', 'faces-quantize')] },
       want: ['NameTaken', /^QuantizeJob faces-quantize exists/],
     },
-    'a native gang where there is none': {
+    'a native gang in a cluster without PodGroups': {
       job: makeJob().with({ gang: { mode: 'Native' } }),
       more: {},
       want: ['GangUnavailable', /^spec\.gang\.mode: Native;/],
@@ -206,13 +209,13 @@ describe('what cannot be made', () => {
       assert.equal(again.requeueAfterSeconds, 60);
     });
   }
-  test('a name that is taken by another kind, or by the job itself, is no obstacle', () => {
+  test('a name that another kind or the job itself uses does not block', () => {
     assert.notDeepEqual(
       plan(makeJob().observe({}, [], { objects: [foreign('ConfigMap', 'faces'), owned('Service', 'faces')] })).actions,
       [],
     );
   });
-  test('a running job does not care for a refusal of something else', () => {
+  test('a running job is not blocked by a name that only quantization needs', () => {
     const status = settled(makeJob(), RUNNING);
     assert.equal(
       plan(makeJob().observe(status, RUNNING, { objects: [...OBJECTS, foreign('QuantizeJob', 'faces-quantize')] }), 11)
@@ -264,7 +267,7 @@ describe('conditions', () => {
       wantPhase: 'Running',
       wantMessage: /^all 2 pods are ready$/,
     },
-    'while one has ended well': {
+    'while one has succeeded': {
       pods: [RUNNING[0]!, makePod(1).succeeded().build()],
       want: {
         Ready: 'True PodsReady',
@@ -284,7 +287,7 @@ describe('conditions', () => {
       assert.match(message(result), wantMessage);
     });
   }
-  test('a gang goes on running when one of it is not ready for a while', () => {
+  test('the phase stays Running while a rank is not ready for a while', () => {
     const status = settled(makeJob(), RUNNING);
     const result = plan(
       makeJob().observe(status, [RUNNING[0]!, makePod(1).with({ phase: 'Unknown' }).build()], { objects: OBJECTS }),
@@ -301,14 +304,14 @@ describe('conditions', () => {
   });
 });
 
-test('a job that runs costs nothing', () => {
+test('a running job needs no action, no event and no write', () => {
   const status = settled(makeJob(), RUNNING);
   const result = plan(makeJob().observe(status, RUNNING, { objects: OBJECTS }), 500);
   assert.equal(result.status, status);
   assert.deepEqual([result.actions, result.events], [[], []]);
 });
 
-test('a restart: decided, then the old gang goes, then the new one comes', () => {
+test('a restart: the decision is written, the old pods are deleted, then the new ones are created', () => {
   const job = makeJob();
   const broken = [makePod(0).running().build(), makePod(1).running('gpu-7').failed(137).build()];
   const decided = plan(job.observe(settled(job, RUNNING), broken, { objects: OBJECTS }));
@@ -356,7 +359,7 @@ test('a restart: decided, then the old gang goes, then the new one comes', () =>
   assert.equal(recovered.status.restarts!.count, 1);
 });
 
-test('the second restart waits, and says until when', () => {
+test('the second restart waits, and the message has the time of its end', () => {
   const status: FaceTrainJobStatus = {
     ...STARTED,
     attempt: 2,
@@ -370,7 +373,7 @@ test('the second restart waits, and says until when', () => {
   assert.equal(describeActions(plan(makeJob().observe(waiting.status), 110).actions).at(-1), 'create Pod/faces-2-1');
 });
 
-test('a pod in a phase that nobody knows keeps the next attempt waiting', () => {
+test('a pod in phase Unknown keeps the next attempt waiting', () => {
   const status = { ...STARTED, attempt: 1, attemptStartTime: undefined as never };
   const stuck = plan(
     makeJob().observe(status, [makePod(0).with({ phase: 'Unknown' }).deleting().build()], { objects: OBJECTS }),
@@ -394,13 +397,13 @@ describe('how a training ends', () => {
         trainers: { succeeded: 2, active: 0 },
       },
     },
-    'rank 0 is not all': { pods: [succeeded[0]!, RUNNING[1]!], want: { phase: 'Running' } },
-    'rank 0 is enough, if so wanted': {
+    'rank 0 alone is not enough': { pods: [succeeded[0]!, RUNNING[1]!], want: { phase: 'Running' } },
+    'rank 0 is enough with successPolicy RankZero': {
       job: makeJob().with({ successPolicy: 'RankZero' }),
       pods: [succeeded[0]!, RUNNING[1]!],
       want: { phase: 'Succeeded' },
     },
-    'another rank is not': {
+    'another rank is not enough with successPolicy RankZero': {
       job: makeJob().with({ successPolicy: 'RankZero' }),
       pods: [RUNNING[0]!, succeeded[1]!],
       want: { phase: 'Running' },
@@ -471,7 +474,7 @@ describe('pods of a finished job', () => {
   }
 });
 
-test('of the attempts before, only the last one’s pods stay for their logs, and their objects with them', () => {
+test('of earlier attempts only the previous one keeps its ended pods and their objects', () => {
   const old = [makePod(0, 0).failed(1).build(), makePod(1, 1).failed(1).build()];
   const now = [makePod(0, 2).running().build(), makePod(1, 2).running().build()];
   const objects = [
@@ -489,7 +492,7 @@ test('of the attempts before, only the last one’s pods stay for their logs, an
   assert.deepEqual(describeActions(second.actions), ['delete ConfigMap/faces-0']);
 });
 
-test('a pod whose program has ended has a moment to end itself, so that its log stays', () => {
+test('a pod whose program has ended gets some seconds to end, so that its log stays', () => {
   const exited = makePod(1)
     .running()
     .with({ exitCode: 1, finishedAt: at(100) })
@@ -505,14 +508,14 @@ test('a pod whose program has ended has a moment to end itself, so that its log 
   const { status } = plan(makeJob().observe(stopping.status, [exited], { objects: OBJECTS }), 102);
   const waiting = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 102);
   assert.deepEqual([describeActions(waiting.actions), waiting.requeueAfterSeconds], [[], 3]);
-  // A helper container goes on.
+  // A sidecar still runs.
   const ended = plan(makeJob().observe(status, [exited], { objects: OBJECTS }), 105);
   assert.deepEqual(describeActions(ended.actions), ['delete Pod/faces-0-1']);
   const all = plan(makeJob().with({ cleanPodPolicy: 'All' }).observe(status, [exited], { objects: OBJECTS }), 102);
   assert.deepEqual(describeActions(all.actions), ['delete Pod/faces-0-1']);
 });
 
-test('what an earlier job of the name has left is waited for, and nothing is made beside it', () => {
+test('a job waits for pods and objects of a deleted job of the same name', () => {
   const predecessor = plan(makeJob().observe({}, [], { predecessors: ['faces-3-1'] }));
   assert.deepEqual(predecessor.actions, []);
   assert.partialDeepStrictEqual(conditions(predecessor), { Ready: 'False Stopping', Reconciling: 'True Stopping' });
@@ -531,12 +534,12 @@ test('what an earlier job of the name has left is waited for, and nothing is mad
   assert(plan(makeJob().observe(leftover.status)).actions.length > 0);
 });
 
-test('who comes first in a folder is waited for, unless the attempt has begun', () => {
+test('a job waits for jobs before it in the same folder, unless its attempt has begun', () => {
   const jobsBefore = ['FaceTrainJob first'];
   const { actions, status } = plan(makeJob().observe({}, [], { jobsBefore }));
   assert.deepEqual([actions, status.phase], [[], 'Pending']);
-  const said = plan(makeJob().observe(status, [], { jobsBefore }));
-  assert.deepEqual([said.requeueAfterSeconds, conditions(said).Ready], [5, 'False OutputInUse']);
+  const again = plan(makeJob().observe(status, [], { jobsBefore }));
+  assert.deepEqual([again.requeueAfterSeconds, conditions(again).Ready], [5, 'False OutputInUse']);
   assert.match(
     status.conditions!.find(({ type }) => type === 'Ready')!.message,
     /^FaceTrainJob first writes to the same folder and has not finished/,
@@ -550,13 +553,13 @@ describe('time to live', () => {
   const job = makeJob().with({ ttlSecondsAfterFinished: { succeeded: 60 } });
   const pods = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
   const finished = settled(job, pods);
-  test('waits', () =>
+  test('is waited for', () =>
     assert.equal(plan(job.observe(finished, pods, { objects: OBJECTS }), 30).requeueAfterSeconds, 40));
-  test('is over', () =>
+  test('over: the job is deleted', () =>
     assert.deepEqual(describeActions(plan(job.observe(finished, pods, { objects: OBJECTS }), 70).actions), [
       'deleteJob',
     ]));
-  test('is another one for a failure', () => {
+  test('of a failed job is separate', () => {
     const failed = [makePod(0).failed(2).build(), makePod(1).failed(4).build()];
     assert.deepEqual(
       describeActions(plan(job.observe(settled(job, failed), failed, { objects: OBJECTS }), 9999).actions),
@@ -565,7 +568,7 @@ describe('time to live', () => {
   });
 });
 
-test('suspension: the attempt is over, its pods go, and resuming starts the next at once', () => {
+test('suspension: the attempt ends, its pods are deleted, and resuming starts the next one at once', () => {
   const running = settled(makeJob(), RUNNING);
   const job = makeJob().suspended().atGeneration(2);
   const decided = plan(job.observe(running, RUNNING, { objects: OBJECTS }));
@@ -593,23 +596,27 @@ test('suspension: the attempt is over, its pods go, and resuming starts the next
   assert.equal(conditions(resumed).Suspended, 'False Resumed');
 });
 
-describe('a spec that changed under a running job', () => {
+describe('a spec that changed while pods run', () => {
   const labelled = (job: FaceTrainJobBuilder) =>
     RUNNING.map((pod) => ({ ...pod, specDigest: trainingDigest(job.parse()) }));
   const status = settled(makeJob(), labelled(makeJob()));
   const cases: Record<string, { job: FaceTrainJobBuilder; pods: ObservedPod[]; want: number }> = {
-    'in what is trained, unseen: a new attempt': {
+    'in what is trained, during a missed suspension: a new attempt': {
       job: makeJob().with({ epochs: 5 }).atGeneration(3),
       pods: labelled(makeJob()),
       want: 1,
     },
-    'to fewer ranks, unseen: a new attempt': { job: makeJob().replicas(1).atGeneration(3), pods: RUNNING, want: 1 },
-    'in a deadline: the job goes on': {
+    'to fewer ranks, during a missed suspension: a new attempt': {
+      job: makeJob().replicas(1).atGeneration(3),
+      pods: RUNNING,
+      want: 1,
+    },
+    'in a deadline: the attempt continues': {
       job: makeJob().with({ activeDeadlineSeconds: 9999 }).atGeneration(2),
       pods: labelled(makeJob()),
       want: 0,
     },
-    'not at all, though another operator would digest it otherwise: the job goes on': {
+    'not at all, but another version of the operator has another digest: the attempt continues': {
       job: makeJob(),
       pods: RUNNING.map((pod) => ({ ...pod, specDigest: 'old' })),
       want: 0,
@@ -625,7 +632,7 @@ describe('a spec that changed under a running job', () => {
   }
 });
 
-test('a config that was made for another spec is not used, though none of its pods was made', () => {
+test('a ConfigMap of an older spec is replaced, even if no pod was created yet', () => {
   const job = makeJob();
   const config = { ...owned('ConfigMap', 'faces-0'), specDigest: trainingDigest(job.parse()) };
   const refused = plan(
@@ -643,7 +650,7 @@ test('a config that was made for another spec is not used, though none of its po
   ]);
 });
 
-test('a lost peer is looked into again soon, when its culprit may have been told of', () => {
+test('after a lost peer the planner waits some seconds for the root cause', () => {
   const pods = [makePod(0).failed(4, 100).build(), RUNNING[1]!];
   const status = plan(makeJob().observe(settled(makeJob(), RUNNING), pods, { objects: OBJECTS })).status;
   const waiting = plan(makeJob().observe(status, pods, { objects: OBJECTS }));
@@ -651,14 +658,14 @@ test('a lost peer is looked into again soon, when its culprit may have been told
   assert.equal(plan(makeJob().observe(status, pods, { objects: OBJECTS }), 102).status.attempt, 1);
 });
 
-test('a gang that runs does not care whether the cluster still serves PodGroups', () => {
+test('a running gang continues if the cluster no longer serves PodGroups', () => {
   const job = makeJob().with({ gang: { mode: 'Native' } });
   const status = settled(job, RUNNING);
   assert.equal(status.phase, 'Running');
   assert.equal(plan(job.observe(status, RUNNING, { objects: OBJECTS })).status, status);
 });
 
-test('a lost status is found again from the pods', () => {
+test('a lost attempt number is restored from the pods', () => {
   const pods = [makePod(0, 3).running().build(), makePod(1, 3).running().build()];
   const { status, actions } = plan(makeJob().observe({}, pods, { objects: objectsOf(3) }));
   assert.deepEqual(actions, []);

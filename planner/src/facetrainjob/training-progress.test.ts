@@ -46,9 +46,9 @@ function plan(
 const RUNNING = plan(STARTED, undefined, 10).status;
 const AT_100 = plan(RUNNING, progress(100), 100).status;
 
-test('progress is told in full, in digits that people can read', () => {
-  const told = plan(RUNNING, progress(100, { imagesPerSecond: 40.000123, loss: 9.5000004 }), 100).status.progress;
-  assert.deepEqual(told, {
+test('the status has all of the progress, rounded', () => {
+  const status = plan(RUNNING, progress(100, { imagesPerSecond: 40.000123, loss: 9.5000004 }), 100).status.progress;
+  assert.deepEqual(status, {
     step: 100,
     totalSteps: 1000,
     epoch: 1,
@@ -61,13 +61,13 @@ test('progress is told in full, in digits that people can read', () => {
   });
 });
 
-test('what does not go on has no end to expect', () => {
+test('a failed job has no estimated completion time', () => {
   const failed = plan(AT_100, undefined, 110, makeJob(), [makePod(0).failed(2).build(), PODS[1]!]).status;
   assert.partialDeepStrictEqual(failed, { phase: 'Failed', progress: { step: 100 } });
   assert.equal(failed.progress?.estimatedCompletionTime, undefined);
 });
 
-describe('when progress is written', () => {
+describe('progress is written', () => {
   const checkpoint = { step: 105, time: at(104) };
   const cases: Record<
     string,
@@ -123,7 +123,7 @@ describe('when progress is written', () => {
   }
 });
 
-describe('what rank 0 leaves behind', () => {
+describe('the termination message of rank 0', () => {
   const last = {
     progress: progress(1000, {
       checkpoint: { step: 1000, time: at(149) },
@@ -132,7 +132,7 @@ describe('what rank 0 leaves behind', () => {
   };
   const checkpoint = { uri: 'pvc://data/out/checkpoints/step-0000001000', step: 1000, time: at(149) };
 
-  test('comes before what was asked for last, and stays when the pods are gone', () => {
+  test('replaces the polled progress, and stays after the pods are deleted', () => {
     const pods = [makePod(0).succeeded().with({ result: last }).build(), makePod(1).succeeded().build()];
     const { status } = plan(AT_100, progress(990), 150, makeJob(), pods);
     assert.partialDeepStrictEqual(status, {
@@ -143,11 +143,11 @@ describe('what rank 0 leaves behind', () => {
     });
     assert.equal(plan(status, progress(990), 200, makeJob(), []).status, status);
   });
-  test('tells the checkpoint of one that was preempted, with the restart', () => {
+  test('gives the checkpoint of a preempted attempt, together with the restart', () => {
     const pods = [makePod(0).failed(143).with({ result: last }).build(), makePod(1).failed(143).build()];
     assert.partialDeepStrictEqual(plan(AT_100, progress(990), 150, makeJob(), pods).status, { attempt: 1, checkpoint });
   });
-  test('tells the checkpoint of one that was suspended, once', () => {
+  test('gives the checkpoint of a suspended attempt, once', () => {
     const job = makeJob().suspended().atGeneration(2);
     const { status } = plan(AT_100, progress(990), 140, job);
     assert.equal(status.checkpoint, undefined);
@@ -168,25 +168,31 @@ describe('a hang', () => {
       observed?: ObservedProgress;
       at: number;
       pods?: typeof PODS;
-      want: 'goes on' | 'restarts';
+      want: 'continues' | 'restarts';
       wantRequeue?: number;
     }
   > = {
-    'is not seen before its time': { status: AT_100, observed: still, at: 399, want: 'goes on', wantRequeue: 1 },
-    'is a restart': { status: AT_100, observed: still, at: 400, want: 'restarts' },
-    'is one too when progress cannot be had': { status: AT_100, at: 400, want: 'restarts' },
-    'is none while anything moves': {
+    'is not detected before the deadline': {
+      status: AT_100,
+      observed: still,
+      at: 399,
+      want: 'continues',
+      wantRequeue: 1,
+    },
+    'restarts the gang at the deadline': { status: AT_100, observed: still, at: 400, want: 'restarts' },
+    'is detected without polled progress, too': { status: AT_100, at: 400, want: 'restarts' },
+    'is not detected while the activity counter changes': {
       status: AT_100,
       observed: progress(100, { activity: 101 }),
       at: 400,
-      want: 'goes on',
+      want: 'continues',
     },
-    'is one of a gang that never showed progress': { status: RUNNING, at: 310, want: 'restarts' },
-    'is none while pods wait for their place': {
+    'is detected in a gang that never reported progress': { status: RUNNING, at: 310, want: 'restarts' },
+    'is not detected while pods wait to be scheduled': {
       status: STARTED,
       at: 9999,
       pods: [PODS[0]!, makePod(1).build()],
-      want: 'goes on',
+      want: 'continues',
     },
   };
   for (const [name, { status, observed, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
@@ -198,7 +204,7 @@ describe('a hang', () => {
       if (wantRequeue !== undefined) assert.equal(result.requeueAfterSeconds, wantRequeue);
     });
   }
-  test('of an earlier attempt is not one of this', () => {
+  test('of an earlier attempt does not count for this one', () => {
     const status = { ...AT_100, attempt: 1, attemptStartTime: at(1000) };
     const pods = [makePod(0, 1).running().build(), makePod(1, 1).running().build()];
     const result = planFaceTrainJob(

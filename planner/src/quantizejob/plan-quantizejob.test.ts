@@ -20,7 +20,7 @@ const STARTED: QuantizeJobStatus = { observedGeneration: 1, attempt: 0, startTim
 const OBJECTS: ObservedObject[] = [{ kind: 'ConfigMap', name: 'small-0', uid: 'c', owned: true }];
 const pod = () => makePod(0, 0, 'small');
 
-test('a new job gets its config and its pod, in that order', () => {
+test('a new job gets its ConfigMap and its pod, in that order', () => {
   const { actions, status } = plan(makeQuantizeJob().observe());
   assert.deepEqual(
     created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`),
@@ -34,7 +34,7 @@ test('a new job gets its config and its pod, in that order', () => {
   });
 });
 
-test('an object store is published to with credentials by reference, which no config holds', () => {
+test('credentials of the output’s object store are references to a Secret, and not in the config', () => {
   const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, secretRef: { name: 'aws' } };
   const { config, pod } = childrenOf(makeQuantizeJob().with({ output: { uri: 's3://models/small', s3 } }));
   assert.deepEqual(config.publish, {
@@ -51,7 +51,7 @@ test('an object store is published to with credentials by reference, which no co
   );
 });
 
-test('a folder is written where it is', () => {
+test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({
       gate: { minMeanCosine: 0.98 },
@@ -67,15 +67,15 @@ test('a folder is written where it is', () => {
   assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);
 });
 
-test('the longest name makes host names', () => {
+test('the pod of a job with the longest name has a valid host name', () => {
   const { pod } = childrenOf(makeQuantizeJob('q'.repeat(MAX_QUANTIZEJOB_NAME)));
   assert(pod.metadata.name.length <= 63);
 });
 
-describe('what becomes of a pod', () => {
+describe('the state of the pod decides the status', () => {
   const cases: Record<string, { pod: ObservedPod; want: object }> = {
     'ready: running': { pod: pod().running().build(), want: { phase: 'Running' } },
-    'succeeded, saying what it has published': {
+    'succeeded, with the artifact in its termination message': {
       pod: pod()
         .succeeded()
         .with({ result: { artifact: { bytes: 7, meanCosine: 0.99, gate: 'Passed' } } })
@@ -86,15 +86,15 @@ describe('what becomes of a pod', () => {
         artifact: { uri: 'pvc://data/int7', bytes: 7, meanCosine: 0.99, gate: 'Passed' },
       },
     },
-    'succeeded, and nobody can read what it says': {
+    'succeeded, with an unreadable termination message': {
       pod: pod().succeeded().build(),
       want: { phase: 'Succeeded', artifact: { uri: 'pvc://data/int7' } },
     },
-    'gate missed: failed for good': {
+    'gate missed: the job fails': {
       pod: pod().failed(3).build(),
       want: { phase: 'Failed', attempt: 0, conditions: [{ type: 'Ready' }, { type: 'Stalled', reason: 'GateFailed' }] },
     },
-    'wrong credentials: failed with what it says': {
+    'wrong credentials: the job fails with the message of the program': {
       pod: pod().failed(2).terminationMessage('StorageFailed', 's3://models: access denied').build(),
       want: {
         phase: 'Failed',
@@ -108,11 +108,11 @@ describe('what becomes of a pod', () => {
         ],
       },
     },
-    'crashed: tried again': {
+    'crashed: a restart': {
       pod: pod().failed(1).build(),
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } },
     },
-    'evicted: tried again without counting': {
+    'evicted: a restart that does not count': {
       pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
     },
@@ -126,7 +126,7 @@ describe('what becomes of a pod', () => {
   }
 });
 
-test('the artifact outlives the pod that told of it', () => {
+test('the artifact stays in the status after its pod is deleted', () => {
   const job = makeQuantizeJob();
   const done = pod()
     .succeeded()
@@ -136,7 +136,7 @@ test('the artifact outlives the pod that told of it', () => {
   assert.equal(plan(job.observe(status, [], { objects: OBJECTS }), 200).status, status);
 });
 
-test('a suspended job has no pod, and starts anew when it is resumed', () => {
+test('a suspended job has no pod, and resuming starts a new attempt', () => {
   const suspended = plan(
     makeQuantizeJob().suspended().atGeneration(2).observe(STARTED, [pod().running().build()], { objects: OBJECTS }),
   );

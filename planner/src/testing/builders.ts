@@ -1,4 +1,4 @@
-/** Builders for the planners' tests: makeJob('a').replicas(4).suspended().observe(...). */
+/** Builders of observations for tests: makeJob('a').replicas(4).suspended().observe(...). */
 import {
   API_VERSION,
   FaceTrainJob,
@@ -10,7 +10,9 @@ import type { ObservedFaceTrainJob, ObservedPod, ObservedQuantizeJob } from '../
 import { timestamp } from '../time.ts';
 
 export const START = new Date('2026-01-01T00:00:00Z');
+/** The time so many seconds after START. */
 export const after = (seconds: number): Date => new Date(START.getTime() + 1000 * seconds);
+/** The same as a string, as in a status. */
 export const at = (seconds: number): string => timestamp(after(seconds));
 
 type Loose = Record<string, any>;
@@ -76,9 +78,9 @@ export class FaceTrainJobBuilder extends JobBuilder {
   observe(
     status: FaceTrainJobStatus = {},
     pods: ObservedPod[] = [],
-    more: Partial<ObservedFaceTrainJob> = {},
+    overrides: Partial<ObservedFaceTrainJob> = {},
   ): ObservedFaceTrainJob {
-    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], podGroupApi: null, ...more };
+    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], podGroupApi: null, ...overrides };
   }
 }
 
@@ -94,9 +96,9 @@ export class QuantizeJobBuilder extends JobBuilder {
   observe(
     status: QuantizeJobStatus = {},
     pods: ObservedPod[] = [],
-    more: Partial<ObservedQuantizeJob> = {},
+    overrides: Partial<ObservedQuantizeJob> = {},
   ): ObservedQuantizeJob {
-    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...more };
+    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...overrides };
   }
 }
 

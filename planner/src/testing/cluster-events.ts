@@ -1,10 +1,14 @@
-/** What may happen to a job in the simulator: as data, so that fast-check can find the shortest history that breaks a property. */
+/**
+ * Events in the simulated cluster. They are plain data, so that fast-check can shrink a failing history to its shortest
+ * form.
+ */
 import fc from 'fast-check';
 import { isAlive, outcomeOf } from '../attempt.ts';
 import type { ObservedPod } from '../observed.ts';
 import { timestamp } from '../time.ts';
 import type { Simulator } from './simulator.ts';
 
+/** `pod` is an index into the pods that exist, modulo their number. */
 export type ClusterEvent =
   | { type: 'advance'; seconds: number }
   | {
@@ -23,18 +27,19 @@ export type ClusterEvent =
     }
   | { type: 'fail'; pod: number; exitCode: number }
   | { type: 'removeDeletedPods' }
-  /** Somebody deletes the PodGroups. */
+  /** A user deletes the PodGroups. */
   | { type: 'deletePodGroups' }
   | { type: 'startAll' }
   | { type: 'suspend'; suspend: boolean }
   | { type: 'networkPolicy'; enabled: boolean }
-  /** Suspended, changed and resumed while nobody looked. */
+  /** The spec is suspended, changed and resumed while the operator is down. */
   | { type: 'changeSpec'; epochs: number }
   | { type: 'progress'; steps: number };
 
 const pod = fc.nat({ max: 7 });
 const EXIT_CODES = [1, 2, 4, 4, 137, 143];
 
+/** Events that must not make a job fail or restart. */
 export const harmlessEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   fc.record({ type: fc.constant('advance' as const), seconds: fc.integer({ min: 1, max: 900 }) }),
   fc.record({
@@ -54,6 +59,7 @@ export const harmlessEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   fc.record({ type: fc.constant('progress' as const), steps: fc.nat({ max: 50 }) }),
 );
 
+/** All events, among them failures of pods, nodes and the cluster. */
 export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   { weight: 2, arbitrary: harmlessEvents },
   { weight: 2, arbitrary: fc.record({ type: fc.constant('startAll' as const) }) },
@@ -140,12 +146,14 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
   }
 }
 
+/** Starts a pod, or lets its lost node recover. */
 function start(pod: ObservedPod): void {
   delete pod.lostNode;
   if (isAlive(pod) && outcomeOf(pod) === null)
     Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
 }
 
+/** Ends the program of a pod that has started. */
 function finish(pod: ObservedPod, exitCode: number, now: Date): void {
   if (isAlive(pod) && pod.phase !== 'Pending')
     Object.assign(pod, {
@@ -156,6 +164,7 @@ function finish(pod: ObservedPod, exitCode: number, now: Date): void {
     });
 }
 
+/** Rank 0 reports that it did some more steps of 1000. */
 function train(steps: number, cluster: Simulator): void {
   const attempt = cluster.trainJob.status.attempt ?? 0;
   const before = cluster.progress?.attempt === attempt ? cluster.progress : { step: 0, activity: 0 };
@@ -172,7 +181,10 @@ function train(steps: number, cluster: Simulator): void {
 
 export const isOver = (cluster: Simulator): boolean => cluster.trainJob.status.completionTime !== undefined;
 
-/** From now on all goes well: what is to go goes, nodes come back, nobody suspends, and pods do their work and succeed. */
+/**
+ * Lets the job run to its end undisturbed: deleted pods disappear, nodes recover, the job is resumed, and its pods
+ * start, work and succeed.
+ */
 export function finishUndisturbed(cluster: Simulator, rounds = 60): void {
   if (cluster.trainJob.spec.suspend) cluster.change({ suspend: false });
   for (let round = 0; round < rounds && !isOver(cluster); round++) {

@@ -1,6 +1,6 @@
 /**
- * A cluster in memory that carries out plans, for properties. It may crash after any single action, and its pods do what they are
- * told to; it checks at every write that no two attempts of a job are alive.
+ * A cluster in memory, with an executor that carries out plans, for property tests. The executor may crash after any
+ * action or write of a status. After every write the simulator checks that no two attempts of a job are alive.
  */
 import assert from 'node:assert/strict';
 import { type FaceTrainJob, type FaceTrainJobStatus, QuantizeJobSpec, type QuantizeJobStatus } from '@facetrain/api';
@@ -37,7 +37,7 @@ interface SimulatedPod extends ObservedPod {
   owner: string;
 }
 
-/** More plans than any change may take to settle. */
+/** Upper bound of the plans after which nothing may be left to do. */
 const MAX_PLANS = 12;
 
 export class Simulator {
@@ -47,11 +47,11 @@ export class Simulator {
   pods: SimulatedPod[] = [];
   objects: SimulatedObject[] = [];
   events: PlanEvent[] = [];
-  /** Of the FaceTrainJob, each that was written. */
+  /** Every status of the FaceTrainJob that was written. */
   statuses: FaceTrainJobStatus[] = [];
   progress: ObservedProgress | undefined;
   podGroupApi: string | null;
-  /** Every object created and status written, in order. */
+  /** Every action and every written status, in order. */
   writes: string[] = [];
   deleted = false;
   private uids = 0;
@@ -74,15 +74,15 @@ export class Simulator {
     return this.pods.filter(isAlive);
   }
 
-  /** Pods that are being deleted are gone. */
+  /** Removes pods that are being deleted. */
   removeDeletedPods(): void {
     this.pods = this.pods.filter((pod) => !pod.deleting);
   }
 
   /**
-   * Plans and executes until nothing is left to write.
+   * Plans and executes until nothing is left to do.
    *
-   * @param crashAfter the executor dies once, after this many actions of all that it runs; null: it does not.
+   * @param crashAfter the executor crashes once, after this many actions and writes; null: it does not crash
    */
   settle(crashAfter: number | null = null): void {
     let budget = crashAfter ?? Infinity;
@@ -102,7 +102,7 @@ export class Simulator {
     this.assertSteady();
   }
 
-  /** What was planned once is not planned again, now or a moment later. */
+  /** Checks that the next plans have no actions and no events, and change no status. */
   assertSteady(): void {
     for (const plan of [this.planTrainJob(), this.quantizeJob && this.planQuantizeJob()]) {
       assert.deepEqual(plan?.actions ?? [], []);
@@ -117,9 +117,9 @@ export class Simulator {
     const job: AnyJob | null = this[which];
     if (!job) return budget;
     const plan: Plan<JobStatus> = which === 'trainJob' ? this.planTrainJob() : this.planQuantizeJob();
-    // What is under way together may be done in any order: here, every other time, backwards.
-    const backwards = this.writes.length % 2 === 1;
-    for (const action of concurrentGroups(plan.actions).flatMap((group) => (backwards ? group.toReversed() : group))) {
+    // Concurrent actions may end in any order: every other time they run in reverse order.
+    const reversed = this.writes.length % 2 === 1;
+    for (const action of concurrentGroups(plan.actions).flatMap((group) => (reversed ? group.toReversed() : group))) {
       this.execute(action, which, job);
       if (--budget <= 0) return 0;
     }
@@ -188,9 +188,8 @@ export class Simulator {
         assert.equal(which, 'trainJob');
         this.deleted = true;
     }
-    this.writes.push(
-      `${action.type} ${action.type === 'create' ? `${action.object.kind}/${action.object.metadata.name}` : action.type === 'deleteJob' ? '' : action.name}`,
-    );
+    const target = action.type === 'create' ? `${action.object.kind}/${action.object.metadata.name}` : '';
+    this.writes.push(`${action.type} ${'name' in action ? action.name : target}`);
     this.assertOneAttempt();
   }
 
@@ -214,7 +213,7 @@ export class Simulator {
         createdAt: timestamp(this.now),
         specDigest: labels[Label.specDigest]!,
       });
-      // In whatever order they are made, a history must mean the same pods.
+      // Events address pods by index, so the order must not depend on the order of creation.
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
       return;
     }
@@ -251,7 +250,10 @@ export class Simulator {
   }
 }
 
-/** A planner that changed what it is shown would be found out; the status alone is compared by identity. */
+/**
+ * A deep copy: a planner that changed its input would be noticed. The status is not copied, as it is compared by
+ * identity.
+ */
 function cloneExceptStatus<T extends { status: unknown }>(observed: T): T {
   return { ...structuredClone(observed), status: observed.status };
 }

@@ -1,4 +1,6 @@
-/** A cluster as the planners' tests see it: claims and host paths are mounted, object stores are fetched from. */
+/**
+ * An Environment for tests: claims and host paths are mounted, data of object stores is fetched by an init container.
+ */
 import { parseStorageUri } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
 
