@@ -1,6 +1,6 @@
--- Health of a FaceTrainJob or a QuantizeJob for Argo CD, from the conditions that kstatus (Flux, helm --wait) reads too.
--- A training that runs is Healthy: it takes days, and a sync should not wait for its end. Argo CD gives the object as
--- `obj`, and loads only Lua's base and table libraries.
+-- Health of a FaceTrainJob or a QuantizeJob for Argo CD, from the conditions that kstatus (Flux, helm --wait) also
+-- reads. A training that runs is Healthy: it takes days, and a sync should not wait for its end. Argo CD gives the
+-- object as `obj`, and loads only Lua's base and table libraries.
 local status = obj.status or {}
 if status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then
   return {status = "Progressing", message = "the operator has not looked at this version of it yet"}

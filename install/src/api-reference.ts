@@ -57,21 +57,33 @@ type Definition = ReturnType<typeof customResourceDefinitions>[string];
 /** What each condition means when it is True. A test compares the names with the planner's. */
 export const CONDITIONS: Record<string, string> = {
   Ready:
-    'The job is where its spec wants it: it runs, is suspended as asked, is being quantized, or has succeeded. Tools that read kstatus (Flux, `helm --wait`) wait for this one. Its reason and message are the columns of `kubectl get`.',
+    'The job is where its spec wants it: it runs, is suspended as asked, is being quantized, or has succeeded. ' +
+    'Tools that read kstatus (Flux, `helm --wait`) wait for this one. Its reason and message are columns of ' +
+    '`kubectl get`.',
   Reconciling: 'The operator is working towards Ready; absent otherwise. kstatus reads it as InProgress.',
   Stalled:
-    'The job has failed, or cannot go on until its spec or the cluster changes; absent otherwise. kstatus reads it as Failed.',
+    'The job has failed, or cannot go on until its spec or the cluster changes; absent otherwise. kstatus reads it as ' +
+    'Failed.',
   Admitted: 'Every pod of the current attempt has a node. Present only while an attempt is under way.',
   PodsReady: 'Every rank of the current attempt is ready, or has succeeded.',
   Running: 'All ranks of the current attempt have been ready at once, and the attempt goes on.',
   Restarting:
-    'A restart was decided, and the ranks of the new attempt are not all ready yet. Absent before the first restart, False after each.',
+    'A restart was decided, and the ranks of the new attempt are not all ready yet. Absent before the first restart, ' +
+    'False after each.',
   Suspended: '`spec.suspend` is true and the pods are being stopped or have ended. Absent before the first suspension.',
   Succeeded: 'The job has ended well. Final.',
   Failed: 'The job has ended and will not be tried again. Final.',
   QuantizationSucceeded:
-    'FaceTrainJob with `spec.quantize` only. Unknown: the QuantizeJob has not ended. True: the INT7 artifact is published. False: the QuantizeJob failed.',
+    'FaceTrainJob with `spec.quantize` only. Unknown: the QuantizeJob has not ended. True: the INT7 artifact is ' +
+    'published. False: the QuantizeJob failed.',
 };
+
+/** How to read the column that `changesOf` fills. */
+const CHANGES =
+  'The column "changes" says when a field of an existing job may change. "any time": what the pods read or are made ' +
+  'of (checkpoints, evaluation, images, resources) is used by the next attempt; what the operator reads itself ' +
+  '(deadlines, policies, suspension) counts at once. "while suspended": the job must have `suspend: true` already. ' +
+  '"never": make another job. "by field": see its fields. A default of `{}` stands for the defaults of the fields.';
 
 /** Why a program leaves with each code, and what the operator does unless `failurePolicy.rules` says otherwise. */
 const EXIT_CODES: Record<keyof typeof ExitCode, { meaning: string; consequence: string }> = {
@@ -79,7 +91,8 @@ const EXIT_CODES: Record<keyof typeof ExitCode, { meaning: string; consequence: 
   failure: { meaning: 'A defect or an unforeseen failure; the log has a stack.', consequence: 'A counted restart.' },
   refused: {
     meaning:
-      'The input, the configuration or the environment was refused; the message names the file or field, what was found and what is allowed.',
+      'The input, the configuration or the environment was refused; the message names the file or field, what was ' +
+      'found and what is allowed.',
     consequence:
       'The job fails: another attempt would find the same. With the code `RendezvousTimeout`: a counted restart.',
   },
@@ -129,7 +142,8 @@ function childrenOf(node: SchemaNode, path: string): Field[] {
 
 /**
  * Which fields may change, read from the rules that compare `self` with `oldSelf`.
- * @throws Error for a rule on changes in another form than `self.FIELD == oldSelf.FIELD`, alone or after `oldSelf.suspend ||`
+ * @throws Error for a rule on changes in another form than `self.FIELD == oldSelf.FIELD`, alone or after
+ *   `oldSelf.suspend ||`
  */
 export function changesOf(node: SchemaNode, path: string): (field: string) => Change {
   const limits = new Map<string, Change>();
@@ -165,15 +179,17 @@ function kindPage(definition: Definition): string {
     mark(`api/src and ${EXAMPLES}`),
     `# ${names.kind}`,
     schema.description,
-    `\`apiVersion: ${API_VERSION}\`, \`kind: ${names.kind}\`, namespaced; \`kubectl get ${names.plural}\`, short \`${names.shortNames.join('`, `')}\`. ${capital(schema['x-kubernetes-validations'][0]!.message)}.`,
-    '[Conditions, reasons and exit codes](conditions.md) are on a page of their own; `status.conditions` of both kinds uses them.',
+    `${code(`apiVersion: ${API_VERSION}`)}, ${code(`kind: ${names.kind}`)}, namespaced; ` +
+      `${code(`kubectl get ${names.plural}`)}, short ${names.shortNames.map(code).join(', ')}. ` +
+      `${capital(schema['x-kubernetes-validations'][0]!.message)}.`,
+    'Its [conditions, reasons and exit codes](conditions.md) are those of both kinds.',
     '## Examples',
     'The least:',
     example('minimal'),
     'Every field, apart from those that exclude each other:',
     example('full'),
     '## spec',
-    'The column "changes" says when a field of an existing job may change. "any time": what the pods read or are made of (checkpoints, evaluation, images, resources) is used by the next attempt; what the operator reads itself (deadlines, policies, suspension) counts at once. "while suspended": the job must have `suspend: true` already. "never": make another job. "by field": see its fields. A default of `{}` stands for the defaults of the fields.',
+    CHANGES,
     ...sections(spec, 'spec', changesOf(spec, 'spec')),
     '## status',
     'Written by the operator alone.',
@@ -271,7 +287,8 @@ function conditionsPage(): string {
     ),
     '`status.phase` is for people: one word made from the same facts. Programs read the conditions.',
     '## Reasons',
-    'The reason of a condition is one of these, or one that Kubernetes gives for a pod that waits (`ImagePullBackOff` and the like). What each means, and what to do, is in the runbook.',
+    'The reason of a condition is one of these, or one that Kubernetes gives for a pod that waits ' +
+      '(`ImagePullBackOff` and the like). What each means, and what to do, is in the runbook.',
     ...runbookReasons().map(
       ({ heading, reasons }) =>
         `${bullet(`[${heading}](../runbook.md#${anchor(heading)}): ${reasons.map(code).join(', ')}`)}`,
