@@ -1,0 +1,60 @@
+// Links and file names in Markdown lead to something that exists: headings and files are renamed without a look at docs.
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path/posix';
+import { test } from 'node:test';
+import { repositoryFiles } from './lib/files.mjs';
+import { root } from './lib/paths.mjs';
+
+const files = await repositoryFiles();
+const known = new Set(files.flatMap((file) => [file, ...foldersOf(file)]));
+const pages = Object.fromEntries(
+  files.filter((file) => file.endsWith('.md')).map((file) => [file, readFileSync(join(root, file), 'utf8')]),
+);
+const topFolders = new Set(files.filter((file) => file.includes('/')).map((file) => file.split('/')[0]));
+
+function foldersOf(file) {
+  const folder = dirname(file);
+  return folder === '.' ? [] : [folder, ...foldersOf(folder)];
+}
+
+/** Without blocks of code. */
+const prose = (text) => text.replaceAll(/^```[\s\S]*?^```$/gm, '');
+
+/** As GitHub makes them. */
+const anchorsOf = (text) =>
+  [...prose(text).matchAll(/^#+ (.+)$/gm)].map(([, heading]) =>
+    heading
+      .toLowerCase()
+      .replaceAll(/[^\w\- ]/g, '')
+      .replaceAll(' ', '-'),
+  );
+
+test('every relative link leads to a file, and its anchor to a heading', () => {
+  const broken = [];
+  for (const [page, text] of Object.entries(pages)) {
+    for (const [, target, anchor] of prose(text)
+      .replaceAll(/`[^`\n]*`/g, '')
+      .matchAll(/\]\(([^)#\s]*)(?:#([^)\s]+))?\)/g)) {
+      if (/^[a-z]+:/.test(target)) continue;
+      const file = target === '' ? page : join(dirname(page), target).replace(/\/$/, '');
+      const exists = known.has(file) && (anchor === undefined || anchorsOf(pages[file] ?? '').includes(anchor));
+      if (!exists) broken.push(`${page}: ${target}${anchor === undefined ? '' : `#${anchor}`}`);
+    }
+  }
+  assert.deepEqual(broken, []);
+});
+
+test('every path in code type from the top of the repository exists', () => {
+  // Where builds and benchmarks write, and what the recipes of CONTRIBUTING.md add.
+  const madeLater = /^(native\/build|[^/]+\/dist|bench\/NAME|planner\/src\/attempt-limit)|\/NAME\.ts$/;
+  const missing = [];
+  for (const [page, text] of Object.entries(pages)) {
+    for (const [, path] of prose(text).matchAll(/`([\w.-]+(?:\/[\w.-]+)+\/?)`/g)) {
+      const file = path.replace(/\/$/, '');
+      if (topFolders.has(file.split('/')[0]) && !known.has(file) && !madeLater.test(file))
+        missing.push(`${page}: ${path}`);
+    }
+  }
+  assert.deepEqual(missing, []);
+});
