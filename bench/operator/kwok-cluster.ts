@@ -1,6 +1,6 @@
 /**
- * A cluster to measure in: a real API server and scheduler, and nodes of kwok's, which report every pod as running and run nothing. There is no
- * controller-manager: nothing is garbage collected but by `remove`.
+ * The cluster of the benchmark: a real API server and scheduler, and kwok nodes, which report every pod as running and
+ * run nothing. There is no controller-manager, so nothing is garbage collected: `remove` deletes the children of a job.
  */
 import assert from 'node:assert/strict';
 import { createServer, type Server } from 'node:http';
@@ -25,13 +25,13 @@ import { Label } from '@facetrain/planner/names';
 import { pino } from 'pino';
 
 export const NAMESPACE = 'default';
-/** Selects what belongs to a job. */
+/** Label selector of all children of jobs. */
 const CHILDREN = Label.jobUid;
 const nodes = defineResource('v1', 'nodes');
-/** Requests that are under way together, of whatever is made or removed in bulk. */
+/** Requests at the same time, when many objects are created or deleted. */
 const PARALLEL = 32;
 const STAGES = join(import.meta.dirname, 'kwok.yaml');
-/** Loopback addresses, one for each pod: where the operator asks for progress, somebody answers. */
+/** Loopback addresses, one for each pod, so that ProgressServer answers the operator's requests for progress. */
 const POD_NETWORK = '127.64.0.0/10';
 const PODS_A_NODE = 1000;
 const DEADLINE_MILLISECONDS = 600_000;
@@ -42,7 +42,7 @@ export class BenchCluster {
   readonly #stop = new AbortController();
   readonly #watched: Promise<void>[];
   readonly #waiting = new Set<() => void>();
-  /** Pods by the attempt they belong to. */
+  /** Names of the pods of each attempt (attemptKey). */
   readonly #pods = new Map<string, Set<string>>();
   readonly #running = new Set<string>();
 
@@ -53,9 +53,9 @@ export class BenchCluster {
     const podCache = new Cache({ ...options, resource: pods as Resource, labelSelector: CHILDREN, metadataOnly: true });
     podCache.onChange(({ object: { metadata }, deleted }) => {
       const attempt = attemptKey(metadata.labels![Label.jobName]!, Number(metadata.labels![Label.attempt]));
-      const there = this.#pods.get(attempt) ?? new Set();
-      if (deleted) there.delete(metadata.name);
-      else this.#pods.set(attempt, there.add(metadata.name));
+      const names = this.#pods.get(attempt) ?? new Set();
+      if (deleted) names.delete(metadata.name);
+      else this.#pods.set(attempt, names.add(metadata.name));
       this.#changed();
     });
     const jobCache = new Cache<JobObject>({ ...options, resource: faceTrainJobs });
@@ -71,7 +71,7 @@ export class BenchCluster {
     const plane = await ControlPlane.start();
     await plane.installCrds();
     const kubeconfig = await plane.kubeconfig();
-    // Without limits of their own: what is measured must not wait for what is not.
+    // Without client limits: the operator is measured, and must not wait for the scheduler.
     plane.run('kube-scheduler', [
       '--kubeconfig',
       kubeconfig,
@@ -90,11 +90,11 @@ export class BenchCluster {
     const capacity = { cpu: '1000', memory: '4Ti', pods: String(PODS_A_NODE) };
     const status = { capacity, allocatable: capacity, conditions: [{ type: 'Ready', status: 'True' }] };
     await this.plane.client.post('/api/v1/nodes', { apiVersion: 'v1', kind: 'Node', metadata: { name }, status });
-    // The one who takes the taint of a new node away is the controller-manager.
+    // The controller-manager, which is missing here, would remove the taint of a new node.
     await this.plane.client.patch(nodes, null, name, { spec: { taints: null } });
   }
 
-  /** @returns the job as it was made */
+  /** @returns the created job */
   apply(name: string, replicas: number): Promise<JobObject> {
     return this.plane.client.create(faceTrainJobs, NAMESPACE, {
       apiVersion: faceTrainJobs.apiVersion,
@@ -114,7 +114,7 @@ export class BenchCluster {
     await inParallel(names, (name) => this.apply(name, replicas));
   }
 
-  /** Resolves to the time (performance.now) at which all pods of these attempts are seen to exist. */
+  /** Resolves when all pods of these attempts exist, to the time (performance.now()). */
   podsExist(jobs: string[], attempt: number, replicas: number): Promise<number> {
     return this.#when(
       () => jobs.every((job) => (this.#pods.get(attemptKey(job, attempt))?.size ?? 0) >= replicas),
@@ -122,7 +122,7 @@ export class BenchCluster {
     );
   }
 
-  /** Resolves to the time (performance.now) at which these jobs' status is seen to say that they run. */
+  /** Resolves when the phase of all these jobs is Running, to the time (performance.now()). */
   jobsRun(jobs: string[]): Promise<number> {
     return this.#when(() => jobs.every((job) => this.#running.has(job)), `${jobs.length} jobs run`);
   }
@@ -131,7 +131,7 @@ export class BenchCluster {
     return this.#running.has(job);
   }
 
-  /** What a kubelet writes when a trainer dies. */
+  /** Writes the status that a kubelet writes when a trainer has failed. */
   async failPod(name: string): Promise<void> {
     const terminated = { exitCode: 1, reason: 'Error', finishedAt: new Date().toISOString() };
     const containerStatuses = [
@@ -146,7 +146,7 @@ export class BenchCluster {
     );
   }
 
-  /** The pods of an attempt, as somebody else would write them who wants the same. */
+  /** The pods of a job as manifests of plain pods, without an owner. */
   async podTemplates(job: string): Promise<object[]> {
     const { items } = await this.plane.client.list<PodObject>(pods, NAMESPACE, {
       labelSelector: `${Label.jobName}=${job}`,
@@ -159,7 +159,7 @@ export class BenchCluster {
     }));
   }
 
-  /** Creates so many pods and nothing else, as fast as the server takes them. @returns how many milliseconds that took */
+  /** Creates `count` pods as fast as the server accepts them. @returns the time in milliseconds */
   async createPlain(templates: object[], count: number): Promise<number> {
     const plain = Array.from({ length: count }, (_, i) => {
       const template = templates[i % templates.length] as { metadata: object };
@@ -170,7 +170,7 @@ export class BenchCluster {
     return performance.now() - start;
   }
 
-  /** Removes jobs of these names and what belongs to them; resolves when their pods are gone. */
+  /** Deletes these jobs and their children; resolves when their pods are gone. */
   async remove(jobs: string[]): Promise<void> {
     const names = new Set(jobs);
     await this.#delete(faceTrainJobs, {}, ({ name }) => names.has(name));
@@ -180,7 +180,7 @@ export class BenchCluster {
     await this.#when(
       () =>
         [...this.#pods].every(
-          ([attempt, there]) => there.size === 0 || !names.has(attempt.slice(0, attempt.indexOf('/'))),
+          ([attempt, pods]) => pods.size === 0 || !names.has(attempt.slice(0, attempt.indexOf('/'))),
         ),
       'their pods are gone',
     );
@@ -209,11 +209,11 @@ export class BenchCluster {
   async #delete(
     resource: Resource,
     query: { labelSelector?: string },
-    isMeant: (metadata: ObjectMeta) => boolean,
+    isSelected: (metadata: ObjectMeta) => boolean,
   ): Promise<void> {
     const { items } = await this.plane.client.list(resource, NAMESPACE, query, true);
     await inParallel(
-      (items ?? []).filter(({ metadata }) => isMeant(metadata)),
+      (items ?? []).filter(({ metadata }) => isSelected(metadata)),
       async ({ metadata: { name, uid } }) => {
         await this.plane.client.delete(resource, NAMESPACE, name, uid).catch((error: unknown) => {
           if (!isApiError(error, 'NotFound')) throw error;
@@ -247,12 +247,12 @@ export class BenchCluster {
 }
 
 const PLAIN = 'facetrain.dev/bench-plain';
-/** As many labels as before, but none by which the operator takes the pod for its own. */
+/** The labels without the one by which the operator would take the pod for its own. */
 const withoutOwner = (labels: Record<string, string> = {}) =>
   Object.fromEntries(Object.entries(labels).filter(([name]) => name !== Label.jobUid));
 const attemptKey = (job: string, attempt: number): string => `${job}/${attempt}`;
 
-/** Says for rank 0 of every pod that nothing has happened yet. Whose pod it is follows from the address that was asked. */
+/** Answers /v1/progress for every pod, always with step 0. The pod is found by the address of the request. */
 class ProgressServer {
   readonly #plane: ControlPlane;
   readonly #jobs = new Map<string, Promise<Progress['job'] | undefined>>();
@@ -266,7 +266,7 @@ class ProgressServer {
       this.#jobs.set(address, known);
       void known.then((job) => {
         if (!job) return response.writeHead(503).end();
-        const nothing = {
+        const noProgress = {
           imagesPerSecond: null,
           loss: null,
           learningRate: null,
@@ -282,7 +282,7 @@ class ProgressServer {
           totalSteps: 100,
           epoch: 0,
           activity: 0,
-          ...nothing,
+          ...noProgress,
         };
         return response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
       });

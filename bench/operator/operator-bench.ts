@@ -1,12 +1,13 @@
 /**
- * What the operator costs and how fast it is, in a cluster of kwok's nodes. `npm run bench -- operator [options]`
+ * Measures speed and cost of the operator in a cluster of kwok nodes. Usage: `npm run bench -- operator [options]`.
  *
- * Beside each figure stands what JobSet 0.8 does, measured elsewhere, on a control plane like this one, and what is aimed at. Plain POSTs of the same pods, by
- * turns with the operator in this very run, say what the server could take: compare ratios, for the machine has other things to do.
+ * Each figure is printed beside that of JobSet 0.8, measured on another machine with a control plane like this one, and
+ * beside the aim. Plain POSTs of the same pods alternate with the operator in this run: they show what the API server
+ * can take. Compare ratios, as the machine may have other work.
  */
 import { parseArgs } from 'node:util';
 import { BenchCluster } from './kwok-cluster.ts';
-import { OperatorProcess, spent } from './operator-process.ts';
+import { OperatorProcess, usageBetween } from './operator-process.ts';
 
 const HELP = `Usage: npm run bench -- operator [options]
 
@@ -39,13 +40,13 @@ interface Figure {
   name: string;
   unit: string;
   value: number;
-  /** JobSet 0.8 with client limits raised, 2 cores, kwok; measured elsewhere. */
+  /** The same of JobSet 0.8 with client limits raised, on 2 cores with kwok; measured on another machine. */
   jobset?: number;
   aim?: number;
 }
 
-/** What a scenario works with. */
-interface Scene {
+/** What every scenario gets. */
+interface ScenarioContext {
   cluster: BenchCluster;
   operator: OperatorProcess;
   settings: Settings;
@@ -57,15 +58,21 @@ const seconds = (milliseconds: number): number => milliseconds / 1000;
 const names = (prefix: string, count: number): string[] => Array.from({ length: count }, (_, i) => `${prefix}-${i}`);
 const pause = (milliseconds: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
-/** The smallest value that at least this share of the values does not exceed. */
+/** The nearest-rank quantile: the smallest value that at least this share of the values does not exceed. */
 function quantile(values: number[], share: number): number {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)]!;
 }
 const median = (values: number[]): number => quantile(values, 0.5);
 
-/** One gang at a time: from apply to its pods, and from a pod's failure to the next attempt's pods. */
-async function gang({ cluster, settings: { gang: size, 'gang-rounds': rounds }, report }: Scene): Promise<void> {
+/**
+ * Latency of one gang: from apply until its pods exist, and from a pod's failure until those of the next attempt do.
+ */
+async function gang({
+  cluster,
+  settings: { gang: size, 'gang-rounds': rounds },
+  report,
+}: ScenarioContext): Promise<void> {
   const created: number[] = [];
   const recreated: number[] = [];
   for (let round = -1; round < rounds; round++) {
@@ -78,7 +85,7 @@ async function gang({ cluster, settings: { gang: size, 'gang-rounds': rounds }, 
     await cluster.failPod(`${job}-0-${size - 1}`);
     const again = (await cluster.podsExist([job], 1, size)) - failed;
     await cluster.remove([job]);
-    if (round < 0) continue; // cold
+    if (round < 0) continue; // round -1 warms up
     created.push(exist);
     recreated.push(again);
   }
@@ -98,13 +105,16 @@ async function gang({ cluster, settings: { gang: size, 'gang-rounds': rounds }, 
   });
 }
 
-/** Many jobs at once, by turns with plain POSTs of as many pods. The jobs of the last round stay, for `idle`. */
+/**
+ * Many jobs applied together, alternating with plain POSTs of as many pods. The jobs of the last round stay, for
+ * `idle`.
+ */
 async function throughput({
   cluster,
   operator,
   settings: { jobs: jobCount, trainers, rounds },
   report,
-}: Scene): Promise<void> {
+}: ScenarioContext): Promise<void> {
   const count = jobCount * trainers;
   await cluster.applyAll(['sample'], trainers);
   await cluster.jobsRun(['sample']);
@@ -127,7 +137,7 @@ async function throughput({
       cluster.podsExist(jobs, 0, trainers),
       cluster.jobsRun(jobs),
     ]);
-    const used = spent(before, await operator.usage());
+    const used = usageBetween(before, await operator.usage());
     rates.push(count / seconds(exist - applied));
     running.push(seconds(run - applied));
     cpu.push(used.cpuSeconds);
@@ -149,27 +159,27 @@ async function throughput({
   });
   report({ name: `${title}: until all run`, unit: 's', value: median(running) });
   report({ name: `${title}: operator's CPU time`, unit: 's', value: median(cpu), jobset: 2.35 });
-  const all = (of: Record<string, number>) => Object.values(of).reduce((sum, value) => sum + value, 0);
-  report({ name: `${title}: requests a job`, unit: '', value: median(requests.map(all)) / jobCount, jobset: 4.1 });
+  const total = (byMethod: Record<string, number>) => Object.values(byMethod).reduce((sum, value) => sum + value, 0);
+  report({ name: `${title}: requests a job`, unit: '', value: median(requests.map(total)) / jobCount, jobset: 4.1 });
   report({
     name: `${title}: requests a job but those that make its pods`,
     unit: '',
-    value: (median(requests.map(all)) - count) / jobCount,
+    value: (median(requests.map(total)) - count) / jobCount,
   });
   for (const method of ['GET', 'POST', 'PATCH', 'DELETE']) {
     report({
       name: `${title}: ${method} a job`,
       unit: '',
-      value: median(requests.map((of) => of[method] ?? 0)) / jobCount,
+      value: median(requests.map((byMethod) => byMethod[method] ?? 0)) / jobCount,
     });
   }
 }
 
-/** Jobs that run, and nothing that happens. */
-async function idle({ cluster, operator, settings, report }: Scene): Promise<void> {
+/** Cost of jobs that run without any change. */
+async function idle({ cluster, operator, settings, report }: ScenarioContext): Promise<void> {
   const { jobs, trainers } = settings;
-  await fill(cluster, settings, jobs);
-  await quiet(operator, settings, `${jobs} running jobs, idle`, report);
+  await runJobs(cluster, settings, jobs);
+  await measureIdle(operator, settings, `${jobs} running jobs, idle`, report);
   report({
     name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
     unit: 'MiB',
@@ -179,12 +189,13 @@ async function idle({ cluster, operator, settings, report }: Scene): Promise<voi
   });
 }
 
-async function scale({ cluster, operator, settings, report }: Scene): Promise<void> {
+/** The same with many jobs, and the time until they run. */
+async function scale({ cluster, operator, settings, report }: ScenarioContext): Promise<void> {
   const { 'many-jobs': jobs, trainers } = settings;
   const applied = performance.now();
-  await fill(cluster, settings, jobs);
+  await runJobs(cluster, settings, jobs);
   report({ name: `${jobs} jobs: until all run`, unit: 's', value: seconds(performance.now() - applied) });
-  await quiet(operator, settings, `${jobs} running jobs, idle`, report);
+  await measureIdle(operator, settings, `${jobs} running jobs, idle`, report);
   const { now, peak } = await operator.memory();
   report({
     name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
@@ -196,8 +207,8 @@ async function scale({ cluster, operator, settings, report }: Scene): Promise<vo
   report({ name: `memory with ${jobs} jobs: most there ever was`, unit: 'MiB', value: peak });
 }
 
-/** The first `count` of the jobs many-0, many-1, ... run; those that do already stay as they are. */
-async function fill(cluster: BenchCluster, { trainers }: Settings, count: number): Promise<void> {
+/** Makes the first `count` of the jobs many-0, many-1, ... run; jobs that run already stay. */
+async function runJobs(cluster: BenchCluster, { trainers }: Settings, count: number): Promise<void> {
   const jobs = names('many', count);
   await cluster.applyAll(
     jobs.filter((job) => !cluster.isRunning(job)),
@@ -206,16 +217,17 @@ async function fill(cluster: BenchCluster, { trainers }: Settings, count: number
   await cluster.jobsRun(jobs);
 }
 
-async function quiet(
+/** Counts requests and CPU time while nothing changes. */
+async function measureIdle(
   operator: OperatorProcess,
   { 'idle-seconds': length }: Settings,
   title: string,
-  report: Scene['report'],
+  report: ScenarioContext['report'],
 ): Promise<void> {
-  await pause(10_000); // events of the jobs' start are told, its garbage is collected
+  await pause(10_000); // the events of the jobs' start are sent, garbage is collected
   const before = await operator.usage();
   await pause(1000 * length);
-  const { requests, cpuSeconds } = spent(before, await operator.usage());
+  const { requests, cpuSeconds } = usageBetween(before, await operator.usage());
   const perMinute = (count = 0) => (60 * count) / length;
   report({
     name: `${title}: writes but the lease's`,
@@ -229,14 +241,20 @@ async function quiet(
   report({ name: `${title}: CPU`, unit: '% of a core', value: (100 * cpuSeconds) / length });
 }
 
-/** The leader ends, and a job is applied at once: until the other replica has made its pods. */
-async function failover({ cluster, operator, settings: { failovers }, report, startOperator }: Scene): Promise<void> {
+/** Time from the end of the leader, with a job applied at that moment, until the other replica has created its pod. */
+async function failover({
+  cluster,
+  operator,
+  settings: { failovers },
+  report,
+  startOperator,
+}: ScenarioContext): Promise<void> {
   let leader = operator;
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
     const times: number[] = [];
     for (let round = 0; round < failovers; round++) {
       const standby = await startOperator();
-      if (await standby.leads()) throw new Error('two replicas lead');
+      if (await standby.isLeading()) throw new Error('two replicas lead');
       const job = `failover-${signal.toLowerCase()}-${round}`;
       const ended = performance.now();
       await Promise.all([leader.stop(signal), cluster.apply(job, 1)]);
@@ -254,7 +272,8 @@ async function failover({ cluster, operator, settings: { failovers }, report, st
 
 const SCENARIOS = { gang, throughput, idle, scale, failover };
 
-function settingsOf(): { settings: Settings; scenarios: (keyof typeof SCENARIOS)[]; nodeOptions: string[] } {
+/** @throws Error when a count is no whole number from 1, or a scenario does not exist */
+function readSettings(): { settings: Settings; scenarios: (keyof typeof SCENARIOS)[]; nodeOptions: string[] } {
   const options = {
     ...Object.fromEntries(Object.keys(COUNTS).map((name) => [name, { type: 'string' as const }])),
     only: { type: 'string' as const },
@@ -284,8 +303,11 @@ function settingsOf(): { settings: Settings; scenarios: (keyof typeof SCENARIOS)
 const format = (value: number | undefined): string =>
   value === undefined ? '' : value >= 100 ? value.toFixed(0) : value.toFixed(value >= 10 ? 1 : 2);
 
+const row = (name: string, value: string, jobset: string, aim: string): string =>
+  `${name.padEnd(66)}${value.padStart(10)}${jobset.padStart(13)}${aim.padStart(8)}`;
+
 async function main(): Promise<void> {
-  const { settings, scenarios, nodeOptions } = settingsOf();
+  const { settings, scenarios, nodeOptions } = readSettings();
   const cluster = await BenchCluster.start(settings.nodes);
   const operators: OperatorProcess[] = [];
   try {
@@ -296,14 +318,11 @@ async function main(): Promise<void> {
     };
     const operator = await startOperator();
     const figures: Figure[] = [];
-    console.log(
-      `${'kwok nodes, a real kube-scheduler'.padEnd(66)}${'Facetrain'.padStart(10)}${'JobSet 0.8*'.padStart(13)}${'aim'.padStart(8)}`,
-    );
+    console.log(row('kwok nodes, a real kube-scheduler', 'Facetrain', 'JobSet 0.8*', 'aim'));
     const report = (figure: Figure) => {
       figures.push(figure);
-      console.log(
-        `${figure.name.padEnd(66)}${format(figure.value).padStart(10)}${format(figure.jobset).padStart(13)}${format(figure.aim).padStart(8)}  ${figure.unit}`,
-      );
+      const { name, unit, value, jobset, aim } = figure;
+      console.log(`${row(name, format(value), format(jobset), format(aim))}  ${unit}`);
     };
     await pause(5_000);
     report({ name: 'memory without jobs', unit: 'MiB', value: (await operator.memory()).now, jobset: 49 });

@@ -1,4 +1,4 @@
-/** The operator as the program that it is, in a process of its own, so that its memory, time and requests are nobody else's. */
+/** The operator's bundled program in a process of its own, so that memory, CPU time and requests are its alone. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
@@ -9,11 +9,11 @@ import { root } from '../../hack/lib/paths.mjs';
 import { NAMESPACE } from './kwok-cluster.ts';
 
 const FOLDER = join(root, 'operator');
-/** As the image has it; hack/bench.mjs makes it. */
+/** The bundle of the image; hack/bench.mjs builds it. */
 const PROGRAM = join(FOLDER, 'dist', 'bundle', 'main.mjs');
 const START_MILLISECONDS = 30_000;
 
-/** What it has used since it started. */
+/** What the process has used since its start. */
 export interface Usage {
   cpuSeconds: number;
   /** Requests to the API server by method. */
@@ -29,7 +29,11 @@ export class OperatorProcess {
     this.#address = address;
   }
 
-  /** Resolves once it is ready, which a replica that waits for the lease is, too. @param nodeOptions more of them, such as --cpu-prof */
+  /**
+   * Resolves when it is ready. A replica that waits for the lease is ready, too.
+   *
+   * @param nodeOptions additional options of node, such as --cpu-prof
+   */
   static async start(plane: ControlPlane, nodeOptions: string[] = []): Promise<OperatorProcess> {
     const [port] = await freePorts(1);
     const { folder, env } = await plane.serviceAccount(NAMESPACE);
@@ -49,7 +53,7 @@ export class OperatorProcess {
     return operator;
   }
 
-  async leads(): Promise<boolean> {
+  async isLeading(): Promise<boolean> {
     return (await this.#metrics()).some(({ name, value }) => name === 'leader_election_master_status' && value === 1);
   }
 
@@ -64,7 +68,7 @@ export class OperatorProcess {
     return { requests, cpuSeconds: metrics.find(({ name }) => name === 'process_cpu_seconds_total')!.value };
   }
 
-  /** Resident memory in MiB: now, and the most there ever was. */
+  /** Resident memory in MiB: now, and at its peak. */
   async memory(): Promise<{ now: number; peak: number }> {
     const text = await readFile(`/proc/${this.#child.pid}/status`, 'utf8');
     const mebibytes = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(text)![1]) / 1024;
@@ -88,14 +92,14 @@ export class OperatorProcess {
 }
 
 /** What was used between two readings. */
-export function spent(before: Usage, after: Usage): Usage {
+export function usageBetween(before: Usage, after: Usage): Usage {
   const requests = Object.fromEntries(
     Object.entries(after.requests).map(([method, count]) => [method, count - (before.requests[method] ?? 0)]),
   );
   return { cpuSeconds: after.cpuSeconds - before.cpuSeconds, requests };
 }
 
-/** What the image passes to node. */
+/** The options that the image passes to node, from the Dockerfile's ENTRYPOINT. */
 async function imageOptions(): Promise<string[]> {
   const [, entrypoint] = /^ENTRYPOINT (\[.*\])$/m.exec(await readFile(join(FOLDER, 'Dockerfile'), 'utf8'))!;
   return (JSON.parse(entrypoint!) as string[]).slice(1, -1);

@@ -1,10 +1,10 @@
-{{/* Names and labels that more than one template needs. */}}
+{{/* Names and labels that several templates use. */}}
 
 {{- define "facetrain.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Of everything that is made. Short enough for a suffix. */}}
+{{/* Name of every object. It leaves room for a suffix within 63 characters. */}}
 {{- define "facetrain.fullname" -}}
 {{- $name := include "facetrain.name" . }}
 {{- $ofRelease := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
@@ -15,7 +15,7 @@
 {{- .Values.serviceAccount.name | default (ternary (include "facetrain.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
-{{/* Never change: a Deployment's selector cannot. */}}
+{{/* They must never change: the selector of a Deployment is immutable. */}}
 {{- define "facetrain.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "facetrain.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -29,7 +29,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") }}
 {{- end }}
 
-{{/* Of a list: the values of an image, and the tag where they name none. */}}
+{{/* Reference of an image. Argument: a list of the image's values and the tag for values without one. */}}
 {{- define "facetrain.image" -}}
 {{- $image := index . 0 }}
 {{- $tag := $image.tag | default (ternary "" (index . 1) (ne $image.digest "")) }}
