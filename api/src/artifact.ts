@@ -12,6 +12,7 @@ const Accuracy = z.strictObject({
   tarAtFar: z.record(z.string(), z.number()),
 });
 
+/** FP32 and INT7 on one verification set. */
 export const Comparison = z.strictObject({
   set: z.string(),
   pairs: z.int().positive(),
@@ -22,6 +23,7 @@ export const Comparison = z.strictObject({
 });
 export type Comparison = z.infer<typeof Comparison>;
 
+/** How close INT7 is to FP32, over all sets. */
 export const Metrics = z.strictObject({
   meanCosine: z
     .number()
@@ -34,6 +36,7 @@ export const Metrics = z.strictObject({
 });
 export type Metrics = z.infer<typeof Metrics>;
 
+/** The bounds of `spec.gate` (null: not checked), and whether they were kept. */
 export const Gate = z.strictObject({
   maxAccuracyDrop: z.number().nullable(),
   minMeanCosine: z.number().nullable(),
@@ -42,6 +45,7 @@ export const Gate = z.strictObject({
 });
 export type Gate = z.infer<typeof Gate>;
 
+/** What the search found for one layer. */
 export const QuantizedLayer = z.strictObject({
   name: z.string(),
   kind: z.enum(['conv', 'fc', 'pointwise', 'add', 'pool']),

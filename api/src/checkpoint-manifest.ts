@@ -7,6 +7,7 @@
  */
 import { z } from 'zod';
 
+/** SHA-256 and size of a file. */
 export const StoredFile = z.strictObject({
   sha256: z.string().regex(/^[0-9a-f]{64}$/),
   bytes: z.int().min(0),

@@ -58,6 +58,7 @@ function openApi(schema: z.ZodType): Schema {
   return structural(z.toJSONSchema(schema, { target: 'openapi-3.0', io: 'input', unrepresentable: 'any' }) as Schema);
 }
 
+/** A column of `kubectl get`. */
 export interface PrinterColumn {
   name: string;
   type: 'string' | 'integer' | 'number' | 'date';

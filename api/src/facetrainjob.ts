@@ -443,6 +443,7 @@ export const TrainingProgress = z
   .describe('Progress of the training.');
 export type TrainingProgress = z.infer<typeof TrainingProgress>;
 
+/** Accuracy on one verification set at one step. */
 export const EvaluationResult = z.strictObject({
   set: z.string().max(63).describe('Name of the verification set.'),
   step: z.int().min(0).describe('Step it was evaluated at.'),

@@ -7,6 +7,7 @@
  */
 import { z } from 'zod';
 
+/** A rule over several fields of an object. */
 export interface Rule<T> {
   /** The rule in the Common Expression Language, over `self` (and, for a rule on changes, `oldSelf`). */
   cel: string;

@@ -119,6 +119,7 @@ export interface StorageRef {
   s3?: (S3Access & { cache?: string | undefined }) | undefined;
 }
 
+/** A parsed storage URI. */
 export type StorageLocation =
   | { scheme: 'file'; path: string }
   | { scheme: 'hostpath'; path: string }

@@ -4,6 +4,7 @@ import { StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
+/** Accuracy on one verification set, with what only the report has. */
 export const EvaluationReport = EvaluationResult.extend({
   threshold: z
     .number()

@@ -27,6 +27,7 @@ import {
   width,
 } from './ranges.ts';
 
+/** The margin of the logits. All three parameters are set; those that the type does not use change nothing. */
 export const Margin = z.strictObject({
   type: z
     .enum(['cosface', 'arcface', 'combined'])

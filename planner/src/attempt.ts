@@ -23,6 +23,7 @@ export type JobStatus = Pick<
   'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'
 >;
 
+/** A job at the time of a plan, sorted by attempt and rank. */
 export interface JobView {
   identity: JobIdentity;
   spec: JobSpec;
@@ -54,6 +55,7 @@ interface Observed {
   pods: ObservedPod[];
 }
 
+/** @param size number of ranks in the gang */
 export function viewOf(
   { identity, spec, status, pods }: Observed,
   size: number,

@@ -9,6 +9,7 @@ import type { Action } from './plan.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
+/** `spec.cleanPodPolicy` of a FaceTrainJob. */
 export type CleanPodPolicy = 'All' | 'Running' | 'None';
 
 /**

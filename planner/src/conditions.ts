@@ -7,6 +7,7 @@ import { truncate } from './plain-data.ts';
 import { ConditionType, MAX_MESSAGE } from './reasons.ts';
 import { timestamp } from './time.ts';
 
+/** A condition before its times are known. */
 export interface WantedCondition {
   type: ConditionType;
   status: Condition['status'];

@@ -11,6 +11,7 @@ export interface ExceededDeadline {
   message: string;
 }
 
+/** @returns null if no deadline is exceeded */
 export function exceededDeadline(view: JobView): ExceededDeadline | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
   if (isExceeded(activeSecondsLeft(view)))

@@ -13,6 +13,7 @@ import { truncate } from './plain-data.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { secondsSince } from './time.ts';
 
+/** The failure of an attempt, before the failure policy is applied. */
 export interface Failure {
   reason: string;
   message: string;
@@ -64,11 +65,11 @@ export function findFailure(view: JobView): Failure | null {
   }
 
   const [peerLost] = failed;
-  return peerLost === undefined || mayHaveRootCause(peerLost, view) ? null : processFailure(peerLost);
+  return peerLost === undefined || rootCauseMayFollow(peerLost, view) ? null : processFailure(peerLost);
 }
 
 /** Whether another rank, which has not ended yet, may turn out to be the root cause. */
-function mayHaveRootCause(peerLost: ObservedPod, view: JobView): boolean {
+function rootCauseMayFollow(peerLost: ObservedPod, view: JobView): boolean {
   if (peerLost.finishedAt === undefined || view.ranks.every((pod) => pod && outcomeOf(pod) !== null)) return false;
   const age = secondsSince(peerLost.finishedAt, view.now);
   return age >= 0 && age < ROOT_CAUSE_WAIT_SECONDS;

@@ -13,6 +13,7 @@ const CONDITION_EVENTS: [ConditionType, PlanEvent['type']][] = [
   [ConditionType.failed, 'Warning'],
 ];
 
+/** @param before the observed status; `after`: the status of the plan */
 export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
   const events: PlanEvent[] = [];
   if (restartsOf(after) !== restartsOf(before)) {

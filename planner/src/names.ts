@@ -8,13 +8,14 @@ import type { JobIdentity } from './observed.ts';
 
 export type JobKind = 'FaceTrainJob' | 'QuantizeJob';
 
+/** Labels of children. */
 export const Label = {
   jobUid: 'facetrain.dev/job-uid',
   jobName: 'facetrain.dev/job-name',
   jobKind: 'facetrain.dev/job-kind',
   attempt: 'facetrain.dev/attempt',
   rank: 'facetrain.dev/rank',
-  /** Digest of the fields that decide the result: `specDigest` in attempt.ts. */
+  /** Digest of the fields that decide the result: `fieldsDigest` in attempt.ts. */
   specDigest: 'facetrain.dev/spec-digest',
 } as const;
 
@@ -23,12 +24,14 @@ export const CONTAINER = 'facetrain';
 
 /** Name of the attempt's ConfigMap and PodGroup, and prefix of its pods' names. */
 export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): string => `${job.name}-${attempt}`;
+/** Name of a pod, and its host name. */
 export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
   `${attemptName(job, attempt)}-${rank}`;
 
 /** Labels that select all pods of a job and no others: the uid tells jobs of the same name apart. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });
 
+/** Metadata of a child: the labels that all children have, `labels`, and the job as owner. */
 export function childMetadata(
   kind: JobKind,
   job: JobIdentity,

@@ -4,6 +4,7 @@
  * observed.ts.
  */
 
+/** metav1.OwnerReference, of the job that owns an object. */
 export interface OwnerReference {
   apiVersion: string;
   kind: string;
@@ -13,6 +14,7 @@ export interface OwnerReference {
   blockOwnerDeletion: boolean;
 }
 
+/** metav1.ObjectMeta of an object that a plan creates. */
 export interface Metadata {
   name: string;
   namespace: string;
@@ -26,6 +28,7 @@ export type EnvVar =
   | { name: string; value: string }
   | { name: string; valueFrom: { secretKeyRef: { name: string; key: string; optional?: boolean } } };
 
+/** Where a volume of the pod appears in a container. */
 export interface VolumeMount {
   name: string;
   mountPath: string;
@@ -33,12 +36,14 @@ export interface VolumeMount {
   readOnly?: boolean;
 }
 
+/** A volume of a pod. */
 export type Volume =
   | { name: string; configMap: { name: string } }
   | { name: string; hostPath: { path: string; type?: string } }
   | { name: string; persistentVolumeClaim: { claimName: string } }
   | { name: string; emptyDir: { medium?: string; sizeLimit?: string } };
 
+/** A container of a pod, with the fields that plans set. */
 export interface Container {
   name: string;
   image?: string;
@@ -73,6 +78,7 @@ export interface PodSpec {
   securityContext?: Record<string, unknown>;
 }
 
+/** One rank of an attempt. */
 export interface Pod {
   apiVersion: 'v1';
   kind: 'Pod';
@@ -80,6 +86,7 @@ export interface Pod {
   spec: PodSpec;
 }
 
+/** `config.json` of an attempt. */
 export interface ConfigMap {
   apiVersion: 'v1';
   kind: 'ConfigMap';
@@ -88,6 +95,7 @@ export interface ConfigMap {
   data: Record<string, string>;
 }
 
+/** The headless Service that gives the ranks host names. */
 export interface Service {
   apiVersion: 'v1';
   kind: 'Service';
@@ -100,6 +108,7 @@ export interface Service {
   };
 }
 
+/** The gang of an attempt, for a scheduler that knows PodGroups (scheduling.k8s.io). */
 export interface PodGroup {
   apiVersion: string;
   kind: 'PodGroup';
@@ -107,6 +116,7 @@ export interface PodGroup {
   spec: { schedulingPolicy: { gang: { minCount: number } } };
 }
 
+/** Who may connect to the pods of a job. */
 export interface NetworkPolicy {
   apiVersion: 'networking.k8s.io/v1';
   kind: 'NetworkPolicy';
@@ -129,4 +139,5 @@ export interface QuantizeJobObject {
   spec: Record<string, unknown>;
 }
 
+/** Any object that a plan creates. */
 export type ChildObject = Pod | ConfigMap | Service | PodGroup | NetworkPolicy | QuantizeJobObject;

@@ -1,7 +1,8 @@
-/** Converts the progress that rank 0 serves to the form that the planners read. */
+/** Progress of rank 0, as the planners read it. */
 import type { Progress } from '@facetrain/api';
 import type { ObservedProgress } from './observed.ts';
 
+/** Converts the progress that rank 0 serves at /v1/progress: null becomes absent. */
 export function observedProgress({
   job,
   step,

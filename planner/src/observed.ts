@@ -87,6 +87,7 @@ export interface ObservedProgress {
   activity: number;
 }
 
+/** All that the planner of a FaceTrainJob needs to know. */
 export interface ObservedFaceTrainJob {
   identity: JobIdentity;
   spec: FaceTrainJob['spec'];
@@ -102,11 +103,13 @@ export interface ObservedFaceTrainJob {
   jobsBefore?: string[];
   refused?: RefusedChild;
   progress?: ObservedProgress;
+  /** The QuantizeJob of this job, if it exists. */
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
   /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1); null if it serves none. */
   podGroupApi: string | null;
 }
 
+/** All that the planner of a QuantizeJob needs to know; fields as in ObservedFaceTrainJob. */
 export interface ObservedQuantizeJob {
   identity: JobIdentity;
   spec: QuantizeJob['spec'];

@@ -14,6 +14,7 @@ import type { Environment } from './environment.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedFaceTrainJob, ObservedQuantizeJob } from './observed.ts';
 
+/** A change that an executor makes. */
 export type Action =
   | { type: 'create'; object: ChildObject }
   /**
@@ -42,12 +43,14 @@ export type Action =
   /** Deletes the job itself, at the end of ttlSecondsAfterFinished. */
   | { type: 'deleteJob'; reason: string };
 
+/** A Kubernetes event about the job. */
 export interface PlanEvent {
   type: 'Normal' | 'Warning';
   reason: string;
   message: string;
 }
 
+/** What to do next about a job. */
 export interface Plan<Status> {
   actions: Action[];
   /** The status to write. It is the observed object itself when nothing has to be written. */

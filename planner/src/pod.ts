@@ -24,6 +24,7 @@ export type PodFields = Pick<
 >;
 type Loose = Record<string, unknown>;
 
+/** What the pods of trainers and of the quantizer do not have in common. */
 export interface PodParts {
   metadata: Metadata;
   fields: PodFields;
@@ -62,6 +63,7 @@ const POD_SECURITY_DEFAULTS = {
   fsGroupChangePolicy: 'OnRootMismatch',
 };
 
+/** The pod of one rank. It is never restarted by the kubelet: a failure ends the attempt. */
 export function makePod(parts: PodParts, environment: Environment): Pod {
   const template = parts.fields.podTemplate;
   // Our schema accepts any template. The API server checks the pod that is made from it.

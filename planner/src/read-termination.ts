@@ -4,7 +4,11 @@ import type { ObservedPod } from './observed.ts';
 import { observedProgress } from './observed-progress.ts';
 import { rounded } from './plain-data.ts';
 
-/** @returns an empty object if the text is not a message of ours: the end of a log, say, or a message that was cut */
+/**
+ * Parses a termination message.
+ * @returns an empty object if the text is not a message of ours: the end of a log, for example, or a message that was
+ *   cut
+ */
 export function readTermination(text: string): Pick<ObservedPod, 'termination' | 'result'> {
   let content: unknown;
   try {

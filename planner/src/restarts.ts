@@ -15,6 +15,7 @@ const BASE_DELAY_SECONDS = 10;
 const MAX_DELAY_SECONDS = 300;
 const UNCOUNTED_DELAY_SECONDS = 5;
 
+/** `restarts`: the status after the restart. */
 export type RestartDecision =
   | { action: 'restart'; restarts: Restarts }
   | { action: 'fail'; reason: string; message: string };

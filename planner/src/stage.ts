@@ -20,6 +20,7 @@ import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
 
+/** Where a job stands, decided anew in every plan. */
 export type Stage =
   /** Blocked until a user changes the spec or the cluster. */
   | { name: 'Refused'; reason: string; message: string }

@@ -51,6 +51,7 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
   }
 }
 
+/** `status.phase`. */
 export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {
   switch (stage.name) {
     case 'Suspended':

@@ -1,5 +1,6 @@
 /** Arithmetic with times. Those of a status are RFC 3339 in whole seconds, as Kubernetes writes them. */
 
+/** RFC 3339 in UTC, without fractions of a second. */
 export const timestamp = (date: Date): string => date.toISOString().replace(/\.\d{3}Z$/, 'Z');
 
 export const secondsSince = (time: string, now: Date): number => (now.getTime() - Date.parse(time)) / 1000;

@@ -12,6 +12,7 @@ import { Reason } from '../reasons.ts';
 import { type Gang, podGroup } from './gang.ts';
 import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
 
+/** All that the objects of an attempt depend on. */
 export interface Attempt {
   job: JobIdentity;
   spec: FaceTrainJobSpec;
@@ -20,6 +21,7 @@ export interface Attempt {
   environment: Environment;
 }
 
+/** The objects that must exist while the attempt runs. They are made only if they are missing. */
 export function childrenOf(context: Attempt): Child[] {
   const { job, spec, attempt, gang, environment } = context;
   const storage = trainerStorage(spec, environment);

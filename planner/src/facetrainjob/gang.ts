@@ -7,8 +7,10 @@ import type { PodGroup } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
 import { Reason } from '../reasons.ts';
 
+/** `unavailable`: the spec demands a PodGroup, and the cluster serves none. */
 export type Gang = { mode: 'native'; apiVersion: string } | { mode: 'none' } | { mode: 'unavailable' };
 
+/** @param podGroupApi as in ObservedFaceTrainJob */
 export function gangOf(spec: FaceTrainJobSpec, podGroupApi: string | null): Gang {
   switch (spec.gang.mode) {
     case 'None':

@@ -26,9 +26,11 @@ export interface OutputFolders {
   checkpoint?: { uri?: string | undefined };
 }
 
+/** The folder of checkpoints: `spec.checkpoint.uri`, or a folder in the output. */
 export const checkpointsUri = ({ output, checkpoint }: OutputFolders): string =>
   checkpoint?.uri ?? joinStorageUri(output.uri, OUTPUT.checkpoints);
 
+/** Where the trainers find their data. The names of volumes are part of the API: pod templates must not use them. */
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {
   return {
     dataset: mountWithCredentials(environment, 'dataset', spec.dataset, 'read'),

@@ -52,7 +52,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const finalProgress = view.ranks[0]?.result?.progress;
   const observed = finalProgress ? { ...input, progress: finalProgress } : input;
   const stage = stageOf(observed, view, environment);
-  const { status, progressDueIn } = statusOf(stage, observed, view);
+  const { status, progressDueInSeconds } = statusOf(stage, observed, view);
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
@@ -65,7 +65,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
     // A new status may start timers, so plan again at once.
     requeueAfterSeconds:
       status === before
-        ? soonest(ttl, progressDueIn, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view))
+        ? soonest(ttl, progressDueInSeconds, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view))
         : 0,
   };
 };
@@ -135,13 +135,13 @@ function statusOf(
   stage: Stage,
   observed: ObservedFaceTrainJob,
   view: JobView,
-): { status: FaceTrainJobStatus; progressDueIn: number | null } {
+): { status: FaceTrainJobStatus; progressDueInSeconds: number | null } {
   const { status: before, progress, spec } = observed;
   const { latest, dueInSeconds } = progressOf(progress, spec, before, view);
   const isDeferred = dueInSeconds !== null && dueInSeconds > 0;
   const status = compose(stage, observed, view, isDeferred ? before : latest);
-  if (isDeepStrictEqual(status, before)) return { status: before, progressDueIn: dueInSeconds };
-  return { status: isDeferred ? compose(stage, observed, view, latest) : status, progressDueIn: null };
+  if (isDeepStrictEqual(status, before)) return { status: before, progressDueInSeconds: dueInSeconds };
+  return { status: isDeferred ? compose(stage, observed, view, latest) : status, progressDueInSeconds: null };
 }
 
 function compose(

@@ -18,6 +18,7 @@ export interface QuantizerStorage {
   output: MountedStorage;
 }
 
+/** Where the quantizer finds its data. The names of volumes are part of the API: pod templates must not use them. */
 export function quantizerStorage(spec: QuantizeJobSpec, environment: Environment): QuantizerStorage {
   return {
     model: mountWithCredentials(environment, 'model', spec.model, 'read'),

@@ -10,6 +10,7 @@ import { makePod, type PodParts, progressServer, templateConflict } from '../pod
 import { credentialEnv } from '../pod-storage.ts';
 import { allStorage, type QuantizerStorage, quantizeConfig, quantizerStorage } from './make-quantize-config.ts';
 
+/** All that the objects of an attempt depend on. */
 export interface Attempt {
   job: JobIdentity;
   spec: QuantizeJobSpec;
@@ -17,6 +18,7 @@ export interface Attempt {
   environment: Environment;
 }
 
+/** The objects that must exist while the attempt runs. They are made only if they are missing. */
 export function childrenOf(context: Attempt): Child[] {
   const { job, spec, attempt, environment } = context;
   const storage = quantizerStorage(spec, environment);
