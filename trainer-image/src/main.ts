@@ -14,26 +14,30 @@ import { reportFailure, reportResult } from './program/report-termination.ts';
 import { isStop, stopExitCode, stopSignal } from './program/stop-signal.ts';
 import { writeAtomically } from './storage/atomic-files.ts';
 
-const USAGE = `Usage: facetrain-trainer train | quantize | fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
+const USAGE = `Usage: facetrain-trainer train
+       facetrain-trainer quantize
+       facetrain-trainer fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
 
-train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the others at MASTER_ADDR:MASTER_PORT
-quantize  quantises the model of FACETRAIN_CONFIG and publishes it
-fetch     copies a file or folder from file:// or s3:// to a path; --shared: others may do the same, and one of them does it for all
+train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the other ranks at
+          MASTER_ADDR:MASTER_PORT
+quantize  quantizes the model of FACETRAIN_CONFIG and publishes it
+fetch     copies a file or folder from file:// or s3:// to a path; with --shared, other processes may do the same, and
+          one of them does it for all
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
-FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, else {"progress"} of rank 0 or the {"artifact"}
-                               (default /dev/termination-log)
+FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, otherwise {"progress"} of rank 0 or the
+                               {"artifact"} (default /dev/termination-log)
 FACETRAIN_LOG_LEVEL            trace, debug, info (default), warn, error
 `;
 
-/** Nothing in the quantizer works for so long without moving the board. */
+/** No step of the quantizer takes this long without activity. */
 const QUANTIZER_STALE_SECONDS = 600;
 
 const signal = stopSignal();
 let log = createLog({});
 for (const event of ['uncaughtException', 'unhandledRejection'] as const)
   process.on(event, (error) => process.exit(reportFailure(error, log)));
-// The addon ends its threads in a hook on 'exit'; what still listens or waits then goes with the process.
+// The addon ends its threads in a hook on 'exit'. Open servers and timers end with the process.
 process.exit(await main(process.argv.slice(2)));
 
 async function main(args: string[]): Promise<ExitCode> {
@@ -60,12 +64,13 @@ async function trainMode(): Promise<ExitCode> {
   const ranks = readRanks(process.env);
   log = createLog({ job: config.job.name, rank: ranks.rank, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Preflight');
-  // Rank 0 alone serves progress. Nothing lasts longer without it than a rendezvous or a collective that waits for a lost peer.
+  // Only rank 0 serves progress. The longest times without activity are a rendezvous, and a collective that waits for a
+  // lost peer.
   const served = ranks.rank === 0 ? config.progress : null;
   await using _server = await serve(board, served, config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds);
   const { train } = await import('./train/train.ts');
   const outcome = await train(config, ranks, { log, progress: board, signal });
-  // Who asks for progress every few seconds has missed the end.
+  // A client that polls the progress server every few seconds has not seen the final values.
   if (ranks.rank === 0) reportResult({ progress: board.current }, log);
   return outcome === 'completed' ? ExitCode.success : stopExitCode(signal);
 }
@@ -138,7 +143,7 @@ function fetchOptions(args: string[]) {
   }
 }
 
-/** The progress server, closed at the end of the scope; its real port goes to the log and to FACETRAIN_PORT_FILE. */
+/** Starts the progress server; it closes at the end of the scope. Its port is in the log and in FACETRAIN_PORT_FILE. */
 async function serve(
   board: Board,
   where: { host: string; port: number } | null,

@@ -1,6 +1,7 @@
 /**
  * IResNet, the residual network of ArcFace, as in insightface's arcface_torch (backbones/iresnet.py): batch norm before
- * and after each convolution, no activation after the sum, a stem of stride 1, a linear layer on the last 7 x 7 positions.
+ * and after each convolution, no activation after the sum, a stem of stride 1, a linear layer on the last 7 x 7
+ * positions.
  *
  *     stem     conv 3x3        64 x 112 x 112
  *     layer1   blocks[0]       64 x  56 x  56

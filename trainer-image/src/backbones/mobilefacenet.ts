@@ -1,6 +1,6 @@
 /**
- * MobileFaceNet as in insightface's arcface_torch (backbones/mobilefacenet.py), wider than the paper's (arXiv 1804.07573).
- * w is the width:
+ * MobileFaceNet as in insightface's arcface_torch (backbones/mobilefacenet.py), wider than the paper's (arXiv
+ * 1804.07573). w is the width:
  *
  *     0          conv 3x3, stride 2                            64w x 56 x 56
  *     1          grouped conv 3x3, or blocks[0] bottlenecks    64w x 56 x 56

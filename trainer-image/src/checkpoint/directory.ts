@@ -1,6 +1,6 @@
 /**
- * A job's folder of checkpoints: `step-XXXXXXXXXX/manifest.json` and the files that it names. A folder without a manifest
- * is no checkpoint: it was never finished, or is being deleted.
+ * A job's folder of checkpoints: `step-XXXXXXXXXX/manifest.json` and the files that it names. A folder without a
+ * manifest is no checkpoint: it was never finished, or is being deleted.
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -76,7 +76,9 @@ export async function removeUnfinished(root: string): Promise<string[]> {
   return folders;
 }
 
-/** Deletes all but the newest `keep` complete checkpoints; the manifest first, so a half-deleted one is no checkpoint. */
+/**
+ * Deletes all but the newest `keep` complete checkpoints; the manifest first, so a half-deleted one is no checkpoint.
+ */
 export async function prune(root: string, keep: number): Promise<void> {
   for (const step of (await completeSteps(root)).slice(keep)) {
     const directory = checkpointDirectory(root, step);

@@ -1,4 +1,6 @@
-/** Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error. */
+/**
+ * Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error.
+ */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { StoredFile } from '@facetrain/api';
@@ -59,7 +61,8 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     throw invalid(
       `${manifestPath(directory)}: job.name`,
       JSON.stringify(manifest.job.name),
-      `${JSON.stringify(job.name)}, as this job is called; give each job an output of its own, or name the folder in checkpoint.uri to go on from another job’s checkpoint`,
+      `${JSON.stringify(job.name)}, as this job is called; give each job an output of its own, ` +
+        'or name the folder in checkpoint.uri to go on from another job’s checkpoint',
     );
   }
   const wanted = {

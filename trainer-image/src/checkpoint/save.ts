@@ -1,6 +1,6 @@
 /**
- * Writes a checkpoint: every rank its own class centres, rank 0 also the backbone. Rank 0 writes the manifest when every
- * file of every rank is on disk, so a process that ends at any moment leaves a complete checkpoint or none.
+ * Writes a checkpoint: every rank its own class centres, rank 0 also the backbone. Rank 0 writes the manifest when
+ * every file of every rank is on disk, so a process that ends at any moment leaves a complete checkpoint or none.
  */
 import { join } from 'node:path';
 import type { CheckpointManifest } from '@facetrain/api';

@@ -59,7 +59,8 @@ test('the shipped dataset is in order', async () => {
 test('a folder or a file that is missing', async () => {
   await refused(
     '/nowhere',
-    '/nowhere/property: cannot be opened (No such file or directory); a dataset is a folder with train.rec, train.idx and property',
+    '/nowhere/property: cannot be opened (No such file or directory); ' +
+      'a dataset is a folder with train.rec, train.idx and property',
   );
   for (const file of ['train.rec', 'train.idx', 'property']) {
     const directory = written('2,112,112', [0, 1]);
@@ -76,7 +77,8 @@ test('a .rec that was cut short is refused without decoding anything', async () 
   const found = `it needs ${length} bytes, and the file has 992 left: the file was cut short`;
   await refused(
     directory,
-    `${directory}/train.rec, record 2 at byte ${offsets[2]}: ${found}; the file is damaged, or train.idx belongs to another`,
+    `${directory}/train.rec, record 2 at byte ${offsets[2]}: ${found}; ` +
+      'the file is damaged, or train.idx belongs to another',
     { decode: 'none' },
   );
   truncateSync(join(directory, 'train.rec'), offsets[2]!);
@@ -115,7 +117,10 @@ test('labels outside the classes of property', async () => {
   const directory = written('3,112,112', [0, 1, 2, 3]);
   await refused(
     directory,
-    /train.rec, record 3 at byte \d+: its label is 3; property has 3 identities, so labels are whole numbers from 0 to 2$/,
+    new RegExp(
+      'train.rec, record 3 at byte \\d+: its label is 3; ' +
+        'property has 3 identities, so labels are whole numbers from 0 to 2$',
+    ),
     { decode: 'none' },
   );
 });

@@ -21,9 +21,10 @@ test('property: a sample is distinct, in order, spread evenly, and follows from 
     ),
   );
   assert.notDeepEqual(sampleIndices(800, 50, 1), sampleIndices(800, 50, 2));
-  const labels = sampleIndices(800, 40, 1).map((picture) => Math.floor(picture / 20)); // 20 pictures of each of 40 people
+  // In a dataset of 20 pictures of each of 40 people, in their order, every person is sampled.
+  const labels = sampleIndices(800, 40, 1).map((picture) => Math.floor(picture / 20));
   assert.equal(new Set(labels).size, 40);
-  // Every place of a stretch is drawn about equally often.
+  // Every place in a stretch is drawn about equally often.
   const places = new Array<number>(10).fill(0);
   for (let seed = 0; seed < 100; seed++)
     sampleIndices(1000, 100, seed).forEach((picture) => (places[picture % 10]! += 1));

@@ -1,4 +1,7 @@
-/** The native executor computes what ONNX Runtime computes: every operator with awkward shapes, the pretrained fixture, our backbones. */
+/**
+ * The native executor computes what ONNX Runtime computes: every operator with awkward shapes, the pretrained fixture,
+ * our backbones.
+ */
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { BACKBONES, FacetrainError } from '@facetrain/api';
@@ -9,7 +12,10 @@ import { inferShapes } from './infer-shapes.ts';
 import { readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
-/** Of the largest value: an untrained network's running statistics are not its own, so its values grow from layer to layer. */
+/**
+ * Relative to the largest value: the running statistics of an untrained network do not fit it, so its values grow from
+ * layer to layer.
+ */
 const TOLERANCE = 1e-4;
 
 function agree(actual: Float32Array, expected: Float32Array): void {
@@ -20,7 +26,7 @@ function agree(actual: Float32Array, expected: Float32Array): void {
 
 type Attributes = GraphNode['attributes'];
 
-/** A graph written as a list of nodes, each on the value before it. */
+/** A graph as a chain of nodes, each of which reads the value before it. */
 class Chain {
   readonly input: Graph['input'];
   readonly nodes: GraphNode[] = [];
@@ -32,7 +38,7 @@ class Chain {
     this.current = input.name;
   }
 
-  /** Constants that follow are the node's further inputs; a string is a value's name. */
+  /** @param others further inputs: constants, or names of values */
   node(op: string, attributes: Attributes = {}, ...others: (Tensor | string)[]): this {
     const name = `${op.toLowerCase()}${this.nodes.length}`;
     const inputs = others.map((other, i) => {
@@ -69,7 +75,7 @@ const floats = (...dims: number[]): Tensor<Float32Array> => ({
 const positive = (...dims: number[]) => ({ dims, data: floats(...dims).data.map((value) => 0.5 + Math.abs(value)) });
 const scalar = (value: number): Tensor => ({ dims: [], data: Float32Array.of(value) });
 const shape = (...dims: number[]): Tensor => ({ dims: [dims.length], data: BigInt64Array.from(dims, BigInt) });
-/** 3 x 7 x 5 pictures, and a convolution to `channels`, for nothing else has interesting channels. */
+/** Pictures of 3 x 7 x 5, and a convolution to `channels`: three channels would test too little. */
 const start = (channels = 4) =>
   new Chain({ name: 'data', channels: 3, height: 7, width: 5 }).node('Conv', {}, floats(channels, 3, 1, 1));
 const batchNorm = (channels: number) => [positive(channels), floats(channels), floats(channels), positive(channels)];
@@ -182,7 +188,7 @@ suite('executor against ONNX Runtime', () => {
     });
   }
 
-  test('the pretrained MobileFaceNet, at another batch than its own', async () => {
+  test('the pretrained MobileFaceNet, with another batch size than its own', async () => {
     const { graph } = await readOnnx(MOBILEFACENET);
     const { pictures, values } = picturesFor(graph, 2);
     const [expected] = await runOrt(encodeOnnx(graph), values);
@@ -190,12 +196,12 @@ suite('executor against ONNX Runtime', () => {
   });
 
   for (const backbone of BACKBONES) {
-    test(`${backbone}, as the reference has it`, async () => {
+    test(`${backbone}, with the reference’s depth and width`, async () => {
       const graph = buildBackbone({ backbone, embeddingDim: 512, width: 2, blocks: null, seed: 5 });
       if (backbone.startsWith('iresnet')) tame(graph);
       const { pictures, values } = picturesFor(graph, 2);
       const [expected] = await runOrt(encodeOnnx(graph), values);
-      // Untrained, some of them yield very small values: what counts is the difference beside the largest one.
+      // The values of some untrained networks are very small, so the difference is compared with the largest value.
       const largest = largestDifference(expected!.data, new Float32Array(expected!.data.length));
       const difference = largestDifference(await embedded(graph, pictures), expected!.data);
       assert.ok(largest > 0 && difference <= TOLERANCE * largest, `values up to ${largest} differ by ${difference}`);
@@ -204,7 +210,7 @@ suite('executor against ONNX Runtime', () => {
 });
 
 suite('Model', () => {
-  test('embeds the same with any number of pictures, mirrored ones included, and tells how far it is', async () => {
+  test('embeds the same with any number of pictures, mirrored ones included, and reports its progress', async () => {
     const graph = start()
       .node('Conv', { pads: [1, 1, 1, 1] }, floats(6, 4, 3, 3))
       .node('Flatten')
@@ -240,7 +246,7 @@ suite('Model', () => {
     );
   });
 
-  test('stops when told to', async () => {
+  test('an abort ends it', async () => {
     const graph = start().node('Flatten').graph();
     const model = await Model.open(graph, { computeThreads: 1 });
     const { pictures } = picturesFor(graph, 70);

@@ -1,6 +1,6 @@
 /**
- * Shapes of a graph's values for a batch of a given size. A node of an operator without a rule leaves its outputs without
- * a shape.
+ * Shapes of a graph's values for a batch of a given size. A node of an operator without a rule leaves its outputs
+ * without a shape.
  */
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { computedIntegers } from './known-integers.ts';

@@ -89,7 +89,9 @@ function shortest(value: number): number {
   return value;
 }
 
-/** Makes node names unique: a node without one gets operator and position, one whose name is taken a number behind it. */
+/**
+ * Makes node names unique: a node without one gets operator and position, one whose name is taken a number behind it.
+ */
 export function nameNodes(nodes: GraphNode[]): void {
   const taken = new Set(nodes.map(({ name }) => name));
   const seen = new Set(['']);

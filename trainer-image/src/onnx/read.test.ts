@@ -1,4 +1,7 @@
-/** Awkward files that must be read, and broken ones that must be refused by name. ONNX Runtime says what an awkward file means. */
+/**
+ * Awkward files that must be read, and broken ones that must be refused by name. ONNX Runtime says what an awkward file
+ * means.
+ */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -107,7 +110,10 @@ const weight = floats('w', [3, 2, 3, 3], noise(54));
 const flat = node('Flatten', ['h'], ['y']);
 const conv = node('Conv', ['x', 'w'], ['h'], { pads: [1, 1, 1, 1] });
 
-/** A small INT8 network as quantizers write it: uint8 activations around 128, int8 weights per output channel, int32 bias. */
+/**
+ * A small INT8 network as quantizers write it: uint8 activations around 128, int8 weights per output channel, int32
+ * bias.
+ */
 const QDQ: File = {
   nodes: [
     node('QuantizeLinear', ['x', 'sx', 'zx'], ['xq']),

@@ -2,8 +2,9 @@
  * Reads an ONNX file as a Graph: one input, the picture; one output, the embedding; a free batch; the semantics of one
  * operator set.
  *
- * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow, functions,
- * external data, operators of other domains) is refused by name. normalize.ts translates what exporters write differently.
+ * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow,
+ * functions, external data, operators of other domains) is refused by name. normalize.ts translates what exporters
+ * write differently.
  */
 import { readFile, stat } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
@@ -23,7 +24,9 @@ export interface OnnxModel {
   metadata: Record<string, string>;
 }
 
-/** Operator sets that can be read: from the first with today's broadcasting to the newest that was tested (onnx 1.23). */
+/**
+ * Operator sets that can be read: from the first with today's broadcasting to the newest that was tested (onnx 1.23).
+ */
 export const OLDEST_OPSET = 7;
 export const NEWEST_OPSET = 28;
 
@@ -173,7 +176,8 @@ function checkOpsets(model: ModelProto, refuse: Refuse): Record<string, number> 
     model.opsetImport.map(({ domain, version }) => [domain === 'ai.onnx' ? '' : domain, toNumber(version)]),
   );
   const opset = opsets[''];
-  const allowed = `operator sets ${OLDEST_OPSET} to ${NEWEST_OPSET}; convert it with onnx.version_converter or export it again`;
+  const range = `operator sets ${OLDEST_OPSET} to ${NEWEST_OPSET}`;
+  const allowed = `${range}; convert it with onnx.version_converter or export it again`;
   if (opset === undefined) throw refuse('names no version of ONNX’s operator set', allowed);
   if (!(opset >= OLDEST_OPSET && opset <= NEWEST_OPSET)) throw refuse(`uses operator set ${opset}`, allowed);
   return opsets;
@@ -203,7 +207,8 @@ function pictureInput(
     throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
   const [batch, ...sizes] = dims.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
-  const shown = `input "${name}" has shape [${dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?')).join(', ')}]`;
+  const named = dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?'));
+  const shown = `input "${name}" has shape [${named.join(', ')}]`;
   if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE)) throw refuse(shown, HELP_INPUT);
   const [channels, height, width] = sizes as [number, number, number];
   if (channels > 4 && width <= 4) throw refuse(`${shown}, channels last`, `${HELP_INPUT}, channels first`);

@@ -4,7 +4,9 @@ import { FacetrainError } from '@facetrain/api';
 import type { Tensor, TypedArray } from '@facetrain/native';
 import { DATA_TYPES, type DataType, dataTypeNumber, type TensorProto, toBigInt, toNumber } from './proto.ts';
 
-/** How each element type becomes an array of a Graph. Raw data is little-endian, as are all machines that Node supports. */
+/**
+ * How each element type becomes an array of a Graph. Raw data is little-endian, as are all machines that Node supports.
+ */
 interface ElementType {
   bytes: number;
   /** @param raw starts at a multiple of `bytes` in its buffer */

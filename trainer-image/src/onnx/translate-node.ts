@@ -1,8 +1,8 @@
 /**
  * Translates one node from the file's operator set to operator set 17:
  *
- * - Attributes that became inputs (Clip, Squeeze, ...) become inputs; inputs that were attributes in operator set 17 (the
- *   axes of ReduceMean) become attributes.
+ * - Attributes that became inputs (Clip, Squeeze, ...) become inputs; inputs that were attributes in operator set 17
+ *   (the axes of ReduceMean) become attributes.
  * - `auto_pad` becomes explicit pads. A Reshape's target becomes a constant that holds for any batch size.
  * - Attributes that change nothing here are removed.
  */
@@ -149,7 +149,10 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
   node.inputs = node.inputs.slice(0, 1);
 }
 
-/** Before operator set 13, Softmax normalised all axes from `axis` on together. Where `axis` is the last, the meaning is the same. */
+/**
+ * Before operator set 13, Softmax normalised all axes from `axis` on together. Where `axis` is the last, the meaning is
+ * the same.
+ */
 function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
   const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
   const axis = intAttribute(node, 'axis', 1);

@@ -1,6 +1,6 @@
 /**
- * This process's place among the ranks of its gang, from torchrun's environment variables: RANK, WORLD_SIZE, LOCAL_RANK,
- * LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
+ * This process's place among the ranks of its gang, from torchrun's environment variables: RANK, WORLD_SIZE,
+ * LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
  */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';

@@ -17,7 +17,10 @@ export const SCALES = 'scales.json';
 export const MANIFEST = 'manifest.json';
 export const REPORTS = ['report.json', 'report.html'];
 
-/** @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel order */
+/**
+ * @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel
+ * order
+ */
 export function modelFile(
   graph: LayerGraph,
   scales: Scales,

@@ -14,8 +14,8 @@ import { disposable } from './disposable.ts';
 const CHECKED_PICTURES = 4;
 
 /**
- * Largest difference, relative to the largest value of an embedding. Two orders of magnitude more than float32 explains,
- * and one more for the length of the sums.
+ * Largest difference, relative to the largest value of an embedding. Two orders of magnitude more than rounding to 32
+ * bits explains, in sums as long as a layer's.
  */
 const FOLDING_TOLERANCE = 1e-3;
 

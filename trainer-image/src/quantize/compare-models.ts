@@ -1,4 +1,6 @@
-/** Embeds pictures with the FP32 and the INT7 model, and measures how far apart the embeddings are. Metrics: compare.ts. */
+/**
+ * Embeds pictures with the FP32 and the INT7 model, and measures how far apart the embeddings are. Metrics: compare.ts.
+ */
 import type { Metrics, QuantizeConfig } from '@facetrain/api';
 import type { Embedder, Graph, Pictures } from '@facetrain/native';
 import type { Program } from '../program/program.ts';

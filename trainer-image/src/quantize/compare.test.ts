@@ -12,7 +12,10 @@ test('cosines are those of each row', () => {
   assert.deepEqual(Array.from(found), [1, 24 / 25, 0, -1]);
 });
 
-/** Twenty pairs of 8-dimensional embeddings: those of one person differ a little. `spoil` swaps the second pictures of that many pairs around. */
+/**
+ * Twenty pairs of 8-dimensional embeddings: those of one person differ a little. `spoil` swaps the second pictures of
+ * that many pairs around.
+ */
 function embeddings(spoil = 0) {
   const dim = 8;
   const same = Array.from({ length: 20 }, (_, pair) => pair % 2 === 0);

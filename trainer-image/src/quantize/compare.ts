@@ -22,7 +22,8 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
 }
 
 /**
- * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images included.
+ * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images
+ * included.
  * @param same by pair; pictures 2i and 2i + 1 are pair i
  */
 export function compareOnSet(
@@ -69,9 +70,8 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
   const { maxAccuracyDrop, minMeanCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop) continue;
-    failures.push(
-      `accuracy on ${set} falls by ${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)}), more than maxAccuracyDrop ${maxAccuracyDrop}`,
-    );
+    const change = `${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)})`;
+    failures.push(`accuracy on ${set} falls by ${change}, more than maxAccuracyDrop ${maxAccuracyDrop}`);
   }
   if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine))
     failures.push(

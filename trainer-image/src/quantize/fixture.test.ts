@@ -1,6 +1,6 @@
 /**
- * A pretrained MobileFaceNet on LFW: how much a real network loses to 7 bits. The pictures are in $FACETRAIN_LFW, by default in the folder
- * shared/data/lfw beside the repository.
+ * A pretrained MobileFaceNet on LFW: how much a real network loses to 7 bits. The pictures are in $FACETRAIN_LFW, by
+ * default in the folder shared/data/lfw beside the repository.
  */
 import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
@@ -67,7 +67,8 @@ test('FP32 reaches what is known of it, and INT7 loses a point at most', (t) => 
     QuantizeReport['metrics']['comparisons'][0],
   ];
   t.diagnostic(
-    `FP32 ${fp32.accuracy.toFixed(4)}, INT7 ${int7.accuracy.toFixed(4)}, mean cosine ${meanCosine.toFixed(4)}, worst in a hundred ${report.metrics.percentile1Cosine.toFixed(4)}`,
+    `FP32 ${fp32.accuracy.toFixed(4)}, INT7 ${int7.accuracy.toFixed(4)}, mean cosine ${meanCosine.toFixed(4)}, ` +
+      `worst in a hundred ${report.metrics.percentile1Cosine.toFixed(4)}`,
   );
   assert.ok(Math.abs(fp32.accuracy - ACCURACY) <= 0.002, `FP32 ${fp32.accuracy}`);
   assert.ok(drop <= 0.01, `INT7 ${int7.accuracy}`);
@@ -122,10 +123,12 @@ test('what is published runs in ONNX Runtime as in our runtime', async (t) => {
     cosines(a, b, DIM).reduce((sum, cosine) => sum + cosine, 0) / pictures.count;
   const found = { together: mean(theirs!.data, ours), theirs: mean(theirs!.data, fp32), ours: mean(ours, fp32) };
   t.diagnostic(
-    `mean cosine of ONNX Runtime with ours ${found.together.toFixed(4)}; with FP32: ONNX Runtime ${found.theirs.toFixed(4)}, ours ${found.ours.toFixed(4)}`,
+    `mean cosine of ONNX Runtime with ours ${found.together.toFixed(4)}; ` +
+      `with FP32: ONNX Runtime ${found.theirs.toFixed(4)}, ours ${found.ours.toFixed(4)}`,
   );
-  // ONNX Runtime clamps where 8 bits end. What differs by that in early layers is rounded another way in later ones, over 95 of them, so the two
-  // part by about as much as rounding costs either; layer by layer they agree (simulator.test.ts). Neither may be the worse model.
+  // ONNX Runtime clamps where 8 bits end. What differs by that in early layers is rounded another way in later ones,
+  // over 95 of them, so the two part by about as much as rounding costs either; layer by layer they agree
+  // (simulator.test.ts). Neither may be the worse model.
   assert.ok(found.together >= 0.975, `together ${found.together}`);
   assert.ok(Math.abs(found.theirs - found.ours) <= 0.005, `${found.theirs} and ${found.ours}`);
 });

@@ -1,5 +1,6 @@
 /**
- * Writes a layer graph as an FP32 ONNX graph: one node a layer, under the layer's name. The inverse is onnx-to-layers.ts.
+ * Writes a layer graph as an FP32 ONNX graph: one node a layer, under the layer's name. The inverse is
+ * onnx-to-layers.ts.
  *
  * Knows layers and ONNX operators, and nothing of quantization: qdq.ts adds that to the graph written here.
  */

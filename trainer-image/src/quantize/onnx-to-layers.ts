@@ -1,8 +1,9 @@
 /**
- * Reads an FP32 ONNX graph as layers: one layer, or one affine map, for each operator. The inverse of layers-to-onnx.ts.
+ * Reads an FP32 ONNX graph as layers: one layer, or one affine map, for each operator. The inverse of
+ * layers-to-onnx.ts.
  *
- * Every operator becomes a layer, or an affine map y = scale·x + offset per channel (batch norms, and constants that are
- * added or multiplied). Flatten and Reshape change no numbers and disappear. What is no such operator is refused.
+ * Every operator becomes a layer, or an affine map y = scale·x + offset per channel (batch norms, and constants that
+ * are added or multiplied). Flatten and Reshape change no numbers and disappear. What is no such operator is refused.
  * Knows nothing of quantization, and moves no numbers between layers: that is fold.ts.
  */
 import { FacetrainError } from '@facetrain/api';

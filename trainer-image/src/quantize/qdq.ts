@@ -1,9 +1,10 @@
 /**
- * The file format of an INT7 network, `model.int7.onnx`: an FP32 ONNX graph in which every quantized tensor passes through
- * QuantizeLinear and DequantizeLinear (Q/DQ). Written from layers and scales, and read back exactly.
+ * The file format of an INT7 network, `model.int7.onnx`: an FP32 ONNX graph in which every quantized tensor passes
+ * through QuantizeLinear and DequantizeLinear (Q/DQ). Written from layers and scales, and read back exactly.
  *
  * Knows how a quantized tensor is written as Q/DQ and read back. How a layer becomes an ONNX node and an ONNX node a
- * layer, layers-to-onnx.ts and onnx-to-layers.ts know; this file calls them on the FP32 graph, and they know nothing of it.
+ * layer, layers-to-onnx.ts and onnx-to-layers.ts know; this file calls them on the FP32 graph, and they know nothing of
+ * it.
  *
  * ONNX has no 7-bit type:
  * - Weights are int8 within ±63, with one scale per output channel.

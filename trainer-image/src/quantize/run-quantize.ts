@@ -1,6 +1,7 @@
 /**
- * The quantize mode: reads an ONNX model, writes `model.int7.onnx` with its scales, reports and manifest, checks the gate
- * and publishes. The files depend on the configuration and on the files that it names, and on nothing else, to the byte.
+ * The quantize mode: reads an ONNX model, writes `model.int7.onnx` with its scales, reports and manifest, checks the
+ * gate and publishes. The files depend on the configuration and on the files that it names, and on nothing else, to the
+ * byte.
  */
 import { rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
@@ -39,8 +40,8 @@ import { checkOutput, loadCalibration, loadModel, loadSets } from './inputs.ts';
 import { decodeInt7 } from './qdq.ts';
 
 /**
- * @throws FacetrainError for refused input, before the search starts; GateFailed when a bound is missed: the reports are
- * then written, and published under `rejected/`, and there is no manifest
+ * @throws FacetrainError for refused input, before the search starts; GateFailed when a bound is missed: the reports
+ * are then written, and published under `rejected/`, and there is no manifest
  */
 export async function runQuantize(config: QuantizeConfig, program: Program): Promise<QuantizeReport> {
   const { log, progress, signal } = program;

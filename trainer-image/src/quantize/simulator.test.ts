@@ -1,4 +1,7 @@
-/** Our integers against ONNX Runtime's, on every tensor of a small network: through the form whose operands are clamped as ours are. */
+/**
+ * Our integers against ONNX Runtime's, on every tensor of a small network: through the form whose operands are clamped
+ * as ours are.
+ */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { type Graph, Int7Model, type LayerGraph, type Pictures, type Scales, searchScales } from '@facetrain/native';

@@ -1,4 +1,4 @@
-/** What the HTML reports share: a page without any other file, light and dark, and the ways numbers are shown. Pure. */
+/** Parts of both HTML reports: the page, light and dark, in one file; tables; numbers as text. Pure. */
 
 export function page(title: string, style: string, body: string): string {
   return `<!doctype html>
@@ -18,7 +18,7 @@ ${body}
 `;
 }
 
-/** Headings and cells are HTML. */
+/** @param headings HTML; `rows` too */
 export function table(headings: string[], rows: string[][]): string {
   const head = headings.map((heading) => `<th>${heading}</th>`).join('');
   const body = rows.map((row) => `<tr>${row.map((cell) => `<td>${cell}</td>`).join('')}</tr>`).join('\n');
@@ -39,8 +39,16 @@ export function escapeHtml(text: string): string {
 }
 
 const STYLE = `
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #606a76; --line: #d9dee4; --paper: #fff; --card: #f5f7f9; --c0: #0b63ce; --c1: #c2410c; --c2: #15803d; --c3: #7e22ce; --c4: #b45309; --c5: #0e7490; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa5b1; --line: #333b44; --paper: #14181c; --card: #1d2329; --c0: #6cb0ff; --c1: #ff9a63; --c2: #63d08a; --c3: #cf9bff; --c4: #f4c04e; --c5: #5cc9de; } }
+:root {
+  color-scheme: light dark; --ink: #1b1f24; --soft: #606a76; --line: #d9dee4; --paper: #fff; --card: #f5f7f9;
+  --c0: #0b63ce; --c1: #c2410c; --c2: #15803d; --c3: #7e22ce; --c4: #b45309; --c5: #0e7490;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e6eaee; --soft: #9aa5b1; --line: #333b44; --paper: #14181c; --card: #1d2329; --c0: #6cb0ff;
+    --c1: #ff9a63; --c2: #63d08a; --c3: #cf9bff; --c4: #f4c04e; --c5: #5cc9de;
+  }
+}
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 800px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere; }
@@ -50,7 +58,10 @@ small { font-size: 13px; }
 .sub { margin: 2px 0 20px; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 8px; margin: 0; }
 dl div { background: var(--card); border-radius: 8px; padding: 8px 12px; }
-dt { font-size: 12px; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { font-size: 12px; }
+dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin-top: 8px; } th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); white-space: nowrap; } th { color: var(--soft); font-weight: normal; }
+table { border-collapse: collapse; width: 100%; margin-top: 8px; }
+th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--soft); font-weight: normal; }
 `;

@@ -1,4 +1,4 @@
-/** report.html of a quantized model: one file that needs no other, for a browser or an attachment. Pure. */
+/** report.html of a quantized model: one file for a browser, which loads no other file. Pure. */
 import type { Comparison, QuantizedLayer, QuantizeReport } from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
@@ -18,9 +18,9 @@ ${facts(report)
   .map(([term, value]) => `<div><dt>${term}</dt><dd>${escapeHtml(value)}</dd></div>`)
   .join('\n')}
 </dl>
-${report.metrics.comparisons.length > 0 ? `<h2>Verification <small>10-fold, embeddings of picture and mirror image added</small></h2>\n${sets(report.metrics.comparisons)}` : ''}
+${verification(report.metrics.comparisons)}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
-${layers(report.layers)}
+${layerTable(report.layers)}
 <h2>Origin</h2>
 <dl class="wide">
 <div><dt>FP32 model, SHA-256</dt><dd>${escapeHtml(report.source.sha256)}</dd></div>
@@ -37,7 +37,8 @@ function verdict({ gate }: QuantizeReport): string {
   ];
   if (bounds.length === 0) return '<p class="gate open"><b>No gate</b> The job sets no bounds.</p>';
   if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>`;
-  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${gate.failures.map((failure) => `<li>${escapeHtml(failure)}</li>`).join('')}</ul></div>`;
+  const failures = gate.failures.map((failure) => `<li>${escapeHtml(failure)}</li>`).join('');
+  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${failures}</ul></div>`;
 }
 
 function facts({ metrics, source, model, calibration, search, layers }: QuantizeReport): [string, string][] {
@@ -66,7 +67,13 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
   ];
 }
 
-function sets(comparisons: Comparison[]): string {
+function verification(comparisons: Comparison[]): string {
+  if (comparisons.length === 0) return '';
+  const note = '10-fold, embeddings of picture and mirror image added';
+  return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}`;
+}
+
+function setTable(comparisons: Comparison[]): string {
   const rates = [...new Set(comparisons.flatMap(({ fp32 }) => Object.keys(fp32.tarAtFar)))];
   const accuracy = ({ accuracy: mean, std }: Comparison['fp32']) =>
     `${percent(mean)} <small>± ${(std * 100).toFixed(2)}</small>`;
@@ -90,14 +97,16 @@ function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
   return found === undefined ? '–' : percent(found);
 }
 
-function layers(all: QuantizedLayer[]): string {
+function layerTable(all: QuantizedLayer[]): string {
   const widest = Math.max(
     ...all.flatMap(({ cosineStart, cosine: found }) => [degrees(cosineStart), degrees(found)]),
     1e-9,
   );
   const mostMacs = Math.max(...all.map(({ macs }) => macs), 1);
+  const named = ({ name, kind }: QuantizedLayer) =>
+    `<span class="name" title="${escapeHtml(name)}">${escapeHtml(name)}</span> <small>${kind}</small>`;
   const rows = all.map((layer) => [
-    `<span class="name" title="${escapeHtml(layer.name)}">${escapeHtml(layer.name)}</span> <small>${layer.kind}</small>`,
+    named(layer),
     layer.bits === 32 ? 'real' : String(layer.bits),
     layer.macs === 0 ? '' : `${bar([layer.macs / mostMacs], 'macs', 60)} ${(layer.macs / 1e6).toFixed(1)} M`,
     `${bar([degrees(layer.cosineStart) / widest, degrees(layer.cosine) / widest], 'angle', BAR_WIDTH)}`,
@@ -110,25 +119,34 @@ function layers(all: QuantizedLayer[]): string {
   ]);
   const headings = [
     'Layer',
-    '<abbr title="of the integers it reads: 7 where weights multiply them, 8 where they are only added or mapped">Bits</abbr>',
+    explained('Bits', 'of the integers it reads: 7 where weights multiply them, 8 where they are only added or mapped'),
     'Multiplications',
-    '<abbr title="between the output and that of FP32, in the space of its values; short is good">Angle</abbr> <i class="key before"></i> from the maximum <i class="key after"></i> found',
+    explained('Angle', 'between the output and that of FP32, in the space of its values; short is good') +
+      ' <i class="key before"></i> from the maximum <i class="key after"></i> found',
     'Cosine',
-    '<abbr title="share of the input’s values that the scale clips">Clipped</abbr>',
-    '<abbr title="real value of one step of the input">Input scale</abbr>',
-    '<abbr title="largest sum of |weight| over one output channel: 63 times it bounds the accumulator">Σ |w|</abbr>',
+    explained('Clipped', 'share of the input’s values that the scale clips'),
+    explained('Input scale', 'real value of one step of the input'),
+    explained('Σ |w|', 'largest sum of |weight| over one output channel: 63 times it bounds the accumulator'),
   ];
   return table(headings, rows);
 }
 
-/** Horizontal bars under each other; lengths in [0, 1]. The last one is the strong one. */
+/** A heading with a tooltip. */
+function explained(heading: string, title: string): string {
+  return `<abbr title="${title}">${heading}</abbr>`;
+}
+
+/** Horizontal bars, one below the other, of lengths in [0, 1]. The last one is emphasized. */
 function bar(lengths: number[], kind: string, width: number): string {
   const bars = lengths.map((length, index) => {
     const role = index === lengths.length - 1 ? 'after' : 'before';
-    return `<rect class="${role}" y="${index * (BAR_HEIGHT + 1)}" width="${Math.max(length * width, 0.5).toFixed(1)}" height="${BAR_HEIGHT}" rx="1.5"/>`;
+    const y = index * (BAR_HEIGHT + 1);
+    const drawn = Math.max(length * width, 0.5).toFixed(1);
+    return `<rect class="${role}" y="${y}" width="${drawn}" height="${BAR_HEIGHT}" rx="1.5"/>`;
   });
   const height = lengths.length * (BAR_HEIGHT + 1) - 1;
-  return `<svg class="bar ${kind}" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" aria-hidden="true">${bars.join('')}</svg>`;
+  const size = `viewBox="0 0 ${width} ${height}" width="${width}" height="${height}"`;
+  return `<svg class="bar ${kind}" ${size} aria-hidden="true">${bars.join('')}</svg>`;
 }
 
 function degrees(value: number): number {
@@ -153,13 +171,32 @@ function mebibytes(bytes: number): string {
 }
 
 const STYLE = `
-main { max-width: 1180px; } table { font-size: 14px; }
-.gate { border-radius: 8px; padding: 10px 14px; margin: 0 0 16px; background: var(--card); border-left: 4px solid var(--soft); } .gate b { margin-right: 8px; }
-.gate.passed { border-color: var(--c2); } .gate.passed b { color: var(--c2); } .gate.missed { border-color: var(--c1); } .gate.missed b { color: var(--c1); }
+main { max-width: 1180px; }
+table { font-size: 14px; }
+.gate {
+  border-radius: 8px; padding: 10px 14px; margin: 0 0 16px; background: var(--card);
+  border-left: 4px solid var(--soft);
+}
+.gate b { margin-right: 8px; }
+.gate.passed { border-color: var(--c2); }
+.gate.passed b { color: var(--c2); }
+.gate.missed { border-color: var(--c1); }
+.gate.missed b { color: var(--c1); }
 .gate ul { margin: 6px 0 0; padding-left: 20px; }
-dl.wide { grid-template-columns: 1fr; } dl.wide dd { font: 13px/1.5 ui-monospace, monospace; }
-td { font-variant-numeric: tabular-nums; } .name { display: inline-block; max-width: 240px; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom; }
-svg.bar { display: inline-block; width: auto; vertical-align: middle; } rect.after { fill: var(--c0); } rect.before { fill: var(--soft); opacity: .45; } .macs rect.after { fill: var(--soft); opacity: .6; }
-td .before, .key { color: var(--soft); } .key { display: inline-block; width: 14px; height: 8px; border-radius: 2px; margin-left: 8px; } .key.before { background: var(--soft); opacity: .45; } .key.after { background: var(--c0); }
-abbr { text-decoration: underline dotted; cursor: help; } .high { color: var(--c1); }
+dl.wide { grid-template-columns: 1fr; }
+dl.wide dd { font: 13px/1.5 ui-monospace, monospace; }
+td { font-variant-numeric: tabular-nums; }
+.name {
+  display: inline-block; max-width: 240px; overflow: hidden; text-overflow: ellipsis; vertical-align: bottom;
+}
+svg.bar { display: inline-block; width: auto; vertical-align: middle; }
+rect.after { fill: var(--c0); }
+rect.before { fill: var(--soft); opacity: .45; }
+.macs rect.after { fill: var(--soft); opacity: .6; }
+td .before, .key { color: var(--soft); }
+.key { display: inline-block; width: 14px; height: 8px; border-radius: 2px; margin-left: 8px; }
+.key.before { background: var(--soft); opacity: .45; }
+.key.after { background: var(--c0); }
+abbr { text-decoration: underline dotted; cursor: help; }
+.high { color: var(--c1); }
 `;

@@ -1,4 +1,4 @@
-/** train-report.html: one file that needs no other, for a browser or an attachment. Pure. */
+/** train-report.html: one file for a browser, which loads no other file. Pure. */
 import type { TrainReport } from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
@@ -8,8 +8,9 @@ const LEFT = 56;
 const BOTTOM = 28;
 const TOP = 12;
 const RIGHT = 12;
-/** Of the style below. */
+/** Classes c0 to c5 of the style below. */
 const COLOURS = 6;
+/** A line of more points has no dots. */
 const MOST_DOTS = 60;
 
 export function trainReportHtml(report: TrainReport): string {
@@ -24,6 +25,9 @@ export function trainReportHtml(report: TrainReport): string {
   });
   const accuracyBody = () =>
     chart(accuracies, span, (value) => `${short(value * 100)} %`) + evaluationTable(report, sets);
+  const accuracyNote = '10-fold, embeddings of picture and mirror image added';
+  const hasCurves = report.history.length > 1;
+  const learningRateBody = () => curve('learning rate', ({ learningRate }) => learningRate);
   return page(
     `${name}: training report`,
     STYLE,
@@ -34,9 +38,9 @@ ${facts(report)
   .map(([term, value]) => `<div><dt>${term}</dt><dd>${escapeHtml(value)}</dd></div>`)
   .join('\n')}
 </dl>
-${section('Loss', report.history.length > 1, 'mean over intervals of this attempt', () => curve('loss', (interval) => interval.loss))}
-${section('Verification accuracy', sets.length > 0, '10-fold, embeddings of picture and mirror image added', accuracyBody)}
-${section('Learning rate', report.history.length > 1, 'mean over the same intervals', () => curve('learning rate', (interval) => interval.learningRate))}
+${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
+${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
+${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
@@ -90,7 +94,7 @@ interface Series {
   points: (readonly [step: number, value: number])[];
 }
 
-/** A line chart over steps. Few points are dots with their values; many are only a line. */
+/** A line chart over steps. Points have dots with their values, unless there are many. */
 function chart(series: Series[], span: { first: number; last: number }, label: (value: number) => string): string {
   const points = series.flatMap((one) => one.points);
   const values = points.map(([, value]) => value);
@@ -106,15 +110,21 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
   });
   const colour = (index: number) => `c${index % COLOURS}`;
   const lines = series.map(({ name, points: own }, index) => {
-    const dot = ([step, value]: readonly [number, number]) =>
-      `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5"><title>${escapeHtml(name)}, step ${step}: ${label(value)}</title></circle>`;
-    const line = `<polyline class="${colour(index)}" points="${own.map(([step, value]) => `${x(step)},${y(value)}`).join(' ')}"/>`;
+    const dot = ([step, value]: readonly [number, number]) => {
+      const title = `<title>${escapeHtml(name)}, step ${step}: ${label(value)}</title>`;
+      return `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5">${title}</circle>`;
+    };
+    const corners = own.map(([step, value]) => `${x(step)},${y(value)}`).join(' ');
+    const line = `<polyline class="${colour(index)}" points="${corners}"/>`;
     return line + (own.length <= MOST_DOTS ? own.map(dot).join('') : '');
   });
   const legend = series.map(({ name }, index) => `<span class="${colour(index)}">${escapeHtml(name)}</span>`).join(' ');
-  return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(series.map(({ name }) => name).join(', '))} by step">
+  const description = escapeHtml(series.map(({ name }) => name).join(', '));
+  const firstStep = `<text x="${LEFT}" y="${HEIGHT - 8}">${count(first)}</text>`;
+  const lastStep = `<text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>`;
+  return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${description} by step">
 ${grid.join('\n')}
-<text x="${LEFT}" y="${HEIGHT - 8}">${count(first)}</text><text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>
+${firstStep}${lastStep}
 ${lines.join('\n')}
 </svg>${series.length > 1 ? `<p class="legend">${legend}</p>` : ''}`;
 }
@@ -143,7 +153,8 @@ polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .grid { stroke: var(--line); }
 ${Array.from({ length: COLOURS }, (_, n) => {
   const colour = `var(--c${n})`;
-  return `polyline.c${n} { stroke: ${colour}; } circle.c${n} { fill: ${colour}; } span.c${n} { color: ${colour}; margin-right: 12px; }`;
+  const line = `polyline.c${n} { stroke: ${colour}; } circle.c${n} { fill: ${colour}; }`;
+  return `${line} span.c${n} { color: ${colour}; margin-right: 12px; }`;
 }).join('\n')}
 .legend { margin: 4px 0 12px; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; overflow-x: auto; font-size: 13px; }

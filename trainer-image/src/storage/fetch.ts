@@ -1,8 +1,8 @@
 /**
  * Copies a file or a folder from file:// or s3:// to a path of this machine: `facetrain-trainer fetch`.
  *
- * A target with the source's size and time is up to date and is not fetched again; a copy gets its source's time. (This is
- * rsync's rule.) One process at a time may fetch to a path, unless the request is shared (shared-fetch.ts).
+ * A target with the source's size and time is up to date and is not fetched again; a copy gets its source's time. (This
+ * is rsync's rule.) One process at a time may fetch to a path, unless the request is shared (shared-fetch.ts).
  */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -70,8 +70,8 @@ export async function fetchTo(
 }
 
 /**
- * Null when there is no such object. The answer to a HEAD has no body, so a refusal has no reason. It counts as null, too:
- * the listing that follows is refused with a reason.
+ * Null when there is no such object. The answer to a HEAD has no body, so a refusal has no reason. It counts as null,
+ * too: the listing that follows is refused with a reason.
  */
 async function headObject(bucket: Bucket, key: string): Promise<HeadObjectCommandOutput | null> {
   try {

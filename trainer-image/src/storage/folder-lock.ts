@@ -1,17 +1,18 @@
 /**
  * A lock in a folder that several machines share: one process at a time has it.
  *
- * The lock is a file. The process that creates it (O_EXCL, which network file systems support, while many of them do not
- * support flock) is its holder, and writes it anew every few seconds. It writes through the handle from the creation, so
- * it cannot write to another holder's lock. A lock that has the same content for half a minute of looks has a dead holder.
- * proper-lockfile compares times instead. That is not safe here: clocks of machines differ, network file systems cache
- * attributes (and not what open returns), and a waiter may itself have been frozen, with a holder on the same machine.
+ * The lock is a file. The process that creates it (O_EXCL, which network file systems support, while many of them do
+ * not support flock) is its holder, and writes it anew every few seconds. It writes through the handle from the
+ * creation, so it cannot write to another holder's lock. A lock that has the same content for half a minute of looks
+ * has a dead holder. proper-lockfile compares times instead. That is not safe here: clocks of machines differ, network
+ * file systems cache attributes (and not what open returns), and a waiter may itself have been frozen, with a holder on
+ * the same machine.
  *
- * Any waiter may remove a dead holder's lock, but only one of them at a time: the one that creates the claim, a file named
- * after the lock's token. It then checks that the lock still has that token. No other process can have replaced the lock
- * meanwhile, since its holder, too, removes it only with the claim. (In proper-lockfile two waiters can: its issue 121.) If
- * that waiter dies with the claim, the next one uses a claim of another name. So nothing of a dead process has to be
- * removed before the lock is.
+ * Any waiter may remove a dead holder's lock, but only one of them at a time: the one that creates the claim, a file
+ * named after the lock's token. It then checks that the lock still has that token. No other process can have replaced
+ * the lock meanwhile, since its holder, too, removes it only with the claim. (In proper-lockfile two waiters can: its
+ * issue 121.) If that waiter dies with the claim, the next one uses a claim of another name. So nothing of a dead
+ * process has to be removed before the lock is.
  *
  * A holder that counts as dead may only have been frozen. At its next heartbeat it finds that the lock is not its own,
  * stops, and waits like the others. Until then two processes work at once. So a lock saves work, and that work must be
@@ -39,8 +40,8 @@ const WRITING_MILLISECONDS = 1_000;
 
 /**
  * Does `work` with the lock.
- * @param work stops when its signal is aborted. If it fails after another process has taken the lock, it is called again,
- * with the lock
+ * @param work stops when its signal is aborted. If it fails after another process has taken the lock, it is called
+ * again, with the lock
  * @throws what `work` throws, an AbortError, or FacetrainError StorageFailed or DiskFull when no lock can be created
  */
 export async function withLock<T>(
@@ -55,7 +56,9 @@ export async function withLock<T>(
     const lost = new AbortController();
     let heartbeat = Promise.resolve();
     const timer = setInterval(() => {
-      heartbeat = heartbeat.then(async () => ((await lock.isOurs()) ? lock.beat() : lost.abort())).catch(() => {}); // The next heartbeat may succeed.
+      const next = async () => ((await lock.isOurs()) ? lock.beat() : lost.abort());
+      // After a failure, the next heartbeat may succeed.
+      heartbeat = heartbeat.then(next).catch(() => {});
     }, beat);
     try {
       return await work(AbortSignal.any(signal ? [signal, lost.signal] : [lost.signal]));
@@ -145,7 +148,8 @@ async function acquire(
       }
     } else if (++looks > looksUntilDead) {
       if (await remove(path, token, deadClaims)) continue;
-      // Another waiter has the claim. If the lock is still the same after as many looks again, that waiter is dead, too.
+      // Another waiter has the claim. If the lock is still the same after as many looks again, that waiter is dead,
+      // too.
       deadClaims++;
       looks = 0;
     }

@@ -1,8 +1,8 @@
 /**
  * Publishes finished files to a folder or an object store.
  *
- * A file that exists at the destination with the same digest is not written again. Files are published in the given order:
- * a manifest, named last, appears when all files that it lists exist.
+ * A file that exists at the destination with the same digest is not written again. Files are published in the given
+ * order: a manifest, named last, appears when all files that it lists exist.
  */
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
@@ -56,8 +56,8 @@ export async function publish(
 }
 
 /**
- * Checks early what would make publishing fail: an endpoint that refuses, wrong credentials, a missing bucket. It does not
- * check the permission to write.
+ * Checks early what would make publishing fail: an endpoint that refuses, wrong credentials, a missing bucket. It does
+ * not check the permission to write.
  * @throws FacetrainError StorageFailed
  */
 export async function checkDestination(destination: StorageAddress, signal?: AbortSignal): Promise<void> {
@@ -135,7 +135,9 @@ async function publishObject(
   }
 }
 
-/** Whether the object has these bytes. False when that may not be read: writing then succeeds, or fails with a reason. */
+/**
+ * Whether the object has these bytes. False when that may not be read: writing then succeeds, or fails with a reason.
+ */
 async function isPublished(
   client: S3Client,
   bucket: string,

@@ -6,7 +6,9 @@ export interface RetryOptions {
   signal: AbortSignal;
   /** Called before each wait, with the failure and the length of the wait in milliseconds. */
   onRetry: (error: FacetrainError, milliseconds: number) => void;
-  /** Milliseconds after the first failure during which it is tried again. A wrong address should be reported soon, too. */
+  /**
+   * Milliseconds after the first failure during which it is tried again. A wrong address should be reported soon, too.
+   */
   giveUpAfter?: number;
   /** The first wait, in milliseconds; each further one is twice as long, up to 10 s. */
   firstWait?: number;

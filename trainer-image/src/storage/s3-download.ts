@@ -1,6 +1,6 @@
 /**
- * Downloads one object of S3: to a partial file beside its target, which is checked against the server's digest and then
- * renamed. A download that was interrupted continues where it stopped, as long as the object is the same.
+ * Downloads one object of S3: to a partial file beside its target, which is checked against the server's digest and
+ * then renamed. A download that was interrupted continues where it stopped, as long as the object is the same.
  */
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
@@ -12,8 +12,8 @@ import { storageError } from './atomic-files.ts';
 import { ATTEMPTS, DIGEST_METADATA, httpStatus } from './s3.ts';
 
 /**
- * A download is flushed after so many bytes. Then a machine that is lost leaves few gaps in its file, and the last flush
- * does not delay the lock's heartbeat.
+ * A download is flushed after so many bytes. Then a machine that is lost leaves few gaps in its file, and the last
+ * flush does not delay the lock's heartbeat.
  */
 export const FLUSH_BYTES = 64 * 2 ** 20;
 
@@ -31,7 +31,9 @@ export interface Download {
   head: HeadObjectCommandOutput;
   bytes: number;
   time: Date;
-  /** Start of the names of its partial files. It has the object's version: the rest of another version must not follow. */
+  /**
+   * Start of the names of its partial files. It has the object's version: the rest of another version must not follow.
+   */
   stem: string;
 }
 
@@ -40,8 +42,8 @@ export function sendOptions({ signal }: Pick<Bucket, 'signal'>): { abortSignal?:
 }
 
 /**
- * Completes a partial file and renames it to its target. A continued file whose digest is wrong is downloaded once more,
- * from its start.
+ * Completes a partial file and renames it to its target. A continued file whose digest is wrong is downloaded once
+ * more, from its start.
  * @throws FacetrainError StorageFailed or DiskFull
  */
 export async function finishDownload(bucket: Bucket, download: Download, partial: string): Promise<void> {
@@ -66,7 +68,8 @@ export function serverDigest(head: HeadObjectCommandOutput): { algorithm: 'sha25
   // The checksum of an upload in parts is a digest of digests, and ends in "-PARTS".
   if (head.ChecksumSHA256 && !head.ChecksumSHA256.includes('-'))
     return { algorithm: 'sha256', hex: Buffer.from(head.ChecksumSHA256, 'base64').toString('hex') };
-  // An ETag is the MD5 of the object, unless that was uploaded in parts or is encrypted with a key of KMS or the client.
+  // An ETag is the MD5 of the object, unless that was uploaded in parts or is encrypted with a key of KMS or the
+  // client.
   const tag = /^"([0-9a-f]{32})"$/.exec(head.ETag ?? '');
   return tag && !head.ServerSideEncryption?.startsWith('aws:kms') && !head.SSECustomerAlgorithm
     ? { algorithm: 'md5', hex: tag[1]! }
@@ -102,8 +105,8 @@ async function mismatch(
 }
 
 /**
- * Appends to the partial file until it is complete. After a broken connection it continues where the file ends, and gives
- * up after ATTEMPTS requests in a row that brought nothing.
+ * Appends to the partial file until it is complete. After a broken connection it continues where the file ends, and
+ * gives up after ATTEMPTS requests in a row that brought nothing.
  */
 async function appendAll(
   bucket: Bucket,
@@ -161,7 +164,9 @@ async function append(
 /** The size in bytes; 0 when there is no such file. */
 export const sizeOf = async (path: string): Promise<number> => (await stat(path).catch(() => null))?.size ?? 0;
 
-/** Turns the errors of a file operation into FacetrainErrors. When the disk is full, removes the file that filled it. */
+/**
+ * Turns the errors of a file operation into FacetrainErrors. When the disk is full, removes the file that filled it.
+ */
 export async function withDiskErrors<T>(path: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();

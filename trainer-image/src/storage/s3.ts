@@ -1,8 +1,8 @@
 /**
  * The connection to an S3 server, and its errors in plain words.
  *
- * Every request is bounded: three attempts, 5 s to connect, 30 s without a byte. Credentials come from the AWS SDK's own
- * chain: environment, shared files, the pod's identity.
+ * Every request is bounded: three attempts, 5 s to connect, 30 s without a byte. Credentials come from the AWS SDK's
+ * own chain: environment, shared files, the pod's identity.
  */
 import { S3Client } from '@aws-sdk/client-s3';
 import { ExitCode, FacetrainError, type StorageAddress, s3Uri } from '@facetrain/api';
@@ -49,7 +49,10 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
     case 'EHOSTUNREACH':
     case 'ENETUNREACH':
       return {
-        found: `the endpoint ${error.code === 'ECONNREFUSED' ? 'refuses connections' : 'cannot be reached'} (${error.code})`,
+        found:
+          error.code === 'ECONNREFUSED'
+            ? 'the endpoint refuses connections (ECONNREFUSED)'
+            : `the endpoint cannot be reached (${error.code})`,
         allowed: 'the address of an S3 server that runs',
         transient: true,
       };
@@ -79,7 +82,8 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       return {
         found: 'there are no credentials',
         allowed:
-          'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, a shared credentials file, or a pod identity',
+          'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, ' +
+          'a shared credentials file, or a pod identity',
       };
     case 'AccessDenied':
       return {

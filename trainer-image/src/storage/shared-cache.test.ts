@@ -70,7 +70,8 @@ const downloaded = (fetched: Fetched[]): number => fetched.filter(({ written }) 
 /** A process of its own that fetches, with quick beats. */
 function fetcher(from = request()): ChildProcess {
   const module = JSON.stringify(join(import.meta.dirname, 'fetch.ts'));
-  const program = `import { fetchTo } from ${module}; await fetchTo(JSON.parse(process.argv[1]), undefined, ${JSON.stringify(QUICK)});`;
+  const call = `await fetchTo(JSON.parse(process.argv[1]), undefined, ${JSON.stringify(QUICK)});`;
+  const program = `import { fetchTo } from ${module}; ${call}`;
   return spawn(process.execPath, ['--input-type=module', '--eval', program, JSON.stringify(from)], {
     stdio: ['ignore', 'ignore', 'inherit'],
   });

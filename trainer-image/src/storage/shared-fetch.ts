@@ -1,13 +1,13 @@
 /**
  * Fetches an object to a path that any number of processes, on any machines, may fetch to at the same time. One of them
- * downloads while the others wait, with a lock for each object (folder-lock.ts). So a process that wants a folder and one
- * that wants a single file of it use the same lock.
+ * downloads while the others wait, with a lock for each object (folder-lock.ts). So a process that wants a folder and
+ * one that wants a single file of it use the same lock.
  *
  * The files are right even when two processes hold the lock:
- * - Each holder downloads to a partial file with a name of its own. A holder that was frozen and counted as dead may go on
- *   writing, but only to that file. Another holder has copied and unlinked it by then, and never opens it again.
- * - A file gets its final name by a rename, after its digest was checked, with the time by which others recognize it. With
- *   several holders, one complete file replaces another with the same bytes.
+ * - Each holder downloads to a partial file with a name of its own. A holder that was frozen and counted as dead may go
+ *   on writing, but only to that file. Another holder has copied and unlinked it by then, and never opens it again.
+ * - A file gets its final name by a rename, after its digest was checked, with the time by which others recognize it.
+ *   With several holders, one complete file replaces another with the same bytes.
  * - A machine that was lost may have left gaps in what it had not flushed. A digest shows them, and the download starts
  *   again. Where the server has no digest, the part that may have gaps is not used.
  */
@@ -28,7 +28,9 @@ import {
   withDiskErrors,
 } from './s3-download.ts';
 
-/** So much of the end of a lost machine's partial file may have gaps: what was not flushed, and what was just received. */
+/**
+ * So much of the end of a lost machine's partial file may have gaps: what was not flushed, and what was just received.
+ */
 const MAY_HAVE_GAPS_BYTES = 2 * FLUSH_BYTES;
 /** What the name of a shared download's partial file adds to the target's: version and holder. */
 const PARTIAL = /^\.[0-9a-f]{16}\.[0-9a-f-]{36}\.partial$/;
@@ -104,7 +106,9 @@ function cacheError(error: unknown): unknown {
     code,
     subject,
     found,
-    allowed: `${whose}: let an administrator give them its folder (chown), or choose a claim that takes the pod's fsGroup`,
+    allowed:
+      `${whose}: let an administrator give them its folder (chown), ` +
+      "or choose a claim that takes the pod's fsGroup",
     cause,
   });
 }

@@ -118,7 +118,10 @@ export function plainScales(graph: LayerGraph): Scales {
   return scales;
 }
 
-/** A face network in small, with every kind of layer that there is: two residual units, a batch norm that stays, an average, two fc. */
+/**
+ * A face network in small, with every kind of layer that there is: two residual units, a batch norm that stays, an
+ * average, two fc.
+ */
 export function smallFaceNet(): Graph {
   const b = new GraphBuilder({ height: 14, width: 14 });
   const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 3, { pad: 1, bias: false }), 8), 8);

@@ -7,7 +7,10 @@ import type { Graph } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 import { python, root } from '../../../hack/lib/paths.mjs';
 
-/** A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the repository. */
+/**
+ * A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the
+ * repository.
+ */
 export const MOBILEFACENET = join(root, 'node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
 
 /** Deterministic values in [-1, 1]. */
@@ -19,7 +22,9 @@ export function noise(count: number, seed = 1): Float32Array {
   });
 }
 
-/** Runs a model of one picture input and one output in ONNX Runtime on batches of any sizes; gives each one's output. */
+/**
+ * Runs a model of one picture input and one output in ONNX Runtime on batches of any sizes; gives each one's output.
+ */
 export async function runOrt(
   model: Uint8Array,
   ...batches: Float32Array[]
@@ -52,15 +57,22 @@ export function largestDifference(a: Float32Array, b: Float32Array): number {
   return a.reduce((largest, value, i) => Math.max(largest, Math.abs(value - b[i]!)), 0);
 }
 
-/** Runs onnx.checker with strict shape inference on every model; throws with its message when it objects, or when that Python is missing. */
+/**
+ * Runs onnx.checker with strict shape inference on every model; throws with its message when it objects, or when that
+ * Python is missing.
+ */
 export function checkWithOnnx(models: Record<string, Uint8Array>): void {
   const folder = mkdtempSync(join(tmpdir(), 'facetrain-onnx-'));
   try {
     const names = Object.keys(models);
     const paths = names.map((_, i) => join(folder, `${i}.onnx`));
     paths.forEach((path, i) => writeFileSync(path, models[names[i]!]!));
-    const script =
-      'import onnx, sys\nfor path in sys.argv[1:]:\n  print(path, flush=True)\n  onnx.checker.check_model(path, full_check=True)';
+    const script = [
+      'import onnx, sys',
+      'for path in sys.argv[1:]:',
+      '  print(path, flush=True)',
+      '  onnx.checker.check_model(path, full_check=True)',
+    ].join('\n');
     const { status, stdout, stderr, error } = spawnSync(python, ['-c', script, ...paths], { encoding: 'utf8' });
     if (error) throw new Error(`${python} cannot be run: npm run setup makes it`, { cause: error });
     const seen = stdout.trim().split('\n').length;

@@ -1,4 +1,7 @@
-/** For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, over a temporary folder. */
+/**
+ * For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, over
+ * a temporary folder.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
@@ -100,7 +103,10 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
   return { endpoint, folder, address, proxy: (bucket, send) => startProxy(address(''), bucket, send), stop };
 }
 
-/** Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a prefix. */
+/**
+ * Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a
+ * prefix.
+ */
 async function startProxy(
   target: StorageAddress,
   bucket: string,

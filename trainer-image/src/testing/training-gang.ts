@@ -13,7 +13,10 @@ const MAIN = join(import.meta.dirname, '..', 'main.ts');
 /** The example's pictures are in the order of their 40 identities. */
 const PICTURES_OF_AN_IDENTITY = 20;
 
-/** The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a picture's bytes. */
+/**
+ * The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a
+ * picture's bytes.
+ */
 export function writeSmallDataset(
   directory: string,
   size: { identities: number; perIdentity: number },

@@ -44,7 +44,8 @@ export class Evaluator {
   /**
    * To be called on every rank after the same step. All ranks compute the figures from the same embeddings, so all get
    * the same figures.
-   * @returns 'stopped' on every rank when one was told to stop meanwhile; this set and those after it have no result then
+   * @returns 'stopped' on every rank when one was told to stop meanwhile; this set and those after it have no result
+   * then
    */
   async evaluate(session: TrainingSessionContract, input: Graph['input'], step: number): Promise<'done' | 'stopped'> {
     const { rank, size } = this.#ranks;

@@ -20,9 +20,9 @@ export function scheduleOf(
 }
 
 /**
- * Linear warm-up to the rate lr over w steps, then lr · (1 − (t − w) / (T − w))^power, or constantly lr; t counts from 0.
- * As insightface's PolynomialLRWarmup, except that the warm-up starts at lr / w. The reference starts at 0, which wastes
- * a step.
+ * Linear warm-up to the rate lr over w steps, then lr · (1 − (t − w) / (T − w))^power, or constantly lr; t counts from
+ * 0. As insightface's PolynomialLRWarmup, except that the warm-up starts at lr / w. The reference starts at 0, which
+ * wastes a step.
  */
 export function learningRateAt(step: number, { type, power, warmupSteps, totalSteps, learningRate }: Schedule): number {
   if (step < warmupSteps) return (learningRate * (step + 1)) / Math.max(warmupSteps, 1);

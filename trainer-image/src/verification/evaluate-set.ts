@@ -7,7 +7,9 @@ export interface Part {
   size: number;
 }
 
-/** The consecutive pictures that a rank embeds. All parts in rank order are the whole set; sizes differ by one at most. */
+/**
+ * The consecutive pictures that a rank embeds. All parts in rank order are the whole set; sizes differ by one at most.
+ */
 export function partOf(pictures: number, { rank, size }: Part): { first: number; count: number } {
   const first = Math.floor((pictures * rank) / size);
   return { first, count: Math.floor((pictures * (rank + 1)) / size) - first };

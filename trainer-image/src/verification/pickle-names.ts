@@ -1,6 +1,6 @@
 /**
- * The Python functions and classes that verification sets refer to, done here without Python: `_codecs.encode` and NumPy's
- * arrays of bytes. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce, array_reduce_ex).
+ * The Python functions and classes that verification sets refer to, done here without Python: `_codecs.encode` and
+ * NumPy's arrays of bytes. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce, array_reduce_ex).
  */
 import { ByteArray, DataType, Global, NotUnderstood, type PickleValue, Text, Tuple } from './pickle-values.ts';
 

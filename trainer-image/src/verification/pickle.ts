@@ -1,18 +1,18 @@
 /**
- * A reader of Python pickles, protocols 0 to 5, for insightface's verification sets: lists, tuples, bytes, text, integers,
- * bools and NumPy's arrays of bytes. A general unpickler calls any function that a file names. This one has a closed list
- * of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
+ * A reader of Python pickles, protocols 0 to 5, for insightface's verification sets: lists, tuples, bytes, text,
+ * integers, bools and NumPy's arrays of bytes. A general unpickler calls any function that a file names. This one has a
+ * closed list of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
  *
- * For any bytes it ends, in time linear in their number, with a value or a FacetrainError. Byte strings are views of the
- * input. Opcodes: CPython's Lib/pickletools.py.
+ * For any bytes it ends, in time linear in their number, with a value or a FacetrainError. Byte strings are views of
+ * the input. Opcodes: CPython's Lib/pickletools.py.
  */
 import { FacetrainError } from '@facetrain/api';
 import { callGlobal, knownGlobal, setState } from './pickle-names.ts';
 import { NotUnderstood, type PickleValue, Text, Tuple, unescaped } from './pickle-values.ts';
 
 /**
- * Bounds the time, and the memory beyond a file's own size. A picture takes up to thirty steps; the usual sets have some
- * ten thousand pictures.
+ * Bounds the time, and the memory beyond a file's own size. A picture takes up to thirty steps; the usual sets have
+ * some ten thousand pictures.
  */
 const MAX_STEPS = 1 << 22;
 
@@ -305,7 +305,8 @@ export function unpickle(bytes: Uint8Array, subject: string): PickleValue {
       subject,
       found: `byte ${machine.position}: ${error.message}`,
       allowed:
-        'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; other Python objects are refused, never run',
+        'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; ' +
+        'other Python objects are refused, never run',
     });
   }
 }

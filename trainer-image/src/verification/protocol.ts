@@ -14,9 +14,9 @@ export interface Verification {
   /** Squared distance of unit embeddings below which a pair counts as the same person: mean over the folds. */
   threshold: number;
   /**
-   * True accept rate by false accept rate f: the fraction of pairs of the same person that are accepted with the largest
-   * threshold that accepts at most floor(f x negatives) of the pairs of different people. Rates at which no negative may
-   * be accepted are left out, except 1e-3.
+   * True accept rate by false accept rate f: the fraction of pairs of the same person that are accepted with the
+   * largest threshold that accepts at most floor(f x negatives) of the pairs of different people. Rates at which no
+   * negative may be accepted are left out, except 1e-3.
    */
   tarAtFar: Record<string, number>;
 }

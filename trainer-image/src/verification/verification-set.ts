@@ -1,6 +1,6 @@
 /**
- * insightface's verification sets: `.bin` files, each a pickle of (pictures, issame). The pictures are encoded; issame has
- * a bool for each pair.
+ * insightface's verification sets: `.bin` files, each a pickle of (pictures, issame). The pictures are encoded; issame
+ * has a bool for each pair.
  */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
