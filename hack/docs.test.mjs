@@ -1,8 +1,10 @@
-// Links and file names in Markdown lead to something that exists: headings and files are renamed without a look at docs.
+// Checks of all Markdown: links, paths of files, and manifests.
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path/posix';
 import { test } from 'node:test';
+import { FaceTrainJob, QuantizeJob } from '@facetrain/api';
+import { parse } from 'yaml';
 import { repositoryFiles } from './lib/files.mjs';
 import { root } from './lib/paths.mjs';
 
@@ -57,4 +59,21 @@ test('every path in code type from the top of the repository exists', () => {
     }
   }
   assert.deepEqual(missing, []);
+});
+
+test('every manifest is valid', () => {
+  const schemas = { FaceTrainJob, QuantizeJob };
+  const refused = [];
+  let count = 0;
+  for (const [page, text] of Object.entries(pages)) {
+    for (const [, block] of text.matchAll(/^```yaml\n([\s\S]*?)^```$/gm)) {
+      const schema = /^kind: /m.test(block) ? schemas[parse(block).kind] : undefined;
+      if (!schema) continue;
+      count += 1;
+      for (const { path, message } of schema.safeParse(parse(block)).error?.issues ?? [])
+        refused.push(`${page}: ${path.join('.')}: ${message}`);
+    }
+  }
+  assert.deepEqual(refused, []);
+  assert(count > 0);
 });
