@@ -26,53 +26,28 @@ export async function render(values: object, namespace = 'default'): Promise<Man
  * @param flags additional flags of helm
  * @returns the notes (NOTES.txt)
  */
-export function upgrade(plane: ControlPlane, namespace: string, values: object, ...flags: string[]): Promise<string> {
+export async function upgrade(
+  plane: ControlPlane,
+  namespace: string,
+  values: object,
+  ...flags: string[]
+): Promise<string> {
+  const connection = ['--namespace', namespace, '--kubeconfig', await plane.kubeconfig()];
   return withValues(values, (file) =>
-    withKubeconfig(plane, (kubeconfig) =>
-      helm([
-        'upgrade',
-        '--install',
-        'facetrain',
-        chart,
-        '--namespace',
-        namespace,
-        '--create-namespace',
-        '--values',
-        file,
-        '--kubeconfig',
-        kubeconfig,
-        ...flags,
-      ]),
-    ),
+    helm(['upgrade', '--install', 'facetrain', chart, ...connection, '--create-namespace', '--values', file, ...flags]),
   );
 }
 
-export function uninstall(plane: ControlPlane, namespace: string): Promise<string> {
-  return withKubeconfig(plane, (kubeconfig) =>
-    helm(['uninstall', 'facetrain', '--namespace', namespace, '--kubeconfig', kubeconfig]),
-  );
+export async function uninstall(plane: ControlPlane, namespace: string): Promise<string> {
+  return helm(['uninstall', 'facetrain', '--namespace', namespace, '--kubeconfig', await plane.kubeconfig()]);
 }
 
-export const withValues = <T>(values: object, use: (file: string) => Promise<T>): Promise<T> =>
-  withFile('values.json', values, use);
-
-/** Calls `use` with a kubeconfig of the cluster's administrator. */
-function withKubeconfig<T>({ server, ca, token }: ControlPlane, use: (file: string) => Promise<T>): Promise<T> {
-  const config = {
-    'current-context': 'test',
-    contexts: [{ name: 'test', context: { cluster: 'test', user: 'admin' } }],
-    clusters: [{ name: 'test', cluster: { server, 'certificate-authority-data': Buffer.from(ca).toString('base64') } }],
-    users: [{ name: 'admin', user: { token } }],
-  };
-  return withFile('kubeconfig', config, use);
-}
-
-/** Calls `use` with a temporary file that has this content as JSON, which every YAML parser reads. */
-async function withFile<T>(name: string, content: object, use: (file: string) => Promise<T>): Promise<T> {
+/** Calls `use` with a temporary file that has these values as JSON, which every YAML parser reads. */
+export async function withValues<T>(values: object, use: (file: string) => Promise<T>): Promise<T> {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-chart-'));
   try {
-    const file = join(folder, name);
-    await writeFile(file, JSON.stringify(content), { mode: 0o600 });
+    const file = join(folder, 'values.json');
+    await writeFile(file, JSON.stringify(values), { mode: 0o600 });
     return await use(file);
   } finally {
     await rm(folder, { recursive: true, force: true });

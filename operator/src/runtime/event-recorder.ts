@@ -34,6 +34,7 @@ export interface EventObject extends KubernetesObject {
 }
 export const events = defineResource<EventObject>('events.k8s.io/v1', 'events');
 
+/** An Event on the server, how often it was emitted, and when last (ms since the epoch). */
 interface Series {
   namespace: string;
   name: string;
@@ -49,7 +50,7 @@ const SERIES_MILLISECONDS = 360_000;
 const BURST = 25;
 const REFILL_MILLISECONDS = 60_000;
 /** Series, and buckets, that are kept in memory. */
-const MAX_REMEMBERED = 4096;
+const MAX_ENTRIES = 4096;
 
 const microTime = (date: Date): string => date.toISOString().replace('Z', '000Z');
 
@@ -67,23 +68,25 @@ export class EventRecorder {
   readonly #now: () => Date;
   readonly #series = new Map<string, Series>();
   readonly #buckets = new Map<string, { tokens: number; at: number }>();
-  #last: Promise<void> = Promise.resolve();
+  /** Ends when the last emitted event has been sent. Events are sent one after the other. */
+  #sending: Promise<void> = Promise.resolve();
 
   constructor(options: RecorderOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => new Date());
   }
 
+  /** Sends an event in the background, unless the subject has had too many. */
   emit(subject: EventSubject, content: EventContent): void {
     if (!this.#isAllowed(subject.uid)) return;
-    this.#last = this.#last
+    this.#sending = this.#sending
       .then(() => this.#send(subject, content))
       .catch((error: unknown) => this.#options.log.warn({ err: error, event: content.reason }, 'event not written'));
   }
 
   /** Resolves when every event emitted so far has been sent. */
   flush(): Promise<void> {
-    return this.#last;
+    return this.#sending;
   }
 
   async #send(subject: EventSubject, content: EventContent): Promise<void> {
@@ -117,25 +120,26 @@ export class EventRecorder {
       note: shorten(message),
       regarding: subject,
     });
-    remember(this.#series, key, { namespace: subject.namespace, name, count: 1, at: now.getTime() });
+    setNewest(this.#series, key, { namespace: subject.namespace, name, count: 1, at: now.getTime() });
   }
 
   #isAllowed(uid: string): boolean {
     const at = this.#now().getTime();
     const before = this.#buckets.get(uid) ?? { tokens: BURST, at };
     const tokens = Math.min(BURST, before.tokens + (at - before.at) / REFILL_MILLISECONDS);
-    remember(this.#buckets, uid, { tokens: tokens < 1 ? tokens : tokens - 1, at });
+    setNewest(this.#buckets, uid, { tokens: tokens < 1 ? tokens : tokens - 1, at });
     return tokens >= 1;
   }
 }
 
-/** Sets the entry as the newest, and deletes the oldest when there are more than MAX_REMEMBERED. */
-function remember<V>(map: Map<string, V>, key: string, value: V): void {
+/** Sets the entry as the newest, and deletes the oldest when there are more than MAX_ENTRIES. */
+function setNewest<V>(map: Map<string, V>, key: string, value: V): void {
   map.delete(key);
   map.set(key, value);
-  if (map.size > MAX_REMEMBERED) map.delete(map.keys().next().value!);
+  if (map.size > MAX_ENTRIES) map.delete(map.keys().next().value!);
 }
 
+/** Cuts the message to MAX_NOTE bytes of UTF-8, without half a character at its end. */
 function shorten(message: string): string {
   const bytes = Buffer.from(message);
   return bytes.length <= MAX_NOTE

@@ -2,14 +2,15 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { WorkQueue, WorkQueueMetrics } from './workqueue.ts';
 
-export type Result = 'success' | 'requeue' | 'requeue_after' | 'error';
+/** How a reconcile ended: the label `result` of controller_runtime_reconcile_total. */
+export type ReconcileOutcome = 'success' | 'requeue' | 'requeue_after' | 'error';
 
 export interface ControllerMetrics {
   queue: WorkQueueMetrics;
   /** Sets the queue and the number of workers that the gauges report. */
   observe(workers: number, queue: WorkQueue): void;
   /** To be called when a reconcile begins; the returned function when it ends. */
-  begin(): (result: Result) => void;
+  begin(): (result: ReconcileOutcome) => void;
 }
 
 const RECONCILE_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];

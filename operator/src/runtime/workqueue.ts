@@ -30,6 +30,7 @@ export class WorkQueue {
   /** Keys that are added at a later time (performance.now(), ms). */
   readonly #delayed = new Map<string, { at: number; timer: NodeJS.Timeout }>();
   readonly #retries = new Map<string, Backoff>();
+  /** Workers that wait for a key. */
   readonly #takers: ((key: string | null) => void)[] = [];
   readonly #metrics: WorkQueueMetrics;
   #closed = false;
@@ -38,6 +39,7 @@ export class WorkQueue {
     this.#metrics = metrics;
   }
 
+  /** How many keys wait for a worker. */
   get depth(): number {
     return this.#waiting.size;
   }

@@ -42,6 +42,7 @@ export class FaultProxy {
   get writes(): RecordedRequest[] {
     return this.requests.filter(({ method }) => method !== 'GET');
   }
+  /** How many watches are open. */
   get watches(): number {
     return this.#watches.size;
   }

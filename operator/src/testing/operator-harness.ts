@@ -20,9 +20,10 @@ const SETTLE_MILLISECONDS = 1_500;
 /** Waits until a write that the operator must not make would have been made. */
 export const settle = () => new Promise((resolve) => setTimeout(resolve, SETTLE_MILLISECONDS));
 
+/** A running operator. */
 export interface Replica {
   proxy: FaultProxy;
-  /** Of /healthz, /readyz and /metrics. */
+  /** Base URL of /healthz, /readyz and /metrics. */
   address: string;
   stop(): Promise<void>;
   /** Closes its connection to the API server for good. */
@@ -47,7 +48,14 @@ export async function startOperator(
   namespace: string,
   options: StartOptions = {},
 ): Promise<Replica> {
-  const { token = plane.token, identity = 'a', skipReadyCheck = false, log = silent, setUpProxy, ...more } = options;
+  const {
+    token = plane.token,
+    identity = 'a',
+    skipReadyCheck = false,
+    log = silent,
+    setUpProxy,
+    ...overrides
+  } = options;
   const proxy = await FaultProxy.start(plane.server, plane.ca);
   setUpProxy?.(proxy);
   const metrics = new Metrics();
@@ -71,7 +79,7 @@ export async function startOperator(
       workers: 4,
       progressSeconds: 60,
       onListening: listening.resolve,
-      ...more,
+      ...overrides,
     },
     stop.signal,
   ).catch((error: unknown) => error);
@@ -92,7 +100,7 @@ export async function startOperator(
     },
     cutOff: () => proxy.close(),
   };
-  if (!more.election && !skipReadyCheck)
+  if (!overrides.election && !skipReadyCheck)
     await eventually(async () => assert.equal((await fetch(`${replica.address}/readyz`)).status, 200));
   return replica;
 }
