@@ -63,7 +63,7 @@ export const Resources = z
       .record(z.string(), quantity)
       .meta({ maxProperties: 32 })
       .optional()
-      .describe('Amounts the scheduler reserves.'),
+      .describe('Amounts that the scheduler reserves.'),
   })
   .describe('Resources of the container of every pod.');
 export type Resources = z.infer<typeof Resources>;
@@ -114,8 +114,10 @@ export const podFields = {
     ),
 };
 
+const YEAR_SECONDS = 31_536_000;
+
 /** A whole number of seconds, up to a year. */
-export const seconds = (description: string) => z.int().min(1).max(31_536_000).describe(description);
+export const seconds = (description: string) => z.int().min(1).max(YEAR_SECONDS).describe(description);
 
 export const managedBy = z
   .string()
@@ -149,7 +151,7 @@ const FailureRule = rules(
       .max(64)
       .optional()
       .meta({ 'x-kubernetes-list-type': 'set' })
-      .describe('Matches when the first failed container left with one of these.'),
+      .describe('Matches if the process that failed first has one of these exit codes.'),
     reasons: z
       .array(z.string().min(1).max(64))
       .min(1)
@@ -203,8 +205,8 @@ export type FailurePolicy = z.infer<typeof failurePolicy>;
 
 export const ttlSecondsAfterFinished = z
   .strictObject({
-    succeeded: z.int().min(0).max(31_536_000).optional().describe('After success.'),
-    failed: z.int().min(0).max(31_536_000).optional().describe('After failure.'),
+    succeeded: z.int().min(0).max(YEAR_SECONDS).optional().describe('After success.'),
+    failed: z.int().min(0).max(YEAR_SECONDS).optional().describe('After failure.'),
   })
   .optional()
   .describe('When a finished job is deleted, with its pods; absent: never.');
@@ -212,7 +214,7 @@ export const ttlSecondsAfterFinished = z
 /** metav1.Condition. */
 export const Condition = z.strictObject({
   type: z.string().max(316).describe('Name of the condition.'),
-  status: z.enum(['True', 'False', 'Unknown']).describe('Whether it holds.'),
+  status: z.enum(['True', 'False', 'Unknown']).describe('Whether the condition holds.'),
   observedGeneration: z.int().min(0).optional().describe('The generation of the spec that it was computed from.'),
   lastTransitionTime: Time.describe('When status last changed.'),
   reason: z.string().min(1).max(1024).describe('The cause in one word, for programs.'),

@@ -124,7 +124,7 @@ export const QuantizeTemplate = z
 export type QuantizeTemplate = z.output<typeof QuantizeTemplate>;
 
 /** Fields that decide what an attempt quantizes; as TRAINING_FIELDS of a FaceTrainJob. */
-export const QUANTIZATION_FIELDS = ['model', 'calibration', 'search', 'output'];
+export const QUANTIZATION_FIELDS: readonly string[] = ['model', 'calibration', 'search', 'output'];
 
 export const QuantizeJobSpec = rules(
   z.strictObject({

@@ -36,6 +36,9 @@ export const seed = z
 export const loaderThreads = z.int32().min(1).max(64);
 export const computeThreads = z.int().min(1).max(256);
 
+/** A TCP port. */
+export const port = z.int32().min(1).max(65_535);
+
 /** Names a set in reports, metrics and the status. */
 export const setName = z
   .string()

@@ -113,7 +113,7 @@ export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.ph
  * compared only if the generation of the spec has changed: a new version of the operator, with other defaults, does not
  * replace running jobs.
  */
-export function fieldsDigest(spec: object, fields: string[]): string {
+export function fieldsDigest(spec: object, fields: readonly string[]): string {
   const valueAt = (path: string) => path.split('.').reduce<unknown>((value, key) => (value as never)[key], spec);
   return specDigest(Object.fromEntries(fields.map((path) => [path.split('.').at(-1)!, valueAt(path)])));
 }
