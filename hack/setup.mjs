@@ -176,9 +176,9 @@ async function goCommand() {
 
 /** Programs in Go, by their names in versions.json: of a published module, or of a folder of this repository. */
 async function goTools(names) {
-  await mkdir(tools, { recursive: true });
   for (const [name, tool] of Object.entries(versions.goTools)) {
     if (!names.includes(name)) continue;
+    await mkdir(tools, { recursive: true });
     const { package: published, version, folder, import: command = '.', gitVersion, minutes } = tool;
     const sources =
       folder && (await readdir(join(root, folder))).sort().map((file) => readFileSync(join(root, folder, file)));

@@ -4,10 +4,9 @@
 //   npm test -- --only NAME           one suite, or a folder with all that is below it
 //   npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
 //   npm test -- [...] -t PATTERN      of node:test, only the tests whose name matches
-import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { isAbsolute, join, relative } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ADDON, buildNative } from './build.mjs';
 import { dockerEngine } from './lib/docker.mjs';
@@ -73,7 +72,7 @@ function parsed() {
   const options = { only: { type: 'string' }, pattern: { type: 'string', short: 't' } };
   try {
     const { values, positionals } = parseArgs({ options, allowPositionals: true });
-    return { ...values, names: positionals };
+    return { ...values, names: positionals.map((name) => (isAbsolute(name) ? relative(root, name) : name)) };
   } catch (error) {
     throw new SetupError(`${error.message}\n\nnpm test [-- [--only NAME] [-t PATTERN] [FILE...]]`);
   }
@@ -81,7 +80,7 @@ function parsed() {
 
 await main(async () => {
   const chosen = parsed();
-  const files = (await repositoryFiles()).filter((file) => isTest(file) && existsSync(join(root, file)));
+  const files = (await repositoryFiles()).filter(isTest);
   const selection = select(files, chosen);
   await prepare(selection);
 
