@@ -100,7 +100,7 @@ abstract class Job<
   }
 }
 
-/** Trains a face model, and quantizes it where its spec says so. */
+/** Trains a face model, and quantizes it if its spec has `quantize`. */
 export class FaceTrainJob extends Job<typeof FaceTrainJobSchema, FaceTrainJobStatus> {
   /** @throws FacetrainError naming the field that is wrong, what was there, and what is allowed */
   constructor(name: string, args: JobArgs<SpecOf<typeof FaceTrainJobSchema>>, opts?: CustomResourceOptions) {

@@ -88,7 +88,7 @@ export class PodDependencies {
       const wasFullDisruption = this.#isFullDisruption;
       this.#isFullDisruption = this.#unreachable.size === caches.Node!.size;
       const isOccupied = deleted || wasLost !== this.#lost.has(name) ? this.#listener.onNode(name) : true;
-      // Without pods of ours on it, a deleted node is not asked for again. A cluster that scales has many of them.
+      // Without pods of ours on it, a deleted node is not needed any more. A cluster that scales has many of them.
       if (!isOccupied) this.#deleted.delete(name);
       if (wasFullDisruption && !this.#isFullDisruption) for (const lost of this.#lost) this.#listener.onNode(lost);
     });

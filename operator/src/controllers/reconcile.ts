@@ -63,9 +63,11 @@ interface KindOptions<Spec extends object> {
   forget?: (key: string) => void;
 }
 
-/** What the planners of both kinds take, and the pods as the server has them. */
+/** What is observed for a job of either kind. */
 interface ObservedJob {
+  /** What the planners of both kinds take. */
   common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessors' | 'refused'>;
+  /** The pod of rank 0 of the current attempt. */
   rankZero: PodObject | undefined;
 }
 
@@ -113,6 +115,18 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   /** By the job's key: the uid of the job that was reconciled last. */
   const uids = new Map<string, string>();
 
+  const reconcile: Reconcile = async (key, log) => {
+    const job = caches[kind].get(key);
+    forgetAllBut(key, job?.metadata.uid);
+    if (!job) return { requeueAfterSeconds: null };
+    const { uid, generation } = job.metadata;
+    uids.set(key, uid);
+    const jobPlan = await planFor(job);
+    const jobLog = log.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
+    return { requeueAfterSeconds: await executor.execute(job, jobPlan, jobLog) };
+  };
+
+  /** Forgets an earlier job under this key. Only its uid differs when a job was deleted and created again. */
   function forgetAllBut(key: string, uid: string | undefined): void {
     const known = uids.get(key);
     if (known === undefined || known === uid) return;
@@ -151,16 +165,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     }
   }
 
-  return async (key, log) => {
-    const job = caches[kind].get(key);
-    forgetAllBut(key, job?.metadata.uid);
-    if (!job) return { requeueAfterSeconds: null };
-    const { uid, generation } = job.metadata;
-    uids.set(key, uid);
-    const jobPlan = await planFor(job);
-    const jobLog = log.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
-    return { requeueAfterSeconds: await executor.execute(job, jobPlan, jobLog) };
-  };
+  return reconcile;
 }
 
 /** Lets the poller ask rank 0 of the job's attempt from now on. @returns the latest answer of that attempt */

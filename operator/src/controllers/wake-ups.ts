@@ -10,8 +10,9 @@
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
  * | a FailedMount Event is created or counted up | the job of its pod |
  *
- * Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may ask for another look after some
- * seconds. A job that waits for another (for its folder, or for objects of an earlier job of its name) relies on that.
+ * Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may request another reconcile after
+ * some seconds. A job that waits for another (for its folder, or for objects of an earlier job of its name) relies on
+ * that.
  */
 import { API_VERSION } from '@facetrain/api';
 import type { JobKind } from '@facetrain/planner/names';
