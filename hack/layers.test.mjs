@@ -55,11 +55,13 @@ const ROOMS = [
 
   // C++. torch: <ATen/...>, <torch/...>, <c10/...>. napi: <napi.h>, with which addons use Node.
   ['native/error.h',           []],
+  ['native/random.h',          []],
+  ['native/random_test.cc',    ['native/random.h']],
   ['native/kernels',           ['native/error.h'], 'builds without torch and Node'],
   ['native/quant',             ['native/error.h', 'native/kernels'], 'builds without torch and Node'],
-  ['native/data',              ['native/error.h'], 'builds without torch and Node'],
+  ['native/data',              ['native/error.h', 'native/random.h'], 'builds without torch and Node'],
   ['native/comm',              ['native/error.h', 'torch']],
-  ['native/pfc',               ['native/error.h', 'native/comm', 'torch']],
+  ['native/pfc',               ['native/error.h', 'native/random.h', 'native/comm', 'torch']],
   ['native/model',             ['native/error.h', 'torch']],
   ['native/train',             ['native/error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data', 'torch']],
   ['native/node',              ['native', 'torch', 'napi'], 'the only room that knows Node'],

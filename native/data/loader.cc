@@ -14,7 +14,7 @@
 #include <mutex>
 #include <thread>
 
-#include "data/random.h"
+#include "data/permutation.h"
 #include "error.h"
 
 namespace facetrain {
@@ -119,7 +119,7 @@ class RingLoader : public Loader {
   int64_t picture_at(int64_t step, int64_t place) const {
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
     const int64_t position = step % steps_per_epoch_ * options_.global_batch + options_.rank * batch_ + place;
-    return Permutation(dataset_->size(), keyed({options_.seed, kOrder, epoch}))(position);
+    return Permutation(dataset_->size(), hash_words({options_.seed, kOrder, epoch}))(position);
   }
 
   void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
@@ -128,7 +128,7 @@ class RingLoader : public Loader {
     const int64_t picture = picture_at(step, place);
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
     const auto draw = [&](Stream stream) {
-      return keyed({options_.seed, stream, epoch, static_cast<uint64_t>(picture)});
+      return hash_words({options_.seed, stream, epoch, static_cast<uint64_t>(picture)});
     };
     const auto shift = [&](Stream stream) {
       return static_cast<int>(draw(stream) % static_cast<uint64_t>(2 * options_.shift + 1)) - options_.shift;

@@ -13,12 +13,10 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
-#include <numeric>
 #include <set>
 #include <thread>
 
 #include "data/inspect.h"
-#include "data/random.h"
 #include "data/recordio.h"
 #include "error.h"
 #include "test/check.h"
@@ -397,40 +395,6 @@ void test_inspect_samples_evenly() {
 
 // ---- order ----
 
-void test_permutation() {
-  for (const int64_t size : {1, 2, 3, 4, 5, 16, 17, 800, 65537}) {
-    const Permutation order(size, 42);
-    std::vector<int64_t> values(static_cast<size_t>(size));
-    for (int64_t i = 0; i < size; ++i) values[static_cast<size_t>(i)] = order(i);
-    std::sort(values.begin(), values.end());
-    std::vector<int64_t> all(values.size());
-    std::iota(all.begin(), all.end(), 0);
-    CHECK(values == all);
-  }
-  // Over many keys every picture comes to every place equally often, and neighbours do not stay neighbours: chi-squared
-  // with 9 degrees of freedom exceeds 33.7 once in 10,000 times.
-  constexpr int kSize = 10, kKeys = 20'000;
-  std::array<std::array<int, kSize>, kSize> at{};
-  std::array<int, kSize> distance{};
-  for (uint64_t key = 0; key < kKeys; ++key) {
-    const Permutation order(kSize, mix(key));
-    for (int i = 0; i < kSize; ++i) ++at[static_cast<size_t>(i)][static_cast<size_t>(order(i))];
-    ++distance[static_cast<size_t>((order(1) - order(0) + kSize) % kSize)];
-  }
-  for (const auto& row : at) {
-    double chi2 = 0;
-    for (const int count : row) chi2 += (count - kKeys / 10.0) * (count - kKeys / 10.0) / (kKeys / 10.0);
-    CHECK(chi2 < 33.7);
-  }
-  double chi2 = 0;
-  for (int d = 1; d < kSize; ++d) {
-    const double expected = kKeys / 9.0, difference = distance[static_cast<size_t>(d)] - expected;
-    chi2 += difference * difference / expected;
-  }
-  CHECK_EQ(distance[0], 0);
-  CHECK(chi2 < 31.8);  // 8 degrees of freedom
-}
-
 LoaderOptions options_of(int64_t global_batch, int threads = 2) {
   LoaderOptions options;
   options.global_batch = global_batch;
@@ -642,7 +606,6 @@ int main() {
   test_damage();
   test_inspect();
   test_inspect_samples_evenly();
-  test_permutation();
   test_order();
   test_epochs();
   test_decode();

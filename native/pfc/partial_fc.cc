@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "error.h"
-#include "pfc/random.h"
+#include "random.h"
 
 namespace facetrain {
 
@@ -55,9 +55,9 @@ void fill_rows(at::Tensor& weight, uint64_t seed, int64_t first_class) {
     float* data = block.data_ptr<float>();
     at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const uint64_t key = hash64(hash64(seed, kInitStream), first_class + first + row);
+        const uint64_t key = sequence_number(sequence_number(seed, kInitStream), first_class + first + row);
         for (int64_t i = 0; i < dim; i += 2) {  // Box and Muller: two normal numbers of two uniform ones
-          const uint64_t bits = hash64(key, i);
+          const uint64_t bits = sequence_number(key, i);
           const float u = static_cast<float>((bits >> 40) + 1) * kUnit, v = static_cast<float>(bits & 0xffffff) * kUnit;
           const float radius = kInitDeviation * std::sqrt(-2.0f * std::log(u));
           data[row * dim + i] = radius * std::cos(kTwoPi * v);
@@ -173,13 +173,13 @@ std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>
     return positives;
   }
   const auto threshold = static_cast<uint64_t>(std::ldexp(options_.sample_rate, 64));
-  const uint64_t key = hash64(hash64(options_.seed, kSampleStream), step);
+  const uint64_t key = sequence_number(sequence_number(options_.seed, kSampleStream), step);
   std::vector<int64_t> sampled, columns;
   auto positive = positives.begin();
   for (int64_t row = 0; row < rows_.count; ++row) {
     const bool is_positive = positive != positives.end() && *positive == row;
     for (; positive != positives.end() && *positive == row; ++positive) columns.push_back(sampled.size());
-    if (is_positive || hash64(key, rows_.first + row) < threshold) sampled.push_back(row);
+    if (is_positive || sequence_number(key, rows_.first + row) < threshold) sampled.push_back(row);
   }
   sampled_ = indices(sampled, options_.device);
   return columns;
