@@ -1,13 +1,25 @@
-// The geometry of a convolution, and where its taps lie in memory.
+// The geometry of a convolution: its extents, and the addresses that each output pixel reads.
 //
-// Everything but the reference keeps tensors in NHWC without the N: [height, width, channels], so that the channels a
-// filter tap reads are contiguous. A fully connected layer is a convolution whose kernel is as large as its input.
+// A "tap" is one of the kernel's height x width positions. Tensors are NHWC without the N, [height, width, channels],
+// so the channels that a tap reads are contiguous; only reference.h has [channels, height, width]. A fully connected
+// layer is a convolution whose kernel is as large as its input.
+//
+// Attributes mean what they mean in ONNX's Conv. Knows neither weights nor element types; both the INT7 and the FP32
+// convolution use it.
 #pragma once
 
 #include <array>
 #include <cstdint>
 
 namespace facetrain {
+
+// Output height or width of a convolution or pooling window, as ONNX defines it:
+//   floor((in + pad_before + pad_after - dilation * (kernel - 1) - 1) / stride) + 1,
+// and 0 where the dilated kernel is larger than the padded input.
+constexpr int conv_output_extent(int in, int kernel, int stride, int dilation, int pad_before, int pad_after) {
+  const int last_start = in + pad_before + pad_after - dilation * (kernel - 1) - 1;
+  return last_start < 0 ? 0 : last_start / stride + 1;
+}
 
 struct ConvShape {
   int in_channels = 0, in_height = 0, in_width = 0;
@@ -23,19 +35,21 @@ struct ConvShape {
   int group_in() const { return in_channels / group; }
   int group_out() const { return out_channels / group; }
   bool depthwise() const { return group_in() == 1 && group_out() == 1; }
+  // Number of weights.
   int64_t weights() const { return int64_t{out_channels} * group_in() * taps(); }
+  // Multiply-accumulates for one image.
   int64_t macs() const { return weights() * out_area(); }
   // Position in a weight tensor [O, I/group, kh, kw] of output channel o, input channel i of its group, tap t.
   int64_t weight_index(int o, int i, int t) const { return (int64_t{o} * group_in() + i) * taps() + t; }
 
  private:
   int out_extent(int in, int axis) const {
-    return (in + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1) / strides[axis] + 1;
+    return conv_output_extent(in, kernel[axis], strides[axis], dilations[axis], pads[axis], pads[axis + 2]);
   }
 };
 
-// For output pixel `pixel` (row-major) the address of each tap's channels in `x`, or `zeros` (in_channels long) where
-// the tap lies in the padding. Writes shape.taps() pointers.
+// Writes shape.taps() pointers, one for each tap of output pixel `pixel` (row-major): to the tap's channels in the
+// image x [height, width, channels], or to `zeros` (in_channels zeros) where the tap lies in the padding.
 template <typename T>
 void tap_pointers(const ConvShape& shape, int pixel, const T* x, const T* zeros, const T** taps) {
   const int y0 = pixel / shape.out_width() * shape.strides[0] - shape.pads[0];

@@ -1,5 +1,5 @@
-// Every fast kernel equals the reference bit for bit, on every instruction set of this machine; and the reference
-// equals numbers worked out by hand.
+// Compares every fast kernel with reference.h bit for bit, in every instruction set of this machine, and reference.h
+// with numbers worked out by hand.
 #include <cmath>
 #include <random>
 #include <stdexcept>
@@ -80,7 +80,8 @@ void test_conv_equals_reference() {
   }
   shapes.push_back(conv_shape(12, 6, 6, 12, 6, 3, 1, 1));  // two channels a group
   shapes.push_back(conv_shape(20, 6, 6, 36, 2, 1, 1, 0));
-  shapes.push_back({6, 9, 11, 10, 2, {2, 3}, {2, 1}, {2, 3}, {1, 0, 2, 3}});  // everything uneven
+  shapes.push_back(
+      {6, 9, 11, 10, 2, {2, 3}, {2, 1}, {2, 3}, {1, 0, 2, 3}});  // everything different in the two dimensions
   shapes.push_back({8, 9, 11, 8, 8, {3, 2}, {1, 2}, {2, 1}, {0, 2, 1, 0}});
   shapes.push_back({10, 3, 4, 21, 1, {3, 4}, {1, 1}, {1, 1}, {0, 0, 0, 0}});  // fully connected
   shapes.push_back(conv_shape(3, 2, 2, 5, 1, 3, 1, 4));                       // pixels that see only padding
@@ -90,7 +91,7 @@ void test_conv_equals_reference() {
   }
 }
 
-// The largest sums there are, in either sign: nothing in between may saturate or wrap.
+// The largest possible sums, of either sign: no intermediate value may saturate or wrap around.
 void test_conv_extremes() {
   for (const int x : {-63, 63}) {
     for (const int w : {-63, 63}) {
@@ -101,6 +102,14 @@ void test_conv_extremes() {
       }
     }
   }
+}
+
+void test_output_extent() {
+  CHECK_EQ(conv_output_extent(112, 3, 2, 1, 1, 1), 56);
+  CHECK_EQ(conv_output_extent(9, 2, 2, 2, 1, 2), 5);
+  CHECK_EQ(conv_output_extent(7, 7, 1, 1, 0, 0), 1);
+  // A kernel larger than the input has no output, whatever the stride; -1 / 2 + 1 would be 1.
+  for (const int stride : {1, 2, 3}) CHECK_EQ(conv_output_extent(2, 3, stride, 1, 0, 0), 0);
 }
 
 void test_conv_by_hand() {
@@ -116,7 +125,7 @@ void test_conv_by_hand() {
 }
 
 void test_rounding_and_saturation() {
-  // Ties go to the even neighbour; the limit holds on both sides; never -128 or -64.
+  // Ties round to the even neighbour. Limits are symmetric: the results never are -128 or -64.
   const std::vector<int32_t> x{1, 3, 5, -1, -3, -5, 125, 127, 129, -127, -129, 2000000000, -2000000000};
   const std::vector<int8_t> expected63{0, 2, 2, 0, -2, -2, 62, 63, 63, -63, -63, 63, -63};
   const float half[] = {0.5f};
@@ -207,6 +216,7 @@ void test_thread_pool() {
 
 int main() {
   using namespace facetrain;
+  test_output_extent();
   test_conv_by_hand();
   test_conv_equals_reference();
   test_conv_extremes();
