@@ -7,16 +7,17 @@
 namespace facetrain {
 namespace {
 
-// Pixels (of at most 512 channels) whose intermediate results stay in the second-level cache.
-constexpr int kChunk = 64;
+constexpr int kChunk = 64;  // pixels
 
 }  // namespace
 
 Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
     : layer_(&graph.layers[l]),
-      channels_(graph.tensors[layer_->input].channels),
-      area_(graph.tensors[layer_->input].area()),
-      limit_(graph.tensors[layer_->output].limit()),
+      input_channels_(graph.tensors[layer_->input].channels),
+      input_area_(graph.tensors[layer_->input].area()),
+      output_channels_(graph.tensors[layer_->output].channels),
+      output_area_(graph.tensors[layer_->output].area()),
+      output_limit_(graph.tensors[layer_->output].limit()),
       input_scale_(scales.tensors[layer_->input]),
       second_scale_(layer_->second < 0 ? 0 : scales.tensors[layer_->second]),
       output_scale_(scales.tensors[layer_->output]) {
@@ -25,74 +26,65 @@ Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
   conv_ = Conv(layer_->shape, conv.weights.data());
   bias_ = conv.bias;
   for (const float weight_scale : conv.weight) {
-    scales_.push_back(input_scale_ * weight_scale);
-    multipliers_.push_back(scales_.back() / output_scale_);
+    sum_scales_.push_back(input_scale_ * weight_scale);
+    multipliers_.push_back(sum_scales_.back() / output_scale_);
+  }
+}
+
+// Calls write(sums, first, pixels) for each chunk: sums [pixels, O] of the output pixels from `first` on.
+template <typename Write>
+void Int7Layer::convolve(const int8_t* x, Write write) const {
+  std::vector<int32_t> sums(int64_t{kChunk} * output_channels_);
+  for (int first = 0; first < output_area_; first += kChunk) {
+    const int pixels = std::min(kChunk, output_area_ - first);
+    conv_.run_image(x, first, pixels, bias_.data(), sums.data());
+    write(sums.data(), first, pixels);
+  }
+}
+
+// Real values of the output pixels from `first` on, for all layers but convolutions. The one pixel of a pool depends on
+// the whole input.
+void Int7Layer::real_values(const int8_t* x, const int8_t* second, int first, int pixels, float* y) const {
+  const int64_t begin = int64_t{first} * input_channels_;
+  switch (layer_->kind) {
+    case Layer::Kind::conv:
+      break;
+    case Layer::Kind::pointwise:
+      pointwise(x + begin, input_channels_, pixels, layer_->positive.data(), layer_->negative.data(),
+                layer_->offset.data(), input_scale_, y);
+      break;
+    case Layer::Kind::add:
+      add(x + begin, input_scale_, second + begin, second_scale_, int64_t{pixels} * input_channels_, y);
+      break;
+    case Layer::Kind::pool:
+      pool(x, input_channels_, input_area_, input_scale_, y);
+      break;
   }
 }
 
 void Int7Layer::run(const int8_t* x, const int8_t* second, int8_t* y) const {
-  switch (layer_->kind) {
-    case Layer::Kind::conv: {
-      const int outputs = layer_->shape.out_channels, area = layer_->shape.out_area();
-      std::vector<int32_t> sums(int64_t{kChunk} * outputs);
-      for (int p = 0; p < area; p += kChunk) {
-        const int count = std::min(kChunk, area - p);
-        conv_.run_image(x, p, count, bias_.data(), sums.data());
-        requantize(sums.data(), outputs, count, multipliers_.data(), limit_, y + int64_t{p} * outputs);
-      }
-      break;
-    }
-    case Layer::Kind::pointwise: {
-      std::vector<float> real(int64_t{kChunk} * channels_);
-      for (int p = 0; p < area_; p += kChunk) {
-        const int64_t first = int64_t{p} * channels_, count = std::min(kChunk, area_ - p);
-        pointwise(x + first, channels_, count, layer_->positive.data(), layer_->negative.data(), layer_->offset.data(),
-                  input_scale_, real.data());
-        quantize(real.data(), count * channels_, output_scale_, limit_, y + first);
-      }
-      break;
-    }
-    case Layer::Kind::add: {
-      std::vector<float> real(int64_t{kChunk} * channels_);
-      for (int p = 0; p < area_; p += kChunk) {
-        const int64_t first = int64_t{p} * channels_, count = int64_t{std::min(kChunk, area_ - p)} * channels_;
-        add(x + first, input_scale_, second + first, second_scale_, count, real.data());
-        quantize(real.data(), count, output_scale_, limit_, y + first);
-      }
-      break;
-    }
-    case Layer::Kind::pool: {
-      std::vector<float> real(channels_);
-      pool(x, channels_, area_, input_scale_, real.data());
-      quantize(real.data(), channels_, output_scale_, limit_, y);
-      break;
-    }
+  if (layer_->kind == Layer::Kind::conv) {
+    return convolve(x, [&](const int32_t* sums, int first, int pixels) {
+      requantize(sums, output_channels_, pixels, multipliers_.data(), output_limit_,
+                 y + int64_t{first} * output_channels_);
+    });
+  }
+  std::vector<float> real(int64_t{std::min(kChunk, output_area_)} * output_channels_);
+  for (int first = 0; first < output_area_; first += kChunk) {
+    const int pixels = std::min(kChunk, output_area_ - first);
+    real_values(x, second, first, pixels, real.data());
+    quantize(real.data(), int64_t{pixels} * output_channels_, output_scale_, output_limit_,
+             y + int64_t{first} * output_channels_);
   }
 }
 
 void Int7Layer::run_real(const int8_t* x, const int8_t* second, float* y) const {
-  switch (layer_->kind) {
-    case Layer::Kind::conv: {
-      const int outputs = layer_->shape.out_channels, area = layer_->shape.out_area();
-      std::vector<int32_t> sums(int64_t{kChunk} * outputs);
-      for (int p = 0; p < area; p += kChunk) {
-        const int count = std::min(kChunk, area - p);
-        conv_.run_image(x, p, count, bias_.data(), sums.data());
-        dequantize(sums.data(), outputs, count, scales_.data(), y + int64_t{p} * outputs);
-      }
-      break;
-    }
-    case Layer::Kind::pointwise:
-      pointwise(x, channels_, area_, layer_->positive.data(), layer_->negative.data(), layer_->offset.data(),
-                input_scale_, y);
-      break;
-    case Layer::Kind::add:
-      add(x, input_scale_, second, second_scale_, int64_t{area_} * channels_, y);
-      break;
-    case Layer::Kind::pool:
-      pool(x, channels_, area_, input_scale_, y);
-      break;
+  if (layer_->kind == Layer::Kind::conv) {
+    return convolve(x, [&](const int32_t* sums, int first, int pixels) {
+      dequantize(sums, output_channels_, pixels, sum_scales_.data(), y + int64_t{first} * output_channels_);
+    });
   }
+  real_values(x, second, 0, output_area_, y);
 }
 
 }  // namespace facetrain

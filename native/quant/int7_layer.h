@@ -1,4 +1,6 @@
-// One layer of the INT7 runtime: integers in, integers out.
+// One layer of the INT7 runtime: integers in, integers out. Its results are those of kernels/reference.h.
+//
+// Works on kChunk pixels at a time, so that the intermediate sums or real values stay in the second-level cache.
 #pragma once
 
 #include <vector>
@@ -13,20 +15,27 @@ class Int7Layer {
   // Copies what it needs of `scales`; `graph` must outlive it.
   Int7Layer(const LayerGraph& graph, int layer, const Scales& scales);
 
-  // The quantised output. `second` is read by add only. Inputs are readable for kOverread bytes past their end.
-  // Not for the layer that writes the graph's output, which stays real.
-  void run(const int8_t* input, const int8_t* second, int8_t* output) const;
-  // The output before it is quantised.
-  void run_real(const int8_t* input, const int8_t* second, float* output) const;
+  // Computes the quantised output y of the input x. Tensors are [height, width, channels]; inputs are readable for
+  // kOverread bytes past their end; `second` is read by add only. Not for the layer that writes the graph's output,
+  // which stays real.
+  void run(const int8_t* x, const int8_t* second, int8_t* y) const;
+  // Computes the same output in FP32, before it is quantised.
+  void run_real(const int8_t* x, const int8_t* second, float* y) const;
 
  private:
+  template <typename Write>
+  void convolve(const int8_t* x, Write write) const;
+  void real_values(const int8_t* x, const int8_t* second, int first, int pixels, float* y) const;
+
   const Layer* layer_;
-  int channels_, area_;  // of the input
-  int limit_;            // of the output
+  int input_channels_, input_area_, output_channels_, output_area_;
+  int output_limit_;
   float input_scale_, second_scale_, output_scale_;
+  // Of a convolution.
   Conv conv_;
-  std::vector<int32_t> bias_;
-  std::vector<float> scales_, multipliers_;  // of a convolution's sums: to real values, to integers of the output
+  std::vector<int32_t> bias_;       // [O]
+  std::vector<float> sum_scales_;   // [O]: real value = sum * scale
+  std::vector<float> multipliers_;  // [O]: integer of the output = round(sum * multiplier)
 };
 
 }  // namespace facetrain
