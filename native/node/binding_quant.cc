@@ -1,4 +1,4 @@
-// EasyQuant and the INT7 runtime for src/quantization.ts.
+// The functions and classes of src/quantization.ts: EasyQuant's search and the networks.
 #include <algorithm>
 #include <cmath>
 
@@ -11,8 +11,8 @@
 namespace facetrain {
 namespace {
 
-// What makes a LayerGraph, copied out of JavaScript's object; the graph itself, with all its checks, is made on the
-// worker's thread.
+// The parts of a LayerGraph, copied from a JavaScript object. LayerGraph is made of them on the worker's thread,
+// because its checks take time.
 struct GraphIn {
   Tensor input;
   std::vector<Layer> layers;
@@ -136,7 +136,7 @@ Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   return result;
 }
 
-// What changes of a layer when channels are balanced.
+// The numbers of a layer that equalisation changes.
 Napi::Object numbers_to(Napi::Env env, const Layer& layer) {
   Napi::Object result = Napi::Object::New(env);
   if (layer.kind == Layer::Kind::conv) {
@@ -148,7 +148,7 @@ Napi::Object numbers_to(Napi::Env env, const Layer& layer) {
   return result;
 }
 
-// Names as in src/quantization.ts's LayerResult.
+// src/quantization.ts's LayerResult.
 Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& scales, int l, const LayerResult& from) {
   const Layer& layer = graph.layers[l];
   const bool conv = layer.kind == Layer::Kind::conv;
@@ -190,13 +190,12 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   auto pixels = vector_from<Napi::Uint8Array>(info[1]);
   const int64_t count = info[2].As<Napi::Number>().Int64Value();
   const auto from = info[3].As<Napi::Object>();
-  SearchOptions options;
-  options.rounds = static_cast<int>(integer_of(from, "rounds"));
-  options.candidates = static_cast<int>(integer_of(from, "candidates"));
-  options.lower = static_cast<float>(number_of(from, "lower"));
-  options.upper = static_cast<float>(number_of(from, "upper"));
-  options.equalize = flag_of(from, "equalize");
-  options.bias_correction = flag_of(from, "biasCorrection");
+  const SearchOptions options{.rounds = static_cast<int>(integer_of(from, "rounds")),
+                              .candidates = static_cast<int>(integer_of(from, "candidates")),
+                              .lower = static_cast<float>(number_of(from, "lower")),
+                              .upper = static_cast<float>(number_of(from, "upper")),
+                              .equalize = flag_of(from, "equalize"),
+                              .bias_correction = flag_of(from, "biasCorrection")};
   const int threads = info[4].As<Napi::Number>().Int32Value();
   Napi::Object call = start_call(info.Env(), "ft-search", [&](const Worker& worker) -> Worker::Command {
     return [=, graph = std::move(graph), pixels = std::move(pixels), &cancelled = worker.cancelled()]() mutable {
@@ -234,7 +233,7 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   return call;
 }
 
-// A network on a worker thread: FP32, or integers where open() gets scales.
+// A network on a worker thread, in integers if open() gets scales, otherwise in FP32.
 class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
@@ -250,7 +249,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
   ~LayerNetwork() override { worker_->dispose(); }
 
  private:
-  // The worker's thread only.
+  // Used on the worker's thread only.
   struct State {
     std::shared_ptr<const LayerGraph> graph;
     Scales scales;
@@ -295,7 +294,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
                          });
   }
 
-  // runLayers(pixels of one picture) -> every quantised tensor's integers by name
+  // runLayers(pixels of one picture) -> {name: Int8Array} of every quantised tensor
   Napi::Value run_layers(const Napi::CallbackInfo& info) {
     return worker_->post(info.Env(),
                          [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {

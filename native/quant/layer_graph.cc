@@ -23,6 +23,7 @@ void expect_size(const Layer& layer, const char* what, const std::vector<float>&
   }
 }
 
+// Completes a convolution's shape, checks the layer's numbers, and returns the output tensor.
 Tensor infer_output(Layer& layer, const Tensor& input) {
   Tensor result{.name = layer.output_name,
                 .channels = input.channels,
@@ -70,8 +71,8 @@ Tensor infer_output(Layer& layer, const Tensor& input) {
 
 }  // namespace
 
-LayerGraph::LayerGraph(Tensor input, std::vector<Layer> given, const std::string& output_name)
-    : layers(std::move(given)) {
+LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::string& output_name)
+    : layers(std::move(ordered_layers)) {
   std::map<std::string, int> by_name{{input.name, 0}};
   tensors.push_back(std::move(input));
   for (int l = 0; l < static_cast<int>(layers.size()); ++l) {

@@ -1,7 +1,8 @@
-// The network that is quantised, as src/types.ts's LayerGraph has it, with shapes worked out and names resolved.
+// The network that is quantised: native/src/types.ts's LayerGraph with shapes inferred, names resolved to indices and
+// everything validated. All other parts of quant/ rely on that.
 //
-// A fully connected layer is a convolution here, with a kernel as large as its input. Values of a tensor lie in
-// [height, width, channels] order.
+// A fully connected layer is a convolution whose kernel is as large as its input. Tensors are [height, width,
+// channels].
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,8 @@
 
 namespace facetrain {
 
-// Integers of an operand of a multiplication lie in [-63, 63], any other's in [-127, 127].
-inline constexpr int kOperandLimit = 63;
-inline constexpr int kOtherLimit = 127;
+inline constexpr int kOperandLimit = 63;  // of a tensor that a convolution multiplies: integers in [-63, 63]
+inline constexpr int kOtherLimit = 127;   // of any other tensor: integers in [-127, 127]
 
 struct Layer {
   enum class Kind { conv, pointwise, add, pool };
@@ -23,23 +23,23 @@ struct Layer {
   std::string name;
   std::vector<std::string> input_names;  // two for add
   std::string output_name;
-  // conv. The caller gives weight's first dimension as shape.out_channels, kernel (not of a fully connected layer),
-  // strides, pads, dilations, group; LayerGraph adds the rest.
+  // conv. The caller sets out_channels (the weight's first dimension), strides, pads, dilations, group and, unless the
+  // layer is fully connected, kernel; LayerGraph sets the rest.
   ConvShape shape;
   std::vector<float> weight, bias;  // [O, I/group, kh, kw], [O]
-  // pointwise
+  // pointwise: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x.
   std::vector<float> positive, negative, offset;
 
-  // Set by LayerGraph: indices of tensors. `second` is -1 but for add.
+  // Set by LayerGraph: indices of tensors. `second` is -1 except for add.
   int input = -1, second = -1, output = -1;
 };
 
 struct Tensor {
   std::string name;
   int channels = 0, height = 0, width = 0;
-  int producer = -1;         // layer; -1: the graph's input
-  std::vector<int> readers;  // layers
-  bool operand = false;      // some convolution reads it
+  int producer = -1;         // index of the layer that writes it; -1: the graph's input
+  std::vector<int> readers;  // indices of the layers that read it, ascending
+  bool operand = false;      // whether a convolution reads it
 
   int area() const { return height * width; }
   int64_t size() const { return int64_t{channels} * area(); }
@@ -49,12 +49,13 @@ struct Tensor {
 
 class LayerGraph {
  public:
-  // Layers in topological order. Throws Error(InvalidModel) naming the layer whose inputs or sizes do not fit.
-  LayerGraph(Tensor input, std::vector<Layer> layers, const std::string& output_name);
+  // Layers are in topological order; `input` has name, channels, height and width. Throws Error(InvalidModel) naming
+  // the layer whose inputs or sizes do not fit or whose numbers are not finite, or an output that no layer writes.
+  LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::string& output_name);
 
   std::vector<Tensor> tensors;  // the first is the graph's input
   std::vector<Layer> layers;
-  int output = -1;  // its tensor stays real
+  int output = -1;  // index of the output tensor, which stays real
 
   bool quantised(int tensor) const { return tensor != output; }
 };

@@ -1,4 +1,5 @@
-// The INT7 network is the reference's arithmetic, layer by layer; the search keeps its promises.
+// Compares the INT7 network with kernels/reference.h layer by layer, and tests equalisation, the search and the
+// validation of scales.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -78,7 +79,7 @@ Tensor picture_tensor(int height, int width) {
       .name = "data", .channels = 3, .height = height, .width = width, .producer = -1, .readers = {}, .operand = false};
 }
 
-// A small face network with a layer of every kind. Channels of very different size, as trained networks have.
+// A small network with a layer of every kind. Its channels differ much in size, as those of trained networks do.
 LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
   Builder b(seed);
   Layer& stem = b.conv("data", "c1", 3, 20, 3, 2, 1);
@@ -104,6 +105,9 @@ LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
   return LayerGraph(picture_tensor(12, 12), std::move(b.layers), "embedding");
 }
 
+constexpr SearchOptions kOptions{
+    .rounds = 1, .candidates = 100, .lower = 0.5f, .upper = 2.0f, .equalize = true, .bias_correction = true};
+
 std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = false) {
   ThreadPool pool(2);
   std::vector<float> result(pictures.count * model.dim());
@@ -125,7 +129,7 @@ double relative_difference(const std::vector<float>& a, const std::vector<float>
   return difference / size;
 }
 
-// FP32, naively, in ONNX's order.
+// A convolution in plain loops, in ONNX's order of dimensions.
 std::vector<float> naive_conv(const ConvShape& s, const std::vector<float>& weight, const std::vector<float>& bias,
                               const std::vector<float>& x) {
   std::vector<float> y;
@@ -172,12 +176,12 @@ void test_real_conv() {
   }
 }
 
-// The network against a chain of reference.h's functions: equal, integer by integer, for every tensor.
+// Every integer of every tensor equals that of a chain of reference.h's functions.
 void test_network_equals_reference(const std::string& tail) {
   LayerGraph graph = small_network(1, tail);
   auto pixels = Builder(2).pictures(4, 12, 12);
   const PictureView pictures{pixels.data(), 4, 12, 12};
-  SearchOptions options;
+  SearchOptions options = kOptions;
   options.rounds = 0;
   const Scales scales = run_search(graph, pictures, options).scales;
   const auto actual = run_layers(graph, scales, pictures.picture(1));
@@ -225,7 +229,7 @@ void test_network_equals_reference(const std::string& tail) {
   const auto model = make_int7_model(shared, scales, 2);
   const auto embeddings = embed(*model, pictures);
   CHECK(std::equal(embedding.begin(), embedding.end(), embeddings.begin() + 16));
-  // A picture's embedding with flip is that of it and of its mirror image.
+  // With flip, an embedding is the sum of the picture's and its mirror image's.
   auto mirrored = pixels;
   for (size_t row = 0; row < mirrored.size(); row += 36) {
     for (int x = 0; x < 12; ++x) std::copy_n(&pixels[row + x * 3], 3, &mirrored[row + (11 - x) * 3]);
@@ -247,14 +251,14 @@ void test_equalize() {
   const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
   const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
   CHECK(relative_difference(embed(*old_model, pictures), embed(*new_model, pictures)) < 2e-6);
-  // It did something: the stem's loud filters came down to the quiet ones.
+  // The sizes of the first layer's filters have come closer.
   const auto spread = [](const Layer& stem) {
     std::vector<float> sizes(20);
     for (int i = 0; i < 20 * 27; ++i) sizes[i / 27] = std::max(sizes[i / 27], std::abs(stem.weight[i]));
     return *std::max_element(sizes.begin(), sizes.end()) / *std::min_element(sizes.begin(), sizes.end());
   };
   CHECK(spread(graph.layers[0]) < spread(before.layers[0]) / 3);
-  // Slopes stay, so that a PReLU remains one.
+  // Slopes are unchanged: a PReLU stays a PReLU.
   CHECK(before.layers[1].negative == graph.layers[1].negative);
   CHECK(before.layers[1].positive == graph.layers[1].positive);
 }
@@ -277,7 +281,7 @@ void test_search() {
   int improved = 0;
   for (const unsigned seed : {11u, 12u, 13u}) {
     for (const bool equalized : {false, true}) {
-      SearchOptions options;
+      SearchOptions options = kOptions;
       options.equalize = equalized;
       options.bias_correction = false;
       options.candidates = 40;
@@ -307,15 +311,15 @@ void test_search() {
     }
   }
   CHECK(improved >= 4);
-  // The number of threads changes nothing.
+  // The result does not depend on the number of threads.
   LayerGraph one = small_network(11), four = small_network(11);
-  const auto a = run_search(one, pictures, {}, 1), b = run_search(four, pictures, {}, 4);
+  const auto a = run_search(one, pictures, kOptions, 1), b = run_search(four, pictures, kOptions, 4);
   CHECK(a.scales.tensors == b.scales.tensors);
   for (size_t l = 0; l < one.layers.size(); ++l) CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
 }
 
-// Black and white pixels are the integers +-63 exactly, and weights k * step with |k| <= 60 have one scale that keeps
-// them all: step. The maximum says 60 / 63 of it, which is a factor of 0.5 + 1.5 * 19 / 63: the twentieth of 64
+// Black and white pixels are the integers +-63 exactly, and weights k * step with |k| <= 60 are exact at the scale
+// `step`. The scale of the maximum is 60 / 63 of that. Its ratio, 0.5 + 1.5 * 19 / 63, is the twentieth of 64
 // candidates.
 void test_known_optimum() {
   Builder b(21);
@@ -331,7 +335,7 @@ void test_known_optimum() {
   LayerGraph graph(picture_tensor(9, 9), std::move(b.layers), "y");
   auto pixels = b.pictures(8, 9, 9);
   for (auto& byte : pixels) byte = byte < 128 ? 0 : 255;
-  SearchOptions options;
+  SearchOptions options = kOptions;
   options.candidates = 64;
   options.equalize = options.bias_correction = false;
   const auto found = run_search(graph, {pixels.data(), 8, 9, 9}, options);
@@ -343,11 +347,11 @@ void test_known_optimum() {
 void test_odd_networks() {
   auto pixels = Builder(8).pictures(3, 12, 12);
   const PictureView pictures{pixels.data(), 3, 12, 12};
-  // A dead filter: its output is its bias, and keeps it to a thousandth.
+  // A filter of zeros: its output, the bias, is exact to a thousandth.
   LayerGraph dead = small_network(31);
   for (int i = 0; i < 9; ++i) dead.layers[2].weight[7 * 9 + i] = 0;
   dead.layers[2].bias[7] = 0.25f;
-  const auto found = run_search(dead, pictures, {});
+  const auto found = run_search(dead, pictures, kOptions);
   const auto& conv = found.scales.convs[2];
   CHECK_NEAR(
       conv.bias[7] * (double{conv.weight[7]} * found.scales.tensors[dead.layers[2].input]) / dead.layers[2].bias[7], 1,
@@ -355,8 +359,10 @@ void test_odd_networks() {
 
   LayerGraph overflowing = small_network(31);
   for (auto& w : overflowing.layers[4].weight) w = 1e38f;
-  CHECK_THROWS(run_search(overflowing, pictures, {.rounds = 1, .candidates = 10, .equalize = false}), Error, "c3");
-  CHECK_THROWS(run_search(overflowing, pictures, {}), Error, "c3");
+  SearchOptions not_equalized = kOptions;
+  not_equalized.equalize = false;
+  CHECK_THROWS(run_search(overflowing, pictures, not_equalized), Error, "c3");
+  CHECK_THROWS(run_search(overflowing, pictures, kOptions), Error, "c3");
 
   std::vector<Layer> broken = small_network(31).layers;
   broken[0].weight[3] = std::numeric_limits<float>::quiet_NaN();
@@ -373,14 +379,14 @@ void test_odd_networks() {
   const SearchControl control{cancelled, [&](SearchStage stage, int, int) {
                                 if (stage == SearchStage::searching && ++steps == 3) cancelled = true;
                               }};
-  CHECK_THROWS(search_scales(graph, pictures, {}, pool, control), Cancelled, "cancelled");
+  CHECK_THROWS(search_scales(graph, pictures, kOptions, pool, control), Cancelled, "cancelled");
   CHECK_EQ(steps, 3);
 }
 
 void test_resolve_scales() {
   LayerGraph graph = small_network(1);
   auto pixels = Builder(2).pictures(2, 12, 12);
-  SearchOptions options;
+  SearchOptions options = kOptions;
   options.rounds = 0;
   const Scales scales = run_search(graph, {pixels.data(), 2, 12, 12}, options).scales;
   NamedScales named;

@@ -2,45 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "error.h"
 #include "kernels/clones.h"
 #include "kernels/elementwise.h"
+#include "quant/cosine.h"
 #include "quant/equalize.h"
+#include "quant/patches.h"
 #include "quant/real_tile.h"
 #include "quant/walk.h"
 
 namespace facetrain {
 namespace detail {
 
-template <typename Integer>
-inline void add_products(const Integer* x, const float* target, int64_t pixels, int channels, float* dot,
-                         float* square) {
-  std::fill_n(dot, channels, 0.0f);
-  std::fill_n(square, channels, 0.0f);
-  for (int64_t p = 0; p < pixels; ++p, x += channels, target += channels) {
-    for (int c = 0; c < channels; ++c) {
-      const auto value = static_cast<float>(x[c]);
-      dot[c] += value * target[c];
-      square[c] += value * value;
-    }
-  }
-}
-
-// Sums over pixels, by channel: of x * target and of x * x.
-FACETRAIN_CLONES void channel_products(const int32_t* x, const float* target, int64_t pixels, int channels, float* dot,
-                                       float* square) {
-  add_products(x, target, pixels, channels, dot, square);
-}
-FACETRAIN_CLONES void channel_products(const int8_t* x, const float* target, int64_t pixels, int channels, float* dot,
-                                       float* square) {
-  add_products(x, target, pixels, channels, dot, square);
-}
-FACETRAIN_CLONES void channel_products(const float* x, const float* target, int64_t pixels, int channels, float* dot,
-                                       float* square) {
-  add_products(x, target, pixels, channels, dot, square);
-}
-
+// How many of |x| are larger than `bound`.
 FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound) {
   int64_t result = 0;
   for (int64_t i = 0; i < count; ++i) result += std::abs(x[i]) > bound;
@@ -51,110 +27,33 @@ FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound
 
 namespace {
 
-// Output pixels of a layer that a candidate is scored on, over all pictures.
-constexpr int64_t kSampledPixels = 3000;
-constexpr int64_t kLeastPixels = 16;  // a picture
-// Below this a channel of one picture is too short a vector (a single number has cosine 1 or -1): then a filter's
-// cosine is that of all pictures' values in one vector.
+// With fewer pixels than this, the values of one channel in one picture are too short a vector (the cosine of two
+// single numbers is 1 or -1). Then a filter's cosine is that of its values in all pictures as one vector.
 constexpr int64_t kShortVector = 32;
 
-double cosine(double dot, double a, double b) {
-  if (a == 0 && b == 0) return 1;
-  return a == 0 || b == 0 ? 0 : dot / std::sqrt(a * b);
+// Candidate k of a scale that had the value `start` before the search. Candidate 0 is the current value.
+float candidate_scale(const SearchOptions& options, int k, float start, float current) {
+  if (k == 0) return current;
+  const float step = static_cast<float>(k - 1) / static_cast<float>(options.candidates - 1);
+  return start / (options.lower + step * (options.upper - options.lower));
 }
 
-// Between two tensors [pixels, channels]. Channels are summed in float32 a few pixels at a time.
-template <typename T>
-double tensor_cosine(const T* x, const float* target, int64_t pixels, int channels) {
-  constexpr int64_t kChunk = 64;
-  std::vector<float> sums(int64_t{4} * channels);
-  float *dot = sums.data(), *square = dot + channels, *target_square = square + channels,
-        *same = target_square + channels;
-  double all_dot = 0, all_square = 0, all_target = 0;
-  for (int64_t p = 0; p < pixels; p += kChunk) {
-    const int64_t count = std::min(kChunk, pixels - p);
-    detail::channel_products(x + p * channels, target + p * channels, count, channels, dot, square);
-    detail::channel_products(target + p * channels, target + p * channels, count, channels, target_square, same);
-    for (int c = 0; c < channels; ++c) {
-      all_dot += dot[c];
-      all_square += square[c];
-      all_target += target_square[c];
-    }
-  }
-  return cosine(all_dot, all_square, all_target);
-}
-
-// Pixels of picture n: evenly spread over the area, shifted from picture to picture.
-std::vector<int> sample_pixels(int area, int64_t pictures, int64_t n) {
-  const auto count = static_cast<int>(std::min<int64_t>(area, std::max(kLeastPixels, kSampledPixels / pictures)));
-  const double shift = std::fmod(0.6180339887 * static_cast<double>(n), 1.0);
-  std::vector<int> pixels(count);
-  for (int i = 0; i < count; ++i) pixels[i] = static_cast<int>((i + shift) * area / count);
-  return pixels;
-}
-
-// What the taps of a layer's sampled output pixels see: values [picture][pixel][tap][channel].
-template <typename T>
-class Patches {
- public:
-  template <typename Source>
-  Patches(const ConvShape& shape, int64_t pictures, ThreadPool& pool, const Source& source) : shape_(shape) {
-    pixels_ = static_cast<int>(sample_pixels(shape.out_area(), pictures, 0).size());
-    values_.resize(pictures * picture_size() + kOverread);
-    const std::vector<T> zeros(shape.in_channels);
-    pool.parallel_for(pictures, [&](int64_t n, int) {
-      std::vector<const T*> taps(shape.taps());
-      T* out = values_.data() + n * picture_size();
-      for (const int pixel : sample_pixels(shape.out_area(), pictures, n)) {
-        tap_pointers(shape, pixel, source(n), zeros.data(), taps.data());
-        for (const T* tap : taps) out = std::copy_n(tap, shape.in_channels, out);
-      }
-    });
-  }
-
-  int pixels() const { return pixels_; }
-  int64_t picture_size() const { return int64_t{pixels_} * shape_.taps() * shape_.in_channels; }
-  const T* picture(int64_t n) const { return values_.data() + n * picture_size(); }
-
- private:
-  ConvShape shape_;
-  int pixels_;
-  std::vector<T> values_;
+// A convolution that reads the tensor whose scale is searched.
+struct Reader {
+  int layer;
+  Patches<float> patches;  // of the tensor before it is quantised
+  Targets targets;
+  Conv conv;
 };
 
-// Pointers to the taps of consecutive patches at `x`.
-template <typename T>
-std::vector<const T*> patch_taps(const ConvShape& shape, int pixels, const T* x) {
-  std::vector<const T*> taps(int64_t{pixels} * shape.taps());
-  for (auto& tap : taps) {
-    tap = x;
-    x += shape.in_channels;
-  }
-  return taps;
-}
-
-// FP32 outputs of a convolution at its sampled pixels: values [picture][pixel][channel], squares [picture][channel].
-struct Targets {
-  std::vector<float> values;
-  std::vector<double> squares;
-
-  Targets(const Walk& walk, const LayerGraph& graph, int l, ThreadPool& pool) {
-    const Layer& layer = graph.layers[l];
-    const ConvShape& shape = layer.shape;
-    const Patches<float> patches(shape, walk.pictures(), pool, [&](int64_t n) { return walk.real(layer.input, n); });
-    const RealLayer real(graph, l);
-    const int64_t size = int64_t{patches.pixels()} * shape.out_channels;
-    values.resize(walk.pictures() * size);
-    squares.resize(walk.pictures() * shape.out_channels);
-    pool.parallel_for(walk.pictures(), [&](int64_t n, int) {
-      const auto taps = patch_taps(shape, patches.pixels(), patches.picture(n));
-      real.conv().run(taps.data(), patches.pixels(), values.data() + n * size);
-      for (int64_t i = 0; i < size; ++i) {
-        const double value = values[n * size + i];
-        squares[n * shape.out_channels + i % shape.out_channels] += value * value;
-      }
-    });
-  }
+// Sampled pixels of a tensor that no convolution reads, [picture][pixel][channel]: the tensor before it is quantised,
+// and its FP32 values.
+struct SampledTensor {
+  std::vector<float> values, real;
+  int64_t pixels;  // of a picture
+  // The layer that reads the tensor, if that is one pointwise layer. Then `real` holds the FP32 values of its output: a
+  // PReLU makes negative values smaller, and they should count as much as they do after it.
+  const Layer* pointwise = nullptr;
 };
 
 class Search {
@@ -169,10 +68,14 @@ class Search {
   SearchResult run();
 
  private:
+  // Returns a tensor of picture n before it is quantised.
+  using Unquantised = std::function<const float*(int64_t n)>;
+
+  // Of the network with the current scales, means over the pictures.
   struct Evaluation {
-    std::vector<double> cosine;      // by layer
-    std::vector<double> saturation;  // by tensor
-    double end_to_end = 0;
+    std::vector<double> cosine;      // by layer: of its output with FP32
+    std::vector<double> saturation;  // by tensor: share of clipped values
+    double end_to_end = 0;           // cosine of the graph's output
   };
 
   void find_maxima();
@@ -180,7 +83,10 @@ class Search {
   void activations_pass();
   void correct_biases();
   void scan_weights(const Walk& walk, int layer);
-  void scan_activation(const Walk& walk, int tensor, const std::function<const float*(int64_t)>& unquantised);
+  void scan_activation(const Walk& walk, int tensor, const Unquantised& unquantised);
+  SampledTensor sample_tensor(const Walk& walk, int tensor, const Unquantised& unquantised) const;
+  void add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const;
+  void add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const;
   void set_tensor_scale(int tensor, float scale);
   Evaluation evaluate() const;
   void keep_if_better();
@@ -191,16 +97,18 @@ class Search {
   const SearchOptions& options_;
   ThreadPool& pool_;
   const SearchControl& control_;
-  int steps_ = 0, total_ = 0;
-  Scales start_, scales_, best_;
+  int steps_ = 0, total_ = 0;     // progress: layers that the passes have done, and will do
+  Scales start_, scales_, best_;  // from the maximum; current; those of best_evaluation_
   Evaluation best_evaluation_;
 };
 
+// Counts a layer as done.
 void Search::step() {
   if (control_.cancelled) throw Cancelled();
   control_.on_progress(SearchStage::searching, ++steps_, total_);
 }
 
+// Sets start_ from the largest activations.
 void Search::find_maxima() {
   const int layers = static_cast<int>(graph_.layers.size());
   std::vector<float> maxima(graph_.tensors.size());
@@ -212,10 +120,11 @@ void Search::find_maxima() {
     maxima[graph_.layers[l].output] = walk.largest(graph_.layers[l].output);
     walk.release(l);
   }
-  maxima[0] = 1;  // whatever the pictures: pixels lie in [-1, 1]
+  maxima[0] = 1;  // the bound of all pixels, which lie in [-1, 1]
   start_ = scales_from_maximum(graph_, maxima);
 }
 
+// Also requantises the biases that depend on it.
 void Search::set_tensor_scale(int tensor, float scale) {
   scales_.tensors[tensor] = scale;
   for (const int reader : graph_.tensors[tensor].readers) {
@@ -223,13 +132,7 @@ void Search::set_tensor_scale(int tensor, float scale) {
   }
 }
 
-// Candidate k of a scale that started at `start`; candidate 0 is the one at hand.
-float candidate_scale(const SearchOptions& options, int k, float start, float current) {
-  if (k == 0) return current;
-  const float step = static_cast<float>(k - 1) / static_cast<float>(options.candidates - 1);
-  return start / (options.lower + step * (options.upper - options.lower));
-}
-
+// Chooses the scales of all filters of layer l.
 void Search::scan_weights(const Walk& walk, int l) {
   const Layer& layer = graph_.layers[l];
   const ConvShape& shape = layer.shape;
@@ -241,7 +144,7 @@ void Search::scan_weights(const Walk& walk, int l) {
                                 [&](int64_t n) { return walk.integers(layer.input, n); });
   const Targets targets(walk, graph_, l, pool_);
   const int64_t size = int64_t{patches.pixels()} * outputs;
-  const bool joined = patches.pixels() < kShortVector;
+  const bool all_pictures_joined = patches.pixels() < kShortVector;
 
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(int64_t{candidates} * outputs);
@@ -261,17 +164,17 @@ void Search::scan_weights(const Walk& walk, int l) {
     for (int64_t n = 0; n < walk.pictures(); ++n) {
       const auto taps = patch_taps(shape, patches.pixels(), patches.picture(n));
       conv.run(taps.data(), patches.pixels(), bias.data(), sums.data());
-      detail::channel_products(sums.data(), targets.values.data() + n * size, patches.pixels(), outputs, dot.data(),
-                               square.data());
+      channel_products(sums.data(), targets.values.data() + n * size, patches.pixels(), outputs, dot.data(),
+                       square.data());
       const double* target = targets.squares.data() + n * outputs;
       for (int o = 0; o < outputs; ++o) {
-        if (!joined) score[o] += cosine(dot[o], square[o], target[o]);
+        if (!all_pictures_joined) score[o] += cosine(dot[o], square[o], target[o]);
         all_dot[o] += dot[o];
         all_square[o] += square[o];
         all_target[o] += target[o];
       }
     }
-    if (!joined) return;
+    if (!all_pictures_joined) return;
     for (int o = 0; o < outputs; ++o) score[o] = cosine(all_dot[o], all_square[o], all_target[o]);
   });
 
@@ -287,14 +190,78 @@ void Search::scan_weights(const Walk& walk, int l) {
   quantize_conv(graph_, l, scales_);
 }
 
-void Search::scan_activation(const Walk& walk, int t, const std::function<const float*(int64_t)>& unquantised) {
+SampledTensor Search::sample_tensor(const Walk& walk, int t, const Unquantised& unquantised) const {
   const Tensor& tensor = graph_.tensors[t];
-  struct Reader {
-    int layer;
-    Patches<float> patches;
-    Targets targets;
-    Conv conv;
-  };
+  SampledTensor result;
+  for (int64_t n = 0; n < walk.pictures(); ++n) {
+    for (const int pixel : sample_pixels(tensor.area(), walk.pictures(), n)) {
+      const int64_t at = int64_t{pixel} * tensor.channels;
+      result.values.insert(result.values.end(), unquantised(n) + at, unquantised(n) + at + tensor.channels);
+      result.real.insert(result.real.end(), walk.real(t, n) + at, walk.real(t, n) + at + tensor.channels);
+    }
+  }
+  const auto all_pixels = static_cast<int64_t>(result.real.size()) / tensor.channels;
+  result.pixels = all_pixels / walk.pictures();
+  if (tensor.readers.size() == 1 && graph_.layers[tensor.readers[0]].kind == Layer::Kind::pointwise) {
+    const Layer& layer = graph_.layers[tensor.readers[0]];
+    result.pointwise = &layer;
+    real_pointwise(result.real.data(), tensor.channels, all_pixels, layer.positive.data(), layer.negative.data(),
+                   layer.offset.data(), result.real.data());
+  }
+  return result;
+}
+
+// Adds the cosine of the reader's output for each picture, with `scale` for its input.
+void Search::add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const {
+  const auto& [l, patches, targets, conv] = reader;
+  const ConvShape& shape = conv.shape();
+  const int outputs = shape.out_channels, pixels = patches.pixels();
+  std::vector<int32_t> bias(outputs), sums(int64_t{pixels} * outputs);
+  for (int o = 0; o < outputs; ++o) {
+    bias[o] = quantize_bias(graph_.layers[l].bias[o], scales_.convs[l].weight[o], scale);
+  }
+  std::vector<int8_t> integers(patches.picture_size() + kOverread);
+  const auto taps = patch_taps(shape, pixels, integers.data());
+  std::vector<float> dot(outputs), square(outputs);
+  for (int64_t n = 0; n < pictures_.count; ++n) {
+    quantize(patches.picture(n), patches.picture_size(), scale, limit, integers.data());
+    conv.run(taps.data(), pixels, bias.data(), sums.data());
+    channel_products(sums.data(), targets.values.data() + n * pixels * outputs, pixels, outputs, dot.data(),
+                     square.data());
+    double all_dot = 0, all_square = 0, all_target = 0;
+    for (int o = 0; o < outputs; ++o) {
+      const double weight_scale = scales_.convs[l].weight[o];
+      all_dot += weight_scale * dot[o];
+      all_square += weight_scale * weight_scale * square[o];
+      all_target += targets.squares[n * outputs + o];
+    }
+    score += cosine(all_dot, all_square, all_target);
+  }
+}
+
+// Adds the cosine of the tensor for each picture, after the pointwise layer that reads it, if there is one.
+void Search::add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const {
+  const int64_t size = sampled.pixels * tensor.channels;
+  std::vector<int8_t> integers(size);
+  std::vector<float> mapped(sampled.pointwise == nullptr ? 0 : size);
+  for (int64_t n = 0; n < pictures_.count; ++n) {
+    const float* real = sampled.real.data() + n * size;
+    quantize(sampled.values.data() + n * size, size, scale, tensor.limit(), integers.data());
+    if (sampled.pointwise == nullptr) {
+      score += tensor_cosine(integers.data(), real, sampled.pixels, tensor.channels);
+      continue;
+    }
+    const Layer& layer = *sampled.pointwise;
+    pointwise(integers.data(), tensor.channels, sampled.pixels, layer.positive.data(), layer.negative.data(),
+              layer.offset.data(), scale, mapped.data());
+    score += tensor_cosine(mapped.data(), real, sampled.pixels, tensor.channels);
+  }
+}
+
+// Chooses the scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
+// there are none, of the tensor itself.
+void Search::scan_activation(const Walk& walk, int t, const Unquantised& unquantised) {
+  const Tensor& tensor = graph_.tensors[t];
   std::vector<Reader> readers;
   for (const int l : tensor.readers) {
     const Layer& layer = graph_.layers[l];
@@ -302,71 +269,16 @@ void Search::scan_activation(const Walk& walk, int t, const std::function<const 
     readers.push_back({l, Patches<float>(layer.shape, walk.pictures(), pool_, unquantised),
                        Targets(walk, graph_, l, pool_), Conv(layer.shape, scales_.convs[l].weights.data())});
   }
-  std::vector<float> sampled, sampled_real;  // of the tensor itself, where no convolution reads it
-  if (readers.empty()) {
-    for (int64_t n = 0; n < walk.pictures(); ++n) {
-      for (const int pixel : sample_pixels(tensor.area(), walk.pictures(), n)) {
-        const int64_t at = int64_t{pixel} * tensor.channels;
-        sampled.insert(sampled.end(), unquantised(n) + at, unquantised(n) + at + tensor.channels);
-        sampled_real.insert(sampled_real.end(), walk.real(t, n) + at, walk.real(t, n) + at + tensor.channels);
-      }
-    }
-  }
-  // A PReLU shrinks what is negative: what counts is what it lets through.
-  const Layer* mapped = nullptr;
-  if (readers.empty() && tensor.readers.size() == 1 &&
-      graph_.layers[tensor.readers[0]].kind == Layer::Kind::pointwise) {
-    mapped = &graph_.layers[tensor.readers[0]];
-    real_pointwise(sampled_real.data(), tensor.channels, static_cast<int64_t>(sampled_real.size()) / tensor.channels,
-                   mapped->positive.data(), mapped->negative.data(), mapped->offset.data(), sampled_real.data());
-  }
-  const int64_t sample_size = static_cast<int64_t>(sampled.size()) / walk.pictures();
+  std::optional<SampledTensor> sampled;
+  if (readers.empty()) sampled = sample_tensor(walk, t, unquantised);
+
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(candidates);
   pool_.parallel_for(candidates, [&](int64_t k, int) {
     if (control_.cancelled) throw Cancelled();
     const float scale = candidate_scale(options_, static_cast<int>(k), start_.tensors[t], scales_.tensors[t]);
-    for (const auto& [l, patches, targets, conv] : readers) {
-      const ConvShape& shape = conv.shape();
-      const int outputs = shape.out_channels, pixels = patches.pixels();
-      std::vector<int32_t> bias(outputs), sums(int64_t{pixels} * outputs);
-      for (int o = 0; o < outputs; ++o) {
-        bias[o] = quantize_bias(graph_.layers[l].bias[o], scales_.convs[l].weight[o], scale);
-      }
-      std::vector<int8_t> integers(patches.picture_size() + kOverread);
-      const auto taps = patch_taps(shape, pixels, integers.data());
-      std::vector<float> dot(outputs), square(outputs);
-      for (int64_t n = 0; n < walk.pictures(); ++n) {
-        quantize(patches.picture(n), patches.picture_size(), scale, tensor.limit(), integers.data());
-        conv.run(taps.data(), pixels, bias.data(), sums.data());
-        detail::channel_products(sums.data(), targets.values.data() + n * pixels * outputs, pixels, outputs, dot.data(),
-                                 square.data());
-        double all_dot = 0, all_square = 0, all_target = 0;
-        for (int o = 0; o < outputs; ++o) {
-          const double weight_scale = scales_.convs[l].weight[o];
-          all_dot += weight_scale * dot[o];
-          all_square += weight_scale * weight_scale * square[o];
-          all_target += targets.squares[n * outputs + o];
-        }
-        scores[k] += cosine(all_dot, all_square, all_target);
-      }
-    }
-    if (!readers.empty()) return;
-    // Only added or mapped: the tensor itself is what must keep its direction.
-    std::vector<int8_t> integers(sample_size);
-    for (int64_t n = 0; n < walk.pictures(); ++n) {
-      quantize(sampled.data() + n * sample_size, sample_size, scale, tensor.limit(), integers.data());
-      if (mapped != nullptr) {
-        std::vector<float> real(sample_size);
-        pointwise(integers.data(), tensor.channels, sample_size / tensor.channels, mapped->positive.data(),
-                  mapped->negative.data(), mapped->offset.data(), scale, real.data());
-        scores[k] += tensor_cosine(real.data(), sampled_real.data() + n * sample_size, sample_size / tensor.channels,
-                                   tensor.channels);
-        continue;
-      }
-      scores[k] += tensor_cosine(integers.data(), sampled_real.data() + n * sample_size, sample_size / tensor.channels,
-                                 tensor.channels);
-    }
+    for (const Reader& reader : readers) add_reader_cosines(reader, tensor.limit(), scale, scores[k]);
+    if (sampled) add_tensor_cosines(*sampled, tensor, scale, scores[k]);
   });
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();  // the first of equals
   set_tensor_scale(t, candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t]));
@@ -404,7 +316,8 @@ void Search::activations_pass() {
   }
 }
 
-// What is left of each output channel's mean error goes into its bias (Nagel et al. 2019, section 4.2, empirically).
+// Adds each output channel's mean error on the pictures to its bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2:
+// the variant that measures the error).
 void Search::correct_biases() {
   Walk walk(graph_, pictures_, pool_);
   walk.start_real();
@@ -415,13 +328,13 @@ void Search::correct_biases() {
     if (layer.kind == Layer::Kind::conv) {
       const int outputs = layer.shape.out_channels;
       const auto integer = walk.run_unquantised(l, scales_);
-      const auto count = static_cast<int64_t>(integer.size());
+      const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
       std::vector<double> error(outputs);
       const float* real = walk.real(layer.output, 0);
       for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
       ConvScales& conv = scales_.convs[l];
       for (int o = 0; o < outputs; ++o) {
-        const auto mean = static_cast<float>(error[o] / static_cast<double>(count / outputs));
+        const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
         conv.bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
       }
     }

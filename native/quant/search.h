@@ -1,14 +1,18 @@
-// EasyQuant (Wu et al. 2020, arXiv 2006.16669, Algorithm 1): scales that keep each layer's output close in direction to
-// its FP32 output.
+// EasyQuant (Wu et al. 2020, arXiv 2006.16669, Algorithm 1): searches scales that keep each layer's output close in
+// direction to its FP32 output.
 //
-// From scales of the maximum, a round looks at all layers' weights, then at all activations, in topological order; each
-// scale tries `candidates` values evenly spread over [lower, upper] times its first one (of the paper's S, the
-// reciprocal of ours) and takes the one with the best cosine, averaged over the pictures, or stays where it is. A
-// layer's input comes from the network as it is quantised so far, so later layers make up for earlier ones' errors.
-// All filters of a layer are searched at once, for an output channel depends on its own filter alone.
+// The search starts from scales of the maximum. A round optimises the weight scales of all layers, then the activation
+// scales of all tensors, in topological order. Each scale tries `candidates` values, evenly spread over [lower, upper]
+// times its initial value (in terms of the paper's S, the reciprocal of ours), and takes the one with the largest
+// cosine between the layer's output and its FP32 output, averaged over the pictures; or it keeps its value. The input
+// of a layer comes from the network as it is quantised so far, so later layers compensate for the errors of earlier
+// ones. All filters of a layer are searched at the same time, because an output channel depends on its own filter only.
 //
-// Candidates are scored by the runtime's kernels on integers. What makes that cheap: a candidate runs one layer, on
-// kept inputs; and of each picture only a sample of a layer's output pixels, as neighbours say much the same.
+// After each half of a round the whole network is evaluated, and the scales with the best cosine of the output are
+// kept.
+//
+// Candidates are scored with the runtime's integer kernels. Cost: a round runs each layer 2 * (candidates + 1) times,
+// on a sample of its output pixels (neighbouring pixels are similar), and the whole network a few times.
 #pragma once
 
 #include <atomic>
@@ -19,35 +23,38 @@
 
 namespace facetrain {
 
+// No defaults: those that users see are in api/src/quantizejob.ts.
 struct SearchOptions {
-  int rounds = 1, candidates = 100;
-  float lower = 0.5f, upper = 2.0f;
-  bool equalize = true, bias_correction = true;
+  int rounds;            // 0: keeps the scales of the maximum
+  int candidates;        // values tried for each scale in a round, 2 or more
+  float lower, upper;    // range of the candidates, as multiples of the initial value of 1 / scale
+  bool equalize;         // first equalise the channels (equalize.h)
+  bool bias_correction;  // last correct the mean error of each output channel by its bias
 };
 
 enum class SearchStage { equalizing, searching };
 
 struct SearchControl {
-  const std::atomic<bool>& cancelled;
+  const std::atomic<bool>& cancelled;  // checked between layers and candidates
   std::function<void(SearchStage stage, int done, int total)> on_progress;
 };
 
 struct LayerResult {
-  double cosine_start = 0, cosine = 0;  // of its output with FP32, mean over the pictures
-  double saturation = 0;                // share of its input's values that were clipped
+  double cosine_start = 0, cosine = 0;  // of the output with FP32, mean over the pictures; before and after the search
+  double saturation = 0;                // share of the input's values that are clipped
 };
 
 struct SearchResult {
   Scales scales;
-  std::vector<LayerResult> layers;
+  std::vector<LayerResult> layers;  // by index of the layer
 };
 
-// Rewrites `graph` when it equalises. Where activations of more than kSearchBytes would have to be kept at once, only
-// the first pictures, as many as fit, are looked at. Throws Error(NotANumber) when the network yields no finite
-// numbers, and Cancelled.
+// Searches the scales of `graph`, and rewrites its weights when it equalises. Uses only as many of the first pictures
+// as keep the activations below kSearchBytes. The result does not depend on the number of threads. Throws
+// Error(NotANumber) when an activation is not finite, and Cancelled.
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,
                            ThreadPool& pool, const SearchControl& control);
 
-inline constexpr int64_t kSearchBytes = int64_t{1} << 30;
+inline constexpr int64_t kSearchBytes = int64_t{1} << 30;  // 1 GiB
 
 }  // namespace facetrain
