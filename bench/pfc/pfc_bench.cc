@@ -1,6 +1,6 @@
-// Time of a Partial FC step (forward, backward, SGD) on one rank beside the same mathematics in plain ATen with
-// autograd, which holds all logits: `pfc_bench [classes=100000] [dim=512] [batch=64] [threads=1] [steps=5]`.
-// Prints a table, and the same as one line of JSON.
+// Measures a Partial FC step (forward, backward, SGD) on one rank, and the same computation in plain ATen with
+// autograd, which holds all logits. Usage: `npm run bench -- pfc [classes=100000] [dim=512] [batch=64] [threads=1]
+// [steps=5]`. Prints a table, and the same numbers as one line of JSON.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
@@ -18,7 +18,7 @@ using namespace facetrain;
 
 static constexpr double kLearningRate = 0.1, kMomentum = 0.9, kWeightDecay = 5e-4;
 
-// arcface_torch's head as ATen operators, with CosFace, on the rows that `sampled` names; SGD on these rows alone.
+// arcface_torch's head with CosFace in ATen operators, on the rows in `sampled`, with SGD on these rows only.
 class PlainHead {
  public:
   PlainHead(const PfcOptions& options, const at::Tensor& weight)
@@ -67,9 +67,13 @@ static double median(std::vector<double> values) {
 
 int main(int argc, char** argv) {
   const auto argument = [&](int i, int64_t otherwise) { return argc > i ? std::stoll(argv[i]) : otherwise; };
-  PfcOptions options;
-  options.num_classes = argument(1, 100000);
-  options.embedding_dim = argument(2, 512);
+  PfcOptions options{.num_classes = argument(1, 100000),
+                     .embedding_dim = argument(2, 512),
+                     .sample_rate = 1,
+                     .seed = 0,
+                     .scale = 64,
+                     .margin = {1, 0, 0.4f},
+                     .interclass_filter = std::nullopt};
   const int64_t batch = argument(3, 64);
   at::set_num_threads(static_cast<int>(argument(4, 1)));
   const int steps = static_cast<int>(argument(5, 5));
@@ -88,7 +92,8 @@ int main(int argc, char** argv) {
     PlainHead plain(options, pfc.weight());
     double loss = 0, plain_loss = 0;
     std::vector<double> ms, plain_ms;
-    // By turns, so that what else the machine does hits both; the first step, with its cold memory, does not count.
+    // The two take turns, so that other load on the machine affects both. The first step, with cold caches, does not
+    // count.
     for (int step = 0; step <= steps; ++step) {
       const at::Tensor x = at::randn({batch, options.embedding_dim});
       const at::Tensor labels = at::randint(options.num_classes, {batch}, at::kLong);

@@ -1,9 +1,9 @@
-// Collectives between the ranks of one job.
+// Collectives between the ranks of one job: an interface, with implementations over Gloo (CPU), NCCL (CUDA), for one
+// rank alone, and for tests.
 //
-// Every call blocks until the result is there. A Comm belongs to one thread at a time: all calls of a rank are made in
-// the same order on every rank and never concurrently. Tensors are contiguous; every rank passes the same shape. A
-// failed or timed-out collective throws CommError and leaves the Comm unusable: the process exits with a retryable code
-// and the whole gang is started again.
+// Every call blocks until its result is complete. A Comm is used by one thread at a time; every rank makes the same
+// calls in the same order. Tensors are contiguous, and every rank passes the same shape. A collective that fails or
+// times out throws CommError and leaves the Comm unusable: the process must exit, and all ranks start again.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,6 +18,7 @@
 
 namespace facetrain {
 
+// A peer was lost, a collective timed out, or the rendezvous failed.
 struct CommError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -28,44 +29,46 @@ class Comm {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // out [size * n, ...] <- in [n, ...] of every rank, in rank order. float32 or int64.
+  // Sets out [size * n, ...] to the ranks' in [n, ...], in rank order. float32 or int64.
   virtual void all_gather(at::Tensor& out, const at::Tensor& in) = 0;
-  // In place, bit for bit the same on every rank; float32, float64 or int64.
+  // Replaces data by its sum over the ranks, bit for bit the same on every rank. float32, float64 or int64.
   virtual void all_reduce_sum(at::Tensor& data) = 0;
-  // out [n, ...] <- the sum over ranks of their in [size * n, ...], slice rank(). float32.
+  // Sets out [n, ...] to slice rank() of the sum over the ranks of in [size * n, ...]. float32.
   virtual void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) = 0;
-  // In place, from rank `root`; any type.
+  // Replaces data by that of rank `root`. Any type.
   virtual void broadcast(at::Tensor& data, int root) = 0;
+  // Returns when every rank has called it.
   virtual void barrier() = 0;
 };
 
 struct RendezvousOptions {
-  int rank = 0;
-  int size = 1;
-  std::string master_addr = "127.0.0.1";
-  int master_port = 0;
-  // The address this rank's own sockets are bound to; empty: found from the route to master_addr.
+  int rank, size;
+  // Where rank 0 listens and the others connect to.
+  std::string master_addr;
+  int master_port;
+  // The address that this rank's own sockets are bound to; empty: the address of the route to master_addr.
   std::string bind_addr;
-  std::chrono::milliseconds rendezvous_timeout{60000};
-  std::chrono::milliseconds collective_timeout{120000};
+  std::chrono::milliseconds rendezvous_timeout;  // for all ranks to join
+  std::chrono::milliseconds collective_timeout;  // for each collective
 };
 
-// One rank alone: every collective is the identity.
+// For one rank alone: every collective is the identity.
 std::unique_ptr<Comm> make_solo_comm();
 
-// c10d Gloo over TCP. Throws CommError naming MASTER_ADDR and MASTER_PORT when the others do not come within the
-// timeout, Error(RendezvousTimeout) when they come with NCCL.
+// c10d's Gloo over TCP; tensors are on the CPU. Throws CommError naming MASTER_ADDR and MASTER_PORT when the other
+// ranks do not join within the timeout, and Error(RendezvousTimeout) when one joins with NCCL.
 std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options);
 
-// c10d NCCL on the CUDA device of that index; tensors live there. `rendezvous_timeout`, `collective_timeout` and errors
-// as with Gloo. Throws CommError where has_nccl() is false (a build without CUDA) or there is no such device.
+// Whether this is a build with CUDA and NCCL.
 bool has_nccl();
+// c10d's NCCL on the CUDA device with index `device`, where the tensors must be. Timeouts and errors are those of Gloo;
+// also throws CommError when has_nccl() is false or there is no such device.
 std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions& options, int device);
 
-// `size` ranks in this process, for tests: give each to its own thread. Destroying one releases the others with a
-// CommError.
+// For tests: `size` ranks in this process, each for its own thread. When one is destroyed, the others' calls that wait
+// for it throw CommError.
 std::vector<std::unique_ptr<Comm>> make_fake_comms(int size);
-// Runs `body` on `size` threads, one fake rank each; rethrows the first exception when all have ended.
+// For tests: runs `body` on `size` threads with one such rank each. Rethrows the first exception when all have ended.
 void run_fake_ranks(int size, const std::function<void(Comm&)>& body);
 
 }  // namespace facetrain

@@ -1,5 +1,5 @@
-// The collectives: the fake and Gloo give the same, and every way in which a rank can be missing ends in a CommError,
-// in time. `comm_test SCENARIO RANK SIZE PORT` is one rank of a test with real processes.
+// Tests that the fake and Gloo give the same results, and that every kind of missing rank ends in a CommError within
+// the timeout. `comm_test SCENARIO RANK SIZE PORT` is one rank of a test with real processes.
 #include "comm/comm.h"
 
 #include <ATen/ATen.h>
@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "comm/c10d.h"
+#include "comm/loopback.h"
 #include "error.h"
 #include "test/check.h"
 #include "test/processes.h"
@@ -18,14 +19,6 @@ using Clock = std::chrono::steady_clock;
 
 static double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-static RendezvousOptions loopback(int rank, int size, int port) {
-  RendezvousOptions options;
-  options.rank = rank;
-  options.size = size;
-  options.master_port = port;
-  return options;
 }
 
 // Every collective on small integers, whose sums are exact in any order.
@@ -101,7 +94,7 @@ static void test_gloo_equals_fake() {
   }
 }
 
-// Rank 1 ends its days in the scenario's way; rank 0 is this process.
+// Rank 0 of two ranks, in this process. Rank 1 is a child process that dies ("die") or is stopped ("stop").
 static std::unique_ptr<Comm> with_lost_peer(const std::string& scenario, std::vector<test::Child>& children,
                                             std::chrono::milliseconds timeout) {
   const int port = test::free_port();
@@ -144,7 +137,7 @@ static void test_gloo_lost_peers() {
     auto start = Clock::now();
     CHECK_THROWS(collective(*comm), CommError, std::string(name) + " failed on rank 0 of 2: ");
     CHECK(seconds_since(start) < 1.0);
-    CHECK_THROWS(collective(*comm), CommError, "failed on rank 0 of 2");  // and it stays unusable
+    CHECK_THROWS(collective(*comm), CommError, "failed on rank 0 of 2");  // the Comm stays unusable
 
     // 300 ms of timeout; the upper bound leaves room for a busy machine.
     comm = with_lost_peer("stop", children, 300ms);
@@ -172,13 +165,14 @@ static void test_rendezvous_deadline() {
   }
   RendezvousOptions options = loopback(1, 2, port);
   options.rendezvous_timeout = 250ms;
-  options.master_addr = "192.0.2.1";  // a network that exists in no place (RFC 5737)
+  options.master_addr = "192.0.2.1";  // TEST-NET-1: not routed (RFC 5737)
   fails_in_time(options, "192.0.2.1:" + std::to_string(port));
   options.master_addr = "no-such-host.invalid";
   fails_in_time(options, "no-such-host.invalid:" + std::to_string(port));
 }
 
-// Ranks with a GPU and ranks without: rank 0, whose store the others lose, sees it in any case.
+// Ranks with and without GPUs. Only rank 0 gets the same error each time: it hosts the store, and the others may lose
+// it.
 static void test_mixed_back_ends() {
   const int port = test::free_port();
   std::atomic<bool> met = false;

@@ -1,9 +1,10 @@
-// NCCL gives what the fake gives, on as many GPUs as there are; where there are none, asking for it is a clear error.
+// Compares NCCL with the fake on up to kMostRanks GPUs, and tests the errors for devices that do not exist.
 // `nccl_test RANK SIZE PORT` is one rank.
 #include <ATen/ATen.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 
 #include "comm/comm.h"
+#include "comm/loopback.h"
 #include "test/check.h"
 #include "test/processes.h"
 
@@ -35,11 +36,7 @@ static std::vector<at::Tensor> every_collective(Comm& comm, at::Device device) {
 }
 
 static int run_rank(int rank, int size, int port) {
-  RendezvousOptions options;
-  options.rank = rank;
-  options.size = size;
-  options.master_port = port;
-  const auto comm = make_nccl_comm(options, rank);
+  const auto comm = make_nccl_comm(loopback(rank, size, port), rank);
   const auto actual = every_collective(*comm, at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(rank)));
   run_fake_ranks(size, [&](Comm& fake) {
     const auto expected = every_collective(fake, at::kCPU);
@@ -51,8 +48,7 @@ static int run_rank(int rank, int size, int port) {
 
 int main(int argc, char** argv) {
   if (argc == 4) return run_rank(std::stoi(argv[1]), std::stoi(argv[2]), std::stoi(argv[3]));
-  RendezvousOptions options;
-  options.master_port = test::free_port();
+  const RendezvousOptions options = loopback(0, 1, test::free_port());
   const int devices = has_nccl() ? at::detail::getCUDAHooks().deviceCount() : 0;
   CHECK_THROWS(make_nccl_comm(options, devices), CommError,
                has_nccl() ? "CUDA device " + std::to_string(devices) : std::string("without CUDA"));

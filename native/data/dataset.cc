@@ -1,10 +1,10 @@
 // insightface's dataset: train.rec (the records), train.idx (key and byte offset of each), property (identities,
 // height, width).
 //
-// A record's payload begins with MXNet's IRHeader: u32 flag, f32 label, u64 id, u64 id2; with flag > 0, that many f32
-// labels follow and the first one counts. Where record 0 is a header (labels and no picture), its first label is the
-// key behind the last picture, keys 1 .. N are the pictures, and what follows are the identities' own records;
-// otherwise every record is a picture.
+// A record's payload begins with MXNet's IRHeader: u32 flag, f32 label, u64 id, u64 id2. With flag > 0, `flag` f32
+// labels follow, and the first of these is the label. If record 0 has labels and no picture, it is a header: its first
+// label is the key after the last picture, keys 1 .. N are the pictures, and later keys are records of the identities.
+// Otherwise every record is a picture.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -17,7 +17,7 @@
 namespace facetrain {
 namespace {
 
-// Labels and the header's counts are stored as float32, which holds every integer up to here.
+// Labels and the header's counts are float32, which represents every integer up to this one.
 constexpr int64_t kExactInFloat = 1 << 24;
 
 struct Property {
@@ -25,7 +25,7 @@ struct Property {
   int height = 0, width = 0;
 };
 
-// "identities,height,width"; shuffled sets have more fields behind them.
+// Parses "identities,height,width"; shuffled datasets have more fields after these.
 Property read_property(const std::string& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
@@ -60,7 +60,7 @@ struct Entry {
   uint64_t key, offset;
 };
 
-// Sorted by key.
+// The entries of train.idx, sorted by key.
 std::vector<Entry> read_index(const std::string& path) {
   const MappedFile file(path);
   const auto bytes = file.bytes();
@@ -93,8 +93,8 @@ std::vector<Entry> read_index(const std::string& path) {
 
 struct Record {
   uint32_t flag = 0;
-  float label = 0;                 // the first one
-  std::span<const uint8_t> image;  // empty in a header and in an identity's record
+  float label = 0;                 // the first label
+  std::span<const uint8_t> image;  // empty in a header and in a record of an identity
 };
 
 class RecordDataset : public Dataset {
@@ -112,7 +112,7 @@ class RecordDataset : public Dataset {
                   "the file was cut short, or train.idx belongs to another");
     }
     std::vector<uint8_t> joined;
-    parse(last, joined);  // a file that ends inside its last record
+    parse(last, joined);  // throws if the file ends inside its last record
     file_.expect_random_access();
     keep_pictures();
   }
@@ -143,10 +143,10 @@ class RecordDataset : public Dataset {
     return {record.image.begin(), record.image.end()};
   }
 
-  // A record ends where the next key's begins, in every set that we know of; where it does not, less or nothing is read
-  // ahead.
+  // Takes the start of the next key's record as the end of this one, which is true of all datasets that we know. Where
+  // it is not, less or nothing is read ahead.
   void will_need(int64_t picture) const override {
-    constexpr uint64_t kLongest = 1 << 18;
+    constexpr uint64_t kLongest = 1 << 18;  // bytes read ahead at most
     const auto i = static_cast<size_t>(picture);
     const uint64_t begin = entries_[i].offset, file_end = file_.bytes().size();
     const uint64_t end = i + 1 < entries_.size() ? std::min(entries_[i + 1].offset, file_end) : file_end;
@@ -199,7 +199,7 @@ class RecordDataset : public Dataset {
     return record;
   }
 
-  // Leaves only the pictures in entries_.
+  // Removes the header and the records of identities from entries_.
   void keep_pictures() {
     std::vector<uint8_t> joined;
     if (entries_.front().key != 0) return;
@@ -207,10 +207,11 @@ class RecordDataset : public Dataset {
     if (header.flag == 0 || !header.image.empty()) return;
     auto end = entries_.end();
     if (header.label <= static_cast<float>(kExactInFloat)) {
-      const auto behind = static_cast<uint64_t>(std::max(header.label, 0.0f));
-      end = std::lower_bound(entries_.begin(), end, behind, [](const Entry& e, uint64_t key) { return e.key < key; });
+      const auto after_last = static_cast<uint64_t>(std::max(header.label, 0.0f));
+      end =
+          std::lower_bound(entries_.begin(), end, after_last, [](const Entry& e, uint64_t key) { return e.key < key; });
     } else {
-      // The count is rounded, but pictures come first and identities' records hold none.
+      // float32 rounded the count. Pictures come first, and records of identities contain none.
       end = std::partition_point(entries_.begin() + 1, end,
                                  [&](const Entry& entry) { return !parse(entry, joined).image.empty(); });
     }

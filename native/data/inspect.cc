@@ -14,15 +14,15 @@ namespace facetrain {
 
 Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::atomic<int64_t>& done,
                    const std::atomic<bool>& cancelled) {
-  constexpr int64_t kBlock = 64;  // pictures that a thread takes at a time
+  constexpr int64_t kBlock = 64;  // pictures that a thread claims at a time
   std::atomic<int64_t> next{0};
-  std::mutex mutex;  // guards all below
+  std::mutex mutex;  // guards error, result and seen
   std::exception_ptr error;
-  std::atomic<int64_t> failed{dataset.size()};  // the picture of `error`; nothing behind it matters any more
+  std::atomic<int64_t> failed{dataset.size()};  // the picture of `error`; later pictures need not be checked
   Inspection result{0, std::numeric_limits<int64_t>::max(), -1};
   std::vector<bool> seen(static_cast<size_t>(dataset.identities()));
 
-  const auto look_at_blocks = [&] {
+  const auto check_blocks = [&] {
     std::vector<uint8_t> pixels(size_t{3} * dataset.height() * dataset.width());
     std::vector<int64_t> labels;
     for (;;) {
@@ -58,7 +58,7 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
 
   std::vector<std::thread> pool;
   for (int i = 0; i < threads; ++i) {
-    pool.emplace_back(look_at_blocks);
+    pool.emplace_back(check_blocks);
     pthread_setname_np(pool.back().native_handle(), ("inspect/" + std::to_string(i)).c_str());
   }
   for (auto& thread : pool) thread.join();

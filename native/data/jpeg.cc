@@ -1,4 +1,4 @@
-// JPEG by libturbojpeg.
+// Decodes JPEG with libturbojpeg.
 #include <turbojpeg.h>
 
 #include "data/loader.h"
@@ -28,8 +28,8 @@ void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool b
   if (found_height != height || found_width != width) {
     throw Error(code, subject, "has " + size(found_height, found_width), "pictures have " + size(height, width));
   }
-  // Gray becomes three equal channels. A warning (data that ends early, a bad Huffman code) counts as an error: the
-  // picture would be partly gray.
+  // A gray JPEG gives three equal channels. A warning (data that ends early, an invalid Huffman code) is an error here:
+  // the rest of the picture would be gray.
   if (tjDecompress2(handle.tj, encoded.data(), encoded.size(), out, width, 0, height, bgr ? TJPF_BGR : TJPF_RGB,
                     TJFLAG_LIMITSCANS) != 0) {
     refuse();

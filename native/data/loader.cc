@@ -1,9 +1,9 @@
-// Batches decoded ahead of use.
+// Decodes batches ahead of use, into a ring of kAhead batches.
 //
-// Threads take one picture at a time, in order, and write it into its place in a ring of batches; a batch that is
-// complete waits there for next(). A thread whose picture belongs behind the ring waits until next() has made room, so
-// memory is bounded by kAhead batches. An error is kept in its batch: next() throws it when its turn comes, whichever
-// thread met it first.
+// Each thread claims one picture at a time, in order, and writes it to its place in the ring. A complete batch stays
+// there until next() takes it. A thread whose picture does not fit into the ring waits until next() has freed a batch,
+// so memory is bounded by kAhead batches. An error is stored in its batch and thrown by the next() that would return
+// the batch.
 #include "data/loader.h"
 
 #include <pthread.h>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kAhead = 3;  // batches in the ring
 
-// Independent streams of random numbers.
+// Separate the random numbers of one seed by purpose. Changing a value changes every training run.
 enum Stream : uint64_t { kOrder = 1, kFlip = 2, kShiftY = 3, kShiftX = 4 };
 
 class RingLoader : public Loader {
@@ -44,7 +44,7 @@ class RingLoader : public Loader {
         threads_.emplace_back([this] { run(); });
         pthread_setname_np(threads_.back().native_handle(), ("loader/" + std::to_string(i)).c_str());
       }
-    } catch (...) {  // a limit on threads
+    } catch (...) {  // the system's limit on threads
       stop();
       throw;
     }
@@ -70,9 +70,9 @@ class RingLoader : public Loader {
  private:
   struct Slot {
     Batch batch;
-    int64_t done = 0;          // pictures
-    std::exception_ptr error;  // of the first picture in order that had one
-    int64_t failed = 0;        // its place
+    int64_t done = 0;          // pictures that are complete
+    std::exception_ptr error;  // of the first picture in the batch that has one
+    int64_t failed = 0;        // the place of that picture
   };
 
   void stop() {
@@ -88,10 +88,10 @@ class RingLoader : public Loader {
     std::vector<uint8_t> scratch(static_cast<size_t>(picture_bytes_));
     for (;;) {
       std::unique_lock lock(mutex_);
-      room_.wait(lock, [&] { return stopping_ || taken_ / batch_ < next_ - options_.first_step + kAhead; });
+      room_.wait(lock, [&] { return stopping_ || claimed_ / batch_ < next_ - options_.first_step + kAhead; });
       if (stopping_) return;
-      const int64_t step = options_.first_step + taken_ / batch_, place = taken_ % batch_;
-      ++taken_;
+      const int64_t step = options_.first_step + claimed_ / batch_, place = claimed_ % batch_;
+      ++claimed_;
       Slot& slot = ring_[step % kAhead];
       if (place == 0) {
         slot.batch.step = step;
@@ -116,6 +116,7 @@ class RingLoader : public Loader {
     }
   }
 
+  // The number in the dataset of the picture at `place` in this rank's part of the step.
   int64_t picture_at(int64_t step, int64_t place) const {
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
     const int64_t position = step % steps_per_epoch_ * options_.global_batch + options_.rank * batch_ + place;
@@ -123,7 +124,7 @@ class RingLoader : public Loader {
   }
 
   void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
-    // A batch ahead of decoding, so that the disk works on many pictures at once however few threads there are.
+    // Announces the picture of the next step, so that the disk reads many pictures at once even with few threads.
     dataset_->will_need(picture_at(step + 1, place));
     const int64_t picture = picture_at(step, place);
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
@@ -138,15 +139,15 @@ class RingLoader : public Loader {
 
     batch.labels[static_cast<size_t>(place)] = dataset_->label(picture);
     uint8_t* const out = batch.pixels.data() + place * picture_bytes_;
-    const bool moved = flip || dy != 0 || dx != 0;
+    const bool augmented = flip || dy != 0 || dx != 0;
     const auto encoded = dataset_->encoded(picture);
-    decode_jpeg(encoded, dataset_->height(), dataset_->width(), options_.bgr, moved ? scratch.data() : out,
+    decode_jpeg(encoded, dataset_->height(), dataset_->width(), options_.bgr, augmented ? scratch.data() : out,
                 "InvalidDataset", dataset_->name(picture));
-    if (moved) move(scratch.data(), flip, dy, dx, out);
+    if (augmented) augment(scratch.data(), flip, dy, dx, out);
   }
 
-  // Mirrors, then translates by (dy, dx).
-  void move(const uint8_t* in, bool flip, int dy, int dx, uint8_t* out) const {
+  // Mirrors the picture, then translates it by (dy, dx) pixels and repeats the border.
+  void augment(const uint8_t* in, bool flip, int dy, int dx, uint8_t* out) const {
     const int height = dataset_->height(), width = dataset_->width();
     for (int y = 0; y < height; ++y) {
       const uint8_t* const row = in + int64_t{3} * width * std::clamp(y - dy, 0, height - 1);
@@ -163,11 +164,12 @@ class RingLoader : public Loader {
   const int64_t picture_bytes_;
   const int64_t steps_per_epoch_;
 
-  std::mutex mutex_;  // guards all below; the pixels and labels of a picture belong to the thread that took it
+  // Guards the members below. The pixels and labels of a picture are written without it by the thread that claimed it.
+  std::mutex mutex_;
   std::condition_variable room_, complete_;
   Slot ring_[kAhead];
-  int64_t next_;       // step
-  int64_t taken_ = 0;  // pictures since first_step
+  int64_t next_;         // the step that next() returns
+  int64_t claimed_ = 0;  // pictures claimed since first_step
   bool stopping_ = false;
   std::vector<std::thread> threads_;
 };

@@ -1,9 +1,10 @@
-// Training pictures: insightface's RecordIO read through mmap, decoded ahead of use on threads of its own.
+// Training pictures: insightface's RecordIO dataset, read through mmap and decoded ahead of use on the loader's own
+// threads. Knows neither torch nor Node.
 //
-// Which pictures make up step s is a pure function of (seed, epoch, s): the epoch's permutation of all pictures is cut
-// into global batches, each global batch into `size` consecutive parts, rank r taking part r. So any number of ranks
-// sees the same global batch, and a resumed run goes on where the first one stopped. What is left at an epoch's end is
-// dropped.
+// The pictures of a step are a pure function of (seed, step). Each epoch has a permutation of all pictures, which is
+// cut into global batches; a global batch is cut into `size` consecutive parts, one for each rank. So any number of
+// ranks sees the same global batch, and a resumed run continues where the first one stopped. Pictures at an epoch's end
+// that do not fill a global batch are dropped.
 #pragma once
 
 #include <cstdint>
@@ -14,41 +15,42 @@
 
 namespace facetrain {
 
-// A folder with train.rec, train.idx and property. Thread-safe once open.
+// The pictures of a folder with train.rec, train.idx and property (dataset.cc describes the format). Thread-safe.
 class Dataset {
  public:
   virtual ~Dataset() = default;
-  virtual int64_t size() const = 0;        // pictures
-  virtual int64_t identities() const = 0;  // of `property`
+  virtual int64_t size() const = 0;        // number of pictures
+  virtual int64_t identities() const = 0;  // as the file `property` states
   virtual int height() const = 0;
   virtual int width() const = 0;
+  // In [0, identities()). Throws Error(InvalidDataset) for a damaged record or another label.
   virtual int64_t label(int64_t picture) const = 0;
-  // The encoded picture. Throws Error(InvalidDataset) naming file, record and offset when the record is damaged.
+  // The picture as JPEG. Throws Error(InvalidDataset) naming file, record and offset when the record is damaged.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
-  // Has the system read the picture from disk meanwhile.
+  // Asks the system to read the picture from disk in the background.
   virtual void will_need(int64_t picture) const = 0;
-  // For messages: "DIR/train.rec, record 7 at byte 1234".
+  // Names the picture in messages: "DIR/train.rec, record 7 at byte 1234".
   virtual std::string name(int64_t picture) const = 0;
 };
 
-// Throws Error(InvalidDataset).
+// Throws Error(InvalidDataset) when a file is missing or its contents are invalid; reads only a few records.
 std::shared_ptr<const Dataset> open_dataset(const std::string& directory);
 
+// No defaults: those that users see are in api/src/facetrainjob.ts.
 struct LoaderOptions {
-  int64_t global_batch = 0;
-  int rank = 0;
-  int size = 1;
-  uint64_t seed = 0;
-  bool flip = true;
-  int shift = 0;     // largest random translation in pixels; what comes in from outside is the border's colour
-  bool bgr = false;  // order of channels in Batch::pixels
-  int threads = 2;
-  int64_t first_step = 0;
+  int64_t global_batch;  // pictures of all ranks in a step; a multiple of `size`
+  int rank, size;
+  uint64_t seed;
+  bool flip;               // mirror half of the pictures
+  int shift;               // largest random translation in pixels; the border's pixels are repeated
+  bool bgr;                // order of channels in Batch::pixels
+  int threads;             // that decode
+  int64_t first_step = 0;  // of the run; steps count from 0 over all epochs
 };
 
 struct Batch {
   int64_t step = 0;
-  std::vector<uint8_t> pixels;  // [b, height, width, 3]
+  std::vector<uint8_t> pixels;  // [b, height, width, 3], b = global_batch / size
   std::vector<int64_t> labels;  // [b]
 };
 
@@ -56,13 +58,16 @@ class Loader {
  public:
   virtual ~Loader() = default;
   virtual int64_t steps_per_epoch() const = 0;
-  // The batch of the next step, from first_step on without end. Throws what a decoding thread threw.
+  // Waits for the batch of the next step and returns it, from first_step on, without end. Throws the error of the first
+  // picture in the batch that has one; the loader stays at that step.
   virtual Batch next() = 0;
 };
 
+// Throws Error(InvalidDataset) when the dataset has fewer pictures than a global batch.
 std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, const LoaderOptions& options);
 
-// Writes height x width x 3 bytes. Throws Error(code, subject, ...) when it is no JPEG or of another size.
+// Decodes a JPEG to out [height, width, 3]. Throws Error(code, subject, ...) when it is not an intact JPEG of that
+// size.
 void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
                  const std::string& code, const std::string& subject);
 

@@ -1,5 +1,5 @@
-// Datasets written here, record by record, and read back: every layout that insightface's sets have, every way in which
-// one can be damaged, and the loader's promises about order, resuming, memory and errors.
+// Writes datasets record by record and reads them back: every layout that insightface's datasets have, and every kind
+// of damage. Then the loader: order, resuming, augmentation, bounded memory, errors.
 #include "data/loader.h"
 
 #include <turbojpeg.h>
@@ -30,7 +30,7 @@ constexpr int kSide = 16;  // pixels
 
 // ---- writing ----
 
-// A JPEG of one colour, or gray: what comes out is within 2 of what went in.
+// A JPEG of one colour, or gray. Decoded values differ by 2 at most.
 Bytes jpeg_of(std::array<uint8_t, 3> colour, bool gray = false, int side = kSide) {
   Bytes pixels;
   for (int i = 0; i < side * side; ++i) pixels.insert(pixels.end(), colour.begin(), colour.end());
@@ -82,7 +82,7 @@ void put_part(Bytes& file, uint32_t cflag, std::span<const uint8_t> part) {
   file.resize((file.size() + 3) / 4 * 4);
 }
 
-// As dmlc-core's RecordIOWriter: split at every magic that is at a multiple of four.
+// Like dmlc-core's RecordIOWriter, splits the payload at every magic at a multiple of four.
 void put_record(Bytes& file, const Bytes& payload) {
   size_t begin = 0;
   for (size_t i = 0; i + 4 <= payload.size(); i += 4) {
@@ -164,7 +164,7 @@ void test_layouts() {
     written.save(folder);
     CHECK_EQ(open_dataset(folder.path)->size(), 3);
   }
-  {  // written last, as insightface's rec_builder.py does
+  {  // a header at the end of the file, as insightface's rec_builder.py writes it
     Folder folder;
     Written written;
     for (int key = 1; key <= 3; ++key) written.add(key, payload_of(0, {1}, image));
@@ -208,7 +208,7 @@ void test_split_records() {
     const auto parts = std::count_if(at.begin(), at.end(), [](int place) { return place % 4 == 0; });
     uint32_t word;
     std::memcpy(&word, written.rec.data() + 4, 4);
-    CHECK_EQ(word >> 29, parts > 0 ? 1u : 0u);  // the writer did split
+    CHECK_EQ(word >> 29, parts > 0 ? 1u : 0u);  // the writer has split the record
     Folder folder;
     written.save(folder);
     const auto dataset = open_dataset(folder.path);
@@ -357,7 +357,7 @@ void test_inspect() {
   }
 }
 
-// Counts what is asked of it. Every picture is `picture`; picture `broken` is none.
+// Counts the calls. Every picture is `picture`, except that number `broken` is not a JPEG.
 class FakeDataset : public Dataset {
  public:
   explicit FakeDataset(int64_t size, Bytes picture = jpeg_of({10, 20, 30}))
@@ -366,15 +366,15 @@ class FakeDataset : public Dataset {
   int64_t identities() const override { return size_; }
   int height() const override { return kSide; }
   int width() const override { return kSide; }
-  int64_t label(int64_t picture) const override { return picture; }  // so that batches show which pictures they hold
+  int64_t label(int64_t picture) const override { return picture; }  // shows which pictures a batch contains
   Bytes encoded(int64_t picture) const override {
-    ++asked;
+    ++reads;
     return picture == broken ? Bytes{1, 2, 3} : picture_;
   }
   void will_need(int64_t picture) const override { needed[static_cast<size_t>(picture)] = true; }
   std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
 
-  mutable std::atomic<int64_t> asked{0};
+  mutable std::atomic<int64_t> reads{0};
   mutable std::vector<std::atomic<bool>> needed;
   int64_t broken = -1;
 
@@ -389,22 +389,27 @@ void test_inspect_samples_evenly() {
     const FakeDataset dataset(100);
     std::atomic<int64_t> done{0};
     inspect(dataset, decode, 2, done, running);
-    CHECK_EQ(dataset.asked.load(), std::min<int64_t>(decode, 100));
+    CHECK_EQ(dataset.reads.load(), std::min<int64_t>(decode, 100));
   }
 }
 
 // ---- order ----
 
 LoaderOptions options_of(int64_t global_batch, int threads = 2) {
-  LoaderOptions options;
-  options.global_batch = global_batch;
-  options.seed = 7;
-  options.threads = threads;
-  return options;
+  return {.global_batch = global_batch,
+          .rank = 0,
+          .size = 1,
+          .seed = 7,
+          .flip = true,
+          .shift = 0,
+          .bgr = false,
+          .threads = threads,
+          .first_step = 0};
 }
 
 std::vector<Batch> take(Loader& loader, int count) {
   std::vector<Batch> batches;
+  batches.reserve(static_cast<size_t>(count));
   for (int i = 0; i < count; ++i) batches.push_back(loader.next());
   return batches;
 }
@@ -465,14 +470,14 @@ void test_epochs() {
     std::vector<int64_t> pictures;
     for (const Batch& batch : take(*loader, 4))
       pictures.insert(pictures.end(), batch.labels.begin(), batch.labels.end());
-    CHECK_EQ(std::set<int64_t>(pictures.begin(), pictures.end()).size(), 48u);  // none twice: two are dropped
+    CHECK_EQ(std::set<int64_t>(pictures.begin(), pictures.end()).size(), 48u);  // no picture twice; two are dropped
     epochs.push_back(pictures);
   }
   CHECK(epochs[0] != epochs[1]);
   CHECK(epochs[1] != epochs[2]);
   std::sort(epochs[0].begin(), epochs[0].end());
   std::sort(epochs[1].begin(), epochs[1].end());
-  CHECK(epochs[0] != epochs[1]);  // other pictures are dropped
+  CHECK(epochs[0] != epochs[1]);  // each epoch drops different pictures
   CHECK_THROWS(make_loader(dataset, options_of(51)), Error, "a global batch takes 51");
 }
 
@@ -498,8 +503,7 @@ void test_augmentation() {
   LoaderOptions options = options_of(64);
   options.shift = 3;
   const Batch batch = make_loader(dataset, options)->next();
-  // The edge between black and white tells what happened: column 8 of the picture, moved by dx, whichever side is
-  // white.
+  // The edge between black and white is at column 8 of the picture, moved by dx; flip exchanges the colours.
   std::map<int, int> white_right, white_left;  // count by column where the edge is
   for (size_t i = 0; i < 64; ++i) {
     const uint8_t* row = batch.pixels.data() + i * kSide * kSide * 3;
@@ -507,7 +511,7 @@ void test_augmentation() {
     int edge = 1;
     while (edge < kSide && white(edge) == white(0)) ++edge;
     ++(white(0) ? white_left : white_right)[edge];
-    for (int x = edge; x < kSide; ++x) CHECK_EQ(white(x), !white(0));  // the border's colour came in, and nothing else
+    for (int x = edge; x < kSide; ++x) CHECK_EQ(white(x), !white(0));  // the border is repeated
   }
   for (const auto& edges : {white_left, white_right}) {
     int count = 0;
@@ -516,7 +520,7 @@ void test_augmentation() {
       count += times;
     }
     CHECK(count >= 20);
-    CHECK(edges.size() >= 6u);  // of the seven
+    CHECK(edges.size() >= 6u);  // of seven possible columns
   }
 
   options.flip = false;
@@ -546,16 +550,16 @@ void test_bounded() {
   const auto dataset = std::make_shared<FakeDataset>(1000);
   auto loader = make_loader(dataset, options_of(5, 4));
   for (int taken = 0; taken < 20; ++taken) {
-    CHECK(eventually([&] { return dataset->asked == (taken + 3) * 5; }));  // three batches ahead
+    CHECK(eventually([&] { return dataset->reads == (taken + 3) * 5; }));  // three batches ahead
     loader->next();
-    CHECK(dataset->asked <= (taken + 4) * 5);
+    CHECK(dataset->reads <= (taken + 4) * 5);
   }
 }
 
 void test_disk_reads_ahead() {
   const auto dataset = std::make_shared<FakeDataset>(1000);
   auto loader = make_loader(dataset, options_of(5, 1));
-  CHECK(eventually([&] { return dataset->asked == 3 * 5; }));  // as far as it goes without next()
+  CHECK(eventually([&] { return dataset->reads == 3 * 5; }));  // the ring is full
   const auto announced = std::count(dataset->needed.begin(), dataset->needed.end(), true);
   CHECK_EQ(announced, 15);
   const std::vector<bool> before(dataset->needed.begin(), dataset->needed.end());
@@ -563,7 +567,7 @@ void test_disk_reads_ahead() {
   for (const int64_t picture : fourth.labels) CHECK(before[static_cast<size_t>(picture)]);
 }
 
-void test_errors_come_in_their_turn() {
+void test_error_is_thrown_at_its_step() {
   const auto dataset = std::make_shared<FakeDataset>(40);
   LoaderOptions options = options_of(4, 4);
   const Batch third = take(*make_loader(dataset, options), 3).back();
@@ -578,15 +582,15 @@ void test_errors_come_in_their_turn() {
 }
 
 void test_stops_at_any_time() {
-  for (int i = 0; i < 200; ++i) {  // after 0 .. 30 pictures, the last of which fill the ring
+  for (int i = 0; i < 200; ++i) {  // after 0 .. 30 pictures; 30 fill the ring
     const auto dataset = std::make_shared<FakeDataset>(100);
     const auto loader = make_loader(dataset, options_of(10, 1 + i % 3));
     if (i % 5 == 0) loader->next();
-    CHECK(eventually([&] { return dataset->asked >= i % 31; }));
+    CHECK(eventually([&] { return dataset->reads >= i % 31; }));
   }
 }
 
-void test_names() {
+void test_thread_names() {
   auto loader = make_loader(std::make_shared<FakeDataset>(100), options_of(10, 2));
   std::set<std::string> names;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
@@ -612,8 +616,8 @@ int main() {
   test_augmentation();
   test_bounded();
   test_disk_reads_ahead();
-  test_errors_come_in_their_turn();
+  test_error_is_thrown_at_its_step();
   test_stops_at_any_time();
-  test_names();
+  test_thread_names();
   return TEST_RESULT();
 }

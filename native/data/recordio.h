@@ -1,8 +1,8 @@
-// A file of records as dmlc-core writes it (include/dmlc/recordio.h), mapped into memory.
+// Reads dmlc-core's RecordIO format (include/dmlc/recordio.h) from a file that is mapped into memory.
 //
-// A record is one or more parts: magic | cflag << 29 | length, then `length` bytes, then zeros up to a multiple of
-// four. A payload that holds the magic at a multiple of four is split there; the magic between two parts is left out of
-// the file.
+// A record consists of one or more parts: u32 magic, u32 cflag << 29 | length, `length` bytes, zeros up to a multiple
+// of four. cflag is 0 for a whole record, otherwise 1 for the first, 2 for a middle and 3 for the last part. A payload
+// that contains the magic at a multiple of four is split there, and the file omits that magic.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,10 @@
 
 namespace facetrain {
 
-// A file mapped for reading. It must not shrink while it is open: the system would answer with SIGBUS.
+// A file mapped for reading. It must not shrink while it is open: reading past its end raises SIGBUS.
 class MappedFile {
  public:
-  // Throws Error(InvalidDataset).
+  // Throws Error(InvalidDataset) when the file is missing, empty, or not a regular file.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -24,9 +24,9 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const uint8_t> bytes() const { return {data_, size_}; }
-  // The file is read here and there: the system need not read on behind what is asked for.
+  // Turns off the system's read-ahead.
   void expect_random_access() const;
-  // Starts to read a range of the file from disk, and does not wait.
+  // Starts to read the bytes [begin, end) from disk without waiting.
   void will_need(uint64_t begin, uint64_t end) const;
 
  private:
@@ -37,8 +37,8 @@ class MappedFile {
 
 constexpr uint32_t kRecordMagic = 0xced7230a;
 
-// The payload of the record at `offset`: a view into `file` when it has one part, otherwise into `joined`. Throws
-// std::runtime_error with what is wrong, in words that follow "record 7 at byte 1234: ".
+// The payload of the record at byte `offset`: a view of `file` when the record has one part, otherwise of `joined`.
+// Throws std::runtime_error when the record is damaged; its message is made to follow "record 7 at byte 1234: ".
 std::span<const uint8_t> read_record(std::span<const uint8_t> file, uint64_t offset, std::vector<uint8_t>& joined);
 
 }  // namespace facetrain

@@ -1,7 +1,9 @@
-// Batch norm and the PReLU behind it as one operator, as nearly every convolution of a face backbone has them.
+// Batch norm and the PReLU after it as one operator: nearly every convolution of a face backbone is followed by these
+// two.
 //
-// Both are bound by memory. One after the other they read and write an activation five times on the way forth and eight
-// on the way back, and keep two of its size for the way back; together it is three, five and one.
+// Both are bound by memory bandwidth. Separately, they read or write an activation five times in the forward pass and
+// eight times in the backward pass, and keep two tensors of its size for the backward pass. As one operator these
+// numbers are three, five and one.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,15 +12,17 @@ namespace facetrain {
 
 struct BatchNorm {
   at::Tensor gamma, beta, running_mean, running_variance;  // [C]
-  double epsilon = 1e-5;
+  double epsilon;                                          // added to the variance
 };
 
-// PReLU(BN(x)), x [N, C, ...], slope [C] or [1]. In training: statistics of the batch, and running ones move towards
-// them by 0.1, variance with Bessel's correction, as torch has it; else the running ones. Differentiable in x, gamma,
-// beta and slope. Where x is not channels-last on a CPU, this is ATen's operators one after the other.
+// PReLU(BN(x)), x [N, C, ...], slope [C] or [1]. Differentiable in x, gamma, beta and slope.
+//
+// In training, normalises by the statistics of the batch and moves the running statistics towards them by 0.1 (the
+// variance with Bessel's correction), as torch does. Otherwise normalises by the running statistics. If x is not
+// float32 and channels-last on a CPU, calls ATen's two operators.
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training);
 
-// ATen's, with the same meaning of `training`.
+// ATen's batch norm, with the same meaning of `training`.
 at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training);
 
 }  // namespace facetrain

@@ -10,21 +10,20 @@
 namespace facetrain {
 namespace {
 
-// A plan is a list of steps over numbered slots, one slot a value of the graph. A step that is the last to read a slot
-// empties it, so at evaluation a value's memory is free as soon as nothing needs it.
+// A plan is a list of steps over numbered slots; each slot holds one value of the graph. The last step that reads a
+// slot empties it, so in evaluation mode a value's memory is freed when it is no longer needed.
 struct Step {
-  std::string what;
+  std::string node;  // for messages
   Operator run;
   struct Input {
-    int slot = -1;  // -1: bound by the operator, or left out
-    bool last = false;
+    int slot = -1;      // -1: a constant that the operator holds, or an optional input that is left out
+    bool last = false;  // whether no later step reads the slot
   };
   std::vector<Input> inputs;
   int output = 0;
 };
 
-// Batch norms whose value is read by one PRelu and nobody else, each with its PRelu; and those PRelus (with
-// themselves).
+// The batch norms whose value only one PRelu reads, each mapped to that PRelu, and these PRelus, each mapped to itself.
 std::map<const Node*, const Node*> norms_with_prelu(const Graph& graph) {
   std::map<std::string, std::vector<const Node*>> readers;
   for (const Node& node : graph.nodes) {
@@ -52,20 +51,20 @@ class PlanExecutor final : public Executor {
     steps_.reserve(graph.nodes.size());  // last_reader points into it
     const auto fused = norms_with_prelu(graph);
     for (const Node& node : graph.nodes) {
-      if (fused.contains(&node) && node.op == "PRelu") continue;  // done with its batch norm
+      if (fused.contains(&node) && node.op == "PRelu") continue;  // part of its batch norm's step
       const Node* const prelu = fused.contains(&node) ? fused.at(&node) : nullptr;
       if (node.outputs.empty()) throw Error("InvalidModel", describe(node), "it has no output", "one");
       const std::string& output = prelu ? prelu->outputs[0] : node.outputs[0];
       Step& step = steps_.emplace_back();
       step.run = prelu ? bind_norm_prelu(node, *prelu, constants) : bind(node, constants, output == graph.output.name);
-      step.what = describe(node);
-      step.inputs.resize(node.inputs.size());  // of a PRelu that is done here too, the slope is bound
+      step.node = describe(node);
+      step.inputs.resize(node.inputs.size());  // a fused PRelu's slope is a constant that the operator holds
       for (size_t i = 0; i < node.inputs.size(); ++i) {
         const std::string& name = node.inputs[i];
         if (name.empty() || constants.find(name)) continue;
         const auto slot = slots.find(name);
         if (slot == slots.end()) {
-          throw Error("InvalidModel", step.what, "input '" + name + "' is made by no node before it",
+          throw Error("InvalidModel", step.node, "input '" + name + "' is made by no node before it",
                       "nodes in topological order, and only a node's first output in use");
         }
         step.inputs[i].slot = slot->second;
@@ -74,7 +73,7 @@ class PlanExecutor final : public Executor {
       step.output = static_cast<int>(last_reader.size());
       last_reader.push_back(nullptr);
       if (!slots.emplace(output, step.output).second) {
-        throw Error("InvalidModel", step.what, "'" + output + "' is made twice", "a name per value");
+        throw Error("InvalidModel", step.node, "'" + output + "' is made twice", "a name per value");
       }
     }
     const auto output = slots.find(graph.output.name);
@@ -89,7 +88,7 @@ class PlanExecutor final : public Executor {
     parameters_ = std::move(constants.parameters);
     buffers_ = std::move(constants.buffers);
     fixed_ = std::move(constants.fixed);
-    try_out(graph, device);
+    check_shapes(graph, device);
   }
 
   at::Tensor forward(const at::Tensor& images, bool training) override {
@@ -118,9 +117,9 @@ class PlanExecutor final : public Executor {
     return slots[output_];
   }
 
-  // Finds shapes that do not fit before any work is done, by two pictures: with one, a batch of 1 that the exporter
-  // baked in would pass.
-  void try_out(const Graph& graph, at::Device device) {
+  // Runs the graph on two blank pictures, which finds shapes that do not fit. With one picture, a graph that an
+  // exporter fixed to a batch of 1 would pass.
+  void check_shapes(const Graph& graph, at::Device device) {
     const c10::InferenceMode inference;
     at::Tensor embeddings;
     try {
@@ -128,7 +127,7 @@ class PlanExecutor final : public Executor {
           at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)),
           false);
     } catch (const c10::Error& error) {
-      throw Error("InvalidModel", steps_[current_].what, error.what_without_backtrace(),
+      throw Error("InvalidModel", steps_[current_].node, error.what_without_backtrace(),
                   "shapes that fit an input of [N, " + std::to_string(graph.input.channels) + ", " +
                       std::to_string(graph.input.height) + ", " + std::to_string(graph.input.width) + "]");
     }
@@ -141,8 +140,8 @@ class PlanExecutor final : public Executor {
   }
 
   std::vector<Step> steps_;
-  size_t current_ = 0;
-  int output_ = 0;
+  size_t current_ = 0;  // the step that is running, for messages
+  int output_ = 0;      // slot of the graph's output
   std::vector<Named> parameters_, buffers_, fixed_;
 };
 

@@ -1,7 +1,10 @@
-// Runs and trains an ONNX graph with ATen and its autograd, channels-last.
+// Runs and trains an ONNX graph with ATen and its autograd; activations are channels-last in memory.
 //
-// Float initializers that a layer learns (weights, biases, slopes, gamma and beta) are parameters; a batch norm's
-// running mean and variance are buffers. The graph that comes out again is the one that went in, with new values.
+// Initializers that a layer learns (weights, biases, slopes, gamma and beta) are parameters; a batch norm's running
+// mean and variance are buffers. Training changes their values only, so an export is the same graph with new
+// initializers.
+//
+// operators.h defines the operators; how to add one is in native/README.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,12 +21,12 @@ namespace facetrain {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // images [N, C, H, W] float32 -> embeddings [N, d] float32. `training`: batch statistics, autograd recorded; running
-  // statistics move with momentum 0.1.
+  // Computes embeddings [N, d] float32 of images [N, C, H, W] float32. In training, batch norms use the statistics of
+  // the batch and move their running statistics with momentum 0.1, and autograd records.
   virtual at::Tensor forward(const at::Tensor& images, bool training) = 0;
-  // By ONNX name, in the order of the graph; the tensors themselves, to be changed in place (or by set_data). `fixed`
-  // ones are used but not learned: constants of arithmetic, and gamma of a batch norm that ends the graph (see
-  // partial_fc.md §4).
+  // The executor's own tensors with their ONNX names, in the order of the graph. Change them in place, or by set_data.
+  // `fixed` tensors are used but not learned: constants of arithmetic, and gamma of a batch norm that ends the graph,
+  // which the reference (arcface_torch) freezes as well.
   struct Named {
     std::string name;
     at::Tensor tensor;
@@ -33,8 +36,9 @@ class Executor {
   virtual std::vector<Named>& fixed() = 0;
 };
 
-// Throws Error(UnsupportedOperator) with the operator and the node's name, Error(InvalidModel) for anything else that
-// is wrong with the graph, weights that are not finite included.
+// Plans the graph on `device` and runs it once on two blank pictures. Throws Error(UnsupportedOperator) with the
+// operator and the node's name, and Error(InvalidModel) for any other defect of the graph: names, shapes, weights that
+// are not finite.
 std::unique_ptr<Executor> make_executor(const Graph& graph, at::Device device);
 
 }  // namespace facetrain

@@ -1,4 +1,4 @@
-// A face backbone as plain data: native/src/types.ts's Graph on the C++ side. Knows no torch.
+// A face backbone as plain data: the C++ counterpart of native/src/types.ts's Graph. Knows no torch.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Node {
 struct Constant {
   enum class Type { float32, int64 } type = Type::float32;
   std::vector<int64_t> dims;
+  // The one of the type holds the values, row-major; the other is empty.
   std::vector<float> floats;
   std::vector<int64_t> ints;
 };
@@ -27,11 +28,11 @@ struct Constant {
 struct Graph {
   struct {
     std::string name;
-    int64_t channels = 3, height = 112, width = 112;
+    int64_t channels = 0, height = 0, width = 0;
   } input;
   struct {
     std::string name;
-    int64_t dim = 512;
+    int64_t dim = 0;
   } output;
   std::vector<Node> nodes;  // in topological order
   std::map<std::string, Constant> initializers;

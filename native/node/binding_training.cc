@@ -1,5 +1,6 @@
-// The FP32 model and the training session, each on a worker thread of its own. What a command needs is copied out of
-// JavaScript's values before it is posted; what it gives back becomes values again on JavaScript's thread.
+// The classes of src/model.ts and src/training.ts: the FP32 model and the training session, each on its own worker
+// thread. A command's arguments are copied from JavaScript's values before it is posted; its result becomes a
+// JavaScript value on JavaScript's thread.
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
@@ -15,8 +16,8 @@
 namespace facetrain {
 namespace {
 
-// What an object of JavaScript's and its worker share. `state` is touched on the worker's thread alone, its end
-// included.
+// The worker of a JavaScript object, and the state that the worker's commands use. The state is made, used and
+// destroyed on the worker's thread only.
 template <class State>
 class Owner {
  public:
@@ -24,7 +25,7 @@ class Owner {
       : worker_(Worker::start(env, thread, [state = state_] { state->reset(); })) {}
   ~Owner() { worker_->dispose(); }
 
-  // Posts the function that makes the state; `reply` says of the new state what the promise resolves to.
+  // Posts a function that makes the state. `reply` turns the new state into the Worker::Reply of the promise.
   template <class Function, class Reply>
   Napi::Promise make(Napi::Env env, Function function, Reply reply) {
     return worker_->post(env, [state = state_, function = std::move(function), reply] {
@@ -32,7 +33,7 @@ class Owner {
       return reply(**state);
     });
   }
-  // Posts a function of State& that gives a Worker::Reply.
+  // Posts a function of State& that returns a Worker::Reply.
   template <class Function>
   Napi::Promise post(Napi::Env env, Function function) {
     return worker_->post(env, [state = state_, function = std::move(function)] { return function(**state); });
@@ -50,14 +51,14 @@ Worker::Reply floats_reply(std::vector<float> values) {
   return [shared](Napi::Env env) -> Napi::Value { return to_float32_array(env, std::move(*shared)); };
 }
 
-// To be called on a worker's thread before anything else of libtorch's: its pool of threads, made later, inherits the
-// second setting. A trained network has values below 1e-38, over which a processor takes a hundred times longer: the
-// pretrained MobileFaceNet of our tests cost 69 ms of processor time a picture with them and 6 ms with zeros in their
-// place.
+// Must be called on a worker's thread before any other function of libtorch, because libtorch's own threads, which are
+// made later, inherit the flushing of denormal numbers. Trained networks contain such numbers (below 1.2e-38), which
+// processors compute with a hundred times slower: the pretrained MobileFaceNet of our tests takes 69 ms of processor
+// time a picture with them, and 6 ms when they are flushed to zero.
 void prepare_thread(int threads) {
   at::set_num_threads(threads);
   at::globalContext().setFlushDenormal(true);
-  at::globalContext().setDeterministicCuDNN(true);  // the same run bit for bit, as session.h has it
+  at::globalContext().setDeterministicCuDNN(true);  // for runs that are equal bit for bit (session.h)
 }
 
 // The arguments (pixels, height, width, channels, flip) of embed.
@@ -114,20 +115,20 @@ class Model : public Napi::ObjectWrap<Model> {
 };
 
 RendezvousOptions rendezvous_from(const Napi::Object& comm) {
-  RendezvousOptions options;
-  options.rank = static_cast<int>(integer_of(comm, "rank"));
-  options.size = static_cast<int>(integer_of(comm, "size"));
-  options.master_addr = text_of(comm, "masterAddr");
-  options.master_port = static_cast<int>(integer_of(comm, "masterPort"));
-  options.rendezvous_timeout = std::chrono::milliseconds(integer_of(comm, "rendezvousTimeoutMs"));
-  options.collective_timeout = std::chrono::milliseconds(integer_of(comm, "collectiveTimeoutMs"));
-  return options;
+  return {.rank = static_cast<int>(integer_of(comm, "rank")),
+          .size = static_cast<int>(integer_of(comm, "size")),
+          .master_addr = text_of(comm, "masterAddr"),
+          .master_port = static_cast<int>(integer_of(comm, "masterPort")),
+          .bind_addr = "",
+          .rendezvous_timeout = std::chrono::milliseconds(integer_of(comm, "rendezvousTimeoutMs")),
+          .collective_timeout = std::chrono::milliseconds(integer_of(comm, "collectiveTimeoutMs"))};
 }
 
 DeviceChoice device_choice_from(const Napi::Object& from) {
   const auto comm = from.Get("comm").As<Napi::Object>();
-  return {text_of(from, "device"), static_cast<int>(integer_of(comm, "localRank")),
-          static_cast<int>(integer_of(comm, "localSize"))};
+  return {.wanted = text_of(from, "device"),
+          .local_rank = static_cast<int>(integer_of(comm, "localRank")),
+          .local_size = static_cast<int>(integer_of(comm, "localSize"))};
 }
 
 std::optional<double> optional_number_of(const Napi::Object& object, const char* key) {
@@ -136,35 +137,31 @@ std::optional<double> optional_number_of(const Napi::Object& object, const char*
 
 SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous,
                                     int64_t embedding_dim) {
-  SessionOptions options;
-  options.momentum = number_of(from, "momentum");
-  options.weight_decay = number_of(from, "weightDecay");
-  options.clip_norm = optional_number_of(from, "gradientClipNorm");
   const auto seed = static_cast<uint64_t>(integer_of(from, "seed"));
-
-  const auto margin = from.Get("margin").As<Napi::Object>();
-  options.pfc.num_classes = integer_of(from, "numClasses");
-  options.pfc.embedding_dim = embedding_dim;
-  options.pfc.sample_rate = number_of(from, "sampleRate");
-  options.pfc.seed = seed;
-  options.pfc.scale = static_cast<float>(number_of(from, "scale"));
-  options.pfc.margin = {static_cast<float>(number_of(margin, "m1")), static_cast<float>(number_of(margin, "m2")),
-                        static_cast<float>(number_of(margin, "m3"))};
-  options.pfc.interclass_filter = optional_number_of(from, "interclassFilter");
-
-  const auto data = from.Get("data").As<Napi::Object>();
-  options.data.global_batch = integer_of(data, "globalBatchSize");
-  options.data.rank = rendezvous.rank;
-  options.data.size = rendezvous.size;
-  options.data.seed = seed;
-  options.data.flip = flag_of(data, "flip");
-  options.data.shift = static_cast<int>(integer_of(data, "shift"));
-  options.data.bgr = text_of(data, "channelOrder") == "bgr";
-  options.data.threads = static_cast<int>(integer_of(data, "loaderThreads"));
-  return options;
+  const auto margin = from.Get("margin").As<Napi::Object>(), data = from.Get("data").As<Napi::Object>();
+  return {.pfc = {.num_classes = integer_of(from, "numClasses"),
+                  .embedding_dim = embedding_dim,
+                  .sample_rate = number_of(from, "sampleRate"),
+                  .seed = seed,
+                  .scale = static_cast<float>(number_of(from, "scale")),
+                  .margin = {.m1 = static_cast<float>(number_of(margin, "m1")),
+                             .m2 = static_cast<float>(number_of(margin, "m2")),
+                             .m3 = static_cast<float>(number_of(margin, "m3"))},
+                  .interclass_filter = optional_number_of(from, "interclassFilter")},
+          .data = {.global_batch = integer_of(data, "globalBatchSize"),
+                   .rank = rendezvous.rank,
+                   .size = rendezvous.size,
+                   .seed = seed,
+                   .flip = flag_of(data, "flip"),
+                   .shift = static_cast<int>(integer_of(data, "shift")),
+                   .bgr = text_of(data, "channelOrder") == "bgr",
+                   .threads = static_cast<int>(integer_of(data, "loaderThreads"))},
+          .momentum = number_of(from, "momentum"),
+          .weight_decay = number_of(from, "weightDecay"),
+          .clip_norm = optional_number_of(from, "gradientClipNorm")};
 }
 
-// {name: values}, in the order of `tensors`.
+// From {name: {dims, data}}, in the order of the object's keys.
 std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
   std::vector<Session::Saved> list;
   for (const auto& [key, value] : tensors) {
@@ -175,6 +172,7 @@ std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
   return list;
 }
 
+// To {name: {dims, data}}. Moves the values out of `tensors`.
 Napi::Object to_object(Napi::Env env, std::vector<Session::Saved>& tensors) {
   auto object = Napi::Object::New(env);
   for (auto& [name, dims, values] : tensors) {

@@ -1,4 +1,5 @@
-// The margin of the target logit, as one functor that the CPU and the CUDA code share.
+// The margin of the target logit: CosFace (arXiv 1801.09414), ArcFace (arXiv 1801.07698), SphereFace (arXiv
+// 1704.08063), or all three combined. Compiles for CPU and CUDA.
 #pragma once
 
 #include <cmath>
@@ -11,29 +12,29 @@
 
 namespace facetrain {
 
-// target(cos θ) = cos(m1 θ + m2) - m3. CosFace: (1, 0, m3); ArcFace: (1, m2, 0).
+// target(cos θ) = cos(m1 θ + m2) - m3. CosFace: (1, 0, m3); ArcFace: (1, m2, 0). m2 is in radians.
 struct Margin {
-  float m1 = 1.0f;
-  float m2 = 0.0f;
-  float m3 = 0.4f;
+  float m1, m2, m3;
 };
 
-// The target at one cosine, and its true derivative with respect to that cosine.
+// The target for one cosine, and its derivative with respect to that cosine.
 template <class T>
 struct MarginTarget {
   T value;
   T slope;
 };
 
-// Three places need care:
-// - m1 θ + m2 beyond π, where the cosine would rise again and reward a larger angle. From there on, that is for
-//   θ >= θ* = (π - m2) / m1, the target is cos θ - m3 - p with a constant p and slope 1. For m1 = 1 the reference's
-//   p = m2 sin(π - m2) is taken (arcface_torch of 2022); with any m1 the angle that
-//   θ* lacks to π, m = π - θ*, stands in for m2, and p is at least 1 - cos m, so that the target never rises with θ.
-// - θ near 0, where the slope m1 sin(m1 θ + m2) / sin θ of m2 > 0 has a pole. A feature's gradient is the slope times a
-//   vector of length sin θ, so it stays bounded, but the quotient of two roundings does not: sin θ is taken as at least
-//   kSmallestSine, about the angle that float32 can still tell from 0. The value is not affected.
-// - |cos θ| a rounding above 1, which is clamped.
+// Computes the target in `cosine` = cos θ. Three ranges need special treatment:
+// - θ >= θ* = (π - m2) / m1, where m1 θ + m2 exceeds π and its cosine would rise again, which would reward a larger
+// angle.
+//   There the target is cos θ - m3 - p with a constant p, and the slope is 1. With m = π - θ* (= m2 for m1 = 1), p is
+//   m sin m, the value of the reference (arcface_torch of 2022: m2 sin(π - m2)), but at least 1 - cos m, so that the
+//   target never rises with θ.
+// - θ near 0 with m2 > 0, where the slope m1 sin(m1 θ + m2) / sin θ has a pole. A feature's gradient is the slope times
+// a
+//   vector of length sin θ, so it is bounded, but with rounding errors the quotient is not. The divisor is at least
+//   kSmallestSine, about the smallest angle that float32 cosines resolve. The value is not affected.
+// - |cosine| > 1 by rounding: it is clamped.
 template <class T>
 FT_HD MarginTarget<T> apply_margin(const Margin& margin, T cosine) {
   constexpr T kPi = T(3.14159265358979323846), kSmallestSine = T(1e-3);

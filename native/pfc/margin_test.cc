@@ -1,4 +1,5 @@
-// The margin's value against its definition, its slope against finite differences, and the three places that need care.
+// Compares the margin's value with its definition and its slope with finite differences, and tests the three special
+// ranges.
 #include "pfc/margin.h"
 
 #include <cmath>
@@ -17,7 +18,7 @@ static constexpr double kFloatValueError = 1e-6, kFloatSlopeError = 1e-4;
 static const std::vector<Margin> kMargins = {{1, 0, 0}, {1, 0, 0.4f},       {1, 0.5f, 0},       {1.35f, 0, 0},
                                              {4, 0, 0}, {1.1f, 0.3f, 0.2f}, {0.9f, 0.4f, 0.15f}};
 
-// The angle from which on the target is no longer cos(m1 θ + m2).
+// θ* of margin.h, from which on the target is no longer cos(m1 θ + m2) - m3.
 static double turning_angle(const Margin& margin) { return (kPi - double{margin.m2}) / double{margin.m1}; }
 
 static void test_value() {
@@ -34,7 +35,7 @@ static void test_slope() {
   for (const Margin& margin : kMargins) {
     const double turn = turning_angle(margin);
     for (double angle = 0.05; angle < kPi - 0.05; angle += 0.01) {
-      if (std::abs(angle - turn) < 0.01) continue;  // the target jumps there
+      if (std::abs(angle - turn) < 0.01) continue;  // the target is not continuous there
       const double cosine = std::cos(angle);
       const double difference =
           (apply_margin(margin, cosine + kStep).value - apply_margin(margin, cosine - kStep).value) / (2 * kStep);
@@ -74,7 +75,7 @@ static void test_ends() {
       const auto in_float = apply_margin(margin, static_cast<float>(cosine));
       CHECK(std::isfinite(in_float.value) && std::isfinite(in_float.slope));
     }
-    // The gradient of a feature is the slope times sin θ: bounded on the way to the pole.
+    // The gradient of a feature, slope * sin θ, is bounded near the pole.
     for (double angle = 1e-9; angle < 0.1; angle *= 2) {
       const double cosine = std::cos(angle), sine = std::sin(angle);
       CHECK(apply_margin(margin, cosine).slope * sine <= margin.m1 + 1e-6);

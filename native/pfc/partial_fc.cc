@@ -1,6 +1,6 @@
-// The step: gather, sample, two passes over tiles of the sampled rows, scatter. The first pass sums each sample's
-// exponentials; the second turns the tiles' logits into gradients. Up to a fixed number of logits is kept from the
-// first pass to the second, the others are computed anew: the batch's logits against all rows never exist at once.
+// A step: gather the batch, sample the rows, two passes over tiles of the sampled rows, reduce-scatter the gradient.
+// The first pass sums each sample's exponentials; the second turns the tiles' logits into gradients. Up to kept_logits
+// logits are kept from the first pass for the second, the others are computed again.
 #include "pfc/partial_fc.h"
 
 #include <ATen/ATen.h>
@@ -23,29 +23,31 @@ RowRange row_range(int64_t num_classes, int rank, int size) {
 namespace {
 
 constexpr float kInitDeviation = 0.01f;
-constexpr double kShortest = 1e-12;
+constexpr double kShortest = 1e-12;  // shorter vectors are treated as zero
 
-// A tile's logits [B, t], rows [t, d] and gradients [t, d] stay in a core's cache between the operations on them; a GPU
-// wants fewer and larger launches.
+// Elements of the largest of a tile's tensors: logits [B, t], rows [t, d], gradients [t, d]. On a CPU they stay in a
+// core's cache between the operations on them; a GPU needs fewer and larger launches.
 constexpr int64_t kTileElementsCpu = int64_t{1} << 20, kTileElementsCuda = int64_t{1} << 24;
 
-// Stands for a logit that is not there. Finite: in a tile of nothing else, -inf - max would be NaN.
+// The logit of a masked cell. Finite, because in a tile where all cells are masked -inf - max would be NaN.
 constexpr float kMasked = -1e30f;
 
-// What a key is for.
+// Separate the random numbers of one seed by purpose. Changing the order changes every training run.
 enum : uint64_t { kInitStream, kSampleStream };
 
-// Calls body(first, count) for consecutive parts of [0, n), the last one shorter.
+// Calls body(first, count) for consecutive parts of [0, n) of `tile` each; the last may be shorter.
 template <class Body>
 void for_each_tile(int64_t n, int64_t tile, Body body) {
   for (int64_t first = 0; first < n; first += tile) body(first, std::min(tile, n - first));
 }
 
+// Rows of a tile of `matrix` [n, d] with a batch of `batch` samples.
 int64_t tile_rows(const at::Tensor& matrix, int64_t batch) {
   const int64_t elements = matrix.is_cuda() ? kTileElementsCuda : kTileElementsCpu;
   return std::max<int64_t>(elements / std::max(batch, matrix.size(1)), 64);
 }
 
+// Draws the rows of classes first_class, first_class + 1, ... from N(0, kInitDeviation^2).
 void fill_rows(at::Tensor& weight, uint64_t seed, int64_t first_class) {
   const int64_t dim = weight.size(1);
   constexpr float kUnit = 1.0f / (1 << 24);
@@ -56,7 +58,7 @@ void fill_rows(at::Tensor& weight, uint64_t seed, int64_t first_class) {
     at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const uint64_t key = sequence_number(sequence_number(seed, kInitStream), first_class + first + row);
-        for (int64_t i = 0; i < dim; i += 2) {  // Box and Muller: two normal numbers of two uniform ones
+        for (int64_t i = 0; i < dim; i += 2) {  // Box-Muller: two normal numbers from two uniform ones
           const uint64_t bits = sequence_number(key, i);
           const float u = static_cast<float>((bits >> 40) + 1) * kUnit, v = static_cast<float>(bits & 0xffffff) * kUnit;
           const float radius = kInitDeviation * std::sqrt(-2.0f * std::log(u));
@@ -69,14 +71,14 @@ void fill_rows(at::Tensor& weight, uint64_t seed, int64_t first_class) {
   });
 }
 
-// 1 / |row| [n, 1], and 0 for a row without direction.
+// 1 / |row| [n, 1], and 0 for rows shorter than kShortest.
 at::Tensor inverse_norms(const at::Tensor& matrix) {
   const at::Tensor norms = at::linalg_vector_norm(matrix, 2, at::IntArrayRef{1}, /*keepdim=*/true);
   return norms.reciprocal().masked_fill_(norms < kShortest, 0);
 }
 
-// What is left of a gradient with respect to x / |x|, already divided by |x|, once it has gone through the
-// normalisation: its part at right angles to x.
+// The backward pass of x / |x|: leaves the part of `gradient` (with respect to x / |x|, and already divided by |x|)
+// that is orthogonal to x.
 void remove_radial_(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
   const at::Tensor radial = (gradient * x).sum(1, /*keepdim=*/true).mul_(inverse_norm).mul_(inverse_norm);
   gradient.addcmul_(x, radial, -1);
@@ -87,7 +89,8 @@ struct Batch {
   at::Tensor labels;    // [B] int64, on the host
 };
 
-// One all-gather: a label's 64 bits travel as two floats behind its features, moved but never computed with.
+// Gathers the batch in one all-gather. The 64 bits of a label travel as two floats after its features; they are copied
+// but never used in arithmetic.
 Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
   const int64_t dim = features.size(1);
   const at::Tensor bits = labels.to(features.device()).contiguous().view({-1, 1}).view(at::kFloat);
@@ -98,6 +101,7 @@ Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
           all.narrow(1, dim, 2).contiguous().view(at::kLong).view({-1}).to(at::kCPU)};
 }
 
+// Throws Error(InvalidDataset) for a label outside [0, num_classes).
 void check_labels(const at::Tensor& labels, int64_t num_classes, int64_t batch_of_rank) {
   const int64_t* label = labels.data_ptr<int64_t>();
   for (int64_t i = 0; i < labels.numel(); ++i) {
@@ -108,9 +112,10 @@ void check_labels(const at::Tensor& labels, int64_t num_classes, int64_t batch_o
   }
 }
 
-// The samples whose class this rank owns, by ascending row.
+// The samples of the global batch whose class this rank owns, by ascending row.
 struct Positives {
-  std::vector<int64_t> rows, samples;
+  std::vector<int64_t> rows;     // counted from this rank's first
+  std::vector<int64_t> samples;  // indices in the global batch
 };
 
 Positives find_positives(const at::Tensor& labels, RowRange range) {
@@ -133,8 +138,7 @@ at::Tensor indices(const std::vector<int64_t>& values, at::Device device) {
   return at::tensor(values, at::kLong).to(device);
 }
 
-// s target(cos) and d target / d cos of the samples' own classes, each [k] float64. A few numbers, so the functor runs
-// on the host wherever the tensors are.
+// s target(cos) and d target / d cos for cosines [k] float64. Runs on the host, because k is small.
 std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double scale, const at::Tensor& cosines) {
   at::Tensor logits = cosines.to(at::kCPU, at::kDouble), slopes = at::empty_like(logits);
   double* logit = logits.data_ptr<double>();
@@ -159,14 +163,14 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
   sampled_ = indices({}, options.device);
 }
 
-// A negative class is in the sample if the hash of (seed, step, class) is below sample_rate * 2^64: the decision needs
-// no other class and no other rank, so the sample is the same for every number of ranks and costs no collective. Each
-// negative is there with probability sample_rate, independently of the others, so the softmax sees the same mixture of
-// negatives as with the reference's sample of fixed size; the size is binomial instead, C r give or take
-// sqrt(C r (1 - r)): 300 in 100 000 for a million classes at 0.1. Positives come on top and are always kept, however
-// many they are (the reference counts them in, and lets the sample grow where they outnumber it).
+// Samples this rank's rows. `positives`, ascending and possibly repeated, are always in the sample. Returns the place
+// of each positive among the sampled rows.
 //
-// `positives` ascend and may repeat; returned is the place of each among the sampled rows.
+// A negative class is in the sample if the hash of (seed, step, class) is below sample_rate * 2^64. The decision needs
+// no other class and no other rank, so the sample is the same for every number of ranks and needs no collective. Each
+// negative is in it with probability sample_rate, independently of the others. The number of negatives is binomial,
+// with mean C r and deviation sqrt(C r (1 - r)): 100 000 and 300 for a million classes at r = 0.1. The reference
+// (arcface_torch) instead draws a sample of fixed size that includes the positives, and is larger if these are more.
 std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>& positives) {
   if (options_.sample_rate >= 1) {
     if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, sampled_.options());
@@ -185,27 +189,27 @@ std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>
   return columns;
 }
 
-// Part of the sampled rows of a [count, d] matrix: a view where all rows are sampled, else a copy.
+// The sampled rows first to first + count - 1 of a matrix [rows of this rank, d]: a view if all rows are sampled,
+// otherwise a copy.
 at::Tensor PartialFc::sampled_rows(const at::Tensor& matrix, int64_t first, int64_t count) const {
   if (sampled_.size(0) == rows_.count) return matrix.narrow(0, first, count);
   return matrix.index_select(0, sampled_.narrow(0, first, count));
 }
 
-// With x and w of unit length, t = target(x . w_y), and the other logits l_j = s x . w_j:
+// With x and w of unit length, y the label, t = target(x . w_y), and the other logits l_j = s x . w_j:
 //   loss = mean_i (log Z_i - s t_i),  Z = e^(s t) + sum_j e^(l_j),
 //   d loss / d cos_j = s / B e^(l_j) / Z,  d loss / d cos_y = s / B (e^(s t) / Z - 1) t'.
 //
-// Numerics. A rank's share of Z needs no maximum that the ranks would first have to agree on: |l| <= s <= 512, and
-// float64 spans e^-745 to e^709, so sums of plain exponentials neither overflow nor vanish, with few classes and
-// cosines near -1 too (float32 with a fixed maximum of s, the usual short cut, vanishes below cos = -0.36 at s = 64).
-// Exponentials are taken in float32, of a tile's logits less the row's maximum in that tile. The target takes no part
-// in the tiles: its logit is a float64 of its own, so that neither a loss near 0 nor p - 1 is a difference of
-// roundings.
+// Numerics. Z is summed over the ranks without subtracting a maximum, which would cost a collective: |l| <= s <= 512,
+// and float64 represents e^-745 to e^709, so the exponentials neither overflow nor underflow. (float32 with the
+// constant maximum s, a common shortcut, underflows for cos < -0.36 at s = 64.) Within a tile, exponentials are
+// float32, of the logits minus the row's maximum in that tile. The target's logit is not in the tiles but a separate
+// float64, so that a loss near 0 and p - 1 near 0 are not differences of rounded numbers.
 PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
   const at::NoGradGuard no_grad;
   const double scale = options_.scale;
 
-  // The batch of all ranks, and the sample.
+  // Gather the batch of all ranks, and sample the rows.
   const at::Tensor inverse_norm = inverse_norms(embeddings);
   const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
   const int64_t batch_size = batch.features.size(0);
@@ -214,14 +218,15 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
 
-  // The targets that this rank owns.
+  // The target logits of the samples whose class this rank owns.
   const at::Tensor target_samples = indices(positives.samples, options_.device);
   const at::Tensor target_rows = weight_.index_select(0, indices(positives.rows, options_.device)).to(at::kDouble);
   const at::Tensor target_cosines =
       (batch.features.index_select(0, target_samples) * target_rows * inverse_norms(target_rows)).sum(1);
   const auto [target_logits, target_slopes] = apply_margins(options_.margin, scale, target_cosines);
 
-  // The targets in a tile: which of them, and their cells in the tile seen as one row.
+  // The targets in the tile of rows [first, first + count): the index of the first among all targets, and the flat
+  // indices of their cells in the tile [B, count].
   const auto targets_in = [&](int64_t first, int64_t count) {
     const auto begin = std::lower_bound(target_columns.begin(), target_columns.end(), first);
     const auto end = std::lower_bound(begin, target_columns.end(), first + count);
@@ -235,11 +240,12 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
 
   struct Tile {
     at::Tensor inverse_norms;  // [t, 1]
-    at::Tensor logits;         // [B, t] s cos, no margin and no filter applied; undefined if not kept
+    at::Tensor logits;         // [B, t]: s cos, without margin and filter; undefined if not kept
   };
   std::vector<Tile> tiles;
   int64_t logits_to_keep = options_.kept_logits;
   const at::Tensor scaled_features = batch.features * scale;
+  // s cos [B, t].
   const auto score = [&](const at::Tensor& rows, const at::Tensor& inverse_row_norms) {
     return at::mm(scaled_features, rows.t()).mul_(inverse_row_norms.view({1, -1}));
   };
@@ -248,7 +254,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const int64_t tile_size = options_.tile_rows ? options_.tile_rows : tile_rows(weight_, batch_size);
   const int64_t sample_size = sampled_.size(0);
 
-  // First pass: Z and s t of each sample, here over this rank's classes, then over all.
+  // First pass: Z and s t of each sample over this rank's classes; then the sums over all ranks.
   at::Tensor sums = at::zeros({2, batch_size}, batch.features.options().dtype(at::kDouble));
   at::Tensor z = sums[0], target = sums[1];
   for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
@@ -270,7 +276,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   comm_.all_reduce_sum(sums);
   const at::Tensor log_z = z.log();
 
-  // Second pass: the gradients of the logits, and from them those of all features and of the sampled rows.
+  // Second pass: the gradients of the logits, and from them those of all ranks' features and of the sampled rows.
   const double weight_of_sample = scale / batch_size;
   const at::Tensor shift = (log_z - std::log(weight_of_sample)).to(at::kFloat).view({-1, 1});
   const at::Tensor target_gradients =
@@ -281,7 +287,8 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
     const at::Tensor rows = sampled_rows(weight_, first, count);
     const Tile& tile = tiles[first / tile_size];
-    at::Tensor gradients = tile.logits.defined() ? tile.logits : score(rows, tile.inverse_norms);  // logits at first
+    at::Tensor gradients =
+        tile.logits.defined() ? tile.logits : score(rows, tile.inverse_norms);  // logits until exp_()
     const at::Tensor filtered = largest_negative ? gradients > *largest_negative : at::Tensor();
     gradients.sub_(shift).exp_();
     if (filtered.defined()) gradients.masked_fill_(filtered, 0);
@@ -294,7 +301,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     remove_radial_(row_gradients, rows, tile.inverse_norms);
   });
 
-  // Everybody's share of this rank's features, and back through their normalisation.
+  // Sum all ranks' gradients of this rank's features, and go back through the normalisation.
   Result result{(log_z - target).mean().item<double>(), at::empty(embeddings.sizes(), embeddings.options())};
   comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
   result.grad_embeddings.mul_(inverse_norm);
@@ -309,7 +316,7 @@ void PartialFc::apply_sgd(double learning_rate, double momentum, double weight_d
     at::Tensor rows = sampled_rows(weight_, first, count), velocity = sampled_rows(momentum_, first, count);
     velocity.mul_(momentum).add_(gradient_.narrow(0, first, count)).add_(rows, weight_decay);
     rows.add_(velocity, -learning_rate);
-    if (all) return;  // they were views
+    if (all) return;  // rows and velocity are views
     const at::Tensor index = sampled_.narrow(0, first, count);
     weight_.index_copy_(0, index, rows);
     momentum_.index_copy_(0, index, velocity);

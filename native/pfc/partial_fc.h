@@ -1,9 +1,13 @@
-// Partial FC (arXiv 2010.05222): softmax over class centres that are sharded by rows over the ranks, on a sample of the
-// classes.
+// Partial FC (An et al., arXiv 2010.05222 and 2203.15565): softmax over class centres that are sharded by rows over the
+// ranks, on a sample of the classes.
 //
-// Each rank holds rows [first, first + count) of the class centre matrix W [C, d]. A step gathers features and labels
-// of all ranks, scores them against the sampled local rows, and shares only two numbers per sample; logits never leave
-// their rank.
+// Each rank holds rows [first, first + count) of the matrix of class centres W [C, d]. A step gathers the features and
+// labels of all ranks, computes their logits for the sampled rows of this rank, and sums two numbers a sample over the
+// ranks. Logits never leave their rank.
+//
+// Cost of a step on a rank, with B samples in the global batch, n sampled rows: three products of B x n x d, 4 d bytes
+// a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits never exist
+// at once: they are computed in tiles (tile_rows, kept_logits).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,53 +22,59 @@
 namespace facetrain {
 
 struct RowRange {
-  int64_t first = 0;
+  int64_t first = 0;  // global class
   int64_t count = 0;
 };
 
-// The reference's contiguous split: C / W rows each, the first C % W ranks one more.
+// The contiguous split of the reference (arcface_torch): num_classes / size rows each, and one more on the first
+// num_classes % size ranks.
 RowRange row_range(int64_t num_classes, int rank, int size);
 
+// No defaults for what users set: those are in api/src/facetrainjob.ts.
 struct PfcOptions {
-  int64_t num_classes = 0;
-  int64_t embedding_dim = 512;
-  double sample_rate = 1.0;
-  uint64_t seed = 0;
-  float scale = 64.0f;  // s, at most 512
+  int64_t num_classes;
+  int64_t embedding_dim;
+  double sample_rate;  // r: the share of the negative classes in a step; 1: all
+  uint64_t seed;       // of the initial rows and of the samples
+  float scale;         // s, at most 512
   Margin margin;
-  // A cosine above this that is not the target's counts as noise in the labels: its logit is 0, and it has no gradient.
+  // A negative whose cosine exceeds this is taken for label noise (arXiv 2203.15565): its logit is 0 and has no
+  // gradient.
   std::optional<float> interclass_filter;
-  int64_t tile_rows = 0;  // class centres scored at a time; 0: as many as the cache holds
-  // Logits that the backward pass finds kept (64 MiB); those beyond are computed a second time. The result is the same.
+  int64_t tile_rows = 0;  // class centres in a tile; 0: as many as the cache holds
+  // Logits that are kept from the forward to the backward pass (2^24: 64 MiB); others are computed twice. The result is
+  // the same.
   int64_t kept_logits = int64_t{1} << 24;
   at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
 };
 
 class PartialFc {
  public:
-  // Rows are drawn from N(0, 0.01^2), keyed by seed and class: the same for every number of ranks.
+  // Rows are drawn from N(0, 0.01^2). A row depends on seed and class only: it is the same for every number of ranks.
   PartialFc(Comm& comm, const PfcOptions& options);
 
-  // embeddings [b, d] float32 (not normalised), labels [b] int64 in [0, C): this rank's part; the same b on every rank.
-  // Returns d loss / d embeddings [b, d] where loss is the mean over the global batch; `loss` is the same on every
-  // rank. A vector shorter than 1e-12 has no direction: its cosines and its gradient are 0. Throws Error
-  // InvalidDataset, on every rank, for a label that is no class.
+  // Takes this rank's part of the batch: embeddings [b, d] float32, not normalised; labels [b] int64 in [0, C). b is
+  // the same on every rank. Returns the mean loss over the global batch, the same on every rank, and d loss / d
+  // embeddings [b, d]. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
+  // selects the sample. Throws Error(InvalidDataset), on every rank, for a label outside [0, C), and CommError.
   struct Result {
     double loss = 0;
     at::Tensor grad_embeddings;
   };
   Result forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step);
 
-  // Lazy SGD on the rows sampled by the last forward_backward: m <- mu m + (g + wd w); w <- w - lr m. Other rows do not
-  // move.
+  // Lazy SGD on the rows that the last forward_backward sampled: m <- momentum m + (g + weight_decay w),
+  // w <- w - learning_rate m. Other rows and their momentum do not change.
   void apply_sgd(double learning_rate, double momentum, double weight_decay);
 
   RowRange rows() const { return rows_; }
-  // For checkpoints: write into them, do not replace them.
-  at::Tensor& weight() { return weight_; }                // [count, d]
-  at::Tensor& momentum() { return momentum_; }            // [count, d]
-  const at::Tensor& sampled() const { return sampled_; }  // local row indices of the last step, ascending, int64
-  const at::Tensor& sampled_gradient() const { return gradient_; }  // [sampled, d]; the next step overwrites it
+  // For checkpoints: values may be written, the tensors must not be replaced.
+  at::Tensor& weight() { return weight_; }      // [count, d]
+  at::Tensor& momentum() { return momentum_; }  // [count, d]
+  // Of the last step: its rows, counted from this rank's first, ascending, int64 [n]; and their gradient [n, d], which
+  // the next step overwrites.
+  const at::Tensor& sampled() const { return sampled_; }
+  const at::Tensor& sampled_gradient() const { return gradient_; }
 
  private:
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);

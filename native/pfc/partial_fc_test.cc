@@ -1,10 +1,11 @@
-// Partial FC against a dense softmax in float64 on one rank, whose gradients come from autograd: none of the formulas
-// under test are used there. `partial_fc_test gloo RANK SIZE PORT` is one rank of the test with real processes.
+// Compares Partial FC with a dense softmax in float64 on one rank. Its gradients come from autograd, so it uses none of
+// the formulas under test. `partial_fc_test gloo RANK SIZE PORT` is one rank of the test with real processes.
 #include "pfc/partial_fc.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "comm/loopback.h"
 #include "error.h"
 #include "test/check.h"
 #include "test/processes.h"
@@ -14,7 +15,7 @@ using namespace facetrain;
 // float32 against float64, logits up to 64: a cosine is off by a few 1e-7, a logit by 64 times that, and so is,
 // relative to itself, a probability. Gradients are measured against the largest entry of the tensor.
 static constexpr double kLossError = 2e-6, kGradientError = 1e-5;
-// After eight steps of SGD: what the steps' errors add up to.
+// The accumulated error after eight steps of SGD.
 static constexpr double kStepsLossError = 1e-5, kStepsRowsError = 1e-5;
 
 static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
@@ -26,8 +27,7 @@ static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
   return largest > 0 ? error / largest : error;
 }
 
-// ---- the oracle
-// ------------------------------------------------------------------------------------------------------
+// ---- the reference ----
 
 struct Dense {
   double loss;
@@ -59,16 +59,26 @@ static Dense dense_softmax(const PfcOptions& options, const at::Tensor& x32, con
   return {loss.item<double>(), x.grad(), w.grad()};
 }
 
-// ---- one problem, on any number of ranks
-// -----------------------------------------------------------------------------
+// ---- one problem, on any number of ranks ----
 
 struct Problem {
   PfcOptions options;
   at::Tensor x, w, labels;  // [B, d], [C, d], [B]
 };
 
-// Samples at all angles to their class, from "the same" to "opposite", past the margins' turning points.
-static Problem make_problem(int64_t num_classes, int64_t dim, int64_t batch, PfcOptions options = {}) {
+static PfcOptions cosface_on_all_classes() {
+  return {.num_classes = 0,
+          .embedding_dim = 0,
+          .sample_rate = 1,
+          .seed = 0,
+          .scale = 64,
+          .margin = {1, 0, 0.4f},
+          .interclass_filter = std::nullopt};
+}
+
+// Samples at all angles to their class, from the same direction to the opposite one, past the θ* of every margin.
+static Problem make_problem(int64_t num_classes, int64_t dim, int64_t batch,
+                            PfcOptions options = cosface_on_all_classes()) {
   at::manual_seed(7);
   options.num_classes = num_classes;
   options.embedding_dim = dim;
@@ -88,7 +98,7 @@ struct Step {
   at::Tensor sampled, dw;      // [n] global classes, [n, d]
 };
 
-// The ranks' parts, put together in rank order.
+// Joins the parts of the ranks in rank order.
 class Parts {
  public:
   explicit Parts(int size) : losses_(size), dx_(size), sampled_(size), dw_(size) {}
@@ -135,8 +145,7 @@ static void check_against_dense(const Problem& problem, const Step& step) {
   CHECK_NEAR(max_error(step.dw, dense.dw), 0, kGradientError);
 }
 
-// ---- tests
-// -----------------------------------------------------------------------------------------------------------
+// ---- tests ----
 
 static void test_every_margin_rate_filter_and_world_size() {
   const std::vector<Margin> margins = {{1, 0, 0.4f}, {1, 0.5f, 0}, {1.35f, 0, 0}, {1.1f, 0.3f, 0.2f}};
@@ -144,7 +153,7 @@ static void test_every_margin_rate_filter_and_world_size() {
     for (const double rate : {0.1, 1.0}) {
       for (const std::optional<float> filter : {std::optional<float>(), std::optional<float>(0.2f)}) {
         for (const float scale : {64.0f, 8.0f}) {
-          PfcOptions options;
+          PfcOptions options = cosface_on_all_classes();
           options.margin = margin;
           options.sample_rate = rate;
           options.interclass_filter = filter;
@@ -157,10 +166,10 @@ static void test_every_margin_rate_filter_and_world_size() {
   }
 }
 
-// The result must not depend on how the rows are cut into tiles.
+// The result does not depend on the size of the tiles.
 static void test_tiles() {
   for (const double rate : {0.3, 1.0}) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.sample_rate = rate;
     options.interclass_filter = 0.3f;
     for (const int64_t tile : {1, 2, 7, 16, 102, 103, 104}) {
@@ -169,7 +178,7 @@ static void test_tiles() {
       const Step step = run_step(problem, 2);
       check_against_dense(problem, step);
 
-      // Nor on how many of the tiles are kept.
+      // Nor on how many of their logits are kept.
       for (const int64_t kept : {0, 10 * 30}) {
         Problem other = problem;
         other.options.kept_logits = kept;
@@ -184,7 +193,7 @@ static void test_tiles() {
 
 static void test_margins_and_filter_matter() {
   const auto loss = [](const Margin& margin, std::optional<float> filter) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.margin = margin;
     options.interclass_filter = filter;
     return run_step(make_problem(103, 17, 24, options), 2).losses[0];
@@ -200,7 +209,7 @@ static int64_t contains(const at::Tensor& set, const at::Tensor& values) {
 }
 
 static void test_sample() {
-  PfcOptions options;
+  PfcOptions options = cosface_on_all_classes();
   options.sample_rate = 0.1;
   const int64_t num_classes = 20001;
   const Problem problem = make_problem(num_classes, 4, 12, options);
@@ -210,7 +219,7 @@ static void test_sample() {
   CHECK_EQ(contains(one.sampled, problem.labels), problem.labels.numel());
   CHECK((one.sampled.diff() > 0).all().item<bool>());
 
-  // Binomial: 2000 give or take 42; another step or seed draws independently, with 200 in common.
+  // Binomial: mean 2000, deviation 42. Another step or seed draws independently: 200 in common, deviation 14.
   CHECK_NEAR(static_cast<double>(one.sampled.numel()), 2000, 5 * 42 + 12);
   Problem other = problem;
   other.options.seed += 1;
@@ -221,7 +230,7 @@ static void test_sample() {
 
 static void test_positives_outnumber_the_sample() {
   for (const double rate : {0.0, 0.01}) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.sample_rate = rate;
     Problem problem = make_problem(60, 9, 40, options);
     problem.labels = at::randperm(60, at::kLong).narrow(0, 0, 40).contiguous();
@@ -234,10 +243,10 @@ static void test_positives_outnumber_the_sample() {
   }
 }
 
-// Ranks 1 to 3 own no positive; at rate 0 they sample nothing at all.
+// Ranks 1 to 3 own no positive; at rate 0 they sample nothing.
 static void test_ranks_without_positives() {
   for (const double rate : {0.0, 0.1, 1.0}) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.sample_rate = rate;
     Problem problem = make_problem(103, 16, 8, options);
     problem.labels.remainder_(26);
@@ -252,10 +261,10 @@ static void test_fewer_classes_than_ranks() {
   check_against_dense(problem, run_step(problem, 4));
 }
 
-// Every cosine is -1, and e^(-64 (1 + cos...)) is far below what float32 can hold; the loss is log 2 plus the margin.
+// Every cosine is -1, so the exponentials relative to e^s are far below the range of float32.
 static void test_few_classes_far_below_zero() {
   for (const float scale : {64.0f, 512.0f}) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.scale = scale;
     Problem problem = make_problem(2, 4, 4, options);
     problem.w = at::ones({2, 4});
@@ -266,9 +275,9 @@ static void test_few_classes_far_below_zero() {
   }
 }
 
-// A sample on its class centre with everything else far away: the loss is e^-something, not a rounding of 64.
+// Each sample equals its class centre and is orthogonal to the others: the loss, log(1 + 3 e^-16), keeps its digits.
 static void test_loss_near_zero() {
-  PfcOptions options;
+  PfcOptions options = cosface_on_all_classes();
   options.margin = {1, 0, 0};
   options.scale = 16;
   Problem problem = make_problem(4, 4, 4, options);
@@ -279,7 +288,7 @@ static void test_loss_near_zero() {
 }
 
 static void test_pole_of_arcface() {
-  PfcOptions options;
+  PfcOptions options = cosface_on_all_classes();
   options.margin = {1, 0.5f, 0};
   Problem problem = make_problem(40, 16, 8, options);
   problem.x = problem.w.index_select(0, problem.labels) * 5;
@@ -301,7 +310,7 @@ static void test_vector_without_direction() {
   for (const at::Tensor& gradient : {step.dx, step.dw}) CHECK(gradient.isfinite().all().item<bool>());
 }
 
-// Also proves that a label's 64 bits arrive at the other ranks.
+// Also tests that all 64 bits of a label arrive at the other ranks.
 static void test_labels_out_of_range() {
   for (const int64_t bad : {int64_t{-1}, int64_t{20}, int64_t{1} << 40 | 1}) {
     Problem problem = make_problem(20, 8, 4);
@@ -322,7 +331,7 @@ static void test_labels_out_of_range() {
   }
 }
 
-// Eight steps of training, each on a batch of its own, from the rows that the seed gives.
+// The result of eight steps of training, each on another batch, from the initial rows of the seed.
 struct Training {
   std::vector<double> losses;
   std::vector<at::Tensor> sampled;  // global classes, by step
@@ -333,7 +342,7 @@ static constexpr int kSteps = 8;
 static constexpr double kLearningRate = 0.1, kMomentum = 0.9, kWeightDecay = 5e-3;
 
 static std::vector<Problem> training_batches(double rate) {
-  PfcOptions options;
+  PfcOptions options = cosface_on_all_classes();
   options.sample_rate = rate;
   options.margin = {1, 0.5f, 0};
   std::vector<Problem> batches(kSteps, make_problem(103, 17, 24, options));
@@ -376,7 +385,7 @@ static Training train(int size, const std::vector<Problem>& batches) {
   return whole;
 }
 
-// The same seed gives the same training at every world size, and it is that of lazy SGD in float64.
+// The same seed gives the same training for every number of ranks, and it equals lazy SGD in float64.
 static void test_training() {
   for (const double rate : {0.1, 1.0}) {
     const std::vector<Problem> batches = training_batches(rate);
@@ -395,7 +404,7 @@ static void test_training() {
     CHECK_NEAR(max_error(one.momentum, m), 0, kStepsRowsError);
     CHECK(one.losses.back() != one.losses.front());
 
-    // Rows that were never sampled have not moved.
+    // Rows that were never sampled are unchanged.
     const at::Tensor untouched = ~at::isin(at::arange(103), at::cat(one.sampled));
     CHECK_EQ(untouched.any().item<bool>(), rate < 1);
     CHECK(at::equal(one.weight.index({untouched}), initial.index({untouched})));
@@ -423,13 +432,9 @@ static void test_gloo() {
   for (test::Child& child : children) CHECK_EQ(child.wait(), 0);
 }
 
-// A sum of two is the same in either order, so over Gloo two ranks get what two fake ranks get, bit for bit.
+// A sum of two numbers does not depend on their order, so two ranks over Gloo equal two fake ranks bit for bit.
 static int run_gloo_rank(int rank, int size, int port) {
-  RendezvousOptions rendezvous;
-  rendezvous.rank = rank;
-  rendezvous.size = size;
-  rendezvous.master_port = port;
-  const auto comm = make_gloo_comm(rendezvous);
+  const auto comm = make_gloo_comm(loopback(rank, size, port));
   for (const double rate : {0.1, 1.0}) {
     const std::vector<Problem> batches = training_batches(rate);
     const Training actual = train_rank(*comm, batches);
@@ -446,12 +451,12 @@ static int run_gloo_rank(int rank, int size, int port) {
   return TEST_RESULT();
 }
 
-// The same on a GPU, where there is one.
+// Runs on a GPU if there is one.
 static void test_cuda() {
   if (!at::hasCUDA()) return;
   const auto solo = make_solo_comm();
   for (const double rate : {0.1, 1.0}) {
-    PfcOptions options;
+    PfcOptions options = cosface_on_all_classes();
     options.sample_rate = rate;
     options.margin = {1, 0.5f, 0};
     options.interclass_filter = 0.2f;
@@ -496,11 +501,11 @@ static void test_initial_rows() {
   };
   const at::Tensor one = rows(1);
   for (const int size : {2, 3, 4}) CHECK(at::equal(rows(size), one));
-  // 9933 numbers: the mean is off by 1e-4, the deviation by 0.7e-4, the fourth moment over sigma^4 by 0.1.
+  // Deviations over 9933 numbers: of the mean 1e-4, of the standard deviation 0.7e-4, of the kurtosis 0.1.
   CHECK_NEAR(one.mean().item<double>(), 0, 5e-4);
   CHECK_NEAR(one.std().item<double>(), 0.01, 3.5e-4);
   CHECK_NEAR((one / 0.01).pow(4).mean().item<double>(), 3, 0.5);
-  // No row resembles another: cosines of 33-dimensional noise.
+  // Rows are independent: their cosines are those of 33-dimensional noise.
   const at::Tensor unit = one / one.norm(2, {1}, true);
   CHECK((at::mm(unit, unit.t()) - at::eye(301)).abs().max().item<double>() < 0.9);
   options.seed += 1;

@@ -1,4 +1,4 @@
-// The whole of a test framework: CHECK prints file, line and values, counts a failure, and goes on; main returns
+// The test framework: a CHECK that fails prints file, line and values, counts the failure, and continues. main returns
 // TEST_RESULT().
 #pragma once
 
@@ -41,7 +41,7 @@ inline std::ostream& fail(const char* file, int line) {
           << #actual " is " << check_a << ", expected " << check_e << " within " << check_t << "\n"; \
   } while (false)
 
-// The expression throws an exception of the type whose message contains `text`.
+// The expression throws an exception of `type` whose message contains `text`.
 #define CHECK_THROWS(expression, type, text)                                              \
   do {                                                                                    \
     try {                                                                                 \

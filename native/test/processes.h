@@ -1,4 +1,4 @@
-// Runs this test program again as other processes: real ranks, that can be killed and stopped.
+// Runs this test program as child processes: ranks that can be killed and stopped.
 #pragma once
 
 #include <arpa/inet.h>
@@ -18,7 +18,7 @@
 
 namespace facetrain::test {
 
-// A TCP port that was free a moment ago.
+// A TCP port that is free at the time of the call.
 inline int free_port() {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
@@ -33,7 +33,7 @@ inline int free_port() {
   return ntohs(address.sin_port);
 }
 
-// This program with other arguments. Killed, if it still runs, when this goes out of scope.
+// This program with other arguments, as a child process. The destructor kills it if it still runs.
 class Child {
  public:
   explicit Child(const std::vector<std::string>& arguments) {
@@ -52,7 +52,7 @@ class Child {
     }
   }
 
-  // The exit code, 128 + n after signal n, or -1 when it still runs after `limit`.
+  // Waits for its end. Returns the exit code, 128 + n after signal n, or -1 if it still runs after `limit`.
   int wait(std::chrono::seconds limit = std::chrono::seconds(60)) {
     const auto deadline = std::chrono::steady_clock::now() + limit;
     int status = 0;

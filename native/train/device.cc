@@ -10,8 +10,8 @@ namespace facetrain {
 int cuda_devices() { return has_nccl() ? at::detail::getCUDAHooks().deviceCount() : 0; }
 
 at::Device choose_device(const DeviceChoice& choice, int devices) {
-  const bool everywhere = devices >= choice.local_size;
-  if (choice.wanted == "cpu" || (choice.wanted == "auto" && !everywhere)) return at::kCPU;
+  const bool enough_for_all = devices >= choice.local_size;
+  if (choice.wanted == "cpu" || (choice.wanted == "auto" && !enough_for_all)) return at::kCPU;
   if (choice.local_rank >= devices) {
     throw Error("InvalidConfig", "device",
                 has_nccl() ? "cuda, but rank " + std::to_string(choice.local_rank) + " of this machine sees " +

@@ -1,4 +1,5 @@
-// Where a rank computes. Knows of CUDA only how many devices there are, so it is the same code in a build without.
+// Chooses the device on which a rank computes. Uses only the number of CUDA devices, so it is the same code in a build
+// without CUDA.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -8,16 +9,17 @@
 namespace facetrain {
 
 struct DeviceChoice {
-  std::string wanted = "cpu";  // "cpu", "cuda" or "auto"
-  int local_rank = 0;          // among the ranks on this machine (or in this container)
-  int local_size = 1;
+  std::string wanted;  // "cpu", "cuda" or "auto"
+  int local_rank;      // among the local_size ranks on this machine (or in this container)
+  int local_size;
 };
 
 // CUDA devices that this process may use; 0 in a build without CUDA.
 int cuda_devices();
 
-// "auto" is CUDA where every rank of this machine finds a device of its own: some with and some without could not meet.
-// Throws Error(InvalidConfig) for "cuda" where there is none for this rank.
+// With CUDA, a rank gets the device of its local rank. "auto" chooses CUDA if `devices` suffice for all ranks on this
+// machine, otherwise the CPU, because ranks on CPUs and on GPUs cannot communicate. Throws Error(InvalidConfig) for
+// "cuda" when there is no device for this rank.
 at::Device choose_device(const DeviceChoice& choice, int devices = cuda_devices());
 
 }  // namespace facetrain

@@ -1,4 +1,4 @@
-// Which device a rank gets, for any number of devices; and what this build and this machine have.
+// The device that a rank gets for a given number of devices, and for those of this machine.
 #include "train/device.h"
 
 #include "comm/comm.h"
@@ -16,7 +16,7 @@ int main() {
   CHECK_EQ(choose_device({"auto", 0, 1}, 0), cpu);
   CHECK_EQ(choose_device({"auto", 0, 1}, 1), cuda(0));
   CHECK_EQ(choose_device({"auto", 3, 4}, 4), cuda(3));
-  // With a device too few none takes one.
+  // One device too few: all ranks use the CPU.
   CHECK_EQ(choose_device({"auto", 0, 4}, 3), cpu);
   CHECK_EQ(choose_device({"auto", 3, 4}, 3), cpu);
   CHECK_EQ(choose_device({"cuda", 1, 2}, 2), cuda(1));

@@ -16,10 +16,10 @@
 namespace facetrain {
 namespace {
 
-// flags_: how many ranks vote for what.
+// Indices in flags_; each counts the ranks for which the flag is true.
 enum Flag { kStop, kCheckpoint, kNotFinite, kFlags };
 
-// Runs what talks to the other ranks.
+// Runs a function that communicates. Turns CommError into Error(PeerLost).
 template <class Function>
 auto with_peers(const Comm& comm, Function function) {
   try {
@@ -120,7 +120,8 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
 
   const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
   stop_if_cancelled();
-  // Already the gradient of the mean over the global batch: the ranks' shares add up, nothing is averaged.
+  // `gradient` is that of the mean over the global batch, so the ranks' gradients of the backbone are summed, not
+  // averaged.
   const auto [loss, gradient] = with_peers(
       *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
   gradients_.zero_();
@@ -128,7 +129,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   stop_if_cancelled();
 
   bool finite = std::isfinite(loss) && std::isfinite(centres_.sampled_gradient().sum().item<double>());
-  share(votes, finite);
+  sum_over_ranks(votes, finite);
   const double norm = clip();
   if (!finite || !std::isfinite(norm)) {
     throw Error("NotANumber", "step " + std::to_string(step),
@@ -141,7 +142,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   return {loss, norm, votes};
 }
 
-// The loader works ahead on the steps that follow; a jump starts it again.
+// The loader decodes the following steps ahead. A step that does not follow the last one starts a new loader.
 Batch Session::next_batch(int64_t step) {
   if (step != next_step_) {
     LoaderOptions options = options_.data;
@@ -152,9 +153,10 @@ Batch Session::next_batch(int64_t step) {
   return loader_->next();
 }
 
-// The step's one collective for the backbone. Running statistics become their mean over the ranks, so a checkpoint of
-// rank 0 is one of every rank; flags become true where any rank has them so.
-void Session::share(Votes& votes, bool& finite) {
+// The only collective for the backbone in a step. Sums the gradients over the ranks; averages running statistics, so
+// that rank 0's checkpoint is valid for every rank; sets `votes` that are true on any rank, and clears `finite` if any
+// rank's is false.
+void Session::sum_over_ranks(Votes& votes, bool& finite) {
   flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, finite ? 0.f : 1.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
   if (comm_->size() > 1) statistics_.div_(comm_->size());
@@ -164,7 +166,8 @@ void Session::share(Votes& votes, bool& finite) {
   finite = flag[kNotFinite] == 0;
 }
 
-// As torch's clip_grad_norm_. Gives the norm before clipping; the same on every rank, for the sum is.
+// Scales the backbone's gradient to clip_norm at most, like torch's clip_grad_norm_. Returns the norm before clipping,
+// the same on every rank.
 double Session::clip() {
   const double norm = at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
   const double factor = options_.clip_norm ? *options_.clip_norm / (norm + 1e-6) : 1;
@@ -172,8 +175,8 @@ double Session::clip() {
   return norm;
 }
 
-// As torch.optim.SGD, weight decay on every parameter as the reference has it. Momentum starts at 0, which makes the
-// first step's momentum its gradient, as torch has it too.
+// Like torch.optim.SGD, with weight decay on every parameter as in the reference (arcface_torch). Momentum starts at 0,
+// so after the first step it equals the gradient, as in torch.
 void Session::apply_sgd(double learning_rate) {
   gradients_.add_(weights_, options_.weight_decay);
   momentum_.mul_(options_.momentum).add_(gradients_);
@@ -186,8 +189,8 @@ void Session::stop_if_cancelled() const {
 
 std::vector<Executor::Named> Session::tensors() const {
   std::vector<Executor::Named> all = backbone_->parameters();
-  for (const auto* more : {&backbone_->buffers(), &backbone_->fixed()})
-    all.insert(all.end(), more->begin(), more->end());
+  for (const auto* list : {&backbone_->buffers(), &backbone_->fixed()})
+    all.insert(all.end(), list->begin(), list->end());
   return all;
 }
 

@@ -1,7 +1,7 @@
 // A rank's training session: the backbone's replica, this rank's class centres, the loader, and one step of training.
-// Knows no Node; when to stop, to save and to change the learning rate is its caller's business.
+// The caller decides when to stop, when to save, and the learning rate of each step. Knows no Node.
 //
-// The same options, world size and number of threads give the same run bit for bit, and so does a run that goes on from
+// The same options, number of ranks and number of threads give the same run bit for bit, also when it is resumed from
 // saved state.
 #pragma once
 
@@ -23,18 +23,18 @@
 
 namespace facetrain {
 
+// No defaults: those that users see are in api/src/facetrainjob.ts.
 struct SessionOptions {
-  PfcOptions pfc;  // its device is this session's
+  PfcOptions pfc;  // its device is that of the whole session
   LoaderOptions data;
-  double momentum = 0.9;
-  double weight_decay = 5e-4;
-  std::optional<double> clip_norm;  // of the backbone's gradient, L2 over all of it
+  double momentum, weight_decay;    // of SGD, for backbone and class centres
+  std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
 };
 
 class Session {
  public:
-  // Every rank's backbone becomes rank 0's. Throws Error(PeerLost) here and in every method that talks to the other
-  // ranks: the session cannot be used after that. `cancelled` is looked at within a step, which then throws Cancelled.
+  // Broadcasts rank 0's backbone to all ranks. The constructor and every method that communicates throw Error(PeerLost)
+  // when that fails; the session cannot be used afterwards. A step throws Cancelled soon after `cancelled` is set.
   Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm, std::shared_ptr<const Dataset> dataset,
           const SessionOptions& options, const std::atomic<bool>& cancelled);
 
@@ -44,10 +44,11 @@ class Session {
   struct StepResult {
     double loss = 0;           // mean over the global batch, the same on every rank
     double gradient_norm = 0;  // of the backbone, before clipping
-    Votes votes;               // true when any rank voted so
+    Votes votes;               // true if any rank's is true
   };
-  // Throws Error(NotANumber), on every rank and before any weight has moved, when loss or gradient is not finite;
-  // Error(InvalidDataset) for a damaged record or a label that is no class.
+  // Trains on the pictures of global step `step`. Throws Error(NotANumber), on every rank and before any weight
+  // changes, when the loss or a gradient is not finite; Error(InvalidDataset) for a damaged record or a label outside
+  // the classes.
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
   Executor& backbone() { return *backbone_; }
@@ -55,28 +56,28 @@ class Session {
   PartialFc& centres() { return centres_; }
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
 
-  // The backbone's state, values in row-major order of the tensor's dimensions: parameters, buffers and fixed ones, and
-  // the parameters' momentum.
+  // A tensor of the backbone's state by ONNX name; values in row-major order of `dims`.
   struct Saved {
     std::string name;
     std::vector<int64_t> dims;
     std::vector<float> values;
   };
   struct State {
-    std::vector<Saved> tensors, momentum;
+    std::vector<Saved> tensors;   // parameters, buffers and fixed tensors
+    std::vector<Saved> momentum;  // of the parameters
   };
   State save() const;
-  // Tensors of other names stay as they are.
+  // Ignores names that the backbone does not have; tensors that `state` lacks keep their values.
   void load(const State& state);
 
-  // Class centres and their momentum, [count, d] each, of rows counted from this rank's first.
+  // Class centres and their momentum, [count, d] each. Rows count from this rank's first.
   struct Rows {
     std::vector<float> weight, momentum;
   };
   Rows save_rows(int64_t first, int64_t count);
   void load_rows(int64_t first, const Rows& rows);
 
-  // Every rank's values, in rank order.
+  // The values of every rank, in rank order; lengths may differ.
   std::vector<std::vector<float>> all_gather(const std::vector<float>& values);
   void barrier();
 
@@ -84,12 +85,12 @@ class Session {
   void flatten();
   void broadcast();
   Batch next_batch(int64_t step);
-  void share(Votes& votes, bool& finite);
+  void sum_over_ranks(Votes& votes, bool& finite);
   double clip();
   void apply_sgd(double learning_rate);
   void stop_if_cancelled() const;
-  std::vector<Executor::Named> tensors() const;   // all that save() names
-  std::vector<Executor::Named> momentum() const;  // by parameter
+  std::vector<Executor::Named> tensors() const;   // of State::tensors
+  std::vector<Executor::Named> momentum() const;  // of State::momentum
 
   const std::unique_ptr<Executor> backbone_;
   const std::unique_ptr<Comm> comm_;
@@ -98,18 +99,17 @@ class Session {
   const std::atomic<bool>& cancelled_;
   PartialFc centres_;
   std::unique_ptr<Loader> loader_;
-  int64_t next_step_ = 0;  // of the loader
+  int64_t next_step_ = 0;  // the step whose batch loader_ returns next
 
-  // The backbone's parameters, their momentum, and what the ranks add up in a step: gradients, running statistics,
-  // flags. The executor's tensors are views of these.
+  // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step.
   FlatLayout parameter_layout_, buffer_layout_;
   at::Tensor weights_, momentum_, shared_;
   at::Tensor gradients_, statistics_, flags_;  // parts of shared_
 };
 
-// The session of `graph` on the pictures in `directory`, with the other ranks over NCCL where it computes with CUDA and
-// over Gloo elsewhere. Throws Error(InvalidModel, UnsupportedOperator), Error(InvalidDataset), and
-// Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT, or ranks that compute on different devices.
+// Opens the dataset in `directory`, plans `graph`, and connects to the other ranks, over NCCL on CUDA and over Gloo on
+// CPUs. Throws Error(InvalidModel), Error(UnsupportedOperator), Error(InvalidDataset), and Error(RendezvousTimeout)
+// naming MASTER_ADDR and MASTER_PORT, or the ranks that compute on different devices.
 std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
                                       const RendezvousOptions& rendezvous, const SessionOptions& options,
                                       const std::atomic<bool>& cancelled);
