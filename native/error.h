@@ -1,5 +1,4 @@
-// The error that people see, before it becomes a FacetrainError in TypeScript: what it is about, what was found, what
-// is allowed.
+// The errors of the native code. Error is for users: native/src/native-errors.ts turns it into a FacetrainError.
 #pragma once
 
 #include <stdexcept>
@@ -7,9 +6,11 @@
 
 namespace facetrain {
 
+// Names what is wrong (`subject`), what was found there, and what is allowed. The message reads "<subject>: <found>;
+// <allowed>".
 class Error : public std::runtime_error {
  public:
-  // `code` is one of api/src/errors.ts; the message reads "<subject>: <found>; <allowed>".
+  // `code` is one of those in api/src/errors.ts.
   Error(std::string code, std::string subject, std::string found, std::string allowed)
       : std::runtime_error(subject + ": " + found + "; " + allowed),
         code(std::move(code)),
@@ -20,7 +21,7 @@ class Error : public std::runtime_error {
   const std::string code, subject, found, allowed;
 };
 
-// Thrown by long work that was told to stop.
+// Thrown by a long operation after its `cancelled` flag was set.
 struct Cancelled : std::runtime_error {
   Cancelled() : std::runtime_error("cancelled") {}
 };

@@ -53,7 +53,7 @@ class Socket {
     if (fd_ >= 0) close(fd_);
   }
 
-  // 0, or the errno of why there is no connection.
+  // Returns 0, or the errno of the failure.
   int connect(const addrinfo& to, milliseconds timeout) {
     if (fd_ < 0) return errno;
     if (::connect(fd_, to.ai_addr, to.ai_addrlen) == 0) return 0;
@@ -80,12 +80,13 @@ class Socket {
   int fd_;
 };
 
-// Dials rank 0 until it answers, and returns the address that this rank dialled from: the one its peers can reach it
-// at. (This machine's name would not do: in containers it often resolves to loopback or to nothing.) The name is looked
-// up anew each time, for a pod's name appears late and its address changes; a look-up itself takes as long as the
-// resolver lets it. TCPStore could do the dialling, but it waits twice as long as it was told to and pauses for a
-// second between tries.
-std::string dial_master(const RendezvousOptions& options, const Deadline& deadline) {
+// Connects to rank 0, trying until it answers, and returns the local address of the connection: its peers can reach
+// this rank there. (This machine's host name is not used: in containers it often resolves to loopback or not at all.)
+//
+// Each try resolves the name again, because a pod's DNS name appears late and its address can change; the deadline does
+// not limit a look-up, only the resolver does. TCPStore could connect by itself, but it waits for twice its timeout and
+// pauses for a second between tries.
+std::string connect_to_master(const RendezvousOptions& options, const Deadline& deadline) {
   constexpr milliseconds kPause{50}, kLongestTry{5000};
   std::string why;
   do {
@@ -115,25 +116,25 @@ std::string rank_key(int rank) { return "facetrain/rank/" + std::to_string(rank)
 }  // namespace
 
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend) {
-  // c10d logs each failure with its C++ frames; whoever wants to see them sets the variable. What matters is thrown.
+  // c10d logs each failure with a C++ stack trace. The exceptions have the message, so the log is off by default.
   if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
-  // A write to a peer that died has to be an error, not the end of this process. (Node ignores the signal already.)
+  // A write to a dead peer must return an error, not end this process. (Node already ignores the signal.)
   signal(SIGPIPE, SIG_IGN);
   Rendezvous result;
-  if (options.rank != 0) result.own_address = dial_master(options, deadline);
+  if (options.rank != 0) result.own_address = connect_to_master(options, deadline);
   c10d::TCPStoreOptions store;
   store.port = static_cast<uint16_t>(options.master_port);
   store.isServer = options.rank == 0;
-  store.waitWorkers = false;  // waited for below, where the missing rank can be named
-  store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // it tries twice
-  store.useLibUV = false;  // Node has a libuv of its own, whose symbols would be taken
+  store.waitWorkers = false;  // the loop below waits, and can name the missing rank
+  store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // TCPStore tries twice
+  store.useLibUV = false;  // Node exports its own libuv, whose symbols libtorch would use
   try {
     result.store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
     result.store->set(rank_key(options.rank), backend);
   } catch (const std::exception& error) {
     throw rendezvous_error(options, deadline, message_of(error));
   }
-  if (options.rank == 0) result.own_address = dial_master(options, deadline);
+  if (options.rank == 0) result.own_address = connect_to_master(options, deadline);
   for (int rank = 0; rank < options.size; ++rank) {
     std::vector<uint8_t> theirs;
     try {
@@ -153,7 +154,7 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
   return result;
 }
 
-// Runs one collective to its end. wait() throws what went wrong: a peer that died, or the timeout.
+// Starts one collective and waits for its end. A dead peer or the timeout becomes a CommError.
 template <class Start>
 void C10dComm::run(const char* what, Start start) {
   try {

@@ -1,6 +1,8 @@
-// What the c10d back ends share: collectives on a c10d::Backend, the store that the ranks meet at, and errors a person
-// can read. Only APIs that libtorch 2.11 and 2.15 have in common are used: the lists of tensors, not the renamed
-// `_allgather_base` family. Included by comm/*.cc alone.
+// The common part of Gloo and NCCL: collectives on a c10d::Backend, the rendezvous of the ranks at a TCPStore, and
+// readable errors. Included by comm/*.cc only.
+//
+// Uses only APIs that libtorch 2.11 and 2.15 have in common: the collectives on lists of tensors, not the renamed
+// `_allgather_base` family.
 #pragma once
 
 #include <chrono>
@@ -12,11 +14,11 @@
 
 namespace facetrain {
 
-// Counts down what is left of the time that the rendezvous may take, over all its steps.
+// The time that remains for the rendezvous, over all its steps.
 class Deadline {
  public:
   explicit Deadline(std::chrono::milliseconds timeout) : start_(Clock::now()), timeout_(timeout) {}
-  // At least 1 ms: c10d takes 0 for "no timeout".
+  // At least 1 ms: c10d takes 0 to mean no timeout.
   std::chrono::milliseconds remaining() const;
   bool passed() const { return Clock::now() >= start_ + timeout_; }
   double elapsed_seconds() const;
@@ -30,21 +32,21 @@ class Deadline {
 // The store that rank 0 hosts at MASTER_ADDR:MASTER_PORT.
 struct Rendezvous {
   c10::intrusive_ptr<c10d::Store> store;
-  std::string own_address;  // of this rank's interface towards MASTER_ADDR, in digits
+  std::string own_address;  // numeric address of this rank's interface on the route to MASTER_ADDR
 };
 
-// Joins the store and waits until every rank has. Throws CommError, and Error(RendezvousTimeout) when a rank means to
-// go on with another back end than this one: they would wait for each other in vain. The first to see it takes the
-// others down, some with a CommError.
+// Joins the store and waits until every rank has joined. Throws CommError, and Error(RendezvousTimeout) when a rank
+// joins with another `backend`, because ranks with different back ends would wait for each other until the timeout. The
+// first rank that finds out ends the rendezvous; the others may get a CommError instead.
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend);
 
-// The message of an exception of c10's without the C++ frames that what() would bring along.
+// The message of an exception; of c10's, without the C++ stack trace that what() includes.
 std::string message_of(const std::exception& error);
 
-// The CommError of a rendezvous that failed: where, how long it waited, and why.
+// The CommError of a failed rendezvous: its address, how long it took, and the reason.
 CommError rendezvous_error(const RendezvousOptions& options, const Deadline& deadline, const std::string& why);
 
-// Collectives of a c10d back end; the tensors live where that back end wants them (Gloo: CPU, NCCL: CUDA).
+// Comm on a c10d back end. Derived classes make backend_.
 class C10dComm : public Comm {
  public:
   int rank() const override { return options_.rank; }
@@ -60,7 +62,7 @@ class C10dComm : public Comm {
       : options_(options), rendezvous_(join(options, deadline, backend)) {}
 
   RendezvousOptions options_;
-  Rendezvous rendezvous_;  // lives as long as the back end: rank 0's store is the server
+  Rendezvous rendezvous_;  // must live as long as the back end, because rank 0's store is the server
   c10::intrusive_ptr<c10d::Backend> backend_;
 
  private:

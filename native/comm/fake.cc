@@ -1,5 +1,5 @@
-// Ranks in one process, for tests: every collective is three steps around a barrier, and sums are made in rank order,
-// so the result depends on nothing but the inputs.
+// Ranks in one process, for tests. A collective publishes its input, waits for all ranks, computes from all inputs, and
+// waits again. Sums are in rank order, so the result depends only on the inputs.
 #include <ATen/ATen.h>
 
 #include <condition_variable>
@@ -12,8 +12,8 @@
 namespace facetrain {
 namespace {
 
-// What the ranks share. A rank leaves when its Comm is destroyed, be it done or unwinding from an error; who waits for
-// it then gets a CommError instead of waiting for ever.
+// The state that the ranks share. A rank leaves when its Comm is destroyed, after its work or after an error. Ranks
+// that wait for it then get a CommError.
 class Group {
  public:
   explicit Group(int size) : inputs(size) {}
@@ -88,7 +88,8 @@ class FakeComm final : public Comm {
   void barrier() override { group_->wait(rank_); }
 
  private:
-  // Shows `in` to the others and computes result_ from everybody's; nobody's input changes before all have read it.
+  // Publishes `in`, and sets result_ to read(inputs of all ranks). Returns when all ranks have read, so inputs may
+  // change.
   template <class Read>
   void exchange(const at::Tensor& in, Read read) {
     group_->inputs[rank_] = in;

@@ -1,9 +1,9 @@
-// c10d's Gloo over TCP: the collectives of ranks without GPUs.
+// c10d's Gloo over TCP: collectives between ranks on CPUs.
 //
-// The wheels of libtorch ship no Gloo headers, though ProcessGroupGloo.hpp includes five of them; Debian's libgloo-dev
-// lends its own. That is sound because this file touches no Gloo type beyond handing on the shared_ptr of
-// createDeviceForHostname, and ProcessGroupGloo itself holds only standard types and shared_ptrs. Nothing of Debian's
-// Gloo is linked.
+// ProcessGroupGloo.hpp includes five Gloo headers that libtorch's wheels do not contain; they come from Debian's
+// libgloo-dev. A difference of versions does no harm: this file only passes on the shared_ptr of
+// createDeviceForHostname, and ProcessGroupGloo has only standard types and shared_ptrs as members. Debian's Gloo is
+// not linked.
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "comm/c10d.h"
@@ -23,7 +23,7 @@ class GlooComm final : public C10dComm {
     } catch (const std::exception& error) {
       throw rendezvous_error(options, deadline, message_of(error));
     }
-    barrier();  // nobody leaves, and takes the store along, before all are connected
+    barrier();  // keeps rank 0, which hosts the store, from leaving before all ranks are connected
   }
 };
 

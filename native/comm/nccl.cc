@@ -1,4 +1,4 @@
-// c10d's NCCL: the collectives of ranks with a GPU each. Without CUDA at build time a stub that says so.
+// c10d's NCCL: collectives between ranks with one GPU each. In a build without CUDA, a stub that throws.
 #include "comm/comm.h"
 
 #if !defined(FACETRAIN_NCCL)
@@ -29,19 +29,19 @@ class NcclComm final : public C10dComm {
  public:
   NcclComm(const RendezvousOptions& options, int device, const Deadline& deadline)
       : C10dComm(options, deadline, "NCCL") {
-    // Left alone, wait() only makes the stream wait, and a timeout ends the process from a thread of c10d's. A Comm's
-    // calls return when the result is there and throw when it does not come.
+    // Makes wait() block until the result is complete and throw at a timeout, as Comm requires. By default it only
+    // makes the CUDA stream wait, and a timeout ends the process from a thread of c10d.
     setenv("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/1);
     try {
       c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
       auto nccl = c10d::ProcessGroupNCCL::Options::create();
       nccl->timeout = options.collective_timeout;
       backend_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous_.store, options.rank, options.size, nccl);
-      backend_->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // the barrier's
+      backend_->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // used by barrier()
     } catch (const std::exception& error) {
       throw rendezvous_error(options, deadline, message_of(error));
     }
-    barrier();  // connects the ranks; nobody leaves, and takes the store along, before all are there
+    barrier();  // connects the ranks; keeps rank 0, which hosts the store, from leaving before that
   }
 };
 

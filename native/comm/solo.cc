@@ -1,4 +1,4 @@
-// One rank alone.
+// A job of one rank: no communication.
 #include <ATen/ATen.h>
 
 #include "comm/comm.h"

@@ -1,5 +1,8 @@
-// FACETRAIN_CLONES before a function with loops: the compiler makes it for several instruction sets, and the loader
-// picks. Results are the same in all of them: -ffp-contract=off forbids the compiler to fuse a * b + c.
+// FACETRAIN_CLONES before a function: the compiler makes one version for each instruction set below, and the dynamic
+// loader picks one when the program starts. All versions give the same numbers, because -ffp-contract=off forbids the
+// compiler to fuse a * b + c into one rounding.
+//
+// Needs GCC on x86-64. Elsewhere the function is compiled once, for the build's target.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -1,16 +1,24 @@
-// The integer convolution of the INT7 runtime: int8 operands in [-63, 63], int32 sums, exactly those of reference.h.
+// The integer convolution of the INT7 runtime: int8 operands in [-63, 63], int32 sums. Every instruction set gives the
+// sums of reference.h exactly.
 //
-// Two shapes of loop:
-// - Depthwise: the channels of a pixel side by side in one vector. Eight products of 63 * 63 fit 16 bits, so taps are
-//   summed eight at a time in int16 and widened then (EasyQuant, section "INT7").
-// - All else: a product of matrices without ever copying patches together: for each pixel the kernel follows a list of
-//   pointers to its taps (XNNPACK's indirection). Weights are stored as unsigned w + 64, in panels of 16 output
-//   channels by four input channels; so four bytes of activations, broadcast, meet 16 channels at once in vpdpbusd
-//   (AVX512-VNNI) or in vpmaddubsw (AVX2), whose 16-bit pairs cannot saturate: 2 * 127 * 63 < 2^15. What the 64 adds,
-//   64 * the sum of the pixel's activations, is taken off again.
+// Why seven bits: eight products of 63 * 63 fit an int16, and a pair of products of an unsigned by a signed byte
+// (127 * 63 each) does, so the fast x86 instructions cannot overflow (EasyQuant, arXiv 2006.16669, on INT7 inference).
 //
-// Memory behind `x` must be readable for 3 bytes past its end: the last four of a pixel's channels are read together,
-// and weights of zero meet what is too much.
+// Two kinds of loop:
+// - Depthwise (one channel per group): one vector holds the channels of a pixel. Products of eight taps are summed in
+//   int16 before they are widened to int32.
+// - All others: a matrix product that reads the input in place. For each pixel the kernel follows a list of pointers to
+//   its taps ("indirect convolution": Dukhan, arXiv 1907.02129), so no patches are copied together. Weights are stored
+//   as unsigned w + 64, in panels of 16 output channels by 4 input channels. Four bytes of activations are broadcast
+//   and multiplied with 16 channels at once, by vpdpbusd (AVX512-VNNI) or vpmaddubsw (AVX2). The latter's 16-bit pair
+//   sums cannot saturate: 2 * 127 * 63 < 2^15. The surplus, 64 * the sum of the pixel's activations, is subtracted at
+//   the end.
+//
+// Cost: 64 multiply-accumulates an instruction with AVX512-VNNI, 32 in three instructions with AVX2, and one pass over
+// the activations for the surplus. Weights are packed once, by the constructor.
+//
+// Memory after `x` must be readable for kOverread bytes: channels are read four at a time, and a last group of fewer is
+// multiplied with weights of zero.
 #pragma once
 
 #include <cstdint>
@@ -20,26 +28,31 @@
 
 namespace facetrain {
 
-// Instruction sets with a kernel of their own; `portable` is there on every machine.
+// Instruction sets that have their own kernel. `portable` runs on every machine.
 enum class Isa { portable, avx2, avx512vnni };
 
+// Whether this machine has the instruction set.
 bool supported(Isa isa);
+// The fastest that this machine supports.
 Isa best_isa();
 
+// Bytes past the end of an activation tensor that the kernels may read.
 inline constexpr int kOverread = 3;
 
 class Conv {
  public:
   Conv() = default;
-  // weights [O, I/group, kh, kw] in [-63, 63].
+  // Packs weights [O, I/group, kh, kw], each in [-63, 63]. `isa` must be supported.
   Conv(const ConvShape& shape, const int8_t* weights, Isa isa = best_isa());
 
   const ConvShape& shape() const { return shape_; }
 
-  // taps: for each pixel shape.taps() pointers to in_channels values; bias [O]; y [pixels, O].
+  // y [pixels, O] = bias [O] + the sums of products. `taps` holds shape().taps() pointers for each pixel, each to
+  // in_channels values in [-63, 63] (see tap_pointers).
   void run(const int8_t* const* taps, int pixels, const int32_t* bias, int32_t* y) const;
 
-  // The same for consecutive pixels of the image x [height, width, channels].
+  // The same for output pixels first_pixel to first_pixel + pixels - 1 (row-major) of the image x [height, width,
+  // channels].
   void run_image(const int8_t* x, int first_pixel, int pixels, const int32_t* bias, int32_t* y) const;
 
  private:
@@ -47,8 +60,8 @@ class Conv {
 
   ConvShape shape_;
   Isa isa_ = Isa::portable;
-  std::vector<uint8_t> panels_;     // [group][panel][tap][I/group / 4][16][4], or
-  std::vector<int16_t> depthwise_;  // [tap][channel]
+  std::vector<uint8_t> panels_;     // [group][panel][tap][I/group / 4][16][4]; empty if depthwise
+  std::vector<int16_t> depthwise_;  // [tap][channel]; empty otherwise
   std::vector<int8_t> zeros_;       // a pixel of the padding
 };
 

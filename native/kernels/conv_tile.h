@@ -1,24 +1,26 @@
-// The innermost loops of conv.h, one function an instruction set.
+// The innermost loops of conv.h: one function for each instruction set, all with the same results. conv.cc picks one.
+// The name says the instruction set; the layouts are those that Conv packs.
 #pragma once
 
 #include <cstdint>
 
 namespace facetrain {
 
-inline constexpr int kTilePixels = 8;
-inline constexpr int kPanel = 16;  // output channels
-inline constexpr int kWeightBias = 64;
+inline constexpr int kTilePixels = 8;   // pixels that a call computes at most
+inline constexpr int kPanel = 16;       // output channels that a call computes
+inline constexpr int kWeightBias = 64;  // added to weights, which makes them unsigned
 
 // Sums of `pixels` (at most kTilePixels) pixels for one panel: y[p][o] = sum over tap and channel of
-// taps[p * tap_count + tap][offset + channel] * weights[tap][channel / 4][o][channel % 4].
+// taps[p * tap_count + tap][offset + channel] * weights[tap][channel / 4][o][channel % 4]. `offset` is the group's
+// first channel, `channels` the number of channels in the group.
 using ConvTile = void (*)(const int8_t* const* taps, int tap_count, int64_t offset, int channels,
                           const uint8_t* weights, int pixels, int32_t (*y)[kPanel]);
 
-// Sums of one pixel of a depthwise convolution, from `bias` on: weights [tap][channel].
+// y [channels] = bias [channels] + the sums of one pixel of a depthwise convolution; weights [tap][channel].
 using DepthwisePixel = void (*)(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
                                 const int32_t* bias, int32_t* y);
 
-inline constexpr int kTapsInInt16 = 8;  // floor((2^15 - 1) / 63^2): so many products fit 16 bits
+inline constexpr int kTapsInInt16 = 8;  // products of two operands that fit an int16: floor((2^15 - 1) / 63^2)
 
 void conv_tile_portable(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
                         int pixels, int32_t (*y)[kPanel]);

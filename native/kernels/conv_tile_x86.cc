@@ -69,7 +69,7 @@ void conv_tile_avx512vnni(const int8_t* const* taps, int tap_count, int64_t offs
   }
 }
 
-// Sixteen registers: four pixels' sums are eight of them.
+// AVX2 has sixteen registers; the sums of four pixels take eight of them, weights and activations the others.
 void conv_tile_avx2(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
                     int pixels, int32_t (*y)[kPanel]) {
   int p = 0;

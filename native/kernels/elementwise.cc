@@ -8,12 +8,12 @@
 namespace facetrain {
 namespace {
 
-// Below 2^22 the sum's last bit is one, so adding this rounds half to even, in every instruction set and without a
-// call.
+// A float of this size has no bits for fractions, so adding it to a value below 2^22 and subtracting it again rounds
+// the value half to even. Every instruction set does that alike, and the loop needs no call of nearbyint.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 
-// Saturating before rounding is the same, for the limit is an integer. NaN does not get here: scales are positive and
-// weights finite.
+// Saturates before it rounds, which gives the same result because the limit is an integer. `value` is never NaN: scales
+// are positive and weights finite.
 inline int8_t saturate(float value, float limit) {
   const float clamped = std::max(-limit, std::min(limit, value));
   return static_cast<int8_t>(static_cast<int32_t>((clamped + kRound) - kRound));
@@ -45,7 +45,7 @@ FACETRAIN_CLONES void pointwise(const int8_t* x, int channels, int64_t area, con
   for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
     for (int c = 0; c < channels; ++c) {
       const float real = static_cast<float>(x[c]) * x_scale;
-      const float up = positive[c], down = negative[c];  // both read, so that the choice becomes a blend
+      const float up = positive[c], down = negative[c];  // reads both, so that the compiler makes a blend
       y[c] = (real > 0 ? up : down) * real + offset[c];
     }
   }

@@ -1,9 +1,11 @@
-// What the INT7 runtime computes, naively: the oracle of every faster kernel.
+// The definition of the INT7 runtime's arithmetic, in loops that are easy to check: the tests compare every faster
+// kernel with it. Slow; not part of the runtime.
 //
-// Values are integers q with real value q * scale. An operand of a multiplication lies in [-63, 63], any other tensor
-// in [-127, 127] (`limit`). Products are summed in int32, the bias is an int32 at weight scale * input scale; then one
-// float32 multiplication, rounding half to even, saturation at +-limit. That is ONNX Runtime's QLinearConv exactly, and
-// what it computes for pointwise, add and pool between DequantizeLinear and QuantizeLinear.
+// A tensor holds integers q; the real value is q * scale. Operands of a multiplication lie in [-63, 63], the integers
+// of other tensors in [-127, 127] (`limit`). A convolution sums products in int32, from an int32 bias at weight scale *
+// input scale on; one float32 multiplication, rounding half to even and saturation at +-limit follow. These are the
+// results of ONNX Runtime's QLinearConv, and of its float operators between DequantizeLinear and QuantizeLinear for
+// pointwise, add and pool.
 //
 // Tensors here are [channels, height, width], as in ONNX; `area` is height * width.
 #pragma once
@@ -17,21 +19,22 @@ namespace facetrain::reference {
 // round_half_even(real / scale), saturated.
 int8_t quantize(float real, float scale, int limit);
 
-// weights [O, I/group, kh, kw], bias [O], y [O, out height, out width]. The padding is the integer zero.
+// x [I, height, width], weights [O, I/group, kh, kw], bias [O], y [O, out height, out width]. Padding is the integer 0.
 void conv(const ConvShape& shape, const int8_t* x, const int8_t* weights, const int32_t* bias, int32_t* y);
 
-// y = round_half_even(x * multiplier[c]), saturated. For a convolution the multiplier is input scale * weight scale /
-// output scale, in float32 and in this order.
+// y = round_half_even(x * multipliers[c]), saturated. For a convolution the multiplier is (input scale * weight scale)
+// / output scale, in float32 and in this order.
 void requantize(const int32_t* x, int channels, int area, const float* multipliers, int limit, int8_t* y);
 
-// real = offset[c] + (x > 0 ? positive[c] : negative[c]) * x
+// y quantises offset[c] + (real > 0 ? positive[c] : negative[c]) * real, where real = x * x_scale.
 void pointwise(const int8_t* x, int channels, int area, const float* positive, const float* negative,
                const float* offset, float x_scale, float y_scale, int limit, int8_t* y);
 
+// y quantises a * a_scale + b * b_scale.
 void add(const int8_t* a, float a_scale, const int8_t* b, float b_scale, int count, float y_scale, int limit,
          int8_t* y);
 
-// Mean over the area; y [channels].
+// y [channels] quantises the mean over the area.
 void pool(const int8_t* x, int channels, int area, float x_scale, float y_scale, int limit, int8_t* y);
 
 }  // namespace facetrain::reference

@@ -1,4 +1,7 @@
-// A few threads that share the indices of a loop.
+// Threads that share the indices of a loop, for the torch-free parts (libtorch has a pool of its own).
+//
+// Each index is claimed by one atomic increment, so calls should take microseconds at least. Between loops the threads
+// sleep.
 #pragma once
 
 #include <atomic>
@@ -14,7 +17,7 @@ namespace facetrain {
 
 class ThreadPool {
  public:
-  // `threads` counts the calling one.
+  // `threads` includes the thread that calls parallel_for; the pool starts one fewer.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -22,8 +25,9 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(index, thread) for every index below `count`, thread being below threads(). Returns when all are done;
-  // after a call has thrown, no further ones start, and the first exception is thrown here. Not reentrant.
+  // Calls body(index, thread) once for every index in [0, count), with `thread` in [0, threads()); two calls at the
+  // same time have different threads. Returns when all calls have ended. When one throws, no further calls start, and
+  // the first exception is rethrown here. Not reentrant, and for one calling thread at a time.
   void parallel_for(int64_t count, const std::function<void(int64_t index, int thread)>& body);
 
  private:
@@ -32,7 +36,8 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  int64_t generation_ = 0;  // under mutex_, as all that follows but next_
+  // Guarded by mutex_, except next_.
+  int64_t generation_ = 0;  // counts the loops
   int busy_ = 0;
   bool ending_ = false;
   std::exception_ptr error_;

@@ -16,10 +16,10 @@
 namespace facetrain {
 namespace {
 
-constexpr double kMomentum = 0.1;
+constexpr double kMomentum = 0.1;  // of the running statistics
 
-// Mean and sum of squared distances from it, by channel. Two passes, the second over rows that are still in the cache:
-// the one-pass formula E[x^2] - E[x]^2 cancels.
+// Mean and sum of squared distances from it, by channel; both start at 0. Two passes, the second over rows that are
+// still in the cache, because the one-pass formula E[x^2] - E[x]^2 loses digits by cancellation.
 FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, int64_t channels,
                                       float* FT_RESTRICT mean, float* FT_RESTRICT squares) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -34,8 +34,8 @@ FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, 
   }
 }
 
-// The operator by channel: PReLU((x - mean) scale + beta), where scale is gamma over the deviation. The mean is
-// subtracted first: folded into beta it would cancel where it is large.
+// The operator's values by channel: y = PReLU((x - mean) scale + beta), where scale is gamma / deviation. The mean is
+// subtracted first, because folding it into beta would lose digits if it is large.
 struct ByChannel {
   ByChannel(const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& beta, const at::Tensor& slope)
       : mean(mean.const_data_ptr<float>()),
@@ -55,7 +55,7 @@ FT_VECTORIZED void forward_rows(const float* FT_RESTRICT x, ByChannel by, int64_
   }
 }
 
-// Adds to the gradients of slope, beta, and gamma (as long as it is not divided by the deviation).
+// Adds the rows' part to the gradients of slope, beta and gamma; the latter is still to be divided by the deviation.
 FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
                                 int64_t rows, int64_t channels, float* FT_RESTRICT slope_gradient,
                                 float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
@@ -71,7 +71,8 @@ FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_REST
   }
 }
 
-// dx = scale (dz - constant - (x - mean) linear), the derivative through the batch's own mean and variance.
+// dx = scale (dz - constant - (x - mean) linear), where dz is the gradient after the normalisation. `constant` and
+// `linear` are the derivatives through the batch's mean and variance.
 FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
                                  const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
                                  int64_t channels, float* FT_RESTRICT x_gradient) {
@@ -98,17 +99,17 @@ Statistics batch_statistics(const at::Tensor& x) {
                        squares_to = squares.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
     statistics_of_rows(from + offset, count, channels, means_to + chunk * channels, squares_to + chunk * channels);
   });
-  // Chan, Golub and LeVeque's rule for joining the chunks.
+  // Joins the chunks by the update of Chan, Golub and LeVeque (1979).
   Statistics result{at::empty({channels}, x.options()), at::empty({channels}, x.options())};
   for (int64_t c = 0; c < channels; ++c) {
     double mean = 0, square = 0, count = 0;
     for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
-      const auto more = static_cast<double>(std::min(Rows::kChunk, rows.count - chunk * Rows::kChunk));
+      const auto rows_of_chunk = static_cast<double>(std::min(Rows::kChunk, rows.count - chunk * Rows::kChunk));
       const double distance = means.const_data_ptr<float>()[chunk * channels + c] - mean;
-      count += more;
-      mean += distance * more / count;
-      square +=
-          squares.const_data_ptr<float>()[chunk * channels + c] + distance * distance * more * (count - more) / count;
+      count += rows_of_chunk;
+      mean += distance * rows_of_chunk / count;
+      square += squares.const_data_ptr<float>()[chunk * channels + c] +
+                distance * distance * rows_of_chunk * (count - rows_of_chunk) / count;
     }
     result.mean.mutable_data_ptr<float>()[c] = static_cast<float>(mean);
     result.variance.mutable_data_ptr<float>()[c] = static_cast<float>(square / count);
@@ -154,7 +155,7 @@ class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
     const at::Tensor sums = partial.sum(0);
     const at::Tensor slope_gradient = sums[0], beta_gradient = sums[1], gamma_gradient = sums[2] * inverse_deviation;
 
-    // With running statistics, x does not move them.
+    // Running statistics do not depend on x.
     const double share = context->saved_data["training"].toBool() ? 1.0 / static_cast<double>(rows.count) : 0;
     const at::Tensor constant = beta_gradient * share, linear = gamma_gradient * inverse_deviation * share;
     at::Tensor x_gradient = at::empty_like(x);

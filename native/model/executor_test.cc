@@ -1,5 +1,5 @@
-// Training through the executor on cases that can be worked out by hand, and PReLU's own backward against ATen's. What
-// the operators compute is held against ONNX Runtime in trainer-image/src/onnx/executor.test.ts.
+// Training through the executor on cases that can be worked out by hand, and the operators with their own backward pass
+// compared with ATen's. trainer-image/src/onnx/executor.test.ts compares the operators with ONNX Runtime.
 #include "model/executor.h"
 
 #include <ATen/ATen.h>
@@ -52,8 +52,8 @@ static void test_batch_norm() {
   CHECK_NEAR(executor->buffers()[0].tensor.item<float>(), 0.9 * 0.5 + 0.1 * 3, 1e-6);
   CHECK_NEAR(executor->buffers()[1].tensor.item<float>(), 0.9 * 4 + 0.1 * 20 / 3, 1e-6);
 
-  // d/d weight of the sum over pictures is the sum of what was multiplied; d/d beta is the sum of the weights, once a
-  // picture.
+  // The derivative of the sum over pictures by a weight is the sum of its inputs; by beta, the sum of the weights for
+  // each picture.
   out.sum().backward();
   const auto& parameters = executor->parameters();
   CHECK(names(parameters) == (std::vector<std::string>{"gamma", "beta", "weight"}));
@@ -70,7 +70,7 @@ static void test_roles() {
   CHECK(!executor->fixed()[0].tensor.requires_grad());
 
   Graph shared = small_graph(true);
-  shared.nodes[3].inputs[1] = "gamma";  // learned by one node, frozen in the other
+  shared.nodes[3].inputs[1] = "gamma";  // learned in one node, fixed in the other
   CHECK_THROWS(make_executor(shared, at::kCPU), Error, "tensor 'gamma'");
 }
 
@@ -81,7 +81,7 @@ static void test_prelu() {
     for (const auto format : {at::MemoryFormat::ChannelsLast, at::MemoryFormat::Contiguous}) {
       if (shape.size() != 4 && format == at::MemoryFormat::ChannelsLast) continue;
       at::Tensor x = at::randn(shape), slope = at::randn({shape[1]});
-      x.view({-1})[0] = 0;  // the slope's side, as in ATen
+      x.view({-1})[0] = 0;  // 0 counts as negative, as in ATen
       if (shape.size() == 4) x = x.contiguous(format);
       const at::Tensor gradient = at::randn(shape);
       std::vector<at::Tensor> results;
@@ -124,8 +124,7 @@ static void test_batch_norm_prelu() {
         }
         return list;
       };
-      // Against ATen in double. The mean is float32: at 3, with a deviation of 0.1, its rounding is 2e-6 of the
-      // deviation.
+      // Compares with ATen in float64. The float32 mean, 3, is rounded by up to 2e-6 of the deviation, 0.1.
       const auto own = results(true, at::kFloat), exact = results(false, at::kDouble);
       for (size_t i = 0; i < exact.size(); ++i) {
         CHECK_NEAR(((own[i] - exact[i]).abs().max() / exact[i].abs().max()).item<double>(), 0, 2e-4);

@@ -163,7 +163,8 @@ namespace {
 using Inputs = std::span<const at::Tensor>;
 using Numbers = std::vector<int64_t>;
 
-// Kernel geometry that convolution and pooling share. ONNX pads [top, left, bottom, right].
+// The attributes that convolution and pooling have in common. ONNX's pads are [top, left, bottom, right]. ATen checks
+// the extents.
 struct Window {
   Numbers strides, dilations, pads;
 
@@ -183,7 +184,8 @@ struct Window {
   }
 
   bool symmetric() const { return pads[0] == pads[2] && pads[1] == pads[3]; }
-  Numbers both() const { return {pads[0], pads[1]}; }  // where symmetric
+  // ATen's padding [height, width], if symmetric.
+  Numbers symmetric_pads() const { return {pads[0], pads[1]}; }
   at::Tensor padded(const at::Tensor& x, double value) const {
     return at::constant_pad_nd(x, {pads[1], pads[3], pads[0], pads[2]}, value);
   }
@@ -202,7 +204,7 @@ Operator conv(Binding& node) {
     node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
   return [=](Inputs in, bool) {
     if (window.symmetric())
-      return at::conv2d(in[0], weight, bias, window.strides, window.both(), window.dilations, group);
+      return at::conv2d(in[0], weight, bias, window.strides, window.symmetric_pads(), window.dilations, group);
     return at::conv2d(window.padded(in[0], 0), weight, bias, window.strides, Numbers{0, 0}, window.dilations, group);
   };
 }
@@ -211,9 +213,9 @@ BatchNorm norm_of(Binding& node) {
   node.arity(5, 5);
   node.only("training_mode", 0);
   node.only("spatial", 1);
-  node.number("momentum", 0.9);  // of the exporter's training; ours is torch's, as executor.h says
-  // The batch norm that ends a backbone makes the embedding; its gamma stays as it is, as the reference has it
-  // (partial_fc.md §4).
+  node.number("momentum", 0.9);  // ignored: it is that of the exporter's training; ours is 0.1, as executor.h states
+  // The batch norm that ends a backbone computes the embedding. Its gamma is not learned, as in the reference
+  // (arcface_torch's backbones: features.weight.requires_grad = False).
   return {node.tensor(1, node.ends_graph ? Role::fixed : Role::parameter), node.tensor(2, Role::parameter),
           node.tensor(3, Role::buffer), node.tensor(4, Role::buffer), node.number("epsilon", 1e-5)};
 }
@@ -222,7 +224,7 @@ Operator batch_normalization(Binding& node) {
   return [norm = norm_of(node)](Inputs in, bool training) { return batch_norm(in[0], norm, training); };
 }
 
-// [C, 1, 1] in ONNX; [C] as models from before opset 7 have it. The parameter keeps its shape, the operator sees [C].
+// The slope is [C, 1, 1] in ONNX, and [C] in models from before opset 7. The parameter keeps its shape.
 at::Tensor slope_of(Binding& node) {
   node.arity(2, 2);
   const at::Tensor slope = node.tensor(1, Role::parameter);
@@ -248,7 +250,7 @@ Operator leaky_relu(Binding& node) {
 
 Operator clip(Binding& node) {
   node.arity(1, 3);
-  // Inputs from operator set 11 on, attributes before; they may be infinite.
+  // The bounds are inputs since operator set 11, and were attributes before. They may be infinite.
   const auto bound = [&](size_t index, const std::string& name) -> std::optional<at::Scalar> {
     if (node.given(index)) {
       const Constant& value = node.constant(index);
@@ -271,8 +273,8 @@ Operator arithmetic(Binding& node, Arithmetic function) {
   return [=](Inputs in, bool) { return function(left.defined() ? left : in[0], right.defined() ? right : in[1]); };
 }
 
-// The batch dimension of every value is its first and is never mixed with others, whatever batch the exporter had in
-// mind.
+// Keeps the batch dimension, which is the first of every value, and reshapes the others. The batch size in the graph's
+// shape is that of the export and is ignored.
 Operator reshape(Binding& node) {
   node.arity(2, 2);
   node.only("allowzero", 0);
@@ -330,8 +332,7 @@ Operator identity(Binding& node) {
   return [](Inputs in, bool) { return in[0]; };
 }
 
-// The reference trains without dropout too (probability 0, partial_fc.md §4), and at evaluation it is the identity
-// anyway.
+// Dropout is the identity in training as well: the reference (arcface_torch) trains with probability 0.
 Operator dropout(Binding& node) {
   node.arity(1, 3);
   node.number("ratio", 0.5);
@@ -351,7 +352,8 @@ Operator max_pool(Binding& node) {
   const Window window(node);
   const Numbers kernel = node.required("kernel_shape");
   return [=](Inputs in, bool) {
-    if (window.symmetric()) return at::max_pool2d(in[0], kernel, window.strides, window.both(), window.dilations);
+    if (window.symmetric())
+      return at::max_pool2d(in[0], kernel, window.strides, window.symmetric_pads(), window.dilations);
     return at::max_pool2d(window.padded(in[0], -std::numeric_limits<double>::infinity()), kernel, window.strides,
                           Numbers{0, 0}, window.dilations);
   };
@@ -365,10 +367,11 @@ Operator average_pool(Binding& node) {
   if (window.dilations != Numbers{1, 1}) node.unsupported("dilations are not 1", "1");
   const Numbers kernel = node.required("kernel_shape");
   return [=](Inputs in, bool) {
-    if (window.symmetric()) return at::avg_pool2d(in[0], kernel, window.strides, window.both(), false, count_padding);
+    if (window.symmetric())
+      return at::avg_pool2d(in[0], kernel, window.strides, window.symmetric_pads(), false, count_padding);
     const at::Tensor mean = at::avg_pool2d(window.padded(in[0], 0), kernel, window.strides);
     if (count_padding) return mean;
-    // Of each window, how much lies on the picture.
+    // The share of each window that lies on the picture.
     const at::Tensor picture = at::ones({1, 1, in[0].size(2), in[0].size(3)}, in[0].options());
     return mean / at::avg_pool2d(window.padded(picture, 0), kernel, window.strides);
   };
@@ -391,7 +394,7 @@ Operator transpose(Binding& node) {
   return [=](Inputs in, bool) { return in[0].permute(order); };
 }
 
-// Axes are an attribute up to opset 12, an input from 13 on.
+// Axes are an attribute up to operator set 12, and an input since 13.
 Numbers axes_of(Binding& node) {
   node.arity(1, 2);
   const Numbers axes = node.given(1) ? node.constant(1).ints : node.integers("axes", {});
@@ -399,7 +402,7 @@ Numbers axes_of(Binding& node) {
   return axes;
 }
 
-// Of a value that has `rank` dimensions, in ascending order.
+// The axes of a value with `rank` dimensions, counted from the front, in ascending order.
 Numbers absolute(Numbers axes, int64_t rank) {
   for (int64_t& axis : axes) {
     if (axis < 0) axis += rank;

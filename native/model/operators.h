@@ -1,8 +1,8 @@
-// The ONNX operators that a backbone may be made of, each as a function from ATen tensors to one ATen tensor.
+// The ONNX operators that a backbone may consist of, each as a function from ATen tensors to one ATen tensor.
 //
-// Binding happens once, when a graph is loaded: attributes are read, learned weights become tensors, and what is left
-// is a closure that a step of the plan calls. Values are NCHW to the graph and channels-last in memory. Knows no plan:
-// see executor.cc.
+// A node is bound once, when its graph is loaded: its attributes are read and validated and its weights become tensors.
+// The result is a closure that the executor calls in every pass. Values are NCHW for the graph and channels-last in
+// memory. Knows nothing of the order of nodes: that is executor.cc's.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,23 +21,23 @@
 
 namespace facetrain {
 
-// What a float initializer is to training. `fixed` ones are used but not learned: operands of arithmetic, the frozen
-// gamma.
+// The role of a float initializer in training: learned; a running statistic; or neither (operands of arithmetic, and
+// the gamma that executor.h describes).
 enum class Role { parameter, buffer, fixed };
 
-// The graph's constants as tensors on the device, made when a node asks for them. Asked for twice it gives the same
-// tensor, so a weight that two nodes share is learned once.
+// The graph's initializers as tensors on the device, made when the first node requests them. Nodes that share an
+// initializer get the same tensor.
 class Constants {
  public:
   Constants(const Graph& graph, at::Device device) : graph_(graph), device_(device) {}
 
-  // Null when `name` is no initializer.
+  // Null when `name` is not an initializer.
   const Constant* find(const std::string& name) const;
-  // Throws Error(InvalidModel) when its numbers are not finite, not of its shape, or when another node uses it in
-  // another role.
+  // `name` must be an initializer. Throws Error(InvalidModel) when its numbers are not float32, not finite or do not
+  // fit its shape, or when another node has requested it in another role.
   at::Tensor tensor(const std::string& name, Role role);
 
-  // In the order in which nodes asked.
+  // In the order of the first requests.
   std::vector<Executor::Named> parameters, buffers, fixed;
 
  private:
@@ -46,29 +46,31 @@ class Constants {
   std::map<std::string, std::pair<Role, at::Tensor>> made_;
 };
 
-// A node as its binder sees it.
+// A node and its constants, while it is bound. Reads attributes and inputs, and throws errors that name the node.
 class Binding {
  public:
   Binding(const Node& node, Constants& constants, bool ends_graph)
       : ends_graph(ends_graph), node_(node), constants_(constants) {}
 
-  // Attributes. Numbers come from JavaScript, which does not tell 1 from 1.0: each reader takes both.
+  // Attributes, or `otherwise` if the node does not have them. JavaScript does not distinguish 1 from 1.0, so the
+  // readers of integers and of floats accept both. Throw Error(InvalidModel) for another type.
   int64_t integer(const std::string& name, int64_t otherwise);
   double number(const std::string& name, double otherwise);
   std::string text(const std::string& name, const std::string& otherwise);
   std::vector<int64_t> integers(const std::string& name, std::vector<int64_t> otherwise);
   std::vector<int64_t> required(const std::string& name);
   bool has(const std::string& name) const { return node_.attributes.contains(name); }
-  // Reads an attribute of which only one value means something to us. Throws Error(UnsupportedOperator) for another.
+  // Reads an attribute of which only one value is supported. Throws Error(UnsupportedOperator) for another.
   void only(const std::string& name, int64_t value);
-  // Throws Error(UnsupportedOperator) when an attribute was not read: it would silently not be obeyed.
+  // Throws Error(UnsupportedOperator) when the node has an attribute that was not read, because it would be ignored.
   void all_read() const;
 
-  // Inputs. An optional one that is left out has an empty name in ONNX, or is missing at the end.
+  // Inputs. An optional input that is left out has an empty name, or is missing at the end of the list.
   bool given(size_t index) const { return index < node_.inputs.size() && !node_.inputs[index].empty(); }
   size_t inputs() const { return node_.inputs.size(); }
+  // Throws Error(InvalidModel) unless there are `least` to `most` inputs, and the first `least` are given.
   void arity(size_t least, size_t most) const;
-  // Throw Error(UnsupportedOperator) when the input is computed by another node.
+  // The input as a constant. Throw Error(UnsupportedOperator) when another node computes it.
   const Constant& constant(size_t index) const;
   at::Tensor tensor(size_t index, Role role) const;
   bool is_constant(size_t index) const { return given(index) && constants_.find(node_.inputs[index]); }
@@ -76,26 +78,26 @@ class Binding {
   [[noreturn]] void invalid(const std::string& found, const std::string& allowed) const;
   [[noreturn]] void unsupported(const std::string& found, const std::string& allowed) const;
 
-  const bool ends_graph;  // this node's output is the graph's
+  const bool ends_graph;  // whether this node's output is the graph's
 
  private:
   const Attribute* attribute(const std::string& name);
 
   const Node& node_;
   Constants& constants_;
-  std::set<std::string> read_;
+  std::set<std::string> read_;  // attributes
 };
 
-// What a node does at run time, given its inputs in order (an undefined tensor for one that the binding already holds).
+// Computes a node's output from its inputs, in order; inputs that are constants are undefined tensors.
 using Operator = std::function<at::Tensor(std::span<const at::Tensor> inputs, bool training)>;
 
-// Throws Error(UnsupportedOperator) and Error(InvalidModel), both naming the node.
+// Binds a node. Throws Error(UnsupportedOperator) and Error(InvalidModel), both naming the node.
 Operator bind(const Node& node, Constants& constants, bool ends_graph);
 
-// A BatchNormalization and the PRelu that alone reads it, as one operator on the first one's input.
+// Binds a BatchNormalization and the PRelu that alone reads its output as one operator on the input of the former.
 Operator bind_norm_prelu(const Node& norm, const Node& prelu, Constants& constants);
 
-// "node 'conv1' (Conv)"
+// The node's name in messages: "node 'conv1' (Conv)".
 std::string describe(const Node& node);
 
 }  // namespace facetrain

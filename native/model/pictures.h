@@ -1,4 +1,4 @@
-// Pictures as the backbone sees them, and their embeddings.
+// Converts pictures to the backbone's input, and embeds them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,12 +10,13 @@
 
 namespace facetrain {
 
-// Bytes [n, height, width, channels] -> float32 [n, channels, height, width] in [-1, 1] (x / 127.5 - 1), channels-last.
+// Converts bytes [n, height, width, channels] to float32 [n, channels, height, width], x / 127.5 - 1 in [-1, 1],
+// channels-last in memory, on `device`.
 at::Tensor to_images(const std::vector<uint8_t>& pixels, int64_t height, int64_t width, int64_t channels,
                      at::Device device);
 
-// [n, d], not normalised, in evaluation mode. With `flip`: the sum of the picture's and its mirror image's, as
-// insightface's verification has it.
+// The embeddings [n, d] of images [n, channels, height, width] in evaluation mode, not normalised. With `flip`, the sum
+// of the embeddings of a picture and of its mirror image, as in insightface's verification.
 std::vector<float> embed(Executor& executor, const at::Tensor& images, bool flip);
 
 }  // namespace facetrain

@@ -10,7 +10,7 @@
 namespace facetrain {
 namespace {
 
-// Adds to the slope's gradient.
+// Sets the rows of x_gradient, and adds their part to slope_gradient [C].
 FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient,
                                  const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
                                  float* FT_RESTRICT x_gradient, float* FT_RESTRICT slope_gradient) {

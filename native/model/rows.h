@@ -1,5 +1,5 @@
-// Activations as rows of C values, one a pixel, for kernels that go over memory once: the channels-last layout on a
-// CPU.
+// Channels-last activations on a CPU as a matrix with one row of C values for each pixel, for kernels that go over
+// memory once.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -7,18 +7,20 @@
 
 #include <algorithm>
 
-// Compiled for what the build machine's compiler knows, chosen when the program is loaded.
+// Before a function: the compiler makes a version for each instruction set, and the dynamic loader picks one when the
+// program starts.
 #if defined(__x86_64__)
 #define FT_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FT_VECTORIZED
 #endif
 
-// No two of a kernel's arrays overlap; where there are many, a compiler that has to check does not vectorise.
+// A kernel's arrays do not overlap. With many arrays the compiler does not vectorise unless it knows that.
 #define FT_RESTRICT __restrict__
 
 namespace facetrain {
 
+// Whether x is float32, on a CPU, and channels-last or [N, C].
 inline bool is_rows(const at::Tensor& x) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat &&
          (x.dim() == 4 ? x.is_contiguous(at::MemoryFormat::ChannelsLast) : x.dim() == 2 && x.is_contiguous());
@@ -32,7 +34,7 @@ struct Rows {
   explicit Rows(const at::Tensor& x)
       : channels(x.size(1)), count(x.numel() / x.size(1)), chunks((count + kChunk - 1) / kChunk) {}
 
-  // function(chunk, offset of its first value, its rows), on libtorch's threads.
+  // Calls function(chunk, offset of its first value, number of its rows) for every chunk, on libtorch's threads.
   template <class Function>
   void for_each_chunk(Function function) const {
     at::parallel_for(0, chunks, /*grain_size=*/1, [&](int64_t first, int64_t last) {
@@ -43,7 +45,9 @@ struct Rows {
     });
   }
 
-  int64_t channels, count, chunks;
+  int64_t channels;  // values in a row
+  int64_t count;     // rows
+  int64_t chunks;
 };
 
 }  // namespace facetrain

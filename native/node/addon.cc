@@ -1,4 +1,4 @@
-// The addon's entry: each register_* adds the functions of one part to `exports`.
+// The addon's entry point: each register_* function adds one part to `exports`.
 #include <napi.h>
 
 #include "node/register.h"

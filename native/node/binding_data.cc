@@ -1,5 +1,5 @@
-// Pictures for src/data.ts. Each call runs on a thread of its own and returns {promise, close()}, inspectDataset also
-// progress(); closing cancels.
+// The functions of src/data.ts. Each call runs on its own thread and returns {promise, close()}; inspectDataset also
+// progress(). close() cancels.
 #include <atomic>
 #include <filesystem>
 #include <memory>
@@ -15,8 +15,8 @@
 namespace facetrain {
 namespace {
 
-// A Uint8Array that owns `bytes`.
-Napi::Value hand_over(Napi::Env env, std::vector<uint8_t>&& bytes) {
+// A Uint8Array over the vector's own memory.
+Napi::Value to_uint8_array(Napi::Env env, std::vector<uint8_t>&& bytes) {
   auto* owner = new std::vector<uint8_t>(std::move(bytes));
   const auto buffer = Napi::ArrayBuffer::New(
       env, owner->data(), owner->size(), [](Napi::Env, void*, std::vector<uint8_t>* owned) { delete owned; }, owner);
@@ -30,7 +30,7 @@ Worker::Reply pictures_reply(int64_t count, int height, int width, std::vector<u
     result.Set("count", static_cast<double>(count));
     result.Set("height", height);
     result.Set("width", width);
-    result.Set("data", hand_over(env, std::move(*shared)));
+    result.Set("data", to_uint8_array(env, std::move(*shared)));
     return result;
   };
 }
@@ -100,10 +100,10 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
   });
 }
 
-// (Uint8Array[], bgr, height, width, subject, code) -> {count, height, width, data}
+// (Uint8Array[], bgr, height, width, subject, code, first) -> {count, height, width, data}
 Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
   const auto array = info[0].As<Napi::Array>();
-  std::vector<std::vector<uint8_t>> jpegs;  // copies: the worker may not look at JavaScript's memory
+  std::vector<std::vector<uint8_t>> jpegs;  // copies, because the worker's thread must not read JavaScript's memory
   for (uint32_t i = 0; i < array.Length(); ++i) {
     const auto jpeg = array.Get(i).As<Napi::Uint8Array>();
     jpegs.emplace_back(jpeg.Data(), jpeg.Data() + jpeg.ElementLength());

@@ -1,4 +1,4 @@
-// One long native call on a worker thread of its own, as src/call.ts sees it: {promise, close()[, progress()]}.
+// A long native call on its own worker thread: src/call.ts's Call.
 #pragma once
 
 #include <napi.h>
@@ -12,6 +12,9 @@
 
 namespace facetrain {
 
+// Starts a thread with the name `thread` (at most 15 characters) and posts the command that command(worker) returns.
+// Returns the JavaScript object {promise, close()}. close() cancels, and its promise resolves when the thread has
+// ended.
 inline Napi::Object start_call(Napi::Env env, const char* thread,
                                const std::function<Worker::Command(const Worker&)>& command) {
   auto worker = Worker::start(env, thread);

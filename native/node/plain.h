@@ -1,5 +1,5 @@
-// Between JavaScript's values and plain C++ ones; JavaScript's thread only. The TypeScript side has validated what
-// comes in.
+// Converts between JavaScript's values and C++ ones, on JavaScript's thread only. Types are not checked: the TypeScript
+// side has validated the values.
 #pragma once
 
 #include <napi.h>
@@ -23,13 +23,14 @@ inline std::string text_of(const Napi::Object& object, const char* key) {
 }
 inline bool flag_of(const Napi::Object& object, const char* key) { return object.Get(key).ToBoolean().Value(); }
 
+// From a Float32Array, and from an array of numbers.
 std::vector<float> floats_from(const Napi::Value& float32_array);
 std::vector<int64_t> integers_from(const Napi::Value& numbers);
 
 // A Float32Array over the vector's own memory.
 Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
 
-// src/types.ts's Graph.
+// From src/types.ts's Graph.
 Graph graph_from(const Napi::Object& graph);
 
 }  // namespace facetrain

@@ -1,4 +1,4 @@
-// The parts of the addon. Each is one binding_*.cc; only these files know Node.
+// The parts of the addon, each in its own binding_*.cc.
 #pragma once
 
 #include <napi.h>

@@ -11,13 +11,13 @@
 namespace facetrain {
 namespace {
 
-// Every worker whose thread has not been joined.
+// The workers whose threads have not been joined.
 std::mutex live_mutex;
 std::set<std::shared_ptr<Worker>> live;
 
-// error.h's Error carries `code`, `subject`, `found`, `allowed`, from which src/errors.ts makes a FacetrainError;
-// Cancelled becomes an AbortError, as Node's own cancelled operations do; anything else is a defect and keeps only its
-// message.
+// Error becomes a JavaScript Error with `code`, `subject`, `found` and `allowed`, of which src/native-errors.ts makes a
+// FacetrainError. Cancelled becomes an AbortError, like the errors of Node's own cancelled operations. Any other
+// exception is a defect of the program; only its message is kept.
 Napi::Value to_javascript(Napi::Env env, const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
@@ -47,9 +47,9 @@ struct Worker::Item {
 
 struct Worker::Settled {
   std::shared_ptr<Worker> worker;
-  Deferred deferred;         // empty: the thread has ended
-  Reply reply;               // resolves
-  std::exception_ptr error;  // or rejects
+  Deferred deferred;         // empty when the thread has ended
+  Reply reply;               // resolves the promise,
+  std::exception_ptr error;  // unless this rejects it
 };
 
 std::shared_ptr<Worker> Worker::start(Napi::Env env, const char* name, std::function<void()> last) {
@@ -122,7 +122,7 @@ void Worker::run() {
 
 void Worker::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* raw) {
   std::unique_ptr<Settled> settled(raw);
-  if (env == nullptr) return;  // the environment is going down
+  if (env == nullptr) return;  // Node is shutting down
   auto worker = settled->worker;
   if (settled->deferred) {
     worker->release(env);
@@ -159,7 +159,7 @@ Napi::Promise Worker::close(Napi::Env env) {
     deferred->Resolve(env.Undefined());
     return deferred->Promise();
   }
-  if (closed_.empty()) hold(env);  // never released: the bridge goes away with the thread
+  if (closed_.empty()) hold(env);  // never released: the bridge is destroyed when the thread ends
   closed_.push_back(deferred);
   dispose();
   return deferred->Promise();

@@ -10,14 +10,16 @@
 namespace facetrain {
 namespace {
 
-// How the balance between activations and weights is struck: at 1 all channels of a tensor would get one range and the
-// weights that read them all the differences. Activations have one scale for all channels, weights one for each output.
+// The exponent of a_c in t_c. At 1, all channels of a tensor get the same range, and the weights that read them take
+// all the differences. It is near 1 because activations share one scale for all channels, while weights have one for
+// each output channel.
 constexpr float kActivationShare = 0.85f;
-// A channel is not enlarged by more than this relative to its tensor's largest: one that is silent on the calibration
-// pictures may speak on others.
+// Channels whose maximum is below this share of their tensor's largest are treated as if it were this share: a channel
+// that is near zero on the calibration pictures may not be on others.
 constexpr float kLeastShare = 1e-3f;
 
-// Tensors whose channels must be divided by the same numbers, by union-find: `find` gives a tensor's representative.
+// Groups of tensors whose channels must be divided by the same numbers: those that pointwise, add and pool layers
+// connect. A union-find structure; find() returns the representative of a tensor's group.
 class Groups {
  public:
   explicit Groups(const LayerGraph& graph) : parent_(graph.tensors.size()) {
@@ -47,11 +49,13 @@ std::vector<float> channel_maxima(const Walk& walk, const Tensor& tensor, int in
   return result;
 }
 
+// By channel, over all tensors of a group.
 struct Channels {
   std::vector<float> activation;  // a_c
-  std::vector<float> weight;      // w_c, 0 where only depthwise convolutions read
+  std::vector<float> weight;      // w_c; 0 where only depthwise convolutions read the channel
 };
 
+// Makes a convolution read a tensor divided by `in` [I] and write one divided by `out` [O].
 void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector<float>& out) {
   const ConvShape& s = layer.shape;
   for (int o = 0; o < s.out_channels; ++o) {
@@ -63,6 +67,7 @@ void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector
   }
 }
 
+// Raises maxima[c] to the largest |weight| of the layer that reads input channel c.
 void raise_weight_maxima(const Layer& layer, std::vector<float>& maxima) {
   const ConvShape& s = layer.shape;
   if (s.depthwise()) return;
@@ -74,6 +79,7 @@ void raise_weight_maxima(const Layer& layer, std::vector<float>& maxima) {
   }
 }
 
+// t_c of equalize.h for each channel of a group.
 std::vector<float> divisors(const Channels& channels) {
   const auto& [activation, weight] = channels;
   const float largest = *std::max_element(activation.begin(), activation.end());
@@ -92,7 +98,7 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
               const std::function<void(int)>& on_layer) {
   Groups groups(graph);
   const int tensors = static_cast<int>(graph.tensors.size());
-  std::vector<Channels> channels(tensors);  // by representative
+  std::vector<Channels> channels(tensors);  // by representative of the group
   for (int t = 0; t < tensors; ++t) {
     Channels& group = channels[groups.find(t)];
     group.activation.resize(graph.tensors[t].channels);
@@ -109,7 +115,7 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     walk.run_real(l);
     const int output = graph.layers[l].output;
     auto& activation = channels[groups.find(output)].activation;
-    walk.largest(output);  // refuses what is not finite, before it gets into divisors
+    walk.largest(output);  // throws if a value is not finite, before it gets into a divisor
     const auto maxima = channel_maxima(walk, graph.tensors[output], output);
     for (size_t c = 0; c < maxima.size(); ++c) activation[c] = std::max(activation[c], maxima[c]);
     walk.release(l);

@@ -8,10 +8,10 @@
 namespace facetrain {
 namespace {
 
-// Which buffer each tensor uses; a buffer is free again behind its tensor's last reader.
+// Which buffer each tensor uses. A buffer is free again after its tensor's last reader.
 struct BufferPlan {
   std::vector<int> buffer;       // by tensor
-  std::vector<int64_t> lengths;  // by buffer
+  std::vector<int64_t> lengths;  // by buffer: values of the largest tensor in it
 
   explicit BufferPlan(const LayerGraph& graph) : buffer(graph.tensors.size()) {
     std::vector<int> free;

@@ -1,4 +1,5 @@
-// Networks that turn pictures into embeddings: FP32 and INT7, picture by picture.
+// The networks that embed pictures, in FP32 and in INT7: one picture at a time, in buffers that are allocated once for
+// each thread. A buffer is reused after the last reader of its tensor.
 #pragma once
 
 #include <atomic>
@@ -12,7 +13,7 @@
 
 namespace facetrain {
 
-// Pictures [count, height, width, 3] as the network's input has them.
+// Pictures [count, height, width, 3] of bytes; channels in the order that the network expects. Does not own them.
 struct PictureView {
   const uint8_t* data = nullptr;
   int64_t count = 0;
@@ -22,12 +23,12 @@ struct PictureView {
   const uint8_t* picture(int64_t n) const { return data + n * size(); }
 };
 
-// The value of a byte: x / 127.5 - 1.
+// The network's input for a byte: x / 127.5 - 1, in [-1, 1].
 inline float real_pixel(uint8_t byte) { return static_cast<float>(byte) / 127.5f - 1.0f; }
-// The integer of each byte.
+// [256]: the input's integer for each byte.
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales);
 
-// Values of the graph's output in ONNX's order, [channels, height, width].
+// Copies a tensor from [height, width, channels] to ONNX's order, [channels, height, width].
 void to_channels_first(const Tensor& tensor, const float* x, float* y);
 
 class Model {
@@ -35,7 +36,8 @@ class Model {
   virtual ~Model() = default;
   int64_t dim() const { return graph_->tensors[graph_->output].size(); }
   const LayerGraph& graph() const { return *graph_; }
-  // Calls of one `thread` (below the model's threads) must not overlap.
+  // Embeds one picture: `embedding` [dim()]. `thread`, below the number the model was made for, selects the buffers:
+  // calls with the same one must not overlap.
   virtual void embed(const uint8_t* picture, float* embedding, int thread) = 0;
 
  protected:
@@ -43,15 +45,19 @@ class Model {
   std::shared_ptr<const LayerGraph> graph_;
 };
 
+// In FP32.
 std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads);
+// In integers. `scales` must fit the graph (see resolve_scales).
 std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads);
 
-// embeddings [count, dim]. With `flip` the sum over a picture and its mirror image. `on_done` gets the number of
-// pictures done so far, from any thread. Throws Cancelled.
+// Embeds all pictures on the pool's threads: embeddings [count, dim]. With `flip`, an embedding is the sum of the
+// embeddings of the picture and of its mirror image. `on_done` is called with the number of pictures done, from any
+// thread. Throws Cancelled.
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,
                     const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done = {});
 
-// Every quantised tensor's integers of one picture, by tensor, in ONNX's order; empty for the graph's output.
+// The integers of every quantised tensor for one picture, by index of the tensor, each [channels, height, width]; empty
+// for the graph's output. For tests and diagnosis.
 std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scales& scales, const uint8_t* picture);
 
 }  // namespace facetrain

@@ -8,7 +8,7 @@ namespace facetrain {
 
 RealConv::RealConv(const ConvShape& shape, const std::vector<float>& weights, const std::vector<float>& bias)
     : shape_(shape), zeros_(shape.in_channels) {
-  // Depthwise: one panel as wide as all channels.
+  // A depthwise convolution has one panel that is as wide as all channels.
   const int width = shape.depthwise() ? shape.out_channels : kRealPanel;
   const int groups = shape.depthwise() ? 1 : shape.group, outputs = shape.out_channels / groups;
   const int panels = (outputs + width - 1) / width;
@@ -44,7 +44,7 @@ void RealConv::run(const float* const* taps, int pixels, float* y) const {
   for (int first = 0; first < pixels; first += kRealPixels) {
     const int count = std::min(kRealPixels, pixels - first);
     const float* const* tile = taps + int64_t{first} * tap_count;
-    if (count < kRealPixels) {  // the last pixel again, for nobody
+    if (count < kRealPixels) {  // repeats the last pixel to fill the tile; its results are discarded
       for (int p = 0; p < kRealPixels; ++p) {
         std::copy_n(tile + int64_t{std::min(p, count - 1)} * tap_count, tap_count,
                     padded.begin() + int64_t{p} * tap_count);

@@ -1,4 +1,4 @@
-// FP32 forward of a layer: what the integers are measured against.
+// The FP32 forward pass of one layer: the reference that the quantised layer is compared with.
 #pragma once
 
 #include <vector>
@@ -7,30 +7,33 @@
 
 namespace facetrain {
 
-// A convolution in float32. Sums run over taps and channels in order, on every machine alike.
+// A convolution in float32. Sums run over taps and then channels in that order, without fused multiply-add, so every
+// machine computes the same numbers. Layouts as in kernels/conv.h, with float weights.
 class RealConv {
  public:
   RealConv() = default;
-  // weights as in Layer.
+  // weights [O, I/group, kh, kw], bias [O].
   RealConv(const ConvShape& shape, const std::vector<float>& weights, const std::vector<float>& bias);
 
   // taps: for each pixel shape.taps() pointers to in_channels values; y [pixels, O].
   void run(const float* const* taps, int pixels, float* y) const;
+  // All output pixels of the image x [height, width, channels].
   void run_image(const float* x, float* y) const;
 
  private:
   ConvShape shape_;
-  std::vector<float> panels_;  // [group][panel][tap][I/group][16]
+  std::vector<float> panels_;  // [group][panel][tap][I/group][16]; depthwise: [tap][channel]
   std::vector<float> bias_;    // padded to whole panels: [group][panel][16]
-  std::vector<float> zeros_;
+  std::vector<float> zeros_;   // a pixel of the padding
 };
 
 class RealLayer {
  public:
+  // `graph` must outlive it.
   RealLayer(const LayerGraph& graph, int layer);
 
-  // `second` is read by add only.
-  void run(const float* input, const float* second, float* output) const;
+  // Computes the output y of the input x, both [height, width, channels]. `second` is read by add only.
+  void run(const float* x, const float* second, float* y) const;
   const RealConv& conv() const { return conv_; }
 
  private:

@@ -9,10 +9,10 @@
 namespace facetrain {
 namespace {
 
-// No bias is larger as an integer: products of 2^18 weights still fit beside it.
+// The largest bias as an integer. The sum of 2^18 products (63 * 63 each) and such a bias still fits an int32.
 constexpr double kBiasLimit = 1 << 30;
 
-// A filter of zeros has no maximum; its bias decides, so that it keeps twenty bits.
+// Scale of one output channel's weights. If all are zero, the bias determines the scale: it keeps twenty bits.
 float weight_scale_from_maximum(const float* weights, int64_t count, float bias, float input_scale) {
   float maximum = 0;
   for (int64_t i = 0; i < count; ++i) maximum = std::max(maximum, std::abs(weights[i]));
@@ -99,7 +99,7 @@ Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& ma
   scales.tensors.resize(graph.tensors.size());
   scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    // A tensor of zeros stays zero at any scale.
+    // A tensor of zeros is exact at any scale.
     if (graph.quantised(t)) scales.tensors[t] = (maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit();
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {

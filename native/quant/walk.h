@@ -1,5 +1,7 @@
-// The network on all calibration pictures at once, layer by layer: what the greedy order of EasyQuant needs, which
-// decides about a layer when all pictures have come as far as it. In FP32, in integers, or both side by side.
+// Runs the network layer by layer on all calibration pictures at once, in FP32, in integers, or in both. EasyQuant
+// needs this order: it chooses the scales of a layer when the inputs of that layer are known for all pictures.
+//
+// Keeps the tensors that later layers still read: bytes_per_picture() for each picture.
 #pragma once
 
 #include <vector>
@@ -10,30 +12,33 @@ namespace facetrain {
 
 class Walk {
  public:
-  // All must outlive the walk.
+  // All arguments must outlive the walk.
   Walk(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool);
 
+  // Sets the graph's input from the pictures, in FP32 or in integers.
   void start_real();
   void start_integers(const Scales& scales);
 
-  // The layer's output for every picture. Its inputs must be there.
+  // Computes the layer's output for every picture. Its inputs must have been computed and not released.
   void run_real(int layer);
   void run_integers(int layer, const Scales& scales);
-  // The same before it is quantised, as FP32 [pictures][size]; `into` run_integers would round it.
+  // The output of the integer layer before it is quantised, as FP32 [pictures][size of the tensor]: the values that
+  // run_integers rounds. Does not keep them.
   std::vector<float> run_unquantised(int layer, const Scales& scales) const;
-  // Drops the tensors that no later layer reads.
+  // Frees the tensors that no layer after `layer` reads.
   void release(int layer);
 
-  // Largest |x| of a tensor in FP32, over all pictures. Throws Error(NotANumber) when one is not finite.
+  // Largest |x| of an FP32 tensor over all pictures. Throws Error(NotANumber) when a value is not finite.
   float largest(int tensor) const;
 
   int64_t pictures() const { return pictures_.count; }
+  // The tensor's values for picture n.
   const float* real(int tensor, int64_t n) const { return real_[tensor].data() + n * graph_.tensors[tensor].size(); }
   const int8_t* integers(int tensor, int64_t n) const {
     return integers_[tensor].data() + n * graph_.tensors[tensor].size();
   }
 
-  // Bytes that a walk in both, with one output unquantised, needs for a picture.
+  // The most bytes that a picture takes in a walk in both kinds, with one unquantised output.
   static int64_t bytes_per_picture(const LayerGraph& graph);
 
  private:
@@ -41,7 +46,7 @@ class Walk {
   const PictureView& pictures_;
   ThreadPool& pool_;
   std::vector<std::vector<float>> real_;       // by tensor
-  std::vector<std::vector<int8_t>> integers_;  // by tensor, kOverread longer
+  std::vector<std::vector<int8_t>> integers_;  // by tensor, each with kOverread more bytes
 };
 
 }  // namespace facetrain

@@ -1,6 +1,6 @@
 /**
- * Loads the native addon once, and ends its threads when the process exits: a thread that is still inside libtorch while
- * C++'s static destructors run would turn every process.exit() and every uncaught error into a crash.
+ * Loads the native addon once, and ends its threads when the process exits: a thread that is still inside libtorch
+ * while C++'s static destructors run would turn every process.exit() and every uncaught error into a crash.
  */
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
@@ -29,7 +29,9 @@ function load(): Shutdown {
 const addon = load();
 process.on('exit', (code) => addon.shutdown(code));
 
-/** The addon, typed as the interface of the functions that the calling file uses. The types are not checked at run time. */
+/**
+ * The addon, typed as the interface of the functions that the calling file uses. The types are not checked at run time.
+ */
 export function native<Part>(): Part {
   return addon as unknown as Part;
 }

@@ -26,8 +26,8 @@ test('inspecting the dataset in examples/', async () => {
 test('pixels are those of independent decoders', async () => {
   const { data, ...shape } = await readPictures(dataset, [0, 799], { channelOrder: 'rgb' });
   assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb' });
-  // The digest is that of Pillow 13's pixels. `expected`, at (y, x), is jpeg-js 0.4's, which is not built on libjpeg: its
-  // inverse DCT and its chroma upsampling differ, so values may differ by 3.
+  // The digest is that of Pillow 13's pixels. `expected`, at (y, x), is jpeg-js 0.4's, which is not built on libjpeg:
+  // its inverse DCT and its chroma upsampling differ, so values may differ by 3.
   assert.equal(
     createHash('sha256')
       .update(data.subarray(0, 112 * 112 * 3))

@@ -53,8 +53,8 @@ const addon = native<DataAddon>();
 const decodedSample = 1024;
 
 /**
- * Checks every record of a dataset: that it is well formed, that its label is below the identities of `property`, and, for
- * the pictures that `decode` selects, that the JPEG is intact and of the right size.
+ * Checks every record of a dataset: that it is well formed, that its label is below the identities of `property`,
+ * and, for the pictures that `decode` selects, that the JPEG is intact and of the right size.
  * @throws FacetrainError InvalidDataset about the first invalid record; the signal's reason once it is aborted
  */
 export async function inspectDataset(
@@ -86,8 +86,8 @@ export async function inspectDataset(
 
 /**
  * Decodes pictures of a dataset, in the order of `indices`; the first picture is 0.
- * @throws FacetrainError InvalidDataset, or InvalidArgument for an index outside the dataset; the signal's reason once it
- *   is aborted
+ * @throws FacetrainError InvalidDataset, or InvalidArgument for an index outside the dataset; the signal's reason
+ *   once it is aborted
  */
 export async function readPictures(
   directory: string,
@@ -112,8 +112,8 @@ export async function readPictures(
 
 /**
  * Decodes JPEGs, colour or gray.
- * @param options `code` and `subject` go into the error about a picture that is not an intact JPEG of `height` x `width`
- *   pixels. The error names the picture by its number; `first` is the number of jpegs[0].
+ * @param options `code` and `subject` go into the error about a picture that is not an intact JPEG of `height` x
+ *   `width` pixels. The error names the picture by its number; `first` is the number of jpegs[0].
  * @throws FacetrainError with `code`; the signal's reason once it is aborted
  */
 export async function decodePictures(

@@ -72,10 +72,10 @@ const addon = native<QuantizationAddon>();
 const progressInterval = 100;
 
 /**
- * Searches scales as EasyQuant does; native/quant/search.h describes the algorithm. The pictures' channels must be in the
- * order that the graph expects.
- * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's reason
- *   once it is aborted
+ * Searches scales as EasyQuant does; native/quant/search.h describes the algorithm. The pictures' channels must be in
+ * the order that the graph expects.
+ * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's
+ *   reason once it is aborted
  */
 export async function searchScales(
   graph: LayerGraph,
@@ -156,8 +156,8 @@ export class LayerModel extends LayerNetwork {
 /** A LayerGraph in integers: the INT7 runtime (native/quant/model.h). */
 export class Int7Model extends LayerNetwork {
   /**
-   * @throws FacetrainError InvalidModel as LayerModel.open; InvalidArtifact naming the tensor or layer whose scales do not
-   *   fit the graph
+   * @throws FacetrainError InvalidModel as LayerModel.open; InvalidArtifact naming the tensor or layer whose scales
+   *   do not fit the graph
    */
   static open(graph: LayerGraph, scales: Scales, { computeThreads }: { computeThreads: number }): Promise<Int7Model> {
     return new Int7Model(graph).load(scales, computeThreads);

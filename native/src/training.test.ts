@@ -1,6 +1,6 @@
 /**
- * A training session, alone and with other ranks: what a step does to weights and momentum, that training lowers the loss,
- * and that a resumed run is bit for bit the uninterrupted one.
+ * A training session, alone and with other ranks: what a step does to weights and momentum, that training lowers the
+ * loss, and that a resumed run is bit for bit the uninterrupted one.
  */
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
@@ -107,8 +107,8 @@ suite('a step', () => {
         ),
       });
       await session.step(1, 0);
-      // The second step's momentum is 0.9 times the first one's plus its own gradient. Its learning rate is 0, so the class
-      // centres are the same in both runs of it.
+      // The second step's momentum is 0.9 times the first one's plus its own gradient. Its learning rate is 0, so the
+      // class centres are the same in both runs of it.
       const own = flat((await session.saveBackbone()).momentum);
       assertNear(
         two.map((value, i) => value - own[i]!),

@@ -1,6 +1,6 @@
 /**
- * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all on one
- * native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
+ * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all
+ * on one native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
  */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
@@ -31,8 +31,8 @@ export interface TrainingOptions {
     loaderThreads: number;
   };
   /**
-   * `localRank` counts the `localSize` ranks on this machine (or in this container); with CUDA, a rank uses the device of
-   * that number.
+   * `localRank` counts the `localSize` ranks on this machine (or in this container); with CUDA, a rank uses the
+   * device of that number.
    */
   comm: {
     rank: number;
@@ -83,8 +83,8 @@ export interface TrainingSessionContract extends Embedder {
   readonly rowRange: { firstRow: number; rows: number };
   readonly stepsPerEpoch: number;
   /**
-   * Trains one step. `step` is the global step number: it determines the pictures and the class sample. A number that does
-   * not follow the last one restarts the loader, which is slow.
+   * Trains one step. `step` is the global step number: it determines the pictures and the class sample. A number that
+   * does not follow the last one restarts the loader, which is slow.
    * @throws FacetrainError NotANumber, on every rank and before any weight has changed; InvalidDataset; PeerLost
    */
   step(step: number, learningRate: number, votes?: Votes): Promise<StepResult>;
@@ -148,8 +148,8 @@ export class TrainingSession implements TrainingSessionContract {
 
   /**
    * Plans the graph, opens the dataset, and connects to the other ranks.
-   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build or
-   *   this machine lacks), RendezvousTimeout
+   * @throws FacetrainError InvalidModel, UnsupportedOperator, InvalidDataset, InvalidConfig (a device that this build
+   *   or this machine lacks), RendezvousTimeout
    */
   static async open(options: TrainingOptions): Promise<TrainingSession> {
     const { globalBatchSize } = options.data;
@@ -187,8 +187,8 @@ export class TrainingSession implements TrainingSessionContract {
   }
 
   /**
-   * @throws FacetrainError InvalidCheckpoint, before anything is changed, when a tensor is missing, is not in the graph, or
-   *   has another shape
+   * @throws FacetrainError InvalidCheckpoint, before anything is changed, when a tensor is missing, is not in the
+   *   graph, or has another shape
    */
   async loadBackbone(state: BackboneState): Promise<void> {
     const own = await this.saveBackbone();

@@ -1,8 +1,8 @@
 /**
  * The data that TypeScript and the native addon exchange.
  *
- * TypeScript reads and writes every file format that has a schema (ONNX, JSON manifests, pickles) and validates; C++ relies
- * on that. Images are 8-bit RGB, row-major, height x width x 3; tensors are contiguous, NCHW.
+ * TypeScript reads and writes every file format that has a schema (ONNX, JSON manifests, pickles) and validates; C++
+ * relies on that. Images are 8-bit RGB, row-major, height x width x 3; tensors are contiguous, NCHW.
  */
 
 export type TypedArray = Float32Array | Int8Array | Uint8Array | Int32Array | BigInt64Array;
@@ -31,8 +31,8 @@ export interface Graph {
 }
 
 /**
- * A layer of the network that is quantised: batch norms are folded or have become `pointwise` layers, and every layer has
- * one output. `input` and `output` are names of tensors; the graph's input is a picture scaled to [-1, 1].
+ * A layer of the network that is quantised: batch norms are folded or have become `pointwise` layers, and every layer
+ * has one output. `input` and `output` are names of tensors; the graph's input is a picture scaled to [-1, 1].
  *
  * conv       weight [O, I/group, kh, kw], bias [O]; zero padding.
  * fc         weight [O, I], bias [O], on the input flattened in NCHW order.
@@ -77,9 +77,10 @@ export interface LayerGraph {
  * Scales found for a LayerGraph. Real = integer * scale (the reciprocal of the paper's S). Rounding is half to even.
  *
  * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63). Any other
- * quantised tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's output
- * stays real.
- * Weights are integers in [-63, 63], one scale per output channel; biases are int32 at weightScale * inputScale.
+ * quantised tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's
+ * output stays real.
+ *
+ * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.
  */
 export interface Scales {
   tensors: Record<string, { scale: number; limit: 63 | 127 }>;

@@ -30,8 +30,8 @@ const filled = (value: number, ...dims: number[]): Tensor<Float32Array> => ({
 });
 
 /**
- * Two convolutions and a fully connected layer to DIM numbers. With `batchNorm`, a batch norm follows the first convolution
- * and another, whose gamma is not trained, ends the net.
+ * Two convolutions and a fully connected layer to DIM numbers. With `batchNorm`, a batch norm follows the first
+ * convolution and another, whose gamma is not trained, ends the net.
  */
 export function tinyNet({ batchNorm = false } = {}): Graph {
   const norm = (name: string, channels: number) => ({
