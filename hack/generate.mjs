@@ -1,5 +1,5 @@
-// Writes the files that are generated and checked in: `npm run generate`. With --check it writes nothing, and a file that
-// differs is an error. What is generated: install/src/generate.ts.
+// Writes the files that are generated and checked in: `npm run generate`. With --check it writes nothing, and a file
+// that differs is an error. What is generated: install/src/generate.ts.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { generatedFiles } from '@facetrain/install/generate';
