@@ -1,4 +1,4 @@
-/** Checkpoints of a gang whose sessions hold plain arrays: any number of ranks writes, any number reads. */
+/** Checkpoints of a gang whose sessions hold plain arrays, written and read by any numbers of ranks. */
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -17,7 +17,7 @@ after(() => rm(top, { recursive: true }));
 let folders = 0;
 const newRoot = () => join(top, String(folders++));
 
-/** What a session keeps, and nothing else of it. */
+/** The state of a session, without training. */
 class FakeSession {
   readonly dim = DIM;
   readonly stepsPerEpoch = 10;
@@ -90,7 +90,7 @@ class Gang {
     return promise;
   }
 
-  /** Until a rank waits in a collective for the others: it writes nothing more. */
+  /** Waits until a rank waits in a collective: it has finished its writes then. */
   async arrived(session: FakeSession): Promise<void> {
     const deadline = Date.now() + 10_000;
     while (!this.#parts.has(session)) {
@@ -99,7 +99,7 @@ class Gang {
     }
   }
 
-  /** Values that depend on the global row alone. */
+  /** Fills in values that depend only on the global row. */
   fill(): this {
     for (const session of this.sessions) {
       const { firstRow, rows } = session.rowRange;
@@ -252,7 +252,7 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
   await load();
 });
 
-test('a manifest that is not one is refused; it may neither lack rows nor name files elsewhere', async () => {
+test('an invalid manifest is refused, also one without some rows or with files in other folders', async () => {
   const root = newRoot();
   await new Gang(2).fill().save(root, 5);
   const path = manifestPath(checkpointDirectory(root, 5));
@@ -273,7 +273,7 @@ test('a manifest that is not one is refused; it may neither lack rows nor name f
   );
 });
 
-test('a folder without a manifest counts for nothing and goes at the next start', async () => {
+test('a folder without a manifest is no checkpoint, and is removed at the next start', async () => {
   const root = newRoot();
   assert.equal(await findNewest(root), undefined);
   const gang = new Gang(2).fill();
@@ -287,12 +287,12 @@ test('a folder without a manifest counts for nothing and goes at the next start'
   assert.deepEqual((await readdir(root)).sort(), ['of-the-user', 'step-0000000005']);
 });
 
-test('older checkpoints go only when the new one is complete', async () => {
+test('older checkpoints are deleted only when the new one is complete', async () => {
   const root = newRoot();
   const gang = new Gang(2).fill();
   for (const step of [1, 2, 3]) await gang.save(root, step, 2);
   assert.deepEqual(await completeSteps(root), [3, 2]);
-  // Rank 1's disk is full: rank 0 waits for it, and the old ones stay.
+  // Rank 1's disk is full: rank 0 waits for it, and the older checkpoints stay.
   const [first, second] = gang.sessions;
   second!.saveRows = () => Promise.reject(new Error('disk full'));
   const broken = gang.save(root, 4, 2);

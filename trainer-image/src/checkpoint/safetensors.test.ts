@@ -32,10 +32,10 @@ async function refusal(bytes: Uint8Array): Promise<FacetrainError> {
   return error;
 }
 
-test('what is written is read again, whole and in parts, and its digest is that of the file', async () => {
+test('a written file is read back, whole and in parts, and its digest is right', async () => {
   const path = join(folder, 'round.safetensors');
   const values = Float32Array.of(1, -2, 3.5, Number.MIN_VALUE, -0, 1e38);
-  // A view into a larger buffer: only the view may be written.
+  // A view of a larger buffer: only the view is written.
   const view = new Float32Array([9, ...values, 9]).subarray(1, 7);
   const tensors = {
     'größe/a': { dims: [2, 3], data: view },
@@ -57,7 +57,7 @@ test('what is written is read again, whole and in parts, and its digest is that 
   await assert.rejects(opened.read('other'), /no tensor "other"/);
 });
 
-test('a header that does not describe its file is refused, and the message says why', async () => {
+test('a header that does not describe its file is refused, with the reason', async () => {
   const tensor = (shape: unknown, data_offsets: unknown, dtype = 'F32') => ({ dtype, shape, data_offsets });
   const eight = new Uint8Array(8);
   const cases: [string, Uint8Array, RegExp][] = [
@@ -86,7 +86,7 @@ test('a header that does not describe its file is refused, and the message says 
   for (const [name, bytes, message] of cases) assert.match((await refusal(bytes)).message, message, name);
 });
 
-test('no damage to a file makes reading it do anything but succeed or refuse', async () => {
+test('a damaged file is read or refused, and nothing else happens', async () => {
   const path = join(folder, 'good.safetensors');
   await writeSafetensors(path, {
     a: { dims: [2, 2], data: Float32Array.of(1, 2, 3, 4) },

@@ -41,7 +41,7 @@ async function refused(
   });
 }
 
-test('the shipped dataset is in order', async () => {
+test('the example’s dataset is valid', async () => {
   for (const decode of ['all', 'sample', 'none'] as const) {
     assert.deepEqual(await preflightDataset(shippedDataset, { ...options, decode, globalBatchSize: 32 }), {
       images: 800,
@@ -89,7 +89,7 @@ test('a .rec that was cut short is refused without decoding anything', async () 
   );
 });
 
-test('an index of another file', async () => {
+test('an index that belongs to another file', async () => {
   const directory = written('2,112,112', [0, 1]);
   copyFileSync(join(shippedDataset, 'train.rec'), join(directory, 'train.rec'));
   await refused(
@@ -98,7 +98,7 @@ test('an index of another file', async () => {
   );
 });
 
-test('a record that is no JPEG is named, and is seen only by decoding', async () => {
+test('a record that is no JPEG is named; only decoding finds it', async () => {
   const directory = folder();
   const offsets = writeDataset(directory, '3,112,112', [
     ...records([0, 1]),
@@ -109,7 +109,7 @@ test('a record that is no JPEG is named, and is seen only by decoding', async ()
     `^${directory}/train.rec, record 2 at byte ${offsets[2]}: is no intact JPEG \\(.+\\); a JPEG of 112 x 112 pixels`,
   );
   await refused(directory, message);
-  await refused(directory, message, { decode: 'sample' }); // which is all of a set of eight
+  await refused(directory, message, { decode: 'sample' }); // All of a dataset of eight.
   await preflightDataset(directory, { ...options, decode: 'none' });
 });
 
@@ -139,7 +139,7 @@ test('pictures of another size than the model takes', async () => {
     `${shippedDataset}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`,
     { input: { height: 96, width: 112 } },
   );
-  const directory = written('2,96,112', [0, 1]); // property says what the pictures are not
+  const directory = written('2,96,112', [0, 1]); // The size in `property` is wrong.
   await refused(directory, /record 0 at byte 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/, {
     input: { height: 96, width: 112 },
   });

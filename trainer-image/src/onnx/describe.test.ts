@@ -7,7 +7,7 @@ import { countMacs, describeModel } from './describe.ts';
 import { parseOnnx, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
-test('a model is described by what its file says and what its graph costs', () => {
+test('a description has the file’s facts and the graph’s cost', () => {
   const graph = buildBackbone({
     backbone: 'mobilefacenet',
     embeddingDim: 128,
@@ -17,7 +17,7 @@ test('a model is described by what its file says and what its graph costs', () =
   });
   const file = encodeOnnx(graph, { producer: { name: 'facetrain', version: '0.1.0' }, metadata: { step: '3' } });
   const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'));
-  // Running statistics are bytes of the file, but no parameters.
+  // Running statistics count as bytes of the file, not as parameters.
   assert.deepEqual(rest, {
     input: { name: 'data', shape: ['N', 3, 112, 112] },
     output: { name: 'embedding', shape: ['N', 128] },
@@ -46,7 +46,7 @@ test('the pretrained MobileFaceNet has 1.19 M parameters', async () => {
   assert.ok(macs! > 0);
 });
 
-test('multiply-accumulates are those of the definition, and null when a shape is not known', () => {
+test('multiply-accumulates follow the definition, and are null when a shape is not known', () => {
   const graph: Graph = {
     input: { name: 'x', channels: 4, height: 6, width: 8 },
     output: { name: 'y', dim: 5 },

@@ -1,4 +1,4 @@
-/** Files that are read, written and read again. Awkward and broken files are in read.test.ts. */
+/** Files that are read, written and read again. Unusual and broken files: read.test.ts. */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { test } from 'node:test';

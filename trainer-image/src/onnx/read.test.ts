@@ -1,6 +1,6 @@
 /**
- * Awkward files that must be read, and broken ones that must be refused by name. ONNX Runtime says what an awkward file
- * means.
+ * Unusual files that must be read, with ONNX Runtime as the oracle, and broken files that must be refused with a
+ * reason.
  */
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
@@ -135,7 +135,7 @@ const QDQ: File = {
   opset: 13,
 };
 
-/** Files that mean the same however they say it; each is run as it is and as it is written again. */
+/** Forms of older operator sets and of exporters. Each file is run as it is, and as it is written after reading. */
 const AWKWARD: Record<string, File> = {
   'typed float data, weights listed as inputs, format version 3': {
     nodes: [conv, flat],
@@ -202,7 +202,7 @@ const AWKWARD: Record<string, File> = {
     nodes: [node('Flatten', ['x'], ['a']), node('Dropout', ['a'], ['y'], { ratio: { float: 0.4 } })],
     opset: 10,
   },
-  'Dropout told not to train': {
+  'Dropout with training_mode false': {
     nodes: [node('Dropout', ['x', 'ratio', 'train'], ['h']), flat],
     initializers: [floats('ratio', [], [0.4]), tensor('train', 'BOOL', [], { rawData: Uint8Array.of(0) })],
     opset: 13,
@@ -216,7 +216,7 @@ const AWKWARD: Record<string, File> = {
     ],
     initializers: [weight],
   },
-  'a target computed from the batch': {
+  'a Reshape target computed from the batch': {
     nodes: [
       conv,
       node('Shape', ['h'], ['shape']),
@@ -230,7 +230,7 @@ const AWKWARD: Record<string, File> = {
     initializers: [weight],
     opset: 11,
   },
-  'a target computed by arithmetic and Slice': {
+  'a Reshape target computed by arithmetic and Slice': {
     nodes: [
       node('Shape', ['x'], ['shape']),
       node('Slice', ['shape', 'i0', 'i1'], ['n']),
@@ -276,7 +276,7 @@ for (const [name, description] of Object.entries(AWKWARD)) {
   });
 }
 
-test('onnx.checker accepts what is written of each', () => {
+test('onnx.checker accepts each file as it is written after reading', () => {
   checkWithOnnx(
     Object.fromEntries(
       Object.entries(AWKWARD).map(([name, description]) => [
@@ -294,7 +294,7 @@ test('batch norm whose other outputs are left out by empty names', () => {
   assert.deepEqual(graph.nodes[0]!.outputs, ['h']);
 });
 
-test('a Squeeze of whatever has size 1 spares the batch', async () => {
+test('a Squeeze of all axes of size 1 does not remove the batch', async () => {
   const bytes = file({
     nodes: [node('GlobalAveragePool', ['x'], ['a']), node('Squeeze', ['a'], ['y'])],
     inputs: [value('x', [1, 2, 5, 5])],
@@ -380,7 +380,7 @@ test('a model of half precision has a graph of float32', async () => {
   assert.equal(largestDifference(result!.data, first), 0);
 });
 
-test('nodes without a name, or with one that is taken, get one of their own, the same every time', () => {
+test('nodes without a name, or with one that is taken, get a unique name, always the same', () => {
   const nodes = [
     node('Relu', ['x'], ['a']),
     node('Relu', ['a'], ['b'], {}, { name: 'same' }),
@@ -399,7 +399,7 @@ test('nodes without a name, or with one that is taken, get one of their own, the
   assert.equal(new Set(names(file({ nodes: [...many, flat] }))).size, 50_001, 'in linear time');
 });
 
-test('what the output does not depend on is left out', () => {
+test('nodes that the output does not depend on are left out', () => {
   const { graph } = parseOnnx(
     file({ nodes: [conv, node('Relu', ['h'], ['unused']), flat], initializers: [weight, floats('stray', [1], [NaN])] }),
     'dead.onnx',
@@ -411,7 +411,7 @@ test('what the output does not depend on is left out', () => {
   assert.deepEqual(Object.keys(graph.initializers), ['w']);
 });
 
-test('names that JavaScript objects have of themselves are names like others', () => {
+test('names of JavaScript’s own properties, such as constructor, can be names of values', () => {
   for (const name of ['__proto__', 'constructor']) {
     const { graph } = parseOnnx(
       file({
@@ -427,7 +427,7 @@ test('names that JavaScript objects have of themselves are names like others', (
   assert.throws(() => parseOnnx(missing, 'names.onnx'), /reads "constructor", which no node before it makes/);
 });
 
-test('float attributes read as people write them', () => {
+test('float attributes are read as the shortest decimal', () => {
   const { graph } = parseOnnx(
     file({ nodes: [node('LeakyRelu', ['x'], ['h'], { alpha: { float: 0.1 } }), flat] }),
     'alpha.onnx',
@@ -465,7 +465,7 @@ test('large aligned weights are views of the file', () => {
     initializers: { w: { dims: [3, 2, 3, 3], data: noise(54) } },
   };
   const bytes = encodeOnnx(graph);
-  // Where the weights begin is chance; one of four copies of the file has them aligned.
+  // The offset of the weights is not chosen, so one of four copies of the file has them aligned.
   const views = [0, 1, 2, 3].filter((shift) => {
     const copy = new Uint8Array(bytes.length + shift).subarray(shift);
     copy.set(bytes);
@@ -675,7 +675,7 @@ for (const [code, table] of [
   }
 }
 
-test('refuse: a file that is not there', async () => {
+test('refuse: a missing file', async () => {
   await assert.rejects(
     readOnnx('/nowhere/m.onnx'),
     (error: FacetrainError) =>
@@ -694,10 +694,10 @@ test('bounds of Clip may be infinite, weights of other nodes not', () => {
   assert.throws(() => checkFinite(graph('Add'), 'm.onnx'), /tensor "bound" holds -Infinity/);
 });
 
-test('no damage to a file makes it crash: it is refused, or read as a graph that can be written', () => {
+test('a damaged file is refused, or read as a graph that can be written', () => {
   const sound = [
     file(QDQ),
-    file(AWKWARD['a target computed from the batch']!),
+    file(AWKWARD['a Reshape target computed from the batch']!),
     file(AWKWARD['Pad and Slice with attributes']!),
   ];
   let state = 12345;

@@ -37,7 +37,7 @@ async function refusal(promise: Promise<unknown> | (() => unknown)): Promise<Fac
   return assert.fail('not refused');
 }
 
-test('a configuration is refused by the path of its field, with what was there and what is allowed', async () => {
+test('a refused configuration names the field’s path, the value found and what is allowed', async () => {
   const good = trainerConfig(folder);
   const path = join(folder, 'config.json');
   const read = async (content: unknown) => {
@@ -75,7 +75,7 @@ test('a configuration is refused by the path of its field, with what was there a
   assert.match((await refusal(readConfig(join(folder, 'none.json'), TrainerConfig))).message, /none.json: .*ENOENT/);
 });
 
-test('ranks by the convention of torchrun', async () => {
+test('ranks from torchrun’s environment variables', async () => {
   assert.deepEqual(readRanks({}), {
     rank: 0,
     size: 1,
@@ -114,7 +114,7 @@ test('ranks by the convention of torchrun', async () => {
   assert.equal(computeThreads(null, { ...readRanks({}), localSize: 1000 }), 1);
 });
 
-test('the server shows the board, as JSON and as metrics, and its health is that of the work', async () => {
+test('the server returns the board as JSON and as metrics, and its health follows the activity', async () => {
   let now = 0;
   const board = createBoard(job, 'Preflight', () => now);
   const server = await startServer(board, { host: '127.0.0.1', port: 0, staleAfterSeconds: 10 });
@@ -124,7 +124,7 @@ test('the server shows the board, as JSON and as metrics, and its health is that
 
   const before = await progress();
   assert.equal(before.stage, 'Preflight');
-  assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m, 'what is not known is not there');
+  assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_loss /m, 'an unknown value is absent');
   board.update({
     stage: 'Training',
     step: 3,
@@ -170,7 +170,7 @@ test('the server shows the board, as JSON and as metrics, and its health is that
   );
 });
 
-test('a stop ends waiting, and only what ended because of it counts as a stop', async () => {
+test('a stop ends waiting, and only errors that it caused count as a stop', async () => {
   const controller = new AbortController();
   const { signal } = controller;
   assert.equal(await abortable(signal, Promise.resolve(1)), 1);
@@ -216,7 +216,7 @@ test('a refusal is one line in the log, exit code 2 and the termination message'
   assert.equal(log[0]!.msg, left.message);
 });
 
-test('a termination message is no longer than a kubelet reads, whatever it is made of', async () => {
+test('a termination message is never longer than the kubelet reads', async () => {
   const file = join(folder, 'long.json');
   process.env.FACETRAIN_TERMINATION_MESSAGE = file;
   const log = pino({ level: 'silent' });

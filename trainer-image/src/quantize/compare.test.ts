@@ -1,4 +1,4 @@
-/** Comparing two models, and the gate. */
+/** The comparison of two models, and the gate. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Metrics } from '@facetrain/api';
@@ -34,7 +34,7 @@ function embeddings(spoil = 0) {
 describe('two models on a set', () => {
   const { dim, same, set } = embeddings();
 
-  test('that are one and the same lose nothing', () => {
+  test('that are the same lose no accuracy', () => {
     const { comparison, cosines: all } = compareOnSet('set', same, dim, set, set);
     assert.equal(comparison.fp32.accuracy, 1);
     assert.equal(comparison.drop, 0);
@@ -42,7 +42,7 @@ describe('two models on a set', () => {
     assert.ok(all.every((cosine) => Math.abs(cosine - 1) < 1e-12));
   });
 
-  test('one of which takes some pairs apart lose accuracy there', () => {
+  test('lose accuracy when one of them changes pairs', () => {
     const { comparison, cosines: all } = compareOnSet('set', same, dim, set, embeddings(3).set);
     assert.ok(comparison.drop > 0.05);
     assert.equal(comparison.drop, comparison.fp32.accuracy - comparison.int7.accuracy);

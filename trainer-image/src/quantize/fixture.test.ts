@@ -24,10 +24,10 @@ import { runQuantize } from './run-quantize.ts';
 
 const LFW = process.env.FACETRAIN_LFW ?? join(import.meta.dirname, '../../../../shared/data/lfw');
 const PAIRS = join(LFW, 'lfw-fold10.bin');
-/** Measured with ONNX Runtime; a pair is 0.17 points. */
+/** Of FP32, measured with ONNX Runtime. One pair is 0.17 percentage points. */
 const ACCURACY = 0.982;
 const DIM = 512;
-/** In train.rec; the people of the pairs are not among them. */
+/** In train.rec, of other people than those of the pairs. */
 const PICTURES = 11_622;
 
 let server: S3Server;
@@ -62,7 +62,7 @@ after(async () => {
   await rm(folder, { recursive: true });
 });
 
-test('FP32 reaches what is known of it, and INT7 loses a point at most', (t) => {
+test('FP32 has its known accuracy, and INT7 loses at most one percentage point', (t) => {
   const [{ fp32, int7, drop, meanCosine }] = report.metrics.comparisons as [
     QuantizeReport['metrics']['comparisons'][0],
   ];
@@ -82,7 +82,7 @@ test('no layer ends below where the search starts', () => {
     assert.ok(cosine >= cosineStart, `${name}: ${cosineStart} to ${cosine}`);
 });
 
-test('that FP32 is the model as it came, in our executor', async () => {
+test('the folded layers are the same function as the file’s graph', async () => {
   const { graph } = await readOnnx(MOBILEFACENET);
   const pictures = await readPictures(LFW, sampleIndices(PICTURES, 48, 1), { channelOrder: 'bgr' });
   const folded = fold(graph);
@@ -96,7 +96,7 @@ test('that FP32 is the model as it came, in our executor', async () => {
   for (const embeddings of others) assert.ok(largestDifference(embeddings, reference!) < 1e-4);
 });
 
-test('what is published runs in ONNX Runtime as in our runtime', async (t) => {
+test('the published model has close results in ONNX Runtime and in our runtime', async (t) => {
   const to = join(folder, 'fetched');
   await fetchTo({ ...server.address('s3://models/mobilefacenet'), to });
   assert.deepEqual((await readdir(to)).sort(), [
@@ -126,14 +126,14 @@ test('what is published runs in ONNX Runtime as in our runtime', async (t) => {
     `mean cosine of ONNX Runtime with ours ${found.together.toFixed(4)}; ` +
       `with FP32: ONNX Runtime ${found.theirs.toFixed(4)}, ours ${found.ours.toFixed(4)}`,
   );
-  // ONNX Runtime clamps where 8 bits end. What differs by that in early layers is rounded another way in later ones,
-  // over 95 of them, so the two part by about as much as rounding costs either; layer by layer they agree
-  // (simulator.test.ts). Neither may be the worse model.
+  // ONNX Runtime clamps activations at 8 bits, we at 7. A small difference in an early layer changes the rounding in
+  // later ones, over 95 layers. So the two differ from each other by about as much as each does from FP32. Layer by
+  // layer they agree (simulator.test.ts), and neither may be the worse model.
   assert.ok(found.together >= 0.975, `together ${found.together}`);
   assert.ok(Math.abs(found.theirs - found.ours) <= 0.005, `${found.theirs} and ${found.ours}`);
 });
 
-/** Pictures as ONNX takes them: [count, 3, height, width] in [-1, 1]. */
+/** Pictures as an ONNX model reads them: [count, 3, height, width] in [-1, 1]. */
 function planes({ count, height, width, data }: Pictures): Float32Array {
   const area = height * width;
   return Float32Array.from({ length: count * 3 * area }, (_, index) => {

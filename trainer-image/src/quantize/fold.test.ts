@@ -1,4 +1,4 @@
-/** Folding: every pattern against ONNX Runtime on the graph as it was. */
+/** Folding: every pattern against ONNX Runtime on the original graph. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
@@ -166,15 +166,15 @@ describe('the folded layers are the same function', () => {
   });
 });
 
-test('a batch norm in front of a padded conv is wrong at the border, and there alone, when it is folded all the same', async () => {
+test('folding a batch norm into a padded conv behind it would be wrong, at the border only', async () => {
   const builder = new GraphBuilder();
   const graph = builder.graph(builder.flatten(builder.conv(builder.batchNorm('data', 3), 3, 4, 3, { pad: 1 })));
-  // A plain fold is what happens when the padding is not seen.
-  const seen = structuredClone(graph);
-  const conv = seen.nodes.find(({ op }) => op === 'Conv')!;
+  // Without pads in the graph, fold() folds it; then the pads are put back.
+  const unpadded = structuredClone(graph);
+  const conv = unpadded.nodes.find(({ op }) => op === 'Conv')!;
   const { pads } = conv.attributes;
   conv.attributes.pads = [0, 0, 0, 0];
-  const plain = fold({ ...seen, output: { ...seen.output, dim: 4 * 6 * 6 } });
+  const plain = fold({ ...unpadded, output: { ...unpadded.output, dim: 4 * 6 * 6 } });
   assert.equal(kinds(plain), 'conv');
   Object.assign(plain.layers[0]!, { pads });
   plain.output.dim = graph.output.dim;

@@ -19,7 +19,7 @@ function throughFile(graph: Graph): Graph {
   return parseOnnx(encodeOnnx(graph), 'model.int7.onnx').graph;
 }
 
-/** Layers whose weights are those that their integers stand for: what a file holds. */
+/** The layers with the real values of the integers as weights and biases, as a file has them. */
 function withRealWeights(graph: LayerGraph, scales: Scales): LayerGraph {
   const layers = graph.layers.map((layer) => {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') return layer;
@@ -51,7 +51,7 @@ const NETWORKS: Record<string, () => Graph> = {
     const b = new GraphBuilder();
     return b.graph(b.flatten(b.conv(b.batchNorm('data', 3), 3, 4, 3, { pad: 1, stride: 2 })));
   },
-  'names that layers and tensors share, and that could be ours': () => {
+  'names that layers and tensors share, and that the writer also uses': () => {
     const b = new GraphBuilder();
     const graph = b.graph(
       b.flatten(b.conv(b.batchNorm(b.node('Add', [b.conv('data', 3, 3, 1), 'data']), 3), 3, 4, 3, { pad: 1 })),
@@ -75,7 +75,7 @@ const NETWORKS: Record<string, () => Graph> = {
   },
 };
 
-describe('what is written is read back exactly', () => {
+describe('a written network is read back exactly', () => {
   for (const [name, build] of Object.entries(NETWORKS)) {
     test(name, () => {
       const layers = fold(build());
@@ -89,7 +89,7 @@ describe('what is written is read back exactly', () => {
   }
 });
 
-test('onnx.checker accepts what is written', () => {
+test('onnx.checker accepts every written network', () => {
   checkWithOnnx(
     Object.fromEntries(
       Object.entries(NETWORKS).map(([name, build]) => {
@@ -129,7 +129,7 @@ test('ONNX Runtime computes it in integers', async () => {
   }
 });
 
-describe('what is not ours is refused', () => {
+describe('a graph that encodeInt7 did not write is refused', () => {
   const file = (): Graph => throughFile(encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet()))));
   const changed = (suffix: string, change: (data: Record<number, number>) => void) => () => {
     const graph = file();

@@ -1,4 +1,4 @@
-/** The quantize mode from end to end, on a small network and real pictures; and everything it must refuse. */
+/** The quantize mode from end to end, on a small network and real pictures, and the input that it refuses. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -50,7 +50,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(scratch, { recursive: true }));
 
-/** A residual network for pictures of faces, small enough to be searched in a moment. */
+/** A residual network for pictures of faces; its search takes less than a second. */
 function network(builder = new GraphBuilder({ height: 112, width: 112 })): Graph {
   const b = builder;
   const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 7, { pad: 3, stride: 8, bias: false }), 8), 8);
@@ -112,7 +112,7 @@ async function failure(change: Partial<QuantizeConfig>): Promise<FacetrainError>
   return error;
 }
 
-test('an artifact is whole, vouched for by its manifest, and published', async () => {
+test('an artifact is complete, listed in its manifest, and published', async () => {
   const publish = server.address('s3://models/small/int7');
   const running = program();
   const report = await runQuantize(config({ publish }), running);
@@ -148,7 +148,7 @@ test('an artifact is whole, vouched for by its manifest, and published', async (
   assert.deepEqual(await contents(join(scratch, 'fetched')), local);
 });
 
-/** The quantizer as its pod runs it. @returns what it leaves for the kubelet, and all that it said */
+/** Runs the quantizer as its pod does. @returns its exit code, termination message and output */
 async function runProgram(publish: QuantizeConfig['publish'], env: Record<string, string> = {}) {
   const files = {
     FACETRAIN_CONFIG: join(scratch, 'config.json'),
@@ -160,14 +160,14 @@ async function runProgram(publish: QuantizeConfig['publish'], env: Record<string
     [join(import.meta.dirname, '..', 'main.ts'), 'quantize'],
     { env: { ...process.env, ...files, ...env }, encoding: 'utf8' },
   );
-  return { status, left: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), said: stdout + stderr };
+  return { status, message: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), output: stdout + stderr };
 }
 
-test('the program leaves behind what it has published, or why it could not, and never a credential', async () => {
+test('the termination message has the artifact or the error, and no output has a credential', async () => {
   const publish = server.address('s3://models/program');
   const done = await runProgram(publish);
-  assert.equal(done.status, ExitCode.success, done.said);
-  const { artifact } = TerminationResult.parse(JSON.parse(done.left));
+  assert.equal(done.status, ExitCode.success, done.output);
+  const { artifact } = TerminationResult.parse(JSON.parse(done.message));
   const published = await contents(join(scratch, 'out'));
   const { metrics, files } = ArtifactManifest.parse(JSON.parse(published['manifest.json']!.toString()));
   assert.deepEqual(artifact, {
@@ -183,16 +183,16 @@ test('the program leaves behind what it has published, or why it could not, and 
     { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' },
   ]) {
     const failed = await runProgram(publish, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
-    assert.equal(failed.status, ExitCode.refused, failed.said);
-    const { code, message } = TerminationMessage.parse(JSON.parse(failed.left));
+    assert.equal(failed.status, ExitCode.refused, failed.output);
+    const { code, message } = TerminationMessage.parse(JSON.parse(failed.message));
     assert.equal(code, 'StorageFailed');
     assert.match(message, /s3:\/\/models\/program at .*: the credentials are wrong \(\w+\)/);
     for (const value of ['a-secret-that-is-wrong', 'an-id-that-is-wrong'])
-      assert(!(failed.left + failed.said).includes(value), value);
+      assert(!(failed.message + failed.output).includes(value), value);
   }
 });
 
-test('the same inputs give the same bytes, whatever the number of threads', async () => {
+test('the same inputs give the same bytes with any number of threads', async () => {
   await runQuantize(config(), program());
   await runQuantize(config({ outputDirectory: join(scratch, 'again'), computeThreads: 2 }), program());
   const again = await contents(join(scratch, 'again'));
@@ -207,7 +207,7 @@ test('without evaluation sets, embeddings of the calibration pictures are compar
   assert.ok(metrics.meanCosine > 0.95);
 });
 
-test('a missed gate leaves the reports, and no manifest anywhere', async () => {
+test('a missed gate leaves the reports and no manifest', async () => {
   const publish = server.address('s3://models/missed');
   const error = await failure({ publish, gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
   assert.equal(error.code, 'GateFailed');
@@ -224,19 +224,19 @@ test('a missed gate leaves the reports, and no manifest anywhere', async () => {
   ]);
 });
 
-test('a manifest from before does not outlive a run that fails', async () => {
+test('an earlier manifest is deleted by a run that fails', async () => {
   await runQuantize(config(), program());
   await failure({ gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
   await assert.rejects(access(join(scratch, 'out', 'manifest.json')));
 });
 
-test('a signal stops the search, and leaves nothing', async () => {
+test('a signal stops the search, and no file is left', async () => {
   const controller = new AbortController();
   const running = program(controller.signal);
   const { update } = running.progress;
   running.progress.update = (change) => {
     update(change);
-    // Once the native call has begun.
+    // After the native call has begun.
     if (change.stage === 'Equalizing') setImmediate(() => controller.abort('SIGTERM'));
   };
   await assert.rejects(
@@ -341,7 +341,7 @@ describe('refused before any work', () => {
   }
 });
 
-test('a full disk is named, and nothing is half-written', async () => {
+test('a full disk is an error with the path, and no file is half-written', async () => {
   const disk = join(scratch, 'disk');
   await mkdir(disk);
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', disk]);

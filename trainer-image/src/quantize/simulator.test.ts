@@ -1,6 +1,6 @@
 /**
- * Our integers against ONNX Runtime's, on every tensor of a small network: through the form whose operands are clamped
- * as ours are.
+ * Our integers against those of ONNX Runtime, on every tensor of a small network. The file has operands that are
+ * clamped as in our runtime.
  */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
@@ -12,7 +12,7 @@ import { fold } from './fold.ts';
 import { elementCount, tensorShapes } from './layer-shapes.ts';
 import { encodeInt7 } from './qdq.ts';
 
-/** Ours rounds as ONNX does; floats may be multiplied in another order. */
+/** Both round in the same way, but may multiply floats in another order. */
 const LEAST_SIGNIFICANT_BITS = 1;
 
 function pictures(count: number, edge: number): Pictures {
@@ -25,7 +25,7 @@ function pictures(count: number, edge: number): Pictures {
   };
 }
 
-/** The value that a QuantizeLinear of the graph made, as the graph's output, of one picture. */
+/** The integers of a tensor in ONNX Runtime, for one picture: the graph gets an output behind its DequantizeLinear. */
 async function ortIntegers(
   graph: Graph,
   tensor: string,
@@ -92,13 +92,13 @@ async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
   );
 }
 
-describe('every tensor is that of ONNX Runtime, to a unit of the last place', () => {
+describe('every tensor is that of ONNX Runtime, up to one unit', () => {
   test('with plain scales', async () => {
     const graph = fold(smallFaceNet());
     await compare(graph, plainScales(graph));
   });
 
-  test('with scales that were searched', async () => {
+  test('with scales from the search', async () => {
     const options = {
       rounds: 1,
       candidates: 20,

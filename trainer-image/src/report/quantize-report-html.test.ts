@@ -54,7 +54,7 @@ function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
   });
 }
 
-test('the page shows the figures, needs no other file, and runs nothing', () => {
+test('the page shows the figures, loads no other file and has no script', () => {
   const html = renderQuantizeReport(report());
   for (const text of [
     'Gate passed',
@@ -79,7 +79,7 @@ test('the page shows the figures, needs no other file, and runs nothing', () => 
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
 });
 
-test('a missed gate says which bounds', () => {
+test('a missed gate lists the bounds that were missed', () => {
   const html = renderQuantizeReport(
     report({
       gate: { maxAccuracyDrop: 0.001, minMeanCosine: null, passed: false, failures: ['accuracy on lfw falls'] },
@@ -89,7 +89,7 @@ test('a missed gate says which bounds', () => {
   assert.doesNotMatch(html, /Gate passed/);
 });
 
-test('without sets, bounds or layers it is still a page', () => {
+test('without sets, bounds or layers the page is complete', () => {
   const metrics = { meanCosine: 1, percentile1Cosine: 1, accuracyDrop: null, comparisons: [] };
   const html = renderQuantizeReport(
     report({ metrics, layers: [], gate: { maxAccuracyDrop: null, minMeanCosine: null, passed: true, failures: [] } }),

@@ -50,7 +50,7 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
   });
 }
 
-test('the page needs no other file, shows the figures, and runs nothing', () => {
+test('the page shows the figures, loads no other file and has no script', () => {
   const html = trainReportHtml(report());
   for (const text of [
     '38.12 pictures/s',
@@ -80,7 +80,7 @@ test('names and configuration are text, never markup', () => {
   assert(html.includes('&#60;img src=x onerror=&#34;alert(1)&#34;&#62;&#38;&#39;'));
 });
 
-test('an attempt without steps, and one whose values never change, are drawn too', () => {
+test('an attempt without steps, and one with constant values, have a page, too', () => {
   const nothing = trainReportHtml(report({ history: [], evaluations: [], imagesPerSecond: 0 }));
   assert.doesNotMatch(nothing, /NaN|undefined|Infinity|<svg/);
   assert(nothing.includes('no step in this attempt'));

@@ -12,7 +12,7 @@ before(async () => {
 });
 after(() => rm(folder, { recursive: true }));
 
-test('many may make the same folders at once', async () => {
+test('several calls can make the same folders at once', async () => {
   for (let round = 0; round < 50; round++) {
     const path = join(folder, 'shared', String(round), 'a', 'b');
     await Promise.all(Array.from({ length: 8 }, () => makeFolder(path)));
@@ -20,7 +20,7 @@ test('many may make the same folders at once', async () => {
   }
 });
 
-test('a folder that the system will not make is an error, not a loop', async () => {
+test('a folder that the system refuses to make is an error, not an endless loop', async () => {
   await assert.rejects(makeFolder('/proc/facetrain/out'), { code: 'ENOENT' });
 });
 
@@ -30,7 +30,7 @@ test('a file in the way of a folder is an error', async () => {
   await assert.rejects(makeFolder(join(folder, 'file', 'below')), { code: 'ENOTDIR' });
 });
 
-test('what fails half-way leaves nothing', async () => {
+test('a write that fails leaves no file', async () => {
   const target = join(folder, 'target');
   const failing = writeAtomically(join(target, 'file.bin'), async (file) => {
     await file.writeFile('half');

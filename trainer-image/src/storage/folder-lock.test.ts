@@ -19,7 +19,7 @@ afterEach(() => rm(folder, { recursive: true, force: true }));
 
 const lockOf = (token: string): string => JSON.stringify({ holder: `${token}-0 (process 1)`, token, beats: 7 });
 
-/** Many who want the lock at one moment; the most that ever had it together. */
+/** Takes the lock from many callers at once. @returns the largest number that had it at the same time */
 async function contend(count: number): Promise<number> {
   let inside = 0;
   let most = 0;
@@ -32,12 +32,12 @@ async function contend(count: number): Promise<number> {
   return most;
 }
 
-test('of many at once one has it, and in the end it is gone', async () => {
+test('of many callers one has the lock at a time, and at the end the lock is gone', async () => {
   assert.equal(await contend(16), 1);
   assert.deepEqual(await readdir(folder), []);
 });
 
-describe('what the dead leave', () => {
+describe('after a dead process', () => {
   for (const [name, leave] of Object.entries({
     'a lock': () => writeFile(path, lockOf('dead')),
     'a lock that was never written': () => writeFile(path, ''),
@@ -46,8 +46,8 @@ describe('what the dead leave', () => {
       await writeFile(path, lockOf('dead'));
     },
   })) {
-    // All of them judge it dead at the same moment.
-    test(`${name}: one waiter has it next, and all of them in the end`, async () => {
+    // All waiters consider the holder dead at the same moment.
+    test(`${name}: one waiter at a time has the lock, and each of them gets it`, async () => {
       await leave();
       assert.equal(await contend(16), 1);
       assert.deepEqual(await readdir(folder), []);
@@ -55,7 +55,7 @@ describe('what the dead leave', () => {
   }
 });
 
-test('who works for long keeps it, and who waits is told for whom, once', async () => {
+test('a long holder keeps the lock, and a waiter gets the holder’s name once', async () => {
   const order: string[] = [];
   const waitsFor: string[] = [];
   let waiter: Promise<void>;
@@ -77,13 +77,13 @@ test('who works for long keeps it, and who waits is told for whom, once', async 
   assert.match(waitsFor[0]!, new RegExp(`\\(process ${process.pid}\\)$`));
 });
 
-test('who finds its lock gone to another stops, waits for it, and begins anew', async () => {
+test('a holder that lost its lock stops, waits for it, and starts its work again', async () => {
   let begun = 0;
   await withLock(
     path,
     async (signal) => {
       if (++begun === 2) return;
-      // As a waiter does that takes this process for dead.
+      // What a waiter does that considers this process dead.
       await rm(path);
       await writeFile(path, lockOf('other'));
       await delay(60_000, undefined, { signal });
@@ -93,7 +93,7 @@ test('who finds its lock gone to another stops, waits for it, and begins anew', 
   assert.equal(begun, 2);
 });
 
-test('what is another’s is neither written nor removed', async () => {
+test('another process’s lock is neither written nor removed', async () => {
   await withLock(
     path,
     async () => {
@@ -107,7 +107,7 @@ test('what is another’s is neither written nor removed', async () => {
   assert.deepEqual(await readdir(folder), ['.data.lock']);
 });
 
-test('a failure of the work is passed on, and the lock given back', async () => {
+test('a failure of the work is thrown, and the lock is released', async () => {
   await assert.rejects(
     withLock(path, () => Promise.reject(new Error('of the work')), QUICK),
     /of the work/,
@@ -115,7 +115,7 @@ test('a failure of the work is passed on, and the lock given back', async () => 
   assert.deepEqual(await readdir(folder), []);
 });
 
-test('a lock that cannot be made is named', async () => {
+test('a lock that cannot be created is an error with its path', async () => {
   const inNoFolder = join(folder, 'nowhere', '.lock');
   await assert.rejects(
     withLock(inNoFolder, async () => {}),

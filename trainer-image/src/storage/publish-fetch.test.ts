@@ -16,7 +16,7 @@ import { checkDestination, publish } from './publish.ts';
 import { s3Client, s3Error } from './s3.ts';
 
 const NAMES = ['model.int7.onnx', 'report.json', 'manifest.json'];
-/** Larger than a part of lib-storage's uploads, so that it goes in several. */
+/** Larger than a part of lib-storage's uploads, so it is uploaded in several parts. */
 const LARGE = Buffer.alloc(11 * 2 ** 20, 'int7');
 
 let server: S3Server;
@@ -24,7 +24,7 @@ let scratch: string;
 let folder: string;
 
 before(async () => {
-  // No instance metadata service is asked for credentials.
+  // The SDK sends no request to an instance metadata service.
   Object.assign(process.env, CREDENTIALS, {
     AWS_EC2_METADATA_DISABLED: 'true',
     AWS_SHARED_CREDENTIALS_FILE: '/nonexistent',
@@ -44,7 +44,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(scratch, { recursive: true, force: true }));
 
-/** The one FacetrainError that a call must fail with. */
+/** The FacetrainError that a call fails with. */
 async function failure(call: Promise<unknown>): Promise<FacetrainError> {
   const error = await call.then(
     () => assert.fail('it did not fail'),
@@ -64,7 +64,7 @@ for (const [scheme, address] of Object.entries({
   's3://': (): StorageAddress => server.address('s3://models/faces/v1'),
 })) {
   describe(scheme, () => {
-    test('what is published can be fetched, and publishing again writes nothing', async () => {
+    test('published files can be fetched, and publishing again writes nothing', async () => {
       const first = await publish(folder, NAMES, address());
       assert.deepEqual(
         first.map(({ name, written }) => ({ name, written })),
@@ -107,7 +107,7 @@ for (const [scheme, address] of Object.entries({
   });
 }
 
-test('objects say what they are', async () => {
+test('objects have a content type and a digest', async () => {
   await publish(folder, NAMES, server.address('s3://models/typed'));
   const client = s3Client(server.address('s3://models'));
   const head = await client.send(new HeadObjectCommand({ Bucket: 'models', Key: 'typed/manifest.json' }));
@@ -117,7 +117,7 @@ test('objects say what they are', async () => {
 });
 
 describe('an interrupted download', () => {
-  test('goes on where it stopped, and is checked as a whole', async () => {
+  test('continues where it stopped, and the whole file is checked', async () => {
     await publish(folder, NAMES, server.address('s3://models/resumed'));
     const to = join(scratch, 'model.onnx');
     const ranges: string[] = [];
@@ -133,11 +133,11 @@ describe('an interrupted download', () => {
     assert.deepEqual(await readdir(scratch), ['artifact', 'model.onnx']);
   });
 
-  test('whose start is wrong is refused and forgotten', async () => {
+  test('with a wrong start is refused, and its file is deleted', async () => {
     await publish(folder, NAMES, server.address('s3://models/damaged'));
     const to = join(scratch, 'model.onnx');
     const request = { ...server.address('s3://models/damaged/model.int7.onnx'), to };
-    // One byte of what came before is flipped.
+    // One byte of the first part is changed.
     const proxy = await breakingProxy(4 * 2 ** 20, [], async () => {
       const partial = (await readdir(scratch)).find((name) => name.endsWith('.partial'))!;
       const bytes = await readFile(join(scratch, partial));
@@ -154,7 +154,7 @@ describe('an interrupted download', () => {
   });
 });
 
-/** A proxy that cuts the first answer to a GET after `bytes`, and notes the ranges that are asked for. */
+/** A proxy that cuts the first answer to a GET after `bytes`, and records the ranges of all requests. */
 function breakingProxy(bytes: number, ranges: string[], onResume?: () => Promise<void>): Promise<S3Proxy> {
   let cut = false;
   return server.proxy('models', async ({ range, body, response }) => {
@@ -166,7 +166,7 @@ function breakingProxy(bytes: number, ranges: string[], onResume?: () => Promise
   });
 }
 
-test('a file that is there with another time or size is fetched again', async () => {
+test('an existing file with another time or size is fetched again', async () => {
   await publish(folder, NAMES, server.address('s3://models/stale'));
   const to = join(scratch, 'report.json');
   const request = { ...server.address('s3://models/stale/report.json'), to };
@@ -176,7 +176,7 @@ test('a file that is there with another time or size is fetched again', async ()
   assert.equal(await readFile(to, 'utf8'), '{"report":true}');
 });
 
-describe('what goes wrong is said once, with the address', () => {
+describe('an error is reported once, with the address', () => {
   const cases: Record<
     string,
     {
@@ -247,10 +247,10 @@ describe('what goes wrong is said once, with the address', () => {
     silent.close();
     assert.ok(error instanceof FacetrainError);
     assert.match(error.message, /: no answer in time \(/);
-    assert.equal(error.exitCode, ExitCode.failure, 'it may pass');
+    assert.equal(error.exitCode, ExitCode.failure, 'it is transient');
   });
 
-  test('a key that nothing has', async () => {
+  test('a key that is neither an object nor a prefix', async () => {
     const error = await failure(
       fetchTo({ ...server.address('s3://models/no/such/thing'), to: join(scratch, 'fetched') }),
     );
@@ -285,12 +285,12 @@ describe('what goes wrong is said once, with the address', () => {
   });
 });
 
-test('a destination that is fine passes the check, written to or not', async () => {
+test('a good destination passes the check, empty or not', async () => {
   await checkDestination(server.address('s3://models/never/written'));
   await checkDestination({ uri: 'file:///nowhere', endpoint: null, region: null, forcePathStyle: false });
 });
 
-test('publishing stops when told to, and leaves no manifest', async () => {
+test('an abort ends publishing before the manifest', async () => {
   const controller = new AbortController();
   controller.abort('SIGTERM');
   await assert.rejects(publish(folder, NAMES, server.address('s3://models/stopped'), controller.signal));
@@ -317,12 +317,12 @@ describe('a full disk', () => {
   });
 
   for (const shared of [false, true]) {
-    test(shared ? 'fetching for others, too' : 'fetching', async () => {
+    test(shared ? 'fetching to a shared path' : 'fetching', async () => {
       await publish(folder, NAMES, server.address('s3://models/full'));
       const error = await failure(fetchTo({ ...server.address('s3://models/full'), to: disk, shared }));
       assert.equal(error.code, 'DiskFull');
       assert.ok(error.subject.startsWith(disk), error.subject);
-      // Smaller objects that came first are whole, and of the large one nothing is left.
+      // The smaller objects before it are complete, and the large one has left no file.
       for (const name of await readdir(disk))
         assert.ok(NAMES.includes(name) && (await stat(join(disk, name))).size < 100, name);
     });

@@ -1,4 +1,4 @@
-/** Many processes that fetch the same to one folder, from a real S3 server that is slow. */
+/** Several processes that fetch the same objects to one folder, from a real S3 server that is slow. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -17,7 +17,7 @@ import { s3Client } from './s3.ts';
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 const FACES = Buffer.alloc(8 * 2 ** 20, 'faces');
 const PART = 2 ** 18;
-/** In place of seconds, so that the dead are noticed soon; and long enough for a machine that is busy. */
+/** Shorter than in production, so that dead holders are noticed soon; long enough for a busy machine. */
 const QUICK = { beat: 50, stale: 1_000 };
 
 let server: S3Server;
@@ -67,7 +67,7 @@ const request = (uri = 's3://models/faces', path = to) => ({
 const getsOf = (key: string) => gets.filter((get) => get.key === key);
 const downloaded = (fetched: Fetched[]): number => fetched.filter(({ written }) => written).length;
 
-/** A process of its own that fetches, with quick beats. */
+/** A process that fetches, with short times between its heartbeats. */
 function fetcher(from = request()): ChildProcess {
   const module = JSON.stringify(join(import.meta.dirname, 'fetch.ts'));
   const call = `await fetchTo(JSON.parse(process.argv[1]), undefined, ${JSON.stringify(QUICK)});`;
@@ -99,7 +99,7 @@ async function fetchInPod({ uri, to: path }: { uri: string; to: string }): Promi
   return { code, log };
 }
 
-/** Until a partial file holds so many bytes; gives its path. */
+/** Waits until a partial file has so many bytes. @returns its path */
 async function partialOf(bytes: number): Promise<string> {
   for (;;) {
     for (const name of await readdir(to).catch(() => [])) {
@@ -110,15 +110,15 @@ async function partialOf(bytes: number): Promise<string> {
   }
 }
 
-/** All is there, and nothing else. */
+/** The folder has all files, and no others. */
 async function isWhole(): Promise<void> {
   assert.deepEqual((await readdir(to)).sort(), ['property', 'train.rec']);
   assert.deepEqual(await readFile(join(to, 'train.rec')), FACES);
   assert.deepEqual(await readdir(join(scratch, 'store')), ['faces']);
 }
 
-test('of the trainers of a gang one downloads an object, and the others wait for it', async () => {
-  // One wants the folder's largest file alone, as a verification set may lie beside the faces.
+test('one trainer of a gang downloads an object, and the others wait for it', async () => {
+  // One process fetches only the folder's largest file: a verification set may be in the folder of the faces.
   const ended = await Promise.all(
     [...Array.from({ length: 3 }, () => request()), request('s3://models/faces/train.rec', join(to, 'train.rec'))].map(
       fetchInPod,
@@ -142,7 +142,7 @@ test('of the trainers of a gang one downloads an object, and the others wait for
   await isWhole();
 });
 
-test('one that is killed in the midst of it leaves its part to one of those who wait', async () => {
+test('a waiter continues the partial file of a killed process', async () => {
   const child = fetcher();
   await partialOf(4 * PART);
   const waiting = [
@@ -163,8 +163,8 @@ test('one that is killed in the midst of it leaves its part to one of those who 
   await isWhole();
 });
 
-describe('one that is only frozen harms nothing when it wakes', () => {
-  test('after another has done it all', async () => {
+describe('a frozen process does no harm when it continues', () => {
+  test('after another process has finished', async () => {
     const child = fetcher();
     await partialOf(4 * PART);
     child.kill('SIGSTOP');
@@ -179,7 +179,7 @@ describe('one that is only frozen harms nothing when it wakes', () => {
     await isWhole();
   });
 
-  test('while another does it', async () => {
+  test('while another process downloads', async () => {
     const child = fetcher();
     const its = await partialOf(4 * PART);
     child.kill('SIGSTOP');
@@ -194,12 +194,12 @@ describe('one that is only frozen harms nothing when it wakes', () => {
   });
 });
 
-test('a part that is wrong is not kept: the download begins anew', async () => {
+test('a wrong partial file is not used: the download starts again', async () => {
   const child = fetcher();
   const its = await partialOf(4 * PART);
   child.kill('SIGKILL');
   await once(child, 'close');
-  // As a machine does that is lost before it has flushed.
+  // What a lost machine leaves that had not flushed.
   const bytes = await readFile(its);
   await writeFile(its, bytes.fill(0, PART));
   await fetchTo(request(), undefined, QUICK);
@@ -210,7 +210,7 @@ test('a part that is wrong is not kept: the download begins anew', async () => {
   await isWhole();
 });
 
-test('where the server gives no digest, no part is used that may not have been flushed', async () => {
+test('without a digest of the server, bytes that may not have been flushed are not used', async () => {
   const client = s3Client(server.address(''));
   await new Upload({
     client,
@@ -230,7 +230,7 @@ test('where the server gives no digest, no part is used that may not have been f
   assert.deepEqual(await readFile(join(to, 'train.rec')), FACES);
 });
 
-test('who waits stops when told to', async () => {
+test('an abort ends the wait', async () => {
   const child = fetcher();
   await partialOf(PART);
   const controller = new AbortController();
@@ -240,12 +240,12 @@ test('who waits stops when told to', async () => {
   await isWhole();
 });
 
-test('only an object store is fetched from for others, too', async () => {
+test('a shared fetch is possible from an object store only', async () => {
   await assert.rejects(fetchTo({ ...request(`file://${scratch}`) }), { code: 'InvalidArgument' });
 });
 
-describe('a cache that belongs to somebody else', () => {
-  /** Runs `work` as a user without rights: nobody's if we are root, whom no permission stops. */
+describe('a cache of another user', () => {
+  /** Runs `work` as an unprivileged user: as `nobody` when the test runs as root, to whom permissions do not apply. */
   async function unprivileged(work: () => Promise<void>): Promise<void> {
     const root = process.geteuid!() === 0;
     if (root) process.seteuid!(65_532);
@@ -256,7 +256,7 @@ describe('a cache that belongs to somebody else', () => {
     }
   }
 
-  test('may be read by all, once all is there', async () => {
+  test('can be read by everyone when it is complete', async () => {
     await fetchTo(request());
     for (const path of [to, join(scratch, 'store'), scratch]) await chmod(path, 0o555);
     try {
@@ -267,8 +267,8 @@ describe('a cache that belongs to somebody else', () => {
     assert.equal(getsOf('faces/train.rec').length, 1);
   });
 
-  test('is named when something is to be written, with what to do', async () => {
-    // What the SDK loads late is loaded now: the unprivileged may not read it.
+  test('is an error when something must be written, with advice', async () => {
+    // Makes the SDK load its modules now: the unprivileged user may not read them.
     await fetchTo(request());
     await chmod(scratch, 0o555);
     const path = join(scratch, 'other', 'faces');
@@ -293,7 +293,7 @@ describe('a cache that belongs to somebody else', () => {
     }
   });
 
-  test('is as open below as it is at its top', async () => {
+  test('gives the permissions of its top folder to the folders below', async () => {
     const cache = join(scratch, 'cache');
     await mkdir(cache);
     await chmod(cache, 0o2777);

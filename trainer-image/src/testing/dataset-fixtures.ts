@@ -4,7 +4,7 @@ import { join } from 'node:path';
 
 export const shippedDataset = join(import.meta.dirname, '../../../examples/lfw-small/data');
 
-/** The JPEG of a picture of the shipped dataset, which has a header record and its pictures at keys 1 to 800. */
+/** The JPEG of a picture of the example's dataset, which has a header record, and pictures at keys 1 to 800. */
 export function shippedJpeg(picture: number): Buffer {
   const index = readFileSync(join(shippedDataset, 'train.idx'), 'latin1').split('\n');
   const offset = Number(index[picture + 1]!.split('\t')[1]);

@@ -1,10 +1,10 @@
-/** For tests: small ONNX graphs, written down as a chain, with weights that are always the same. */
+/** For tests: a builder of small ONNX graphs, with weights that are always the same. */
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/infer-shapes.ts';
 import { activationLimits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
 import { noise } from './onnx-oracles.ts';
 
-/** A graph under construction; every method adds a node and returns the name of its output. */
+/** Builds a graph; every method adds a node and returns the name of its output. */
 export class GraphBuilder {
   readonly input: Graph['input'];
   private readonly nodes: GraphNode[] = [];
@@ -15,7 +15,7 @@ export class GraphBuilder {
     this.input = { name: 'data', channels, height, width };
   }
 
-  /** Values in [low, high]. */
+  /** Random values in [low, high]. */
   values(dims: number[], low = -1, high = 1): Tensor<Float32Array> {
     const count = dims.reduce((product, dim) => product * dim, 1);
     const fresh = noise(this.drawn + count).subarray(this.drawn);
@@ -34,7 +34,7 @@ export class GraphBuilder {
     return `${name}:0`;
   }
 
-  /** A convolution with weights of the size that keeps values in range. */
+  /** A convolution whose weights are so small that values keep their range. */
   conv(
     input: string,
     channels: number,
@@ -91,7 +91,7 @@ export class GraphBuilder {
   }
 }
 
-/** Scales that fit values of about one, and integers that follow from them; no search. */
+/** Scales for values of about one, and the integers of weights and biases for them, without a search. */
 export function plainScales(graph: LayerGraph): Scales {
   const scales: Scales = { tensors: {}, weights: {}, biases: {} };
   let index = 0;
@@ -119,8 +119,7 @@ export function plainScales(graph: LayerGraph): Scales {
 }
 
 /**
- * A face network in small, with every kind of layer that there is: two residual units, a batch norm that stays, an
- * average, two fc.
+ * A small face network with every kind of layer: two residual units, a batch norm that is not folded, a pool, two fc.
  */
 export function smallFaceNet(): Graph {
   const b = new GraphBuilder({ height: 14, width: 14 });

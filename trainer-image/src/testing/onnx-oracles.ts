@@ -1,4 +1,4 @@
-/** What the tests of ONNX files share: the pretrained fixture, ONNX Runtime and onnx.checker. */
+/** For tests of ONNX files: the pretrained fixture, ONNX Runtime and onnx.checker. */
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -8,8 +8,8 @@ import * as ort from 'onnxruntime-node';
 import { python, root } from '../../../hack/lib/paths.mjs';
 
 /**
- * A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded; its weights stay out of the
- * repository.
+ * A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded. Its weights come from an npm
+ * package.
  */
 export const MOBILEFACENET = join(root, 'node_modules/faceplugin-face-recognition-js/model/fr_feature.onnx');
 
@@ -23,7 +23,8 @@ export function noise(count: number, seed = 1): Float32Array {
 }
 
 /**
- * Runs a model of one picture input and one output in ONNX Runtime on batches of any sizes; gives each one's output.
+ * Runs a model with one input and one output in ONNX Runtime on batches of any sizes.
+ * @returns the output of each batch
  */
 export async function runOrt(
   model: Uint8Array,
@@ -58,8 +59,8 @@ export function largestDifference(a: Float32Array, b: Float32Array): number {
 }
 
 /**
- * Runs onnx.checker with strict shape inference on every model; throws with its message when it objects, or when that
- * Python is missing.
+ * Runs onnx.checker with strict shape inference on every model.
+ * @throws Error with its message when it refuses one, or when that Python is missing
  */
 export function checkWithOnnx(models: Record<string, Uint8Array>): void {
   const folder = mkdtempSync(join(tmpdir(), 'facetrain-onnx-'));
@@ -82,8 +83,11 @@ export function checkWithOnnx(models: Record<string, Uint8Array>): void {
   }
 }
 
-/** Makes every convolution keep the variance, for N(0, 0.1^2) without batch statistics overflows in a deep network. */
-export function tame(graph: Graph): void {
+/**
+ * Scales every kernel so that its convolution keeps the variance. Without batch statistics, weights of N(0, 0.1^2)
+ * overflow in a deep network.
+ */
+export function keepVariance(graph: Graph): void {
   for (const { dims, data } of Object.values(graph.initializers)) {
     if (dims.length !== 4 || !(data instanceof Float32Array)) continue;
     const factor = 10 / Math.sqrt(dims[1]! * dims[2]! * dims[3]!);

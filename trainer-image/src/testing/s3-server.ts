@@ -1,5 +1,5 @@
 /**
- * For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, over
+ * For tests: a real S3 server (versitygw, which `npm run setup -- --test` builds) on a free port of the loopback, with
  * a temporary folder.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -19,19 +19,19 @@ export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACC
 
 export interface S3Server {
   endpoint: string;
-  /** Buckets are its folders, objects their files. */
+  /** Its folders are buckets, their files objects. */
   folder: string;
   address(uri: string): StorageAddress;
-  /** A server in front of this one, for objects of one bucket. */
+  /** Starts a proxy in front of this server, for the objects of one bucket. `send` answers each GET. */
   proxy(bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy>;
   stop(): Promise<void>;
 }
 
 export interface ProxiedGet {
   key: string;
-  /** The header; empty without one. */
+  /** The Range header; empty without one. */
   range: string;
-  /** What this server answered, which `send` writes to the response as it likes. */
+  /** The server's answer. `send` writes it to the response, or a part of it, or something else. */
   body: Uint8Array;
   response: ServerResponse;
 }
@@ -41,7 +41,7 @@ export interface S3Proxy {
   close(): void;
 }
 
-/** A port of the loopback that nobody listens on, a moment ago. */
+/** A port of the loopback that was free a moment ago. */
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -51,8 +51,8 @@ export async function freePort(): Promise<number> {
   return port;
 }
 
-/** Resolves when the server answers at all. */
-async function answers(endpoint: string, server: ChildProcess, log: () => string): Promise<void> {
+/** Waits until the server answers anything. */
+async function untilAnswering(endpoint: string, server: ChildProcess, log: () => string): Promise<void> {
   const deadline = Date.now() + 20_000;
   for (;;) {
     const answer = await fetch(endpoint).catch(() => null);
@@ -63,7 +63,7 @@ async function answers(endpoint: string, server: ChildProcess, log: () => string
   }
 }
 
-/** Starts the server with the given buckets. Callers stop it. */
+/** Starts the server with the given buckets. The caller stops it. */
 export async function startS3Server(...buckets: string[]): Promise<S3Server> {
   const program = join(tools, 'versitygw');
   if (!existsSync(program)) throw new Error(`${program} is missing; npm run setup -- --test builds it`);
@@ -95,7 +95,7 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
     await rm(root, { recursive: true, force: true });
   };
   const endpoint = `http://127.0.0.1:${port}`;
-  await answers(endpoint, server, () => log).catch(async (error: unknown) => {
+  await untilAnswering(endpoint, server, () => log).catch(async (error: unknown) => {
     await stop();
     throw error;
   });
@@ -104,8 +104,8 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
 }
 
 /**
- * Signatures cover the host that a client knows, so the proxy signs anew; it answers HEAD, GET and the listing of a
- * prefix.
+ * A proxy for HEAD, GET and the listing of a prefix. It sends requests of its own: a signature covers the host name, so
+ * the client's requests cannot be passed on.
  */
 async function startProxy(
   target: StorageAddress,

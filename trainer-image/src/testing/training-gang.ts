@@ -1,4 +1,4 @@
-/** For tests of training: a small dataset, a small backbone's configuration, and ranks as real processes. */
+/** For tests of training: a small dataset, the configuration of a small backbone, ranks as real processes. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -10,12 +10,12 @@ import { freePort } from './s3-server.ts';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 
-/** The example's pictures are in the order of their 40 identities. */
+/** Of the example's dataset, which has its 40 identities one after another. */
 const PICTURES_OF_AN_IDENTITY = 20;
 
 /**
- * The first `perIdentity` pictures of the example's first identities, as a dataset of its own; `change` replaces a
- * picture's bytes.
+ * Writes a dataset of the first `perIdentity` pictures of the example's first identities.
+ * @param change replaces a picture's bytes
  */
 export function writeSmallDataset(
   directory: string,
@@ -29,7 +29,7 @@ export function writeSmallDataset(
   writeDataset(directory, `${size.identities},112,112\n`, records);
 }
 
-/** The first `pairs` pairs of each kind of the example's verification set. */
+/** Writes a verification set of the first `pairs` pairs of each kind of the example's set. @returns `path` */
 export async function writeSmallSet(path: string, pairs: number): Promise<string> {
   const set = await readVerificationSet(join(shippedDataset, 'lfw-small.bin'));
   const chosen = [true, false].flatMap((kind) =>
@@ -48,7 +48,7 @@ export async function writeSmallSet(path: string, pairs: number): Promise<string
   return path;
 }
 
-/** A run of 3 epochs that takes a second: the smallest mobilefacenet. Folders are below `folder`. */
+/** A training of 3 epochs that takes a second, with the smallest mobilefacenet. All folders are below `folder`. */
 export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {}): TrainerConfig {
   return {
     schemaVersion: 1,
@@ -94,7 +94,7 @@ export type LogLine = { msg: string } & Record<string, unknown>;
 
 const started = new Set<Rank>();
 
-/** For afterEach: ends what a failed test left running. */
+/** Ends the ranks that a failed test has left running; for afterEach. */
 export function killRanks(): void {
   for (const rank of started) rank.kill('SIGKILL');
   started.clear();
@@ -131,7 +131,7 @@ export class Rank {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }
 
-  /** The first line of the log with this message, as soon as it is there. */
+  /** Waits for the first line of the log with this message. */
   async logged(message: string, deadlineMs = 30_000): Promise<LogLine> {
     return until(() => {
       const line = this.lines.find(({ msg }) => msg === message);
@@ -153,7 +153,7 @@ function parseLine(line: string): LogLine {
   }
 }
 
-/** Waits for a condition. */
+/** Waits until a condition returns a value other than undefined and false. @throws Error after the deadline */
 export async function until<T>(
   condition: () => T | undefined | false | Promise<T | undefined | false>,
   deadlineMs = 30_000,

@@ -4,7 +4,7 @@ import { History } from './history.ts';
 
 const record = (step: number, loss = step) => ({ step, loss, learningRate: 0.5, seconds: 0.5 });
 
-test('a resumed run ends with the same losses as one that was not interrupted', () => {
+test('a resumed run ends with the same losses as a run without interruption', () => {
   const whole = new History(100, 60, 8);
   for (let step = 0; step < 100; step++) whole.add(record(step));
   const first = new History(100, 60, 8);

@@ -23,14 +23,14 @@ test('power 2 gives the rates that insightface logged for ms1mv3_r50: 20 epochs,
     close(learningRateAt(epoch * stepsPerEpoch, schedule), rate, 1e-4);
 });
 
-test('the warm-up rises by equal parts from above 0 to the full rate, and the decay starts there', () => {
+test('the warm-up rises in equal steps from above 0 to the full rate, and the decay starts there', () => {
   const schedule = { type: 'polynomial', power: 1, warmupSteps: 4, totalSteps: 12, learningRate: 0.8 } as const;
   const rates = Array.from({ length: 12 }, (_, step) => learningRateAt(step, schedule));
   const expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1];
   for (const [step, rate] of rates.entries()) close(rate, expected[step]!);
 });
 
-test('constant is constant after its warm-up, and a warm-up may outlast the training', () => {
+test('a constant rate has a warm-up, too, and a warm-up may be longer than the training', () => {
   assert.deepEqual(
     [0, 1, 2, 99].map((step) =>
       learningRateAt(step, { type: 'constant', power: 2, warmupSteps: 2, totalSteps: 100, learningRate: 1 }),
@@ -43,11 +43,11 @@ test('constant is constant after its warm-up, and a warm-up may outlast the trai
     ),
     [0.25, 0.5],
   );
-  // A fraction of an epoch can be a fraction of a step.
+  // A fraction of an epoch may be a fraction of a step.
   assert(learningRateAt(0, { type: 'polynomial', power: 2, warmupSteps: 0.5, totalSteps: 2, learningRate: 1 }) > 0);
 });
 
-test('each interval counts by itself; a fraction of an epoch is rounded to steps, at least one', () => {
+test('the two intervals are independent; a fraction of an epoch is rounded to steps, at least one', () => {
   const due = (every: Parameters<typeof isDue>[1]) =>
     Array.from({ length: 12 }, (_, step) => step + 1).filter((done) => isDue(done, every, 8));
   assert.deepEqual(due({ everyEpochs: null, everySteps: null }), []);

@@ -1,4 +1,4 @@
-/** Training by real processes: two ranks over Gloo on the loopback, on a few faces. */
+/** Training with real processes: ranks over Gloo on the loopback, on a few faces. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
@@ -38,7 +38,7 @@ const STEPS = EPOCHS * STEPS_PER_EPOCH;
 const data = join(top, 'data');
 const set = join(top, 'pairs.bin');
 
-/** A folder and the configuration of a job of its own in it. */
+/** A new folder with the configuration of a job. */
 async function job(
   change: (config: TrainerConfig) => Partial<TrainerConfig> = () => ({}),
 ): Promise<{ folder: string; config: TrainerConfig }> {
@@ -64,7 +64,7 @@ function failure(rank: Rank): Record<string, unknown> {
   return line;
 }
 
-/** A job of two ranks that nothing interrupted: what others are compared with. */
+/** A job of two ranks without interruption; other tests compare with it. */
 const whole = await job((config) => ({
   evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
   checkpoint: { ...config.checkpoint, everySteps: 4, keep: 2 },
@@ -118,10 +118,10 @@ test('the exported model is the function that was evaluated', async () => {
   );
 });
 
-test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143; the next attempt ends with the same model, bit for bit', async () => {
+test('SIGTERM on one rank: all write a checkpoint and exit 143; the next attempt ends with the same model', async () => {
   const { folder, config } = await job(({ evaluation }) => ({ evaluation }));
   const left = join(folder, 'termination.json');
-  // For both: rank 1 must not write over what rank 0 has said.
+  // Both ranks have the same file: rank 1 must not overwrite what rank 0 wrote.
   const ranks = await startGang(folder, config, 2, { FACETRAIN_TERMINATION_MESSAGE: left });
   await steps(ranks[0]!, 2);
   ranks[1]!.kill('SIGTERM');
@@ -136,7 +136,7 @@ test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143;
   assert(saved !== undefined && saved >= 2 && saved < STEPS, `checkpoint of step ${saved}`);
   await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
 
-  // Unfinished work of an attempt that died goes away, and does no harm.
+  // An unfinished checkpoint of an earlier attempt is removed, and does no harm.
   await mkdir(checkpointDirectory(config.checkpoint.directory, saved + 1));
   const { codes } = await runGang(folder, { ...config, job: { ...config.job, attempt: 1 } }, 2);
   assert.deepEqual(codes, [0, 0]);
@@ -148,12 +148,12 @@ test('SIGTERM on one rank: all finish the step, write a checkpoint and exit 143;
   assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, saved]);
 });
 
-test('kill -9 at random moments: the peer exits 4, and the job still ends with the same model, bit for bit', async () => {
+test('kill -9 at random moments: the peer exits 4, and the job ends with the same model, bit for bit', async () => {
   const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 1 } }));
   for (let attempt = 0; attempt < 2; attempt++) {
     const ranks = await startGang(folder, config, 2);
     const victim = Math.random() < 0.5 ? 0 : 1;
-    // From the middle of a step to the middle of a checkpoint's files.
+    // The moments are from the middle of a step to the middle of a checkpoint's files.
     await Promise.all(ranks.map((rank) => rank.logged('meeting the other ranks')));
     const newest = async () => (await completeSteps(config.checkpoint.directory))[0] ?? 0;
     await until(async () => (await newest()) >= 1 + 3 * attempt);
@@ -161,7 +161,7 @@ test('kill -9 at random moments: the peer exits 4, and the job still ends with t
     await until(() => performance.now() > moment);
     ranks[victim]!.kill('SIGKILL');
     const codes = await Promise.all(ranks.map(({ ended }) => ended));
-    // On a quick machine training may be over by then, and the survivor has nothing left to lose.
+    // On a fast machine, training may have ended by then, and the other rank then ends without an error.
     if ((await newest()) < STEPS)
       assert.deepEqual(codes, victim === 0 ? [137, 4] : [4, 137], ranks.map(({ text }) => text).join('\n'));
   }
@@ -182,9 +182,9 @@ async function centres(config: TrainerConfig, step: number): Promise<Float32Arra
   return Float32Array.from(parts);
 }
 
-test('a checkpoint of two ranks goes on with one and with three', async () => {
+test('one rank and three ranks can resume from a checkpoint of two', async () => {
   for (const size of [1, 3]) {
-    // One more epoch at a rate below every float's precision: centres that were loaded rightly stay what they were.
+    // One more epoch with a rate below a float's precision: centres that were loaded correctly do not change.
     const { folder, config } = await job(({ optimizer, schedule }) => ({
       epochs: EPOCHS + 1,
       optimizer: { ...optimizer, learningRate: 1e-30 },
@@ -200,7 +200,7 @@ test('a checkpoint of two ranks goes on with one and with three', async () => {
   }
 });
 
-test('a finished training that runs again only evaluates and exports', async () => {
+test('a finished training that is started again only evaluates and exports', async () => {
   const { folder, config } = await job();
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
@@ -211,7 +211,7 @@ test('a finished training that runs again only evaluates and exports', async () 
   assert((await model(config)).equals(await model(whole.config)), 'another model');
 });
 
-test('checkpoints by time are agreed on by the ranks, and rank 0 serves what it does', async () => {
+test('ranks agree on checkpoints by time, and rank 0 serves its progress', async () => {
   const { folder, config } = await job((base) => ({
     epochs: 10_000,
     checkpoint: { ...base.checkpoint, everySeconds: 1, keep: 1 },
@@ -235,9 +235,9 @@ test('checkpoints by time are agreed on by the ranks, and rank 0 serves what it 
   assert.equal((await completeSteps(config.checkpoint.directory)).length, 1);
 });
 
-test('a master that never answers is a deadline, not a hang', async () => {
+test('with a master that never answers, the rank ends at the deadline', async () => {
   const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 1, collectiveTimeoutSeconds: 1 }));
-  // It listens, and says nothing.
+  // It accepts connections, and sends nothing.
   const silent = createServer().listen(0, '127.0.0.1');
   await until(() => silent.listening);
   after(() => silent.close());
@@ -250,7 +250,7 @@ test('a master that never answers is a deadline, not a hang', async () => {
   assert.match(String(msg), new RegExp(`127\\.0\\.0\\.1.*${silentPort}`));
 });
 
-test('a rank that waits for others stops at once when told to', async () => {
+test('a rank that waits for others stops at once on SIGTERM', async () => {
   const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 600 }));
   const ranks = await startGang(folder, config, 2);
   ranks[1]!.kill('SIGKILL');
@@ -261,7 +261,7 @@ test('a rank that waits for others stops at once when told to', async () => {
   assert(performance.now() - told < 15_000);
 });
 
-test('a loss that is not finite ends the training on every rank, with nothing published', async () => {
+test('a loss that is not finite ends training on every rank, without a model', async () => {
   const { folder, config } = await job(({ optimizer, schedule }) => ({
     optimizer: { ...optimizer, learningRate: 1e30, gradientClipNorm: null },
     schedule: { ...schedule, warmupEpochs: 0 },
@@ -273,7 +273,7 @@ test('a loss that is not finite ends the training on every rank, with nothing pu
   assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
 });
 
-test('a full disk is named, and no checkpoint is half there', async (t) => {
+test('a full disk is an error with the path, and no checkpoint is incomplete', async (t) => {
   const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 1 } }));
   await mkdir(config.checkpoint.directory);
   const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', config.checkpoint.directory]);
@@ -296,7 +296,7 @@ test('a full disk is named, and no checkpoint is half there', async (t) => {
   }
 });
 
-test('input that does not fit is refused before ranks meet, by field or file', async () => {
+test('input that does not fit is refused before ranks meet, with the field or file', async () => {
   const damaged = join(top, 'damaged');
   writeSmallDataset(damaged, { identities: IDENTITIES, perIdentity: 3 }, (index, jpeg) =>
     index === 2 ? jpeg.subarray(0, 10) : jpeg,
@@ -346,7 +346,7 @@ test('input that does not fit is refused before ranks meet, by field or file', a
   );
 });
 
-test('a checkpoint of another job’s shape is refused, not begun anew', async () => {
+test('a checkpoint that does not fit the job is refused; training does not start from step 0', async () => {
   const { folder, config } = await job(() => ({ seed: 8 }));
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   const { codes, ranks } = await runGang(folder, config, 1);
@@ -355,7 +355,7 @@ test('a checkpoint of another job’s shape is refused, not begun anew', async (
   assert.match(String(failure(ranks[0]!).msg), /manifest\.json: seed: 7; 8, as in this job/);
 });
 
-test('a checkpoint of a job of another name is gone on from only where that was asked for', async () => {
+test('a job resumes from another job’s checkpoint only with checkpoint.uri', async () => {
   for (const [shared, code] of [
     [false, 2],
     [true, 0],
@@ -372,7 +372,7 @@ test('a checkpoint of a job of another name is gone on from only where that was 
   }
 });
 
-test('a user’s own ONNX backbone is trained as it is', async () => {
+test('a user’s own ONNX backbone is trained', async () => {
   const onnxPath = join(whole.config.outputDirectory, 'model/backbone.onnx');
   const { folder, config } = await job((base) => ({ model: { ...base.model, onnxPath }, epochs: 1 }));
   const { codes, ranks } = await runGang(folder, config, 1);

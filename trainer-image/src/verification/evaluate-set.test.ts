@@ -67,7 +67,7 @@ test('parts are consecutive and of about equal size', () => {
   }
 });
 
-test('bgr is rgb turned round', async () => {
+test('bgr is rgb in reverse order', async () => {
   const rgb = await evaluateSet(new FirstPixel(), set, options);
   const bgr = await evaluateSet(new FirstPixel(), set, { ...options, channelOrder: 'bgr' });
   assert.deepEqual(
@@ -76,7 +76,7 @@ test('bgr is rgb turned round', async () => {
   );
 });
 
-test('a picture that is none is named by its place in the set, whatever the part', async () => {
+test('a file that is no picture is named by its index in the set, in any part', async () => {
   const broken = { ...set, jpegs: set.jpegs.with(201, Uint8Array.of(1, 2, 3)) };
   const expected = (error: unknown) =>
     error instanceof FacetrainError &&

@@ -109,7 +109,7 @@ test('integers', () => {
   );
 });
 
-test('any other name is refused, however it is written, and named', () => {
+test('any other name is refused, in every way to write it, and named in the message', () => {
   const malicious = {
     'os.system': "cos\nsystem\n(S'touch /tmp/x'\ntR.",
     'posix.system': '\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R.',
@@ -122,7 +122,7 @@ test('any other name is refused, however it is written, and named', () => {
   };
   for (const [name, text] of Object.entries(malicious))
     assert.match(refusal(latin1(text)), new RegExp(`refers to "${name.replaceAll('.', '\\.')}"`));
-  // The same inside a set that is otherwise in order.
+  // The same inside a set that is otherwise valid.
   assert.match(refusal(Buffer.concat([written[2]!.subarray(0, -1), latin1('0cos\nsystem\n.')])), /opcode 0x30/);
   assert.match(
     refusal(Buffer.concat([written[2]!.subarray(0, -1), latin1('cos\nsystem\n.')])),
@@ -130,7 +130,7 @@ test('any other name is refused, however it is written, and named', () => {
   );
 });
 
-test('what makes objects without a name, or from outside the file, is refused', () => {
+test('opcodes that make objects without a name, or from outside the file, are refused', () => {
   for (const opcode of [
     '\x81',
     '\x92',
@@ -174,13 +174,13 @@ test('the known names do only what sets need', () => {
     assert.match(refusal(shape(size)), /array of/);
 });
 
-test('a file that ends early is refused, wherever it ends', () => {
+test('a file that is cut anywhere is refused', () => {
   for (const bytes of written) {
     for (let length = 0; length < bytes.length; length++) refusal(bytes.subarray(0, length));
   }
 });
 
-test('lengths are not believed', () => {
+test('lengths are checked against the file', () => {
   for (const text of [
     'B\xff\xff\xff\xff',
     '\x8e\xff\xff\xff\xff\xff\xff\xff\xff',
@@ -197,7 +197,7 @@ test('lengths are not believed', () => {
   }
 });
 
-test('a small file cannot make a big value', () => {
+test('a small file cannot make a large value', () => {
   // One text of 1 MB, encoded a thousand times, is one array of bytes.
   const big = Buffer.concat([
     latin1(`c_codecs\nencode\nq\0(V`),
@@ -212,7 +212,7 @@ test('a small file cannot make a big value', () => {
   for (const opcode of ['N', '(']) assert.match(refusal(Buffer.alloc(5 << 20, opcode)), /more than 4194304 steps/);
 });
 
-test('a list inside itself is a value like another', () => {
+test('a list that contains itself is read', () => {
   const value = read(latin1('(lp0\ng0\na.')) as PickleValue[];
   assert.equal(value[0], value);
 });
@@ -235,7 +235,7 @@ function pickle(pictures: Uint8Array[], protocol: 0 | 3): Uint8Array {
   return Buffer.concat([latin1('('), ...pictures.map(one), latin1('l.')]);
 }
 
-test('property: what is written is read', () => {
+test('property: a written value is read back', () => {
   fc.assert(
     fc.property(fc.array(fc.uint8Array({ maxLength: 40 })), fc.constantFrom<0 | 3>(0, 3), (pictures, protocol) => {
       assert.deepEqual(

@@ -4,7 +4,7 @@ import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
 import { verify } from './protocol.ts';
 
-/** Embeddings from a linear congruential generator, which the other implementation had too. */
+/** Embeddings from a linear congruential generator, with which the reference's figures were computed, too. */
 function example(pairs: number, dim: number, seed: number): { embeddings: Float32Array; same: boolean[] } {
   let state = seed;
   const draw = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32 - 0.5;
@@ -65,7 +65,7 @@ test("insightface's figures", () => {
   }
 });
 
-test('only false accept rates that the pairs can tell apart, and 1e-3', () => {
+test('only false accept rates that the number of pairs can resolve, and 1e-3', () => {
   const rates = (pairs: number) =>
     Object.keys(verify(example(pairs, 4, 5).embeddings, 4, example(pairs, 4, 5).same).tarAtFar);
   assert.deepEqual(rates(10), ['1e-3']);
@@ -86,13 +86,13 @@ test('perfect, useless and reversed embeddings', () => {
     { ...perfect, threshold: 0 },
     { pairs: 40, accuracy: 1, std: 0, threshold: 0, tarAtFar: { '1e-1': 1, '1e-3': 1 } },
   );
-  close(perfect.threshold, 0.01); // the first of all that are best
+  close(perfect.threshold, 0.01); // The first of several equally good thresholds.
   const useless = verify(
     vectors(() => false),
     2,
     same,
   );
-  close(useless.accuracy, 26 / 40); // always "different", which is more often right
+  close(useless.accuracy, 26 / 40); // Always "different", which is correct more often.
   assert.equal(useless.tarAtFar['1e-3'], 0);
   assert.equal(
     verify(
@@ -104,7 +104,7 @@ test('perfect, useless and reversed embeddings', () => {
   );
 });
 
-test('embeddings without a direction are an error that names the picture', () => {
+test('an embedding of length zero, or not finite, is an error that names the picture', () => {
   for (const [value, text] of [
     [0, '0'],
     [NaN, 'NaN'],
@@ -122,7 +122,7 @@ test('embeddings without a direction are an error that names the picture', () =>
   }
 });
 
-/** The protocol once more, written as its definition reads. */
+/** The protocol, written directly from its definition. */
 function naive(
   embeddings: Float32Array,
   dim: number,
@@ -165,7 +165,7 @@ function naive(
   return { accuracies, tar };
 }
 
-test('property: the same as the definition, to rounding', () => {
+test('property: equal to the definition, up to rounding', () => {
   const input = fc.integer({ min: 11, max: 45 }).chain((pairs) =>
     fc.record({
       same: fc.array(fc.boolean(), { minLength: pairs, maxLength: pairs }).map((same) => [true, false, ...same]),

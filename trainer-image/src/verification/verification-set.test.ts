@@ -10,7 +10,7 @@ const set = (pictures: string[], answers: string[]) =>
 const pictures = (count: number) => Array.from({ length: count }, () => 'C\x03jpg');
 const answers = (count: number) => Array.from({ length: count }, (_, i) => (i % 2 === 0 ? '\x88' : '\x89'));
 
-test('the shipped set: 600 pairs, half of them of one person', async () => {
+test('the example’s set: 600 pairs, half of them of the same person', async () => {
   const { name, jpegs, same } = await readVerificationSet(
     join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'),
   );
@@ -28,7 +28,7 @@ test('a set as small as the folds allow', () => {
   assert.deepEqual(same, [true, false, true, false, true, false, true, false, true, false]);
 });
 
-test('what is no set is refused, and the message says why', async () => {
+test('a file that is no set is refused, with the reason', async () => {
   const cases: [Buffer, RegExp][] = [
     [Buffer.alloc(0), /byte 0: the file ends/],
     [Buffer.from('PK\x03\x04'), /byte \d+: /],
