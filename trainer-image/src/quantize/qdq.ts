@@ -2,9 +2,8 @@
  * The file format of an INT7 network, `model.int7.onnx`: an FP32 ONNX graph in which every quantized tensor passes
  * through QuantizeLinear and DequantizeLinear (Q/DQ). Written from layers and scales, and read back exactly.
  *
- * Knows how a quantized tensor is written as Q/DQ and read back. How a layer becomes an ONNX node and an ONNX node a
- * layer, layers-to-onnx.ts and onnx-to-layers.ts know; this file calls them on the FP32 graph, and they know nothing of
- * it.
+ * Knows how a quantized tensor is written as Q/DQ, and how it is read back. layers-to-onnx.ts and onnx-to-layers.ts
+ * know how layers map to ONNX nodes and back. This file calls them on the FP32 graph; they know nothing of this file.
  *
  * ONNX has no 7-bit type:
  * - Weights are int8 within ±63, with one scale per output channel.
@@ -12,7 +11,8 @@
  *   computes residual additions in float.
  * - Every tensor that a layer reads is quantized once. A PRelu therefore stands between two Q/DQ pairs. A Flatten does,
  *   too, with the same scale on both sides.
- * - Other runtimes clamp the operands of convolutions at 8 bits, where ours clamps at 7: they lose no more accuracy.
+ * - Other runtimes clamp the operands of convolutions at 8 bits, where ours clamps at 7. Their clamping loses no more
+ *   accuracy than ours.
  *
  * Everything that our runtime needs is in the graph.
  */

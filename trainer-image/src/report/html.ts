@@ -18,7 +18,7 @@ ${body}
 `;
 }
 
-/** @param headings HTML; `rows` too */
+/** A table. Headings and cells are HTML, not text. */
 export function table(headings: string[], rows: string[][]): string {
   const head = headings.map((heading) => `<th>${heading}</th>`).join('');
   const body = rows.map((row) => `<tr>${row.map((cell) => `<td>${cell}</td>`).join('')}</tr>`).join('\n');

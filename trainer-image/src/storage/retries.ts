@@ -37,6 +37,6 @@ export async function withRetries<T>(work: () => Promise<T>, options: RetryOptio
   }
 }
 
-/** storageError and s3Error give a failure that may pass by itself the exit code `failure`, any other `refused`. */
+/** s3Error gives a failure that may pass by itself the exit code `failure`; all other StorageFailed have `refused`. */
 const isTransient = (error: unknown): error is FacetrainError =>
   error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;

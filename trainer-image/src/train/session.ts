@@ -1,4 +1,4 @@
-/** Opens the training session: the ranks meet, and each loads its replica, its class centres and its data. */
+/** Opens the training session, in which the ranks meet. */
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
 import { type Graph, TrainingSession } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
