@@ -178,10 +178,12 @@ function kindPage(definition: Definition): string {
   return page([
     mark(`api/src and ${EXAMPLES}`),
     `# ${names.kind}`,
-    schema.description,
-    `${code(`apiVersion: ${API_VERSION}`)}, ${code(`kind: ${names.kind}`)}, namespaced; ` +
-      `${code(`kubectl get ${names.plural}`)}, short ${names.shortNames.map(code).join(', ')}. ` +
-      `${capital(schema['x-kubernetes-validations'][0]!.message)}.`,
+    paragraph(schema.description),
+    paragraph(
+      `${code(`apiVersion: ${API_VERSION}`)}, ${code(`kind: ${names.kind}`)}, namespaced; ` +
+        `${code(`kubectl get ${names.plural}`)}, short ${names.shortNames.map(code).join(', ')}. ` +
+        `${capital(schema['x-kubernetes-validations'][0]!.message)}.`,
+    ),
     'Its [conditions, reasons and exit codes](conditions.md) are those of both kinds.',
     '## Examples',
     'The least:',
@@ -189,7 +191,7 @@ function kindPage(definition: Definition): string {
     'Every field, apart from those that exclude each other:',
     example('full'),
     '## spec',
-    CHANGES,
+    paragraph(CHANGES),
     ...sections(spec, 'spec', changesOf(spec, 'spec')),
     '## status',
     'Written by the operator alone.',
@@ -217,17 +219,20 @@ function sections(node: SchemaNode, path: string, changeOf?: (field: string) => 
     field.isRequired ? 'required' : field.node.default === undefined ? '' : code(JSON.stringify(field.node.default)),
     allowedOf(field.node),
     ...(changeOf ? [changeOf(field.path)] : []),
-    field.node.description ?? field.node.items?.description ?? '',
+    descriptionOf(field.node),
   ]);
   const isTop = !path.includes('.');
   const rules = [node, ...(node.items ? [node.items] : [])].flatMap((at) => at['x-kubernetes-validations'] ?? []);
   return [
-    ...(isTop ? [] : [`### ${code(path)}`, node.description ?? '']),
+    ...(isTop ? [] : [`### ${code(path)}`, paragraph(descriptionOf(node))]),
     table(head, rows),
-    ...(rules.length > 0 ? [`Rules:\n\n${rules.map(({ message }) => bullet(message)).join('\n')}`] : []),
+    ...(rules.length > 0 ? ['Rules:', list(rules.map(({ message }) => message))] : []),
     ...fields.filter((field) => hasTable(field.node)).flatMap((field) => sections(field.node, field.path, changeOf)),
   ];
 }
+
+/** Every field has one, which a test checks. */
+const descriptionOf = (node: SchemaNode): string => (node.description ?? node.items?.description)!;
 
 const hasTable = (node: SchemaNode): boolean => (node.items ?? node).properties !== undefined;
 
@@ -287,11 +292,14 @@ function conditionsPage(): string {
     ),
     '`status.phase` is for people: one word made from the same facts. Programs read the conditions.',
     '## Reasons',
-    'The reason of a condition is one of these, or one that Kubernetes gives for a pod that waits ' +
-      '(`ImagePullBackOff` and the like). What each means, and what to do, is in the runbook.',
-    ...runbookReasons().map(
-      ({ heading, reasons }) =>
-        `${bullet(`[${heading}](../runbook.md#${anchor(heading)}): ${reasons.map(code).join(', ')}`)}`,
+    paragraph(
+      'The reason of a condition is one of these, or one that Kubernetes gives for a pod that waits ' +
+        '(`ImagePullBackOff` and the like). What each means, and what to do, is in the runbook.',
+    ),
+    list(
+      runbookReasons().map(
+        ({ heading, reasons }) => `[${heading}](../runbook.md#${anchor(heading)}): ${reasons.map(code).join(', ')}`,
+      ),
     ),
     '## Exit codes',
     'Of the programs in the pods, and of `facetrain`. `failurePolicy.rules` come before the last column.',
@@ -333,24 +341,20 @@ function table(head: string[], rows: string[][]): string {
   return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
 }
 
-const bullet = (text: string) => wrap(text, '- ', '  ');
+const paragraph = (text: string) => wrap(text, '', '');
+const list = (items: string[]) => items.map((item) => wrap(item, '- ', '  ')).join('\n');
 
-function wrap(text: string, first = '', others = ''): string {
-  const lines: string[] = [];
-  let line = first;
-  for (const word of text.split(' ')) {
-    const isFresh = line === (lines.length === 0 ? first : others);
-    if (!isFresh && line.length + 1 + word.length > WIDTH) {
-      lines.push(line);
-      line = others + word;
-    } else line += isFresh ? word : ` ${word}`;
+/** Breaks a text into lines of at most WIDTH characters that begin with `first`, and then with `others`. */
+function wrap(text: string, first: string, others: string): string {
+  const [head, ...words] = text.split(' ');
+  const lines = [first + head];
+  for (const word of words) {
+    const longer = `${lines.at(-1)} ${word}`;
+    if (longer.length > WIDTH) lines.push(others + word);
+    else lines[lines.length - 1] = longer;
   }
-  return [...lines, line].join('\n');
+  return lines.join('\n');
 }
 
-/** Blocks with an empty line between them; a paragraph is wrapped, all else stays as it is. */
-function page(blocks: string[]): string {
-  const isText = (block: string) => /^[A-Z`[]/.test(block) && !block.includes('\n') && !block.startsWith('```');
-  const wrapped = blocks.filter((block) => block !== '').map((block) => (isText(block) ? wrap(block) : block));
-  return `${wrapped.join('\n\n').replaceAll(/(\n- [^\n]*(?:\n {2}[^\n]*)*)\n(?=\n- )/g, '$1')}\n`;
-}
+/** Blocks of Markdown with an empty line between them. */
+const page = (blocks: string[]) => `${blocks.join('\n\n')}\n`;
