@@ -77,3 +77,15 @@ test('every manifest is valid', () => {
   assert.deepEqual(refused, []);
   assert(count > 0);
 });
+
+test('the table of permissions in SECURITY.md is the one of the chart', () => {
+  const [operators] = readFileSync(join(root, 'charts/facetrain/templates/rbac.yaml'), 'utf8').split('rbac.userRoles');
+  const rules = operators.matchAll(/resources: \[(.+)\]\n(?: +resourceNames: .+\n)? +verbs: \[(.+)\]/g);
+  const rows = pages['SECURITY.md'].matchAll(/^\| (`[a-z/`, ]+`)[^|]*\| ([a-z, ]+) \|/gm);
+  const pairs = (matches, quoted) =>
+    [...matches]
+      .flatMap(([, resources, verbs]) => resources.split(', ').map((resource) => `${resource}: ${verbs}`))
+      .map((pair) => (quoted ? pair.replaceAll('`', '') : pair))
+      .sort();
+  assert.deepEqual(pairs(rows, true), pairs(rules, false));
+});
