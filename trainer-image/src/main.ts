@@ -146,14 +146,14 @@ function fetchOptions(args: string[]) {
 /** Starts the progress server; it closes at the end of the scope. Its port is in the log and in FACETRAIN_PORT_FILE. */
 async function serve(
   board: Board,
-  where: { host: string; port: number } | null,
+  address: { host: string; port: number } | null,
   staleAfterSeconds: number,
 ): Promise<AsyncDisposable> {
-  if (!where) return { async [Symbol.asyncDispose]() {} };
-  const server = await startServer(board, { ...where, staleAfterSeconds });
+  if (!address) return { async [Symbol.asyncDispose]() {} };
+  const server = await startServer(board, { ...address, staleAfterSeconds });
   const file = process.env.FACETRAIN_PORT_FILE;
   if (file) await writeAtomically(file, `${server.port}\n`);
-  log.info({ host: where.host, port: server.port }, 'serving progress');
+  log.info({ host: address.host, port: server.port }, 'serving progress');
   return { [Symbol.asyncDispose]: () => server.close() };
 }
 

@@ -12,8 +12,8 @@ export interface KnownInputs {
   integers: (number[] | undefined)[];
 }
 
-/** A negative axis counts from the end. */
-export const fromEnd = (axis: number, rank: number) => (axis < 0 ? axis + rank : axis);
+/** An axis, or an index into a list, from 0; a negative one counts from the end. */
+export const axisIndex = (axis: number, rank: number) => (axis < 0 ? axis + rank : axis);
 
 /**
  * The entries of an axis that a Slice takes: `length` of them, from `first` on. NaN entries for a step of 0, which ONNX
@@ -43,7 +43,7 @@ export function computedIntegers(
     case 'Unsqueeze':
       return x;
     case 'Gather':
-      return y?.map((index) => x[fromEnd(index, x.length)] ?? NaN);
+      return y?.map((index) => x[axisIndex(index, x.length)] ?? NaN);
     case 'Concat':
       return inputs.every((values) => values !== undefined) ? inputs.flat() : undefined;
     case 'Slice': {

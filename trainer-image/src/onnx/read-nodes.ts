@@ -45,8 +45,14 @@ export function graphNode(node: NodeProto, constants: Map<string, TensorProto | 
     (attributes.training_mode === 1 || node.output.filter(Boolean).length > 1)
   )
     throw trainingMode(node, refuse);
-  const trailing = (names: string[]) => names.slice(0, names.findLastIndex(Boolean) + 1);
-  return { name: node.name, op: node.opType, inputs: trailing(inputs), outputs: trailing(outputs), attributes };
+  const withoutTrailingEmpty = (names: string[]) => names.slice(0, names.findLastIndex(Boolean) + 1);
+  return {
+    name: node.name,
+    op: node.opType,
+    inputs: withoutTrailingEmpty(inputs),
+    outputs: withoutTrailingEmpty(outputs),
+    attributes,
+  };
 }
 
 function trainingMode(node: NodeProto, refuse: Refuse): FacetrainError {

@@ -1,7 +1,7 @@
 /** The shape of each operator's output, in the semantics of operator set 17 with explicit pads (see normalize.ts). */
 import type { GraphNode } from '@facetrain/native';
 import { intAttribute, intsAttribute } from './attributes.ts';
-import { fromEnd, type KnownInputs, sliceIndices } from './known-integers.ts';
+import { axisIndex, type KnownInputs, sliceIndices } from './known-integers.ts';
 
 /** The shape of a node's first output; undefined when it is not known. */
 export type ShapeRule = (node: GraphNode, known: KnownInputs) => number[] | undefined;
@@ -74,7 +74,7 @@ const matmul: ShapeRule = (node, { shapes: [a, b], integers: none }) => {
 
 const flatten: ShapeRule = (node, { shapes: [x] }) => {
   if (!x) return undefined;
-  const axis = fromEnd(intAttribute(node, 'axis', 1), x.length);
+  const axis = axisIndex(intAttribute(node, 'axis', 1), x.length);
   return [product(x.slice(0, axis)), product(x.slice(axis))];
 };
 
@@ -86,13 +86,13 @@ const reshape: ShapeRule = (node, { shapes: [x], integers: [, target] }) => {
 };
 
 const squeeze: ShapeRule = (_, { shapes: [x], integers: [, axes] }) => {
-  const removed = axes?.map((axis) => fromEnd(axis, x?.length ?? 0));
+  const removed = axes?.map((axis) => axisIndex(axis, x?.length ?? 0));
   return x?.filter((dim, i) => (removed ? !removed.includes(i) : dim !== 1));
 };
 
 const unsqueeze: ShapeRule = (_, { shapes: [x], integers: [, axes] }) => {
   if (!x || !axes) return undefined;
-  const added = axes.map((axis) => fromEnd(axis, x.length + axes.length));
+  const added = axes.map((axis) => axisIndex(axis, x.length + axes.length));
   const rest = x.values();
   return Array.from({ length: x.length + axes.length }, (_, i) => (added.includes(i) ? 1 : (rest.next().value ?? -1)));
 };
@@ -108,12 +108,12 @@ const transpose: ShapeRule = (node, { shapes: [x] }) =>
 const concat: ShapeRule = (node, { shapes }) => {
   const [first] = shapes;
   if (!first || !shapes.every((shape) => shape?.length === first.length)) return undefined;
-  const axis = fromEnd(intAttribute(node, 'axis', 0), first.length);
+  const axis = axisIndex(intAttribute(node, 'axis', 0), first.length);
   return first.map((dim, i) => (i === axis ? shapes.reduce((total, shape) => total + shape![i]!, 0) : dim));
 };
 
 function reduced(x: number[], axes: number[], keepDims: boolean): number[] {
-  const removed = axes.length ? axes.map((axis) => fromEnd(axis, x.length)) : x.map((_, i) => i);
+  const removed = axes.length ? axes.map((axis) => axisIndex(axis, x.length)) : x.map((_, i) => i);
   return keepDims ? x.map((dim, i) => (removed.includes(i) ? 1 : dim)) : x.filter((_, i) => !removed.includes(i));
 }
 
@@ -130,7 +130,7 @@ const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, ste
   if (!x || !starts || !ends) return undefined;
   const dims = [...x];
   (axes ?? starts.map((_, i) => i)).forEach((axis, i) => {
-    const at = fromEnd(axis, x.length);
+    const at = axisIndex(axis, x.length);
     if (at < 0 || at >= x.length) return;
     dims[at] = sliceIndices(x[at]!, starts[i]!, ends[i]!, steps?.[i] ?? 1).length;
   });

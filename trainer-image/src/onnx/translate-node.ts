@@ -29,7 +29,7 @@ export interface Context {
  * Integers as a constant. "To the end" is the largest int64 in a file. A number cannot hold it, and the largest safe
  * integer has the same meaning.
  */
-function longs(values: number[]): Tensor {
+function int64Tensor(values: number[]): Tensor {
   const { MIN_SAFE_INTEGER: least, MAX_SAFE_INTEGER: most } = Number;
   return {
     dims: [values.length],
@@ -48,18 +48,18 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'Squeeze':
     case 'Unsqueeze':
     case 'ReduceSum':
-      if (opset < 13) attributesToInputs(node, { axes: 'longs' }, context);
-      if (node.op === 'Squeeze' && !node.inputs[1]) namedAxes(node, context);
+      if (opset < 13) attributesToInputs(node, { axes: 'ints' }, context);
+      if (node.op === 'Squeeze' && !node.inputs[1]) nameSqueezedAxes(node, context);
       break;
     case 'Split':
-      if (opset < 13) attributesToInputs(node, { split: 'longs' }, context);
+      if (opset < 13) attributesToInputs(node, { split: 'ints' }, context);
       delete attributes.num_outputs;
       break;
     case 'Slice':
-      if (opset < 10) attributesToInputs(node, { starts: 'longs', ends: 'longs', axes: 'longs' }, context);
+      if (opset < 10) attributesToInputs(node, { starts: 'ints', ends: 'ints', axes: 'ints' }, context);
       break;
     case 'Pad':
-      if (opset < 11) attributesToInputs(node, { pads: 'longs', value: 'float' }, context);
+      if (opset < 11) attributesToInputs(node, { pads: 'ints', value: 'float' }, context);
       if (node.inputs[3]) throw refuse(node, 'pads chosen axes', 'pads for every axis');
       break;
     case 'ReduceL1':
@@ -73,7 +73,7 @@ export function translateNode(node: GraphNode, context: Context): void {
       break;
     case 'Softmax':
     case 'LogSoftmax':
-      if (opset < 13) lastAxisSoftmax(node, context);
+      if (opset < 13) checkSoftmaxAxis(node, context);
       break;
     case 'BatchNormalization':
       if (attributes.spatial === 0)
@@ -99,12 +99,12 @@ export function translateNode(node: GraphNode, context: Context): void {
       for (const name of ['block_size', 'output_dtype', 'saturate', 'precision']) delete attributes[name];
       break;
     case 'Reshape':
-      constantTarget(node, context);
+      makeTargetConstant(node, context);
       break;
     case 'Conv':
     case 'AveragePool':
     case 'MaxPool':
-      explicitPads(node, context);
+      makePadsExplicit(node, context);
       break;
   }
 }
@@ -112,28 +112,28 @@ export function translateNode(node: GraphNode, context: Context): void {
 /** Turns attributes into inputs, in the given order. A missing one between two others gets the empty name. */
 function attributesToInputs(
   node: GraphNode,
-  forms: Record<string, 'longs' | 'float'>,
+  forms: Record<string, 'ints' | 'float'>,
   { constant, refuse }: Context,
 ): void {
   const added = Object.entries(forms).map(([name, form]) => {
     const value = node.attributes[name];
     delete node.attributes[name];
     if (value === undefined) return '';
-    if (form === 'longs' && Array.isArray(value) && value.every(Number.isInteger))
-      return constant(`${node.name}.${name}`, longs(value));
+    if (form === 'ints' && Array.isArray(value) && value.every(Number.isInteger))
+      return constant(`${node.name}.${name}`, int64Tensor(value));
     if (form === 'float' && typeof value === 'number')
       return constant(`${node.name}.${name}`, { dims: [], data: Float32Array.of(value) });
-    throw refuse(node, `has ${name} ${value}`, form === 'longs' ? 'a list of integers' : 'a number');
+    throw refuse(node, `has ${name} ${value}`, form === 'ints' ? 'a list of integers' : 'a number');
   });
   node.inputs = [...node.inputs.slice(0, 1), ...added.slice(0, added.findLastIndex(Boolean) + 1)];
 }
 
 /** Names the axes of a Squeeze of all axes of size 1, without the batch, which may be 1. */
-function namedAxes(node: GraphNode, { batches, constant, refuse }: Context): void {
+function nameSqueezedAxes(node: GraphNode, { batches, constant, refuse }: Context): void {
   const [one, two] = batches.map(({ shapes }) => shapes.get(node.inputs[0]!));
   if (!one || !two) throw refuse(node, 'squeezes a value of unknown shape', 'axes to squeeze');
   const axes = one.flatMap((dim, axis) => (dim === 1 && two[axis] === 1 ? [axis] : []));
-  node.inputs = [node.inputs[0]!, constant(`${node.name}.axes`, longs(axes))];
+  node.inputs = [node.inputs[0]!, constant(`${node.name}.axes`, int64Tensor(axes))];
 }
 
 function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
@@ -153,7 +153,7 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
  * Before operator set 13, Softmax normalised all axes from `axis` on together. Where `axis` is the last, the meaning is
  * the same.
  */
-function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
+function checkSoftmaxAxis(node: GraphNode, { batches, refuse }: Context): void {
   const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
   const axis = intAttribute(node, 'axis', 1);
   if (axis !== -1 && axis + 1 !== rank)
@@ -165,15 +165,15 @@ function lastAxisSoftmax(node: GraphNode, { batches, refuse }: Context): void {
  * Gives a Reshape a constant target for any batch size: its first entry is 0, "as in the input", where the batch is.
  * Exporters compute the target from Shape, or write their own batch size into it.
  */
-function constantTarget(node: GraphNode, { batches, fixedBatch, constant, isConstant, refuse }: Context): void {
+function makeTargetConstant(node: GraphNode, { batches, fixedBatch, constant, isConstant, refuse }: Context): void {
   const [data, shape] = node.inputs as [string, string];
   const [one, two] = batches.map(({ integers: known }) => known.get(shape));
   if (!one || !two || one.length !== two.length || ![...one, ...two].every(Number.isSafeInteger))
     throw refuse(node, 'computes its target in a way unknown here', 'a constant target, or one computed from shapes');
   const batchFirst = batches.every(({ shapes }, i) => shapes.get(data)?.[0] === i + 1);
-  const baked = one[0] === (fixedBatch ?? 1) && two[0] === one[0];
+  const isFixed = one[0] === (fixedBatch ?? 1) && two[0] === one[0];
   const target = one.map((dim, i) => {
-    if (i === 0 && batchFirst && one.length > 1 && (baked || (dim === 1 && two[0] === 2))) return 0;
+    if (i === 0 && batchFirst && one.length > 1 && (isFixed || (dim === 1 && two[0] === 2))) return 0;
     return dim === two[i] ? dim : -1;
   });
   if (target.filter((dim) => dim === -1).length > 1)
@@ -186,11 +186,11 @@ function constantTarget(node: GraphNode, { batches, fixedBatch, constant, isCons
     throw refuse(node, 'asks for an empty tensor', 'sizes above zero');
   delete node.attributes.allowzero;
   if (isConstant(shape) && target.every((dim, i) => dim === one[i])) return;
-  node.inputs = [data, constant(`${node.name}.shape`, longs(target))];
+  node.inputs = [data, constant(`${node.name}.shape`, int64Tensor(target))];
 }
 
 /** Replaces `auto_pad` by the pads that it means. */
-function explicitPads(node: GraphNode, { batches, refuse }: Context): void {
+function makePadsExplicit(node: GraphNode, { batches, refuse }: Context): void {
   const autoPad = node.attributes.auto_pad ?? 'NOTSET';
   delete node.attributes.auto_pad;
   if (autoPad === 'NOTSET') return;
@@ -205,9 +205,9 @@ function explicitPads(node: GraphNode, { batches, refuse }: Context): void {
   const dilations = intsAttribute(node, 'dilations', [1, 1]);
   const totals = [0, 1].map((axis) => {
     const size = shape?.[axis + 2] ?? NaN;
-    const covered =
+    const needed =
       (Math.ceil(size / strides[axis]!) - 1) * strides[axis]! + ((kernel?.[axis] ?? NaN) - 1) * dilations[axis]! + 1;
-    return Math.max(0, covered - size);
+    return Math.max(0, needed - size);
   });
   if (shape?.length !== 4 || !totals.every(Number.isSafeInteger))
     throw refuse(node, `has auto_pad ${autoPad} on a value of unknown shape`, 'explicit pads');

@@ -21,7 +21,7 @@ export interface ProgressServer {
 /** @throws FacetrainError InvalidConfig when the address cannot be bound */
 export async function startServer(board: Board, options: ServerOptions): Promise<ProgressServer> {
   const metrics = createMetrics(board);
-  const answers: Record<string, () => Promise<[status: number, type: string, body: string]>> = {
+  const routes: Record<string, () => Promise<[status: number, type: string, body: string]>> = {
     [PROGRESS_PATH]: async () => [200, 'application/json', JSON.stringify(board.current)],
     '/metrics': async () => [200, metrics.contentType, await metrics.metrics()],
     [HEALTH_PATH]: async () => {
@@ -36,11 +36,11 @@ export async function startServer(board: Board, options: ServerOptions): Promise
   };
   const server = createServer((request, response) => {
     const path = request.url?.split('?', 1)[0] ?? '';
-    const answer = Object.hasOwn(answers, path) ? answers[path] : undefined;
-    if (!answer) return response.writeHead(404).end();
+    const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
+    if (!route) return response.writeHead(404).end();
     if (request.method !== 'GET' && request.method !== 'HEAD')
       return response.writeHead(405, { allow: 'GET, HEAD' }).end();
-    return answer().then(
+    return route().then(
       ([status, type, body]) =>
         response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store' }).end(body),
       (error: Error) => response.writeHead(500).end(error.message),

@@ -68,7 +68,7 @@ function foldIntoReaders(operations: Operation[], output: string): Operation[] {
   for (const operation of operations.toReversed()) {
     if (operation.kind !== 'affine' || operation.output === output) continue;
     const readers = result.filter((reader) => operandsOf(reader).includes(operation.output));
-    if (!readers.every((reader) => takesExactly(reader, operation))) continue;
+    if (!readers.every((reader) => canFoldExactly(reader, operation))) continue;
     result = result
       .filter((other) => other !== operation)
       .map((other) => (readers.includes(other) ? weightsAfterAffine(other as Weighted, operation) : other));
@@ -76,7 +76,7 @@ function foldIntoReaders(operations: Operation[], output: string): Operation[] {
   return result;
 }
 
-function takesExactly(reader: Operation, { offset }: AffineMap): boolean {
+function canFoldExactly(reader: Operation, { offset }: AffineMap): boolean {
   if (reader.kind === 'fc') return true;
   return reader.kind === 'conv' && (reader.pads.every((pad) => pad === 0) || offset.every((value) => value === 0));
 }

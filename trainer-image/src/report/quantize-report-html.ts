@@ -46,7 +46,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     search.rounds === 0
       ? 'scales of the maximum'
       : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
-  const aids = [
+  const corrections = [
     ...(search.equalize ? ['channels equalised'] : []),
     ...(search.biasCorrection ? ['bias corrected'] : []),
   ];
@@ -63,7 +63,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
     ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
-    ['Search', [scales, ...aids].join(', ')],
+    ['Search', [scales, ...corrections].join(', ')],
   ];
 }
 

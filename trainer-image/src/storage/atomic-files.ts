@@ -16,12 +16,12 @@ export function storageError(path: string, error: unknown): unknown {
       cause,
     });
   }
-  const whom = isRefusal(cause) ? ` by user ${process.geteuid?.()}, group ${process.getegid?.()}` : '';
+  const user = isRefusal(cause) ? ` by user ${process.geteuid?.()}, group ${process.getegid?.()}` : '';
   return new FacetrainError({
     code: 'StorageFailed',
     subject: path,
     found: cause.message,
-    allowed: `a place that can be read and written${whom}`,
+    allowed: `a place that can be read and written${user}`,
     cause,
   });
 }

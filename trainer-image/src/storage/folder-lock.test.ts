@@ -78,11 +78,11 @@ test('a long holder keeps the lock, and a waiter gets the holder’s name once',
 });
 
 test('a holder that lost its lock stops, waits for it, and starts its work again', async () => {
-  let begun = 0;
+  let starts = 0;
   await withLock(
     path,
     async (signal) => {
-      if (++begun === 2) return;
+      if (++starts === 2) return;
       // What a waiter does that considers this process dead.
       await rm(path);
       await writeFile(path, lockOf('other'));
@@ -90,7 +90,7 @@ test('a holder that lost its lock stops, waits for it, and starts its work again
     },
     { ...QUICK, onWait: () => void rm(path) },
   );
-  assert.equal(begun, 2);
+  assert.equal(starts, 2);
 });
 
 test('another process’s lock is neither written nor removed', async () => {

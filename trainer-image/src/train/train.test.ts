@@ -255,10 +255,10 @@ test('a rank that waits for others stops at once on SIGTERM', async () => {
   const ranks = await startGang(folder, config, 2);
   ranks[1]!.kill('SIGKILL');
   await ranks[0]!.logged('meeting the other ranks');
-  const told = performance.now();
+  const stoppedAt = performance.now();
   ranks[0]!.kill('SIGTERM');
   assert.equal(await ranks[0]!.ended, 143);
-  assert(performance.now() - told < 15_000);
+  assert(performance.now() - stoppedAt < 15_000);
 });
 
 test('a loss that is not finite ends training on every rank, without a model', async () => {

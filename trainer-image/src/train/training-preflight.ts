@@ -36,7 +36,8 @@ export async function preflight(
   { progress, signal }: Program,
 ): Promise<Preflight & { totalSteps: number }> {
   const { globalBatchSize } = config;
-  if (globalBatchSize % size !== 0) throw misfit('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
+  if (globalBatchSize % size !== 0)
+    throw invalidConfig('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
     input: graph.input,
@@ -46,10 +47,10 @@ export async function preflight(
     onProgress: () => progress.tick(),
   });
   if (dataset.numClasses < size)
-    throw misfit('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
+    throw invalidConfig('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
 }
 
-function misfit(subject: string, found: number, allowed: string): FacetrainError {
+function invalidConfig(subject: string, found: number, allowed: string): FacetrainError {
   return new FacetrainError({ code: 'InvalidConfig', subject, found: String(found), allowed });
 }
