@@ -48,7 +48,8 @@ export class JobCheckpoints {
     await loadCheckpoint(this.#session, checkpoint, {
       name: settings.shared ? null : job.name,
       seed,
-      ...this.#size,
+      numClasses: this.#size.numClasses,
+      totalSteps: this.#size.totalSteps,
       onFile: () => progress.tick(),
     });
     const { manifest, directory } = checkpoint;

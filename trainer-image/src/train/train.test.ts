@@ -118,7 +118,7 @@ test('the exported model is the function that was evaluated', async () => {
   );
 });
 
-test('SIGTERM on one rank: all write a checkpoint and exit 143; the next attempt ends with the same model', async () => {
+test('SIGTERM on one rank: all write a checkpoint and exit 143; the next attempt gives the same model', async () => {
   const { folder, config } = await job(({ evaluation }) => ({ evaluation }));
   const left = join(folder, 'termination.json');
   // Both ranks have the same file: rank 1 must not overwrite what rank 0 wrote.
