@@ -10,7 +10,7 @@ import { creationIsOver, isUnknown, type JobView, outcomeOf } from './attempt.ts
 import { podName } from './names.ts';
 import type { ObservedPod } from './observed.ts';
 import { truncate } from './plain-data.ts';
-import { MAX_MESSAGE, Reason } from './reasons.ts';
+import { MAX_MESSAGE, MAX_REASON, Reason } from './reasons.ts';
 import { secondsSince } from './time.ts';
 
 /** The failure of an attempt, before the failure policy is applied. */
@@ -100,7 +100,7 @@ function processFailure(pod: ObservedPod): Failure {
 function podFailure(reason: string, message: string, pod: Partial<ObservedPod>): Failure {
   const { rank, node, exitCode } = pod;
   return {
-    reason: truncate(reason, 128),
+    reason: truncate(reason, MAX_REASON),
     message: truncate(message, MAX_MESSAGE),
     disruption: false,
     ruleReasons: [reason, pod.termination?.code, pod.reason].filter((word) => word !== undefined),

@@ -8,6 +8,9 @@ import type { JobIdentity } from './observed.ts';
 
 export type JobKind = 'FaceTrainJob' | 'QuantizeJob';
 
+/** The label, with its value, of all objects that a plan creates: Kubernetes' recommended label for it. */
+export const MANAGED_BY = { label: 'app.kubernetes.io/managed-by', value: 'facetrain' } as const;
+
 /** Labels of children. */
 export const Label = {
   jobUid: 'facetrain.dev/job-uid',
@@ -42,7 +45,7 @@ export function childMetadata(
     name,
     namespace: job.namespace,
     labels: {
-      'app.kubernetes.io/managed-by': 'facetrain',
+      [MANAGED_BY.label]: MANAGED_BY.value,
       [Label.jobKind]: kind,
       [Label.jobName]: job.name,
       ...selectorLabels(job),

@@ -82,6 +82,9 @@ export const Reason = {
 } as const;
 export type Reason = (typeof Reason)[keyof typeof Reason];
 
+/** Longest reason, in characters: the API server refuses an event (events.k8s.io/v1) with a longer one. */
+export const MAX_REASON = 128;
+
 /**
  * Longest message of a condition or an event, in characters. The status of a job should stay small: lists hold many
  * jobs.

@@ -10,7 +10,7 @@
  *
  * Of the last two rows, only objects with the operator's labels are listed and watched.
  */
-import { type JobKind, Label } from '@facetrain/planner/names';
+import { type JobKind, Label, MANAGED_BY } from '@facetrain/planner/names';
 import type { Logger } from 'pino';
 import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
@@ -38,7 +38,7 @@ export interface CachesOptions {
 
 export type Caches = ReturnType<typeof makeCaches>;
 
-const CHILDREN_SELECTOR = `app.kubernetes.io/managed-by=facetrain,${Label.jobUid}`;
+const CHILDREN_SELECTOR = `${MANAGED_BY.label}=${MANAGED_BY.value},${Label.jobUid}`;
 
 /** @param podGroupApi apiVersion of the PodGroup that the cluster serves; null: none */
 export function makeCaches({ client, namespace, log, onWatchError }: CachesOptions, podGroupApi: string | null) {
