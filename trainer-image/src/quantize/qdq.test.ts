@@ -68,6 +68,20 @@ const NETWORKS: Record<string, () => Graph> = {
       nodes: graph.nodes.map((node) => ({ ...node, inputs: renamed(node.inputs), outputs: renamed(node.outputs) })),
     };
   },
+  'names of JavaScript’s own properties': () => {
+    const b = new GraphBuilder();
+    const graph = b.graph(b.flatten(b.conv(b.prelu(b.batchNorm(b.conv('data', 3, 3, 1), 3), 3), 3, 4, 3, { pad: 1 })));
+    const names = ['constructor', 'toString', 'hasOwnProperty', 'valueOf'];
+    const tensors = graph.nodes.map(({ outputs }) => outputs[0]!).filter((name) => name !== graph.output.name);
+    const renamed = (list: string[]) => list.map((name) => names[tensors.indexOf(name)] ?? name);
+    const nodes = graph.nodes.map((node, index) => ({
+      ...node,
+      name: names[(index + 1) % names.length]! + (index < names.length ? '' : index),
+      inputs: renamed(node.inputs),
+      outputs: renamed(node.outputs),
+    }));
+    return { ...graph, nodes };
+  },
   'a PRelu between two fc, and a sum of a flattened conv with an fc': () => {
     const b = new GraphBuilder();
     const hidden = b.gemm(b.node('PRelu', [b.gemm(b.flatten('data'), 192, 7), b.values([7])]), 7, 5);

@@ -79,10 +79,10 @@ class QdqWriter {
   }
 
   private operand(node: GraphNode, name: string, index: number): string {
-    const constant = this.float.initializers[name];
-    if (!constant) return this.activation(name);
-    const weight = this.scales.weights[node.name];
-    if (!weight) return this.constant(name, constant);
+    if (!Object.hasOwn(this.float.initializers, name)) return this.activation(name);
+    const constant = this.float.initializers[name]!;
+    if (node.op !== 'Conv' && node.op !== 'Gemm') return this.constant(name, constant);
+    const weight = this.scales.weights[node.name]!;
     return index === 1
       ? this.weight(node.name, { dims: constant.dims, data: weight.values }, weight.scales)
       : this.bias(node.name, this.tensorOf(node.inputs[0]!), weight.scales);
@@ -154,7 +154,7 @@ class QdqWriter {
 
   /** Adds a constant and returns its name; one with this name and these numbers is used again. */
   private constant(wish: string, tensor: Tensor): string {
-    const existing = this.initializers[wish]?.data;
+    const existing = Object.hasOwn(this.initializers, wish) ? this.initializers[wish]!.data : undefined;
     if (existing?.length === tensor.data.length && existing.every((value, index) => value === tensor.data[index]))
       return wish;
     const name = this.names.take(wish);
@@ -258,7 +258,7 @@ class QdqReader {
   }
 
   private copy(node: GraphNode): void {
-    const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !(name in this.initializers));
+    const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !Object.hasOwn(this.initializers, name));
     // The Flatten that computes the output reads a tensor that stays FP32.
     if (unquantized !== undefined && node.op !== 'Flatten')
       throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
