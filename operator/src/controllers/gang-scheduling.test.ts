@@ -279,14 +279,18 @@ test('when a node becomes unreachable its pods are deleted by force, and the gan
   assert(!(await podsOf(ns)).some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid)));
 });
 
-test('pods that tolerate an unreachable node for a time are left to Kubernetes', async (t) => {
+test('pods that tolerate an unreachable node are left to Kubernetes; those of a deleted node are lost', async (t) => {
   const node = await addNode(t, 'patient', 2);
   const ns = await TestNamespace.open(t, plane, 'patient');
   const tolerations = [
     { key: 'node.kubernetes.io/unreachable', operator: 'Exists', effect: 'NoExecute', tolerationSeconds: 3600 },
   ];
-  await ns.applyFaceTrainJob('waits', gangOf(1, { podTemplate: { spec: { tolerations } } }));
-  await ns.applyFaceTrainJob('moves', gangOf(1));
+  // Two folders, as jobs with the same output folder run one after the other.
+  await ns.applyFaceTrainJob('waits', {
+    ...gangOf(1, { podTemplate: { spec: { tolerations } } }),
+    output: { uri: 'hostpath:///out/waits' },
+  });
+  await ns.applyFaceTrainJob('moves', { ...gangOf(1), output: { uri: 'hostpath:///out/moves' } });
   await eventually(async () =>
     assert.deepEqual(await nodesOfPods(ns), [
       ['moves-0-0', 'patient'],
