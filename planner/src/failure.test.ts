@@ -165,13 +165,13 @@ describe('the cause of a failure', () => {
 });
 
 describe('the action of the failure policy', () => {
-  const failure = (exitCode: number | undefined, more: Partial<Failure> = {}): Failure => ({
+  const failure = (exitCode: number | undefined, fields: Partial<Failure> = {}): Failure => ({
     reason: 'x',
     message: '',
     disruption: false,
     ruleReasons: ['x'],
     ...(exitCode !== undefined && { exitCode }),
-    ...more,
+    ...fields,
   });
   const rule = (action: string, fields: object) => ({ rules: [{ action, ...fields }] });
   const cases: Record<string, { failure: Failure; policy?: object; want: string }> = {

@@ -10,8 +10,12 @@ const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTi
 const DONE = [makePod(0).succeeded().build(), makePod(1).succeeded().build()];
 const CHILD: ObservedObject = { kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', owned: true };
 
-const plan = (job: FaceTrainJobBuilder, more: Partial<ObservedFaceTrainJob> = {}, status = STARTED, seconds = 100) =>
-  planFaceTrainJob(job.observe(status, DONE, more), after(seconds), testEnvironment);
+const plan = (
+  job: FaceTrainJobBuilder,
+  observation: Partial<ObservedFaceTrainJob> = {},
+  status = STARTED,
+  seconds = 100,
+) => planFaceTrainJob(job.observe(status, DONE, observation), after(seconds), testEnvironment);
 const conditionOf = (status: FaceTrainJobStatus) =>
   status.conditions!.find(({ type }) => type === 'QuantizationSucceeded');
 const child = (status: QuantizeJobStatus, suspend = false): Partial<ObservedFaceTrainJob> => ({
@@ -130,12 +134,12 @@ test('after the success of rank 0 the other trainers are stopped, whatever suspe
   const pods = [makePod(0).succeeded().build(), makePod(1).running().build()];
   const status = { ...STARTED, trainingCompletionTime: at(90) };
   const job = makeJob().with({ successPolicy: 'RankZero', cleanPodPolicy: 'None' }).quantized();
-  for (const [suspend, more] of [
+  for (const [suspend, observation] of [
     [false, child({ phase: 'Running' })],
     [true, child({ phase: 'Suspended' }, true)],
   ] as const) {
     const { actions } = planFaceTrainJob(
-      job.suspended(suspend).observe(status, pods, more),
+      job.suspended(suspend).observe(status, pods, observation),
       after(100),
       testEnvironment,
     );

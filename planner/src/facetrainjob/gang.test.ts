@@ -15,12 +15,12 @@ const OBJECTS: ObservedObject[] = [
   { kind: 'ConfigMap', name: 'faces-0', uid: 'c', owned: true },
 ];
 
-function plan(pods: ObservedPod[], more: Partial<ObservedFaceTrainJob>, status = STARTED) {
+function plan(pods: ObservedPod[], observation: Partial<ObservedFaceTrainJob>, status = STARTED) {
   return planFaceTrainJob(
     makeJob().observe(status, pods, {
       objects: [...OBJECTS, GROUP],
       podGroupApi: 'scheduling.k8s.io/v1beta1',
-      ...more,
+      ...observation,
     }),
     after(100),
     testEnvironment,
@@ -55,10 +55,12 @@ describe('a PodGroup that a user deletes', () => {
 
 test('the message about a refused pod says that the others wait for it', () => {
   const refused = { kind: 'Pod' as const, name: 'faces-0-1', message: 'exceeded quota' };
-  const message = (more: Partial<ObservedFaceTrainJob>) =>
-    plan([makePod(0).build()], { refused, ...more }, { ...STARTED, attemptStartTime: at(98) }).status.conditions!.find(
-      ({ type }) => type === 'Stalled',
-    )!.message;
+  const message = (observation: Partial<ObservedFaceTrainJob>) =>
+    plan(
+      [makePod(0).build()],
+      { refused, ...observation },
+      { ...STARTED, attemptStartTime: at(98) },
+    ).status.conditions!.find(({ type }) => type === 'Stalled')!.message;
   assert.equal(
     message({}),
     'Pod faces-0-1: exceeded quota; 1 of 2 pods of the gang exist, and none of them starts before all do',

@@ -130,11 +130,11 @@ test('counted restarts within the window never exceed maxRestarts, and attempt n
 
 test('a finished job keeps its outcome, its time and its attempt number', () => {
   check(
-    fc.property(job, history(anyEvents), history(anyEvents), (given, steps, more) => {
+    fc.property(job, history(anyEvents), history(anyEvents), (given, steps, laterSteps) => {
       const cluster = run(given, steps);
       finishUndisturbed(cluster);
       const { phase, completionTime, attempt } = cluster.trainJob.status;
-      for (const { event, crash } of more) {
+      for (const { event, crash } of laterSteps) {
         applyEvent(event, cluster);
         cluster.settle(crash);
         assert.deepEqual(

@@ -48,10 +48,10 @@ function settled(
   job: FaceTrainJobBuilder,
   pods: ObservedPod[],
   status: FaceTrainJobStatus = STARTED,
-  more: Partial<ObservedFaceTrainJob> = { objects: OBJECTS },
+  observation: Partial<ObservedFaceTrainJob> = { objects: OBJECTS },
   seconds = 10,
 ): FaceTrainJobStatus {
-  for (let round = 0; round < 5; round++) status = plan(job.observe(status, pods, more), seconds).status;
+  for (let round = 0; round < 5; round++) status = plan(job.observe(status, pods, observation), seconds).status;
   return status;
 }
 
@@ -67,7 +67,7 @@ describe('a new job', () => {
     string,
     {
       job: FaceTrainJobBuilder;
-      more?: Partial<ObservedFaceTrainJob>;
+      observation?: Partial<ObservedFaceTrainJob>;
       pods?: ObservedPod[];
       want: string[];
       wantPhase?: string;
@@ -76,12 +76,12 @@ describe('a new job', () => {
     'gets all objects of its gang in one plan': { job: makeJob(), want: all, wantPhase: 'Pending' },
     'with a PodGroup where the cluster serves it': {
       job: makeJob(),
-      more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
+      observation: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
       want: [...all.slice(0, 3), 'create PodGroup/faces-0', ...all.slice(3)],
     },
     'without a PodGroup in gang mode None': {
       job: makeJob().with({ gang: { mode: 'None' } }),
-      more: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
+      observation: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
       want: all,
     },
     'without a NetworkPolicy if it is disabled': {
@@ -90,7 +90,7 @@ describe('a new job', () => {
     },
     'gets the rest after a crash of the executor': {
       job: makeJob(),
-      more: { objects: OBJECTS },
+      observation: { objects: OBJECTS },
       pods: [makePod(0).build()],
       want: ['create Pod/faces-0-1'],
     },
@@ -105,9 +105,9 @@ describe('a new job', () => {
     },
     'gets nothing while it is being deleted': { job: makeJob().deleting(), want: [] },
   };
-  for (const [name, { job, more, pods, want, wantPhase }] of Object.entries(cases)) {
+  for (const [name, { job, observation, pods, want, wantPhase }] of Object.entries(cases)) {
     test(name, () => {
-      const result = plan(job.observe({}, pods, more));
+      const result = plan(job.observe({}, pods, observation));
       assert.deepEqual(describeActions(result.actions), want);
       if (wantPhase) assert.equal(result.status.phase, wantPhase);
     });
@@ -156,33 +156,35 @@ describe('children that cannot be created', () => {
   const clash = { podTemplate: { spec: { volumes: [{ name: 'output' }] } } };
   const cases: Record<
     string,
-    { job?: FaceTrainJobBuilder; more: Partial<ObservedFaceTrainJob>; want: [string, RegExp] }
+    { job?: FaceTrainJobBuilder; observation: Partial<ObservedFaceTrainJob>; want: [string, RegExp] }
   > = {
     'a name that is taken': {
-      more: { objects: [foreign('Service', 'faces')] },
+      observation: { objects: [foreign('Service', 'faces')] },
       want: ['NameTaken', /^Service faces exists and does not belong to this job;/],
     },
     'a pod name that is taken': {
-      more: { objects: [foreign('Pod', 'faces-0-1')] },
+      observation: { objects: [foreign('Pod', 'faces-0-1')] },
       want: ['NameTaken', /^Pod faces-0-1 exists/],
     },
     'a name that only quantization will need': {
       job: makeJob().quantized(),
-      more: { objects: [foreign('QuantizeJob', 'faces-quantize')] },
+      observation: { objects: [foreign('QuantizeJob', 'faces-quantize')] },
       want: ['NameTaken', /^QuantizeJob faces-quantize exists/],
     },
     'a native gang in a cluster without PodGroups': {
       job: makeJob().with({ gang: { mode: 'Native' } }),
-      more: {},
+      observation: {},
       want: ['GangUnavailable', /^spec\.gang\.mode: Native;/],
     },
     'a template that clashes': {
       job: makeJob().trainers(clash),
-      more: {},
+      observation: {},
       want: ['InvalidSpec', /^spec\.trainers\.podTemplate\.spec\.volumes\[0\]\.name: output/],
     },
     'a child that the API server refused': {
-      more: { refused: { kind: 'Pod', name: 'faces-0-0', message: 'pods "faces-0-0" is forbidden: exceeded quota' } },
+      observation: {
+        refused: { kind: 'Pod', name: 'faces-0-0', message: 'pods "faces-0-0" is forbidden: exceeded quota' },
+      },
       want: ['ChildRefused', /^Pod faces-0-0: pods "faces-0-0" is forbidden: exceeded quota$/],
     },
   };
@@ -190,12 +192,12 @@ describe('children that cannot be created', () => {
     name,
     {
       job = makeJob(),
-      more,
+      observation,
       want: [reason, words],
     },
   ] of Object.entries(cases)) {
     test(name, () => {
-      const result = plan(job.observe({}, [], more));
+      const result = plan(job.observe({}, [], observation));
       assert.deepEqual(result.actions, []);
       assert.partialDeepStrictEqual(conditions(result), { Ready: `False ${reason}`, Stalled: `True ${reason}` });
       assert.match(message(result), words);
@@ -203,7 +205,7 @@ describe('children that cannot be created', () => {
         result.events.map(({ type, reason }) => [type, reason]),
         [['Warning', 'Stalled']],
       );
-      const again = plan(job.observe(result.status, [], more), 101);
+      const again = plan(job.observe(result.status, [], observation), 101);
       assert.equal(again.status, result.status);
       assert.deepEqual(again.events, []);
       assert.equal(again.requeueAfterSeconds, 60);

@@ -17,7 +17,7 @@ const OBJECTS: ObservedObject[] = (['Service', 'NetworkPolicy'] as const).map((k
 OBJECTS.push({ kind: 'ConfigMap', name: 'faces-0', uid: 'c', owned: true });
 const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
 
-const progress = (step: number, more: Partial<ObservedProgress> = {}): ObservedProgress => ({
+const progress = (step: number, fields: Partial<ObservedProgress> = {}): ObservedProgress => ({
   attempt: 0,
   step,
   totalSteps: 1000,
@@ -26,7 +26,7 @@ const progress = (step: number, more: Partial<ObservedProgress> = {}): ObservedP
   imagesPerSecond: 40,
   loss: 9.5,
   etaSeconds: 1000 - step,
-  ...more,
+  ...fields,
 });
 
 function plan(

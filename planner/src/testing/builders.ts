@@ -75,12 +75,21 @@ export class FaceTrainJobBuilder extends JobBuilder {
       spec: this.spec,
     }).spec;
   }
+  /** @param observation other fields of the observation */
   observe(
     status: FaceTrainJobStatus = {},
     pods: ObservedPod[] = [],
-    overrides: Partial<ObservedFaceTrainJob> = {},
+    observation: Partial<ObservedFaceTrainJob> = {},
   ): ObservedFaceTrainJob {
-    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], podGroupApi: null, ...overrides };
+    return {
+      identity: this.identity,
+      spec: this.parse(),
+      status,
+      pods,
+      objects: [],
+      podGroupApi: null,
+      ...observation,
+    };
   }
 }
 
@@ -96,9 +105,9 @@ export class QuantizeJobBuilder extends JobBuilder {
   observe(
     status: QuantizeJobStatus = {},
     pods: ObservedPod[] = [],
-    overrides: Partial<ObservedQuantizeJob> = {},
+    observation: Partial<ObservedQuantizeJob> = {},
   ): ObservedQuantizeJob {
-    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...overrides };
+    return { identity: this.identity, spec: this.parse(), status, pods, objects: [], ...observation };
   }
 }
 
