@@ -45,7 +45,8 @@ export const Values = z.strictObject({
   ),
   trainerImage: section(
     imageShape('facetrain/trainer'),
-    'Image of training and quantizing pods whose job names none. Its pull secrets belong to the podTemplate of a job, or to the service account of its namespace.',
+    'Image of training and quantizing pods whose job names none. Its pull secrets belong to the podTemplate of a ' +
+      'job, or to the service account of its namespace.',
   ),
   imagePullSecrets: z
     .array(z.strictObject({ name: z.string().min(1) }))
@@ -61,7 +62,9 @@ export const Values = z.strictObject({
   ),
   watchNamespace: text(
     '',
-    "Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. The lease is in the release's namespace under a fixed name, so each such release needs a namespace of its own: the watched one, best.",
+    'Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
+      "The lease is in the release's namespace under a fixed name, so each such release needs a namespace of " +
+      'its own: the watched one, best.',
   ),
 
   replicas: z
@@ -70,7 +73,8 @@ export const Values = z.strictObject({
     .max(16)
     .default(2)
     .describe(
-      'Replicas of the operator. One acts, the others take over by a lease: 15 s after its node is lost; a single one would be missing for 5 minutes.',
+      'Replicas of the operator. One acts, the others take over by a lease: 15 s after its node is lost; ' +
+        'a single one would be missing for 5 minutes.',
     ),
   workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are looked at together.'),
   progressSeconds: z
@@ -118,7 +122,8 @@ export const Values = z.strictObject({
       create: flag(true, 'Make the roles that the operator needs, and bind them.'),
       userRoles: flag(
         true,
-        'Let those who may `edit` a namespace make jobs in it, and those who may `view` it look at them (aggregated ClusterRoles).',
+        'Let those who may `edit` a namespace make jobs in it, and those who may `view` it look at them ' +
+          '(aggregated ClusterRoles).',
       ),
     },
     'Who may do what.',
@@ -149,7 +154,8 @@ export const Values = z.strictObject({
         {
           enabled: flag(
             false,
-            'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: step, loss, images per second.',
+            'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: ' +
+              'step, loss, images per second.',
           ),
           interval: z.string().regex(DURATION).default('15s').describe('How often.'),
           labels: labels('Labels by which your Prometheus selects it.'),

@@ -256,7 +256,7 @@ test('the API server accepts deploy/, and its kustomization lists the manifest',
   for (const object of objects) assert(JSON.stringify(object).length < 200_000, object.metadata.name);
 });
 
-test('install, upgrade, uninstall: the selector stays the same, and jobs outlive the release if the CRDs are kept', async () => {
+test('install, upgrade, uninstall: the selector stays, and jobs outlive the release if the CRDs are kept', async () => {
   const namespace = 'life';
   const crd = () =>
     plane.client.raw('/apis/apiextensions.k8s.io/v1/customresourcedefinitions/facetrainjobs.facetrain.dev');

@@ -302,7 +302,7 @@ test('in one namespace, the Role is sufficient and minimal; other namespaces are
   await assert.rejects(client.list(defineResource('v1', 'secrets'), namespace, {}), isForbidden);
 });
 
-test('without the finalizers rule, a server that checks owner references refuses children; the status has the reason', async (t) => {
+test('without the finalizers rule, a server that checks owners refuses children; the status has why', async (t) => {
   const namespace = 'unowned';
   await upgrade(plane, namespace, { watchNamespace: namespace, crds: { enabled: false }, rbac: { userRoles: false } });
   const roles = defineResource<KubernetesObject & { rules: Rule[] }>('rbac.authorization.k8s.io/v1', 'roles');

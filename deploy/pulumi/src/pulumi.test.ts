@@ -208,7 +208,7 @@ test('a name with the suffix that Pulumi appends must not be too long', async ()
   );
 });
 
-test('a value that is unknown in a preview passes it, and is refused by the update before the job is registered', async () => {
+test('a value unknown in a preview passes it, and is refused by the update before the job is registered', async () => {
   const previewed = await run(
     () => {
       const data = new core.v1.ConfigMap('data', {});
@@ -225,7 +225,8 @@ test('a value that is unknown in a preview passes it, and is refused by the upda
   const program = `
     import { output, runtime } from '@pulumi/pulumi';
     import { FaceTrainJob } from '@facetrain/pulumi';
-    await runtime.setMocks({ newResource({ type, inputs }) { console.log('registered', type); return { id: 'id', state: inputs }; }, call: () => ({}) });
+    const newResource = ({ type, inputs }) => { console.log('registered', type); return { id: 'id', state: inputs }; };
+    await runtime.setMocks({ newResource, call: () => ({}) });
     new FaceTrainJob('right', { spec: ${JSON.stringify(spec)} });
     new FaceTrainJob('wrong', { spec: { ...${JSON.stringify(spec)}, epochs: output(-1) } });`;
   const updated = promisify(execFile)(process.execPath, ['--input-type=module', '--eval', program], {

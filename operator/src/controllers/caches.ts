@@ -5,7 +5,7 @@
  * | --- | --- | --- |
  * | FaceTrainJob | all | `output`, `checkpoints`: the folders that it writes to |
  * | QuantizeJob | all | |
- * | Pod | metadata, status, the names of its node and its claims | `job` (uid), `name` (kind and name of its job), `node` |
+ * | Pod | metadata, status, names of its node and its claims | `job` (uid), `name` (kind and name of its job), `node` |
  * | Service, ConfigMap, NetworkPolicy, PodGroup | metadata | `job` (uid of its job) |
  *
  * Of the last two rows, only objects with the operator's labels are listed and watched.

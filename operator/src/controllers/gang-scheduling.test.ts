@@ -26,6 +26,13 @@ import {
 const GATE = '--feature-gates=GenericWorkload=true';
 const groups = podGroups('scheduling.k8s.io/v1beta1');
 const leases = defineResource('coordination.k8s.io/v1', 'leases');
+/** The controllers of kube-controller-manager that run in these tests. */
+const CONTROLLERS = [
+  'garbage-collector-controller',
+  'podgroup-protection-controller',
+  'persistentvolume-binder-controller',
+  'node-lifecycle-controller',
+];
 /** The node controller marks a node Unknown this long after its last heartbeat. */
 const GRACE_SECONDS = 3;
 
@@ -36,11 +43,7 @@ before(async () => {
   const kubeconfig = await plane.kubeconfig();
   const common = ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0', GATE];
   const grace = [`--node-monitor-grace-period=${GRACE_SECONDS}s`, '--node-monitor-period=500ms'];
-  plane.run('kube-controller-manager', [
-    ...common,
-    ...grace,
-    '--controllers=garbage-collector-controller,podgroup-protection-controller,persistentvolume-binder-controller,node-lifecycle-controller',
-  ]);
+  plane.run('kube-controller-manager', [...common, ...grace, `--controllers=${CONTROLLERS.join()}`]);
   plane.run('kube-scheduler', common);
   await plane.createNamespace('kube-node-lease').catch((error: unknown) => assert(isApiError(error, 'AlreadyExists')));
 });
@@ -126,7 +129,7 @@ async function reap(ns: TestNamespace): Promise<void> {
   }
 }
 
-test('a gang is bound all or none; a restart gets a PodGroup of its own; a deleted job leaves no children', async (t) => {
+test('a gang is bound all or none; a restart gets its own PodGroup; a deleted job leaves no children', async (t) => {
   await addNode(t, 'one', 2);
   const ns = await TestNamespace.open(t, plane, 'native');
   await ns.applyFaceTrainJob('faces', gangOf(3));
@@ -185,7 +188,10 @@ test('a quota on part of a gang is reported; a PodGroup that is deleted meanwhil
   await eventually(async () =>
     assert.match(
       (await ns.conditionText('faces', 'Stalled'))!,
-      /^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; 1 of 2 pods of the gang exist, and none of them starts before all do$/,
+      RegExp(
+        '^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; ' +
+          '1 of 2 pods of the gang exist, and none of them starts before all do$',
+      ),
     ),
   );
   assert.deepEqual(await nodesOfPods(ns), [['faces-0-0', undefined]]);
@@ -214,7 +220,10 @@ test('a missing claim is reported with its name, although the gang scheduler rep
   await eventually(async () =>
     assert.match(
       (await ns.conditionText('faces', 'Ready'))!,
-      /^PersistentVolumeClaimNotFound: 0 of 2 pods are ready; faces-0-0 PersistentVolumeClaimNotFound: persistentvolumeclaim "faces-data" not found$/,
+      RegExp(
+        '^PersistentVolumeClaimNotFound: 0 of 2 pods are ready; faces-0-0 PersistentVolumeClaimNotFound: ' +
+          'persistentvolumeclaim "faces-data" not found$',
+      ),
     ),
   );
   const volume = {

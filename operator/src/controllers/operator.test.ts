@@ -22,7 +22,7 @@ const ELECTION = { name: 'operator', durationSeconds: 2, renewDeadlineSeconds: 1
 const startReplica = (namespace: string, identity: string) =>
   startOperator(plane, namespace, { identity, election: { namespace, ...ELECTION } });
 
-test('a job becomes its service, config and pods, runs and succeeds; nothing is written while nothing changes', async (t) => {
+test('a job gets its service, config and pods, runs, succeeds; nothing is written while nothing changes', async (t) => {
   const ns = await open(t, 'plain');
   const { proxy, address } = ns.operator;
   await ns.applyFaceTrainJob('faces');
@@ -148,7 +148,7 @@ test('a job created again under its name waits until the objects of the earlier 
   assert.equal(await ns.conditionText('faces', 'Stalled'), undefined);
 });
 
-test('of jobs with the same output folder one waits for another: for one with pods, else for an older one', async (t) => {
+test('of jobs with the same output folder one waits for another: one with pods, else an older one', async (t) => {
   const ns = await open(t, 'folder');
   const output = { uri: 'pvc://data/out' };
   const inUse = (name: string, by: string) =>

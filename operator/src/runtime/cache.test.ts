@@ -110,7 +110,7 @@ test('lists, watches, and keeps its indexes', async (t) => {
   await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 20']));
 });
 
-test('recovers from every error: a failed list, a broken watch, an error in the stream, a version too old', async (t) => {
+test('recovers from errors: a failed list, a broken watch, an error in the stream, a version too old', async (t) => {
   const server = new ScriptedServer();
   server.lists.push(
     new Error('no route'),
