@@ -29,7 +29,7 @@ interface Creation {
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
   /** As in ObservedFaceTrainJob. */
-  predecessors?: string[] | undefined;
+  predecessorPods?: string[] | undefined;
   /** As in ObservedFaceTrainJob. */
   jobsBefore?: string[];
   /** Checks the spec for what its schema cannot check. */
@@ -54,12 +54,12 @@ export function findBlocker({
   reserved,
   objects,
   refused,
-  predecessors = [],
+  predecessorPods = [],
   jobsBefore = [],
   findConflict,
 }: Creation): Blocker | null {
   if (create.length === 0) return null;
-  if (predecessors.length > 0) return predecessorBlocker(`pod ${predecessors[0]}`, 'ended');
+  if (predecessorPods.length > 0) return predecessorBlocker(`pod ${predecessorPods[0]}`, 'ended');
   if (jobsBefore.length > 0)
     return {
       reason: Reason.outputInUse,

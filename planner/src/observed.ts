@@ -95,7 +95,7 @@ export interface ObservedFaceTrainJob {
   pods: ObservedPod[];
   objects: ObservedObject[];
   /** Names of pods that may still run, of a deleted job of the same name. They write to the folders of this job. */
-  predecessors?: string[];
+  predecessorPods?: string[];
   /**
    * Jobs that must end before this one begins: they write to the same output or checkpoints, and run or were created
    * earlier.
@@ -116,6 +116,6 @@ export interface ObservedQuantizeJob {
   status: QuantizeJobStatus;
   pods: ObservedPod[];
   objects: ObservedObject[];
-  predecessors?: string[];
+  predecessorPods?: string[];
   refused?: RefusedChild;
 }

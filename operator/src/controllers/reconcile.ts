@@ -66,7 +66,7 @@ interface KindOptions<Spec extends object> {
 /** What is observed for a job of either kind. */
 interface ObservedJob {
   /** What the planners of both kinds take. */
-  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessors' | 'refused'>;
+  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessorPods' | 'refused'>;
   /** The pod of rank 0 of the current attempt. */
   rankZero: PodObject | undefined;
 }
@@ -145,7 +145,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
         identity,
         pods: pods.map(({ observed }) => observed),
         objects: [...objectsOf(caches, identity, kind), ...foreign],
-        predecessors: predecessorsOf(caches, identity, kind),
+        predecessorPods: predecessorsOf(caches, identity, kind),
         ...(refused && { refused }),
       },
       rankZero: pods.find(({ observed }) => observed.rank === 0 && observed.attempt === job.status?.attempt)?.object,

@@ -518,13 +518,13 @@ test('a pod whose program has ended gets some seconds to end, so that its log st
 });
 
 test('a job waits for pods and objects of a deleted job of the same name', () => {
-  const predecessor = plan(makeJob().observe({}, [], { predecessors: ['faces-3-1'] }));
+  const predecessor = plan(makeJob().observe({}, [], { predecessorPods: ['faces-3-1'] }));
   assert.deepEqual(predecessor.actions, []);
   assert.partialDeepStrictEqual(conditions(predecessor), { Ready: 'False Stopping', Reconciling: 'True Stopping' });
   assert.equal(conditions(predecessor).Stalled, undefined);
   assert.equal(predecessor.status.phase, 'Pending');
-  const status = settled(makeJob(), [], {}, { predecessors: ['faces-3-1'] });
-  assert.equal(plan(makeJob().observe(status, [], { predecessors: ['faces-3-1'] })).requeueAfterSeconds, 5);
+  const status = settled(makeJob(), [], {}, { predecessorPods: ['faces-3-1'] });
+  assert.equal(plan(makeJob().observe(status, [], { predecessorPods: ['faces-3-1'] })).requeueAfterSeconds, 5);
   assert.match(
     status.conditions!.find(({ type }) => type === 'Ready')!.message,
     /^pod faces-3-1 of an earlier job of this name has not ended/,

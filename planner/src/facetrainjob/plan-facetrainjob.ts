@@ -105,7 +105,7 @@ function podGroupDeleted({ objects }: ObservedFaceTrainJob, view: JobView): Stag
 }
 
 function active(
-  { identity, spec, objects, refused, predecessors, jobsBefore = [], podGroupApi }: ObservedFaceTrainJob,
+  { identity, spec, objects, refused, predecessorPods, jobsBefore = [], podGroupApi }: ObservedFaceTrainJob,
   view: JobView,
   environment: Environment,
 ): Stage {
@@ -119,7 +119,7 @@ function active(
     reserved: [...children, ...quantizeJobChildren(identity, spec)],
     objects,
     refused,
-    predecessors,
+    predecessorPods,
     jobsBefore: hasBegun(view) ? [] : jobsBefore,
     findConflict: () => findConflict(attempt),
   });

@@ -77,7 +77,7 @@ function published({ ranks: [pod] }: JobView): Stage | null {
 }
 
 function active(
-  { identity, spec, objects, refused, predecessors }: ObservedQuantizeJob,
+  { identity, spec, objects, refused, predecessorPods }: ObservedQuantizeJob,
   view: JobView,
   environment: Environment,
 ): Stage {
@@ -89,7 +89,7 @@ function active(
     reserved: children,
     objects,
     refused,
-    predecessors,
+    predecessorPods,
     findConflict: () => findConflict(attempt),
   });
   return blocker ? blockedBy(blocker) : { name: 'Active', create: create.map(({ make }) => make()) };
