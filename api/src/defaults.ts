@@ -1,6 +1,6 @@
 /**
- * Defaults that more than the schema needs: the planner resolves them into `config.json`, the command line offers them
- * as options. All other defaults stand in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
+ * Defaults that are used outside the schemas, too: the planner resolves them into `config.json`, the command line
+ * offers them as options. All other defaults stand in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
  */
 
 /** Length of the embedding of a backbone that we build; that of insightface's published models. */
@@ -21,8 +21,7 @@ export const DEFAULT_MARGINS = {
 } as const;
 
 /**
- * TCP port of /v1/progress, /metrics and /healthz. Of the quantizer too, where no field names it: only the operator
- * reads it.
+ * TCP port of /v1/progress, /metrics and /healthz. The quantizer always uses it: no field of its spec sets the port.
  */
 export const DEFAULT_PROGRESS_PORT = 8080;
 
@@ -32,7 +31,7 @@ export const DEFAULT_RENDEZVOUS_PORT = 29_500;
 /** Order of the colour channels at a model's input; insightface feeds RGB. */
 export const DEFAULT_CHANNEL_ORDER = 'RGB';
 
-/** Pictures that the scale search looks at, and the seed that draws them. */
+/** Number of pictures that the scale search looks at, and the seed that draws them. */
 export const DEFAULT_CALIBRATION = { images: 50, seed: 0 } as const;
 
 /** The scale search of EasyQuant (arXiv 2006.16669): 100 candidates between 0.5 and 2 times the first scale. */

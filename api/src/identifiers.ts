@@ -6,7 +6,7 @@ export const API_VERSION = `${API_GROUP}/v1alpha1` as const;
 /** Name of the operator: as a job's `spec.managedBy`, and as the reporter of events. */
 export const OPERATOR_NAME = `${API_GROUP}/operator` as const;
 
-/** A name that can stand in host names: RFC 1123, with a letter first as Services demand it. */
+/** A DNS label by RFC 1035: it begins with a letter, as names of Services must. */
 export const DNS_LABEL = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
 
 /**
