@@ -4,7 +4,7 @@
 
 #include "error.h"
 #include "node/call.h"
-#include "node/plain.h"
+#include "node/convert.h"
 #include "node/register.h"
 #include "quant/search.h"
 

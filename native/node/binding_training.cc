@@ -7,7 +7,7 @@
 #include "comm/comm.h"
 #include "model/executor.h"
 #include "model/pictures.h"
-#include "node/plain.h"
+#include "node/convert.h"
 #include "node/register.h"
 #include "node/worker.h"
 #include "train/device.h"

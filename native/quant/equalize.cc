@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "error.h"
-#include "quant/walk.h"
+#include "quant/layerwise_pass.h"
 
 namespace facetrain {
 namespace {
@@ -40,10 +40,10 @@ class Groups {
 };
 
 // Largest |x| of each channel, over all pictures.
-std::vector<float> channel_maxima(const Walk& walk, const Tensor& tensor, int index) {
+std::vector<float> channel_maxima(const LayerwisePass& pass, const Tensor& tensor, int index) {
   std::vector<float> result(tensor.channels);
-  const float* x = walk.real(index, 0);
-  for (int64_t p = 0; p < walk.pictures() * tensor.area(); ++p, x += tensor.channels) {
+  const float* x = pass.real(index, 0);
+  for (int64_t p = 0; p < pass.pictures() * tensor.area(); ++p, x += tensor.channels) {
     for (int c = 0; c < tensor.channels; ++c) result[c] = std::max(result[c], std::abs(x[c]));
   }
   return result;
@@ -108,17 +108,17 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     if (layer.kind == Layer::Kind::conv) raise_weight_maxima(layer, channels[groups.find(layer.input)].weight);
   }
 
-  Walk walk(graph, pictures, pool);
-  walk.start_real();
+  LayerwisePass pass(graph, pictures, pool);
+  pass.start_real();
   for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
     if (cancelled) throw Cancelled();
-    walk.run_real(l);
+    pass.run_real(l);
     const int output = graph.layers[l].output;
     auto& activation = channels[groups.find(output)].activation;
-    walk.largest(output);  // throws if a value is not finite, before it gets into a divisor
-    const auto maxima = channel_maxima(walk, graph.tensors[output], output);
+    pass.largest(output);  // throws if a value is not finite, before it gets into a divisor
+    const auto maxima = channel_maxima(pass, graph.tensors[output], output);
     for (size_t c = 0; c < maxima.size(); ++c) activation[c] = std::max(activation[c], maxima[c]);
-    walk.release(l);
+    pass.release(l);
     on_layer(l + 1);
   }
 

@@ -11,8 +11,8 @@
 
 #include "kernels/conv.h"
 #include "kernels/thread_pool.h"
+#include "quant/layerwise_pass.h"
 #include "quant/real_layer.h"
-#include "quant/walk.h"
 
 namespace facetrain {
 
@@ -71,21 +71,21 @@ std::vector<const T*> patch_taps(const ConvShape& shape, int pixels, const T* x)
   return taps;
 }
 
-// The FP32 outputs of convolution `l` at its sampled pixels, which candidates are compared with. The walk must hold the
+// The FP32 outputs of convolution `l` at its sampled pixels, which candidates are compared with. The pass must hold the
 // layer's FP32 input.
 struct Targets {
   std::vector<float> values;    // [picture][pixel][channel]
   std::vector<double> squares;  // [picture][channel]: sums of the squared values
 
-  Targets(const Walk& walk, const LayerGraph& graph, int l, ThreadPool& pool) {
+  Targets(const LayerwisePass& pass, const LayerGraph& graph, int l, ThreadPool& pool) {
     const Layer& layer = graph.layers[l];
     const ConvShape& shape = layer.shape;
-    const Patches<float> patches(shape, walk.pictures(), pool, [&](int64_t n) { return walk.real(layer.input, n); });
+    const Patches<float> patches(shape, pass.pictures(), pool, [&](int64_t n) { return pass.real(layer.input, n); });
     const RealLayer real(graph, l);
     const int64_t size = int64_t{patches.pixels()} * shape.out_channels;
-    values.resize(walk.pictures() * size);
-    squares.resize(walk.pictures() * shape.out_channels);
-    pool.parallel_for(walk.pictures(), [&](int64_t n, int) {
+    values.resize(pass.pictures() * size);
+    squares.resize(pass.pictures() * shape.out_channels);
+    pool.parallel_for(pass.pictures(), [&](int64_t n, int) {
       const auto taps = patch_taps(shape, patches.pixels(), patches.picture(n));
       real.conv().run(taps.data(), patches.pixels(), values.data() + n * size);
       for (int64_t i = 0; i < size; ++i) {

@@ -14,7 +14,7 @@
 namespace facetrain {
 namespace {
 
-const std::atomic<bool> never{false};
+const std::atomic<bool> kNever{false};  // cancelled
 
 class Builder {
  public:
@@ -111,13 +111,13 @@ constexpr SearchOptions kOptions{
 std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = false) {
   ThreadPool pool(2);
   std::vector<float> result(pictures.count * model.dim());
-  embed_pictures(model, pool, pictures, flip, result.data(), never);
+  embed_pictures(model, pool, pictures, flip, result.data(), kNever);
   return result;
 }
 
 SearchResult run_search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, int threads = 2) {
   ThreadPool pool(threads);
-  return search_scales(graph, pictures, options, pool, {never, [](SearchStage, int, int) {}});
+  return search_scales(graph, pictures, options, pool, {kNever, [](SearchStage, int, int) {}});
 }
 
 double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -246,7 +246,7 @@ void test_equalize() {
   const PictureView pictures{pixels.data(), 6, 12, 12};
   ThreadPool pool(2);
   int last = 0;
-  equalize(graph, pictures, pool, never, [&](int done) { last = done; });
+  equalize(graph, pictures, pool, kNever, [&](int done) { last = done; });
   CHECK_EQ(last, 10);
   const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
   const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);

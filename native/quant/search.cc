@@ -9,9 +9,9 @@
 #include "kernels/elementwise.h"
 #include "quant/cosine.h"
 #include "quant/equalize.h"
+#include "quant/layerwise_pass.h"
 #include "quant/patches.h"
 #include "quant/real_tile.h"
-#include "quant/walk.h"
 
 namespace facetrain {
 namespace detail {
@@ -61,7 +61,7 @@ class Search {
   Search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, ThreadPool& pool,
          const SearchControl& control)
       : graph_(graph), pictures_(pictures), options_(options), pool_(pool), control_(control) {
-    const int64_t fit = std::max<int64_t>(1, kSearchBytes / Walk::bytes_per_picture(graph));
+    const int64_t fit = std::max<int64_t>(1, kSearchBytes / LayerwisePass::bytes_per_picture(graph));
     pictures_.count = std::min(pictures_.count, fit);
   }
 
@@ -82,9 +82,9 @@ class Search {
   void weights_pass();
   void activations_pass();
   void correct_biases();
-  void scan_weights(const Walk& walk, int layer);
-  void scan_activation(const Walk& walk, int tensor, const Unquantised& unquantised);
-  SampledTensor sample_tensor(const Walk& walk, int tensor, const Unquantised& unquantised) const;
+  void scan_weights(const LayerwisePass& pass, int layer);
+  void scan_activation(const LayerwisePass& pass, int tensor, const Unquantised& unquantised);
+  SampledTensor sample_tensor(const LayerwisePass& pass, int tensor, const Unquantised& unquantised) const;
   void add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const;
   void add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const;
   void set_tensor_scale(int tensor, float scale);
@@ -112,13 +112,13 @@ void Search::step() {
 void Search::find_maxima() {
   const int layers = static_cast<int>(graph_.layers.size());
   std::vector<float> maxima(graph_.tensors.size());
-  Walk walk(graph_, pictures_, pool_);
-  walk.start_real();
+  LayerwisePass pass(graph_, pictures_, pool_);
+  pass.start_real();
   for (int l = 0; l < layers; ++l) {
     if (control_.cancelled) throw Cancelled();
-    walk.run_real(l);
-    maxima[graph_.layers[l].output] = walk.largest(graph_.layers[l].output);
-    walk.release(l);
+    pass.run_real(l);
+    maxima[graph_.layers[l].output] = pass.largest(graph_.layers[l].output);
+    pass.release(l);
   }
   maxima[0] = 1;  // the bound of all pixels, which lie in [-1, 1]
   start_ = scales_from_maximum(graph_, maxima);
@@ -133,16 +133,16 @@ void Search::set_tensor_scale(int tensor, float scale) {
 }
 
 // Chooses the scales of all filters of layer l.
-void Search::scan_weights(const Walk& walk, int l) {
+void Search::scan_weights(const LayerwisePass& pass, int l) {
   const Layer& layer = graph_.layers[l];
   const ConvShape& shape = layer.shape;
   const int outputs = shape.out_channels;
   const int64_t filter = shape.weights() / outputs;
   const float input_scale = scales_.tensors[layer.input];
   const std::vector<float>&start = start_.convs[l].weight, &current = scales_.convs[l].weight;
-  const Patches<int8_t> patches(shape, walk.pictures(), pool_,
-                                [&](int64_t n) { return walk.integers(layer.input, n); });
-  const Targets targets(walk, graph_, l, pool_);
+  const Patches<int8_t> patches(shape, pass.pictures(), pool_,
+                                [&](int64_t n) { return pass.integers(layer.input, n); });
+  const Targets targets(pass, graph_, l, pool_);
   const int64_t size = int64_t{patches.pixels()} * outputs;
   const bool all_pictures_joined = patches.pixels() < kShortVector;
 
@@ -161,7 +161,7 @@ void Search::scan_weights(const Walk& walk, int l) {
     std::vector<float> dot(outputs), square(outputs);
     std::vector<double> all_dot(outputs), all_square(outputs), all_target(outputs);
     double* score = scores.data() + k * outputs;
-    for (int64_t n = 0; n < walk.pictures(); ++n) {
+    for (int64_t n = 0; n < pass.pictures(); ++n) {
       const auto taps = patch_taps(shape, patches.pixels(), patches.picture(n));
       conv.run(taps.data(), patches.pixels(), bias.data(), sums.data());
       channel_products(sums.data(), targets.values.data() + n * size, patches.pixels(), outputs, dot.data(),
@@ -190,18 +190,18 @@ void Search::scan_weights(const Walk& walk, int l) {
   quantize_conv(graph_, l, scales_);
 }
 
-SampledTensor Search::sample_tensor(const Walk& walk, int t, const Unquantised& unquantised) const {
+SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unquantised& unquantised) const {
   const Tensor& tensor = graph_.tensors[t];
   SampledTensor result;
-  for (int64_t n = 0; n < walk.pictures(); ++n) {
-    for (const int pixel : sample_pixels(tensor.area(), walk.pictures(), n)) {
+  for (int64_t n = 0; n < pass.pictures(); ++n) {
+    for (const int pixel : sample_pixels(tensor.area(), pass.pictures(), n)) {
       const int64_t at = int64_t{pixel} * tensor.channels;
       result.values.insert(result.values.end(), unquantised(n) + at, unquantised(n) + at + tensor.channels);
-      result.real.insert(result.real.end(), walk.real(t, n) + at, walk.real(t, n) + at + tensor.channels);
+      result.real.insert(result.real.end(), pass.real(t, n) + at, pass.real(t, n) + at + tensor.channels);
     }
   }
   const auto all_pixels = static_cast<int64_t>(result.real.size()) / tensor.channels;
-  result.pixels = all_pixels / walk.pictures();
+  result.pixels = all_pixels / pass.pictures();
   if (tensor.readers.size() == 1 && graph_.layers[tensor.readers[0]].kind == Layer::Kind::pointwise) {
     const Layer& layer = graph_.layers[tensor.readers[0]];
     result.pointwise = &layer;
@@ -260,17 +260,17 @@ void Search::add_tensor_cosines(const SampledTensor& sampled, const Tensor& tens
 
 // Chooses the scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
 // there are none, of the tensor itself.
-void Search::scan_activation(const Walk& walk, int t, const Unquantised& unquantised) {
+void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantised& unquantised) {
   const Tensor& tensor = graph_.tensors[t];
   std::vector<Reader> readers;
   for (const int l : tensor.readers) {
     const Layer& layer = graph_.layers[l];
     if (layer.kind != Layer::Kind::conv) continue;
-    readers.push_back({l, Patches<float>(layer.shape, walk.pictures(), pool_, unquantised),
-                       Targets(walk, graph_, l, pool_), Conv(layer.shape, scales_.convs[l].weights.data())});
+    readers.push_back({l, Patches<float>(layer.shape, pass.pictures(), pool_, unquantised),
+                       Targets(pass, graph_, l, pool_), Conv(layer.shape, scales_.convs[l].weights.data())});
   }
   std::optional<SampledTensor> sampled;
-  if (readers.empty()) sampled = sample_tensor(walk, t, unquantised);
+  if (readers.empty()) sampled = sample_tensor(pass, t, unquantised);
 
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(candidates);
@@ -285,33 +285,33 @@ void Search::scan_activation(const Walk& walk, int t, const Unquantised& unquant
 }
 
 void Search::weights_pass() {
-  Walk walk(graph_, pictures_, pool_);
-  walk.start_real();
-  walk.start_integers(scales_);
+  LayerwisePass pass(graph_, pictures_, pool_);
+  pass.start_real();
+  pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
-    if (graph_.layers[l].kind == Layer::Kind::conv) scan_weights(walk, l);
-    walk.run_real(l);
-    walk.run_integers(l, scales_);
-    walk.release(l);
+    if (graph_.layers[l].kind == Layer::Kind::conv) scan_weights(pass, l);
+    pass.run_real(l);
+    pass.run_integers(l, scales_);
+    pass.release(l);
     step();
   }
 }
 
 void Search::activations_pass() {
-  Walk walk(graph_, pictures_, pool_);
-  walk.start_real();
-  scan_activation(walk, 0, [&](int64_t n) { return walk.real(0, n); });
-  walk.start_integers(scales_);
+  LayerwisePass pass(graph_, pictures_, pool_);
+  pass.start_real();
+  scan_activation(pass, 0, [&](int64_t n) { return pass.real(0, n); });
+  pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const int output = graph_.layers[l].output;
-    walk.run_real(l);
+    pass.run_real(l);
     if (graph_.quantised(output)) {
-      const auto unquantised = walk.run_unquantised(l, scales_);
+      const auto unquantised = pass.run_unquantised(l, scales_);
       const int64_t size = graph_.tensors[output].size();
-      scan_activation(walk, output, [&](int64_t n) { return unquantised.data() + n * size; });
+      scan_activation(pass, output, [&](int64_t n) { return unquantised.data() + n * size; });
     }
-    walk.run_integers(l, scales_);
-    walk.release(l);
+    pass.run_integers(l, scales_);
+    pass.release(l);
     step();
   }
 }
@@ -319,18 +319,18 @@ void Search::activations_pass() {
 // Adds each output channel's mean error on the pictures to its bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2:
 // the variant that measures the error).
 void Search::correct_biases() {
-  Walk walk(graph_, pictures_, pool_);
-  walk.start_real();
-  walk.start_integers(scales_);
+  LayerwisePass pass(graph_, pictures_, pool_);
+  pass.start_real();
+  pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const Layer& layer = graph_.layers[l];
-    walk.run_real(l);
+    pass.run_real(l);
     if (layer.kind == Layer::Kind::conv) {
       const int outputs = layer.shape.out_channels;
-      const auto integer = walk.run_unquantised(l, scales_);
+      const auto integer = pass.run_unquantised(l, scales_);
       const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
       std::vector<double> error(outputs);
-      const float* real = walk.real(layer.output, 0);
+      const float* real = pass.real(layer.output, 0);
       for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
       ConvScales& conv = scales_.convs[l];
       for (int o = 0; o < outputs; ++o) {
@@ -338,43 +338,43 @@ void Search::correct_biases() {
         conv.bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
       }
     }
-    walk.run_integers(l, scales_);
-    walk.release(l);
+    pass.run_integers(l, scales_);
+    pass.release(l);
     step();
   }
 }
 
 Search::Evaluation Search::evaluate() const {
   Evaluation result{std::vector<double>(graph_.layers.size()), std::vector<double>(graph_.tensors.size()), 0};
-  Walk walk(graph_, pictures_, pool_);
-  walk.start_real();
-  walk.start_integers(scales_);
+  LayerwisePass pass(graph_, pictures_, pool_);
+  pass.start_real();
+  pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     if (control_.cancelled) throw Cancelled();
     const int output = graph_.layers[l].output;
     const int64_t size = graph_.tensors[output].size();
-    walk.run_real(l);
-    walk.run_integers(l, scales_);
-    const auto unquantised = walk.run_unquantised(l, scales_);
-    std::vector<double> cosines(walk.pictures());
-    std::vector<int64_t> clipped(walk.pictures());
-    pool_.parallel_for(walk.pictures(), [&](int64_t n, int) {
+    pass.run_real(l);
+    pass.run_integers(l, scales_);
+    const auto unquantised = pass.run_unquantised(l, scales_);
+    std::vector<double> cosines(pass.pictures());
+    std::vector<int64_t> clipped(pass.pictures());
+    pool_.parallel_for(pass.pictures(), [&](int64_t n, int) {
       const Tensor& tensor = graph_.tensors[output];
-      const float *real = walk.real(output, n), *values = unquantised.data() + n * size;
+      const float *real = pass.real(output, n), *values = unquantised.data() + n * size;
       if (!graph_.quantised(output)) {
         cosines[n] = tensor_cosine(values, real, tensor.area(), tensor.channels);
         return;
       }
-      cosines[n] = tensor_cosine(walk.integers(output, n), real, tensor.area(), tensor.channels);
+      cosines[n] = tensor_cosine(pass.integers(output, n), real, tensor.area(), tensor.channels);
       const float bound = scales_.tensors[output] * (static_cast<float>(tensor.limit()) + 0.5f);
       clipped[n] = detail::count_beyond(values, size, bound);
     });
-    for (int64_t n = 0; n < walk.pictures(); ++n) {
-      result.cosine[l] += cosines[n] / static_cast<double>(walk.pictures());
-      result.saturation[output] += static_cast<double>(clipped[n]) / static_cast<double>(size * walk.pictures());
+    for (int64_t n = 0; n < pass.pictures(); ++n) {
+      result.cosine[l] += cosines[n] / static_cast<double>(pass.pictures());
+      result.saturation[output] += static_cast<double>(clipped[n]) / static_cast<double>(size * pass.pictures());
     }
     if (output == graph_.output) result.end_to_end = result.cosine[l];
-    walk.release(l);
+    pass.release(l);
   }
   return result;
 }

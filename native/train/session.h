@@ -19,7 +19,7 @@
 #include "model/executor.h"
 #include "model/graph.h"
 #include "pfc/partial_fc.h"
-#include "train/flat.h"
+#include "train/flat_layout.h"
 
 namespace facetrain {
 

@@ -31,6 +31,6 @@ std::vector<int64_t> integers_from(const Napi::Value& numbers);
 Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
 
 // From src/types.ts's Graph.
-Graph graph_from(const Napi::Object& graph);
+Graph graph_from(const Napi::Object& object);
 
 }  // namespace facetrain

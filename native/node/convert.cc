@@ -1,4 +1,4 @@
-#include "node/plain.h"
+#include "node/convert.h"
 
 #include <algorithm>
 #include <cmath>
@@ -64,7 +64,7 @@ Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values) {
   const auto buffer = Napi::ArrayBuffer::New(
       env, owner->data(), count * sizeof(float), [](Napi::Env, void*, std::vector<float>* owned) { delete owned; },
       owner.get());
-  owner.release();
+  static_cast<void>(owner.release());  // the ArrayBuffer's finalizer deletes it
   return Napi::Float32Array::New(env, count, buffer, 0);
 }
 

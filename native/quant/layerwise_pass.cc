@@ -1,0 +1,98 @@
+#include "quant/layerwise_pass.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "error.h"
+
+namespace facetrain {
+
+LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool)
+    : graph_(graph), pictures_(pictures), pool_(pool), real_(graph.tensors.size()), integers_(graph.tensors.size()) {}
+
+void LayerwisePass::start_real() {
+  const int64_t size = pictures_.size();
+  real_[0].resize(size * pictures_.count);
+  std::transform(pictures_.data, pictures_.data + size * pictures_.count, real_[0].data(), real_pixel);
+}
+
+void LayerwisePass::start_integers(const Scales& scales) {
+  const int64_t size = pictures_.size();
+  const auto pixels = pixel_integers(graph_, scales);
+  integers_[0].resize(size * pictures_.count + kOverread);
+  std::transform(pictures_.data, pictures_.data + size * pictures_.count, integers_[0].data(),
+                 [&](uint8_t byte) { return pixels[byte]; });
+}
+
+void LayerwisePass::run_real(int l) {
+  const Layer& layer = graph_.layers[l];
+  const int64_t size = graph_.tensors[layer.output].size();
+  real_[layer.output].resize(size * pictures_.count);
+  const RealLayer real(graph_, l);
+  pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
+    real.run(this->real(layer.input, n), layer.second < 0 ? nullptr : this->real(layer.second, n),
+             real_[layer.output].data() + n * size);
+  });
+}
+
+void LayerwisePass::run_integers(int l, const Scales& scales) {
+  const Layer& layer = graph_.layers[l];
+  if (!graph_.quantised(layer.output)) return;
+  const int64_t size = graph_.tensors[layer.output].size();
+  integers_[layer.output].resize(size * pictures_.count + kOverread);
+  const Int7Layer int7(graph_, l, scales);
+  pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
+    int7.run(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
+             integers_[layer.output].data() + n * size);
+  });
+}
+
+std::vector<float> LayerwisePass::run_unquantised(int l, const Scales& scales) const {
+  const Layer& layer = graph_.layers[l];
+  const int64_t size = graph_.tensors[layer.output].size();
+  std::vector<float> result(size * pictures_.count);
+  const Int7Layer int7(graph_, l, scales);
+  pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
+    int7.run_real(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
+                  result.data() + n * size);
+  });
+  return result;
+}
+
+float LayerwisePass::largest(int tensor) const {
+  float result = 0;
+  bool finite = true;
+  for (const float x : real_[tensor]) {
+    finite &= std::isfinite(x);
+    result = std::max(result, std::abs(x));
+  }
+  if (!finite) {
+    throw Error("NotANumber", "tensor '" + graph_.tensors[tensor].name + "'",
+                "the model computes values that are not finite on the calibration pictures", "finite values");
+  }
+  return result;
+}
+
+void LayerwisePass::release(int l) {
+  for (size_t t = 0; t < graph_.tensors.size(); ++t) {
+    const Tensor& tensor = graph_.tensors[t];
+    if (tensor.producer > l || tensor.last_reader() > l) continue;
+    real_[t] = {};
+    integers_[t] = {};
+  }
+}
+
+int64_t LayerwisePass::bytes_per_picture(const LayerGraph& graph) {
+  int64_t most = 0;
+  for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
+    const int64_t output = graph.tensors[graph.layers[l].output].size();
+    int64_t bytes = output * (2 * sizeof(float) + 1);
+    for (const Tensor& tensor : graph.tensors) {
+      if (tensor.producer < l && tensor.last_reader() >= l) bytes += tensor.size() * (sizeof(float) + 1);
+    }
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
+}  // namespace facetrain
