@@ -227,7 +227,7 @@ Operator batch_normalization(Binding& node) {
 // The slope is [C, 1, 1] in ONNX, and [C] in models from before opset 7. The parameter keeps its shape.
 at::Tensor slope_of(Binding& node) {
   node.arity(2, 2);
-  const at::Tensor slope = node.tensor(1, Role::parameter);
+  at::Tensor slope = node.tensor(1, Role::parameter);
   if (slope.dim() == 0 || slope.numel() != slope.size(0))
     node.unsupported("a slope per pixel", "a slope per channel: [C, 1, 1] or [C]");
   return slope;
@@ -369,7 +369,7 @@ Operator average_pool(Binding& node) {
   return [=](Inputs in, bool) {
     if (window.symmetric())
       return at::avg_pool2d(in[0], kernel, window.strides, window.symmetric_pads(), false, count_padding);
-    const at::Tensor mean = at::avg_pool2d(window.padded(in[0], 0), kernel, window.strides);
+    at::Tensor mean = at::avg_pool2d(window.padded(in[0], 0), kernel, window.strides);
     if (count_padding) return mean;
     // The share of each window that lies on the picture.
     const at::Tensor picture = at::ones({1, 1, in[0].size(2), in[0].size(3)}, in[0].options());
@@ -397,7 +397,7 @@ Operator transpose(Binding& node) {
 // Axes are an attribute up to operator set 12, and an input since 13.
 Numbers axes_of(Binding& node) {
   node.arity(1, 2);
-  const Numbers axes = node.given(1) ? node.constant(1).ints : node.integers("axes", {});
+  Numbers axes = node.given(1) ? node.constant(1).ints : node.integers("axes", {});
   if (axes.empty()) node.unsupported("no axes are given", "name them");
   return axes;
 }

@@ -274,8 +274,8 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   // loadBackbone(state)
   Napi::Value load_backbone(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
-    const Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()),
-                               saved_from(from.Get("momentum").As<Napi::Object>())};
+    Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()),
+                         saved_from(from.Get("momentum").As<Napi::Object>())};
     return owner_.post(info.Env(), [state = std::move(state)](Session& session) -> Worker::Reply {
       session.load(state);
       return {};

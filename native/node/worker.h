@@ -54,7 +54,7 @@ class Worker : public std::enable_shared_from_this<Worker> {
   struct Item;
   struct Settled;
   using Deferred = std::shared_ptr<Napi::Promise::Deferred>;
-  static void settle(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* settled);
+  static void settle(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* raw);
   using Bridge = Napi::TypedThreadSafeFunction<std::nullptr_t, Settled, settle>;
 
   void run();

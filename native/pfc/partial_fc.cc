@@ -79,7 +79,7 @@ at::Tensor inverse_norms(const at::Tensor& matrix) {
 
 // The backward pass of x / |x|: leaves the part of `gradient` (with respect to x / |x|, and already divided by |x|)
 // that is orthogonal to x.
-void remove_radial_(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
+void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
   const at::Tensor radial = (gradient * x).sum(1, /*keepdim=*/true).mul_(inverse_norm).mul_(inverse_norm);
   gradient.addcmul_(x, radial, -1);
 }
@@ -298,14 +298,14 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     feature_gradients.addmm_(gradients, rows);
     at::Tensor row_gradients = gradient_.narrow(0, first, count);
     at::mm_out(row_gradients, gradients.t(), batch.features);
-    remove_radial_(row_gradients, rows, tile.inverse_norms);
+    remove_radial(row_gradients, rows, tile.inverse_norms);
   });
 
   // Sum all ranks' gradients of this rank's features, and go back through the normalisation.
   Result result{(log_z - target).mean().item<double>(), at::empty(embeddings.sizes(), embeddings.options())};
   comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
   result.grad_embeddings.mul_(inverse_norm);
-  remove_radial_(result.grad_embeddings, embeddings, inverse_norm);
+  remove_radial(result.grad_embeddings, embeddings, inverse_norm);
   return result;
 }
 

@@ -44,7 +44,7 @@ class Child {
       throw std::runtime_error("cannot start " + arguments.at(0));
     }
   }
-  Child(Child&& other) : pid_(std::exchange(other.pid_, -1)) {}
+  Child(Child&& other) noexcept : pid_(std::exchange(other.pid_, -1)) {}
   ~Child() {
     if (pid_ > 0) {
       kill(pid_, SIGKILL);

@@ -90,7 +90,7 @@ void Session::flatten() {
   statistics_ = shared_.narrow(0, parameter_layout_.size(), buffer_layout_.size());
   flags_ = shared_.narrow(0, parameter_layout_.size() + buffer_layout_.size(), kFlags);
 
-  const auto move_into = [](at::Tensor view, at::Tensor tensor) {
+  const auto move_into = [](const at::Tensor& view, const at::Tensor& tensor) {
     view.copy_(tensor.detach());
     tensor.set_data(view);
   };
