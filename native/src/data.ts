@@ -13,6 +13,7 @@ export interface Pictures {
   data: Uint8Array;
 }
 
+/** The result of inspectDataset. */
 export interface DatasetInfo {
   images: number;
   /** The number of identities that the dataset's file `property` states. */

@@ -14,5 +14,6 @@ export interface Embedder {
     pictures: Pictures,
     options?: { flip?: boolean; signal?: AbortSignal; onBatch?: (done: number) => void },
   ): Promise<Float32Array>;
+  /** Cancels running calls, and resolves when the native thread has ended. */
   close(): Promise<void>;
 }

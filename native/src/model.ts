@@ -21,6 +21,7 @@ interface NativeModel {
 
 const addon = native<{ Model: new () => NativeModel }>();
 
+/** A backbone in float32 on the CPU. Close it: it keeps a thread. */
 export class Model implements Embedder {
   readonly dim: number;
   readonly #graph: Graph;

@@ -10,6 +10,10 @@ import { embedInBatches } from './model.ts';
 import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
+/**
+ * Options of a session on one rank; apart from `comm`, they are the same on every rank. Names and units as in
+ * api/src/trainer-config.ts, which also has the bounds; there are no defaults here.
+ */
 export interface TrainingOptions {
   /** Rank 0's initial weights are broadcast to the other ranks. */
   graph: Graph;
@@ -77,6 +81,7 @@ export interface BackboneState {
   momentum: Record<string, { dims: number[]; data: Float32Array }>;
 }
 
+/** A training session as checkpoints and evaluation use it; their tests implement it without the native addon. */
 export interface TrainingSessionContract extends Embedder {
   readonly device: 'cpu' | 'cuda';
   /** Rows of the class centres that this rank holds. */
@@ -89,6 +94,7 @@ export interface TrainingSessionContract extends Embedder {
    */
   step(step: number, learningRate: number, votes?: Votes): Promise<StepResult>;
   saveBackbone(): Promise<BackboneState>;
+  /** Replaces the backbone's state; every tensor of the graph must be in `state`. */
   loadBackbone(state: BackboneState): Promise<void>;
   /** A copy of `rows` class centres and their momentum; all must be this rank's. */
   saveRows(firstRow: number, rows: number): Promise<Rows>;
@@ -97,6 +103,7 @@ export interface TrainingSessionContract extends Embedder {
   exportGraph(): Promise<Graph>;
   /** Concatenates every rank's values in rank order; lengths may differ. */
   allGather(values: Float32Array): Promise<Float32Array[]>;
+  /** Resolves when every rank has called it. @throws FacetrainError PeerLost */
   barrier(): Promise<void>;
 }
 
@@ -125,10 +132,12 @@ export interface Capabilities {
   cudaDevices: number;
 }
 
+/** The capabilities of this build on this machine. */
 export function capabilities(): Capabilities {
   return addon.capabilities();
 }
 
+/** The native training session (native/train/session.h). Calls run one after the other on its own thread. */
 export class TrainingSession implements TrainingSessionContract {
   readonly dim: number;
   readonly device: 'cpu' | 'cuda';
