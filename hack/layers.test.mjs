@@ -47,10 +47,12 @@ const ROOMS = [
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
   ['install',                  ['api', 'hack/lib/paths.mjs'], 'generates files of this repository; in no image'],
+  ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
   ['bench',                    ['operator', 'planner', 'trainer-image', 'native', 'api']],
   ['e2e',                      ['operator', 'api']],
-  ['hack',                     ['install', 'api']],
+  ['hack',                     [], 'installs, builds and tests; knows no product'],
+  ['hack/docs.test.mjs',       ['hack', 'api'], 'validates the manifests in Markdown'],
   ['hack/lib',                 [], 'below every script in hack/'],
 
   // C++. torch: <ATen/...>, <torch/...>, <c10/...>. napi: <napi.h>, with which addons use Node.

@@ -20,7 +20,7 @@ const shell = (files) =>
 
 const biome = (...options) =>
   program([node, 'node_modules/.bin/biome', 'check', '--error-on-warnings', '--max-diagnostics=none', ...options]);
-const generate = (...options) => program([node, 'hack/generate.mjs', ...options]);
+const generate = (...options) => program([node, 'install/generate.mjs', ...options]);
 
 const fixes = {
   'TypeScript and JSON format (biome)': () => biome('--write', '.'),

@@ -1,11 +1,11 @@
 // Writes the files that are generated and checked in: `npm run generate`. With --check it writes nothing, and a file
-// that differs is an error. What is generated: install/src/generate.ts.
+// that differs is an error. What is generated: src/generate.ts.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { generatedFiles } from '@facetrain/install/generate';
-import { HelmError } from '@facetrain/install/helm';
-import { root } from './lib/paths.mjs';
-import { main, SetupError } from './lib/steps.mjs';
+import { root } from '../hack/lib/paths.mjs';
+import { main, SetupError } from '../hack/lib/steps.mjs';
+import { generatedFiles } from './src/generate.ts';
+import { HelmError } from './src/helm.ts';
 
 /** Writes the files that differ (or, with `check`, only finds them). Returns their paths. */
 function update(files, check) {
