@@ -15,5 +15,17 @@ export const OUTPUT = {
   int7: 'int7',
 } as const;
 
+/** Files of an INT7 artifact, in its folder. `manifest` is written last: an artifact without it is incomplete. */
+export const ARTIFACT = {
+  model: 'model.int7.onnx',
+  scales: 'scales.json',
+  report: 'report.json',
+  reportHtml: 'report.html',
+  manifest: 'manifest.json',
+} as const;
+
+/** The file that is written last into a checkpoint's folder; a folder without it is incomplete. */
+export const CHECKPOINT_MANIFEST = 'manifest.json';
+
 /** Name of a checkpoint's folder: its step in ten digits, so that names sort as steps do. */
 export const checkpointFolder = (step: number): string => `step-${String(step).padStart(10, '0')}`;

@@ -10,11 +10,10 @@ import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import * as ort from 'onnxruntime-node';
-import { root } from '../../hack/lib/paths.mjs';
+import { exampleFaces } from '../../hack/lib/paths.mjs';
 
 const PICTURES = 8;
 const rounds = Number(process.argv[2] ?? 15);
-const dataset = join(root, 'examples', 'lfw-small', 'data');
 const model = join(
   dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json')),
   'model',
@@ -24,7 +23,7 @@ const model = join(
 const { graph } = await readOnnx(model);
 const layers = fold(graph);
 const pictures = await readPictures(
-  dataset,
+  exampleFaces,
   Array.from({ length: PICTURES }, (_, i) => i * 97),
   { channelOrder: 'bgr' },
 );

@@ -1,11 +1,13 @@
 /** Exit codes, and what is written to standard output and to standard error. */
+
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { EXAMPLE, facetrain } from './testing/run-cli.ts';
+import { exampleFaces } from '../../hack/lib/paths.mjs';
+import { facetrain } from './testing/run-cli.ts';
 
-const job = join(EXAMPLE, '..', 'job.yaml');
-const pairs = join(EXAMPLE, 'lfw-small.bin');
+const job = join(exampleFaces, '..', 'job.yaml');
+const pairs = join(exampleFaces, 'lfw-small.bin');
 
 test('validate prints a line for people, and an object with --json', async () => {
   const people = await facetrain('validate', '-f', job);
@@ -18,7 +20,7 @@ test('validate prints a line for people, and an object with --json', async () =>
 });
 
 test('dataset check reads and decodes every picture', async () => {
-  const { code, stdout } = await facetrain('dataset', 'check', EXAMPLE, '--json');
+  const { code, stdout } = await facetrain('dataset', 'check', exampleFaces, '--json');
   assert.equal(code, 0);
   const { images, identities, identitiesSeen, height, width } = JSON.parse(stdout) as Record<string, number>;
   assert.deepEqual(
@@ -49,8 +51,8 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['eval', '--model', 'nowhere.onnx', '--pairs', job],
     wantMessage: /job\.yaml/,
   },
-  'a folder that is no dataset': { args: ['dataset', 'check', join(EXAMPLE, '..')], wantMessage: /lfw-small/ },
-  'a folder without manifest.json': { args: ['inspect', join(EXAMPLE, '..')], wantMessage: /manifest\.json/ },
+  'a folder that is no dataset': { args: ['dataset', 'check', join(exampleFaces, '..')], wantMessage: /lfw-small/ },
+  'a folder without manifest.json': { args: ['inspect', join(exampleFaces, '..')], wantMessage: /manifest\.json/ },
 };
 for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
   test(`exit code 2: ${name}`, async () => {

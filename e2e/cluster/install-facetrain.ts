@@ -3,13 +3,12 @@ import { chmod, mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CreateBucketCommand, PutObjectCommand, S3Client } from '@aws-sdk/client-s3';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { root } from '../../hack/lib/paths.mjs';
+import { exampleFaces, root } from '../../hack/lib/paths.mjs';
 import { type Cluster, S3_NODE_PORT } from './cluster.ts';
 import { OPERATOR_IMAGE, TRAINER_IMAGE } from './images.ts';
 
 export const OPERATOR_NAMESPACE = 'facetrain-system';
 const CHART = join(root, 'charts', 'facetrain');
-const FACES = join(root, 'examples', 'lfw-small', 'data');
 
 /** A client of the cluster's object store; the keys are those in object-store.yaml. */
 export const s3 = (cluster: Cluster): S3Client =>
@@ -45,9 +44,13 @@ export async function installObjectStore(cluster: Cluster): Promise<void> {
   const client = s3(cluster);
   try {
     for (const Bucket of ['faces', 'models']) await eventually(() => client.send(new CreateBucketCommand({ Bucket })));
-    for (const name of await readdir(FACES))
+    for (const name of await readdir(exampleFaces))
       await client.send(
-        new PutObjectCommand({ Bucket: 'faces', Key: `lfw-small/${name}`, Body: await readFile(join(FACES, name)) }),
+        new PutObjectCommand({
+          Bucket: 'faces',
+          Key: `lfw-small/${name}`,
+          Body: await readFile(join(exampleFaces, name)),
+        }),
       );
   } finally {
     client.destroy();

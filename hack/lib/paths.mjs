@@ -7,6 +7,8 @@ import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..');
+/** The faces of examples/lfw-small: the folder of a dataset, with a verification set in lfw-small.bin. */
+export const exampleFaces = join(root, 'examples', 'lfw-small', 'data');
 export const versions = JSON.parse(readFileSync(join(root, 'hack', 'versions.json'), 'utf8'));
 
 /** Downloads and builds that outlive a clone; FACETRAIN_CACHE moves it. */

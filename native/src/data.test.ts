@@ -1,15 +1,17 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
+import { exampleFaces } from '../../hack/lib/paths.mjs';
 import { decodePictures, inspectDataset, readPictures } from './data.ts';
-
-const dataset = join(import.meta.dirname, '../../examples/lfw-small/data');
 
 test('inspecting the dataset in examples/', async () => {
   const progress: { done: number; total: number }[] = [];
-  const info = await inspectDataset(dataset, { decode: 'all', threads: 1, onProgress: (now) => progress.push(now) });
+  const info = await inspectDataset(exampleFaces, {
+    decode: 'all',
+    threads: 1,
+    onProgress: (now) => progress.push(now),
+  });
   assert.deepEqual(info, {
     images: 800,
     identities: 40,
@@ -24,7 +26,7 @@ test('inspecting the dataset in examples/', async () => {
 });
 
 test('pixels are those of independent decoders', async () => {
-  const { data, ...shape } = await readPictures(dataset, [0, 799], { channelOrder: 'rgb' });
+  const { data, ...shape } = await readPictures(exampleFaces, [0, 799], { channelOrder: 'rgb' });
   assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb' });
   // The digest is that of Pillow 13's pixels. `expected`, at (y, x), is jpeg-js 0.4's, which is not built on libjpeg:
   // its inverse DCT and its chroma upsampling differ, so values may differ by 3.
@@ -47,19 +49,19 @@ test('pixels are those of independent decoders', async () => {
 });
 
 test('bgr is rgb with channels reversed, and pictures come in the order of the indices', async () => {
-  const rgb = await readPictures(dataset, [5, 3], { channelOrder: 'rgb' });
-  const bgr = await readPictures(dataset, [3, 5], { channelOrder: 'bgr' });
+  const rgb = await readPictures(exampleFaces, [5, 3], { channelOrder: 'rgb' });
+  const bgr = await readPictures(exampleFaces, [3, 5], { channelOrder: 'bgr' });
   const size = 112 * 112 * 3;
   const turned = rgb.data.map((_, i) => rgb.data[i - (i % 3) + 2 - (i % 3)]!);
   assert.deepEqual(bgr.data.subarray(0, size), turned.subarray(size));
   assert.deepEqual(bgr.data.subarray(size), turned.subarray(0, size));
-  assert.equal((await readPictures(dataset, [], { channelOrder: 'rgb' })).data.length, 0);
+  assert.equal((await readPictures(exampleFaces, [], { channelOrder: 'rgb' })).data.length, 0);
 });
 
 test('indices outside the dataset are refused', async () => {
   for (const index of [800, -1, 0.5, NaN, 2 ** 60]) {
     await assert.rejects(
-      readPictures(dataset, [0, index], { channelOrder: 'rgb' }),
+      readPictures(exampleFaces, [0, index], { channelOrder: 'rgb' }),
       (error) =>
         error instanceof FacetrainError &&
         error.code === 'InvalidArgument' &&
@@ -90,14 +92,14 @@ test('a cancelled call rejects with the reason, and the next one works', async (
   const controller = new AbortController();
   const reason = new Error('enough');
   const calls = [
-    inspectDataset(dataset, { decode: 'all', signal: controller.signal }),
+    inspectDataset(exampleFaces, { decode: 'all', signal: controller.signal }),
     readPictures(
-      dataset,
+      exampleFaces,
       Array.from({ length: 800 }, (_, i) => i),
       { channelOrder: 'rgb', signal: controller.signal },
     ),
   ];
   controller.abort(reason);
   await Promise.all(calls.map((call) => assert.rejects(call, (error) => error === reason)));
-  assert.equal((await inspectDataset(dataset, { decode: 'none' })).images, 800);
+  assert.equal((await inspectDataset(exampleFaces, { decode: 'none' })).images, 800);
 });

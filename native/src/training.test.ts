@@ -2,11 +2,13 @@
  * A training session, alone and with other ranks: what a step does to weights and momentum, that training lowers the
  * loss, and that a resumed run is bit for bit the uninterrupted one.
  */
+
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
+import { exampleFaces } from '../../hack/lib/paths.mjs';
 import { Model } from './model.ts';
-import { DATASET, DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
+import { DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
 import { type BackboneState, capabilities, type TrainingOptions, TrainingSession } from './training.ts';
 
 async function withSession<T>(
@@ -257,7 +259,7 @@ suite('refuses', () => {
       missing,
     );
     await refusal(
-      TrainingSession.open(trainingOptions({ data: { ...data, directory: `${DATASET}/nowhere` } })),
+      TrainingSession.open(trainingOptions({ data: { ...data, directory: `${exampleFaces}/nowhere` } })),
       'InvalidDataset',
       /nowhere/,
     );

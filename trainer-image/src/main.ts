@@ -3,7 +3,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
+import { ARTIFACT, ExitCode, FacetrainError, QuantizeConfig, TrainerConfig } from '@facetrain/api';
 import { createLog } from './program/log.ts';
 import type { Program } from './program/program.ts';
 import { type Board, createBoard } from './program/progress-board.ts';
@@ -80,12 +80,15 @@ async function quantizeMode(): Promise<ExitCode> {
   log = createLog({ job: config.job.name, attempt: config.job.attempt });
   const board = createBoard(config.job, 'Loading');
   await using _server = await serve(board, config.progress, QUANTIZER_STALE_SECONDS);
-  const [{ runQuantize }, { MANIFEST, artifactStatus }] = await Promise.all([
+  const [{ runQuantize }, { artifactStatus }] = await Promise.all([
     import('./quantize/run-quantize.ts'),
     import('./quantize/artifact-files.ts'),
   ]);
   await runQuantize(config, { log, progress: board, signal } satisfies Program);
-  reportResult({ artifact: artifactStatus(await readFile(join(config.outputDirectory, MANIFEST), 'utf8')) }, log);
+  reportResult(
+    { artifact: artifactStatus(await readFile(join(config.outputDirectory, ARTIFACT.manifest), 'utf8')) },
+    log,
+  );
   return ExitCode.success;
 }
 

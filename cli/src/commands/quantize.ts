@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import {
+  ARTIFACT,
   ArtifactManifest,
   DEFAULT_SEARCH,
   parseDocument,
@@ -99,7 +100,7 @@ async function runWithStatusLine(
 
 /** The files that the artifact's manifest names, with their sizes and digests. */
 async function readArtifactFiles(folder: string): Promise<ArtifactManifest['files']> {
-  const file = join(folder, 'manifest.json');
+  const file = join(folder, ARTIFACT.manifest);
   const manifest: unknown = JSON.parse(await readFile(file, 'utf8'));
   return parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact').files;
 }
@@ -107,8 +108,8 @@ async function readArtifactFiles(folder: string): Promise<ArtifactManifest['file
 function fileRows(folder: string, files: ArtifactManifest['files']): [string, string][] {
   const total = Object.values(files).reduce((sum, file) => sum + file.bytes, 0);
   return [
-    ['INT7 model', `${join(folder, 'model.int7.onnx')} (${bytes(files['model.int7.onnx']?.bytes ?? 0)})`],
-    ['Report', join(folder, 'report.html')],
+    ['INT7 model', `${join(folder, ARTIFACT.model)} (${bytes(files[ARTIFACT.model]?.bytes ?? 0)})`],
+    ['Report', join(folder, ARTIFACT.reportHtml)],
     ['All files', bytes(total)],
   ];
 }

@@ -1,7 +1,7 @@
 /** What came of a run: one object for programs, a table for people. */
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { ExitCode, type FaceTrainJob, OUTPUT, TrainReport } from '@facetrain/api';
+import { ARTIFACT, ExitCode, type FaceTrainJob, OUTPUT, TrainReport } from '@facetrain/api';
 import type { LocalFaceTrainJob } from '../local/process-executor.ts';
 import { bytes, duration, percent, table } from '../terminal-output.ts';
 
@@ -134,9 +134,9 @@ function fileRows({ train, artifact, out }: RunResult): Rows {
   const rows: Rows = [];
   if (train && existsSync(train.model))
     rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
-  const int7 = artifact?.files['model.int7.onnx'];
-  if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, 'model.int7.onnx')} (${bytes(int7.bytes)})`]);
-  const reports = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact.dir, 'report.html')] : [])];
+  const int7 = artifact?.files[ARTIFACT.model];
+  if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, ARTIFACT.model)} (${bytes(int7.bytes)})`]);
+  const reports = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact.dir, ARTIFACT.reportHtml)] : [])];
   const written = reports.filter((path) => existsSync(path));
   if (written.length > 0) rows.push(['Reports', written.join(', ')]);
   return rows;

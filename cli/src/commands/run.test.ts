@@ -1,11 +1,13 @@
 /** `facetrain run` with real processes: a whole job, lost and stopped processes, folders in use, refused inputs. */
+
 import assert from 'node:assert/strict';
 import { existsSync, readdirSync } from 'node:fs';
 import { cp, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import { EXAMPLE, eventually, facetrain, Running, trainers, writeTinyJob } from '../testing/run-cli.ts';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { eventually, facetrain, Running, trainers, writeTinyJob } from '../testing/run-cli.ts';
 import type { RunResult } from './run-result.ts';
 
 let folder: string;
@@ -36,7 +38,7 @@ function result(stdout: string): RunResult {
 test('a manifest becomes a trained, evaluated, quantized and published model', async () => {
   const file = await writeTinyJob(folder, (spec) => {
     spec.evaluation = {
-      sets: [{ name: 'lfw-small', uri: `file://${join(EXAMPLE, 'lfw-small.bin')}` }],
+      sets: [{ name: 'lfw-small', uri: `file://${join(exampleFaces, 'lfw-small.bin')}` }],
       everyEpochs: 0,
     };
     spec.epochs = 4;
@@ -70,7 +72,7 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
     ['int7', join(job.artifact!.dir, 'model.int7.onnx')],
   ] as const) {
     const evaluation = JSON.parse(
-      (await facetrain('eval', '--model', model, '--pairs', join(EXAMPLE, 'lfw-small.bin'), '--json')).stdout,
+      (await facetrain('eval', '--model', model, '--pairs', join(exampleFaces, 'lfw-small.bin'), '--json')).stdout,
     ) as { runtime: string; accuracy: number };
     assert.equal(evaluation.runtime, runtime);
     assert.ok(evaluation.accuracy > 0.55, `${runtime}: ${evaluation.accuracy}, where chance gives 0.5`);
@@ -196,7 +198,7 @@ const refusals: Record<
 for (const [name, { spoil, change, wantMessage }] of Object.entries(refusals)) {
   test(`refused, with a message that names the input: ${name}`, async () => {
     const data = join(folder, 'data');
-    await cp(EXAMPLE, data, { recursive: true });
+    await cp(exampleFaces, data, { recursive: true });
     await spoil(data);
     const file = await writeTinyJob(folder, (spec) => {
       spec.dataset = { uri: `file://${data}` };

@@ -7,6 +7,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  ARTIFACT,
   ArtifactManifest,
   ExitCode,
   type FaceTrainJob,
@@ -251,7 +252,7 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
    */
   get manifest(): ArtifactManifest | undefined {
     const { path } = this.options.environment.storage('output', this.#spec.output, 'write');
-    const file = join(path, 'manifest.json');
+    const file = join(path, ARTIFACT.manifest);
     if (!existsSync(file)) return undefined;
     return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
   }

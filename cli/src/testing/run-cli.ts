@@ -1,13 +1,14 @@
 /** Runs `facetrain` in a process of its own, and makes jobs for it. */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { stringify } from 'yaml';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
-export const EXAMPLE = join(import.meta.dirname, '..', '..', '..', 'examples', 'lfw-small', 'data');
 /** Longer than any command takes: only a hang reaches it. */
 const DEADLINE_MILLISECONDS = 300_000;
 
@@ -83,7 +84,7 @@ type Fields = Record<string, unknown>;
 /** A job that takes seconds: a narrow network, one epoch of 25 steps, two trainers. */
 export async function writeTinyJob(folder: string, change: (spec: Fields) => void = () => {}): Promise<string> {
   const spec: Fields = {
-    dataset: { uri: `file://${EXAMPLE}` },
+    dataset: { uri: `file://${exampleFaces}` },
     model: { backbone: 'mobilefacenet', width: 1, blocks: [1, 1, 1, 1], embeddingDim: 32 },
     optimizer: { learningRate: 0.02 },
     epochs: 1,

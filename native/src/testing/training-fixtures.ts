@@ -2,16 +2,16 @@
  * Fixtures of the training tests: a net that is small enough for many steps, options that train it on the pictures of
  * examples/lfw-small, and ranks as child processes.
  */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import type { TrainingOptions } from '../training.ts';
 import type { Graph, Tensor } from '../types.ts';
 
-/** 800 pictures of 40 people. */
-export const DATASET = join(import.meta.dirname, '../../../examples/lfw-small/data');
 export const DIM = 16;
 
 /** Deterministic values, uniform with the variance of He's initialisation (2 / fanIn). */
@@ -85,7 +85,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     momentum: 0.9,
     weightDecay: 5e-4,
     gradientClipNorm: 5,
-    data: { directory: DATASET, globalBatchSize: 32, flip: true, shift: 0, channelOrder: 'rgb', loaderThreads: 1 },
+    data: { directory: exampleFaces, globalBatchSize: 32, flip: true, shift: 0, channelOrder: 'rgb', loaderThreads: 1 },
     comm: {
       rank: 0,
       size: 1,

@@ -4,10 +4,15 @@
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CheckpointManifest, checkpointFolder, FacetrainError, parseDocument } from '@facetrain/api';
+import {
+  CHECKPOINT_MANIFEST,
+  CheckpointManifest,
+  checkpointFolder,
+  FacetrainError,
+  parseDocument,
+} from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
 
-const MANIFEST = 'manifest.json';
 const STEP_FOLDER = /^step-(\d{10})$/;
 
 export interface Checkpoint {
@@ -20,7 +25,7 @@ export function checkpointDirectory(root: string, step: number): string {
 }
 
 export function manifestPath(directory: string): string {
-  return join(directory, MANIFEST);
+  return join(directory, CHECKPOINT_MANIFEST);
 }
 
 /** Steps of the complete checkpoints, newest first. @throws FacetrainError StorageFailed */
@@ -94,7 +99,10 @@ async function stepFolders(root: string): Promise<{ step: number; directory: str
     return match ? [{ step: Number(match[1]), directory: join(root, name) }] : [];
   });
   const found = await Promise.all(
-    folders.map(async (folder) => ({ ...folder, complete: (await list(folder.directory)).includes(MANIFEST) })),
+    folders.map(async (folder) => ({
+      ...folder,
+      complete: (await list(folder.directory)).includes(CHECKPOINT_MANIFEST),
+    })),
   );
   return found.sort((a, b) => b.step - a.step);
 }

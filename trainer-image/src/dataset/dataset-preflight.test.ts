@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
-import { shippedDataset, shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
 import { type PreflightOptions, preflightDataset } from './dataset-preflight.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'facetrain-preflight-'));
@@ -43,7 +44,7 @@ async function refused(
 
 test('the example’s dataset is valid', async () => {
   for (const decode of ['all', 'sample', 'none'] as const) {
-    assert.deepEqual(await preflightDataset(shippedDataset, { ...options, decode, globalBatchSize: 32 }), {
+    assert.deepEqual(await preflightDataset(exampleFaces, { ...options, decode, globalBatchSize: 32 }), {
       images: 800,
       identities: 40,
       numClasses: 40,
@@ -51,7 +52,7 @@ test('the example’s dataset is valid', async () => {
     });
   }
   assert.equal(
-    (await preflightDataset(shippedDataset, { ...options, numClasses: 64, globalBatchSize: 33 })).numClasses,
+    (await preflightDataset(exampleFaces, { ...options, numClasses: 64, globalBatchSize: 33 })).numClasses,
     64,
   );
 });
@@ -91,7 +92,7 @@ test('a .rec that was cut short is refused without decoding anything', async () 
 
 test('an index that belongs to another file', async () => {
   const directory = written('2,112,112', [0, 1]);
-  copyFileSync(join(shippedDataset, 'train.rec'), join(directory, 'train.rec'));
+  copyFileSync(join(exampleFaces, 'train.rec'), join(directory, 'train.rec'));
   await refused(
     directory,
     /record 1 at byte \d+: no record starts at byte \d+; the file is damaged, or train.idx belongs to another/,
@@ -135,8 +136,8 @@ test('fewer classes in the model than the data has', async () => {
 
 test('pictures of another size than the model takes', async () => {
   await refused(
-    shippedDataset,
-    `${shippedDataset}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`,
+    exampleFaces,
+    `${exampleFaces}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`,
     { input: { height: 96, width: 112 } },
   );
   const directory = written('2,96,112', [0, 1]); // The size in `property` is wrong.
@@ -147,8 +148,8 @@ test('pictures of another size than the model takes', async () => {
 
 test('a global batch larger than the dataset', async () => {
   await refused(
-    shippedDataset,
-    `${shippedDataset}: 800 pictures; a global batch takes 801: more pictures, or a smaller batch`,
+    exampleFaces,
+    `${exampleFaces}: 800 pictures; a global batch takes 801: more pictures, or a smaller batch`,
     { globalBatchSize: 801, decode: 'none' },
   );
 });
@@ -156,11 +157,11 @@ test('a global batch larger than the dataset', async () => {
 test('an abort ends it with its reason', async () => {
   const controller = new AbortController();
   const reason = new Error('enough');
-  const checking = preflightDataset(shippedDataset, { ...options, signal: controller.signal });
+  const checking = preflightDataset(exampleFaces, { ...options, signal: controller.signal });
   controller.abort(reason);
   await assert.rejects(checking, (error) => error === reason);
   await assert.rejects(
-    preflightDataset(shippedDataset, { ...options, signal: controller.signal }),
+    preflightDataset(exampleFaces, { ...options, signal: controller.signal }),
     (error) => error === reason,
   );
 });

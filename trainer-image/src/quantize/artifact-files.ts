@@ -1,5 +1,6 @@
 /** The contents of an artifact's files, from what a quantization found. Pure. */
 import {
+  ARTIFACT,
   ArtifactManifest,
   QuantizeReport,
   ScalesDocument,
@@ -11,11 +12,6 @@ import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
 import { encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
-
-export const MODEL = 'model.int7.onnx';
-export const SCALES = 'scales.json';
-export const MANIFEST = 'manifest.json';
-export const REPORTS = ['report.json', 'report.html'];
 
 /**
  * @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel
@@ -48,8 +44,10 @@ export function scalesFile(scales: Scales): string {
 }
 
 export function reportFiles(report: QuantizeReport): Record<string, string> {
-  const [data, page] = REPORTS as [string, string];
-  return { [data]: json(QuantizeReport.parse(report)), [page]: renderQuantizeReport(report) };
+  return {
+    [ARTIFACT.report]: json(QuantizeReport.parse(report)),
+    [ARTIFACT.reportHtml]: renderQuantizeReport(report),
+  };
 }
 
 export function manifestFile(report: QuantizeReport, files: Record<string, StoredFile>): string {

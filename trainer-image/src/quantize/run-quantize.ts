@@ -6,7 +6,13 @@
 import { rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { FacetrainError, type QuantizeConfig, type QuantizeReport, type StorageAddress } from '@facetrain/api';
+import {
+  ARTIFACT,
+  FacetrainError,
+  type QuantizeConfig,
+  type QuantizeReport,
+  type StorageAddress,
+} from '@facetrain/api';
 import {
   Int7Model,
   type LayerGraph,
@@ -21,17 +27,7 @@ import type { Program } from '../program/program.ts';
 import { writeAtomically } from '../storage/atomic-files.ts';
 import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
-import {
-  digestOf,
-  MANIFEST,
-  MODEL,
-  manifestFile,
-  modelFile,
-  REPORTS,
-  reportFiles,
-  SCALES,
-  scalesFile,
-} from './artifact-files.ts';
+import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkWritten } from './check-models.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets } from './compare-models.ts';
@@ -71,13 +67,13 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     channelOrder: config.model.channelOrder,
   });
   // The manifest of an earlier run describes files that change now.
-  await rm(join(outputDirectory, MANIFEST), { force: true });
-  await writeAtomically(join(outputDirectory, MODEL), modelBytes);
+  await rm(join(outputDirectory, ARTIFACT.manifest), { force: true });
+  await writeAtomically(join(outputDirectory, ARTIFACT.model), modelBytes);
 
   // ---- Check and comparison, of the model that is read back from its file ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
-  await using int7 = disposable(await openInt7(join(outputDirectory, MODEL), computeThreads));
-  await checkWritten(MODEL, int7.model, found, pictures, { computeThreads, signal });
+  await using int7 = disposable(await openInt7(join(outputDirectory, ARTIFACT.model), computeThreads));
+  await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
   const metrics =
     sets.length > 0
       ? await compareOnSets(config, sets, source.graph, fp32.model, int7.model, program)
@@ -99,13 +95,13 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     gate: checkGate(config.gate, metrics),
   };
   progress.update({ stage: 'Publishing' });
-  const files = { [SCALES]: scalesFile(found.scales), ...reportFiles(report) };
+  const files = { [ARTIFACT.scales]: scalesFile(found.scales), ...reportFiles(report) };
   for (const [name, content] of Object.entries(files)) await writeAtomically(join(outputDirectory, name), content);
 
   // ---- The gate ----
   if (!report.gate.passed) {
     // In a folder of its own: an artifact of an earlier run may be at the destination.
-    if (destination) await upload(config, REPORTS, rejected(destination), program);
+    if (destination) await upload(config, [ARTIFACT.report, ARTIFACT.reportHtml], rejected(destination), program);
     throw new FacetrainError({
       code: 'GateFailed',
       subject: `gate of job ${config.job.name}`,
@@ -116,9 +112,9 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
 
   // ---- The manifest, and publishing: the manifest comes last in both, so it vouches for the other files ----
   const digests = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
-  const listed = { [MODEL]: report.model, ...digests };
-  await writeAtomically(join(outputDirectory, MANIFEST), manifestFile(report, listed));
-  if (destination) await upload(config, [...Object.keys(listed), MANIFEST], destination, program);
+  const listed = { [ARTIFACT.model]: report.model, ...digests };
+  await writeAtomically(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
+  if (destination) await upload(config, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
   progress.update({ stage: 'Done' });
   log.info(
     { meanCosine: metrics.meanCosine, accuracyDrop: metrics.accuracyDrop, directory: outputDirectory },

@@ -1,14 +1,14 @@
 /** Writes datasets for tests. */
+
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-
-export const shippedDataset = join(import.meta.dirname, '../../../examples/lfw-small/data');
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 
 /** The JPEG of a picture of the example's dataset, which has a header record, and pictures at keys 1 to 800. */
 export function shippedJpeg(picture: number): Buffer {
-  const index = readFileSync(join(shippedDataset, 'train.idx'), 'latin1').split('\n');
+  const index = readFileSync(join(exampleFaces, 'train.idx'), 'latin1').split('\n');
   const offset = Number(index[picture + 1]!.split('\t')[1]);
-  const file = readFileSync(join(shippedDataset, 'train.rec'));
+  const file = readFileSync(join(exampleFaces, 'train.rec'));
   return file.subarray(offset + 8 + 24, offset + 8 + file.readUInt32LE(offset + 4));
 }
 

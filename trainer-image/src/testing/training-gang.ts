@@ -1,11 +1,13 @@
 /** For tests of training: a small dataset, the configuration of a small backbone, ranks as real processes. */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { readVerificationSet } from '../verification/verification-set.ts';
-import { shippedDataset, shippedJpeg, writeDataset } from './dataset-fixtures.ts';
+import { shippedJpeg, writeDataset } from './dataset-fixtures.ts';
 import { freePort } from './s3-server.ts';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
@@ -31,7 +33,7 @@ export function writeSmallDataset(
 
 /** Writes a verification set of the first `pairs` pairs of each kind of the example's set. @returns `path` */
 export async function writeSmallSet(path: string, pairs: number): Promise<string> {
-  const set = await readVerificationSet(join(shippedDataset, 'lfw-small.bin'));
+  const set = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
   const chosen = [true, false].flatMap((kind) =>
     set.same.flatMap((same, pair) => (same === kind ? [pair] : [])).slice(0, pairs),
   );

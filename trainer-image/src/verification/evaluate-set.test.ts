@@ -3,10 +3,11 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Embedder, Pictures } from '@facetrain/native';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { evaluateSet, partOf } from './evaluate-set.ts';
 import { readVerificationSet } from './verification-set.ts';
 
-const whole = await readVerificationSet(join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'));
+const whole = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
 const set = { ...whole, jpegs: whole.jpegs.slice(0, 300), same: whole.same.slice(0, 150) };
 const options = { input: { height: 112, width: 112 }, channelOrder: 'rgb', flip: true } as const;
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { parseVerificationSet, readVerificationSet } from './verification-set.ts';
 
 /** A pickle of (pictures, answers), each given as pickled values. */
@@ -11,9 +12,7 @@ const pictures = (count: number) => Array.from({ length: count }, () => 'C\x03jp
 const answers = (count: number) => Array.from({ length: count }, (_, i) => (i % 2 === 0 ? '\x88' : '\x89'));
 
 test('the example’s set: 600 pairs, half of them of the same person', async () => {
-  const { name, jpegs, same } = await readVerificationSet(
-    join(import.meta.dirname, '../../../examples/lfw-small/data/lfw-small.bin'),
-  );
+  const { name, jpegs, same } = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
   assert.equal(name, 'lfw-small');
   assert.equal(jpegs.length, 1200);
   assert.equal(same.length, 600);
