@@ -15,8 +15,7 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-/** Runs CMake if its options have changed. If CMakeLists.txt has changed, Ninja runs it. */
-async function configure(cuda, show) {
+async function configure({ cuda, always = false }, show) {
   const options = [
     `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
     `-DFACETRAIN_NCCL=${cuda ? 'ON' : 'AUTO'}`,
@@ -24,22 +23,23 @@ async function configure(cuda, show) {
     `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
   ];
   const stamp = join(build, '.facetrain-options');
-  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === options.join('\n')) return;
+  // If CMakeLists.txt or the set of source files has changed, Ninja runs CMake itself.
+  if (!always && existsSync(stamp) && readFileSync(stamp, 'utf8') === options.join('\n')) return;
   rmSync(stamp, { force: true });
   await run(['cmake', '-S', join(root, 'native'), '-B', build, '-G', 'Ninja', ...options], { show });
   writeFileSync(stamp, options.join('\n'));
 }
 
-/** Writes native/build/compile_commands.json, and builds nothing. */
+/** Writes native/build/compile_commands.json for the source files that exist now, and builds nothing. */
 export function configureNative() {
-  return step('Native build: configure', (show) => configure(false, show));
+  return step('Native build: configure', (show) => configure({ cuda: false, always: true }, show));
 }
 
 /** @param {{ targets?: string[], cuda?: boolean }} [options] `targets` of CMake; all when empty */
 export async function buildNative({ targets = [], cuda = false } = {}) {
   const what = targets.length === 0 ? '' : ` (${targets.join(' ')})`;
   await step(`Native build${what}`, async (show) => {
-    await configure(cuda, show);
+    await configure({ cuda }, show);
     await run(['cmake', '--build', build, ...targets.flatMap((target) => ['--target', target])], { show });
   });
 }
