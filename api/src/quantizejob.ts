@@ -119,7 +119,7 @@ export const QuantizeTemplate = z
   })
   .describe(
     'Quantizes the trained backbone to INT7 once training has succeeded. {} takes every default; ' +
-      'absent: no quantization.',
+      'absent: no quantization. Copied into a QuantizeJob when training succeeds; later changes have no effect.',
   );
 export type QuantizeTemplate = z.output<typeof QuantizeTemplate>;
 
