@@ -92,13 +92,13 @@ const reason: PrinterColumn = {
   name: 'Reason',
   type: 'string',
   jsonPath: ready('reason'),
-  description: 'Why it is where it is: ImagePullBackOff, Unschedulable, ...',
+  description: 'Reason of the Ready condition: ImagePullBackOff, Unschedulable, ...',
 };
 const message: PrinterColumn = {
   name: 'Message',
   type: 'string',
   jsonPath: ready('message'),
-  description: 'The same as a sentence.',
+  description: 'Message of the Ready condition.',
   priority: 1,
 };
 
@@ -113,7 +113,7 @@ const definitions: Definition[] = [
     spec: FaceTrainJobSpec,
     status: FaceTrainJobStatus,
     columns: [
-      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'Phase of the job.' },
       reason,
       {
         name: 'Progress%',
@@ -165,7 +165,7 @@ const definitions: Definition[] = [
     spec: QuantizeJobSpec,
     status: QuantizeJobStatus,
     columns: [
-      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'How it is going, in one word.' },
+      { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'Phase of the job.' },
       reason,
       {
         name: 'Cosine',

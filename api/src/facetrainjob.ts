@@ -7,13 +7,6 @@
  * rate 0.1, polynomial decay of power 2, s = 64, two loader threads.
  */
 import { z } from 'zod';
-import {
-  DEFAULT_EMBEDDING_DIM,
-  DEFAULT_MARGINS,
-  DEFAULT_MOBILEFACENET_WIDTH,
-  DEFAULT_PROGRESS_PORT,
-  DEFAULT_RENDEZVOUS_PORT,
-} from './defaults.ts';
 import { API_VERSION, MAX_FACETRAINJOB_NAME } from './identifiers.ts';
 import {
   ArtifactStatus,
@@ -51,6 +44,13 @@ import {
   width,
 } from './ranges.ts';
 import { rules, section, unchanged } from './schema-rules.ts';
+import {
+  DEFAULT_EMBEDDING_DIM,
+  DEFAULT_MARGINS,
+  DEFAULT_MOBILEFACENET_WIDTH,
+  DEFAULT_PROGRESS_PORT,
+  DEFAULT_RENDEZVOUS_PORT,
+} from './shared-defaults.ts';
 import { folder, source } from './storage.ts';
 
 const model = rules(

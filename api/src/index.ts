@@ -6,7 +6,6 @@
 export * from './artifact.ts';
 export * from './checkpoint-manifest.ts';
 export * from './crd.ts';
-export * from './defaults.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';
@@ -18,6 +17,7 @@ export * from './quantize-config.ts';
 export * from './quantizejob.ts';
 export { BACKBONES } from './ranges.ts';
 export * from './schema-rules.ts';
+export * from './shared-defaults.ts';
 export * from './storage.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';

@@ -1,6 +1,5 @@
 /** QuantizeJob: EasyQuant (arXiv 2006.16669) of an ONNX face model to INT7, checked against a gate and published. */
 import { z } from 'zod';
-import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH } from './defaults.ts';
 import { API_VERSION, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import {
   ArtifactStatus,
@@ -26,6 +25,7 @@ import {
   seed,
 } from './ranges.ts';
 import { rules, section, unchanged } from './schema-rules.ts';
+import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH } from './shared-defaults.ts';
 import { destination, S3_RULE, source, sourceFields } from './storage.ts';
 
 export const channelOrder = z
@@ -38,7 +38,8 @@ const search = section(
     rounds: searchRounds
       .default(DEFAULT_SEARCH.rounds)
       .describe(
-        'Rounds of the search; each tries all weights, then all activations. 0: the scales of the maximum are kept.',
+        'Most rounds of the search; it ends when a round gains nothing. A round tries all weights, then all ' +
+          'activations. 0: the scales of the maximum are kept.',
       ),
     candidates: searchCandidates
       .default(DEFAULT_SEARCH.candidates)
@@ -48,8 +49,10 @@ const search = section(
       .min(0.01)
       .max(1)
       .default(DEFAULT_SEARCH.lower)
-      .describe('Smallest scale tried, as a multiple of the first one.'),
-    upper: searchUpper.default(DEFAULT_SEARCH.upper).describe('Largest scale tried, as a multiple of the first one.'),
+      .describe('Lower end of the range of 1/scale (EasyQuant’s S) that is tried, as a multiple of its first value.'),
+    upper: searchUpper
+      .default(DEFAULT_SEARCH.upper)
+      .describe('Upper end of the range of 1/scale that is tried, as a multiple of its first value.'),
     equalize: z
       .boolean()
       .default(DEFAULT_SEARCH.equalize)

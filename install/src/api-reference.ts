@@ -62,11 +62,11 @@ export const CONDITIONS: Record<string, string> = {
     '`kubectl get`.',
   Reconciling: 'The operator is working towards Ready; absent otherwise. kstatus reads it as InProgress.',
   Stalled:
-    'The job has failed, or cannot go on until its spec or the cluster changes; absent otherwise. kstatus reads it ' +
+    'The job has failed, or cannot continue until its spec or the cluster changes; absent otherwise. kstatus reads it ' +
     'as Failed.',
   Admitted: 'Every pod of the current attempt has a node. Present only while an attempt is under way.',
   PodsReady: 'Every rank of the current attempt is ready, or has succeeded.',
-  Running: 'All ranks of the current attempt have been ready at once, and the attempt goes on.',
+  Running: 'All ranks of the current attempt have been ready at once, and the attempt continues.',
   Restarting:
     'A restart was decided, and the ranks of the new attempt are not all ready yet. Absent before the first restart, ' +
     'False after each.',

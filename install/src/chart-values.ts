@@ -62,9 +62,9 @@ export const Values = z.strictObject({
   ),
   watchNamespace: text(
     '',
-    'Look after this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
-      "The lease is in the release's namespace under a fixed name, so each such release needs a namespace of " +
-      'its own: the watched one, best.',
+    'Watch this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
+      "The lease is in the release's namespace under a fixed name, so install each such release in a separate " +
+      'namespace, best in the one that it watches.',
   ),
 
   replicas: z
@@ -73,17 +73,17 @@ export const Values = z.strictObject({
     .max(16)
     .default(2)
     .describe(
-      'Replicas of the operator. One acts, the others take over by a lease: 15 s after its node is lost; ' +
-        'a single one would be missing for 5 minutes.',
+      'Replicas of the operator. One is the leader; another takes over by a lease 15 s after the node of the ' +
+        'leader is lost. A single one is replaced only after 5 minutes.',
     ),
-  workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are looked at together.'),
+  workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are reconciled in parallel.'),
   progressSeconds: z
     .int()
     .min(1)
     .max(3600)
     .default(5)
-    .describe('Seconds between two questions to a training for its progress.'),
-  logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Least level that is logged.'),
+    .describe('Seconds between two requests to a training for its progress.'),
+  logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Lowest level that is logged.'),
   extraEnv: list('More environment of the operator: `[{name: …, value: …}]`.'),
 
   resources: object(
@@ -115,7 +115,7 @@ export const Values = z.strictObject({
       name: text('', 'Its name; empty: that of the release, or `default` where none is made.'),
       annotations: labels('Its annotations.'),
     },
-    'Who the operator is to the API server. Training pods have no account.',
+    'The account with which the operator uses the API server. Training pods have none.',
   ),
   rbac: section(
     {
@@ -129,7 +129,7 @@ export const Values = z.strictObject({
     'Who may do what.',
   ),
   podDisruptionBudget: section(
-    { enabled: flag(true, 'Make one, where there are at least two replicas: of which one may be away.') },
+    { enabled: flag(true, 'Make one if there are at least two replicas: a drain may stop one at a time.') },
     'For drains of nodes.',
   ),
   networkPolicy: section(

@@ -8,7 +8,7 @@ import { checkPictures, embedInBatches } from './model.ts';
 import { translateErrors } from './native-errors.ts';
 import type { Layer, LayerGraph, Scales } from './types.ts';
 
-/** Options of native/quant/search.h; their defaults are in api/src/defaults.ts. */
+/** Options of native/quant/search.h; their defaults are in api/src/shared-defaults.ts. */
 export interface SearchOptions {
   rounds: number;
   candidates: number;

@@ -1,6 +1,6 @@
 /**
  * Defaults that are used outside the schemas, too: the planner resolves them into `config.json`, the command line
- * offers them as options. All other defaults stand in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
+ * offers them as options. All other defaults are in the schemas (facetrainjob.ts, quantizejob.ts, job-fields.ts).
  */
 
 /** Length of the embedding of a backbone that we build; that of insightface's published models. */
@@ -10,7 +10,7 @@ export const DEFAULT_EMBEDDING_DIM = 512;
 export const DEFAULT_MOBILEFACENET_WIDTH = 2;
 
 /**
- * Margins by type, of the logit cos(m1·θ + m2) − m3. A type ignores the parameters that are not its own; here they have
+ * Margins by type, of the logit cos(m1·θ + m2) − m3. A type ignores the parameters of other types; here they have
  * the values that change nothing. CosFace (arXiv 1801.09414) and ArcFace (arXiv 1801.07698) have the values that
  * insightface trains with. Combined has no margin by default, so a manifest must set one.
  */
@@ -34,7 +34,10 @@ export const DEFAULT_CHANNEL_ORDER = 'RGB';
 /** Number of pictures that the scale search looks at, and the seed that draws them. */
 export const DEFAULT_CALIBRATION = { images: 50, seed: 0 } as const;
 
-/** The scale search of EasyQuant (arXiv 2006.16669): 100 candidates between 0.5 and 2 times the first scale. */
+/**
+ * The scale search of EasyQuant (arXiv 2006.16669). Its S is 1/scale: 100 candidates between 0.5 and 2 times the first
+ * value of 1/scale, so `upper` gives the smallest scale.
+ */
 export const DEFAULT_SEARCH = {
   rounds: 2,
   candidates: 100,
@@ -51,7 +54,7 @@ export const DEFAULT_SEARCH = {
 export const DEFAULT_TERMINATION_GRACE_SECONDS = 120;
 
 /**
- * Seconds that a pod stays on a node that is not ready or unreachable, if the pod template has no toleration of its
- * own. Kubernetes' default is 300, and all ranks would wait that long for one.
+ * Seconds that a pod stays on a node that is not ready or unreachable, if the pod template does not tolerate
+ * node.kubernetes.io/unreachable. Kubernetes' default is 300, and all ranks would wait that long for one.
  */
 export const DEFAULT_NODE_LOSS_SECONDS = 30;
