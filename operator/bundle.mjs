@@ -12,7 +12,7 @@ await build({
   outdir: folder,
   outExtension: { '.js': '.mjs' },
   bundle: true,
-  // The kubeconfig library becomes a chunk of its own, which no pod loads. Nothing is minified, so that stack traces
+  // The kubeconfig library becomes a separate chunk, which no pod loads. Nothing is minified, so that stack traces
   // stay readable.
   splitting: true,
   format: 'esm',

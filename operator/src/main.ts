@@ -16,15 +16,15 @@ import { SERVICE_ACCOUNT_FOLDER, serviceAccount } from './runtime/service-accoun
 const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be an environment variable instead)
 
 --image IMAGE             FACETRAIN_IMAGE            of pods whose job names none
---namespace NAME          FACETRAIN_NAMESPACE        look after this namespace only (default: all)
+--namespace NAME          FACETRAIN_NAMESPACE        watch this namespace only (default: all)
 --kubeconfig FILE         KUBECONFIG                 (default: the service account of the pod, else ~/.kube/config)
 --service-account FOLDER  FACETRAIN_SERVICE_ACCOUNT  of the pod's token, ca.crt and namespace
                                                      (default ${SERVICE_ACCOUNT_FOLDER})
 --lease-namespace NAME    FACETRAIN_LEASE_NAMESPACE  where replicas agree on a leader (default: the pod's own
                                                      namespace); "none": there is only one
 --health-port PORT        FACETRAIN_HEALTH_PORT      /healthz, /readyz and /metrics (default 8081)
---workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are looked at together (default 8)
---progress-seconds COUNT  FACETRAIN_PROGRESS_SECONDS between two questions to rank 0 (default 5)
+--workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are reconciled in parallel (default 8)
+--progress-seconds COUNT  FACETRAIN_PROGRESS_SECONDS between two requests to rank 0 (default 5)
 --log-level LEVEL         FACETRAIN_LOG_LEVEL        debug, info, warn or error (default info)
 `;
 

@@ -3,12 +3,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
 import { Backoff } from '../runtime/backoff.ts';
 import type { Client } from '../runtime/client.ts';
-import { PodDependencies, type PodDependenciesOptions } from './pod-dependencies.ts';
+import { PodNodesAndVolumes, type PodNodesAndVolumesOptions } from './pod-nodes-and-volumes.ts';
 
 export interface Cluster {
   /** apiVersion of the PodGroup that the cluster serves; null: none, so gangs start as plain pods. */
   podGroupApi: string | null;
-  podDependencies: PodDependencies;
+  nodesAndVolumes: PodNodesAndVolumes;
 }
 
 /** In the order in which they are tried. */
@@ -23,7 +23,7 @@ const RETRY_MAX_MILLISECONDS = 10_000;
  * @throws ApiError for any other answer, such as 401
  */
 export async function discoverCluster(
-  options: PodDependenciesOptions & { client: Client },
+  options: PodNodesAndVolumesOptions & { client: Client },
   signal: AbortSignal,
 ): Promise<Cluster | null> {
   const { client, log } = options;
@@ -31,7 +31,7 @@ export async function discoverCluster(
   while (!signal.aborted) {
     try {
       const podGroupApi = await servedPodGroup(client);
-      return { podGroupApi, podDependencies: await PodDependencies.open(options) };
+      return { podGroupApi, nodesAndVolumes: await PodNodesAndVolumes.open(options) };
     } catch (error) {
       if (error instanceof ApiError && error.status < 500) throw error;
       const wait = retry.next();

@@ -6,7 +6,7 @@ import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planne
 import { controllerOf } from '../runtime/resource.ts';
 import { type Caches, jobNameIndexValue } from './caches.ts';
 import { isPodAlive, observeObject, observePod } from './observe.ts';
-import type { PodDependencies } from './pod-dependencies.ts';
+import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { PodObject } from './resources.ts';
 
 /**
@@ -17,11 +17,11 @@ const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as co
 /** The pods whose controller is this job: as the server has them, and as the planner takes them. */
 export function podsOf(
   caches: Caches,
-  podDependencies: PodDependencies,
+  nodesAndVolumes: PodNodesAndVolumes,
   { uid }: JobIdentity,
 ): { object: PodObject; observed: ObservedPod }[] {
   return caches.Pod.indexed('job', uid).flatMap((object) => {
-    const observed = controllerOf(object)?.uid === uid ? observePod(object, podDependencies) : null;
+    const observed = controllerOf(object)?.uid === uid ? observePod(object, nodesAndVolumes) : null;
     return observed ? [{ object, observed }] : [];
   });
 }

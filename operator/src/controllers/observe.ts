@@ -5,7 +5,7 @@ import { CONTAINER, type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import { readTermination } from '@facetrain/planner/read-termination';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
-import { isPending, type PodDependencies } from './pod-dependencies.ts';
+import { isPending, type PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { PodObject } from './resources.ts';
 
 export function identityOf({ metadata }: KubernetesObject): JobIdentity {
@@ -38,12 +38,12 @@ export function observeObject(
 }
 
 /**
- * @param dependencies what is known of the pod's node, claims and mounts
+ * @param nodesAndVolumes what is known of the pod's node, claims and mounts
  * @returns null for a pod without the labels of its attempt and rank
  */
 export function observePod(
   pod: PodObject,
-  dependencies?: Pick<PodDependencies, 'lostNode' | 'pendingReason'>,
+  nodesAndVolumes?: Pick<PodNodesAndVolumes, 'lostNode' | 'pendingReason'>,
 ): ObservedPod | null {
   const { metadata, spec, status = {} } = pod;
   const attempt = numberIn(metadata.labels?.[Label.attempt]);
@@ -53,8 +53,8 @@ export function observePod(
     status.conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
   const ended = terminationOf(status);
   const reason = status.reason ?? ended?.reason;
-  const waiting = waitingOf(pod, dependencies);
-  const lostNode = spec.nodeName === undefined ? undefined : dependencies?.lostNode(spec.nodeName);
+  const waiting = waitingOf(pod, nodesAndVolumes);
+  const lostNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.lostNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];
   return {
     name: metadata.name,
@@ -93,16 +93,16 @@ function terminationOf({ containerStatuses = [], initContainerStatuses = [] }: N
 }
 
 /**
- * Why a pod waits: as its own status has it, or as its dependencies have it. Before the pod has a node the dependencies
- * come first (the scheduler does not name a missing claim), later the kubelet's own report does.
+ * Why a pod waits: by its own status, or by its claims and mounts. Before the pod has a node, claims and mounts come
+ * first, as the scheduler does not name a missing claim; later the kubelet's report in the status comes first.
  */
 function waitingOf(
   pod: PodObject,
-  dependencies: Pick<PodDependencies, 'pendingReason'> | undefined,
+  nodesAndVolumes: Pick<PodNodesAndVolumes, 'pendingReason'> | undefined,
 ): ObservedPod['waiting'] {
   const own = ownWaiting(pod.status ?? {});
-  const dependency = isPending(pod) ? dependencies?.pendingReason(pod) : undefined;
-  return pod.spec.nodeName === undefined ? (dependency ?? own) : (own ?? dependency);
+  const volumes = isPending(pod) ? nodesAndVolumes?.pendingReason(pod) : undefined;
+  return pod.spec.nodeName === undefined ? (volumes ?? own) : (own ?? volumes);
 }
 
 function ownWaiting({

@@ -51,7 +51,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 
   const cluster = await discoverCluster({ client, namespace, log, onWatchError }, signal);
   if (cluster === null) return;
-  const { podGroupApi, podDependencies } = cluster;
+  const { podGroupApi, nodesAndVolumes } = cluster;
   log.info(
     { podGroupApi, namespace },
     podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
@@ -67,7 +67,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   });
   const poller = new ProgressPoller(log, 1000 * options.progressSeconds, (key) => enqueue('FaceTrainJob', key));
 
-  const parts = { client, caches, podDependencies, events, poller, environment, podGroupApi };
+  const parts = { client, caches, nodesAndVolumes, events, poller, environment, podGroupApi };
   const makeController = (name: string, reconcile: Reconcile) =>
     new Controller({ name, reconcile, workers: options.workers, log, metrics: metrics.controller(name) });
   const controllers = {
@@ -75,12 +75,12 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     QuantizeJob: makeController('quantizejob', quantizeJobReconciler(parts)),
   };
 
-  registerWakeUps(caches, podDependencies, enqueue);
+  registerWakeUps(caches, nodesAndVolumes, enqueue);
 
   await runManager(
     {
       client,
-      caches: { ...caches, ...podDependencies.caches },
+      caches: { ...caches, ...nodesAndVolumes.caches },
       controllers: Object.values(controllers),
       events,
       metrics,

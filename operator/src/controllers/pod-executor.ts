@@ -35,14 +35,14 @@ export interface ExecutorOptions {
   kind: JobKind;
   resource: Resource<JobObject>;
   client: Client;
-  /** By kind, the job's own included: what the server answers to a write is put there, so that reads see it at once. */
+  /** By kind, that of the job included. Gets the server's answer to each write, so that reads return it at once. */
   caches: Partial<Record<ChildObject['kind'] | JobKind, Pick<Cache<KubernetesObject>, 'put'>>>;
   events: EventRecorder;
   /** apiVersion of the PodGroup that the cluster serves; null: none. */
   podGroupApi: string | null;
 }
 
-/** Why an object could not be created, to be shown to the planner. */
+/** Why an object could not be created; input of the planner. */
 interface RejectedCreate {
   /** The server refused it: Invalid, Forbidden (a quota, an admission policy) or BadRequest. */
   refused?: RefusedChild;

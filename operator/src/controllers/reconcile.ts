@@ -1,7 +1,7 @@
 /**
- * The reconcilers of both kinds. A reconcile brings what exists for one job closer to what its spec wants:
+ * The reconcilers of FaceTrainJobs and QuantizeJobs. A reconcile brings the objects of one job closer to its spec:
  *
- *   1. forget what is remembered of a job that is gone,
+ *   1. forget what is kept in memory of a job that was deleted,
  *   2. observe: the job, its pods and other children from the caches; what the server refused, from the executor,
  *   3. plan: a pure function of `planner/`. A spec that does not parse gives a status with the reason, and no actions,
  *   4. execute the plan: actions, then the status, then the events.
@@ -35,8 +35,8 @@ import type { Caches } from './caches.ts';
 import { identityOf, observeObject } from './observe.ts';
 import { objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
-import type { PodDependencies } from './pod-dependencies.ts';
 import { Executor } from './pod-executor.ts';
+import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
@@ -45,7 +45,7 @@ import { jobsBefore } from './shared-folders.ts';
 export interface ReconcilerOptions {
   client: Client;
   caches: Caches;
-  podDependencies: PodDependencies;
+  nodesAndVolumes: PodNodesAndVolumes;
   events: EventRecorder;
   poller: ProgressPoller;
   environment: Environment;
@@ -53,7 +53,7 @@ export interface ReconcilerOptions {
   podGroupApi: string | null;
 }
 
-/** What the reconcilers of the two kinds differ in. */
+/** The parts of a reconciler that are specific to a kind. */
 interface KindOptions<Spec extends object> {
   kind: JobKind;
   resource: Resource<JobObject>;
@@ -65,7 +65,7 @@ interface KindOptions<Spec extends object> {
 
 /** What is observed for a job of either kind. */
 interface ObservedJob {
-  /** What the planners of both kinds take. */
+  /** Input that the planners of both kinds share. */
   common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessorPods' | 'refused'>;
   /** The pod of rank 0 of the current attempt. */
   rankZero: PodObject | undefined;
@@ -108,7 +108,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
 }
 
 function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
-  const { client, caches, podDependencies, events, podGroupApi } = options;
+  const { client, caches, nodesAndVolumes, events, podGroupApi } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
   const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
@@ -117,7 +117,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
 
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
-    forgetAllBut(key, job?.metadata.uid);
+    forgetIfReplaced(key, job?.metadata.uid);
     if (!job) return { requeueAfterSeconds: null };
     const { uid, generation } = job.metadata;
     uids.set(key, uid);
@@ -126,8 +126,8 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     return { requeueAfterSeconds: await executor.execute(job, jobPlan, jobLog) };
   };
 
-  /** Forgets an earlier job under this key. Only its uid differs when a job was deleted and created again. */
-  function forgetAllBut(key: string, uid: string | undefined): void {
+  /** Forgets an earlier job of this key: one that was deleted, or deleted and created again with another uid. */
+  function forgetIfReplaced(key: string, uid: string | undefined): void {
     const known = uids.get(key);
     if (known === undefined || known === uid) return;
     executor.forget(known);
@@ -139,7 +139,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   async function observe(job: JobObject): Promise<ObservedJob> {
     const identity = identityOf(job);
     const { refused, foreign } = await executor.rejectedCreates(identity);
-    const pods = podsOf(caches, podDependencies, identity);
+    const pods = podsOf(caches, nodesAndVolumes, identity);
     return {
       common: {
         identity,
@@ -168,7 +168,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   return reconcile;
 }
 
-/** Lets the poller ask rank 0 of the job's attempt from now on. @returns the latest answer of that attempt */
+/** Makes the poller request progress from rank 0 of the job's attempt. @returns the latest progress of that attempt */
 function pollProgress(
   poller: ProgressPoller,
   job: JobObject,
@@ -191,7 +191,7 @@ function progressUrl({ metadata, status }: PodObject, port: number): string | nu
   return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}${PROGRESS_PATH}`;
 }
 
-/** The QuantizeJob under the name that the training's own has: as an object, and its state if it is the training's. */
+/** The QuantizeJob named NAME-quantize. Its spec and status are returned only if this FaceTrainJob owns it. */
 function observeQuantizeJob(caches: Caches, job: JobObject) {
   const identity = identityOf(job);
   const { namespace } = identity;

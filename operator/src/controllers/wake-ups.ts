@@ -18,18 +18,18 @@ import { API_VERSION } from '@facetrain/api';
 import type { JobKind } from '@facetrain/planner/names';
 import { controllerOf, type KubernetesObject, keyOf, splitKey } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
-import type { PodDependencies } from './pod-dependencies.ts';
+import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 
 /** @param key namespace and name of the job (keyOf) */
 export type Enqueue = (kind: JobKind, key: string) => void;
 
 /** To be called before the caches run: the objects of their first lists count as changes. */
-export function registerWakeUps(caches: Caches, podDependencies: PodDependencies, enqueue: Enqueue): void {
+export function registerWakeUps(caches: Caches, nodesAndVolumes: PodNodesAndVolumes, enqueue: Enqueue): void {
   for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
     caches[kind].onChange(({ object }) => enqueue(kind, keyOf(object)));
   for (const cache of Object.values(caches))
     cache.onChange(({ object }: { object: KubernetesObject }) => enqueueOwner(object, enqueue));
-  podDependencies.listen({
+  nodesAndVolumes.listen({
     onNode(name) {
       const pods = caches.Pod.indexed('node', name);
       for (const pod of pods) enqueueOwner(pod, enqueue);

@@ -1,13 +1,14 @@
 /**
- * A local copy of the server's objects of one kind, kept up to date by a list and then a watch from where the list was
- * (client-go's reflector and indexer in one).
+ * A local copy of the server's objects of one kind. It is filled by a list, and kept up to date by a watch that starts
+ * at the resourceVersion of the list (client-go's reflector and indexer in one).
  *
- * It recovers from every error by itself. A watch that ends is opened again where it stopped; when the server has
- * forgotten that version (410) everything is listed anew; any other error is tried again after a backoff.
+ * It recovers from every error by itself. A watch that ends is opened again at the version of its last event. If the
+ * server no longer has that version (410), everything is listed again. After any other error it retries with a backoff.
  *
- * Answers to the owner's own writes are put here at once (`put`), so that it reads its own writes. For that the cache
+ * `put` adds the server's answer to a write at once, so that a reconcile reads its own writes. For that the cache
  * compares resourceVersions: those of one kind are numbers that grow (KEP-5504). An older event never replaces a newer
- * object. A version that the watch has passed is not put: if the object is not here, it was deleted.
+ * object. `put` ignores an object whose version the watch has already reached: if it is not in the cache, it was
+ * deleted.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -28,15 +29,15 @@ export interface CacheOptions<T extends KubernetesObject> {
   namespace: string | null;
   labelSelector?: string;
   fieldSelector?: string;
-  /** Ask the server for the objects' metadata only. */
+  /** Request only the metadata of the objects. */
   metadataOnly?: boolean;
   /** Removes fields that are not read, to save memory. managedFields are always removed. */
   strip?: (object: T) => T;
   indexes?: Record<string, Index<T>>;
   log: Logger;
   /**
-   * The server ends a watch after a time between this and twice this; default 300. Less for a kind without bookmarks,
-   * as the client takes a watch without any line for a dead connection (WATCH_SILENCE_MILLISECONDS).
+   * The server ends a watch after a time between this and twice this; default 300. Set a shorter time for a kind
+   * without bookmarks: the client treats a silent watch as a dead connection (WATCH_SILENCE_MILLISECONDS).
    */
   watchSeconds?: number;
   /** Called when a list or a watch has failed. */
@@ -62,10 +63,11 @@ export class Cache<T extends KubernetesObject> {
   readonly #listeners: ((change: Change<T>) => void)[] = [];
   readonly #retry: Backoff;
   readonly #synced = Promise.withResolvers<void>();
-  /** Keys of objects that were put since the last list began: they may be newer than that list. */
+  /** Keys of objects that `put` added since the last list began: they may be newer than that list. */
   readonly #written = new Set<string>();
   /**
-   * resourceVersion of the last list or event; '0': a list may come from the server's cache; '': it must be the newest.
+   * resourceVersion of the last list or event. '0': the server may answer a list from its cache; '': the list must be
+   * the newest.
    */
   #version = '0';
   #isSynced = false;
@@ -105,7 +107,7 @@ export class Cache<T extends KubernetesObject> {
     this.#listeners.push(listener);
   }
 
-  /** Takes the server's answer to a write. Ignored when the watch is as far already. */
+  /** Adds the server's answer to a write. Ignored if the watch has already reached its version. */
   put(object: T): void {
     if (!this.#isSynced || versionOf(object) <= BigInt(this.#version || 0)) return;
     this.#written.add(keyOf(object));
@@ -127,7 +129,7 @@ export class Cache<T extends KubernetesObject> {
         this.#options.onWatchError?.(error);
         if (isExpired(error)) {
           isListed = false;
-          // Another version could be served from a cache that is as old as the watch was.
+          // With a version, the server could answer from a cache that is as old as the watch was.
           this.#version = '';
         }
         const wait = this.#retry.next();
@@ -160,7 +162,7 @@ export class Cache<T extends KubernetesObject> {
       continueToken = metadata.continue || undefined;
     } while (continueToken !== undefined);
     this.#version = version;
-    // The list is right even where its versions are older: the server may have been restored from a backup.
+    // The list replaces objects even if its versions are older: the server may have been restored from a backup.
     const isNewer = (key: string, old: T) => this.#written.has(key) && versionOf(old) > BigInt(version);
     for (const [key, old] of this.#objects)
       if (!isNewer(key, old) && (!listed.has(key) || versionOf(old) > versionOf(listed.get(key)!)))

@@ -26,7 +26,7 @@ export interface Replica {
   /** Base URL of /healthz, /readyz and /metrics. */
   address: string;
   stop(): Promise<void>;
-  /** Closes its connection to the API server for good. */
+  /** Closes its connection to the API server; it is never opened again. */
   cutOff(): Promise<void>;
   /** Resolves when it has ended, to its error if it threw one. */
   ended: Promise<unknown>;

@@ -5,7 +5,7 @@ import { ApiError } from '../runtime/api-error.ts';
 import { type Client, WATCH_SILENCE_MILLISECONDS, type WatchLine } from '../runtime/client.ts';
 import type { KubernetesObject } from '../runtime/resource.ts';
 import { eventually } from '../testing/eventually.ts';
-import { PodDependencies } from './pod-dependencies.ts';
+import { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { NodeObject, PodObject } from './resources.ts';
 
 const log = pino({ level: 'silent' });
@@ -22,7 +22,7 @@ const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject =>
   status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown' }] },
 });
 
-/** PodDependencies over a server with these nodes, whose watch sends what the test sends. */
+/** PodNodesAndVolumes over a server with these nodes, whose watch sends what the test sends. */
 async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
   const lines: WatchLine<KubernetesObject>[] = [];
   let more = Promise.withResolvers<void>();
@@ -44,14 +44,14 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
   };
   const notified: string[] = [];
   const occupied = new Set(items.map(({ metadata }) => metadata.name));
-  const dependencies = await PodDependencies.open({
+  const nodesAndVolumes = await PodNodesAndVolumes.open({
     client,
     namespace: null,
     log,
     onWatchError: () => {},
     settleMilliseconds: 20,
   });
-  dependencies.listen({
+  nodesAndVolumes.listen({
     onNode(name) {
       notified.push(name);
       return occupied.has(name);
@@ -59,7 +59,7 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
     onPod: () => {},
     pods: () => [],
   });
-  const { Node, Event } = dependencies.caches;
+  const { Node, Event } = nodesAndVolumes.caches;
   const stop = new AbortController();
   const ended = Promise.all([Node?.run(stop.signal), Event?.run(stop.signal)]);
   t.after(async () => {
@@ -70,7 +70,7 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
   await Node?.synced;
   notified.length = 0;
   return {
-    dependencies,
+    nodesAndVolumes,
     notified,
     timeouts,
     occupied,
@@ -89,40 +89,44 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
 
 describe('a node', () => {
   test('is lost some time after Ready became Unknown, and not lost when it is True again', async (t) => {
-    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
-    assert.equal(dependencies.lostNode('a'), undefined);
+    const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
     await send('MODIFIED', node('a', 'Unknown'));
-    assert.equal(dependencies.lostNode('a'), undefined, 'at once: all nodes may be about to follow');
-    await eventually(() => assert.equal(dependencies.lostNode('a'), 'node a does not answer (NodeStatusUnknown)'));
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined, 'at once: all nodes may be about to follow');
+    await eventually(() => assert.equal(nodesAndVolumes.lostNode('a'), 'node a does not answer (NodeStatusUnknown)'));
     await send('MODIFIED', node('a', 'True'));
-    assert.equal(dependencies.lostNode('a'), undefined);
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
     assert.deepEqual(notified, ['a', 'a']);
   });
   test('whose kubelet reports that it is not ready is not lost', async (t) => {
-    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
     await send('MODIFIED', node('a', 'False'));
-    assert.deepEqual([dependencies.lostNode('a'), notified], [undefined, []]);
+    assert.deepEqual([nodesAndVolumes.lostNode('a'), notified], [undefined, []]);
   });
   test('that is deleted with pods on it is lost; without pods, or never seen, it is not', async (t) => {
-    const { dependencies, occupied, send } = await open(t, [node('a', 'True'), node('b', 'True'), node('c', 'True')]);
+    const { nodesAndVolumes, occupied, send } = await open(t, [
+      node('a', 'True'),
+      node('b', 'True'),
+      node('c', 'True'),
+    ]);
     await send('DELETED', node('a', 'True'));
-    assert.equal(dependencies.lostNode('a'), 'node a is gone');
+    assert.equal(nodesAndVolumes.lostNode('a'), 'node a is gone');
     occupied.delete('b');
     await send('DELETED', node('b', 'True'));
-    assert.deepEqual([dependencies.lostNode('b'), dependencies.lostNode('new')], [undefined, undefined]);
+    assert.deepEqual([nodesAndVolumes.lostNode('b'), nodesAndVolumes.lostNode('new')], [undefined, undefined]);
     await send('ADDED', node('a', 'True'));
-    assert.equal(dependencies.lostNode('a'), undefined);
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
   });
   test('is not lost while all are unreachable (the control plane is cut off), but once another is back', async (t) => {
-    const { dependencies, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
     await send('MODIFIED', node('a', 'Unknown'));
     await send('MODIFIED', node('b', 'Unknown'));
     await eventually(() => assert.deepEqual(notified, ['a', 'b']));
-    assert.deepEqual([dependencies.lostNode('a'), dependencies.lostNode('b')], [undefined, undefined]);
+    assert.deepEqual([nodesAndVolumes.lostNode('a'), nodesAndVolumes.lostNode('b')], [undefined, undefined]);
     notified.length = 0;
     await send('MODIFIED', node('b', 'True'));
     assert.deepEqual(
-      [dependencies.lostNode('a'), dependencies.lostNode('b')],
+      [nodesAndVolumes.lostNode('a'), nodesAndVolumes.lostNode('b')],
       ['node a does not answer (NodeStatusUnknown)', undefined],
     );
     assert.deepEqual(notified, ['b', 'a']);
@@ -130,10 +134,10 @@ describe('a node', () => {
 });
 
 test('kinds that may not be read are left out, the others are watched', async (t) => {
-  const { dependencies } = await open(t, [], ['nodes', 'events']);
-  assert.deepEqual(Object.keys(dependencies.caches), ['PersistentVolumeClaim']);
+  const { nodesAndVolumes } = await open(t, [], ['nodes', 'events']);
+  assert.deepEqual(Object.keys(nodesAndVolumes.caches), ['PersistentVolumeClaim']);
   const pod: PodObject = { metadata: meta('faces-0-0', 'n'), spec: {} };
-  assert.deepEqual([dependencies.lostNode('a'), dependencies.pendingReason(pod)], [undefined, undefined]);
+  assert.deepEqual([nodesAndVolumes.lostNode('a'), nodesAndVolumes.pendingReason(pod)], [undefined, undefined]);
 });
 
 test('a watch of Events, which gets no bookmarks, ends before the client takes it for dead', async (t) => {

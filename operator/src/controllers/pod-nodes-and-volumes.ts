@@ -1,9 +1,10 @@
 /**
- * What a pod depends on and does not report in its own status: its node, its claims, the mounts of its volumes. They
- * are watched beside the pods, and shown to the planner as facts of the pod: `lostNode` and `waiting`.
+ * The node of a pod, its PersistentVolumeClaims, and the mounts of its volumes. The pod's status does not report when
+ * they are lost or missing, so they are watched, too. The planner gets the result as fields of the pod: `lostNode` and
+ * `waiting`.
  *
- * The operator works without them. Nodes belong to no namespace, so a Role cannot allow to read them: a kind that may
- * not be read is left out, and a warning is logged once.
+ * The operator works without them. Nodes are cluster-scoped, so a Role cannot permit reading them: a kind that the
+ * operator may not read is left out, and a warning is logged once.
  */
 import type { Logger } from 'pino';
 import { isApiError } from '../runtime/api-error.ts';
@@ -12,7 +13,7 @@ import type { Client } from '../runtime/client.ts';
 import { type KubernetesObject, keyOf, type Resource } from '../runtime/resource.ts';
 import { claims, type NodeObject, nodes, type PodEvent, type PodObject, podEvents } from './resources.ts';
 
-export interface PodDependenciesOptions {
+export interface PodNodesAndVolumesOptions {
   client: Pick<Client, 'list' | 'watch'>;
   /** null: all namespaces. */
   namespace: string | null;
@@ -22,13 +23,13 @@ export interface PodDependenciesOptions {
   settleMilliseconds?: number;
 }
 
-/** What is called when a dependency changes. */
-export interface DependencyListener {
-  /** A node is lost, has come back, or was deleted. @returns whether pods of ours are on it */
+/** What is called when a node, a claim or a mount changes. */
+export interface NodeAndVolumeListener {
+  /** A node is lost, is ready again, or was deleted. @returns whether pods of ours are on it */
   onNode(name: string): boolean;
   /** @param key of a pod whose claim or mount has changed */
   onPod(key: string): void;
-  /** All pods of ours. */
+  /** All pods of the operator's jobs. */
   pods(): Iterable<PodObject>;
 }
 
@@ -40,21 +41,22 @@ const SETTLE_MILLISECONDS = 2_000;
 
 /**
  * Shorter than other watches: the API server keeps no watch cache of Events, so it sends no bookmarks, and the client
- * would take the silence for a dead connection.
+ * would treat the silent watch as a dead connection.
  */
 const EVENT_WATCH_SECONDS = 60;
 
 /** A kubelet reports a volume that it cannot mount by such an Event, and nowhere else. */
 const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
 
-export class PodDependencies {
+export class PodNodesAndVolumes {
   readonly caches: {
     Node?: Cache<NodeObject>;
     PersistentVolumeClaim?: Cache<KubernetesObject>;
     Event?: Cache<PodEvent>;
   };
   /**
-   * Nodes that were deleted with pods on them. A node that was never seen is not here: it may be newer than the cache.
+   * Nodes that were deleted with pods on them. A node that the cache never had is not included: it may be newer than
+   * the cache.
    */
   readonly #deleted = new Set<string>();
   /** Nodes whose Ready condition is Unknown, each with the timer at whose end it counts as lost. */
@@ -66,9 +68,9 @@ export class PodDependencies {
    * stops evictions then (it calls this a full disruption).
    */
   #isFullDisruption = false;
-  #listener: DependencyListener = { onNode: () => false, onPod: () => {}, pods: () => [] };
+  #listener: NodeAndVolumeListener = { onNode: () => false, onPod: () => {}, pods: () => [] };
 
-  private constructor(caches: PodDependencies['caches'], settleMilliseconds: number) {
+  private constructor(caches: PodNodesAndVolumes['caches'], settleMilliseconds: number) {
     this.caches = caches;
     caches.Node?.onChange(({ object, deleted }) => {
       const { name } = object.metadata;
@@ -100,7 +102,7 @@ export class PodDependencies {
   }
 
   /** Finds out which kinds may be read. @throws ApiError when the server does not answer */
-  static async open(options: PodDependenciesOptions): Promise<PodDependencies> {
+  static async open(options: PodNodesAndVolumesOptions): Promise<PodNodesAndVolumes> {
     const { client, namespace, log, onWatchError } = options;
     const cache = async <T extends KubernetesObject>(
       resource: Resource<T>,
@@ -129,7 +131,7 @@ export class PodDependencies {
       cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', {
         metadataOnly: true,
       }),
-      cache(podEvents, namespace, 'why a volume cannot be mounted is told by the pod’s events alone', {
+      cache(podEvents, namespace, 'why a volume cannot be mounted is only in the pod’s events', {
         fieldSelector: MOUNT_FAILURES,
         watchSeconds: EVENT_WATCH_SECONDS,
         indexes: {
@@ -137,14 +139,14 @@ export class PodDependencies {
         },
       }),
     ]);
-    return new PodDependencies(
+    return new PodNodesAndVolumes(
       { ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) },
       options.settleMilliseconds ?? SETTLE_MILLISECONDS,
     );
   }
 
   /** To be called once, before the caches run. */
-  listen(listener: DependencyListener): void {
+  listen(listener: NodeAndVolumeListener): void {
     this.#listener = listener;
     const { PersistentVolumeClaim, Event } = this.caches;
     PersistentVolumeClaim?.onChange(({ object: { metadata }, old, deleted }) => {
@@ -171,13 +173,13 @@ export class PodDependencies {
   pendingReason(pod: PodObject): { reason: string; message: string } | undefined {
     const { namespace } = pod.metadata;
     const { PersistentVolumeClaim, Event } = this.caches;
-    // The scheduler reports of a gang with a missing claim only that it met an error: the name is found here.
+    // For a gang with a missing claim the scheduler reports only an error, not the name of the claim.
     const missing =
       PersistentVolumeClaim &&
       claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
     if (missing !== undefined)
       return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
-    // From then on all volumes are mounted, and the Events are of the past.
+    // With this condition all volumes are mounted, and older Events no longer apply.
     if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True'))
       return undefined;
     const failures =
