@@ -36,7 +36,7 @@ export interface JobView {
   ranks: (ObservedPod | undefined)[];
   /** Pods of earlier attempts, and pods of the current one whose rank is beyond the number of replicas. */
   otherPods: ObservedPod[];
-  /** The pod template has a toleration of its own for unreachable nodes: Kubernetes evicts the pods after that time. */
+  /** The pod template tolerates unreachable nodes: Kubernetes evicts the pods after its tolerationSeconds. */
   toleratesNodeLoss: boolean;
 }
 

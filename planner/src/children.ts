@@ -46,7 +46,7 @@ export interface Blocker {
 
 /** @param hint added to the message if the user has to act */
 export const blockedBy = ({ reason, message, temporary }: Blocker, hint = ''): Stage =>
-  temporary ? { name: 'Waiting', reason, message } : { name: 'Refused', reason, message: `${message}${hint}` };
+  temporary ? { name: 'Waiting', reason, message } : { name: 'Blocked', reason, message: `${message}${hint}` };
 
 /** @returns null if nothing is missing, or if nothing prevents the creation */
 export function findBlocker({

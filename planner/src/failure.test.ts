@@ -116,7 +116,7 @@ describe('the cause of a failure', () => {
       pods: [makePod(0).running().build(), makePod(1).succeeded().with({ lostNode: 'node n is gone' }).build()],
       want: null,
     },
-    'none for a lost node if the template has a toleration of its own': {
+    'none for a lost node if the template sets a toleration for unreachable nodes': {
       pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
       bearsNodeLoss: true,
       want: null,

@@ -31,7 +31,7 @@ export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): st
 export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
   `${attemptName(job, attempt)}-${rank}`;
 
-/** Labels that select all pods of a job and no others: the uid tells jobs of the same name apart. */
+/** Labels that select all pods of a job and no others: the uid differs between jobs of the same name. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });
 
 /** Metadata of a child: the labels that all children have, `labels`, and the job as owner. */

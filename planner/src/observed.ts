@@ -51,8 +51,8 @@ export interface ObservedObject {
   /** Its controller is this job. An object of another owner is never changed. */
   owned: boolean;
   /**
-   * The label facetrain.dev/spec-digest: of a ConfigMap, the digest of the job's spec; of others, that of their own
-   * spec.
+   * The label facetrain.dev/spec-digest. On a ConfigMap: digest of the job's spec. On every other object: digest of
+   * that object's spec.
    */
   specDigest?: string;
   /** It has a deletion timestamp; a finalizer keeps it. */

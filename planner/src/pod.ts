@@ -178,8 +178,7 @@ function withSecurity(container: Container): Container {
 const UNREACHABLE = 'node.kubernetes.io/unreachable';
 
 /**
- * Whether a template has a toleration of its own for unreachable nodes, and so decides how long its pods stay on a lost
- * node.
+ * Whether a template sets a toleration for unreachable nodes, and so decides how long its pods stay on a lost node.
  */
 export const toleratesNodeLoss = (template: PodFields['podTemplate']): boolean =>
   template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;

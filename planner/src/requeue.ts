@@ -14,7 +14,7 @@ const REFUSED_RETRY_SECONDS = 60;
 /** @returns null if no timer runs */
 export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
   switch (stage.name) {
-    case 'Refused':
+    case 'Blocked':
       return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));
     case 'Waiting':
       return soonest(WAITING_RETRY_SECONDS, secondsToDeadline(view));

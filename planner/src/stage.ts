@@ -4,9 +4,9 @@
  * The functions here are the checks that both kinds of job share. Each returns a stage, or null if the next check
  * decides.
  *
- * `Restart` and `Replace` end an attempt. The next actions will delete the evidence for that decision (the failed pod,
- * for example), so these two stages have no actions. Their plan only writes a higher attempt number to the status, and
- * the next plan acts on it. After a crash at any moment, either the evidence or the decision exists.
+ * `Restart` and `Replace` end an attempt, and the actions that follow delete the object that was the cause (the failed
+ * pod, for example). So these two stages have no actions: their plan only writes a higher attempt number to the status,
+ * and the next plan deletes the pods. After a crash at any moment, the failed pod or the new number still exists.
  */
 import type { Restarts } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
@@ -20,14 +20,14 @@ import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
 
-/** Where a job stands, decided anew in every plan. */
+/** The state of a job, decided again in every plan. */
 export type Stage =
-  /** Blocked until a user changes the spec or the cluster. */
-  | { name: 'Refused'; reason: string; message: string }
+  /** An object cannot be created until a user changes the spec or the cluster. */
+  | { name: 'Blocked'; reason: string; message: string }
   | { name: 'Suspended' }
-  /** Decided: this attempt failed, another one follows. */
+  /** This attempt failed; another one follows. */
   | { name: 'Restart'; restarts: Restarts }
-  /** Decided: this attempt is over without a failure. */
+  /** This attempt is over without a failure; another one follows, at once or after a suspension. */
   | { name: 'Replace'; reason: string; message: string }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
@@ -36,7 +36,7 @@ export type Stage =
   | { name: 'Backoff'; until: Date }
   /** The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. */
   | { name: 'Active'; create: ChildObject[]; updates?: Action[] }
-  /** Training is done, its QuantizeJob is not. */
+  /** Training has succeeded, its QuantizeJob has not ended. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
   | { name: 'Failed'; reason: string; message: string };
@@ -72,7 +72,7 @@ export function specChanged(
   const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
   const isOutdated = (made: { specDigest?: string } | undefined) =>
     made?.specDigest !== undefined && made.specDigest !== digest;
-  // A pod of the current attempt in otherPods has a rank that the new spec has not.
+  // A pod of the current attempt in otherPods has a rank that the new spec does not have.
   const changed = isOutdated(config) || ranks.some(isOutdated) || otherPods.some((pod) => pod.attempt === attempt);
   return changed
     ? { name: 'Replace', reason: Reason.specChanged, message: 'the spec was changed while the job was suspended' }

@@ -3,7 +3,7 @@
  * and Stalled follow kstatus (sigs.k8s.io/cli-utils), by which Helm and Flux judge objects.
  *
  *   stage              phase        Ready  Reconciling  Stalled   status by kstatus
- *   Refused            Pending      False  -            True      Failed
+ *   Blocked            Pending      False  -            True      Failed
  *   Suspended          Suspended    True   while stopping         Current
  *   Restart, Backoff   Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
@@ -86,7 +86,7 @@ function isRestarting(stage: Stage, view: JobView): boolean {
   const isBetweenAttempts =
     stage.name === 'Stopping' ||
     stage.name === 'Backoff' ||
-    stage.name === 'Refused' ||
+    stage.name === 'Blocked' ||
     (stage.name === 'Active' && !allReady(view));
   return isBetweenAttempts && isTrue(view.status.conditions, ConditionType.restarting);
 }
@@ -101,7 +101,7 @@ interface Summary {
 
 function summaryOf(stage: Stage, view: JobView): Summary {
   switch (stage.name) {
-    case 'Refused':
+    case 'Blocked':
     case 'Failed':
       return { ready: false, kstatus: 'Failed', reason: stage.reason, message: stage.message };
     case 'Suspended':

@@ -105,7 +105,7 @@ test('fields of the template are kept, except where ours replace them', () => {
   assert(pod.spec.volumes.some(({ name }) => name === 'cache'));
 });
 
-test('a pod is evicted from a lost node after 30 s, unless the template has a toleration of its own', () => {
+test('a pod is evicted from a lost node after 30 s, unless the template sets a toleration', () => {
   const keysOf = (pod: Pod) => pod.spec.tolerations!.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]);
   assert.deepEqual(keysOf(podOf(makeJob())), [
     ['node.kubernetes.io/not-ready', 30],

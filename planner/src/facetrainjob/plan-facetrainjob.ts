@@ -3,9 +3,9 @@
  *
  *   Pending -> Running -> (Restarting -> Running)* -> Quantizing? -> Succeeded | Failed
  *
- * Suspended can follow any phase but the last two. The plan first decides the stage: the first check in `stageOf` that
- * returns one. Actions, status and events follow from it. stage.ts explains why a decision and its actions are two
- * plans.
+ * Suspended can follow any phase except Succeeded and Failed. The plan first decides the stage: the first check in
+ * `stageOf` that returns one. Actions, status and events follow from it. stage.ts explains why a decision and its
+ * actions are two plans.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { FaceTrainJobStatus } from '@facetrain/api';
@@ -73,7 +73,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
 function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   return (
     finished(view) ??
-    trained(observed, view) ??
+    afterTraining(observed, view) ??
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
@@ -87,7 +87,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
 }
 
 /** Checked before everything that could end the attempt: training that has succeeded is never repeated. */
-function trained(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
+function afterTraining(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return isTrained(observed, view) ? stageAfterTraining(observed, view) : null;
 }
 
