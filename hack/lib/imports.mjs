@@ -1,4 +1,4 @@
-// Finds the imports of TypeScript and JavaScript modules, and the includes of C++ files. It has a tokenizer of its own:
+// Finds the imports of TypeScript and JavaScript modules, and the includes of C++ files. It has its own tokenizer:
 // the JavaScript API of TypeScript 7 is marked unstable, and esbuild drops imports of types.
 
 /** A `/` after one of these words starts a regular expression, not a division. */
