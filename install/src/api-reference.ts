@@ -62,8 +62,8 @@ export const CONDITIONS: Record<string, string> = {
     '`kubectl get`.',
   Reconciling: 'The operator is working towards Ready; absent otherwise. kstatus reads it as InProgress.',
   Stalled:
-    'The job has failed, or cannot continue until its spec or the cluster changes; absent otherwise. kstatus reads it ' +
-    'as Failed.',
+    'The job has failed, or cannot continue until its spec or the cluster changes; absent otherwise. kstatus reads ' +
+    'it as Failed.',
   Admitted: 'Every pod of the current attempt has a node. Present only while an attempt is under way.',
   PodsReady: 'Every rank of the current attempt is ready, or has succeeded.',
   Running: 'All ranks of the current attempt have been ready at once, and the attempt continues.',

@@ -1,4 +1,4 @@
-/** The actions that follow from a stage: children to create, and what is left of attempts that are over. */
+/** The actions that follow from a stage: children to create, and deletions of the objects of earlier attempts. */
 import type { JobView } from './attempt.ts';
 import { type CleanPodPolicy, deleteCurrentPods, deleteOlderObjects, deleteOlderPods } from './cleanup.ts';
 import type { ObservedObject } from './observed.ts';

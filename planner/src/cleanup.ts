@@ -1,6 +1,6 @@
 /**
  * Deletions after the end of an attempt. An attempt is over once the observed status has a higher number, or an
- * outcome. Before that its pods are the evidence for what to do next.
+ * outcome. Until then its pods are kept: the planner reads from them why the attempt ended.
  */
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { attemptName } from './names.ts';

@@ -82,7 +82,7 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
 
 const exitedWithPeerLost = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.peerLost && !pod.disrupted;
 
-/** Reasons of pods that the kubelet ended for its node's sake, without setting the condition DisruptionTarget. */
+/** Reasons of pods that the kubelet ended to protect its node, without setting the condition DisruptionTarget. */
 const DISRUPTION_REASONS = new Set(['Evicted', 'Preempting', 'NodeLost', 'NodeShutdown', 'Shutdown', 'Terminated']);
 
 function processFailure(pod: ObservedPod): Failure {

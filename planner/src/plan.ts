@@ -5,9 +5,9 @@
  * fails, and writes the status last. Then it emits the events. It may crash anywhere: the next plan is made from what
  * exists by then.
  *
- * If an object that it creates exists already, its cache was stale, and it takes that for success. The status and the
- * pods that it passes to a planner must be at least as new as its own last write. From older ones a planner could start
- * an attempt that is already over.
+ * If a create reports that the object exists, the executor's cache was stale, and the executor treats that as success.
+ * The status and the pods that it passes to a planner must be at least as new as its own last write. From older ones a
+ * planner could start an attempt that is already over.
  */
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import type { Environment } from './environment.ts';

@@ -24,7 +24,7 @@ export type PodFields = Pick<
 >;
 type Loose = Record<string, unknown>;
 
-/** What the pods of trainers and of the quantizer do not have in common. */
+/** The fields in which the pods of trainers and of the quantizer differ. */
 export interface PodParts {
   metadata: Metadata;
   fields: PodFields;

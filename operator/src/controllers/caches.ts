@@ -78,7 +78,7 @@ export const jobNameIndexValue = (kind: JobKind, namespace: string, name: string
 const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): string =>
   jobNameIndexValue(labels?.[Label.jobKind] as JobKind, namespace!, labels?.[Label.jobName] ?? '');
 
-/** Keeps of a pod's spec what is read. In a cluster with thousands of pods their specs would be most of the memory. */
+/** Keeps the fields of a pod's spec that are read: with thousands of pods, whole specs would be most of the memory. */
 function stripPod(pod: PodObject): PodObject {
   const { nodeName, volumes = [] } = pod.spec;
   const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>

@@ -1,6 +1,6 @@
 /**
- * The operator as a whole: `runOperator` reads top to bottom as what is built, in order. Each part is a file of its
- * own: cluster-discovery.ts, caches.ts, reconcile.ts, wake-ups.ts; ../runtime/manager.ts starts and stops them.
+ * The operator as a whole: `runOperator` builds its parts, in the order of their dependencies. Each part has a separate
+ * file: cluster-discovery.ts, caches.ts, reconcile.ts, wake-ups.ts; ../runtime/manager.ts starts and stops them.
  */
 import { OPERATOR_NAME } from '@facetrain/api';
 import type { Environment } from '@facetrain/planner/environment';

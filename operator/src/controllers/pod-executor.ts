@@ -1,7 +1,7 @@
 /**
  * Executes the plan for a job in the cluster: actions in order, then the status, then the events.
  *
- * The first action that fails ends the reconcile, with no status written. The next reconcile plans anew from what
+ * The first action that fails ends the reconcile, and no status is written. The next reconcile plans again from what
  * exists by then, so a crash between two actions is no special case.
  */
 import { isDeepStrictEqual } from 'node:util';
@@ -168,7 +168,7 @@ export class Executor {
       if (isRefusal(error)) return { refused: { kind, name, message: error.serverMessage } };
       if (!isApiError(error, 'AlreadyExists')) throw error;
     }
-    // Created by an earlier reconcile, and not in the cache yet; or by someone else.
+    // Created by an earlier reconcile, and not in the cache yet; or by another owner.
     const existing = await client.get(resource, job.namespace, name);
     const observed = observeObject(kind, existing, job, this.#options.kind);
     if (!observed.owned) return { foreign: observed };

@@ -2,7 +2,8 @@
  * FaceTrainJobs that write to the same folder, as copies of a manifest do. Two gangs would destroy each other's
  * checkpoints, so one job waits for the other: for one that has pods, else for an older one.
  *
- * Only pvc:// and hostpath:// are compared. What file:// and object stores stand for is not known here.
+ * Only pvc:// and hostpath:// are compared. For file:// and object stores the operator does not know which URIs are the
+ * same folder.
  */
 import { joinStorageUri } from '@facetrain/api';
 import { isIgnored } from '@facetrain/planner/attempt';

@@ -6,7 +6,7 @@
  * | --- | --- |
  * | a FaceTrainJob or a QuantizeJob, in any way | the job itself |
  * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup or QuantizeJob, in any way | the job that is its controller |
- * | a Node is lost, comes back or is deleted | the jobs of the pods on it |
+ * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
  * | a FailedMount Event is created or counted up | the job of its pod |
  *

@@ -1,6 +1,6 @@
 /**
  * A controller: workers that take keys from a work queue and reconcile the object of each. A reconcile that fails is
- * tried again after an exponential backoff; one that succeeds may ask to be repeated after some seconds.
+ * tried again after an exponential backoff; one that succeeds may request to be repeated after some seconds.
  *
  * No two workers have the same key, so a reconcile needs no locks (controller-runtime, pkg/internal/controller).
  */

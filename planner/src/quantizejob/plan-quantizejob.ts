@@ -3,8 +3,8 @@
  *
  *   Pending -> Running -> (Restarting -> Running)* -> Succeeded | Failed
  *
- * Suspended can follow any phase but the last two. The plan first decides the stage: the first check in `stageOf` that
- * returns one. Actions, status and events follow from it.
+ * Suspended can follow any phase except Succeeded and Failed. The plan first decides the stage: the first check in
+ * `stageOf` that returns one. Actions, status and events follow from it.
  */
 import { isDeepStrictEqual } from 'node:util';
 import type { QuantizeJobStatus, QuantizePhase } from '@facetrain/api';
@@ -69,7 +69,7 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
   );
 }
 
-/** Checked before everything that could end the attempt: what is published is never published again. */
+/** Checked before everything that could end the attempt: an artifact is never published twice. */
 function published({ ranks: [pod] }: JobView): Stage | null {
   return pod && outcomeOf(pod) === 'succeeded'
     ? { name: 'Succeeded', message: 'the INT7 artifact is published' }
