@@ -160,7 +160,7 @@ export const Values = z.strictObject({
           interval: z.string().regex(DURATION).default('15s').describe('How often.'),
           labels: labels('Labels by which your Prometheus selects it.'),
         },
-        'Metrics of the trainings. (Where a policy of your own closes the progress port, open it for your Prometheus.)',
+        'Metrics of the trainings. (If one of your policies closes the progress port, open it for your Prometheus.)',
       ),
     },
     "For Prometheus. The monitors need its operator's CustomResourceDefinitions.",
