@@ -31,8 +31,8 @@ async function configure({ cuda, always = false }, show) {
 }
 
 /** Writes native/build/compile_commands.json for the source files that exist now, and builds nothing. */
-export function configureNative() {
-  return step('Native build: configure', (show) => configure({ cuda: false, always: true }, show));
+export function configureNative(show) {
+  return configure({ cuda: false, always: true }, show);
 }
 
 /** @param {{ targets?: string[], cuda?: boolean }} [options] `targets` of CMake; all when empty */

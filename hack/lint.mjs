@@ -33,15 +33,18 @@ const checks = {
   'TypeScript and JSON (biome)': () => biome('.'),
   'types (tsc)': () => program([node, 'node_modules/typescript/bin/tsc', '--build']),
   'C++ format (clang-format)': (files) => program(['clang-format', '--dry-run', '--Werror', ...cpp(files)]),
-  'C++ (clang-tidy)': (_files, show) => clangTidy(show),
+  'C++ (clang-tidy)': async (_files, show) => {
+    await configureNative(show); // writes the compile commands that clang-tidy reads
+    await clangTidy(show);
+  },
   'shell scripts (shellcheck)': (files) =>
     program(['shellcheck', '--external-sources', '--source-path=SCRIPTDIR', ...shell(files)]),
   'generated files are fresh': () => generate('--check'),
   [`lines end by column ${COLUMNS}`]: (files) => checkLineWidth(files),
 };
 
-/** Runs all steps, also after one has failed, and prints what each that failed has found. */
-async function runAll(steps) {
+/** Runs all steps, also after one has failed, and prints the error of each that failed. */
+export async function runAll(steps) {
   const files = await repositoryFiles();
   const counts = { passed: 0, failed: 0 };
   for (const [title, body] of Object.entries(steps)) {
@@ -49,8 +52,7 @@ async function runAll(steps) {
       await step(title, async (show) => body(files, show));
       counts.passed += 1;
     } catch (error) {
-      if (!(error instanceof SetupError)) throw error;
-      process.stderr.write(`${error.message}\n`);
+      process.stderr.write(`${error instanceof SetupError ? error.message : error.stack}\n`);
       counts.failed += 1;
     }
   }
@@ -61,8 +63,7 @@ async function runAll(steps) {
  * Runs the checks; what needs.lint names must be installed.
  * @returns {Promise<{ passed: number, failed: number }>} the numbers of checks
  */
-export async function lint() {
-  await configureNative(); // writes the compile commands that clang-tidy reads
+export function lint() {
   return runAll(checks);
 }
 
