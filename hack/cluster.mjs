@@ -12,7 +12,7 @@ import { setup } from './setup.mjs';
 
 await main(async () => {
   const [action = ''] = process.argv.slice(2);
-  if (action === 'up') await setup(needs.folders.e2e);
+  if (action === 'up') await setup(needs.paths.e2e);
   if (action === 'up' || action === 'down') await dockerEngine();
   return attached([node, join(root, 'e2e', 'cluster', 'main.ts'), action], { cwd: root, env: environment });
 });

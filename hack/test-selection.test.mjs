@@ -88,3 +88,16 @@ test('hack/lib/needs.mjs has an entry for every folder with tests, and names onl
   );
   assert.deepEqual(unknown, []);
 });
+
+test('hack/lib/needs.mjs has only paths with tests', async () => {
+  const tests = (await repositoryFiles()).filter(isTest);
+  const unused = Object.keys(needs.paths).filter(
+    (path) => !tests.some((file) => file === path || file.startsWith(`${path}/`)),
+  );
+  assert.deepEqual(unused, []);
+});
+
+test('the longest path of hack/lib/needs.mjs decides what a test needs', () => {
+  assert.deepEqual(needs.ofFile('trainer-image/src/train/train.test.ts'), needs.paths['trainer-image']);
+  assert.deepEqual(needs.ofFile('trainer-image/src/train/schedule.test.ts'), []);
+});

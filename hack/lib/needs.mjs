@@ -11,16 +11,28 @@ import { SetupError } from './steps.mjs';
 const controlPlane = ['etcd', 'kube-apiserver'];
 const cluster = [...controlPlane, 'kube-controller-manager', 'kube-scheduler'];
 
-/** For the tests in each folder. */
-export const folders = {
+/** For the tests in each folder, or in one file. The longest path that matches a file decides. */
+export const paths = {
   hack: [],
   api: ['crdcheck'],
   planner: [],
   native: ['native'],
   operator: cluster,
   'trainer-image': ['native', 'python', 'versitygw'],
+  'trainer-image/src/backbones': [],
+  'trainer-image/src/checkpoint': [],
+  'trainer-image/src/program': [],
+  'trainer-image/src/report': [],
+  'trainer-image/src/storage': ['versitygw'],
+  'trainer-image/src/train/history.test.ts': [],
+  'trainer-image/src/train/schedule.test.ts': [],
+  'trainer-image/src/verification': ['native'],
   cli: ['native'],
+  'cli/src/local': [],
+  'cli/src/manifest.test.ts': [],
+  'cli/src/terminal-output.test.ts': [],
   install: ['helm', 'glua', 'kubectl', ...controlPlane],
+  'install/src/api-reference.test.ts': [],
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
 };
@@ -32,12 +44,13 @@ export const lint = ['linters', 'native', 'helm'];
 export const operatorBenchmark = [...controlPlane, 'kube-scheduler', 'kwok'];
 
 /** For all of `npm test`. */
-export const tests = [...new Set([...Object.values(folders).flat(), ...lint])];
+export const tests = [...new Set([...Object.values(paths).flat(), ...lint])];
 
 /** @returns {string[]} what the tests in a file need */
 export function ofFile(file) {
-  const folder = Object.keys(folders).find((each) => file.startsWith(`${each}/`));
-  if (folder === undefined)
-    throw new SetupError(`${file}: hack/lib/needs.mjs has no entry for the tests of its folder`);
-  return folders[folder];
+  const [path] = Object.keys(paths)
+    .filter((each) => file === each || file.startsWith(`${each}/`))
+    .sort((a, b) => b.length - a.length);
+  if (path === undefined) throw new SetupError(`${file}: hack/lib/needs.mjs has no entry for the tests of its folder`);
+  return paths[path];
 }
