@@ -171,7 +171,7 @@ const loss = section(
     interclassFilter: cosine
       .optional()
       .describe(
-        'Negatives with a larger cosine are ignored: they may be mislabelled images of the same person ' +
+        'Negatives with a larger cosine are ignored: they may be mislabeled images of the same person ' +
           '(arXiv 2203.15565). Absent: off.',
       ),
   },

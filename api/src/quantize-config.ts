@@ -25,7 +25,7 @@ export const QuantizeConfig = z.strictObject({
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
   model: z.strictObject({
     path: z.string().min(1).describe('The FP32 backbone, an ONNX file.'),
-    channelOrder: z.enum(['rgb', 'bgr']).describe('Order of the colour channels at the model’s input.'),
+    channelOrder: z.enum(['rgb', 'bgr']).describe('Order of the color channels at the model’s input.'),
   }),
   calibration: z.strictObject({
     datasetPath: z.string().min(1).describe('Folder with train.rec, train.idx and property.'),

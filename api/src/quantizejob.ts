@@ -31,7 +31,7 @@ import { destination, S3_RULE, source, sourceFields } from './storage.ts';
 export const channelOrder = z
   .enum(['RGB', 'BGR'])
   .default(DEFAULT_CHANNEL_ORDER)
-  .describe('Order of the colour channels at the model’s input.');
+  .describe('Order of the color channels at the model’s input.');
 
 const search = section(
   {

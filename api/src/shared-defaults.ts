@@ -28,7 +28,7 @@ export const DEFAULT_PROGRESS_PORT = 8080;
 /** TCP port at which rank 0 waits for the other ranks; torchrun's default. */
 export const DEFAULT_RENDEZVOUS_PORT = 29_500;
 
-/** Order of the colour channels at a model's input; insightface feeds RGB. */
+/** Order of the color channels at a model's input; insightface feeds RGB. */
 export const DEFAULT_CHANNEL_ORDER = 'RGB';
 
 /** Number of pictures that the scale search looks at, and the seed that draws them. */

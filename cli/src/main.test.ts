@@ -37,7 +37,7 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'],
     wantMessage: /whole number/,
   },
-  'an unknown colour order': {
+  'an unknown color order': {
     args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'],
     wantMessage: /rgb, bgr/,
   },

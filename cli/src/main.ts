@@ -55,7 +55,7 @@ function command(name: string, description: string, parent = program): Command {
 }
 
 const channelOrder = () =>
-  new Option('--channel-order <order>', 'order of the colours at the model’s input')
+  new Option('--channel-order <order>', 'order of the colors at the model’s input')
     .choices(['rgb', 'bgr'])
     .default(DEFAULT_CHANNEL_ORDER.toLowerCase());
 const threads = () =>

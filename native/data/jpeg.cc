@@ -20,9 +20,9 @@ void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool b
     throw Error(code, subject, std::string("is no intact JPEG (") + tjGetErrorStr2(handle.tj) + ")",
                 "a JPEG of " + size(height, width));
   };
-  int found_width = 0, found_height = 0, subsampling = 0, colours = 0;
+  int found_width = 0, found_height = 0, subsampling = 0, colors = 0;
   if (tjDecompressHeader3(handle.tj, encoded.data(), encoded.size(), &found_width, &found_height, &subsampling,
-                          &colours) != 0) {
+                          &colors) != 0) {
     refuse();
   }
   if (found_height != height || found_width != width) {

@@ -30,10 +30,10 @@ constexpr int kSide = 16;  // pixels
 
 // ---- writing ----
 
-// A JPEG of one colour, or gray. Decoded values differ by 2 at most.
-Bytes jpeg_of(std::array<uint8_t, 3> colour, bool gray = false, int side = kSide) {
+// A JPEG of one color, or gray. Decoded values differ by 2 at most.
+Bytes jpeg_of(std::array<uint8_t, 3> color, bool gray = false, int side = kSide) {
   Bytes pixels;
-  for (int i = 0; i < side * side; ++i) pixels.insert(pixels.end(), colour.begin(), colour.end());
+  for (int i = 0; i < side * side; ++i) pixels.insert(pixels.end(), color.begin(), color.end());
   const tjhandle tj = tjInitCompress();
   unsigned char* buffer = nullptr;
   unsigned long size = 0;
@@ -503,7 +503,7 @@ void test_augmentation() {
   LoaderOptions options = options_of(64);
   options.shift = 3;
   const Batch batch = make_loader(dataset, options)->next();
-  // The edge between black and white is at column 8 of the picture, moved by dx; flip exchanges the colours.
+  // The edge between black and white is at column 8 of the picture, moved by dx; flip exchanges the colors.
   std::map<int, int> white_right, white_left;  // count by column where the edge is
   for (size_t i = 0; i < 64; ++i) {
     const uint8_t* row = batch.pixels.data() + i * kSide * kSide * 3;

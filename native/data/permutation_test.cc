@@ -31,7 +31,7 @@ void test_permutes() {
   }
 }
 
-// Over many keys every number comes to every place equally often, and neighbours do not stay neighbours. Chi-squared
+// Over many keys every number comes to every place equally often, and neighbors do not stay neighbors. Chi-squared
 // with 9 degrees of freedom exceeds 33.7 with a probability of 1e-4, with 8 degrees 31.8.
 void test_uniform() {
   constexpr int kSize = 10, kKeys = 20'000;

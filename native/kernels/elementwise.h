@@ -1,5 +1,5 @@
-// The INT7 runtime's layers without weights, and the steps between int32 sums, real values and int8: quantise,
-// requantise, dequantise. Every instruction set gives the results of reference.h bit for bit.
+// The INT7 runtime's layers without weights, and the steps between int32 sums, real values and int8: quantize,
+// requantize, dequantize. Every instruction set gives the results of reference.h bit for bit.
 //
 // Tensors are [area, channels] (NHWC), area = height * width; real = integer * scale. One pass over memory each, so a
 // caller that chains two of them should do so on chunks that stay in the cache.

@@ -125,7 +125,7 @@ void test_conv_by_hand() {
 }
 
 void test_rounding_and_saturation() {
-  // Ties round to the even neighbour. Limits are symmetric: the results never are -128 or -64.
+  // Ties round to the even neighbor. Limits are symmetric: the results never are -128 or -64.
   const std::vector<int32_t> x{1, 3, 5, -1, -3, -5, 125, 127, 129, -127, -129, 2000000000, -2000000000};
   const std::vector<int8_t> expected63{0, 2, 2, 0, -2, -2, 62, 63, 63, -63, -63, 63, -63};
   const float half[] = {0.5f};

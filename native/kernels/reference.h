@@ -26,15 +26,15 @@ void conv(const ConvShape& shape, const int8_t* x, const int8_t* weights, const 
 // / output scale, in float32 and in this order.
 void requantize(const int32_t* x, int channels, int area, const float* multipliers, int limit, int8_t* y);
 
-// y quantises offset[c] + (real > 0 ? positive[c] : negative[c]) * real, where real = x * x_scale.
+// y quantizes offset[c] + (real > 0 ? positive[c] : negative[c]) * real, where real = x * x_scale.
 void pointwise(const int8_t* x, int channels, int area, const float* positive, const float* negative,
                const float* offset, float x_scale, float y_scale, int limit, int8_t* y);
 
-// y quantises a * a_scale + b * b_scale.
+// y quantizes a * a_scale + b * b_scale.
 void add(const int8_t* a, float a_scale, const int8_t* b, float b_scale, int count, float y_scale, int limit,
          int8_t* y);
 
-// y [channels] quantises the mean over the area.
+// y [channels] quantizes the mean over the area.
 void pool(const int8_t* x, int channels, int area, float x_scale, float y_scale, int limit, int8_t* y);
 
 }  // namespace facetrain::reference

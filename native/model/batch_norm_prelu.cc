@@ -71,7 +71,7 @@ FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_REST
   }
 }
 
-// dx = scale (dz - constant - (x - mean) linear), where dz is the gradient after the normalisation. `constant` and
+// dx = scale (dz - constant - (x - mean) linear), where dz is the gradient after the normalization. `constant` and
 // `linear` are the derivatives through the batch's mean and variance.
 FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
                                  const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,

@@ -17,8 +17,8 @@ struct BatchNorm {
 
 // PReLU(BN(x)), x [N, C, ...], slope [C] or [1]. Differentiable in x, gamma, beta and slope.
 //
-// In training, normalises by the statistics of the batch and moves the running statistics towards them by 0.1 (the
-// variance with Bessel's correction), as torch does. Otherwise normalises by the running statistics. If x is not
+// In training, normalizes by the statistics of the batch and moves the running statistics towards them by 0.1 (the
+// variance with Bessel's correction), as torch does. Otherwise normalizes by the running statistics. If x is not
 // float32 and channels-last on a CPU, calls ATen's two operators.
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training);
 

@@ -15,7 +15,7 @@ namespace facetrain {
 at::Tensor to_images(const std::vector<uint8_t>& pixels, int64_t height, int64_t width, int64_t channels,
                      at::Device device);
 
-// The embeddings [n, d] of images [n, channels, height, width] in evaluation mode, not normalised. With `flip`, the sum
+// The embeddings [n, d] of images [n, channels, height, width] in evaluation mode, not normalized. With `flip`, the sum
 // of the embeddings of a picture and of its mirror image, as in insightface's verification.
 std::vector<float> embed(Executor& executor, const at::Tensor& images, bool flip);
 

@@ -15,7 +15,7 @@
 #define FT_VECTORIZED
 #endif
 
-// A kernel's arrays do not overlap. With many arrays the compiler does not vectorise unless it knows that.
+// A kernel's arrays do not overlap. With many arrays the compiler does not vectorize unless it knows that.
 #define FT_RESTRICT __restrict__
 
 namespace facetrain {

@@ -114,7 +114,7 @@ Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   const Napi::Object tensors = Napi::Object::New(env), weights = Napi::Object::New(env),
                      biases = Napi::Object::New(env);
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    if (!graph.quantised(t)) continue;
+    if (!graph.quantized(t)) continue;
     Napi::Object tensor = Napi::Object::New(env);
     tensor.Set("scale", scales.tensors[t]);
     tensor.Set("limit", graph.tensors[t].limit());
@@ -136,7 +136,7 @@ Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   return result;
 }
 
-// The numbers of a layer that equalisation changes.
+// The numbers of a layer that equalization changes.
 Napi::Object numbers_to(Napi::Env env, const Layer& layer) {
   Napi::Object result = Napi::Object::New(env);
   if (layer.kind == Layer::Kind::conv) {
@@ -294,7 +294,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
                          });
   }
 
-  // runLayers(pixels of one picture) -> {name: Int8Array} of every quantised tensor
+  // runLayers(pixels of one picture) -> {name: Int8Array} of every quantized tensor
   Napi::Value run_layers(const Napi::CallbackInfo& info) {
     return worker_->post(info.Env(),
                          [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {
@@ -302,7 +302,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
                            return [graph = state->graph, integers = std::move(integers)](Napi::Env env) -> Napi::Value {
                              Napi::Object result = Napi::Object::New(env);
                              for (size_t t = 0; t < graph->tensors.size(); ++t) {
-                               if (graph->quantised(t))
+                               if (graph->quantized(t))
                                  result.Set(graph->tensors[t].name, array_to<Napi::Int8Array>(env, integers[t]));
                              }
                              return result;

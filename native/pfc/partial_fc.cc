@@ -301,7 +301,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     remove_radial(row_gradients, rows, tile.inverse_norms);
   });
 
-  // Sum all ranks' gradients of this rank's features, and go back through the normalisation.
+  // Sum all ranks' gradients of this rank's features, and go back through the normalization.
   Result result{(log_z - target).mean().item<double>(), at::empty(embeddings.sizes(), embeddings.options())};
   comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
   result.grad_embeddings.mul_(inverse_norm);

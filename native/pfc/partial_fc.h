@@ -53,7 +53,7 @@ class PartialFc {
   // Rows are drawn from N(0, 0.01^2). A row depends on seed and class only: it is the same for every number of ranks.
   PartialFc(Comm& comm, const PfcOptions& options);
 
-  // Takes this rank's part of the batch: embeddings [b, d] float32, not normalised; labels [b] int64 in [0, C). b is
+  // Takes this rank's part of the batch: embeddings [b, d] float32, not normalized; labels [b] int64 in [0, C). b is
   // the same on every rank. Returns the mean loss over the global batch, the same on every rank, and d loss / d
   // embeddings [b, d]. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
   // selects the sample. Throws Error(InvalidDataset), on every rank, for a label outside [0, C), and CommError.

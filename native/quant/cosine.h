@@ -1,6 +1,6 @@
 // The cosine between a layer's output and its FP32 output, the search's measure of quality.
 //
-// Sums are float32 by channel over a few pixels, which vectorises, and float64 beyond, which keeps the digits. The
+// Sums are float32 by channel over a few pixels, which vectorizes, and float64 beyond, which keeps the digits. The
 // order of summation is fixed, so every instruction set gives the same numbers.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Cross-layer equalisation: makes the ranges of a tensor's channels similar before the tensor gets its one scale.
+// Cross-layer equalization: makes the ranges of a tensor's channels similar before the tensor gets its one scale.
 //
 // A tensor has one scale, so channels much smaller than its largest get few of the 63 steps. PReLU, addition and
 // pooling are positively homogeneous in each channel. So channel c of all tensors that they connect may be divided by
@@ -23,7 +23,7 @@ namespace facetrain {
 // channel.
 //
 // Measured on a pretrained MobileFaceNet with scales from the maximum, as the mean cosine of embeddings with FP32:
-// 0.974 with these exponents, 0.968 with 0.5 for both, 0.919 without equalisation; 0.954 with the 99.9th percentile as
+// 0.974 with these exponents, 0.968 with 0.5 for both, 0.919 without equalization; 0.954 with the 99.9th percentile as
 // a_c, because some channels are rarely active but large when they are.
 //
 // `on_layer` is called with the number of layers done. Throws Error(NotANumber) when an activation is not finite, and

@@ -15,11 +15,11 @@ class Int7Layer {
   // Copies what it needs of `scales`; `graph` must outlive it.
   Int7Layer(const LayerGraph& graph, int layer, const Scales& scales);
 
-  // Computes the quantised output y of the input x. Tensors are [height, width, channels]; inputs are readable for
+  // Computes the quantized output y of the input x. Tensors are [height, width, channels]; inputs are readable for
   // kOverread bytes past their end; `second` is read by add only. Not for the layer that writes the graph's output,
   // which stays real.
   void run(const int8_t* x, const int8_t* second, int8_t* y) const;
-  // Computes the same output in FP32, before it is quantised.
+  // Computes the same output in FP32, before it is quantized.
   void run_real(const int8_t* x, const int8_t* second, float* y) const;
 
  private:

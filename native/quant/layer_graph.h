@@ -1,4 +1,4 @@
-// The network that is quantised: native/src/types.ts's LayerGraph with shapes inferred, names resolved to indices and
+// The network that is quantized: native/src/types.ts's LayerGraph with shapes inferred, names resolved to indices and
 // everything validated. All other parts of quant/ rely on that.
 //
 // A fully connected layer is a convolution whose kernel is as large as its input. Tensors are [height, width,
@@ -57,7 +57,7 @@ class LayerGraph {
   std::vector<Layer> layers;
   int output = -1;  // index of the output tensor, which stays real
 
-  bool quantised(int tensor) const { return tensor != output; }
+  bool quantized(int tensor) const { return tensor != output; }
 };
 
 }  // namespace facetrain

@@ -37,7 +37,7 @@ void LayerwisePass::run_real(int l) {
 
 void LayerwisePass::run_integers(int l, const Scales& scales) {
   const Layer& layer = graph_.layers[l];
-  if (!graph_.quantised(layer.output)) return;
+  if (!graph_.quantized(layer.output)) return;
   const int64_t size = graph_.tensors[layer.output].size();
   integers_[layer.output].resize(size * pictures_.count + kOverread);
   const Int7Layer int7(graph_, l, scales);
@@ -47,7 +47,7 @@ void LayerwisePass::run_integers(int l, const Scales& scales) {
   });
 }
 
-std::vector<float> LayerwisePass::run_unquantised(int l, const Scales& scales) const {
+std::vector<float> LayerwisePass::run_unquantized(int l, const Scales& scales) const {
   const Layer& layer = graph_.layers[l];
   const int64_t size = graph_.tensors[layer.output].size();
   std::vector<float> result(size * pictures_.count);

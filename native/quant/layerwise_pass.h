@@ -22,9 +22,9 @@ class LayerwisePass {
   // Computes the layer's output for every picture. Its inputs must have been computed and not released.
   void run_real(int layer);
   void run_integers(int layer, const Scales& scales);
-  // The output of the integer layer before it is quantised, as FP32 [pictures][size of the tensor]: the values that
+  // The output of the integer layer before it is quantized, as FP32 [pictures][size of the tensor]: the values that
   // run_integers rounds. Does not keep them.
-  std::vector<float> run_unquantised(int layer, const Scales& scales) const;
+  std::vector<float> run_unquantized(int layer, const Scales& scales) const;
   // Frees the tensors that no layer after `layer` reads.
   void release(int layer);
 
@@ -38,7 +38,7 @@ class LayerwisePass {
     return integers_[tensor].data() + n * graph_.tensors[tensor].size();
   }
 
-  // The most bytes that a picture takes in a pass in both kinds, with one unquantised output.
+  // The most bytes that a picture takes in a pass in both kinds, with one unquantized output.
   static int64_t bytes_per_picture(const LayerGraph& graph);
 
  private:

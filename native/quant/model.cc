@@ -154,13 +154,13 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
 std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scales& scales, const uint8_t* picture) {
   std::vector<std::vector<int8_t>> tensors(graph.tensors.size());
   for (size_t t = 0; t < tensors.size(); ++t) {
-    if (graph.quantised(t)) tensors[t].resize(graph.tensors[t].size() + kOverread);
+    if (graph.quantized(t)) tensors[t].resize(graph.tensors[t].size() + kOverread);
   }
   const auto pixels = pixel_integers(graph, scales);
   std::transform(picture, picture + graph.tensors[0].size(), tensors[0].begin(), [&](uint8_t b) { return pixels[b]; });
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];
-    if (!graph.quantised(layer.output)) continue;
+    if (!graph.quantized(layer.output)) continue;
     Int7Layer(graph, l, scales)
         .run(tensors[layer.input].data(), layer.second < 0 ? nullptr : tensors[layer.second].data(),
              tensors[layer.output].data());

@@ -56,7 +56,7 @@ std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, 
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,
                     const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done = {});
 
-// The integers of every quantised tensor for one picture, by index of the tensor, each [channels, height, width]; empty
+// The integers of every quantized tensor for one picture, by index of the tensor, each [channels, height, width]; empty
 // for the graph's output. For tests and diagnosis.
 std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scales& scales, const uint8_t* picture);
 

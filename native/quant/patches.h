@@ -1,6 +1,6 @@
 // The sample of output pixels that the search scores a layer on, and the inputs that these pixels read.
 //
-// Neighbouring pixels are similar, so about 3000 pixels over all pictures suffice. A layer's patches are copied once
+// Neighboring pixels are similar, so about 3000 pixels over all pictures suffice. A layer's patches are copied once
 // and then used by all candidates.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Compares the INT7 network with kernels/reference.h layer by layer, and tests equalisation, the search and the
+// Compares the INT7 network with kernels/reference.h layer by layer, and tests equalization, the search and the
 // validation of scales.
 #include <algorithm>
 #include <cmath>
@@ -298,7 +298,7 @@ void test_search() {
       check_integers(graph, found.scales, pictures);
       const auto inside = [](float scale, float first) { return scale >= first / 2.001f && scale <= first * 2.001f; };
       for (size_t t = 0; t < graph.tensors.size(); ++t) {
-        if (graph.quantised(t)) CHECK(inside(found.scales.tensors[t], start.scales.tensors[t]));
+        if (graph.quantized(t)) CHECK(inside(found.scales.tensors[t], start.scales.tensors[t]));
       }
       for (size_t l = 0; l < graph.layers.size(); ++l) {
         for (size_t o = 0; o < found.scales.convs[l].weight.size(); ++o) {
@@ -391,7 +391,7 @@ void test_resolve_scales() {
   const Scales scales = run_search(graph, {pixels.data(), 2, 12, 12}, options).scales;
   NamedScales named;
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    if (graph.quantised(t)) named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit()};
+    if (graph.quantized(t)) named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit()};
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     if (!scales.convs[l].weight.empty()) named.convs[graph.layers[l].name] = scales.convs[l];

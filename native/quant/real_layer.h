@@ -1,4 +1,4 @@
-// The FP32 forward pass of one layer: the reference that the quantised layer is compared with.
+// The FP32 forward pass of one layer: the reference that the quantized layer is compared with.
 #pragma once
 
 #include <vector>

@@ -59,7 +59,7 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
   const auto positive = [](float scale) { return scale > 0 && std::isfinite(scale); };
   scales.tensors.resize(graph.tensors.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    if (!graph.quantised(t)) continue;
+    if (!graph.quantized(t)) continue;
     const Tensor& tensor = graph.tensors[t];
     const std::string subject = "tensor '" + tensor.name + "'";
     const auto found = named.tensors.find(tensor.name);
@@ -100,7 +100,7 @@ Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& ma
   scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     // A tensor of zeros is exact at any scale.
-    if (graph.quantised(t)) scales.tensors[t] = (maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit();
+    if (graph.quantized(t)) scales.tensors[t] = (maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit();
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];

@@ -41,12 +41,12 @@ float candidate_scale(const SearchOptions& options, int k, float start, float cu
 // A convolution that reads the tensor whose scale is searched.
 struct Reader {
   int layer;
-  Patches<float> patches;  // of the tensor before it is quantised
+  Patches<float> patches;  // of the tensor before it is quantized
   Targets targets;
   Conv conv;
 };
 
-// Sampled pixels of a tensor that no convolution reads, [picture][pixel][channel]: the tensor before it is quantised,
+// Sampled pixels of a tensor that no convolution reads, [picture][pixel][channel]: the tensor before it is quantized,
 // and its FP32 values.
 struct SampledTensor {
   std::vector<float> values, real;
@@ -68,8 +68,8 @@ class Search {
   SearchResult run();
 
  private:
-  // Returns a tensor of picture n before it is quantised.
-  using Unquantised = std::function<const float*(int64_t n)>;
+  // Returns a tensor of picture n before it is quantized.
+  using Unquantized = std::function<const float*(int64_t n)>;
 
   // Of the network with the current scales, means over the pictures.
   struct Evaluation {
@@ -83,8 +83,8 @@ class Search {
   void activations_pass();
   void correct_biases();
   void scan_weights(const LayerwisePass& pass, int layer);
-  void scan_activation(const LayerwisePass& pass, int tensor, const Unquantised& unquantised);
-  SampledTensor sample_tensor(const LayerwisePass& pass, int tensor, const Unquantised& unquantised) const;
+  void scan_activation(const LayerwisePass& pass, int tensor, const Unquantized& unquantized);
+  SampledTensor sample_tensor(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
   void add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const;
   void add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const;
   void set_tensor_scale(int tensor, float scale);
@@ -124,7 +124,7 @@ void Search::find_maxima() {
   start_ = scales_from_maximum(graph_, maxima);
 }
 
-// Also requantises the biases that depend on it.
+// Also requantizes the biases that depend on it.
 void Search::set_tensor_scale(int tensor, float scale) {
   scales_.tensors[tensor] = scale;
   for (const int reader : graph_.tensors[tensor].readers) {
@@ -190,13 +190,13 @@ void Search::scan_weights(const LayerwisePass& pass, int l) {
   quantize_conv(graph_, l, scales_);
 }
 
-SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unquantised& unquantised) const {
+SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unquantized& unquantized) const {
   const Tensor& tensor = graph_.tensors[t];
   SampledTensor result;
   for (int64_t n = 0; n < pass.pictures(); ++n) {
     for (const int pixel : sample_pixels(tensor.area(), pass.pictures(), n)) {
       const int64_t at = int64_t{pixel} * tensor.channels;
-      result.values.insert(result.values.end(), unquantised(n) + at, unquantised(n) + at + tensor.channels);
+      result.values.insert(result.values.end(), unquantized(n) + at, unquantized(n) + at + tensor.channels);
       result.real.insert(result.real.end(), pass.real(t, n) + at, pass.real(t, n) + at + tensor.channels);
     }
   }
@@ -260,17 +260,17 @@ void Search::add_tensor_cosines(const SampledTensor& sampled, const Tensor& tens
 
 // Chooses the scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
 // there are none, of the tensor itself.
-void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantised& unquantised) {
+void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized& unquantized) {
   const Tensor& tensor = graph_.tensors[t];
   std::vector<Reader> readers;
   for (const int l : tensor.readers) {
     const Layer& layer = graph_.layers[l];
     if (layer.kind != Layer::Kind::conv) continue;
-    readers.push_back({l, Patches<float>(layer.shape, pass.pictures(), pool_, unquantised),
+    readers.push_back({l, Patches<float>(layer.shape, pass.pictures(), pool_, unquantized),
                        Targets(pass, graph_, l, pool_), Conv(layer.shape, scales_.convs[l].weights.data())});
   }
   std::optional<SampledTensor> sampled;
-  if (readers.empty()) sampled = sample_tensor(pass, t, unquantised);
+  if (readers.empty()) sampled = sample_tensor(pass, t, unquantized);
 
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(candidates);
@@ -305,10 +305,10 @@ void Search::activations_pass() {
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const int output = graph_.layers[l].output;
     pass.run_real(l);
-    if (graph_.quantised(output)) {
-      const auto unquantised = pass.run_unquantised(l, scales_);
+    if (graph_.quantized(output)) {
+      const auto unquantized = pass.run_unquantized(l, scales_);
       const int64_t size = graph_.tensors[output].size();
-      scan_activation(pass, output, [&](int64_t n) { return unquantised.data() + n * size; });
+      scan_activation(pass, output, [&](int64_t n) { return unquantized.data() + n * size; });
     }
     pass.run_integers(l, scales_);
     pass.release(l);
@@ -327,7 +327,7 @@ void Search::correct_biases() {
     pass.run_real(l);
     if (layer.kind == Layer::Kind::conv) {
       const int outputs = layer.shape.out_channels;
-      const auto integer = pass.run_unquantised(l, scales_);
+      const auto integer = pass.run_unquantized(l, scales_);
       const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
       std::vector<double> error(outputs);
       const float* real = pass.real(layer.output, 0);
@@ -355,13 +355,13 @@ Search::Evaluation Search::evaluate() const {
     const int64_t size = graph_.tensors[output].size();
     pass.run_real(l);
     pass.run_integers(l, scales_);
-    const auto unquantised = pass.run_unquantised(l, scales_);
+    const auto unquantized = pass.run_unquantized(l, scales_);
     std::vector<double> cosines(pass.pictures());
     std::vector<int64_t> clipped(pass.pictures());
     pool_.parallel_for(pass.pictures(), [&](int64_t n, int) {
       const Tensor& tensor = graph_.tensors[output];
-      const float *real = pass.real(output, n), *values = unquantised.data() + n * size;
-      if (!graph_.quantised(output)) {
+      const float *real = pass.real(output, n), *values = unquantized.data() + n * size;
+      if (!graph_.quantized(output)) {
         cosines[n] = tensor_cosine(values, real, tensor.area(), tensor.channels);
         return;
       }

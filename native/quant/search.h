@@ -1,18 +1,18 @@
 // EasyQuant (Wu et al. 2020, arXiv 2006.16669, Algorithm 1): searches scales that keep each layer's output close in
 // direction to its FP32 output.
 //
-// The search starts from scales of the maximum. A round optimises the weight scales of all layers, then the activation
+// The search starts from scales of the maximum. A round optimizes the weight scales of all layers, then the activation
 // scales of all tensors, in topological order. Each scale tries `candidates` values, evenly spread over [lower, upper]
 // times its initial value (in terms of the paper's S, the reciprocal of ours), and takes the one with the largest
 // cosine between the layer's output and its FP32 output, averaged over the pictures; or it keeps its value. The input
-// of a layer comes from the network as it is quantised so far, so later layers compensate for the errors of earlier
+// of a layer comes from the network as it is quantized so far, so later layers compensate for the errors of earlier
 // ones. All filters of a layer are searched at the same time, because an output channel depends on its own filter only.
 //
 // After each half of a round the whole network is evaluated, and the scales with the best cosine of the output are
 // kept.
 //
 // Candidates are scored with the runtime's integer kernels. Cost: a round runs each layer 2 * (candidates + 1) times,
-// on a sample of its output pixels (neighbouring pixels are similar), and the whole network a few times.
+// on a sample of its output pixels (neighboring pixels are similar), and the whole network a few times.
 #pragma once
 
 #include <atomic>
@@ -28,7 +28,7 @@ struct SearchOptions {
   int rounds;            // 0: keeps the scales of the maximum
   int candidates;        // values tried for each scale in a round, 2 or more
   float lower, upper;    // range of the candidates, as multiples of the initial value of 1 / scale
-  bool equalize;         // first equalise the channels (equalize.h)
+  bool equalize;         // first equalize the channels (equalize.h)
   bool bias_correction;  // last correct the mean error of each output channel by its bias
 };
 
@@ -49,7 +49,7 @@ struct SearchResult {
   std::vector<LayerResult> layers;  // by index of the layer
 };
 
-// Searches the scales of `graph`, and rewrites its weights when it equalises. Uses only as many of the first pictures
+// Searches the scales of `graph`, and rewrites its weights when it equalizes. Uses only as many of the first pictures
 // as keep the activations below kSearchBytes. The result does not depend on the number of threads. Throws
 // Error(NotANumber) when an activation is not finite, and Cancelled.
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,

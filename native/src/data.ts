@@ -112,7 +112,7 @@ export async function readPictures(
 }
 
 /**
- * Decodes JPEGs, colour or gray.
+ * Decodes JPEGs, color or gray.
  * @param options `code` and `subject` go into the error about a picture that is not an intact JPEG of `height` x
  *   `width` pixels. The error names the picture by its number; `first` is the number of jpegs[0].
  * @throws FacetrainError with `code`; the signal's reason once it is aborted

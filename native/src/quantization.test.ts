@@ -106,8 +106,8 @@ test('scales that are found embed as the network in FP32 does, and come with a r
   const seen = pictures(12);
   const found = await searchScales(graph, seen, options);
   const real = await embedded(LayerModel.open(graph, { computeThreads: 1 }), seen);
-  const equalised = await embedded(LayerModel.open(found.graph, { computeThreads: 1 }), seen);
-  assert.ok(real.every((value, i) => Math.abs(value - equalised[i]!) < 1e-5));
+  const equalized = await embedded(LayerModel.open(found.graph, { computeThreads: 1 }), seen);
+  assert.ok(real.every((value, i) => Math.abs(value - equalized[i]!) < 1e-5));
   const integers = await embedded(Int7Model.open(found.graph, found.scales, { computeThreads: 1 }), seen);
   assert.ok(cosine(real, integers) > 0.99);
 
@@ -200,7 +200,7 @@ test('invalid networks are refused with the name of the layer', async () => {
     change((layers) => void ((layers[2] as Conv).input = 'nowhere')),
     refused('InvalidModel', "layer 'c'", 'nowhere'),
   );
-  // Without equalisation, which would move the overflow to a later layer.
+  // Without equalization, which would move the overflow to a later layer.
   const overflowing = change((layers) => void (layers[2] as Conv).weight.data.fill(3e38), { equalize: false });
   await assert.rejects(overflowing, refused('NotANumber', "tensor 'c:0'"));
 });

@@ -35,7 +35,7 @@ export interface LayerResult {
 
 export interface SearchResult {
   /**
-   * The layers that `scales` quantises: equalised, so in FP32 they compute the same function as those given. Bias
+   * The layers that `scales` quantizes: equalized, so in FP32 they compute the same function as those given. Bias
    * correction changes `scales.biases` only.
    */
   graph: LayerGraph;
@@ -50,7 +50,7 @@ interface NativeNetwork {
   close(): Promise<void>;
 }
 
-/** The numbers of a layer that equalisation changes. */
+/** The numbers of a layer that equalization changes. */
 type LayerNumbers = { weight?: Float32Array; bias?: Float32Array; offset?: Float32Array };
 
 interface QuantizationAddon {
@@ -164,7 +164,7 @@ export class Int7Model extends LayerNetwork {
   }
 
   /**
-   * Every quantised tensor's integers for one picture, [channels, height, width], by name: for tests and diagnosis.
+   * Every quantized tensor's integers for one picture, [channels, height, width], by name: for tests and diagnosis.
    * @throws FacetrainError InvalidArgument unless there is one picture, of the graph's size
    */
   async runLayers(picture: Pictures): Promise<Record<string, Int8Array>> {

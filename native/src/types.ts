@@ -31,7 +31,7 @@ export interface Graph {
 }
 
 /**
- * A layer of the network that is quantised: batch norms are folded or have become `pointwise` layers, and every layer
+ * A layer of the network that is quantized: batch norms are folded or have become `pointwise` layers, and every layer
  * has one output. `input` and `output` are names of tensors; the graph's input is a picture scaled to [-1, 1].
  *
  * conv       weight [O, I/group, kh, kw], bias [O]; zero padding.
@@ -77,7 +77,7 @@ export interface LayerGraph {
  * Scales found for a LayerGraph. Real = integer * scale (the reciprocal of the paper's S). Rounding is half to even.
  *
  * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63). Any other
- * quantised tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's
+ * quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's
  * output stays real.
  *
  * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.

@@ -14,7 +14,7 @@ import type { Graph, Tensor } from '../types.ts';
 
 export const DIM = 16;
 
-/** Deterministic values, uniform with the variance of He's initialisation (2 / fanIn). */
+/** Deterministic values, uniform with the variance of He's initialization (2 / fanIn). */
 function weights(fanIn: number, ...dims: number[]): Tensor<Float32Array> {
   let state = fanIn;
   const data = Float32Array.from({ length: dims.reduce((product, dim) => product * dim, 1) }, () => {

@@ -599,13 +599,13 @@ test('suspension: the attempt ends, its pods are deleted, and resuming starts th
 });
 
 describe('a spec that changed while pods run', () => {
-  const labelled = (job: FaceTrainJobBuilder) =>
+  const labeled = (job: FaceTrainJobBuilder) =>
     RUNNING.map((pod) => ({ ...pod, specDigest: trainingDigest(job.parse()) }));
-  const status = settled(makeJob(), labelled(makeJob()));
+  const status = settled(makeJob(), labeled(makeJob()));
   const cases: Record<string, { job: FaceTrainJobBuilder; pods: ObservedPod[]; want: number }> = {
     'in what is trained, during a missed suspension: a new attempt': {
       job: makeJob().with({ epochs: 5 }).atGeneration(3),
-      pods: labelled(makeJob()),
+      pods: labeled(makeJob()),
       want: 1,
     },
     'to fewer ranks, during a missed suspension: a new attempt': {
@@ -615,7 +615,7 @@ describe('a spec that changed while pods run', () => {
     },
     'in a deadline: the attempt continues': {
       job: makeJob().with({ activeDeadlineSeconds: 9999 }).atGeneration(2),
-      pods: labelled(makeJob()),
+      pods: labeled(makeJob()),
       want: 0,
     },
     'not at all, but another version of the operator has another digest: the attempt continues': {

@@ -115,8 +115,8 @@ test('initial weights have the reference’s distributions and depend only on se
   assert.ok(Math.abs(moment(conv, 1)) < 5e-4);
   assert.ok(Math.abs(moment(conv, 2) / 0.01 - 1) < 5e-3);
   assert.ok(Math.abs(moment(conv, 4) / (3 * 0.01 ** 2) - 1) < 2e-2, 'the tails of a normal distribution');
-  const neighbours = conv.reduce((sum, value, i) => sum + value * (conv[i + 1] ?? 0), 0) / conv.length / 0.01;
-  assert.ok(Math.abs(neighbours) < 5e-3, `neighbours correlate by ${neighbours}`);
+  const neighbors = conv.reduce((sum, value, i) => sum + value * (conv[i + 1] ?? 0), 0) / conv.length / 0.01;
+  assert.ok(Math.abs(neighbors) < 5e-3, `neighbors correlate by ${neighbors}`);
 
   const bound = 1 / Math.sqrt(25088);
   const fc = values('fc.weight');

@@ -323,7 +323,7 @@ test('a batch of 8 baked into input and Reshape becomes free', async () => {
   assert.deepEqual(one!.dims, [1, 75]);
 });
 
-test('integers of quantised models stay integers', () => {
+test('integers of quantized models stay integers', () => {
   const { graph } = parseOnnx(file(QDQ), 'int8.onnx');
   const types = Object.fromEntries(
     Object.entries(graph.initializers).map(([name, { data }]) => [name, data.constructor.name]),
@@ -636,15 +636,15 @@ const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
   ],
   'an old Softmax over several axes': [
     file({ nodes: [node('Softmax', ['x'], ['h'], { axis: 1 }, { name: 'n' }), flat], opset: 11 }),
-    /node "n" \(Softmax\) normalises over axis 1 and all after it/,
+    /node "n" \(Softmax\) normalizes over axis 1 and all after it/,
   ],
-  'quantisation in blocks': [
+  'quantization in blocks': [
     file({
       ...QDQ,
       nodes: [node('DequantizeLinear', ['wq', 'sw'], ['y'], { block_size: 2 }, { name: 'n' })],
       opset: 21,
     }),
-    /node "n" \(DequantizeLinear\) quantises in blocks/,
+    /node "n" \(DequantizeLinear\) quantizes in blocks/,
   ],
   'batch norm per position': [
     file({
@@ -652,7 +652,7 @@ const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
       initializers: [floats('s', [2], [1, 1])],
       opset: 7,
     }),
-    /node "n" \(BatchNormalization\) normalises every position/,
+    /node "n" \(BatchNormalization\) normalizes every position/,
   ],
 };
 

@@ -77,7 +77,7 @@ export function translateNode(node: GraphNode, context: Context): void {
       break;
     case 'BatchNormalization':
       if (attributes.spatial === 0)
-        throw refuse(node, 'normalises every position by itself (spatial = 0)', 'one mean and variance per channel');
+        throw refuse(node, 'normalizes every position by itself (spatial = 0)', 'one mean and variance per channel');
       delete attributes.spatial;
       delete attributes.training_mode;
       break;
@@ -95,7 +95,7 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'QuantizeLinear':
     case 'DequantizeLinear':
       if (attributes.block_size || attributes.output_dtype)
-        throw refuse(node, 'quantises in blocks or names its type', 'scales per tensor or per axis, with a zero point');
+        throw refuse(node, 'quantizes in blocks or names its type', 'scales per tensor or per axis, with a zero point');
       for (const name of ['block_size', 'output_dtype', 'saturate', 'precision']) delete attributes[name];
       break;
     case 'Reshape':
@@ -150,14 +150,14 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
 }
 
 /**
- * Before operator set 13, Softmax normalised all axes from `axis` on together. Where `axis` is the last, the meaning is
+ * Before operator set 13, Softmax normalized all axes from `axis` on together. Where `axis` is the last, the meaning is
  * the same.
  */
 function checkSoftmaxAxis(node: GraphNode, { batches, refuse }: Context): void {
   const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
   const axis = intAttribute(node, 'axis', 1);
   if (axis !== -1 && axis + 1 !== rank)
-    throw refuse(node, `normalises over axis ${axis} and all after it`, 'the last axis alone');
+    throw refuse(node, `normalizes over axis ${axis} and all after it`, 'the last axis alone');
   node.attributes.axis = -1;
 }
 

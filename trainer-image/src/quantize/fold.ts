@@ -86,7 +86,7 @@ function weightsAfterAffine<T extends Weighted>(layer: T, { input, scale, offset
   const outputs = layer.bias.length;
   const perOutput = layer.weight.data.length / outputs;
   const group = layer.kind === 'conv' ? layer.group : 1;
-  // The weights for one channel are neighbours, in a kernel and in a row on a flattened feature map.
+  // The weights for one channel are neighbors, in a kernel and in a row on a flattened feature map.
   const perChannel = layer.kind === 'conv' ? layer.weight.dims[2]! * layer.weight.dims[3]! : perOutput / scale.length;
   const data = new Float32Array(layer.weight.data.length);
   const bias = new Float32Array(outputs);

@@ -26,7 +26,7 @@ export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel>
       code: 'InvalidModel',
       subject: model.path,
       found: `an input of ${graph.input.channels} channels`,
-      allowed: 'one of 3, a colour picture',
+      allowed: 'one of 3, a color picture',
     });
   }
   try {

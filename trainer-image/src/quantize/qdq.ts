@@ -183,7 +183,7 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
   const tensors: Scales['tensors'] = {};
   for (const [tensor, limit] of activationLimits(layers)) {
     const scale = scaleOf.get(tensor);
-    if (scale === undefined) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantised');
+    if (scale === undefined) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantized');
     tensors[tensor] = { scale, limit };
   }
   for (const { op, inputs, outputs } of float.nodes) {
@@ -283,7 +283,7 @@ class QdqReader {
     const source = this.sourceOf.get(value);
     if (source !== undefined) {
       if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source))
-        throw invalidArtifact(`node "${node.name}"`, 'its scale is not that of the quantisation');
+        throw invalidArtifact(`node "${node.name}"`, 'its scale is not that of the quantization');
       this.realOf.set(output, source);
       return;
     }
@@ -296,7 +296,7 @@ class QdqReader {
       scales.length !== dims![0] ||
       node.attributes.axis !== 0
     ) {
-      throw invalidArtifact(`node "${node.name}"`, 'it dequantises no constant with one scale per output channel');
+      throw invalidArtifact(`node "${node.name}"`, 'it dequantizes no constant with one scale per output channel');
     }
     if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
       throw invalidArtifact(`node "${node.name}"`, 'a zero point of its weights is not 0');

@@ -47,7 +47,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
       ? 'scales of the maximum'
       : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
   const corrections = [
-    ...(search.equalize ? ['channels equalised'] : []),
+    ...(search.equalize ? ['channels equalized'] : []),
     ...(search.biasCorrection ? ['bias corrected'] : []),
   ];
   return [

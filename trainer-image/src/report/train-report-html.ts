@@ -9,7 +9,7 @@ const BOTTOM = 28;
 const TOP = 12;
 const RIGHT = 12;
 /** Classes c0 to c5 of the style below. */
-const COLOURS = 6;
+const COLORS = 6;
 /** A line of more points has no dots. */
 const MOST_DOTS = 60;
 
@@ -108,17 +108,17 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
     const line = `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/>`;
     return `${line}<text x="${LEFT - 6}" y="${y(tick)}" dy="4" text-anchor="end">${label(tick)}</text>`;
   });
-  const colour = (index: number) => `c${index % COLOURS}`;
+  const color = (index: number) => `c${index % COLORS}`;
   const lines = series.map(({ name, points: own }, index) => {
     const dot = ([step, value]: readonly [number, number]) => {
       const title = `<title>${escapeHtml(name)}, step ${step}: ${label(value)}</title>`;
-      return `<circle class="${colour(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5">${title}</circle>`;
+      return `<circle class="${color(index)}" cx="${x(step)}" cy="${y(value)}" r="2.5">${title}</circle>`;
     };
     const corners = own.map(([step, value]) => `${x(step)},${y(value)}`).join(' ');
-    const line = `<polyline class="${colour(index)}" points="${corners}"/>`;
+    const line = `<polyline class="${color(index)}" points="${corners}"/>`;
     return line + (own.length <= MOST_DOTS ? own.map(dot).join('') : '');
   });
-  const legend = series.map(({ name }, index) => `<span class="${colour(index)}">${escapeHtml(name)}</span>`).join(' ');
+  const legend = series.map(({ name }, index) => `<span class="${color(index)}">${escapeHtml(name)}</span>`).join(' ');
   const description = escapeHtml(series.map(({ name }) => name).join(', '));
   const firstStep = `<text x="${LEFT}" y="${HEIGHT - 8}">${count(first)}</text>`;
   const lastStep = `<text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>`;
@@ -151,10 +151,10 @@ svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font-size: 11px; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .grid { stroke: var(--line); }
-${Array.from({ length: COLOURS }, (_, n) => {
-  const colour = `var(--c${n})`;
-  const line = `polyline.c${n} { stroke: ${colour}; } circle.c${n} { fill: ${colour}; }`;
-  return `${line} span.c${n} { color: ${colour}; margin-right: 12px; }`;
+${Array.from({ length: COLORS }, (_, n) => {
+  const color = `var(--c${n})`;
+  const line = `polyline.c${n} { stroke: ${color}; } circle.c${n} { fill: ${color}; }`;
+  return `${line} span.c${n} { color: ${color}; margin-right: 12px; }`;
 }).join('\n')}
 .legend { margin: 4px 0 12px; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; overflow-x: auto; font-size: 13px; }

@@ -28,7 +28,7 @@ const FALSE_ACCEPT_RATES: [name: string, oneIn: number][] = [
   ['1e-3', 1000],
 ];
 
-/** Squared distances of the normalised embeddings of each pair. */
+/** Squared distances of the normalized embeddings of each pair. */
 function distances(embeddings: Float32Array, dim: number, pairs: number): Float64Array {
   const norm = (picture: number): number => {
     let sum = 0;
@@ -78,7 +78,7 @@ function tarAtFar(distance: Float64Array, same: readonly boolean[]): Record<stri
 }
 
 /**
- * @param embeddings [2 x pairs, dim], not normalised; 2i and 2i + 1 are pair i
+ * @param embeddings [2 x pairs, dim], not normalized; 2i and 2i + 1 are pair i
  * @param same by pair: at least ten, of both kinds (readVerificationSet checks this)
  * @throws FacetrainError NotANumber for an embedding of length zero, or not finite
  */
