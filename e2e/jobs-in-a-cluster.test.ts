@@ -82,14 +82,14 @@ test('a gang survives a killed trainer, a deleted pod, an upgrade and a suspensi
   await kubectl('faults', 'delete', 'pod', 'killed-1-1', '--force', '--grace-period=0');
   await reachesStep('faults', 'killed', { attempt: 2, step: resumedFrom + 1 });
 
-  // helm upgrade replaces the operator; the same pods go on training.
+  // helm upgrade replaces the operator; the same pods continue to train.
   const uid = () => kubectl('faults', 'get', 'pod', 'killed-2-0', '-o', 'jsonpath={.metadata.uid}');
   const uidBefore = await uid();
   await installChart(cluster, 'logLevel=debug');
   await reachesStep('faults', 'killed', { attempt: 2, step: stepOf(await getJob('faults', 'killed')) + 2 });
   assert.equal(await uid(), uidBefore);
 
-  // Suspended, the job has no pods; resumed, it goes on from the checkpoint that the trainers wrote at SIGTERM.
+  // Suspended, the job has no pods; resumed, it continues from the checkpoint that the trainers wrote at SIGTERM.
   await setSuspend('faults', 'killed', true);
   await reachesPhase('faults', 'killed', 'Suspended', MINUTE);
   const { status: stopped } = await eventually(async () => {
@@ -214,7 +214,7 @@ function applyObject(namespace: string, object: object): Promise<string> {
   return cluster.run('kubectl', ['-n', namespace, 'apply', '-f', '-'], { input: stringify(object) });
 }
 
-/** Applies the example under another name, with folders of its own, and with the changes that `change` makes. */
+/** Applies the example under another name, with separate folders, and with the changes that `change` makes. */
 async function apply(namespace: string, name: string, change: (spec: Job['spec']) => void): Promise<void> {
   const job = structuredClone(example);
   job.metadata.name = name;

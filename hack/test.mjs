@@ -1,9 +1,9 @@
 // Runs tests, after installing and building what they need. The last line counts them over all suites.
 //
 //   npm test                          every suite: lint, native (ctest), node (node:test), e2e (node:test on a cluster)
-//   npm test -- --only NAME           one suite, or a folder with all that is below it
+//   npm test -- --only NAME           one suite, or one folder with its subfolders
 //   npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
-//   npm test -- [...] -t PATTERN      of node:test, only the tests whose name matches
+//   npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
@@ -19,7 +19,7 @@ import { lint } from './lint.mjs';
 import { setup } from './setup.mjs';
 
 const MINUTES_PER_TEST = 10;
-/** For a whole file of e2e/, with the builds of images that its first test waits for. */
+/** The limit for a file of e2e/. Its first test waits for the builds of images. */
 const MINUTES_PER_CLUSTER = 60;
 
 /** Runs test programs of native/; each counts as one test. */
@@ -96,7 +96,7 @@ await main(async () => {
   let failed = results.reduce((sum, result) => sum + result.failed, 0);
   if (passed + failed === 0) {
     process.stderr.write(`No test ran${chosen.pattern === undefined ? '' : `: no name matches ${chosen.pattern}`}.\n`);
-    failed = 1; // so that it does not read as a success
+    failed = 1; // a run without a test is a failure
   }
   await new Promise((resolve) => process.stdout.write(`${passed} passed, ${failed} failed\n`, resolve));
   return failed === 0 ? 0 : 1;

@@ -1,4 +1,4 @@
-/** The operator's bundled program in a process of its own, so that memory, CPU time and requests are its alone. */
+/** Runs the operator's bundled program in a separate process, to measure its memory, CPU time and requests alone. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';

@@ -60,8 +60,7 @@ const refusals: Record<string, { text: string; wantMessage: RegExp }> = {
   'a scalar': { text: 'hello', wantMessage: /job\.yaml: kind: missing; must be one of FaceTrainJob, QuantizeJob/ },
   'another kind': {
     text: 'kind: Pod',
-    wantMessage:
-      /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob; keep other kinds in files of their own/,
+    wantMessage: /job\.yaml: kind: "Pod"; must be one of FaceTrainJob, QuantizeJob; keep other kinds in separate files/,
   },
   'a property of Object.prototype as a kind': { text: 'kind: toString', wantMessage: /kind: "toString"/ },
   'a wrong field in the second document': {

@@ -72,7 +72,7 @@ function parseManifest(value: unknown, where: string, folder: string): Manifest 
   const { kind } = Object(value) as { kind?: unknown };
   if (typeof kind !== 'string' || !Object.hasOwn(SCHEMAS, kind)) {
     const found = kind === undefined ? 'missing' : JSON.stringify(kind);
-    const otherKinds = typeof kind === 'string' ? '; keep other kinds in files of their own' : '';
+    const otherKinds = typeof kind === 'string' ? '; keep other kinds in separate files' : '';
     throw refusal(`${where}: kind`, found, `must be one of ${Object.keys(SCHEMAS).join(', ')}${otherKinds}`);
   }
   return parseDocument(SCHEMAS[kind as Manifest['kind']], resolvePaths(value, folder), where, 'InvalidManifest');

@@ -37,7 +37,7 @@ async function baseImage(): Promise<string> {
       'var/log',
     ];
     for (const path of unused) await command(['find', join(folder, path), '-mindepth', '1', '-delete']);
-    // The certificates that this machine trusts: its package registries may be mirrors with certificates of their own.
+    // The certificates that this machine trusts: its package registries may be mirrors with their own certificates.
     await cp(TRUST, join(folder, TRUST));
     const environment = ['NODE_EXTRA_CA_CERTS', 'PIP_CERT', 'SSL_CERT_FILE']
       .map((name) => `${name}=${TRUST}`)

@@ -15,7 +15,7 @@ namespace facetrain {
 
 class Permutation {
  public:
-  // `size` is 1 or more. Each key gives an order of its own.
+  // `size` is 1 or more. The order depends on the key.
   Permutation(int64_t size, uint64_t key)
       : size_(static_cast<uint64_t>(size)), key_(key), half_bits_((std::bit_width(size_ - 1) + 1) / 2) {
     if (half_bits_ == 0) half_bits_ = 1;

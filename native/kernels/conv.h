@@ -1,21 +1,22 @@
 // The integer convolution of the INT7 runtime: int8 operands in [-63, 63], int32 sums. Every instruction set gives the
 // sums of reference.h exactly.
 //
-// Why seven bits: eight products of 63 * 63 fit an int16, and a pair of products of an unsigned by a signed byte
-// (127 * 63 each) does, so the fast x86 instructions cannot overflow (EasyQuant, arXiv 2006.16669, on INT7 inference).
+// Why seven bits: an int16 holds the sum of eight products of 63 * 63, and the sum of two products of an unsigned and a
+// signed byte (127 * 63 each). So the fast x86 instructions cannot overflow (EasyQuant, arXiv 2006.16669, on INT7
+// inference).
 //
 // Two kinds of loop:
 // - Depthwise (one channel per group): one vector holds the channels of a pixel. Products of eight taps are summed in
 //   int16 before they are widened to int32.
 // - All others: a matrix product that reads the input in place. For each pixel the kernel follows a list of pointers to
-//   its taps ("indirect convolution": Dukhan, arXiv 1907.02129), so no patches are copied together. Weights are stored
+//   its taps ("indirect convolution": Dukhan, arXiv 1907.02129), so there is no im2col copy. Weights are stored
 //   as unsigned w + 64, in panels of 16 output channels by 4 input channels. Four bytes of activations are broadcast
 //   and multiplied with 16 channels at once, by vpdpbusd (AVX512-VNNI) or vpmaddubsw (AVX2). The latter's 16-bit pair
-//   sums cannot saturate: 2 * 127 * 63 < 2^15. The surplus, 64 * the sum of the pixel's activations, is subtracted at
-//   the end.
+//   sums cannot saturate: 2 * 127 * 63 < 2^15. The offset of 64 adds 64 times the sum of the pixel's activations,
+//   which is subtracted at the end.
 //
-// Cost: 64 multiply-accumulates an instruction with AVX512-VNNI, 32 in three instructions with AVX2, and one pass over
-// the activations for the surplus. Weights are packed once, by the constructor.
+// Cost: AVX512-VNNI does 64 multiply-accumulates in one instruction, AVX2 32 in three. One more pass over the
+// activations computes the sum to subtract. Weights are packed once, by the constructor.
 //
 // Memory after `x` must be readable for kOverread bytes: channels are read four at a time, and a last group of fewer is
 // multiplied with weights of zero.

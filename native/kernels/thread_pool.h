@@ -1,4 +1,4 @@
-// Threads that share the indices of a loop, for the torch-free parts (libtorch has a pool of its own).
+// Threads that share the indices of a loop, for the torch-free parts (libtorch has its own pool).
 //
 // Each index is claimed by one atomic increment, so calls should take microseconds at least. Between loops the threads
 // sleep.

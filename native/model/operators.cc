@@ -46,7 +46,7 @@ at::Tensor Constants::tensor(const std::string& name, Role role) {
   if (const auto it = made_.find(name); it != made_.end()) {
     if (it->second.first != role) {
       throw Error("InvalidModel", "tensor '" + name + "'", "one node learns it and another takes it as given",
-                  "give each node a tensor of its own");
+                  "a separate tensor for each node");
     }
     return it->second.second;
   }

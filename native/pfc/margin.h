@@ -25,16 +25,14 @@ struct MarginTarget {
 };
 
 // Computes the target in `cosine` = cos θ. Three ranges need special treatment:
-// - θ >= θ* = (π - m2) / m1, where m1 θ + m2 exceeds π and its cosine would rise again, which would reward a larger
-// angle.
-//   There the target is cos θ - m3 - p with a constant p, and the slope is 1. With m = π - θ* (= m2 for m1 = 1), p is
+// - θ >= θ* = (π - m2) / m1, where m1 θ + m2 exceeds π. Its cosine would rise again there and reward a larger angle.
+//   So the target is cos θ - m3 - p with a constant p, and the slope is 1. With m = π - θ* (= m2 for m1 = 1), p is
 //   m sin m, the value of the reference (arcface_torch of 2022: m2 sin(π - m2)), but at least 1 - cos m, so that the
 //   target never rises with θ.
-// - θ near 0 with m2 > 0, where the slope m1 sin(m1 θ + m2) / sin θ has a pole. A feature's gradient is the slope times
-// a
-//   vector of length sin θ, so it is bounded, but with rounding errors the quotient is not. The divisor is at least
-//   kSmallestSine, about the smallest angle that float32 cosines resolve. The value is not affected.
-// - |cosine| > 1 by rounding: it is clamped.
+// - θ near 0 with m2 > 0, where the slope m1 sin(m1 θ + m2) / sin θ has a pole. A feature's gradient is the slope
+//   times a vector of length sin θ, so it is bounded, but with rounding errors the quotient is not. The divisor is at
+//   least kSmallestSine, about the smallest angle that float32 cosines resolve. The value is not affected.
+// - |cosine| > 1 by rounding. It is clamped.
 template <class T>
 FT_HD MarginTarget<T> apply_margin(const Margin& margin, T cosine) {
   constexpr T kPi = T(3.14159265358979323846), kSmallestSine = T(1e-3);

@@ -1,6 +1,6 @@
 // A step: gather the batch, sample the rows, two passes over tiles of the sampled rows, reduce-scatter the gradient.
-// The first pass sums each sample's exponentials; the second turns the tiles' logits into gradients. Up to kept_logits
-// logits are kept from the first pass for the second, the others are computed again.
+// The first pass sums each picture's exponentials; the second turns the tiles' logits into gradients. Up to kept_logits
+// logits are kept between the passes; the second pass computes the others again.
 #include "pfc/partial_fc.h"
 
 #include <ATen/ATen.h>
@@ -16,8 +16,8 @@
 namespace facetrain {
 
 RowRange row_range(int64_t num_classes, int rank, int size) {
-  const int64_t each = num_classes / size, more = num_classes % size;
-  return {each * rank + std::min<int64_t>(rank, more), each + (rank < more)};
+  const int64_t each = num_classes / size, remainder = num_classes % size;
+  return {each * rank + std::min<int64_t>(rank, remainder), each + (rank < remainder)};
 }
 
 namespace {
@@ -41,7 +41,7 @@ void for_each_tile(int64_t n, int64_t tile, Body body) {
   for (int64_t first = 0; first < n; first += tile) body(first, std::min(tile, n - first));
 }
 
-// Rows of a tile of `matrix` [n, d] with a batch of `batch` samples.
+// Rows of a tile of `matrix` [n, d] for a batch of `batch` pictures.
 int64_t tile_rows(const at::Tensor& matrix, int64_t batch) {
   const int64_t elements = matrix.is_cuda() ? kTileElementsCuda : kTileElementsCpu;
   return std::max<int64_t>(elements / std::max(batch, matrix.size(1)), 64);
@@ -77,8 +77,8 @@ at::Tensor inverse_norms(const at::Tensor& matrix) {
   return norms.reciprocal().masked_fill_(norms < kShortest, 0);
 }
 
-// The backward pass of x / |x|: leaves the part of `gradient` (with respect to x / |x|, and already divided by |x|)
-// that is orthogonal to x.
+// The backward pass of x / |x|. `gradient` [n, d] is with respect to x / |x|, and already divided by |x|. Projects it
+// onto the orthogonal complement of x, row by row.
 void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
   const at::Tensor radial = (gradient * x).sum(1, /*keepdim=*/true).mul_(inverse_norm).mul_(inverse_norm);
   gradient.addcmul_(x, radial, -1);
@@ -112,10 +112,10 @@ void check_labels(const at::Tensor& labels, int64_t num_classes, int64_t batch_o
   }
 }
 
-// The samples of the global batch whose class this rank owns, by ascending row.
+// The pictures of the global batch whose class this rank owns, by ascending row.
 struct Positives {
-  std::vector<int64_t> rows;     // counted from this rank's first
-  std::vector<int64_t> samples;  // indices in the global batch
+  std::vector<int64_t> rows;      // of their classes, counted from this rank's first row
+  std::vector<int64_t> pictures;  // indices in the global batch
 };
 
 Positives find_positives(const at::Tensor& labels, RowRange range) {
@@ -127,9 +127,9 @@ Positives find_positives(const at::Tensor& labels, RowRange range) {
   }
   std::sort(pairs.begin(), pairs.end());
   Positives result;
-  for (const auto& [row, sample] : pairs) {
+  for (const auto& [row, picture] : pairs) {
     result.rows.push_back(row);
-    result.samples.push_back(sample);
+    result.pictures.push_back(picture);
   }
   return result;
 }
@@ -163,12 +163,12 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
   sampled_ = indices({}, options.device);
 }
 
-// Samples this rank's rows. `positives`, ascending and possibly repeated, are always in the sample. Returns the place
-// of each positive among the sampled rows.
+// Chooses the rows of this rank that a step uses, and stores them in sampled_. `positives` are rows that are always
+// chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
 //
-// A negative class is in the sample if the hash of (seed, step, class) is below sample_rate * 2^64. The decision needs
-// no other class and no other rank, so the sample is the same for every number of ranks and needs no collective. Each
-// negative is in it with probability sample_rate, independently of the others. The number of negatives is binomial,
+// A negative class is chosen if the hash of (seed, step, class) is below sample_rate * 2^64. The decision needs
+// no other class and no other rank, so the choice is the same for every number of ranks and needs no collective. Each
+// negative is chosen with probability sample_rate, independently of the others. The number of negatives is binomial,
 // with mean C r and deviation sqrt(C r (1 - r)): 100 000 and 300 for a million classes at r = 0.1. The reference
 // (arcface_torch) instead draws a sample of fixed size that includes the positives, and is larger if these are more.
 std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>& positives) {
@@ -200,16 +200,18 @@ at::Tensor PartialFc::sampled_rows(const at::Tensor& matrix, int64_t first, int6
 //   loss = mean_i (log Z_i - s t_i),  Z = e^(s t) + sum_j e^(l_j),
 //   d loss / d cos_j = s / B e^(l_j) / Z,  d loss / d cos_y = s / B (e^(s t) / Z - 1) t'.
 //
-// Numerics. Z is summed over the ranks without subtracting a maximum, which would cost a collective: |l| <= s <= 512,
-// and float64 represents e^-745 to e^709, so the exponentials neither overflow nor underflow. (float32 with the
-// constant maximum s, a common shortcut, underflows for cos < -0.36 at s = 64.) Within a tile, exponentials are
+// Numerics. Z is summed over the ranks without subtracting a maximum, which would cost a collective: |l_j| <= s <=
+// 512, and float64 represents e^-745 to e^709, so their exponentials neither overflow nor underflow. (float32 with the
+// constant maximum s, a common shortcut, underflows for cos < -0.36 at s = 64.) The target's logit s t can be below -s
+// (margin.h), and e^(s t) can underflow to 0. That changes nothing: each other class adds e^-512 or more to Z, next to
+// which a term below e^-745 vanishes in float64 anyway. Within a tile, exponentials are
 // float32, of the logits minus the row's maximum in that tile. The target's logit is not in the tiles but a separate
 // float64, so that a loss near 0 and p - 1 near 0 are not differences of rounded numbers.
 PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
   const at::NoGradGuard no_grad;
   const double scale = options_.scale;
 
-  // Gather the batch of all ranks, and sample the rows.
+  // Gather the batch of all ranks, and choose the rows.
   const at::Tensor inverse_norm = inverse_norms(embeddings);
   const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
   const int64_t batch_size = batch.features.size(0);
@@ -218,11 +220,11 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
 
-  // The target logits of the samples whose class this rank owns.
-  const at::Tensor target_samples = indices(positives.samples, options_.device);
+  // The target logits of the pictures whose class this rank owns.
+  const at::Tensor target_pictures = indices(positives.pictures, options_.device);
   const at::Tensor target_rows = weight_.index_select(0, indices(positives.rows, options_.device)).to(at::kDouble);
   const at::Tensor target_cosines =
-      (batch.features.index_select(0, target_samples) * target_rows * inverse_norms(target_rows)).sum(1);
+      (batch.features.index_select(0, target_pictures) * target_rows * inverse_norms(target_rows)).sum(1);
   const auto [target_logits, target_slopes] = apply_margins(options_.margin, scale, target_cosines);
 
   // The targets in the tile of rows [first, first + count): the index of the first among all targets, and the flat
@@ -233,7 +235,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     const int64_t offset = begin - target_columns.begin();
     std::vector<int64_t> cells;
     for (auto column = begin; column != end; ++column) {
-      cells.push_back(positives.samples[offset + cells.size()] * count + *column - first);
+      cells.push_back(positives.pictures[offset + cells.size()] * count + *column - first);
     }
     return std::pair(offset, indices(cells, options_.device));
   };
@@ -252,12 +254,12 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const std::optional<double> largest_negative =
       options_.interclass_filter ? std::optional(*options_.interclass_filter * scale) : std::nullopt;
   const int64_t tile_size = options_.tile_rows ? options_.tile_rows : tile_rows(weight_, batch_size);
-  const int64_t sample_size = sampled_.size(0);
+  const int64_t sampled_count = sampled_.size(0);
 
-  // First pass: Z and s t of each sample over this rank's classes; then the sums over all ranks.
+  // First pass: Z and s t of each picture over this rank's classes; then the sums over all ranks.
   at::Tensor sums = at::zeros({2, batch_size}, batch.features.options().dtype(at::kDouble));
   at::Tensor z = sums[0], target = sums[1];
-  for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
+  for_each_tile(sampled_count, tile_size, [&](int64_t first, int64_t count) {
     const at::Tensor rows = sampled_rows(weight_, first, count);
     Tile& tile = tiles.emplace_back(Tile{inverse_norms(rows), {}});
     at::Tensor logits = score(rows, tile.inverse_norms);
@@ -271,26 +273,25 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     const at::Tensor largest = logits.amax(1, /*keepdim=*/true);
     z.addcmul_(largest.to(at::kDouble).exp_().view(-1), logits.sub_(largest).exp_().sum(1).to(at::kDouble));
   });
-  z.index_add_(0, target_samples, target_logits.exp());
-  target.index_copy_(0, target_samples, target_logits);
+  z.index_add_(0, target_pictures, target_logits.exp());
+  target.index_copy_(0, target_pictures, target_logits);
   comm_.all_reduce_sum(sums);
   const at::Tensor log_z = z.log();
 
   // Second pass: the gradients of the logits, and from them those of all ranks' features and of the sampled rows.
-  const double weight_of_sample = scale / batch_size;
-  const at::Tensor shift = (log_z - std::log(weight_of_sample)).to(at::kFloat).view({-1, 1});
+  const double gradient_scale = scale / batch_size;
+  const at::Tensor shift = (log_z - std::log(gradient_scale)).to(at::kFloat).view({-1, 1});
   const at::Tensor target_gradients =
-      ((target_logits - log_z.index_select(0, target_samples)).expm1_() * target_slopes * weight_of_sample)
+      ((target_logits - log_z.index_select(0, target_pictures)).expm1_() * target_slopes * gradient_scale)
           .to(at::kFloat);
   at::Tensor feature_gradients = at::zeros_like(batch.features);
-  gradient_.resize_({sample_size, options_.embedding_dim});
-  for_each_tile(sample_size, tile_size, [&](int64_t first, int64_t count) {
+  gradient_.resize_({sampled_count, options_.embedding_dim});
+  for_each_tile(sampled_count, tile_size, [&](int64_t first, int64_t count) {
     const at::Tensor rows = sampled_rows(weight_, first, count);
     const Tile& tile = tiles[first / tile_size];
-    at::Tensor gradients =
-        tile.logits.defined() ? tile.logits : score(rows, tile.inverse_norms);  // logits until exp_()
-    const at::Tensor filtered = largest_negative ? gradients > *largest_negative : at::Tensor();
-    gradients.sub_(shift).exp_();
+    const at::Tensor logits = tile.logits.defined() ? tile.logits : score(rows, tile.inverse_norms);
+    const at::Tensor filtered = largest_negative ? logits > *largest_negative : at::Tensor();
+    const at::Tensor gradients = logits.sub_(shift).exp_();  // overwrites the logits
     if (filtered.defined()) gradients.masked_fill_(filtered, 0);
     const auto [offset, cells] = targets_in(first, count);
     gradients.view(-1).index_copy_(0, cells, target_gradients.narrow(0, offset, cells.size(0)));

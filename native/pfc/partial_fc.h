@@ -2,12 +2,12 @@
 // ranks, on a sample of the classes.
 //
 // Each rank holds rows [first, first + count) of the matrix of class centres W [C, d]. A step gathers the features and
-// labels of all ranks, computes their logits for the sampled rows of this rank, and sums two numbers a sample over the
-// ranks. Logits never leave their rank.
+// labels of all ranks, computes their logits for the sampled rows of this rank, and sums two numbers per picture over
+// the ranks. Logits never leave their rank.
 //
-// Cost of a step on a rank, with B samples in the global batch, n sampled rows: three products of B x n x d, 4 d bytes
-// a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits never exist
-// at once: they are computed in tiles (tile_rows, kept_logits).
+// Cost of a step on a rank, with B pictures in the global batch and n sampled rows: three products of B x n x d, 4 d
+// bytes a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits are
+// computed in tiles (tile_rows). Up to kept_logits of them are kept between the forward and the backward pass.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,15 +35,15 @@ struct PfcOptions {
   int64_t num_classes;
   int64_t embedding_dim;
   double sample_rate;  // r: the share of the negative classes in a step; 1: all
-  uint64_t seed;       // of the initial rows and of the samples
+  uint64_t seed;       // of the initial rows and of the choice of classes
   float scale;         // s, at most 512
   Margin margin;
   // A negative whose cosine exceeds this is taken for label noise (arXiv 2203.15565): its logit is 0 and has no
   // gradient.
   std::optional<float> interclass_filter;
-  int64_t tile_rows = 0;  // class centres in a tile; 0: as many as the cache holds
-  // Logits that are kept from the forward to the backward pass (2^24: 64 MiB); others are computed twice. The result is
-  // the same.
+  int64_t tile_rows = 0;  // class centres in a tile; 0: chosen from batch size, dimension and device
+  // How many logits to keep from the forward to the backward pass (2^24: 64 MiB). The others are computed twice. The
+  // result is the same.
   int64_t kept_logits = int64_t{1} << 24;
   at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
 };
@@ -56,7 +56,8 @@ class PartialFc {
   // Takes this rank's part of the batch: embeddings [b, d] float32, not normalized; labels [b] int64 in [0, C). b is
   // the same on every rank. Returns the mean loss over the global batch, the same on every rank, and d loss / d
   // embeddings [b, d]. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
-  // selects the sample. Throws Error(InvalidDataset), on every rank, for a label outside [0, C), and CommError.
+  // seeds the choice of classes. Throws Error(InvalidDataset), on every rank, for a label outside [0, C), and
+  // CommError.
   struct Result {
     double loss = 0;
     at::Tensor grad_embeddings;
@@ -71,9 +72,9 @@ class PartialFc {
   // For checkpoints: values may be written, the tensors must not be replaced.
   at::Tensor& weight() { return weight_; }      // [count, d]
   at::Tensor& momentum() { return momentum_; }  // [count, d]
-  // Of the last step: its rows, counted from this rank's first, ascending, int64 [n]; and their gradient [n, d], which
-  // the next step overwrites.
+  // The rows that the last step used: int64 [n], ascending, counted from this rank's first row.
   const at::Tensor& sampled() const { return sampled_; }
+  // d loss / d (those rows) [n, d]. The next step overwrites it.
   const at::Tensor& sampled_gradient() const { return gradient_; }
 
  private:

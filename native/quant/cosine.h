@@ -1,7 +1,7 @@
 // The cosine between a layer's output and its FP32 output, the search's measure of quality.
 //
-// Sums are float32 by channel over a few pixels, which vectorizes, and float64 beyond, which keeps the digits. The
-// order of summation is fixed, so every instruction set gives the same numbers.
+// Sums are float32 per channel over a few pixels, which the compiler can vectorize, and float64 beyond, for precision.
+// The order of summation is fixed, so every instruction set gives the same numbers.
 #pragma once
 
 #include <cstdint>

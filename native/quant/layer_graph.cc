@@ -96,7 +96,7 @@ LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const st
     result.producer = l;
     layer.output = static_cast<int>(tensors.size());
     if (!by_name.emplace(result.name, layer.output).second) {
-      refuse(layer.name, "writes '" + result.name + "', which is there already", "a name of its own");
+      refuse(layer.name, "writes '" + result.name + "', which exists already", "a name that no other tensor has");
     }
     tensors.push_back(std::move(result));
   }

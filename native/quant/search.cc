@@ -16,7 +16,7 @@
 namespace facetrain {
 namespace detail {
 
-// How many of |x| are larger than `bound`.
+// The number of values with |x| > bound.
 FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound) {
   int64_t result = 0;
   for (int64_t i = 0; i < count; ++i) result += std::abs(x[i]) > bound;
@@ -27,11 +27,11 @@ FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound
 
 namespace {
 
-// With fewer pixels than this, the values of one channel in one picture are too short a vector (the cosine of two
-// single numbers is 1 or -1). Then a filter's cosine is that of its values in all pictures as one vector.
+// If fewer pixels than this are sampled per picture, a channel's values in one picture are too short a vector for a
+// cosine (that of two single numbers is 1 or -1). A filter's score is then one cosine over its values in all pictures.
 constexpr int64_t kShortVector = 32;
 
-// Candidate k of a scale that had the value `start` before the search. Candidate 0 is the current value.
+// Candidate k for a scale. `start` is its value before the search, `current` its value now, which is candidate 0.
 float candidate_scale(const SearchOptions& options, int k, float start, float current) {
   if (k == 0) return current;
   const float step = static_cast<float>(k - 1) / static_cast<float>(options.candidates - 1);
@@ -51,8 +51,8 @@ struct Reader {
 struct SampledTensor {
   std::vector<float> values, real;
   int64_t pixels;  // of a picture
-  // The layer that reads the tensor, if that is one pointwise layer. Then `real` holds the FP32 values of its output: a
-  // PReLU makes negative values smaller, and they should count as much as they do after it.
+  // The tensor's only reader, if that is a pointwise layer; else null. Cosines are then measured on this layer's
+  // output, and `real` holds its FP32 values: a PReLU shrinks negative values, so their errors count less.
   const Layer* pointwise = nullptr;
 };
 
@@ -71,9 +71,9 @@ class Search {
   // Returns a tensor of picture n before it is quantized.
   using Unquantized = std::function<const float*(int64_t n)>;
 
-  // Of the network with the current scales, means over the pictures.
+  // How close the network with the current scales is to FP32; means over the pictures.
   struct Evaluation {
-    std::vector<double> cosine;      // by layer: of its output with FP32
+    std::vector<double> cosine;      // by layer: between its INT7 and its FP32 output
     std::vector<double> saturation;  // by tensor: share of clipped values
     double end_to_end = 0;           // cosine of the graph's output
   };
@@ -90,7 +90,7 @@ class Search {
   void set_tensor_scale(int tensor, float scale);
   Evaluation evaluate() const;
   void keep_if_better();
-  void step();
+  void layer_done();
 
   LayerGraph& graph_;
   PictureView pictures_;
@@ -102,8 +102,8 @@ class Search {
   Evaluation best_evaluation_;
 };
 
-// Counts a layer as done.
-void Search::step() {
+// Counts a layer as done and reports the progress. Throws Cancelled.
+void Search::layer_done() {
   if (control_.cancelled) throw Cancelled();
   control_.on_progress(SearchStage::searching, ++steps_, total_);
 }
@@ -124,7 +124,7 @@ void Search::find_maxima() {
   start_ = scales_from_maximum(graph_, maxima);
 }
 
-// Also requantizes the biases that depend on it.
+// Sets the scale of a tensor, and requantizes the biases of the convolutions that read it.
 void Search::set_tensor_scale(int tensor, float scale) {
   scales_.tensors[tensor] = scale;
   for (const int reader : graph_.tensors[tensor].readers) {
@@ -293,7 +293,7 @@ void Search::weights_pass() {
     pass.run_real(l);
     pass.run_integers(l, scales_);
     pass.release(l);
-    step();
+    layer_done();
   }
 }
 
@@ -312,7 +312,7 @@ void Search::activations_pass() {
     }
     pass.run_integers(l, scales_);
     pass.release(l);
-    step();
+    layer_done();
   }
 }
 
@@ -340,7 +340,7 @@ void Search::correct_biases() {
     }
     pass.run_integers(l, scales_);
     pass.release(l);
-    step();
+    layer_done();
   }
 }
 

@@ -1,4 +1,4 @@
-/** What came of a run: one object for programs, a table for people. */
+/** The result of a run: one object for programs, a table for people. */
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { ARTIFACT, ExitCode, type FaceTrainJob, OUTPUT, TrainReport } from '@facetrain/api';

@@ -111,7 +111,7 @@ test('a killed rank: the gang restarts from the newest checkpoint, and the model
   assert.deepEqual(trainers(folder), []);
 });
 
-test('Ctrl-C writes a checkpoint; the same command goes on from it', async () => {
+test('Ctrl-C writes a checkpoint; the same command continues from it', async () => {
   const file = await writeTinyJob(folder);
   const first = new Running(['run', '-f', file]);
   await eventually('a checkpoint', () => checkpoints().length > 0);

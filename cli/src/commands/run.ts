@@ -29,7 +29,7 @@ export interface RunOptions {
 }
 
 /**
- * @returns what came of it; a failed job is a result, not an error
+ * @returns the result of the job; a failed job is a result, not an error
  * @throws FacetrainError for what is refused before anything starts; the signal's reason when it was stopped
  */
 export async function run(options: RunOptions): Promise<RunResult> {
@@ -42,7 +42,7 @@ export async function run(options: RunOptions): Promise<RunResult> {
   await runToEnd(local, options.signal).finally(() => display.clear());
   await folder.markFinished();
   const result = makeRunResult(job, local, folder.out, (Date.now() - startedAt) / 1000);
-  if (result.phase === 'Failed') display.nameLogs(local);
+  if (result.phase === 'Failed') display.printLogPaths(local);
   return result;
 }
 
@@ -61,11 +61,11 @@ function outputFolder({ spec: { output } }: FaceTrainJob): string {
     code: 'InvalidManifest',
     subject: 'spec.output.uri',
     found: output.uri,
-    allowed: 'must be a folder of this machine (file://) or given by --out',
+    allowed: 'must be a folder of this machine (file:// or hostpath://) or given by --out',
   });
 }
 
-/** The ports of the manifest are those of a pod of its own; on this machine another program may have them. */
+/** Takes free ports: those of the manifest are for pods, and another program of this machine may have them. */
 async function makeLocalJob(
   { metadata, spec }: FaceTrainJob,
   { uid, stateFolder }: RunFolder,
@@ -77,7 +77,10 @@ async function makeLocalJob(
   return new LocalFaceTrainJob(identity, spec, { environment, folder: stateFolder, progressPort: progress, listener });
 }
 
-/** Leaves no process behind, however it ends. After SIGKILL of this process the trainers see its IPC channel close. */
+/**
+ * Runs the job. Its processes end with this one, also when that fails. After SIGKILL they stop because the IPC channel
+ * to this process closes.
+ */
 async function runToEnd(local: LocalFaceTrainJob, signal: AbortSignal): Promise<void> {
   const killAll = () => local.running().forEach((pod) => pod.kill());
   process.once('exit', killAll);
@@ -91,14 +94,15 @@ async function runToEnd(local: LocalFaceTrainJob, signal: AbortSignal): Promise<
   }
 }
 
-/** What a person sees of a run, on standard error: a line with the progress, and one for each event. */
+/** Shows a run on standard error: one line with the progress, which is rewritten, and a line for each event. */
 class Display implements JobListener {
   readonly #line = new StatusLine();
   #phase = '';
 
   announce({ metadata, spec }: FaceTrainJob, { continued, replaced, out }: RunFolder): void {
     const verb = continued ? 'Continuing' : 'Running';
-    const trainers = `${spec.trainers.replicas} trainers`;
+    const { replicas } = spec.trainers;
+    const trainers = `${replicas} trainer${replicas === 1 ? '' : 's'}`;
     this.#line.print(`${verb} FaceTrainJob ${metadata.name} on this machine: ${trainers}, results in ${out}`);
     if (replaced) this.#line.print(`Removed what an earlier run had left in ${out}`);
   }
@@ -114,12 +118,12 @@ class Display implements JobListener {
   }
 
   onEvent(_kind: JobKind, { type, reason, message }: PlanEvent): void {
-    // A condition's message begins with its reason, which often is the event's, too.
+    // The message of a condition begins with a reason, often the same as the event's.
     const text = message.startsWith(`${reason}: `) ? message : `${reason}: ${message}`;
     this.#line.print(`${type === 'Warning' ? 'Warning: ' : ''}${text}`);
   }
 
-  nameLogs({ pods }: LocalFaceTrainJob): void {
+  printLogPaths({ pods }: LocalFaceTrainJob): void {
     const logs = [...pods.values()].map(({ logFile }) => logFile);
     process.stderr.write(`The log${logs.length === 1 ? '' : 's'} of the last attempt: ${logs.join(', ')}\n`);
   }

@@ -1,4 +1,4 @@
-/** Runs `facetrain` in a process of its own, and makes jobs for it. */
+/** Runs `facetrain` in a child process, and makes jobs for it. */
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';

@@ -3,7 +3,7 @@
 programs=/opt/kubernetes
 logs=/var/log/facetrain
 
-# start NAME PROGRAM...: runs a program in the background, with a log of its own, and again when it ends.
+# start NAME PROGRAM...: runs a program in the background, with its own log, and restarts it when it ends.
 start() {
   local name=$1
   shift

@@ -194,7 +194,7 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
   await load({ name: null });
   assert.match(
     (await refusal(load({ name: 'k' }))).message,
-    /manifest.json: job.name: "j"; "k", as this job is called; .* checkpoint.uri to go on from another/,
+    /manifest.json: job.name: "j"; "k", the name of this job; .* checkpoint.uri to this folder to continue/,
   );
   assert.match((await refusal(load({ seed: 2 }))).message, /manifest.json: seed: 1; 2, as in this job/);
   assert.match((await refusal(load({ numClasses: 12 }))).message, /numClasses: 11; 12, as in this job/);

@@ -61,8 +61,8 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     throw invalid(
       `${manifestPath(directory)}: job.name`,
       JSON.stringify(manifest.job.name),
-      `${JSON.stringify(job.name)}, as this job is called; give each job an output of its own, ` +
-        'or name the folder in checkpoint.uri to go on from another job’s checkpoint',
+      `${JSON.stringify(job.name)}, the name of this job; give each job a separate output, ` +
+        'or set checkpoint.uri to this folder to continue from the other job’s checkpoint',
     );
   }
   const wanted = {

@@ -530,7 +530,7 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
   'no operator set': [file({ nodes: [flat], model: { opsetImport: [] } }), /names no version/],
   'an old operator set': [file({ nodes: [flat], opset: 6 }), /uses operator set 6; operator sets 7 to 28/],
   'a future operator set': [file({ nodes: [flat], opset: 99 }), /uses operator set 99; /],
-  functions: [file({ nodes: [flat], model: { functions: [Buffer.from('f')] } }), /defines functions/],
+  functions: [file({ nodes: [flat], model: { functions: [Buffer.from('f')] } }), /has local functions/],
   'sparse weights': [file({ nodes: [flat], graph: { sparseInitializer: [Buffer.from('s')] } }), /sparse weights/],
   'two inputs': [
     file({ nodes: [flat], inputs: [value('a', ['N', 3, 5, 5]), value('b', ['N', 1])] }),

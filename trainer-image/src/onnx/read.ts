@@ -66,7 +66,7 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);
   if (model.functions?.length)
-    throw refuse('defines functions of its own', 'inline them first (onnx.inliner.inline_local_functions)');
+    throw refuse('has local functions', 'inline them first (onnx.inliner.inline_local_functions)');
   if (proto.sparseInitializer?.length) throw refuse('has sparse weights', 'dense weights');
 
   const constants = new Map<string, TensorProto | Tensor>();

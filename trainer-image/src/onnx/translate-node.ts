@@ -183,7 +183,7 @@ function makeTargetConstant(node: GraphNode, { batches, fixedBatch, constant, is
       'a target in which one entry depends on the batch',
     );
   if (node.attributes.allowzero === 1 && one.includes(0))
-    throw refuse(node, 'asks for an empty tensor', 'sizes above zero');
+    throw refuse(node, 'has a target with a size of 0', 'sizes above zero');
   delete node.attributes.allowzero;
   if (isConstant(shape) && target.every((dim, i) => dim === one[i])) return;
   node.inputs = [data, constant(`${node.name}.shape`, int64Tensor(target))];

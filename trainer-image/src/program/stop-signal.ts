@@ -12,7 +12,7 @@ export function stopSignal(): AbortSignal {
   return controller.signal;
 }
 
-/** Without a signal of its own, a rank that stops because another rank was told to is preempted. */
+/** A rank that stops because another rank got a signal has none itself. It exits as preempted. */
 export function stopExitCode(signal: AbortSignal): ExitCode {
   return signal.reason === 'SIGINT' ? ExitCode.interrupted : ExitCode.preempted;
 }

@@ -157,11 +157,12 @@ describe('a graph that encodeInt7 did not write is refused', () => {
   const cases: Record<string, { build: () => Graph; expected: RegExp }> = {
     'a float model': {
       build: smallFaceNet,
-      expected: /^node "Conv_0" \(Conv\): it reads "data" as it is; a model\.int7\.onnx that Facetrain has written$/,
+      expected:
+        /^node "Conv_0" \(Conv\): it reads "data", which is not quantized; a model\.int7\.onnx that Facetrain has written$/,
     },
     'a model with Clip': {
       build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { clamp: true }),
-      expected: /^node "data\.clamped" \(Clip\): it reads "data" as it is; /,
+      expected: /^node "data\.clamped" \(Clip\): it reads "data", which is not quantized; /,
     },
     'a weight beyond 7 bits': {
       build: changed('.weight.quantized', (data) => (data[3] = 64)),
@@ -177,7 +178,7 @@ describe('a graph that encodeInt7 did not write is refused', () => {
     },
     'a bias at another scale': {
       build: changed('.bias.scale', (data) => (data[0]! *= 2)),
-      expected: /the scale of its bias is not that of its products/,
+      expected: /the scale of its bias is not input scale times weight scale/,
     },
     'a scale of zero': {
       build: changed('data.scale', (data) => (data[0] = 0)),
@@ -190,7 +191,7 @@ describe('a graph that encodeInt7 did not write is refused', () => {
         add.inputs = add.inputs.map((name) => name.replace('.dequantized', ''));
         return graph;
       },
-      expected: /^node "Add_\d+" \(Add\): it reads .* as it is; /,
+      expected: /^node "Add_\d+" \(Add\): it reads .*, which is not quantized; /,
     },
   };
   for (const [name, { build, expected }] of Object.entries(cases)) {

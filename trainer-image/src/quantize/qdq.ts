@@ -1,20 +1,19 @@
 /**
  * The file format of an INT7 network, `model.int7.onnx`: an FP32 ONNX graph in which every quantized tensor passes
- * through QuantizeLinear and DequantizeLinear (Q/DQ). Written from layers and scales, and read back exactly.
+ * through QuantizeLinear and DequantizeLinear (Q/DQ). encodeInt7 writes it; decodeInt7 reads back the same integers
+ * and scales.
  *
- * Knows how a quantized tensor is written as Q/DQ, and how it is read back. layers-to-onnx.ts and onnx-to-layers.ts
- * know how layers map to ONNX nodes and back. This file calls them on the FP32 graph; they know nothing of this file.
+ * This file adds and removes the Q/DQ pairs. It calls layers-to-onnx.ts and onnx-to-layers.ts, which convert between
+ * layers and the FP32 graph and do not depend on this file.
  *
  * ONNX has no 7-bit type:
  * - Weights are int8 within ±63, with one scale per output channel.
- * - Activations are uint8 with zero point 128, which ONNX Runtime has integer kernels for; with int8 activations it
- *   computes residual additions in float.
- * - Every tensor that a layer reads is quantized once. A PRelu therefore stands between two Q/DQ pairs. A Flatten does,
- *   too, with the same scale on both sides.
- * - Other runtimes clamp the operands of convolutions at 8 bits, where ours clamps at 7. Their clamping loses no more
- *   accuracy than ours.
- *
- * Everything that our runtime needs is in the graph.
+ * - Activations are uint8 with zero point 128, because ONNX Runtime has integer kernels for them. With int8 activations
+ *   it computes residual additions in float.
+ * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
+ *   and after each Flatten, there with the same scale.
+ * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
+ *   accuracy.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
@@ -55,7 +54,7 @@ class QdqWriter {
   private readonly initializers: Record<string, Tensor> = {};
   /** The Flatten nodes between layers, by the value that they compute. */
   private readonly flattens: Map<string, GraphNode>;
-  /** Dequantized values by the FP32 value that they stand for. */
+  /** The dequantized value of each FP32 value that was quantized. */
   private readonly dequantized = new Map<string, string>();
 
   constructor(float: Graph, scales: Scales, clamp: boolean) {
@@ -145,19 +144,21 @@ class QdqWriter {
     return this.flattens.get(value)?.inputs[0] ?? value;
   }
 
-  /** Adds a node; returns its output, which has the node's name. */
-  private node(wish: string, op: string, inputs: string[], attributes: GraphNode['attributes'] = {}): string {
-    const name = this.names.take(wish);
+  /** Adds a node with one output of the same name, and returns the name. */
+  private node(preferredName: string, op: string, inputs: string[], attributes: GraphNode['attributes'] = {}): string {
+    const name = this.names.take(preferredName);
     this.nodes.push({ name, op, inputs, outputs: [name], attributes });
     return name;
   }
 
-  /** Adds a constant and returns its name; one with this name and these numbers is used again. */
-  private constant(wish: string, tensor: Tensor): string {
-    const existing = Object.hasOwn(this.initializers, wish) ? this.initializers[wish]!.data : undefined;
+  /** Adds a constant, or reuses the one with the preferred name if its numbers are the same. Returns the name. */
+  private constant(preferredName: string, tensor: Tensor): string {
+    const existing = Object.hasOwn(this.initializers, preferredName)
+      ? this.initializers[preferredName]!.data
+      : undefined;
     if (existing?.length === tensor.data.length && existing.every((value, index) => value === tensor.data[index]))
-      return wish;
-    const name = this.names.take(wish);
+      return preferredName;
+    const name = this.names.take(preferredName);
     this.initializers[name] = tensor;
     return name;
   }
@@ -201,11 +202,11 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
     const weight = integersOf.get(weightName);
     const bias = integersOf.get(biasName);
     if (!(weight?.values instanceof Int8Array) || !(bias?.values instanceof Int32Array))
-      throw invalidArtifact(`layer "${layer.name}"`, 'its weights are no int8 with an int32 bias');
+      throw invalidArtifact(`layer "${layer.name}"`, 'its weights are not int8, or its bias is not int32');
     const beyond = weight.values.find((value) => Math.abs(value) > WEIGHT_LIMIT);
     if (beyond !== undefined) throw invalidArtifact(`layer "${layer.name}"`, `it has a weight of ${beyond}`);
     if (!areEqual(bias.scales, biasScales(tensors[layer.input]!.scale, weight.scales)))
-      throw invalidArtifact(`layer "${layer.name}"`, 'the scale of its bias is not that of its products');
+      throw invalidArtifact(`layer "${layer.name}"`, 'the scale of its bias is not input scale times weight scale');
     weights[layer.name] = { scales: weight.scales, values: weight.values };
     biases[layer.name] = bias.values;
   }
@@ -261,7 +262,7 @@ class QdqReader {
     const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !Object.hasOwn(this.initializers, name));
     // The Flatten that computes the output reads a tensor that stays FP32.
     if (unquantized !== undefined && node.op !== 'Flatten')
-      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" as it is`);
+      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}", which is not quantized`);
     this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.realOf.get(name) ?? name) });
   }
 
@@ -296,7 +297,7 @@ class QdqReader {
       scales.length !== dims![0] ||
       node.attributes.axis !== 0
     ) {
-      throw invalidArtifact(`node "${node.name}"`, 'it dequantizes no constant with one scale per output channel');
+      throw invalidArtifact(`node "${node.name}"`, 'its input is not a constant with one scale per output channel');
     }
     if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
       throw invalidArtifact(`node "${node.name}"`, 'a zero point of its weights is not 0');

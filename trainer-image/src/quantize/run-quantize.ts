@@ -1,7 +1,6 @@
 /**
  * The quantize mode: reads an ONNX model, writes `model.int7.onnx` with its scales, reports and manifest, checks the
- * gate and publishes. The files depend on the configuration and on the files that it names, and on nothing else, to the
- * byte.
+ * gate and publishes. The same configuration and input files give the same output, byte for byte.
  */
 import { rm } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
@@ -44,7 +43,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   const { outputDirectory, publish: destination } = config;
   const computeThreads = config.computeThreads ?? availableParallelism();
 
-  // ---- Preflight and calibration pictures. Everything that can be refused is refused here. ----
+  // ---- Preflight and calibration pictures. All input is validated here. ----
   progress.update({ stage: 'Loading' });
   const source = await loadModel(config);
   const sets = await loadSets(config);
@@ -79,7 +78,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
       ? await compareOnSets(config, sets, source.graph, fp32.model, int7.model, program)
       : await compareOnPictures(pictures, fp32.model, int7.model, program);
 
-  // ---- The other files: scales and reports in any case ----
+  // ---- Scales and reports, written whether or not the gate passes ----
   const report: QuantizeReport = {
     schemaVersion: 1,
     job: config.job,
@@ -100,17 +99,17 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
 
   // ---- The gate ----
   if (!report.gate.passed) {
-    // In a folder of its own: an artifact of an earlier run may be at the destination.
+    // Not to the destination itself: the artifact of an earlier run may be there.
     if (destination) await upload(config, [ARTIFACT.report, ARTIFACT.reportHtml], rejected(destination), program);
     throw new FacetrainError({
       code: 'GateFailed',
       subject: `gate of job ${config.job.name}`,
       found: report.gate.failures.join('; '),
-      allowed: 'the bounds of gate; the report has every layer',
+      allowed: 'metrics within the bounds of gate; the report shows each layer',
     });
   }
 
-  // ---- The manifest, and publishing: the manifest comes last in both, so it vouches for the other files ----
+  // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
   const digests = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   const listed = { [ARTIFACT.model]: report.model, ...digests };
   await writeAtomically(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
@@ -144,7 +143,7 @@ async function search(
   return found;
 }
 
-/** The INT7 model as its users get it: from its file alone. */
+/** Opens the INT7 model from its file, as its users do. */
 async function openInt7(path: string, computeThreads: number): Promise<Int7Model> {
   const { layers, scales } = decodeInt7((await readOnnx(path)).graph);
   return Int7Model.open(layers, scales, { computeThreads });

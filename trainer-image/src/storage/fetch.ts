@@ -99,7 +99,7 @@ async function fetchPrefix(bucket: Bucket, prefix: string, to: string, sharing: 
   const fetched: Fetched[] = [];
   for (const key of keys) {
     const inside = key.slice(prefix.length);
-    // Anybody who can write to the bucket chooses keys; none may lead out of the folder.
+    // The bucket's writers choose the keys. A key must not lead out of the folder.
     if (relative(to, join(to, inside)).startsWith('..')) {
       throw new FacetrainError({
         code: 'StorageFailed',

@@ -4,8 +4,8 @@
  * one that wants a single file of it use the same lock.
  *
  * The files are right even when two processes hold the lock:
- * - Each holder downloads to a partial file with a name of its own. A holder that was frozen and counted as dead may go
- *   on writing, but only to that file. Another holder has copied and unlinked it by then, and never opens it again.
+ * - Each holder downloads to a partial file with a unique name. A holder that was frozen and counted as dead may
+ *   continue to write, but only to that file. Another holder has copied and unlinked it by then, and never opens it again.
  * - A file gets its final name by a rename, after its digest was checked, with the time by which others recognize it.
  *   With several holders, one complete file replaces another with the same bytes.
  * - A machine that was lost may have left gaps in what it had not flushed. A digest shows them, and the download starts

@@ -104,7 +104,7 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
 }
 
 /**
- * A proxy for HEAD, GET and the listing of a prefix. It sends requests of its own: a signature covers the host name, so
+ * A proxy for HEAD, GET and the listing of a prefix. It sends new requests: a signature covers the host name, so
  * the client's requests cannot be passed on.
  */
 async function startProxy(

@@ -44,8 +44,7 @@ export class Evaluator {
   /**
    * To be called on every rank after the same step. All ranks compute the figures from the same embeddings, so all get
    * the same figures.
-   * @returns 'stopped' on every rank when one was told to stop meanwhile; this set and those after it have no result
-   * then
+   * @returns 'stopped' on every rank if one got a stop signal meanwhile; the remaining sets then have no result
    */
   async evaluate(session: TrainingSessionContract, input: Graph['input'], step: number): Promise<'done' | 'stopped'> {
     const { rank, size } = this.#ranks;
@@ -69,7 +68,7 @@ export class Evaluator {
     return 'done';
   }
 
-  /** This rank's embeddings. When it was told to stop, an array of a wrong length, by which the other ranks notice. */
+  /** This rank's embeddings. After a stop signal, an array of a wrong length, by which the other ranks detect it. */
   async #embedPart(
     session: TrainingSessionContract,
     set: VerificationSet,

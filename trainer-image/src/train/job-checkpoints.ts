@@ -55,7 +55,7 @@ export class JobCheckpoints {
     const { manifest, directory } = checkpoint;
     this.#last = { step, at: performance.now() };
     progress.update({ checkpoint: { step, time: manifest.time } });
-    // The uid is not compared: a job that was deleted and created again has another one, and goes on where it was.
+    // The uid is not compared: a job that was deleted and created again has a new one, and continues from its checkpoint.
     const { job: writtenBy, worldSize } = manifest;
     log.info({ step, writtenBy, worldSize, directory }, 'resumed from a checkpoint');
     return manifest;

@@ -5,7 +5,7 @@ import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { abortable } from '../program/stop-signal.ts';
 
-/** @throws FacetrainError RendezvousTimeout, and those of TrainingSession.open; Stopped when told to stop meanwhile */
+/** @throws FacetrainError RendezvousTimeout, and those of TrainingSession.open; Stopped after a stop signal */
 export async function openSession(
   config: TrainerConfig,
   graph: Graph,

@@ -18,17 +18,17 @@ import { backboneGraph, preflight } from './training-preflight.ts';
 const LOG_EVERY_MS = 10_000;
 
 /**
- * `stopped`: a rank was told to stop, and what was trained is in a checkpoint.
+ * `stopped`: a rank got a stop signal; a checkpoint was written.
  * @throws FacetrainError for refused input, a lost peer, a loss that is not finite
  */
 export async function train(config: TrainerConfig, ranks: Ranks, program: Program): Promise<'completed' | 'stopped'> {
   const { log, progress, signal } = program;
   const { rank } = ranks;
   const startedAt = new Date();
-  // Every rank has the same to log about steps and checkpoints; by default only rank 0 logs it.
+  // Steps and checkpoints are the same on every rank, so only rank 0 logs them at the default level.
   const level = rank === 0 ? 'info' : 'debug';
 
-  // ---- Set-up. Everything that can be refused is refused first, before ranks wait for each other. ----
+  // ---- Set-up. All input is validated before the ranks wait for each other. ----
   const graph = await backboneGraph(config);
   const dataset = await preflight(config, graph, ranks, program);
   const { numClasses, stepsPerEpoch, totalSteps } = dataset;
@@ -46,58 +46,66 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const resumed = await checkpoints.resume();
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
   const schedule = scheduleOf(config, dataset);
-  /** Steps done, those of earlier attempts included. */
-  let done = resumed?.step ?? 0;
+  /** Those of earlier attempts included. */
+  let stepsDone = resumed?.step ?? 0;
 
   const show = (stage: 'Training' | 'Exporting') =>
     progress.update({
       stage,
-      step: done,
-      epoch: done / stepsPerEpoch,
+      step: stepsDone,
+      epoch: stepsDone / stepsPerEpoch,
       loss: history.lossLast,
       imagesPerSecond: history.recentImagesPerSecond,
-      etaSeconds: history.etaSeconds(done),
+      etaSeconds: history.etaSeconds(stepsDone),
       evaluations: evaluator.newest,
     });
   const logStep = (learningRate: number) => {
     const { lossLast: loss, recentImagesPerSecond: imagesPerSecond } = history;
-    log[level]({ step: done, totalSteps, epoch: done / stepsPerEpoch, loss, learningRate, imagesPerSecond }, 'trained');
+    log[level](
+      { step: stepsDone, totalSteps, epoch: stepsDone / stepsPerEpoch, loss, learningRate, imagesPerSecond },
+      'trained',
+    );
   };
 
   // ---- The loop ----
   let stopped = false;
   let loggedAt = performance.now();
   show('Training');
-  while (done < totalSteps && !stopped) {
-    const learningRate = learningRateAt(done, schedule);
+  while (stepsDone < totalSteps && !stopped) {
+    const learningRate = learningRateAt(stepsDone, schedule);
     const stepStart = performance.now();
-    // A signal reaches one rank before another, and clocks differ. So ranks vote, in the step's own all-reduce, and all
-    // of them do what the votes say.
-    const { loss, votes } = await session.step(done, learningRate, {
+    // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
+    // act on the combined votes.
+    const { loss, votes } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
     });
-    history.add({ step: done, loss, learningRate, seconds: (performance.now() - stepStart) / 1000 });
-    done += 1;
+    history.add({ step: stepsDone, loss, learningRate, seconds: (performance.now() - stepStart) / 1000 });
+    stepsDone += 1;
     progress.update({ learningRate });
     show('Training');
-    if (done % stepsPerEpoch === 0 || done === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
+    if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
       loggedAt = performance.now();
       logStep(learningRate);
     }
 
     // The checkpoint of the last step comes before the final evaluation: losing a machine during that costs no step.
-    if (votes.stop || votes.checkpoint || done === totalSteps || isDue(done, config.checkpoint, stepsPerEpoch))
-      await checkpoints.save(done, history.forCheckpoint);
-    stopped = votes.stop && done < totalSteps;
-    // The outcome is not needed here: after an evaluation that a stop cut short, the next step votes to stop.
-    if (!stopped && done < totalSteps && isDue(done, config.evaluation, stepsPerEpoch))
-      await evaluator.evaluate(session, graph.input, done);
+    if (
+      votes.stop ||
+      votes.checkpoint ||
+      stepsDone === totalSteps ||
+      isDue(stepsDone, config.checkpoint, stepsPerEpoch)
+    )
+      await checkpoints.save(stepsDone, history.forCheckpoint);
+    stopped = votes.stop && stepsDone < totalSteps;
+    // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
+    if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch))
+      await evaluator.evaluate(session, graph.input, stepsDone);
     show('Training');
   }
 
-  // ---- The end: the final evaluation, the model, and the report, which vouches for everything before it. ----
-  stopped ||= (await evaluator.evaluate(session, graph.input, done)) === 'stopped';
+  // ---- The end: the final evaluation and the model. The report comes last: it exists only if they are complete. ----
+  stopped ||= (await evaluator.evaluate(session, graph.input, stepsDone)) === 'stopped';
   if (!stopped && rank === 0) {
     show('Exporting');
     const model = await writeModel(config.outputDirectory, await session.exportGraph());
