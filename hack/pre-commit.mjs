@@ -1,4 +1,4 @@
-// The part of `npm run lint` that takes a second or two, on the staged files as they are in the working tree.
+// The part of `npm run lint` that takes a second or two, on the working tree's versions of the staged files.
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { checkLineWidth } from './lib/line-width.mjs';

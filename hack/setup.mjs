@@ -1,5 +1,5 @@
 // Installs what is missing to build Facetrain: `npm run setup`. It needs Node, npm and Python with pip and venv;
-// everything else comes from package registries. What is installed already is left as it is.
+// everything else comes from package registries. Nothing that is installed already is changed.
 //
 //   --test     also what the tests and linters need
 //   --cuda     also the CUDA libraries, for `npm run build -- --cuda`

@@ -27,7 +27,7 @@ export class NodeContainer extends GenericContainer {
     super(NODE_IMAGE);
     this.createOpts.Volumes = { '/var/lib/containerd': {}, '/var/lib/kubelet': {}, '/var/lib/etcd': {} };
     Object.assign(this.hostConfig, {
-      // Not "privileged": that asks for every capability, and fails on a machine without one (often CAP_SYS_RESOURCE).
+      // Not "privileged": that needs every capability, and fails on a machine that lacks one (often CAP_SYS_RESOURCE).
       CapAdd: ['ALL'],
       CapDrop: ['SYS_RESOURCE'],
       SecurityOpt: ['seccomp=unconfined', 'apparmor=unconfined'],

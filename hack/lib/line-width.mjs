@@ -6,7 +6,7 @@ import { SetupError } from './steps.mjs';
 
 export const COLUMNS = 120;
 
-/** Text that is written by hand, by its path. The rest is data (JSON, lock files, binaries) or wider by its nature. */
+/** Text that is written by hand, by its path. The rest is data: JSON, lock files, binaries. */
 const CHECKED =
   /\.(ts|mts|mjs|cc|h|cmake|sh|md|ya?ml|go|lua|toml)$|(^|\/)(Dockerfile|CMakeLists\.txt|NOTES\.txt)$|^\.ci\//;
 /** Generated files say so at their top. */

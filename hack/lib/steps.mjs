@@ -7,7 +7,7 @@ const TICK = 200; // ms between repaints
 const FIRST_LINE = 3000; // ms until a step writes its first plain line: a short one writes only its result
 const HEARTBEAT = 20_000; // ms between plain lines of a long step
 
-/** A failure whose message says everything; `main` prints it without a stack. */
+/** A failure whose message needs no stack: `main` prints only the message. */
 export class SetupError extends Error {}
 
 /** A command for a message: without the end of a long list of files. */

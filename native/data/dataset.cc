@@ -143,8 +143,8 @@ class RecordDataset : public Dataset {
     return {record.image.begin(), record.image.end()};
   }
 
-  // Takes the start of the next key's record as the end of this one, which is true of all datasets that we know. Where
-  // it is not, less or nothing is read ahead.
+  // Takes the start of the next key's record as the end of this one, which holds for all datasets that we know. If it
+  // does not, less or nothing is read ahead.
   void will_need(int64_t picture) const override {
     constexpr uint64_t kLongest = 1 << 18;  // bytes read ahead at most
     const auto i = static_cast<size_t>(picture);

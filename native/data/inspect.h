@@ -1,5 +1,5 @@
 // Checks every record of a dataset before training. Reads the headers of all records; decodes as many pictures as the
-// caller asks for.
+// caller requests.
 #pragma once
 
 #include <atomic>

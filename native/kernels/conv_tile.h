@@ -1,5 +1,5 @@
 // The innermost loops of conv.h: one function for each instruction set, all with the same results. conv.cc picks one.
-// The name says the instruction set; the layouts are those that Conv packs.
+// Their names end in the instruction set. Conv packs the layouts that they read.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@ namespace facetrain {
 namespace {
 
 // A float of this size has no bits for fractions, so adding it to a value below 2^22 and subtracting it again rounds
-// the value half to even. Every instruction set does that alike, and the loop needs no call of nearbyint.
+// the value half to even. Every instruction set gives the same result, and the loop needs no call of nearbyint.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 
 // Saturates before it rounds, which gives the same result because the limit is an integer. `value` is never NaN: scales

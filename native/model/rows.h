@@ -15,7 +15,7 @@
 #define FT_VECTORIZED
 #endif
 
-// A kernel's arrays do not overlap. With many arrays the compiler does not vectorize unless it knows that.
+// For a kernel's arrays, which do not overlap. Without it the compiler does not vectorize a loop over many arrays.
 #define FT_RESTRICT __restrict__
 
 namespace facetrain {

@@ -48,8 +48,8 @@ struct Worker::Item {
 struct Worker::Settled {
   std::shared_ptr<Worker> worker;
   Deferred deferred;         // empty when the thread has ended
-  Reply reply;               // resolves the promise,
-  std::exception_ptr error;  // unless this rejects it
+  Reply reply;               // resolves the promise if `error` is null
+  std::exception_ptr error;  // rejects it otherwise
 };
 
 std::shared_ptr<Worker> Worker::start(Napi::Env env, const char* name, std::function<void()> last) {

@@ -23,7 +23,7 @@ export interface RunOptions {
   out?: string;
   /** Removes what an unfinished run has left. */
   fresh: boolean;
-  /** Leaves out the quantization, whatever the manifest says. */
+  /** Leaves out the quantization, also if the manifest has one. */
   trainOnly: boolean;
   signal: AbortSignal;
 }

@@ -22,7 +22,7 @@ wait_for() {
     "$@" >/dev/null 2>&1 && return
     sleep 0.1
   done
-  echo "waited in vain for: $*" | tee -a "$logs/node.log" >&2
+  echo "timed out after waiting for: $*" | tee -a "$logs/node.log" >&2
   exit 1
 }
 

@@ -1,7 +1,7 @@
 /**
  * Safetensors files with 32-bit floats: the header's length in 8 bytes, little-endian; a JSON header; then the tensors'
- * bytes one after another. Format: github.com/huggingface/safetensors. The reader checks everything that the header
- * says. The writer streams, and computes the digest on the way.
+ * bytes one after another. Format: github.com/huggingface/safetensors. The reader checks the whole header. The
+ * writer streams, and computes the digest while it writes.
  */
 import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';

@@ -14,7 +14,7 @@ export interface ModelDescription {
   metadata: Record<string, string>;
   /** Nodes of each operator, the most frequent first. */
   operators: Record<string, number>;
-  /** Weights that training learns: without running statistics and quantized weights. */
+  /** The number of trainable weights: without running statistics and quantized weights. */
   parameters: number;
   /** Multiply-accumulates of convolutions and matrix products for one picture; null when a shape is not known. */
   macs: number | null;

@@ -1,5 +1,5 @@
 /**
- * Brings a graph of any operator set and exporter into one form, so that later code knows operator set 17 alone:
+ * Brings a graph of any operator set and exporter into one form, so that later code handles only operator set 17:
  *
  * - Every node has its form of operator set 17, with explicit pads and constant targets (translate-node.ts).
  * - There is no Identity and no Dropout, and no node or constant that the output does not depend on.

@@ -1,6 +1,6 @@
 /**
- * The part of onnx.proto that a face model uses, as a protobufjs schema with its codec. Knows nothing of a graph's
- * meaning.
+ * The part of onnx.proto that a face model uses, as a protobufjs schema with its codec. It does not
+ * interpret the graph.
  *
  * Field numbers are onnx.proto's. Fields that are not listed are skipped when read. Nested graphs are among them, so no
  * file can make the decoder recurse. `rawData` is a view of the file's bytes, not a copy.

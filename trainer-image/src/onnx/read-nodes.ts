@@ -96,7 +96,7 @@ function shortest(value: number): number {
 }
 
 /**
- * Makes node names unique: a node without one gets operator and position, one whose name is taken a number behind it.
+ * Makes node names unique: a node without one gets operator and position, a repeated name gets a number appended.
  */
 export function nameNodes(nodes: GraphNode[]): void {
   const taken = new Set(nodes.map(({ name }) => name));

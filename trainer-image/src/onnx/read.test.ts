@@ -135,7 +135,7 @@ const QDQ: File = {
   opset: 13,
 };
 
-/** Forms of older operator sets and of exporters. Each file is run as it is, and as it is written after reading. */
+/** Forms of older operator sets and of exporters. Each file is run, and the file that is written after reading it. */
 const AWKWARD: Record<string, File> = {
   'typed float data, weights listed as inputs, format version 3': {
     nodes: [conv, flat],

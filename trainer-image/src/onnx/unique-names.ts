@@ -7,10 +7,10 @@ export class UniqueNames {
     this.#used = new Set(used);
   }
 
-  /** Reserves `wish`, or `wish_2`, `wish_3`, ... where it is taken, and returns the name reserved. */
-  take(wish: string): string {
-    let name = wish;
-    for (let count = 2; this.#used.has(name); count++) name = `${wish}_${count}`;
+  /** Reserves `preferredName`, or that with `_2`, `_3`, ... if it is taken, and returns the name reserved. */
+  take(preferredName: string): string {
+    let name = preferredName;
+    for (let count = 2; this.#used.has(name); count++) name = `${preferredName}_${count}`;
     this.#used.add(name);
     return name;
   }

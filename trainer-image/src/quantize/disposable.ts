@@ -1,4 +1,4 @@
-/** Native models and `await using`. */
+/** Closes native models by `await using`. */
 import type { Embedder } from '@facetrain/native';
 
 /** Closes the model at the end of the scope. */

@@ -157,12 +157,11 @@ describe('a graph that encodeInt7 did not write is refused', () => {
   const cases: Record<string, { build: () => Graph; expected: RegExp }> = {
     'a float model': {
       build: smallFaceNet,
-      expected:
-        /^node "Conv_0" \(Conv\): it reads "data", which is not quantized; a model\.int7\.onnx that Facetrain has written$/,
+      expected: /^node "Conv_0" \(Conv\): it reads "data" unquantized; a model\.int7\.onnx that Facetrain has written$/,
     },
     'a model with Clip': {
       build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { clamp: true }),
-      expected: /^node "data\.clamped" \(Clip\): it reads "data", which is not quantized; /,
+      expected: /^node "data\.clamped" \(Clip\): it reads "data" unquantized; /,
     },
     'a weight beyond 7 bits': {
       build: changed('.weight.quantized', (data) => (data[3] = 64)),
@@ -191,7 +190,7 @@ describe('a graph that encodeInt7 did not write is refused', () => {
         add.inputs = add.inputs.map((name) => name.replace('.dequantized', ''));
         return graph;
       },
-      expected: /^node "Add_\d+" \(Add\): it reads .*, which is not quantized; /,
+      expected: /^node "Add_\d+" \(Add\): it reads .* unquantized; /,
     },
   };
   for (const [name, { build, expected }] of Object.entries(cases)) {

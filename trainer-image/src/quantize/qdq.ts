@@ -87,7 +87,7 @@ class QdqWriter {
       : this.bias(node.name, this.tensorOf(node.inputs[0]!), weight.scales);
   }
 
-  /** Quantizes and dequantizes a tensor, flattened or not; once, however many nodes read it. */
+  /** Quantizes and dequantizes a tensor, flattened or not. Nodes that read the same tensor share one Q/DQ pair. */
   private activation(value: string): string {
     const known = this.dequantized.get(value);
     if (known !== undefined) return known;
@@ -262,7 +262,7 @@ class QdqReader {
     const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !Object.hasOwn(this.initializers, name));
     // The Flatten that computes the output reads a tensor that stays FP32.
     if (unquantized !== undefined && node.op !== 'Flatten')
-      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}", which is not quantized`);
+      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" unquantized`);
     this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.realOf.get(name) ?? name) });
   }
 

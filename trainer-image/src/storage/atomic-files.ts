@@ -31,12 +31,12 @@ export const isRefusal = (error: unknown): boolean =>
   error instanceof Error && ['EACCES', 'EPERM', 'EROFS'].includes((error as NodeJS.ErrnoException).code ?? '');
 
 export interface FolderOptions {
-  /** Gives it the permissions of the folder above, whatever the umask: the same users may write to both. */
+  /** Gives the folder its parent's permissions, regardless of the umask: the same users may write to both. */
   asOpenAsParent?: boolean;
 }
 
 /**
- * Makes a folder and the missing ones above it. Other processes may do the same at the same time. Node's own recursive
+ * Makes a folder and its missing parents. Other processes may do the same at the same time. Node's own recursive
  * mkdir does not end when the system refuses with ENOENT, as it does below /proc.
  */
 export async function makeFolder(path: string, options: FolderOptions = {}): Promise<void> {

@@ -3,8 +3,8 @@
  *
  * The lock is a file. The process that creates it (O_EXCL, which network file systems support, while many of them do
  * not support flock) is its holder, and writes it anew every few seconds. It writes through the handle from the
- * creation, so it cannot write to another holder's lock. A lock that has the same content for half a minute of looks
- * has a dead holder. proper-lockfile compares times instead. That is not safe here: clocks of machines differ, network
+ * creation, so it cannot write to another holder's lock. If polling for half a minute finds the same content, its
+ * holder is dead. proper-lockfile compares times instead. That is not safe here: clocks of machines differ, network
  * file systems cache attributes (and not what open returns), and a waiter may itself have been frozen, with a holder on
  * the same machine.
  *
@@ -30,7 +30,7 @@ export interface LockOptions {
   onWait?: ((holder: string) => void) | undefined;
   /** Milliseconds between two heartbeats of the holder. */
   beat?: number | undefined;
-  /** Milliseconds of looks without a heartbeat after which a holder counts as dead. */
+  /** A holder counts as dead after this many milliseconds of polling without a heartbeat. */
   stale?: number | undefined;
 }
 
@@ -100,7 +100,7 @@ class Lock {
     }
   }
 
-  /** Writes the lock anew. The content never gets shorter, so nothing of the last one is left. */
+  /** Rewrites the lock. The content never gets shorter, so it overwrites all of the last one. */
   async beat(): Promise<void> {
     await this.#file.write(
       JSON.stringify({ holder: `${hostname()} (process ${process.pid})`, token: this.#token, beats: this.#beats++ }),
@@ -124,10 +124,10 @@ async function acquire(
   path: string,
   { signal, onWait, poll, stale }: Pick<LockOptions, 'signal' | 'onWait'> & { poll: number; stale: number },
 ): Promise<Lock> {
-  const looksUntilDead = stale / poll;
+  const pollsUntilDead = stale / poll;
   let lastContent: string | null = null;
-  /** Looks that found the same content. */
-  let looks = 0;
+  /** How many polls in a row found the same content. */
+  let polls = 0;
   let reportedToken: string | undefined;
   /** Waiters that have died with a claim on this lock. */
   let deadClaims = 0;
@@ -140,18 +140,18 @@ async function acquire(
     const { holder, token = '' } = parsed(content);
     if (content !== lastContent) {
       lastContent = content;
-      looks = 0;
+      polls = 0;
       deadClaims = 0;
       if (holder !== undefined && token !== reportedToken) {
         onWait?.(holder);
         reportedToken = token;
       }
-    } else if (++looks > looksUntilDead) {
+    } else if (++polls > pollsUntilDead) {
       if (await remove(path, token, deadClaims)) continue;
-      // Another waiter has the claim. If the lock is still the same after as many looks again, that waiter is dead,
+      // Another waiter has the claim. If the lock is still the same after as many further polls, that waiter is dead,
       // too.
       deadClaims++;
-      looks = 0;
+      polls = 0;
     }
     await delay(poll, undefined, signal ? { signal } : {});
   }

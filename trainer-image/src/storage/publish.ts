@@ -136,7 +136,8 @@ async function publishObject(
 }
 
 /**
- * Whether the object has these bytes. False when that may not be read: writing then succeeds, or fails with a reason.
+ * Whether the object has these bytes. Also false without permission to read it: writing then succeeds or fails with a
+ * reason.
  */
 async function isPublished(
   client: S3Client,

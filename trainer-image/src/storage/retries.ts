@@ -1,4 +1,4 @@
-/** Retries of storage operations. A store that is away for a moment, as during an upgrade, must not end a long job. */
+/** Retries of storage operations. A short outage, as during an upgrade, must not end a long job. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 
@@ -7,7 +7,7 @@ export interface RetryOptions {
   /** Called before each wait, with the failure and the length of the wait in milliseconds. */
   onRetry: (error: FacetrainError, milliseconds: number) => void;
   /**
-   * Milliseconds after the first failure during which it is tried again. A wrong address should be reported soon, too.
+   * Retries end this many milliseconds after the first failure. It is short, so that a wrong address is reported soon.
    */
   giveUpAfter?: number;
   /** The first wait, in milliseconds; each further one is twice as long, up to 10 s. */
@@ -37,6 +37,6 @@ export async function withRetries<T>(work: () => Promise<T>, options: RetryOptio
   }
 }
 
-/** s3Error gives a failure that may pass by itself the exit code `failure`; all other StorageFailed have `refused`. */
+/** s3Error gives the exit code `failure` to failures that a retry may solve, and `refused` to all others. */
 const isTransient = (error: unknown): error is FacetrainError =>
   error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;

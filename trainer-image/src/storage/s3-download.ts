@@ -32,7 +32,7 @@ export interface Download {
   bytes: number;
   time: Date;
   /**
-   * Start of the names of its partial files. It has the object's version: the rest of another version must not follow.
+   * Prefix of its partial files' names. It contains the object's version, so no download continues another version's.
    */
   stem: string;
 }
@@ -106,7 +106,7 @@ async function mismatch(
 
 /**
  * Appends to the partial file until it is complete. After a broken connection it continues where the file ends, and
- * gives up after ATTEMPTS requests in a row that brought nothing.
+ * gives up after ATTEMPTS requests in a row without a byte.
  */
 async function appendAll(
   bucket: Bucket,

@@ -5,7 +5,8 @@
  *
  * The files are right even when two processes hold the lock:
  * - Each holder downloads to a partial file with a unique name. A holder that was frozen and counted as dead may
- *   continue to write, but only to that file. Another holder has copied and unlinked it by then, and never opens it again.
+ *   continue to write, but only to that file. Another holder has copied and unlinked it by then, and never opens it
+ *   again.
  * - A file gets its final name by a rename, after its digest was checked, with the time by which others recognize it.
  *   With several holders, one complete file replaces another with the same bytes.
  * - A machine that was lost may have left gaps in what it had not flushed. A digest shows them, and the download starts
@@ -29,15 +30,15 @@ import {
 } from './s3-download.ts';
 
 /**
- * So much of the end of a lost machine's partial file may have gaps: what was not flushed, and what was just received.
+ * Bytes at the end of a lost machine's partial file that may have gaps: those not flushed and those just received.
  */
 const MAY_HAVE_GAPS_BYTES = 2 * FLUSH_BYTES;
-/** What the name of a shared download's partial file adds to the target's: version and holder. */
+/** What follows the target's name in the name of a shared download's partial file: version and holder. */
 const PARTIAL = /^\.[0-9a-f]{16}\.[0-9a-f-]{36}\.partial$/;
 
 /**
- * @param isComplete whether the target is there
- * @returns false when another process had fetched it
+ * @param isComplete whether the target is complete
+ * @returns false when another process has fetched it
  * @throws FacetrainError StorageFailed or DiskFull
  */
 export async function fetchShared(
@@ -80,7 +81,7 @@ async function partialsOf(to: string): Promise<string[]> {
   );
 }
 
-/** Starts a partial file with the longest of those that other processes left. */
+/** Starts a partial file as a copy of the longest one that other processes left. */
 async function copyLongest(partials: string[], partial: string, head: HeadObjectCommandOutput): Promise<void> {
   const sizes = await Promise.all(partials.map(async (path) => ({ path, size: await sizeOf(path) })));
   const [longest] = sizes.sort((a, b) => b.size - a.size);
@@ -89,14 +90,14 @@ async function copyLongest(partials: string[], partial: string, head: HeadObject
     await copyFile(longest.path, partial, constants.COPYFILE_FICLONE);
     if (!serverDigest(head)) await truncate(partial, Math.max(0, (await sizeOf(partial)) - MAY_HAVE_GAPS_BYTES));
   } catch {
-    // There is no space for two, or its owner is alive and has renamed it. The download starts at byte 0.
+    // The disk has no space for a copy, or the file's owner is alive and has renamed it. The download starts at byte 0.
     await rm(partial, { force: true });
   }
 }
 
 /**
  * Adds advice to an error of permissions: the folder of a node's path, or of a volume without fsGroup, belongs to root
- * until an administrator changes that. No pod may.
+ * until an administrator changes that. A pod cannot.
  */
 function cacheError(error: unknown): unknown {
   if (!(error instanceof FacetrainError) || !isRefusal(error.cause)) return error;

@@ -55,7 +55,8 @@ export class JobCheckpoints {
     const { manifest, directory } = checkpoint;
     this.#last = { step, at: performance.now() };
     progress.update({ checkpoint: { step, time: manifest.time } });
-    // The uid is not compared: a job that was deleted and created again has a new one, and continues from its checkpoint.
+    // The uid is not compared: a job that was deleted and created again has a new one, and continues from the
+    // checkpoint.
     const { job: writtenBy, worldSize } = manifest;
     log.info({ step, writtenBy, worldSize, directory }, 'resumed from a checkpoint');
     return manifest;

@@ -1,4 +1,4 @@
-/** The values that pickle.ts reads, and the bytes that Python's forms of text stand for. */
+/** The values that pickle.ts reads, and the decoding of Python's forms of text. */
 
 export class Tuple {
   readonly items: readonly PickleValue[];
