@@ -368,7 +368,7 @@ test('a job resumes from another job’s checkpoint only with checkpoint.uri', a
     const { codes, ranks } = await runGang(folder, config, 1);
     assert.deepEqual(codes, [code], ranks[0]!.text);
     if (shared) assert((await readReport(config)).resumedFromStep! > 0);
-    else assert.match(String(failure(ranks[0]!).msg), /job\.name: "small"; "copy", as this job is called/);
+    else assert.match(String(failure(ranks[0]!).msg), /job\.name: "small"; "copy", the name of this job/);
   }
 });
 
