@@ -7,7 +7,7 @@ import { after, at, makeJob, makePod } from './testing/builders.ts';
 
 const STARTED = { attempt: 0, attemptStartTime: at(0) };
 
-function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bearsNodeLoss = false): Failure | null {
+function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, toleratesNodeLoss = false): Failure | null {
   return findFailure(
     viewOf(
       makeJob()
@@ -15,7 +15,7 @@ function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bear
         .observe(status, pods),
       pods.length > 2 ? 4 : 2,
       after(seconds),
-      bearsNodeLoss,
+      toleratesNodeLoss,
     ),
   );
 }
@@ -23,7 +23,7 @@ function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, bear
 describe('the cause of a failure', () => {
   const cases: Record<
     string,
-    { pods: ObservedPod[]; at?: number; status?: object; bearsNodeLoss?: boolean; want: Partial<Failure> | null }
+    { pods: ObservedPod[]; at?: number; status?: object; toleratesNodeLoss?: boolean; want: Partial<Failure> | null }
   > = {
     'none while all run': { pods: [makePod(0).running().build(), makePod(1).running().build()], want: null },
     'none while pods wait': { pods: [makePod(0).build(), makePod(1).build()], want: null },
@@ -118,7 +118,7 @@ describe('the cause of a failure', () => {
     },
     'none for a lost node if the template sets a toleration for unreachable nodes': {
       pods: [makePod(0).running().build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
-      bearsNodeLoss: true,
+      toleratesNodeLoss: true,
       want: null,
     },
     'a missing pod': {
@@ -155,9 +155,9 @@ describe('the cause of a failure', () => {
       want: { rank: 1, exitCode: 1 },
     },
   };
-  for (const [name, { pods, at: seconds, status, bearsNodeLoss, want }] of Object.entries(cases)) {
+  for (const [name, { pods, at: seconds, status, toleratesNodeLoss, want }] of Object.entries(cases)) {
     test(name, () => {
-      const failure = find(pods, seconds, status, bearsNodeLoss);
+      const failure = find(pods, seconds, status, toleratesNodeLoss);
       if (want === null) assert.equal(failure, null);
       else assert.partialDeepStrictEqual(failure, want);
     });
