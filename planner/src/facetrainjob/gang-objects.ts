@@ -2,6 +2,7 @@
 import { type FaceTrainJobSpec, TRAINING_FIELDS } from '@facetrain/api';
 import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker, Child } from '../children.ts';
+import { makeConfigMap } from '../config-map.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
@@ -138,17 +139,7 @@ export function networkUpdates({ job, spec }: Attempt, objects: ObservedObject[]
 }
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage, digest: string): ConfigMap {
-  const config = trainerConfig(job, spec, attempt, storage, environment);
-  return {
-    apiVersion: 'v1',
-    kind: 'ConfigMap',
-    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), {
-      [Label.attempt]: String(attempt),
-      [Label.specDigest]: digest,
-    }),
-    immutable: true,
-    data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
-  };
+  return makeConfigMap('FaceTrainJob', job, attempt, trainerConfig(job, spec, attempt, storage, environment), digest);
 }
 
 function pod(

@@ -2,6 +2,7 @@
 import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, type QuantizeJobSpec } from '@facetrain/api';
 import { fieldsDigest } from '../attempt.ts';
 import type { Blocker, Child } from '../children.ts';
+import { makeConfigMap } from '../config-map.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
 import type { ConfigMap, Pod } from '../objects.ts';
@@ -41,16 +42,7 @@ export const quantizationDigest = (spec: QuantizeJobSpec): string => fieldsDiges
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
   const config = quantizeConfig(job, spec, attempt, storage, environment);
-  return {
-    apiVersion: 'v1',
-    kind: 'ConfigMap',
-    metadata: childMetadata('QuantizeJob', job, attemptName(job, attempt), {
-      [Label.attempt]: String(attempt),
-      [Label.specDigest]: quantizationDigest(spec),
-    }),
-    immutable: true,
-    data: { 'config.json': `${JSON.stringify(config, null, 2)}\n` },
-  };
+  return makeConfigMap('QuantizeJob', job, attempt, config, quantizationDigest(spec));
 }
 
 function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {
