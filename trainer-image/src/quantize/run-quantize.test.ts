@@ -23,7 +23,7 @@ import type { Program } from '../program/program.ts';
 import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
-import { CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
 import { runQuantize } from './run-quantize.ts';
 
@@ -34,7 +34,7 @@ let inputs: string;
 let scratch: string;
 
 before(async () => {
-  Object.assign(process.env, CREDENTIALS, { AWS_EC2_METADATA_DISABLED: 'true' });
+  Object.assign(process.env, AWS_ENVIRONMENT);
   server = await startS3Server('models');
   inputs = await mkdtemp(join(tmpdir(), 'facetrain-quantize-'));
   writeSmallDataset(join(inputs, 'data'), { identities: 4, perIdentity: 3 });

@@ -10,7 +10,14 @@ import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { HeadObjectCommand } from '@aws-sdk/client-s3';
 import { ExitCode, FacetrainError, type StorageAddress } from '@facetrain/api';
-import { CREDENTIALS, freePort, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import {
+  AWS_ENVIRONMENT,
+  CREDENTIALS,
+  freePort,
+  type S3Proxy,
+  type S3Server,
+  startS3Server,
+} from '../testing/s3-server.ts';
 import { fetchTo } from './fetch.ts';
 import { checkDestination, publish } from './publish.ts';
 import { s3Client, s3Error } from './s3.ts';
@@ -24,12 +31,7 @@ let scratch: string;
 let folder: string;
 
 before(async () => {
-  // The SDK sends no request to an instance metadata service.
-  Object.assign(process.env, CREDENTIALS, {
-    AWS_EC2_METADATA_DISABLED: 'true',
-    AWS_SHARED_CREDENTIALS_FILE: '/nonexistent',
-    AWS_CONFIG_FILE: '/nonexistent',
-  });
+  Object.assign(process.env, AWS_ENVIRONMENT);
   server = await startS3Server('models');
 });
 after(() => server.stop());

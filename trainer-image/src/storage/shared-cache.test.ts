@@ -9,7 +9,7 @@ import { after, afterEach, before, beforeEach, describe, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises';
 import { Upload } from '@aws-sdk/lib-storage';
 import { FacetrainError } from '@facetrain/api';
-import { CREDENTIALS, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { AWS_ENVIRONMENT, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { type Fetched, fetchTo } from './fetch.ts';
 import { publish } from './publish.ts';
 import { s3Client } from './s3.ts';
@@ -27,11 +27,7 @@ let scratch: string;
 let to: string;
 
 before(async () => {
-  Object.assign(process.env, CREDENTIALS, {
-    AWS_EC2_METADATA_DISABLED: 'true',
-    AWS_SHARED_CREDENTIALS_FILE: '/nonexistent',
-    AWS_CONFIG_FILE: '/nonexistent',
-  });
+  Object.assign(process.env, AWS_ENVIRONMENT);
   server = await startS3Server('models');
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-faces-'));
   await writeFile(join(folder, 'train.rec'), FACES);

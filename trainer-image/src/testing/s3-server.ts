@@ -16,6 +16,16 @@ import { tools } from '../../../hack/lib/paths.mjs';
 import { DIGEST_METADATA, s3Client } from '../storage/s3.ts';
 
 export const CREDENTIALS = { AWS_ACCESS_KEY_ID: 'facetrain-test', AWS_SECRET_ACCESS_KEY: 'facetrain-test-secret' };
+/**
+ * The credentials, for an environment in which the SDK looks for no others.
+ * Neither a metadata service nor files of this user are read.
+ */
+export const AWS_ENVIRONMENT = {
+  ...CREDENTIALS,
+  AWS_EC2_METADATA_DISABLED: 'true',
+  AWS_SHARED_CREDENTIALS_FILE: '/nonexistent',
+  AWS_CONFIG_FILE: '/nonexistent',
+};
 
 export interface S3Server {
   endpoint: string;
