@@ -20,6 +20,7 @@ export const ERROR_CODES = [
   'DiskFull',
   'RendezvousTimeout',
   'PeerLost',
+  'FencedOff',
   'NotANumber',
   'GateFailed',
 ] as const;
@@ -37,7 +38,14 @@ export interface FacetrainErrorOptions {
   cause?: unknown;
 }
 
-/** Exit code, unless given: 4 for PeerLost, 3 for GateFailed, else 2. */
+/** Exit codes of errors, where it is not 2 (refused). */
+const EXIT_CODE_OF: Partial<Record<ErrorCode, ExitCode>> = {
+  GateFailed: ExitCode.gateFailed,
+  PeerLost: ExitCode.peerLost,
+  FencedOff: ExitCode.fencedOff,
+};
+
+/** Exit code, unless given: that of EXIT_CODE_OF, else 2. */
 export class FacetrainError extends Error {
   override readonly name = 'FacetrainError';
   readonly code: ErrorCode;
@@ -55,12 +63,6 @@ export class FacetrainError extends Error {
     this.subject = options.subject;
     this.found = options.found;
     this.allowed = options.allowed;
-    this.exitCode =
-      options.exitCode ??
-      (options.code === 'PeerLost'
-        ? ExitCode.peerLost
-        : options.code === 'GateFailed'
-          ? ExitCode.gateFailed
-          : ExitCode.refused);
+    this.exitCode = options.exitCode ?? EXIT_CODE_OF[options.code] ?? ExitCode.refused;
   }
 }

@@ -12,6 +12,8 @@ export const ExitCode = {
   gateFailed: 3,
   /** Another rank was lost, or a collective timed out. The gang restarts. */
   peerLost: 4,
+  /** Another writer took over the folder that this program writes to; its message names that writer. */
+  fencedOff: 5,
   /** SIGINT. */
   interrupted: 130,
   /** SIGTERM; a checkpoint was written. The restart is not counted. */

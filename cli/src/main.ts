@@ -17,6 +17,7 @@ Exit codes:
   ${ExitCode.refused}    the input was refused; the message names the file or field, what was there, and what is allowed
   ${ExitCode.gateFailed}    the quantized model missed a bound of its gate; its report was written
   ${ExitCode.peerLost}    a trainer lost a peer, more often than the manifest allows restarts
+  ${ExitCode.fencedOff}    another program took over the folder that this one writes to
   ${ExitCode.interrupted}  stopped by Ctrl-C
   ${ExitCode.preempted}  stopped by SIGTERM
 Stopped by a signal, "run" continues from the newest checkpoint when it is started again.`;

@@ -101,6 +101,12 @@ const EXIT_CODES: Record<keyof typeof ExitCode, { meaning: string; consequence: 
     consequence: 'The job fails.',
   },
   peerLost: { meaning: 'Another rank was lost, or a collective timed out.', consequence: 'A counted restart.' },
+  fencedOff: {
+    meaning:
+      'Another program took over the folder that this one writes to; the message names its job and attempt. Nothing ' +
+      'was written after that.',
+    consequence: 'The job fails: two writers on one folder would take it from each other again and again.',
+  },
   interrupted: { meaning: 'SIGINT (Ctrl-C).', consequence: 'A counted restart, as for any signal but SIGTERM.' },
   preempted: {
     meaning: 'SIGTERM; the trainers have written a checkpoint.',
