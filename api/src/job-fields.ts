@@ -103,6 +103,7 @@ export const podFields = {
           initContainers: z.array(templateContainer).optional(),
           volumes: z.array(z.looseObject({ name: z.string() })).optional(),
           tolerations: z.array(z.looseObject({ key: z.string().optional() })).optional(),
+          priorityClassName: z.string().max(253).optional(),
         })
         .optional(),
     })

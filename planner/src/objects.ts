@@ -113,7 +113,7 @@ export interface PodGroup {
   apiVersion: string;
   kind: 'PodGroup';
   metadata: Metadata;
-  spec: { schedulingPolicy: { gang: { minCount: number } } };
+  spec: { schedulingPolicy: { gang: { minCount: number } }; priorityClassName?: string };
 }
 
 /** Who may connect to the pods of a job. */

@@ -39,6 +39,8 @@ export interface ObservedPod {
   lostNode?: string;
   /** Why the pod does not start: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
   waiting?: { reason: string; message: string };
+  /** The priority that the API server's admission gave it. */
+  priority?: number | undefined;
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;
 }
@@ -55,6 +57,8 @@ export interface ObservedObject {
    * that object's spec.
    */
   specDigest?: string;
+  /** Of a PodGroup: the priority that the API server's admission gave it. */
+  priority?: number | undefined;
   /** It has a deletion timestamp; a finalizer keeps it. */
   deleting?: true;
   /** Its controller is a deleted job of the same name: the garbage collector will delete it. */

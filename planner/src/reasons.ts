@@ -65,6 +65,8 @@ export const Reason = {
   nodeLost: 'NodeLost',
   /** The gang's PodGroup was deleted before all its pods were scheduled. */
   groupDeleted: 'PodGroupDeleted',
+  /** The scheduler refuses the gang: the priority of its pods is not that of its PodGroup. */
+  priorityMismatch: 'PriorityMismatch',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
 

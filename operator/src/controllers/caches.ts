@@ -5,10 +5,11 @@
  * | --- | --- | --- |
  * | FaceTrainJob | all | `output`, `checkpoints`: the folders that it writes to |
  * | QuantizeJob | all | |
- * | Pod | metadata, status, names of its node and its claims | `job` (uid), `name` (kind and name of its job), `node` |
- * | Service, ConfigMap, NetworkPolicy, PodGroup | metadata | `job` (uid of its job) |
+ * | Pod | metadata, status, names of its node and its claims, priority | `job` (uid), `name` (kind and name), `node` |
+ * | PodGroup | metadata, status, priority | `job` (uid of its job) |
+ * | Service, ConfigMap, NetworkPolicy | metadata | `job` (uid of its job) |
  *
- * Of the last two rows, only objects with the operator's labels are listed and watched.
+ * Of the last three rows, only objects with the operator's labels are listed and watched.
  */
 import { type JobKind, Label, MANAGED_BY } from '@facetrain/planner/names';
 import type { Logger } from 'pino';
@@ -19,6 +20,7 @@ import {
   configMaps,
   faceTrainJobs,
   networkPolicies,
+  type PodGroupObject,
   type PodObject,
   podGroups,
   pods,
@@ -67,7 +69,7 @@ export function makeCaches({ client, namespace, log, onWatchError }: CachesOptio
     Service: metadataOf(services),
     ConfigMap: metadataOf(configMaps),
     NetworkPolicy: metadataOf(networkPolicies),
-    ...(podGroupApi !== null && { PodGroup: metadataOf(podGroups(podGroupApi)) }),
+    ...(podGroupApi !== null && { PodGroup: new Cache({ ...children(podGroups(podGroupApi)), strip: stripPodGroup }) }),
   };
 }
 
@@ -80,12 +82,21 @@ const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): strin
 
 /** Keeps the fields of a pod's spec that are read: with thousands of pods, whole specs would be most of the memory. */
 function stripPod(pod: PodObject): PodObject {
-  const { nodeName, volumes = [] } = pod.spec;
+  const { nodeName, priority, volumes = [] } = pod.spec;
   const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>
     persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
   );
   return {
     ...pod,
-    spec: { ...(nodeName !== undefined && { nodeName }), ...(claimVolumes.length > 0 && { volumes: claimVolumes }) },
+    spec: {
+      ...(nodeName !== undefined && { nodeName }),
+      ...(priority !== undefined && { priority }),
+      ...(claimVolumes.length > 0 && { volumes: claimVolumes }),
+    },
   };
+}
+
+function stripPodGroup(group: PodGroupObject): PodGroupObject {
+  const { priority } = group.spec ?? {};
+  return { ...group, spec: priority === undefined ? {} : { priority } };
 }

@@ -213,6 +213,56 @@ test('a quota on part of a gang is reported; a PodGroup that is deleted meanwhil
   await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-1']));
 });
 
+const classes = defineResource('scheduling.k8s.io/v1', 'priorityclasses');
+/** Creates a PriorityClass, and deletes it when the test ends. */
+async function addPriorityClass(
+  t: { after(end: () => Promise<void>): void },
+  name: string,
+  fields: object,
+): Promise<void> {
+  const { metadata } = await plane.client.post<{ metadata: { uid: string } }>(
+    '/apis/scheduling.k8s.io/v1/priorityclasses',
+    { apiVersion: 'scheduling.k8s.io/v1', kind: 'PriorityClass', metadata: { name }, ...fields },
+  );
+  t.after(async () => void (await plane.client.delete(classes, null, name, metadata.uid)));
+}
+const waitUntilPlaced = (ns: TestNamespace, ...names: string[]) =>
+  eventually(
+    async () =>
+      assert.deepEqual(
+        (await nodesOfPods(ns)).map(([name, node]) => [name, node !== undefined]),
+        names.map((name) => [name, true]),
+      ),
+    30_000,
+  );
+
+test('a gang with a PriorityClass is scheduled, by the class of its template and by the default class', async (t) => {
+  await addNode(t, 'ranked', 8);
+  await addPriorityClass(t, 'training', { value: 1000, preemptionPolicy: 'Never' });
+  const ns = await TestNamespace.open(t, plane, 'ranked');
+  await ns.applyFaceTrainJob('named', gangOf(2, { podTemplate: { spec: { priorityClassName: 'training' } } }));
+  await waitUntilPlaced(ns, 'named-0-0', 'named-0-1');
+  await addPriorityClass(t, 'usual', { value: 100, globalDefault: true });
+  await ns.applyFaceTrainJob('unnamed', { ...gangOf(2), output: { uri: 'hostpath:///out/unnamed' } });
+  await waitUntilPlaced(ns, 'named-0-0', 'named-0-1', 'unnamed-0-0', 'unnamed-0-1');
+  const priorities = async (name: string) =>
+    ((await ns.get(groups, name)) as unknown as { spec: { priority: number } }).spec.priority;
+  assert.deepEqual([await priorities('named-0'), await priorities('unnamed-0')], [1000, 100]);
+});
+
+test('a default PriorityClass that appears between PodGroup and pods costs one restart', async (t) => {
+  await addNode(t, 'later', 4);
+  const ns = await TestNamespace.open(t, plane, 'later');
+  const allowPods = ns.operator.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });
+  await ns.applyFaceTrainJob('faces', gangOf(2));
+  await eventually(async () => assert.deepEqual(await ns.names(groups), ['faces-0']));
+  await addPriorityClass(t, 'sudden', { value: 100, globalDefault: true });
+  allowPods();
+  await waitUntilPlaced(ns, 'faces-1-0', 'faces-1-1');
+  const { restarts } = await ns.statusOf('faces');
+  assert.deepEqual([restarts?.count, restarts?.lastReason], [1, 'PriorityMismatch']);
+});
+
 test('a missing claim is reported with its name, although the gang scheduler reports only an error', async (t) => {
   await addNode(t, 'four', 4);
   const ns = await TestNamespace.open(t, plane, 'claims');

@@ -33,6 +33,7 @@ export function observeObject(
     owned,
     ...(leftover && { leftover }),
     ...(specDigest !== undefined && { specDigest }),
+    ...priorityOf(object),
     ...(deletionTimestamp !== undefined && { deleting: true }),
   };
 }
@@ -74,7 +75,14 @@ export function observePod(
     ...(waiting && { waiting }),
     ...(lostNode !== undefined && { lostNode }),
     ...(specDigest !== undefined && { specDigest }),
+    ...priorityOf(pod),
   };
+}
+
+/** `spec.priority` of a pod or a PodGroup: the API server's admission sets it from the PriorityClass. */
+function priorityOf(object: KubernetesObject): { priority?: number } {
+  const { priority } = (object as { spec?: { priority?: unknown } }).spec ?? {};
+  return typeof priority === 'number' ? { priority } : {};
 }
 
 /** Its processes run, or may yet run: it has neither succeeded nor failed. */

@@ -19,7 +19,7 @@ interface ContainerStatus {
 }
 
 export interface PodObject extends KubernetesObject {
-  spec: { nodeName?: string; volumes?: { persistentVolumeClaim?: { claimName: string } }[] };
+  spec: { nodeName?: string; priority?: number; volumes?: { persistentVolumeClaim?: { claimName: string } }[] };
   status?: {
     phase?: string;
     reason?: string;
@@ -29,6 +29,10 @@ export interface PodObject extends KubernetesObject {
     initContainerStatuses?: ContainerStatus[];
     containerStatuses?: ContainerStatus[];
   };
+}
+
+export interface PodGroupObject extends KubernetesObject {
+  spec?: { priority?: number };
 }
 
 export interface NodeObject extends KubernetesObject {
@@ -52,7 +56,7 @@ export const networkPolicies = defineResource('networking.k8s.io/v1', 'networkpo
 export const nodes = defineResource<NodeObject>('v1', 'nodes');
 export const claims = defineResource('v1', 'persistentvolumeclaims');
 export const podEvents = defineResource<PodEvent>('v1', 'events');
-export const podGroups = (apiVersion: string): Resource => defineResource(apiVersion, 'podgroups');
+export const podGroups = (apiVersion: string): Resource<PodGroupObject> => defineResource(apiVersion, 'podgroups');
 
 export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null): Resource {
   switch (kind) {

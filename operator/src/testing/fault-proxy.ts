@@ -47,14 +47,21 @@ export class FaultProxy {
     return this.#watches.size;
   }
 
-  /** The next `times` requests with this method and path are answered with an error, and not forwarded. */
+  /**
+   * The next `times` requests with this method and path are answered with an error, and not forwarded.
+   * @returns ends the fault before that
+   */
   fail(
     method: string,
     path: RegExp,
     code: number,
     { times = 1, headers = {} }: { times?: number; headers?: Record<string, string> } = {},
-  ): void {
-    this.#faults.push({ method, path, times, code, headers });
+  ): () => void {
+    const fault = { method, path, times, code, headers };
+    this.#faults.push(fault);
+    return () => {
+      fault.times = 0;
+    };
   }
 
   /** Breaks the connection of every watch. @returns how many there were */

@@ -36,7 +36,7 @@ export function childrenOf(context: Attempt): Child[] {
       : []),
     { kind: 'ConfigMap', name, make: () => configMap(context, storage, digest) },
     ...(gang.mode === 'native'
-      ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, ranks.length, gang.apiVersion) }]
+      ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, spec, gang.apiVersion) }]
       : []),
     ...ranks.map((rank) => ({
       kind: 'Pod' as const,

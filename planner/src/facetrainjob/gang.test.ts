@@ -53,6 +53,55 @@ describe('a PodGroup that a user deletes', () => {
   });
 });
 
+test('the PodGroup names the PriorityClass of the pod template, and no class if the template names none', () => {
+  const groupOf = (podTemplate?: object) => {
+    const job = makeJob().trainers({ podTemplate }).observe({}, [], { podGroupApi: 'scheduling.k8s.io/v1beta1' });
+    const created = planFaceTrainJob(job, after(100), testEnvironment).actions.flatMap((action) =>
+      action.type === 'create' && action.object.kind === 'PodGroup' ? [action.object.spec] : [],
+    );
+    return created[0];
+  };
+  const policy = { schedulingPolicy: { gang: { minCount: 2 } } };
+  assert.deepEqual(groupOf({ spec: { priorityClassName: 'training' } }), {
+    ...policy,
+    priorityClassName: 'training',
+  });
+  assert.deepEqual(groupOf({ spec: {} }), policy);
+  assert.deepEqual(groupOf(), policy);
+});
+
+describe('priorities of pods and PodGroup', () => {
+  const pods = (priority: number | undefined) => [
+    makePod(0).with({ priority: 100 }).build(),
+    makePod(1).with({ priority }).build(),
+  ];
+  const group = (priority: number | undefined) => ({ objects: [...OBJECTS, { ...GROUP, priority }] });
+  test('differ: a restart that counts, as a webhook may cause it in every attempt', () => {
+    assert.partialDeepStrictEqual(plan(pods(7), group(100)).status, {
+      attempt: 1,
+      restarts: {
+        count: 1,
+        disruptions: 0,
+        lastReason: 'PriorityMismatch',
+        lastRank: 1,
+        lastMessage:
+          'pod faces-0-1 has priority 7, its PodGroup 100: a scheduler places neither; ' +
+          'name the PriorityClass in spec.trainers.podTemplate.spec.priorityClassName',
+      },
+    });
+  });
+  test('agree, are not known, or matter no more because the pod has a node: nothing', () => {
+    const placed = [pods(100)[0]!, makePod(1).running().with({ priority: 7 }).build()];
+    for (const { status } of [
+      plan(pods(100), group(100)),
+      plan(pods(undefined), group(100)),
+      plan(pods(7), group(undefined)),
+      plan(placed, group(100)),
+    ])
+      assert.partialDeepStrictEqual(status, { attempt: 0, phase: 'Pending' });
+  });
+});
+
 test('the message about a refused pod says that the others wait for it', () => {
   const refused = { kind: 'Pod' as const, name: 'faces-0-1', message: 'exceeded quota' };
   const message = (observation: Partial<ObservedFaceTrainJob>) =>

@@ -50,12 +50,52 @@ export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): F
   };
 }
 
-/** A PodGroup per attempt: in a common one, pods of the old attempt would count towards the new gang. */
-export function podGroup(job: JobIdentity, attempt: number, replicas: number, apiVersion: string): PodGroup {
+/**
+ * A PodGroup whose priority differs from that of its pods. kube-scheduler refuses such a group with SchedulerError until
+ * it is replaced (validatePodGroup in schedule_one_podgroup.go), and both priorities are immutable. The API server sets
+ * each when the object is created, so they differ if a globalDefault PriorityClass changes in between (the next attempt
+ * agrees again), or if a webhook gives pods another class (no attempt does). The failure counts as a restart, so that
+ * the second case ends.
+ */
+export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): Failure | null {
+  const name = attemptName(view.identity, view.attempt);
+  const group = objects.find((object) => object.kind === 'PodGroup' && object.name === name && object.owned);
+  if (group?.priority === undefined) return null;
+  const pod = view.ranks.find(
+    (one) =>
+      one !== undefined && one.node === undefined && one.priority !== undefined && one.priority !== group.priority,
+  );
+  if (!pod) return null;
+  const reason = Reason.priorityMismatch;
+  return {
+    reason,
+    message:
+      `pod ${pod.name} has priority ${pod.priority}, its PodGroup ${group.priority}: a scheduler places neither; ` +
+      'name the PriorityClass in spec.trainers.podTemplate.spec.priorityClassName',
+    disruption: false,
+    ruleReasons: [reason],
+    rank: pod.rank,
+  };
+}
+
+/**
+ * A PodGroup per attempt: in a common one, pods of the old attempt would count towards the new gang.
+ *
+ * It names the PriorityClass of its pods: kube-scheduler schedules a group only if the priority and, with the feature
+ * PodGroupPreemptionPolicy, the preemption policy of group and pods agree. The API server's admission sets both from
+ * the class (plugin/pkg/admission/priority), and from the globalDefault class if none is named. The third field that must
+ * agree, schedulerName, is a field of the pods only.
+ */
+export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSpec, apiVersion: string): PodGroup {
+  const { replicas, podTemplate } = spec.trainers;
+  const priorityClassName = podTemplate?.spec?.priorityClassName;
   return {
     apiVersion,
     kind: 'PodGroup',
     metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt) }),
-    spec: { schedulingPolicy: { gang: { minCount: replicas } } },
+    spec: {
+      schedulingPolicy: { gang: { minCount: replicas } },
+      ...(priorityClassName !== undefined && { priorityClassName }),
+    },
   };
 }

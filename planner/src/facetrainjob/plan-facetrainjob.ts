@@ -37,7 +37,7 @@ import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { quantizeJobChildren, quantizeJobName, stageAfterTraining } from './child-quantizejob.ts';
-import { findDeletedPodGroup, gangOf, missingPodsHint } from './gang.ts';
+import { findDeletedPodGroup, findPriorityMismatch, gangOf, missingPodsHint } from './gang.ts';
 import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
 import { findHang, type ProgressStatus, progressOf, secondsToHang } from './training-progress.ts';
@@ -77,7 +77,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
     failed(view) ??
-    podGroupDeleted(observed, view) ??
+    podGroupUnusable(observed, view) ??
     hung(observed, view) ??
     deadlineExceeded(view) ??
     stopping(view) ??
@@ -99,8 +99,8 @@ function hung(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   return failure && stageAfterFailure(failure, view);
 }
 
-function podGroupDeleted({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
-  const failure = findDeletedPodGroup(view, objects);
+function podGroupUnusable({ objects }: ObservedFaceTrainJob, view: JobView): Stage | null {
+  const failure = findDeletedPodGroup(view, objects) ?? findPriorityMismatch(view, objects);
   return failure && stageAfterFailure(failure, view);
 }
 
