@@ -19,6 +19,7 @@ import {
 } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
+import { electionTimes } from '@facetrain/operator/runtime/leader-election';
 import { Metrics } from '@facetrain/operator/runtime/metrics';
 import { defineResource, type KubernetesObject, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
@@ -109,7 +110,7 @@ async function startOperator(
       environment: clusterEnvironment('registry.example/trainer:1'),
       namespace: watched,
       identity: release,
-      election: { namespace: release, name: 'facetrain-operator', retrySeconds: 0.2 },
+      election: { namespace: release, name: 'facetrain-operator', ...electionTimes(3) },
       health: { host: '127.0.0.1', port: 0 },
       workers: 4,
       progressSeconds: 60,

@@ -2,9 +2,12 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { faceTrainJobs, pods } from './controllers/resources.ts';
+import { leases } from './runtime/leader-election.ts';
 import { ControlPlane } from './testing/control-plane.ts';
 import { eventually } from './testing/eventually.ts';
+import { FaultProxy } from './testing/fault-proxy.ts';
 
 const program = join(import.meta.dirname, 'main.ts');
 
@@ -32,6 +35,23 @@ before(async () => {
 });
 after(() => plane?.stop());
 
+let ports = 20_000 + (process.pid % 20_000);
+/** The probes are not called here. */
+const freePort = () => ports++;
+
+const jobNamed = (name: string) => ({
+  apiVersion: 'facetrain.dev/v1alpha1',
+  kind: 'FaceTrainJob',
+  metadata: { name },
+  spec: {
+    dataset: { uri: 's3://data/faces' },
+    model: { backbone: 'mobilefacenet' },
+    output: { uri: 'hostpath:///out' },
+    globalBatchSize: 64,
+    trainers: { replicas: 1 },
+  },
+});
+
 const connections: Record<string, () => Promise<{ args: string[]; env: Record<string, string> }>> = {
   'with a kubeconfig': async () => ({
     args: ['--kubeconfig', await plane.kubeconfig(), '--lease-namespace', 'default'],
@@ -50,27 +70,14 @@ for (const [name, connection] of Object.entries(connections))
     // The developer's own cluster must not be used.
     const { KUBECONFIG: _, ...inherited } = process.env;
     const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
-    // Any free port: the probes are not called here.
-    const child = spawn(
-      process.execPath,
-      [program, ...args, '--health-port', String(20_000 + (process.pid % 20_000))],
-      { stdio: ['ignore', 'pipe', 'pipe'], env: { ...inherited, ...env } },
-    );
+    const child = spawn(process.execPath, [program, ...args, '--health-port', String(freePort())], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...inherited, ...env },
+    });
     let output = '';
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
     t.after(async () => void child.kill('SIGKILL'));
-    await plane.client.create(faceTrainJobs, namespace, {
-      apiVersion: 'facetrain.dev/v1alpha1',
-      kind: 'FaceTrainJob',
-      metadata: { name: 'faces' },
-      spec: {
-        dataset: { uri: 's3://data/faces' },
-        model: { backbone: 'mobilefacenet' },
-        output: { uri: 'hostpath:///out' },
-        globalBatchSize: 64,
-        trainers: { replicas: 1 },
-      },
-    });
+    await plane.client.create(faceTrainJobs, namespace, jobNamed('faces'));
     await eventually(
       async () => assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output),
       20_000,
@@ -103,3 +110,41 @@ for (const [name, connection] of Object.entries(connections))
     const line = lines.find(({ controller }) => controller === 'facetrainjob');
     assert(line?.reconcileID && line.uid && line.attempt === 0, output);
   });
+
+test('a leader that is frozen for longer than its lease writes nothing when it wakes, and ends with code 1', async (t) => {
+  await plane.createNamespace('frozen');
+  const proxy = await FaultProxy.start(plane.server, plane.ca);
+  t.after(() => proxy.close());
+  // While it is frozen, the next try of a create falls due.
+  proxy.fail('POST', /\/pods(\?|$)/, 429, { times: 10_000, headers: { 'retry-after': '0.1' } });
+  const args = ['--image', 'registry.example/trainer:1', '--namespace', 'frozen', '--lease-namespace', 'frozen'];
+  const { KUBECONFIG: _, ...env } = process.env;
+  const more = ['--lease-seconds', '3', '--health-port', String(freePort()), '--kubeconfig'];
+  const child = spawn(process.execPath, [program, ...args, ...more, await plane.kubeconfig(proxy.server)], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env,
+  });
+  t.after(() => void child.kill('SIGKILL'));
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
+  const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
+  await plane.client.create(faceTrainJobs, 'frozen', jobNamed('faces'));
+  await eventually(
+    () =>
+      assert(
+        proxy.writes.some(({ code }) => code === 429),
+        output,
+      ),
+    20_000,
+  );
+
+  child.kill('SIGSTOP');
+  const { spec } = await plane.client.get(leases, 'frozen', 'facetrain-operator');
+  await delay(1000 * spec!.leaseDurationSeconds!);
+  await plane.client.patch(leases, 'frozen', 'facetrain-operator', { spec: { holderIdentity: 'another' } });
+  const before = proxy.writes.length;
+  child.kill('SIGCONT');
+  assert.equal(await exit, 1, output);
+  assert.deepEqual(proxy.writes.slice(before), []);
+  assert.match(output, /lease (was not|\S+ could not be) renewed for 2 s/);
+});

@@ -9,7 +9,8 @@ import { pino } from 'pino';
 import { clusterEnvironment } from './controllers/cluster-environment.ts';
 import { runOperator } from './controllers/operator.ts';
 import { Client, type ClientOptions } from './runtime/client.ts';
-import { LeadershipLost } from './runtime/leader-election.ts';
+import { electionTimes } from './runtime/leader-election.ts';
+import { LeadershipLost } from './runtime/leadership.ts';
 import { Metrics } from './runtime/metrics.ts';
 import { SERVICE_ACCOUNT_FOLDER, serviceAccount } from './runtime/service-account.ts';
 
@@ -22,6 +23,9 @@ const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be
                                                      (default ${SERVICE_ACCOUNT_FOLDER})
 --lease-namespace NAME    FACETRAIN_LEASE_NAMESPACE  where replicas agree on a leader (default: the pod's own
                                                      namespace); "none": there is only one
+--lease-seconds COUNT     FACETRAIN_LEASE_SECONDS    after which another replica takes the lease of a leader that is
+                                                     silent (default 15). A leader that cannot renew it for two thirds
+                                                     of this ends with exit code 1
 --health-port PORT        FACETRAIN_HEALTH_PORT      /healthz, /readyz and /metrics (default 8081)
 --workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are reconciled in parallel (default 8)
 --progress-seconds COUNT  FACETRAIN_PROGRESS_SECONDS between two requests to rank 0 (default 5)
@@ -34,6 +38,7 @@ const NAMES = [
   'kubeconfig',
   'service-account',
   'lease-namespace',
+  'lease-seconds',
   'health-port',
   'workers',
   'progress-seconds',
@@ -68,12 +73,12 @@ function readSettings(): Settings {
   );
 }
 
-/** @throws UsageError unless the setting is a whole number from 1 to `max` */
-function wholeNumber(settings: Settings, name: keyof Settings, fallback: number, max: number): number {
+/** @throws UsageError unless the setting is a whole number from `min` to `max` */
+function wholeNumber(settings: Settings, name: keyof Settings, fallback: number, max: number, min = 1): number {
   const text = settings[name] ?? String(fallback);
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > max)
-    throw new UsageError(`--${name}: ${text}; must be a whole number from 1 to ${max}`);
+  if (!Number.isInteger(value) || value < min || value > max)
+    throw new UsageError(`--${name}: ${text}; must be a whole number from ${min} to ${max}`);
   return value;
 }
 
@@ -101,6 +106,7 @@ async function main(): Promise<void> {
     throw new UsageError(
       '--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs',
     );
+  const leaseSeconds = wholeNumber(settings, 'lease-seconds', 15, 3600, 3);
   const port = wholeNumber(settings, 'health-port', 8081, 65_535);
   const workers = wholeNumber(settings, 'workers', 8, 256);
   const progressSeconds = wholeNumber(settings, 'progress-seconds', 5, 3600);
@@ -126,7 +132,10 @@ async function main(): Promise<void> {
       environment: clusterEnvironment(settings.image),
       namespace: settings.namespace ?? null,
       identity: `${hostname()}_${randomUUID()}`,
-      election: leaseNamespace === 'none' ? null : { namespace: leaseNamespace, name: 'facetrain-operator' },
+      election:
+        leaseNamespace === 'none'
+          ? null
+          : { namespace: leaseNamespace, name: 'facetrain-operator', ...electionTimes(leaseSeconds) },
       health: { port },
       workers,
       progressSeconds,
@@ -143,6 +152,7 @@ try {
     process.exitCode = 2;
   } else {
     process.stderr.write(`${error instanceof LeadershipLost ? error.message : (error as Error).stack}\n`);
-    process.exitCode = 1;
+    // At once: another replica may lead, and nothing that still waits here may go on.
+    process.exit(1);
   }
 }

@@ -246,6 +246,34 @@ test('two replicas: when the leader is cut off the other continues, and no child
   assert.deepEqual((await ns.statusOf('one')).attempt, 0);
 });
 
+test('a leader that cannot renew ends, and what it had begun to create never arrives', async (t) => {
+  await plane.createNamespace('held');
+  const first = await startReplica('held', 'first');
+  t.after(() => first.stop());
+  await eventually(() => assert(first.proxy.writes.some(({ url, code }) => url.includes('/leases') && code < 300)));
+  const second = await startReplica('held', 'second');
+  t.after(() => second.stop());
+  const ns = new TestNamespace(plane, 'held', second);
+
+  const creates = first.proxy.hold('POST', /\/pods(\?|$)/);
+  await ns.applyFaceTrainJob('faces');
+  await eventually(() => assert.equal(creates.count, 1));
+  const renewals = first.proxy.hold('PUT', /\/leases\//);
+  const lost = await first.ended;
+  assert.equal((lost as Error).name, 'LeadershipLost');
+  const tookOver = () =>
+    second.proxy.writes.some(({ url, method, code }) => url.includes('/leases/') && method === 'PUT' && code < 300);
+  assert(!tookOver(), 'the first leader ends before the second begins');
+  const forwarded = first.proxy.writes.length;
+  await eventually(() => assert(tookOver()));
+  await eventually(() => assert.equal(creates.count, 0, 'the connections of the first are closed'));
+  creates.release();
+  renewals.release();
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  await ns.waitForPhase('faces', 'Pending');
+  assert.deepEqual(first.proxy.writes.slice(forwarded), []);
+});
+
 test('a leader that stops releases the lease', async (t) => {
   await plane.createNamespace('handover');
   const first = await startReplica('handover', 'first');

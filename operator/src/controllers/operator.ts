@@ -8,6 +8,8 @@ import type { Logger } from 'pino';
 import type { Client } from '../runtime/client.ts';
 import { Controller, type Reconcile } from '../runtime/controller.ts';
 import { EventRecorder } from '../runtime/event-recorder.ts';
+import type { ElectionTimes } from '../runtime/leader-election.ts';
+import { Leadership } from '../runtime/leadership.ts';
 import { runManager } from '../runtime/manager.ts';
 import type { Metrics } from '../runtime/metrics.ts';
 import { makeCaches } from './caches.ts';
@@ -26,13 +28,7 @@ export interface OperatorOptions {
   /** Name of this replica: holder of the Lease, reportingInstance of events. Unique among replicas and restarts. */
   identity: string;
   /** The Lease by which replicas elect a leader; null: this replica is the only one. */
-  election: {
-    namespace: string;
-    name: string;
-    durationSeconds?: number;
-    renewDeadlineSeconds?: number;
-    retrySeconds?: number;
-  } | null;
+  election: (ElectionTimes & { namespace: string; name: string }) | null;
   health: { host?: string; port: number };
   /** Jobs of each kind that are reconciled at the same time. */
   workers: number;
@@ -59,15 +55,18 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 
   const enqueue: Enqueue = (kind, key) => controllers[kind].queue.add(key);
   const caches = makeCaches({ client, namespace, log, onWatchError }, podGroupApi);
+  const leadership = election ? Leadership.byElection(election.renewDeadlineSeconds) : Leadership.withoutElection();
+  /** For all that acts. The caches read with the other one: they are filled before this replica is elected. */
+  const leader = client.guardedBy(leadership);
   const events = new EventRecorder({
-    client,
+    client: leader,
     controller: OPERATOR_NAME,
     instance: identity.slice(0, MAX_INSTANCE),
     log,
   });
   const poller = new ProgressPoller(log, 1000 * options.progressSeconds, (key) => enqueue('FaceTrainJob', key));
 
-  const parts = { client, caches, nodesAndVolumes, events, poller, environment, podGroupApi };
+  const parts = { client: leader, caches, nodesAndVolumes, events, poller, environment, podGroupApi };
   const makeController = (name: string, reconcile: Reconcile) =>
     new Controller({ name, reconcile, workers: options.workers, log, metrics: metrics.controller(name) });
   const controllers = {
@@ -86,7 +85,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       metrics,
       log,
       health,
-      election: election && { ...election, identity },
+      election: election && { ...election, identity, leadership },
       whileLeading: (leading) => poller.run(leading),
       ...(options.onListening && { onListening: options.onListening }),
     },

@@ -120,7 +120,7 @@ export class Cache<T extends KubernetesObject> {
     while (!signal.aborted) {
       try {
         if (!isListed) {
-          await this.#list();
+          await this.#list(signal);
           isListed = true;
         }
         await this.#watch(signal);
@@ -142,7 +142,7 @@ export class Cache<T extends KubernetesObject> {
     }
   }
 
-  async #list(): Promise<void> {
+  async #list(signal: AbortSignal): Promise<void> {
     const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
     const listed = new Map<string, T>();
     let continueToken: string | undefined;
@@ -156,7 +156,7 @@ export class Cache<T extends KubernetesObject> {
         continue: continueToken,
         resourceVersion: continueToken === undefined && this.#version !== '' ? this.#version : undefined,
       };
-      const { metadata, items } = await client.list(resource, namespace, query, metadataOnly);
+      const { metadata, items } = await client.list(resource, namespace, query, metadataOnly, signal);
       for (const item of items ?? []) listed.set(keyOf(item), item);
       version = metadata.resourceVersion;
       continueToken = metadata.continue || undefined;

@@ -3,6 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import type { AddressInfo, Socket } from 'node:net';
 import { test } from 'node:test';
 import { pino } from 'pino';
+import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
 import { Client } from './client.ts';
 import { EventRecorder } from './event-recorder.ts';
@@ -70,6 +71,43 @@ test('429 and 5xx with Retry-After are tried again, other errors are not', async
   assert.deepEqual(await client.create(things, 'n', object), object);
   await assert.rejects(client.create(things, 'n', object), { name: 'ApiError', status: 500, serverMessage: 'oh no' });
   assert.deepEqual(codes, [429, 503, 200, 500]);
+});
+
+test('once the guard refuses, nothing is sent: not what waits for a connection, nor what is to be tried again', async (t) => {
+  const held: ServerResponse[] = [];
+  let received = 0;
+  const { client } = await serve(t, (request, response) => {
+    received++;
+    if (request.url!.endsWith('/busy')) response.writeHead(429, { 'retry-after': '0.2' }).end();
+    else held.push(response);
+  });
+  const over = new AbortController();
+  let isOver = false;
+  const check = () => {
+    if (isOver) throw new Error('no longer the leader');
+  };
+  const guarded = client.guardedBy({ signal: over.signal, check });
+  const refusal = { message: 'no longer the leader' };
+  const retried = assert.rejects(guarded.patch(things, 'n', 'busy', object), refusal);
+  await eventually(() => assert.equal(received, 1));
+  // There are 16 connections, so one waits.
+  const creates = Array.from({ length: 17 }, () => guarded.create(things, 'n', object));
+  const outcomes = Promise.allSettled(creates);
+  await eventually(() => assert.equal(held.length, 16));
+  isOver = true;
+  const before = received;
+  // The answers come before the signal, as in a process that wakes: they free connections.
+  for (const response of held.splice(0, 8)) response.end(JSON.stringify(object));
+  await retried;
+  await assert.rejects(creates[16]!, refusal);
+  over.abort();
+  const failed = (await outcomes).filter((outcome) => outcome.status === 'rejected');
+  assert.deepEqual(
+    failed.map(({ reason }) => (reason as Error).message),
+    Array<string>(9).fill(refusal.message),
+  );
+  assert.equal(received, before);
+  isOver = false;
 });
 
 test('an error has the reason and the message of the server', async (t) => {

@@ -1,10 +1,13 @@
 /**
  * A client of the API server: raw JSON in and out, over one pool of connections for requests and one for watches.
  *
- * An answer of 429, or of 5xx with a Retry-After header, is tried again (client-go does the same); nothing else is. Any
- * other answer than 2xx becomes an ApiError.
+ * An answer of 429, or of 5xx with a Retry-After header, is tried again for some seconds (client-go does the same);
+ * nothing else is. Any other answer than 2xx becomes an ApiError.
+ *
+ * `guardedBy` makes a client that stops when the process may no longer write: leadership.ts.
  */
 import type { RequestOptions } from 'node:https';
+import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import type { KubeConfig } from '@kubernetes/client-node';
@@ -33,6 +36,17 @@ export interface ClientOptions {
   onResponse?: (method: string, code: number | '<error>') => void;
 }
 
+/** Decides whether requests may be sent. */
+export interface Guard {
+  /** Ends requests under way, and the waits between two tries. */
+  readonly signal: AbortSignal;
+  /** Called before each try, and again as it is written to its connection. @throws when it must not be sent */
+  check(): void;
+}
+
+/** A guard that refuses requests once the signal has aborted. */
+export const untilAborted = (signal: AbortSignal): Guard => ({ signal, check: () => signal.throwIfAborted() });
+
 export interface ListAnswer<T> {
   metadata: { resourceVersion: string; continue?: string };
   /** null: an empty list, when only metadata was asked for. */
@@ -55,11 +69,19 @@ const MAX_CONNECTIONS = 16;
  */
 const IDLE_MILLISECONDS = 30_000;
 const MAX_TRIES = 8;
-/** A longer Retry-After is cut to this. */
-const MAX_RETRY_SECONDS = 30;
+/**
+ * A request is tried again for this long at most, in milliseconds, and not at all if the server asks for a longer wait:
+ * the caller then reports the server's words, instead of holding a worker.
+ */
+const RETRY_MILLISECONDS = 15_000;
 const ANSWER_MILLISECONDS = 60_000;
 /** The server sends a bookmark every minute to a watch without events. A watch that is silent for longer is dead. */
 export const WATCH_SILENCE_MILLISECONDS = 150_000;
+
+interface Pools {
+  requests: Agent;
+  watches: Agent;
+}
 
 export class Client {
   readonly #origin: string;
@@ -67,12 +89,20 @@ export class Client {
   readonly #requests: Agent;
   readonly #watches: Agent;
   readonly #options: ClientOptions;
+  readonly #guard: Guard | undefined;
 
-  constructor(options: ClientOptions) {
+  /** @param guarded the client whose connections this one shares, and what guards its requests: for `guardedBy` */
+  constructor(options: ClientOptions, guarded?: { pools: Pools; guard: Guard }) {
     const url = new URL(options.server);
     this.#origin = url.origin;
     this.#prefix = url.pathname.replace(/\/$/, '');
     this.#options = options;
+    this.#guard = guarded?.guard;
+    if (guarded) {
+      this.#requests = guarded.pools.requests;
+      this.#watches = guarded.pools.watches;
+      return;
+    }
     // One context for all connections: parsing the certificates takes as long as a TLS handshake.
     const connect =
       url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
@@ -91,6 +121,11 @@ export class Client {
       headersTimeout: ANSWER_MILLISECONDS,
       bodyTimeout: WATCH_SILENCE_MILLISECONDS,
     });
+  }
+
+  /** A client of the same server, over the same connections, all of whose requests need the guard's consent. */
+  guardedBy(guard: Guard): Client {
+    return new Client(this.#options, { pools: { requests: this.#requests, watches: this.#watches }, guard });
   }
 
   /** @throws Error when the kubeconfig names no cluster */
@@ -124,10 +159,12 @@ export class Client {
     namespace: string | null,
     query: Query,
     metadataOnly = false,
+    signal?: AbortSignal,
   ): Promise<ListAnswer<T>> {
     return this.#json('GET', collectionPath(resource, namespace), {
       query,
       ...(metadataOnly && { accept: METADATA_LIST }),
+      ...(signal && { signal }),
     });
   }
 
@@ -201,13 +238,18 @@ export class Client {
     return this.#json<T>('POST', path, { body });
   }
 
-  /** Yields the lines of a watch, until the server or the network ends it. */
+  /**
+   * Yields the lines of a watch, until the server or the network ends it.
+   *
+   * @param onOpen called when the server has accepted the watch; its first line may come much later
+   */
   async *watch<T extends KubernetesObject>(
     resource: Resource<T>,
     namespace: string | null,
     query: Query,
     signal: AbortSignal,
     metadataOnly = false,
+    onOpen?: () => void,
   ): AsyncGenerator<WatchLine<T>> {
     const path = collectionPath(resource, namespace);
     const { statusCode, body } = await this.#send(this.#watches, 'GET', path, {
@@ -216,6 +258,7 @@ export class Client {
       ...(metadataOnly && { accept: METADATA_ONLY }),
     });
     if (statusCode !== 200) throw ApiError.fromBody(`watch ${path}`, statusCode, await body.text());
+    onOpen?.();
     body.setEncoding('utf8');
     let rest = '';
     for await (const chunk of body as AsyncIterable<string>) {
@@ -225,6 +268,7 @@ export class Client {
     }
   }
 
+  /** Ends all requests and watches, also those of the clients that share the connections. */
   async close(): Promise<void> {
     await Promise.all([this.#requests.destroy(), this.#watches.destroy()]);
   }
@@ -232,15 +276,28 @@ export class Client {
   async #json<T>(
     method: Method,
     path: string,
-    options: { query?: Query; body?: object; contentType?: string; accept?: string } = {},
+    options: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal } = {},
   ): Promise<T> {
-    for (let tries = 1; ; tries++) {
-      const { statusCode, headers, body } = await this.#send(this.#requests, method, path, options);
-      const text = await body.text();
-      if (statusCode < 300) return JSON.parse(text) as T;
-      const wait = retryAfter(statusCode, headers['retry-after']);
-      if (wait === null || tries === MAX_TRIES) throw ApiError.fromBody(`${method} ${path}`, statusCode, text);
-      await delay(wait * 1000);
+    const signals = [this.#guard?.signal, options.signal].filter((one) => one !== undefined);
+    const signal = signals.length > 0 ? AbortSignal.any(signals) : undefined;
+    const giveUpAt = performance.now() + RETRY_MILLISECONDS;
+    try {
+      for (let tries = 1; ; tries++) {
+        const { statusCode, headers, body } = await this.#send(this.#requests, method, path, {
+          ...options,
+          ...(signal && { signal }),
+        });
+        const text = await body.text();
+        if (statusCode < 300) return JSON.parse(text) as T;
+        const wait = retryAfter(statusCode, headers['retry-after']);
+        if (wait === null || tries === MAX_TRIES || performance.now() + 1000 * wait > giveUpAt)
+          throw ApiError.fromBody(`${method} ${path}`, statusCode, text);
+        await delay(1000 * wait, undefined, signal && { signal });
+      }
+    } catch (error) {
+      // The reason why the guard ended the request, in place of an AbortError.
+      this.#guard?.check();
+      throw error;
     }
   }
 
@@ -256,11 +313,15 @@ export class Client {
       signal,
     }: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal },
   ): Promise<Dispatcher.ResponseData> {
+    const guard = this.#guard;
     const search = new URLSearchParams(
       Object.entries(query).flatMap(([name, value]) =>
         value === undefined ? [] : [[name, String(value)] as [string, string]],
       ),
     );
+    const credentials = await this.#options.credentials?.();
+    guard?.check();
+    const text = body && JSON.stringify(body);
     try {
       const answer = await dispatcher.request({
         origin: this.#origin,
@@ -269,10 +330,13 @@ export class Client {
         headers: {
           accept,
           'user-agent': 'facetrain-operator',
-          ...(body && { 'content-type': contentType }),
-          ...(await this.#options.credentials?.()),
+          ...(text !== undefined && {
+            'content-type': contentType,
+            'content-length': String(Buffer.byteLength(text)),
+          }),
+          ...credentials,
         },
-        ...(body && { body: JSON.stringify(body) }),
+        ...(text !== undefined && { body: guard ? checkedBody(text, guard) : text }),
         ...(signal && { signal }),
       });
       this.#options.onResponse?.(method, answer.statusCode);
@@ -284,10 +348,24 @@ export class Client {
   }
 }
 
+/**
+ * A body that asks the guard when its connection takes it. A request may have waited until then for a free connection,
+ * or for a TLS handshake. Undici writes the headers together with the first part of the body, so a request that the
+ * guard refuses is not sent at all. Every write of this client has a body.
+ */
+function checkedBody(text: string, guard: Guard): Readable {
+  async function* body(): AsyncGenerator<string> {
+    guard.check();
+    yield text;
+  }
+  // Undici takes any async iterable; its types do not say so. A real Readable would be read ahead of the write.
+  return body() as unknown as Readable;
+}
+
 /** @returns seconds to wait before the request is sent again; null: it is not sent again */
 function retryAfter(code: number, header: string | string[] | undefined): number | null {
   if (code === 429 && header === undefined) return 1;
   if (code !== 429 && (code < 500 || header === undefined)) return null;
   const seconds = Number(header);
-  return Number.isFinite(seconds) ? Math.min(Math.max(seconds, 0.05), MAX_RETRY_SECONDS) : 1;
+  return Number.isFinite(seconds) ? Math.max(seconds, 0.05) : 1;
 }

@@ -7,6 +7,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Logger } from 'pino';
 import { isApiError } from './api-error.ts';
+import { LeadershipLost } from './leadership.ts';
 import type { ControllerMetrics } from './metrics.ts';
 import { splitKey } from './resource.ts';
 import { WorkQueue } from './workqueue.ts';
@@ -62,6 +63,7 @@ export class Controller {
       if (requeueAfterSeconds !== null) this.queue.addAfter(key, 1000 * requeueAfterSeconds);
       end(requeueAfterSeconds === null ? 'success' : 'requeue_after');
     } catch (error) {
+      if (error instanceof LeadershipLost) return end('error');
       // A conflict is expected: another client changed the object. The next reconcile reads that change.
       if (isApiError(error, 'Conflict'))
         log.debug({ err: error }, 'the object has changed meanwhile; reconciling again');

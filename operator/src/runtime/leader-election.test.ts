@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
-import { type ElectionOptions, LeaderElection, LeadershipLost, type Lease } from './leader-election.ts';
+import { type ElectionOptions, LeaderElection, type Lease } from './leader-election.ts';
+import { Leadership, LeadershipLost } from './leadership.ts';
 
 /** A server with one Lease, and optimistic locking. */
 class Leases {
@@ -11,12 +12,13 @@ class Leases {
   down = false;
 
   client(): ElectionOptions['client'] {
-    return {
+    const requests = {
       get: async () => this.#answer(),
       create: async (_resource, _namespace, object) => this.#write(object, undefined),
       replace: async (_resource, _namespace, _name, object) =>
         this.#write(object, (object as Lease).metadata.resourceVersion),
-    } as ElectionOptions['client'];
+    } as ReturnType<ElectionOptions['client']['guardedBy']>;
+    return { guardedBy: () => requests };
   }
   #answer(): Lease {
     if (this.down) throw new Error('no route');
@@ -33,6 +35,7 @@ class Leases {
   }
 }
 
+const TIMES = { durationSeconds: 0.3, renewDeadlineSeconds: 0.2, retrySeconds: 0.03 };
 const election = (leases: Leases, identity: string) =>
   new LeaderElection({
     client: leases.client(),
@@ -40,9 +43,8 @@ const election = (leases: Leases, identity: string) =>
     name: 'l',
     identity,
     log: pino({ level: 'silent' }),
-    durationSeconds: 0.3,
-    renewDeadlineSeconds: 0.2,
-    retrySeconds: 0.03,
+    leadership: Leadership.byElection(TIMES.renewDeadlineSeconds),
+    ...TIMES,
   });
 
 const untilAborted = (signal: AbortSignal) =>

@@ -3,12 +3,13 @@
  *
  * As in client-go, clocks of different machines are never compared. Another holder counts as dead when its Lease has
  * not changed for leaseDurationSeconds by this replica's own clock. A leader that cannot renew stops after
- * renewDeadlineSeconds, which is less, so it has stopped before another may start.
+ * renewDeadlineSeconds, which is less, so it has stopped before another may start. What stops it is in leadership.ts.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { isApiError } from './api-error.ts';
-import type { Client } from './client.ts';
+import { type Client, untilAborted } from './client.ts';
+import type { Leadership } from './leadership.ts';
 import { defineResource, type KubernetesObject } from './resource.ts';
 
 export interface Lease extends KubernetesObject {
@@ -22,89 +23,129 @@ export interface Lease extends KubernetesObject {
 }
 export const leases = defineResource<Lease>('coordination.k8s.io/v1', 'leases');
 
-export interface ElectionOptions {
-  client: Pick<Client, 'get' | 'create' | 'replace'>;
+/** The times of an election, in seconds. */
+export interface ElectionTimes {
+  /** How long others wait for a leader that does not renew. The API takes whole seconds. */
+  durationSeconds: number;
+  /** After this time without a renewal a leader stops. The difference to the duration is for its last requests. */
+  renewDeadlineSeconds: number;
+  /** Between two tries to take or to renew the Lease. */
+  retrySeconds: number;
+}
+
+/** In the proportions of client-go's defaults: 15, 10 and 2 s. */
+export const electionTimes = (durationSeconds: number): ElectionTimes => ({
+  durationSeconds,
+  renewDeadlineSeconds: (durationSeconds * 2) / 3,
+  retrySeconds: (durationSeconds * 2) / 15,
+});
+
+export interface ElectionOptions extends ElectionTimes {
+  client: ElectionClient;
   namespace: string;
   name: string;
   /** Unique among replicas, and among restarts of one. */
   identity: string;
   log: Logger;
-  durationSeconds?: number;
-  renewDeadlineSeconds?: number;
-  retrySeconds?: number;
+  /** Begins and ends with the election; what it guards can write in between alone. */
+  leadership: Leadership;
   /** Called when this replica becomes the leader, and when it no longer is. */
   onChange?: (isLeading: boolean) => void;
 }
-
-export class LeadershipLost extends Error {
-  override readonly name = 'LeadershipLost';
+type LeaseRequests = Pick<Client, 'get' | 'create' | 'replace'>;
+export interface ElectionClient {
+  guardedBy(guard: Parameters<Client['guardedBy']>[0]): LeaseRequests;
 }
 
 const JITTER = 0.2;
+/** Longest time to give the Lease up: a pod that stops may be killed meanwhile. */
+const RELEASE_MILLISECONDS = 5_000;
 const microTime = (): string => new Date().toISOString().replace(/(\.\d{3})Z$/, '$1000Z');
 
 export class LeaderElection {
-  readonly #options: Required<Omit<ElectionOptions, 'onChange'>> & Pick<ElectionOptions, 'onChange'>;
+  readonly #options: ElectionOptions;
   #lease: Lease | undefined;
   /** When the Lease was last seen to have changed, by performance.now(). */
   #changedAt = 0;
 
+  /** @throws RangeError unless a leader stops before others start, and can try more than once to renew */
   constructor(options: ElectionOptions) {
-    this.#options = { durationSeconds: 15, renewDeadlineSeconds: 10, retrySeconds: 2, ...options };
+    const { durationSeconds, renewDeadlineSeconds, retrySeconds } = options;
+    if (renewDeadlineSeconds >= durationSeconds)
+      throw new RangeError(`renewDeadlineSeconds ${renewDeadlineSeconds}: must be less than ${durationSeconds}`);
+    if (retrySeconds * (1 + JITTER) >= renewDeadlineSeconds)
+      throw new RangeError(`retrySeconds ${retrySeconds}: must be less than ${renewDeadlineSeconds / (1 + JITTER)}`);
+    this.#options = options;
   }
 
   /**
    * Waits for the Lease, then runs `work`. The signal of `work` aborts when `signal` does, or when the Lease is lost.
    * The Lease is released when the work has ended.
    *
-   * @throws LeadershipLost when the Lease was lost: another replica may lead
+   * @throws LeadershipLost when the Lease was lost: another replica may lead. It does not wait for the work then, as
+   *   the process has to end at once.
    */
   async lead(signal: AbortSignal, work: (signal: AbortSignal) => Promise<void>): Promise<void> {
-    const { log, name, identity, onChange } = this.#options;
+    const { log, name, identity, onChange, leadership } = this.#options;
     log.info({ lease: name, identity }, 'waiting for the lease');
-    while (!(await this.#tryAcquireOrRenew())) {
-      await this.#pause(signal);
-      if (signal.aborted) return;
-    }
+    if (!(await this.#acquire(signal))) return;
     log.info({ lease: name, identity }, 'leading');
     onChange?.(true);
     const ended = new AbortController();
-    let isLost = false;
-    const renewing = this.#renew(ended.signal).then((lost) => {
-      isLost = lost;
-      ended.abort();
-    });
+    const renewing = this.#renew(ended.signal);
+    const lost = Promise.withResolvers<never>();
+    const onLost = () => lost.reject(leadership.signal.reason);
+    leadership.signal.addEventListener('abort', onLost, { once: true });
+    const working = work(AbortSignal.any([signal, leadership.signal]));
     try {
-      await work(AbortSignal.any([signal, ended.signal]));
+      await Promise.race([working, lost.promise]);
+    } catch (error) {
+      if (leadership.signal.aborted) {
+        log.error({ lease: name, identity }, (leadership.signal.reason as Error).message);
+        working.catch(() => {}); // fails because the guard refuses its requests
+      }
+      throw error;
     } finally {
+      leadership.signal.removeEventListener('abort', onLost);
       ended.abort();
-      await renewing;
       onChange?.(false);
-      if (!isLost) await this.#release();
+      if (!leadership.signal.aborted) {
+        await renewing;
+        await this.#release();
+      }
     }
-    if (isLost)
-      throw new LeadershipLost(`lease ${name} could not be renewed for ${this.#options.renewDeadlineSeconds} s`);
   }
 
-  /** Renews until the signal aborts. @returns true when the Lease is lost: not renewed in time, or held by another */
-  async #renew(signal: AbortSignal): Promise<boolean> {
-    const { renewDeadlineSeconds, retrySeconds } = this.#options;
-    let renewedAt = performance.now();
+  /** @returns whether this replica leads; false: the signal has aborted */
+  async #acquire(signal: AbortSignal): Promise<boolean> {
+    const { leadership, renewDeadlineSeconds } = this.#options;
     while (!signal.aborted) {
-      await delay(1000 * retrySeconds, undefined, { signal }).catch(() => {});
-      if (signal.aborted) break;
-      const begun = performance.now();
-      // The deadline also ends the wait for a request that hangs.
-      const left = 1000 * renewDeadlineSeconds - (begun - renewedAt);
-      const renewed = await Promise.race([
-        this.#tryAcquireOrRenew(),
-        delay(Math.max(0, left), false, { signal }).catch(() => false),
-      ]);
-      if (renewed) renewedAt = begun;
-      else if (performance.now() - renewedAt >= 1000 * renewDeadlineSeconds || this.#isHeldByAnother())
-        return !signal.aborted;
+      const begun = leadership.now;
+      const limit = AbortSignal.timeout(Math.ceil(1000 * renewDeadlineSeconds));
+      if (await this.#tryAcquireOrRenew(AbortSignal.any([signal, limit]))) {
+        leadership.renewed(begun);
+        // 0: the answer took so long that another may have taken the Lease meanwhile.
+        if (leadership.millisecondsLeft > 0) return true;
+      }
+      await this.#pause(signal);
     }
     return false;
+  }
+
+  /** Renews until the signal aborts, or the Lease is lost: not renewed in time, or held by another. */
+  async #renew(signal: AbortSignal): Promise<void> {
+    const { renewDeadlineSeconds, retrySeconds, leadership, name } = this.#options;
+    for (;;) {
+      await delay(1000 * retrySeconds, undefined, { signal }).catch(() => {});
+      if (signal.aborted) return;
+      const begun = leadership.now;
+      const left = leadership.millisecondsLeft;
+      if (left > 0 && (await this.#tryAcquireOrRenew(AbortSignal.timeout(Math.ceil(left))))) leadership.renewed(begun);
+      if (this.#isHeldByAnother())
+        return leadership.end(`lease ${name} was taken by ${this.#lease?.spec?.holderIdentity}`);
+      if (leadership.millisecondsLeft === 0)
+        return leadership.end(`lease ${name} could not be renewed for ${renewDeadlineSeconds} s`);
+    }
   }
 
   #isHeldByAnother(): boolean {
@@ -112,9 +153,14 @@ export class LeaderElection {
     return holder !== undefined && holder !== '' && holder !== this.#options.identity;
   }
 
-  /** Takes the Lease or renews it. @returns false when another replica holds it, and on any error */
-  async #tryAcquireOrRenew(): Promise<boolean> {
-    const { client, namespace, name, identity, durationSeconds, log } = this.#options;
+  /**
+   * Takes the Lease or renews it, until the signal aborts.
+   *
+   * @returns false when another replica holds it, and on any error
+   */
+  async #tryAcquireOrRenew(signal: AbortSignal): Promise<boolean> {
+    const { namespace, name, identity, durationSeconds, log } = this.#options;
+    const client = this.#options.client.guardedBy(untilAborted(signal));
     try {
       const now = microTime();
       const mine = {
@@ -125,7 +171,7 @@ export class LeaderElection {
         leaseTransitions: 0,
       };
       // A Lease of this replica was last written by it, so it need not be read first.
-      const lease = this.#lease?.spec?.holderIdentity === identity ? this.#lease : await this.#read();
+      const lease = this.#lease?.spec?.holderIdentity === identity ? this.#lease : await this.#read(client);
       if (lease === undefined) {
         this.#setLease(
           await client.create(leases, namespace, {
@@ -154,14 +200,14 @@ export class LeaderElection {
       this.#setLease(await client.replace(leases, namespace, name, { ...lease, spec }));
       return true;
     } catch (error) {
-      if (isApiError(error, 'Conflict', 'AlreadyExists', 'NotFound')) await this.#read().catch(() => {});
+      if (isApiError(error, 'Conflict', 'AlreadyExists', 'NotFound')) await this.#read(client).catch(() => {});
       log.debug({ err: error, lease: name }, 'lease neither taken nor renewed');
       return false;
     }
   }
 
-  async #read(): Promise<Lease | undefined> {
-    const { client, namespace, name } = this.#options;
+  async #read(client: LeaseRequests): Promise<Lease | undefined> {
+    const { namespace, name } = this.#options;
     try {
       return this.#setLease(await client.get(leases, namespace, name));
     } catch (error) {
@@ -179,9 +225,11 @@ export class LeaderElection {
 
   /** Gives the Lease up, so that the other replicas need not wait until it expires. */
   async #release(): Promise<void> {
-    const { client, namespace, name, log } = this.#options;
+    const { namespace, name, log, leadership } = this.#options;
     const lease = this.#lease;
+    leadership.end('the lease is given back');
     if (!lease || this.#isHeldByAnother()) return;
+    const client = this.#options.client.guardedBy(untilAborted(AbortSignal.timeout(RELEASE_MILLISECONDS)));
     try {
       await client.replace(leases, namespace, name, {
         ...lease,

@@ -11,6 +11,7 @@ import type { Controller } from './controller.ts';
 import type { EventRecorder } from './event-recorder.ts';
 import { type Check, HealthServer } from './health.ts';
 import { type ElectionOptions, LeaderElection } from './leader-election.ts';
+import { LeadershipLost } from './leadership.ts';
 import type { Metrics } from './metrics.ts';
 
 export interface ManagerOptions {
@@ -35,7 +36,7 @@ const STUCK_SECONDS = 600;
 /**
  * Runs until the signal aborts.
  *
- * @throws LeadershipLost when another replica may lead: this process must end
+ * @throws LeadershipLost when another replica may lead: this process must end. It waits for nothing then.
  */
 export async function runManager(options: ManagerOptions, signal: AbortSignal): Promise<void> {
   const { client, caches, controllers, events, metrics, log, election } = options;
@@ -55,6 +56,7 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
   options.onListening?.(port);
   log.info({ port }, 'probes and metrics are served');
   const watches = Object.values(caches).map((cache) => cache.run(watching.signal));
+  let isLost = false;
   try {
     const stopped = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
     await Promise.race([Promise.all(Object.values(caches).map(({ synced }) => synced)), stopped]);
@@ -72,11 +74,16 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
         log,
         onChange: (isLeading) => metrics.setLeading(election.name, isLeading),
       }).lead(signal, work);
+  } catch (error) {
+    isLost = error instanceof LeadershipLost;
+    throw error;
   } finally {
     watching.abort();
-    await Promise.all(watches);
-    await health.close();
-    await client.close();
-    log.info('stopped');
+    const closing = Promise.all([...watches, health.close()]).then(() => client.close());
+    if (isLost) closing.catch(() => {});
+    else {
+      await closing;
+      log.info('stopped');
+    }
   }
 }

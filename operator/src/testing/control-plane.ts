@@ -138,20 +138,26 @@ export class ControlPlane {
     await this.client.post('/api/v1/namespaces', { apiVersion: 'v1', kind: 'Namespace', metadata: { name } });
   }
 
-  /** @returns the path of a kubeconfig for this server, as its administrator */
-  async kubeconfig(): Promise<string> {
+  /**
+   * @param server a proxy of this server; by default the server itself
+   * @returns the path of a kubeconfig for this server, as its administrator
+   */
+  async kubeconfig(server = this.server): Promise<string> {
     const config = {
       'current-context': 'c',
       contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],
       clusters: [
         {
           name: 'c',
-          cluster: { server: this.server, 'certificate-authority-data': Buffer.from(this.ca).toString('base64') },
+          // A proxy speaks plain HTTP, which the library accepts only without verification.
+          cluster: server.startsWith('http:')
+            ? { server, 'insecure-skip-tls-verify': true }
+            : { server, 'certificate-authority-data': Buffer.from(this.ca).toString('base64') },
         },
       ],
       users: [{ name: 'u', user: { token: this.token } }],
     };
-    const file = join(this.#folder, 'kubeconfig');
+    const file = join(this.#folder, `kubeconfig-${randomUUID()}`);
     await writeFile(file, JSON.stringify(config));
     return file;
   }

@@ -1,4 +1,7 @@
-/** A proxy in front of the API server that records requests and injects faults: error answers, broken watches. */
+/**
+ * A proxy in front of the API server that records requests and injects faults: error answers, broken watches, requests
+ * that are held back.
+ */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { Agent, request } from 'node:https';
 import type { AddressInfo } from 'node:net';
@@ -18,8 +21,18 @@ interface Fault {
   headers: Record<string, string>;
 }
 
+/** Requests that the proxy does not forward yet. One whose client closes its connection is never forwarded. */
+export interface Hold {
+  /** How many are held. */
+  readonly count: number;
+  /** Forwards the requests that are held, and later ones at once. */
+  release(): void;
+}
+
 export class FaultProxy {
+  /** Those that were forwarded, or answered with a fault. */
   readonly requests: RecordedRequest[] = [];
+  readonly #holds: { method: string; path: RegExp; waiting: Set<() => void> }[] = [];
   readonly #faults: Fault[] = [];
   readonly #watches = new Set<ServerResponse>();
   readonly #server: Server;
@@ -64,6 +77,21 @@ export class FaultProxy {
     };
   }
 
+  /** Holds requests with this method and path back, until `release`. */
+  hold(method: string, path: RegExp): Hold {
+    const hold = { method, path, waiting: new Set<() => void>() };
+    this.#holds.push(hold);
+    return {
+      get count() {
+        return hold.waiting.size;
+      },
+      release: () => {
+        this.#holds.splice(this.#holds.indexOf(hold), 1);
+        for (const forward of hold.waiting) forward();
+      },
+    };
+  }
+
   /** Breaks the connection of every watch. @returns how many there were */
   dropWatches(): number {
     const count = this.#watches.size;
@@ -99,6 +127,13 @@ export class FaultProxy {
           .writeHead(fault.code, { 'content-type': 'application/json', ...fault.headers })
           .end(JSON.stringify(status));
       });
+      return;
+    }
+    const hold = this.#holds.find((candidate) => candidate.method === method && candidate.path.test(url));
+    if (hold) {
+      const forward = () => this.#forward(target, incoming, outgoing);
+      hold.waiting.add(forward);
+      outgoing.on('close', () => hold.waiting.delete(forward));
       return;
     }
     const isWatch = /[?&]watch=true/.test(url);
