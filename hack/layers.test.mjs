@@ -46,7 +46,7 @@ const ROOMS = [
                                 'native', 'api']],
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
-  ['install',                  ['api', 'hack/lib/paths.mjs'], 'generates files of this repository; in no image'],
+  ['install',                  ['api', 'planner', 'hack/lib/paths.mjs'], 'generates files of this repository; in no image'],
   ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
   ['bench',                    ['operator', 'planner', 'trainer-image', 'native', 'api']],
@@ -74,7 +74,7 @@ const ROOMS = [
 /** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */
 const TESTS = {
   '*': ['hack/lib/paths.mjs'],
-  install: ['operator', 'planner'],
+  install: ['operator'],
   'deploy/pulumi': ['operator', 'install'],
 };
 

@@ -152,7 +152,7 @@ const FailureRule = rules(
       .max(64)
       .optional()
       .meta({ 'x-kubernetes-list-type': 'set' })
-      .describe('Matches if the process that failed first has one of these exit codes.'),
+      .describe('Matches if the trainer or quantizer that failed first has one of these exit codes.'),
     reasons: z
       .array(z.string().min(1).max(64))
       .min(1)
@@ -160,8 +160,9 @@ const FailureRule = rules(
       .optional()
       .meta({ 'x-kubernetes-list-type': 'set' })
       .describe(
-        'Matches the code in the termination message (such as NotANumber), or the reason that Kubernetes reports ' +
-          '(such as OOMKilled).',
+        'Matches the code in the termination message (such as NotANumber), the reason that Kubernetes reports ' +
+          '(such as OOMKilled), or the reason in the status. Disrupted matches every pod with the condition ' +
+          'DisruptionTarget.',
       ),
     action: z
       .enum(['FailJob', 'Restart', 'RestartWithoutCounting'])
@@ -187,7 +188,8 @@ export const failurePolicy = section(
       .max(MAX_RESTARTS)
       .default(3)
       .describe(
-        'Counted restarts allowed within windowSeconds. Disruptions (eviction, preemption, node drain) never count.',
+        'Counted restarts allowed within windowSeconds. Unless a rule says otherwise, disruptions do not count: what ' +
+          'others did to a pod (preemption, a drain, a lost node, its deletion).',
       ),
     windowSeconds: seconds('Only restarts of the last windowSeconds count against maxRestarts.').default(21_600),
     rules: z
@@ -196,8 +198,9 @@ export const failurePolicy = section(
       .default([])
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe(
-        'The first rule that matches decides. If none does, a refused input (exit code 2) and a missed gate (3) ' +
-          'fail the job, and anything else restarts the gang.',
+        'The first rule that matches decides, also about disruptions. If none does, a refused input (exit code 2), ' +
+          'a missed gate (3) and a folder that another writer has claimed (5) fail the job, and anything else ' +
+          'restarts the gang.',
       ),
   },
   'What to do when a process fails. A restart always restarts the whole gang, from the newest complete checkpoint.',
@@ -241,6 +244,19 @@ export const Restarts = z
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe('Times of the counted restarts that are still inside the window.'),
     disruptions: z.int32().min(0).describe('Restarts that did not count.'),
+    disruptionsInRow: z
+      .int32()
+      .min(0)
+      .optional()
+      .describe(
+        'Restarts that did not count since the last one that did, or since an attempt lasted ten minutes. The wait ' +
+          'before the next attempt grows with it.',
+      ),
+    lastNotANumberStep: z
+      .int()
+      .min(0)
+      .optional()
+      .describe('The step at which the loss was last not finite. A second time at the same step fails the job.'),
     lastReason: z.string().max(1024).optional().describe('Cause of the last restart, in one word.'),
     lastMessage: z.string().max(MAX_RESTART_MESSAGE).optional().describe('The failure, as a sentence.'),
     lastExitCode: z.int32().optional().describe('Exit code of the process that failed first.'),

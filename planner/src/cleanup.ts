@@ -20,7 +20,7 @@ export type CleanPodPolicy = 'All' | 'Running' | 'None';
 const POD_END_SECONDS = 5;
 
 /** Seconds that a pod whose program has ended may still take; null if the pod has ended, or has to be deleted. */
-function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
+export function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
   if (
     !isAlive(pod) ||
     pod.deleting ||

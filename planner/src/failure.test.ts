@@ -62,6 +62,7 @@ describe('the cause of a failure', () => {
         reason: 'InvalidDataset',
         message: 'rank 1 left with exit code 2 on gpu-7: train.rec: cut short',
         node: 'gpu-7',
+        code: 'InvalidDataset',
         ruleReasons: ['InvalidDataset', 'InvalidDataset', 'Error'],
       },
     },
@@ -69,14 +70,153 @@ describe('the cause of a failure', () => {
       pods: [makePod(0).running().build(), makePod(1).failed(137).with({ reason: 'OOMKilled' }).build()],
       want: { reason: 'OOMKilled', message: 'rank 1 left with exit code 137 (OOMKilled)', disruption: false },
     },
-    'the cluster, for an evicted pod': {
+    'the cluster, for a pod that was evicted for its node': {
       pods: [
         makePod(0).failed(4, 101).build(),
         makePod(1)
           .with({ phase: 'Failed', reason: 'Evicted', finishedAt: at(100) })
+          .disrupted()
           .build(),
       ],
       want: { rank: 1, reason: 'Evicted', disruption: true },
+    },
+    'the pod itself, evicted over its own limit: without DisruptionTarget': {
+      pods: [
+        makePod(0).failed(4, 101).build(),
+        makePod(1)
+          .failed(137)
+          .with({ reason: 'Evicted', message: 'Pod ephemeral local storage usage exceeds the total limit 20Mi.' })
+          .build(),
+      ],
+      want: {
+        rank: 1,
+        reason: 'Evicted',
+        disruption: false,
+        message:
+          'rank 1 left with exit code 137 (Evicted): Pod ephemeral local storage usage exceeds the total limit 20Mi.',
+        ruleReasons: ['Evicted', 'Evicted'],
+      },
+    },
+    'the pod itself, if eviction over its own limit let it stop in time': {
+      pods: [makePod(0).failed(143).with({ reason: 'Evicted' }).build(), makePod(1).failed(143, 99).build()],
+      want: { rank: 0, reason: 'Evicted', disruption: false },
+    },
+    'a SIGTERM that nobody explains': {
+      pods: [makePod(0).failed(143, 101).build(), makePod(1).failed(143, 100).build()],
+      want: { rank: 1, reason: 'ProcessKilled', exitCode: 143, disruption: false },
+    },
+    'the cluster, for a gang that stops because one pod is drained': {
+      pods: [makePod(0).failed(143, 100).build(), makePod(1).running().disrupted().deleting().build()],
+      want: { rank: 1, reason: 'Disrupted', disruption: true },
+    },
+    'the cluster, for a gang that stopped because a node was shut down': {
+      pods: [makePod(0).failed(143, 100).build(), makePod(1).failed(143, 101).disrupted().build()],
+      want: { rank: 1, reason: 'Disrupted', disruption: true },
+    },
+    'none yet after a SIGTERM, while the pod that it was for may still be reported': {
+      pods: [makePod(0).failed(143, 100).build(), makePod(1).running().with({ exitCode: 143 }).build()],
+      at: 125,
+      want: null,
+    },
+    'the SIGTERM, if no cause is reported in time': {
+      pods: [makePod(0).failed(143, 100).build(), makePod(1).running().build()],
+      at: 131,
+      want: { rank: 0, reason: 'ProcessKilled', disruption: false },
+    },
+    'none yet for a signal, while the reason of the pod may still be reported': {
+      pods: [makePod(0).running().build(), makePod(1).failed(137, 100).with({ phase: 'Running' }).build()],
+      at: 104,
+      want: null,
+    },
+    'the signal, if a sidecar keeps the pod': {
+      pods: [makePod(0).running().build(), makePod(1).failed(137, 100).with({ phase: 'Running' }).build()],
+      at: 105,
+      want: { rank: 1, reason: 'ProcessKilled', disruption: false },
+    },
+    'the deletion, for a pod that left with a code of its own meanwhile': {
+      pods: [makePod(0).running().build(), makePod(1).failed(1).deleting().build()],
+      want: { rank: 1, reason: 'PodDeleted', disruption: true },
+    },
+    'the kubelet, for a pod that it had no place for': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .with({ phase: 'Failed', reason: 'OutOfcpu', message: 'Pod was rejected: Node had no cpu', rejected: true })
+          .build(),
+      ],
+      want: {
+        rank: 1,
+        reason: 'OutOfcpu',
+        disruption: true,
+        message: 'rank 1 failed (OutOfcpu): Pod was rejected: Node had no cpu',
+      },
+    },
+    'the pod, if no node can run it': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).with({ phase: 'Failed', reason: 'PodOSNotSupported', rejected: true }).build(),
+      ],
+      want: { rank: 1, reason: 'PodOSNotSupported', disruption: false },
+    },
+    'a container of the template, whose exit code is not ours': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .with({
+            phase: 'Failed',
+            node: 'n',
+            foreignContainer: { name: 'copy-certs', exitCode: 2, reason: 'Error', message: 'ls: no such folder' },
+          })
+          .build(),
+      ],
+      want: {
+        rank: 1,
+        reason: 'ContainerFailed',
+        message: 'rank 1: container copy-certs left with exit code 2 on n: ls: no such folder',
+        disruption: false,
+      },
+    },
+    'a container of the template that ran out of memory': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .with({ phase: 'Failed', foreignContainer: { name: 'unpack', exitCode: 137, reason: 'OOMKilled' } })
+          .build(),
+      ],
+      want: { reason: 'OOMKilled', message: 'rank 1: container unpack left with exit code 137 (OOMKilled)' },
+    },
+    'a container of ours that fetches, with its code': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).failed(2).with({ container: 'fetch-dataset' }).terminationMessage('StorageFailed', 'denied').build(),
+      ],
+      want: {
+        reason: 'StorageFailed',
+        code: 'StorageFailed',
+        exitCode: 2,
+        message: 'rank 1: container fetch-dataset left with exit code 2: denied',
+      },
+    },
+    'the container runtime, for a program that it cannot start': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .failed(128)
+          .with({ reason: 'StartError', message: 'exec: "/no/such/program": no such file or directory' })
+          .build(),
+      ],
+      want: {
+        reason: 'StartError',
+        message: 'rank 1 left with exit code 128 (StartError): exec: "/no/such/program": no such file or directory',
+        disruption: false,
+      },
+    },
+    'the step of a loss that is not finite': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).failed(2).terminationMessage('NotANumber', 'step 812: the loss is nan; lower the rate').build(),
+      ],
+      want: { reason: 'NotANumber', step: 812 },
     },
     'the cluster, for a drained pod whose peers fail': {
       pods: [makePod(0).failed(4, 100).build(), makePod(1).running().disrupted().deleting().build()],
@@ -123,7 +263,7 @@ describe('the cause of a failure', () => {
     },
     'a missing pod': {
       pods: [makePod(0).running().build()],
-      want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: false },
+      want: { rank: 1, reason: 'PodLost', message: 'pod faces-0-1 is gone', disruption: true },
     },
     'none for a missing pod that the cache may not have yet': {
       pods: [makePod(0).running().build()],
@@ -164,6 +304,15 @@ describe('the cause of a failure', () => {
   }
 });
 
+test('rules by exit code are not for containers of the template', () => {
+  const foreignContainer = { name: 'copy-certs', exitCode: 2 };
+  const failure = find([makePod(0).running().build(), makePod(1).with({ phase: 'Failed', foreignContainer }).build()])!;
+  const { failurePolicy } = makeJob()
+    .failurePolicy({ rules: [{ action: 'FailJob', exitCodes: [2] }] })
+    .parse();
+  assert.equal(actionFor(failure, failurePolicy).action, 'Restart');
+});
+
 describe('the action of the failure policy', () => {
   const failure = (exitCode: number | undefined, fields: Partial<Failure> = {}): Failure => ({
     reason: 'x',
@@ -178,22 +327,32 @@ describe('the action of the failure policy', () => {
     'a defect restarts': { failure: failure(1), want: 'Restart' },
     'a refused input does not': { failure: failure(2), want: 'FailJob' },
     'a rendezvous that timed out restarts': {
-      failure: failure(2, { ruleReasons: ['RendezvousTimeout', 'Error'] }),
+      failure: failure(2, { code: 'RendezvousTimeout' }),
       want: 'Restart',
     },
     'unless a rule says otherwise': {
-      failure: failure(2, { ruleReasons: ['RendezvousTimeout', 'Error'] }),
+      failure: failure(2, { code: 'RendezvousTimeout', ruleReasons: ['RendezvousTimeout', 'Error'] }),
       policy: rule('FailJob', { reasons: ['RendezvousTimeout'] }),
       want: 'FailJob',
     },
     'a missed gate does not': { failure: failure(3), want: 'FailJob' },
     'a lost peer restarts': { failure: failure(4), want: 'Restart' },
-    'a preemption does not count': { failure: failure(143), want: 'RestartWithoutCounting' },
-    'a lost pod restarts': { failure: failure(undefined), want: 'Restart' },
+    'a folder that another writer has claimed does not': { failure: failure(5), want: 'FailJob' },
+    'a loss that is not finite restarts in training': {
+      failure: failure(2, { code: 'NotANumber', step: 7 }),
+      want: 'Restart',
+    },
+    'and nowhere else': { failure: failure(2, { code: 'NotANumber' }), want: 'FailJob' },
+    'a SIGTERM counts': { failure: failure(143), want: 'Restart' },
+    'a failure without an exit code counts': { failure: failure(undefined), want: 'Restart' },
     'a disruption does not count, whatever the code': {
       failure: failure(2, { disruption: true }),
-      policy: rule('FailJob', { exitCodes: [2] }),
       want: 'RestartWithoutCounting',
+    },
+    'rules come first, also about a disruption': {
+      failure: failure(undefined, { disruption: true, ruleReasons: ['Evicted'] }),
+      policy: rule('FailJob', { reasons: ['Evicted'] }),
+      want: 'FailJob',
     },
     'a rule on the exit code decides': {
       failure: failure(2),

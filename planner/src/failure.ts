@@ -2,11 +2,14 @@
  * Why an attempt has failed, and what the failure policy does about it.
  *
  * The failure of one rank ends the attempt: the other ranks wait in a collective until it times out, and exit with the
- * code "peer lost". The root cause is therefore looked for in this order: the rank that failed first with another exit
- * code; a rank whose pod was deleted or whose node is lost; at last a rank that lost a peer.
+ * code "peer lost"; or one rank got SIGTERM, and all stop together and exit with 143. The root cause is therefore looked
+ * for in this order: the rank that failed first with another exit code; a rank whose pod was deleted or whose node is
+ * lost; a rank that SIGTERM stopped though the cluster gives no cause; at last a rank that lost a peer.
  */
 import { type ErrorCode, ExitCode, type FailurePolicy } from '@facetrain/api';
-import { creationIsOver, isUnknown, type JobView, outcomeOf } from './attempt.ts';
+import { creationIsOver, isAlive, isUnknown, type JobView, outcomeOf } from './attempt.ts';
+import { secondsToPodEnd } from './cleanup.ts';
+import { defaultAction, type FailureAction, isRejectedForPlace } from './endings.ts';
 import { podName } from './names.ts';
 import type { ObservedPod } from './observed.ts';
 import { truncate } from './plain-data.ts';
@@ -17,11 +20,16 @@ import { secondsSince } from './time.ts';
 export interface Failure {
   reason: string;
   message: string;
-  /** The cluster ended the pod (eviction, preemption, a lost node). The restart is not counted. */
+  /** Somebody else ended the pod (eviction, preemption, deletion, a lost node): DISRUPTIONS in endings.ts. */
   disruption: boolean;
   /** Words that `reasons` of a rule in the failure policy can match. */
   ruleReasons: string[];
+  /** The error code that our program reported. */
+  code?: string;
+  /** Of our program. Exit codes of other containers mean something else, so no rule can match them. */
   exitCode?: number;
+  /** The training step at which our program reported NotANumber. */
+  step?: number;
   rank?: number;
   node?: string;
 }
@@ -29,50 +37,65 @@ export interface Failure {
 /** Seconds to wait for the root cause, if so far only ranks that lost a peer have been observed. */
 export const ROOT_CAUSE_WAIT_SECONDS = 2;
 
+/**
+ * Seconds to wait for the root cause, if so far only ranks that SIGTERM stopped have been observed. The kubelet sets
+ * DisruptionTarget once all containers of a pod have ended, and other ranks of the gang may end before that.
+ */
+const STOP_CAUSE_WAIT_SECONDS = 30;
+
 /** The failure that ends the current attempt; null if there is none, or if its cause is not known yet. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
     .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
     .sort(byFinishTime) as ObservedPod[];
-  const rootCause = failed.find((pod) => !exitedWithPeerLost(pod));
-  if (rootCause) return processFailure(rootCause);
+  const rootCause = failed.find((pod) => !followsAnotherRank(pod));
+  if (rootCause) return explanationMayFollow(rootCause, view) ? null : processFailure(rootCause);
 
   for (const [rank, pod] of view.ranks.entries()) {
     if (pod === undefined) {
       if (creationIsOver(view))
-        return podFailure(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
+        return disruptionOf(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
-      return {
-        ...podFailure(
-          pod.reason ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted),
-          `pod ${pod.name} is being deleted`,
-          pod,
-        ),
-        disruption: true,
-      };
+      const words = pod.message === undefined ? '' : `: ${pod.message}`;
+      return disruptionOf(deletionReason(pod), `pod ${pod.name} is being deleted${words}`, pod);
     } else if (pod.lostNode !== undefined && !view.toleratesNodeLoss && outcomeOf(pod) === null) {
-      return { ...podFailure(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod), disruption: true };
+      return disruptionOf(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod);
     } else if (failed.length > 0 && isUnknown(pod)) {
-      return {
-        ...podFailure(
-          Reason.nodeLost,
-          `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`,
-          pod,
-        ),
-        disruption: true,
-      };
+      return disruptionOf(
+        Reason.nodeLost,
+        `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`,
+        pod,
+      );
     }
   }
 
-  const [peerLost] = failed;
-  return peerLost === undefined || rootCauseMayFollow(peerLost, view) ? null : processFailure(peerLost);
+  const last = failed.find(isStopped) ?? failed[0];
+  return last === undefined || rootCauseMayFollow(last, view) ? null : processFailure(last);
 }
 
-/** Whether another rank, which has not ended yet, may turn out to be the root cause. */
-function rootCauseMayFollow(peerLost: ObservedPod, view: JobView): boolean {
-  if (peerLost.finishedAt === undefined || view.ranks.every((pod) => pod && outcomeOf(pod) !== null)) return false;
-  const age = secondsSince(peerLost.finishedAt, view.now);
-  return age >= 0 && age < ROOT_CAUSE_WAIT_SECONDS;
+/** Whether a pod's exit code says only that the gang ended: another rank, or the cluster, may have the cause. */
+const followsAnotherRank = (pod: ObservedPod): boolean =>
+  !pod.disrupted && !pod.deleting && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
+
+/** SIGTERM ended the program. Kubernetes reports "Error" for every exit code but 0; any other reason is a cause. */
+const isStopped = ({ exitCode, reason = 'Error', termination }: ObservedPod): boolean =>
+  exitCode === ExitCode.preempted && reason === 'Error' && termination === undefined;
+
+/**
+ * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the
+ * pod's reason (Evicted) and DisruptionTarget. Only a signal can have such a cause.
+ */
+const explanationMayFollow = (pod: ObservedPod, { now }: JobView): boolean =>
+  (pod.exitCode ?? 0) > 128 && secondsToPodEnd(pod, now) !== null;
+
+/** Whether another rank, or the final status of this one, may turn out to be the root cause. */
+function rootCauseMayFollow(pod: ObservedPod, view: JobView): boolean {
+  const stopped = isStopped(pod);
+  const hasEnded = (other: ObservedPod | undefined) =>
+    other !== undefined && (stopped ? !isAlive(other) : outcomeOf(other) !== null);
+  if (pod.finishedAt === undefined || view.ranks.every(hasEnded)) return false;
+  const age = secondsSince(pod.finishedAt, view.now);
+  return age >= 0 && age < (stopped ? STOP_CAUSE_WAIT_SECONDS : ROOT_CAUSE_WAIT_SECONDS);
 }
 
 function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): number {
@@ -80,35 +103,57 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
   return end(a) === end(b) ? a!.rank - b!.rank : end(a) - end(b);
 }
 
-const exitedWithPeerLost = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.peerLost && !pod.disrupted;
-
-/** Reasons of pods that the kubelet ended to protect its node, without setting the condition DisruptionTarget. */
-const DISRUPTION_REASONS = new Set(['Evicted', 'Preempting', 'NodeLost', 'NodeShutdown', 'Shutdown', 'Terminated']);
-
 function processFailure(pod: ObservedPod): Failure {
-  const disruption = pod.disrupted || DISRUPTION_REASONS.has(pod.reason ?? '');
-  // Kubernetes reports "Error" for every exit code but 0.
-  const cause = pod.reason === 'Error' ? undefined : pod.reason;
-  const reason = pod.termination?.code ?? cause ?? (pod.disrupted ? Reason.disrupted : reasonOfExit(pod.exitCode));
-  const detail = pod.termination?.message;
-  const ending = pod.exitCode === undefined ? 'failed' : `left with exit code ${pod.exitCode}`;
+  const { rank, foreignContainer: foreign, termination } = pod;
+  const wasRejected = pod.rejected === true && isRejectedForPlace(pod.reason);
+  const disruption = pod.disrupted || pod.deleting || wasRejected;
+  const cause = causeOf(foreign?.reason ?? pod.reason);
+  const reason =
+    termination?.code ??
+    cause ??
+    (disruption ? deletionReason(pod) : foreign ? Reason.containerFailed : reasonOfExit(pod.exitCode));
+  const container = foreign?.name ?? pod.container;
+  const exitCode = foreign?.exitCode ?? pod.exitCode;
+  const subject = `rank ${rank}${container === undefined ? '' : `: container ${container}`}`;
+  const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
-  const message = `rank ${pod.rank} ${ending}${where}${detail ? `: ${detail}` : ''}`;
-  return { ...podFailure(reason, message, pod), disruption };
+  const words = termination?.message ?? foreign?.message ?? pod.message;
+  const step = reason === NOT_A_NUMBER ? /^step (\d+):/.exec(termination?.message ?? '')?.[1] : undefined;
+  return {
+    ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod),
+    disruption,
+    ...(step !== undefined && { step: Number(step) }),
+  };
 }
 
+/** A reason of Kubernetes that says more than "Error", which it reports for every exit code but 0. */
+const causeOf = (reason: string | undefined): string | undefined => (reason === 'Error' ? undefined : reason);
+
+const deletionReason = (pod: ObservedPod): string =>
+  causeOf(pod.reason) ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted);
+
+const disruptionOf = (reason: string, message: string, pod: Partial<ObservedPod>): Failure => ({
+  ...podFailure(reason, message, pod),
+  disruption: true,
+});
+
 function podFailure(reason: string, message: string, pod: Partial<ObservedPod>): Failure {
-  const { rank, node, exitCode } = pod;
+  const { rank, node, exitCode, termination } = pod;
+  const words = [reason, termination?.code, pod.reason, pod.foreignContainer?.reason];
+  if (pod.disrupted) words.push(Reason.disrupted);
   return {
     reason: truncate(reason, MAX_REASON),
     message: truncate(message, MAX_MESSAGE),
     disruption: false,
-    ruleReasons: [reason, pod.termination?.code, pod.reason].filter((word) => word !== undefined),
+    ruleReasons: words.filter((word) => word !== undefined),
+    ...(termination && { code: termination.code }),
     ...(exitCode !== undefined && { exitCode }),
     ...(rank !== undefined && { rank }),
     ...(node !== undefined && { node }),
   };
 }
+
+const NOT_A_NUMBER: ErrorCode = 'NotANumber';
 
 function reasonOfExit(code: number | undefined): string {
   switch (code) {
@@ -118,42 +163,26 @@ function reasonOfExit(code: number | undefined): string {
       return Reason.gateFailed;
     case ExitCode.peerLost:
       return Reason.peerLost;
-    case ExitCode.preempted:
-      return Reason.preempted;
+    case ExitCode.fencedOff:
+      return Reason.fencedOff;
     default:
       // 128 + the number of the signal, as shells and container runtimes report it.
       return code !== undefined && code > 128 ? Reason.killed : Reason.exited;
   }
 }
 
-export type FailureAction = FailurePolicy['rules'][number]['action'];
-
-const RENDEZVOUS_TIMEOUT: ErrorCode = 'RendezvousTimeout';
-
 /**
- * The action for a failure, and the name of the rule that decided. No rule applies to a disruption: it never counts.
+ * The action for a failure, and the name of the rule that decided. Rules come first, also for disruptions; then
+ * endings.ts decides.
  */
 export function actionFor(
   failure: Failure,
   policy: FailurePolicy,
-): { action: FailureAction; rule?: string | undefined } {
-  if (failure.disruption) return { action: 'RestartWithoutCounting' };
+): { action: FailureAction; rule?: string | undefined; isDefault?: true } {
   const rule = policy.rules.find(
     ({ exitCodes, reasons }) =>
       (exitCodes === undefined || (failure.exitCode !== undefined && exitCodes.includes(failure.exitCode))) &&
       (reasons === undefined || reasons.some((reason) => failure.ruleReasons.includes(reason))),
   );
-  if (rule) return { action: rule.action, rule: rule.name };
-  switch (failure.exitCode) {
-    case ExitCode.refused:
-      // A process reports a rendezvous that timed out as refused input. In a gang a rank may only have started too
-      // late.
-      return { action: failure.ruleReasons.includes(RENDEZVOUS_TIMEOUT) ? 'Restart' : 'FailJob' };
-    case ExitCode.gateFailed:
-      return { action: 'FailJob' };
-    case ExitCode.preempted:
-      return { action: 'RestartWithoutCounting' };
-    default:
-      return { action: 'Restart' };
-  }
+  return rule ? { action: rule.action, rule: rule.name } : { action: defaultAction(failure), isDefault: true };
 }

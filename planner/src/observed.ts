@@ -25,10 +25,21 @@ export interface ObservedPod {
   node?: string;
   createdAt: string;
   finishedAt?: string;
-  /** Of the container "facetrain". After a signal: 128 + its number. */
+  /** Of the container "facetrain", or of the container in `container`. After a signal: 128 + its number. */
   exitCode?: number;
+  /** The init container of ours that `exitCode` is of: one that fetches data. */
+  container?: string;
+  /**
+   * The pod has failed because this init container of the user's pod template failed. Its exit code means nothing to
+   * us.
+   */
+  foreignContainer?: { name: string; exitCode: number; reason?: string; message?: string };
   /** The reason that Kubernetes reports for a failed container or pod: OOMKilled, Evicted, ... */
   reason?: string;
+  /** Kubernetes' words about the end of the pod, or of its container. */
+  message?: string;
+  /** The kubelet rejected the pod before it started any container. */
+  rejected?: true;
   /** The termination message of a program that failed (read-termination.ts). */
   termination?: { code: string; message: string };
   /** The termination message of a program that ended without an error. */

@@ -58,7 +58,9 @@ export const Reason = {
   inputRefused: 'InputRefused',
   gateFailed: 'GateFailed',
   peerLost: 'PeerLost',
-  preempted: 'Preempted',
+  fencedOff: 'FencedOff',
+  /** An init container of the user's pod template failed. */
+  containerFailed: 'ContainerFailed',
   disrupted: 'Disrupted',
   podDeleted: 'PodDeleted',
   podLost: 'PodLost',

@@ -76,21 +76,70 @@ test('the message names the rule that decided', () => {
 });
 
 describe('how soon the next attempt starts', () => {
-  const cases: Record<string, { countedTimes: number[]; last?: number; want: number | null }> = {
+  const cases: Record<string, { countedTimes: number[]; last?: number; inRow?: number; want: number | null }> = {
     'at once before any restart': { countedTimes: [], want: null },
     'at once after the first': { countedTimes: [100], last: 100, want: 100 },
     '10 s after the second': { countedTimes: [50, 100], last: 100, want: 110 },
     'twice as long after each further': { countedTimes: [40, 50, 60, 100], last: 100, want: 140 },
     'at most 300 s': { countedTimes: Array.from({ length: 100 }, (_, i) => i + 1), last: 100, want: 400 },
     '5 s after one that did not count': { countedTimes: [50, 60], last: 100, want: 105 },
+    'twice as long after each further of a row': { countedTimes: [50, 60], last: 100, inRow: 4, want: 140 },
+    'at most 300 s after these, too': { countedTimes: [], last: 100, inRow: 5000, want: 400 },
   };
-  for (const [name, { countedTimes, last, want }] of Object.entries(cases)) {
+  for (const [name, { countedTimes, last, inRow, want }] of Object.entries(cases)) {
     test(name, () => {
       const restarts =
         last === undefined
           ? undefined
-          : { count: 1, disruptions: 0, countedTimes: countedTimes.map(at), lastTime: at(last) };
+          : {
+              count: 1,
+              disruptions: 0,
+              countedTimes: countedTimes.map(at),
+              lastTime: at(last),
+              ...(inRow !== undefined && { disruptionsInRow: inRow }),
+            };
       assert.deepEqual(backoffEnd(restarts), want === null ? null : after(want));
     });
   }
+});
+
+describe('a row of restarts that do not count', () => {
+  const before: Restarts = { count: 0, countedTimes: [], disruptions: 4, disruptionsInRow: 4, lastTime: at(0) };
+  const rowAfter = (failure: Partial<Failure>, startedAt?: string) => {
+    const decision = decideRestart({ ...FAILURE, ...failure }, policy({}), before, after(1000), startedAt);
+    return decision.action === 'restart' ? decision.restarts.disruptionsInRow : decision;
+  };
+  test('grows with each', () => {
+    assert.equal(rowAfter({ disruption: true }, at(500)), 5);
+    assert.equal(rowAfter({ disruption: true }), 5, 'pods that were never all created');
+  });
+  test('ends with an attempt of ten minutes', () => assert.equal(rowAfter({ disruption: true }, at(400)), 1));
+  test('ends with one that counts', () => assert.equal(rowAfter({}, at(500)), undefined));
+});
+
+describe('a loss that is not finite', () => {
+  const failure = { ...FAILURE, reason: 'NotANumber', code: 'NotANumber', exitCode: 2, step: 812 };
+  const first = decideRestart(failure, policy({}), undefined, after(0));
+  assert(first.action === 'restart');
+  const { restarts } = first;
+
+  test('is tried once more, and that counts', () =>
+    assert.deepEqual([restarts.count, restarts.lastNotANumberStep], [1, 812]));
+  test('fails the job at the same step', () => {
+    // A drain between the two changes nothing.
+    const drained = decideRestart({ ...FAILURE, disruption: true }, policy({}), restarts, after(10));
+    assert(drained.action === 'restart');
+    assert.deepEqual(decideRestart(failure, policy({}), drained.restarts, after(100)), {
+      action: 'fail',
+      reason: 'NotANumber',
+      message: 'rank 1 left; a restart has come to the same step and value',
+    });
+  });
+  test('is tried once more at another step', () =>
+    assert.equal(decideRestart({ ...failure, step: 900 }, policy({}), restarts, after(100)).action, 'restart'));
+  test('is tried as often as a rule says', () => {
+    const rules = policy({ rules: [{ reasons: ['NotANumber'], action: 'Restart' }] });
+    const ruled = { ...failure, ruleReasons: ['NotANumber'] };
+    assert.equal(decideRestart(ruled, rules, restarts, after(100)).action, 'restart');
+  });
 });

@@ -2,8 +2,12 @@
  * How often a job may restart, and how soon.
  *
  * At most maxRestarts counted restarts lie within windowSeconds. The next attempt starts at once after the first
- * counted restart in the window, 10 s after the second, then 20 s, 40 s and so on, at most 300 s. After a restart that
- * is not counted it starts after 5 s, which limits the rate if every attempt is preempted at once.
+ * counted restart in the window, 10 s after the second, then 20 s, 40 s and so on, at most 300 s. Restarts that are not
+ * counted have no maximum, so their rate is limited: the next attempt starts 5 s after the first, then after 10 s, 20 s
+ * and so on, at most 300 s, until an attempt has lasted for ten minutes.
+ *
+ * A loss that is not finite comes again at the same step: a restart repeats the same steps with the same numbers, unless
+ * the cause was outside them (a broken GPU, for example). So it has one more try, and no third.
  */
 import { type FailurePolicy, MAX_RESTART_MESSAGE, type Restarts } from '@facetrain/api';
 import { actionFor, type Failure } from './failure.ts';
@@ -14,22 +18,36 @@ import { secondsSince, timestamp } from './time.ts';
 const BASE_DELAY_SECONDS = 10;
 const MAX_DELAY_SECONDS = 300;
 const UNCOUNTED_DELAY_SECONDS = 5;
+/** An attempt that lasted this long ends a row of restarts that did not count. Kubernetes resets its backoffs so. */
+const ROW_END_SECONDS = 600;
 
 /** `restarts`: the status after the restart. */
 export type RestartDecision =
   | { action: 'restart'; restarts: Restarts }
   | { action: 'fail'; reason: string; message: string };
 
-/** Applies the failure policy. `restarts` are those of the status, before this failure. */
+/**
+ * Applies the failure policy.
+ *
+ * @param restarts those of the status, before this failure
+ * @param startedAt when the attempt that failed was created; undefined: its pods were not all created yet
+ */
 export function decideRestart(
   failure: Failure,
   policy: FailurePolicy,
   restarts: Restarts | undefined,
   now: Date,
+  startedAt?: string,
 ): RestartDecision {
-  const { action, rule } = actionFor(failure, policy);
+  const { action, rule, isDefault } = actionFor(failure, policy);
   const message = rule === undefined ? failure.message : `${failure.message} (rule ${rule})`;
   if (action === 'FailJob') return { action: 'fail', reason: failure.reason, message };
+  if (isDefault && failure.step !== undefined && failure.step === restarts?.lastNotANumberStep)
+    return {
+      action: 'fail',
+      reason: failure.reason,
+      message: `${message}; a restart has come to the same step and value`,
+    };
 
   const recent = (restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < policy.windowSeconds);
   const counted = action === 'Restart';
@@ -42,12 +60,17 @@ export function decideRestart(
     };
   }
   const time = timestamp(now);
+  const rowBefore =
+    startedAt !== undefined && secondsSince(startedAt, now) >= ROW_END_SECONDS ? 0 : (restarts?.disruptionsInRow ?? 0);
+  const notANumberStep = failure.step ?? restarts?.lastNotANumberStep;
   return {
     action: 'restart',
     restarts: {
       count: (restarts?.count ?? 0) + (counted ? 1 : 0),
       countedTimes: counted ? [...recent, time] : recent,
       disruptions: (restarts?.disruptions ?? 0) + (counted ? 0 : 1),
+      ...(!counted && { disruptionsInRow: rowBefore + 1 }),
+      ...(notANumberStep !== undefined && { lastNotANumberStep: notANumberStep }),
       lastReason: failure.reason,
       lastMessage: truncate(message, MAX_RESTART_MESSAGE),
       ...(failure.exitCode !== undefined && { lastExitCode: failure.exitCode }),
@@ -64,7 +87,9 @@ export function backoffEnd(restarts: Restarts | undefined): Date | null {
   return new Date(Date.parse(restarts.lastTime) + 1000 * delaySeconds(restarts));
 }
 
-function delaySeconds({ countedTimes, lastTime }: Restarts): number {
-  if (countedTimes.at(-1) !== lastTime) return UNCOUNTED_DELAY_SECONDS;
-  return countedTimes.length < 2 ? 0 : Math.min(BASE_DELAY_SECONDS * 2 ** (countedTimes.length - 2), MAX_DELAY_SECONDS);
+function delaySeconds({ countedTimes, lastTime, disruptionsInRow = 1 }: Restarts): number {
+  if (countedTimes.at(-1) !== lastTime) return growing(UNCOUNTED_DELAY_SECONDS, disruptionsInRow - 1);
+  return countedTimes.length < 2 ? 0 : growing(BASE_DELAY_SECONDS, countedTimes.length - 2);
 }
+
+const growing = (seconds: number, doublings: number): number => Math.min(seconds * 2 ** doublings, MAX_DELAY_SECONDS);

@@ -85,7 +85,7 @@ export function failed(view: JobView): Stage | null {
 }
 
 export function stageAfterFailure(failure: Failure, view: JobView): Stage {
-  const decision = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now);
+  const decision = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now, view.startedAt);
   return decision.action === 'fail'
     ? { name: 'Failed', reason: decision.reason, message: decision.message }
     : { name: 'Restart', restarts: decision.restarts };

@@ -38,7 +38,13 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
     case 'Restart':
       return { ...unchanged, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
     case 'Replace':
-      return { ...unchanged, attempt: attempt + 1, attemptStartTime: undefined };
+      return {
+        ...unchanged,
+        attempt: attempt + 1,
+        attemptStartTime: undefined,
+        // A suspension is when users change the learning rate. Then the same step may give another value.
+        restarts: status.restarts && { ...status.restarts, lastNotANumberStep: undefined },
+      };
     case 'Suspended':
       return { ...unchanged, startTime: undefined };
     case 'Active':

@@ -112,9 +112,13 @@ describe('the state of the pod decides the status', () => {
       pod: pod().failed(1).build(),
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, lastExitCode: 1 } },
     },
-    'evicted: a restart that does not count': {
-      pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
+    'evicted for its node: a restart that does not count': {
+      pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).disrupted().build(),
       want: { phase: 'Restarting', attempt: 1, restarts: { count: 0, disruptions: 1 } },
+    },
+    'evicted over its own limit: a restart that counts': {
+      pod: pod().with({ phase: 'Failed', reason: 'Evicted' }).build(),
+      want: { phase: 'Restarting', attempt: 1, restarts: { count: 1, disruptions: 0 } },
     },
   };
   for (const [name, { pod, want }] of Object.entries(cases)) {
