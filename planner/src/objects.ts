@@ -40,7 +40,7 @@ export interface VolumeMount {
 export type Volume =
   | { name: string; configMap: { name: string } }
   | { name: string; hostPath: { path: string; type?: string } }
-  | { name: string; persistentVolumeClaim: { claimName: string } }
+  | { name: string; persistentVolumeClaim: { claimName: string; readOnly?: boolean } }
   | { name: string; emptyDir: { medium?: string; sizeLimit?: string } };
 
 /** A container of a pod, with the fields that plans set. */
@@ -54,6 +54,7 @@ export interface Container {
   ports?: { name: string; containerPort: number }[];
   resources?: { limits?: Record<string, string | number>; requests?: Record<string, string | number> };
   volumeMounts: VolumeMount[];
+  volumeDevices?: { name: string; devicePath: string }[];
   readinessProbe?: { httpGet: { path: string; port: number }; periodSeconds: number };
   livenessProbe?: { httpGet: { path: string; port: number }; periodSeconds: number; failureThreshold: number };
   securityContext?: Record<string, unknown>;

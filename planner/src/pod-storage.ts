@@ -1,7 +1,7 @@
 /** Storage of a pod: its volumes, the containers that fetch from object stores, and their credentials. */
 import { parseStorageUri, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
-import type { Container, EnvVar, Volume, VolumeMount } from './objects.ts';
+import type { Container, EnvVar, PodSpec, Volume, VolumeMount } from './objects.ts';
 
 export interface MountedVolumes {
   volumes: Volume[];
@@ -68,6 +68,54 @@ export function credentialEnv(access: S3Access | undefined): EnvVar[] {
   });
   return [entry('AWS_ACCESS_KEY_ID', false), entry('AWS_SECRET_ACCESS_KEY', false), entry('AWS_SESSION_TOKEN', true)];
 }
+
+/**
+ * A pod that lists each claim once, under the name of its first volume; the mounts of the others follow that name.
+ *
+ * With a StorageClass of volumeBindingMode WaitForFirstConsumer, kube-scheduler looks for a PersistentVolume for each
+ * volume of the pod (findMatchingVolumes in its plugin volumebinding). For a claim that is listed twice it looks for
+ * two, and binds none.
+ */
+export function oneVolumePerClaim(spec: PodSpec): PodSpec {
+  const byClaim = Map.groupBy(
+    spec.volumes.filter((volume) => 'persistentVolumeClaim' in volume),
+    (volume) => volume.persistentVolumeClaim.claimName,
+  );
+  /** By the name of a volume that is left out, or that loses `readOnly`: how its mounts change. */
+  const changes = new Map<string, { name: string; readOnly?: true }>();
+  const merged = new Map<string, Volume>();
+  for (const volumes of byClaim.values()) {
+    const [{ name }] = volumes as [ClaimVolume];
+    const { readOnly: _, ...claim } = volumes[0]!.persistentVolumeClaim;
+    const isReadOnly = volumes.every(({ persistentVolumeClaim }) => persistentVolumeClaim.readOnly);
+    merged.set(name, { name, persistentVolumeClaim: { ...claim, ...(isReadOnly && { readOnly: true }) } });
+    for (const volume of volumes)
+      changes.set(volume.name, { name, ...(volume.persistentVolumeClaim.readOnly && { readOnly: true }) });
+  }
+  const follow = (container: Container): Container => ({
+    ...container,
+    ...(container.volumeMounts && {
+      volumeMounts: container.volumeMounts.map((mount) => ({ ...mount, ...changes.get(mount.name) })),
+    }),
+    ...(container.volumeDevices && {
+      volumeDevices: container.volumeDevices.map((device) => ({
+        ...device,
+        name: changes.get(device.name)?.name ?? device.name,
+      })),
+    }),
+  });
+  return {
+    ...spec,
+    ...(spec.initContainers && { initContainers: spec.initContainers.map(follow) }),
+    containers: spec.containers.map(follow),
+    volumes: spec.volumes.flatMap((volume) => {
+      const change = changes.get(volume.name);
+      return change === undefined ? [volume] : change.name === volume.name ? [merged.get(volume.name)!] : [];
+    }),
+  };
+}
+
+type ClaimVolume = Extract<Volume, { persistentVolumeClaim: unknown }>;
 
 /** Volumes and mounts of all storage of a pod. A volume that is used twice appears once. */
 export function volumesOf(storage: MountedStorage[]): MountedVolumes {

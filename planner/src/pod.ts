@@ -14,7 +14,7 @@ import type { Blocker } from './children.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
-import { volumesOf } from './pod-storage.ts';
+import { oneVolumePerClaim, volumesOf } from './pod-storage.ts';
 import { Reason } from './reasons.ts';
 
 /** The fields by which a job describes its pods: `podFields` of the API. */
@@ -98,7 +98,7 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     labels: { ...labels, ...parts.metadata.labels },
     ...(annotations && { annotations }),
   };
-  return { apiVersion: 'v1', kind: 'Pod', metadata, spec };
+  return { apiVersion: 'v1', kind: 'Pod', metadata, spec: oneVolumePerClaim(spec) };
 }
 
 /** A volume or init container of the template that has the name of one of ours; null if there is none. */

@@ -302,6 +302,42 @@ test('a missing claim is reported with its name, although the gang scheduler rep
   await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
 });
 
+test('checkpoints and output on one claim that is bound with its first pod', async (t) => {
+  await addNode(t, 'storage', 4);
+  const ns = await TestNamespace.open(t, plane, 'first-consumer');
+  const storageClassName = 'first-consumer';
+  const size = { storage: '1Gi' };
+  const accessModes = ['ReadWriteMany'];
+  await plane.client.post('/apis/storage.k8s.io/v1/storageclasses', {
+    apiVersion: 'storage.k8s.io/v1',
+    kind: 'StorageClass',
+    metadata: { name: storageClassName },
+    provisioner: 'kubernetes.io/no-provisioner',
+    volumeBindingMode: 'WaitForFirstConsumer',
+  });
+  const onNode = { matchFields: [{ key: 'metadata.name', operator: 'In', values: ['storage'] }] };
+  await plane.client.post('/api/v1/persistentvolumes', {
+    apiVersion: 'v1',
+    kind: 'PersistentVolume',
+    metadata: { name: 'first-consumer' },
+    spec: {
+      capacity: size,
+      accessModes,
+      storageClassName,
+      hostPath: { path: '/faces' },
+      nodeAffinity: { required: { nodeSelectorTerms: [onNode] } },
+    },
+  });
+  await ns.create(claims, {
+    apiVersion: 'v1',
+    kind: 'PersistentVolumeClaim',
+    metadata: { name: 'faces' },
+    spec: { accessModes, storageClassName, resources: { requests: size } },
+  });
+  await ns.applyFaceTrainJob('faces', { ...gangOf(2), output: { uri: 'pvc://faces/out' } });
+  await waitUntilPlaced(ns, 'faces-0-0', 'faces-0-1');
+});
+
 test('when a node becomes unreachable its pods are deleted by force, and the gang starts on another', async (t) => {
   const failing = await addNode(t, 'failing', 2);
   const ns = await TestNamespace.open(t, plane, 'silent');

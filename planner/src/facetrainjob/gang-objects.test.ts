@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import type { Environment } from '../environment.ts';
 import type { Pod } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
@@ -161,6 +162,94 @@ test('the volumes of a pod have different names', () => {
     makeJob().with({ model: { onnx: s3 }, dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } }),
   ).spec;
   assert.equal(new Set(volumes.map(({ name }) => name)).size, volumes.length);
+});
+
+describe('a claim is listed once in a pod', () => {
+  /** Volumes of claims, and the mounts of every container by container and path: `name`, read-only or not. */
+  const storageOf = ({ spec: { volumes, initContainers = [], containers } }: Pod) => ({
+    claims: volumes.flatMap((volume) => ('persistentVolumeClaim' in volume ? [volume] : [])),
+    mounts: Object.fromEntries(
+      [...initContainers, ...containers].flatMap((container) =>
+        (container.volumeMounts ?? [])
+          .filter(({ mountPath }) => mountPath.startsWith('/mnt/'))
+          .map(({ name, mountPath, readOnly }) => [
+            `${container.name} ${mountPath}`,
+            `${name}${readOnly ? ' read-only' : ''}`,
+          ]),
+      ),
+    ),
+  });
+  const claim = (name: string, claimName: string, more: object = {}) => ({
+    name,
+    persistentVolumeClaim: { claimName, ...more },
+  });
+
+  test('that dataset, checkpoints and output share', () => {
+    assert.deepEqual(storageOf(podOf(makeJob())), {
+      claims: [claim('dataset', 'data')],
+      mounts: {
+        'facetrain /mnt/dataset': 'dataset read-only',
+        'facetrain /mnt/checkpoints': 'dataset',
+        'facetrain /mnt/output': 'dataset',
+      },
+    });
+  });
+  test('that a cache and the output share: also in the container that fetches', () => {
+    const cached = { ...s3, s3: { ...s3.s3, cache: 'pvc://data/cache' } };
+    const environment: Environment = {
+      ...testEnvironment,
+      storage: (name, reference, access) =>
+        reference.uri === s3.uri
+          ? {
+              ...testEnvironment.storage(name, { uri: 'pvc://data/cache' }, access),
+              fetch: {
+                ...testEnvironment.storage(name, reference, access).fetch!,
+                volumeMounts: [{ name, mountPath: '/mnt/cache' }],
+              },
+            }
+          : testEnvironment.storage(name, reference, access),
+    };
+    const job = makeJob().with({ dataset: { uri: 'pvc://data/faces' }, model: { onnx: cached } });
+    const pod = childrenOf({ ...attemptOf(job), environment })
+      .find(({ name }) => name === 'faces-0-0')!
+      .make() as Pod;
+    assert.deepEqual(storageOf(pod).claims, [claim('dataset', 'data')]);
+    assert.equal(storageOf(pod).mounts['fetch-model /mnt/cache'], 'dataset');
+  });
+  test('that the template lists, too: its mounts keep their access', () => {
+    const pod = podOf(
+      withTemplate({
+        spec: {
+          volumes: [claim('mine', 'data', { readOnly: true }), claim('other', 'other'), claim('again', 'other')],
+          initContainers: [{ name: 'warm', volumeMounts: [{ name: 'mine', mountPath: '/mnt/warm' }] }],
+          containers: [
+            {
+              name: 'sidecar',
+              volumeMounts: [
+                { name: 'output', mountPath: '/mnt/results' },
+                { name: 'again', mountPath: '/mnt/other', readOnly: true },
+              ],
+            },
+          ],
+        },
+      }),
+    );
+    const { claims, mounts } = storageOf(pod);
+    assert.deepEqual(claims, [claim('dataset', 'data'), claim('other', 'other')]);
+    assert.partialDeepStrictEqual(mounts, {
+      'facetrain /mnt/output': 'dataset',
+      'warm /mnt/warm': 'dataset read-only',
+      'sidecar /mnt/results': 'dataset',
+      'sidecar /mnt/other': 'other read-only',
+    });
+  });
+  test('and stays read-only when every volume of it is', () => {
+    const volumes = [claim('one', 'other', { readOnly: true }), claim('two', 'other', { readOnly: true })];
+    assert.partialDeepStrictEqual(storageOf(podOf(withTemplate({ spec: { volumes } }))).claims, [
+      claim('dataset', 'data'),
+      claim('one', 'other', { readOnly: true }),
+    ]);
+  });
 });
 
 describe('names that a template must not use', () => {
