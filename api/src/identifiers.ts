@@ -14,5 +14,8 @@ export const DNS_LABEL = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
  * characters): 40 leave room for 10 digits of attempt and 4 of rank. Its QuantizeJob is called `<name>-quantize`.
  */
 export const MAX_FACETRAINJOB_NAME = 40;
-/** Longest name of a QuantizeJob: 63 characters less those of `-<attempt>-0`. */
+/**
+ * Longest name of a QuantizeJob: room for that of a FaceTrainJob with `-quantize`. The name of its pod,
+ * `<name>-<attempt>-quantizer`, need not be a host name: no peer looks for it, and the kubelet cuts the host name.
+ */
 export const MAX_QUANTIZEJOB_NAME = 50;

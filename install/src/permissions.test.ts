@@ -190,7 +190,7 @@ async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> 
   await setPodStatus(plane.client, namespace, last, 'Running');
   await hasPhase(faceTrainJobs, namespace, 'faces', 'Running');
   await setPodStatus(plane.client, namespace, last, 'Succeeded', { exitCode: 0 });
-  await exists(pods, namespace, 'faces-quantize-0-0');
+  await exists(pods, namespace, 'faces-quantize-0-quantizer');
   await suspend(namespace, 'faces', true);
   await hasPhase(quantizeJobs, namespace, 'faces-quantize', 'Suspended');
   await suspend(namespace, 'faces', false);
@@ -218,8 +218,8 @@ async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> 
       ttlSecondsAfterFinished: { failed: 0 },
     },
   });
-  await exists(pods, namespace, 'small-0-0');
-  await setPodStatus(plane.client, namespace, 'small-0-0', 'Failed', { exitCode: 2 });
+  await exists(pods, namespace, 'small-0-quantizer');
+  await setPodStatus(plane.client, namespace, 'small-0-quantizer', 'Failed', { exitCode: 2 });
   await isGone(quantizeJobs, namespace, 'small');
 
   // Objects of another owner under the name of a child are read, and not changed.

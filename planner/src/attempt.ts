@@ -6,6 +6,7 @@
  */
 import { createHash } from 'node:crypto';
 import { type FaceTrainJobStatus, type FailurePolicy, OPERATOR_NAME, type QuantizeJobStatus } from '@facetrain/api';
+import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { secondsSince } from './time.ts';
@@ -25,6 +26,7 @@ export type JobStatus = Pick<
 
 /** A job at the time of a plan, sorted by attempt and rank. */
 export interface JobView {
+  kind: JobKind;
   identity: JobIdentity;
   spec: JobSpec;
   status: JobStatus;
@@ -57,6 +59,7 @@ interface Observed {
 
 /** @param size number of ranks in the gang */
 export function viewOf(
+  kind: JobKind,
   { identity, spec, status, pods }: Observed,
   size: number,
   now: Date,
@@ -71,6 +74,7 @@ export function viewOf(
     else otherPods.push(pod);
   }
   return {
+    kind,
     identity,
     spec,
     status,

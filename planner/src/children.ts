@@ -5,20 +5,21 @@ import type { ObservedObject, RefusedChild } from './observed.ts';
 import { Reason } from './reasons.ts';
 import type { Stage } from './stage.ts';
 
-/** An object that should exist. It is identified by kind and name, and made only if it is missing. */
+/** An object that should exist. It is identified by kind and name, a pod by its rank, and made only if it is missing. */
 export interface Child {
   kind: ChildObject['kind'];
   name: string;
+  /** Of a pod. Two pods of one rank must never run, whatever their names are. */
+  rank?: number;
   make: () => ChildObject;
 }
 
 /** The children that do not exist, in the given order, which is the order of creation. */
 export function missingChildren(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
-  const existing = new Set([
-    ...objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`),
-    ...view.ranks.map((pod) => `Pod/${pod?.name}`),
-  ]);
-  return children.filter(({ kind, name }) => !existing.has(`${kind}/${name}`));
+  const existing = new Set(objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`));
+  return children.filter(({ kind, name, rank }) =>
+    rank === undefined ? !existing.has(`${kind}/${name}`) : view.ranks[rank] === undefined,
+  );
 }
 
 interface Creation {

@@ -3,7 +3,7 @@
  * outcome. Until then its pods are kept: the planner reads from them why the attempt ended.
  */
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
-import { attemptName } from './names.ts';
+import { attemptOfName } from './names.ts';
 import type { ObservedObject, ObservedPod } from './observed.ts';
 import type { Action } from './plan.ts';
 import { Reason } from './reasons.ts';
@@ -62,22 +62,14 @@ export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action
  * pods.
  */
 export function deleteOlderObjects(view: JobView, objects: ObservedObject[]): Action[] {
-  const withPods = new Set(
-    [...view.otherPods, ...view.ranks].map((pod) => pod && attemptName(view.identity, pod.attempt)),
-  );
+  const withPods = new Set([...view.otherPods, ...view.ranks].map((pod) => pod?.attempt));
   return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
-    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup') || withPods.has(name)) return [];
-    const attempt = attemptOf(name, view);
-    return attempt === null || attempt >= view.attempt
+    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup')) return [];
+    const attempt = attemptOfName(name, view.identity);
+    return attempt === null || attempt >= view.attempt || withPods.has(attempt)
       ? []
       : [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }];
   });
-}
-
-function attemptOf(name: string, view: JobView): number | null {
-  const prefix = `${view.identity.name}-`;
-  const number = name.startsWith(prefix) ? name.slice(prefix.length) : '';
-  return /^\d+$/.test(number) ? Number(number) : null;
 }
 
 function deletePod({ name, uid, deleting, lostNode }: ObservedPod): Action[] {

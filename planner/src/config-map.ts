@@ -14,7 +14,7 @@ export function makeConfigMap(
   return {
     apiVersion: 'v1',
     kind: 'ConfigMap',
-    metadata: childMetadata(kind, job, attemptName(job, attempt), {
+    metadata: childMetadata(kind, job, attemptName(kind, job, attempt), {
       [Label.attempt]: String(attempt),
       [Label.specDigest]: digest,
     }),

@@ -10,6 +10,7 @@ const STARTED = { attempt: 0, attemptStartTime: at(0) };
 function find(pods: ObservedPod[], seconds = 200, status: object = STARTED, toleratesNodeLoss = false): Failure | null {
   return findFailure(
     viewOf(
+      'FaceTrainJob',
       makeJob()
         .replicas(pods.length > 2 ? 4 : 2)
         .observe(status, pods),

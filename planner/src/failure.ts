@@ -54,7 +54,9 @@ export function findFailure(view: JobView): Failure | null {
   for (const [rank, pod] of view.ranks.entries()) {
     if (pod === undefined) {
       if (creationIsOver(view))
-        return disruptionOf(Reason.podLost, `pod ${podName(view.identity, view.attempt, rank)} is gone`, { rank });
+        return disruptionOf(Reason.podLost, `pod ${podName(view.kind, view.identity, view.attempt, rank)} is gone`, {
+          rank,
+        });
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
       const words = pod.message === undefined ? '' : `: ${pod.message}`;
       return disruptionOf(deletionReason(pod), `pod ${pod.name} is being deleted${words}`, pod);

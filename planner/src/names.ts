@@ -25,11 +25,32 @@ export const Label = {
 /** Name of the container that runs our program, in every pod. */
 export const CONTAINER = 'facetrain';
 
-/** Name of the attempt's ConfigMap and PodGroup, and prefix of its pods' names. */
-export const attemptName = (job: Pick<JobIdentity, 'name'>, attempt: number): string => `${job.name}-${attempt}`;
-/** Name of a pod, and its host name. */
-export const podName = (job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
-  `${attemptName(job, attempt)}-${rank}`;
+/**
+ * Last part of the names of a QuantizeJob's children. Those of a FaceTrainJob end in a number, so jobs of both kinds may
+ * have one name.
+ */
+const QUANTIZER = 'quantizer';
+
+/** Name of the attempt's ConfigMap and PodGroup. */
+export const attemptName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>, attempt: number): string =>
+  kind === 'QuantizeJob' ? `${name}-${attempt}-${QUANTIZER}` : `${name}-${attempt}`;
+
+/**
+ * Name of a pod. That of a trainer is its host name, too. Pods are found by their labels, not by this name: those of a
+ * QuantizeJob that a former version of the operator started are called NAME-ATTEMPT-0.
+ */
+export const podName = (kind: JobKind, job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
+  kind === 'QuantizeJob' ? attemptName(kind, job, attempt) : `${attemptName(kind, job, attempt)}-${rank}`;
+
+/** What follows the name of a job in that of a ConfigMap or PodGroup, also of a former version of the operator. */
+const ATTEMPT_PART = new RegExp(`^(\\d+)(-${QUANTIZER})?$`);
+
+/** The attempt of a ConfigMap or a PodGroup of the job, by its name; null for any other name. */
+export function attemptOfName(name: string, job: Pick<JobIdentity, 'name'>): number | null {
+  const prefix = `${job.name}-`;
+  const [, number] = (name.startsWith(prefix) && ATTEMPT_PART.exec(name.slice(prefix.length))) || [];
+  return number === undefined ? null : Number(number);
+}
 
 /** Labels that select all pods of a job and no others: the uid differs between jobs of the same name. */
 export const selectorLabels = (job: JobIdentity): Record<string, string> => ({ [Label.jobUid]: job.uid });

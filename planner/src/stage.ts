@@ -65,11 +65,12 @@ export function suspended(view: JobView): Stage | null {
  */
 export function specChanged(
   digest: string,
-  { identity, status, ranks, otherPods, attempt }: JobView,
+  { kind: jobKind, identity, status, ranks, otherPods, attempt }: JobView,
   objects: ObservedObject[],
 ): Stage | null {
   if (status.observedGeneration === identity.generation) return null;
-  const config = objects.find(({ kind, name }) => kind === 'ConfigMap' && name === attemptName(identity, attempt));
+  const configName = attemptName(jobKind, identity, attempt);
+  const config = objects.find(({ kind, name, owned }) => kind === 'ConfigMap' && name === configName && owned);
   const isOutdated = (made: { specDigest?: string } | undefined) =>
     made?.specDigest !== undefined && made.specDigest !== digest;
   // A pod of the current attempt in otherPods has a rank that the new spec does not have.

@@ -14,7 +14,10 @@ export function clusterEnvironment(defaultImage: string): Environment {
   return {
     defaultImage,
     storage,
-    master: (job, attempt, port) => ({ host: `${podName(job, attempt, 0)}.${job.name}.${job.namespace}.svc`, port }),
+    master: (job, attempt, port) => ({
+      host: `${podName('FaceTrainJob', job, attempt, 0)}.${job.name}.${job.namespace}.svc`,
+      port,
+    }),
     progress: (port) => ({ host: '0.0.0.0', port }),
     configDirectory: () => '/etc/facetrain',
   };

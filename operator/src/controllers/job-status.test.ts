@@ -54,10 +54,10 @@ test('a trained job is quantized, and the artifact is in the status of both jobs
   await ns.setPodStatus('faces-0-0', 'Running');
   await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
   await ns.waitForPhase('faces', 'Quantizing');
-  await ns.waitForPods('faces-0-0', 'faces-quantize-0-0');
-  await ns.setPodStatus('faces-quantize-0-0', 'Running');
+  await ns.waitForPods('faces-0-0', 'faces-quantize-0-quantizer');
+  await ns.setPodStatus('faces-quantize-0-quantizer', 'Running');
   await ns.waitForPhase('faces-quantize', 'Running', quantizeJobs);
-  await ns.setPodStatus('faces-quantize-0-0', 'Succeeded', { exitCode: 0, message: { artifact: ARTIFACT } });
+  await ns.setPodStatus('faces-quantize-0-quantizer', 'Succeeded', { exitCode: 0, message: { artifact: ARTIFACT } });
   await ns.waitForPhase('faces', 'Succeeded');
   const artifact = { uri: 's3://models/faces', ...ARTIFACT };
   assert.deepEqual((await ns.quantizeStatusOf('faces-quantize')).artifact, artifact);
@@ -66,22 +66,35 @@ test('a trained job is quantized, and the artifact is in the status of both jobs
   assert.match((await ns.conditionText('faces', 'QuantizationSucceeded'))!, /^Succeeded: /);
 });
 
+test('a FaceTrainJob and a QuantizeJob of one name run side by side', async (t) => {
+  const ns = await open(t, 'both');
+  await ns.applyFaceTrainJob('ours', { trainers: { replicas: 1 } });
+  await ns.waitForPods('ours-0-0');
+  await ns.applyQuantizeJob('ours', { output: { uri: 'pvc://data/int7' } });
+  await ns.waitForPods('ours-0-0', 'ours-0-quantizer');
+  assert.deepEqual(await ns.names(configMaps), ['ours-0', 'ours-0-quantizer']);
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('ours', 'Running', quantizeJobs);
+  await ns.waitForPhase('ours', 'Running');
+  assert.deepEqual([(await ns.statusOf('ours')).attempt, (await ns.quantizeStatusOf('ours')).attempt], [0, 0]);
+});
+
 test('a QuantizeJob restarts after a crash; with a termination message that does not parse it succeeds', async (t) => {
   const ns = await open(t, 'alone');
   await ns.applyQuantizeJob('small');
-  await ns.waitForPods('small-0-0');
-  await ns.setPodStatus('small-0-0', 'Running');
-  await ns.setPodStatus('small-0-0', 'Failed', {
+  await ns.waitForPods('small-0-quantizer');
+  await ns.setPodStatus('small-0-quantizer', 'Running');
+  await ns.setPodStatus('small-0-quantizer', 'Failed', {
     exitCode: 1,
     message: { code: 'Internal', message: 'folding has changed the model' },
   });
-  await ns.waitForPods('small-0-0', 'small-1-0');
+  await ns.waitForPods('small-0-quantizer', 'small-1-quantizer');
   const { restarts } = await ns.quantizeStatusOf('small');
   assert.deepEqual(
     [restarts?.count, restarts?.lastReason, restarts?.lastMessage],
     [1, 'Internal', 'rank 0 left with exit code 1: folding has changed the model'],
   );
-  await ns.setPodStatus('small-1-0', 'Succeeded', { exitCode: 0, message: '{"artifact": {"bytes": "many"}}' });
+  await ns.setPodStatus('small-1-quantizer', 'Succeeded', { exitCode: 0, message: '{"artifact": {"bytes": "many"}}' });
   await ns.waitForPhase('small', 'Succeeded', quantizeJobs);
   assert.deepEqual((await ns.quantizeStatusOf('small')).artifact, { uri: 'pvc://data/int7' });
 });
@@ -102,11 +115,11 @@ test('a quantizer that is denied access fails both jobs with its message, which 
   });
   await ns.waitForPods('faces-0-0');
   await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
-  await ns.waitForPods('faces-0-0', 'faces-quantize-0-0');
+  await ns.waitForPods('faces-0-0', 'faces-quantize-0-quantizer');
   const denied =
     's3://models/faces at AWS: the credentials are wrong (InvalidAccessKeyId); ' +
     'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN';
-  await ns.setPodStatus('faces-quantize-0-0', 'Failed', {
+  await ns.setPodStatus('faces-quantize-0-quantizer', 'Failed', {
     exitCode: 2,
     message: { code: 'StorageFailed', message: denied },
   });
@@ -437,10 +450,10 @@ test('a finished job is deleted after the time to live of its outcome', async (t
   await ns.applyFaceTrainJob('good', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
   await ns.applyFaceTrainJob('bad', { trainers: { replicas: 1 }, ttlSecondsAfterFinished });
   await ns.applyQuantizeJob('small', { ttlSecondsAfterFinished: { succeeded: 0 } });
-  await ns.waitForPods('bad-0-0', 'good-0-0', 'small-0-0');
+  await ns.waitForPods('bad-0-0', 'good-0-0', 'small-0-quantizer');
   await ns.setPodStatus('good-0-0', 'Succeeded', { exitCode: 0 });
   await ns.setPodStatus('bad-0-0', 'Failed', { exitCode: 2 });
-  await ns.setPodStatus('small-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.setPodStatus('small-0-quantizer', 'Succeeded', { exitCode: 0 });
   await ns.waitForPhase('good', 'Succeeded');
   await ns.waitForPhase('bad', 'Failed');
   await eventually(async () =>

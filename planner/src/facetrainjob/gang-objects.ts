@@ -26,7 +26,7 @@ export interface Attempt {
 export function childrenOf(context: Attempt): Child[] {
   const { job, spec, attempt, gang, environment } = context;
   const storage = trainerStorage(spec, environment);
-  const name = attemptName(job, attempt);
+  const name = attemptName('FaceTrainJob', job, attempt);
   const ranks = Array.from({ length: spec.trainers.replicas }, (_, rank) => rank);
   const digest = trainingDigest(spec);
   return [
@@ -40,7 +40,8 @@ export function childrenOf(context: Attempt): Child[] {
       : []),
     ...ranks.map((rank) => ({
       kind: 'Pod' as const,
-      name: podName(job, attempt, rank),
+      name: podName('FaceTrainJob', job, attempt, rank),
+      rank,
       make: () => pod(context, storage, digest, rank),
     })),
   ];
@@ -149,8 +150,8 @@ function pod(
   rank: number,
 ): Pod {
   const { trainers } = spec;
-  const name = podName(job, attempt, rank);
-  const gangName = attemptName(job, attempt);
+  const name = podName('FaceTrainJob', job, attempt, rank);
+  const gangName = attemptName('FaceTrainJob', job, attempt);
   const master = environment.master(job, attempt, trainers.rendezvousPort);
   const parts: PodParts = {
     metadata: childMetadata('FaceTrainJob', job, name, {

@@ -37,7 +37,7 @@ export function missingPodsHint(gang: Gang, { ranks }: JobView): string {
  * same name cannot be created meanwhile. So the attempt fails, if pods still wait to be scheduled.
  */
 export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): Failure | null {
-  const name = attemptName(view.identity, view.attempt);
+  const name = attemptName(view.kind, view.identity, view.attempt);
   const isDeleting = objects.some(
     (object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting,
   );
@@ -58,7 +58,7 @@ export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): F
  * the second case ends.
  */
 export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): Failure | null {
-  const name = attemptName(view.identity, view.attempt);
+  const name = attemptName(view.kind, view.identity, view.attempt);
   const group = objects.find((object) => object.kind === 'PodGroup' && object.name === name && object.owned);
   if (group?.priority === undefined) return null;
   const pod = view.ranks.find(
@@ -92,7 +92,9 @@ export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSp
   return {
     apiVersion,
     kind: 'PodGroup',
-    metadata: childMetadata('FaceTrainJob', job, attemptName(job, attempt), { [Label.attempt]: String(attempt) }),
+    metadata: childMetadata('FaceTrainJob', job, attemptName('FaceTrainJob', job, attempt), {
+      [Label.attempt]: String(attempt),
+    }),
     spec: {
       schedulingPolicy: { gang: { minCount: replicas } },
       ...(priorityClassName !== undefined && { priorityClassName }),

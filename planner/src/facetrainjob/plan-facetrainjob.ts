@@ -47,7 +47,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const { spec, status: before } = input;
   if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(input, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
+  const view = viewOf('FaceTrainJob', input, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
   // The termination message of rank 0 is newer than anything that was polled.
   const finalProgress = view.ranks[0]?.result?.progress;
   const observed = finalProgress ? { ...input, progress: finalProgress } : input;

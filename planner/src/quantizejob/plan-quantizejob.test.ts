@@ -17,14 +17,14 @@ const childrenOf = (builder: QuantizeJobBuilder) => {
 };
 
 const STARTED: QuantizeJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
-const OBJECTS: ObservedObject[] = [{ kind: 'ConfigMap', name: 'small-0', uid: 'c', owned: true }];
-const pod = () => makePod(0, 0, 'small');
+const OBJECTS: ObservedObject[] = [{ kind: 'ConfigMap', name: 'small-0-quantizer', uid: 'c', owned: true }];
+const pod = (attempt = 0) => makePod(0, attempt, 'small').with({ name: `small-${attempt}-quantizer` });
 
 test('a new job gets its ConfigMap and its pod, in that order', () => {
   const { actions, status } = plan(makeQuantizeJob().observe());
   assert.deepEqual(
     created(actions).map(({ kind, metadata }) => `${kind}/${metadata.name}`),
-    ['ConfigMap/small-0', 'Pod/small-0-0'],
+    ['ConfigMap/small-0-quantizer', 'Pod/small-0-quantizer'],
   );
   assert.partialDeepStrictEqual(status, {
     phase: 'Pending',
@@ -67,9 +67,41 @@ test('an output folder is mounted, and nothing is published', () => {
   assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);
 });
 
-test('the pod of a job with the longest name has a valid host name', () => {
+test('the pod of a job with the longest name has a valid name, and leaves its host name to the kubelet', () => {
   const { pod } = childrenOf(makeQuantizeJob('q'.repeat(MAX_QUANTIZEJOB_NAME)));
-  assert(pod.metadata.name.length <= 63);
+  // A pod's name is a DNS subdomain.
+  assert(pod.metadata.name.length <= 253);
+  assert.equal(pod.spec.hostname, undefined);
+});
+
+test('the ConfigMap of a FaceTrainJob of the same name is not taken for an own one of another spec', () => {
+  const foreign = { kind: 'ConfigMap' as const, uid: 'f', owned: false, specDigest: 'of-other-fields' };
+  for (const name of ['small-0', 'small-0-quantizer']) {
+    const { status } = plan(makeQuantizeJob().observe({}, [], { objects: [{ ...foreign, name }] }));
+    assert.equal(status.attempt, 0);
+  }
+});
+
+describe('children that a former version of the operator named otherwise', () => {
+  const config: ObservedObject = { kind: 'ConfigMap', name: 'small-0', uid: 'old', owned: true };
+  const running = makePod(0, 0, 'small').running().build();
+  test('a pod gets no second one beside it', () => {
+    const { actions, status } = plan(makeQuantizeJob().observe(STARTED, [running], { objects: [config] }));
+    assert.deepEqual(
+      created(actions).map(({ kind }) => kind),
+      ['ConfigMap'],
+    );
+    assert.equal(status.phase, 'Running');
+  });
+  test('a ConfigMap is deleted after its attempt', () => {
+    const second = { ...STARTED, attempt: 1 };
+    const objects = [config, { ...OBJECTS[0]!, name: 'small-1-quantizer' }];
+    const { actions } = plan(makeQuantizeJob().observe(second, [pod(1).running().build()], { objects }));
+    assert.deepEqual(
+      actions.map((action) => action.type === 'delete' && action.uid),
+      ['old'],
+    );
+  });
 });
 
 describe('the state of the pod decides the status', () => {
@@ -158,6 +190,6 @@ test('a suspended job has no pod, and resuming starts a new attempt', () => {
   const resumed = plan(makeQuantizeJob().atGeneration(3).observe(stopping.status, [], { objects: OBJECTS }));
   assert.deepEqual(
     created(resumed.actions).map(({ metadata }) => metadata.name),
-    ['small-1', 'small-1-0'],
+    ['small-1-quantizer', 'small-1-quantizer'],
   );
 });

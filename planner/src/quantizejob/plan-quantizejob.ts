@@ -39,7 +39,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const { spec, objects, status: before } = observed;
   if (isIgnored(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf(observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
+  const view = viewOf('QuantizeJob', observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
   const stage = stageOf(observed, view, environment);
   const status = statusOf(stage, observed, view);
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);

@@ -24,8 +24,8 @@ export function childrenOf(context: Attempt): Child[] {
   const { job, spec, attempt, environment } = context;
   const storage = quantizerStorage(spec, environment);
   return [
-    { kind: 'ConfigMap', name: attemptName(job, attempt), make: () => configMap(context, storage) },
-    { kind: 'Pod', name: podName(job, attempt, 0), make: () => pod(context, storage) },
+    { kind: 'ConfigMap', name: attemptName('QuantizeJob', job, attempt), make: () => configMap(context, storage) },
+    { kind: 'Pod', name: podName('QuantizeJob', job, attempt, 0), rank: 0, make: () => pod(context, storage) },
   ];
 }
 
@@ -46,9 +46,9 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Quanti
 }
 
 function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {
-  const name = attemptName(job, attempt);
+  const name = attemptName('QuantizeJob', job, attempt);
   const parts: PodParts = {
-    metadata: childMetadata('QuantizeJob', job, podName(job, attempt, 0), {
+    metadata: childMetadata('QuantizeJob', job, podName('QuantizeJob', job, attempt, 0), {
       [Label.attempt]: String(attempt),
       [Label.rank]: '0',
       [Label.specDigest]: quantizationDigest(spec),
