@@ -20,7 +20,7 @@ Exit codes:
   ${ExitCode.fencedOff}    another program took over the folder that this one writes to
   ${ExitCode.interrupted}  stopped by Ctrl-C
   ${ExitCode.preempted}  stopped by SIGTERM
-Stopped by a signal, "run" continues from the newest checkpoint when it is started again.`;
+However a "run" ended, it continues when it is started again: from the newest checkpoint, or with the quantization.`;
 
 const stop = listenForStop();
 const { signal } = stop;
@@ -69,7 +69,7 @@ for (const [name, description, trainOnly] of [
   command(name, description)
     .requiredOption('-f, --file <manifest>', 'the FaceTrainJob, in YAML or JSON')
     .option('--out <folder>', 'where the results go, in place of spec.output')
-    .option('--fresh', 'start anew, and remove what an unfinished run has left', false)
+    .option('--fresh', 'start anew, and remove what an earlier run has made; its files are listed first', false)
     .action(
       action(async (options: Pick<RunOptions, 'file' | 'out' | 'fresh'>) => {
         const { run } = await import('./commands/run.ts');

@@ -3,12 +3,12 @@
  *
  * An executor observes a job (`ObservedFaceTrainJob`), calls `planFaceTrainJob` or `planQuantizeJob`, and carries the
  * `Plan` out. Its `Environment` defines where pods find their storage and each other. `readTermination`
- * and `observedProgress` turn what a pod reports into observations; `Label` and `cachePath` name what both sides have
- * to find.
+ * and `observedProgress` turn what a pod reports into observations; `Label`, `CONTAINER` and `cachePath` name what both
+ * sides have to find.
  */
 export type * from './environment.ts';
 export { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
-export { Label } from './names.ts';
+export { CONTAINER, Label } from './names.ts';
 export type * from './objects.ts';
 export type * from './observed.ts';
 export { observedProgress } from './observed-progress.ts';

@@ -1,8 +1,17 @@
 /** The result of a run: one object for programs, a table for people. */
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { ARTIFACT, ExitCode, type FaceTrainJob, OUTPUT, TrainReport } from '@facetrain/api';
-import type { LocalFaceTrainJob } from '../local/process-executor.ts';
+import {
+  ARTIFACT,
+  type ArtifactManifest,
+  type EvaluationReport,
+  ExitCode,
+  type FaceTrainJob,
+  OUTPUT,
+} from '@facetrain/api';
+import { type LocalFaceTrainJob, readArtifactManifest } from '../local/process-executor.ts';
+import type { RunPaths } from '../local/run-files.ts';
+import { readTrainReport } from '../local/train-report.ts';
 import { bytes, duration, percent, table } from '../terminal-output.ts';
 
 /** What `--json` prints. */
@@ -11,6 +20,7 @@ export interface RunResult {
   phase: 'Succeeded' | 'Failed';
   exitCode: number;
   message?: string;
+  /** Of this invocation. 0: nothing was trained, since the model of an earlier one was kept. */
   attempts: number;
   restarts: { count: number; lastReason?: string };
   out: string;
@@ -35,52 +45,75 @@ export interface RunResult {
   };
 }
 
-/** @param out the folder with the results */
-export function makeRunResult(job: FaceTrainJob, local: LocalFaceTrainJob, out: string, seconds: number): RunResult {
-  const { status } = local;
+/**
+ * @param out the folder with the results
+ * @param firstAttempt the number of the attempt that this invocation began with; null when it has not trained
+ */
+export function makeRunResult(
+  job: FaceTrainJob,
+  local: LocalFaceTrainJob,
+  { out }: RunPaths,
+  firstAttempt: number | null,
+  seconds: number,
+): RunResult {
+  const { status, quantizeJob } = local;
   const failed = status.conditions?.find(({ type, status: holds }) => type === 'Failed' && holds === 'True');
-  const report = readTrainReport(out);
+  const { exitCode, killedBy } = local.failure;
   return {
     job: job.metadata.name,
     phase: failed ? 'Failed' : 'Succeeded',
-    exitCode: failed ? local.failureExitCode : ExitCode.success,
-    ...(failed ? { message: failed.message } : {}),
-    attempts: (status.attempt ?? 0) + 1,
+    exitCode: failed ? exitCode : ExitCode.success,
+    ...(failed ? { message: killedBy ? `${failed.message}; ${killedBy}` : failed.message } : {}),
+    attempts: firstAttempt === null ? 0 : (status.attempt ?? 0) - firstAttempt + 1,
     restarts: {
       count: status.restarts?.count ?? 0,
       ...(status.restarts?.lastReason ? { lastReason: status.restarts.lastReason } : {}),
     },
     out,
     seconds,
-    ...(report ? { train: trainResult(report, out) } : {}),
-    evaluation: report ? lastEvaluations(report) : [],
-    ...artifactResult(local),
+    ...trainResult(out),
+    ...artifactResult(status.artifact?.uri, quantizeJob?.manifest),
   };
 }
 
-function readTrainReport(out: string): TrainReport | undefined {
-  const file = join(out, OUTPUT.trainReport);
-  return existsSync(file) ? TrainReport.parse(JSON.parse(readFileSync(file, 'utf8'))) : undefined;
+/** The result of an earlier invocation, read from its files: nothing was done in this one. */
+export function makeKeptResult(job: FaceTrainJob, { out, artifact }: RunPaths): RunResult {
+  const uri = job.spec.quantize?.output?.uri ?? artifact;
+  return {
+    job: job.metadata.name,
+    phase: 'Succeeded',
+    exitCode: ExitCode.success,
+    attempts: 0,
+    restarts: { count: 0 },
+    out,
+    seconds: 0,
+    ...trainResult(out),
+    ...artifactResult(uri, readArtifactManifest(artifact)),
+  };
 }
 
-function trainResult(report: TrainReport, out: string): NonNullable<RunResult['train']> {
+function trainResult(out: string): Pick<RunResult, 'train' | 'evaluation'> {
+  const report = readTrainReport(out);
+  if (!report) return { evaluation: [] };
   const { steps, imagesPerSecond, lossFirst, lossLast, trainSeconds, model } = report;
-  return { steps, imagesPerSecond, lossFirst, lossLast, seconds: trainSeconds, model: join(out, model.path) };
+  return {
+    train: { steps, imagesPerSecond, lossFirst, lossLast, seconds: trainSeconds, model: join(out, model.path) },
+    evaluation: lastEvaluations(report.evaluations),
+  };
 }
 
 /** The newest evaluation of each set; a report has them in the order of their steps. */
-function lastEvaluations({ evaluations }: TrainReport): RunResult['evaluation'] {
+function lastEvaluations(evaluations: EvaluationReport[]): RunResult['evaluation'] {
   const last = new Map(evaluations.map((evaluation) => [evaluation.set, evaluation]));
   return [...last.values()].map(({ set, pairs, accuracy, std }) => ({ set, pairs, accuracy, std: std ?? 0 }));
 }
 
-function artifactResult({ status, quantizeJob }: LocalFaceTrainJob): Pick<RunResult, 'artifact'> {
-  const manifest = quantizeJob?.manifest;
-  if (!status.artifact || !manifest) return {};
+function artifactResult(uri: string | undefined, manifest: ArtifactManifest | undefined): Pick<RunResult, 'artifact'> {
+  if (uri === undefined || !manifest) return {};
   const { metrics, files } = manifest;
   return {
     artifact: {
-      dir: status.artifact.uri.replace(/^file:\/\//, ''),
+      dir: uri.replace(/^file:\/\//, ''),
       files,
       meanCosine: metrics.meanCosine,
       accuracyDrop: metrics.accuracyDrop,
@@ -102,8 +135,9 @@ type Rows = [name: string, value: string][];
 
 function jobRows({ job, phase, seconds, attempts, restarts, message }: RunResult): Rows {
   const inAttempts = attempts > 1 ? `, in ${attempts} attempts (${restarts.lastReason ?? 'restarted'})` : '';
+  const after = seconds > 0 ? ` after ${duration(seconds)}` : ' in an earlier run';
   return [
-    ['Job', `${job}: ${phase} after ${duration(seconds)}${inAttempts}`],
+    ['Job', `${job}: ${phase}${after}${inAttempts}`],
     ...(message ? ([['Message', message]] satisfies Rows) : []),
   ];
 }

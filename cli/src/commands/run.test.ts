@@ -123,17 +123,118 @@ test('Ctrl-C writes a checkpoint; the same command continues from it', async () 
   const second = await facetrain('run', '-f', file, '--json');
   assert.equal(second.code, 0, second.stderr);
   assert.match(second.stderr, /^Continuing/m);
-  const report = JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')) as { resumedFromStep: number };
-  assert.ok(report.resumedFromStep > 0);
+  assert.ok((await resumedFromStep()) > 0);
 });
 
-test('when `facetrain run` itself is killed, its ranks end', async () => {
-  const run = new Running(['run', '-f', await writeTinyJob(folder)]);
+test('when `facetrain run` itself is killed, its ranks end; the same command continues', async () => {
+  const file = await writeTinyJob(folder);
+  const run = new Running(['run', '-f', file]);
   await eventually('both ranks', () => trainers(folder).length === 2);
   await eventually('a checkpoint', () => checkpoints().length > 0);
   run.child.kill('SIGKILL');
   await run.outcome;
-  await eventually('no rank', () => trainers(folder).length === 0);
+  // At once: the next run waits for the ranks, which write a checkpoint first.
+  const again = await facetrain('run', '-f', file, '--json');
+  assert.equal(again.code, 0, again.stderr);
+  assert.match(again.stderr, /^Continuing/m);
+  assert.ok((await resumedFromStep()) > 0);
+  assert.deepEqual(trainers(folder), []);
+});
+
+/** A job with one trainer and hardly any search. */
+const quickJob = (change: (spec: Record<string, unknown>) => void = () => {}) =>
+  writeTinyJob(folder, (spec) => {
+    spec.trainers = { replicas: 1, computeThreads: 2 };
+    spec.quantize = { calibration: { images: 4 }, search: { rounds: 0 } };
+    change(spec);
+  });
+const gate = (minMeanCosine: number) => (spec: Record<string, unknown>) =>
+  Object.assign(spec.quantize as object, { gate: { minMeanCosine } });
+const resumedFromStep = async () =>
+  (JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')) as { resumedFromStep: number }).resumedFromStep;
+const contentOf = (...names: string[]) => Promise.all(names.map((name) => readFile(join(out, name), 'base64')));
+
+test('a missed gate costs the quantization, not the training; a finished run is kept until --fresh', async () => {
+  const strict = await facetrain('run', '-f', await quickJob(gate(1)), '--json');
+  assert.equal(strict.code, 3, strict.stderr);
+  const trained = await contentOf('model/backbone.onnx', 'train-report.json');
+
+  const loose = await facetrain('run', '-f', await quickJob(gate(0.5)), '--json');
+  assert.equal(loose.code, 0, loose.stderr);
+  assert.match(loose.stderr, /Changed since the earlier run: spec\.quantize\.gate\.minMeanCosine/);
+  assert.equal(result(loose.stdout).attempts, 0);
+  assert.deepEqual(await contentOf('model/backbone.onnx', 'train-report.json'), trained);
+
+  await writeFile(join(out, 'checkpoints', 'mine.txt'), 'precious');
+  const kept = await contentOf('int7/model.int7.onnx', 'int7/manifest.json', 'checkpoints/mine.txt');
+  const again = await facetrain('run', '-f', await quickJob(gate(0.5)), '--json');
+  assert.equal(again.code, 0, again.stderr);
+  assert.match(again.stderr, /^Nothing to do/m);
+  assert.deepEqual(result(again.stdout).artifact, result(loose.stdout).artifact);
+  assert.deepEqual(result(again.stdout).train, result(loose.stdout).train);
+
+  // What cannot be used, and what would train something else, leaves all as it is.
+  for (const [change, options, wantMessage] of [
+    [(spec) => (spec.seed = 1), [], /spec\.seed.*--out.*--fresh/],
+    [(spec) => (spec.dataset = { uri: `file://${folder}` }), ['--fresh'], /property/],
+  ] as [(spec: Record<string, unknown>) => void, string[], RegExp][]) {
+    const refused = await facetrain('run', '-f', await quickJob(change), ...options);
+    assert.equal(refused.code, 2, refused.stderr);
+    assert.match(refused.stderr, wantMessage);
+  }
+  assert.deepEqual(await contentOf('model/backbone.onnx', 'train-report.json'), trained);
+  assert.deepEqual(await contentOf('int7/model.int7.onnx', 'int7/manifest.json', 'checkpoints/mine.txt'), kept);
+
+  const fresh = await facetrain('train', '-f', await quickJob((spec) => (spec.seed = 1)), '--fresh', '--json');
+  assert.equal(fresh.code, 0, fresh.stderr);
+  assert.match(
+    fresh.stderr,
+    new RegExp(`^--fresh removes .*:\n(  .*\n)*  ${out}/model/backbone.onnx \\(.* MB\\)$`, 'm'),
+  );
+  assert.equal(existsSync(join(out, 'int7')), false);
+  assert.equal(await readFile(join(out, 'checkpoints', 'mine.txt'), 'utf8'), 'precious');
+  assert.equal(await resumedFromStep(), null);
+});
+
+test('a trainer that a signal ends is a failure with exit code 1; the same command continues', async () => {
+  const file = await quickJob((spec) => {
+    delete spec.quantize;
+    spec.failurePolicy = { maxRestarts: 0 };
+  });
+  const run = new Running(['run', '-f', file, '--json']);
+  await eventually('a checkpoint', () => checkpoints().length > 0);
+  process.kill(trainers(out)[0]!.pid, 'SIGSEGV');
+  const { code, stdout, stderr } = await run.outcome;
+  assert.equal(code, 1, stderr);
+  assert.equal(result(stdout).exitCode, 1);
+  assert.match(result(stdout).message!, /tiny-0-0 was ended by SIGSEGV/);
+
+  const again = await facetrain('run', '-f', file, '--json');
+  assert.equal(again.code, 0, again.stderr);
+  assert.match(again.stderr, /The earlier run failed: .*SIGSEGV/);
+  assert.equal(result(again.stdout).attempts, 1, 'only those of this invocation');
+  assert.ok((await resumedFromStep()) > 0);
+});
+
+test('storage that fails at the end of the training costs no step', async () => {
+  const file = await quickJob((spec) => delete spec.quantize);
+  const run = new Running(['run', '-f', file, '--json']);
+  await eventually('a checkpoint', () => checkpoints().length > 0);
+  await writeFile(join(out, 'model'), 'a file where the folder should be');
+  const failed = await run.outcome;
+  assert.equal(failed.code, 2, failed.stderr);
+  await rm(join(out, 'model'));
+  const again = await facetrain('run', '-f', file, '--json');
+  assert.equal(again.code, 0, again.stderr);
+  assert.equal(await resumedFromStep(), 25);
+});
+
+test('of two runs that begin at once in a folder, one is refused', async () => {
+  const file = await quickJob((spec) => delete spec.quantize);
+  const outcomes = await Promise.all([facetrain('run', '-f', file), facetrain('run', '-f', file)]);
+  const [done, refused] = outcomes.sort((a, b) => a.code! - b.code!);
+  assert.deepEqual([done!.code, refused!.code], [0, 2], `${done!.stderr}\n${refused!.stderr}`);
+  assert.match(refused!.stderr, /is running a job there/);
 });
 
 test('a folder that another run uses, or that holds other files, is refused and not changed', async () => {
@@ -151,25 +252,6 @@ test('a folder that another run uses, or that holds other files, is refused and 
   assert.equal(third.code, 2);
   assert.match(third.stderr, /is not empty, and no run of facetrain made it/);
   assert.equal(await readFile(join(folder, 'mine.txt'), 'utf8'), 'precious');
-});
-
-test('starting anew removes the files of a run and no others; a damaged run.json is refused', async () => {
-  const file = await writeTinyJob(folder, (spec) => {
-    spec.dataset = { uri: `file://${join(folder, 'nowhere')}` };
-  });
-  assert.equal((await facetrain('run', '-f', file)).code, 2);
-  await writeFile(join(out, 'mine.txt'), 'precious');
-  await writeFile(join(out, 'train-report.json'), '{}');
-  const again = await facetrain('run', '-f', file);
-  assert.match(again.stderr, /Removed what an earlier run had left/);
-  assert.equal(await readFile(join(out, 'mine.txt'), 'utf8'), 'precious');
-  assert.equal(existsSync(join(out, 'train-report.json')), false);
-
-  await writeFile(join(out, '.facetrain', 'run.json'), '{"uid"');
-  const damaged = await facetrain('run', '-f', file);
-  assert.equal(damaged.code, 2);
-  assert.match(damaged.stderr, /run\.json: .*JSON/);
-  assert.doesNotMatch(damaged.stderr, /\n\s+at /);
 });
 
 const refusals: Record<

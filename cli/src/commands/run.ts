@@ -1,5 +1,5 @@
 /** `facetrain run`: a whole FaceTrainJob on this machine, by the operator's own planner. */
-import { isAbsolute } from 'node:path';
+import { isAbsolute, join } from 'node:path';
 import {
   type FaceTrainJob,
   type FaceTrainJobStatus,
@@ -8,20 +8,21 @@ import {
   parseStorageUri,
   type QuantizeJobStatus,
 } from '@facetrain/api';
-import type { PlanEvent } from '@facetrain/planner';
+import { CONTAINER, type PlanEvent } from '@facetrain/planner';
+import { checkInputs } from '../local/check-inputs.ts';
 import { localEnvironment } from '../local/local-environment.ts';
 import { freePorts } from '../local/ports.ts';
 import { type JobKind, type JobListener, LocalFaceTrainJob } from '../local/process-executor.ts';
-import { RunFolder } from '../local/run-folder.ts';
+import { RunFolder, STATE_FOLDER } from '../local/run-folder.ts';
 import { fileUri, readFaceTrainJob } from '../manifest.ts';
 import { progressDetail, StatusLine } from '../terminal-output.ts';
-import { makeRunResult, type RunResult } from './run-result.ts';
+import { makeKeptResult, makeRunResult, type RunResult } from './run-result.ts';
 
 export interface RunOptions {
   file: string;
   /** Takes precedence over the manifest's spec.output. */
   out?: string;
-  /** Removes what an unfinished run has left. */
+  /** Starts anew, and removes what an earlier run has made. */
   fresh: boolean;
   /** Leaves out the quantization, also if the manifest has one. */
   trainOnly: boolean;
@@ -33,24 +34,55 @@ export interface RunOptions {
  * @throws FacetrainError for what is refused before anything starts; the signal's reason when it was stopped
  */
 export async function run(options: RunOptions): Promise<RunResult> {
-  const job = await readJob(options);
-  const folder = await RunFolder.take(outputFolder(job), job.spec, options.fresh);
+  const { signal } = options;
   const display = new Display();
-  display.announce(job, folder);
+  const job = await readJob(options, (line) => display.print(line));
+  const out = outputFolder(job);
+  const folder = await RunFolder.take(out, job, {
+    fresh: options.fresh,
+    signal,
+    print: (line) => display.print(line),
+    checkInputs: () => checkInputs(job, join(out, STATE_FOLDER), signal),
+  });
+  try {
+    display.announce(job, folder);
+    return folder.mode === 'nothing' ? makeKeptResult(job, folder.paths) : await runIn(folder, job, display, signal);
+  } finally {
+    folder.release();
+  }
+}
+
+async function runIn(folder: RunFolder, job: FaceTrainJob, display: Display, signal: AbortSignal): Promise<RunResult> {
   const startedAt = Date.now();
+  const firstAttempt = folder.mode === 'quantize' ? null : folder.attempt;
   const local = await makeLocalJob(job, folder, display);
-  await runToEnd(local, options.signal).finally(() => display.clear());
-  await folder.markFinished();
-  const result = makeRunResult(job, local, folder.out, (Date.now() - startedAt) / 1000);
+  await runToEnd(local, signal).finally(() => display.clear());
+  const result = makeRunResult(job, local, folder.paths, firstAttempt, (Date.now() - startedAt) / 1000);
+  await folder.recordEnd(result);
   if (result.phase === 'Failed') display.printLogPaths(local);
   return result;
 }
 
-async function readJob({ file, out, trainOnly }: RunOptions): Promise<FaceTrainJob> {
+/** The job as it can run here: fields that only a cluster has do not apply. */
+async function readJob({ file, out, trainOnly }: RunOptions, print: (line: string) => void): Promise<FaceTrainJob> {
   const job = await readFaceTrainJob(file);
-  if (out !== undefined) job.spec.output.uri = fileUri(out);
-  if (trainOnly) delete job.spec.quantize;
+  const { spec } = job;
+  if (out !== undefined) spec.output.uri = fileUri(out);
+  if (trainOnly) delete spec.quantize;
+  if (spec.suspend) print('spec.suspend is for a cluster: the job starts now');
+  spec.suspend = false;
+  delete spec.managedBy;
+  spec.gang.mode = 'None';
+  for (const fields of [spec.trainers, spec.quantize?.quantizer]) if (fields) dropForeignContainers(fields);
   return job;
+}
+
+/** Only containers that run our program have a process here. */
+function dropForeignContainers({ podTemplate }: Pick<FaceTrainJob['spec']['trainers'], 'podTemplate'>): void {
+  const pod = podTemplate?.spec as { containers?: { name?: string }[]; initContainers?: unknown } | undefined;
+  if (!pod) return;
+  delete pod.initContainers;
+  pod.containers = pod.containers?.filter(({ name }) => name === CONTAINER) ?? [];
 }
 
 /** The folder of a manifest's output on this machine. @throws FacetrainError InvalidManifest */
@@ -68,13 +100,20 @@ function outputFolder({ spec: { output } }: FaceTrainJob): string {
 /** Takes free ports: those of the manifest are for pods, and another program of this machine may have them. */
 async function makeLocalJob(
   { metadata, spec }: FaceTrainJob,
-  { uid, stateFolder }: RunFolder,
+  folder: RunFolder,
   listener: JobListener,
 ): Promise<LocalFaceTrainJob> {
   const [rendezvous, progress] = (await freePorts(2)) as [number, number];
+  const { uid, paths, trainersLock: lock, attempt, mode } = folder;
   const identity = { name: metadata.name, namespace: metadata.namespace ?? 'default', uid, generation: 1 };
-  const environment = localEnvironment(stateFolder, { rendezvous, progress });
-  return new LocalFaceTrainJob(identity, spec, { environment, folder: stateFolder, progressPort: progress, listener });
+  const environment = localEnvironment(paths.state, { rendezvous, progress });
+  const options = { environment, folder: paths.state, progressPort: progress, lock, listener };
+  return new LocalFaceTrainJob(identity, spec, options, {
+    attempt,
+    trained: mode === 'quantize',
+    recordAttempt: (number) => folder.recordAttempt(number),
+    recordTrained: () => folder.recordTrained(),
+  });
 }
 
 /**
@@ -99,12 +138,22 @@ class Display implements JobListener {
   readonly #line = new StatusLine();
   #phase = '';
 
-  announce({ metadata, spec }: FaceTrainJob, { continued, replaced, out }: RunFolder): void {
-    const verb = continued ? 'Continuing' : 'Running';
+  print(line: string): void {
+    this.#line.print(line);
+  }
+
+  announce({ metadata, spec }: FaceTrainJob, { mode, paths: { out } }: RunFolder): void {
     const { replicas } = spec.trainers;
-    const trainers = `${replicas} trainer${replicas === 1 ? '' : 's'}`;
-    this.#line.print(`${verb} FaceTrainJob ${metadata.name} on this machine: ${trainers}, results in ${out}`);
-    if (replaced) this.#line.print(`Removed what an earlier run had left in ${out}`);
+    const job = `FaceTrainJob ${metadata.name}`;
+    const where = `on this machine: ${replicas} trainer${replicas === 1 ? '' : 's'}, results in ${out}`;
+    this.#line.print(
+      {
+        begin: `Running ${job} ${where}`,
+        continue: `Continuing ${job} from its newest checkpoint ${where}`,
+        quantize: `Continuing ${job} with its quantization; the trained model is kept in ${out}`,
+        nothing: `Nothing to do: ${job} has succeeded, with its results in ${out}; --fresh trains it anew`,
+      }[mode],
+    );
   }
 
   /** Shows the progress of the training, and then that of the quantization. */
@@ -123,8 +172,9 @@ class Display implements JobListener {
     this.#line.print(`${type === 'Warning' ? 'Warning: ' : ''}${text}`);
   }
 
-  printLogPaths({ pods }: LocalFaceTrainJob): void {
-    const logs = [...pods.values()].map(({ logFile }) => logFile);
+  /** Of the quantizer when there was one: the training has succeeded then. */
+  printLogPaths({ pods, quantizeJob }: LocalFaceTrainJob): void {
+    const logs = [...(quantizeJob ?? { pods }).pods.values()].map(({ logFile }) => logFile);
     process.stderr.write(`The log${logs.length === 1 ? '' : 's'} of the last attempt: ${logs.join(', ')}\n`);
   }
 

@@ -16,23 +16,30 @@ export interface LocalPorts {
  * @param ports free ports of this machine
  */
 export function localEnvironment(folder: string, ports: LocalPorts): Environment {
-  const storage = (name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage => {
-    const location = parseStorageUri(reference.uri);
-    if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
-    if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
-    // The program writes to a folder, and then publishes from there to the object store.
-    if (access === 'write') return { path: join(folder, 'scratch', name) };
-    const cache = reference.s3?.cache;
-    const path =
-      cache === undefined
-        ? join(folder, 'inputs', name)
-        : join(storage(name, { uri: cache }, 'write').path, cachePath(reference));
-    return { path, fetch: fetchContainer(name, reference, path, []) };
-  };
   return {
-    storage,
+    storage: (name, reference, access) => localStorage(folder, name, reference, access),
     master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
     progress: () => ({ host: '127.0.0.1', port: ports.progress }),
     configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),
   };
+}
+
+/** Where a program finds the data of a storage address; parameters as those of `Environment.storage`. */
+export function localStorage(
+  folder: string,
+  name: string,
+  reference: StorageRef,
+  access: 'read' | 'write',
+): MountedStorage {
+  const location = parseStorageUri(reference.uri);
+  if (location.scheme === 'file' || location.scheme === 'hostpath') return { path: location.path };
+  if (location.scheme === 'pvc') return { path: join(folder, 'volumes', location.claim, location.path) };
+  // The program writes to a folder, and then publishes from there to the object store.
+  if (access === 'write') return { path: join(folder, 'scratch', name) };
+  const cache = reference.s3?.cache;
+  const path =
+    cache === undefined
+      ? join(folder, 'inputs', name)
+      : join(localStorage(folder, name, { uri: cache }, 'write').path, cachePath(reference));
+  return { path, fetch: fetchContainer(name, reference, path, []) };
 }

@@ -41,22 +41,32 @@ export class PodProcess {
   #phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' = 'Pending';
   #finishedAt: Date | undefined;
   #exitCode: number | undefined;
+  #signal: NodeJS.Signals | undefined;
   #deleting = false;
   #killTimer: NodeJS.Timeout | undefined;
   readonly #messageFile: string;
+  readonly #lock: number;
   readonly #onChange: () => void;
 
   /**
    * Starts the first container.
    * @param configMaps by name; must hold those that the pod's volumes name
-   * @param folder for logs and termination messages
+   * @param options.folder for logs and termination messages
+   * @param options.lock a descriptor that the processes inherit
    * @param onChange is called when a process starts or ends
    * @throws Error when a ConfigMap is missing
    */
-  constructor(pod: Pod, uid: string, configMaps: Map<string, ConfigMap>, folder: string, onChange: () => void) {
+  constructor(
+    pod: Pod,
+    uid: string,
+    configMaps: Map<string, ConfigMap>,
+    { folder, lock }: { folder: string; lock: number },
+    onChange: () => void,
+  ) {
     this.pod = pod;
     this.uid = uid;
     this.#onChange = onChange;
+    this.#lock = lock;
     this.logFile = join(folder, 'logs', `${pod.metadata.name}.log`);
     this.#messageFile = join(folder, 'termination', pod.metadata.name);
     mkdirSync(dirname(this.logFile), { recursive: true });
@@ -64,6 +74,11 @@ export class PodProcess {
     rmSync(this.#messageFile, { force: true });
     this.#mountConfigMaps(configMaps);
     void this.#run();
+  }
+
+  /** The signal that ended the process; undefined when it left by itself. */
+  get signal(): NodeJS.Signals | undefined {
+    return this.#signal;
   }
 
   get ended(): boolean {
@@ -136,12 +151,16 @@ export class PodProcess {
       const log = openSync(this.logFile, 'a');
       const env = this.#environmentOf(container);
       // A trainer stops when its IPC channel closes, so none outlives this process, not even after SIGKILL.
-      this.#child = spawn(process.execPath, [TRAINER, ...container.args], { env, stdio: ['ignore', log, log, 'ipc'] });
+      const stdio = ['ignore' as const, log, log, 'ipc' as const, this.#lock];
+      this.#child = spawn(process.execPath, [TRAINER, ...container.args], { env, stdio });
       closeSync(log);
       if (isMain) this.#phase = 'Running';
       this.#onChange();
       this.#child.once('error', () => resolve(ExitCode.failure));
-      this.#child.once('exit', (code, signal) => resolve(code ?? 128 + (signal ? constants.signals[signal] : 0)));
+      this.#child.once('exit', (code, signal) => {
+        this.#signal = signal ?? undefined;
+        resolve(code ?? 128 + (signal ? constants.signals[signal] : 0));
+      });
     });
   }
 

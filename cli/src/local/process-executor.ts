@@ -12,6 +12,7 @@ import {
   ExitCode,
   type FaceTrainJob,
   type FaceTrainJobStatus,
+  FacetrainError,
   PROGRESS_PATH,
   Progress,
   parseDocument,
@@ -36,6 +37,13 @@ import {
 } from '@facetrain/planner';
 import { PodProcess } from './pod-process.ts';
 
+/** Codes of a job that has failed. */
+const FAILURE_CODES = new Set<ExitCode>(
+  Object.values(ExitCode).filter(
+    (code) => code !== ExitCode.success && code !== ExitCode.interrupted && code !== ExitCode.preempted,
+  ),
+);
+
 /** Between two requests for the progress of a gang. */
 const POLL_MILLISECONDS = 500;
 const PROGRESS_TIMEOUT_MILLISECONDS = 2_000;
@@ -58,7 +66,26 @@ export interface ExecutorOptions {
   folder: string;
   /** Where rank 0 and the quantizer serve /v1/progress. */
   progressPort: number;
+  /** A descriptor that every process inherits. */
+  lock: number;
   listener: JobListener;
+}
+
+/** What a FaceTrainJob keeps of an earlier run, and where it writes down how far it has come. */
+export interface JobMemory {
+  /** The first attempt of this run. */
+  attempt: number;
+  /** The model is trained. */
+  trained: boolean;
+  /** Called before the trainers of an attempt start. */
+  recordAttempt(attempt: number): Promise<void>;
+  recordTrained(): Promise<void>;
+}
+
+/** How a job has failed: its exit code, and the signal that ended a process, in words. */
+export interface ProcessFailure {
+  exitCode: ExitCode;
+  killedBy?: string;
 }
 
 /** One job with its status, pods and other objects; the part that both kinds share. */
@@ -81,6 +108,9 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
 
   protected abstract plan(now: Date): Plan<Status>;
 
+  /** Called with a new status before the actions of its plan. */
+  protected async remember(_status: Status): Promise<void> {}
+
   get finished(): boolean {
     return (this.status.conditions ?? []).some(
       ({ type, status }) => (type === 'Succeeded' || type === 'Failed') && status === 'True',
@@ -92,12 +122,16 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     return [...[...this.pods.values()].filter((pod) => !pod.ended), ...(this.quantizeJob?.running() ?? [])];
   }
 
-  /** Plans and acts until the job has finished and every process has ended. */
+  /**
+   * Plans and acts until the job has finished and every process has ended.
+   * @throws FacetrainError InvalidManifest for a job that waits for a change: nobody can make one here
+   */
   async run(signal: AbortSignal): Promise<void> {
     for (;;) {
       signal.throwIfAborted();
       const milliseconds = await this.reconcile();
       if (this.finished && this.running().length === 0) return;
+      this.#refuseIfBlocked();
       await this.#pause(Math.min(milliseconds, POLL_MILLISECONDS), signal);
     }
   }
@@ -109,16 +143,23 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   }
 
   /**
-   * Exit code of the process that made the job fail: the first to end with another code than peerLost, for a rank ends
-   * with that because another has failed.
+   * The end of the process that made the job fail: the first to end with another code than peerLost, for a rank ends
+   * with that because another has failed. A code that this command does not document, such as that of a signal, becomes
+   * a plain failure; so do those of SIGINT and SIGTERM, which say that this command itself was stopped.
    */
-  get failureExitCode(): number {
-    const failed = [...this.pods.values()].map((pod) => pod.observe()).filter((pod) => pod.phase === 'Failed');
-    const causes = failed.filter(({ exitCode }) => exitCode !== ExitCode.peerLost);
+  get failure(): ProcessFailure {
+    const failed = [...this.pods.values()].filter((pod) => pod.observe().phase === 'Failed');
+    const causes = failed.filter((pod) => pod.observe().exitCode !== ExitCode.peerLost);
     const [first] = (causes.length > 0 ? causes : failed).sort((a, b) =>
-      (a.finishedAt ?? '').localeCompare(b.finishedAt ?? ''),
+      (a.observe().finishedAt ?? '').localeCompare(b.observe().finishedAt ?? ''),
     );
-    return first?.exitCode ?? this.quantizeJob?.failureExitCode ?? ExitCode.failure;
+    if (!first) return this.quantizeJob?.failure ?? { exitCode: ExitCode.failure };
+    const code = first.observe().exitCode as ExitCode;
+    const { signal } = first;
+    return {
+      exitCode: FAILURE_CODES.has(code) ? code : ExitCode.failure,
+      ...(signal && { killedBy: `${first.pod.metadata.name} was ended by ${signal}` }),
+    };
   }
 
   /** Observes, plans, acts and reports once. @returns milliseconds after which to do so again */
@@ -127,6 +168,7 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     await this.#pollProgress();
     if (this.quantizeJob && !this.quantizeJob.finished) await this.quantizeJob.reconcile();
     const plan = this.plan(new Date());
+    await this.remember(plan.status);
     for (const action of plan.actions) this.#execute(action);
     this.status = plan.status;
     this.#report(plan.events);
@@ -145,6 +187,18 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
       uid,
       owned: true,
     }));
+  }
+
+  #refuseIfBlocked(): void {
+    const conditions = [...(this.status.conditions ?? []), ...(this.quantizeJob?.status.conditions ?? [])];
+    const stalled = conditions.find(({ type, status }) => type === 'Stalled' && status === 'True');
+    if (!stalled || this.finished || this.quantizeJob?.finished) return;
+    throw new FacetrainError({
+      code: 'InvalidManifest',
+      subject: `${this.kind} ${this.identity.name}`,
+      found: stalled.message,
+      allowed: 'a manifest whose job can start on this machine',
+    });
   }
 
   /** An API server no longer lists a deleted pod whose process has ended. */
@@ -185,7 +239,7 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     const { name } = pod.metadata;
     if (this.pods.has(name)) return;
     this.progress = undefined;
-    const process = new PodProcess(pod, randomUUID(), this.#configMaps(), this.options.folder, () => this.#wake());
+    const process = new PodProcess(pod, randomUUID(), this.#configMaps(), this.options, () => this.#wake());
     this.pods.set(name, process);
   }
 
@@ -224,6 +278,13 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   }
 }
 
+/** @returns undefined when the folder has no complete artifact @throws FacetrainError InvalidArtifact */
+export function readArtifactManifest(folder: string): ArtifactManifest | undefined {
+  const file = join(folder, ARTIFACT.manifest);
+  if (!existsSync(file)) return undefined;
+  return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
+}
+
 class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
   readonly kind = 'QuantizeJob';
   readonly #spec: QuantizeJob['spec'];
@@ -251,10 +312,7 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
    * where it also lies when the artifact was published to an object store.
    */
   get manifest(): ArtifactManifest | undefined {
-    const { path } = this.options.environment.storage('output', this.#spec.output, 'write');
-    const file = join(path, ARTIFACT.manifest);
-    if (!existsSync(file)) return undefined;
-    return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
+    return readArtifactManifest(this.options.environment.storage('output', this.#spec.output, 'write').path);
   }
 
   protected override plan(now: Date): Plan<QuantizeJobStatus> {
@@ -272,10 +330,19 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
 export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
   readonly kind = 'FaceTrainJob';
   readonly #spec: FaceTrainJob['spec'];
+  readonly #memory: JobMemory;
 
-  constructor(identity: JobIdentity, spec: FaceTrainJob['spec'], options: ExecutorOptions) {
+  constructor(identity: JobIdentity, spec: FaceTrainJob['spec'], options: ExecutorOptions, memory: JobMemory) {
     super(identity, options);
     this.#spec = spec;
+    this.#memory = memory;
+    const { attempt, trained } = memory;
+    this.status = { attempt, ...(trained && { trainingCompletionTime: new Date().toISOString() }) };
+  }
+
+  protected override async remember({ attempt, trainingCompletionTime }: FaceTrainJobStatus): Promise<void> {
+    await this.#memory.recordAttempt(attempt ?? 0);
+    if (trainingCompletionTime !== undefined) await this.#memory.recordTrained();
   }
 
   protected override plan(now: Date): Plan<FaceTrainJobStatus> {

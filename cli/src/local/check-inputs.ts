@@ -1,0 +1,28 @@
+/** Checks what a job reads, before files of an earlier run are removed. The trainers check the same when they start. */
+import { type FaceTrainJob, parseStorageUri } from '@facetrain/api';
+import { createBoard } from '@facetrain/trainer/program/progress-board';
+import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
+import { pino } from 'pino';
+import { plannedTrainerConfig } from './planned-config.ts';
+
+/** Inputs in an object store are not checked: they are fetched when the job runs. */
+const isHere = ({ uri }: { uri: string }) => parseStorageUri(uri).scheme !== 's3';
+
+/**
+ * @param stateFolder OUT/.facetrain
+ * @throws FacetrainError InvalidConfig, InvalidDataset, InvalidModel, InvalidVerificationSet, StorageFailed
+ */
+export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal: AbortSignal): Promise<void> {
+  const { spec } = job;
+  const config = plannedTrainerConfig(job, 'unused', stateFolder);
+  const program = { log: pino({ level: 'silent' }), progress: createBoard(config.job, 'Preflight'), signal };
+  // The addon loads slowly, so only when it is needed.
+  const { backboneGraph, preflight } = await import('@facetrain/trainer/train/training-preflight');
+  if (!spec.model.onnx || isHere(spec.model.onnx)) {
+    const graph = await backboneGraph(config);
+    const ranks = { rank: 0, size: spec.trainers.replicas, masterAddr: '', masterPort: 0, localRank: 0, localSize: 1 };
+    if (isHere(spec.dataset)) await preflight(config, graph, ranks, program);
+  }
+  for (const [index, set] of spec.evaluation.sets.entries())
+    if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
+}

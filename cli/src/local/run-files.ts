@@ -1,0 +1,155 @@
+/**
+ * The files of a run, known by their names: what trainers, quantizer and `facetrain run` write. All others in the same
+ * folders belong to the user. They are never listed here, so never removed.
+ *
+ * Not listed either: .facetrain/volumes, in which users put the data of their claims; .facetrain/inputs, which the next
+ * run checks against the object store; and checkpoints/fences, whose numbers keep a trainer of an earlier run from
+ * writing.
+ */
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { ARTIFACT, CHECKPOINT_MANIFEST, OUTPUT } from '@facetrain/api';
+import { bytes } from '../terminal-output.ts';
+
+/** Where a run writes. */
+export interface RunPaths {
+  out: string;
+  /** OUT/.facetrain. */
+  state: string;
+  checkpoints: string;
+  /** `spec.checkpoint.uri` names the folder of checkpoints: those of other jobs may lie there, too. */
+  sharesCheckpoints: boolean;
+  artifact: string;
+}
+
+export interface RunFile {
+  path: string;
+  bytes: number;
+}
+
+/** A checkpoint's folder: its step, the number of its writer, and whether it was set aside as damaged. */
+const CHECKPOINT = /^(damaged-)?step-\d{10}(\.\d{10})?([.-]\d+)?$/;
+const CHECKPOINT_FILES = [CHECKPOINT_MANIFEST, /backbone\.safetensors/, /rows-\d{10}\.safetensors/];
+/** The manifest first: without it the others are no artifact. */
+const ARTIFACT_FILES = [ARTIFACT.manifest, ARTIFACT.model, ARTIFACT.scales, ARTIFACT.report, ARTIFACT.reportHtml];
+/** Folders of artifacts that were set aside: int7-1, int7-2, … */
+const setAside = (artifact: string): string[] =>
+  names(dirname(artifact))
+    .filter(
+      (name) => name.startsWith(`${basename(artifact)}-`) && /^\d+$/.test(name.slice(basename(artifact).length + 1)),
+    )
+    .map((name) => join(dirname(artifact), name));
+
+/** What a run with this uid has left, in the order in which to remove it. */
+export function runFiles(paths: RunPaths, uid: string): RunFile[] {
+  const { out, state } = paths;
+  return [
+    ...checkpointFolders(paths, uid).flatMap((folder) => filesIn(folder, CHECKPOINT_FILES)),
+    ...filesIn(out, [OUTPUT.trainReport, OUTPUT.trainReportHtml]),
+    ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
+    ...[paths.artifact, ...setAside(paths.artifact)].flatMap((folder) => filesIn(folder, ARTIFACT_FILES)),
+    ...filesIn(join(state, 'logs'), [/[^/]+\.log/]),
+    ...filesIn(join(state, 'termination'), [/[a-z0-9-]+/]),
+    ...names(join(state, 'config')).flatMap((name) => filesIn(join(state, 'config', name), ['config.json'])),
+  ];
+}
+
+/** The files with their sizes, in one line each; those of a checkpoint, which may be thousands, in one line together. */
+export function listing(files: RunFile[]): string[] {
+  const groups = new Map<string, RunFile[]>();
+  for (const file of files) {
+    const folder = dirname(file.path);
+    const key = CHECKPOINT.test(basename(folder)) ? folder : file.path;
+    groups.set(key, [...(groups.get(key) ?? []), file]);
+  }
+  return [...groups].map(([path, members]) => {
+    const size = bytes(members.reduce((sum, file) => sum + file.bytes, 0));
+    return path === members[0]!.path ? `${path} (${size})` : `${path} (${members.length} files, ${size})`;
+  });
+}
+
+/** Whether there is a complete checkpoint to go on from. */
+export const hasCheckpoint = (paths: RunPaths, uid: string): boolean =>
+  checkpointFolders(paths, uid).some(
+    (folder) => !basename(folder).startsWith('damaged-') && existsSync(join(folder, CHECKPOINT_MANIFEST)),
+  );
+
+/** Removes the files, and the folders that are then empty. */
+export function remove(files: RunFile[]): void {
+  const folders = new Set<string>();
+  for (const { path } of files) {
+    rmSync(path, { force: true });
+    folders.add(dirname(path));
+  }
+  // Twice: the folder of a checkpoint, then that of all checkpoints.
+  for (const folder of folders) if (removeIfEmpty(folder)) removeIfEmpty(dirname(folder));
+}
+
+/** Whether the folder has a whole artifact: its manifest is written last. */
+export const hasArtifact = (artifact: string): boolean => existsSync(join(artifact, ARTIFACT.manifest));
+
+/**
+ * Moves an artifact's files to a folder beside its own, under the next free number.
+ * @returns that folder
+ */
+export function setArtifactAside(artifact: string): string {
+  let number = 1;
+  while (existsSync(`${artifact}-${number}`)) number++;
+  const folder = `${artifact}-${number}`;
+  mkdirSync(folder);
+  // The manifest last: where it is, all files that it names are, too.
+  for (const { path } of filesIn(artifact, ARTIFACT_FILES).reverse()) renameSync(path, join(folder, basename(path)));
+  return folder;
+}
+
+/** Of a shared folder, only those that this run has written; a checkpoint without a manifest cannot say. */
+function checkpointFolders({ checkpoints, sharesCheckpoints }: RunPaths, uid: string): string[] {
+  return names(checkpoints)
+    .filter((name) => CHECKPOINT.test(name))
+    .map((name) => join(checkpoints, name))
+    .filter((folder) => !sharesCheckpoints || writerOf(folder) === uid);
+}
+
+function writerOf(checkpoint: string): unknown {
+  try {
+    const manifest: unknown = JSON.parse(readFileSync(join(checkpoint, CHECKPOINT_MANIFEST), 'utf8'));
+    return (manifest as { job?: { uid?: unknown } } | null)?.job?.uid;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Files of a folder by name, in the order of `patterns`, each with its temporary files (storage/atomic-files.ts). */
+function filesIn(folder: string, patterns: (string | RegExp)[]): RunFile[] {
+  const present = names(folder);
+  return patterns.flatMap((pattern) => {
+    const source = typeof pattern === 'string' ? pattern.replaceAll('.', '\\.') : pattern.source;
+    const matches = new RegExp(`^(${source}|\\.(${source})\\.[^/]+\\.tmp)$`);
+    return present
+      .filter((name) => matches.test(name))
+      .map((name) => join(folder, name))
+      .flatMap((path) => {
+        const stat = lstatSync(path, { throwIfNoEntry: false });
+        return stat?.isFile() ? [{ path, bytes: stat.size }] : [];
+      });
+  });
+}
+
+/** Names in a folder, sorted; none when there is no such folder. */
+function names(folder: string): string[] {
+  try {
+    return readdirSync(folder).sort();
+  } catch (error) {
+    if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
+    throw error;
+  }
+}
+
+function removeIfEmpty(folder: string): boolean {
+  try {
+    rmdirSync(folder);
+    return true;
+  } catch {
+    return false; // It is not empty, or a mount.
+  }
+}

@@ -1,0 +1,461 @@
+/** What a run keeps of an earlier one in its folder, by how that one ended and what has changed in the manifest. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { afterEach, beforeEach, describe, test } from 'node:test';
+import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
+import { plannedTrainerConfig } from './planned-config.ts';
+import { RunFolder, type RunMode } from './run-folder.ts';
+import type { RunState } from './run-state.ts';
+
+type Fields = Record<string, unknown>;
+
+function makeJob(change: (spec: Fields) => void = () => {}, name = 'faces'): FaceTrainJob {
+  const spec: Fields = {
+    dataset: { uri: 'file:///data' },
+    model: { backbone: 'iresnet18' },
+    output: { uri: 'file:///results' },
+    epochs: 10,
+    quantize: { gate: { maxAccuracyDrop: 0.01 } },
+  };
+  change(spec);
+  const job = { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name }, spec };
+  return parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
+}
+
+let out: string;
+let printed: string[];
+beforeEach(async () => {
+  out = join(await mkdtemp(join(tmpdir(), 'facetrain-folder-')), 'out');
+  printed = [];
+});
+afterEach(() => rm(dirname(out), { recursive: true }));
+
+async function take(job = makeJob(), { fresh = false, checkInputs = async () => {} } = {}): Promise<RunFolder> {
+  const options = {
+    fresh,
+    checkInputs,
+    signal: new AbortController().signal,
+    print: (line: string) => printed.push(line),
+  };
+  const folder = await RunFolder.take(out, job, options);
+  folder.release();
+  return folder;
+}
+
+const stateFile = () => join(out, '.facetrain', 'run.json');
+const state = () => JSON.parse(readFileSync(stateFile(), 'utf8')) as RunState;
+
+async function write(path: string, content = 'x'): Promise<void> {
+  await mkdir(dirname(join(out, path)), { recursive: true });
+  await writeFile(join(out, path), content);
+}
+
+/** Every file in the folder but the locks, with its content. */
+async function files(): Promise<Record<string, string>> {
+  const entries = await readdir(out, { recursive: true, withFileTypes: true });
+  const paths = entries.filter((entry) => entry.isFile() && !entry.name.endsWith('.lock'));
+  return Object.fromEntries(
+    paths
+      .map(({ parentPath, name }) => join(parentPath, name))
+      .sort()
+      .map((path) => [path.slice(out.length + 1), readFileSync(path, 'utf8')]),
+  );
+}
+
+const writeCheckpoint = (step = 5) => write(`checkpoints/step-${String(step).padStart(10, '0')}/manifest.json`, '{}');
+
+async function writeModel(uid: string): Promise<void> {
+  await write('model/backbone.onnx', 'onnx');
+  const sha256 = createHash('sha256').update('onnx').digest('hex');
+  await write(
+    'train-report.json',
+    JSON.stringify({
+      job: { name: 'faces', uid, attempt: 0 },
+      model: { path: 'model/backbone.onnx', sha256, bytes: 4, parameters: 1, embeddingDim: 1 },
+      steps: 1,
+      imagesPerSecond: 1,
+      trainSeconds: 1,
+      lossFirst: 1,
+      lossLast: 1,
+      evaluations: [],
+    }),
+  );
+}
+
+const ARTIFACT = ['model.int7.onnx', 'scales.json', 'report.json', 'report.html', 'manifest.json'];
+const writeArtifact = async () => {
+  for (const name of ARTIFACT) await write(`int7/${name}`, `first ${name}`);
+};
+
+/** Leaves an earlier run behind, as it is after this end. */
+const ENDS = {
+  'stopped or killed': async () => {
+    await take();
+    await writeCheckpoint();
+  },
+  'failed in training': async () => {
+    const folder = await take();
+    await writeCheckpoint();
+    await folder.recordEnd({ phase: 'Failed', exitCode: 2, message: 'no space left' });
+  },
+  'missed its gate': async () => {
+    const folder = await take();
+    await writeCheckpoint();
+    await writeModel(folder.uid);
+    await folder.recordTrained();
+    await write('int7/report.json');
+    await folder.recordEnd({ phase: 'Failed', exitCode: 3, message: 'gate' });
+  },
+  succeeded: async () => {
+    const folder = await take();
+    await writeCheckpoint();
+    await writeModel(folder.uid);
+    await folder.recordTrained();
+    await writeArtifact();
+    await folder.recordEnd({ phase: 'Succeeded', exitCode: 0 });
+  },
+  'failed before its first checkpoint': async () => {
+    const folder = await take();
+    await folder.recordEnd({ phase: 'Failed', exitCode: 2, message: 'no dataset' });
+  },
+};
+type End = keyof typeof ENDS;
+
+/** A change of the manifest, and what the next run does after each end: a mode, or what the refusal says. */
+const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End, RunMode | RegExp> }> = {
+  nothing: {
+    change: () => {},
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'quantize',
+      succeeded: 'nothing',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'the gate': {
+    change: (spec) => (spec.quantize = { gate: { maxAccuracyDrop: 0.5 } }),
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'quantize',
+      succeeded: 'quantize',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'the verification sets': {
+    change: (spec) => (spec.evaluation = { sets: [{ name: 'lfw', uri: 'file:///lfw.bin' }] }),
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'quantize',
+      succeeded: 'quantize',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'no quantization any more': {
+    change: (spec) => delete spec.quantize,
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'nothing',
+      succeeded: 'nothing',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'failure policy, deadline, number of trainers, checkpoint interval': {
+    change: (spec) =>
+      Object.assign(spec, {
+        failurePolicy: { maxRestarts: 9 },
+        activeDeadlineSeconds: 1000,
+        trainers: { replicas: 2 },
+        checkpoint: { everySteps: 7 },
+      }),
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'quantize',
+      succeeded: 'nothing',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'the learning rate and the model': {
+    change: (spec) => Object.assign(spec, { optimizer: { learningRate: 0.5 }, model: { backbone: 'iresnet34' } }),
+    want: {
+      'stopped or killed': /checkpoints of this job with other values of spec\.model\.backbone, spec\.optimizer\.lear/,
+      'failed in training': /--out.*--fresh/,
+      'missed its gate': /a trained model .* spec\.model\.backbone, spec\.optimizer\.learningRate;.*--out.*--fresh/,
+      succeeded: /spec\.model\.backbone, spec\.optimizer\.learningRate/,
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'more epochs': {
+    change: (spec) => (spec.epochs = 20),
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': /spec\.epochs; .* copy .*checkpoints/,
+      succeeded: /spec\.epochs; .* copy .*checkpoints/,
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'fewer epochs': {
+    change: (spec) => (spec.epochs = 5),
+    want: {
+      'stopped or killed': /spec\.epochs/,
+      'failed in training': /spec\.epochs/,
+      'missed its gate': /spec\.epochs/,
+      succeeded: /spec\.epochs/,
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'another folder of checkpoints': {
+    change: (spec) => (spec.checkpoint = { uri: 'file:///elsewhere' }),
+    want: {
+      'stopped or killed': /spec\.checkpoint\.uri/,
+      'failed in training': /spec\.checkpoint\.uri/,
+      'missed its gate': /spec\.checkpoint\.uri/,
+      succeeded: /spec\.checkpoint\.uri/,
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+};
+
+for (const [what, { change, want }] of Object.entries(CHANGES)) {
+  describe(`the manifest is given again; changed: ${what}`, () => {
+    for (const [end, expected] of Object.entries(want) as [End, RunMode | RegExp][]) {
+      test(`after a run that ${end}`, async () => {
+        await ENDS[end]();
+        const [before, earlier] = [await files(), state()];
+        if (typeof expected !== 'string') {
+          await assert.rejects(take(makeJob(change)), (error) => {
+            assert.ok(error instanceof FacetrainError);
+            assert.deepEqual([error.code, error.exitCode], ['InvalidArgument', 2]);
+            assert.match(error.message, expected);
+            return true;
+          });
+          assert.deepEqual(await files(), before);
+          return;
+        }
+        const folder = await take(makeJob(change));
+        assert.equal(folder.mode, expected);
+        assert.equal(folder.uid, earlier.uid, 'the fence knows the job by its uid');
+        if (expected !== 'nothing') assert.ok(folder.attempt > earlier.attempt, 'the fence refuses a lower attempt');
+        // Nothing is lost: an artifact that is replaced lies beside its folder.
+        const after = await files();
+        for (const [path, content] of Object.entries(before))
+          if (path !== '.facetrain/run.json')
+            assert.equal(after[path] ?? after[path.replace(/^int7\//, 'int7-1/')], content, path);
+      });
+    }
+  });
+}
+
+test('an artifact is set aside each time under another number, with all its files', async () => {
+  await ENDS.succeeded();
+  for (const [round, drop] of [
+    [1, 0.2],
+    [2, 0.3],
+  ] as const) {
+    const folder = await take(makeJob((spec) => (spec.quantize = { gate: { maxAccuracyDrop: drop } })));
+    assert.match(printed.join('\n'), new RegExp(`Keeps the earlier INT7 artifact in ${out}/int7-${round}`));
+    assert.deepEqual((await readdir(join(out, `int7-${round}`))).sort(), [...ARTIFACT].sort());
+    await writeArtifact();
+    await folder.recordEnd({ phase: 'Succeeded', exitCode: 0 });
+  }
+});
+
+test('a model that was damaged since is made again, from the checkpoint', async () => {
+  await ENDS.succeeded();
+  await write('model/backbone.onnx', 'cut');
+  assert.equal((await take()).mode, 'continue');
+  assert.match(printed.join('\n'), /backbone\.onnx is not as the earlier run wrote it/);
+});
+
+describe('--fresh', () => {
+  const ours = [
+    'checkpoints/step-0000000005/manifest.json',
+    'checkpoints/step-0000000005/rows-0000000000.safetensors',
+    'checkpoints/step-0000000010.0000000002/backbone.safetensors',
+    'checkpoints/step-0000000010.0000000002/.backbone.safetensors.17.tmp',
+    'checkpoints/damaged-step-0000000007.0000000001/manifest.json',
+    'model/backbone.onnx',
+    'train-report.html',
+    'int7-1/model.int7.onnx',
+    '.facetrain/logs/faces-0-0.log',
+    '.facetrain/config/faces-0/config.json',
+  ];
+  const foreign = [
+    'mine.txt',
+    'int7-old/model.int7.onnx',
+    'int7/mine.onnx',
+    'model/mine.onnx',
+    'model/backbone.onnx.bak',
+    'checkpoints/mine.txt',
+    'checkpoints/step-0000000005/mine.txt',
+    'checkpoints/step-mine/manifest.json',
+    '.facetrain/volumes/faces/train.rec',
+    '.facetrain/inputs/dataset/train.rec',
+    'checkpoints/fences/0000000003.json',
+  ];
+
+  test('names and removes what the run has made, and nothing else', async () => {
+    await ENDS.succeeded();
+    const { uid } = state();
+    for (const path of [...ours, ...foreign]) await write(path);
+    const folder = await take(makeJob(), { fresh: true });
+    assert.deepEqual([folder.mode, folder.attempt], ['begin', 0]);
+    assert.notEqual(folder.uid, uid);
+    assert.deepEqual(Object.keys(await files()).sort(), [...foreign, '.facetrain/run.json'].sort());
+    const text = printed.join('\n');
+    for (const name of ['step-0000000005', 'step-0000000010.0000000002', 'model/backbone.onnx', 'int7/manifest.json'])
+      assert.match(text, new RegExp(`  ${out}/.*${name.replaceAll('.', '\\.')} \\(.* B\\)`));
+    for (const path of foreign) assert.doesNotMatch(text, new RegExp(`${path.replaceAll('.', '\\.')} `));
+  });
+
+  test('removes nothing when an input cannot be used', async () => {
+    await ENDS.succeeded();
+    const before = await files();
+    const checkInputs = () => Promise.reject(new Error('no dataset'));
+    await assert.rejects(take(makeJob(), { fresh: true, checkInputs }), /no dataset/);
+    assert.deepEqual(await files(), before);
+    assert.deepEqual(printed, []);
+  });
+
+  test('in a folder of checkpoints that other jobs share, removes only those of this run', async () => {
+    const shared = join(dirname(out), 'shared');
+    const job = makeJob((spec) => (spec.checkpoint = { uri: `file://${shared}` }));
+    const { uid } = await take(job);
+    for (const [step, writer] of [
+      ['step-0000000001', uid],
+      ['step-0000000002', 'another'],
+    ] as const) {
+      await mkdir(join(shared, step), { recursive: true });
+      await writeFile(join(shared, step, 'manifest.json'), JSON.stringify({ job: { name: 'faces', uid: writer } }));
+    }
+    await take(job, { fresh: true });
+    assert.deepEqual(await readdir(shared), ['step-0000000002']);
+  });
+
+  test('that was interrupted goes on with removing: what is left of the earlier run is not resumed', async () => {
+    await ENDS.succeeded();
+    await writeFile(stateFile(), JSON.stringify({ ...state(), removing: true }));
+    assert.equal((await take()).mode, 'begin');
+    assert.deepEqual(Object.keys(await files()), ['.facetrain/run.json']);
+  });
+
+  test('does not replace another job', async () => {
+    await ENDS.succeeded();
+    const before = await files();
+    for (const fresh of [false, true])
+      await assert.rejects(
+        take(
+          makeJob(() => {}, 'others'),
+          { fresh },
+        ),
+        /holds the run of another job, "faces"/,
+      );
+    assert.deepEqual(await files(), before);
+  });
+});
+
+describe('a folder of version 0.1', () => {
+  const sha256 = (job: FaceTrainJob) => createHash('sha256').update(JSON.stringify(job.spec)).digest('hex');
+  /** The process with this number is no facetrain. */
+  const former = async (job: FaceTrainJob, finished: boolean, pid = process.ppid) => {
+    await write('.facetrain/run.json', JSON.stringify({ uid: 'old', specSha256: sha256(job), finished, pid }));
+    const config = plannedTrainerConfig(job, 'old', join(out, '.facetrain'));
+    config.job.attempt = 3;
+    await write('.facetrain/config/faces-3/config.json', JSON.stringify(config));
+  };
+
+  test('a run that failed, which that version calls finished, is continued', async () => {
+    await former(makeJob(), true);
+    await writeCheckpoint();
+    const folder = await take();
+    assert.deepEqual([folder.mode, folder.uid, folder.attempt], ['continue', 'old', 4]);
+  });
+
+  test('a run that succeeded is kept', async () => {
+    await former(makeJob(), true);
+    await writeModel('old');
+    await writeArtifact();
+    assert.equal((await take()).mode, 'nothing');
+  });
+
+  test('a run that missed its gate is quantized', async () => {
+    await former(makeJob(), true);
+    await writeModel('old');
+    assert.equal((await take()).mode, 'quantize');
+  });
+
+  test('fields that decide what is trained are compared, others are not', async () => {
+    await former(
+      makeJob((spec) => (spec.failurePolicy = { maxRestarts: 1 })),
+      false,
+    );
+    await writeCheckpoint();
+    await assert.rejects(take(makeJob((spec) => (spec.seed = 7))), /checkpoints .* spec\.seed/);
+    assert.equal((await take()).mode, 'continue');
+  });
+});
+
+test('files without a run are refused; the state folder alone is no obstacle', async () => {
+  await write('.facetrain/run.lock', '');
+  assert.equal((await take()).mode, 'begin');
+  await rm(stateFile());
+  await write('mine.txt', 'precious');
+  await assert.rejects(take(), /is not empty, and no run of facetrain made it/);
+  assert.equal(await readFile(join(out, 'mine.txt'), 'utf8'), 'precious');
+});
+
+test('a run.json that is damaged, or of a later version, is refused', async () => {
+  for (const [content, message] of [
+    ['{"uid"', /run\.json: .*JSON/],
+    ['{"schemaVersion": 3}', /run\.json: is not the state of a run that this version knows/],
+    ['null', /run\.json: is not the state/],
+  ] as const) {
+    await write('.facetrain/run.json', content);
+    await assert.rejects(take(), message);
+    assert.equal(await readFile(stateFile(), 'utf8'), content);
+  }
+});
+
+test('a process that holds the lock keeps others out, until it ends by whatever signal', async () => {
+  await ENDS['stopped or killed']();
+  const lock = join(out, '.facetrain', 'run.lock');
+  const holder = spawn('flock', [lock, 'sh', '-c', 'echo locked; read _'], { stdio: ['pipe', 'pipe', 'inherit'] });
+  await new Promise((resolve) => holder.stdout.once('data', resolve));
+  await assert.rejects(take(), /is running a job there/);
+  const ended = new Promise((resolve) => holder.once('exit', resolve));
+  holder.stdin.end();
+  await ended;
+  assert.equal((await take()).mode, 'continue');
+});
+
+test('waits for trainers that a killed run has left, and sees the checkpoint that they write', async () => {
+  await take();
+  const lock = join(out, '.facetrain', 'trainers.lock');
+  const checkpoint = join(out, 'checkpoints', 'step-0000000005');
+  const script = `echo locked; read _; mkdir -p ${checkpoint}; echo {} > ${checkpoint}/manifest.json`;
+  const trainer = spawn('flock', [lock, 'sh', '-c', script], { stdio: ['pipe', 'pipe', 'inherit'] });
+  await new Promise((resolve) => trainer.stdout.once('data', resolve));
+  const options = { fresh: false, checkInputs: async () => {}, signal: new AbortController().signal };
+  const taken = RunFolder.take(out, makeJob(), {
+    ...options,
+    print: (line) => {
+      printed.push(line);
+      if (line.startsWith('Waits for trainers')) trainer.stdin.end();
+    },
+  });
+  const folder = await taken;
+  folder.release();
+  assert.match(printed.join('\n'), /Waits for trainers of an earlier run .*\(processes \d+/);
+  assert.equal(folder.mode, 'continue');
+  assert.ok(existsSync(checkpoint));
+});
