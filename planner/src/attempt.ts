@@ -107,6 +107,13 @@ export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
 export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean =>
   pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
 
+/** The reason for which a pod waits while its init containers do their work. */
+export const INITIALIZING = 'PodInitializing';
+
+/** The first pod that Kubernetes says waits for something; if possible for more than its init containers. */
+export const firstWaiting = (ranks: JobView['ranks']): ObservedPod | undefined =>
+  ranks.find((pod) => pod?.waiting && pod.waiting.reason !== INITIALIZING) ?? ranks.find((pod) => pod?.waiting);
+
 const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed']);
 /** Whether the pod's phase is Unknown, or a word that we do not know. */
 export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.phase);

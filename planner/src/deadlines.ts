@@ -2,7 +2,7 @@
  * Deadlines of the whole job, and of the pods of an attempt to start. A job that exceeds one fails; it is not
  * restarted.
  */
-import { isUnknown, type JobView, outcomeOf } from './attempt.ts';
+import { firstWaiting, isUnknown, type JobView, outcomeOf } from './attempt.ts';
 import { Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
@@ -51,7 +51,7 @@ export function whatPodsWaitFor({ ranks }: JobView): string {
 }
 
 function firstWaitReason(ranks: JobView['ranks']): string | undefined {
-  const waiting = ranks.find((pod) => pod?.waiting);
+  const waiting = firstWaiting(ranks);
   if (waiting) return `${waiting.name} ${waiting.waiting!.reason}: ${waiting.waiting!.message}`;
   const unknown = ranks.find((pod) => pod && isUnknown(pod));
   if (unknown) return `${unknown.name} is in phase ${unknown.phase}`;

@@ -1,6 +1,6 @@
 /** Events, as the difference between two statuses. Each change gets one event, and only after it was written. */
-import type { JobStatus } from './attempt.ts';
-import { conditionText, isTrue } from './conditions.ts';
+import { INITIALIZING, type JobStatus } from './attempt.ts';
+import { conditionText, findCondition, isTrue } from './conditions.ts';
 import type { PlanEvent } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 
@@ -31,6 +31,13 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
       events.push({ type: severity, reason: type, message: conditionText(after.conditions, type)! });
   }
+  const waiting = waitReason(after);
+  if (waiting !== undefined && waiting !== waitReason(before))
+    events.push({
+      type: 'Warning',
+      reason: waiting,
+      message: findCondition(after.conditions, ConditionType.ready)!.message,
+    });
   // A failed job has the event Failed. Any other Stalled condition gets an event whenever its text changes.
   if (isTrue(after.conditions, ConditionType.stalled) && !isTrue(after.conditions, ConditionType.failed)) {
     const message = conditionText(after.conditions, ConditionType.stalled)!;
@@ -38,6 +45,20 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
       events.push({ type: 'Warning', reason: ConditionType.stalled, message });
   }
   return events;
+}
+
+const OWN_REASONS = new Set<string>(Object.values(Reason));
+
+/**
+ * The reason, in Kubernetes' words, for which the pods of a job do not start; undefined if none is known. While pods
+ * start, the reason of Ready is either one of ours or one of these. Afterwards the cause of a restart has its own event.
+ */
+function waitReason({ conditions }: JobStatus): string | undefined {
+  const ready = findCondition(conditions, ConditionType.ready);
+  const isAttempt = findCondition(conditions, ConditionType.podsReady)?.reason === Reason.podsNotReady;
+  if (!isAttempt || ready?.status !== 'False') return undefined;
+  const { reason } = ready;
+  return reason === Reason.unschedulable || !(OWN_REASONS.has(reason) || reason === INITIALIZING) ? reason : undefined;
 }
 
 const restartsOf = ({ restarts }: JobStatus): number => (restarts?.count ?? 0) + (restarts?.disruptions ?? 0);

@@ -21,6 +21,12 @@ export function mountWithCredentials(
 }
 
 /**
+ * Whether an init container of a job's pod has a name of ours: it fetches one of the inputs of a pod, and its exit codes
+ * are Facetrain's. `templateConflict` in pod.ts refuses these names in a pod template.
+ */
+export const isFetchContainer = (name: string): boolean => /^fetch-(dataset|model|evaluation-\d+)$/.test(name);
+
+/**
  * An init container that copies data of an object store to `path`: `facetrain-trainer fetch`. `mountWithCredentials`
  * adds the credentials. With a cache, other pods fetch to the same path, and `--shared` makes them take turns.
  */

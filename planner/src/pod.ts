@@ -14,7 +14,7 @@ import type { Blocker } from './children.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
-import { oneVolumePerClaim, volumesOf } from './pod-storage.ts';
+import { isFetchContainer, oneVolumePerClaim, volumesOf } from './pod-storage.ts';
 import { Reason } from './reasons.ts';
 
 /** The fields by which a job describes its pods: `podFields` of the API. */
@@ -80,13 +80,15 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     automountServiceAccountToken: false,
     terminationGracePeriodSeconds: userSpec.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS,
     securityContext: { ...POD_SECURITY_DEFAULTS, ...userSpec.securityContext, ...POD_SECURITY },
-    ...(fetches.length + userInitContainers.length > 0 && { initContainers: [...fetches, ...userInitContainers] }),
+    ...(fetches.length + userInitContainers.length > 0 && {
+      initContainers: [...fetches, ...userInitContainers.map(withLogAsMessage)],
+    }),
     containers: [
       mergeContainer(
         container,
         userContainers.find(({ name }) => name === CONTAINER),
       ),
-      ...userContainers.filter(({ name }) => name !== CONTAINER),
+      ...userContainers.filter(({ name }) => name !== CONTAINER).map(withLogAsMessage),
     ],
     volumes: [...ourVolumes(parts.config.name, parts.storage), ...(userSpec.volumes ?? [])],
     tolerations: tolerations(userSpec.tolerations ?? []),
@@ -108,9 +110,8 @@ export function templateConflict(
   path: string,
 ): Blocker | null {
   const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));
-  const containers = new Set([CONTAINER, ...storage.flatMap(({ fetch }) => (fetch ? [fetch.name] : []))]);
-  const clash = (field: 'volumes' | 'initContainers', ours: Set<string>): Blocker | null => {
-    const index = template?.spec?.[field]?.findIndex(({ name }) => ours.has(name)) ?? -1;
+  const clash = (field: 'volumes' | 'initContainers', isOurs: (name: string) => boolean): Blocker | null => {
+    const index = template?.spec?.[field]?.findIndex(({ name }) => isOurs(name)) ?? -1;
     if (index < 0) return null;
     const { name } = template!.spec![field]![index]!;
     return {
@@ -118,7 +119,10 @@ export function templateConflict(
       message: `${path}.spec.${field}[${index}].name: ${name} is a name of Facetrain's own; choose another`,
     };
   };
-  return clash('volumes', volumes) ?? clash('initContainers', containers);
+  return (
+    clash('volumes', (name) => volumes.has(name)) ??
+    clash('initContainers', (name) => name === CONTAINER || isFetchContainer(name))
+  );
 }
 
 function ourVolumes(config: string, storage: MountedStorage[]): Volume[] {
@@ -168,11 +172,16 @@ function mergeContainer(ours: Container, theirs: Container | undefined): Contain
 }
 
 /**
- * Adds the security context. FallbackToLogsOnError: if a program fails before it writes its termination message, the
- * end of its log explains why.
+ * If a program fails before it writes its termination message, the end of its log explains why. A container of the
+ * template that sets the policy itself keeps it.
  */
+const withLogAsMessage = (container: Container): Container => ({
+  terminationMessagePolicy: 'FallbackToLogsOnError',
+  ...container,
+});
+
 function withSecurity(container: Container): Container {
-  return { ...container, securityContext: CONTAINER_SECURITY, terminationMessagePolicy: 'FallbackToLogsOnError' };
+  return withLogAsMessage({ ...container, securityContext: CONTAINER_SECURITY });
 }
 
 const UNREACHABLE = 'node.kubernetes.io/unreachable';

@@ -15,7 +15,7 @@
  *   Failed             Failed       False  -            True      Failed
  */
 import type { FaceTrainPhase } from '@facetrain/api';
-import { isAlive, type JobStatus, type JobView } from './attempt.ts';
+import { firstWaiting, isAlive, type JobStatus, type JobView } from './attempt.ts';
 import { findCondition, isTrue, mergeConditions, type WantedCondition } from './conditions.ts';
 import { whatPodsWaitFor } from './deadlines.ts';
 import { ConditionType, Reason } from './reasons.ts';
@@ -142,7 +142,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
         kstatus: 'InProgress',
         reason: isRunning(view)
           ? Reason.podsNotReady
-          : (view.ranks.find((pod) => pod?.waiting)?.waiting?.reason ?? Reason.podsPending),
+          : (firstWaiting(view.ranks)?.waiting?.reason ?? Reason.podsPending),
         message: whatPodsWaitFor(view),
       };
     case 'Quantizing':

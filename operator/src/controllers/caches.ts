@@ -82,9 +82,12 @@ const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): strin
 
 /** Keeps the fields of a pod's spec that are read: with thousands of pods, whole specs would be most of the memory. */
 function stripPod(pod: PodObject): PodObject {
-  const { nodeName, priority, volumes = [] } = pod.spec;
+  const { nodeName, priority, volumes = [], initContainers = [] } = pod.spec;
   const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>
     persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
+  );
+  const sidecars = initContainers.flatMap(({ name, restartPolicy }) =>
+    restartPolicy === undefined ? [] : [{ name, restartPolicy }],
   );
   return {
     ...pod,
@@ -92,6 +95,7 @@ function stripPod(pod: PodObject): PodObject {
       ...(nodeName !== undefined && { nodeName }),
       ...(priority !== undefined && { priority }),
       ...(claimVolumes.length > 0 && { volumes: claimVolumes }),
+      ...(sidecars.length > 0 && { initContainers: sidecars }),
     },
   };
 }

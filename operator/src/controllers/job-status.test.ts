@@ -284,7 +284,7 @@ for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()
   });
 }
 
-test('a volume that cannot be mounted is reported from the kubelet\u2019s event, until the pod runs', async (t) => {
+test('why a pod cannot start is reported from the events about it, until the pod runs', async (t) => {
   const ns = await open(t, 'mounts');
   await ns.applyFaceTrainJob('faces', {
     trainers: { replicas: 1, podTemplate: { spec: { volumes: [{ name: 'extra', secret: { secretName: 'nope' } }] } } },
@@ -295,13 +295,13 @@ test('a volume that cannot be mounted is reported from the kubelet\u2019s event,
   await ns.schedule('faces-0-0', 'node-1');
   await ns.setPodStatus('faces-0-0', 'Pending');
   const { metadata } = await ns.get(pods, 'faces-0-0');
-  const event = (name: string, uid: string, message: string, lastTimestamp: string) =>
+  const event = (name: string, uid: string, message: string, lastTimestamp: string, reason = 'FailedMount') =>
     ns.create(podEvents, {
       apiVersion: 'v1',
       kind: 'Event',
       metadata: { name },
       type: 'Warning',
-      reason: 'FailedMount',
+      reason,
       message,
       lastTimestamp,
       source: { component: 'kubelet' },
@@ -322,9 +322,143 @@ test('a volume that cannot be mounted is reported from the kubelet\u2019s event,
         'MountVolume.SetUp failed for volume "extra" : secret "nope" not found',
     ),
   );
+  const noRuntime = 'Failed to create pod sandbox: no runtime for "nvidia" is configured';
+  await event('faces-0-0.4', metadata.uid, noRuntime, '2026-01-01T00:00:03Z', 'FailedCreatePodSandBox');
+  await event('faces-0-0.5', metadata.uid, 'too many nameservers', '2026-01-01T00:00:05Z', 'DNSConfigForming');
+  await event('faces-0-0.6', metadata.uid, '0/3 nodes are available', '2026-01-01T00:00:05Z', 'FailedScheduling');
+  const sandbox = `0 of 1 pods are ready; faces-0-0 FailedCreatePodSandBox: ${noRuntime}`;
+  await eventually(async () =>
+    assert.equal(await ns.conditionText('faces', 'Ready'), `FailedCreatePodSandBox: ${sandbox}`),
+  );
+  await eventually(async () => {
+    const { items } = await plane.client.list(events, 'mounts', {});
+    const ofJob = items!.filter(({ regarding, type }) => regarding.kind === 'FaceTrainJob' && type === 'Warning');
+    assert.deepEqual(ofJob.map(({ reason }) => reason).sort(), ['FailedCreatePodSandBox', 'FailedMount']);
+    assert(ofJob.some(({ note }) => note === sandbox));
+  });
   await ns.setPodStatus('faces-0-0', 'Running');
   await ns.waitForPhase('faces', 'Running');
 });
+
+/** The statuses of pods as a kubelet of 1.37 writes them, and what the job says. */
+const endings: Record<string, { status: object; want: { reason: string; message: string | RegExp; count: number } }> = {
+  'over its own limit': {
+    status: {
+      phase: 'Failed',
+      reason: 'Evicted',
+      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+      containerStatuses: [ended('facetrain', { exitCode: 137, reason: 'Error' })],
+    },
+    want: {
+      reason: 'Evicted',
+      message:
+        'rank 0 left with exit code 137 (Evicted) on node-1: ' +
+        'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+      count: 1,
+    },
+  },
+  'evicted for its node': {
+    status: {
+      phase: 'Failed',
+      reason: 'Evicted',
+      message: 'The node was low on resource: memory.',
+      conditions: [{ type: 'DisruptionTarget', status: 'True', reason: 'TerminationByKubelet' }],
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    want: { reason: 'Evicted', message: /memory\.$/, count: 0 },
+  },
+  'ended by a liveness probe': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 143 on node-1', count: 1 },
+  },
+  'rejected by the kubelet': {
+    status: {
+      phase: 'Failed',
+      reason: 'OutOfcpu',
+      message: 'Pod was rejected: Node didn\u2019t have enough resource: cpu',
+    },
+    want: {
+      reason: 'OutOfcpu',
+      message: 'rank 0 failed (OutOfcpu) on node-1: Pod was rejected: Node didn\u2019t have enough resource: cpu',
+      count: 0,
+    },
+  },
+  'a program that does not exist': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [
+        ended('facetrain', { exitCode: 128, reason: 'StartError', message: 'exec: "/no/such": no such file' }),
+      ],
+    },
+    want: {
+      reason: 'StartError',
+      message: 'rank 0 left with exit code 128 (StartError) on node-1: exec: "/no/such": no such file',
+      count: 1,
+    },
+  },
+  'an init container of the template': {
+    status: {
+      phase: 'Failed',
+      initContainerStatuses: [
+        ended('log-shipper', { exitCode: 137, reason: 'Error' }),
+        ended('copy-certs', { exitCode: 2, reason: 'Error', message: 'ls: no such folder' }),
+      ],
+    },
+    want: {
+      reason: 'ContainerFailed',
+      message: 'rank 0: container copy-certs left with exit code 2 on node-1: ls: no such folder',
+      count: 1,
+    },
+  },
+};
+
+function ended(name: string, terminated: object) {
+  const finishedAt = new Date().toISOString();
+  return {
+    name,
+    ready: false,
+    restartCount: 0,
+    image: 'x',
+    imageID: '',
+    state: { terminated: { finishedAt, ...terminated } },
+  };
+}
+
+for (const [index, [name, { status, want }]] of Object.entries(endings).entries()) {
+  test(`what ended a pod is told, and counted as the table says: ${name}`, async (t) => {
+    const ns = await open(t, `endings-${index}`);
+    const initContainers = [
+      { name: 'log-shipper', image: 'x', restartPolicy: 'Always' },
+      { name: 'copy-certs', image: 'x' },
+    ];
+    await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1, podTemplate: { spec: { initContainers } } } });
+    await ns.waitForPods('faces-0-0');
+    await ns.schedule('faces-0-0', 'node-1');
+    // A native sidecar that fails does not end the pod.
+    await ns.patch(
+      pods,
+      'faces-0-0',
+      {
+        status: {
+          phase: 'Pending',
+          initContainerStatuses: [ended('log-shipper', { exitCode: 1, reason: 'Error' })],
+        },
+      },
+      'status',
+    );
+    await ns.patch(pods, 'faces-0-0', { status }, 'status');
+    await eventually(async () => {
+      const { restarts } = await ns.statusOf('faces');
+      assert.equal(restarts?.lastReason, want.reason);
+      if (want.message instanceof RegExp) assert.match(restarts!.lastMessage!, want.message);
+      else assert.equal(restarts!.lastMessage, want.message);
+      assert.deepEqual([restarts!.count, restarts!.disruptions], [want.count, 1 - want.count]);
+    });
+  });
+}
 
 test('a missing claim is reported with its name', async (t) => {
   const ns = await open(t, 'claim');

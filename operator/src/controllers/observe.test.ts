@@ -16,7 +16,7 @@ const pod = (
     creationTimestamp: '2026-01-01T00:00:00Z',
     labels,
   },
-  spec: { nodeName: 'node-1' },
+  spec: { nodeName: 'node-1', initContainers: [{ name: 'log-shipper', restartPolicy: 'Always' }] },
   ...(status && { status }),
 });
 const terminated = (exitCode: number, more = {}) => ({
@@ -77,6 +77,116 @@ const cases: Record<
   evicted: {
     status: { phase: 'Failed', reason: 'Evicted', conditions: [{ type: 'DisruptionTarget', status: 'True' }] },
     want: { reason: 'Evicted', disrupted: true, exitCode: undefined },
+  },
+  'evicted over its own limit': {
+    status: {
+      phase: 'Failed',
+      reason: 'Evicted',
+      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+      containerStatuses: [terminated(137)],
+    },
+    want: {
+      exitCode: 137,
+      reason: 'Evicted',
+      disrupted: false,
+      rejected: undefined,
+      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+    },
+  },
+  'drained: in the words of the eviction API': {
+    status: {
+      phase: 'Running',
+      conditions: [
+        {
+          type: 'DisruptionTarget',
+          status: 'True',
+          reason: 'EvictionByEvictionAPI',
+          message: 'Eviction API: evicting',
+        },
+      ],
+    },
+    want: { disrupted: true, message: 'EvictionByEvictionAPI: Eviction API: evicting' },
+  },
+  'rejected by the kubelet': {
+    status: {
+      phase: 'Failed',
+      reason: 'OutOfcpu',
+      message: 'Pod was rejected: Node didn’t have enough resource: cpu, requested: 64000',
+    },
+    want: { exitCode: undefined, reason: 'OutOfcpu', rejected: true },
+  },
+  'failed to start, in the words of the runtime': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [
+        terminated(128, { reason: 'StartError', message: 'exec: "/no/such/program": no such file or directory' }),
+      ],
+    },
+    want: {
+      exitCode: 128,
+      reason: 'StartError',
+      termination: undefined,
+      message: 'exec: "/no/such/program": no such file or directory',
+    },
+  },
+  'failed in an init container of the template': {
+    status: {
+      phase: 'Failed',
+      initContainerStatuses: [
+        { ...terminated(137), name: 'log-shipper' },
+        { ...terminated(2, { message: "ls: cannot access '/no'\nls: no such folder\n" }), name: 'copy-certs' },
+      ],
+    },
+    want: {
+      exitCode: undefined,
+      termination: undefined,
+      foreignContainer: {
+        name: 'copy-certs',
+        exitCode: 2,
+        reason: 'Error',
+        message: "ls: cannot access '/no' | ls: no such folder",
+      },
+    },
+  },
+  'evicted in an init container of the template: the pod’s own words': {
+    status: {
+      phase: 'Failed',
+      reason: 'Evicted',
+      initContainerStatuses: [{ ...terminated(137), name: 'copy-certs' }],
+    },
+    want: { exitCode: undefined, reason: 'Evicted', foreignContainer: undefined },
+  },
+  'running, with a native sidecar that fails again and again': {
+    status: {
+      phase: 'Running',
+      initContainerStatuses: [{ ...terminated(1), name: 'log-shipper' }],
+      containerStatuses: [{ name: 'facetrain', state: { running: {} } }],
+    },
+    want: { exitCode: undefined, foreignContainer: undefined, waiting: undefined },
+  },
+  'pending, with an init container of the template that fails: the pod may yet be Failed': {
+    status: { phase: 'Pending', initContainerStatuses: [{ ...terminated(2), name: 'copy-certs' }] },
+    want: { exitCode: undefined, foreignContainer: undefined },
+  },
+  'initializing: which container runs': {
+    status: {
+      phase: 'Pending',
+      initContainerStatuses: [
+        { name: 'log-shipper', state: { running: {} } },
+        { name: 'warm-cache', state: { running: {} } },
+      ],
+      containerStatuses: [{ name: 'facetrain', state: { waiting: { reason: 'PodInitializing' } } }],
+    },
+    want: { waiting: { reason: 'PodInitializing', message: 'init container warm-cache runs' } },
+  },
+  'waiting in a container of the template, which is named': {
+    status: {
+      phase: 'Pending',
+      initContainerStatuses: [
+        { name: 'warm-cache', state: { waiting: { reason: 'CreateContainerConfigError', message: 'no secret "x"' } } },
+      ],
+    },
+    want: { waiting: { reason: 'CreateContainerConfigError', message: 'init container warm-cache: no secret "x"' } },
   },
   'running, with a failed sidecar, which does not count': {
     status: { phase: 'Running', containerStatuses: [{ ...terminated(1), name: 'sidecar' }] },

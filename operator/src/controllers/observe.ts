@@ -1,12 +1,13 @@
 /** Objects of the API server, translated to what the planners take. Pure functions of one object each. */
 import { API_VERSION } from '@facetrain/api';
-import { isAlive } from '@facetrain/planner/attempt';
+import { INITIALIZING, isAlive } from '@facetrain/planner/attempt';
 import { CONTAINER, type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
+import { isFetchContainer } from '@facetrain/planner/pod-storage';
 import { readTermination } from '@facetrain/planner/read-termination';
 import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import { isPending, type PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
-import type { PodObject } from './resources.ts';
+import type { ContainerStatus, PodObject } from './resources.ts';
 
 export function identityOf({ metadata }: KubernetesObject): JobIdentity {
   const { name, namespace, uid, generation = 0, deletionTimestamp } = metadata;
@@ -52,8 +53,6 @@ export function observePod(
   if (attempt === null || rank === null) return null;
   const isTrue = (type: string) =>
     status.conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
-  const ended = terminationOf(status);
-  const reason = status.reason ?? ended?.reason;
   const waiting = waitingOf(pod, nodesAndVolumes);
   const lostNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.lostNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];
@@ -68,10 +67,7 @@ export function observePod(
     disrupted: isTrue('DisruptionTarget'),
     createdAt: metadata.creationTimestamp,
     ...(spec.nodeName !== undefined && { node: spec.nodeName }),
-    ...(ended?.finishedAt && { finishedAt: ended.finishedAt }),
-    ...(ended && { exitCode: ended.exitCode }),
-    ...(reason !== undefined && reason !== 'Completed' && { reason }),
-    ...(ended?.message !== undefined && readTermination(ended.message)),
+    ...endOf(pod),
     ...(waiting && { waiting }),
     ...(lostNode !== undefined && { lostNode }),
     ...(specDigest !== undefined && { specDigest }),
@@ -88,16 +84,108 @@ function priorityOf(object: KubernetesObject): { priority?: number } {
 /** Its processes run, or may yet run: it has neither succeeded nor failed. */
 export const isPodAlive = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
 
+type End = Pick<
+  ObservedPod,
+  | 'exitCode'
+  | 'finishedAt'
+  | 'container'
+  | 'foreignContainer'
+  | 'reason'
+  | 'message'
+  | 'rejected'
+  | 'termination'
+  | 'result'
+>;
+
 /**
- * How the trainer's container ended, or the first init container that failed: after a failed fetch no trainer starts.
+ * How a pod ended, or how its program ended while the pod still runs. Words of the whole pod (Evicted, OutOfcpu, with
+ * `status.message`) come before those of a container: they say why the container was ended.
  */
-function terminationOf({ containerStatuses = [], initContainerStatuses = [] }: NonNullable<PodObject['status']>) {
+function endOf(pod: PodObject): End {
+  const { status = {} } = pod;
+  const ours = endedContainerOfOurs(status);
+  const terminated = ours?.state?.terminated;
+  const ofPod = {
+    ...(status.reason !== undefined && { reason: status.reason }),
+    ...messageOf(status),
+    ...(isRejected(status) && { rejected: true as const }),
+  };
+  if (terminated) {
+    const { exitCode, finishedAt, reason, message } = terminated;
+    return {
+      exitCode,
+      ...(finishedAt && { finishedAt }),
+      ...(ours.name !== CONTAINER && { container: ours.name }),
+      ...(reason !== undefined && reason !== 'Completed' && { reason }),
+      ...(message !== undefined && readTermination(message)),
+      ...(message !== undefined && isOfRuntime(reason) && { message: lastLines(message) }),
+      ...ofPod,
+    };
+  }
+  const foreign = status.phase === 'Failed' && status.reason === undefined ? failedInitContainer(pod) : undefined;
+  return { ...(foreign && { foreignContainer: foreign }), ...ofPod };
+}
+
+/**
+ * The trainer's container, or the first container that failed to fetch: after that no trainer starts. Other containers
+ * have exit codes of their own meaning, and what their end does to the pod is in its phase: a sidecar that fails (an
+ * init container with restartPolicy Always) is started again, and no other init container is.
+ */
+function endedContainerOfOurs({
+  containerStatuses = [],
+  initContainerStatuses = [],
+}: NonNullable<PodObject['status']>) {
   return (
-    containerStatuses.find(({ name }) => name === CONTAINER)?.state?.terminated ??
-    initContainerStatuses
-      .map(({ state }) => state?.terminated)
-      .find((terminated) => terminated !== undefined && terminated.exitCode !== 0)
+    containerStatuses.find(({ name, state }) => name === CONTAINER && state?.terminated) ??
+    initContainerStatuses.find(
+      ({ name, state }) => isFetchContainer(name) && state?.terminated && state.terminated.exitCode !== 0,
+    )
   );
+}
+
+/** The init container of the template because of which a pod has failed. */
+function failedInitContainer({ spec, status }: PodObject): ObservedPod['foreignContainer'] {
+  const failed = status?.initContainerStatuses?.find(
+    ({ name, state }) => state?.terminated && state.terminated.exitCode !== 0 && !isSidecar(spec, name),
+  );
+  if (!failed) return undefined;
+  const { exitCode, reason, message } = failed.state!.terminated!;
+  return {
+    name: failed.name,
+    exitCode,
+    ...(reason !== undefined && { reason }),
+    ...(message && { message: lastLines(message) }),
+  };
+}
+
+const isSidecar = ({ initContainers = [] }: PodObject['spec'], name: string): boolean =>
+  initContainers.some((container) => container.name === name && container.restartPolicy === 'Always');
+
+/** Whether a container's termination message is the runtime's: it could not start the program. */
+const isOfRuntime = (reason: string | undefined): boolean =>
+  reason === 'StartError' || reason === 'ContainerCannotRun' || reason === 'ContainerStatusUnknown';
+
+/** The kubelet's words about a pod, or those of the component that set DisruptionTarget. */
+function messageOf({ message, conditions }: NonNullable<PodObject['status']>): { message?: string } {
+  if (message) return { message };
+  const target = conditions?.find(({ type, status }) => type === 'DisruptionTarget' && status === 'True');
+  if (!target?.reason) return {};
+  return { message: target.message ? `${target.reason}: ${target.message}` : target.reason };
+}
+
+/** The kubelet refused the pod: `rejectPod` of pkg/kubelet/kubelet.go writes this message, and no container status. */
+const isRejected = ({ phase, message, containerStatuses = [] }: NonNullable<PodObject['status']>): boolean =>
+  phase === 'Failed' &&
+  (message?.startsWith('Pod was rejected: ') ?? false) &&
+  containerStatuses.every(({ state }) => !state?.running && !state?.terminated);
+
+/** Characters of a container's words that are shown: the end of its log may be 80 lines long. */
+const MAX_WORDS = 500;
+
+/** The end of a text, as one line. */
+function lastLines(text: string): string {
+  const line = text.trim().replaceAll(/\s*\n\s*/g, ' | ');
+  return line.length <= MAX_WORDS ? line : `…${line.slice(-MAX_WORDS)}`;
 }
 
 /**
@@ -108,27 +196,29 @@ function waitingOf(
   pod: PodObject,
   nodesAndVolumes: Pick<PodNodesAndVolumes, 'pendingReason'> | undefined,
 ): ObservedPod['waiting'] {
-  const own = ownWaiting(pod.status ?? {});
+  const own = isPending(pod) ? ownWaiting(pod) : undefined;
   const volumes = isPending(pod) ? nodesAndVolumes?.pendingReason(pod) : undefined;
   return pod.spec.nodeName === undefined ? (volumes ?? own) : (own ?? volumes);
 }
 
-function ownWaiting({
-  conditions = [],
-  containerStatuses = [],
-  initContainerStatuses = [],
-}: NonNullable<PodObject['status']>): ObservedPod['waiting'] {
+function ownWaiting({ spec, status = {} }: PodObject): ObservedPod['waiting'] {
+  const { conditions = [], containerStatuses = [], initContainerStatuses = [] } = status;
   const unscheduled = conditions.find(({ type, status }) => type === 'PodScheduled' && status === 'False');
-  const waiting =
-    unscheduled ??
-    [...initContainerStatuses, ...containerStatuses]
-      .map(({ state }) => state?.waiting)
-      .find((state) => state && !NORMAL_START.has(state.reason ?? ''));
-  return waiting && { reason: waiting.reason ?? 'Waiting', message: waiting.message ?? '' };
+  if (unscheduled) return { reason: unscheduled.reason ?? 'Waiting', message: unscheduled.message ?? '' };
+  const isInit = (container: ContainerStatus) => initContainerStatuses.includes(container);
+  const label = (container: ContainerStatus) =>
+    `${isInit(container) ? 'init container' : 'container'} ${container.name}`;
+  for (const container of [...initContainerStatuses, ...containerStatuses]) {
+    const { reason = 'Waiting', message = '' } = container.state?.waiting ?? { reason: INITIALIZING };
+    if (NORMAL_START.has(reason)) continue;
+    return { reason, message: container.name === CONTAINER ? message : `${label(container)}: ${message}` };
+  }
+  const running = initContainerStatuses.find(({ name, state }) => state?.running && !isSidecar(spec, name));
+  return running && { reason: INITIALIZING, message: `${label(running)} runs` };
 }
 
 /** Reasons that every container waits for while its pod starts. */
-const NORMAL_START = new Set(['ContainerCreating', 'PodInitializing']);
+const NORMAL_START = new Set(['ContainerCreating', INITIALIZING]);
 
 function numberIn(label: string | undefined): number | null {
   return label !== undefined && /^\d+$/.test(label) ? Number(label) : null;

@@ -1,7 +1,7 @@
 /**
- * The node of a pod, its PersistentVolumeClaims, and the mounts of its volumes. The pod's status does not report when
- * they are lost or missing, so they are watched, too. The planner gets the result as fields of the pod: `lostNode` and
- * `waiting`.
+ * The node of a pod, its PersistentVolumeClaims, and the Events about it. The pod's status does not report that a node
+ * is lost, that a claim is missing, or why the kubelet cannot start the pod, so they are watched, too. The planner gets
+ * the result as fields of the pod: `lostNode` and `waiting`.
  *
  * The operator works without them. Nodes are cluster-scoped, so a Role cannot permit reading them: a kind that the
  * operator may not read is left out, and a warning is logged once.
@@ -45,8 +45,25 @@ const SETTLE_MILLISECONDS = 2_000;
  */
 const EVENT_WATCH_SECONDS = 60;
 
-/** A kubelet reports a volume that it cannot mount by such an Event, and nowhere else. */
-const MOUNT_FAILURES = 'involvedObject.kind=Pod,reason=FailedMount';
+/**
+ * Warnings about pods. What a kubelet cannot do before it starts a container (mount a volume, create the sandbox,
+ * prepare devices) is in such an Event and nowhere else; likewise a volume that the controller manager cannot attach.
+ * Left out are frequent ones whose cause is in the status of the pod, too.
+ */
+const POD_WARNINGS =
+  'involvedObject.kind=Pod,type=Warning,reason!=Unhealthy,reason!=BackOff,reason!=FailedScheduling,reason!=Evicted';
+
+/** Warnings with which a pod starts nevertheless. */
+const HARMLESS = new Set([
+  'DNSConfigForming',
+  'MissingClusterDNS',
+  'CheckLimitsForResolvConf',
+  'FailedToRetrieveImagePullSecret',
+  'ExceededGracePeriod',
+  'FailedKillPod',
+  'FailedPreStopHook',
+  'VolumePermissionChangeInProgress',
+]);
 
 export class PodNodesAndVolumes {
   readonly caches: {
@@ -131,8 +148,9 @@ export class PodNodesAndVolumes {
       cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', {
         metadataOnly: true,
       }),
-      cache(podEvents, namespace, 'why a volume cannot be mounted is only in the pod’s events', {
-        fieldSelector: MOUNT_FAILURES,
+      cache(podEvents, namespace, 'why a pod cannot start may be in the pod’s events only', {
+        fieldSelector: POD_WARNINGS,
+        strip: stripEvent,
         watchSeconds: EVENT_WATCH_SECONDS,
         indexes: {
           pod: ({ involvedObject: { namespace, name } }) => keyOf({ metadata: { namespace: namespace!, name } }),
@@ -169,7 +187,7 @@ export class PodNodesAndVolumes {
     return unreachableReason(this.caches.Node!.get(keyOf({ metadata: { name } }))!);
   }
 
-  /** Why a pending pod cannot start: a claim that does not exist, or a volume that the kubelet could not mount. */
+  /** Why a pending pod cannot start: a claim that does not exist, or the latest Event that warns of something. */
   pendingReason(pod: PodObject): { reason: string; message: string } | undefined {
     const { namespace } = pod.metadata;
     const { PersistentVolumeClaim, Event } = this.caches;
@@ -179,14 +197,47 @@ export class PodNodesAndVolumes {
       claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
     if (missing !== undefined)
       return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
-    // With this condition all volumes are mounted, and older Events no longer apply.
+    // With this condition the sandbox exists and all volumes are mounted. Older Events no longer apply, and the status
+    // says what containers wait for.
     if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True'))
       return undefined;
-    const failures =
-      Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
-    const latest = failures.sort((a, b) => (a.lastTimestamp ?? '').localeCompare(b.lastTimestamp ?? '')).at(-1);
+    const warnings =
+      Event?.indexed('pod', keyOf(pod)).filter(
+        ({ involvedObject, reason }) => involvedObject.uid === pod.metadata.uid && !HARMLESS.has(reason),
+      ) ?? [];
+    const latest = warnings.sort((a, b) => timeOf(a) - timeOf(b)).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
+}
+
+/** When an Event was last seen, in ms. The two APIs of Events have different fields for it. */
+const timeOf = ({ metadata, lastTimestamp, eventTime, series }: PodEvent): number =>
+  Date.parse(series?.lastObservedTime ?? lastTimestamp ?? eventTime ?? metadata.creationTimestamp);
+
+/** Keeps the fields that are read: the pods of the whole cluster may have warnings. */
+function stripEvent({
+  metadata,
+  involvedObject,
+  reason,
+  message,
+  lastTimestamp,
+  eventTime,
+  series,
+}: PodEvent): PodEvent {
+  const { name, namespace, uid, resourceVersion, creationTimestamp } = metadata;
+  return {
+    metadata: { name, ...(namespace && { namespace }), uid, resourceVersion, creationTimestamp },
+    involvedObject: {
+      ...(involvedObject.namespace && { namespace: involvedObject.namespace }),
+      name: involvedObject.name,
+      ...(involvedObject.uid && { uid: involvedObject.uid }),
+    },
+    reason,
+    ...(message && { message }),
+    ...(lastTimestamp && { lastTimestamp }),
+    ...(eventTime && { eventTime }),
+    ...(series && { series }),
+  };
 }
 
 export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? 'Pending') === 'Pending';

@@ -10,16 +10,22 @@ export interface JobObject extends KubernetesObject {
   status?: JobStatus;
 }
 
-interface ContainerStatus {
+export interface ContainerStatus {
   name: string;
   state?: {
     waiting?: { reason?: string; message?: string };
+    running?: object;
     terminated?: { exitCode: number; reason?: string; message?: string; finishedAt?: string };
   };
 }
 
 export interface PodObject extends KubernetesObject {
-  spec: { nodeName?: string; priority?: number; volumes?: { persistentVolumeClaim?: { claimName: string } }[] };
+  spec: {
+    nodeName?: string;
+    priority?: number;
+    volumes?: { persistentVolumeClaim?: { claimName: string } }[];
+    initContainers?: { name: string; restartPolicy?: string }[];
+  };
   status?: {
     phase?: string;
     reason?: string;
@@ -45,6 +51,9 @@ export interface PodEvent extends KubernetesObject {
   reason: string;
   message?: string;
   lastTimestamp?: string | null;
+  /** Of an event that was written through events.k8s.io, instead of `lastTimestamp`. */
+  eventTime?: string | null;
+  series?: { lastObservedTime?: string };
 }
 
 export const faceTrainJobs = defineResource<JobObject>(API_VERSION, 'facetrainjobs');

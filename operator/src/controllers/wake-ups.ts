@@ -8,7 +8,7 @@
  * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup or QuantizeJob, in any way | the job that is its controller |
  * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
- * | a FailedMount Event is created or counted up | the job of its pod |
+ * | an Event that warns about a pod is created or counted up | the job of its pod |
  *
  * Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may request another reconcile after
  * some seconds. A job that waits for another (for its folder, or for objects of an earlier job of its name) relies on
