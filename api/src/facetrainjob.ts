@@ -402,6 +402,9 @@ export const FaceTrainJobSpec = rules(
 );
 export type FaceTrainJobSpec = z.output<typeof FaceTrainJobSpec>;
 
+/** Longest `completedRanks`, in characters: every other rank of the largest gang, with a comma. */
+const MAX_COMPLETED_RANKS = 10_240;
+
 export const FaceTrainPhase = z.enum([
   'Pending',
   'Running',
@@ -466,6 +469,15 @@ export const FaceTrainJobStatus = z
         ready: z.int32().min(0).describe('Pods that run and are ready.'),
         succeeded: z.int32().min(0).describe('Pods that succeeded.'),
         failed: z.int32().min(0).describe('Pods that failed.'),
+        completedRanks: z
+          .string()
+          .max(MAX_COMPLETED_RANKS)
+          .regex(/^\d+(-\d+)?(,\d+(-\d+)?)*$/)
+          .optional()
+          .describe(
+            'Ranks of this attempt that have succeeded, such as "0,2-5" (the format of a Job’s completedIndexes). They ' +
+              'stay succeeded when their pods are removed.',
+          ),
       })
       .optional()
       .describe('Pods of the current attempt.'),

@@ -9,6 +9,7 @@ import { type FaceTrainJobStatus, type FailurePolicy, OPERATOR_NAME, type Quanti
 import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
+import { parseRanks } from './rank-set.ts';
 import { secondsSince } from './time.ts';
 
 /** Fields of the spec that both kinds of job have. */
@@ -21,7 +22,14 @@ export interface JobSpec {
 /** Fields of the status that both kinds of job have. */
 export type JobStatus = Pick<
   FaceTrainJobStatus & QuantizeJobStatus,
-  'observedGeneration' | 'conditions' | 'attempt' | 'startTime' | 'attemptStartTime' | 'completionTime' | 'restarts'
+  | 'observedGeneration'
+  | 'conditions'
+  | 'attempt'
+  | 'startTime'
+  | 'attemptStartTime'
+  | 'completionTime'
+  | 'restarts'
+  | 'trainers'
 >;
 
 /** A job at the time of a plan, sorted by attempt and rank. */
@@ -34,7 +42,7 @@ export interface JobView {
   attempt: number;
   /** When the pods of the current attempt were all created; undefined before. */
   startedAt: string | undefined;
-  /** Pods of the current attempt by rank. */
+  /** Pods of the current attempt by rank; for a rank that has succeeded and whose pod was removed, its memory. */
   ranks: (ObservedPod | undefined)[];
   /** Pods of earlier attempts, and pods of the current one whose rank is beyond the number of replicas. */
   otherPods: ObservedPod[];
@@ -73,6 +81,8 @@ export function viewOf(
     if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
     else otherPods.push(pod);
   }
+  if (attempt === (status.attempt ?? 0))
+    for (const rank of parseRanks(status.trainers?.completedRanks, size)) ranks[rank] ??= rememberedPod(rank, attempt);
   return {
     kind,
     identity,
@@ -86,6 +96,23 @@ export function viewOf(
     toleratesNodeLoss,
   };
 }
+
+/**
+ * In place of the pod of a rank that has succeeded, after the pod was removed: by a pod garbage collector, by the drain
+ * of its node, by a person. What was trained is not trained again.
+ */
+const rememberedPod = (rank: number, attempt: number): ObservedPod => ({
+  name: '',
+  uid: '',
+  attempt,
+  rank,
+  phase: 'Succeeded',
+  ready: false,
+  deleting: false,
+  disrupted: false,
+  createdAt: '',
+  removed: true,
+});
 
 /** Seconds after its creation in which a pod may be missing from the executor's cache. */
 const CACHE_LAG_SECONDS = 5;

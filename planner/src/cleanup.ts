@@ -53,7 +53,7 @@ export function deleteOlderPods(view: JobView, policy: CleanPodPolicy): Action[]
 export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action[] {
   if (policy === 'None') return [];
   return view.ranks
-    .filter((pod) => pod !== undefined && (mustBeStopped(pod, view.now) || policy === 'All'))
+    .filter((pod) => pod !== undefined && !pod.removed && (mustBeStopped(pod, view.now) || policy === 'All'))
     .flatMap((pod) => deletePod(pod!));
 }
 

@@ -38,6 +38,8 @@ export interface ObservedPod {
   reason?: string;
   /** Kubernetes' words about the end of the pod, or of its container. */
   message?: string;
+  /** There is no pod: the status remembers that its rank succeeded. Only planners set it (`viewOf`). */
+  removed?: true;
   /** The kubelet rejected the pod before it started any container. */
   rejected?: true;
   /** The termination message of a program that failed (read-termination.ts). */

@@ -460,6 +460,22 @@ for (const [index, [name, { status, want }]] of Object.entries(endings).entries(
   });
 }
 
+test('ranks that have succeeded are not trained again when their pods are removed', async (t) => {
+  const ns = await open(t, 'removed');
+  await ns.applyFaceTrainJob('faces');
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  await ns.setPodStatus('faces-0-1', 'Succeeded', { exitCode: 0 });
+  await eventually(async () => assert.equal((await ns.statusOf('faces')).trainers?.completedRanks, '1'));
+  await ns.delete(pods, 'faces-0-1');
+  await settle();
+  const { attempt, restarts } = await ns.statusOf('faces');
+  assert.deepEqual([attempt, restarts, await ns.names(pods)], [0, undefined, ['faces-0-0']]);
+  await ns.setPodStatus('faces-0-0', 'Succeeded', { exitCode: 0 });
+  await ns.waitForPhase('faces', 'Succeeded');
+});
+
 test('a missing claim is reported with its name', async (t) => {
   const ns = await open(t, 'claim');
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 }, pendingDeadlineSeconds: 3 });

@@ -81,7 +81,7 @@ test('after any history, an undisturbed job ends as either Succeeded or Failed',
   );
 });
 
-test('a job whose pods succeed ends as Succeeded without a restart, after any phases and suspensions', () => {
+test('a job whose pods succeed ends as Succeeded without a restart, after any phases, suspensions and removals', () => {
   check(
     fc.property(job, history(harmlessEvents), ({ builder, podGroupApi }, steps) => {
       // The default deadline would be exceeded, and a hang restarts the job.

@@ -460,6 +460,30 @@ describe('how a training ends', () => {
   }
 });
 
+describe('a rank that has succeeded, and whose pod is removed', () => {
+  const job = makeJob();
+  const seen = settled(job, [makePod(0).running().build(), makePod(1).succeeded().build()]);
+  const running = [makePod(0).running().build()];
+
+  test('stays succeeded, and no pod replaces it', () => {
+    assert.equal(seen.trainers!.completedRanks, '1');
+    for (const seconds of [3, 100]) {
+      const { status, actions } = plan(job.observe(seen, running, { objects: OBJECTS }), seconds);
+      assert.deepEqual([status.phase, status.attempt, actions], ['Running', 0, []]);
+      assert.partialDeepStrictEqual(status.trainers, { active: 1, succeeded: 1, completedRanks: '1' });
+    }
+  });
+  test('counts for the end of the training', () => {
+    const end = settled(job, [makePod(0).succeeded().build()], seen);
+    assert.deepEqual([end.phase, end.trainers!.completedRanks], ['Succeeded', '0-1']);
+    assert.deepEqual(plan(job.with({ cleanPodPolicy: 'All' }).observe(end, [], { objects: OBJECTS })).actions, []);
+  });
+  test('is trained again in the next attempt', () => {
+    const status = settled(job, [makePod(0).failed(1).build()], seen);
+    assert.deepEqual([status.attempt, status.trainers!.completedRanks], [1, undefined]);
+  });
+});
+
 describe('pods of a finished job', () => {
   const pods = [makePod(0).running().build(), makePod(1).failed(2).build()];
   const cases: Record<string, { policy: string; want: string[] }> = {

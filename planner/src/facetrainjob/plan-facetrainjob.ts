@@ -19,6 +19,7 @@ import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
+import { formatRanks } from '../rank-set.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
@@ -159,7 +160,7 @@ function compose(
     phase: phaseOf(stage, view),
     conditions: conditionsOf(stage, view, quantizationCondition(stage, observed)),
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),
-    trainers: countPods(before, view),
+    trainers: countPods(stage, before, view),
     // Training that does not continue has no estimated end.
     progress:
       progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended')
@@ -172,18 +173,28 @@ function compose(
   } as FaceTrainJobStatus);
 }
 
-/** Counts the pods of the current attempt. Pods that have ended are still counted after they were deleted. */
-function countPods(before: FaceTrainJobStatus, { ranks }: JobView): NonNullable<FaceTrainJobStatus['trainers']> {
+/**
+ * Counts the pods of the current attempt. Pods that have ended are still counted after they were deleted. The ranks that
+ * have succeeded are remembered until the attempt is replaced.
+ */
+function countPods(
+  stage: Stage,
+  before: FaceTrainJobStatus,
+  { ranks }: JobView,
+): NonNullable<FaceTrainJobStatus['trainers']> {
   const pods = ranks.filter((pod) => pod !== undefined);
   const count = (outcome: string) => pods.filter((pod) => outcomeOf(pod) === outcome).length;
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ended = (kind: 'succeeded' | 'failed') => Math.max(count(kind), isOver ? (before.trainers?.[kind] ?? 0) : 0);
+  const completed = ranks.flatMap((pod, rank) => (pod && outcomeOf(pod) === 'succeeded' ? [rank] : []));
+  const completedRanks = stage.name === 'Restart' || stage.name === 'Replace' ? undefined : formatRanks(completed);
   return {
     desired: ranks.length,
     active: pods.filter((pod) => isAlive(pod) && outcomeOf(pod) === null).length,
     ready: pods.filter((pod) => pod.phase === 'Running' && pod.ready).length,
     succeeded: ended('succeeded'),
     failed: ended('failed'),
+    ...(completedRanks !== undefined && { completedRanks }),
   };
 }
 

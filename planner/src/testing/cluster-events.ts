@@ -27,6 +27,8 @@ export type ClusterEvent =
     }
   | { type: 'fail'; pod: number; exitCode: number }
   | { type: 'removeDeletedPods' }
+  /** The pod garbage collector, or a person, removes pods that have ended. */
+  | { type: 'removeEndedPods' }
   /** A user deletes the PodGroups. */
   | { type: 'deletePodGroups' }
   | { type: 'startAll' }
@@ -52,7 +54,8 @@ export const harmlessEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
     ),
     pod,
   }),
-  fc.record({ type: fc.constant('removeDeletedPods' as const) }),
+  fc.record({ type: fc.constantFrom('removeDeletedPods' as const, 'removeEndedPods' as const) }),
+  fc.record({ type: fc.constant('succeed' as const), pod }),
   fc.record({ type: fc.constant('suspend' as const), suspend: fc.boolean() }),
   fc.record({ type: fc.constant('networkPolicy' as const), enabled: fc.boolean() }),
   fc.record({ type: fc.constant('changeSpec' as const), epochs: fc.integer({ min: 1, max: 3 }) }),
@@ -66,13 +69,7 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   {
     weight: 1,
     arbitrary: fc.record({
-      type: fc.constantFrom(
-        'succeed' as const,
-        'removePod' as const,
-        'drain' as const,
-        'evict' as const,
-        'loseNode' as const,
-      ),
+      type: fc.constantFrom('removePod' as const, 'drain' as const, 'evict' as const, 'loseNode' as const),
       pod,
     }),
   },
@@ -89,6 +86,9 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
       return cluster.advance(event.seconds);
     case 'removeDeletedPods':
       return cluster.removeDeletedPods();
+    case 'removeEndedPods':
+      cluster.pods = cluster.pods.filter(isAlive);
+      return;
     case 'deletePodGroups':
       cluster.objects = cluster.objects.map((object) =>
         object.kind === 'PodGroup' ? { ...object, deleting: true } : object,
