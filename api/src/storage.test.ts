@@ -1,6 +1,17 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { joinStorageUri, parseStorageUri, type StorageLocation, s3Uri, storageAddress } from './storage.ts';
+import {
+  destination,
+  joinStorageUri,
+  normalStorageUri,
+  parseStorageUri,
+  placeOf,
+  placesAbove,
+  type StorageLocation,
+  s3Uri,
+  source,
+  storageAddress,
+} from './storage.ts';
 
 describe('a storage uri is split into', () => {
   const cases: Record<string, StorageLocation> = {
@@ -27,6 +38,70 @@ test('s3Uri is the inverse of parseStorageUri', () => {
 test('parts are joined by one slash', () => {
   assert.equal(joinStorageUri('pvc://claim/', 'a', 'b'), 'pvc://claim/a/b');
   assert.equal(joinStorageUri('s3://bucket', 'a'), 's3://bucket/a');
+});
+
+describe('spellings of one place have one normal form', () => {
+  const cases: Record<string, string[]> = {
+    'pvc://claim': ['pvc://claim/', 'pvc://claim//', 'pvc://claim/.', 'pvc://claim/./'],
+    'pvc://claim/a/b': ['pvc://claim//a/b', 'pvc://claim/a//b/', 'pvc://claim/./a/././b/.'],
+    'pvc://claim/.a/b..c/...': ['pvc://claim/.a//b..c/.../'],
+    'hostpath:///': ['hostpath:////', 'hostpath:///.'],
+    'hostpath:///a/b': ['hostpath:////a/./b//'],
+    'file:///a': ['file:////a/'],
+    'file://../a': ['file://..//a/', 'file://./../a'],
+    'file://.': ['file://./'],
+    's3://bucket': ['s3://bucket/', 's3://bucket//'],
+    's3://bucket/a/b': ['s3://bucket/a/b/', 's3://bucket/a/b//'],
+    // In an object store these are other keys.
+    's3://bucket/a//b': ['s3://bucket/a//b/'],
+    's3://bucket/a/./b': [],
+    's3://bucket//a': [],
+  };
+  for (const [normal, spellings] of Object.entries(cases))
+    for (const uri of [normal, ...spellings]) test(uri, () => assert.equal(normalStorageUri(uri), normal));
+});
+
+describe('a place', () => {
+  const at = (endpoint: string) => placeOf({ uri: 's3://models/a/', s3: { endpoint, forcePathStyle: false } });
+  test('is the same for all spellings of a store', () => {
+    const place = 's3+http://store:9000/models/a';
+    for (const endpoint of ['http://store:9000', 'http://store:9000/', 'HTTP://Store:9000'])
+      assert.equal(at(endpoint), place);
+    assert.equal(at('https://store:443'), at('https://store'));
+    assert.notEqual(at('https://store'), at('http://store'));
+    assert.equal(at('https://s3.eu-west-1.amazonaws.com'), placeOf({ uri: 's3://models/a' }));
+  });
+  test('is unknown for what only a pod template mounts', () => assert.equal(placeOf({ uri: 'file:///out' }), null));
+  test('is inside of others, up to its claim, its bucket or the root', () => {
+    assert.deepEqual(placesAbove('pvc://claim/a/b'), ['pvc://claim/a', 'pvc://claim']);
+    assert.deepEqual(placesAbove('pvc://claim'), []);
+    assert.deepEqual(placesAbove(placeOf({ uri: 'hostpath:///a/b' })!), [
+      'hostpath:///a',
+      placeOf({ uri: 'hostpath:///' }),
+    ]);
+    assert.deepEqual(placesAbove('s3://models/a'), ['s3://models']);
+  });
+});
+
+describe('".." is refused', () => {
+  const uris: Record<string, boolean> = {
+    'pvc://claim/..': false,
+    'pvc://claim/a/../b': false,
+    'hostpath:///../etc': false,
+    's3://bucket/a/../b': false,
+    'file:///a/..': false,
+    'pvc://claim/a..b/..c/d..': true,
+    // `facetrain run` resolves it.
+    'file://../a': true,
+  };
+  for (const [uri, isAllowed] of Object.entries(uris))
+    test(`${uri}: ${isAllowed ? 'no' : 'yes'}`, () => {
+      for (const schema of [source('x'), destination('x')]) {
+        const { success, error } = schema.safeParse({ uri });
+        assert.equal(success, isAllowed, uri);
+        if (!success) assert.match(error!.message, /must not contain \\"\.\.\\"/);
+      }
+    });
 });
 
 describe('an address', () => {

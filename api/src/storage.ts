@@ -1,8 +1,9 @@
 /**
  * Where a job reads and writes: storage URIs, and how to reach an S3 server.
  *
- * Three things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, and how a
- * URI is split. Other packages call `parseStorageUri`, `storageAddress` and `s3Uri`.
+ * Four things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, how a URI
+ * is split, and which URIs name the same place. Other packages call `parseStorageUri`, `normalStorageUri`, `placeOf`,
+ * `storageAddress` and `s3Uri`.
  */
 import { z } from 'zod';
 import { rules } from './schema-rules.ts';
@@ -33,8 +34,19 @@ const CACHE_SCHEMES: StorageScheme[] = ['hostpath', 'pvc'];
 function storageUri(schemes: StorageScheme[], description: string) {
   const pattern = new RegExp(`^(${schemes.map((scheme) => SCHEMES[scheme].form).join('|')})$`);
   const help = schemes.map((scheme) => SCHEMES[scheme].help).join('; ');
-  return z.string().min(1).max(1024).regex(pattern, help).describe(`${description} ${help}.`);
+  return rules(z.string().min(1).max(1024).regex(pattern, help), [NO_PARENT_RULE]).describe(`${description} ${help}.`);
 }
+
+/**
+ * "..", as a part of a path, names a place that depends on what is mounted and on symbolic links, or a key that many
+ * object stores refuse. `facetrain run` resolves a file:// path that is relative to the manifest, so there it is
+ * allowed.
+ */
+const NO_PARENT_RULE = {
+  cel: "(self.startsWith('file://') && !self.startsWith('file:///')) || !self.matches('/[.][.](/|$)')",
+  message: 'the path must not contain ".."; write the path without it',
+  check: (uri: string) => /^file:\/\/(?!\/)/.test(uri) || !/\/\.\.(\/|$)/.test(uri),
+};
 
 const secretRef = z
   .strictObject({ name: z.string().min(1).max(253).describe('Name of a Secret in the job’s namespace.') })
@@ -144,9 +156,47 @@ export function parseStorageUri(uri: string): StorageLocation {
 /** The URI of an object; the inverse of `parseStorageUri`. */
 export const s3Uri = (bucket: string, key: string): string => `s3://${bucket}/${key}`;
 
-/** A URI below another: `parts` are joined to it by slashes. */
+/**
+ * The same URI in the form in which equal places have equal text. On a file system, empty parts and parts "." are left
+ * out: `pvc://claim//a/./b/` is `pvc://claim/a/b`. In an object store these parts are parts of another key, so only
+ * slashes at the end are left out: our programs put exactly one between a key and the name of a file.
+ */
+export function normalStorageUri(uri: string): string {
+  const location = parseStorageUri(uri);
+  if (location.scheme === 's3') return s3Uri(location.bucket, location.key).replace(/\/+$/, '');
+  const parts = location.path.split('/').filter((part) => part !== '' && part !== '.');
+  if (location.scheme === 'pvc') return ['pvc:/', location.claim, ...parts].join('/');
+  if (location.path.startsWith('/')) return `${location.scheme}:///${parts.join('/')}`;
+  return `${location.scheme}://${parts.join('/') || '.'}`;
+}
+
+/** A URI below another, in its normal form: `parts` are joined to it by slashes. */
 export function joinStorageUri(uri: string, ...parts: string[]): string {
-  return [uri.replace(/\/+$/, ''), ...parts].join('/');
+  return [normalStorageUri(uri).replace(/\/$/, ''), ...parts].join('/');
+}
+
+/**
+ * The place that is written, as text that is equal for equal places of one namespace: the normal form of the URI, and
+ * for a store other than AWS its URL in place of the scheme.
+ *
+ * @returns null for file://, where only the pod template knows what is mounted
+ */
+export function placeOf({ uri, s3 }: StorageRef): string | null {
+  const normal = normalStorageUri(uri).replace(/\/$/, '');
+  if (normal.startsWith('file://')) return null;
+  const endpoint = s3?.endpoint === undefined ? null : URL.parse(s3.endpoint);
+  // Names of buckets are unique in all of AWS.
+  if (endpoint === null || /(^|\.)amazonaws\.com(\.cn)?$/.test(endpoint.hostname)) return normal;
+  return normal.replace(/^s3:\/\//, () => `s3+${endpoint.origin}${endpoint.pathname.replace(/\/*$/, '/')}`);
+}
+
+/** The places that contain this one, from the nearest to its claim, its bucket or the root of the node. */
+export function placesAbove(place: string): string[] {
+  const root = place.indexOf('://') + 2;
+  const slash = place.lastIndexOf('/');
+  if (slash <= root) return [];
+  const above = place.slice(0, slash);
+  return [above, ...placesAbove(above)];
 }
 
 /** Storage that a program reaches by itself, with all that it needs to know but the credentials. */

@@ -22,6 +22,12 @@ export const Label = {
   specDigest: 'facetrain.dev/spec-digest',
 } as const;
 
+/** Annotations of pods. */
+export const Annotation = {
+  /** A list, as JSON, of the places that the pod writes to: written-places.ts. */
+  writesTo: 'facetrain.dev/writes-to',
+} as const;
+
 /** Name of the container that runs our program, in every pod. */
 export const CONTAINER = 'facetrain';
 

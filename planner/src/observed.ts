@@ -114,8 +114,8 @@ export interface ObservedFaceTrainJob {
   /** Names of pods that may still run, of a deleted job of the same name. They write to the folders of this job. */
   predecessorPods?: string[];
   /**
-   * Jobs that must end before this one begins: they write to the same output or checkpoints, and run or were created
-   * earlier.
+   * What must end before this job begins: jobs that write to the same place, and run or were created earlier, and pods
+   * of deleted jobs that still write there. Each as a phrase: "FaceTrainJob faces".
    */
   jobsBefore?: string[];
   refused?: RefusedChild;
@@ -134,5 +134,6 @@ export interface ObservedQuantizeJob {
   pods: ObservedPod[];
   objects: ObservedObject[];
   predecessorPods?: string[];
+  jobsBefore?: string[];
   refused?: RefusedChild;
 }

@@ -12,7 +12,7 @@ import {
 } from '@facetrain/api';
 import type { Blocker } from './children.ts';
 import type { Environment, MountedStorage } from './environment.ts';
-import { CONTAINER } from './names.ts';
+import { Annotation, CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
 import { isFetchContainer, oneVolumePerClaim, volumesOf } from './pod-storage.ts';
 import { Reason } from './reasons.ts';
@@ -33,6 +33,8 @@ export interface PodParts {
   storage: MountedStorage[];
   /** Name of the ConfigMap with config.json, and the folder where it is mounted. */
   config: { name: string; directory: string };
+  /** Places that the pod writes to: written-places.ts. */
+  writesTo: string[];
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
   network?: { hostname: string; subdomain: string };
   podGroup?: string | undefined;
@@ -94,11 +96,15 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     tolerations: tolerations(userSpec.tolerations ?? []),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
-  const { labels, annotations } = template?.metadata ?? {};
+  const { labels, annotations: { [Annotation.writesTo]: _, ...userAnnotations } = {} } = template?.metadata ?? {};
+  const annotations = {
+    ...userAnnotations,
+    ...(parts.writesTo.length > 0 && { [Annotation.writesTo]: JSON.stringify(parts.writesTo) }),
+  };
   const metadata = {
     ...parts.metadata,
     labels: { ...labels, ...parts.metadata.labels },
-    ...(annotations && { annotations }),
+    ...(Object.keys(annotations).length > 0 && { annotations }),
   };
   return { apiVersion: 'v1', kind: 'Pod', metadata, spec: oneVolumePerClaim(spec) };
 }

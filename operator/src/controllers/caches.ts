@@ -3,11 +3,12 @@
  *
  * | kind | what is kept of an object | indexes |
  * | --- | --- | --- |
- * | FaceTrainJob | all | `output`, `checkpoints`: the folders that it writes to |
- * | QuantizeJob | all | |
+ * | FaceTrainJob, QuantizeJob | all | |
  * | Pod | metadata, status, names of its node and its claims, priority | `job` (uid), `name` (kind and name), `node` |
  * | PodGroup | metadata, status, priority | `job` (uid of its job) |
  * | Service, ConfigMap, NetworkPolicy | metadata | `job` (uid of its job) |
+ *
+ * Jobs and pods are also found by the places that they write to: `writes` and `writesBelow` of shared-folders.ts.
  *
  * Of the last three rows, only objects with the operator's labels are listed and watched.
  */
@@ -27,7 +28,7 @@ import {
   quantizeJobs,
   services,
 } from './resources.ts';
-import { outputFolderIndexes } from './shared-folders.ts';
+import { faceTrainJobPlaces, podPlaces, quantizeJobPlaces } from './shared-folders.ts';
 
 export interface CachesOptions {
   client: Pick<Client, 'list' | 'watch'>;
@@ -59,12 +60,12 @@ export function makeCaches({ client, namespace, log, onWatchError }: CachesOptio
   });
   const metadataOf = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
-    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: outputFolderIndexes }),
-    QuantizeJob: new Cache(common(quantizeJobs)),
+    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: faceTrainJobPlaces }),
+    QuantizeJob: new Cache({ ...common(quantizeJobs), indexes: quantizeJobPlaces }),
     Pod: new Cache({
       ...children(pods),
       strip: stripPod,
-      indexes: { ...byJob, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName },
+      indexes: { ...byJob, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName, ...podPlaces },
     }),
     Service: metadataOf(services),
     ConfigMap: metadataOf(configMaps),

@@ -7,7 +7,15 @@ import { defineResource } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { settle, startOperator, TestNamespace } from '../testing/operator-harness.ts';
-import { configMaps, faceTrainJobs, networkPolicies, type PodObject, pods, services } from './resources.ts';
+import {
+  configMaps,
+  faceTrainJobs,
+  networkPolicies,
+  type PodObject,
+  pods,
+  quantizeJobs,
+  services,
+} from './resources.ts';
 
 let plane: ControlPlane;
 before(async () => {
@@ -179,6 +187,42 @@ test('of jobs with the same output folder one waits for another: one with pods, 
   await ns.delete(faceTrainJobs, 'first');
   for (const name of ['first-0-0', 'first-0-1']) await ns.delete(pods, name);
   await ns.waitForPods('second-0-0', 'second-0-1', 'third-0-0', 'third-0-1');
+});
+
+test('pods of a deleted job hold its checkpoints against a job that names them in another spelling', async (t) => {
+  const ns = await open(t, 'held-folder');
+  await ns.applyFaceTrainJob('first', { output: { uri: 'pvc://data/out' } });
+  await ns.waitForPods('first-0-0', 'first-0-1');
+  await ns.delete(faceTrainJobs, 'first');
+  await ns.applyFaceTrainJob('second', { checkpoint: { uri: 'pvc://data//out/./checkpoints/' } });
+  await eventually(async () =>
+    assert.equal(
+      await ns.conditionText('second', 'Ready'),
+      'OutputInUse: pod first-0-0 of the deleted FaceTrainJob first writes to the same folder and has not finished',
+    ),
+  );
+  await ns.delete(pods, 'first-0-0');
+  await ns.delete(pods, 'first-0-1');
+  await ns.waitForPods('second-0-0', 'second-0-1');
+});
+
+test('of QuantizeJobs that publish to one place, one waits for the other', async (t) => {
+  const ns = await open(t, 'one-artifact');
+  const s3 = { endpoint: 'http://store:9000' };
+  await ns.applyQuantizeJob('first', { output: { uri: 's3://models/faces', s3 } });
+  await eventually(async () => assert.equal((await ns.names(pods)).length, 1));
+  await ns.applyQuantizeJob('second', {
+    output: { uri: 's3://models/faces/', s3: { endpoint: 'http://store:9000/' } },
+  });
+  await eventually(async () =>
+    assert.equal(
+      await ns.conditionText('second', 'Ready', quantizeJobs),
+      'OutputInUse: QuantizeJob first writes to the same folder and has not finished',
+    ),
+  );
+  const [pod] = await ns.names(pods);
+  await ns.setPodStatus(pod!, 'Succeeded', { exitCode: 0 });
+  await eventually(async () => assert.equal((await ns.names(pods)).length, 2));
 });
 
 test('conflicts, 429, 500, dropped watches and 410 only delay a job', async (t) => {

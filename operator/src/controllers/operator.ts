@@ -16,6 +16,7 @@ import { makeCaches } from './caches.ts';
 import { discoverCluster } from './cluster-discovery.ts';
 import { ProgressPoller } from './progress-poller.ts';
 import { faceTrainJobReconciler, quantizeJobReconciler } from './reconcile.ts';
+import { SharedFolders } from './shared-folders.ts';
 import { type Enqueue, registerWakeUps } from './wake-ups.ts';
 
 export interface OperatorOptions {
@@ -66,7 +67,8 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
   });
   const poller = new ProgressPoller(log, 1000 * options.progressSeconds, (key) => enqueue('FaceTrainJob', key));
 
-  const parts = { client: leader, caches, nodesAndVolumes, events, poller, environment, podGroupApi };
+  const folders = new SharedFolders(caches);
+  const parts = { client: leader, caches, nodesAndVolumes, folders, events, poller, environment, podGroupApi };
   const makeController = (name: string, reconcile: Reconcile) =>
     new Controller({ name, reconcile, workers: options.workers, log, metrics: metrics.controller(name) });
   const controllers = {

@@ -50,6 +50,12 @@ interface RejectedCreate {
   foreign?: ObservedObject;
 }
 
+/** Earlier creates of a job that the server rejected. */
+export interface RejectedCreates {
+  refused?: RefusedChild;
+  foreign: ObservedObject[];
+}
+
 export class Executor {
   readonly #options: ExecutorOptions;
   /** By the job's uid: what was refused since it was last planned. */
@@ -67,10 +73,7 @@ export class Executor {
    * What the server answered to earlier creates, which no cache shows. A refusal is returned once, so that the plan
    * after it tries again. Whether a foreign object still exists is read from the server each time.
    */
-  async rejectedCreates({
-    uid,
-    namespace,
-  }: JobIdentity): Promise<{ refused?: RefusedChild; foreign: ObservedObject[] }> {
+  async rejectedCreates({ uid, namespace }: JobIdentity): Promise<RejectedCreates> {
     const refused = this.#refused.get(uid);
     this.#refused.delete(uid);
     const foreign = this.#foreign.get(uid);

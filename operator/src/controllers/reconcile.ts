@@ -18,6 +18,7 @@ import {
   type QuantizeJobStatus,
 } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
+import { createsPod } from '@facetrain/planner/concurrent-actions';
 import type { Environment } from '@facetrain/planner/environment';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
@@ -35,17 +36,18 @@ import type { Caches } from './caches.ts';
 import { identityOf, observeObject } from './observe.ts';
 import { objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
-import { Executor } from './pod-executor.ts';
+import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
-import { jobsBefore } from './shared-folders.ts';
+import type { SharedFolders } from './shared-folders.ts';
 
 export interface ReconcilerOptions {
   client: Client;
   caches: Caches;
   nodesAndVolumes: PodNodesAndVolumes;
+  folders: SharedFolders;
   events: EventRecorder;
   poller: ProgressPoller;
   environment: Environment;
@@ -66,7 +68,7 @@ interface KindOptions<Spec extends object> {
 /** What is observed for a job of either kind. */
 interface ObservedJob {
   /** Input that the planners of both kinds share. */
-  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessorPods' | 'refused'>;
+  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessorPods' | 'jobsBefore' | 'refused'>;
   /** The pod of rank 0 of the current attempt. */
   rankZero: PodObject | undefined;
 }
@@ -93,7 +95,6 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
       const { child, quantizeJob } = observeQuantizeJob(caches, job);
       const observed = {
         ...common,
-        jobsBefore: jobsBefore(caches, job),
         objects: child ? [...common.objects, child] : common.objects,
         spec,
         status,
@@ -108,7 +109,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
 }
 
 function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
-  const { client, caches, nodesAndVolumes, events, podGroupApi } = options;
+  const { client, caches, nodesAndVolumes, folders, events, podGroupApi } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
   const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
@@ -131,14 +132,14 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     const known = uids.get(key);
     if (known === undefined || known === uid) return;
     executor.forget(known);
+    folders.setStarting(known, false);
     specs.forget(known);
     forget?.(key);
     uids.delete(key);
   }
 
-  async function observe(job: JobObject): Promise<ObservedJob> {
+  function observe(job: JobObject, { refused, foreign }: RejectedCreates): ObservedJob {
     const identity = identityOf(job);
-    const { refused, foreign } = await executor.rejectedCreates(identity);
     const pods = podsOf(caches, nodesAndVolumes, identity);
     return {
       common: {
@@ -146,6 +147,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
         pods: pods.map(({ observed }) => observed),
         objects: [...objectsOf(caches, identity, kind), ...foreign],
         predecessorPods: predecessorsOf(caches, identity, kind),
+        jobsBefore: folders.jobsBefore(kind, job),
         ...(refused && { refused }),
       },
       rankZero: pods.find(({ observed }) => observed.rank === 0 && observed.attempt === job.status?.attempt)?.object,
@@ -155,9 +157,13 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   async function planFor(job: JobObject): Promise<Plan<JobStatus>> {
     const now = new Date();
     try {
-      const observed = await observe(job);
-      return plan(job, specs.get(job), observed, now);
+      const rejected = await executor.rejectedCreates(identityOf(job));
+      // From here on in one turn of the event loop: see SharedFolders.setStarting.
+      const made = plan(job, specs.get(job), observe(job, rejected), now);
+      folders.setStarting(job.metadata.uid, made.actions.some(createsPod));
+      return made;
     } catch (error) {
+      folders.setStarting(job.metadata.uid, false);
       if (!(error instanceof FacetrainError)) throw error;
       const status = job.status ?? {};
       const invalid = invalidStatus(status, identityOf(job).generation, error.message, now);

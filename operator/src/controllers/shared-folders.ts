@@ -1,60 +1,150 @@
 /**
- * FaceTrainJobs that write to the same folder, as copies of a manifest do. Two gangs would destroy each other's
- * checkpoints, so one job waits for the other: for one that has pods, else for an older one.
+ * Jobs of both kinds that write to the same place, as copies of a manifest do. Two gangs would destroy each other's
+ * checkpoints, so a place has one owner, and other jobs wait.
  *
- * Only pvc:// and hostpath:// are compared. For file:// and object stores the operator does not know which URIs are the
- * same folder.
+ * The owner is the job whose pods may still run, even if it was deleted; else the job that comes first in a total
+ * order. So no two jobs ever wait for each other: a job with pods waits for none, and among the others only the later
+ * waits for the earlier. A FaceTrainJob and its QuantizeJob take one place in that order and never wait for each other.
+ *
+ * Places are compared by text, with their namespace: planner/src/written-places.ts says which they are. A place inside
+ * another counts as the same.
  */
-import { joinStorageUri } from '@facetrain/api';
+import { placesAbove } from '@facetrain/api';
 import { isIgnored } from '@facetrain/planner/attempt';
 import { isTrue } from '@facetrain/planner/conditions';
-import { checkpointsUri, type OutputFolders } from '@facetrain/planner/facetrainjob/make-trainer-config';
+import { Annotation, type JobKind, Label } from '@facetrain/planner/names';
 import { ConditionType } from '@facetrain/planner/reasons';
+import { type OutputFolders, quantizerPlaces, trainerPlaces } from '@facetrain/planner/written-places';
 import type { Cache, Index } from '../runtime/cache.ts';
+import { controllerOf, type KubernetesObject, keyOf } from '../runtime/resource.ts';
 import { identityOf, isPodAlive } from './observe.ts';
 import type { JobObject, PodObject } from './resources.ts';
 
-/** Indexes for the cache of FaceTrainJobs. Specs there have passed the API server's schema and are not parsed yet. */
-export const outputFolderIndexes = {
-  output: ({ metadata, spec }) => folderOf((spec as unknown as OutputFolders).output.uri, metadata.namespace!),
-  checkpoints: ({ metadata, spec }) => folderOf(checkpointsUri(spec as unknown as OutputFolders), metadata.namespace!),
-} satisfies Record<string, Index<JobObject>>;
+/** Places of a pod's annotation that are read, and their longest text. Anybody who may create pods can write them. */
+const MAX_PLACES = 16;
+const MAX_PLACE_LENGTH = 2048;
 
-interface Caches {
-  FaceTrainJob: Cache<JobObject>;
+/** Indexes of a cache: `writes` by each place that an object writes to, `writesBelow` by each place above these. */
+function placeIndexes<T extends KubernetesObject>(placesOf: (object: T) => string[]) {
+  const scoped = (object: T): string[] => {
+    try {
+      return placesOf(object).map((place) => inNamespace(place, object.metadata.namespace!));
+    } catch {
+      return []; // Not as our planner writes it.
+    }
+  };
+  return {
+    writes: scoped,
+    writesBelow: (object) => [...new Set(scoped(object).flatMap(placesAbove))],
+  } satisfies Record<string, Index<T>>;
+}
+
+/** A path of the node belongs to no namespace. All other names mean something else in another namespace. */
+const inNamespace = (place: string, namespace: string): string =>
+  place.startsWith('hostpath://') ? place : `${namespace} ${place}`;
+
+// Specs in the caches have passed the API server's schema and are not parsed yet.
+export const faceTrainJobPlaces = placeIndexes<JobObject>(({ spec }) =>
+  trainerPlaces(spec as unknown as OutputFolders),
+);
+export const quantizeJobPlaces = placeIndexes<JobObject>(({ spec }) =>
+  quantizerPlaces(spec as unknown as Parameters<typeof quantizerPlaces>[0]),
+);
+export const podPlaces = placeIndexes<PodObject>(({ metadata }) => {
+  const text = metadata.annotations?.[Annotation.writesTo];
+  const places: unknown = text === undefined ? [] : JSON.parse(text);
+  if (!Array.isArray(places) || places.length > MAX_PLACES) return [];
+  return places.filter((place): place is string => typeof place === 'string' && place.length <= MAX_PLACE_LENGTH);
+});
+const PLACES = { FaceTrainJob: faceTrainJobPlaces, QuantizeJob: quantizeJobPlaces };
+
+interface Caches extends Record<JobKind, Cache<JobObject>> {
   Pod: Cache<PodObject>;
 }
 
-/**
- * @returns kind and name (with the namespace, where it is another) of each job that must finish before this one starts
- */
-export function jobsBefore(caches: Caches, job: JobObject): string[] {
-  const { uid, namespace } = job.metadata;
-  const sharing = Object.entries(outputFolderIndexes).flatMap(([index, folderOfJob]) => {
-    const folder = folderOfJob(job);
-    return folder === undefined ? [] : caches.FaceTrainJob.indexed(index, folder);
-  });
-  const before = [...new Set(sharing)].filter(
-    (other) => other.metadata.uid !== uid && (hasPods(caches, other) || (mayStart(other) && isOlder(other, job))),
-  );
-  return before.map(
-    ({ metadata }) =>
-      `FaceTrainJob ${metadata.namespace === namespace ? '' : `${metadata.namespace}/`}${metadata.name}`,
-  );
+export class SharedFolders {
+  readonly #caches: Caches;
+  /** Uids of jobs whose pods are being created; the cache may not have any of these yet. */
+  readonly #starting = new Set<string>();
+
+  constructor(caches: Caches) {
+    this.#caches = caches;
+  }
+
+  /**
+   * To be called with each plan, and in the same turn of the event loop as `jobsBefore`, so that of two jobs that could
+   * both begin the one that is planned second finds the first.
+   */
+  setStarting(uid: string, isStarting: boolean): void {
+    if (isStarting) this.#starting.add(uid);
+    else this.#starting.delete(uid);
+  }
+
+  /**
+   * What must end before this job may begin, those with pods first.
+   *
+   * @returns phrases: kind and name of a job (with the namespace, where it is another), or a pod of a deleted job
+   */
+  jobsBefore(kind: JobKind, job: JobObject): string[] {
+    const places = PLACES[kind].writes(job);
+    const { namespace } = job.metadata;
+    const nameIn = (kindOfJob: string, owner: { namespace?: string; name: string }) =>
+      `${kindOfJob} ${owner.namespace === namespace ? '' : `${owner.namespace}/`}${owner.name}`;
+    const head = this.#headOf(job);
+    const running: string[] = [];
+    const earlier: string[] = [];
+    for (const otherKind of ['FaceTrainJob', 'QuantizeJob'] as const)
+      for (const other of overlapping(this.#caches[otherKind], places)) {
+        const otherHead = this.#headOf(other);
+        if (otherHead.metadata.uid === head.metadata.uid) continue;
+        if (this.#isRunning(other)) running.push(nameIn(otherKind, other.metadata));
+        else if (mayStart(other) && comesBefore(otherHead, head)) earlier.push(nameIn(otherKind, other.metadata));
+      }
+    for (const pod of overlapping(this.#caches.Pod, places)) {
+      const { name, namespace: of, labels = {} } = pod.metadata;
+      if (!isPodAlive(pod)) continue;
+      const owner = this.#jobOf(pod);
+      if (owner === undefined)
+        running.push(
+          `pod ${of === namespace ? '' : `${of}/`}${name} of the deleted ${labels[Label.jobKind]} ${labels[Label.jobName]}`,
+        );
+      else if (this.#headOf(owner).metadata.uid !== head.metadata.uid)
+        running.push(nameIn(labels[Label.jobKind]!, owner.metadata));
+    }
+    return [...new Set([...running, ...earlier])];
+  }
+
+  /** The job that a pod belongs to; undefined if it was deleted. */
+  #jobOf({ metadata: { namespace, labels = {} } }: PodObject): JobObject | undefined {
+    const [kind, name] = [labels[Label.jobKind], labels[Label.jobName]];
+    if ((kind !== 'FaceTrainJob' && kind !== 'QuantizeJob') || name === undefined) return undefined;
+    const job = this.#caches[kind].get(keyOf({ metadata: { namespace: namespace!, name } }));
+    return job?.metadata.uid === labels[Label.jobUid] ? job : undefined;
+  }
+
+  /** The FaceTrainJob that made this QuantizeJob; else the job itself. */
+  #headOf(job: JobObject): JobObject {
+    const namespace = job.metadata.namespace!;
+    const owner = controllerOf(job);
+    if (owner?.kind !== 'FaceTrainJob') return job;
+    const parent = this.#caches.FaceTrainJob.get(keyOf({ metadata: { namespace, name: owner.name } }));
+    return parent?.metadata.uid === owner.uid ? parent : job;
+  }
+
+  #isRunning({ metadata: { uid } }: JobObject): boolean {
+    return this.#starting.has(uid) || this.#caches.Pod.indexed('job', uid).some(isPodAlive);
+  }
 }
 
-/**
- * @returns equal strings for URIs of the same folder. A claim belongs to its namespace, a path of the node does not.
- */
-function folderOf(uri: string, namespace: string): string | undefined {
-  const [, scheme] = /^(pvc|hostpath):\/\//.exec(uri) ?? [];
-  if (scheme === undefined) return undefined;
-  const folder = joinStorageUri(uri);
-  return scheme === 'pvc' ? `${namespace} ${folder}` : folder;
+/** The objects that write to one of the places, to a place inside of it, or to a place that contains it. */
+function overlapping<T extends KubernetesObject>(cache: Cache<T>, places: string[]): Set<T> {
+  return new Set(
+    places.flatMap((place) => [
+      ...[place, ...placesAbove(place)].flatMap((one) => cache.indexed('writes', one)),
+      ...cache.indexed('writesBelow', place),
+    ]),
+  );
 }
-
-const hasPods = ({ Pod }: Caches, { metadata }: JobObject): boolean =>
-  Pod.indexed('job', metadata.uid).some(isPodAlive);
 
 /** A job that is suspended or stalled could wait for ever, so others do not wait for it. */
 function mayStart(job: JobObject): boolean {
@@ -65,8 +155,16 @@ function mayStart(job: JobObject): boolean {
   );
 }
 
-/** By creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
-function isOlder({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean {
-  if (one.creationTimestamp !== other.creationTimestamp) return one.creationTimestamp < other.creationTimestamp;
-  return one.uid < other.uid;
+/**
+ * A total order: jobs that have begun (and wait to restart), then by creationTimestamp, which has whole seconds, then by
+ * uid.
+ */
+function comesBefore(one: JobObject, other: JobObject): boolean {
+  if (hasBegun(one) !== hasBegun(other)) return hasBegun(one);
+  const [a, b] = [one.metadata, other.metadata];
+  return a.creationTimestamp === b.creationTimestamp ? a.uid < b.uid : a.creationTimestamp < b.creationTimestamp;
 }
+
+/** status.startTime is removed by a suspension. */
+const hasBegun = ({ status }: JobObject): boolean =>
+  status?.startTime !== undefined && status.completionTime === undefined;

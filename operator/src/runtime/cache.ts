@@ -19,8 +19,8 @@ import { type KubernetesObject, keyOf, type Resource } from './resource.ts';
 
 /** `old`: the object before the change, if there was one. `deleted`: `object` is its last state. */
 export type Change<T> = { object: T; old: T | undefined; deleted: boolean };
-/** @returns the value under which the object is found; undefined: it is not in the index */
-export type Index<T> = (object: T) => string | undefined;
+/** @returns the value, or the values, under which the object is found; undefined: it is not in the index */
+export type Index<T> = (object: T) => string | readonly string[] | undefined;
 
 export interface CacheOptions<T extends KubernetesObject> {
   client: Pick<Client, 'list' | 'watch'>;
@@ -96,7 +96,7 @@ export class Cache<T extends KubernetesObject> {
   values(): IterableIterator<T> {
     return this.#objects.values();
   }
-  /** The objects for which the index function returns this value, in the order of their keys. */
+  /** The objects for which the index function returns this value, alone or in a list, in the order of their keys. */
   indexed(index: string, value: string): T[] {
     const keys = this.#indexes.get(index)!.entries.get(value) ?? [];
     return [...keys].sort().map((key) => this.#objects.get(key)!);
@@ -259,21 +259,24 @@ export class Cache<T extends KubernetesObject> {
 
 const versionOf = ({ metadata }: KubernetesObject): bigint => BigInt(metadata.resourceVersion);
 
-/** Moves an object's key from the entry of its old index value to that of its new one. */
+/** Moves an object's key from the entries of its old index values to those of its new ones. */
 function moveKey(
   entries: Map<string, Set<string>>,
   key: string,
-  from: string | undefined,
-  to: string | undefined,
+  from: ReturnType<Index<never>>,
+  to: ReturnType<Index<never>>,
 ): void {
   if (from === to) return;
-  if (from !== undefined) {
-    const set = entries.get(from);
+  for (const value of valuesOf(from)) {
+    const set = entries.get(value);
     set?.delete(key);
-    if (set?.size === 0) entries.delete(from);
+    if (set?.size === 0) entries.delete(value);
   }
-  if (to !== undefined) {
-    const set = entries.get(to) ?? new Set();
-    entries.set(to, set.add(key));
+  for (const value of valuesOf(to)) {
+    const set = entries.get(value) ?? new Set();
+    entries.set(value, set.add(key));
   }
 }
+
+const valuesOf = (value: ReturnType<Index<never>>): readonly string[] =>
+  value === undefined ? [] : typeof value === 'string' ? [value] : value;

@@ -57,7 +57,10 @@ test('every container meets the restricted Pod Security Standard, whatever the t
 test('fields of the template are kept, except where ours replace them', () => {
   const pod = podOf(
     withTemplate({
-      metadata: { labels: { team: 'faces', 'facetrain.dev/rank': '99' }, annotations: { note: 'x' } },
+      metadata: {
+        labels: { team: 'faces', 'facetrain.dev/rank': '99' },
+        annotations: { note: 'x', 'facetrain.dev/writes-to': '[]' },
+      },
       spec: {
         nodeSelector: { gpu: 'h100' },
         restartPolicy: 'Always',
@@ -86,7 +89,16 @@ test('fields of the template are kept, except where ours replace them', () => {
       rank: pod.metadata.labels['facetrain.dev/rank'],
       annotations: pod.metadata.annotations,
     },
-    { team: 'faces', rank: '1', annotations: { note: 'x' } },
+    {
+      team: 'faces',
+      rank: '1',
+      annotations: {
+        note: 'x',
+        'facetrain.dev/writes-to':
+          '["pvc://data/out/model/backbone.onnx","pvc://data/out/train-report.json",' +
+          '"pvc://data/out/train-report.html","pvc://data/out/checkpoints"]',
+      },
+    },
   );
   assert.partialDeepStrictEqual(pod.spec, {
     nodeSelector: { gpu: 'h100' },

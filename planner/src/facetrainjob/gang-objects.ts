@@ -10,6 +10,7 @@ import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { Reason } from '../reasons.ts';
+import { trainerPlaces } from '../written-places.ts';
 import { type Gang, podGroup } from './gang.ts';
 import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
 
@@ -171,6 +172,7 @@ function pod(
     ],
     storage: allStorage(storage),
     config: { name: gangName, directory: environment.configDirectory(gangName) },
+    writesTo: trainerPlaces(spec),
     // Only rank 0 serves progress.
     ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
     network: { hostname: name, subdomain: job.name },

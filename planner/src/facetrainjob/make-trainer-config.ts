@@ -4,13 +4,12 @@ import {
   DEFAULT_MARGINS,
   DEFAULT_MOBILEFACENET_WIDTH,
   type FaceTrainJobSpec,
-  joinStorageUri,
-  OUTPUT,
   TrainerConfig,
 } from '@facetrain/api';
 import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
 import { mountWithCredentials } from '../pod-storage.ts';
+import { checkpointsUri } from '../written-places.ts';
 
 export interface TrainerStorage {
   dataset: MountedStorage;
@@ -19,16 +18,6 @@ export interface TrainerStorage {
   checkpoints: MountedStorage;
   output: MountedStorage;
 }
-
-/** The fields of a spec that name the folders to which its job writes. */
-export interface OutputFolders {
-  output: { uri: string };
-  checkpoint?: { uri?: string | undefined };
-}
-
-/** The folder of checkpoints: `spec.checkpoint.uri`, or a folder in the output. */
-export const checkpointsUri = ({ output, checkpoint }: OutputFolders): string =>
-  checkpoint?.uri ?? joinStorageUri(output.uri, OUTPUT.checkpoints);
 
 /** Where the trainers find their data. The names of volumes are part of the API: pod templates must not use them. */
 export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment): TrainerStorage {

@@ -22,7 +22,7 @@ import { compact, rounded } from '../plain-data.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 import { secondsSince, timestamp } from '../time.ts';
-import { checkpointsUri } from './make-trainer-config.ts';
+import { checkpointsUri } from '../written-places.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
 

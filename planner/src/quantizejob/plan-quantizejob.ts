@@ -24,6 +24,7 @@ import {
   deadlineExceeded,
   failed,
   finished,
+  hasBegun,
   type Stage,
   specChanged,
   stopping,
@@ -77,7 +78,7 @@ function published({ ranks: [pod] }: JobView): Stage | null {
 }
 
 function active(
-  { identity, spec, objects, refused, predecessorPods }: ObservedQuantizeJob,
+  { identity, spec, objects, refused, predecessorPods, jobsBefore = [] }: ObservedQuantizeJob,
   view: JobView,
   environment: Environment,
 ): Stage {
@@ -90,6 +91,7 @@ function active(
     objects,
     refused,
     predecessorPods,
+    jobsBefore: hasBegun(view) ? [] : jobsBefore,
     findConflict: () => findConflict(attempt),
   });
   return blocker ? blockedBy(blocker) : { name: 'Active', create: create.map(({ make }) => make()) };

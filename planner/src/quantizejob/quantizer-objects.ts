@@ -9,6 +9,7 @@ import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentialEnv } from '../pod-storage.ts';
+import { quantizerPlaces } from '../written-places.ts';
 import { allStorage, type QuantizerStorage, quantizeConfig, quantizerStorage } from './make-quantize-config.ts';
 
 /** All that the objects of an attempt depend on. */
@@ -58,6 +59,7 @@ function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerSto
     env: credentialEnv(spec.output.s3),
     storage: allStorage(storage),
     config: { name, directory: environment.configDirectory(name) },
+    writesTo: quantizerPlaces(spec),
     container: progressServer(DEFAULT_PROGRESS_PORT),
   };
   return makePod(parts, environment);
