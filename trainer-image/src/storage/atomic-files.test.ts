@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
-import { makeFolder, writeAtomically } from './atomic-files.ts';
+import { flushFolder, makeFolder, removeTemporaries, writeAtomically } from './atomic-files.ts';
 
 let folder: string;
 before(async () => {
@@ -38,4 +38,29 @@ test('a write that fails leaves no file', async () => {
   });
   await assert.rejects(failing, (error) => error instanceof FacetrainError && error.code === 'DiskFull');
   assert.deepEqual(await readdir(target), []);
+});
+
+test('processes that write the same file at the same time do not share a temporary file', async () => {
+  const target = join(folder, 'one');
+  await Promise.all(Array.from({ length: 20 }, (_, index) => writeAtomically(target, `${index}`.repeat(1000))));
+  assert.match(await readFile(target, 'utf8'), /^(\d+?)\1{999}$/);
+  assert.deepEqual(
+    (await readdir(folder)).filter((name) => name.endsWith('.tmp')),
+    [],
+  );
+});
+
+test('temporary files of dead writers of a file are removed, and no other', async () => {
+  const left = join(folder, 'left');
+  for (const name of ['.a.bin.1.tmp', '.a.bin.cafe.tmp', '.ab.bin.1.tmp', 'a.bin', '.a.bin.keep'])
+    await writeAtomically(join(left, name), '');
+  await removeTemporaries(join(left, 'a.bin'));
+  assert.deepEqual((await readdir(left)).sort(), ['.a.bin.keep', '.ab.bin.1.tmp', 'a.bin']);
+  await removeTemporaries(join(left, 'no', 'a.bin'));
+});
+
+test('a file system that cannot flush a folder is left alone, and one that fails is an error', async () => {
+  // proc(5) has no fsync for folders: EINVAL.
+  await flushFolder('/proc/self');
+  await assert.rejects(flushFolder(join(folder, 'absent')), { code: 'StorageFailed' });
 });

@@ -1,5 +1,6 @@
 /** Files that never exist half-written: written under another name in the same folder, flushed, then renamed. */
-import { chmod, type FileHandle, mkdir, open, rename, rm, stat } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 
@@ -61,29 +62,79 @@ async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions):
   if (asOpenAsParent) await chmod(path, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
 }
 
+/** Content of a file: bytes, text, or a function that writes them through the handle that it gets. */
+export type Content = Uint8Array | string | ((file: FileHandle) => Promise<void>);
+
 /**
- * Creates or replaces `path`, and makes its folder. `write` gets a handle to a temporary file. When it throws, or this
- * process dies, `path` stays as it was.
+ * Creates or replaces `path`, and makes its folder. When `write` throws, or this process dies, `path` stays as it was.
+ * When this returns, the file survives a loss of power.
  * @throws FacetrainError DiskFull or StorageFailed
  */
-export async function writeAtomically(
-  path: string,
-  write: Uint8Array | string | ((file: FileHandle) => Promise<void>),
-): Promise<void> {
-  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+export async function writeAtomically(path: string, write: Content): Promise<void> {
+  // Processes of several pods may write to the folder, and the first process of every container has the number 1.
+  const temporary = join(dirname(path), `.${basename(path)}.${randomUUID()}.tmp`);
   try {
     await makeFolder(dirname(path));
-    const file = await open(temporary, 'w');
+    await writeNew(temporary, write, path);
+    await rename(temporary, path);
+    await flushFolder(dirname(path));
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {});
+    throw storageError(path, error);
+  }
+}
+
+/**
+ * Removes what processes left that died while they wrote `path` atomically. To be called by the only process that
+ * writes it.
+ */
+export async function removeTemporaries(path: string): Promise<void> {
+  const names = await readdir(dirname(path)).catch(() => []);
+  const left = names.filter((name) => name.startsWith(`.${basename(path)}.`) && name.endsWith('.tmp'));
+  for (const name of left) await rm(join(dirname(path), name), { force: true });
+}
+
+/**
+ * Creates a file in a folder that exists, and flushes it. It is removed again when `write` throws.
+ * @param subject the path that an error names
+ * @throws FacetrainError DiskFull or StorageFailed, also when the file exists
+ */
+export async function writeNew(path: string, write: Content, subject = path): Promise<void> {
+  try {
+    const file = await open(path, 'wx');
     try {
       if (typeof write === 'function') await write(file);
       else await file.writeFile(write);
       await file.sync();
+    } catch (error) {
+      await rm(path, { force: true }).catch(() => {});
+      throw error;
     } finally {
       await file.close();
     }
-    await rename(temporary, path);
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {});
-    throw storageError(path, error);
+    throw storageError(subject, error);
+  }
+}
+
+/** What file systems answer that cannot flush a folder, or that flush it by themselves. */
+const NO_FLUSH = ['EINVAL', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EBADF', 'EISDIR'];
+
+/**
+ * Flushes the names in a folder: only then does a file that was created or renamed there survive a loss of power
+ * (fsync(2)). A folder that may be written and not read is left to the file system.
+ * @throws FacetrainError StorageFailed
+ */
+export async function flushFolder(path: string): Promise<void> {
+  try {
+    const folder = await open(path, 'r');
+    try {
+      await folder.sync();
+    } finally {
+      await folder.close();
+    }
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? '';
+    if (!NO_FLUSH.includes(code) && code !== 'EACCES') throw storageError(path, error);
   }
 }

@@ -10,7 +10,7 @@ import { readdir, stat, utimes } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2 } from '@aws-sdk/client-s3';
 import { FacetrainError, parseStorageUri, type StorageAddress, s3Uri } from '@facetrain/api';
-import { makeFolder, writeAtomically } from './atomic-files.ts';
+import { makeFolder, removeTemporaries, writeAtomically } from './atomic-files.ts';
 import type { LockOptions } from './folder-lock.ts';
 import { httpStatus, s3Client, s3Error } from './s3.ts';
 import { type Bucket, type Download, finishDownload, sendOptions, withDiskErrors } from './s3-download.ts';
@@ -170,6 +170,8 @@ async function fetchPath(from: string, to: string, signal: AbortSignal | undefin
 async function copy(from: string, to: string, signal: AbortSignal | undefined): Promise<Fetched> {
   const { size, mtime } = await withDiskErrors(from, () => stat(from));
   if (await isUpToDate(to, size, mtime)) return { path: to, bytes: size, written: false };
+  // One process alone fetches to this path.
+  await withDiskErrors(to, () => removeTemporaries(to));
   await writeAtomically(to, async (target) => {
     for await (const chunk of createReadStream(from, signal ? { signal } : {}))
       await target.writeFile(chunk as Uint8Array);
