@@ -13,6 +13,8 @@ export const OUTPUT = {
   checkpoints: 'checkpoints',
   /** Folder of the INT7 artifact, if `spec.quantize.output` names no other. */
   int7: 'int7',
+  /** Who may write to the folder; in this folder, in that of checkpoints and in that of an INT7 artifact. */
+  fences: 'fences',
 } as const;
 
 /** Files of an INT7 artifact, in its folder. `manifest` is written last: an artifact without it is incomplete. */

@@ -1,0 +1,297 @@
+/**
+ * A fence around a folder: of all processes that ever start to write there, only the newest can change it.
+ *
+ * Fencing tokens: Kleppmann, "How to do distributed locking" (2016). A process may be frozen at any moment, by SIGSTOP
+ * or on a node that the cluster has given up, and wake after another has taken its place. A check before a write does
+ * not help: the process may be frozen between the two. So the file system itself has to refuse the old writer.
+ *
+ * - A claim makes the folder `fences/NNNNNNNNNN`. Its number, the token, is higher than all before. The folder is
+ *   prepared under another name and renamed: rename(2) refuses to replace a folder that is not empty, and this one
+ *   holds `owner.json`. So one of several claims of a number succeeds, and its owner is known from the first moment.
+ * - All that a process writes, it writes into its own folder, and moves it out by a rename when it is complete. What it
+ *   deletes, it first moves in.
+ * - A claim removes the folders of all lower numbers before it returns. From then on every move of an older process
+ *   fails with ENOENT (or ESTALE): one end of its rename no longer exists. It cannot make its folder again under the
+ *   same number, since only a claim makes one.
+ *
+ * `owner.json` only serves people and the rule that an older attempt of a job never fences off a newer one.
+ */
+import { randomUUID } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { FacetrainError, OUTPUT } from '@facetrain/api';
+import { type Content, flushFolder, makeFolder, storageError, writeAtomically, writeNew } from './atomic-files.ts';
+
+/** Who claims: a start of an attempt of a job. */
+export interface Owner {
+  name: string;
+  uid: string;
+  attempt: number;
+  /** Unique for each start. One start may claim a folder twice, by two paths that lead to it. */
+  start: string;
+}
+
+interface Claim {
+  number: number;
+  /** Undefined when its file is gone or unreadable. */
+  owner: (Owner & { time: string }) | undefined;
+}
+
+/** Entries of a fence's folder whose names begin like this are moved to the guarded folder, not deleted. */
+export const KEPT_PREFIX = 'damaged-';
+
+const OWNER = 'owner.json';
+const NUMBER = /^\d{10}$/;
+/** A folder that is being prepared or removed. */
+const TEMPORARY = /^\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+/** A claim is tried again while others claim at the same time, or remove what this one prepares. */
+const CLAIM_TRIES = 100;
+const folderName = (number: number) => String(number).padStart(10, '0');
+
+export class Fence {
+  /** The guarded folder. */
+  readonly folder: string;
+  /** The token. */
+  readonly number: number;
+
+  private constructor(folder: string, number: number) {
+    this.folder = folder;
+    this.number = number;
+  }
+
+  /**
+   * Takes the folder, which is made if it does not exist. When this returns, no older process can change it any more.
+   * @throws FacetrainError FencedOff when a newer attempt of the same job has claimed it, or another start claims it at
+   * the same time and later; StorageFailed, DiskFull
+   */
+  static async claim(folder: string, owner: Owner): Promise<Fence> {
+    const root = join(folder, OUTPUT.fences);
+    try {
+      await makeFolder(root);
+      for (let tries = 1; ; tries++) {
+        const claims = await claimsIn(folder);
+        const newer = claims.find((claim) => claim.owner?.uid === owner.uid && claim.owner.attempt > owner.attempt);
+        if (newer) throw fencedOff(folder, newer);
+        const newest = claims.at(-1);
+        if (newest?.owner?.start === owner.start) return new Fence(folder, newest.number);
+        const fence = new Fence(folder, (newest?.number ?? 0) + 1);
+        if (!(await fence.#create(owner, tries === CLAIM_TRIES))) continue;
+        await flushFolder(root);
+        await fence.check();
+        await fence.#removeOlder();
+        return fence;
+      }
+    } catch (error) {
+      throw storageError(root, error);
+    }
+  }
+
+  /** The fence that another process of the same gang has claimed. */
+  static of(folder: string, number: number): Fence {
+    return new Fence(folder, number);
+  }
+
+  /** The folder of this fence, on the file system of the guarded folder. Only `claim` makes it. */
+  get path(): string {
+    return join(this.folder, OUTPUT.fences, folderName(this.number));
+  }
+
+  /**
+   * Whether this process still is the newest. To end soon and with a reason: what it writes is safe without.
+   * @throws FacetrainError FencedOff, StorageFailed
+   */
+  async check(): Promise<void> {
+    await this.#check();
+  }
+
+  /** The error of an operation: FencedOff when that is why it failed. */
+  async explain(error: unknown): Promise<unknown> {
+    if (error instanceof FacetrainError && error.code === 'FencedOff') return error;
+    try {
+      await this.#check(error);
+      return error;
+    } catch (found) {
+      // Storage that cannot be asked is no answer; what failed first says more.
+      return found instanceof FacetrainError && found.code === 'FencedOff' ? found : error;
+    }
+  }
+
+  /** Creates or replaces a file, as writeAtomically does. @throws FacetrainError FencedOff, DiskFull, StorageFailed */
+  async write(target: string, content: Content): Promise<void> {
+    const staged = this.#unique(basename(target));
+    await this.#guarded(target, async () => {
+      await writeNew(staged, content, target);
+      await this.check();
+      await this.#moveOut(staged, target);
+    });
+  }
+
+  /**
+   * Moves a complete, flushed file or folder from `path` to its place. A file there is replaced.
+   * @throws FacetrainError FencedOff, StorageFailed, also when a folder is there
+   */
+  async moveOut(staged: string, target: string): Promise<void> {
+    await this.#guarded(target, () => this.#moveOut(staged, target));
+  }
+
+  /** Deletes a file or a folder, at once for all readers. @throws FacetrainError FencedOff, StorageFailed */
+  async remove(target: string): Promise<void> {
+    const hidden = this.#unique(basename(target));
+    await this.#guarded(target, async () => {
+      try {
+        await rename(target, hidden);
+      } catch (error) {
+        if (!isMissing(error)) throw error;
+        await this.check();
+        return; // There was nothing to delete.
+      }
+      await removeAll(hidden);
+    });
+  }
+
+  /** Gives something in the guarded folder a name that starts with KEPT_PREFIX. @returns its new path */
+  async setAside(target: string): Promise<string> {
+    const name = `${KEPT_PREFIX}${basename(target)}.${folderName(this.number)}`;
+    await this.#guarded(target, async () => {
+      await rename(target, join(this.path, name));
+      await this.#moveOut(join(this.path, name), join(this.folder, name));
+    });
+    return join(this.folder, name);
+  }
+
+  #unique(name: string): string {
+    return join(this.path, `${name}.${randomUUID()}`);
+  }
+
+  async #moveOut(staged: string, target: string): Promise<void> {
+    await makeFolder(dirname(target));
+    try {
+      await rename(staged, target);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+      // A part of the guarded folder is another file system. There the check must do.
+      await writeAtomically(target, async (file) => {
+        for await (const chunk of createReadStream(staged)) await file.writeFile(chunk as Uint8Array);
+        await this.check();
+      });
+      await rm(staged);
+    }
+    await flushFolder(dirname(target));
+  }
+
+  /**
+   * Makes the folder of the fence, with its owner.
+   * @param last whether it is the last try
+   * @returns false when another process has the number
+   */
+  async #create(owner: Owner, last: boolean): Promise<boolean> {
+    const prepared = join(dirname(this.path), `.${randomUUID()}`);
+    try {
+      await mkdir(prepared);
+      await writeNew(join(prepared, OWNER), `${JSON.stringify({ ...owner, time: new Date().toISOString() })}\n`);
+      await flushFolder(prepared);
+      await rename(prepared, this.path);
+      return true;
+    } catch (error) {
+      await rm(prepared, { recursive: true, force: true }).catch(() => {});
+      // Missing: another claim has removed what was prepared, as it removes what dead processes left.
+      const { code = '' } = error as NodeJS.ErrnoException;
+      if (!last && (isMissing(error) || ['EEXIST', 'ENOTEMPTY'].includes(code))) return false;
+      throw error;
+    }
+  }
+
+  async #removeOlder(): Promise<void> {
+    const root = dirname(this.path);
+    for (const name of await readdir(root)) {
+      const older = NUMBER.test(name) ? Number(name) < this.number : TEMPORARY.test(name);
+      if (!older) continue;
+      // First under another name: a folder that is being emptied could be replaced by a claim of its number.
+      const removed = join(root, `.${randomUUID()}`);
+      try {
+        await rename(join(root, name), removed);
+        for (const entry of await readdir(removed))
+          if (entry.startsWith(KEPT_PREFIX)) await rename(join(removed, entry), join(this.folder, entry));
+        await removeAll(removed);
+      } catch (error) {
+        if (!isMissing(error)) throw error; // Else another claim removes it.
+      }
+    }
+  }
+
+  /** Runs a change of the folder. */
+  async #guarded(target: string, change: () => Promise<void>): Promise<void> {
+    try {
+      await change();
+    } catch (error) {
+      throw await this.explain(storageError(target, error));
+    }
+  }
+
+  async #check(cause?: unknown): Promise<void> {
+    const claims = await claimsIn(this.folder);
+    const newest = claims.at(-1);
+    if (newest && newest.number > this.number) throw fencedOff(this.folder, newest, cause);
+    if (newest?.number !== this.number) throw fencedOff(this.folder, undefined, cause);
+  }
+}
+
+/** All claims on a folder, in their order. */
+async function claimsIn(folder: string): Promise<Claim[]> {
+  const root = join(folder, OUTPUT.fences);
+  let names: string[];
+  try {
+    names = await readdir(root);
+  } catch (error) {
+    // Not ESTALE: a folder that cannot be read now is not one without claims.
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw storageError(root, error);
+  }
+  const claims = names
+    .filter((name) => NUMBER.test(name))
+    .map(async (name) => ({ number: Number(name), owner: await readOwner(join(root, name, OWNER)) }));
+  return (await Promise.all(claims)).sort((a, b) => a.number - b.number);
+}
+
+async function readOwner(path: string): Promise<Claim['owner']> {
+  try {
+    return JSON.parse(await readFile(path, 'utf8')) as Claim['owner'];
+  } catch (error) {
+    if (isMissing(error) || error instanceof SyntaxError) return undefined;
+    throw storageError(path, error);
+  }
+}
+
+function fencedOff(folder: string, claim: Claim | undefined, cause?: unknown): FacetrainError {
+  const { owner } = claim ?? {};
+  const by = owner
+    ? `attempt ${owner.attempt} of job ${owner.name} (uid ${owner.uid}) took it over at ${owner.time}`
+    : claim
+      ? `a newer writer (fence ${claim.number}) took it over`
+      : `the fence of this writer is gone from ${OUTPUT.fences}/`;
+  return new FacetrainError({
+    code: 'FencedOff',
+    subject: folder,
+    found: by,
+    allowed: 'one writer at a time; this one has stopped, and wrote nothing after that',
+    cause,
+  });
+}
+
+/** Whether a file or folder was not there; ESTALE is how network file systems say that it was just removed. */
+function isMissing(error: unknown): boolean {
+  const cause = error instanceof FacetrainError ? error.cause : error;
+  return ['ENOENT', 'ESTALE'].includes((cause as NodeJS.ErrnoException | undefined)?.code ?? '');
+}
+
+/** Removes a folder, also while a frozen process wakes and writes into it. */
+async function removeAll(path: string): Promise<void> {
+  try {
+    await rm(path, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
+  } catch (error) {
+    // NFS keeps a deleted file that a process of this machine has open, as .nfs… until it is closed.
+    const left = await readdir(path, { recursive: true }).catch(() => []);
+    if (left.length === 0 || !left.some((name) => basename(name).startsWith('.nfs'))) throw error;
+  }
+}
