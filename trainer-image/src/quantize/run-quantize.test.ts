@@ -10,6 +10,7 @@ import {
   ArtifactManifest,
   ExitCode,
   FacetrainError,
+  OUTPUT,
   QuantizeConfig,
   QuantizeReport,
   ScalesDocument,
@@ -22,6 +23,7 @@ import { encodeOnnx } from '../onnx/write.ts';
 import type { Program } from '../program/program.ts';
 import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
+import { type Operation, SimulatedProcess } from '../testing/file-operations.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
@@ -97,7 +99,7 @@ function program(signal = new AbortController().signal): Program & { stages: Set
 }
 
 async function contents(folder: string): Promise<Record<string, Buffer>> {
-  const names = (await readdir(folder)).sort();
+  const names = (await readdir(folder)).filter((name) => name !== OUTPUT.fences).sort();
   return Object.fromEntries(
     await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)),
   );
@@ -243,7 +245,40 @@ test('a signal stops the search, and no file is left', async () => {
     runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running),
     (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError',
   );
-  assert.deepEqual(await readdir(join(scratch, 'out')), []);
+  assert.deepEqual(await contents(join(scratch, 'out')), {});
+});
+
+test('an older quantizer that wakes after a newer one has begun changes nothing, and says why it ends', async () => {
+  const out = join(scratch, 'out');
+  const moments: Record<string, (operation: Operation) => boolean> = {
+    'before it deletes the manifest': ({ name, args }) => name === 'rename' && args[0] === join(out, 'manifest.json'),
+    'before its model gets its name': ({ name, args }) => name === 'rename' && args[1] === join(out, 'model.int7.onnx'),
+    'before it reads its model back': ({ name, args }) =>
+      ['open', 'readFile'].includes(name) && args[0] === join(out, 'model.int7.onnx'),
+    'before its manifest gets its name': ({ name, args }) =>
+      name === 'rename' && args[1] === join(out, 'manifest.json'),
+  };
+  for (const [name, moment] of Object.entries(moments)) {
+    await runQuantize(config(), program());
+    const old = new SimulatedProcess('frozen', moment);
+    const publish = server.address('s3://models/old');
+    const { reached, ended } = await old.run(() =>
+      runQuantize(config({ publish, calibration: { ...config().calibration, seed: 4 } }), program()),
+    );
+    assert(reached, name);
+    // Another job, as the same one with a higher attempt would have the same.
+    await runQuantize(config({ job: { name: 'newer', uid: 'newer', attempt: 0 } }), program());
+    const before = await contents(out);
+    old.wake();
+    await assert.rejects(ended, (error) => {
+      assert(error instanceof FacetrainError && error.exitCode === ExitCode.fencedOff, `${name}: ${String(error)}`);
+      assert.match(error.message, /attempt 0 of job newer \(uid newer\) took it over/);
+      return true;
+    });
+    assert.deepEqual(await contents(out), before, name);
+    assert.deepEqual(await readdir(join(server.folder, 'models', 'old')).catch(() => []), [], name);
+    await rm(out, { recursive: true });
+  }
 });
 
 describe('refused before any work', () => {
@@ -344,12 +379,13 @@ describe('refused before any work', () => {
 test('a full disk is an error with the path, and no file is half-written', async () => {
   const disk = join(scratch, 'disk');
   await mkdir(disk);
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=16k', 'tmpfs', disk]);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=32k', 'tmpfs', disk]);
   try {
     const error = await failure({ outputDirectory: join(disk, 'out') });
     assert.equal(error.code, 'DiskFull');
     assert.equal(error.subject, join(disk, 'out', 'model.int7.onnx'));
-    assert.deepEqual(await readdir(join(disk, 'out')), []);
+    assert.deepEqual(await contents(join(disk, 'out')), {});
+    assert.deepEqual(await readdir(join(disk, 'out', 'fences', '0000000001')), ['owner.json']);
   } finally {
     execFileSync('umount', [disk]);
   }

@@ -2,7 +2,7 @@
  * The quantize mode: reads an ONNX model, writes `model.int7.onnx` with its scales, reports and manifest, checks the
  * gate and publishes. The same configuration and input files give the same output, byte for byte.
  */
-import { rm } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -23,7 +23,8 @@ import {
 import { countParameters } from '../onnx/describe.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
-import { writeAtomically } from '../storage/atomic-files.ts';
+import { isStop } from '../program/stop-signal.ts';
+import { Fence } from '../storage/fence.ts';
 import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
@@ -31,16 +32,16 @@ import { checkFolded, checkWritten } from './check-models.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets } from './compare-models.ts';
 import { disposable } from './disposable.ts';
-import { checkOutput, loadCalibration, loadModel, loadSets } from './inputs.ts';
+import { type Calibration, checkOutput, loadCalibration, loadModel, loadSets } from './inputs.ts';
 import { decodeInt7 } from './qdq.ts';
 
 /**
  * @throws FacetrainError for refused input, before the search starts; GateFailed when a bound is missed: the reports
- * are then written, and published under `rejected/`, and there is no manifest
+ * are then written, and published under `rejected/`, and there is no manifest; FencedOff when a newer quantizer has
+ * taken over the output folder
  */
 export async function runQuantize(config: QuantizeConfig, program: Program): Promise<QuantizeReport> {
   const { log, progress, signal } = program;
-  const { outputDirectory, publish: destination } = config;
   const computeThreads = config.computeThreads ?? availableParallelism();
 
   // ---- Preflight and calibration pictures. All input is validated here. ----
@@ -56,6 +57,35 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     'quantizing',
   );
 
+  // ---- From here on the output folder is this quantizer's. ----
+  const output = await Fence.claim(config.outputDirectory, { ...config.job, start: randomUUID() });
+  try {
+    return await quantizeInto(output, { source, sets, pictures, calibration, fp32: fp32.model }, config, program);
+  } catch (error) {
+    // One that was frozen may find the files of a newer one in the place of its own.
+    throw isStop(error, signal) ? error : await output.explain(error);
+  }
+}
+
+interface Inputs {
+  source: Awaited<ReturnType<typeof loadModel>>;
+  sets: Awaited<ReturnType<typeof loadSets>>;
+  pictures: Pictures;
+  calibration: Calibration['facts'];
+  fp32: LayerModel;
+}
+
+/** Searches, writes the artifact into the fenced folder, checks the gate and publishes. */
+async function quantizeInto(
+  output: Fence,
+  { source, sets, pictures, calibration, fp32 }: Inputs,
+  config: QuantizeConfig,
+  program: Program,
+): Promise<QuantizeReport> {
+  const { log, progress, signal } = program;
+  const { outputDirectory, publish: destination } = config;
+  const computeThreads = config.computeThreads ?? availableParallelism();
+
   // ---- The search for scales ----
   const found = await search(config, source.layers, pictures, computeThreads, program);
 
@@ -66,8 +96,8 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     channelOrder: config.model.channelOrder,
   });
   // The manifest of an earlier run describes files that change now.
-  await rm(join(outputDirectory, ARTIFACT.manifest), { force: true });
-  await writeAtomically(join(outputDirectory, ARTIFACT.model), modelBytes);
+  await output.remove(join(outputDirectory, ARTIFACT.manifest));
+  await output.write(join(outputDirectory, ARTIFACT.model), modelBytes);
 
   // ---- Check and comparison, of the model that is read back from its file ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
@@ -75,8 +105,8 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
   const metrics =
     sets.length > 0
-      ? await compareOnSets(config, sets, source.graph, fp32.model, int7.model, program)
-      : await compareOnPictures(pictures, fp32.model, int7.model, program);
+      ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
+      : await compareOnPictures(pictures, fp32, int7.model, program);
 
   // ---- Scales and reports, written whether or not the gate passes ----
   const report: QuantizeReport = {
@@ -95,7 +125,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   };
   progress.update({ stage: 'Publishing' });
   const files = { [ARTIFACT.scales]: scalesFile(found.scales), ...reportFiles(report) };
-  for (const [name, content] of Object.entries(files)) await writeAtomically(join(outputDirectory, name), content);
+  for (const [name, content] of Object.entries(files)) await output.write(join(outputDirectory, name), content);
 
   // ---- The gate ----
   if (!report.gate.passed) {
@@ -112,7 +142,9 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
   const digests = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   const listed = { [ARTIFACT.model]: report.model, ...digests };
-  await writeAtomically(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
+  await output.write(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
+  // An object store has no fence: the check has to do.
+  await output.check();
   if (destination) await upload(config, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
   progress.update({ stage: 'Done' });
   log.info(
