@@ -56,6 +56,11 @@ async function failure(call: Promise<unknown>): Promise<FacetrainError> {
   return error;
 }
 
+/** Where the files of an address of these tests lie: the object store is a folder, too. */
+function folderOf({ uri }: StorageAddress): string {
+  return uri.startsWith('file://') ? uri.slice('file://'.length) : join(server.folder, uri.slice('s3://'.length));
+}
+
 for (const [scheme, address] of Object.entries({
   'file://': (): StorageAddress => ({
     uri: `file://${join(scratch, 'published')}`,
@@ -97,17 +102,68 @@ for (const [scheme, address] of Object.entries({
       );
     });
 
-    test('a file that has changed is written again, and only that one', async () => {
+    test('a file that has changed is written again, and the manifest, and no other', async () => {
       await publish(folder, NAMES, address());
       await writeFile(join(folder, 'report.json'), '{"report":null}');
       const written = (await publish(folder, NAMES, address())).filter((file) => file.written).map(({ name }) => name);
-      assert.deepEqual(written, ['report.json']);
+      assert.deepEqual(written, ['report.json', 'manifest.json']);
       const to = join(scratch, 'one.json');
       await fetchTo({ ...address(), uri: `${address().uri}/report.json`, to });
       assert.equal(await readFile(to, 'utf8'), '{"report":null}');
     });
+
+    test('while files are replaced there is no manifest, also when that fails', async () => {
+      const place = { ...address(), uri: `${address().uri}/replaced` };
+      await publish(folder, NAMES, place);
+      await writeFile(join(folder, 'model.int7.onnx'), 'another model');
+      await writeFile(join(folder, 'report.json'), '{"report":"another"}');
+      await writeFile(join(folder, 'manifest.json'), '{"manifest":"another"}');
+      // In the way of the second file.
+      await rm(join(folderOf(place), 'report.json'));
+      await mkdir(join(folderOf(place), 'report.json', 'x'), { recursive: true });
+      await assert.rejects(publish(folder, NAMES, place));
+      assert.equal(await readFile(join(folderOf(place), 'model.int7.onnx'), 'utf8'), 'another model');
+      assert.deepEqual((await readdir(folderOf(place))).sort(), ['model.int7.onnx', 'report.json']);
+
+      await rm(join(folderOf(place), 'report.json'), { recursive: true });
+      const written = (await publish(folder, NAMES, place)).filter((file) => file.written).map(({ name }) => name);
+      assert.deepEqual(written, ['report.json', 'manifest.json']);
+      for (const name of NAMES)
+        assert.deepEqual(await readFile(join(folderOf(place), name)), await readFile(join(folder, name)), name);
+    });
+
+    test('a new manifest over the same files replaces the old one at once', async () => {
+      const place = { ...address(), uri: `${address().uri}/same` };
+      await publish(folder, NAMES, place);
+      await writeFile(join(folder, 'manifest.json'), '{"manifest":"another"}');
+      const written = (await publish(folder, NAMES, place)).filter((file) => file.written).map(({ name }) => name);
+      assert.deepEqual(written, ['manifest.json']);
+    });
   });
 }
+
+test('credentials that may not delete overwrite the old manifest before the first file', async () => {
+  const requests: string[] = [];
+  const store = createServer((request, response) => {
+    requests.push(`${request.method} ${new URL(request.url!, 'http://x').pathname}`);
+    const status = request.method === 'HEAD' ? 404 : request.method === 'DELETE' ? 403 : 200;
+    request.resume().on('end', () => response.writeHead(status, { etag: '"1"' }).end());
+  }).listen(0, '127.0.0.1');
+  await once(store, 'listening');
+  after(() => store.close());
+  const { port } = store.address() as AddressInfo;
+  const small = ['report.json', 'manifest.json'];
+  await publish(folder, small, { ...server.address('s3://models/x'), endpoint: `http://127.0.0.1:${port}` });
+  assert.deepEqual(
+    requests.filter((line) => !line.startsWith('HEAD')),
+    [
+      'DELETE /models/x/manifest.json',
+      'PUT /models/x/manifest.json',
+      'PUT /models/x/report.json',
+      'PUT /models/x/manifest.json',
+    ],
+  );
+});
 
 test('objects have a content type and a digest', async () => {
   await publish(folder, NAMES, server.address('s3://models/typed'));

@@ -1,16 +1,23 @@
 /**
  * Publishes finished files to a folder or an object store.
  *
- * A file that exists at the destination with the same digest is not written again. Files are published in the given
- * order: a manifest, named last, appears when all files that it lists exist.
+ * A file that exists at the destination with the same digest is not written again. A manifest, named last, vouches for
+ * the files before it: while any of them differs, there is none. So readers that find a manifest can rely on all that it
+ * lists, also while an artifact is replaced, and after a publication that was cut off.
  */
 import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { rm, stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import { HeadObjectCommand, ListObjectsV2Command, type S3Client } from '@aws-sdk/client-s3';
+import {
+  DeleteObjectCommand,
+  HeadObjectCommand,
+  ListObjectsV2Command,
+  PutObjectCommand,
+  type S3Client,
+} from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import { parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
-import { writeAtomically } from './atomic-files.ts';
+import { ARTIFACT, parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
+import { flushFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
 import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
 
@@ -25,7 +32,8 @@ export interface Published {
 
 /**
  * Copies the files `names` of `folder` to `destination`, one after another.
- * @throws FacetrainError StorageFailed or DiskFull; the files before the one that failed are published then
+ * @throws FacetrainError StorageFailed or DiskFull; the files before the one that failed are published then, and there
+ * is no manifest
  */
 export async function publish(
   folder: string,
@@ -34,22 +42,12 @@ export async function publish(
   signal?: AbortSignal,
 ): Promise<Published[]> {
   const location = parseStorageUri(destination.uri);
-  if (location.scheme === 'file')
-    return publishTo(names, (name) => publishFile(join(folder, name), join(location.path, name), signal));
+  if (location.scheme === 'file') return publishTo(folderPlace(folder, location.path, signal), folder, names, signal);
   if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
   const client = s3Client(destination);
-  const prefix = location.key.replace(/\/+$/, '');
+  const where = { bucket: location.bucket, prefix: location.key.replace(/\/+$/, '') };
   try {
-    return await publishTo(names, (name) =>
-      publishObject(
-        client,
-        join(folder, name),
-        destination,
-        location.bucket,
-        prefix ? `${prefix}/${name}` : name,
-        signal,
-      ),
-    );
+    return await publishTo(bucketPlace(client, folder, destination, where, signal), folder, names, signal);
   } finally {
     client.destroy();
   }
@@ -78,60 +76,120 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
   }
 }
 
-async function publishTo(
-  names: string[],
-  one: (name: string) => Promise<Omit<Published, 'name'>>,
-): Promise<Published[]> {
-  const published: Published[] = [];
-  for (const name of names) published.push({ name, ...(await one(name)) });
-  return published;
+/** A place for files: a folder, or a prefix of a bucket. */
+interface Place {
+  /** Whether the file there has these bytes. */
+  has(name: string, file: StoredFile): Promise<boolean>;
+  write(name: string, file: StoredFile): Promise<void>;
+  /** Takes away a manifest, if there is one. */
+  revoke(name: string): Promise<void>;
 }
 
-async function publishFile(from: string, to: string, signal?: AbortSignal): Promise<Omit<Published, 'name'>> {
-  const file = await digestFile(from, signal);
-  const existing = await stat(to).catch(() => null);
-  if (existing?.isFile() && existing.size === file.bytes && (await digestFile(to, signal)).sha256 === file.sha256)
-    return { file, written: false };
-  await writeAtomically(to, async (target) => {
-    for await (const chunk of createReadStream(from, signal ? { signal } : {}))
-      await target.writeFile(chunk as Uint8Array);
-  });
-  return { file, written: true };
+async function publishTo(place: Place, folder: string, names: string[], signal?: AbortSignal): Promise<Published[]> {
+  const files: Published[] = [];
+  for (const name of names) {
+    const file = await digestFile(join(folder, name), signal);
+    files.push({ name, file, written: !(await place.has(name, file)) });
+  }
+  const last = files.at(-1);
+  if (last?.name === ARTIFACT.manifest && files.slice(0, -1).some(({ written }) => written)) {
+    await place.revoke(last.name);
+    last.written = true;
+  }
+  for (const { name, file, written } of files) if (written) await place.write(name, file);
+  return files;
 }
 
-async function publishObject(
+function folderPlace(from: string, to: string, signal?: AbortSignal): Place {
+  return {
+    async has(name, { bytes, sha256 }) {
+      const path = join(to, name);
+      const existing = await stat(path).catch(() => null);
+      return (
+        existing?.isFile() === true && existing.size === bytes && (await digestFile(path, signal)).sha256 === sha256
+      );
+    },
+    write: (name) =>
+      writeAtomically(join(to, name), async (target) => {
+        for await (const chunk of createReadStream(join(from, name), signal ? { signal } : {}))
+          await target.writeFile(chunk as Uint8Array);
+      }),
+    async revoke(name) {
+      try {
+        await rm(join(to, name), { force: true });
+        if (await stat(to).catch(() => null)) await flushFolder(to);
+      } catch (error) {
+        throw storageError(join(to, name), error);
+      }
+    },
+  };
+}
+
+function bucketPlace(
   client: S3Client,
   from: string,
   address: StorageAddress,
+  { bucket, prefix }: { bucket: string; prefix: string },
+  signal?: AbortSignal,
+): Place {
+  const abort = signal ? { abortSignal: signal } : {};
+  const keyOf = (name: string) => (prefix ? `${prefix}/${name}` : name);
+  const orRefusal = async <T>(name: string, request: Promise<T>): Promise<T> => {
+    try {
+      return await request;
+    } catch (error) {
+      throw s3Error(error, address, bucket, keyOf(name));
+    }
+  };
+  return {
+    has: (name, file) => orRefusal(name, isPublished(client, bucket, keyOf(name), file, abort)),
+    write: (name, file) =>
+      orRefusal(name, upload(client, { bucket, key: keyOf(name), from: join(from, name), file }, signal)),
+    revoke: (name) => orRefusal(name, revokeObject(client, bucket, keyOf(name), abort)),
+  };
+}
+
+async function upload(
+  client: S3Client,
+  { bucket, key, from, file }: { bucket: string; key: string; from: string; file: StoredFile },
+  signal?: AbortSignal,
+): Promise<void> {
+  const body = new Upload({
+    client,
+    params: {
+      Bucket: bucket,
+      Key: key,
+      Body: createReadStream(from),
+      ContentType: CONTENT_TYPES[extname(from)] ?? 'application/octet-stream',
+      Metadata: { [DIGEST_METADATA]: file.sha256 },
+    },
+  });
+  const stop = () => void body.abort();
+  signal?.addEventListener('abort', stop, { once: true });
+  try {
+    await body.done();
+  } finally {
+    signal?.removeEventListener('abort', stop);
+  }
+}
+
+/**
+ * Deletes a manifest. Credentials that may write and not delete replace it by a document that is no manifest: readers
+ * refuse it as InvalidArtifact.
+ */
+async function revokeObject(
+  client: S3Client,
   bucket: string,
   key: string,
-  signal?: AbortSignal,
-): Promise<Omit<Published, 'name'>> {
-  const file = await digestFile(from, signal);
-  const abort = signal ? { abortSignal: signal } : {};
+  abort: { abortSignal?: AbortSignal },
+): Promise<void> {
+  const object = { Bucket: bucket, Key: key };
   try {
-    if (await isPublished(client, bucket, key, file, abort)) return { file, written: false };
-    const type = CONTENT_TYPES[extname(from)] ?? 'application/octet-stream';
-    const upload = new Upload({
-      client,
-      params: {
-        Bucket: bucket,
-        Key: key,
-        Body: createReadStream(from),
-        ContentType: type,
-        Metadata: { [DIGEST_METADATA]: file.sha256 },
-      },
-    });
-    const stop = () => void upload.abort();
-    signal?.addEventListener('abort', stop, { once: true });
-    try {
-      await upload.done();
-    } finally {
-      signal?.removeEventListener('abort', stop);
-    }
-    return { file, written: true };
+    await client.send(new DeleteObjectCommand(object), abort);
   } catch (error) {
-    throw s3Error(error, address, bucket, key);
+    if (httpStatus(error) !== 403) throw error;
+    const body = `${JSON.stringify({ incomplete: 'these files are being replaced' })}\n`;
+    await client.send(new PutObjectCommand({ ...object, Body: body, ContentType: CONTENT_TYPES['.json'] }), abort);
   }
 }
 
