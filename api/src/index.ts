@@ -15,7 +15,7 @@ export * from './output-layout.ts';
 export * from './progress.ts';
 export * from './quantize-config.ts';
 export * from './quantizejob.ts';
-export { BACKBONES } from './ranges.ts';
+export { BACKBONES, MAX_SET_ASIDE, MAX_SET_ASIDE_REASON } from './ranges.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';
 export * from './storage.ts';

@@ -7,7 +7,7 @@
 import { z } from 'zod';
 import { EvaluationResult } from './facetrainjob.ts';
 import { ArtifactStatus } from './job-fields.ts';
-import { MAX_SETS } from './ranges.ts';
+import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS } from './ranges.ts';
 
 /** Serves `Progress` as JSON. */
 export const PROGRESS_PATH = '/v1/progress';
@@ -45,6 +45,16 @@ export const Progress = z.strictObject({
     .strictObject({ step: z.int().min(0), time: z.string() })
     .nullable()
     .describe('The newest complete checkpoint.'),
+  setAside: z
+    .array(
+      z.strictObject({
+        folder: z.string().max(255).describe('Its new name, in the folder of checkpoints.'),
+        reason: z.string().max(MAX_SET_ASIDE_REASON),
+      }),
+    )
+    .max(MAX_SET_ASIDE)
+    .optional()
+    .describe('Checkpoints that were found damaged at the start and renamed, the newest ones.'),
   activity: z.int().min(0).describe('Counter of all work: steps, evaluation batches, checkpoint files.'),
 });
 export type Progress = z.infer<typeof Progress>;

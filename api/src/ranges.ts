@@ -47,6 +47,10 @@ export const setName = z
   .regex(/^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$/, 'letters, digits, "-", "_" and "."');
 /** Verification sets of a job. */
 export const MAX_SETS = 32;
+/** Damaged checkpoints that a program or a status names, the newest ones. */
+export const MAX_SET_ASIDE = 3;
+/** Longest text about one of them, in characters. */
+export const MAX_SET_ASIDE_REASON = 300;
 
 export const calibrationImages = z.int32().min(1).max(100_000);
 export const searchRounds = z.int32().min(0).max(100);

@@ -1,13 +1,26 @@
 /** Checkpoints of a gang whose sessions hold plain arrays, written and read by any numbers of ranks. */
 import assert from 'node:assert/strict';
-import { mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
-import { CheckpointManifest, FacetrainError } from '@facetrain/api';
+import { CheckpointManifest, FacetrainError, OUTPUT } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
-import { checkpointDirectory, completeSteps, findNewest, manifestPath, prune, removeUnfinished } from './directory.ts';
+import { digestFile } from '../storage/digest.ts';
+import { Fence } from '../storage/fence.ts';
+import { SimulatedProcess } from '../testing/file-operations.ts';
+import {
+  checkpointDirectory,
+  completeSteps,
+  DamagedCheckpoint,
+  findNewest,
+  manifestPath,
+  openCheckpoint,
+  prune,
+  removeUnfinished,
+} from './directory.ts';
 import { type JobFacts, loadCheckpoint } from './load.ts';
 import { saveCheckpoint } from './save.ts';
 
@@ -15,7 +28,11 @@ const DIM = 4;
 const top = await mkdtemp(join(tmpdir(), 'checkpoint-'));
 after(() => rm(top, { recursive: true }));
 let folders = 0;
-const newRoot = () => join(top, String(folders++));
+const newFence = () => claim(join(top, String(folders++)));
+
+function claim(root: string, attempt = 0): Promise<Fence> {
+  return Fence.claim(root, { name: 'j', uid: 'u', attempt, start: randomUUID() });
+}
 
 /** The state of a session, without training. */
 class FakeSession {
@@ -114,11 +131,11 @@ class Gang {
     return this;
   }
 
-  save(root: string, step: number, keep = 100): Promise<unknown[]> {
+  save(fence: Fence, step: number, keep = 100): Promise<unknown[]> {
     return Promise.all(
       this.sessions.map((session, rank) =>
         saveCheckpoint(session, {
-          root,
+          fence,
           keep,
           step,
           rank,
@@ -134,11 +151,17 @@ class Gang {
   }
 
   async load(root: string, expected = JOB): Promise<void> {
-    const checkpoint = await findNewest(root);
+    const checkpoint = await newest(root);
     assert(checkpoint);
     await Promise.all(this.sessions.map((session) => loadCheckpoint(session, checkpoint, expected)));
   }
 }
+
+/** The newest checkpoint of a folder without damaged ones. */
+const newest = (root: string) => findNewest(root, (damage) => assert.fail(damage));
+
+/** What is in the folder, without the fences. */
+const listed = async (root: string) => (await readdir(root)).filter((name) => name !== OUTPUT.fences).sort();
 
 async function refusal(promise: Promise<unknown>): Promise<FacetrainError> {
   const error = await promise.then(
@@ -151,9 +174,10 @@ async function refusal(promise: Promise<unknown>): Promise<FacetrainError> {
 
 test('a checkpoint written by any number of ranks loads on any other', async () => {
   for (const writers of [1, 2, 4]) {
-    const root = newRoot();
-    await new Gang(writers).fill().save(root, 7);
-    const { manifest } = (await findNewest(root))!;
+    const fence = await newFence();
+    const root = fence.folder;
+    await new Gang(writers).fill().save(fence, 7);
+    const { manifest } = (await newest(root))!;
     assert.deepEqual(CheckpointManifest.parse(manifest), manifest);
     assert.deepEqual(
       manifest.rows.map(({ firstRow, rows }) => [firstRow, rows]),
@@ -173,12 +197,11 @@ test('a checkpoint written by any number of ranks loads on any other', async () 
 });
 
 test('a rank reads only the files that hold its rows', async () => {
-  const root = newRoot();
-  await new Gang(11).fill().save(root, 1);
-  const directory = checkpointDirectory(root, 1);
-  await rm(join(directory, 'rows-0000000010.safetensors'));
+  const fence = await newFence();
+  await new Gang(11).fill().save(fence, 1);
+  const checkpoint = await openCheckpoint(fence.folder, 1);
+  await rm(join(checkpoint.directory, 'rows-0000000010.safetensors'));
   const [first, last] = new Gang(2).sessions;
-  const checkpoint = (await findNewest(root))!;
   await loadCheckpoint(first!, checkpoint, JOB);
   assert.match(
     (await refusal(loadCheckpoint(last!, checkpoint, JOB))).message,
@@ -187,10 +210,12 @@ test('a rank reads only the files that hold its rows', async () => {
 });
 
 test('a checkpoint that does not fit or was changed is refused, naming the file and the difference', async () => {
-  const root = newRoot();
-  await new Gang(2).fill().save(root, 30);
-  const directory = checkpointDirectory(root, 30);
-  const load = (change: Partial<JobFacts> = {}, gang = new Gang(1)) => gang.load(root, { ...JOB, ...change });
+  const fence = await newFence();
+  await new Gang(2).fill().save(fence, 30);
+  const checkpoint = await openCheckpoint(fence.folder, 30);
+  const { directory } = checkpoint;
+  const load = (change: Partial<JobFacts> = {}, gang = new Gang(1)) =>
+    loadCheckpoint(gang.sessions[0]!, checkpoint, { ...JOB, ...change });
   await load({ name: null });
   assert.match(
     (await refusal(load({ name: 'k' }))).message,
@@ -244,61 +269,203 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
     const bad = Buffer.from(good);
     bad[bad.length - 1]! ^= 1;
     await writeFile(path, bad);
-    assert.match((await refusal(load())).message, new RegExp(`${file}: the digest`));
+    const flipped = await refusal(load());
+    assert.match(flipped.message, new RegExp(`${file}: the digest`));
+    assert(flipped instanceof DamagedCheckpoint && flipped.file === file);
     await truncate(path, good.length - 4);
     assert.match((await refusal(load())).message, new RegExp(`${file}: ${good.length - 4} bytes; ${good.length}`));
     await writeFile(path, good);
   }
   await load();
+  // What does not fit is no damage.
+  assert(!((await refusal(load({ seed: 2 }))) instanceof DamagedCheckpoint));
 });
 
-test('an invalid manifest is refused, also one without some rows or with files in other folders', async () => {
-  const root = newRoot();
-  await new Gang(2).fill().save(root, 5);
-  const path = manifestPath(checkpointDirectory(root, 5));
+test('a manifest that is none, or without some rows, or with files in other folders is damaged', async () => {
+  const fence = await newFence();
+  await new Gang(2).fill().save(fence, 5);
+  const path = manifestPath(checkpointDirectory(fence.folder, 5));
   const good = JSON.parse(await readFile(path, 'utf8')) as CheckpointManifest;
-  const refusedAs = async (change: unknown) => {
-    await writeFile(path, typeof change === 'string' ? change : JSON.stringify({ ...good, ...(change as object) }));
-    return (await refusal(findNewest(root))).message;
-  };
-  assert.match(await refusedAs('{'), /manifest.json: not JSON/);
-  assert.match(await refusedAs({ schemaVersion: 2 }), /manifest.json: schemaVersion/);
-  assert.match(await refusedAs({ step: 6 }), /step: 6; 5, as the folder/);
-  assert.match(await refusedAs({ rows: good.rows.slice(1) }), /starts at row 6; row 0/);
-  assert.match(await refusedAs({ rows: good.rows.slice(0, 1) }), /rows: 6 rows; 11/);
-  assert.match(await refusedAs({ rows: [...good.rows, ...good.rows] }), /neither gaps nor overlaps/);
-  assert.match(
-    await refusedAs({ backbone: { ...good.backbone, file: '../../secret' } }),
-    /the file name "..\/..\/secret"/,
-  );
+  const write = (change: unknown) =>
+    writeFile(path, typeof change === 'string' ? change : JSON.stringify({ ...good, ...(change as object) }));
+  for (const [change, message] of [
+    ['{', /manifest.json: not JSON/],
+    ['', /manifest.json: not JSON/],
+    ['null', /manifest.json: /],
+    [{ step: undefined }, /manifest.json: step: /],
+    [{ step: 6 }, /step: 6; 5, as the folder/],
+    [{ rows: good.rows.slice(1) }, /starts at row 6; row 0/],
+    [{ rows: good.rows.slice(0, 1) }, /rows: 6 rows; 11/],
+    [{ rows: [...good.rows, ...good.rows] }, /neither gaps nor overlaps/],
+    [{ backbone: { ...good.backbone, file: '../../secret' } }, /the file name "..\/..\/secret"/],
+  ] as const) {
+    await write(change);
+    const error = await refusal(openCheckpoint(fence.folder, 5));
+    assert.match(error.message, message);
+    assert(error instanceof DamagedCheckpoint && error.file === 'manifest.json');
+  }
+  // It is of another version of Facetrain, which can read it.
+  await write({ schemaVersion: 2 });
+  const error = await refusal(openCheckpoint(fence.folder, 5));
+  assert.match(error.message, /manifest.json: schemaVersion/);
+  assert(!(error instanceof DamagedCheckpoint));
 });
 
-test('a folder without a manifest is no checkpoint, and is removed at the next start', async () => {
-  const root = newRoot();
-  assert.equal(await findNewest(root), undefined);
+test('a damaged newest checkpoint is set aside and the one before it is used', async () => {
+  const damages: Record<string, (directory: string) => Promise<unknown>> = {
+    'a file is missing': (directory) => rm(join(directory, 'backbone.safetensors')),
+    'a file is cut off': (directory) => truncate(join(directory, 'rows-0000000006.safetensors'), 100),
+    'the manifest is cut off': (directory) => truncate(manifestPath(directory), 100),
+    'the manifest is empty': (directory) => truncate(manifestPath(directory), 0),
+  };
+  for (const [name, damage] of Object.entries(damages)) {
+    const fence = await newFence();
+    const root = fence.folder;
+    for (const step of [1, 2]) await new Gang(2).fill().save(fence, step);
+    await damage(checkpointDirectory(root, 2));
+    const kept: string[] = [];
+    const setAside = async (_: DamagedCheckpoint, directory: string) => void kept.push(await fence.setAside(directory));
+    assert.equal((await findNewest(root, setAside))?.manifest.step, 1, name);
+    assert.deepEqual(kept, [join(root, 'damaged-step-0000000002.0000000001')], name);
+    assert.deepEqual(await listed(root), ['damaged-step-0000000002.0000000001', 'step-0000000001'], name);
+
+    // Training continues, and comes to the same step again.
+    await new Gang(2).fill().save(fence, 2);
+    assert.equal((await newest(root))?.manifest.step, 2, name);
+
+    // Without an intact one, training must not begin anew, also not at the start after that.
+    for (const step of [1, 2]) await damage(checkpointDirectory(root, step));
+    const later = await claim(root);
+    for (let start = 0; start < 2; start++) {
+      const error = await refusal(findNewest(root, async (_, directory) => void (await later.setAside(directory))));
+      assert.match(
+        error.message,
+        /all checkpoints are damaged \(damaged-step-.*\); .*delete them to start from step 0/,
+      );
+      assert(!(error instanceof DamagedCheckpoint));
+    }
+  }
+});
+
+test('storage that fails is no damage', async () => {
+  const fence = await newFence();
+  await new Gang(1).fill().save(fence, 1);
+  const directory = checkpointDirectory(fence.folder, 1);
+  await rm(join(directory, 'backbone.safetensors'));
+  // ELOOP stands for every error but "no such file".
+  await symlink('backbone.safetensors', join(directory, 'backbone.safetensors'));
+  await assert.rejects(
+    newest(fence.folder),
+    (error) => error instanceof FacetrainError && error.code === 'StorageFailed',
+  );
+  assert.deepEqual(await listed(fence.folder), ['step-0000000001']);
+});
+
+test('a folder without a manifest, as a former version left it, is removed at the next start', async () => {
+  const fence = await newFence();
+  const root = fence.folder;
+  assert.equal(await newest(root), undefined);
   const gang = new Gang(2).fill();
-  await gang.save(root, 5);
+  await gang.save(fence, 5);
   const unfinished = checkpointDirectory(root, 6);
   await mkdir(unfinished);
   await writeFile(join(unfinished, 'rows-0000000000.safetensors'), 'half');
   await mkdir(join(root, 'of-the-user'));
-  assert.equal((await findNewest(root))?.manifest.step, 5);
-  assert.deepEqual(await removeUnfinished(root), [unfinished]);
-  assert.deepEqual((await readdir(root)).sort(), ['of-the-user', 'step-0000000005']);
+  assert.equal((await newest(root))?.manifest.step, 5);
+  assert.deepEqual(await removeUnfinished(root, fence), [unfinished]);
+  assert.deepEqual(await listed(root), ['of-the-user', 'step-0000000005']);
 });
 
 test('older checkpoints are deleted only when the new one is complete', async () => {
-  const root = newRoot();
+  const fence = await newFence();
+  const root = fence.folder;
   const gang = new Gang(2).fill();
-  for (const step of [1, 2, 3]) await gang.save(root, step, 2);
+  for (const step of [1, 2, 3]) await gang.save(fence, step, 2);
   assert.deepEqual(await completeSteps(root), [3, 2]);
   // Rank 1's disk is full: rank 0 waits for it, and the older checkpoints stay.
   const [first, second] = gang.sessions;
   second!.saveRows = () => Promise.reject(new Error('disk full'));
-  const broken = gang.save(root, 4, 2);
+  const broken = gang.save(fence, 4, 2);
   await assert.rejects(broken, /disk full/);
   await gang.arrived(first!);
   assert.deepEqual(await completeSteps(root), [3, 2]);
-  await prune(root, 1);
-  assert.deepEqual(await readdir(root).then((names) => names.sort()), ['step-0000000003', 'step-0000000004']);
+  await prune(root, 1, fence);
+  assert.deepEqual(await listed(root), ['step-0000000003']);
+});
+
+/** A gang of one rank that takes the folder, continues from what is there, and writes as many checkpoints as it keeps. */
+async function attempt(root: string, number: number, keep = 1): Promise<number> {
+  const fence = await claim(root, number);
+  try {
+    await removeUnfinished(root, fence);
+    const checkpoint = await findNewest(root, async (_, directory) => void (await fence.setAside(directory)));
+    const gang = new Gang(1).fill();
+    if (checkpoint) await loadCheckpoint(gang.sessions[0]!, checkpoint, JOB);
+    const first = (checkpoint?.manifest.step ?? 0) + 1;
+    for (let step = first; step < first + keep; step++) {
+      // What this attempt trains differs from what another one does.
+      gang.sessions[0]!.weight[0] = 1000 * number + step;
+      await gang.save(fence, step, keep);
+    }
+    return first + keep - 1;
+  } catch (error) {
+    throw await fence.explain(error);
+  }
+}
+
+/** Two checkpoints, of which the newer is damaged, and one that a former version did not finish. */
+async function folderWithAll(): Promise<string> {
+  const root = join(top, String(folders++));
+  await attempt(root, 0, 2);
+  await truncate(join(checkpointDirectory(root, 2), 'backbone.safetensors'), 10);
+  await mkdir(checkpointDirectory(root, 9));
+  return root;
+}
+
+/** Names and digests of all files. */
+async function digests(root: string): Promise<string[]> {
+  const entries = await readdir(root, { recursive: true, withFileTypes: true });
+  const paths = entries.filter((entry) => entry.isFile()).map(({ parentPath, name }) => join(parentPath, name));
+  return Promise.all(paths.sort().map(async (path) => `${path} ${(await digestFile(path)).sha256}`));
+}
+
+test('a rank 0 that is killed before any of its file operations leaves a checkpoint from which the next one continues', async () => {
+  for (let number = 1; ; number++) {
+    const root = await folderWithAll();
+    const killed = new SimulatedProcess('killed', (operation) => operation.number === number);
+    const { reached } = await killed.run(() => attempt(root, 1));
+    const [newestOfKilled] = await completeSteps(root);
+    const step = await attempt(root, 2);
+    assert.deepEqual(await completeSteps(root), [step], `operation ${number}`);
+    // The killed one found step 2 damaged, unless it did not come to that, and may have finished step 2 anew.
+    assert([1, newestOfKilled].includes(step - 1), `operation ${number}: ${newestOfKilled}, then ${step}`);
+    await new Gang(1).load(root);
+    assert.equal((await listed(root)).filter((name) => name.startsWith('damaged-')).length, 1, `operation ${number}`);
+    assert.deepEqual(await readdir(join(root, OUTPUT.fences)).then((names) => names.length), 1, `operation ${number}`);
+    if (!reached) break;
+    assert(number < 1000);
+  }
+});
+
+test('a rank 0 that is frozen before any of its file operations changes nothing when it wakes', async () => {
+  let number = 1;
+  for (; ; number++) {
+    const root = await folderWithAll();
+    const old = new SimulatedProcess('frozen', (operation) => operation.number === number);
+    const { reached, ended } = await old.run(() => attempt(root, 1));
+    if (!reached) break;
+    await attempt(root, 2);
+    const before = await digests(root);
+    old.wake();
+    const error = await ended.then(
+      () => undefined,
+      (reason: unknown) => reason,
+    );
+    assert.deepEqual(await digests(root), before, `operation ${number}`);
+    // Frozen after its last change, it ends as if nothing had happened.
+    if (error === undefined) break;
+    assert(error instanceof FacetrainError && error.code === 'FencedOff', `operation ${number}: ${String(error)}`);
+    assert(number < 1000);
+  }
+  assert(number > 40, `only ${number} operations`);
 });

@@ -1,12 +1,9 @@
 /**
  * Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error.
  */
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import type { StoredFile } from '@facetrain/api';
 import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
-import { digestFile } from '../storage/digest.ts';
-import { type Checkpoint, invalid, manifestPath } from './directory.ts';
+import { type Checkpoint, type CheckpointFile, checkContent, invalid, manifestPath } from './directory.ts';
 import { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
@@ -23,7 +20,8 @@ export interface JobFacts {
 
 /**
  * To be called on every rank; each reads the backbone and its own class centres.
- * @throws FacetrainError InvalidCheckpoint, StorageFailed
+ * @throws DamagedCheckpoint for a file that is not what the manifest says; FacetrainError InvalidCheckpoint when the
+ * checkpoint does not fit the job; StorageFailed
  */
 export async function loadCheckpoint(
   session: TrainingSessionContract,
@@ -119,14 +117,7 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
   await session.loadBackbone(state);
 }
 
-async function openStored(
-  { directory }: Checkpoint,
-  { file, sha256, bytes }: StoredFile & { file: string },
-): Promise<Safetensors> {
-  const path = join(directory, file);
-  if (!existsSync(path)) throw invalid(path, 'no such file', 'the file that the manifest names');
-  const found = await digestFile(path);
-  if (found.bytes !== bytes) throw invalid(path, `${found.bytes} bytes`, `${bytes}, as the manifest says`);
-  if (found.sha256 !== sha256) throw invalid(path, `the digest ${found.sha256}`, `${sha256}, as the manifest says`);
-  return Safetensors.open(path);
+async function openStored(checkpoint: Checkpoint, stored: CheckpointFile): Promise<Safetensors> {
+  await checkContent(checkpoint, stored);
+  return Safetensors.open(join(checkpoint.directory, stored.file));
 }

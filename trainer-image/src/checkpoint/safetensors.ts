@@ -7,7 +7,7 @@ import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
 import { endianness } from 'node:os';
 import { FacetrainError, type StoredFile } from '@facetrain/api';
-import { storageError, writeAtomically } from '../storage/atomic-files.ts';
+import { storageError, writeNew } from '../storage/atomic-files.ts';
 
 export interface FloatTensor {
   dims: number[];
@@ -23,7 +23,7 @@ const FLOAT_BYTES = 4;
 if (endianness() !== 'LE') throw new Error('safetensors are little-endian, and so must this machine be');
 
 /**
- * Writes tensors atomically, in the given order.
+ * Writes tensors to a new file in a folder that exists, in the given order, and flushes it.
  * @returns the file's digest and size
  * @throws FacetrainError DiskFull or StorageFailed
  */
@@ -45,7 +45,7 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
 
   const hash = createHash('sha256');
   let bytes = 0;
-  await writeAtomically(path, async (file) => {
+  await writeNew(path, async (file) => {
     for (const part of [length, text, ...entries.map(([, { data }]) => data)]) {
       for (let start = 0; start < part.byteLength; start += CHUNK_BYTES) {
         const chunk = new Uint8Array(

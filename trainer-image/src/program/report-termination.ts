@@ -30,8 +30,9 @@ export function reportFailure(error: unknown, log: Logger): ExitCode {
 /** Reports the result of a program that ended without an error. */
 export function reportResult(result: TerminationResult, log: Logger): void {
   const { progress } = result;
-  // Of all fields only evaluations can grow, and the progress server has already served most of them.
-  writeMessage(fits(result) || !progress ? result : { ...result, progress: { ...progress, evaluations: [] } }, log);
+  // Only lists can grow, and the progress server has already served most of what is in them.
+  const withoutLists = progress && { ...result, progress: { ...progress, evaluations: [], setAside: undefined } };
+  writeMessage(fits(result) || !withoutLists ? result : withoutLists, log);
 }
 
 const fits = (content: object): boolean => Buffer.byteLength(JSON.stringify(content)) <= MAX_TERMINATION_BYTES;

@@ -129,6 +129,15 @@ export class Rank {
     this.#child.kill(signal);
   }
 
+  /** Waits until SIGSTOP has stopped the process. */
+  async isFrozen(): Promise<void> {
+    await until(async () => {
+      if (!this.running) throw new Error(`the rank ended:\n${this.text}`);
+      // proc_pid_stat(5): the state follows the name, which is in parentheses.
+      return /\) T /.test(await readFile(`/proc/${this.#child.pid}/stat`, 'utf8'));
+    });
+  }
+
   get running(): boolean {
     return this.#child.exitCode === null && this.#child.signalCode === null;
   }

@@ -6,11 +6,19 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { Progress, TerminationResult, type TrainerConfig, TrainReport } from '@facetrain/api';
+import {
+  ExitCode,
+  Progress,
+  TerminationMessage,
+  TerminationResult,
+  type TrainerConfig,
+  TrainReport,
+} from '@facetrain/api';
 import { Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
 import { readOnnx } from '../onnx/read.ts';
+import { digestFile } from '../storage/digest.ts';
 import {
   killRanks,
   type Rank,
@@ -95,8 +103,13 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
   assert.deepEqual(report.config, whole.config);
   assert.equal(report.model.bytes, (await model(whole.config)).length);
   assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8]);
-  assert.deepEqual((await readdir(whole.config.checkpoint.directory)).length, 2);
+  assert.deepEqual((await readdir(whole.config.checkpoint.directory)).sort(), [
+    'fences',
+    'step-0000000008',
+    'step-0000000009',
+  ]);
   assert.deepEqual((await readdir(whole.config.outputDirectory)).sort(), [
+    'fences',
     'model',
     'train-report.html',
     'train-report.json',
@@ -134,9 +147,9 @@ test('SIGTERM on one rank: all write a checkpoint and exit 143; the next attempt
   const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
   assert.deepEqual([progress!.step, progress!.checkpoint!.step], [saved, saved]);
   assert(saved !== undefined && saved >= 2 && saved < STEPS, `checkpoint of step ${saved}`);
-  await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
+  assert.deepEqual(await readdir(config.outputDirectory), ['fences']);
 
-  // An unfinished checkpoint of an earlier attempt is removed, and does no harm.
+  // An unfinished checkpoint of a former version is removed, and does no harm.
   await mkdir(checkpointDirectory(config.checkpoint.directory, saved + 1));
   const { codes } = await runGang(folder, { ...config, job: { ...config.job, attempt: 1 } }, 2);
   assert.deepEqual(codes, [0, 0]);
@@ -198,6 +211,119 @@ test('one rank and three ranks can resume from a checkpoint of two', async () =>
     assert.deepEqual([manifest.worldSize, manifest.rows.length], [size, size]);
     assert.deepEqual(await centres(config, STEPS + STEPS_PER_EPOCH), await centres(whole.config, STEPS));
   }
+});
+
+/** Names and digests of all files of a job. */
+async function written(config: TrainerConfig): Promise<string[]> {
+  const folders = [config.checkpoint.directory, config.outputDirectory];
+  const listed = await Promise.all(
+    folders.map(async (folder) =>
+      (await readdir(folder, { recursive: true, withFileTypes: true }))
+        .filter((entry) => entry.isFile())
+        .map(({ parentPath, name }) => join(parentPath, name)),
+    ),
+  );
+  return Promise.all(
+    listed
+      .flat()
+      .sort()
+      .map(async (path) => `${path} ${(await digestFile(path)).sha256}`),
+  );
+}
+
+test('a gang that is frozen within a checkpoint and wakes after the next attempt has ended changes nothing', async () => {
+  const { folder, config } = await job((base) => ({
+    checkpoint: { ...base.checkpoint, everySteps: 1 },
+    evaluation: whole.config.evaluation,
+  }));
+  const left = join(folder, 'termination.json');
+  const old = await startGang(folder, config, 2, {
+    FACETRAIN_TERMINATION_MESSAGE: left,
+    NODE_OPTIONS: `--import ${join(import.meta.dirname, '..', 'testing', 'freeze-before-checkpoint.ts')}`,
+  });
+  await old[0]!.isFrozen();
+  old[1]!.kill('SIGSTOP');
+  await old[1]!.isFrozen();
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), [1]);
+
+  const next = { ...config, job: { ...config.job, attempt: 1 } };
+  const { codes, ranks } = await runGang(folder, next, 2);
+  assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+  const before = await written(config);
+  for (const rank of old) rank.kill('SIGCONT');
+  assert.deepEqual(
+    await Promise.all(old.map(({ ended }) => ended)),
+    [ExitCode.fencedOff, ExitCode.fencedOff],
+    old.map(({ text }) => text).join('\n'),
+  );
+  for (const rank of old) {
+    assert.equal(failure(rank).code, 'FencedOff');
+    assert.match(String(failure(rank).msg), /attempt 1 of job small \(uid uid\) took it over at/);
+  }
+  assert.equal(TerminationMessage.parse(JSON.parse(await readFile(left, 'utf8'))).code, 'FencedOff');
+  assert.deepEqual(await written(config), before);
+
+  // It cannot come back either.
+  const again = await runGang(folder, config, 1);
+  assert.deepEqual(again.codes, [ExitCode.fencedOff], again.ranks[0]!.text);
+  assert.deepEqual(await written(config), before);
+});
+
+test('a damaged newest checkpoint is set aside on all ranks, and the one before it gives the same model', async () => {
+  const { folder, config } = await job();
+  await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+  // Rank 0 does not read this file.
+  const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, STEPS);
+  const path = join(directory, manifest.rows[1]!.file);
+  const bytes = await readFile(path);
+  bytes[bytes.length - 1]! ^= 1;
+  await writeFile(path, bytes);
+  const left = join(folder, 'termination.json');
+  const ranks = await startGang(folder, config, 2, { FACETRAIN_TERMINATION_MESSAGE: left });
+  assert.deepEqual(
+    await Promise.all(ranks.map(({ ended }) => ended)),
+    [0, 0],
+    ranks.map(({ text }) => text).join('\n'),
+  );
+  assert.equal((await readReport(config)).resumedFromStep, 8);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+  const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
+  assert.deepEqual(
+    progress!.setAside!.map((entry) => entry.folder),
+    ['damaged-step-0000000009.0000000002'],
+  );
+  assert.match(progress!.setAside![0]!.reason, /rows-.*: the digest/);
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, 8]);
+});
+
+test('a training that an earlier attempt has finished is not done again', async () => {
+  const { folder, config } = await job(() => ({ evaluation: whole.config.evaluation }));
+  for (const directory of ['checkpoints', 'out'])
+    await cp(join(whole.folder, directory), join(folder, directory), { recursive: true });
+  // The paths in its report are those of this job.
+  const report = { ...(await readReport(config)), config };
+  await writeFile(join(folder, 'out', 'train-report.json'), JSON.stringify(report));
+  const start = async (change: Partial<TrainerConfig> = {}) => {
+    const left = join(folder, 'termination.json');
+    const next = { ...config, job: { ...config.job, attempt: 1 }, ...change };
+    const ranks = await startGang(folder, next, 2, { FACETRAIN_TERMINATION_MESSAGE: left });
+    const codes = await Promise.all(ranks.map(({ ended }) => ended));
+    assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+    const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
+    assert.deepEqual([progress!.stage, progress!.step, progress!.checkpoint!.step], ['Done', STEPS, STEPS]);
+    assert.equal(progress!.evaluations[0]!.step, STEPS);
+    return ranks[0]!.lines.some(({ msg }) => msg === 'finished by an earlier attempt') ? 'recognized' : 'done again';
+  };
+  assert.equal(await start(), 'recognized');
+  assert.deepEqual(await readReport(config), report);
+
+  const bytes = await model(config);
+  bytes[100]! ^= 1;
+  await writeFile(join(config.outputDirectory, 'model/backbone.onnx'), bytes);
+  assert.equal(await start(), 'done again');
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+  assert.equal(await start({ evaluation: { ...config.evaluation, everyEpochs: 1 } }), 'done again');
 });
 
 test('a finished training that is started again only evaluates and exports', async () => {
@@ -269,7 +395,7 @@ test('a loss that is not finite ends training on every rank, without a model', a
   const { codes, ranks } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [2, 2], ranks.map(({ text }) => text).join('\n'));
   for (const rank of ranks) assert.equal(failure(rank).code, 'NotANumber');
-  await assert.rejects(readdir(config.outputDirectory), { code: 'ENOENT' });
+  assert.deepEqual(await readdir(config.outputDirectory), ['fences']);
   assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
 });
 
@@ -285,10 +411,10 @@ test('a full disk is an error with the path, and no checkpoint is incomplete', a
     assert.equal(code, 'DiskFull');
     assert.match(String(msg), /step-0000000001.backbone\.safetensors: no space left/);
     assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
+    // What it had written of the checkpoint does not fill the disk.
+    const left = await readdir(config.checkpoint.directory, { recursive: true });
     assert.deepEqual(
-      (await readdir(checkpointDirectory(config.checkpoint.directory, 1))).filter(
-        (name) => name.includes('tmp') || name.startsWith('backbone'),
-      ),
+      left.filter((name) => name.endsWith('.safetensors') || name.includes('tmp')),
       [],
     );
   } finally {

@@ -3,13 +3,18 @@
  * collectives. Set-up, loop and end follow one another in train().
  */
 import { join } from 'node:path';
-import type { TrainerConfig } from '@facetrain/api';
-import { removeUnfinished } from '../checkpoint/directory.ts';
+import { OUTPUT, type TrainerConfig } from '@facetrain/api';
+import type { TrainingSessionContract } from '@facetrain/native';
+import { completeSteps, removeUnfinished } from '../checkpoint/directory.ts';
+import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
+import { isStop } from '../program/stop-signal.ts';
 import { Evaluator } from './evaluator.ts';
+import { finalProgress, finishedTraining } from './finished-training.ts';
 import { History } from './history.ts';
 import { JobCheckpoints } from './job-checkpoints.ts';
+import { JobFolders } from './job-folders.ts';
 import { isDue, learningRateAt, scheduleOf } from './schedule.ts';
 import { openSession } from './session.ts';
 import { trainReport, writeModel, writeReport } from './training-output.ts';
@@ -17,11 +22,26 @@ import { backboneGraph, preflight } from './training-preflight.ts';
 
 const LOG_EVERY_MS = 10_000;
 
+/** `stopped`: a rank got a stop signal; a checkpoint was written. */
+type Outcome = 'completed' | 'stopped';
+
 /**
- * `stopped`: a rank got a stop signal; a checkpoint was written.
- * @throws FacetrainError for refused input, a lost peer, a loss that is not finite
+ * @throws FacetrainError for refused input, a lost peer, a loss that is not finite; FencedOff when a newer attempt has
+ * taken over the folders of this one
  */
-export async function train(config: TrainerConfig, ranks: Ranks, program: Program): Promise<'completed' | 'stopped'> {
+export async function train(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Outcome> {
+  const folders = new JobFolders(config, program);
+  try {
+    return await trainIn(folders, config, ranks, program);
+  } catch (error) {
+    // A process that was frozen also finds that its peers are gone, which says less.
+    throw isStop(error, program.signal) ? error : await folders.explain(error);
+  } finally {
+    folders.stopWatching();
+  }
+}
+
+async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks, program: Program): Promise<Outcome> {
   const { log, progress, signal } = program;
   const { rank } = ranks;
   const startedAt = new Date();
@@ -33,16 +53,18 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   const dataset = await preflight(config, graph, ranks, program);
   const { numClasses, stepsPerEpoch, totalSteps } = dataset;
   const evaluator = await Evaluator.open(config, ranks, program);
-  // Safe before the rendezvous: no rank writes a checkpoint before rank 0 has arrived there.
-  if (rank === 0)
-    for (const directory of await removeUnfinished(config.checkpoint.directory))
-      log.info({ directory }, 'removed an unfinished checkpoint');
+  if (rank === 0) await folders.claim();
 
   progress.update({ stage: 'Rendezvous', totalSteps });
   const session = await openSession(config, graph, numClasses, ranks, program);
+  await folders.share(session);
 
   progress.update({ stage: 'Loading' });
-  const checkpoints = new JobCheckpoints(session, config, dataset, ranks, program);
+  if (await wasFinished(session, config, ranks, program)) return leave(session, 'completed');
+  if (rank === 0)
+    for (const directory of await removeUnfinished(config.checkpoint.directory, folders.checkpoints))
+      log.info({ directory }, 'removed an unfinished checkpoint');
+  const checkpoints = new JobCheckpoints(session, folders.checkpoints, config, dataset, ranks, program);
   const resumed = await checkpoints.resume();
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
   const schedule = scheduleOf(config, dataset);
@@ -76,6 +98,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     const stepStart = performance.now();
     // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
     // act on the combined votes.
+    folders.throwIfLost();
     const { loss, votes } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
@@ -108,17 +131,41 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
   stopped ||= (await evaluator.evaluate(session, graph.input, stepsDone)) === 'stopped';
   if (!stopped && rank === 0) {
     show('Exporting');
-    const model = await writeModel(config.outputDirectory, await session.exportGraph());
+    const model = await writeModel(folders.output, await session.exportGraph());
     const report = trainReport(config, { startedAt, dataset, model, ranks, session, resumed, history, evaluator });
-    await writeReport(config.outputDirectory, report);
+    await writeReport(folders.output, report);
     log.info(
       { directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest },
       'model and report written',
     );
   }
-  // A rank that leaves closes its sockets, which another rank may still need.
+  if (!stopped) progress.update({ stage: 'Done' });
+  return leave(session, stopped ? 'stopped' : 'completed');
+}
+
+/** A collective: whether an earlier attempt has finished this very training. Rank 0 decides for all. */
+async function wasFinished(
+  session: TrainingSessionContract,
+  config: TrainerConfig,
+  { rank, size }: Ranks,
+  { log, progress }: Program,
+): Promise<boolean> {
+  const report = rank === 0 ? await finishedTraining(config, size) : undefined;
+  const [finished] = await gatherJson(session, report !== undefined);
+  if (report) {
+    const [step] = await completeSteps(config.checkpoint.directory);
+    progress.update(finalProgress(report, step === report.steps ? { step, time: report.finishedAt } : null));
+    log.info({ report: join(config.outputDirectory, OUTPUT.trainReport) }, 'finished by an earlier attempt');
+  }
+  return finished!;
+}
+
+/** A collective. A rank that leaves closes its sockets, which another rank may still need. */
+async function leave(
+  session: TrainingSessionContract & { close(): Promise<void> },
+  outcome: Outcome,
+): Promise<Outcome> {
   await session.barrier();
   await session.close();
-  if (!stopped) progress.update({ stage: 'Done' });
-  return stopped ? 'stopped' : 'completed';
+  return outcome;
 }

@@ -7,15 +7,19 @@ import { countParameters } from '../onnx/describe.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
-import { writeAtomically } from '../storage/atomic-files.ts';
 import { digestBytes } from '../storage/digest.ts';
+import type { Fence } from '../storage/fence.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
 
-/** @throws FacetrainError DiskFull, StorageFailed */
-export async function writeModel(directory: string, graph: Graph): Promise<TrainReport['model']> {
+/**
+ * Writes the model into the fenced folder. The report of an earlier training goes first: it describes another model.
+ * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+ */
+export async function writeModel(output: Fence, graph: Graph): Promise<TrainReport['model']> {
   const bytes = encodeOnnx(graph);
-  await writeAtomically(join(directory, OUTPUT.model), bytes);
+  await output.remove(join(output.folder, OUTPUT.trainReport));
+  await output.write(join(output.folder, OUTPUT.model), bytes);
   return {
     path: OUTPUT.model,
     ...digestBytes(bytes),
@@ -62,9 +66,9 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
 
 /**
  * Writes both reports. A reader that finds train-report.json can rely on all other files.
- * @throws FacetrainError DiskFull, StorageFailed
+ * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
-export async function writeReport(directory: string, report: TrainReport): Promise<void> {
-  await writeAtomically(join(directory, OUTPUT.trainReportHtml), trainReportHtml(report));
-  await writeAtomically(join(directory, OUTPUT.trainReport), `${JSON.stringify(report, null, 2)}\n`);
+export async function writeReport(output: Fence, report: TrainReport): Promise<void> {
+  await output.write(join(output.folder, OUTPUT.trainReportHtml), trainReportHtml(report));
+  await output.write(join(output.folder, OUTPUT.trainReport), `${JSON.stringify(report, null, 2)}\n`);
 }
