@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
 import { computeThreads, MAX_SETS, setName } from './ranges.ts';
 import { rules, section } from './schema-rules.ts';
+import { DEFAULT_NODE_LOST_SECONDS } from './shared-defaults.ts';
 import { S3_RULE, sourceFields } from './storage.ts';
 
 /** The fields of a Kubernetes ObjectMeta that are used here; its other fields are accepted as they are. */
@@ -192,6 +193,11 @@ export const failurePolicy = section(
           'others did to a pod (preemption, a drain, a lost node, its deletion).',
       ),
     windowSeconds: seconds('Only restarts of the last windowSeconds count against maxRestarts.').default(21_600),
+    nodeLostSeconds: seconds(
+      'How long a node may be unreachable or not ready before its pods count as lost. The pods of a node that was ' +
+        'deleted, or has the taint node.kubernetes.io/out-of-service, are lost at once. A toleration for ' +
+        'node.kubernetes.io/unreachable in the pod template replaces it.',
+    ).default(DEFAULT_NODE_LOST_SECONDS),
     rules: z
       .array(FailureRule)
       .max(20)

@@ -54,7 +54,7 @@ export const DEFAULT_SEARCH = {
 export const DEFAULT_TERMINATION_GRACE_SECONDS = 120;
 
 /**
- * Seconds that a pod stays on a node that is not ready or unreachable, if the pod template does not tolerate
- * node.kubernetes.io/unreachable. Kubernetes' default is 300, and all ranks would wait that long for one.
+ * Seconds for which a node may not be ready before its pods count as lost. Kubernetes evicts after 300, and all ranks
+ * would wait that long for one; a kubelet that restarts, or a network that fails for a moment, takes less than 60.
  */
-export const DEFAULT_NODE_LOSS_SECONDS = 30;
+export const DEFAULT_NODE_LOST_SECONDS = 60;

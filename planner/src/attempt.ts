@@ -10,7 +10,7 @@ import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { parseRanks } from './rank-set.ts';
-import { secondsSince } from './time.ts';
+import { secondsSince, soonest } from './time.ts';
 
 /** Fields of the spec that both kinds of job have. */
 export interface JobSpec {
@@ -77,7 +77,11 @@ export function viewOf(
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
   const otherPods: ObservedPod[] = [];
-  for (const pod of pods) {
+  const { nodeLostSeconds } = spec.failurePolicy;
+  for (const observed of pods) {
+    const pod = isLostBySilence(observed, nodeLostSeconds, now)
+      ? { ...observed, lostNode: observed.silentNode!.reason }
+      : observed;
     if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
     else otherPods.push(pod);
   }
@@ -113,6 +117,24 @@ const rememberedPod = (rank: number, attempt: number): ObservedPod => ({
   createdAt: '',
   removed: true,
 });
+
+const secondsToSilenceLoss = ({ silentNode }: ObservedPod, nodeLostSeconds: number, now: Date): number | null =>
+  silentNode === undefined ? null : nodeLostSeconds - secondsSince(silentNode.since, now);
+
+function isLostBySilence(pod: ObservedPod, nodeLostSeconds: number, now: Date): boolean {
+  const left = secondsToSilenceLoss(pod, nodeLostSeconds, now);
+  return left !== null && left <= 0;
+}
+
+/** Seconds until a node that does not answer counts as lost (`failurePolicy.nodeLostSeconds`); null if there is none. */
+export const secondsToNodeLoss = ({ ranks, otherPods, spec, now }: JobView): number | null =>
+  soonest(
+    ...[...ranks, ...otherPods].map((pod) =>
+      pod === undefined || pod.lostNode !== undefined || !isAlive(pod)
+        ? null
+        : secondsToSilenceLoss(pod, spec.failurePolicy.nodeLostSeconds, now),
+    ),
+  );
 
 /** Seconds after its creation in which a pod may be missing from the executor's cache. */
 const CACHE_LAG_SECONDS = 5;

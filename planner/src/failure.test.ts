@@ -249,6 +249,26 @@ describe('the cause of a failure', () => {
         disruption: true,
       },
     },
+    'a node that has not answered for nodeLostSeconds': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .running('n')
+          .with({ silentNode: { reason: 'node n does not answer', since: at(140) } })
+          .build(),
+      ],
+      want: { rank: 1, reason: 'NodeLost', message: 'pod faces-0-1 is lost: node n does not answer', disruption: true },
+    },
+    'none while it may still answer': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1)
+          .running('n')
+          .with({ silentNode: { reason: 'node n does not answer', since: at(141) } })
+          .build(),
+      ],
+      want: null,
+    },
     'the rank that failed before the node was lost': {
       pods: [makePod(0).failed(1).build(), makePod(1).running('n').with({ lostNode: 'node n is gone' }).build()],
       want: { rank: 0, exitCode: 1, disruption: false },

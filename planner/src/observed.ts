@@ -48,8 +48,10 @@ export interface ObservedPod {
   result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
   disrupted: boolean;
-  /** Why its node counts as lost (deleted, or unreachable for too long); absent while the node is healthy. */
+  /** Why its node is lost: it was deleted, or a person has declared it out of service. */
   lostNode?: string;
+  /** Its node does not answer: why, and since when. `viewOf` decides when that makes it a lost node. */
+  silentNode?: { reason: string; since: string };
   /** Why the pod does not start: Unschedulable, ImagePullBackOff, FailedMount, ... with the message. */
   waiting?: { reason: string; message: string };
   /** The priority that the API server's admission gave it. */

@@ -4,12 +4,7 @@
  * The template decides node selectors, tolerations, sidecars, users, groups and annotations. Fields that the trainer or
  * the restricted Pod Security Standard require are always ours.
  */
-import {
-  DEFAULT_NODE_LOSS_SECONDS,
-  DEFAULT_TERMINATION_GRACE_SECONDS,
-  type FaceTrainJobSpec,
-  HEALTH_PATH,
-} from '@facetrain/api';
+import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJobSpec, HEALTH_PATH } from '@facetrain/api';
 import type { Blocker } from './children.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { Annotation, CONTAINER } from './names.ts';
@@ -38,6 +33,8 @@ export interface PodParts {
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
   network?: { hostname: string; subdomain: string };
   podGroup?: string | undefined;
+  /** As in the failure policy. */
+  nodeLostSeconds: number;
 }
 
 /** User and group "nonroot" of distroless images. */
@@ -93,7 +90,7 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
       ...userContainers.filter(({ name }) => name !== CONTAINER).map(withLogAsMessage),
     ],
     volumes: [...ourVolumes(parts.config.name, parts.storage), ...(userSpec.volumes ?? [])],
-    tolerations: tolerations(userSpec.tolerations ?? []),
+    tolerations: tolerations(userSpec.tolerations ?? [], parts.nodeLostSeconds),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
   const { labels, annotations: { [Annotation.writesTo]: _, ...userAnnotations } = {} } = template?.metadata ?? {};
@@ -198,12 +195,18 @@ const UNREACHABLE = 'node.kubernetes.io/unreachable';
 export const toleratesNodeLoss = (template: PodFields['podTemplate']): boolean =>
   template?.spec?.tolerations?.some(({ key }) => key === UNREACHABLE) ?? false;
 
-function tolerations(theirs: Loose[]): Loose[] {
+/**
+ * Seconds after which Kubernetes evicts the pods of a node that the planner has not called lost before: a node whose
+ * kubelet says that it is not ready, or any node if the operator may not read nodes.
+ */
+const EVICTION_MARGIN_SECONDS = 5;
+
+function tolerations(theirs: Loose[], nodeLostSeconds: number): Loose[] {
   const ours = ['node.kubernetes.io/not-ready', UNREACHABLE].map((key) => ({
     key,
     operator: 'Exists',
     effect: 'NoExecute',
-    tolerationSeconds: DEFAULT_NODE_LOSS_SECONDS,
+    tolerationSeconds: nodeLostSeconds + EVICTION_MARGIN_SECONDS,
   }));
   return [...ours.filter(({ key }) => !theirs.some((toleration) => toleration.key === key)), ...theirs];
 }

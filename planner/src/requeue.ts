@@ -1,5 +1,5 @@
 /** When to plan again without an observed change: at the end of the first timer that runs in a stage. */
-import { type JobView, outcomeOf } from './attempt.ts';
+import { type JobView, outcomeOf, secondsToNodeLoss } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
 import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
@@ -12,7 +12,10 @@ const WAITING_RETRY_SECONDS = 5;
 const REFUSED_RETRY_SECONDS = 60;
 
 /** @returns null if no timer runs */
-export function secondsToNextPlan(stage: Stage, view: JobView): number | null {
+export const secondsToNextPlan = (stage: Stage, view: JobView): number | null =>
+  soonest(secondsToNodeLoss(view), secondsInStage(stage, view));
+
+function secondsInStage(stage: Stage, view: JobView): number | null {
   switch (stage.name) {
     case 'Blocked':
       return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));

@@ -341,7 +341,7 @@ test('checkpoints and output on one claim that is bound with its first pod', asy
 test('when a node becomes unreachable its pods are deleted by force, and the gang starts on another', async (t) => {
   const failing = await addNode(t, 'failing', 2);
   const ns = await TestNamespace.open(t, plane, 'silent');
-  await ns.applyFaceTrainJob('faces', gangOf(2));
+  await ns.applyFaceTrainJob('faces', { ...gangOf(2), failurePolicy: { nodeLostSeconds: 4 } });
   await eventually(async () =>
     assert.deepEqual(await nodesOfPods(ns), [
       ['faces-0-0', 'failing'],
@@ -353,7 +353,7 @@ test('when a node becomes unreachable its pods are deleted by force, and the gan
   const before = await podsOf(ns);
   await addNode(t, 'spare', 2);
   failing.stopHeartbeats();
-  // Kubernetes alone would begin to delete the pods 30 s later, and never finish without the kubelet.
+  // Kubernetes alone would begin to delete the pods later, and never finish without the kubelet.
   await eventually(
     async () =>
       assert.deepEqual(await nodesOfPods(ns), [
@@ -398,7 +398,7 @@ test('pods that tolerate an unreachable node are left to Kubernetes; those of a 
   assert.deepEqual(
     spec.tolerations.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]),
     [
-      ['node.kubernetes.io/not-ready', 30],
+      ['node.kubernetes.io/not-ready', 65],
       ['node.kubernetes.io/unreachable', 3600],
     ],
   );

@@ -45,7 +45,7 @@ export function observeObject(
  */
 export function observePod(
   pod: PodObject,
-  nodesAndVolumes?: Pick<PodNodesAndVolumes, 'lostNode' | 'pendingReason'>,
+  nodesAndVolumes?: Pick<PodNodesAndVolumes, 'lostNode' | 'silentNode' | 'pendingReason'>,
 ): ObservedPod | null {
   const { metadata, spec, status = {} } = pod;
   const attempt = numberIn(metadata.labels?.[Label.attempt]);
@@ -55,6 +55,7 @@ export function observePod(
     status.conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
   const waiting = waitingOf(pod, nodesAndVolumes);
   const lostNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.lostNode(spec.nodeName);
+  const silentNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.silentNode(spec.nodeName);
   const specDigest = metadata.labels?.[Label.specDigest];
   return {
     name: metadata.name,
@@ -70,6 +71,7 @@ export function observePod(
     ...endOf(pod),
     ...(waiting && { waiting }),
     ...(lostNode !== undefined && { lostNode }),
+    ...(silentNode && { silentNode }),
     ...(specDigest !== undefined && { specDigest }),
     ...priorityOf(pod),
   };

@@ -17,10 +17,13 @@ const meta = (name: string, namespace?: string) => ({
   creationTimestamp: '',
   ...(namespace && { namespace }),
 });
-const node = (name: string, status: 'True' | 'False' | 'Unknown'): NodeObject => ({
+const SINCE = '2026-01-01T00:00:00Z';
+const node = (name: string, status: 'True' | 'False' | 'Unknown', taints: { key: string }[] = []): NodeObject => ({
   metadata: meta(name),
-  status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown' }] },
+  spec: { taints },
+  status: { conditions: [{ type: 'Ready', status, reason: 'NodeStatusUnknown', lastTransitionTime: SINCE }] },
 });
+const reason = 'node a does not answer (NodeStatusUnknown)';
 
 /** PodNodesAndVolumes over a server with these nodes, whose watch sends what the test sends. */
 async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
@@ -88,20 +91,32 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
 }
 
 describe('a node', () => {
-  test('is lost some time after Ready became Unknown, and not lost when it is True again', async (t) => {
+  test('is silent some time after Ready became Unknown, and not silent when it is True again', async (t) => {
     const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
-    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
+    assert.equal(nodesAndVolumes.silentNode('a'), undefined);
     await send('MODIFIED', node('a', 'Unknown'));
-    assert.equal(nodesAndVolumes.lostNode('a'), undefined, 'at once: all nodes may be about to follow');
-    await eventually(() => assert.equal(nodesAndVolumes.lostNode('a'), 'node a does not answer (NodeStatusUnknown)'));
+    assert.equal(nodesAndVolumes.silentNode('a'), undefined, 'at once: all nodes may be about to follow');
+    await eventually(() => assert.deepEqual(nodesAndVolumes.silentNode('a'), { reason, since: SINCE }));
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined, 'each job decides that by its failure policy');
     await send('MODIFIED', node('a', 'True'));
-    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
+    assert.equal(nodesAndVolumes.silentNode('a'), undefined);
     assert.deepEqual(notified, ['a', 'a']);
   });
-  test('whose kubelet reports that it is not ready is not lost', async (t) => {
+  test('that is out of service is lost at once, but not while it is ready', async (t) => {
+    const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
+    const taints = [{ key: 'node.kubernetes.io/out-of-service' }];
+    await send('MODIFIED', node('a', 'True', taints));
+    assert.equal(nodesAndVolumes.lostNode('a'), undefined);
+    await send('MODIFIED', node('a', 'Unknown', taints));
+    assert.equal(nodesAndVolumes.lostNode('a'), 'node a is out of service (taint node.kubernetes.io/out-of-service)');
+    assert.deepEqual(notified, ['a']);
+    await send('MODIFIED', node('a', 'Unknown', []));
+    await eventually(() => assert.equal(nodesAndVolumes.lostNode('a'), undefined));
+  });
+  test('whose kubelet reports that it is not ready is not silent', async (t) => {
     const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
     await send('MODIFIED', node('a', 'False'));
-    assert.deepEqual([nodesAndVolumes.lostNode('a'), notified], [undefined, []]);
+    assert.deepEqual([nodesAndVolumes.silentNode('a'), notified], [undefined, []]);
   });
   test('that is deleted with pods on it is lost; without pods, or never seen, it is not', async (t) => {
     const { nodesAndVolumes, occupied, send } = await open(t, [
@@ -117,19 +132,19 @@ describe('a node', () => {
     await send('ADDED', node('a', 'True'));
     assert.equal(nodesAndVolumes.lostNode('a'), undefined);
   });
-  test('is not lost while all are unreachable (the control plane is cut off), but once another is back', async (t) => {
+  test('is not silent while all are (the control plane is cut off), and from the end of that time on', async (t) => {
     const { nodesAndVolumes, notified, send } = await open(t, [node('a', 'True'), node('b', 'True')]);
     await send('MODIFIED', node('a', 'Unknown'));
     await send('MODIFIED', node('b', 'Unknown'));
     await eventually(() => assert.deepEqual(notified, ['a', 'b']));
-    assert.deepEqual([nodesAndVolumes.lostNode('a'), nodesAndVolumes.lostNode('b')], [undefined, undefined]);
+    assert.deepEqual([nodesAndVolumes.silentNode('a'), nodesAndVolumes.silentNode('b')], [undefined, undefined]);
     notified.length = 0;
+    const before = Math.floor(Date.now() / 1000);
     await send('MODIFIED', node('b', 'True'));
-    assert.deepEqual(
-      [nodesAndVolumes.lostNode('a'), nodesAndVolumes.lostNode('b')],
-      ['node a does not answer (NodeStatusUnknown)', undefined],
-    );
-    assert.deepEqual(notified, ['b', 'a']);
+    const silent = nodesAndVolumes.silentNode('a')!;
+    assert.equal(silent.reason, reason);
+    assert(Date.parse(silent.since) / 1000 >= before, silent.since);
+    assert.deepEqual([nodesAndVolumes.silentNode('b'), notified], [undefined, ['b', 'a']]);
   });
 });
 

@@ -1,11 +1,13 @@
 /**
  * The node of a pod, its PersistentVolumeClaims, and the Events about it. The pod's status does not report that a node
  * is lost, that a claim is missing, or why the kubelet cannot start the pod, so they are watched, too. The planner gets
- * the result as fields of the pod: `lostNode` and `waiting`.
+ * the result as fields of the pod: `lostNode`, `silentNode` and `waiting`.
  *
  * The operator works without them. Nodes are cluster-scoped, so a Role cannot permit reading them: a kind that the
  * operator may not read is left out, and a warning is logged once.
  */
+import type { ObservedPod } from '@facetrain/planner/observed';
+import { timestamp } from '@facetrain/planner/time';
 import type { Logger } from 'pino';
 import { isApiError } from '../runtime/api-error.ts';
 import { Cache, type CacheOptions } from '../runtime/cache.ts';
@@ -34,8 +36,9 @@ export interface NodeAndVolumeListener {
 }
 
 /**
- * A node counts as lost this long after its Ready condition has become Unknown. The node controller marks nodes one by
- * one, also when the control plane itself is cut off: after this time it has marked all of them, and none is lost.
+ * A node counts as silent this long after its Ready condition has become Unknown. The node controller marks nodes one by
+ * one, also when the control plane itself is cut off: after this time it has marked all of them, and none is lost. When
+ * a silent node is a lost one, each job says itself (`failurePolicy.nodeLostSeconds`).
  */
 const SETTLE_MILLISECONDS = 2_000;
 
@@ -76,15 +79,18 @@ export class PodNodesAndVolumes {
    * the cache.
    */
   readonly #deleted = new Set<string>();
-  /** Nodes whose Ready condition is Unknown, each with the timer at whose end it counts as lost. */
+  /** Nodes whose Ready condition is Unknown, each with the timer at whose end it counts as silent. */
   readonly #unreachable = new Map<string, NodeJS.Timeout>();
-  /** Nodes that have been unreachable for long enough. */
-  readonly #lost = new Set<string>();
+  /** Nodes that have been unreachable for long enough, and when that was noticed (ms). */
+  readonly #silent = new Map<string, number>();
+  /** Nodes with the taint out-of-service. */
+  readonly #outOfService = new Set<string>();
   /**
-   * Every node is unreachable. Then the control plane is cut off, and no node counts as lost: the node controller, too,
-   * stops evictions then (it calls this a full disruption).
+   * Every node is unreachable. Then the control plane is cut off, and no node counts as silent: the node controller,
+   * too, stops evictions then (it calls this a full disruption), and counts from its end afterwards.
    */
   #isFullDisruption = false;
+  #fullDisruptionEnd = 0;
   #listener: NodeAndVolumeListener = { onNode: () => false, onPod: () => {}, pods: () => [] };
 
   private constructor(caches: PodNodesAndVolumes['caches'], settleMilliseconds: number) {
@@ -93,28 +99,34 @@ export class PodNodesAndVolumes {
       const { name } = object.metadata;
       if (deleted) this.#deleted.add(name);
       else this.#deleted.delete(name);
-      const wasLost = this.#lost.has(name);
-      if (!deleted && unreachableReason(object))
+      const before = [this.#silent.has(name), this.#outOfService.has(name)];
+      if (!deleted && isOutOfService(object)) this.#outOfService.add(name);
+      else this.#outOfService.delete(name);
+      if (!deleted && isUnreachable(object))
         this.#unreachable.set(
           name,
-          this.#unreachable.get(name) ?? setTimeout(() => this.#markLost(name), settleMilliseconds).unref(),
+          this.#unreachable.get(name) ?? setTimeout(() => this.#markSilent(name), settleMilliseconds).unref(),
         );
       else {
         clearTimeout(this.#unreachable.get(name));
         this.#unreachable.delete(name);
-        this.#lost.delete(name);
+        this.#silent.delete(name);
       }
       const wasFullDisruption = this.#isFullDisruption;
       this.#isFullDisruption = this.#unreachable.size === caches.Node!.size;
-      const isOccupied = deleted || wasLost !== this.#lost.has(name) ? this.#listener.onNode(name) : true;
+      const isOver = wasFullDisruption && !this.#isFullDisruption;
+      // While the first list is read, its first nodes may be silent ones.
+      if (isOver && caches.Node!.isSynced) this.#fullDisruptionEnd = Date.now();
+      const hasChanged = before[0] !== this.#silent.has(name) || before[1] !== this.#outOfService.has(name);
+      const isOccupied = deleted || hasChanged ? this.#listener.onNode(name) : true;
       // Without pods of ours on it, a deleted node is not needed any more. A cluster that scales has many of them.
       if (!isOccupied) this.#deleted.delete(name);
-      if (wasFullDisruption && !this.#isFullDisruption) for (const lost of this.#lost) this.#listener.onNode(lost);
+      if (isOver) for (const silent of this.#silent.keys()) this.#listener.onNode(silent);
     });
   }
 
-  #markLost(name: string): void {
-    this.#lost.add(name);
+  #markSilent(name: string): void {
+    this.#silent.set(name, Date.now());
     this.#listener.onNode(name);
   }
 
@@ -180,11 +192,21 @@ export class PodNodesAndVolumes {
     });
   }
 
-  /** Why a node counts as lost; undefined for a node that works, and for one that was never seen. */
+  /** Why a node is lost; undefined for a node that works, that is silent, or that was never seen. */
   lostNode(name: string): string | undefined {
     if (this.#deleted.has(name)) return `node ${name} is gone`;
-    if (this.#isFullDisruption || !this.#lost.has(name)) return undefined;
-    return unreachableReason(this.caches.Node!.get(keyOf({ metadata: { name } }))!);
+    return this.#outOfService.has(name) ? `node ${name} is out of service (taint ${OUT_OF_SERVICE})` : undefined;
+  }
+
+  /** Why a node does not answer, and since when; undefined for a node that answers, and for one that was never seen. */
+  silentNode(name: string): ObservedPod['silentNode'] {
+    const noticed = this.#silent.get(name);
+    if (this.#isFullDisruption || noticed === undefined) return undefined;
+    const node = this.caches.Node!.get(keyOf({ metadata: { name } }))!;
+    const { lastTransitionTime, reason = 'Ready is Unknown' } = readyOf(node)!;
+    const changed = lastTransitionTime === undefined ? noticed : Date.parse(lastTransitionTime);
+    const since = Math.max(changed, this.#fullDisruptionEnd);
+    return { reason: `node ${name} does not answer (${reason})`, since: timestamp(new Date(since)) };
   }
 
   /** Why a pending pod cannot start: a claim that does not exist, or the latest Event that warns of something. */
@@ -245,27 +267,45 @@ export const isPending = ({ status }: PodObject): boolean => (status?.phase ?? '
 const claimsOf = ({ spec }: PodObject): string[] =>
   spec.volumes?.flatMap(({ persistentVolumeClaim }) => persistentVolumeClaim?.claimName ?? []) ?? [];
 
+type ReadyCondition = NonNullable<NonNullable<NodeObject['status']>['conditions']>[number];
+
+const readyOf = ({ status }: NodeObject): ReadyCondition | undefined =>
+  status?.conditions?.find(({ type }) => type === 'Ready');
+
 /**
  * The node controller sets Ready to Unknown when a kubelet has stopped renewing its Lease. A kubelet that reports False
- * itself is alive, and its pods may still run.
+ * itself is alive, and its pods may still run: Kubernetes evicts them by the taint not-ready, and the kubelet ends them.
  */
-function unreachableReason({ metadata, status }: NodeObject): string | undefined {
-  const ready = status?.conditions?.find(({ type }) => type === 'Ready');
-  return ready?.status === 'Unknown'
-    ? `node ${metadata.name} does not answer (${ready.reason ?? 'Ready is Unknown'})`
-    : undefined;
-}
+const isUnreachable = (node: NodeObject): boolean => readyOf(node)?.status === 'Unknown';
 
-/** Keeps the Ready condition and the metadata that a cache needs. */
-function stripNode({ apiVersion, kind, metadata, status }: NodeObject): NodeObject {
+/** A person, or a controller of the infrastructure, sets this taint when the machine is down for certain. */
+const OUT_OF_SERVICE = 'node.kubernetes.io/out-of-service';
+
+/** As Kubernetes' pod garbage collector judges it: a node that is ready is in service, whatever its taints. */
+const isOutOfService = (node: NodeObject): boolean =>
+  readyOf(node)?.status !== 'True' && (node.spec?.taints?.some(({ key }) => key === OUT_OF_SERVICE) ?? false);
+
+/** Keeps the Ready condition, the taint and the metadata that a cache needs. */
+function stripNode(node: NodeObject): NodeObject {
+  const { apiVersion, kind, metadata } = node;
   const { name, uid, resourceVersion, creationTimestamp } = metadata;
-  const ready = status?.conditions
-    ?.filter(({ type }) => type === 'Ready')
-    .map(({ type, status, reason }) => ({ type, status, ...(reason !== undefined && { reason }) }));
+  const ready = readyOf(node);
   return {
     ...(apiVersion && { apiVersion }),
     ...(kind && { kind }),
     metadata: { name, uid, resourceVersion, creationTimestamp },
-    ...(ready && { status: { conditions: ready } }),
+    ...(isOutOfService(node) && { spec: { taints: [{ key: OUT_OF_SERVICE }] } }),
+    ...(ready && {
+      status: {
+        conditions: [
+          {
+            type: 'Ready',
+            status: ready.status,
+            ...(ready.reason !== undefined && { reason: ready.reason }),
+            ...(ready.lastTransitionTime !== undefined && { lastTransitionTime: ready.lastTransitionTime }),
+          },
+        ],
+      },
+    }),
   };
 }

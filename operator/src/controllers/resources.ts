@@ -42,7 +42,8 @@ export interface PodGroupObject extends KubernetesObject {
 }
 
 export interface NodeObject extends KubernetesObject {
-  status?: { conditions?: { type: string; status: string; reason?: string }[] };
+  spec?: { taints?: { key: string }[] };
+  status?: { conditions?: { type: string; status: string; reason?: string; lastTransitionTime?: string }[] };
 }
 
 /** In the core API, not events.k8s.io: only there can a field selector pick the events of one kind of object. */

@@ -118,15 +118,15 @@ test('fields of the template are kept, except where ours replace them', () => {
   assert(pod.spec.volumes.some(({ name }) => name === 'cache'));
 });
 
-test('a pod is evicted from a lost node after 30 s, unless the template sets a toleration', () => {
+test('a pod is evicted from a lost node after nodeLostSeconds, unless the template sets a toleration', () => {
   const keysOf = (pod: Pod) => pod.spec.tolerations!.map(({ key, tolerationSeconds }) => [key, tolerationSeconds]);
   assert.deepEqual(keysOf(podOf(makeJob())), [
-    ['node.kubernetes.io/not-ready', 30],
-    ['node.kubernetes.io/unreachable', 30],
+    ['node.kubernetes.io/not-ready', 65],
+    ['node.kubernetes.io/unreachable', 65],
   ]);
   const toleration = { key: 'node.kubernetes.io/unreachable', operator: 'Exists', tolerationSeconds: 900 };
   assert.deepEqual(keysOf(podOf(withTemplate({ spec: { tolerations: [toleration] } }))), [
-    ['node.kubernetes.io/not-ready', 30],
+    ['node.kubernetes.io/not-ready', 65],
     ['node.kubernetes.io/unreachable', 900],
   ]);
 });

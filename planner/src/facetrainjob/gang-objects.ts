@@ -161,6 +161,7 @@ function pod(
       [Label.specDigest]: digest,
     }),
     fields: trainers,
+    nodeLostSeconds: spec.failurePolicy.nodeLostSeconds,
     args: ['train'],
     env: [
       { name: 'RANK', value: String(rank) },

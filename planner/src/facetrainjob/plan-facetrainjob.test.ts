@@ -460,6 +460,36 @@ describe('how a training ends', () => {
   }
 });
 
+describe('a node that does not answer', () => {
+  const job = makeJob().failurePolicy({ nodeLostSeconds: 90 });
+  const silent = (pod: ObservedPod) => ({ ...pod, silentNode: { reason: 'node-1 is silent', since: at(20) } });
+  const status = settled(job, RUNNING);
+
+  test('is waited for', () => {
+    const waiting = plan(job.observe(status, RUNNING.map(silent), { objects: OBJECTS }), 80);
+    assert.deepEqual([waiting.status, waiting.requeueAfterSeconds], [status, 30]);
+  });
+  test('is lost after nodeLostSeconds, and its pods are deleted by force', () => {
+    const lost = plan(job.observe(status, RUNNING.map(silent), { objects: OBJECTS }), 110);
+    assert.equal(lost.status.restarts?.lastReason, 'NodeLost');
+    const { actions } = plan(job.observe(lost.status, RUNNING.map(silent), { objects: OBJECTS }), 110);
+    assert.deepEqual(
+      actions.map((action) => action.type === 'delete' && action.force),
+      [true, true],
+    );
+  });
+  test('keeps the pods of an older attempt until it is lost', () => {
+    const older = RUNNING.map((pod) => ({ ...silent(pod), deleting: true }));
+    const next = settled(job, older, { ...status, attempt: 1, attemptStartTime: undefined }, { objects: [] }, 60);
+    const stopping = plan(job.observe(next, older), 100);
+    assert.deepEqual([stopping.actions, stopping.requeueAfterSeconds], [[], 10]);
+    assert.deepEqual(describeActions(plan(job.observe(next, older), 110).actions), [
+      'delete Pod/faces-0-0',
+      'delete Pod/faces-0-1',
+    ]);
+  });
+});
+
 describe('a rank that has succeeded, and whose pod is removed', () => {
   const job = makeJob();
   const seen = settled(job, [makePod(0).running().build(), makePod(1).succeeded().build()]);

@@ -55,6 +55,7 @@ function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerSto
       [Label.specDigest]: quantizationDigest(spec),
     }),
     fields: spec.quantizer,
+    nodeLostSeconds: spec.failurePolicy.nodeLostSeconds,
     args: ['quantize'],
     env: credentialEnv(spec.output.s3),
     storage: allStorage(storage),
