@@ -16,7 +16,9 @@ import {
   MANAGED_BY_RULE,
   managedBy,
   objectMeta,
+  pendingTime,
   podFields,
+  Refusal,
   Restarts,
   seconds,
   Time,
@@ -348,9 +350,13 @@ export const FaceTrainJobSpec = rules(
     gang,
     quantize: QuantizeTemplate.optional(),
     activeDeadlineSeconds: seconds(
-      'Longest time from the first start to the end of training, restarts included; absent: no limit.',
+      'Longest time from startTime, when pods were first wanted, to the end of training, restarts included; ' +
+        'absent: no limit.',
     ).optional(),
-    pendingDeadlineSeconds: seconds('Longest wait for all trainers of an attempt to run; absent: no limit.').optional(),
+    pendingDeadlineSeconds: seconds(
+      'Longest wait for all trainers of an attempt to run, also while a quota or a webhook refuses their pods; ' +
+        'absent: no limit.',
+    ).optional(),
     // Three times collectiveTimeoutSeconds: if a rank is lost, the others report that before the gang counts as hung.
     progressDeadlineSeconds: seconds('A gang that made no progress for this long is restarted.').default(1800),
     failurePolicy,
@@ -457,9 +463,11 @@ export const FaceTrainJobStatus = z
     conditions: conditions.optional(),
     attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0. Each attempt has new pods.'),
     startTime: Time.optional().describe(
-      'When the first attempt was created. Set anew when a suspended job is resumed.',
+      'When pods of the job were first wanted, also if a quota refused them; activeDeadlineSeconds counts from here. ' +
+        'Set anew when a suspended job is resumed.',
     ),
-    attemptStartTime: Time.optional().describe('When the current attempt was created.'),
+    pendingTime,
+    attemptStartTime: Time.optional().describe('When all pods of the current attempt had been created.'),
     trainingCompletionTime: Time.optional().describe('When training succeeded; quantization may follow.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),
     trainers: z
@@ -483,6 +491,7 @@ export const FaceTrainJobStatus = z
       .describe('Pods of the current attempt.'),
     progress: TrainingProgress.optional(),
     restarts: Restarts.optional(),
+    refusal: Refusal.optional(),
     checkpoint: z
       .strictObject({
         uri: z.string().max(1024).describe('The newest complete checkpoint.'),

@@ -273,6 +273,26 @@ export const Restarts = z
   .describe('Restarts so far, and the last one.');
 export type Restarts = z.infer<typeof Restarts>;
 
+/** `status.pendingTime`. */
+export const pendingTime = Time.optional().describe(
+  'When the pods of the current attempt were first wanted; pendingDeadlineSeconds counts from here. It stays when a ' +
+    'gang lets go of its pods.',
+);
+
+/** `status.refusal`. */
+export const Refusal = z
+  .strictObject({
+    quota: z.string().max(253).optional().describe('The ResourceQuota that is used up; absent: another refusal.'),
+    message: z.string().max(2048).describe('What was refused, in the API server’s words.'),
+    releases: z
+      .int32()
+      .min(0)
+      .describe('How often the gang let go of the pods that it had, because it could not get all of them.'),
+    releaseTime: Time.optional().describe('When it did so last. The wait for the next try grows with releases.'),
+  })
+  .describe('Why the API server refuses objects of the current attempt; absent when all were created.');
+export type Refusal = z.infer<typeof Refusal>;
+
 export const ArtifactStatus = z
   .strictObject({
     uri: z.string().max(1024).describe('Where it was published.'),

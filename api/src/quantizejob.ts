@@ -9,7 +9,9 @@ import {
   MANAGED_BY_RULE,
   managedBy,
   objectMeta,
+  pendingTime,
   podFields,
+  Refusal,
   Restarts,
   seconds,
   Time,
@@ -90,9 +92,11 @@ const common = {
   gate,
   quantizer: quantizerPod,
   activeDeadlineSeconds: seconds(
-    'Longest time from the start to the end, restarts included; absent: no limit.',
+    'Longest time from startTime, when the pod was first wanted, to the end, restarts included; absent: no limit.',
   ).optional(),
-  pendingDeadlineSeconds: seconds('Longest wait for the pod to run; absent: no limit.').optional(),
+  pendingDeadlineSeconds: seconds(
+    'Longest wait for the pod to run, also while a quota or a webhook refuses it; absent: no limit.',
+  ).optional(),
   failurePolicy,
 };
 
@@ -180,10 +184,15 @@ export const QuantizeJobStatus = z
     phase: QuantizePhase.optional().describe('Summary in one word, for people; programs read the conditions.'),
     conditions: conditions.optional(),
     attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0.'),
-    startTime: Time.optional().describe('When the first attempt was created.'),
-    attemptStartTime: Time.optional().describe('When the current attempt was created.'),
+    startTime: Time.optional().describe(
+      'When the job’s pod was first wanted, also if a quota refused it; activeDeadlineSeconds counts from here. ' +
+        'Set anew when a suspended job is resumed.',
+    ),
+    pendingTime,
+    attemptStartTime: Time.optional().describe('When the pod of the current attempt had been created.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),
     restarts: Restarts.optional(),
+    refusal: Refusal.optional(),
     artifact: ArtifactStatus.optional(),
   })
   .describe('What the operator observed.');

@@ -16,12 +16,20 @@ export function actionsOf(
   policy: CleanPodPolicy,
   isOver: boolean,
 ): Action[] {
-  if (stage.name === 'Restart' || stage.name === 'Replace') return [];
+  if (stage.name === 'Restart' || stage.name === 'Replace' || stage.name === 'Release') return [];
   // Policy None keeps the pods of a finished job only. A job that is being quantized is not finished: its trainers are
   // stopped.
   const isFinished = stage.name === 'Succeeded' || stage.name === 'Failed';
   const finalPods = isOver ? deleteCurrentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
-  return [...deleteOlderPods(view, policy), ...deleteOlderObjects(view, objects), ...finalPods, ...stageActions(stage)];
+  // A quota on the number of pods counts those that have ended: they give way to the pods of this attempt. Why they ended
+  // is in the status.
+  const olderPods = stage.name === 'Waiting' && stage.refusal?.quota !== undefined ? 'All' : policy;
+  return [
+    ...deleteOlderPods(view, olderPods),
+    ...deleteOlderObjects(view, objects),
+    ...finalPods,
+    ...stageActions(stage),
+  ];
 }
 
 function stageActions(stage: Stage): Action[] {

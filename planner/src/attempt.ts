@@ -26,9 +26,11 @@ export type JobStatus = Pick<
   | 'conditions'
   | 'attempt'
   | 'startTime'
+  | 'pendingTime'
   | 'attemptStartTime'
   | 'completionTime'
   | 'restarts'
+  | 'refusal'
   | 'trainers'
 >;
 

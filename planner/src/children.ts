@@ -3,6 +3,7 @@ import type { JobView } from './attempt.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject, RefusedChild } from './observed.ts';
 import { Reason } from './reasons.ts';
+import { refusalBlocker } from './refusal.ts';
 import type { Stage } from './stage.ts';
 
 /** An object that should exist. It is identified by kind and name, a pod by its rank, and made only if it is missing. */
@@ -43,11 +44,15 @@ export interface Blocker {
   message: string;
   /** It ends without any action of the user. */
   temporary?: true;
+  /** Set if the API server refused an object. */
+  refusal?: { quota?: string; message: string };
 }
 
-/** @param hint added to the message if the user has to act */
-export const blockedBy = ({ reason, message, temporary }: Blocker, hint = ''): Stage =>
-  temporary ? { name: 'Waiting', reason, message } : { name: 'Blocked', reason, message: `${message}${hint}` };
+/** @param hint added to the message if the user has to act, or if the API server refused an object */
+export function blockedBy({ reason, message, temporary, refusal }: Blocker, hint = ''): Stage {
+  const text = temporary && !refusal ? message : `${message}${hint}`;
+  return { name: temporary ? 'Waiting' : 'Blocked', reason, message: text, ...(refusal && { refusal }) };
+}
 
 /** @returns null if nothing is missing, or if nothing prevents the creation */
 export function findBlocker({
@@ -78,10 +83,9 @@ export function findBlocker({
   }
   const conflict = findConflict?.() ?? null;
   if (conflict !== null) return conflict;
-  if (refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)) {
-    return { reason: Reason.childRefused, message: `${refused.kind} ${refused.name}: ${refused.message}` };
-  }
-  return null;
+  return refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)
+    ? refusalBlocker(refused)
+    : null;
 }
 
 const predecessorBlocker = (what: string, change: 'ended' | 'gone'): Blocker => ({

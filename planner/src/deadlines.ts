@@ -3,7 +3,8 @@
  * restarted.
  */
 import { firstWaiting, isUnknown, type JobView, outcomeOf } from './attempt.ts';
-import { Reason } from './reasons.ts';
+import { conditionText } from './conditions.ts';
+import { ConditionType, Reason } from './reasons.ts';
 import { secondsSince, soonest } from './time.ts';
 
 export interface ExceededDeadline {
@@ -15,13 +16,24 @@ export interface ExceededDeadline {
 export function exceededDeadline(view: JobView): ExceededDeadline | null {
   const { activeDeadlineSeconds, pendingDeadlineSeconds } = view.spec;
   if (isExceeded(activeSecondsLeft(view)))
-    return { reason: Reason.activeDeadline, message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}` };
+    return {
+      reason: Reason.activeDeadline,
+      message: `not done within activeDeadlineSeconds ${activeDeadlineSeconds}${whyNotCreated(view)}`,
+    };
   if (isExceeded(pendingSecondsLeft(view)))
     return {
       reason: Reason.pendingDeadline,
-      message: `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}`,
+      message:
+        `not all pods started within pendingDeadlineSeconds ${pendingDeadlineSeconds}: ${whatPodsWaitFor(view)}` +
+        whyNotCreated(view),
     };
   return null;
+}
+
+/** Why pods of the attempt do not exist, as the last plan reported it; empty if all were created. */
+function whyNotCreated({ startedAt, status }: JobView): string {
+  const text = startedAt === undefined ? conditionText(status.conditions, ConditionType.ready) : undefined;
+  return text === undefined ? '' : `; ${text}`;
 }
 
 /** Seconds until the first deadline; null if none applies. */
@@ -36,11 +48,16 @@ function activeSecondsLeft({ status, spec, now }: JobView): number | null {
     : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
 }
 
-function pendingSecondsLeft({ startedAt, spec, ranks, now }: JobView): number | null {
-  const isPending = ranks.some((pod) => pod?.phase === 'Pending');
-  return startedAt === undefined || spec.pendingDeadlineSeconds === undefined || !isPending
+/**
+ * From the time at which the pods were wanted, whether they were created or refused. A status that an earlier version of
+ * the operator wrote has no pendingTime.
+ */
+function pendingSecondsLeft({ startedAt, spec, ranks, status, now }: JobView): number | null {
+  const since = status.pendingTime ?? startedAt;
+  const isPending = startedAt === undefined || ranks.some((pod) => pod?.phase === 'Pending');
+  return since === undefined || spec.pendingDeadlineSeconds === undefined || !isPending
     ? null
-    : spec.pendingDeadlineSeconds - secondsSince(startedAt, now);
+    : spec.pendingDeadlineSeconds - secondsSince(since, now);
 }
 
 /** A message: how many pods are ready, and what the first other pod waits for, as Kubernetes reports it. */

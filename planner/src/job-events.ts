@@ -27,6 +27,12 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
       message: `made the pods of attempt ${after.attempt}`,
     });
   }
+  const ready = findCondition(after.conditions, ConditionType.ready);
+  // Once for each wait: the message changes whenever another pod of the namespace begins or ends.
+  if (after.refusal?.quota !== undefined && before.refusal?.quota === undefined)
+    events.push({ type: 'Warning', reason: Reason.quotaExceeded, message: ready!.message });
+  if ((after.refusal?.releases ?? 0) > (before.refusal?.releases ?? 0))
+    events.push({ type: 'Normal', reason: Reason.gangReleased, message: ready!.message });
   for (const [type, severity] of CONDITION_EVENTS) {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
       events.push({ type: severity, reason: type, message: conditionText(after.conditions, type)! });

@@ -90,6 +90,14 @@ export interface RefusedChild {
   message: string;
 }
 
+/** Other FaceTrainJobs of the namespace that wait for the same ResourceQuota: see refusal.ts. */
+export interface QuotaRivals {
+  /** Kind and name of those that are older than this job, the oldest first. */
+  ahead: string[];
+  /** Number of those that are younger. */
+  behind: number;
+}
+
 /** The newest progress of rank 0: from /v1/progress, or from its termination message. */
 export interface ObservedProgress {
   attempt: number;
@@ -121,6 +129,7 @@ export interface ObservedFaceTrainJob {
    */
   jobsBefore?: string[];
   refused?: RefusedChild;
+  quotaRivals?: QuotaRivals;
   progress?: ObservedProgress;
   /** The QuantizeJob of this job, if it exists. */
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };

@@ -49,6 +49,8 @@ export const Reason = {
   gangUnavailable: 'GangUnavailable',
   /** An object of another owner has the name of a child. */
   nameTaken: 'NameTaken',
+  /** A ResourceQuota refuses a child. It ends by itself, when other objects of the namespace do. */
+  quotaExceeded: 'QuotaExceeded',
   /** The API server refused to create a child. */
   childRefused: 'ChildRefused',
 
@@ -81,6 +83,8 @@ export const Reason = {
   // Events and actions.
   attemptStarted: 'AttemptStarted',
   attemptOver: 'AttemptOver',
+  /** A gang that did not get all its pods has let go of those that it had. */
+  gangReleased: 'GangReleased',
   expired: 'TimeToLiveOver',
   notWanted: 'NotWanted',
 } as const;

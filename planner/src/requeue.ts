@@ -8,8 +8,10 @@ import { soonest } from './time.ts';
 
 /** Objects of another job are not watched on behalf of this one, so their deletion is found by polling. */
 const WAITING_RETRY_SECONDS = 5;
-/** The cause of a refusal (a quota, an object of another owner) may end without an observed change. */
-const REFUSED_RETRY_SECONDS = 60;
+/** The cause of a refusal (a webhook, an object of another owner) may end without an observed change. */
+const REFUSED_RETRY_SECONDS = 30;
+/** A quota is free again when any pod of the namespace ends. */
+const QUOTA_RETRY_SECONDS = 15;
 
 /** @returns null if no timer runs */
 export const secondsToNextPlan = (stage: Stage, view: JobView): number | null =>
@@ -20,9 +22,12 @@ function secondsInStage(stage: Stage, view: JobView): number | null {
     case 'Blocked':
       return soonest(REFUSED_RETRY_SECONDS, secondsToDeadline(view), secondsToCleanup(view));
     case 'Waiting':
-      return soonest(WAITING_RETRY_SECONDS, secondsToDeadline(view));
+      return soonest(
+        stage.until ? secondsUntil(stage.until, view.now) : stage.refusal ? QUOTA_RETRY_SECONDS : WAITING_RETRY_SECONDS,
+        secondsToDeadline(view),
+      );
     case 'Backoff':
-      return soonest((stage.until.getTime() - view.now.getTime()) / 1000, secondsToDeadline(view));
+      return soonest(secondsUntil(stage.until, view.now), secondsToDeadline(view));
     case 'Stopping':
       return soonest(secondsToDeadline(view), secondsToCleanup(view));
     case 'Active': {
@@ -35,3 +40,5 @@ function secondsInStage(stage: Stage, view: JobView): number | null {
       return secondsToCleanup(view);
   }
 }
+
+const secondsUntil = (time: Date, now: Date): number => (time.getTime() - now.getTime()) / 1000;

@@ -8,7 +8,7 @@
  * pod, for example). So these two stages have no actions: their plan only writes a higher attempt number to the status,
  * and the next plan deletes the pods. After a crash at any moment, the failed pod or the new number still exists.
  */
-import type { Restarts } from '@facetrain/api';
+import type { Refusal, Restarts } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
 import { exceededDeadline } from './deadlines.ts';
@@ -20,10 +20,12 @@ import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
 
+type RefusedObject = Pick<Refusal, 'quota' | 'message'>;
+
 /** The state of a job, decided again in every plan. */
 export type Stage =
-  /** An object cannot be created until a user changes the spec or the cluster. */
-  | { name: 'Blocked'; reason: string; message: string }
+  /** An object cannot be created until a user changes the spec or the cluster. `refusal`: the API server refused it. */
+  | { name: 'Blocked'; reason: string; message: string; refusal?: RefusedObject }
   | { name: 'Suspended' }
   /** This attempt failed; another one follows. */
   | { name: 'Restart'; restarts: Restarts }
@@ -31,8 +33,13 @@ export type Stage =
   | { name: 'Replace'; reason: string; message: string }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
-  /** Another job still has a name or a folder that this job needs. */
-  | { name: 'Waiting'; reason: string; message: string }
+  /**
+   * Another job still has a name or a folder that this job needs; or, with `refusal`, a quota that it needs. `until`:
+   * when the job tries again.
+   */
+  | { name: 'Waiting'; reason: string; message: string; refusal?: RefusedObject; until?: Date }
+  /** The gang lets go of the pods that it has; another attempt follows: refusal.ts. */
+  | { name: 'Release'; reason: string; message: string; refusal: Refusal }
   | { name: 'Backoff'; until: Date }
   /** The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. */
   | { name: 'Active'; create: ChildObject[]; updates?: Action[] }

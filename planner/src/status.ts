@@ -7,7 +7,7 @@
  *   Suspended          Suspended    True   while stopping         Current
  *   Restart, Backoff   Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
- *   Waiting            Pending      False  True         -         InProgress
+ *   Waiting, Release   Pending      False  True         -         InProgress
  *   Active, waiting    Pending      False  True         -         InProgress
  *   Active, all ready  Running      True   -            -         Current
  *   Quantizing         Quantizing   True   -            -         Current
@@ -26,32 +26,48 @@ import { timestamp } from './time.ts';
 export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'conditions'> {
   const { status, now, attempt, startedAt } = view;
   const time = timestamp(now);
+  const wanted = { startTime: status.startTime ?? time, pendingTime: status.pendingTime ?? startedAt ?? time };
   const unchanged = {
     observedGeneration: view.identity.generation,
     attempt,
     startTime: status.startTime,
+    pendingTime: status.pendingTime,
     attemptStartTime: startedAt,
     completionTime: status.completionTime,
     restarts: status.restarts,
+    refusal: status.refusal,
   };
+  /** Of an attempt that has ended. */
+  const ended = { pendingTime: undefined, refusal: undefined };
   switch (stage.name) {
     case 'Restart':
-      return { ...unchanged, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
+      return { ...unchanged, ...ended, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
     case 'Replace':
       return {
         ...unchanged,
+        ...ended,
         attempt: attempt + 1,
         attemptStartTime: undefined,
         // A suspension is when users change the learning rate. Then the same step may give another value.
         restarts: status.restarts && { ...status.restarts, lastNotANumberStep: undefined },
       };
     case 'Suspended':
-      return { ...unchanged, startTime: undefined };
+      return { ...unchanged, ...ended, startTime: undefined };
     case 'Active':
-      return { ...unchanged, startTime: status.startTime ?? time, attemptStartTime: startedAt ?? time };
+      return { ...unchanged, ...wanted, attemptStartTime: startedAt ?? time, refusal: undefined };
+    case 'Release':
+      return { ...unchanged, ...wanted, attempt: attempt + 1, attemptStartTime: undefined, refusal: stage.refusal };
+    case 'Blocked':
+    case 'Waiting': {
+      // A wait for another job that has the folder does not count towards the deadlines: that job may run for days.
+      if (stage.name === 'Waiting' && !stage.refusal) return unchanged;
+      const { releases = 0, releaseTime } = status.refusal ?? {};
+      const refusal = stage.refusal ? { ...stage.refusal, releases, releaseTime } : status.refusal;
+      return { ...unchanged, ...wanted, refusal };
+    }
     case 'Succeeded':
     case 'Failed':
-      return { ...unchanged, completionTime: status.completionTime ?? time };
+      return { ...unchanged, ...ended, completionTime: status.completionTime ?? time };
     default:
       return unchanged;
   }
@@ -93,6 +109,8 @@ function isRestarting(stage: Stage, view: JobView): boolean {
     stage.name === 'Stopping' ||
     stage.name === 'Backoff' ||
     stage.name === 'Blocked' ||
+    stage.name === 'Release' ||
+    (stage.name === 'Waiting' && stage.refusal !== undefined) ||
     (stage.name === 'Active' && !allReady(view));
   return isBetweenAttempts && isTrue(view.status.conditions, ConditionType.restarting);
 }
@@ -126,6 +144,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Stopping':
       return { ready: false, kstatus: 'InProgress', reason: Reason.stopping, message: olderPodsMessage(view) };
     case 'Waiting':
+    case 'Release':
       return { ready: false, kstatus: 'InProgress', reason: stage.reason, message: stage.message };
     case 'Backoff':
       return {

@@ -32,6 +32,7 @@ const CONTROLLERS = [
   'podgroup-protection-controller',
   'persistentvolume-binder-controller',
   'node-lifecycle-controller',
+  'resourcequota-controller',
 ];
 /** The node controller marks a node Unknown this long after its last heartbeat. */
 const GRACE_SECONDS = 3;
@@ -183,16 +184,21 @@ test('a quota on part of a gang is reported; a PodGroup that is deleted meanwhil
   const quotas = defineResource('v1', 'resourcequotas');
   const few = { hard: { pods: '1' } };
   await ns.create(quotas, { apiVersion: 'v1', kind: 'ResourceQuota', metadata: { name: 'few' }, spec: few });
-  await ns.patch(quotas, 'few', { status: { ...few, used: { pods: '0' } } }, 'status');
+  await eventually(async () => assert(((await ns.get(quotas, 'few')) as { status?: { used?: object } }).status?.used));
   await ns.applyFaceTrainJob('faces', gangOf(2));
   await eventually(async () =>
-    assert.match(
-      (await ns.conditionText('faces', 'Stalled'))!,
-      RegExp(
-        '^ChildRefused: Pod faces-0-1: .*exceeded quota: few.*; ' +
-          '1 of 2 pods of the gang exist, and none of them starts before all do$',
-      ),
+    assert.equal(
+      await ns.conditionText('faces', 'Ready'),
+      'QuotaExceeded: ResourceQuota few refuses Pod faces-0-1: requested: pods=1, used: pods=1, limited: pods=1; ' +
+        '1 of 2 pods of the gang exist, and none of them starts before all do',
     ),
+  );
+  const { phase, refusal, startTime, pendingTime, attemptStartTime } = await ns.statusOf('faces');
+  assert.deepEqual([phase, refusal?.quota, refusal?.releases, attemptStartTime], ['Pending', 'few', 0, undefined]);
+  assert(startTime !== undefined && startTime === pendingTime);
+  assert.deepEqual(
+    (await ns.conditionText('faces', 'Stalled')) ?? (await ns.conditionText('faces', 'Reconciling'))?.split(':')[0],
+    'QuotaExceeded',
   );
   assert.deepEqual(await nodesOfPods(ns), [['faces-0-0', undefined]]);
 
@@ -261,6 +267,24 @@ test('a default PriorityClass that appears between PodGroup and pods costs one r
   await waitUntilPlaced(ns, 'faces-1-0', 'faces-1-1');
   const { restarts } = await ns.statusOf('faces');
   assert.deepEqual([restarts?.count, restarts?.lastReason], [1, 'PriorityMismatch']);
+});
+
+test('a failed pod that is kept for its log gives its place to the next attempt', async (t) => {
+  await addNode(t, 'counted', 4);
+  const ns = await TestNamespace.open(t, plane, 'counted');
+  const quotas = defineResource('v1', 'resourcequotas');
+  const two = { hard: { 'count/pods': '2' } };
+  await ns.create(quotas, { apiVersion: 'v1', kind: 'ResourceQuota', metadata: { name: 'two' }, spec: two });
+  await eventually(async () => assert(((await ns.get(quotas, 'two')) as { status?: { used?: object } }).status?.used));
+  await ns.applyFaceTrainJob('faces', gangOf(2));
+  await waitUntilPlaced(ns, 'faces-0-0', 'faces-0-1');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  await ns.setPodStatus('faces-0-0', 'Failed', { exitCode: 1 });
+  await eventually(async () => {
+    await reap(ns);
+    assert.deepEqual(await ns.names(pods), ['faces-1-0', 'faces-1-1']);
+  }, 60_000);
 });
 
 test('a missing claim is reported with its name, although the gang scheduler reports only an error', async (t) => {

@@ -97,12 +97,14 @@ test('a refused create is reported with the message of the server, and tried aga
   await ns.patch(quotas, 'few', { status: { hard: { configmaps: '0' }, used: { configmaps: '0' } } }, 'status');
   await ns.applyFaceTrainJob('faces');
   await eventually(async () => {
-    const stalled = (await ns.statusOf('faces')).conditions?.find(({ type }) => type === 'Stalled');
-    assert.match(stalled?.message ?? '', /exceeded quota: few/);
+    assert.match(
+      (await ns.conditionText('faces', 'Ready')) ?? '',
+      /^QuotaExceeded: ResourceQuota few refuses ConfigMap faces-0: requested: configmaps=1,/,
+    );
   });
   assert.deepEqual(await ns.names(pods), []);
   await plane.client.delete(quotas, 'refused', 'few', quota.metadata.uid);
-  // A change of the job makes the operator try again before its minute is over. The API server may enforce a deleted
+  // A change of the job makes the operator try again before its next try is due. The API server may enforce a deleted
   // quota for another half minute.
   let changes = 0;
   await eventually(async () => {

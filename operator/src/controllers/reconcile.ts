@@ -39,6 +39,7 @@ import { ParsedSpecs } from './parsed-specs.ts';
 import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
+import { quotaRivals } from './quota-rivals.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
 import type { SharedFolders } from './shared-folders.ts';
@@ -93,12 +94,14 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
       const status = (job.status ?? {}) as FaceTrainJobStatus;
       const progress = pollProgress(poller, job, rankZero, spec.trainers.progressPort);
       const { child, quantizeJob } = observeQuantizeJob(caches, job);
+      const rivals = quotaRivals(caches, job, now);
       const observed = {
         ...common,
         objects: child ? [...common.objects, child] : common.objects,
         spec,
         status,
         podGroupApi,
+        ...(rivals && { quotaRivals: rivals }),
         ...(progress && { progress }),
         ...(quantizeJob && { quantizeJob }),
       };

@@ -147,7 +147,7 @@ function overlapping<T extends KubernetesObject>(cache: Cache<T>, places: string
 }
 
 /** A job that is suspended or stalled could wait for ever, so others do not wait for it. */
-function mayStart(job: JobObject): boolean {
+export function mayStart(job: JobObject): boolean {
   const { spec, status = {} } = job;
   if (isIgnored({ identity: identityOf(job), spec })) return false;
   return (

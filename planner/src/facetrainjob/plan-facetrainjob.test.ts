@@ -208,7 +208,7 @@ describe('children that cannot be created', () => {
       const again = plan(job.observe(result.status, [], observation), 101);
       assert.equal(again.status, result.status);
       assert.deepEqual(again.events, []);
-      assert.equal(again.requeueAfterSeconds, 60);
+      assert.equal(again.requeueAfterSeconds, 30);
     });
   }
   test('a name that another kind or the job itself uses does not block', () => {

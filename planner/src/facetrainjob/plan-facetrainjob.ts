@@ -21,6 +21,7 @@ import type { PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
 import { formatRanks } from '../rank-set.ts';
 import { ConditionType, Reason } from '../reasons.ts';
+import { awaitNextTry, quotaBlocker, releasePods } from '../refusal.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
   backingOff,
@@ -83,6 +84,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     deadlineExceeded(view) ??
     stopping(view) ??
     backingOff(view) ??
+    awaitNextTry(view) ??
     active(observed, view, environment)
   );
 }
@@ -106,7 +108,16 @@ function podGroupUnusable({ objects }: ObservedFaceTrainJob, view: JobView): Sta
 }
 
 function active(
-  { identity, spec, objects, refused, predecessorPods, jobsBefore = [], podGroupApi }: ObservedFaceTrainJob,
+  {
+    identity,
+    spec,
+    objects,
+    refused,
+    predecessorPods,
+    jobsBefore = [],
+    quotaRivals,
+    podGroupApi,
+  }: ObservedFaceTrainJob,
   view: JobView,
   environment: Environment,
 ): Stage {
@@ -115,16 +126,17 @@ function active(
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
   // The QuantizeJob is created after the training. If its name is taken, users should know before days of training.
-  const blocker = findBlocker({
-    create,
-    reserved: [...children, ...quantizeJobChildren(identity, spec)],
-    objects,
-    refused,
-    predecessorPods,
-    jobsBefore: hasBegun(view) ? [] : jobsBefore,
-    findConflict: () => findConflict(attempt),
-  });
-  if (blocker) return blockedBy(blocker, missingPodsHint(gang, view));
+  const blocker =
+    findBlocker({
+      create,
+      reserved: [...children, ...quantizeJobChildren(identity, spec)],
+      objects,
+      refused,
+      predecessorPods,
+      jobsBefore: hasBegun(view) ? [] : jobsBefore,
+      findConflict: () => findConflict(attempt),
+    }) ?? (create.length > 0 ? quotaBlocker(view, quotaRivals) : null);
+  if (blocker) return releasePods(view, blocker, quotaRivals) ?? blockedBy(blocker, missingPodsHint(gang, view));
   return { name: 'Active', create: create.map(({ make }) => make()), updates: networkUpdates(attempt, objects) };
 }
 

@@ -16,6 +16,7 @@ import type {
   ObservedPod,
   ObservedProgress,
   ObservedQuantizeJob,
+  RefusedChild,
 } from '../observed.ts';
 import type { Action, Plan, PlanEvent } from '../plan.ts';
 import { planQuantizeJob } from '../quantizejob/plan-quantizejob.ts';
@@ -54,6 +55,13 @@ export class Simulator {
   /** Every action and every written status, in order. */
   writes: string[] = [];
   deleted = false;
+  /** The API server's admission: why an object must not be created; null: it may be. */
+  admit: (object: ChildObject) => string | null = () => null;
+  /** Other input of the planner of the FaceTrainJob. */
+  observeMore: () => Partial<ObservedFaceTrainJob> = () => ({});
+  /** What was refused since the last plan of the FaceTrainJob. */
+  private refused: RefusedChild | undefined;
+  private slowStart = false;
   private uids = 0;
 
   constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob) {
@@ -102,6 +110,21 @@ export class Simulator {
     this.assertSteady();
   }
 
+  /**
+   * Plans and executes the FaceTrainJob as often as its plans ask for without a wait: an object that is refused is planned
+   * once more, then the job waits.
+   */
+  tick(): void {
+    this.slowStart = true;
+    for (let round = 0; ; round++) {
+      assert(round < MAX_PLANS, `no wait after ${MAX_PLANS} plans; last writes ${this.writes.slice(-5).join(', ')}`);
+      const before = this.writes.length;
+      const wasRefused = this.refused !== undefined;
+      this.reconcile('trainJob', Infinity);
+      if (this.deleted || (this.writes.length === before && (wasRefused || !this.refused))) return;
+    }
+  }
+
   /** Checks that the next plans have no actions and no events, and change no status. */
   assertSteady(): void {
     for (const plan of [this.planTrainJob(), this.quantizeJob && this.planQuantizeJob()]) {
@@ -117,9 +140,12 @@ export class Simulator {
     const job: AnyJob | null = this[which];
     if (!job) return budget;
     const plan: Plan<JobStatus> = which === 'trainJob' ? this.planTrainJob() : this.planQuantizeJob();
-    // Concurrent actions may end in any order: every other time they run in reverse order.
-    const reversed = this.writes.length % 2 === 1;
+    if (which === 'trainJob') this.refused = undefined;
+    // Concurrent actions may end in any order: every other time they run in reverse order. Where pods are refused, the
+    // executor's slow start makes the first one first.
+    const reversed = this.writes.length % 2 === 1 && !this.slowStart;
     for (const action of concurrentGroups(plan.actions).flatMap((group) => (reversed ? group.toReversed() : group))) {
+      if (this.isRefused(action)) return budget;
       this.execute(action, which, job);
       if (--budget <= 0) return 0;
     }
@@ -132,6 +158,14 @@ export class Simulator {
     }
     this.events.push(...plan.events);
     return budget;
+  }
+
+  /** As an executor, notes the first object that is refused, and stops. */
+  private isRefused(action: Action): boolean {
+    const message = action.type === 'create' ? this.admit(action.object) : null;
+    if (message === null || action.type !== 'create') return false;
+    this.refused = { kind: action.object.kind, name: action.object.metadata.name, message };
+    return true;
   }
 
   planTrainJob(): Plan<FaceTrainJobStatus> {
@@ -148,6 +182,8 @@ export class Simulator {
       ...this.childrenOf(trainJob.identity),
       ...(progress && { progress }),
       ...(quantizeJob && { quantizeJob: { spec: { suspend: quantizeJob.spec.suspend }, status: quantizeJob.status } }),
+      ...(this.refused && { refused: this.refused }),
+      ...this.observeMore(),
       podGroupApi,
     });
   }

@@ -1,0 +1,32 @@
+/** FaceTrainJobs that wait for the same ResourceQuota as a job: planner/src/refusal.ts decides who is served first. */
+import type { JobStatus } from '@facetrain/planner/attempt';
+import type { QuotaRivals } from '@facetrain/planner/observed';
+import { quotaRivalsOf } from '@facetrain/planner/refusal';
+import type { Cache } from '../runtime/cache.ts';
+import type { JobObject } from './resources.ts';
+import { mayStart } from './shared-folders.ts';
+
+/** @returns undefined if no quota refuses the job */
+export function quotaRivals(
+  { FaceTrainJob }: { FaceTrainJob: Cache<JobObject> },
+  job: JobObject,
+  now: Date,
+): QuotaRivals | undefined {
+  if (job.status?.refusal?.quota === undefined) return undefined;
+  const jobs = [...FaceTrainJob.values()]
+    .filter(({ metadata }) => metadata.namespace === job.metadata.namespace)
+    .filter((other) => other.metadata.uid === job.metadata.uid || mayStart(other))
+    .sort((one, other) => (ageKey(one) < ageKey(other) ? -1 : 1));
+  return quotaRivalsOf(
+    job.metadata.uid,
+    jobs.map(({ metadata: { uid, name }, status = {} }) => ({
+      uid,
+      label: `FaceTrainJob ${name}`,
+      status: status as JobStatus,
+    })),
+    now,
+  );
+}
+
+/** Sorts by creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
+const ageKey = ({ metadata: { creationTimestamp, uid } }: JobObject): string => `${creationTimestamp} ${uid}`;
