@@ -1,5 +1,6 @@
 /** The objects that a job should have: which are missing, and what prevents their creation. */
 import type { JobView } from './attempt.ts';
+import type { Blocker } from './blocker.ts';
 import type { ChildObject } from './objects.ts';
 import type { ObservedObject, RefusedChild } from './observed.ts';
 import { Reason } from './reasons.ts';
@@ -36,16 +37,6 @@ interface Creation {
   jobsBefore?: string[];
   /** Checks the spec for what its schema cannot check. */
   findConflict?: () => Blocker | null;
-}
-
-/** Why missing children cannot be created. */
-export interface Blocker {
-  reason: string;
-  message: string;
-  /** It ends without any action of the user. */
-  temporary?: true;
-  /** Set if the API server refused an object. */
-  refusal?: { quota?: string; message: string };
 }
 
 /** @param hint added to the message if the user has to act, or if the API server refused an object */

@@ -5,7 +5,7 @@
  * the restricted Pod Security Standard require are always ours.
  */
 import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJobSpec, HEALTH_PATH } from '@facetrain/api';
-import type { Blocker } from './children.ts';
+import type { Blocker } from './blocker.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { Annotation, CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';

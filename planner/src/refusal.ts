@@ -13,7 +13,7 @@
  */
 import type { Refusal } from '@facetrain/api';
 import type { JobStatus, JobView } from './attempt.ts';
-import type { Blocker } from './children.ts';
+import type { Blocker } from './blocker.ts';
 import { findCondition } from './conditions.ts';
 import type { QuotaRivals, RefusedChild } from './observed.ts';
 import { truncate } from './plain-data.ts';

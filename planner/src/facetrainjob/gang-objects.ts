@@ -1,7 +1,8 @@
 /** The objects of an attempt of a FaceTrainJob, in the order of creation: pods last, after all that they need. */
 import { type FaceTrainJobSpec, TRAINING_FIELDS } from '@facetrain/api';
 import { fieldsDigest, specDigest } from '../attempt.ts';
-import type { Blocker, Child } from '../children.ts';
+import type { Blocker } from '../blocker.ts';
+import type { Child } from '../children.ts';
 import { makeConfigMap } from '../config-map.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';

@@ -1,7 +1,8 @@
 /** The objects of an attempt of a QuantizeJob, in the order of creation. */
 import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, type QuantizeJobSpec } from '@facetrain/api';
 import { fieldsDigest } from '../attempt.ts';
-import type { Blocker, Child } from '../children.ts';
+import type { Blocker } from '../blocker.ts';
+import type { Child } from '../children.ts';
 import { makeConfigMap } from '../config-map.ts';
 import type { Environment } from '../environment.ts';
 import { attemptName, childMetadata, Label, podName } from '../names.ts';
