@@ -54,9 +54,13 @@ for (const [index, [name, { object, wantValid }]] of Object.entries(fixtures).en
   });
 }
 
-for (const [name, { from, to, wantRefusal }] of Object.entries(changes)) {
+for (const [name, { from, to, finished, wantRefusal }] of Object.entries(changes)) {
   test(`a change: ${name} is ${wantRefusal ? 'refused' : 'allowed'}`, () => {
-    const [errors] = crdcheck([{ object: trainSpec(to), old: trainSpec(from) }]).objects as [string[]];
+    const job = (spec: Document) => ({
+      ...trainSpec(spec),
+      ...(finished && { status: { completionTime: '2026-01-01T00:00:00Z' } }),
+    });
+    const [errors] = crdcheck([{ object: job(to), old: job(from) }]).objects as [string[]];
     if (wantRefusal) assert.match(errors.join('\n'), wantRefusal);
     else assert.deepEqual(errors, []);
   });

@@ -193,7 +193,52 @@ const definitions: Definition[] = [
   },
 ];
 
+/** Fields of a spec that may change after the end: what becomes of the job and its pods. */
+const CHANGEABLE_AFTER_END: readonly string[] = ['suspend', 'cleanPodPolicy', 'ttlSecondsAfterFinished'];
+
+/**
+ * A rule on changes in CEL: the spec of a finished job stays. The job is not run again, so its status would speak of a
+ * spec that was never carried out. The status of a request for the job itself is that which is stored (the
+ * strategy of apiextensions-apiserver sets it before it validates), so the rule sees the end.
+ *
+ * Each field is compared by itself, because a pod template cannot be: CEL has no access to fields that only
+ * `x-kubernetes-preserve-unknown-fields` keeps. Fields with a default are always set, also in an object that was stored
+ * before the field existed: the API server fills defaults in when it reads.
+ */
+function finishedSpecRule(spec: Schema): { rule: string; message: string; fieldPath: string } {
+  // managedBy has a rule of its own, for the whole life of a job.
+  const same = sameFields(spec, 'spec', (name) => name !== 'managedBy' && !CHANGEABLE_AFTER_END.includes(name));
+  const changeable = CHANGEABLE_AFTER_END.filter((name) => name in (spec.properties as Schema));
+  return {
+    rule: `!has(oldSelf.status) || !has(oldSelf.status.completionTime) || (${same.join(' && ')})`,
+    message:
+      `the job has finished, and is not run again: of its spec only ${changeable.join(' and ')} can change; create ` +
+      'another job for another spec',
+    fieldPath: '.spec',
+  };
+}
+
+/** CEL that compares the fields of an object in `self` and `oldSelf`, without those that CEL cannot read. */
+function sameFields(object: Schema, path: string, isCompared = (_name: string) => true): string[] {
+  const { properties, required = [] } = object as { properties: Record<string, Schema>; required?: string[] };
+  return Object.entries(properties).flatMap(([name, field]) => {
+    if (!isCompared(name) || field['x-kubernetes-preserve-unknown-fields']) return [];
+    const at = `${path}.${name}`;
+    const same = (isOpaque(field) ? sameFields(field, at) : [`self.${at} == oldSelf.${at}`]).join(' && ');
+    if (required.includes(name) || field.default !== undefined) return [same];
+    return [`has(self.${at}) == has(oldSelf.${at}) && (!has(self.${at}) || (${same}))`];
+  });
+}
+
+/** Whether a field somewhere in this object cannot be read by CEL. */
+const isOpaque = ({ properties }: Schema): boolean =>
+  isObject(properties) &&
+  Object.values(properties as Record<string, Schema>).some(
+    (field) => field['x-kubernetes-preserve-unknown-fields'] || isOpaque(field),
+  );
+
 function definitionOf({ kind, plural, singular, shortNames, description, maxName, spec, status, columns }: Definition) {
+  const specSchema = openApi(spec);
   return {
     apiVersion: 'apiextensions.k8s.io/v1',
     kind: 'CustomResourceDefinition',
@@ -218,7 +263,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
                 apiVersion: { type: 'string', description: 'Version of the schema of this object.' },
                 kind: { type: 'string', description: 'Kind of this object.' },
                 metadata: { type: 'object' },
-                spec: { description: 'What to do, with which data, and where the results go.', ...openApi(spec) },
+                spec: { description: 'What to do, with which data, and where the results go.', ...specSchema },
                 status: openApi(status),
               },
               'x-kubernetes-validations': [
@@ -228,6 +273,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
                     `the name must be a DNS label of at most ${maxName} characters that starts with a letter: ` +
                     "its pods' names are made from it",
                 },
+                finishedSpecRule(specSchema),
               ],
             },
           },

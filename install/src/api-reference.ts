@@ -85,7 +85,8 @@ const CHANGES =
   'The column "changes" says when a field of an existing job may change. "any time": what the pods read or are made ' +
   'of (checkpoints, evaluation, images, resources) is used by the next attempt; what the operator reads itself ' +
   '(deadlines, policies, suspension) counts at once. "while suspended": the job must have `suspend: true` already. ' +
-  '"never": make another job. "by field": see its fields. A default of `{}` stands for the defaults of the fields.';
+  '"never": make another job. Once the job has finished, only suspend, cleanPodPolicy and ttlSecondsAfterFinished can ' +
+  'change. "by field": see its fields. A default of `{}` stands for the defaults of the fields.';
 
 /** Why a program leaves with each code. What the operator does about it: `consequenceOf`. */
 const EXIT_CODES: Record<keyof typeof ExitCode, string> = {

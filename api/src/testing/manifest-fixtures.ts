@@ -112,7 +112,16 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
 };
 
 /** Changes of a FaceTrainJob's spec, with the error of the API server; null: allowed. */
-export const changes: Record<string, { from: Document; to: Document; wantRefusal: RegExp | null }> = {
+export const changes: Record<
+  string,
+  {
+    from: Document;
+    to: Document;
+    /** The job has a completionTime. */
+    finished?: true;
+    wantRefusal: RegExp | null;
+  }
+> = {
   suspending: { from: {}, to: { suspend: true }, wantRefusal: null },
   'more epochs while it runs': { from: {}, to: { epochs: 30 }, wantRefusal: /only while the job is suspended/ },
   'more epochs while it is suspended': {
@@ -144,5 +153,53 @@ export const changes: Record<string, { from: Document; to: Document; wantRefusal
     from: { activeDeadlineSeconds: 10 },
     to: { activeDeadlineSeconds: 20 },
     wantRefusal: null,
+  },
+  'the same spec after the end': {
+    from: { trainers: { resources: { limits: { cpu: '1' } } }, ttlSecondsAfterFinished: { failed: 9 } },
+    to: { trainers: { resources: { limits: { cpu: '1' } } }, ttlSecondsAfterFinished: { failed: 9 } },
+    finished: true,
+    wantRefusal: null,
+  },
+  'what becomes of a finished job': {
+    from: { cleanPodPolicy: 'All', suspend: true },
+    to: { cleanPodPolicy: 'None', ttlSecondsAfterFinished: { succeeded: 0 } },
+    finished: true,
+    wantRefusal: null,
+  },
+  'a pod template after the end, which nobody can compare': {
+    from: { trainers: { podTemplate: { spec: { nodeName: 'a' } } } },
+    to: { trainers: { podTemplate: { spec: { nodeName: 'b' } } } },
+    finished: true,
+    wantRefusal: null,
+  },
+  'more epochs after the end, while it is suspended': {
+    from: { suspend: true },
+    to: { suspend: true, epochs: 40 },
+    finished: true,
+    wantRefusal: /the job has finished, and is not run again/,
+  },
+  'quantization of a job that has finished without it': {
+    from: {},
+    to: { quantize: {} },
+    finished: true,
+    wantRefusal: /the job has finished/,
+  },
+  'a gate after the end': {
+    from: { quantize: { quantizer: { podTemplate: {} } } },
+    to: { quantize: { gate: { maxAccuracyDrop: 0.1 } } },
+    finished: true,
+    wantRefusal: /the job has finished/,
+  },
+  'more restarts after the end': {
+    from: {},
+    to: { failurePolicy: { maxRestarts: 9 } },
+    finished: true,
+    wantRefusal: /the job has finished/,
+  },
+  'another image after the end': {
+    from: {},
+    to: { trainers: { image: 'registry.example/trainer:2' } },
+    finished: true,
+    wantRefusal: /the job has finished/,
   },
 };

@@ -639,11 +639,13 @@ test('a real API server enforces which changes of a spec are allowed', async () 
     to: { suspend: true, trainers: { rendezvousPort: 9000 } },
     wantRefusal: null,
   };
-  for (const [name, { from, to, wantRefusal }] of Object.entries({
-    ...changes,
-    'another port while it is suspended': ports,
-  })) {
-    const { metadata } = await plane.client.create(faceTrainJobs, 'changes', trainSpec(from));
+  const more: typeof changes = { ...changes, 'another port while it is suspended': ports };
+  for (const [name, { from, to, finished, wantRefusal }] of Object.entries(more)) {
+    let { metadata } = await plane.client.create(faceTrainJobs, 'changes', trainSpec(from));
+    if (finished) {
+      const status = { completionTime: '2026-01-01T00:00:00Z' };
+      ({ metadata } = await plane.client.patch(faceTrainJobs, 'changes', 'a', { status }, 'status'));
+    }
     const { spec } = trainSpec(to) as { spec: object };
     const outcome = plane.client.replace(faceTrainJobs, 'changes', 'a', {
       ...trainSpec(to),
