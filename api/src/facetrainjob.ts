@@ -494,7 +494,7 @@ export const FaceTrainJobStatus = z
     refusal: Refusal.optional(),
     checkpoint: z
       .strictObject({
-        uri: z.string().max(1024).describe('The newest complete checkpoint.'),
+        uri: z.string().max(2048).describe('The newest complete checkpoint, a folder below that of the checkpoints.'),
         step: z.int().min(0).describe('Its step.'),
         time: Time.optional().describe('When it was written.'),
       })

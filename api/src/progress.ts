@@ -1,22 +1,37 @@
 /**
  * What a program reports while it runs, and when it ends.
  *
+ * Any image may run in a pod, so a report may be anything. These schemas accept only what the status can hold: the CRD
+ * refuses a status with a time, a name or a number of another form, and then no status of that job would be written any
+ * more (operator/src/controllers/reports.test.ts).
+ *
  * Rank 0 of a gang, and the quantizer, serve `Progress` over HTTP; the operator and `facetrain run` poll it. At its end
  * a program writes `TerminationMessage` (after a failure) or `TerminationResult` to its pod's termination message.
  */
 import { z } from 'zod';
 import { EvaluationResult } from './facetrainjob.ts';
 import { ArtifactStatus } from './job-fields.ts';
-import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS } from './ranges.ts';
+import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS, setName } from './ranges.ts';
 
 /** Serves `Progress` as JSON. */
 export const PROGRESS_PATH = '/v1/progress';
 /** Answers 200 while the program does its work, else 503. */
 export const HEALTH_PATH = '/healthz';
 
+/** RFC 3339 in UTC, with seconds. Zod alone would take a time without them, which the API server refuses. */
+const time = z.iso
+  .datetime()
+  .max(64)
+  .regex(/T\d\d:\d\d:\d\d/, 'a time with seconds');
+
+/**
+ * Longest answer of PROGRESS_PATH, in bytes. With 32 evaluations it has about 6 KiB.
+ */
+export const MAX_PROGRESS_BYTES = 65_536;
+
 export const Progress = z.strictObject({
   schemaVersion: z.literal(1),
-  job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
+  job: z.strictObject({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
   stage: z
     .enum([
       'Preflight',
@@ -40,9 +55,13 @@ export const Progress = z.strictObject({
   loss: z.number().nullable().describe('Mean loss of the last steps.'),
   learningRate: z.number().nullable(),
   etaSeconds: z.number().min(0).nullable(),
-  evaluations: z.array(EvaluationResult).max(MAX_SETS).describe('The newest result on each set.'),
+  evaluations: z
+    .array(EvaluationResult.extend({ set: setName }))
+    .max(MAX_SETS)
+    .refine((results) => new Set(results.map(({ set }) => set)).size === results.length, 'names of sets must differ')
+    .describe('The newest result on each set.'),
   checkpoint: z
-    .strictObject({ step: z.int().min(0), time: z.string() })
+    .strictObject({ step: z.int().min(0), time })
     .nullable()
     .describe('The newest complete checkpoint.'),
   setAside: z
@@ -64,7 +83,11 @@ export const MAX_TERMINATION_TEXT = 3500;
 
 /** Termination message of a program that failed. */
 export const TerminationMessage = z.strictObject({
-  code: z.string().describe('An ErrorCode, or "Internal" for a defect.'),
+  code: z
+    .string()
+    .max(64)
+    .regex(/^[A-Za-z][A-Za-z0-9]*$/, 'one word of letters and digits')
+    .describe('An ErrorCode, or "Internal" for a defect.'),
   message: z.string().max(MAX_TERMINATION_TEXT),
 });
 export type TerminationMessage = z.infer<typeof TerminationMessage>;

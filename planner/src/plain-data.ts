@@ -19,4 +19,8 @@ export function truncate(text: string, length: number): string {
 }
 
 /** Rounds to significant digits, for a status: `kubectl get` shows all digits of a number. */
-export const rounded = (value: number, digits: number): number => Number(value.toPrecision(digits));
+export function rounded(value: number, digits: number): number {
+  const result = Number(value.toPrecision(digits));
+  // The largest numbers are rounded up to Infinity, which JSON does not have.
+  return Number.isFinite(result) ? result : value;
+}

@@ -1,15 +1,16 @@
 /** Reads a pod's termination message, from a container's status or from the file of a local process. */
-import { TerminationMessage, TerminationResult } from '@facetrain/api';
+import { MAX_TERMINATION_BYTES, TerminationMessage, TerminationResult } from '@facetrain/api';
 import type { ObservedPod } from './observed.ts';
 import { observedProgress } from './observed-progress.ts';
 import { rounded } from './plain-data.ts';
 
 /**
  * Parses a termination message.
- * @returns an empty object if the text is not a message of ours: the end of a log, for example, or a message that was
- *   cut
+ * @returns an empty object if the text is not a message of ours: the end of a log, for example, a message that was cut,
+ *   or one that is longer than the kubelet keeps
  */
 export function readTermination(text: string): Pick<ObservedPod, 'termination' | 'result'> {
+  if (text.length > MAX_TERMINATION_BYTES) return {};
   let content: unknown;
   try {
     content = JSON.parse(text);

@@ -85,6 +85,8 @@ export const Reason = {
   attemptOver: 'AttemptOver',
   /** A gang that did not get all its pods has let go of those that it had. */
   gangReleased: 'GangReleased',
+  /** Rank 0 answered a request for its progress with something else. */
+  invalidProgress: 'InvalidProgress',
   expired: 'TimeToLiveOver',
   notWanted: 'NotWanted',
 } as const;

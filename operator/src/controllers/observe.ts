@@ -222,6 +222,7 @@ function ownWaiting({ spec, status = {} }: PodObject): ObservedPod['waiting'] {
 /** Reasons that every container waits for while its pod starts. */
 const NORMAL_START = new Set(['ContainerCreating', INITIALIZING]);
 
+/** @returns null for a label that is no number of ours: anybody who may create pods can write one */
 function numberIn(label: string | undefined): number | null {
-  return label !== undefined && /^\d+$/.test(label) ? Number(label) : null;
+  return label !== undefined && /^\d{1,9}$/.test(label) ? Number(label) : null;
 }

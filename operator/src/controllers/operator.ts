@@ -2,8 +2,9 @@
  * The operator as a whole: `runOperator` builds its parts, in the order of their dependencies. Each part has a separate
  * file: cluster-discovery.ts, caches.ts, reconcile.ts, wake-ups.ts; ../runtime/manager.ts starts and stops them.
  */
-import { OPERATOR_NAME } from '@facetrain/api';
+import { API_VERSION, OPERATOR_NAME, PROGRESS_PATH } from '@facetrain/api';
 import type { Environment } from '@facetrain/planner/environment';
+import { Reason } from '@facetrain/planner/reasons';
 import type { Logger } from 'pino';
 import type { Client } from '../runtime/client.ts';
 import { Controller, type Reconcile } from '../runtime/controller.ts';
@@ -12,6 +13,7 @@ import type { ElectionTimes } from '../runtime/leader-election.ts';
 import { Leadership } from '../runtime/leadership.ts';
 import { runManager } from '../runtime/manager.ts';
 import type { Metrics } from '../runtime/metrics.ts';
+import { splitKey } from '../runtime/resource.ts';
 import { makeCaches } from './caches.ts';
 import { discoverCluster } from './cluster-discovery.ts';
 import { ProgressPoller } from './progress-poller.ts';
@@ -65,7 +67,21 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     instance: identity.slice(0, MAX_INSTANCE),
     log,
   });
-  const poller = new ProgressPoller(log, 1000 * options.progressSeconds, (key) => enqueue('FaceTrainJob', key));
+  const poller = new ProgressPoller({
+    log,
+    everyMilliseconds: 1000 * options.progressSeconds,
+    onChange: (key) => enqueue('FaceTrainJob', key),
+    onInvalid: (key, { uid, attempt }, problem) =>
+      events.emit(
+        { apiVersion: API_VERSION, kind: 'FaceTrainJob', ...splitKey(key), uid },
+        {
+          type: 'Warning',
+          reason: Reason.invalidProgress,
+          action: 'Poll',
+          message: `rank 0 of attempt ${attempt} answered ${PROGRESS_PATH} with no progress, so none is shown: ${problem}`,
+        },
+      ),
+  });
 
   const folders = new SharedFolders(caches);
   const parts = { client: leader, caches, nodesAndVolumes, folders, events, poller, environment, podGroupApi };

@@ -1,13 +1,17 @@
 /**
  * Polls rank 0 of each running gang for its progress, and keeps the latest answer. The operator pulls because the pods
  * have no credentials to write progress anywhere. A job is reconciled when an answer differs from the one before.
+ *
+ * Any image may answer. So the size and the time of an answer are bounded, no redirect is followed, what is not a
+ * Progress is reported once for each attempt, and a rank that gives no answer is asked less and less often, so that it
+ * does not delay those of other jobs.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { Progress } from '@facetrain/api';
+import { MAX_PROGRESS_BYTES, Progress } from '@facetrain/api';
 import type { ObservedProgress } from '@facetrain/planner/observed';
 import { observedProgress } from '@facetrain/planner/observed-progress';
 import type { Logger } from 'pino';
-import { request } from 'undici';
+import { Agent, request } from 'undici';
 
 /** What is polled for a job: one attempt of it. */
 export interface ProgressTarget {
@@ -19,24 +23,44 @@ export interface ProgressTarget {
 
 interface Entry extends ProgressTarget {
   latest?: ObservedProgress;
+  /** The invalid answer of this attempt was reported. */
+  isReported?: boolean;
+  /** Requests without a valid answer since the last one that had it. */
+  failures: number;
+  /** When it may be asked again, by performance.now(). */
+  nextAt: number;
 }
 
+export interface PollerOptions {
+  log: Logger;
+  everyMilliseconds: number;
+  /** Called with the key of a job whose answer differs from the one before. */
+  onChange: (key: string) => void;
+  /** Called once for each attempt whose rank 0 answers with something else than progress. */
+  onInvalid: (key: string, target: ProgressTarget, problem: string) => void;
+}
+
+/** For the whole of an answer. */
 const ANSWER_MILLISECONDS = 2_000;
 /** Requests that are under way at the same time. */
-const PARALLEL = 32;
+const PARALLEL = 64;
+/** Longest wait between two requests to a rank that does not answer. */
+const MAX_WAIT_MILLISECONDS = 30_000;
+/** Longest text of a problem, in characters. */
+const MAX_PROBLEM = 300;
+
+/** Rank 0 has answered, and not with its progress. */
+class InvalidAnswer extends Error {}
 
 export class ProgressPoller {
   /** By the job's key. */
   readonly #entries = new Map<string, Entry>();
-  readonly #log: Logger;
-  readonly #everyMilliseconds: number;
-  readonly #onChange: (key: string) => void;
+  readonly #options: PollerOptions;
+  /** Keys that are being asked. */
+  readonly #asking = new Map<string, Promise<void>>();
 
-  /** @param onChange called with the key of a job whose answer differs from the one before */
-  constructor(log: Logger, everyMilliseconds: number, onChange: (key: string) => void) {
-    this.#log = log;
-    this.#everyMilliseconds = everyMilliseconds;
-    this.#onChange = onChange;
+  constructor(options: PollerOptions) {
+    this.#options = options;
   }
 
   /**
@@ -45,8 +69,9 @@ export class ProgressPoller {
    */
   setTarget(key: string, target: ProgressTarget): void {
     const before = this.#entries.get(key);
-    const latest = before?.uid === target.uid && before.attempt === target.attempt ? before.latest : undefined;
-    this.#entries.set(key, { ...target, ...(latest && { latest }) });
+    if (before?.uid === target.uid && before.attempt === target.attempt) {
+      if (before.url !== target.url) Object.assign(before, { url: target.url, failures: 0, nextAt: -Infinity });
+    } else this.#entries.set(key, { ...target, failures: 0, nextAt: -Infinity });
   }
 
   /** The latest answer of the job's target; undefined before the first. */
@@ -60,38 +85,82 @@ export class ProgressPoller {
 
   /** Polls until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
+    // No connection is kept: the address of a pod that has ended may be another's.
+    const agent = new Agent({
+      pipelining: 0,
+      maxResponseSize: MAX_PROGRESS_BYTES,
+      connect: { timeout: ANSWER_MILLISECONDS },
+      headersTimeout: ANSWER_MILLISECONDS,
+      bodyTimeout: ANSWER_MILLISECONDS,
+    });
     while (!signal.aborted) {
-      const keys = [...this.#entries].flatMap(([key, { url }]) => (url === null ? [] : [key]));
-      await Promise.all(
-        Array.from({ length: PARALLEL }, async () => {
-          for (let key = keys.pop(); key !== undefined && !signal.aborted; key = keys.pop()) await this.#poll(key);
-        }),
-      );
-      await delay(this.#everyMilliseconds, undefined, { signal }).catch(() => {});
+      for (const [key, entry] of this.#due()) {
+        const asking = this.#poll(key, entry, agent, signal).finally(() => this.#asking.delete(key));
+        this.#asking.set(key, asking);
+      }
+      await delay(this.#options.everyMilliseconds, undefined, { signal }).catch(() => {});
     }
+    await Promise.all(this.#asking.values());
+    await agent.destroy();
   }
 
-  async #poll(key: string): Promise<void> {
-    const target = this.#entries.get(key);
-    if (!target?.url) return;
+  /** Whom to ask now: as many as fit, those that answered the last time first. */
+  #due(): [string, Entry][] {
+    const now = performance.now();
+    return [...this.#entries]
+      .filter(([key, { url, nextAt }]) => url !== null && nextAt <= now && !this.#asking.has(key))
+      .sort(([, one], [, other]) => one.failures - other.failures || one.nextAt - other.nextAt)
+      .slice(0, PARALLEL - this.#asking.size);
+  }
+
+  /** @param entry what is asked for; it is no longer in the map if the target has changed meanwhile */
+  async #poll(key: string, entry: Entry, agent: Agent, signal: AbortSignal): Promise<void> {
+    const { log, everyMilliseconds, onChange, onInvalid } = this.#options;
     try {
-      const { statusCode, body } = await request(target.url, {
-        headersTimeout: ANSWER_MILLISECONDS,
-        bodyTimeout: ANSWER_MILLISECONDS,
-        signal: AbortSignal.timeout(ANSWER_MILLISECONDS),
-      });
-      if (statusCode !== 200) throw new Error(`HTTP ${statusCode}: ${(await body.text()).slice(0, 200)}`);
-      const progress = Progress.parse(await body.json());
+      const progress = await ask(entry.url!, agent, signal);
+      entry.failures = 0;
+      entry.nextAt = -Infinity;
       // The address may belong to another pod by now.
-      if (progress.job.uid !== target.uid || progress.job.attempt !== target.attempt) return;
-      const entry = this.#entries.get(key);
-      // The target may have changed while the request was under way.
-      if (entry?.uid !== target.uid || entry.attempt !== target.attempt) return;
+      if (progress.job.uid !== entry.uid || progress.job.attempt !== entry.attempt) return;
       const isNew = entry.latest?.activity !== progress.activity || entry.latest.step !== progress.step;
       entry.latest = observedProgress(progress);
-      if (isNew) this.#onChange(key);
+      if (isNew && this.#entries.get(key) === entry) onChange(key);
     } catch (error) {
-      this.#log.debug({ err: error, job: key }, 'no progress from rank 0');
+      log.debug({ err: error, job: key }, 'no progress from rank 0');
+      const wait = Math.min(everyMilliseconds * 2 ** entry.failures++, MAX_WAIT_MILLISECONDS);
+      entry.nextAt = performance.now() + wait;
+      if (!(error instanceof InvalidAnswer) || entry.isReported || this.#entries.get(key) !== entry) return;
+      entry.isReported = true;
+      const { uid, attempt, url } = entry;
+      onInvalid(key, { uid, attempt, url }, error.message.slice(0, MAX_PROBLEM));
     }
   }
+}
+
+/** @throws InvalidAnswer for an answer that is no progress; other errors where there is none, or not in time */
+async function ask(url: string, dispatcher: Agent, signal: AbortSignal): Promise<Progress> {
+  const { statusCode, body } = await request(url, {
+    dispatcher,
+    signal: AbortSignal.any([signal, AbortSignal.timeout(ANSWER_MILLISECONDS)]),
+  });
+  if (statusCode !== 200) {
+    body.on('error', () => {}).destroy(); // Destroying emits an error, which would end the process.
+    if (statusCode >= 300 && statusCode < 400)
+      throw new InvalidAnswer(`HTTP ${statusCode}; redirects are not followed`);
+    throw new Error(`HTTP ${statusCode}`);
+  }
+  const text = await body.text().catch((error: unknown) => {
+    if ((error as { code?: string }).code !== 'UND_ERR_RES_EXCEEDED_MAX_SIZE') throw error;
+    throw new InvalidAnswer(`more than ${MAX_PROGRESS_BYTES} bytes`);
+  });
+  let content: unknown;
+  try {
+    content = JSON.parse(text);
+  } catch (error) {
+    throw new InvalidAnswer(`no JSON: ${(error as Error).message}`);
+  }
+  const { data, error } = Progress.safeParse(content);
+  if (data) return data;
+  const { path, message } = error.issues[0]!;
+  throw new InvalidAnswer(`${path.length > 0 ? path.join('.') : 'the document'}: ${message}`);
 }

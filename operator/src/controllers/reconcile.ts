@@ -8,6 +8,7 @@
  *
  * A reconcile is level-based, as in controller-runtime: its input is which job to look at, never what has changed.
  */
+import { isIP } from 'node:net';
 import {
   FaceTrainJob,
   type FaceTrainJobStatus,
@@ -193,10 +194,14 @@ function pollProgress(
   return poller.latest(key);
 }
 
+/** Link-local addresses (RFC 3927, RFC 4291): no pod has one, and clouds serve the credentials of a node there. */
+const LINK_LOCAL = /^(169\.254\.|fe[89ab][0-9a-f]:)/i;
+
 /** @returns null while the pod does not run, or is being deleted */
 function progressUrl({ metadata, status }: PodObject, port: number): string | null {
-  const { phase, podIP } = status ?? {};
-  if (phase !== 'Running' || podIP === undefined || metadata.deletionTimestamp !== undefined) return null;
+  const { phase, podIP = '' } = status ?? {};
+  if (phase !== 'Running' || metadata.deletionTimestamp !== undefined) return null;
+  if (isIP(podIP) === 0 || LINK_LOCAL.test(podIP)) return null;
   return `http://${podIP.includes(':') ? `[${podIP}]` : podIP}:${port}${PROGRESS_PATH}`;
 }
 

@@ -25,6 +25,8 @@ import { secondsSince, timestamp } from '../time.ts';
 import { checkpointsUri } from '../written-places.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
+/** A hundred years. */
+const MAX_ETA_SECONDS = 3_153_600_000;
 
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
 
@@ -83,8 +85,11 @@ function progressStatus(
     percent: totalSteps === 0 ? 0 : Math.min(100, Math.floor((100 * step) / totalSteps)),
     imagesPerSecond: imagesPerSecond === undefined ? undefined : rounded(imagesPerSecond, 4),
     loss: loss === undefined ? undefined : rounded(loss, 6),
+    // The first steps may be slow, so that the estimate is later than any time that can be written.
     estimatedCompletionTime:
-      etaSeconds === undefined ? undefined : timestamp(new Date(now.getTime() + 1000 * etaSeconds)),
+      etaSeconds === undefined || etaSeconds > MAX_ETA_SECONDS
+        ? undefined
+        : timestamp(new Date(now.getTime() + 1000 * etaSeconds)),
     activity,
     lastHeartbeatTime: timestamp(now),
   });
