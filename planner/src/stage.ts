@@ -9,7 +9,7 @@
  * and the next plan deletes the pods. After a crash at any moment, the failed pod or the new number still exists.
  */
 import type { Refusal, Restarts } from '@facetrain/api';
-import { isAlive, type JobView, outcomeOf } from './attempt.ts';
+import { differ, isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
 import { exceededDeadline } from './deadlines.ts';
 import { type Failure, findFailure } from './failure.ts';
@@ -79,7 +79,7 @@ export function specChanged(
   const configName = attemptName(jobKind, identity, attempt);
   const config = objects.find(({ kind, name, owned }) => kind === 'ConfigMap' && name === configName && owned);
   const isOutdated = (made: { specDigest?: string } | undefined) =>
-    made?.specDigest !== undefined && made.specDigest !== digest;
+    made?.specDigest !== undefined && differ(made.specDigest, digest);
   // A pod of the current attempt in otherPods has a rank that the new spec does not have.
   const changed = isOutdated(config) || ranks.some(isOutdated) || otherPods.some((pod) => pod.attempt === attempt);
   return changed

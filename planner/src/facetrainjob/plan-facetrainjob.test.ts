@@ -672,8 +672,8 @@ describe('a spec that changed while pods run', () => {
       pods: labeled(makeJob()),
       want: 0,
     },
-    'not at all, but another version of the operator has another digest: the attempt continues': {
-      job: makeJob(),
+    'in a deadline, and a former version of the operator made another digest: the attempt continues': {
+      job: makeJob().with({ activeDeadlineSeconds: 9999 }).atGeneration(2),
       pods: RUNNING.map((pod) => ({ ...pod, specDigest: 'old' })),
       want: 0,
     },

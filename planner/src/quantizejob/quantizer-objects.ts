@@ -1,5 +1,5 @@
 /** The objects of an attempt of a QuantizeJob, in the order of creation. */
-import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, type QuantizeJobSpec } from '@facetrain/api';
+import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, QuantizeJobSpec } from '@facetrain/api';
 import { fieldsDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
@@ -40,7 +40,13 @@ export function findConflict({ spec, environment }: Attempt): Blocker | null {
   );
 }
 
-export const quantizationDigest = (spec: QuantizeJobSpec): string => fieldsDigest(spec, QUANTIZATION_FIELDS);
+const DEFAULTS = QuantizeJobSpec.parse({
+  model: { uri: 'file:///' },
+  calibration: { dataset: { uri: 'file:///' } },
+  output: { uri: 'file:///' },
+});
+
+export const quantizationDigest = (spec: QuantizeJobSpec): string => fieldsDigest(spec, DEFAULTS, QUANTIZATION_FIELDS);
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
   const config = quantizeConfig(job, spec, attempt, storage, environment);
