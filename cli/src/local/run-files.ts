@@ -3,8 +3,8 @@
  * folders belong to the user. They are never listed here, so never removed.
  *
  * Not listed either: .facetrain/volumes, in which users put the data of their claims; .facetrain/inputs, which the next
- * run checks against the object store; and checkpoints/fences, whose numbers keep a trainer of an earlier run from
- * writing.
+ * run checks against the object store; and fences/ in each folder, whose numbers keep a process of an earlier run from
+ * writing (trainer-image/src/storage/fence.ts).
  */
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
@@ -27,7 +27,7 @@ export interface RunFile {
   bytes: number;
 }
 
-/** A checkpoint's folder: its step, the number of its writer, and whether it was set aside as damaged. */
+/** A checkpoint's folder: its step. One that was set aside as damaged ends in the number of the fence that did it. */
 const CHECKPOINT = /^(damaged-)?step-\d{10}(\.\d{10})?([.-]\d+)?$/;
 const CHECKPOINT_FILES = [CHECKPOINT_MANIFEST, /backbone\.safetensors/, /rows-\d{10}\.safetensors/];
 /** The manifest first: without it the others are no artifact. */
