@@ -16,13 +16,10 @@ const isObject = (value: unknown): value is Schema =>
 
 /** Turns a JSON schema, with all that it contains, into a structural schema. */
 function structural(node: Schema): Schema {
-  if (node['x-kubernetes-int-or-string']) {
+  // A value of several types: the API server keeps it, and the operator checks it.
+  if (node['x-kubernetes-preserve-unknown-fields'] && node.anyOf) {
     const { description } = node;
-    return {
-      ...(description === undefined ? {} : { description }),
-      anyOf: [{ type: 'integer' }, { type: 'string' }],
-      'x-kubernetes-int-or-string': true,
-    };
+    return { ...(description === undefined ? {} : { description }), 'x-kubernetes-preserve-unknown-fields': true };
   }
   const { additionalProperties, properties, items, ...rest } = node;
   const result: Schema = { ...rest };

@@ -51,7 +51,20 @@ export const evaluationSets = z
   })
   .refine((sets) => new Set(sets.map((set) => set.name)).size === sets.length, 'names of evaluation sets must differ');
 
-const quantity = z.union([z.string().min(1).max(64), z.number().min(0)]).meta({ 'x-kubernetes-int-or-string': true });
+/** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
+const quantity = z
+  .union(
+    [
+      z
+        .string()
+        .max(64)
+        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/),
+      z.number().min(0),
+    ],
+    { error: 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3' },
+  )
+  // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
+  .meta({ 'x-kubernetes-preserve-unknown-fields': true });
 
 export const Resources = z
   .strictObject({
@@ -65,6 +78,17 @@ export const Resources = z
       .meta({ maxProperties: 32 })
       .optional()
       .describe('Amounts that the scheduler reserves.'),
+    claims: z
+      .array(
+        z.strictObject({
+          name: z.string().min(1).max(63).describe('Name of an entry of podTemplate.spec.resourceClaims.'),
+          request: z.string().min(1).max(63).optional().describe('A request in that claim; absent: all of them.'),
+        }),
+      )
+      .max(32)
+      .optional()
+      .meta({ 'x-kubernetes-list-type': 'atomic' })
+      .describe('Devices of Dynamic Resource Allocation.'),
   })
   .describe('Resources of the container of every pod.');
 export type Resources = z.infer<typeof Resources>;
@@ -111,8 +135,8 @@ export const podFields = {
     .optional()
     .describe(
       'A PodTemplateSpec for everything else: labels, annotations, nodeSelector, tolerations, volumes, more ' +
-        'containers. Fields that Facetrain’s programs depend on keep Facetrain’s values. The container named ' +
-        '"facetrain" is merged with Facetrain’s own.',
+        'containers. The container named "facetrain" is merged with Facetrain’s own. A field that Facetrain sets itself ' +
+        '(args, hostname, RANK and the like) is refused, with InvalidSpec.',
     ),
 };
 

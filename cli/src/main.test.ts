@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { exampleFaces } from '../../hack/lib/paths.mjs';
-import { facetrain } from './testing/run-cli.ts';
+import { facetrain, Running } from './testing/run-cli.ts';
 
 const job = join(exampleFaces, '..', 'job.yaml');
 const pairs = join(exampleFaces, 'lfw-small.bin');
@@ -17,6 +17,27 @@ test('validate prints a line for people, and an object with --json', async () =>
     valid: true,
     manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small' }],
   });
+});
+
+test('validate reads standard input, and refuses a field of a pod template that would have no effect', async () => {
+  const manifest = (podTemplate: object) =>
+    JSON.stringify({
+      apiVersion: 'facetrain.dev/v1alpha1',
+      kind: 'FaceTrainJob',
+      metadata: { name: 'faces' },
+      spec: {
+        dataset: { uri: 'pvc://data' },
+        model: { backbone: 'mobilefacenet' },
+        output: { uri: 'pvc://out' },
+        trainers: { podTemplate },
+      },
+    });
+  const validate = (input: string) => new Running(['validate', '-f', '-'], { input }).outcome;
+  const valid = await validate(manifest({ spec: { nodeSelector: { pool: 'gpu' } } }));
+  assert.deepEqual([valid.code, valid.stdout], [0, '-: FaceTrainJob faces is valid\n']);
+  const misplaced = await validate(manifest({ nodeSelector: { pool: 'gpu' } }));
+  assert.equal(misplaced.code, 2);
+  assert.match(misplaced.stderr, /faces: spec\.trainers\.podTemplate\.nodeSelector: .*spec\.nodeSelector/);
 });
 
 test('dataset check reads and decodes every picture', async () => {

@@ -81,11 +81,13 @@ for (const [name, description, trainOnly] of [
 }
 
 command('validate', 'check a manifest, as the API server would')
-  .requiredOption('-f, --file <manifest>', 'FaceTrainJobs and QuantizeJobs, in YAML or JSON')
+  .requiredOption('-f, --file <manifest>', 'FaceTrainJobs and QuantizeJobs, in YAML or JSON; - is standard input')
   .action(
     action(async ({ file }: { file: string }) => {
-      const { readManifests } = await import('./manifest.ts');
-      const manifests = (await readManifests(file)).map(({ kind, metadata }) => ({ kind, name: metadata.name }));
+      const { checkPodTemplates, readManifests } = await import('./manifest.ts');
+      const read = await readManifests(file);
+      checkPodTemplates(read);
+      const manifests = read.map(({ kind, metadata }) => ({ kind, name: metadata.name }));
       return {
         json: { valid: true, manifests },
         text: manifests.map(({ kind, name }) => `${file}: ${kind} ${name} is valid\n`).join(''),

@@ -1,7 +1,8 @@
 /** Reads manifests from a file: YAML or JSON, checked against the schema, with relative file:// paths made absolute. */
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
-import { FaceTrainJob, FacetrainError, parseDocument, QuantizeJob } from '@facetrain/api';
+import { text } from 'node:stream/consumers';
+import { FaceTrainJob, FacetrainError, jobTemplateProblem, parseDocument, QuantizeJob } from '@facetrain/api';
 import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
@@ -26,6 +27,19 @@ export async function readManifests(file: string): Promise<Manifest[]> {
   return documents.map(({ where, value }) => parseManifest(value, where, dirname(resolve(file))));
 }
 
+/**
+ * Checks what the operator checks when it creates pods: that each field of a pod template has an effect.
+ * @throws FacetrainError InvalidManifest
+ */
+export function checkPodTemplates(manifests: Manifest[]): void {
+  for (const { metadata, spec } of manifests) {
+    const problem = jobTemplateProblem(spec);
+    if (problem === null) continue;
+    const colon = problem.indexOf(': ');
+    throw refusal(`${metadata.name}: ${problem.slice(0, colon)}`, 'refused', problem.slice(colon + 2));
+  }
+}
+
 /** The one FaceTrainJob of a file. @throws FacetrainError InvalidManifest, also for more than one document */
 export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
   const manifests = await readManifests(file);
@@ -34,9 +48,10 @@ export async function readFaceTrainJob(file: string): Promise<FaceTrainJob> {
   throw refusal(file, manifests.map(({ kind }) => kind).join(', '), 'must hold exactly one FaceTrainJob');
 }
 
+/** `-` is standard input, as in kubectl. */
 async function readText(file: string): Promise<string> {
   try {
-    return await readFile(file, 'utf8');
+    return file === '-' ? await text(process.stdin) : await readFile(file, 'utf8');
   } catch (cause) {
     const allowed = 'give the path of a manifest, such as examples/lfw-small/job.yaml';
     throw refusal(file, (cause as Error).message, allowed, cause);

@@ -6,6 +6,8 @@ import { API_VERSION } from '@facetrain/api';
 import type { Metadata, OwnerReference } from './objects.ts';
 import type { JobIdentity } from './observed.ts';
 
+export { FACETRAIN_CONTAINER as CONTAINER } from '@facetrain/api';
+
 export type JobKind = 'FaceTrainJob' | 'QuantizeJob';
 
 /** The label, with its value, of all objects that a plan creates: Kubernetes' recommended label for it. */
@@ -27,9 +29,6 @@ export const Annotation = {
   /** A list, as JSON, of the places that the pod writes to: written-places.ts. */
   writesTo: 'facetrain.dev/writes-to',
 } as const;
-
-/** Name of the container that runs our program, in every pod. */
-export const CONTAINER = 'facetrain';
 
 /**
  * Last part of the names of a QuantizeJob's children. Those of a FaceTrainJob end in a number, so jobs of both kinds may

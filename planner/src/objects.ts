@@ -52,7 +52,11 @@ export interface Container {
   args: string[];
   env: EnvVar[];
   ports?: { name: string; containerPort: number }[];
-  resources?: { limits?: Record<string, string | number>; requests?: Record<string, string | number> };
+  resources?: {
+    limits?: Record<string, string>;
+    requests?: Record<string, string>;
+    claims?: { name: string; request?: string }[];
+  };
   volumeMounts: VolumeMount[];
   volumeDevices?: { name: string; devicePath: string }[];
   readinessProbe?: { httpGet: { path: string; port: number }; periodSeconds: number };
@@ -69,7 +73,7 @@ export interface PodSpec {
   hostname?: string;
   subdomain?: string;
   restartPolicy: 'Never';
-  automountServiceAccountToken: false;
+  automountServiceAccountToken: boolean;
   terminationGracePeriodSeconds: number;
   initContainers?: Container[];
   containers: Container[];

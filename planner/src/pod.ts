@@ -1,10 +1,16 @@
 /**
  * Makes a pod from the user's pod template and the fields that our program needs.
  *
- * The template decides node selectors, tolerations, sidecars, users, groups and annotations. Fields that the trainer or
- * the restricted Pod Security Standard require are always ours.
+ * The template decides node selectors, tolerations, sidecars, users, groups and annotations. What the trainer or the
+ * restricted Pod Security Standard require of our container is ours: a template that says otherwise is refused
+ * (podTemplateProblem in api/).
  */
-import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJobSpec, HEALTH_PATH } from '@facetrain/api';
+import {
+  DEFAULT_TERMINATION_GRACE_SECONDS,
+  type FaceTrainJobSpec,
+  HEALTH_PATH,
+  podFieldsProblem,
+} from '@facetrain/api';
 import type { Blocker } from './blocker.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { Annotation, CONTAINER } from './names.ts';
@@ -54,12 +60,12 @@ const CONTAINER_SECURITY = {
   readOnlyRootFilesystem: true,
   capabilities: { drop: ['ALL'] },
 };
-const POD_SECURITY = { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } };
 const POD_SECURITY_DEFAULTS = {
   runAsUser: NONROOT_ID,
   runAsGroup: NONROOT_ID,
   fsGroup: NONROOT_ID,
   fsGroupChangePolicy: 'OnRootMismatch',
+  seccompProfile: { type: 'RuntimeDefault' },
 };
 
 /** The pod of one rank. It is never restarted by the kubelet: a failure ends the attempt. */
@@ -68,25 +74,21 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   // Our schema accepts any template. The API server checks the pod that is made from it.
   const userSpec = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
   const { containers: userContainers = [], initContainers: userInitContainers = [] } = userSpec;
-  const container = ourContainer(parts, environment);
-  const fetches = parts.storage.flatMap(({ fetch }) =>
-    fetch ? [withSecurity({ ...fetch, ...imageOf(parts.fields, environment) })] : [],
-  );
+  const theirs = userContainers.find(({ name }) => name === CONTAINER);
+  const image = imageOf(parts.fields, theirs, environment);
+  const fetches = parts.storage.flatMap(({ fetch }) => (fetch ? [withSecurity({ ...fetch, ...image })] : []));
   const spec: PodSpec = {
     ...userSpec,
     ...parts.network,
     restartPolicy: 'Never',
-    automountServiceAccountToken: false,
+    automountServiceAccountToken: userSpec.automountServiceAccountToken ?? false,
     terminationGracePeriodSeconds: userSpec.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS,
-    securityContext: { ...POD_SECURITY_DEFAULTS, ...userSpec.securityContext, ...POD_SECURITY },
+    securityContext: { ...POD_SECURITY_DEFAULTS, ...userSpec.securityContext, runAsNonRoot: true },
     ...(fetches.length + userInitContainers.length > 0 && {
       initContainers: [...fetches, ...userInitContainers.map(withLogAsMessage)],
     }),
     containers: [
-      mergeContainer(
-        container,
-        userContainers.find(({ name }) => name === CONTAINER),
-      ),
+      mergeContainer(ourContainer(parts, image), theirs),
       ...userContainers.filter(({ name }) => name !== CONTAINER).map(withLogAsMessage),
     ],
     volumes: [...ourVolumes(parts.config.name, parts.storage), ...(userSpec.volumes ?? [])],
@@ -106,12 +108,18 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   return { apiVersion: 'v1', kind: 'Pod', metadata, spec: oneVolumePerClaim(spec) };
 }
 
-/** A volume or init container of the template that has the name of one of ours; null if there is none. */
+/**
+ * What of the template would have no effect, or has the name of a volume or an init container of ours; null if nothing
+ * has.
+ */
 export function templateConflict(
-  template: PodFields['podTemplate'],
+  path: 'spec.trainers' | 'spec.quantizer' | 'spec.quantize.quantizer',
+  fields: PodFields,
   storage: MountedStorage[],
-  path: string,
 ): Blocker | null {
+  const problem = podFieldsProblem(path, fields);
+  if (problem !== null) return { reason: Reason.invalidSpec, message: problem };
+  const { podTemplate: template } = fields;
   const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));
   const clash = (field: 'volumes' | 'initContainers', isOurs: (name: string) => boolean): Blocker | null => {
     const index = template?.spec?.[field]?.findIndex(({ name }) => isOurs(name)) ?? -1;
@@ -119,7 +127,7 @@ export function templateConflict(
     const { name } = template!.spec![field]![index]!;
     return {
       reason: Reason.invalidSpec,
-      message: `${path}.spec.${field}[${index}].name: ${name} is a name of Facetrain's own; choose another`,
+      message: `${path}.podTemplate.spec.${field}[${index}].name: ${name} is a name of Facetrain's own; choose another`,
     };
   };
   return (
@@ -136,23 +144,26 @@ function ourVolumes(config: string, storage: MountedStorage[]): Volume[] {
   ];
 }
 
+/** The image of our program: of the job, else of the template's container "facetrain", else the operator's. */
 function imageOf(
   { image, imagePullPolicy }: PodFields,
+  theirs: Partial<Container> | undefined,
   environment: Environment,
 ): Pick<Container, 'image' | 'imagePullPolicy'> {
-  const chosen = image ?? environment.defaultImage;
-  return { ...(chosen !== undefined && { image: chosen }), ...(imagePullPolicy !== undefined && { imagePullPolicy }) };
+  const chosen = image ?? theirs?.image ?? environment.defaultImage;
+  const policy = imagePullPolicy ?? theirs?.imagePullPolicy;
+  return { ...(chosen !== undefined && { image: chosen }), ...(policy !== undefined && { imagePullPolicy: policy }) };
 }
 
-function ourContainer(parts: PodParts, environment: Environment): Container {
+function ourContainer(parts: PodParts, image: Pick<Container, 'image' | 'imagePullPolicy'>): Container {
   const { resources } = parts.fields;
   return withSecurity({
     name: CONTAINER,
-    ...imageOf(parts.fields, environment),
+    ...image,
     args: parts.args,
     env: [...parts.env, { name: 'FACETRAIN_CONFIG', value: `${parts.config.directory}/config.json` }],
     ...parts.container,
-    ...(resources && { resources: resources as NonNullable<Container['resources']> }),
+    ...(resources && { resources: resourcesOf(resources) }),
     volumeMounts: [
       { name: CONFIG_VOLUME, mountPath: parts.config.directory, readOnly: true },
       ...SCRATCH.map(({ volume, mountPath }) => ({ name: volume.name, mountPath })),
@@ -161,16 +172,60 @@ function ourContainer(parts: PodParts, environment: Environment): Container {
   });
 }
 
-/** Our fields override the template's; env and volumeMounts are concatenated, and securityContext is merged. */
-function mergeContainer(ours: Container, theirs: Container | undefined): Container {
+/**
+ * The template's fields, and ours where it must have none (podTemplateProblem). Lists are concatenated, resources and
+ * security contexts merged. A probe of the template replaces ours.
+ */
+function mergeContainer(ours: Container, theirs: Partial<Container> | undefined): Container {
   if (!theirs) return ours;
   const names = new Set(ours.env.map(({ name }) => name));
+  const theirPorts = theirs.ports ?? [];
+  const ports = [
+    ...(ours.ports ?? []).filter(({ containerPort: ownPort }) =>
+      theirPorts.every(({ containerPort }) => containerPort !== ownPort),
+    ),
+    ...theirPorts,
+  ];
+  const resources = mergeResources(theirs.resources, ours.resources);
+  const { capabilities, ...otherSecurity } = (theirs.securityContext ?? {}) as { capabilities?: object };
   return {
-    ...theirs,
     ...ours,
+    ...theirs,
+    name: ours.name,
+    args: ours.args,
+    ...(ours.image !== undefined && { image: ours.image }),
+    ...(ours.imagePullPolicy !== undefined && { imagePullPolicy: ours.imagePullPolicy }),
     env: [...(theirs.env ?? []).filter(({ name }) => !names.has(name)), ...ours.env],
+    ...(ports.length > 0 && { ports }),
+    ...(resources && { resources }),
     volumeMounts: [...ours.volumeMounts, ...(theirs.volumeMounts ?? [])],
-    securityContext: { ...theirs.securityContext, ...ours.securityContext },
+    securityContext: {
+      ...otherSecurity,
+      ...CONTAINER_SECURITY,
+      // RDMA, for example, needs IPC_LOCK.
+      capabilities: { ...capabilities, ...CONTAINER_SECURITY.capabilities },
+    },
+  };
+}
+
+type Resources = NonNullable<Container['resources']>;
+
+function mergeResources(theirs: Resources | undefined, ours: Resources | undefined): Resources | undefined {
+  if (!theirs || !ours) return theirs ?? ours;
+  const merged = <K extends 'limits' | 'requests'>(field: K) =>
+    (theirs[field] ?? ours[field]) && { [field]: { ...theirs[field], ...ours[field] } };
+  const claims = [...(theirs.claims ?? []), ...(ours.claims ?? [])];
+  return { ...theirs, ...merged('limits'), ...merged('requests'), ...(claims.length > 0 && { claims }) };
+}
+
+/** Quantities as strings, as the API server writes them. */
+function resourcesOf({ limits, requests, claims }: NonNullable<PodFields['resources']>): Resources {
+  const amounts = (list: Record<string, string | number>) =>
+    Object.fromEntries(Object.entries(list).map(([name, amount]) => [name, String(amount)]));
+  return {
+    ...(limits && { limits: amounts(limits) }),
+    ...(requests && { requests: amounts(requests) }),
+    ...(claims && { claims: claims.map(({ name, request }) => ({ name, ...(request !== undefined && { request }) })) }),
   };
 }
 

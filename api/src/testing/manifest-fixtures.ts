@@ -55,6 +55,18 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }),
     wantValid: true,
   },
+  'resources as fractions and in every form of a quantity': {
+    object: trainSpec({
+      trainers: {
+        resources: {
+          requests: { cpu: 0.5, memory: '1.5Gi', 'ephemeral-storage': '1e3' },
+          limits: { cpu: '500m', memory: 2e9, 'nvidia.com/gpu': '1' },
+          claims: [{ name: 'nic' }],
+        },
+      },
+    }),
+    wantValid: true,
+  },
   'a pod template with fields that our schema does not list': {
     object: trainSpec({
       trainers: {

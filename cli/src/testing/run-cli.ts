@@ -25,12 +25,13 @@ export class Running {
   stdout = '';
   stderr = '';
 
-  constructor(args: string[], options: { cwd?: string; env?: Record<string, string> } = {}) {
+  constructor(args: string[], options: { cwd?: string; env?: Record<string, string>; input?: string } = {}) {
     this.child = spawn(process.execPath, [MAIN, ...args], {
       cwd: options.cwd,
       env: { ...process.env, ...options.env },
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: [options.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
     });
+    this.child.stdin?.end(options.input);
     this.child.stdout!.setEncoding('utf8').on('data', (text: string) => (this.stdout += text));
     this.child.stderr!.setEncoding('utf8').on('data', (text: string) => (this.stderr += text));
     const timer = setTimeout(() => this.child.kill('SIGKILL'), DEADLINE_MILLISECONDS);

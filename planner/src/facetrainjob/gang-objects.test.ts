@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { TRAINER_ENV } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
 import type { Pod } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
@@ -17,22 +18,14 @@ const podOf = (builder: FaceTrainJobBuilder, rank = 0) =>
 const withTemplate = (podTemplate: object) => makeJob().trainers({ podTemplate });
 const s3 = { uri: 's3://faces/train', s3: { secretRef: { name: 'aws' } } };
 
-test('every container meets the restricted Pod Security Standard, whatever the template sets', () => {
-  const hostile = {
-    privileged: true,
-    allowPrivilegeEscalation: true,
-    readOnlyRootFilesystem: false,
-    capabilities: { add: ['SYS_ADMIN'] },
-  };
+test('every container of ours meets the restricted Pod Security Standard, but for capabilities that are added', () => {
   const { spec } = podOf(
     withTemplate({
       spec: {
-        securityContext: { runAsNonRoot: false, fsGroup: 7 },
-        containers: [{ name: 'facetrain', securityContext: hostile }],
+        securityContext: { fsGroup: 7 },
+        containers: [{ name: 'facetrain', securityContext: { capabilities: { add: ['IPC_LOCK'] }, runAsUser: 5 } }],
       },
-    }).with({
-      dataset: s3,
-    }),
+    }).with({ dataset: s3 }),
   );
   assert.deepEqual(spec.securityContext, {
     runAsUser: 65532,
@@ -42,16 +35,79 @@ test('every container meets the restricted Pod Security Standard, whatever the t
     runAsNonRoot: true,
     seccompProfile: { type: 'RuntimeDefault' },
   });
-  for (const container of [...spec.initContainers!, ...spec.containers]) {
-    assert.partialDeepStrictEqual(container.securityContext, {
-      privileged: false,
-      allowPrivilegeEscalation: false,
-      readOnlyRootFilesystem: true,
-      capabilities: { drop: ['ALL'] },
-    });
-    assert(!JSON.stringify(container.securityContext).includes('SYS_ADMIN'));
-  }
+  const restricted = { privileged: false, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true };
+  assert.deepEqual(
+    [...spec.initContainers!, ...spec.containers].map(({ securityContext }) => securityContext),
+    [
+      { ...restricted, capabilities: { drop: ['ALL'] } },
+      { ...restricted, capabilities: { drop: ['ALL'], add: ['IPC_LOCK'] }, runAsUser: 5 },
+    ],
+  );
   assert.equal(spec.automountServiceAccountToken, false);
+});
+
+test('the template decides what our container does not need for itself', () => {
+  const probe = { exec: { command: ['true'] } };
+  const { spec } = podOf(
+    withTemplate({
+      spec: {
+        automountServiceAccountToken: true,
+        securityContext: { seccompProfile: { type: 'Localhost', localhostProfile: 'x' } },
+        containers: [
+          {
+            name: 'facetrain',
+            image: 'mine:2',
+            imagePullPolicy: 'Always',
+            command: ['numactl', 'facetrain-trainer'],
+            resources: { claims: [{ name: 'gpu' }], limits: { cpu: '500m' } },
+            readinessProbe: probe,
+            ports: [{ name: 'debug', containerPort: 9229 }],
+            terminationMessagePolicy: 'File',
+          },
+        ],
+      },
+    })
+      .trainers({ resources: { limits: { memory: '128Mi' }, requests: { cpu: 0.5 } }, replicas: 1 })
+      .with({ dataset: s3 }),
+  );
+  assert.partialDeepStrictEqual(spec, {
+    automountServiceAccountToken: true,
+    securityContext: { seccompProfile: { type: 'Localhost', localhostProfile: 'x' }, runAsNonRoot: true },
+    initContainers: [{ name: 'fetch-dataset', image: 'mine:2', imagePullPolicy: 'Always' }],
+  });
+  assert.partialDeepStrictEqual(spec.containers[0], {
+    image: 'mine:2',
+    imagePullPolicy: 'Always',
+    command: ['numactl', 'facetrain-trainer'],
+    args: ['train'],
+    resources: { claims: [{ name: 'gpu' }], limits: { cpu: '500m', memory: '128Mi' }, requests: { cpu: '0.5' } },
+    readinessProbe: probe,
+    livenessProbe: { periodSeconds: 20 },
+    ports: [
+      { name: 'progress', containerPort: 8080 },
+      { name: 'debug', containerPort: 9229 },
+    ],
+    terminationMessagePolicy: 'File',
+  } as object);
+});
+
+test('an image beside the template comes before that of the operator', () => {
+  const { spec } = podOf(makeJob().trainers({ image: 'mine:3' }));
+  assert.equal(spec.containers[0]!.image, 'mine:3');
+});
+
+test('the environment variables that a template must not set are those of our container', () => {
+  const names = podOf(makeJob()).spec.containers[0]!.env.map(({ name }) => name);
+  assert.deepEqual(names.toSorted(), [...TRAINER_ENV].toSorted());
+});
+
+test('a template of the quantizer is checked before the training', () => {
+  const quantizer = { podTemplate: { nodeSelector: { pool: 'cpu' } } };
+  assert.equal(
+    findConflict(attemptOf(makeJob().quantized({ quantizer })))?.message,
+    'spec.quantize.quantizer.podTemplate.nodeSelector: ' +
+      'a pod template has only metadata and spec; move it to spec.nodeSelector',
+  );
 });
 
 test('fields of the template are kept, except where ours replace them', () => {

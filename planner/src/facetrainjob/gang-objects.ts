@@ -49,17 +49,17 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-/** Checks what the schema cannot check: what the cluster serves, and whether the pod template uses one of our names. */
+/** Checks what the schema cannot check: what the cluster serves, and whether all of the pod template has an effect. */
 export function findConflict({ spec, gang, environment }: Attempt): Blocker | null {
   if (gang.mode === 'unavailable')
     return {
       reason: Reason.gangUnavailable,
       message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None',
     };
-  return templateConflict(
-    spec.trainers.podTemplate,
-    allStorage(trainerStorage(spec, environment)),
-    'spec.trainers.podTemplate',
+  return (
+    templateConflict('spec.trainers', spec.trainers, allStorage(trainerStorage(spec, environment))) ??
+    // Before the training, not after days of it.
+    (spec.quantize ? templateConflict('spec.quantize.quantizer', spec.quantize.quantizer, []) : null)
   );
 }
 

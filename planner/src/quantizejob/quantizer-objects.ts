@@ -31,13 +31,9 @@ export function childrenOf(context: Attempt): Child[] {
   ];
 }
 
-/** Checks what the schema cannot check: whether the pod template uses one of our names. */
+/** Checks what the schema cannot check: whether all of the pod template has an effect. */
 export function findConflict({ spec, environment }: Attempt): Blocker | null {
-  return templateConflict(
-    spec.quantizer.podTemplate,
-    allStorage(quantizerStorage(spec, environment)),
-    'spec.quantizer.podTemplate',
-  );
+  return templateConflict('spec.quantizer', spec.quantizer, allStorage(quantizerStorage(spec, environment)));
 }
 
 const DEFAULTS = QuantizeJobSpec.parse({

@@ -1,0 +1,178 @@
+/**
+ * What a `podTemplate` must not contain: fields that Facetrain sets itself, and fields where no pod template has any. A
+ * field of the template is honored or refused, never dropped without a word.
+ *
+ * The CustomResourceDefinition keeps every field of a template, so that nothing is pruned before the operator sees it. The
+ * operator checks a template when it creates pods, and `facetrain validate` at once. Unknown fields inside `spec` are
+ * refused by the API server when the pod is created.
+ */
+
+type Loose = Record<string, unknown>;
+
+interface Template extends Loose {
+  metadata?: Loose | undefined;
+  spec?: Loose | undefined;
+}
+
+/** What else of a job's pods a template may contradict. */
+export interface PodOfJob {
+  /** Trainers have host names and a PodGroup of Facetrain's; a quantizer has not. */
+  isTrainer: boolean;
+  /** `image` beside the template. */
+  image?: string | undefined;
+  /** `resources` beside the template. */
+  resources?: Loose | undefined;
+  /** Environment variables that Facetrain sets. */
+  env: readonly string[];
+}
+
+/** Environment variables that Facetrain sets in the container of a trainer: torchrun's, and its configuration. */
+export const TRAINER_ENV = [
+  'RANK',
+  'WORLD_SIZE',
+  'LOCAL_RANK',
+  'MASTER_ADDR',
+  'MASTER_PORT',
+  'FACETRAIN_CONFIG',
+] as const;
+/** The same for the quantizer. */
+export const QUANTIZER_ENV = ['FACETRAIN_CONFIG'] as const;
+
+/** Name of the container that runs Facetrain's program, in every pod. */
+export const FACETRAIN_CONTAINER = 'facetrain';
+
+const METADATA_FIELDS = new Set(['labels', 'annotations']);
+/** Fields of an ObjectMeta that a template may have in Kubernetes, and that would have no effect here. */
+const OBJECT_FIELDS = new Set(['name', 'namespace', 'generateName', 'finalizers', 'ownerReferences']);
+const OWN_PREFIX = 'facetrain.dev/';
+const OWN_LABEL = 'app.kubernetes.io/managed-by';
+
+const isLoose = (value: unknown): value is Loose =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+const asLoose = (value: unknown): Loose => (isLoose(value) ? value : {});
+const asList = (value: unknown): Loose[] => (Array.isArray(value) ? value.filter(isLoose) : []);
+
+/**
+ * The first field of a template that would have no effect, as a message: path below the template, what it does, what to
+ * do. null if every field has its effect.
+ */
+export function podTemplateProblem(template: Template | undefined, job: PodOfJob): string | null {
+  if (template === undefined) return null;
+  return misplaced(template) ?? metadataProblem(asLoose(template.metadata)) ?? specProblem(asLoose(template.spec), job);
+}
+
+/**
+ * The same for a job, with the path from its root.
+ * @param path of the fields: spec.trainers, spec.quantizer or spec.quantize.quantizer
+ */
+export function podFieldsProblem(
+  path: string,
+  {
+    image,
+    resources,
+    podTemplate,
+  }: { image?: string | undefined; resources?: object | undefined; podTemplate?: object | undefined },
+): string | null {
+  const isTrainer = path === 'spec.trainers';
+  const problem = podTemplateProblem(podTemplate as Template | undefined, {
+    isTrainer,
+    image,
+    resources: asLoose(resources),
+    env: isTrainer ? TRAINER_ENV : QUANTIZER_ENV,
+  });
+  return problem === null ? null : `${path}.podTemplate.${problem}`;
+}
+
+/** The first such field of a whole job; null if there is none. */
+export function jobTemplateProblem({
+  trainers,
+  quantizer,
+  quantize,
+}: {
+  trainers?: object | undefined;
+  quantizer?: object | undefined;
+  quantize?: { quantizer: object } | undefined;
+}): string | null {
+  return (
+    (trainers ? podFieldsProblem('spec.trainers', trainers) : null) ??
+    (quantizer ? podFieldsProblem('spec.quantizer', quantizer) : null) ??
+    (quantize ? podFieldsProblem('spec.quantize.quantizer', quantize.quantizer) : null)
+  );
+}
+
+function misplaced(template: Template): string | null {
+  for (const field of Object.keys(template)) {
+    if (field === 'metadata' || field === 'spec') continue;
+    const place = METADATA_FIELDS.has(field) ? 'metadata' : 'spec';
+    return `${field}: a pod template has only metadata and spec; move it to ${place}.${field}`;
+  }
+  return null;
+}
+
+function metadataProblem(metadata: Loose): string | null {
+  for (const [field, value] of Object.entries(metadata)) {
+    // Generated templates have "creationTimestamp: null".
+    if (METADATA_FIELDS.has(field) || value === null) continue;
+    return OBJECT_FIELDS.has(field)
+      ? `metadata.${field}: Facetrain names its pods and owns them; remove it`
+      : `metadata.${field}: a pod template's metadata has labels and annotations here; remove it`;
+  }
+  for (const field of METADATA_FIELDS)
+    for (const key of Object.keys(asLoose(metadata[field])))
+      if (key.startsWith(OWN_PREFIX) || (field === 'labels' && key === OWN_LABEL))
+        return `metadata.${field}: Facetrain sets ${key} itself; remove it`;
+  return null;
+}
+
+function specProblem(spec: Loose, job: PodOfJob): string | null {
+  const { restartPolicy } = spec;
+  if (restartPolicy !== undefined && restartPolicy !== 'Never')
+    return `spec.restartPolicy: ${String(restartPolicy)}; pods are Never restarted in place, failurePolicy restarts the gang`;
+  if (job.isTrainer)
+    for (const field of ['hostname', 'subdomain', 'schedulingGroup'])
+      if (spec[field] !== undefined)
+        return `spec.${field}: Facetrain sets it, so that ranks find each other; remove it`;
+  const security = asLoose(spec.securityContext);
+  if (security.runAsNonRoot === false)
+    return 'spec.securityContext.runAsNonRoot: false; no program of Facetrain runs as root; remove it';
+  const { type } = asLoose(security.seccompProfile);
+  if (type === 'Unconfined')
+    return 'spec.securityContext.seccompProfile.type: Unconfined; RuntimeDefault and Localhost are allowed';
+  const containers = asList(spec.containers);
+  const index = containers.findIndex(({ name }) => name === FACETRAIN_CONTAINER);
+  const problem = index < 0 ? null : containerProblem(containers[index]!, job);
+  return problem === null ? null : `spec.containers[${index}].${problem}`;
+}
+
+/** Fields of Facetrain's container that are always its own, with the reason. */
+const OWN_FIELDS: Record<string, string> = {
+  args: 'Facetrain sets the arguments of its program. A wrapper goes into command, which gets them as its own',
+  terminationMessagePath: 'Facetrain’s programs write their last message to /dev/termination-log; remove it',
+  restartPolicy: 'the kubelet must not restart a rank, failurePolicy restarts the gang; remove it',
+  restartPolicyRules: 'the kubelet must not restart a rank, failurePolicy restarts the gang; remove it',
+};
+
+function containerProblem(container: Loose, { image, resources = {}, env }: PodOfJob): string | null {
+  for (const [field, reason] of Object.entries(OWN_FIELDS))
+    if (container[field] !== undefined) return `${field}: ${reason}`;
+  if (image !== undefined && container.image !== undefined && container.image !== image)
+    return `image: ${String(container.image)}, and the image beside podTemplate is ${image}; set one of them`;
+  for (const field of ['limits', 'requests']) {
+    const beside = asLoose(resources[field]);
+    for (const [name, amount] of Object.entries(asLoose(asLoose(container.resources)[field])))
+      if (beside[name] !== undefined && String(beside[name]) !== String(amount))
+        return `resources.${field}: ${name} is ${String(amount)}, and ${String(beside[name])} beside podTemplate; set one`;
+  }
+  const names = new Set(env);
+  const own = asList(container.env).findIndex(({ name }) => names.has(name as string));
+  if (own >= 0) return `env[${own}].name: Facetrain sets ${String(asList(container.env)[own]!.name)} itself; remove it`;
+  const security = asLoose(container.securityContext);
+  for (const [field, value] of [
+    ['privileged', true],
+    ['allowPrivilegeEscalation', true],
+    ['readOnlyRootFilesystem', false],
+  ] as const)
+    if (security[field] === value)
+      return `securityContext.${field}: ${value}; Facetrain’s container needs no such right and gets none; remove it`;
+  return null;
+}
