@@ -88,6 +88,8 @@ export interface RefusedChild {
   kind: ChildObject['kind'];
   name: string;
   message: string;
+  /** It did not refuse the object: for some time it has not managed to create it. The message is its error. */
+  failed?: true;
 }
 
 /** Other FaceTrainJobs of the namespace that wait for the same ResourceQuota: see refusal.ts. */

@@ -53,6 +53,10 @@ export const Reason = {
   quotaExceeded: 'QuotaExceeded',
   /** The API server refused to create a child. */
   childRefused: 'ChildRefused',
+  /** An admission webhook that must be asked about a child does not answer. */
+  webhookFailed: 'WebhookFailed',
+  /** The API server has not managed to create a child for some time. */
+  createFailed: 'CreateFailed',
 
   // Why an attempt ended. If the process reports an ErrorCode, that code is the reason.
   exited: 'ProcessFailed',
@@ -87,6 +91,8 @@ export const Reason = {
   gangReleased: 'GangReleased',
   /** Rank 0 answered a request for its progress with something else. */
   invalidProgress: 'InvalidProgress',
+  /** The operator has failed for some time to act on the job, and no condition says why. */
+  reconcileFailed: 'ReconcileFailed',
   expired: 'TimeToLiveOver',
   notWanted: 'NotWanted',
 } as const;

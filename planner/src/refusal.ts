@@ -37,15 +37,25 @@ const EXCEEDED = /exceeded quota: ([^\s,]+), (requested: .*)$/s;
 /** A quota that was just created, whose use has not been computed yet. */
 const UNKNOWN = /(status unknown) for quota: ([^\s,]+)/;
 
+/** apiserver/pkg/admission/plugin/webhook/errors: ToStatusErr. With failurePolicy Fail it is an internal error. */
+const WEBHOOK = /failed calling webhook /;
+
 /** Why an object was refused, as reason and message of a condition. */
-export function refusalBlocker({ kind, name, message }: RefusedChild): Blocker {
+export function refusalBlocker({ kind, name, message, failed }: RefusedChild): Blocker {
   const exceeded = EXCEEDED.exec(message);
   const quota = exceeded?.[1] ?? UNKNOWN.exec(message)?.[2];
   const text = exceeded
     ? `ResourceQuota ${quota} refuses ${kind} ${name}: ${exceeded[2]}`
     : `${kind} ${name}: ${message}`;
   return {
-    reason: quota === undefined ? Reason.childRefused : Reason.quotaExceeded,
+    reason:
+      quota !== undefined
+        ? Reason.quotaExceeded
+        : failed === undefined
+          ? Reason.childRefused
+          : WEBHOOK.test(message)
+            ? Reason.webhookFailed
+            : Reason.createFailed,
     message: text,
     refusal: { ...(quota !== undefined && { quota }), message: truncate(text, MAX_MESSAGE) },
     // The quota is free again when other pods end.

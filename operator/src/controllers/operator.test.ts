@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { events } from '../runtime/event-recorder.ts';
-import { defineResource } from '../runtime/resource.ts';
+import { collectionPath, defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { settle, startOperator, TestNamespace } from '../testing/operator-harness.ts';
@@ -111,6 +111,81 @@ test('a refused create is reported with the message of the server, and tried aga
     await ns.patch(faceTrainJobs, 'faces', { metadata: { annotations: { changes: String((changes += 1)) } } });
     assert.equal((await ns.names(pods)).length, 2);
   }, 45_000);
+});
+
+test('a webhook that does not answer is shown in phase, condition and event, and the job goes on without it', async (t) => {
+  const ns = await open(t, 'webhook');
+  const webhooks = defineResource('admissionregistration.k8s.io/v1', 'mutatingwebhookconfigurations');
+  const { metadata } = await plane.client.post<KubernetesObject>(collectionPath(webhooks, null), {
+    apiVersion: webhooks.apiVersion,
+    kind: 'MutatingWebhookConfiguration',
+    metadata: { name: 'injector' },
+    webhooks: [
+      {
+        name: 'inject.example.com',
+        admissionReviewVersions: ['v1'],
+        sideEffects: 'None',
+        failurePolicy: 'Fail',
+        namespaceSelector: { matchLabels: { 'kubernetes.io/metadata.name': 'webhook' } },
+        rules: [{ apiGroups: [''], apiVersions: ['v1'], operations: ['CREATE'], resources: ['pods'] }],
+        clientConfig: { service: { namespace: 'default', name: 'no-such-injector' } },
+      },
+    ],
+  });
+  // The API server reads its list of webhooks from time to time.
+  await eventually(() =>
+    assert.rejects(
+      ns.create(pods, {
+        apiVersion: 'v1',
+        kind: 'Pod',
+        metadata: { name: 'x' },
+        spec: { containers: [{ name: 'x', image: 'x' }] },
+      }),
+      /failed calling webhook|already exists/,
+    ),
+  );
+  await ns.applyFaceTrainJob('faces');
+  const words = /^WebhookFailed: Pod faces-0-0: .*failed calling webhook "inject\.example\.com".*no-such-injector/;
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Stalled')) ?? '', words), 30_000);
+  await ns.waitForPhase('faces', 'Pending');
+  await eventually(async () => {
+    const { items } = await plane.client.list(events, 'webhook', {});
+    assert(items!.some(({ type, note }) => type === 'Warning' && words.test(note)));
+  });
+  await plane.client.delete(webhooks, null, 'injector', metadata.uid);
+  // A change of the job makes the operator try again before its half minute is over.
+  let changes = 0;
+  await eventually(async () => {
+    await ns.patch(faceTrainJobs, 'faces', { metadata: { annotations: { changes: String((changes += 1)) } } });
+    assert((await ns.names(pods)).includes('faces-0-1'));
+  }, 30_000);
+  await eventually(async () => assert.equal(await ns.conditionText('faces', 'Stalled'), undefined));
+});
+
+test('creates that fail for another reason are shown with the error, a few failures are not', async (t) => {
+  const ns = await open(t, 'broken');
+  const { proxy } = ns.operator;
+  proxy.fail('PATCH', /\/facetrainjobs\/mute\/status$/, 500, { times: 1_000 });
+  await ns.applyFaceTrainJob('mute');
+  await ns.waitForPods('mute-0-0', 'mute-0-1');
+  proxy.fail('POST', /\/configmaps$/, 500, { times: 3 });
+  await ns.applyFaceTrainJob('soon');
+  await ns.waitForPods('mute-0-0', 'mute-0-1', 'soon-0-0', 'soon-0-1');
+  assert.equal(await ns.conditionText('soon', 'Stalled'), undefined);
+  proxy.fail('POST', /\/configmaps$/, 500, { times: 1_000 });
+  await ns.applyFaceTrainJob('late');
+  await eventually(
+    async () =>
+      assert.equal(await ns.conditionText('late', 'Stalled'), 'CreateFailed: ConfigMap late-0: made up by the test'),
+    30_000,
+  );
+  // No status of this job can be written.
+  await eventually(async () => {
+    const { items } = await plane.client.list(events, 'broken', {});
+    const [event] = items!.filter(({ regarding }) => regarding.name === 'mute');
+    assert.deepEqual([event?.type, event?.reason], ['Warning', 'ReconcileFailed']);
+    assert.match(event!.note, /mute\/status: made up by the test/);
+  }, 30_000);
 });
 
 test("an object of another owner under a child's name is never changed", async (t) => {

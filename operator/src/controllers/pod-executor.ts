@@ -13,10 +13,11 @@ import type { ChildObject } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject, RefusedChild } from '@facetrain/planner/observed';
 import type { Action, Plan } from '@facetrain/planner/plan';
 import type { Logger } from 'pino';
-import { isApiError, isRefusal } from '../runtime/api-error.ts';
+import { ApiError, isApiError, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
+import { LeadershipLost } from '../runtime/leadership.ts';
 import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import { slowStart } from '../runtime/slow-start.ts';
@@ -31,6 +32,12 @@ const DETAIL_MILLISECONDS = 1_000;
 /** Requests for one job that are under way at the same time. */
 const MAX_PARALLEL = 16;
 
+/**
+ * An error that is no refusal (an internal error, a webhook or a connection that fails) is tried again for this long
+ * before the user is told.
+ */
+const FAILING_MILLISECONDS = 5_000;
+
 export interface ExecutorOptions {
   kind: JobKind;
   resource: Resource<JobObject>;
@@ -44,7 +51,10 @@ export interface ExecutorOptions {
 
 /** Why an object could not be created; input of the planner. */
 interface RejectedCreate {
-  /** The server refused it: Invalid, Forbidden (a quota, an admission policy) or BadRequest. */
+  /**
+   * The server refused it: Invalid, Forbidden (a quota, an admission policy) or BadRequest. Or it has failed to create
+   * anything for this job for FAILING_MILLISECONDS.
+   */
   refused?: RefusedChild;
   /** An object of this name exists and does not belong to the job. */
   foreign?: ObservedObject;
@@ -62,6 +72,8 @@ export class Executor {
   readonly #refused = new Map<string, RefusedChild>();
   /** By the job's uid: an object that does not belong to it, under a name that one of its children must have. */
   readonly #foreign = new Map<string, ObservedObject>();
+  /** By the job's uid: since when creates have failed, by performance.now(). */
+  readonly #failingSince = new Map<string, number>();
   /** By the job's uid: when its status was last written, by performance.now(). */
   readonly #writtenAt = new Map<string, number>();
 
@@ -84,6 +96,7 @@ export class Executor {
   forget(uid: string): void {
     this.#refused.delete(uid);
     this.#foreign.delete(uid);
+    this.#failingSince.delete(uid);
     this.#writtenAt.delete(uid);
   }
 
@@ -166,10 +179,16 @@ export class Executor {
       // drop a misspelt field.
       const isStrict = kind === 'Pod';
       caches[kind]?.put(await client.create(resource, job.namespace, object, isStrict));
+      this.#failingSince.delete(job.uid);
       return null;
     } catch (error) {
       if (isRefusal(error)) return { refused: { kind, name, message: error.serverMessage } };
-      if (!isApiError(error, 'AlreadyExists')) throw error;
+      if (!isApiError(error, 'AlreadyExists')) {
+        if (!this.#fails(error, job)) throw error;
+        log.warn({ err: error, kind, child: name }, 'create keeps failing');
+        const message = error instanceof ApiError ? error.serverMessage : (error as Error).message;
+        return { refused: { kind, name, message, failed: true } };
+      }
     }
     // Created by an earlier reconcile, and not in the cache yet; or by another owner.
     const existing = await client.get(resource, job.namespace, name);
@@ -177,6 +196,14 @@ export class Executor {
     if (!observed.owned) return { foreign: observed };
     caches[kind]?.put(existing);
     return null;
+  }
+
+  /** Whether creates of this job have failed for so long that the user should know. */
+  #fails(error: unknown, { uid }: JobIdentity): boolean {
+    if (error instanceof LeadershipLost || isApiError(error, 'Conflict')) return false;
+    const since = this.#failingSince.get(uid) ?? performance.now();
+    this.#failingSince.set(uid, since);
+    return performance.now() - since >= FAILING_MILLISECONDS;
   }
 
   async #exists({ kind, name, uid }: ObservedObject, namespace: string): Promise<boolean> {

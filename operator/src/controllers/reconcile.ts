@@ -10,6 +10,7 @@
  */
 import { isIP } from 'node:net';
 import {
+  API_VERSION,
   FaceTrainJob,
   type FaceTrainJobStatus,
   FacetrainError,
@@ -29,6 +30,8 @@ import type { JobKind } from '@facetrain/planner/names';
 import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
+import { Reason } from '@facetrain/planner/reasons';
+import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import type { Reconcile } from '../runtime/controller.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
@@ -56,6 +59,9 @@ export interface ReconcilerOptions {
   /** apiVersion of the PodGroup that the cluster serves; null: none. */
   podGroupApi: string | null;
 }
+
+/** Reconciles that fail for this long are reported to the user. */
+const PERSISTENT_MILLISECONDS = 10_000;
 
 /** The parts of a reconciler that are specific to a kind. */
 interface KindOptions<Spec extends object> {
@@ -119,6 +125,8 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
   /** By the job's key: the uid of the job that was reconciled last. */
   const uids = new Map<string, string>();
+  /** By the job's uid: since when its reconciles have failed, by performance.now(). */
+  const failingSince = new Map<string, number>();
 
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
@@ -126,10 +134,30 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     if (!job) return { requeueAfterSeconds: null };
     const { uid, generation } = job.metadata;
     uids.set(key, uid);
-    const jobPlan = await planFor(job);
     const jobLog = log.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
-    return { requeueAfterSeconds: await executor.execute(job, jobPlan, jobLog) };
+    try {
+      const requeueAfterSeconds = await executor.execute(job, await planFor(job), jobLog);
+      failingSince.delete(uid);
+      return { requeueAfterSeconds };
+    } catch (error) {
+      if (!isApiError(error, 'Conflict')) reportIfPersistent(job, error as Error);
+      throw error;
+    }
   };
+
+  /**
+   * An Event for what no status shows, because no status could be written or none was planned: a deletion that a webhook
+   * prevents, an error of ours. The recorder counts repetitions.
+   */
+  function reportIfPersistent({ metadata: { name, namespace, uid } }: JobObject, error: Error): void {
+    const since = failingSince.get(uid) ?? performance.now();
+    failingSince.set(uid, since);
+    if (performance.now() - since < PERSISTENT_MILLISECONDS) return;
+    events.emit(
+      { apiVersion: API_VERSION, kind, name, namespace: namespace!, uid },
+      { type: 'Warning', reason: Reason.reconcileFailed, action: 'Reconcile', message: error.message },
+    );
+  }
 
   /** Forgets an earlier job of this key: one that was deleted, or deleted and created again with another uid. */
   function forgetIfReplaced(key: string, uid: string | undefined): void {
@@ -137,6 +165,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     if (known === undefined || known === uid) return;
     executor.forget(known);
     folders.setStarting(known, false);
+    failingSince.delete(known);
     specs.forget(known);
     forget?.(key);
     uids.delete(key);

@@ -29,6 +29,7 @@ const REASONS: Record<number, StatusReason> = {
   404: 'NotFound',
   409: 'Conflict',
   410: 'Expired',
+  413: 'RequestEntityTooLarge',
   422: 'Invalid',
   429: 'TooManyRequests',
 };
@@ -76,4 +77,5 @@ export const isExpired = (error: unknown): boolean =>
     /too large resource version/i.test(error.serverMessage));
 
 /** The server refuses this object for now, or as it is. It is reported to the user, and not tried again at once. */
-export const isRefusal = (error: unknown): error is ApiError => isApiError(error, 'Invalid', 'Forbidden', 'BadRequest');
+export const isRefusal = (error: unknown): error is ApiError =>
+  isApiError(error, 'Invalid', 'Forbidden', 'BadRequest', 'RequestEntityTooLarge');

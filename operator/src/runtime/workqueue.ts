@@ -16,7 +16,8 @@ export interface WorkQueueMetrics {
 
 const NO_METRICS: WorkQueueMetrics = { added() {}, retried() {}, taken() {}, done() {} };
 const RETRY_BASE_MILLISECONDS = 5;
-const RETRY_MAX_MILLISECONDS = 120_000;
+/** After the end of an outage, however long it was, a key is tried again within this time. */
+const RETRY_MAX_MILLISECONDS = 30_000;
 
 const now = (): number => performance.now() / 1000;
 
