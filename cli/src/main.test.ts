@@ -1,6 +1,9 @@
 /** Exit codes, and what is written to standard output and to standard error. */
 
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { exampleFaces } from '../../hack/lib/paths.mjs';
@@ -84,6 +87,41 @@ for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
     assert.doesNotMatch(stderr, /\n\s+at /, 'a stack trace is for defects only');
   });
 }
+
+test('quantize replaces an artifact only with --fresh, lists it first, and never replaces other files', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-quantize-'));
+  try {
+    const quantize = async (...options: string[]) => {
+      const required = ['--model', 'nowhere.onnx', '--calibration', exampleFaces, '--out', folder];
+      const { code, stderr } = await facetrain('quantize', ...required, ...options);
+      assert.equal(code, 2);
+      return stderr;
+    };
+    const manifest = join(folder, 'manifest.json');
+    await writeFile(manifest, '{"kind": "another"}');
+    for (const options of [[], ['--fresh']])
+      assert.match(await quantize(...options), /holds manifest\.json, not of an INT7 artifact; choose another folder/);
+    await writeFile(manifest, '{"kind": "facetrain-int7"}');
+    assert.match(await quantize(), /holds manifest\.json; .*--out, or .*--fresh/);
+    assert.match(await quantize('--fresh'), /^--fresh replaces:\n {2}.*manifest\.json \(26 B\)\n.*nowhere\.onnx/);
+    await rm(manifest);
+    await writeFile(join(folder, 'model.int7.onnx'), 'of a quantization that was interrupted');
+    assert.match(await quantize(), /^.*nowhere\.onnx/);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('a reader that ends early is no failure', async () => {
+  const reader = await new Promise((resolve) => {
+    const child = spawn(process.execPath, [join(import.meta.dirname, 'main.ts'), 'validate', '-f', job]);
+    let stderr = '';
+    child.stderr.on('data', (text: Buffer) => (stderr += text.toString()));
+    child.stdout.destroy();
+    child.once('close', (code) => resolve({ code, stderr }));
+  });
+  assert.deepEqual(reader, { code: 0, stderr: '' });
+});
 
 test('--json: a wrong command line prints one object', async () => {
   const { code, stdout } = await facetrain(

@@ -23,6 +23,11 @@ Exit codes:
 However a "run" ended, it continues when it is started again: from the newest checkpoint, or with the quantization.`;
 
 const stop = listenForStop();
+// A reader that ends early (`| head`), or a terminal that is closed, ends no run of days.
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE' && error.code !== 'EIO') throw error;
+  });
 const { signal } = stop;
 const action = makeAction(stop);
 
@@ -140,6 +145,7 @@ command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
       .default(DEFAULT_SEARCH.rounds),
   )
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
+  .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .addOption(channelOrder())
   .addOption(threads())
   .action(

@@ -1,11 +1,13 @@
 /** `facetrain quantize`: quantizes a model file in this process, by the trainer program's quantize mode. */
+import { existsSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import {
   ARTIFACT,
   ArtifactManifest,
   DEFAULT_SEARCH,
+  FacetrainError,
   parseDocument,
   type QuantizeConfig,
   type QuantizeReport,
@@ -14,6 +16,7 @@ import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
+import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
 import { bytes, duration, progressDetail, type StatusLine, table } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';
 import { metricsRows } from './metrics-rows.ts';
@@ -30,6 +33,8 @@ export interface QuantizeOptions {
   channelOrder: ChannelOrder;
   /** Absent: one for each CPU. */
   threads?: number;
+  /** Replace the artifact that the folder holds. */
+  fresh: boolean;
 }
 
 const JOB = { name: 'quantize', uid: 'local', attempt: 0 };
@@ -38,6 +43,7 @@ const UPDATE_MILLISECONDS = 200;
 
 export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
   const config = await makeConfig(options);
+  refuseToReplace(config.outputDirectory, options.fresh, line);
   const start = performance.now();
   const report = await runWithStatusLine(config, line, signal);
   const files = await readArtifactFiles(config.outputDirectory);
@@ -59,6 +65,35 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       ...fileRows(config.outputDirectory, files),
     ]),
   };
+}
+
+/**
+ * The quantizer overwrites files of an artifact's names. One that was interrupted leaves a model without a manifest.
+ * @throws FacetrainError InvalidArgument for an artifact without `fresh`, and for files that are no artifact
+ */
+function refuseToReplace(folder: string, fresh: boolean, line: StatusLine): void {
+  const files = artifactFiles(folder);
+  const wasInterrupted = !hasArtifact(folder) && existsSync(join(folder, ARTIFACT.model));
+  if (files.length === 0 || wasInterrupted) return;
+  const isOurs = isArtifact(join(folder, ARTIFACT.manifest));
+  if (!fresh || !isOurs)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: folder,
+      found: `holds ${files.map(({ path }) => basename(path)).join(', ')}${isOurs ? '' : ', not of an INT7 artifact'}`,
+      allowed: `choose another folder with --out${isOurs ? ', or replace these files with --fresh' : ''}`,
+    });
+  line.print('--fresh replaces:');
+  for (const text of listing(files)) line.print(`  ${text}`);
+}
+
+function isArtifact(manifest: string): boolean {
+  try {
+    const { kind } = Object(JSON.parse(readFileSync(manifest, 'utf8'))) as { kind?: unknown };
+    return kind === 'facetrain-int7';
+  } catch {
+    return false;
+  }
 }
 
 /** What no option names is the default of spec.quantize. */

@@ -85,6 +85,9 @@ export function remove(files: RunFile[]): void {
   for (const folder of folders) if (removeIfEmpty(folder)) removeIfEmpty(dirname(folder));
 }
 
+/** Files in a folder that have the names of an artifact's. */
+export const artifactFiles = (folder: string): RunFile[] => filesIn(folder, ARTIFACT_FILES);
+
 /** Whether the folder has a whole artifact: its manifest is written last. */
 export const hasArtifact = (artifact: string): boolean => existsSync(join(artifact, ARTIFACT.manifest));
 
@@ -98,7 +101,7 @@ export function setArtifactAside(artifact: string): string {
   const folder = `${artifact}-${number}`;
   mkdirSync(folder);
   // The manifest last: where it is, all files that it names are, too.
-  for (const { path } of filesIn(artifact, ARTIFACT_FILES).reverse()) renameSync(path, join(folder, basename(path)));
+  for (const { path } of artifactFiles(artifact).reverse()) renameSync(path, join(folder, basename(path)));
   return folder;
 }
 
