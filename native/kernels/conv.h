@@ -29,6 +29,15 @@
 
 namespace facetrain {
 
+// The largest integer of an operand, and how many products of two of them a sum may have: with a bias of up to 2^30 it
+// fits an int32. LayerGraph (quant/layer_graph.h) refuses convolutions with more weights in a filter.
+inline constexpr int kLargestOperand = 63;
+inline constexpr int64_t kLargestFilter = 1 << 18;
+inline constexpr int64_t kLargestBias = 1 << 30;
+static_assert(kLargestFilter * kLargestOperand * kLargestOperand + kLargestBias <= INT32_MAX);
+// run() with weights of w + 64, and the sum that it subtracts for them.
+static_assert(kLargestFilter * kLargestOperand * (kLargestOperand + 64) <= INT32_MAX);
+
 // Instruction sets that have their own kernel. `portable` runs on every machine.
 enum class Isa { portable, avx2, avx512vnni };
 

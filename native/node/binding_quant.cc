@@ -24,7 +24,10 @@ struct GraphIn {
 template <typename Target>
 void read_integers(const Napi::Object& object, const char* key, Target& target) {
   const auto values = integers_from(object.Get(key));
-  for (size_t i = 0; i < target.size(); ++i) target[i] = static_cast<int>(values.at(i));
+  // A number beyond an int stays out of the bounds that LayerGraph checks.
+  for (size_t i = 0; i < target.size(); ++i) {
+    target[i] = static_cast<int>(std::clamp<int64_t>(values.at(i), INT32_MIN, INT32_MAX));
+  }
 }
 
 Layer layer_from(const Napi::Object& from) {

@@ -1,6 +1,7 @@
 #include "quant/layer_graph.h"
 
 #include <cmath>
+#include <cstdint>
 #include <map>
 
 #include "error.h"
@@ -21,6 +22,36 @@ void expect_size(const Layer& layer, const char* what, const std::vector<float>&
     if (!std::isfinite(value))
       refuse(layer.name, std::string(what) + " holds " + std::to_string(value), "finite numbers only");
   }
+}
+
+// Bounds of the integers with which the kernels compute sizes and sums. The extents keep every sum of a position, a pad
+// and a dilated kernel within an int. A pool sums `area` integers of up to 127.
+constexpr int64_t kLargestExtent = 1 << 14, kLargestArea = 1 << 24;
+static_assert(kLargestArea * kOtherLimit <= INT32_MAX);
+static_assert(kLargestExtent * kLargestExtent + 3 * kLargestExtent <= INT32_MAX);
+
+void expect_window(const Layer& layer) {
+  const auto check = [&](const char* what, const auto& values, int64_t least) {
+    for (const int value : values) {
+      if (value < least || value > kLargestExtent)
+        refuse(layer.name, std::string(what) + " of " + std::to_string(value),
+               std::to_string(least) + " to " + std::to_string(kLargestExtent));
+    }
+  };
+  check("a kernel", layer.shape.kernel, 1);
+  check("a stride", layer.shape.strides, 1);
+  check("a dilation", layer.shape.dilations, 1);
+  check("a pad", layer.shape.pads, 0);
+}
+
+void expect_area(const std::string& name, const Tensor& tensor) {
+  const int64_t area = int64_t{tensor.height} * tensor.width;
+  if (tensor.height > kLargestExtent || tensor.width > kLargestExtent || area > kLargestArea ||
+      area * tensor.channels > INT32_MAX)
+    refuse(name,
+           "a tensor of " + std::to_string(tensor.channels) + " x " + std::to_string(tensor.height) + " x " +
+               std::to_string(tensor.width),
+           "at most " + std::to_string(kLargestExtent) + " rows and columns, 2^24 pixels and 2^31 numbers");
 }
 
 // Completes a convolution's shape, checks the layer's numbers, and returns the output tensor.
@@ -44,6 +75,11 @@ Tensor infer_output(Layer& layer, const Tensor& input) {
                std::to_string(s.in_channels) + " input and " + std::to_string(s.out_channels) + " output channels in " +
                    std::to_string(s.group) + " groups",
                "groups must divide both");
+      }
+      expect_window(layer);
+      if (const int64_t filter = int64_t{s.group_in()} * s.taps(); filter > kLargestFilter) {
+        refuse(layer.name, "filters of " + std::to_string(filter) + " weights",
+               "at most " + std::to_string(kLargestFilter) + ", so that the sum of their products fits 32 bits");
       }
       if (s.out_height() < 1 || s.out_width() < 1) {
         refuse(layer.name, "its kernel is larger than its padded input", "an output of one pixel at least");
@@ -73,6 +109,7 @@ Tensor infer_output(Layer& layer, const Tensor& input) {
 
 LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::string& output_name)
     : layers(std::move(ordered_layers)) {
+  expect_area(input.name, input);
   std::map<std::string, int> by_name{{input.name, 0}};
   tensors.push_back(std::move(input));
   for (int l = 0; l < static_cast<int>(layers.size()); ++l) {
@@ -93,6 +130,7 @@ LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const st
       }
     }
     Tensor result = infer_output(layer, tensors[layer.input]);
+    expect_area(layer.name, result);
     result.producer = l;
     layer.output = static_cast<int>(tensors.size());
     if (!by_name.emplace(result.name, layer.output).second) {

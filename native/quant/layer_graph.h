@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
-#include "kernels/conv_shape.h"
+#include "kernels/conv.h"
 
 namespace facetrain {
 
-inline constexpr int kOperandLimit = 63;  // of a tensor that a convolution multiplies: integers in [-63, 63]
-inline constexpr int kOtherLimit = 127;   // of any other tensor: integers in [-127, 127]
+inline constexpr int kOperandLimit =
+    kLargestOperand;                     // of a tensor that a convolution multiplies: integers in [-63, 63]
+inline constexpr int kOtherLimit = 127;  // of any other tensor: integers in [-127, 127]
 
 struct Layer {
   enum class Kind { conv, pointwise, add, pool };
@@ -50,7 +51,8 @@ struct Tensor {
 class LayerGraph {
  public:
   // Layers are in topological order; `input` has name, channels, height and width. Throws Error(InvalidModel) naming
-  // the layer whose inputs or sizes do not fit or whose numbers are not finite, or an output that no layer writes.
+  // the layer whose inputs or sizes do not fit, exceed what the kernels' integers hold (layer_graph.cc), or whose
+  // numbers are not finite, or an output that no layer writes.
   LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::string& output_name);
 
   std::vector<Tensor> tensors;  // the first is the graph's input

@@ -344,6 +344,42 @@ void test_known_optimum() {
   CHECK_NEAR(found.layers[0].cosine, 1, 1e-6);
 }
 
+// What the integers of the kernels rely on: each convolution here is the graph's only layer, and is named.
+void test_bounds() {
+  const auto one_conv = [](int channels, int size, auto change) {
+    Layer layer;
+    layer.name = "wide";
+    layer.input_names = {"data"};
+    layer.output_name = "embedding";
+    layer.shape.out_channels = 1;
+    layer.shape.kernel = {size, size};
+    change(layer.shape);
+    layer.weight.assign(static_cast<size_t>(channels) * size * size, 0.01f);
+    layer.bias = {0};
+    Tensor input{.name = "data",
+                 .channels = channels,
+                 .height = size,
+                 .width = size,
+                 .producer = -1,
+                 .readers = {},
+                 .operand = false};
+    return LayerGraph(std::move(input), {std::move(layer)}, "embedding");
+  };
+  const auto unchanged = [](ConvShape&) {};
+  CHECK_EQ(one_conv(4, 256, unchanged).tensors.size(), size_t{2});  // 2^18 weights
+  CHECK_THROWS(one_conv(5, 256, unchanged), Error, "layer 'wide': filters of 327680 weights; at most 262144");
+  // Integers that would overflow, or divide by zero, in the sizes of outputs.
+  CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.strides[1] = 0; }), Error, "layer 'wide': a stride of 0; 1 to");
+  CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.pads[2] = INT32_MAX; }), Error, "a pad of 2147483647; 0 to");
+  CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.pads[0] = -1; }), Error, "a pad of -1; 0 to");
+  CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.dilations[0] = 1 << 30; }), Error, "a dilation of 1073741824");
+  CHECK_THROWS(one_conv(3, 2,
+                        [](ConvShape& s) {
+                          s.pads = {9000, 9000, 9000, 9000};
+                        }),
+               Error, "layer 'wide': a tensor of 1 x 18001 x 18001; at most");
+}
+
 void test_odd_networks() {
   auto pixels = Builder(8).pictures(3, 12, 12);
   const PictureView pictures{pixels.data(), 3, 12, 12};
@@ -371,6 +407,8 @@ void test_odd_networks() {
   broken[4].weight.pop_back();
   CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, "embedding"), Error, "399");
   CHECK_THROWS(LayerGraph(picture_tensor(12, 12), small_network(31).layers, "p4"), Error, "p4");
+
+  test_bounds();
 
   LayerGraph graph = small_network(31);
   ThreadPool pool(2);
@@ -408,6 +446,8 @@ void test_resolve_scales() {
   refused([](NamedScales& s) { s.convs.erase("to_c2"); }, "layer 'to_c2': missing");
   refused([](NamedScales& s) { s.convs["to_c2"].weights[4] = 64; }, "weight 64; -63 to 63");
   refused([](NamedScales& s) { s.convs["to_c2"].bias.pop_back(); }, "19 biases");
+  refused([](NamedScales& s) { s.convs["to_c2"].bias[3] = (1 << 30) + 1; }, "bias 1073741825");
+  refused([](NamedScales& s) { s.convs["to_c2"].bias[3] = INT32_MIN; }, "bias -2147483648");
 }
 
 }  // namespace

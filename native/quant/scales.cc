@@ -9,8 +9,7 @@
 namespace facetrain {
 namespace {
 
-// The largest bias as an integer. The sum of 2^18 products (63 * 63 each) and such a bias still fits an int32.
-constexpr double kBiasLimit = 1 << 30;
+constexpr double kBiasLimit = kLargestBias;
 
 // Scale of one output channel's weights. If all are zero, the bias determines the scale: it keeps twenty bits.
 float weight_scale_from_maximum(const float* weights, int64_t count, float bias, float input_scale) {
@@ -86,6 +85,10 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
     }
     if (!std::all_of(conv.weight.begin(), conv.weight.end(), positive))
       refuse(subject, "a scale of zero or less", "positive numbers");
+    for (const int32_t bias : conv.bias) {
+      if (std::abs(int64_t{bias}) > kLargestBias)
+        refuse(subject, "bias " + std::to_string(bias), "-2^30 to 2^30, so that sums fit 32 bits");
+    }
     for (const int8_t weight : conv.weights) {
       if (std::abs(int{weight}) > kOperandLimit) refuse(subject, "weight " + std::to_string(weight), "-63 to 63");
     }

@@ -200,6 +200,14 @@ test('invalid networks are refused with the name of the layer', async () => {
     change((layers) => void ((layers[2] as Conv).input = 'nowhere')),
     refused('InvalidModel', "layer 'c'", 'nowhere'),
   );
+  const wide = network(4);
+  const filter = { dims: [1, 5, 256, 256], data: new Float32Array(5 * 256 * 256) };
+  wide.input = { name: 'data', channels: 5, height: 256, width: 256 };
+  wide.layers = [{ ...conv('wide', 'data', 5, 1), weight: filter, pads: [0, 0, 0, 0], output: 'embedding' }];
+  await assert.rejects(
+    LayerModel.open(wide, { computeThreads: 1 }),
+    refused('InvalidModel', "layer 'wide'", 'filters of 327680 weights; at most 262144'),
+  );
   // Without equalization, which would move the overflow to a later layer.
   const overflowing = change((layers) => void (layers[2] as Conv).weight.data.fill(3e38), { equalize: false });
   await assert.rejects(overflowing, refused('NotANumber', "tensor 'c:0'"));
