@@ -18,6 +18,7 @@ export const ERROR_CODES = [
   'InvalidArgument',
   'StorageFailed',
   'DiskFull',
+  'InsufficientMemory',
   'RendezvousTimeout',
   'PeerLost',
   'FencedOff',

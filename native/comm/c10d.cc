@@ -1,6 +1,5 @@
 #include "comm/c10d.h"
 
-#include <c10/util/Exception.h>
 #include <c10/util/Logging.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -17,6 +16,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "error.h"
+#include "torch_error.h"
 
 namespace facetrain {
 
@@ -27,17 +27,12 @@ std::chrono::milliseconds Deadline::remaining() const {
 
 double Deadline::elapsed_seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
-std::string message_of(const std::exception& error) {
-  const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
-  return c10_error ? c10_error->what_without_backtrace() : error.what();
-}
-
 CommError rendezvous_error(const RendezvousOptions& options, const Deadline& deadline, const std::string& why) {
   char seconds[32];
   std::snprintf(seconds, sizeof(seconds), "%.1f", deadline.elapsed_seconds());
   return CommError("rank " + std::to_string(options.rank) + " of " + std::to_string(options.size) +
-                   " could not join the others at MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" +
-                   std::to_string(options.master_port) + ", waited " + seconds + " s: " + why);
+                   " could not join the others at MASTER_ADDR:MASTER_PORT " + master_of(options) + ", waited " +
+                   seconds + " s: " + why);
 }
 
 namespace {
@@ -161,6 +156,7 @@ void C10dComm::run(const char* what, Start start) {
     c10::intrusive_ptr<c10d::Work> work = start();
     work->wait();
   } catch (const std::exception& error) {
+    throw_memory_error(error);  // no peer was lost: the same collective would fail again
     throw CommError(std::string(what) + " failed on rank " + std::to_string(options_.rank) + " of " +
                     std::to_string(options_.size) + ": " + message_of(error));
   }

@@ -40,9 +40,6 @@ struct Rendezvous {
 // first rank that finds out ends the rendezvous; the others may get a CommError instead.
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend);
 
-// The message of an exception; of c10's, without the C++ stack trace that what() includes.
-std::string message_of(const std::exception& error);
-
 // The CommError of a failed rendezvous: its address, how long it took, and the reason.
 CommError rendezvous_error(const RendezvousOptions& options, const Deadline& deadline, const std::string& why);
 

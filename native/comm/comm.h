@@ -52,6 +52,12 @@ struct RendezvousOptions {
   std::chrono::milliseconds collective_timeout;  // for each collective
 };
 
+// HOST:PORT of the master, as a URL has it: an IPv6 address in brackets.
+inline std::string master_of(const RendezvousOptions& options) {
+  const std::string& host = options.master_addr;
+  return (host.find(':') == std::string::npos ? host : "[" + host + "]") + ":" + std::to_string(options.master_port);
+}
+
 // For one rank alone: every collective is the identity.
 std::unique_ptr<Comm> make_solo_comm();
 

@@ -1,10 +1,12 @@
 // Tests that the fake and Gloo give the same results, and that every kind of missing rank ends in a CommError within
-// the timeout. `comm_test SCENARIO RANK SIZE PORT` is one rank of a test with real processes.
+// the timeout. `comm_test SCENARIO RANK SIZE PORT MASTER` is one rank of a test with real processes.
 #include "comm/comm.h"
 
 #include <ATen/ATen.h>
 
 #include <atomic>
+#include <cstdio>
+#include <initializer_list>
 #include <thread>
 
 #include "comm/c10d.h"
@@ -83,22 +85,47 @@ static void test_solo() {
   CHECK(at::equal(out, in + 1));
 }
 
-static void test_gloo_equals_fake() {
-  for (const int size : {1, 2, 3}) {
+static void test_gloo_equals_fake(const std::string& master, std::initializer_list<int> sizes) {
+  for (const int size : sizes) {
     const std::string port = std::to_string(test::free_port());
     std::vector<test::Child> children;
     for (int rank = 0; rank < size; ++rank) {
-      children.emplace_back(std::vector<std::string>{"equal", std::to_string(rank), std::to_string(size), port});
+      children.emplace_back(
+          std::vector<std::string>{"equal", std::to_string(rank), std::to_string(size), port, master});
     }
     for (test::Child& child : children) CHECK_EQ(child.wait(), 0);
   }
+}
+
+// Whether the kernel has IPv6 with the loopback address ::1.
+static bool has_ipv6_loopback() {
+  const int fd = socket(AF_INET6, SOCK_STREAM, 0);
+  sockaddr_in6 address{};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_loopback;
+  const bool bound = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  if (fd >= 0) close(fd);
+  return bound;
+}
+
+static void test_ipv6() {
+  CHECK_EQ(master_of(loopback(0, 2, 29500, "::1")), std::string("[::1]:29500"));
+  CHECK_EQ(master_of(loopback(0, 2, 29500)), std::string("127.0.0.1:29500"));
+  if (!has_ipv6_loopback()) {
+    std::puts("not tested: this machine has no ::1");
+    return;
+  }
+  test_gloo_equals_fake("::1", {2});
+  RendezvousOptions alone = loopback(1, 2, test::free_port(), "::1");
+  alone.rendezvous_timeout = 250ms;
+  CHECK_THROWS(make_gloo_comm(alone), CommError, "MASTER_ADDR:MASTER_PORT " + master_of(alone));
 }
 
 // Rank 0 of two ranks, in this process. Rank 1 is a child process that dies ("die") or is stopped ("stop").
 static std::unique_ptr<Comm> with_lost_peer(const std::string& scenario, std::vector<test::Child>& children,
                                             std::chrono::milliseconds timeout) {
   const int port = test::free_port();
-  children.emplace_back(std::vector<std::string>{scenario, "1", "2", std::to_string(port)});
+  children.emplace_back(std::vector<std::string>{scenario, "1", "2", std::to_string(port), "127.0.0.1"});
   RendezvousOptions options = loopback(0, 2, port);
   options.collective_timeout = timeout;
   auto comm = make_gloo_comm(options);
@@ -199,8 +226,8 @@ static void test_port_in_use() {
   close(fd);
 }
 
-static int run_rank(const std::string& scenario, int rank, int size, int port) {
-  const auto comm = make_gloo_comm(loopback(rank, size, port));
+static int run_rank(const std::string& scenario, int rank, int size, int port, const std::string& master) {
+  const auto comm = make_gloo_comm(loopback(rank, size, port, master));
   if (scenario == "equal") {
     const auto results = every_collective(*comm);
     run_fake_ranks(size, [&](Comm& fake) {
@@ -216,11 +243,12 @@ static int run_rank(const std::string& scenario, int rank, int size, int port) {
 }
 
 int main(int argc, char** argv) {
-  if (argc == 5) return run_rank(argv[1], std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
+  if (argc == 6) return run_rank(argv[1], std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]), argv[5]);
   test_solo();
   test_fake();
   test_fake_releases_the_others();
-  test_gloo_equals_fake();
+  test_gloo_equals_fake("127.0.0.1", {1, 2, 3});
+  test_ipv6();
   test_gloo_lost_peers();
   test_rendezvous_deadline();
   test_mixed_back_ends();

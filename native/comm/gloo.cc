@@ -7,6 +7,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "comm/c10d.h"
+#include "torch_error.h"
 
 namespace facetrain {
 namespace {
@@ -21,6 +22,7 @@ class GlooComm final : public C10dComm {
       gloo->threads = 1;  // calls are never concurrent
       backend_ = c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous_.store, options.rank, options.size, gloo);
     } catch (const std::exception& error) {
+      throw_memory_error(error);
       throw rendezvous_error(options, deadline, message_of(error));
     }
     barrier();  // keeps rank 0, which hosts the store, from leaving before all ranks are connected

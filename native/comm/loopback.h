@@ -5,10 +5,10 @@
 
 namespace facetrain {
 
-inline RendezvousOptions loopback(int rank, int size, int port) {
+inline RendezvousOptions loopback(int rank, int size, int port, const std::string& master_addr = "127.0.0.1") {
   return {.rank = rank,
           .size = size,
-          .master_addr = "127.0.0.1",
+          .master_addr = master_addr,
           .master_port = port,
           .bind_addr = "",
           .rendezvous_timeout = std::chrono::seconds(60),

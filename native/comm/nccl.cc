@@ -21,6 +21,7 @@ std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions&, int) {
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "comm/c10d.h"
+#include "torch_error.h"
 
 namespace facetrain {
 namespace {
@@ -39,6 +40,7 @@ class NcclComm final : public C10dComm {
       backend_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(rendezvous_.store, options.rank, options.size, nccl);
       backend_->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));  // used by barrier()
     } catch (const std::exception& error) {
+      throw_memory_error(error);
       throw rendezvous_error(options, deadline, message_of(error));
     }
     barrier();  // connects the ranks; keeps rank 0, which hosts the store, from leaving before that

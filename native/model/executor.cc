@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "model/operators.h"
+#include "torch_error.h"
 
 namespace facetrain {
 namespace {
@@ -127,7 +128,8 @@ class PlanExecutor final : public Executor {
           at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)),
           false);
     } catch (const c10::Error& error) {
-      throw Error("InvalidModel", steps_[current_].node, error.what_without_backtrace(),
+      throw_memory_error(error);
+      throw Error("InvalidModel", steps_[current_].node, message_of(error),
                   "shapes that fit an input of [N, " + std::to_string(graph.input.channels) + ", " +
                       std::to_string(graph.input.height) + ", " + std::to_string(graph.input.width) + "]");
     }

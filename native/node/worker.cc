@@ -7,6 +7,7 @@
 #include <set>
 
 #include "error.h"
+#include "torch_error.h"
 
 namespace facetrain {
 namespace {
@@ -15,26 +16,33 @@ namespace {
 std::mutex live_mutex;
 std::set<std::shared_ptr<Worker>> live;
 
-// Error becomes a JavaScript Error with `code`, `subject`, `found` and `allowed`, of which src/native-errors.ts makes a
-// FacetrainError. Cancelled becomes an AbortError, like the errors of Node's own cancelled operations. Any other
-// exception is a defect of the program; only its message is kept.
+// A JavaScript Error with `code`, `subject`, `found` and `allowed`, of which src/native-errors.ts makes a
+// FacetrainError.
+Napi::Value to_javascript(Napi::Env env, const Error& error) {
+  Napi::Object value = Napi::Error::New(env, error.what()).Value();
+  value.Set("code", error.code);
+  value.Set("subject", error.subject);
+  value.Set("found", error.found);
+  value.Set("allowed", error.allowed);
+  return value;
+}
+
+// Error keeps its fields; so do exceptions which say that memory did not suffice. Cancelled becomes an AbortError, like
+// the errors of Node's own cancelled operations. Any other exception is a defect of the program; only its message is
+// kept, without C++ frames.
 Napi::Value to_javascript(Napi::Env env, const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const Error& e) {
-    Napi::Object value = Napi::Error::New(env, e.what()).Value();
-    value.Set("code", e.code);
-    value.Set("subject", e.subject);
-    value.Set("found", e.found);
-    value.Set("allowed", e.allowed);
-    return value;
+    return to_javascript(env, e);
   } catch (const Cancelled&) {
     Napi::Object value = Napi::Error::New(env, "the operation was cancelled because its owner was closed").Value();
     value.Set("name", "AbortError");
     value.Set("code", "ABORT_ERR");
     return value;
   } catch (const std::exception& e) {
-    return Napi::Error::New(env, e.what()).Value();
+    if (const auto memory = memory_error(e)) return to_javascript(env, *memory);
+    return Napi::Error::New(env, message_of(e)).Value();
   }
 }
 
@@ -134,6 +142,8 @@ void Worker::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Settled* raw
       settled->deferred->Resolve(settled->reply ? settled->reply(env) : env.Undefined());
     } catch (const Napi::Error& e) {
       settled->deferred->Reject(e.Value());
+    } catch (const std::exception&) {
+      settled->deferred->Reject(to_javascript(env, std::current_exception()));
     }
     return;
   }

@@ -420,3 +420,16 @@ suite('a process that ends in the middle of a step', () => {
     });
   }
 });
+
+test('memory that does not suffice is InsufficientMemory, without C++ frames', async () => {
+  // An input of 2^50 bytes and more: no machine has that.
+  const graph = tinyNet();
+  graph.input = { ...graph.input, height: 2 ** 23, width: 2 ** 23 };
+  await assert.rejects(Model.open(graph, { computeThreads: 1 }), (error) => {
+    assert.ok(error instanceof FacetrainError);
+    assert.deepEqual([error.code, error.exitCode], ['InsufficientMemory', 2]);
+    assert.match(error.message, /no memory for \d+ bytes; \d+ kB are available; more memory .*globalBatchSize/);
+    assert.doesNotMatch(error.message, /frame #|Exception raised/);
+    return true;
+  });
+});

@@ -55,9 +55,8 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device devic
   try {
     return device.is_cuda() ? make_nccl_comm(options, device.index()) : make_gloo_comm(options);
   } catch (const CommError& error) {
-    throw Error("RendezvousTimeout",
-                "MASTER_ADDR:MASTER_PORT " + options.master_addr + ":" + std::to_string(options.master_port),
-                error.what(), "an address at which rank 0 listens, and all ranks started within the time limit");
+    throw Error("RendezvousTimeout", "MASTER_ADDR:MASTER_PORT " + master_of(options), error.what(),
+                "an address at which rank 0 listens, and all ranks started within the time limit");
   }
 }
 

@@ -216,6 +216,23 @@ test('a refusal is one line in the log, exit code 2 and the termination message'
   assert.equal(log[0]!.msg, left.message);
 });
 
+test('memory that JavaScript does not get is InsufficientMemory', async () => {
+  const file = join(folder, 'memory.json');
+  process.env.FACETRAIN_TERMINATION_MESSAGE = file;
+  for (const allocate of [() => new ArrayBuffer(2 ** 52), () => new Uint8Array(2 ** 52)]) {
+    let code: number | undefined;
+    try {
+      allocate();
+    } catch (error) {
+      code = reportFailure(error, pino({ level: 'silent' }));
+    }
+    assert.equal(code, 2);
+    const left = TerminationMessage.parse(JSON.parse(await readFile(file, 'utf8')));
+    assert.equal(left.code, 'InsufficientMemory');
+    assert.match(left.message, /; \d+ bytes are available; more memory/);
+  }
+});
+
 test('a termination message is never longer than the kubelet reads', async () => {
   const file = join(folder, 'long.json');
   process.env.FACETRAIN_TERMINATION_MESSAGE = file;

@@ -3,6 +3,7 @@
  * log.
  */
 import { existsSync, writeFileSync } from 'node:fs';
+import { availableMemory } from 'node:process';
 import {
   ExitCode,
   FacetrainError,
@@ -17,7 +18,8 @@ import type { Logger } from 'pino';
 const DEFAULT_FILE = '/dev/termination-log';
 
 /** Reports an error and returns its exit code. The stack of a defect is in the log. */
-export function reportFailure(error: unknown, log: Logger): ExitCode {
+export function reportFailure(thrown: unknown, log: Logger): ExitCode {
+  const error = isFailedAllocation(thrown) ? insufficientMemory(thrown) : thrown;
   const refused = error instanceof FacetrainError;
   const message = error instanceof Error ? error.message : String(error);
   if (refused) log.error({ code: error.code }, message);
@@ -26,6 +28,21 @@ export function reportFailure(error: unknown, log: Logger): ExitCode {
   writeMessage(shortened({ code, message: message.slice(0, MAX_TERMINATION_TEXT) }), log);
   return refused ? error.exitCode : ExitCode.failure;
 }
+
+/** V8 and Node throw these for an ArrayBuffer or a Buffer. A failure in the native code comes with its own code. */
+const isFailedAllocation = (error: unknown): error is Error =>
+  error instanceof Error &&
+  (/^Array buffer allocation failed/.test(error.message) ||
+    ('code' in error && error.code === 'ERR_MEMORY_ALLOCATION_FAILED'));
+
+const insufficientMemory = (cause: Error) =>
+  new FacetrainError({
+    code: 'InsufficientMemory',
+    subject: 'memory of this machine',
+    found: `${cause.message}; ${availableMemory()} bytes are available`,
+    allowed: 'more memory (in Kubernetes, resources.limits.memory)',
+    cause,
+  });
 
 /** Reports the result of a program that ended without an error. */
 export function reportResult(result: TerminationResult, log: Logger): void {
