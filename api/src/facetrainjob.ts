@@ -31,6 +31,8 @@ import {
   cosine,
   embeddingDim,
   loaderThreads,
+  MAX_SET_ASIDE,
+  MAX_SET_ASIDE_REASON,
   MAX_SETS,
   m1,
   m2,
@@ -41,6 +43,7 @@ import {
   sampleRate,
   scale,
   seed,
+  setAsideFolder,
   shift,
   weightDecay,
   width,
@@ -500,6 +503,18 @@ export const FaceTrainJobStatus = z
       })
       .optional()
       .describe('The checkpoint from which a restart would continue.'),
+    damagedCheckpoints: z
+      .array(
+        z.strictObject({
+          folder: setAsideFolder.describe('Its name now, in the folder of checkpoints.'),
+          reason: z.string().max(MAX_SET_ASIDE_REASON).describe('Which file is damaged, and how.'),
+        }),
+      )
+      .max(MAX_SET_ASIDE)
+      .optional()
+      .describe(
+        'Checkpoints that were found damaged, renamed and not used; the newest ones. Delete them when you wish.',
+      ),
     evaluations: z
       .array(EvaluationResult)
       .max(MAX_SETS)

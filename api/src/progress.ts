@@ -11,7 +11,7 @@
 import { z } from 'zod';
 import { EvaluationResult } from './facetrainjob.ts';
 import { ArtifactStatus } from './job-fields.ts';
-import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS, setName } from './ranges.ts';
+import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS, setAsideFolder, setName } from './ranges.ts';
 
 /** Serves `Progress` as JSON. */
 export const PROGRESS_PATH = '/v1/progress';
@@ -67,7 +67,7 @@ export const Progress = z.strictObject({
   setAside: z
     .array(
       z.strictObject({
-        folder: z.string().max(255).describe('Its new name, in the folder of checkpoints.'),
+        folder: setAsideFolder.describe('Its new name, in the folder of checkpoints.'),
         reason: z.string().max(MAX_SET_ASIDE_REASON),
       }),
     )

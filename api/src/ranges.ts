@@ -51,6 +51,11 @@ export const MAX_SETS = 32;
 export const MAX_SET_ASIDE = 3;
 /** Longest text about one of them, in characters. */
 export const MAX_SET_ASIDE_REASON = 300;
+/** The name under which a damaged checkpoint is kept. */
+export const setAsideFolder = z
+  .string()
+  .max(63)
+  .regex(/^damaged-[a-z0-9.-]+$/, 'damaged-, lower-case letters, digits, "-" and "."');
 
 export const calibrationImages = z.int32().min(1).max(100_000);
 export const searchRounds = z.int32().min(0).max(100);

@@ -13,6 +13,7 @@ export function observedProgress({
   etaSeconds,
   evaluations,
   checkpoint,
+  setAside,
   activity,
 }: Progress): ObservedProgress {
   return {
@@ -25,6 +26,7 @@ export function observedProgress({
     ...(etaSeconds !== null && { etaSeconds }),
     evaluations,
     ...(checkpoint && { checkpoint }),
+    ...(setAside && { setAside }),
     activity,
   };
 }

@@ -1,5 +1,12 @@
 /** Input of the planners: a job, and what exists for it. Executors collect it and draw no conclusions from it. */
-import type { EvaluationResult, FaceTrainJob, QuantizeJob, QuantizeJobStatus, TerminationResult } from '@facetrain/api';
+import type {
+  EvaluationResult,
+  FaceTrainJob,
+  FaceTrainJobStatus,
+  QuantizeJob,
+  QuantizeJobStatus,
+  TerminationResult,
+} from '@facetrain/api';
 import type { ChildObject } from './objects.ts';
 
 /** Metadata of a job, as the API server (or the executor that starts processes) has set it. */
@@ -112,6 +119,8 @@ export interface ObservedProgress {
   evaluations?: EvaluationResult[];
   /** The newest complete checkpoint. */
   checkpoint?: { step: number; time?: string };
+  /** Checkpoints that this attempt has found damaged. */
+  setAside?: NonNullable<FaceTrainJobStatus['damagedCheckpoints']>;
   /** Counter of all work of the trainer: steps, evaluation batches, checkpoint files. */
   activity: number;
 }

@@ -86,6 +86,8 @@ export const Reason = {
 
   // Events and actions.
   attemptStarted: 'AttemptStarted',
+  /** A trainer found a checkpoint damaged, and uses the one before it. */
+  checkpointSetAside: 'CheckpointSetAside',
   attemptOver: 'AttemptOver',
   /** A gang that did not get all its pods has let go of those that it had. */
   gangReleased: 'GangReleased',

@@ -42,7 +42,7 @@ import { quantizeJobChildren, quantizeJobName, stageAfterTraining } from './chil
 import { findDeletedPodGroup, findPriorityMismatch, gangOf, missingPodsHint } from './gang.ts';
 import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
-import { findHang, type ProgressStatus, progressOf, secondsToHang } from './training-progress.ts';
+import { findHang, type ProgressStatus, progressOf, secondsToHang, setAsideEvents } from './training-progress.ts';
 
 /** The planner of FaceTrainJobs: see `PlanFaceTrainJob` in plan.ts. */
 export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
@@ -63,7 +63,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
     status,
-    events: eventsOf(before, status),
+    events: [...eventsOf(before, status), ...setAsideEvents(before, status)],
     // A new status may start timers, so plan again at once.
     requeueAfterSeconds:
       status === before
@@ -161,7 +161,7 @@ function compose(
   stage: Stage,
   observed: ObservedFaceTrainJob,
   view: JobView,
-  { progress, checkpoint, evaluations }: ProgressStatus,
+  { progress, checkpoint, damagedCheckpoints, evaluations }: ProgressStatus,
 ): FaceTrainJobStatus {
   const { identity, status: before, quantizeJob } = observed;
   // The outcome of a finished job is final, even if its pods were kept and still run.
@@ -179,6 +179,7 @@ function compose(
         ? { ...progress, estimatedCompletionTime: undefined }
         : progress,
     checkpoint,
+    damagedCheckpoints,
     evaluations,
     quantizeJobName: before.quantizeJobName ?? (stage.name === 'Quantizing' ? quantizeJobName(identity) : undefined),
     artifact: quantizeJob?.status.artifact ?? before.artifact,

@@ -67,6 +67,32 @@ test('a failed job has no estimated completion time', () => {
   assert.equal(failed.progress?.estimatedCompletionTime, undefined);
 });
 
+const DAMAGED = { folder: 'damaged-step-0000000100.0000000002', reason: '/c/rows: no such file; the file' };
+
+test('a damaged checkpoint has one event, and stays in the status after the attempt', () => {
+  const first = plan(AT_100, progress(105, { setAside: [DAMAGED] }), 101);
+  const ofCheckpoints = ({ events }: typeof first) => events.filter(({ reason }) => reason === 'CheckpointSetAside');
+  assert.deepEqual(ofCheckpoints(first), [
+    {
+      type: 'Warning',
+      reason: 'CheckpointSetAside',
+      message: `${DAMAGED.folder}: ${DAMAGED.reason}; training continues from the checkpoint before it`,
+    },
+  ]);
+  const second = plan(first.status, progress(200, { setAside: [DAMAGED] }), 120);
+  assert.deepEqual(ofCheckpoints(second), []);
+  assert.equal(second.status.progress!.step, 200);
+
+  // Later attempts report others, of which the newest are kept.
+  const others = [1, 2, 3].map((number) => ({ ...DAMAGED, folder: `damaged-step-000000010${number}.0000000003` }));
+  const third = plan(second.status, progress(300, { setAside: others.slice(0, 1) }), 140);
+  assert.deepEqual(third.status.damagedCheckpoints, [DAMAGED, others[0]]);
+  const fourth = plan(third.status, progress(400, { setAside: others }), 160);
+  assert.deepEqual(fourth.status.damagedCheckpoints, others);
+  assert.equal(ofCheckpoints(fourth).length, 2);
+  assert.deepEqual(plan(fourth.status, progress(500), 180).status.damagedCheckpoints, others);
+});
+
 describe('progress is written', () => {
   const checkpoint = { step: 105, time: at(104) };
   const cases: Record<
@@ -103,6 +129,11 @@ describe('progress is written', () => {
       observed: progress(105, { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] }),
       at: 101,
       want: { evaluations: [{ set: 'lfw', step: 100, accuracy: 0.9 }] },
+    },
+    'at once with a damaged checkpoint': {
+      observed: progress(105, { setAside: [DAMAGED] }),
+      at: 101,
+      want: { damagedCheckpoints: [DAMAGED] },
     },
     'at once at the end': { observed: progress(1000), at: 101, want: { progress: { percent: 100 } as never } },
     'with any other change': {

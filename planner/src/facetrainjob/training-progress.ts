@@ -3,7 +3,7 @@
  *
  * The status holds `activity`, the trainer's counter when it was last written, and `lastHeartbeatTime`, when the
  * counter was last observed to change. Progress alone is written at most every 10 s. It is written at once with a new
- * checkpoint or evaluation, with the first progress of an attempt, at the last step, and with any other change of the
+ * checkpoint, evaluation or damaged checkpoint, with the first progress of an attempt, at the last step, and with any other change of the
  * status.
  */
 import { isDeepStrictEqual } from 'node:util';
@@ -12,14 +12,16 @@ import {
   type FaceTrainJobSpec,
   type FaceTrainJobStatus,
   joinStorageUri,
+  MAX_SET_ASIDE,
   type TrainingProgress,
 } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
 import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
-import { compact, rounded } from '../plain-data.ts';
-import { ConditionType, Reason } from '../reasons.ts';
+import { compact, rounded, truncate } from '../plain-data.ts';
+import type { PlanEvent } from '../plan.ts';
+import { ConditionType, MAX_MESSAGE, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 import { secondsSince, timestamp } from '../time.ts';
 import { checkpointsUri } from '../written-places.ts';
@@ -28,7 +30,7 @@ const WRITE_INTERVAL_SECONDS = 10;
 /** A hundred years. */
 const MAX_ETA_SECONDS = 3_153_600_000;
 
-export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'evaluations'>;
+export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'damagedCheckpoints' | 'evaluations'>;
 
 /** @returns the newest progress, and the seconds until it has to be written; null if there is nothing new */
 export function progressOf(
@@ -37,8 +39,8 @@ export function progressOf(
   status: FaceTrainJobStatus,
   view: JobView,
 ): { latest: ProgressStatus; dueInSeconds: number | null } {
-  const { progress, checkpoint, evaluations } = status;
-  const old = { progress, checkpoint, evaluations };
+  const { progress, checkpoint, damagedCheckpoints, evaluations } = status;
+  const old = { progress, checkpoint, damagedCheckpoints, evaluations };
   // Progress is final once training has ended: its source, the termination message, is deleted with the pods.
   if (status.trainingCompletionTime !== undefined || status.completionTime !== undefined)
     return { latest: old, dueInSeconds: null };
@@ -50,6 +52,7 @@ export function progressOf(
   const latest = compact<ProgressStatus>({
     progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
     checkpoint: observed.checkpoint ? checkpointStatus(spec, observed.checkpoint) : known.checkpoint,
+    damagedCheckpoints: withSetAside(damagedCheckpoints, observed.setAside),
     evaluations: observed.evaluations?.length ? observed.evaluations : evaluations,
   });
   if (isDeepStrictEqual(latest, compact<ProgressStatus>(old))) return { latest: old, dueInSeconds: null };
@@ -57,6 +60,7 @@ export function progressOf(
   const urgent =
     !isFromAttempt(progress, view.startedAt) ||
     !isDeepStrictEqual(latest.checkpoint, checkpoint) ||
+    !isDeepStrictEqual(latest.damagedCheckpoints, damagedCheckpoints) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
     (observed.step === observed.totalSteps && progress.step !== observed.step);
   return {
@@ -109,6 +113,26 @@ function checkpointOfStoppedPods({ otherPods }: JobView, { checkpoint }: FaceTra
     .flatMap(({ result }) => result?.progress?.checkpoint ?? [])
     .sort((a, b) => b.step - a.step)[0];
   return newest && newest.step > (checkpoint?.step ?? -1) ? newest : undefined;
+}
+
+type DamagedCheckpoints = FaceTrainJobStatus['damagedCheckpoints'];
+
+/** Those of earlier attempts stay: they lie in the folder of checkpoints until somebody deletes them. */
+function withSetAside(known: DamagedCheckpoints = [], reported: DamagedCheckpoints = []): DamagedCheckpoints {
+  const added = reported.filter(({ folder }) => !known.some((each) => each.folder === folder));
+  const all = [...known, ...added].slice(-MAX_SET_ASIDE);
+  return all.length === 0 ? undefined : all;
+}
+
+/** An event for each checkpoint that was found damaged since `before`. */
+export function setAsideEvents(before: FaceTrainJobStatus, after: FaceTrainJobStatus): PlanEvent[] {
+  return (after.damagedCheckpoints ?? [])
+    .filter(({ folder }) => !before.damagedCheckpoints?.some((each) => each.folder === folder))
+    .map(({ folder, reason }) => ({
+      type: 'Warning',
+      reason: Reason.checkpointSetAside,
+      message: truncate(`${folder}: ${reason}; training continues from the checkpoint before it`, MAX_MESSAGE),
+    }));
 }
 
 /** A gang that made no progress for progressDeadlineSeconds. */
