@@ -147,6 +147,12 @@ export function creationIsOver(view: JobView): boolean {
   return view.startedAt !== undefined && secondsSince(view.startedAt, view.now) >= CACHE_LAG_SECONDS;
 }
 
+/** Seconds until a pod that is not observed counts as deleted; null if none is missing, or some were never created. */
+export const secondsToPodLoss = ({ startedAt, ranks, now }: JobView): number | null =>
+  startedAt === undefined || ranks.every((pod) => pod !== undefined)
+    ? null
+    : CACHE_LAG_SECONDS - secondsSince(startedAt, now);
+
 /** How a pod's program ended; null while it runs. A sidecar may still run, and then the pod is alive. */
 export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
   if (pod.exitCode !== undefined) return pod.exitCode === 0 ? 'succeeded' : 'failed';

@@ -16,11 +16,17 @@ export interface Child {
   make: () => ChildObject;
 }
 
-/** The children that do not exist, in the given order, which is the order of creation. */
+/**
+ * The children that do not exist, in the given order, which is the order of creation. Once all pods of an attempt were
+ * created none is created again: a missing one is either not in the executor's cache yet, or was removed, and then its
+ * process may still run.
+ */
 export function missingChildren(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
   const existing = new Set(objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`));
   return children.filter(({ kind, name, rank }) =>
-    rank === undefined ? !existing.has(`${kind}/${name}`) : view.ranks[rank] === undefined,
+    rank === undefined
+      ? !existing.has(`${kind}/${name}`)
+      : view.startedAt === undefined && view.ranks[rank] === undefined,
   );
 }
 

@@ -1,5 +1,5 @@
 /** When to plan again without an observed change: at the end of the first timer that runs in a stage. */
-import { type JobView, outcomeOf, secondsToNodeLoss } from './attempt.ts';
+import { type JobView, outcomeOf, secondsToNodeLoss, secondsToPodLoss } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
 import { secondsToDeadline } from './deadlines.ts';
 import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
@@ -34,7 +34,7 @@ function secondsInStage(stage: Stage, view: JobView): number | null {
       const rootCauseWait = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed')
         ? ROOT_CAUSE_WAIT_SECONDS
         : null;
-      return soonest(rootCauseWait, secondsToDeadline(view));
+      return soonest(rootCauseWait, secondsToPodLoss(view), secondsToDeadline(view));
     }
     default:
       return secondsToCleanup(view);

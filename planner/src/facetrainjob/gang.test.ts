@@ -106,9 +106,13 @@ test('the message about a refused pod says that the others wait for it', () => {
   const refused = { kind: 'Pod' as const, name: 'faces-0-1', message: 'exceeded quota' };
   const message = (observation: Partial<ObservedFaceTrainJob>) =>
     plan(
-      [makePod(0).build()],
+      [
+        makePod(0)
+          .with({ createdAt: at(98) })
+          .build(),
+      ],
       { refused, ...observation },
-      { ...STARTED, attemptStartTime: at(98) },
+      { ...STARTED, attemptStartTime: undefined },
     ).status.conditions!.find(({ type }) => type === 'Stalled')!.message;
   assert.equal(
     message({}),

@@ -1,6 +1,6 @@
 /** Properties of the planner that hold for any history of a job, in a simulated cluster whose executor crashes. */
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import { type Condition, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
@@ -13,6 +13,7 @@ import {
   finishUndisturbed,
   harmlessEvents,
   isOver,
+  storageHistory,
 } from '../testing/cluster-events.ts';
 import { Simulator } from '../testing/simulator.ts';
 import { secondsSince } from '../time.ts';
@@ -44,7 +45,8 @@ const history = (events: fc.Arbitrary<ClusterEvent>) =>
   fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
 type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null };
 
-const clusterFor = ({ builder, podGroupApi }: Given) => new Simulator(builder.observe({}, [], { podGroupApi }));
+const clusterFor = ({ builder, podGroupApi }: Given, fenced = true) =>
+  new Simulator(builder.observe({}, [], { podGroupApi }), fenced);
 
 /**
  * Runs a history. The simulator itself asserts after every write that no two attempts are alive, and after every event
@@ -54,8 +56,9 @@ function run(
   given: Given,
   steps: { event: ClusterEvent; crash: number | null }[],
   watch: (cluster: Simulator) => void = () => {},
+  fenced = true,
 ): Simulator {
-  const cluster = clusterFor(given);
+  const cluster = clusterFor(given, fenced);
   cluster.settle();
   for (const { event, crash } of steps) {
     applyEvent(event, cluster);
@@ -162,6 +165,52 @@ test('live pods work for the current spec, even if it changed while the operator
     }),
     60,
   );
+});
+
+describe('trainers that outlive their pods', () => {
+  /** What a job does with its folder, disturbed by processes of earlier attempts. */
+  const folderAfter = (given: Given, events: ClusterEvent[], fenced: boolean) => {
+    const steps = events.map((event) => ({ event, crash: null }));
+    const cluster = run(given, steps, () => {}, fenced);
+    finishUndisturbed(cluster);
+    const { phase } = cluster.trainJob.status;
+    const model = cluster.folder.modelWriter;
+    // Processes that are left wake up after the end.
+    for (const { process } of cluster.processes)
+      for (const step of ['claim', 'train', 'stage', 'publish', 'export'] as const) cluster.folder.act(process, step);
+    return { violations: cluster.folder.violations, phase, model, modelAtLast: cluster.folder.modelWriter };
+  };
+
+  test('do no harm: no step is lost, no checkpoint of theirs is continued, and the model stays', () => {
+    check(
+      fc.property(job, storageHistory, (given, events) => {
+        const { violations, phase, model, modelAtLast } = folderAfter(given, events, true);
+        assert.deepEqual([...violations], []);
+        if (phase !== 'Succeeded') return;
+        assert.notEqual(model, null);
+        assert.equal(modelAtLast, model);
+      }),
+      100,
+    );
+  });
+
+  test('would do harm without the fences of the storage', () => {
+    const seen = new Set<string>();
+    const property = fc.property(job, storageHistory, (given, events) => {
+      const { violations, phase, model, modelAtLast } = folderAfter(given, events, false);
+      for (const violation of violations) seen.add(violation);
+      if (phase === 'Succeeded' && modelAtLast !== model) seen.add('model replaced after the end');
+    });
+    // The seed makes the histories the same in every run.
+    fc.assert(property, { numRuns: 120, seed: 1 });
+    assert.deepEqual([...seen].sort(), [
+      'base of a zombie',
+      'damaged checkpoint',
+      'model of a zombie',
+      'model replaced after the end',
+      'step lost',
+    ]);
+  });
 });
 
 test('every status is valid, and lastTransitionTime changes only with the status of its condition', () => {

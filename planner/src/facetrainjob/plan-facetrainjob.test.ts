@@ -460,6 +460,15 @@ describe('how a training ends', () => {
   }
 });
 
+test('a pod that is removed just after its creation is not created again: its process may still run', () => {
+  const pods = RUNNING.slice(1);
+  const soon = plan(makeJob().observe(settled(makeJob(), RUNNING), pods, { objects: OBJECTS }), 3);
+  const later = plan(makeJob().observe(soon.status, pods, { objects: OBJECTS }), 3);
+  assert.deepEqual([soon.actions, later.actions, later.requeueAfterSeconds], [[], [], 2]);
+  const lost = plan(makeJob().observe(soon.status, pods, { objects: OBJECTS }), 5);
+  assert.equal(lost.status.restarts?.lastReason, 'PodLost');
+});
+
 describe('a node that does not answer', () => {
   const job = makeJob().failurePolicy({ nodeLostSeconds: 90 });
   const silent = (pod: ObservedPod) => ({ ...pod, silentNode: { reason: 'node-1 is silent', since: at(20) } });

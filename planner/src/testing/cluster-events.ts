@@ -2,11 +2,12 @@
  * Events in the simulated cluster. They are plain data, so that fast-check can shrink a failing history to its shortest
  * form.
  */
+import { ExitCode } from '@facetrain/api';
 import fc from 'fast-check';
 import { isAlive, outcomeOf } from '../attempt.ts';
-import type { ObservedPod } from '../observed.ts';
 import { timestamp } from '../time.ts';
-import type { Simulator } from './simulator.ts';
+import type { WriterStep } from './checkpoint-folder.ts';
+import type { SimulatedPod, Simulator } from './simulator.ts';
 
 /** `pod` is an index into the pods that exist, modulo their number. */
 export type ClusterEvent =
@@ -20,6 +21,7 @@ export type ClusterEvent =
         | 'drain'
         | 'evict'
         | 'loseNode'
+        | 'silenceNode'
         | 'unknownPhase'
         | 'inventedPhase'
         | 'recoverNode';
@@ -36,7 +38,9 @@ export type ClusterEvent =
   | { type: 'networkPolicy'; enabled: boolean }
   /** The spec is suspended, changed and resumed while the operator is down. */
   | { type: 'changeSpec'; epochs: number }
-  | { type: 'progress'; steps: number };
+  | { type: 'progress'; steps: number }
+  /** A process of rank 0 does some of its work, also if its pod is gone. `process` counts from the newest. */
+  | { type: 'write'; process: number; steps: WriterStep[] };
 
 const pod = fc.nat({ max: 7 });
 const EXIT_CODES = [1, 2, 4, 4, 137, 143];
@@ -69,7 +73,13 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   {
     weight: 1,
     arbitrary: fc.record({
-      type: fc.constantFrom('removePod' as const, 'drain' as const, 'evict' as const, 'loseNode' as const),
+      type: fc.constantFrom(
+        'removePod' as const,
+        'drain' as const,
+        'evict' as const,
+        'loseNode' as const,
+        'silenceNode' as const,
+      ),
       pod,
     }),
   },
@@ -79,6 +89,48 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
     arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }),
   },
 );
+
+/** All nodes fall silent for longer than a job waits, and the next attempt starts. The processes run on. */
+const LOSE_ALL: ClusterEvent[] = [
+  { type: 'startAll' },
+  ...[0, 1, 2, 3].map((pod): ClusterEvent => ({ type: 'silenceNode', pod })),
+  { type: 'advance', seconds: 600 },
+  { type: 'advance', seconds: 600 },
+  { type: 'startAll' },
+];
+
+/** What a process may do between two moments in which it is frozen. */
+const WRITES: WriterStep[][] = [
+  ['claim'],
+  ['claim', 'train', 'stage'],
+  ['claim', 'train', 'stage', 'publish'],
+  ['train', 'stage'],
+  ['train', 'stage', 'publish'],
+  ['publish'],
+  ['export'],
+];
+
+/** Histories in which trainers outlive their pods, and work on the storage in any order. */
+export const storageHistory: fc.Arbitrary<ClusterEvent[]> = fc
+  .array(
+    fc.oneof(
+      { weight: 1, arbitrary: fc.record({ type: fc.constant('removePod' as const), pod }).map((event) => [event]) },
+      { weight: 1, arbitrary: harmlessEvents.map((event) => [event]) },
+      { weight: 3, arbitrary: fc.constant(LOSE_ALL) },
+      {
+        weight: 12,
+        arbitrary: fc
+          .record({
+            type: fc.constant('write' as const),
+            process: fc.nat({ max: 2 }),
+            steps: fc.constantFrom(...WRITES),
+          })
+          .map((event) => [event]),
+      },
+    ),
+    { minLength: 10, maxLength: 30 },
+  )
+  .map((parts) => parts.flat());
 
 export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
   switch (event.type) {
@@ -95,7 +147,12 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
       );
       return;
     case 'startAll':
-      return cluster.pods.forEach((pod) => start(pod));
+      return cluster.pods.forEach((pod) => start(pod, cluster));
+    case 'write': {
+      const { process } = cluster.processes.at(-1 - event.process) ?? {};
+      if (process) for (const step of event.steps) cluster.folder.act(process, step);
+      return;
+    }
     case 'suspend':
       return cluster.trainJob.spec.suspend === event.suspend ? undefined : cluster.change({ suspend: event.suspend });
     case 'networkPolicy':
@@ -111,7 +168,7 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
   switch (event.type) {
     case 'start':
     case 'recoverNode':
-      return start(pod);
+      return start(pod, cluster);
     case 'unready':
       pod.ready = false;
       return;
@@ -121,19 +178,25 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
         Object.assign(pod, { phase: event.type === 'unknownPhase' ? 'Unknown' : 'Hibernating', ready: false });
       return;
     case 'succeed':
-      return finish(pod, 0, cluster.now);
+      return finish(pod, 0, cluster);
     case 'fail':
-      return finish(pod, event.exitCode, cluster.now);
+      return finish(pod, event.exitCode, cluster);
     case 'removePod':
+      // By force: its program may go on.
       cluster.pods = cluster.pods.filter((other) => other !== pod);
       return;
     case 'loseNode':
       if (pod.node !== undefined) pod.lostNode = `node ${pod.node} does not answer`;
       return;
+    case 'silenceNode':
+      if (pod.node !== undefined)
+        pod.silentNode ??= { reason: `node ${pod.node} does not answer`, since: timestamp(cluster.now) };
+      return;
     case 'drain':
       Object.assign(pod, { disrupted: true, deleting: true });
       return;
     case 'evict':
+      cluster.endProcess(pod);
       if (isAlive(pod))
         Object.assign(pod, {
           phase: 'Failed',
@@ -147,21 +210,28 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
 }
 
 /** Starts a pod, or lets its lost node recover. */
-function start(pod: ObservedPod): void {
+function start(pod: SimulatedPod, cluster: Simulator): void {
   delete pod.lostNode;
-  if (isAlive(pod) && outcomeOf(pod) === null)
-    Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
+  delete pod.silentNode;
+  if (!isAlive(pod) || outcomeOf(pod) !== null) return;
+  Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
+  cluster.startProcess(pod);
 }
 
-/** Ends the program of a pod that has started. */
-function finish(pod: ObservedPod, exitCode: number, now: Date): void {
-  if (isAlive(pod) && pod.phase !== 'Pending')
-    Object.assign(pod, {
-      phase: exitCode === 0 ? 'Succeeded' : 'Failed',
-      ready: false,
-      exitCode,
-      finishedAt: timestamp(now),
-    });
+/** Ends the program of a pod that has started. One that was fenced off meanwhile leaves with its own exit code. */
+function finish(pod: SimulatedPod, exitCode: number, cluster: Simulator): void {
+  if (!isAlive(pod) || pod.phase === 'Pending') return;
+  const process = cluster.processOf(pod);
+  if (process && exitCode === 0)
+    for (const step of ['claim', 'train', 'stage', 'publish', 'export'] as const) cluster.folder.act(process, step);
+  const code = process?.ended === 'fenced off' ? ExitCode.fencedOff : exitCode;
+  if (process) process.ended ??= code === 0 ? 'succeeded' : 'killed';
+  Object.assign(pod, {
+    phase: code === 0 ? 'Succeeded' : 'Failed',
+    ready: false,
+    exitCode: code,
+    finishedAt: timestamp(cluster.now),
+  });
 }
 
 /** Rank 0 reports that it did some more steps of 1000. */
@@ -190,10 +260,10 @@ export function finishUndisturbed(cluster: Simulator, rounds = 60): void {
   for (let round = 0; round < rounds && !isOver(cluster); round++) {
     cluster.removeDeletedPods();
     cluster.settle();
-    cluster.pods.forEach((pod) => start(pod));
+    cluster.pods.forEach((pod) => start(pod, cluster));
     cluster.advance(10);
     cluster.settle();
-    for (const pod of cluster.pods) if (!pod.deleting) finish(pod, 0, cluster.now);
+    for (const pod of cluster.pods) if (!pod.deleting) finish(pod, 0, cluster);
     cluster.advance(300);
     cluster.settle();
   }

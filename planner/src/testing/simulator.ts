@@ -1,6 +1,10 @@
 /**
  * A cluster in memory, with an executor that carries out plans, for property tests. The executor may crash after any
- * action or write of a status. After every write the simulator checks that no two attempts of a job are alive.
+ * action or write of a status. After every write the simulator checks that no two attempts of a job are alive, as far as
+ * the API server shows it.
+ *
+ * The processes of rank 0 are simulated apart from their pods, since they may outlive them: a pod that is deleted by
+ * force, or removed while its node is silent, leaves a process that goes on writing to the folder of checkpoints.
  */
 import assert from 'node:assert/strict';
 import { type FaceTrainJob, type FaceTrainJobStatus, QuantizeJobSpec, type QuantizeJobStatus } from '@facetrain/api';
@@ -22,6 +26,7 @@ import type { Action, Plan, PlanEvent } from '../plan.ts';
 import { planQuantizeJob } from '../quantizejob/plan-quantizejob.ts';
 import { timestamp } from '../time.ts';
 import { START } from './builders.ts';
+import { CheckpointFolder, type WriterProcess } from './checkpoint-folder.ts';
 import { testEnvironment } from './test-environment.ts';
 
 interface Job<Spec, Status> {
@@ -34,9 +39,13 @@ type AnyJob = Job<{ suspend: boolean }, JobStatus>;
 interface SimulatedObject extends ObservedObject {
   owner: string;
 }
-interface SimulatedPod extends ObservedPod {
+export interface SimulatedPod extends ObservedPod {
   owner: string;
 }
+
+/** Whether no kubelet ends what runs in the pod. */
+const isOutOfReach = ({ lostNode, silentNode }: ObservedPod): boolean =>
+  lostNode !== undefined || silentNode !== undefined;
 
 /** Upper bound of the plans after which nothing may be left to do. */
 const MAX_PLANS = 12;
@@ -55,6 +64,9 @@ export class Simulator {
   /** Every action and every written status, in order. */
   writes: string[] = [];
   deleted = false;
+  readonly folder: CheckpointFolder;
+  /** Every process of rank 0 that was ever started, with the uid of its pod. */
+  readonly processes: { pod: string; process: WriterProcess }[] = [];
   /** The API server's admission: why an object must not be created; null: it may be. */
   admit: (object: ChildObject) => string | null = () => null;
   /** Other input of the planner of the FaceTrainJob. */
@@ -64,7 +76,9 @@ export class Simulator {
   private slowStart = false;
   private uids = 0;
 
-  constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob) {
+  /** @param fenced whether the storage enforces that only the newest process writes */
+  constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob, fenced = true) {
+    this.folder = new CheckpointFolder(fenced);
     this.trainJob = { identity, spec, status };
     this.podGroupApi = podGroupApi;
   }
@@ -82,9 +96,26 @@ export class Simulator {
     return this.pods.filter(isAlive);
   }
 
-  /** Removes pods that are being deleted. */
+  /** Removes pods that are being deleted. Their processes have ended, if their kubelet could tell. */
   removeDeletedPods(): void {
+    for (const pod of this.pods) if (pod.deleting && !isOutOfReach(pod)) this.endProcess(pod);
     this.pods = this.pods.filter((pod) => !pod.deleting);
+  }
+
+  /** Starts the program of a pod, if it is rank 0 of the training and has not started yet. */
+  startProcess(pod: SimulatedPod): void {
+    if (pod.owner !== this.trainJob.identity.uid || pod.rank !== 0 || this.processOf(pod)) return;
+    this.processes.push({ pod: pod.uid, process: this.folder.start(pod.attempt) });
+  }
+
+  processOf(pod: ObservedPod): WriterProcess | undefined {
+    return this.processes.find((entry) => entry.pod === pod.uid)?.process;
+  }
+
+  /** Ends the program of a pod from outside. */
+  endProcess(pod: ObservedPod): void {
+    const process = this.processOf(pod);
+    if (process) process.ended ??= 'killed';
   }
 
   /**
