@@ -33,6 +33,7 @@ export const paths = {
   'cli/src/terminal-output.test.ts': [],
   install: ['helm', 'glua', 'kubectl', ...controlPlane],
   'install/src/api-reference.test.ts': [],
+  'install/src/kustomize.test.ts': ['kubectl'],
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
 };

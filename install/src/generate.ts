@@ -5,6 +5,7 @@ import { referenceFiles } from './api-reference.ts';
 import { argoCdFiles } from './argo-cd-files.ts';
 import { crdFiles, crdTemplates } from './crd-files.ts';
 import { deployFiles } from './deploy-files.ts';
+import { kustomizeFiles } from './kustomize-files.ts';
 import { valuesFiles } from './values-files.ts';
 
 /**
@@ -14,6 +15,13 @@ import { valuesFiles } from './values-files.ts';
  * @throws HelmError when the chart cannot be rendered
  */
 export async function* generatedFiles(): AsyncGenerator<Record<string, string>> {
-  yield { ...crdFiles(), ...crdTemplates(), ...valuesFiles(), ...argoCdFiles(), ...referenceFiles() };
+  yield {
+    ...crdFiles(),
+    ...crdTemplates(),
+    ...valuesFiles(),
+    ...argoCdFiles(),
+    ...kustomizeFiles(),
+    ...referenceFiles(),
+  };
   yield await deployFiles();
 }
