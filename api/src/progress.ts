@@ -17,6 +17,11 @@ import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS, setAsideFolder, setName 
 export const PROGRESS_PATH = '/v1/progress';
 /** Answers 200 while the program does its work, else 503. */
 export const HEALTH_PATH = '/healthz';
+/**
+ * The address on which a pod serves its progress: all of IPv6 and IPv4, or all of IPv4 where the kernel has no IPv6. A
+ * pod has addresses of either family or of both.
+ */
+export const PROGRESS_HOST = '::';
 
 /** RFC 3339 in UTC, with seconds. Zod alone would take a time without them, which the API server refuses. */
 const time = z.iso

@@ -127,6 +127,10 @@ describe('how storage is mounted', () => {
   });
 });
 
+test('pods serve their progress on IPv6 and IPv4', () => {
+  assert.deepEqual(environment.progress(8080), { host: '::', port: 8080 });
+});
+
 test('ranks find rank 0 of the attempt by its name in the headless Service', () => {
   assert.deepEqual(environment.master({ name: 'faces', namespace: 'team' }, 3, 29_500), {
     host: 'faces-3-0.faces.team.svc',

@@ -2,7 +2,7 @@
  * The cluster as the pods of a job see it: claims and paths of the node are mounted, objects of a store are fetched by
  * init containers, and the ranks find rank 0 by its DNS name.
  */
-import { parseStorageUri, type StorageRef } from '@facetrain/api';
+import { PROGRESS_HOST, parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Environment, MountedStorage } from '@facetrain/planner/environment';
 import { podName } from '@facetrain/planner/names';
 import { cachePath, fetchContainer } from '@facetrain/planner/pod-storage';
@@ -18,7 +18,7 @@ export function clusterEnvironment(defaultImage: string): Environment {
       host: `${podName('FaceTrainJob', job, attempt, 0)}.${job.name}.${job.namespace}.svc`,
       port,
     }),
-    progress: (port) => ({ host: '0.0.0.0', port }),
+    progress: (port) => ({ host: PROGRESS_HOST, port }),
     configDirectory: () => '/etc/facetrain',
   };
 }

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { networkInterfaces } from 'node:os';
 import { test } from 'node:test';
 import { Registry } from 'prom-client';
 import { HealthServer } from './health.ts';
@@ -24,6 +25,18 @@ test('each probe fails by its own checks, names them, and recovers with them', a
   Object.assign(problems, { Pod: undefined, workers: 'a reconcile has been running for 601 s' });
   assert.deepEqual(await probe('/readyz'), [200, '[+]Pod ok\n[+]Service ok\n']);
   assert.deepEqual(await probe('/healthz'), [503, '[-]workers a reconcile has been running for 601 s\n']);
+});
+
+test('without a host, IPv4 and IPv6 are answered', async (t) => {
+  const server = new HealthServer({ port: 0, registry: new Registry(), alive: {}, ready: {} });
+  const port = await server.listen();
+  t.after(() => server.close());
+  const hasIpv6 = Object.values(networkInterfaces()).some((addresses) =>
+    addresses?.some(({ address }) => address === '::1'),
+  );
+  if (!hasIpv6) t.diagnostic('::1 is not tested: this machine has no such address');
+  for (const address of ['127.0.0.1', ...(hasIpv6 ? ['[::1]'] : [])])
+    assert.equal((await fetch(`http://${address}:${port}/healthz`)).status, 200, address);
 });
 
 test('metrics that cannot be collected fail only their own request', async (t) => {

@@ -7,6 +7,7 @@ import type { Registry } from 'prom-client';
 export type Check = () => string | undefined;
 
 export interface HealthOptions {
+  /** Absent: all addresses of both families, or of IPv4 where the kernel has no IPv6. */
   host?: string;
   /** 0: any free port. */
   port: number;

@@ -85,7 +85,7 @@ describe('the config has every default that the spec leaves out', () => {
         schedule: { type: 'constant' },
         device: 'cuda',
         computeThreads: 3,
-        progress: { host: '0.0.0.0', port: 8080 },
+        progress: { host: '::', port: 8080 },
       },
     },
   };

@@ -33,6 +33,6 @@ export const testEnvironment: Environment = {
     }
   },
   master: ({ name, namespace }, attempt, port) => ({ host: `${name}-${attempt}-0.${name}.${namespace}.svc`, port }),
-  progress: (port) => ({ host: '0.0.0.0', port }),
+  progress: (port) => ({ host: '::', port }),
   configDirectory: () => '/etc/facetrain',
 };

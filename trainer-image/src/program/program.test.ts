@@ -2,12 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { availableParallelism, tmpdir } from 'node:os';
+import { availableParallelism, networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import {
   FacetrainError,
   MAX_TERMINATION_BYTES,
+  PROGRESS_HOST,
   Progress,
   TerminationMessage,
   TerminationResult,
@@ -168,6 +169,18 @@ test('the server returns the board as JSON and as metrics, and its health follow
     (await refusal(startServer(board, { host: '127.0.0.1', port: server.port, staleAfterSeconds: 1 }))).message,
     /progress: cannot listen on 127\.0\.0\.1:\d+/,
   );
+});
+
+test('in a pod the server answers IPv4 and IPv6', async (t) => {
+  const board = createBoard(job, 'Preflight');
+  const server = await startServer(board, { host: PROGRESS_HOST, port: 0, staleAfterSeconds: 10 });
+  after(() => server.close());
+  const hasIpv6 = Object.values(networkInterfaces()).some((addresses) =>
+    addresses?.some(({ address }) => address === '::1'),
+  );
+  if (!hasIpv6) t.diagnostic('::1 is not tested: this machine has no such address');
+  for (const address of ['127.0.0.1', ...(hasIpv6 ? ['[::1]'] : [])])
+    assert.equal((await fetch(`http://${address}:${server.port}/healthz`)).status, 200, address);
 });
 
 test('a stop ends waiting, and only errors that it caused count as a stop', async () => {

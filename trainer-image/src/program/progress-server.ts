@@ -1,11 +1,12 @@
 /** The HTTP server of rank 0 and of the quantizer: GET /v1/progress, /metrics, /healthz. It only reads the board. */
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { FacetrainError, HEALTH_PATH, PROGRESS_PATH } from '@facetrain/api';
+import { FacetrainError, HEALTH_PATH, PROGRESS_HOST, PROGRESS_PATH } from '@facetrain/api';
 import type { Board } from './progress-board.ts';
 import { createMetrics } from './progress-metrics.ts';
 
 export interface ServerOptions {
+  /** An address of this machine, or PROGRESS_HOST. */
   host: string;
   /** 0 means any free port. */
   port: number;
@@ -70,6 +71,7 @@ function listen(server: Server, { host, port }: ServerOptions): Promise<void> {
         }),
       );
     });
-    server.listen(port, host, resolve);
+    // Without a host, Node listens on "::" for both families, and on "0.0.0.0" where the kernel has no IPv6.
+    server.listen(port, host === PROGRESS_HOST ? undefined : host, resolve);
   });
 }
