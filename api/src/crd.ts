@@ -209,8 +209,8 @@ function finishedSpecRule(spec: Schema): { rule: string; message: string; fieldP
   return {
     rule: `!has(oldSelf.status) || !has(oldSelf.status.completionTime) || (${same.join(' && ')})`,
     message:
-      `the job has finished, and is not run again: of its spec only ${changeable.join(' and ')} can change; create ` +
-      'another job for another spec',
+      'the job has finished, and is not run again: of its spec only ' +
+      `${changeable.slice(0, -1).join(', ')} and ${changeable.at(-1)} can change; create another job for another spec`,
     fieldPath: '.spec',
   };
 }

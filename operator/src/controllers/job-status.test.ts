@@ -720,13 +720,15 @@ test('a spec that only the operator refuses is reported with its field; finished
   await ns.waitForPhase('done', 'Succeeded');
   // As the CRD of another version might be.
   const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
+  type Rules = { 'x-kubernetes-validations'?: unknown };
   type Definition = KubernetesObject & {
-    spec: { versions: { schema: { openAPIV3Schema: { properties: { spec: Record<string, unknown> } } } }[] };
+    spec: { versions: { schema: { openAPIV3Schema: Rules & { properties: { spec: Rules } } } }[] };
   };
   const path = 'facetrainjobs.facetrain.dev';
   const definition = (await plane.client.get(definitions, null, path)) as Definition;
   const lax = structuredClone(definition);
-  delete lax.spec.versions[0]!.schema.openAPIV3Schema.properties.spec['x-kubernetes-validations'];
+  const { openAPIV3Schema } = lax.spec.versions[0]!.schema;
+  for (const node of [openAPIV3Schema, openAPIV3Schema.properties.spec]) delete node['x-kubernetes-validations'];
   await plane.client.patch(definitions, null, path, { spec: lax.spec });
   t.after(() => plane.client.patch(definitions, null, path, { spec: definition.spec }).then(() => {}));
   await eventually(() => ns.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
