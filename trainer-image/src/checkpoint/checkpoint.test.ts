@@ -1,6 +1,7 @@
 /** Checkpoints of a gang whose sessions hold plain arrays, written and read by any numbers of ranks. */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -25,7 +26,8 @@ import { type JobFacts, loadCheckpoint } from './load.ts';
 import { saveCheckpoint } from './save.ts';
 
 const DIM = 4;
-const top = await mkdtemp(join(tmpdir(), 'checkpoint-'));
+// In memory, where it can be: the last tests flush thousands of times.
+const top = await mkdtemp(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'checkpoint-'));
 after(() => rm(top, { recursive: true }));
 let folders = 0;
 const newFence = () => claim(join(top, String(folders++)));

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,7 +8,8 @@ import { ExitCode, FacetrainError } from '@facetrain/api';
 import { SimulatedProcess } from '../testing/file-operations.ts';
 import { Fence, type Owner } from './fence.ts';
 
-const top = await mkdtemp(join(tmpdir(), 'fence-'));
+// In memory, where it can be: the last tests flush thousands of times.
+const top = await mkdtemp(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'fence-'));
 after(() => rm(top, { recursive: true }));
 const newFolder = () => mkdtemp(join(top, 'folder-'));
 let starts = 0;

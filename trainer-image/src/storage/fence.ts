@@ -20,6 +20,7 @@ import { randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError, OUTPUT } from '@facetrain/api';
 import { type Content, flushFolder, makeFolder, storageError, writeAtomically, writeNew } from './atomic-files.ts';
 
@@ -47,6 +48,8 @@ const NUMBER = /^\d{10}$/;
 const TEMPORARY = /^\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 /** A claim is tried again while others claim at the same time, or remove what this one prepares. */
 const CLAIM_TRIES = 100;
+/** How long explain() waits for the storage, in milliseconds. */
+const EXPLAIN_MS = 10_000;
 const folderName = (number: number) => String(number).padStart(10, '0');
 
 export class Fence {
@@ -108,13 +111,13 @@ export class Fence {
   /** The error of an operation: FencedOff when that is why it failed. */
   async explain(error: unknown): Promise<unknown> {
     if (error instanceof FacetrainError && error.code === 'FencedOff') return error;
-    try {
-      await this.#check(error);
-      return error;
-    } catch (found) {
-      // Storage that cannot be asked is no answer; what failed first says more.
-      return found instanceof FacetrainError && found.code === 'FencedOff' ? found : error;
-    }
+    const answer = this.#check(error).then(
+      () => error,
+      // Storage that fails is no answer; what failed first says more.
+      (found: unknown) => (found instanceof FacetrainError && found.code === 'FencedOff' ? found : error),
+    );
+    // Neither is storage that hangs. The process must end, so that its gang starts again.
+    return Promise.race([answer, delay(EXPLAIN_MS, error, { ref: false })]);
   }
 
   /** Creates or replaces a file, as writeAtomically does. @throws FacetrainError FencedOff, DiskFull, StorageFailed */

@@ -20,6 +20,7 @@ export class JobFolders {
   /** What the watch has found. */
   #lost: unknown;
   #watch: NodeJS.Timeout | undefined;
+  #isLooking = false;
 
   constructor(config: TrainerConfig, { log }: Pick<Program, 'log'>) {
     this.#config = config;
@@ -71,9 +72,12 @@ export class JobFolders {
   }
 
   async #look(): Promise<void> {
-    // Storage that does not answer now is asked again.
+    // Storage that fails or hangs now is asked again. Requests to it must not pile up.
+    if (this.#isLooking) return;
+    this.#isLooking = true;
     const none = new Error();
     const found = await this.explain(none);
     if (found !== none) this.#lost = found;
+    this.#isLooking = false;
   }
 }
