@@ -353,7 +353,7 @@ const endings: Record<string, { status: object; want: { reason: string; message:
       reason: 'Evicted',
       message:
         'rank 0 left with exit code 137 (Evicted) on node-1: ' +
-        'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+        'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi.',
       count: 1,
     },
   },

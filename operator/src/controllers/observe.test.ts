@@ -90,7 +90,7 @@ const cases: Record<
       reason: 'Evicted',
       disrupted: false,
       rejected: undefined,
-      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi. ',
+      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi.',
     },
   },
   'drained: in the words of the eviction API': {

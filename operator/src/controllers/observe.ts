@@ -169,7 +169,7 @@ const isOfRuntime = (reason: string | undefined): boolean =>
 
 /** The kubelet's words about a pod, or those of the component that set DisruptionTarget. */
 function messageOf({ message, conditions }: NonNullable<PodObject['status']>): { message?: string } {
-  if (message) return { message };
+  if (message) return { message: message.trim() };
   const target = conditions?.find(({ type, status }) => type === 'DisruptionTarget' && status === 'True');
   if (!target?.reason) return {};
   return { message: target.message ? `${target.reason}: ${target.message}` : target.reason };
