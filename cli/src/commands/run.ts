@@ -58,7 +58,7 @@ async function runIn(folder: RunFolder, job: FaceTrainJob, display: Display, sig
   const local = await makeLocalJob(job, folder, display);
   await runToEnd(local, signal).finally(() => display.clear());
   const result = makeRunResult(job, local, folder.paths, firstAttempt, (Date.now() - startedAt) / 1000);
-  await folder.recordEnd(result);
+  await folder.recordEnd(result).catch((error: Error) => display.print(`Warning: not recorded: ${error.message}`));
   if (result.phase === 'Failed') display.printLogPaths(local);
   return result;
 }

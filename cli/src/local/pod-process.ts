@@ -6,8 +6,9 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { constants, hostname } from 'node:os';
 import { dirname, join } from 'node:path';
-import { ExitCode } from '@facetrain/api';
+import { ExitCode, FacetrainError } from '@facetrain/api';
 import { type ConfigMap, type Container, Label, type ObservedPod, type Pod, readTermination } from '@facetrain/planner';
+import { storageError } from '@facetrain/trainer/storage/atomic-files';
 
 /** The entry point of the trainers' image. */
 const TRAINER = join(import.meta.dirname, '..', '..', '..', 'trainer-image', 'src', 'main.ts');
@@ -42,6 +43,8 @@ export class PodProcess {
   #finishedAt: Date | undefined;
   #exitCode: number | undefined;
   #signal: NodeJS.Signals | undefined;
+  /** Why a process could not be started. */
+  #unstarted: { code: string; message: string } | undefined;
   #deleting = false;
   #killTimer: NodeJS.Timeout | undefined;
   readonly #messageFile: string;
@@ -54,7 +57,7 @@ export class PodProcess {
    * @param options.folder for logs and termination messages
    * @param options.lock a descriptor that the processes inherit
    * @param onChange is called when a process starts or ends
-   * @throws Error when a ConfigMap is missing
+   * @throws FacetrainError DiskFull, StorageFailed; Error when a ConfigMap is missing
    */
   constructor(
     pod: Pod,
@@ -69,11 +72,15 @@ export class PodProcess {
     this.#lock = lock;
     this.logFile = join(folder, 'logs', `${pod.metadata.name}.log`);
     this.#messageFile = join(folder, 'termination', pod.metadata.name);
-    mkdirSync(dirname(this.logFile), { recursive: true });
-    mkdirSync(dirname(this.#messageFile), { recursive: true });
-    rmSync(this.#messageFile, { force: true });
-    this.#mountConfigMaps(configMaps);
-    void this.#run();
+    try {
+      mkdirSync(dirname(this.logFile), { recursive: true });
+      mkdirSync(dirname(this.#messageFile), { recursive: true });
+      rmSync(this.#messageFile, { force: true });
+      this.#mountConfigMaps(configMaps);
+    } catch (error) {
+      throw storageError(folder, error);
+    }
+    this.#run().catch((error: unknown) => this.#endUnstarted(error));
   }
 
   /** The signal that ended the process; undefined when it left by itself. */
@@ -113,6 +120,7 @@ export class PodProcess {
       ...(this.#exitCode === undefined ? {} : { exitCode: this.#exitCode }),
       ...(this.#phase === 'Failed' ? { reason: 'Error' } : {}),
       ...(this.ended && existsSync(this.#messageFile) ? readTermination(readFileSync(this.#messageFile, 'utf8')) : {}),
+      ...(this.#unstarted && { termination: this.#unstarted }),
       disrupted: false,
     };
   }
@@ -147,7 +155,7 @@ export class PodProcess {
 
   /** @returns the exit code; 128 + the signal's number when a signal ended the process, as a shell has it */
   #start(container: Container, isMain: boolean): Promise<number> {
-    return new Promise((resolve) => {
+    return new Promise((resolve, reject) => {
       const log = openSync(this.logFile, 'a');
       const env = this.#environmentOf(container);
       // A trainer stops when its IPC channel closes, so none outlives this process, not even after SIGKILL.
@@ -156,7 +164,7 @@ export class PodProcess {
       closeSync(log);
       if (isMain) this.#phase = 'Running';
       this.#onChange();
-      this.#child.once('error', () => resolve(ExitCode.failure));
+      this.#child.once('error', reject);
       this.#child.once('exit', (code, signal) => {
         this.#signal = signal ?? undefined;
         resolve(code ?? 128 + (signal ? constants.signals[signal] : 0));
@@ -180,6 +188,13 @@ export class PodProcess {
       ...(variables.RANK !== undefined && { LOCAL_RANK: variables.RANK }),
       FACETRAIN_TERMINATION_MESSAGE: this.#messageFile,
     };
+  }
+
+  #endUnstarted(error: unknown): void {
+    const cause = storageError(this.logFile, error);
+    const isKnown = cause instanceof FacetrainError;
+    this.#unstarted = { code: isKnown ? cause.code : 'Internal', message: (cause as Error).message };
+    this.#end(isKnown ? cause.exitCode : ExitCode.failure);
   }
 
   #end(code: number): void {

@@ -109,9 +109,9 @@ export class RunFolder {
     await this.#write();
   }
 
-  async recordEnd(ended: NonNullable<RunState['ended']>): Promise<void> {
-    this.#state.ended = ended;
-    this.#state.quantized ||= ended.phase === 'Succeeded' && this.#state.spec.quantize !== undefined;
+  async recordEnd({ phase, exitCode, message }: NonNullable<RunState['ended']>): Promise<void> {
+    this.#state.ended = { phase, exitCode, ...(message !== undefined && { message }) };
+    this.#state.quantized ||= phase === 'Succeeded' && this.#state.spec.quantize !== undefined;
     await this.#write();
   }
 
