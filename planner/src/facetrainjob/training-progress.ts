@@ -3,8 +3,8 @@
  *
  * The status holds `activity`, the trainer's counter when it was last written, and `lastHeartbeatTime`, when the
  * counter was last observed to change. Progress alone is written at most every 10 s. It is written at once with a new
- * checkpoint, evaluation or damaged checkpoint, with the first progress of an attempt, at the last step, and with any other change of the
- * status.
+ * checkpoint, evaluation or damaged checkpoint, with the first progress of an attempt, at the last step, and with any
+ * other change of the status.
  */
 import { isDeepStrictEqual } from 'node:util';
 import {

@@ -325,7 +325,7 @@ test('a damaged newest checkpoint is set aside and the one before it is used', a
     const root = fence.folder;
     for (const step of [1, 2]) await new Gang(2).fill().save(fence, step);
     await damage(checkpointDirectory(root, 2));
-    const kept: string[] = [];
+    const kept: (string | undefined)[] = [];
     const setAside = async (_: DamagedCheckpoint, directory: string) => void kept.push(await fence.setAside(directory));
     assert.equal((await findNewest(root, setAside))?.manifest.step, 1, name);
     assert.deepEqual(kept, [join(root, 'damaged-step-0000000002.0000000001')], name);
@@ -395,7 +395,7 @@ test('older checkpoints are deleted only when the new one is complete', async ()
   assert.deepEqual(await listed(root), ['step-0000000003']);
 });
 
-/** A gang of one rank that takes the folder, continues from what is there, and writes as many checkpoints as it keeps. */
+/** A gang of one rank that takes the folder, continues from what is there, and writes `keep` checkpoints. */
 async function attempt(root: string, number: number, keep = 1): Promise<number> {
   const fence = await claim(root, number);
   try {
@@ -431,7 +431,7 @@ async function digests(root: string): Promise<string[]> {
   return Promise.all(paths.sort().map(async (path) => `${path} ${(await digestFile(path)).sha256}`));
 }
 
-test('a rank 0 that is killed before any of its file operations leaves a checkpoint from which the next one continues', async () => {
+test('the next attempt continues from what a rank 0 left that was killed before any of its file operations', async () => {
   for (let number = 1; ; number++) {
     const root = await folderWithAll();
     const killed = new SimulatedProcess('killed', (operation) => operation.number === number);

@@ -3,8 +3,8 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { FacetrainError } from '@facetrain/api';
-import { flushFolder, makeFolder, removeTemporaries, writeAtomically } from './atomic-files.ts';
+import { ExitCode, FacetrainError } from '@facetrain/api';
+import { flushFolder, makeFolder, removeTemporaries, storageError, writeAtomically } from './atomic-files.ts';
 
 let folder: string;
 before(async () => {
@@ -63,4 +63,12 @@ test('a file system that cannot flush a folder is left alone, and one that fails
   // proc(5) has no fsync for folders: EINVAL.
   await flushFolder('/proc/self');
   await assert.rejects(flushFolder(join(folder, 'absent')), { code: 'StorageFailed' });
+});
+
+test('storage that fails for a while costs a restart; what only a user can change is refused', () => {
+  const exitCode = (code: string) =>
+    (storageError('/x', Object.assign(new Error(code), { code })) as FacetrainError).exitCode;
+  for (const code of ['EIO', 'ESTALE', 'ETIMEDOUT']) assert.equal(exitCode(code), ExitCode.failure, code);
+  for (const code of ['ENOSPC', 'EACCES', 'EROFS', 'ENOENT', 'ENOTDIR'])
+    assert.equal(exitCode(code), ExitCode.refused, code);
 });

@@ -2,9 +2,15 @@
 import { randomUUID } from 'node:crypto';
 import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { FacetrainError } from '@facetrain/api';
+import { ExitCode, FacetrainError } from '@facetrain/api';
 
-/** The FacetrainError of a failed file operation; codes as in api/src/errors.ts. */
+/** What a device or a file server answers while it fails, or is away: the same operation may succeed later. */
+const TRANSIENT = ['EIO', 'ESTALE', 'ETIMEDOUT', 'EREMOTEIO', 'EHOSTDOWN', 'ENOTCONN', 'ECONNRESET', 'ESHUTDOWN'];
+
+/**
+ * The FacetrainError of a failed file operation; codes as in api/src/errors.ts. After a failure that may pass, the exit
+ * code is 1: a gang starts again.
+ */
 export function storageError(path: string, error: unknown): unknown {
   if (error instanceof FacetrainError || !(error instanceof Error) || !('code' in error)) return error;
   const cause = error as NodeJS.ErrnoException;
@@ -23,6 +29,7 @@ export function storageError(path: string, error: unknown): unknown {
     subject: path,
     found: cause.message,
     allowed: `a place that can be read and written${user}`,
+    ...(TRANSIENT.includes(cause.code ?? '') && { exitCode: ExitCode.failure }),
     cause,
   });
 }

@@ -51,6 +51,7 @@ test('the newest claim can write, delete and set aside; one fence is left', asyn
   }
   await writeFile(join(folder, 'bad'), 'b');
   assert.equal(await Fence.of(folder, 4).setAside(join(folder, 'bad')), join(folder, 'damaged-bad.0000000004'));
+  assert.equal(await Fence.of(folder, 4).setAside(join(folder, 'bad')), undefined);
   const { 'fences/0000000004/owner.json': claimed, ...rest } = await contents(folder);
   assert.deepEqual(rest, { 'damaged-bad.0000000004': 'b', 'model/m.onnx': 'of 4' });
   assert.deepEqual(Object.keys(JSON.parse(claimed!) as object), ['name', 'uid', 'attempt', 'start', 'time']);
@@ -139,7 +140,7 @@ async function replaceAll(folder: string, attempt: number): Promise<void> {
   await fence.write(join(folder, 'report'), `report ${attempt}`);
 }
 
-test('a process that is killed before any of its file operations leaves the old report, none, or all that it says', async () => {
+test('a process that is killed before any of its file operations leaves no report of files that are not there', async () => {
   for (let number = 1; ; number++) {
     const folder = await newFolder();
     await replaceAll(folder, 0);

@@ -142,29 +142,40 @@ export class Fence {
   async remove(target: string): Promise<void> {
     const hidden = this.#unique(basename(target));
     await this.#guarded(target, async () => {
-      try {
-        await rename(target, hidden);
-      } catch (error) {
-        if (!isMissing(error)) throw error;
-        await this.check();
-        return; // There was nothing to delete.
-      }
-      await removeAll(hidden);
+      if (await this.#moveIn(target, hidden)) await removeAll(hidden);
     });
   }
 
-  /** Gives something in the guarded folder a name that starts with KEPT_PREFIX. @returns its new path */
-  async setAside(target: string): Promise<string> {
+  /**
+   * Gives something in the guarded folder a name that starts with KEPT_PREFIX.
+   * @returns its new path; undefined when it does not exist
+   * @throws FacetrainError FencedOff, StorageFailed
+   */
+  async setAside(target: string): Promise<string | undefined> {
     const name = `${KEPT_PREFIX}${basename(target)}.${folderName(this.number)}`;
+    const kept = join(this.folder, name);
+    let found = true;
     await this.#guarded(target, async () => {
-      await rename(target, join(this.path, name));
-      await this.#moveOut(join(this.path, name), join(this.folder, name));
+      found = await this.#moveIn(target, join(this.path, name));
+      if (found) await this.#moveOut(join(this.path, name), kept);
     });
-    return join(this.folder, name);
+    return found ? kept : undefined;
   }
 
   #unique(name: string): string {
     return join(this.path, `${name}.${randomUUID()}`);
+  }
+
+  /** @returns false when there is nothing to move */
+  async #moveIn(target: string, to: string): Promise<boolean> {
+    try {
+      await rename(target, to);
+      return true;
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+      await this.check();
+      return false;
+    }
   }
 
   async #moveOut(staged: string, target: string): Promise<void> {

@@ -2,8 +2,8 @@
  * Publishes finished files to a folder or an object store.
  *
  * A file that exists at the destination with the same digest is not written again. A manifest, named last, vouches for
- * the files before it: while any of them differs, there is none. So readers that find a manifest can rely on all that it
- * lists, also while an artifact is replaced, and after a publication that was cut off.
+ * the files before it: while any of them differs, there is none. So readers that find a manifest can rely on all that
+ * it lists, also while an artifact is replaced, and after a publication that was cut off.
  */
 import { createReadStream } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';

@@ -55,7 +55,8 @@ export class JobCheckpoints {
    * Loads the newest checkpoint that is intact into the session. Damaged ones are renamed, and kept for people. A
    * collective: to be called on every rank.
    * @returns its manifest; undefined when there is no checkpoint
-   * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; FencedOff, StorageFailed
+   * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; FencedOff,
+   * StorageFailed
    */
   async resume(): Promise<CheckpointManifest | undefined> {
     const { job, seed, checkpoint: settings } = this.#config;
@@ -134,6 +135,7 @@ export class JobCheckpoints {
     const { log, progress } = this.#program;
     const kept = await this.#fence.setAside(directory);
     log.warn({ directory, kept }, `set aside a damaged checkpoint: ${message}`);
+    if (kept === undefined) return;
     const { setAside = [] } = progress.current;
     const entry = { folder: basename(kept), reason: message.slice(0, MAX_SET_ASIDE_REASON) };
     progress.update({ setAside: [...setAside, entry].slice(-MAX_SET_ASIDE) });

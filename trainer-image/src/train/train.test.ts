@@ -72,6 +72,9 @@ function failure(rank: Rank): Record<string, unknown> {
   return line;
 }
 
+/** NODE_OPTIONS with which every rank first runs a file of testing/. */
+const preload = (name: string) => `--import ${join(import.meta.dirname, '..', 'testing', name)}`;
+
 /** A job of two ranks without interruption; other tests compare with it. */
 const whole = await job((config) => ({
   evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
@@ -231,7 +234,7 @@ async function written(config: TrainerConfig): Promise<string[]> {
   );
 }
 
-test('a gang that is frozen within a checkpoint and wakes after the next attempt has ended changes nothing', async () => {
+test('a gang that is frozen within a checkpoint, and wakes when the next one has ended, changes nothing', async () => {
   const { folder, config } = await job((base) => ({
     checkpoint: { ...base.checkpoint, everySteps: 1 },
     evaluation: whole.config.evaluation,
@@ -239,7 +242,7 @@ test('a gang that is frozen within a checkpoint and wakes after the next attempt
   const left = join(folder, 'termination.json');
   const old = await startGang(folder, config, 2, {
     FACETRAIN_TERMINATION_MESSAGE: left,
-    NODE_OPTIONS: `--import ${join(import.meta.dirname, '..', 'testing', 'freeze-before-checkpoint.ts')}`,
+    NODE_OPTIONS: preload('freeze-before-checkpoint.ts'),
   });
   await old[0]!.isFrozen();
   old[1]!.kill('SIGSTOP');
@@ -294,6 +297,19 @@ test('a damaged newest checkpoint is set aside on all ranks, and the one before 
     ['damaged-step-0000000009.0000000002'],
   );
   assert.match(progress!.setAside![0]!.reason, /rows-.*: the digest/);
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, 8]);
+});
+
+test('a rank that reads another file than rank 0 costs a restart, not the checkpoint', async () => {
+  const { folder, config } = await job();
+  await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+  const ranks = await startGang(folder, config, 2, { NODE_OPTIONS: preload('misread-on-rank-1.ts') });
+  const codes = await Promise.all(ranks.map(({ ended }) => ended));
+  assert.deepEqual(codes, [ExitCode.failure, ExitCode.failure], ranks.map(({ text }) => text).join('\n'));
+  for (const rank of ranks) {
+    assert.equal(failure(rank).code, 'StorageFailed');
+    assert.match(String(failure(rank).msg), /step-0000000009: rank 0 finds it intact, rank 1 does not .*rows-.* bytes/);
+  }
   assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, 8]);
 });
 
