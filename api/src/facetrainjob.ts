@@ -30,6 +30,12 @@ import {
   blocks,
   cosine,
   embeddingDim,
+  epochs,
+  everyEpochs,
+  globalBatchSize,
+  gradientClipNorm,
+  keep,
+  learningRate,
   loaderThreads,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
@@ -38,6 +44,7 @@ import {
   m2,
   m3,
   momentum,
+  numClasses,
   port,
   power,
   sampleRate,
@@ -45,6 +52,7 @@ import {
   seed,
   setAsideFolder,
   shift,
+  warmupEpochs,
   weightDecay,
   width,
 } from './ranges.ts';
@@ -80,12 +88,7 @@ const model = rules(
       .optional()
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe('Residual blocks in each of the four stages; absent: as the backbone’s name defines.'),
-    numClasses: z
-      .int()
-      .min(1)
-      .max(1_000_000_000)
-      .optional()
-      .describe('Number of identities; absent: that of the dataset.'),
+    numClasses: numClasses.optional().describe('Number of identities; absent: that of the dataset.'),
     channelOrder,
   }),
   [
@@ -185,18 +188,12 @@ const loss = section(
 
 const optimizer = section(
   {
-    learningRate: z
-      .number()
-      .gt(0)
-      .max(100)
+    learningRate: learningRate
       .default(0.1)
       .describe('Learning rate at the end of the warm-up. 0.1 fits a global batch of 1024.'),
     momentum: momentum.default(0.9).describe('Momentum of SGD.'),
     weightDecay: weightDecay.default(0.0005).describe('L2 penalty on all parameters, class centres included.'),
-    gradientClipNorm: z
-      .number()
-      .min(0)
-      .max(1_000_000)
+    gradientClipNorm: gradientClipNorm
       .default(5)
       .describe('Largest L2 norm of the backbone’s gradient; class centres are not clipped. 0: off.'),
     rowUpdate: z
@@ -214,10 +211,7 @@ const schedule = section(
       .default('Polynomial')
       .describe('Polynomial: learningRate·(1 − t/T)^power after the warm-up.'),
     power: power.default(2).describe('Exponent of the polynomial; insightface’s published models were trained with 2.'),
-    warmupEpochs: z
-      .number()
-      .min(0)
-      .max(1000)
+    warmupEpochs: warmupEpochs
       .default(0)
       .describe('Epochs over which the rate grows linearly from 0; may be a fraction.'),
   },
@@ -235,7 +229,7 @@ const augmentation = section(
 const evaluation = section(
   {
     sets: evaluationSets,
-    everyEpochs: z.number().min(0).max(1000).default(1).describe('Evaluate every so many epochs; 0: only at the end.'),
+    everyEpochs: everyEpochs.default(1).describe('Evaluate every so many epochs; 0: only at the end.'),
     everySteps: z.int32().min(1).optional().describe('Also evaluate every so many steps.'),
   },
   'Verification during training. It always runs at the end as well.',
@@ -249,10 +243,10 @@ const checkpoint = section(
         'Absent: checkpoints/ in the output, where checkpoints of another job are refused. In a folder that is named ' +
           'here, training also continues from checkpoints of another job.',
       ),
-    everyEpochs: z.number().min(0).max(1000).default(1).describe('Write one every so many epochs; 0: not by epochs.'),
+    everyEpochs: everyEpochs.default(1).describe('Write one every so many epochs; 0: not by epochs.'),
     everySteps: z.int32().min(1).optional().describe('Also write one every so many steps.'),
     everySeconds: z.int32().min(1).optional().describe('Also write one every so many seconds.'),
-    keep: z.int32().min(1).max(1000).default(3).describe('Complete checkpoints that are kept; older ones are deleted.'),
+    keep: keep.default(3).describe('Complete checkpoints that are kept; older ones are deleted.'),
   },
   'Checkpoints, from which a restart continues. One is also written when the trainers receive SIGTERM.',
 );
@@ -330,11 +324,8 @@ export const FaceTrainJobSpec = rules(
     loss,
     optimizer,
     schedule,
-    epochs: z.int32().min(1).max(100_000).default(20).describe('Passes over the dataset.'),
-    globalBatchSize: z
-      .int32()
-      .min(1)
-      .max(1_000_000)
+    epochs: epochs.default(20).describe('Passes over the dataset.'),
+    globalBatchSize: globalBatchSize
       .default(1024)
       .describe('Pictures in a step, over all trainers; must be divisible by trainers.replicas.'),
     seed: seed

@@ -13,6 +13,7 @@ import {
   cosine,
   MAX_SETS,
   searchCandidates,
+  searchLower,
   searchRounds,
   searchUpper,
   seed,
@@ -37,11 +38,7 @@ export const QuantizeConfig = z.strictObject({
       'Rounds of the search; each tries all weights, then all activations. 0: the scales of the maximum are kept.',
     ),
     candidates: searchCandidates.describe('Scales tried for each tensor in each round.'),
-    lower: z
-      .number()
-      .positive()
-      .max(1)
-      .describe('Smallest candidate as a multiple of the initial scale (alpha in the paper).'),
+    lower: searchLower.describe('Smallest candidate as a multiple of the initial scale (alpha in the paper).'),
     upper: searchUpper.describe('Largest candidate as a multiple of the initial scale (beta in the paper).'),
     equalize: z
       .boolean()

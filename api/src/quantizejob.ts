@@ -22,6 +22,7 @@ import {
   calibrationImages,
   cosine,
   searchCandidates,
+  searchLower,
   searchRounds,
   searchUpper,
   seed,
@@ -46,10 +47,7 @@ const search = section(
     candidates: searchCandidates
       .default(DEFAULT_SEARCH.candidates)
       .describe('Scales tried for each tensor in each round.'),
-    lower: z
-      .number()
-      .min(0.01)
-      .max(1)
+    lower: searchLower
       .default(DEFAULT_SEARCH.lower)
       .describe('Lower end of the range of 1/scale (EasyQuant’s S) that is tried, as a multiple of its first value.'),
     upper: searchUpper

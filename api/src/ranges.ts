@@ -21,9 +21,24 @@ export const scale = z.number().gt(0).max(512);
 export const sampleRate = z.number().gt(0).max(1);
 export const cosine = z.number().min(-1).max(1);
 
+/** Number of identities. */
+export const numClasses = z.int().min(1).max(1_000_000_000);
+
+export const learningRate = z.number().gt(0).max(100);
+/** Largest L2 norm of a gradient; in a manifest 0 is "off", which config.json has as null. */
+export const gradientClipNorm = z.number().min(0).max(1_000_000);
 export const momentum = z.number().min(0).lt(1);
 export const weightDecay = z.number().min(0).max(1);
 export const power = z.number().gt(0).max(10);
+
+export const warmupEpochs = z.number().min(0).max(1000);
+/** Passes over the dataset. */
+export const epochs = z.int32().min(1).max(100_000);
+export const globalBatchSize = z.int32().min(1).max(1_000_000);
+/** An interval in epochs; in a manifest 0 is "off", which config.json has as null. */
+export const everyEpochs = z.number().min(0).max(1000);
+/** Checkpoints that are kept. */
+export const keep = z.int32().min(1).max(1000);
 
 /** Pixels. */
 export const shift = z.int32().min(0).max(16);
@@ -60,5 +75,6 @@ export const setAsideFolder = z
 export const calibrationImages = z.int32().min(1).max(100_000);
 export const searchRounds = z.int32().min(0).max(100);
 export const searchCandidates = z.int32().min(2).max(10_000);
+export const searchLower = z.number().min(0.01).max(1);
 export const searchUpper = z.number().min(1).max(16);
 export const accuracyDrop = z.number().min(0).max(1);

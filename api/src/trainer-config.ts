@@ -11,21 +11,31 @@ import {
   computeThreads,
   cosine,
   embeddingDim,
+  epochs,
+  everyEpochs,
+  globalBatchSize,
+  gradientClipNorm,
+  keep,
   loaderThreads,
   MAX_SETS,
   m1,
   m2,
   m3,
   momentum,
+  numClasses,
   power,
   sampleRate,
   scale,
   seed,
   setName,
   shift,
+  warmupEpochs,
   weightDecay,
   width,
 } from './ranges.ts';
+
+/** Here "off" is null, so 0 is refused. */
+const positive = <T extends z.ZodNumber>(range: T) => range.gt(0);
 
 /** The margin of the logits. All three parameters are set; those that the type does not use change nothing. */
 export const Margin = z.strictObject({
@@ -50,12 +60,11 @@ const Loss = z.strictObject({
 });
 
 const Sgd = z.strictObject({
+  // Without the manifest's upper bound: a larger rate is how a loss becomes infinite in a test.
   learningRate: z.number().positive(),
   momentum,
   weightDecay,
-  gradientClipNorm: z
-    .number()
-    .positive()
+  gradientClipNorm: positive(gradientClipNorm)
     .nullable()
     .describe('Largest L2 norm of the backbone gradient; class centres are not clipped. null: off.'),
   rowUpdate: z.enum(['lazy']).describe('lazy: only the sampled class centres change in a step.'),
@@ -64,10 +73,9 @@ const Sgd = z.strictObject({
 const Schedule = z.strictObject({
   type: z.enum(['polynomial', 'constant']),
   power,
-  warmupEpochs: z
-    .number()
-    .min(0)
-    .describe('In epochs, as the planner does not know the dataset: steps = epochs × floor(images / globalBatchSize).'),
+  warmupEpochs: warmupEpochs.describe(
+    'In epochs, as the planner does not know the dataset: steps = epochs × floor(images / globalBatchSize).',
+  ),
 });
 
 export const VerificationSet = z.strictObject({
@@ -85,14 +93,14 @@ export const TrainerConfig = z.strictObject({
     embeddingDim,
     width: width.describe('mobilefacenet: multiplier of the channels.'),
     blocks: blocks.nullable().describe('Residual blocks in each stage; null: as the backbone’s name defines.'),
-    numClasses: z.int().positive().nullable().describe('Number of identities; null: that of the dataset.'),
+    numClasses: numClasses.nullable().describe('Number of identities; null: that of the dataset.'),
     channelOrder: z.enum(['rgb', 'bgr']),
   }),
   loss: Loss,
   optimizer: Sgd,
   schedule: Schedule,
-  globalBatchSize: z.int().positive(),
-  epochs: z.int().positive(),
+  globalBatchSize,
+  epochs,
   seed,
   augment: z.strictObject({
     flip: z.boolean(),
@@ -110,16 +118,14 @@ export const TrainerConfig = z.strictObject({
     shared: z
       .boolean()
       .describe('true: training continues from checkpoints of a job of another name; false: they are refused.'),
-    everyEpochs: z.number().positive().nullable().describe('Each interval that is not null applies by itself.'),
+    everyEpochs: positive(everyEpochs).nullable().describe('Each interval that is not null applies by itself.'),
     everySteps: z.int().positive().nullable(),
     everySeconds: z.int().positive().nullable(),
-    keep: z.int().positive().describe('Complete checkpoints kept; older ones are deleted.'),
+    keep: keep.describe('Complete checkpoints kept; older ones are deleted.'),
   }),
   evaluation: z.strictObject({
     sets: z.array(VerificationSet).max(MAX_SETS),
-    everyEpochs: z
-      .number()
-      .positive()
+    everyEpochs: positive(everyEpochs)
       .nullable()
       .describe('Both intervals null: only the end of training is evaluated, as it always is.'),
     everySteps: z.int().positive().nullable(),

@@ -114,3 +114,44 @@ test('children of a job with the longest name and attempt number have valid host
   assert.equal(children.length, 4 + 4096);
   for (const { name } of children) assert(name.length <= 63, name);
 });
+
+describe('the config has the bounds of the spec', () => {
+  const cases: Record<string, { spec: object; beyond: (config: TrainerConfig) => object }> = {
+    numClasses: {
+      spec: { model: { backbone: 'iresnet50', numClasses: 1_000_000_000 } },
+      beyond: ({ model }) => ({ model: { ...model, numClasses: 1_000_000_001 } }),
+    },
+    gradientClipNorm: {
+      spec: { optimizer: { gradientClipNorm: 1_000_000 } },
+      beyond: ({ optimizer }) => ({ optimizer: { ...optimizer, gradientClipNorm: 1_000_001 } }),
+    },
+    'gradientClipNorm 0, which is null here': {
+      spec: { optimizer: { gradientClipNorm: 0 } },
+      beyond: ({ optimizer }) => ({ optimizer: { ...optimizer, gradientClipNorm: 0 } }),
+    },
+    warmupEpochs: {
+      spec: { schedule: { warmupEpochs: 1000 } },
+      beyond: ({ schedule }) => ({ schedule: { ...schedule, warmupEpochs: 1001 } }),
+    },
+    epochs: { spec: { epochs: 100_000 }, beyond: () => ({ epochs: 100_001 }) },
+    globalBatchSize: { spec: { globalBatchSize: 1_000_000 }, beyond: () => ({ globalBatchSize: 1_000_001 }) },
+    'checkpoint.everyEpochs': {
+      spec: { checkpoint: { everyEpochs: 1000 } },
+      beyond: ({ checkpoint }) => ({ checkpoint: { ...checkpoint, everyEpochs: 1001 } }),
+    },
+    'checkpoint.keep': {
+      spec: { checkpoint: { keep: 1000 } },
+      beyond: ({ checkpoint }) => ({ checkpoint: { ...checkpoint, keep: 1001 } }),
+    },
+    'evaluation.everyEpochs': {
+      spec: { evaluation: { everyEpochs: 1000 } },
+      beyond: ({ evaluation }) => ({ evaluation: { ...evaluation, everyEpochs: 1001 } }),
+    },
+  };
+  for (const [name, { spec, beyond }] of Object.entries(cases))
+    test(name, () => {
+      const config = configOf(makeJob().with(spec));
+      assert(TrainerConfig.safeParse(config).success);
+      assert(!TrainerConfig.safeParse({ ...config, ...beyond(config) }).success);
+    });
+});
