@@ -76,13 +76,16 @@ JSON
   ctr --namespace k8s.io images import "/opt/images/$PAUSE"
 }
 
-# node_agents LABELS: starts the kubelet, which registers the node with these labels, and kube-proxy.
+# node_agents LABELS [OPTION...]: starts the kubelet, which registers the node with these labels, and kube-proxy.
 node_agents() {
+  local labels=$1
+  shift
   make_cgroup_root
   kubeconfig /etc/kubernetes/kubelet.conf "$SERVER" "$TOKEN_KUBELET"
   kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
   echo "cgroupRoot: $cgroup_root" >>/etc/facetrain/kubelet.yaml
   start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml \
-    --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" --node-labels="$1"
+    --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" \
+    --node-labels="$labels" "$@"
   start kube-proxy "$programs/kube-proxy" --config=/etc/facetrain/kube-proxy.yaml --hostname-override="$NODE"
 }

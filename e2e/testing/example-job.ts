@@ -1,0 +1,59 @@
+/** The job of examples/lfw-small in a cluster, under other names and with changes. */
+import assert from 'node:assert/strict';
+import { join } from 'node:path';
+import { parse } from 'yaml';
+import { root } from '../../hack/lib/paths.mjs';
+import { condition, type Job, MINUTE, type Namespace } from './namespace.ts';
+
+export const EXAMPLE = join(root, 'examples', 'lfw-small');
+/** Steps between checkpoints of `trainLongWithoutEvaluation`. */
+export const CHECKPOINT_STEPS = 5;
+/** Of a pod template: pods go to a worker, while there is one. Other pods never do. */
+export const ON_WORKERS = {
+  affinity: {
+    nodeAffinity: {
+      preferredDuringSchedulingIgnoredDuringExecution: [
+        { weight: 100, preference: { matchExpressions: [{ key: 'facetrain.dev/worker', operator: 'Exists' }] } },
+      ],
+    },
+  },
+  tolerations: [{ key: 'facetrain.dev/worker', operator: 'Exists' }],
+};
+
+/** Applies the example under another name, with separate folders, and with the changes that `change` makes. */
+export async function applyExample(ns: Namespace, name: string, change: (spec: Job['spec']) => void): Promise<void> {
+  const job = parse(await ns.cluster.kubectl('kustomize', EXAMPLE)) as Job;
+  job.metadata.name = name;
+  job.spec.output.uri = `pvc://facetrain/${name}`;
+  job.spec.quantize.output.uri = `s3://models/${name}`;
+  change(job.spec);
+  await ns.apply(job);
+}
+
+export function trainLongWithoutEvaluation(spec: Job['spec']): void {
+  spec.epochs = 100;
+  spec.checkpoint = { everySteps: CHECKPOINT_STEPS };
+  spec.evaluation = { sets: [] };
+  delete spec.quantize;
+}
+
+export const stepOf = (job: Job): number => job.status?.progress?.step ?? 0;
+
+/**
+ * Waits until the current attempt has trained up to a step. The status keeps the progress of an earlier attempt until
+ * the current one reports its own, so the heartbeat must be younger than the attempt.
+ */
+export function reachesStep(ns: Namespace, name: string, { attempt, step }: { attempt: number; step: number }) {
+  return ns.waitFor(
+    name,
+    (job) => {
+      const { status = {} } = job;
+      assert.equal(status.attempt, attempt);
+      assert(
+        status.progress?.lastHeartbeatTime >= status.attemptStartTime && stepOf(job) >= step,
+        `step ${stepOf(job)}, phase ${status.phase}: ${condition(job, 'Ready')?.message}`,
+      );
+    },
+    { milliseconds: 5 * MINUTE },
+  );
+}
