@@ -63,6 +63,8 @@ export interface ObservedPod {
   waiting?: { reason: string; message: string };
   /** The priority that the API server's admission gave it. */
   priority?: number | undefined;
+  /** It belongs to no PodGroup. */
+  ungrouped?: true;
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;
 }

@@ -4,7 +4,7 @@
  * | kind | what is kept of an object | indexes |
  * | --- | --- | --- |
  * | FaceTrainJob, QuantizeJob | all | |
- * | Pod | metadata, status, names of its node and its claims, priority | `job` (uid), `name` (kind and name), `node` |
+ * | Pod | metadata, status, names of its node and its claims, priority, group | `job` (uid), `name` (kind and name), `node` |
  * | PodGroup | metadata, status, priority | `job` (uid of its job) |
  * | Service, ConfigMap, NetworkPolicy | metadata | `job` (uid of its job) |
  *
@@ -83,7 +83,7 @@ const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): strin
 
 /** Keeps the fields of a pod's spec that are read: with thousands of pods, whole specs would be most of the memory. */
 function stripPod(pod: PodObject): PodObject {
-  const { nodeName, priority, volumes = [], initContainers = [] } = pod.spec;
+  const { nodeName, priority, schedulingGroup, volumes = [], initContainers = [] } = pod.spec;
   const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>
     persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
   );
@@ -95,6 +95,7 @@ function stripPod(pod: PodObject): PodObject {
     spec: {
       ...(nodeName !== undefined && { nodeName }),
       ...(priority !== undefined && { priority }),
+      ...(schedulingGroup !== undefined && { schedulingGroup }),
       ...(claimVolumes.length > 0 && { volumes: claimVolumes }),
       ...(sidecars.length > 0 && { initContainers: sidecars }),
     },

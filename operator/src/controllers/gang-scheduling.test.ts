@@ -10,6 +10,7 @@ import { isApiError } from '../runtime/api-error.ts';
 import { defineResource } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
+import type { FaultProxy } from '../testing/fault-proxy.ts';
 import { settle, startOperator, TestNamespace } from '../testing/operator-harness.ts';
 import {
   claims,
@@ -177,6 +178,30 @@ test('a job that is deleted before its pods are created leaves no children', asy
   await waitUntilNoChildren(ns);
   await settle();
   await waitUntilNoChildren(ns);
+});
+
+test('PodGroups that the cluster begins to serve, or serves no longer, are used from the next gang on', async (t) => {
+  let serve = () => {};
+  const withhold = (proxy: FaultProxy) => proxy.fail('GET', /\/scheduling\.k8s\.io\/v1beta1$/, 404, { times: 100_000 });
+  const ns = await TestNamespace.open(t, plane, 'follow', {
+    discoveryMilliseconds: 100,
+    setUpProxy: (proxy) => (serve = withhold(proxy)),
+  });
+  await ns.applyFaceTrainJob('plain');
+  await ns.waitForPods('plain-0-0', 'plain-0-1');
+  const watches = async (isWatching: boolean) => {
+    const answer = await fetch(`${ns.operator.address}/readyz`);
+    assert.deepEqual([answer.status, (await answer.text()).includes('PodGroup')], [200, isWatching]);
+  };
+  serve();
+  await eventually(() => watches(true));
+  await ns.applyFaceTrainJob('gang');
+  await eventually(async () => assert.deepEqual(await ns.names(groups), ['gang-0']));
+  withhold(ns.operator.proxy);
+  await eventually(() => watches(false));
+  await ns.applyFaceTrainJob('later');
+  await eventually(async () => assert((await ns.names(pods)).includes('later-0-1')));
+  assert.deepEqual(await ns.names(groups), ['gang-0']);
 });
 
 test('a quota on part of a gang is reported; a PodGroup that is deleted meanwhile is replaced', async (t) => {

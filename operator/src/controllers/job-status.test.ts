@@ -770,25 +770,40 @@ test('a URI relative to the manifest is reported with its field: no pod has the 
   await ns.waitForPods('mounted-0-0', 'mounted-0-1');
 });
 
-test('a replica that cannot list a kind is alive but not ready, names the kind, and recovers', async (t) => {
+test('a replica lives through an outage of the API server, at its start and later, and is not ready meanwhile', async (t) => {
   await plane.createNamespace('unready');
+  let end = () => {};
   const operator = await startOperator(plane, 'unready', {
     skipReadyCheck: true,
-    setUpProxy: (proxy) => proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 3 }),
+    setUpProxy(proxy) {
+      end = proxy.fail('GET', /./, 503, { times: 1_000 });
+    },
   });
   t.after(() => operator.stop());
   const probe = async (path: string) => {
     const answer = await fetch(`${operator.address}${path}`);
     return { code: answer.status, text: await answer.text() };
   };
-  const unready = await probe('/readyz');
-  assert.equal(unready.code, 503);
-  assert.match(unready.text, /^\[-\]NetworkPolicy not listed yet$/m);
+  await eventually(() => assert(operator.proxy.requests.length >= 2));
+  assert.equal((await probe('/healthz')).code, 200);
+  assert.deepEqual(await probe('/readyz'), { code: 503, text: '[-]discovery the API server has not answered yet\n' });
+
+  const endOfKind = operator.proxy.fail('GET', /\/networkpolicies\?/, 500, { times: 1_000 });
+  end();
+  await eventually(async () => assert.match((await probe('/readyz')).text, /^\[\+\]Pod ok$/m));
+  assert.match((await probe('/readyz')).text, /^\[-\]NetworkPolicy not listed yet$/m);
   assert.deepEqual(await probe('/healthz'), { code: 200, text: '[+]workers ok\n' });
+  endOfKind();
   await eventually(async () => assert.equal((await probe('/readyz')).code, 200));
-  assert.match((await probe('/readyz')).text, /^\[\+\]NetworkPolicy ok$/m);
   assert.equal((await probe('/nothing')).code, 404);
   assert.equal((await fetch(`${operator.address}/healthz`, { method: 'POST' })).status, 405);
+
+  end = operator.proxy.fail('GET', /./, 503, { times: 100_000 });
+  operator.proxy.dropWatches();
+  await eventually(async () => assert.match((await probe('/readyz')).text, /^\[-\]Pod not watched for \d+ s$/m));
+  assert.equal((await probe('/healthz')).code, 200);
+  end();
+  await eventually(async () => assert.equal((await probe('/readyz')).code, 200), 45_000);
 });
 
 test('an API server that answers 500 is tried again, one that answers 401 is not', async (t) => {

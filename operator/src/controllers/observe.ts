@@ -74,6 +74,7 @@ export function observePod(
     ...(silentNode && { silentNode }),
     ...(specDigest !== undefined && { specDigest }),
     ...priorityOf(pod),
+    ...(spec.schedulingGroup === undefined && { ungrouped: true as const }),
   };
 }
 

@@ -1,21 +1,23 @@
 /**
- * The operator as a whole: `runOperator` builds its parts, in the order of their dependencies. Each part has a separate
- * file: cluster-discovery.ts, caches.ts, reconcile.ts, wake-ups.ts; ../runtime/manager.ts starts and stops them.
+ * The operator as a whole: `runOperator` serves the probes and finds out what the cluster serves; `runParts` builds the
+ * parts for that, in the order of their dependencies. Each part has a separate file: cluster-discovery.ts, caches.ts,
+ * reconcile.ts, wake-ups.ts; ../runtime/manager.ts starts and stops them.
  */
 import { API_VERSION, OPERATOR_NAME, PROGRESS_PATH } from '@facetrain/api';
 import type { Environment } from '@facetrain/planner/environment';
 import { Reason } from '@facetrain/planner/reasons';
 import type { Logger } from 'pino';
-import type { Client } from '../runtime/client.ts';
+import { type Client, untilAborted } from '../runtime/client.ts';
 import { Controller, type Reconcile } from '../runtime/controller.ts';
 import { EventRecorder } from '../runtime/event-recorder.ts';
+import { HealthServer } from '../runtime/health.ts';
 import type { ElectionTimes } from '../runtime/leader-election.ts';
-import { Leadership } from '../runtime/leadership.ts';
+import { Leadership, LeadershipLost } from '../runtime/leadership.ts';
 import { runManager } from '../runtime/manager.ts';
 import type { Metrics } from '../runtime/metrics.ts';
 import { splitKey } from '../runtime/resource.ts';
 import { makeCaches } from './caches.ts';
-import { discoverCluster } from './cluster-discovery.ts';
+import { type Cluster, discoverCluster, podGroupApiChanged } from './cluster-discovery.ts';
 import { ProgressPoller } from './progress-poller.ts';
 import { faceTrainJobReconciler, quantizeJobReconciler } from './reconcile.ts';
 import { SharedFolders } from './shared-folders.ts';
@@ -37,20 +39,69 @@ export interface OperatorOptions {
   workers: number;
   /** Seconds between two requests for the progress of a job. */
   progressSeconds: number;
+  /** Milliseconds between two requests for what the cluster serves; default 30,000. */
+  discoveryMilliseconds?: number;
   onListening?: (port: number) => void;
 }
 
+const DISCOVERY_MILLISECONDS = 30_000;
 /** The API's limit for reportingInstance, in characters. */
 const MAX_INSTANCE = 128;
 
-/** Runs until the signal aborts. @throws LeadershipLost when another replica may lead */
+/**
+ * Runs until the signal aborts. While the API server cannot be reached it lives, and is not ready: the kubelet must not
+ * start a container again for a fault that is elsewhere.
+ *
+ * @throws LeadershipLost when another replica may lead. It waits for nothing then, as the process has to end
+ */
 export async function runOperator(options: OperatorOptions, signal: AbortSignal): Promise<void> {
-  const { client, metrics, log, environment, namespace, identity, election, health } = options;
+  const { client, metrics, log, namespace } = options;
   const onWatchError = (plural: string) => metrics.countWatchError(plural);
+  const starting = { alive: {}, ready: { discovery: () => 'the API server has not answered yet' } };
+  const health = new HealthServer({ ...options.health, registry: metrics.registry, ...starting });
+  const port = await health.listen();
+  options.onListening?.(port);
+  log.info({ port }, 'probes and metrics are served');
+  let isLost = false;
+  try {
+    while (!signal.aborted) {
+      health.checks = starting;
+      const cluster = await discoverCluster({ client, namespace, log, onWatchError }, signal);
+      if (cluster === null) break;
+      const changed = new AbortController();
+      const either = AbortSignal.any([signal, changed.signal]);
+      const every = options.discoveryMilliseconds ?? DISCOVERY_MILLISECONDS;
+      const reader = client.guardedBy(untilAborted(either));
+      const following = podGroupApiChanged({ client: reader, log }, cluster.podGroupApi, every, either);
+      void following.then(() => changed.abort());
+      try {
+        await runParts(options, cluster, health, either);
+      } finally {
+        changed.abort();
+      }
+    }
+  } catch (error) {
+    isLost = error instanceof LeadershipLost;
+    throw error;
+  } finally {
+    const closing = Promise.all([health.close(), client.close()]);
+    if (isLost) closing.catch(() => {});
+    else {
+      await closing;
+      log.info('stopped');
+    }
+  }
+}
 
-  const cluster = await discoverCluster({ client, namespace, log, onWatchError }, signal);
-  if (cluster === null) return;
-  const { podGroupApi, nodesAndVolumes } = cluster;
+/** Runs the caches and the controllers until the signal aborts. */
+async function runParts(
+  options: OperatorOptions,
+  { podGroupApi, nodesAndVolumes }: Cluster,
+  health: HealthServer,
+  signal: AbortSignal,
+): Promise<void> {
+  const { client, metrics, log, environment, namespace, identity, election } = options;
+  const onWatchError = (plural: string) => metrics.countWatchError(plural);
   log.info(
     { podGroupApi, namespace },
     podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
@@ -66,6 +117,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
     controller: OPERATOR_NAME,
     instance: identity.slice(0, MAX_INSTANCE),
     log,
+    onDrop: metrics.countDroppedEvent,
   });
   const poller = new ProgressPoller({
     log,
@@ -105,7 +157,6 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       health,
       election: election && { ...election, identity, leadership },
       whileLeading: (leading) => poller.run(leading),
-      ...(options.onListening && { onListening: options.onListening }),
     },
     signal,
   );

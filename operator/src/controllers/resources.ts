@@ -23,6 +23,7 @@ export interface PodObject extends KubernetesObject {
   spec: {
     nodeName?: string;
     priority?: number;
+    schedulingGroup?: object;
     volumes?: { persistentVolumeClaim?: { claimName: string } }[];
     initContainers?: { name: string; restartPolicy?: string }[];
   };

@@ -55,6 +55,8 @@ const RETRY_MAX_MILLISECONDS = 30_000;
 const WATCH_SECONDS = 300;
 /** A watch that lasted this long has not failed, even if it had no event. */
 const LASTED_MILLISECONDS = 1_000;
+/** A server that restarts is not yet a problem. */
+const TOLERATED_SECONDS = 5;
 
 export class Cache<T extends KubernetesObject> {
   readonly #options: CacheOptions<T>;
@@ -71,6 +73,8 @@ export class Cache<T extends KubernetesObject> {
    */
   #version = '0';
   #isSynced = false;
+  /** Since when the server has not answered, by performance.now(). */
+  #failingSince: number | undefined;
 
   constructor(options: CacheOptions<T>) {
     this.#options = options;
@@ -85,6 +89,13 @@ export class Cache<T extends KubernetesObject> {
   }
   get isSynced(): boolean {
     return this.#isSynced;
+  }
+  /** Why the cache may be out of date; undefined while it is not. */
+  get problem(): string | undefined {
+    if (!this.#isSynced) return 'not listed yet';
+    if (this.#failingSince === undefined) return undefined;
+    const seconds = (performance.now() - this.#failingSince) / 1000;
+    return seconds < TOLERATED_SECONDS ? undefined : `not watched for ${Math.round(seconds)} s`;
   }
   get size(): number {
     return this.#objects.size;
@@ -127,6 +138,7 @@ export class Cache<T extends KubernetesObject> {
       } catch (error) {
         if (signal.aborted) return;
         this.#options.onWatchError?.(error);
+        this.#failingSince ??= performance.now();
         if (isExpired(error)) {
           isListed = false;
           // With a version, the server could answer from a cache that is as old as the watch was.
@@ -192,7 +204,8 @@ export class Cache<T extends KubernetesObject> {
     };
     const begun = performance.now();
     let lineCount = 0;
-    for await (const line of client.watch(resource, namespace, query, signal, metadataOnly)) {
+    const onOpen = () => (this.#failingSince = undefined);
+    for await (const line of client.watch(resource, namespace, query, signal, metadataOnly, onOpen)) {
       this.#apply(line);
       if (lineCount++ === 0) this.#retry.reset();
     }

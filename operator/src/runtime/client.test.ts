@@ -38,6 +38,8 @@ async function serve(
   return { client, sockets, codes };
 }
 
+const recorderOptions = { controller: 'c', instance: 'i', log: pino({ level: 'silent' }) };
+const subjectNamed = (uid: string) => ({ apiVersion: 'v1', kind: 'Thing', namespace: 'n', name: 'a', uid });
 const object = { metadata: { name: 'a', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' } };
 
 test('many requests share a few connections', async (t) => {
@@ -150,18 +152,47 @@ test('an event that repeats becomes a series, and the events of one object are l
     requests.push({ method: request.method!, body: JSON.parse(request.body) as object });
     response.end(request.body);
   });
-  const recorder = new EventRecorder({ client, controller: 'c', instance: 'i', log: pino({ level: 'silent' }) });
-  const subject = { apiVersion: 'v1', kind: 'Thing', namespace: 'n', name: 'a', uid: 'u' };
+  const dropped: string[] = [];
+  const recorder = new EventRecorder({ client, ...recorderOptions, onDrop: (cause) => dropped.push(cause) });
+  const subject = subjectNamed('u');
   const content = { type: 'Normal' as const, reason: 'Made', action: 'Make', message: 'ü'.repeat(2000) };
-  for (let count = 0; count < 40; count++) recorder.emit(subject, content);
-  recorder.emit({ ...subject, uid: 'other' }, content);
+  recorder.emit(subject, content);
+  await recorder.flush();
+  for (let count = 0; count < 3; count++) recorder.emit(subject, content);
+  await recorder.flush();
+  for (let count = 0; count < 36; count++) recorder.emit(subject, content);
+  recorder.emit(subjectNamed('other'), content);
   await recorder.flush();
   assert.deepEqual(
-    requests.map(({ method }) => method),
-    ['POST', ...Array<string>(24).fill('PATCH'), 'POST'],
+    requests.map(({ method, body }) => [method, body.series?.count]),
+    [
+      ['POST', undefined],
+      ['PATCH', 4],
+      ['PATCH', 25],
+      ['POST', undefined],
+    ],
   );
-  assert.equal(requests[24]!.body.series!.count, 25);
+  assert.deepEqual(dropped, Array(15).fill('rate'));
   assert(Buffer.byteLength(requests[0]!.body.note!) <= 1024 && !requests[0]!.body.note!.includes('\uFFFD'));
+});
+
+test('while the server does not answer, events wait in a queue of limited length, and the end waits only so long', async () => {
+  let sent = 0;
+  const never = () => {
+    sent++;
+    return new Promise<never>(() => {});
+  };
+  const client = { create: never, patch: never };
+  const dropped: string[] = [];
+  const recorder = new EventRecorder({ client, ...recorderOptions, onDrop: (cause) => dropped.push(cause) });
+  const content = { type: 'Normal' as const, reason: 'Made', action: 'Make', message: 'x' };
+  for (let uid = 0; uid < 1200; uid++) recorder.emit(subjectNamed(String(uid)), content);
+  assert.deepEqual(dropped, Array(200).fill('queue'));
+  // Equal events are one.
+  for (let count = 0; count < 10; count++) recorder.emit(subjectNamed('500'), content);
+  assert.equal(dropped.length, 200);
+  await recorder.flush(50);
+  assert.equal(sent, 1);
 });
 
 test('a merge patch has the changed fields, and null for removed ones', () => {

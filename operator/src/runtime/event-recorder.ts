@@ -2,9 +2,11 @@
  * Writes Events, which users read in `kubectl describe`. An event that repeats within some minutes is counted up in its
  * series; a token bucket for each object limits how many events it can cause (client-go's EventSourceObjectSpamFilter).
  *
- * Events are best effort: an error is logged, and the caller never waits.
+ * Events are best effort: an error is logged, and the caller never waits. They wait in a queue of limited length, in
+ * which equal events are one. What does not fit is dropped and counted.
  */
 import { randomUUID } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { isApiError } from './api-error.ts';
 import type { Client } from './client.ts';
@@ -42,6 +44,16 @@ interface Series {
   at: number;
 }
 
+/** An event that has not been sent, and how often it was emitted meanwhile. */
+interface Pending {
+  subject: EventSubject;
+  content: EventContent;
+  count: number;
+}
+
+/** Why an event was dropped: its object has had too many, or the queue is full. */
+export type DropCause = 'rate' | 'queue';
+
 /** The API's limit of a note, in bytes. */
 const MAX_NOTE = 1024;
 /** An event that repeats within this time belongs to the same series. */
@@ -49,6 +61,10 @@ const SERIES_MILLISECONDS = 360_000;
 /** The token bucket of an object: its size, and the time in which it gains a token. */
 const BURST = 25;
 const REFILL_MILLISECONDS = 60_000;
+/** Different events that wait to be sent. Each object has at most BURST of them. */
+const MAX_PENDING = 1000;
+/** Longest wait for the queue to be sent, at the end of the program. */
+const FLUSH_MILLISECONDS = 5_000;
 /** Series, and buckets, that are kept in memory. */
 const MAX_ENTRIES = 4096;
 
@@ -60,6 +76,8 @@ export interface RecorderOptions {
   controller: string;
   instance: string;
   log: Logger;
+  /** Called for each event that is not sent. */
+  onDrop?: (cause: DropCause) => void;
   now?: () => Date;
 }
 
@@ -68,8 +86,10 @@ export class EventRecorder {
   readonly #now: () => Date;
   readonly #series = new Map<string, Series>();
   readonly #buckets = new Map<string, { tokens: number; at: number }>();
-  /** Ends when the last emitted event has been sent. Events are sent one after the other. */
-  #sending: Promise<void> = Promise.resolve();
+  /** By what makes events equal, in the order in which they are sent. */
+  readonly #pending = new Map<string, Pending>();
+  /** Ends when the queue is empty; null while it is. Events are sent one after the other. */
+  #sending: Promise<void> | null = null;
 
   constructor(options: RecorderOptions) {
     this.#options = options;
@@ -78,25 +98,44 @@ export class EventRecorder {
 
   /** Sends an event in the background, unless the subject has had too many. */
   emit(subject: EventSubject, content: EventContent): void {
-    if (!this.#isAllowed(subject.uid)) return;
-    this.#sending = this.#sending
-      .then(() => this.#send(subject, content))
-      .catch((error: unknown) => this.#options.log.warn({ err: error, event: content.reason }, 'event not written'));
+    if (!this.#isAllowed(subject.uid)) return this.#options.onDrop?.('rate');
+    const { type, reason, message } = content;
+    const key = JSON.stringify([subject.uid, type, reason, message]);
+    const pending = this.#pending.get(key);
+    if (pending) pending.count++;
+    else if (this.#pending.size >= MAX_PENDING) this.#options.onDrop?.('queue');
+    else {
+      this.#pending.set(key, { subject, content, count: 1 });
+      this.#sending ??= this.#sendAll();
+    }
   }
 
-  /** Resolves when every event emitted so far has been sent. */
-  flush(): Promise<void> {
-    return this.#sending;
+  /** Resolves when every event emitted so far has been sent, or after this time. */
+  async flush(limitMilliseconds = FLUSH_MILLISECONDS): Promise<void> {
+    const over = new AbortController();
+    await Promise.race([this.#sending, delay(limitMilliseconds, undefined, { signal: over.signal }).catch(() => {})]);
+    over.abort();
   }
 
-  async #send(subject: EventSubject, content: EventContent): Promise<void> {
+  async #sendAll(): Promise<void> {
+    // Events of one turn of the event loop are put together first.
+    await Promise.resolve();
+    for (const [key, pending] of this.#pending) {
+      this.#pending.delete(key);
+      await this.#send(key, pending).catch((error: unknown) =>
+        this.#options.log.warn({ err: error, event: pending.content.reason }, 'event not written'),
+      );
+    }
+    this.#sending = null;
+  }
+
+  async #send(key: string, { subject, content, count }: Pending): Promise<void> {
     const { client } = this.#options;
     const { type, reason, action, message } = content;
     const now = this.#now();
-    const key = JSON.stringify([subject.uid, type, reason, message]);
     const series = this.#series.get(key);
     if (series && now.getTime() - series.at < SERIES_MILLISECONDS) {
-      Object.assign(series, { count: series.count + 1, at: now.getTime() });
+      Object.assign(series, { count: series.count + count, at: now.getTime() });
       try {
         await client.patch(events, series.namespace, series.name, {
           series: { count: series.count, lastObservedTime: microTime(now) },
@@ -119,8 +158,9 @@ export class EventRecorder {
       action,
       note: shorten(message),
       regarding: subject,
+      ...(count > 1 && { series: { count, lastObservedTime: microTime(now) } }),
     });
-    setNewest(this.#series, key, { namespace: subject.namespace, name, count: 1, at: now.getTime() });
+    setNewest(this.#series, key, { namespace: subject.namespace, name, count, at: now.getTime() });
   }
 
   #isAllowed(uid: string): boolean {

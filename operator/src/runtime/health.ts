@@ -21,14 +21,17 @@ export interface HealthOptions {
 export class HealthServer {
   readonly #server: Server;
   readonly #options: HealthOptions;
+  /** May be replaced while it is served. */
+  checks: Pick<HealthOptions, 'alive' | 'ready'>;
 
   constructor(options: HealthOptions) {
     this.#options = options;
+    this.checks = { alive: options.alive, ready: options.ready };
     this.#server = createServer((request, response) => {
       const path = new URL(request.url ?? '/', 'http://localhost').pathname;
       if (request.method !== 'GET') response.writeHead(405).end();
       else if (path === '/healthz' || path === '/readyz') {
-        const { code, text } = verdict(path === '/healthz' ? options.alive : options.ready);
+        const { code, text } = verdict(path === '/healthz' ? this.checks.alive : this.checks.ready);
         response.writeHead(code, { 'content-type': 'text/plain' }).end(text);
       } else if (path === '/metrics') {
         options.registry.metrics().then(

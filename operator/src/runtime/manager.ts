@@ -1,15 +1,15 @@
 /**
  * The order in which the parts of a program start and stop (controller-runtime's manager).
  *
- * Start: probes and metrics, caches, leader election, workers. Stop: workers finish the reconciles that have begun,
- * events are sent, the Lease is released, then caches, probes and connections close.
+ * Start: caches, leader election, workers. Stop: workers finish the reconciles that have begun, events are sent, the
+ * Lease is released, then the caches end. Probes and connections outlive it, so that it can be run again.
  */
 import type { Logger } from 'pino';
 import type { Cache } from './cache.ts';
 import type { Client } from './client.ts';
 import type { Controller } from './controller.ts';
 import type { EventRecorder } from './event-recorder.ts';
-import { type Check, HealthServer } from './health.ts';
+import type { Check, HealthServer } from './health.ts';
 import { type ElectionOptions, LeaderElection } from './leader-election.ts';
 import { LeadershipLost } from './leadership.ts';
 import type { Metrics } from './metrics.ts';
@@ -22,12 +22,12 @@ export interface ManagerOptions {
   events: EventRecorder;
   metrics: Metrics;
   log: Logger;
-  health: { host?: string; port: number };
+  /** It is served already. */
+  health: HealthServer;
   /** null: no election, this replica is the only one. */
   election: Omit<ElectionOptions, 'client' | 'log' | 'onChange'> | null;
   /** Runs while this replica leads, beside the controllers. */
   whileLeading?: (signal: AbortSignal) => Promise<void>;
-  onListening?: (port: number) => void;
 }
 
 /** A reconcile takes milliseconds. One that has not ended after this time never will: the probe fails. */
@@ -39,22 +39,16 @@ const STUCK_SECONDS = 600;
  * @throws LeadershipLost when another replica may lead: this process must end. It waits for nothing then.
  */
 export async function runManager(options: ManagerOptions, signal: AbortSignal): Promise<void> {
-  const { client, caches, controllers, events, metrics, log, election } = options;
+  const { client, caches, controllers, events, metrics, log, health, election } = options;
   const stuck: Check = () => {
     const longest = Math.max(0, ...controllers.flatMap(({ queue }) => queue.working));
     return longest > STUCK_SECONDS ? `a reconcile has been running for ${Math.round(longest)} s` : undefined;
   };
   const ready = Object.fromEntries(
-    Object.entries(caches).map(([name, cache]): [string, Check] => [
-      name,
-      () => (cache.isSynced ? undefined : 'not listed yet'),
-    ]),
+    Object.entries(caches).map(([name, cache]): [string, Check] => [name, () => cache.problem]),
   );
-  const health = new HealthServer({ ...options.health, registry: metrics.registry, alive: { workers: stuck }, ready });
+  health.checks = { alive: { workers: stuck }, ready };
   const watching = new AbortController();
-  const port = await health.listen();
-  options.onListening?.(port);
-  log.info({ port }, 'probes and metrics are served');
   const watches = Object.values(caches).map((cache) => cache.run(watching.signal));
   let isLost = false;
   try {
@@ -79,11 +73,6 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
     throw error;
   } finally {
     watching.abort();
-    const closing = Promise.all([...watches, health.close()]).then(() => client.close());
-    if (isLost) closing.catch(() => {});
-    else {
-      await closing;
-      log.info('stopped');
-    }
+    if (!isLost) await Promise.all(watches);
   }
 }

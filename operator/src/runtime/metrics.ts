@@ -1,5 +1,6 @@
 /** Prometheus metrics under the names of controller-runtime and client-go, so that dashboards made for those work. */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import type { DropCause } from './event-recorder.ts';
 import type { WorkQueue, WorkQueueMetrics } from './workqueue.ts';
 
 /** How a reconcile ended: the label `result` of controller_runtime_reconcile_total. */
@@ -28,6 +29,11 @@ export class Metrics {
     'facetrain_watch_restarts_total',
     'Watches that ended in an error, by resource.',
     ['resource'],
+  );
+  readonly #droppedEvents = this.#counter(
+    'facetrain_events_dropped_total',
+    'Events that were not sent: rate, an object had too many; queue, too many waited.',
+    ['cause'],
   );
   readonly #leader = this.#gauge('leader_election_master_status', '1 while this replica leads.', ['name']);
   readonly #reconciles = this.#counter('controller_runtime_reconcile_total', 'Reconciles, by how they ended.', [
@@ -72,6 +78,7 @@ export class Metrics {
 
   countRequest = (method: string, code: number | '<error>'): void => this.#requests.inc({ method, code: String(code) });
   countWatchError = (resource: string): void => this.#watchRestarts.inc({ resource });
+  countDroppedEvent = (cause: DropCause): void => this.#droppedEvents.inc({ cause });
   setLeading = (name: string, isLeading: boolean): void => this.#leader.set({ name }, isLeading ? 1 : 0);
 
   controller(controller: string): ControllerMetrics {

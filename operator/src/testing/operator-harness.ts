@@ -33,7 +33,7 @@ export interface Replica {
 }
 
 type StartOptions = Partial<
-  Pick<OperatorOptions, 'identity' | 'election' | 'progressSeconds' | 'log' | 'namespace'>
+  Pick<OperatorOptions, 'identity' | 'election' | 'progressSeconds' | 'discoveryMilliseconds' | 'log' | 'namespace'>
 > & {
   /** Its bearer token; by default the administrator's. */
   token?: string;
@@ -100,8 +100,17 @@ export async function startOperator(
     },
     cutOff: () => proxy.close(),
   };
-  if (!overrides.election && !skipReadyCheck)
-    await eventually(async () => assert.equal((await fetch(`${replica.address}/readyz`)).status, 200));
+  if (!overrides.election && !skipReadyCheck) {
+    let failure: unknown;
+    void ended.then((error) => (failure = error));
+    await eventually(async () => {
+      if (failure === undefined) assert.equal((await fetch(`${replica.address}/readyz`)).status, 200);
+    });
+    if (failure !== undefined) {
+      await proxy.close();
+      throw failure;
+    }
+  }
   return replica;
 }
 

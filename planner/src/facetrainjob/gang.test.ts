@@ -35,6 +35,16 @@ test('a missing PodGroup is created again', () => {
   );
 });
 
+test('a gang that began as plain pods gets no PodGroup later, and its missing pods join none', () => {
+  const pods = [{ ...makePod(0).build(), ungrouped: true as const }];
+  const { actions } = plan(pods, { objects: OBJECTS }, { observedGeneration: 1, attempt: 0 });
+  const created = actions.map((action) => action.type === 'create' && action.object);
+  assert.deepEqual(
+    created.map((object) => object && [object.kind, object.kind === 'Pod' && object.spec.schedulingGroup]),
+    [['Pod', undefined]],
+  );
+});
+
 describe('a PodGroup that a user deletes', () => {
   const going = { objects: [...OBJECTS, { ...GROUP, deleting: true as const }] };
   test('while pods wait to be scheduled: a restart that does not count', () => {

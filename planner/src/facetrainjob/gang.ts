@@ -23,6 +23,12 @@ export function gangOf(spec: FaceTrainJobSpec, podGroupApi: string | null): Gang
 }
 
 /**
+ * Whether the attempt was begun when the cluster served no PodGroup. It goes on without one: pods cannot join a group
+ * later, and a group would wait for them.
+ */
+export const beganAsPlainPods = ({ ranks }: JobView): boolean => ranks.some((pod) => pod?.ungrouped === true);
+
+/**
  * A hint for a message: the scheduler waits for pods of the gang that cannot be created. The scheduler itself does not
  * report that. Empty if it does not apply.
  */

@@ -39,7 +39,14 @@ import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { quantizeJobChildren, quantizeJobName, stageAfterTraining } from './child-quantizejob.ts';
-import { findDeletedPodGroup, findPriorityMismatch, gangOf, missingPodsHint } from './gang.ts';
+import {
+  beganAsPlainPods,
+  findDeletedPodGroup,
+  findPriorityMismatch,
+  type Gang,
+  gangOf,
+  missingPodsHint,
+} from './gang.ts';
 import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
 import { findHang, type ProgressStatus, progressOf, secondsToHang, setAsideEvents } from './training-progress.ts';
@@ -121,7 +128,8 @@ function active(
   view: JobView,
   environment: Environment,
 ): Stage {
-  const gang = gangOf(spec, podGroupApi);
+  const served = gangOf(spec, podGroupApi);
+  const gang: Gang = served.mode === 'native' && beganAsPlainPods(view) ? { mode: 'none' } : served;
   const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
