@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import {
   ARTIFACT,
   FacetrainError,
+  joinStorageUri,
   type QuantizeConfig,
   type QuantizeReport,
   type StorageAddress,
@@ -195,5 +196,5 @@ async function upload(
 }
 
 function rejected(destination: StorageAddress): StorageAddress {
-  return { ...destination, uri: `${destination.uri.replace(/\/+$/, '')}/rejected` };
+  return { ...destination, uri: joinStorageUri(destination.uri, 'rejected') };
 }

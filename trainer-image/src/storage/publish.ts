@@ -16,7 +16,7 @@ import {
   type S3Client,
 } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import { ARTIFACT, parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
+import { ARTIFACT, normalStorageUri, parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
 import { flushFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
 import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
@@ -41,11 +41,11 @@ export async function publish(
   destination: StorageAddress,
   signal?: AbortSignal,
 ): Promise<Published[]> {
-  const location = parseStorageUri(destination.uri);
+  const location = parseStorageUri(normalStorageUri(destination.uri));
   if (location.scheme === 'file') return publishTo(folderPlace(folder, location.path, signal), folder, names, signal);
   if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
   const client = s3Client(destination);
-  const where = { bucket: location.bucket, prefix: location.key.replace(/\/+$/, '') };
+  const where = { bucket: location.bucket, prefix: location.key };
   try {
     return await publishTo(bucketPlace(client, folder, destination, where, signal), folder, names, signal);
   } finally {
