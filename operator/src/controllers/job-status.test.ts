@@ -516,7 +516,7 @@ test('a refused pod template is reported with the message of the server, which n
   });
   await settle();
   assert.deepEqual(await ns.names(pods), []);
-  // The first pod of the gang is refused, so no other is tried; the next try is a minute later.
+  // The first pod of the gang is refused, so no other is tried; the next try is half a minute later.
   const posts = ns.operator.proxy.writes.filter(({ method, url }) => method === 'POST' && /\/pods(\?|$)/.test(url));
   assert(posts.length >= 1 && posts.length <= 2, `${posts.length} pods were tried`);
 });
@@ -533,6 +533,28 @@ test('a misspelt field of a pod template is reported, not dropped', async (t) =>
     ),
   );
   assert.deepEqual(await ns.names(pods), []);
+});
+
+test('a field beside the spec of a pod template is kept by the server, and refused by the operator', async (t) => {
+  const ns = await open(t, 'misplaced');
+  const trainers = { replicas: 1, resources: { requests: { cpu: 0.5 } } };
+  await ns.applyFaceTrainJob('faces', { trainers: { ...trainers, podTemplate: { nodeSelector: { disk: 'fast' } } } });
+  await eventually(async () =>
+    assert.equal(
+      await ns.conditionText('faces', 'Stalled'),
+      'InvalidSpec: spec.trainers.podTemplate.nodeSelector: a pod template has only metadata and spec; ' +
+        'move it to spec.nodeSelector',
+    ),
+  );
+  assert.deepEqual(await ns.names(pods), []);
+  const podTemplate = { nodeSelector: null, spec: { nodeSelector: { disk: 'fast' } } };
+  await ns.patch(faceTrainJobs, 'faces', { spec: { trainers: { podTemplate } } });
+  await ns.waitForPods('faces-0-0');
+  const { spec } = (await ns.get(pods, 'faces-0-0')) as unknown as {
+    spec: { nodeSelector: object; containers: { resources: object }[] };
+  };
+  assert.deepEqual(spec.nodeSelector, { disk: 'fast' });
+  assert.deepEqual(spec.containers[0]!.resources, { requests: { cpu: '500m' } });
 });
 
 test('a suspended job has no pods and keeps its last checkpoint; resumed, it starts from there', async (t) => {
