@@ -135,7 +135,7 @@ export class Rank {
       if (!this.running) throw new Error(`the rank ended:\n${this.text}`);
       // proc_pid_stat(5): the state follows the name, which is in parentheses.
       return /\) T /.test(await readFile(`/proc/${this.#child.pid}/stat`, 'utf8'));
-    });
+    }, 120_000);
   }
 
   get running(): boolean {
