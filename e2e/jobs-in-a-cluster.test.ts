@@ -17,8 +17,10 @@ import { Cluster } from './cluster/cluster.ts';
 import { buildImages } from './cluster/images.ts';
 import { installAll, installChart, s3 } from './cluster/install-facetrain.ts';
 import { lifeOfAJob } from './failures/life-of-a-job.ts';
+import { trainersOutliveTheirPods } from './failures/old-trainers.ts';
+import { podsGoWhileTheOperatorIsAway } from './failures/operator-away.ts';
 import { podsThatFail } from './failures/pods-that-fail.ts';
-import { podsThatWait } from './failures/pods-that-wait.ts';
+import { aClassIsTheDefault, podsThatWait } from './failures/pods-that-wait.ts';
 import {
   applyExample,
   CHECKPOINT_STEPS,
@@ -152,9 +154,11 @@ together(
       await ns.kubectl('delete', 'facetrainjob', 'prepared', 'unprepared');
     },
 
-    async 'a gang that loses a node starts again on another'(ns) {
+    async 'a gang that loses a node starts again on another, and its old trainers harm nothing'(ns) {
       const worker = await cluster.addNode();
       await cluster.load([await installedTrainerImage()], [worker]);
+      await trainersOutliveTheirPods(ns, worker);
+
       await applyExample(ns, 'moved', (spec) => {
         trainLongWithoutEvaluation(spec);
         spec.trainers.podTemplate = { spec: ON_WORKERS };
@@ -169,6 +173,14 @@ together(
   },
   'large',
 );
+
+test('a gang is scheduled where a PriorityClass is the default of all pods', async () => {
+  await aClassIsTheDefault(await Namespace.create(cluster, 'default-class'));
+});
+
+test('pods that go while the operator is away did not fail', async () => {
+  await podsGoWhileTheOperatorIsAway(await Namespace.create(cluster, 'away'));
+});
 
 test('helm uninstall keeps the jobs', async () => {
   const ns = await Namespace.create(cluster, 'kept');

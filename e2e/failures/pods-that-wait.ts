@@ -184,3 +184,20 @@ export const podsThatWait: Record<string, (ns: Namespace) => Promise<void>> = {
     assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });
   },
 };
+
+/** Not beside other tests: the class applies to every pod that is created meanwhile. */
+export async function aClassIsTheDefault(ns: Namespace): Promise<void> {
+  const name = 'default-of-all';
+  await ns.apply({
+    apiVersion: 'scheduling.k8s.io/v1',
+    kind: 'PriorityClass',
+    metadata: { name },
+    value: 100,
+    globalDefault: true,
+  });
+  await ns.apply(trainJob('faces', { replicas: 2, shell: 'exit 0' }));
+  await ns.reachesPhase('faces', 'Succeeded');
+  const priorities = (await ns.list<{ spec: { priority: number } }>('pod')).map(({ spec }) => spec.priority);
+  assert.deepEqual(priorities, [100, 100]);
+  await ns.kubectl('delete', 'priorityclass', name);
+}
