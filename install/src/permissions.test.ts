@@ -195,7 +195,7 @@ async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> 
   await hasPhase(quantizeJobs, namespace, 'faces-quantize', 'Suspended');
   await suspend(namespace, 'faces', false);
   const again = (await exists(quantizeJobs, namespace, 'faces-quantize')) as JobObject;
-  const quantizer = `faces-quantize-${again.status!.attempt}-0`;
+  const quantizer = `faces-quantize-${again.status!.attempt}-quantizer`;
   await exists(pods, namespace, quantizer);
   await setPodStatus(plane.client, namespace, quantizer, 'Succeeded', { exitCode: 0 });
   await isGone(faceTrainJobs, namespace, 'faces');
