@@ -46,7 +46,7 @@ const ROOMS = [
                                 'native', 'api']],
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
-  ['install',                  ['api', 'planner', 'hack/lib/paths.mjs'], 'generates files of this repository; in no image'],
+  ['install',                  ['api', 'planner', 'hack/lib/paths.mjs'], 'generates files of this repository'],
   ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
   ['bench',                    ['operator', 'planner', 'trainer-image', 'native', 'api']],

@@ -477,8 +477,8 @@ export const FaceTrainJobStatus = z
           .regex(/^\d+(-\d+)?(,\d+(-\d+)?)*$/)
           .optional()
           .describe(
-            'Ranks of this attempt that have succeeded, such as "0,2-5" (the format of a Job’s completedIndexes). They ' +
-              'stay succeeded when their pods are removed.',
+            'Ranks of this attempt that have succeeded, such as "0,2-5" (the format of a Job’s completedIndexes). ' +
+              'They stay succeeded when their pods are removed.',
           ),
       })
       .optional()

@@ -135,8 +135,8 @@ export const podFields = {
     .optional()
     .describe(
       'A PodTemplateSpec for everything else: labels, annotations, nodeSelector, tolerations, volumes, more ' +
-        'containers. The container named "facetrain" is merged with Facetrain’s own. A field that Facetrain sets itself ' +
-        '(args, hostname, RANK and the like) is refused, with InvalidSpec.',
+        'containers. The container named "facetrain" is merged with Facetrain’s own. A field that Facetrain sets ' +
+        'itself (args, hostname, RANK and the like) is refused, with InvalidSpec.',
     ),
 };
 

@@ -2,9 +2,9 @@
  * What a `podTemplate` must not contain: fields that Facetrain sets itself, and fields where no pod template has any. A
  * field of the template is honored or refused, never dropped without a word.
  *
- * The CustomResourceDefinition keeps every field of a template, so that nothing is pruned before the operator sees it. The
- * operator checks a template when it creates pods, and `facetrain validate` at once. Unknown fields inside `spec` are
- * refused by the API server when the pod is created.
+ * The CustomResourceDefinition keeps every field of a template, so that nothing is pruned before the operator sees it.
+ * The operator checks a template when it creates pods, and `facetrain validate` at once. Unknown fields inside `spec`
+ * are refused by the API server when the pod is created.
  */
 
 type Loose = Record<string, unknown>;
@@ -127,7 +127,10 @@ function metadataProblem(metadata: Loose): string | null {
 function specProblem(spec: Loose, job: PodOfJob): string | null {
   const { restartPolicy } = spec;
   if (restartPolicy !== undefined && restartPolicy !== 'Never')
-    return `spec.restartPolicy: ${String(restartPolicy)}; pods are Never restarted in place, failurePolicy restarts the gang`;
+    return (
+      `spec.restartPolicy: ${String(restartPolicy)}; ` +
+      'pods are Never restarted in place, failurePolicy restarts the gang'
+    );
   if (job.isTrainer)
     for (const field of ['hostname', 'subdomain', 'schedulingGroup'])
       if (spec[field] !== undefined)
@@ -161,7 +164,10 @@ function containerProblem(container: Loose, { image, resources = {}, env }: PodO
     const beside = asLoose(resources[field]);
     for (const [name, amount] of Object.entries(asLoose(asLoose(container.resources)[field])))
       if (beside[name] !== undefined && String(beside[name]) !== String(amount))
-        return `resources.${field}: ${name} is ${String(amount)}, and ${String(beside[name])} beside podTemplate; set one`;
+        return (
+          `resources.${field}: ${name} is ${String(amount)}, ` +
+          `and ${String(beside[name])} beside podTemplate; set one`
+        );
   }
   const names = new Set(env);
   const own = asList(container.env).findIndex(({ name }) => names.has(name as string));

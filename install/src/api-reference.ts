@@ -85,8 +85,8 @@ const CHANGES =
   'The column "changes" says when a field of an existing job may change. "any time": what the pods read or are made ' +
   'of (checkpoints, evaluation, images, resources) is used by the next attempt; what the operator reads itself ' +
   '(deadlines, policies, suspension) counts at once. "while suspended": the job must have `suspend: true` already. ' +
-  '"never": make another job. Once the job has finished, only suspend, cleanPodPolicy and ttlSecondsAfterFinished can ' +
-  'change. "by field": see its fields. A default of `{}` stands for the defaults of the fields.';
+  '"never": make another job. Once the job has finished, only suspend, cleanPodPolicy and ttlSecondsAfterFinished ' +
+  'can change. "by field": see its fields. A default of `{}` stands for the defaults of the fields.';
 
 /** Why a program leaves with each code. What the operator does about it: `consequenceOf`. */
 const EXIT_CODES: Record<keyof typeof ExitCode, string> = {
@@ -98,8 +98,8 @@ const EXIT_CODES: Record<keyof typeof ExitCode, string> = {
   gateFailed: 'The quantized model is outside the bounds of `gate`. Its report was written.',
   peerLost: 'Another rank was lost, or a collective timed out.',
   fencedOff:
-    'Another program took over the folder that this one writes to; the message names its job and attempt. Nothing was ' +
-    'written after that.',
+    'Another program took over the folder that this one writes to; the message names its job and attempt. Nothing ' +
+    'was written after that.',
   interrupted: 'SIGINT (Ctrl-C).',
   preempted: 'SIGTERM; the trainers have written a checkpoint.',
 };
@@ -114,11 +114,13 @@ const ACTIONS: Record<FailureAction, string> = {
 function consequenceOf(exit: ExitCode): string {
   if (exit === ExitCode.success) return 'None.';
   const action = ACTIONS[EXITS.find(({ exitCode }) => exitCode === exit)?.action ?? 'Restart'];
-  if (exit === ExitCode.refused)
-    return `${action} ${REPORTED.map((ending) => `With the code ${code(ending.code)}: ${lower(ACTIONS[ending.action])}`).join(' ')}`;
-  return exit === ExitCode.preempted
-    ? `${action} If somebody deleted the pod, or the cluster reports a disruption: ${lower(ACTIONS.RestartWithoutCounting)}`
-    : action;
+  if (exit === ExitCode.refused) {
+    const byCode = REPORTED.map((ending) => `With the code ${code(ending.code)}: ${lower(ACTIONS[ending.action])}`);
+    return [action, ...byCode].join(' ');
+  }
+  if (exit !== ExitCode.preempted) return action;
+  const uncounted = lower(ACTIONS.RestartWithoutCounting);
+  return `${action} If somebody deleted the pod, or the cluster reports a disruption: ${uncounted}`;
 }
 
 /** The lines between which the runbook's table of endings is written. */

@@ -111,7 +111,7 @@ for (const [name, connection] of Object.entries(connections))
     assert(line?.reconcileID && line.uid && line.attempt === 0, output);
   });
 
-test('a leader that is frozen for longer than its lease writes nothing when it wakes, and ends with code 1', async (t) => {
+test('a leader frozen for longer than its lease writes nothing when it wakes, and ends with code 1', async (t) => {
   await plane.createNamespace('frozen');
   const proxy = await FaultProxy.start(plane.server, plane.ca);
   t.after(() => proxy.close());

@@ -21,8 +21,8 @@ export function actionsOf(
   // stopped.
   const isFinished = stage.name === 'Succeeded' || stage.name === 'Failed';
   const finalPods = isOver ? deleteCurrentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
-  // A quota on the number of pods counts those that have ended: they give way to the pods of this attempt. Why they ended
-  // is in the status.
+  // A quota on the number of pods counts those that have ended: they give way to the pods of this attempt. Why they
+  // ended is in the status.
   const olderPods = stage.name === 'Waiting' && stage.refusal?.quota !== undefined ? 'All' : policy;
   return [
     ...deleteOlderPods(view, olderPods),

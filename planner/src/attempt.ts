@@ -129,7 +129,9 @@ function isLostBySilence(pod: ObservedPod, nodeLostSeconds: number, now: Date): 
   return left !== null && left <= 0;
 }
 
-/** Seconds until a node that does not answer counts as lost (`failurePolicy.nodeLostSeconds`); null if there is none. */
+/**
+ * Seconds until a node that does not answer counts as lost (`failurePolicy.nodeLostSeconds`); null if there is none.
+ */
 export const secondsToNodeLoss = ({ ranks, otherPods, spec, now }: JobView): number | null =>
   soonest(
     ...[...ranks, ...otherPods].map((pod) =>
@@ -183,8 +185,8 @@ const DIGEST_FORMAT = '2-';
  * Digest of the fields that decide the result of an attempt: TRAINING_FIELDS or QUANTIZATION_FIELDS of a spec. Pods
  * carry it as a label, so that a change during a suspension is noticed even if the operator was down meanwhile.
  *
- * Values that are the defaults are left out: a field that a later version adds, with a default, changes no digest, so an
- * upgrade of the operator does not replace running jobs.
+ * Values that are the defaults are left out: a field that a later version adds, with a default, changes no digest, so
+ * an upgrade of the operator does not replace running jobs.
  *
  * @param defaults a spec of the kind in which all that need not be set is not set
  */

@@ -7,7 +7,9 @@ import { Reason } from './reasons.ts';
 import { refusalBlocker } from './refusal.ts';
 import type { Stage } from './stage.ts';
 
-/** An object that should exist. It is identified by kind and name, a pod by its rank, and made only if it is missing. */
+/**
+ * An object that should exist. It is identified by kind and name, a pod by its rank, and made only if it is missing.
+ */
 export interface Child {
   kind: ChildObject['kind'];
   name: string;

@@ -49,8 +49,8 @@ function activeSecondsLeft({ status, spec, now }: JobView): number | null {
 }
 
 /**
- * From the time at which the pods were wanted, whether they were created or refused. A status that an earlier version of
- * the operator wrote has no pendingTime.
+ * From the time at which the pods were wanted, whether they were created or refused. A status that an earlier version
+ * of the operator wrote has no pendingTime.
  */
 function pendingSecondsLeft({ startedAt, spec, ranks, status, now }: JobView): number | null {
   const since = status.pendingTime ?? startedAt;

@@ -79,8 +79,8 @@ export const REPORTED: readonly (Ending & { code: ErrorCode; onlyInTraining?: tr
     reasons: ['NotANumber'],
     action: 'Restart',
     remark:
-      'A second time at the same step the job fails, because a restart repeats the same steps. In an evaluation or in ' +
-      'the quantizer it fails at once',
+      'A second time at the same step the job fails, because a restart repeats the same steps. In an evaluation or ' +
+      'in the quantizer it fails at once',
   },
 ];
 

@@ -2,9 +2,9 @@
  * Why an attempt has failed, and what the failure policy does about it.
  *
  * The failure of one rank ends the attempt: the other ranks wait in a collective until it times out, and exit with the
- * code "peer lost"; or one rank got SIGTERM, and all stop together and exit with 143. The root cause is therefore looked
- * for in this order: the rank that failed first with another exit code; a rank whose pod was deleted or whose node is
- * lost; a rank that SIGTERM stopped though the cluster gives no cause; at last a rank that lost a peer.
+ * code "peer lost"; or one rank got SIGTERM, and all stop together and exit with 143. The root cause is therefore
+ * looked for in this order: the rank that failed first with another exit code; a rank whose pod was deleted or whose
+ * node is lost; a rank that SIGTERM stopped though the cluster gives no cause; at last a rank that lost a peer.
  */
 import { type ErrorCode, ExitCode, type FailurePolicy } from '@facetrain/api';
 import { creationIsOver, isAlive, isUnknown, type JobView, outcomeOf } from './attempt.ts';

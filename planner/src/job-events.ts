@@ -57,7 +57,8 @@ const OWN_REASONS = new Set<string>(Object.values(Reason));
 
 /**
  * The reason, in Kubernetes' words, for which the pods of a job do not start; undefined if none is known. While pods
- * start, the reason of Ready is either one of ours or one of these. Afterwards the cause of a restart has its own event.
+ * start, the reason of Ready is either one of ours or one of these. Afterwards the cause of a restart has its own
+ * event.
  */
 function waitReason({ conditions }: JobStatus): string | undefined {
   const ready = findCondition(conditions, ConditionType.ready);

@@ -31,8 +31,8 @@ export const Annotation = {
 } as const;
 
 /**
- * Last part of the names of a QuantizeJob's children. Those of a FaceTrainJob end in a number, so jobs of both kinds may
- * have one name.
+ * Last part of the names of a QuantizeJob's children. Those of a FaceTrainJob end in a number, so jobs of both kinds
+ * may have one name.
  */
 const QUANTIZER = 'quantizer';
 

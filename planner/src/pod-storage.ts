@@ -21,8 +21,8 @@ export function mountWithCredentials(
 }
 
 /**
- * Whether an init container of a job's pod has a name of ours: it fetches one of the inputs of a pod, and its exit codes
- * are Facetrain's. `templateConflict` in pod.ts refuses these names in a pod template.
+ * Whether an init container of a job's pod has a name of ours: it fetches one of the inputs of a pod, and its exit
+ * codes are Facetrain's. `templateConflict` in pod.ts refuses these names in a pod template.
  */
 export const isFetchContainer = (name: string): boolean => /^fetch-(dataset|model|evaluation-\d+)$/.test(name);
 

@@ -6,10 +6,10 @@
  * need: two gangs of 8 pods under a quota for 8 would hold 5 and 3 for ever. So it lets go of its pods after a while: a
  * new attempt, which is not counted as a restart and begins after a delay that grows.
  *
- * Of several gangs that one quota refuses, the oldest is served first. A younger one creates no pods meanwhile, and lets
- * go of those that it has. The oldest holds its pods for longer, so that it gets those. When it cannot be whole even
- * then, it lets go, too, and until its next try the next oldest has its turn: a gang that is larger than the quota does
- * not block smaller ones for ever.
+ * Of several gangs that one quota refuses, the oldest is served first. A younger one creates no pods meanwhile, and
+ * lets go of those that it has. The oldest holds its pods for longer, so that it gets those. When it cannot be whole
+ * even then, it lets go, too, and until its next try the next oldest has its turn: a gang that is larger than the quota
+ * does not block smaller ones for ever.
  */
 import type { Refusal } from '@facetrain/api';
 import type { JobStatus, JobView } from './attempt.ts';

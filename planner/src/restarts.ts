@@ -6,8 +6,8 @@
  * counted have no maximum, so their rate is limited: the next attempt starts 5 s after the first, then after 10 s, 20 s
  * and so on, at most 300 s, until an attempt has lasted for ten minutes.
  *
- * A loss that is not finite comes again at the same step: a restart repeats the same steps with the same numbers, unless
- * the cause was outside them (a broken GPU, for example). So it has one more try, and no third.
+ * A loss that is not finite comes again at the same step: a restart repeats the same steps with the same numbers,
+ * unless the cause was outside them (a broken GPU, for example). So it has one more try, and no third.
  */
 import { type FailurePolicy, MAX_RESTART_MESSAGE, type Restarts } from '@facetrain/api';
 import { actionFor, type Failure } from './failure.ts';

@@ -54,7 +54,9 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
   ];
 }
 
-/** The files with their sizes, in one line each; those of a checkpoint, which may be thousands, in one line together. */
+/**
+ * The files with their sizes, in one line each; those of a checkpoint, which may be thousands, in one line together.
+ */
 export function listing(files: RunFile[]): string[] {
   const groups = new Map<string, RunFile[]>();
   for (const file of files) {

@@ -71,8 +71,8 @@ export class RunFolder {
 
   /**
    * Takes the folder for this process, and decides what to do in it. Waits for trainers that a killed run has left.
-   * @throws FacetrainError InvalidArgument when another process uses the folder, when it holds files but no run, the run
-   * of another job, or one whose training this manifest would change; StorageFailed when it cannot be written
+   * @throws FacetrainError InvalidArgument when another process uses the folder, when it holds files but no run, the
+   * run of another job, or one whose training this manifest would change; StorageFailed when it cannot be written
    */
   static async take(out: string, job: FaceTrainJob, options: TakeOptions): Promise<RunFolder> {
     refuseForeignFolder(out);
@@ -329,7 +329,10 @@ function otherTraining(
 /** A process of a former version, which has no lock. Another program may have got its number since. */
 function isRunning(pid: number): boolean {
   try {
-    return pid !== process.pid && /facetrain|cli\/src\/main\.ts/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'));
+    return (
+      pid !== process.pid &&
+      /(^|[/\0])(facetrain|cli\/src\/main\.ts)(\0|$)/.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))
+    );
   } catch {
     return false;
   }

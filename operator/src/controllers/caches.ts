@@ -1,12 +1,10 @@
 /**
  * The caches that every reconcile reads: one for each kind, with the indexes by which objects are found.
  *
- * | kind | what is kept of an object | indexes |
- * | --- | --- | --- |
- * | FaceTrainJob, QuantizeJob | all | |
- * | Pod | metadata, status, names of its node and its claims, priority, group | `job` (uid), `name` (kind and name), `node` |
- * | PodGroup | metadata, status, priority | `job` (uid of its job) |
- * | Service, ConfigMap, NetworkPolicy | metadata | `job` (uid of its job) |
+ * | kind | what is kept of an object | indexes | | --- | --- | --- | | FaceTrainJob, QuantizeJob | all | | | Pod |
+ * metadata, status, names of its node and its claims, priority, group | `job` (uid), `name` (kind and name), `node` | |
+ * PodGroup | metadata, status, priority | `job` (uid of its job) | | Service, ConfigMap, NetworkPolicy | metadata |
+ * `job` (uid of its job) |
  *
  * Jobs and pods are also found by the places that they write to: `writes` and `writesBelow` of shared-folders.ts.
  *

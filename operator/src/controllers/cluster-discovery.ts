@@ -52,8 +52,8 @@ export async function discoverCluster(
  * Asks again and again which PodGroup API the cluster serves. Each time costs one or two small requests.
  *
  * @param known what was found at the start
- * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does not
- *   count; or when the signal aborts
+ * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does
+ * not count; or when the signal aborts
  */
 export async function podGroupApiChanged(
   { client, log }: { client: Client; log: Logger },

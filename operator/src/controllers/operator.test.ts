@@ -113,7 +113,7 @@ test('a refused create is reported with the message of the server, and tried aga
   }, 45_000);
 });
 
-test('a webhook that does not answer is shown in phase, condition and event, and the job goes on without it', async (t) => {
+test('a webhook that does not answer is shown in phase, condition and event; without it the job goes on', async (t) => {
   const ns = await open(t, 'webhook');
   const webhooks = defineResource('admissionregistration.k8s.io/v1', 'mutatingwebhookconfigurations');
   const { metadata } = await plane.client.post<KubernetesObject>(collectionPath(webhooks, null), {

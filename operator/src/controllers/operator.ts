@@ -130,7 +130,9 @@ async function runParts(
           type: 'Warning',
           reason: Reason.invalidProgress,
           action: 'Poll',
-          message: `rank 0 of attempt ${attempt} answered ${PROGRESS_PATH} with no progress, so none is shown: ${problem}`,
+          message:
+            `rank 0 of attempt ${attempt} answered ${PROGRESS_PATH} with no progress, ` +
+            `so none is shown: ${problem}`,
         },
       ),
   });

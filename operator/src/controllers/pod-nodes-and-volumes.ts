@@ -36,9 +36,9 @@ export interface NodeAndVolumeListener {
 }
 
 /**
- * A node counts as silent this long after its Ready condition has become Unknown. The node controller marks nodes one by
- * one, also when the control plane itself is cut off: after this time it has marked all of them, and none is lost. When
- * a silent node is a lost one, each job says itself (`failurePolicy.nodeLostSeconds`).
+ * A node counts as silent this long after its Ready condition has become Unknown. The node controller marks nodes one
+ * by one, also when the control plane itself is cut off: after this time it has marked all of them, and none is lost.
+ * When a silent node is a lost one, each job says itself (`failurePolicy.nodeLostSeconds`).
  */
 const SETTLE_MILLISECONDS = 2_000;
 
@@ -274,7 +274,8 @@ const readyOf = ({ status }: NodeObject): ReadyCondition | undefined =>
 
 /**
  * The node controller sets Ready to Unknown when a kubelet has stopped renewing its Lease. A kubelet that reports False
- * itself is alive, and its pods may still run: Kubernetes evicts them by the taint not-ready, and the kubelet ends them.
+ * itself is alive, and its pods may still run: Kubernetes evicts them by the taint not-ready, and the kubelet ends
+ * them.
  */
 const isUnreachable = (node: NodeObject): boolean => readyOf(node)?.status === 'Unknown';
 

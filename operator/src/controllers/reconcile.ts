@@ -146,8 +146,8 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   };
 
   /**
-   * An Event for what no status shows, because no status could be written or none was planned: a deletion that a webhook
-   * prevents, an error of ours. The recorder counts repetitions.
+   * An Event for what no status shows, because no status could be written or none was planned: a deletion that a
+   * webhook prevents, an error of ours. The recorder counts repetitions.
    */
   function reportIfPersistent({ metadata: { name, namespace, uid } }: JobObject, error: Error): void {
     const since = failingSince.get(uid) ?? performance.now();

@@ -104,11 +104,10 @@ export class SharedFolders {
       const { name, namespace: of, labels = {} } = pod.metadata;
       if (!isPodAlive(pod)) continue;
       const owner = this.#jobOf(pod);
-      if (owner === undefined)
-        running.push(
-          `pod ${of === namespace ? '' : `${of}/`}${name} of the deleted ${labels[Label.jobKind]} ${labels[Label.jobName]}`,
-        );
-      else if (this.#headOf(owner).metadata.uid !== head.metadata.uid)
+      if (owner === undefined) {
+        const pod = of === namespace ? name : `${of}/${name}`;
+        running.push(`pod ${pod} of the deleted ${labels[Label.jobKind]} ${labels[Label.jobName]}`);
+      } else if (this.#headOf(owner).metadata.uid !== head.metadata.uid)
         running.push(nameIn(labels[Label.jobKind]!, owner.metadata));
     }
     return [...new Set([...running, ...earlier])];
@@ -156,8 +155,8 @@ export function mayStart(job: JobObject): boolean {
 }
 
 /**
- * A total order: jobs that have begun (and wait to restart), then by creationTimestamp, which has whole seconds, then by
- * uid.
+ * A total order: jobs that have begun (and wait to restart), then by creationTimestamp, which has whole seconds, then
+ * by uid.
  */
 function comesBefore(one: JobObject, other: JobObject): boolean {
   if (hasBegun(one) !== hasBegun(other)) return hasBegun(one);

@@ -75,7 +75,7 @@ test('429 and 5xx with Retry-After are tried again, other errors are not', async
   assert.deepEqual(codes, [429, 503, 200, 500]);
 });
 
-test('once the guard refuses, nothing is sent: not what waits for a connection, nor what is to be tried again', async (t) => {
+test('once the guard refuses, nothing is sent: no waiting request and no further try', async (t) => {
   const held: ServerResponse[] = [];
   let received = 0;
   const { client } = await serve(t, (request, response) => {
@@ -176,7 +176,7 @@ test('an event that repeats becomes a series, and the events of one object are l
   assert(Buffer.byteLength(requests[0]!.body.note!) <= 1024 && !requests[0]!.body.note!.includes('\uFFFD'));
 });
 
-test('while the server does not answer, events wait in a queue of limited length, and the end waits only so long', async () => {
+test('while the server does not answer, events wait in a queue of limited length', async () => {
   let sent = 0;
   const never = () => {
     sent++;

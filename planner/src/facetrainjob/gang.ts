@@ -57,11 +57,11 @@ export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): F
 }
 
 /**
- * A PodGroup whose priority differs from that of its pods. kube-scheduler refuses such a group with SchedulerError until
- * it is replaced (validatePodGroup in schedule_one_podgroup.go), and both priorities are immutable. The API server sets
- * each when the object is created, so they differ if a globalDefault PriorityClass changes in between (the next attempt
- * agrees again), or if a webhook gives pods another class (no attempt does). The failure counts as a restart, so that
- * the second case ends.
+ * A PodGroup whose priority differs from that of its pods. kube-scheduler refuses such a group with SchedulerError
+ * until it is replaced (validatePodGroup in schedule_one_podgroup.go), and both priorities are immutable. The API
+ * server sets each when the object is created, so they differ if a globalDefault PriorityClass changes in between (the
+ * next attempt agrees again), or if a webhook gives pods another class (no attempt does). The failure counts as a
+ * restart, so that the second case ends.
  */
 export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): Failure | null {
   const name = attemptName(view.kind, view.identity, view.attempt);
@@ -89,8 +89,8 @@ export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): 
  *
  * It names the PriorityClass of its pods: kube-scheduler schedules a group only if the priority and, with the feature
  * PodGroupPreemptionPolicy, the preemption policy of group and pods agree. The API server's admission sets both from
- * the class (plugin/pkg/admission/priority), and from the globalDefault class if none is named. The third field that must
- * agree, schedulerName, is a field of the pods only.
+ * the class (plugin/pkg/admission/priority), and from the globalDefault class if none is named. The third field that
+ * must agree, schedulerName, is a field of the pods only.
  */
 export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSpec, apiVersion: string): PodGroup {
   const { replicas, podTemplate } = spec.trainers;

@@ -195,8 +195,8 @@ function compose(
 }
 
 /**
- * Counts the pods of the current attempt. Pods that have ended are still counted after they were deleted. The ranks that
- * have succeeded are remembered until the attempt is replaced.
+ * Counts the pods of the current attempt. Pods that have ended are still counted after they were deleted. The ranks
+ * that have succeeded are remembered until the attempt is replaced.
  */
 function countPods(
   stage: Stage,

@@ -2,8 +2,8 @@
  * The folder that the trainers of a job write to, and the processes that write there, for property tests. The rules are
  * those of trainer-image/src/storage/fence.ts and trainer-image/src/checkpoint:
  *
- * - A process claims the folder with the next number, unless an attempt after its own has claimed it. From then on every
- *   older process is fenced off: what it has staged is gone, and nothing of it comes to its place any more.
+ * - A process claims the folder with the next number, unless an attempt after its own has claimed it. From then on
+ *   every older process is fenced off: what it has staged is gone, and nothing of it comes to its place any more.
  * - It continues from the newest checkpoint, removes what others have left unfinished, trains, and writes a checkpoint
  *   in two steps: files are staged, and later moved to their place. Between the two it may be frozen for any time.
  *

@@ -1,7 +1,7 @@
 /**
  * A cluster in memory, with an executor that carries out plans, for property tests. The executor may crash after any
- * action or write of a status. After every write the simulator checks that no two attempts of a job are alive, as far as
- * the API server shows it.
+ * action or write of a status. After every write the simulator checks that no two attempts of a job are alive, as far
+ * as the API server shows it.
  *
  * The processes of rank 0 are simulated apart from their pods, since they may outlive them: a pod that is deleted by
  * force, or removed while its node is silent, leaves a process that goes on writing to the folder of checkpoints.
@@ -142,8 +142,8 @@ export class Simulator {
   }
 
   /**
-   * Plans and executes the FaceTrainJob as often as its plans ask for without a wait: an object that is refused is planned
-   * once more, then the job waits.
+   * Plans and executes the FaceTrainJob as often as its plans ask for without a wait: an object that is refused is
+   * planned once more, then the job waits.
    */
   tick(): void {
     this.slowStart = true;

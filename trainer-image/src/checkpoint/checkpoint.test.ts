@@ -431,7 +431,7 @@ async function digests(root: string): Promise<string[]> {
   return Promise.all(paths.sort().map(async (path) => `${path} ${(await digestFile(path)).sha256}`));
 }
 
-test('the next attempt continues from what a rank 0 left that was killed before any of its file operations', async () => {
+test('the next attempt continues from what a rank 0 left that was killed at any file operation', async () => {
   for (let number = 1; ; number++) {
     const root = await folderWithAll();
     const killed = new SimulatedProcess('killed', (operation) => operation.number === number);

@@ -140,7 +140,7 @@ async function replaceAll(folder: string, attempt: number): Promise<void> {
   await fence.write(join(folder, 'report'), `report ${attempt}`);
 }
 
-test('a process that is killed before any of its file operations leaves no report of files that are not there', async () => {
+test('a process that is killed at any file operation leaves no report of files that are not there', async () => {
   for (let number = 1; ; number++) {
     const folder = await newFolder();
     await replaceAll(folder, 0);
