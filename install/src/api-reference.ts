@@ -379,13 +379,15 @@ function conditionsPage(): string {
   ]);
 }
 
-/** The words in the first columns of the runbook's tables, by heading. */
+/** The words in the first columns of the runbook's tables of reasons and events, by heading. */
 function runbookReasons(): { heading: string; reasons: string[] }[] {
   const [, ...parts] = readFileSync(join(root, RUNBOOK), 'utf8').split(/^## /m);
   return parts
     .map((part) => {
-      const cells = [...part.matchAll(/^\|([^|]*)\|/gm)].map(([, cell]) => cell!);
-      const reasons = cells.flatMap((cell) => [...cell.matchAll(/`([A-Z]\w+)`/g)].map(([, reason]) => reason!));
+      const [head, ...cells] = [...part.matchAll(/^\|([^|]*)\|/gm)].map(([, cell]) => cell!.trim());
+      const reasons = (head === 'reason' || head === 'event' ? cells : []).flatMap((cell) =>
+        [...cell.matchAll(/`([A-Z]\w+)`/g)].map(([, reason]) => reason!),
+      );
       return { heading: part.slice(0, part.indexOf('\n')), reasons };
     })
     .filter(({ reasons }) => reasons.length > 0);
