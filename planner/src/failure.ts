@@ -79,9 +79,12 @@ export function findFailure(view: JobView): Failure | null {
 const followsAnotherRank = (pod: ObservedPod): boolean =>
   !pod.disrupted && !pod.deleting && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
 
-/** SIGTERM ended the program. Kubernetes reports "Error" for every exit code but 0; any other reason is a cause. */
-const isStopped = ({ exitCode, reason = 'Error', termination }: ObservedPod): boolean =>
-  exitCode === ExitCode.preempted && reason === 'Error' && termination === undefined;
+/**
+ * SIGTERM ended the program, for a cause that is not known. Kubernetes reports "Error" for every exit code but 0; any
+ * other reason is a cause, and so are the words of the kubelet (kill-causes.ts of the operator).
+ */
+const isStopped = ({ exitCode, reason = 'Error', termination, message }: ObservedPod): boolean =>
+  exitCode === ExitCode.preempted && reason === 'Error' && termination === undefined && message === undefined;
 
 /**
  * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the

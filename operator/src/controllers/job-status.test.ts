@@ -284,6 +284,21 @@ for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()
   });
 }
 
+/** An Event of the kubelet about the pod faces-0-0. */
+const createEvent = (
+  ns: TestNamespace,
+  { name, uid, ...words }: { name: string; uid: string; reason: string; message: string; lastTimestamp: string },
+) =>
+  ns.create(podEvents, {
+    apiVersion: 'v1',
+    kind: 'Event',
+    metadata: { name },
+    type: words.reason === 'Killing' ? 'Normal' : 'Warning',
+    ...words,
+    source: { component: 'kubelet' },
+    involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: ns.namespace, name: 'faces-0-0', uid },
+  });
+
 test('why a pod cannot start is reported from the events about it, until the pod runs', async (t) => {
   const ns = await open(t, 'mounts');
   await ns.applyFaceTrainJob('faces', {
@@ -296,17 +311,7 @@ test('why a pod cannot start is reported from the events about it, until the pod
   await ns.setPodStatus('faces-0-0', 'Pending');
   const { metadata } = await ns.get(pods, 'faces-0-0');
   const event = (name: string, uid: string, message: string, lastTimestamp: string, reason = 'FailedMount') =>
-    ns.create(podEvents, {
-      apiVersion: 'v1',
-      kind: 'Event',
-      metadata: { name },
-      type: 'Warning',
-      reason,
-      message,
-      lastTimestamp,
-      source: { component: 'kubelet' },
-      involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: 'mounts', name: 'faces-0-0', uid },
-    });
+    createEvent(ns, { name, uid, reason, message, lastTimestamp });
   await event(
     'faces-0-0.1',
     metadata.uid,
@@ -341,7 +346,15 @@ test('why a pod cannot start is reported from the events about it, until the pod
 });
 
 /** The statuses of pods as a kubelet of 1.37 writes them, and what the job says. */
-const endings: Record<string, { status: object; want: { reason: string; message: string | RegExp; count: number } }> = {
+const endings: Record<
+  string,
+  {
+    status: object;
+    /** Events about the pod: message by reason. */
+    events?: Record<string, string>;
+    want: { reason: string; message: string | RegExp; count: number };
+  }
+> = {
   'over its own limit': {
     status: {
       phase: 'Failed',
@@ -372,6 +385,24 @@ const endings: Record<string, { status: object; want: { reason: string; message:
       phase: 'Failed',
       containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
     },
+    events: {
+      Unhealthy: 'Liveness probe failed: HTTP probe failed with statuscode: 503',
+      Killing: 'Container facetrain failed liveness probe',
+    },
+    want: {
+      reason: 'ProcessKilled',
+      message:
+        'rank 0 left with exit code 143 on node-1: Container facetrain failed liveness probe ' +
+        '(Liveness probe failed: HTTP probe failed with statuscode: 503)',
+      count: 1,
+    },
+  },
+  'ended by SIGTERM without a cause': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    events: { Unhealthy: 'Readiness probe failed: connection refused', Killing: 'Stopping container facetrain' },
     want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 143 on node-1', count: 1 },
   },
   'rejected by the kubelet': {
@@ -427,7 +458,7 @@ function ended(name: string, terminated: object) {
   };
 }
 
-for (const [index, [name, { status, want }]] of Object.entries(endings).entries()) {
+for (const [index, [name, { status, events: about = {}, want }]] of Object.entries(endings).entries()) {
   test(`what ended a pod is told, and counted as the table says: ${name}`, async (t) => {
     const ns = await open(t, `endings-${index}`);
     const initContainers = [
@@ -449,6 +480,15 @@ for (const [index, [name, { status, want }]] of Object.entries(endings).entries(
       },
       'status',
     );
+    const { uid } = (await ns.get(pods, 'faces-0-0')).metadata;
+    for (const [reason, message] of Object.entries(about))
+      await createEvent(ns, {
+        name: `faces-0-0.${reason.toLowerCase()}`,
+        uid,
+        reason,
+        message,
+        lastTimestamp: '2026-01-01T00:00:01Z',
+      });
     await ns.patch(pods, 'faces-0-0', { status }, 'status');
     await eventually(async () => {
       const { restarts } = await ns.statusOf('faces');

@@ -37,6 +37,7 @@ import type { Reconcile } from '../runtime/controller.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
 import { controllerOf, keyOf, type Resource } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
+import { KillCauses } from './kill-causes.ts';
 import { identityOf, observeObject } from './observe.ts';
 import { objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
@@ -122,6 +123,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   const { client, caches, nodesAndVolumes, folders, events, podGroupApi } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
   const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
+  const killCauses = new KillCauses(client);
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
   /** By the job's key: the uid of the job that was reconciled last. */
   const uids = new Map<string, string>();
@@ -166,6 +168,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     executor.forget(known);
     folders.setStarting(known, false);
     failingSince.delete(known);
+    killCauses.forget(known);
     specs.forget(known);
     forget?.(key);
     uids.delete(key);
@@ -177,7 +180,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     return {
       common: {
         identity,
-        pods: pods.map(({ observed }) => observed),
+        pods: pods.map(({ observed }) => killCauses.explain(identity.uid, observed)),
         objects: [...objectsOf(caches, identity, kind), ...foreign],
         predecessorPods: predecessorsOf(caches, identity, kind),
         jobsBefore: folders.jobsBefore(kind, job),
@@ -187,10 +190,18 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     };
   }
 
+  /** Pods of the current attempt. */
+  const currentPods = (job: JobObject) =>
+    podsOf(caches, nodesAndVolumes, identityOf(job)).filter(
+      ({ observed }) => observed.attempt === (job.status?.attempt ?? 0),
+    );
+
   async function planFor(job: JobObject): Promise<Plan<JobStatus>> {
     const now = new Date();
     try {
-      const rejected = await executor.rejectedCreates(identityOf(job));
+      const identity = identityOf(job);
+      const rejected = await executor.rejectedCreates(identity);
+      await killCauses.read(identity, currentPods(job));
       // From here on in one turn of the event loop: see SharedFolders.setStarting.
       const made = plan(job, specs.get(job), observe(job, rejected), now);
       folders.setStarting(job.metadata.uid, made.actions.some(createsPod));
