@@ -193,10 +193,10 @@ export function placeOf({ uri, s3 }: StorageRef): string | null {
 /** The places that contain this one, from the nearest to its claim, its bucket or the root of the node. */
 export function placesAbove(place: string): string[] {
   const root = place.indexOf('://') + 2;
-  const slash = place.lastIndexOf('/');
-  if (slash <= root) return [];
-  const above = place.slice(0, slash);
-  return [above, ...placesAbove(above)];
+  const above: string[] = [];
+  for (let slash = place.lastIndexOf('/'); slash > root; slash = place.lastIndexOf('/', slash - 1))
+    above.push(place.slice(0, slash));
+  return above;
 }
 
 /** Storage that a program reaches by itself, with all that it needs to know but the credentials. */

@@ -90,7 +90,7 @@ export interface ObservedObject {
 }
 
 /**
- * A create request that the API server refused, with its message. Only the next plan gets it, so the plan after that
+ * A create request that the API server refused, with its message. Plans get it for a moment only, so that a later one
  * tries again.
  */
 export interface RefusedChild {

@@ -287,7 +287,12 @@ for (const [index, [name, { waiting, want }]] of Object.entries(waits).entries()
 /** An Event of the kubelet about the pod faces-0-0. */
 const createEvent = (
   ns: TestNamespace,
-  { name, uid, ...words }: { name: string; uid: string; reason: string; message: string; lastTimestamp: string },
+  {
+    name,
+    uid,
+    container = 'facetrain',
+    ...words
+  }: { name: string; uid: string; container?: string; reason: string; message: string; lastTimestamp: string },
 ) =>
   ns.create(podEvents, {
     apiVersion: 'v1',
@@ -296,7 +301,14 @@ const createEvent = (
     type: words.reason === 'Killing' ? 'Normal' : 'Warning',
     ...words,
     source: { component: 'kubelet' },
-    involvedObject: { apiVersion: 'v1', kind: 'Pod', namespace: ns.namespace, name: 'faces-0-0', uid },
+    involvedObject: {
+      apiVersion: 'v1',
+      kind: 'Pod',
+      namespace: ns.namespace,
+      name: 'faces-0-0',
+      uid,
+      fieldPath: `spec.containers{${container}}`,
+    },
   });
 
 test('why a pod cannot start is reported from the events about it, until the pod runs', async (t) => {
@@ -352,6 +364,8 @@ const endings: Record<
     status: object;
     /** Events about the pod: message by reason. */
     events?: Record<string, string>;
+    /** The container of these events. */
+    container?: string;
     want: { reason: string; message: string | RegExp; count: number };
   }
 > = {
@@ -403,6 +417,15 @@ const endings: Record<
       containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
     },
     events: { Unhealthy: 'Readiness probe failed: connection refused', Killing: 'Stopping container facetrain' },
+    want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 143 on node-1', count: 1 },
+  },
+  'ended by SIGTERM, after a sidecar had failed its probe': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    events: { Killing: 'Container proxy failed liveness probe, will be restarted' },
+    container: 'proxy',
     want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 143 on node-1', count: 1 },
   },
   'rejected by the kubelet': {
@@ -458,7 +481,7 @@ function ended(name: string, terminated: object) {
   };
 }
 
-for (const [index, [name, { status, events: about = {}, want }]] of Object.entries(endings).entries()) {
+for (const [index, [name, { status, events: about = {}, container, want }]] of Object.entries(endings).entries()) {
   test(`what ended a pod is told, and counted as the table says: ${name}`, async (t) => {
     const ns = await open(t, `endings-${index}`);
     const initContainers = [
@@ -487,6 +510,7 @@ for (const [index, [name, { status, events: about = {}, want }]] of Object.entri
         uid,
         reason,
         message,
+        ...(container && { container }),
         lastTimestamp: '2026-01-01T00:00:01Z',
       });
     await ns.patch(pods, 'faces-0-0', { status }, 'status');

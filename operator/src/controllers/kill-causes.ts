@@ -6,23 +6,26 @@
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
  * its program has left and nothing else says why.
  */
+import { CONTAINER } from '@facetrain/planner/names';
 import type { ObservedPod } from '@facetrain/planner/observed';
+import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
-import { type PodEvent, podEvents } from './resources.ts';
+import { observePod } from './observe.ts';
+import { type PodEvent, type PodObject, podEvents } from './resources.ts';
 
 /** Pods of a job whose Events are listed: a signal ends all ranks of a gang, and the first to end has the cause. */
 const MAX_PODS = 4;
+/** Of the answer, which delays the reconcile. */
+const ANSWER_MILLISECONDS = 3_000;
+/** Whoever may create Events can make any number of them, of any length. */
+const MAX_EVENTS = 100;
+const MAX_WORDS = 500;
 
 interface Answer {
   /** Of the pod for which the Events were listed. */
   resourceVersion: string | undefined;
   cause: string | undefined;
-}
-
-export interface EndedPod {
-  object: { metadata: { resourceVersion?: string } };
-  observed: ObservedPod;
 }
 
 export class KillCauses {
@@ -35,21 +38,25 @@ export class KillCauses {
   }
 
   /** Lists the Events about pods of a job that have ended without a cause. @throws LeadershipLost */
-  async read(job: { uid: string; namespace: string }, pods: EndedPod[]): Promise<void> {
-    const known = this.#answers.get(job.uid);
+  async read(jobUid: string, pods: PodObject[]): Promise<void> {
+    const known = this.#answers.get(jobUid);
     const answers = new Map<string, Answer>();
     const unexplained = pods
-      .filter(({ observed }) => isUnexplained(observed))
-      .sort((a, b) => (a.observed.finishedAt ?? '').localeCompare(b.observed.finishedAt ?? ''));
-    for (const { object, observed } of unexplained.slice(0, MAX_PODS)) {
-      const { resourceVersion } = object.metadata;
-      const earlier = known?.get(observed.uid);
+      .filter(hasFailedProgram)
+      .flatMap((object) => {
+        const observed = observePod(object);
+        return observed && isUnexplained(observed) ? [{ object, finishedAt: observed.finishedAt ?? '' }] : [];
+      })
+      .sort((a, b) => a.finishedAt.localeCompare(b.finishedAt));
+    const read = async ({ metadata: { uid, namespace, resourceVersion } }: PodObject) => {
+      const earlier = known?.get(uid);
       const isCurrent = earlier && (earlier.cause !== undefined || earlier.resourceVersion === resourceVersion);
-      const answer = isCurrent ? earlier : { resourceVersion, cause: await this.#cause(job.namespace, observed.uid) };
-      answers.set(observed.uid, answer);
-    }
-    if (answers.size > 0) this.#answers.set(job.uid, answers);
-    else this.#answers.delete(job.uid);
+      const answer = isCurrent ? earlier : await this.#answer(namespace!, uid, resourceVersion);
+      if (answer) answers.set(uid, answer);
+    };
+    await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object }) => read(object)));
+    if (answers.size > 0) this.#answers.set(jobUid, answers);
+    else this.#answers.delete(jobUid);
   }
 
   /** The pod, with the cause of its end as its message if one was found. */
@@ -62,31 +69,40 @@ export class KillCauses {
     this.#answers.delete(jobUid);
   }
 
-  async #cause(namespace: string, uid: string): Promise<string | undefined> {
+  /** @returns undefined when the server does not answer: the next reconcile asks again */
+  async #answer(namespace: string, uid: string, resourceVersion: string | undefined): Promise<Answer | undefined> {
+    const query = { fieldSelector: `involvedObject.uid=${uid}`, limit: MAX_EVENTS };
     try {
-      const { items } = await this.#client.list(podEvents, namespace, { fieldSelector: `involvedObject.uid=${uid}` });
-      return causeIn(items ?? []);
+      const timeout = AbortSignal.timeout(ANSWER_MILLISECONDS);
+      const { items } = await this.#client.list(podEvents, namespace, query, false, timeout);
+      return { resourceVersion, cause: causeIn(items ?? []) };
     } catch (error) {
       if (error instanceof LeadershipLost) throw error;
-      return undefined; // The operator may not read Events, or the server fails. The failure is reported without words.
+      return isApiError(error, 'Forbidden') ? { resourceVersion, cause: undefined } : undefined;
     }
   }
 }
 
+const hasFailedProgram = ({ status }: PodObject): boolean =>
+  status?.containerStatuses?.some(({ name, state }) => name === CONTAINER && state?.terminated) ?? false;
+
+/** The end of the trainer's container for which the status has no cause. A pod that ends may still get one. */
 const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod): boolean =>
-  exitCode !== 0 &&
+  (exitCode > 128 || (exitCode !== 0 && pod.phase === 'Failed')) &&
   reason === 'Error' &&
+  pod.container === undefined &&
   pod.message === undefined &&
   pod.termination === undefined &&
   !pod.disrupted &&
   !pod.deleting;
 
-/** The cause that the Events about one pod name; undefined if they name none. */
+/** The cause that the Events about a pod name for the end of the trainer's container; undefined if they name none. */
 export function causeIn(events: PodEvent[]): string | undefined {
+  const ours = events.filter(({ involvedObject }) => involvedObject.fieldPath === `spec.containers{${CONTAINER}}`);
   const last = (reason: string, message: RegExp) =>
-    events.filter((event) => event.reason === reason && message.test(event.message ?? '')).at(-1)?.message;
+    ours.filter((event) => event.reason === reason && message.test(event.message ?? '')).at(-1)?.message;
   const killing = last('Killing', /failed (liveness|startup) probe/);
-  if (killing === undefined) return last('FailedPostStartHook', /./);
+  if (killing === undefined) return last('FailedPostStartHook', /./)?.slice(0, MAX_WORDS);
   const answer = last('Unhealthy', killing.includes('startup') ? /^Startup probe/ : /^Liveness probe/);
-  return answer === undefined ? killing : `${killing} (${answer.trim()})`;
+  return (answer === undefined ? killing : `${killing} (${answer.trim()})`).slice(0, MAX_WORDS);
 }

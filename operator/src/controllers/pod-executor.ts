@@ -38,6 +38,12 @@ const MAX_PARALLEL = 16;
  */
 const FAILING_MILLISECONDS = 5_000;
 
+/**
+ * A refusal is given to each plan for this long, and only then is the object requested again. A refusal may have other
+ * words each time, and writing them to the status makes the job be planned again at once.
+ */
+const REFUSED_MILLISECONDS = 1_000;
+
 export interface ExecutorOptions {
   kind: JobKind;
   resource: Resource<JobObject>;
@@ -68,8 +74,8 @@ export interface RejectedCreates {
 
 export class Executor {
   readonly #options: ExecutorOptions;
-  /** By the job's uid: what was refused since it was last planned. */
-  readonly #refused = new Map<string, RefusedChild>();
+  /** By the job's uid: what was refused last, for which generation, and until when that counts (performance.now()). */
+  readonly #refused = new Map<string, { refused: RefusedChild; generation: number; until: number }>();
   /** By the job's uid: an object that does not belong to it, under a name that one of its children must have. */
   readonly #foreign = new Map<string, ObservedObject>();
   /** By the job's uid: since when creates have failed, by performance.now(). */
@@ -82,12 +88,15 @@ export class Executor {
   }
 
   /**
-   * What the server answered to earlier creates, which no cache shows. A refusal is returned once, so that the plan
-   * after it tries again. Whether a foreign object still exists is read from the server each time.
+   * What the server answered to earlier creates, which no cache shows. A refusal is returned for REFUSED_MILLISECONDS,
+   * or until the spec changes; the plan after that tries again. Whether a foreign object still exists is read from the
+   * server each time.
    */
-  async rejectedCreates({ uid, namespace }: JobIdentity): Promise<RejectedCreates> {
-    const refused = this.#refused.get(uid);
-    this.#refused.delete(uid);
+  async rejectedCreates({ uid, namespace, generation }: JobIdentity): Promise<RejectedCreates> {
+    const last = this.#refused.get(uid);
+    const isCurrent = last !== undefined && last.generation === generation && performance.now() < last.until;
+    if (!isCurrent) this.#refused.delete(uid);
+    const refused = isCurrent ? last.refused : undefined;
     const foreign = this.#foreign.get(uid);
     if (foreign && !(await this.#exists(foreign, namespace))) this.#foreign.delete(uid);
     return { ...(refused && { refused }), foreign: [...(this.#foreign.has(uid) ? [foreign!] : [])] };
@@ -106,7 +115,14 @@ export class Executor {
     for (const group of concurrentGroups(plan.actions)) {
       const rejected = await this.#runGroup(group, identity, log);
       if (!rejected) continue;
-      if (rejected.refused) this.#refused.set(identity.uid, rejected.refused);
+      if (rejected.refused) {
+        const { uid, generation } = identity;
+        this.#refused.set(uid, {
+          refused: rejected.refused,
+          generation,
+          until: performance.now() + REFUSED_MILLISECONDS,
+        });
+      }
       if (rejected.foreign) this.#foreign.set(identity.uid, rejected.foreign);
       return 0;
     }

@@ -49,15 +49,15 @@ const SETTLE_MILLISECONDS = 2_000;
 const EVENT_WATCH_SECONDS = 60;
 
 /**
- * Warnings about pods. What a kubelet cannot do before it starts a container (mount a volume, create the sandbox,
- * prepare devices) is in such an Event and nowhere else; likewise a volume that the controller manager cannot attach.
- * Left out are frequent ones whose cause is in the status of the pod, too.
+ * Warnings that are not watched: frequent ones whose cause is in the status of the pod, too, and those with which a pod
+ * starts nevertheless. Each pod of the cluster may have some of them for as long as it lives.
  */
-const POD_WARNINGS =
-  'involvedObject.kind=Pod,type=Warning,reason!=Unhealthy,reason!=BackOff,reason!=FailedScheduling,reason!=Evicted';
-
-/** Warnings with which a pod starts nevertheless. */
-const HARMLESS = new Set([
+const UNWATCHED = [
+  'Unhealthy',
+  'BackOff',
+  'FailedScheduling',
+  'Evicted',
+  'NodeNotReady',
   'DNSConfigForming',
   'MissingClusterDNS',
   'CheckLimitsForResolvConf',
@@ -66,7 +66,20 @@ const HARMLESS = new Set([
   'FailedKillPod',
   'FailedPreStopHook',
   'VolumePermissionChangeInProgress',
-]);
+];
+
+/**
+ * Warnings about pods. What a kubelet cannot do before it starts a container (mount a volume, create the sandbox,
+ * prepare devices) is in such an Event and nowhere else; likewise a volume that the controller manager cannot attach.
+ */
+const POD_WARNINGS = [
+  'involvedObject.kind=Pod',
+  'type=Warning',
+  ...UNWATCHED.map((reason) => `reason!=${reason}`),
+].join(',');
+
+/** Longest message of an Event that is kept, in characters: the core API of Events does not limit it. */
+const MAX_EVENT_MESSAGE = 1_024;
 
 export class PodNodesAndVolumes {
   readonly caches: {
@@ -224,9 +237,7 @@ export class PodNodesAndVolumes {
     if (pod.status?.conditions?.some(({ type, status }) => type === 'PodReadyToStartContainers' && status === 'True'))
       return undefined;
     const warnings =
-      Event?.indexed('pod', keyOf(pod)).filter(
-        ({ involvedObject, reason }) => involvedObject.uid === pod.metadata.uid && !HARMLESS.has(reason),
-      ) ?? [];
+      Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
     const latest = warnings.sort((a, b) => timeOf(a) - timeOf(b)).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
@@ -255,7 +266,8 @@ function stripEvent({
       ...(involvedObject.uid && { uid: involvedObject.uid }),
     },
     reason,
-    ...(message && { message }),
+    // A copy: a slice would keep the whole message in memory.
+    ...(message && { message: Buffer.from(message.slice(0, MAX_EVENT_MESSAGE)).toString() }),
     ...(lastTimestamp && { lastTimestamp }),
     ...(eventTime && { eventTime }),
     ...(series && { series }),

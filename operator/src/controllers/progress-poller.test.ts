@@ -97,6 +97,16 @@ for (const [name, { answer, want }] of Object.entries(invalid))
     assert.equal(seen.changes, 0);
   });
 
+test('of many jobs that all answer, none is left out', async (t) => {
+  const { poller, url } = await start(t, (response) => response.end(JSON.stringify(VALID)));
+  const keys = Array.from({ length: 200 }, (_, index) => `n/job-${index}`);
+  for (const key of keys) poller.setTarget(key, { uid: 'u', attempt: 0, url });
+  await eventually(async () => {
+    const silent = keys.filter((key) => poller.latest(key) === undefined);
+    assert.deepEqual(silent, []);
+  });
+});
+
 test('a redirect is not followed', async (t) => {
   const target = await start(t, (response) => response.end(JSON.stringify(VALID)));
   const { poller, seen, url } = await start(t, (response) => response.writeHead(302, { location: target.url }).end());

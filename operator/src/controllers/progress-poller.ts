@@ -27,7 +27,7 @@ interface Entry extends ProgressTarget {
   isReported?: boolean;
   /** Requests without a valid answer since the last one that had it. */
   failures: number;
-  /** When it may be asked again, by performance.now(). */
+  /** When it may be asked again, or was last asked, by performance.now(). Those that have waited longest come first. */
   nextAt: number;
 }
 
@@ -70,8 +70,8 @@ export class ProgressPoller {
   setTarget(key: string, target: ProgressTarget): void {
     const before = this.#entries.get(key);
     if (before?.uid === target.uid && before.attempt === target.attempt) {
-      if (before.url !== target.url) Object.assign(before, { url: target.url, failures: 0, nextAt: -Infinity });
-    } else this.#entries.set(key, { ...target, failures: 0, nextAt: -Infinity });
+      if (before.url !== target.url) Object.assign(before, { url: target.url, failures: 0, nextAt: 0 });
+    } else this.#entries.set(key, { ...target, failures: 0, nextAt: 0 });
   }
 
   /** The latest answer of the job's target; undefined before the first. */
@@ -93,33 +93,44 @@ export class ProgressPoller {
       headersTimeout: ANSWER_MILLISECONDS,
       bodyTimeout: ANSWER_MILLISECONDS,
     });
-    while (!signal.aborted) {
-      for (const [key, entry] of this.#due()) {
-        const asking = this.#poll(key, entry, agent, signal).finally(() => this.#asking.delete(key));
+    let due: [string, Entry][] = [];
+    const askNext = (): void => {
+      while (!signal.aborted && this.#asking.size < PARALLEL) {
+        const next = due.pop();
+        if (next === undefined) return;
+        const [key, entry] = next;
+        if (entry.url === null || this.#asking.has(key) || this.#entries.get(key) !== entry) continue;
+        const asking = this.#poll(key, entry, agent, signal).finally(() => {
+          this.#asking.delete(key);
+          askNext();
+        });
         this.#asking.set(key, asking);
       }
+    };
+    while (!signal.aborted) {
+      due = this.#due().reverse();
+      askNext();
       await delay(this.#options.everyMilliseconds, undefined, { signal }).catch(() => {});
     }
     await Promise.all(this.#asking.values());
     await agent.destroy();
   }
 
-  /** Whom to ask now: as many as fit, those that answered the last time first. */
+  /** Whom to ask: those that answered the last time first, and of these the one that was asked longest ago. */
   #due(): [string, Entry][] {
     const now = performance.now();
     return [...this.#entries]
       .filter(([key, { url, nextAt }]) => url !== null && nextAt <= now && !this.#asking.has(key))
-      .sort(([, one], [, other]) => one.failures - other.failures || one.nextAt - other.nextAt)
-      .slice(0, PARALLEL - this.#asking.size);
+      .sort(([, one], [, other]) => one.failures - other.failures || one.nextAt - other.nextAt);
   }
 
   /** @param entry what is asked for; it is no longer in the map if the target has changed meanwhile */
   async #poll(key: string, entry: Entry, agent: Agent, signal: AbortSignal): Promise<void> {
     const { log, everyMilliseconds, onChange, onInvalid } = this.#options;
+    entry.nextAt = performance.now();
     try {
       const progress = await ask(entry.url!, agent, signal);
       entry.failures = 0;
-      entry.nextAt = -Infinity;
       // The address may belong to another pod by now.
       if (progress.job.uid !== entry.uid || progress.job.attempt !== entry.attempt) return;
       const isNew = entry.latest?.activity !== progress.activity || entry.latest.step !== progress.step;

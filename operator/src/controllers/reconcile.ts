@@ -190,19 +190,14 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     };
   }
 
-  /** Pods of the current attempt. */
-  const currentPods = (job: JobObject) =>
-    podsOf(caches, nodesAndVolumes, identityOf(job)).filter(
-      ({ observed }) => observed.attempt === (job.status?.attempt ?? 0),
-    );
-
   async function planFor(job: JobObject): Promise<Plan<JobStatus>> {
-    const now = new Date();
+    let now = new Date();
     try {
       const identity = identityOf(job);
       const rejected = await executor.rejectedCreates(identity);
-      await killCauses.read(identity, currentPods(job));
+      await killCauses.read(identity.uid, caches.Pod.indexed('job', identity.uid));
       // From here on in one turn of the event loop: see SharedFolders.setStarting.
+      now = new Date();
       const made = plan(job, specs.get(job), observe(job, rejected), now);
       folders.setStarting(job.metadata.uid, made.actions.some(createsPod));
       return made;

@@ -49,7 +49,8 @@ export interface NodeObject extends KubernetesObject {
 
 /** In the core API, not events.k8s.io: only there can a field selector pick the events of one kind of object. */
 export interface PodEvent extends KubernetesObject {
-  involvedObject: { namespace?: string; name: string; uid?: string };
+  /** `fieldPath`: the container, as in spec.containers{facetrain}. */
+  involvedObject: { namespace?: string; name: string; uid?: string; fieldPath?: string };
   reason: string;
   message?: string;
   lastTimestamp?: string | null;

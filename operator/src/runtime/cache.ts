@@ -169,7 +169,7 @@ export class Cache<T extends KubernetesObject> {
         resourceVersion: continueToken === undefined && this.#version !== '' ? this.#version : undefined,
       };
       const { metadata, items } = await client.list(resource, namespace, query, metadataOnly, signal);
-      for (const item of items ?? []) listed.set(keyOf(item), item);
+      for (const item of items ?? []) listed.set(keyOf(item), this.#strip(item));
       version = metadata.resourceVersion;
       continueToken = metadata.continue || undefined;
     } while (continueToken !== undefined);

@@ -48,6 +48,7 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
     Object.entries(caches).map(([name, cache]): [string, Check] => [name, () => cache.problem]),
   );
   health.checks = { alive: { workers: stuck }, ready };
+  if (signal.aborted) return;
   const watching = new AbortController();
   const watches = Object.values(caches).map((cache) => cache.run(watching.signal));
   let isLost = false;

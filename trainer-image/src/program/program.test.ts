@@ -63,7 +63,7 @@ test('a refused configuration names the field’s path, the value found and what
     ],
     [
       { ...good, seed: undefined, epochs: -1 },
-      /config.json: 2 fields are wrong; .*\n {2}epochs: -1; must be more than 0\n {2}seed: missing/,
+      /config.json: 2 fields are wrong; .*\n {2}epochs: -1; must be at least 1\n {2}seed: missing/,
     ],
     [7, /config.json: 7; must be an object/],
   ];
