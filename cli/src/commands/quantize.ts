@@ -8,6 +8,7 @@ import {
   ArtifactManifest,
   DEFAULT_SEARCH,
   FacetrainError,
+  OUTPUT,
   parseDocument,
   type QuantizeConfig,
   type QuantizeReport,
@@ -73,7 +74,8 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
  */
 function refuseToReplace(folder: string, fresh: boolean, line: StatusLine): void {
   const files = artifactFiles(folder);
-  const wasInterrupted = !hasArtifact(folder) && existsSync(join(folder, ARTIFACT.model));
+  const wasInterrupted =
+    !hasArtifact(folder) && existsSync(join(folder, ARTIFACT.model)) && existsSync(join(folder, OUTPUT.fences));
   if (files.length === 0 || wasInterrupted) return;
   const isOurs = isArtifact(join(folder, ARTIFACT.manifest));
   if (!fresh || !isOurs)

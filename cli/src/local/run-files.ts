@@ -20,6 +20,8 @@ export interface RunPaths {
   /** `spec.checkpoint.uri` names the folder of checkpoints: those of other jobs may lie there, too. */
   sharesCheckpoints: boolean;
   artifact: string;
+  /** Name of the QuantizeJob that writes it. */
+  quantizeJob: string;
 }
 
 export interface RunFile {
@@ -28,7 +30,7 @@ export interface RunFile {
 }
 
 /** A checkpoint's folder: its step. One that was set aside as damaged ends in the number of the fence that did it. */
-const CHECKPOINT = /^(damaged-)?step-\d{10}(\.\d{10})?([.-]\d+)?$/;
+const CHECKPOINT = /^(step-\d{10}|damaged-step-\d{10}\.\d{10})$/;
 const CHECKPOINT_FILES = [CHECKPOINT_MANIFEST, /backbone\.safetensors/, /rows-\d{10}\.safetensors/];
 /** The manifest first: without it the others are no artifact. */
 const ARTIFACT_FILES = [ARTIFACT.manifest, ARTIFACT.model, ARTIFACT.scales, ARTIFACT.report, ARTIFACT.reportHtml];
@@ -47,7 +49,9 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
     ...checkpointFolders(paths, uid).flatMap((folder) => filesIn(folder, CHECKPOINT_FILES)),
     ...filesIn(out, [OUTPUT.trainReport, OUTPUT.trainReportHtml]),
     ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
-    ...[paths.artifact, ...setAside(paths.artifact)].flatMap((folder) => filesIn(folder, ARTIFACT_FILES)),
+    ...[paths.artifact, ...setAside(paths.artifact)]
+      .filter((folder) => isOwnArtifact(paths, folder))
+      .flatMap((folder) => filesIn(folder, ARTIFACT_FILES)),
     ...filesIn(join(state, 'logs'), [/[^/]+\.log/]),
     ...filesIn(join(state, 'termination'), [/[a-z0-9-]+/]),
     ...names(join(state, 'config')).flatMap((name) => filesIn(join(state, 'config', name), ['config.json'])),
@@ -90,7 +94,21 @@ export function remove(files: RunFile[]): void {
 /** Files in a folder that have the names of an artifact's. */
 export const artifactFiles = (folder: string): RunFile[] => filesIn(folder, ARTIFACT_FILES);
 
-/** Whether the folder has a whole artifact: its manifest is written last. */
+/**
+ * Whether the files of an artifact in this folder are this run's. Below OUT they are; `quantize.output` may name a
+ * folder that other jobs publish to, and there the report says whose they are.
+ */
+export function isOwnArtifact({ out, quantizeJob }: RunPaths, folder: string): boolean {
+  if (`${folder}/`.startsWith(`${out}/`)) return true;
+  try {
+    const report: unknown = JSON.parse(readFileSync(join(folder, ARTIFACT.report), 'utf8'));
+    return (report as { job?: { name?: unknown } } | null)?.job?.name === quantizeJob;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether the folder has an artifact's manifest, which is written last. */
 export const hasArtifact = (artifact: string): boolean => existsSync(join(artifact, ARTIFACT.manifest));
 
 /**

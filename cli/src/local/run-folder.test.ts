@@ -281,8 +281,8 @@ describe('--fresh', () => {
   const ours = [
     'checkpoints/step-0000000005/manifest.json',
     'checkpoints/step-0000000005/rows-0000000000.safetensors',
-    'checkpoints/step-0000000010.0000000002/backbone.safetensors',
-    'checkpoints/step-0000000010.0000000002/.backbone.safetensors.17.tmp',
+    'checkpoints/step-0000000010/backbone.safetensors',
+    'checkpoints/step-0000000010/.backbone.safetensors.17.tmp',
     'checkpoints/damaged-step-0000000007.0000000001/manifest.json',
     'model/backbone.onnx',
     'train-report.html',
@@ -313,7 +313,7 @@ describe('--fresh', () => {
     assert.notEqual(folder.uid, uid);
     assert.deepEqual(Object.keys(await files()).sort(), [...foreign, '.facetrain/run.json'].sort());
     const text = printed.join('\n');
-    for (const name of ['step-0000000005', 'step-0000000010.0000000002', 'model/backbone.onnx', 'int7/manifest.json'])
+    for (const name of ['step-0000000005', 'step-0000000010', 'model/backbone.onnx', 'int7/manifest.json'])
       assert.match(text, new RegExp(`  ${out}/.*${name.replaceAll('.', '\\.')} \\(.* B\\)`));
     for (const path of foreign) assert.doesNotMatch(text, new RegExp(`${path.replaceAll('.', '\\.')} `));
   });
@@ -403,6 +403,31 @@ describe('a folder of version 0.1', () => {
     await assert.rejects(take(makeJob((spec) => (spec.seed = 7))), /checkpoints .* spec\.seed/);
     assert.equal((await take()).mode, 'continue');
   });
+});
+
+test('the artifact of another job is neither replaced nor removed', async () => {
+  const place = join(out, '..', 'models', 'face');
+  const job = () => makeJob((spec) => (spec.quantize = { output: { uri: `file://${place}` } }));
+  const publishAs = async (name: string, folder: string) => {
+    await mkdir(folder, { recursive: true });
+    await writeFile(join(folder, 'manifest.json'), '{}');
+    await writeFile(join(folder, 'report.json'), JSON.stringify({ job: { name } }));
+  };
+  await publishAs('other-quantize', place);
+  await assert.rejects(take(job()), /models\/face: holds an artifact, or another manifest\.json/);
+  await publishAs('faces-quantize', place);
+  await publishAs('other-quantize', `${place}-2`);
+  await take(job());
+  await take(job(), { fresh: true });
+  assert.deepEqual([existsSync(place), existsSync(join(`${place}-2`, 'manifest.json'))], [false, true]);
+});
+
+test('a model that was changed is not trained again when no checkpoint is left', async () => {
+  const folder = await take();
+  await writeModel(folder.uid);
+  await folder.recordTrained();
+  await write('model/backbone.onnx', 'simplified');
+  await assert.rejects(take(), /is not as the earlier run wrote it, and there is no checkpoint to make it from/);
 });
 
 test('files without a run are refused; the state folder alone is no obstacle', async () => {

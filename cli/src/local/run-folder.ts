@@ -15,12 +15,22 @@ import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJob, FacetrainError, OUTPUT } from '@facetrain/api';
+import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { makeFolder, storageError } from '@facetrain/trainer/storage/atomic-files';
 import { canGoOn, changedFields, quantizationDiffers, trainingFields } from './changed-fields.ts';
 import { FileLock, holderOf, processesWithOpen } from './folder-lock.ts';
 import { differingFields, lastTrainerConfig } from './former-run.ts';
 import { localStorage } from './local-environment.ts';
-import { hasArtifact, hasCheckpoint, listing, type RunPaths, remove, runFiles, setArtifactAside } from './run-files.ts';
+import {
+  hasArtifact,
+  hasCheckpoint,
+  isOwnArtifact,
+  listing,
+  type RunPaths,
+  remove,
+  runFiles,
+  setArtifactAside,
+} from './run-files.ts';
 import { type FormerState, isFormer, type RunState, readState, writeState } from './run-state.ts';
 import { isModelWhole, writerOfModel } from './train-report.ts';
 
@@ -87,7 +97,7 @@ export class RunFolder {
       await decide(out, job, options);
       locks.push(await waitForTrainers(join(state, 'trainers.lock'), options));
       const next = await (await decide(out, job, options))();
-      const folder = new RunFolder(pathsOf(out, job), next.mode, next.state, locks);
+      const folder = new RunFolder(pathsOf(out, job.metadata.name, job.spec), next.mode, next.state, locks);
       await folder.#write();
       return folder;
     } catch (error) {
@@ -127,7 +137,7 @@ export class RunFolder {
 const stateFile = (out: string) => join(out, STATE_FOLDER, 'run.json');
 
 /** Where a run of this job writes. */
-function pathsOf(out: string, { spec }: Pick<FaceTrainJob, 'spec'>): RunPaths {
+function pathsOf(out: string, name: string, spec: FaceTrainJob['spec']): RunPaths {
   const state = join(out, STATE_FOLDER);
   const { checkpoint, quantize } = spec;
   return {
@@ -138,6 +148,7 @@ function pathsOf(out: string, { spec }: Pick<FaceTrainJob, 'spec'>): RunPaths {
       : join(out, OUTPUT.checkpoints),
     sharesCheckpoints: checkpoint.uri !== undefined,
     artifact: quantize?.output ? localStorage(state, 'output', quantize.output, 'write').path : join(out, OUTPUT.int7),
+    quantizeJob: quantizeJobName({ name }),
   };
 }
 
@@ -151,7 +162,8 @@ interface Next {
  * @returns what then changes the folder; to be called when no trainer of an earlier run is left
  */
 async function decide(out: string, job: FaceTrainJob, options: TakeOptions): Promise<() => Promise<Next>> {
-  const earlier = readEarlier(out, job);
+  const earlier = readEarlier(out, job, options.fresh);
+  refuseForeignArtifact(pathsOf(out, job.metadata.name, job.spec), job);
   if (!earlier) return async () => ({ mode: 'begin', state: newState(job) });
   if (earlier.job !== job.metadata.name) throw otherJob(out, earlier.job);
   if (options.fresh || earlier.removing) {
@@ -160,22 +172,28 @@ async function decide(out: string, job: FaceTrainJob, options: TakeOptions): Pro
   }
   const changed = changedFields(earlier.spec, job.spec);
   const trained = earlier.trained && (await isModelWhole(out));
-  const hasWork = trained || hasCheckpoint(pathsOf(out, earlier), earlier.uid);
+  const hasWork = trained || hasCheckpoint(pathsOf(out, earlier.job, earlier.spec), earlier.uid);
   if (hasWork && (trained ? trainingFields(changed).length > 0 : !canGoOn(changed, earlier.spec, job.spec)))
     throw otherTraining(out, earlier, job, trainingFields(changed), trained);
+  if (earlier.trained && !hasWork)
+    throw refusal(
+      join(out, OUTPUT.model),
+      'is not as the earlier run wrote it, and there is no checkpoint to make it from',
+      'put it and its report back, choose another folder with --out, or train anew with --fresh',
+    );
   return () => goOn(out, earlier, job, { changed, trained, hasWork }, options);
 }
 
 /** The state of the earlier run; that of a former version is completed by what its files say. */
-function readEarlier(out: string, job: FaceTrainJob): RunState | undefined {
+function readEarlier(out: string, job: FaceTrainJob, fresh: boolean): RunState | undefined {
   const found = readState(stateFile(out));
   if (found === undefined || !isFormer(found)) return found;
   if (isRunning(found.pid)) throw folderInUse(out, String(found.pid));
-  return completed(out, found, job);
+  return completed(out, found, job, fresh);
 }
 
-function completed(out: string, former: FormerState, job: FaceTrainJob): RunState {
-  const paths = pathsOf(out, job);
+function completed(out: string, former: FormerState, job: FaceTrainJob, fresh: boolean): RunState {
+  const paths = pathsOf(out, job.metadata.name, job.spec);
   const config = lastTrainerConfig(paths.state);
   const trained = writerOfModel(out) === former.uid;
   const sameSpec = former.specSha256 === createHash('sha256').update(JSON.stringify(job.spec)).digest('hex');
@@ -188,7 +206,12 @@ function completed(out: string, former: FormerState, job: FaceTrainJob): RunStat
     trained,
     quantized: sameSpec && trained && hasArtifact(paths.artifact),
   };
-  if (differing.length > 0 && state.job === job.metadata.name && (trained || hasCheckpoint(paths, former.uid)))
+  if (
+    !fresh &&
+    differing.length > 0 &&
+    state.job === job.metadata.name &&
+    (trained || hasCheckpoint(paths, former.uid))
+  )
     throw otherTraining(out, state, job, differing, trained);
   return state;
 }
@@ -212,7 +235,7 @@ async function beginAnew(
   job: FaceTrainJob,
   { fresh, print }: TakeOptions,
 ): Promise<Next> {
-  const files = runFiles(pathsOf(out, earlier), earlier.uid);
+  const files = runFiles(pathsOf(out, earlier.job, earlier.spec), earlier.uid);
   print(`${fresh ? '--fresh' : 'An earlier --fresh was interrupted, and'} removes what the earlier run has made:`);
   for (const line of listing(files)) print(`  ${line}`);
   await writeState(stateFile(out), { ...earlier, removing: true });
@@ -227,7 +250,7 @@ async function goOn(
   { changed, trained, hasWork }: { changed: string[]; trained: boolean; hasWork: boolean },
   { print }: TakeOptions,
 ): Promise<Next> {
-  const { artifact } = pathsOf(out, job);
+  const { artifact } = pathsOf(out, job.metadata.name, job.spec);
   const sameQuantization = !quantizationDiffers(earlier.spec, job.spec);
   const quantized = trained && earlier.quantized && sameQuantization && hasArtifact(artifact);
   const mode = modeOf(job, trained, quantized, hasWork);
@@ -297,6 +320,16 @@ function refuseForeignFolder(out: string): void {
     throw refusal(out, 'is not empty, and no run of facetrain made it', 'choose another folder with --out');
 }
 
+/** Refuses to publish over the artifact of another job. */
+function refuseForeignArtifact(paths: RunPaths, { spec }: FaceTrainJob): void {
+  if (spec.quantize && hasArtifact(paths.artifact) && !isOwnArtifact(paths, paths.artifact))
+    throw refusal(
+      paths.artifact,
+      'holds an artifact, or another manifest.json, that no run of this job has made',
+      'choose another spec.quantize.output, or move it away',
+    );
+}
+
 const folderInUse = (out: string, processes: string) =>
   refusal(out, `process ${processes} is running a job there`, 'wait for it, or choose another folder with --out');
 
@@ -317,7 +350,8 @@ function otherTraining(
   const folder = trained ? 'a trained model' : 'checkpoints';
   const trainOn =
     trained && fields.every((path) => path === 'spec.epochs') && spec.epochs > earlier.spec.epochs
-      ? `; to train on, copy ${pathsOf(out, earlier).checkpoints}, name the copy in spec.checkpoint.uri, and use --out`
+      ? `; to train on, copy ${pathsOf(out, earlier.job, earlier.spec).checkpoints}, ` +
+        'name the copy in spec.checkpoint.uri, and use --out'
       : '';
   return refusal(
     out,

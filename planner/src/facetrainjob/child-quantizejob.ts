@@ -14,7 +14,7 @@ import type { Action } from '../plan.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
 
-export const quantizeJobName = (job: JobIdentity): string => `${job.name}-quantize`;
+export const quantizeJobName = (job: Pick<JobIdentity, 'name'>): string => `${job.name}-quantize`;
 
 /** The QuantizeJob as a list of children; empty if the spec has no `quantize`. */
 export function quantizeJobChildren(job: JobIdentity, spec: FaceTrainJobSpec): Child[] {

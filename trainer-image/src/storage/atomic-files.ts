@@ -13,6 +13,7 @@ const TRANSIENT = ['EIO', 'ESTALE', 'ETIMEDOUT', 'EREMOTEIO', 'EHOSTDOWN', 'ENOT
  */
 export function storageError(path: string, error: unknown): unknown {
   if (error instanceof FacetrainError || !(error instanceof Error) || !('code' in error)) return error;
+  if (error.name === 'AbortError') return error; // It has a code, too.
   const cause = error as NodeJS.ErrnoException;
   if (cause.code === 'ENOSPC' || cause.code === 'EDQUOT') {
     return new FacetrainError({
