@@ -54,11 +54,12 @@ for (const [index, [name, { object, wantValid }]] of Object.entries(fixtures).en
   });
 }
 
+const endOf = (finished: true | 'training') => (finished === true ? 'completionTime' : 'trainingCompletionTime');
 for (const [name, { from, to, finished, wantRefusal }] of Object.entries(changes)) {
   test(`a change: ${name} is ${wantRefusal ? 'refused' : 'allowed'}`, () => {
     const job = (spec: Document) => ({
       ...trainSpec(spec),
-      ...(finished && { status: { completionTime: '2026-01-01T00:00:00Z' } }),
+      ...(finished && { status: { [endOf(finished)]: '2026-01-01T00:00:00Z' } }),
     });
     const [errors] = crdcheck([{ object: job(to), old: job(from) }]).objects as [string[]];
     if (wantRefusal) assert.match(errors.join('\n'), wantRefusal);

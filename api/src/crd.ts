@@ -5,7 +5,7 @@
  * no `additionalProperties: false`, and some keywords have Kubernetes' own names.
  */
 import { z } from 'zod';
-import { FaceTrainJobSpec, FaceTrainJobStatus } from './facetrainjob.ts';
+import { FaceTrainJobSpec, FaceTrainJobStatus, TRAINING_FIELDS } from './facetrainjob.ts';
 import { API_GROUP, API_VERSION, DNS_LABEL, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
 
@@ -215,6 +215,18 @@ function finishedSpecRule(spec: Schema): { rule: string; message: string; fieldP
   };
 }
 
+/**
+ * The same rule for the time between the end of the training and that of the job, for the fields that decide what is
+ * trained: training is not repeated.
+ */
+const TRAINED_SPEC_RULE = {
+  rule:
+    '!has(oldSelf.status) || !has(oldSelf.status.trainingCompletionTime) || ' +
+    `(${TRAINING_FIELDS.map((field) => `self.spec.${field} == oldSelf.spec.${field}`).join(' && ')})`,
+  message: 'the training has succeeded and is not repeated: what is trained cannot be changed any more',
+  fieldPath: '.spec',
+};
+
 /** CEL that compares the fields of an object in `self` and `oldSelf`, without those that CEL cannot read. */
 function sameFields(object: Schema, path: string, isCompared = (_name: string) => true): string[] {
   const { properties, required = [] } = object as { properties: Record<string, Schema>; required?: string[] };
@@ -271,6 +283,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
                     "its pods' names are made from it",
                 },
                 finishedSpecRule(specSchema),
+                ...(kind === 'FaceTrainJob' ? [TRAINED_SPEC_RULE] : []),
               ],
             },
           },

@@ -228,9 +228,8 @@ export const failurePolicy = section(
       .default([])
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe(
-        'The first rule that matches decides, also about disruptions. If none does, a refused input (exit code 2), ' +
-          'a missed gate (3) and a folder that another writer has claimed (5) fail the job, and anything else ' +
-          'restarts the gang.',
+        'The first rule that matches decides, also about disruptions. If none does, a refused input (exit code 2) ' +
+          'and a missed gate (3) fail the job, and anything else restarts the gang.',
       ),
   },
   'What to do when a process fails. A restart always restarts the whole gang, from the newest complete checkpoint.',

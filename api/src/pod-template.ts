@@ -143,6 +143,8 @@ function specProblem(spec: Loose, job: PodOfJob): string | null {
     return 'spec.securityContext.seccompProfile.type: Unconfined; RuntimeDefault and Localhost are allowed';
   const containers = asList(spec.containers);
   const index = containers.findIndex(({ name }) => name === FACETRAIN_CONTAINER);
+  const second = containers.findIndex(({ name }, other) => name === FACETRAIN_CONTAINER && other > index);
+  if (index >= 0 && second >= 0) return `spec.containers[${second}].name: a second container facetrain; remove one`;
   const problem = index < 0 ? null : containerProblem(containers[index]!, job);
   return problem === null ? null : `spec.containers[${index}].${problem}`;
 }

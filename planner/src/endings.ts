@@ -101,9 +101,11 @@ export const EXITS: readonly (Ending & { exitCode: ExitCode })[] = [
   },
   {
     exitCode: ExitCode.fencedOff,
-    what: 'another writer has claimed the job’s checkpoints or output',
+    what:
+      'another writer has claimed the job’s checkpoints or output: a late pod of a deleted job, which the restart ' +
+      'fences off, or another job',
     reasons: ['FencedOff'],
-    action: 'FailJob',
+    action: 'Restart',
   },
 ];
 

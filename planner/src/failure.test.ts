@@ -358,7 +358,7 @@ describe('the action of the failure policy', () => {
     },
     'a missed gate does not': { failure: failure(3), want: 'FailJob' },
     'a lost peer restarts': { failure: failure(4), want: 'Restart' },
-    'a folder that another writer has claimed does not': { failure: failure(5), want: 'FailJob' },
+    'a folder that another writer has claimed is claimed again': { failure: failure(5), want: 'Restart' },
     'a loss that is not finite restarts in training': {
       failure: failure(2, { code: 'NotANumber', step: 7 }),
       want: 'Restart',

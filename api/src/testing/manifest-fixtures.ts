@@ -129,8 +129,8 @@ export const changes: Record<
   {
     from: Document;
     to: Document;
-    /** The job has a completionTime. */
-    finished?: true;
+    /** The job has finished, or its training has. */
+    finished?: true | 'training';
     wantRefusal: RegExp | null;
   }
 > = {
@@ -182,6 +182,18 @@ export const changes: Record<
     from: { trainers: { podTemplate: { spec: { nodeName: 'a' } } } },
     to: { trainers: { podTemplate: { spec: { nodeName: 'b' } } } },
     finished: true,
+    wantRefusal: null,
+  },
+  'more epochs after the training, while the job is suspended': {
+    from: { suspend: true },
+    to: { suspend: true, epochs: 40 },
+    finished: 'training',
+    wantRefusal: /the training has succeeded and is not repeated/,
+  },
+  'another deadline after the training': {
+    from: {},
+    to: { activeDeadlineSeconds: 20 },
+    finished: 'training',
     wantRefusal: null,
   },
   'more epochs after the end, while it is suspended': {

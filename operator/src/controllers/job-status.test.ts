@@ -729,7 +729,8 @@ test('a real API server enforces which changes of a spec are allowed', async () 
   for (const [name, { from, to, finished, wantRefusal }] of Object.entries(more)) {
     let { metadata } = await plane.client.create(faceTrainJobs, 'changes', trainSpec(from));
     if (finished) {
-      const status = { completionTime: '2026-01-01T00:00:00Z' };
+      const end = finished === true ? 'completionTime' : 'trainingCompletionTime';
+      const status = { [end]: '2026-01-01T00:00:00Z' };
       ({ metadata } = await plane.client.patch(faceTrainJobs, 'changes', 'a', { status }, 'status'));
     }
     const { spec } = trainSpec(to) as { spec: object };
