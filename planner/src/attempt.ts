@@ -145,13 +145,13 @@ export const secondsToNodeLoss = ({ ranks, otherPods, spec, now }: JobView): num
 const CACHE_LAG_SECONDS = 5;
 
 /** Whether all pods of the attempt were created so long ago that a pod which is not observed has been deleted. */
-export function creationIsOver(view: JobView): boolean {
+export function creationIsOver(view: Pick<JobView, 'startedAt' | 'now'>): boolean {
   return view.startedAt !== undefined && secondsSince(view.startedAt, view.now) >= CACHE_LAG_SECONDS;
 }
 
 /** Seconds until a pod that is not observed counts as deleted; null if none is missing, or some were never created. */
 export const secondsToPodLoss = ({ startedAt, ranks, now }: JobView): number | null =>
-  startedAt === undefined || ranks.every((pod) => pod !== undefined)
+  startedAt === undefined || creationIsOver({ startedAt, now }) || ranks.every((pod) => pod !== undefined)
     ? null
     : CACHE_LAG_SECONDS - secondsSince(startedAt, now);
 

@@ -80,7 +80,8 @@ export function findBlocker({
     const found = `${foreign.kind} ${foreign.name} exists and does not belong to this job`;
     return { reason: Reason.nameTaken, message: `${found}; delete it, or give the job another name` };
   }
-  const conflict = findConflict?.() ?? null;
+  // Only a pod has the template; pods that run go on.
+  const conflict = create.some(({ rank }) => rank !== undefined) ? (findConflict?.() ?? null) : null;
   if (conflict !== null) return conflict;
   return refused && create.some(({ kind, name }) => kind === refused.kind && name === refused.name)
     ? refusalBlocker(refused)

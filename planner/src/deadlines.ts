@@ -36,9 +36,9 @@ function whyNotCreated({ startedAt, status }: JobView): string {
   return text === undefined ? '' : `; ${text}`;
 }
 
-/** Seconds until the first deadline; null if none applies. */
+/** Seconds until the first deadline; null if none applies. One that has passed without an end no longer applies. */
 export const secondsToDeadline = (view: JobView): number | null =>
-  soonest(activeSecondsLeft(view), pendingSecondsLeft(view));
+  soonest(...[activeSecondsLeft(view), pendingSecondsLeft(view)].filter((left) => !isExceeded(left)));
 
 const isExceeded = (left: number | null): boolean => left !== null && left <= 0;
 

@@ -123,7 +123,7 @@ function processFailure(pod: ObservedPod): Failure {
   const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
   const words = termination?.message ?? foreign?.message ?? pod.message;
-  const step = reason === NOT_A_NUMBER ? /^step (\d+):/.exec(termination?.message ?? '')?.[1] : undefined;
+  const step = reason === NOT_A_NUMBER ? /^step (\d{1,15}):/.exec(termination?.message ?? '')?.[1] : undefined;
   return {
     ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod),
     disruption,

@@ -80,11 +80,16 @@ export function quotaBlocker({ status }: JobView, rivals: QuotaRivals | undefine
 /** The gang lets go of its pods; null while it holds none, has all, or may still get the others. */
 export function releasePods(view: JobView, blocker: Blocker, rivals: QuotaRivals | undefined): Stage | null {
   const { refusal } = blocker;
-  const pods = view.ranks.filter((pod) => pod !== undefined);
-  if (refusal === undefined || view.startedAt !== undefined || pods.length === 0) return null;
+  const pods = view.ranks.filter((pod) => pod !== undefined).filter(({ removed }) => !removed);
+  if (refusal === undefined || view.startedAt !== undefined) return null;
   const isOldest = rivals !== undefined && rivals.ahead.length === 0 && rivals.behind > 0;
-  const patience = isOldest ? OLDEST_RELEASE_SECONDS : RELEASE_SECONDS;
-  if (pods.some(({ createdAt }) => secondsSince(createdAt, view.now) < patience)) return null;
+  // Without pods it holds nothing but its turn.
+  if (pods.length === 0 && !isOldest) return null;
+  const patience = isOldest && pods.length > 0 ? OLDEST_RELEASE_SECONDS : RELEASE_SECONDS;
+  const { pendingTime, refusal: before } = view.status;
+  const turn = timestamp(nextTry(before) ?? new Date(pendingTime ?? view.now));
+  const since = pods.length > 0 ? pods.map(({ createdAt }) => createdAt) : [turn];
+  if (since.some((time) => secondsSince(time, view.now) < patience)) return null;
   return {
     name: 'Release',
     reason: blocker.reason,

@@ -60,7 +60,7 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
     case 'Blocked':
     case 'Waiting': {
       // A wait for another job that has the folder does not count towards the deadlines: that job may run for days.
-      if (stage.name === 'Waiting' && !stage.refusal) return unchanged;
+      if (stage.name === 'Waiting' && !stage.refusal) return { ...unchanged, ...(startedAt === undefined && ended) };
       const { releases = 0, releaseTime } = status.refusal ?? {};
       const refusal = stage.refusal ? { ...stage.refusal, releases, releaseTime } : status.refusal;
       return { ...unchanged, ...wanted, refusal };

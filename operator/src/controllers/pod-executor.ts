@@ -238,6 +238,8 @@ export class Executor {
   ): number {
     const { conditions, trainers, ...others } = patch;
     if ((conditions ?? trainers) === undefined || Object.keys(others).length > 0) return 0;
+    // A rank that has succeeded is remembered at once: its pod may be removed at any time.
+    if ((trainers as { completedRanks?: unknown } | undefined)?.completedRanks !== undefined) return 0;
     const withoutMessages = ({ conditions: all = [] }: JobStatus) =>
       all.map(({ message: _, ...condition }) => condition);
     if (!isDeepStrictEqual(withoutMessages(before), withoutMessages(after))) return 0;

@@ -1,4 +1,5 @@
 /** FaceTrainJobs that wait for the same ResourceQuota as a job: planner/src/refusal.ts decides who is served first. */
+import type { FaceTrainJobStatus } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import type { QuotaRivals } from '@facetrain/planner/observed';
 import { quotaRivalsOf } from '@facetrain/planner/refusal';
@@ -15,7 +16,7 @@ export function quotaRivals(
   if (job.status?.refusal?.quota === undefined) return undefined;
   const jobs = [...FaceTrainJob.values()]
     .filter(({ metadata }) => metadata.namespace === job.metadata.namespace)
-    .filter((other) => other.metadata.uid === job.metadata.uid || mayStart(other))
+    .filter((other) => other.metadata.uid === job.metadata.uid || mayWantPods(other))
     .sort((one, other) => (ageKey(one) < ageKey(other) ? -1 : 1));
   return quotaRivalsOf(
     job.metadata.uid,
@@ -30,3 +31,7 @@ export function quotaRivals(
 
 /** Sorts by creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
 const ageKey = ({ metadata: { creationTimestamp, uid } }: JobObject): string => `${creationTimestamp} ${uid}`;
+
+/** A job that waits to create its QuantizeJob needs no pods any more. */
+const mayWantPods = (job: JobObject): boolean =>
+  mayStart(job) && (job.status as FaceTrainJobStatus | undefined)?.trainingCompletionTime === undefined;

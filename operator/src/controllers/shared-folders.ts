@@ -149,9 +149,11 @@ function overlapping<T extends KubernetesObject>(cache: Cache<T>, places: string
 export function mayStart(job: JobObject): boolean {
   const { spec, status = {} } = job;
   if (isIgnored({ identity: identityOf(job), spec })) return false;
-  return (
-    status.completionTime === undefined && spec.suspend !== true && !isTrue(status.conditions, ConditionType.stalled)
-  );
+  // One that has trained and whose pods the API server refuses for the moment asks again by itself: it keeps its
+  // folder.
+  const isStuck =
+    isTrue(status.conditions, ConditionType.stalled) && !(status.refusal !== undefined && (status.attempt ?? 0) > 0);
+  return status.completionTime === undefined && spec.suspend !== true && !isStuck;
 }
 
 /**

@@ -47,7 +47,7 @@ export function findDeletedPodGroup(view: JobView, objects: ObservedObject[]): F
   const isDeleting = objects.some(
     (object) => object.kind === 'PodGroup' && object.name === name && object.owned && object.deleting,
   );
-  if (!isDeleting || view.ranks.every((pod) => pod === undefined || pod.node !== undefined)) return null;
+  if (!isDeleting || view.ranks.every((pod) => pod === undefined || pod.removed || pod.node !== undefined)) return null;
   return {
     reason: Reason.groupDeleted,
     message: `PodGroup ${name} was deleted before all pods of the gang had a place`,

@@ -68,7 +68,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
     actions:
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
-        : actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver),
+        : actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
     status,
     events: [...eventsOf(before, status), ...setAsideEvents(before, status)],
     // A new status may start timers, so plan again at once.
@@ -78,6 +78,10 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
         : 0,
   };
 };
+
+/** A quota that counts ended pods may refuse the quantizer: the trainers, which are kept for their logs, give way. */
+const waitsForQuota = ({ quantizeJob }: ObservedFaceTrainJob): boolean =>
+  quantizeJob?.status.completionTime === undefined && quantizeJob?.status.refusal?.quota !== undefined;
 
 function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   return (
@@ -208,7 +212,7 @@ function countPods(
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ended = (kind: 'succeeded' | 'failed') => Math.max(count(kind), isOver ? (before.trainers?.[kind] ?? 0) : 0);
   const completed = ranks.flatMap((pod, rank) => (pod && outcomeOf(pod) === 'succeeded' ? [rank] : []));
-  const completedRanks = stage.name === 'Restart' || stage.name === 'Replace' ? undefined : formatRanks(completed);
+  const completedRanks = ['Restart', 'Replace', 'Release'].includes(stage.name) ? undefined : formatRanks(completed);
   return {
     desired: ranks.length,
     active: pods.filter((pod) => isAlive(pod) && outcomeOf(pod) === null).length,
