@@ -154,6 +154,24 @@ test('a gang that is larger than the quota does not keep a smaller one from its 
   assert.equal(large.trainJob.status.phase, 'Pending');
 });
 
+test('an older job that gets no pod at all does not keep a younger one from its pods', () => {
+  const namespace = new Namespace(4);
+  const big = namespace.add(1);
+  const admit = big.admit!;
+  // A pod with more CPUs than the quota ever has; the quota is full at first.
+  big.admit = (object) =>
+    object.kind === 'Pod'
+      ? 'pods "job-0-0-0" is forbidden: exceeded quota: q, requested: cpu=20, used: cpu=0, limited: cpu=10'
+      : admit(object);
+  namespace.limit = 0;
+  const small = namespace.add(2);
+  namespace.pass(10, 100);
+  assert.deepEqual([big.pods.length, small.pods.length], [0, 0]);
+  namespace.limit = 4;
+  for (let seconds = 0; seconds < 900; seconds += 10) namespace.pass(10, 100);
+  assert.equal(small.trainJob.status.phase, 'Succeeded', JSON.stringify(small.trainJob.status));
+});
+
 test('the delay between the tries of a gang grows to five minutes', () => {
   const namespace = new Namespace(1);
   const job = namespace.add(2);
