@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
@@ -73,6 +74,33 @@ test('there is never more than one leader, and a released lease is taken at once
   assert.equal(new Set(order).size, stops.length);
   assert.equal(leases.lease!.spec!.holderIdentity, '');
   assert.equal(leases.lease!.spec!.leaseTransitions, 2);
+});
+
+test('a lease that was taken while its replica stopped is given back', async () => {
+  const leases = new Leases();
+  const slow: ElectionOptions['client'] = {
+    guardedBy: ({ signal }) => {
+      const requests = leases.client().guardedBy({ signal, check: () => {} });
+      return {
+        ...requests,
+        create: async (...parameters) => {
+          const lease = await requests.create(...parameters);
+          await delay(50, undefined, { signal });
+          return lease as never;
+        },
+      };
+    },
+  };
+  const stop = new AbortController();
+  const options = { namespace: 'n', name: 'l', identity: 'a', log: pino({ level: 'silent' }), ...TIMES };
+  const leadership = Leadership.byElection(TIMES.renewDeadlineSeconds);
+  const ended = new LeaderElection({ ...options, client: slow, leadership }).lead(stop.signal, async () =>
+    assert.fail('it must not work'),
+  );
+  await eventually(() => assert.equal(leases.lease?.spec?.holderIdentity, 'a'));
+  stop.abort();
+  await ended;
+  assert.equal(leases.lease!.spec!.holderIdentity, '');
 });
 
 test('a holder with a wrong clock leads as long as it renews: times of other machines are not compared', async (t) => {

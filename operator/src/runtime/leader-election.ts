@@ -58,9 +58,20 @@ export interface ElectionClient {
 }
 
 const JITTER = 0.2;
+/** How long a stop waits for the answer to a request for the Lease. */
+const LAST_ANSWER_MILLISECONDS = 1_000;
 /** Longest time to give the Lease up: a pod that stops may be killed meanwhile. */
 const RELEASE_MILLISECONDS = 5_000;
 const microTime = (): string => new Date().toISOString().replace(/(\.\d{3})Z$/, '$1000Z');
+
+/** A signal that aborts some time after another has. */
+function delayed(signal: AbortSignal, milliseconds: number): AbortSignal {
+  const controller = new AbortController();
+  const abortLater = () => void setTimeout(() => controller.abort(signal.reason), milliseconds).unref();
+  if (signal.aborted) abortLater();
+  else signal.addEventListener('abort', abortLater, { once: true });
+  return controller.signal;
+}
 
 export class LeaderElection {
   readonly #options: ElectionOptions;
@@ -119,11 +130,17 @@ export class LeaderElection {
   /** @returns whether this replica leads; false: the signal has aborted */
   async #acquire(signal: AbortSignal): Promise<boolean> {
     const { leadership, renewDeadlineSeconds } = this.#options;
+    // A request that is aborted may have taken the Lease nevertheless, and then nobody would give it back.
+    const stopped = delayed(signal, LAST_ANSWER_MILLISECONDS);
     while (!signal.aborted) {
       const begun = leadership.now;
       const limit = AbortSignal.timeout(Math.ceil(1000 * renewDeadlineSeconds));
-      if (await this.#tryAcquireOrRenew(AbortSignal.any([signal, limit]))) {
+      if (await this.#tryAcquireOrRenew(AbortSignal.any([stopped, limit]))) {
         leadership.renewed(begun);
+        if (signal.aborted) {
+          await this.#release();
+          return false;
+        }
         // 0: the answer took so long that another may have taken the Lease meanwhile.
         if (leadership.millisecondsLeft > 0) return true;
       }
