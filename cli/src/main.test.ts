@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -105,7 +105,10 @@ test('quantize replaces an artifact only with --fresh, lists it first, and never
     assert.match(await quantize(), /holds manifest\.json; .*--out, or .*--fresh/);
     assert.match(await quantize('--fresh'), /^--fresh replaces:\n {2}.*manifest\.json \(26 B\)\n.*nowhere\.onnx/);
     await rm(manifest);
-    await writeFile(join(folder, 'model.int7.onnx'), 'of a quantization that was interrupted');
+    await writeFile(join(folder, 'model.int7.onnx'), 'copied here by hand');
+    assert.match(await quantize(), /holds model\.int7\.onnx, not of an INT7 artifact; choose another folder/);
+    // A quantization that was interrupted has claimed the folder.
+    await mkdir(join(folder, 'fences'));
     assert.match(await quantize(), /^.*nowhere\.onnx/);
   } finally {
     await rm(folder, { recursive: true });
