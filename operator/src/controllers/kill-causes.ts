@@ -3,6 +3,8 @@
  * code that the signal left; the cause is in the Events about the pod: Killing ("Container facetrain failed liveness
  * probe": computePodActions of pkg/kubelet/kuberuntime) or FailedPostStartHook, and Unhealthy with the probe's answer.
  *
+ * When no other container of the pod goes on, the kubelet stops the whole pod, and its Killing names no cause.
+ *
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
  * its program has left and nothing else says why.
  */
