@@ -7,12 +7,10 @@
 import { z } from 'zod';
 import { FaceTrainJobSpec, FaceTrainJobStatus, TRAINING_FIELDS } from './facetrainjob.ts';
 import { API_GROUP, API_VERSION, DNS_LABEL, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
+import { isPlainObject } from './plain-object.ts';
 import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
 
 type Schema = { [key: string]: unknown };
-
-const isObject = (value: unknown): value is Schema =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** Turns a JSON schema, with all that it contains, into a structural schema. */
 function structural(node: Schema): Schema {
@@ -23,16 +21,16 @@ function structural(node: Schema): Schema {
   }
   const { additionalProperties, properties, items, ...rest } = node;
   const result: Schema = { ...rest };
-  if (isObject(properties))
+  if (isPlainObject(properties))
     result.properties = Object.fromEntries(
       Object.entries(properties).map(([name, property]) => [name, structural(property as Schema)]),
     );
-  if (isObject(items)) result.items = structural(items);
-  if (isObject(additionalProperties) && Object.keys(additionalProperties).length > 0)
+  if (isPlainObject(items)) result.items = structural(items);
+  if (isPlainObject(additionalProperties) && Object.keys(additionalProperties).length > 0)
     result.additionalProperties = structural(additionalProperties);
   // An object that accepts unknown fields (a pod template): the API server keeps all its fields and checks none of
   // them.
-  else if (isObject(additionalProperties)) {
+  else if (isPlainObject(additionalProperties)) {
     delete result.properties;
     delete result.required;
     result['x-kubernetes-preserve-unknown-fields'] = true;
@@ -241,7 +239,7 @@ function sameFields(object: Schema, path: string, isCompared = (_name: string) =
 
 /** Whether a field somewhere in this object cannot be read by CEL. */
 const isOpaque = ({ properties }: Schema): boolean =>
-  isObject(properties) &&
+  isPlainObject(properties) &&
   Object.values(properties as Record<string, Schema>).some(
     (field) => field['x-kubernetes-preserve-unknown-fields'] || isOpaque(field),
   );

@@ -12,6 +12,7 @@ export * from './facetrainjob.ts';
 export * from './identifiers.ts';
 export * from './job-fields.ts';
 export * from './output-layout.ts';
+export { isPlainObject } from './plain-object.ts';
 export * from './pod-template.ts';
 export * from './progress.ts';
 export * from './quantize-config.ts';

@@ -6,6 +6,7 @@
  * The operator checks a template when it creates pods, and `facetrain validate` at once. Unknown fields inside `spec`
  * are refused by the API server when the pod is created.
  */
+import { isPlainObject } from './plain-object.ts';
 
 type Loose = Record<string, unknown>;
 
@@ -47,10 +48,8 @@ const OBJECT_FIELDS = new Set(['name', 'namespace', 'generateName', 'finalizers'
 const OWN_PREFIX = 'facetrain.dev/';
 const OWN_LABEL = 'app.kubernetes.io/managed-by';
 
-const isLoose = (value: unknown): value is Loose =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
-const asLoose = (value: unknown): Loose => (isLoose(value) ? value : {});
-const asList = (value: unknown): Loose[] => (Array.isArray(value) ? value.filter(isLoose) : []);
+const asLoose = (value: unknown): Loose => (isPlainObject(value) ? value : {});
+const asList = (value: unknown): Loose[] => (Array.isArray(value) ? value.filter(isPlainObject) : []);
 
 /**
  * The first field of a template that would have no effect, as a message: path below the template, what it does, what to

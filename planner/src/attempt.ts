@@ -6,7 +6,13 @@
  */
 import { createHash } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { type FaceTrainJobStatus, type FailurePolicy, OPERATOR_NAME, type QuantizeJobStatus } from '@facetrain/api';
+import {
+  type FaceTrainJobStatus,
+  type FailurePolicy,
+  isPlainObject,
+  OPERATOR_NAME,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
 import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
@@ -208,9 +214,6 @@ function withoutDefaults(value: unknown, defaults: unknown): unknown {
     .filter(([, inner]) => inner !== undefined);
   return rest.length === 0 ? undefined : Object.fromEntries(rest);
 }
-
-const isPlainObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** Digest of plain data, for a label: 16 hexadecimal digits. */
 export const specDigest = (data: unknown): string =>

@@ -1,4 +1,5 @@
 /** Helpers for plain data. */
+import { isPlainObject } from '@facetrain/api';
 
 /** A copy without properties that are undefined, at any depth: the result of a JSON round trip. */
 export function compact<T>(value: { [K in keyof T]: T[K] | undefined }): T {
@@ -8,9 +9,7 @@ export function compact<T>(value: { [K in keyof T]: T[K] | undefined }): T {
 /** JSON with sorted keys: equal data gives equal text. */
 export function canonicalJson(value: unknown): string {
   return JSON.stringify(value, (_key, part: unknown) =>
-    part !== null && typeof part === 'object' && !Array.isArray(part)
-      ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : part,
+    isPlainObject(part) ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1))) : part,
   );
 }
 

@@ -3,7 +3,7 @@
  * Pure.
  */
 import { isDeepStrictEqual } from 'node:util';
-import { type FaceTrainJobSpec, TRAINING_FIELDS } from '@facetrain/api';
+import { type FaceTrainJobSpec, isPlainObject, TRAINING_FIELDS } from '@facetrain/api';
 
 /**
  * Fields that decide what is trained. Those of TRAINING_FIELDS but the ones of `trainers`: ports are not used here, and
@@ -47,10 +47,7 @@ function quantization({ quantize, evaluation }: FaceTrainJobSpec): unknown {
 /** Paths at which two values differ: the longest that both have, so that a section that is added has its own name. */
 function differences(before: unknown, after: unknown, path = ''): string[] {
   if (isDeepStrictEqual(before, after)) return [];
-  if (!isSection(before) || !isSection(after)) return [path];
+  if (!isPlainObject(before) || !isPlainObject(after)) return [path];
   const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
   return keys.flatMap((key) => differences(before[key], after[key], path === '' ? key : `${path}.${key}`));
 }
-
-const isSection = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
