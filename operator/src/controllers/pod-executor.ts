@@ -17,6 +17,7 @@ import { ApiError, isApiError, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
+import { FailingSince } from '../runtime/failing-since.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
 import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
@@ -78,8 +79,8 @@ export class Executor {
   readonly #refused = new Map<string, { refused: RefusedChild; generation: number; until: number }>();
   /** By the job's uid: an object that does not belong to it, under a name that one of its children must have. */
   readonly #foreign = new Map<string, ObservedObject>();
-  /** By the job's uid: since when creates have failed, by performance.now(). */
-  readonly #failingSince = new Map<string, number>();
+  /** Creates of a job, by its uid. */
+  readonly #failing = new FailingSince(FAILING_MILLISECONDS);
   /** By the job's uid: when its status was last written, by performance.now(). */
   readonly #writtenAt = new Map<string, number>();
 
@@ -105,7 +106,7 @@ export class Executor {
   forget(uid: string): void {
     this.#refused.delete(uid);
     this.#foreign.delete(uid);
-    this.#failingSince.delete(uid);
+    this.#failing.end(uid);
     this.#writtenAt.delete(uid);
   }
 
@@ -195,7 +196,7 @@ export class Executor {
       // drop a misspelt field.
       const isStrict = kind === 'Pod';
       caches[kind]?.put(await client.create(resource, job.namespace, object, isStrict));
-      this.#failingSince.delete(job.uid);
+      this.#failing.end(job.uid);
       return null;
     } catch (error) {
       if (isRefusal(error)) return { refused: { kind, name, message: error.serverMessage } };
@@ -217,9 +218,7 @@ export class Executor {
   /** Whether creates of this job have failed for so long that the user should know. */
   #fails(error: unknown, { uid }: JobIdentity): boolean {
     if (error instanceof LeadershipLost || isApiError(error, 'Conflict')) return false;
-    const since = this.#failingSince.get(uid) ?? performance.now();
-    this.#failingSince.set(uid, since);
-    return performance.now() - since >= FAILING_MILLISECONDS;
+    return this.#failing.lasts(uid);
   }
 
   async #exists({ kind, name, uid }: ObservedObject, namespace: string): Promise<boolean> {

@@ -5,7 +5,7 @@ import type { QuotaRivals } from '@facetrain/planner/observed';
 import { quotaRivalsOf } from '@facetrain/planner/refusal';
 import type { Cache } from '../runtime/cache.ts';
 import type { JobObject } from './resources.ts';
-import { mayStart } from './shared-folders.ts';
+import { isOlder, mayStart } from './shared-folders.ts';
 
 /** @returns undefined if no quota refuses the job */
 export function quotaRivals(
@@ -17,7 +17,7 @@ export function quotaRivals(
   const jobs = [...FaceTrainJob.values()]
     .filter(({ metadata }) => metadata.namespace === job.metadata.namespace)
     .filter((other) => other.metadata.uid === job.metadata.uid || mayWantPods(other))
-    .sort((one, other) => (ageKey(one) < ageKey(other) ? -1 : 1));
+    .sort((one, other) => (isOlder(one, other) ? -1 : 1));
   return quotaRivalsOf(
     job.metadata.uid,
     jobs.map(({ metadata: { uid, name }, status = {} }) => ({
@@ -28,9 +28,6 @@ export function quotaRivals(
     now,
   );
 }
-
-/** Sorts by creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
-const ageKey = ({ metadata: { creationTimestamp, uid } }: JobObject): string => `${creationTimestamp} ${uid}`;
 
 /** A job that waits to create its QuantizeJob needs no pods any more. */
 const mayWantPods = (job: JobObject): boolean =>

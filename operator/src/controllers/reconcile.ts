@@ -35,6 +35,7 @@ import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import type { Reconcile } from '../runtime/controller.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
+import { FailingSince } from '../runtime/failing-since.ts';
 import { controllerOf, keyOf, type Resource } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
 import { KillCauses } from './kill-causes.ts';
@@ -127,8 +128,8 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
   /** By the job's key: the uid of the job that was reconciled last. */
   const uids = new Map<string, string>();
-  /** By the job's uid: since when its reconciles have failed, by performance.now(). */
-  const failingSince = new Map<string, number>();
+  /** Reconciles of a job, by its uid. */
+  const failing = new FailingSince(PERSISTENT_MILLISECONDS);
 
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
@@ -139,7 +140,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     const jobLog = log.child({ uid, generation, attempt: job.status?.attempt ?? 0 });
     try {
       const requeueAfterSeconds = await executor.execute(job, await planFor(job), jobLog);
-      failingSince.delete(uid);
+      failing.end(uid);
       return { requeueAfterSeconds };
     } catch (error) {
       if (!isApiError(error, 'Conflict')) reportIfPersistent(job, error as Error);
@@ -152,9 +153,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
    * webhook prevents, an error of ours. The recorder counts repetitions.
    */
   function reportIfPersistent({ metadata: { name, namespace, uid } }: JobObject, error: Error): void {
-    const since = failingSince.get(uid) ?? performance.now();
-    failingSince.set(uid, since);
-    if (performance.now() - since < PERSISTENT_MILLISECONDS) return;
+    if (!failing.lasts(uid)) return;
     events.emit(
       { apiVersion: API_VERSION, kind, name, namespace: namespace!, uid },
       { type: 'Warning', reason: Reason.reconcileFailed, action: 'Reconcile', message: error.message },
@@ -167,7 +166,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     if (known === undefined || known === uid) return;
     executor.forget(known);
     folders.setStarting(known, false);
-    failingSince.delete(known);
+    failing.end(known);
     killCauses.forget(known);
     specs.forget(known);
     forget?.(key);

@@ -156,15 +156,15 @@ export function mayStart(job: JobObject): boolean {
   return status.completionTime === undefined && spec.suspend !== true && !isStuck;
 }
 
-/**
- * A total order: jobs that have begun (and wait to restart), then by creationTimestamp, which has whole seconds, then
- * by uid.
- */
-function comesBefore(one: JobObject, other: JobObject): boolean {
-  if (hasBegun(one) !== hasBegun(other)) return hasBegun(one);
-  const [a, b] = [one.metadata, other.metadata];
-  return a.creationTimestamp === b.creationTimestamp ? a.uid < b.uid : a.creationTimestamp < b.creationTimestamp;
-}
+/** A total order: jobs that have begun (and wait to restart), then by age. */
+const comesBefore = (one: JobObject, other: JobObject): boolean =>
+  hasBegun(one) === hasBegun(other) ? isOlder(one, other) : hasBegun(one);
+
+/** By creationTimestamp, which has whole seconds; then by uid, so that of two jobs exactly one is older. */
+export const isOlder = ({ metadata: one }: JobObject, { metadata: other }: JobObject): boolean =>
+  one.creationTimestamp === other.creationTimestamp
+    ? one.uid < other.uid
+    : one.creationTimestamp < other.creationTimestamp;
 
 /** status.startTime is removed by a suspension. */
 const hasBegun = ({ status }: JobObject): boolean =>
