@@ -15,10 +15,11 @@ import type { Refusal } from '@facetrain/api';
 import type { JobStatus, JobView } from './attempt.ts';
 import type { Blocker } from './blocker.ts';
 import { findCondition } from './conditions.ts';
+import { findFailure } from './failure.ts';
 import type { QuotaRivals, RefusedChild } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import { ConditionType, MAX_MESSAGE, Reason } from './reasons.ts';
-import type { Stage } from './stage.ts';
+import type { RefusedObject, Stage } from './stage.ts';
 import { secondsSince, timestamp } from './time.ts';
 
 /** Seconds without a new pod after which a gang that is not whole lets go of its pods. */
@@ -90,15 +91,35 @@ export function releasePods(view: JobView, blocker: Blocker, rivals: QuotaRivals
   const turn = timestamp(nextTry(before) ?? new Date(pendingTime ?? view.now));
   const since = pods.length > 0 ? pods.map(({ createdAt }) => createdAt) : [turn];
   if (since.some((time) => secondsSince(time, view.now) < patience)) return null;
-  return {
-    name: 'Release',
-    reason: blocker.reason,
-    message:
-      `the gang got no pod for ${patience} s and lets go of those that it has, ` +
-      `${pods.length} of ${view.ranks.length}; ${blocker.message}`,
-    refusal: { ...refusal, releases: (view.status.refusal?.releases ?? 0) + 1, releaseTime: timestamp(view.now) },
-  };
+  const message =
+    `the gang got no pod for ${patience} s and lets go of those that it has, ` +
+    `${pods.length} of ${view.ranks.length}; ${blocker.message}`;
+  return release(view, blocker.reason, message, refusal);
 }
+
+/**
+ * Ranks that have waited in vain for those that the server refused leave with RendezvousTimeout. Nothing has failed:
+ * the gang lets go of its pods.
+ */
+export function releaseAfterTimeout(view: JobView): Stage | null {
+  const { refusal } = view.status;
+  if (refusal === undefined || view.startedAt !== undefined) return null;
+  const failure = findFailure(view);
+  if (failure?.code !== 'RendezvousTimeout') return null;
+  const message = `${failure.message}; not all ranks could be created: ${refusal.message}`;
+  return release(view, reasonOf(refusal), message, refusal);
+}
+
+const release = (view: JobView, reason: string, message: string, refusal: RefusedObject): Stage => ({
+  name: 'Release',
+  reason,
+  message,
+  refusal: { ...refusal, releases: (view.status.refusal?.releases ?? 0) + 1, releaseTime: timestamp(view.now) },
+});
+
+/** The reason of a refusal that the status holds. */
+const reasonOf = ({ quota }: RefusedObject): string =>
+  quota === undefined ? Reason.childRefused : Reason.quotaExceeded;
 
 /** The wait after a release. */
 export function awaitNextTry(view: JobView): Stage | null {
@@ -109,7 +130,7 @@ export function awaitNextTry(view: JobView): Stage | null {
   const times = refusal.releases === 1 ? 'once' : `${refusal.releases} times`;
   return {
     name: 'Waiting',
-    reason: refusal.quota === undefined ? Reason.childRefused : Reason.quotaExceeded,
+    reason: reasonOf(refusal),
     message: `the gang has let go of its pods ${times}; it tries again at ${timestamp(end)}; ${refusal.message}`,
     refusal,
     until: end,

@@ -19,9 +19,9 @@ import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
-import { timestamp } from './time.ts';
 
-type RefusedObject = Pick<Refusal, 'quota' | 'message'>;
+/** What the API server refused. */
+export type RefusedObject = Pick<Refusal, 'quota' | 'message'>;
 
 /** The state of a job, decided again in every plan. */
 export type Stage =
@@ -90,15 +90,6 @@ export function specChanged(
 
 export function failed(view: JobView): Stage | null {
   const failure = findFailure(view);
-  const { refusal } = view.status;
-  // Ranks that could not be created are no failure of those that waited for them.
-  if (failure?.code === 'RendezvousTimeout' && refusal !== undefined && view.startedAt === undefined)
-    return {
-      name: 'Release',
-      reason: refusal.quota === undefined ? Reason.childRefused : Reason.quotaExceeded,
-      message: `${failure.message}; not all ranks could be created: ${refusal.message}`,
-      refusal: { ...refusal, releases: refusal.releases + 1, releaseTime: timestamp(view.now) },
-    };
   return failure && stageAfterFailure(failure, view);
 }
 

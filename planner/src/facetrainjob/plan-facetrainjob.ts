@@ -21,7 +21,7 @@ import type { PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
 import { formatRanks } from '../rank-set.ts';
 import { ConditionType, Reason } from '../reasons.ts';
-import { awaitNextTry, quotaBlocker, releasePods } from '../refusal.ts';
+import { awaitNextTry, quotaBlocker, releaseAfterTimeout, releasePods } from '../refusal.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
   backingOff,
@@ -89,6 +89,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     afterTraining(observed, view) ??
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
+    releaseAfterTimeout(view) ??
     failed(view) ??
     podGroupUnusable(observed, view) ??
     hung(observed, view) ??
