@@ -126,37 +126,36 @@ const ENDS = {
 };
 type End = keyof typeof ENDS;
 
+/** What the next run does after each end, if nothing has changed that decides a result. */
+const GOES_ON: Record<End, RunMode> = {
+  'stopped or killed': 'continue',
+  'failed in training': 'continue',
+  'missed its gate': 'quantize',
+  succeeded: 'nothing',
+  'failed before its first checkpoint': 'begin',
+};
+/** The same, if something has changed that decides the artifact. */
+const QUANTIZES_ANEW: Record<End, RunMode> = {
+  'stopped or killed': 'continue',
+  'failed in training': 'continue',
+  'missed its gate': 'quantize',
+  succeeded: 'quantize',
+  'failed before its first checkpoint': 'begin',
+};
+
 /** A change of the manifest, and what the next run does after each end: a mode, or what the refusal says. */
 const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End, RunMode | RegExp> }> = {
   nothing: {
     change: () => {},
-    want: {
-      'stopped or killed': 'continue',
-      'failed in training': 'continue',
-      'missed its gate': 'quantize',
-      succeeded: 'nothing',
-      'failed before its first checkpoint': 'begin',
-    },
+    want: GOES_ON,
   },
   'the gate': {
     change: (spec) => (spec.quantize = { gate: { maxAccuracyDrop: 0.5 } }),
-    want: {
-      'stopped or killed': 'continue',
-      'failed in training': 'continue',
-      'missed its gate': 'quantize',
-      succeeded: 'quantize',
-      'failed before its first checkpoint': 'begin',
-    },
+    want: QUANTIZES_ANEW,
   },
   'the verification sets': {
     change: (spec) => (spec.evaluation = { sets: [{ name: 'lfw', uri: 'file:///lfw.bin' }] }),
-    want: {
-      'stopped or killed': 'continue',
-      'failed in training': 'continue',
-      'missed its gate': 'quantize',
-      succeeded: 'quantize',
-      'failed before its first checkpoint': 'begin',
-    },
+    want: QUANTIZES_ANEW,
   },
   'no quantization any more': {
     change: (spec) => delete spec.quantize,
@@ -176,13 +175,7 @@ const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End
         trainers: { replicas: 2 },
         checkpoint: { everySteps: 7 },
       }),
-    want: {
-      'stopped or killed': 'continue',
-      'failed in training': 'continue',
-      'missed its gate': 'quantize',
-      succeeded: 'nothing',
-      'failed before its first checkpoint': 'begin',
-    },
+    want: GOES_ON,
   },
   'the learning rate and the model': {
     change: (spec) => Object.assign(spec, { optimizer: { learningRate: 0.5 }, model: { backbone: 'iresnet34' } }),
