@@ -362,8 +362,8 @@ const endings: Record<
   string,
   {
     status: object;
-    /** Events about the pod: message by reason. */
-    events?: Record<string, string>;
+    /** Events about the pod: message by reason, and the second at which it was seen last (1). */
+    events?: Record<string, string | [message: string, second: number]>;
     /** The container of these events. */
     container?: string;
     want: { reason: string; message: string | RegExp; count: number };
@@ -410,6 +410,40 @@ const endings: Record<
         '(Liveness probe failed: HTTP probe failed with statuscode: 503)',
       count: 1,
     },
+  },
+  'ended by a liveness probe, with no other container that goes on': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    events: {
+      Killing: ['Stopping container facetrain', 2],
+      Unhealthy: '(combined from similar events): Liveness probe failed: connection refused',
+    },
+    want: {
+      reason: 'ProcessKilled',
+      message: 'rank 0 left with exit code 143 on node-1: Liveness probe failed: connection refused',
+      count: 1,
+    },
+  },
+  'stopped, long after a probe had failed': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 143, reason: 'Error' })],
+    },
+    events: {
+      Unhealthy: 'Liveness probe failed: connection refused',
+      Killing: ['Stopping container facetrain', 59],
+    },
+    want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 143 on node-1', count: 1 },
+  },
+  'ended by a signal of its own, after a probe had failed': {
+    status: {
+      phase: 'Failed',
+      containerStatuses: [ended('facetrain', { exitCode: 139, reason: 'Error' })],
+    },
+    events: { Unhealthy: 'Liveness probe failed: connection refused' },
+    want: { reason: 'ProcessKilled', message: 'rank 0 left with exit code 139 on node-1', count: 1 },
   },
   'ended by SIGTERM without a cause': {
     status: {
@@ -504,15 +538,17 @@ for (const [index, [name, { status, events: about = {}, container, want }]] of O
       'status',
     );
     const { uid } = (await ns.get(pods, 'faces-0-0')).metadata;
-    for (const [reason, message] of Object.entries(about))
+    for (const [reason, event] of Object.entries(about)) {
+      const [message, second] = typeof event === 'string' ? [event, 1] : event;
       await createEvent(ns, {
         name: `faces-0-0.${reason.toLowerCase()}`,
         uid,
         reason,
         message,
         ...(container && { container }),
-        lastTimestamp: '2026-01-01T00:00:01Z',
+        lastTimestamp: `2026-01-01T00:00:${String(second).padStart(2, '0')}Z`,
       });
+    }
     await ns.patch(pods, 'faces-0-0', { status }, 'status');
     await eventually(async () => {
       const { restarts } = await ns.statusOf('faces');

@@ -3,7 +3,9 @@
  * code that the signal left; the cause is in the Events about the pod: Killing ("Container facetrain failed liveness
  * probe": computePodActions of pkg/kubelet/kuberuntime) or FailedPostStartHook, and Unhealthy with the probe's answer.
  *
- * When no other container of the pod goes on, the kubelet stops the whole pod, and its Killing names no cause.
+ * When no other container of the pod goes on, the kubelet stops the whole pod, and its Killing names no cause ("Stopping
+ * container facetrain"). A liveness or startup probe that failed right before is the cause: the kubelet kills at the
+ * failure that reaches failureThreshold, and asks that probe no more.
  *
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
  * its program has left and nothing else says why.
@@ -14,7 +16,7 @@ import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
 import { observePod } from './observe.ts';
-import { type PodEvent, type PodObject, podEvents } from './resources.ts';
+import { type PodEvent, type PodObject, podEvents, timeOfEvent } from './resources.ts';
 
 /** Pods of a job whose Events are listed: a signal ends all ranks of a gang, and the first to end has the cause. */
 const MAX_PODS = 4;
@@ -23,6 +25,8 @@ const ANSWER_MILLISECONDS = 3_000;
 /** Whoever may create Events can make any number of them, of any length. */
 const MAX_EVENTS = 100;
 const MAX_WORDS = 500;
+/** From a probe's last failure to the kubelet's Killing, both by the node's clock: its worker for the pod may be busy. */
+const PROBE_TO_KILLING_MILLISECONDS = 30_000;
 
 interface Answer {
   /** Of the pod for which the Events were listed. */
@@ -102,9 +106,25 @@ const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod):
 export function causeIn(events: PodEvent[]): string | undefined {
   const ours = events.filter(({ involvedObject }) => involvedObject.fieldPath === `spec.containers{${CONTAINER}}`);
   const last = (reason: string, message: RegExp) =>
-    ours.filter((event) => event.reason === reason && message.test(event.message ?? '')).at(-1)?.message;
-  const killing = last('Killing', /failed (liveness|startup) probe/);
-  if (killing === undefined) return last('FailedPostStartHook', /./)?.slice(0, MAX_WORDS);
-  const answer = last('Unhealthy', killing.includes('startup') ? /^Startup probe/ : /^Liveness probe/);
-  return (answer === undefined ? killing : `${killing} (${answer.trim()})`).slice(0, MAX_WORDS);
+    ours
+      .filter((event) => event.reason === reason && message.test(wordsOf(event)))
+      .reduce<PodEvent | undefined>((a, b) => (a && timeOfEvent(a) > timeOfEvent(b) ? a : b), undefined);
+  const killing = last('Killing', /./);
+  const named = killing && /failed (liveness|startup) probe/.exec(wordsOf(killing))?.[1];
+  const unhealthy = last('Unhealthy', new RegExp(`^${named ?? '(liveness|startup)'} probe`, 'i'));
+  const answer = unhealthy && wordsOf(unhealthy);
+  let cause: string | undefined;
+  if (named) cause = answer === undefined ? wordsOf(killing) : `${wordsOf(killing)} (${answer})`;
+  else cause = last('FailedPostStartHook', /./)?.message ?? (hasKilled(unhealthy, killing) ? answer : undefined);
+  return cause?.slice(0, MAX_WORDS);
 }
+
+/** The message without the words that a kubelet puts in front when it joins events that are alike. */
+const wordsOf = ({ message = '' }: PodEvent): string =>
+  message.replace(/^\(combined from similar events\): /, '').trim();
+
+/** Whether a kubelet's Killing followed a failed probe at once. */
+const hasKilled = (unhealthy: PodEvent | undefined, killing: PodEvent | undefined): boolean =>
+  unhealthy !== undefined &&
+  killing !== undefined &&
+  timeOfEvent(killing) - timeOfEvent(unhealthy) <= PROBE_TO_KILLING_MILLISECONDS;

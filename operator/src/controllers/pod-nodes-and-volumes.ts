@@ -13,7 +13,7 @@ import { isApiError } from '../runtime/api-error.ts';
 import { Cache, type CacheOptions } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import { type KubernetesObject, keyOf, type Resource } from '../runtime/resource.ts';
-import { claims, type NodeObject, nodes, type PodEvent, type PodObject, podEvents } from './resources.ts';
+import { claims, type NodeObject, nodes, type PodEvent, type PodObject, podEvents, timeOfEvent } from './resources.ts';
 
 export interface PodNodesAndVolumesOptions {
   client: Pick<Client, 'list' | 'watch'>;
@@ -238,14 +238,10 @@ export class PodNodesAndVolumes {
       return undefined;
     const warnings =
       Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
-    const latest = warnings.sort((a, b) => timeOf(a) - timeOf(b)).at(-1);
+    const latest = warnings.sort((a, b) => timeOfEvent(a) - timeOfEvent(b)).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
   }
 }
-
-/** When an Event was last seen, in ms. The two APIs of Events have different fields for it. */
-const timeOf = ({ metadata, lastTimestamp, eventTime, series }: PodEvent): number =>
-  Date.parse(series?.lastObservedTime ?? lastTimestamp ?? eventTime ?? metadata.creationTimestamp);
 
 /** Keeps the fields that are read: the pods of the whole cluster may have warnings. */
 function stripEvent({

@@ -59,6 +59,10 @@ export interface PodEvent extends KubernetesObject {
   series?: { lastObservedTime?: string };
 }
 
+/** When an Event was last seen, in ms. The two APIs of Events have different fields for it. */
+export const timeOfEvent = ({ metadata, lastTimestamp, eventTime, series }: PodEvent): number =>
+  Date.parse(series?.lastObservedTime ?? lastTimestamp ?? eventTime ?? metadata.creationTimestamp);
+
 export const faceTrainJobs = defineResource<JobObject>(API_VERSION, 'facetrainjobs');
 export const quantizeJobs = defineResource<JobObject>(API_VERSION, 'quantizejobs');
 export const pods = defineResource<PodObject>('v1', 'pods');
