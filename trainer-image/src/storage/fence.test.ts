@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import files, { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -41,8 +42,9 @@ async function fencedOff(promise: Promise<unknown>, by: RegExp): Promise<void> {
 
 test('the newest claim can write, delete and set aside; one fence is left', async () => {
   const folder = await newFolder();
+  let fence!: Fence;
   for (const attempt of [0, 1, 1, 2]) {
-    const fence = await Fence.claim(folder, owner(attempt));
+    fence = await Fence.claim(folder, owner(attempt));
     await fence.write(join(folder, 'model', 'm.onnx'), `of ${fence.number}`);
     await fence.write(join(folder, 'report'), 'r');
     await fence.remove(join(folder, 'report'));
@@ -50,8 +52,8 @@ test('the newest claim can write, delete and set aside; one fence is left', asyn
     await fence.check();
   }
   await writeFile(join(folder, 'bad'), 'b');
-  assert.equal(await Fence.of(folder, 4).setAside(join(folder, 'bad')), join(folder, 'damaged-bad.0000000004'));
-  assert.equal(await Fence.of(folder, 4).setAside(join(folder, 'bad')), undefined);
+  assert.equal(await Fence.of(folder, fence).setAside(join(folder, 'bad')), join(folder, 'damaged-bad.0000000004'));
+  assert.equal(await Fence.of(folder, fence).setAside(join(folder, 'bad')), undefined);
   const { 'fences/0000000004/owner.json': claimed, ...rest } = await contents(folder);
   assert.deepEqual(rest, { 'damaged-bad.0000000004': 'b', 'model/m.onnx': 'of 4' });
   assert.deepEqual(Object.keys(JSON.parse(claimed!) as object), ['name', 'uid', 'attempt', 'start', 'time']);
@@ -100,6 +102,57 @@ test('when the fences are removed, nobody writes any more', async () => {
   await rm(join(folder, 'fences'), { recursive: true });
   await fencedOff(fence.write(join(folder, 'file'), ''), /the fence of this writer is gone from fences\//);
   assert.deepEqual(await readdir(folder), []);
+});
+
+test('a fence has no power when its number comes again after the fences were removed', async () => {
+  const folder = await newFolder();
+  const old = await Fence.claim(folder, owner(0));
+  await rm(join(folder, 'fences'), { recursive: true });
+  const newer = await Fence.claim(folder, owner(1));
+  assert.equal(newer.number, old.number);
+  await newer.write(join(folder, 'file'), 'new');
+  await fencedOff(old.check(), /attempt 1 of job faces/);
+  await fencedOff(old.remove(join(folder, 'file')), /attempt 1 of job faces/);
+  await fencedOff(old.write(join(folder, 'file'), 'old'), /attempt 1 of job faces/);
+  assert.equal((await contents(folder)).file, 'new');
+});
+
+test('a claim that was frozen does not give an older fence its power back', async () => {
+  const folder = await newFolder();
+  await Fence.claim(folder, owner(0));
+  // It has read which numbers are there, and makes the folder that it will rename.
+  const frozen = new SimulatedProcess(
+    'frozen',
+    ({ name, args }) => name === 'mkdir' && /fences.\./.test(String(args[0])),
+  );
+  const { ended } = await frozen.run(() => Fence.claim(folder, owner(0, { uid: 'frozen' })));
+  const old = await Fence.claim(folder, owner(1));
+  const newer = await Fence.claim(folder, owner(2));
+  await newer.write(join(folder, 'file'), 'new');
+  frozen.wake();
+  await fencedOff(ended, /attempt 2 of job faces/);
+  // It has taken the number of the older fence again.
+  assert.deepEqual((await readdir(join(folder, 'fences'))).sort(), ['0000000002', '0000000003']);
+  await fencedOff(old.remove(join(folder, 'file')), /attempt 2 of job faces/);
+  assert.equal((await contents(folder)).file, 'new');
+});
+
+test('a claim whose rename is reported as failed, as NFS does, removes the older fences', async () => {
+  const folder = await newFolder();
+  const old = await Fence.claim(folder, owner(0));
+  await old.write(join(folder, 'file'), 'of both');
+  const { rename } = files;
+  files.rename = async (from, to) => {
+    files.rename = rename;
+    syncBuiltinESMExports();
+    await rename(from, to);
+    throw Object.assign(new Error('ENOENT: no such file or directory, rename'), { code: 'ENOENT' });
+  };
+  syncBuiltinESMExports();
+  const newer = await Fence.claim(folder, owner(1));
+  assert.deepEqual(await readdir(join(folder, 'fences')), ['0000000002']);
+  await fencedOff(old.remove(join(folder, 'file')), /attempt 1 of job faces/);
+  await newer.remove(join(folder, 'file'));
 });
 
 test('of many claims at the same time, one remains', async () => {

@@ -5,14 +5,15 @@
  * or on a node that the cluster has given up, and wake after another has taken its place. A check before a write does
  * not help: the process may be frozen between the two. So the file system itself has to refuse the old writer.
  *
- * - A claim makes the folder `fences/NNNNNNNNNN`. Its number, the token, is higher than all before. The folder is
- *   prepared under another name and renamed: rename(2) refuses to replace a folder that is not empty, and this one
+ * - A claim makes the folder `fences/NNNNNNNNNN`. Its number, the token, is higher than all that are there. The folder
+ *   is prepared under another name and renamed: rename(2) refuses to replace a folder that is not empty, and this one
  *   holds `owner.json`. So one of several claims of a number succeeds, and its owner is known from the first moment.
  * - All that a process writes, it writes into its own folder, and moves it out by a rename when it is complete. What it
- *   deletes, it first moves in.
+ *   deletes, it first moves in. This folder is `fences/NNNNNNNNNN/START`, with the random name of its start: a number
+ *   may come again, after somebody has removed `fences/`, or by a claim that was frozen when it had read what is there.
  * - A claim removes the folders of all lower numbers before it returns. From then on every move of an older process
- *   fails with ENOENT (or ESTALE): one end of its rename no longer exists. It cannot make its folder again under the
- *   same number, since only a claim makes one.
+ *   fails with ENOENT (or ESTALE): one end of its rename no longer exists. Its folder never comes again, since only its
+ *   own claim makes one of that name.
  *
  * `owner.json` only serves people and the rule that an older attempt of a job never fences off a newer one.
  */
@@ -29,7 +30,7 @@ export interface Owner {
   name: string;
   uid: string;
   attempt: number;
-  /** Unique for each start. One start may claim a folder twice, by two paths that lead to it. */
+  /** Unique for each start, and a file name. One start may claim a folder twice, by two paths that lead to it. */
   start: string;
 }
 
@@ -57,10 +58,13 @@ export class Fence {
   readonly folder: string;
   /** The token. */
   readonly number: number;
+  /** That of the owner. */
+  readonly start: string;
 
-  private constructor(folder: string, number: number) {
+  private constructor(folder: string, number: number, start: string) {
     this.folder = folder;
     this.number = number;
+    this.start = start;
   }
 
   /**
@@ -77,9 +81,11 @@ export class Fence {
         const newer = claims.find((claim) => claim.owner?.uid === owner.uid && claim.owner.attempt > owner.attempt);
         if (newer) throw fencedOff(folder, newer);
         const newest = claims.at(-1);
-        if (newest?.owner?.start === owner.start) return new Fence(folder, newest.number);
-        const fence = new Fence(folder, (newest?.number ?? 0) + 1);
-        if (!(await fence.#create(owner, tries === CLAIM_TRIES))) continue;
+        // By another path to the folder, or by the last try: a network file system may report a rename that it has
+        // done as failed, since it sends a request again of which the answer was lost.
+        const isOurs = newest?.owner?.start === owner.start;
+        const fence = new Fence(folder, isOurs ? newest.number : (newest?.number ?? 0) + 1, owner.start);
+        if (!isOurs && !(await fence.#create(owner, tries === CLAIM_TRIES))) continue;
         await flushFolder(root);
         await fence.check();
         await fence.#removeOlder();
@@ -91,13 +97,13 @@ export class Fence {
   }
 
   /** The fence that another process of the same gang has claimed. */
-  static of(folder: string, number: number): Fence {
-    return new Fence(folder, number);
+  static of(folder: string, { number, start }: Pick<Fence, 'number' | 'start'>): Fence {
+    return new Fence(folder, number, start);
   }
 
-  /** The folder of this fence, on the file system of the guarded folder. Only `claim` makes it. */
+  /** Where its owner writes, on the file system of the guarded folder. Only `claim` makes it. */
   get path(): string {
-    return join(this.folder, OUTPUT.fences, folderName(this.number));
+    return join(this.folder, OUTPUT.fences, folderName(this.number), this.start);
   }
 
   /**
@@ -195,17 +201,19 @@ export class Fence {
   }
 
   /**
-   * Makes the folder of the fence, with its owner.
+   * Makes the folder of the number, with its owner and the folder of the start.
    * @param last whether it is the last try
    * @returns false when another process has the number
    */
   async #create(owner: Owner, last: boolean): Promise<boolean> {
-    const prepared = join(dirname(this.path), `.${randomUUID()}`);
+    const claimed = dirname(this.path);
+    const prepared = join(dirname(claimed), `.${randomUUID()}`);
     try {
       await mkdir(prepared);
+      await mkdir(join(prepared, this.start));
       await writeNew(join(prepared, OWNER), `${JSON.stringify({ ...owner, time: new Date().toISOString() })}\n`);
       await flushFolder(prepared);
-      await rename(prepared, this.path);
+      await rename(prepared, claimed);
       return true;
     } catch (error) {
       await rm(prepared, { recursive: true, force: true }).catch(() => {});
@@ -217,7 +225,7 @@ export class Fence {
   }
 
   async #removeOlder(): Promise<void> {
-    const root = dirname(this.path);
+    const root = dirname(dirname(this.path));
     for (const name of await readdir(root)) {
       const older = NUMBER.test(name) ? Number(name) < this.number : TEMPORARY.test(name);
       if (!older) continue;
@@ -225,13 +233,19 @@ export class Fence {
       const removed = join(root, `.${randomUUID()}`);
       try {
         await rename(join(root, name), removed);
-        for (const entry of await readdir(removed))
-          if (entry.startsWith(KEPT_PREFIX)) await rename(join(removed, entry), join(this.folder, entry));
+        for (const start of await readdir(removed, { withFileTypes: true }))
+          if (start.isDirectory()) await this.#keepThoseIn(join(removed, start.name));
         await removeAll(removed);
       } catch (error) {
         if (!isMissing(error)) throw error; // Else another claim removes it.
       }
     }
+  }
+
+  /** Moves what setAside() had moved in, when its process ended, to its place. */
+  async #keepThoseIn(path: string): Promise<void> {
+    const kept = (await readdir(path)).filter((name) => name.startsWith(KEPT_PREFIX));
+    for (const name of kept) await rename(join(path, name), join(this.folder, name));
   }
 
   /** Runs a change of the folder. */
@@ -247,7 +261,8 @@ export class Fence {
     const claims = await claimsIn(this.folder);
     const newest = claims.at(-1);
     if (newest && newest.number > this.number) throw fencedOff(this.folder, newest, cause);
-    if (newest?.number !== this.number) throw fencedOff(this.folder, undefined, cause);
+    const isOurs = newest?.number === this.number && (!newest.owner || newest.owner.start === this.start);
+    if (!isOurs) throw fencedOff(this.folder, newest?.number === this.number ? newest : undefined, cause);
   }
 }
 

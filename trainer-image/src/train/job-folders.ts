@@ -1,6 +1,6 @@
 /**
  * The fences around the two folders that a job writes to: that of its checkpoints and that of its output. Rank 0 claims
- * both; the others learn the number of the first, since they write to it, too.
+ * both; the others learn which fence the first has, since they write to it, too.
  */
 import { randomUUID } from 'node:crypto';
 import type { TrainerConfig } from '@facetrain/api';
@@ -52,8 +52,9 @@ export class JobFolders {
 
   /** Tells the other ranks of rank 0's claim. A collective: to be called on every rank. */
   async share(session: Pick<TrainingSessionContract, 'allGather'>): Promise<void> {
-    const [number] = await gatherJson(session, this.#checkpoints?.number ?? null);
-    this.#checkpoints ??= Fence.of(this.#config.checkpoint.directory, number!);
+    const own = this.#checkpoints;
+    const [claimed] = await gatherJson(session, own ? { number: own.number, start: own.start } : null);
+    this.#checkpoints ??= Fence.of(this.#config.checkpoint.directory, claimed!);
   }
 
   /** @throws FacetrainError FencedOff when the watch has found a newer claim */
