@@ -246,7 +246,9 @@ const checkpoint = section(
     everyEpochs: everyEpochs.default(1).describe('Write one every so many epochs; 0: not by epochs.'),
     everySteps: z.int32().min(1).optional().describe('Also write one every so many steps.'),
     everySeconds: z.int32().min(1).optional().describe('Also write one every so many seconds.'),
-    keep: keep.default(3).describe('Complete checkpoints that are kept; older ones are deleted.'),
+    keep: keep
+      .default(3)
+      .describe('Complete checkpoints that are kept; older ones are deleted. Only those of this job count.'),
   },
   'Checkpoints, from which a restart continues. One is also written when the trainers receive SIGTERM.',
 );

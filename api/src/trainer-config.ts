@@ -121,7 +121,7 @@ export const TrainerConfig = z.strictObject({
     everyEpochs: positive(everyEpochs).nullable().describe('Each interval that is not null applies by itself.'),
     everySteps: z.int().positive().nullable(),
     everySeconds: z.int().positive().nullable(),
-    keep: keep.describe('Complete checkpoints kept; older ones are deleted.'),
+    keep: keep.describe('Complete checkpoints of this job that are kept; its older ones are deleted.'),
   }),
   evaluation: z.strictObject({
     sets: z.array(VerificationSet).max(MAX_SETS),

@@ -133,7 +133,7 @@ class Gang {
     return this;
   }
 
-  save(fence: Fence, step: number, keep = 100): Promise<unknown[]> {
+  save(fence: Fence, step: number, keep = 100, job = 'j'): Promise<unknown[]> {
     return Promise.all(
       this.sessions.map((session, rank) =>
         saveCheckpoint(session, {
@@ -142,7 +142,7 @@ class Gang {
           step,
           rank,
           worldSize: this.sessions.length,
-          job: { name: 'j', uid: 'u' },
+          job: { name: job, uid: 'u' },
           seed: 1,
           numClasses: 11,
           history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
@@ -391,8 +391,21 @@ test('older checkpoints are deleted only when the new one is complete', async ()
   await assert.rejects(broken, /disk full/);
   await gang.arrived(first!);
   assert.deepEqual(await completeSteps(root), [3, 2]);
-  await prune(root, 1, fence);
+  await prune(root, 1, 'j', fence);
   assert.deepEqual(await listed(root), ['step-0000000003']);
+});
+
+test('checkpoints of another job, and those that do not tell whose they are, stay and do not count', async () => {
+  const fence = await newFence();
+  const root = fence.folder;
+  const gang = new Gang(1).fill();
+  for (const step of [1, 2, 3]) await gang.save(fence, step, 2, 'other');
+  assert.deepEqual(await completeSteps(root), [3, 2]);
+  for (const step of [4, 5, 6]) await gang.save(fence, step, 2, 'j');
+  assert.deepEqual(await completeSteps(root), [6, 5, 3, 2]);
+  await truncate(manifestPath(checkpointDirectory(root, 5)), 0);
+  for (const step of [7, 8]) await gang.save(fence, step, 2, 'j');
+  assert.deepEqual(await completeSteps(root), [8, 7, 5, 3, 2]);
 });
 
 /** A gang of one rank that takes the folder, continues from what is there, and writes `keep` checkpoints. */

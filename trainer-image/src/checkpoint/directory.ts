@@ -170,9 +170,28 @@ export async function removeUnfinished(root: string, fence: Fence): Promise<stri
   return folders;
 }
 
-/** Deletes all but the newest `keep` complete checkpoints. @throws FacetrainError FencedOff, StorageFailed */
-export async function prune(root: string, keep: number, fence: Fence): Promise<void> {
-  for (const step of (await completeSteps(root)).slice(keep)) await fence.remove(checkpointDirectory(root, step));
+/**
+ * Deletes all but the newest `keep` complete checkpoints of a job. Those of other jobs, from which this one may have
+ * continued, do not count and stay; so do those whose manifest does not tell the job.
+ * @param job its name. The uid is not compared: a job that was deleted and created again goes on with its checkpoints
+ * @throws FacetrainError FencedOff, StorageFailed
+ */
+export async function prune(root: string, keep: number, job: string, fence: Fence): Promise<void> {
+  const steps = await completeSteps(root);
+  if (steps.length <= keep) return;
+  const authors = await Promise.all(steps.map((step) => authorOf(root, step)));
+  const own = steps.filter((_, index) => authors[index] === job);
+  for (const step of own.slice(keep)) await fence.remove(checkpointDirectory(root, step));
+}
+
+/** Name of the job that wrote a checkpoint; undefined when its manifest is damaged or of another version. */
+async function authorOf(root: string, step: number): Promise<string | undefined> {
+  try {
+    return (await openCheckpoint(root, step)).manifest.job.name;
+  } catch (error) {
+    if (error instanceof FacetrainError && error.code === 'InvalidCheckpoint') return undefined;
+    throw error;
+  }
 }
 
 async function stepFolders(root: string): Promise<{ step: number; directory: string; complete: boolean }[]> {

@@ -20,7 +20,7 @@ const BLOCK_ROWS = 65_536;
 export interface SaveOptions {
   /** Around the job's folder of checkpoints; the same on every rank. */
   fence: Fence;
-  /** Complete checkpoints to keep, this one included. */
+  /** Complete checkpoints of the job to keep, this one included. */
   keep: number;
   job: CheckpointManifest['job'];
   /** Steps done. There must be no complete checkpoint of this step. */
@@ -113,7 +113,7 @@ async function saveStaged(
   await fence.check();
   await fence.moveOut(staged, checkpointDirectory(root, step));
   // The new checkpoint is on disk, and its name, too: only now older ones may go.
-  await prune(root, options.keep, fence);
+  await prune(root, options.keep, options.job.name, fence);
 }
 
 /** Several ranks make it. Not its parents: those of a fence that was removed must not come back. */
