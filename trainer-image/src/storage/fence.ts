@@ -19,7 +19,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
-import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError, OUTPUT } from '@facetrain/api';
@@ -51,6 +51,8 @@ const TEMPORARY = /^\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const CLAIM_TRIES = 100;
 /** How long explain() waits for the storage, in milliseconds. */
 const EXPLAIN_MS = 10_000;
+/** Between two looks of isVisible(), in milliseconds. */
+const LOOK_AGAIN_MS = 100;
 const folderName = (number: number) => String(number).padStart(10, '0');
 
 export class Fence {
@@ -104,6 +106,26 @@ export class Fence {
   /** Where its owner writes, on the file system of the guarded folder. Only `claim` makes it. */
   get path(): string {
     return join(this.folder, OUTPUT.fences, folderName(this.number), this.start);
+  }
+
+  /**
+   * Whether this process finds where to write. Not so when its folder is another than that of the process that has
+   * claimed, or when a newer claim has removed the fence.
+   * @param patienceMs for how long to look: a network file system may show late what another machine has made
+   * @throws FacetrainError StorageFailed
+   */
+  async isVisible(patienceMs: number): Promise<boolean> {
+    const end = performance.now() + patienceMs;
+    for (;;) {
+      try {
+        await stat(this.path);
+        return true;
+      } catch (error) {
+        if (!isMissing(error)) throw storageError(this.path, error);
+      }
+      if (performance.now() >= end) return false;
+      await delay(LOOK_AGAIN_MS);
+    }
   }
 
   /**

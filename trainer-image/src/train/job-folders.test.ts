@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, mock, test } from 'node:test';
-import type { FacetrainError } from '@facetrain/api';
+import { ExitCode, type FacetrainError, type TrainerConfig } from '@facetrain/api';
 import { pino } from 'pino';
 import { Fence } from '../storage/fence.ts';
 import { trainerConfig, until } from '../testing/training-gang.ts';
@@ -41,6 +41,44 @@ for (const claimed of ['checkpoint folder', 'output folder'])
     assert.match(error.message, /job other/);
     folders.stopWatching();
   });
+
+/** Two ranks, each with the folders of its own configuration, in a gang without trainers. @returns their errors */
+async function share(configs: [TrainerConfig, TrainerConfig]): Promise<unknown[]> {
+  const ranks = configs.map((config) => new JobFolders(config, { log: pino({ level: 'silent' }) }));
+  await ranks[0]!.claim();
+  let waiting = Promise.withResolvers<Float32Array[]>();
+  let parts: Float32Array[] = [];
+  const sessionOf = (rank: number) => ({
+    allGather: (values: Float32Array) => {
+      parts[rank] = values;
+      const { promise } = waiting;
+      if (Object.keys(parts).length === ranks.length) {
+        waiting.resolve(parts);
+        waiting = Promise.withResolvers();
+        parts = [];
+      }
+      return promise;
+    },
+  });
+  const ends = await Promise.allSettled(ranks.map((folders, rank) => folders.share(sessionOf(rank), 0)));
+  const errors = ends.map((end, rank) => (end.status === 'rejected' ? ranks[rank]!.explain(end.reason) : undefined));
+  ranks[0]!.stopWatching();
+  return Promise.all(errors);
+}
+
+test('ranks whose folders of checkpoints are not one folder are refused before they train', async () => {
+  const folder = await mkdtemp(join(top, 'job-'));
+  const [first, second] = [trainerConfig(folder), trainerConfig(await mkdtemp(join(top, 'job-')))];
+  assert.deepEqual(await share([first, first]), [undefined, undefined]);
+  for (const claimedBefore of [false, true]) {
+    if (claimedBefore) await share([second, second]);
+    const errors = (await share([first, second])) as FacetrainError[];
+    for (const [rank, error] of errors.entries()) {
+      assert.deepEqual([error.code, error.exitCode], ['StorageFailed', ExitCode.refused], `rank ${rank}: ${error}`);
+      assert.match(error.message, /rank 1 of 2 does not find there what rank 0 has written; one folder for all ranks/);
+    }
+  }
+});
 
 test('one folder for checkpoints and output is claimed once', async () => {
   const folder = await mkdtemp(join(top, 'job-'));

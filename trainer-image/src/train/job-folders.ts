@@ -3,7 +3,7 @@
  * both; the others learn which fence the first has, since they write to it, too.
  */
 import { randomUUID } from 'node:crypto';
-import type { TrainerConfig } from '@facetrain/api';
+import { FacetrainError, type TrainerConfig } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
@@ -11,6 +11,15 @@ import { Fence } from '../storage/fence.ts';
 
 /** Between two looks whether a newer writer has claimed a folder, in milliseconds. */
 const WATCH_MS = 30_000;
+
+/**
+ * Longest time for which share() looks, in milliseconds: some network file systems remember for seconds that a name was
+ * not there.
+ */
+const PATIENCE_MS = 30_000;
+
+/** Most ranks that an error names. */
+const MAX_NAMED = 5;
 
 export class JobFolders {
   readonly #config: TrainerConfig;
@@ -50,11 +59,32 @@ export class JobFolders {
     this.#watch = setInterval(() => void this.#look(), WATCH_MS).unref();
   }
 
-  /** Tells the other ranks of rank 0's claim. A collective: to be called on every rank. */
-  async share(session: Pick<TrainingSessionContract, 'allGather'>): Promise<void> {
+  /**
+   * Tells the other ranks of rank 0's claim, and checks that all ranks have one folder for checkpoints. A collective:
+   * to be called on every rank.
+   * @param maxPatienceMs for how long a rank looks for what rank 0 has made, unless its peers count it as lost before
+   * @throws FacetrainError StorageFailed, on every rank, when one has another folder; FencedOff
+   */
+  async share(session: Pick<TrainingSessionContract, 'allGather'>, maxPatienceMs = PATIENCE_MS): Promise<void> {
+    const { directory } = this.#config.checkpoint;
+    const patienceMs = Math.min(maxPatienceMs, (this.#config.collectiveTimeoutSeconds * 1000) / 2);
     const own = this.#checkpoints;
     const [claimed] = await gatherJson(session, own ? { number: own.number, start: own.start } : null);
-    this.#checkpoints ??= Fence.of(this.#config.checkpoint.directory, claimed!);
+    const fence = own ?? Fence.of(directory, claimed!);
+    const isVisible = await fence.isVisible(patienceMs);
+    const visible = await gatherJson(session, isVisible);
+    // In another folder, explain() would say that this rank was fenced off.
+    if (isVisible) this.#checkpoints = fence;
+    const without = visible.flatMap((each, rank) => (each ? [] : [rank]));
+    if (without.length === 0) return;
+    if (own) await own.check();
+    const named = without.slice(0, MAX_NAMED).join(', ') + (without.length > MAX_NAMED ? ', …' : '');
+    throw new FacetrainError({
+      code: 'StorageFailed',
+      subject: directory,
+      found: `rank ${named} of ${visible.length} does not find there what rank 0 has written`,
+      allowed: 'one folder for all ranks, on storage that their nodes share (not a folder of each node)',
+    });
   }
 
   /** @throws FacetrainError FencedOff when the watch has found a newer claim */
