@@ -142,27 +142,41 @@ for (const [scheme, address] of Object.entries({
   });
 }
 
-test('credentials that may not delete overwrite the old manifest before the first file', async () => {
+/** An empty object store that refuses one method. @returns the requests that a publication to it makes, but HEAD */
+async function publishWithout(method: 'PUT' | 'DELETE'): Promise<{ requests: string[]; published: Promise<unknown> }> {
   const requests: string[] = [];
   const store = createServer((request, response) => {
     requests.push(`${request.method} ${new URL(request.url!, 'http://x').pathname}`);
-    const status = request.method === 'HEAD' ? 404 : request.method === 'DELETE' ? 403 : 200;
-    request.resume().on('end', () => response.writeHead(status, { etag: '"1"' }).end());
+    const status = request.method === 'HEAD' ? 404 : request.method === method ? 403 : 200;
+    const body = status === 403 ? '<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>' : '';
+    request.resume().on('end', () => response.writeHead(status, { etag: '"1"' }).end(body));
   }).listen(0, '127.0.0.1');
   await once(store, 'listening');
   after(() => store.close());
-  const { port } = store.address() as AddressInfo;
-  const small = ['report.json', 'manifest.json'];
-  await publish(folder, small, { ...server.address('s3://models/x'), endpoint: `http://127.0.0.1:${port}` });
-  assert.deepEqual(
-    requests.filter((line) => !line.startsWith('HEAD')),
-    [
-      'DELETE /models/x/manifest.json',
-      'PUT /models/x/manifest.json',
-      'PUT /models/x/report.json',
-      'PUT /models/x/manifest.json',
-    ],
+  const endpoint = `http://127.0.0.1:${(store.address() as AddressInfo).port}`;
+  const published = publish(folder, ['report.json', 'manifest.json'], { ...server.address('s3://models/x'), endpoint });
+  await published.catch(() => {});
+  return { requests: requests.filter((line) => !line.startsWith('HEAD')), published };
+}
+
+test('credentials that may not delete overwrite the old manifest before the first file', async () => {
+  const { requests, published } = await publishWithout('DELETE');
+  await published;
+  assert.deepEqual(requests, [
+    'PUT /models/x/manifest.json',
+    'DELETE /models/x/manifest.json',
+    'PUT /models/x/report.json',
+    'PUT /models/x/manifest.json',
+  ]);
+});
+
+test('credentials that may delete and not write leave the artifact that is there', async () => {
+  const { requests, published } = await publishWithout('PUT');
+  assert.match(
+    (await failure(published)).message,
+    /manifest.json at .*\(AccessDenied\); .*s3:PutObject and s3:DeleteObject$/,
   );
+  assert.deepEqual(requests, ['PUT /models/x/manifest.json']);
 });
 
 test('objects have a content type and a digest', async () => {

@@ -32,8 +32,8 @@ export interface Published {
 
 /**
  * Copies the files `names` of `folder` to `destination`, one after another.
- * @throws FacetrainError StorageFailed or DiskFull; the files before the one that failed are published then, and there
- * is no manifest
+ * @throws FacetrainError StorageFailed or DiskFull. The files before the one that failed are published then, and there
+ * is no manifest; when the place of the manifest cannot be written, nothing has changed
  */
 export async function publish(
   folder: string,
@@ -174,8 +174,9 @@ async function upload(
 }
 
 /**
- * Deletes a manifest. Credentials that may write and not delete replace it by a document that is no manifest: readers
- * refuse it as InvalidArtifact.
+ * Deletes a manifest. First it is replaced by a document that is none, which readers refuse as InvalidArtifact: so
+ * credentials that may delete and not write leave the artifact that is there, and those that may not delete (403)
+ * leave no manifest of it.
  */
 async function revokeObject(
   client: S3Client,
@@ -184,12 +185,12 @@ async function revokeObject(
   abort: { abortSignal?: AbortSignal },
 ): Promise<void> {
   const object = { Bucket: bucket, Key: key };
+  const body = `${JSON.stringify({ incomplete: 'these files are being replaced' })}\n`;
+  await client.send(new PutObjectCommand({ ...object, Body: body, ContentType: CONTENT_TYPES['.json'] }), abort);
   try {
     await client.send(new DeleteObjectCommand(object), abort);
   } catch (error) {
     if (httpStatus(error) !== 403) throw error;
-    const body = `${JSON.stringify({ incomplete: 'these files are being replaced' })}\n`;
-    await client.send(new PutObjectCommand({ ...object, Body: body, ContentType: CONTENT_TYPES['.json'] }), abort);
   }
 }
 

@@ -88,7 +88,9 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
     case 'AccessDenied':
       return {
         found: 'the credentials do not allow it (AccessDenied)',
-        allowed: `permission for s3:GetObject, s3:PutObject and s3:ListBucket on bucket "${bucket}"`,
+        allowed:
+          `permission for s3:GetObject and s3:ListBucket on bucket "${bucket}", and to publish also s3:PutObject ` +
+          'and s3:DeleteObject',
       };
     case 'TimeoutError':
     case 'ETIMEDOUT':
