@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "error.h"
@@ -106,7 +107,7 @@ std::string connect_to_master(const RendezvousOptions& options, const Deadline& 
   throw rendezvous_error(options, deadline, why);
 }
 
-std::string rank_key(int rank) { return "facetrain/rank/" + std::to_string(rank); }
+std::string rank_key(int rank) { return "rank/" + std::to_string(rank); }
 
 }  // namespace
 
@@ -124,7 +125,8 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
   store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // TCPStore tries twice
   store.useLibUV = false;  // Node exports its own libuv, whose symbols libtorch would use
   try {
-    result.store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
+    c10::intrusive_ptr<c10d::Store> all = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
+    result.store = c10::make_intrusive<c10d::PrefixStore>("facetrain/" + options.gang, all);
     result.store->set(rank_key(options.rank), backend);
   } catch (const std::exception& error) {
     throw rendezvous_error(options, deadline, message_of(error));

@@ -29,7 +29,7 @@ class Deadline {
   std::chrono::milliseconds timeout_;
 };
 
-// The store that rank 0 hosts at MASTER_ADDR:MASTER_PORT.
+// The keys of one gang in the store that rank 0 hosts at MASTER_ADDR:MASTER_PORT.
 struct Rendezvous {
   c10::intrusive_ptr<c10d::Store> store;
   std::string own_address;  // numeric address of this rank's interface on the route to MASTER_ADDR

@@ -43,6 +43,9 @@ class Comm {
 
 struct RendezvousOptions {
   int rank, size;
+  // The same on the ranks that belong together, and on no others: a rank that comes from another gang to the same
+  // address, for example from an earlier attempt, waits for its own in vain.
+  std::string gang;
   // Where rank 0 listens and the others connect to.
   std::string master_addr;
   int master_port;

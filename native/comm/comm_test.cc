@@ -215,6 +215,24 @@ static void test_mixed_back_ends() {
   CHECK(!met);
 }
 
+// A rank that is left over from another attempt may find the rank 0 of this one at the same name and port.
+static void test_ranks_of_different_gangs() {
+  const int port = test::free_port();
+  std::atomic<bool> met = false;
+  std::thread other([&] {
+    RendezvousOptions options = loopback(1, 2, port);
+    options.gang = "another";
+    try {
+      join(options, Deadline(5s), "Gloo");
+      met = true;
+    } catch (const std::exception&) {
+    }
+  });
+  CHECK_THROWS(join(loopback(0, 2, port), Deadline(1s), "Gloo"), CommError, "rank 1 did not come");
+  other.join();
+  CHECK(!met);
+}
+
 static void test_port_in_use() {
   const int fd = socket(AF_INET6, SOCK_STREAM, 0);
   sockaddr_in6 address{};
@@ -252,6 +270,7 @@ int main(int argc, char** argv) {
   test_gloo_lost_peers();
   test_rendezvous_deadline();
   test_mixed_back_ends();
+  test_ranks_of_different_gangs();
   test_port_in_use();
   return TEST_RESULT();
 }

@@ -8,6 +8,7 @@ namespace facetrain {
 inline RendezvousOptions loopback(int rank, int size, int port, const std::string& master_addr = "127.0.0.1") {
   return {.rank = rank,
           .size = size,
+          .gang = "test",
           .master_addr = master_addr,
           .master_port = port,
           .bind_addr = "",

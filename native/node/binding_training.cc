@@ -117,6 +117,7 @@ class Model : public Napi::ObjectWrap<Model> {
 RendezvousOptions rendezvous_from(const Napi::Object& comm) {
   return {.rank = static_cast<int>(integer_of(comm, "rank")),
           .size = static_cast<int>(integer_of(comm, "size")),
+          .gang = text_of(comm, "gang"),
           .master_addr = text_of(comm, "masterAddr"),
           .master_port = static_cast<int>(integer_of(comm, "masterPort")),
           .bind_addr = "",

@@ -36,11 +36,13 @@ export interface TrainingOptions {
   };
   /**
    * `localRank` counts the `localSize` ranks on this machine (or in this container); with CUDA, a rank uses the
-   * device of that number.
+   * device of that number. `gang` is the same on the ranks that belong together, and on no others: ranks of different
+   * gangs that meet at one address do not join each other.
    */
   comm: {
     rank: number;
     size: number;
+    gang: string;
     localRank: number;
     localSize: number;
     masterAddr: string;

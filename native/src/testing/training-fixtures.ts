@@ -89,6 +89,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     comm: {
       rank: 0,
       size: 1,
+      gang: 'test',
       localRank: 0,
       localSize: 1,
       masterAddr: '127.0.0.1',

@@ -40,6 +40,7 @@ export async function openSession(
     comm: {
       rank: ranks.rank,
       size: ranks.size,
+      gang: `${config.job.uid}/${config.job.attempt}`,
       localRank: ranks.localRank,
       localSize: ranks.localSize,
       masterAddr: ranks.masterAddr,
