@@ -8,6 +8,7 @@ import { FacetrainError } from '@facetrain/api';
 
 interface Shutdown {
   shutdown(exitCode: number): void;
+  exitNow(exitCode: number): never;
 }
 
 const file = join(import.meta.dirname, '..', 'build', 'facetrain.node');
@@ -28,6 +29,15 @@ function load(): Shutdown {
 
 const addon = load();
 process.on('exit', (code) => addon.shutdown(code));
+
+/**
+ * Ends the process at once, by _exit(2). As the last listener on 'exit' it keeps process.exit() from waiting for the
+ * threads of libuv's pool: one that waits for storage that does not answer never ends. The listeners after it do not
+ * run.
+ */
+export function exitNow(exitCode: number): never {
+  return addon.exitNow(exitCode);
+}
 
 /**
  * The addon, typed as the interface of the functions that the calling file uses. The types are not checked at run time.

@@ -1,3 +1,4 @@
+export { exitNow } from './addon.ts';
 export * from './data.ts';
 export * from './embedder.ts';
 export * from './model.ts';

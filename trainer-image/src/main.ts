@@ -37,7 +37,8 @@ const signal = stopSignal();
 let log = createLog({});
 for (const event of ['uncaughtException', 'unhandledRejection'] as const)
   process.on(event, (error) => process.exit(reportFailure(error, log)));
-// The addon ends its threads in a hook on 'exit'. Open servers and timers end with the process.
+// The addon ends its threads in a hook on 'exit', and endAtOnce() the process in a later one. Open servers and timers
+// end with it.
 process.exit(await main(process.argv.slice(2)));
 
 async function main(args: string[]): Promise<ExitCode> {
@@ -69,6 +70,7 @@ async function trainMode(): Promise<ExitCode> {
   const served = ranks.rank === 0 ? config.progress : null;
   await using _server = await serve(board, served, config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds);
   const { train } = await import('./train/train.ts');
+  await endAtOnce();
   const outcome = await train(config, ranks, { log, progress: board, signal });
   // A client that polls the progress server every few seconds has not seen the final values.
   if (ranks.rank === 0) reportResult({ progress: board.current }, log);
@@ -84,12 +86,22 @@ async function quantizeMode(): Promise<ExitCode> {
     import('./quantize/run-quantize.ts'),
     import('./quantize/artifact-files.ts'),
   ]);
+  await endAtOnce();
   await runQuantize(config, { log, progress: board, signal } satisfies Program);
   reportResult(
     { artifact: artifactStatus(await readFile(join(config.outputDirectory, ARTIFACT.manifest), 'utf8')) },
     log,
   );
   return ExitCode.success;
+}
+
+/**
+ * From now on the process does not wait for file operations when it exits: storage that hangs is a reason why it ends,
+ * and its pod must end, too, before the gang can start again. Loads the addon.
+ */
+async function endAtOnce(): Promise<void> {
+  const { exitNow } = await import('@facetrain/native');
+  process.on('exit', exitNow);
 }
 
 async function fetchMode(args: string[]): Promise<ExitCode> {
