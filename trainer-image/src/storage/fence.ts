@@ -314,18 +314,21 @@ async function readOwner(path: string): Promise<Claim['owner']> {
   }
 }
 
+/** @param claim the newer one; undefined when there is none, and the fence of the writer is gone */
 function fencedOff(folder: string, claim: Claim | undefined, cause?: unknown): FacetrainError {
   const { owner } = claim ?? {};
   const by = owner
     ? `attempt ${owner.attempt} of job ${owner.name} (uid ${owner.uid}) took it over at ${owner.time}`
-    : claim
-      ? `a newer writer (fence ${claim.number}) took it over`
-      : `the fence of this writer is gone from ${OUTPUT.fences}/`;
+    : `a newer writer (fence ${claim?.number}) took it over`;
   return new FacetrainError({
     code: 'FencedOff',
     subject: folder,
-    found: by,
-    allowed: 'one writer at a time; this one has stopped, and wrote nothing after that',
+    ...(claim
+      ? { found: by, allowed: 'one writer at a time; this one has stopped, and wrote nothing after that' }
+      : {
+          found: `the fence of this writer is gone: a person or a program has removed it from ${OUTPUT.fences}/`,
+          allowed: `${OUTPUT.fences}/ stays for as long as a program writes to the folder; this one has stopped`,
+        }),
     cause,
   });
 }
