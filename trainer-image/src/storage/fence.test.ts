@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import files, { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import files, { mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { syncBuiltinESMExports } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { after, type TestContext, test } from 'node:test';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import { SimulatedProcess } from '../testing/file-operations.ts';
 import { Fence, type Owner } from './fence.ts';
@@ -176,6 +178,80 @@ test('of many claims at the same time, one remains', async () => {
   );
   assert.deepEqual(await readdir(join(folder, 'fences')), [String(newest).padStart(10, '0')]);
 });
+
+/** Runs `work` in a folder on a disk of 64 KiB. */
+async function onSmallDisk(t: TestContext, work: (folder: string) => Promise<void>): Promise<void> {
+  const disk = await newFolder();
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', disk]);
+  if (mounted.status !== 0) return t.skip(`needs the right to mount: ${mounted.stderr}`);
+  try {
+    await work(join(disk, 'out'));
+  } finally {
+    assert.equal(spawnSync('umount', [disk]).status, 0);
+  }
+}
+
+/** Writes a file until the disk is full. */
+async function fill(path: string): Promise<void> {
+  const file = await open(path, 'w');
+  const written = async () => {
+    for (;;) await file.write(Buffer.alloc(4096));
+  };
+  await assert.rejects(written(), { code: 'ENOSPC' });
+  await file.close();
+}
+
+test('a claim takes the room that it needs from what older processes left half-written', (t) =>
+  onSmallDisk(t, async (folder) => {
+    const old = await Fence.claim(folder, owner(1));
+    await mkdir(join(old.path, 'step-0000000001'));
+    await mkdir(join(old.path, 'damaged-step'));
+    await fill(join(old.path, 'step-0000000001', 'rows'));
+    // An older attempt is refused before that.
+    await fencedOff(Fence.claim(folder, owner(0)), /attempt 1 of job faces/);
+    await old.check();
+    const newer = await Fence.claim(folder, owner(2));
+    await newer.write(join(folder, 'file'), 'new');
+    await fencedOff(old.write(join(folder, 'file'), 'old'), /attempt 2 of job faces/);
+    assert.deepEqual((await readdir(folder)).sort(), ['damaged-step', 'fences', 'file']);
+    assert.deepEqual(await readdir(join(folder, 'fences')), ['0000000002']);
+  }));
+
+test('a claim takes room from a claim and a removal that were killed', (t) =>
+  onSmallDisk(t, async (folder) => {
+    await Fence.claim(folder, owner(0));
+    const killed = join(folder, 'fences', `.${randomUUID()}`);
+    await mkdir(join(killed, 'start', 'damaged-step'), { recursive: true });
+    await fill(join(killed, 'start', 'rows'));
+    await Fence.claim(folder, owner(1));
+    assert.deepEqual((await readdir(folder)).sort(), ['damaged-step', 'fences']);
+    assert.deepEqual(await readdir(join(folder, 'fences')), ['0000000002']);
+  }));
+
+test('without room for a claim the error says what can be removed, and nothing complete is lost', (t) =>
+  onSmallDisk(t, async (folder) => {
+    const old = await Fence.claim(folder, owner(1));
+    await writeFile(join(folder, 'result'), 'r');
+    await writeFile(join(old.path, 'staged'), '');
+    await fill(join(folder, 'result-2'));
+    const claim = () => Fence.claim(folder, owner(2));
+    for (let times = 0; times < 2; times++)
+      await assert.rejects(claim, (error) => {
+        assert(error instanceof FacetrainError, String(error));
+        assert.deepEqual([error.code, error.subject], ['DiskFull', folder]);
+        assert.match(
+          error.message,
+          /free some space .* checkpoints older than the newest, .* damaged-…, can be removed/,
+        );
+        return true;
+      });
+    assert.deepEqual((await readdir(folder)).sort(), ['fences', 'result', 'result-2']);
+    await fencedOff(old.check(), /the fence of this writer is gone/);
+    // The attempt that it belonged to is not forgotten.
+    await fencedOff(Fence.claim(folder, owner(0)), /attempt 1 of job faces/);
+    await rm(join(folder, 'result-2'));
+    assert.equal((await claim()).number, 2);
+  }));
 
 test('files of the user in fences/ stay', async () => {
   const folder = await newFolder();

@@ -14,6 +14,8 @@
  * - A claim removes the folders of all lower numbers before it returns. From then on every move of an older process
  *   fails with ENOENT (or ESTALE): one end of its rename no longer exists. Its folder never comes again, since only its
  *   own claim makes one of that name.
+ * - A claim that finds the disk full removes the starts' folders first, and so stops the older processes before it has
+ *   a number. The numbers and their owners stay until it has one.
  *
  * `owner.json` only serves people and the rule that an older attempt of a job never fences off a newer one.
  */
@@ -72,10 +74,11 @@ export class Fence {
   /**
    * Takes the folder, which is made if it does not exist. When this returns, no older process can change it any more.
    * @throws FacetrainError FencedOff when a newer attempt of the same job has claimed it, or another start claims it at
-   * the same time and later; StorageFailed, DiskFull
+   * the same time and later; StorageFailed; DiskFull, also without what older processes had not completed
    */
   static async claim(folder: string, owner: Owner): Promise<Fence> {
     const root = join(folder, OUTPUT.fences);
+    let hasFreed = false;
     try {
       await makeFolder(root);
       for (let tries = 1; ; tries++) {
@@ -87,14 +90,22 @@ export class Fence {
         // done as failed, since it sends a request again of which the answer was lost.
         const isOurs = newest?.owner?.start === owner.start;
         const fence = new Fence(folder, isOurs ? newest.number : (newest?.number ?? 0) + 1, owner.start);
-        if (!isOurs && !(await fence.#create(owner, tries === CLAIM_TRIES))) continue;
+        if (!isOurs) {
+          const made = await fence.#create(owner, tries === CLAIM_TRIES).catch(async (error: unknown) => {
+            if (!isFull(error) || hasFreed) throw error;
+            hasFreed = true;
+            await removeIncomplete(folder, claims);
+            return false;
+          });
+          if (!made) continue;
+        }
         await flushFolder(root);
         await fence.check();
         await fence.#removeOlder();
         return fence;
       }
     } catch (error) {
-      throw storageError(root, error);
+      throw isFull(error) ? noRoom(folder, error) : storageError(root, error);
     }
   }
 
@@ -116,16 +127,11 @@ export class Fence {
    */
   async isVisible(patienceMs: number): Promise<boolean> {
     const end = performance.now() + patienceMs;
-    for (;;) {
-      try {
-        await stat(this.path);
-        return true;
-      } catch (error) {
-        if (!isMissing(error)) throw storageError(this.path, error);
-      }
+    while (!(await this.#exists())) {
       if (performance.now() >= end) return false;
       await delay(LOOK_AGAIN_MS);
     }
+    return true;
   }
 
   /**
@@ -250,24 +256,8 @@ export class Fence {
     const root = dirname(dirname(this.path));
     for (const name of await readdir(root)) {
       const older = NUMBER.test(name) ? Number(name) < this.number : TEMPORARY.test(name);
-      if (!older) continue;
-      // First under another name: a folder that is being emptied could be replaced by a claim of its number.
-      const removed = join(root, `.${randomUUID()}`);
-      try {
-        await rename(join(root, name), removed);
-        for (const start of await readdir(removed, { withFileTypes: true }))
-          if (start.isDirectory()) await this.#keepThoseIn(join(removed, start.name));
-        await removeAll(removed);
-      } catch (error) {
-        if (!isMissing(error)) throw error; // Else another claim removes it.
-      }
+      if (older) await discard(join(root, name), this.folder, 2);
     }
-  }
-
-  /** Moves what setAside() had moved in, when its process ended, to its place. */
-  async #keepThoseIn(path: string): Promise<void> {
-    const kept = (await readdir(path)).filter((name) => name.startsWith(KEPT_PREFIX));
-    for (const name of kept) await rename(join(path, name), join(this.folder, name));
   }
 
   /** Runs a change of the folder. */
@@ -280,11 +270,65 @@ export class Fence {
   }
 
   async #check(cause?: unknown): Promise<void> {
-    const claims = await claimsIn(this.folder);
-    const newest = claims.at(-1);
+    // Before the claims are read: one of them is why it has gone.
+    const exists = await this.#exists();
+    const newest = (await claimsIn(this.folder)).at(-1);
     if (newest && newest.number > this.number) throw fencedOff(this.folder, newest, cause);
-    const isOurs = newest?.number === this.number && (!newest.owner || newest.owner.start === this.start);
-    if (!isOurs) throw fencedOff(this.folder, newest?.number === this.number ? newest : undefined, cause);
+    if (exists) return;
+    const isTaken = newest?.number === this.number && newest.owner && newest.owner.start !== this.start;
+    throw fencedOff(this.folder, isTaken ? newest : undefined, cause);
+  }
+
+  /** Whether there is where to write. @throws FacetrainError StorageFailed */
+  async #exists(): Promise<boolean> {
+    try {
+      await stat(this.path);
+      return true;
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'ENOENT') return false;
+      if (code === 'ESTALE') return true; // It cannot be read now, and may be there. A write will tell.
+      throw storageError(this.path, error);
+    }
+  }
+}
+
+/**
+ * Deletes what the owners of `claims`, and interrupted claims, have not completed. The numbers and owners stay: if the
+ * claim that does this fails, an older attempt must still be refused.
+ */
+async function removeIncomplete(folder: string, claims: Claim[]): Promise<void> {
+  const root = join(folder, OUTPUT.fences);
+  for (const name of await readdir(root)) if (TEMPORARY.test(name)) await discard(join(root, name), folder, 2);
+  for (const { number, owner } of claims) {
+    const claimed = join(root, folderName(number));
+    const names = await readdir(claimed).catch(() => []); // Another claim may have removed it.
+    for (const name of names)
+      if (name === owner?.start || TEMPORARY.test(name)) await discard(join(claimed, name), folder, 1);
+  }
+}
+
+/**
+ * Removes a folder of fences/ (`levels` 2) or of a start (1), except what setAside() had moved in when its process
+ * ended: that is moved to its place.
+ */
+async function discard(path: string, folder: string, levels: number): Promise<void> {
+  // First under another name: a folder that is being emptied could be replaced by a claim of its number.
+  const removed = join(dirname(path), `.${randomUUID()}`);
+  try {
+    await rename(path, removed);
+    await keepThoseIn(removed, folder, levels);
+    await removeAll(removed);
+  } catch (error) {
+    if (!isMissing(error)) throw error; // Else another claim removes it.
+  }
+}
+
+async function keepThoseIn(path: string, folder: string, levels: number): Promise<void> {
+  for (const entry of await readdir(path, { withFileTypes: true })) {
+    const inside = join(path, entry.name);
+    if (entry.name.startsWith(KEPT_PREFIX)) await rename(inside, join(folder, entry.name));
+    else if (levels > 1 && entry.isDirectory()) await keepThoseIn(inside, folder, levels - 1);
   }
 }
 
@@ -331,6 +375,24 @@ function fencedOff(folder: string, claim: Claim | undefined, cause?: unknown): F
         }),
     cause,
   });
+}
+
+/** The error of a claim for which the disk is too full. */
+function noRoom(folder: string, cause: unknown): FacetrainError {
+  return new FacetrainError({
+    code: 'DiskFull',
+    subject: folder,
+    found: 'no space left, not even for a claim of the folder',
+    allowed:
+      `free some space or write to another place; in the folder, checkpoints older than the newest, and what is ` +
+      `called ${KEPT_PREFIX}…, can be removed`,
+    cause,
+  });
+}
+
+function isFull(error: unknown): boolean {
+  const known = storageError('', error);
+  return known instanceof FacetrainError && known.code === 'DiskFull';
 }
 
 /** Whether a file or folder was not there; ESTALE is how network file systems say that it was just removed. */
