@@ -142,6 +142,12 @@ describe('progress is written', () => {
       pods: [PODS[0]!, makePod(1).with({ phase: 'Unknown' }).build()],
       want: { progress: { step: 105 } as never },
     },
+    'after 10 s, also if the last was written by a clock that was ahead': {
+      observed: progress(105),
+      at: 90,
+      want: null,
+      wantRequeue: 10,
+    },
     'not from another attempt': { observed: progress(500, { attempt: 7 }), at: 500, want: null },
   };
   for (const [name, { observed, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
@@ -152,6 +158,14 @@ describe('progress is written', () => {
       if (wantRequeue !== undefined) assert.equal(result.requeueAfterSeconds, wantRequeue);
     });
   }
+});
+
+test('a heartbeat is not before the start that a leader with a clock ahead has written', () => {
+  const status = { ...RUNNING, attemptStartTime: at(130) };
+  const first = plan(status, progress(100), 100).status;
+  assert.equal(first.progress?.lastHeartbeatTime, at(130));
+  assert.equal(plan(first, progress(100), 101).status, first);
+  assert.equal(plan(first, progress(100), 130 + 1800 - 1).status.attempt, 0);
 });
 
 describe('the termination message of rank 0', () => {

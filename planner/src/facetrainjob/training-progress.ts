@@ -50,7 +50,9 @@ export function progressOf(
     return { latest: known, dueInSeconds: stopped ? 0 : null };
 
   const latest = compact<ProgressStatus>({
-    progress: hasMoved(observed, progress, view.startedAt) ? progressStatus(observed, view.now) : progress,
+    progress: hasMoved(observed, progress, view.startedAt)
+      ? progressStatus(observed, heartbeatTime(view.startedAt, view.now))
+      : progress,
     checkpoint: observed.checkpoint ? checkpointStatus(spec, observed.checkpoint) : known.checkpoint,
     damagedCheckpoints: withSetAside(damagedCheckpoints, observed.setAside),
     evaluations: observed.evaluations?.length ? observed.evaluations : evaluations,
@@ -63,11 +65,16 @@ export function progressOf(
     !isDeepStrictEqual(latest.damagedCheckpoints, damagedCheckpoints) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
     (observed.step === observed.totalSteps && progress.step !== observed.step);
-  return {
-    latest,
-    dueInSeconds: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - secondsSince(progress.lastHeartbeatTime, view.now)),
-  };
+  // A leader whose clock was ahead may have written a time that is yet to come.
+  const age = urgent ? 0 : Math.max(0, secondsSince(progress.lastHeartbeatTime, view.now));
+  return { latest, dueInSeconds: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - age) };
 }
+
+/**
+ * Now, but not before the start of the attempt: the leader that wrote `startedAt` may have had a clock that was ahead,
+ * and a heartbeat from before it would be taken for that of an earlier attempt.
+ */
+const heartbeatTime = (startedAt: string, now: Date): Date => new Date(Math.max(now.getTime(), Date.parse(startedAt)));
 
 const isFromAttempt = (progress: TrainingProgress | undefined, startedAt: string): progress is TrainingProgress =>
   progress !== undefined && Date.parse(progress.lastHeartbeatTime) >= Date.parse(startedAt);
