@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import {
   destination,
+  fileUri,
   joinStorageUri,
   normalStorageUri,
   parseStorageUri,
@@ -16,6 +17,10 @@ import {
 describe('a storage uri is split into', () => {
   const cases: Record<string, StorageLocation> = {
     'file:///data/faces': { scheme: 'file', path: '/data/faces' },
+    'file:///my%20faces/J%C3%BCrgen': { scheme: 'file', path: '/my faces/Jürgen' },
+    // Not a separator, not a parent folder, not UTF-8, no escape.
+    'file:///a%2Fb/%2e%2E/%ff/50%/%zz': { scheme: 'file', path: '/a%2Fb/%2e%2E/%ff/50%/%zz' },
+    'hostpath:///a%20b': { scheme: 'hostpath', path: '/a%20b' },
     'file://faces': { scheme: 'file', path: 'faces' },
     'hostpath:///srv': { scheme: 'hostpath', path: '/srv' },
     'pvc://claim': { scheme: 'pvc', claim: 'claim', path: '' },
@@ -35,6 +40,11 @@ test('s3Uri is the inverse of parseStorageUri', () => {
   assert.equal(s3Uri(location.bucket, location.key), uri);
 });
 
+test('fileUri is the inverse of parseStorageUri', () => {
+  for (const path of ['/a b', '/a%20b', '/100%', '/%25%2520', '/ü', 'a/%2F'])
+    assert.deepEqual(parseStorageUri(fileUri(path)), { scheme: 'file', path });
+});
+
 test('parts are joined by one slash', () => {
   assert.equal(joinStorageUri('pvc://claim/', 'a', 'b'), 'pvc://claim/a/b');
   assert.equal(joinStorageUri('s3://bucket', 'a'), 's3://bucket/a');
@@ -50,6 +60,7 @@ describe('spellings of one place have one normal form', () => {
     'file:///a': ['file:////a/'],
     'file://../a': ['file://..//a/', 'file://./../a'],
     'file://.': ['file://./'],
+    'file:///a b/%2520': ['file:///a%20b/%2520/'],
     's3://bucket': ['s3://bucket/', 's3://bucket//'],
     's3://bucket/a/b': ['s3://bucket/a/b/', 's3://bucket/a/b//'],
     // In an object store these are other keys.

@@ -3,7 +3,7 @@
  *
  * Four things are decided here alone: which schemes there are, which `s3` fields may stand beside which URI, how a URI
  * is split, and which URIs name the same place. Other packages call `parseStorageUri`, `normalStorageUri`, `placeOf`,
- * `storageAddress` and `s3Uri`.
+ * `storageAddress`, `fileUri` and `s3Uri`.
  */
 import { z } from 'zod';
 import { rules } from './schema-rules.ts';
@@ -139,6 +139,23 @@ export type StorageLocation =
   | { scheme: 's3'; bucket: string; key: string };
 
 /**
+ * The path of a file:// URI. Percent-escapes are decoded, as RFC 8089 says: people copy such URIs from browsers and from
+ * pathlib's `as_uri`. What decodes to a separator, a dot or NUL stays, since the rules above have looked at the text.
+ */
+const decodedPath = (text: string): string =>
+  text.replace(/(%[0-9a-f]{2})+/gi, (escapes) => {
+    try {
+      const decoded = decodeURIComponent(escapes);
+      return /[/.\0]/.test(decoded) ? escapes : decoded;
+    } catch {
+      return escapes;
+    }
+  });
+
+/** The inverse: the URI of a path. A relative one stays relative. */
+export const fileUri = (path: string): string => `file://${path.replace(/%(?=[0-9a-f]{2})/gi, '%25')}`;
+
+/**
  * Splits a URI that the schemas above have accepted. The path in a claim and the key in a bucket have no leading slash.
  * @throws TypeError for a URI of another scheme
  */
@@ -146,7 +163,8 @@ export function parseStorageUri(uri: string): StorageLocation {
   const match = /^(file|hostpath|pvc|s3):\/\/(.*)$/s.exec(uri);
   if (!match) throw new TypeError(`not a storage uri: ${uri}`);
   const [, scheme, rest] = match as unknown as [string, StorageScheme, string];
-  if (scheme === 'file' || scheme === 'hostpath') return { scheme, path: rest };
+  if (scheme === 'file') return { scheme, path: decodedPath(rest) };
+  if (scheme === 'hostpath') return { scheme, path: rest };
   const slash = rest.indexOf('/');
   const head = slash < 0 ? rest : rest.slice(0, slash);
   const tail = slash < 0 ? '' : rest.slice(slash + 1);
@@ -166,8 +184,8 @@ export function normalStorageUri(uri: string): string {
   if (location.scheme === 's3') return s3Uri(location.bucket, location.key).replace(/\/+$/, '');
   const parts = location.path.split('/').filter((part) => part !== '' && part !== '.');
   if (location.scheme === 'pvc') return ['pvc:/', location.claim, ...parts].join('/');
-  if (location.path.startsWith('/')) return `${location.scheme}:///${parts.join('/')}`;
-  return `${location.scheme}://${parts.join('/') || '.'}`;
+  const path = location.path.startsWith('/') ? `/${parts.join('/')}` : parts.join('/') || '.';
+  return location.scheme === 'file' ? fileUri(path) : `hostpath://${path}`;
 }
 
 /** A URI below another, in its normal form: `parts` are joined to it by slashes. */

@@ -2,7 +2,15 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
-import { FaceTrainJob, FacetrainError, jobTemplateProblem, parseDocument, QuantizeJob } from '@facetrain/api';
+import {
+  FaceTrainJob,
+  FacetrainError,
+  fileUri,
+  jobTemplateProblem,
+  parseDocument,
+  parseStorageUri,
+  QuantizeJob,
+} from '@facetrain/api';
 import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
@@ -14,8 +22,6 @@ const SCHEMAS = { FaceTrainJob, QuantizeJob };
 
 const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
   new FacetrainError({ code: 'InvalidManifest', subject, found, allowed, cause });
-
-export const fileUri = (path: string) => `file://${resolve(path)}`;
 
 /**
  * @returns every document of the file, defaults filled in
@@ -99,8 +105,10 @@ function resolvePaths(value: unknown, folder: string): unknown {
   if (typeof value !== 'object' || value === null) return value;
   return Object.fromEntries(
     Object.entries(value).map(([key, field]) => {
-      if (key === 'uri' && typeof field === 'string' && field.startsWith('file://'))
-        return [key, fileUri(resolve(folder, field.slice('file://'.length)))];
+      if (key === 'uri' && typeof field === 'string' && field.startsWith('file://')) {
+        const { path } = parseStorageUri(field) as { path: string };
+        return [key, fileUri(resolve(folder, path))];
+      }
       return [key, resolvePaths(field, folder)];
     }),
   );

@@ -1,9 +1,10 @@
 /** `facetrain run`: a whole FaceTrainJob on this machine, by the operator's own planner. */
-import { isAbsolute, join } from 'node:path';
+import { isAbsolute, join, resolve } from 'node:path';
 import {
   type FaceTrainJob,
   type FaceTrainJobStatus,
   FacetrainError,
+  fileUri,
   type Progress,
   parseStorageUri,
   type QuantizeJobStatus,
@@ -14,7 +15,7 @@ import { localEnvironment } from '../local/local-environment.ts';
 import { freePorts } from '../local/ports.ts';
 import { type JobKind, type JobListener, LocalFaceTrainJob } from '../local/process-executor.ts';
 import { RunFolder, STATE_FOLDER } from '../local/run-folder.ts';
-import { fileUri, readFaceTrainJob } from '../manifest.ts';
+import { readFaceTrainJob } from '../manifest.ts';
 import { progressDetail, StatusLine } from '../terminal-output.ts';
 import { makeKeptResult, makeRunResult, type RunResult } from './run-result.ts';
 
@@ -67,7 +68,7 @@ async function runIn(folder: RunFolder, job: FaceTrainJob, display: Display, sig
 async function readJob({ file, out, trainOnly }: RunOptions, print: (line: string) => void): Promise<FaceTrainJob> {
   const job = await readFaceTrainJob(file);
   const { spec } = job;
-  if (out !== undefined) spec.output.uri = fileUri(out);
+  if (out !== undefined) spec.output.uri = fileUri(resolve(out));
   if (trainOnly) delete spec.quantize;
   if (spec.suspend) print('spec.suspend is for a cluster: the job starts now');
   spec.suspend = false;
