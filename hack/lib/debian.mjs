@@ -19,7 +19,9 @@ export async function debianPackages(names) {
   }
   await step(`Debian packages (${missing.join(' ')})`, async (show) => {
     const env = { DEBIAN_FRONTEND: 'noninteractive' };
-    await run(['apt-get', 'update'], { show, env });
-    await run(['apt-get', 'install', '-y', '--no-install-recommends', ...missing], { show, env });
+    // Another apt may be at work, such as that of unattended upgrades.
+    const wait = ['-o', 'DPkg::Lock::Timeout=300'];
+    await run(['apt-get', ...wait, 'update'], { show, env });
+    await run(['apt-get', ...wait, 'install', '-y', '--no-install-recommends', ...missing], { show, env });
   });
 }

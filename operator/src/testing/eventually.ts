@@ -6,7 +6,7 @@ import { setTimeout as delay } from 'node:timers/promises';
  * @param interval milliseconds between two checks
  * @returns its result @throws its last error, after the deadline
  */
-export async function eventually<T>(check: () => T | Promise<T>, milliseconds = 15_000, interval = 20): Promise<T> {
+export async function eventually<T>(check: () => T | Promise<T>, milliseconds = 90_000, interval = 20): Promise<T> {
   const end = performance.now() + milliseconds;
   for (;;) {
     try {
