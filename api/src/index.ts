@@ -17,7 +17,15 @@ export * from './pod-template.ts';
 export * from './progress.ts';
 export * from './quantize-config.ts';
 export * from './quantizejob.ts';
-export { BACKBONES, MAX_SET_ASIDE, MAX_SET_ASIDE_REASON } from './ranges.ts';
+export {
+  BACKBONES,
+  calibrationImages,
+  computeThreads,
+  MAX_SET_ASIDE,
+  MAX_SET_ASIDE_REASON,
+  searchRounds,
+  seed,
+} from './ranges.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';
 export * from './storage.ts';

@@ -61,6 +61,10 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--images', 'many'],
     wantMessage: /whole number/,
   },
+  'more threads than a manifest may ask for': {
+    args: ['eval', '--model', 'a', '--pairs', pairs, '--threads', '9999'],
+    wantMessage: /--threads.*whole number from 1 to 256/,
+  },
   'an unknown color order': {
     args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'],
     wantMessage: /rgb, bgr/,

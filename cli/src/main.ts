@@ -1,6 +1,15 @@
 #!/usr/bin/env node
 /** `facetrain`: the command line. Declares commands and options; what a command does is in commands/. */
-import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH, ExitCode } from '@facetrain/api';
+import {
+  calibrationImages,
+  computeThreads,
+  DEFAULT_CALIBRATION,
+  DEFAULT_CHANNEL_ORDER,
+  DEFAULT_SEARCH,
+  ExitCode,
+  searchRounds,
+  seed,
+} from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
@@ -32,12 +41,12 @@ const { signal } = stop;
 const action = makeAction(stop);
 
 /** An argument parser for commander. */
-function wholeNumber(minimum: number) {
+/** The range of the manifest's field. */
+function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
   return (text: string) => {
-    const value = Number(text);
-    if (!Number.isSafeInteger(value) || value < minimum)
-      throw new InvalidArgumentError(`Must be a whole number of at least ${minimum}.`);
-    return value;
+    const value = range.safeParse(text.trim() === '' ? NaN : Number(text));
+    if (value.success) return value.data;
+    throw new InvalidArgumentError(`Must be a whole number from ${range.minValue} to ${range.maxValue}.`);
   };
 }
 
@@ -65,7 +74,9 @@ const channelOrder = () =>
     .choices(['rgb', 'bgr'])
     .default(DEFAULT_CHANNEL_ORDER.toLowerCase());
 const threads = () =>
-  new Option('--threads <n>', 'threads for arithmetic').argParser(wholeNumber(1)).default(undefined, 'all CPUs');
+  new Option('--threads <n>', 'threads for arithmetic')
+    .argParser(wholeNumber(computeThreads))
+    .default(undefined, 'all CPUs');
 
 for (const [name, description, trainOnly] of [
   ['run', 'run a FaceTrainJob on this machine: train, evaluate, quantize, publish', false],
@@ -133,15 +144,15 @@ command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
   .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')
   .addOption(
     new Option('--images <n>', 'pictures drawn for the search')
-      .argParser(wholeNumber(1))
+      .argParser(wholeNumber(calibrationImages))
       .default(DEFAULT_CALIBRATION.images),
   )
   .addOption(
-    new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(0)).default(DEFAULT_CALIBRATION.seed),
+    new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(seed)).default(DEFAULT_CALIBRATION.seed),
   )
   .addOption(
     new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum')
-      .argParser(wholeNumber(0))
+      .argParser(wholeNumber(searchRounds))
       .default(DEFAULT_SEARCH.rounds),
   )
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')

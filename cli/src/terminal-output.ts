@@ -1,7 +1,8 @@
 /** Text for people: a status line on standard error, and how tables, sizes, durations and progress are written. */
 import type { Progress } from '@facetrain/api';
+import { type Logger, pino } from 'pino';
 
-const terminal = process.stderr.isTTY === true;
+const terminal = process.stderr.isTTY === true && process.env.TERM !== 'dumb';
 /** Between lines of one stage, where standard error is no terminal. */
 const LINE_MILLISECONDS = 10_000;
 
@@ -37,6 +38,12 @@ export class StatusLine {
     if (this.#painted) process.stderr.write('\r\x1b[K');
     this.#painted = false;
   }
+}
+
+/** A logger whose warnings and errors are lines for people. */
+export function warningsOn(line: StatusLine): Logger {
+  const write = (entry: string) => line.print(`Warning: ${(JSON.parse(entry) as { msg?: string }).msg ?? entry}`);
+  return pino({ level: 'warn', base: null, timestamp: false }, { write });
 }
 
 /** 45 s, 3 min 20 s, 2 h 5 min. */

@@ -2,7 +2,7 @@
 import { existsSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ArtifactManifest, CheckpointManifest, FacetrainError, parseDocument } from '@facetrain/api';
+import { ArtifactManifest, CheckpointManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { bytes, table } from '../terminal-output.ts';
@@ -61,6 +61,11 @@ function checkpointRows(path: string, manifest: CheckpointManifest): [string, st
   ];
 }
 
+function verdict({ maxAccuracyDrop, minMeanCosine, passed, failures }: Gate): string {
+  if (maxAccuracyDrop === null && minMeanCosine === null) return 'none: the job set no bounds';
+  return passed ? 'passed' : failures.join('; ');
+}
+
 function artifactRows(
   path: string,
   { source, calibration, metrics, gate, files }: ArtifactManifest,
@@ -70,7 +75,7 @@ function artifactRows(
     ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
     ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
     ...metricsRows(metrics),
-    ['Gate', gate.passed ? 'passed' : gate.failures.join('; ')],
+    ['Gate', verdict(gate)],
     ...Object.entries(files).map(([name, file]): [string, string] => [
       name,
       `${bytes(file.bytes)}, sha256 ${file.sha256}`,
