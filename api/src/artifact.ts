@@ -25,14 +25,25 @@ export type Comparison = z.infer<typeof Comparison>;
 
 /** How close INT7 is to FP32, over all sets. */
 export const Metrics = z.strictObject({
-  meanCosine: z
-    .number()
-    .describe(
-      'Between FP32 and INT7 embeddings, over the pictures of the evaluation sets; without sets, of the calibration.',
-    ),
+  meanCosine: z.number().describe('Between FP32 and INT7 embeddings, over the pictures that measuredOn names.'),
   percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
   accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
   comparisons: z.array(Comparison),
+  measuredOn: z
+    .strictObject({
+      source: z
+        .enum(['evaluation', 'heldOut', 'calibration'])
+        .describe(
+          'evaluation: all pictures of the evaluation sets. Without sets, heldOut: pictures of the calibration dataset ' +
+            'that the search has not seen; calibration: the one picture of a dataset that has only one.',
+        ),
+      pictures: z.int().positive(),
+    })
+    .optional()
+    .describe(
+      'The pictures of the cosines. Absent in artifacts from before this field: the calibration pictures, ' +
+        'if there are no comparisons.',
+    ),
 });
 export type Metrics = z.infer<typeof Metrics>;
 

@@ -3,6 +3,7 @@
  * runtime and with ONNX Runtime. A round runs each once. Usage: `npm run bench -- int7 [rounds=15]`.
  */
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type Embedder, Int7Model, LayerModel, readPictures, searchScales } from '@facetrain/native';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
@@ -34,6 +35,8 @@ const options = {
   upper: 2,
   equalize: true,
   biasCorrection: false,
+  memoryBytes: 2 ** 30,
+  temporaryDirectory: tmpdir(),
   computeThreads: 1,
 };
 // The values of the scales do not affect the time, so the search has no rounds.

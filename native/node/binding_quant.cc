@@ -178,7 +178,8 @@ Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   return result;
 }
 
-// searchScales(graph, pixels, count, options, threads) -> {promise: {numbers, scales, layers}, progress(), close()}
+// searchScales(graph, pixels, count, options, space, threads) -> {promise: {numbers, scales, layers}, progress(),
+// close()}
 Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   struct Progress {
     std::atomic<SearchStage> stage{SearchStage::equalizing};
@@ -199,18 +200,21 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
                               .upper = static_cast<float>(number_of(from, "upper")),
                               .equalize = flag_of(from, "equalize"),
                               .bias_correction = flag_of(from, "biasCorrection")};
-  const int threads = info[4].As<Napi::Number>().Int32Value();
+  const auto space_from = info[4].As<Napi::Object>();
+  const ActivationSpace space{.memory_bytes = integer_of(space_from, "memoryBytes"),
+                              .directory = text_of(space_from, "directory")};
+  const int threads = info[5].As<Napi::Number>().Int32Value();
   Napi::Object call = start_call(info.Env(), "ft-search", [&](const Worker& worker) -> Worker::Command {
     return [=, graph = std::move(graph), pixels = std::move(pixels), &cancelled = worker.cancelled()]() mutable {
       const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width};
       ThreadPool pool(threads);
       auto found = std::make_shared<Found>(Found{std::move(graph).graph(), {}});
-      found->result =
-          search_scales(found->graph, pictures, options, pool, {cancelled, [&](SearchStage stage, int done, int total) {
-                                                                  progress->stage = stage;
-                                                                  progress->done = done;
-                                                                  progress->total = total;
-                                                                }});
+      found->result = search_scales(found->graph, pictures, options, space, pool,
+                                    {cancelled, [&](SearchStage stage, int done, int total) {
+                                       progress->stage = stage;
+                                       progress->done = done;
+                                       progress->total = total;
+                                     }});
       return [found](Napi::Env env) -> Napi::Value {
         const auto& [graph, result] = *found;
         Napi::Array numbers = Napi::Array::New(env), layers = Napi::Array::New(env);

@@ -94,8 +94,8 @@ std::vector<float> divisors(const Channels& channels) {
 
 }  // namespace
 
-void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const std::atomic<bool>& cancelled,
-              const std::function<void(int)>& on_layer) {
+void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space,
+              const std::atomic<bool>& cancelled, const std::function<void(int)>& on_layer) {
   Groups groups(graph);
   const int tensors = static_cast<int>(graph.tensors.size());
   std::vector<Channels> channels(tensors);  // by representative of the group
@@ -108,7 +108,7 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     if (layer.kind == Layer::Kind::conv) raise_weight_maxima(layer, channels[groups.find(layer.input)].weight);
   }
 
-  LayerwisePass pass(graph, pictures, pool);
+  LayerwisePass pass(graph, pictures, pool, space);
   pass.start_real();
   for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
     if (cancelled) throw Cancelled();

@@ -12,6 +12,7 @@
 #include <atomic>
 #include <functional>
 
+#include "quant/activations.h"
 #include "quant/model.h"
 
 namespace facetrain {
@@ -28,7 +29,7 @@ namespace facetrain {
 //
 // `on_layer` is called with the number of layers done. Throws Error(NotANumber) when an activation is not finite, and
 // Cancelled soon after `cancelled` is set.
-void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const std::atomic<bool>& cancelled,
-              const std::function<void(int)>& on_layer);
+void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space,
+              const std::atomic<bool>& cancelled, const std::function<void(int)>& on_layer);
 
 }  // namespace facetrain

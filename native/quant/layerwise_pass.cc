@@ -7,19 +7,25 @@
 
 namespace facetrain {
 
-LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool)
-    : graph_(graph), pictures_(pictures), pool_(pool), real_(graph.tensors.size()), integers_(graph.tensors.size()) {}
+LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool,
+                             const ActivationSpace& space)
+    : graph_(graph),
+      pictures_(pictures),
+      pool_(pool),
+      directory_(bytes_per_picture(graph) * pictures.count > space.memory_bytes ? &space.directory : nullptr),
+      real_(graph.tensors.size()),
+      integers_(graph.tensors.size()) {}
 
 void LayerwisePass::start_real() {
   const int64_t size = pictures_.size();
-  real_[0].resize(size * pictures_.count);
+  real_[0] = {size * pictures_.count, directory_};
   std::transform(pictures_.data, pictures_.data + size * pictures_.count, real_[0].data(), real_pixel);
 }
 
 void LayerwisePass::start_integers(const Scales& scales) {
   const int64_t size = pictures_.size();
   const auto pixels = pixel_integers(graph_, scales);
-  integers_[0].resize(size * pictures_.count + kOverread);
+  integers_[0] = {size * pictures_.count + kOverread, directory_};
   std::transform(pictures_.data, pictures_.data + size * pictures_.count, integers_[0].data(),
                  [&](uint8_t byte) { return pixels[byte]; });
 }
@@ -27,7 +33,7 @@ void LayerwisePass::start_integers(const Scales& scales) {
 void LayerwisePass::run_real(int l) {
   const Layer& layer = graph_.layers[l];
   const int64_t size = graph_.tensors[layer.output].size();
-  real_[layer.output].resize(size * pictures_.count);
+  real_[layer.output] = {size * pictures_.count, directory_};
   const RealLayer real(graph_, l);
   pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
     real.run(this->real(layer.input, n), layer.second < 0 ? nullptr : this->real(layer.second, n),
@@ -39,7 +45,7 @@ void LayerwisePass::run_integers(int l, const Scales& scales) {
   const Layer& layer = graph_.layers[l];
   if (!graph_.quantized(layer.output)) return;
   const int64_t size = graph_.tensors[layer.output].size();
-  integers_[layer.output].resize(size * pictures_.count + kOverread);
+  integers_[layer.output] = {size * pictures_.count + kOverread, directory_};
   const Int7Layer int7(graph_, l, scales);
   pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
     int7.run(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
@@ -47,10 +53,10 @@ void LayerwisePass::run_integers(int l, const Scales& scales) {
   });
 }
 
-std::vector<float> LayerwisePass::run_unquantized(int l, const Scales& scales) const {
+Activations<float> LayerwisePass::run_unquantized(int l, const Scales& scales) const {
   const Layer& layer = graph_.layers[l];
   const int64_t size = graph_.tensors[layer.output].size();
-  std::vector<float> result(size * pictures_.count);
+  Activations<float> result(size * pictures_.count, directory_);
   const Int7Layer int7(graph_, l, scales);
   pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
     int7.run_real(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),

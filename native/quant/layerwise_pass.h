@@ -1,11 +1,12 @@
 // Runs the network layer by layer on all calibration pictures at once, in FP32, in integers, or in both. EasyQuant
 // needs this order: it chooses the scales of a layer when the inputs of that layer are known for all pictures.
 //
-// Keeps the tensors that later layers still read: bytes_per_picture() for each picture.
+// Keeps the tensors that later layers still read: bytes_per_picture() for each picture, in memory or in a file.
 #pragma once
 
 #include <vector>
 
+#include "quant/activations.h"
 #include "quant/model.h"
 
 namespace facetrain {
@@ -13,7 +14,7 @@ namespace facetrain {
 class LayerwisePass {
  public:
   // All arguments must outlive the pass.
-  LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool);
+  LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space);
 
   // Sets the graph's input from the pictures, in FP32 or in integers.
   void start_real();
@@ -24,7 +25,7 @@ class LayerwisePass {
   void run_integers(int layer, const Scales& scales);
   // The output of the integer layer before it is quantized, as FP32 [pictures][size of the tensor]: the values that
   // run_integers rounds. Does not keep them.
-  std::vector<float> run_unquantized(int layer, const Scales& scales) const;
+  Activations<float> run_unquantized(int layer, const Scales& scales) const;
   // Frees the tensors that no layer after `layer` reads.
   void release(int layer);
 
@@ -45,8 +46,9 @@ class LayerwisePass {
   const LayerGraph& graph_;
   const PictureView& pictures_;
   ThreadPool& pool_;
-  std::vector<std::vector<float>> real_;       // by tensor
-  std::vector<std::vector<int8_t>> integers_;  // by tensor, each with kOverread more bytes
+  const std::string* const directory_;         // of the files with activations; null: they are in memory
+  std::vector<Activations<float>> real_;       // by tensor
+  std::vector<Activations<int8_t>> integers_;  // by tensor, each with kOverread more bytes
 };
 
 }  // namespace facetrain

@@ -1,7 +1,7 @@
 // The sample of output pixels that the search scores a layer on, and the inputs that these pixels read.
 //
-// Neighboring pixels are similar, so about 3000 pixels over all pictures suffice. A layer's patches are copied once
-// and then used by all candidates.
+// Neighboring pixels are similar, so about 3000 pixels over all pictures suffice; with many pictures, 16 of each, then
+// fewer. A layer's patches are copied once and then used by all candidates.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,10 @@ namespace facetrain {
 // ratio, so that together they cover the area. As many for every picture.
 inline std::vector<int> sample_pixels(int area, int64_t pictures, int64_t n) {
   constexpr int64_t kAllPixels = 3000;  // over all pictures
-  constexpr int64_t kLeastPixels = 16;  // of a picture
-  const auto count = static_cast<int>(std::min<int64_t>(area, std::max(kLeastPixels, kAllPixels / pictures)));
+  constexpr int64_t kLeastPixels = 16;  // of a picture, while there are at most
+  constexpr int64_t kManyPictures = 1000;
+  const int64_t least = std::max<int64_t>(1, kLeastPixels * kManyPictures / std::max(pictures, kManyPictures));
+  const auto count = static_cast<int>(std::min<int64_t>(area, std::max(least, kAllPixels / pictures)));
   const double shift = std::fmod(0.6180339887 * static_cast<double>(n), 1.0);
   std::vector<int> pixels(count);
   for (int i = 0; i < count; ++i) pixels[i] = static_cast<int>((i + shift) * area / count);

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "kernels/reference.h"
 #include "quant/equalize.h"
+#include "quant/layerwise_pass.h"
 #include "quant/search.h"
 #include "test/check.h"
 
@@ -115,9 +116,12 @@ std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = 
   return result;
 }
 
-SearchResult run_search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, int threads = 2) {
+const ActivationSpace kInMemory{.memory_bytes = int64_t{1} << 40, .directory = ""};
+
+SearchResult run_search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, int threads = 2,
+                        const ActivationSpace& space = kInMemory) {
   ThreadPool pool(threads);
-  return search_scales(graph, pictures, options, pool, {kNever, [](SearchStage, int, int) {}});
+  return search_scales(graph, pictures, options, space, pool, {kNever, [](SearchStage, int, int) {}});
 }
 
 double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -246,7 +250,7 @@ void test_equalize() {
   const PictureView pictures{pixels.data(), 6, 12, 12};
   ThreadPool pool(2);
   int last = 0;
-  equalize(graph, pictures, pool, kNever, [&](int done) { last = done; });
+  equalize(graph, pictures, pool, kInMemory, kNever, [&](int done) { last = done; });
   CHECK_EQ(last, 10);
   const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
   const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
@@ -316,6 +320,23 @@ void test_search() {
   const auto a = run_search(one, pictures, kOptions, 1), b = run_search(four, pictures, kOptions, 4);
   CHECK(a.scales.tensors == b.scales.tensors);
   for (size_t l = 0; l < one.layers.size(); ++l) CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
+}
+
+// Activations that do not fit into memory lie in a file, and nothing else changes.
+void test_activations_in_a_file() {
+  auto pixels = Builder(8).pictures(10, 12, 12);
+  const PictureView pictures{pixels.data(), 10, 12, 12};
+  LayerGraph in_memory = small_network(11), in_file = small_network(11);
+  const int64_t bytes = LayerwisePass::bytes_per_picture(in_memory) * pictures.count;
+  const auto a = run_search(in_memory, pictures, kOptions, 2, {.memory_bytes = bytes, .directory = "/no/such/folder"});
+  const auto b = run_search(in_file, pictures, kOptions, 2, {.memory_bytes = bytes - 1, .directory = "/var/tmp"});
+  CHECK(a.scales.tensors == b.scales.tensors);
+  for (size_t l = 0; l < a.layers.size(); ++l) {
+    CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
+    CHECK_EQ(a.layers[l].cosine, b.layers[l].cosine);
+  }
+  CHECK_THROWS(run_search(in_file, pictures, kOptions, 2, {.memory_bytes = 0, .directory = "/no/such/folder"}), Error,
+               "/no/such/folder");
 }
 
 // Black and white pixels are the integers +-63 exactly, and weights k * step with |k| <= 60 are exact at the scale
@@ -417,7 +438,7 @@ void test_odd_networks() {
   const SearchControl control{cancelled, [&](SearchStage stage, int, int) {
                                 if (stage == SearchStage::searching && ++steps == 3) cancelled = true;
                               }};
-  CHECK_THROWS(search_scales(graph, pictures, kOptions, pool, control), Cancelled, "cancelled");
+  CHECK_THROWS(search_scales(graph, pictures, kOptions, kInMemory, pool, control), Cancelled, "cancelled");
   CHECK_EQ(steps, 3);
 }
 
@@ -460,6 +481,7 @@ int main() {
   test_network_equals_reference("pool");
   test_equalize();
   test_search();
+  test_activations_in_a_file();
   test_known_optimum();
   test_odd_networks();
   test_resolve_scales();

@@ -58,12 +58,9 @@ struct SampledTensor {
 
 class Search {
  public:
-  Search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, ThreadPool& pool,
-         const SearchControl& control)
-      : graph_(graph), pictures_(pictures), options_(options), pool_(pool), control_(control) {
-    const int64_t fit = std::max<int64_t>(1, kSearchBytes / LayerwisePass::bytes_per_picture(graph));
-    pictures_.count = std::min(pictures_.count, fit);
-  }
+  Search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, const ActivationSpace& space,
+         ThreadPool& pool, const SearchControl& control)
+      : graph_(graph), pictures_(pictures), options_(options), space_(space), pool_(pool), control_(control) {}
 
   SearchResult run();
 
@@ -93,8 +90,9 @@ class Search {
   void layer_done();
 
   LayerGraph& graph_;
-  PictureView pictures_;
+  const PictureView& pictures_;
   const SearchOptions& options_;
+  const ActivationSpace& space_;
   ThreadPool& pool_;
   const SearchControl& control_;
   int steps_ = 0, total_ = 0;     // progress: layers that the passes have done, and will do
@@ -112,7 +110,7 @@ void Search::layer_done() {
 void Search::find_maxima() {
   const int layers = static_cast<int>(graph_.layers.size());
   std::vector<float> maxima(graph_.tensors.size());
-  LayerwisePass pass(graph_, pictures_, pool_);
+  LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   for (int l = 0; l < layers; ++l) {
     if (control_.cancelled) throw Cancelled();
@@ -285,7 +283,7 @@ void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized
 }
 
 void Search::weights_pass() {
-  LayerwisePass pass(graph_, pictures_, pool_);
+  LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
@@ -298,7 +296,7 @@ void Search::weights_pass() {
 }
 
 void Search::activations_pass() {
-  LayerwisePass pass(graph_, pictures_, pool_);
+  LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   scan_activation(pass, 0, [&](int64_t n) { return pass.real(0, n); });
   pass.start_integers(scales_);
@@ -319,7 +317,7 @@ void Search::activations_pass() {
 // Adds each output channel's mean error on the pictures to its bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2:
 // the variant that measures the error).
 void Search::correct_biases() {
-  LayerwisePass pass(graph_, pictures_, pool_);
+  LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
@@ -346,7 +344,7 @@ void Search::correct_biases() {
 
 Search::Evaluation Search::evaluate() const {
   Evaluation result{std::vector<double>(graph_.layers.size()), std::vector<double>(graph_.tensors.size()), 0};
-  LayerwisePass pass(graph_, pictures_, pool_);
+  LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
@@ -389,7 +387,7 @@ void Search::keep_if_better() {
 SearchResult Search::run() {
   const int layers = static_cast<int>(graph_.layers.size());
   if (options_.equalize) {
-    equalize(graph_, pictures_, pool_, control_.cancelled,
+    equalize(graph_, pictures_, pool_, space_, control_.cancelled,
              [&](int done) { control_.on_progress(SearchStage::equalizing, done, layers); });
   }
   total_ = (2 * options_.rounds + (options_.bias_correction ? 1 : 0)) * layers;
@@ -422,8 +420,8 @@ SearchResult Search::run() {
 }  // namespace
 
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,
-                           ThreadPool& pool, const SearchControl& control) {
-  return Search(graph, pictures, options, pool, control).run();
+                           const ActivationSpace& space, ThreadPool& pool, const SearchControl& control) {
+  return Search(graph, pictures, options, space, pool, control).run();
 }
 
 }  // namespace facetrain

@@ -19,6 +19,7 @@
 #include <functional>
 #include <vector>
 
+#include "quant/activations.h"
 #include "quant/model.h"
 
 namespace facetrain {
@@ -49,12 +50,10 @@ struct SearchResult {
   std::vector<LayerResult> layers;  // by index of the layer
 };
 
-// Searches the scales of `graph`, and rewrites its weights when it equalizes. Uses only as many of the first pictures
-// as keep the activations below kSearchBytes. The result does not depend on the number of threads. Throws
-// Error(NotANumber) when an activation is not finite, and Cancelled.
+// Searches the scales of `graph`, and rewrites its weights when it equalizes. The result depends neither on the number
+// of threads nor on `space`. Throws Error(NotANumber) when an activation is not finite, Error(InsufficientMemory), and
+// Cancelled.
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,
-                           ThreadPool& pool, const SearchControl& control);
-
-inline constexpr int64_t kSearchBytes = int64_t{1} << 30;  // 1 GiB
+                           const ActivationSpace& space, ThreadPool& pool, const SearchControl& control);
 
 }  // namespace facetrain

@@ -18,6 +18,8 @@ const options: SearchOptions = {
   upper: 2,
   equalize: true,
   biasCorrection: true,
+  memoryBytes: 2 ** 30,
+  temporaryDirectory: '/var/tmp',
   computeThreads: 1,
 };
 

@@ -16,6 +16,10 @@ export interface SearchOptions {
   upper: number;
   equalize: boolean;
   biasCorrection: boolean;
+  /** For the activations of all pictures; when they take more, they lie in a file without a name. */
+  memoryBytes: number;
+  /** Of that file. */
+  temporaryDirectory: string;
   computeThreads: number;
   signal?: AbortSignal;
   onProgress?: (progress: { stage: 'equalizing' | 'searching'; done: number; total: number }) => void;
@@ -60,6 +64,7 @@ interface QuantizationAddon {
     pixels: Uint8Array,
     count: number,
     options: Pick<SearchOptions, 'rounds' | 'candidates' | 'lower' | 'upper' | 'equalize' | 'biasCorrection'>,
+    space: { memoryBytes: number; directory: string },
     computeThreads: number,
   ): Call<{ numbers: LayerNumbers[]; scales: Scales; layers: LayerResult[] }> & {
     progress(): Parameters<NonNullable<SearchOptions['onProgress']>>[0];
@@ -74,7 +79,8 @@ const progressInterval = 100;
 /**
  * Searches scales as EasyQuant does; native/quant/search.h describes the algorithm. The pictures' channels must be in
  * the order that the graph expects.
- * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber; the signal's
+ * @throws FacetrainError InvalidArgument (no pictures, or of another size), InvalidModel, NotANumber,
+ *   InsufficientMemory when neither memory nor the folder has room for the activations; the signal's
  *   reason once it is aborted
  */
 export async function searchScales(
@@ -82,7 +88,7 @@ export async function searchScales(
   pictures: Pictures,
   options: SearchOptions,
 ): Promise<SearchResult> {
-  const { computeThreads, signal, onProgress, ...search } = options;
+  const { memoryBytes, temporaryDirectory: directory, computeThreads, signal, onProgress, ...search } = options;
   checkPictures(graph, pictures);
   if (pictures.count === 0)
     throw new FacetrainError({
@@ -94,7 +100,14 @@ export async function searchScales(
   let timer: NodeJS.Timeout | undefined;
   try {
     const { numbers, scales, layers } = await runCall(() => {
-      const call = addon.searchScales(graph, pictures.data, pictures.count, search, computeThreads);
+      const call = addon.searchScales(
+        graph,
+        pictures.data,
+        pictures.count,
+        search,
+        { memoryBytes, directory },
+        computeThreads,
+      );
       if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
       return call;
     }, signal);

@@ -2,10 +2,19 @@
 import type { Metrics } from '@facetrain/api';
 import { percent } from '../terminal-output.ts';
 
-export function metricsRows({ meanCosine, percentile1Cosine, comparisons }: Metrics): [string, string][] {
+const SOURCES = {
+  evaluation: 'pictures of the verification sets, mirror images included',
+  heldOut: 'pictures that the search has not seen',
+  calibration: 'calibration picture, which the search has seen',
+};
+
+export function metricsRows({ meanCosine, percentile1Cosine, comparisons, measuredOn }: Metrics): [string, string][] {
   const worst = `${percentile1Cosine.toFixed(4)} for the worst picture in a hundred`;
   return [
     ['Embedding cosine', `${meanCosine.toFixed(4)} mean, ${worst}`],
+    ...(measuredOn
+      ? [['Measured on', `${measuredOn.pictures} ${SOURCES[measuredOn.source]}`] as [string, string]]
+      : []),
     ...comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
       `Accuracy on ${set}`,
       `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,

@@ -16,9 +16,8 @@ import {
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
-import { pino } from 'pino';
 import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
-import { bytes, duration, progressDetail, type StatusLine, table } from '../terminal-output.ts';
+import { bytes, duration, progressDetail, type StatusLine, table, warningsOn } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';
 import { metricsRows } from './metrics-rows.ts';
 
@@ -127,8 +126,7 @@ async function runWithStatusLine(
   const board = createBoard(JOB, 'Loading');
   const timer = setInterval(() => line.show(board.current.stage, progressDetail(board.current)), UPDATE_MILLISECONDS);
   try {
-    const log = pino({ level: 'warn' }, pino.destination(2));
-    return await runQuantize(config, { log, progress: board, signal });
+    return await runQuantize(config, { log: warningsOn(line), progress: board, signal });
   } finally {
     clearInterval(timer);
     line.clear();

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { sampleIndices } from './sample-indices.ts';
+import { drawPictures, sampleIndices } from './sample-indices.ts';
 
 test('property: a sample is distinct, in order, spread evenly, and follows from the seed', () => {
   fc.assert(
@@ -29,4 +29,26 @@ test('property: a sample is distinct, in order, spread evenly, and follows from 
   for (let seed = 0; seed < 100; seed++)
     sampleIndices(1000, 100, seed).forEach((picture) => (places[picture % 10]! += 1));
   for (const count of places) assert.ok(Math.abs(count - 1000) < 150, String(places));
+});
+
+test('property: pictures are held out that do not calibrate, if there are two', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 1, max: 700 }), fc.integer({ min: 1, max: 700 }), fc.nat(), (images, count, seed) => {
+      const { calibration, heldOut } = drawPictures(images, count, seed, true);
+      const all = [...calibration, ...heldOut];
+      assert.equal(new Set(all).size, all.length);
+      assert.ok(all.every((index) => Number.isInteger(index) && index >= 0 && index < images));
+      assert.deepEqual(
+        heldOut,
+        heldOut.toSorted((a, b) => a - b),
+      );
+      assert.ok(calibration.length >= 1);
+      if (images >= 2) assert.ok(heldOut.length >= Math.min(50, Math.ceil(images / 5)));
+      // Where there are enough, holding out changes nothing else.
+      if (images >= count + 500) assert.deepEqual(calibration, sampleIndices(images, count, seed));
+    }),
+  );
+  assert.deepEqual(drawPictures(800, 50, 1, false), { calibration: sampleIndices(800, 50, 1), heldOut: [] });
+  const { calibration, heldOut } = drawPictures(8, 50, 1, true);
+  assert.deepEqual([calibration.length, heldOut.length], [6, 2]);
 });

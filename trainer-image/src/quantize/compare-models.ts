@@ -7,6 +7,7 @@ import type { Program } from '../program/program.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
 import { compareOnSet, concatenate, cosines, type SetEmbeddings, summarize } from './compare.ts';
+import type { Calibration } from './inputs.ts';
 
 /** On verification sets: accuracy of both models, and the cosines of all pictures and their mirror images. */
 export async function compareOnSets(
@@ -17,10 +18,18 @@ export async function compareOnSets(
   int7: Embedder,
   { progress, signal }: Program,
 ): Promise<Metrics> {
-  const options = { input, channelOrder: model.channelOrder, flip: false, signal, onBatch: () => progress.tick() };
+  let done = 0;
+  const totalSteps = 4 * sets.reduce((sum, { jpegs }) => sum + jpegs.length, 0);
+  const embed = async (embedder: Embedder, set: VerificationSet) => {
+    const onBatch = (pictures: number) => progress.update({ step: done + pictures, totalSteps });
+    const options = { input, channelOrder: model.channelOrder, flip: false, signal, onBatch };
+    const embeddings = await evaluateSet(embedder, set, options);
+    done += set.jpegs.length;
+    return embeddings;
+  };
   const embeddings = async (embedder: Embedder, set: VerificationSet): Promise<SetEmbeddings> => ({
-    plain: await evaluateSet(embedder, set, options),
-    mirrored: await evaluateSet(ofMirrorImages(embedder), set, options),
+    plain: await embed(embedder, set),
+    mirrored: await embed(ofMirrorImages(embedder), set),
   });
   const compared = [];
   for (const set of sets)
@@ -28,18 +37,23 @@ export async function compareOnSets(
   return summarize(
     compared.map(({ comparison }) => comparison),
     concatenate(compared.map((result) => result.cosines)),
+    'evaluation',
   );
 }
 
 /** On pictures without identities, when there are no sets: cosines alone. */
 export async function compareOnPictures(
-  pictures: Pictures,
+  { pictures, source }: Calibration['compared'],
   fp32: Embedder,
   int7: Embedder,
   { progress, signal }: Program,
 ): Promise<Metrics> {
-  const options = { signal, onBatch: () => progress.tick() };
-  return summarize([], cosines(await fp32.embed(pictures, options), await int7.embed(pictures, options), fp32.dim));
+  const embed = (embedder: Embedder, before: number) =>
+    embedder.embed(pictures, {
+      signal,
+      onBatch: (done) => progress.update({ step: before + done, totalSteps: 2 * pictures.count }),
+    });
+  return summarize([], cosines(await embed(fp32, 0), await embed(int7, pictures.count), fp32.dim), source);
 }
 
 /** An embedder of the mirror images alone. The native `flip` adds both embeddings, and here each is compared. */

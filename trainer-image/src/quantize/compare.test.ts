@@ -51,7 +51,7 @@ describe('two models on a set', () => {
       6,
       'three pictures and their mirror images',
     );
-    const metrics = summarize([comparison], all);
+    const metrics = summarize([comparison], all, 'evaluation');
     assert.equal(metrics.accuracyDrop, comparison.drop);
     assert.equal(metrics.percentile1Cosine, Math.min(...all));
     assert.equal(metrics.meanCosine, comparison.meanCosine);
@@ -60,8 +60,13 @@ describe('two models on a set', () => {
 });
 
 test('without sets there is no accuracy to drop', () => {
-  const metrics = summarize([], Float64Array.of(0.9, 1));
-  assert.deepEqual(metrics, { meanCosine: 0.95, percentile1Cosine: 0.9, accuracyDrop: null, comparisons: [] });
+  assert.deepEqual(summarize([], Float64Array.of(0.9, 1), 'heldOut'), {
+    meanCosine: 0.95,
+    percentile1Cosine: 0.9,
+    accuracyDrop: null,
+    comparisons: [],
+    measuredOn: { source: 'heldOut', pictures: 2 },
+  });
 });
 
 describe('the gate', () => {

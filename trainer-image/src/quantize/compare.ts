@@ -53,14 +53,19 @@ export function compareOnSet(
   return { comparison, cosines: all };
 }
 
-/** @param measured all cosines: of the sets' pictures, or of the calibration pictures when there are no sets */
-export function summarize(comparisons: Comparison[], measured: Float64Array): Metrics {
+/** @param measured all cosines: of the sets' pictures; when there are no sets, of the pictures that `source` names */
+export function summarize(
+  comparisons: Comparison[],
+  measured: Float64Array,
+  source: NonNullable<Metrics['measuredOn']>['source'],
+): Metrics {
   const sorted = measured.toSorted();
   return {
     meanCosine: mean(measured),
     percentile1Cosine: sorted[Math.floor(sorted.length / 100)]!,
     accuracyDrop: comparisons.length > 0 ? Math.max(...comparisons.map(({ drop }) => drop)) : null,
     comparisons,
+    measuredOn: { source, pictures: measured.length },
   };
 }
 

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
 import { type Graph, inspectDataset, type LayerGraph, type Pictures, readPictures } from '@facetrain/native';
-import { sampleIndices } from '../dataset/sample-indices.ts';
+import { drawPictures } from '../dataset/sample-indices.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -66,13 +66,15 @@ export async function checkOutput(
 
 export interface Calibration {
   pictures: Pictures;
+  /** What both models are compared on when there are no evaluation sets. */
+  compared: { pictures: Pictures; source: 'heldOut' | 'calibration' };
   /** For the report: how many pictures, drawn with which seed, and the digest of their pixels. */
   facts: { images: number; seed: number; sha256: string };
 }
 
 /** @throws FacetrainError InvalidDataset */
 export async function loadCalibration(
-  { calibration, model }: QuantizeConfig,
+  { calibration, evaluation, model }: QuantizeConfig,
   { input }: Graph,
   { log, signal }: Program,
 ): Promise<Calibration> {
@@ -86,12 +88,21 @@ export async function loadCalibration(
       `pictures of ${dataset.height} x ${dataset.width}`,
       `the ${input.height} x ${input.width} of the model’s input`,
     );
-  if (dataset.images < images)
-    log.warn({ wanted: images, there: dataset.images }, 'calibrating on all pictures there are');
-  const pictures = await readPictures(datasetPath, sampleIndices(dataset.images, images, seed), {
-    channelOrder: model.channelOrder,
-    signal,
-  });
+  const sample = drawPictures(dataset.images, images, seed, evaluation.sets.length === 0);
+  if (sample.calibration.length < images)
+    log.warn(
+      `calibrating on ${sample.calibration.length} pictures instead of ${images}: the dataset has ${dataset.images}` +
+        (sample.heldOut.length > 0 ? `, and ${sample.heldOut.length} are held out to measure on` : ''),
+    );
+  const read = (indices: number[]) => readPictures(datasetPath, indices, { channelOrder: model.channelOrder, signal });
+  const pictures = await read(sample.calibration);
   const sha256 = createHash('sha256').update(pictures.data).digest('hex');
-  return { pictures, facts: { images: pictures.count, seed, sha256 } };
+  return {
+    pictures,
+    compared:
+      sample.heldOut.length > 0
+        ? { pictures: await read(sample.heldOut), source: 'heldOut' }
+        : { pictures, source: 'calibration' },
+    facts: { images: pictures.count, seed, sha256 },
+  };
 }

@@ -202,8 +202,10 @@ test('the same inputs give the same bytes with any number of threads', async () 
     assert.ok(bytes.equals(again[name]!), name);
 });
 
-test('without evaluation sets, embeddings of the calibration pictures are compared', async () => {
-  const { metrics } = await runQuantize(config({ evaluation: { sets: [] } }), program());
+test('without evaluation sets, embeddings of pictures that the search has not seen are compared', async () => {
+  const { metrics, calibration } = await runQuantize(config({ evaluation: { sets: [] } }), program());
+  assert.equal(calibration.images, 6);
+  assert.deepEqual(metrics.measuredOn, { source: 'heldOut', pictures: 12 - 6 });
   assert.deepEqual(metrics.comparisons, []);
   assert.equal(metrics.accuracyDrop, null);
   assert.ok(metrics.meanCosine > 0.95);

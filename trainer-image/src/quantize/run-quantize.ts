@@ -3,7 +3,7 @@
  * gate and publishes. The same configuration and input files give the same output, byte for byte.
  */
 import { randomUUID } from 'node:crypto';
-import { availableParallelism } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   ARTIFACT,
@@ -50,7 +50,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   const source = await loadModel(config);
   const sets = await loadSets(config);
   await checkOutput(config, signal);
-  const { pictures, facts: calibration } = await loadCalibration(config, source.graph, program);
+  const { pictures, compared, facts: calibration } = await loadCalibration(config, source.graph, program);
   await using fp32 = disposable(await LayerModel.open(source.layers, { computeThreads }));
   await checkFolded(source.graph, fp32.model, pictures, { computeThreads, signal });
   log.info(
@@ -61,7 +61,12 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   // ---- From here on the output folder is this quantizer's. ----
   const output = await Fence.claim(config.outputDirectory, { ...config.job, start: randomUUID() });
   try {
-    return await quantizeInto(output, { source, sets, pictures, calibration, fp32: fp32.model }, config, program);
+    return await quantizeInto(
+      output,
+      { source, sets, pictures, compared, calibration, fp32: fp32.model },
+      config,
+      program,
+    );
   } catch (error) {
     // One that was frozen may find the files of a newer one in the place of its own.
     throw isStop(error, signal) ? error : await output.explain(error);
@@ -72,6 +77,7 @@ interface Inputs {
   source: Awaited<ReturnType<typeof loadModel>>;
   sets: Awaited<ReturnType<typeof loadSets>>;
   pictures: Pictures;
+  compared: Calibration['compared'];
   calibration: Calibration['facts'];
   fp32: LayerModel;
 }
@@ -79,7 +85,7 @@ interface Inputs {
 /** Searches, writes the artifact into the fenced folder, checks the gate and publishes. */
 async function quantizeInto(
   output: Fence,
-  { source, sets, pictures, calibration, fp32 }: Inputs,
+  { source, sets, pictures, compared, calibration, fp32 }: Inputs,
   config: QuantizeConfig,
   program: Program,
 ): Promise<QuantizeReport> {
@@ -107,7 +113,7 @@ async function quantizeInto(
   const metrics =
     sets.length > 0
       ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
-      : await compareOnPictures(pictures, fp32, int7.model, program);
+      : await compareOnPictures(compared, fp32, int7.model, program);
 
   // ---- Scales and reports, written whether or not the gate passes ----
   const report: QuantizeReport = {
@@ -168,6 +174,8 @@ async function search(
   progress.update({ stage: config.search.equalize ? 'Equalizing' : 'Searching' });
   const found = await searchScales(layers, pictures, {
     ...config.search,
+    memoryBytes: Math.floor(process.availableMemory() / 2),
+    temporaryDirectory: tmpdir(),
     computeThreads,
     signal,
     onProgress: ({ stage, done, total }) => progress.update({ stage: STAGES[stage], step: done, totalSteps: total }),

@@ -3,6 +3,7 @@
  * clamped as in our runtime.
  */
 import assert from 'node:assert/strict';
+import { tmpdir } from 'node:os';
 import { describe, test } from 'node:test';
 import { type Graph, Int7Model, type LayerGraph, type Pictures, type Scales, searchScales } from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
@@ -106,6 +107,8 @@ describe('every tensor is that of ONNX Runtime, up to one unit', () => {
       upper: 2,
       equalize: true,
       biasCorrection: true,
+      memoryBytes: 2 ** 30,
+      temporaryDirectory: tmpdir(),
       computeThreads: 1,
     };
     const found = await searchScales(fold(smallFaceNet()), pictures(4, 14), options);

@@ -48,6 +48,7 @@ function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
       comparisons: [
         { set: 'lfw', pairs: 600, fp32: accuracy(0.9817), int7: accuracy(0.9784), drop: 0.0033, meanCosine: 0.98848 },
       ],
+      measuredOn: { source: 'evaluation', pictures: 2400 },
     },
     gate: { maxAccuracyDrop: 0.01, minMeanCosine: null, passed: true, failures: [] },
     ...change,
@@ -58,6 +59,7 @@ test('the page shows the figures, loads no other file and has no script', () => 
   const html = renderQuantizeReport(report());
   for (const text of [
     'Gate passed',
+    '2,400 pictures of the verification sets',
     'accuracy drop at most 1.00 pt',
     '4.00 → 1.00 MiB, 25 %',
     '1.19 M parameters, BGR',

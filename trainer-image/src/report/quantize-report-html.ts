@@ -1,5 +1,5 @@
 /** report.html of a quantized model: one file for a browser, which loads no other file. Pure. */
-import type { Comparison, QuantizedLayer, QuantizeReport } from '@facetrain/api';
+import type { Comparison, Metrics, QuantizedLayer, QuantizeReport } from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
 const BAR_WIDTH = 170;
@@ -53,6 +53,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
   return [
     ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
     ['Worst picture in a hundred', cosine(metrics.percentile1Cosine)],
+    ...measuredOn(metrics),
     ...(metrics.accuracyDrop === null
       ? []
       : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
@@ -65,6 +66,16 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],
   ];
+}
+
+const SOURCES = {
+  evaluation: 'pictures of the verification sets, mirror images included',
+  heldOut: 'held-out pictures of the calibration dataset',
+  calibration: 'calibration picture, the only one of its dataset',
+};
+
+function measuredOn({ measuredOn: on }: Metrics): [string, string][] {
+  return on ? [['Cosines measured on', `${count(on.pictures)} ${SOURCES[on.source]}`]] : [];
 }
 
 function verification(comparisons: Comparison[]): string {
