@@ -1,6 +1,8 @@
 /** Reads what a quantization needs and checks it, before the search starts. */
 import { createHash } from 'node:crypto';
-import { FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { ARTIFACT, FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
 import { type Graph, inspectDataset, type LayerGraph, type Pictures, readPictures } from '@facetrain/native';
 import { drawPictures } from '../dataset/sample-indices.ts';
 import { readOnnx } from '../onnx/read.ts';
@@ -51,7 +53,11 @@ export async function loadSets({ evaluation, gate }: QuantizeConfig): Promise<Ve
   return Promise.all(evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })));
 }
 
-/** Makes the output folder, and checks that the destination can be reached. @throws FacetrainError StorageFailed */
+/**
+ * Makes the output folder, and checks that no file of another program is in the way and that the destination can be
+ * reached.
+ * @throws FacetrainError InvalidArtifact, StorageFailed
+ */
 export async function checkOutput(
   { outputDirectory, publish: destination }: QuantizeConfig,
   signal: AbortSignal,
@@ -61,7 +67,40 @@ export async function checkOutput(
   } catch (error) {
     throw storageError(outputDirectory, error);
   }
+  await refuseForeignFiles(outputDirectory);
   if (destination) await checkDestination(destination, signal);
+}
+
+/** Files whose names other programs use, too, with fields that each version of ours has written. */
+const COMMON_NAMES: [name: string, isOurs: (fields: Record<string, unknown>) => boolean][] = [
+  [ARTIFACT.manifest, ({ kind }) => kind === 'facetrain-int7'],
+  [ARTIFACT.report, (fields) => 'layers' in fields && 'gate' in fields],
+  [ARTIFACT.scales, (fields) => 'tensors' in fields && 'weights' in fields],
+];
+
+/** A quantizer replaces the files of an earlier artifact. Those of another program are not to be lost. */
+async function refuseForeignFiles(folder: string): Promise<void> {
+  for (const [name, isOurs] of COMMON_NAMES) {
+    const file = join(folder, name);
+    const text = await readFile(file, 'utf8').catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'ENOENT') throw storageError(file, error);
+    });
+    if (text !== undefined && !isOurs(jsonFields(text)))
+      throw new FacetrainError({
+        code: 'InvalidArtifact',
+        subject: file,
+        found: 'is not of an INT7 artifact, and would be replaced',
+        allowed: 'another folder for the output; or move the file away',
+      });
+  }
+}
+
+function jsonFields(text: string): Record<string, unknown> {
+  try {
+    return Object(JSON.parse(text)) as Record<string, unknown>;
+  } catch {
+    return {};
+  }
 }
 
 export interface Calibration {

@@ -378,6 +378,26 @@ describe('refused before any work', () => {
   }
 });
 
+test('files of other programs that have the names of an artifact’s are refused, and stay', async () => {
+  const out = join(scratch, 'out');
+  await mkdir(out);
+  for (const [name, content] of [
+    ['manifest.json', '{"name": "A web app", "icons": []}'],
+    ['manifest.json', 'null'],
+    ['manifest.json', 'not JSON'],
+    ['report.json', '{"tests": 12}'],
+    ['scales.json', '[1, 2]'],
+  ] as const) {
+    await writeFile(join(out, name), content);
+    const error = await failure({});
+    assert.deepEqual([error.code, error.exitCode], ['InvalidArtifact', ExitCode.refused]);
+    assert.equal(error.subject, join(out, name));
+    assert.deepEqual(await readdir(out), [name], 'nothing else is written');
+    assert.equal(await readFile(join(out, name), 'utf8'), content);
+    await rm(join(out, name));
+  }
+});
+
 test('a full disk is an error with the path, and no file is half-written', async () => {
   const disk = join(scratch, 'disk');
   await mkdir(disk);
