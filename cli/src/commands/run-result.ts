@@ -1,15 +1,9 @@
 /** The result of a run: one object for programs, a table for people. */
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import {
-  ARTIFACT,
-  type ArtifactManifest,
-  type EvaluationReport,
-  ExitCode,
-  type FaceTrainJob,
-  OUTPUT,
-} from '@facetrain/api';
-import { type LocalFaceTrainJob, readArtifactManifest } from '../local/process-executor.ts';
+import { ARTIFACT, type EvaluationReport, ExitCode, type FaceTrainJob, OUTPUT } from '@facetrain/api';
+import { type ArtifactSummary, readArtifactManifest } from '../local/artifact-manifest.ts';
+import type { LocalFaceTrainJob } from '../local/process-executor.ts';
 import type { RunPaths } from '../local/run-files.ts';
 import { readTrainReport } from '../local/train-report.ts';
 import { bytes, duration, percent, table } from '../terminal-output.ts';
@@ -108,7 +102,7 @@ function lastEvaluations(evaluations: EvaluationReport[]): RunResult['evaluation
   return [...last.values()].map(({ set, pairs, accuracy, std }) => ({ set, pairs, accuracy, std: std ?? 0 }));
 }
 
-function artifactResult(uri: string | undefined, manifest: ArtifactManifest | undefined): Pick<RunResult, 'artifact'> {
+function artifactResult(uri: string | undefined, manifest: ArtifactSummary | undefined): Pick<RunResult, 'artifact'> {
   if (uri === undefined || !manifest) return {};
   const { metrics, files } = manifest;
   return {

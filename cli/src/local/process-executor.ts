@@ -3,12 +3,8 @@
  * of the API server, and folders in place of volumes. It decides nothing: it observes, plans, and acts by the plan.
  */
 import { randomUUID } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
-  ARTIFACT,
-  ArtifactManifest,
   ExitCode,
   type FaceTrainJob,
   type FaceTrainJobStatus,
@@ -35,6 +31,7 @@ import {
   planQuantizeJob,
   type QuantizeJobObject,
 } from '@facetrain/planner';
+import { type ArtifactSummary, readArtifactManifest } from './artifact-manifest.ts';
 import { PodProcess } from './pod-process.ts';
 
 /** Codes of a job that has failed. */
@@ -278,13 +275,6 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   }
 }
 
-/** @returns undefined when the folder has no complete artifact @throws FacetrainError InvalidArtifact */
-export function readArtifactManifest(folder: string): ArtifactManifest | undefined {
-  const file = join(folder, ARTIFACT.manifest);
-  if (!existsSync(file)) return undefined;
-  return parseDocument(ArtifactManifest, JSON.parse(readFileSync(file, 'utf8')), file, 'InvalidArtifact');
-}
-
 class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
   readonly kind = 'QuantizeJob';
   readonly #spec: QuantizeJob['spec'];
@@ -311,7 +301,7 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
    * The artifact's manifest; undefined until the quantizer has written it. It is read from the quantizer's own folder,
    * where it also lies when the artifact was published to an object store.
    */
-  get manifest(): ArtifactManifest | undefined {
+  get manifest(): ArtifactSummary | undefined {
     return readArtifactManifest(this.options.environment.storage('output', this.#spec.output, 'write').path);
   }
 

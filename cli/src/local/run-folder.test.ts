@@ -89,7 +89,14 @@ async function writeModel(uid: string): Promise<void> {
 
 const ARTIFACT = ['model.int7.onnx', 'scales.json', 'report.json', 'report.html', 'manifest.json'];
 const writeArtifact = async () => {
-  for (const name of ARTIFACT) await write(`int7/${name}`, `first ${name}`);
+  const files: Record<string, { sha256: string; bytes: number }> = {};
+  for (const name of ARTIFACT.slice(0, -1)) {
+    const content = `first ${name}`;
+    await write(`int7/${name}`, content);
+    files[name] = { sha256: createHash('sha256').update(content).digest('hex'), bytes: content.length };
+  }
+  const metrics = { meanCosine: 1, percentile1Cosine: 1, accuracyDrop: null, comparisons: [] };
+  await write('int7/manifest.json', JSON.stringify({ kind: 'facetrain-int7', metrics, files }));
 };
 
 /** Leaves an earlier run behind, as it is after this end. */
@@ -268,6 +275,25 @@ test('a model that was damaged since is made again, from the checkpoint', async 
   await write('model/backbone.onnx', 'cut');
   assert.equal((await take()).mode, 'continue');
   assert.match(printed.join('\n'), /backbone\.onnx is not as the earlier run wrote it/);
+});
+
+test('an artifact that was damaged since is made again, and what is left of it is kept', async () => {
+  const damages: Record<string, () => Promise<void>> = {
+    'a cut model': () => write('int7/model.int7.onnx', 'cut'),
+    'no model': () => rm(join(out, 'int7/model.int7.onnx')),
+    'no scales': () => rm(join(out, 'int7/scales.json')),
+    'a cut manifest': () => write('int7/manifest.json', '{"kind": "facetr'),
+  };
+  for (const [name, damage] of Object.entries(damages)) {
+    await ENDS.succeeded();
+    await damage();
+    const left = await readdir(join(out, 'int7'));
+    assert.equal((await take()).mode, 'quantize', name);
+    assert.match(printed.join('\n'), /int7 is not as the earlier run wrote it; the model is quantized again/);
+    assert.deepEqual(await readdir(join(out, 'int7-1')), left, name);
+    await rm(out, { recursive: true });
+    printed = [];
+  }
 });
 
 describe('--fresh', () => {

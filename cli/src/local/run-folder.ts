@@ -17,6 +17,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJob, FacetrainError, OUTPUT } from '@facetrain/api';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { makeFolder, storageError } from '@facetrain/trainer/storage/atomic-files';
+import { isArtifactWhole } from './artifact-manifest.ts';
 import { canGoOn, changedFields, quantizationDiffers, trainingFields } from './changed-fields.ts';
 import { FileLock, holderOf, processesWithOpen } from './folder-lock.ts';
 import { differingFields, lastTrainerConfig } from './former-run.ts';
@@ -252,13 +253,15 @@ async function goOn(
 ): Promise<Next> {
   const { artifact } = pathsOf(out, job.metadata.name, job.spec);
   const sameQuantization = !quantizationDiffers(earlier.spec, job.spec);
-  const quantized = trained && earlier.quantized && sameQuantization && hasArtifact(artifact);
+  const isDone = trained && earlier.quantized && sameQuantization && job.spec.quantize !== undefined;
+  const quantized = isDone && (await isArtifactWhole(artifact));
   const mode = modeOf(job, trained, quantized, hasWork);
   if (earlier.ended?.phase === 'Failed' && mode !== 'nothing')
     print(`The earlier run failed: ${earlier.ended.message ?? `exit code ${earlier.ended.exitCode}`}`);
   if (changed.length > 0) print(`Changed since the earlier run: ${changed.join(', ')}`);
   if (earlier.trained && !trained)
     print(`${join(out, OUTPUT.model)} is not as the earlier run wrote it; it is made again`);
+  if (isDone && !quantized) print(`${artifact} is not as the earlier run wrote it; the model is quantized again`);
   if (mode !== 'nothing' && job.spec.quantize && hasArtifact(artifact))
     print(`Keeps the earlier INT7 artifact in ${setArtifactAside(artifact)}`);
   // An artifact of an earlier spec stays valid when the manifest asks for none.
