@@ -1,7 +1,7 @@
 /** What the command line reads in train-report.json. A later version may have added fields to the rest of it. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { OUTPUT, parseDocument, TrainReport } from '@facetrain/api';
+import { OUTPUT, TrainReport } from '@facetrain/api';
 import { digestFile } from '@facetrain/trainer/storage/digest';
 
 const Summary = TrainReport.pick({
@@ -16,37 +16,23 @@ const Summary = TrainReport.pick({
 }).loose();
 type Summary = ReturnType<typeof Summary.parse>;
 
-/**
- * @returns undefined when there is none
- * @throws FacetrainError InvalidArgument when the file is not such a report
- */
+/** @returns undefined when there is none, or a damaged one, which is written again with the model */
 export function readTrainReport(out: string): Summary | undefined {
   const file = join(out, OUTPUT.trainReport);
   if (!existsSync(file)) return undefined;
-  let value: unknown;
   try {
-    value = JSON.parse(readFileSync(file, 'utf8'));
+    return Summary.parse(JSON.parse(readFileSync(file, 'utf8')));
   } catch {
-    value = undefined;
+    return undefined;
   }
-  return parseDocument(Summary, value, file, 'InvalidArgument');
 }
 
 /** Whether the model is there as its report describes it. */
 export async function isModelWhole(out: string): Promise<boolean> {
-  const report = readOrNull(out);
+  const report = readTrainReport(out);
   const model = join(out, OUTPUT.model);
   return report !== undefined && existsSync(model) && (await digestFile(model)).sha256 === report.model.sha256;
 }
 
 /** The uid of the run that has written the report; undefined when there is none. */
-export const writerOfModel = (out: string): string | undefined => readOrNull(out)?.job.uid;
-
-/** A damaged report is written again with the model. */
-function readOrNull(out: string): Summary | undefined {
-  try {
-    return readTrainReport(out);
-  } catch {
-    return undefined;
-  }
-}
+export const writerOfModel = (out: string): string | undefined => readTrainReport(out)?.job.uid;

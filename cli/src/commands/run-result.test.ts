@@ -1,0 +1,64 @@
+/** The result of a run, where files that it is made from are damaged. */
+import assert from 'node:assert/strict';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, test } from 'node:test';
+import { FaceTrainJob, parseDocument } from '@facetrain/api';
+import type { LocalFaceTrainJob } from '../local/process-executor.ts';
+import { makeKeptResult, makeRunResult } from './run-result.ts';
+
+const job = parseDocument(
+  FaceTrainJob,
+  {
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'faces' },
+    spec: {
+      dataset: { uri: 'file:///data' },
+      model: { backbone: 'iresnet18' },
+      output: { uri: 'file:///results' },
+    },
+  },
+  'job',
+  'InvalidManifest',
+);
+
+let out: string;
+beforeEach(async () => {
+  out = await mkdtemp(join(tmpdir(), 'facetrain-result-'));
+  await mkdir(join(out, 'int7'));
+});
+afterEach(() => rm(out, { recursive: true }));
+
+const paths = () => ({
+  out,
+  state: join(out, '.facetrain'),
+  checkpoints: join(out, 'checkpoints'),
+  sharesCheckpoints: false,
+  artifact: join(out, 'int7'),
+  quantizeJob: 'faces-quantize',
+});
+
+test('a failed job says why, whatever is left in its folder', async () => {
+  const message = 'PodFailed: faces-0-0 failed: no space left';
+  const failed = {
+    status: { attempt: 0, conditions: [{ type: 'Failed', status: 'True', message }] },
+    failure: { exitCode: 2 },
+    quantizeJob: undefined,
+  } as unknown as LocalFaceTrainJob;
+  for (const content of ['{"job": ', 'null', '{"schemaVersion": 1}']) {
+    await writeFile(join(out, 'train-report.json'), content);
+    const result = makeRunResult(job, failed, paths(), 0, 1);
+    assert.deepEqual([result.phase, result.exitCode, result.message], ['Failed', 2, message], content);
+    assert.equal(result.train, undefined, content);
+  }
+});
+
+test('a run without a quantization succeeds beside a damaged artifact', async () => {
+  for (const content of ['{"kind": ', 'null', '{"kind": "facetrain-int7"}']) {
+    await writeFile(join(out, 'int7', 'manifest.json'), content);
+    const { phase, artifact } = makeKeptResult(job, paths());
+    assert.deepEqual([phase, artifact], ['Succeeded', undefined], content);
+  }
+});
