@@ -1,9 +1,13 @@
-/** Checks what a job reads, before files of an earlier run are removed. The trainers check the same when they start. */
+/**
+ * Checks what a job reads, before files of an earlier run are removed. Trainers and quantizer check the same when they
+ * start.
+ */
 import { type FaceTrainJob, parseStorageUri } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
-import { plannedTrainerConfig } from './planned-config.ts';
+import { plannedQuantizeConfig, plannedTrainerConfig } from './planned-config.ts';
 
 /** Inputs in an object store are not checked: they are fetched when the job runs. */
 const isHere = ({ uri }: { uri: string }) => parseStorageUri(uri).scheme !== 's3';
@@ -18,11 +22,29 @@ export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal
   const program = { log: pino({ level: 'silent' }), progress: createBoard(config.job, 'Preflight'), signal };
   // The addon loads slowly, so only when it is needed.
   const { backboneGraph, preflight } = await import('@facetrain/trainer/train/training-preflight');
-  if (!spec.model.onnx || isHere(spec.model.onnx)) {
-    const graph = await backboneGraph(config);
+  const graph = !spec.model.onnx || isHere(spec.model.onnx) ? await backboneGraph(config) : undefined;
+  if (graph) {
     const ranks = { rank: 0, size: spec.trainers.replicas, masterAddr: '', masterPort: 0, localRank: 0, localSize: 1 };
     if (isHere(spec.dataset)) await preflight(config, graph, ranks, program);
   }
   for (const [index, set] of spec.evaluation.sets.entries())
+    if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
+  if (spec.quantize) await checkQuantizationInputs(job, spec.quantize, graph, stateFolder, signal);
+}
+
+/** The dataset and the sets of the training, which a quantization uses by default, are checked already. */
+async function checkQuantizationInputs(
+  job: FaceTrainJob,
+  { calibration, evaluation }: NonNullable<FaceTrainJob['spec']['quantize']>,
+  graph: Graph | undefined,
+  stateFolder: string,
+  signal: AbortSignal,
+): Promise<void> {
+  const config = plannedQuantizeConfig(job, 'unused', stateFolder);
+  const { checkCalibration, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
+  checkGateHasSets(config);
+  if (calibration.dataset && isHere(calibration.dataset))
+    await checkCalibration(config.calibration.datasetPath, graph?.input, signal);
+  for (const [index, set] of (evaluation?.sets ?? []).entries())
     if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
 }

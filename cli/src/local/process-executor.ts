@@ -11,8 +11,7 @@ import {
   FacetrainError,
   PROGRESS_PATH,
   Progress,
-  parseDocument,
-  QuantizeJob,
+  type QuantizeJob,
   type QuantizeJobStatus,
 } from '@facetrain/api';
 import {
@@ -32,6 +31,7 @@ import {
   type QuantizeJobObject,
 } from '@facetrain/planner';
 import { type ArtifactSummary, readArtifactManifest } from './artifact-manifest.ts';
+import { parseQuantizeJob } from './planned-config.ts';
 import { PodProcess } from './pod-process.ts';
 
 /** Codes of a job that has failed. */
@@ -284,16 +284,10 @@ class LocalQuantizeJob extends LocalJob<QuantizeJobStatus> {
     this.#spec = spec;
   }
 
-  /** From the object that a FaceTrainJob's plan creates: defaults are filled in, as the API server would. */
   static fromChild(object: QuantizeJobObject, uid: string, options: ExecutorOptions) {
-    const { apiVersion, kind, metadata, spec } = object;
-    const job = parseDocument(
-      QuantizeJob,
-      { apiVersion, kind, metadata: { name: metadata.name }, spec },
-      `QuantizeJob ${metadata.name}`,
-      'InvalidManifest',
-    );
-    const identity = { name: metadata.name, namespace: metadata.namespace, uid, generation: 1 };
+    const { name, namespace } = object.metadata;
+    const job = parseQuantizeJob(object);
+    const identity = { name, namespace, uid, generation: 1 };
     return new LocalQuantizeJob(identity, job.spec, options);
   }
 

@@ -40,8 +40,8 @@ export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel>
   }
 }
 
-/** @throws FacetrainError InvalidConfig when the gate needs a set and there is none; InvalidVerificationSet */
-export async function loadSets({ evaluation, gate }: QuantizeConfig): Promise<VerificationSet[]> {
+/** @throws FacetrainError InvalidConfig when the gate needs an evaluation set and there is none */
+export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'evaluation' | 'gate'>): void {
   if (gate.maxAccuracyDrop !== null && evaluation.sets.length === 0) {
     throw new FacetrainError({
       code: 'InvalidConfig',
@@ -50,7 +50,14 @@ export async function loadSets({ evaluation, gate }: QuantizeConfig): Promise<Ve
       allowed: 'evaluation.sets to measure accuracy on, or no bound',
     });
   }
-  return Promise.all(evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })));
+}
+
+/** @throws FacetrainError InvalidConfig when the gate needs a set and there is none; InvalidVerificationSet */
+export async function loadSets(config: QuantizeConfig): Promise<VerificationSet[]> {
+  checkGateHasSets(config);
+  return Promise.all(
+    config.evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })),
+  );
 }
 
 /**
@@ -111,6 +118,29 @@ export interface Calibration {
   facts: { images: number; seed: number; sha256: string };
 }
 
+/**
+ * Checks the dataset for calibration without decoding it.
+ * @param input of the model; undefined when it is not known yet
+ * @returns how many pictures it has
+ * @throws FacetrainError InvalidDataset
+ */
+export async function checkCalibration(
+  datasetPath: string,
+  input: Graph['input'] | undefined,
+  signal: AbortSignal,
+): Promise<number> {
+  const refuse = (found: string, allowed: string) =>
+    new FacetrainError({ code: 'InvalidDataset', subject: datasetPath, found, allowed });
+  const dataset = await inspectDataset(datasetPath, { decode: 'none', signal });
+  if (dataset.images === 0) throw refuse('no pictures', 'one at least, to calibrate on');
+  if (input && (dataset.height !== input.height || dataset.width !== input.width))
+    throw refuse(
+      `pictures of ${dataset.height} x ${dataset.width}`,
+      `the ${input.height} x ${input.width} of the model’s input`,
+    );
+  return dataset.images;
+}
+
 /** @throws FacetrainError InvalidDataset */
 export async function loadCalibration(
   { calibration, evaluation, model }: QuantizeConfig,
@@ -118,19 +148,11 @@ export async function loadCalibration(
   { log, signal }: Program,
 ): Promise<Calibration> {
   const { datasetPath, images, seed } = calibration;
-  const refuse = (found: string, allowed: string) =>
-    new FacetrainError({ code: 'InvalidDataset', subject: datasetPath, found, allowed });
-  const dataset = await inspectDataset(datasetPath, { decode: 'none', signal });
-  if (dataset.images === 0) throw refuse('no pictures', 'one at least, to calibrate on');
-  if (dataset.height !== input.height || dataset.width !== input.width)
-    throw refuse(
-      `pictures of ${dataset.height} x ${dataset.width}`,
-      `the ${input.height} x ${input.width} of the model’s input`,
-    );
-  const sample = drawPictures(dataset.images, images, seed, evaluation.sets.length === 0);
+  const there = await checkCalibration(datasetPath, input, signal);
+  const sample = drawPictures(there, images, seed, evaluation.sets.length === 0);
   if (sample.calibration.length < images)
     log.warn(
-      `calibrating on ${sample.calibration.length} pictures instead of ${images}: the dataset has ${dataset.images}` +
+      `calibrating on ${sample.calibration.length} pictures instead of ${images}: the dataset has ${there}` +
         (sample.heldOut.length > 0 ? `, and ${sample.heldOut.length} are held out to measure on` : ''),
     );
   const read = (indices: number[]) => readPictures(datasetPath, indices, { channelOrder: model.channelOrder, signal });

@@ -1,0 +1,85 @@
+/** Inputs that cannot be used are found before an earlier run's files are removed; those of the quantization, too. */
+import assert from 'node:assert/strict';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, test } from 'node:test';
+import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { checkInputs } from './check-inputs.ts';
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'facetrain-inputs-'));
+});
+afterEach(() => rm(folder, { recursive: true }));
+
+function check(quantize?: Record<string, unknown>, sets: { name: string; uri: string }[] = []): Promise<void> {
+  const job = {
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'faces' },
+    spec: {
+      dataset: { uri: `file://${exampleFaces}` },
+      model: { backbone: 'mobilefacenet' },
+      output: { uri: `file://${folder}/out` },
+      globalBatchSize: 8,
+      trainers: { replicas: 1 },
+      evaluation: { sets },
+      ...(quantize && { quantize }),
+    },
+  };
+  const parsed = parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
+  return checkInputs(parsed, join(folder, 'state'), new AbortController().signal);
+}
+
+const here = (name: string) => ({ uri: `file://${join(folder, name)}` });
+const lfw = { name: 'lfw', uri: `file://${join(exampleFaces, 'lfw-small.bin')}` };
+
+test('inputs that are there pass', async () => {
+  await check();
+  await check({ calibration: { dataset: { uri: `file://${exampleFaces}` } }, evaluation: { sets: [lfw] } });
+  await check({ gate: { maxAccuracyDrop: 0.01 } }, [lfw]);
+});
+
+test('inputs in an object store are not looked for', () =>
+  check({
+    calibration: { dataset: { uri: 's3://faces/calibration' } },
+    evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin' }] },
+    gate: { maxAccuracyDrop: 0.01 },
+  }));
+
+const refusals: Record<string, { quantize: () => Record<string, unknown>; code: string; wantSubject: RegExp }> = {
+  'no calibration dataset': {
+    quantize: () => ({ calibration: { dataset: here('gone') } }),
+    code: 'InvalidDataset',
+    wantSubject: /gone/,
+  },
+  'no evaluation set': {
+    quantize: () => ({ evaluation: { sets: [{ name: 'lfw', ...here('gone.bin') }] } }),
+    code: 'InvalidVerificationSet',
+    wantSubject: /gone\.bin/,
+  },
+  'a damaged evaluation set': {
+    quantize: () => ({ evaluation: { sets: [{ name: 'lfw', ...here('cut.bin') }] } }),
+    code: 'InvalidVerificationSet',
+    wantSubject: /cut\.bin/,
+  },
+  'a bound on accuracy without a set': {
+    quantize: () => ({ gate: { maxAccuracyDrop: 0.01 } }),
+    code: 'InvalidConfig',
+    wantSubject: /gate\.maxAccuracyDrop/,
+  },
+};
+for (const [name, { quantize, code, wantSubject }] of Object.entries(refusals)) {
+  test(`of the quantization: ${name}`, async () => {
+    await mkdir(join(folder, 'out'));
+    await writeFile(join(folder, 'cut.bin'), 'cut');
+    await assert.rejects(check(quantize()), (error) => {
+      assert.ok(error instanceof FacetrainError, String(error));
+      assert.equal(error.code, code);
+      assert.match(error.subject, wantSubject);
+      return true;
+    });
+  });
+}
