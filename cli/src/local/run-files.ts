@@ -6,9 +6,20 @@
  * run checks against the object store; and fences/ in each folder, whose numbers keep a process of an earlier run from
  * writing (trainer-image/src/storage/fence.ts).
  */
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync } from 'node:fs';
+import {
+  createReadStream,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+} from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ARTIFACT, CHECKPOINT_MANIFEST, OUTPUT } from '@facetrain/api';
+import { storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 import { bytes } from '../terminal-output.ts';
 
 /** Where a run writes. */
@@ -80,11 +91,15 @@ export const hasCheckpoint = (paths: RunPaths, uid: string): boolean =>
     (folder) => !basename(folder).startsWith('damaged-') && existsSync(join(folder, CHECKPOINT_MANIFEST)),
   );
 
-/** Removes the files, and the folders that are then empty. */
+/** Removes the files, and the folders that are then empty. @throws FacetrainError StorageFailed */
 export function remove(files: RunFile[]): void {
   const folders = new Set<string>();
   for (const { path } of files) {
-    rmSync(path, { force: true });
+    try {
+      rmSync(path, { force: true });
+    } catch (error) {
+      throw storageError(path, error);
+    }
     folders.add(dirname(path));
   }
   // Twice: the folder of a checkpoint, then that of all checkpoints.
@@ -114,15 +129,33 @@ export const hasArtifact = (artifact: string): boolean => existsSync(join(artifa
 /**
  * Moves an artifact's files to a folder beside its own, under the next free number.
  * @returns that folder
+ * @throws FacetrainError DiskFull, StorageFailed
  */
-export function setArtifactAside(artifact: string): string {
+export async function setArtifactAside(artifact: string): Promise<string> {
   let number = 1;
   while (existsSync(`${artifact}-${number}`)) number++;
   const folder = `${artifact}-${number}`;
-  mkdirSync(folder);
-  // The manifest last: where it is, all files that it names are, too.
-  for (const { path } of artifactFiles(artifact).reverse()) renameSync(path, join(folder, basename(path)));
+  try {
+    mkdirSync(folder);
+    // The manifest last: where it is, all files that it names are, too.
+    for (const { path } of artifactFiles(artifact).reverse()) await move(path, join(folder, basename(path)));
+  } catch (error) {
+    throw storageError(folder, error);
+  }
   return folder;
+}
+
+/** The artifact's folder may be a link to another file system, or a mount: rename(2) does not cross them. */
+async function move(from: string, to: string): Promise<void> {
+  try {
+    renameSync(from, to);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+    await writeAtomically(to, async (file) => {
+      for await (const chunk of createReadStream(from)) await file.writeFile(chunk as Uint8Array);
+    });
+    rmSync(from);
+  }
 }
 
 /** Of a shared folder, only those that this run has written; a checkpoint without a manifest cannot say. */

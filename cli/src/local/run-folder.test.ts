@@ -1,14 +1,15 @@
 /** What a run keeps of an earlier one in its folder, by how that one ended and what has changed in the manifest. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
 import { plannedTrainerConfig } from './planned-config.ts';
+import { setArtifactAside } from './run-files.ts';
 import { RunFolder, type RunMode } from './run-folder.ts';
 import type { RunState } from './run-state.ts';
 
@@ -267,6 +268,38 @@ test('an artifact is set aside each time under another number, with all its file
     assert.deepEqual((await readdir(join(out, `int7-${round}`))).sort(), [...ARTIFACT].sort());
     await writeArtifact();
     await folder.recordEnd({ phase: 'Succeeded', exitCode: 0 });
+  }
+});
+
+test('an artifact on another file system is set aside, or the disk is said to be full', async () => {
+  const disk = join(dirname(out), 'disk');
+  await mkdir(disk);
+  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', disk]);
+  try {
+    await ENDS.succeeded();
+    const before = await files();
+    await cp(join(out, 'int7'), join(disk, 'int7'), { recursive: true });
+    await rm(join(out, 'int7'), { recursive: true });
+    await symlink(join(disk, 'int7'), join(out, 'int7'));
+    await take(makeJob((spec) => (spec.quantize = { gate: { maxAccuracyDrop: 0.2 } })));
+    for (const name of ARTIFACT)
+      assert.equal(await readFile(join(out, 'int7-1', name), 'utf8'), before[`int7/${name}`], name);
+    assert.deepEqual(await readdir(join(disk, 'int7')), []);
+
+    // The other way round, and without room.
+    await rm(out, { recursive: true });
+    await ENDS.succeeded();
+    await write('int7/model.int7.onnx', 'x'.repeat(100_000));
+    await symlink(join(out, 'int7'), join(disk, 'linked'));
+    await assert.rejects(setArtifactAside(join(disk, 'linked')), (error) => {
+      assert.ok(error instanceof FacetrainError, String(error));
+      assert.equal(error.code, 'DiskFull');
+      return true;
+    });
+    assert.ok((await readdir(join(out, 'int7'))).includes('model.int7.onnx'), 'a file is removed when it is copied');
+    assert.ok(existsSync(join(out, 'int7', 'manifest.json')));
+  } finally {
+    execFileSync('umount', [disk]);
   }
 });
 

@@ -263,7 +263,7 @@ async function goOn(
     print(`${join(out, OUTPUT.model)} is not as the earlier run wrote it; it is made again`);
   if (isDone && !quantized) print(`${artifact} is not as the earlier run wrote it; the model is quantized again`);
   if (mode !== 'nothing' && job.spec.quantize && hasArtifact(artifact))
-    print(`Keeps the earlier INT7 artifact in ${setArtifactAside(artifact)}`);
+    print(`Keeps the earlier INT7 artifact in ${await setArtifactAside(artifact)}`);
   // An artifact of an earlier spec stays valid when the manifest asks for none.
   const state: RunState = {
     ...earlier,
