@@ -33,6 +33,7 @@ import {
 import { type ArtifactSummary, readArtifactManifest } from './artifact-manifest.ts';
 import { parseQuantizeJob } from './planned-config.ts';
 import { PodProcess } from './pod-process.ts';
+import { quantizeJobUid } from './run-state.ts';
 
 /** Codes of a job that has failed. */
 const FAILURE_CODES = new Set<ExitCode>(
@@ -248,7 +249,9 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
   #createObject(object: ChildObject): void {
     const key = `${object.kind}/${object.metadata.name}`;
     if (this.#objects.has(key)) return;
-    const uid = randomUUID();
+    const { uid: parent } = this.identity;
+    const { attempt = 0 } = this.status;
+    const uid = object.kind === 'QuantizeJob' ? quantizeJobUid({ uid: parent, attempt }) : randomUUID();
     this.#objects.set(key, { object, uid });
     if (object.kind === 'QuantizeJob') this.quantizeJob ??= LocalQuantizeJob.fromChild(object, uid, this.options);
   }

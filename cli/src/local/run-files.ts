@@ -113,13 +113,16 @@ export const artifactFiles = (folder: string): RunFile[] => filesIn(folder, ARTI
  * Whether the files of an artifact in this folder are this run's. Below OUT they are; `quantize.output` may name a
  * folder that other jobs publish to, and there the report says whose they are.
  */
-export function isOwnArtifact({ out, quantizeJob }: RunPaths, folder: string): boolean {
-  if (`${folder}/`.startsWith(`${out}/`)) return true;
+export const isOwnArtifact = ({ out, quantizeJob }: RunPaths, folder: string): boolean =>
+  `${folder}/`.startsWith(`${out}/`) || writerOfArtifact(folder)?.name === quantizeJob;
+
+/** The QuantizeJob that the report of an artifact names; undefined when there is no such report. */
+export function writerOfArtifact(folder: string): { name?: unknown; uid?: unknown } | undefined {
   try {
     const report: unknown = JSON.parse(readFileSync(join(folder, ARTIFACT.report), 'utf8'));
-    return (report as { job?: { name?: unknown } } | null)?.job?.name === quantizeJob;
+    return (report as { job?: { name?: unknown; uid?: unknown } } | null)?.job;
   } catch {
-    return false;
+    return undefined;
   }
 }
 

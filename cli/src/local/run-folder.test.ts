@@ -89,15 +89,15 @@ async function writeModel(uid: string): Promise<void> {
 }
 
 const ARTIFACT = ['model.int7.onnx', 'scales.json', 'report.json', 'report.html', 'manifest.json'];
-const writeArtifact = async () => {
+const writeArtifact = async (folder = 'int7', uid = 'before') => {
   const files: Record<string, { sha256: string; bytes: number }> = {};
   for (const name of ARTIFACT.slice(0, -1)) {
-    const content = `first ${name}`;
-    await write(`int7/${name}`, content);
+    const content = name === 'report.json' ? JSON.stringify({ job: { name: 'faces-quantize', uid } }) : `first ${name}`;
+    await write(`${folder}/${name}`, content);
     files[name] = { sha256: createHash('sha256').update(content).digest('hex'), bytes: content.length };
   }
   const metrics = { meanCosine: 1, percentile1Cosine: 1, accuracyDrop: null, comparisons: [] };
-  await write('int7/manifest.json', JSON.stringify({ kind: 'facetrain-int7', metrics, files }));
+  await write(`${folder}/manifest.json`, JSON.stringify({ kind: 'facetrain-int7', metrics, files }));
 };
 
 /** Leaves an earlier run behind, as it is after this end. */
@@ -326,6 +326,40 @@ test('an artifact that was damaged since is made again, and what is left of it i
     assert.deepEqual(await readdir(join(out, 'int7-1')), left, name);
     await rm(out, { recursive: true });
     printed = [];
+  }
+});
+
+describe('a run was killed after the last file of its artifact', () => {
+  const s3 = (spec: Fields) => (spec.quantize = { output: { uri: 's3://models/faces' } });
+  const cases: Record<
+    string,
+    { spec?: (spec: Fields) => void; folder?: string; uid?: string; change?: (spec: Fields) => void; want: RunMode }
+  > = {
+    'it is kept': { want: 'nothing' },
+    'of another attempt: quantized again': { uid: 'another-0', want: 'quantize' },
+    'a field of the quantization has changed since: quantized again': {
+      change: (spec) => (spec.quantize = { gate: { maxAccuracyDrop: 0.5 } }),
+      want: 'quantize',
+    },
+    'it may not have been published: quantized again': {
+      spec: s3,
+      folder: '.facetrain/scratch/output',
+      change: s3,
+      want: 'quantize',
+    },
+  };
+  for (const [name, { spec, folder = 'int7', uid, change = spec, want }] of Object.entries(cases)) {
+    test(name, async () => {
+      const { uid: run } = await take(makeJob(spec));
+      // Restarts of the training count on; the second invocation quantizes.
+      await writeModel(run);
+      await writeFile(stateFile(), JSON.stringify({ ...state(), trained: true, attempt: 3 }));
+      assert.equal((await take(makeJob(spec))).attempt, 4);
+      await writeArtifact(folder, uid ?? `${run}-4`);
+      assert.equal((await take(makeJob(change))).mode, want);
+      // What is found out is recorded.
+      assert.equal(state().quantized, want === 'nothing');
+    });
   }
 });
 

@@ -14,7 +14,13 @@ import { createHash, randomUUID } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { DEFAULT_TERMINATION_GRACE_SECONDS, type FaceTrainJob, FacetrainError, OUTPUT } from '@facetrain/api';
+import {
+  DEFAULT_TERMINATION_GRACE_SECONDS,
+  type FaceTrainJob,
+  FacetrainError,
+  OUTPUT,
+  parseStorageUri,
+} from '@facetrain/api';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { makeFolder, storageError } from '@facetrain/trainer/storage/atomic-files';
 import { isArtifactWhole } from './artifact-manifest.ts';
@@ -31,8 +37,9 @@ import {
   remove,
   runFiles,
   setArtifactAside,
+  writerOfArtifact,
 } from './run-files.ts';
-import { type FormerState, isFormer, type RunState, readState, writeState } from './run-state.ts';
+import { type FormerState, isFormer, quantizeJobUid, type RunState, readState, writeState } from './run-state.ts';
 import { isModelWhole, writerOfModel } from './train-report.ts';
 
 /**
@@ -252,16 +259,15 @@ async function goOn(
   { print }: TakeOptions,
 ): Promise<Next> {
   const { artifact } = pathsOf(out, job.metadata.name, job.spec);
-  const sameQuantization = !quantizationDiffers(earlier.spec, job.spec);
-  const isDone = trained && earlier.quantized && sameQuantization && job.spec.quantize !== undefined;
-  const quantized = isDone && (await isArtifactWhole(artifact));
+  const quantized = trained && (await isQuantized(earlier, job, artifact));
   const mode = modeOf(job, trained, quantized, hasWork);
   if (earlier.ended?.phase === 'Failed' && mode !== 'nothing')
     print(`The earlier run failed: ${earlier.ended.message ?? `exit code ${earlier.ended.exitCode}`}`);
   if (changed.length > 0) print(`Changed since the earlier run: ${changed.join(', ')}`);
   if (earlier.trained && !trained)
     print(`${join(out, OUTPUT.model)} is not as the earlier run wrote it; it is made again`);
-  if (isDone && !quantized) print(`${artifact} is not as the earlier run wrote it; the model is quantized again`);
+  if (mode === 'quantize' && earlier.quantized && !quantizationDiffers(earlier.spec, job.spec))
+    print(`${artifact} is not as the earlier run wrote it; the model is quantized again`);
   if (mode !== 'nothing' && job.spec.quantize && hasArtifact(artifact))
     print(`Keeps the earlier INT7 artifact in ${await setArtifactAside(artifact)}`);
   // An artifact of an earlier spec stays valid when the manifest asks for none.
@@ -270,10 +276,23 @@ async function goOn(
     spec: mode === 'nothing' ? { ...earlier.spec, quantize: job.spec.quantize ?? earlier.spec.quantize } : job.spec,
     attempt: earlier.attempt + (mode === 'nothing' ? 0 : 1),
     trained,
-    quantized: mode === 'nothing' ? earlier.quantized : quantized,
+    quantized: quantized || (mode === 'nothing' && earlier.quantized),
     ended: mode === 'nothing' ? earlier.ended : null,
   };
   return { mode, state };
+}
+
+/**
+ * Whether the artifact is there that the quantization of this spec gives. A run that was killed after its last file has
+ * not recorded it, but the report says that it is of this run. Whether such a run has also published it to an object
+ * store is unknown.
+ */
+async function isQuantized(earlier: RunState, { spec }: FaceTrainJob, artifact: string): Promise<boolean> {
+  if (!spec.quantize || quantizationDiffers(earlier.spec, spec)) return false;
+  const { output } = spec.quantize;
+  const isHere = !output || parseStorageUri(output.uri).scheme !== 's3';
+  const isUnrecorded = earlier.ended === null && isHere && writerOfArtifact(artifact)?.uid === quantizeJobUid(earlier);
+  return (earlier.quantized || isUnrecorded) && (await isArtifactWhole(artifact));
 }
 
 function modeOf({ spec }: FaceTrainJob, trained: boolean, quantized: boolean, hasWork: boolean): RunMode {

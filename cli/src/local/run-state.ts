@@ -23,6 +23,12 @@ export interface RunState {
   removing: boolean;
 }
 
+/**
+ * The uid of the QuantizeJob that a run makes. It is in the artifact's report, and says from which attempt, and so from
+ * which spec, the artifact comes.
+ */
+export const quantizeJobUid = ({ uid, attempt }: Pick<RunState, 'uid' | 'attempt'>): string => `${uid}-${attempt}`;
+
 /** run.json of version 0.1. `finished` is true after every end, a failure included. */
 export interface FormerState {
   uid: string;
