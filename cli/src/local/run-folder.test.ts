@@ -570,3 +570,32 @@ test('waits for trainers that a killed run has left, and sees the checkpoint tha
   assert.equal(folder.mode, 'continue');
   assert.ok(existsSync(checkpoint));
 });
+
+test('trainers that a killed run has left get the time of its pod template, and are then killed', async () => {
+  const withGrace = (seconds: number) =>
+    makeJob((spec) => {
+      spec.trainers = { podTemplate: { spec: { terminationGracePeriodSeconds: seconds } } };
+      spec.quantize = { quantizer: { podTemplate: { spec: { terminationGracePeriodSeconds: 1 } } } };
+    });
+  const lock = join(out, '.facetrain', 'trainers.lock');
+  for (const seconds of [1, 600]) {
+    await take(withGrace(seconds));
+    const trainer = spawn('flock', [lock, 'sh', '-c', 'echo locked; read _'], { stdio: ['pipe', 'pipe', 'inherit'] });
+    await new Promise((resolve) => trainer.stdout.once('data', resolve));
+    const ended = new Promise((resolve) => trainer.once('exit', (_, signal) => resolve(signal)));
+    printed = [];
+    const options = { fresh: false, checkInputs: async () => {}, signal: new AbortController().signal };
+    // The manifest may say something else by now.
+    const folder = await RunFolder.take(out, makeJob(), {
+      ...options,
+      print: (line) => {
+        printed.push(line);
+        if (seconds === 600) trainer.stdin.end();
+      },
+    });
+    folder.release();
+    assert.equal(await ended, seconds === 1 ? 'SIGKILL' : null);
+    assert.match(printed[0]!, new RegExp(`at most ${seconds} s `));
+    await rm(out, { recursive: true });
+  }
+});

@@ -103,7 +103,7 @@ export class RunFolder {
     try {
       // Once to refuse without waiting, and again with what the trainers have written meanwhile.
       await decide(out, job, options);
-      locks.push(await waitForTrainers(join(state, 'trainers.lock'), options));
+      locks.push(await waitForTrainers(join(state, 'trainers.lock'), graceSeconds(out, job), options));
       const next = await (await decide(out, job, options))();
       const folder = new RunFolder(pathsOf(out, job.metadata.name, job.spec), next.mode, next.state, locks);
       await folder.#write();
@@ -300,18 +300,34 @@ function modeOf({ spec }: FaceTrainJob, trained: boolean, quantized: boolean, ha
   return spec.quantize && !quantized ? 'quantize' : 'nothing';
 }
 
+/** How long a process of the earlier run may take to end: the longest of what its pod templates say. */
+function graceSeconds(out: string, job: FaceTrainJob): number {
+  const earlier = readState(stateFile(out));
+  const { trainers, quantize } = earlier && !isFormer(earlier) ? earlier.spec : job.spec;
+  const templates = [trainers.podTemplate, ...(quantize ? [quantize.quantizer.podTemplate] : [])];
+  return Math.max(
+    ...templates.map((template) => {
+      const pod = template?.spec as { terminationGracePeriodSeconds?: number } | undefined;
+      return pod?.terminationGracePeriodSeconds ?? DEFAULT_TERMINATION_GRACE_SECONDS;
+    }),
+  );
+}
+
 /**
  * Takes the lock that the trainers of an earlier run hold. A run that was killed leaves them behind: they write a
- * checkpoint and end. A trainer that takes longer than a pod may is killed, as the kubelet would.
+ * checkpoint and end. One that takes longer than `grace` seconds is killed, as the kubelet would.
  */
-async function waitForTrainers(path: string, { signal, print }: TakeOptions): Promise<FileLock> {
-  const deadline = Date.now() + DEFAULT_TERMINATION_GRACE_SECONDS * 1000;
+async function waitForTrainers(path: string, grace: number, { signal, print }: TakeOptions): Promise<FileLock> {
+  const deadline = Date.now() + grace * 1000;
   for (let announced = false; ; announced = true) {
     const lock = FileLock.take(path);
     if (lock) return lock;
     const left = processesWithOpen(realpathSync(path)).filter((pid) => pid !== process.pid);
     if (!announced)
-      print(`Waits for trainers of an earlier run to write their checkpoint and end (processes ${left.join(', ')})`);
+      print(
+        `Waits for trainers of an earlier run to write their checkpoint and end, at most ${grace} s ` +
+          `(processes ${left.join(', ')})`,
+      );
     if (Date.now() > deadline + KILL_MILLISECONDS) throw folderInUse(path, left.join(', ') || 'unknown');
     if (Date.now() > deadline) for (const pid of left) kill(pid);
     await delay(POLL_MILLISECONDS, undefined, { signal });
