@@ -65,6 +65,13 @@ const refusals: Record<string, { quantize: () => Record<string, unknown>; code: 
     code: 'InvalidVerificationSet',
     wantSubject: /cut\.bin/,
   },
+  'a pod template that cannot be used': {
+    quantize: () => ({
+      quantizer: { podTemplate: { spec: { volumes: [{ name: 'facetrain-config', emptyDir: {} }] } } },
+    }),
+    code: 'InvalidManifest',
+    wantSubject: /faces/,
+  },
   'a bound on accuracy without a set': {
     quantize: () => ({ gate: { maxAccuracyDrop: 0.01 } }),
     code: 'InvalidConfig',

@@ -14,7 +14,8 @@ const isHere = ({ uri }: { uri: string }) => parseStorageUri(uri).scheme !== 's3
 
 /**
  * @param stateFolder OUT/.facetrain
- * @throws FacetrainError InvalidConfig, InvalidDataset, InvalidModel, InvalidVerificationSet, StorageFailed
+ * @throws FacetrainError InvalidManifest, InvalidConfig, InvalidDataset, InvalidModel, InvalidVerificationSet,
+ * StorageFailed
  */
 export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal: AbortSignal): Promise<void> {
   const { spec } = job;

@@ -2,14 +2,16 @@
 import {
   type FaceTrainJob,
   type FaceTrainJobStatus,
+  FacetrainError,
   parseDocument,
   QuantizeConfig,
   QuantizeJob,
+  type QuantizeJobStatus,
   TrainerConfig,
 } from '@facetrain/api';
 import {
-  type Action,
   type ChildObject,
+  type Plan,
   planFaceTrainJob,
   planQuantizeJob,
   type QuantizeJobObject,
@@ -19,24 +21,29 @@ import { localEnvironment } from './local-environment.ts';
 /** Ports do not matter where the configuration is only read. */
 const ANY_PORTS = { rendezvous: 1, progress: 2 };
 
-/** @param stateFolder OUT/.facetrain */
+/**
+ * @param stateFolder OUT/.facetrain
+ * @throws FacetrainError InvalidManifest for a job that the planner does not start
+ */
 export function plannedTrainerConfig(job: FaceTrainJob, uid: string, stateFolder: string): TrainerConfig {
-  return TrainerConfig.parse(configIn(planOf(job, uid, {}, stateFolder)));
+  return TrainerConfig.parse(configOf(createdBy(planOf(job, uid, {}, stateFolder), job.metadata.name)));
 }
 
 /**
  * @param job with a quantization
  * @param stateFolder OUT/.facetrain
+ * @throws FacetrainError InvalidManifest for a job that the planner does not start
  */
 export function plannedQuantizeConfig(job: FaceTrainJob, uid: string, stateFolder: string): QuantizeConfig {
   const trained = { attempt: 0, trainingCompletionTime: new Date(0).toISOString() };
-  const child = created(planOf(job, uid, trained, stateFolder)).find((object) => object.kind === 'QuantizeJob');
+  const objects = createdBy(planOf(job, uid, trained, stateFolder), job.metadata.name);
+  const child = objects.find((object) => object.kind === 'QuantizeJob');
   if (!child) throw new Error(`the plan of ${job.metadata.name} makes no QuantizeJob`);
   const { metadata, spec } = parseQuantizeJob(child);
   const identity = { name: metadata.name, namespace: 'default', uid, generation: 1 };
   const observed = { identity, spec, status: {}, pods: [], objects: [] };
-  const { actions } = planQuantizeJob(observed, new Date(0), localEnvironment(stateFolder, ANY_PORTS));
-  return QuantizeConfig.parse(configIn(actions));
+  const plan = planQuantizeJob(observed, new Date(0), localEnvironment(stateFolder, ANY_PORTS));
+  return QuantizeConfig.parse(configOf(createdBy(plan, metadata.name)));
 }
 
 /** The object that a FaceTrainJob's plan creates, with defaults filled in, as the API server would. */
@@ -50,17 +57,26 @@ function planOf(
   uid: string,
   status: FaceTrainJobStatus,
   stateFolder: string,
-): Action[] {
+): Plan<FaceTrainJobStatus> {
   const identity = { name: metadata.name, namespace: metadata.namespace ?? 'default', uid, generation: 1 };
   const observed = { identity, spec, status, pods: [], objects: [], podGroupApi: null };
-  return planFaceTrainJob(observed, new Date(0), localEnvironment(stateFolder, ANY_PORTS)).actions;
+  return planFaceTrainJob(observed, new Date(0), localEnvironment(stateFolder, ANY_PORTS));
 }
 
-const created = (actions: Action[]): ChildObject[] =>
-  actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
+/** The objects that a plan creates first. @throws FacetrainError InvalidManifest when it creates none, and says why */
+function createdBy({ actions, status }: Plan<FaceTrainJobStatus | QuantizeJobStatus>, name: string): ChildObject[] {
+  const stalled = status.conditions?.find((condition) => condition.type === 'Stalled' && condition.status === 'True');
+  if (stalled)
+    throw new FacetrainError({
+      code: 'InvalidManifest',
+      subject: `job ${name}`,
+      found: stalled.message,
+      allowed: 'a manifest whose job can start on this machine',
+    });
+  return actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
+}
 
-function configIn(actions: Action[]): unknown {
-  for (const object of created(actions))
-    if (object.kind === 'ConfigMap') return JSON.parse(object.data['config.json']!);
+function configOf(objects: ChildObject[]): unknown {
+  for (const object of objects) if (object.kind === 'ConfigMap') return JSON.parse(object.data['config.json']!);
   throw new Error('the plan makes no ConfigMap');
 }
