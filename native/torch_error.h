@@ -3,12 +3,12 @@
 
 #include <c10/util/Exception.h>
 
-#include <fstream>
 #include <new>
 #include <optional>
 #include <regex>
 #include <string>
 
+#include "available_memory.h"
 #include "error.h"
 
 namespace facetrain {
@@ -52,14 +52,10 @@ inline std::optional<Error> memory_error(const std::exception& error) {
         "a training that fits: a smaller globalBatchSize, more trainers.replicas (each has its part of the batch "
         "and of the class centres), a smaller loss.sampleRate, or a GPU with more memory");
   }
-  std::string available;
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string line; available.empty() && std::getline(meminfo, line);) {
-    if (std::regex_match(line, match, std::regex(R"(MemAvailable:\s+(\d+ kB))"))) available = match.str(1);
-  }
+  const auto available = available_memory();
   return Error(
-      "InsufficientMemory", "memory of this machine",
-      asked + (available.empty() ? "" : "; " + available + " are available"),
+      "InsufficientMemory", "memory of this process",
+      asked + (available ? "; " + std::to_string(*available) + " bytes are available" : ""),
       "more memory (in Kubernetes, resources.limits.memory), or less to hold at once: of a training a smaller "
       "globalBatchSize or more trainers.replicas, of a quantization fewer calibration.images or computeThreads");
 }

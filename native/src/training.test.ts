@@ -428,7 +428,7 @@ test('memory that does not suffice is InsufficientMemory, without C++ frames', a
   await assert.rejects(Model.open(graph, { computeThreads: 1 }), (error) => {
     assert.ok(error instanceof FacetrainError);
     assert.deepEqual([error.code, error.exitCode], ['InsufficientMemory', 2]);
-    assert.match(error.message, /no memory for \d+ bytes; \d+ kB are available; more memory .*globalBatchSize/);
+    assert.match(error.message, /no memory for \d+ bytes; \d+ bytes are available; more memory .*globalBatchSize/);
     assert.doesNotMatch(error.message, /frame #|Exception raised/);
     return true;
   });

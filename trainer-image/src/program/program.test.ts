@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { availableParallelism, networkInterfaces, tmpdir } from 'node:os';
+import { availableParallelism, networkInterfaces, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import {
@@ -244,6 +244,20 @@ test('memory that JavaScript does not get is InsufficientMemory', async () => {
     assert.equal(left.code, 'InsufficientMemory');
     assert.match(left.message, /; \d+ bytes are available; more memory/);
   }
+});
+
+test('the memory that is available is what the container or the machine has, whichever is less', async (t) => {
+  const file = join(folder, 'available.json');
+  process.env.FACETRAIN_TERMINATION_MESSAGE = file;
+  const available = async (inContainer: number) => {
+    t.mock.method(process, 'availableMemory', () => inContainer);
+    reportFailure(new RangeError('Array buffer allocation failed'), pino({ level: 'silent' }));
+    const { message } = TerminationMessage.parse(JSON.parse(await readFile(file, 'utf8')));
+    return Number(/; (\d+) bytes are available/.exec(message)![1]);
+  };
+  assert.equal(await available(4096), 4096);
+  const ofMachine = await available(2 ** 52);
+  assert(ofMachine > 0 && ofMachine <= totalmem(), `${ofMachine}`);
 });
 
 test('a termination message is never longer than the kubelet reads', async () => {

@@ -3,7 +3,8 @@
  * log.
  */
 import { existsSync, writeFileSync } from 'node:fs';
-import { availableMemory } from 'node:process';
+import { freemem } from 'node:os';
+import process from 'node:process';
 import {
   ExitCode,
   FacetrainError,
@@ -35,10 +36,13 @@ const isFailedAllocation = (error: unknown): error is Error =>
   (/^Array buffer allocation failed/.test(error.message) ||
     ('code' in error && error.code === 'ERR_MEMORY_ALLOCATION_FAILED'));
 
+/** What the container's limit leaves, or the machine has, in bytes. Node's own number has the limit alone, if any. */
+const availableMemory = () => Math.min(process.availableMemory(), freemem());
+
 const insufficientMemory = (cause: Error) =>
   new FacetrainError({
     code: 'InsufficientMemory',
-    subject: 'memory of this machine',
+    subject: 'memory of this process',
     found: `${cause.message}; ${availableMemory()} bytes are available`,
     allowed: 'more memory (in Kubernetes, resources.limits.memory)',
     cause,
