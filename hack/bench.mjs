@@ -1,11 +1,17 @@
-// Benchmarks: `npm run bench` runs all, `npm run bench -- pfc` (or `int7`, `operator`) one. Each prints a table and, as
-// its last line, JSON. Each measures a named reference in the same run, by turns, so that other load slows both.
+// Benchmarks: `npm run bench`. Each measures a named reference in the same run, by turns, so that other load slows
+// both.
 import { join } from 'node:path';
 import { ADDON, buildNative } from './build.mjs';
+import { helpFirst } from './lib/arguments.mjs';
 import * as needs from './lib/needs.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
+
+const USAGE = `Usage: npm run bench [-- pfc | int7 | operator [OPTION...]]
+
+Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
+`;
 
 const benchmarks = {
   /** A Partial FC step, and the same mathematics in plain ATen. */
@@ -31,6 +37,7 @@ const benchmarks = {
 };
 
 await main(async () => {
+  helpFirst(USAGE);
   const [name, ...args] = process.argv.slice(2);
   if (name !== undefined && !Object.hasOwn(benchmarks, name))
     throw new SetupError(`${name}: no such benchmark; there are ${Object.keys(benchmarks).join(', ')}`);

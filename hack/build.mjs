@@ -1,13 +1,19 @@
-// Builds native/ into native/build: `npm run build`. Needs what `npm run setup` installs.
-//
-//   --addon   only the addon, which programs load: no tests
-//   --cuda    with CUDA and NCCL; needs `npm run setup -- --cuda`
+// Builds native/ into native/build: `npm run build`.
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { readArguments } from './lib/arguments.mjs';
 import { build, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
+
+const USAGE = `Usage: npm run build [-- [--addon] [--cuda]]
+
+Builds native/ into native/build. Needs what \`npm run setup\` installs.
+
+--addon   only the addon, which programs load: no tests
+--cuda    with CUDA and NCCL; needs \`npm run setup -- --cuda\`
+`;
 
 /** The target of the addon in native/CMakeLists.txt. */
 export const ADDON = 'facetrain_node';
@@ -45,6 +51,10 @@ export async function buildNative({ targets = [], cuda = false } = {}) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const given = (option) => process.argv.includes(`--${option}`);
-  await main(() => buildNative({ targets: given('addon') ? [ADDON] : [], cuda: given('cuda') }));
+  await main(() => {
+    const { addon, cuda } = readArguments(USAGE, {
+      options: { addon: { type: 'boolean' }, cuda: { type: 'boolean' } },
+    }).values;
+    return buildNative({ targets: addon ? [ADDON] : [], cuda });
+  });
 }

@@ -1,8 +1,9 @@
-// Checks that run no test: `npm run lint`, one line for each. `npm run lint -- --fix` formats first and generates anew.
+// Checks that run no test: `npm run lint`.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { configureNative } from './build.mjs';
+import { readArguments } from './lib/arguments.mjs';
 import { clangTidy } from './lib/clang-tidy.mjs';
 import { repositoryFiles } from './lib/files.mjs';
 import { COLUMNS, checkLineWidth } from './lib/line-width.mjs';
@@ -10,6 +11,11 @@ import * as needs from './lib/needs.mjs';
 import { node, root } from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
+
+const USAGE = `Usage: npm run lint [-- --fix]
+
+Runs the checks that are no tests, and prints one line for each. With --fix it formats first, and generates anew.
+`;
 
 /** Runs a program in the repository; where it fails, the error has all of its output. */
 const program = (command) => run(command, { cwd: root, tail: Number.POSITIVE_INFINITY });
@@ -69,8 +75,9 @@ export function lint() {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await main(async () => {
+    const { fix } = readArguments(USAGE, { options: { fix: { type: 'boolean' } } }).values;
     await setup(needs.lint);
-    if (process.argv.includes('--fix')) await runAll(fixes);
+    if (fix) await runAll(fixes);
     return (await lint()).failed === 0 ? 0 : 1;
   });
 }

@@ -1,14 +1,10 @@
-// Installs what is missing to build Facetrain: `npm run setup`. It needs Node, npm and Python with pip and venv;
-// everything else comes from package registries. Nothing that is installed already is changed.
-//
-//   --test     also what the tests and linters need
-//   --cuda     also the CUDA libraries, for `npm run build -- --cuda`
-//   --native   only what native/ is built with, without npm packages: for the trainers' image, which installs its own
+// Installs what is missing to build Facetrain: `npm run setup`.
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { readArguments } from './lib/arguments.mjs';
 import { debianPackages } from './lib/debian.mjs';
 import * as needs from './lib/needs.mjs';
 import {
@@ -23,6 +19,16 @@ import {
   versions,
 } from './lib/paths.mjs';
 import { main, run, SetupError, step } from './lib/steps.mjs';
+
+const USAGE = `Usage: npm run setup [-- [--test] [--cuda] [--native]]
+
+Installs what is missing to build Facetrain. It needs Node, npm and Python with pip and venv; everything else comes from
+package registries. Nothing that is installed already is changed.
+
+--test     also what the tests and linters need
+--cuda     also the CUDA libraries, for \`npm run build -- --cuda\`
+--native   only what native/ is built with, without npm packages: for the trainers' image, which installs its own
+`;
 
 const digest = (text) => createHash('sha256').update(text).digest('hex');
 
@@ -228,7 +234,10 @@ export async function setup(names, { npm = true } = {}) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const given = (option) => process.argv.includes(`--${option}`);
-  const names = ['native', ...(given('cuda') ? ['cuda'] : []), ...(given('test') ? needs.tests : [])];
-  await main(() => setup(names, { npm: !given('native') }));
+  await main(() => {
+    const flag = { type: 'boolean' };
+    const given = readArguments(USAGE, { options: { test: flag, cuda: flag, native: flag } }).values;
+    const names = ['native', ...(given.cuda ? ['cuda'] : []), ...(given.test ? needs.tests : [])];
+    return setup(names, { npm: !given.native });
+  });
 }

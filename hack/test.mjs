@@ -1,22 +1,25 @@
-// Runs tests, after installing and building what they need. The last line counts them over all suites.
-//
-//   npm test                          every suite: lint, native (ctest), node (node:test), e2e (node:test on a cluster)
-//   npm test -- --only NAME           one suite, or one folder with its subfolders
-//   npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
-//   npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
+// Runs tests, after installing and building what they need: `npm test`. The last line counts them over all suites.
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
-import { parseArgs } from 'node:util';
 import { ADDON, buildNative } from './build.mjs';
+import { readArguments } from './lib/arguments.mjs';
 import { dockerEngine } from './lib/docker.mjs';
 import { repositoryFiles } from './lib/files.mjs';
 import * as needs from './lib/needs.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
-import { attached, main, SetupError } from './lib/steps.mjs';
+import { attached, main } from './lib/steps.mjs';
 import { isTest, programOf, select } from './lib/test-selection.mjs';
 import { lint } from './lint.mjs';
 import { setup } from './setup.mjs';
+
+const USAGE = `Usage: npm test [-- [--only NAME] [-t PATTERN] [FILE...]]
+
+npm test                          every suite: lint, native (ctest), node (node:test), e2e (node:test on a cluster)
+npm test -- --only NAME           one suite, or one folder with its subfolders
+npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
+npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
+`;
 
 const MINUTES_PER_TEST = 10;
 /** The limit for a file of e2e/. Its first test waits for the builds of images. */
@@ -70,12 +73,8 @@ async function prepare({ lint: lints, native, node: modules, e2e, all }) {
 
 function parsed() {
   const options = { only: { type: 'string' }, pattern: { type: 'string', short: 't' } };
-  try {
-    const { values, positionals } = parseArgs({ options, allowPositionals: true });
-    return { ...values, names: positionals.map((name) => (isAbsolute(name) ? relative(root, name) : name)) };
-  } catch (error) {
-    throw new SetupError(`${error.message}\n\nnpm test [-- [--only NAME] [-t PATTERN] [FILE...]]`);
-  }
+  const { values, positionals } = readArguments(USAGE, { options, allowPositionals: true });
+  return { ...values, names: positionals.map((name) => (isAbsolute(name) ? relative(root, name) : name)) };
 }
 
 await main(async () => {

@@ -1,11 +1,16 @@
-// Writes the files that are generated and checked in: `npm run generate`. With --check it writes nothing, and a file
-// that differs is an error. What is generated: src/generate.ts.
+// Writes the files that are generated and checked in: `npm run generate`. What is generated: src/generate.ts.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { readArguments } from '../hack/lib/arguments.mjs';
 import { root } from '../hack/lib/paths.mjs';
 import { main, SetupError } from '../hack/lib/steps.mjs';
 import { generatedFiles } from './src/generate.ts';
 import { HelmError } from './src/helm.ts';
+
+const USAGE = `Usage: npm run generate [-- --check]
+
+Writes the files that are generated and checked in. With --check it writes nothing, and a file that differs is an error.
+`;
 
 /** Writes the files that differ (or, with `check`, only finds them). Returns their paths. */
 function update(files, check) {
@@ -23,7 +28,7 @@ function update(files, check) {
 }
 
 await main(async () => {
-  const check = process.argv.includes('--check');
+  const { check } = readArguments(USAGE, { options: { check: { type: 'boolean' } } }).values;
   const stale = [];
   try {
     for await (const files of generatedFiles()) stale.push(...update(files, check));
