@@ -34,8 +34,8 @@ export const Metrics = z.strictObject({
       source: z
         .enum(['evaluation', 'heldOut', 'calibration'])
         .describe(
-          'evaluation: all pictures of the evaluation sets. Without sets, heldOut: pictures of the calibration dataset ' +
-            'that the search has not seen; calibration: the one picture of a dataset that has only one.',
+          'evaluation: all pictures of the evaluation sets. Without sets, heldOut: pictures of the calibration ' +
+            'dataset that the search has not seen; calibration: the one picture of a dataset that has only one.',
         ),
       pictures: z.int().positive(),
     })

@@ -139,8 +139,9 @@ export type StorageLocation =
   | { scheme: 's3'; bucket: string; key: string };
 
 /**
- * The path of a file:// URI. Percent-escapes are decoded, as RFC 8089 says: people copy such URIs from browsers and from
- * pathlib's `as_uri`. What decodes to a separator, a dot or NUL stays, since the rules above have looked at the text.
+ * The path of a file:// URI. Percent-escapes are decoded, as RFC 8089 says: people copy such URIs from browsers and
+ * from pathlib's `as_uri`. What decodes to a separator, a dot or NUL stays, since the rules above have looked at the
+ * text.
  */
 const decodedPath = (text: string): string =>
   text.replace(/(%[0-9a-f]{2})+/gi, (escapes) => {

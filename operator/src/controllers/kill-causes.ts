@@ -3,9 +3,9 @@
  * code that the signal left; the cause is in the Events about the pod: Killing ("Container facetrain failed liveness
  * probe": computePodActions of pkg/kubelet/kuberuntime) or FailedPostStartHook, and Unhealthy with the probe's answer.
  *
- * When no other container of the pod goes on, the kubelet stops the whole pod, and its Killing names no cause ("Stopping
- * container facetrain"). A liveness or startup probe that failed right before is the cause: the kubelet kills at the
- * failure that reaches failureThreshold, and asks that probe no more.
+ * When no other container of the pod goes on, the kubelet stops the whole pod, and its Killing names no cause
+ * ("Stopping container facetrain"). A liveness or startup probe that failed right before is the cause: the kubelet
+ * kills at the failure that reaches failureThreshold, and asks that probe no more.
  *
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
  * its program has left and nothing else says why.
@@ -25,7 +25,7 @@ const ANSWER_MILLISECONDS = 3_000;
 /** Whoever may create Events can make any number of them, of any length. */
 const MAX_EVENTS = 100;
 const MAX_WORDS = 500;
-/** From a probe's last failure to the kubelet's Killing, both by the node's clock: its worker for the pod may be busy. */
+/** From a probe's last failure to the kubelet's Killing, both by the node's clock. The pod's worker may be busy. */
 const PROBE_TO_KILLING_MILLISECONDS = 30_000;
 
 interface Answer {
