@@ -21,10 +21,17 @@ const RETRY_BASE_MILLISECONDS = 200;
 const RETRY_MAX_MILLISECONDS = 10_000;
 
 /**
- * An API server that cannot be reached or answers 5xx is tried again: it may be starting, as after an upgrade.
+ * Answers below 500 that pass by themselves. A server that has just started may not know yet whom it permits what (401,
+ * 403), and one that is overloaded says so (429). A wrong token or role can be corrected while a replica runs.
+ */
+const PASSING = [401, 403, 429];
+
+/**
+ * An API server that cannot be reached, or answers 5xx or one of PASSING, is tried again: it may be starting, as after
+ * an upgrade.
  *
  * @returns null when the signal aborts first
- * @throws ApiError for any other answer, such as 401
+ * @throws ApiError for any other answer, such as 400
  */
 export async function discoverCluster(
   options: PodNodesAndVolumesOptions & { client: Client },
@@ -36,12 +43,12 @@ export async function discoverCluster(
   while (!signal.aborted) {
     try {
       const podGroupApi = await servedPodGroup(client);
-      return { podGroupApi, nodesAndVolumes: await PodNodesAndVolumes.open(options) };
+      return { podGroupApi, nodesAndVolumes: await PodNodesAndVolumes.open({ ...options, signal }) };
     } catch (error) {
       if (signal.aborted) return null;
-      if (error instanceof ApiError && error.status < 500) throw error;
+      if (error instanceof ApiError && error.status < 500 && !PASSING.includes(error.status)) throw error;
       const wait = retry.next();
-      log.warn({ err: error, retryInMs: Math.round(wait) }, 'the API server does not answer');
+      log.warn({ err: error, retryInMs: Math.round(wait) }, 'the API server does not say what it serves');
       await delay(wait, undefined, { signal }).catch(() => {});
     }
   }
@@ -49,27 +56,37 @@ export async function discoverCluster(
 }
 
 /**
- * Asks again and again which PodGroup API the cluster serves. Each time costs one or two small requests.
+ * Asks again and again which PodGroup API the cluster serves, and whether kinds that were left out may be read. Each
+ * time costs one or two small requests, and one for each kind that was left out.
  *
- * @param known what was found at the start
+ * @param cluster what was found at the start
  * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does
  * not count; or when the signal aborts
  */
-export async function podGroupApiChanged(
+export async function clusterChanged(
   { client, log }: { client: Client; log: Logger },
-  known: string | null,
+  { podGroupApi: known, nodesAndVolumes }: Cluster,
   everyMilliseconds: number,
   signal: AbortSignal,
 ): Promise<void> {
   let before = known;
+  let couldReadMore = false;
   while (!signal.aborted) {
     await delay(everyMilliseconds, undefined, { signal }).catch(() => {});
-    const served = await servedPodGroup(client).catch(() => known);
+    const [served, readsMore] = await Promise.all([
+      servedPodGroup(client).catch(() => known),
+      nodesAndVolumes.mayReadMore(signal),
+    ]);
     if (served !== known && served === before) {
       log.info({ before: known, podGroupApi: served }, 'the cluster serves another PodGroup API; starting anew');
       return;
     }
+    if (readsMore && couldReadMore) {
+      log.info('a kind that was left out may be read now; starting anew');
+      return;
+    }
     before = served;
+    couldReadMore = readsMore;
   }
 }
 

@@ -929,15 +929,27 @@ test('a replica lives through an outage of the API server, and is not ready mean
   await eventually(async () => assert.equal((await probe('/readyz')).code, 200), 45_000);
 });
 
-test('an API server that answers 500 is tried again, one that answers 401 is not', async (t) => {
+test('an API server that answers 500, 401 or 403 while it starts is tried again', async (t) => {
   await plane.createNamespace('early');
   const operator = await startOperator(plane, 'early', {
     setUpProxy: (proxy) => {
       proxy.fail('GET', /\/apis\/scheduling\.k8s\.io\//, 500, { times: 2 });
+      proxy.fail('GET', /\/apis\/scheduling\.k8s\.io\//, 401);
+      proxy.fail('GET', /\/apis\/scheduling\.k8s\.io\//, 403);
       proxy.fail('GET', /\/nodes\?/, 500);
     },
   });
   t.after(() => operator.stop());
   assert.equal((await fetch(`${operator.address}/readyz`)).status, 200);
-  await assert.rejects(startOperator(plane, 'early', { token: 'nobody' }), { name: 'ApiError', status: 401 });
+});
+
+test('nodes, claims and events that cannot be listed keep no job from being run', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'without', {
+    setUpProxy: (proxy) => {
+      proxy.fail('GET', /\/(nodes|persistentvolumeclaims|events)\?/, 500, { times: 100_000 });
+    },
+  });
+  assert.equal((await fetch(`${ns.operator.address}/readyz`)).status, 200);
+  await ns.applyFaceTrainJob('faces');
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
 });

@@ -17,7 +17,7 @@ import { runManager } from '../runtime/manager.ts';
 import type { Metrics } from '../runtime/metrics.ts';
 import { splitKey } from '../runtime/resource.ts';
 import { makeCaches } from './caches.ts';
-import { type Cluster, discoverCluster, podGroupApiChanged } from './cluster-discovery.ts';
+import { type Cluster, clusterChanged, discoverCluster } from './cluster-discovery.ts';
 import { ProgressPoller } from './progress-poller.ts';
 import { faceTrainJobReconciler, quantizeJobReconciler } from './reconcile.ts';
 import { SharedFolders } from './shared-folders.ts';
@@ -72,7 +72,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const either = AbortSignal.any([signal, changed.signal]);
       const every = options.discoveryMilliseconds ?? DISCOVERY_MILLISECONDS;
       const reader = client.guardedBy(untilAborted(either));
-      const following = podGroupApiChanged({ client: reader, log }, cluster.podGroupApi, every, either);
+      const following = clusterChanged({ client: reader, log }, cluster, every, either);
       void following.then(() => changed.abort());
       try {
         await runParts(options, cluster, health, either);
@@ -151,7 +151,8 @@ async function runParts(
   await runManager(
     {
       client,
-      caches: { ...caches, ...nodesAndVolumes.caches },
+      caches,
+      optionalCaches: nodesAndVolumes.caches,
       controllers: Object.values(controllers),
       events,
       metrics,

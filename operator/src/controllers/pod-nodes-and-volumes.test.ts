@@ -26,7 +26,12 @@ const node = (name: string, status: 'True' | 'False' | 'Unknown', taints: { key:
 const reason = 'node a does not answer (NodeStatusUnknown)';
 
 /** PodNodesAndVolumes over a server with these nodes, whose watch sends what the test sends. */
-async function open(t: { after(end: () => Promise<void>): void }, items: NodeObject[], forbidden: string[] = []) {
+async function open(
+  t: { after(end: () => Promise<void>): void },
+  items: NodeObject[],
+  forbidden: string[] = [],
+  pods: PodObject[] = [],
+) {
   const lines: WatchLine<KubernetesObject>[] = [];
   let more = Promise.withResolvers<void>();
   const timeouts: Record<string, number> = {};
@@ -59,8 +64,8 @@ async function open(t: { after(end: () => Promise<void>): void }, items: NodeObj
       notified.push(name);
       return occupied.has(name);
     },
-    onPod: () => {},
-    pods: () => [],
+    onPod: (key) => notified.push(key),
+    pods: () => pods,
   });
   const { Node, Event } = nodesAndVolumes.caches;
   const stop = new AbortController();
@@ -153,6 +158,24 @@ test('kinds that may not be read are left out, the others are watched', async (t
   assert.deepEqual(Object.keys(nodesAndVolumes.caches), ['PersistentVolumeClaim']);
   const pod: PodObject = { metadata: meta('faces-0-0', 'n'), spec: {} };
   assert.deepEqual([nodesAndVolumes.lostNode('a'), nodesAndVolumes.pendingReason(pod)], [undefined, undefined]);
+});
+
+test('no claim counts as missing before the claims are listed; then jobs with a missing one are planned', async (t) => {
+  const pod: PodObject = {
+    metadata: meta('faces-0-0', 'n'),
+    spec: { volumes: [{ persistentVolumeClaim: { claimName: 'data' } }] },
+  };
+  const { nodesAndVolumes, notified } = await open(t, [], [], [pod]);
+  const { PersistentVolumeClaim } = nodesAndVolumes.caches;
+  assert.equal(nodesAndVolumes.pendingReason(pod), undefined);
+  const stop = new AbortController();
+  const ended = PersistentVolumeClaim!.run(stop.signal);
+  t.after(async () => {
+    stop.abort();
+    await ended;
+  });
+  await eventually(() => assert.deepEqual(notified, ['n/faces-0-0']));
+  assert.equal(nodesAndVolumes.pendingReason(pod)?.reason, 'PersistentVolumeClaimNotFound');
 });
 
 test('a watch of Events, which gets no bookmarks, ends before the client takes it for dead', async (t) => {

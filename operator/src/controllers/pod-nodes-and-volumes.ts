@@ -3,8 +3,9 @@
  * is lost, that a claim is missing, or why the kubelet cannot start the pod, so they are watched, too. The planner gets
  * the result as fields of the pod: `lostNode`, `silentNode` and `waiting`.
  *
- * The operator works without them. Nodes are cluster-scoped, so a Role cannot permit reading them: a kind that the
- * operator may not read is left out, and a warning is logged once.
+ * The operator works without them: no failure to read them keeps it from working. Nodes are cluster-scoped, so a Role
+ * cannot permit reading them: a kind that the operator may not read is left out, a warning is logged once, and
+ * cluster-discovery.ts asks again from time to time. After any other error the cache of the kind retries by itself.
  */
 import type { ObservedPod } from '@facetrain/planner/observed';
 import { timestamp } from '@facetrain/planner/time';
@@ -23,6 +24,8 @@ export interface PodNodesAndVolumesOptions {
   /** Called when a list or a watch of a kind (by its plural) has failed. */
   onWatchError: (plural: string) => void;
   settleMilliseconds?: number;
+  /** Ends the requests of `open`. */
+  signal?: AbortSignal;
 }
 
 /** What is called when a node, a claim or a mount changes. */
@@ -78,15 +81,24 @@ const POD_WARNINGS = [
   ...UNWATCHED.map((reason) => `reason!=${reason}`),
 ].join(',');
 
+/** Longest wait for the answer which says whether a kind may be read. */
+const OPEN_MILLISECONDS = 10_000;
+
+/** Whether the operator may read a kind; null: the server did not say. */
+type MayRead = (signal: AbortSignal) => Promise<boolean | null>;
+
 /** Longest message of an Event that is kept, in characters: the core API of Events does not limit it. */
 const MAX_EVENT_MESSAGE = 1_024;
 
 export class PodNodesAndVolumes {
+  /** Of the kinds that may be read. None of them needs to be filled before the jobs are planned. */
   readonly caches: {
     Node?: Cache<NodeObject>;
     PersistentVolumeClaim?: Cache<KubernetesObject>;
     Event?: Cache<PodEvent>;
   };
+  /** For each kind that was left out: whether the operator may read it now. */
+  readonly #leftOut: MayRead[];
   /**
    * Nodes that were deleted with pods on them. A node that the cache never had is not included: it may be newer than
    * the cache.
@@ -106,8 +118,9 @@ export class PodNodesAndVolumes {
   #fullDisruptionEnd = 0;
   #listener: NodeAndVolumeListener = { onNode: () => false, onPod: () => {}, pods: () => [] };
 
-  private constructor(caches: PodNodesAndVolumes['caches'], settleMilliseconds: number) {
+  private constructor(caches: PodNodesAndVolumes['caches'], leftOut: MayRead[], settleMilliseconds: number) {
     this.caches = caches;
+    this.#leftOut = leftOut;
     caches.Node?.onChange(({ object, deleted }) => {
       const { name } = object.metadata;
       if (deleted) this.#deleted.add(name);
@@ -143,20 +156,28 @@ export class PodNodesAndVolumes {
     this.#listener.onNode(name);
   }
 
-  /** Finds out which kinds may be read. @throws ApiError when the server does not answer */
+  /** Finds out which kinds may be read. An answer other than Forbidden leaves no kind out, nor does the lack of one. */
   static async open(options: PodNodesAndVolumesOptions): Promise<PodNodesAndVolumes> {
     const { client, namespace, log, onWatchError } = options;
+    const leftOut: MayRead[] = [];
     const cache = async <T extends KubernetesObject>(
       resource: Resource<T>,
       scope: string | null,
       consequence: string,
       cacheOptions: Partial<CacheOptions<T>> = {},
     ) => {
-      try {
-        await client.list(resource, scope, { limit: 1 }, cacheOptions.metadataOnly);
-      } catch (error) {
-        if (!isApiError(error, 'Forbidden')) throw error;
+      const mayRead: MayRead = async (signal) => {
+        try {
+          await client.list(resource, scope, { limit: 1 }, cacheOptions.metadataOnly, signal);
+          return true;
+        } catch (error) {
+          return isApiError(error, 'Forbidden') ? false : null;
+        }
+      };
+      const limit = AbortSignal.timeout(OPEN_MILLISECONDS);
+      if ((await mayRead(options.signal ? AbortSignal.any([options.signal, limit]) : limit)) === false) {
         log.warn({ resource: resource.plural }, `may not be read: ${consequence}`);
+        leftOut.push(mayRead);
         return undefined;
       }
       return new Cache({
@@ -184,8 +205,15 @@ export class PodNodesAndVolumes {
     ]);
     return new PodNodesAndVolumes(
       { ...(node && { Node: node }), ...(claim && { PersistentVolumeClaim: claim }), ...(event && { Event: event }) },
+      leftOut,
       options.settleMilliseconds ?? SETTLE_MILLISECONDS,
     );
+  }
+
+  /** Whether a kind that was left out may be read by now. */
+  async mayReadMore(signal: AbortSignal): Promise<boolean> {
+    const answers = await Promise.all(this.#leftOut.map((mayRead) => mayRead(signal)));
+    return answers.includes(true);
   }
 
   /** To be called once, before the caches run. */
@@ -193,11 +221,15 @@ export class PodNodesAndVolumes {
     this.#listener = listener;
     const { PersistentVolumeClaim, Event } = this.caches;
     PersistentVolumeClaim?.onChange(({ object: { metadata }, old, deleted }) => {
-      // The jobs are first planned after the first list, so its objects change no plan.
+      // Before the first list is complete no claim counts as missing.
       if (!PersistentVolumeClaim.isSynced || (old && !deleted)) return;
       for (const pod of listener.pods())
         if (pod.metadata.namespace === metadata.namespace && isPending(pod) && claimsOf(pod).includes(metadata.name))
           listener.onPod(keyOf(pod));
+    });
+    void PersistentVolumeClaim?.synced.then(() => {
+      for (const pod of listener.pods())
+        if (isPending(pod) && this.#missingClaim(pod) !== undefined) listener.onPod(keyOf(pod));
     });
     Event?.onChange(({ object: { involvedObject }, deleted }) => {
       if (!deleted)
@@ -224,12 +256,9 @@ export class PodNodesAndVolumes {
 
   /** Why a pending pod cannot start: a claim that does not exist, or the latest Event that warns of something. */
   pendingReason(pod: PodObject): { reason: string; message: string } | undefined {
-    const { namespace } = pod.metadata;
-    const { PersistentVolumeClaim, Event } = this.caches;
+    const { Event } = this.caches;
     // For a gang with a missing claim the scheduler reports only an error, not the name of the claim.
-    const missing =
-      PersistentVolumeClaim &&
-      claimsOf(pod).find((name) => !PersistentVolumeClaim.get(keyOf({ metadata: { namespace: namespace!, name } })));
+    const missing = this.#missingClaim(pod);
     if (missing !== undefined)
       return { reason: 'PersistentVolumeClaimNotFound', message: `persistentvolumeclaim "${missing}" not found` };
     // With this condition the sandbox exists and all volumes are mounted. Older Events no longer apply, and the status
@@ -240,6 +269,13 @@ export class PodNodesAndVolumes {
       Event?.indexed('pod', keyOf(pod)).filter(({ involvedObject }) => involvedObject.uid === pod.metadata.uid) ?? [];
     const latest = warnings.sort((a, b) => timeOfEvent(a) - timeOfEvent(b)).at(-1);
     return latest && { reason: latest.reason, message: latest.message ?? '' };
+  }
+
+  /** The first claim of a pod that does not exist; undefined if all do, and as long as that is not known. */
+  #missingClaim(pod: PodObject): string | undefined {
+    const { PersistentVolumeClaim: all } = this.caches;
+    const namespace = pod.metadata.namespace!;
+    return all?.isSynced ? claimsOf(pod).find((name) => !all.get(keyOf({ metadata: { namespace, name } }))) : undefined;
   }
 }
 

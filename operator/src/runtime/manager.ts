@@ -4,6 +4,7 @@
  * Start: caches, leader election, workers. Stop: workers finish the reconciles that have begun, events are sent, the
  * Lease is released, then the caches end. Probes and connections outlive it, so that it can be run again.
  */
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { Cache } from './cache.ts';
 import type { Client } from './client.ts';
@@ -18,6 +19,9 @@ export interface ManagerOptions {
   client: Client;
   // biome-ignore lint/suspicious/noExplicitAny: caches of different kinds; a Cache is invariant in its kind
   caches: Record<string, Cache<any>>;
+  /** Of kinds that the program can do without: they are given a moment to fill, and no probe depends on them. */
+  // biome-ignore lint/suspicious/noExplicitAny: as above
+  optionalCaches?: Record<string, Cache<any>>;
   controllers: Controller[];
   events: EventRecorder;
   metrics: Metrics;
@@ -26,10 +30,17 @@ export interface ManagerOptions {
   health: HealthServer;
   /** null: no election, this replica is the only one. */
   election: Omit<ElectionOptions, 'client' | 'log' | 'onChange'> | null;
+  /** Default: OPTIONAL_MILLISECONDS. */
+  optionalMilliseconds?: number;
   /** Runs while this replica leads, beside the controllers. */
   whileLeading?: (signal: AbortSignal) => Promise<void>;
 }
 
+/**
+ * How long the start waits for optional caches, once the others are filled. Normally they fill as fast, and then the
+ * first reconciles know all; one that cannot be listed must not hold them up.
+ */
+const OPTIONAL_MILLISECONDS = 5_000;
 /** A reconcile takes milliseconds. One that has not ended after this time never will: the probe fails. */
 const STUCK_SECONDS = 600;
 
@@ -39,7 +50,7 @@ const STUCK_SECONDS = 600;
  * @throws LeadershipLost when another replica may lead: this process must end. It waits for nothing then.
  */
 export async function runManager(options: ManagerOptions, signal: AbortSignal): Promise<void> {
-  const { client, caches, controllers, events, metrics, log, health, election } = options;
+  const { client, caches, optionalCaches = {}, controllers, events, metrics, log, health, election } = options;
   const stuck: Check = () => {
     const longest = Math.max(0, ...controllers.flatMap(({ queue }) => queue.working));
     return longest > STUCK_SECONDS ? `a reconcile has been running for ${Math.round(longest)} s` : undefined;
@@ -50,11 +61,16 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
   health.checks = { alive: { workers: stuck }, ready };
   if (signal.aborted) return;
   const watching = new AbortController();
-  const watches = Object.values(caches).map((cache) => cache.run(watching.signal));
+  const watches = Object.values({ ...caches, ...optionalCaches }).map((cache) => cache.run(watching.signal));
   let isLost = false;
   try {
     const stopped = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
-    await Promise.race([Promise.all(Object.values(caches).map(({ synced }) => synced)), stopped]);
+    const allSynced = (some: ManagerOptions['caches']) => Promise.all(Object.values(some).map(({ synced }) => synced));
+    await Promise.race([allSynced(caches), stopped]);
+    const filled = new AbortController();
+    const limit = delay(options.optionalMilliseconds ?? OPTIONAL_MILLISECONDS, undefined, { signal: filled.signal });
+    await Promise.race([allSynced(optionalCaches), stopped, limit.catch(() => {})]);
+    filled.abort();
     if (signal.aborted) return;
     log.info('caches are synced');
     const work = async (working: AbortSignal) => {

@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { pino } from 'pino';
+import { ApiError } from '../runtime/api-error.ts';
+import type { Client } from '../runtime/client.ts';
+import { clusterChanged, discoverCluster } from './cluster-discovery.ts';
+
+const log = pino({ level: 'silent' });
+
+/** A server that answers discovery with these codes one by one, then with 200; a list with the code of its kind. */
+function serverOf(discovery: number[], lists: Record<string, number> = {}) {
+  const failure = (status: number) => new ApiError('GET', status, undefined, 'no');
+  const client = {
+    guardedBy: () => client,
+    async raw() {
+      const status = discovery.shift() ?? 200;
+      if (status !== 200) throw failure(status);
+      return { resources: [{ name: 'podgroups' }] };
+    },
+    async list({ plural }: { plural: string }) {
+      const status = lists[plural] ?? 200;
+      if (status !== 200) throw failure(status);
+      return { metadata: { resourceVersion: '1' }, items: [] };
+    },
+  };
+  return client as unknown as Client;
+}
+const discover = (client: Client, signal = new AbortController().signal) =>
+  discoverCluster({ client, namespace: null, log, onWatchError: () => {} }, signal);
+
+test('a server that has just started and refuses, or is overloaded, is asked again', async () => {
+  const discovery = [401, 403, 429, 503];
+  const cluster = await discover(serverOf(discovery));
+  assert.equal(cluster!.podGroupApi, 'scheduling.k8s.io/v1beta1');
+  assert.deepEqual(discovery, []);
+});
+
+test('any other answer is an error', async () => {
+  await assert.rejects(discover(serverOf([400])), { name: 'ApiError', status: 400 });
+});
+
+test('a kind is left out if it may not be read, and for no other error', async () => {
+  const { nodesAndVolumes } = (await discover(serverOf([], { nodes: 403, events: 500, persistentvolumeclaims: 401 })))!;
+  assert.deepEqual(Object.keys(nodesAndVolumes.caches), ['PersistentVolumeClaim', 'Event']);
+});
+
+test('a kind that may be read later makes the operator start anew', { timeout: 60_000 }, async () => {
+  const lists = { nodes: 403 };
+  const client = serverOf([], lists);
+  const cluster = (await discover(client))!;
+  const stop = new AbortController();
+  let hasChanged = false;
+  const following = clusterChanged({ client, log }, cluster, 5, stop.signal).then(() => (hasChanged = true));
+  const { raw } = client as unknown as { raw: () => Promise<unknown> };
+  // Some rounds in which nothing has changed.
+  await new Promise<void>((resolve) => {
+    let rounds = 0;
+    Object.assign(client, {
+      raw: () => {
+        if (++rounds === 3) resolve();
+        return raw();
+      },
+    });
+  });
+  assert.equal(hasChanged, false);
+  lists.nodes = 200;
+  await following;
+  assert.equal(stop.signal.aborted, false);
+});
