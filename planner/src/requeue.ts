@@ -6,7 +6,7 @@ import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
 import { soonest } from './time.ts';
 
-/** Objects of another job are not watched on behalf of this one, so their deletion is found by polling. */
+/** An executor may plan a job when another one gives up what it waits for; this is for what it does not notice. */
 const WAITING_RETRY_SECONDS = 5;
 /** The cause of a refusal (a webhook, an object of another owner) may end without an observed change. */
 const REFUSED_RETRY_SECONDS = 30;

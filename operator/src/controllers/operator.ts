@@ -146,7 +146,7 @@ async function runParts(
     QuantizeJob: makeController('quantizejob', quantizeJobReconciler(parts)),
   };
 
-  registerWakeUps(caches, nodesAndVolumes, enqueue);
+  registerWakeUps(caches, nodesAndVolumes, folders, enqueue);
 
   await runManager(
     {

@@ -198,6 +198,40 @@ for (const [name, { old, new: later, want }] of Object.entries(cases))
     assert.deepEqual((await waits(jobs)).new, want);
   });
 
+test('a job that waits for a folder is told when a job or a pod gives it up, and at no other change', async () => {
+  const old: Wanted = { name: 'old', output: 'pvc://d/o' };
+  const orphan: Wanted = { name: 'gone', output: 'pvc://d/p', isDeleted: true, pod: 'Running' };
+  const waiting = (name: string, output: string): JobObject => ({
+    ...jobObject({ name, output, created: 1 }),
+    status: {
+      conditions: [{ type: 'Ready', status: 'False', reason: 'OutputInUse', message: '', lastTransitionTime: '' }],
+    },
+  });
+  const jobs = [
+    jobObject(old),
+    waiting('later', 'pvc://d/o'),
+    waiting('other', 'pvc://d/p'),
+    jobObject({ name: 'idle', output: 'pvc://d/o' }),
+  ];
+  const caches = {
+    FaceTrainJob: await cacheOf(faceTrainJobs, jobs, faceTrainJobPlaces),
+    QuantizeJob: await cacheOf(quantizeJobs, [waiting('int7', 'pvc://d/o/checkpoints')], quantizeJobPlaces),
+    Pod: await cacheOf(pods, [podObject(orphan)], { job: () => undefined, ...podPlaces }),
+  };
+  const told: string[] = [];
+  new SharedFolders(caches).onRelease((kind, key) => told.push(`${kind} ${key}`));
+  const change = <T extends KubernetesObject>(cache: Cache<T>, object: T, resourceVersion: string) =>
+    cache.put({ ...object, metadata: { ...object.metadata, resourceVersion } });
+  change(caches.FaceTrainJob, jobObject({ ...old, hasBegun: true }), '2');
+  assert.deepEqual(told, []);
+  change(caches.FaceTrainJob, jobObject({ ...old, isFinished: true }), '3');
+  assert.deepEqual(told.splice(0), ['FaceTrainJob n/later', 'QuantizeJob n/int7']);
+  change(caches.FaceTrainJob, jobObject({ ...old, isFinished: true, isSuspended: true }), '4');
+  assert.deepEqual(told, []);
+  change(caches.Pod, podObject({ ...orphan, pod: 'Failed' }), '2');
+  assert.deepEqual(told, ['FaceTrainJob n/other']);
+});
+
 test('a job whose pods are being created is found before any of them is in the cache', async () => {
   const jobs = [
     { name: 'old', output: 'pvc://d/o' },

@@ -11,9 +11,9 @@
  */
 import { placesAbove } from '@facetrain/api';
 import { isIgnored } from '@facetrain/planner/attempt';
-import { isTrue } from '@facetrain/planner/conditions';
+import { findCondition, isTrue } from '@facetrain/planner/conditions';
 import { Annotation, type JobKind, Label } from '@facetrain/planner/names';
-import { ConditionType } from '@facetrain/planner/reasons';
+import { ConditionType, Reason } from '@facetrain/planner/reasons';
 import { type OutputFolders, quantizerPlaces, trainerPlaces } from '@facetrain/planner/written-places';
 import type { Cache, Index } from '../runtime/cache.ts';
 import { controllerOf, type KubernetesObject, keyOf } from '../runtime/resource.ts';
@@ -113,6 +113,24 @@ export class SharedFolders {
     return [...new Set([...running, ...earlier])];
   }
 
+  /**
+   * Calls the listener when a job or a pod gives up the places that it may have held, with each job that waits for one
+   * of them. To be called before the caches run.
+   */
+  onRelease(listener: (kind: JobKind, key: string) => void): void {
+    const tell = (places: string[]) => {
+      for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
+        for (const job of overlapping(this.#caches[kind], places)) if (isWaiting(job)) listener(kind, keyOf(job));
+    };
+    for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
+      this.#caches[kind].onChange(({ object, old, deleted }) => {
+        if (old && mayStart(old) && (deleted || !mayStart(object))) tell(PLACES[kind].writes(old));
+      });
+    this.#caches.Pod.onChange(({ object, old, deleted }) => {
+      if (old && isPodAlive(old) && (deleted || !isPodAlive(object))) tell(podPlaces.writes(old));
+    });
+  }
+
   /** The job that a pod belongs to; undefined if it was deleted. */
   #jobOf({ metadata: { namespace, labels = {} } }: PodObject): JobObject | undefined {
     const [kind, name] = [labels[Label.jobKind], labels[Label.jobName]];
@@ -144,6 +162,10 @@ function overlapping<T extends KubernetesObject>(cache: Cache<T>, places: string
     ]),
   );
 }
+
+/** As the status says. A status that is only being written says it soon, and then the job is planned again at once. */
+const isWaiting = ({ status }: JobObject): boolean =>
+  findCondition(status?.conditions, ConditionType.ready)?.reason === Reason.outputInUse;
 
 /** A job that is suspended or stalled could wait for ever, so others do not wait for it. */
 export function mayStart(job: JobObject): boolean {

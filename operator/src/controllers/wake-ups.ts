@@ -6,29 +6,38 @@
  * | --- | --- |
  * | a FaceTrainJob or a QuantizeJob, in any way | the job itself |
  * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup or QuantizeJob, in any way | the job that is its controller |
+ * | a job ends, is suspended, stalls or is deleted; a pod ends or is deleted | the jobs that wait for its folder |
  * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
  * | an Event that warns about a pod is created or counted up | the job of its pod |
  *
- * Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may request another reconcile after
- * some seconds. A job that waits for another (for its folder, or for objects of an earlier job of its name) relies on
- * that.
+ * The job that is the controller is found by its name, so objects of a deleted job wake the next job of that name,
+ * which waits for their end. Besides, ProgressPoller reports new progress of a FaceTrainJob, and every plan may request
+ * another reconcile after some seconds. A job that waits for what is not watched (a quota, an object of another owner)
+ * relies on that.
  */
 import { API_VERSION } from '@facetrain/api';
 import type { JobKind } from '@facetrain/planner/names';
 import { controllerOf, type KubernetesObject, keyOf, splitKey } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
+import type { SharedFolders } from './shared-folders.ts';
 
 /** @param key namespace and name of the job (keyOf) */
 export type Enqueue = (kind: JobKind, key: string) => void;
 
 /** To be called before the caches run: the objects of their first lists count as changes. */
-export function registerWakeUps(caches: Caches, nodesAndVolumes: PodNodesAndVolumes, enqueue: Enqueue): void {
+export function registerWakeUps(
+  caches: Caches,
+  nodesAndVolumes: PodNodesAndVolumes,
+  folders: SharedFolders,
+  enqueue: Enqueue,
+): void {
   for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
     caches[kind].onChange(({ object }) => enqueue(kind, keyOf(object)));
   for (const cache of Object.values(caches))
     cache.onChange(({ object }: { object: KubernetesObject }) => enqueueOwner(object, enqueue));
+  folders.onRelease(enqueue);
   nodesAndVolumes.listen({
     onNode(name) {
       const pods = caches.Pod.indexed('node', name);
