@@ -195,6 +195,19 @@ test('while the server does not answer, events wait in a queue of limited length
   assert.equal(sent, 1);
 });
 
+test('events that the server refuses are counted, each of a series by itself', async () => {
+  const refuse = async () => {
+    throw new ApiError('POST', 403, 'Forbidden', 'the namespace is being terminated');
+  };
+  const dropped: string[] = [];
+  const client = { create: refuse, patch: refuse };
+  const recorder = new EventRecorder({ client, ...recorderOptions, onDrop: (cause) => dropped.push(cause) });
+  const content = { type: 'Normal' as const, reason: 'Made', action: 'Make', message: 'x' };
+  for (const name of ['a', 'b', 'b']) recorder.emit(subjectNamed(name), content);
+  await recorder.flush();
+  assert.deepEqual(dropped, ['error', 'error', 'error']);
+});
+
 test('a merge patch has the changed fields, and null for removed ones', () => {
   const before = { a: 1, gone: 2, deep: { same: [1], other: 1, gone: 3 } };
   assert.deepEqual(mergePatch(before, { a: 1, deep: { same: [1], other: 2 }, more: { x: 1 } }), {

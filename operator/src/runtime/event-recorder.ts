@@ -3,7 +3,7 @@
  * series; a token bucket for each object limits how many events it can cause (client-go's EventSourceObjectSpamFilter).
  *
  * Events are best effort: an error is logged, and the caller never waits. They wait in a queue of limited length, in
- * which equal events are one. What does not fit is dropped and counted.
+ * which equal events are one. What does not fit, and what the server does not take, is dropped and counted.
  */
 import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -51,8 +51,8 @@ interface Pending {
   count: number;
 }
 
-/** Why an event was dropped: its object has had too many, or the queue is full. */
-export type DropCause = 'rate' | 'queue';
+/** Why an event was dropped: its object has had too many, the queue is full, or the request to write it failed. */
+export type DropCause = 'rate' | 'queue' | 'error';
 
 /** The API's limit of a note, in bytes. */
 const MAX_NOTE = 1024;
@@ -122,9 +122,10 @@ export class EventRecorder {
     await Promise.resolve();
     for (const [key, pending] of this.#pending) {
       this.#pending.delete(key);
-      await this.#send(key, pending).catch((error: unknown) =>
-        this.#options.log.warn({ err: error, event: pending.content.reason }, 'event not written'),
-      );
+      await this.#send(key, pending).catch((error: unknown) => {
+        this.#options.log.warn({ err: error, event: pending.content.reason }, 'event not written');
+        for (let count = 0; count < pending.count; count++) this.#options.onDrop?.('error');
+      });
     }
     this.#sending = null;
   }
@@ -135,11 +136,12 @@ export class EventRecorder {
     const now = this.#now();
     const series = this.#series.get(key);
     if (series && now.getTime() - series.at < SERIES_MILLISECONDS) {
-      Object.assign(series, { count: series.count + count, at: now.getTime() });
+      const newCount = series.count + count;
       try {
         await client.patch(events, series.namespace, series.name, {
-          series: { count: series.count, lastObservedTime: microTime(now) },
+          series: { count: newCount, lastObservedTime: microTime(now) },
         });
+        Object.assign(series, { count: newCount, at: now.getTime() });
         return;
       } catch (error) {
         if (!isApiError(error, 'NotFound')) throw error; // its TTL is over on the server: create it again

@@ -32,7 +32,7 @@ export class Metrics {
   );
   readonly #droppedEvents = this.#counter(
     'facetrain_events_dropped_total',
-    'Events that were not sent: rate, an object had too many; queue, too many waited.',
+    'Events that were not written: rate, an object had too many; queue, too many waited; error, the request failed.',
     ['cause'],
   );
   readonly #leader = this.#gauge('leader_election_master_status', '1 while this replica leads.', ['name']);
