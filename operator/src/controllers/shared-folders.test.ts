@@ -266,6 +266,15 @@ test('annotations that the planner has not written hold nothing', () => {
   }
 });
 
+test('a pod whose annotation names a deep folder adds few entries to the index, and holds that folder', () => {
+  const pod = podObject({ name: 'a', output: 'pvc://d/o', pod: 'Running' });
+  const place = `pvc://d${'/x'.repeat(1000)}`;
+  pod.metadata.annotations = { [Annotation.writesTo]: JSON.stringify([place]) };
+  assert.deepEqual(podPlaces.writes(pod), [`n ${place}`]);
+  const above = podPlaces.writesBelow(pod);
+  assert.deepEqual([above.length, above[0]], [64, `n ${place.slice(0, -2)}`]);
+});
+
 test('no jobs ever wait for each other, and where none runs one may start', async () => {
   const uri = fc.constantFrom(
     'pvc://d',

@@ -23,9 +23,11 @@ import type { JobObject, PodObject } from './resources.ts';
 /** Places of a pod's annotation that are read, and their longest text. Anybody who may create pods can write them. */
 const MAX_PLACES = 16;
 const MAX_PLACE_LENGTH = 2048;
+/** Folders above such a place by which it is found, the nearest ones: each is an entry of an index. */
+const MAX_FOLDERS_ABOVE = 64;
 
 /** Indexes of a cache: `writes` by each place that an object writes to, `writesBelow` by each place above these. */
-function placeIndexes<T extends KubernetesObject>(placesOf: (object: T) => string[]) {
+function placeIndexes<T extends KubernetesObject>(placesOf: (object: T) => string[], maxAbove = Infinity) {
   const scoped = (object: T): string[] => {
     try {
       return placesOf(object).map((place) => inNamespace(place, object.metadata.namespace!));
@@ -35,7 +37,7 @@ function placeIndexes<T extends KubernetesObject>(placesOf: (object: T) => strin
   };
   return {
     writes: scoped,
-    writesBelow: (object) => [...new Set(scoped(object).flatMap(placesAbove))],
+    writesBelow: (object) => [...new Set(scoped(object).flatMap((place) => placesAbove(place).slice(0, maxAbove)))],
   } satisfies Record<string, Index<T>>;
 }
 
@@ -55,7 +57,7 @@ export const podPlaces = placeIndexes<PodObject>(({ metadata }) => {
   const places: unknown = text === undefined ? [] : JSON.parse(text);
   if (!Array.isArray(places) || places.length > MAX_PLACES) return [];
   return places.filter((place): place is string => typeof place === 'string' && place.length <= MAX_PLACE_LENGTH);
-});
+}, MAX_FOLDERS_ABOVE);
 const PLACES = { FaceTrainJob: faceTrainJobPlaces, QuantizeJob: quantizeJobPlaces };
 
 interface Caches extends Record<JobKind, Cache<JobObject>> {
