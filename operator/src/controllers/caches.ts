@@ -1,20 +1,23 @@
 /**
  * The caches that every reconcile reads: one for each kind, with the indexes by which objects are found.
  *
- * | kind | what is kept of an object | indexes | | --- | --- | --- | | FaceTrainJob, QuantizeJob | all | | | Pod |
- * metadata, status, names of its node and its claims, priority, group | `job` (uid), `name` (kind and name), `node` | |
- * PodGroup | metadata, status, priority | `job` (uid of its job) | | Service, ConfigMap, NetworkPolicy | metadata |
- * `job` (uid of its job) |
+ * - FaceTrainJob: all is kept. Indexes: places, `quota` (quota-rivals.ts).
+ * - QuantizeJob: all is kept. Indexes: places.
+ * - Pod: metadata, status, names of its node and its claims, priority, group. Indexes: places, `job` (uid), `name`
+ *   (kind and name of its job), `node`.
+ * - PodGroup: metadata, status, priority. Index: `job` (uid).
+ * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
  *
- * Jobs and pods are also found by the places that they write to: `writes` and `writesBelow` of shared-folders.ts.
+ * The indexes of places are `writes` and `writesBelow` of shared-folders.ts: where an object writes to.
  *
- * Of the last three rows, only objects with the operator's labels are listed and watched.
+ * Of all but the jobs, only objects with the operator's labels are listed and watched.
  */
 import { type JobKind, Label, MANAGED_BY } from '@facetrain/planner/names';
 import type { Logger } from 'pino';
 import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
+import { waitedForQuota } from './quota-rivals.ts';
 import {
   configMaps,
   faceTrainJobs,
@@ -58,7 +61,7 @@ export function makeCaches({ client, namespace, log, onWatchError }: CachesOptio
   });
   const metadataOf = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
-    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: faceTrainJobPlaces }),
+    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: { ...faceTrainJobPlaces, quota: waitedForQuota } }),
     QuantizeJob: new Cache({ ...common(quantizeJobs), indexes: quantizeJobPlaces }),
     Pod: new Cache({
       ...children(pods),

@@ -7,15 +7,23 @@ import type { Cache } from '../runtime/cache.ts';
 import type { JobObject } from './resources.ts';
 import { isOlder, mayStart } from './shared-folders.ts';
 
-/** @returns undefined if no quota refuses the job */
+/** Index of FaceTrainJobs: the ResourceQuota that refused the pods of a job, with its namespace. */
+export const waitedForQuota = ({ metadata: { namespace }, status }: JobObject): string | undefined =>
+  status?.refusal?.quota === undefined ? undefined : `${namespace}/${status.refusal.quota}`;
+
+/**
+ * @param caches its FaceTrainJobs have the index `quota`, waitedForQuota: a plan of a job that a quota refuses reads
+ * only those that it refuses, too
+ * @returns undefined if no quota refuses the job
+ */
 export function quotaRivals(
   { FaceTrainJob }: { FaceTrainJob: Cache<JobObject> },
   job: JobObject,
   now: Date,
 ): QuotaRivals | undefined {
-  if (job.status?.refusal?.quota === undefined) return undefined;
-  const jobs = [...FaceTrainJob.values()]
-    .filter(({ metadata }) => metadata.namespace === job.metadata.namespace)
+  const quota = waitedForQuota(job);
+  if (quota === undefined) return undefined;
+  const jobs = FaceTrainJob.indexed('quota', quota)
     .filter((other) => other.metadata.uid === job.metadata.uid || mayWantPods(other))
     .sort((one, other) => (isOlder(one, other) ? -1 : 1));
   return quotaRivalsOf(
