@@ -63,6 +63,7 @@ export const Values = z.strictObject({
   watchNamespace: text(
     '',
     'Watch this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
+      'A Role cannot permit reading nodes, so jobs wait for pods on a node that is lost. ' +
       "The lease is in the release's namespace under a fixed name, so install each such release in a separate " +
       'namespace, best in the one that it watches.',
   ),
