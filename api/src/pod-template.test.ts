@@ -114,6 +114,18 @@ describe('a field of a pod template that would have no effect is refused with it
     });
 });
 
+test('a quantizer gets the credentials of its output as variables, which a template must not set', () => {
+  const container = { name: 'facetrain', env: [{ name: 'AWS_ACCESS_KEY_ID', value: 'x' }] };
+  const quantizer = { podTemplate: { spec: { containers: [container] } } };
+  const output = { s3: { secretRef: { name: 'aws' } } };
+  const want =
+    /podTemplate\.spec\.containers\[0\]\.env\[0\]\.name: Facetrain sets AWS_ACCESS_KEY_ID itself; remove it$/;
+  assert.match(jobTemplateProblem({ quantizer, output })!, want);
+  assert.match(jobTemplateProblem({ quantize: { quantizer, output } })!, want);
+  assert.equal(jobTemplateProblem({ quantizer, output: { s3: {} } }), null);
+  assert.equal(jobTemplateProblem({ quantize: { quantizer }, output }), null);
+});
+
 test('a quantizer has a host name of its own, and no ranks', () => {
   const podTemplate = { spec: { hostname: 'x', containers: [{ name: 'facetrain', env: [{ name: 'RANK' }] }] } };
   assert.equal(jobTemplateProblem({ quantizer: { podTemplate } }), null);

@@ -39,6 +39,15 @@ export const TRAINER_ENV = [
 /** The same for the quantizer. */
 export const QUANTIZER_ENV = ['FACETRAIN_CONFIG'] as const;
 
+/** What else is set from `s3.secretRef` of the quantizer's output: by keys of the Secret, which have the same names. */
+export const S3_CREDENTIALS_ENV = ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'] as const;
+
+/** The output of a quantizer, as far as its pod's environment depends on it. */
+export interface QuantizerOutput {
+  uri?: string;
+  s3?: { secretRef?: object | undefined } | undefined;
+}
+
 /** Name of the container that runs Facetrain's program, in every pod. */
 export const FACETRAIN_CONTAINER = 'facetrain';
 
@@ -63,6 +72,7 @@ export function podTemplateProblem(template: Template | undefined, job: PodOfJob
 /**
  * The same for a job, with the path from its root.
  * @param path of the fields: spec.trainers, spec.quantizer or spec.quantize.quantizer
+ * @param output of a quantizer; undefined where it needs no credentials
  */
 export function podFieldsProblem(
   path: string,
@@ -71,13 +81,14 @@ export function podFieldsProblem(
     resources,
     podTemplate,
   }: { image?: string | undefined; resources?: object | undefined; podTemplate?: object | undefined },
+  output?: QuantizerOutput,
 ): string | null {
   const isTrainer = path === 'spec.trainers';
   const problem = podTemplateProblem(podTemplate as Template | undefined, {
     isTrainer,
     image,
     resources: asLoose(resources),
-    env: isTrainer ? TRAINER_ENV : QUANTIZER_ENV,
+    env: isTrainer ? TRAINER_ENV : [...QUANTIZER_ENV, ...(output?.s3?.secretRef ? S3_CREDENTIALS_ENV : [])],
   });
   return problem === null ? null : `${path}.podTemplate.${problem}`;
 }
@@ -87,15 +98,17 @@ export function jobTemplateProblem({
   trainers,
   quantizer,
   quantize,
+  output,
 }: {
   trainers?: object | undefined;
   quantizer?: object | undefined;
-  quantize?: { quantizer: object } | undefined;
+  quantize?: { quantizer: object; output?: QuantizerOutput | undefined } | undefined;
+  output?: QuantizerOutput | undefined;
 }): string | null {
   return (
     (trainers ? podFieldsProblem('spec.trainers', trainers) : null) ??
-    (quantizer ? podFieldsProblem('spec.quantizer', quantizer) : null) ??
-    (quantize ? podFieldsProblem('spec.quantize.quantizer', quantize.quantizer) : null)
+    (quantizer ? podFieldsProblem('spec.quantizer', quantizer, output) : null) ??
+    (quantize ? podFieldsProblem('spec.quantize.quantizer', quantize.quantizer, quantize.output) : null)
   );
 }
 

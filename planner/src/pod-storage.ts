@@ -1,5 +1,5 @@
 /** Storage of a pod: its volumes, the containers that fetch from object stores, and their credentials. */
-import { parseStorageUri, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
+import { parseStorageUri, S3_CREDENTIALS_ENV, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, PodSpec, Volume, VolumeMount } from './objects.ts';
 
@@ -72,7 +72,8 @@ export function credentialEnv(access: S3Access | undefined): EnvVar[] {
     name: key,
     valueFrom: { secretKeyRef: { name: secret.name, key, ...(optional && { optional }) } },
   });
-  return [entry('AWS_ACCESS_KEY_ID', false), entry('AWS_SECRET_ACCESS_KEY', false), entry('AWS_SESSION_TOKEN', true)];
+  const [id, key, token] = S3_CREDENTIALS_ENV;
+  return [entry(id, false), entry(key, false), entry(token, true)];
 }
 
 /**

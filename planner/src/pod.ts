@@ -10,6 +10,7 @@ import {
   type FaceTrainJobSpec,
   HEALTH_PATH,
   podFieldsProblem,
+  type QuantizerOutput,
 } from '@facetrain/api';
 import type { Blocker } from './blocker.ts';
 import type { Environment, MountedStorage } from './environment.ts';
@@ -111,13 +112,16 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
 /**
  * What of the template would have no effect, or has the name of a volume or an init container of ours; null if nothing
  * has.
+ *
+ * @param output of a quantizer; its credentials are environment variables of the pod
  */
 export function templateConflict(
   path: 'spec.trainers' | 'spec.quantizer' | 'spec.quantize.quantizer',
   fields: PodFields,
   storage: MountedStorage[],
+  output?: QuantizerOutput,
 ): Blocker | null {
-  const problem = podFieldsProblem(path, fields);
+  const problem = podFieldsProblem(path, fields, output);
   if (problem !== null) return { reason: Reason.invalidSpec, message: problem };
   const { podTemplate: template } = fields;
   const volumes = new Set(ourVolumes('', storage).map(({ name }) => name));

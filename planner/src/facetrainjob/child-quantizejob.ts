@@ -23,24 +23,32 @@ export function quantizeJobChildren(job: JobIdentity, spec: FaceTrainJobSpec): C
     : [];
 }
 
-/** Fields that the template leaves out come from the training: its model, its dataset, its verification sets. */
+/**
+ * Where the data of the quantizer is. What the template leaves out comes from the training: its model, its dataset, its
+ * verification sets.
+ */
+export function quantizerData(
+  spec: FaceTrainJobSpec,
+  { calibration, evaluation, output }: NonNullable<FaceTrainJobSpec['quantize']>,
+) {
+  return {
+    model: { uri: joinStorageUri(spec.output.uri, OUTPUT.model), channelOrder: spec.model.channelOrder },
+    calibration: { ...calibration, dataset: calibration.dataset ?? spec.dataset },
+    evaluation: evaluation ?? { sets: spec.evaluation.sets },
+    output: output ?? { uri: joinStorageUri(spec.output.uri, OUTPUT.int7) },
+  };
+}
+
 function quantizeJob(
   job: JobIdentity,
   spec: FaceTrainJobSpec,
   template: NonNullable<FaceTrainJobSpec['quantize']>,
 ): QuantizeJobObject {
-  const { calibration, evaluation, output, ...others } = template;
   return {
     apiVersion: API_VERSION,
     kind: 'QuantizeJob',
     metadata: childMetadata('FaceTrainJob', job, quantizeJobName(job)),
-    spec: compact<Record<string, unknown>>({
-      model: { uri: joinStorageUri(spec.output.uri, OUTPUT.model), channelOrder: spec.model.channelOrder },
-      calibration: { ...calibration, dataset: calibration.dataset ?? spec.dataset },
-      evaluation: evaluation ?? { sets: spec.evaluation.sets },
-      output: output ?? { uri: joinStorageUri(spec.output.uri, OUTPUT.int7) },
-      ...others,
-    }),
+    spec: compact<Record<string, unknown>>({ ...template, ...quantizerData(spec, template) }),
   };
 }
 

@@ -110,6 +110,31 @@ test('a template of the quantizer is checked before the training', () => {
   );
 });
 
+describe('names of its own pod that a template of the quantizer must not use are refused before the training', () => {
+  const quantized = (spec: object, output?: object) =>
+    makeJob().quantized({ quantizer: { podTemplate: { spec } }, ...(output && { output }) });
+  const container = { name: 'facetrain', env: [{ name: 'AWS_SESSION_TOKEN', value: 'x' }] };
+  const publishes = { uri: 's3://models/a', s3: { secretRef: { name: 'aws' } } };
+  const cases: Record<string, { spec: object; output?: object; want: string | undefined }> = {
+    'a volume': {
+      spec: { volumes: [{ name: 'model' }] },
+      want:
+        'spec.quantize.quantizer.podTemplate.spec.volumes[0].name: ' +
+        "model is a name of Facetrain's own; choose another",
+    },
+    'a variable with credentials of the output': {
+      spec: { containers: [container] },
+      output: publishes,
+      want:
+        'spec.quantize.quantizer.podTemplate.spec.containers[0].env[0].name: ' +
+        'Facetrain sets AWS_SESSION_TOKEN itself; remove it',
+    },
+    'the same where Facetrain sets none': { spec: { containers: [container] }, want: undefined },
+  };
+  for (const [name, { spec, output, want }] of Object.entries(cases))
+    test(name, () => assert.equal(findConflict(attemptOf(quantized(spec, output)))?.message, want));
+});
+
 test('fields of the template are kept, except where ours replace them', () => {
   const pod = podOf(
     withTemplate({

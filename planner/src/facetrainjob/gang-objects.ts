@@ -10,8 +10,10 @@ import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
+import { allStorage as allQuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
 import { Reason } from '../reasons.ts';
 import { trainerPlaces } from '../written-places.ts';
+import { quantizerData } from './child-quantizejob.ts';
 import { type Gang, podGroup } from './gang.ts';
 import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
 
@@ -59,8 +61,17 @@ export function findConflict({ spec, gang, environment }: Attempt): Blocker | nu
   return (
     templateConflict('spec.trainers', spec.trainers, allStorage(trainerStorage(spec, environment))) ??
     // Before the training, not after days of it.
-    (spec.quantize ? templateConflict('spec.quantize.quantizer', spec.quantize.quantizer, []) : null)
+    (spec.quantize ? quantizerConflict(spec, spec.quantize, environment) : null)
   );
+}
+
+function quantizerConflict(
+  spec: FaceTrainJobSpec,
+  template: NonNullable<FaceTrainJobSpec['quantize']>,
+  environment: Environment,
+): Blocker | null {
+  const storage = allQuantizerStorage(quantizerStorage(quantizerData(spec, template), environment));
+  return templateConflict('spec.quantize.quantizer', template.quantizer, storage, template.output);
 }
 
 const DEFAULTS = FaceTrainJobSpec.parse({

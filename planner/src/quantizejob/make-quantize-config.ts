@@ -7,35 +7,9 @@ import {
   type StorageAddress,
   storageAddress,
 } from '@facetrain/api';
-import type { Environment, MountedStorage } from '../environment.ts';
+import type { Environment } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
-import { mountWithCredentials } from '../pod-storage.ts';
-
-export interface QuantizerStorage {
-  model: MountedStorage;
-  dataset: MountedStorage;
-  evaluations: MountedStorage[];
-  output: MountedStorage;
-}
-
-/** Where the quantizer finds its data. The names of volumes are part of the API: pod templates must not use them. */
-export function quantizerStorage(spec: QuantizeJobSpec, environment: Environment): QuantizerStorage {
-  return {
-    model: mountWithCredentials(environment, 'model', spec.model, 'read'),
-    dataset: mountWithCredentials(environment, 'dataset', spec.calibration.dataset, 'read'),
-    evaluations: spec.evaluation.sets.map((set, index) =>
-      mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
-    ),
-    output: mountWithCredentials(environment, 'output', spec.output, 'write'),
-  };
-}
-
-export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): MountedStorage[] => [
-  model,
-  dataset,
-  ...evaluations,
-  output,
-];
+import type { QuantizerStorage } from '../quantizer-storage.ts';
 
 /** @throws ZodError if a valid spec makes an invalid config, which is a defect of ours */
 export function quantizeConfig(

@@ -10,8 +10,9 @@ import type { ConfigMap, Pod } from '../objects.ts';
 import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentialEnv } from '../pod-storage.ts';
+import { allStorage, type QuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
 import { quantizerPlaces } from '../written-places.ts';
-import { allStorage, type QuantizerStorage, quantizeConfig, quantizerStorage } from './make-quantize-config.ts';
+import { quantizeConfig } from './make-quantize-config.ts';
 
 /** All that the objects of an attempt depend on. */
 export interface Attempt {
@@ -33,7 +34,8 @@ export function childrenOf(context: Attempt): Child[] {
 
 /** Checks what the schema cannot check: whether all of the pod template has an effect. */
 export function findConflict({ spec, environment }: Attempt): Blocker | null {
-  return templateConflict('spec.quantizer', spec.quantizer, allStorage(quantizerStorage(spec, environment)));
+  const storage = allStorage(quantizerStorage(spec, environment));
+  return templateConflict('spec.quantizer', spec.quantizer, storage, spec.output);
 }
 
 const DEFAULTS = QuantizeJobSpec.parse({
