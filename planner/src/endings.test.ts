@@ -29,7 +29,14 @@ test('every reason for the end of an attempt is in the table', () => {
 });
 
 test('a kubelet rejects for lack of place, or for what no node can do', () => {
-  const place = ['OutOfcpu', 'OutOfnvidia.com/gpu', 'NodeAffinity', 'UnexpectedAdmissionError', 'Evicted'];
+  const place = [
+    'OutOfcpu',
+    'OutOfnvidia.com/gpu',
+    'NodeAffinity',
+    'TopologyAffinityError',
+    'UnexpectedAdmissionError',
+    'Evicted',
+  ];
   for (const reason of place) assert(isRejectedForPlace(reason), reason);
   for (const reason of ['PodOSNotSupported', 'SysctlForbidden', 'NotOutOfcpu', undefined])
     assert(!isRejectedForPlace(reason), reason);

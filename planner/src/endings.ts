@@ -41,7 +41,9 @@ export const DISRUPTIONS: readonly Ending[] = [
     action: 'RestartWithoutCounting',
   },
   {
-    what: 'the node was deleted, was tainted out-of-service, or has not answered for `failurePolicy.nodeLostSeconds`',
+    what:
+      'the node was deleted, was tainted out-of-service, or has not answered for `failurePolicy.nodeLostSeconds`; ' +
+      'also if SIGTERM or SIGKILL had ended the process before, and nothing else says why',
     reasons: [Reason.nodeLost],
     action: 'RestartWithoutCounting',
   },
@@ -59,7 +61,15 @@ export const DISRUPTIONS: readonly Ending[] = [
     what:
       'the kubelet rejected the pod before any container started, because the node had no place for it: others were ' +
       'faster, or the node was changed or shut down (“Pod was rejected: …”)',
-    reasons: ['OutOf…', 'NodeAffinity', 'TaintToleration', 'UnexpectedAdmissionError', 'NodeShutdown', 'Evicted'],
+    reasons: [
+      'OutOf…',
+      'NodeAffinity',
+      'TaintToleration',
+      'TopologyAffinityError',
+      'UnexpectedAdmissionError',
+      'NodeShutdown',
+      'Evicted',
+    ],
     action: 'RestartWithoutCounting',
   },
 ];
@@ -135,7 +145,7 @@ export const OTHERS: readonly Ending[] = [
   },
   {
     what: 'the kubelet rejected the pod, and not for lack of place: the template asks for what the node cannot do',
-    reasons: ['PodOSNotSupported', 'SysctlForbidden', 'AppArmor', 'TopologyAffinityError', '…'],
+    reasons: ['PodOSNotSupported', 'SysctlForbidden', 'AppArmor', '…'],
     action: 'Restart',
   },
   {
@@ -157,10 +167,12 @@ export function defaultAction({ disruption, code, exitCode, step }: Ended): Fail
 
 /**
  * Reasons by which a kubelet rejects a pod for what its node has at the moment (Kubernetes'
- * pkg/kubelet/lifecycle/predicate.go, and the admission by the managers of eviction and of shutdown). Other reasons
- * would come again on every node of the kind.
+ * pkg/kubelet/lifecycle/predicate.go, and the admission by the managers of eviction, of shutdown and of topology: what
+ * is free on a node may lie on other NUMA nodes than the policy wants). Other reasons would come again on every node of
+ * the kind.
  */
-const NO_PLACE = /^(OutOf.+|NodeAffinity|TaintToleration|UnexpectedAdmissionError|NodeShutdown|Evicted)$/;
+const NO_PLACE =
+  /^(OutOf.+|NodeAffinity|TaintToleration|TopologyAffinityError|UnexpectedAdmissionError|NodeShutdown|Evicted)$/;
 
 /** @param reason of a pod that the kubelet rejected */
 export const isRejectedForPlace = (reason: string | undefined): boolean => NO_PLACE.test(reason ?? '');

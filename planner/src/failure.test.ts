@@ -249,6 +249,40 @@ describe('the cause of a failure', () => {
         disruption: true,
       },
     },
+    'a signal that no word explains, on a node that is gone': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).running('n').failed(137, 100).with({ lostNode: 'node n is gone' }).build(),
+      ],
+      want: {
+        rank: 1,
+        exitCode: 137,
+        reason: 'NodeLost',
+        message: 'rank 1 left with exit code 137 (NodeLost) on n: node n is gone',
+        disruption: true,
+      },
+    },
+    'SIGTERM of all ranks, one of them on a node that is gone': {
+      pods: [
+        makePod(0).running('m').failed(143, 100).build(),
+        makePod(1).running('n').failed(143, 101).with({ lostNode: 'node n is gone' }).build(),
+      ],
+      want: { rank: 1, reason: 'NodeLost', disruption: true },
+    },
+    'memory that ran out, though the node is gone now': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).running('n').failed(137, 100).with({ reason: 'OOMKilled', lostNode: 'node n is gone' }).build(),
+      ],
+      want: { rank: 1, reason: 'OOMKilled', disruption: false },
+    },
+    'an exit code of its own, though the node is gone now': {
+      pods: [
+        makePod(0).running().build(),
+        makePod(1).running('n').failed(1, 100).with({ lostNode: 'node n is gone' }).build(),
+      ],
+      want: { rank: 1, exitCode: 1, disruption: false },
+    },
     'a node that has not answered for nodeLostSeconds': {
       pods: [
         makePod(0).running().build(),

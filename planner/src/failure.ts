@@ -77,14 +77,28 @@ export function findFailure(view: JobView): Failure | null {
 
 /** Whether a pod's exit code says only that the gang ended: another rank, or the cluster, may have the cause. */
 const followsAnotherRank = (pod: ObservedPod): boolean =>
-  !pod.disrupted && !pod.deleting && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
+  !pod.disrupted && !pod.deleting && !wentWithNode(pod) && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
 
 /**
  * SIGTERM ended the program, for a cause that is not known. Kubernetes reports "Error" for every exit code but 0; any
  * other reason is a cause, and so are the words of the kubelet (kill-causes.ts of the operator).
  */
-const isStopped = ({ exitCode, reason = 'Error', termination, message }: ObservedPod): boolean =>
-  exitCode === ExitCode.preempted && reason === 'Error' && termination === undefined && message === undefined;
+const isStopped = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.preempted && isUnexplainedSignal(pod);
+
+const wentWithNode = (pod: ObservedPod): boolean => pod.lostNode !== undefined && isUnexplainedSignal(pod);
+
+/** Exit code of a program that SIGKILL ended: 128 + 9. */
+const KILLED = 137;
+
+/**
+ * SIGTERM or SIGKILL ended the program, and no word says why: a machine that shuts down sends both, and may be gone
+ * before its kubelet has said so.
+ */
+const isUnexplainedSignal = ({ exitCode, reason = 'Error', termination, message }: ObservedPod): boolean =>
+  (exitCode === ExitCode.preempted || exitCode === KILLED) &&
+  reason === 'Error' &&
+  termination === undefined &&
+  message === undefined;
 
 /**
  * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the
@@ -111,8 +125,9 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
 function processFailure(pod: ObservedPod): Failure {
   const { rank, foreignContainer: foreign, termination } = pod;
   const wasRejected = pod.rejected === true && isRejectedForPlace(pod.reason);
-  const disruption = pod.disrupted || pod.deleting || wasRejected;
-  const cause = causeOf(foreign?.reason ?? pod.reason);
+  const lostNode = wentWithNode(pod) ? pod.lostNode : undefined;
+  const disruption = pod.disrupted || pod.deleting || wasRejected || lostNode !== undefined;
+  const cause = lostNode !== undefined ? Reason.nodeLost : causeOf(foreign?.reason ?? pod.reason);
   const reason =
     termination?.code ??
     cause ??
@@ -122,7 +137,7 @@ function processFailure(pod: ObservedPod): Failure {
   const subject = `rank ${rank}${container === undefined ? '' : `: container ${container}`}`;
   const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
-  const words = termination?.message ?? foreign?.message ?? pod.message;
+  const words = termination?.message ?? foreign?.message ?? pod.message ?? lostNode;
   const step = reason === NOT_A_NUMBER ? /^step (\d{1,15}):/.exec(termination?.message ?? '')?.[1] : undefined;
   return {
     ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod),
