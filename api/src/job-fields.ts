@@ -299,7 +299,7 @@ export type Restarts = z.infer<typeof Restarts>;
 /** `status.pendingTime`. */
 export const pendingTime = Time.optional().describe(
   'When the pods of the current attempt were first wanted; pendingDeadlineSeconds counts from here. It stays when a ' +
-    'gang lets go of its pods.',
+    'gang lets go of its pods, and when one that was not whole yet has a restart that does not count.',
 );
 
 /** `status.refusal`. */

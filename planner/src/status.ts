@@ -14,7 +14,7 @@
  *   Succeeded          Succeeded    True   -            -         Current
  *   Failed             Failed       False  -            True      Failed
  */
-import type { FaceTrainPhase } from '@facetrain/api';
+import type { FaceTrainPhase, Restarts } from '@facetrain/api';
 import { firstWaiting, isAlive, type JobStatus, type JobView } from './attempt.ts';
 import { findCondition, isTrue, mergeConditions, type WantedCondition } from './conditions.ts';
 import { whatPodsWaitFor } from './deadlines.ts';
@@ -41,7 +41,14 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
   const ended = { pendingTime: undefined, refusal: undefined };
   switch (stage.name) {
     case 'Restart':
-      return { ...unchanged, ...ended, attempt: attempt + 1, attemptStartTime: undefined, restarts: stage.restarts };
+      return {
+        ...unchanged,
+        ...ended,
+        ...(stillWaits(stage.restarts, view) && { pendingTime: status.pendingTime ?? startedAt }),
+        attempt: attempt + 1,
+        attemptStartTime: undefined,
+        restarts: stage.restarts,
+      };
     case 'Replace':
       return {
         ...unchanged,
@@ -72,6 +79,14 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
       return unchanged;
   }
 }
+
+/**
+ * Whether a gang that starts again still waits for its first start: it has never been whole, and what ended it was no
+ * failure of its own. Such restarts have no maximum, so a gang that the nodes reject again and again would never exceed
+ * pendingDeadlineSeconds if each of them began its time anew.
+ */
+const stillWaits = (restarts: Restarts, { status: { conditions, restarts: before } }: JobView): boolean =>
+  restarts.disruptions > (before?.disruptions ?? 0) && !isTrue(conditions, ConditionType.running);
 
 /** `status.phase`. */
 export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {

@@ -240,6 +240,26 @@ describe('deadlines run while a quota refuses the pods', () => {
     job.tick();
     assert.equal(ready(job).reason, 'PendingDeadlineExceeded');
   });
+  test('on, while nodes reject the pods of a gang that was never whole', () => {
+    const job = new Simulator(makeJob().replicas(2).with({ pendingDeadlineSeconds: 60 }).observe());
+    job.tick();
+    for (let seconds = 0; seconds < 60; seconds += 5) {
+      job.removeDeletedPods();
+      for (const pod of job.livePods())
+        Object.assign(pod, {
+          phase: 'Failed',
+          node: 'n',
+          reason: 'OutOfcpu',
+          rejected: true,
+          finishedAt: job.now.toISOString(),
+        });
+      job.tick();
+      job.advance(5);
+    }
+    job.tick();
+    assert.equal(ready(job).reason, 'PendingDeadlineExceeded', JSON.stringify(job.trainJob.status));
+    assert(job.trainJob.status.restarts!.disruptions > 1);
+  });
   test('anew for each attempt', () => {
     const job = new Simulator(makeJob().replicas(1).with({ pendingDeadlineSeconds: 15 }).observe());
     job.tick();
