@@ -3,6 +3,7 @@ import type { JobView } from './attempt.ts';
 import { type CleanPodPolicy, deleteCurrentPods, deleteOlderObjects, deleteOlderPods } from './cleanup.ts';
 import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
+import { countsEndedPods } from './refusal.ts';
 import type { Stage } from './stage.ts';
 
 /**
@@ -21,9 +22,8 @@ export function actionsOf(
   // stopped.
   const isFinished = stage.name === 'Succeeded' || stage.name === 'Failed';
   const finalPods = isOver ? deleteCurrentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
-  // A quota on the number of pods counts those that have ended: they give way to the pods of this attempt. Why they
-  // ended is in the status.
-  const olderPods = stage.name === 'Waiting' && stage.refusal?.quota !== undefined ? 'All' : policy;
+  // Pods that have ended give way to those of this attempt. Why they ended is in the status.
+  const olderPods = stage.name === 'Waiting' && countsEndedPods(stage.refusal) ? 'All' : policy;
   return [
     ...deleteOlderPods(view, olderPods),
     ...deleteOlderObjects(view, objects),

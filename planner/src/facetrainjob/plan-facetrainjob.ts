@@ -21,7 +21,7 @@ import type { PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
 import { formatRanks } from '../rank-set.ts';
 import { ConditionType, Reason } from '../reasons.ts';
-import { awaitNextTry, quotaBlocker, releaseAfterTimeout, releasePods } from '../refusal.ts';
+import { awaitNextTry, countsEndedPods, quotaBlocker, releaseAfterTimeout, releasePods } from '../refusal.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
   backingOff,
@@ -81,7 +81,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
 
 /** A quota that counts ended pods may refuse the quantizer: the trainers, which are kept for their logs, give way. */
 const waitsForQuota = ({ quantizeJob }: ObservedFaceTrainJob): boolean =>
-  quantizeJob?.status.completionTime === undefined && quantizeJob?.status.refusal?.quota !== undefined;
+  quantizeJob?.status.completionTime === undefined && countsEndedPods(quantizeJob?.status.refusal);
 
 function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   return (

@@ -12,7 +12,7 @@ import { testEnvironment } from '../testing/test-environment.ts';
 import { secondsSince } from '../time.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
-/** A namespace with a quota on pods; `countsEnded`: count/pods, which counts pods that have ended, too. */
+/** A namespace with a quota on `pods`; `countsEnded`: on `count/pods`, which counts pods that have ended, too. */
 class Namespace {
   readonly jobs: Simulator[] = [];
   limit: number;
@@ -49,9 +49,10 @@ class Namespace {
 
   #admit({ kind, metadata }: ChildObject): string | null {
     if (kind !== 'Pod' || this.used < this.limit) return null;
+    const resource = this.countsEnded ? 'count/pods' : 'pods';
     return (
       `pods "${metadata.name}" is forbidden: exceeded quota: q, ` +
-      `requested: pods=1, used: pods=${this.used}, limited: pods=${this.limit}`
+      `requested: ${resource}=1, used: ${resource}=${this.used}, limited: ${resource}=${this.limit}`
     );
   }
 
@@ -285,6 +286,21 @@ test('a failed pod that is kept for its log gives its place to the next attempt'
     ['job-0-1-0', 'job-0-1-1'],
   );
   assert.partialDeepStrictEqual(job.trainJob.status, { restarts: { count: 1, lastReason: 'ProcessFailed' } });
+});
+
+test('a failed pod is kept for its log under a quota that does not count it', () => {
+  const namespace = new Namespace(2);
+  const job = namespace.add(2);
+  job.tick();
+  for (const pod of job.pods) Object.assign(pod, { phase: 'Running', ready: true, node: 'n' });
+  Object.assign(job.pods[0]!, { phase: 'Failed', ready: false, exitCode: 1, finishedAt: at(0) });
+  namespace.limit = 0;
+  for (let round = 0; round < 4; round++) namespace.pass(10, 1000);
+  assert.equal(ready(job).reason, 'QuotaExceeded');
+  assert.deepEqual(
+    job.pods.map(({ name }) => name),
+    ['job-0-0-0'],
+  );
 });
 
 test('a status that an earlier version wrote counts the deadline from the creation of the pods', () => {
