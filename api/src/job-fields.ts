@@ -306,6 +306,11 @@ export const pendingTime = Time.optional().describe(
 export const Refusal = z
   .strictObject({
     quota: z.string().max(253).optional().describe('The ResourceQuota that is used up; absent: another refusal.'),
+    reason: z
+      .string()
+      .max(64)
+      .optional()
+      .describe('ChildRefused, WebhookFailed or CreateFailed; absent when a ResourceQuota is used up.'),
     message: z.string().max(2048).describe('What was refused, in the API server’s words.'),
     releases: z
       .int32()

@@ -7,5 +7,5 @@ export interface Blocker {
   /** It ends without any action of the user. */
   temporary?: true;
   /** Set if the API server refused an object. */
-  refusal?: { quota?: string; message: string };
+  refusal?: { quota?: string; reason?: string; message: string };
 }

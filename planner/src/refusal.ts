@@ -48,17 +48,13 @@ export function refusalBlocker({ kind, name, message, failed }: RefusedChild): B
   const text = exceeded
     ? `ResourceQuota ${quota} refuses ${kind} ${name}: ${exceeded[2]}`
     : `${kind} ${name}: ${message}`;
+  const reason =
+    failed === undefined ? Reason.childRefused : WEBHOOK.test(message) ? Reason.webhookFailed : Reason.createFailed;
+  const refused = quota === undefined ? { reason } : { quota };
   return {
-    reason:
-      quota !== undefined
-        ? Reason.quotaExceeded
-        : failed === undefined
-          ? Reason.childRefused
-          : WEBHOOK.test(message)
-            ? Reason.webhookFailed
-            : Reason.createFailed,
+    reason: reasonOf(refused),
     message: text,
-    refusal: { ...(quota !== undefined && { quota }), message: truncate(text, MAX_MESSAGE) },
+    refusal: { ...refused, message: truncate(text, MAX_MESSAGE) },
     // The quota is free again when other pods end.
     ...(quota !== undefined && { temporary: true }),
   };
@@ -125,8 +121,8 @@ const release = (view: JobView, reason: string, message: string, refusal: Refuse
 });
 
 /** The reason of a refusal that the status holds. */
-const reasonOf = ({ quota }: RefusedObject): string =>
-  quota === undefined ? Reason.childRefused : Reason.quotaExceeded;
+const reasonOf = ({ quota, reason }: Pick<Refusal, 'quota' | 'reason'>): string =>
+  quota === undefined ? (reason ?? Reason.childRefused) : Reason.quotaExceeded;
 
 /** The wait after a release. */
 export function awaitNextTry(view: JobView): Stage | null {

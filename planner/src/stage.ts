@@ -21,7 +21,7 @@ import { ConditionType, Reason } from './reasons.ts';
 import { backoffEnd, decideRestart } from './restarts.ts';
 
 /** What the API server refused. */
-export type RefusedObject = Pick<Refusal, 'quota' | 'message'>;
+export type RefusedObject = Pick<Refusal, 'quota' | 'reason' | 'message'>;
 
 /** The state of a job, decided again in every plan. */
 export type Stage =

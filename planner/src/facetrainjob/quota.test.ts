@@ -190,6 +190,24 @@ test('the delay between the tries of a gang grows to five minutes', () => {
   assert.match(ready(job).message, /^(the gang|ResourceQuota q)/);
 });
 
+for (const [reason, message] of Object.entries({
+  WebhookFailed: 'Internal error occurred: failed calling webhook "pods.example": connection refused',
+  CreateFailed: 'etcdserver: request timed out',
+}))
+  test(`a gang that let go of its pods because of ${reason} says so until it tries again`, () => {
+    const job = new Simulator(makeJob().replicas(2).observe());
+    job.admit = ({ kind, metadata: { name } }) =>
+      kind === 'Pod' && name.endsWith('-1') ? { message, failed: true } : null;
+    for (let seconds = 0; seconds < 80; seconds += 5) {
+      job.tick();
+      job.advance(5);
+      job.removeDeletedPods();
+    }
+    assert.equal(job.trainJob.status.refusal?.releases, 1);
+    assert.equal(ready(job).reason, reason);
+    assert.match(ready(job).message, /^the gang has let go of its pods once; it tries again at /);
+  });
+
 describe('deadlines run while a quota refuses the pods', () => {
   const noPods = (spec: object) => new Namespace(0).add(1, spec);
   test('pendingDeadlineSeconds', () => {

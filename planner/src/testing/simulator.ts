@@ -67,8 +67,8 @@ export class Simulator {
   readonly folder: CheckpointFolder;
   /** Every process of rank 0 that was ever started, with the uid of its pod. */
   readonly processes: { pod: string; process: WriterProcess }[] = [];
-  /** The API server's admission: why an object must not be created; null: it may be. */
-  admit: (object: ChildObject) => string | null = () => null;
+  /** The API server's admission: why an object is not created; null: it is. */
+  admit: (object: ChildObject) => string | Pick<RefusedChild, 'message' | 'failed'> | null = () => null;
   /** Other input of the planner of the FaceTrainJob. */
   observeMore: () => Partial<ObservedFaceTrainJob> = () => ({});
   /** What was refused since the last plan of the FaceTrainJob. */
@@ -193,9 +193,10 @@ export class Simulator {
 
   /** As an executor, notes the first object that is refused, and stops. */
   private isRefused(action: Action): boolean {
-    const message = action.type === 'create' ? this.admit(action.object) : null;
-    if (message === null || action.type !== 'create') return false;
-    this.refused = { kind: action.object.kind, name: action.object.metadata.name, message };
+    const answer = action.type === 'create' ? this.admit(action.object) : null;
+    if (answer === null || action.type !== 'create') return false;
+    const refusal = typeof answer === 'string' ? { message: answer } : answer;
+    this.refused = { kind: action.object.kind, name: action.object.metadata.name, ...refusal };
     return true;
   }
 
