@@ -285,7 +285,7 @@ test('in one namespace, the Role is sufficient and minimal; other namespaces are
   await upgrade(plane, namespace, values);
   const proxy = await startOperator(t, namespace, namespace);
   await exerciseAll(namespace, proxy);
-  // A Role cannot allow nodes: the operator tries once, and works without.
+  // A Role cannot allow nodes: the operator tries now and then, and works without.
   assert.deepEqual(
     refusedOf(proxy).filter(({ url }) => !url.startsWith('/api/v1/nodes')),
     [],
