@@ -151,23 +151,23 @@ test('an artifact is complete, listed in its manifest, and published', async () 
 });
 
 /** Runs the quantizer as its pod does. @returns its exit code, termination message and output */
-async function runProgram(publish: QuantizeConfig['publish'], env: Record<string, string> = {}) {
+async function runProgram(change: Partial<QuantizeConfig>, env: Record<string, string> = {}) {
   const files = {
     FACETRAIN_CONFIG: join(scratch, 'config.json'),
     FACETRAIN_TERMINATION_MESSAGE: join(scratch, 'termination.json'),
   };
-  await writeFile(files.FACETRAIN_CONFIG, JSON.stringify(config({ publish })));
+  await writeFile(files.FACETRAIN_CONFIG, JSON.stringify(config(change)));
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
     [join(import.meta.dirname, '..', 'main.ts'), 'quantize'],
-    { env: { ...process.env, ...files, ...env }, encoding: 'utf8' },
+    { env: { ...process.env, ...files, ...env }, encoding: 'utf8', timeout: 120_000, killSignal: 'SIGKILL' },
   );
   return { status, message: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), output: stdout + stderr };
 }
 
 test('the termination message has the artifact or the error, and no output has a credential', async () => {
   const publish = server.address('s3://models/program');
-  const done = await runProgram(publish);
+  const done = await runProgram({ publish });
   assert.equal(done.status, ExitCode.success, done.output);
   const { artifact } = TerminationResult.parse(JSON.parse(done.message));
   const published = await contents(join(scratch, 'out'));
@@ -184,7 +184,7 @@ test('the termination message has the artifact or the error, and no output has a
     { AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' },
     { AWS_ACCESS_KEY_ID: 'an-id-that-is-wrong', AWS_SECRET_ACCESS_KEY: 'a-secret-that-is-wrong' },
   ]) {
-    const failed = await runProgram(publish, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
+    const failed = await runProgram({ publish }, { FACETRAIN_LOG_LEVEL: 'trace', ...wrong });
     assert.equal(failed.status, ExitCode.refused, failed.output);
     const { code, message } = TerminationMessage.parse(JSON.parse(failed.message));
     assert.equal(code, 'StorageFailed');
@@ -396,6 +396,21 @@ test('files of other programs that have the names of an artifact’s are refused
     assert.equal(await readFile(join(out, name), 'utf8'), content);
     await rm(join(out, name));
   }
+});
+
+test('a quantizer ends with its error while a file operation hangs', async () => {
+  const fifo = join(scratch, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  const missing = { path: join(scratch, 'missing.onnx'), channelOrder: 'rgb' } as const;
+  const { status, message, output } = await runProgram(
+    { model: missing },
+    {
+      NODE_OPTIONS: `--import ${join(import.meta.dirname, '..', 'testing', 'hanging-storage.ts')}`,
+      FACETRAIN_TEST_FIFO: fifo,
+    },
+  );
+  assert.equal(status, ExitCode.refused, output);
+  assert.match(message, /missing\.onnx/);
 });
 
 test('a full disk is an error with the path, and no file is half-written', async () => {

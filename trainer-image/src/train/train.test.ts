@@ -1,11 +1,12 @@
 /** Training with real processes: ranks over Gloo on the loopback, on a few faces. */
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   ExitCode,
   Progress,
@@ -401,6 +402,18 @@ test('a rank that waits for others stops at once on SIGTERM', async () => {
   ranks[0]!.kill('SIGTERM');
   assert.equal(await ranks[0]!.ended, 143);
   assert(performance.now() - stoppedAt < 15_000);
+});
+
+test('ranks end with their error while a file operation hangs', async () => {
+  const { folder, config } = await job(() => ({ globalBatchSize: 5 }));
+  const fifo = join(folder, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  const env = { NODE_OPTIONS: preload('hanging-storage.ts'), FACETRAIN_TEST_FIFO: fifo };
+  const ranks = await startGang(folder, config, 2, env);
+  const refused = Promise.all(ranks.map(({ ended }) => ended));
+  const codes = await Promise.race([refused, delay(60_000, 'the ranks are still there', { ref: false })]);
+  assert.deepEqual(codes, [2, 2]);
+  for (const rank of ranks) assert.equal(failure(rank).code, 'InvalidConfig');
 });
 
 test('a loss that is not finite ends training on every rank, without a model', async () => {
