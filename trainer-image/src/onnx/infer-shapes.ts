@@ -4,7 +4,7 @@
  */
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { computedIntegers } from './known-integers.ts';
-import { SHAPE_RULES } from './shape-rules.ts';
+import { SHAPE_RULES, splitShapes } from './shape-rules.ts';
 
 /** Longer lists of integers are data, not shapes. */
 const LONGEST_SHAPE = 64;
@@ -36,6 +36,10 @@ export class ShapeInference {
     const output = node.outputs[0]!;
     const shape = Object.hasOwn(SHAPE_RULES, node.op) ? SHAPE_RULES[node.op]!(node, known) : undefined;
     if (shape?.every((dim) => Number.isSafeInteger(dim) && dim >= 0)) this.shapes.set(output, shape);
+    if (node.op === 'Split')
+      splitShapes(node, known)?.forEach((part, i) => {
+        this.shapes.set(node.outputs[i]!, part);
+      });
     const values = computedIntegers(node, known);
     if (values && values.length <= LONGEST_SHAPE) {
       this.integers.set(output, values);

@@ -5,6 +5,9 @@
 import type { GraphNode } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 
+/** Longer lists are data, not shapes. */
+const LONGEST_LIST = 64;
+
 /** What is known of a node's inputs, in their order. */
 export interface KnownInputs {
   shapes: (number[] | undefined)[];
@@ -61,6 +64,21 @@ export function computedIntegers(
       return elementwise(x, y, (a, b) => a * b);
     case 'Div':
       return elementwise(x, y, (a, b) => Math.trunc(a / b));
+    case 'Max':
+      return elementwise(x, y, Math.max);
+    case 'Min':
+      return elementwise(x, y, Math.min);
+    case 'Equal':
+      return elementwise(x, y, (a, b) => Number(a === b));
+    case 'Where': {
+      const [, , z] = inputs;
+      const chosen = y && z && elementwise(x, y, (condition, value) => (condition ? value : NaN));
+      return chosen && elementwise(chosen, z, (value, other) => (Number.isNaN(value) ? other : value));
+    }
+    case 'ConstantOfShape':
+      return x.length === 1 && x[0]! <= LONGEST_LIST
+        ? new Array<number>(x[0]!).fill(intAttribute(node, 'value', 0))
+        : undefined;
     default:
       return undefined;
   }

@@ -79,6 +79,8 @@ export const AttributeType = {
   FLOATS: 6,
   INTS: 7,
   STRINGS: 8,
+  TENSORS: 9,
+  GRAPHS: 10,
 } as const;
 
 /** TensorProto.DataType, by number. */
@@ -115,6 +117,14 @@ export type DataType = (typeof DATA_TYPES)[number];
 
 export function dataTypeNumber(type: DataType): number {
   return DATA_TYPES.indexOf(type);
+}
+
+/** TensorProto.DataLocation.EXTERNAL. */
+const EXTERNAL = 1;
+
+/** Whether a tensor's data is in another file. */
+export function isExternal({ dataLocation, externalData }: TensorProto): boolean {
+  return dataLocation === EXTERNAL || (externalData?.length ?? 0) > 0;
 }
 
 const one = (type: string, id: number) => ({ type, id });

@@ -1,7 +1,17 @@
 /** Reads the nodes of an ONNX file as they are in the file; normalize.ts brings them into one form. */
 import type { FacetrainError } from '@facetrain/api';
 import type { GraphNode, Tensor } from '@facetrain/native';
-import { type AttributeProto, AttributeType, type NodeProto, type TensorProto, toBigInt, toNumber } from './proto.ts';
+import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from './operators.ts';
+import {
+  type AttributeProto,
+  AttributeType,
+  dataTypeNumber,
+  type NodeProto,
+  type TensorProto,
+  toBigInt,
+  toNumber,
+} from './proto.ts';
+import { decodeTensor } from './tensor.ts';
 
 /** Makes the error of a refused file. */
 export type Refuse = (found: string, allowed: string, code?: 'InvalidModel' | 'UnsupportedOperator') => FacetrainError;
@@ -36,7 +46,10 @@ export function graphNode(node: NodeProto, constants: Map<string, TensorProto | 
     inputs = inputs.slice(0, 1);
     outputs = outputs.slice(0, 1);
   }
-  if (!inputs[0]) throw refuse(`node "${node.name}" (${node.opType}) reads nothing`, 'operators that work on a value');
+  const subgraph = node.attribute.find(({ type }) => type === AttributeType.GRAPH || type === AttributeType.GRAPHS);
+  if (subgraph) throw notSupported(node, refuse);
+  if (node.opType === 'ConstantOfShape') return constantOfShape(node, refuse);
+  if (!inputs[0]) throw notSupported(node, refuse);
   const attributes = Object.fromEntries(
     node.attribute.map((attribute) => [attribute.name, attributeValue(attribute, node, refuse)]),
   );
@@ -52,6 +65,30 @@ export function graphNode(node: NodeProto, constants: Map<string, TensorProto | 
     inputs: withoutTrailingEmpty(inputs),
     outputs: withoutTrailingEmpty(outputs),
     attributes,
+  };
+}
+
+/** The error of an operator that no command knows. */
+function notSupported(node: NodeProto, refuse: Refuse): FacetrainError {
+  return refuse(
+    `node "${node.name}" (${node.opType}): operator ${node.opType} is not supported`,
+    `one of ${[...CANONICAL_OPERATORS, ...FLOAT_OPERATORS].toSorted().join(', ')}`,
+    'UnsupportedOperator',
+  );
+}
+
+/** ConstantOfShape, whose value is a tensor of one number: a Graph has it as the attributes `value` and `type`. */
+function constantOfShape(node: NodeProto, refuse: Refuse): GraphNode {
+  const tensor = node.attribute.find(({ name }) => name === 'value')?.t;
+  const { data } = tensor ? decodeTensor({ ...tensor, dims: [] }, node.name, 'value') : { data: Float32Array.of(0) };
+  const type = dataTypeNumber(data instanceof Float32Array ? 'FLOAT' : 'INT64');
+  if (!node.input[0]) throw notSupported(node, refuse);
+  return {
+    name: node.name,
+    op: node.opType,
+    inputs: [node.input[0]],
+    outputs: node.output.slice(0, 1),
+    attributes: { value: Number(data[0]), type },
   };
 }
 
@@ -98,7 +135,7 @@ function shortest(value: number): number {
 /**
  * Makes node names unique: a node without one gets operator and position, a repeated name gets a number appended.
  */
-export function nameNodes(nodes: GraphNode[]): void {
+export function nameNodes(nodes: { name: string; op: string }[]): void {
   const taken = new Set(nodes.map(({ name }) => name));
   const seen = new Set(['']);
   const copies = new Map<string, number>();

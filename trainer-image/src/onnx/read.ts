@@ -3,15 +3,24 @@
  * operator set.
  *
  * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow,
- * functions, external data, operators of other domains) is refused by name. normalize.ts translates what exporters
+ * functions, operators of other domains) is refused by name. normalize.ts translates what exporters
  * write differently.
  */
 import { readFile, stat } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
+import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
 import { normalize } from './normalize.ts';
-import { DATA_TYPES, decodeModel, type ModelProto, type TensorProto, toNumber, type ValueInfoProto } from './proto.ts';
+import {
+  DATA_TYPES,
+  decodeModel,
+  type ModelProto,
+  type NodeProto,
+  type TensorProto,
+  toNumber,
+  type ValueInfoProto,
+} from './proto.ts';
 import { checkOrder, constantOf, graphNode, nameNodes, type Refuse } from './read-nodes.ts';
 import { decodeTensor } from './tensor.ts';
 
@@ -22,6 +31,15 @@ export interface OnnxModel {
   opsets: Record<string, number>;
   producer: { name: string; version: string };
   metadata: Record<string, string>;
+  /** What the file computes and the graph does not, each a sentence for people (normalize.ts). */
+  removed: string[];
+  /** Paths of the files beside the model that hold weights (ONNX, external data). */
+  externalFiles: string[];
+}
+
+export interface ReadOptions {
+  /** The output that is the embedding; absent or null: the only one. */
+  output?: string | null | undefined;
 }
 
 /**
@@ -33,8 +51,11 @@ export const NEWEST_OPSET = 28;
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
 
-/** @throws FacetrainError InvalidModel, UnsupportedOperator, or StorageFailed when the file cannot be read */
-export async function readOnnx(path: string): Promise<OnnxModel> {
+/**
+ * Reads a model and the weights that it keeps in files beside it.
+ * @throws FacetrainError InvalidModel, UnsupportedOperator, or StorageFailed when a file cannot be read
+ */
+export async function readOnnx(path: string, options: ReadOptions = {}): Promise<OnnxModel> {
   let bytes: Uint8Array;
   try {
     // A device or a pipe may never end.
@@ -51,18 +72,32 @@ export async function readOnnx(path: string): Promise<OnnxModel> {
       cause,
     });
   }
-  return parseOnnx(bytes, path);
+  const refuse = refusal(path);
+  const model = decode(bytes, refuse);
+  const externalFiles = await loadExternalData(model.graph, path, LARGEST_FILE - bytes.length, refuse);
+  return { ...modelOf(model, path, options), externalFiles };
 }
 
 /**
  * Weights may be views of `bytes`: do not change them afterwards.
  * @param subject the file's name, for messages
- * @throws FacetrainError InvalidModel or UnsupportedOperator
+ * @throws FacetrainError InvalidModel or UnsupportedOperator; also for weights in another file
  */
-export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
-  const refuse: Refuse = (found, allowed, code = 'InvalidModel') =>
+export function parseOnnx(bytes: Uint8Array, subject: string, options: ReadOptions = {}): OnnxModel {
+  return { ...modelOf(decode(bytes, refusal(subject)), subject, options), externalFiles: [] };
+}
+
+const refusal =
+  (subject: string): Refuse =>
+  (found, allowed, code = 'InvalidModel') =>
     new FacetrainError({ code, subject, found, allowed });
-  const model = decode(bytes, refuse);
+
+function modelOf(
+  model: ReturnType<typeof decode>,
+  subject: string,
+  { output }: ReadOptions,
+): Omit<OnnxModel, 'externalFiles'> {
+  const refuse = refusal(subject);
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);
   if (model.functions?.length)
@@ -71,15 +106,14 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
 
   const constants = new Map<string, TensorProto | Tensor>();
   for (const tensor of proto.initializer) constants.set(tensor.name, tensor);
-  const inputInfo = onlyOne(
+  const inputInfo = onlyInput(
     proto.input.filter(({ name }) => !constants.has(name)),
-    'input',
     refuse,
   );
-  const outputInfo = onlyOne(proto.output, 'output', refuse);
+  const outputInfo = chosenOutput(proto.output, output, refuse);
 
   const nodes: GraphNode[] = [];
-  for (const node of proto.node) {
+  for (const node of named(proto.node)) {
     if (node.domain && node.domain !== 'ai.onnx')
       throw refuse(
         `node "${node.name}" is ${node.opType} of domain ${node.domain}`,
@@ -89,7 +123,7 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
     const first = node.output[0];
     if (!node.opType || !first)
       throw refuse(
-        `a node "${node.name}" has ${node.opType ? 'no output' : 'no operator'}`,
+        `node "${node.name}" has ${node.opType ? 'no output' : 'no operator'}`,
         'nodes as onnx.checker accepts them',
       );
     if (node.opType === 'Constant') constants.set(first, constantOf(node, refuse));
@@ -97,7 +131,6 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
       constants.set(first, constants.get(node.input[0]!)!);
     else nodes.push(graphNode(node, constants, refuse));
   }
-  nameNodes(nodes);
   checkOrder(nodes, inputInfo.name, constants, outputInfo.name, refuse);
 
   const initializers = new Map<string, Tensor>();
@@ -113,7 +146,7 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
     nodes,
     initializers: Object.fromEntries(initializers),
   };
-  const graph = normalize(asWritten, { opset: opsets['']!, fixedBatch, subject });
+  const { graph, removed } = normalize(asWritten, { opset: opsets['']!, fixedBatch, subject });
   graph.output.dim = embeddingLength(graph, outputInfo, refuse);
   checkFinite(graph, subject);
 
@@ -123,7 +156,15 @@ export function parseOnnx(bytes: Uint8Array, subject: string): OnnxModel {
     opsets,
     producer: { name: model.producerName, version: model.producerVersion },
     metadata: Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value])),
+    removed,
   };
+}
+
+/** The nodes with a name each, so that a message about any of them says which it is. */
+function named(nodes: NodeProto[]): NodeProto[] {
+  const renamed = nodes.map((node) => ({ name: node.name, op: node.opType }));
+  nameNodes(renamed);
+  return nodes.map((node, i) => ({ ...node, name: renamed[i]!.name }));
 }
 
 /** @throws FacetrainError InvalidModel for a weight that is NaN or infinite; only Clip's bounds may be infinite */
@@ -157,6 +198,7 @@ function decode(bytes: Uint8Array, refuse: Refuse): ModelProto & { graph: NonNul
     throw refuse('is a Git LFS pointer', `${allowed}; fetch it with git lfs pull`);
   if (start.startsWith('PK\x03\x04'))
     throw refuse('is a ZIP archive', `${allowed}; a PyTorch checkpoint must be exported first (torch.onnx.export)`);
+  if (start.startsWith('\x1f\x8b')) throw refuse('is compressed by gzip', `${allowed}; unpack it with gunzip`);
   if (start.startsWith('{')) throw refuse('is text', allowed);
   let model: ModelProto;
   try {
@@ -183,32 +225,59 @@ function checkOpsets(model: ModelProto, refuse: Refuse): Record<string, number> 
   return opsets;
 }
 
-function onlyOne(infos: ValueInfoProto[], what: 'input' | 'output', refuse: Refuse): ValueInfoProto {
+function onlyInput(infos: ValueInfoProto[], refuse: Refuse): ValueInfoProto {
   const [first, ...more] = infos;
-  if (!first) throw refuse(`has no ${what}`, `one ${what}`);
+  if (!first) throw refuse('has no input', 'one input, the picture');
   if (more.length)
-    throw refuse(
-      `has ${infos.length} ${what}s: ${infos.map(({ name }) => name).join(', ')}`,
-      what === 'input' ? 'one input, the picture' : 'one output, the embedding',
-    );
+    throw refuse(`has ${infos.length} inputs: ${infos.map(({ name }) => name).join(', ')}`, 'one input, the picture');
   return first;
+}
+
+/** The output that is the embedding. Of several, none is guessed: a wrong one would train and quantize as well. */
+function chosenOutput(infos: ValueInfoProto[], name: string | null | undefined, refuse: Refuse): ValueInfoProto {
+  const list = infos.map((info) => `"${info.name}" ${shownShape(info)}`).join(', ');
+  const [first, ...more] = infos;
+  if (!first) throw refuse('has no output', 'one output, the embedding');
+  if (name !== null && name !== undefined) {
+    const chosen = infos.find((info) => info.name === name);
+    if (!chosen) throw refuse(`has no output "${name}"`, `one of its outputs: ${list}`);
+    return chosen;
+  }
+  if (more.length === 0) return first;
+  const vectors = infos.filter((info) => {
+    const dims = declaredDims(info);
+    return dims?.length === 2 && dims[1] !== 1;
+  });
+  const likely = vectors.length === 1 ? `; "${vectors[0]!.name}" is probably the embedding` : '';
+  throw refuse(
+    `has ${infos.length} outputs: ${list}${likely}`,
+    'name the embedding: --output NAME, or model.output in a manifest (model.onnx.output of a FaceTrainJob)',
+  );
+}
+
+/** Sizes as the file declares them, 0 for one that is not known; undefined without a declared shape. */
+function declaredDims({ type }: ValueInfoProto): number[] | undefined {
+  return type?.tensorType?.shape?.dim?.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
+}
+
+function shownShape({ type }: ValueInfoProto): string {
+  const dims = type?.tensorType?.shape?.dim;
+  if (!dims) return 'of unknown shape';
+  return `[${dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?')).join(', ')}]`;
 }
 
 const HELP_INPUT = 'a picture [N, channels, height, width] of float32 with a fixed size, such as [N, 3, 112, 112]';
 
 /** The input, and the batch size of the file's input; null when it is free. */
-function pictureInput(
-  { name, type }: ValueInfoProto,
-  refuse: Refuse,
-): { input: Graph['input']; fixedBatch: number | null } {
+function pictureInput(info: ValueInfoProto, refuse: Refuse): { input: Graph['input']; fixedBatch: number | null } {
+  const { name, type } = info;
   const elemType = type?.tensorType?.elemType ?? 0;
   const elementType = DATA_TYPES[elemType] ?? String(elemType);
   if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE'].includes(elementType))
     throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
   const [batch, ...sizes] = dims.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
-  const named = dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?'));
-  const shown = `input "${name}" has shape [${named.join(', ')}]`;
+  const shown = `input "${name}" has shape ${shownShape(info)}`;
   if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE)) throw refuse(shown, HELP_INPUT);
   const [channels, height, width] = sizes as [number, number, number];
   if (channels > 4 && width <= 4) throw refuse(`${shown}, channels last`, `${HELP_INPUT}, channels first`);
@@ -216,11 +285,9 @@ function pictureInput(
 }
 
 /** Length of the embedding by shape inference; as the file declares it, where an operator has no shape rule. */
-function embeddingLength(graph: Graph, { name, type }: ValueInfoProto, refuse: Refuse): number {
-  const declared = type?.tensorType?.shape?.dim?.map(({ dimValue }) =>
-    dimValue === undefined ? 0 : toNumber(dimValue),
-  );
-  const shape = inferShapes(graph, 1).get(name) ?? declared ?? [];
+function embeddingLength(graph: Graph, info: ValueInfoProto, refuse: Refuse): number {
+  const { name } = info;
+  const shape = inferShapes(graph, 1).get(name) ?? declaredDims(info) ?? [];
   const dim = shape[1] ?? 0;
   const shown = ['N', ...shape.slice(1).map((size) => size || '?')].join(', ');
   if (shape.length !== 2 || !(dim > 0)) throw refuse(`output "${name}" has shape [${shown}]`, 'an embedding [N, d]');

@@ -137,6 +137,28 @@ const slice: ShapeRule = (_, { shapes: [x], integers: [, starts, ends, axes, ste
   return dims;
 };
 
+const gather: ShapeRule = (node, { shapes: [x, indices] }) => {
+  if (!x || !indices) return undefined;
+  const axis = axisIndex(intAttribute(node, 'axis', 0), x.length);
+  return [...x.slice(0, axis), ...indices, ...x.slice(axis + 1)];
+};
+
+const expand: ShapeRule = (node, { shapes: [x], integers: [, target] }) =>
+  target && broadcast(node, { shapes: [x, target], integers: [] });
+
+const constantOfShape: ShapeRule = (_, { integers: [target] }) => target;
+
+/** The shapes of all outputs of a Split, which has several; undefined when they are not known. */
+export function splitShapes(node: GraphNode, { shapes: [x], integers: [, sizes] }: KnownInputs) {
+  if (!x) return undefined;
+  const axis = axisIndex(intAttribute(node, 'axis', 0), x.length);
+  const parts = node.outputs.length;
+  const part = Math.ceil(x[axis]! / parts);
+  const lengths = node.inputs[1] ? sizes : Array.from({ length: parts }, (_, i) => Math.min(part, x[axis]! - i * part));
+  if (lengths?.length !== parts || lengths.some((length) => !(length >= 0))) return undefined;
+  return lengths.map((length) => x.map((dim, i) => (i === axis ? length : dim)));
+}
+
 /** Operators whose output has the shape of their first input. */
 const SHAPE_KEEPING = `
   Abs BatchNormalization Cast Ceil Clip DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish
@@ -171,4 +193,8 @@ export const SHAPE_RULES: Record<string, ShapeRule> = {
   ReduceSum: reduceSum,
   Pad: pad,
   Slice: slice,
+  Gather: gather,
+  Expand: expand,
+  ConstantOfShape: constantOfShape,
+  Split: (node, known) => splitShapes(node, known)?.[0],
 };

@@ -2,7 +2,15 @@
 /** TensorProto to Tensor and back. Data may be raw or typed; floats of 16 and 64 bits become float32. */
 import { FacetrainError } from '@facetrain/api';
 import type { Tensor, TypedArray } from '@facetrain/native';
-import { DATA_TYPES, type DataType, dataTypeNumber, type TensorProto, toBigInt, toNumber } from './proto.ts';
+import {
+  DATA_TYPES,
+  type DataType,
+  dataTypeNumber,
+  isExternal,
+  type TensorProto,
+  toBigInt,
+  toNumber,
+} from './proto.ts';
 
 /**
  * How each element type becomes an array of a Graph. Raw data is little-endian, as are all machines that Node supports.
@@ -66,7 +74,8 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
 export function decodeTensor(tensor: TensorProto, name: string, subject: string): Tensor {
   const invalid = (found: string, allowed: string) =>
     new FacetrainError({ code: 'InvalidModel', subject, found: `tensor "${name}" ${found}`, allowed });
-  if (tensor.dataLocation === 1 || tensor.externalData?.length) {
+  // readOnnx has loaded what is in other files; parseOnnx has bytes alone.
+  if (isExternal(tensor)) {
     const file = tensor.externalData?.find(({ key }) => key === 'location')?.value;
     throw invalid(
       `keeps its data in another file${file ? ` (${file})` : ''}`,

@@ -60,7 +60,7 @@ export function translateNode(node: GraphNode, context: Context): void {
       break;
     case 'Pad':
       if (opset < 11) attributesToInputs(node, { pads: 'ints', value: 'float' }, context);
-      if (node.inputs[3]) throw refuse(node, 'pads chosen axes', 'pads for every axis');
+      if (node.inputs[3]) nameAllPads(node, context);
       break;
     case 'ReduceL1':
     case 'ReduceL2':
@@ -76,7 +76,7 @@ export function translateNode(node: GraphNode, context: Context): void {
       if (opset < 13) checkSoftmaxAxis(node, context);
       break;
     case 'BatchNormalization':
-      if (attributes.spatial === 0)
+      if (attributes.spatial === 0 && !hasStatisticsPerChannel(node, context))
         throw refuse(node, 'normalizes every position by itself (spatial = 0)', 'one mean and variance per channel');
       delete attributes.spatial;
       delete attributes.training_mode;
@@ -109,6 +109,12 @@ export function translateNode(node: GraphNode, context: Context): void {
   }
 }
 
+/** MXNet's exporter writes spatial = 0, "statistics for every position", and has one for each channel (as ONNX Runtime). */
+function hasStatisticsPerChannel(node: GraphNode, { batches: [{ shapes }] }: Context): boolean {
+  const channels = shapes.get(node.inputs[0]!)?.[1];
+  return node.inputs.slice(1).every((name) => shapes.get(name)?.join() === String(channels));
+}
+
 /** Turns attributes into inputs, in the given order. A missing one between two others gets the empty name. */
 function attributesToInputs(
   node: GraphNode,
@@ -126,6 +132,23 @@ function attributesToInputs(
     throw refuse(node, `has ${name} ${value}`, form === 'ints' ? 'a list of integers' : 'a number');
   });
   node.inputs = [...node.inputs.slice(0, 1), ...added.slice(0, added.findLastIndex(Boolean) + 1)];
+}
+
+/** Pads of chosen axes (operator set 18) as pads of all. */
+function nameAllPads(node: GraphNode, { batches: [{ shapes, integers }], constant, refuse }: Context): void {
+  const [data, padsName, value, axesName] = node.inputs as [string, string, string, string];
+  const rank = shapes.get(data)?.length;
+  const [pads, axes] = [integers.get(padsName), integers.get(axesName)];
+  if (!rank || !pads || !axes || pads.length !== 2 * axes.length)
+    throw refuse(node, 'computes its pads', 'constant pads');
+  const all = new Array<number>(2 * rank).fill(0);
+  axes.forEach((axis, i) => {
+    const at = axis < 0 ? axis + rank : axis;
+    all[at] = pads[i]!;
+    all[at + rank] = pads[i + axes.length]!;
+  });
+  if (all.length !== 2 * rank) throw refuse(node, `pads axes ${axes.join(', ')}`, `axes of ${rank}`);
+  node.inputs = [data, constant(`${node.name}.pads`, int64Tensor(all)), ...(value ? [value] : [])];
 }
 
 /** Names the axes of a Squeeze of all axes of size 1, without the batch, which may be 1. */

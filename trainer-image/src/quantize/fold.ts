@@ -28,7 +28,7 @@ function foldIntoProducers(operations: Operation[], output: string): Operation[]
       operation.kind === 'affine' && readers.get(operation.input) === 1 ? producers.get(operation.input) : undefined;
     if (
       operation.kind === 'affine' &&
-      (producer?.kind === 'conv' || producer?.kind === 'fc' || producer?.kind === 'affine')
+      (producer?.kind === 'affine' || (isWeighted(producer) && producer.bias.length === operation.scale.length))
     ) {
       const merged = {
         ...(producer.kind === 'affine'
@@ -46,10 +46,17 @@ function foldIntoProducers(operations: Operation[], output: string): Operation[]
   return result;
 }
 
+function isWeighted(operation: Operation | undefined): operation is Weighted {
+  return operation?.kind === 'conv' || operation?.kind === 'fc';
+}
+
 function affineAfterAffine(first: AffineMap, second: AffineMap): AffineMap {
-  const scale = first.scale.map((value, channel) => value * second.scale[channel]!);
-  const offset = first.offset.map((value, channel) => value * second.scale[channel]! + second.offset[channel]!);
-  return { ...first, scale, offset };
+  // Behind a Flatten, the second map has a number for each of a channel's values.
+  const perChannel = second.scale.length / first.scale.length;
+  const before = (values: Float32Array, index: number) => values[Math.floor(index / perChannel)]!;
+  const scale = second.scale.map((value, index) => before(first.scale, index) * value);
+  const offset = second.offset.map((value, index) => before(first.offset, index) * second.scale[index]! + value);
+  return { ...second, name: first.name, input: first.input, scale, offset };
 }
 
 function affineAfterWeights<T extends Weighted>(layer: T, { scale, offset }: AffineMap): T {

@@ -11,10 +11,12 @@ import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/nat
 import { elementCount, inputsOf, outputShape } from './layer-shapes.ts';
 import { Operands, type Value } from './onnx-operands.ts';
 
-/** y = scale·x + offset per channel. */
+/** y = scale·x + offset per channel, or per value of a flattened feature map: in front of an fc, that is as good. */
 export interface AffineMap {
   kind: 'affine';
   name: string;
+  /** The node, for messages, where there is a scale for each value of a map. */
+  perValue?: string;
   input: string;
   output: string;
   scale: Float32Array;
@@ -46,7 +48,14 @@ export function toLayerGraph({ input, output }: Graph, operations: Operation[]):
 
 function asLayer(operation: Operation): Layer {
   if (operation.kind !== 'affine') return operation;
-  const { name, input, output, scale, offset } = operation;
+  const { name, perValue, input, output, scale, offset } = operation;
+  if (perValue !== undefined)
+    throw new FacetrainError({
+      code: 'UnsupportedOperator',
+      subject: perValue,
+      found: 'a scale or an offset for each value of a feature map',
+      allowed: 'one for each channel, or in front of a Gemm or MatMul',
+    });
   return { kind: 'pointwise', name, input, output, positive: scale, negative: scale, offset };
 }
 
@@ -186,15 +195,16 @@ class OnnxReader {
   }
 
   batchNorm(node: GraphNode): void {
-    const input = this.operands.channelwise(node, 0);
+    const input = this.operands.value(node, 0);
     const [gamma, beta, mean, variance] = [1, 2, 3, 4].map((index) => this.operands.floats(node, index)) as [
       Float32Array,
       Float32Array,
       Float32Array,
       Float32Array,
     ];
-    if (gamma.length !== input.shape[0])
-      throw this.operands.unsupported(node, `${gamma.length} channels on ${input.shape[0]}`, 'one value a channel');
+    const channels = input.flat ? elementCount(input.shape) : input.shape[0];
+    if (gamma.length !== channels)
+      throw this.operands.unsupported(node, `${gamma.length} channels on ${channels}`, 'one value a channel');
     const epsilon = this.operands.number(node, 'epsilon', 1e-5);
     const scale = gamma.map((value, channel) => value / Math.sqrt(variance[channel]! + epsilon));
     const bad = scale.findIndex((value) => !Number.isFinite(value));
@@ -234,8 +244,8 @@ class OnnxReader {
       this.addLayer(node, a, { kind: 'add', name: node.name, inputs: [a.tensor, b.tensor], output: node.outputs[0]! });
       return;
     }
-    const input = this.operands.channelwise(node, constants[0] ? 1 : 0);
-    const channels = input.shape[0];
+    const input = this.operands.value(node, constants[0] ? 1 : 0);
+    const channels = input.flat ? elementCount(input.shape) : input.shape[0];
     const constant = this.operands.perChannelConstant(node, constants[0] ? 0 : 1, channels, input.flat);
     const ones = new Float32Array(channels).fill(1);
     const zeros = new Float32Array(channels);
@@ -289,7 +299,7 @@ class OnnxReader {
     this.addLayer(node, input, { kind: 'pool', name: node.name, input: input.tensor, output: node.outputs[0]! });
   }
 
-  /** Flatten, and Reshape to two dimensions: the numbers stay the same. */
+  /** Flatten, and Reshape to two dimensions or to [N, C, 1, 1]: the numbers stay the same. */
   flatten(node: GraphNode): void {
     const input = this.operands.value(node, 0);
     if (node.op === 'Flatten') {
@@ -299,6 +309,11 @@ class OnnxReader {
       const target = node.inputs[1]
         ? Array.from(this.operands.initializer(node, 1).data, Number)
         : this.operands.numbers(node, 'shape', []);
+      const [channels] = input.shape;
+      if (elementCount(input.shape) === channels && target.slice(1).join() === `${channels},1,1`) {
+        this.operands.define(node.outputs[0]!, { ...input, flat: false });
+        return;
+      }
       if (target.length !== 2 || (target[1] !== -1 && target[1] !== elementCount(input.shape))) {
         throw this.operands.unsupported(
           node,
@@ -313,7 +328,8 @@ class OnnxReader {
   /** Adds an affine map. */
   private addAffine(node: GraphNode, input: Value, scale: Float32Array, offset: Float32Array): void {
     const output = node.outputs[0]!;
-    this.operations.push({ kind: 'affine', name: node.name, input: input.tensor, output, scale, offset });
+    const perValue = scale.length === input.shape[0] ? {} : { perValue: this.operands.subject(node) };
+    this.operations.push({ kind: 'affine', name: node.name, ...perValue, input: input.tensor, output, scale, offset });
     this.operands.define(output, { ...input, tensor: output });
   }
 

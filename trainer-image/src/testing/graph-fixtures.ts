@@ -34,6 +34,19 @@ export class GraphBuilder {
     return `${name}:0`;
   }
 
+  /** A node of several outputs. Returns their names. */
+  nodeOfMany(
+    op: string,
+    inputs: (string | Tensor)[],
+    outputs: number,
+    attributes: GraphNode['attributes'] = {},
+  ): string[] {
+    this.node(op, inputs, attributes);
+    const node = this.nodes.at(-1)!;
+    node.outputs = Array.from({ length: outputs }, (_, i) => `${node.name}:${i}`);
+    return node.outputs;
+  }
+
   /** A convolution whose weights are so small that values keep their range. */
   conv(
     input: string,
