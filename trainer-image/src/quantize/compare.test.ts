@@ -86,6 +86,12 @@ describe('the gate', () => {
       failures: [],
     },
     {
+      name: 'a fall as large as the bound, by rounded accuracies',
+      bounds: { ...NONE, maxAccuracyDrop: 0.01 },
+      metrics: metrics(0.98 - 0.97, 1),
+      failures: [],
+    },
+    {
       name: 'accuracy missed',
       bounds: { ...NONE, maxAccuracyDrop: 0.01 },
       metrics: metrics(0.02, 1),
@@ -96,6 +102,18 @@ describe('the gate', () => {
       bounds: { ...NONE, minMeanCosine: 0.99 },
       metrics: metrics(0, 0.98),
       failures: ['the mean cosine of embeddings is 0.9800, less than minMeanCosine 0.99'],
+    },
+    {
+      name: 'accuracy missed by little',
+      bounds: { ...NONE, maxAccuracyDrop: 0.01 },
+      metrics: metrics(0.01003, 1),
+      failures: ['accuracy on lfw falls by 0.01003 (0.98000 to 0.96997), more than maxAccuracyDrop 0.01'],
+    },
+    {
+      name: 'cosine missed by little',
+      bounds: { ...NONE, minMeanCosine: 0.99999 },
+      metrics: metrics(0, 0.999986),
+      failures: ['the mean cosine of embeddings is 0.999986, less than minMeanCosine 0.99999'],
     },
     {
       name: 'no number',

@@ -69,19 +69,28 @@ export function summarize(
   };
 }
 
+/**
+ * An accuracy is a mean of ten shares, and rounded: 0.98 - 0.97 is more than 0.01. One pair of a million changes it by
+ * much more than this.
+ */
+const ROUNDING = 1e-12;
+
 /** Compares metrics with the bounds of a job; a bound of null is not checked. */
 export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const failures: string[] = [];
   const { maxAccuracyDrop, minMeanCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
-    if (maxAccuracyDrop === null || drop <= maxAccuracyDrop) continue;
-    const change = `${digits(drop)} (${digits(fp32.accuracy)} to ${digits(int7.accuracy)})`;
-    failures.push(`accuracy on ${set} falls by ${change}, more than maxAccuracyDrop ${maxAccuracyDrop}`);
-  }
-  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine))
+    if (maxAccuracyDrop === null || drop <= maxAccuracyDrop + ROUNDING) continue;
+    const count = digitsToTell(drop, maxAccuracyDrop);
+    const [fall, before, after] = [drop, fp32.accuracy, int7.accuracy].map((value) => value.toFixed(count));
     failures.push(
-      `the mean cosine of embeddings is ${digits(metrics.meanCosine)}, less than minMeanCosine ${minMeanCosine}`,
+      `accuracy on ${set} falls by ${fall} (${before} to ${after}), more than maxAccuracyDrop ${maxAccuracyDrop}`,
     );
+  }
+  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine)) {
+    const found = metrics.meanCosine.toFixed(digitsToTell(metrics.meanCosine, minMeanCosine));
+    failures.push(`the mean cosine of embeddings is ${found}, less than minMeanCosine ${minMeanCosine}`);
+  }
   return { maxAccuracyDrop, minMeanCosine, passed: failures.length === 0, failures };
 }
 
@@ -99,6 +108,11 @@ function mean(values: Float64Array): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-function digits(value: number): string {
-  return value.toFixed(4);
+/** How many digits after the point, at least four, show on which side of the bound a value is. */
+function digitsToTell(value: number, bound: number): number {
+  const isShown = (count: number) => Math.sign(Number(value.toFixed(count)) - bound) === Math.sign(value - bound);
+  let count = 4;
+  // A double has at most 17 digits; NaN is on no side.
+  while (count < 20 && !isShown(count)) count++;
+  return count;
 }
