@@ -535,6 +535,22 @@ test('a run.json that is damaged, or of a later version, is refused', async () =
     await assert.rejects(take(), message);
     assert.equal(await readFile(stateFile(), 'utf8'), content);
   }
+  await rm(stateFile());
+  await ENDS['stopped or killed']();
+  const whole = JSON.parse(await readFile(stateFile(), 'utf8')) as { spec: object };
+  for (const damage of [
+    { spec: null },
+    { spec: {} },
+    { spec: { ...whole.spec, checkpoint: null } },
+    { spec: { ...whole.spec, trainers: null } },
+    { spec: { ...whole.spec, quantize: {} } },
+    { uid: null },
+    { attempt: 0.5 },
+  ]) {
+    await writeFile(stateFile(), JSON.stringify({ ...whole, ...damage }));
+    for (const fresh of [false, true])
+      await assert.rejects(take(makeJob(), { fresh }), /run\.json: is not the state/, JSON.stringify(damage));
+  }
 });
 
 test('a process that holds the lock keeps others out, until it ends by whatever signal', async () => {

@@ -53,8 +53,8 @@ export function readState(file: string): RunState | FormerState | undefined {
   }
   const fields = Object(value) as Record<string, unknown>;
   if (isShapedLike(fields, FORMER)) return fields as unknown as FormerState;
-  if (fields.schemaVersion !== 2 || !isShapedLike(fields, CURRENT))
-    throw refused(file, 'is not the state of a run that this version knows');
+  const isWhole = isShapedLike(fields, CURRENT) && Number.isSafeInteger(fields.attempt) && isSpecUsable(fields.spec);
+  if (fields.schemaVersion !== 2 || !isWhole) throw refused(file, 'is not the state of a run that this version knows');
   const state = fields as unknown as RunState;
   // A field that a later version has added gets its default, and so does not count as changed.
   const spec = FaceTrainJobSpec.safeParse(state.spec);
@@ -65,7 +65,7 @@ export function readState(file: string): RunState | FormerState | undefined {
 export const writeState = (file: string, state: RunState): Promise<void> =>
   writeAtomically(file, `${JSON.stringify(state, null, 2)}\n`);
 
-/** Types of the fields, by `typeof`. */
+/** Types of the fields, by `typeof`, and null. */
 const FORMER = { uid: 'string', specSha256: 'string', finished: 'boolean', pid: 'number' };
 const CURRENT = {
   job: 'string',
@@ -74,12 +74,25 @@ const CURRENT = {
   attempt: 'number',
   trained: 'boolean',
   quantized: 'boolean',
-  ended: 'object',
+  ended: 'object|null',
   removing: 'boolean',
 };
 
-const isShapedLike = (fields: Record<string, unknown>, types: Record<string, string>): boolean =>
-  Object.entries(types).every(([name, type]) => typeof fields[name] === type);
+/** Whether a spec has what is read of it also where this version's schema refuses it. */
+function isSpecUsable(spec: unknown): boolean {
+  const { quantize } = Object(spec) as Record<string, unknown>;
+  return (
+    isShapedLike(spec, { checkpoint: 'object', trainers: 'object' }) &&
+    (quantize === undefined || isShapedLike(quantize, { quantizer: 'object' }))
+  );
+}
+
+const isShapedLike = (value: unknown, types: Record<string, string>): boolean => {
+  const fields = Object(value) as Record<string, unknown>;
+  return Object.entries(types).every(([name, type]) =>
+    type.split('|').includes(fields[name] === null ? 'null' : typeof fields[name]),
+  );
+};
 
 const refused = (file: string, found: string, cause?: unknown) =>
   new FacetrainError({
