@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { FaceTrainJob, parseDocument } from '@facetrain/api';
 import type { LocalFaceTrainJob } from '../local/process-executor.ts';
-import { makeKeptResult, makeRunResult } from './run-result.ts';
+import { makeKeptResult, makeRunResult, summary } from './run-result.ts';
 
 const job = parseDocument(
   FaceTrainJob,
@@ -60,5 +60,25 @@ test('a run without a quantization succeeds beside a damaged artifact', async ()
     await writeFile(join(out, 'int7', 'manifest.json'), content);
     const { phase, artifact } = makeKeptResult(job, paths());
     assert.deepEqual([phase, artifact], ['Succeeded', undefined], content);
+  }
+});
+
+test('the report of a missed gate is named; one of an earlier run is not', async () => {
+  for (const name of ['train-report.html', 'int7/report.html']) await writeFile(join(out, name), 'report');
+  const ended = (exitCode: number, quantizeJob: object | undefined) =>
+    ({
+      status: { attempt: 0, conditions: [{ type: 'Failed', status: 'True', message: 'GateFailed' }] },
+      failure: { exitCode },
+      quantizeJob,
+    }) as unknown as LocalFaceTrainJob;
+  const [training, quantization] = [join(out, 'train-report.html'), join(out, 'int7', 'report.html')];
+  for (const { local, reports } of [
+    { local: ended(3, {}), reports: [training, quantization] },
+    { local: ended(2, {}), reports: [training] },
+    { local: ended(2, undefined), reports: [training] },
+  ]) {
+    const result = makeRunResult(job, local, paths(), 0, 1);
+    assert.deepEqual(result.reports, reports);
+    assert.match(summary(result), new RegExp(`Reports +${reports.join(', ')}\n`));
   }
 });

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { ARTIFACT, type EvaluationReport, ExitCode, type FaceTrainJob, OUTPUT } from '@facetrain/api';
 import { type ArtifactSummary, readArtifactManifest } from '../local/artifact-manifest.ts';
 import type { LocalFaceTrainJob } from '../local/process-executor.ts';
-import type { RunPaths } from '../local/run-files.ts';
+import { hasArtifact, type RunPaths } from '../local/run-files.ts';
 import { readTrainReport } from '../local/train-report.ts';
 import { bytes, duration, percent, table } from '../terminal-output.ts';
 
@@ -37,6 +37,8 @@ export interface RunResult {
     accuracyDrop: number | null;
     evaluation: { set: string; fp32: number; int7: number }[];
   };
+  /** Paths of the reports for people; that of the quantization also when the gate was missed. */
+  reports: string[];
 }
 
 /**
@@ -46,17 +48,19 @@ export interface RunResult {
 export function makeRunResult(
   job: FaceTrainJob,
   local: LocalFaceTrainJob,
-  { out }: RunPaths,
+  { out, artifact }: RunPaths,
   firstAttempt: number | null,
   seconds: number,
 ): RunResult {
   const { status, quantizeJob } = local;
   const failed = status.conditions?.find(({ type, status: holds }) => type === 'Failed' && holds === 'True');
-  const { exitCode, killedBy } = local.failure;
+  const { exitCode: failureCode, killedBy } = local.failure;
+  const exitCode = failed ? failureCode : ExitCode.success;
+  const hasReport = quantizeJob !== undefined && (!failed || exitCode === ExitCode.gateFailed);
   return {
     job: job.metadata.name,
     phase: failed ? 'Failed' : 'Succeeded',
-    exitCode: failed ? exitCode : ExitCode.success,
+    exitCode,
     ...(failed ? { message: killedBy ? `${failed.message}; ${killedBy}` : failed.message } : {}),
     attempts: firstAttempt === null ? 0 : (status.attempt ?? 0) - firstAttempt + 1,
     restarts: {
@@ -67,6 +71,7 @@ export function makeRunResult(
     seconds,
     ...trainResult(out),
     ...artifactResult(status.artifact?.uri, quantizeJob?.manifest),
+    reports: reportsIn(out, hasReport ? artifact : undefined),
   };
 }
 
@@ -83,7 +88,14 @@ export function makeKeptResult(job: FaceTrainJob, { out, artifact }: RunPaths): 
     seconds: 0,
     ...trainResult(out),
     ...artifactResult(uri, readArtifactManifest(artifact)),
+    reports: reportsIn(out, hasArtifact(artifact) ? artifact : undefined),
   };
+}
+
+/** @param artifact the folder of a quantization of this run */
+function reportsIn(out: string, artifact: string | undefined): string[] {
+  const paths = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact, ARTIFACT.reportHtml)] : [])];
+  return paths.filter((path) => existsSync(path));
 }
 
 function trainResult(out: string): Pick<RunResult, 'train' | 'evaluation'> {
@@ -158,14 +170,12 @@ function accuracyRows({ evaluation, artifact }: RunResult): Rows {
   return rows;
 }
 
-function fileRows({ train, artifact, out }: RunResult): Rows {
+function fileRows({ train, artifact, reports }: RunResult): Rows {
   const rows: Rows = [];
   if (train && existsSync(train.model))
     rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
   const int7 = artifact?.files[ARTIFACT.model];
   if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, ARTIFACT.model)} (${bytes(int7.bytes)})`]);
-  const reports = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact.dir, ARTIFACT.reportHtml)] : [])];
-  const written = reports.filter((path) => existsSync(path));
-  if (written.length > 0) rows.push(['Reports', written.join(', ')]);
+  if (reports.length > 0) rows.push(['Reports', reports.join(', ')]);
   return rows;
 }
