@@ -80,7 +80,7 @@ const Schedule = z.strictObject({
 
 export const VerificationSet = z.strictObject({
   name: setName,
-  path: z.string().min(1).describe('An insightface .bin file: pickled (jpegs, issame).'),
+  path: z.string().min(1).describe('An insightface .bin file: pickled (pictures, issame).'),
 });
 
 export const TrainerConfig = z.strictObject({

@@ -195,7 +195,7 @@ class RecordDataset : public Dataset {
 
   Record parse_picture(const Entry& entry, std::vector<uint8_t>& joined) const {
     const Record record = parse(entry, joined);
-    if (record.image.empty()) refuse(entry, "it has no picture", "a JPEG after the header");
+    if (record.image.empty()) refuse(entry, "it has no picture", "an encoded picture after the header");
     return record;
   }
 

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "data/picture.h"
 #include "error.h"
 
 namespace facetrain {
@@ -34,8 +35,8 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
         try {
           labels.push_back(dataset.label(picture));
           if (decode > 0 && (decode >= dataset.size() || picture * decode % dataset.size() < decode)) {
-            decode_jpeg(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
-                        "InvalidDataset", dataset.name(picture));
+            decode_picture(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
+                           "InvalidDataset", dataset.name(picture));
           }
         } catch (...) {
           std::lock_guard lock(mutex);

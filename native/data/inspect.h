@@ -16,7 +16,7 @@ struct Inspection {
 
 // Reads every record's header and label on `threads` threads, and decodes `decode` pictures at even distances (all of
 // them when `decode` is the dataset's size or more). `done` counts the pictures that have been checked. Throws the
-// error of Dataset or decode_jpeg for the first invalid picture, and Cancelled soon after `cancelled` is set.
+// error of Dataset or decode_picture for the first invalid picture, and Cancelled soon after `cancelled` is set.
 Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::atomic<int64_t>& done,
                    const std::atomic<bool>& cancelled);
 

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "data/permutation.h"
+#include "data/picture.h"
 #include "error.h"
 
 namespace facetrain {
@@ -141,8 +142,8 @@ class RingLoader : public Loader {
     uint8_t* const out = batch.pixels.data() + place * picture_bytes_;
     const bool augmented = flip || dy != 0 || dx != 0;
     const auto encoded = dataset_->encoded(picture);
-    decode_jpeg(encoded, dataset_->height(), dataset_->width(), options_.bgr, augmented ? scratch.data() : out,
-                "InvalidDataset", dataset_->name(picture));
+    decode_picture(encoded, dataset_->height(), dataset_->width(), options_.bgr, augmented ? scratch.data() : out,
+                   "InvalidDataset", dataset_->name(picture));
     if (augmented) augment(scratch.data(), flip, dy, dx, out);
   }
 

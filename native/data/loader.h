@@ -25,7 +25,8 @@ class Dataset {
   virtual int width() const = 0;
   // In [0, identities()). Throws Error(InvalidDataset) for a damaged record or another label.
   virtual int64_t label(int64_t picture) const = 0;
-  // The picture as JPEG. Throws Error(InvalidDataset) naming file, record and offset when the record is damaged.
+  // The encoded picture, see picture.h. Throws Error(InvalidDataset) naming file, record and offset when the record is
+  // damaged.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
   // Asks the system to read the picture from disk in the background.
   virtual void will_need(int64_t picture) const = 0;
@@ -65,10 +66,5 @@ class Loader {
 
 // Throws Error(InvalidDataset) when the dataset has fewer pictures than a global batch.
 std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, const LoaderOptions& options);
-
-// Decodes a JPEG to out [height, width, 3]. Throws Error(code, subject, ...) when it is not an intact JPEG of that
-// size.
-void decode_jpeg(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
-                 const std::string& code, const std::string& subject);
 
 }  // namespace facetrain

@@ -8,6 +8,7 @@
 
 #include "data/inspect.h"
 #include "data/loader.h"
+#include "data/picture.h"
 #include "error.h"
 #include "node/call.h"
 #include "node/register.h"
@@ -92,8 +93,8 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
           throw Error("InvalidArgument", directory, "there is no picture " + std::to_string(picture),
                       "pictures 0 to " + std::to_string(dataset->size() - 1));
         }
-        decode_jpeg(dataset->encoded(picture), height, width, bgr, pixels.data() + i * bytes, "InvalidDataset",
-                    dataset->name(picture));
+        decode_picture(dataset->encoded(picture), height, width, bgr, pixels.data() + i * bytes, "InvalidDataset",
+                       dataset->name(picture));
       }
       return pictures_reply(static_cast<int64_t>(indices.size()), height, width, std::move(pixels));
     };
@@ -103,25 +104,25 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
 // (Uint8Array[], bgr, height, width, subject, code, first) -> {count, height, width, data}
 Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
   const auto array = info[0].As<Napi::Array>();
-  std::vector<std::vector<uint8_t>> jpegs;  // copies, because the worker's thread must not read JavaScript's memory
+  std::vector<std::vector<uint8_t>> encoded;  // copies, because the worker's thread must not read JavaScript's memory
   for (uint32_t i = 0; i < array.Length(); ++i) {
-    const auto jpeg = array.Get(i).As<Napi::Uint8Array>();
-    jpegs.emplace_back(jpeg.Data(), jpeg.Data() + jpeg.ElementLength());
+    const auto picture = array.Get(i).As<Napi::Uint8Array>();
+    encoded.emplace_back(picture.Data(), picture.Data() + picture.ElementLength());
   }
   const bool bgr = info[1].As<Napi::Boolean>();
   const int height = info[2].As<Napi::Number>().Int32Value(), width = info[3].As<Napi::Number>().Int32Value();
   const std::string subject = info[4].As<Napi::String>(), code = info[5].As<Napi::String>();
   const int64_t first = info[6].As<Napi::Number>().Int64Value();
   return start_call(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
-    return [=, jpegs = std::move(jpegs), &cancelled = worker.cancelled()]() -> Worker::Reply {
+    return [=, encoded = std::move(encoded), &cancelled = worker.cancelled()]() -> Worker::Reply {
       const size_t bytes = size_t{3} * height * width;
-      std::vector<uint8_t> pixels(jpegs.size() * bytes);
-      for (size_t i = 0; i < jpegs.size(); ++i) {
+      std::vector<uint8_t> pixels(encoded.size() * bytes);
+      for (size_t i = 0; i < encoded.size(); ++i) {
         if (cancelled) throw Cancelled();
-        decode_jpeg(jpegs[i], height, width, bgr, pixels.data() + i * bytes, code,
-                    subject + ", picture " + std::to_string(first + static_cast<int64_t>(i)));
+        decode_picture(encoded[i], height, width, bgr, pixels.data() + i * bytes, code,
+                       subject + ", picture " + std::to_string(first + static_cast<int64_t>(i)));
       }
-      return pictures_reply(static_cast<int64_t>(jpegs.size()), height, width, std::move(pixels));
+      return pictures_reply(static_cast<int64_t>(encoded.size()), height, width, std::move(pixels));
     };
   });
 }

@@ -38,7 +38,7 @@ interface DataAddon {
   ): Call<DatasetInfo> & { progress(): { done: number; total: number } };
   readPictures(directory: string, indices: Float64Array, bgr: boolean): Call<Decoded>;
   decodePictures(
-    jpegs: Uint8Array[],
+    encoded: Uint8Array[],
     bgr: boolean,
     height: number,
     width: number,
@@ -55,7 +55,7 @@ const decodedSample = 1024;
 
 /**
  * Checks every record of a dataset: that it is well formed, that its label is below the identities of `property`,
- * and, for the pictures that `decode` selects, that the JPEG is intact and of the right size.
+ * and, for the pictures that `decode` selects, that it is an intact JPEG, PNG, WebP or BMP of the right size.
  * @throws FacetrainError InvalidDataset about the first invalid record; the signal's reason once it is aborted
  */
 export async function inspectDataset(
@@ -112,13 +112,13 @@ export async function readPictures(
 }
 
 /**
- * Decodes JPEGs, color or gray.
- * @param options `code` and `subject` go into the error about a picture that is not an intact JPEG of `height` x
- *   `width` pixels. The error names the picture by its number; `first` is the number of jpegs[0].
+ * Decodes pictures: JPEG, PNG, WebP or BMP, told apart by their first bytes (native/data/picture.h says how).
+ * @param options `code` and `subject` go into the error about a picture that is not intact, or not of `height` x
+ *   `width` pixels. The error names the picture by its number; `first` is the number of encoded[0].
  * @throws FacetrainError with `code`; the signal's reason once it is aborted
  */
 export async function decodePictures(
-  jpegs: Uint8Array[],
+  encoded: Uint8Array[],
   options: {
     channelOrder: 'rgb' | 'bgr';
     height: number;
@@ -131,7 +131,7 @@ export async function decodePictures(
 ): Promise<Pictures> {
   const { channelOrder, height, width, subject, code, first = 0, signal } = options;
   const decoded = await runCall(
-    () => addon.decodePictures(jpegs, channelOrder === 'bgr', height, width, subject, code, first),
+    () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subject, code, first),
     signal,
   );
   return { ...decoded, channelOrder };

@@ -56,7 +56,7 @@ export async function evaluate(
         set: pairs,
         channelOrder,
         seconds,
-        imagesPerSecond: set.jpegs.length / seconds,
+        imagesPerSecond: set.encoded.length / seconds,
       },
       text: table([
         ['Model', `${file} (${kind.toUpperCase()})`],
@@ -64,7 +64,7 @@ export async function evaluate(
         ['Accuracy', `${percent(accuracy)} ± ${(100 * std).toFixed(2)} (10-fold, flip)`],
         ['Threshold', `${threshold.toFixed(3)} (squared distance of unit embeddings, mean over the folds)`],
         ...Object.entries(tarAtFar).map(([far, tar]): [string, string] => [`TAR at FAR ${far}`, percent(tar)]),
-        ['Speed', `${(set.jpegs.length / seconds).toFixed(1)} pictures/s, each with its mirror image`],
+        ['Speed', `${(set.encoded.length / seconds).toFixed(1)} pictures/s, each with its mirror image`],
       ]),
     };
   } finally {

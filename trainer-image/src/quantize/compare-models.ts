@@ -19,12 +19,12 @@ export async function compareOnSets(
   { progress, signal }: Program,
 ): Promise<Metrics> {
   let done = 0;
-  const totalSteps = 4 * sets.reduce((sum, { jpegs }) => sum + jpegs.length, 0);
+  const totalSteps = 4 * sets.reduce((sum, { encoded }) => sum + encoded.length, 0);
   const embed = async (embedder: Embedder, set: VerificationSet) => {
     const onBatch = (pictures: number) => progress.update({ step: done + pictures, totalSteps });
     const options = { input, channelOrder: model.channelOrder, flip: false, signal, onBatch };
     const embeddings = await evaluateSet(embedder, set, options);
-    done += set.jpegs.length;
+    done += set.encoded.length;
     return embeddings;
   };
   const embeddings = async (embedder: Embedder, set: VerificationSet): Promise<SetEmbeddings> => ({

@@ -40,7 +40,7 @@ export async function writeSmallSet(path: string, pairs: number): Promise<string
   const file = await open(path, 'w');
   // Pickle, protocol 3: a tuple of a list of bytes and a list of bools.
   await file.write(Buffer.from('\x80\x03(](', 'latin1'));
-  for (const jpeg of chosen.flatMap((pair) => set.jpegs.slice(2 * pair, 2 * pair + 2))) {
+  for (const jpeg of chosen.flatMap((pair) => set.encoded.slice(2 * pair, 2 * pair + 2))) {
     const head = Buffer.from('B\0\0\0\0', 'latin1');
     head.writeUInt32LE(jpeg.length, 1);
     await file.write(Buffer.concat([head, jpeg]));

@@ -52,7 +52,7 @@ export class Evaluator {
     for (const set of this.#sets) {
       const parts = await session.allGather(await this.#embedPart(session, set, input));
       const complete = parts.every(
-        (part, owner) => part.length === partOf(set.jpegs.length, { rank: owner, size }).count * session.dim,
+        (part, owner) => part.length === partOf(set.encoded.length, { rank: owner, size }).count * session.dim,
       );
       if (!complete) return 'stopped';
       const embeddings = new Float32Array(2 * set.same.length * session.dim);

@@ -8,7 +8,7 @@ import { evaluateSet, partOf } from './evaluate-set.ts';
 import { readVerificationSet } from './verification-set.ts';
 
 const whole = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
-const set = { ...whole, jpegs: whole.jpegs.slice(0, 300), same: whole.same.slice(0, 150) };
+const set = { ...whole, encoded: whole.encoded.slice(0, 300), same: whole.same.slice(0, 150) };
 const options = { input: { height: 112, width: 112 }, channelOrder: 'rgb', flip: true } as const;
 
 /** Embeds a picture as its first pixel. */
@@ -78,11 +78,11 @@ test('bgr is rgb in reverse order', async () => {
 });
 
 test('a file that is no picture is named by its index in the set, in any part', async () => {
-  const broken = { ...set, jpegs: set.jpegs.with(201, Uint8Array.of(1, 2, 3)) };
+  const broken = { ...set, encoded: set.encoded.with(201, Uint8Array.of(1, 2, 3)) };
   const expected = (error: unknown) =>
     error instanceof FacetrainError &&
     error.code === 'InvalidVerificationSet' &&
-    error.message.includes('lfw-small.bin, picture 201: is no intact JPEG');
+    error.message.includes('lfw-small.bin, picture 201: is no picture of a kind that is read');
   await assert.rejects(evaluateSet(new FirstPixel(), broken, options), expected);
   await assert.rejects(evaluateSet(new FirstPixel(), broken, { ...options, part: { rank: 1, size: 2 } }), expected);
   await evaluateSet(new FirstPixel(), broken, { ...options, part: { rank: 0, size: 2 } });

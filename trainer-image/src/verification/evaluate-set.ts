@@ -41,14 +41,14 @@ export async function evaluateSet(
   options: EvaluateOptions,
 ): Promise<Float32Array> {
   const { input, channelOrder, flip, part = { rank: 0, size: 1 }, signal, onBatch } = options;
-  const { first, count } = partOf(set.jpegs.length, part);
+  const { first, count } = partOf(set.encoded.length, part);
   const embeddings = new Float32Array(count * embedder.dim);
   for (let done = 0; done < count; done += BATCH_SIZE) {
     signal?.throwIfAborted();
     const from = first + done;
-    const jpegs = set.jpegs.slice(from, Math.min(from + BATCH_SIZE, first + count));
+    const encoded = set.encoded.slice(from, Math.min(from + BATCH_SIZE, first + count));
     const stop = signal ? { signal } : {};
-    const pictures = await decodePictures(jpegs, {
+    const pictures = await decodePictures(encoded, {
       channelOrder,
       ...input,
       subject: set.path,
@@ -57,7 +57,7 @@ export async function evaluateSet(
       ...stop,
     });
     embeddings.set(await embedder.embed(pictures, { flip, ...stop }), done * embedder.dim);
-    onBatch?.(done + jpegs.length, count);
+    onBatch?.(done + encoded.length, count);
   }
   return embeddings;
 }

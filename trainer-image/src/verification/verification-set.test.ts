@@ -12,18 +12,18 @@ const pictures = (count: number) => Array.from({ length: count }, () => 'C\x03jp
 const answers = (count: number) => Array.from({ length: count }, (_, i) => (i % 2 === 0 ? '\x88' : '\x89'));
 
 test('the example’s set: 600 pairs, half of them of the same person', async () => {
-  const { name, jpegs, same } = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
+  const { name, encoded, same } = await readVerificationSet(join(exampleFaces, 'lfw-small.bin'));
   assert.equal(name, 'lfw-small');
-  assert.equal(jpegs.length, 1200);
+  assert.equal(encoded.length, 1200);
   assert.equal(same.length, 600);
   assert.equal(same.filter(Boolean).length, 300);
-  for (const jpeg of jpegs) assert.deepEqual([jpeg[0], jpeg[1], jpeg.at(-2), jpeg.at(-1)], [0xff, 0xd8, 0xff, 0xd9]);
+  for (const jpeg of encoded) assert.deepEqual([jpeg[0], jpeg[1], jpeg.at(-2), jpeg.at(-1)], [0xff, 0xd8, 0xff, 0xd9]);
 });
 
 test('a set as small as the folds allow', () => {
-  const { name, jpegs, same } = parseVerificationSet(set(pictures(20), answers(10)), '/some/where/pairs.bin');
+  const { name, encoded, same } = parseVerificationSet(set(pictures(20), answers(10)), '/some/where/pairs.bin');
   assert.equal(name, 'pairs');
-  assert.equal(Buffer.from(jpegs[19]!).toString(), 'jpg');
+  assert.equal(Buffer.from(encoded[19]!).toString(), 'jpg');
   assert.deepEqual(same, [true, false, true, false, true, false, true, false, true, false]);
 });
 

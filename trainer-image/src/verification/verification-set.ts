@@ -11,8 +11,8 @@ import { ByteArray, type PickleValue, Tuple } from './pickle-values.ts';
 export interface VerificationSet {
   name: string;
   path: string;
-  /** Pictures 2i and 2i + 1 are pair i. */
-  jpegs: Uint8Array[];
+  /** Encoded pictures: JPEG, PNG, WebP or BMP; 2i and 2i + 1 are pair i. */
+  encoded: Uint8Array[];
   /** By pair: whether both pictures show the same person. */
   same: boolean[];
 }
@@ -41,20 +41,20 @@ export function parseVerificationSet(bytes: Uint8Array, path: string): Verificat
   if (top?.length !== 2 || !pictures || !answers)
     return refuse('no pair of two lists', 'a pickle of (pictures, issame)');
 
-  const jpegs = pictures.map(
+  const encoded = pictures.map(
     (value, i) => pictureOf(value) ?? refuse(`picture ${i} is no byte string`, 'encoded pictures'),
   );
   const same = answers.map((value, i) =>
     typeof value === 'boolean' ? value : refuse(`pair ${i} is said to be the same by what is no bool`, 'true or false'),
   );
-  if (jpegs.length !== 2 * same.length)
-    return refuse(`${jpegs.length} pictures for ${same.length} pairs`, 'two pictures a pair');
+  if (encoded.length !== 2 * same.length)
+    return refuse(`${encoded.length} pictures for ${same.length} pairs`, 'two pictures a pair');
   if (same.length < FOLDS)
     return refuse(`${same.length} pairs`, `at least ${FOLDS}: accuracy is measured in ${FOLDS} folds`);
   const positive = same.filter(Boolean).length;
   if (positive === 0 || positive === same.length)
     return refuse(`all pairs ${positive === 0 ? 'differ' : 'are the same'}`, 'pairs of both kinds');
-  return { name: basename(path).replace(/\.bin$/, ''), path, jpegs, same };
+  return { name: basename(path).replace(/\.bin$/, ''), path, encoded, same };
 }
 
 /** @throws FacetrainError InvalidVerificationSet */
