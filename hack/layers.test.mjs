@@ -57,6 +57,7 @@ const ROOMS = [
 
   // C++. torch: <ATen/...>, <torch/...>, <c10/...>. napi: <napi.h>, with which addons use Node.
   ['native/error.h',           []],
+  ['native/pixel_range.h',     []],
   ['native/random.h',          []],
   ['native/random_test.cc',    ['native/random.h']],
   ['native/available_memory.h', []],
@@ -64,11 +65,11 @@ const ROOMS = [
   ['native/torch_error.h',     ['native/available_memory.h', 'native/error.h', 'torch']],
   ['native/torch_error_test.cc', ['native/torch_error.h', 'native/error.h', 'torch']],
   ['native/kernels',           ['native/error.h'], 'builds without torch and Node'],
-  ['native/quant',             ['native/error.h', 'native/kernels'], 'builds without torch and Node'],
+  ['native/quant',             ['native/error.h', 'native/pixel_range.h', 'native/kernels'], 'builds without torch and Node'],
   ['native/data',              ['native/error.h', 'native/random.h'], 'builds without torch and Node'],
   ['native/comm',              ['native/error.h', 'native/torch_error.h', 'torch']],
   ['native/pfc',               ['native/error.h', 'native/random.h', 'native/comm', 'torch']],
-  ['native/model',             ['native/error.h', 'native/torch_error.h', 'torch']],
+  ['native/model',             ['native/error.h', 'native/pixel_range.h', 'native/torch_error.h', 'torch']],
   ['native/train',             ['native/error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data', 'torch']],
   ['native/node',              ['native', 'torch', 'napi'], 'the only room that knows Node'],
   ['native/test',              []],

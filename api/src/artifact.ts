@@ -23,6 +23,18 @@ export const Comparison = z.strictObject({
 });
 export type Comparison = z.infer<typeof Comparison>;
 
+/** What the FP32 file and the INT7 file read. */
+const InputFacts = z
+  .strictObject({
+    mean: z.array(z.number()),
+    std: z.array(z.number()),
+    source: z
+      .enum(['given', 'metadata', 'head', 'default'])
+      .describe('given: model.input; metadata, head: the file says it; default: nothing said another range.'),
+  })
+  .optional()
+  .describe('Both files read (pixel − mean) / std, with a pixel from 0 to 255. Absent in artifacts from before it.');
+
 /** How close INT7 is to FP32, over all sets. */
 export const Metrics = z.strictObject({
   meanCosine: z.number().describe('Between FP32 and INT7 embeddings, over the pictures that measuredOn names.'),
@@ -89,7 +101,11 @@ export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 export const QuantizeReport = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
-  source: StoredFile.extend({ channelOrder: z.enum(['rgb', 'bgr']), parameters: z.int().min(0) }),
+  source: StoredFile.extend({
+    channelOrder: z.enum(['rgb', 'bgr']),
+    input: InputFacts,
+    parameters: z.int().min(0),
+  }),
   model: StoredFile.describe('model.int7.onnx.'),
   calibration: z.strictObject({
     images: z.int().positive(),
@@ -130,7 +146,7 @@ export type ScalesDocument = z.infer<typeof ScalesDocument>;
 export const ArtifactManifest = z.strictObject({
   schemaVersion: z.literal(1),
   kind: z.literal('facetrain-int7'),
-  source: StoredFile.extend({ channelOrder: z.enum(['rgb', 'bgr']) }),
+  source: StoredFile.extend({ channelOrder: z.enum(['rgb', 'bgr']), input: InputFacts }),
   calibration: z.strictObject({ images: z.int().positive(), seed: z.int().min(0), sha256: z.string() }),
   metrics: Metrics,
   gate: Gate,

@@ -24,7 +24,7 @@ import {
   Time,
   ttlSecondsAfterFinished,
 } from './job-fields.ts';
-import { channelOrder, QuantizeTemplate } from './quantizejob.ts';
+import { channelOrder, modelInput, QuantizeTemplate } from './quantizejob.ts';
 import {
   backbone,
   blocks,
@@ -90,8 +90,14 @@ const model = rules(
       .describe('Residual blocks in each of the four stages; absent: as the backbone’s name defines.'),
     numClasses: numClasses.optional().describe('Number of identities; absent: that of the dataset.'),
     channelOrder,
+    input: modelInput.optional(),
   }),
   [
+    {
+      cel: '!has(self.input) || has(self.onnx)',
+      message: 'input is for your own onnx; a backbone that we build reads −1..1',
+      check: (value) => value.input === undefined || value.onnx !== undefined,
+    },
     {
       cel: 'has(self.backbone) != has(self.onnx)',
       message: 'exactly one of backbone and onnx must be set',

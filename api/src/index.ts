@@ -10,6 +10,7 @@ export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';
 export * from './identifiers.ts';
+export * from './input-range.ts';
 export * from './job-fields.ts';
 export * from './output-layout.ts';
 export { isPlainObject } from './plain-object.ts';
@@ -21,6 +22,8 @@ export {
   BACKBONES,
   calibrationImages,
   computeThreads,
+  inputMean,
+  inputStd,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
   searchRounds,

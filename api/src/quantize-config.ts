@@ -19,7 +19,7 @@ import {
   seed,
 } from './ranges.ts';
 import { StorageAddress } from './storage.ts';
-import { VerificationSet } from './trainer-config.ts';
+import { ModelInput, VerificationSet } from './trainer-config.ts';
 
 export const QuantizeConfig = z.strictObject({
   schemaVersion: z.literal(1),
@@ -27,6 +27,9 @@ export const QuantizeConfig = z.strictObject({
   model: z.strictObject({
     path: z.string().min(1).describe('The FP32 backbone, an ONNX file.'),
     channelOrder: z.enum(['rgb', 'bgr']).describe('Order of the color channels at the model’s input.'),
+    input: ModelInput.nullable()
+      .default(null)
+      .describe('null: as the file says it (trainer-image/src/onnx/input-range.ts).'),
   }),
   calibration: z.strictObject({
     datasetPath: z.string().min(1).describe('Folder with train.rec, train.idx and property.'),

@@ -21,6 +21,8 @@ import {
   accuracyDrop,
   calibrationImages,
   cosine,
+  inputMean,
+  inputStd,
   searchCandidates,
   searchLower,
   searchRounds,
@@ -35,6 +37,17 @@ export const channelOrder = z
   .enum(['RGB', 'BGR'])
   .default(DEFAULT_CHANNEL_ORDER)
   .describe('Order of the color channels at the model’s input.');
+
+export const modelInput = z
+  .strictObject({
+    mean: inputMean.meta({ 'x-kubernetes-list-type': 'atomic' }).describe('One number, or one for each channel.'),
+    std: inputStd.meta({ 'x-kubernetes-list-type': 'atomic' }).describe('One number, or one for each channel.'),
+  })
+  .describe(
+    'What the model’s file reads: (pixel − mean) / std, with a pixel from 0 to 255. mean [127.5] and std [127.5] are ' +
+      '−1..1, [0] and [255] are 0..1, [0] and [1] are 0..255. Absent: as the file’s metadata or first nodes say it, ' +
+      'else −1..1.',
+  );
 
 const search = section(
   {
@@ -141,6 +154,7 @@ export const QuantizeJobSpec = rules(
           'The FP32 model: an ONNX file with one image input [N,3,112,112] and one embedding output [N,d].',
         ),
         channelOrder,
+        input: modelInput.optional(),
       }),
       [S3_RULE],
     ).describe('The model to quantize.'),

@@ -15,6 +15,8 @@ import {
   everyEpochs,
   globalBatchSize,
   gradientClipNorm,
+  inputMean,
+  inputStd,
   keep,
   loaderThreads,
   MAX_SETS,
@@ -83,6 +85,10 @@ export const VerificationSet = z.strictObject({
   path: z.string().min(1).describe('An insightface .bin file: pickled (pictures, issame).'),
 });
 
+/** What a model's file reads: (pixel − mean) / std. */
+export const ModelInput = z.strictObject({ mean: inputMean, std: inputStd });
+export type ModelInput = z.infer<typeof ModelInput>;
+
 export const TrainerConfig = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
@@ -95,6 +101,7 @@ export const TrainerConfig = z.strictObject({
     blocks: blocks.nullable().describe('Residual blocks in each stage; null: as the backbone’s name defines.'),
     numClasses: numClasses.nullable().describe('Number of identities; null: that of the dataset.'),
     channelOrder: z.enum(['rgb', 'bgr']),
+    input: ModelInput.nullable().default(null).describe('Of the user’s own backbone; null: as its file says it.'),
   }),
   loss: Loss,
   optimizer: Sgd,

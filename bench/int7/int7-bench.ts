@@ -6,6 +6,7 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type Embedder, Int7Model, LayerModel, readPictures, searchScales } from '@facetrain/native';
+import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
@@ -21,7 +22,7 @@ const model = join(
   'fr_feature.onnx',
 );
 
-const { graph } = await readOnnx(model);
+const { graph } = withInputRange(await readOnnx(model), { subject: model });
 const layers = fold(graph);
 const pictures = await readPictures(
   exampleFaces,

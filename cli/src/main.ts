@@ -7,6 +7,9 @@ import {
   DEFAULT_CHANNEL_ORDER,
   DEFAULT_SEARCH,
   ExitCode,
+  INPUT_RANGES,
+  inputMean,
+  inputStd,
   searchRounds,
   seed,
 } from '@facetrain/api';
@@ -50,6 +53,15 @@ function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
   };
 }
 
+/** Numbers with commas between them. */
+function numbers(range: typeof inputMean | typeof inputStd) {
+  return (text: string) => {
+    const value = range.safeParse(text.split(',').map((part) => (part.trim() === '' ? NaN : Number(part))));
+    if (value.success) return value.data;
+    throw new InvalidArgumentError('Must be one number, or one for each color with commas between them.');
+  };
+}
+
 const program = new Command('facetrain')
   .version(packageJson.version)
   .description(
@@ -73,6 +85,22 @@ const channelOrder = () =>
   new Option('--channel-order <order>', 'order of the colors at the model’s input')
     .choices(['rgb', 'bgr'])
     .default(DEFAULT_CHANNEL_ORDER.toLowerCase());
+/** The options of a model's input range, which commands/input-range.ts reads. */
+function inputRange(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--input-range <range>', 'what the model reads')
+        .choices(Object.keys(INPUT_RANGES))
+        .default(undefined, 'as its metadata or first nodes say it, else -1..1'),
+    )
+    .addOption(
+      new Option(
+        '--input-mean <numbers>',
+        'it reads (pixel - mean) / std; one number, or one for each color with commas',
+      ).argParser(numbers(inputMean)),
+    )
+    .addOption(new Option('--input-std <numbers>', 'the divisor, with --input-mean').argParser(numbers(inputStd)));
+}
 const threads = () =>
   new Option('--threads <n>', 'threads for arithmetic')
     .argParser(wholeNumber(computeThreads))
@@ -121,7 +149,7 @@ command('check', 'read and decode every picture of a dataset (train.rec, train.i
     }),
   );
 
-command('eval', 'verify pairs of faces by the 10-fold protocol, with flip')
+inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with flip'))
   .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
   .requiredOption('--pairs <set>', 'a verification set in insightface’s .bin layout')
   .addOption(
@@ -138,7 +166,7 @@ command('eval', 'verify pairs of faces by the 10-fold protocol, with flip')
     }),
   );
 
-command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant')
+inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant'))
   .requiredOption('--model <file>', 'the FP32 model')
   .requiredOption('--calibration <dataset>', 'folder with train.rec, train.idx and property')
   .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')

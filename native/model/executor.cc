@@ -45,7 +45,7 @@ std::map<const Node*, const Node*> norms_with_prelu(const Graph& graph) {
 
 class PlanExecutor final : public Executor {
  public:
-  PlanExecutor(const Graph& graph, at::Device device) {
+  PlanExecutor(const Graph& graph, at::Device device) : range_(graph.input.range) {
     Constants constants(graph, device);
     std::map<std::string, int> slots{{graph.input.name, 0}};
     std::vector<Step::Input*> last_reader(1, nullptr);
@@ -91,6 +91,8 @@ class PlanExecutor final : public Executor {
     fixed_ = std::move(constants.fixed);
     check_shapes(graph, device);
   }
+
+  const PixelRange& range() const override { return range_; }
 
   at::Tensor forward(const at::Tensor& images, bool training) override {
     const c10::InferenceMode inference(!training);
@@ -141,6 +143,7 @@ class PlanExecutor final : public Executor {
     }
   }
 
+  const PixelRange range_;
   std::vector<Step> steps_;
   size_t current_ = 0;  // the step that is running, for messages
   int output_ = 0;      // slot of the graph's output

@@ -34,6 +34,8 @@ class Executor {
   virtual std::vector<Named>& parameters() = 0;
   virtual std::vector<Named>& buffers() = 0;
   virtual std::vector<Named>& fixed() = 0;
+  // Of the graph's input.
+  virtual const PixelRange& range() const = 0;
 };
 
 // Plans the graph on `device` and runs it once on two blank pictures. Throws Error(UnsupportedOperator) with the

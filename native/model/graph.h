@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "pixel_range.h"
+
 namespace facetrain {
 
 using Attribute = std::variant<int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
@@ -29,6 +31,7 @@ struct Graph {
   struct {
     std::string name;
     int64_t channels = 0, height = 0, width = 0;
+    PixelRange range = {};
   } input;
   struct {
     std::string name;

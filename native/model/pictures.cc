@@ -3,14 +3,22 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/tensor.h>
 
 namespace facetrain {
 
 at::Tensor to_images(const std::vector<uint8_t>& pixels, int64_t height, int64_t width, int64_t channels,
-                     at::Device device) {
+                     const PixelRange& range, at::Device device) {
   const auto n = static_cast<int64_t>(pixels.size()) / (height * width * channels);
   const at::Tensor bytes = at::from_blob(const_cast<uint8_t*>(pixels.data()), {n, height, width, channels}, at::kByte);
-  return bytes.to(device).to(at::kFloat).div_(127.5).sub_(1).permute({0, 3, 1, 2});
+  at::Tensor images = bytes.to(device).to(at::kFloat);
+  if (range.is_default()) {
+    images.div_(127.5).sub_(1);
+  } else {
+    const at::Tensor std = at::tensor(range.std).to(device);
+    images.div_(std).sub_(at::tensor(range.mean).to(device).div_(std));
+  }
+  return images.permute({0, 3, 1, 2});
 }
 
 std::vector<float> embed(Executor& executor, const at::Tensor& images, bool flip) {

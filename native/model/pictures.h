@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "model/executor.h"
+#include "pixel_range.h"
 
 namespace facetrain {
 
-// Converts bytes [n, height, width, channels] to float32 [n, channels, height, width], x / 127.5 - 1 in [-1, 1],
-// channels-last in memory, on `device`.
+// Converts bytes [n, height, width, channels] to float32 [n, channels, height, width] in the range of the network's
+// input, channels-last in memory, on `device`.
 at::Tensor to_images(const std::vector<uint8_t>& pixels, int64_t height, int64_t width, int64_t channels,
-                     at::Device device);
+                     const PixelRange& range, at::Device device);
 
 // The embeddings [n, d] of images [n, channels, height, width] in evaluation mode, not normalized. With `flip`, the sum
 // of the embeddings of a picture and of its mirror image, as in insightface's verification.

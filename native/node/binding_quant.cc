@@ -15,10 +15,15 @@ namespace {
 // because its checks take time.
 struct GraphIn {
   Tensor input;
+  PixelRange range;
   std::vector<Layer> layers;
   std::string output;
 
-  LayerGraph graph() && { return LayerGraph(std::move(input), std::move(layers), output); }
+  LayerGraph graph() && {
+    LayerGraph result(std::move(input), std::move(layers), output);
+    result.range = std::move(range);
+    return result;
+  }
 };
 
 template <typename Target>
@@ -75,6 +80,7 @@ GraphIn graph_in(const Napi::Object& object) {
   result.input.channels = static_cast<int>(integer_of(input, "channels"));
   result.input.height = static_cast<int>(integer_of(input, "height"));
   result.input.width = static_cast<int>(integer_of(input, "width"));
+  result.range = range_from(input);
   result.output = text_of(object.Get("output").As<Napi::Object>(), "name");
   const auto layers = object.Get("layers").As<Napi::Array>();
   for (uint32_t i = 0; i < layers.Length(); ++i) result.layers.push_back(layer_from(layers.Get(i).As<Napi::Object>()));

@@ -72,7 +72,8 @@ struct PicturesIn {
     pixels.assign(bytes.Data(), bytes.Data() + bytes.ElementLength());
   }
   Worker::Reply embedded(Executor& executor, at::Device device) const {
-    return floats_reply(facetrain::embed(executor, to_images(pixels, height, width, channels, device), flip));
+    return floats_reply(
+        facetrain::embed(executor, to_images(pixels, height, width, channels, executor.range(), device), flip));
   }
 
   int64_t height, width, channels;

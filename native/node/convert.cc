@@ -68,11 +68,16 @@ Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values) {
   return Napi::Float32Array::New(env, count, buffer, 0);
 }
 
+PixelRange range_from(const Napi::Object& input) {
+  if (!input.Has("mean")) return {};
+  return {list_from<float>(input.Get("mean"), number_from), list_from<float>(input.Get("std"), number_from)};
+}
+
 Graph graph_from(const Napi::Object& object) {
   Graph graph;
   const auto input = object.Get("input").As<Napi::Object>(), output = object.Get("output").As<Napi::Object>();
   graph.input = {text_of(input, "name"), integer_of(input, "channels"), integer_of(input, "height"),
-                 integer_of(input, "width")};
+                 integer_of(input, "width"), range_from(input)};
   graph.output = {text_of(output, "name"), integer_of(output, "dim")};
   const auto nodes = object.Get("nodes").As<Napi::Array>();
   for (uint32_t i = 0; i < nodes.Length(); ++i) {

@@ -30,6 +30,9 @@ std::vector<int64_t> integers_from(const Napi::Value& numbers);
 // A Float32Array over the vector's own memory.
 Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
 
+// From src/types.ts's InputRange, of a graph's input.
+PixelRange range_from(const Napi::Object& input);
+
 // From src/types.ts's Graph.
 Graph graph_from(const Napi::Object& object);
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/conv.h"
+#include "pixel_range.h"
 
 namespace facetrain {
 
@@ -58,6 +59,7 @@ class LayerGraph {
   std::vector<Tensor> tensors;  // the first is the graph's input
   std::vector<Layer> layers;
   int output = -1;  // index of the output tensor, which stays real
+  PixelRange range;
 
   bool quantized(int tensor) const { return tensor != output; }
 };

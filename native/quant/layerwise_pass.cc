@@ -19,15 +19,13 @@ LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& picture
 void LayerwisePass::start_real() {
   const int64_t size = pictures_.size();
   real_[0] = {size * pictures_.count, directory_};
-  std::transform(pictures_.data, pictures_.data + size * pictures_.count, real_[0].data(), real_pixel);
+  look_up_pixels(pictures_.data, size * pictures_.count, pixel_values(graph_), real_[0].data());
 }
 
 void LayerwisePass::start_integers(const Scales& scales) {
   const int64_t size = pictures_.size();
-  const auto pixels = pixel_integers(graph_, scales);
   integers_[0] = {size * pictures_.count + kOverread, directory_};
-  std::transform(pictures_.data, pictures_.data + size * pictures_.count, integers_[0].data(),
-                 [&](uint8_t byte) { return pixels[byte]; });
+  look_up_pixels(pictures_.data, size * pictures_.count, pixel_integers(graph_, scales), integers_[0].data());
 }
 
 void LayerwisePass::run_real(int l) {

@@ -50,13 +50,16 @@ std::vector<Buffers<T>> make_buffers(const BufferPlan& plan, int threads) {
 class RealModel final : public Model {
  public:
   RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
-      : Model(std::move(graph)), plan_(*graph_), buffers_(make_buffers<float>(plan_, threads)) {
+      : Model(std::move(graph)),
+        plan_(*graph_),
+        buffers_(make_buffers<float>(plan_, threads)),
+        pixels_(pixel_values(*graph_)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
     const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
-    std::transform(picture, picture + graph_->tensors[0].size(), at(0), real_pixel);
+    look_up_pixels(picture, graph_->tensors[0].size(), pixels_, at(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
       layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
@@ -68,6 +71,7 @@ class RealModel final : public Model {
  private:
   BufferPlan plan_;
   std::vector<Buffers<float>> buffers_;
+  std::vector<float> pixels_;
   std::vector<RealLayer> layers_;
 };
 
@@ -83,7 +87,7 @@ class Int7Model final : public Model {
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
     const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
-    std::transform(picture, picture + graph_->tensors[0].size(), at(0), [&](uint8_t byte) { return pixels_[byte]; });
+    look_up_pixels(picture, graph_->tensors[0].size(), pixels_, at(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
       if (layer.output == graph_->output) {
@@ -104,11 +108,17 @@ class Int7Model final : public Model {
 
 }  // namespace
 
+std::vector<float> pixel_values(const LayerGraph& graph) {
+  std::vector<float> values(size_t{3} * 256);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = graph.range(static_cast<uint8_t>(i % 256), i / 256);
+  return values;
+}
+
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales) {
-  std::vector<float> reals(256);
-  for (int byte = 0; byte < 256; ++byte) reals[byte] = real_pixel(static_cast<uint8_t>(byte));
-  std::vector<int8_t> integers(256);
-  quantize(reals.data(), 256, scales.tensors[0], graph.tensors[0].limit(), integers.data());
+  const std::vector<float> values = pixel_values(graph);
+  std::vector<int8_t> integers(values.size());
+  quantize(values.data(), static_cast<int64_t>(values.size()), scales.tensors[0], graph.tensors[0].limit(),
+           integers.data());
   return integers;
 }
 
@@ -157,7 +167,7 @@ std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scale
     if (graph.quantized(t)) tensors[t].resize(graph.tensors[t].size() + kOverread);
   }
   const auto pixels = pixel_integers(graph, scales);
-  std::transform(picture, picture + graph.tensors[0].size(), tensors[0].begin(), [&](uint8_t b) { return pixels[b]; });
+  look_up_pixels(picture, graph.tensors[0].size(), pixels, tensors[0].data());
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];
     if (!graph.quantized(layer.output)) continue;

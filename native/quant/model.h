@@ -23,10 +23,16 @@ struct PictureView {
   const uint8_t* picture(int64_t n) const { return data + n * size(); }
 };
 
-// The network's input for a byte: x / 127.5 - 1, in [-1, 1].
-inline float real_pixel(uint8_t byte) { return static_cast<float>(byte) / 127.5f - 1.0f; }
-// [256]: the input's integer for each byte.
+// The network's input for each byte, [256] for each of the three channels; real, and in integers.
+std::vector<float> pixel_values(const LayerGraph& graph);
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales);
+// Looks up the bytes of pictures, `count` in all, in one of these tables.
+template <typename T>
+void look_up_pixels(const uint8_t* bytes, int64_t count, const std::vector<T>& table, T* out) {
+  for (int64_t i = 0; i < count; i += 3) {
+    for (int c = 0; c < 3; ++c) out[i + c] = table[c * 256 + bytes[i + c]];
+  }
+}
 
 // Copies a tensor from [height, width, channels] to ONNX's order, [channels, height, width].
 void to_channels_first(const Tensor& tensor, const float* x, float* y);

@@ -193,7 +193,7 @@ void test_network_equals_reference(const std::string& tail) {
   std::vector<std::vector<int8_t>> expected(graph.tensors.size());
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < 144; ++i) {
-      expected[0].push_back(reference::quantize(real_pixel(pictures.picture(1)[i * 3 + c]), scales.tensors[0], 63));
+      expected[0].push_back(reference::quantize(graph.range(pictures.picture(1)[i * 3 + c], c), scales.tensors[0], 63));
     }
   }
   std::vector<float> embedding;

@@ -118,7 +118,8 @@ void Search::find_maxima() {
     maxima[graph_.layers[l].output] = pass.largest(graph_.layers[l].output);
     pass.release(l);
   }
-  maxima[0] = 1;  // the bound of all pixels, which lie in [-1, 1]
+  // The bound of all pixels, not only of those in these pictures.
+  for (const float value : pixel_values(graph_)) maxima[0] = std::max(maxima[0], std::abs(value));
   start_ = scales_from_maximum(graph_, maxima);
 }
 

@@ -5,7 +5,7 @@ export interface Embedder {
   /** Length of an embedding. */
   readonly dim: number;
   /**
-   * Embeds pictures in evaluation mode; the network's input is byte / 127.5 - 1, in [-1, 1]. With `flip`, an
+   * Embeds pictures in evaluation mode; their bytes become numbers of the range of the network's input. With `flip`, an
    * embedding is the sum of the embeddings of the picture and of its mirror image, as in insightface's verification.
    * @returns [count, dim], not normalized. `onBatch` receives the number of pictures done so far.
    * @throws FacetrainError InvalidArgument when the pictures are not of the network's size; the signal's reason

@@ -22,9 +22,32 @@ export interface GraphNode {
   attributes: Record<string, number | number[] | string>;
 }
 
+/**
+ * How the bytes of a picture become numbers: (byte - mean) / std for each channel, both in units of bytes. mean 127.5
+ * and std 127.5 give [-1, 1].
+ */
+export interface InputRange {
+  mean: number[];
+  std: number[];
+}
+
+/** The picture that a graph reads. */
+export interface GraphInput extends Partial<InputRange> {
+  name: string;
+  channels: number;
+  height: number;
+  width: number;
+  /**
+   * What the graph's file reads, if it differs from what its first layer reads: numbers of this range, which the file
+   * maps to scale·x + offset before its first layer. Then `mean` and `std` are those of both maps together.
+   */
+  file?: InputRange & { scale: number[]; offset: number[] };
+}
+
 /** An ONNX graph as plain data. Nodes are in topological order; the batch dimension of input and output is free. */
 export interface Graph {
-  input: { name: string; channels: number; height: number; width: number };
+  /** Without `mean` and `std`: [-1, 1]. */
+  input: GraphInput;
   output: { name: string; dim: number };
   nodes: GraphNode[];
   initializers: Record<string, Tensor>;
@@ -32,7 +55,7 @@ export interface Graph {
 
 /**
  * A layer of the network that is quantized: batch norms are folded or have become `pointwise` layers, and every layer
- * has one output. `input` and `output` are names of tensors; the graph's input is a picture scaled to [-1, 1].
+ * has one output. `input` and `output` are names of tensors.
  *
  * conv       weight [O, I/group, kh, kw], bias [O]; zero padding.
  * fc         weight [O, I], bias [O], on the input flattened in NCHW order.
@@ -68,7 +91,7 @@ export type Layer =
   | { kind: 'pool'; name: string; input: string; output: string };
 
 export interface LayerGraph {
-  input: { name: string; channels: number; height: number; width: number };
+  input: GraphInput;
   output: { name: string; dim: number };
   layers: Layer[];
 }

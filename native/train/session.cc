@@ -114,7 +114,8 @@ void Session::broadcast() {
 Session::StepResult Session::step(int64_t step, double learning_rate, Votes votes) {
   stop_if_cancelled();
   const Batch batch = next_batch(step);
-  const at::Tensor images = to_images(batch.pixels, dataset_->height(), dataset_->width(), 3, options_.pfc.device);
+  const at::Tensor images =
+      to_images(batch.pixels, dataset_->height(), dataset_->width(), 3, backbone_->range(), options_.pfc.device);
   const at::Tensor labels = at::tensor(batch.labels, at::kLong).to(options_.pfc.device);
 
   const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);

@@ -2,17 +2,19 @@
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
 import { type Embedder, Int7Model, Model } from '@facetrain/native';
+import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
+import { givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 
 export type ChannelOrder = 'rgb' | 'bgr';
 type Runtime = 'fp32' | 'int7';
 
-export interface EvalOptions {
+export interface EvalOptions extends InputRangeOptions {
   model: string;
   /** A verification set: a .bin file. */
   pairs: string;
@@ -24,12 +26,14 @@ export interface EvalOptions {
 }
 
 export async function evaluate(
-  { model: file, pairs, runtime, channelOrder, threads = availableParallelism() }: EvalOptions,
+  { model: file, pairs, runtime, channelOrder, threads = availableParallelism(), ...options }: EvalOptions,
   line: StatusLine,
   signal: AbortSignal,
 ) {
   const set = await readVerificationSet(pairs);
-  const model = await readOnnx(file);
+  const read = await readOnnx(file);
+  const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
+  const model = { ...read, graph };
   const kind = runtime ?? (isQuantized(model) ? 'int7' : 'fp32');
   const embedder = await openEmbedder(file, model, kind, threads);
   try {
@@ -55,11 +59,13 @@ export async function evaluate(
         model: file,
         set: pairs,
         channelOrder,
+        input: range,
         seconds,
         imagesPerSecond: set.encoded.length / seconds,
       },
       text: table([
         ['Model', `${file} (${kind.toUpperCase()})`],
+        ['Input', inputText(range, channelOrder)],
         ['Pairs', `${count} of ${pairs}`],
         ['Accuracy', `${percent(accuracy)} ± ${(100 * std).toFixed(2)} (10-fold, flip)`],
         ['Threshold', `${threshold.toFixed(3)} (squared distance of unit embeddings, mean over the folds)`],

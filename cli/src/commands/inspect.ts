@@ -4,8 +4,10 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArtifactManifest, CheckpointManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
-import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { bytes, table } from '../terminal-output.ts';
+import { inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
 export async function inspect(path: string) {
@@ -17,8 +19,19 @@ export async function inspect(path: string) {
       allowed: 'an ONNX file, a checkpoint or an artifact folder',
     });
   if (statSync(path).isDirectory()) return inspectFolder(path);
-  const description = describeModel(await readOnnx(path));
+  const model = await readOnnx(path);
+  const description = describeModel(model, inputRangeOf(model, path));
   return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
+}
+
+/** null when the file does not say it: other commands want it given then. */
+function inputRangeOf(model: OnnxModel, subject: string): FoundRange | null {
+  try {
+    return withInputRange(model, { subject }).range;
+  } catch (error) {
+    if (error instanceof FacetrainError) return null;
+    throw error;
+  }
 }
 
 async function inspectFolder(path: string) {
@@ -72,7 +85,8 @@ function artifactRows(
 ): [string, string][] {
   return [
     ['INT7 artifact', path],
-    ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}, ${source.channelOrder.toUpperCase()}`],
+    ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}`],
+    ['Input', source.input ? inputText(source.input, source.channelOrder) : source.channelOrder.toUpperCase()],
     ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
     ...metricsRows(metrics),
     ['Gate', verdict(gate)],

@@ -19,9 +19,10 @@ import { readVerificationSet } from '@facetrain/trainer/verification/verificatio
 import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
 import { bytes, duration, progressDetail, type StatusLine, table, warningsOn } from '../terminal-output.ts';
 import type { ChannelOrder } from './eval.ts';
+import { givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
-export interface QuantizeOptions {
+export interface QuantizeOptions extends InputRangeOptions {
   model: string;
   calibration: string;
   out: string;
@@ -60,6 +61,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
     },
     text: table([
       ['Source', `${options.model} (${bytes(source.bytes)})`],
+      ...(source.input ? [['Input', inputText(source.input, source.channelOrder)] as [string, string]] : []),
       ['Layers', `${layers.length}, in ${duration(seconds)}`],
       ...metricsRows(metrics),
       ...fileRows(config.outputDirectory, files),
@@ -106,7 +108,7 @@ async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
   return {
     schemaVersion: 1,
     job: JOB,
-    model: { path: resolve(model), channelOrder },
+    model: { path: resolve(model), channelOrder, input: givenRange(options) },
     calibration: { datasetPath: resolve(calibration), images, seed },
     search: { ...DEFAULT_SEARCH, rounds },
     evaluation: { sets },

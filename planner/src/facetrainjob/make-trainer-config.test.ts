@@ -45,12 +45,13 @@ describe('the config has every default that the spec leaves out', () => {
           blocks: null,
           numClasses: null,
           channelOrder: 'rgb',
+          input: null,
         },
       },
     },
     'a backbone of the user’s own': {
-      spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR' } },
-      want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr' } },
+      spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR', input: { mean: [0], std: [1] } } },
+      want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr', input: { mean: [0], std: [1] } } },
     },
     'null where the spec has 0 for off': {
       spec: {

@@ -62,6 +62,7 @@ export function trainerConfig(
       blocks: model.blocks ?? null,
       numClasses: model.numClasses ?? null,
       channelOrder: model.channelOrder.toLowerCase(),
+      input: model.input ?? null,
     },
     loss: {
       margin: marginOf(spec.loss.margin),

@@ -22,7 +22,11 @@ export function quantizeConfig(
   return QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: job.name, uid: job.uid, attempt },
-    model: { path: storage.model.path, channelOrder: spec.model.channelOrder.toLowerCase() },
+    model: {
+      path: storage.model.path,
+      channelOrder: spec.model.channelOrder.toLowerCase(),
+      input: spec.model.input ?? null,
+    },
     calibration: { datasetPath: storage.dataset.path, images: spec.calibration.images, seed: spec.calibration.seed },
     search: spec.search,
     evaluation: {

@@ -16,10 +16,10 @@ test('a description has the file’s facts and the graph’s cost', () => {
     seed: 0,
   });
   const file = encodeOnnx(graph, { producer: { name: 'facetrain', version: '0.1.0' }, metadata: { step: '3' } });
-  const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'));
+  const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'), null);
   // Running statistics count as bytes of the file, not as parameters.
   assert.deepEqual(rest, {
-    input: { name: 'data', shape: ['N', 3, 112, 112] },
+    input: { name: 'data', shape: ['N', 3, 112, 112], range: null },
     output: { name: 'embedding', shape: ['N', 128] },
     irVersion: 8,
     opsets: { '': 17 },
@@ -40,7 +40,7 @@ test('a description has the file’s facts and the graph’s cost', () => {
 });
 
 test('the pretrained MobileFaceNet has 1.19 M parameters', async () => {
-  const { parameters, operators, macs } = describeModel(await readOnnx(MOBILEFACENET));
+  const { parameters, operators, macs } = describeModel(await readOnnx(MOBILEFACENET), null);
   assert.equal((parameters / 1e6).toFixed(2), '1.19');
   assert.equal(operators.Conv, 50);
   assert.ok(macs! > 0);

@@ -2,11 +2,13 @@
 import type { Graph, GraphNode } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 import { inferShapes } from './infer-shapes.ts';
+import type { FoundRange } from './input-range.ts';
 import type { OnnxModel } from './read.ts';
 import { elementType } from './tensor.ts';
 
 export interface ModelDescription {
-  input: { name: string; shape: ['N', number, number, number] };
+  /** `range`: the file reads (byte - mean) / std; null when it is not clear. */
+  input: { name: string; shape: ['N', number, number, number]; range: FoundRange | null };
   output: { name: string; shape: ['N', number] };
   irVersion: number;
   opsets: Record<string, number>;
@@ -22,7 +24,10 @@ export interface ModelDescription {
   constantBytes: Record<string, number>;
 }
 
-export function describeModel({ graph, irVersion, opsets, producer, metadata }: OnnxModel): ModelDescription {
+export function describeModel(
+  { graph, irVersion, opsets, producer, metadata }: OnnxModel,
+  range: FoundRange | null,
+): ModelDescription {
   const { input, output } = graph;
   const constantBytes: Record<string, number> = {};
   for (const { data } of Object.values(graph.initializers)) {
@@ -30,7 +35,7 @@ export function describeModel({ graph, irVersion, opsets, producer, metadata }: 
     constantBytes[type] = (constantBytes[type] ?? 0) + data.byteLength;
   }
   return {
-    input: { name: input.name, shape: ['N', input.channels, input.height, input.width] },
+    input: { name: input.name, shape: ['N', input.channels, input.height, input.width], range },
     output: { name: output.name, shape: ['N', output.dim] },
     irVersion,
     opsets,

@@ -10,6 +10,7 @@ import { FacetrainError } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { describeModel } from './describe.ts';
+import { withInputRange } from './input-range.ts';
 import {
   type AttributeProto,
   AttributeType,
@@ -710,8 +711,9 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
   const feed = (bytes: Uint8Array) => {
     try {
       const model = parseOnnx(bytes, 'damaged.onnx');
-      describeModel(model);
-      encodeOnnx(model.graph);
+      const { graph, range } = withInputRange(model, { subject: 'damaged.onnx' });
+      describeModel(model, range);
+      encodeOnnx(graph);
       outcomes.read++;
     } catch (error) {
       if (!(error instanceof FacetrainError)) throw error;

@@ -1,5 +1,6 @@
 /** Writes a Graph as an ONNX file. The same graph and options give the same bytes. */
 import type { Graph, GraphNode } from '@facetrain/native';
+import { withHead } from './input-range.ts';
 import { type AttributeProto, AttributeType, dataTypeNumber, encodeModel } from './proto.ts';
 import { encodeTensor } from './tensor.ts';
 
@@ -57,12 +58,13 @@ function floatValue(name: string, dims: number[]) {
 
 /**
  * The file of a graph: one input [N, channels, height, width], one output [N, dim], a free N. Names are the graph's.
- * The weights are copied once, into the result.
+ * The weights are copied once, into the result. What withInputRange took out of the graph is put in front again.
  */
 export function encodeOnnx(
-  graph: Graph,
+  behindHead: Graph,
   { metadata = {}, producer = { name: 'facetrain', version: '' }, doc = '' }: EncodeOptions = {},
 ): Uint8Array {
+  const { graph, metadata: range } = withHead(behindHead);
   const { input, output } = graph;
   return encodeModel({
     irVersion: IR_VERSION,
@@ -77,6 +79,6 @@ export function encodeOnnx(
       output: [floatValue(output.name, [output.dim])],
     },
     opsetImport: [{ domain: '', version: OPSET }],
-    metadataProps: Object.entries(metadata).map(([key, value]) => ({ key, value })),
+    metadataProps: Object.entries({ ...range, ...metadata }).map(([key, value]) => ({ key, value })),
   });
 }

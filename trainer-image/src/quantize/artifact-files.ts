@@ -3,6 +3,7 @@ import {
   ARTIFACT,
   ArtifactManifest,
   QuantizeReport,
+  rangeText,
   ScalesDocument,
   type StoredFile,
   type TerminationResult,
@@ -31,7 +32,8 @@ export function modelFile(
     'facetrain.source.sha256': source,
     'facetrain.calibration.sha256': calibration,
   };
-  const doc = `Face embedding in 7-bit integers. Input: pictures in ${channelOrder.toUpperCase()}, x / 127.5 - 1.`;
+  const range = graph.input.file ? rangeText(graph.input.file) : '-1..1';
+  const doc = `Face embedding in 7-bit integers. Input: pictures in ${channelOrder.toUpperCase()}, range ${range}.`;
   return encodeOnnx(encodeInt7(graph, scales), { metadata, doc });
 }
 
@@ -51,13 +53,13 @@ export function reportFiles(report: QuantizeReport): Record<string, string> {
 }
 
 export function manifestFile(report: QuantizeReport, files: Record<string, StoredFile>): string {
-  const { sha256, bytes, channelOrder } = report.source;
+  const { sha256, bytes, channelOrder, input } = report.source;
   const { calibration, metrics, gate } = report;
   return json(
     ArtifactManifest.parse({
       schemaVersion: 1,
       kind: 'facetrain-int7',
-      source: { sha256, bytes, channelOrder },
+      source: { sha256, bytes, channelOrder, input },
       calibration,
       metrics,
       gate,

@@ -41,7 +41,7 @@ before(async () => {
   const config = QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: 'mobilefacenet', uid: 'uid', attempt: 0 },
-    model: { path: MOBILEFACENET, channelOrder: 'bgr' },
+    model: { path: MOBILEFACENET, channelOrder: 'bgr', input: null },
     calibration: { datasetPath: LFW, images: 24, seed: 0 },
     search: { rounds: 1, candidates: 20, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
     evaluation: { sets: [{ name: 'lfw', path: PAIRS }] },

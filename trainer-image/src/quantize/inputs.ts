@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { ARTIFACT, FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
 import { type Graph, inspectDataset, type LayerGraph, type Pictures, readPictures } from '@facetrain/native';
 import { drawPictures } from '../dataset/sample-indices.ts';
+import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -17,12 +18,14 @@ export interface SourceModel {
   graph: Graph;
   /** The same function, as the layers to be quantized. */
   layers: LayerGraph;
+  /** What the file's input is. */
+  range: FoundRange;
   file: StoredFile;
 }
 
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
 export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel> {
-  const { graph } = await readOnnx(model.path);
+  const { graph, range } = withInputRange(await readOnnx(model.path), { given: model.input, subject: model.path });
   if (graph.input.channels !== 3) {
     throw new FacetrainError({
       code: 'InvalidModel',
@@ -32,7 +35,7 @@ export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel>
     });
   }
   try {
-    return { graph, layers: fold(graph), file: await digestFile(model.path) };
+    return { graph, range, layers: fold(graph), file: await digestFile(model.path) };
   } catch (error) {
     if (!(error instanceof FacetrainError)) throw error;
     const { code, found, allowed, cause } = error;

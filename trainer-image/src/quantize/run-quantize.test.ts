@@ -74,7 +74,7 @@ function config(change: Partial<QuantizeConfig> = {}): QuantizeConfig {
   return QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: 'small', uid: 'uid', attempt: 0 },
-    model: { path: join(inputs, 'model.onnx'), channelOrder: 'rgb' },
+    model: { path: join(inputs, 'model.onnx'), channelOrder: 'rgb', input: null },
     calibration: { datasetPath: join(inputs, 'data'), images: 6, seed: 3 },
     search: { rounds: 1, candidates: 10, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
     evaluation: { sets: [{ name: 'pairs', path: join(inputs, 'pairs.bin') }] },
@@ -286,7 +286,7 @@ test('an older quantizer that wakes after a newer one has begun changes nothing,
 describe('refused before any work', () => {
   const cases: Record<string, { change: () => Promise<Partial<QuantizeConfig>>; code: string; expected: RegExp }> = {
     'no model': {
-      change: async () => ({ model: { path: join(inputs, 'absent.onnx'), channelOrder: 'rgb' } }),
+      change: async () => ({ model: { path: join(inputs, 'absent.onnx'), channelOrder: 'rgb', input: null } }),
       code: 'StorageFailed',
       expected: /absent\.onnx: no such file; /,
     },
@@ -297,6 +297,7 @@ describe('refused before any work', () => {
             graph.initializers['Conv_0.1']!.data[5] = NaN;
           }),
           channelOrder: 'rgb',
+          input: null,
         },
       }),
       code: 'InvalidModel',
@@ -312,6 +313,7 @@ describe('refused before any work', () => {
             });
           }),
           channelOrder: 'rgb',
+          input: null,
         },
       }),
       code: 'UnsupportedOperator',
@@ -360,7 +362,7 @@ describe('refused before any work', () => {
           join(inputs, 'small.onnx'),
           encodeOnnx(b.graph(b.flatten(b.conv('data', 3, 4, 8, { stride: 8 })))),
         );
-        return { model: { path: join(inputs, 'small.onnx'), channelOrder: 'rgb' } };
+        return { model: { path: join(inputs, 'small.onnx'), channelOrder: 'rgb', input: null } };
       },
       code: 'InvalidDataset',
       expected: /data: pictures of 112 x 112; the 64 x 64 of the model’s input/,
@@ -401,7 +403,7 @@ test('files of other programs that have the names of an artifact’s are refused
 test('a quantizer ends with its error while a file operation hangs', async () => {
   const fifo = join(scratch, 'fifo');
   execFileSync('mkfifo', [fifo]);
-  const missing = { path: join(scratch, 'missing.onnx'), channelOrder: 'rgb' } as const;
+  const missing = { path: join(scratch, 'missing.onnx'), channelOrder: 'rgb', input: null } as const;
   const { status, message, output } = await runProgram(
     { model: missing },
     {

@@ -22,6 +22,7 @@ import {
   searchScales,
 } from '@facetrain/native';
 import { countParameters } from '../onnx/describe.ts';
+import { withInputRange } from '../onnx/input-range.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
@@ -119,7 +120,12 @@ async function quantizeInto(
   const report: QuantizeReport = {
     schemaVersion: 1,
     job: config.job,
-    source: { ...source.file, channelOrder: config.model.channelOrder, parameters: countParameters(source.graph) },
+    source: {
+      ...source.file,
+      channelOrder: config.model.channelOrder,
+      input: source.range,
+      parameters: countParameters(source.graph),
+    },
     model: digestOf(modelBytes),
     calibration,
     search: config.search,
@@ -186,7 +192,7 @@ async function search(
 
 /** Opens the INT7 model from its file, as its users do. */
 async function openInt7(path: string, computeThreads: number): Promise<Int7Model> {
-  const { layers, scales } = decodeInt7((await readOnnx(path)).graph);
+  const { layers, scales } = decodeInt7(withInputRange(await readOnnx(path), { subject: path }).graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }
 

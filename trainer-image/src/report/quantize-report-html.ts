@@ -1,5 +1,5 @@
 /** report.html of a quantized model: one file for a browser, which loads no other file. Pure. */
-import type { Comparison, Metrics, QuantizedLayer, QuantizeReport } from '@facetrain/api';
+import { type Comparison, type Metrics, type QuantizedLayer, type QuantizeReport, rangeText } from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
 const BAR_WIDTH = 170;
@@ -62,6 +62,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
       `${mebibytes(source.bytes)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / source.bytes) * 100)} %`,
     ],
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
+    ...(source.input ? [['Input', rangeText(source.input)] as [string, string]] : []),
     ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],

@@ -64,6 +64,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       blocks: [1, 1, 1, 1],
       numClasses: null,
       channelOrder: 'rgb',
+      input: null,
     },
     loss: { margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 }, scale: 32, sampleRate: 0.5, interclassFilter: null },
     optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },

@@ -475,18 +475,6 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       /none\.bin/,
     ],
     ['model', (config) => ({ model: { ...config.model, onnxPath: noPairs } }), 'InvalidModel', /none\.bin/],
-    [
-      'dimension',
-      (config) => ({
-        model: {
-          ...config.model,
-          onnxPath: join(whole.config.outputDirectory, 'model/backbone.onnx'),
-          embeddingDim: 64,
-        },
-      }),
-      'InvalidConfig',
-      /model\.embeddingDim: 64; 32/,
-    ],
   ];
   await Promise.all(
     cases.map(async ([name, change, code, message]) => {

@@ -1,9 +1,10 @@
 /** What a finished training writes: model/backbone.onnx, train-report.html, and train-report.json last. */
 import { join } from 'node:path';
-import { type CheckpointManifest, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
+import { type CheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Preflight } from '../dataset/dataset-preflight.ts';
 import { countParameters } from '../onnx/describe.ts';
+import { forChannels, rangeMetadata } from '../onnx/input-range.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
@@ -17,7 +18,10 @@ import type { History } from './history.ts';
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
 export async function writeModel(output: Fence, graph: Graph): Promise<TrainReport['model']> {
-  const bytes = encodeOnnx(graph);
+  const { channels, file } = graph.input;
+  // Backbones that we build read -1..1.
+  const range = file ?? forChannels(INPUT_RANGES['-1..1'], channels, 'a backbone');
+  const bytes = encodeOnnx(graph, { metadata: rangeMetadata(range) });
   await output.remove(join(output.folder, OUTPUT.trainReport));
   await output.write(join(output.folder, OUTPUT.model), bytes);
   return {

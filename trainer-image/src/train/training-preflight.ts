@@ -3,6 +3,7 @@ import { FacetrainError, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
+import { withInputRange } from '../onnx/input-range.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -13,15 +14,11 @@ import type { Ranks } from '../program/ranks.ts';
  */
 export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Graph> {
   if (model.onnxPath === null) return buildBackbone({ ...model, seed });
-  const { graph } = await readOnnx(model.onnxPath);
-  if (graph.output.dim !== model.embeddingDim) {
-    throw new FacetrainError({
-      code: 'InvalidConfig',
-      subject: 'model.embeddingDim',
-      found: String(model.embeddingDim),
-      allowed: `${graph.output.dim}, as ${model.onnxPath} has it`,
-    });
-  }
+  const { graph } = withInputRange(await readOnnx(model.onnxPath), {
+    given: model.input,
+    keepNorms: true,
+    subject: model.onnxPath,
+  });
   return graph;
 }
 

@@ -1,0 +1,40 @@
+/** The options that say what a model reads. */
+import { FacetrainError, INPUT_RANGES, type ModelInput, type QuantizeReport, rangeText } from '@facetrain/api';
+
+export interface InputRangeOptions {
+  inputRange?: keyof typeof INPUT_RANGES;
+  inputMean?: number[];
+  inputStd?: number[];
+}
+
+/** @returns null when no option says it @throws FacetrainError InvalidArgument for options that do not fit together */
+export function givenRange({ inputRange, inputMean, inputStd }: InputRangeOptions): ModelInput | null {
+  if (inputRange === undefined && inputMean === undefined && inputStd === undefined) return null;
+  if (inputRange !== undefined && inputMean === undefined && inputStd === undefined) {
+    const { mean, std } = INPUT_RANGES[inputRange];
+    return { mean: [...mean], std: [...std] };
+  }
+  if (inputRange === undefined && inputMean && inputStd) return { mean: inputMean, std: inputStd };
+  const given = Object.entries({ '--input-range': inputRange, '--input-mean': inputMean, '--input-std': inputStd });
+  throw new FacetrainError({
+    code: 'InvalidArgument',
+    subject: given.flatMap(([name, value]) => (value === undefined ? [] : [name])).join(' and '),
+    found: 'do not say one range',
+    allowed: '--input-range alone, or --input-mean and --input-std',
+  });
+}
+
+const SOURCES = {
+  given: 'as given',
+  metadata: 'by the file’s metadata',
+  head: 'by the file’s first nodes',
+  default: 'by default: nothing says it',
+};
+
+/** RGB, 0..255 (by the file’s first nodes). */
+export function inputText(
+  { source, ...range }: NonNullable<QuantizeReport['source']['input']>,
+  channelOrder: 'rgb' | 'bgr',
+): string {
+  return `${channelOrder.toUpperCase()}, ${rangeText(range)} (${SOURCES[source]})`;
+}
