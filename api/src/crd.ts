@@ -225,6 +225,16 @@ const TRAINED_SPEC_RULE = {
   fieldPath: '.spec',
 };
 
+/**
+ * CEL that allows one change of the `resources` of a finished job: `claims` where none were set. Earlier definitions pruned
+ * them, and a tool that applies the same manifest again after the upgrade would be refused for ever. CEL cannot read the
+ * other fields of `resources`, because a quantity has no type there, so this compares none of them.
+ */
+function addsClaims(at: string): string {
+  const hasClaims = (job: string) => `(has(${job}.${at}) && has(${job}.${at}.claims))`;
+  return `${hasClaims('self')} && !${hasClaims('oldSelf')}`;
+}
+
 /** CEL that compares the fields of an object in `self` and `oldSelf`, without those that CEL cannot read. */
 function sameFields(object: Schema, path: string, isCompared = (_name: string) => true): string[] {
   const { properties, required = [] } = object as { properties: Record<string, Schema>; required?: string[] };
@@ -233,7 +243,8 @@ function sameFields(object: Schema, path: string, isCompared = (_name: string) =
     const at = `${path}.${name}`;
     const same = (isOpaque(field) ? sameFields(field, at) : [`self.${at} == oldSelf.${at}`]).join(' && ');
     if (required.includes(name) || field.default !== undefined) return [same];
-    return [`has(self.${at}) == has(oldSelf.${at}) && (!has(self.${at}) || (${same}))`];
+    const isSame = `has(self.${at}) == has(oldSelf.${at}) && (!has(self.${at}) || (${same}))`;
+    return name === 'resources' ? [`(${isSame} || ${addsClaims(at)})`] : [isSame];
   });
 }
 

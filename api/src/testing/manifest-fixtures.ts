@@ -214,6 +214,30 @@ export const changes: Record<
     finished: true,
     wantRefusal: /the job has finished/,
   },
+  'resource claims after the end, which an earlier definition pruned': {
+    from: { trainers: { resources: { limits: { cpu: '1' } } } },
+    to: { trainers: { resources: { limits: { cpu: '1' }, claims: [{ name: 'gpu' }] } } },
+    finished: true,
+    wantRefusal: null,
+  },
+  'the same, where they were all that was set': {
+    from: {},
+    to: { trainers: { resources: { claims: [{ name: 'gpu' }] } } },
+    finished: true,
+    wantRefusal: null,
+  },
+  'other resource claims after the end': {
+    from: { trainers: { resources: { claims: [{ name: 'gpu' }] } } },
+    to: { trainers: { resources: { claims: [{ name: 'other' }] } } },
+    finished: true,
+    wantRefusal: /the job has finished/,
+  },
+  'another limit after the end': {
+    from: { trainers: { resources: { limits: { cpu: '1' } } } },
+    to: { trainers: { resources: { limits: { cpu: '2' } } } },
+    finished: true,
+    wantRefusal: /the job has finished/,
+  },
   'more restarts after the end': {
     from: {},
     to: { failurePolicy: { maxRestarts: 9 } },
