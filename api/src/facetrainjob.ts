@@ -302,7 +302,8 @@ const gang = section(
 
 /**
  * Fields that decide what an attempt trains, as paths in the spec. They can change only while the job is suspended, and
- * a change replaces the attempt (the planner compares their digest).
+ * a change replaces the attempt (the planner compares their digest). A field that is added below one of them needs a
+ * default, or to be optional; one that joins the list, a new DIGEST_FORMAT (planner/src/attempt.ts).
  */
 export const TRAINING_FIELDS: readonly string[] = [
   'dataset',

@@ -35,3 +35,4 @@ export * from './storage.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';
 export * from './validate.ts';
+export * from './without-defaults.ts';

@@ -5,7 +5,6 @@
  * of the current attempt is created while one of those is alive.
  */
 import { createHash } from 'node:crypto';
-import { isDeepStrictEqual } from 'node:util';
 import {
   type FaceTrainJobStatus,
   type FailurePolicy,
@@ -184,8 +183,12 @@ const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed
 /** Whether the pod's phase is Unknown, or a word that we do not know. */
 export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.phase);
 
-/** Which digests can be compared: those that `fieldsDigest` made in the same way. */
-const DIGEST_FORMAT = '2-';
+/**
+ * Which digests can be compared: those that `fieldsDigest` made in the same way. To be changed with whatever changes the
+ * digest of a stored spec: a default, or a field that joins TRAINING_FIELDS or QUANTIZATION_FIELDS. Otherwise the next
+ * edit of a running job, of any field, replaces its attempt.
+ */
+const DIGEST_FORMAT = '3-';
 
 /**
  * Digest of the fields that decide the result of an attempt: TRAINING_FIELDS or QUANTIZATION_FIELDS of a spec. Pods
@@ -194,26 +197,16 @@ const DIGEST_FORMAT = '2-';
  * Values that are the defaults are left out: a field that a later version adds, with a default, changes no digest, so
  * an upgrade of the operator does not replace running jobs.
  *
- * @param defaults a spec of the kind in which all that need not be set is not set
+ * @param spec without the defaults of its schema: `withoutDefaults` of the api
  */
-export function fieldsDigest(spec: object, defaults: object, fields: readonly string[]): string {
-  const valueAt = (object: object, path: string) =>
-    path.split('.').reduce<unknown>((value, key) => (value as never)[key], object);
-  const chosen = fields.map((path) => [path, withoutDefaults(valueAt(spec, path), valueAt(defaults, path))] as const);
-  return `${DIGEST_FORMAT}${specDigest(Object.fromEntries(chosen))}`;
+export function fieldsDigest(spec: unknown, fields: readonly string[]): string {
+  const valueAt = (path: string) =>
+    path.split('.').reduce<unknown>((value, key) => (isPlainObject(value) ? value[key] : undefined), spec);
+  return `${DIGEST_FORMAT}${specDigest(Object.fromEntries(fields.map((path) => [path, valueAt(path)])))}`;
 }
 
 /** Whether two digests tell two specs apart. Those of a former version of the operator do not. */
 export const differ = (made: string, wanted: string): boolean => made.startsWith(DIGEST_FORMAT) && made !== wanted;
-
-/** A copy without the values that are in `defaults` at the same place; undefined if none is left. */
-function withoutDefaults(value: unknown, defaults: unknown): unknown {
-  if (!isPlainObject(value) || !isPlainObject(defaults)) return isDeepStrictEqual(value, defaults) ? undefined : value;
-  const rest = Object.entries(value)
-    .map(([key, inner]) => [key, withoutDefaults(inner, defaults[key])] as const)
-    .filter(([, inner]) => inner !== undefined);
-  return rest.length === 0 ? undefined : Object.fromEntries(rest);
-}
 
 /** Digest of plain data, for a label: 16 hexadecimal digits. */
 export const specDigest = (data: unknown): string =>

@@ -1,5 +1,5 @@
 /** The objects of an attempt of a FaceTrainJob, in the order of creation: pods last, after all that they need. */
-import { FaceTrainJobSpec, TRAINING_FIELDS } from '@facetrain/api';
+import { FaceTrainJobSpec, TRAINING_FIELDS, withoutDefaults } from '@facetrain/api';
 import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
@@ -74,18 +74,13 @@ function quantizerConflict(
   return templateConflict('spec.quantize.quantizer', template.quantizer, storage, template.output);
 }
 
-const DEFAULTS = FaceTrainJobSpec.parse({
-  dataset: { uri: 'file:///' },
-  model: { backbone: 'iresnet50' },
-  output: { uri: 'file:///' },
-});
 const digests = new WeakMap<FaceTrainJobSpec, string>();
 
 /** Cached by the identity of the spec, which is never changed in place. */
 export function trainingDigest(spec: FaceTrainJobSpec): string {
   const known = digests.get(spec);
   if (known !== undefined) return known;
-  const digest = fieldsDigest(spec, DEFAULTS, TRAINING_FIELDS);
+  const digest = fieldsDigest(withoutDefaults(FaceTrainJobSpec, spec), TRAINING_FIELDS);
   digests.set(spec, digest);
   return digest;
 }

@@ -1,5 +1,5 @@
 /** The objects of an attempt of a QuantizeJob, in the order of creation. */
-import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, QuantizeJobSpec } from '@facetrain/api';
+import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, QuantizeJobSpec, withoutDefaults } from '@facetrain/api';
 import { fieldsDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
@@ -38,13 +38,8 @@ export function findConflict({ spec, environment }: Attempt): Blocker | null {
   return templateConflict('spec.quantizer', spec.quantizer, storage, spec.output);
 }
 
-const DEFAULTS = QuantizeJobSpec.parse({
-  model: { uri: 'file:///' },
-  calibration: { dataset: { uri: 'file:///' } },
-  output: { uri: 'file:///' },
-});
-
-export const quantizationDigest = (spec: QuantizeJobSpec): string => fieldsDigest(spec, DEFAULTS, QUANTIZATION_FIELDS);
+export const quantizationDigest = (spec: QuantizeJobSpec): string =>
+  fieldsDigest(withoutDefaults(QuantizeJobSpec, spec), QUANTIZATION_FIELDS);
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
   const config = quantizeConfig(job, spec, attempt, storage, environment);
