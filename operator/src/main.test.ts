@@ -35,7 +35,8 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-let ports = 20_000 + (process.pid % 20_000);
+/** Below 32768, where Linux begins to give ports to connections (ip_local_port_range). */
+let ports = 20_000 + (process.pid % 12_000);
 /** The probes are not called here. */
 const freePort = () => ports++;
 
