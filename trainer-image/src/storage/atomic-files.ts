@@ -1,6 +1,6 @@
 /** Files that never exist half-written: written under another name in the same folder, flushed, then renamed. */
 import { randomUUID } from 'node:crypto';
-import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
+import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 
@@ -60,14 +60,34 @@ export async function makeFolder(path: string, options: FolderOptions = {}): Pro
 }
 
 async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions): Promise<void> {
+  if (asOpenAsParent) return makeOpen(path);
   try {
     await mkdir(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'EEXIST' && (await stat(path)).isDirectory()) return;
     throw error;
   }
-  // Some file systems have no permissions.
-  if (asOpenAsParent) await chmod(path, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
+}
+
+/**
+ * The folder gets its name after its permissions. Otherwise another process could find it before that, and give what it
+ * makes inside the wrong ones.
+ */
+async function makeOpen(path: string): Promise<void> {
+  const found = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error;
+  });
+  if (found?.isDirectory()) return;
+  const temporary = join(dirname(path), `.${basename(path)}.${randomUUID()}.tmp`);
+  await mkdir(temporary);
+  try {
+    // Some file systems have no permissions.
+    await chmod(temporary, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
+    await rename(temporary, path); // replaces an empty folder, which is one like this
+  } catch (error) {
+    await rmdir(temporary).catch(() => {});
+    if (!(await stat(path).catch(() => null))?.isDirectory()) throw error;
+  }
 }
 
 /** Content of a file: bytes, text, or a function that writes them through the handle that it gets. */

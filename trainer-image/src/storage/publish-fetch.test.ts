@@ -248,6 +248,42 @@ test('an existing file with another time or size is fetched again', async () => 
   assert.equal(await readFile(to, 'utf8'), '{"report":true}');
 });
 
+test('a prefix of many small objects: each in its place, and only what changed is fetched again', async () => {
+  const names = Array.from({ length: 60 }, (_, i) => `ID${i % 7}/${i}.jpg`);
+  for (const name of names) {
+    await mkdir(join(folderOf(server.address('s3://models/many')), name, '..'), { recursive: true });
+    await writeFile(join(folderOf(server.address('s3://models/many')), name), `picture ${name}`);
+  }
+  const request = { ...server.address('s3://models/many'), to: join(scratch, 'faces') };
+  const fetched = await fetchTo(request);
+  assert.equal(fetched.length, 60);
+  assert.ok(fetched.every(({ written, path }) => written && path.startsWith(join(scratch, 'faces', 'ID'))));
+  for (const name of names) assert.equal(await readFile(join(scratch, 'faces', name), 'utf8'), `picture ${name}`);
+  await rm(join(scratch, 'faces', names[41]!));
+  const again = await fetchTo(request);
+  assert.deepEqual(
+    again.filter(({ written }) => written).map(({ path }) => path),
+    [join(scratch, 'faces', names[41]!)],
+  );
+});
+
+test('a prefix of more objects than can be fetched in a sensible time is refused', async () => {
+  const listing = createServer((_request, response) => {
+    const contents = Array.from({ length: 1000 }, (_, i) => `<Contents><Key>ID/${i}.jpg</Key></Contents>`).join('');
+    response.setHeader('content-type', 'application/xml');
+    response.end(
+      '<?xml version="1.0"?><ListBucketResult><IsTruncated>true</IsTruncated>' +
+        `<NextContinuationToken>more</NextContinuationToken>${contents}</ListBucketResult>`,
+    );
+  }).listen(0, '127.0.0.1');
+  await once(listing, 'listening');
+  const endpoint = `http://127.0.0.1:${(listing.address() as AddressInfo).port}`;
+  const address = { uri: 's3://models/millions/', endpoint, region: 'us-east-1', forcePathStyle: true };
+  const error = await failure(fetchTo({ ...address, to: join(scratch, 'faces') }));
+  listing.close();
+  assert.match(error.message, /^s3:\/\/models\/millions: more than 100000 objects; at most 100000: pack/);
+});
+
 describe('an error is reported once, with the address', () => {
   const cases: Record<
     string,

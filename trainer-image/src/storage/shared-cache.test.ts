@@ -95,10 +95,16 @@ async function fetchInPod({ uri, to: path }: { uri: string; to: string }): Promi
   return { code, log };
 }
 
-/** Waits until a partial file has so many bytes. @returns its path */
+/**
+ * Waits until the partial file of train.rec has so many bytes, and property is no longer locked: a process that is
+ * killed while it releases a lock leaves the claim.
+ * @returns the path of the partial file
+ */
 async function partialOf(bytes: number): Promise<string> {
   for (;;) {
-    for (const name of await readdir(to).catch(() => [])) {
+    const names = await readdir(to).catch(() => []);
+    const busy = names.some((name) => name.startsWith('.property.'));
+    for (const name of busy ? [] : names) {
       const path = join(to, name);
       if (name.endsWith('.partial') && ((await stat(path).catch(() => null))?.size ?? -1) >= bytes) return path;
     }
