@@ -327,7 +327,8 @@ export const FaceTrainJobSpec = rules(
       .describe('true stops the trainers after they wrote a checkpoint; false resumes from it.'),
     managedBy,
     dataset: source(
-      'Training faces in insightface’s RecordIO layout: a folder with train.rec, train.idx and property.',
+      'Training faces: a folder with train.rec, train.idx and property (insightface’s RecordIO), with *.tar ' +
+        '(webdataset’s shards), or with a folder of pictures for each identity.',
     ),
     model,
     loss,

@@ -32,7 +32,7 @@ export const QuantizeConfig = z.strictObject({
       .describe('null: as the file says it (trainer-image/src/onnx/input-range.ts).'),
   }),
   calibration: z.strictObject({
-    datasetPath: z.string().min(1).describe('Folder with train.rec, train.idx and property.'),
+    datasetPath: z.string().min(1).describe('Folder of the dataset.'),
     images: calibrationImages,
     seed: seed.describe('Decides, together with the dataset, which pictures are drawn.'),
   }),

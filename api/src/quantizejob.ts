@@ -119,7 +119,7 @@ export const QuantizeTemplate = z
   .strictObject({
     calibration: section(
       {
-        dataset: source('Faces that the search looks at, in insightface’s RecordIO layout.')
+        dataset: source('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.')
           .optional()
           .describe('Absent: the training dataset.'),
         ...calibrationFields,
@@ -160,9 +160,7 @@ export const QuantizeJobSpec = rules(
     ).describe('The model to quantize.'),
     calibration: z
       .strictObject({
-        dataset: source(
-          'Faces that the search looks at, in insightface’s RecordIO layout: train.rec, train.idx, property.',
-        ),
+        dataset: source('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.'),
         ...calibrationFields,
       })
       .describe('Pictures for the search.'),

@@ -92,7 +92,7 @@ export type ModelInput = z.infer<typeof ModelInput>;
 export const TrainerConfig = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
-  dataset: z.strictObject({ path: z.string().min(1).describe('Folder with train.rec, train.idx and property.') }),
+  dataset: z.strictObject({ path: z.string().min(1).describe('Folder of the dataset.') }),
   model: z.strictObject({
     onnxPath: z.string().min(1).nullable().describe('The user’s own backbone; null: built from `backbone`.'),
     backbone,

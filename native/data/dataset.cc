@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "data/loader.h"
+#include "data/open_dataset.h"
 #include "data/recordio.h"
 #include "error.h"
 
@@ -154,6 +155,7 @@ class RecordDataset : public Dataset {
   }
 
   std::string name(int64_t picture) const override { return name(entries_[static_cast<size_t>(picture)]); }
+  int64_t bytes() const override { return static_cast<int64_t>(file_.bytes().size()); }
 
  private:
   std::string name(const Entry& entry) const {
@@ -227,7 +229,7 @@ class RecordDataset : public Dataset {
 
 }  // namespace
 
-std::shared_ptr<const Dataset> open_dataset(const std::string& directory) {
+std::shared_ptr<const Dataset> open_record_dataset(const std::string& directory) {
   return std::make_shared<RecordDataset>(directory);
 }
 

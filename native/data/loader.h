@@ -1,5 +1,5 @@
-// Training pictures: insightface's RecordIO dataset, read through mmap and decoded ahead of use on the loader's own
-// threads. Knows neither torch nor Node.
+// Training pictures: a dataset's, in one of three layouts, decoded ahead of use on the loader's own threads. Knows
+// neither torch nor Node.
 //
 // The pictures of a step are a pure function of (seed, step). Each epoch has a permutation of all pictures, which is
 // cut into global batches; a global batch is cut into `size` consecutive parts, one for each rank. So any number of
@@ -15,26 +15,33 @@
 
 namespace facetrain {
 
-// The pictures of a folder with train.rec, train.idx and property (dataset.cc describes the format). Thread-safe.
+// The pictures of a folder: insightface's RecordIO (dataset.cc), an image folder (image_folder.h) or tar shards
+// (tar_shards.h). Their order is fixed, and each can be read at any time. Thread-safe.
 class Dataset {
  public:
   virtual ~Dataset() = default;
   virtual int64_t size() const = 0;        // number of pictures
-  virtual int64_t identities() const = 0;  // as the file `property` states
+  virtual int64_t identities() const = 0;  // as the file `property` states; otherwise the largest label and one
   virtual int height() const = 0;
   virtual int width() const = 0;
   // In [0, identities()). Throws Error(InvalidDataset) for a damaged record or another label.
   virtual int64_t label(int64_t picture) const = 0;
-  // The encoded picture, see picture.h. Throws Error(InvalidDataset) naming file, record and offset when the record is
-  // damaged.
+  // The encoded picture, see picture.h. Throws Error(InvalidDataset) with its name when it cannot be read.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
   // Asks the system to read the picture from disk in the background.
   virtual void will_need(int64_t picture) const = 0;
-  // Names the picture in messages: "DIR/train.rec, record 7 at byte 1234".
+  // Names the picture in messages: "DIR/train.rec, record 7 at byte 1234", "DIR/ID/a.jpg", "DIR/0.tar, a.jpg at byte
+  // 0".
   virtual std::string name(int64_t picture) const = 0;
+  // Size of the files that hold pictures. Takes a system call for each picture of an image folder.
+  virtual int64_t bytes() const = 0;
+  // The name of an identity: its folder's in an image folder, otherwise its label.
+  virtual std::string identity(int64_t label) const { return std::to_string(label); }
 };
 
-// Throws Error(InvalidDataset) when a file is missing or its contents are invalid; reads only a few records.
+// Finds the layout by what is in the folder: train.rec, train.idx or property; otherwise *.tar; otherwise folders.
+// Reads facetrain.index if it is there, otherwise lists the folders, or the shards, now. Throws Error(InvalidDataset)
+// when it is of no layout, a file is missing, or its contents are invalid; decodes nothing.
 std::shared_ptr<const Dataset> open_dataset(const std::string& directory);
 
 // No defaults: those that users see are in api/src/facetrainjob.ts.

@@ -360,6 +360,7 @@ class FakeDataset : public Dataset {
   }
   void will_need(int64_t picture) const override { needed[static_cast<size_t>(picture)] = true; }
   std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
+  int64_t bytes() const override { return size_ * static_cast<int64_t>(picture_.size()); }
 
   mutable std::atomic<int64_t> reads{0};
   mutable std::vector<std::atomic<bool>> needed;

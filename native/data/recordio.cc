@@ -16,7 +16,10 @@ namespace facetrain {
 namespace {
 
 [[noreturn]] void refuse_file(const std::string& path, const std::string& found) {
-  throw Error("InvalidDataset", path, found, "a dataset is a folder with train.rec, train.idx and property");
+  throw Error(
+      "InvalidDataset", path, found,
+      "a dataset is a folder with train.rec, train.idx and property; with *.tar; or with a folder of pictures for "
+      "each identity");
 }
 
 uint32_t word_at(std::span<const uint8_t> file, uint64_t offset) {

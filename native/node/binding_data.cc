@@ -1,7 +1,6 @@
 // The functions of src/data.ts. Each call runs on its own thread and returns {promise, close()}; inspectDataset also
 // progress(). close() cancels.
 #include <atomic>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,7 +49,7 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
       const auto dataset = open_dataset(directory);
       progress->total = dataset->size();
       const Inspection result = inspect(*dataset, decode, threads, progress->done, cancelled);
-      const auto bytes = std::filesystem::file_size(directory + "/train.rec");
+      const int64_t bytes = decode >= dataset->size() ? dataset->bytes() : 0;
       return [=](Napi::Env env) -> Napi::Value {
         Napi::Object value = Napi::Object::New(env);
         value.Set("images", static_cast<double>(dataset->size()));

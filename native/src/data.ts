@@ -16,7 +16,7 @@ export interface Pictures {
 /** The result of inspectDataset. */
 export interface DatasetInfo {
   images: number;
-  /** The number of identities that the dataset's file `property` states. */
+  /** The number of identities that the dataset's file `property` states; otherwise the largest label and one. */
   identities: number;
   /** Different labels that occur. */
   identitiesSeen: number;
@@ -24,7 +24,7 @@ export interface DatasetInfo {
   labelMax: number;
   height: number;
   width: number;
-  /** Size of train.rec. */
+  /** Size of the files that hold pictures; 0 unless all pictures were decoded. */
   bytes: number;
 }
 

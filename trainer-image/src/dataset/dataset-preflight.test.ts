@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdtempSync, rmSync, truncateSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
-import { shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
+import { shippedJpeg, writeDataset, writeImageFolder, writeShards } from '../testing/dataset-fixtures.ts';
 import { type PreflightOptions, preflightDataset } from './dataset-preflight.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'facetrain-preflight-'));
@@ -60,14 +60,33 @@ test('the example’s dataset is valid', async () => {
 test('a folder or a file that is missing', async () => {
   await refused(
     '/nowhere',
-    '/nowhere/property: cannot be opened (No such file or directory); ' +
-      'a dataset is a folder with train.rec, train.idx and property',
+    '/nowhere: cannot be read (No such file or directory); ' +
+      'a dataset is a folder with train.rec, train.idx and property; with *.tar; ' +
+      'or with a folder of pictures for each identity',
   );
   for (const file of ['train.rec', 'train.idx', 'property']) {
     const directory = written('2,112,112', [0, 1]);
     rmSync(join(directory, file));
     await refused(directory, new RegExp(`^${directory}/${file}: cannot be opened`));
   }
+});
+
+test('an image folder and tar shards, as datasets', async () => {
+  const faces = folder();
+  writeImageFolder(faces, { identities: 3, perIdentity: 4 });
+  const shards = folder();
+  writeShards(shards, [0, 5, 1, 0, 5, 2, 2, 1, 0, 1, 5, 2]);
+  for (const [directory, identities] of [
+    [faces, 3],
+    [shards, 6],
+  ] as const) {
+    const expected = { images: 12, identities, numClasses: identities, stepsPerEpoch: 1 };
+    for (const decode of ['all', 'none'] as const)
+      assert.deepEqual(await preflightDataset(directory, { ...options, decode }), expected);
+  }
+  writeFileSync(join(faces, 'person-1', '2.jpg'), 'GIF89a, honestly');
+  await refused(faces, new RegExp(`^${faces}/person-1/2.jpg: is a GIF`));
+  await refused(folder(), /^.*: cannot be read \(No such file or directory\)/);
 });
 
 test('a .rec that was cut short is refused without decoding anything', async () => {
@@ -137,7 +156,8 @@ test('fewer classes in the model than the data has', async () => {
 test('pictures of another size than the model takes', async () => {
   await refused(
     exampleFaces,
-    `${exampleFaces}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112`,
+    `${exampleFaces}: pictures of 112 x 112 pixels (height x width); the model takes 96 x 112; ` +
+      'faces are aligned to this size beforehand (docs/data.md)',
     { input: { height: 96, width: 112 } },
   );
   const directory = written('2,96,112', [0, 1]); // The size in `property` is wrong.

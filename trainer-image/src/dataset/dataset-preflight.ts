@@ -16,7 +16,7 @@ export interface PreflightOptions {
 
 export interface Preflight {
   images: number;
-  /** From the file `property`; labels are smaller. */
+  /** From the file `property`, or the largest label and one. */
   identities: number;
   numClasses: number;
   stepsPerEpoch: number;
@@ -36,7 +36,7 @@ export async function preflightDataset(directory: string, options: PreflightOpti
   if (info.height !== input.height || info.width !== input.width) {
     refuse(
       `pictures of ${info.height} x ${info.width} pixels (height x width)`,
-      `the model takes ${input.height} x ${input.width}`,
+      `the model takes ${input.height} x ${input.width}; faces are aligned to this size beforehand (docs/data.md)`,
     );
   }
   if (numClasses !== null && numClasses <= info.labelMax)

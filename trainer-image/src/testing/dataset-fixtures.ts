@@ -1,6 +1,8 @@
 /** Writes datasets for tests. */
 
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 
@@ -38,4 +40,29 @@ export function writeDataset(
   writeFileSync(join(directory, 'train.idx'), offsets.map((at, key) => `${key}\t${at}\n`).join(''));
   writeFileSync(join(directory, 'property'), property);
   return offsets;
+}
+
+/** Writes ID/picture.jpg with pictures of the example's dataset, which has 20 of each person: person-0/0.jpg, … */
+export function writeImageFolder(
+  directory: string,
+  { identities, perIdentity }: { identities: number; perIdentity: number },
+): void {
+  for (let identity = 0; identity < identities; identity++) {
+    const folder = join(directory, `person-${identity}`);
+    mkdirSync(folder, { recursive: true });
+    for (let i = 0; i < perIdentity; i++) writeFileSync(join(folder, `${i}.jpg`), shippedJpeg(20 * identity + i));
+  }
+}
+
+/** Packs pictures of the example's dataset into 0.tar by GNU tar, in webdataset's layout. */
+export function writeShards(directory: string, labels: number[]): void {
+  const members = mkdtempSync(join(tmpdir(), 'facetrain-shard-'));
+  labels.forEach((label, i) => {
+    const key = join(members, String(i).padStart(6, '0'));
+    writeFileSync(`${key}.jpg`, shippedJpeg(i));
+    writeFileSync(`${key}.cls`, String(label));
+  });
+  mkdirSync(directory, { recursive: true });
+  execFileSync('tar', ['--sort=name', '-C', members, '-cf', join(directory, '0.tar'), '.']);
+  rmSync(members, { recursive: true });
 }
