@@ -10,7 +10,7 @@ import {
   type QuantizeJobStatus,
 } from '@facetrain/api';
 import { CONTAINER, type PlanEvent } from '@facetrain/planner';
-import { checkInputs } from '../local/check-inputs.ts';
+import { checkInputs, checkQuantizationInputs } from '../local/check-inputs.ts';
 import { localEnvironment } from '../local/local-environment.ts';
 import { freePorts } from '../local/ports.ts';
 import { type JobKind, type JobListener, LocalFaceTrainJob } from '../local/process-executor.ts';
@@ -44,6 +44,7 @@ export async function run(options: RunOptions): Promise<RunResult> {
     signal,
     print: (line) => display.print(line),
     checkInputs: () => checkInputs(job, join(out, STATE_FOLDER), signal),
+    checkQuantizationInputs: () => checkQuantizationInputs(job, join(out, STATE_FOLDER), signal),
   });
   try {
     display.announce(job, folder);

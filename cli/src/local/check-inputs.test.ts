@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
-import { checkInputs } from './check-inputs.ts';
+import { checkInputs, checkQuantizationInputs } from './check-inputs.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -14,13 +14,20 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true }));
 
-function check(quantize?: Record<string, unknown>, sets: { name: string; uri: string }[] = []): Promise<void> {
+const check = (...fields: Parameters<typeof makeJob>) =>
+  checkInputs(makeJob(...fields), join(folder, 'state'), new AbortController().signal);
+
+function makeJob(
+  quantize?: Record<string, unknown>,
+  sets: { name: string; uri: string }[] = [],
+  dataset = exampleFaces,
+): FaceTrainJob {
   const job = {
     apiVersion: 'facetrain.dev/v1alpha1',
     kind: 'FaceTrainJob',
     metadata: { name: 'faces' },
     spec: {
-      dataset: { uri: `file://${exampleFaces}` },
+      dataset: { uri: `file://${dataset}` },
       model: { backbone: 'mobilefacenet' },
       output: { uri: `file://${folder}/out` },
       globalBatchSize: 8,
@@ -29,8 +36,7 @@ function check(quantize?: Record<string, unknown>, sets: { name: string; uri: st
       ...(quantize && { quantize }),
     },
   };
-  const parsed = parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
-  return checkInputs(parsed, join(folder, 'state'), new AbortController().signal);
+  return parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
 }
 
 const here = (name: string) => ({ uri: `file://${join(folder, name)}` });
@@ -90,3 +96,14 @@ for (const [name, { quantize, code, wantSubject }] of Object.entries(refusals)) 
     });
   });
 }
+
+test('a quantization of a kept model reads what the training gives it by default', async () => {
+  const checkAlone = (job: FaceTrainJob) =>
+    checkQuantizationInputs(job, join(folder, 'state'), new AbortController().signal);
+  const own = { calibration: { dataset: { uri: `file://${exampleFaces}` } }, evaluation: { sets: [lfw] } };
+  const gone = { name: 'lfw', ...here('gone.bin') };
+  await checkAlone(makeJob({}, [lfw]));
+  await checkAlone(makeJob(own, [gone], join(folder, 'gone')));
+  await assert.rejects(checkAlone(makeJob({}, [], join(folder, 'gone'))), { code: 'InvalidDataset' });
+  await assert.rejects(checkAlone(makeJob({}, [gone])), { code: 'InvalidVerificationSet' });
+});

@@ -30,22 +30,29 @@ export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal
   }
   for (const [index, set] of spec.evaluation.sets.entries())
     if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
-  if (spec.quantize) await checkQuantizationInputs(job, spec.quantize, graph, stateFolder, signal);
+  if (spec.quantize) await checkQuantizationInputs(job, stateFolder, signal, { graph, afterTraining: true });
 }
 
-/** The dataset and the sets of the training, which a quantization uses by default, are checked already. */
-async function checkQuantizationInputs(
+/**
+ * Checks what the quantization of a job with one reads, except the model.
+ * @param stateFolder OUT/.facetrain
+ * @param options.graph of the model, when it is known: calibration pictures then have to have its size
+ * @param options.afterTraining the dataset and the sets of the training, which are the defaults, are checked already
+ * @throws FacetrainError InvalidManifest, InvalidConfig, InvalidDataset, InvalidVerificationSet, StorageFailed
+ */
+export async function checkQuantizationInputs(
   job: FaceTrainJob,
-  { calibration, evaluation }: NonNullable<FaceTrainJob['spec']['quantize']>,
-  graph: Graph | undefined,
   stateFolder: string,
   signal: AbortSignal,
+  { graph, afterTraining = false }: { graph?: Graph | undefined; afterTraining?: boolean } = {},
 ): Promise<void> {
+  const { quantize, ...training } = job.spec;
   const config = plannedQuantizeConfig(job, 'unused', stateFolder);
   const { checkCalibration, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
   checkGateHasSets(config);
-  if (calibration.dataset && isHere(calibration.dataset))
-    await checkCalibration(config.calibration.datasetPath, graph?.input, signal);
-  for (const [index, set] of (evaluation?.sets ?? []).entries())
+  const dataset = quantize?.calibration.dataset ?? (afterTraining ? undefined : training.dataset);
+  if (dataset && isHere(dataset)) await checkCalibration(config.calibration.datasetPath, graph?.input, signal);
+  const { sets } = quantize?.evaluation ?? (afterTraining ? { sets: [] } : training.evaluation);
+  for (const [index, set] of sets.entries())
     if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
 }

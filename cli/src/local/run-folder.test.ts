@@ -36,10 +36,15 @@ beforeEach(async () => {
 });
 afterEach(() => rm(dirname(out), { recursive: true }));
 
-async function take(job = makeJob(), { fresh = false, checkInputs = async () => {} } = {}): Promise<RunFolder> {
+const noCheck = async () => {};
+async function take(
+  job = makeJob(),
+  { fresh = false, checkInputs = noCheck, checkQuantizationInputs = noCheck } = {},
+): Promise<RunFolder> {
   const options = {
     fresh,
     checkInputs,
+    checkQuantizationInputs,
     signal: new AbortController().signal,
     print: (line: string) => printed.push(line),
   };
@@ -310,6 +315,16 @@ test('a model that was damaged since is made again, from the checkpoint', async 
   assert.match(printed.join('\n'), /backbone\.onnx is not as the earlier run wrote it/);
 });
 
+test('an artifact stays in its place when the next quantization cannot read its inputs', async () => {
+  await ENDS.succeeded();
+  const before = await files();
+  const other = makeJob((spec) => (spec.quantize = { calibration: { images: 3 } }));
+  const checkQuantizationInputs = () => Promise.reject(new Error('no dataset'));
+  await assert.rejects(take(other, { checkQuantizationInputs }), /no dataset/);
+  assert.deepEqual(await files(), before);
+  assert.equal((await take()).mode, 'nothing');
+});
+
 test('an artifact that was damaged since is made again, and what is left of it is kept', async () => {
   const damages: Record<string, () => Promise<void>> = {
     'a cut model': () => write('int7/model.int7.onnx', 'cut'),
@@ -572,7 +587,8 @@ test('waits for trainers that a killed run has left, and sees the checkpoint tha
   const script = `echo locked; read _; mkdir -p ${checkpoint}; echo {} > ${checkpoint}/manifest.json`;
   const trainer = spawn('flock', [lock, 'sh', '-c', script], { stdio: ['pipe', 'pipe', 'inherit'] });
   await new Promise((resolve) => trainer.stdout.once('data', resolve));
-  const options = { fresh: false, checkInputs: async () => {}, signal: new AbortController().signal };
+  const { signal } = new AbortController();
+  const options = { fresh: false, checkInputs: noCheck, checkQuantizationInputs: noCheck, signal };
   const taken = RunFolder.take(out, makeJob(), {
     ...options,
     print: (line) => {
@@ -600,7 +616,8 @@ test('trainers that a killed run has left get the time of its pod template, and 
     await new Promise((resolve) => trainer.stdout.once('data', resolve));
     const ended = new Promise((resolve) => trainer.once('exit', (_, signal) => resolve(signal)));
     printed = [];
-    const options = { fresh: false, checkInputs: async () => {}, signal: new AbortController().signal };
+    const { signal } = new AbortController();
+    const options = { fresh: false, checkInputs: noCheck, checkQuantizationInputs: noCheck, signal };
     // The manifest may say something else by now.
     const folder = await RunFolder.take(out, makeJob(), {
       ...options,

@@ -56,6 +56,8 @@ export interface TakeOptions {
   print: (line: string) => void;
   /** Refuses inputs that cannot be used. Called before anything is removed. */
   checkInputs: () => Promise<void>;
+  /** The same for those of the quantization alone. Called before an artifact is set aside for a new one. */
+  checkQuantizationInputs: () => Promise<void>;
 }
 
 export const STATE_FOLDER = '.facetrain';
@@ -256,7 +258,7 @@ async function goOn(
   earlier: RunState,
   job: FaceTrainJob,
   { changed, trained, hasWork }: { changed: string[]; trained: boolean; hasWork: boolean },
-  { print }: TakeOptions,
+  { print, checkQuantizationInputs }: TakeOptions,
 ): Promise<Next> {
   const { artifact } = pathsOf(out, job.metadata.name, job.spec);
   const quantized = trained && (await isQuantized(earlier, job, artifact));
@@ -268,8 +270,10 @@ async function goOn(
     print(`${join(out, OUTPUT.model)} is not as the earlier run wrote it; it is made again`);
   if (mode === 'quantize' && earlier.quantized && !quantizationDiffers(earlier.spec, job.spec))
     print(`${artifact} is not as the earlier run wrote it; the model is quantized again`);
-  if (mode !== 'nothing' && job.spec.quantize && hasArtifact(artifact))
+  if (mode !== 'nothing' && job.spec.quantize && hasArtifact(artifact)) {
+    await checkQuantizationInputs();
     print(`Keeps the earlier INT7 artifact in ${await setArtifactAside(artifact)}`);
+  }
   // An artifact of an earlier spec stays valid when the manifest asks for none.
   const state: RunState = {
     ...earlier,
