@@ -226,9 +226,9 @@ const TRAINED_SPEC_RULE = {
 };
 
 /**
- * CEL that allows one change of the `resources` of a finished job: `claims` where none were set. Earlier definitions pruned
- * them, and a tool that applies the same manifest again after the upgrade would be refused for ever. CEL cannot read the
- * other fields of `resources`, because a quantity has no type there, so this compares none of them.
+ * CEL that allows one change of the `resources` of a finished job: `claims` where none were set. Earlier definitions
+ * pruned them, and a tool that applies the same manifest again after the upgrade would be refused for ever. CEL cannot
+ * read the other fields of `resources`, because a quantity has no type there, so this compares none of them.
  */
 function addsClaims(at: string): string {
   const hasClaims = (job: string) => `(has(${job}.${at}) && has(${job}.${at}.claims))`;

@@ -4,8 +4,8 @@ import { isPlainObject } from './plain-object.ts';
 
 /**
  * A copy of a parsed value without the values that are the defaults of the schema, at any depth: also in objects that
- * are optional themselves, and in the entries of lists. An optional object stays, even if nothing is left in it: that it
- * is there may mean something. A section of which nothing is left goes, as it is there always.
+ * are optional themselves, and in the entries of lists. An optional object stays, even if nothing is left in it: that
+ * it is there may mean something. A section of which nothing is left goes, as it is there always.
  *
  * @returns undefined if the whole value is the default
  */

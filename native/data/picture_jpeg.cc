@@ -14,8 +14,6 @@
 namespace facetrain {
 namespace {
 
-using std::literals::operator""sv;
-
 // Scans of a progressive JPEG. A few kilobytes of empty scans would otherwise keep the decoder busy for minutes;
 // turbojpeg's TJFLAG_LIMITSCANS has the same number.
 constexpr int kScans = 500;
@@ -103,7 +101,7 @@ class JpegReader : public PictureReader {
 
   int orientation() const {
     for (const auto* marker = jpeg_.marker_list; marker != nullptr; marker = marker->next) {
-      constexpr auto kExif = "Exif\0\0"sv;
+      constexpr std::string_view kExif("Exif\0\0", 6);
       const std::string_view data(reinterpret_cast<const char*>(marker->data), marker->data_length);
       if (data.starts_with(kExif)) {
         return exif_orientation(std::span<const uint8_t>(marker->data, marker->data_length).subspan(kExif.size()));

@@ -289,7 +289,7 @@ void test_kinds_of_files() {
            "a Git LFS pointer, not the file itself");
   CHECK_EQ(name_of("PK\x03\x04"), "a ZIP archive");
   CHECK_EQ(name_of("{\"error\": 403}"), "a JSON document");
-  CHECK_EQ(name_of(std::string(257, 'x') + "ustar\0"), "a tar archive");
+  CHECK_EQ(name_of(std::string(257, 'x') + "ustar" + '\0'), "a tar archive");
   CHECK_EQ(name_of("3,112,112\n"), "");
   CHECK_EQ(name_of(std::string(4, '\0')), "");
   CHECK_EQ(name_of(""), "empty");

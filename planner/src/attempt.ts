@@ -184,9 +184,9 @@ const KNOWN_PHASES = new Set<string>(['Pending', 'Running', 'Succeeded', 'Failed
 export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.phase);
 
 /**
- * Which digests can be compared: those that `fieldsDigest` made in the same way. To be changed with whatever changes the
- * digest of a stored spec: a default, or a field that joins TRAINING_FIELDS or QUANTIZATION_FIELDS. Otherwise the next
- * edit of a running job, of any field, replaces its attempt.
+ * Which digests can be compared: those that `fieldsDigest` made in the same way. To be changed with whatever changes
+ * the digest of a stored spec: a default, or a field that joins TRAINING_FIELDS or QUANTIZATION_FIELDS. Otherwise the
+ * next edit of a running job, of any field, replaces its attempt.
  */
 const DIGEST_FORMAT = '3-';
 

@@ -3,9 +3,9 @@
  * one of those does.
  *
  * A value of the file is a `View` of a value that is computed: its numbers in the same order under another shape (after
- * a Squeeze, Reshape, Flatten, ...), a choice of its channels (Gather, Split, Slice), with zeros around it that the next
- * convolution adds (Pad), or to be averaged (half of a mean over height and width). Most operators work on the viewed
- * value itself. A view becomes a node, Flatten or Reshape, where a reader needs its shape.
+ * a Squeeze, Reshape, Flatten, ...), a choice of its channels (Gather, Split, Slice), with zeros around it that the
+ * next convolution adds (Pad), or to be averaged (half of a mean over height and width). Most operators work on the
+ * viewed value itself. A view becomes a node, Flatten or Reshape, where a reader needs its shape.
  */
 import type { FacetrainError } from '@facetrain/api';
 import type { GraphNode, Tensor } from '@facetrain/native';
@@ -50,7 +50,9 @@ const int64 = (values: number[]): Tensor => ({ dims: [values.length], data: BigI
 
 /** Operators that keep the order of the numbers, when they keep the batch. */
 const RESHAPING = new Set(['Flatten', 'Identity', 'Reshape', 'Squeeze', 'Unsqueeze']);
-/** Functions of each number by itself, whose other inputs are constants of one number (Max: with 0, else it is refused). */
+/**
+ * Functions of each number by itself, whose other inputs are constants of one number (Max: with 0, else it is refused).
+ */
 const UNARY = new Set(['Clip', 'LeakyRelu', 'Max', 'Relu', 'Sigmoid', 'Tanh']);
 /** Those that keep a zero, so that they work in front of the zeros of a Pad as well. */
 const KEEPS_ZERO = new Set(['LeakyRelu', 'PRelu', 'Relu', 'Tanh']);
@@ -203,8 +205,8 @@ export class Canonicalizer {
   }
 
   /**
-   * The view on which a function of each number or channel works: that of a vector where the base is a map of one pixel,
-   * so that what follows a pool stays behind its Flatten.
+   * The view on which a function of each number or channel works: that of a vector where the base is a map of one
+   * pixel, so that what follows a pool stays behind its Flatten.
    */
   private settled(name: string): View | undefined {
     const view = this.views.get(name);
@@ -379,7 +381,8 @@ export class Canonicalizer {
     channels: number,
   ): Float32Array | undefined {
     const rank = view.shape.length;
-    // Before operator set 7 a slope was [C]; some exporters write it so. Where it fits the last axis, it belongs to that.
+    // Before operator set 7 a slope was [C]; some exporters write it so. Where it fits the last axis, it belongs to
+    // that.
     if (node.op === 'PRelu' && rank === 3 && same(dims, [channels]) && view.shape[2] !== channels) return data;
     const padded = [...new Array<number>(Math.max(0, rank + 1 - dims.length)).fill(1), ...dims];
     if (padded.length !== rank + 1 || padded[0] !== 1) return undefined;

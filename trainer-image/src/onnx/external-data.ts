@@ -109,7 +109,9 @@ async function openInside(
       code: 'StorageFailed',
       subject: file,
       found: isMissing ? 'no such file' : (cause as Error).message,
-      allowed: `the file beside ${model} that holds its weights: copy both, or save the model as one file (onnx.save_model)`,
+      allowed:
+        `the file beside ${model} that holds its weights: copy both, or save the model as one file ` +
+        '(onnx.save_model)',
       cause,
     });
   }

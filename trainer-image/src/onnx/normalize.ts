@@ -4,8 +4,8 @@
  * 1. Every node has its form of operator set 17 (translate-node.ts). Nodes of constants are computed
  *    (constant-folding.ts); Identity, Dropout and casts between floats are gone.
  * 2. A normalisation that ends the model is gone (embedding-norm.ts).
- * 3. What can be written with the operators of operators.ts is written with them (canonical.ts); a MatMul and the Add of
- *    its bias are a Gemm. The output is [N, d].
+ * 3. What can be written with the operators of operators.ts is written with them (canonical.ts); a MatMul and the Add
+ *    of its bias are a Gemm. The output is [N, d].
  * 4. There is no node or constant that the output does not depend on.
  */
 import { FacetrainError } from '@facetrain/api';

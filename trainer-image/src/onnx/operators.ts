@@ -5,7 +5,8 @@
 
 /**
  * Operators that every command reads. Values are maps [N, C, H, W] or vectors [N, d]; constants of PRelu and of
- * arithmetic are one number, [C, 1, 1] for a map, or [d] for a vector; targets of Reshape are constant and begin with 0.
+ * arithmetic are one number, [C, 1, 1] for a map, or [d] for a vector; targets of Reshape are constant and begin with
+ * 0.
  */
 export const CANONICAL_OPERATORS = [
   'Add',

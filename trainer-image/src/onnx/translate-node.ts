@@ -109,7 +109,9 @@ export function translateNode(node: GraphNode, context: Context): void {
   }
 }
 
-/** MXNet's exporter writes spatial = 0, "statistics for every position", and has one for each channel (as ONNX Runtime). */
+/**
+ * MXNet's exporter writes spatial = 0, "statistics for every position", and has one for each channel (as ONNX Runtime).
+ */
 function hasStatisticsPerChannel(node: GraphNode, { batches: [{ shapes }] }: Context): boolean {
   const channels = shapes.get(node.inputs[0]!)?.[1];
   return node.inputs.slice(1).every((name) => shapes.get(name)?.join() === String(channels));
