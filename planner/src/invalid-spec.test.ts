@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
-import { invalidStatus } from './invalid-spec.ts';
+import { invalidStatus, refusalMessage } from './invalid-spec.ts';
+import type { JobKind } from './names.ts';
 import { after, at } from './testing/builders.ts';
 
 const condition = (type: string, status: Condition['status'], reason: string): Condition => ({
@@ -63,4 +64,32 @@ describe('a spec that the schema refuses', () => {
       assert.equal(invalidStatus(before, 3, 'why', after(9)), before);
     });
   }
+});
+
+describe('the message of a refused spec says how to correct it', () => {
+  const cases: Record<string, { kind: JobKind; message: string; isFinal: boolean }> = {
+    'in a field that changes': {
+      kind: 'FaceTrainJob',
+      message: 'a: spec.epochs: 0; must be at least 1',
+      isFinal: false,
+    },
+    'in one that never changes': { kind: 'FaceTrainJob', message: 'a: spec.output.uri: "x"; no', isFinal: true },
+    'in several': {
+      kind: 'FaceTrainJob',
+      message: 'a: no\n  spec.epochs: 0\n  spec.checkpoint.uri: "x"',
+      isFinal: true,
+    },
+    'beside one that never changes': {
+      kind: 'FaceTrainJob',
+      message: 'a: spec.checkpoint.keep: 0; no',
+      isFinal: false,
+    },
+    'in one of another kind': { kind: 'QuantizeJob', message: 'a: spec.output.uri: "x"; no', isFinal: false },
+  };
+  for (const [name, { kind, message, isFinal }] of Object.entries(cases))
+    test(name, () => {
+      const told = refusalMessage(kind, message);
+      assert(told.startsWith(message));
+      assert.equal(/; this field cannot be changed: delete the job/.test(told), isFinal);
+    });
 });

@@ -4,7 +4,17 @@
  */
 import type { JobStatus } from './attempt.ts';
 import { isTrue, mergeConditions } from './conditions.ts';
+import type { JobKind } from './names.ts';
 import { ConditionType, Reason } from './reasons.ts';
+
+/** Fields of a FaceTrainJob that the API server never lets change: the rules are in api/src/facetrainjob.ts. */
+const NEVER_CHANGED = /\bspec\.(model|output|checkpoint\.uri)\b/;
+
+/** What the status says of a refusal: in a field that never changes, the stored spec cannot be corrected. */
+export const refusalMessage = (kind: JobKind, message: string): string =>
+  kind === 'FaceTrainJob' && NEVER_CHANGED.test(message)
+    ? `${message}; this field cannot be changed: delete the job, and create it again with another value`
+    : message;
 
 const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
 

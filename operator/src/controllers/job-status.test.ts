@@ -843,15 +843,16 @@ test('a spec that only the operator refuses is reported with its field; finished
   await ns.waitForPhase('done', 'Succeeded');
   // As the CRD of another version might be.
   const definitions = defineResource('apiextensions.k8s.io/v1', 'customresourcedefinitions');
-  type Rules = { 'x-kubernetes-validations'?: unknown };
-  type Definition = KubernetesObject & {
-    spec: { versions: { schema: { openAPIV3Schema: Rules & { properties: { spec: Rules } } } }[] };
+  type Rules = { 'x-kubernetes-validations'?: unknown; properties?: Record<string, Rules> };
+  type Definition = KubernetesObject & { spec: { versions: { schema: { openAPIV3Schema: Rules } }[] } };
+  const withoutRules = (node: Rules): void => {
+    delete node['x-kubernetes-validations'];
+    for (const field of Object.values(node.properties ?? {})) withoutRules(field);
   };
   const path = 'facetrainjobs.facetrain.dev';
   const definition = (await plane.client.get(definitions, null, path)) as Definition;
   const lax = structuredClone(definition);
-  const { openAPIV3Schema } = lax.spec.versions[0]!.schema;
-  for (const node of [openAPIV3Schema, openAPIV3Schema.properties.spec]) delete node['x-kubernetes-validations'];
+  withoutRules(lax.spec.versions[0]!.schema.openAPIV3Schema);
   await plane.client.patch(definitions, null, path, { spec: lax.spec });
   t.after(() => plane.client.patch(definitions, null, path, { spec: definition.spec }).then(() => {}));
   await eventually(() => ns.applyFaceTrainJob('odd', { globalBatchSize: 63 }));
@@ -862,6 +863,13 @@ test('a spec that only the operator refuses is reported with its field; finished
     ),
   );
   assert.equal((await ns.statusOf('odd')).phase, 'Pending');
+  await eventually(() => ns.applyFaceTrainJob('above', { output: { uri: 'pvc://data/a/../b' } }));
+  await eventually(async () =>
+    assert.match(
+      (await ns.conditionText('above', 'Stalled')) ?? '',
+      /^InvalidSpec: above: spec\.output\.uri: "pvc:.*without it; this field cannot be changed: delete the job/,
+    ),
+  );
   await ns.patch(faceTrainJobs, 'done', { spec: { globalBatchSize: 63, trainers: { replicas: 2 } } });
   await settle();
   assert.deepEqual([(await ns.statusOf('done')).phase, await ns.names(pods)], ['Succeeded', ['done-0-0']]);

@@ -24,7 +24,7 @@ import { createsPod } from '@facetrain/planner/concurrent-actions';
 import type { Environment } from '@facetrain/planner/environment';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
-import { invalidStatus } from '@facetrain/planner/invalid-spec';
+import { invalidStatus, refusalMessage } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
 import type { JobKind } from '@facetrain/planner/names';
 import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
@@ -204,7 +204,8 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
       folders.setStarting(job.metadata.uid, false);
       if (!(error instanceof FacetrainError)) throw error;
       const status = job.status ?? {};
-      const invalid = invalidStatus(status, identityOf(job).generation, error.message, now);
+      const message = refusalMessage(kind, error.message);
+      const invalid = invalidStatus(status, identityOf(job).generation, message, now);
       return { actions: [], status: invalid, events: eventsOf(status, invalid), requeueAfterSeconds: null };
     }
   }
