@@ -94,6 +94,16 @@ export const QuantizedLayer = z.strictObject({
 });
 export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 
+/** The FP32 model. */
+const Source = StoredFile.extend({
+  externalData: z
+    .record(z.string(), StoredFile)
+    .optional()
+    .describe('Files beside the model that hold its weights, by name; absent: none.'),
+  channelOrder: z.enum(['rgb', 'bgr']),
+  input: InputFacts,
+});
+
 /**
  * `report.json`. The same inputs give the same bytes, so a repeated quantization finds its files published already.
  * Therefore it holds no times.
@@ -101,10 +111,12 @@ export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 export const QuantizeReport = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
-  source: StoredFile.extend({
-    channelOrder: z.enum(['rgb', 'bgr']),
-    input: InputFacts,
+  source: Source.extend({
     parameters: z.int().min(0),
+    removed: z
+      .array(z.string())
+      .optional()
+      .describe('What the model computes and the quantized one does not, each a sentence; absent: nothing.'),
   }),
   model: StoredFile.describe('model.int7.onnx.'),
   calibration: z.strictObject({
@@ -146,7 +158,7 @@ export type ScalesDocument = z.infer<typeof ScalesDocument>;
 export const ArtifactManifest = z.strictObject({
   schemaVersion: z.literal(1),
   kind: z.literal('facetrain-int7'),
-  source: StoredFile.extend({ channelOrder: z.enum(['rgb', 'bgr']), input: InputFacts }),
+  source: Source,
   calibration: z.strictObject({ images: z.int().positive(), seed: z.int().min(0), sha256: z.string() }),
   metrics: Metrics,
   gate: Gate,

@@ -43,6 +43,7 @@ import {
   m1,
   m2,
   m3,
+  modelOutput,
   momentum,
   numClasses,
   port,
@@ -64,17 +65,26 @@ import {
   DEFAULT_PROGRESS_PORT,
   DEFAULT_RENDEZVOUS_PORT,
 } from './shared-defaults.ts';
-import { folder, source } from './storage.ts';
+import { folder, S3_RULE, source, sourceFields } from './storage.ts';
 
 const model = rules(
   z.strictObject({
     backbone: backbone
       .optional()
       .describe('A backbone that Facetrain builds. Exactly one of backbone and onnx is set.'),
-    onnx: source(
-      'Your own backbone: an ONNX file with one image input and one embedding output. Training starts from its ' +
-        'weights, so an exported model can be fine-tuned.',
-    ).optional(),
+    onnx: rules(
+      z.strictObject({
+        ...sourceFields(
+          'Your own backbone: an ONNX file with one image input, or a folder with one and the files of its weights.',
+        ),
+        output: modelOutput.optional().describe('Name of the output that is the embedding; absent: the only one.'),
+      }),
+      [S3_RULE],
+    )
+      .optional()
+      .describe(
+        'Your own backbone, an ONNX file. Training starts from its weights, so an exported model can be fine-tuned.',
+      ),
     embeddingDim: embeddingDim
       .optional()
       .describe(`Length of the embedding; absent: ${DEFAULT_EMBEDDING_DIM}. With onnx the graph decides.`),

@@ -12,6 +12,7 @@ import {
   computeThreads,
   cosine,
   MAX_SETS,
+  modelOutput,
   searchCandidates,
   searchLower,
   searchRounds,
@@ -26,6 +27,7 @@ export const QuantizeConfig = z.strictObject({
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
   model: z.strictObject({
     path: z.string().min(1).describe('The FP32 backbone, an ONNX file.'),
+    output: modelOutput.optional().describe('The output that is the embedding; absent: the only one.'),
     channelOrder: z.enum(['rgb', 'bgr']).describe('Order of the color channels at the model’s input.'),
     input: ModelInput.nullable()
       .default(null)

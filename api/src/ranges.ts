@@ -43,6 +43,8 @@ export const keep = z.int32().min(1).max(1000);
 /** Pixels. */
 export const shift = z.int32().min(0).max(16);
 /** 32 bits without a sign. */
+/** Name of a model's output. */
+export const modelOutput = z.string().min(1).max(256);
 export const seed = z
   .int()
   .min(0)

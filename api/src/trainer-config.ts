@@ -23,6 +23,7 @@ import {
   m1,
   m2,
   m3,
+  modelOutput,
   momentum,
   numClasses,
   power,
@@ -95,8 +96,9 @@ export const TrainerConfig = z.strictObject({
   dataset: z.strictObject({ path: z.string().min(1).describe('Folder of the dataset.') }),
   model: z.strictObject({
     onnxPath: z.string().min(1).nullable().describe('The user’s own backbone; null: built from `backbone`.'),
+    onnxOutput: modelOutput.optional().describe('The output of that file that is the embedding; absent: the only one.'),
     backbone,
-    embeddingDim,
+    embeddingDim: embeddingDim.describe('Of a built backbone; with onnxPath the graph decides.'),
     width: width.describe('mobilefacenet: multiplier of the channels.'),
     blocks: blocks.nullable().describe('Residual blocks in each stage; null: as the backbone’s name defines.'),
     numClasses: numClasses.nullable().describe('Number of identities; null: that of the dataset.'),

@@ -101,6 +101,12 @@ function inputRange(command: Command): Command {
     )
     .addOption(new Option('--input-std <numbers>', 'the divisor, with --input-mean').argParser(numbers(inputStd)));
 }
+
+const output = () =>
+  new Option('--output <name>', 'the output that is the embedding, in a model of several').default(
+    undefined,
+    'the only one',
+  );
 const threads = () =>
   new Option('--threads <n>', 'threads for arithmetic')
     .argParser(wholeNumber(computeThreads))
@@ -158,6 +164,7 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with 
       .default(undefined, 'what the model is made for'),
   )
   .addOption(channelOrder())
+  .addOption(output())
   .addOption(threads())
   .action(
     action(async (options: EvalOptions) => {
@@ -186,6 +193,7 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .addOption(channelOrder())
+  .addOption(output())
   .addOption(threads())
   .action(
     action(async (options: QuantizeOptions) => {
@@ -196,10 +204,11 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
 
 command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder')
   .argument('<path>')
+  .addOption(output())
   .action(
-    action(async (path: string) => {
+    action(async (path: string, options: { output?: string }) => {
       const { inspect } = await import('./commands/inspect.ts');
-      return inspect(path);
+      return inspect(path, options);
     }),
   );
 

@@ -7,7 +7,7 @@ import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 /** Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. */
-const batchSize = 32;
+export const EMBEDDING_BATCH = 32;
 
 export interface ModelOptions {
   computeThreads: number;
@@ -93,7 +93,7 @@ export async function embedInBatches(
   const size = height * width * 3;
   const embeddings = new Float32Array(count * output.dim);
   for (let done = 0; done < count; ) {
-    const next = Math.min(done + batchSize, count);
+    const next = Math.min(done + EMBEDDING_BATCH, count);
     const batch = await translateErrors(() =>
       backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip),
     );

@@ -1,10 +1,11 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import { type Embedder, Int7Model, Model } from '@facetrain/native';
+import { EMBEDDING_BATCH, type Embedder, Int7Model, Model } from '@facetrain/native';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
-import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
+import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
@@ -21,20 +22,22 @@ export interface EvalOptions extends InputRangeOptions {
   /** Absent: int7 for a quantized model, fp32 for any other. */
   runtime?: Runtime;
   channelOrder: ChannelOrder;
+  /** The output that is the embedding; absent: the only one. */
+  output?: string;
   /** Absent: one for each CPU. */
   threads?: number;
 }
 
 export async function evaluate(
-  { model: file, pairs, runtime, channelOrder, threads = availableParallelism(), ...options }: EvalOptions,
+  { model: file, pairs, runtime, channelOrder, output, threads = availableParallelism(), ...options }: EvalOptions,
   line: StatusLine,
   signal: AbortSignal,
 ) {
   const set = await readVerificationSet(pairs);
-  const read = await readOnnx(file);
+  const read = await readOnnx(file, { output });
   const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
   const model = { ...read, graph };
-  const kind = runtime ?? (isQuantized(model) ? 'int7' : 'fp32');
+  const kind = runtime ?? (isQuantized(model.graph) ? 'int7' : 'fp32');
   const embedder = await openEmbedder(file, model, kind, threads);
   try {
     const start = performance.now();
@@ -78,8 +81,6 @@ export async function evaluate(
   }
 }
 
-const isQuantized = ({ graph }: OnnxModel) => graph.nodes.some(({ op }) => op === 'QuantizeLinear');
-
 /** @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs */
 async function openEmbedder(
   file: string,
@@ -87,7 +88,7 @@ async function openEmbedder(
   runtime: Runtime,
   computeThreads: number,
 ): Promise<Embedder> {
-  const quantized = isQuantized(model);
+  const quantized = isQuantized(model.graph);
   if (quantized !== (runtime === 'int7')) {
     const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
     throw new FacetrainError({
@@ -97,7 +98,12 @@ async function openEmbedder(
       allowed: `--runtime ${other}, or another model`,
     });
   }
-  if (runtime === 'fp32') return Model.open(model.graph, { computeThreads });
+  if (runtime === 'fp32') {
+    checkEmbeddingMemory(model.graph, file, EMBEDDING_BATCH);
+    return Model.open(model.graph, { computeThreads });
+  }
+  // One picture for each thread, in integers of a byte; the check counts four.
+  checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));
   const { layers, scales } = decodeInt7(model.graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }

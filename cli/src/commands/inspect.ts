@@ -1,16 +1,23 @@
 /** `facetrain inspect`: describes an ONNX model, a checkpoint folder, or an artifact folder. */
 import { existsSync, statSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ArtifactManifest, CheckpointManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
+import { fold } from '@facetrain/trainer/quantize/fold';
+import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import { bytes, table } from '../terminal-output.ts';
 import { inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
-export async function inspect(path: string) {
+/**
+ * @throws FacetrainError for what is no model, and for a model that `facetrain eval` would refuse, with the same reason
+ */
+export async function inspect(path: string, { output }: { output?: string | undefined } = {}) {
   if (!existsSync(path))
     throw new FacetrainError({
       code: 'InvalidArgument',
@@ -18,18 +25,45 @@ export async function inspect(path: string) {
       found: 'no such file or folder',
       allowed: 'an ONNX file, a checkpoint or an artifact folder',
     });
-  if (statSync(path).isDirectory()) return inspectFolder(path);
-  const model = await readOnnx(path);
-  const description = describeModel(model, inputRangeOf(model, path));
+  if (statSync(path).isDirectory() && !(await readdir(path)).some((name) => name.endsWith('.onnx')))
+    return inspectFolder(path);
+  if (existsSync(join(path, 'manifest.json'))) return inspectFolder(path);
+  const model = await readOnnx(path, { output });
+  const ranged = withRange(model, path);
+  const quantizable = await checkModel(ranged?.graph ?? model.graph, model.file);
+  const description = { ...describeModel(model, ranged?.range ?? null), quantizable };
   return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
 }
 
-/** null when the file does not say it: other commands want it given then. */
-function inputRangeOf(model: OnnxModel, subject: string): FoundRange | null {
+/** null when the file does not say its range: other commands want it given then. */
+function withRange(model: OnnxModel, subject: string): { graph: Graph; range: FoundRange } | null {
   try {
-    return withInputRange(model, { subject }).range;
+    return withInputRange(model, { subject });
   } catch (error) {
     if (error instanceof FacetrainError) return null;
+    throw error;
+  }
+}
+
+/**
+ * Opens a model as eval and train do, which runs it on two blank pictures.
+ * @returns whether it can be quantized; if not, why
+ */
+async function checkModel(graph: Graph, file: string): Promise<true | string> {
+  if (isQuantized(graph)) {
+    decodeInt7(graph);
+    return 'it is quantized';
+  }
+  // The addon loads slowly, so only when it is needed.
+  const { EMBEDDING_BATCH, Model } = await import('@facetrain/native');
+  checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
+  const model = await Model.open(graph, { computeThreads: 1 });
+  await model.close();
+  try {
+    fold(graph);
+    return true;
+  } catch (error) {
+    if (error instanceof FacetrainError) return error.message;
     throw error;
   }
 }

@@ -32,6 +32,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   /** Verification sets: .bin files. */
   pairs?: string[];
   channelOrder: ChannelOrder;
+  /** The output that is the embedding; absent: the only one. */
+  output?: string;
   /** Absent: one for each CPU. */
   threads?: number;
   /** Replace the artifact that the folder holds. */
@@ -101,14 +103,19 @@ function isArtifact(manifest: string): boolean {
 
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
-  const { model, calibration, out, images, seed, rounds, pairs = [], channelOrder, threads } = options;
+  const { model, calibration, out, images, seed, rounds, pairs = [], channelOrder, output, threads } = options;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );
   return {
     schemaVersion: 1,
     job: JOB,
-    model: { path: resolve(model), channelOrder, input: givenRange(options) },
+    model: {
+      path: resolve(model),
+      ...(output !== undefined && { output }),
+      channelOrder,
+      input: givenRange(options),
+    },
     calibration: { datasetPath: resolve(calibration), images, seed },
     search: { ...DEFAULT_SEARCH, rounds },
     evaluation: { sets },

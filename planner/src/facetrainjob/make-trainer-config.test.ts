@@ -50,8 +50,16 @@ describe('the config has every default that the spec leaves out', () => {
       },
     },
     'a backbone of the user’s own': {
-      spec: { model: { onnx: { uri: 'pvc://m/b.onnx' }, channelOrder: 'BGR', input: { mean: [0], std: [1] } } },
-      want: { model: { onnxPath: '/mnt/model', channelOrder: 'bgr', input: { mean: [0], std: [1] } } },
+      spec: {
+        model: {
+          onnx: { uri: 'pvc://m/b.onnx', output: 'feature' },
+          channelOrder: 'BGR',
+          input: { mean: [0], std: [1] },
+        },
+      },
+      want: {
+        model: { onnxPath: '/mnt/model', onnxOutput: 'feature', channelOrder: 'bgr', input: { mean: [0], std: [1] } },
+      },
     },
     'null where the spec has 0 for off': {
       spec: {

@@ -55,6 +55,7 @@ export function trainerConfig(
     dataset: { path: storage.dataset.path },
     model: {
       onnxPath: storage.onnx?.path ?? null,
+      ...(model.onnx?.output !== undefined && { onnxOutput: model.onnx.output }),
       // With an ONNX file the trainer ignores these three: the graph decides.
       backbone: model.backbone ?? 'iresnet50',
       embeddingDim: model.embeddingDim ?? DEFAULT_EMBEDDING_DIM,

@@ -24,6 +24,7 @@ export function quantizeConfig(
     job: { name: job.name, uid: job.uid, attempt },
     model: {
       path: storage.model.path,
+      ...(spec.model.output !== undefined && { output: spec.model.output }),
       channelOrder: spec.model.channelOrder.toLowerCase(),
       input: spec.model.input ?? null,
     },

@@ -25,6 +25,7 @@ test('a description has the file’s facts and the graph’s cost', () => {
     opsets: { '': 17 },
     producer: { name: 'facetrain', version: '0.1.0' },
     metadata: { step: '3' },
+    removed: [],
     parameters: 530_048,
     constantBytes: { float: 4 * (530_048 + 2 * channelsOf(graph, 'BatchNormalization')) },
   });

@@ -14,6 +14,8 @@ export interface ModelDescription {
   opsets: Record<string, number>;
   producer: { name: string; version: string };
   metadata: Record<string, string>;
+  /** What the file computes and the commands leave out, each a sentence. */
+  removed: string[];
   /** Nodes of each operator, the most frequent first. */
   operators: Record<string, number>;
   /** The number of trainable weights: without running statistics and quantized weights. */
@@ -25,7 +27,7 @@ export interface ModelDescription {
 }
 
 export function describeModel(
-  { graph, irVersion, opsets, producer, metadata }: OnnxModel,
+  { graph, irVersion, opsets, producer, metadata, removed }: OnnxModel,
   range: FoundRange | null,
 ): ModelDescription {
   const { input, output } = graph;
@@ -41,6 +43,7 @@ export function describeModel(
     opsets,
     producer,
     metadata,
+    removed,
     operators: countOperators(graph.nodes),
     parameters: countParameters(graph),
     macs: countMacs(graph),

@@ -7,6 +7,7 @@
 import { type FileHandle, open, realpath, stat } from 'node:fs/promises';
 import { dirname, isAbsolute, join, relative, sep } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
+import { readError } from './model-file.ts';
 import { isExternal, type ModelProto, type TensorProto } from './proto.ts';
 import type { Refuse } from './read-nodes.ts';
 
@@ -104,16 +105,10 @@ async function openInside(
   } catch (cause) {
     await handle?.close();
     if (cause instanceof FacetrainError) throw cause;
-    const isMissing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
-    throw new FacetrainError({
-      code: 'StorageFailed',
-      subject: file,
-      found: isMissing ? 'no such file' : (cause as Error).message,
-      allowed:
-        `the file beside ${model} that holds its weights: copy both, or save the model as one file ` +
-        '(onnx.save_model)',
-      cause,
-    });
+    const advice =
+      'copy both (from an object store or with hostpath:// name their folder), or save the model as one file ' +
+      '(onnx.save_model)';
+    throw readError(file, cause, `the file that holds the weights of ${model}, beside it: ${advice}`);
   }
 }
 

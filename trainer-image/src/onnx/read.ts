@@ -6,11 +6,12 @@
  * functions, operators of other domains) is refused by name. normalize.ts translates what exporters
  * write differently.
  */
-import { readFile, stat } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
+import { modelFile, readError } from './model-file.ts';
 import { normalize } from './normalize.ts';
 import {
   DATA_TYPES,
@@ -33,7 +34,12 @@ export interface OnnxModel {
   metadata: Record<string, string>;
   /** What the file computes and the graph does not, each a sentence for people (normalize.ts). */
   removed: string[];
-  /** Paths of the files beside the model that hold weights (ONNX, external data). */
+}
+
+/** Paths of the files that a model was read from. */
+export interface ModelFiles {
+  file: string;
+  /** Files that hold weights (ONNX, external data). */
   externalFiles: string[];
 }
 
@@ -53,29 +59,18 @@ const LARGEST_SIDE = 1 << 14;
 
 /**
  * Reads a model and the weights that it keeps in files beside it.
+ * @param path an ONNX file, or a folder with one
  * @throws FacetrainError InvalidModel, UnsupportedOperator, or StorageFailed when a file cannot be read
  */
-export async function readOnnx(path: string, options: ReadOptions = {}): Promise<OnnxModel> {
-  let bytes: Uint8Array;
-  try {
-    // A device or a pipe may never end.
-    if (!(await stat(path)).isFile()) throw new Error('is no file');
-    bytes = await readFile(path);
-  } catch (cause) {
-    const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
-    const found = missing ? 'no such file' : (cause as Error).message;
-    throw new FacetrainError({
-      code: 'StorageFailed',
-      subject: path,
-      found,
-      allowed: 'an ONNX file of less than 2 GiB',
-      cause,
-    });
-  }
-  const refuse = refusal(path);
+export async function readOnnx(path: string, options: ReadOptions = {}): Promise<OnnxModel & ModelFiles> {
+  const file = await modelFile(path);
+  const bytes = await readFile(file).catch((error: unknown) => {
+    throw readError(file, error, 'an ONNX file of less than 2 GiB');
+  });
+  const refuse = refusal(file);
   const model = decode(bytes, refuse);
-  const externalFiles = await loadExternalData(model.graph, path, LARGEST_FILE - bytes.length, refuse);
-  return { ...modelOf(model, path, options), externalFiles };
+  const externalFiles = await loadExternalData(model.graph, file, LARGEST_FILE - bytes.length, refuse);
+  return { ...modelOf(model, file, options), file, externalFiles };
 }
 
 /**
@@ -84,7 +79,7 @@ export async function readOnnx(path: string, options: ReadOptions = {}): Promise
  * @throws FacetrainError InvalidModel or UnsupportedOperator; also for weights in another file
  */
 export function parseOnnx(bytes: Uint8Array, subject: string, options: ReadOptions = {}): OnnxModel {
-  return { ...modelOf(decode(bytes, refusal(subject)), subject, options), externalFiles: [] };
+  return modelOf(decode(bytes, refusal(subject)), subject, options);
 }
 
 const refusal =
@@ -92,11 +87,7 @@ const refusal =
   (found, allowed, code = 'InvalidModel') =>
     new FacetrainError({ code, subject, found, allowed });
 
-function modelOf(
-  model: ReturnType<typeof decode>,
-  subject: string,
-  { output }: ReadOptions,
-): Omit<OnnxModel, 'externalFiles'> {
+function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: ReadOptions): OnnxModel {
   const refuse = refusal(subject);
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);

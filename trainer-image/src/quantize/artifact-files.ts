@@ -53,13 +53,13 @@ export function reportFiles(report: QuantizeReport): Record<string, string> {
 }
 
 export function manifestFile(report: QuantizeReport, files: Record<string, StoredFile>): string {
-  const { sha256, bytes, channelOrder, input } = report.source;
+  const { parameters: _, removed: __, ...source } = report.source;
   const { calibration, metrics, gate } = report;
   return json(
     ArtifactManifest.parse({
       schemaVersion: 1,
       kind: 'facetrain-int7',
-      source: { sha256, bytes, channelOrder, input },
+      source,
       calibration,
       metrics,
       gate,

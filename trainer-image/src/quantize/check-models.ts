@@ -11,7 +11,7 @@ import {
 import { disposable } from './disposable.ts';
 
 /** Pictures of a check. A few are enough: every number of every layer has an effect on each embedding. */
-const CHECKED_PICTURES = 4;
+export const CHECKED_PICTURES = 4;
 
 /**
  * Largest difference, relative to the largest value of an embedding. Two orders of magnitude more than rounding to 32

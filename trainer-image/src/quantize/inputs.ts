@@ -1,17 +1,26 @@
 /** Reads what a quantization needs and checks it, before the search starts. */
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { ARTIFACT, FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
-import { type Graph, inspectDataset, type LayerGraph, type Pictures, readPictures } from '@facetrain/native';
+import {
+  EMBEDDING_BATCH,
+  type Graph,
+  inspectDataset,
+  type LayerGraph,
+  type Pictures,
+  readPictures,
+} from '@facetrain/native';
 import { drawPictures } from '../dataset/sample-indices.ts';
 import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
+import { checkEmbeddingMemory } from '../onnx/memory.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
+import { CHECKED_PICTURES } from './check-models.ts';
 import { fold } from './fold.ts';
 
 export interface SourceModel {
@@ -21,11 +30,17 @@ export interface SourceModel {
   /** What the file's input is. */
   range: FoundRange;
   file: StoredFile;
+  /** Files beside the model that hold its weights, by name. */
+  externalData: Record<string, StoredFile>;
+  /** What the graph does not compute any more (onnx/normalize.ts). */
+  removed: string[];
 }
 
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
-export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel> {
-  const { graph, range } = withInputRange(await readOnnx(model.path), { given: model.input, subject: model.path });
+export async function loadModel({ model, evaluation }: QuantizeConfig): Promise<SourceModel> {
+  const read = await readOnnx(model.path, { output: model.output });
+  const { removed, file, externalFiles } = read;
+  const { graph, range } = withInputRange(read, { given: model.input, subject: file });
   if (graph.input.channels !== 3) {
     throw new FacetrainError({
       code: 'InvalidModel',
@@ -34,8 +49,12 @@ export async function loadModel({ model }: QuantizeConfig): Promise<SourceModel>
       allowed: 'one of 3, a color picture',
     });
   }
+  checkEmbeddingMemory(graph, file, evaluation.sets.length > 0 ? EMBEDDING_BATCH : CHECKED_PICTURES);
   try {
-    return { graph, range, layers: fold(graph), file: await digestFile(model.path) };
+    const layers = fold(graph);
+    const externalData: SourceModel['externalData'] = {};
+    for (const path of externalFiles) externalData[relative(dirname(file), path)] = await digestFile(path);
+    return { graph, range, layers, file: await digestFile(file), externalData, removed };
   } catch (error) {
     if (!(error instanceof FacetrainError)) throw error;
     const { code, found, allowed, cause } = error;

@@ -173,6 +173,11 @@ function biasScales(inputScale: number, weightScales: Float32Array): Float32Arra
   return weightScales.map((scale) => inputScale * scale);
 }
 
+/** Whether a model is quantized, by us or by others. */
+export function isQuantized({ nodes }: Graph): boolean {
+  return nodes.some(({ op }) => op === 'QuantizeLinear' || op === 'DequantizeLinear');
+}
+
 /**
  * Reads back what encodeInt7 wrote: the same integers and scales. The layers' weights and biases are the real values of
  * those integers.

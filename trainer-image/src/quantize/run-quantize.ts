@@ -122,9 +122,11 @@ async function quantizeInto(
     job: config.job,
     source: {
       ...source.file,
+      ...(Object.keys(source.externalData).length > 0 && { externalData: source.externalData }),
       channelOrder: config.model.channelOrder,
       input: source.range,
       parameters: countParameters(source.graph),
+      ...(source.removed.length > 0 && { removed: source.removed }),
     },
     model: digestOf(modelBytes),
     calibration,

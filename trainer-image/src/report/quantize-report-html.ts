@@ -50,6 +50,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ...(search.equalize ? ['channels equalized'] : []),
     ...(search.biasCorrection ? ['bias corrected'] : []),
   ];
+  const before = Object.values(source.externalData ?? {}).reduce((sum, { bytes }) => sum + bytes, source.bytes);
   return [
     ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
     ['Worst picture in a hundred', cosine(metrics.percentile1Cosine)],
@@ -57,15 +58,13 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ...(metrics.accuracyDrop === null
       ? []
       : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
-    [
-      'Size',
-      `${mebibytes(source.bytes)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / source.bytes) * 100)} %`,
-    ],
+    ['Size', `${mebibytes(before)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / before) * 100)} %`],
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
     ...(source.input ? [['Input', rangeText(source.input)] as [string, string]] : []),
     ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],
+    ...(source.removed ?? []).map((sentence): [string, string] => ['Left out', sentence]),
   ];
 }
 

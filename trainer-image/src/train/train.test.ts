@@ -475,6 +475,18 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       /none\.bin/,
     ],
     ['model', (config) => ({ model: { ...config.model, onnxPath: noPairs } }), 'InvalidModel', /none\.bin/],
+    [
+      'output',
+      (config) => ({
+        model: {
+          ...config.model,
+          onnxPath: join(whole.config.outputDirectory, 'model/backbone.onnx'),
+          onnxOutput: 'norm',
+        },
+      }),
+      'InvalidModel',
+      /has no output "norm"; one of its outputs: "embedding" \[N, 32\]/,
+    ],
   ];
   await Promise.all(
     cases.map(async ([name, change, code, message]) => {
@@ -517,7 +529,11 @@ test('a job resumes from another job’s checkpoint only with checkpoint.uri', a
 
 test('a user’s own ONNX backbone is trained', async () => {
   const onnxPath = join(whole.config.outputDirectory, 'model/backbone.onnx');
-  const { folder, config } = await job((base) => ({ model: { ...base.model, onnxPath }, epochs: 1 }));
+  // The graph has embeddings of 32; embeddingDim is that of a backbone that we build.
+  const { folder, config } = await job((base) => ({
+    model: { ...base.model, onnxPath, onnxOutput: 'embedding', embeddingDim: 512 },
+    epochs: 1,
+  }));
   const { codes, ranks } = await runGang(folder, config, 1);
   assert.deepEqual(codes, [0], ranks.map(({ text }) => text).join('\n'));
   const { graph: before } = await readOnnx(onnxPath);

@@ -1,20 +1,22 @@
 /** The checks before the ranks meet: the model, the dataset, and numbers that do not fit together. */
+import { existsSync } from 'node:fs';
 import { FacetrainError, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
 import { withInputRange } from '../onnx/input-range.ts';
+import { checkTrainingMemory } from '../onnx/memory.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 
 /**
  * The backbone before training: the user's own ONNX file, or a built-in one with initial weights.
- * @throws FacetrainError InvalidConfig, and those of readOnnx
+ * @throws FacetrainError as readOnnx
  */
 export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Graph> {
   if (model.onnxPath === null) return buildBackbone({ ...model, seed });
-  const { graph } = withInputRange(await readOnnx(model.onnxPath), {
+  const { graph } = withInputRange(await readOnnx(model.onnxPath, { output: model.onnxOutput }), {
     given: model.input,
     keepNorms: true,
     subject: model.onnxPath,
@@ -24,7 +26,7 @@ export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Gra
 
 /**
  * Checks the dataset. Rank 0 decodes a sample of the pictures; the other ranks only read the records' headers.
- * @throws FacetrainError InvalidConfig, InvalidDataset
+ * @throws FacetrainError InvalidConfig, InvalidDataset, InsufficientMemory
  */
 export async function preflight(
   config: TrainerConfig,
@@ -35,6 +37,9 @@ export async function preflight(
   const { globalBatchSize } = config;
   if (globalBatchSize % size !== 0)
     throw invalidConfig('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
+  // Memory of a GPU is not known here; libtorch reports what it lacks.
+  if (config.device === 'cpu' || (config.device === 'auto' && !existsSync('/dev/nvidiactl')))
+    checkTrainingMemory(graph, config.model.onnxPath ?? config.model.backbone, globalBatchSize / size);
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
     input: graph.input,
