@@ -255,6 +255,35 @@ const AWKWARD: Record<string, File> = {
     nodes: [node('Flatten', ['x'], ['a']), node('Softmax', ['a'], ['y'], { axis: 1 })],
     opset: 11,
   },
+  'batch norm with spatial 0 and a statistic per channel': {
+    nodes: [
+      // ONNX Runtime folds the batch norm into the convolution; on its own it refuses it.
+      node('Conv', ['x', 'w'], ['c']),
+      node('BatchNormalization', ['c', 's', 's', 's', 's'], ['h'], { spatial: 0, momentum: { float: 0.9 } }),
+      flat,
+    ],
+    initializers: [weight, floats('s', [3], [0.5, 2, 1])],
+    opset: 8,
+  },
+  'half precision between casts': {
+    nodes: [
+      node('Cast', ['x'], ['half'], { to: dataTypeNumber('FLOAT16') }),
+      node('Conv', ['half', 'w16'], ['c']),
+      node('Cast', ['c'], ['h'], { to: dataTypeNumber('FLOAT') }),
+      flat,
+    ],
+    initializers: [tensor('w16', 'FLOAT16', [1, 2, 1, 1], { int32Data: [0x3c00, 0] })],
+  },
+  'a slope of ConstantOfShape and an Unsqueeze with an attribute': {
+    nodes: [
+      node('ConstantOfShape', ['size'], ['quarter'], { value: floats('', [1], [0.25]) }),
+      node('Unsqueeze', ['quarter'], ['slope'], { axes: [1, 2] }),
+      node('PRelu', ['x', 'slope'], ['h']),
+      flat,
+    ],
+    initializers: [longs('size', [2])],
+    opset: 11,
+  },
   'an INT8 network': QDQ,
 };
 
@@ -522,6 +551,7 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
     /Git LFS pointer; .*git lfs pull/,
   ],
   'a PyTorch checkpoint': [Buffer.from('PK\x03\x04 and so on', 'latin1'), /ZIP archive; .*torch\.onnx\.export/],
+  'a file of gzip': [Buffer.from('\x1f\x8b\x08 and so on', 'latin1'), /is compressed by gzip; .*gunzip/],
   JSON: [Buffer.from('{"a": 1}'), /is text/],
   noise: [bytesOf(noise(1000)), /cannot be decoded|holds no ONNX graph/],
   'a file cut short': [
