@@ -1,5 +1,4 @@
 // Image folders and tar shards as datasets, with archives that GNU tar writes, every kind of damage, and random damage.
-#include <turbojpeg.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -20,6 +19,7 @@
 #include "data/tar_shards.h"
 #include "error.h"
 #include "test/check.h"
+#include "test/pictures.h"
 
 using namespace facetrain;
 namespace fs = std::filesystem;
@@ -30,14 +30,8 @@ constexpr int kSide = 16;  // pixels
 
 std::string jpeg_of(uint8_t gray, int side = kSide) {
   const std::vector<uint8_t> pixels(static_cast<size_t>(3 * side * side), gray);
-  const tjhandle tj = tjInitCompress();
-  unsigned char* buffer = nullptr;
-  unsigned long size = 0;
-  tjCompress2(tj, pixels.data(), side, 0, side, TJPF_RGB, &buffer, &size, TJSAMP_444, 95, 0);
-  std::string jpeg(reinterpret_cast<char*>(buffer), size);
-  tjFree(buffer);
-  tjDestroy(tj);
-  return jpeg;
+  const std::vector<uint8_t> jpeg = test::encode_jpeg(pixels, side, side);
+  return {jpeg.begin(), jpeg.end()};
 }
 
 class Folder {
