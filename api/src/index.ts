@@ -28,6 +28,7 @@ export {
   MAX_SET_ASIDE_REASON,
   searchRounds,
   seed,
+  verificationPairs,
 } from './ranges.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';

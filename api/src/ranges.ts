@@ -78,6 +78,8 @@ export const setAsideFolder = z
   .regex(/^damaged-[a-z0-9.-]+$/, 'damaged-, lower-case letters, digits, "-" and "."');
 
 export const calibrationImages = z.int32().min(1).max(100_000);
+/** Of a set that `facetrain dataset pairs` draws; it also takes only multiples of 20. */
+export const verificationPairs = z.int32().min(20).max(1_000_000);
 export const searchRounds = z.int32().min(0).max(100);
 export const searchCandidates = z.int32().min(2).max(10_000);
 export const searchLower = z.number().min(0.01).max(1);

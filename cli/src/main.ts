@@ -12,10 +12,13 @@ import {
   inputStd,
   searchRounds,
   seed,
+  verificationPairs,
 } from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
+import type { PairsOptions } from './commands/dataset-pairs.ts';
+import type { SplitOptions } from './commands/dataset-split.ts';
 import type { EvalOptions } from './commands/eval.ts';
 import type { QuantizeOptions } from './commands/quantize.ts';
 import type { RunOptions } from './commands/run.ts';
@@ -145,13 +148,67 @@ command('validate', 'check a manifest, as the API server would')
     }),
   );
 
-const dataset = program.command('dataset').description('look at training data').exitOverride();
-command('check', 'read and decode every picture of a dataset (train.rec, train.idx, property)', dataset)
+const dataset = program.command('dataset').description('look at training data, and divide it').exitOverride();
+command('check', 'read and decode every picture of a dataset, and count identities and duplicates', dataset)
   .argument('<folder>')
   .action(
     action(async (folder: string) => {
       const { checkDataset } = await import('./commands/dataset.ts');
       return checkDataset(folder, new StatusLine(), signal);
+    }),
+  );
+
+command(
+  'index',
+  'list an image folder or tar shards once, in facetrain.index, so that trainings start at once',
+  dataset,
+)
+  .argument('<folder>')
+  .action(
+    action(async (folder: string) => {
+      const { writeIndex } = await import('./commands/dataset.ts');
+      return writeIndex(folder, new StatusLine(), signal);
+    }),
+  );
+
+command('split', 'copy a dataset to tar shards: OUT/train, and OUT/heldout with identities kept apart', dataset)
+  .argument('<folder>')
+  .requiredOption(
+    '--holdout <n>',
+    'identities kept apart: a number, or a share below 1; 0 for none',
+    (text: string) => {
+      const value = Number(text);
+      if (text.trim() === '' || !(value >= 0) || (value >= 1 && !Number.isSafeInteger(value)))
+        throw new InvalidArgumentError('Must be a whole number, or a share from 0 to 1.');
+      return value;
+    },
+  )
+  .requiredOption('--out <folder>', 'receives train and heldout')
+  .addOption(new Option('--seed <n>', 'decides which identities').argParser(wholeNumber(seed)).default(0))
+  .action(
+    action(async (folder: string, options: SplitOptions) => {
+      const { splitDataset } = await import('./commands/dataset-split.ts');
+      return splitDataset(folder, options, new StatusLine(), signal);
+    }),
+  );
+
+command(
+  'pairs',
+  'draw a verification set, in insightface’s .bin layout, from a dataset that is not trained on',
+  dataset,
+)
+  .argument('<folder>')
+  .requiredOption('--output <file>', 'the .bin file')
+  .addOption(
+    new Option('--pairs <n>', 'pairs, half of them of one person; a multiple of 20')
+      .argParser(wholeNumber(verificationPairs))
+      .default(6000),
+  )
+  .addOption(new Option('--seed <n>', 'decides which pairs').argParser(wholeNumber(seed)).default(0))
+  .action(
+    action(async (folder: string, options: PairsOptions) => {
+      const { makePairs } = await import('./commands/dataset-pairs.ts');
+      return makePairs(folder, options, new StatusLine(), signal);
     }),
   );
 
@@ -175,7 +232,7 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with 
 
 inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant'))
   .requiredOption('--model <file>', 'the FP32 model')
-  .requiredOption('--calibration <dataset>', 'folder with train.rec, train.idx and property')
+  .requiredOption('--calibration <dataset>', 'folder of a dataset')
   .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')
   .addOption(
     new Option('--images <n>', 'pictures drawn for the search')

@@ -15,6 +15,8 @@
 #include "data/listing.h"
 #include "data/loader.h"
 #include "data/open_dataset.h"
+#include "data/pack.h"
+#include "data/summary.h"
 #include "data/tar.h"
 #include "data/tar_shards.h"
 #include "error.h"
@@ -359,6 +361,68 @@ void test_index() {
   }
 }
 
+// ---- summary and copies ----
+
+void test_summary() {
+  Folder folder;
+  write_people(folder);                       // Aaron 3, Bea 2, Zoe 2; picture 0 of all is the same
+  folder.write("Carla/0.jpg", jpeg_of(200));  // one picture
+  folder.write("Zoe/2.jpg", jpeg_of(40));     // as Zoe/1.jpg, and Aaron/1.jpg
+  const auto dataset = open_dataset(folder.path);
+  const std::atomic<bool> running{false}, stopped{true};
+  for (const int threads : {1, 3}) {
+    std::atomic<int64_t> done{0};
+    const Summary summary = summarize(*dataset, threads, done, running);
+    CHECK_EQ(done.load(), 9);
+    CHECK_EQ(summary.identities, 4);
+    CHECK_EQ(summary.least, 1);
+    CHECK_EQ(summary.median, 3);
+    CHECK_EQ(summary.most, 3);
+    CHECK_EQ(summary.with_one, 1);
+    CHECK_EQ(summary.within.count, 1);
+    CHECK_EQ(summary.within.examples.at(0).first, folder.path + "/Zoe/1.jpg");
+    CHECK_EQ(summary.within.examples.at(0).second, folder.path + "/Zoe/2.jpg");
+    CHECK_EQ(summary.across.count, 4);  // 0.jpg of Bea and of Zoe, 1.jpg of Bea and of Zoe
+    CHECK_EQ(summary.across.examples.at(0).first, folder.path + "/Aaron/0.jpg");
+    CHECK_EQ(summary.across.examples.at(0).second, folder.path + "/Bea/0.jpg");
+    CHECK_THROWS(summarize(*dataset, threads, done, stopped), Cancelled, "");
+  }
+}
+
+void test_pack() {
+  Folder folder;
+  write_people(folder);
+  folder.write("Bea/x.png", "\x89PNG no picture");             // is copied all the same
+  fs::create_symlink("/nowhere", folder.path + "/Bea/y.jpg");  // cannot be read
+  const auto dataset = open_dataset(folder.path);
+  std::atomic<int64_t> done{0};
+  const std::atomic<bool> running{false}, stopped{true};
+  Folder all, some, again;
+  const std::vector<int64_t> everything{0, 1, 2}, two{-1, 1, 0};
+  const Packed packed = pack(*dataset, everything, all.path, 5000, done, running);
+  CHECK_EQ(done.load(), 9);
+  CHECK_EQ(packed.pictures, 8);
+  CHECK(packed.shards > 1);
+  CHECK_EQ(packed.left_out.size(), 1u);
+  CHECK(packed.left_out.at(0).find("/Bea/y.jpg: cannot be opened") != std::string::npos);
+  const auto copy = open_dataset(all.path);
+  CHECK(labels_of(*copy) == (std::vector<int64_t>{0, 0, 0, 1, 1, 1, 2, 2}));
+  for (int64_t i = 0; i < 5; ++i) CHECK(copy->encoded(i) == dataset->encoded(i));
+  CHECK(copy->name(5).find(", 000000005.png at byte") != std::string::npos);
+  CHECK_EQ(std::system(("tar -tf " + all.path + "/000000.tar > /dev/null").c_str()), 0);  // GNU tar reads it
+  fs::remove(all.path + "/" + kIndexFile);
+  CHECK(labels_of(*open_dataset(all.path)) == labels_of(*copy));  // the index is that of the shards
+
+  pack(*dataset, two, some.path, 1 << 20, done, running);
+  CHECK(labels_of(*open_dataset(some.path)) == (std::vector<int64_t>{1, 1, 1, 0, 0}));
+  CHECK_EQ(std::distance(fs::directory_iterator(some.path), {}), 2);  // nothing temporary
+  pack(*dataset, two, again.path, 1 << 20, done, running);
+  CHECK(some.read("000000.tar") == again.read("000000.tar"));
+  CHECK_THROWS(pack(*dataset, two, again.path, 1 << 20, done, stopped), Cancelled, "");
+  CHECK_THROWS(pack(*dataset, std::vector<int64_t>{-1, -1, -1}, again.path, 1, done, running), Error, "no identity");
+  CHECK_THROWS(pack(*dataset, two, again.path + "/none", 1, done, running), Error, "cannot be written");
+}
+
 // ---- random damage ----
 
 // A damaged archive gives an Error or pictures, and never a read outside the file. (Run under AddressSanitizer by
@@ -437,6 +501,8 @@ int main() {
   test_archives_are_refused();
   test_end_marks();
   test_index();
+  test_summary();
+  test_pack();
   test_random_damage();
   return TEST_RESULT();
 }

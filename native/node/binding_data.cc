@@ -1,5 +1,6 @@
-// The functions of src/data.ts. Each call runs on its own thread and returns {promise, close()}; inspectDataset also
-// progress(). close() cancels.
+// The functions of src/data.ts. Each call runs on its own thread and returns {promise, close()}, those over a whole
+// dataset also progress(). close() cancels.
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -7,7 +8,10 @@
 
 #include "data/inspect.h"
 #include "data/loader.h"
+#include "data/open_dataset.h"
+#include "data/pack.h"
 #include "data/picture.h"
+#include "data/summary.h"
 #include "error.h"
 #include "node/call.h"
 #include "node/register.h"
@@ -21,6 +25,20 @@ Napi::Value to_uint8_array(Napi::Env env, std::vector<uint8_t>&& bytes) {
   const auto buffer = Napi::ArrayBuffer::New(
       env, owner->data(), owner->size(), [](Napi::Env, void*, std::vector<uint8_t>* owned) { delete owned; }, owner);
   return Napi::Uint8Array::New(env, owner->size(), buffer, 0);
+}
+
+struct Progress {
+  std::atomic<int64_t> done{0}, total{0};
+};
+
+// Adds progress() to the object of a call: {done, total}.
+void set_progress(Napi::Object call, std::shared_ptr<const Progress> progress) {
+  call.Set("progress", Napi::Function::New(call.Env(), [progress](const Napi::CallbackInfo& info) -> Napi::Value {
+             Napi::Object value = Napi::Object::New(info.Env());
+             value.Set("done", static_cast<double>(progress->done));
+             value.Set("total", static_cast<double>(progress->total));
+             return value;
+           }));
 }
 
 Worker::Reply pictures_reply(int64_t count, int height, int width, std::vector<uint8_t> pixels) {
@@ -37,9 +55,6 @@ Worker::Reply pictures_reply(int64_t count, int height, int width, std::vector<u
 
 // (directory, decode, threads) -> {images, identities, identitiesSeen, labelMin, labelMax, height, width, bytes}
 Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
-  struct Progress {
-    std::atomic<int64_t> done{0}, total{0};
-  };
   auto progress = std::make_shared<Progress>();
   const std::string directory = info[0].As<Napi::String>();
   const int64_t decode = info[1].As<Napi::Number>().Int64Value();
@@ -64,12 +79,7 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
       };
     };
   });
-  call.Set("progress", Napi::Function::New(info.Env(), [progress](const Napi::CallbackInfo& inner) -> Napi::Value {
-             Napi::Object value = Napi::Object::New(inner.Env());
-             value.Set("done", static_cast<double>(progress->done));
-             value.Set("total", static_cast<double>(progress->total));
-             return value;
-           }));
+  set_progress(call, progress);
   return call;
 }
 
@@ -98,6 +108,162 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
       return pictures_reply(static_cast<int64_t>(indices.size()), height, width, std::move(pixels));
     };
   });
+}
+
+// (directory) -> {layout, images, identities}: writes facetrain.index
+Napi::Value index_dataset(const Napi::CallbackInfo& info) {
+  const std::string directory = info[0].As<Napi::String>();
+  return start_call(info.Env(), "index", [&](const Worker&) -> Worker::Command {
+    return [=]() -> Worker::Reply {
+      const auto listing = list_pictures(directory);
+      write_index(*listing, directory);
+      const bool shards = listing->kind() == Listing::kTarShards;
+      const auto images = static_cast<double>(listing->pictures().size());
+      const auto identities = static_cast<double>(listing->identities());
+      return [=](Napi::Env env) -> Napi::Value {
+        Napi::Object value = Napi::Object::New(env);
+        value.Set("layout", shards ? "shards" : "folder");
+        value.Set("images", images);
+        value.Set("identities", identities);
+        return value;
+      };
+    };
+  });
+}
+
+// (directory) -> {labels: Int32Array, identities}; the label of a picture that cannot be read is -1
+Napi::Value read_labels(const Napi::CallbackInfo& info) {
+  const std::string directory = info[0].As<Napi::String>();
+  return start_call(info.Env(), "labels", [&](const Worker& worker) -> Worker::Command {
+    return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
+      const auto dataset = open_dataset(directory);
+      std::vector<int32_t> labels(static_cast<size_t>(dataset->size()), -1);
+      for (size_t picture = 0; picture < labels.size(); ++picture) {
+        if (cancelled) throw Cancelled();
+        try {
+          labels[picture] = static_cast<int32_t>(dataset->label(static_cast<int64_t>(picture)));
+        } catch (const Error& error) {
+          if (error.code != "InvalidDataset") throw;
+        }
+      }
+      return [=](Napi::Env env) -> Napi::Value {
+        auto array = Napi::Int32Array::New(env, labels.size());
+        std::copy(labels.begin(), labels.end(), array.Data());
+        Napi::Object value = Napi::Object::New(env);
+        value.Set("labels", array);
+        value.Set("identities", static_cast<double>(dataset->identities()));
+        return value;
+      };
+    };
+  });
+}
+
+// (directory, Float64Array of picture numbers) -> (Uint8Array | null)[]: null for a picture that cannot be decoded
+Napi::Value read_encoded(const Napi::CallbackInfo& info) {
+  const std::string directory = info[0].As<Napi::String>();
+  const auto numbers = info[1].As<Napi::Float64Array>();
+  const std::vector<double> indices(numbers.Data(), numbers.Data() + numbers.ElementLength());
+  return start_call(info.Env(), "encoded", [&](const Worker& worker) -> Worker::Command {
+    return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
+      const auto dataset = open_dataset(directory);
+      std::vector<uint8_t> pixels(size_t{3} * dataset->height() * dataset->width());
+      auto pictures = std::make_shared<std::vector<std::vector<uint8_t>>>(indices.size());
+      for (size_t i = 0; i < indices.size(); ++i) {
+        if (cancelled) throw Cancelled();
+        const auto picture = static_cast<int64_t>(indices[i]);
+        try {
+          auto encoded = dataset->encoded(picture);
+          decode_picture(encoded, dataset->height(), dataset->width(), false, pixels.data(), "InvalidDataset",
+                         dataset->name(picture));
+          (*pictures)[i] = std::move(encoded);
+        } catch (const Error& error) {
+          if (error.code != "InvalidDataset") throw;
+        }
+      }
+      return [=](Napi::Env env) -> Napi::Value {
+        const auto array = Napi::Array::New(env, pictures->size());
+        for (size_t i = 0; i < pictures->size(); ++i) {
+          auto& picture = (*pictures)[i];
+          array.Set(static_cast<uint32_t>(i), picture.empty() ? env.Null() : to_uint8_array(env, std::move(picture)));
+        }
+        return array;
+      };
+    };
+  });
+}
+
+// (directory, Float64Array that maps labels to new ones or -1, output, shardBytes) -> {images, shards, leftOut}
+Napi::Value pack_dataset(const Napi::CallbackInfo& info) {
+  auto progress = std::make_shared<Progress>();
+  const std::string directory = info[0].As<Napi::String>(), output = info[2].As<Napi::String>();
+  const auto labels = info[1].As<Napi::Float64Array>();
+  std::vector<int64_t> relabel;
+  for (size_t i = 0; i < labels.ElementLength(); ++i) relabel.push_back(static_cast<int64_t>(labels[i]));
+  const auto shard_bytes = static_cast<uint64_t>(info[3].As<Napi::Number>().Int64Value());
+  Napi::Object call = start_call(info.Env(), "pack", [&](const Worker& worker) -> Worker::Command {
+    return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
+      const auto dataset = open_dataset(directory);
+      progress->total = dataset->size();
+      const Packed packed = pack(*dataset, relabel, output, shard_bytes, progress->done, cancelled);
+      std::vector<std::string> names;
+      for (int64_t label = 0; label < dataset->identities(); ++label) names.push_back(dataset->identity(label));
+      return [=](Napi::Env env) -> Napi::Value {
+        Napi::Object value = Napi::Object::New(env);
+        value.Set("images", static_cast<double>(packed.pictures));
+        value.Set("shards", static_cast<double>(packed.shards));
+        const auto strings = [&](const std::vector<std::string>& texts) {
+          const auto array = Napi::Array::New(env, texts.size());
+          for (size_t i = 0; i < texts.size(); ++i) array.Set(static_cast<uint32_t>(i), texts[i]);
+          return array;
+        };
+        value.Set("leftOut", strings(packed.left_out));
+        value.Set("names", strings(names));
+        return value;
+      };
+    };
+  });
+  set_progress(call, progress);
+  return call;
+}
+
+// (directory, threads) -> {identities, least, median, most, withOne, within, across}: see Summary
+Napi::Value summarize_dataset(const Napi::CallbackInfo& info) {
+  auto progress = std::make_shared<Progress>();
+  const std::string directory = info[0].As<Napi::String>();
+  const int threads = info[1].As<Napi::Number>().Int32Value();
+  Napi::Object call = start_call(info.Env(), "summarize", [&](const Worker& worker) -> Worker::Command {
+    return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
+      const auto dataset = open_dataset(directory);
+      progress->total = dataset->size();
+      const Summary summary = summarize(*dataset, threads, progress->done, cancelled);
+      return [=](Napi::Env env) -> Napi::Value {
+        const auto duplicates = [&](const Summary::Duplicates& found) {
+          const auto examples = Napi::Array::New(env, found.examples.size());
+          for (size_t i = 0; i < found.examples.size(); ++i) {
+            const auto pair = Napi::Array::New(env, 2);
+            pair.Set(0u, found.examples[i].first);
+            pair.Set(1u, found.examples[i].second);
+            examples.Set(static_cast<uint32_t>(i), pair);
+          }
+          Napi::Object value = Napi::Object::New(env);
+          value.Set("count", static_cast<double>(found.count));
+          value.Set("examples", examples);
+          return value;
+        };
+        Napi::Object value = Napi::Object::New(env);
+        value.Set("identities", static_cast<double>(summary.identities));
+        value.Set("least", static_cast<double>(summary.least));
+        value.Set("median", static_cast<double>(summary.median));
+        value.Set("most", static_cast<double>(summary.most));
+        value.Set("withOne", static_cast<double>(summary.with_one));
+        value.Set("within", duplicates(summary.within));
+        value.Set("across", duplicates(summary.across));
+        return value;
+      };
+    };
+  });
+  set_progress(call, progress);
+  return call;
 }
 
 // (Uint8Array[], bgr, height, width, subject, code, first) -> {count, height, width, data}
@@ -131,6 +297,11 @@ Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
 void register_data(Napi::Env env, Napi::Object exports) {
   exports.Set("inspectDataset", Napi::Function::New(env, inspect_dataset));
   exports.Set("readPictures", Napi::Function::New(env, read_pictures));
+  exports.Set("indexDataset", Napi::Function::New(env, index_dataset));
+  exports.Set("readLabels", Napi::Function::New(env, read_labels));
+  exports.Set("readEncoded", Napi::Function::New(env, read_encoded));
+  exports.Set("packDataset", Napi::Function::New(env, pack_dataset));
+  exports.Set("summarizeDataset", Napi::Function::New(env, summarize_dataset));
   exports.Set("decodePictures", Napi::Function::New(env, decode_pictures));
 }
 

@@ -43,7 +43,7 @@ export function drawPictures(
 }
 
 /** A number in [0, 1) that depends on seed and i alone: MurmurHash3's finalizer. */
-function uniform(seed: number, i: number): number {
+export function uniform(seed: number, i: number): number {
   let h = (seed ^ Math.imul(i + 1, 0x9e3779b9)) >>> 0;
   h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
