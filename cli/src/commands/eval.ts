@@ -1,14 +1,15 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import { EMBEDDING_BATCH, type Embedder, Int7Model, Model } from '@facetrain/native';
+import { EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@facetrain/native';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
+import { checkSpread } from '@facetrain/trainer/verification/check-embeddings';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
-import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
+import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 import { givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 
@@ -50,6 +51,13 @@ export async function evaluate(
     });
     line.clear();
     const seconds = (performance.now() - start) / 1000;
+    await checkSpread(embeddings, embedder.dim, {
+      subject: file,
+      input: graph.input,
+      ...(kind === 'fp32' && {
+        embedWith: (input) => embedFirst(set, { ...graph, input }, channelOrder, threads, signal),
+      }),
+    });
     const { pairs: count, accuracy, std, threshold, tarAtFar } = verify(embeddings, embedder.dim, set.same);
     return {
       json: {
@@ -78,6 +86,25 @@ export async function evaluate(
     };
   } finally {
     await embedder.close();
+  }
+}
+
+/** Pictures on which other ranges of the input are tried. */
+const TRIED_PICTURES = 64;
+
+async function embedFirst(
+  set: VerificationSet,
+  graph: Graph,
+  channelOrder: ChannelOrder,
+  computeThreads: number,
+  signal: AbortSignal,
+): Promise<Float32Array> {
+  const model = await Model.open(graph, { computeThreads });
+  try {
+    const few = { ...set, encoded: set.encoded.slice(0, TRIED_PICTURES) };
+    return await evaluateSet(model, few, { input: graph.input, channelOrder, flip: true, signal });
+  } finally {
+    await model.close();
   }
 }
 

@@ -8,8 +8,24 @@ import { checkGate, compareOnSet, cosines, summarize } from './compare.ts';
 const NONE = { maxAccuracyDrop: null, minMeanCosine: null };
 
 test('cosines are those of each row', () => {
-  const found = cosines(Float32Array.of(1, 0, 3, 4, 0, 0, -2, 0), Float32Array.of(2, 0, 4, 3, 1, 1, 5, 0), 2);
-  assert.deepEqual(Array.from(found), [1, 24 / 25, 0, -1]);
+  const found = cosines(Float32Array.of(1, 0, 3, 4, -2, 0), Float32Array.of(2, 0, 4, 3, 5, 0), 2);
+  assert.deepEqual(Array.from(found), [1, 24 / 25, -1]);
+});
+
+test('a zero embedding, or one that is not finite, has no cosine', () => {
+  const fine = Float32Array.of(1, 0, 3, 4);
+  for (const [value, shown] of [
+    [0, '0'],
+    [NaN, 'NaN'],
+    [Infinity, 'Infinity'],
+  ] as const) {
+    const broken = Float32Array.of(1, 0, value, value);
+    assert.throws(() => cosines(fine, broken, 2), {
+      code: 'NotANumber',
+      message: `INT7 model: embedding of picture 1: its length is ${shown}; a finite vector that is not zero`,
+    });
+    assert.throws(() => cosines(broken, fine, 2), /^FacetrainError: FP32 model: embedding of picture 1: /);
+  }
 });
 
 /**

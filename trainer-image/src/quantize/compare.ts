@@ -1,5 +1,6 @@
 /** The metrics of an INT7 model against its FP32 model, and the gate's bounds on them. Pure. */
 import type { Comparison, Gate, Metrics, QuantizeConfig } from '@facetrain/api';
+import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
 import { verify } from '../verification/protocol.ts';
 
 /** Embeddings of a set's pictures and of their mirror images, both [pictures, dim]. */
@@ -8,8 +9,13 @@ export interface SetEmbeddings {
   mirrored: Float32Array;
 }
 
-/** The cosine of each embedding with its counterpart, both [count, dim]; 0 if one of the two is a zero vector. */
+/**
+ * The cosine of each embedding with its counterpart, both [count, dim].
+ * @throws FacetrainError NotANumber naming the picture, when one of the two is zero or not finite
+ */
 export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64Array {
+  for (const [name, embeddings] of Object.entries({ FP32: a, INT7: b }))
+    checkFiniteEmbeddings(embeddings, dim, `${name} model`);
   return Float64Array.from({ length: a.length / dim }, (_, index) => {
     let [product, squareA, squareB] = [0, 0, 0];
     for (let at = index * dim; at < (index + 1) * dim; ++at) {
@@ -17,7 +23,7 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
       squareA += a[at]! ** 2;
       squareB += b[at]! ** 2;
     }
-    return squareA > 0 && squareB > 0 ? product / Math.sqrt(squareA * squareB) : 0;
+    return product / (Math.sqrt(squareA) * Math.sqrt(squareB));
   });
 }
 

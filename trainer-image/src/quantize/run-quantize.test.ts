@@ -70,6 +70,13 @@ async function writeModel(name: string, change: (graph: Graph) => void = () => {
   return join(inputs, name);
 }
 
+function scale(graph: Graph, tensor: string, factor: number): void {
+  const { data } = graph.initializers[tensor]!;
+  data.forEach((value, index) => {
+    data[index] = Number(value) * factor;
+  });
+}
+
 function config(change: Partial<QuantizeConfig> = {}): QuantizeConfig {
   return QuantizeConfig.parse({
     schemaVersion: 1,
@@ -318,6 +325,57 @@ describe('refused before any work', () => {
       }),
       code: 'UnsupportedOperator',
       expected: /sigmoid\.onnx: node "PRelu_2" \(Sigmoid\): operator Sigmoid; one of Add, /,
+    },
+    'values that overflow in a layer': {
+      change: async () => ({
+        model: {
+          path: await writeModel('overflow.onnx', (graph) => {
+            for (const name of ['Conv_0.1', 'Conv_4.1', 'Conv_6.1']) scale(graph, name, 1e14);
+          }),
+          channelOrder: 'rgb',
+          input: null,
+        },
+      }),
+      code: 'InvalidModel',
+      expected: /overflow\.onnx: layer "Conv_4" gives values of up to \d\.\de\+2\d; values below 1e\+15: /,
+    },
+    'values that are not finite in a layer': {
+      change: async () => ({
+        model: {
+          path: await writeModel('infinite.onnx', (graph) => {
+            for (const name of ['Conv_0.1', 'Conv_4.1', 'Conv_6.1']) scale(graph, name, 1e30);
+          }),
+          channelOrder: 'rgb',
+          input: null,
+        },
+      }),
+      code: 'InvalidModel',
+      expected: /infinite\.onnx: layer "Conv_0" gives values of up to \d\.\de\+\d\d; /,
+    },
+    'the same embedding for each picture': {
+      change: async () => ({
+        model: {
+          path: await writeModel('constant.onnx', (graph) => scale(graph, 'Conv_0.1', 0)),
+          channelOrder: 'rgb',
+          input: null,
+        },
+      }),
+      code: 'InvalidModel',
+      expected: /constant\.onnx: the embeddings of 6 different pictures are nearly the same \(.*1\.0000\); a trained /,
+    },
+    'an embedding of zeros': {
+      change: async () => ({
+        model: {
+          path: await writeModel('zeros.onnx', (graph) => {
+            const { inputs } = graph.nodes.find(({ op }) => op === 'Gemm')!;
+            for (const name of inputs.slice(1)) scale(graph, name, 0);
+          }),
+          channelOrder: 'rgb',
+          input: null,
+        },
+      }),
+      code: 'NotANumber',
+      expected: /zeros\.onnx: embedding of picture 0: its length is 0; /,
     },
     'a dataset without pictures': {
       change: async () => {

@@ -9,6 +9,7 @@ import {
   ARTIFACT,
   FacetrainError,
   joinStorageUri,
+  type Metrics,
   type QuantizeConfig,
   type QuantizeReport,
   type StorageAddress,
@@ -31,6 +32,7 @@ import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkWritten } from './check-models.ts';
+import { checkFound, checkSource } from './check-source.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets } from './compare-models.ts';
 import { disposable } from './disposable.ts';
@@ -53,6 +55,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   await checkOutput(config, signal);
   const { pictures, compared, facts: calibration } = await loadCalibration(config, source.graph, program);
   await using fp32 = disposable(await LayerModel.open(source.layers, { computeThreads }));
+  await checkSource(source.layers, fp32.model, pictures, { subject: config.model.path, computeThreads, signal });
   await checkFolded(source.graph, fp32.model, pictures, { computeThreads, signal });
   log.info(
     { layers: source.layers.layers.length, calibration: calibration.images, sets: sets.map(({ name }) => name) },
@@ -96,6 +99,7 @@ async function quantizeInto(
 
   // ---- The search for scales ----
   const found = await search(config, source.layers, pictures, computeThreads, program);
+  checkFound(found.layers, config.model.path);
 
   // ---- The model file ----
   const modelBytes = modelFile(found.graph, found.scales, {
@@ -109,12 +113,20 @@ async function quantizeInto(
 
   // ---- Check and comparison, of the model that is read back from its file ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
-  await using int7 = disposable(await openInt7(join(outputDirectory, ARTIFACT.model), computeThreads));
-  await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
-  const metrics =
-    sets.length > 0
-      ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
-      : await compareOnPictures(compared, fp32, int7.model, program);
+  let metrics: Metrics;
+  try {
+    await using int7 = disposable(await openInt7(join(outputDirectory, ARTIFACT.model), computeThreads));
+    await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
+    metrics =
+      sets.length > 0
+        ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
+        : await compareOnPictures(compared, fp32, int7.model, program);
+  } catch (error) {
+    // A model that is refused here is of no use. The error to report is the first.
+    if (error instanceof FacetrainError && error.code === 'NotANumber')
+      await output.remove(join(outputDirectory, ARTIFACT.model)).catch(() => {});
+    throw error;
+  }
 
   // ---- Scales and reports, written whether or not the gate passes ----
   const report: QuantizeReport = {

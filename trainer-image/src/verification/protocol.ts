@@ -2,7 +2,7 @@
  * Face verification: how well embeddings decide whether two pictures show the same person. The protocol of LFW as in
  * insightface (recognition/arcface_torch/eval/verification.py), so figures can be compared with published ones.
  */
-import { FacetrainError } from '@facetrain/api';
+import { lengthOf } from './check-embeddings.ts';
 import { FOLDS } from './verification-set.ts';
 
 export interface Verification {
@@ -30,20 +30,7 @@ const FALSE_ACCEPT_RATES: [name: string, oneIn: number][] = [
 
 /** Squared distances of the normalized embeddings of each pair. */
 function distances(embeddings: Float32Array, dim: number, pairs: number): Float64Array {
-  const norm = (picture: number): number => {
-    let sum = 0;
-    for (let i = picture * dim; i < (picture + 1) * dim; i++) sum += embeddings[i]! ** 2;
-    const length = Math.sqrt(sum);
-    if (!Number.isFinite(length) || length === 0) {
-      throw new FacetrainError({
-        code: 'NotANumber',
-        subject: `embedding of picture ${picture}`,
-        found: `its length is ${length}`,
-        allowed: 'a finite vector that is not zero',
-      });
-    }
-    return length;
-  };
+  const norm = (picture: number): number => lengthOf(embeddings, dim, picture);
   return Float64Array.from({ length: pairs }, (_, pair) => {
     const a = 2 * pair * dim;
     const b = a + dim;
