@@ -18,6 +18,10 @@ bool has(const std::string& directory, const char* name) {
   return fs::exists(directory + "/" + name, ignored);
 }
 
+bool is_records(const std::string& directory) {
+  return has(directory, "train.rec") || has(directory, "train.idx") || has(directory, "property");
+}
+
 struct Contents {
   bool shards = false, folders = false;
   std::string compressed;  // a compressed archive; empty when there is none
@@ -69,6 +73,10 @@ void check_sources(const std::string& directory, const Listing& listing) {
 }  // namespace
 
 std::unique_ptr<const Listing> list_pictures(const std::string& directory) {
+  if (is_records(directory)) {
+    throw Error("InvalidDataset", directory, "is RecordIO, whose index is train.idx",
+                "an image folder or tar shards; this dataset needs no other index");
+  }
   const Contents contents = contents_of(directory);
   if (contents.shards) return list_tar_shards(directory);
   if (contents.folders) return list_image_folder(directory);
@@ -81,9 +89,7 @@ std::unique_ptr<const Listing> list_pictures(const std::string& directory) {
 }
 
 std::shared_ptr<const Dataset> open_dataset(const std::string& directory) {
-  if (has(directory, "train.rec") || has(directory, "train.idx") || has(directory, "property")) {
-    return open_record_dataset(directory);
-  }
+  if (is_records(directory)) return open_record_dataset(directory);
   auto listing = read_index(directory);
   if (listing) {
     check_sources(directory, *listing);

@@ -100,6 +100,9 @@ test('index lists a folder, and says what a dataset is', async () => {
   const { code, stdout } = await facetrain('dataset', 'index', faces, '--json');
   assert.equal(code, 0);
   assert.deepEqual(JSON.parse(stdout), { folder: faces, layout: 'folder', images: 4, identities: 2 });
+  const records = await facetrain('dataset', 'index', exampleFaces);
+  assert.equal(records.code, 2);
+  assert.match(records.stderr, /: is RecordIO, whose index is train\.idx; /);
   const refused = await facetrain('dataset', 'index', join(faces, 'person-0'));
   assert.equal(refused.code, 2);
   assert.match(refused.stderr, /person-0: has neither train\.rec, nor \*\.tar, nor folders of pictures/);
