@@ -58,6 +58,7 @@ class ImageFolder : public Dataset {
   int height() const override { return static_cast<int>(size_.height); }
   int width() const override { return static_cast<int>(size_.width); }
   int64_t label(int64_t picture) const override { return entry(picture).label; }
+  bool labels_are_read() const override { return false; }
   int64_t bytes() const override {
     int64_t bytes = 0;
     struct stat status {};

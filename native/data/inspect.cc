@@ -29,7 +29,9 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
     for (;;) {
       const int64_t begin = next.fetch_add(kBlock), end = std::min(begin + kBlock, dataset.size());
       if (begin >= failed) return;
-      for (int64_t picture = begin; picture < end; ++picture) dataset.will_need(picture);
+      for (int64_t picture = begin; picture < end; ++picture) {
+        if (decode >= dataset.size() || dataset.labels_are_read()) dataset.will_need(picture);
+      }
       labels.clear();
       for (int64_t picture = begin; picture < end && !cancelled; ++picture, ++done) {
         try {

@@ -140,6 +140,18 @@ void test_image_folder() {
   check_order(dataset);
 }
 
+// Labels of an image folder are checked without opening a picture: there may be millions, on a network file system.
+void test_labels_open_no_picture() {
+  Folder folder;
+  write_people(folder);
+  const auto dataset = open_dataset(folder.path);
+  CHECK(!dataset->labels_are_read());
+  fs::remove_all(folder.path + "/Bea");
+  std::atomic<int64_t> done{0};
+  const std::atomic<bool> running{false};
+  CHECK_EQ(inspect(*dataset, 0, 2, done, running).identities_seen, 3);
+}
+
 void test_image_folder_is_refused() {
   Folder folder;
   CHECK_THROWS(open_dataset(folder.path + "/none"), Error, "/none: cannot be read (No such file or directory)");
@@ -493,6 +505,7 @@ void test_random_damage() {
 
 int main() {
   test_image_folder();
+  test_labels_open_no_picture();
   test_image_folder_is_refused();
   test_tar_shards();
   test_long_names();

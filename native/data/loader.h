@@ -35,6 +35,8 @@ class Dataset {
   virtual std::string name(int64_t picture) const = 0;
   // Size of the files that hold pictures. Takes a system call for each picture of an image folder.
   virtual int64_t bytes() const = 0;
+  // Whether label() reads the picture's record. Otherwise labels come from a list that is in memory.
+  virtual bool labels_are_read() const { return true; }
   // The name of an identity: its folder's in an image folder, otherwise its label.
   virtual std::string identity(int64_t label) const { return std::to_string(label); }
 };

@@ -222,6 +222,7 @@ class TarShards : public Dataset {
   int height() const override { return static_cast<int>(size_.height); }
   int width() const override { return static_cast<int>(size_.width); }
   int64_t label(int64_t picture) const override { return entry(picture).label; }
+  bool labels_are_read() const override { return false; }
   int64_t bytes() const override {
     uint64_t bytes = 0;
     for (size_t i = 0; i < listing_->sources(); ++i) bytes += listing_->source_bytes(i);
