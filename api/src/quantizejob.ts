@@ -152,8 +152,8 @@ export const QuantizeJobSpec = rules(
     model: rules(
       z.strictObject({
         ...sourceFields(
-          'The FP32 model: an ONNX file with one image input [N,3,112,112] and an embedding output [N,d], or a folder ' +
-            'with one and the files of its weights.',
+          'The FP32 model: an ONNX file with one image input [N,3,112,112] and an embedding output [N,d], or a ' +
+            'folder with one and the files of its weights.',
         ),
         output: modelOutput.optional().describe('Name of the output that is the embedding; absent: the only one.'),
         channelOrder,

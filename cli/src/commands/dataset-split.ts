@@ -75,7 +75,8 @@ export async function splitDataset(
     text: table([
       ...written.map((part): [string, string] => [
         part.folder,
-        `${part.images} pictures of ${part.identities} identities, ${part.shards} ${part.shards === 1 ? 'shard' : 'shards'}`,
+        `${part.images} pictures of ${part.identities} identities, ` +
+          `${part.shards} ${part.shards === 1 ? 'shard' : 'shards'}`,
       ]),
       ...(leftOut.length > 0
         ? [['Left out', `${leftOut.length} pictures that cannot be read`] as [string, string]]

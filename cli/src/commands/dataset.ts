@@ -1,6 +1,6 @@
 /**
- * `facetrain dataset index` and `facetrain dataset check`. The latter reads and decodes a whole dataset, to find before a training what
- * would stop it or do harm.
+ * `facetrain dataset index` and `facetrain dataset check`. The latter reads and decodes a whole dataset, to find before
+ * a training what would stop it or do harm.
  */
 import { type DatasetSummary, indexDataset, inspectDataset, summarizeDataset } from '@facetrain/native';
 import { bytes, percent, type StatusLine, table } from '../terminal-output.ts';

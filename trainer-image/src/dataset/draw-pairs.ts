@@ -13,9 +13,9 @@ export interface Pair {
 const FOLDS = 10;
 
 /**
- * As in LFW's protocol: ten folds with as many pairs of one person as of two, and no person in two folds. (Huang et al.,
- * "Labeled Faces in the Wild", 2007, section IV.) In a fold the pairs of one person are spread evenly over the persons.
- * No pair is drawn twice.
+ * As in LFW's protocol: ten folds with as many pairs of one person as of two, and no person in two folds. (Huang et
+ * al., "Labeled Faces in the Wild", 2007, section IV.) In a fold the pairs of one person are spread evenly over the
+ * persons. No pair is drawn twice.
  * @param labels by picture; pictures with a negative label are not drawn
  * @param count pairs, a multiple of 20
  * @param subject what an error names
@@ -49,7 +49,9 @@ export function drawPairs(labels: ArrayLike<number>, count: number, seed: number
     throw new FacetrainError({
       code: 'InvalidDataset',
       subject,
-      found: `${persons.length} identities, ${several} of them with two pictures or more, give ${2 * FOLDS * possible} pairs`,
+      found:
+        `${persons.length} identities, ${several} of them with two pictures or more, ` +
+        `give ${2 * FOLDS * possible} pairs`,
       allowed: `${count} pairs in ${FOLDS} folds without a common person: fewer --pairs, or more identities`,
     });
   }

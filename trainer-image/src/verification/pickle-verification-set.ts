@@ -1,4 +1,6 @@
-/** Encodes verification sets in insightface's layout: a pickle of (pictures, issame), as verification-set.ts reads it. */
+/**
+ * Encodes verification sets in insightface's layout: a pickle of (pictures, issame), as verification-set.ts reads it.
+ */
 
 /** Opcodes of Python's pickle, protocol 3 (Lib/pickletools.py), the first that has bytes. */
 const OP = {
