@@ -6,7 +6,7 @@
 namespace facetrain {
 namespace {
 
-using std::literals::operator""sv;
+using std::literals::operator""sv;  // NOLINT(misc-unused-using-decls): literals use it
 
 constexpr auto kUnpack = "unpack it, and give the file that was packed"sv;
 constexpr auto kConvert = "convert it to JPEG or PNG"sv;

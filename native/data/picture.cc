@@ -11,7 +11,7 @@
 namespace facetrain {
 namespace {
 
-using std::literals::operator""sv;
+using std::literals::operator""sv;  // NOLINT(misc-unused-using-decls): literals use it
 
 struct Format {
   const char* name;

@@ -32,7 +32,7 @@ struct Progress {
 };
 
 // Adds progress() to the object of a call: {done, total}.
-void set_progress(Napi::Object call, std::shared_ptr<const Progress> progress) {
+void set_progress(Napi::Object call, const std::shared_ptr<const Progress>& progress) {
   call.Set("progress", Napi::Function::New(call.Env(), [progress](const Napi::CallbackInfo& info) -> Napi::Value {
              Napi::Object value = Napi::Object::New(info.Env());
              value.Set("done", static_cast<double>(progress->done));

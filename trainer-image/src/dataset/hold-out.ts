@@ -36,8 +36,7 @@ export function holdOut(counts: ArrayLike<number>, holdout: number, seed: number
       code: 'InvalidArgument',
       subject: '--holdout',
       found: `${holdout}, which is ${wanted} of ${present.length} identities`,
-      allowed:
-        `0, or at least one identity and at most ${atMost}: ` + 'those with two pictures or more, and one to train on',
+      allowed: `0, or at least one identity and at most ${atMost}: those with two pictures or more; one to train on`,
     });
   }
   const apart = new Set(
