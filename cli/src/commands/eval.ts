@@ -6,7 +6,12 @@ import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
-import { checkSpread } from '@facetrain/trainer/verification/check-embeddings';
+import {
+  checkNotConstant,
+  checkSpread,
+  meanPairCosine,
+  SAME_DIRECTION,
+} from '@facetrain/trainer/verification/check-embeddings';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
@@ -51,13 +56,15 @@ export async function evaluate(
     });
     line.clear();
     const seconds = (performance.now() - start) / 1000;
-    await checkSpread(embeddings, embedder.dim, {
-      subject: file,
-      input: graph.input,
-      ...(kind === 'fp32' && {
-        embedWith: (input) => embedFirst(set, { ...graph, input }, channelOrder, threads, signal),
-      }),
-    });
+    if (range.source === 'metadata') warnOfTraining(embeddings, embedder.dim, file, line);
+    else
+      await checkSpread(embeddings, embedder.dim, {
+        subject: file,
+        input: graph.input,
+        ...(kind === 'fp32' && {
+          embedWith: (input) => embedFirst(set, { ...graph, input }, channelOrder, threads, signal),
+        }),
+      });
     const { pairs: count, accuracy, std, threshold, tarAtFar } = verify(embeddings, embedder.dim, set.same);
     return {
       json: {
@@ -87,6 +94,16 @@ export async function evaluate(
   } finally {
     await embedder.close();
   }
+}
+
+/**
+ * Our own exports say their range, so embeddings that are alike come from a training that has just begun.
+ * @throws FacetrainError NotANumber when they are all the same
+ */
+function warnOfTraining(embeddings: Float32Array, dim: number, file: string, line: StatusLine): void {
+  checkNotConstant(embeddings, dim, file);
+  if (meanPairCosine(embeddings, dim) >= SAME_DIRECTION)
+    line.print(`Warning: ${file} hardly tells pictures apart yet: it needs more training`);
 }
 
 /** Pictures on which other ranges of the input are tried. */
