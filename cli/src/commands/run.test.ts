@@ -176,7 +176,7 @@ test('a missed gate costs the quantization, not the training; a finished run is 
   // What cannot be used, and what would train something else, leaves all as it is.
   for (const [change, options, wantMessage] of [
     [(spec) => (spec.seed = 1), [], /spec\.seed.*--out.*--fresh/],
-    [(spec) => (spec.dataset = { uri: `file://${folder}` }), ['--fresh'], /property/],
+    [(spec) => (spec.dataset = { uri: `file://${folder}` }), ['--fresh'], /out the dataset\?/],
   ] as [(spec: Record<string, unknown>) => void, string[], RegExp][]) {
     const refused = await facetrain('run', '-f', await quickJob(change), ...options);
     assert.equal(refused.code, 2, refused.stderr);
