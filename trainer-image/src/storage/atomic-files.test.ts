@@ -20,6 +20,14 @@ test('several calls can make the same folders at once', async () => {
   }
 });
 
+test('folders with their parents’ permissions can be made by many at once, parents included', async () => {
+  for (let round = 0; round < 300; round++) {
+    const path = join(folder, 'many', String(round), 'a', 'b');
+    await Promise.all(Array.from({ length: 16 }, () => makeFolder(path, { asOpenAsParent: true })));
+    assert.deepEqual(await readdir(join(folder, 'many', String(round))), ['a']);
+  }
+});
+
 test('a folder that the system refuses to make is an error, not an endless loop', async () => {
   await assert.rejects(makeFolder('/proc/facetrain/out'), { code: 'ENOENT' });
 });

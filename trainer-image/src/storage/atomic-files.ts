@@ -44,18 +44,22 @@ export interface FolderOptions {
   asOpenAsParent?: boolean;
 }
 
+/** Each process that makes the same folders can take a parent away once: see makeOpen. */
+const MOST_TRIES = 100;
+
 /**
  * Makes a folder and its missing parents. Other processes may do the same at the same time. Node's own recursive
  * mkdir does not end when the system refuses with ENOENT, as it does below /proc.
  */
 export async function makeFolder(path: string, options: FolderOptions = {}): Promise<void> {
-  try {
-    await makeOne(path, options);
-  } catch (error) {
-    const parent = dirname(path);
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || parent === path) throw error;
-    await makeFolder(parent, options);
-    await makeOne(path, options);
+  for (let tries = 1; ; ++tries) {
+    try {
+      return await makeOne(path, options);
+    } catch (error) {
+      const parent = dirname(path);
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT' || parent === path || tries === MOST_TRIES) throw error;
+      await makeFolder(parent, options);
+    }
   }
 }
 
@@ -83,7 +87,8 @@ async function makeOpen(path: string): Promise<void> {
   try {
     // Some file systems have no permissions.
     await chmod(temporary, (await stat(dirname(path))).mode & 0o7777).catch(() => {});
-    await rename(temporary, path); // replaces an empty folder, which is one like this
+    // Replaces an empty folder, which is one like this. What another process makes in that at the moment fails: ENOENT.
+    await rename(temporary, path);
   } catch (error) {
     await rmdir(temporary).catch(() => {});
     if (!(await stat(path).catch(() => null))?.isDirectory()) throw error;

@@ -101,7 +101,8 @@ async function fetchInPod({ uri, to: path }: { uri: string; to: string }): Promi
  * @returns the path of the partial file
  */
 async function partialOf(bytes: number): Promise<string> {
-  for (;;) {
+  // A process that has failed writes none.
+  for (const end = performance.now() + 120_000; performance.now() < end; ) {
     const names = await readdir(to).catch(() => []);
     const busy = names.some((name) => name.startsWith('.property.'));
     for (const name of busy ? [] : names) {
@@ -110,6 +111,7 @@ async function partialOf(bytes: number): Promise<string> {
     }
     await delay(5);
   }
+  throw new Error(`no partial file of ${bytes} bytes in ${to}`);
 }
 
 /** The folder has all files, and no others. */
