@@ -4,7 +4,7 @@ import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
-import { checkNotConstant } from '../verification/check-embeddings.ts';
+import { areAllSame } from '../verification/check-embeddings.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
 import { verify } from '../verification/protocol.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
@@ -62,7 +62,9 @@ export class Evaluator {
         embeddings.set(part, offset);
         offset += part.length;
       }
-      checkNotConstant(embeddings, session.dim, `step ${step}, verification set "${set.name}"`);
+      // No reason to end a training, which may have just begun.
+      if (rank === 0 && areAllSame(embeddings, session.dim))
+        this.#program.log.warn({ step, set: set.name }, 'the embeddings of all pictures are the same');
       const result = { set: set.name, step, ...verify(embeddings, session.dim, set.same) };
       this.results.push(result);
       if (rank === 0) this.#program.log.info(result, 'evaluated');

@@ -58,6 +58,10 @@ export function meanPairCosine(embeddings: Float32Array, dim: number): number {
   return (square - count) / (count * (count - 1));
 }
 
+/** Whether the embeddings of two pictures or more are the same up to rounding. @throws FacetrainError as lengthOf */
+export const areAllSame = (embeddings: Float32Array, dim: number): boolean =>
+  embeddings.length >= 2 * dim && meanPairCosine(embeddings, dim) >= SAME_EMBEDDING;
+
 /**
  * For a model that is not known to be trained: its embeddings may be alike, but depend on the picture.
  * @param embeddings [pictures, dim] of pictures that differ
@@ -65,12 +69,11 @@ export function meanPairCosine(embeddings: Float32Array, dim: number): number {
  */
 export function checkNotConstant(embeddings: Float32Array, dim: number, subject: string): void {
   checkFiniteEmbeddings(embeddings, dim, subject);
-  const count = embeddings.length / dim;
-  if (count < 2 || meanPairCosine(embeddings, dim) < SAME_EMBEDDING) return;
+  if (!areAllSame(embeddings, dim)) return;
   throw new FacetrainError({
     code: 'NotANumber',
     subject,
-    found: `the embeddings of ${count} pictures are all the same`,
+    found: `the embeddings of ${embeddings.length / dim} pictures are all the same`,
     allowed: 'embeddings that depend on the picture; the training that made the model has probably collapsed',
   });
 }
