@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "data/listed_dataset.h"
 #include "error.h"
 
 namespace facetrain {
@@ -48,17 +49,13 @@ Found entries_of(const std::string& directory) {
   return found;
 }
 
-class ImageFolder : public Dataset {
+class ImageFolder : public ListedDataset {
  public:
   ImageFolder(const std::string& directory, std::unique_ptr<const Listing> listing)
-      : directory_(directory), listing_(std::move(listing)), size_(size_of_pictures(*this)) {}
+      : ListedDataset(std::move(listing)), directory_(directory) {
+    find_size();
+  }
 
-  int64_t size() const override { return static_cast<int64_t>(listing_->pictures().size()); }
-  int64_t identities() const override { return listing_->identities(); }
-  int height() const override { return static_cast<int>(size_.height); }
-  int width() const override { return static_cast<int>(size_.width); }
-  int64_t label(int64_t picture) const override { return entry(picture).label; }
-  bool labels_are_read() const override { return false; }
   int64_t bytes() const override {
     int64_t bytes = 0;
     struct stat status {};
@@ -67,9 +64,9 @@ class ImageFolder : public Dataset {
     }
     return bytes;
   }
-  std::string identity(int64_t label) const override { return listing_->source(static_cast<size_t>(label)); }
+  std::string identity(int64_t label) const override { return listing().source(static_cast<size_t>(label)); }
   std::string name(int64_t picture) const override {
-    return directory_ + "/" + listing_->source(entry(picture).source) + "/" + listing_->name_at(entry(picture).place);
+    return directory_ + "/" + listing().source(entry(picture).source) + "/" + listing().name_at(entry(picture).place);
   }
 
   std::vector<uint8_t> encoded(int64_t picture) const override {
@@ -113,11 +110,7 @@ class ImageFolder : public Dataset {
   }
 
  private:
-  const Listing::Entry& entry(int64_t picture) const { return listing_->pictures()[static_cast<size_t>(picture)]; }
-
   const std::string directory_;
-  const std::unique_ptr<const Listing> listing_;
-  const PictureSize size_;  // last: reading a picture takes the members above
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "data/image_folder.h"
+#include "data/listed_dataset.h"
 #include "data/tar.h"
 #include "error.h"
 
@@ -212,20 +213,16 @@ class ShardScanner {
   Sample sample_;
 };
 
-class TarShards : public Dataset {
+class TarShards : public ListedDataset {
  public:
   TarShards(const std::string& directory, std::unique_ptr<const Listing> listing)
-      : listing_(std::move(listing)), shards_(open_all(directory, *listing_)), size_(size_of_pictures(*this)) {}
+      : ListedDataset(std::move(listing)), shards_(open_all(directory, this->listing())) {
+    find_size();
+  }
 
-  int64_t size() const override { return static_cast<int64_t>(listing_->pictures().size()); }
-  int64_t identities() const override { return listing_->identities(); }
-  int height() const override { return static_cast<int>(size_.height); }
-  int width() const override { return static_cast<int>(size_.width); }
-  int64_t label(int64_t picture) const override { return entry(picture).label; }
-  bool labels_are_read() const override { return false; }
   int64_t bytes() const override {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < listing_->sources(); ++i) bytes += listing_->source_bytes(i);
+    for (size_t i = 0; i < listing().sources(); ++i) bytes += listing().source_bytes(i);
     return static_cast<int64_t>(bytes);
   }
 
@@ -239,7 +236,7 @@ class TarShards : public Dataset {
   void will_need(int64_t picture) const override {
     constexpr uint64_t kLongest = 1 << 18, kUsual = 1 << 15;  // bytes read ahead at most, and for the last of a shard
     const auto i = static_cast<size_t>(picture);
-    const auto pictures = listing_->pictures();
+    const auto pictures = listing().pictures();
     const bool last = i + 1 == pictures.size() || pictures[i + 1].source != pictures[i].source;
     const uint64_t begin = pictures[i].place, file_end = shard(picture).bytes().size();
     const uint64_t end = last ? std::min(begin + kUsual, file_end) : std::min(pictures[i + 1].place, begin + kLongest);
@@ -273,7 +270,6 @@ class TarShards : public Dataset {
     return shards;
   }
 
-  const Listing::Entry& entry(int64_t picture) const { return listing_->pictures()[static_cast<size_t>(picture)]; }
   const MappedFile& shard(int64_t picture) const { return *shards_[entry(picture).source]; }
 
   TarMember read(int64_t picture) const {
@@ -293,9 +289,7 @@ class TarShards : public Dataset {
     return *member;
   }
 
-  const std::unique_ptr<const Listing> listing_;
   const Shards shards_;
-  const PictureSize size_;  // last: reading a picture takes the members above
 };
 
 }  // namespace
