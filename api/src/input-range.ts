@@ -18,3 +18,19 @@ export function rangeText({ mean, std }: { mean: number[]; std: number[] }): str
     values.every((value) => value === values[0]) ? String(values[0]) : values.join(', ');
   return `(pixel − mean) / std with mean ${list(mean)} and std ${list(std)}`;
 }
+
+/**
+ * The range behind an affine map for each channel: what the map makes of a picture that was brought into `range`, as
+ * one map from the pixels on.
+ * @param range one number for all channels, or one for each
+ */
+export function rangeBehind(
+  { mean, std }: { mean: readonly number[]; std: readonly number[] },
+  { scale, offset }: { scale: readonly number[]; offset: readonly number[] },
+): { mean: number[]; std: number[] } {
+  const at = (values: readonly number[], channel: number) => values[values.length === 1 ? 0 : channel]!;
+  return {
+    mean: scale.map((value, c) => at(mean, c) - (offset[c]! * at(std, c)) / value),
+    std: scale.map((value, c) => at(std, c) / value),
+  };
+}

@@ -8,8 +8,9 @@
  * first layer's input (`mean` and `std` of Graph.input). So a padding convolution pads normalized values, and the
  * quantizer sees only what is behind the head; write.ts puts it in front again.
  */
-import { FacetrainError, INPUT_RANGES } from '@facetrain/api';
+import { FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
 import type { Graph, GraphNode, InputRange, Tensor } from '@facetrain/native';
+import { arithmeticMap, batchNormMap, type ChannelMap } from './channel-map.ts';
 import { UniqueNames } from './unique-names.ts';
 
 /** Where a range is from: the user; metadata of our own exports; the head of the graph; or nothing says it. */
@@ -51,11 +52,9 @@ export function withInputRange(
   const { head, nodes, first } = splitHead(graph, true);
   const range = findRange(given, metadata, head, channels, subject);
   const taken = keepNorms ? splitHead(graph, false) : { head, nodes, first };
-  const mean = taken.head.scale.map((scale, c) => range.mean[c]! - (taken.head.offset[c]! * range.std[c]!) / scale);
-  const std = taken.head.scale.map((scale, c) => range.std[c]! / scale);
   const rest = taken.first === graph.input.name ? graph : withoutHead(graph, taken.nodes, taken.first);
   const file = { ...taken.head, mean: range.mean, std: range.std };
-  return { graph: { ...rest, input: { ...graph.input, mean, std, file } }, range };
+  return { graph: { ...rest, input: { ...graph.input, ...rangeBehind(range, taken.head), file } }, range };
 }
 
 function findRange(
@@ -149,8 +148,7 @@ function splitHead(graph: Graph, withNorms: boolean): { head: Head; nodes: Set<G
     const readers = graph.nodes.filter(({ inputs }) => inputs.includes(first));
     const [node] = readers;
     if (!node || readers.length > 1 || node.outputs[0] === graph.output.name) break;
-    const map =
-      withNorms && node.op === 'BatchNormalization' ? normMap(node, graph) : arithmeticMap(node, first, graph);
+    const map = mapOf(node, first, graph, withNorms);
     // A channel that is multiplied by zero has no inverse: the map stays in the graph.
     if (!map?.scale.every((value) => value !== 0 && Number.isFinite(value))) break;
     head.offset = head.offset.map((offset, c) => offset * map.scale[c]! + map.offset[c]!);
@@ -161,38 +159,29 @@ function splitHead(graph: Graph, withNorms: boolean): { head: Head; nodes: Set<G
   return { head, nodes, first };
 }
 
-function arithmeticMap({ op, inputs }: GraphNode, tensor: string, { input, initializers }: Graph): Head | null {
+/** The map that a node makes of a tensor; null when it makes no such map. */
+function mapOf(node: GraphNode, tensor: string, { input, initializers }: Graph, withNorms: boolean): ChannelMap | null {
+  const { op, inputs, attributes } = node;
+  if (op === 'BatchNormalization') {
+    const statistics = inputs.slice(1).map((name) => initializers[name]?.data);
+    if (!withNorms || statistics.length !== 4 || !statistics.every((data) => data instanceof Float32Array)) return null;
+    const epsilon = typeof attributes.epsilon === 'number' ? attributes.epsilon : 1e-5;
+    return batchNormMap(statistics as Parameters<typeof batchNormMap>[0], epsilon);
+  }
   if (inputs.length !== 2 || inputs[0] === inputs[1]) return null;
-  const isFirst = inputs[0] === tensor;
-  const values = perChannel(initializers[inputs[isFirst ? 1 : 0]!], input.channels);
-  if (!values) return null;
-  const [ones, zeros] = [values.map(() => 1), values.map(() => 0)];
-  if (op === 'Add') return { scale: ones, offset: values };
-  if (op === 'Mul') return { scale: values, offset: zeros };
-  if (op === 'Sub')
-    return isFirst
-      ? { scale: ones, offset: values.map((value) => -value) }
-      : { scale: values.map(() => -1), offset: values };
-  if (op === 'Div' && isFirst) return { scale: values.map((value) => 1 / value), offset: zeros };
-  return null;
-}
-
-function normMap({ inputs, attributes }: GraphNode, { initializers }: Graph): Head | null {
-  const statistics = inputs.slice(1).map((name) => initializers[name]?.data);
-  if (statistics.length !== 4 || !statistics.every((data) => data instanceof Float32Array)) return null;
-  const [gamma, beta, mean, variance] = statistics as [Float32Array, Float32Array, Float32Array, Float32Array];
-  const epsilon = typeof attributes.epsilon === 'number' ? attributes.epsilon : 1e-5;
-  const scale = Array.from(gamma, (value, c) => value / Math.sqrt(variance[c]! + epsilon));
-  return { scale, offset: scale.map((value, c) => beta[c]! - mean[c]! * value) };
+  const isFirst = inputs[1] === tensor;
+  const constant = perChannel(initializers[inputs[isFirst ? 0 : 1]!], input.channels);
+  return constant && arithmeticMap(op, constant, isFirst);
 }
 
 /** A constant that has one value for each channel of [N, C, H, W], or one for all; null for any other. */
-function perChannel(tensor: Tensor | undefined, channels: number): number[] | null {
+function perChannel(tensor: Tensor | undefined, channels: number): Float32Array | null {
   if (!(tensor?.data instanceof Float32Array)) return null;
+  const { data } = tensor;
   const dims = [...new Array<number>(Math.max(0, 4 - tensor.dims.length)).fill(1), ...tensor.dims];
   if (dims.length !== 4 || dims[0] !== 1 || dims[2] !== 1 || dims[3] !== 1) return null;
   if (dims[1] !== 1 && dims[1] !== channels) return null;
-  return Array.from({ length: channels }, (_, c) => tensor.data[dims[1] === 1 ? 0 : c] as number);
+  return Float32Array.from({ length: channels }, (_, c) => data[dims[1] === 1 ? 0 : c]!);
 }
 
 function withoutHead(graph: Graph, head: Set<GraphNode>, first: string): Graph {

@@ -8,6 +8,7 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
+import { arithmeticMap, batchNormMap } from '../onnx/channel-map.ts';
 import { elementCount, inputsOf, outputShape } from './layer-shapes.ts';
 import { Operands, type Value } from './onnx-operands.ts';
 
@@ -205,8 +206,7 @@ class OnnxReader {
     const channels = input.flat ? elementCount(input.shape) : input.shape[0];
     if (gamma.length !== channels)
       throw this.operands.unsupported(node, `${gamma.length} channels on ${channels}`, 'one value a channel');
-    const epsilon = this.operands.number(node, 'epsilon', 1e-5);
-    const scale = gamma.map((value, channel) => value / Math.sqrt(variance[channel]! + epsilon));
+    const { scale, offset } = batchNormMap([gamma, beta, mean, variance], this.operands.number(node, 'epsilon', 1e-5));
     const bad = scale.findIndex((value) => !Number.isFinite(value));
     if (bad >= 0) {
       throw new FacetrainError({
@@ -216,12 +216,7 @@ class OnnxReader {
         allowed: 'variances whose sum with epsilon is positive',
       });
     }
-    this.addAffine(
-      node,
-      input,
-      scale,
-      beta.map((value, channel) => value - mean[channel]! * scale[channel]!),
-    );
+    this.addAffine(node, input, scale, offset);
   }
 
   /** Add, Sub, Mul and Div: of two tensors only Add is a layer; with a constant, an affine map. */
@@ -247,30 +242,14 @@ class OnnxReader {
     const input = this.operands.value(node, constants[0] ? 1 : 0);
     const channels = input.flat ? elementCount(input.shape) : input.shape[0];
     const constant = this.operands.perChannelConstant(node, constants[0] ? 0 : 1, channels, input.flat);
-    const ones = new Float32Array(channels).fill(1);
-    const zeros = new Float32Array(channels);
-    if (node.op === 'Add') this.addAffine(node, input, ones, constant);
-    else if (node.op === 'Mul') this.addAffine(node, input, constant, zeros);
-    else if (node.op === 'Sub')
-      this.addAffine(
-        node,
-        input,
-        constants[0] ? ones.map((one) => -one) : ones,
-        constants[0] ? constant : constant.map((value) => -value),
-      );
-    else if (constants[0] || constant.includes(0))
+    const map = arithmeticMap(node.op, constant, constants[0]!);
+    if (!map)
       throw this.operands.unsupported(
         node,
         'a division that is no scaling',
         'a computed tensor divided by constants other than 0',
       );
-    else
-      this.addAffine(
-        node,
-        input,
-        constant.map((value) => 1 / value),
-        zeros,
-      );
+    this.addAffine(node, input, map.scale, map.offset);
   }
 
   prelu(node: GraphNode): void {

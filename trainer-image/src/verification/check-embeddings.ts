@@ -3,8 +3,8 @@
  * it was trained with, or that was never trained, gives embeddings, too: they are not finite, or nearly the same for
  * all pictures. Figures on them look good (INT7 is close to FP32) and mean nothing.
  */
-import { FacetrainError, INPUT_RANGES } from '@facetrain/api';
-import type { Graph, InputRange } from '@facetrain/native';
+import { FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
 
 /**
  * Mean cosine of different pictures from which on they count as not told apart. Trained models have 0.0 to 0.3, small
@@ -103,8 +103,8 @@ export async function checkSpread(
   const cosine = meanPairCosine(embeddings, dim);
   if (cosine < (count < FEWEST_PICTURES ? SAME_EMBEDDING : SAME_DIRECTION)) return;
   const better: string[] = [];
-  for (const [name, { mean, std }] of embedWith ? Object.entries(INPUT_RANGES) : []) {
-    const other = await embedWith!(withRange(input, { mean: [...mean], std: [...std] }));
+  for (const [name, range] of embedWith ? Object.entries(INPUT_RANGES) : []) {
+    const other = await embedWith!(withRange(input, range));
     if (tellsApart(other, dim)) better.push(`--input-range ${name}`);
   }
   throw new FacetrainError({
@@ -127,12 +127,7 @@ function tellsApart(embeddings: Float32Array, dim: number): boolean {
 }
 
 /** The input of a graph when its file reads another range. */
-function withRange(input: Graph['input'], { mean, std }: InputRange): Graph['input'] {
+function withRange(input: Graph['input'], range: (typeof INPUT_RANGES)[keyof typeof INPUT_RANGES]): Graph['input'] {
   const ones = new Array<number>(input.channels).fill(1);
-  const { scale, offset } = input.file ?? { scale: ones, offset: ones.map(() => 0) };
-  return {
-    ...input,
-    mean: scale.map((value, c) => mean[0]! - (offset[c]! * std[0]!) / value),
-    std: scale.map((value) => std[0]! / value),
-  };
+  return { ...input, ...rangeBehind(range, input.file ?? { scale: ones, offset: ones.map(() => 0) }) };
 }
