@@ -46,8 +46,7 @@ for (const stream of [process.stdout, process.stderr])
 const { signal } = stop;
 const action = makeAction(stop);
 
-/** An argument parser for commander. */
-/** The range of the manifest's field. */
+/** An argument parser for commander: a number in the range of the manifest's field. */
 function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
   return (text: string) => {
     const value = range.safeParse(text.trim() === '' ? NaN : Number(text));

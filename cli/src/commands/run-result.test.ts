@@ -4,25 +4,11 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import { FaceTrainJob, parseDocument } from '@facetrain/api';
 import type { LocalFaceTrainJob } from '../local/process-executor.ts';
+import { parsedJob } from '../testing/parsed-job.ts';
 import { makeKeptResult, makeRunResult, summary } from './run-result.ts';
 
-const job = parseDocument(
-  FaceTrainJob,
-  {
-    apiVersion: 'facetrain.dev/v1alpha1',
-    kind: 'FaceTrainJob',
-    metadata: { name: 'faces' },
-    spec: {
-      dataset: { uri: 'file:///data' },
-      model: { backbone: 'iresnet18' },
-      output: { uri: 'file:///results' },
-    },
-  },
-  'job',
-  'InvalidManifest',
-);
+const job = parsedJob();
 
 let out: string;
 beforeEach(async () => {

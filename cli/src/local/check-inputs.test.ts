@@ -4,8 +4,9 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
-import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
+import { type FaceTrainJob, FacetrainError } from '@facetrain/api';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { parsedJob } from '../testing/parsed-job.ts';
 import { checkInputs, checkQuantizationInputs } from './check-inputs.ts';
 
 let folder: string;
@@ -22,21 +23,15 @@ function makeJob(
   sets: { name: string; uri: string }[] = [],
   dataset = exampleFaces,
 ): FaceTrainJob {
-  const job = {
-    apiVersion: 'facetrain.dev/v1alpha1',
-    kind: 'FaceTrainJob',
-    metadata: { name: 'faces' },
-    spec: {
-      dataset: { uri: `file://${dataset}` },
-      model: { backbone: 'mobilefacenet' },
-      output: { uri: `file://${folder}/out` },
-      globalBatchSize: 8,
-      trainers: { replicas: 1 },
-      evaluation: { sets },
-      ...(quantize && { quantize }),
-    },
-  };
-  return parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
+  return parsedJob({
+    dataset: { uri: `file://${dataset}` },
+    model: { backbone: 'mobilefacenet' },
+    output: { uri: `file://${folder}/out` },
+    globalBatchSize: 8,
+    trainers: { replicas: 1 },
+    evaluation: { sets },
+    ...(quantize && { quantize }),
+  });
 }
 
 const here = (name: string) => ({ uri: `file://${join(folder, name)}` });

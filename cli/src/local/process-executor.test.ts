@@ -5,7 +5,8 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { FaceTrainJob, parseDocument, QuantizeConfig } from '@facetrain/api';
+import { QuantizeConfig } from '@facetrain/api';
+import { parsedJob } from '../testing/parsed-job.ts';
 import { localEnvironment } from './local-environment.ts';
 import { freePorts } from './ports.ts';
 import { LocalFaceTrainJob } from './process-executor.ts';
@@ -14,18 +15,7 @@ import { quantizeJobUid } from './run-state.ts';
 test('the report of an artifact says which attempt of which run has made it', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-executor-'));
   const lock = openSync(join(folder, 'lock'), 'a');
-  const manifest = {
-    apiVersion: 'facetrain.dev/v1alpha1',
-    kind: 'FaceTrainJob',
-    metadata: { name: 'faces' },
-    spec: {
-      dataset: { uri: 'file:///data' },
-      model: { backbone: 'iresnet18' },
-      output: { uri: `file://${folder}/out` },
-      quantize: {},
-    },
-  };
-  const { spec } = parseDocument(FaceTrainJob, manifest, 'job', 'InvalidManifest');
+  const { spec } = parsedJob({ output: { uri: `file://${folder}/out` }, quantize: {} });
   const [rendezvous, progressPort] = (await freePorts(2)) as [number, number];
   const job = new LocalFaceTrainJob(
     { name: 'faces', namespace: 'default', uid: 'run', generation: 1 },

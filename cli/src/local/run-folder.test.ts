@@ -7,7 +7,8 @@ import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'n
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
-import { FaceTrainJob, FacetrainError, parseDocument } from '@facetrain/api';
+import { type FaceTrainJob, FacetrainError } from '@facetrain/api';
+import { parsedJob } from '../testing/parsed-job.ts';
 import { plannedTrainerConfig } from './planned-config.ts';
 import { setArtifactAside } from './run-files.ts';
 import { RunFolder, type RunMode } from './run-folder.ts';
@@ -24,8 +25,7 @@ function makeJob(change: (spec: Fields) => void = () => {}, name = 'faces'): Fac
     quantize: { gate: { maxAccuracyDrop: 0.01 } },
   };
   change(spec);
-  const job = { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', metadata: { name }, spec };
-  return parseDocument(FaceTrainJob, job, 'job', 'InvalidManifest');
+  return parsedJob(spec, name);
 }
 
 let out: string;

@@ -14,7 +14,7 @@ import {
 import { cosines } from '../quantize/compare.ts';
 import { fold } from '../quantize/fold.ts';
 import { decodeInt7, encodeInt7 } from '../quantize/qdq.ts';
-import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { GraphBuilder, QUICK_SEARCH } from '../testing/graph-fixtures.ts';
 import { noise, runOrt } from '../testing/onnx-oracles.ts';
 import { RANGE_METADATA, withInputRange } from './input-range.ts';
 import { parseOnnx } from './read.ts';
@@ -125,17 +125,7 @@ describe('the range of a file that begins with', () => {
       embeddings.forEach((value, i) => assert.ok(Math.abs(value - expected!.data[i]!) < 1e-4, `${i}`));
 
       // The INT7 model reads what the FP32 file reads, in ONNX Runtime and in our runtime.
-      const found = await searchScales(fold(graph), pixels, {
-        rounds: 1,
-        candidates: 20,
-        lower: 0.5,
-        upper: 2,
-        equalize: true,
-        biasCorrection: true,
-        memoryBytes: 2 ** 30,
-        temporaryDirectory: '/var/tmp',
-        computeThreads: 1,
-      });
+      const found = await searchScales(fold(graph), pixels, QUICK_SEARCH);
       const int7File = encodeOnnx(encodeInt7(found.graph, found.scales));
       const [theirs] = await runOrt(int7File, inputs(reads));
       assert.ok(meanCosine(theirs!.data, expected!.data) > 0.99, 'INT7 in ONNX Runtime');

@@ -3,11 +3,10 @@
  * clamped as in our runtime.
  */
 import assert from 'node:assert/strict';
-import { tmpdir } from 'node:os';
 import { describe, test } from 'node:test';
 import { type Graph, Int7Model, type LayerGraph, type Pictures, type Scales, searchScales } from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
-import { plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
+import { plainScales, QUICK_SEARCH, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { noise, runOrt } from '../testing/onnx-oracles.ts';
 import { fold } from './fold.ts';
 import { elementCount, tensorShapes } from './layer-shapes.ts';
@@ -100,18 +99,7 @@ describe('every tensor is that of ONNX Runtime, up to one unit', () => {
   });
 
   test('with scales from the search', async () => {
-    const options = {
-      rounds: 1,
-      candidates: 20,
-      lower: 0.5,
-      upper: 2,
-      equalize: true,
-      biasCorrection: true,
-      memoryBytes: 2 ** 30,
-      temporaryDirectory: tmpdir(),
-      computeThreads: 1,
-    };
-    const found = await searchScales(fold(smallFaceNet()), pictures(4, 14), options);
+    const found = await searchScales(fold(smallFaceNet()), pictures(4, 14), QUICK_SEARCH);
     await compare(found.graph, found.scales);
   });
 });

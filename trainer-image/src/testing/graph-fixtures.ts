@@ -1,4 +1,5 @@
 /** For tests: a builder of small ONNX graphs, with weights that are always the same. */
+import { tmpdir } from 'node:os';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/infer-shapes.ts';
 import { activationLimits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
@@ -103,6 +104,19 @@ export class GraphBuilder {
     return graph;
   }
 }
+
+/** A search of less than a second on a small network. */
+export const QUICK_SEARCH = {
+  rounds: 1,
+  candidates: 20,
+  lower: 0.5,
+  upper: 2,
+  equalize: true,
+  biasCorrection: true,
+  memoryBytes: 2 ** 30,
+  temporaryDirectory: tmpdir(),
+  computeThreads: 1,
+};
 
 /** Scales for values of about one, and the integers of weights and biases for them, without a search. */
 export function plainScales(graph: LayerGraph): Scales {
