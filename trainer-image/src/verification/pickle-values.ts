@@ -1,5 +1,8 @@
 /** The values that pickle.ts reads, and the decoding of Python's forms of text. */
 
+/** A file that is not understood. The message follows the words "byte 17: ". */
+export class NotUnderstood extends Error {}
+
 export class Tuple {
   readonly items: readonly PickleValue[];
   constructor(items: readonly PickleValue[]) {
@@ -38,18 +41,62 @@ export class Global {
   }
 }
 
-/** A NumPy data type: unsigned bytes or booleans. */
+/** A NumPy data type: b booleans, i and u integers, f floats, S byte strings, O any objects. */
 export class DataType {
-  readonly code: 'u1' | 'b1';
-  constructor(code: 'u1' | 'b1') {
-    this.code = code;
+  /** Without the byte order: "u1", "f8", "S1024". */
+  readonly code: string;
+  readonly kind: 'b' | 'i' | 'u' | 'f' | 'S' | 'O';
+  /** Bytes of an element; 0 for objects. */
+  readonly itemSize: number;
+  bigEndian: boolean;
+
+  /** @throws NotUnderstood for any other type */
+  constructor(name: string) {
+    const match = /^([<>|=]?)(b1|[iu][1248]|f[248]|S\d{1,9}|O)$/.exec(name === 'O8' ? 'O' : name);
+    if (!match)
+      throw new NotUnderstood(`an array of ${JSON.stringify(name)}; only of bools, numbers, byte strings and objects`);
+    this.code = match[2]!;
+    this.kind = this.code[0] as DataType['kind'];
+    this.itemSize = this.kind === 'O' ? 0 : Number(this.code.slice(1));
+    this.bigEndian = match[1] === '>';
+  }
+
+  /** Whether an element is true in Python: not zero. */
+  isTrue(element: Uint8Array): boolean {
+    const sign = this.bigEndian ? 0 : element.length - 1; // -0.0 is zero
+    return element.some((byte, i) => (this.kind === 'f' && i === sign ? byte & 0x7f : byte) !== 0);
   }
 }
 
-/** A NumPy array of single bytes, without its shape. */
-export class ByteArray {
-  dtype: 'u1' | 'b1' = 'u1';
+/** A NumPy array, without its shape. */
+export class NumpyArray {
+  dtype: DataType = new DataType('u1');
+  /** Empty for objects. */
   data: Uint8Array = new Uint8Array(0);
+  objects: readonly PickleValue[] = [];
+
+  get length(): number {
+    const { kind, itemSize } = this.dtype;
+    if (kind === 'O') return this.objects.length;
+    return itemSize === 0 ? 0 : this.data.length / itemSize;
+  }
+
+  /** Its elements: byte strings, bools (for numbers: whether they are not zero), or objects. */
+  elements(): readonly PickleValue[] {
+    const { kind, itemSize } = this.dtype;
+    if (kind === 'O') return this.objects;
+    return Array.from({ length: this.length }, (_, i) => {
+      const element = this.data.subarray(i * itemSize, (i + 1) * itemSize);
+      return kind === 'S' ? withoutTrailingZeros(element) : this.dtype.isTrue(element);
+    });
+  }
+}
+
+/** NumPy fills byte strings with zeros up to the longest. */
+export function withoutTrailingZeros(bytes: Uint8Array): Uint8Array {
+  let end = bytes.length;
+  while (end > 0 && bytes[end - 1] === 0) end -= 1;
+  return bytes.subarray(0, end);
 }
 
 export type PickleValue =
@@ -60,12 +107,9 @@ export type PickleValue =
   | Text
   | Global
   | DataType
-  | ByteArray
+  | NumpyArray
   | Tuple
   | PickleValue[];
-
-/** A file that is not understood. The message follows the words "byte 17: ". */
-export class NotUnderstood extends Error {}
 
 /** UTF-8 to Latin-1. @throws NotUnderstood when a character is beyond Latin-1 */
 function fromUtf8(bytes: Uint8Array): Uint8Array {

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
 import { unpickle } from './pickle.ts';
-import { ByteArray, type PickleValue, Tuple } from './pickle-values.ts';
+import { NumpyArray, type PickleValue, Tuple } from './pickle-values.ts';
 
 /**
  * `pickle.dumps(([numpy.array([0, 255, 10, 92, 13, 26], 'u1'), bytes([0, 255, 10, 92, 39])], [True, False]), protocol)`
@@ -40,7 +40,7 @@ const read = (bytes: Uint8Array) => unpickle(bytes, 'set.bin');
 /** Values without our classes, to compare. */
 function plain(value: PickleValue): unknown {
   if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
-  if (value instanceof ByteArray) return { [value.dtype]: Buffer.from(value.data).toString('hex') };
+  if (value instanceof NumpyArray) return { [value.dtype.code]: Buffer.from(value.data).toString('hex') };
   if (value instanceof Tuple) return { tuple: value.items.map(plain) };
   return Array.isArray(value) ? value.map(plain) : value;
 }
@@ -118,7 +118,7 @@ test('any other name is refused, in every way to write it, and named in the mess
     '__builtin__.bytes': 'c__builtin__\nbytes\n)R.',
     'numpy.load': 'cnumpy\nload\n.',
     '_codecs.decode': 'c_codecs\ndecode\n.',
-    'numpy.core.multiarray.scalar': 'cnumpy.core.multiarray\nscalar\n.',
+    'numpy.core.multiarray.arange': 'cnumpy.core.multiarray\narange\n.',
   };
   for (const [name, text] of Object.entries(malicious))
     assert.match(refusal(latin1(text)), new RegExp(`refers to "${name.replaceAll('.', '\\.')}"`));
@@ -144,8 +144,6 @@ test('opcodes that make objects without a name, or from outside the file, are re
     '\x98',
     '}',
     '\x8f',
-    'G12345678',
-    'F1\n',
   ]) {
     assert.match(refusal(latin1(`\x80\x05${opcode}.`)), /opcode 0x/);
   }
@@ -159,8 +157,8 @@ test('the known names do only what sets need', () => {
     'c_codecs\nencode\nNR.': /no function/,
     'NN\x85R.': /no function/,
     'cnumpy\nndarray\n)R.': /arguments that ndarray/,
-    'cnumpy\ndtype\n(Vf4\ntR.': /an array of "f4"/,
-    'cnumpy\ndtype\n(VO\ntR.': /an array of "O"/,
+    'cnumpy\ndtype\n(Vc16\ntR.': /an array of "c16"/,
+    'cnumpy\ndtype\n(VM8\ntR.': /an array of "M8"/,
     'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\ntR.': /arguments that reconstruct/,
     'cnumpy.core.numeric\n_frombuffer\n(NNNtR.': /NumPy does not write/,
     '(lNb.': /NumPy does not write/,

@@ -1,6 +1,6 @@
 /**
  * A reader of Python pickles, protocols 0 to 5, for insightface's verification sets: lists, tuples, bytes, text,
- * integers, bools and NumPy's arrays of bytes. A general unpickler calls any function that a file names. This one has a
+ * numbers, bools, and NumPy's arrays and scalars. A general unpickler calls any function that a file names. This one has a
  * closed list of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
  *
  * For any bytes it ends, in time linear in their number, with a value or a FacetrainError. Byte strings are views of
@@ -164,6 +164,18 @@ class PickleMachine {
         case 'M':
           this.#push(this.#unsigned(2));
           break;
+        case 'G': {
+          const at = this.position;
+          this.#take(8);
+          this.#push(this.#view.getFloat64(at));
+          break;
+        }
+        case 'F': {
+          const text = this.#shortLine();
+          if (text.trim() === '') throw new NotUnderstood('a number is missing');
+          this.#push(Number(text));
+          break;
+        }
         case 0x8a:
           this.#push(this.#long(this.#unsigned(1)));
           break;
@@ -305,7 +317,7 @@ export function unpickle(bytes: Uint8Array, subject: string): PickleValue {
       subject,
       found: `byte ${machine.position}: ${error.message}`,
       allowed:
-        'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools is read; ' +
+        'a pickle of nothing but lists of byte strings (or uint8 arrays) and bools or numbers is read; ' +
         'other Python objects are refused, never run',
     });
   }

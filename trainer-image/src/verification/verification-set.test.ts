@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
@@ -29,8 +30,10 @@ test('a set as small as the folds allow', () => {
 
 test('a file that is no set is refused, with the reason', async () => {
   const cases: [Buffer, RegExp][] = [
-    [Buffer.alloc(0), /byte 0: the file ends/],
-    [Buffer.from('PK\x03\x04'), /byte \d+: /],
+    [Buffer.alloc(0), /is empty; an insightface/],
+    [Buffer.from('PK\x03\x04'), /is a ZIP archive; .*torch\.save/],
+    [Buffer.from([0x1f, 0x8b, 8, 0]), /is a gzip archive; .*gunzip/],
+    [Buffer.from('<html>404'), /is a web page; .*download it again/],
     [Buffer.from('N.'), /no pair of two lists/],
     [Buffer.from('(NNt.'), /no pair of two lists/],
     [Buffer.from('((l(l(lt.'), /no pair of two lists/],
@@ -39,7 +42,7 @@ test('a file that is no set is refused, with the reason', async () => {
     [set([], []), /0 pairs; at least 10/],
     [set(pictures(18), answers(9)), /9 pairs; at least 10/],
     [set([...pictures(19), 'N'], answers(10)), /picture 19 is no byte string/],
-    [set(pictures(20), [...answers(9), 'K\x01']), /pair 9 is said/],
+    [set(pictures(20), [...answers(9), 'C\x01x']), /pair 9 is said/],
     [
       set(
         pictures(20),
@@ -74,4 +77,16 @@ test('a file that is no set is refused, with the reason', async () => {
       error.code === 'InvalidVerificationSet' &&
       /^\/nowhere\/x.bin: cannot be read \(ENOENT/.test(error.message),
   );
+});
+
+test('pictures and answers of every type that NumPy takes', () => {
+  // A line: what was pickled, and the base64 of pickle.dumps by Python 3.11 and NumPy 2.
+  const file = new URL('../testing/verification-set-types.txt', import.meta.url);
+  for (const line of readFileSync(file, 'utf8').trim().split('\n')) {
+    const [name, data] = line.split('|');
+    const { encoded, same } = parseVerificationSet(Buffer.from(data!, 'base64'), name!);
+    assert.deepEqual(same, [true, false, true, false, true, false, true, false, true, false], name);
+    assert.equal(encoded.length, 20, name);
+    assert.equal(Buffer.from(encoded[0]!).toString(), 'jpg', name);
+  }
 });

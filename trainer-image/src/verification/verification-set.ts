@@ -5,8 +5,9 @@
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
+import { nameFileKind } from '@facetrain/native';
 import { unpickle } from './pickle.ts';
-import { ByteArray, type PickleValue, Tuple } from './pickle-values.ts';
+import { NumpyArray, type PickleValue, Tuple } from './pickle-values.ts';
 
 export interface VerificationSet {
   name: string;
@@ -20,12 +21,22 @@ export interface VerificationSet {
 /** Folds of the protocol, and so the smallest number of pairs. */
 export const FOLDS = 10;
 
-const items = (value: PickleValue | undefined): readonly PickleValue[] | undefined =>
-  value instanceof Tuple ? value.items : Array.isArray(value) ? value : undefined;
+function items(value: PickleValue | undefined): readonly PickleValue[] | undefined {
+  if (value instanceof Tuple) return value.items;
+  if (value instanceof NumpyArray) return value.elements();
+  return Array.isArray(value) ? value : undefined;
+}
+
+/** As numpy.logical_and takes it: a number that is not zero is true. */
+function truthOf(value: PickleValue): boolean | undefined {
+  // A scalar that was saved as an array. Others are not unfolded: a file may refer to a long one many times.
+  if (value instanceof NumpyArray && value.length === 1 && value.dtype.kind !== 'O') value = value.elements()[0]!;
+  return typeof value === 'boolean' ? value : typeof value === 'number' ? value !== 0 : undefined;
+}
 
 function pictureOf(value: PickleValue): Uint8Array | undefined {
   if (value instanceof Uint8Array) return value;
-  return value instanceof ByteArray && value.dtype === 'u1' ? value.data : undefined;
+  return value instanceof NumpyArray && /^[ui]1$/.test(value.dtype.code) ? value.data : undefined;
 }
 
 /** @throws FacetrainError InvalidVerificationSet */
@@ -33,19 +44,20 @@ export function parseVerificationSet(bytes: Uint8Array, path: string): Verificat
   const refuse = (found: string, allowed: string): never => {
     throw new FacetrainError({ code: 'InvalidVerificationSet', subject: path, found, allowed });
   };
+  const kind = nameFileKind(bytes);
+  if (kind) return refuse(`is ${kind.name}`, `an insightface .bin file, which is a pickle; ${kind.remedy}`);
   const top = items(unpickle(bytes, path));
   const pictures = items(top?.[0]);
-  const second = top?.[1];
-  const answers =
-    second instanceof ByteArray && second.dtype === 'b1' ? [...second.data].map((byte) => byte !== 0) : items(second);
+  const answers = items(top?.[1]);
   if (top?.length !== 2 || !pictures || !answers)
     return refuse('no pair of two lists', 'a pickle of (pictures, issame)');
 
   const encoded = pictures.map(
     (value, i) => pictureOf(value) ?? refuse(`picture ${i} is no byte string`, 'encoded pictures'),
   );
-  const same = answers.map((value, i) =>
-    typeof value === 'boolean' ? value : refuse(`pair ${i} is said to be the same by what is no bool`, 'true or false'),
+  const same = answers.map(
+    (value, i) =>
+      truthOf(value) ?? refuse(`pair ${i} is said to be the same by what is no bool and no number`, 'true or false'),
   );
   if (encoded.length !== 2 * same.length)
     return refuse(`${encoded.length} pictures for ${same.length} pairs`, 'two pictures a pair');
