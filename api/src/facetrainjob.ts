@@ -65,7 +65,7 @@ import {
   DEFAULT_PROGRESS_PORT,
   DEFAULT_RENDEZVOUS_PORT,
 } from './shared-defaults.ts';
-import { folder, S3_RULE, source, sourceFields } from './storage.ts';
+import { dataset, folder, S3_RULE, sourceFields } from './storage.ts';
 
 const model = rules(
   z.strictObject({
@@ -336,7 +336,7 @@ export const FaceTrainJobSpec = rules(
       .default(false)
       .describe('true stops the trainers after they wrote a checkpoint; false resumes from it.'),
     managedBy,
-    dataset: source(
+    dataset: dataset(
       'Training faces: a folder with train.rec, train.idx and property (insightface’s RecordIO), with *.tar ' +
         '(webdataset’s shards), or with a folder of pictures for each identity.',
     ),

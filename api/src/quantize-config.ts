@@ -12,6 +12,7 @@ import {
   computeThreads,
   cosine,
   MAX_SETS,
+  maxBadPictures,
   modelOutput,
   searchCandidates,
   searchLower,
@@ -37,6 +38,7 @@ export const QuantizeConfig = z.strictObject({
     datasetPath: z.string().min(1).describe('Folder of the dataset.'),
     images: calibrationImages,
     seed: seed.describe('Decides, together with the dataset, which pictures are drawn.'),
+    maxBadPictures,
   }),
   search: z.strictObject({
     rounds: searchRounds.describe(

@@ -32,7 +32,7 @@ import {
 } from './ranges.ts';
 import { rules, section, unchanged } from './schema-rules.ts';
 import { DEFAULT_CALIBRATION, DEFAULT_CHANNEL_ORDER, DEFAULT_SEARCH } from './shared-defaults.ts';
-import { destination, S3_RULE, source, sourceFields } from './storage.ts';
+import { dataset, destination, S3_RULE, sourceFields } from './storage.ts';
 
 export const channelOrder = z
   .enum(['RGB', 'BGR'])
@@ -120,7 +120,7 @@ export const QuantizeTemplate = z
   .strictObject({
     calibration: section(
       {
-        dataset: source('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.')
+        dataset: dataset('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.')
           .optional()
           .describe('Absent: the training dataset.'),
         ...calibrationFields,
@@ -163,7 +163,7 @@ export const QuantizeJobSpec = rules(
     ).describe('The model to quantize.'),
     calibration: z
       .strictObject({
-        dataset: source('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.'),
+        dataset: dataset('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.'),
         ...calibrationFields,
       })
       .describe('Pictures for the search.'),

@@ -21,6 +21,9 @@ export const scale = z.number().gt(0).max(512);
 export const sampleRate = z.number().gt(0).max(1);
 export const cosine = z.number().min(-1).max(1);
 
+/** A share of a dataset's pictures. */
+export const maxBadPictures = z.number().min(0).max(1);
+
 /** Number of identities. */
 export const numClasses = z.int().min(1).max(1_000_000_000);
 

@@ -31,6 +31,12 @@ export const DEFAULT_RENDEZVOUS_PORT = 29_500;
 /** Order of the color channels at a model's input; insightface feeds RGB. */
 export const DEFAULT_CHANNEL_ORDER = 'RGB';
 
+/**
+ * Share of a dataset's pictures that may be unusable, rounded up to whole pictures: one in a thousand, and one at least.
+ * Published datasets have fewer; a share above it means that the files were damaged on their way.
+ */
+export const DEFAULT_MAX_BAD_PICTURES = 0.001;
+
 /** Number of pictures that the scale search looks at, and the seed that draws them. */
 export const DEFAULT_CALIBRATION = { images: 50, seed: 0 } as const;
 

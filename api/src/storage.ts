@@ -6,7 +6,9 @@
  * `storageAddress`, `fileUri` and `s3Uri`.
  */
 import { z } from 'zod';
+import { maxBadPictures } from './ranges.ts';
 import { rules } from './schema-rules.ts';
+import { DEFAULT_MAX_BAD_PICTURES } from './shared-defaults.ts';
 
 /** Each scheme: its form as a regular expression, and the help that errors and `kubectl explain` show. */
 const SCHEMES = {
@@ -111,6 +113,23 @@ export const sourceFields = (description: string) => ({
 /** Something that is read: a file or a folder in any storage. */
 export function source(description: string) {
   return rules(z.strictObject(sourceFields(description)), [S3_RULE]).describe(description);
+}
+
+/** Pictures that are read, and how many of them may be bad. */
+export function dataset(description: string) {
+  return rules(
+    z.strictObject({
+      ...sourceFields(description),
+      maxBadPictures: maxBadPictures
+        .optional()
+        .describe(
+          'Share of the pictures that may be damaged, of another size or of another kind, rounded up to whole ' +
+            'pictures. They are counted, reported and left out. More fail the job with InvalidDataset. ' +
+            `Absent: ${DEFAULT_MAX_BAD_PICTURES}. 0: none.`,
+        ),
+    }),
+    [S3_RULE],
+  ).describe(description);
 }
 
 /** A folder on a file system, which every pod of a job can write and later attempts can read. */

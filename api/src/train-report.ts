@@ -19,7 +19,18 @@ export const TrainReport = z.strictObject({
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),
   startedAt: z.string(),
   finishedAt: z.string(),
-  dataset: z.strictObject({ path: z.string(), images: z.int().positive(), identities: z.int().positive() }),
+  dataset: z.strictObject({
+    path: z.string(),
+    images: z.int().positive(),
+    identities: z.int().positive(),
+    badPictures: z
+      .strictObject({
+        count: z.int().min(0),
+        listed: z.array(z.strictObject({ name: z.string(), reason: z.string() })),
+      })
+      .optional()
+      .describe('Pictures that could not be used and were left out, of those that this attempt met.'),
+  }),
   model: StoredFile.extend({
     path: z.string().describe('Relative to this report.'),
     parameters: z.int().positive(),

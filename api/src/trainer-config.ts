@@ -23,6 +23,7 @@ import {
   m1,
   m2,
   m3,
+  maxBadPictures,
   modelOutput,
   momentum,
   numClasses,
@@ -93,7 +94,7 @@ export type ModelInput = z.infer<typeof ModelInput>;
 export const TrainerConfig = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
-  dataset: z.strictObject({ path: z.string().min(1).describe('Folder of the dataset.') }),
+  dataset: z.strictObject({ path: z.string().min(1).describe('Folder of the dataset.'), maxBadPictures }),
   model: z.strictObject({
     onnxPath: z.string().min(1).nullable().describe('The user’s own backbone; null: built from `backbone`.'),
     onnxOutput: modelOutput.optional().describe('The output of that file that is the embedding; absent: the only one.'),

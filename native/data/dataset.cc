@@ -9,17 +9,37 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <limits>
+#include <optional>
 
+#include "data/file_kind.h"
+#include "data/labels_file.h"
 #include "data/loader.h"
 #include "data/open_dataset.h"
+#include "data/picture.h"
 #include "data/recordio.h"
 #include "error.h"
 
 namespace facetrain {
 namespace {
 
-// Labels and the header's counts are float32, which represents every integer up to this one.
+// Labels and the header's counts are float32, which represents every integer up to this one. It also stands for the
+// next one, which is rounded to it.
 constexpr int64_t kExactInFloat = 1 << 24;
+
+// A bit for each identity is kept while a dataset is checked.
+constexpr int64_t kMostIdentities = 1'000'000'000;
+
+[[noreturn]] void refuse_kind(const std::string& path, const FileKind& kind, const std::string& expected) {
+  throw Error("InvalidDataset", path, "is " + std::string(kind.name), expected + "; " + std::string(kind.remedy));
+}
+
+// Windows' editors write it at the start of a text.
+std::span<const uint8_t> without_byte_order_mark(std::span<const uint8_t> text) {
+  constexpr uint8_t kMark[] = {0xef, 0xbb, 0xbf};
+  return text.size() >= 3 && std::equal(kMark, kMark + 3, text.begin()) ? text.subspan(3) : text;
+}
 
 struct Property {
   int64_t identities = 0;
@@ -29,7 +49,7 @@ struct Property {
 // Parses "identities,height,width"; shuffled datasets have more fields after these.
 Property read_property(const std::string& path) {
   const MappedFile file(path);
-  const auto bytes = file.bytes();
+  const auto bytes = without_byte_order_mark(file.bytes());
   const auto* text = reinterpret_cast<const char*>(bytes.data());
   const char* const end = text + bytes.size();
   int64_t values[3];
@@ -38,16 +58,17 @@ Property read_property(const std::string& path) {
     const auto [next, error] = std::from_chars(text, end, value);
     const bool separated = next == end || *next == ',' || *next == '\n' || *next == '\r' || *next == ' ';
     if (error != std::errc() || value < 1 || !separated) {
+      const std::string expected = "three positive numbers: identities,height,width";
+      if (const FileKind* kind = name_kind(file.bytes())) refuse_kind(path, *kind, expected);
       const std::string line(reinterpret_cast<const char*>(bytes.data()), std::min<size_t>(bytes.size(), 60));
-      throw Error("InvalidDataset", path, "'" + line.substr(0, line.find_first_of("\r\n")) + "'",
-                  "three positive numbers: identities,height,width");
+      throw Error("InvalidDataset", path, "'" + line.substr(0, line.find_first_of("\r\n")) + "'", expected);
     }
     text = next;
     if (text < end && *text == ',') ++text;
   }
-  if (values[0] > kExactInFloat) {
+  if (values[0] > kMostIdentities) {
     throw Error("InvalidDataset", path, std::to_string(values[0]) + " identities",
-                "at most 16777216: the labels in train.rec are 32-bit floats and exact only up to there");
+                "at most " + std::to_string(kMostIdentities));
   }
   if (values[1] > 4096 || values[2] > 4096) {
     throw Error("InvalidDataset", path,
@@ -64,7 +85,7 @@ struct Entry {
 // The entries of train.idx, sorted by key.
 std::vector<Entry> read_index(const std::string& path) {
   const MappedFile file(path);
-  const auto bytes = file.bytes();
+  const auto bytes = without_byte_order_mark(file.bytes());
   const char* const start = reinterpret_cast<const char*>(bytes.data());
   const char* const end = start + bytes.size();
   std::vector<Entry> entries;
@@ -76,8 +97,11 @@ std::vector<Entry> read_index(const std::string& path) {
     const char* next = offset.ptr;
     if (next < end && *next == '\r') ++next;
     if (!tab || offset.ec != std::errc() || (next < end && *next != '\n')) {
+      const std::string expected = "each line is a key, a tab, and a byte offset into train.rec";
+      const FileKind* const kind = entries.empty() ? name_kind(file.bytes()) : nullptr;
+      if (kind != nullptr) refuse_kind(path, *kind, expected);
       throw Error("InvalidDataset", path, "line " + std::to_string(entries.size() + 1) + " is no index entry",
-                  "each line is a key, a tab, and a byte offset into train.rec");
+                  expected);
     }
     entries.push_back(entry);
     text = next + 1;
@@ -101,9 +125,12 @@ struct Record {
 class RecordDataset : public Dataset {
  public:
   explicit RecordDataset(const std::string& directory)
-      : property_(read_property(directory + "/property")),
+      : property_path_(directory + "/property"),
+        property_(lacks_only_property(directory) ? Property{} : read_property(property_path_)),
         entries_(read_index(directory + "/train.idx")),
         file_(directory + "/train.rec") {
+    const FileKind* const kind = name_kind(file_.bytes());
+    if (kind != nullptr) refuse_kind(file_.path(), *kind, "a file of RecordIO records");
     const auto& last = *std::max_element(entries_.begin(), entries_.end(),
                                          [](const Entry& a, const Entry& b) { return a.offset < b.offset; });
     if (last.offset >= file_.bytes().size()) {
@@ -114,8 +141,15 @@ class RecordDataset : public Dataset {
     }
     std::vector<uint8_t> joined;
     parse(last, joined);  // throws if the file ends inside its last record
-    file_.expect_random_access();
     keep_pictures();
+    if (property_.identities == 0) explain_missing_property();
+    labels_ = LabelsFile::open(directory, size());
+    if (property_.identities > kExactInFloat && !labels_) {
+      throw Error("InvalidDataset", property_path_, std::to_string(property_.identities) + " identities",
+                  "at most 16777216 without the file train.labels: the labels in train.rec are 32-bit floats, and "
+                  "exact only up to there");
+    }
+    file_.expect_random_access();
   }
 
   int64_t size() const override { return static_cast<int64_t>(entries_.size()); }
@@ -127,13 +161,16 @@ class RecordDataset : public Dataset {
     std::vector<uint8_t> joined;
     const Entry& entry = entries_[static_cast<size_t>(picture)];
     const Record record = parse_picture(entry, joined);
+    if (labels_) {
+      const int64_t label = labels_->label(picture);
+      if (label < 0 || label >= property_.identities) refuse_label(entry, std::to_string(label));
+      return label;
+    }
     if (!(record.label >= 0 && record.label < static_cast<float>(property_.identities)) ||
         record.label != std::floor(record.label)) {
       char text[32];
       std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(record.label));
-      refuse(entry, std::string("its label is ") + text,
-             "property has " + std::to_string(property_.identities) +
-                 " identities, so labels are whole numbers from 0 to " + std::to_string(property_.identities - 1));
+      refuse_label(entry, text);
     }
     return static_cast<int64_t>(record.label);
   }
@@ -162,8 +199,45 @@ class RecordDataset : public Dataset {
     return file_.path() + ", record " + std::to_string(entry.key) + " at byte " + std::to_string(entry.offset);
   }
 
+  // About one picture. Training continues without it.
   [[noreturn]] void refuse(const Entry& entry, const std::string& found, const std::string& allowed) const {
-    throw Error("InvalidDataset", name(entry), found, allowed);
+    throw BadPicture("InvalidDataset", name(entry), found, allowed);
+  }
+
+  [[noreturn]] void refuse_label(const Entry& entry, const std::string& label) const {
+    throw Error("InvalidDataset", name(entry), "its label is " + label,
+                "property has " + std::to_string(property_.identities) +
+                    " identities, so labels are whole numbers from 0 to " + std::to_string(property_.identities - 1));
+  }
+
+  static bool lacks_only_property(const std::string& directory) {
+    std::error_code error;
+    const auto exists = [&](const char* file) { return std::filesystem::exists(directory + file, error); };
+    return !exists("/property") && exists("/train.idx") && exists("/train.rec");
+  }
+
+  // Says what the file would contain: the records of identities or the largest label, and the first picture's size.
+  [[noreturn]] void explain_missing_property() const {
+    std::string line = "identities,height,width", source;
+    try {
+      int64_t identities = identity_records_;
+      std::vector<uint8_t> joined;
+      for (const Entry& entry : entries_) {
+        if (identity_records_ > 0) break;
+        const float label = parse_picture(entry, joined).label;
+        if (!(label >= 0 && label < static_cast<float>(kExactInFloat)) || label != std::floor(label)) {
+          throw std::runtime_error("no class");
+        }
+        identities = std::max(identities, static_cast<int64_t>(label) + 1);
+      }
+      const PictureSize size = size_of_picture(encoded(0), "InvalidDataset", name(int64_t{0}));
+      line = std::to_string(identities) + "," + std::to_string(size.height) + "," + std::to_string(size.width);
+      source = identity_records_ > 0 ? ", as the records of identities and the first picture have them"
+                                     : ", as the labels and the first picture have them";
+    } catch (const std::runtime_error&) {  // the records do not say it
+    }
+    throw Error("InvalidDataset", property_path_, "is missing",
+                "a text file of one line: " + line + " (identities, height, width" + source + ")");
   }
 
   Record parse(const Entry& entry, std::vector<uint8_t>& joined) const {
@@ -201,30 +275,60 @@ class RecordDataset : public Dataset {
     return record;
   }
 
+  // Whether the record has labels and no picture, as the header and the records of identities have.
+  bool has_only_labels(const Entry& entry, uint32_t least = 1) const {
+    std::vector<uint8_t> joined;
+    try {
+      const Record record = parse(entry, joined);
+      return record.flag >= least && record.image.empty();
+    } catch (const BadPicture&) {  // damaged
+      return false;
+    }
+  }
+
   // Removes the header and the records of identities from entries_.
   void keep_pictures() {
-    std::vector<uint8_t> joined;
-    if (entries_.front().key != 0) return;
-    const Record header = parse(entries_.front(), joined);
-    if (header.flag == 0 || !header.image.empty()) return;
-    auto end = entries_.end();
-    if (header.label <= static_cast<float>(kExactInFloat)) {
-      const auto after_last = static_cast<uint64_t>(std::max(header.label, 0.0f));
-      end =
-          std::lower_bound(entries_.begin(), end, after_last, [](const Entry& e, uint64_t key) { return e.key < key; });
-    } else {
-      // float32 rounded the count. Pictures come first, and records of identities contain none.
-      end = std::partition_point(entries_.begin() + 1, end,
-                                 [&](const Entry& entry) { return !parse(entry, joined).image.empty(); });
+    const bool has_header = entries_.front().key == 0 && has_only_labels(entries_.front());
+    if (!has_header) {
+      if (has_only_labels(entries_.back(), 2)) {  // the first and the last key of its pictures
+        throw Error("InvalidDataset", name(entries_.back()),
+                    "it is a record of an identity, but the header that counts the pictures (record 0) is missing",
+                    "take record 0 from the original train.rec and train.idx, or leave out the records of identities");
+      }
+      return;
     }
+    std::vector<uint8_t> joined;
+    const double header = parse(entries_.front(), joined).label;
+    const auto pictures = entries_.begin() + 1;
+    const auto at_key = [&](double key) {  // keys are below 2^64
+      const auto wanted = static_cast<uint64_t>(std::clamp(key, 0.0, 1e19));
+      return std::lower_bound(pictures, entries_.end(), wanted, [](const Entry& e, uint64_t k) { return e.key < k; });
+    };
+    auto end = at_key(header);
+    if (!(header < static_cast<double>(kExactInFloat))) {
+      // float32 rounded the key, by less than the distance to the next float. The first record near it that is an
+      // identity's is the end. If none is, the header is wrong: pictures come first, then records of identities.
+      const auto is_identity = [&](const Entry& entry) { return has_only_labels(entry); };
+      const auto value = static_cast<float>(header);
+      const double step = std::nextafter(value, std::numeric_limits<float>::infinity()) - header;
+      const auto first = at_key(header - step), after = at_key(header + step + 1);
+      end = std::find_if(first, after, is_identity);
+      if (end == after && (first == after || after != entries_.end())) {
+        end = std::partition_point(pictures, entries_.end(), [&](const Entry& entry) { return !is_identity(entry); });
+      }
+    }
+    identity_records_ = entries_.end() - end;
     if (end - entries_.begin() < 2) refuse(entries_.front(), "it is a header of no pictures", "at least one picture");
     entries_.erase(end, entries_.end());
     entries_.erase(entries_.begin());
   }
 
-  const Property property_;
+  const std::string property_path_;
+  const Property property_;  // identities is 0 when the file is missing
   std::vector<Entry> entries_;
+  int64_t identity_records_ = 0;
   const MappedFile file_;
+  std::optional<LabelsFile> labels_;
 };
 
 }  // namespace

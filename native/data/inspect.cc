@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <exception>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -13,14 +15,15 @@
 
 namespace facetrain {
 
-Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::atomic<int64_t>& done,
+Inspection inspect(const Dataset& dataset, int64_t decode, int threads, size_t listed, std::atomic<int64_t>& done,
                    const std::atomic<bool>& cancelled) {
   constexpr int64_t kBlock = 64;  // pictures that a thread claims at a time
   std::atomic<int64_t> next{0};
-  std::mutex mutex;  // guards error, result and seen
+  std::mutex mutex;  // guards error, result, bad and seen
   std::exception_ptr error;
   std::atomic<int64_t> failed{dataset.size()};  // the picture of `error`; later pictures need not be checked
-  Inspection result{0, std::numeric_limits<int64_t>::max(), -1};
+  Inspection result{0, std::numeric_limits<int64_t>::max(), -1, 0, {}};
+  std::map<int64_t, UnusablePicture> bad;  // the first `listed` ones
   std::vector<bool> seen(static_cast<size_t>(dataset.identities()));
 
   const auto check_blocks = [&] {
@@ -40,6 +43,11 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
             decode_picture(dataset.encoded(picture), dataset.height(), dataset.width(), false, pixels.data(),
                            "InvalidDataset", dataset.name(picture));
           }
+        } catch (const BadPicture& problem) {
+          std::lock_guard lock(mutex);
+          ++result.bad;
+          bad.emplace(picture, UnusablePicture{picture, problem.subject, problem.found});
+          if (bad.size() > listed) bad.erase(std::prev(bad.end()));
         } catch (...) {
           std::lock_guard lock(mutex);
           if (picture < failed) {
@@ -67,6 +75,8 @@ Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::ato
   for (auto& thread : pool) thread.join();
   if (cancelled) throw Cancelled();
   if (error) std::rethrow_exception(error);
+  for (auto& [picture, unusable] : bad) result.bad_pictures.push_back(std::move(unusable));
+  if (result.label_max < 0) result.label_min = 0;  // no record was intact
   result.identities_seen = std::count(seen.begin(), seen.end(), true);
   return result;
 }

@@ -12,12 +12,15 @@ namespace facetrain {
 struct Inspection {
   int64_t identities_seen = 0;  // different labels that occur
   int64_t label_min = 0, label_max = 0;
+  int64_t bad = 0;                            // pictures that cannot be used
+  std::vector<UnusablePicture> bad_pictures;  // the first `listed` of them, by number
 };
 
 // Reads every record's header and label on `threads` threads, and decodes `decode` pictures at even distances (all of
-// them when `decode` is the dataset's size or more). `done` counts the pictures that have been checked. Throws the
-// error of Dataset or decode_picture for the first invalid picture, and Cancelled soon after `cancelled` is set.
-Inspection inspect(const Dataset& dataset, int64_t decode, int threads, std::atomic<int64_t>& done,
+// them when `decode` is the dataset's size or more). `done` counts the pictures that have been checked. Pictures that
+// cannot be used are counted and listed; so are damaged records, whose labels are unknown. Throws the error of Dataset
+// for the first label that is wrong, and Cancelled soon after `cancelled` is set.
+Inspection inspect(const Dataset& dataset, int64_t decode, int threads, size_t listed, std::atomic<int64_t>& done,
                    const std::atomic<bool>& cancelled);
 
 }  // namespace facetrain

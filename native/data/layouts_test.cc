@@ -89,6 +89,7 @@ std::vector<Batch> batches_of(const std::shared_ptr<const Dataset>& dataset, int
                               .shift = 1,
                               .bgr = false,
                               .threads = 2,
+                              .max_bad = 0,
                               .first_step = first};
   const auto loader = make_loader(dataset, options);
   std::vector<Batch> batches;
@@ -149,7 +150,7 @@ void test_labels_open_no_picture() {
   fs::remove_all(folder.path + "/Bea");
   std::atomic<int64_t> done{0};
   const std::atomic<bool> running{false};
-  CHECK_EQ(inspect(*dataset, 0, 2, done, running).identities_seen, 3);
+  CHECK_EQ(inspect(*dataset, 0, 2, 10, done, running).identities_seen, 3);
 }
 
 void test_image_folder_is_refused() {

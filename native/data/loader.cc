@@ -11,8 +11,10 @@
 #include <algorithm>
 #include <condition_variable>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "data/permutation.h"
 #include "data/picture.h"
@@ -24,7 +26,10 @@ namespace {
 constexpr int64_t kAhead = 3;  // batches in the ring
 
 // Separate the random numbers of one seed by purpose. Changing a value changes every training run.
-enum Stream : uint64_t { kOrder = 1, kFlip = 2, kShiftY = 3, kShiftX = 4 };
+enum Stream : uint64_t { kOrder = 1, kFlip = 2, kShiftY = 3, kShiftX = 4, kReplacement = 5 };
+
+// Replacements that are tried in a row before the dataset counts as unusable.
+constexpr uint64_t kReplacements = 100;
 
 class RingLoader : public Loader {
  public:
@@ -54,6 +59,11 @@ class RingLoader : public Loader {
   ~RingLoader() override { stop(); }
 
   int64_t steps_per_epoch() const override { return steps_per_epoch_; }
+
+  std::vector<UnusablePicture> take_replaced() override {
+    std::lock_guard lock(replaced_mutex_);
+    return std::exchange(replaced_, {});
+  }
 
   Batch next() override {
     std::unique_lock lock(mutex_);
@@ -124,11 +134,48 @@ class RingLoader : public Loader {
     return Permutation(dataset_->size(), hash_words({options_.seed, kOrder, epoch}))(position);
   }
 
-  void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
+  void load(int64_t step, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) {
     // Announces the picture of the next step, so that the disk reads many pictures at once even with few threads.
     dataset_->will_need(picture_at(step + 1, place));
-    const int64_t picture = picture_at(step, place);
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
+    const int64_t drawn = picture_at(step, place);
+    int64_t picture = drawn;
+    for (uint64_t attempt = 0;; ++attempt) {
+      try {
+        return decode(picture, epoch, place, batch, scratch);
+      } catch (const BadPicture& error) {
+        note_bad(picture, error);
+        if (attempt == kReplacements) {
+          throw Error(
+              "InvalidDataset", error.subject, error.found,
+              "a picture that can be used; " + std::to_string(kReplacements) + " others drawn before it cannot");
+        }
+        picture = static_cast<int64_t>(
+            hash_words({options_.seed, kReplacement, epoch, static_cast<uint64_t>(drawn), attempt}) %
+            static_cast<uint64_t>(dataset_->size()));
+      }
+    }
+  }
+
+  // Remembers a bad picture. Throws Error(InvalidDataset) when there are more than max_bad.
+  void note_bad(int64_t picture, const BadPicture& error) {
+    std::lock_guard lock(replaced_mutex_);
+    const bool is_new = bad_.try_emplace(picture, error.subject + ": " + error.found).second;
+    if (is_new) replaced_.push_back({picture, error.subject, error.found});
+    if (static_cast<int64_t>(bad_.size()) <= options_.max_bad) return;
+    constexpr size_t kNamed = 3;
+    std::string named;
+    size_t count = 0;
+    for (const auto& [number, text] : bad_) {
+      if (count++ == kNamed) break;
+      named += (named.empty() ? "" : "; ") + text;
+    }
+    throw Error("InvalidDataset", "dataset.maxBadPictures", std::to_string(bad_.size()) + " bad pictures: " + named,
+                "at most " + std::to_string(options_.max_bad) + " of the dataset's " +
+                    std::to_string(dataset_->size()) + " pictures; facetrain dataset check lists them");
+  }
+
+  void decode(int64_t picture, uint64_t epoch, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
     const auto draw = [&](Stream stream) {
       return hash_words({options_.seed, stream, epoch, static_cast<uint64_t>(picture)});
     };
@@ -172,6 +219,11 @@ class RingLoader : public Loader {
   int64_t next_;         // the step that next() returns
   int64_t claimed_ = 0;  // pictures claimed since first_step
   bool stopping_ = false;
+
+  std::mutex replaced_mutex_;           // guards the two members below
+  std::map<int64_t, std::string> bad_;  // by number
+  std::vector<UnusablePicture> replaced_;
+
   std::vector<std::thread> threads_;
 };
 

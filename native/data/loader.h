@@ -5,6 +5,9 @@
 // cut into global batches; a global batch is cut into `size` consecutive parts, one for each rank. So any number of
 // ranks sees the same global batch, and a resumed run continues where the first one stopped. Pictures at an epoch's end
 // that do not fill a global batch are dropped.
+//
+// A picture that cannot be used (BadPicture) is replaced by another one, which is drawn by (seed, epoch, the bad
+// picture). All other pictures keep their places.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +27,11 @@ class Dataset {
   virtual int64_t identities() const = 0;  // as the file `property` states; otherwise the largest label and one
   virtual int height() const = 0;
   virtual int width() const = 0;
-  // In [0, identities()). Throws Error(InvalidDataset) for a damaged record or another label.
+  // In [0, identities()). Throws BadPicture (picture.h) for a damaged record, and Error(InvalidDataset) for another
+  // label.
   virtual int64_t label(int64_t picture) const = 0;
-  // The encoded picture, see picture.h. Throws Error(InvalidDataset) with its name when it cannot be read.
+  // The encoded picture, see picture.h. Throws BadPicture with its name when this picture cannot be used, and
+  // Error(InvalidDataset) when the storage fails.
   virtual std::vector<uint8_t> encoded(int64_t picture) const = 0;
   // Asks the system to read the picture from disk in the background.
   virtual void will_need(int64_t picture) const = 0;
@@ -55,7 +60,14 @@ struct LoaderOptions {
   int shift;               // largest random translation in pixels; the border's pixels are repeated
   bool bgr;                // order of channels in Batch::pixels
   int threads;             // that decode
+  int64_t max_bad;         // different pictures that may be replaced
   int64_t first_step = 0;  // of the run; steps count from 0 over all epochs
+};
+
+// A picture that cannot be used: its number in the dataset, its name in messages, and why.
+struct UnusablePicture {
+  int64_t picture;
+  std::string name, reason;
 };
 
 struct Batch {
@@ -69,8 +81,12 @@ class Loader {
   virtual ~Loader() = default;
   virtual int64_t steps_per_epoch() const = 0;
   // Waits for the batch of the next step and returns it, from first_step on, without end. Throws the error of the first
-  // picture in the batch that has one; the loader stays at that step.
+  // picture in the batch that has one: a wrong label, or one bad picture more than max_bad. The loader stays at that
+  // step.
   virtual Batch next() = 0;
+  // The pictures that were replaced since the last call, each once; also those of batches that are decoded ahead.
+  // Thread-safe.
+  virtual std::vector<UnusablePicture> take_replaced() = 0;
 };
 
 // Throws Error(InvalidDataset) when the dataset has fewer pictures than a global batch.

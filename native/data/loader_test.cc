@@ -16,9 +16,11 @@
 #include <thread>
 
 #include "data/inspect.h"
+#include "data/labels_file.h"
 #include "data/picture.h"
 #include "data/recordio.h"
 #include "error.h"
+#include "random.h"
 #include "test/check.h"
 #include "test/pictures.h"
 
@@ -178,6 +180,95 @@ void test_layouts() {
   }
 }
 
+// Pictures at keys 1 to `pictures`, with a header and the records of two identities.
+void write_with_identities(const Folder& folder, int pictures) {
+  Written written;
+  written.add(0, payload_of(2, {static_cast<float>(pictures + 1), static_cast<float>(pictures + 3)}, {}));
+  for (int key = 1; key <= pictures; ++key) written.add(key, payload_of(0, {0}, jpeg_of({1, 2, 3})));
+  for (int key = 1; key <= 2; ++key) written.add(pictures + key, payload_of(2, {1, 3}, {}));
+  written.save(folder);
+}
+
+// The header's count is a float: 2^24 stands for itself and for 2^24 + 1.
+void test_header_beyond_exact_floats() {
+  const Bytes image = jpeg_of({1, 2, 3});
+  for (const int last : {16777214, 16777215, 16777216, 16777217, 20000001}) {  // key of the last picture
+    for (const bool damaged : {false, true}) {
+      for (const bool with_identities : {false, true}) {
+        Folder folder;
+        Written written;
+        written.add(0, payload_of(2, {static_cast<float>(last + 1), static_cast<float>(last + 3)}, {}));
+        for (const int key : {1, 2, last - 1, last}) written.add(key, payload_of(0, {1}, image));
+        if (with_identities) {
+          for (const int key : {last + 1, last + 2}) written.add(key, payload_of(2, {1, 3}, {}));
+        }
+        if (damaged) written.rec[written.offsets[last - 1]] ^= 1;
+        written.save(folder);
+        CHECK_EQ(open_dataset(folder.path)->size(), 4);
+      }
+    }
+  }
+}
+
+void test_labels_file() {
+  Folder folder;
+  plain(5).save(folder, "100000000,16,16");
+  const std::vector<int64_t> labels = {16777217, 0, 99999999, 16777216, 3};
+  write_labels(folder.path, labels);
+  const auto dataset = open_dataset(folder.path);
+  CHECK_EQ(dataset->identities(), 100000000);
+  for (int64_t i = 0; i < 5; ++i) CHECK_EQ(dataset->label(i), labels[static_cast<size_t>(i)]);
+  const auto expect = [&](const std::string& text) { CHECK_THROWS(open_dataset(folder.path), Error, text); };
+
+  write_labels(folder.path, std::vector<int64_t>{1, 2, 3, 100000000, -1});
+  CHECK_THROWS(open_dataset(folder.path)->label(3), Error, "its label is 100000000");
+  CHECK_THROWS(open_dataset(folder.path)->label(4), Error, "its label is -1");
+  write_labels(folder.path, std::vector<int64_t>{1, 2, 3});
+  expect("train.labels: has labels of 3 pictures, but the dataset has 5");
+  write_labels(folder.path, labels);
+  std::filesystem::resize_file(folder.path + "/train.labels", 60);
+  expect("train.labels: has 60 bytes instead of 64");
+  write_labels(folder.path, labels);
+  plain(5, 1).save(folder, "10,16,16");  // other keys
+  expect("train.labels: belongs to another train.idx");
+  folder.write("train.labels", "PK\x03\x04");
+  expect("train.labels: is a ZIP archive");
+}
+
+// What a folder may hold instead of the three files.
+void test_other_files() {
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+  const std::string gzip("\x1f\x8b\x08\0\0\0\0\0 and so on", 17);
+  for (const char* file : {"train.rec", "train.idx", "property"}) {
+    for (const auto& [bytes, kind] : std::map<std::string, std::string>{{pointer, "is a Git LFS pointer"},
+                                                                        {gzip, "is a gzip archive"},
+                                                                        {"PK\x03\x04 and so on", "is a ZIP archive"},
+                                                                        {"<!DOCTYPE html><title>404", "is a web page"},
+                                                                        {std::string(64, '\0'), "is full of zeros"},
+                                                                        {std::string("\xff\xfe"
+                                                                                     "1\0,\0",
+                                                                                     6),
+                                                                         "is text in UTF-16"}}) {
+      Folder folder;
+      plain(4).save(folder);
+      folder.write(file, bytes);
+      CHECK_THROWS(open_dataset(folder.path), Error, "/" + std::string(file) + ": " + kind);
+    }
+  }
+  Folder folder;
+  plain(4).save(folder,
+                "\xef\xbb\xbf"
+                "10,16,16\r\n");
+  CHECK_EQ(open_dataset(folder.path)->identities(), 10);
+
+  write_with_identities(folder, 3);  // then without the header's entry
+  std::string index;
+  std::getline(std::ifstream(folder.path + "/train.idx"), index, '\0');
+  folder.write("train.idx", index.substr(index.find('\n') + 1));
+  CHECK_THROWS(open_dataset(folder.path), Error,
+               "it is a record of an identity, but the header that counts the pictures (record 0) is missing");
+}
+
 void test_split_records() {
   // A JPEG with comments that hold the magic: at a multiple of four of the payload, at another place, and twice in a
   // row.
@@ -218,16 +309,28 @@ void expect_refused(const std::string& text, Break damage) {
     const auto dataset = open_dataset(folder.path);
     std::atomic<int64_t> done{0};
     const std::atomic<bool> cancelled{false};
-    inspect(*dataset, dataset->size(), 2, done, cancelled);
+    const auto result = inspect(*dataset, dataset->size(), 2, 10, done, cancelled);
+    CHECK_EQ(result.bad, static_cast<int64_t>(result.bad_pictures.size()));
+    for (const auto& bad : result.bad_pictures) throw std::runtime_error(bad.name + ": " + bad.reason);
   };
-  CHECK_THROWS(read_everything(), Error, text);
+  CHECK_THROWS(read_everything(), std::runtime_error, text);
 }
 
 void test_damage() {
   using std::filesystem::remove;
   expect_refused("/train.rec: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/train.rec"); });
   expect_refused("/train.idx: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/train.idx"); });
-  expect_refused("/property: cannot be opened", [](const Folder& f, Written&) { remove(f.path + "/property"); });
+  expect_refused(
+      "/property: is missing; a text file of one line: 4,16,16 (identities, height, width, as the labels and "
+      "the first picture have them)",
+      [](const Folder& f, Written&) { remove(f.path + "/property"); });
+  expect_refused(
+      "/property: is missing; a text file of one line: 2,16,16 (identities, height, width, as the records of "
+      "identities and the first picture have them)",
+      [](const Folder& f, Written&) {
+        write_with_identities(f, 4);
+        remove(f.path + "/property");
+      });
   expect_refused("/train.rec: is no file", [](const Folder& f, Written&) {
     remove(f.path + "/train.rec");
     std::filesystem::create_directory(f.path + "/train.rec");
@@ -239,8 +342,10 @@ void test_damage() {
     expect_refused("/property: '" + std::string(property) + "'; three positive numbers",
                    [&](const Folder& f, Written&) { f.write("property", std::string(property) + "\n"); });
   }
-  expect_refused("/property: 20000000 identities",
+  expect_refused("/property: 20000000 identities; at most 16777216 without the file train.labels",
                  [](const Folder& f, Written&) { f.write("property", "20000000,16,16"); });
+  expect_refused("/property: 2000000000 identities; at most 1000000000",
+                 [](const Folder& f, Written&) { f.write("property", "2000000000,16,16"); });
   expect_refused("/property: pictures of 99999 x 16",
                  [](const Folder& f, Written&) { f.write("property", "10,99999,16"); });
   for (const char* line : {"1 40", "x\t40", "1\t", "1\t-4", "1\t40 ", "\n", "99999999999999999999\t0"}) {
@@ -317,7 +422,7 @@ void test_damage() {
     w.add(4, payload_of(0, {1}, jpeg));
     w.save(f);
   });
-  expect_refused("has 8 x 8 pixels (height x width); pictures have 16 x 16", [](const Folder& f, Written& w) {
+  expect_refused("has 8 x 8 pixels (height x width)", [](const Folder& f, Written& w) {
     w.add(4, payload_of(0, {1}, jpeg_of({0, 0, 0}, false, 8)));
     w.save(f);
   });
@@ -335,12 +440,12 @@ void test_inspect() {
   const std::atomic<bool> running{false}, cancelled{true};
   for (const int threads : {1, 3}) {
     std::atomic<int64_t> done{0};
-    const Inspection result = inspect(*dataset, 7, threads, done, running);
+    const Inspection result = inspect(*dataset, 7, threads, 10, done, running);
     CHECK_EQ(done.load(), 100);
     CHECK_EQ(result.identities_seen, 10);
     CHECK_EQ(result.label_min, 0);
     CHECK_EQ(result.label_max, 9);
-    CHECK_THROWS(inspect(*dataset, 7, threads, done, cancelled), Cancelled, "");
+    CHECK_THROWS(inspect(*dataset, 7, threads, 10, done, cancelled), Cancelled, "");
   }
 }
 
@@ -376,7 +481,7 @@ void test_inspect_samples_evenly() {
   for (const int64_t decode : {0, 1, 7, 99, 100, 1000}) {
     const FakeDataset dataset(100);
     std::atomic<int64_t> done{0};
-    inspect(dataset, decode, 2, done, running);
+    inspect(dataset, decode, 2, 10, done, running);
     CHECK_EQ(dataset.reads.load(), std::min<int64_t>(decode, 100));
   }
 }
@@ -392,6 +497,7 @@ LoaderOptions options_of(int64_t global_batch, int threads = 2) {
           .shift = 0,
           .bgr = false,
           .threads = threads,
+          .max_bad = 0,
           .first_step = 0};
 }
 
@@ -563,10 +669,117 @@ void test_error_is_thrown_at_its_step() {
   for (int repeat = 0; repeat < 20; ++repeat) {
     auto loader = make_loader(dataset, options);
     CHECK_EQ(take(*loader, 2).back().step, 1);
-    const std::string message = "picture " + std::to_string(dataset->broken) + ": is no picture";
+    const std::string message =
+        "dataset.maxBadPictures: 1 bad pictures: picture " + std::to_string(dataset->broken) + ": is no picture";
     CHECK_THROWS(loader->next(), Error, message);
     CHECK_THROWS(loader->next(), Error, message);
   }
+}
+
+// Bad pictures are replaced. The replacement is the same for any number of ranks and threads and after a resume, and
+// all other pictures are those of an undamaged dataset.
+void test_bad_pictures() {
+  Folder good, damaged;
+  plain(50).save(good);
+  Written written = plain(50);
+  const std::set<int64_t> bad = {3, 17, 18};
+  written.rec[written.offsets[3]] ^= 1;            // no record
+  written.rec[written.offsets[17] + 8 + 24] ^= 1;  // no picture
+  std::fill_n(written.rec.begin() + static_cast<ptrdiff_t>(written.offsets[18]), 400, uint8_t{0});
+  written.save(damaged);
+  const auto dataset = open_dataset(damaged.path);
+  LoaderOptions options = options_of(12);
+  options.shift = 2;
+  options.max_bad = 3;
+  const auto loader = make_loader(dataset, options);
+  const auto whole = take(*loader, 10);
+  std::set<int64_t> replaced;
+  for (const auto& picture : loader->take_replaced()) {
+    CHECK(replaced.insert(picture.picture).second);
+    CHECK_EQ(picture.name, dataset->name(picture.picture));
+    CHECK(!picture.reason.empty());
+  }
+  CHECK(replaced == bad);
+  CHECK(loader->take_replaced().empty());
+
+  const auto undamaged = take(*make_loader(open_dataset(good.path), options), 10);
+  const size_t bytes = kSide * kSide * 3;
+  int different = 0;
+  for (size_t step = 0; step < 10; ++step) {
+    for (size_t i = 0; i < 12; ++i) {
+      const auto begin = static_cast<ptrdiff_t>(i * bytes), end = static_cast<ptrdiff_t>((i + 1) * bytes);
+      different += !std::equal(whole[step].pixels.begin() + begin, whole[step].pixels.begin() + end,
+                               undamaged[step].pixels.begin() + begin);
+    }
+  }
+  CHECK(different >= 4);  // each bad picture about ten times in 2.5 epochs, at most
+  CHECK(different <= 9);
+
+  for (const int64_t first_step : {3, 7}) {
+    LoaderOptions resumed = options;
+    resumed.first_step = first_step;
+    CHECK(equal(take(*make_loader(dataset, resumed), static_cast<int>(10 - first_step)),
+                {whole.begin() + first_step, whole.end()}));
+  }
+  std::vector<Batch> joined(10);
+  for (int rank = 0; rank < 3; ++rank) {
+    LoaderOptions part = options;
+    part.rank = rank;
+    part.size = 3;
+    part.threads = 1 + rank;
+    const auto batches = take(*make_loader(dataset, part), 10);
+    for (size_t i = 0; i < batches.size(); ++i) {
+      joined[i].step = batches[i].step;
+      joined[i].labels.insert(joined[i].labels.end(), batches[i].labels.begin(), batches[i].labels.end());
+      joined[i].pixels.insert(joined[i].pixels.end(), batches[i].pixels.begin(), batches[i].pixels.end());
+    }
+  }
+  CHECK(equal(joined, whole));
+
+  options.max_bad = 2;
+  CHECK_THROWS(take(*make_loader(dataset, options), 10), Error, "dataset.maxBadPictures: 3 bad pictures: ");
+
+  std::atomic<int64_t> done{0};
+  const std::atomic<bool> running{false};
+  for (const size_t listed : {2u, 10u}) {
+    const Inspection found = inspect(*dataset, 50, 3, listed, done, running);
+    CHECK_EQ(found.bad, 3);
+    CHECK_EQ(found.bad_pictures.size(), std::min<size_t>(3, listed));
+    CHECK_EQ(found.bad_pictures[0].picture, 3);
+    CHECK_EQ(found.bad_pictures[1].picture, 17);
+  }
+}
+
+// Bytes of every file changed or cut off at random: it is read, or refused with an Error.
+void test_random_damage() {
+  Folder folder;
+  int refused = 0;
+  for (uint64_t round = 0; round < 1500; ++round) {
+    const auto draw = [&](uint64_t stream, uint64_t below) { return hash_words({round, stream}) % below; };
+    write_with_identities(folder, 4);
+    if (draw(9, 2) == 0) {
+      write_labels(folder.path, std::vector<int64_t>{0, 1, 2, 3});
+    }
+    const std::string name = std::vector<std::string>{"train.rec", "train.idx", "property", "train.labels"}[draw(0, 4)];
+    std::string bytes;
+    std::getline(std::ifstream(folder.path + "/" + name), bytes, '\xfe');
+    for (uint64_t i = 0; i <= draw(1, 3) && !bytes.empty(); ++i) {
+      bytes[draw(10 + i, bytes.size())] = static_cast<char>(draw(20 + i, 256));
+    }
+    if (draw(2, 3) == 0) bytes.resize(draw(3, bytes.size() + 1));
+    folder.write(name, bytes);
+    try {
+      const auto dataset = open_dataset(folder.path);
+      std::atomic<int64_t> done{0};
+      const std::atomic<bool> running{false};
+      inspect(*dataset, dataset->size(), 1, 10, done, running);
+    } catch (const Error&) {
+      ++refused;
+    }
+    std::filesystem::remove(folder.path + "/train.labels");
+  }
+  CHECK(refused > 300);
+  CHECK(refused < 1500);
 }
 
 void test_stops_at_any_time() {
@@ -594,6 +807,9 @@ void test_thread_names() {
 
 int main() {
   test_layouts();
+  test_header_beyond_exact_floats();
+  test_labels_file();
+  test_other_files();
   test_split_records();
   test_damage();
   test_inspect();
@@ -605,6 +821,8 @@ int main() {
   test_bounded();
   test_disk_reads_ahead();
   test_error_is_thrown_at_its_step();
+  test_bad_pictures();
+  test_random_damage();
   test_stops_at_any_time();
   test_thread_names();
   return TEST_RESULT();

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "data/file_kind.h"
 #include "data/inspect.h"
 #include "data/loader.h"
 #include "data/open_dataset.h"
@@ -14,6 +15,7 @@
 #include "data/summary.h"
 #include "error.h"
 #include "node/call.h"
+#include "node/convert.h"
 #include "node/register.h"
 
 namespace facetrain {
@@ -53,17 +55,19 @@ Worker::Reply pictures_reply(int64_t count, int height, int width, std::vector<u
   };
 }
 
-// (directory, decode, threads) -> {images, identities, identitiesSeen, labelMin, labelMax, height, width, bytes}
+// (directory, decode, threads, listed) -> {images, identities, identitiesSeen, labelMin, labelMax, height, width,
+// bytes, bad, badPictures}
 Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
   auto progress = std::make_shared<Progress>();
   const std::string directory = info[0].As<Napi::String>();
   const int64_t decode = info[1].As<Napi::Number>().Int64Value();
   const int threads = info[2].As<Napi::Number>().Int32Value();
+  const auto listed = static_cast<size_t>(info[3].As<Napi::Number>().Int64Value());
   Napi::Object call = start_call(info.Env(), "inspect", [&](const Worker& worker) -> Worker::Command {
     return [=, &cancelled = worker.cancelled()]() -> Worker::Reply {
       const auto dataset = open_dataset(directory);
       progress->total = dataset->size();
-      const Inspection result = inspect(*dataset, decode, threads, progress->done, cancelled);
+      const Inspection result = inspect(*dataset, decode, threads, listed, progress->done, cancelled);
       const int64_t bytes = decode >= dataset->size() ? dataset->bytes() : 0;
       return [=](Napi::Env env) -> Napi::Value {
         Napi::Object value = Napi::Object::New(env);
@@ -75,6 +79,8 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
         value.Set("height", dataset->height());
         value.Set("width", dataset->width());
         value.Set("bytes", static_cast<double>(bytes));
+        value.Set("bad", static_cast<double>(result.bad));
+        value.Set("badPictures", unusable_pictures(env, result.bad_pictures));
         return value;
       };
     };
@@ -83,7 +89,8 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
   return call;
 }
 
-// (directory, Float64Array of picture numbers, bgr) -> {count, height, width, data}
+// (directory, Float64Array of picture numbers, bgr) -> {count, height, width, data, bad}. Pictures that cannot be used
+// are left out, and named in `bad`.
 Napi::Value read_pictures(const Napi::CallbackInfo& info) {
   const std::string directory = info[0].As<Napi::String>();
   const auto numbers = info[1].As<Napi::Float64Array>();
@@ -95,6 +102,7 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
       const int height = dataset->height(), width = dataset->width();
       const size_t bytes = size_t{3} * height * width;
       std::vector<uint8_t> pixels(indices.size() * bytes);
+      std::vector<UnusablePicture> bad;
       for (size_t i = 0; i < indices.size(); ++i) {
         if (cancelled) throw Cancelled();
         const auto picture = static_cast<int64_t>(indices[i]);
@@ -102,10 +110,21 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
           throw Error("InvalidArgument", directory, "there is no picture " + std::to_string(picture),
                       "pictures 0 to " + std::to_string(dataset->size() - 1));
         }
-        decode_picture(dataset->encoded(picture), height, width, bgr, pixels.data() + i * bytes, "InvalidDataset",
-                       dataset->name(picture));
+        try {
+          decode_picture(dataset->encoded(picture), height, width, bgr, pixels.data() + (i - bad.size()) * bytes,
+                         "InvalidDataset", dataset->name(picture));
+        } catch (const BadPicture& error) {
+          bad.push_back({picture, error.subject, error.found});
+        }
       }
-      return pictures_reply(static_cast<int64_t>(indices.size()), height, width, std::move(pixels));
+      const size_t count = indices.size() - bad.size();
+      pixels.resize(count * bytes);
+      const auto reply = pictures_reply(static_cast<int64_t>(count), height, width, std::move(pixels));
+      return [=](Napi::Env env) -> Napi::Value {
+        const Napi::Value value = reply(env);
+        value.As<Napi::Object>().Set("bad", unusable_pictures(env, bad));
+        return value;
+      };
     };
   });
 }
@@ -292,6 +311,17 @@ Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
   });
 }
 
+// (Uint8Array, the start of a file) -> {name, remedy}, or null
+Napi::Value name_file_kind(const Napi::CallbackInfo& info) {
+  const auto head = info[0].As<Napi::Uint8Array>();
+  const FileKind* const kind = name_kind({head.Data(), head.ElementLength()});
+  if (kind == nullptr) return info.Env().Null();
+  Napi::Object value = Napi::Object::New(info.Env());
+  value.Set("name", std::string(kind->name));
+  value.Set("remedy", std::string(kind->remedy));
+  return value;
+}
+
 }  // namespace
 
 void register_data(Napi::Env env, Napi::Object exports) {
@@ -302,6 +332,7 @@ void register_data(Napi::Env env, Napi::Object exports) {
   exports.Set("readEncoded", Napi::Function::New(env, read_encoded));
   exports.Set("packDataset", Napi::Function::New(env, pack_dataset));
   exports.Set("summarizeDataset", Napi::Function::New(env, summarize_dataset));
+  exports.Set("nameFileKind", Napi::Function::New(env, name_file_kind));
   exports.Set("decodePictures", Napi::Function::New(env, decode_pictures));
 }
 

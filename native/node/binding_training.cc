@@ -157,7 +157,8 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                    .flip = flag_of(data, "flip"),
                    .shift = static_cast<int>(integer_of(data, "shift")),
                    .bgr = text_of(data, "channelOrder") == "bgr",
-                   .threads = static_cast<int>(integer_of(data, "loaderThreads"))},
+                   .threads = static_cast<int>(integer_of(data, "loaderThreads")),
+                   .max_bad = integer_of(data, "maxBadPictures")},
           .momentum = number_of(from, "momentum"),
           .weight_decay = number_of(from, "weightDecay"),
           .clip_norm = optional_number_of(from, "gradientClipNorm")};
@@ -234,14 +235,15 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         });
   }
 
-  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes}
+  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes, replaced}
   Napi::Value step(const Napi::CallbackInfo& info) {
     const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value()};
     return owner_.post(
         info.Env(),
         [step = info[0].As<Napi::Number>().Int64Value(), learning_rate = info[1].As<Napi::Number>().DoubleValue(),
          votes](Session& session) -> Worker::Reply {
-          return [result = session.step(step, learning_rate, votes)](Napi::Env env) -> Napi::Value {
+          const auto result = session.step(step, learning_rate, votes);
+          return [result, replaced = session.take_replaced()](Napi::Env env) -> Napi::Value {
             auto voted = Napi::Object::New(env);
             voted.Set("stop", result.votes.stop);
             voted.Set("checkpoint", result.votes.checkpoint);
@@ -249,6 +251,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
             object.Set("loss", result.loss);
             object.Set("gradientNorm", result.gradient_norm);
             object.Set("votes", voted);
+            object.Set("replaced", unusable_pictures(env, replaced));
             return object;
           };
         });

@@ -73,6 +73,18 @@ PixelRange range_from(const Napi::Object& input) {
   return {list_from<float>(input.Get("mean"), number_from), list_from<float>(input.Get("std"), number_from)};
 }
 
+Napi::Array unusable_pictures(Napi::Env env, const std::vector<UnusablePicture>& pictures) {
+  auto array = Napi::Array::New(env, pictures.size());
+  for (size_t i = 0; i < pictures.size(); ++i) {
+    auto object = Napi::Object::New(env);
+    object.Set("picture", static_cast<double>(pictures[i].picture));
+    object.Set("name", pictures[i].name);
+    object.Set("reason", pictures[i].reason);
+    array.Set(static_cast<uint32_t>(i), object);
+  }
+  return array;
+}
+
 Graph graph_from(const Napi::Object& object) {
   Graph graph;
   const auto input = object.Get("input").As<Napi::Object>(), output = object.Get("output").As<Napi::Object>();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "data/loader.h"
 #include "model/graph.h"
 
 namespace facetrain {
@@ -32,6 +33,9 @@ Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
 
 // From src/types.ts's InputRange, of a graph's input.
 PixelRange range_from(const Napi::Object& input);
+
+// As src/data.ts's UnusablePicture[].
+Napi::Array unusable_pictures(Napi::Env env, const std::vector<UnusablePicture>& pictures);
 
 // From src/types.ts's Graph.
 Graph graph_from(const Napi::Object& object);

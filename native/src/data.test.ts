@@ -21,13 +21,15 @@ test('inspecting the dataset in examples/', async () => {
     height: 112,
     width: 112,
     bytes: 3_257_656,
+    bad: 0,
+    badPictures: [],
   });
   assert.deepEqual(progress.at(-1), { done: 800, total: 800 });
 });
 
 test('pixels are those of independent decoders', async () => {
   const { data, ...shape } = await readPictures(exampleFaces, [0, 799], { channelOrder: 'rgb' });
-  assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb' });
+  assert.deepEqual(shape, { count: 2, height: 112, width: 112, channelOrder: 'rgb', bad: [] });
   // The digest is that of Pillow 13's pixels. `expected`, at (y, x), is jpeg-js 0.4's, which is not built on libjpeg:
   // its inverse DCT and its chroma upsampling differ, so values may differ by 3.
   assert.equal(

@@ -4,7 +4,7 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
-import type { Pictures } from './data.ts';
+import type { Pictures, UnusablePicture } from './data.ts';
 import type { Embedder } from './embedder.ts';
 import { embedInBatches } from './model.ts';
 import { translateErrors } from './native-errors.ts';
@@ -33,6 +33,8 @@ export interface TrainingOptions {
     shift: number;
     channelOrder: 'rgb' | 'bgr';
     loaderThreads: number;
+    /** Different pictures that a rank may replace because they cannot be used. */
+    maxBadPictures: number;
   };
   /**
    * `localRank` counts the `localSize` ranks on this machine (or in this container); with CUDA, a rank uses the
@@ -67,6 +69,8 @@ export interface StepResult {
   /** L2 norm of the backbone's gradient before clipping. */
   gradientNorm: number;
   votes: Required<Votes>;
+  /** Pictures of this rank that were replaced because they cannot be used, since the last step. */
+  replaced: UnusablePicture[];
 }
 
 /** Class centres [rows, dim] and their momentum, from `firstRow` (a global class id) on. */

@@ -47,9 +47,12 @@ class Session {
     Votes votes;               // true if any rank's is true
   };
   // Trains on the pictures of global step `step`. Throws Error(NotANumber), on every rank and before any weight
-  // changes, when the loss or a gradient is not finite; Error(InvalidDataset) for a damaged record or a label outside
-  // the classes.
+  // changes, when the loss or a gradient is not finite; Error(InvalidDataset) for a label outside the classes, or more
+  // bad pictures than are allowed.
   StepResult step(int64_t step, double learning_rate, Votes votes);
+
+  // See Loader::take_replaced. Of this rank.
+  std::vector<UnusablePicture> take_replaced() { return loader_->take_replaced(); }
 
   Executor& backbone() { return *backbone_; }
   at::Device device() const { return options_.pfc.device; }

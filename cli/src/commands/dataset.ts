@@ -2,9 +2,12 @@
  * `facetrain dataset index` and `facetrain dataset check`. The latter reads and decodes a whole dataset, to find before
  * a training what would stop it or do harm.
  */
+import { DEFAULT_MAX_BAD_PICTURES, ExitCode } from '@facetrain/api';
 import { type DatasetSummary, indexDataset, inspectDataset, summarizeDataset } from '@facetrain/native';
+import { allowedBadPictures } from '@facetrain/trainer/dataset/dataset-preflight';
 import { bytes, percent, type StatusLine, table } from '../terminal-output.ts';
 
+/** The exit code is that of a training with the default budget of bad pictures. */
 export async function checkDataset(folder: string, line: StatusLine, signal: AbortSignal) {
   const info = await inspectDataset(folder, {
     decode: 'all',
@@ -16,29 +19,37 @@ export async function checkDataset(folder: string, line: StatusLine, signal: Abo
     onProgress: ({ done, total }) => line.show('Looking for duplicates', `${done} of ${total} pictures`),
   });
   line.clear();
-  const { images, identities, identitiesSeen, labelMin, labelMax, height, width } = info;
+  const { images, identities, identitiesSeen, labelMin, labelMax, height, width, bad, badPictures } = info;
+  const allowed = allowedBadPictures(DEFAULT_MAX_BAD_PICTURES, images);
+  const listed = badPictures.map(({ name, reason }) => `${name}: ${reason}`);
+  if (bad > listed.length) listed.push(`and ${bad - listed.length} more`);
   const seen = `${identitiesSeen} occur (${percent(identitiesSeen / identities)})`;
   return {
     json: { ...info, summary },
-    text: table([
-      ['Dataset', folder],
-      ['Pictures', `${images} of ${height}x${width}, all decoded`],
-      ['Identities', `${identities}, of which ${seen}; labels ${labelMin} to ${labelMax}`],
-      ['Pictures each', `${summary.least} to ${summary.most}, median ${summary.median}`],
-      ...(summary.withOne > 0
-        ? [
-            ['One picture', `${summary.withOne} identities: more pictures of them, or leave them out`] as [
-              string,
-              string,
-            ],
-          ]
-        : []),
-      ['Duplicates', duplicates(summary)],
-      ...summary.across.examples
-        .slice(0, 3)
-        .map(([first, second]): [string, string] => ['', `${first} is also ${second}`]),
-      ['Size', bytes(info.bytes)],
-    ]),
+    exitCode: bad > allowed ? ExitCode.refused : ExitCode.success,
+    text: [
+      table([
+        ['Dataset', folder],
+        ['Pictures', `${images} of ${height}x${width}, all decoded`],
+        ['Bad pictures', `${bad}; ${allowed} are allowed by dataset.maxBadPictures ${DEFAULT_MAX_BAD_PICTURES}`],
+        ['Identities', `${identities}, of which ${seen}; labels ${labelMin} to ${labelMax}`],
+        ['Pictures each', `${summary.least} to ${summary.most}, median ${summary.median}`],
+        ...(summary.withOne > 0
+          ? [
+              ['One picture', `${summary.withOne} identities: more pictures of them, or leave them out`] as [
+                string,
+                string,
+              ],
+            ]
+          : []),
+        ['Duplicates', duplicates(summary)],
+        ...summary.across.examples
+          .slice(0, 3)
+          .map(([first, second]): [string, string] => ['', `${first} is also ${second}`]),
+        ['Size', bytes(info.bytes)],
+      ]),
+      ...listed,
+    ].join('\n'),
   };
 }
 

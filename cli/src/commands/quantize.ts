@@ -6,6 +6,7 @@ import { basename, join, resolve } from 'node:path';
 import {
   ARTIFACT,
   ArtifactManifest,
+  DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_SEARCH,
   FacetrainError,
   OUTPUT,
@@ -116,7 +117,7 @@ async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
       channelOrder,
       input: givenRange(options),
     },
-    calibration: { datasetPath: resolve(calibration), images, seed },
+    calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures: DEFAULT_MAX_BAD_PICTURES },
     search: { ...DEFAULT_SEARCH, rounds },
     evaluation: { sets },
     gate: { maxAccuracyDrop: null, minMeanCosine: null },

@@ -51,7 +51,8 @@ export async function checkQuantizationInputs(
   const { checkCalibration, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
   checkGateHasSets(config);
   const dataset = quantize?.calibration.dataset ?? (afterTraining ? undefined : training.dataset);
-  if (dataset && isHere(dataset)) await checkCalibration(config.calibration.datasetPath, graph?.input, signal);
+  if (dataset && isHere(dataset))
+    await checkCalibration(config.calibration.datasetPath, graph?.input, config.calibration.maxBadPictures, signal);
   const { sets } = quantize?.evaluation ?? (afterTraining ? { sets: [] } : training.evaluation);
   for (const [index, set] of sets.entries())
     if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);

@@ -85,7 +85,15 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     momentum: 0.9,
     weightDecay: 5e-4,
     gradientClipNorm: 5,
-    data: { directory: exampleFaces, globalBatchSize: 32, flip: true, shift: 0, channelOrder: 'rgb', loaderThreads: 1 },
+    data: {
+      directory: exampleFaces,
+      globalBatchSize: 32,
+      flip: true,
+      shift: 0,
+      channelOrder: 'rgb',
+      loaderThreads: 1,
+      maxBadPictures: 0,
+    },
     comm: {
       rank: 0,
       size: 1,

@@ -19,7 +19,7 @@ describe('the config has every default that the spec leaves out', () => {
     'paths as pods see them': {
       spec: {},
       want: {
-        dataset: { path: '/mnt/dataset' },
+        dataset: { path: '/mnt/dataset', maxBadPictures: 0.001 },
         outputDirectory: '/mnt/output',
         checkpoint: { directory: '/mnt/checkpoints', shared: false },
         job: { name: 'faces', uid: 'uid-faces', attempt: 3 },

@@ -2,6 +2,7 @@
 import {
   DEFAULT_EMBEDDING_DIM,
   DEFAULT_MARGINS,
+  DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_MOBILEFACENET_WIDTH,
   type FaceTrainJobSpec,
   TrainerConfig,
@@ -52,7 +53,10 @@ export function trainerConfig(
   return TrainerConfig.parse({
     schemaVersion: 1,
     job: { name: job.name, uid: job.uid, attempt },
-    dataset: { path: storage.dataset.path },
+    dataset: {
+      path: storage.dataset.path,
+      maxBadPictures: spec.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
+    },
     model: {
       onnxPath: storage.onnx?.path ?? null,
       ...(model.onnx?.output !== undefined && { onnxOutput: model.onnx.output }),

@@ -1,5 +1,6 @@
 /** Makes `config.json` of the quantizer: the spec with all defaults resolved, and with paths as the pod sees them. */
 import {
+  DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_PROGRESS_PORT,
   parseStorageUri,
   QuantizeConfig,
@@ -28,7 +29,12 @@ export function quantizeConfig(
       channelOrder: spec.model.channelOrder.toLowerCase(),
       input: spec.model.input ?? null,
     },
-    calibration: { datasetPath: storage.dataset.path, images: spec.calibration.images, seed: spec.calibration.seed },
+    calibration: {
+      datasetPath: storage.dataset.path,
+      images: spec.calibration.images,
+      seed: spec.calibration.seed,
+      maxBadPictures: spec.calibration.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
+    },
     search: spec.search,
     evaluation: {
       sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),

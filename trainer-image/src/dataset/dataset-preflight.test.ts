@@ -17,6 +17,7 @@ const options: PreflightOptions = {
   numClasses: null,
   input: { height: 112, width: 112 },
   globalBatchSize: 8,
+  maxBadPictures: 0,
   decode: 'all',
 };
 const jpeg = shippedJpeg(0);
@@ -49,6 +50,7 @@ test('the example’s dataset is valid', async () => {
       identities: 40,
       numClasses: 40,
       stepsPerEpoch: 25,
+      badPictures: [],
     });
   }
   assert.equal(
@@ -67,7 +69,10 @@ test('a folder or a file that is missing', async () => {
   for (const file of ['train.rec', 'train.idx', 'property']) {
     const directory = written('2,112,112', [0, 1]);
     rmSync(join(directory, file));
-    await refused(directory, new RegExp(`^${directory}/${file}: cannot be opened`));
+    await refused(
+      directory,
+      new RegExp(`^${directory}/${file}: ${file === 'property' ? 'is missing; .*: 2,112,112 ' : 'cannot be opened'}`),
+    );
   }
 });
 
@@ -80,12 +85,12 @@ test('an image folder and tar shards, as datasets', async () => {
     [faces, 3],
     [shards, 6],
   ] as const) {
-    const expected = { images: 12, identities, numClasses: identities, stepsPerEpoch: 1 };
+    const expected = { images: 12, identities, numClasses: identities, stepsPerEpoch: 1, badPictures: [] };
     for (const decode of ['all', 'none'] as const)
       assert.deepEqual(await preflightDataset(directory, { ...options, decode }), expected);
   }
   writeFileSync(join(faces, 'person-1', '2.jpg'), 'GIF89a, honestly');
-  await refused(faces, new RegExp(`^${faces}/person-1/2.jpg: is a GIF`));
+  await refused(faces, new RegExp(`^${faces}: 1 bad picture \\(${faces}/person-1/2.jpg: is a GIF\\)`));
   await refused(folder(), /^.*: cannot be read \(No such file or directory\)/);
 });
 
@@ -126,7 +131,7 @@ test('a record of another kind is named; only decoding finds it', async () => {
     ...records([0, 0, 0, 0, 0]),
   ]);
   const message = new RegExp(
-    `^${directory}/train.rec, record 2 at byte ${offsets[2]}: is a GIF; a JPEG, PNG, WebP or BMP of 112 x 112 pixels`,
+    `^${directory}: 1 bad picture \\(${directory}/train.rec, record 2 at byte ${offsets[2]}: is a GIF\\); at most 0 of 8`,
   );
   await refused(directory, message);
   await refused(directory, message, { decode: 'sample' }); // All of a dataset of eight.
@@ -161,7 +166,7 @@ test('pictures of another size than the model takes', async () => {
     { input: { height: 96, width: 112 } },
   );
   const directory = written('2,96,112', [0, 1]); // The size in `property` is wrong.
-  await refused(directory, /record 0 at byte 0: has 112 x 112 pixels \(height x width\); pictures have 96 x 112/, {
+  await refused(directory, /2 bad pictures \(.*record 0 at byte 0: has 112 x 112 pixels \(height x width\); /, {
     input: { height: 96, width: 112 },
   });
 });
@@ -183,5 +188,25 @@ test('an abort ends it with its reason', async () => {
   await assert.rejects(
     preflightDataset(exampleFaces, { ...options, signal: controller.signal }),
     (error) => error === reason,
+  );
+});
+
+test('bad pictures within the budget are named, and more are refused with the field', async () => {
+  const directory = folder();
+  const gif = { label: 1, jpeg: Buffer.from('GIF89a') };
+  writeDataset(directory, '2,112,112', [...records([0, 1, 0]), gif, ...records([0, 1]), gif, ...records([0])]);
+  const { images, badPictures } = await preflightDataset(directory, { ...options, maxBadPictures: 0.25 });
+  assert.equal(images, 8);
+  assert.deepEqual(
+    badPictures.map(({ picture, reason }) => [picture, reason]),
+    [
+      [3, 'is a GIF'],
+      [6, 'is a GIF'],
+    ],
+  );
+  await refused(
+    directory,
+    /: 2 bad pictures \(.*record 3 at byte \d+: is a GIF; .*record 6 at .*\); at most 1 of 8 by dataset\.maxBadPictures 0\.1;/,
+    { maxBadPictures: 0.1 },
   );
 });

@@ -1,6 +1,6 @@
 /** Checks a dataset against a configuration, before training starts. */
 import { FacetrainError } from '@facetrain/api';
-import { inspectDataset } from '@facetrain/native';
+import { type DatasetInfo, inspectDataset, type UnusablePicture } from '@facetrain/native';
 
 export interface PreflightOptions {
   /** Rows of class centres; null means one for each identity of the dataset. */
@@ -8,6 +8,8 @@ export interface PreflightOptions {
   /** Size of the model's input, in pixels. */
   input: { height: number; width: number };
   globalBatchSize: number;
+  /** Share of the pictures that may be bad. */
+  maxBadPictures: number;
   /** Pictures to decode: all, about a thousand at even distances, or none. Every record's header is always read. */
   decode: 'all' | 'sample' | 'none';
   signal?: AbortSignal;
@@ -20,11 +22,38 @@ export interface Preflight {
   identities: number;
   numClasses: number;
   stepsPerEpoch: number;
+  /** Those that were found, of the pictures that were looked at. */
+  badPictures: UnusablePicture[];
+}
+
+/** How many of a dataset's pictures may be bad: the share, rounded up, so that a share above 0 allows one. */
+export function allowedBadPictures(share: number, images: number): number {
+  return Math.ceil(share * images);
+}
+
+/**
+ * @param bad how many pictures are bad, and some of them
+ * @throws FacetrainError InvalidDataset when there are more than allowed
+ */
+export function checkBadPictures(
+  directory: string,
+  { bad, badPictures, images }: Pick<DatasetInfo, 'bad' | 'badPictures' | 'images'>,
+  share: number,
+): void {
+  const allowed = allowedBadPictures(share, images);
+  if (bad <= allowed) return;
+  const named = badPictures.slice(0, 3).map(({ name, reason }) => `${name}: ${reason}`);
+  throw new FacetrainError({
+    code: 'InvalidDataset',
+    subject: directory,
+    found: `${bad} bad picture${bad === 1 ? '' : 's'} (${named.join('; ')}${bad > named.length ? '; …' : ''})`,
+    allowed: `at most ${allowed} of ${images} by dataset.maxBadPictures ${share}; facetrain dataset check lists all`,
+  });
 }
 
 /** @throws FacetrainError InvalidDataset, naming the file or the record */
 export async function preflightDataset(directory: string, options: PreflightOptions): Promise<Preflight> {
-  const { numClasses, input, globalBatchSize, decode, signal, onProgress } = options;
+  const { numClasses, input, globalBatchSize, maxBadPictures, decode, signal, onProgress } = options;
   const info = await inspectDataset(directory, {
     decode,
     ...(signal && { signal }),
@@ -39,10 +68,17 @@ export async function preflightDataset(directory: string, options: PreflightOpti
       `the model takes ${input.height} x ${input.width}; faces are aligned to this size beforehand (docs/data.md)`,
     );
   }
+  checkBadPictures(directory, info, maxBadPictures);
   if (numClasses !== null && numClasses <= info.labelMax)
     refuse(`labels up to ${info.labelMax}`, `the model has ${numClasses} classes, so labels up to ${numClasses - 1}`);
   const stepsPerEpoch = Math.floor(info.images / globalBatchSize);
   if (stepsPerEpoch === 0)
     refuse(`${info.images} pictures`, `a global batch takes ${globalBatchSize}: more pictures, or a smaller batch`);
-  return { images: info.images, identities: info.identities, numClasses: numClasses ?? info.identities, stepsPerEpoch };
+  return {
+    images: info.images,
+    identities: info.identities,
+    numClasses: numClasses ?? info.identities,
+    stepsPerEpoch,
+    badPictures: info.badPictures,
+  };
 }

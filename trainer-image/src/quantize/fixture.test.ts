@@ -42,7 +42,7 @@ before(async () => {
     schemaVersion: 1,
     job: { name: 'mobilefacenet', uid: 'uid', attempt: 0 },
     model: { path: MOBILEFACENET, channelOrder: 'bgr', input: null },
-    calibration: { datasetPath: LFW, images: 24, seed: 0 },
+    calibration: { datasetPath: LFW, images: 24, seed: 0, maxBadPictures: 0 },
     search: { rounds: 1, candidates: 20, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
     evaluation: { sets: [{ name: 'lfw', path: PAIRS }] },
     gate: { maxAccuracyDrop: 0.01, minMeanCosine: 0.97 },

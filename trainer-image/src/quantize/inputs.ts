@@ -11,6 +11,7 @@ import {
   type Pictures,
   readPictures,
 } from '@facetrain/native';
+import { checkBadPictures } from '../dataset/dataset-preflight.ts';
 import { drawPictures } from '../dataset/sample-indices.ts';
 import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { checkEmbeddingMemory } from '../onnx/memory.ts';
@@ -143,12 +144,14 @@ export interface Calibration {
 /**
  * Checks the dataset for calibration without decoding it.
  * @param input of the model; undefined when it is not known yet
+ * @param maxBadPictures the share of its pictures that may be bad
  * @returns how many pictures it has
  * @throws FacetrainError InvalidDataset
  */
 export async function checkCalibration(
   datasetPath: string,
   input: Graph['input'] | undefined,
+  maxBadPictures: number,
   signal: AbortSignal,
 ): Promise<number> {
   const refuse = (found: string, allowed: string) =>
@@ -160,6 +163,7 @@ export async function checkCalibration(
       `pictures of ${dataset.height} x ${dataset.width}`,
       `the ${input.height} x ${input.width} of the model’s input`,
     );
+  checkBadPictures(datasetPath, dataset, maxBadPictures);
   return dataset.images;
 }
 
@@ -169,15 +173,22 @@ export async function loadCalibration(
   { input }: Graph,
   { log, signal }: Program,
 ): Promise<Calibration> {
-  const { datasetPath, images, seed } = calibration;
-  const there = await checkCalibration(datasetPath, input, signal);
+  const { datasetPath, images, seed, maxBadPictures } = calibration;
+  const there = await checkCalibration(datasetPath, input, maxBadPictures, signal);
   const sample = drawPictures(there, images, seed, evaluation.sets.length === 0);
   if (sample.calibration.length < images)
     log.warn(
       `calibrating on ${sample.calibration.length} pictures instead of ${images}: the dataset has ${there}` +
         (sample.heldOut.length > 0 ? `, and ${sample.heldOut.length} are held out to measure on` : ''),
     );
-  const read = (indices: number[]) => readPictures(datasetPath, indices, { channelOrder: model.channelOrder, signal });
+  const read = async (indices: number[]) => {
+    const pictures = await readPictures(datasetPath, indices, { channelOrder: model.channelOrder, signal });
+    const { bad } = pictures;
+    for (const { name, reason } of bad) log.warn({ picture: name, reason }, 'left out a bad picture');
+    checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, maxBadPictures);
+    if (pictures.count === 0) checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, 0);
+    return pictures;
+  };
   const pictures = await read(sample.calibration);
   const sha256 = createHash('sha256').update(pictures.data).digest('hex');
   return {

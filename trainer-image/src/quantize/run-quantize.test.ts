@@ -82,7 +82,7 @@ function config(change: Partial<QuantizeConfig> = {}): QuantizeConfig {
     schemaVersion: 1,
     job: { name: 'small', uid: 'uid', attempt: 0 },
     model: { path: join(inputs, 'model.onnx'), channelOrder: 'rgb', input: null },
-    calibration: { datasetPath: join(inputs, 'data'), images: 6, seed: 3 },
+    calibration: { datasetPath: join(inputs, 'data'), images: 6, seed: 3, maxBadPictures: 0 },
     search: { rounds: 1, candidates: 10, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
     evaluation: { sets: [{ name: 'pairs', path: join(inputs, 'pairs.bin') }] },
     gate: { maxAccuracyDrop: null, minMeanCosine: 0.9 },
@@ -380,7 +380,7 @@ describe('refused before any work', () => {
     'a dataset without pictures': {
       change: async () => {
         writeSmallDataset(join(scratch, 'empty'), { identities: 4, perIdentity: 0 });
-        return { calibration: { datasetPath: join(scratch, 'empty'), images: 6, seed: 0 } };
+        return { calibration: { datasetPath: join(scratch, 'empty'), images: 6, seed: 0, maxBadPictures: 0 } };
       },
       code: 'InvalidDataset',
       expected: /empty/,

@@ -72,7 +72,11 @@ test('names and configuration are text, never markup', () => {
   const html = trainReportHtml(
     report({
       job: { name: hostile, uid: hostile, attempt: 0 },
-      config: { ...config, dataset: { path: hostile }, model: { ...config.model, onnxPath: hostile } },
+      config: {
+        ...config,
+        dataset: { ...config.dataset, path: hostile },
+        model: { ...config.model, onnxPath: hostile },
+      },
       evaluations: [{ set: hostile, step: 1, accuracy: 0.5, threshold: 1, pairs: 10, tarAtFar: { [hostile]: 1 } }],
     }),
   );

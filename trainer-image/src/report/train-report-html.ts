@@ -41,6 +41,7 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
+${section('Bad pictures', Boolean(report.dataset.badPictures?.count), 'left out of the training', () => badPictures(report))}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
@@ -58,6 +59,9 @@ function facts(report: TrainReport): [string, string][] {
     ],
     ['Training time', duration(report.trainSeconds)],
     ['Dataset', `${count(dataset.images)} pictures of ${count(dataset.identities)} identities`],
+    ...(dataset.badPictures?.count
+      ? [['Bad pictures', `${count(dataset.badPictures.count)}, left out`] as [string, string]]
+      : []),
     ['Backbone', `${backbone}, ${short(model.parameters / 1e6)} M parameters`],
     ['Embedding', `${model.embeddingDim} values`],
     ['Trainers', `${report.trainers} on ${report.device}`],
@@ -71,6 +75,15 @@ function facts(report: TrainReport): [string, string][] {
 
 function section(title: string, present: boolean, note: string, body: () => string): string {
   return present ? `<h2>${title} <small>${note}</small></h2>\n${body()}` : '';
+}
+
+function badPictures({ dataset }: TrainReport): string {
+  const { count: all, listed } = dataset.badPictures!;
+  const rest = all > listed.length ? `<p>and ${count(all - listed.length)} more</p>` : '';
+  return `${table(
+    ['Picture', 'Why'],
+    listed.map(({ name, reason }) => [name, reason]),
+  )}${rest}`;
 }
 
 function evaluationTable(report: TrainReport, sets: string[]): string {

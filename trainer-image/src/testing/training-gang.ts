@@ -55,7 +55,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
   return {
     schemaVersion: 1,
     job: { name: 'small', uid: 'uid', attempt: 0 },
-    dataset: { path: join(folder, 'data') },
+    dataset: { path: join(folder, 'data'), maxBadPictures: 0.001 },
     model: {
       onnxPath: null,
       backbone: 'mobilefacenet',

@@ -1,6 +1,7 @@
 /** Opens the training session, in which the ranks meet. */
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
 import { type Graph, TrainingSession } from '@facetrain/native';
+import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { abortable } from '../program/stop-signal.ts';
@@ -9,7 +10,7 @@ import { abortable } from '../program/stop-signal.ts';
 export async function openSession(
   config: TrainerConfig,
   graph: Graph,
-  numClasses: number,
+  { numClasses, images }: Pick<Preflight, 'numClasses' | 'images'>,
   ranks: Ranks,
   { log, signal }: Program,
 ): Promise<TrainingSession> {
@@ -36,6 +37,7 @@ export async function openSession(
       ...config.augment,
       channelOrder: config.model.channelOrder,
       loaderThreads: config.loaderThreads,
+      maxBadPictures: allowedBadPictures(config.dataset.maxBadPictures, images),
     },
     comm: {
       rank: ranks.rank,

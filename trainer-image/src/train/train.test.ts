@@ -52,7 +52,11 @@ async function job(
   change: (config: TrainerConfig) => Partial<TrainerConfig> = () => ({}),
 ): Promise<{ folder: string; config: TrainerConfig }> {
   const folder = await mkdtemp(join(top, 'job-'));
-  const config = trainerConfig(folder, { dataset: { path: data }, globalBatchSize: BATCH, epochs: EPOCHS });
+  const config = trainerConfig(folder, {
+    dataset: { path: data, maxBadPictures: 0.001 },
+    globalBatchSize: BATCH,
+    epochs: EPOCHS,
+  });
   return { folder, config: { ...config, ...change(config) } };
 }
 
@@ -467,7 +471,7 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       'InvalidDataset',
       /labels up to 6; the model has 3 classes/,
     ],
-    ['dataset', () => ({ dataset: { path: damaged } }), 'InvalidDataset', /damaged.*record 2/],
+    ['dataset', () => ({ dataset: { path: damaged, maxBadPictures: 0 } }), 'InvalidDataset', /damaged.*record 2/],
     [
       'verification set',
       (config) => ({ evaluation: { ...config.evaluation, sets: [{ name: 'none', path: noPairs }] } }),

@@ -10,6 +10,7 @@ import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
+import { BadPictures } from './bad-pictures.ts';
 import { Evaluator } from './evaluator.ts';
 import { finalProgress, finishedTraining } from './finished-training.ts';
 import { History } from './history.ts';
@@ -51,12 +52,13 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   // ---- Set-up. All input is validated before the ranks wait for each other. ----
   const graph = await backboneGraph(config);
   const dataset = await preflight(config, graph, ranks, program);
-  const { numClasses, stepsPerEpoch, totalSteps } = dataset;
+  const { stepsPerEpoch, totalSteps } = dataset;
+  const badPictures = new BadPictures(config.dataset, dataset, ranks, program);
   const evaluator = await Evaluator.open(config, ranks, program);
   if (rank === 0) await folders.claim();
 
   progress.update({ stage: 'Rendezvous', totalSteps });
-  const session = await openSession(config, graph, numClasses, ranks, program);
+  const session = await openSession(config, graph, dataset, ranks, program);
   await folders.share(session);
 
   progress.update({ stage: 'Loading' });
@@ -99,11 +101,12 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
     // act on the combined votes.
     folders.throwIfLost();
-    const { loss, votes } = await session.step(stepsDone, learningRate, {
+    const { loss, votes, replaced } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
     });
     history.add({ step: stepsDone, loss, learningRate, seconds: (performance.now() - stepStart) / 1000 });
+    badPictures.add(replaced);
     stepsDone += 1;
     progress.update({ learningRate });
     show('Training');
@@ -111,6 +114,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       loggedAt = performance.now();
       logStep(learningRate);
     }
+
+    if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps) await badPictures.exchange(session);
 
     // The checkpoint of the last step comes before the final evaluation: losing a machine during that costs no step.
     if (
@@ -132,7 +137,17 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   if (!stopped && rank === 0) {
     show('Exporting');
     const model = await writeModel(folders.output, await session.exportGraph());
-    const report = trainReport(config, { startedAt, dataset, model, ranks, session, resumed, history, evaluator });
+    const report = trainReport(config, {
+      startedAt,
+      dataset,
+      model,
+      ranks,
+      session,
+      resumed,
+      history,
+      evaluator,
+      badPictures,
+    });
     await writeReport(folders.output, report);
     log.info(
       { directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest },

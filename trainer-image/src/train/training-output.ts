@@ -10,6 +10,7 @@ import type { Ranks } from '../program/ranks.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
 import type { Fence } from '../storage/fence.ts';
+import type { BadPictures } from './bad-pictures.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
 
@@ -42,17 +43,23 @@ export interface FinishedTraining {
   resumed: CheckpointManifest | undefined;
   history: History;
   evaluator: Evaluator;
+  badPictures: Pick<BadPictures, 'report'>;
 }
 
 /** The report of a training that has ended now. */
 export function trainReport(config: TrainerConfig, finished: FinishedTraining): TrainReport {
-  const { startedAt, dataset, model, ranks, session, resumed, history, evaluator } = finished;
+  const { startedAt, dataset, model, ranks, session, resumed, history, evaluator, badPictures } = finished;
   return {
     schemaVersion: 1,
     job: config.job,
     startedAt: startedAt.toISOString(),
     finishedAt: new Date().toISOString(),
-    dataset: { path: config.dataset.path, images: dataset.images, identities: dataset.identities },
+    dataset: {
+      path: config.dataset.path,
+      images: dataset.images,
+      identities: dataset.identities,
+      badPictures: badPictures.report,
+    },
     model,
     trainers: ranks.size,
     device: session.device,

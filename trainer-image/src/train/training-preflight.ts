@@ -44,6 +44,7 @@ export async function preflight(
     numClasses: config.model.numClasses,
     input: graph.input,
     globalBatchSize,
+    maxBadPictures: config.dataset.maxBadPictures,
     decode: rank === 0 ? 'sample' : 'none',
     signal,
     onProgress: () => progress.tick(),
