@@ -26,6 +26,7 @@ export {
   inputStd,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
+  maxBadPictures,
   searchRounds,
   seed,
   verificationPairs,

@@ -32,8 +32,8 @@ export const DEFAULT_RENDEZVOUS_PORT = 29_500;
 export const DEFAULT_CHANNEL_ORDER = 'RGB';
 
 /**
- * Share of a dataset's pictures that may be unusable, rounded up to whole pictures: one in a thousand, and one at least.
- * Published datasets have fewer; a share above it means that the files were damaged on their way.
+ * Share of a dataset's pictures that may be unusable, rounded up to whole pictures: one in a thousand, and one at
+ * least. Published datasets have fewer; a share above it means that the files were damaged on their way.
  */
 export const DEFAULT_MAX_BAD_PICTURES = 0.001;
 

@@ -5,11 +5,13 @@ import {
   computeThreads,
   DEFAULT_CALIBRATION,
   DEFAULT_CHANNEL_ORDER,
+  DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_SEARCH,
   ExitCode,
   INPUT_RANGES,
   inputMean,
   inputStd,
+  maxBadPictures,
   searchRounds,
   seed,
   verificationPairs,
@@ -17,6 +19,7 @@ import {
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
+import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
 import type { EvalOptions } from './commands/eval.ts';
@@ -54,6 +57,15 @@ function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
     throw new InvalidArgumentError(`Must be a whole number from ${range.minValue} to ${range.maxValue}.`);
   };
 }
+
+const maxBadPicturesOption = () =>
+  new Option('--max-bad-pictures <share>', 'share of the pictures that may be unusable, rounded up')
+    .argParser((text: string) => {
+      const value = maxBadPictures.safeParse(text.trim() === '' ? NaN : Number(text));
+      if (value.success) return value.data;
+      throw new InvalidArgumentError('Must be a share from 0 to 1.');
+    })
+    .default(DEFAULT_MAX_BAD_PICTURES);
 
 /** Numbers with commas between them. */
 function numbers(range: typeof inputMean | typeof inputStd) {
@@ -150,10 +162,11 @@ command('validate', 'check a manifest, as the API server would')
 const dataset = program.command('dataset').description('look at training data, and divide it').exitOverride();
 command('check', 'read and decode every picture of a dataset, and count identities and duplicates', dataset)
   .argument('<folder>')
+  .addOption(maxBadPicturesOption())
   .action(
-    action(async (folder: string) => {
+    action(async (folder: string, options: CheckOptions) => {
       const { checkDataset } = await import('./commands/dataset.ts');
-      return checkDataset(folder, new StatusLine(), signal);
+      return checkDataset(folder, options, new StatusLine(), signal);
     }),
   );
 
@@ -163,10 +176,14 @@ command(
   dataset,
 )
   .argument('<folder>')
+  .option(
+    '--labels <list>',
+    'RecordIO of more than 16777216 identities: write train.labels, from lines of a key, a tab and a label (im2rec’s)',
+  )
   .action(
-    action(async (folder: string) => {
+    action(async (folder: string, options: IndexOptions) => {
       const { writeIndex } = await import('./commands/dataset.ts');
-      return writeIndex(folder, new StatusLine(), signal);
+      return writeIndex(folder, options, new StatusLine(), signal);
     }),
   );
 
@@ -246,6 +263,7 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
       .argParser(wholeNumber(searchRounds))
       .default(DEFAULT_SEARCH.rounds),
   )
+  .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .addOption(channelOrder())

@@ -124,7 +124,8 @@ struct Record {
 
 class RecordDataset : public Dataset {
  public:
-  explicit RecordDataset(const std::string& directory)
+  // Without labels of more identities than float32 can tell apart when `labels_follow`: they are about to be written.
+  explicit RecordDataset(const std::string& directory, bool labels_follow = false)
       : property_path_(directory + "/property"),
         property_(lacks_only_property(directory) ? Property{} : read_property(property_path_)),
         entries_(read_index(directory + "/train.idx")),
@@ -143,16 +144,24 @@ class RecordDataset : public Dataset {
     parse(last, joined);  // throws if the file ends inside its last record
     keep_pictures();
     if (property_.identities == 0) explain_missing_property();
-    labels_ = LabelsFile::open(directory, size());
-    if (property_.identities > kExactInFloat && !labels_) {
+    if (!labels_follow) labels_ = LabelsFile::open(directory, size());
+    if (property_.identities > kExactInFloat && !labels_ && !labels_follow) {
       throw Error("InvalidDataset", property_path_, std::to_string(property_.identities) + " identities",
                   "at most 16777216 without the file train.labels: the labels in train.rec are 32-bit floats, and "
-                  "exact only up to there");
+                  "exact only up to there; facetrain dataset index " +
+                      directory + " --labels LIST writes it from a list of keys and labels");
     }
     file_.expect_random_access();
   }
 
   int64_t size() const override { return static_cast<int64_t>(entries_.size()); }
+  // The picture of a record; -1 when the key is of no picture.
+  int64_t picture_of(uint64_t key) const {
+    const auto found =
+        std::lower_bound(entries_.begin(), entries_.end(), key, [](const Entry& e, uint64_t k) { return e.key < k; });
+    return found == entries_.end() || found->key != key ? -1 : found - entries_.begin();
+  }
+
   int64_t identities() const override { return property_.identities; }
   int height() const override { return property_.height; }
   int width() const override { return property_.width; }
@@ -332,6 +341,51 @@ class RecordDataset : public Dataset {
 };
 
 }  // namespace
+
+LabelledPictures write_labels_from(const std::string& list, const std::string& directory) {
+  const RecordDataset dataset(directory, true);
+  const MappedFile file(list);
+  const auto bytes = without_byte_order_mark(file.bytes());
+  const char* text = reinterpret_cast<const char*>(bytes.data());
+  const char* const end = text + bytes.size();
+  std::vector<int64_t> labels(static_cast<size_t>(dataset.size()), -1);
+  for (int64_t number = 1; text < end; ++number) {
+    const char* const line_end = std::find(text, end, '\n');
+    const auto refuse = [&](const std::string& found, const std::string& allowed) {
+      throw Error("InvalidDataset", list + ", line " + std::to_string(number), found, allowed);
+    };
+    uint64_t key = 0;
+    int64_t label = 0;
+    const auto after_key = std::from_chars(text, line_end, key);
+    const bool tab = after_key.ec == std::errc() && after_key.ptr != line_end && *after_key.ptr == '\t';
+    const auto after_label = std::from_chars(tab ? after_key.ptr + 1 : line_end, line_end, label);
+    const char* next = after_label.ptr;
+    if (next < line_end && *next == '.') next = std::find_if(next + 1, line_end, [](char c) { return c != '0'; });
+    if (after_label.ec != std::errc() || (next < line_end && *next != '\t' && *next != '\r')) {
+      const FileKind* const kind = number == 1 ? name_kind(file.bytes()) : nullptr;
+      if (kind != nullptr) refuse_kind(list, *kind, "a list of keys and labels");
+      refuse("'" + std::string(text, std::min<size_t>(60, static_cast<size_t>(line_end - text))) + "'",
+             "a key of train.idx, a tab, and a whole number, as MXNet's im2rec writes them");
+    }
+    const int64_t picture = dataset.picture_of(key);
+    if (picture >= 0) {
+      if (label < 0 || label >= dataset.identities()) {
+        refuse("label " + std::to_string(label), "0 to " + std::to_string(dataset.identities() - 1) + ", by property");
+      }
+      int64_t& known = labels[static_cast<size_t>(picture)];
+      if (known >= 0) refuse("key " + std::to_string(key) + " again", "each key once");
+      known = label;
+    }
+    text = line_end == end ? end : line_end + 1;
+  }
+  const auto missing = std::find(labels.begin(), labels.end(), -1);
+  if (missing != labels.end()) {
+    throw Error("InvalidDataset", list, "has no line for " + dataset.name(missing - labels.begin()),
+                "a line for each picture: its key, a tab, and its label");
+  }
+  write_labels(directory, labels);
+  return {dataset.size(), dataset.identities()};
+}
 
 std::shared_ptr<const Dataset> open_record_dataset(const std::string& directory) {
   return std::make_shared<RecordDataset>(directory);

@@ -17,6 +17,7 @@
 
 #include "data/inspect.h"
 #include "data/labels_file.h"
+#include "data/open_dataset.h"
 #include "data/picture.h"
 #include "data/recordio.h"
 #include "error.h"
@@ -233,6 +234,40 @@ void test_labels_file() {
   expect("train.labels: belongs to another train.idx");
   folder.write("train.labels", "PK\x03\x04");
   expect("train.labels: is a ZIP archive");
+}
+
+void test_labels_from_a_list() {
+  Folder folder;
+  plain(3, 1).save(folder, "100000000,16,16");
+  CHECK_THROWS(open_dataset(folder.path), Error, "--labels LIST writes it");
+  const std::string list = folder.path + "/faces.lst";
+  const auto expect = [&](const std::string& text, const std::string& message) {
+    folder.write("faces.lst", text);
+    CHECK_THROWS(write_labels_from(list, folder.path), Error, message);
+    CHECK(!std::filesystem::exists(folder.path + "/train.labels"));
+  };
+  expect("1\t5\n2\t6\n", "faces.lst: has no line for " + folder.path + "/train.rec, record 3 at byte ");
+  expect("1\t5\n2\t100000000\n3\t0\n", "faces.lst, line 2: label 100000000; 0 to 99999999");
+  expect("1\t5\n2\t-1\n3\t0\n", "faces.lst, line 2: label -1");
+  expect("1\t5\n2\t6\n1\t5\n", "faces.lst, line 3: key 1 again");
+  expect("1\t5.5\n", "faces.lst, line 1: '1\t5.5'; a key of train.idx, a tab, and a whole number");
+  for (const char* line : {"1 5\n", "\n", "1\t\n", "1\n", "x\t5\n", "1\t5 \n", "99999999999999999999\t5\n"}) {
+    expect(line, "faces.lst, line 1: '");
+  }
+  expect(std::string("PK\x03\x04 and so on"), "faces.lst: is a ZIP archive");
+  folder.write("faces.lst",
+               "\xef\xbb\xbf"
+               "0\t7\n3\t16777217.000000\ta.jpg\r\n1\t99999999\n2\t16777216\tb.jpg");
+  const auto [pictures, identities] = write_labels_from(list, folder.path);
+  CHECK_EQ(pictures, 3);
+  CHECK_EQ(identities, 100000000);
+  const auto dataset = open_dataset(folder.path);
+  const std::vector<int64_t> labels = {99999999, 16777216, 16777217};
+  for (int64_t i = 0; i < 3; ++i) CHECK_EQ(dataset->label(i), labels[static_cast<size_t>(i)]);
+  plain(3, 2).save(folder, "100000000,16,16");  // train.labels is now another dataset's, and is written again
+  folder.write("faces.lst", "2\t0\n3\t1\n4\t2\n");
+  write_labels_from(list, folder.path);
+  CHECK_EQ(open_dataset(folder.path)->label(2), 2);
 }
 
 // What a folder may hold instead of the three files.
@@ -809,6 +844,7 @@ int main() {
   test_layouts();
   test_header_beyond_exact_floats();
   test_labels_file();
+  test_labels_from_a_list();
   test_other_files();
   test_split_records();
   test_damage();

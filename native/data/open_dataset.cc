@@ -75,7 +75,8 @@ void check_sources(const std::string& directory, const Listing& listing) {
 std::unique_ptr<const Listing> list_pictures(const std::string& directory) {
   if (is_records(directory)) {
     throw Error("InvalidDataset", directory, "is RecordIO, whose index is train.idx",
-                "an image folder or tar shards; this dataset needs no other index");
+                "an image folder or tar shards; this dataset needs no other index, but more than 16777216 identities "
+                "need --labels LIST");
   }
   const Contents contents = contents_of(directory);
   if (contents.shards) return list_tar_shards(directory);

@@ -129,6 +129,16 @@ Napi::Value read_pictures(const Napi::CallbackInfo& info) {
   });
 }
 
+Worker::Reply index_reply(const char* layout, int64_t images, int64_t identities) {
+  return [=](Napi::Env env) -> Napi::Value {
+    Napi::Object value = Napi::Object::New(env);
+    value.Set("layout", layout);
+    value.Set("images", static_cast<double>(images));
+    value.Set("identities", static_cast<double>(identities));
+    return value;
+  };
+}
+
 // (directory) -> {layout, images, identities}: writes facetrain.index
 Napi::Value index_dataset(const Napi::CallbackInfo& info) {
   const std::string directory = info[0].As<Napi::String>();
@@ -136,16 +146,19 @@ Napi::Value index_dataset(const Napi::CallbackInfo& info) {
     return [=]() -> Worker::Reply {
       const auto listing = list_pictures(directory);
       write_index(*listing, directory);
-      const bool shards = listing->kind() == Listing::kTarShards;
-      const auto images = static_cast<double>(listing->pictures().size());
-      const auto identities = static_cast<double>(listing->identities());
-      return [=](Napi::Env env) -> Napi::Value {
-        Napi::Object value = Napi::Object::New(env);
-        value.Set("layout", shards ? "shards" : "folder");
-        value.Set("images", images);
-        value.Set("identities", identities);
-        return value;
-      };
+      return index_reply(listing->kind() == Listing::kTarShards ? "shards" : "folder",
+                         static_cast<int64_t>(listing->pictures().size()), listing->identities());
+    };
+  });
+}
+
+// (directory, list) -> {layout, images, identities}: writes train.labels
+Napi::Value write_dataset_labels(const Napi::CallbackInfo& info) {
+  const std::string directory = info[0].As<Napi::String>(), list = info[1].As<Napi::String>();
+  return start_call(info.Env(), "labels", [&](const Worker&) -> Worker::Command {
+    return [=]() -> Worker::Reply {
+      const auto [pictures, identities] = write_labels_from(list, directory);
+      return index_reply("records", pictures, identities);
     };
   });
 }
@@ -332,6 +345,7 @@ void register_data(Napi::Env env, Napi::Object exports) {
   exports.Set("readEncoded", Napi::Function::New(env, read_encoded));
   exports.Set("packDataset", Napi::Function::New(env, pack_dataset));
   exports.Set("summarizeDataset", Napi::Function::New(env, summarize_dataset));
+  exports.Set("writeLabels", Napi::Function::New(env, write_dataset_labels));
   exports.Set("nameFileKind", Napi::Function::New(env, name_file_kind));
   exports.Set("decodePictures", Napi::Function::New(env, decode_pictures));
 }

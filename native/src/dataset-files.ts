@@ -5,7 +5,7 @@ import { type Call, runCall } from './call.ts';
 
 /** What indexDataset found. */
 export interface IndexedDataset {
-  layout: 'folder' | 'shards';
+  layout: 'folder' | 'shards' | 'records';
   images: number;
   /** The largest label and one. */
   identities: number;
@@ -61,6 +61,7 @@ type LongCall<T> = Call<T> & { progress(): Progress };
 
 interface DatasetAddon {
   indexDataset(directory: string): Call<IndexedDataset>;
+  writeLabels(directory: string, list: string): Call<IndexedDataset>;
   readLabels(directory: string): Call<DatasetLabels>;
   readEncoded(directory: string, indices: Float64Array): Call<(Uint8Array | null)[]>;
   packDataset(directory: string, relabel: Float64Array, output: string, shardBytes: number): LongCall<PackedDataset>;
@@ -89,6 +90,19 @@ async function runLong<T>(start: () => LongCall<T>, { signal, onProgress }: Opti
  */
 export function indexDataset(directory: string, { signal }: { signal?: AbortSignal } = {}): Promise<IndexedDataset> {
   return runCall(() => addon.indexDataset(directory), signal);
+}
+
+/**
+ * Writes train.labels of a RecordIO dataset, which more than 2^24 identities need.
+ * @param list a file with a line for each picture: its key in train.idx, a tab, and its label (im2rec's form)
+ * @throws FacetrainError InvalidDataset, naming the line; StorageFailed
+ */
+export function writeLabels(
+  directory: string,
+  list: string,
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<IndexedDataset> {
+  return runCall(() => addon.writeLabels(directory, list), signal);
 }
 
 /** @throws FacetrainError InvalidDataset */

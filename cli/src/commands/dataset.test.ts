@@ -6,7 +6,7 @@ import { mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { shippedJpeg, writeImageFolder } from '@facetrain/trainer/testing/dataset-fixtures';
+import { shippedJpeg, writeDataset, writeImageFolder } from '@facetrain/trainer/testing/dataset-fixtures';
 import { exampleFaces, root } from '../../../hack/lib/paths.mjs';
 import { facetrain, Running } from '../testing/run-cli.ts';
 
@@ -80,6 +80,28 @@ test('check counts what a person can act on', async () => {
   assert.match(stdout, /person-0\/0\.jpg is also \S+person-1\/9\.jpg/);
 });
 
+test('check lists every bad picture, and its exit code follows the budget', async () => {
+  const faces = join(scratch, 'bad');
+  writeImageFolder(faces, { identities: 2, perIdentity: 5 });
+  await writeFile(join(faces, 'person-0', '1.jpg'), 'GIF89a');
+  await writeFile(join(faces, 'person-1', '4.jpg'), shippedJpeg(3).subarray(0, 900));
+  const refused = await facetrain('dataset', 'check', faces);
+  assert.equal(refused.code, 2);
+  assert.match(refused.stdout, /Bad pictures +2; 1 are allowed by dataset\.maxBadPictures 0\.001/);
+  assert.match(refused.stdout, /person-0\/1\.jpg: is a GIF\n.*person-1\/4\.jpg: /);
+  const { code, stdout } = await facetrain('dataset', 'check', faces, '--max-bad-pictures', '0.2', '--json');
+  assert.equal(code, 0);
+  const { bad, badPictures } = JSON.parse(stdout) as { bad: number; badPictures: { picture: number }[] };
+  assert.equal(bad, 2);
+  assert.deepEqual(
+    badPictures.map(({ picture }) => picture),
+    [1, 9],
+  );
+  const wrong = await facetrain('dataset', 'check', faces, '--max-bad-pictures', '2');
+  assert.equal(wrong.code, 2);
+  assert.match(wrong.stderr, /--max-bad-pictures.*Must be a share from 0 to 1/);
+});
+
 test('pairs leaves out a picture that cannot be decoded, and refuses more pairs than there are', async () => {
   const faces = join(scratch, 'pairs');
   writeImageFolder(faces, { identities: 20, perIdentity: 3 });
@@ -100,6 +122,21 @@ test('index lists a folder, and says what a dataset is', async () => {
   const { code, stdout } = await facetrain('dataset', 'index', faces, '--json');
   assert.equal(code, 0);
   assert.deepEqual(JSON.parse(stdout), { folder: faces, layout: 'folder', images: 4, identities: 2 });
+  const shifted = join(scratch, 'records');
+  writeDataset(
+    shifted,
+    '20000000,112,112',
+    [0, 1].map((i) => ({ label: i, jpeg: shippedJpeg(i) })),
+  );
+  const unlabelled = await facetrain('dataset', 'check', shifted);
+  assert.equal(unlabelled.code, 2);
+  assert.match(unlabelled.stderr, /property: 20000000 identities; .*dataset index \S+ --labels LIST writes it/);
+  const list = join(scratch, 'faces.lst');
+  await writeFile(list, '0\t16777217.000000\ta.jpg\n1\t3\tb.jpg\n');
+  const labelled = await facetrain('dataset', 'index', shifted, '--labels', list);
+  assert.equal(labelled.code, 0, labelled.stderr);
+  assert.match(labelled.stdout, /Labels +\S+train\.labels\n +Layout +RecordIO\n +Pictures +2\n/);
+  assert.match((await facetrain('dataset', 'check', shifted)).stdout, /labels 3 to 16777217/);
   const records = await facetrain('dataset', 'index', exampleFaces);
   assert.equal(records.code, 2);
   assert.match(records.stderr, /: is RecordIO, whose index is train\.idx; /);

@@ -2,13 +2,23 @@
  * `facetrain dataset index` and `facetrain dataset check`. The latter reads and decodes a whole dataset, to find before
  * a training what would stop it or do harm.
  */
-import { DEFAULT_MAX_BAD_PICTURES, ExitCode } from '@facetrain/api';
-import { type DatasetSummary, indexDataset, inspectDataset, summarizeDataset } from '@facetrain/native';
+import { ExitCode } from '@facetrain/api';
+import { type DatasetSummary, indexDataset, inspectDataset, summarizeDataset, writeLabels } from '@facetrain/native';
 import { allowedBadPictures } from '@facetrain/trainer/dataset/dataset-preflight';
 import { bytes, percent, type StatusLine, table } from '../terminal-output.ts';
 
-/** The exit code is that of a training with the default budget of bad pictures. */
-export async function checkDataset(folder: string, line: StatusLine, signal: AbortSignal) {
+export interface CheckOptions {
+  /** Share of the pictures that may be bad. */
+  maxBadPictures: number;
+}
+
+/** The exit code is that of a training with the same budget of bad pictures. */
+export async function checkDataset(
+  folder: string,
+  { maxBadPictures }: CheckOptions,
+  line: StatusLine,
+  signal: AbortSignal,
+) {
   const info = await inspectDataset(folder, {
     decode: 'all',
     signal,
@@ -20,7 +30,7 @@ export async function checkDataset(folder: string, line: StatusLine, signal: Abo
   });
   line.clear();
   const { images, identities, identitiesSeen, labelMin, labelMax, height, width, bad, badPictures } = info;
-  const allowed = allowedBadPictures(DEFAULT_MAX_BAD_PICTURES, images);
+  const allowed = allowedBadPictures(maxBadPictures, images);
   const listed = badPictures.map(({ name, reason }) => `${name}: ${reason}`);
   if (bad > listed.length) listed.push(`and ${bad - listed.length} more`);
   const seen = `${identitiesSeen} occur (${percent(identitiesSeen / identities)})`;
@@ -31,7 +41,7 @@ export async function checkDataset(folder: string, line: StatusLine, signal: Abo
       table([
         ['Dataset', folder],
         ['Pictures', `${images} of ${height}x${width}, all decoded`],
-        ['Bad pictures', `${bad}; ${allowed} are allowed by dataset.maxBadPictures ${DEFAULT_MAX_BAD_PICTURES}`],
+        ['Bad pictures', `${bad}; ${allowed} are allowed by dataset.maxBadPictures ${maxBadPictures}`],
         ['Identities', `${identities}, of which ${seen}; labels ${labelMin} to ${labelMax}`],
         ['Pictures each', `${summary.least} to ${summary.most}, median ${summary.median}`],
         ...(summary.withOne > 0
@@ -59,15 +69,22 @@ function duplicates({ within, across }: DatasetSummary): string {
   return `${within.count} within an identity, ${across.count} across identities${advice}`;
 }
 
-export async function writeIndex(folder: string, line: StatusLine, signal: AbortSignal) {
+export interface IndexOptions {
+  /** A list of keys and labels, for RecordIO. */
+  labels?: string;
+}
+
+const LAYOUTS = { folder: 'image folder', shards: 'tar shards', records: 'RecordIO' } as const;
+
+export async function writeIndex(folder: string, { labels }: IndexOptions, line: StatusLine, signal: AbortSignal) {
   line.show('Reading', folder);
-  const index = await indexDataset(folder, { signal });
+  const index = labels ? await writeLabels(folder, labels, { signal }) : await indexDataset(folder, { signal });
   line.clear();
   return {
     json: { folder, ...index },
     text: table([
-      ['Index', `${folder}/facetrain.index`],
-      ['Layout', index.layout === 'shards' ? 'tar shards' : 'image folder'],
+      labels ? ['Labels', `${folder}/train.labels`] : ['Index', `${folder}/facetrain.index`],
+      ['Layout', LAYOUTS[index.layout]],
       ['Pictures', String(index.images)],
       ['Identities', String(index.identities)],
     ]),

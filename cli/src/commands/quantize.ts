@@ -6,7 +6,6 @@ import { basename, join, resolve } from 'node:path';
 import {
   ARTIFACT,
   ArtifactManifest,
-  DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_SEARCH,
   FacetrainError,
   OUTPUT,
@@ -30,6 +29,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   images: number;
   seed: number;
   rounds: number;
+  /** Share of the calibration pictures that may be bad. */
+  maxBadPictures: number;
   /** Verification sets: .bin files. */
   pairs?: string[];
   channelOrder: ChannelOrder;
@@ -104,7 +105,8 @@ function isArtifact(manifest: string): boolean {
 
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
-  const { model, calibration, out, images, seed, rounds, pairs = [], channelOrder, output, threads } = options;
+  const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
+  const { pairs = [], channelOrder, output, threads } = options;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );
@@ -117,7 +119,7 @@ async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
       channelOrder,
       input: givenRange(options),
     },
-    calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures: DEFAULT_MAX_BAD_PICTURES },
+    calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
     search: { ...DEFAULT_SEARCH, rounds },
     evaluation: { sets },
     gate: { maxAccuracyDrop: null, minMeanCosine: null },

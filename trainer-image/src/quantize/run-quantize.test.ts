@@ -23,6 +23,7 @@ import { encodeOnnx } from '../onnx/write.ts';
 import type { Program } from '../program/program.ts';
 import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
+import { shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
 import { type Operation, SimulatedProcess } from '../testing/file-operations.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
@@ -288,6 +289,18 @@ test('an older quantizer that wakes after a newer one has begun changes nothing,
     assert.deepEqual(await readdir(join(server.folder, 'models', 'old')).catch(() => []), [], name);
     await rm(out, { recursive: true });
   }
+});
+
+test('bad calibration pictures are left out within the budget', async () => {
+  const damaged = join(scratch, 'damaged');
+  const records = [0, 1, 2, 3, 4].map((i) => ({ label: i % 2, jpeg: shippedJpeg(i) }));
+  writeDataset(damaged, '2,112,112', [...records, { label: 1, jpeg: Buffer.from('GIF89a') }]);
+  const calibration = { datasetPath: damaged, images: 6, seed: 3 };
+  const report = await runQuantize(config({ calibration: { ...calibration, maxBadPictures: 0.001 } }), program());
+  assert.equal(report.calibration.images, 5);
+  const { code, message } = await failure({ calibration: { ...calibration, maxBadPictures: 0 } });
+  assert.equal(code, 'InvalidDataset');
+  assert.match(message, /damaged: 1 bad picture \(.*record 5 .*: is a GIF\); at most 0 of 6/);
 });
 
 describe('refused before any work', () => {

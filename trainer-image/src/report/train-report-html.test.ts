@@ -66,6 +66,23 @@ test('the page shows the figures, loads no other file and has no script', () => 
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(/);
 });
 
+test('bad pictures are named, and those beyond the list are counted', () => {
+  const html = trainReportHtml(
+    report({
+      dataset: {
+        path: '/data',
+        images: 800,
+        identities: 40,
+        badPictures: { count: 3, listed: [{ name: '/data/train.rec, record <5>', reason: 'is a GIF' }] },
+      },
+    }),
+  );
+  assert.match(html, /<dt>Bad pictures<\/dt><dd>3, left out<\/dd>/);
+  assert.match(html, /record &#60;5&#62;.*is a GIF/s);
+  assert.match(html, /and 2 more/);
+  assert.doesNotMatch(trainReportHtml(report()), /Bad pictures/);
+});
+
 test('names and configuration are text, never markup', () => {
   const hostile = '<img src=x onerror="alert(1)">&\'';
   const config = trainerConfig('/job');

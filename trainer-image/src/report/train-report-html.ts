@@ -27,6 +27,7 @@ export function trainReportHtml(report: TrainReport): string {
     chart(accuracies, span, (value) => `${short(value * 100)} %`) + evaluationTable(report, sets);
   const accuracyNote = '10-fold, embeddings of picture and mirror image added';
   const hasCurves = report.history.length > 1;
+  const hasBadPictures = Boolean(report.dataset.badPictures?.count);
   const learningRateBody = () => curve('learning rate', ({ learningRate }) => learningRate);
   return page(
     `${name}: training report`,
@@ -41,7 +42,7 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
-${section('Bad pictures', Boolean(report.dataset.badPictures?.count), 'left out of the training', () => badPictures(report))}
+${section('Bad pictures', hasBadPictures, 'left out of the training', () => badPictures(report))}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
@@ -82,7 +83,7 @@ function badPictures({ dataset }: TrainReport): string {
   const rest = all > listed.length ? `<p>and ${count(all - listed.length)} more</p>` : '';
   return `${table(
     ['Picture', 'Why'],
-    listed.map(({ name, reason }) => [name, reason]),
+    listed.map(({ name, reason }) => [escapeHtml(name), escapeHtml(reason)]),
   )}${rest}`;
 }
 

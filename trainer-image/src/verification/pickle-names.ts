@@ -1,6 +1,7 @@
 /**
  * The Python functions and classes that verification sets refer to, done here without Python: `_codecs.encode` and
- * `bytearray`, NumPy's arrays and scalars. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce, array_reduce_ex).
+ * `bytearray`, NumPy's arrays and scalars. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce,
+ * array_reduce_ex).
  */
 import {
   DataType,

@@ -1,7 +1,7 @@
 /**
  * A reader of Python pickles, protocols 0 to 5, for insightface's verification sets: lists, tuples, bytes, text,
- * numbers, bools, and NumPy's arrays and scalars. A general unpickler calls any function that a file names. This one has a
- * closed list of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
+ * numbers, bools, and NumPy's arrays and scalars. A general unpickler calls any function that a file names. This one
+ * has a closed list of names (pickle-names.ts), calls no Python code, and refuses a file with any other name.
  *
  * For any bytes it ends, in time linear in their number, with a value or a FacetrainError. Byte strings are views of
  * the input. Opcodes: CPython's Lib/pickletools.py.
