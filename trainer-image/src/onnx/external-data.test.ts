@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
+import { type Entries, splitModel as split } from '../testing/external-data.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
-import { decodeModel, encodeModel, type ModelProto, type TensorProto } from './proto.ts';
 import { parseOnnx, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
@@ -19,34 +19,6 @@ after(() => rm(folder, { recursive: true }));
 function whole(): Uint8Array {
   const b = new GraphBuilder({ height: 4, width: 4 });
   return encodeOnnx(b.graph(b.gemm(b.flatten(b.prelu(b.conv('data', 3, 5, 3, { pad: 1 }), 5)), 80, 6)));
-}
-
-type Entries = Record<string, string | number>;
-const entries = (values: Entries) => Object.entries(values).map(([key, value]) => ({ key, value: String(value) }));
-
-/**
- * Splits a model as PyTorch does: each tensor at a multiple of 64 bytes of one file.
- * @param change what another writer would write for a tensor
- */
-function split(
-  bytes: Uint8Array,
-  location: string,
-  change: (tensor: TensorProto, values: Entries) => Entries = (_, values) => values,
-): { model: Uint8Array; data: Uint8Array } {
-  const model = decodeModel(bytes) as ModelProto & { graph: NonNullable<ModelProto['graph']> };
-  const parts: Uint8Array[] = [];
-  let offset = 0;
-  for (const tensor of model.graph.initializer) {
-    const raw = tensor.rawData!;
-    const padded = new Uint8Array(Math.ceil(raw.length / 64) * 64);
-    padded.set(raw);
-    parts.push(padded);
-    tensor.externalData = entries(change(tensor, { location, offset, length: raw.length }));
-    tensor.dataLocation = 1;
-    tensor.rawData = new Uint8Array();
-    offset += padded.length;
-  }
-  return { model: encodeModel(model), data: Buffer.concat(parts) };
 }
 
 async function write(name: string, files: { model: Uint8Array; data?: Uint8Array; at?: string }): Promise<string> {

@@ -24,6 +24,7 @@ import type { Program } from '../program/program.ts';
 import { createBoard } from '../program/progress-board.ts';
 import { fetchTo } from '../storage/fetch.ts';
 import { shippedJpeg, writeDataset } from '../testing/dataset-fixtures.ts';
+import { splitModel } from '../testing/external-data.ts';
 import { type Operation, SimulatedProcess } from '../testing/file-operations.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
@@ -289,6 +290,19 @@ test('an older quantizer that wakes after a newer one has begun changes nothing,
     assert.deepEqual(await readdir(join(server.folder, 'models', 'old')).catch(() => []), [], name);
     await rm(out, { recursive: true });
   }
+});
+
+test('a model with external data comes from a prefix of an object store', async () => {
+  const { model, data } = splitModel(await readFile(join(inputs, 'model.onnx')), 'model.onnx.data');
+  await mkdir(join(server.folder, 'models/source'), { recursive: true });
+  await writeFile(join(server.folder, 'models/source/model.onnx'), model);
+  await writeFile(join(server.folder, 'models/source/model.onnx.data'), data);
+  const path = join(scratch, 'fetched');
+  await fetchTo({ ...server.address('s3://models/source'), to: path });
+  const { model: source } = config();
+  const { metrics } = await runQuantize(config({ model: { ...source, path } }), program());
+  const whole = await runQuantize(config({ outputDirectory: join(scratch, 'whole') }), program());
+  assert.deepEqual(metrics, whole.metrics);
 });
 
 test('bad calibration pictures are left out within the budget', async () => {
