@@ -68,8 +68,22 @@ export function computedIntegers(
       return elementwise(x, y, Math.max);
     case 'Min':
       return elementwise(x, y, Math.min);
+    case 'And':
+      return elementwise(x, y, (a, b) => Number(a !== 0 && b !== 0));
     case 'Equal':
       return elementwise(x, y, (a, b) => Number(a === b));
+    case 'Greater':
+      return elementwise(x, y, (a, b) => Number(a > b));
+    case 'GreaterOrEqual':
+      return elementwise(x, y, (a, b) => Number(a >= b));
+    case 'Less':
+      return elementwise(x, y, (a, b) => Number(a < b));
+    case 'LessOrEqual':
+      return elementwise(x, y, (a, b) => Number(a <= b));
+    case 'Not':
+      return x.map((value) => Number(value === 0));
+    case 'Or':
+      return elementwise(x, y, (a, b) => Number(a !== 0 || b !== 0));
     case 'Where': {
       const [, , z] = inputs;
       const chosen = y && z && elementwise(x, y, (condition, value) => (condition ? value : NaN));

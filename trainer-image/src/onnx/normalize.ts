@@ -2,7 +2,8 @@
  * Brings a graph of any operator set and exporter into one form, so that all commands read the same graphs:
  *
  * 1. Every node has its form of operator set 17 (translate-node.ts). Nodes of constants are computed
- *    (constant-folding.ts); Identity, Dropout and casts between floats are gone.
+ *    (constant-folding.ts); Identity, Dropout and casts between floats are gone; of an If whose condition is known, the
+ *    chosen branch stays.
  * 2. A normalisation that ends the model is gone (embedding-norm.ts).
  * 3. What can be written with the operators of operators.ts is written with them (canonical.ts); a MatMul and the Add
  *    of its bias are a Gemm. The output is [N, d].
@@ -11,6 +12,7 @@
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
+import type { Branch, Branches } from './branches.ts';
 import { Canonicalizer } from './canonical.ts';
 import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
@@ -24,6 +26,8 @@ export interface NormalizeOptions {
   opset: number;
   /** Batch size of the file's input; null when it is free. */
   fixedBatch: number | null;
+  /** Of the nodes If, by name. */
+  branches: Map<string, Branches>;
   /** The file's name, for messages. */
   subject: string;
 }
@@ -35,7 +39,7 @@ export interface Normalized {
 }
 
 /** @throws FacetrainError UnsupportedOperator for a node that has no form in operator set 17; InvalidModel */
-export function normalize(graph: Graph, { opset, fixedBatch, subject }: NormalizeOptions): Normalized {
+export function normalize(graph: Graph, { opset, fixedBatch, branches, subject }: NormalizeOptions): Normalized {
   const initializers = new Map(Object.entries(graph.initializers));
   const names = new UniqueNames([
     graph.input.name,
@@ -70,7 +74,12 @@ export function normalize(graph: Graph, { opset, fixedBatch, subject }: Normaliz
   const constantOf = (name: string) => initializers.get(name);
 
   const { output } = graph;
-  const translated = translateAll(graph.nodes, output.name, context, { initializers, define });
+  const translated = translateAll(graph, context, {
+    initializers,
+    define,
+    branches,
+    freshName: (name) => names.take(name),
+  });
   const live = liveNodes(translated, output.name);
   const norms = normalisationsAtEnd(live, output.name, { constant: constantOf, pictureShape });
   const removed = norms.map(
@@ -113,22 +122,41 @@ function pictureShapeOf(batches: [ShapeInference, ShapeInference], name: string)
   return isKnown ? one.slice(1) : undefined;
 }
 
+interface Translation {
+  initializers: Map<string, Tensor>;
+  define: (name: string, tensor: Tensor) => void;
+  branches: Map<string, Branches>;
+  freshName: (name: string) => string;
+}
+
 /** The nodes that depend on the picture, in the form of operator set 17. */
 function translateAll(
-  nodes: GraphNode[],
-  graphOutput: string,
+  graph: Graph,
   context: Context,
-  { initializers, define }: { initializers: Map<string, Tensor>; define: (name: string, tensor: Tensor) => void },
+  { initializers, define, branches, freshName }: Translation,
 ): GraphNode[] {
+  const graphOutput = graph.output.name;
+  /** Values that a branch may read. */
+  const known = new Set([graph.input.name]);
+  const nodes = graph.nodes.toReversed();
   const aliases = new Map<string, string>();
   const translated: GraphNode[] = [];
   let folded = 0;
-  for (const original of nodes) {
-    const node = {
+  for (let original = nodes.pop(); original; original = nodes.pop()) {
+    const node: GraphNode = {
       ...original,
       inputs: original.inputs.map((name) => aliases.get(name) ?? name),
       attributes: { ...original.attributes },
     };
+    const branch = node.op === 'If' && branches.get(node.name);
+    if (branch) {
+      const chosen = branch(conditionOf(node, context));
+      for (const [name, tensor] of chosen.outerConstants) if (!initializers.has(name)) define(name, tensor);
+      const isKnown = (name: string) => known.has(name) || initializers.has(name);
+      nodes.push(...inPlaceOf(node, chosen, { isKnown, freshName }, context).toReversed());
+      continue;
+    }
+    for (const name of node.outputs) known.add(name);
     translateNode(node, context);
     const [output] = node.outputs as [string];
     const tensors = node.inputs.map((name) => initializers.get(name));
@@ -154,6 +182,55 @@ function translateAll(
     else aliases.set(output, node.inputs[0]!);
   }
   return translated;
+}
+
+/** The condition of an If. @throws FacetrainError UnsupportedOperator when it depends on the picture or the batch */
+function conditionOf(node: GraphNode, { batches, refuse }: Context): boolean {
+  const [one, two] = batches.map(({ integers }) => integers.get(node.inputs[0]!));
+  if (one?.length !== 1 || two?.length !== 1 || one[0] !== two[0])
+    throw refuse(
+      node,
+      'has a condition that is not known before a picture is',
+      'a constant condition, or one of shapes',
+    );
+  return one[0] !== 0;
+}
+
+/** The nodes of a branch, with the outputs of its If, and other names that no other branch has. */
+function inPlaceOf(
+  original: GraphNode,
+  { nodes, constants, outputs }: Branch,
+  { isKnown, freshName }: { isKnown: (name: string) => boolean; freshName: (name: string) => string },
+  { refuse, constant }: Context,
+): GraphNode[] {
+  if (outputs.length !== original.outputs.length)
+    throw refuse(original, `has a branch of ${outputs.length} outputs`, `${original.outputs.length} outputs`);
+  const made = new Map([...constants].map(([name, tensor]) => [name, constant(name, tensor)]));
+  const placed = nodes.map((node): GraphNode => {
+    const inputs = node.inputs.map((name) => {
+      const inner = made.get(name);
+      if (inner === undefined && name !== '' && !isKnown(name))
+        throw refuse(
+          original,
+          `has a branch that reads "${name}", which no node before it makes`,
+          'values that are made',
+        );
+      return inner ?? name;
+    });
+    const own = node.outputs.map((name) => (name === '' ? '' : freshName(name)));
+    node.outputs.forEach((name, i) => {
+      made.set(name, own[i]!);
+    });
+    return { ...node, name: freshName(node.name), inputs, outputs: own };
+  });
+  // An Identity for each output: a value may be several outputs, or be made outside.
+  const identities = original.outputs.map((output, i): GraphNode => {
+    const value = made.get(outputs[i]!) ?? outputs[i]!;
+    if (!made.has(outputs[i]!) && !isKnown(value))
+      throw refuse(original, `has a branch that returns "${value}", which no node makes`, 'values that are made');
+    return { name: freshName(original.name), op: 'Identity', inputs: [value], outputs: [output], attributes: {} };
+  });
+  return [...placed, ...identities];
 }
 
 function identity(node: GraphNode, input: string): GraphNode {

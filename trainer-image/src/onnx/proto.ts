@@ -2,8 +2,8 @@
  * The part of onnx.proto that a face model uses, as a protobufjs schema with its codec. It does not
  * interpret the graph.
  *
- * Field numbers are onnx.proto's. Fields that are not listed are skipped when read. Nested graphs are among them, so no
- * file can make the decoder recurse. `rawData` is a view of the file's bytes, not a copy.
+ * Field numbers are onnx.proto's. Fields that are not listed are skipped when read. Nested graphs stay bytes until
+ * decodeGraph reads one, so no file can make the decoder recurse. `rawData` is a view of the file's bytes, not a copy.
  */
 import protobuf from 'protobufjs';
 
@@ -31,6 +31,8 @@ export interface AttributeProto {
   i?: Int64;
   s?: Uint8Array;
   t?: TensorProto | null;
+  /** A GraphProto. */
+  g?: Uint8Array;
   floats?: number[];
   ints?: Int64[];
 }
@@ -51,19 +53,21 @@ export interface ValueInfoProto {
   } | null;
 }
 
+export interface GraphProto {
+  node: NodeProto[];
+  name: string;
+  initializer: TensorProto[];
+  input: ValueInfoProto[];
+  output: ValueInfoProto[];
+  sparseInitializer?: unknown[];
+}
+
 export interface ModelProto {
   irVersion: Int64;
   producerName: string;
   producerVersion: string;
   docString?: string;
-  graph?: {
-    node: NodeProto[];
-    name: string;
-    initializer: TensorProto[];
-    input: ValueInfoProto[];
-    output: ValueInfoProto[];
-    sparseInitializer?: unknown[];
-  } | null;
+  graph?: GraphProto | null;
   opsetImport: { domain: string; version: Int64 }[];
   metadataProps: { key: string; value: string }[];
   functions?: unknown[];
@@ -136,7 +140,7 @@ const many = (type: string, id: number, packed = false) => ({
 });
 const message = (fields: Record<string, protobuf.IField>) => ({ fields });
 
-const Model = protobuf.Root.fromJSON({
+const Root = protobuf.Root.fromJSON({
   nested: {
     StringStringEntryProto: message({ key: one('string', 1), value: one('string', 2) }),
     OperatorSetIdProto: message({ domain: one('string', 1), version: one('int64', 2) }),
@@ -159,6 +163,7 @@ const Model = protobuf.Root.fromJSON({
       i: one('int64', 3),
       s: one('bytes', 4),
       t: one('TensorProto', 5),
+      g: one('bytes', 6),
       floats: many('float', 7),
       ints: many('int64', 8),
       type: one('int32', 20),
@@ -195,11 +200,23 @@ const Model = protobuf.Root.fromJSON({
       functions: many('bytes', 25),
     }),
   },
-}).lookupType('ModelProto');
+});
+const Model = Root.lookupType('ModelProto');
+const NestedGraph = Root.lookupType('GraphProto');
 
 /** @throws Error of protobufjs when the bytes are no message of this type. */
 export function decodeModel(bytes: Uint8Array): ModelProto {
   return Model.decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)) as unknown as ModelProto;
+}
+
+/** The graph of an attribute. @throws Error of protobufjs when the bytes are no message of this type. */
+export function decodeGraph(bytes: Uint8Array): GraphProto {
+  return NestedGraph.decode(Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)) as unknown as GraphProto;
+}
+
+/** A graph for an attribute. */
+export function encodeGraph(graph: GraphProto): Uint8Array {
+  return Uint8Array.from(NestedGraph.encode(graph as never).finish());
 }
 
 export function encodeModel(model: ModelProto): Uint8Array {

@@ -16,6 +16,7 @@ import {
   AttributeType,
   type DataType,
   dataTypeNumber,
+  encodeGraph,
   encodeModel,
   type ModelProto,
   type NodeProto,
@@ -105,6 +106,32 @@ function file({
     graph: { name: 'g', node: nodes, initializer: initializers, input: inputs, output: outputs, ...graph },
     ...model,
   });
+}
+
+const flag = (name: string, is: boolean) => tensor(name, 'BOOL', [], { rawData: Uint8Array.of(Number(is)) });
+
+/**
+ * An If whose first branch makes `a` by `then`.
+ * @param more nodes of the other branch, else those of the first; constants of both; the other's result
+ */
+function choice(
+  condition: string,
+  output: string,
+  then: NodeProto[],
+  { other = then, constants = [], result = 'a' }: { other?: NodeProto[]; constants?: TensorProto[]; result?: string },
+): NodeProto {
+  const graph = (name: string, nodes: NodeProto[], made: string) => ({
+    name,
+    type: AttributeType.GRAPH,
+    g: encodeGraph({ name, node: nodes, initializer: constants, input: [], output: [{ name: made }] }),
+  });
+  const isOutside = result !== 'a';
+  const branches = [
+    graph('then_branch', then, 'a'),
+    // A branch without a node is no graph to ONNX Runtime.
+    isOutside ? graph('else_branch', [node('Identity', [result], ['b'])], 'b') : graph('else_branch', other, 'a'),
+  ];
+  return { ...node('If', [condition], [output], {}, { name: `if ${output}` }), attribute: branches };
 }
 
 const weight = floats('w', [3, 2, 3, 3], noise(54));
@@ -285,6 +312,54 @@ const AWKWARD: Record<string, File> = {
     opset: 11,
   },
   'an INT8 network': QDQ,
+  'an If of a constant, whose branch has a constant of its own, and the other what no command reads': {
+    nodes: [
+      choice(
+        'yes',
+        'h',
+        [node('Constant', [], ['c'], { value: floats('', [1], [2]) }), node('Mul', ['x', 'c'], ['a'])],
+        {
+          other: [node('Erf', ['x'], ['e']), node('LRN', ['e'], ['a'], { size: 1 })],
+        },
+      ),
+      flat,
+    ],
+    initializers: [flag('yes', true)],
+  },
+  'an If of a constant in another spelling, and a branch that reads a constant of the graph': {
+    nodes: [
+      node('Constant', [], ['no'], { value: flag('', false) }),
+      node('Not', ['no'], ['yes']),
+      node('Not', ['yes'], ['again']),
+      choice('again', 'h', [node('Relu', ['x'], ['a'])], { other: [node('Conv', ['x', 'w'], ['a'])] }),
+      flat,
+    ],
+    initializers: [weight],
+  },
+  'an If of shapes, as x.squeeze(1) leaves it': {
+    nodes: [
+      node('ReduceMean', ['x'], ['m'], { axes: [2, 3] }),
+      node('Shape', ['m'], ['shape']),
+      node('Gather', ['shape', 'i'], ['size'], { axis: 0 }),
+      node('Equal', ['size', 'one'], ['is']),
+      choice('is', 'h', [node('Squeeze', ['m'], ['a'], { axes: [2] })], { other: [node('Identity', ['m'], ['a'])] }),
+      node('Flatten', ['h'], ['y']),
+    ],
+    initializers: [longs('i', [2]), longs('one', [1])],
+    opset: 11,
+  },
+  'two If whose branches name their values and constants alike': {
+    nodes: [
+      choice('yes', 'b', [node('Mul', ['x', 'c'], ['a'])], { constants: [floats('c', [1], [3])] }),
+      choice('yes', 'h', [node('Add', ['b', 'c'], ['a'])], { constants: [floats('c', [1], [0.5])] }),
+      flat,
+    ],
+    initializers: [flag('yes', true)],
+  },
+  'an If that chooses a value from outside': {
+    nodes: [node('Relu', ['x'], ['r']), choice('no', 'h', [node('Neg', ['x'], ['a'])], { result: 'r' }), flat],
+    initializers: [flag('no', false)],
+  },
 };
 
 for (const [name, description] of Object.entries(AWKWARD)) {
@@ -652,6 +727,32 @@ const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
   'control flow': [
     file({ nodes: [{ ...node('If', ['x'], ['y'], {}, { name: 'n' }), attribute: [graphAttribute] }] }),
     /node "n" \(If\): operator If is not supported; one of Add, /,
+  'an If that depends on the picture': [
+    file({
+      nodes: [
+        node('ReduceMax', ['x'], ['most'], { keepdims: 0 }),
+        node('Greater', ['most', 'zero'], ['is']),
+        choice('is', 'h', [node('Relu', ['x'], ['a'])], {}),
+        flat,
+      ],
+      initializers: [floats('zero', [], [0])],
+    }),
+    /node "if h" \(If\) has a condition that is not known before a picture is; a constant condition/,
+  ],
+  'an If in the chosen branch of another': [
+    file({
+      nodes: [choice('yes', 'h', [choice('yes', 'a', [node('Relu', ['x'], ['a'])], {})], {}), flat],
+      initializers: [flag('yes', true)],
+    }),
+    /node "if a" \(If\): operator If is not supported/,
+  ],
+  'an If whose branch reads what nobody makes': [
+    file({
+      nodes: [choice('yes', 'h', [node('Relu', ['lost'], ['a'])], {}), flat],
+      initializers: [flag('yes', true)],
+    }),
+    /node "if h" \(If\) has a branch that reads "lost", which no node before it makes/,
+  ],
   ],
   'a constant string': [
     file({ nodes: [node('Constant', [], ['c'], { value_string: 'a' }, { name: 'n' }), flat] }),
@@ -730,6 +831,15 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
   const sound = [
     file(QDQ),
     file(AWKWARD['a Reshape target computed from the batch']!),
+    file(AWKWARD['an If of shapes, as x.squeeze(1) leaves it']!),
+    file({
+      nodes: [
+        node('Cast', ['x'], ['f'], { to: 1 }),
+        node('Transpose', ['f'], ['t'], { perm: [0, 3, 1, 2] }),
+        node('Flatten', ['t'], ['y']),
+      ],
+      inputs: [value('x', ['N', 6, 5, 3], 'UINT8')],
+    }),
     file(AWKWARD['Pad and Slice with attributes']!),
   ];
   let state = 12345;

@@ -2,13 +2,14 @@
  * Reads an ONNX file as a Graph: one input, the picture; one output, the embedding; a free batch; the semantics of one
  * operator set.
  *
- * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow,
- * functions, operators of other domains) is refused by name. normalize.ts translates what exporters
- * write differently.
+ * Any byte of the file may be wrong, so everything is checked. What a face model does not need (control flow whose
+ * condition is not known, functions, operators of other domains) is refused by name. normalize.ts translates what
+ * exporters write differently.
  */
 import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
+import { type Branches, branchesOf } from './branches.ts';
 import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
 import { modelFile, readError } from './model-file.ts';
@@ -105,6 +106,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
 
   const nodes: GraphNode[] = [];
   for (const node of named(proto.node)) {
+  const branches = new Map<string, Branches>();
     if (node.domain && node.domain !== 'ai.onnx')
       throw refuse(
         `node "${node.name}" is ${node.opType} of domain ${node.domain}`,
@@ -120,7 +122,15 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
     if (node.opType === 'Constant') constants.set(first, constantOf(node, refuse));
     else if (node.opType === 'Identity' && constants.has(node.input[0] ?? ''))
       constants.set(first, constants.get(node.input[0]!)!);
-    else nodes.push(graphNode(node, constants, refuse));
+    else {
+      const both = branchesOf(node, { constants, refuse, subject });
+      if (both) branches.set(node.name, both);
+      nodes.push(
+        both
+          ? { name: node.name, op: 'If', inputs: node.input.slice(0, 1), outputs: node.output, attributes: {} }
+          : graphNode(node, constants, refuse),
+      );
+    }
   }
   checkOrder(nodes, inputInfo.name, constants, outputInfo.name, refuse);
 

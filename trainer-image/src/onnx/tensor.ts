@@ -45,6 +45,12 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
     fromRaw: (raw, count) => bfloat16(new Uint16Array(raw.buffer, raw.byteOffset, count)),
     fromTyped: ({ int32Data = [] }) => bfloat16(Uint16Array.from(int32Data)),
   },
+  // A graph has no booleans: 0 and 1.
+  BOOL: {
+    bytes: 1,
+    fromRaw: (raw) => Int32Array.from(raw, (value) => Number(value !== 0)),
+    fromTyped: ({ int32Data = [] }) => Int32Array.from(int32Data, (value) => Number(value !== 0)),
+  },
   INT8: {
     bytes: 1,
     fromRaw: (raw, count) => new Int8Array(raw.buffer, raw.byteOffset, count),
