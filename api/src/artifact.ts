@@ -29,8 +29,12 @@ const InputFacts = z
     mean: z.array(z.number()),
     std: z.array(z.number()),
     source: z
-      .enum(['given', 'metadata', 'head', 'default'])
-      .describe('given: model.input; metadata, head: the file says it; default: nothing said another range.'),
+      .enum(['given', 'metadata', 'type', 'head', 'default'])
+      .describe(
+        'given: model.input; metadata, type (of bytes), head: the file says it; default: nothing said another range.',
+      ),
+    layout: z.enum(['NCHW', 'NHWC']).optional().describe('Order of the axes of both files’ input. Absent: NCHW.'),
+    elementType: z.enum(['float32', 'uint8']).optional().describe('What both files’ input holds. Absent: float32.'),
   })
   .optional()
   .describe('Both files read (pixel − mean) / std, with a pixel from 0 to 255. Absent in artifacts from before it.');

@@ -37,6 +37,10 @@ export interface GraphInput extends Partial<InputRange> {
   channels: number;
   height: number;
   width: number;
+  /** The order of the axes in the graph's file; the graph itself reads [N, C, H, W]. Absent: NCHW. */
+  layout?: 'NCHW' | 'NHWC';
+  /** What the file's input holds; the graph itself reads floats. Absent: float32. */
+  elementType?: 'float32' | 'uint8';
   /**
    * What the graph's file reads, if it differs from what its first layer reads: numbers of this range, which the file
    * maps to scale·x + offset before its first layer. Then `mean` and `std` are those of both maps together.

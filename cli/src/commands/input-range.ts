@@ -1,5 +1,11 @@
 /** The options that say what a model reads. */
-import { FacetrainError, INPUT_RANGES, type ModelInput, type QuantizeReport, rangeText } from '@facetrain/api';
+import {
+  FacetrainError,
+  INPUT_RANGES,
+  type ModelInput,
+  type QuantizeReport,
+  rangeText,
+} from '@facetrain/api';
 
 export interface InputRangeOptions {
   inputRange?: keyof typeof INPUT_RANGES;
@@ -27,14 +33,16 @@ export function givenRange({ inputRange, inputMean, inputStd }: InputRangeOption
 const SOURCES = {
   given: 'as given',
   metadata: 'by the file’s metadata',
+  type: 'by its type',
   head: 'by the file’s first nodes',
   default: 'by default: nothing says it',
 };
 
-/** RGB, 0..255 (by the file’s first nodes). */
+/** RGB, NHWC, uint8, 0..255 (by its type). What is NCHW and float32 is not named. */
 export function inputText(
-  { source, ...range }: NonNullable<QuantizeReport['source']['input']>,
+  { source, layout, elementType, ...range }: NonNullable<QuantizeReport['source']['input']>,
   channelOrder: 'rgb' | 'bgr',
 ): string {
-  return `${channelOrder.toUpperCase()}, ${rangeText(range)} (${SOURCES[source]})`;
+  const parts = [channelOrder.toUpperCase(), layout, elementType, rangeText(range)];
+  return `${parts.filter(Boolean).join(', ')} (${SOURCES[source]})`;
 }

@@ -3,9 +3,10 @@
  * one of those does.
  *
  * A value of the file is a `View` of a value that is computed: its numbers in the same order under another shape (after
- * a Squeeze, Reshape, Flatten, ...), a choice of its channels (Gather, Split, Slice), with zeros around it that the
- * next convolution adds (Pad), or to be averaged (half of a mean over height and width). Most operators work on the
- * viewed value itself. A view becomes a node, Flatten or Reshape, where a reader needs its shape.
+ * a Squeeze, Reshape, Flatten, ...), with its channels last (Transpose), a choice of its channels (Gather, Split,
+ * Slice), with zeros around it that the next convolution adds (Pad), or to be averaged (half of a mean over height and
+ * width). Most operators work on the viewed value itself. A view becomes a node, Flatten, Reshape or Transpose, where a
+ * reader needs its shape.
  */
 import type { FacetrainError } from '@facetrain/api';
 import type { GraphNode, Tensor } from '@facetrain/native';
@@ -36,6 +37,8 @@ interface View {
   node?: GraphNode;
   /** That node, if it only gives the base another shape, and its name is free for a node that does the same. */
   origin?: GraphNode | undefined;
+  /** The base [C, H, W] in the order [H, W, C]. `shape` is that, or a vector of the numbers in that order. */
+  channelsLast?: boolean | undefined;
   /** The channels of the base, in the view's order; absent: all, as they are. */
   channels?: number[] | undefined;
   /** Zeros around the base: top, left, bottom, right. */
@@ -57,6 +60,21 @@ const UNARY = new Set(['Clip', 'LeakyRelu', 'Max', 'Relu', 'Sigmoid', 'Tanh']);
 /** Those that keep a zero, so that they work in front of the zeros of a Pad as well. */
 const KEEPS_ZERO = new Set(['LeakyRelu', 'PRelu', 'Relu', 'Tanh']);
 const ARITHMETIC = new Set(['Add', 'Div', 'Mul', 'Sub']);
+/** Those, with RESHAPING, UNARY and ARITHMETIC, that are rewritten for a value whose channels are last. */
+const ALSO_CHANNELS_LAST = new Set([
+  'Gather',
+  'Gemm',
+  'MatMul',
+  'Pad',
+  'PRelu',
+  'ReduceMean',
+  'Slice',
+  'Split',
+  'Transpose',
+]);
+/** Orders of axes between [N, C, H, W] and [N, H, W, C]. */
+export const TO_CHANNELS_LAST = [0, 2, 3, 1];
+export const TO_CHANNELS_FIRST = [0, 3, 1, 2];
 
 export class Canonicalizer {
   readonly nodes: GraphNode[] = [];
@@ -96,7 +114,7 @@ export class Canonicalizer {
     if (view.base === input) {
       if (same(view.shape, this.shapes.get(input)!) && !view.channels && !view.pads) return false;
     }
-    const isPlain = !view.channels && !view.pads && !view.averaged;
+    const isPlain = !view.channels && !view.pads && !view.averaged && !view.channelsLast;
     const vector = [product(view.shape)];
     if (!isPlain || !this.isVector(view)) {
       const name = this.materialise(output, view.node);
@@ -110,7 +128,7 @@ export class Canonicalizer {
     return true;
   }
 
-  private isVector({ shape }: View): boolean {
+  private isVector({ shape }: Pick<View, 'shape'>): boolean {
     return shape.length > 0 && shape.filter((dim) => dim !== 1).length <= 1;
   }
 
@@ -151,7 +169,8 @@ export class Canonicalizer {
     const view = this.views.get(name);
     if (!view) return name;
     this.refusePending(view, reader);
-    const { base, shape } = view;
+    if (view.channelsLast) this.transposeBase(name, view);
+    const { base, shape } = this.views.get(name)!;
     if (same(this.shapes.get(base)!, shape)) return base;
     const key = JSON.stringify([base, shape]);
     const existing = this.reshaped.get(key);
@@ -171,6 +190,22 @@ export class Canonicalizer {
     }
     this.reshaped.set(key, output);
     return output;
+  }
+
+  /** Makes a view of channels last one of a value that is computed in this order. */
+  private transposeBase(name: string, { base, shape, node, origin }: View): void {
+    const [channels, height, width] = this.shapes.get(base) as [number, number, number];
+    const last = [height, width, channels];
+    const key = JSON.stringify([base, 'channels last']);
+    let transposed = this.reshaped.get(key);
+    if (transposed === undefined) {
+      const own = origin?.op === 'Transpose' && origin.outputs[0] === name ? origin : undefined;
+      transposed = own ? name : this.context.freshName(`${base}_channels_last`);
+      const written = { name: own?.name ?? transposed, op: 'Transpose', inputs: [base] };
+      this.emit({ ...written, attributes: { perm: TO_CHANNELS_LAST } }, transposed, last);
+      this.reshaped.set(key, transposed);
+    }
+    this.views.set(name, { base: transposed, shape, ...(node && { node }), origin });
   }
 
   /** @throws FacetrainError for a Pad, a choice of channels or half a mean that this reader cannot take over */
@@ -198,7 +233,7 @@ export class Canonicalizer {
   /** Emits a node that computes a base of the view `shape`, and defines its view. */
   private define(node: GraphNode, inputs: string[], baseShape: number[], view: Omit<View, 'base' | 'node'>): void {
     const output = node.outputs[0]!;
-    const isPlain = same(baseShape, view.shape) && !view.channels && !view.pads;
+    const isPlain = same(baseShape, view.shape) && !view.channels && !view.pads && !view.channelsLast;
     const base = isPlain ? output : this.context.freshName(`${output}_base`);
     this.emit({ ...node, inputs }, base, baseShape);
     this.views.set(output, { ...view, base, node, origin: undefined });
@@ -210,7 +245,7 @@ export class Canonicalizer {
    */
   private settled(name: string): View | undefined {
     const view = this.views.get(name);
-    if (!view || view.channels || view.pads || view.averaged) return view;
+    if (!view || view.channels || view.pads || view.averaged || view.channelsLast) return view;
     const base = this.shapes.get(view.base)!;
     if (base.length === 1 || same(base, view.shape) || product(base) !== base[0] || !this.isVector(view)) return view;
     return { ...view, base: this.vector(name, view) };
@@ -227,6 +262,7 @@ export class Canonicalizer {
     if (view.averaged) return node.op === 'ReduceMean' ? this.mean(node, view, shape) : false;
     if (RESHAPING.has(node.op)) return this.reshape(node, view, shape);
     if (UNARY.has(node.op)) return this.unary(node, this.settled(node.inputs[0]!)!);
+    if (view.channelsLast && !ALSO_CHANNELS_LAST.has(node.op)) return false;
     switch (node.op) {
       case 'AveragePool':
         return this.averagePool(node, view, shape);
@@ -260,18 +296,28 @@ export class Canonicalizer {
   private reshape(node: GraphNode, view: View, shape: number[]): boolean {
     if (product(shape) !== product(view.shape)) return false;
     const { channels, pads } = view;
+    let { channelsLast } = view;
     if (!same(shape, view.shape)) {
       if (pads) return false;
-      // Of chosen channels, the axis itself may go and come, when it is one.
-      const [, height, width] = this.shapes.get(view.base)!;
-      const isOnePlane = channels?.length === 1 && same(shape, [height!, width!]);
-      if (channels && !isOnePlane && !same(shape, [channels.length, height!, width!])) return false;
+      const [count, height, width] = this.shapes.get(view.base) as [number, number, number];
+      const last = [height, width, channels?.length ?? count];
+      if (channels) {
+        // Of chosen channels, the axis itself may go and come, when it is one, in front or behind.
+        const isOne = channels.length === 1;
+        const isFirst = same(shape, [channels.length, height, width]) && (isOne || !channelsLast);
+        const isLast = same(shape, last) && (isOne || channelsLast);
+        if (!isFirst && !isLast && !(isOne && same(shape, [height, width]))) return false;
+        if (isFirst || isLast) channelsLast = !isFirst;
+      } else if (channelsLast && !same(shape, last) && !this.isVector({ shape })) return false;
     }
-    this.views.set(node.outputs[0]!, { ...view, shape, node, origin: node });
+    this.views.set(node.outputs[0]!, { ...view, shape, channelsLast, node, origin: node });
     return true;
   }
 
-  /** A Transpose that moves axes of size 1 alone changes no order, nor do two that cancel out. */
+  /**
+   * A Transpose that moves axes of size 1 alone changes no order, nor do two that cancel out. One between channels
+   * first and last is a view, so operators may stand between the two that cancel out.
+   */
   private transpose(node: GraphNode, view: View, shape: number[]): boolean {
     const order = intsAttribute(node, 'perm', []);
     const [input, output] = [node.inputs[0]!, node.outputs[0]!];
@@ -281,8 +327,13 @@ export class Canonicalizer {
     const source = first ? this.views.get(first.input)! : view;
     const moved = combined.order.slice(1).filter((axis) => source.shape[axis - 1] !== 1);
     const isMixed = moved.some((axis, i) => i > 0 && axis < moved[i - 1]!);
-    if (combined.order[0] !== 0 || source.channels || source.pads || source.averaged || isMixed) return false;
-    return this.reshape(node, source, shape);
+    const isPlain = !source.channels && !source.pads && !source.averaged;
+    if (combined.order[0] === 0 && isPlain && !isMixed && this.reshape(node, source, shape)) return true;
+    if (view.averaged || view.shape.length !== 3) return false;
+    const isWhole = view.channels || view.pads || same(view.shape, this.shapes.get(view.base)!);
+    if (view.channelsLast ? !same(order, TO_CHANNELS_FIRST) : !(same(order, TO_CHANNELS_LAST) && isWhole)) return false;
+    this.views.set(output, { ...view, shape, channelsLast: !view.channelsLast, node, origin: node });
+    return true;
   }
 
   private unary(node: GraphNode, view: View): boolean {
@@ -330,6 +381,7 @@ export class Canonicalizer {
         same(a.shape, b.shape) &&
         same(baseShape, this.shapes.get(b.base)!) &&
         same(a.channels ?? [], b.channels ?? []) &&
+        !a.channelsLast === !b.channelsLast &&
         !a.pads &&
         !b.pads &&
         !a.averaged &&
@@ -381,6 +433,10 @@ export class Canonicalizer {
     channels: number,
   ): Float32Array | undefined {
     const rank = view.shape.length;
+    if (view.channelsLast) {
+      const isLast = dims.at(-1) === channels && data.length === channels && dims.length <= 4;
+      return rank === 3 && isLast ? data : undefined;
+    }
     // Before operator set 7 a slope was [C]; some exporters write it so. Where it fits the last axis, it belongs to
     // that.
     if (node.op === 'PRelu' && rank === 3 && same(dims, [channels]) && view.shape[2] !== channels) return data;
@@ -497,6 +553,7 @@ export class Canonicalizer {
 
   /** ReduceMean and ReduceSum, whose axes may come in two nodes, such as x.mean(3).mean(2). */
   private mean(node: GraphNode, view: View, shape: number[]): boolean {
+    if (view.channelsLast) return this.meanOfChannelsLast(node, view, shape);
     const given =
       node.op === 'ReduceSum' ? this.context.integers(node.inputs[1] ?? '') : intsAttribute(node, 'axes', []);
     if (!given?.length || view.channels || view.pads) return false;
@@ -529,8 +586,39 @@ export class Canonicalizer {
     return true;
   }
 
+  /** The mean over height and width of [N, H, W, C]. */
+  private meanOfChannelsLast(node: GraphNode, { base, shape: own, channels, pads }: View, shape: number[]): boolean {
+    const axes = intsAttribute(node, 'axes', []).map((axis) => axisIndex(axis, own.length + 1));
+    if (channels || pads || own.length !== 3 || !same(axes.toSorted(), [1, 2])) return false;
+    return this.average(node, { base, shape: this.shapes.get(base)! }, shape);
+  }
+
+  /** A product of a vector that was made of a map with its channels last: the rows of the matrix change their order. */
+  private productOfChannelsLast(node: GraphNode, { base, shape: own, channels, pads }: View, shape: number[]): boolean {
+    const matrix = this.context.constantOf(node.inputs[1]!);
+    const [count, ...area] = this.shapes.get(base) as [number, ...number[]];
+    const [pixels, features] = [product(area), product(own)];
+    if (channels || pads || own.at(-1) !== features || !(matrix?.data instanceof Float32Array)) return false;
+    if (node.op === 'Gemm' && intAttribute(node, 'transA', 0) === 1) return false;
+    const isTransposed = node.op === 'Gemm' && intAttribute(node, 'transB', 0) === 1;
+    const outputs = matrix.data.length / features;
+    if (!same(matrix.dims, isTransposed ? [outputs, features] : [features, outputs])) return false;
+    const [row, column] = isTransposed ? [1, features] : [outputs, 1];
+    const data = new Float32Array(matrix.data.length);
+    for (let output = 0; output < outputs; output++)
+      for (let pixel = 0; pixel < pixels; pixel++)
+        for (let channel = 0; channel < count; channel++)
+          data[(channel * pixels + pixel) * row + output * column] =
+            matrix.data[(pixel * count + channel) * row + output * column]!;
+    const ordered = this.context.constant(`${node.name}.matrix`, { dims: matrix.dims, data });
+    const vector = this.vector(node.inputs[0]!, { base, shape: [count, ...area] });
+    this.define(node, [vector, ordered, ...node.inputs.slice(2)], [shape.at(-1)!], { shape });
+    return true;
+  }
+
   /** Gemm and MatMul of vectors and a constant matrix. */
   private product(node: GraphNode, view: View, shape: number[]): boolean {
+    if (view.channelsLast) return this.productOfChannelsLast(node, view, shape);
     const features = view.shape.at(-1);
     const matrix = this.context.constantOf(node.inputs[1]!);
     const isPlain = !view.channels && !view.pads && product(view.shape) === features;
@@ -546,9 +634,11 @@ export class Canonicalizer {
     const mode = node.attributes.mode ?? 'constant';
     if (!pads || pads.length !== 2 * (view.shape.length + 1)) return false;
     if (pads.every((pad) => pad === 0)) return this.reshape(node, view, shape);
-    const [, , top, left] = pads as [number, number, number, number];
-    const [bottom, right] = pads.slice(-2) as [number, number];
-    const others = [pads[0], pads[1], pads[4], pads[5]];
+    // Along height, width and the channels; the batch is axis 0.
+    const [height, width, channels] = view.channelsLast ? [1, 2, 3] : [2, 3, 1];
+    const [top, left] = [pads[height]!, pads[width]!];
+    const [bottom, right] = [pads[4 + height]!, pads[4 + width]!];
+    const others = [pads[0], pads[channels], pads[4], pads[4 + channels]];
     if (mode !== 'constant' || value !== 0 || view.shape.length !== 3 || pads.some((pad) => pad < 0)) return false;
     if (others.some((pad) => pad !== 0)) return false;
     const [t, l, b, r] = view.pads ?? [0, 0, 0, 0];
@@ -559,20 +649,23 @@ export class Canonicalizer {
 
   /** Gather, Slice and Split along the channels. A Slice may also take everything. */
   private chooseChannels(node: GraphNode, view: View, shape: number[]): boolean {
-    const [channels, ...area] = view.shape as [number, ...number[]];
-    if (view.pads || view.shape.length !== 3 || !(view.channels || same(view.shape, this.shapes.get(view.base)!)))
-      return false;
+    const channelAxis = view.channelsLast ? 3 : 1;
+    const channels = view.shape[channelAxis - 1]!;
+    const isWhole = view.channels || view.channelsLast || same(view.shape, this.shapes.get(view.base)!);
+    if (view.pads || view.shape.length !== 3 || !isWhole) return false;
     const before = view.channels ?? Array.from({ length: channels }, (_, i) => i);
     const choose = (output: string, chosen: number[], dims: number[]) => {
       if (!chosen.every((index) => index >= 0 && index < channels)) return false;
       const order = chosen.map((index) => before[index]!);
-      this.views.set(output, this.chosen({ base: view.base, shape: dims, node, channels: order }));
+      const { base, channelsLast } = view;
+      this.views.set(output, this.chosen({ base, shape: dims, node, channelsLast, channels: order }));
       return true;
     };
     const axis = axisIndex(intAttribute(node, 'axis', 0), 4);
     if (node.op === 'Gather') {
       const indices = this.context.integers(node.inputs[1]!);
-      const isKnown = axis === 1 && indices && (shape.length === 3 || (shape.length === 2 && indices.length === 1));
+      const isKnown =
+        axis === channelAxis && indices && (shape.length === 3 || (shape.length === 2 && indices.length === 1));
       if (!isKnown) return false;
       const chosen = indices.map((index) => axisIndex(index, channels));
       return choose(node.outputs[0]!, chosen, shape);
@@ -580,12 +673,13 @@ export class Canonicalizer {
     if (node.op === 'Split') {
       let first = 0;
       return (
-        axis === 1 &&
+        axis === channelAxis &&
         node.outputs.every((output) => {
           const part = this.context.pictureShape(output);
           if (!part) return false;
-          const chosen = Array.from({ length: part[0]! }, (_, i) => first + i);
-          first += part[0]!;
+          const length = part[channelAxis - 1]!;
+          const chosen = Array.from({ length }, (_, i) => first + i);
+          first += length;
           return output === '' || choose(output, chosen, part);
         })
       );
@@ -598,9 +692,9 @@ export class Canonicalizer {
     for (const [i, start] of starts.entries()) {
       const at = axisIndex(axes?.[i] ?? i, 4);
       const step = steps?.[i] ?? 1;
-      const size = [NaN, channels, ...area][at] ?? NaN;
+      const size = [NaN, ...view.shape][at] ?? NaN;
       const { first, length } = sliceIndices(size, start, ends[i]!, step);
-      if (at === 1) chosen = Array.from({ length }, (_, n) => chosen[first + n * step]!);
+      if (at === channelAxis) chosen = Array.from({ length }, (_, n) => chosen[first + n * step]!);
       else if (!(at > 1 && first === 0 && length === size && step === 1)) return false;
     }
     return choose(node.outputs[0]!, chosen, shape);
@@ -610,20 +704,23 @@ export class Canonicalizer {
   private concat(node: GraphNode, shape: number[]): boolean {
     const views = node.inputs.map((name) => this.views.get(name));
     const [first] = views;
-    if (!first || axisIndex(intAttribute(node, 'axis', 0), shape.length + 1) !== 1) return false;
+    if (!first) return false;
+    const { base, channelsLast } = first;
+    if (axisIndex(intAttribute(node, 'axis', 0), shape.length + 1) !== (channelsLast ? 3 : 1)) return false;
     const channels = views.flatMap((view) => {
-      const isPart = view?.base === first.base && view.channels && view.shape.length === 3 && !view.pads;
-      return isPart ? view.channels! : [NaN];
+      const isAlike = view?.base === base && !view.channelsLast === !channelsLast;
+      return isAlike && view.channels && view.shape.length === 3 && !view.pads ? view.channels : [NaN];
     });
     if (channels.some(Number.isNaN)) return false;
-    this.views.set(node.outputs[0]!, this.chosen({ base: first.base, shape, node, channels }));
+    this.views.set(node.outputs[0]!, this.chosen({ base, shape, node, channelsLast, channels }));
     return true;
   }
 
   /** A view of chosen channels, without the choice when it is all of them in their order. */
   private chosen({ channels, ...view }: View & { channels: number[] }): View {
     const all = this.shapes.get(view.base)!;
-    const isAll = channels.length === all[0] && channels.every((channel, i) => channel === i) && same(view.shape, all);
+    const whole = view.channelsLast ? [...all.slice(1), all[0]!] : all;
+    const isAll = channels.every((channel, i) => channel === i) && same(view.shape, whole);
     return isAll ? view : { ...view, channels };
   }
 }

@@ -15,11 +15,20 @@ test('a description has the file’s facts and the graph’s cost', () => {
     blocks: [1, 1, 1, 1],
     seed: 0,
   });
-  const file = encodeOnnx(graph, { producer: { name: 'facetrain', version: '0.1.0' }, metadata: { step: '3' } });
+  const file = encodeOnnx(graph, {
+    producer: { name: 'facetrain', version: '0.1.0' },
+    metadata: { step: '3' },
+  });
   const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'), null);
   // Running statistics count as bytes of the file, not as parameters.
   assert.deepEqual(rest, {
-    input: { name: 'data', shape: ['N', 3, 112, 112], range: null },
+    input: {
+      name: 'data',
+      shape: ['N', 3, 112, 112],
+      layout: 'NCHW',
+      elementType: 'float32',
+      range: null,
+    },
     output: { name: 'embedding', shape: ['N', 128] },
     irVersion: 8,
     opsets: { '': 17 },

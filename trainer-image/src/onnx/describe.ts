@@ -2,13 +2,22 @@
 import type { Graph, GraphNode } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 import { inferShapes } from './infer-shapes.ts';
+import { fileSizes } from './input-layout.ts';
 import type { FoundRange } from './input-range.ts';
 import type { OnnxModel } from './read.ts';
 import { elementType } from './tensor.ts';
 
 export interface ModelDescription {
-  /** `range`: the file reads (byte - mean) / std; null when it is not clear. */
-  input: { name: string; shape: ['N', number, number, number]; range: FoundRange | null };
+  /**
+   * As the file has it. `range`: it reads (byte - mean) / std; null when it is not clear.
+   */
+  input: {
+    name: string;
+    shape: ['N', number, number, number];
+    layout: 'NCHW' | 'NHWC';
+    elementType: 'float32' | 'uint8';
+    range: FoundRange | null;
+  };
   output: { name: string; shape: ['N', number] };
   irVersion: number;
   opsets: Record<string, number>;
@@ -37,7 +46,13 @@ export function describeModel(
     constantBytes[type] = (constantBytes[type] ?? 0) + data.byteLength;
   }
   return {
-    input: { name: input.name, shape: ['N', input.channels, input.height, input.width], range },
+    input: {
+      name: input.name,
+      shape: ['N', ...fileSizes(input)],
+      layout: input.layout ?? 'NCHW',
+      elementType: input.elementType ?? 'float32',
+      range,
+    },
     output: { name: output.name, shape: ['N', output.dim] },
     irVersion,
     opsets,

@@ -9,14 +9,18 @@
  * quantizer sees only what is behind the head; write.ts puts it in front again.
  */
 import { FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
-import type { Graph, GraphNode, InputRange, Tensor } from '@facetrain/native';
+import type { Graph, GraphInput, GraphNode, InputRange, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap, type ChannelMap } from './channel-map.ts';
 import { UniqueNames } from './unique-names.ts';
 
-/** Where a range is from: the user; metadata of our own exports; the head of the graph; or nothing says it. */
-export type RangeSource = 'given' | 'metadata' | 'head' | 'default';
+/**
+ * Where a range is from: the user; metadata of our own exports; the type of the input, which holds bytes; the head of
+ * the graph; or nothing says it.
+ */
+export type RangeSource = 'given' | 'metadata' | 'type' | 'head' | 'default';
 
-export interface FoundRange extends InputRange {
+/** What a file reads. `layout` and `elementType` are there where they are not NCHW and float32. */
+export interface FoundRange extends InputRange, Pick<GraphInput, 'layout' | 'elementType'> {
   source: RangeSource;
 }
 
@@ -41,16 +45,17 @@ interface Head {
 /**
  * Takes the head out of the graph, and says what the file's input is.
  * @returns the graph, whose input has `mean`, `std` and `file`; and the range of the file's input
- * @throws FacetrainError InvalidArgument when the range does not fit the channels; InvalidModel when it has a head and
- *   it is not clear for which range it was made
+ * @throws FacetrainError InvalidArgument when the range does not fit the channels or the bytes; InvalidModel when it has
+ *   a head and it is not clear for which range it was made
  */
 export function withInputRange(
   { graph, metadata }: { graph: Graph; metadata: Record<string, string> },
   { given = null, keepNorms = false, subject }: RangeOptions,
 ): { graph: Graph; range: FoundRange } {
-  const { channels } = graph.input;
+  const { layout, elementType } = graph.input;
   const { head, nodes, first } = splitHead(graph, true);
-  const range = findRange(given, metadata, head, channels, subject);
+  const found = findRange(given, metadata, head, graph.input, subject);
+  const range = { ...found, ...(layout && { layout }), ...(elementType && { elementType }) };
   const taken = keepNorms ? splitHead(graph, false) : { head, nodes, first };
   const rest = taken.first === graph.input.name ? graph : withoutHead(graph, taken.nodes, taken.first);
   const file = { ...taken.head, mean: range.mean, std: range.std };
@@ -61,9 +66,10 @@ function findRange(
   given: InputRange | null,
   metadata: Record<string, string>,
   head: Head,
-  channels: number,
+  { channels, elementType }: GraphInput,
   subject: string,
 ): FoundRange {
+  if (elementType === 'uint8') return rangeOfBytes(given, metadata, channels, subject);
   if (given) return { ...forChannels(given, channels, subject), source: 'given' };
   const written = fromMetadata(metadata, channels);
   if (written) return { ...written, source: 'metadata' };
@@ -79,6 +85,29 @@ function findRange(
       `several of the ranges ${Object.keys(INPUT_RANGES).join(', ')}`,
     allowed: 'say the range of the input: --input-range, or model.input in a manifest',
   });
+}
+
+/**
+ * A file whose input is of bytes reads 0..255.
+ * @throws FacetrainError InvalidArgument when the user says another range
+ */
+function rangeOfBytes(
+  given: InputRange | null,
+  metadata: Record<string, string>,
+  channels: number,
+  subject: string,
+): FoundRange {
+  const bytes = forChannels(INPUT_RANGES['0..255'], channels, subject);
+  const { mean, std } = given ? forChannels(given, channels, subject) : bytes;
+  if (!mean.every((value) => value === 0) || !std.every((value) => value === 1))
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: `the range of the input of ${subject}`,
+      found: 'another one than 0..255 for a file that reads bytes (uint8)',
+      allowed: '0..255, or none: the file’s type says it',
+    });
+  const isWritten = fromMetadata(metadata, channels) !== null;
+  return { ...bytes, source: given ? 'given' : isWritten ? 'metadata' : 'type' };
 }
 
 const shown = (values: number[]) => values.map((value) => Number(value.toPrecision(4))).join(' ');

@@ -12,6 +12,7 @@ import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { type Branches, branchesOf } from './branches.ts';
 import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
+import { inputSizes, readingChannelsLast, withoutByteCasts } from './input-layout.ts';
 import { modelFile, readError } from './model-file.ts';
 import { normalize } from './normalize.ts';
 import {
@@ -105,8 +106,8 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
   const outputInfo = chosenOutput(proto.output, output, refuse);
 
   const nodes: GraphNode[] = [];
-  for (const node of named(proto.node)) {
   const branches = new Map<string, Branches>();
+  for (const node of named(proto.node)) {
     if (node.domain && node.domain !== 'ai.onnx')
       throw refuse(
         `node "${node.name}" is ${node.opType} of domain ${node.domain}`,
@@ -144,10 +145,11 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
   const asWritten = {
     input,
     output: { name: outputInfo.name, dim: 0 },
-    nodes,
+    nodes: input.elementType === 'uint8' ? withoutByteCasts(nodes, input.name, refuse) : nodes,
     initializers: Object.fromEntries(initializers),
   };
-  const { graph, removed } = normalize(asWritten, { opset: opsets['']!, fixedBatch, subject });
+  const channelsFirst = input.layout === 'NHWC' ? readingChannelsLast(asWritten) : asWritten;
+  const { graph, removed } = normalize(channelsFirst, { opset: opsets['']!, fixedBatch, branches, subject });
   graph.output.dim = embeddingLength(graph, outputInfo, refuse);
   checkFinite(graph, subject);
 
@@ -267,22 +269,27 @@ function shownShape({ type }: ValueInfoProto): string {
   return `[${dims.map(({ dimValue, dimParam }) => dimParam || (dimValue ? toNumber(dimValue) : '?')).join(', ')}]`;
 }
 
-const HELP_INPUT = 'a picture [N, channels, height, width] of float32 with a fixed size, such as [N, 3, 112, 112]';
+const HELP_INPUT =
+  'a picture [N, channels, height, width] or [N, height, width, channels] of float32 or uint8 with a fixed size, such ' +
+  'as [N, 3, 112, 112]';
 
 /** The input, and the batch size of the file's input; null when it is free. */
 function pictureInput(info: ValueInfoProto, refuse: Refuse): { input: Graph['input']; fixedBatch: number | null } {
   const { name, type } = info;
   const elemType = type?.tensorType?.elemType ?? 0;
   const elementType = DATA_TYPES[elemType] ?? String(elemType);
-  if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE'].includes(elementType))
+  if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE', 'UINT8'].includes(elementType))
     throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
   const [batch, ...sizes] = dims.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
   const shown = `input "${name}" has shape ${shownShape(info)}`;
   if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE)) throw refuse(shown, HELP_INPUT);
-  const [channels, height, width] = sizes as [number, number, number];
-  if (channels > 4 && width <= 4) throw refuse(`${shown}, channels last`, `${HELP_INPUT}, channels first`);
-  return { input: { name, channels, height, width }, fixedBatch: batch! > 0 ? batch! : null };
+  const input = {
+    name,
+    ...inputSizes(sizes as [number, number, number]),
+    ...(elementType === 'UINT8' && { elementType: 'uint8' as const }),
+  };
+  return { input, fixedBatch: batch! > 0 ? batch! : null };
 }
 
 /** Length of the embedding by shape inference; as the file declares it, where an operator has no shape rule. */

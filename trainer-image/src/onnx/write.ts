@@ -1,7 +1,8 @@
 /** Writes a Graph as an ONNX file. The same graph and options give the same bytes. */
 import type { Graph, GraphNode } from '@facetrain/native';
+import { fileSizes, withFileInput } from './input-layout.ts';
 import { withHead } from './input-range.ts';
-import { type AttributeProto, AttributeType, dataTypeNumber, encodeModel } from './proto.ts';
+import { type AttributeProto, AttributeType, type DataType, dataTypeNumber, encodeModel } from './proto.ts';
 import { encodeTensor } from './tensor.ts';
 
 /** The operator set whose semantics a Graph has. Files of other operator sets are translated when they are read. */
@@ -51,20 +52,22 @@ function encodeNode({ name, op, inputs, outputs, attributes }: GraphNode) {
   };
 }
 
-function floatValue(name: string, dims: number[]) {
+function valueInfo(name: string, dims: number[], type: DataType = 'FLOAT') {
   const dim = [{ dimParam: 'N' }, ...dims.map((dimValue) => ({ dimValue }))];
-  return { name, type: { tensorType: { elemType: dataTypeNumber('FLOAT'), shape: { dim } } } };
+  return { name, type: { tensorType: { elemType: dataTypeNumber(type), shape: { dim } } } };
 }
 
 /**
- * The file of a graph: one input [N, channels, height, width], one output [N, dim], a free N. Names are the graph's.
- * The weights are copied once, into the result. What withInputRange took out of the graph is put in front again.
+ * The file of a graph: one input, [N, channels, height, width] or as `layout` and `elementType` say it, one output
+ * [N, dim], a free N. Names are the graph's. The weights are copied once, into the result. What was taken out of the
+ * graph when it was read is put in front again: the head (withInputRange), and Transpose and Cast (input-layout.ts).
  */
 export function encodeOnnx(
   behindHead: Graph,
   { metadata = {}, producer = { name: 'facetrain', version: '' }, doc = '' }: EncodeOptions = {},
 ): Uint8Array {
-  const { graph, metadata: range } = withHead(behindHead);
+  const { graph: channelsFirst, metadata: range } = withHead(behindHead);
+  const { graph, metadata: layout } = withFileInput(channelsFirst);
   const { input, output } = graph;
   return encodeModel({
     irVersion: IR_VERSION,
@@ -75,10 +78,10 @@ export function encodeOnnx(
       name: 'backbone',
       node: graph.nodes.map(encodeNode),
       initializer: Object.entries(graph.initializers).map(([name, tensor]) => encodeTensor(name, tensor)),
-      input: [floatValue(input.name, [input.channels, input.height, input.width])],
-      output: [floatValue(output.name, [output.dim])],
+      input: [valueInfo(input.name, fileSizes(input), input.elementType === 'uint8' ? 'UINT8' : 'FLOAT')],
+      output: [valueInfo(output.name, [output.dim])],
     },
     opsetImport: [{ domain: '', version: OPSET }],
-    metadataProps: Object.entries({ ...range, ...metadata }).map(([key, value]) => ({ key, value })),
+    metadataProps: Object.entries({ ...range, ...layout, ...metadata }).map(([key, value]) => ({ key, value })),
   });
 }

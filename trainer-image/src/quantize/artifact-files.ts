@@ -32,8 +32,10 @@ export function modelFile(
     'facetrain.source.sha256': source,
     'facetrain.calibration.sha256': calibration,
   };
-  const range = graph.input.file ? rangeText(graph.input.file) : '-1..1';
-  const doc = `Face embedding in 7-bit integers. Input: pictures in ${channelOrder.toUpperCase()}, range ${range}.`;
+  const { file, layout, elementType } = graph.input;
+  const range = `range ${file ? rangeText(file) : '-1..1'}`;
+  const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
+  const doc = `Face embedding in 7-bit integers. Input: ${input.join(', ')}.`;
   return encodeOnnx(encodeInt7(graph, scales), { metadata, doc });
 }
 

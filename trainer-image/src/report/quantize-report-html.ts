@@ -60,7 +60,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
       : [['Largest accuracy drop', points(metrics.accuracyDrop)] as [string, string]]),
     ['Size', `${mebibytes(before)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / before) * 100)} %`],
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
-    ...(source.input ? [['Input', rangeText(source.input)] as [string, string]] : []),
+    ...(source.input ? [['Input', inputText(source.input)] as [string, string]] : []),
     ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],
@@ -211,3 +211,8 @@ td .before, .key { color: var(--soft); }
 abbr { text-decoration: underline dotted; cursor: help; }
 .high { color: var(--c1); }
 `;
+
+/** Range, and layout and element type where they are not NCHW and float32. */
+function inputText({ layout, elementType, ...range }: NonNullable<QuantizeReport['source']['input']>): string {
+  return [rangeText(range), layout, elementType].filter(Boolean).join(', ');
+}

@@ -28,7 +28,7 @@ export function noise(count: number, seed = 1): Float32Array {
  */
 export async function runOrt(
   model: Uint8Array,
-  ...batches: Float32Array[]
+  ...batches: (Float32Array | Uint8Array)[]
 ): Promise<{ dims: readonly number[]; data: Float32Array }[]> {
   const session = await ort.InferenceSession.create(model, {
     intraOpNumThreads: 1,
@@ -43,7 +43,10 @@ export async function runOrt(
     for (const values of batches) {
       const dims = [values.length / sizes.reduce((product, dim) => product * dim, 1), ...sizes];
       const { [session.outputNames[0]!]: result } = await session.run({
-        [session.inputNames[0]!]: new ort.Tensor('float32', values, dims),
+        [session.inputNames[0]!]:
+          values instanceof Uint8Array
+            ? new ort.Tensor('uint8', values, dims)
+            : new ort.Tensor('float32', values, dims),
       });
       results.push({ dims: result!.dims, data: result!.data as Float32Array });
     }
