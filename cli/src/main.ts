@@ -98,7 +98,7 @@ function command(name: string, description: string, parent = program): Command {
 const channelOrder = () =>
   new Option('--channel-order <order>', 'order of the colors at the model’s input')
     .choices(['rgb', 'bgr'])
-    .default(DEFAULT_CHANNEL_ORDER.toLowerCase());
+    .default(undefined, `as its metadata says it, else ${DEFAULT_CHANNEL_ORDER.toLowerCase()}`);
 /** The options of a model's input range, which commands/input-range.ts reads. */
 function inputRange(command: Command): Command {
   return command

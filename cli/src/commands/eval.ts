@@ -2,6 +2,7 @@
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
 import { EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@facetrain/native';
+import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
@@ -16,9 +17,8 @@ import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
-import { givenRange, type InputRangeOptions, inputText } from './input-range.ts';
+import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 
-export type ChannelOrder = 'rgb' | 'bgr';
 type Runtime = 'fp32' | 'int7';
 
 export interface EvalOptions extends InputRangeOptions {
@@ -27,7 +27,8 @@ export interface EvalOptions extends InputRangeOptions {
   pairs: string;
   /** Absent: int7 for a quantized model, fp32 for any other. */
   runtime?: Runtime;
-  channelOrder: ChannelOrder;
+  /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
+  channelOrder?: ChannelOrder;
   /** The output that is the embedding; absent: the only one. */
   output?: string;
   /** Absent: one for each CPU. */
@@ -35,12 +36,13 @@ export interface EvalOptions extends InputRangeOptions {
 }
 
 export async function evaluate(
-  { model: file, pairs, runtime, channelOrder, output, threads = availableParallelism(), ...options }: EvalOptions,
+  { model: file, pairs, runtime, output, threads = availableParallelism(), ...options }: EvalOptions,
   line: StatusLine,
   signal: AbortSignal,
 ) {
   const set = await readVerificationSet(pairs);
   const read = await readOnnx(file, { output });
+  const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
   const model = { ...read, graph };
   const kind = runtime ?? (isQuantized(model.graph) ? 'int7' : 'fp32');

@@ -1,11 +1,15 @@
 /** The options that say what a model reads. */
 import {
+  DEFAULT_CHANNEL_ORDER,
   FacetrainError,
   INPUT_RANGES,
   type ModelInput,
   type QuantizeReport,
   rangeText,
 } from '@facetrain/api';
+
+/** Order of the colors where neither an option nor the file says it. */
+export const DEFAULT_ORDER = DEFAULT_CHANNEL_ORDER.toLowerCase() as 'rgb' | 'bgr';
 
 export interface InputRangeOptions {
   inputRange?: keyof typeof INPUT_RANGES;

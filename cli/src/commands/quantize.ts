@@ -13,13 +13,14 @@ import {
   type QuantizeConfig,
   type QuantizeReport,
 } from '@facetrain/api';
+import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
+import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
 import { bytes, duration, progressDetail, type StatusLine, table, warningsOn } from '../terminal-output.ts';
-import type { ChannelOrder } from './eval.ts';
-import { givenRange, type InputRangeOptions, inputText } from './input-range.ts';
+import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
 export interface QuantizeOptions extends InputRangeOptions {
@@ -33,7 +34,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   maxBadPictures: number;
   /** Verification sets: .bin files. */
   pairs?: string[];
-  channelOrder: ChannelOrder;
+  /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
+  channelOrder?: ChannelOrder;
   /** The output that is the embedding; absent: the only one. */
   output?: string;
   /** Absent: one for each CPU. */
@@ -106,7 +108,9 @@ function isArtifact(manifest: string): boolean {
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
-  const { pairs = [], channelOrder, output, threads } = options;
+  const { pairs = [], output, threads } = options;
+  const channelOrder =
+    options.channelOrder ?? channelOrderOf((await readOnnx(model, { output })).metadata) ?? DEFAULT_ORDER;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );

@@ -17,7 +17,7 @@ test('a description has the file’s facts and the graph’s cost', () => {
   });
   const file = encodeOnnx(graph, {
     producer: { name: 'facetrain', version: '0.1.0' },
-    metadata: { step: '3' },
+    metadata: { 'facetrain.channelOrder': 'bgr' },
   });
   const { operators, macs, ...rest } = describeModel(parseOnnx(file, 'small.onnx'), null);
   // Running statistics count as bytes of the file, not as parameters.
@@ -27,13 +27,14 @@ test('a description has the file’s facts and the graph’s cost', () => {
       shape: ['N', 3, 112, 112],
       layout: 'NCHW',
       elementType: 'float32',
+      channelOrder: 'bgr',
       range: null,
     },
     output: { name: 'embedding', shape: ['N', 128] },
     irVersion: 8,
     opsets: { '': 17 },
     producer: { name: 'facetrain', version: '0.1.0' },
-    metadata: { step: '3' },
+    metadata: { 'facetrain.channelOrder': 'bgr' },
     removed: [],
     parameters: 530_048,
     constantBytes: { float: 4 * (530_048 + 2 * channelsOf(graph, 'BatchNormalization')) },

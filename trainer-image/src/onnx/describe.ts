@@ -1,6 +1,7 @@
 /** Describes a model for `facetrain inspect`, as a plain object that can be written as JSON. */
 import type { Graph, GraphNode } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
+import { type ChannelOrder, channelOrderOf } from './channel-order.ts';
 import { inferShapes } from './infer-shapes.ts';
 import { fileSizes } from './input-layout.ts';
 import type { FoundRange } from './input-range.ts';
@@ -9,13 +10,15 @@ import { elementType } from './tensor.ts';
 
 export interface ModelDescription {
   /**
-   * As the file has it. `range`: it reads (byte - mean) / std; null when it is not clear.
+   * As the file has it. `range`: it reads (byte - mean) / std; null when it is not clear. `channelOrder`: null when the
+   * file does not say it.
    */
   input: {
     name: string;
     shape: ['N', number, number, number];
     layout: 'NCHW' | 'NHWC';
     elementType: 'float32' | 'uint8';
+    channelOrder: ChannelOrder | null;
     range: FoundRange | null;
   };
   output: { name: string; shape: ['N', number] };
@@ -51,6 +54,7 @@ export function describeModel(
       shape: ['N', ...fileSizes(input)],
       layout: input.layout ?? 'NCHW',
       elementType: input.elementType ?? 'float32',
+      channelOrder: channelOrderOf(metadata) ?? null,
       range,
     },
     output: { name: output.name, shape: ['N', output.dim] },

@@ -9,6 +9,7 @@ import {
   type TerminationResult,
 } from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
+import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
@@ -21,14 +22,14 @@ import { encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
 export function modelFile(
   graph: LayerGraph,
   scales: Scales,
-  origin: { source: string; calibration: string; channelOrder: 'rgb' | 'bgr' },
+  origin: { source: string; calibration: string; channelOrder: ChannelOrder },
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
   const metadata = {
     'facetrain.format': 'int7',
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',
-    'facetrain.channelOrder': channelOrder,
+    [CHANNEL_ORDER_METADATA]: channelOrder,
     'facetrain.source.sha256': source,
     'facetrain.calibration.sha256': calibration,
   };

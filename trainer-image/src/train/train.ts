@@ -136,7 +136,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   stopped ||= (await evaluator.evaluate(session, graph.input, stepsDone)) === 'stopped';
   if (!stopped && rank === 0) {
     show('Exporting');
-    const model = await writeModel(folders.output, await session.exportGraph());
+    const model = await writeModel(folders.output, await session.exportGraph(), config.model.channelOrder);
     const report = trainReport(config, {
       startedAt,
       dataset,

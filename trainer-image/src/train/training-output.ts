@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { type CheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Preflight } from '../dataset/dataset-preflight.ts';
+import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
 import { countParameters } from '../onnx/describe.ts';
 import { forChannels, rangeMetadata } from '../onnx/input-range.ts';
 import { encodeOnnx } from '../onnx/write.ts';
@@ -18,11 +19,15 @@ import type { History } from './history.ts';
  * Writes the model into the fenced folder. The report of an earlier training goes first: it describes another model.
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
-export async function writeModel(output: Fence, graph: Graph): Promise<TrainReport['model']> {
+export async function writeModel(
+  output: Fence,
+  graph: Graph,
+  channelOrder: ChannelOrder,
+): Promise<TrainReport['model']> {
   const { channels, file } = graph.input;
   // Backbones that we build read -1..1.
   const range = file ?? forChannels(INPUT_RANGES['-1..1'], channels, 'a backbone');
-  const bytes = encodeOnnx(graph, { metadata: rangeMetadata(range) });
+  const bytes = encodeOnnx(graph, { metadata: { ...rangeMetadata(range), [CHANNEL_ORDER_METADATA]: channelOrder } });
   await output.remove(join(output.folder, OUTPUT.trainReport));
   await output.write(join(output.folder, OUTPUT.model), bytes);
   return {

@@ -1,0 +1,52 @@
+import assert from 'node:assert/strict';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { encodeOnnx } from '@facetrain/trainer/onnx/write';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { StatusLine } from '../terminal-output.ts';
+import { evaluate } from './eval.ts';
+import { inspect } from './inspect.ts';
+
+test('eval reads colors as the file’s metadata says it, unless an option does, and inspect shows it', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-eval-'));
+  try {
+    const model = join(folder, 'model.onnx');
+    // The blue of each tile of 8 x 8 pixels counts more than the red, so the order of colors is seen.
+    const weight = Float32Array.from({ length: 3 * 64 }, (_, i) => [0, 0.01, 0.05][Math.floor(i / 64)]!);
+    const node = (op: string, inputs: string[], output: string, attributes = {}) => {
+      return { name: output, op, inputs, outputs: [output], attributes };
+    };
+    const graph = {
+      input: { name: 'data', channels: 3, height: 112, width: 112 },
+      output: { name: 'embedding', dim: 196 },
+      nodes: [
+        node('Conv', ['data', 'weight'], 'tiles', { kernel_shape: [8, 8], strides: [8, 8] }),
+        node('Flatten', ['tiles'], 'embedding', { axis: 1 }),
+      ],
+      initializers: { weight: { dims: [1, 3, 8, 8], data: weight } },
+    };
+    const metadata = { 'facetrain.channelOrder': 'bgr' };
+    await writeFile(model, encodeOnnx(graph, { metadata }));
+    const pairs = join(exampleFaces, 'lfw-small.bin');
+    const run = async (options: { channelOrder?: 'rgb' | 'bgr' }) => {
+      const { signal } = new AbortController();
+      const { json, text } = await evaluate({ model, pairs, threads: 1, ...options }, new StatusLine(), signal);
+      return { order: json.channelOrder, threshold: json.threshold, text };
+    };
+    const [own, bgr, rgb] = [await run({}), await run({ channelOrder: 'bgr' }), await run({ channelOrder: 'rgb' })];
+    assert.deepEqual([own.order, bgr.order, rgb.order], ['bgr', 'bgr', 'rgb']);
+    assert.equal(own.threshold, bgr.threshold);
+    assert.notEqual(own.threshold, rgb.threshold);
+    assert.match(own.text, /Input +BGR, -1\.\.1/);
+    const { json } = await inspect(model);
+    assert.ok(json.type === 'model' && 'operators' in json);
+    assert.equal(json.input.channelOrder, 'bgr');
+
+    await writeFile(model, encodeOnnx(graph));
+    assert.equal((await run({})).order, 'rgb');
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
