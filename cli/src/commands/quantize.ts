@@ -49,8 +49,9 @@ const JOB = { name: 'quantize', uid: 'local', attempt: 0 };
 const UPDATE_MILLISECONDS = 200;
 
 export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
+  // Before the model is read for the order of its colors, which may take seconds.
+  refuseToReplace(resolve(options.out), options.fresh, line);
   const config = await makeConfig(options);
-  refuseToReplace(config.outputDirectory, options.fresh, line);
   const start = performance.now();
   const report = await runWithStatusLine(config, line, signal);
   const files = await readArtifactFiles(config.outputDirectory);
