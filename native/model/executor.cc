@@ -14,7 +14,8 @@ namespace {
 // A plan is a list of steps over numbered slots; each slot holds one value of the graph. The last step that reads a
 // slot empties it, so in evaluation mode a value's memory is freed when it is no longer needed.
 struct Step {
-  std::string node;  // for messages
+  std::string node;    // for messages
+  std::string source;  // the node that makes the output: another one when two nodes are one step
   Operator run;
   struct Input {
     int slot = -1;      // -1: a constant that the operator holds, or an optional input that is left out
@@ -59,6 +60,7 @@ class PlanExecutor final : public Executor {
       Step& step = steps_.emplace_back();
       step.run = prelu ? bind_norm_prelu(node, *prelu, constants) : bind(node, constants, output == graph.output.name);
       step.node = describe(node);
+      step.source = prelu ? describe(*prelu) : step.node;
       step.inputs.resize(node.inputs.size());  // a fused PRelu's slope is a constant that the operator holds
       for (size_t i = 0; i < node.inputs.size(); ++i) {
         const std::string& name = node.inputs[i];
@@ -97,7 +99,12 @@ class PlanExecutor final : public Executor {
   at::Tensor forward(const at::Tensor& images, bool training) override {
     const c10::InferenceMode inference(!training);
     const c10::AutoGradMode gradients(training);
-    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training);
+    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training, nullptr);
+  }
+
+  void observe(const at::Tensor& images, const Observer& observer) override {
+    const c10::InferenceMode inference;
+    run(images.contiguous(at::MemoryFormat::ChannelsLast), /*training=*/false, observer);
   }
 
   std::vector<Named>& parameters() override { return parameters_; }
@@ -105,7 +112,7 @@ class PlanExecutor final : public Executor {
   std::vector<Named>& fixed() override { return fixed_; }
 
  private:
-  at::Tensor run(at::Tensor images, bool training) {
+  at::Tensor run(at::Tensor images, bool training, const Observer& observer) {
     std::vector<at::Tensor> slots(steps_.size() + 1);
     slots[0] = std::move(images);
     std::vector<at::Tensor> inputs;
@@ -116,6 +123,7 @@ class PlanExecutor final : public Executor {
         inputs.push_back(input.slot < 0 ? at::Tensor() : input.last ? std::move(slots[input.slot]) : slots[input.slot]);
       }
       slots[step.output] = step.run(inputs, training);
+      if (observer) observer(step.source, slots[step.output]);
     }
     return slots[output_];
   }

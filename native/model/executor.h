@@ -9,7 +9,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <map>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +24,10 @@ class Executor {
   // Computes embeddings [N, d] float32 of images [N, C, H, W] float32. In training, batch norms use the statistics of
   // the batch and move their running statistics with momentum 0.1, and autograd records.
   virtual at::Tensor forward(const at::Tensor& images, bool training) = 0;
+  // Runs the graph in evaluation mode and shows the output of every node, in the order of the graph: a node is named as
+  // in messages, "node 'conv1' (Conv)". A batch norm whose only reader is a PRelu is computed with it and not shown.
+  using Observer = std::function<void(const std::string& node, const at::Tensor& value)>;
+  virtual void observe(const at::Tensor& images, const Observer& observer) = 0;
   // The executor's own tensors with their ONNX names, in the order of the graph. Change them in place, or by set_data.
   // `fixed` tensors are used but not learned: constants of arithmetic, and gamma of a batch norm that ends the graph,
   // which the reference (arcface_torch) freezes as well.

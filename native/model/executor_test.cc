@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "model/batch_norm_prelu.h"
+#include "model/node_values.h"
 #include "model/prelu.h"
 #include "test/check.h"
 
@@ -149,8 +150,46 @@ static void test_prelu_threads() {
   CHECK(at::equal(gradients[0], gradients[2]));
 }
 
+// Two channels of 1 x 2 pictures, six of them, so that there is a second batch. Channel 0 overflows behind the first
+// product and is small again at the end; channel 1 is negative, so Relu makes it zero.
+static void test_node_values() {
+  Graph graph;
+  graph.input = {"data", 2, 1, 2};
+  graph.nodes = {{"norm", "BatchNormalization", {"data", "gamma", "beta", "mean", "var"}, {"normed"}, {}},
+                 {"slope", "PRelu", {"normed", "negative"}, {"active"}, {}},
+                 {"large", "Mul", {"active", "factor"}, {"huge"}, {}},
+                 {"off", "Relu", {"huge"}, {"positive"}, {}},
+                 {"bound", "Clip", {"positive", "zero", "one"}, {"clipped"}, {}},
+                 {"flatten", "Flatten", {"clipped"}, {"flat"}, {}}};
+  graph.initializers = {{"gamma", floats({2}, {1, 1})}, {"beta", floats({2}, {0, -100})},
+                        {"mean", floats({2}, {0, 0})},  {"var", floats({2}, {1, 1})},
+                        {"zero", floats({}, {0})},      {"negative", floats({2, 1, 1}, {0.5, 1})},
+                        {"one", floats({}, {1})},       {"factor", floats({2, 1, 1}, {3e38f, 1})}};
+  graph.output = {"flat", 4};
+  const auto executor = make_executor(graph, at::kCPU);
+  at::Tensor images = at::arange(24, at::kFloat).view({6, 2, 1, 2});
+  const std::vector<NodeValues> nodes = node_values(*executor, images);
+  std::vector<std::string> names;
+  for (const NodeValues& node : nodes) names.push_back(node.node);
+  CHECK(names == (std::vector<std::string>{"node 'slope' (PRelu)", "node 'large' (Mul)", "node 'off' (Relu)",
+                                           "node 'bound' (Clip)", "node 'flatten' (Flatten)"}));
+  CHECK_EQ(nodes[0].samples, 12);
+  CHECK_EQ(nodes[0].not_finite, 0);
+  CHECK_EQ(nodes[0].constant_channels, 0);
+  CHECK_NEAR(nodes[0].smallest, 2 - 100, 1e-3);
+  CHECK_NEAR(nodes[0].largest, 21, 1e-3);
+  CHECK_EQ(nodes[1].not_finite, 10);  // all but 0 and 1 in channel 0
+  CHECK_EQ(nodes[2].constant_channels, 1);
+  CHECK_EQ(nodes[2].channels, 2);
+  CHECK_EQ(nodes[3].not_finite, 0);
+  CHECK_NEAR(nodes[3].largest, 1, 0);
+  CHECK_EQ(nodes[4].samples, 6);
+  CHECK_EQ(nodes[4].constant_channels, 3);  // of channel 0, only the first pixel is 0 somewhere
+}
+
 int main() {
   at::set_num_threads(1);
+  test_node_values();
   test_batch_norm();
   test_roles();
   test_prelu();

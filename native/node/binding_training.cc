@@ -6,6 +6,7 @@
 
 #include "comm/comm.h"
 #include "model/executor.h"
+#include "model/node_values.h"
 #include "model/pictures.h"
 #include "node/convert.h"
 #include "node/register.h"
@@ -61,7 +62,7 @@ void prepare_thread(int threads) {
   at::globalContext().setDeterministicCuDNN(true);  // for runs that are equal bit for bit (session.h)
 }
 
-// The arguments (pixels, height, width, channels, flip) of embed.
+// The arguments (pixels, height, width, channels, flip) of embed; flip may be left out.
 struct PicturesIn {
   explicit PicturesIn(const Napi::CallbackInfo& info)
       : height(info[1].As<Napi::Number>().Int64Value()),
@@ -71,9 +72,11 @@ struct PicturesIn {
     const auto bytes = info[0].As<Napi::Uint8Array>();
     pixels.assign(bytes.Data(), bytes.Data() + bytes.ElementLength());
   }
+  at::Tensor images(const Executor& executor, at::Device device) const {
+    return to_images(pixels, height, width, channels, executor.range(), device);
+  }
   Worker::Reply embedded(Executor& executor, at::Device device) const {
-    return floats_reply(
-        facetrain::embed(executor, to_images(pixels, height, width, channels, executor.range(), device), flip));
+    return floats_reply(facetrain::embed(executor, images(executor, device), flip));
   }
 
   int64_t height, width, channels;
@@ -86,6 +89,7 @@ class Model : public Napi::ObjectWrap<Model> {
   static void add_to(Napi::Env env, Napi::Object exports) {
     exports.Set("Model", DefineClass(env, "Model",
                                      {InstanceMethod<&Model::open>("open"), InstanceMethod<&Model::embed>("embed"),
+                                      InstanceMethod<&Model::node_values>("nodeValues"),
                                       InstanceMethod<&Model::close>("close")}));
   }
 
@@ -107,6 +111,27 @@ class Model : public Napi::ObjectWrap<Model> {
   Napi::Value embed(const Napi::CallbackInfo& info) {
     return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) {
       return pictures.embedded(executor, at::kCPU);
+    });
+  }
+
+  // nodeValues(pixels, height, width, channels) -> src/model.ts's NodeValues[]
+  Napi::Value node_values(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) -> Worker::Reply {
+      return [nodes = facetrain::node_values(executor, pictures.images(executor, at::kCPU))](Napi::Env env) {
+        auto list = Napi::Array::New(env, nodes.size());
+        for (uint32_t i = 0; i < nodes.size(); ++i) {
+          auto node = Napi::Object::New(env);
+          node.Set("node", nodes[i].node);
+          node.Set("smallest", nodes[i].smallest);
+          node.Set("largest", nodes[i].largest);
+          node.Set("notFinite", static_cast<double>(nodes[i].not_finite));
+          node.Set("samples", static_cast<double>(nodes[i].samples));
+          node.Set("channels", static_cast<double>(nodes[i].channels));
+          node.Set("constantChannels", static_cast<double>(nodes[i].constant_channels));
+          list.Set(i, node);
+        }
+        return list;
+      };
     });
   }
 

@@ -13,9 +13,25 @@ export interface ModelOptions {
   computeThreads: number;
 }
 
+/** What a node's output is on a few pictures. A channel is one of a map [N, C, H, W], or one number of a vector. */
+export interface NodeValues {
+  /** As in messages: node 'conv1' (Conv). */
+  node: string;
+  /** Of the finite values. */
+  smallest: number;
+  largest: number;
+  notFinite: number;
+  /** Values in each channel. */
+  samples: number;
+  channels: number;
+  /** Channels that have the same value, up to rounding, at every pixel of all pictures. */
+  constantChannels: number;
+}
+
 interface NativeModel {
   open(graph: Graph, computeThreads: number): Promise<void>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
+  nodeValues(pixels: Uint8Array, height: number, width: number, channels: number): Promise<NodeValues[]>;
   close(): Promise<void>;
 }
 
@@ -50,6 +66,17 @@ export class Model implements Embedder {
 
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
     return await embedInBatches(this.#native, this.#graph, pictures, options);
+  }
+
+  /**
+   * Runs the pictures and describes the output of each node, in the order of the graph. A batch norm that is computed
+   * together with the PRelu behind it is left out.
+   * @throws FacetrainError InvalidArgument when the pictures are not of the graph's size
+   */
+  async nodeValues(pictures: Pictures): Promise<NodeValues[]> {
+    checkPictures(this.#graph, pictures);
+    const { data, height, width } = pictures;
+    return await translateErrors(() => this.#native.nodeValues(data, height, width, 3));
   }
 
   async close(): Promise<void> {

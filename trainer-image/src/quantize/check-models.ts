@@ -1,13 +1,6 @@
 /** Checks of our own work on real pictures: folding must not change the function, nor writing the INT7 model. */
-import {
-  type Embedder,
-  type Graph,
-  Int7Model,
-  type LayerGraph,
-  Model,
-  type Pictures,
-  type Scales,
-} from '@facetrain/native';
+import { FacetrainError } from '@facetrain/api';
+import { type Embedder, Int7Model, type LayerGraph, type Pictures, type Scales } from '@facetrain/native';
 import { disposable } from './disposable.ts';
 
 /** Pictures of a check. A few are enough: every number of every layer has an effect on each embedding. */
@@ -26,21 +19,30 @@ export interface CheckOptions {
 
 /**
  * Compares folded layers with the graph that they were made of, which another executor runs.
- * @throws Error when they differ, which is a defect of ours
+ * @param original the graph, whose embeddings are finite
+ * @throws FacetrainError InvalidModel when they differ: a defect of ours, or batch norms that undo each other with
+ *   numbers so far apart that float32 cannot hold their product
  */
 export async function checkFolded(
-  graph: Graph,
+  original: Embedder,
   folded: Embedder,
   pictures: Pictures,
-  { computeThreads, signal }: CheckOptions,
+  { subject, signal }: Pick<CheckOptions, 'signal'> & { subject: string },
 ): Promise<void> {
-  await using original = disposable(await Model.open(graph, { computeThreads }));
   const few = firstPictures(pictures);
-  const expected = await original.model.embed(few, { signal });
+  const expected = await original.embed(few, { signal });
   const found = await folded.embed(few, { signal });
   const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  if (!expected.every((value, index) => Math.abs(value - found[index]!) <= FOLDING_TOLERANCE * largest))
-    throw new Error('folding has changed the model');
+  const difference = expected.reduce((most, value, index) => Math.max(most, Math.abs(value - found[index]!)), 0);
+  if (difference <= FOLDING_TOLERANCE * largest) return;
+  throw new FacetrainError({
+    code: 'InvalidModel',
+    subject,
+    found: `with batch norms folded into the layers, embeddings change by ${(difference / largest).toPrecision(2)} of their largest value`,
+    allowed:
+      `${FOLDING_TOLERANCE}, which rounding explains: weights and batch norms of like size. ` +
+      'If they are, this is a defect of Facetrain; please report it with the model',
+  });
 }
 
 /**

@@ -3,10 +3,10 @@
  * it finds for a broken model is worthless.
  */
 import { FacetrainError } from '@facetrain/api';
-import { type Embedder, type LayerGraph, LayerModel, type LayerResult, type Pictures } from '@facetrain/native';
+import { type Graph, type LayerResult, Model, type NodeValues, type Pictures } from '@facetrain/native';
+import type { Program } from '../program/program.ts';
 import { checkSpread } from '../verification/check-embeddings.ts';
 import { disposable } from './disposable.ts';
-import { elementCount, tensorShapes } from './layer-shapes.ts';
 
 const CHECKED_PICTURES = 32;
 
@@ -15,76 +15,91 @@ const CHECKED_PICTURES = 32;
  */
 const LARGEST_ACTIVATION = 1e15;
 
+/** Single channels with fewer values may be constant by chance: those of a Relu on vectors. */
+const FEWEST_SAMPLES = 8;
+/** Of a node's channels. More are worth a warning only: weight decay has made them zero in trained networks, too. */
+const CONSTANT_SHARE = 0.5;
+
 export interface CheckSourceOptions {
   /** The model's file, for messages. */
   subject: string;
   computeThreads: number;
   signal: AbortSignal;
+  log: Pick<Program['log'], 'warn'>;
 }
 
 /**
- * @param fp32 the layers in FP32
- * @throws FacetrainError NotANumber or InvalidModel: the embeddings are not finite, too large (the message names the
- *   first layer whose output is), zero, or the same for all pictures
+ * @param model runs `graph`
+ * @throws FacetrainError naming the first node of which it is true: NotANumber or InvalidModel, its values are not
+ *   finite or too large, also where the nodes behind it make them small again; InvalidModel, they do not depend on the
+ *   picture. InvalidModel, the embeddings are nearly the same for all pictures
  */
 export async function checkSource(
-  layers: LayerGraph,
-  fp32: Embedder,
+  graph: Graph,
+  model: Model,
   pictures: Pictures,
-  { subject, computeThreads, signal }: CheckSourceOptions,
+  { subject, computeThreads, signal, log }: CheckSourceOptions,
 ): Promise<void> {
   const few = differentPictures(pictures);
-  const embeddings = await fp32.embed(few, { signal });
-  if (!isComputable(embeddings)) throw await firstOverflow(layers, few, { subject, computeThreads, signal });
-  await checkSpread(embeddings, fp32.dim, {
+  signal.throwIfAborted();
+  const nodes = await model.nodeValues(few);
+  checkMagnitude(nodes, subject);
+  const constant = nodes.find(
+    ({ samples, channels, constantChannels }) => samples > 1 && constantChannels === channels,
+  );
+  const embeddings = await model.embed(few, { signal });
+  // For zeros, no other range of the input is tried.
+  if (constant && embeddings.every((value) => value === 0)) throw constantError(constant, subject);
+  await checkSpread(embeddings, model.dim, {
     subject,
-    input: layers.input,
+    input: graph.input,
     embedWith: async (input) => {
-      await using other = disposable(await LayerModel.open({ ...layers, input }, { computeThreads }));
+      await using other = disposable(await Model.open({ ...graph, input }, { computeThreads }));
       return await other.model.embed(few, { signal });
     },
+    ...(constant && { cause: constantText(constant) }),
+  });
+  if (constant) throw constantError(constant, subject);
+  const half = nodes.find(
+    ({ samples, channels, constantChannels }) =>
+      samples >= FEWEST_SAMPLES && constantChannels > CONSTANT_SHARE * channels,
+  );
+  if (half)
+    log.warn(`${half.constantChannels} of ${half.channels} channels of ${half.node} are constant: ${UNUSED_CHANNELS}`);
+}
+
+const UNUSED_CHANNELS = 'they were lost in training, or the range of the input is not that of the training';
+
+/** The nodes behind the first one have their values from it. */
+function checkMagnitude(nodes: NodeValues[], subject: string): void {
+  const largestOf = ({ smallest, largest }: NodeValues) => Math.max(-smallest, largest);
+  const found = nodes.find((node) => node.notFinite > 0 || largestOf(node) >= LARGEST_ACTIVATION);
+  if (!found) return;
+  const { node, notFinite, samples, channels } = found;
+  const limit = LARGEST_ACTIVATION.toExponential(0);
+  throw new FacetrainError({
+    code: notFinite === 0 ? 'InvalidModel' : 'NotANumber',
+    subject,
+    found:
+      `${node} gives values ` +
+      (notFinite === 0
+        ? `of up to ${largestOf(found).toExponential(1)}`
+        : `that are not finite (${notFinite} of ${samples * channels})`),
+    allowed: `values below ${limit}: a trained model, and the range of its input that it was trained with`,
   });
 }
 
-const isComputable = (values: Float32Array) => values.every((value) => Math.abs(value) < LARGEST_ACTIVATION);
+function constantText({ node, smallest, largest }: NodeValues): string {
+  const value = smallest === largest ? `: it is ${smallest} everywhere` : '';
+  return `the output of ${node} does not depend on the picture${value}`;
+}
 
-/** The error for the first layer whose output cannot be computed with. The layers behind it have that from it. */
-async function firstOverflow(
-  layers: LayerGraph,
-  pictures: Pictures,
-  { subject, computeThreads, signal }: CheckSourceOptions,
-): Promise<FacetrainError> {
-  const shapes = tensorShapes(layers);
-  const one = { ...pictures, count: 1, data: pictures.data.subarray(0, pictures.height * pictures.width * 3) };
-  const outputOf = async (index: number): Promise<Float32Array> => {
-    const { output: name } = layers.layers[index]!;
-    const part = {
-      ...layers,
-      layers: layers.layers.slice(0, index + 1),
-      output: { name, dim: elementCount(shapes.get(name)!) },
-    };
-    await using model = disposable(await LayerModel.open(part, { computeThreads }));
-    return await model.model.embed(one, { signal });
-  };
-  // Bisection. Values of this size do not become small again, apart from where a batch norm divides by as much.
-  let [low, high] = [0, layers.layers.length - 1];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (isComputable(await outputOf(middle))) low = middle + 1;
-    else high = middle;
-  }
-  const layer = layers.layers[low]!;
-  const values = await outputOf(low);
-  const allFinite = values.every(Number.isFinite);
-  const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  const limit = LARGEST_ACTIVATION.toExponential(0);
+function constantError(values: NodeValues, subject: string): FacetrainError {
   return new FacetrainError({
-    code: allFinite ? 'InvalidModel' : 'NotANumber',
+    code: 'InvalidModel',
     subject,
-    found:
-      `layer "${layer.name}" gives values ` +
-      (allFinite ? `of up to ${largest.toExponential(1)}` : 'that are not finite'),
-    allowed: `values below ${limit}: a trained model, and the range of its input that it was trained with`,
+    found: constantText(values),
+    allowed: 'a trained model, and the range of its input that it was trained with (--input-range)',
   });
 }
 

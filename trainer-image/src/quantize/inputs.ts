@@ -15,6 +15,7 @@ import { checkBadPictures } from '../dataset/dataset-preflight.ts';
 import { drawPictures } from '../dataset/sample-indices.ts';
 import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { checkEmbeddingMemory } from '../onnx/memory.ts';
+import { openModel, withSubject } from '../onnx/open-model.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -51,15 +52,24 @@ export async function loadModel({ model, evaluation }: QuantizeConfig): Promise<
     });
   }
   checkEmbeddingMemory(graph, file, evaluation.sets.length > 0 ? EMBEDDING_BATCH : CHECKED_PICTURES);
+  // Scales are tables by name, written to JSON: there this name stands for something else.
+  if (graph.nodes.some(({ name, inputs, outputs }) => [name, ...inputs, ...outputs].includes('__proto__')))
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject: model.path,
+      found: 'has a node or a value called __proto__',
+      allowed: 'another name for it',
+    });
+  // What the executor refuses is refused as eval and train do.
+  const executor = await openModel(graph, file, { computeThreads: 1 });
+  await executor.close();
   try {
     const layers = fold(graph);
     const externalData: SourceModel['externalData'] = {};
     for (const path of externalFiles) externalData[relative(dirname(file), path)] = await digestFile(path);
     return { graph, range, layers, file: await digestFile(file), externalData, removed };
   } catch (error) {
-    if (!(error instanceof FacetrainError)) throw error;
-    const { code, found, allowed, cause } = error;
-    throw new FacetrainError({ code, subject: `${model.path}: ${error.subject}`, found, allowed, cause });
+    throw withSubject(model.path, error);
   }
 }
 

@@ -72,6 +72,25 @@ async function writeModel(name: string, change: (graph: Graph) => void = () => {
   return join(inputs, name);
 }
 
+/** Constants for arithmetic with 8 channels. */
+const all = (b: GraphBuilder, value: number) => {
+  const tensor = b.values([8, 1, 1]);
+  tensor.data.fill(value);
+  return tensor;
+};
+
+/** Quantizes a model that adds a branch behind its stem: the embedding depends on the picture whatever the branch is. */
+async function withBranch(
+  name: string,
+  branch: (b: GraphBuilder, stem: string) => string,
+): Promise<Partial<QuantizeConfig>> {
+  const b = new GraphBuilder({ height: 112, width: 112 });
+  const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 7, { pad: 3, stride: 8, bias: false }), 8), 8);
+  const sum = b.node('Add', [stem, branch(b, stem)]);
+  await writeFile(join(inputs, name), encodeOnnx(b.graph(b.gemm(b.flatten(sum), 8 * 14 * 14, 16))));
+  return { model: { path: join(inputs, name), channelOrder: 'rgb', input: null } };
+}
+
 function scale(graph: Graph, tensor: string, factor: number): void {
   const { data } = graph.initializers[tensor]!;
   data.forEach((value, index) => {
@@ -364,7 +383,7 @@ describe('refused before any work', () => {
         },
       }),
       code: 'InvalidModel',
-      expected: /overflow\.onnx: layer "Conv_4" gives values of up to \d\.\de\+2\d; values below 1e\+15: /,
+      expected: /overflow\.onnx: node 'Conv_4' \(Conv\) gives values of up to \d\.\de\+2\d; values below 1e\+15: /,
     },
     'values that are not finite in a layer': {
       change: async () => ({
@@ -377,7 +396,7 @@ describe('refused before any work', () => {
         },
       }),
       code: 'InvalidModel',
-      expected: /infinite\.onnx: layer "Conv_0" gives values of up to \d\.\de\+\d\d; /,
+      expected: /infinite\.onnx: node 'Conv_0' \(Conv\) gives values of up to \d\.\de\+\d\d; /,
     },
     'the same embedding for each picture': {
       change: async () => ({
@@ -388,7 +407,8 @@ describe('refused before any work', () => {
         },
       }),
       code: 'InvalidModel',
-      expected: /constant\.onnx: the embeddings of 6 different pictures are nearly the same \(.*1\.0000\); a trained /,
+      expected:
+        /constant\.onnx: the embeddings of 6 different pictures are nearly the same \(.*1\.0000\); the output of node 'Conv_0' \(Conv\) does not depend on the picture: it is 0 everywhere; a trained /,
     },
     'an embedding of zeros': {
       change: async () => ({
@@ -401,8 +421,34 @@ describe('refused before any work', () => {
           input: null,
         },
       }),
+      code: 'InvalidModel',
+      expected:
+        /zeros\.onnx: the output of node 'Gemm_\d+' \(Gemm\) does not depend on the picture: it is 0 everywhere; /,
+    },
+    'an overflow behind which values are small again': {
+      change: () =>
+        withBranch('recovers.onnx', (b, stem) => {
+          // Everything is -Infinity where the stem is positive, and 0 behind the Relu.
+          const huge = b.node('Mul', [b.node('Mul', [stem, all(b, -1e30)]), all(b, 1e30)]);
+          return b.node('Relu', [huge]);
+        }),
+      code: 'InvalidModel',
+      expected: /recovers\.onnx: node 'Mul_3' \(Mul\) gives values of up to \d\.\de\+3\d; /,
+    },
+    'infinity behind which values are small again': {
+      change: () =>
+        withBranch('recovers.onnx', (b, stem) =>
+          b.node('Relu', [
+            b.batchNorm(b.node('Mul', [b.node('Relu', [stem]), b.values([8, 1, 1], -3.4e38, -3.3e38)]), 8),
+          ]),
+        ),
       code: 'NotANumber',
-      expected: /zeros\.onnx: embedding of picture 0: its length is 0; /,
+      expected: /recovers\.onnx: node 'Mul_4' \(Mul\) gives values that are not finite \(\d+ of 9408\); /,
+    },
+    'a branch whose Relu is never positive': {
+      change: () => withBranch('dead.onnx', (b, stem) => b.node('Relu', [b.node('Sub', [stem, all(b, 1e6)])])),
+      code: 'InvalidModel',
+      expected: /dead\.onnx: the output of node 'Relu_4' \(Relu\) does not depend on the picture: it is 0 everywhere; /,
     },
     'a dataset without pictures': {
       change: async () => {
@@ -463,6 +509,20 @@ describe('refused before any work', () => {
       assert.deepEqual(left, []);
     });
   }
+});
+
+test('a node of which more than half is constant is a warning: trained networks have such', async () => {
+  const half = await withBranch('half.onnx', (b, stem) => {
+    const offsets = b.values([8, 1, 1]);
+    offsets.data.set([0, 0, 0, 1e6, 1e6, 1e6, 1e6, 1e6]);
+    return b.node('Relu', [b.node('Sub', [stem, offsets])]);
+  });
+  const running = program();
+  const warnings: unknown[] = [];
+  running.log.warn = ((text: unknown) => warnings.push(text)) as typeof running.log.warn;
+  await runQuantize(config({ ...half, gate: { maxAccuracyDrop: null, minMeanCosine: null } }), running);
+  assert.equal(warnings.length, 1);
+  assert.match(String(warnings[0]), /^5 of 8 channels of node 'Relu_4' \(Relu\) are constant: /);
 });
 
 test('files of other programs that have the names of an artifact’s are refused, and stay', async () => {

@@ -18,12 +18,14 @@ import {
   Int7Model,
   type LayerGraph,
   LayerModel,
+  Model,
   type Pictures,
   type SearchResult,
   searchScales,
 } from '@facetrain/native';
 import { countParameters } from '../onnx/describe.ts';
 import { withInputRange } from '../onnx/input-range.ts';
+import { withSubject } from '../onnx/open-model.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
@@ -32,7 +34,7 @@ import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkWritten } from './check-models.ts';
-import { checkFound, checkSource } from './check-source.ts';
+import { type CheckSourceOptions, checkFound, checkSource } from './check-source.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets } from './compare-models.ts';
 import { disposable } from './disposable.ts';
@@ -54,9 +56,9 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   const sets = await loadSets(config);
   await checkOutput(config, signal);
   const { pictures, compared, facts: calibration } = await loadCalibration(config, source.graph, program);
-  await using fp32 = disposable(await LayerModel.open(source.layers, { computeThreads }));
-  await checkSource(source.layers, fp32.model, pictures, { subject: config.model.path, computeThreads, signal });
-  await checkFolded(source.graph, fp32.model, pictures, { computeThreads, signal });
+  await using fp32 = disposable(
+    await openChecked(source, pictures, { subject: config.model.path, computeThreads, signal, log }),
+  );
   log.info(
     { layers: source.layers.layers.length, calibration: calibration.images, sets: sets.map(({ name }) => name) },
     'quantizing',
@@ -74,6 +76,29 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   } catch (error) {
     // One that was frozen may find the files of a newer one in the place of its own.
     throw isStop(error, signal) ? error : await output.explain(error);
+  }
+}
+
+/**
+ * The folded layers in FP32, after the graph was checked on pictures, and that folding has not changed it.
+ * @throws FacetrainError as checkSource and checkFolded; InvalidModel when folding has made weights that are not finite
+ */
+async function openChecked(
+  { graph, layers }: Inputs['source'],
+  pictures: Pictures,
+  options: CheckSourceOptions,
+): Promise<LayerModel> {
+  await using original = disposable(await Model.open(graph, options));
+  await checkSource(graph, original.model, pictures, options);
+  const fp32 = await LayerModel.open(layers, options).catch((error: unknown) => {
+    throw withSubject(options.subject, error);
+  });
+  try {
+    await checkFolded(original.model, fp32, pictures, options);
+    return fp32;
+  } catch (error) {
+    await fp32.close();
+    throw error;
   }
 }
 

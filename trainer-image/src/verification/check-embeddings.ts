@@ -85,6 +85,8 @@ export interface SpreadOptions {
   input: Graph['input'];
   /** Embeds the same pictures with an input of another range; absent: no other range is tried. */
   embedWith?: (input: Graph['input']) => Promise<Float32Array>;
+  /** Why embeddings can be alike with the given range, for the message when no other range helps. */
+  cause?: string;
 }
 
 /**
@@ -95,7 +97,7 @@ export interface SpreadOptions {
 export async function checkSpread(
   embeddings: Float32Array,
   dim: number,
-  { subject, input, embedWith }: SpreadOptions,
+  { subject, input, embedWith, cause }: SpreadOptions,
 ): Promise<void> {
   checkFiniteEmbeddings(embeddings, dim, subject);
   const count = embeddings.length / dim;
@@ -110,7 +112,9 @@ export async function checkSpread(
   throw new FacetrainError({
     code: 'InvalidModel',
     subject,
-    found: `the embeddings of ${count} different pictures are nearly the same (mean cosine ${cosine.toFixed(4)})`,
+    found:
+      `the embeddings of ${count} different pictures are nearly the same (mean cosine ${cosine.toFixed(4)})` +
+      (cause !== undefined && better.length === 0 ? `; ${cause}` : ''),
     allowed:
       better.length > 0
         ? `the range that it was trained with: with ${better.join(' or ')} (model.input in a manifest) they differ`
