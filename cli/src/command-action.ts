@@ -49,9 +49,29 @@ async function reportError(error: unknown, stop: Stop, json: boolean): Promise<n
     throw error;
   }
   const { code, subject, found, allowed, message, exitCode } = error;
-  process.stderr.write(`${message}\n`);
+  process.stderr.write(`${readable(message)}\n`);
   if (json) await printError({ code, subject, found, allowed, message });
   return exitCode;
+}
+
+/** Longest word, and longest message, that are printed whole. */
+const LONGEST = { word: 400, message: 8000 };
+
+/**
+ * A message for a terminal. Names in it come from files of any origin: they may be a megabyte long, or hold escape
+ * sequences.
+ */
+export function readable(message: string): string {
+  const middleOut = (text: string, longest: number) =>
+    text.length <= longest
+      ? text
+      : `${text.slice(0, longest / 2)}…(${text.length} characters)…${text.slice(-longest / 4)}`;
+  const words = message.replace(/\S{401,}/g, (word) => middleOut(word, LONGEST.word));
+  // Line breaks stay: the problems of a manifest are a list.
+  return middleOut(words, LONGEST.message).replace(
+    /[\p{Cc}--\n]/gv,
+    (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  );
 }
 
 export const printError = (error: PrintedError) => print(`${JSON.stringify({ error })}\n`);

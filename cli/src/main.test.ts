@@ -79,6 +79,14 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['eval', '--model', 'nowhere.onnx', '--pairs', job],
     wantMessage: /job\.yaml/,
   },
+  'an output folder whose name is too long': {
+    args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
+    wantMessage: /^\/tmp\/y+: ENAMETOOLONG/,
+  },
+  'a folder as the file of pairs': {
+    args: ['dataset', 'pairs', exampleFaces, '--output', exampleFaces],
+    wantMessage: /is no file; the name of a file/,
+  },
   'a folder that is no dataset': { args: ['dataset', 'check', join(exampleFaces, '..')], wantMessage: /lfw-small/ },
   'a folder without manifest.json': { args: ['inspect', join(exampleFaces, '..')], wantMessage: /manifest\.json/ },
 };

@@ -1,7 +1,9 @@
 /** `facetrain dataset pairs`: draws a verification set from a dataset. */
+import { realpath, stat } from 'node:fs/promises';
+import { FacetrainError } from '@facetrain/api';
 import { readEncoded, readLabels } from '@facetrain/native';
 import { drawPairs, type Pair } from '@facetrain/trainer/dataset/draw-pairs';
-import { writeAtomically } from '@facetrain/trainer/storage/atomic-files';
+import { storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 import { pickleVerificationSet } from '@facetrain/trainer/verification/pickle-verification-set';
 import { type StatusLine, table } from '../terminal-output.ts';
 
@@ -11,12 +13,34 @@ export interface PairsOptions {
   output: string;
 }
 
+/**
+ * The file that a path names, behind links. A rename would put a file in the place of a device or a pipe, for root
+ * also of `/dev/null`.
+ * @throws FacetrainError InvalidArgument for what is there and is no file; StorageFailed
+ */
+async function outputFile(path: string): Promise<string> {
+  try {
+    const target = await realpath(path);
+    if ((await stat(target)).isFile()) return target;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT' && path !== '') return path;
+    throw storageError(path, error);
+  }
+  throw new FacetrainError({
+    code: 'InvalidArgument',
+    subject: path,
+    found: 'is no file',
+    allowed: 'the name of a file, which is replaced if it exists (--output)',
+  });
+}
+
 export async function makePairs(
   folder: string,
   { pairs: count, seed, output }: PairsOptions,
   line: StatusLine,
   signal: AbortSignal,
 ) {
+  const file = await outputFile(output);
   line.show('Reading', folder);
   const { labels } = await readLabels(folder, { signal });
   const bad = new Set<number>();
@@ -38,7 +62,7 @@ export async function makePairs(
     pictures.filter((picture) => picture !== null),
     pairs.map(({ same }) => same),
   );
-  await writeAtomically(output, set);
+  await writeAtomically(file, set);
   line.clear();
   const people = new Set(pairs.flatMap((pair) => pair.pictures.map((picture) => labels[picture]))).size;
   return {

@@ -5,6 +5,7 @@ import { EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@f
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
+import { openModel } from '@facetrain/trainer/onnx/open-model';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import {
@@ -146,7 +147,7 @@ async function openEmbedder(
   }
   if (runtime === 'fp32') {
     checkEmbeddingMemory(model.graph, file, EMBEDDING_BATCH);
-    return Model.open(model.graph, { computeThreads });
+    return openModel(model.graph, file, { computeThreads });
   }
   // One picture for each thread, in integers of a byte; the check counts four.
   checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));

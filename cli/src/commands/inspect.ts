@@ -55,9 +55,12 @@ async function checkModel(graph: Graph, file: string): Promise<true | string> {
     return 'it is quantized';
   }
   // The addon loads slowly, so only when it is needed.
-  const { EMBEDDING_BATCH, Model } = await import('@facetrain/native');
+  const [{ EMBEDDING_BATCH }, { openModel }] = await Promise.all([
+    import('@facetrain/native'),
+    import('@facetrain/trainer/onnx/open-model'),
+  ]);
   checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
-  const model = await Model.open(graph, { computeThreads: 1 });
+  const model = await openModel(graph, file, { computeThreads: 1 });
   await model.close();
   try {
     fold(graph);

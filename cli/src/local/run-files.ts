@@ -194,13 +194,13 @@ function filesIn(folder: string, patterns: (string | RegExp)[]): RunFile[] {
   });
 }
 
-/** Names in a folder, sorted; none when there is no such folder. */
+/** Names in a folder, sorted; none when there is no such folder. @throws FacetrainError StorageFailed */
 function names(folder: string): string[] {
   try {
     return readdirSync(folder).sort();
   } catch (error) {
     if (['ENOENT', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return [];
-    throw error;
+    throw storageError(folder, error);
   }
 }
 

@@ -1,4 +1,4 @@
-/** Opens the graph of a file in the native executor. Errors of the executor name the node; these name the file as well. */
+/** Opens the graph of a file in the native executor, whose errors name the node; these name the file as well. */
 import { FacetrainError } from '@facetrain/api';
 import { type Graph, Model, type ModelOptions } from '@facetrain/native';
 

@@ -228,17 +228,23 @@ function checkOpsets(model: ModelProto, refuse: Refuse): Record<string, number> 
   return opsets;
 }
 
+/** So many names are listed in a message. */
+const LISTED = 20;
+
+const listed = (names: string[]) =>
+  names.slice(0, LISTED).join(', ') + (names.length > LISTED ? `, and ${names.length - LISTED} more` : '');
+
 function onlyInput(infos: ValueInfoProto[], refuse: Refuse): ValueInfoProto {
   const [first, ...more] = infos;
   if (!first) throw refuse('has no input', 'one input, the picture');
   if (more.length)
-    throw refuse(`has ${infos.length} inputs: ${infos.map(({ name }) => name).join(', ')}`, 'one input, the picture');
+    throw refuse(`has ${infos.length} inputs: ${listed(infos.map(({ name }) => name))}`, 'one input, the picture');
   return first;
 }
 
 /** The output that is the embedding. Of several, none is guessed: a wrong one would train and quantize as well. */
 function chosenOutput(infos: ValueInfoProto[], name: string | null | undefined, refuse: Refuse): ValueInfoProto {
-  const list = infos.map((info) => `"${info.name}" ${shownShape(info)}`).join(', ');
+  const list = listed(infos.map((info) => `"${info.name}" ${shownShape(info)}`));
   const [first, ...more] = infos;
   if (!first) throw refuse('has no output', 'one output, the embedding');
   if (name !== null && name !== undefined) {

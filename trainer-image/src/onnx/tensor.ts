@@ -73,6 +73,9 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
   },
 };
 
+/** As many as libtorch's tensors have. */
+const MOST_DIMS = 64;
+
 /**
  * Decodes a constant. Raw float32 and integer data that is aligned in the file becomes a view of the file.
  * @throws FacetrainError InvalidModel for an unsupported element type or storage, or data that does not fit the dims
@@ -95,6 +98,7 @@ export function decodeTensor(tensor: TensorProto, name: string, subject: string)
 
   const dims = tensor.dims.map(toNumber);
   const count = dims.reduce((product, dim) => product * dim, 1);
+  if (dims.length > MOST_DIMS) throw invalid(`has ${dims.length} dims`, `${MOST_DIMS} at most`);
   if (!dims.every((dim) => Number.isSafeInteger(dim) && dim >= 0) || !Number.isSafeInteger(count))
     throw invalid(`has dims [${dims.join(', ')}]`, 'sizes of zero or more');
   const expected = `${count} elements of ${type} for dims [${dims.join(', ')}]`;

@@ -38,7 +38,9 @@ export async function checkFolded(
   throw new FacetrainError({
     code: 'InvalidModel',
     subject,
-    found: `with batch norms folded into the layers, embeddings change by ${(difference / largest).toPrecision(2)} of their largest value`,
+    found:
+      `with batch norms folded into the layers, embeddings change by ${(difference / largest).toPrecision(2)} ` +
+      'of their largest value',
     allowed:
       `${FOLDING_TOLERANCE}, which rounding explains: weights and batch norms of like size. ` +
       'If they are, this is a defect of Facetrain; please report it with the model',

@@ -79,7 +79,7 @@ const all = (b: GraphBuilder, value: number) => {
   return tensor;
 };
 
-/** Quantizes a model that adds a branch behind its stem: the embedding depends on the picture whatever the branch is. */
+/** A model that adds a branch behind its stem: its embedding depends on the picture, whatever the branch is. */
 async function withBranch(
   name: string,
   branch: (b: GraphBuilder, stem: string) => string,
@@ -408,7 +408,7 @@ describe('refused before any work', () => {
       }),
       code: 'InvalidModel',
       expected:
-        /constant\.onnx: the embeddings of 6 different pictures are nearly the same \(.*1\.0000\); the output of node 'Conv_0' \(Conv\) does not depend on the picture: it is 0 everywhere; a trained /,
+        /constant\.onnx: .* nearly the same \(.*1\.0000\); the output of node 'Conv_0' \(Conv\) .* is 0 everywhere; /,
     },
     'an embedding of zeros': {
       change: async () => ({

@@ -2,9 +2,12 @@
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
 import { type Graph, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
+import { withSubject } from '../onnx/open-model.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { abortable } from '../program/stop-signal.ts';
+
+const MODEL_ERRORS: ReadonlySet<string> = new Set(['InvalidModel', 'UnsupportedOperator']);
 
 /** @throws FacetrainError RendezvousTimeout, and those of TrainingSession.open; Stopped after a stop signal */
 export async function openSession(
@@ -52,6 +55,10 @@ export async function openSession(
     },
     computeThreads: threads,
     device: config.device,
+  }).catch((error: unknown) => {
+    // The parts of a model are named by the executor, which does not know the file.
+    const isOfModel = error instanceof FacetrainError && MODEL_ERRORS.has(error.code);
+    throw isOfModel && config.model.onnxPath !== null ? withSubject(config.model.onnxPath, error) : error;
   });
   const session = await abortable(signal, withinDeadline(opening, config, ranks));
   log.info({ device: session.device }, 'met the other ranks');
