@@ -14,7 +14,8 @@
 namespace facetrain {
 namespace {
 
-// Memory for as many pictures is checked before a model is quantized (trainer-image/src/quantize/inputs.ts).
+// A look at a value makes up to three copies of it. So all of them stay within the memory of one batch of embeddings,
+// which is checked before a model is quantized (loadModel of trainer-image/src/quantize/inputs.ts).
 constexpr int64_t kPicturesAtOnce = 4;
 
 // Largest range of a constant channel, relative to its largest value: a few roundings of float32.

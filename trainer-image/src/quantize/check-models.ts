@@ -4,7 +4,7 @@ import { type Embedder, Int7Model, type LayerGraph, type Pictures, type Scales }
 import { disposable } from './disposable.ts';
 
 /** Pictures of a check. A few are enough: every number of every layer has an effect on each embedding. */
-export const CHECKED_PICTURES = 4;
+const CHECKED_PICTURES = 4;
 
 /**
  * Largest difference, relative to the largest value of an embedding. Two orders of magnitude more than rounding to 32

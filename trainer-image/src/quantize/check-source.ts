@@ -3,12 +3,20 @@
  * it finds for a broken model is worthless.
  */
 import { FacetrainError } from '@facetrain/api';
-import { type Graph, type LayerResult, Model, type NodeValues, type Pictures } from '@facetrain/native';
+import {
+  EMBEDDING_BATCH,
+  type Graph,
+  type LayerResult,
+  Model,
+  type NodeValues,
+  type Pictures,
+} from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { checkSpread } from '../verification/check-embeddings.ts';
 import { disposable } from './disposable.ts';
 
-const CHECKED_PICTURES = 32;
+/** One batch: there is memory for it (loadModel of inputs.ts). */
+const CHECKED_PICTURES = EMBEDDING_BATCH;
 
 /**
  * The search sums squares of activations in 32 bits, which overflow at 3.4e38. Trained networks stay below 1e4.

@@ -22,7 +22,6 @@ import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
-import { CHECKED_PICTURES } from './check-models.ts';
 import { fold } from './fold.ts';
 
 export interface SourceModel {
@@ -39,7 +38,7 @@ export interface SourceModel {
 }
 
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
-export async function loadModel({ model, evaluation }: QuantizeConfig): Promise<SourceModel> {
+export async function loadModel({ model }: Pick<QuantizeConfig, 'model'>): Promise<SourceModel> {
   const read = await readOnnx(model.path, { output: model.output });
   const { removed, file, externalFiles } = read;
   const { graph, range } = withInputRange(read, { given: model.input, subject: file });
@@ -51,7 +50,7 @@ export async function loadModel({ model, evaluation }: QuantizeConfig): Promise<
       allowed: 'one of 3, a color picture',
     });
   }
-  checkEmbeddingMemory(graph, file, evaluation.sets.length > 0 ? EMBEDDING_BATCH : CHECKED_PICTURES);
+  checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
   // Scales are tables by name, written to JSON: there this name stands for something else.
   if (graph.nodes.some(({ name, inputs, outputs }) => [name, ...inputs, ...outputs].includes('__proto__')))
     throw new FacetrainError({

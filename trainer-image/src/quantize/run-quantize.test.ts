@@ -336,6 +336,21 @@ test('bad calibration pictures are left out within the budget', async () => {
   assert.match(message, /damaged: 1 bad picture \(.*record 5 .*: is a GIF\); at most 0 of 6/);
 });
 
+test('a model is refused that needs more memory than there is, also without verification sets', async (t) => {
+  const b = new GraphBuilder({ height: 112, width: 112 });
+  const wide = b.node('Conv', ['data', b.values([4096, 3, 1, 1])], { pads: [100, 100, 100, 100] });
+  const path = join(scratch, 'wide.onnx');
+  await writeFile(path, encodeOnnx(b.graph(b.gemm(b.flatten(b.node('GlobalAveragePool', [wide])), 4096, 8))));
+  t.mock.method(process, 'availableMemory', () => 8 * 2 ** 30);
+  const { code, message } = await failure({
+    model: { path, channelOrder: 'rgb', input: null },
+    evaluation: { sets: [] },
+    gate: { maxAccuracyDrop: null, minMeanCosine: null },
+  });
+  assert.equal(code, 'InsufficientMemory');
+  assert.match(message, /wide\.onnx: node "Conv_0" \(Conv\): embedding 32 pictures needs 47\.5 GiB/);
+});
+
 describe('refused before any work', () => {
   const cases: Record<string, { change: () => Promise<Partial<QuantizeConfig>>; code: string; expected: RegExp }> = {
     'no model': {
