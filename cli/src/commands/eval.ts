@@ -1,12 +1,13 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import { EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@facetrain/native';
+import { decodePictures, EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { openModel } from '@facetrain/trainer/onnx/open-model';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
+import { checkMagnitude } from '@facetrain/trainer/quantize/check-source';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import {
   checkNotConstant,
@@ -59,6 +60,7 @@ export async function evaluate(
     });
     line.clear();
     const seconds = (performance.now() - start) / 1000;
+    if (embedder instanceof Model) await nameOverflow(embedder, graph, embeddings, { set, channelOrder, file, signal });
     if (range.source === 'metadata') warnOfTraining(embeddings, embedder.dim, file, line);
     else
       await checkSpread(embeddings, embedder.dim, {
@@ -107,6 +109,37 @@ function warnOfTraining(embeddings: Float32Array, dim: number, file: string, lin
   checkNotConstant(embeddings, dim, file);
   if (meanPairCosine(embeddings, dim) >= SAME_DIRECTION)
     line.print(`Warning: ${file} hardly tells pictures apart yet: it needs more training`);
+}
+
+/**
+ * An embedding that is not finite says nothing of its cause, so its picture is looked at node by node.
+ * @param embeddings [pictures of the set, dim]
+ * @throws FacetrainError NotANumber or InvalidModel, naming the first node whose values are not finite or too large
+ */
+async function nameOverflow(
+  model: Model,
+  { input: { height, width } }: Graph,
+  embeddings: Float32Array,
+  {
+    set,
+    channelOrder,
+    file,
+    signal,
+  }: { set: VerificationSet; channelOrder: ChannelOrder; file: string; signal: AbortSignal },
+): Promise<void> {
+  const at = embeddings.findIndex((value) => !Number.isFinite(value));
+  if (at < 0) return;
+  const first = Math.floor(at / model.dim);
+  const pictures = await decodePictures([set.encoded[first]!], {
+    channelOrder,
+    height,
+    width,
+    subject: set.path,
+    code: 'InvalidVerificationSet',
+    first,
+    signal,
+  });
+  checkMagnitude(await model.nodeValues(pictures), file);
 }
 
 /** Pictures on which other ranges of the input are tried. */

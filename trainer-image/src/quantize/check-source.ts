@@ -78,8 +78,11 @@ export async function checkSource(
 
 const UNUSED_CHANNELS = 'they were lost in training, or the range of the input is not that of the training';
 
-/** The nodes behind the first one have their values from it. */
-function checkMagnitude(nodes: NodeValues[], subject: string): void {
+/**
+ * The nodes behind the first one have their values from it.
+ * @throws FacetrainError NotANumber or InvalidModel, naming the first node whose values are not finite or too large
+ */
+export function checkMagnitude(nodes: NodeValues[], subject: string): void {
   const largestOf = ({ smallest, largest }: NodeValues) => Math.max(-smallest, largest);
   const found = nodes.find((node) => node.notFinite > 0 || largestOf(node) >= LARGEST_ACTIVATION);
   if (!found) return;
