@@ -45,8 +45,8 @@ interface Head {
 /**
  * Takes the head out of the graph, and says what the file's input is.
  * @returns the graph, whose input has `mean`, `std` and `file`; and the range of the file's input
- * @throws FacetrainError InvalidArgument when the range does not fit the channels or the bytes; InvalidModel when it has
- *   a head and it is not clear for which range it was made
+ * @throws FacetrainError InvalidArgument when the range does not fit the channels or the bytes; InvalidModel when it
+ *   has a head and it is not clear for which range it was made
  */
 export function withInputRange(
   { graph, metadata }: { graph: Graph; metadata: Record<string, string> },

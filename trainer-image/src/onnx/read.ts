@@ -276,8 +276,8 @@ function shownShape({ type }: ValueInfoProto): string {
 }
 
 const HELP_INPUT =
-  'a picture [N, channels, height, width] or [N, height, width, channels] of float32 or uint8 with a fixed size, such ' +
-  'as [N, 3, 112, 112]';
+  'a picture [N, channels, height, width] or [N, height, width, channels] of float32 or uint8 with a fixed size, ' +
+  'such as [N, 3, 112, 112]';
 
 /** The input, and the batch size of the file's input; null when it is free. */
 function pictureInput(info: ValueInfoProto, refuse: Refuse): { input: Graph['input']; fixedBatch: number | null } {
