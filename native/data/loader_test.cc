@@ -549,6 +549,25 @@ bool equal(const std::vector<Batch>& a, const std::vector<Batch>& b) {
   });
 }
 
+// The batches of all ranks joined in rank order. Each rank decodes with another number of threads.
+std::vector<Batch> take_by_ranks(const std::shared_ptr<const Dataset>& dataset, const LoaderOptions& options, int size,
+                                 int count) {
+  std::vector<Batch> joined(static_cast<size_t>(count));
+  for (int rank = 0; rank < size; ++rank) {
+    LoaderOptions part = options;
+    part.rank = rank;
+    part.size = size;
+    part.threads = 1 + rank;
+    const auto batches = take(*make_loader(dataset, part), count);
+    for (size_t i = 0; i < batches.size(); ++i) {
+      joined[i].step = batches[i].step;
+      joined[i].labels.insert(joined[i].labels.end(), batches[i].labels.begin(), batches[i].labels.end());
+      joined[i].pixels.insert(joined[i].pixels.end(), batches[i].pixels.begin(), batches[i].pixels.end());
+    }
+  }
+  return joined;
+}
+
 void test_order() {
   Folder folder;
   plain(50).save(folder);
@@ -570,21 +589,7 @@ void test_order() {
     CHECK(equal(take(*make_loader(dataset, resumed), static_cast<int>(10 - first_step)),
                 {whole.begin() + first_step, whole.end()}));
   }
-  for (const int size : {2, 3}) {
-    std::vector<Batch> joined(10);
-    for (int rank = 0; rank < size; ++rank) {
-      LoaderOptions part = options;
-      part.rank = rank;
-      part.size = size;
-      const auto batches = take(*make_loader(dataset, part), 10);
-      for (size_t i = 0; i < batches.size(); ++i) {
-        joined[i].step = batches[i].step;
-        joined[i].labels.insert(joined[i].labels.end(), batches[i].labels.begin(), batches[i].labels.end());
-        joined[i].pixels.insert(joined[i].pixels.end(), batches[i].pixels.begin(), batches[i].pixels.end());
-      }
-    }
-    CHECK(equal(joined, whole));
-  }
+  for (const int size : {2, 3}) CHECK(equal(take_by_ranks(dataset, options, size, 10), whole));
   LoaderOptions reseeded = options;
   reseeded.seed = 8;
   CHECK(!equal(take(*make_loader(dataset, reseeded), 10), whole));
@@ -756,20 +761,7 @@ void test_bad_pictures() {
     CHECK(equal(take(*make_loader(dataset, resumed), static_cast<int>(10 - first_step)),
                 {whole.begin() + first_step, whole.end()}));
   }
-  std::vector<Batch> joined(10);
-  for (int rank = 0; rank < 3; ++rank) {
-    LoaderOptions part = options;
-    part.rank = rank;
-    part.size = 3;
-    part.threads = 1 + rank;
-    const auto batches = take(*make_loader(dataset, part), 10);
-    for (size_t i = 0; i < batches.size(); ++i) {
-      joined[i].step = batches[i].step;
-      joined[i].labels.insert(joined[i].labels.end(), batches[i].labels.begin(), batches[i].labels.end());
-      joined[i].pixels.insert(joined[i].pixels.end(), batches[i].pixels.begin(), batches[i].pixels.end());
-    }
-  }
-  CHECK(equal(joined, whole));
+  CHECK(equal(take_by_ranks(dataset, options, 3, 10), whole));
 
   options.max_bad = 2;
   CHECK_THROWS(take(*make_loader(dataset, options), 10), Error, "dataset.maxBadPictures: 3 bad pictures: ");

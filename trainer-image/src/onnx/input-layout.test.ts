@@ -2,13 +2,12 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FacetrainError, INPUT_RANGES } from '@facetrain/api';
-import { Int7Model, Model, type Pictures, searchScales, type Tensor } from '@facetrain/native';
+import { Int7Model, Model, searchScales, type Tensor } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
-import { cosines } from '../quantize/compare.ts';
 import { fold } from '../quantize/fold.ts';
 import { decodeInt7, encodeInt7 } from '../quantize/qdq.ts';
 import { GraphBuilder, QUICK_SEARCH } from '../testing/graph-fixtures.ts';
-import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { meanCosine, runOrt, variedPictures } from '../testing/onnx-oracles.ts';
 import { describeModel } from './describe.ts';
 import { LAYOUT_METADATA } from './input-layout.ts';
 import { withInputRange } from './input-range.ts';
@@ -20,17 +19,9 @@ import { encodeOnnx } from './write.ts';
 const [HEIGHT, WIDTH] = [12, 10];
 const AREA = HEIGHT * WIDTH;
 const COUNT = 6;
-const pixels: Pictures = {
-  count: COUNT,
-  height: HEIGHT,
-  width: WIDTH,
-  channelOrder: 'rgb',
-  // Each picture has its own colour and slope, so embeddings differ.
-  data: Uint8Array.from(noise(COUNT * AREA * 3), (value, i) => {
-    const [picture, place] = [Math.floor(i / (AREA * 3)), i % (AREA * 3)];
-    return Math.min(255, Math.max(0, 128 + 60 * value + 50 * Math.sin(picture * (1 + (i % 3)) + place / 90)));
-  }),
-};
+/** Numbers of an embedding. */
+const DIM = 16;
+const pixels = variedPictures(COUNT, HEIGHT, WIDTH);
 
 type Layout = 'NCHW' | 'NHWC';
 type Step = (b: GraphBuilder, x: string) => string;
@@ -147,15 +138,15 @@ const spellings: Record<string, Spelling> = {
   },
   'Transpose, and a Flatten of channels last in front of a Gemm': {
     head: first,
-    end: (b, x) => b.gemm(b.flatten(last(b, x)), FEATURES, 16),
+    end: (b, x) => b.gemm(b.flatten(last(b, x)), FEATURES, DIM),
   },
   'Transpose, and a Reshape of channels last in front of a MatMul': {
     head: first,
-    end: (b, x) => b.node('MatMul', [b.node('Reshape', [last(b, x), longs(-1, FEATURES)]), b.values([FEATURES, 16])]),
+    end: (b, x) => b.node('MatMul', [b.node('Reshape', [last(b, x), longs(-1, FEATURES)]), b.values([FEATURES, DIM])]),
   },
   'Transpose, and a mean of channels last': {
     head: first,
-    end: (b, x) => b.gemm(b.node('ReduceMean', [last(b, x)], { axes: [1, 2], keepdims: 0 }), 8, 16),
+    end: (b, x) => b.gemm(b.node('ReduceMean', [last(b, x)], { axes: [1, 2], keepdims: 0 }), 8, DIM),
   },
 };
 
@@ -165,7 +156,7 @@ function fileOf({ head, layout = 'NHWC', bytes, middle, end, pads = true }: Spel
   const b = new GraphBuilder(isLast ? { channels: HEIGHT, height: WIDTH, width: 3 } : { height: HEIGHT, width: WIDTH });
   const map = b.prelu(b.conv(head(b, 'data'), 3, 8, 3, { pad: pads ? 1 : 0, stride: 2 }), 8);
   const features = b.conv(middle ? middle(b, map) : map, 8, 8, 3, { pad: 1 });
-  const graph = b.graph(end ? end(b, features) : b.gemm(b.flatten(features), FEATURES, 16));
+  const graph = b.graph(end ? end(b, features) : b.gemm(b.flatten(features), FEATURES, DIM));
   graph.output.dim = 16;
   const model = decodeModel(encodeOnnx(graph));
   if (bytes) model.graph!.input[0]!.type!.tensorType!.elemType = dataTypeNumber('UINT8');
@@ -182,8 +173,6 @@ function inputs({ layout = 'NHWC', bytes, reads = '-1..1' }: Spelling): Float32A
   });
   return bytes ? Uint8Array.from(values) : values;
 }
-
-const meanCosine = (a: Float32Array, b: Float32Array) => cosines(a, b, 16).reduce((sum, value) => sum + value) / COUNT;
 
 /** Type and sizes of a file's input, as ONNX Runtime reads them. */
 async function declared(file: Uint8Array): Promise<{ type: string; sizes: (number | string)[] }> {
@@ -230,7 +219,7 @@ describe('a file that begins with', () => {
       const int7File = encodeOnnx(encodeInt7(found.graph, found.scales));
       assert.deepEqual(await declared(int7File), await declared(file));
       const [theirs] = await runOrt(int7File, fed);
-      assert.ok(meanCosine(theirs!.data, expected!.data) > 0.99, 'INT7 in ONNX Runtime');
+      assert.ok(meanCosine(theirs!.data, expected!.data, DIM) > 0.99, 'INT7 in ONNX Runtime');
 
       const int7Model = parseOnnx(int7File, 'int7.onnx');
       assert.equal(int7Model.metadata[LAYOUT_METADATA.layout], layout === 'NHWC' ? 'NHWC' : undefined);
@@ -241,7 +230,7 @@ describe('a file that begins with', () => {
       const int7 = await Int7Model.open(layers, scales, { computeThreads: 1 });
       const ours = await int7.embed(pixels);
       await int7.close();
-      assert.ok(meanCosine(ours, theirs!.data) > 0.999, 'INT7 in both');
+      assert.ok(meanCosine(ours, theirs!.data, DIM) > 0.999, 'INT7 in both');
     });
 });
 

@@ -2,37 +2,20 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FacetrainError, rangeText } from '@facetrain/api';
-import {
-  type Graph,
-  type InputRange,
-  Int7Model,
-  Model,
-  type Pictures,
-  searchScales,
-  type Tensor,
-} from '@facetrain/native';
-import { cosines } from '../quantize/compare.ts';
+import { type Graph, type InputRange, Int7Model, Model, searchScales, type Tensor } from '@facetrain/native';
 import { fold } from '../quantize/fold.ts';
 import { decodeInt7, encodeInt7 } from '../quantize/qdq.ts';
 import { GraphBuilder, QUICK_SEARCH } from '../testing/graph-fixtures.ts';
-import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { meanCosine, noise, runOrt, variedPictures } from '../testing/onnx-oracles.ts';
 import { RANGE_METADATA, withInputRange } from './input-range.ts';
 import { parseOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
 const EDGE = 12;
 const PICTURES = 6;
-const pixels: Pictures = {
-  count: PICTURES,
-  height: EDGE,
-  width: EDGE,
-  channelOrder: 'rgb',
-  // Each picture has its own color and slope, so embeddings differ.
-  data: Uint8Array.from(noise(PICTURES * EDGE * EDGE * 3), (value, i) => {
-    const [picture, place] = [Math.floor(i / (EDGE * EDGE * 3)), i % (EDGE * EDGE * 3)];
-    return Math.min(255, Math.max(0, 128 + 60 * value + 50 * Math.sin(picture * (1 + (i % 3)) + place / 90)));
-  }),
-};
+/** Numbers of an embedding. */
+const DIM = 16;
+const pixels = variedPictures(PICTURES, EDGE, EDGE);
 
 const all = (...data: number[]): Tensor<Float32Array> => ({ dims: [], data: Float32Array.from(data) });
 const each = (...data: number[]): Tensor<Float32Array> => ({ dims: [3, 1, 1], data: Float32Array.from(data) });
@@ -94,7 +77,7 @@ const heads: Record<string, { add: (b: GraphBuilder, x: string) => string; reads
 function network(add: (b: GraphBuilder, x: string) => string): Graph {
   const b = new GraphBuilder({ height: EDGE, width: EDGE });
   const x = b.prelu(b.conv(add(b, 'data'), 3, 8, 3, { pad: 1, stride: 2 }), 8);
-  return b.graph(b.gemm(b.flatten(b.conv(x, 8, 8, 3, { pad: 1 })), 8 * (EDGE / 2) ** 2, 16));
+  return b.graph(b.gemm(b.flatten(b.conv(x, 8, 8, 3, { pad: 1 })), 8 * (EDGE / 2) ** 2, DIM));
 }
 
 /** What a file of this range reads, [N, 3, H, W]. */
@@ -105,9 +88,6 @@ function inputs({ mean, std }: InputRange): Float32Array {
     return (pixels.data[(picture * area + at) * 3 + c]! - mean[c]!) / std[c]!;
   });
 }
-
-const meanCosine = (a: Float32Array, b: Float32Array) =>
-  cosines(a, b, 16).reduce((sum, value) => sum + value) / PICTURES;
 
 describe('the range of a file that begins with', () => {
   for (const [name, { add, reads }] of Object.entries(heads))
@@ -128,15 +108,15 @@ describe('the range of a file that begins with', () => {
       const found = await searchScales(fold(graph), pixels, QUICK_SEARCH);
       const int7File = encodeOnnx(encodeInt7(found.graph, found.scales));
       const [theirs] = await runOrt(int7File, inputs(reads));
-      assert.ok(meanCosine(theirs!.data, expected!.data) > 0.99, 'INT7 in ONNX Runtime');
+      assert.ok(meanCosine(theirs!.data, expected!.data, DIM) > 0.99, 'INT7 in ONNX Runtime');
       const again = withInputRange(parseOnnx(int7File, 'int7.onnx'), { subject: 'int7.onnx' });
       assert.deepEqual(again.range, { ...reads, source: 'metadata' });
       const { layers, scales } = decodeInt7(again.graph);
       const int7 = await Int7Model.open(layers, scales, { computeThreads: 1 });
       const ours = await int7.embed(pixels);
       await int7.close();
-      assert.ok(meanCosine(ours, expected!.data) > 0.99, 'INT7 in our runtime');
-      assert.ok(meanCosine(ours, theirs!.data) > 0.999, 'INT7 in both');
+      assert.ok(meanCosine(ours, expected!.data, DIM) > 0.99, 'INT7 in our runtime');
+      assert.ok(meanCosine(ours, theirs!.data, DIM) > 0.999, 'INT7 in both');
     });
 });
 

@@ -3,9 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Graph } from '@facetrain/native';
+import type { Graph, Pictures } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 import { python, root } from '../../../hack/lib/paths.mjs';
+import { cosines } from '../quantize/compare.ts';
 
 /**
  * A pretrained MobileFaceNet: IR 7, operator set 9, batch 1, batch norms folded. Its weights come from an npm
@@ -20,6 +21,22 @@ export function noise(count: number, seed = 1): Float32Array {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
     return state / 2 ** 31 - 1;
   });
+}
+
+/** Pictures with noise, each of its own color and slope, so that their embeddings differ. */
+export function variedPictures(count: number, height: number, width: number): Pictures {
+  const size = height * width * 3;
+  const data = Uint8Array.from(noise(count * size), (value, i) => {
+    const [picture, place] = [Math.floor(i / size), i % size];
+    return Math.min(255, Math.max(0, 128 + 60 * value + 50 * Math.sin(picture * (1 + (i % 3)) + place / 90)));
+  });
+  return { count, height, width, channelOrder: 'rgb', data };
+}
+
+/** The mean over pictures of the cosine between their embeddings [pictures, dim] by two models. */
+export function meanCosine(a: Float32Array, b: Float32Array, dim: number): number {
+  const each = cosines(a, b, dim);
+  return each.reduce((sum, value) => sum + value) / each.length;
 }
 
 /**
