@@ -214,6 +214,13 @@ Napi::Object to_object(Napi::Env env, std::vector<Session::Saved>& tensors) {
   return object;
 }
 
+// To {data: seconds, upload: seconds, ...}.
+Napi::Value to_object(Napi::Env env, const StageSeconds& seconds) {
+  auto object = Napi::Object::New(env);
+  for (size_t i = 0; i < kStages; ++i) object.Set(kStageNames[i], seconds[i]);
+  return object;
+}
+
 class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
@@ -260,7 +267,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         });
   }
 
-  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes, replaced}
+  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes, replaced, stageSeconds}
   Napi::Value step(const Napi::CallbackInfo& info) {
     const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value()};
     return owner_.post(
@@ -277,6 +284,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
             object.Set("gradientNorm", result.gradient_norm);
             object.Set("votes", voted);
             object.Set("replaced", unusable_pictures(env, replaced));
+            object.Set("stageSeconds", result.stages ? to_object(env, *result.stages) : env.Null());
             return object;
           };
         });

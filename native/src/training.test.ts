@@ -120,6 +120,20 @@ suite('a step', () => {
     });
   });
 
+  test('says where its time went', async () => {
+    await withSession({}, async (session) => {
+      const start = performance.now();
+      const { stageSeconds } = await session.step(0, 0.1);
+      const all = (performance.now() - start) / 1000;
+      const { communication, ...others } = stageSeconds!;
+      assert.deepEqual(Object.keys(others), ['data', 'upload', 'forward', 'head', 'backward', 'update']);
+      assert.ok(Object.values(others).every((seconds) => seconds > 0));
+      assert.equal(communication, 0, 'there is one rank');
+      const sum = Object.values(others).reduce((total, seconds) => total + seconds);
+      assert.ok(sum <= all, `${sum} of ${all} s`);
+    });
+  });
+
   test('clips the gradient by its norm over all of the backbone', async () => {
     const { result, after } = await afterStep(plain);
     const gradient = flat(after.momentum);
@@ -291,6 +305,7 @@ suite('refuses', () => {
 suite('ranks in processes', () => {
   interface Trained {
     steps: { loss: number; gradientNorm: number; votes: object }[];
+    communicated: boolean;
     tensors: Record<string, string>;
     momentum: Record<string, string>;
     rows: { firstRow: number; rows: number; weight: string; momentum: string };
@@ -321,6 +336,10 @@ suite('ranks in processes', () => {
     assert.deepEqual(first.tensors, second.tensors);
     assert.deepEqual(first.momentum, second.momentum);
     assert.deepEqual(first.steps, second.steps);
+    assert.deepEqual(
+      [alone, first, second].map(({ communicated }) => communicated),
+      [false, true, true],
+    );
     for (const part of ['tensors', 'momentum'] as const) {
       for (const name of Object.keys(alone[part]))
         assertNear(numbers(first[part][name]!), numbers(alone[part][name]!), 1e-4);

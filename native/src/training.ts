@@ -63,6 +63,16 @@ export interface Votes {
   checkpoint?: boolean;
 }
 
+/**
+ * Seconds of a step by stage: waiting for the loader, upload of the pictures, the backbone's forward pass, Partial FC,
+ * the backbone's backward pass, collectives with the wait for other ranks, and SGD (native/train/stage_clock.h). They
+ * add up to the step.
+ */
+export type StageSeconds = Record<
+  'data' | 'upload' | 'forward' | 'head' | 'backward' | 'communication' | 'update',
+  number
+>;
+
 export interface StepResult {
   /** Mean over the global batch, the same on every rank. */
   loss: number;
@@ -71,6 +81,11 @@ export interface StepResult {
   votes: Required<Votes>;
   /** Pictures of this rank that were replaced because they cannot be used, since the last step. */
   replaced: UnusablePicture[];
+  /**
+   * What each stage of a step took on this rank. With CUDA of an earlier step, and null when the device has finished
+   * none since the last call.
+   */
+  stageSeconds: StageSeconds | null;
 }
 
 /** Class centres [rows, dim] and their momentum, from `firstRow` (a global class id) on. */

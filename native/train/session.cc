@@ -65,7 +65,8 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device devic
 Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm, std::shared_ptr<const Dataset> dataset,
                  const SessionOptions& options, const std::atomic<bool>& cancelled)
     : backbone_(std::move(backbone)),
-      comm_(std::move(comm)),
+      clock_(options.pfc.device),
+      comm_(make_timed_comm(std::move(comm), clock_)),
       dataset_(std::move(dataset)),
       options_(options),
       cancelled_(cancelled),
@@ -113,21 +114,27 @@ void Session::broadcast() {
 
 Session::StepResult Session::step(int64_t step, double learning_rate, Votes votes) {
   stop_if_cancelled();
+  clock_.begin();
   const Batch batch = next_batch(step);
+  clock_.enter(Stage::upload);
   const at::Tensor images =
       to_images(batch.pixels, dataset_->height(), dataset_->width(), 3, backbone_->range(), options_.pfc.device);
   const at::Tensor labels = at::tensor(batch.labels, at::kLong).to(options_.pfc.device);
 
+  clock_.enter(Stage::forward);
   const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
   stop_if_cancelled();
+  clock_.enter(Stage::head);
   // `gradient` is that of the mean over the global batch, so the ranks' gradients of the backbone are summed, not
   // averaged.
   const auto [loss, gradient] = with_peers(
       *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
+  clock_.enter(Stage::backward);
   gradients_.zero_();
   embeddings.backward(gradient);
   stop_if_cancelled();
 
+  clock_.enter(Stage::update);
   bool finite = std::isfinite(loss) && std::isfinite(centres_.sampled_gradient().sum().item<double>());
   sum_over_ranks(votes, finite);
   const double norm = clip();
@@ -139,7 +146,8 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   }
   apply_sgd(learning_rate);
   centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
-  return {loss, norm, votes};
+  clock_.end();
+  return {loss, norm, votes, clock_.take()};
 }
 
 // The loader decodes the following steps ahead. A step that does not follow the last one starts a new loader.

@@ -20,6 +20,7 @@
 #include "model/graph.h"
 #include "pfc/partial_fc.h"
 #include "train/flat_layout.h"
+#include "train/stage_clock.h"
 
 namespace facetrain {
 
@@ -45,6 +46,9 @@ class Session {
     double loss = 0;           // mean over the global batch, the same on every rank
     double gradient_norm = 0;  // of the backbone, before clipping
     Votes votes;               // true if any rank's is true
+    // Of this rank. Of the oldest step that the device has finished and that was not returned yet: on CUDA an earlier
+    // step than this one, or none.
+    std::optional<StageSeconds> stages;
   };
   // Trains on the pictures of global step `step`. Throws Error(NotANumber), on every rank and before any weight
   // changes, when the loss or a gradient is not finite; Error(InvalidDataset) for a label outside the classes, or more
@@ -96,6 +100,7 @@ class Session {
   std::vector<Executor::Named> momentum() const;  // of State::momentum
 
   const std::unique_ptr<Executor> backbone_;
+  StageClock clock_;  // comm_ uses it
   const std::unique_ptr<Comm> comm_;
   const std::shared_ptr<const Dataset> dataset_;
   const SessionOptions options_;

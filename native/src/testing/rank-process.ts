@@ -26,10 +26,13 @@ const scenarios: Record<string, () => Promise<void>> = {
   async train() {
     const session = await open({ graph: tinyNet({ batchNorm: process.env.BATCH_NORM === '1' }), sampleRate: 0.3 });
     const steps = [];
-    for (let step = 0; step < 3; step++)
-      steps.push(
-        await session.step(step, 0.1, { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 }),
-      );
+    let communicationSeconds = 0;
+    for (let step = 0; step < 3; step++) {
+      const votes = { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 };
+      const { stageSeconds, ...result } = await session.step(step, 0.1, votes);
+      communicationSeconds += stageSeconds?.communication ?? 0;
+      steps.push(result);
+    }
     const { tensors, momentum } = await session.saveBackbone();
     const rows = await session.saveRows(session.rowRange.firstRow, session.rowRange.rows);
     const gathered = await session.allGather(Float32Array.from({ length: rank + 1 }, (_, i) => 10 * rank + i));
@@ -41,6 +44,7 @@ const scenarios: Record<string, () => Promise<void>> = {
     console.log(
       JSON.stringify({
         steps,
+        communicated: communicationSeconds > 0,
         tensors: backbone(tensors),
         momentum: backbone(momentum),
         rows: { ...rows, weight: digest(rows.weight), momentum: digest(rows.momentum) },
