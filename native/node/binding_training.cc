@@ -267,9 +267,9 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         });
   }
 
-  // step(step, learningRate, stop, checkpoint) -> {loss, gradientNorm, votes, replaced, stageSeconds}
+  // step(step, learningRate, stop, checkpoint, writing) -> {loss, gradientNorm, votes, replaced, stageSeconds}
   Napi::Value step(const Napi::CallbackInfo& info) {
-    const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value()};
+    const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value(), info[4].ToBoolean().Value()};
     return owner_.post(
         info.Env(),
         [step = info[0].As<Napi::Number>().Int64Value(), learning_rate = info[1].As<Napi::Number>().DoubleValue(),
@@ -279,6 +279,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
             auto voted = Napi::Object::New(env);
             voted.Set("stop", result.votes.stop);
             voted.Set("checkpoint", result.votes.checkpoint);
+            voted.Set("writing", result.votes.writing);
             auto object = Napi::Object::New(env);
             object.Set("loss", result.loss);
             object.Set("gradientNorm", result.gradient_norm);

@@ -350,13 +350,13 @@ suite('ranks in processes', () => {
     for (const part of ['weight', 'momentum'] as const)
       assertNear([...numbers(first.rows[part]), ...numbers(second.rows[part])], numbers(alone.rows[part]), 1e-4);
 
-    // Rank 1 voted to stop at step 1, rank 0 for a checkpoint at step 2.
+    // Rank 1 voted that it writes at step 0 and to stop at step 1, rank 0 for a checkpoint at step 2.
     assert.deepEqual(
       first.steps.map(({ votes }) => votes),
       [
-        { stop: false, checkpoint: false },
-        { stop: true, checkpoint: false },
-        { stop: false, checkpoint: true },
+        { stop: false, checkpoint: false, writing: true },
+        { stop: true, checkpoint: false, writing: false },
+        { stop: false, checkpoint: true, writing: false },
       ],
     );
     for (const rank of [first, second]) {

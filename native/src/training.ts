@@ -61,6 +61,8 @@ export interface TrainingOptions {
 export interface Votes {
   stop?: boolean;
   checkpoint?: boolean;
+  /** This rank has not written all of its part of a checkpoint. */
+  writing?: boolean;
 }
 
 /**
@@ -132,7 +134,7 @@ interface NativeSession {
   open(
     options: TrainingOptions,
   ): Promise<{ device: 'cpu' | 'cuda'; firstRow: number; rows: number; stepsPerEpoch: number }>;
-  step(step: number, learningRate: number, stop: boolean, checkpoint: boolean): Promise<StepResult>;
+  step(step: number, learningRate: number, stop: boolean, checkpoint: boolean, writing: boolean): Promise<StepResult>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
@@ -203,9 +205,9 @@ export class TrainingSession implements TrainingSessionContract {
   async step(
     step: number,
     learningRate: number,
-    { stop = false, checkpoint = false }: Votes = {},
+    { stop = false, checkpoint = false, writing = false }: Votes = {},
   ): Promise<StepResult> {
-    return await translateErrors(() => this.#native.step(step, learningRate, stop, checkpoint));
+    return await translateErrors(() => this.#native.step(step, learningRate, stop, checkpoint, writing));
   }
 
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {

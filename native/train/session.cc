@@ -17,7 +17,7 @@ namespace facetrain {
 namespace {
 
 // Indices in flags_; each counts the ranks for which the flag is true.
-enum Flag { kStop, kCheckpoint, kNotFinite, kFlags };
+enum Flag { kStop, kCheckpoint, kWriting, kNotFinite, kFlags };
 
 // Runs a function that communicates. Turns CommError into Error(PeerLost).
 template <class Function>
@@ -165,12 +165,13 @@ Batch Session::next_batch(int64_t step) {
 // that rank 0's checkpoint is valid for every rank; sets `votes` that are true on any rank, and clears `finite` if any
 // rank's is false.
 void Session::sum_over_ranks(Votes& votes, bool& finite) {
-  flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, finite ? 0.f : 1.f}));
+  flags_.copy_(at::tensor(
+      {votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f, finite ? 0.f : 1.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
   if (comm_->size() > 1) statistics_.div_(comm_->size());
   const at::Tensor flags = flags_.cpu();
   const float* flag = flags.const_data_ptr<float>();
-  votes = {flag[kStop] > 0, flag[kCheckpoint] > 0};
+  votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
   finite = flag[kNotFinite] == 0;
 }
 

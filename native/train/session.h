@@ -40,7 +40,8 @@ class Session {
           const SessionOptions& options, const std::atomic<bool>& cancelled);
 
   struct Votes {
-    bool stop = false, checkpoint = false;
+    // `writing`: this rank has not written all of its part of a checkpoint.
+    bool stop = false, checkpoint = false, writing = false;
   };
   struct StepResult {
     double loss = 0;           // mean over the global batch, the same on every rank

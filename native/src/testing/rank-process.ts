@@ -28,7 +28,11 @@ const scenarios: Record<string, () => Promise<void>> = {
     const steps = [];
     let communicationSeconds = 0;
     for (let step = 0; step < 3; step++) {
-      const votes = { stop: step === 1 && rank === size - 1, checkpoint: step === 2 && rank === 0 };
+      const votes = {
+        stop: step === 1 && rank === size - 1,
+        checkpoint: step === 2 && rank === 0,
+        writing: step === 0 && rank === size - 1,
+      };
       const { stageSeconds, ...result } = await session.step(step, 0.1, votes);
       communicationSeconds += stageSeconds?.communication ?? 0;
       steps.push(result);
