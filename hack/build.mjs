@@ -12,7 +12,7 @@ const USAGE = `Usage: npm run build [-- [--addon] [--cuda]]
 Builds native/ into native/build. Needs what \`npm run setup\` installs.
 
 --addon   only the addon, which programs load: no tests
---cuda    with CUDA and NCCL; needs \`npm run setup -- --cuda\`
+--cuda    with CUDA kernels and NCCL; needs \`npm run setup -- --cuda\`
 `;
 
 /** The target of the addon in native/CMakeLists.txt. */
@@ -24,7 +24,7 @@ const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 async function configure({ cuda, always = false }, show) {
   const options = [
     `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
-    `-DFACETRAIN_NCCL=${cuda ? 'ON' : 'AUTO'}`,
+    `-DFACETRAIN_CUDA=${cuda ? 'ON' : 'AUTO'}`,
     `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
     `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
   ];

@@ -57,6 +57,7 @@ const ROOMS = [
 
   // C++. torch: <ATen/...>, <torch/...>, <c10/...>. napi: <napi.h>, with which addons use Node.
   ['native/error.h',           []],
+  ['native/host_device.h',     [], 'compiles for CPUs and CUDA'],
   ['native/pixel_range.h',     []],
   ['native/random.h',          []],
   ['native/random_test.cc',    ['native/random.h']],
@@ -69,7 +70,7 @@ const ROOMS = [
                                'builds without torch and Node'],
   ['native/data',              ['native/error.h', 'native/random.h'], 'builds without torch and Node'],
   ['native/comm',              ['native/error.h', 'native/torch_error.h', 'torch']],
-  ['native/pfc',               ['native/error.h', 'native/random.h', 'native/comm', 'torch']],
+  ['native/pfc',               ['native/error.h', 'native/host_device.h', 'native/random.h', 'native/comm', 'torch']],
   ['native/model',             ['native/error.h', 'native/pixel_range.h', 'native/torch_error.h', 'torch']],
   ['native/train',             ['native/error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data', 'torch']],
   ['native/node',              ['native', 'torch', 'napi'], 'the only room that knows Node'],
@@ -97,7 +98,7 @@ function repository() {
   });
   const paths = listed
     .split('\0')
-    .filter((path) => /\.(ts|mjs|cc|h)$|(^|\/)package\.json$/.test(path) && existsSync(join(root, path)));
+    .filter((path) => /\.(ts|mjs|cc|cu|cuh|h)$|(^|\/)package\.json$/.test(path) && existsSync(join(root, path)));
   return Object.fromEntries(paths.map((path) => [path, readFileSync(join(root, path), 'utf8')]));
 }
 

@@ -20,7 +20,7 @@ Runs the checks that are no tests, and prints one line for each. With --fix it f
 /** Runs a program in the repository; where it fails, the error has all of its output. */
 const program = (command) => run(command, { cwd: root, tail: Number.POSITIVE_INFINITY });
 
-const cpp = (files) => files.filter((file) => /\.(cc|h)$/.test(file));
+const cpp = (files) => files.filter((file) => /\.(cc|cu|cuh|h)$/.test(file));
 const shell = (files) =>
   files.filter((file) => file.endsWith('.sh') || /^#!.*\b(ba)?sh\n/.test(readFileSync(join(root, file), 'utf8')));
 

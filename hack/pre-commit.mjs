@@ -14,7 +14,7 @@ async function stagedFiles() {
 }
 
 async function clangFormat(files) {
-  const cpp = files.filter((file) => /\.(cc|h)$/.test(file));
+  const cpp = files.filter((file) => /\.(cc|cu|cuh|h)$/.test(file));
   if (cpp.length > 0) await program(['clang-format', '--dry-run', '--Werror', ...cpp]);
 }
 

@@ -9,6 +9,7 @@ import { debianPackages } from './lib/debian.mjs';
 import * as needs from './lib/needs.mjs';
 import {
   cache,
+  cudaCompileOnly,
   cudaLibtorch,
   environment,
   libtorch,
@@ -26,7 +27,7 @@ Installs what is missing to build Facetrain. It needs Node, npm and Python with 
 package registries. Nothing that is installed already is changed.
 
 --test     also what the tests and linters need
---cuda     also the CUDA libraries, for \`npm run build -- --cuda\`
+--cuda     also the CUDA compiler and libraries, for \`npm run build -- --cuda\`
 --native   only what native/ is built with, without npm packages: for the trainers' image, which installs its own
 `;
 
@@ -66,8 +67,11 @@ async function npmPackages() {
   await writeFile(stamp, lock);
 }
 
-/** Downloads wheels with pip and unpacks the parts that C++ needs: torch/lib, torch/include, nvidia. */
-async function unpackWheels(wheels, folder, show) {
+/**
+ * Downloads wheels with pip and unpacks the parts that C++ needs: torch/lib, torch/include, nvidia. `what`: all of
+ * these, or only the headers.
+ */
+async function unpackWheels(wheels, folder, show, what = 'all') {
   for (const wheel of wheels) {
     const download = join(folder, 'wheel');
     await run(
@@ -99,17 +103,21 @@ async function unpackWheels(wheels, folder, show) {
     const found = await sha256(file);
     if (found !== wheel.sha256) throw new SetupError(`${name}: sha256 is ${found}; versions.json has ${wheel.sha256}`);
     show(`unpacking ${name}`);
-    await run(['python3', '-c', UNPACK, file, folder]);
+    await run(['python3', '-c', UNPACK, file, folder, what]);
     await rm(download, { recursive: true });
   }
 }
 
 const UNPACK = `
-import sys, zipfile
-wheel, folder = sys.argv[1:]
+import os, sys, zipfile
+wheel, folder, what = sys.argv[1:]
 with zipfile.ZipFile(wheel) as archive:
-    wanted = ('torch/lib/', 'torch/include/', 'nvidia/')
-    archive.extractall(folder, [name for name in archive.namelist() if name.startswith(wanted)])
+    for member in archive.infolist():
+        if not member.filename.startswith(('torch/lib/', 'torch/include/', 'nvidia/')): continue
+        if what == 'headers' and '/include/' not in member.filename: continue
+        file = archive.extract(member, folder)
+        # extract() gives no file the right to be executed; programs have it in the archive's upper bits.
+        if member.external_attr >> 16 & 0o100: os.chmod(file, 0o755)
 `;
 
 const megabytes = (wheels) => wheels.reduce((sum, wheel) => sum + wheel.megabytes, 0);
@@ -126,19 +134,36 @@ async function libtorchFiles() {
   );
 }
 
-/** A second folder with links to libtorch's files and NVIDIA's libraries: a build for CPUs must not find CUDA. */
+/** A second folder with links to libtorch's files, and CUDA: a build for CPUs must not find CUDA. */
 async function cudaFiles() {
-  const { version, cuda } = versions.libtorch;
+  const { compiler, headers, libraries, version } = versions.libtorch.cuda;
+  const wheels = [...compiler, ...headers, ...libraries];
   await makeOnce(
     cudaLibtorch,
-    `CUDA libraries for libtorch ${version} from PyPI (${megabytes(cuda)} MB)`,
+    `CUDA ${version} with its libraries from PyPI (${megabytes(wheels)} MB)`,
     async (folder, show) => {
-      await unpackWheels(cuda, folder, show);
-      // After unpacking: writing to a linked file would change the first folder too.
-      await run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
+      await unpackWheels(wheels, folder, show);
+      await linkLibtorch(folder);
     },
   );
 }
+
+/** A third one, with the CUDA compiler and the headers alone. */
+async function cudaCompileOnlyFiles() {
+  const { compiler, headers, version } = versions.libtorch.cuda;
+  await makeOnce(
+    cudaCompileOnly,
+    `CUDA ${version} without its libraries from PyPI (${megabytes([...compiler, ...headers])} MB)`,
+    async (folder, show) => {
+      await unpackWheels(compiler, folder, show);
+      await unpackWheels(headers, folder, show, 'headers');
+      await linkLibtorch(folder);
+    },
+  );
+}
+
+/** Call it after unpacking: writing to a linked file would change the first folder too. */
+const linkLibtorch = (folder) => run(['cp', '--archive', '--link', '--no-clobber', `${libtorch}/.`, folder]);
 
 async function pythonPackages() {
   const { packages } = versions.python;
@@ -229,6 +254,7 @@ export async function setup(names, { npm = true } = {}) {
   if (npm) await npmPackages();
   if (wants('native')) await libtorchFiles();
   if (wants('cuda')) await cudaFiles();
+  if (wants('cuda-compile-only')) await cudaCompileOnlyFiles();
   if (wants('python')) await pythonPackages();
   await goTools(names);
 }

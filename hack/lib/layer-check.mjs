@@ -41,7 +41,7 @@ export function violations(tree, layers) {
   for (const path of Object.keys(tree).sort()) {
     const edges = isModule(path)
       ? moduleEdges(path, tree[path], packages)
-      : /\.(cc|h)$/.test(path)
+      : /\.(cc|cu|cuh|h)$/.test(path)
         ? includeEdges(path, tree[path], tree)
         : [];
     graph.set(

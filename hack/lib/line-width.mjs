@@ -8,7 +8,7 @@ export const COLUMNS = 120;
 
 /** Text that is written by hand, by its path. The rest is data: JSON, lock files, binaries. */
 const CHECKED =
-  /\.(ts|mts|mjs|cc|h|cmake|sh|md|ya?ml|go|lua|toml)$|(^|\/)(Dockerfile|CMakeLists\.txt|NOTES\.txt)$|^\.ci\//;
+  /\.(ts|mts|mjs|cc|cu|cuh|h|cmake|sh|md|ya?ml|go|lua|toml)$|(^|\/)(Dockerfile|CMakeLists\.txt|NOTES\.txt)$|^\.ci\//;
 /** Generated files say so at their top. */
 const GENERATED = /\bGenerated\b.*\bdo not edit\b/;
 

@@ -6,7 +6,8 @@ import { SetupError } from './steps.mjs';
  *   native    the compiler and libraries of Debian, and libtorch; tests of TypeScript then use the addon
  *   linters   clang-format, clang-tidy, shellcheck
  *   python    Python packages that check ONNX files
- *   cuda      CUDA libraries (only `npm run setup -- --cuda`)
+ *   cuda      the CUDA compiler and libraries (only `npm run setup -- --cuda`)
+ *   cuda-compile-only   the CUDA compiler and headers, without libraries
  */
 const controlPlane = ['etcd', 'kube-apiserver'];
 const cluster = [...controlPlane, 'kube-controller-manager', 'kube-scheduler'];

@@ -19,8 +19,11 @@ export const tools = join(cache, 'bin');
 export const pythonEnvironment = join(cache, 'python');
 export const python = join(pythonEnvironment, 'bin', 'python');
 export const libtorch = process.env.LIBTORCH_ROOT || join(cache, `libtorch-${versions.libtorch.version}`);
-/** The same libtorch, with the NVIDIA libraries that its CUDA half loads and their headers. */
-export const cudaLibtorch = process.env.LIBTORCH_ROOT || `${libtorch}-cuda`;
+const cudaFolder = `${libtorch}-cuda-${versions.libtorch.cuda.version}`;
+/** The same libtorch, with the CUDA compiler, and the NVIDIA libraries that its CUDA half loads with their headers. */
+export const cudaLibtorch = process.env.LIBTORCH_ROOT || cudaFolder;
+/** The same without the libraries: code for CUDA can be compiled and linked with it, but not run. */
+export const cudaCompileOnly = process.env.LIBTORCH_ROOT || `${cudaFolder}-compile-only`;
 export const build = join(root, 'native', 'build');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');

@@ -7,7 +7,7 @@ if(NOT LIBTORCH_ROOT)
 endif()
 set(_torch_lib ${LIBTORCH_ROOT}/torch/lib)
 set(_torch_include ${LIBTORCH_ROOT}/torch/include)
-# Results are not cached, here and in Nccl.cmake, because LIBTORCH_ROOT may change for a build folder.
+# Results are not cached, here and in Cuda.cmake, because LIBTORCH_ROOT may change for a build folder.
 find_library(TORCH_CPU torch_cpu PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE REQUIRED)
 find_library(TORCH_C10 c10 PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE REQUIRED)
 

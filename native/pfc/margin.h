@@ -4,11 +4,7 @@
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define FT_HD __host__ __device__
-#else
-#define FT_HD
-#endif
+#include "host_device.h"
 
 namespace facetrain {
 
