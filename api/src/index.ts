@@ -33,6 +33,7 @@ export {
 } from './ranges.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';
+export * from './step-stages.ts';
 export * from './storage.ts';
 export * from './train-report.ts';
 export * from './trainer-config.ts';

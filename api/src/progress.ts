@@ -12,6 +12,7 @@ import { z } from 'zod';
 import { EvaluationResult } from './facetrainjob.ts';
 import { ArtifactStatus } from './job-fields.ts';
 import { MAX_SET_ASIDE, MAX_SET_ASIDE_REASON, MAX_SETS, setAsideFolder, setName } from './ranges.ts';
+import { StageSeconds } from './step-stages.ts';
 
 /** Serves `Progress` as JSON. */
 export const PROGRESS_PATH = '/v1/progress';
@@ -57,6 +58,9 @@ export const Progress = z.strictObject({
   totalSteps: z.int().min(0).describe('0 while the number is unknown.'),
   epoch: z.number().min(0).describe('Epochs done, with their fraction; 0 in the quantizer.'),
   imagesPerSecond: z.number().min(0).nullable(),
+  stageSeconds: StageSeconds.nullable()
+    .optional()
+    .describe('Where the time of a step goes on rank 0: the mean of the last steps by stage.'),
   loss: z.number().nullable().describe('Mean loss of the last steps.'),
   learningRate: z.number().nullable(),
   etaSeconds: z.number().min(0).nullable(),

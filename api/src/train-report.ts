@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
+import { StageSeconds } from './step-stages.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
 /** Accuracy on one verification set, with what only the report has. */
@@ -42,6 +43,9 @@ export const TrainReport = z.strictObject({
   resumedFromStep: z.int().min(0).nullable(),
   trainSeconds: z.number().min(0).describe('Time in training steps, over all attempts.'),
   imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
+  stageSeconds: StageSeconds.nullable()
+    .optional()
+    .describe('Where the time of a step goes on rank 0: the mean over the steps of this attempt, by stage.'),
   lossFirst: z.number(),
   lossLast: z.number().describe('Mean loss of the last steps: those of one epoch, at most 50.'),
   history: z

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { bytes, duration } from './terminal-output.ts';
+import type { Progress } from '@facetrain/api';
+import { bytes, duration, progressDetail } from './terminal-output.ts';
 
 test('durations are rounded to seconds, from an hour on cut to minutes', () => {
   assert.deepEqual([0.4, 59.4, 59.6, 119.7, 3599.6, 7500].map(duration), [
@@ -20,4 +21,30 @@ test('sizes are in powers of 1000', () => {
     '4.90 MB',
     '5000.00 TB',
   ]);
+});
+
+test('progress says how much of a step waits for pictures, from 5 % on', () => {
+  const progress: Progress = {
+    schemaVersion: 1,
+    job: { name: 'job', uid: 'u', attempt: 0 },
+    stage: 'Training',
+    step: 120,
+    totalSteps: 200,
+    epoch: 4.8,
+    imagesPerSecond: 35,
+    loss: 12.31,
+    learningRate: 0.1,
+    etaSeconds: 80,
+    evaluations: [],
+    checkpoint: null,
+    activity: 1,
+  };
+  const text = 'step 120 of 200, epoch 4.8, loss 12.31, 35.0 images/s, 1 min 20 s left';
+  const detail = (data: number) => {
+    const others = { upload: 0, forward: 0.2, head: 0.1, backward: 0.6, communication: 0, update: 0.1 };
+    return progressDetail({ ...progress, stageSeconds: { data, ...others } });
+  };
+  assert.equal(progressDetail(progress), text);
+  assert.equal(detail(0.04), text);
+  assert.equal(detail(0.25), text.replace('s, 1 min', 's, 20 % of the time waiting for pictures, 1 min'));
 });

@@ -1,5 +1,5 @@
 /** Text for people: a status line on standard error, and how tables, sizes, durations and progress are written. */
-import type { Progress } from '@facetrain/api';
+import { dataShare, NOTABLE_DATA_SHARE, type Progress } from '@facetrain/api';
 import { type Logger, pino } from 'pino';
 
 const terminal = process.stderr.isTTY === true && process.env.TERM !== 'dumb';
@@ -65,14 +65,19 @@ export function bytes(count: number): string {
   return `${(count / 1000 ** power).toFixed(power === 1 ? 0 : 2)} ${units[power - 1]}`;
 }
 
-/** A progress report without its stage: step 120 of 200, epoch 4.8, loss 12.31, 35 images/s, 1 min 20 s left. */
+/**
+ * A progress report without its stage: step 120 of 200, epoch 4.8, loss 12.31, 35 images/s, 1 min 20 s left. Where
+ * the loader holds the training up, it says how much of a step waits for pictures.
+ */
 export function progressDetail(progress: Progress): string {
-  const { step, totalSteps, epoch, loss, imagesPerSecond, etaSeconds } = progress;
+  const { step, totalSteps, epoch, loss, imagesPerSecond, stageSeconds, etaSeconds } = progress;
+  const waits = stageSeconds ? dataShare(stageSeconds) : 0;
   return [
     totalSteps > 0 ? `step ${step} of ${totalSteps}` : '',
     epoch > 0 ? `epoch ${epoch.toFixed(1)}` : '',
     loss === null ? '' : `loss ${loss.toFixed(2)}`,
     imagesPerSecond === null ? '' : `${imagesPerSecond.toFixed(1)} images/s`,
+    waits < NOTABLE_DATA_SHARE ? '' : `${(100 * waits).toFixed(0)} % of the time waiting for pictures`,
     etaSeconds === null ? '' : `${duration(etaSeconds)} left`,
   ]
     .filter((part) => part !== '')

@@ -2,7 +2,7 @@
  * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all
  * on one native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
  */
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, type StageSeconds } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures, UnusablePicture } from './data.ts';
 import type { Embedder } from './embedder.ts';
@@ -64,16 +64,6 @@ export interface Votes {
   /** This rank has not written all of its part of a checkpoint. */
   writing?: boolean;
 }
-
-/**
- * Seconds of a step by stage: waiting for the loader, upload of the pictures, the backbone's forward pass, Partial FC,
- * the backbone's backward pass, collectives with the wait for other ranks, and SGD (native/train/stage_clock.h). They
- * add up to the step.
- */
-export type StageSeconds = Record<
-  'data' | 'upload' | 'forward' | 'head' | 'backward' | 'communication' | 'update',
-  number
->;
 
 export interface StepResult {
   /** Mean over the global batch, the same on every rank. */

@@ -33,7 +33,7 @@ enum class Stage {
   update,         // clipping the gradient, and SGD of backbone and class centres
 };
 inline constexpr size_t kStages = 7;
-// Their names in native/src/training.ts, progress and metrics.
+// Their names in api/src/step-stages.ts.
 inline constexpr std::array<const char*, kStages> kStageNames{"data",     "upload",        "forward", "head",
                                                               "backward", "communication", "update"};
 

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { FaceTrainJob, type FaceTrainJobStatus, Progress, parseDocument } from '@facetrain/api';
+import { FaceTrainJob, type FaceTrainJobStatus, Progress, parseDocument, stepStages } from '@facetrain/api';
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
 import type { ObservedPod } from '@facetrain/planner/observed';
 import { observedProgress } from '@facetrain/planner/observed-progress';
@@ -90,6 +90,7 @@ const progress = fc.record({
   totalSteps: count,
   epoch: positive,
   imagesPerSecond: fc.option(positive),
+  stageSeconds: fc.option(fc.record(Object.fromEntries(stepStages.map((stage) => [stage, positive])))),
   loss: fc.option(number),
   learningRate: fc.option(number),
   etaSeconds: fc.option(positive),

@@ -135,6 +135,10 @@ test('the server returns the board as JSON and as metrics, and its health follow
     checkpoint: { step: 2, time: '1970-01-01T00:01:00.000Z' },
   });
   board.tick();
+  assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_step_stage_seconds_total\{/m, 'no step yet');
+  const stages = { data: 0.5, upload: 0, forward: 1, head: 2, backward: 3, communication: 0, update: 0.25 };
+  board.addStep(stages);
+  board.addStep({ ...stages, data: 1 });
   const current = await progress();
   assert.deepEqual(current, board.current);
   assert.equal(current.activity, before.activity + 2);
@@ -143,6 +147,9 @@ test('the server returns the board as JSON and as metrics, and its health follow
     'facetrain_step 3',
     'facetrain_planned_steps 10',
     'facetrain_loss 1.5',
+    'facetrain_step_stage_seconds_total{stage="data"} 1.5',
+    'facetrain_step_stage_seconds_total{stage="backward"} 6',
+    'facetrain_step_stage_seconds_total{stage="communication"} 0',
     'facetrain_stage{stage="Training"} 1',
     'facetrain_stage{stage="Preflight"} 0',
     'facetrain_verification_accuracy_ratio{set="lfw"} 0.75',

@@ -1,5 +1,5 @@
 /** What every mode of the program gets: a log, the progress board and the stop signal. */
-import type { Progress } from '@facetrain/api';
+import type { Progress, StageSeconds } from '@facetrain/api';
 import type { Logger } from 'pino';
 
 export interface ProgressBoard {
@@ -8,6 +8,8 @@ export interface ProgressBoard {
   update(change: Partial<Omit<Progress, 'schemaVersion' | 'job' | 'activity'>>): void;
   /** Counts as activity without a change of values. */
   tick(): void;
+  /** Adds the times of one step to the counters of the metrics. */
+  addStep(stages: StageSeconds): void;
 }
 
 export interface Program {

@@ -1,10 +1,12 @@
 /** The progress board: the current Progress, and the time of the last activity. Modes write it, the server reads it. */
-import type { Progress } from '@facetrain/api';
+import { type Progress, type StageSeconds, stepStages } from '@facetrain/api';
 import type { ProgressBoard } from './program.ts';
 
 export interface Board extends ProgressBoard {
   /** Milliseconds since the last activity. */
   idleMs(): number;
+  /** Sums over the steps of this process; null before the first. */
+  readonly stageSecondsTotal: Readonly<StageSeconds> | null;
 }
 
 /** @param now a monotonic clock, in milliseconds */
@@ -37,6 +39,12 @@ export function createBoard(
     tick() {
       board.current = { ...board.current, activity: board.current.activity + 1 };
       lastActivity = now();
+    },
+    stageSecondsTotal: null as StageSeconds | null,
+    addStep(stages: StageSeconds) {
+      const total = { ...(board.stageSecondsTotal ?? stages) };
+      if (board.stageSecondsTotal) for (const stage of stepStages) total[stage] += stages[stage];
+      board.stageSecondsTotal = total;
     },
     idleMs: () => now() - lastActivity,
   };

@@ -1,5 +1,5 @@
 /** The progress board as Prometheus metrics. Every scrape reads the board. */
-import { Progress } from '@facetrain/api';
+import { Progress, stepStages } from '@facetrain/api';
 import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import type { Board } from './progress-board.ts';
 
@@ -66,6 +66,17 @@ export function createMetrics(board: Board): Registry {
     registers,
     collect() {
       for (const { set, accuracy } of board.current.evaluations) this.set({ set }, accuracy);
+    },
+  });
+  new Counter({
+    name: 'facetrain_step_stage_seconds_total',
+    help: 'Time in training steps by stage, on rank 0; the stages add up. "data" is waiting for the loader.',
+    labelNames: ['stage'],
+    registers,
+    collect() {
+      this.reset();
+      const total = board.stageSecondsTotal;
+      for (const stage of total ? stepStages : []) this.inc({ stage }, total![stage]);
     },
   });
   new Counter({

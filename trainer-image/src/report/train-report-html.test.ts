@@ -24,6 +24,15 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
     resumedFromStep: 50,
     trainSeconds: 190.4,
     imagesPerSecond: 38.123,
+    stageSeconds: {
+      data: 0.0002,
+      upload: 0.001,
+      forward: 0.05,
+      head: 0.02,
+      backward: 0.1,
+      communication: 0.01,
+      update: 0.0188,
+    },
     lossFirst: 29.51,
     lossLast: 4.25,
     history: Array.from({ length: 150 }, (_, i) => ({
@@ -60,6 +69,10 @@ test('the page shows the figures, loads no other file and has no script', () => 
     'from step 50',
     '76 ± 2 %',
     '12.5 % @ 1e-2',
+    'The loader keeps up.',
+    '<td>backward</td><td>backward pass of the backbone</td><td>100</td>',
+    '50.0 %',
+    '<td>all</td><td></td><td>200</td>',
   ])
     assert(html.includes(text), `${text} is missing`);
   assert.equal(html.match(/<svg/g)?.length, 3);
@@ -130,4 +143,15 @@ test('ticks are round and enclose the values', () => {
     assert(ticks[0]! <= low + 1e-12 && ticks.at(-1)! >= high - 1e-12, `${low}..${high}: ${ticks}`);
   }
   assert.deepEqual(niceTicks(0.02, 0.93), [0, 0.2, 0.4, 0.6000000000000001, 0.8, 1]);
+});
+
+test('the report says whether steps wait for the loader', () => {
+  const { stageSeconds } = report();
+  const slow = trainReportHtml(report({ stageSeconds: { ...stageSeconds!, data: 0.1 }, device: 'cuda' }));
+  assert.match(slow, /The loader holds the training up: 33\.36 % of a step waits for pictures\..*loaderThreads/s);
+  assert.match(slow, /Times are those of the GPU\./);
+  for (const none of [null, undefined])
+    assert.doesNotMatch(trainReportHtml(report({ stageSeconds: none })), /Time of a step|The loader/);
+  const zero = { data: 0, upload: 0, forward: 0, head: 0, backward: 0, communication: 0, update: 0 };
+  assert.doesNotMatch(trainReportHtml(report({ stageSeconds: zero })), /NaN|Infinity/);
 });

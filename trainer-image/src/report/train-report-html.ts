@@ -1,5 +1,5 @@
 /** train-report.html: one file for a browser, which loads no other file. Pure. */
-import type { TrainReport } from '@facetrain/api';
+import { dataShare, NOTABLE_DATA_SHARE, STEP_STAGES, stepStages, type TrainReport } from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
 const WIDTH = 760;
@@ -42,6 +42,7 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
+${section('Time of a step', Boolean(report.stageSeconds), 'mean over this attempt, on rank 0', () => stages(report))}
 ${section('Bad pictures', hasBadPictures, 'left out of the training', () => badPictures(report))}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
@@ -76,6 +77,27 @@ function facts(report: TrainReport): [string, string][] {
 
 function section(title: string, present: boolean, note: string, body: () => string): string {
   return present ? `<h2>${title} <small>${note}</small></h2>\n${body()}` : '';
+}
+
+/** Milliseconds and share of each stage, with a bar; and whether the loader holds the training up. */
+function stages({ stageSeconds: seconds, device }: TrainReport): string {
+  const all = stepStages.reduce((sum, stage) => sum + seconds![stage], 0);
+  const share = (stage: (typeof stepStages)[number]) => (all === 0 ? 0 : (100 * seconds![stage]) / all);
+  const waits = dataShare(seconds!);
+  const verdict =
+    waits < NOTABLE_DATA_SHARE
+      ? 'The loader keeps up.'
+      : `The loader holds the training up: ${short(100 * waits)} % of a step waits for pictures. ` +
+        'More threads (trainers.loaderThreads), more CPUs or faster storage help.';
+  const where = device === 'cuda' ? ' Times are those of the GPU.' : '';
+  const rows = stepStages.map((stage) => [
+    stage,
+    STEP_STAGES[stage],
+    short(1000 * seconds![stage]),
+    `<span class="bar" style="width: ${share(stage).toFixed(1)}px"></span> ${share(stage).toFixed(1)} %`,
+  ]);
+  rows.push(['all', '', short(1000 * all), '']);
+  return `<p>${verdict}${where}</p>${table(['Stage', 'What it is', 'ms', 'Share'], rows)}`;
 }
 
 function badPictures({ dataset }: TrainReport): string {
@@ -170,6 +192,7 @@ ${Array.from({ length: COLORS }, (_, n) => {
   const line = `polyline.c${n} { stroke: ${color}; } circle.c${n} { fill: ${color}; }`;
   return `${line} span.c${n} { color: ${color}; margin-right: 12px; }`;
 }).join('\n')}
+.bar { display: inline-block; height: 10px; background: var(--c0); }
 .legend { margin: 4px 0 12px; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; overflow-x: auto; font-size: 13px; }
 `;

@@ -47,6 +47,7 @@ export function finalProgress(
     totalSteps: report.steps,
     epoch: report.config.epochs,
     imagesPerSecond: report.imagesPerSecond,
+    stageSeconds: report.stageSeconds,
     loss: report.lossLast,
     learningRate: null,
     etaSeconds: 0,

@@ -1,8 +1,18 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { StageSeconds } from '@facetrain/api';
 import { History } from './history.ts';
 
-const record = (step: number, loss = step) => ({ step, loss, learningRate: 0.5, seconds: 0.5 });
+const stages = (data: number, head = 0.25): StageSeconds => ({
+  data,
+  upload: 0,
+  forward: 0,
+  head,
+  backward: 0,
+  communication: 0,
+  update: 0,
+});
+const record = (step: number, loss = step) => ({ step, loss, learningRate: 0.5, seconds: 0.5, stageSeconds: null });
 
 test('a resumed run ends with the same losses as a run without interruption', () => {
   const whole = new History(100, 60, 8);
@@ -41,4 +51,19 @@ test('speed and remaining time', () => {
   assert.equal(history.recentImagesPerSecond, 16);
   assert.equal(history.imagesPerSecond, 16);
   assert.equal(history.etaSeconds(1), 4.5);
+});
+
+test('stage times are means over the measured steps: the last 20, and all of this attempt', () => {
+  const history = new History(100, 50, 8);
+  assert.deepEqual([history.recentStageSeconds, history.stageSeconds], [null, null]);
+  history.add(record(0));
+  assert.deepEqual([history.recentStageSeconds, history.stageSeconds], [null, null], 'it was not measured');
+  for (let step = 1; step <= 10; step++) history.add({ ...record(step), stageSeconds: stages(1) });
+  for (let step = 11; step <= 30; step++)
+    history.add({ ...record(step), stageSeconds: step % 2 === 0 ? stages(step / 10) : null });
+  // 12, 14 ... 30 tenths of a second.
+  assert.deepEqual(history.recentStageSeconds, stages(2.1));
+  assert.deepEqual(history.stageSeconds, stages((10 + 21) / 20));
+  history.add({ ...record(31), stageSeconds: stages(1 / 3, 0) });
+  assert.equal(history.recentStageSeconds?.head, Number(((10 * 0.25) / 11).toFixed(6)), 'in whole microseconds');
 });

@@ -1,5 +1,5 @@
 /** Statistics of the steps done: means for the report, recent loss and speed for the progress board. Pure. */
-import type { CheckpointManifest, TrainReport } from '@facetrain/api';
+import { type CheckpointManifest, type StageSeconds, stepStages, type TrainReport } from '@facetrain/api';
 
 /** In a report. */
 const MOST_INTERVALS = 1000;
@@ -14,6 +14,8 @@ export interface StepRecord {
   loss: number;
   learningRate: number;
   seconds: number;
+  /** Of this rank; null when none was measured. With CUDA of an earlier step. */
+  stageSeconds: StageSeconds | null;
 }
 
 export class History {
@@ -31,6 +33,9 @@ export class History {
   #secondsBefore: number;
   #seconds = 0;
   #steps = 0;
+  /** Of this attempt. */
+  #measured = 0;
+  #stageTotals = new Map<keyof StageSeconds, number>();
 
   /** @param earlier the history of earlier attempts, from the checkpoint */
   constructor(
@@ -51,6 +56,11 @@ export class History {
   add(record: StepRecord): void {
     this.#steps += 1;
     this.#seconds += record.seconds;
+    if (record.stageSeconds !== null) {
+      this.#measured += 1;
+      for (const stage of stepStages)
+        this.#stageTotals.set(stage, (this.#stageTotals.get(stage) ?? 0) + record.stageSeconds[stage]);
+    }
     this.#lossFirst ??= record.loss;
     this.#losses = [...this.#losses, record.loss].slice(-Math.min(RECENT_LOSSES, this.#stepsPerEpoch));
     this.#recent = [...this.#recent, record].slice(-RECENT_STEPS);
@@ -88,6 +98,17 @@ export class History {
     return this.#seconds === 0 ? 0 : (this.#steps * this.#batch) / this.#seconds;
   }
 
+  /** Of a step, the mean over the last steps; null before the first. */
+  get recentStageSeconds(): StageSeconds | null {
+    const measured = this.#recent.flatMap(({ stageSeconds }) => stageSeconds ?? []);
+    return measured.length === 0 ? null : stagesBy((stage) => mean(measured.map((seconds) => seconds[stage])));
+  }
+
+  /** Of a step, the mean over this attempt; null when it did no step. */
+  get stageSeconds(): StageSeconds | null {
+    return this.#measured === 0 ? null : stagesBy((stage) => this.#stageTotals.get(stage)! / this.#measured);
+  }
+
   etaSeconds(done: number): number | null {
     const speed = this.recentImagesPerSecond;
     return speed === null ? null : ((this.#totalSteps - done) * this.#batch) / speed;
@@ -110,6 +131,11 @@ export class History {
     });
     this.#interval = [];
   }
+}
+
+/** In whole microseconds. */
+function stagesBy(seconds: (stage: keyof StageSeconds) => number): StageSeconds {
+  return Object.fromEntries(stepStages.map((stage) => [stage, Number(seconds(stage).toFixed(6))])) as StageSeconds;
 }
 
 function mean(values: number[]): number {

@@ -101,6 +101,8 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
   );
   assert.equal(report.history.length, STEPS);
   assert.equal(report.lossFirst, report.history[0]!.loss);
+  const stepSeconds = Object.values(report.stageSeconds!).reduce((sum, seconds) => sum + seconds);
+  assert(stepSeconds > 0 && STEPS * (stepSeconds - 1e-5) <= report.trainSeconds, `${stepSeconds} s in stages`);
   assert.deepEqual(
     report.evaluations.map((result) => [result.set, result.step]),
     [
@@ -352,7 +354,7 @@ test('a finished training that is started again only evaluates and exports', asy
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
   const report = await readReport(config);
-  assert.deepEqual([report.history, report.imagesPerSecond], [[], 0]);
+  assert.deepEqual([report.history, report.imagesPerSecond, report.stageSeconds], [[], 0, null]);
   const uninterrupted = await readReport(whole.config);
   assert.deepEqual([report.lossFirst, report.lossLast], [uninterrupted.lossFirst, uninterrupted.lossLast]);
   assert((await model(config)).equals(await model(whole.config)), 'another model');
@@ -376,7 +378,11 @@ test('ranks agree on checkpoints by time, and rank 0 serves its progress', async
   assert(progress.loss! > 0 && progress.imagesPerSecond! > 0 && progress.etaSeconds! > 0 && progress.learningRate! > 0);
   assert(Math.abs(progress.epoch - progress.step / STEPS_PER_EPOCH) < 1e-9);
   assert.equal((await fetch(`${url}/healthz`)).status, 200);
-  assert.match(await (await fetch(`${url}/metrics`)).text(), /^facetrain_loss \d/m);
+  const { data, backward, communication } = progress.stageSeconds!;
+  assert(data >= 0 && backward > 0 && communication > 0);
+  const metrics = await (await fetch(`${url}/metrics`)).text();
+  assert.match(metrics, /^facetrain_loss \d/m);
+  assert.match(metrics, /^facetrain_step_stage_seconds_total\{stage="backward"\} [\d.e-]*[1-9]/m);
   ranks[0]!.kill('SIGINT');
   assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [130, 143]);
   assert.equal((await completeSteps(config.checkpoint.directory)).length, 1);

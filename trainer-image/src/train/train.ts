@@ -80,15 +80,14 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       epoch: stepsDone / stepsPerEpoch,
       loss: history.lossLast,
       imagesPerSecond: history.recentImagesPerSecond,
+      stageSeconds: history.recentStageSeconds,
       etaSeconds: history.etaSeconds(stepsDone),
       evaluations: evaluator.newest,
     });
   const logStep = (learningRate: number) => {
-    const { lossLast: loss, recentImagesPerSecond: imagesPerSecond } = history;
-    log[level](
-      { step: stepsDone, totalSteps, epoch: stepsDone / stepsPerEpoch, loss, learningRate, imagesPerSecond },
-      'trained',
-    );
+    const { lossLast: loss, recentImagesPerSecond: imagesPerSecond, recentStageSeconds: stageSeconds } = history;
+    const epoch = stepsDone / stepsPerEpoch;
+    log[level]({ step: stepsDone, totalSteps, epoch, loss, learningRate, imagesPerSecond, stageSeconds }, 'trained');
   };
 
   // ---- The loop ----
@@ -101,11 +100,13 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
     // act on the combined votes.
     folders.throwIfLost();
-    const { loss, votes, replaced } = await session.step(stepsDone, learningRate, {
+    const { loss, votes, replaced, stageSeconds } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
     });
-    history.add({ step: stepsDone, loss, learningRate, seconds: (performance.now() - stepStart) / 1000 });
+    const seconds = (performance.now() - stepStart) / 1000;
+    history.add({ step: stepsDone, loss, learningRate, seconds, stageSeconds });
+    if (stageSeconds) progress.addStep(stageSeconds);
     badPictures.add(replaced);
     stepsDone += 1;
     progress.update({ learningRate });

@@ -72,6 +72,7 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
     resumedFromStep: resumed?.step ?? null,
     trainSeconds: history.trainSeconds,
     imagesPerSecond: history.imagesPerSecond,
+    stageSeconds: history.stageSeconds,
     lossFirst: history.lossFirst!,
     lossLast: history.lossLast!,
     history: history.intervals,
