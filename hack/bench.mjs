@@ -1,5 +1,6 @@
 // Benchmarks: `npm run bench`. Each measures a named reference in the same run, by turns, so that other load slows
 // both.
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ADDON, buildNative } from './build.mjs';
 import { helpFirst } from './lib/arguments.mjs';
@@ -13,12 +14,42 @@ const USAGE = `Usage: npm run bench [-- pfc | int7 | operator [OPTION...]]
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
 
+/**
+ * The environment of a benchmark that computes with libtorch, and of its reference: that of the trainers' image. glibc's
+ * malloc would slow both, the reference more; OpenMP threads that spin while they wait would take the other's turn.
+ */
+function computing() {
+  const allocator = '/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4';
+  return {
+    ...environment,
+    ...(existsSync(allocator) && process.env.LD_PRELOAD === undefined ? { LD_PRELOAD: allocator } : {}),
+    THP_MEM_ALLOC_ENABLE: '1',
+    OMP_WAIT_POLICY: 'passive',
+  };
+}
+
+/** Builds a benchmark in C++: with CUDA, where its arguments choose that device. */
+async function nativeBenchmark(target, args) {
+  const cuda = /--device[= ]cuda/.test(args.join(' '));
+  await setup(['native', ...(cuda ? ['cuda'] : [])]);
+  await buildNative({ targets: [target], cuda });
+}
+
+/** The option for the reference, where this machine's Python has torch and the arguments do not name one. */
+async function reference(args) {
+  if (args.some((argument) => /^--reference(=|$)/.test(argument))) return [];
+  const found = await run(['python3', '-c', 'import numpy, torch']).then(
+    () => true,
+    () => false,
+  );
+  return found ? ['--reference', 'python3'] : [];
+}
+
 const benchmarks = {
-  /** A Partial FC step, and the same mathematics in plain ATen. */
+  /** A Partial FC step, and the same in PyTorch as a user would write it. */
   async pfc(args) {
-    await setup(['native']);
-    await buildNative({ targets: ['pfc_bench'] });
-    return attached([join(build, 'pfc_bench'), ...args], { env: environment });
+    await nativeBenchmark('pfc_bench', args);
+    return attached([join(build, 'pfc_bench'), ...(await reference(args)), ...args], { env: computing() });
   },
   /** Inference of one picture by a pretrained MobileFaceNet: FP32 and INT7, in native/ and in ONNX Runtime. */
   async int7(args) {

@@ -75,7 +75,8 @@ const ROOMS = [
   ['native/train',             ['native/error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data', 'torch']],
   ['native/node',              ['native', 'torch', 'napi'], 'the only room that knows Node'],
   ['native/test',              []],
-  ['bench/pfc',                ['native', 'torch']],
+  ['bench/common',             ['native', 'torch']],
+  ['bench/pfc',                ['bench/common', 'native', 'torch']],
 ];
 
 /** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */
