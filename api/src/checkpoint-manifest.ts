@@ -1,22 +1,38 @@
 /**
  * `manifest.json` of a checkpoint. It is written last: a folder without one is incomplete and is ignored.
  *
- * Class centres are addressed by their global row, so any number of ranks can read a checkpoint. Each file of rows
- * holds the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's file holds every trained or
- * tracked tensor of the graph under its ONNX name, and its momentum under `momentum/<name>`.
+ * Class centres are addressed by their global row, so any number of ranks can read a checkpoint.
+ *
+ * Version 2 is written and read, version 1 only read. What changes later (docs/decisions/0029):
+ * - A reader ignores fields that it does not know, so a writer may add some that change nothing for it.
+ * - A writer names in `requires` what a reader must know to continue the training. A reader that does not know a name
+ *   refuses the checkpoint.
+ * - Another `schemaVersion` is refused.
  */
 import { z } from 'zod';
 
+const digest = z.string().regex(/^[0-9a-f]{64}$/);
+
 /** SHA-256 and size of a file. */
 export const StoredFile = z.strictObject({
-  sha256: z.string().regex(/^[0-9a-f]{64}$/),
+  sha256: digest,
   bytes: z.int().min(0),
 });
 export type StoredFile = z.infer<typeof StoredFile>;
 
-export const CheckpointManifest = z.strictObject({
-  schemaVersion: z.literal(1),
-  job: z.strictObject({ name: z.string(), uid: z.string() }),
+/** The same, for places where later versions may add something. */
+const stored = z.object(StoredFile.shape);
+
+/** Types of the numbers in a checkpoint, little-endian. */
+export const StoredType = z.enum(['float32', 'bfloat16']);
+export type StoredType = z.infer<typeof StoredType>;
+
+/** Names in `requires` that this version knows. */
+export const CHECKPOINT_FEATURES: readonly string[] = [];
+
+/** What both versions have. */
+const common = {
+  job: z.object({ name: z.string(), uid: z.string() }),
   time: z.string(),
   step: z.int().min(0).describe('Steps done; counted from 0, this is the number of the next step.'),
   stepsPerEpoch: z.int().positive(),
@@ -24,12 +40,8 @@ export const CheckpointManifest = z.strictObject({
   seed: z.int().min(0),
   numClasses: z.int().positive(),
   embeddingDim: z.int().positive(),
-  backbone: StoredFile.extend({ file: z.string() }),
-  rows: z
-    .array(StoredFile.extend({ file: z.string(), firstRow: z.int().min(0), rows: z.int().positive() }))
-    .describe('In row order, without gaps or overlaps.'),
   /** What a resumed run needs for a report on the whole training. */
-  history: z.strictObject({
+  history: z.object({
     lossFirst: z.number().nullable(),
     trainSeconds: z.number().min(0),
     recentLosses: z
@@ -37,5 +49,90 @@ export const CheckpointManifest = z.strictObject({
       .max(50)
       .describe('Losses of the last steps, oldest first, for lossLast of a run that resumes shortly before its end.'),
   }),
+};
+
+/**
+ * Version 1. Each file of rows holds the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's
+ * file holds every trained or tracked tensor of the graph under its ONNX name, and its momentum under `momentum/<name>`.
+ */
+export const CheckpointManifestV1 = z.strictObject({
+  schemaVersion: z.literal(1),
+  ...common,
+  backbone: StoredFile.extend({ file: z.string() }),
+  rows: z
+    .array(StoredFile.extend({ file: z.string(), firstRow: z.int().min(0), rows: z.int().positive() }))
+    .describe('In row order, without gaps or overlaps.'),
+});
+export type CheckpointManifestV1 = z.infer<typeof CheckpointManifestV1>;
+
+const name = z.string().min(1).max(64);
+
+/** A tensor of class centres: the centres, or a part of their optimizer's state. */
+const RowTensor = z.object({
+  name: name.describe('weight, or what the optimizer keeps for each row: momentum.'),
+  dtype: StoredType,
+  columns: z.int().positive().describe('Numbers in a row.'),
+});
+
+/** Rows that follow one another, of one block. */
+const RowBlock = z.object({
+  firstRow: z.int().min(0),
+  rows: z.int().positive(),
+  offset: z.int().min(0).describe('Of its first byte in the file.'),
+  sha256: digest.describe('Of its bytes: its rows of each tensor, one tensor after the other.'),
+});
+export type RowBlock = z.infer<typeof RowBlock>;
+
+const RowFile = z.object({
+  file: z.string(),
+  bytes: z.int().min(0),
+  header: stored.describe('The first bytes of the file, of which safetensors need no other.'),
+  blocks: z.array(RowBlock).min(1),
+});
+export type RowFile = z.infer<typeof RowFile>;
+
+/** Version 2. */
+export const CheckpointManifest = z.object({
+  schemaVersion: z.literal(2),
+  requires: z.array(name).describe('What a reader must know to continue the training.'),
+  ...common,
+  precision: name.optional().describe('Numbers that the backbone computed with; absent: float32.'),
+  lossScale: z
+    .object({
+      value: z.number().positive(),
+      goodSteps: z.int().min(0).describe('Steps since the scale changed, or since one was skipped.'),
+    })
+    .optional(),
+  margin: z.record(name, z.number()).optional().describe('Running values of the margin.'),
+  retired: stored
+    .extend({ file: z.string(), count: z.int().positive() })
+    .optional()
+    .describe('Identities that were removed: their class ids are not used again.'),
+  backbone: stored.extend({
+    file: z
+      .string()
+      .describe('Tensors by their ONNX names; the optimizer’s state of a tensor is <name of the state>/<its name>.'),
+    dtype: StoredType.describe('Of its tensors.'),
+    optimizer: name,
+    state: z.array(z.object({ name, dtype: StoredType })).describe('What the optimizer keeps for each parameter.'),
+  }),
+  rows: z.object({
+    optimizer: name,
+    tensors: z.array(RowTensor).min(1),
+    blockRows: z
+      .int()
+      .positive()
+      .describe(
+        'Blocks begin at the multiples of this row. A block of which two ranks had parts is listed in these parts.',
+      ),
+    files: z.array(RowFile).min(1).describe('One of each rank that wrote; blocks in row order, without gaps.'),
+  }),
 });
 export type CheckpointManifest = z.infer<typeof CheckpointManifest>;
+
+/** The manifest of a checkpoint that this version can read. */
+export const AnyCheckpointManifest = z.discriminatedUnion('schemaVersion', [CheckpointManifestV1, CheckpointManifest]);
+export type AnyCheckpointManifest = z.infer<typeof AnyCheckpointManifest>;
+
+/** Bytes of one number of a type. */
+export const BYTES_OF: Readonly<Record<StoredType, number>> = { float32: 4, bfloat16: 2 };

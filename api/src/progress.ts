@@ -35,6 +35,16 @@ const time = z.iso
  */
 export const MAX_PROGRESS_BYTES = 65_536;
 
+/** What checkpoints cost, of one attempt, on rank 0. */
+export const CheckpointStatistics = z.strictObject({
+  count: z.int().min(0).describe('Complete checkpoints.'),
+  stallSeconds: z.number().min(0).describe('Time for which training stood still for them.'),
+  whileTrainingWaited: z
+    .int()
+    .min(0)
+    .describe('Checkpoints for which the memory did not suffice for a copy of the state, so that training waited.'),
+});
+
 export const Progress = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
@@ -73,6 +83,7 @@ export const Progress = z.strictObject({
     .strictObject({ step: z.int().min(0), time })
     .nullable()
     .describe('The newest complete checkpoint.'),
+  checkpoints: CheckpointStatistics.optional(),
   setAside: z
     .array(
       z.strictObject({

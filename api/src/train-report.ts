@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
+import { CheckpointStatistics } from './progress.ts';
 import { StageSeconds } from './step-stages.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
@@ -41,6 +42,7 @@ export const TrainReport = z.strictObject({
   device: z.string(),
   steps: z.int().positive(),
   resumedFromStep: z.int().min(0).nullable(),
+  checkpoints: CheckpointStatistics.optional(),
   trainSeconds: z.number().min(0).describe('Time in training steps, over all attempts.'),
   imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
   stageSeconds: StageSeconds.nullable()

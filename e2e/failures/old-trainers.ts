@@ -109,10 +109,16 @@ async function assertCheckpointsWhole(folder: string): Promise<void> {
     const text = await readFile(join(folder, step, 'manifest.json'), 'utf8').catch(() => null);
     if (text === null) continue; // being written
     const { backbone, rows } = CheckpointManifest.parse(JSON.parse(text));
-    for (const { file, bytes, sha256 } of [backbone, ...rows]) {
+    for (const { file, bytes } of [backbone, ...rows.files]) {
       const content = await readFile(join(folder, step, file));
       assert.equal(content.length, bytes, `${step}/${file}`);
-      assert.equal(createHash('sha256').update(content).digest('hex'), sha256, `${step}/${file}`);
+      const { header, blocks } = rows.files.find((each) => each.file === file) ?? { header: backbone, blocks: [] };
+      for (const [index, { sha256 }] of [header, ...blocks].entries()) {
+        const start = index === 0 ? 0 : blocks[index - 1]!.offset;
+        const end = blocks[index]?.offset ?? bytes;
+        const found = createHash('sha256').update(content.subarray(start, end)).digest('hex');
+        assert.equal(found, sha256, `${step}/${file}, bytes ${start} to ${end}`);
+      }
     }
   }
 }

@@ -190,8 +190,8 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
 }
 
 // From {name: {dims, data}}, in the order of the object's keys.
-std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
-  std::vector<Session::Saved> list;
+std::vector<SavedTensor> tensors_from(const Napi::Object& tensors) {
+  std::vector<SavedTensor> list;
   for (const auto& [key, value] : tensors) {
     const auto tensor = Napi::Value(value).As<Napi::Object>();
     list.push_back(
@@ -201,7 +201,7 @@ std::vector<Session::Saved> saved_from(const Napi::Object& tensors) {
 }
 
 // To {name: {dims, data}}. Moves the values out of `tensors`.
-Napi::Object to_object(Napi::Env env, std::vector<Session::Saved>& tensors) {
+Napi::Object to_object(Napi::Env env, std::vector<SavedTensor>& tensors) {
   auto object = Napi::Object::New(env);
   for (auto& [name, dims, values] : tensors) {
     auto tensor = Napi::Object::New(env);
@@ -221,24 +221,71 @@ Napi::Value to_object(Napi::Env env, const StageSeconds& seconds) {
   return object;
 }
 
+// As src/training.ts's BackboneState.
+Worker::Reply backbone_reply(const TrainedState& state) {
+  return [saved = std::make_shared<SavedBackbone>(state.save_backbone())](Napi::Env env) -> Napi::Value {
+    auto object = Napi::Object::New(env);
+    object.Set("tensors", to_object(env, saved->tensors));
+    object.Set("momentum", to_object(env, saved->momentum));
+    return object;
+  };
+}
+
+const char* name_of(at::ScalarType type) { return type == at::kBFloat16 ? "bfloat16" : "float32"; }
+
+// From {name: {dtype, bytes}}.
+std::vector<SavedRows> rows_from(const Napi::Object& tensors) {
+  std::vector<SavedRows> list;
+  for (const auto& [key, value] : tensors) {
+    const auto tensor = Napi::Value(value).As<Napi::Object>();
+    const auto bytes = tensor.Get("bytes").As<Napi::Uint8Array>();
+    list.push_back({key.As<Napi::String>().Utf8Value(),
+                    text_of(tensor, "dtype") == "bfloat16" ? at::kBFloat16 : at::kFloat,
+                    {bytes.Data(), bytes.Data() + bytes.ElementLength()}});
+  }
+  return list;
+}
+
+// As {name: {dtype, bytes}}.
+Worker::Reply rows_reply(const TrainedState& state, int64_t first, int64_t count) {
+  return
+      [saved = std::make_shared<std::vector<SavedRows>>(state.save_rows(first, count))](Napi::Env env) -> Napi::Value {
+        auto object = Napi::Object::New(env);
+        for (auto& [name, type, bytes] : *saved) {
+          auto tensor = Napi::Object::New(env);
+          tensor.Set("dtype", name_of(type));
+          tensor.Set("bytes", to_uint8_array(env, std::move(bytes)));
+          object.Set(name, tensor);
+        }
+        return object;
+      };
+}
+
 class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
     using S = TrainingSession;
     exports.Set(
         "TrainingSession",
-        DefineClass(env, "TrainingSession",
-                    {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"),
-                     InstanceMethod<&S::embed>("embed"), InstanceMethod<&S::save_backbone>("saveBackbone"),
-                     InstanceMethod<&S::load_backbone>("loadBackbone"), InstanceMethod<&S::save_rows>("saveRows"),
-                     InstanceMethod<&S::load_rows>("loadRows"), InstanceMethod<&S::all_gather>("allGather"),
-                     InstanceMethod<&S::barrier>("barrier"), InstanceMethod<&S::close>("close")}));
+        DefineClass(
+            env, "TrainingSession",
+            {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
+             InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
+             InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
+             InstanceMethod<&S::copy_state>("copyState"), InstanceMethod<&S::copied_backbone>("copiedBackbone"),
+             InstanceMethod<&S::copied_rows>("copiedRows"), InstanceMethod<&S::drop_copy>("dropCopy"),
+             InstanceMethod<&S::all_gather>("allGather"), InstanceMethod<&S::barrier>("barrier"),
+             InstanceMethod<&S::close>("close")}));
   }
 
-  explicit TrainingSession(const Napi::CallbackInfo& info) : ObjectWrap(info), owner_(info.Env(), "ft-training") {}
+  explicit TrainingSession(const Napi::CallbackInfo& info)
+      : ObjectWrap(info),
+        owner_(info.Env(), "ft-training"),
+        reader_(Worker::start(info.Env(), "ft-checkpoint", [copy = copy_] { copy->reset(); })) {}
+  ~TrainingSession() override { reader_->dispose(); }
 
  private:
-  // open(options) -> {device, firstRow, rows, stepsPerEpoch}
+  // open(options) -> {device, firstRow, rows, rowTensors, stepsPerEpoch}
   Napi::Value open(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
     Graph graph = graph_from(from.Get("graph").As<Napi::Object>());
@@ -255,12 +302,21 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
           return open_session(graph, directory, rendezvous, with_device, cancelled);
         },
         [](Session& session) -> Worker::Reply {
-          return [device = session.device(), rows = session.centres().rows(),
+          return [device = session.device(), rows = session.centres().rows(), kept = session.state().rows,
                   steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
             auto opened = Napi::Object::New(env);
             opened.Set("device", device.is_cuda() ? "cuda" : "cpu");
             opened.Set("firstRow", static_cast<double>(rows.first));
             opened.Set("rows", static_cast<double>(rows.count));
+            auto tensors = Napi::Array::New(env, kept.size());
+            for (uint32_t i = 0; i < kept.size(); ++i) {
+              auto tensor = Napi::Object::New(env);
+              tensor.Set("name", kept[i].name);
+              tensor.Set("dtype", name_of(kept[i].tensor.scalar_type()));
+              tensor.Set("columns", static_cast<double>(kept[i].tensor.size(1)));
+              tensors.Set(i, tensor);
+            }
+            opened.Set("rowTensors", tensors);
             opened.Set("stepsPerEpoch", static_cast<double>(steps));
             return opened;
           };
@@ -300,51 +356,63 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 
   // saveBackbone() -> BackboneState
   Napi::Value save_backbone(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [](Session& session) -> Worker::Reply {
-      return [state = std::make_shared<Session::State>(session.save())](Napi::Env env) -> Napi::Value {
-        auto object = Napi::Object::New(env);
-        object.Set("tensors", to_object(env, state->tensors));
-        object.Set("momentum", to_object(env, state->momentum));
-        return object;
-      };
-    });
+    return owner_.post(info.Env(), [](Session& session) { return backbone_reply(session.state()); });
   }
 
   // loadBackbone(state)
   Napi::Value load_backbone(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
-    Session::State state{saved_from(from.Get("tensors").As<Napi::Object>()),
-                         saved_from(from.Get("momentum").As<Napi::Object>())};
+    SavedBackbone state{tensors_from(from.Get("tensors").As<Napi::Object>()),
+                        tensors_from(from.Get("momentum").As<Napi::Object>())};
     return owner_.post(info.Env(), [state = std::move(state)](Session& session) -> Worker::Reply {
-      session.load(state);
+      session.state().load_backbone(state);
       return {};
     });
   }
 
-  // saveRows(first, count) -> {weight, momentum}; `first` counts from this rank's first row.
+  // saveRows(first, count) -> {name: {dtype, bytes}}; `first` counts from this rank's first row.
   Napi::Value save_rows(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(),
-                       [first = info[0].As<Napi::Number>().Int64Value(),
-                        count = info[1].As<Napi::Number>().Int64Value()](Session& session) -> Worker::Reply {
-                         auto rows = std::make_shared<Session::Rows>(session.save_rows(first, count));
-                         return [rows](Napi::Env env) -> Napi::Value {
-                           auto object = Napi::Object::New(env);
-                           object.Set("weight", to_float32_array(env, std::move(rows->weight)));
-                           object.Set("momentum", to_float32_array(env, std::move(rows->momentum)));
-                           return object;
-                         };
-                       });
+    return owner_.post(info.Env(), [range = LocalRows(info)](Session& session) {
+      return rows_reply(session.state(), range.first, range.count);
+    });
   }
 
-  // loadRows(first, weight, momentum)
+  // loadRows(first, count, {name: {dtype, bytes}})
   Napi::Value load_rows(const Napi::CallbackInfo& info) {
     return owner_.post(
         info.Env(),
-        [first = info[0].As<Napi::Number>().Int64Value(),
-         rows = Session::Rows{floats_from(info[1]), floats_from(info[2])}](Session& session) -> Worker::Reply {
-          session.load_rows(first, rows);
+        [range = LocalRows(info), rows = rows_from(info[2].As<Napi::Object>())](Session& session) -> Worker::Reply {
+          session.state().load_rows(range.first, range.count, rows);
           return {};
         });
+  }
+
+  // copyState(backbone) -> whether there was room for a copy. It is made on the session's thread, between two steps,
+  // and replaces the former one, which must not be in use.
+  Napi::Value copy_state(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(),
+                       [copy = copy_, backbone = info[0].ToBoolean().Value()](Session& session) -> Worker::Reply {
+                         copy->reset();
+                         *copy = session.copy_state(backbone);
+                         return [made = copy->has_value()](Napi::Env env) { return Napi::Boolean::New(env, made); };
+                       });
+  }
+
+  // copiedBackbone() and copiedRows(first, count): as saveBackbone and saveRows, of the copy; dropCopy() frees it. They
+  // run on a thread of their own, while the session trains.
+  Napi::Value copied_backbone(const Napi::CallbackInfo& info) {
+    return reader_->post(info.Env(), [copy = copy_] { return backbone_reply(copy->value()); });
+  }
+  Napi::Value copied_rows(const Napi::CallbackInfo& info) {
+    return reader_->post(info.Env(), [copy = copy_, range = LocalRows(info)] {
+      return rows_reply(copy->value(), range.first, range.count);
+    });
+  }
+  Napi::Value drop_copy(const Napi::CallbackInfo& info) {
+    return reader_->post(info.Env(), [copy = copy_]() -> Worker::Reply {
+      copy->reset();
+      return {};
+    });
   }
 
   // allGather(values) -> Float32Array[]
@@ -367,9 +435,22 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
     });
   }
 
-  Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
+  Napi::Value close(const Napi::CallbackInfo& info) {
+    static_cast<void>(reader_->close(info.Env()));  // its commands are short
+    return owner_.close(info.Env());
+  }
+
+  // The arguments (first, count) of saveRows, loadRows and copiedRows.
+  struct LocalRows {
+    explicit LocalRows(const Napi::CallbackInfo& info)
+        : first(info[0].As<Napi::Number>().Int64Value()), count(info[1].As<Napi::Number>().Int64Value()) {}
+    int64_t first, count;
+  };
 
   Owner<Session> owner_;
+  // Made on the session's thread, then used on the reader's: JavaScript waits for one before it calls the other.
+  std::shared_ptr<std::optional<TrainedState>> copy_ = std::make_shared<std::optional<TrainedState>>();
+  std::shared_ptr<Worker> reader_;
 };
 
 }  // namespace

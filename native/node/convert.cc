@@ -46,6 +46,18 @@ Constant constant_from(const Napi::Object& tensor) {
   return constant;
 }
 
+template <class Array, class Value>
+Array to_typed_array(Napi::Env env, std::vector<Value> values) {
+  if (values.empty()) return Array::New(env, 0);
+  auto owner = std::make_unique<std::vector<Value>>(std::move(values));
+  const size_t count = owner->size();
+  const auto buffer = Napi::ArrayBuffer::New(
+      env, owner->data(), count * sizeof(Value), [](Napi::Env, void*, std::vector<Value>* owned) { delete owned; },
+      owner.get());
+  static_cast<void>(owner.release());  // the ArrayBuffer's finalizer deletes it
+  return Array::New(env, count, buffer, 0);
+}
+
 }  // namespace
 
 std::vector<float> floats_from(const Napi::Value& float32_array) {
@@ -58,14 +70,11 @@ std::vector<int64_t> integers_from(const Napi::Value& numbers) {
 }
 
 Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values) {
-  if (values.empty()) return Napi::Float32Array::New(env, 0);
-  auto owner = std::make_unique<std::vector<float>>(std::move(values));
-  const size_t count = owner->size();
-  const auto buffer = Napi::ArrayBuffer::New(
-      env, owner->data(), count * sizeof(float), [](Napi::Env, void*, std::vector<float>* owned) { delete owned; },
-      owner.get());
-  static_cast<void>(owner.release());  // the ArrayBuffer's finalizer deletes it
-  return Napi::Float32Array::New(env, count, buffer, 0);
+  return to_typed_array<Napi::Float32Array>(env, std::move(values));
+}
+
+Napi::Uint8Array to_uint8_array(Napi::Env env, std::vector<uint8_t> values) {
+  return to_typed_array<Napi::Uint8Array>(env, std::move(values));
 }
 
 PixelRange range_from(const Napi::Object& input) {

@@ -28,8 +28,9 @@ inline bool flag_of(const Napi::Object& object, const char* key) { return object
 std::vector<float> floats_from(const Napi::Value& float32_array);
 std::vector<int64_t> integers_from(const Napi::Value& numbers);
 
-// A Float32Array over the vector's own memory.
+// Arrays over the vector's own memory.
 Napi::Float32Array to_float32_array(Napi::Env env, std::vector<float> values);
+Napi::Uint8Array to_uint8_array(Napi::Env env, std::vector<uint8_t> values);
 
 // From src/types.ts's InputRange, of a graph's input.
 PixelRange range_from(const Napi::Object& input);

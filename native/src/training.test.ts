@@ -210,6 +210,56 @@ test('a run resumed from saved state is the uninterrupted run, bit for bit', asy
   assert.deepEqual(resumed, uninterrupted);
 });
 
+test('rows of bfloat16 are loaded as the numbers that they are', async () => {
+  await withSession({}, async (session) => {
+    assert.deepEqual(session.rowTensors, [
+      { name: 'weight', dtype: 'float32', columns: DIM },
+      { name: 'momentum', dtype: 'float32', columns: DIM },
+    ]);
+    const { tensors } = await session.saveRows(0, 40);
+    const upper = (bytes: Uint8Array) => bytes.filter((_, index) => index % 4 >= 2);
+    const short = (name: string) => ({ dtype: 'bfloat16' as const, bytes: upper(tensors[name]!.bytes) });
+    await session.loadRows({
+      firstRow: 0,
+      rows: 40,
+      tensors: { weight: short('weight'), momentum: short('momentum') },
+    });
+    const loaded = await session.saveRows(0, 40);
+    assert.deepEqual(
+      loaded.tensors.weight!.bytes,
+      tensors.weight!.bytes.map((byte, index) => (index % 4 >= 2 ? byte : 0)),
+    );
+  });
+});
+
+test('a copy keeps the state of its moment while steps change the session', async () => {
+  await withSession({ graph: tinyNet({ batchNorm: true }) }, async (session) => {
+    await session.step(0, 0.1);
+    const [backbone, rows] = [await session.saveBackbone(), await session.saveRows(0, 40)];
+    const copy = (await session.copyState({ backbone: true }))!;
+    await session.step(1, 0.1);
+    // The next step may run while the copy is read.
+    const [, copiedBackbone, first, second] = await Promise.all([
+      session.step(2, 0.1),
+      copy.saveBackbone(),
+      copy.saveRows(0, 13),
+      copy.saveRows(13, 27),
+    ]);
+    assert.deepEqual(copiedBackbone, backbone);
+    for (const name of ['weight', 'momentum'])
+      assert.deepEqual(
+        Buffer.concat([first.tensors[name]!.bytes, second.tensors[name]!.bytes]),
+        Buffer.from(rows.tensors[name]!.bytes),
+      );
+    assert.notDeepEqual(await session.saveBackbone(), backbone);
+    assert.notDeepEqual(await session.saveRows(0, 40), rows);
+    await copy.close();
+    const withoutBackbone = (await session.copyState({ backbone: false }))!;
+    assert.deepEqual(await withoutBackbone.saveBackbone(), { tensors: {}, momentum: {} });
+    await withoutBackbone.close();
+  });
+});
+
 test('device auto is CUDA only if there is a device for every local rank', async () => {
   const { cudaDevices } = capabilities();
   const device = (options: Partial<TrainingOptions>) => withSession(options, async (session) => session.device);
@@ -250,9 +300,28 @@ suite('refuses', () => {
       assert.deepEqual(await session.saveBackbone(), { tensors, momentum });
       await refusal(session.saveRows(39, 2), 'InvalidArgument', /39 to 41; 0 to 40/);
       await refusal(
-        session.loadRows({ firstRow: 0, rows: 2, weight: new Float32Array(3), momentum: new Float32Array(32) }),
+        session.loadRows({
+          firstRow: 0,
+          rows: 2,
+          tensors: {
+            weight: { dtype: 'float32', bytes: new Uint8Array(12) },
+            momentum: { dtype: 'float32', bytes: new Uint8Array(128) },
+          },
+        }),
         'InvalidArgument',
-        /3 numbers for 2 rows; 2 x 16/,
+        /weight: 3 numbers for 2 rows; 2 x 16/,
+      );
+      const { tensors: rows } = await session.saveRows(0, 2);
+      const { momentum: kept, ...without } = rows;
+      await refusal(
+        session.loadRows({ firstRow: 0, rows: 2, tensors: without }),
+        'InvalidArgument',
+        /momentum: missing/,
+      );
+      await refusal(
+        session.loadRows({ firstRow: 0, rows: 2, tensors: { ...rows, sum: kept! } }),
+        'InvalidArgument',
+        /sum: no tensor of the class centres; weight, momentum/,
       );
     });
   });

@@ -2,7 +2,7 @@
  * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all
  * on one native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
  */
-import { FacetrainError, type StageSeconds } from '@facetrain/api';
+import { BYTES_OF, FacetrainError, type StageSeconds, type StoredType } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures, UnusablePicture } from './data.ts';
 import type { Embedder } from './embedder.ts';
@@ -80,12 +80,20 @@ export interface StepResult {
   stageSeconds: StageSeconds | null;
 }
 
-/** Class centres [rows, dim] and their momentum, from `firstRow` (a global class id) on. */
+/** A tensor of class centres: the centres themselves, `weight`, or what their optimizer keeps, `momentum`. */
+export interface RowTensor {
+  name: string;
+  dtype: StoredType;
+  /** Numbers in a row. */
+  columns: number;
+}
+
+/** Class centres with their optimizer's state, from `firstRow` (a global class id) on. */
 export interface Rows {
   firstRow: number;
   rows: number;
-  weight: Float32Array;
-  momentum: Float32Array;
+  /** By name: `rows` rows of numbers of the type, little-endian. */
+  tensors: Record<string, { dtype: StoredType; bytes: Uint8Array }>;
 }
 
 /** Parameters, buffers and the parameters' momentum by ONNX name. */
@@ -94,11 +102,25 @@ export interface BackboneState {
   momentum: Record<string, { dims: number[]; data: Float32Array }>;
 }
 
+/** What a checkpoint is written from: a session between two steps, or a copy of it. */
+export interface StateSource {
+  saveBackbone(): Promise<BackboneState>;
+  /** A copy of `rows` class centres with their optimizer's state; all must be this rank's. */
+  saveRows(firstRow: number, rows: number): Promise<Rows>;
+}
+
+/** The state of one moment. It is read while the session trains on, and takes memory until it is closed. */
+export interface StateCopy extends StateSource {
+  close(): Promise<void>;
+}
+
 /** A training session as checkpoints and evaluation use it; their tests implement it without the native addon. */
-export interface TrainingSessionContract extends Embedder {
+export interface TrainingSessionContract extends Embedder, StateSource {
   readonly device: 'cpu' | 'cuda';
   /** Rows of the class centres that this rank holds. */
   readonly rowRange: { firstRow: number; rows: number };
+  /** What a row consists of, in the order in which it is stored. */
+  readonly rowTensors: readonly RowTensor[];
   readonly stepsPerEpoch: number;
   /**
    * Trains one step. `step` is the global step number: it determines the pictures and the class sample. A number that
@@ -106,12 +128,16 @@ export interface TrainingSessionContract extends Embedder {
    * @throws FacetrainError NotANumber, on every rank and before any weight has changed; InvalidDataset; PeerLost
    */
   step(step: number, learningRate: number, votes?: Votes): Promise<StepResult>;
-  saveBackbone(): Promise<BackboneState>;
   /** Replaces the backbone's state; every tensor of the graph must be in `state`. */
   loadBackbone(state: BackboneState): Promise<void>;
-  /** A copy of `rows` class centres and their momentum; all must be this rank's. */
-  saveRows(firstRow: number, rows: number): Promise<Rows>;
+  /** Numbers of another type than the session's are converted, to bfloat16 by rounding to the nearest. */
   loadRows(rows: Rows): Promise<void>;
+  /**
+   * A copy of the state after the steps done, without the backbone if `backbone` is false. One at a time: the former
+   * must be closed.
+   * @returns null when there is no memory for it
+   */
+  copyState(options: { backbone: boolean }): Promise<StateCopy | null>;
   /** The graph with its trained weights. */
   exportGraph(): Promise<Graph>;
   /** Concatenates every rank's values in rank order; lengths may differ. */
@@ -121,16 +147,24 @@ export interface TrainingSessionContract extends Embedder {
 }
 
 interface NativeSession {
-  open(
-    options: TrainingOptions,
-  ): Promise<{ device: 'cpu' | 'cuda'; firstRow: number; rows: number; stepsPerEpoch: number }>;
+  open(options: TrainingOptions): Promise<{
+    device: 'cpu' | 'cuda';
+    firstRow: number;
+    rows: number;
+    rowTensors: RowTensor[];
+    stepsPerEpoch: number;
+  }>;
   step(step: number, learningRate: number, stop: boolean, checkpoint: boolean, writing: boolean): Promise<StepResult>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
   /** Here `first` counts from this rank's first row. */
-  saveRows(first: number, count: number): Promise<{ weight: Float32Array; momentum: Float32Array }>;
-  loadRows(first: number, weight: Float32Array, momentum: Float32Array): Promise<void>;
+  saveRows(first: number, count: number): Promise<Rows['tensors']>;
+  loadRows(first: number, count: number, tensors: Rows['tensors']): Promise<void>;
+  copyState(backbone: boolean): Promise<boolean>;
+  copiedBackbone(): Promise<BackboneState>;
+  copiedRows(first: number, count: number): Promise<Rows['tensors']>;
+  dropCopy(): Promise<void>;
   allGather(values: Float32Array): Promise<Float32Array[]>;
   barrier(): Promise<void>;
   close(): Promise<void>;
@@ -155,14 +189,17 @@ export class TrainingSession implements TrainingSessionContract {
   readonly dim: number;
   readonly device: 'cpu' | 'cuda';
   readonly rowRange: { firstRow: number; rows: number };
+  readonly rowTensors: readonly RowTensor[];
   readonly stepsPerEpoch: number;
   readonly #graph: Graph;
   readonly #native: NativeSession;
+  #copied = false;
 
   private constructor(graph: Graph, session: NativeSession, opened: Awaited<ReturnType<NativeSession['open']>>) {
     this.dim = graph.output.dim;
     this.device = opened.device;
     this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
+    this.rowTensors = opened.rowTensors;
     this.stepsPerEpoch = opened.stepsPerEpoch;
     this.#graph = graph;
     this.#native = session;
@@ -235,23 +272,45 @@ export class TrainingSession implements TrainingSessionContract {
   /** @throws FacetrainError InvalidArgument when a row belongs to another rank */
   async saveRows(firstRow: number, rows: number): Promise<Rows> {
     const first = this.#localRow(firstRow, rows);
-    return { firstRow, rows, ...(await translateErrors(() => this.#native.saveRows(first, rows))) };
+    return { firstRow, rows, tensors: await translateErrors(() => this.#native.saveRows(first, rows)) };
   }
 
-  /** @throws FacetrainError InvalidArgument when a row belongs to another rank or an array is not rows x dim long */
-  async loadRows({ firstRow, rows, weight, momentum }: Rows): Promise<void> {
+  /**
+   * @throws FacetrainError InvalidArgument when a row belongs to another rank, or a tensor is missing, is not one of
+   *   rowTensors, or has another size
+   */
+  async loadRows({ firstRow, rows, tensors }: Rows): Promise<void> {
     const first = this.#localRow(firstRow, rows);
-    for (const [name, values] of Object.entries({ weight, momentum })) {
-      if (values.length !== rows * this.dim) {
-        throw new FacetrainError({
-          code: 'InvalidArgument',
-          subject: name,
-          found: `${values.length} numbers for ${rows} rows`,
-          allowed: `${rows} x ${this.dim}`,
-        });
-      }
+    const refuse = (subject: string, found: string, allowed: string) =>
+      new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });
+    for (const { name, columns } of this.rowTensors) {
+      const values = tensors[name];
+      if (!values) throw refuse(name, 'missing', 'every tensor of the class centres');
+      const numbers = values.bytes.length / BYTES_OF[values.dtype];
+      if (numbers !== rows * columns) throw refuse(name, `${numbers} numbers for ${rows} rows`, `${rows} x ${columns}`);
     }
-    await translateErrors(() => this.#native.loadRows(first, weight, momentum));
+    for (const name of Object.keys(tensors)) {
+      if (!this.rowTensors.some((tensor) => tensor.name === name))
+        throw refuse(name, 'no tensor of the class centres', this.rowTensors.map((tensor) => tensor.name).join(', '));
+    }
+    await translateErrors(() => this.#native.loadRows(first, rows, tensors));
+  }
+
+  async copyState({ backbone }: { backbone: boolean }): Promise<StateCopy | null> {
+    if (this.#copied) throw new Error('the former copy is not closed');
+    this.#copied = await translateErrors(() => this.#native.copyState(backbone));
+    if (!this.#copied) return null;
+    return {
+      saveBackbone: () => translateErrors(() => this.#native.copiedBackbone()),
+      saveRows: async (firstRow, rows) => {
+        const first = this.#localRow(firstRow, rows);
+        return { firstRow, rows, tensors: await translateErrors(() => this.#native.copiedRows(first, rows)) };
+      },
+      close: async () => {
+        await this.#native.dropCopy();
+        this.#copied = false;
+      },
+    };
   }
 
   async exportGraph(): Promise<Graph> {

@@ -1,17 +1,18 @@
 #include "train/session.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 
+#include "available_memory.h"
 #include "error.h"
 #include "model/pictures.h"
+#include "torch_error.h"
 
 namespace facetrain {
 namespace {
@@ -27,26 +28,6 @@ auto with_peers(const Comm& comm, Function function) {
   } catch (const CommError& error) {
     throw Error("PeerLost", "rank " + std::to_string(comm.rank()) + " of " + std::to_string(comm.size()),
                 std::string("lost its peers: ") + error.what(), "start all ranks again from the newest checkpoint");
-  }
-}
-
-std::vector<float> values_of(const at::Tensor& tensor) {
-  const at::Tensor values = tensor.detach().cpu().contiguous();
-  const float* data = values.const_data_ptr<float>();
-  return {data, data + values.numel()};
-}
-
-Session::Saved saved(const Executor::Named& named) {
-  return {named.name, named.tensor.sizes().vec(), values_of(named.tensor)};
-}
-
-void restore(const std::vector<Executor::Named>& tensors, const std::vector<Session::Saved>& from) {
-  std::map<std::string, at::Tensor> by_name;
-  for (const auto& named : tensors) by_name.emplace(named.name, named.tensor.detach());
-  for (const auto& [name, dims, values] : from) {
-    if (const auto to = by_name.find(name); to != by_name.end()) {
-      to->second.copy_(at::from_blob(const_cast<float*>(values.data()), dims, at::kFloat));
-    }
   }
 }
 
@@ -196,42 +177,56 @@ void Session::stop_if_cancelled() const {
   if (cancelled_) throw Cancelled();
 }
 
-std::vector<Executor::Named> Session::tensors() const {
-  std::vector<Executor::Named> all = backbone_->parameters();
-  for (const auto* list : {&backbone_->buffers(), &backbone_->fixed()})
-    all.insert(all.end(), list->begin(), list->end());
-  return all;
-}
-
-std::vector<Executor::Named> Session::momentum() const {
-  std::vector<Executor::Named> all = backbone_->parameters();
-  for (size_t i = 0; i < all.size(); ++i) all[i].tensor = parameter_layout_.view(momentum_, i, all[i].tensor);
-  return all;
-}
-
-Session::State Session::save() const {
-  State state;
-  for (const auto& named : tensors()) state.tensors.push_back(saved(named));
-  for (const auto& named : momentum()) state.momentum.push_back(saved(named));
+// The part of the state that is in flat buffers like weights_, momentum_ and statistics_, and the fixed tensors.
+TrainedState Session::backbone_state(const at::Tensor& weights, const at::Tensor& momentum,
+                                     const at::Tensor& statistics) const {
+  TrainedState state;
+  const auto& parameters = backbone_->parameters();
+  const auto& buffers = backbone_->buffers();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto& [name, tensor] = parameters[i];
+    state.tensors.push_back({name, parameter_layout_.view(weights, i, tensor)});
+    state.momentum.push_back({name, parameter_layout_.view(momentum, i, tensor)});
+  }
+  for (size_t i = 0; i < buffers.size(); ++i)
+    state.tensors.push_back({buffers[i].name, buffer_layout_.view(statistics, i, buffers[i].tensor)});
+  const auto& fixed = backbone_->fixed();
+  state.tensors.insert(state.tensors.end(), fixed.begin(), fixed.end());
   return state;
 }
 
-void Session::load(const State& state) {
-  restore(tensors(), state.tensors);
-  restore(momentum(), state.momentum);
+TrainedState Session::state() {
+  const at::Device device = options_.pfc.device;
+  // Steps may still be queued, and the state is read on other streams than theirs.
+  if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
+  TrainedState state = backbone_state(weights_, momentum_, statistics_);
+  state.rows = {{"weight", centres_.weight()}, {"momentum", centres_.momentum()}};
+  return state;
 }
 
-Session::Rows Session::save_rows(int64_t first, int64_t count) {
-  return {values_of(centres_.weight().narrow(0, first, count)), values_of(centres_.momentum().narrow(0, first, count))};
-}
+std::optional<TrainedState> Session::copy_state(bool backbone) {
+  const at::Device device = options_.pfc.device;
+  const std::vector<Executor::Named> rows = state().rows;
+  uint64_t bytes = backbone ? weights_.nbytes() + momentum_.nbytes() + statistics_.nbytes() : 0;
+  for (const auto& named : rows) bytes += named.tensor.nbytes();
+  std::optional<uint64_t> device_free;
+  if (device.is_cuda()) device_free = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index()).first;
+  const auto place = place_for_copy(bytes, device, device_free, available_memory());
+  if (!place) return std::nullopt;
 
-void Session::load_rows(int64_t first, const Rows& rows) {
-  const int64_t dim = options_.pfc.embedding_dim, count = static_cast<int64_t>(rows.weight.size()) / dim;
-  const auto copy = [&](at::Tensor& to, const std::vector<float>& values) {
-    to.narrow(0, first, count).copy_(at::from_blob(const_cast<float*>(values.data()), {count, dim}, at::kFloat));
+  const auto copy = [&](const at::Tensor& tensor) {
+    return tensor.detach().to(*place, tensor.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
   };
-  copy(centres_.weight(), rows.weight);
-  copy(centres_.momentum(), rows.momentum);
+  try {
+    TrainedState copied;
+    if (backbone) copied = backbone_state(copy(weights_), copy(momentum_), copy(statistics_));
+    for (const auto& named : rows) copied.rows.push_back({named.name, copy(named.tensor)});
+    if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
+    return copied;
+  } catch (const std::exception& error) {
+    if (memory_error(error)) return std::nullopt;
+    throw;
+  }
 }
 
 std::vector<std::vector<float>> Session::all_gather(const std::vector<float>& values) {

@@ -21,6 +21,7 @@
 #include "pfc/partial_fc.h"
 #include "train/flat_layout.h"
 #include "train/stage_clock.h"
+#include "train/trained_state.h"
 
 namespace facetrain {
 
@@ -64,26 +65,11 @@ class Session {
   PartialFc& centres() { return centres_; }
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
 
-  // A tensor of the backbone's state by ONNX name; values in row-major order of `dims`.
-  struct Saved {
-    std::string name;
-    std::vector<int64_t> dims;
-    std::vector<float> values;
-  };
-  struct State {
-    std::vector<Saved> tensors;   // parameters, buffers and fixed tensors
-    std::vector<Saved> momentum;  // of the parameters
-  };
-  State save() const;
-  // Ignores names that the backbone does not have; tensors that `state` lacks keep their values.
-  void load(const State& state);
-
-  // Class centres and their momentum, [count, d] each. Rows count from this rank's first.
-  struct Rows {
-    std::vector<float> weight, momentum;
-  };
-  Rows save_rows(int64_t first, int64_t count);
-  void load_rows(int64_t first, const Rows& rows);
+  // What training changes, when all steps have ended: values may be written. The tensors are those of the session.
+  TrainedState state();
+  // A copy of it, without the backbone's part if `backbone` is false: on the session's device if there is room, else on
+  // the host. None when neither has room. The next step may follow at once.
+  std::optional<TrainedState> copy_state(bool backbone);
 
   // The values of every rank, in rank order; lengths may differ.
   std::vector<std::vector<float>> all_gather(const std::vector<float>& values);
@@ -97,8 +83,8 @@ class Session {
   double clip();
   void apply_sgd(double learning_rate);
   void stop_if_cancelled() const;
-  std::vector<Executor::Named> tensors() const;   // of State::tensors
-  std::vector<Executor::Named> momentum() const;  // of State::momentum
+  TrainedState backbone_state(const at::Tensor& weights, const at::Tensor& momentum,
+                              const at::Tensor& statistics) const;
 
   const std::unique_ptr<Executor> backbone_;
   StageClock clock_;  // comm_ uses it

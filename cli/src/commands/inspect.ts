@@ -2,7 +2,7 @@
 import { existsSync, statSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { ArtifactManifest, CheckpointManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
+import { AnyCheckpointManifest, ArtifactManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -92,12 +92,13 @@ async function inspectFolder(path: string) {
     const artifact = parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact');
     return { json: { type: 'artifact', ...artifact }, text: table(artifactRows(path, artifact)) };
   }
-  const checkpoint = parseDocument(CheckpointManifest, manifest, file, 'InvalidCheckpoint');
+  const checkpoint = parseDocument(AnyCheckpointManifest, manifest, file, 'InvalidCheckpoint');
   return { json: { type: 'checkpoint', ...checkpoint }, text: table(checkpointRows(path, checkpoint)) };
 }
 
-function checkpointRows(path: string, manifest: CheckpointManifest): [string, string][] {
-  const files = [manifest.backbone, ...manifest.rows];
+function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string, string][] {
+  const rows = manifest.schemaVersion === 1 ? manifest.rows : manifest.rows.files;
+  const dtype = manifest.schemaVersion === 1 ? 'float32' : manifest.rows.tensors[0]!.dtype;
   return [
     ['Checkpoint', path],
     ['Job', `${manifest.job.name} (${manifest.job.uid})`],
@@ -105,9 +106,9 @@ function checkpointRows(path: string, manifest: CheckpointManifest): [string, st
     ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
     [
       'Class centres',
-      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions, in ${manifest.rows.length} files`,
+      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions (${dtype}), in ${rows.length} files`,
     ],
-    ['Size', bytes(files.reduce((sum, file) => sum + file.bytes, 0))],
+    ['Size', bytes([manifest.backbone, ...rows].reduce((sum, file) => sum + file.bytes, 0))],
   ];
 }
 

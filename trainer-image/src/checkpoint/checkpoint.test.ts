@@ -2,13 +2,13 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
-import { CheckpointManifest, FacetrainError, OUTPUT } from '@facetrain/api';
-import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
+import { CheckpointManifest, FacetrainError, OUTPUT, type RowFile } from '@facetrain/api';
+import type { BackboneState, Rows, RowTensor, StateCopy, TrainingSessionContract } from '@facetrain/native';
 import { digestFile } from '../storage/digest.ts';
 import { Fence } from '../storage/fence.ts';
 import { SimulatedProcess } from '../testing/file-operations.ts';
@@ -19,13 +19,15 @@ import {
   findNewest,
   manifestPath,
   openCheckpoint,
-  prune,
   removeUnfinished,
 } from './directory.ts';
 import { type JobFacts, loadCheckpoint } from './load.ts';
-import { saveCheckpoint } from './save.ts';
+import { PendingCheckpoint, type SaveOptions, saveCheckpoint, splitRows } from './save.ts';
+import { FolderTarget, prune } from './target.ts';
 
 const DIM = 4;
+/** So that a rank has several blocks, and two ranks have parts of one. */
+const BLOCK_ROWS = 4;
 // In memory, where it can be: the last tests flush thousands of times.
 const top = await mkdtemp(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'checkpoint-'));
 after(() => rm(top, { recursive: true }));
@@ -41,6 +43,7 @@ class FakeSession {
   readonly dim = DIM;
   readonly stepsPerEpoch = 10;
   readonly rowRange: { firstRow: number; rows: number };
+  readonly rowTensors: RowTensor[] = ['weight', 'momentum'].map((name) => ({ name, dtype: 'float32', columns: DIM }));
   readonly weight: Float32Array;
   readonly momentum: Float32Array;
   backbone: BackboneState;
@@ -69,11 +72,27 @@ class FakeSession {
       (firstRow - this.rowRange.firstRow) * DIM,
       (firstRow - this.rowRange.firstRow + rows) * DIM,
     ] as const;
-    return { firstRow, rows, weight: this.weight.slice(...range), momentum: this.momentum.slice(...range) };
+    const part = (values: Float32Array) => ({
+      dtype: 'float32' as const,
+      bytes: new Uint8Array(values.slice(...range).buffer),
+    });
+    return { firstRow, rows, tensors: { weight: part(this.weight), momentum: part(this.momentum) } };
   }
-  async loadRows({ firstRow, weight, momentum }: Rows): Promise<void> {
-    this.weight.set(weight, (firstRow - this.rowRange.firstRow) * DIM);
-    this.momentum.set(momentum, (firstRow - this.rowRange.firstRow) * DIM);
+  async loadRows({ firstRow, tensors }: Rows): Promise<void> {
+    for (const name of ['weight', 'momentum'] as const) {
+      assert.equal(tensors[name]!.dtype, 'float32');
+      const { buffer } = Uint8Array.from(tensors[name]!.bytes);
+      this[name].set(new Float32Array(buffer), (firstRow - this.rowRange.firstRow) * DIM);
+    }
+  }
+  async copyState({ backbone }: { backbone: boolean }): Promise<StateCopy> {
+    const copy = Object.assign(Object.create(FakeSession.prototype) as FakeSession, {
+      rowRange: this.rowRange,
+      weight: this.weight.slice(),
+      momentum: this.momentum.slice(),
+      backbone: backbone ? structuredClone(this.backbone) : undefined,
+    });
+    return Object.assign(copy, { close: async () => {} });
   }
   allGather(values: Float32Array): Promise<Float32Array[]> {
     return this.#gang.gather(values, this);
@@ -133,21 +152,26 @@ class Gang {
     return this;
   }
 
+  options(fence: Fence, step: number, rank: number): SaveOptions {
+    return {
+      target: new FolderTarget(fence),
+      keep: 100,
+      step,
+      rank,
+      worldSize: this.sessions.length,
+      job: { name: 'j', uid: 'u' },
+      seed: 1,
+      numClasses: 11,
+      history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
+      time: new Date(0),
+      blockRows: BLOCK_ROWS,
+    };
+  }
+
   save(fence: Fence, step: number, keep = 100, job = 'j'): Promise<unknown[]> {
     return Promise.all(
       this.sessions.map((session, rank) =>
-        saveCheckpoint(session, {
-          fence,
-          keep,
-          step,
-          rank,
-          worldSize: this.sessions.length,
-          job: { name: job, uid: 'u' },
-          seed: 1,
-          numClasses: 11,
-          history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
-          time: new Date(0),
-        }),
+        saveCheckpoint(session, { ...this.options(fence, step, rank), keep, job: { name: job, uid: 'u' } }),
       ),
     );
   }
@@ -175,16 +199,49 @@ async function refusal(promise: Promise<unknown>): Promise<FacetrainError> {
 }
 
 test('a checkpoint written by any number of ranks loads on any other', async () => {
-  for (const writers of [1, 2, 4]) {
+  const digestOf: Record<number, string> = {};
+  for (const writers of [1, 2, 4] as const) {
     const fence = await newFence();
     const root = fence.folder;
     await new Gang(writers).fill().save(fence, 7);
-    const { manifest } = (await newest(root))!;
-    assert.deepEqual(CheckpointManifest.parse(manifest), manifest);
+    const manifest = CheckpointManifest.parse((await newest(root))!.manifest);
     assert.deepEqual(
-      manifest.rows.map(({ firstRow, rows }) => [firstRow, rows]),
-      new Gang(writers).sessions.map(({ rowRange }) => [rowRange.firstRow, rowRange.rows]),
+      manifest.rows.files.map(({ blocks }) => blocks.map(({ firstRow, rows }) => [firstRow, rows])),
+      {
+        1: [
+          [
+            [0, 4],
+            [4, 4],
+            [8, 3],
+          ],
+        ],
+        2: [
+          [
+            [0, 4],
+            [4, 2],
+          ],
+          [
+            [6, 2],
+            [8, 3],
+          ],
+        ],
+        4: [
+          [[0, 3]],
+          [
+            [3, 1],
+            [4, 2],
+          ],
+          [
+            [6, 2],
+            [8, 1],
+          ],
+          [[9, 2]],
+        ],
+      }[writers],
     );
+    // Blocks that no border of ranks cuts have the same bytes for any number of ranks.
+    const whole = manifest.rows.files.flatMap(({ blocks }) => blocks.filter(({ rows }) => rows === BLOCK_ROWS));
+    for (const { firstRow, sha256 } of whole) assert.equal(sha256, (digestOf[firstRow] ??= sha256));
     assert.deepEqual(manifest.history, { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] });
     for (const readers of [1, 2, 3, 11]) {
       const gang = new Gang(readers);
@@ -272,8 +329,13 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
     bad[bad.length - 1]! ^= 1;
     await writeFile(path, bad);
     const flipped = await refusal(load());
-    assert.match(flipped.message, new RegExp(`${file}: the digest`));
+    assert.match(flipped.message, new RegExp(`${file}: the digest .*, as the manifest says`));
     assert(flipped instanceof DamagedCheckpoint && flipped.file === file);
+    // Of a file of rows, every byte is covered: the header too.
+    bad[bad.length - 1]! ^= 1;
+    bad[9]! ^= 1;
+    await writeFile(path, bad);
+    assert.match((await refusal(load())).message, new RegExp(`${file}: the digest`));
     await truncate(path, good.length - 4);
     assert.match((await refusal(load())).message, new RegExp(`${file}: ${good.length - 4} bytes; ${good.length}`));
     await writeFile(path, good);
@@ -288,6 +350,8 @@ test('a manifest that is none, or without some rows, or with files in other fold
   await new Gang(2).fill().save(fence, 5);
   const path = manifestPath(checkpointDirectory(fence.folder, 5));
   const good = JSON.parse(await readFile(path, 'utf8')) as CheckpointManifest;
+  const rowsWith = (change: (files: RowFile[]) => RowFile[]) => ({ ...good.rows, files: change(good.rows.files) });
+  const moved = (blocks: RowFile['blocks']) => blocks.map((block) => ({ ...block, offset: block.offset + 1 }));
   const write = (change: unknown) =>
     writeFile(path, typeof change === 'string' ? change : JSON.stringify({ ...good, ...(change as object) }));
   for (const [change, message] of [
@@ -296,9 +360,20 @@ test('a manifest that is none, or without some rows, or with files in other fold
     ['null', /manifest.json: /],
     [{ step: undefined }, /manifest.json: step: /],
     [{ step: 6 }, /step: 6; 5, as the folder/],
-    [{ rows: good.rows.slice(1) }, /starts at row 6; row 0/],
-    [{ rows: good.rows.slice(0, 1) }, /rows: 6 rows; 11/],
-    [{ rows: [...good.rows, ...good.rows] }, /neither gaps nor overlaps/],
+    [{ rows: rowsWith((files) => files.slice(1)) }, /rows from 6 on; row 0/],
+    [{ rows: rowsWith((files) => files.slice(0, 1)) }, /rows: 6 rows; 11/],
+    [{ rows: rowsWith((files) => [...files, ...files]) }, /neither gaps nor overlaps/],
+    [{ rows: { ...good.rows, blockRows: 5 } }, /rows 4 to 6 in one block; a block ends at each multiple of 5/],
+    [
+      { rows: rowsWith(([first, ...others]) => [{ ...first!, bytes: 9 }, ...others]) },
+      /blocks of \d+ bytes; 9, the size/,
+    ],
+    [
+      { rows: rowsWith(([first, ...others]) => [{ ...first!, blocks: moved(first!.blocks) }, ...others]) },
+      /has row 0 at byte \d+; byte \d+: without gaps/,
+    ],
+    [{ rows: { ...good.rows, tensors: good.rows.tensors.slice(1) } }, /weight with no columns; 4, as embeddingDim/],
+    [{ rows: { ...good.rows, tensors: [{ ...good.rows.tensors[0]!, dtype: 'float8' }] } }, /rows\.tensors\[0\]\.dtype/],
     [{ backbone: { ...good.backbone, file: '../../secret' } }, /the file name "..\/..\/secret"/],
   ] as const) {
     await write(change);
@@ -306,11 +381,123 @@ test('a manifest that is none, or without some rows, or with files in other fold
     assert.match(error.message, message);
     assert(error instanceof DamagedCheckpoint && error.file === 'manifest.json');
   }
-  // It is of another version of Facetrain, which can read it.
-  await write({ schemaVersion: 2 });
-  const error = await refusal(openCheckpoint(fence.folder, 5));
-  assert.match(error.message, /manifest.json: schemaVersion/);
-  assert(!(error instanceof DamagedCheckpoint));
+  // It is of another version of Facetrain, which can read it, whatever else has changed.
+  for (const [change, message] of [
+    [{ schemaVersion: 3, rows: [] }, /manifest.json: schemaVersion: 3; 1 or 2: another version of Facetrain/],
+    [
+      { requires: ['rows-of-8-bits'], rows: [] },
+      /manifest.json: requires: "rows-of-8-bits"; nothing that this version/,
+    ],
+  ] as const) {
+    await write(change);
+    const error = await refusal(openCheckpoint(fence.folder, 5));
+    assert.match(error.message, message);
+    assert(!(error instanceof DamagedCheckpoint));
+    // Nor is it passed over for an older one.
+    await refusal(findNewest(fence.folder, () => assert.fail('set aside')));
+  }
+  // What a later version adds without a word in `requires` changes nothing.
+  await write({ added: 1, backbone: { ...good.backbone, added: 2 }, rows: { ...good.rows, added: 3 } });
+  assert.deepEqual((await openCheckpoint(fence.folder, 5)).manifest, good);
+});
+
+test('a checkpoint of version 1 loads on any number of ranks, and is checked', async () => {
+  const root = (await newFence()).folder;
+  await cp(join(import.meta.dirname, '..', 'testing', 'checkpoint-v1'), root, { recursive: true });
+  for (const readers of [1, 2, 3, 11]) {
+    const gang = new Gang(readers);
+    await gang.load(root);
+    const expected = new Gang(readers).fill();
+    for (const [rank, session] of gang.sessions.entries()) {
+      const { weight, momentum, backbone } = expected.sessions[rank]!;
+      assert.deepEqual([session.weight, session.momentum, session.backbone], [weight, momentum, backbone]);
+    }
+  }
+  const checkpoint = await openCheckpoint(root, 7);
+  const path = join(checkpoint.directory, 'rows-0000000006.safetensors');
+  const bytes = await readFile(path);
+  bytes[bytes.length - 1]! ^= 1;
+  await writeFile(path, bytes);
+  const error = await refusal(loadCheckpoint(new Gang(1).sessions[0]!, checkpoint, JOB));
+  assert(error instanceof DamagedCheckpoint && error.file === 'rows-0000000006.safetensors');
+});
+
+test('blocks begin at the multiples of their size', () => {
+  assert.deepEqual(splitRows({ firstRow: 0, rows: 8 }, 4), [
+    { firstRow: 0, rows: 4 },
+    { firstRow: 4, rows: 4 },
+  ]);
+  assert.deepEqual(splitRows({ firstRow: 3, rows: 6 }, 4), [
+    { firstRow: 3, rows: 1 },
+    { firstRow: 4, rows: 4 },
+    { firstRow: 8, rows: 1 },
+  ]);
+  assert.deepEqual(splitRows({ firstRow: 5, rows: 1 }, 4), [{ firstRow: 5, rows: 1 }]);
+  assert.deepEqual(splitRows({ firstRow: 5, rows: 0 }, 4), []);
+});
+
+test('a rank reads no block without rows of its own', async () => {
+  const fence = await newFence();
+  await new Gang(1).fill().save(fence, 1);
+  const checkpoint = await openCheckpoint(fence.folder, 1);
+  const { file, blocks } = CheckpointManifest.parse(checkpoint.manifest).rows.files[0]!;
+  const path = join(checkpoint.directory, file);
+  const bytes = await readFile(path);
+  bytes[blocks[1]!.offset]! ^= 1;
+  await writeFile(path, bytes);
+  // Of three ranks, the first has the rows 0 to 3, and the last 8 to 10.
+  const [first, second, last] = new Gang(3).sessions;
+  await loadCheckpoint(first!, checkpoint, JOB);
+  await loadCheckpoint(last!, checkpoint, JOB);
+  assert.match((await refusal(loadCheckpoint(second!, checkpoint, JOB))).message, /the digest .* of rows 4 to 8;/);
+});
+
+test('a checkpoint of rows with another optimizer is refused', async () => {
+  const fence = await newFence();
+  await new Gang(1).fill().save(fence, 5);
+  const path = manifestPath(checkpointDirectory(fence.folder, 5));
+  const good = JSON.parse(await readFile(path, 'utf8')) as CheckpointManifest;
+  await writeFile(path, JSON.stringify({ ...good, rows: { ...good.rows, optimizer: 'AdaGrad' } }));
+  assert.match((await refusal(new Gang(1).load(fence.folder))).message, /rows\.optimizer: "AdaGrad"; SGD, as in this/);
+});
+
+test('what is written while the session changes is the state of the moment in which the writing began', async () => {
+  const fence = await newFence();
+  const gang = new Gang(2).fill();
+  const pending = await Promise.all(
+    gang.sessions.map(async (session, rank) => {
+      const copy = await session.copyState({ backbone: rank === 0 });
+      return new PendingCheckpoint(session, copy, gang.options(fence, 3, rank));
+    }),
+  );
+  for (const session of gang.sessions) {
+    session.weight.fill(0);
+    session.momentum.fill(0);
+    session.backbone.tensors.conv!.data.fill(0);
+  }
+  await Promise.all(pending.map(({ written }) => written));
+  assert(pending.every(({ isWritten }) => isWritten));
+  // Not before all ranks have said so.
+  assert.deepEqual(await completeSteps(fence.folder), []);
+  await Promise.all(pending.map((each) => each.gather()));
+  await pending[0]!.completed;
+  await new Gang(2).fill().save(fence, 4);
+  const of = async (step: number) => {
+    const { manifest } = await openCheckpoint(fence.folder, step);
+    return { ...manifest, step: 0 };
+  };
+  assert.deepEqual(await of(3), await of(4));
+});
+
+test('what fails in the background is thrown when asked for', async () => {
+  const fence = await newFence();
+  const [session] = new Gang(1).fill().sessions;
+  session!.saveRows = () => Promise.reject(new Error('disk full'));
+  const pending = new PendingCheckpoint(session!, null, new Gang(1).options(fence, 3, 0));
+  pending.throwIfFailed();
+  await assert.rejects(pending.written, /disk full/);
+  assert.throws(() => pending.throwIfFailed(), /disk full/);
+  assert(!pending.isWritten);
 });
 
 test('a damaged newest checkpoint is set aside and the one before it is used', async () => {
@@ -391,7 +578,7 @@ test('older checkpoints are deleted only when the new one is complete', async ()
   await assert.rejects(broken, /disk full/);
   await gang.arrived(first!);
   assert.deepEqual(await completeSteps(root), [3, 2]);
-  await prune(root, 1, 'j', fence);
+  await prune(new FolderTarget(fence), 1, 'j');
   assert.deepEqual(await listed(root), ['step-0000000003']);
 });
 

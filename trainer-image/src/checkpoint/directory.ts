@@ -3,25 +3,32 @@
  * that name when it is complete, and is never changed after (save.ts). A folder without a manifest is no checkpoint: a
  * former version of Facetrain did not finish it.
  */
-import { readdir, readFile, stat } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { type FileHandle, open, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import {
+  AnyCheckpointManifest,
+  BYTES_OF,
+  CHECKPOINT_FEATURES,
   CHECKPOINT_MANIFEST,
-  CheckpointManifest,
+  type CheckpointManifest,
   checkpointFolder,
   FacetrainError,
   parseDocument,
+  type RowBlock,
+  type RowFile,
   type StoredFile,
 } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { type Fence, KEPT_PREFIX } from '../storage/fence.ts';
+import { readExactly } from './safetensors.ts';
 
 const STEP_FOLDER = /^step-(\d{10})$/;
 
 export interface Checkpoint {
   directory: string;
-  manifest: CheckpointManifest;
+  manifest: AnyCheckpointManifest;
 }
 
 /**
@@ -64,7 +71,7 @@ export async function findNewest(
   for (const step of await completeSteps(root)) {
     try {
       const checkpoint = await openCheckpoint(root, step);
-      for (const file of filesOf(checkpoint)) await checkSize(checkpoint, file);
+      for (const file of storedFiles(checkpoint)) await checkSize(checkpoint, file);
       return checkpoint;
     } catch (error) {
       if (!(error instanceof DamagedCheckpoint)) throw error;
@@ -101,42 +108,84 @@ export async function openCheckpoint(root: string, step: number): Promise<Checkp
   const manifest = parseManifest(value, path);
   if (manifest.step !== step)
     throw new DamagedCheckpoint(path, 'step', String(manifest.step), `${step}, as the folder’s name says`);
-  let row = 0;
-  for (const { file, firstRow, rows } of manifest.rows) {
-    if (firstRow !== row)
-      throw new DamagedCheckpoint(
-        path,
-        'rows',
-        `${file} starts at row ${firstRow}`,
-        `row ${row}: neither gaps nor overlaps`,
-      );
-    row += rows;
-  }
-  if (row !== manifest.numClasses)
-    throw new DamagedCheckpoint(path, 'rows', `${row} rows`, `${manifest.numClasses}, one for each class`);
+  const wrong = rowsProblem(manifest);
+  if (wrong) throw new DamagedCheckpoint(path, 'rows', ...wrong);
   const checkpoint = { directory, manifest };
-  for (const { file } of filesOf(checkpoint)) {
+  for (const { file } of storedFiles(checkpoint)) {
     if (!/^[A-Za-z0-9][-A-Za-z0-9._]*$/.test(file))
       throw new DamagedCheckpoint(path, '', `the file name ${JSON.stringify(file)}`, 'a name without a folder');
   }
   return checkpoint;
 }
 
-function parseManifest(value: unknown, path: string): CheckpointManifest {
+function parseManifest(value: unknown, path: string): AnyCheckpointManifest {
+  const { schemaVersion, requires } = Object(value) as { schemaVersion?: unknown; requires?: unknown };
+  // A newer version may read these: they are not damaged.
+  if (typeof schemaVersion === 'number' && schemaVersion !== 1 && schemaVersion !== 2)
+    throw invalid(`${path}: schemaVersion`, String(schemaVersion), `1 or 2: ${OTHER_VERSION}`);
+  const unknown = schemaVersion === 2 && Array.isArray(requires) ? requires.find((name) => !isKnown(name)) : undefined;
+  if (unknown !== undefined)
+    throw invalid(`${path}: requires`, JSON.stringify(unknown), `nothing that this version lacks: ${OTHER_VERSION}`);
   try {
-    return parseDocument(CheckpointManifest, value, path, 'InvalidCheckpoint');
+    return parseDocument(AnyCheckpointManifest, value, path, 'InvalidCheckpoint');
   } catch (error) {
-    const { schemaVersion } = Object(value) as { schemaVersion?: unknown };
-    // A newer version may read it: it is not damaged.
-    if (!(error instanceof FacetrainError) || (typeof schemaVersion === 'number' && schemaVersion !== 1)) throw error;
+    if (!(error instanceof FacetrainError)) throw error;
     throw new DamagedCheckpoint(path, error.subject.slice(path.length + 2), error.found, error.allowed);
   }
 }
 
-/** A file of a checkpoint, as its manifest names it. */
-export type CheckpointFile = StoredFile & { file: string };
+const OTHER_VERSION = 'another version of Facetrain wrote the checkpoint, and can read it';
+/** Anything but a word is damage, and left to the schema. */
+const isKnown = (name: unknown) => typeof name !== 'string' || CHECKPOINT_FEATURES.includes(name);
 
-export const filesOf = ({ manifest }: Checkpoint): CheckpointFile[] => [manifest.backbone, ...manifest.rows];
+/** Bytes of a row in a file: its numbers of every tensor. */
+export function rowBytes({ rows }: CheckpointManifest): number {
+  return rows.tensors.reduce((sum, { dtype, columns }) => sum + columns * BYTES_OF[dtype], 0);
+}
+
+/** What is wrong with the list of rows: what was found, and what is allowed. */
+function rowsProblem(manifest: AnyCheckpointManifest): [found: string, allowed: string] | undefined {
+  let row = 0;
+  const files = manifest.schemaVersion === 1 ? manifest.rows.map((file) => ({ ...file, blocks: [file] })) : undefined;
+  for (const { file, blocks } of files ?? (manifest as CheckpointManifest).rows.files) {
+    for (const { firstRow, rows } of blocks) {
+      if (firstRow !== row) return [`${file} has rows from ${firstRow} on`, `row ${row}: neither gaps nor overlaps`];
+      row += rows;
+    }
+  }
+  if (row !== manifest.numClasses) return [`${row} rows`, `${manifest.numClasses}, one for each class`];
+  return manifest.schemaVersion === 1 ? undefined : blocksProblem(manifest);
+}
+
+function blocksProblem(manifest: CheckpointManifest): [found: string, allowed: string] | undefined {
+  const { tensors, blockRows, files } = manifest.rows;
+  const weight = tensors.find(({ name }) => name === 'weight');
+  if (weight?.columns !== manifest.embeddingDim)
+    return [`weight with ${weight?.columns ?? 'no'} columns`, `${manifest.embeddingDim}, as embeddingDim says`];
+  for (const { file, bytes, header, blocks } of files) {
+    let end = header.bytes;
+    for (const { firstRow, rows, offset } of blocks) {
+      if (Math.floor(firstRow / blockRows) !== Math.floor((firstRow + rows - 1) / blockRows))
+        return [`rows ${firstRow} to ${firstRow + rows} in one block`, `a block ends at each multiple of ${blockRows}`];
+      if (offset !== end) return [`${file} has row ${firstRow} at byte ${offset}`, `byte ${end}: without gaps`];
+      end += rows * rowBytes(manifest);
+    }
+    if (end !== bytes) return [`${file} has blocks of ${end} bytes`, `${bytes}, the size of the file`];
+  }
+  return undefined;
+}
+
+/** A file of a checkpoint, as its manifest names it. */
+export interface CheckpointFile {
+  file: string;
+  bytes: number;
+}
+
+/** All files of a checkpoint but the manifest. */
+export function storedFiles({ manifest }: Checkpoint): CheckpointFile[] {
+  const rows = manifest.schemaVersion === 1 ? manifest.rows : manifest.rows.files;
+  return [manifest.backbone, ...(manifest.schemaVersion === 2 && manifest.retired ? [manifest.retired] : []), ...rows];
+}
 
 /** @throws DamagedCheckpoint when a file is missing or has another size; StorageFailed */
 export async function checkSize({ directory }: Checkpoint, { file, bytes }: CheckpointFile): Promise<void> {
@@ -151,13 +200,91 @@ export async function checkSize({ directory }: Checkpoint, { file, bytes }: Chec
   if (found !== bytes) throw new DamagedCheckpoint(path, '', `${found} bytes`, `${bytes}, as the manifest says`);
 }
 
-/** @throws DamagedCheckpoint when a file is not what the manifest says; StorageFailed */
-export async function checkContent(checkpoint: Checkpoint, stored: CheckpointFile): Promise<void> {
+/**
+ * Compares all digests of one file of a checkpoint.
+ * @throws DamagedCheckpoint when it is not what the manifest says; StorageFailed
+ */
+export async function checkContent(checkpoint: Checkpoint, name: string): Promise<void> {
+  const { manifest } = checkpoint;
+  const rowFile = manifest.schemaVersion === 2 && manifest.rows.files.find(({ file }) => file === name);
+  if (rowFile) {
+    await using file = await OpenRowFile.open(checkpoint, rowFile);
+    for (const block of rowFile.blocks) await file.read(block);
+    return;
+  }
+  const stored = storedFiles(checkpoint).find(({ file }) => file === name);
+  if (stored) await checkWhole(checkpoint, stored as StoredFile & CheckpointFile);
+}
+
+/**
+ * Compares the digest of a file that has one for all of it.
+ * @throws DamagedCheckpoint when it is not what the manifest says; StorageFailed
+ */
+export async function checkWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<void> {
   await checkSize(checkpoint, stored);
   const path = join(checkpoint.directory, stored.file);
   const { sha256 } = await digestFile(path);
   if (sha256 !== stored.sha256)
     throw new DamagedCheckpoint(path, '', `the digest ${sha256}`, `${stored.sha256}, as the manifest says`);
+}
+
+/** A file with blocks of rows, open for reading. Nothing of it is returned before its digest was compared. */
+export class OpenRowFile implements AsyncDisposable {
+  readonly #path: string;
+  readonly #file: FileHandle;
+  readonly #rowBytes: number;
+
+  private constructor(path: string, file: FileHandle, bytesOfRow: number) {
+    this.#path = path;
+    this.#file = file;
+    this.#rowBytes = bytesOfRow;
+  }
+
+  /** @throws DamagedCheckpoint when its size or its header is not what the manifest says; StorageFailed */
+  static async open(checkpoint: Checkpoint, row: RowFile): Promise<OpenRowFile> {
+    await checkSize(checkpoint, row);
+    const path = join(checkpoint.directory, row.file);
+    try {
+      const file = await open(path, 'r');
+      try {
+        const opened = new OpenRowFile(path, file, rowBytes(checkpoint.manifest as CheckpointManifest));
+        await opened.#checked(0, row.header.bytes, row.header.sha256, 'the header');
+        return opened;
+      } catch (error) {
+        await file.close();
+        throw error;
+      }
+    } catch (error) {
+      throw storageError(path, error);
+    }
+  }
+
+  /** The bytes of a block. @throws DamagedCheckpoint when they are not what the manifest says; StorageFailed */
+  async read({ firstRow, rows, offset, sha256 }: RowBlock): Promise<Uint8Array> {
+    try {
+      return await this.#checked(offset, rows * this.#rowBytes, sha256, `rows ${firstRow} to ${firstRow + rows}`);
+    } catch (error) {
+      throw storageError(this.#path, error);
+    }
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#file.close();
+  }
+
+  async #checked(offset: number, length: number, expected: string, part: string): Promise<Uint8Array> {
+    const bytes = new Uint8Array(length);
+    await readExactly(this.#path, this.#file, bytes, offset);
+    const found = createHash('sha256').update(bytes).digest('hex');
+    if (found !== expected)
+      throw new DamagedCheckpoint(
+        this.#path,
+        '',
+        `the digest ${found} of ${part}`,
+        `${expected}, as the manifest says`,
+      );
+    return bytes;
+  }
 }
 
 /**
@@ -170,22 +297,8 @@ export async function removeUnfinished(root: string, fence: Fence): Promise<stri
   return folders;
 }
 
-/**
- * Deletes all but the newest `keep` complete checkpoints of a job. Those of other jobs, from which this one may have
- * continued, do not count and stay; so do those whose manifest does not tell the job.
- * @param job its name. The uid is not compared: a job that was deleted and created again goes on with its checkpoints
- * @throws FacetrainError FencedOff, StorageFailed
- */
-export async function prune(root: string, keep: number, job: string, fence: Fence): Promise<void> {
-  const steps = await completeSteps(root);
-  if (steps.length <= keep) return;
-  const authors = await Promise.all(steps.map((step) => authorOf(root, step)));
-  const own = steps.filter((_, index) => authors[index] === job);
-  for (const step of own.slice(keep)) await fence.remove(checkpointDirectory(root, step));
-}
-
 /** Name of the job that wrote a checkpoint; undefined when its manifest is damaged or of another version. */
-async function authorOf(root: string, step: number): Promise<string | undefined> {
+export async function authorOf(root: string, step: number): Promise<string | undefined> {
   try {
     return (await openCheckpoint(root, step)).manifest.job.name;
   } catch (error) {

@@ -1,11 +1,13 @@
 /**
- * Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error.
+ * Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error. No
+ * byte is used before its digest was compared.
  */
 import { join } from 'node:path';
-import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
-import { type Checkpoint, type CheckpointFile, checkContent, invalid, manifestPath } from './directory.ts';
+import { BYTES_OF, type CheckpointManifest, type CheckpointManifestV1, type StoredFile } from '@facetrain/api';
+import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
+import { type Checkpoint, type CheckpointFile, checkWhole, invalid, manifestPath, OpenRowFile } from './directory.ts';
 import { Safetensors } from './safetensors.ts';
-import { splitName } from './save.ts';
+import { OPTIMIZER, splitName } from './save.ts';
 
 /** What a checkpoint must fit. */
 export interface JobFacts {
@@ -14,8 +16,8 @@ export interface JobFacts {
   seed: number;
   numClasses: number;
   totalSteps: number;
-  /** Called after every file. */
-  onFile?: () => void;
+  /** Called after every block. */
+  onBlock?: () => void;
 }
 
 /**
@@ -28,29 +30,71 @@ export async function loadCheckpoint(
   checkpoint: Checkpoint,
   job: JobFacts,
 ): Promise<void> {
+  const { directory, manifest } = checkpoint;
   checkFits(session, checkpoint, job);
   await loadBackbone(session, checkpoint);
-  job.onFile?.();
+  job.onBlock?.();
+  if (manifest.schemaVersion === 1) await loadRowsV1(session, directory, manifest, job);
+  else await loadRows(session, { directory, manifest }, job);
+}
 
-  const { firstRow, rows } = session.rowRange;
-  for (const block of checkpoint.manifest.rows) {
-    const first = Math.max(block.firstRow, firstRow);
-    const count = Math.min(block.firstRow + block.rows, firstRow + rows) - first;
+/** The rows of a block that a session holds; a count of 0 or less: none. */
+function overlap(
+  { firstRow, rows }: { firstRow: number; rows: number },
+  range: TrainingSessionContract['rowRange'],
+): { first: number; count: number } {
+  const first = Math.max(firstRow, range.firstRow);
+  return { first, count: Math.min(firstRow + rows, range.firstRow + range.rows) - first };
+}
+
+async function loadRows(
+  session: TrainingSessionContract,
+  checkpoint: { directory: string; manifest: CheckpointManifest },
+  { onBlock }: JobFacts,
+): Promise<void> {
+  const { files, tensors } = checkpoint.manifest.rows;
+  for (const file of files) {
+    const blocks = file.blocks.filter((block) => overlap(block, session.rowRange).count > 0);
+    if (blocks.length === 0) continue;
+    await using opened = await OpenRowFile.open(checkpoint, file);
+    for (const block of blocks) {
+      const bytes = await opened.read(block);
+      const { first, count } = overlap(block, session.rowRange);
+      const rows: Rows = { firstRow: first, rows: count, tensors: {} };
+      // In a block, the tensors follow each other.
+      let start = 0;
+      for (const { name, dtype, columns } of tensors) {
+        const size = columns * BYTES_OF[dtype];
+        const from = start + (first - block.firstRow) * size;
+        rows.tensors[name] = { dtype, bytes: bytes.subarray(from, from + count * size) };
+        start += block.rows * size;
+      }
+      await session.loadRows(rows);
+      onBlock?.();
+    }
+  }
+}
+
+async function loadRowsV1(
+  session: TrainingSessionContract,
+  directory: string,
+  manifest: CheckpointManifestV1,
+  { onBlock }: JobFacts,
+): Promise<void> {
+  for (const block of manifest.rows) {
+    const { first, count } = overlap(block, session.rowRange);
     if (count <= 0) continue;
-    await using file = await openStored(checkpoint, block);
+    await using file = await openWhole({ directory, manifest }, block);
+    const rows: Rows = { firstRow: first, rows: count, tensors: {} };
     for (const name of ['weight', 'momentum']) {
       const dims = file.dims(name);
       if (String(dims) !== String([block.rows, session.dim]))
         throw invalid(file.path, `${name} has the shape [${dims}]`, `[${block.rows}, ${session.dim}]`);
+      const values = await file.read(name, (first - block.firstRow) * session.dim, count * session.dim);
+      rows.tensors[name] = { dtype: 'float32', bytes: new Uint8Array(values.buffer) };
     }
-    const range = [(first - block.firstRow) * session.dim, count * session.dim] as const;
-    await session.loadRows({
-      firstRow: first,
-      rows: count,
-      weight: await file.read('weight', ...range),
-      momentum: await file.read('momentum', ...range),
-    });
-    job.onFile?.();
+    await session.loadRows(rows);
+    onBlock?.();
   }
 }
 
@@ -77,6 +121,17 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
       `${value}, as in this job; a job that differs needs another checkpoint directory`,
     );
   }
+  if (manifest.schemaVersion === 2) {
+    for (const part of ['backbone', 'rows'] as const) {
+      const { optimizer } = manifest[part];
+      if (optimizer !== OPTIMIZER)
+        throw invalid(
+          `${manifestPath(directory)}: ${part}.optimizer`,
+          JSON.stringify(optimizer),
+          `${OPTIMIZER}, as in this job; a job that differs needs another checkpoint directory`,
+        );
+    }
+  }
   if (manifest.step > job.totalSteps) {
     throw invalid(
       `${manifestPath(directory)}: step`,
@@ -87,7 +142,7 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
 }
 
 async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkpoint): Promise<void> {
-  await using file = await openStored(checkpoint, checkpoint.manifest.backbone);
+  await using file = await openWhole(checkpoint, checkpoint.manifest.backbone);
   const graph = await session.saveBackbone();
   const state: BackboneState = { tensors: {}, momentum: {} };
   for (const name of file.names) {
@@ -117,7 +172,8 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
   await session.loadBackbone(state);
 }
 
-async function openStored(checkpoint: Checkpoint, stored: CheckpointFile): Promise<Safetensors> {
-  await checkContent(checkpoint, stored);
+/** Opens a file that has one digest. */
+async function openWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<Safetensors> {
+  await checkWhole(checkpoint, stored);
   return Safetensors.open(join(checkpoint.directory, stored.file));
 }

@@ -1,13 +1,11 @@
 import assert from 'node:assert/strict';
-import { createHash } from 'node:crypto';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, type StoredType } from '@facetrain/api';
 import fc from 'fast-check';
-import { digestFile } from '../storage/digest.ts';
-import { Safetensors, writeSafetensors } from './safetensors.ts';
+import { Safetensors, safetensorsHeader } from './safetensors.ts';
 
 const folder = await mkdtemp(join(tmpdir(), 'safetensors-'));
 after(() => rm(folder, { recursive: true }));
@@ -17,6 +15,15 @@ function file(header: unknown, data = new Uint8Array(0)): Uint8Array {
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
   return Buffer.concat([length, text, data]);
+}
+
+/** A file with these tensors, of bytes that are of the type. */
+function written(tensors: Record<string, { dtype?: StoredType; dims: number[]; data: Float32Array | Uint16Array }>) {
+  const entries = Object.entries(tensors).map(([name, { dtype = 'float32', dims }]) => ({ name, dtype, dims }));
+  const data = Object.values(tensors).map(({ data: { buffer, byteOffset, byteLength } }) =>
+    Buffer.from(buffer, byteOffset, byteLength),
+  );
+  return Buffer.concat([safetensorsHeader(entries), ...data]);
 }
 
 async function refusal(bytes: Uint8Array): Promise<FacetrainError> {
@@ -32,20 +39,17 @@ async function refusal(bytes: Uint8Array): Promise<FacetrainError> {
   return error;
 }
 
-test('a written file is read back, whole and in parts, and its digest is right', async () => {
+test('a written file is read back, whole and in parts', async () => {
   const path = join(folder, 'round.safetensors');
   const values = Float32Array.of(1, -2, 3.5, Number.MIN_VALUE, -0, 1e38);
-  // A view of a larger buffer: only the view is written.
-  const view = new Float32Array([9, ...values, 9]).subarray(1, 7);
   const tensors = {
-    'größe/a': { dims: [2, 3], data: view },
+    'größe/a': { dims: [2, 3], data: values },
     scalar: { dims: [], data: Float32Array.of(7) },
     __proto__name: { dims: [0, 4], data: new Float32Array(0) },
+    // 1, -2 and the smallest normal number of bfloat16.
+    short: { dtype: 'bfloat16' as const, dims: [3], data: Uint16Array.of(0x3f80, 0xc000, 0x0080) },
   };
-  const stored = await writeSafetensors(path, tensors);
-  const bytes = await readFile(path);
-  assert.deepEqual(stored, { sha256: createHash('sha256').update(bytes).digest('hex'), bytes: bytes.length });
-  assert.deepEqual(await digestFile(path), stored);
+  await writeFile(path, written(tensors));
   await using opened = await Safetensors.open(path);
   assert.deepEqual(opened.names, Object.keys(tensors));
   assert.deepEqual(opened.dims('größe/a'), [2, 3]);
@@ -53,6 +57,8 @@ test('a written file is read back, whole and in parts, and its digest is right',
   assert.deepEqual(await opened.read('größe/a', 1, 3), values.slice(1, 4));
   assert.deepEqual(await opened.read('scalar'), Float32Array.of(7));
   assert.deepEqual(await opened.read('__proto__name'), new Float32Array(0));
+  assert.deepEqual(await opened.read('short'), Float32Array.of(1, -2, 2 ** -126));
+  assert.deepEqual(await opened.read('short', 1, 1), Float32Array.of(-2));
   await assert.rejects(opened.read('größe/a', 4, 3), RangeError);
   await assert.rejects(opened.read('other'), /no tensor "other"/);
 });
@@ -72,7 +78,7 @@ test('a header that does not describe its file is refused, with the reason', asy
     ['an array', file([]), /no object/],
     ['null', file('null'), /no object/],
     ['a null tensor', file({ a: null }), /of type undefined/],
-    ['another type', file({ a: tensor([2], [0, 8], 'F64') }, eight), /of type "F64"; F32/],
+    ['another type', file({ a: tensor([2], [0, 8], 'F64') }, eight), /of type "F64"; F32, BF16/],
     ['negative size', file({ a: tensor([-2], [0, 8]) }, eight), /shape \[-2\]/],
     ['fractional size', file({ a: tensor([1.5], [0, 6]) }, eight), /shape \[1.5\]/],
     ['sizes that overflow', file({ a: tensor([2 ** 40, 2 ** 40], [0, 8]) }, eight), /8 bytes for the shape/],
@@ -87,12 +93,10 @@ test('a header that does not describe its file is refused, with the reason', asy
 });
 
 test('a damaged file is read or refused, and nothing else happens', async () => {
-  const path = join(folder, 'good.safetensors');
-  await writeSafetensors(path, {
+  const good = written({
     a: { dims: [2, 2], data: Float32Array.of(1, 2, 3, 4) },
     b: { dims: [3], data: Float32Array.of(5, 6, 7) },
   });
-  const good = await readFile(path);
   const damaged = join(folder, 'damaged.safetensors');
   await fc.assert(
     fc.asyncProperty(

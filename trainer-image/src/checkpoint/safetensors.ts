@@ -1,40 +1,38 @@
 /**
- * Safetensors files with 32-bit floats: the header's length in 8 bytes, little-endian; a JSON header; then the tensors'
- * bytes one after another. Format: github.com/huggingface/safetensors. The reader checks the whole header. The
- * writer streams, and computes the digest while it writes.
+ * Safetensors files with numbers of 32 bits or of bfloat16: the header's length in 8 bytes, little-endian; a JSON
+ * header; then the tensors' bytes one after another. Format: github.com/huggingface/safetensors. The reader checks the
+ * whole header.
  */
-import { createHash } from 'node:crypto';
 import { type FileHandle, open } from 'node:fs/promises';
 import { endianness } from 'node:os';
-import { FacetrainError, type StoredFile } from '@facetrain/api';
-import { storageError, writeNew } from '../storage/atomic-files.ts';
+import { BYTES_OF, FacetrainError, type StoredType } from '@facetrain/api';
+import { storageError } from '../storage/atomic-files.ts';
 
-export interface FloatTensor {
+/** A tensor of a file, without its values. */
+export interface TensorEntry {
+  name: string;
+  dtype: StoredType;
   dims: number[];
-  data: Float32Array;
 }
 
 /** The limit of the reference implementation. */
 const LONGEST_HEADER = 100_000_000;
 /** Node refuses single reads and writes of 2 GiB. Between chunks the event loop can run other work. */
 const CHUNK_BYTES = 16 * 2 ** 20;
-const FLOAT_BYTES = 4;
+
+const FORMAT_NAMES: Record<StoredType, string> = { float32: 'F32', bfloat16: 'BF16' };
+const TYPES = new Map(Object.entries(FORMAT_NAMES).map(([type, name]) => [name, type as StoredType]));
 
 if (endianness() !== 'LE') throw new Error('safetensors are little-endian, and so must this machine be');
 
-/**
- * Writes tensors to a new file in a folder that exists, in the given order, and flushes it.
- * @returns the file's digest and size
- * @throws FacetrainError DiskFull or StorageFailed
- */
-export async function writeSafetensors(path: string, tensors: Record<string, FloatTensor>): Promise<StoredFile> {
-  const entries = Object.entries(tensors);
+/** The bytes of a file before its tensors, which follow in the given order without gaps. */
+export function safetensorsHeader(tensors: readonly TensorEntry[]): Uint8Array {
   let offset = 0;
   const header = Object.fromEntries(
-    entries.map(([name, { dims, data }]) => {
+    tensors.map(({ name, dtype, dims }) => {
       const start = offset;
-      offset += data.byteLength;
-      return [name, { dtype: 'F32', shape: dims, data_offsets: [start, offset] }];
+      offset += dims.reduce((product, dim) => product * dim, BYTES_OF[dtype]);
+      return [name, { dtype: FORMAT_NAMES[dtype], shape: dims, data_offsets: [start, offset] }];
     }),
   );
   const json = JSON.stringify(header);
@@ -42,31 +40,11 @@ export async function writeSafetensors(path: string, tensors: Record<string, Flo
   const text = Buffer.from(json + ' '.repeat((8 - (Buffer.byteLength(json) % 8)) % 8));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(text.length));
-
-  const hash = createHash('sha256');
-  let bytes = 0;
-  await writeNew(path, async (file) => {
-    for (const part of [length, text, ...entries.map(([, { data }]) => data)]) {
-      for (let start = 0; start < part.byteLength; start += CHUNK_BYTES) {
-        const chunk = new Uint8Array(
-          part.buffer,
-          part.byteOffset + start,
-          Math.min(CHUNK_BYTES, part.byteLength - start),
-        );
-        hash.update(chunk);
-        await writeAll(file, chunk);
-        bytes += chunk.byteLength;
-      }
-    }
-  });
-  return { sha256: hash.digest('hex'), bytes };
-}
-
-async function writeAll(file: FileHandle, chunk: Uint8Array): Promise<void> {
-  for (let done = 0; done < chunk.byteLength; ) done += (await file.write(chunk, done)).bytesWritten;
+  return Buffer.concat([length, text]);
 }
 
 interface Entry {
+  dtype: StoredType;
   dims: number[];
   /** In bytes, from the start of the file. */
   offset: number;
@@ -108,15 +86,21 @@ export class Safetensors implements AsyncDisposable {
     return this.#entry(name).dims;
   }
 
-  /** A whole tensor, or `count` of its values from `first` on. */
+  /** A whole tensor, or `count` of its values from `first` on, as 32-bit numbers. */
   async read(name: string, first = 0, count?: number): Promise<Float32Array> {
-    const { offset, values } = this.#entry(name);
+    const { dtype, offset, values } = this.#entry(name);
     const wanted = count ?? values - first;
     if (first < 0 || wanted < 0 || first + wanted > values)
       throw new RangeError(`${this.path}: ${name} has ${values} values, not [${first}, ${first + wanted})`);
-    const result = new Float32Array(wanted);
-    await readExactly(this.path, this.#file, new Uint8Array(result.buffer), offset + first * FLOAT_BYTES);
-    return result;
+    const bytes = new Uint8Array(wanted * BYTES_OF[dtype]);
+    await readExactly(this.path, this.#file, bytes, offset + first * BYTES_OF[dtype]);
+    if (dtype === 'float32') return new Float32Array(bytes.buffer);
+    // The upper half of a 32-bit number.
+    const result = new Uint32Array(wanted);
+    new Uint16Array(bytes.buffer).forEach((value, index) => {
+      result[index] = value << 16;
+    });
+    return new Float32Array(result.buffer);
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -165,7 +149,7 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
   for (const [name, entry] of [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.values - b.values)) {
     if (entry.offset !== end)
       throw damaged(path, `tensor "${name}" starts at byte ${entry.offset}`, `byte ${end}, where the one before ends`);
-    end += entry.values * FLOAT_BYTES;
+    end += entry.values * BYTES_OF[entry.dtype];
   }
   if (end !== size) throw damaged(path, `${size} bytes`, `${end} bytes, as the header says`);
   return entries;
@@ -173,8 +157,14 @@ async function readHeader(path: string, file: FileHandle): Promise<Map<string, E
 
 function checkEntry(path: string, name: string, value: unknown, dataStart: number): Entry {
   const shown = JSON.stringify(name.slice(0, 100));
-  const { dtype, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
-  if (dtype !== 'F32') throw damaged(path, `tensor ${shown} of type ${JSON.stringify(dtype)?.slice(0, 100)}`, 'F32');
+  const { dtype: format, shape, data_offsets: offsets } = (value ?? {}) as Record<string, unknown>;
+  const dtype = TYPES.get(format as string);
+  if (dtype === undefined)
+    throw damaged(
+      path,
+      `tensor ${shown} of type ${JSON.stringify(format)?.slice(0, 100)}`,
+      [...TYPES.keys()].join(', '),
+    );
   if (!isSizes(shape) || shape.length > 8)
     throw damaged(path, `tensor ${shown} has the shape ${JSON.stringify(shape)?.slice(0, 100)}`, 'at most 8 sizes');
   if (!isSizes(offsets) || offsets.length !== 2)
@@ -185,20 +175,21 @@ function checkEntry(path: string, name: string, value: unknown, dataStart: numbe
     );
   const [begin, end] = offsets as [number, number];
   const values = shape.reduce((product, dim) => product * dim, 1);
-  if (end - begin !== values * FLOAT_BYTES)
+  if (end - begin !== values * BYTES_OF[dtype])
     throw damaged(
       path,
       `tensor ${shown} has ${end - begin} bytes for the shape [${shape}]`,
-      `${values * FLOAT_BYTES} bytes`,
+      `${values * BYTES_OF[dtype]} bytes`,
     );
-  return { dims: shape, offset: dataStart + begin, values };
+  return { dtype, dims: shape, offset: dataStart + begin, values };
 }
 
 function isSizes(value: unknown): value is number[] {
   return Array.isArray(value) && value.every((size) => Number.isSafeInteger(size) && size >= 0);
 }
 
-async function readExactly(path: string, file: FileHandle, into: Uint8Array, position: number): Promise<void> {
+/** Fills `into` from a file. @throws FacetrainError InvalidCheckpoint when the file ends before */
+export async function readExactly(path: string, file: FileHandle, into: Uint8Array, position: number): Promise<void> {
   for (let done = 0; done < into.byteLength; ) {
     const { bytesRead } = await file.read(into, done, Math.min(CHUNK_BYTES, into.byteLength - done), position + done);
     if (bytesRead === 0) throw damaged(path, `ends at byte ${position + done}`, `${position + into.byteLength} bytes`);

@@ -1,25 +1,32 @@
 /**
- * Writes a checkpoint: every rank its own class centres, rank 0 also the backbone, all of them into the folder of the
- * gang's fence (storage/fence.ts). When every file of every rank is on disk, rank 0 adds the manifest and moves the
- * folder to its place. So a process that ends at any moment leaves a complete checkpoint or none, and a process of an
- * older attempt leaves none.
+ * Writes a checkpoint: every rank one file with its own class centres, rank 0 also the backbone. When the files of all
+ * ranks are on disk, rank 0 adds the manifest. So a process that ends at any moment leaves a complete checkpoint or
+ * none, and a process of an older attempt leaves none (target.ts, storage/fence.ts).
+ *
+ * Where memory suffices, a rank writes a copy of its state, and training goes on meanwhile. docs/decisions/0029.
  */
-import { mkdir, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { CHECKPOINT_MANIFEST, type CheckpointManifest, checkpointFolder } from '@facetrain/api';
-import type { BackboneState, TrainingSessionContract } from '@facetrain/native';
+import { createHash } from 'node:crypto';
+import type { CheckpointManifest, RowFile, StoredFile } from '@facetrain/api';
+import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
-import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts';
-import type { Fence } from '../storage/fence.ts';
-import { checkpointDirectory, checkSize, filesOf, prune } from './directory.ts';
-import { type FloatTensor, writeSafetensors } from './safetensors.ts';
+import { safetensorsHeader, type TensorEntry } from './safetensors.ts';
+import { type CheckpointTarget, type FileWriter, prune } from './target.ts';
 
-/** Most rows in a file. With 512 values each, weights and momentum take 256 MiB. */
-const BLOCK_ROWS = 65_536;
+/**
+ * Blocks of rows begin at its multiples. With 512 numbers of 32 bits each, centres and momentum take 32 MiB: a good part
+ * of an upload.
+ */
+export const BLOCK_ROWS = 8192;
+/** Hashed and written at once. Hashing blocks the event loop, in which the next step waits to be posted: a millisecond. */
+const CHUNK_BYTES = 2 ** 20;
+
+/** Of the only optimizer that there is. */
+export const OPTIMIZER = 'SGD';
+const MOMENTUM = 'momentum';
 
 export interface SaveOptions {
-  /** Around the job's folder of checkpoints; the same on every rank. */
-  fence: Fence;
+  /** The same for every rank. */
+  target: CheckpointTarget;
   /** Complete checkpoints of the job to keep, this one included. */
   keep: number;
   job: CheckpointManifest['job'];
@@ -31,109 +38,244 @@ export interface SaveOptions {
   time: Date;
   rank: number;
   worldSize: number;
-  /** Called after every file. */
-  onFile?: () => void;
+  /** Rows between the beginnings of two blocks; BLOCK_ROWS. */
+  blockRows?: number;
+  /** Called after every block. */
+  onBlock?: () => void;
+}
+
+/** What one rank has written. */
+interface Part {
+  rows: RowFile;
+  /** Of rank 0. */
+  backbone: (StoredFile & { file: string }) | null;
 }
 
 /**
- * To be called on every rank after the same step.
+ * Writes a checkpoint while training waits. To be called on every rank after the same step.
  * @throws FacetrainError FencedOff, DiskFull or StorageFailed
  */
 export async function saveCheckpoint(session: TrainingSessionContract, options: SaveOptions): Promise<void> {
-  const { fence, step } = options;
-  const staged = join(fence.path, checkpointFolder(step));
-  const written: string[] = [];
-  try {
-    await saveStaged(session, staged, written, options);
-  } catch (error) {
-    // They may be what fills the disk. The files of other ranks are left to them: they may still be writing.
-    for (const path of written) await rm(path, { force: true }).catch(() => {});
-    throw await fence.explain(error);
-  }
+  const pending = new PendingCheckpoint(session, null, options);
+  await pending.gather();
+  await pending.completed;
   // No rank continues before the checkpoint is complete.
   await session.barrier();
 }
 
-/** @param written receives the paths of the files that this rank has written */
-async function saveStaged(
-  session: TrainingSessionContract,
-  staged: string,
-  written: string[],
-  options: SaveOptions,
-): Promise<void> {
-  const { fence, step, rank, onFile } = options;
-  const root = fence.folder;
-  await makeStaged(staged);
+/** A checkpoint that is being written, on one rank. */
+export class PendingCheckpoint {
+  readonly step: number;
+  readonly #session: TrainingSessionContract;
+  readonly #options: SaveOptions;
+  readonly #written: Promise<Part>;
+  #isWritten = false;
+  #failure: { error: unknown } | undefined;
+  #completed: Promise<void> | undefined;
 
-  const rows: CheckpointManifest['rows'] = [];
-  const end = session.rowRange.firstRow + session.rowRange.rows;
-  for (let firstRow = session.rowRange.firstRow; firstRow < end; firstRow += BLOCK_ROWS) {
-    const block = await session.saveRows(firstRow, Math.min(BLOCK_ROWS, end - firstRow));
-    const dims = [block.rows, session.dim];
-    const file = `rows-${String(firstRow).padStart(10, '0')}.safetensors`;
-    const stored = await writeSafetensors(join(staged, file), {
-      weight: { dims, data: block.weight },
-      momentum: { dims, data: block.momentum },
-    });
-    written.push(join(staged, file));
-    rows.push({ file, firstRow, rows: block.rows, ...stored });
-    onFile?.();
+  /**
+   * Begins to write.
+   * @param copy of the state, which is closed when it is written; null: the session must not change before `written`
+   */
+  constructor(session: TrainingSessionContract, copy: StateCopy | null, options: SaveOptions) {
+    this.step = options.step;
+    this.#session = session;
+    this.#options = options;
+    this.#written = this.#explained(this.#write(copy ?? session).finally(() => copy?.close()));
+    this.#written.then(
+      () => (this.#isWritten = true),
+      (error: unknown) => (this.#failure ??= { error }),
+    );
   }
-  // All ranks have the same backbone, running statistics included, so one writes it.
-  const file = 'backbone.safetensors';
-  const backbone =
-    rank === 0
-      ? { file, ...(await writeSafetensors(join(staged, file), flatten(await session.saveBackbone()))) }
-      : undefined;
-  if (backbone) written.push(join(staged, file));
-  onFile?.();
-  await flushFolder(staged);
 
-  const everyRow = (await gatherJson(session, rows)).flat();
-  if (!backbone) return;
-  const manifest: CheckpointManifest = {
-    schemaVersion: 1,
+  /** Whether this rank's part is on disk. */
+  get isWritten(): boolean {
+    return this.#isWritten;
+  }
+
+  /** Settles when this rank's part is on disk. @throws FacetrainError FencedOff, DiskFull, StorageFailed */
+  get written(): Promise<unknown> {
+    return this.#written;
+  }
+
+  /** Settles when rank 0 has made it a checkpoint, on rank 0 only; after gather(). @throws as written */
+  get completed(): Promise<void> {
+    return this.#completed ?? Promise.resolve();
+  }
+
+  /** @throws FacetrainError what has failed so far */
+  throwIfFailed(): void {
+    if (this.#failure) throw this.#failure.error;
+  }
+
+  /**
+   * Waits for this rank's part, tells rank 0 of it, and lets rank 0 complete the checkpoint: see `completed`. A
+   * collective: to be called on every rank after the same step.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  async gather(): Promise<void> {
+    const parts = await gatherJson(this.#session, await this.#written);
+    if (this.#options.rank !== 0) return;
+    this.#completed = this.#explained(this.#complete(parts));
+    this.#completed.catch((error: unknown) => (this.#failure ??= { error }));
+  }
+
+  async #complete(parts: Part[]): Promise<void> {
+    const { target, keep, job } = this.#options;
+    await target.complete(makeManifest(parts, this.#session, this.#options));
+    // The new checkpoint is on disk, and its name, too: only now older ones may go.
+    await prune(target, keep, job.name);
+  }
+
+  async #write(source: StateSource): Promise<Part> {
+    const files: FileWriter[] = [];
+    try {
+      const rows = await writeRows(source, this.#session, files, this.#options);
+      // All ranks have the same backbone, running statistics included, so one writes it.
+      const backbone = this.#options.rank === 0 ? await writeBackbone(source, files, this.#options) : null;
+      return { rows, backbone };
+    } catch (error) {
+      // They may be what fills the disk. The files of other ranks are left to them: they may still be writing.
+      for (const file of files) await file.discard();
+      throw error;
+    }
+  }
+
+  async #explained<T>(work: Promise<T>): Promise<T> {
+    try {
+      return await work;
+    } catch (error) {
+      throw await this.#options.target.explain(error);
+    }
+  }
+}
+
+/** @param files receives each file that is opened */
+async function writeRows(
+  source: StateSource,
+  { rowRange, rowTensors }: Pick<TrainingSessionContract, 'rowRange' | 'rowTensors'>,
+  files: FileWriter[],
+  { target, step, blockRows = BLOCK_ROWS, onBlock }: SaveOptions,
+): Promise<RowFile> {
+  const parts = splitRows(rowRange, blockRows);
+  const header = safetensorsHeader(parts.flatMap((part) => blockTensors(part, rowTensors)));
+  const file = `rows-${tenDigits(rowRange.firstRow)}.safetensors`;
+  const writer = await target.create(step, file);
+  files.push(writer);
+  const stored: RowFile = { file, bytes: 0, header: await append(writer, [header]), blocks: [] };
+  let offset = header.byteLength;
+  for (const { firstRow, rows } of parts) {
+    const { tensors } = await source.saveRows(firstRow, rows);
+    const { sha256, bytes } = await append(
+      writer,
+      rowTensors.map(({ name }) => tensors[name]!.bytes),
+    );
+    stored.blocks.push({ firstRow, rows, offset, sha256 });
+    offset += bytes;
+    onBlock?.();
+  }
+  await writer.finish();
+  return { ...stored, bytes: offset };
+}
+
+/** Cuts a range of rows at the multiples of `blockRows`. */
+export function splitRows(
+  { firstRow, rows }: { firstRow: number; rows: number },
+  blockRows: number,
+): { firstRow: number; rows: number }[] {
+  const parts = [];
+  for (let first = firstRow; first < firstRow + rows; ) {
+    const end = Math.min(firstRow + rows, (Math.floor(first / blockRows) + 1) * blockRows);
+    parts.push({ firstRow: first, rows: end - first });
+    first = end;
+  }
+  return parts;
+}
+
+/** The tensors of a block, as a header of safetensors names them. */
+function blockTensors(part: { firstRow: number; rows: number }, rowTensors: readonly RowTensor[]): TensorEntry[] {
+  return rowTensors.map(({ name, dtype, columns }) => ({
+    name: `${name}/${tenDigits(part.firstRow)}`,
+    dtype,
+    dims: [part.rows, columns],
+  }));
+}
+
+async function writeBackbone(
+  source: StateSource,
+  files: FileWriter[],
+  { target, step, onBlock }: SaveOptions,
+): Promise<StoredFile & { file: string }> {
+  const tensors = Object.entries(flatten(await source.saveBackbone()));
+  const header = safetensorsHeader(tensors.map(([name, { dims }]) => ({ name, dtype: 'float32', dims })));
+  const file = 'backbone.safetensors';
+  const writer = await target.create(step, file);
+  files.push(writer);
+  const stored = await append(writer, [header, ...tensors.map(([, { data }]) => bytesOf(data))]);
+  await writer.finish();
+  onBlock?.();
+  return { file, ...stored };
+}
+
+/** Appends bytes to a file. @returns their digest and number */
+async function append(writer: FileWriter, parts: Uint8Array[]): Promise<StoredFile> {
+  const hash = createHash('sha256');
+  let bytes = 0;
+  for (const part of parts) {
+    for (let start = 0; start < part.byteLength; start += CHUNK_BYTES) {
+      const chunk = part.subarray(start, start + CHUNK_BYTES);
+      hash.update(chunk);
+      await writer.write(chunk);
+      bytes += chunk.byteLength;
+    }
+  }
+  return { sha256: hash.digest('hex'), bytes };
+}
+
+function makeManifest(
+  parts: Part[],
+  { stepsPerEpoch, dim, rowTensors }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors'>,
+  options: SaveOptions,
+): CheckpointManifest {
+  return {
+    schemaVersion: 2,
+    requires: [],
     job: options.job,
     time: options.time.toISOString(),
-    step,
-    stepsPerEpoch: session.stepsPerEpoch,
+    step: options.step,
+    stepsPerEpoch,
     worldSize: options.worldSize,
     seed: options.seed,
     numClasses: options.numClasses,
-    embeddingDim: session.dim,
-    backbone,
-    rows: everyRow,
+    embeddingDim: dim,
+    backbone: {
+      ...parts[0]!.backbone!,
+      dtype: 'float32',
+      optimizer: OPTIMIZER,
+      state: [{ name: MOMENTUM, dtype: 'float32' }],
+    },
+    rows: {
+      optimizer: OPTIMIZER,
+      tensors: [...rowTensors],
+      blockRows: options.blockRows ?? BLOCK_ROWS,
+      files: parts.map(({ rows }) => rows),
+    },
     history: options.history,
   };
-  // A rank whose folder is not the one of rank 0 would leave a manifest without its files.
-  const checkpoint = { directory: staged, manifest };
-  for (const stored of filesOf(checkpoint)) await checkSize(checkpoint, stored);
-  await writeNew(join(staged, CHECKPOINT_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
-  await flushFolder(staged);
-  await fence.check();
-  await fence.moveOut(staged, checkpointDirectory(root, step));
-  // The new checkpoint is on disk, and its name, too: only now older ones may go.
-  await prune(root, options.keep, options.job.name, fence);
 }
 
-/** Several ranks make it. Not its parents: those of a fence that was removed must not come back. */
-async function makeStaged(path: string): Promise<void> {
-  try {
-    await mkdir(path);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw storageError(path, error);
-  }
-}
+const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength);
+const tenDigits = (row: number) => String(row).padStart(10, '0');
 
 /** Prefix of the names of momentum tensors in backbone.safetensors. */
-const MOMENTUM = 'momentum/';
+const MOMENTUM_PREFIX = `${MOMENTUM}/`;
 
-function flatten(state: BackboneState): Record<string, FloatTensor> {
-  const momentum = Object.entries(state.momentum).map(([name, tensor]) => [MOMENTUM + name, tensor] as const);
+function flatten(state: BackboneState): BackboneState['tensors'] {
+  const momentum = Object.entries(state.momentum).map(([name, tensor]) => [MOMENTUM_PREFIX + name, tensor] as const);
   return Object.fromEntries([...Object.entries(state.tensors), ...momentum]);
 }
 
 /** The inverse of flatten, for one name in backbone.safetensors. */
 export function splitName(stored: string): ['tensors' | 'momentum', string] {
-  return stored.startsWith(MOMENTUM) ? ['momentum', stored.slice(MOMENTUM.length)] : ['tensors', stored];
+  return stored.startsWith(MOMENTUM_PREFIX) ? ['momentum', stored.slice(MOMENTUM_PREFIX.length)] : ['tensors', stored];
 }

@@ -34,6 +34,16 @@ export function createMetrics(board: Board): Registry {
       'When the newest complete checkpoint was written.',
       (progress) => (progress.checkpoint ? Date.parse(progress.checkpoint.time) / 1000 : null),
     ],
+    [
+      'facetrain_checkpoint_stall_seconds',
+      'Time for which this attempt stood still for checkpoints.',
+      (progress) => progress.checkpoints?.stallSeconds ?? null,
+    ],
+    [
+      'facetrain_checkpoints_written',
+      'Checkpoints that this attempt has completed.',
+      (progress) => progress.checkpoints?.count ?? null,
+    ],
     ['facetrain_idle_seconds', 'Time since anything moved.', () => board.idleMs() / 1000],
   ];
   for (const [metric, help, read] of values) {

@@ -1,6 +1,7 @@
 /** The checkpoints of one job: which one training resumes from, and when the next is overdue. Formats: checkpoint/. */
 import { basename } from 'node:path';
 import {
+  type AnyCheckpointManifest,
   type CheckpointManifest,
   ExitCode,
   FacetrainError,
@@ -14,16 +15,28 @@ import {
   checkContent,
   checkpointDirectory,
   DamagedCheckpoint,
-  filesOf,
   findNewest,
   openCheckpoint,
 } from '../checkpoint/directory.ts';
 import { type JobFacts, loadCheckpoint } from '../checkpoint/load.ts';
-import { saveCheckpoint } from '../checkpoint/save.ts';
+import { PendingCheckpoint } from '../checkpoint/save.ts';
+import { FolderTarget } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import type { Fence } from '../storage/fence.ts';
+
+/** A checkpoint between its beginning and its completion. */
+interface Flight {
+  pending: PendingCheckpoint;
+  time: Date;
+  /** All ranks have written, and rank 0 knows of it. */
+  isGathered: boolean;
+  /** This rank has voted that it writes. */
+  hasVoted: boolean;
+  /** The votes of a step have said that a rank writes. */
+  wasVoted: boolean;
+}
 
 export class JobCheckpoints {
   readonly #session: TrainingSessionContract;
@@ -32,8 +45,10 @@ export class JobCheckpoints {
   readonly #size: { numClasses: number; totalSteps: number };
   readonly #ranks: Ranks;
   readonly #program: Program;
-  /** The newest checkpoint; before the first one, the start of training. */
+  /** The newest checkpoint that was begun; before the first one, the start of training. */
   #last = { step: 0, at: performance.now() };
+  #inFlight: Flight | undefined;
+  readonly #statistics = { count: 0, stallSeconds: 0, whileTrainingWaited: 0 };
 
   constructor(
     session: TrainingSessionContract,
@@ -58,7 +73,7 @@ export class JobCheckpoints {
    * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; FencedOff,
    * StorageFailed
    */
-  async resume(): Promise<CheckpointManifest | undefined> {
+  async resume(): Promise<AnyCheckpointManifest | undefined> {
     const { job, seed, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     for (;;) {
@@ -75,7 +90,7 @@ export class JobCheckpoints {
         seed,
         numClasses: this.#size.numClasses,
         totalSteps: this.#size.totalSteps,
-        onFile: () => progress.tick(),
+        onBlock: () => progress.tick(),
       });
       if (!loaded) continue;
       const { manifest, directory } = loaded;
@@ -122,7 +137,7 @@ export class JobCheckpoints {
     const { directory: root } = this.#config.checkpoint;
     try {
       const checkpoint = await openCheckpoint(root, step);
-      for (const stored of filesOf(checkpoint)) if (stored.file === file) await checkContent(checkpoint, stored);
+      await checkContent(checkpoint, file);
       return false;
     } catch (error) {
       if (!(error instanceof DamagedCheckpoint)) throw error;
@@ -141,26 +156,88 @@ export class JobCheckpoints {
     progress.update({ setAside: [...setAside, entry].slice(-MAX_SET_ASIDE) });
   }
 
-  /** Whether everySeconds have passed since the last one. Always false on ranks other than 0: clocks differ. */
+  /**
+   * Whether everySeconds have passed since the last one. Always false on ranks other than 0: clocks differ. Also false
+   * while one is being written, for which the next one would have to wait.
+   */
   isOverdue(): boolean {
     const { everySeconds } = this.#config.checkpoint;
-    if (this.#ranks.rank !== 0 || everySeconds === null) return false;
+    if (this.#ranks.rank !== 0 || everySeconds === null || this.#inFlight) return false;
     return performance.now() - this.#last.at >= everySeconds * 1000;
   }
 
   /**
-   * Writes a checkpoint of `step` steps, unless there is one. A collective: to be called on every rank.
+   * This rank's vote for the next step: whether it still writes. The first vote after begin() is always yes, so that
+   * advance() does not take the votes of an earlier step for those about this checkpoint.
+   */
+  get isWriting(): boolean {
+    const flight = this.#inFlight;
+    if (!flight || flight.isGathered) return false;
+    const isFirst = !flight.hasVoted;
+    flight.hasVoted = true;
+    return isFirst || !flight.pending.isWritten;
+  }
+
+  /** What the progress and the report say: of this attempt. */
+  get statistics(): { count: number; stallSeconds: number; whileTrainingWaited: number } {
+    return { ...this.#statistics };
+  }
+
+  /** @throws FacetrainError FencedOff, DiskFull, StorageFailed when a write in the background has failed */
+  throwIfFailed(): void {
+    this.#inFlight?.pending.throwIfFailed();
+  }
+
+  /**
+   * Begins a checkpoint of `step` steps, unless there is one, and returns when training may go on: when the state is
+   * copied, or, without memory for a copy, when this rank has written it. The former one is completed before. A
+   * collective: to be called on every rank.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  async begin(step: number, history: CheckpointManifest['history']): Promise<void> {
+    if (this.#last.step === step) return;
+    await this.#whileTrainingWaits(async () => {
+      await this.#finish();
+      await this.#begin(step, history);
+    });
+  }
+
+  /**
+   * Completes the checkpoint in flight, if all ranks have written it; rank 0 does that while training goes on. To be
+   * called on every rank after each step, with the votes of all.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  async advance(votes: { writing: boolean }): Promise<void> {
+    const flight = this.#inFlight;
+    if (!flight || flight.isGathered) return;
+    if (votes.writing) flight.wasVoted = true;
+    else if (flight.wasVoted) await this.#whileTrainingWaits(() => this.#gather(flight));
+  }
+
+  /**
+   * Writes a checkpoint of `step` steps, unless there is one, and returns when it is complete. A collective: to be
+   * called on every rank.
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
   async save(step: number, history: CheckpointManifest['history']): Promise<void> {
-    if (this.#last.step === step) return;
+    await this.#whileTrainingWaits(async () => {
+      await this.#finish();
+      if (this.#last.step !== step) await this.#begin(step, history);
+      await this.#finish();
+      // No rank continues before the checkpoint is complete.
+      await this.#session.barrier();
+    });
+  }
+
+  async #begin(step: number, history: CheckpointManifest['history']): Promise<void> {
     const { job, seed, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     const { rank, size: worldSize } = this.#ranks;
     const time = new Date();
-    progress.update({ stage: 'Checkpointing' });
-    await saveCheckpoint(this.#session, {
-      fence: this.#fence,
+    const begunAt = performance.now();
+    const copy = await this.#session.copyState({ backbone: rank === 0 });
+    const pending = new PendingCheckpoint(this.#session, copy, {
+      target: new FolderTarget(this.#fence),
       keep: settings.keep,
       job: { name: job.name, uid: job.uid },
       step,
@@ -170,10 +247,58 @@ export class JobCheckpoints {
       time,
       rank,
       worldSize,
-      onFile: () => progress.tick(),
+      onBlock: () => progress.tick(),
     });
-    this.#last = { step, at: performance.now() };
-    progress.update({ checkpoint: { step, time: time.toISOString() } });
-    log[rank === 0 ? 'info' : 'debug']({ step }, 'checkpoint written');
+    this.#last = { step, at: begunAt };
+    this.#inFlight = { pending, time, isGathered: false, hasVoted: false, wasVoted: false };
+    if (copy) return;
+    this.#statistics.whileTrainingWaited += 1;
+    if (this.#statistics.whileTrainingWaited === 1)
+      log.warn({ step }, 'no memory for a copy of the state: training waits while this rank writes its checkpoints');
+    await pending.written;
+  }
+
+  /** Waits until the checkpoint in flight is complete; on ranks other than 0, until rank 0 can complete it. */
+  async #finish(): Promise<void> {
+    const flight = this.#inFlight;
+    if (!flight) return;
+    if (!flight.isGathered) await this.#gather(flight);
+    await flight.pending.completed;
+    this.#complete(flight);
+  }
+
+  async #gather(flight: Flight): Promise<void> {
+    await flight.pending.gather();
+    flight.isGathered = true;
+    if (this.#ranks.rank !== 0) this.#complete(flight);
+    // What fails is thrown by throwIfFailed() and by #finish().
+    else
+      flight.pending.completed.then(
+        () => this.#complete(flight),
+        () => {},
+      );
+  }
+
+  #complete(flight: Flight): void {
+    if (this.#inFlight !== flight) return;
+    this.#inFlight = undefined;
+    this.#statistics.count += 1;
+    const { log, progress } = this.#program;
+    const { step } = flight.pending;
+    const time = flight.time.toISOString();
+    progress.update({ checkpoint: { step, time }, checkpoints: this.statistics });
+    log[this.#ranks.rank === 0 ? 'info' : 'debug'](
+      { step, seconds: (performance.now() - this.#last.at) / 1000, whileAtStep: progress.current.step },
+      'checkpoint written',
+    );
+  }
+
+  async #whileTrainingWaits(work: () => Promise<void>): Promise<void> {
+    const { progress } = this.#program;
+    const start = performance.now();
+    progress.update({ stage: 'Checkpointing' });
+    await work();
+    this.#statistics.stallSeconds += (performance.now() - start) / 1000;
+    progress.update({ checkpoints: this.statistics });
   }
 }

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  CheckpointManifest,
   ExitCode,
   Progress,
   TerminationMessage,
@@ -198,9 +199,9 @@ test('kill -9 at random moments: the peer exits 4, and the job ends with the sam
 async function centres(config: TrainerConfig, step: number): Promise<Float32Array> {
   const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, step);
   const parts: number[] = [];
-  for (const { file } of manifest.rows) {
+  for (const { file } of CheckpointManifest.parse(manifest).rows.files) {
     await using opened = await Safetensors.open(join(directory, file));
-    parts.push(...(await opened.read('weight')));
+    for (const name of opened.names) if (name.startsWith('weight/')) parts.push(...(await opened.read(name)));
   }
   return Float32Array.from(parts);
 }
@@ -218,7 +219,7 @@ test('one rank and three ranks can resume from a checkpoint of two', async () =>
     assert.deepEqual(codes, Array(size).fill(0), ranks.map(({ text }) => text).join('\n'));
     assert.deepEqual([(await readReport(config)).resumedFromStep, (await readReport(config)).trainers], [STEPS, size]);
     const { manifest } = await openCheckpoint(config.checkpoint.directory, STEPS + STEPS_PER_EPOCH);
-    assert.deepEqual([manifest.worldSize, manifest.rows.length], [size, size]);
+    assert.deepEqual([manifest.worldSize, CheckpointManifest.parse(manifest).rows.files.length], [size, size]);
     assert.deepEqual(await centres(config, STEPS + STEPS_PER_EPOCH), await centres(whole.config, STEPS));
   }
 });
@@ -285,7 +286,7 @@ test('a damaged newest checkpoint is set aside on all ranks, and the one before 
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   // Rank 0 does not read this file.
   const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, STEPS);
-  const path = join(directory, manifest.rows[1]!.file);
+  const path = join(directory, CheckpointManifest.parse(manifest).rows.files[1]!.file);
   const bytes = await readFile(path);
   bytes[bytes.length - 1]! ^= 1;
   await writeFile(path, bytes);

@@ -100,9 +100,11 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
     // act on the combined votes.
     folders.throwIfLost();
+    checkpoints.throwIfFailed();
     const { loss, votes, replaced, stageSeconds } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
+      writing: checkpoints.isWriting,
     });
     const seconds = (performance.now() - stepStart) / 1000;
     history.add({ step: stepsDone, loss, learningRate, seconds, stageSeconds });
@@ -118,14 +120,11 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
 
     if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps) await badPictures.exchange(session);
 
-    // The checkpoint of the last step comes before the final evaluation: losing a machine during that costs no step.
-    if (
-      votes.stop ||
-      votes.checkpoint ||
-      stepsDone === totalSteps ||
-      isDue(stepsDone, config.checkpoint, stepsPerEpoch)
-    )
-      await checkpoints.save(stepsDone, history.forCheckpoint);
+    await checkpoints.advance(votes);
+    // The checkpoint of the last step is complete before the final evaluation: losing a machine then costs no step.
+    if (votes.stop || stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
+    else if (votes.checkpoint || isDue(stepsDone, config.checkpoint, stepsPerEpoch))
+      await checkpoints.begin(stepsDone, history.forCheckpoint);
     stopped = votes.stop && stepsDone < totalSteps;
     // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
     if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch))
@@ -148,6 +147,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       history,
       evaluator,
       badPictures,
+      checkpoints: checkpoints.statistics,
     });
     await writeReport(folders.output, report);
     log.info(

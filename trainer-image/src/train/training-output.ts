@@ -1,6 +1,6 @@
 /** What a finished training writes: model/backbone.onnx, train-report.html, and train-report.json last. */
 import { join } from 'node:path';
-import { type CheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
+import { type AnyCheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Preflight } from '../dataset/dataset-preflight.ts';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
@@ -14,6 +14,7 @@ import type { Fence } from '../storage/fence.ts';
 import type { BadPictures } from './bad-pictures.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
+import type { JobCheckpoints } from './job-checkpoints.ts';
 
 /**
  * Writes the model into the fenced folder. The report of an earlier training goes first: it describes another model.
@@ -45,15 +46,16 @@ export interface FinishedTraining {
   ranks: Ranks;
   session: Pick<TrainingSessionContract, 'device'>;
   /** The checkpoint that this attempt started from. */
-  resumed: CheckpointManifest | undefined;
+  resumed: AnyCheckpointManifest | undefined;
   history: History;
   evaluator: Evaluator;
   badPictures: Pick<BadPictures, 'report'>;
+  checkpoints: JobCheckpoints['statistics'];
 }
 
 /** The report of a training that has ended now. */
 export function trainReport(config: TrainerConfig, finished: FinishedTraining): TrainReport {
-  const { startedAt, dataset, model, ranks, session, resumed, history, evaluator, badPictures } = finished;
+  const { startedAt, dataset, model, ranks, session, resumed, history, evaluator, badPictures, checkpoints } = finished;
   return {
     schemaVersion: 1,
     job: config.job,
@@ -70,6 +72,7 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
     device: session.device,
     steps: dataset.totalSteps,
     resumedFromStep: resumed?.step ?? null,
+    checkpoints,
     trainSeconds: history.trainSeconds,
     imagesPerSecond: history.imagesPerSecond,
     stageSeconds: history.stageSeconds,

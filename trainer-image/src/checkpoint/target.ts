@@ -1,0 +1,142 @@
+/**
+ * Where checkpoints are written. The writer (save.ts) knows this interface only, which asks for no more than an object
+ * store has: files that are written from beginning to end, and one file, the manifest, that makes them a checkpoint.
+ */
+import { type FileHandle, mkdir, open, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder } from '@facetrain/api';
+import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts';
+import type { Fence } from '../storage/fence.ts';
+import { authorOf, checkpointDirectory, checkSize, completeSteps, storedFiles } from './directory.ts';
+
+/** A new file, which is written from beginning to end. */
+export interface FileWriter {
+  /** Appends bytes. @throws FacetrainError DiskFull, StorageFailed */
+  write(bytes: Uint8Array): Promise<void>;
+  /** When this returns, the file survives a loss of power. @throws FacetrainError DiskFull, StorageFailed */
+  finish(): Promise<void>;
+  /** Removes it again, finished or not. Does not throw. */
+  discard(): Promise<void>;
+}
+
+export interface CheckpointTarget {
+  /** Opens a new file of the checkpoint after `step` steps, on any rank. @throws FacetrainError StorageFailed */
+  create(step: number, file: string): Promise<FileWriter>;
+  /**
+   * Makes a checkpoint of the files that the manifest names, all of which are finished. To be called on rank 0. From
+   * the moment when it returns, readers find the checkpoint; a process that ends before leaves none.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed, also when a file is not there
+   */
+  complete(manifest: AnyCheckpointManifest): Promise<void>;
+  /** Steps of the checkpoints that are complete, newest first. @throws FacetrainError StorageFailed */
+  list(): Promise<number[]>;
+  /** Name of the job that wrote a checkpoint; undefined when its manifest does not tell. */
+  authorOf(step: number): Promise<string | undefined>;
+  /** Deletes a checkpoint, at once for all readers. @throws FacetrainError FencedOff, StorageFailed */
+  remove(step: number): Promise<void>;
+  /** The error of an operation: FencedOff when that is why it failed. */
+  explain(error: unknown): Promise<unknown>;
+}
+
+/** A folder of checkpoints behind a fence. A checkpoint is assembled inside the fence, and moved out as a whole. */
+export class FolderTarget implements CheckpointTarget {
+  readonly #fence: Fence;
+
+  constructor(fence: Fence) {
+    this.#fence = fence;
+  }
+
+  async create(step: number, file: string): Promise<FileWriter> {
+    const folder = this.#staged(step);
+    await makeStaged(folder);
+    return createFile(folder, file);
+  }
+
+  async complete(manifest: AnyCheckpointManifest): Promise<void> {
+    const directory = this.#staged(manifest.step);
+    // A rank whose folder is not the one of rank 0 would leave a manifest without its files.
+    const checkpoint = { directory, manifest };
+    for (const stored of storedFiles(checkpoint)) await checkSize(checkpoint, stored);
+    await writeNew(join(directory, CHECKPOINT_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
+    await flushFolder(directory);
+    await this.#fence.check();
+    await this.#fence.moveOut(directory, checkpointDirectory(this.#fence.folder, manifest.step));
+  }
+
+  list(): Promise<number[]> {
+    return completeSteps(this.#fence.folder);
+  }
+
+  authorOf(step: number): Promise<string | undefined> {
+    return authorOf(this.#fence.folder, step);
+  }
+
+  remove(step: number): Promise<void> {
+    return this.#fence.remove(checkpointDirectory(this.#fence.folder, step));
+  }
+
+  explain(error: unknown): Promise<unknown> {
+    return this.#fence.explain(error);
+  }
+
+  #staged(step: number): string {
+    return join(this.#fence.path, checkpointFolder(step));
+  }
+}
+
+/**
+ * Deletes all but the newest `keep` complete checkpoints of a job. Those of other jobs, from which this one may have
+ * continued, do not count and stay; so do those whose manifest does not tell the job.
+ * @param job its name. The uid is not compared: a job that was deleted and created again goes on with its checkpoints
+ * @throws FacetrainError FencedOff, StorageFailed
+ */
+export async function prune(target: CheckpointTarget, keep: number, job: string): Promise<void> {
+  const steps = await target.list();
+  if (steps.length <= keep) return;
+  const authors = await Promise.all(steps.map((step) => target.authorOf(step)));
+  const own = steps.filter((_, index) => authors[index] === job);
+  for (const step of own.slice(keep)) await target.remove(step);
+}
+
+/** Several ranks make it. Not its parents: those of a fence that was removed must not come back. */
+async function makeStaged(path: string): Promise<void> {
+  try {
+    await mkdir(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw storageError(path, error);
+  }
+}
+
+async function createFile(folder: string, name: string): Promise<FileWriter> {
+  const path = join(folder, name);
+  let file: FileHandle;
+  try {
+    file = await open(path, 'wx');
+  } catch (error) {
+    throw storageError(path, error);
+  }
+  const guarded = async (work: () => Promise<void>) => {
+    try {
+      await work();
+    } catch (error) {
+      throw storageError(path, error);
+    }
+  };
+  return {
+    write: (bytes) =>
+      guarded(async () => {
+        for (let done = 0; done < bytes.byteLength; ) done += (await file.write(bytes, done)).bytesWritten;
+      }),
+    finish: () =>
+      guarded(async () => {
+        await file.sync();
+        await file.close();
+        await flushFolder(folder);
+      }),
+    discard: async () => {
+      // Closing a second time does nothing.
+      await file.close().catch(() => {});
+      await rm(path, { force: true }).catch(() => {});
+    },
+  };
+}
