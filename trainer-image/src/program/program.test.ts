@@ -133,6 +133,7 @@ test('the server returns the board as JSON and as metrics, and its health follow
     loss: 1.5,
     evaluations: [{ set: 'lfw', step: 3, accuracy: 0.75 }],
     checkpoint: { step: 2, time: '1970-01-01T00:01:00.000Z' },
+    checkpoints: { count: 2, stallSeconds: 0.5, whileTrainingWaited: 0 },
   });
   board.tick();
   assert.doesNotMatch(await (await get('/metrics')).text(), /^facetrain_step_stage_seconds_total\{/m, 'no step yet');
@@ -154,6 +155,8 @@ test('the server returns the board as JSON and as metrics, and its health follow
     'facetrain_stage{stage="Preflight"} 0',
     'facetrain_verification_accuracy_ratio{set="lfw"} 0.75',
     'facetrain_checkpoint_timestamp_seconds 60',
+    'facetrain_checkpoint_stall_seconds 0.5',
+    'facetrain_checkpoints_written 2',
     `facetrain_activity_total ${current.activity}`,
     'facetrain_info{name="job",uid="u",attempt="2"} 1',
   ])

@@ -242,6 +242,52 @@ async function written(config: TrainerConfig): Promise<string[]> {
   );
 }
 
+test('steps go on while a checkpoint is written, and it is the one for which training waits', async () => {
+  const written: CheckpointManifest[][] = [];
+  for (const preloaded of ['slow-checkpoint-files.ts', 'no-memory-for-a-copy.ts']) {
+    const inBackground = preloaded.startsWith('slow');
+    const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 4 } }));
+    const ranks = await startGang(folder, config, 2, { NODE_OPTIONS: preload(preloaded) });
+    const codes = await Promise.all(ranks.map(({ ended }) => ended));
+    assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+    assert((await model(config)).equals(await model(whole.config)), 'another model');
+
+    const lines = ranks[0]!.lines.filter(({ msg }) => msg === 'checkpoint written');
+    assert.deepEqual(
+      lines.map(({ step }) => step),
+      [4, 8, STEPS],
+    );
+    assert(Number(lines[0]!.whileAtStep) > 4, JSON.stringify(lines));
+    const { checkpoints } = await readReport(config);
+    assert.deepEqual([checkpoints!.count, checkpoints!.whileTrainingWaited], [3, inBackground ? 0 : 3]);
+    assert(checkpoints!.stallSeconds > 0);
+    for (const rank of ranks)
+      assert.equal(rank.lines.filter(({ msg }) => /no memory for a copy/.test(msg)).length, inBackground ? 0 : 1);
+
+    const { directory } = config.checkpoint;
+    const manifests = [4, 8, STEPS].map(async (step) =>
+      CheckpointManifest.parse((await openCheckpoint(directory, step)).manifest),
+    );
+    written.push(await Promise.all(manifests));
+  }
+  const [background, waited] = written.map((manifests) =>
+    manifests.map((manifest) => ({ ...manifest, time: '', history: { ...manifest.history, trainSeconds: 0 } })),
+  );
+  assert.deepEqual(background, waited);
+});
+
+test('a rank that is killed while it writes in the background costs the steps since the checkpoint before', async () => {
+  const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 4 } }));
+  const env = { NODE_OPTIONS: preload('slow-checkpoint-files.ts'), FACETRAIN_TEST_KILL: '1/8' };
+  const ranks = await startGang(folder, config, 2, env);
+  const codes = await Promise.all(ranks.map(({ ended }) => ended));
+  assert.deepEqual(codes, [ExitCode.peerLost, 137], ranks.map(({ text }) => text).join('\n'));
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), [4]);
+  assert.deepEqual((await runGang(folder, config, 2)).codes, [0, 0]);
+  assert.equal((await readReport(config)).resumedFromStep, 4);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+});
+
 test('a gang that is frozen within a checkpoint, and wakes when the next one has ended, changes nothing', async () => {
   const { folder, config } = await job((base) => ({
     checkpoint: { ...base.checkpoint, everySteps: 1 },
