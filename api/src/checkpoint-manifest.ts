@@ -53,7 +53,8 @@ const common = {
 
 /**
  * Version 1. Each file of rows holds the tensors `weight` and `momentum`, both [rows, embeddingDim]. The backbone's
- * file holds every trained or tracked tensor of the graph under its ONNX name, and its momentum under `momentum/<name>`.
+ * file holds every trained or tracked tensor of the graph under its ONNX name, and its momentum under
+ * `momentum/<name>`.
  */
 export const CheckpointManifestV1 = z.strictObject({
   schemaVersion: z.literal(1),

@@ -13,11 +13,11 @@ import { safetensorsHeader, type TensorEntry } from './safetensors.ts';
 import { type CheckpointTarget, type FileWriter, prune } from './target.ts';
 
 /**
- * Blocks of rows begin at its multiples. With 512 numbers of 32 bits each, centres and momentum take 32 MiB: a good part
- * of an upload.
+ * Blocks of rows begin at its multiples. With 512 numbers of 32 bits each, centres and momentum take 32 MiB: a good
+ * part of an upload.
  */
 export const BLOCK_ROWS = 8192;
-/** Hashed and written at once. Hashing blocks the event loop, in which the next step waits to be posted: a millisecond. */
+/** Hashed and written at once. Hashing blocks the event loop, which posts the next step, for about a millisecond. */
 const CHUNK_BYTES = 2 ** 20;
 
 /** Of the only optimizer that there is. */

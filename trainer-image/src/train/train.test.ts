@@ -276,7 +276,7 @@ test('steps go on while a checkpoint is written, and it is the one for which tra
   assert.deepEqual(background, waited);
 });
 
-test('a rank that is killed while it writes in the background costs the steps since the checkpoint before', async () => {
+test('a rank that is killed while it writes in the background goes back to the checkpoint before', async () => {
   const { folder, config } = await job((base) => ({ checkpoint: { ...base.checkpoint, everySteps: 4 } }));
   const env = { NODE_OPTIONS: preload('slow-checkpoint-files.ts'), FACETRAIN_TEST_KILL: '1/8' };
   const ranks = await startGang(folder, config, 2, env);
