@@ -1,4 +1,4 @@
-// How much memory this process can still get: for messages to people, not for decisions.
+// How much memory this process can still get: for messages to people, and for choices that may be wrong.
 #pragma once
 
 #include <algorithm>
