@@ -25,6 +25,8 @@ async function configure({ cuda, always = false }, show) {
   const options = [
     `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
     `-DFACETRAIN_CUDA=${cuda ? 'ON' : 'AUTO'}`,
+    '-DFACETRAIN_GLOO=ON',
+    '-DFACETRAIN_PICTURES=ON',
     `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
     `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
   ];

@@ -13,7 +13,7 @@ find_library(TORCH_C10 c10 PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE REQUIRED
 
 add_library(torch INTERFACE)
 target_include_directories(torch SYSTEM INTERFACE ${_torch_include} ${_torch_include}/torch/csrc/api/include)
-target_compile_definitions(torch INTERFACE USE_DISTRIBUTED USE_C10D_GLOO)
+target_compile_definitions(torch INTERFACE USE_DISTRIBUTED)
 target_compile_features(torch INTERFACE cxx_std_20)
 # The rpath-links let the linker find libcupti and libcudart, which the wheel loads by its own search path.
 # --no-as-needed keeps libtorch_cpu, which registers the operators.

@@ -64,8 +64,11 @@ inline std::string master_of(const RendezvousOptions& options) {
 // For one rank alone: every collective is the identity.
 std::unique_ptr<Comm> make_solo_comm();
 
+// Whether this build has Gloo. Only one on a machine without Gloo's headers has not.
+bool has_gloo();
 // c10d's Gloo over TCP; tensors are on the CPU. Throws CommError naming MASTER_ADDR and MASTER_PORT when the other
-// ranks do not join within the timeout, and Error(RendezvousTimeout) when one joins with NCCL.
+// ranks do not join within the timeout, and when has_gloo() is false; Error(RendezvousTimeout) when one joins with
+// NCCL.
 std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options);
 
 // Whether this is a build with CUDA and NCCL.

@@ -3,7 +3,23 @@
 // ProcessGroupGloo.hpp includes five Gloo headers that libtorch's wheels do not contain; they come from Debian's
 // libgloo-dev. A difference of versions does no harm: this file only passes on the shared_ptr of
 // createDeviceForHostname, and ProcessGroupGloo has only standard types and shared_ptrs as members. Debian's Gloo is
-// not linked.
+// not linked. In a build without these headers (cmake/Gloo.cmake), a stub that throws.
+#include "comm/comm.h"
+
+#if !defined(FACETRAIN_GLOO)
+
+namespace facetrain {
+
+bool has_gloo() { return false; }
+
+std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions&) {
+  throw CommError("this build knows no Gloo: it was made without Gloo's headers");
+}
+
+}  // namespace facetrain
+
+#else
+
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 #include "comm/c10d.h"
@@ -31,8 +47,12 @@ class GlooComm final : public C10dComm {
 
 }  // namespace
 
+bool has_gloo() { return true; }
+
 std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions& options) {
   return std::make_unique<GlooComm>(options, Deadline(options.rendezvous_timeout));
 }
 
 }  // namespace facetrain
+
+#endif
