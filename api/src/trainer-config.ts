@@ -61,6 +61,9 @@ const Loss = z.strictObject({
   interclassFilter: cosine
     .nullable()
     .describe('Negatives whose cosine exceeds this are ignored (arXiv 2203.15565); null: off.'),
+  rows: z
+    .strictObject({ precision: z.enum(['fp32', 'bf16']).describe('Type of class centres and their momentum.') })
+    .default({ precision: 'fp32' }),
 });
 
 const Sgd = z.strictObject({

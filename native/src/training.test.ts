@@ -352,6 +352,11 @@ suite('refuses', () => {
       /33; a multiple of the 2 ranks/,
     );
     await refusal(
+      TrainingSession.open(trainingOptions({ rowsPrecision: 'bf16' })),
+      'InvalidConfig',
+      /loss\.rows\.precision: bf16; fp32/,
+    );
+    await refusal(
       TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })),
       'InvalidDataset',
       /800 pictures/,

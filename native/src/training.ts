@@ -23,6 +23,8 @@ export interface TrainingOptions {
   scale: number;
   sampleRate: number;
   interclassFilter: number | null;
+  /** Type in which class centres and their momentum are kept. */
+  rowsPrecision: 'fp32' | 'bf16';
   momentum: number;
   weightDecay: number;
   gradientClipNorm: number | null;
@@ -218,6 +220,14 @@ export class TrainingSession implements TrainingSessionContract {
         subject: 'data.globalBatchSize',
         found: String(globalBatchSize),
         allowed: `a multiple of the ${options.comm.size} ranks`,
+      });
+    }
+    if (options.rowsPrecision === 'bf16') {
+      throw new FacetrainError({
+        code: 'InvalidConfig',
+        subject: 'loss.rows.precision',
+        found: 'bf16',
+        allowed: 'fp32: this build keeps class centres in float32 only',
       });
     }
     const session = new addon.TrainingSession();

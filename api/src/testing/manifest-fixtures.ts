@@ -37,6 +37,8 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
   'Combined without any margin': { object: trainSpec({ loss: { margin: { type: 'Combined' } } }), wantValid: false },
   'a margin out of range': { object: trainSpec({ loss: { margin: { m3: 1.1 } } }), wantValid: false },
+  'class centres in BF16': { object: trainSpec({ loss: { rows: { precision: 'BF16' } } }), wantValid: true },
+  'class centres in FP16': { object: trainSpec({ loss: { rows: { precision: 'FP16' } } }), wantValid: false },
   'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },

@@ -82,6 +82,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     scale: 16,
     sampleRate: 1,
     interclassFilter: null,
+    rowsPrecision: 'fp32',
     momentum: 0.9,
     weightDecay: 5e-4,
     gradientClipNorm: 5,

@@ -34,6 +34,11 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } },
       want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } },
     },
+    'class centres in FP32': { spec: {}, want: { loss: { rows: { precision: 'fp32' } } } },
+    'class centres in BF16': {
+      spec: { loss: { rows: { precision: 'BF16' } } },
+      want: { loss: { rows: { precision: 'bf16' } } },
+    },
     'a backbone that Facetrain builds': {
       spec: { model },
       want: {

@@ -74,6 +74,7 @@ export function trainerConfig(
       scale: spec.loss.scale,
       sampleRate: spec.loss.sampleRate,
       interclassFilter: spec.loss.interclassFilter ?? null,
+      rows: { precision: spec.loss.rows.precision.toLowerCase() },
     },
     optimizer: {
       learningRate: optimizer.learningRate,

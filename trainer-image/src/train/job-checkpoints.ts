@@ -100,8 +100,16 @@ export class JobCheckpoints {
       // checkpoint.
       const { job: writtenBy, worldSize } = manifest;
       log.info({ step, writtenBy, worldSize, directory }, 'resumed from a checkpoint');
+      this.#logConversion(manifest);
       return manifest;
     }
+  }
+
+  /** loss.rows.precision may have changed: loading has converted the class centres. */
+  #logConversion(manifest: AnyCheckpointManifest): void {
+    const stored = manifest.schemaVersion === 1 ? 'float32' : manifest.rows.tensors[0]!.dtype;
+    const { dtype } = this.#session.rowTensors[0]!;
+    if (stored !== dtype) this.#program.log.info({ from: stored, to: dtype }, 'converted the class centres');
   }
 
   /** A collective. @returns undefined when the checkpoint is damaged, and rank 0 has set it aside */

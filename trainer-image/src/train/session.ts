@@ -31,6 +31,7 @@ export async function openSession(
     scale: loss.scale,
     sampleRate: loss.sampleRate,
     interclassFilter: loss.interclassFilter,
+    rowsPrecision: loss.rows.precision,
     momentum: optimizer.momentum,
     weightDecay: optimizer.weightDecay,
     gradientClipNorm: optimizer.gradientClipNorm,
