@@ -1,4 +1,5 @@
-// A step: gather the batch, sample the rows, two passes over tiles of the sampled rows, reduce-scatter the gradient.
+// A step on CPUs: gather the batch, sample the rows, two passes over tiles of the sampled rows, reduce-scatter the
+// gradient. cuda_step.cc has the step on CUDA.
 // The first pass sums each picture's exponentials; the second turns the tiles' logits into gradients. Up to kept_logits
 // logits are kept between the passes; the second pass computes the others again.
 #include "pfc/partial_fc.h"
@@ -11,7 +12,10 @@
 #include <cmath>
 
 #include "error.h"
-#include "random.h"
+#include "pfc/class_sample.h"
+#include "pfc/cuda_step.h"
+#include "pfc/initial_rows.h"
+#include "pfc/row_update.h"
 
 namespace facetrain {
 
@@ -22,18 +26,15 @@ RowRange row_range(int64_t num_classes, int rank, int size) {
 
 namespace {
 
-constexpr float kInitDeviation = 0.01f;
 constexpr double kShortest = 1e-12;  // shorter vectors are treated as zero
 
-// Elements of the largest of a tile's tensors: logits [B, t], rows [t, d], gradients [t, d]. On a CPU they stay in a
-// core's cache between the operations on them; a GPU needs fewer and larger launches.
-constexpr int64_t kTileElementsCpu = int64_t{1} << 20, kTileElementsCuda = int64_t{1} << 24;
+// Elements of the largest of a tile's tensors: logits [B, t], rows [t, d], gradients [t, d]. They stay in a core's
+// cache between the operations on them.
+constexpr int64_t kTileElements = int64_t{1} << 20;
+constexpr int64_t kKeptLogits = int64_t{1} << 24;  // 64 MiB
 
 // The logit of a masked cell. Finite, because in a tile where all cells are masked -inf - max would be NaN.
 constexpr float kMasked = -1e30f;
-
-// Separate the random numbers of one seed by purpose. Changing the order changes every training run.
-enum : uint64_t { kInitStream, kSampleStream };
 
 // Calls body(first, count) for consecutive parts of [0, n) of `tile` each; the last may be shorter.
 template <class Body>
@@ -43,27 +44,21 @@ void for_each_tile(int64_t n, int64_t tile, Body body) {
 
 // Rows of a tile of `matrix` [n, d] for a batch of `batch` pictures.
 int64_t tile_rows(const at::Tensor& matrix, int64_t batch) {
-  const int64_t elements = matrix.is_cuda() ? kTileElementsCuda : kTileElementsCpu;
-  return std::max<int64_t>(elements / std::max(batch, matrix.size(1)), 64);
+  return std::max<int64_t>(kTileElements / std::max(batch, matrix.size(1)), 64);
 }
 
-// Draws the rows of classes first_class, first_class + 1, ... from N(0, kInitDeviation^2).
+// Draws the rows of classes first_class, first_class + 1, ...
 void fill_rows(at::Tensor& weight, uint64_t seed, int64_t first_class) {
   const int64_t dim = weight.size(1);
-  constexpr float kUnit = 1.0f / (1 << 24);
-  constexpr float kTwoPi = 6.28318530717958648f;
   for_each_tile(weight.size(0), tile_rows(weight, 0), [&](int64_t first, int64_t count) {
     at::Tensor block = at::empty({count, dim}, at::kFloat);
     float* data = block.data_ptr<float>();
     at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const uint64_t key = sequence_number(sequence_number(seed, kInitStream), first_class + first + row);
-        for (int64_t i = 0; i < dim; i += 2) {  // Box-Muller: two normal numbers from two uniform ones
-          const uint64_t bits = sequence_number(key, i);
-          const float u = static_cast<float>((bits >> 40) + 1) * kUnit, v = static_cast<float>(bits & 0xffffff) * kUnit;
-          const float radius = kInitDeviation * std::sqrt(-2.0f * std::log(u));
-          data[row * dim + i] = radius * std::cos(kTwoPi * v);
-          if (i + 1 < dim) data[row * dim + i + 1] = radius * std::sin(kTwoPi * v);
+        for (int64_t i = 0; i < dim; i += 2) {
+          const Pair values = initial_pair(seed, first_class + first + row, i / 2);
+          data[row * dim + i] = values.first;
+          if (i + 1 < dim) data[row * dim + i + 1] = values.second;
         }
       }
     });
@@ -99,17 +94,6 @@ Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
   comm.all_gather(all, packed);
   return {all.narrow(1, 0, dim).contiguous(),
           all.narrow(1, dim, 2).contiguous().view(at::kLong).view({-1}).to(at::kCPU)};
-}
-
-// Throws Error(InvalidDataset) for a label outside [0, num_classes).
-void check_labels(const at::Tensor& labels, int64_t num_classes, int64_t batch_of_rank) {
-  const int64_t* label = labels.data_ptr<int64_t>();
-  for (int64_t i = 0; i < labels.numel(); ++i) {
-    if (label[i] >= 0 && label[i] < num_classes) continue;
-    throw Error("InvalidDataset", "labels",
-                "label " + std::to_string(label[i]) + " in the batch of rank " + std::to_string(i / batch_of_rank),
-                "0 to " + std::to_string(num_classes - 1) + " for " + std::to_string(num_classes) + " classes");
-  }
 }
 
 // The pictures of the global batch whose class this rank owns, by ascending row.
@@ -155,45 +139,61 @@ std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double sca
 
 PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
     : comm_(comm), options_(options), rows_(row_range(options.num_classes, comm.rank(), comm.size())) {
-  const auto floats = at::TensorOptions(at::kFloat).device(options.device);
-  weight_ = at::empty({rows_.count, options.embedding_dim}, floats);
-  fill_rows(weight_, options.seed, rows_.first);
+  const auto numbers = at::TensorOptions(options.bf16_rows ? at::kBFloat16 : at::kFloat).device(options.device);
+  weight_ = at::empty({rows_.count, options.embedding_dim}, numbers);
   momentum_ = at::zeros_like(weight_);
-  gradient_ = at::empty({0, options.embedding_dim}, floats);
-  sampled_ = indices({}, options.device);
+  if (options.device.is_cuda()) {
+    cuda_ = make_cuda_step(comm, options, rows_, weight_, momentum_);
+    return;
+  }
+  fill_rows(weight_, options.seed, rows_.first);
+  gradient_ = at::empty({0, options.embedding_dim}, at::kFloat);
+  sampled_ = at::empty({0}, at::kLong);
 }
 
-// Chooses the rows of this rank that a step uses, and stores them in sampled_. `positives` are rows that are always
-// chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
-//
-// A negative class is chosen if the hash of (seed, step, class) is below sample_rate * 2^64. The decision needs
-// no other class and no other rank, so the choice is the same for every number of ranks and needs no collective. Each
-// negative is chosen with probability sample_rate, independently of the others. The number of negatives is binomial,
-// with mean C r and deviation sqrt(C r (1 - r)): 100 000 and 300 for a million classes at r = 0.1. The reference
-// (arcface_torch) instead draws a sample of fixed size that includes the positives, and is larger if these are more.
+PartialFc::~PartialFc() = default;
+
+at::Tensor PartialFc::sampled() const { return cuda_ ? cuda_->sampled() : sampled_; }
+
+at::Tensor PartialFc::sampled_gradient() const { return cuda_ ? cuda_->sampled_gradient() : gradient_; }
+
+void PartialFc::check_labels() const {
+  const at::Tensor labels = cuda_ ? cuda_->labels() : labels_;
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i) {
+    if (label[i] >= 0 && label[i] < options_.num_classes) continue;
+    const int64_t batch_of_rank = labels.numel() / comm_.size();
+    throw Error("InvalidDataset", "labels",
+                "label " + std::to_string(label[i]) + " in the batch of rank " + std::to_string(i / batch_of_rank),
+                "0 to " + std::to_string(options_.num_classes - 1) + " for " + std::to_string(options_.num_classes) +
+                    " classes");
+  }
+}
+
+// Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
+// that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
 std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>& positives) {
   if (options_.sample_rate >= 1) {
     if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, sampled_.options());
     return positives;
   }
-  const auto threshold = static_cast<uint64_t>(std::ldexp(options_.sample_rate, 64));
-  const uint64_t key = sequence_number(sequence_number(options_.seed, kSampleStream), step);
+  const ClassSample negatives(options_.seed, step, options_.sample_rate);
   std::vector<int64_t> sampled, columns;
   auto positive = positives.begin();
   for (int64_t row = 0; row < rows_.count; ++row) {
     const bool is_positive = positive != positives.end() && *positive == row;
     for (; positive != positives.end() && *positive == row; ++positive) columns.push_back(sampled.size());
-    if (is_positive || sequence_number(key, rows_.first + row) < threshold) sampled.push_back(row);
+    if (is_positive || negatives.has(rows_.first + row)) sampled.push_back(row);
   }
-  sampled_ = indices(sampled, options_.device);
+  sampled_ = at::tensor(sampled, at::kLong);
   return columns;
 }
 
-// The sampled rows first to first + count - 1 of a matrix [rows of this rank, d]: a view if all rows are sampled,
-// otherwise a copy.
+// The sampled rows first to first + count - 1 of a matrix [rows of this rank, d], in float32: a view if all rows are
+// sampled and the matrix is float32, otherwise a copy.
 at::Tensor PartialFc::sampled_rows(const at::Tensor& matrix, int64_t first, int64_t count) const {
-  if (sampled_.size(0) == rows_.count) return matrix.narrow(0, first, count);
-  return matrix.index_select(0, sampled_.narrow(0, first, count));
+  if (sampled_.size(0) == rows_.count) return matrix.narrow(0, first, count).to(at::kFloat);
+  return matrix.index_select(0, sampled_.narrow(0, first, count)).to(at::kFloat);
 }
 
 // With x and w of unit length, y the label, t = target(x . w_y), and the other logits l_j = s x . w_j:
@@ -208,6 +208,7 @@ at::Tensor PartialFc::sampled_rows(const at::Tensor& matrix, int64_t first, int6
 // float32, of the logits minus the row's maximum in that tile. The target's logit is not in the tiles but a separate
 // float64, so that a loss near 0 and p - 1 near 0 are not differences of rounded numbers.
 PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
+  if (cuda_) return cuda_->forward_backward(embeddings, labels, step);
   const at::NoGradGuard no_grad;
   const double scale = options_.scale;
 
@@ -215,7 +216,9 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const at::Tensor inverse_norm = inverse_norms(embeddings);
   const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
   const int64_t batch_size = batch.features.size(0);
-  check_labels(batch.labels, options_.num_classes, embeddings.size(0));
+  labels_ = batch.labels;
+  step_ = step;
+  check_labels();
 
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
@@ -245,7 +248,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     at::Tensor logits;         // [B, t]: s cos, without margin and filter; undefined if not kept
   };
   std::vector<Tile> tiles;
-  int64_t logits_to_keep = options_.kept_logits;
+  int64_t logits_to_keep = options_.kept_logits >= 0 ? options_.kept_logits : kKeptLogits;
   const at::Tensor scaled_features = batch.features * scale;
   // s cos [B, t].
   const auto score = [&](const at::Tensor& rows, const at::Tensor& inverse_row_norms) {
@@ -303,15 +306,19 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   });
 
   // Sum all ranks' gradients of this rank's features, and go back through the normalization.
-  Result result{(log_z - target).mean().item<double>(), at::empty(embeddings.sizes(), embeddings.options())};
+  Result result{(log_z - target).mean(), at::empty(embeddings.sizes(), embeddings.options())};
   comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
   result.grad_embeddings.mul_(inverse_norm);
   remove_radial(result.grad_embeddings, embeddings, inverse_norm);
   return result;
 }
 
-void PartialFc::apply_sgd(double learning_rate, double momentum, double weight_decay) {
+void PartialFc::apply_sgd(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip) {
+  const RowSgd sgd{static_cast<float>(learning_rate), static_cast<float>(momentum), static_cast<float>(weight_decay)};
+  if (cuda_) return cuda_->apply_sgd(sgd, skip);
   const at::NoGradGuard no_grad;
+  if (skip.defined() && skip.item<float>() != 0) return;
+  if (options_.bf16_rows) return update_bf16_rows(sgd);
   const bool all = sampled_.size(0) == rows_.count;
   for_each_tile(sampled_.size(0), tile_rows(weight_, 0), [&](int64_t first, int64_t count) {
     at::Tensor rows = sampled_rows(weight_, first, count), velocity = sampled_rows(momentum_, first, count);
@@ -321,6 +328,28 @@ void PartialFc::apply_sgd(double learning_rate, double momentum, double weight_d
     const at::Tensor index = sampled_.narrow(0, first, count);
     weight_.index_copy_(0, index, rows);
     momentum_.index_copy_(0, index, velocity);
+  });
+}
+
+void PartialFc::update_bf16_rows(const RowSgd& sgd) {
+  const int64_t dim = options_.embedding_dim;
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
+  const float* const gradients = gradient_.const_data_ptr<float>();
+  auto* const weights = static_cast<c10::BFloat16*>(weight_.data_ptr());
+  auto* const velocities = static_cast<c10::BFloat16*>(momentum_.data_ptr());
+  at::parallel_for(0, sampled_.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t position = begin; position < end; ++position) {
+      const int64_t row = sampled[position];
+      for (int64_t i = 0; i < dim; ++i) {
+        const uint64_t bits = rounding_bits(options_.seed, step_, rows_.first + row, i / 2) >> (i % 2 * 16);
+        c10::BFloat16 &weight = weights[row * dim + i], &velocity = velocities[row * dim + i];
+        float w = weight, m = velocity;
+        sgd.apply(w, m, gradients[position * dim + i]);
+        weight = c10::BFloat16(round_stochastically(w, static_cast<uint16_t>(bits)), c10::BFloat16::from_bits());
+        velocity =
+            c10::BFloat16(round_stochastically(m, static_cast<uint16_t>(bits >> 32)), c10::BFloat16::from_bits());
+      }
+    }
   });
 }
 

@@ -5,19 +5,23 @@
 // labels of all ranks, computes their logits for the sampled rows of this rank, and sums two numbers per picture over
 // the ranks. Logits never leave their rank.
 //
-// Cost of a step on a rank, with B pictures in the global batch and n sampled rows: three products of B x n x d, 4 d
-// bytes a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits are
+// Cost of a step on a rank, with B pictures in the global batch and n sampled rows: three products of B x n x d, d
+// numbers a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits are
 // computed in tiles (tile_rows). Up to kept_logits of them are kept between the forward and the backward pass.
+//
+// On CUDA a step queues its work and returns (cuda_step.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "comm/comm.h"
 #include "pfc/margin.h"
+#include "precision.h"
 
 namespace facetrain {
 
@@ -42,49 +46,67 @@ struct PfcOptions {
   // gradient.
   std::optional<float> interclass_filter;
   int64_t tile_rows = 0;  // class centres in a tile; 0: chosen from batch size, dimension and device
-  // How many logits to keep from the forward to the backward pass (2^24: 64 MiB). The others are computed twice. The
-  // result is the same.
-  int64_t kept_logits = int64_t{1} << 24;
+  // How many logits to keep from the forward to the backward pass; negative: chosen by device. The others are computed
+  // twice. The result is the same.
+  int64_t kept_logits = -1;
   at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
+  // Of the products on CUDA; a CPU computes in float32. Sums, targets and updates are in float32 or float64.
+  Precision precision = Precision::fp32;
+  // Rows and momentum in bfloat16, which are updated in float32 and rounded stochastically; else in float32.
+  bool bf16_rows = false;
 };
+
+struct PfcResult {
+  at::Tensor loss;             // [] float64: the mean over the global batch, the same on every rank
+  at::Tensor grad_embeddings;  // d loss / d embeddings [b, d] float32
+};
+
+class CudaStep;
+struct RowSgd;
 
 class PartialFc {
  public:
   // Rows are drawn from N(0, 0.01^2). A row depends on seed and class only: it is the same for every number of ranks.
   PartialFc(Comm& comm, const PfcOptions& options);
 
+  ~PartialFc();
+
   // Takes this rank's part of the batch: embeddings [b, d] float32, not normalized; labels [b] int64 in [0, C). b is
-  // the same on every rank. Returns the mean loss over the global batch, the same on every rank, and d loss / d
-  // embeddings [b, d]. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
-  // seeds the choice of classes. Throws Error(InvalidDataset), on every rank, for a label outside [0, C), and
-  // CommError.
-  struct Result {
-    double loss = 0;
-    at::Tensor grad_embeddings;
-  };
+  // the same on every rank. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
+  // seeds the choice of classes. If the loss is finite, so is the gradient of the rows, which are not shorter than
+  // 1e-12 or have none. Throws CommError, and on CPUs what check_labels throws.
+  using Result = PfcResult;
   Result forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step);
+  // Throws Error(InvalidDataset), on every rank, if the last step's batch had a label outside [0, C). On CUDA the step
+  // itself does not know, and such a label makes the loss NaN; this waits for the device.
+  void check_labels() const;
 
   // Lazy SGD on the rows that the last forward_backward sampled: m <- momentum m + (g + weight_decay w),
-  // w <- w - learning_rate m. Other rows and their momentum do not change.
-  void apply_sgd(double learning_rate, double momentum, double weight_decay);
+  // w <- w - learning_rate m. Other rows and their momentum do not change. On CUDA nothing changes if `skip` [1]
+  // float32, on the device, is not 0.
+  void apply_sgd(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip = {});
 
   RowRange rows() const { return rows_; }
-  // For checkpoints: values may be written, the tensors must not be replaced.
+  // For checkpoints: values may be written, the tensors must not be replaced. bfloat16 with bf16_rows, else float32.
   at::Tensor& weight() { return weight_; }      // [count, d]
   at::Tensor& momentum() { return momentum_; }  // [count, d]
-  // The rows that the last step used: int64 [n], ascending, counted from this rank's first row.
-  const at::Tensor& sampled() const { return sampled_; }
-  // d loss / d (those rows) [n, d]. The next step overwrites it.
-  const at::Tensor& sampled_gradient() const { return gradient_; }
+  // The rows that the last step used: int64 [n], ascending, counted from this rank's first row. Waits for the device.
+  at::Tensor sampled() const;
+  // d loss / d (those rows) [n, d] float32, of the last step and before the update of the rows. Waits for the device.
+  at::Tensor sampled_gradient() const;
 
  private:
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
   at::Tensor sampled_rows(const at::Tensor& matrix, int64_t first, int64_t count) const;
+  void update_bf16_rows(const RowSgd& sgd);
 
   Comm& comm_;
   PfcOptions options_;
   RowRange rows_;
-  at::Tensor weight_, momentum_, sampled_, gradient_;
+  at::Tensor weight_, momentum_;
+  std::unique_ptr<CudaStep> cuda_;  // the step on CUDA; null on CPUs, whose state follows
+  at::Tensor labels_, sampled_, gradient_;
+  uint64_t step_ = 0;
 };
 
 }  // namespace facetrain

@@ -1,5 +1,6 @@
 // Compares Partial FC with a dense softmax in float64 on one rank. Its gradients come from autograd, so it uses none of
-// the formulas under test. `partial_fc_test gloo RANK SIZE PORT` is one rank of the test with real processes.
+// the formulas under test. `partial_fc_test gloo RANK SIZE PORT` is one rank of the test with real processes. Where
+// there is a GPU, the tests run on it too.
 #include "pfc/partial_fc.h"
 
 #include <ATen/ATen.h>
@@ -7,6 +8,8 @@
 
 #include "comm/loopback.h"
 #include "error.h"
+#include "pfc/class_sample.h"
+#include "pfc/row_update.h"
 #include "test/check.h"
 #include "test/processes.h"
 
@@ -17,6 +20,8 @@ using namespace facetrain;
 static constexpr double kLossError = 2e-6, kGradientError = 1e-5;
 // The accumulated error after eight steps of SGD.
 static constexpr double kStepsLossError = 1e-5, kStepsRowsError = 1e-5;
+
+static at::Device device = at::kCPU;  // of the ranks of all tests
 
 static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
   if (actual.sizes() != expected.sizes() || !actual.isfinite().all().item<bool>()) return INFINITY;
@@ -73,7 +78,8 @@ static PfcOptions cosface_on_all_classes() {
           .seed = 0,
           .scale = 64,
           .margin = {1, 0, 0.4f},
-          .interclass_filter = std::nullopt};
+          .interclass_filter = std::nullopt,
+          .device = device};
 }
 
 // Samples at all angles to their class, from the same direction to the opposite one, past the θ* of every margin.
@@ -104,10 +110,10 @@ class Parts {
   explicit Parts(int size) : losses_(size), dx_(size), sampled_(size), dw_(size) {}
 
   void add(int rank, PartialFc& pfc, const PartialFc::Result& result) {
-    losses_[rank] = result.loss;
-    dx_[rank] = result.grad_embeddings;
-    sampled_[rank] = pfc.sampled() + pfc.rows().first;
-    dw_[rank] = pfc.sampled_gradient().clone();
+    losses_[rank] = result.loss.item<double>();
+    dx_[rank] = result.grad_embeddings.cpu();
+    sampled_[rank] = pfc.sampled().cpu() + pfc.rows().first;
+    dw_[rank] = pfc.sampled_gradient().cpu().clone();
   }
   Step whole() const { return {losses_, at::cat(dx_), at::cat(sampled_), at::cat(dw_)}; }
 
@@ -118,7 +124,7 @@ class Parts {
 
 static at::Tensor part_of(const at::Tensor& whole, Comm& comm) {
   const int64_t each = whole.size(0) / comm.size();
-  return whole.narrow(0, comm.rank() * each, each);
+  return whole.narrow(0, comm.rank() * each, each).to(device);
 }
 
 static void set_rows(PartialFc& pfc, const at::Tensor& w) {
@@ -185,7 +191,7 @@ static void test_tiles() {
         const Step again = run_step(other, 2);
         CHECK(again.losses == step.losses);
         CHECK(at::equal(again.dx, step.dx));
-        CHECK(at::equal(again.dw, step.dw));
+        CHECK_NEAR(max_error(again.dw, step.dw), 0, device.is_cuda() ? kGradientError : 0);
       }
     }
   }
@@ -319,7 +325,9 @@ static void test_labels_out_of_range() {
     run_fake_ranks(2, [&](Comm& comm) {
       PartialFc pfc(comm, problem.options);
       try {
-        pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), 0);
+        const auto result = pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), 0);
+        CHECK(std::isnan(result.loss.item<double>()));
+        pfc.check_labels();
       } catch (const Error& error) {
         messages[comm.rank()] = error.code + " " + error.what();
       }
@@ -359,12 +367,12 @@ static Training train_rank(Comm& comm, const std::vector<Problem>& batches) {
   for (int step = 0; step < kSteps; ++step) {
     const auto result = pfc.forward_backward(part_of(batches[step].x, comm), part_of(batches[step].labels, comm), step);
     pfc.apply_sgd(kLearningRate, kMomentum, kWeightDecay);
-    training.losses.push_back(result.loss);
-    training.sampled.push_back(pfc.sampled() + pfc.rows().first);
-    training.dx = result.grad_embeddings;
+    training.losses.push_back(result.loss.item<double>());
+    training.sampled.push_back(pfc.sampled().cpu() + pfc.rows().first);
+    training.dx = result.grad_embeddings.cpu();
   }
-  training.weight = pfc.weight();
-  training.momentum = pfc.momentum();
+  training.weight = pfc.weight().cpu();
+  training.momentum = pfc.momentum().cpu();
   return training;
 }
 
@@ -391,7 +399,7 @@ static void test_training() {
     const std::vector<Problem> batches = training_batches(rate);
     const Training one = train(1, batches);
 
-    const at::Tensor initial = PartialFc(*make_solo_comm(), batches[0].options).weight();
+    const at::Tensor initial = PartialFc(*make_solo_comm(), batches[0].options).weight().cpu();
     at::Tensor w = initial.to(at::kDouble), m = at::zeros_like(w);
     for (int step = 0; step < kSteps; ++step) {
       const at::Tensor& sampled = one.sampled[step];
@@ -455,27 +463,151 @@ static int run_gloo_rank(int rank, int size, int port) {
   return TEST_RESULT();
 }
 
-// Runs on a GPU if there is one.
-static void test_cuda() {
-  if (!at::hasCUDA()) return;
-  const auto solo = make_solo_comm();
-  for (const double rate : {0.1, 1.0}) {
-    PfcOptions options = cosface_on_all_classes();
-    options.sample_rate = rate;
-    options.margin = {1, 0.5f, 0};
-    options.interclass_filter = 0.2f;
-    options.device = at::kCUDA;
-    Problem problem = make_problem(103, 17, 24, options);
-    PartialFc pfc(*solo, problem.options);
-    set_rows(pfc, problem.w);
-    const auto result = pfc.forward_backward(problem.x.to(at::kCUDA), problem.labels, 3);
-    const at::Tensor sampled = pfc.sampled().to(at::kCPU);
-    check_against_dense(
-        problem, {{result.loss}, result.grad_embeddings.to(at::kCPU), sampled, pfc.sampled_gradient().to(at::kCPU)});
-    pfc.apply_sgd(1, 0, 0);
-    const at::Tensor moved = problem.w.index({sampled}) - pfc.sampled_gradient().to(at::kCPU);
-    CHECK_NEAR(max_error(pfc.weight().to(at::kCPU).index({sampled}), moved), 0, kGradientError);
+// ---- only on a GPU: what is not one of the tests above on another device ----
+
+static double cosine(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);
+  return ((x * y).sum() / x.norm() / y.norm()).item<double>();
+}
+
+// The deviation of a logit from rounding the features and rows of unit length to the products' type, of which a number
+// is off by up to 2^-9 of itself (bfloat16) or 2^-12 (float16, TF32): s sqrt(2) 2^-9 / sqrt(3 d).
+static double logit_error(const PfcOptions& options) {
+  const double relative = options.precision == Precision::fp32   ? 0
+                          : options.precision == Precision::bf16 ? 0x1p-9
+                                                                 : 0x1p-12;
+  return options.scale * relative * std::sqrt(2.0 / 3 / static_cast<double>(options.embedding_dim));
+}
+
+// Loss and gradients of a GPU's products. A loss is off by a logit at most, and by less the more pictures there are; a
+// gradient is off by as much relative to itself.
+static void check_low_precision(const PfcOptions& options, double loss, const at::Tensor& dx, const at::Tensor& dw,
+                                const Dense& dense) {
+  const double error = logit_error(options);
+  const auto batch = static_cast<double>(dx.size(0));
+  CHECK_NEAR(loss, dense.loss, 1e-6 * dense.loss + 5 * error / std::sqrt(batch));
+  // A gradient that is stored in bfloat16, or made of such products, is off by 2^-9 of each of its numbers.
+  const double least = 1 - (error == 0 ? 1e-9 : 0x1p-17) - 2 * error * error;
+  CHECK(cosine(dx, dense.dx) >= least);
+  CHECK(cosine(dw, dense.dw) >= least);
+  // What a user has: d = 512, s = 64.
+  if (options.embedding_dim >= 512 && options.scale <= 64) CHECK(least >= 0.9999);
+}
+
+// More columns than a tile has; dimensions and batches that are multiples of nothing; every precision, and types of
+// rows.
+static void test_precisions() {
+  for (const auto& [classes, dim, batch] : {std::tuple(9001, 512, 96), {4200, 130, 37}, {700, 33, 5}}) {
+    for (const double rate : {0.1, 1.0}) {
+      for (const Precision precision : kPrecisions) {
+        for (const bool bf16_rows : {false, true}) {
+          for (const float scale : {64.0f, 128.0f}) {
+            PfcOptions options = cosface_on_all_classes();
+            options.margin = {1, 0.5f, 0};
+            options.sample_rate = rate;
+            options.scale = scale;
+            options.precision = precision;
+            options.bf16_rows = bf16_rows;
+            options.interclass_filter = 0.3f;
+            options.tile_rows = 4096;
+            Problem problem = make_problem(classes, dim, batch, options);
+            if (bf16_rows) problem.w = problem.w.to(at::kBFloat16).to(at::kFloat);
+            for (const int64_t kept : {int64_t{-1}, int64_t{4096} * batch, int64_t{0}}) {
+              problem.options.kept_logits = kept;
+              const Step step = run_step(problem, 1), again = run_step(problem, 1);
+              CHECK(step.losses == again.losses && at::equal(step.dx, again.dx) && at::equal(step.dw, again.dw));
+              const Dense dense = dense_softmax(problem.options, problem.x, problem.w, problem.labels, step.sampled);
+              check_low_precision(problem.options, step.losses[0], step.dx, step.dw, dense);
+            }
+          }
+        }
+      }
+    }
   }
+}
+
+// Two ranks, of which one has no positive, and steps that the ahead-drawn sample does not fit.
+static void test_steps_out_of_order() {
+  PfcOptions options = cosface_on_all_classes();
+  options.sample_rate = 0.1;
+  Problem problem = make_problem(5000, 64, 16, options);
+  problem.labels.remainder_(2000);
+  std::vector<std::vector<at::Tensor>> sampled(2);
+  run_fake_ranks(2, [&](Comm& comm) {
+    PartialFc pfc(comm, problem.options);
+    for (const uint64_t step : {3, 4, 5, 9, 3}) {
+      pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), step);
+      sampled[comm.rank()].push_back(pfc.sampled().cpu() + pfc.rows().first);
+    }
+  });
+  device = at::kCPU;
+  problem.options.device = device;
+  const std::vector<uint64_t> steps{3, 4, 5, 9, 3};
+  for (size_t i = 0; i < steps.size(); ++i)
+    CHECK(at::equal(at::cat({sampled[0][i], sampled[1][i]}), run_step(problem, 1, steps[i]).sampled));
+  device = at::kCUDA;
+}
+
+static void test_ten_million_rows() {
+  PfcOptions options = cosface_on_all_classes();
+  options.num_classes = 10'000'000;
+  options.embedding_dim = 64;
+  options.sample_rate = 0.01;
+  options.precision = Precision::bf16;
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, options);
+  at::manual_seed(3);
+  const at::Tensor labels = at::randint(options.num_classes, {250}, at::kLong);
+  const at::Tensor x = at::randn({250, 64}) + 300 * pfc.weight().index({labels.to(device)}).cpu();
+  const auto result = pfc.forward_backward(x.to(device), labels, 7);
+  const ClassSample negatives(options.seed, 7, options.sample_rate);
+  at::Tensor expected = at::zeros({options.num_classes}, at::kBool);
+  bool* const chosen = expected.data_ptr<bool>();
+  for (int64_t row = 0; row < options.num_classes; ++row) chosen[row] = negatives.has(row);
+  expected.index_fill_(0, labels, true);
+  const at::Tensor sampled = pfc.sampled().cpu();
+  CHECK(at::equal(sampled, expected.nonzero().view(-1)));
+  const Dense dense = dense_softmax(options, x, pfc.weight().cpu(), labels, sampled);
+  check_low_precision(options, result.loss.item<double>(), result.grad_embeddings.cpu(), pfc.sampled_gradient().cpu(),
+                      dense);
+}
+
+// ---- on any device ----
+
+static void test_skipped_update() {
+  const Problem problem = make_problem(20, 8, 4);
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, problem.options);
+  pfc.forward_backward(problem.x.to(device), problem.labels, 0);
+  const at::Tensor before = pfc.weight().clone();
+  pfc.apply_sgd(0.1, 0.9, 5e-4, at::ones({1}, at::TensorOptions(device)));
+  CHECK(at::equal(pfc.weight(), before));
+  CHECK_EQ(pfc.momentum().abs().max().item<float>(), 0);
+  pfc.apply_sgd(0.1, 0.9, 5e-4, at::zeros({1}, at::TensorOptions(device)));
+  CHECK(!at::equal(pfc.weight(), before));
+}
+
+// Rows in bfloat16 follow those in float32: a hundred updates, each below half the distance of two numbers, add up.
+static void test_bf16_rows() {
+  PfcOptions options = cosface_on_all_classes();
+  options.bf16_rows = true;
+  const Problem problem = make_problem(60, 64, 12, options);
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, problem.options);
+  CHECK(pfc.weight().scalar_type() == at::kBFloat16 && pfc.momentum().scalar_type() == at::kBFloat16);
+  set_rows(pfc, problem.w);
+  const at::Tensor start = pfc.weight().to(at::kFloat);
+  constexpr double kRate = 1e-4;
+  at::Tensor sum = at::zeros_like(start);
+  for (int step = 0; step < 100; ++step) {
+    pfc.forward_backward(problem.x.to(device), problem.labels, step);
+    sum.sub_(pfc.sampled_gradient(), kRate);
+    pfc.apply_sgd(kRate, 0, 0);
+  }
+  // Every step's rounding is off by up to 2^-8 of a number; the errors of a hundred steps are independent.
+  const at::Tensor moved = pfc.weight().to(at::kFloat) - start;
+  CHECK(cosine(moved, sum) > 0.9);
+  CHECK_NEAR((moved * sum).sum().item<double>() / sum.square().sum().item<double>(), 1, 0.05);
 }
 
 static void test_step_before_any_forward() {
@@ -490,10 +622,11 @@ static void test_embeddings_of_a_graph() {
   const Problem problem = make_problem(20, 8, 4);
   const auto solo = make_solo_comm();
   PartialFc pfc(*solo, problem.options);
-  const at::Tensor leaf = problem.x.clone().requires_grad_();
+  const at::Tensor leaf = problem.x.to(device, at::kFloat, /*non_blocking=*/false, /*copy=*/true).requires_grad_();
   const auto result = pfc.forward_backward(leaf * 2, problem.labels, 0);
   CHECK(!result.grad_embeddings.requires_grad());
-  CHECK(at::equal(result.grad_embeddings, pfc.forward_backward(problem.x * 2, problem.labels, 0).grad_embeddings));
+  CHECK(at::equal(result.grad_embeddings,
+                  pfc.forward_backward(problem.x.to(device) * 2, problem.labels, 0).grad_embeddings));
 }
 
 static void test_initial_rows() {
@@ -501,7 +634,7 @@ static void test_initial_rows() {
   const auto rows = [&](int size) {
     std::vector<at::Tensor> parts(size);
     run_fake_ranks(size, [&](Comm& comm) { parts[comm.rank()] = PartialFc(comm, options).weight().clone(); });
-    return at::cat(parts);
+    return at::cat(parts).cpu();
   };
   const at::Tensor one = rows(1);
   for (const int size : {2, 3, 4}) CHECK(at::equal(rows(size), one));
@@ -516,9 +649,63 @@ static void test_initial_rows() {
   CHECK(!at::equal(rows(1), one));
 }
 
-int main(int argc, char** argv) {
-  at::set_num_threads(1);
-  if (argc == 5) return run_gloo_rank(std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
+// The rows of a seed are the same on every device.
+static void test_initial_rows_on_cuda() {
+  for (const int64_t dim : {33, 512}) {
+    PfcOptions options = cosface_on_all_classes();
+    options.num_classes = 3000;
+    options.embedding_dim = dim;
+    const auto solo = make_solo_comm();
+    const at::Tensor on_cuda = PartialFc(*solo, options).weight().cpu();
+    options.device = at::kCPU;
+    CHECK(at::equal(on_cuda, PartialFc(*solo, options).weight()));
+  }
+}
+
+// ---- the functions that CPU and GPU share ----
+
+// Against the formulas of Box and Muller in float64.
+static void test_normal_pairs() {
+  for (uint64_t i = 0; i < 100'000; ++i) {
+    // The smallest and the largest number, and the turns of the circle, among them.
+    const uint64_t edge = i % 7 == 0 ? 0 : i % 7 == 1 ? ~uint64_t{0} : sequence_number(1, i);
+    const uint64_t bits = i % 3 == 0 ? (edge << 40) | (i % 16 << 20) : edge;
+    const double u = (static_cast<double>(bits >> 40) + 1) * 0x1p-24,
+                 v = static_cast<double>(bits & 0xffffff) * 0x1p-24;
+    const double radius = 0.01 * std::sqrt(-2 * std::log(u));
+    const Pair pair = normal_pair(bits);
+    CHECK_NEAR(pair.first, radius * std::cos(2 * M_PI * v), 1e-6 * (radius + 1e-5));
+    CHECK_NEAR(pair.second, radius * std::sin(2 * M_PI * v), 1e-6 * (radius + 1e-5));
+  }
+}
+
+static void test_words_of_a_sample() {
+  const ClassSample sample(5, 9, 0.3);
+  const int64_t first = 1000, count = 77;
+  int chosen = 0;
+  for (int64_t word = 0; word < 3; ++word) {
+    const uint32_t bits = sample.word(word, first, count);
+    for (int64_t i = 0; i < 32; ++i) {
+      const int64_t row = 32 * word + i;
+      CHECK_EQ((bits >> i & 1) == 1, row < count && sample.has(first + row));
+      chosen += static_cast<int>(bits >> i & 1);
+    }
+  }
+  CHECK(chosen > 10 && chosen < 40);
+}
+
+// The mean over all random bits is the number itself, and a number of bfloat16 stays.
+static void test_stochastic_rounding() {
+  for (const float value : {1.0f, 1.00123f, -3.14159f, 1e-20f, -6.1e4f, 0.0f}) {
+    double sum = 0;
+    for (uint32_t random = 0; random < 1 << 16; ++random)
+      sum += c10::BFloat16(round_stochastically(value, static_cast<uint16_t>(random)), c10::BFloat16::from_bits());
+    CHECK_NEAR(sum / (1 << 16), value, std::abs(value) * 1e-6);
+  }
+  CHECK_EQ(round_stochastically(1.0f, 0xffff), 0x3f80);
+}
+
+static void test_on_device() {
   test_every_margin_rate_filter_and_world_size();
   test_tiles();
   test_margins_and_filter_matter();
@@ -533,9 +720,26 @@ int main(int argc, char** argv) {
   test_labels_out_of_range();
   test_initial_rows();
   test_training();
-  test_gloo();
-  test_cuda();
   test_step_before_any_forward();
   test_embeddings_of_a_graph();
+  test_skipped_update();
+  test_bf16_rows();
+}
+
+int main(int argc, char** argv) {
+  at::set_num_threads(1);
+  if (argc == 5) return run_gloo_rank(std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
+  test_normal_pairs();
+  test_words_of_a_sample();
+  test_stochastic_rounding();
+  test_on_device();
+  test_gloo();
+  if (!at::hasCUDA()) return TEST_RESULT();
+  device = at::kCUDA;
+  test_on_device();
+  test_initial_rows_on_cuda();
+  test_steps_out_of_order();
+  test_precisions();
+  test_ten_million_rows();
   return TEST_RESULT();
 }

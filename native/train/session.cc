@@ -18,7 +18,7 @@ namespace facetrain {
 namespace {
 
 // Indices in flags_; each counts the ranks for which the flag is true.
-enum Flag { kStop, kCheckpoint, kWriting, kNotFinite, kFlags };
+enum Flag { kStop, kCheckpoint, kWriting, kFlags };
 
 // Runs a function that communicates. Turns CommError into Error(PeerLost).
 template <class Function>
@@ -108,7 +108,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   clock_.enter(Stage::head);
   // `gradient` is that of the mean over the global batch, so the ranks' gradients of the backbone are summed, not
   // averaged.
-  const auto [loss, gradient] = with_peers(
+  const auto [loss_on_device, gradient] = with_peers(
       *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
   clock_.enter(Stage::backward);
   gradients_.zero_();
@@ -116,14 +116,15 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   stop_if_cancelled();
 
   clock_.enter(Stage::update);
-  bool finite = std::isfinite(loss) && std::isfinite(centres_.sampled_gradient().sum().item<double>());
-  sum_over_ranks(votes, finite);
+  const auto loss = loss_on_device.item<double>();
+  if (!std::isfinite(loss)) centres_.check_labels();
+  sum_over_ranks(votes);
   const double norm = clip();
-  if (!finite || !std::isfinite(norm)) {
-    throw Error("NotANumber", "step " + std::to_string(step),
-                "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " +
-                    std::to_string(norm) + (finite ? "" : ", and a gradient of the class centres is not finite"),
-                "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
+  if (!std::isfinite(loss) || !std::isfinite(norm)) {  // both are the same on every rank
+    throw Error(
+        "NotANumber", "step " + std::to_string(step),
+        "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " + std::to_string(norm),
+        "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
   }
   apply_sgd(learning_rate);
   centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
@@ -143,17 +144,14 @@ Batch Session::next_batch(int64_t step) {
 }
 
 // The only collective for the backbone in a step. Sums the gradients over the ranks; averages running statistics, so
-// that rank 0's checkpoint is valid for every rank; sets `votes` that are true on any rank, and clears `finite` if any
-// rank's is false.
-void Session::sum_over_ranks(Votes& votes, bool& finite) {
-  flags_.copy_(at::tensor(
-      {votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f, finite ? 0.f : 1.f}));
+// that rank 0's checkpoint is valid for every rank; and sets `votes` that are true on any rank.
+void Session::sum_over_ranks(Votes& votes) {
+  flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
   if (comm_->size() > 1) statistics_.div_(comm_->size());
   const at::Tensor flags = flags_.cpu();
   const float* flag = flags.const_data_ptr<float>();
   votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
-  finite = flag[kNotFinite] == 0;
 }
 
 // Scales the backbone's gradient to clip_norm at most, like torch's clip_grad_norm_. Returns the norm before clipping,

@@ -79,7 +79,7 @@ class Session {
   void flatten();
   void broadcast();
   Batch next_batch(int64_t step);
-  void sum_over_ranks(Votes& votes, bool& finite);
+  void sum_over_ranks(Votes& votes);
   double clip();
   void apply_sgd(double learning_rate);
   void stop_if_cancelled() const;

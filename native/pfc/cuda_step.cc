@@ -1,0 +1,356 @@
+#include "pfc/cuda_step.h"
+
+#include "error.h"
+
+#if !defined(FACETRAIN_CUDA)
+
+namespace facetrain {
+
+std::unique_ptr<CudaStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, at::Tensor, at::Tensor) {
+  throw Error("InvalidConfig", "device", "cuda, but this build has no CUDA", "cpu");
+}
+
+}  // namespace facetrain
+
+#else
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "pfc/cuda_kernels.h"
+
+namespace facetrain {
+namespace {
+
+// Cosines of a tile: 128 MiB. Tiles of 16 to 32 MiB, which stay in the second-level cache, are slower by a third on an
+// H200: their products are too small for cuBLAS.
+constexpr int64_t kTileElements = int64_t{1} << 25;
+// Exponentials that are kept for the rows' gradient: 2 GiB in bfloat16.
+constexpr int64_t kKeptLogits = int64_t{1} << 30;
+// e^70 and the sum of 10^8 of them are in the range of float32.
+constexpr float kLargestScale = 70;
+// Probabilities in float16 are multiplied by it: below 6e-5 / 2^14 they lose digits, and 2^14 is in its range.
+constexpr double kHalfUnit = 1 << 14;
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+at::ScalarType type_of(Precision precision) {
+  switch (precision) {
+    case Precision::bf16:
+      return at::kBFloat16;
+    case Precision::fp16:
+      return at::kHalf;
+    case Precision::fp32:
+    case Precision::tf32:
+      break;
+  }
+  return at::kFloat;
+}
+
+cuda::Numbers numbers(const at::Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  return {tensor.data_ptr(), type == at::kFloat      ? cuda::Number::float32
+                             : type == at::kBFloat16 ? cuda::Number::bfloat16
+                                                     : cuda::Number::float16};
+}
+
+// out = a b, summed in float32.
+void product(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+  if (out.scalar_type() == a.scalar_type()) {
+    at::mm_out(out, a, b);
+  } else {
+    at::mm_out(out, a, b, out.scalar_type());
+  }
+}
+
+// A number that the device computes and the host reads later.
+class LateCount {
+ public:
+  explicit LateCount(at::Device device)
+      : on_device(at::empty({1}, at::TensorOptions(device).dtype(at::kInt))),
+        on_host_(at::empty({1}, at::TensorOptions(at::kInt).pinned_memory(true))) {
+    C10_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+  }
+  LateCount(const LateCount&) = delete;
+  LateCount& operator=(const LateCount&) = delete;
+  ~LateCount() { cudaEventDestroy(event_); }
+
+  void fetch(cudaStream_t stream) {
+    C10_CUDA_CHECK(cudaMemcpyAsync(on_host_.data_ptr<int32_t>(), on_device.data_ptr<int32_t>(), sizeof(int32_t),
+                                   cudaMemcpyDeviceToHost, stream));
+    C10_CUDA_CHECK(cudaEventRecord(event_, stream));
+  }
+  int64_t wait() const {
+    C10_CUDA_CHECK(cudaEventSynchronize(event_));
+    return *on_host_.const_data_ptr<int32_t>();
+  }
+
+  const at::Tensor on_device;
+
+ private:
+  const at::Tensor on_host_;
+  cudaEvent_t event_ = nullptr;
+};
+
+class Step final : public CudaStep {
+ public:
+  Step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight, at::Tensor momentum)
+      : comm_(comm),
+        options_(options),
+        rows_(rows),
+        device_(weight.device()),
+        low_(type_of(options.precision)),
+        relative_(options.scale <= kLargestScale && low_ != at::kHalf),
+        weight_(std::move(weight)),
+        momentum_(std::move(momentum)),
+        count_(at::full({1}, rows.count, of(at::kInt))),
+        negatives_(device_) {
+    const c10::cuda::CUDAGuard guard(device_);
+    cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
+    if (all()) return;
+    words_ = at::empty({(rows.count + 31) / 32}, of(at::kInt));
+    next_words_ = at::empty_like(words_);
+    word_offsets_ = at::empty_like(words_);
+    offsets_ = at::empty({cuda::sample_blocks(rows.count)}, of(at::kInt));
+  }
+
+  PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
+
+  void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) override {
+    if (!gradient_.defined()) return;
+    const c10::cuda::CUDAGuard guard(device_);
+    cuda::update_rows(numbers(weight_), numbers(momentum_), sample(), dim(), row_gradient(), sgd,
+                      skip.defined() ? skip.const_data_ptr<float>() : nullptr, options_.seed, step_, rows_.first,
+                      stream());
+  }
+
+  at::Tensor sampled() const override {
+    if (!gradient_.defined()) return at::empty({0}, of(at::kLong));
+    return all() ? at::arange(rows_.count, of(at::kLong)) : sampled_.narrow(0, 0, count_.item<int>());
+  }
+
+  at::Tensor sampled_gradient() const override {
+    if (!gradient_.defined()) return at::empty({0, dim()}, of(at::kFloat));
+    const c10::cuda::CUDAGuard guard(device_);
+    at::Tensor out = at::empty({capacity_, dim()}, of(at::kFloat));
+    cuda::row_gradients(numbers(weight_), sample(), dim(), row_gradient(), out.data_ptr<float>(), stream());
+    return out.narrow(0, 0, count_.item<int>());
+  }
+
+  at::Tensor labels() const override {
+    return packed_.narrow(1, dim(), 2).contiguous().view(at::kLong).view({-1}).to(at::kCPU);
+  }
+
+ private:
+  at::TensorOptions of(at::ScalarType type) const { return at::TensorOptions(device_).dtype(type); }
+  cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()).stream(); }
+  int64_t dim() const { return options_.embedding_dim; }
+  bool all() const { return options_.sample_rate >= 1; }
+
+  cuda::Sampled sample() const {
+    return {all() ? nullptr : sampled_.const_data_ptr<int64_t>(), count_.const_data_ptr<int32_t>(), capacity_};
+  }
+  cuda::RowGradient row_gradient() const {
+    return {numbers(gradient_), inverse_norms_.const_data_ptr<float>(), static_cast<float>(gradient_unit_)};
+  }
+  static uint32_t* bits(const at::Tensor& words) { return reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()); }
+
+  void draw_negatives(uint64_t step);
+  void choose_rows(uint64_t step, int64_t batch);
+
+  Comm& comm_;
+  const PfcOptions options_;
+  const RowRange rows_;
+  const at::Device device_;
+  const at::ScalarType low_;  // of the products' operands
+  const bool relative_;       // one pass, with exponentials relative to 1
+  const at::Tensor weight_, momentum_;
+
+  // The sample of the last step, and the negatives of step drawn_.
+  at::Tensor words_, word_offsets_, offsets_, sampled_, count_, next_words_;
+  LateCount negatives_;
+  std::optional<uint64_t> drawn_;
+  int64_t capacity_ = 0;
+
+  // Of the last step.
+  uint64_t step_ = 0;
+  at::Tensor packed_, inverse_norms_, gradient_;
+  double gradient_unit_ = 1;
+};
+
+void Step::draw_negatives(uint64_t step) {
+  cuda::sample_negatives(ClassSample(options_.seed, step, options_.sample_rate), rows_.first, rows_.count,
+                         bits(next_words_), stream());
+  cuda::count_sample(bits(next_words_), rows_.count, offsets_.data_ptr<int32_t>(),
+                     negatives_.on_device.data_ptr<int32_t>(), stream());
+  negatives_.fetch(stream());
+  drawn_ = step;
+}
+
+void Step::choose_rows(uint64_t step, int64_t batch) {
+  if (all()) {
+    capacity_ = round_up(rows_.count, cuda::kCapacityStep);
+    return;
+  }
+  if (drawn_ != step) draw_negatives(step);
+  std::swap(words_, next_words_);
+  capacity_ = round_up(std::min(negatives_.wait() + batch, rows_.count), cuda::kCapacityStep);
+  cuda::mark_positives(packed_.const_data_ptr<float>(), batch, dim(), rows_.first, rows_.count, bits(words_), stream());
+  sampled_ = at::empty({capacity_}, of(at::kLong));
+  cuda::count_sample(bits(words_), rows_.count, offsets_.data_ptr<int32_t>(), count_.data_ptr<int32_t>(), stream());
+  cuda::list_sample(bits(words_), rows_.count, offsets_.const_data_ptr<int32_t>(), sampled_.data_ptr<int64_t>(),
+                    word_offsets_.data_ptr<int32_t>(), stream());
+  draw_negatives(step + 1);
+}
+
+PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
+  const at::NoGradGuard no_grad;
+  const c10::cuda::CUDAGuard guard(device_);
+  step_ = step;
+  const int64_t own_batch = embeddings.size(0), batch = own_batch * comm_.size(), d = dim();
+  const double scale = options_.scale;
+
+  // Gather the batch of all ranks, and choose the rows.
+  const at::Tensor x = embeddings.contiguous();
+  const at::Tensor own_labels = labels.to(of(at::kLong), /*non_blocking=*/true).contiguous();
+  at::Tensor own_packed = at::empty({own_batch, cuda::packed_floats(d)}, of(at::kFloat));
+  at::Tensor feature_inverse_norms = at::empty({own_batch}, of(at::kFloat));
+  cuda::pack_features(x.const_data_ptr<float>(), own_labels.const_data_ptr<int64_t>(), own_batch, d,
+                      own_packed.data_ptr<float>(), feature_inverse_norms.data_ptr<float>(), stream());
+  packed_ = own_packed;
+  if (comm_.size() > 1) {
+    packed_ = at::empty({batch, cuda::packed_floats(d)}, of(at::kFloat));
+    comm_.all_gather(packed_, own_packed);
+  }
+  const float* const packed = packed_.const_data_ptr<float>();
+  choose_rows(step, batch);
+
+  // The targets, in float64, and rows and features at unit length in the products' type.
+  const at::Tensor columns = at::empty({batch}, of(at::kInt)), doubles = at::empty({4, batch}, of(at::kDouble));
+  const cuda::Targets targets{columns.data_ptr<int32_t>(), doubles[0].data_ptr<double>(),
+                              doubles[1].data_ptr<double>()};
+  cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all() ? nullptr : bits(words_),
+                     all() ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, scale, targets,
+                     stream());
+  const at::Tensor rows = at::empty({capacity_, d}, of(low_));
+  inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
+  cuda::gather_unit_rows(numbers(weight_), sample(), d, numbers(rows), inverse_norms_.data_ptr<float>(), stream());
+  const at::Tensor features = at::empty({batch, d}, of(low_));
+  cuda::scale_features(packed, nullptr, batch, d, numbers(features), stream());
+
+  // Tiles of the sample.
+  const int64_t wanted = options_.tile_rows > 0 ? options_.tile_rows : kTileElements / batch;
+  const int64_t tile_columns = std::min(std::max(wanted / cuda::kTileStep, int64_t{1}) * cuda::kTileStep,
+                                        std::max(capacity_, cuda::kCapacityStep));
+  const at::Tensor tile_cosines = at::empty({batch * tile_columns}, of(at::kFloat));
+  const auto for_tiles = [&](int64_t from, auto body) {
+    for (int64_t first = from; first < capacity_; first += tile_columns) {
+      const int64_t t = std::min(tile_columns, capacity_ - first);
+      at::Tensor cosines = tile_cosines.narrow(0, 0, batch * t).view({batch, t});
+      const at::Tensor tile_rows = rows.narrow(0, first, t);
+      product(cosines, features, tile_rows.t());
+      const float filter = options_.interclass_filter ? *options_.interclass_filter : INFINITY;
+      body(cuda::Tile{cosines.const_data_ptr<float>(), batch, first, t, count_.const_data_ptr<int32_t>(),
+                      targets.columns, options_.scale, filter},
+           tile_rows);
+    }
+  };
+  const auto exponentials = [&](const cuda::Tile& tile, const at::Tensor& shifts, const at::Tensor& out,
+                                const at::Tensor& sums) {
+    cuda::exponentials(tile, shifts.defined() ? shifts.const_data_ptr<float>() : nullptr, numbers(out), out.stride(0),
+                       sums.defined() ? sums.data_ptr<double>() : nullptr, stream());
+  };
+  const int64_t keep = options_.kept_logits >= 0 ? options_.kept_logits : kKeptLogits;
+  const int64_t kept = !relative_                  ? 0
+                       : batch * capacity_ <= keep ? capacity_
+                                                   : keep / batch / tile_columns * tile_columns;
+  const at::Tensor kept_exponentials = at::empty({batch, kept}, of(low_));
+  const at::Tensor tile_exponentials = at::empty({kept < capacity_ ? batch * tile_columns : 0}, of(low_));
+  const auto place_of = [&](const cuda::Tile& tile) {
+    return tile.first < kept ? kept_exponentials.narrow(1, tile.first, tile.t)
+                             : tile_exponentials.narrow(0, 0, batch * tile.t).view({batch, tile.t});
+  };
+  // The products of the exponentials with the rows, over all tiles.
+  at::Tensor feature_sums;
+  const auto add_feature_sums = [&](const at::Tensor& exponentials, const at::Tensor& tile_rows) {
+    if (!feature_sums.defined()) {
+      feature_sums = at::empty({batch, d}, of(at::kFloat));
+      product(feature_sums, exponentials, tile_rows);
+    } else if (low_ == at::kFloat) {
+      feature_sums.addmm_(exponentials, tile_rows);
+    } else {
+      feature_sums = at::addmm(feature_sums, exponentials, tile_rows, at::kFloat);
+    }
+  };
+
+  // First pass: Z and s t of each picture over this rank's classes; then the sums over all ranks.
+  const int64_t blocks = round_up(capacity_, cuda::kTileStep) / cuda::kTileStep;
+  const at::Tensor sums = at::empty({blocks, batch}, of(at::kDouble));
+  for_tiles(0, [&](const cuda::Tile& tile, const at::Tensor& tile_rows) {
+    if (!relative_) return cuda::sum_exponentials(tile, sums.data_ptr<double>(), stream());
+    const at::Tensor place = place_of(tile);
+    exponentials(tile, {}, place, sums);
+    add_feature_sums(place, tile_rows);
+  });
+  at::Tensor shared = doubles.narrow(0, 2, 2);
+  double *const z = shared[0].data_ptr<double>(), *const target = shared[1].data_ptr<double>();
+  cuda::finish_sums(sums.const_data_ptr<double>(), blocks, batch, targets, z, target, stream());
+  if (comm_.size() > 1) comm_.all_reduce_sum(shared);
+  const at::Tensor floats = at::empty({3, batch}, of(at::kFloat)), loss = at::empty({}, of(at::kDouble));
+  const cuda::Coefficients by_picture{floats[0].data_ptr<float>(), floats[1].data_ptr<float>(),
+                                      floats[2].data_ptr<float>()};
+  const double unit = low_ == at::kHalf ? kHalfUnit : 1;
+  cuda::coefficients(z, target, packed, batch, d, options_.num_classes, scale, relative_, unit, targets, by_picture,
+                     loss.data_ptr<double>(), stream());
+
+  // Second pass: the gradients of the sampled rows.
+  gradient_unit_ = relative_ ? 1 : scale / static_cast<double>(batch) / unit;
+  at::Tensor scaled = features;
+  if (relative_) {
+    scaled = at::empty_like(features);
+    cuda::scale_features(packed, by_picture.factors, batch, d, numbers(scaled), stream());
+  }
+  // In the products' type, as autograd would have it; of float16 the range is too small for it.
+  gradient_ = at::empty({capacity_, d}, of(low_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat));
+  if (kept > 0) product(gradient_.narrow(0, 0, kept), kept_exponentials.t(), scaled);
+  for_tiles(kept, [&](const cuda::Tile& tile, const at::Tensor& tile_rows) {
+    const at::Tensor place = place_of(tile);
+    exponentials(tile, relative_ ? at::Tensor() : floats[2], place, {});
+    if (!relative_) add_feature_sums(place, tile_rows);
+    product(gradient_.narrow(0, tile.first, tile.t), place.t(), scaled);
+  });
+  cuda::add_target_gradients(packed, batch, d, targets, by_picture.target_gradients, gradient_unit_, numbers(gradient_),
+                             stream());
+
+  // The gradients of all ranks' features, their sum over the ranks, and back through the normalization.
+  if (!feature_sums.defined()) feature_sums = at::zeros({batch, d}, of(at::kFloat));
+  at::Tensor feature_gradients = at::empty({batch, d}, of(at::kFloat));
+  cuda::feature_gradients(feature_sums.const_data_ptr<float>(), by_picture.factors, by_picture.target_gradients, batch,
+                          d, targets, numbers(weight_), sample(), inverse_norms_.const_data_ptr<float>(),
+                          feature_gradients.data_ptr<float>(), stream());
+  at::Tensor result = feature_gradients;
+  if (comm_.size() > 1) {
+    result = at::empty({own_batch, d}, of(at::kFloat));
+    comm_.reduce_scatter_sum(result, feature_gradients);
+  }
+  cuda::unnormalize_gradients(x.const_data_ptr<float>(), feature_inverse_norms.const_data_ptr<float>(), own_batch, d,
+                              result.data_ptr<float>(), stream());
+  return {loss, result};
+}
+
+}  // namespace
+
+std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight,
+                                         at::Tensor momentum) {
+  return std::make_unique<Step>(comm, options, rows, std::move(weight), std::move(momentum));
+}
+
+}  // namespace facetrain
+
+#endif
