@@ -1,16 +1,19 @@
 #include "model/batch_norm_prelu.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/prelu.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cmath>
-#include <vector>
+#include <optional>
 
+#include "model/norm_kernels.h"
+#include "model/norm_math.h"
 #include "model/rows.h"
 
 namespace facetrain {
@@ -19,7 +22,7 @@ namespace {
 constexpr double kMomentum = 0.1;  // of the running statistics
 
 // Mean and sum of squared distances from it, by channel; both start at 0. Two passes, the second over rows that are
-// still in the cache, because the one-pass formula E[x^2] - E[x]^2 loses digits by cancellation.
+// still in the cache.
 FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, int64_t channels,
                                       float* FT_RESTRICT mean, float* FT_RESTRICT squares) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -34,24 +37,28 @@ FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, 
   }
 }
 
-// The operator's values by channel: y = PReLU((x - mean) scale + beta), where scale is gamma / deviation. The mean is
-// subtracted first, because folding it into beta would lose digits if it is large.
+// The operator's values by channel. Without PReLU the slope is 1.
 struct ByChannel {
-  ByChannel(const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& beta, const at::Tensor& slope)
-      : mean(mean.const_data_ptr<float>()),
-        scale(scale.const_data_ptr<float>()),
+  ByChannel(const Scaling& scaling, const at::Tensor& beta, const at::Tensor& slope)
+      : mean(scaling.mean.const_data_ptr<float>()),
+        scale(scaling.scale.const_data_ptr<float>()),
         beta(beta.const_data_ptr<float>()),
         slope(slope.const_data_ptr<float>()) {}
   const float *FT_RESTRICT mean, *FT_RESTRICT scale, *FT_RESTRICT beta, *FT_RESTRICT slope;
 };
 
-FT_VECTORIZED void forward_rows(const float* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels,
-                                float* FT_RESTRICT y) {
+FT_VECTORIZED void prelu_rows(const float* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels,
+                              float* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float normed = (x[c] - by.mean[c]) * by.scale[c] + by.beta[c], negative = normed * by.slope[c];
-      y[c] = normed > 0 ? normed : negative;
-    }
+    for (int64_t c = 0; c < channels; ++c)
+      y[c] = prelu_value(normalized(x[c] - by.mean[c], by.scale[c], by.beta[c]), by.slope[c]);
+  }
+}
+
+FT_VECTORIZED void add_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT residual, ByChannel by, int64_t rows,
+                            int64_t channels, float* FT_RESTRICT y) {
+  for (int64_t row = 0; row < rows; ++row, x += channels, residual += channels, y += channels) {
+    for (int64_t c = 0; c < channels; ++c) y[c] = normalized(x[c] - by.mean[c], by.scale[c], by.beta[c]) + residual[c];
   }
 }
 
@@ -61,27 +68,23 @@ FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_REST
                                 float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      const float centred = x[c] - by.mean[c], normed = centred * by.scale[c] + by.beta[c];
-      const float product = gradient[c] * normed, scaled = gradient[c] * by.slope[c];
-      const float through = normed > 0 ? gradient[c] : scaled;
-      slope_gradient[c] += normed > 0 ? 0.f : product;
+      const float centred = x[c] - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);
+      const float through = prelu_gradient(z, gradient[c], by.slope[c]);
+      slope_gradient[c] += prelu_slope_gradient(z, gradient[c]);
       beta_gradient[c] += through;
       gamma_gradient[c] += through * centred;
     }
   }
 }
 
-// dx = scale (dz - constant - (x - mean) linear), where dz is the gradient after the normalization. `constant` and
-// `linear` are the derivatives through the batch's mean and variance.
 FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
                                  const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
                                  int64_t channels, float* FT_RESTRICT x_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      const float centred = x[c] - by.mean[c], normed = centred * by.scale[c] + by.beta[c],
-                  scaled = gradient[c] * by.slope[c];
-      const float through = normed > 0 ? gradient[c] : scaled;
-      x_gradient[c] = by.scale[c] * (through - constant[c] - centred * linear[c]);
+      const float centred = x[c] - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);
+      const float through = prelu_gradient(z, gradient[c], by.slope[c]);
+      x_gradient[c] = norm_gradient(through, centred, by.scale[c], constant[c], linear[c]);
     }
   }
 }
@@ -90,102 +93,172 @@ struct Statistics {
   at::Tensor mean, variance;  // [C], variance without Bessel's correction
 };
 
-Statistics batch_statistics(const at::Tensor& x) {
+Statistics batch_statistics(const at::Tensor& x, const at::TensorOptions& options) {
   const Rows rows(x);
   const int64_t channels = rows.channels;
-  at::Tensor means = at::zeros({rows.chunks, channels}, x.options()),
-             squares = at::zeros({rows.chunks, channels}, x.options());
-  rows.for_each_chunk([&, from = x.const_data_ptr<float>(), means_to = means.mutable_data_ptr<float>(),
-                       squares_to = squares.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
-    statistics_of_rows(from + offset, count, channels, means_to + chunk * channels, squares_to + chunk * channels);
+  at::Tensor means = at::zeros({rows.chunks, channels}, options), squares = at::zeros({rows.chunks, channels}, options);
+  rows.for_each_chunk([&, means_to = means.mutable_data_ptr<float>(), squares_to = squares.mutable_data_ptr<float>()](
+                          int64_t chunk, int64_t offset, int64_t count) {
+    const FloatRows from(FloatRows::kX, x, offset, count * channels);
+    statistics_of_rows(from.read(), count, channels, means_to + chunk * channels, squares_to + chunk * channels);
   });
-  // Joins the chunks by the update of Chan, Golub and LeVeque (1979).
-  Statistics result{at::empty({channels}, x.options()), at::empty({channels}, x.options())};
+  Statistics result{at::empty({channels}, options), at::empty({channels}, options)};
   for (int64_t c = 0; c < channels; ++c) {
-    double mean = 0, square = 0, count = 0;
+    Moments<double> all{0, 0, 0};
     for (int64_t chunk = 0; chunk < rows.chunks; ++chunk) {
       const auto rows_of_chunk = static_cast<double>(std::min(Rows::kChunk, rows.count - chunk * Rows::kChunk));
-      const double distance = means.const_data_ptr<float>()[chunk * channels + c] - mean;
-      count += rows_of_chunk;
-      mean += distance * rows_of_chunk / count;
-      square += squares.const_data_ptr<float>()[chunk * channels + c] +
-                distance * distance * rows_of_chunk * (count - rows_of_chunk) / count;
+      all = joined(all, {rows_of_chunk, means.const_data_ptr<float>()[chunk * channels + c],
+                         squares.const_data_ptr<float>()[chunk * channels + c]});
     }
-    result.mean.mutable_data_ptr<float>()[c] = static_cast<float>(mean);
-    result.variance.mutable_data_ptr<float>()[c] = static_cast<float>(square / count);
+    result.mean.mutable_data_ptr<float>()[c] = static_cast<float>(all.mean);
+    result.variance.mutable_data_ptr<float>()[c] = static_cast<float>(all.squares / all.count);
   }
   return result;
 }
 
-class BatchNormPRelu : public torch::autograd::Function<BatchNormPRelu> {
+namespace cpu {
+
+Scaling scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training) {
+  Statistics statistics{norm.running_mean, norm.running_variance};
+  if (training) {
+    statistics = batch_statistics(x, norm.running_mean.options());
+    const auto count = static_cast<double>(Rows(x).count);
+    norm.running_mean.lerp_(statistics.mean, momentum);
+    norm.running_variance.lerp_(statistics.variance * (count / (count - 1)), momentum);
+  }
+  const at::Tensor inverse_deviation = (statistics.variance + norm.epsilon).rsqrt();
+  return {statistics.mean, inverse_deviation, norm.gamma * inverse_deviation};
+}
+
+at::Tensor forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then) {
+  at::Tensor y = at::empty_like(x);
+  const Rows rows(x);
+  const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
+  const ByChannel by(scaling, beta, slope);
+  rows.for_each_chunk([&](int64_t, int64_t offset, int64_t count) {
+    const int64_t values = count * rows.channels;
+    const FloatRows from(FloatRows::kX, x, offset, values), to(FloatRows::kResult, y, offset, values);
+    if (then.residual.defined()) {
+      const FloatRows residual(FloatRows::kGradient, then.residual, offset, values);
+      add_rows(from.read(), residual.read(), by, count, rows.channels, to.write());
+    } else {
+      prelu_rows(from.read(), by, count, rows.channels, to.write());
+    }
+    to.store();
+  });
+  return y;
+}
+
+NormGradients backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling, const at::Tensor& beta,
+                       const Then& then, bool training) {
+  const Rows rows(x);
+  const int64_t channels = rows.channels;
+  const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
+  const ByChannel by(scaling, beta, slope);
+  at::Tensor partial = at::zeros({rows.chunks, 3, channels}, beta.options());
+  rows.for_each_chunk([&, to = partial.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
+    const FloatRows from(FloatRows::kX, x, offset, count * channels),
+        above(FloatRows::kGradient, gradient, offset, count * channels);
+    float* const sums = to + chunk * 3 * channels;
+    sums_of_rows(from.read(), above.read(), by, count, channels, sums, sums + channels, sums + 2 * channels);
+  });
+  const at::Tensor sums = partial.sum(0);
+  const at::Tensor beta_gradient = sums[1], gamma_gradient = sums[2] * scaling.inverse_deviation;
+
+  // Running statistics do not depend on x.
+  const double share = training ? 1.0 / static_cast<double>(rows.count) : 0;
+  const at::Tensor constant = beta_gradient * share, linear = gamma_gradient * scaling.inverse_deviation * share;
+  at::Tensor x_gradient = at::empty_like(x);
+  rows.for_each_chunk([&, constants = constant.const_data_ptr<float>(), linears = linear.const_data_ptr<float>()](
+                          int64_t, int64_t offset, int64_t count) {
+    const int64_t values = count * channels;
+    const FloatRows from(FloatRows::kX, x, offset, values), above(FloatRows::kGradient, gradient, offset, values),
+        to(FloatRows::kResult, x_gradient, offset, values);
+    backward_rows(from.read(), above.read(), by, constants, linears, count, channels, to.write());
+    to.store();
+  });
+  return {x_gradient, gamma_gradient, beta_gradient, then.slope.defined() ? sums[0] : at::Tensor()};
+}
+
+}  // namespace cpu
+
+class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
  public:
+  // `slope` and `residual` are optional, because autograd takes no undefined tensors.
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
-                            const at::Tensor& beta, const at::Tensor& slope, const Statistics& statistics,
-                            double epsilon, bool training) {
-    const at::Tensor inverse_deviation = (statistics.variance + epsilon).rsqrt();
-    const at::Tensor scale = gamma * inverse_deviation;
-    context->save_for_backward({x, statistics.mean, scale, beta, slope, inverse_deviation});
+                            const at::Tensor& beta, const std::optional<at::Tensor>& slope,
+                            const std::optional<at::Tensor>& residual, const at::Tensor& running_mean,
+                            const at::Tensor& running_variance, double epsilon, bool training) {
+    const BatchNorm norm{gamma, beta, running_mean, running_variance, epsilon};
+    const Then then{slope.value_or(at::Tensor()), residual.value_or(at::Tensor())};
+    const Scaling by =
+        x.is_cuda() ? cuda::scaling(x, norm, kMomentum, training) : cpu::scaling(x, norm, kMomentum, training);
+    context->save_for_backward({x, by.mean, by.inverse_deviation, by.scale, beta, then.slope});
     context->saved_data["training"] = training;
-    at::Tensor y = at::empty_like(x);
-    const Rows rows(x);
-    const ByChannel by(statistics.mean, scale, beta, slope);
-    rows.for_each_chunk([&, from = x.const_data_ptr<float>(), to = y.mutable_data_ptr<float>()](int64_t, int64_t offset,
-                                                                                                int64_t count) {
-      forward_rows(from + offset, by, count, rows.channels, to + offset);
-    });
-    return y;
+    context->saved_data["residual"] = residual.has_value();
+    return x.is_cuda() ? cuda::forward(x, by, beta, then) : cpu::forward(x, by, beta, then);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
     const auto saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], &inverse_deviation = saved[5];
+    const at::Tensor &x = saved[0], &beta = saved[4];
+    const Scaling by{saved[1], saved[2], saved[3]};
+    const bool training = context->saved_data["training"].toBool();
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
-    const ByChannel by(saved[1], saved[2], saved[3], saved[4]);
-    const Rows rows(x);
-    const int64_t channels = rows.channels;
-    const float *x_from = x.const_data_ptr<float>(), *gradient_from = gradient.const_data_ptr<float>();
-
-    at::Tensor partial = at::zeros({rows.chunks, 3, channels}, x.options());
-    rows.for_each_chunk([&, to = partial.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
-      float* const sums = to + chunk * 3 * channels;
-      sums_of_rows(x_from + offset, gradient_from + offset, by, count, channels, sums, sums + channels,
-                   sums + 2 * channels);
-    });
-    const at::Tensor sums = partial.sum(0);
-    const at::Tensor slope_gradient = sums[0], beta_gradient = sums[1], gamma_gradient = sums[2] * inverse_deviation;
-
-    // Running statistics do not depend on x.
-    const double share = context->saved_data["training"].toBool() ? 1.0 / static_cast<double>(rows.count) : 0;
-    const at::Tensor constant = beta_gradient * share, linear = gamma_gradient * inverse_deviation * share;
-    at::Tensor x_gradient = at::empty_like(x);
-    rows.for_each_chunk([&, constants = constant.const_data_ptr<float>(), linears = linear.const_data_ptr<float>(),
-                         to = x_gradient.mutable_data_ptr<float>()](int64_t, int64_t offset, int64_t count) {
-      backward_rows(x_from + offset, gradient_from + offset, by, constants, linears, count, channels, to + offset);
-    });
-    return {x_gradient, gamma_gradient, beta_gradient, slope_gradient, {}, {}, {}};
+    const NormGradients to = x.is_cuda() ? cuda::backward(x, gradient, by, beta, {saved[5], {}}, training)
+                                         : cpu::backward(x, gradient, by, beta, {saved[5], {}}, training);
+    const at::Tensor residual = context->saved_data["residual"].toBool() ? gradient : at::Tensor();
+    return {to.x, to.gamma, to.beta, to.slope, residual, {}, {}, {}, {}};
   }
 };
+
+at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, bool training) {
+  const auto given = [](const at::Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; };
+  return FusedBatchNorm::apply(x, norm.gamma, norm.beta, given(then.slope), given(then.residual), norm.running_mean,
+                               norm.running_variance, norm.epsilon, training);
+}
+
+// Whether there are kernels of our own for x.
+bool has_kernels(const at::Tensor& x, const BatchNorm& norm) {
+  return (has_cpu_rows(x) || cuda::has_rows(x)) && norm.gamma.scalar_type() == at::kFloat &&
+         norm.gamma.numel() == x.size(1);
+}
 
 }  // namespace
 
 at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training) {
+  if (x.is_cuda() && has_kernels(x, norm)) return fused(x, norm, {}, training);
   return at::batch_norm(x, norm.gamma, norm.beta, norm.running_mean, norm.running_variance, training, kMomentum,
                         norm.epsilon,
                         /*cudnn_enabled=*/true);
 }
 
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training) {
-  if (!is_rows(x) || norm.gamma.numel() != x.size(1) || slope.numel() != x.size(1))
-    return at::prelu(batch_norm(x, norm, training), slope);
-  Statistics statistics{norm.running_mean, norm.running_variance};
-  if (training) {
-    statistics = batch_statistics(x.detach());
-    const auto count = static_cast<double>(Rows(x).count);
-    norm.running_mean.lerp_(statistics.mean, kMomentum);
-    norm.running_variance.lerp_(statistics.variance * (count / (count - 1)), kMomentum);
-  }
-  return BatchNormPRelu::apply(x, norm.gamma, norm.beta, slope, statistics, norm.epsilon, training);
+  if (!has_kernels(x, norm) || slope.numel() != x.size(1))
+    return at::prelu(batch_norm(x, norm, training), slope.to(x.scalar_type()));
+  return fused(x, norm, {slope, {}}, training);
 }
+
+at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, bool training) {
+  if (!has_kernels(x, norm) || residual.sizes() != x.sizes() || residual.scalar_type() != x.scalar_type())
+    return at::add(batch_norm(x, norm, training), residual);
+  return fused(x, norm, {{}, residual.contiguous(x.suggest_memory_format())}, training);
+}
+
+#ifndef FACETRAIN_CUDA
+namespace cuda {
+
+bool has_rows(const at::Tensor&) { return false; }
+Scaling scaling(const at::Tensor&, const BatchNorm&, double, bool) { TORCH_CHECK(false, "a build without CUDA"); }
+at::Tensor forward(const at::Tensor&, const Scaling&, const at::Tensor&, const Then&) {
+  TORCH_CHECK(false, "a build without CUDA");
+}
+NormGradients backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&, bool) {
+  TORCH_CHECK(false, "a build without CUDA");
+}
+
+}  // namespace cuda
+#endif
 
 }  // namespace facetrain

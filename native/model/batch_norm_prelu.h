@@ -1,9 +1,9 @@
-// Batch norm and the PReLU after it as one operator: nearly every convolution of a face backbone is followed by these
-// two.
+// Batch norm and what follows it in a face backbone, a PReLU or the addition that ends a residual block, as one
+// operator. Nearly every convolution is followed by one of these.
 //
-// Both are bound by memory bandwidth. Separately, they read or write an activation five times in the forward pass and
-// eight times in the backward pass, and keep two tensors of its size for the backward pass. As one operator these
-// numbers are three, five and one.
+// All are bound by memory bandwidth. Separately, batch norm and PReLU read or write an activation five times in the
+// forward pass and eight times in the backward pass, and keep two tensors of its size for the backward pass. As one
+// operator these numbers are three, five and one. Addition saves two passes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,18 +11,20 @@
 namespace facetrain {
 
 struct BatchNorm {
-  at::Tensor gamma, beta, running_mean, running_variance;  // [C]
+  at::Tensor gamma, beta, running_mean, running_variance;  // [C] float32
   double epsilon;                                          // added to the variance
 };
 
-// PReLU(BN(x)), x [N, C, ...], slope [C] or [1]. Differentiable in x, gamma, beta and slope.
+// BN(x), PReLU(BN(x)) and BN(x) + residual, of x's type, for x [N, C, ...], slope [C] or [1], and a residual of x's
+// shape. Differentiable in all tensors but the running statistics. Statistics, their gradients and all sums are
+// float32 also if x is of 16 bits.
 //
 // In training, normalizes by the statistics of the batch and moves the running statistics towards them by 0.1 (the
-// variance with Bessel's correction), as torch does. Otherwise normalizes by the running statistics. If x is not
-// float32 and channels-last on a CPU, calls ATen's two operators.
-at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training);
-
-// ATen's batch norm, with the same meaning of `training`.
+// variance with Bessel's correction), as torch does. Otherwise normalizes by the running statistics. Calls ATen's
+// operators where there are no kernels of our own: for a plain batch norm on a CPU, and for an x that is not
+// channels-last or [N, C], or of a type other than float32 and bfloat16 (on CUDA also float16).
 at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training);
+at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training);
+at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, bool training);
 
 }  // namespace facetrain

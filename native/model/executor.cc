@@ -4,6 +4,9 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
+#include <set>
+
 #include "error.h"
 #include "model/operators.h"
 #include "torch_error.h"
@@ -25,45 +28,58 @@ struct Step {
   int output = 0;
 };
 
-// The batch norms whose value only one PRelu reads, each mapped to that PRelu, and these PRelus, each mapped to itself.
-std::map<const Node*, const Node*> norms_with_prelu(const Graph& graph) {
+// The batch norms that are computed in one step with the only node that reads them, a PRelu or an Add, by that node.
+std::map<const Node*, const Node*> fused_norms(const Graph& graph) {
   std::map<std::string, std::vector<const Node*>> readers;
   for (const Node& node : graph.nodes) {
     for (const std::string& input : node.inputs) readers[input].push_back(&node);
   }
-  std::map<const Node*, const Node*> fused;
+  std::map<const Node*, const Node*> norms;
   for (const Node& node : graph.nodes) {
     if (node.op != "BatchNormalization" || node.outputs.empty() || node.outputs[0] == graph.output.name) continue;
     const auto& reading = readers[node.outputs[0]];
-    if (reading.size() != 1 || reading[0]->op != "PRelu" || reading[0]->outputs.empty() ||
-        reading[0]->inputs[0] != node.outputs[0])
-      continue;
-    fused[&node] = reading[0];
-    fused[reading[0]] = reading[0];
+    if (reading.size() != 1 || reading[0]->outputs.empty()) continue;  // an Add of a value to itself reads it twice
+    const Node& reader = *reading[0];
+    const bool prelu = reader.op == "PRelu" && reader.inputs[0] == node.outputs[0];
+    const bool add = reader.op == "Add" && reader.inputs.size() == 2 && reader.attributes.empty() &&
+                     std::ranges::none_of(reader.inputs,
+                                          [&](const std::string& input) { return graph.initializers.contains(input); });
+    if (prelu || add) norms.emplace(&reader, &node);  // of two batch norms that are added, the first
   }
-  return fused;
+  return norms;
 }
 
 class PlanExecutor final : public Executor {
  public:
   PlanExecutor(const Graph& graph, at::Device device) : range_(graph.input.range) {
-    Constants constants(graph, device);
+    set_precision(Precision::fp32);
+    Constants constants(graph, device, compute_);
     std::map<std::string, int> slots{{graph.input.name, 0}};
     std::vector<Step::Input*> last_reader(1, nullptr);
     steps_.reserve(graph.nodes.size());  // last_reader points into it
-    const auto fused = norms_with_prelu(graph);
+    const auto norm_of = fused_norms(graph);
+    std::set<const Node*> fused;
+    for (const auto& [reader, norm] : norm_of) fused.insert(norm);
     for (const Node& node : graph.nodes) {
-      if (fused.contains(&node) && node.op == "PRelu") continue;  // part of its batch norm's step
-      const Node* const prelu = fused.contains(&node) ? fused.at(&node) : nullptr;
+      if (fused.contains(&node)) continue;  // part of its reader's step
+      const auto found = norm_of.find(&node);
+      const Node* const norm = found == norm_of.end() ? nullptr : found->second;
       if (node.outputs.empty()) throw Error("InvalidModel", describe(node), "it has no output", "one");
-      const std::string& output = prelu ? prelu->outputs[0] : node.outputs[0];
+      const std::string& output = node.outputs[0];
       Step& step = steps_.emplace_back();
-      step.run = prelu ? bind_norm_prelu(node, *prelu, constants) : bind(node, constants, output == graph.output.name);
-      step.node = describe(node);
-      step.source = prelu ? describe(*prelu) : step.node;
-      step.inputs.resize(node.inputs.size());  // a fused PRelu's slope is a constant that the operator holds
-      for (size_t i = 0; i < node.inputs.size(); ++i) {
-        const std::string& name = node.inputs[i];
+      step.node = norm ? describe(*norm) : describe(node);
+      step.source = describe(node);
+      // The inputs of a fused batch norm, and then the other summand, if there is one; a PRelu's slope is a constant.
+      std::vector<std::string> names = norm ? norm->inputs : node.inputs;
+      if (norm && node.op == "Add") {
+        step.run = bind_norm_add(*norm, constants);
+        names.push_back(node.inputs[node.inputs[0] == norm->outputs[0] ? 1 : 0]);
+      } else {
+        step.run = norm ? bind_norm_prelu(*norm, node, constants) : bind(node, constants, output == graph.output.name);
+      }
+      step.inputs.resize(names.size());
+      for (size_t i = 0; i < names.size(); ++i) {
+        const std::string& name = names[i];
         if (name.empty() || constants.find(name)) continue;
         const auto slot = slots.find(name);
         if (slot == slots.end()) {
@@ -96,10 +112,16 @@ class PlanExecutor final : public Executor {
 
   const PixelRange& range() const override { return range_; }
 
+  Precision precision() const override { return compute_->precision; }
+  void set_precision(Precision precision) override {
+    compute_->precision = precision;
+    use_precision(precision);
+  }
+
   at::Tensor forward(const at::Tensor& images, bool training) override {
     const c10::InferenceMode inference(!training);
     const c10::AutoGradMode gradients(training);
-    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training, nullptr);
+    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training, nullptr).to(at::kFloat);
   }
 
   void observe(const at::Tensor& images, const Observer& observer) override {
@@ -152,6 +174,7 @@ class PlanExecutor final : public Executor {
   }
 
   const PixelRange range_;
+  const std::shared_ptr<Compute> compute_ = std::make_shared<Compute>();
   std::vector<Step> steps_;
   size_t current_ = 0;  // the step that is running, for messages
   int output_ = 0;      // slot of the graph's output

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "model/graph.h"
+#include "precision.h"
 
 namespace facetrain {
 
@@ -25,7 +26,8 @@ class Executor {
   // the batch and move their running statistics with momentum 0.1, and autograd records.
   virtual at::Tensor forward(const at::Tensor& images, bool training) = 0;
   // Runs the graph in evaluation mode and shows the output of every node, in the order of the graph: a node is named as
-  // in messages, "node 'conv1' (Conv)". A batch norm whose only reader is a PRelu is computed with it and not shown.
+  // in messages, "node 'conv1' (Conv)". A batch norm whose only reader is a PRelu or an Add is computed with it and not
+  // shown.
   using Observer = std::function<void(const std::string& node, const at::Tensor& value)>;
   virtual void observe(const at::Tensor& images, const Observer& observer) = 0;
   // The executor's own tensors with their ONNX names, in the order of the graph. Change them in place, or by set_data.
@@ -40,6 +42,10 @@ class Executor {
   virtual std::vector<Named>& fixed() = 0;
   // Of the graph's input.
   virtual const PixelRange& range() const = 0;
+  // Of later passes; at first fp32. What it means for each operator is in compute.h. Also sets the switches of
+  // use_precision, which are the whole process's: executors that run by turns must have the same precision.
+  virtual Precision precision() const = 0;
+  virtual void set_precision(Precision precision) = 0;
 };
 
 // Plans the graph on `device` and runs it once on two blank pictures. Throws Error(UnsupportedOperator) with the

@@ -5,9 +5,14 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <array>
+#include <type_traits>
+
 #include "error.h"
 #include "model/batch_norm_prelu.h"
+#include "model/compute.h"
 #include "model/node_values.h"
+#include "model/norm_threads.h"
 #include "model/prelu.h"
 #include "test/check.h"
 
@@ -95,42 +100,127 @@ static void test_prelu() {
       CHECK(at::equal(results[0], results[3]));
       CHECK(at::equal(results[1], results[4]));
       CHECK(at::allclose(results[2], results[5], 1e-4, 1e-4));
+
+      // In bfloat16: the same numbers, each rounded once, and a float32 gradient of the slope.
+      const at::Tensor low = x.detach().to(at::kBFloat16), low_gradient = gradient.to(at::kBFloat16);
+      std::vector<at::Tensor> rounded;
+      for (const auto type : {at::kBFloat16, at::kFloat}) {
+        at::Tensor a = low.to(type).clone().set_requires_grad(true), b = slope.detach().clone().set_requires_grad(true);
+        const at::Tensor y = facetrain::prelu(a, b);
+        y.backward(low_gradient.to(type));
+        CHECK(b.grad().scalar_type() == at::kFloat);
+        rounded.insert(rounded.end(), {y.detach().to(at::kBFloat16), a.grad().to(at::kBFloat16), b.grad()});
+      }
+      if (format == at::MemoryFormat::Contiguous && shape.size() == 4) continue;  // ATen rounds the slope as well
+      CHECK(at::equal(rounded[0], rounded[3]));
+      CHECK(at::equal(rounded[1], rounded[4]));
+      CHECK(at::allclose(rounded[2], rounded[5], 1e-4, 1e-4));
     }
   }
 }
 
-static void test_batch_norm_prelu() {
+using cuda::After;  // what follows a batch norm in one operator with it
+
+// Values and gradients of batch norm and what follows it.
+struct NormResults {
+  at::Tensor y, x_gradient, residual_gradient;                               // of x's shape
+  at::Tensor gamma_gradient, beta_gradient, slope_gradient, mean, variance;  // by channel; the last two are running
+};
+
+// Inputs in float32, on a CPU; x, residual and gradient hold numbers of `type`, so every type computes from the same.
+struct NormCase {
+  NormCase(const std::vector<int64_t>& shape, at::ScalarType type, double deviation, double mean) {
+    const auto activations = [&](const at::Tensor& values) {
+      const at::Tensor rounded = values.to(type).to(at::kFloat);
+      return shape.size() == 4 ? rounded.contiguous(at::MemoryFormat::ChannelsLast) : rounded;
+    };
+    x = activations(at::randn(shape) * deviation + mean);
+    residual = activations(at::randn(shape));
+    gradient = activations(at::randn(shape));
+    gamma = at::randn({shape[1]});
+    beta = at::randn({shape[1]});
+    slope = at::rand({shape[1]});
+    running_mean = at::full({shape[1]}, mean - 0.1 * deviation);
+    running_variance = at::full({shape[1]}, 0.16 * deviation);
+  }
+  at::Tensor x, residual, gradient, gamma, beta, slope, running_mean, running_variance;
+};
+
+// Computes with activations of `type` and parameters of `parameters`; `own` by the fused operators, else by ATen's.
+static NormResults norm_results(const NormCase& from, After after, bool own, at::ScalarType type,
+                                at::ScalarType parameters, at::Device device, bool training) {
+  const auto leaf = [&](const at::Tensor& values, at::ScalarType as) {
+    return values.detach().to(at::TensorOptions(device).dtype(as), false, true).set_requires_grad(true);
+  };
+  const at::Tensor x = leaf(from.x, type), residual = leaf(from.residual, type), slope = leaf(from.slope, parameters);
+  const BatchNorm norm{leaf(from.gamma, parameters), leaf(from.beta, parameters),
+                       leaf(from.running_mean, parameters).detach(), leaf(from.running_variance, parameters).detach(),
+                       1e-5};
+  at::Tensor y;
+  if (own) {
+    y = after == After::prelu      ? batch_norm_prelu(x, norm, slope, training)
+        : after == After::residual ? batch_norm_add(x, norm, residual, training)
+                                   : batch_norm(x, norm, training);
+  } else {
+    y = batch_norm(x, norm, training);
+    if (after == After::prelu) y = at::prelu(y, slope);
+    if (after == After::residual) y = y + residual;
+  }
+  CHECK(y.scalar_type() == type);
+  CHECK(y.is_contiguous(x.suggest_memory_format()));
+  y.backward(from.gradient.to(at::TensorOptions(device).dtype(type)));
+  for (const at::Tensor& gradient : {norm.gamma.grad(), norm.beta.grad(), slope.grad()})
+    CHECK(!gradient.defined() || gradient.scalar_type() == parameters);
+  const auto plain = [](const at::Tensor& values) {
+    return values.defined() ? values.detach().to(at::kCPU, at::kDouble) : at::zeros({1}, at::kDouble);
+  };
+  return {plain(y),
+          plain(x.grad()),
+          plain(residual.grad()),
+          plain(norm.gamma.grad()),
+          plain(norm.beta.grad()),
+          plain(slope.grad()),
+          plain(norm.running_mean),
+          plain(norm.running_variance)};
+}
+
+// ||actual - expected|| / ||expected||.
+static double distance(const at::Tensor& actual, const at::Tensor& expected) {
+  return ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item<double>();
+}
+
+// The fused operators against ATen's in float64. Sums and statistics have the digits of float32 in every type;
+// activations are rounded once: to 8 bits by at most 2^-9 of their value in bfloat16, to 11 by 2^-12 in float16.
+static void check_norm(const NormCase& from, at::ScalarType type, at::Device device, double sums) {
+  const double rounding = type == at::kBFloat16 ? 1.0 / 512 : type == at::kHalf ? 1.0 / 4096 : 0;
+  for (const After after : {After::nothing, After::prelu, After::residual}) {
+    for (const bool training : {true, false}) {
+      const NormResults own = norm_results(from, after, true, type, at::kFloat, device, training);
+      const NormResults exact = norm_results(from, after, false, at::kDouble, at::kDouble, at::kCPU, training);
+      const int before = test::failures;
+      CHECK_NEAR(distance(own.y, exact.y), 0, sums + rounding);
+      CHECK_NEAR(distance(own.x_gradient, exact.x_gradient), 0, sums + rounding);
+      CHECK_NEAR(distance(own.residual_gradient, exact.residual_gradient), 0, 0);
+      CHECK_NEAR(distance(own.gamma_gradient, exact.gamma_gradient), 0, sums);
+      CHECK_NEAR(distance(own.beta_gradient, exact.beta_gradient), 0, sums);
+      CHECK_NEAR(distance(own.slope_gradient, exact.slope_gradient), 0, sums);
+      CHECK_NEAR(distance(own.mean, exact.mean), 0, 1e-6);
+      CHECK_NEAR(distance(own.variance, exact.variance), 0, 1e-5);
+      if (test::failures != before) {
+        std::cerr << "  shape " << from.x.sizes() << ", " << type << " on " << device << ", after "
+                  << static_cast<int>(after) << ", training " << training << "\n";
+      }
+    }
+  }
+}
+
+static void test_fused_norms() {
   at::manual_seed(2);
   for (const std::vector<int64_t>& shape :
        std::vector<std::vector<int64_t>>{{2, 3, 5, 7}, {5, 8, 19, 11}, {700, 6}, {30, 33, 1, 1}, {2, 1, 40, 40}}) {
-    for (const bool training : {true, false}) {
-      at::Tensor x = at::randn(shape) * 0.1 + 3;
-      if (shape.size() == 4) x = x.contiguous(at::MemoryFormat::ChannelsLast);
-      const int64_t channels = shape[1];
-      const at::Tensor gamma = at::randn({channels}), beta = at::randn({channels}), slope = at::rand({channels});
-      const at::Tensor gradient = at::randn(shape);
-      const auto results = [&](bool own, at::ScalarType type) {
-        const auto leaf = [&](const at::Tensor& from) {
-          return from.detach().to(type, false, true).set_requires_grad(true);
-        };
-        const at::Tensor a = leaf(x), s = leaf(slope);
-        const BatchNorm norm{leaf(gamma), leaf(beta), at::full({channels}, 2.9, type), at::full({channels}, 0.04, type),
-                             1e-5};
-        const at::Tensor y = own ? batch_norm_prelu(a, norm, s, training) : at::prelu(batch_norm(a, norm, training), s);
-        y.backward(gradient.to(type));
-        std::vector<at::Tensor> list;
-        for (const at::Tensor& result : {y.detach(), a.grad(), norm.gamma.grad(), norm.beta.grad(), s.grad(),
-                                         norm.running_mean, norm.running_variance}) {
-          list.push_back(result.to(at::kDouble));
-        }
-        return list;
-      };
-      // Compares with ATen in float64. The float32 mean, 3, is rounded by up to 2e-6 of the deviation, 0.1.
-      const auto own = results(true, at::kFloat), exact = results(false, at::kDouble);
-      for (size_t i = 0; i < exact.size(); ++i) {
-        CHECK_NEAR(((own[i] - exact[i]).abs().max() / exact[i].abs().max()).item<double>(), 0, 2e-4);
-      }
-    }
+    // The float32 mean, 3, is rounded by up to 2e-6 of the deviation, 0.1.
+    check_norm({shape, at::kFloat, 0.1, 3}, at::kFloat, at::kCPU, 2e-4);
+    check_norm({shape, at::kBFloat16, 0.5, 1}, at::kBFloat16, at::kCPU, 2e-4);
   }
 }
 
@@ -187,13 +277,310 @@ static void test_node_values() {
   CHECK_EQ(nodes[4].constant_channels, 3);  // of channel 0, only the first pixel is 0 somewhere
 }
 
+// The values of `height` threads of a block, joined as join_block of batch_norm_prelu.cu does it.
+template <class Value, class Join>
+static Value joined_block(std::vector<Value> values, Join join) {
+  for (size_t step = values.size() / 2; step > 0; step /= 2) {
+    for (size_t y = 0; y < step; ++y) values[y] = join(values[y], values[y + step]);
+  }
+  return values[0];
+}
+
+// The threads of the CUDA kernels, run one after the other: together they take each value once, and their results are
+// ATen's in float64.
+template <class T, int kWidth>
+static void check_threads(const std::vector<int64_t>& shape, at::ScalarType type) {
+  const NormCase from(shape, type, 0.5, 1);
+  const at::Tensor x = from.x.to(type), gradient = from.gradient.to(type), residual = from.residual.to(type);
+  const int64_t channels = shape[1];
+  const cuda::Tiling tiling(x.numel() / channels, channels, kWidth);
+  const auto* const x_from = static_cast<const T*>(x.const_data_ptr());
+  const auto* const gradient_from = static_cast<const T*>(gradient.const_data_ptr());
+  const auto join_moments = [](const auto& a, const auto& b) { return joined(a, b); };
+
+  // Calls function(part, chunk, x) for each thread; a chunk's threads of one x follow each other.
+  const auto for_each_thread = [&](auto function) {
+    for (int chunk = 0; chunk < tiling.chunks; ++chunk) {
+      for (int column = 0; column < tiling.columns; ++column) {
+        for (int thread_x = 0; thread_x < tiling.width; ++thread_x) {
+          for (int y = 0; y < tiling.height; ++y)
+            function(cuda::Part(tiling, kWidth, column, chunk, thread_x, y), chunk, y);
+        }
+      }
+    }
+  };
+
+  const at::Tensor means = at::zeros({tiling.chunks, channels}), squares = at::zeros({tiling.chunks, channels});
+  std::vector<std::array<Moments<float>, kWidth>> threads(static_cast<size_t>(tiling.height));
+  for_each_thread([&](const cuda::Part& part, int chunk, int y) {
+    Moments<float> moments[kWidth] = {};
+    cuda::add_moments<T, kWidth>(x_from, channels, part, moments);
+    for (int c = 0; c < kWidth; ++c) threads[static_cast<size_t>(y)][static_cast<size_t>(c)] = moments[c];
+    if (y + 1 < tiling.height || part.channel >= channels) return;
+    for (int c = 0; c < kWidth; ++c) {
+      std::vector<Moments<float>> values;
+      for (const auto& each : threads) values.push_back(each[static_cast<size_t>(c)]);
+      const Moments<float> block = joined_block(values, join_moments);
+      CHECK_EQ(static_cast<int64_t>(block.count), std::min(tiling.chunk, tiling.rows - chunk * tiling.chunk));
+      means[chunk][part.channel + c] = block.mean;
+      squares[chunk][part.channel + c] = block.squares;
+    }
+  });
+  at::Tensor mean = at::zeros({channels}), inverse_deviation = at::zeros({channels});
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    std::vector<Moments<double>> values;
+    for (int y = 0; y < cuda::kJoiners; ++y)
+      values.push_back(
+          cuda::moments_of_chunks(tiling, means.const_data_ptr<float>(), squares.const_data_ptr<float>(), channel, y));
+    const Moments<double> all = joined_block(values, join_moments);
+    CHECK_EQ(static_cast<int64_t>(all.count), tiling.rows);
+    mean[channel] = all.mean;
+    inverse_deviation[channel] = 1 / std::sqrt(all.squares / all.count + 1e-5);
+  }
+  const at::Tensor scale = from.gamma * inverse_deviation;
+
+  const auto check = [&](auto after) {
+    constexpr After kAfter = decltype(after)::value;
+    constexpr bool kPRelu = kAfter == After::prelu;
+    const NormResults exact = norm_results(from, kAfter, false, at::kDouble, at::kDouble, at::kCPU, true);
+    const double rounding = type == at::kBFloat16 ? 1.0 / 512 : 0;
+    const at::Tensor y = at::full_like(x, NAN), x_gradient = at::full_like(x, NAN);
+    cuda::ByChannel by{mean.const_data_ptr<float>(),
+                       scale.const_data_ptr<float>(),
+                       from.beta.const_data_ptr<float>(),
+                       from.slope.const_data_ptr<float>(),
+                       nullptr,
+                       nullptr};
+    const at::Tensor partial = at::full({tiling.chunks, cuda::kSums, channels}, NAN);
+    std::vector<std::array<float, cuda::kSums * kWidth>> sums_of_threads(static_cast<size_t>(tiling.height));
+    for_each_thread([&](const cuda::Part& part, int chunk, int thread_y) {
+      cuda::forward_part<T, kWidth, kAfter>(x_from, static_cast<const T*>(residual.const_data_ptr()), by, channels,
+                                            part, static_cast<T*>(y.mutable_data_ptr()));
+      float sums[cuda::kSums][kWidth] = {};
+      cuda::add_sums<T, kWidth, kPRelu>(x_from, gradient_from, by, channels, part, sums);
+      std::copy(&sums[0][0], &sums[0][0] + cuda::kSums * kWidth,
+                sums_of_threads[static_cast<size_t>(thread_y)].begin());
+      if (thread_y + 1 < tiling.height || part.channel >= channels) return;
+      for (int i = 0; i < cuda::kSums * kWidth; ++i) {
+        std::vector<float> values;
+        for (const auto& each : sums_of_threads) values.push_back(each[static_cast<size_t>(i)]);
+        partial[chunk][i / kWidth][part.channel + i % kWidth] =
+            joined_block(values, [](float a, float b) { return a + b; });
+      }
+    });
+    at::Tensor sums = at::zeros({cuda::kSums, channels}, at::kDouble);
+    for (int64_t i = 0; i < cuda::kSums * channels; ++i) {
+      std::vector<double> values;
+      for (int joiner = 0; joiner < cuda::kJoiners; ++joiner)
+        values.push_back(cuda::sum_of_chunks(tiling, partial.const_data_ptr<float>(), static_cast<int>(i / channels),
+                                             i % channels, joiner));
+      sums[i / channels][i % channels] = joined_block(values, [](double a, double b) { return a + b; });
+    }
+    const at::Tensor gamma_gradient = sums[1] * inverse_deviation;
+    const at::Tensor constant = (sums[0] / tiling.rows).to(at::kFloat),
+                     linear = (gamma_gradient * inverse_deviation / tiling.rows).to(at::kFloat);
+    by.constant = constant.const_data_ptr<float>();
+    by.linear = linear.const_data_ptr<float>();
+    for_each_thread([&](const cuda::Part& part, int, int) {
+      cuda::backward_part<T, kWidth, kPRelu>(x_from, gradient_from, by, channels, part,
+                                             static_cast<T*>(x_gradient.mutable_data_ptr()));
+    });
+    const int before = test::failures;
+    CHECK_NEAR(distance(y.to(at::kDouble), exact.y), 0, 1e-4 + rounding);
+    CHECK_NEAR(distance(x_gradient.to(at::kDouble), exact.x_gradient), 0, 1e-4 + rounding);
+    CHECK_NEAR(distance(sums[0], exact.beta_gradient), 0, 1e-4);
+    CHECK_NEAR(distance(gamma_gradient, exact.gamma_gradient), 0, 1e-4);
+    if (kPRelu) CHECK_NEAR(distance(sums[2], exact.slope_gradient), 0, 1e-4);
+    if (test::failures != before)
+      std::cerr << "  shape " << at::IntArrayRef(shape) << ", " << type << ", vectors of " << kWidth << "\n";
+  };
+  check(std::integral_constant<After, After::nothing>());
+  check(std::integral_constant<After, After::prelu>());
+  check(std::integral_constant<After, After::residual>());
+}
+
+static void test_threads() {
+  at::manual_seed(4);
+  check_threads<float, 1>({2, 3, 5, 7}, at::kFloat);
+  check_threads<float, 1>({30, 33, 1, 1}, at::kFloat);
+  check_threads<float, 1>({2, 1, 90, 91}, at::kFloat);
+  check_threads<float, 4>({300, 132}, at::kFloat);
+  check_threads<float, 4>({3, 4, 70, 71}, at::kFloat);
+  check_threads<c10::BFloat16, 4>({2, 64, 9, 11}, at::kBFloat16);
+  check_threads<c10::BFloat16, 1>({5, 6, 3, 3}, at::kBFloat16);
+}
+
+static Constant random_floats(std::vector<int64_t> dims, double deviation, double mean = 0) {
+  const at::Tensor values = at::randn(dims) * deviation + mean;
+  return floats(std::move(dims), {values.const_data_ptr<float>(), values.const_data_ptr<float>() + values.numel()});
+}
+
+// 12 x 12 pictures -> Conv -> BN -> PRelu, a residual block as in iresnet (BN -> Conv -> BN -> PRelu -> Conv -> BN,
+// + Conv -> BN), a depthwise Conv, Gemm to 24 numbers, BN.
+static Graph residual_graph() {
+  at::manual_seed(5);
+  Graph graph;
+  graph.input = {"data", 3, 12, 12};
+  const auto conv = [&](const std::string& name, const std::string& from, int64_t in, int64_t out, int64_t kernel,
+                        int64_t stride, int64_t group = 1) {
+    const int64_t pad = kernel / 2;
+    graph.nodes.push_back({name, "Conv", {from, name + ".w"}, {name}, {}});
+    graph.nodes.back().attributes = {{"pads", std::vector<int64_t>{pad, pad, pad, pad}},
+                                     {"strides", std::vector<int64_t>{stride, stride}},
+                                     {"group", group}};
+    graph.initializers[name + ".w"] = random_floats({out, in / group, kernel, kernel},
+                                                    std::sqrt(2.0 / static_cast<double>(in / group * kernel * kernel)));
+  };
+  const auto norm = [&](const std::string& name, const std::string& from, int64_t channels) {
+    graph.nodes.push_back(
+        {name, "BatchNormalization", {from, name + ".g", name + ".b", name + ".m", name + ".v"}, {name}, {}});
+    graph.initializers[name + ".g"] = random_floats({channels}, 0.1, 1);
+    graph.initializers[name + ".b"] = random_floats({channels}, 0.1);
+    graph.initializers[name + ".m"] = random_floats({channels}, 0.1);
+    graph.initializers[name + ".v"] = floats({channels}, std::vector<float>(static_cast<size_t>(channels), 1.5f));
+  };
+  const auto prelu = [&](const std::string& name, const std::string& from, int64_t channels) {
+    graph.nodes.push_back({name, "PRelu", {from, name + ".s"}, {name}, {}});
+    graph.initializers[name + ".s"] =
+        floats({channels, 1, 1}, std::vector<float>(static_cast<size_t>(channels), 0.25f));
+  };
+  conv("conv1", "data", 3, 16, 3, 1);
+  norm("bn1", "conv1", 16);
+  prelu("act1", "bn1", 16);
+  norm("bn2", "act1", 16);
+  conv("conv2", "bn2", 16, 24, 3, 1);
+  norm("bn3", "conv2", 24);
+  prelu("act2", "bn3", 24);
+  conv("conv3", "act2", 24, 24, 3, 2);
+  norm("bn4", "conv3", 24);
+  conv("short", "act1", 16, 24, 1, 2);
+  norm("bn5", "short", 24);
+  graph.nodes.push_back({"sum", "Add", {"bn4", "bn5"}, {"sum"}, {}});
+  conv("depth", "sum", 24, 24, 3, 1, 24);
+  norm("bn6", "depth", 24);
+  prelu("act3", "bn6", 24);
+  graph.nodes.push_back({"flat", "Flatten", {"act3"}, {"flat"}, {}});
+  graph.nodes.push_back({"fc", "Gemm", {"flat", "fc.w"}, {"fc"}, {{"transB", int64_t{1}}}});
+  graph.initializers["fc.w"] = random_floats({24, 24 * 6 * 6}, 0.03);
+  norm("out", "fc", 24);
+  graph.output = {"out", 24};
+  return graph;
+}
+
+struct Pass {
+  at::Tensor embeddings, gradient;  // float64; `gradient` is that of all parameters, one after the other
+  std::vector<at::Tensor> statistics;
+};
+
+static Pass trained(const Graph& graph, Precision precision, at::Device device) {
+  const auto executor = make_executor(graph, device);
+  executor->set_precision(precision);
+  at::manual_seed(6);
+  const at::Tensor images = at::rand({16, 3, graph.input.height, graph.input.width}).mul_(2).sub_(1).to(device);
+  const at::Tensor out = executor->forward(images, true);
+  CHECK(out.scalar_type() == at::kFloat);
+  out.backward(at::randn({16, graph.output.dim}).mul_(1e-2).to(device));
+  Pass pass{out.detach().to(at::kCPU, at::kDouble), {}, {}};
+  std::vector<at::Tensor> gradients;
+  for (const auto& [name, tensor] : executor->parameters()) {
+    CHECK(tensor.scalar_type() == at::kFloat && tensor.grad().scalar_type() == at::kFloat);
+    gradients.push_back(tensor.grad().to(at::kCPU, at::kDouble).flatten());
+  }
+  pass.gradient = at::cat(gradients);
+  for (const auto& [name, tensor] : executor->buffers()) {
+    CHECK(tensor.scalar_type() == at::kFloat);
+    pass.statistics.push_back(tensor.to(at::kCPU, at::kDouble));
+  }
+  use_precision(Precision::fp32);
+  return pass;
+}
+
+static double cosine(const at::Tensor& a, const at::Tensor& b) {
+  return (a.flatten().dot(b.flatten()) / (a.norm() * b.norm())).item<double>();
+}
+
+// Two passes of one precision are equal bit for bit; a 16-bit one is near float32's, its statistics nearer: they have
+// the error of rounded activations, each in its own direction, and none of their own sums.
+static void check_precision(const Graph& graph, Precision precision, at::Device device) {
+  const Pass exact = trained(graph, Precision::fp32, at::kCPU);
+  const Pass pass = trained(graph, precision, device), again = trained(graph, precision, device);
+  CHECK(at::equal(pass.embeddings, again.embeddings));
+  CHECK(at::equal(pass.gradient, again.gradient));
+  CHECK(cosine(pass.embeddings, exact.embeddings) >= 0.999);
+  CHECK(cosine(pass.gradient, exact.gradient) >= 0.999);
+  for (size_t i = 0; i < exact.statistics.size(); ++i)
+    CHECK_NEAR(distance(pass.statistics[i], exact.statistics[i]), 0, 2e-3);
+  // The products were not computed in float32.
+  if (precision != Precision::fp32) CHECK(distance(pass.embeddings, exact.embeddings) > 1e-4);
+}
+
+static void test_bf16() {
+  const Graph graph = residual_graph();
+  check_precision(graph, Precision::bf16, at::kCPU);
+
+  // Up to the last batch norm, activations stay in 16 bits. The batch norms before PRelu and Add are not shown.
+  const auto executor = make_executor(graph, at::kCPU);
+  executor->set_precision(Precision::bf16);
+  std::vector<std::string> wide;
+  executor->observe(at::zeros({2, 3, 12, 12}), [&](const std::string& node, const at::Tensor& value) {
+    if (value.scalar_type() != at::kBFloat16) wide.push_back(node);
+  });
+  CHECK(wide == std::vector<std::string>{"node 'out' (BatchNormalization)"});
+}
+
+// FP32 is IEEE float32 and TF32 is TF32, in cuDNN and in cuBLAS.
+static void test_switches() {
+  const auto executor = make_executor(small_graph(false), at::kCPU);
+  const at::Context& context = at::globalContext();
+  for (const Precision precision : {Precision::tf32, Precision::bf16, Precision::tf32, Precision::fp32}) {
+    executor->set_precision(precision);
+    CHECK(executor->precision() == precision);
+    CHECK_EQ(context.allowTF32CuDNN(), precision == Precision::tf32);
+    CHECK_EQ(context.allowTF32CuBLAS(), precision == Precision::tf32);
+    CHECK(context.allowBF16ReductionCuBLAS() != at::CuBLASReductionOption::AllowReducedPrecisionWithSplitK);
+    CHECK(context.allowFP16ReductionCuBLAS() != at::CuBLASReductionOption::AllowReducedPrecisionWithSplitK);
+  }
+}
+
+// On a GPU: every type, one channel to 512, odd numbers of channels and rows, more rows than one block reads.
+static void test_cuda() {
+  if (!at::hasCUDA()) return;
+  const at::Device device(at::kCUDA, 0);
+  at::globalContext().setDeterministicCuDNN(true);
+  at::manual_seed(3);
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{2, 3, 5, 7},
+                                                                             {5, 8, 19, 11},
+                                                                             {700, 6},
+                                                                             {30, 33, 1, 1},
+                                                                             {2, 1, 40, 40},
+                                                                             {3, 64, 112, 112},
+                                                                             {16, 128, 28, 28},
+                                                                             {7, 100, 13, 9},
+                                                                             {128, 512, 7, 7},
+                                                                             {1000, 512},
+                                                                             {64, 513}}) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
+      check_norm({shape, type, 0.5, 1}, type, device, 5e-4);
+  }
+  const Graph graph = residual_graph();
+  for (const Precision precision : {Precision::tf32, Precision::bf16, Precision::fp16})
+    check_precision(graph, precision, device);
+  const Pass exact = trained(graph, Precision::fp32, at::kCPU), pass = trained(graph, Precision::fp32, device);
+  CHECK_NEAR(distance(pass.embeddings, exact.embeddings), 0, 1e-4);
+  CHECK_NEAR(distance(pass.gradient, exact.gradient), 0, 1e-3);
+}
+
 int main() {
   at::set_num_threads(1);
   test_node_values();
   test_batch_norm();
   test_roles();
   test_prelu();
-  test_batch_norm_prelu();
+  test_fused_norms();
+  test_threads();
+  test_bf16();
+  test_switches();
   test_prelu_threads();
+  test_cuda();
   return TEST_RESULT();
 }

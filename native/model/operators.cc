@@ -202,10 +202,11 @@ Operator conv(Binding& node) {
   const Numbers kernel = node.integers("kernel_shape", {weight.size(2), weight.size(3)});
   if (kernel != Numbers{weight.size(2), weight.size(3)})
     node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
-  return [=](Inputs in, bool) {
+  return [=, compute = node.compute()](Inputs in, bool) {
+    const at::Tensor x = compute->operand(in[0]), w = compute->operand(weight), b = compute->operand(bias);
     if (window.symmetric())
-      return at::conv2d(in[0], weight, bias, window.strides, window.symmetric_pads(), window.dilations, group);
-    return at::conv2d(window.padded(in[0], 0), weight, bias, window.strides, Numbers{0, 0}, window.dilations, group);
+      return at::conv2d(x, w, b, window.strides, window.symmetric_pads(), window.dilations, group);
+    return at::conv2d(window.padded(x, 0), w, b, window.strides, Numbers{0, 0}, window.dilations, group);
   };
 }
 
@@ -221,7 +222,11 @@ BatchNorm norm_of(Binding& node) {
 }
 
 Operator batch_normalization(Binding& node) {
-  return [norm = norm_of(node)](Inputs in, bool training) { return batch_norm(in[0], norm, training); };
+  // The one that ends the graph takes away what the embeddings of a batch have in common, which may be much more than
+  // what they differ in. In 16 bits its result would have the rounding of the former.
+  return [norm = norm_of(node), ends_graph = node.ends_graph](Inputs in, bool training) {
+    return batch_norm(ends_graph ? in[0].to(at::kFloat) : in[0], norm, training);
+  };
 }
 
 // The slope is [C, 1, 1] in ONNX, and [C] in models from before opset 7. The parameter keeps its shape.
@@ -310,21 +315,23 @@ Operator gemm(Binding& node) {
   const at::Tensor weight = node.tensor(1, Role::parameter);
   const at::Tensor bias = node.given(2) ? node.tensor(2, Role::parameter) : at::Tensor();
   if (weight.dim() != 2) node.invalid("a weight of " + std::to_string(weight.dim()) + " dimensions", "two");
-  return [=](Inputs in, bool) {
+  return [=, compute = node.compute()](Inputs in, bool) {
     TORCH_CHECK(in[0].dim() == 2, "its input has ", in[0].dim(), " dimensions, not two");
-    const at::Tensor w = transposed ? weight : weight.t();
-    if (alpha == 1 && beta == 1 && bias.defined() && bias.dim() == 1) return at::linear(in[0], w, bias);
-    at::Tensor y = at::linear(in[0], w) * alpha;
-    return bias.defined() ? at::add(y, bias, beta) : y;
+    const at::Tensor x = compute->operand(in[0]), b = compute->operand(bias);
+    const at::Tensor w = transposed ? compute->operand(weight) : compute->operand(weight).t();
+    if (alpha == 1 && beta == 1 && b.defined() && b.dim() == 1) return at::linear(x, w, b);
+    at::Tensor y = at::linear(x, w) * alpha;
+    return b.defined() ? at::add(y, b, beta) : y;
   };
 }
 
 Operator matmul(Binding& node) {
   node.arity(2, 2);
   if (node.is_constant(0)) node.unsupported("its first input is a constant", "a weight is the second");
-  if (!node.is_constant(1)) return [](Inputs in, bool) { return at::matmul(in[0], in[1]); };
-  const at::Tensor weight = node.tensor(1, Role::parameter);
-  return [=](Inputs in, bool) { return at::matmul(in[0], weight); };
+  const at::Tensor weight = node.is_constant(1) ? node.tensor(1, Role::parameter) : at::Tensor();
+  return [=, compute = node.compute()](Inputs in, bool) {
+    return at::matmul(compute->operand(in[0]), compute->operand(weight.defined() ? weight : in[1]));
+  };
 }
 
 Operator identity(Binding& node) {
@@ -498,6 +505,13 @@ Operator bind_norm_prelu(const Node& norm_node, const Node& prelu_node, Constant
   norm_binding.all_read();
   prelu_binding.all_read();
   return [=](Inputs in, bool training) { return batch_norm_prelu(in[0], norm, slope.view({-1}), training); };
+}
+
+Operator bind_norm_add(const Node& norm_node, Constants& constants) {
+  Binding binding(norm_node, constants, false);
+  const BatchNorm norm = norm_of(binding);
+  binding.all_read();
+  return [=](Inputs in, bool training) { return batch_norm_add(in[0], norm, in.back(), training); };
 }
 
 }  // namespace facetrain

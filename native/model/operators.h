@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "error.h"
+#include "model/compute.h"
 #include "model/executor.h"
 #include "model/graph.h"
 
@@ -29,7 +30,8 @@ enum class Role { parameter, buffer, fixed };
 // initializer get the same tensor.
 class Constants {
  public:
-  Constants(const Graph& graph, at::Device device) : graph_(graph), device_(device) {}
+  Constants(const Graph& graph, at::Device device, std::shared_ptr<const Compute> compute)
+      : compute(std::move(compute)), graph_(graph), device_(device) {}
 
   // Null when `name` is not an initializer.
   const Constant* find(const std::string& name) const;
@@ -39,6 +41,8 @@ class Constants {
 
   // In the order of the first requests.
   std::vector<Executor::Named> parameters, buffers, fixed;
+
+  const std::shared_ptr<const Compute> compute;  // of the executor that the operators belong to
 
  private:
   const Graph& graph_;
@@ -78,6 +82,8 @@ class Binding {
   [[noreturn]] void invalid(const std::string& found, const std::string& allowed) const;
   [[noreturn]] void unsupported(const std::string& found, const std::string& allowed) const;
 
+  const std::shared_ptr<const Compute>& compute() const { return constants_.compute; }
+
   const bool ends_graph;  // whether this node's output is the graph's
 
  private:
@@ -96,6 +102,10 @@ Operator bind(const Node& node, Constants& constants, bool ends_graph);
 
 // Binds a BatchNormalization and the PRelu that alone reads its output as one operator on the input of the former.
 Operator bind_norm_prelu(const Node& norm, const Node& prelu, Constants& constants);
+
+// Binds a BatchNormalization and the Add that alone reads its output as one operator on the inputs of the former and,
+// last, the other summand.
+Operator bind_norm_add(const Node& norm, Constants& constants);
 
 // The node's name in messages: "node 'conv1' (Conv)".
 std::string describe(const Node& node);

@@ -9,8 +9,9 @@
 
 namespace facetrain {
 
-// y = x > 0 ? x : slope x, for x [N, C, ...] and slope [C] or [1]. Differentiable in both. Calls at::prelu if x is not
-// float32 on a CPU and channels-last or [N, C], or if there is one slope for several channels.
+// y = x > 0 ? x : slope x, of x's type, for x [N, C, ...] and slope [C] or [1] float32. Differentiable in both. Calls
+// at::prelu, with the slope in x's type, if x is not float32 or bfloat16 on a CPU and channels-last or [N, C], or if
+// there is one slope for several channels.
 at::Tensor prelu(const at::Tensor& x, const at::Tensor& slope);
 
 }  // namespace facetrain

@@ -1,11 +1,12 @@
-// Channels-last activations on a CPU as a matrix with one row of C values for each pixel, for kernels that go over
-// memory once.
+// Channels-last activations as a matrix with one row of C values for each pixel, for kernels that go over memory once.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <array>
+#include <vector>
 
 // Before a function: the compiler makes a version for each instruction set, and the dynamic loader picks one when the
 // program starts.
@@ -20,10 +21,14 @@
 
 namespace facetrain {
 
-// Whether x is float32, on a CPU, and channels-last or [N, C].
-inline bool is_rows(const at::Tensor& x) {
-  return x.device().is_cpu() && x.scalar_type() == at::kFloat &&
-         (x.dim() == 4 ? x.is_contiguous(at::MemoryFormat::ChannelsLast) : x.dim() == 2 && x.is_contiguous());
+// Whether x is channels-last or [N, C] in memory.
+inline bool has_rows(const at::Tensor& x) {
+  return x.dim() == 4 ? x.is_contiguous(at::MemoryFormat::ChannelsLast) : x.dim() == 2 && x.is_contiguous();
+}
+
+// Whether the CPU's kernels can compute with x: they read rows of float32 or bfloat16.
+inline bool has_cpu_rows(const at::Tensor& x) {
+  return x.device().is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) && has_rows(x);
 }
 
 // Sums are made over chunks of a fixed number of rows and then over the chunks, so that they do not depend on the
@@ -48,6 +53,26 @@ struct Rows {
   int64_t channels;  // values in a row
   int64_t count;     // rows
   int64_t chunks;
+};
+
+// Rows of a chunk as float32, for kernels that compute in it: the memory of a float32 tensor itself, a copy of a
+// bfloat16 one. The copies are kept for each thread, so at most one object at a time has a given Slot.
+class FloatRows {
+ public:
+  enum Slot { kX, kGradient, kResult, kSlots };
+
+  // `count` values of `tensor` from `offset` on.
+  FloatRows(Slot slot, const at::Tensor& tensor, int64_t offset, int64_t count);
+  const float* read() const;
+  // Of results: the values are undefined before they are written, and reach the tensor by store().
+  float* write() const { return floats_; }
+  void store() const;
+
+ private:
+  static thread_local std::array<std::vector<float>, kSlots> copies_;
+  float* floats_;
+  c10::BFloat16* rounded_;  // null if the tensor is float32
+  int64_t count_;
 };
 
 }  // namespace facetrain

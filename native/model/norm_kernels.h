@@ -1,0 +1,42 @@
+// The kernels of batch_norm_prelu.cc on CUDA (batch_norm_prelu.cu). Those of the CPU are in batch_norm_prelu.cc itself.
+//
+// All tensors of one value per channel are float32 [C] without gaps. x, y and gradients are rows (rows.h) of one type:
+// float32, bfloat16 or float16.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "model/batch_norm_prelu.h"
+
+namespace facetrain {
+
+// By channel: y = (x - mean) scale + beta, where scale is gamma times the inverse deviation.
+struct Scaling {
+  at::Tensor mean, inverse_deviation, scale;
+};
+
+// What follows the normalization; one of the two or none is defined.
+struct Then {
+  at::Tensor slope;     // [C]: PReLU
+  at::Tensor residual;  // rows, of x's type and shape: added
+};
+
+struct NormGradients {
+  at::Tensor x, gamma, beta;
+  at::Tensor slope;  // undefined without PReLU
+};
+
+namespace cuda {
+
+// Whether the kernels can compute with x. False in a build without CUDA.
+bool has_rows(const at::Tensor& x);
+
+// In training from the batch's statistics, and moves the running ones by `momentum` towards them; otherwise from the
+// running statistics.
+Scaling scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
+at::Tensor forward(const at::Tensor& x, const Scaling& by, const at::Tensor& beta, const Then& then);
+NormGradients backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& by, const at::Tensor& beta,
+                       const Then& then, bool training);
+
+}  // namespace cuda
+}  // namespace facetrain
