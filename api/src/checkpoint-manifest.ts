@@ -30,6 +30,14 @@ export type StoredType = z.infer<typeof StoredType>;
 /** Names in `requires` that this version knows. */
 export const CHECKPOINT_FEATURES: readonly string[] = [];
 
+/** The scale of the loss in FP16 (native/train/loss_scale.h). */
+export const LossScale = z.object({
+  value: z.number().positive(),
+  goodSteps: z.int().min(0).describe('Steps since the scale changed, or since one was skipped.'),
+  skippedSteps: z.int().min(0).describe('Steps, over all attempts, that changed no weight: a gradient overflowed.'),
+});
+export type LossScale = z.infer<typeof LossScale>;
+
 /** What both versions have. */
 const common = {
   job: z.object({ name: z.string(), uid: z.string() }),
@@ -97,13 +105,13 @@ export const CheckpointManifest = z.object({
   schemaVersion: z.literal(2),
   requires: z.array(name).describe('What a reader must know to continue the training.'),
   ...common,
-  precision: name.optional().describe('Numbers that the backbone computed with; absent: float32.'),
-  lossScale: z
-    .object({
-      value: z.number().positive(),
-      goodSteps: z.int().min(0).describe('Steps since the scale changed, or since one was skipped.'),
-    })
-    .optional(),
+  precision: name
+    .optional()
+    .describe(
+      'In which the products of the backbone were computed, fp32 to fp16 (ranges.ts). Absent: fp32, with convolutions ' +
+        'in tf32 on a GPU.',
+    ),
+  lossScale: LossScale.optional().describe('Of precision fp16.'),
   margin: z.record(name, z.number()).optional().describe('Running values of the margin.'),
   retired: stored
     .extend({ file: z.string(), count: z.int().positive() })

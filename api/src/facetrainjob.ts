@@ -295,6 +295,15 @@ const trainers = section(
       .enum(['Auto', 'CPU', 'CUDA'])
       .default('Auto')
       .describe('Auto: CUDA if the container has a GPU, else CPU.'),
+    precision: z
+      .enum(['Auto', 'FP32', 'TF32', 'BF16', 'FP16'])
+      .default('Auto')
+      .describe(
+        'In which convolutions and matrix products are computed; weights, their gradients and the statistics of batch ' +
+          'norms are FP32 in all of them. FP32: IEEE float32, also on a GPU. TF32 (GPU only): float32 operands, ' +
+          'rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): half, with a loss scale that adapts ' +
+          'itself. Auto: BF16 on a GPU, FP32 on a CPU. A training keeps what it began with, so this cannot be changed.',
+      ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port
       .default(DEFAULT_PROGRESS_PORT)
@@ -425,6 +434,10 @@ export const FaceTrainJobSpec = rules(
         'self.output == oldSelf.output && has(self.checkpoint.uri) == has(oldSelf.checkpoint.uri) && ' +
         '(!has(self.checkpoint.uri) || self.checkpoint.uri == oldSelf.checkpoint.uri)',
       message: 'output and checkpoint.uri cannot be changed: the checkpoints are there',
+    },
+    {
+      cel: unchanged('trainers.precision'),
+      message: 'trainers.precision cannot be changed: a training goes on in the precision that it began with',
     },
     {
       cel: `oldSelf.suspend || (${unchanged(...TRAINING_FIELDS)})`,

@@ -27,6 +27,8 @@ export {
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
   maxBadPictures,
+  type Precision,
+  precision,
   searchRounds,
   seed,
   verificationPairs,

@@ -53,6 +53,10 @@ export const seed = z
   .min(0)
   .max(2 ** 32 - 1);
 
+/** In which the backbone's products are computed; manifests have these names in capital letters. */
+export const precision = z.enum(['fp32', 'tf32', 'bf16', 'fp16']);
+export type Precision = z.infer<typeof precision>;
+
 export const loaderThreads = z.int32().min(1).max(64);
 /** Of a model's input, in units of 8-bit pixels; one number for all channels, or one for each. */
 export const inputMean = z.array(z.number().min(-1e6).max(1e6)).min(1).max(4);

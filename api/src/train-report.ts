@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
 import { CheckpointStatistics } from './progress.ts';
+import { precision } from './ranges.ts';
 import { StageSeconds } from './step-stages.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
@@ -40,6 +41,12 @@ export const TrainReport = z.strictObject({
   }),
   trainers: z.int().positive(),
   device: z.string(),
+  precision: precision.optional().describe('Absent in reports of before.'),
+  skippedSteps: z
+    .int()
+    .min(0)
+    .optional()
+    .describe('Of precision fp16: steps, over all attempts, that changed no weight, because a gradient overflowed.'),
   steps: z.int().positive(),
   resumedFromStep: z.int().min(0).nullable(),
   checkpoints: CheckpointStatistics.optional(),

@@ -28,6 +28,7 @@ import {
   momentum,
   numClasses,
   power,
+  precision,
   sampleRate,
   scale,
   seed,
@@ -124,6 +125,11 @@ export const TrainerConfig = z.strictObject({
     .nullable()
     .describe('null: the container’s CPUs divided by the ranks on this machine.'),
   device: z.enum(['auto', 'cpu', 'cuda']),
+  // With a default, because reports of former versions have a configuration without it.
+  precision: z
+    .enum(['auto', ...precision.options])
+    .default('auto')
+    .describe('auto: that of the checkpoint that training resumes from; without one, by the device.'),
   rendezvousTimeoutSeconds: z.int().positive(),
   collectiveTimeoutSeconds: z.int().positive(),
   checkpoint: z.strictObject({

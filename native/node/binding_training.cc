@@ -186,7 +186,21 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                    .max_bad = integer_of(data, "maxBadPictures")},
           .momentum = number_of(from, "momentum"),
           .weight_decay = number_of(from, "weightDecay"),
-          .clip_norm = optional_number_of(from, "gradientClipNorm")};
+          .clip_norm = optional_number_of(from, "gradientClipNorm"),
+          .precision = Precision::fp32};  // until the device is known
+}
+
+// src/training.ts's LossScale.
+LossScale loss_scale_from(const Napi::Object& from) {
+  return {number_of(from, "value"), integer_of(from, "goodSteps"), integer_of(from, "skippedSteps")};
+}
+
+Napi::Object to_object(Napi::Env env, const LossScale& scale) {
+  auto object = Napi::Object::New(env);
+  object.Set("value", scale.value);
+  object.Set("goodSteps", static_cast<double>(scale.good_steps));
+  object.Set("skippedSteps", static_cast<double>(scale.skipped_steps));
+  return object;
 }
 
 // From {name: {dims, data}}, in the order of the object's keys.
@@ -270,6 +284,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         DefineClass(
             env, "TrainingSession",
             {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
+             InstanceMethod<&S::use_precision>("usePrecision"), InstanceMethod<&S::loss_scale>("lossScale"),
              InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
              InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
              InstanceMethod<&S::copy_state>("copyState"), InstanceMethod<&S::copied_backbone>("copiedBackbone"),
@@ -285,7 +300,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   ~TrainingSession() override { reader_->dispose(); }
 
  private:
-  // open(options) -> {device, firstRow, rows, rowTensors, stepsPerEpoch}
+  // open(options) -> {device, precision, firstRow, rows, rowTensors, stepsPerEpoch}
   Napi::Value open(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
     Graph graph = graph_from(from.Get("graph").As<Napi::Object>());
@@ -295,17 +310,20 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         info.Env(),
         [rendezvous, options, graph = std::move(graph),
          directory = text_of(from.Get("data").As<Napi::Object>(), "directory"), device = device_choice_from(from),
+         precision = precision_of(text_of(from, "precision")),
          threads = static_cast<int>(integer_of(from, "computeThreads")), &cancelled = owner_.cancelled()] {
           prepare_thread(threads);
           SessionOptions with_device = options;
           with_device.pfc.device = choose_device(device);
+          with_device.precision = resolve_precision(precision, with_device.pfc.device);
           return open_session(graph, directory, rendezvous, with_device, cancelled);
         },
         [](Session& session) -> Worker::Reply {
-          return [device = session.device(), rows = session.centres().rows(), kept = session.state().rows,
-                  steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
+          return [device = session.device(), precision = session.precision(), rows = session.centres().rows(),
+                  kept = session.state().rows, steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
             auto opened = Napi::Object::New(env);
             opened.Set("device", device.is_cuda() ? "cuda" : "cpu");
+            opened.Set("precision", std::string(name_of(precision)));
             opened.Set("firstRow", static_cast<double>(rows.first));
             opened.Set("rows", static_cast<double>(rows.count));
             auto tensors = Napi::Array::New(env, kept.size());
@@ -323,7 +341,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         });
   }
 
-  // step(step, learningRate, stop, checkpoint, writing) -> {loss, gradientNorm, votes, replaced, stageSeconds}
+  // step(step, learningRate, stop, checkpoint, writing) -> src/training.ts's StepResult
   Napi::Value step(const Napi::CallbackInfo& info) {
     const Session::Votes votes{info[2].ToBoolean().Value(), info[3].ToBoolean().Value(), info[4].ToBoolean().Value()};
     return owner_.post(
@@ -339,6 +357,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
             auto object = Napi::Object::New(env);
             object.Set("loss", result.loss);
             object.Set("gradientNorm", result.gradient_norm);
+            if (result.skipped_steps) object.Set("skippedSteps", static_cast<double>(*result.skipped_steps));
             object.Set("votes", voted);
             object.Set("replaced", unusable_pictures(env, replaced));
             object.Set("stageSeconds", result.stages ? to_object(env, *result.stages) : env.Null());
@@ -351,6 +370,25 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   Napi::Value embed(const Napi::CallbackInfo& info) {
     return owner_.post(info.Env(), [pictures = PicturesIn(info)](Session& session) {
       return pictures.embedded(session.backbone(), session.device());
+    });
+  }
+
+  // usePrecision(precision, lossScale); the latter may be undefined
+  Napi::Value use_precision(const Napi::CallbackInfo& info) {
+    const auto precision = precision_of(info[0].As<Napi::String>().Utf8Value());
+    const LossScale scale = info[1].IsObject() ? loss_scale_from(info[1].As<Napi::Object>()) : LossScale();
+    return owner_.post(info.Env(), [precision, scale](Session& session) -> Worker::Reply {
+      session.use_precision(*precision, scale);
+      return {};
+    });
+  }
+
+  // lossScale() -> LossScale, or undefined
+  Napi::Value loss_scale(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [](Session& session) -> Worker::Reply {
+      return [scale = session.loss_scale()](Napi::Env env) -> Napi::Value {
+        return scale ? Napi::Value(to_object(env, *scale)) : env.Undefined();
+      };
     });
   }
 

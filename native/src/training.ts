@@ -2,7 +2,14 @@
  * A rank's training session: the backbone's replica, this rank's class centres, the loader and the collectives, all
  * on one native thread. A session does single steps; the loop over them is in trainer-image/src/train/.
  */
-import { BYTES_OF, FacetrainError, type StageSeconds, type StoredType } from '@facetrain/api';
+import {
+  BYTES_OF,
+  FacetrainError,
+  type LossScale,
+  type Precision,
+  type StageSeconds,
+  type StoredType,
+} from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures, UnusablePicture } from './data.ts';
 import type { Embedder } from './embedder.ts';
@@ -57,6 +64,8 @@ export interface TrainingOptions {
   computeThreads: number;
   /** `auto`: CUDA if this machine has a device for each of its ranks, otherwise the CPU. */
   device: 'auto' | 'cpu' | 'cuda';
+  /** `auto`: by the device (resolve_precision in native/train/device.h). */
+  precision: 'auto' | Precision;
 }
 
 /** Flags that the step's all-reduce joins: true on every rank once any rank sets them. */
@@ -72,6 +81,11 @@ export interface StepResult {
   loss: number;
   /** L2 norm of the backbone's gradient before clipping. */
   gradientNorm: number;
+  /**
+   * Of precision fp16: steps since the start of training that changed no weight, because a gradient overflowed.
+   * Undefined for other precisions.
+   */
+  skippedSteps?: number;
   votes: Required<Votes>;
   /** Pictures of this rank that were replaced because they cannot be used, since the last step. */
   replaced: UnusablePicture[];
@@ -119,6 +133,7 @@ export interface StateCopy extends StateSource {
 /** A training session as checkpoints and evaluation use it; their tests implement it without the native addon. */
 export interface TrainingSessionContract extends Embedder, StateSource {
   readonly device: 'cpu' | 'cuda';
+  readonly precision: Precision;
   /** Rows of the class centres that this rank holds. */
   readonly rowRange: { firstRow: number; rows: number };
   /** What a row consists of, in the order in which it is stored. */
@@ -130,6 +145,14 @@ export interface TrainingSessionContract extends Embedder, StateSource {
    * @throws FacetrainError NotANumber, on every rank and before any weight has changed; InvalidDataset; PeerLost
    */
   step(step: number, learningRate: number, votes?: Votes): Promise<StepResult>;
+  /**
+   * Computes later steps and embeddings in another precision.
+   * @param lossScale of fp16; undefined: the first one
+   * @throws FacetrainError InvalidConfig when the device has no such precision
+   */
+  usePrecision(precision: Precision, lossScale?: LossScale): Promise<void>;
+  /** After the steps done; undefined unless the precision is fp16. */
+  lossScale(): Promise<LossScale | undefined>;
   /** Replaces the backbone's state; every tensor of the graph must be in `state`. */
   loadBackbone(state: BackboneState): Promise<void>;
   /** Numbers of another type than the session's are converted, to bfloat16 by rounding to the nearest. */
@@ -151,6 +174,7 @@ export interface TrainingSessionContract extends Embedder, StateSource {
 interface NativeSession {
   open(options: TrainingOptions): Promise<{
     device: 'cpu' | 'cuda';
+    precision: Precision;
     firstRow: number;
     rows: number;
     rowTensors: RowTensor[];
@@ -158,6 +182,8 @@ interface NativeSession {
   }>;
   step(step: number, learningRate: number, stop: boolean, checkpoint: boolean, writing: boolean): Promise<StepResult>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
+  usePrecision(precision: Precision, lossScale?: LossScale): Promise<void>;
+  lossScale(): Promise<LossScale | undefined>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
   /** Here `first` counts from this rank's first row. */
@@ -193,6 +219,7 @@ export class TrainingSession implements TrainingSessionContract {
   readonly rowRange: { firstRow: number; rows: number };
   readonly rowTensors: readonly RowTensor[];
   readonly stepsPerEpoch: number;
+  #precision: Precision;
   readonly #graph: Graph;
   readonly #native: NativeSession;
   #copied = false;
@@ -200,6 +227,7 @@ export class TrainingSession implements TrainingSessionContract {
   private constructor(graph: Graph, session: NativeSession, opened: Awaited<ReturnType<NativeSession['open']>>) {
     this.dim = graph.output.dim;
     this.device = opened.device;
+    this.#precision = opened.precision;
     this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
     this.rowTensors = opened.rowTensors;
     this.stepsPerEpoch = opened.stepsPerEpoch;
@@ -249,6 +277,19 @@ export class TrainingSession implements TrainingSessionContract {
 
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
     return await embedInBatches(this.#native, this.#graph, pictures, options);
+  }
+
+  get precision(): Precision {
+    return this.#precision;
+  }
+
+  async usePrecision(precision: Precision, lossScale?: LossScale): Promise<void> {
+    await translateErrors(() => this.#native.usePrecision(precision, lossScale));
+    this.#precision = precision;
+  }
+
+  async lossScale(): Promise<LossScale | undefined> {
+    return await translateErrors(() => this.#native.lossScale());
   }
 
   async saveBackbone(): Promise<BackboneState> {

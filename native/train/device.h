@@ -1,10 +1,13 @@
-// Chooses the device on which a rank computes. Uses only the number of CUDA devices, so it is the same code in a build
-// without CUDA.
+// Chooses the device on which a rank computes, and the precision. Uses only the number of CUDA devices, so it is the
+// same code in a build without CUDA.
 #pragma once
 
 #include <c10/core/Device.h>
 
+#include <optional>
 #include <string>
+
+#include "precision.h"
 
 namespace facetrain {
 
@@ -21,5 +24,9 @@ int cuda_devices();
 // machine, otherwise the CPU, because ranks on CPUs and on GPUs cannot communicate. Throws Error(InvalidConfig) for
 // "cuda" when there is no device for this rank.
 at::Device choose_device(const DeviceChoice& choice, int devices = cuda_devices());
+
+// The precision of a training on `device`: `wanted`, or without it the one that is chosen for the device. Throws
+// Error(InvalidConfig) for a precision that the device does not have.
+Precision resolve_precision(std::optional<Precision> wanted, at::Device device);
 
 }  // namespace facetrain

@@ -1,4 +1,4 @@
-// The device that a rank gets for a given number of devices, and for those of this machine.
+// The device that a rank gets for a given number of devices, and for those of this machine; and its precision.
 #include "train/device.h"
 
 #include "comm/comm.h"
@@ -26,5 +26,18 @@ int main() {
   CHECK(cuda_devices() >= 0);
   CHECK(has_nccl() || cuda_devices() == 0);
   CHECK_EQ(choose_device({"auto", 0, 1}), cuda_devices() > 0 ? cuda(0) : cpu);
+
+  for (const auto wanted : {Precision::fp32, Precision::bf16}) {
+    CHECK(resolve_precision(wanted, cpu) == wanted);
+    CHECK(resolve_precision(wanted, cuda(0)) == wanted);
+  }
+  CHECK(resolve_precision(Precision::tf32, cuda(0)) == Precision::tf32);
+  CHECK(resolve_precision(Precision::fp16, cuda(0)) == Precision::fp16);
+  CHECK_THROWS(resolve_precision(Precision::tf32, cpu), Error,
+               "trainers.precision: TF32, and the device is a CPU; Auto");
+  CHECK_THROWS(resolve_precision(Precision::fp16, cpu), Error,
+               "trainers.precision: FP16, and the device is a CPU; Auto");
+  CHECK(resolve_precision({}, cpu) == Precision::fp32);
+  CHECK(resolve_precision({}, cuda(1)) == Precision::bf16);
   return TEST_RESULT();
 }

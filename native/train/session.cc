@@ -13,6 +13,7 @@
 #include "error.h"
 #include "model/pictures.h"
 #include "torch_error.h"
+#include "train/device.h"
 
 namespace facetrain {
 namespace {
@@ -53,8 +54,14 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
       cancelled_(cancelled),
       centres_(*comm_, options.pfc),
       loader_(make_loader(dataset_, options.data)) {
+  use_precision(options.precision);
   flatten();
   broadcast();
+}
+
+void Session::use_precision(Precision precision, const LossScale& scale) {
+  backbone_->set_precision(resolve_precision(precision, options_.pfc.device));
+  loss_scale_ = precision == Precision::fp16 ? std::optional(scale) : std::nullopt;
 }
 
 // Moves the backbone's parameters, gradients and running statistics into the flat buffers.
@@ -112,24 +119,29 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
       *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
   clock_.enter(Stage::backward);
   gradients_.zero_();
-  embeddings.backward(gradient);
+  embeddings.backward(loss_scale_ ? gradient * loss_scale_->value : gradient);
   stop_if_cancelled();
 
   clock_.enter(Stage::update);
   const auto loss = loss_on_device.item<double>();
   if (!std::isfinite(loss)) centres_.check_labels();
   sum_over_ranks(votes);
-  const double norm = clip();
-  if (!std::isfinite(loss) || !std::isfinite(norm)) {  // both are the same on every rank
+  const double norm = unscale_and_clip();
+  // Loss and norm are the same on every rank; an overflow on one is in the sum over all.
+  const bool skipped = loss_scale_ && std::isfinite(loss) && !std::isfinite(norm) && loss_scale_->shrink();
+  if (!skipped && (!std::isfinite(loss) || !std::isfinite(norm))) {
     throw Error(
         "NotANumber", "step " + std::to_string(step),
         "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " + std::to_string(norm),
         "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
   }
-  apply_sgd(learning_rate);
-  centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
+  if (!skipped) {
+    apply_sgd(learning_rate);
+    centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
+    if (loss_scale_) loss_scale_->grow();
+  }
   clock_.end();
-  return {loss, norm, votes, clock_.take()};
+  return {loss, norm, votes, loss_scale_ ? std::optional(loss_scale_->skipped_steps) : std::nullopt, clock_.take()};
 }
 
 // The loader decodes the following steps ahead. A step that does not follow the last one starts a new loader.
@@ -154,12 +166,13 @@ void Session::sum_over_ranks(Votes& votes) {
   votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
 }
 
-// Scales the backbone's gradient to clip_norm at most, like torch's clip_grad_norm_. Returns the norm before clipping,
-// the same on every rank.
-double Session::clip() {
-  const double norm = at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
-  const double factor = options_.clip_norm ? *options_.clip_norm / (norm + 1e-6) : 1;
-  if (factor < 1) gradients_.mul_(factor);
+// Divides the backbone's gradient by the loss scale, and scales it to clip_norm at most, like torch's clip_grad_norm_.
+// Returns the norm before clipping, the same on every rank.
+double Session::unscale_and_clip() {
+  const double inverse = loss_scale_ ? 1 / loss_scale_->value : 1;
+  const double norm = inverse * at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
+  const double factor = options_.clip_norm ? std::min(1.0, *options_.clip_norm / (norm + 1e-6)) : 1;
+  if (inverse * factor != 1) gradients_.mul_(inverse * factor);
   return norm;
 }
 

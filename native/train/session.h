@@ -20,6 +20,7 @@
 #include "model/graph.h"
 #include "pfc/partial_fc.h"
 #include "train/flat_layout.h"
+#include "train/loss_scale.h"
 #include "train/stage_clock.h"
 #include "train/trained_state.h"
 
@@ -31,6 +32,7 @@ struct SessionOptions {
   LoaderOptions data;
   double momentum, weight_decay;    // of SGD, for backbone and class centres
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
+  Precision precision;              // of the backbone; one that the device has (resolve_precision)
 };
 
 class Session {
@@ -48,13 +50,16 @@ class Session {
     double loss = 0;           // mean over the global batch, the same on every rank
     double gradient_norm = 0;  // of the backbone, before clipping
     Votes votes;               // true if any rank's is true
+    // In fp16: steps since the start of training that changed no weight, because a gradient overflowed.
+    std::optional<int64_t> skipped_steps;
     // Of this rank. Of the oldest step that the device has finished and that was not returned yet: on CUDA an earlier
     // step than this one, or none.
     std::optional<StageSeconds> stages;
   };
   // Trains on the pictures of global step `step`. Throws Error(NotANumber), on every rank and before any weight
   // changes, when the loss or a gradient is not finite; Error(InvalidDataset) for a label outside the classes, or more
-  // bad pictures than are allowed.
+  // bad pictures than are allowed. In fp16, a step whose gradient of the backbone overflows is skipped instead, as long
+  // as a smaller loss scale may help.
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
   // See Loader::take_replaced. Of this rank.
@@ -62,6 +67,12 @@ class Session {
 
   Executor& backbone() { return *backbone_; }
   at::Device device() const { return options_.pfc.device; }
+  // Of later steps and embeddings, and in fp16 the loss scale. Throws Error(InvalidConfig) for a precision that the
+  // device does not have.
+  void use_precision(Precision precision, const LossScale& scale = {});
+  Precision precision() const { return backbone_->precision(); }
+  // After the steps done; in fp16.
+  const std::optional<LossScale>& loss_scale() const { return loss_scale_; }
   PartialFc& centres() { return centres_; }
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
 
@@ -80,7 +91,7 @@ class Session {
   void broadcast();
   Batch next_batch(int64_t step);
   void sum_over_ranks(Votes& votes);
-  double clip();
+  double unscale_and_clip();
   void apply_sgd(double learning_rate);
   void stop_if_cancelled() const;
   TrainedState backbone_state(const at::Tensor& weights, const at::Tensor& momentum,
@@ -94,7 +105,8 @@ class Session {
   const std::atomic<bool>& cancelled_;
   PartialFc centres_;
   std::unique_ptr<Loader> loader_;
-  int64_t next_step_ = 0;  // the step whose batch loader_ returns next
+  int64_t next_step_ = 0;                // the step whose batch loader_ returns next
+  std::optional<LossScale> loss_scale_;  // in fp16
 
   // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step.
   FlatLayout parameter_layout_, buffer_layout_;

@@ -1,5 +1,8 @@
-// What a step reports about its stages. What it computes is tested through the addon (src/training.test.ts).
+// What a step reports about its stages, and in FP16 the loss scale, on a GPU. What else it computes is tested through
+// the addon (src/training.test.ts).
 #include "train/session.h"
+
+#include <ATen/ATen.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -79,7 +82,8 @@ SessionOptions small_options() {
                    .max_bad = 0},
           .momentum = 0.9,
           .weight_decay = 0,
-          .clip_norm = std::nullopt};
+          .clip_norm = std::nullopt,
+          .precision = Precision::fp32};
 }
 
 // A step whose batch the loader holds back: the wait is in `data`, and nothing else is.
@@ -117,9 +121,39 @@ void waiting_for_the_loader_counts_as_data() {
   CHECK_EQ(stages[static_cast<size_t>(Stage::communication)], 0.0);
 }
 
+// In FP16, an overflow changes no weight and halves the loss scale; other steps are those without a scale.
+void an_overflow_skips_the_step() {
+  if (!at::hasCUDA()) return;
+  SessionOptions options = small_options();
+  options.pfc.device = at::Device(at::kCUDA, 0);
+  options.precision = Precision::fp16;
+  const auto dataset = std::make_shared<GatedDataset>();
+  dataset->open();
+  const std::atomic<bool> cancelled{false};
+  Session session(make_executor(small_graph(), options.pfc.device), make_solo_comm(), dataset, options, cancelled);
+  CHECK_EQ(session.loss_scale()->value, 65536.0);
+  const auto weights = [&] { return session.backbone().parameters()[0].tensor.detach().clone(); };
+
+  const at::Tensor before = weights(), centres = session.centres().weight().clone();
+  session.use_precision(Precision::fp16, {.value = 0x1p80, .good_steps = 7, .skipped_steps = 4});
+  session.step(0, 0.1, {});
+  CHECK_EQ(session.loss_scale()->value, 0x1p79);
+  CHECK_EQ(session.loss_scale()->good_steps, 0);
+  CHECK_EQ(session.loss_scale()->skipped_steps, 5);
+  CHECK(at::equal(weights(), before));
+  CHECK(at::equal(session.centres().weight(), centres));
+
+  session.use_precision(Precision::fp16, {.value = 1024, .good_steps = 7, .skipped_steps = 4});
+  session.step(1, 0.1, {});
+  CHECK_EQ(session.loss_scale()->good_steps, 8);
+  CHECK_EQ(session.loss_scale()->skipped_steps, 4);
+  CHECK(!at::equal(weights(), before));
+}
+
 }  // namespace
 
 int main() {
+  an_overflow_skips_the_step();
   waiting_for_the_loader_counts_as_data();
   return TEST_RESULT();
 }

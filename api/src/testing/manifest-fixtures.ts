@@ -42,6 +42,7 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },
+  'an unknown precision': { object: trainSpec({ trainers: { precision: 'FP8' } }), wantValid: false },
   'an unknown backbone': { object: trainSpec({ model: { backbone: 'resnet50' } }), wantValid: false },
   'both backbone and onnx': {
     object: trainSpec({ model: { backbone: 'iresnet18', onnx: { uri: 's3://models/a.onnx' } } }),
@@ -152,6 +153,11 @@ export const changes: Record<
     from: { suspend: true },
     to: { suspend: true, model: { backbone: 'iresnet18' } },
     wantRefusal: /the model cannot be changed/,
+  },
+  'another precision, even when suspended': {
+    from: { suspend: true },
+    to: { suspend: true, trainers: { precision: 'BF16' } },
+    wantRefusal: /trainers.precision cannot be changed/,
   },
   'another output': {
     from: { suspend: true },

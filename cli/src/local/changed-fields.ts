@@ -7,10 +7,14 @@ import { type FaceTrainJobSpec, isPlainObject, TRAINING_FIELDS } from '@facetrai
 
 /**
  * Fields that decide what is trained. Those of TRAINING_FIELDS but the ones of `trainers`: ports are not used here, and
- * any number of trainers has the same batches and class centres. In a cluster the schema lets nobody change the model
- * and the folder of checkpoints.
+ * any number of trainers has the same batches and class centres. In a cluster the schema lets nobody change the others.
  */
-const DECIDING = [...TRAINING_FIELDS.filter((path) => !path.startsWith('trainers.')), 'model', 'checkpoint.uri'];
+const DECIDING = [
+  ...TRAINING_FIELDS.filter((path) => !path.startsWith('trainers.')),
+  'model',
+  'checkpoint.uri',
+  'trainers.precision',
+];
 
 /** Fields that decide what a quantization gives; the others (resources, failure policy, deadlines) do not. */
 const QUANTIZATION = ['calibration', 'search', 'gate', 'output'] as const;

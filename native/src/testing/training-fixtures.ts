@@ -86,6 +86,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     momentum: 0.9,
     weightDecay: 5e-4,
     gradientClipNorm: 5,
+    precision: 'auto',
     data: {
       directory: exampleFaces,
       globalBatchSize: 32,

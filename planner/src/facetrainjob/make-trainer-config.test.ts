@@ -93,11 +93,15 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { checkpoint: { uri: 'file:///ckpt' } },
       want: { checkpoint: { directory: '/ckpt', shared: true } },
     },
-    'schedule and device': {
-      spec: { schedule: { type: 'Constant' }, trainers: { replicas: 2, device: 'CUDA', computeThreads: 3 } },
+    'schedule, device and precision': {
+      spec: {
+        schedule: { type: 'Constant' },
+        trainers: { replicas: 2, device: 'CUDA', computeThreads: 3, precision: 'TF32' },
+      },
       want: {
         schedule: { type: 'constant' },
         device: 'cuda',
+        precision: 'tf32',
         computeThreads: 3,
         progress: { host: '::', port: 8080 },
       },

@@ -91,6 +91,7 @@ export function trainerConfig(
     loaderThreads: trainers.loaderThreads,
     computeThreads: trainers.computeThreads ?? null,
     device: trainers.device.toLowerCase(),
+    precision: trainers.precision.toLowerCase(),
     rendezvousTimeoutSeconds: trainers.rendezvousTimeoutSeconds,
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {

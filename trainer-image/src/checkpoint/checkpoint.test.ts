@@ -5,9 +5,16 @@ import { existsSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, test } from 'node:test';
+import { after, describe, test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
-import { CheckpointManifest, FacetrainError, OUTPUT, type RowFile } from '@facetrain/api';
+import {
+  CheckpointManifest,
+  FacetrainError,
+  type LossScale,
+  OUTPUT,
+  type Precision,
+  type RowFile,
+} from '@facetrain/api';
 import type { BackboneState, Rows, RowTensor, StateCopy, TrainingSessionContract } from '@facetrain/native';
 import { digestFile } from '../storage/digest.ts';
 import { Fence } from '../storage/fence.ts';
@@ -47,6 +54,9 @@ class FakeSession {
   readonly weight: Float32Array;
   readonly momentum: Float32Array;
   backbone: BackboneState;
+  device: 'cpu' | 'cuda' = 'cpu';
+  precision: Precision = 'fp32';
+  scale: LossScale | undefined;
   #gang: Gang;
 
   constructor(gang: Gang, rank: number, numClasses: number, size: number) {
@@ -61,6 +71,22 @@ class FakeSession {
     this.#gang = gang;
   }
 
+  /** As native/train/device.cc. */
+  async usePrecision(precision: Precision, lossScale?: LossScale): Promise<void> {
+    if (this.device === 'cpu' && precision !== 'fp32' && precision !== 'bf16') {
+      throw new FacetrainError({
+        code: 'InvalidConfig',
+        subject: 'trainers.precision',
+        found: `${precision}, and the device is a CPU`,
+        allowed: 'Auto, FP32 or BF16 on a CPU',
+      });
+    }
+    this.precision = precision;
+    this.scale = lossScale;
+  }
+  async lossScale(): Promise<LossScale | undefined> {
+    return this.scale;
+  }
   async saveBackbone(): Promise<BackboneState> {
     return structuredClone(this.backbone);
   }
@@ -102,7 +128,7 @@ class FakeSession {
   }
 }
 
-const JOB: JobFacts = { name: 'j', seed: 1, numClasses: 11, totalSteps: 100 };
+const JOB: JobFacts = { name: 'j', seed: 1, precision: 'auto', numClasses: 11, totalSteps: 100 };
 
 class Gang {
   readonly sessions: (FakeSession & TrainingSessionContract)[];
@@ -163,6 +189,7 @@ class Gang {
       seed: 1,
       numClasses: 11,
       history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
+      ...(this.sessions[rank]!.scale && { lossScale: this.sessions[rank]!.scale }),
       time: new Date(0),
       blockRows: BLOCK_ROWS,
     };
@@ -252,6 +279,63 @@ test('a checkpoint written by any number of ranks loads on any other', async () 
         assert.deepEqual([session.weight, session.momentum, session.backbone], [weight, momentum, backbone]);
       }
     }
+  }
+});
+
+describe('training goes on in the precision of its checkpoint', () => {
+  const lossScale = { value: 1024, goodSteps: 7, skippedSteps: 3 };
+  const cases: Record<
+    string,
+    {
+      /** Undefined: a checkpoint from before there was a choice. */
+      written: Precision | 'fp8' | undefined;
+      wanted: JobFacts['precision'];
+      device: 'cpu' | 'cuda';
+      want: Precision | RegExp;
+    }
+  > = {
+    'Auto takes it': { written: 'bf16', wanted: 'auto', device: 'cpu', want: 'bf16' },
+    'the same by name': { written: 'tf32', wanted: 'tf32', device: 'cuda', want: 'tf32' },
+    'FP16 with its loss scale': { written: 'fp16', wanted: 'auto', device: 'cuda', want: 'fp16' },
+    another: {
+      written: 'bf16',
+      wanted: 'fp32',
+      device: 'cpu',
+      want: /manifest.json: precision: BF16; FP32, as trainers.precision of this job says; Auto continues in/,
+    },
+    'one that the device does not have': {
+      written: 'fp16',
+      wanted: 'auto',
+      device: 'cpu',
+      want: /manifest.json: precision: fp16, and the device is a CPU; Auto, FP32 or BF16 on a CPU/,
+    },
+    'one of a later version': {
+      written: 'fp8',
+      wanted: 'auto',
+      device: 'cuda',
+      want: /precision: "fp8"; one that this/,
+    },
+    'of before, on a CPU': { written: undefined, wanted: 'auto', device: 'cpu', want: 'fp32' },
+    'of before, on a GPU': { written: undefined, wanted: 'auto', device: 'cuda', want: 'tf32' },
+    'of before, in FP32 on a GPU': { written: undefined, wanted: 'fp32', device: 'cuda', want: 'fp32' },
+    'of before, in BF16': { written: undefined, wanted: 'bf16', device: 'cuda', want: /precision: TF32; BF16/ },
+  };
+  for (const [name, { written, wanted, device, want }] of Object.entries(cases)) {
+    test(name, async () => {
+      const fence = await newFence();
+      const writer = new Gang(1).fill();
+      Object.assign(writer.sessions[0]!, { precision: written });
+      if (written === 'fp16') writer.sessions[0]!.scale = lossScale;
+      await writer.save(fence, 1);
+      const reader = new Gang(1);
+      const [session] = reader.sessions;
+      Object.assign(session!, { device });
+      const loading = reader.load(fence.folder, { ...JOB, precision: wanted });
+      if (want instanceof RegExp) return assert.match((await refusal(loading)).message, want);
+      await loading;
+      assert.equal(session!.precision, want);
+      assert.deepEqual(await session!.lossScale(), written === 'fp16' ? lossScale : undefined);
+    });
   }
 });
 

@@ -3,7 +3,15 @@
  * byte is used before its digest was compared.
  */
 import { join } from 'node:path';
-import { BYTES_OF, type CheckpointManifest, type CheckpointManifestV1, type StoredFile } from '@facetrain/api';
+import {
+  BYTES_OF,
+  type CheckpointManifest,
+  type CheckpointManifestV1,
+  FacetrainError,
+  precision as precisions,
+  type StoredFile,
+  type TrainerConfig,
+} from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, type CheckpointFile, checkWhole, invalid, manifestPath, OpenRowFile } from './directory.ts';
 import { Safetensors } from './safetensors.ts';
@@ -14,6 +22,7 @@ export interface JobFacts {
   /** Name of the job that must have written it; null allows any job. */
   name: string | null;
   seed: number;
+  precision: TrainerConfig['precision'];
   numClasses: number;
   totalSteps: number;
   /** Called after every block. */
@@ -32,6 +41,7 @@ export async function loadCheckpoint(
 ): Promise<void> {
   const { directory, manifest } = checkpoint;
   checkFits(session, checkpoint, job);
+  await usePrecision(session, checkpoint, job.precision);
   await loadBackbone(session, checkpoint);
   job.onBlock?.();
   if (manifest.schemaVersion === 1) await loadRowsV1(session, directory, manifest, job);
@@ -138,6 +148,40 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
       String(manifest.step),
       `at most ${job.totalSteps}, the steps of this job; a shorter job needs another checkpoint directory`,
     );
+  }
+}
+
+/**
+ * Goes on in the precision of the checkpoint: a training whose precision changes is neither of the two, and its report
+ * could name only one.
+ */
+async function usePrecision(
+  session: TrainingSessionContract,
+  { directory, manifest }: Checkpoint,
+  wanted: JobFacts['precision'],
+): Promise<void> {
+  const { precision: named, lossScale } = manifest.schemaVersion === 1 ? {} : manifest;
+  const subject = `${manifestPath(directory)}: precision`;
+  // Written before there was a choice: FP32, but for convolutions on a GPU, which were computed in TF32. Either may go
+  // on, and Auto takes the first.
+  const before = session.device === 'cuda' ? (['tf32', 'fp32'] as const) : (['fp32'] as const);
+  const allowed: readonly string[] = named === undefined ? before : [named];
+  if (wanted !== 'auto' && !allowed.includes(wanted)) {
+    throw invalid(
+      subject,
+      allowed[0]!.toUpperCase(),
+      `${wanted.toUpperCase()}, as trainers.precision of this job says; Auto continues in the checkpoint’s precision, ` +
+        'another one needs another checkpoint directory',
+    );
+  }
+  const use = precisions.safeParse(wanted === 'auto' ? allowed[0] : wanted);
+  if (!use.success)
+    throw invalid(subject, JSON.stringify(named), `one that this version knows: ${precisions.options.join(', ')}`);
+  try {
+    await session.usePrecision(use.data, lossScale);
+  } catch (error) {
+    if (!(error instanceof FacetrainError) || error.code !== 'InvalidConfig') throw error;
+    throw invalid(subject, error.found, error.allowed);
   }
 }
 

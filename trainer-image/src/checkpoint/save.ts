@@ -35,6 +35,8 @@ export interface SaveOptions {
   seed: number;
   numClasses: number;
   history: CheckpointManifest['history'];
+  /** The session's, of the same moment; of precision fp16. */
+  lossScale?: CheckpointManifest['lossScale'];
   time: Date;
   rank: number;
   worldSize: number;
@@ -234,7 +236,12 @@ async function append(writer: FileWriter, parts: Uint8Array[]): Promise<StoredFi
 
 function makeManifest(
   parts: Part[],
-  { stepsPerEpoch, dim, rowTensors }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors'>,
+  {
+    stepsPerEpoch,
+    dim,
+    rowTensors,
+    precision,
+  }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors' | 'precision'>,
   options: SaveOptions,
 ): CheckpointManifest {
   return {
@@ -248,6 +255,8 @@ function makeManifest(
     seed: options.seed,
     numClasses: options.numClasses,
     embeddingDim: dim,
+    precision,
+    ...(options.lossScale && { lossScale: options.lossScale }),
     backbone: {
       ...parts[0]!.backbone!,
       dtype: 'float32',

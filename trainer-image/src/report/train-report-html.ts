@@ -67,12 +67,19 @@ function facts(report: TrainReport): [string, string][] {
     ['Backbone', `${backbone}, ${short(model.parameters / 1e6)} M parameters`],
     ['Embedding', `${model.embeddingDim} values`],
     ['Trainers', `${report.trainers} on ${report.device}`],
+    ...(report.precision === undefined
+      ? []
+      : [['Precision', `${report.precision.toUpperCase()}${skipped(report)}`] as [string, string]]),
     ['Model', `${model.path}, ${short(model.bytes / 2 ** 20)} MiB`],
     ['SHA-256', model.sha256],
     ...(report.resumedFromStep === null
       ? []
       : [['Resumed', `from step ${count(report.resumedFromStep)}`] as [string, string]]),
   ];
+}
+
+function skipped({ skippedSteps }: TrainReport): string {
+  return skippedSteps ? `; ${count(skippedSteps)} steps skipped, in which a gradient overflowed` : '';
 }
 
 function section(title: string, present: boolean, note: string, body: () => string): string {

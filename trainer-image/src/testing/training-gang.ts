@@ -82,6 +82,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     loaderThreads: 1,
     computeThreads: 1,
     device: 'cpu',
+    precision: 'auto',
     rendezvousTimeoutSeconds: 30,
     collectiveTimeoutSeconds: 30,
     checkpoint: {

@@ -74,7 +74,7 @@ export class JobCheckpoints {
    * StorageFailed
    */
   async resume(): Promise<AnyCheckpointManifest | undefined> {
-    const { job, seed, checkpoint: settings } = this.#config;
+    const { job, seed, precision, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     for (;;) {
       // Rank 0 decides for all: on a network file system, other ranks may see an older state of the folder.
@@ -88,6 +88,7 @@ export class JobCheckpoints {
       const loaded = await this.#load(step, {
         name: settings.shared ? null : job.name,
         seed,
+        precision,
         numClasses: this.#size.numClasses,
         totalSteps: this.#size.totalSteps,
         onBlock: () => progress.tick(),
@@ -99,7 +100,8 @@ export class JobCheckpoints {
       // The uid is not compared: a job that was deleted and created again has a new one, and continues from the
       // checkpoint.
       const { job: writtenBy, worldSize } = manifest;
-      log.info({ step, writtenBy, worldSize, directory }, 'resumed from a checkpoint');
+      const { precision: used } = this.#session;
+      log.info({ step, writtenBy, worldSize, precision: used, directory }, 'resumed from a checkpoint');
       this.#logConversion(manifest);
       return manifest;
     }
@@ -243,6 +245,7 @@ export class JobCheckpoints {
     const { rank, size: worldSize } = this.#ranks;
     const time = new Date();
     const begunAt = performance.now();
+    const lossScale = await this.#session.lossScale();
     const copy = await this.#session.copyState({ backbone: rank === 0 });
     const pending = new PendingCheckpoint(this.#session, copy, {
       target: new FolderTarget(this.#fence),
@@ -252,6 +255,7 @@ export class JobCheckpoints {
       seed,
       numClasses: this.#size.numClasses,
       history,
+      lossScale,
       time,
       rank,
       worldSize,

@@ -56,13 +56,14 @@ export async function openSession(
     },
     computeThreads: threads,
     device: config.device,
+    precision: config.precision,
   }).catch((error: unknown) => {
     // The parts of a model are named by the executor, which does not know the file.
     const isOfModel = error instanceof FacetrainError && MODEL_ERRORS.has(error.code);
     throw isOfModel && config.model.onnxPath !== null ? withSubject(config.model.onnxPath, error) : error;
   });
   const session = await abortable(signal, withinDeadline(opening, config, ranks));
-  log.info({ device: session.device }, 'met the other ranks');
+  log.info({ device: session.device, precision: session.precision }, 'met the other ranks');
   return session;
 }
 

@@ -72,6 +72,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const schedule = scheduleOf(config, dataset);
   /** Those of earlier attempts included. */
   let stepsDone = resumed?.step ?? 0;
+  let skippedSteps = (await session.lossScale())?.skippedSteps;
 
   const show = (stage: 'Training' | 'Exporting') =>
     progress.update({
@@ -101,7 +102,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     // act on the combined votes.
     folders.throwIfLost();
     checkpoints.throwIfFailed();
-    const { loss, votes, replaced, stageSeconds } = await session.step(stepsDone, learningRate, {
+    const { loss, votes, replaced, stageSeconds, ...result } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
       writing: checkpoints.isWriting,
@@ -109,6 +110,10 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     const seconds = (performance.now() - stepStart) / 1000;
     history.add({ step: stepsDone, loss, learningRate, seconds, stageSeconds });
     if (stageSeconds) progress.addStep(stageSeconds);
+    if (result.skippedSteps !== skippedSteps) {
+      skippedSteps = result.skippedSteps;
+      log[level]({ step: stepsDone, skippedSteps }, 'a gradient overflowed: skipped a step, with a smaller loss scale');
+    }
     badPictures.add(replaced);
     stepsDone += 1;
     progress.update({ learningRate });
@@ -147,6 +152,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       history,
       evaluator,
       badPictures,
+      skippedSteps,
       checkpoints: checkpoints.statistics,
     });
     await writeReport(folders.output, report);

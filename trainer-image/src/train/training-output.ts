@@ -44,7 +44,9 @@ export interface FinishedTraining {
   dataset: Preflight & { totalSteps: number };
   model: TrainReport['model'];
   ranks: Ranks;
-  session: Pick<TrainingSessionContract, 'device'>;
+  session: Pick<TrainingSessionContract, 'device' | 'precision'>;
+  /** Over all attempts; undefined unless the precision is fp16. */
+  skippedSteps: number | undefined;
   /** The checkpoint that this attempt started from. */
   resumed: AnyCheckpointManifest | undefined;
   history: History;
@@ -56,6 +58,7 @@ export interface FinishedTraining {
 /** The report of a training that has ended now. */
 export function trainReport(config: TrainerConfig, finished: FinishedTraining): TrainReport {
   const { startedAt, dataset, model, ranks, session, resumed, history, evaluator, badPictures, checkpoints } = finished;
+  const { skippedSteps } = finished;
   return {
     schemaVersion: 1,
     job: config.job,
@@ -70,6 +73,8 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
     model,
     trainers: ranks.size,
     device: session.device,
+    precision: session.precision,
+    ...(skippedSteps !== undefined && { skippedSteps }),
     steps: dataset.totalSteps,
     resumedFromStep: resumed?.step ?? null,
     checkpoints,
