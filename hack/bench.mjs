@@ -9,7 +9,7 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | int7 | operator [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | train | int7 | operator [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -50,6 +50,11 @@ const benchmarks = {
   async pfc(args) {
     await nativeBenchmark('pfc_bench', args);
     return attached([join(build, 'pfc_bench'), ...(await reference(args)), ...args], { env: computing() });
+  },
+  /** The training of a backbone, on a CPU or a GPU. */
+  async train(args) {
+    await nativeBenchmark('train_bench', args);
+    return attached([join(build, 'train_bench'), ...args], { env: computing() });
   },
   /** Inference of one picture by a pretrained MobileFaceNet: FP32 and INT7, in native/ and in ONNX Runtime. */
   async int7(args) {

@@ -81,6 +81,7 @@ const ROOMS = [
   ['native/test',              []],
   ['bench/common',             ['native', 'torch']],
   ['bench/pfc',                ['bench/common', 'native', 'torch']],
+  ['bench/train',              ['bench/common', 'trainer-image', 'native', 'torch']],
 ];
 
 /** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */

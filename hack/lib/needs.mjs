@@ -35,6 +35,7 @@ export const paths = {
   install: ['helm', 'glua', 'kubectl', ...controlPlane],
   'install/src/api-reference.test.ts': [],
   'install/src/kustomize.test.ts': ['kubectl'],
+  bench: [],
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
 };
