@@ -9,7 +9,7 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | train | int7 | operator [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | operator [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -35,10 +35,10 @@ async function nativeBenchmark(target, args) {
   await buildNative({ targets: [target], cuda });
 }
 
-/** The option for the reference, where this machine's Python has torch and the arguments do not name one. */
-async function reference(args) {
+/** The option for the reference, where this machine's Python has its packages and the arguments do not name one. */
+async function reference(args, packages = 'numpy, torch') {
   if (args.some((argument) => /^--reference(=|$)/.test(argument))) return [];
-  const found = await run(['python3', '-c', 'import numpy, torch']).then(
+  const found = await run(['python3', '-c', `import ${packages}`]).then(
     () => true,
     () => false,
   );
@@ -55,6 +55,11 @@ const benchmarks = {
   async train(args) {
     await nativeBenchmark('train_bench', args);
     return attached([join(build, 'train_bench'), ...args], { env: computing() });
+  },
+  /** The loader: decoded pictures per second and core. Beside it the decoders alone, and OpenCV and Pillow. */
+  async data(args) {
+    await nativeBenchmark('data_bench', args);
+    return attached([join(build, 'data_bench'), ...(await reference(args, 'cv2, PIL')), ...args], { env: environment });
   },
   /** Inference of one picture by a pretrained MobileFaceNet: FP32 and INT7, in native/ and in ONNX Runtime. */
   async int7(args) {

@@ -16,6 +16,7 @@
 #include <thread>
 #include <utility>
 
+#include "data/augment.h"
 #include "data/permutation.h"
 #include "data/picture.h"
 #include "error.h"
@@ -182,28 +183,16 @@ class RingLoader : public Loader {
     const auto shift = [&](Stream stream) {
       return static_cast<int>(draw(stream) % static_cast<uint64_t>(2 * options_.shift + 1)) - options_.shift;
     };
-    const bool flip = options_.flip && (draw(kFlip) & 1);
-    const int dy = shift(kShiftY), dx = shift(kShiftX);
+    const Augmentation augmentation{
+        .mirror = options_.flip && (draw(kFlip) & 1), .dy = shift(kShiftY), .dx = shift(kShiftX)};
 
     batch.labels[static_cast<size_t>(place)] = dataset_->label(picture);
-    uint8_t* const out = batch.pixels.data() + place * picture_bytes_;
-    const bool augmented = flip || dy != 0 || dx != 0;
-    const auto encoded = dataset_->encoded(picture);
-    decode_picture(encoded, dataset_->height(), dataset_->width(), options_.bgr, augmented ? scratch.data() : out,
-                   "InvalidDataset", dataset_->name(picture));
-    if (augmented) augment(scratch.data(), flip, dy, dx, out);
-  }
-
-  // Mirrors the picture, then translates it by (dy, dx) pixels and repeats the border.
-  void augment(const uint8_t* in, bool flip, int dy, int dx, uint8_t* out) const {
     const int height = dataset_->height(), width = dataset_->width();
-    for (int y = 0; y < height; ++y) {
-      const uint8_t* const row = in + int64_t{3} * width * std::clamp(y - dy, 0, height - 1);
-      for (int x = 0; x < width; ++x, out += 3) {
-        const int mirrored = std::clamp(x - dx, 0, width - 1);
-        std::copy_n(row + 3 * (flip ? width - 1 - mirrored : mirrored), 3, out);
-      }
-    }
+    uint8_t* const out = batch.pixels.data() + place * picture_bytes_;
+    uint8_t* const decoded = augmentation.changes() ? scratch.data() : out;
+    decode_picture(dataset_->encoded(picture), height, width, options_.bgr, decoded, "InvalidDataset",
+                   [&] { return dataset_->name(picture); });
+    if (augmentation.changes()) augment(decoded, height, width, augmentation, out);
   }
 
   const std::shared_ptr<const Dataset> dataset_;

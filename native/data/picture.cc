@@ -52,18 +52,19 @@ void turn_upright(const uint8_t* stored, const PictureHeader& header, uint8_t* o
 }
 
 // Opens the picture; `allowed` ends the message when it is not one.
-std::unique_ptr<PictureReader> open(std::span<const uint8_t> encoded, const std::string& allowed,
-                                    const std::string& code, const std::string& subject) {
+std::unique_ptr<PictureReader> open(std::span<const uint8_t> encoded, const std::function<std::string()>& allowed,
+                                    const std::string& code, const std::function<std::string()>& subject) {
   const Format* const format = format_of(encoded);
   if (format == nullptr) {
     const FileKind* const kind = name_kind(encoded);
-    throw BadPicture(code, subject, kind ? "is " + std::string(kind->name) : "is no picture of a kind that is read",
-                     allowed);
+    throw BadPicture(code, subject(), kind ? "is " + std::string(kind->name) : "is no picture of a kind that is read",
+                     allowed());
   }
   try {
     return format->read(encoded);
   } catch (const NotDecodable& error) {
-    throw BadPicture(code, subject, std::string("is no intact ") + format->name + " (" + error.what() + ")", allowed);
+    throw BadPicture(code, subject(), std::string("is no intact ") + format->name + " (" + error.what() + ")",
+                     allowed());
   }
 }
 
@@ -74,13 +75,13 @@ PictureSize upright_size(const PictureHeader& header) {
 }  // namespace
 
 void decode_picture(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
-                    const std::string& code, const std::string& subject) {
+                    const std::string& code, const std::function<std::string()>& subject) {
   const auto allowed = [&] { return "a JPEG, PNG, WebP or BMP of " + text_of(height, width); };
-  const auto reader = open(encoded, allowed(), code, subject);
+  const auto reader = open(encoded, allowed, code, subject);
   const PictureHeader& header = reader->header();
   const PictureSize found = upright_size(header);
   if (found.height != height || found.width != width) {
-    throw BadPicture(code, subject, "has " + text_of(found.height, found.width),
+    throw BadPicture(code, subject(), "has " + text_of(found.height, found.width),
                      "pictures have " + text_of(height, width));
   }
   try {
@@ -89,13 +90,15 @@ void decode_picture(std::span<const uint8_t> encoded, int height, int width, boo
     reader->decode(bgr, stored.data());
     turn_upright(stored.data(), header, out);
   } catch (const NotDecodable& error) {
-    throw BadPicture(code, subject, std::string("is no intact ") + format_of(encoded)->name + " (" + error.what() + ")",
-                     allowed());
+    throw BadPicture(code, subject(),
+                     std::string("is no intact ") + format_of(encoded)->name + " (" + error.what() + ")", allowed());
   }
 }
 
 PictureSize size_of_picture(std::span<const uint8_t> encoded, const std::string& code, const std::string& subject) {
-  return upright_size(open(encoded, "a JPEG, PNG, WebP or BMP", code, subject)->header());
+  const auto reader = open(
+      encoded, [] { return "a JPEG, PNG, WebP or BMP"; }, code, [&] { return subject; });
+  return upright_size(reader->header());
 }
 
 int exif_orientation(std::span<const uint8_t> tiff) {

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -28,9 +29,13 @@ struct BadPicture : Error {
 };
 
 // Decodes to out [height, width, 3], RGB or BGR. Memory is allocated after the size was compared.
-// Throws BadPicture(code, subject, ...) unless `encoded` is an intact picture of that size.
+// Throws BadPicture(code, subject(), ...) unless `encoded` is an intact picture of that size.
 void decode_picture(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
-                    const std::string& code, const std::string& subject);
+                    const std::string& code, const std::function<std::string()>& subject);
+inline void decode_picture(std::span<const uint8_t> encoded, int height, int width, bool bgr, uint8_t* out,
+                           const std::string& code, const std::string& subject) {
+  decode_picture(encoded, height, width, bgr, out, code, [&] { return subject; });
+}
 
 // The size of a picture [height, width] as decode_picture takes it, from its header. Throws as decode_picture does.
 struct PictureSize {
