@@ -118,7 +118,7 @@ Statistics batch_statistics(const at::Tensor& x, const at::TensorOptions& option
 
 namespace cpu {
 
-Scaling scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training) {
+Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training) {
   Statistics statistics{norm.running_mean, norm.running_variance};
   if (training) {
     statistics = batch_statistics(x, norm.running_mean.options());
@@ -130,7 +130,7 @@ Scaling scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, boo
   return {statistics.mean, inverse_deviation, norm.gamma * inverse_deviation};
 }
 
-at::Tensor forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then) {
+at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then) {
   at::Tensor y = at::empty_like(x);
   const Rows rows(x);
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
@@ -149,8 +149,8 @@ at::Tensor forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor
   return y;
 }
 
-NormGradients backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling, const at::Tensor& beta,
-                       const Then& then, bool training) {
+NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
+                            const at::Tensor& beta, const Then& then, bool training) {
   const Rows rows(x);
   const int64_t channels = rows.channels;
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
@@ -191,12 +191,12 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
                             const at::Tensor& running_variance, double epsilon, bool training) {
     const BatchNorm norm{gamma, beta, running_mean, running_variance, epsilon};
     const Then then{slope.value_or(at::Tensor()), residual.value_or(at::Tensor())};
-    const Scaling by =
-        x.is_cuda() ? cuda::scaling(x, norm, kMomentum, training) : cpu::scaling(x, norm, kMomentum, training);
+    const Scaling by = x.is_cuda() ? cuda::norm_scaling(x, norm, kMomentum, training)
+                                   : cpu::norm_scaling(x, norm, kMomentum, training);
     context->save_for_backward({x, by.mean, by.inverse_deviation, by.scale, beta, then.slope});
     context->saved_data["training"] = training;
     context->saved_data["residual"] = residual.has_value();
-    return x.is_cuda() ? cuda::forward(x, by, beta, then) : cpu::forward(x, by, beta, then);
+    return x.is_cuda() ? cuda::norm_forward(x, by, beta, then) : cpu::norm_forward(x, by, beta, then);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -206,8 +206,8 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
     const Scaling by{saved[1], saved[2], saved[3]};
     const bool training = context->saved_data["training"].toBool();
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
-    const NormGradients to = x.is_cuda() ? cuda::backward(x, gradient, by, beta, {saved[5], {}}, training)
-                                         : cpu::backward(x, gradient, by, beta, {saved[5], {}}, training);
+    const NormGradients to = x.is_cuda() ? cuda::norm_backward(x, gradient, by, beta, {saved[5], {}}, training)
+                                         : cpu::norm_backward(x, gradient, by, beta, {saved[5], {}}, training);
     const at::Tensor residual = context->saved_data["residual"].toBool() ? gradient : at::Tensor();
     return {to.x, to.gamma, to.beta, to.slope, residual, {}, {}, {}, {}};
   }
@@ -221,7 +221,7 @@ at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, b
 
 // Whether there are kernels of our own for x.
 bool has_kernels(const at::Tensor& x, const BatchNorm& norm) {
-  return (has_cpu_rows(x) || cuda::has_rows(x)) && norm.gamma.scalar_type() == at::kFloat &&
+  return (has_cpu_rows(x) || cuda::has_norm_rows(x)) && norm.gamma.scalar_type() == at::kFloat &&
          norm.gamma.numel() == x.size(1);
 }
 
@@ -249,12 +249,13 @@ at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::
 #ifndef FACETRAIN_CUDA
 namespace cuda {
 
-bool has_rows(const at::Tensor&) { return false; }
-Scaling scaling(const at::Tensor&, const BatchNorm&, double, bool) { TORCH_CHECK(false, "a build without CUDA"); }
-at::Tensor forward(const at::Tensor&, const Scaling&, const at::Tensor&, const Then&) {
+bool has_norm_rows(const at::Tensor&) { return false; }
+Scaling norm_scaling(const at::Tensor&, const BatchNorm&, double, bool) { TORCH_CHECK(false, "a build without CUDA"); }
+at::Tensor norm_forward(const at::Tensor&, const Scaling&, const at::Tensor&, const Then&) {
   TORCH_CHECK(false, "a build without CUDA");
 }
-NormGradients backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&, bool) {
+NormGradients norm_backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&,
+                            bool) {
   TORCH_CHECK(false, "a build without CUDA");
 }
 

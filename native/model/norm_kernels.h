@@ -29,14 +29,14 @@ struct NormGradients {
 namespace cuda {
 
 // Whether the kernels can compute with x. False in a build without CUDA.
-bool has_rows(const at::Tensor& x);
+bool has_norm_rows(const at::Tensor& x);
 
 // In training from the batch's statistics, and moves the running ones by `momentum` towards them; otherwise from the
 // running statistics.
-Scaling scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
-at::Tensor forward(const at::Tensor& x, const Scaling& by, const at::Tensor& beta, const Then& then);
-NormGradients backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& by, const at::Tensor& beta,
-                       const Then& then, bool training);
+Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
+at::Tensor norm_forward(const at::Tensor& x, const Scaling& by, const at::Tensor& beta, const Then& then);
+NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& by, const at::Tensor& beta,
+                            const Then& then, bool training);
 
 }  // namespace cuda
 }  // namespace facetrain
