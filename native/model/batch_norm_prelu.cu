@@ -141,10 +141,12 @@ struct Launch {
   }
 };
 
-// Whether threads may load vectors of `tensor`: its memory may begin anywhere if it is a part of another.
+// Whether threads may load vectors of `tensor`, if it is defined: its memory may begin anywhere if it is a part of
+// another.
 bool takes_vectors(const at::Tensor& tensor) {
+  if (!tensor.defined()) return true;
   const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
-  return !tensor.defined() || (tensor.size(1) % kVector == 0 && address % (tensor.element_size() * kVector) == 0);
+  return tensor.size(1) % kVector == 0 && address % (tensor.element_size() * kVector) == 0;
 }
 
 // Calls function(T, std::integral_constant<int, vector>, tiling) for the type of x; `vector` is 1 unless all tensors
