@@ -80,8 +80,6 @@ struct Settings {
   int64_t batch = 0;
   int world = 1, rank = 0, port = 0, threads = 1;
   int64_t steps = 0, warmup = 0;
-  Precision precision = Precision::fp32;
-  bool bf16_rows = false;
   double learning_rate = 0, momentum = 0, weight_decay = 0;
   at::Tensor embeddings, labels, centres;  // on the CPU; centres are undefined when they are drawn
 };
@@ -171,8 +169,8 @@ Settings settings_of(const Arguments& arguments) {
       device == "cpu" ? at::Device(at::kCPU) : at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(settings.rank));
   settings.steps = arguments.integer("steps", 10);
   settings.warmup = std::min(arguments.integer("warmup", device == "cpu" ? 1 : 3, 0), settings.steps - 1);
-  settings.precision = precision_named(arguments, "precision");
-  settings.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
+  settings.head.precision = precision_named(arguments, "precision");
+  settings.head.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
   settings.learning_rate = arguments.number("learning-rate", 0.1);
   settings.momentum = arguments.number("momentum", 0.9);
   settings.weight_decay = arguments.number("weight-decay", 5e-4);
@@ -211,20 +209,6 @@ std::unique_ptr<Comm> make_comm(const Settings& settings) {
   return settings.head.device.is_cuda() ? make_nccl_comm(options, settings.rank) : make_gloo_comm(options);
 }
 
-// The options have precisions only in a head that can compute in them.
-template <class Options>
-void set_precision(Options& options, Precision precision, bool bf16_rows) {
-  if constexpr (requires { options.precision, options.bf16_rows; }) {
-    options.precision = precision;
-    options.bf16_rows = bf16_rows;
-  } else if (precision != Precision::fp32 || bf16_rows) {
-    throw std::runtime_error("this head computes in fp32 only");
-  }
-}
-
-double number_of(double value) { return value; }
-[[maybe_unused]] double number_of(const at::Tensor& value) { return value.item<double>(); }
-
 class Ours {
  public:
   explicit Ours(Settings& settings)
@@ -234,9 +218,7 @@ class Ours {
         before_(memory()),
         share_(settings.batch / settings.world) {
     const bench::Stopwatch watch;
-    PfcOptions options = settings.head;
-    set_precision(options, settings.precision, settings.bf16_rows);
-    head_ = std::make_unique<PartialFc>(comm_, options);
+    head_ = std::make_unique<PartialFc>(comm_, settings.head);
     if (settings.centres.defined()) {
       head_->weight().copy_(settings.centres.narrow(0, head_->rows().first, head_->rows().count));
       settings.centres.reset();  // its pages would count as resident
@@ -262,7 +244,8 @@ class Ours {
     const Moment end(device_);
     bench::synchronize(device_);
     const double whole = watch.milliseconds();
-    losses_.push_back(number_of(result.loss));
+    losses_.push_back(result.loss.item<double>());
+    if (number_ == 1) head_->check_labels();
     if (!timed) return;
     times_[0].push_back(whole);
     times_[1].push_back(begin.milliseconds_until(comm_.forward_end ? *comm_.forward_end : middle));
@@ -344,7 +327,7 @@ class Theirs {
     pass("learning-rate", settings.learning_rate);
     pass("momentum", settings.momentum);
     pass("weight-decay", settings.weight_decay);
-    pass("precision", name_of(settings.precision));
+    pass("precision", name_of(settings.head.precision));
     pass("device", head.device.is_cuda() ? "cuda" : "cpu");
     pass("threads", settings.threads);
     if (arguments.has("centres")) pass("centres", arguments.text("centres", ""));
@@ -429,8 +412,8 @@ void print_table(const Settings& settings, const std::vector<Figures>& all) {
   std::cout << "Partial FC step: " << settings.head.num_classes << " classes of " << settings.head.embedding_dim
             << " numbers, batch " << settings.batch << ", sample rate " << settings.head.sample_rate << " ("
             << all[0].sampled << " rows), " << settings.world << " rank(s), " << settings.threads << " thread(s), "
-            << (settings.head.device.is_cuda() ? "cuda" : "cpu") << ", " << name_of(settings.precision)
-            << (settings.bf16_rows ? ", bf16 rows" : "") << "; median of " << settings.steps - settings.warmup
+            << (settings.head.device.is_cuda() ? "cuda" : "cpu") << ", " << name_of(settings.head.precision)
+            << (settings.head.bf16_rows ? ", bf16 rows" : "") << "; median of " << settings.steps - settings.warmup
             << " steps\n";
   const auto row = [](const std::string& name, const std::vector<std::string>& cells) {
     std::cout << std::left << std::setw(18) << name << std::right;
@@ -492,8 +475,9 @@ int run(const Arguments& arguments, int argc, char** argv) {
   std::cout << R"({"benchmark":"pfc","classes":)" << settings.head.num_classes << R"(,"batch":)" << settings.batch
             << R"(,"dim":)" << settings.head.embedding_dim << R"(,"sampleRate":)" << settings.head.sample_rate
             << R"(,"world":)" << settings.world << R"(,"threads":)" << settings.threads << R"(,"precision":")"
-            << name_of(settings.precision) << R"(","rowsPrecision":")" << (settings.bf16_rows ? "bf16" : "fp32")
-            << R"(","device":")" << (settings.head.device.is_cuda() ? "cuda" : "cpu") << R"(","allocator":")"
+            << name_of(settings.head.precision) << R"(","rowsPrecision":")"
+            << (settings.head.bf16_rows ? "bf16" : "fp32") << R"(","device":")"
+            << (settings.head.device.is_cuda() ? "cuda" : "cpu") << R"(","allocator":")"
             << (tcmalloc ? "tcmalloc" : "malloc") << R"(","initSeconds":)" << value_or_null(all[0].init_seconds)
             << R"(,"sampledRows":)" << all[0].sampled << "," << json_of(all[0]) << R"(,"reference":)"
             << (all.size() > 1 ? "{" + json_of(all[1]) + "}" : "null") << "}\n";

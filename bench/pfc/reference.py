@@ -132,7 +132,8 @@ def main():
         part = slice(number % batches * options.batch, (number % batches + 1) * options.batch)
         loss, seconds = head.step(embeddings[part], labels[part])
         forward, backward, optimizer = (1000 * value for value in seconds)
-        print(json.dumps({"forwardMs": forward, "backwardMs": backward, "optimizerMs": optimizer, "loss": loss}), flush=True)
+        figures = {"forwardMs": forward, "backwardMs": backward, "optimizerMs": optimizer, "loss": loss}
+        print(json.dumps(figures), flush=True)
     resident = resident_mib()[1]
     peak = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else resident
     print(json.dumps({"rssMiB": resident, "bytesPerClass": (peak - before) * 2**20 / options.classes}), flush=True)

@@ -66,25 +66,6 @@ struct Figures {
   double forward_ms = -1, step_ms = 0, rss_mib = 0, device_mib = 0;
 };
 
-// An executor and a session have a precision only if they can compute in others than fp32.
-template <class Executor>
-void set_precision(Executor& executor, Precision precision) {
-  if constexpr (requires { executor.set_precision(precision); }) {
-    executor.set_precision(precision);
-  } else if (precision != Precision::fp32) {
-    throw std::runtime_error("this executor computes in fp32 only");
-  }
-}
-template <class Options>
-void set_precisions(Options& options, Precision precision) {
-  if constexpr (requires { options.precision; }) {
-    options.precision = precision;
-  } else if (precision != Precision::fp32) {
-    throw std::runtime_error("this session computes in fp32 only");
-  }
-  if constexpr (requires { options.pfc.precision; }) options.pfc.precision = precision;
-}
-
 Figures memory_of(at::Device device, Figures figures) {
   figures.rss_mib = bench::resident_memory().peak / kMiB;
   figures.device_mib = bench::device_memory(device).peak / kMiB;
@@ -93,7 +74,7 @@ Figures memory_of(at::Device device, Figures figures) {
 
 Figures measure_backbone(const Graph& graph, const Case& given) {
   const auto executor = make_executor(graph, given.device);
-  set_precision(*executor, given.precision);
+  executor->set_precision(resolve_precision(given.precision, given.device));
   at::manual_seed(1);
   const auto& [name, channels, height, width, range] = graph.input;
   const at::Tensor images = at::rand({given.batch, channels, height, width})
@@ -144,7 +125,7 @@ Figures measure_step(const Graph& graph, const Case& given, const Arguments& arg
   options.momentum = 0.9;
   options.weight_decay = 5e-4;
   options.clip_norm = 5;
-  set_precisions(options, given.precision);
+  options.precision = options.pfc.precision = resolve_precision(given.precision, given.device);
   std::shared_ptr<const Dataset> dataset;
   if (arguments.has("data")) {
     dataset = open_dataset(arguments.text("data", ""));
