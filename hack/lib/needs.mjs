@@ -36,6 +36,7 @@ export const paths = {
   'install/src/api-reference.test.ts': [],
   'install/src/kustomize.test.ts': ['kubectl'],
   bench: [],
+  'bench/common': ['native'],
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
 };
