@@ -2,6 +2,7 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +15,7 @@
 #include "model/pictures.h"
 #include "torch_error.h"
 #include "train/device.h"
+#include "train/sgd.h"
 
 namespace facetrain {
 namespace {
@@ -126,7 +128,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   const auto loss = loss_on_device.item<double>();
   if (!std::isfinite(loss)) centres_.check_labels();
   sum_over_ranks(votes);
-  const double norm = unscale_and_clip();
+  const double norm = gradient_norm();
   // Loss and norm are the same on every rank; an overflow on one is in the sum over all.
   const bool skipped = loss_scale_ && std::isfinite(loss) && !std::isfinite(norm) && loss_scale_->shrink();
   if (!skipped && (!std::isfinite(loss) || !std::isfinite(norm))) {
@@ -136,7 +138,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
         "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
   }
   if (!skipped) {
-    apply_sgd(learning_rate);
+    apply_sgd(learning_rate, norm);
     centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
     if (loss_scale_) loss_scale_->grow();
   }
@@ -166,22 +168,20 @@ void Session::sum_over_ranks(Votes& votes) {
   votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
 }
 
-// Divides the backbone's gradient by the loss scale, and scales it to clip_norm at most, like torch's clip_grad_norm_.
-// Returns the norm before clipping, the same on every rank.
-double Session::unscale_and_clip() {
-  const double inverse = loss_scale_ ? 1 / loss_scale_->value : 1;
-  const double norm = inverse * at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
-  const double factor = options_.clip_norm ? std::min(1.0, *options_.clip_norm / (norm + 1e-6)) : 1;
-  if (inverse * factor != 1) gradients_.mul_(inverse * factor);
-  return norm;
+// L2 norm of the backbone's gradient, without the loss scale, the same on every rank.
+double Session::gradient_norm() const {
+  const double norm = at::linalg_vector_norm(gradients_, 2, std::nullopt, false, at::kDouble).item<double>();
+  return loss_scale_ ? norm / loss_scale_->value : norm;
 }
 
-// Like torch.optim.SGD, with weight decay on every parameter as in the reference (arcface_torch). Momentum starts at 0,
-// so after the first step it equals the gradient, as in torch.
-void Session::apply_sgd(double learning_rate) {
-  gradients_.add_(weights_, options_.weight_decay);
-  momentum_.mul_(options_.momentum).add_(gradients_);
-  weights_.sub_(momentum_, learning_rate);
+// Takes the loss scale from the gradient, scales it to clip_norm at most, like torch's clip_grad_norm_, and updates the
+// weights like torch.optim.SGD, with weight decay on every parameter as in the reference (arcface_torch).
+void Session::apply_sgd(double learning_rate, double norm) {
+  const double clip = options_.clip_norm ? std::min(1.0, *options_.clip_norm / (norm + 1e-6)) : 1;
+  const double factor = loss_scale_ ? clip / loss_scale_->value : clip;
+  sgd_step(weights_, momentum_, gradients_, at::full({}, factor, momentum_.options().dtype(at::kDouble)),
+           {static_cast<float>(learning_rate), static_cast<float>(options_.momentum),
+            static_cast<float>(options_.weight_decay)});
 }
 
 void Session::stop_if_cancelled() const {

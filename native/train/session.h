@@ -91,8 +91,8 @@ class Session {
   void broadcast();
   Batch next_batch(int64_t step);
   void sum_over_ranks(Votes& votes);
-  double unscale_and_clip();
-  void apply_sgd(double learning_rate);
+  double gradient_norm() const;
+  void apply_sgd(double learning_rate, double norm);
   void stop_if_cancelled() const;
   TrainedState backbone_state(const at::Tensor& weights, const at::Tensor& momentum,
                               const at::Tensor& statistics) const;
