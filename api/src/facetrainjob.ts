@@ -304,6 +304,14 @@ const trainers = section(
           'rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): half, with a loss scale that adapts ' +
           'itself. Auto: BF16 on a GPU, FP32 on a CPU. A training keeps what it began with, so this cannot be changed.',
       ),
+    deterministic: z
+      .boolean()
+      .default(true)
+      .describe(
+        'Whether two trainings of one manifest, with as many trainers on as many devices, give the same model bit for ' +
+          'bit. false lets cuDNN measure its algorithms and take the fastest, also those whose sums have no fixed ' +
+          'order; no effect on CPUs.',
+      ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port
       .default(DEFAULT_PROGRESS_PORT)

@@ -120,6 +120,8 @@ export const TrainerConfig = z.strictObject({
     flip: z.boolean(),
     shift: shift.describe('Largest random translation in pixels.'),
   }),
+  // With a default, as precision.
+  deterministic: z.boolean().default(true),
   loaderThreads,
   computeThreads: computeThreads
     .nullable()

@@ -56,10 +56,14 @@ Worker::Reply floats_reply(std::vector<float> values) {
 // made later, inherit the flushing of denormal numbers. Trained networks contain such numbers (below 1.2e-38), which
 // processors compute with a hundred times slower: the pretrained MobileFaceNet of our tests takes 69 ms of processor
 // time a picture with them, and 6 ms when they are flushed to zero.
-void prepare_thread(int threads) {
+//
+// If not `deterministic`, cuDNN measures its algorithms for each shape and takes the fastest, and runs are no longer
+// equal bit for bit (session.h).
+void prepare_thread(int threads, bool deterministic) {
   at::set_num_threads(threads);
   at::globalContext().setFlushDenormal(true);
-  at::globalContext().setDeterministicCuDNN(true);  // for runs that are equal bit for bit (session.h)
+  at::globalContext().setDeterministicCuDNN(deterministic);
+  at::globalContext().setBenchmarkCuDNN(!deterministic);
 }
 
 // The arguments (pixels, height, width, channels, flip) of embed; flip may be left out.
@@ -101,7 +105,7 @@ class Model : public Napi::ObjectWrap<Model> {
     return owner_.make(
         info.Env(),
         [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value()] {
-          prepare_thread(threads);
+          prepare_thread(threads, /*deterministic=*/true);
           return make_executor(graph, at::kCPU);
         },
         [](Executor&) { return Worker::Reply(); });
@@ -310,9 +314,9 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         info.Env(),
         [rendezvous, options, graph = std::move(graph),
          directory = text_of(from.Get("data").As<Napi::Object>(), "directory"), device = device_choice_from(from),
-         precision = precision_of(text_of(from, "precision")),
+         precision = precision_of(text_of(from, "precision")), deterministic = flag_of(from, "deterministic"),
          threads = static_cast<int>(integer_of(from, "computeThreads")), &cancelled = owner_.cancelled()] {
-          prepare_thread(threads);
+          prepare_thread(threads, deterministic);
           SessionOptions with_device = options;
           with_device.pfc.device = choose_device(device);
           with_device.precision = resolve_precision(precision, with_device.pfc.device);

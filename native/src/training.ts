@@ -66,6 +66,8 @@ export interface TrainingOptions {
   device: 'auto' | 'cpu' | 'cuda';
   /** `auto`: by the device (resolve_precision in native/train/device.h). */
   precision: 'auto' | Precision;
+  /** The same numbers in every run; otherwise cuDNN may take algorithms that are faster. */
+  deterministic: boolean;
 }
 
 /** Flags that the step's all-reduce joins: true on every rank once any rank sets them. */

@@ -87,6 +87,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     weightDecay: 5e-4,
     gradientClipNorm: 5,
     precision: 'auto',
+    deterministic: true,
     data: {
       directory: exampleFaces,
       globalBatchSize: 32,

@@ -96,12 +96,13 @@ describe('the config has every default that the spec leaves out', () => {
     'schedule, device and precision': {
       spec: {
         schedule: { type: 'Constant' },
-        trainers: { replicas: 2, device: 'CUDA', computeThreads: 3, precision: 'TF32' },
+        trainers: { replicas: 2, device: 'CUDA', computeThreads: 3, precision: 'TF32', deterministic: false },
       },
       want: {
         schedule: { type: 'constant' },
         device: 'cuda',
         precision: 'tf32',
+        deterministic: false,
         computeThreads: 3,
         progress: { host: '::', port: 8080 },
       },

@@ -92,6 +92,7 @@ export function trainerConfig(
     computeThreads: trainers.computeThreads ?? null,
     device: trainers.device.toLowerCase(),
     precision: trainers.precision.toLowerCase(),
+    deterministic: trainers.deterministic,
     rendezvousTimeoutSeconds: trainers.rendezvousTimeoutSeconds,
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {

@@ -83,6 +83,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     computeThreads: 1,
     device: 'cpu',
     precision: 'auto',
+    deterministic: true,
     rendezvousTimeoutSeconds: 30,
     collectiveTimeoutSeconds: 30,
     checkpoint: {

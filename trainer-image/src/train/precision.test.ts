@@ -19,6 +19,7 @@ async function open(graph: Graph, precision: Options['precision']): Promise<Trai
   return TrainingSession.open({
     graph,
     precision,
+    deterministic: true,
     seed: 3,
     numClasses: 40,
     margin: { m1: 1, m2: 0, m3: 0.4 },

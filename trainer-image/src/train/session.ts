@@ -57,6 +57,7 @@ export async function openSession(
     computeThreads: threads,
     device: config.device,
     precision: config.precision,
+    deterministic: config.deterministic,
   }).catch((error: unknown) => {
     // The parts of a model are named by the executor, which does not know the file.
     const isOfModel = error instanceof FacetrainError && MODEL_ERRORS.has(error.code);
