@@ -540,15 +540,16 @@ __global__ void row_gradients_kernel(const T* rows, Sampled sampled, int d, cons
   gradient.store_to(out + position * d, d);
 }
 
+// Stores weight and velocity, and sets the former to what was stored.
 template <int kParts, int kWidth>
-__device__ void store_rounded(const WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity, float* w,
+__device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity, float* w,
                               float* m, int d, uint64_t, uint64_t, int64_t) {
   weight.store_to(w, d);
   velocity.store_to(m, d);
 }
 
 template <int kParts, int kWidth>
-__device__ void store_rounded(const WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity,
+__device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity,
                               __nv_bfloat16* w, __nv_bfloat16* m, int d, uint64_t seed, uint64_t step,
                               int64_t class_id) {
 #pragma unroll
@@ -559,21 +560,23 @@ __device__ void store_rounded(const WarpRow<kParts, kWidth>& weight, const WarpR
     uint64_t bits = 0;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      if (j % 2 == 0 || kWidth == 1) bits = rounding_bits(seed, step, class_id, (i + j) / 2);
+      if (j % 2 == 0) bits = rounding_bits(seed, step, class_id, (i + j) / 2);
       const int shift = (i + j) % 2 * 16;
-      weights.values[j] = round_stochastically(weight.values[part * kWidth + j], static_cast<uint16_t>(bits >> shift));
+      float& number = weight.values[part * kWidth + j];
+      weights.values[j] = round_stochastically(number, static_cast<uint16_t>(bits >> shift));
       velocities.values[j] =
           round_stochastically(velocity.values[part * kWidth + j], static_cast<uint16_t>(bits >> (32 + shift)));
+      number = __uint_as_float(uint32_t{weights.values[j]} << 16);
     }
     *reinterpret_cast<Vector<uint16_t, kWidth>*>(w + i) = weights;
     *reinterpret_cast<Vector<uint16_t, kWidth>*>(m + i) = velocities;
   }
 }
 
-template <class Row, class T, class G>
+template <class Row, class T, class G, class Unit>
 __global__ void update_rows_kernel(T* rows, T* momentum, Sampled sampled, int d, const G* gradients,
                                    const float* inverse_norms, float unit, RowSgd sgd, const float* skip,
-                                   uint64_t seed, uint64_t step, int64_t first) {
+                                   uint64_t seed, uint64_t step, int64_t first, Unit* next, float* next_inverse_norms) {
   const int64_t position = row_of_warp();
   if (position >= sampled.capacity || (skip && *skip != 0)) return;
   const int64_t row = row_at(sampled, position);
@@ -587,6 +590,11 @@ __global__ void update_rows_kernel(T* rows, T* momentum, Sampled sampled, int d,
   for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k)
     sgd.apply(weight.values[k], velocity.values[k], gradient.values[k]);
   store_rounded(weight, velocity, rows + row * d, momentum + row * d, d, seed, step, first + row);
+  if (!next) return;
+  const float inverse = inverse_norm(weight.dot(weight));
+  weight.multiply(inverse);
+  weight.store_to(next + position * d, d);
+  if (first_lane()) next_inverse_norms[position] = inverse;
 }
 
 }  // namespace
@@ -767,15 +775,24 @@ void row_gradients(Numbers rows, Sampled sampled, int64_t d, RowGradient gradien
 }
 
 void update_rows(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, RowGradient gradient, RowSgd sgd,
-                 const float* skip, uint64_t seed, uint64_t step, int64_t first, cudaStream_t stream) {
+                 const float* skip, uint64_t seed, uint64_t step, int64_t first, UnitRows next, cudaStream_t stream) {
   if (sampled.capacity == 0) return;
-  with_row_types(d, rows.type, gradient.values.type, [&](auto row, auto* row_type, auto* gradient_type) {
+  const auto update = [&](auto row, auto* row_type, auto* gradient_type, auto* unit_type) {
     using T = std::remove_pointer_t<decltype(row_type)>;
     using G = std::remove_pointer_t<decltype(gradient_type)>;
+    using Unit = std::remove_pointer_t<decltype(unit_type)>;
     update_rows_kernel<decltype(row)><<<blocks_for(sampled.capacity, kWarps), kThreads, 0, stream>>>(
         static_cast<T*>(rows.data), static_cast<T*>(momentum.data), sampled, static_cast<int>(d),
         static_cast<const G*>(gradient.values.data), gradient.inverse_norms, gradient.unit, sgd, skip, seed, step,
-        first);
+        first, static_cast<Unit*>(next.values.data), next.inverse_norms);
+  };
+  // Gradients in bfloat16 come with unit rows in bfloat16.
+  with_row_types(d, rows.type, gradient.values.type, [&](auto row, auto* row_type, auto* gradient_type) {
+    if constexpr (std::is_same_v<decltype(gradient_type), float*>) {
+      if (next.values.type == Number::float16)
+        return update(row, row_type, gradient_type, static_cast<__half*>(nullptr));
+    }
+    update(row, row_type, gradient_type, gradient_type);
   });
   check_launch();
 }

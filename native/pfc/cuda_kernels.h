@@ -127,9 +127,15 @@ struct RowGradient {
 };
 // out [capacity, d]: with respect to the rows.
 void row_gradients(Numbers rows, Sampled sampled, int64_t d, RowGradient gradient, float* out, cudaStream_t stream);
-// SGD on the sampled rows. Nothing moves when *skip is not 0; null: 0. `seed`, `step` and `first`, the first row's
-// class, are for the stochastic rounding of rows in bfloat16.
+// What gather_unit_rows makes.
+struct UnitRows {
+  Numbers values;        // [capacity, d]
+  float* inverse_norms;  // [capacity]
+};
+// SGD on the sampled rows. Nothing changes when *skip is not 0; null: 0. `seed`, `step` and `first`, the first row's
+// class, are for the stochastic rounding of rows in bfloat16. If next.values.data is not null, also does for the new
+// rows what gather_unit_rows would.
 void update_rows(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, RowGradient gradient, RowSgd sgd,
-                 const float* skip, uint64_t seed, uint64_t step, int64_t first, cudaStream_t stream);
+                 const float* skip, uint64_t seed, uint64_t step, int64_t first, UnitRows next, cudaStream_t stream);
 
 }  // namespace facetrain::cuda

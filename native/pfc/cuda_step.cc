@@ -105,12 +105,11 @@ class Step final : public CudaStep {
         options_(options),
         rows_(rows),
         device_(weight.device()),
-        low_(type_of(options.precision)),
-        relative_(options.scale <= kLargestScale && low_ != at::kHalf),
         weight_(std::move(weight)),
         momentum_(std::move(momentum)),
         count_(at::full({1}, rows.count, of(at::kInt))),
         negatives_(device_) {
+    set_precision(options.precision);
     const c10::cuda::CUDAGuard guard(device_);
     cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
     if (all()) return;
@@ -125,10 +124,21 @@ class Step final : public CudaStep {
   void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) override {
     if (!gradient_.defined()) return;
     const c10::cuda::CUDAGuard guard(device_);
+    // Where all rows are sampled, the update makes the next step's unit rows.
+    cuda::UnitRows next{};
+    if (unit_rows_.defined()) next = {numbers(unit_rows_), inverse_norms_.data_ptr<float>()};
     cuda::update_rows(numbers(weight_), numbers(momentum_), sample(), dim(), row_gradient(), sgd,
-                      skip.defined() ? skip.const_data_ptr<float>() : nullptr, options_.seed, step_, rows_.first,
+                      skip.defined() ? skip.const_data_ptr<float>() : nullptr, options_.seed, step_, rows_.first, next,
                       stream());
   }
+
+  void set_precision(Precision precision) override {
+    low_ = type_of(precision);
+    relative_ = options_.scale <= kLargestScale && low_ != at::kHalf;
+    rows_change();
+  }
+
+  void rows_change() override { unit_rows_ = at::Tensor(); }
 
   at::Tensor sampled() const override {
     if (!gradient_.defined()) return at::empty({0}, of(at::kLong));
@@ -168,8 +178,8 @@ class Step final : public CudaStep {
   const PfcOptions options_;
   const RowRange rows_;
   const at::Device device_;
-  const at::ScalarType low_;  // of the products' operands
-  const bool relative_;       // one pass, with exponentials relative to 1
+  at::ScalarType low_ = at::kFloat;  // of the products' operands
+  bool relative_ = true;             // one pass, with exponentials relative to 1
   const at::Tensor weight_, momentum_;
 
   // The sample of the last step, and the negatives of step drawn_.
@@ -182,6 +192,8 @@ class Step final : public CudaStep {
   uint64_t step_ = 0;
   at::Tensor packed_, inverse_norms_, gradient_;
   double gradient_unit_ = 1;
+  at::Tensor
+      unit_rows_;  // of all rows, up to date, if all are sampled in every step; undefined if somebody wrote to them
 };
 
 void Step::draw_negatives(uint64_t step) {
@@ -238,9 +250,14 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all() ? nullptr : bits(words_),
                      all() ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, scale, targets,
                      stream());
-  const at::Tensor rows = at::empty({capacity_, d}, of(low_));
-  inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
-  cuda::gather_unit_rows(numbers(weight_), sample(), d, numbers(rows), inverse_norms_.data_ptr<float>(), stream());
+  if (!all() || !unit_rows_.defined()) {
+    unit_rows_ = at::empty({capacity_, d}, of(low_));
+    inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
+    cuda::gather_unit_rows(numbers(weight_), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(),
+                           stream());
+  }
+  const at::Tensor rows = unit_rows_;
+  if (!all()) unit_rows_ = at::Tensor();
   const at::Tensor features = at::empty({batch, d}, of(low_));
   cuda::scale_features(packed, nullptr, batch, d, numbers(features), stream());
 

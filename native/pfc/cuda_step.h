@@ -36,6 +36,9 @@ class CudaStep {
   // As PartialFc's. They wait for the device.
   virtual at::Tensor sampled() const = 0;
   virtual at::Tensor sampled_gradient() const = 0;
+  virtual void set_precision(Precision precision) = 0;
+  // To be called before anybody else writes to the rows.
+  virtual void rows_change() = 0;
   // Of the global batch of the last step [B] int64, on the host.
   virtual at::Tensor labels() const = 0;
 };

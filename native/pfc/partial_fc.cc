@@ -153,6 +153,16 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
 
 PartialFc::~PartialFc() = default;
 
+void PartialFc::set_precision(Precision precision) {
+  options_.precision = precision;
+  if (cuda_) cuda_->set_precision(precision);
+}
+
+at::Tensor& PartialFc::weight() {
+  if (cuda_) cuda_->rows_change();
+  return weight_;
+}
+
 at::Tensor PartialFc::sampled() const { return cuda_ ? cuda_->sampled() : sampled_; }
 
 at::Tensor PartialFc::sampled_gradient() const { return cuda_ ? cuda_->sampled_gradient() : gradient_; }

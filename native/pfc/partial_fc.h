@@ -86,9 +86,13 @@ class PartialFc {
   // float32, on the device, is not 0.
   void apply_sgd(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip = {});
 
+  // For the steps to come; the rows stay.
+  void set_precision(Precision precision);
+
   RowRange rows() const { return rows_; }
   // For checkpoints: values may be written, the tensors must not be replaced. bfloat16 with bf16_rows, else float32.
-  at::Tensor& weight() { return weight_; }      // [count, d]
+  // Call weight() anew for each write, because a step on CUDA keeps what it made of the rows.
+  at::Tensor& weight();                         // [count, d]
   at::Tensor& momentum() { return momentum_; }  // [count, d]
   // The rows that the last step used: int64 [n], ascending, counted from this rank's first row. Waits for the device.
   at::Tensor sampled() const;

@@ -63,6 +63,7 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
 
 void Session::use_precision(Precision precision, const LossScale& scale) {
   backbone_->set_precision(resolve_precision(precision, options_.pfc.device));
+  centres_.set_precision(precision);
   loss_scale_ = precision == Precision::fp16 ? std::optional(scale) : std::nullopt;
 }
 
