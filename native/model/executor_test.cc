@@ -510,8 +510,9 @@ static void check_precision(const Graph& graph, Precision precision, at::Device 
   CHECK(cosine(pass.gradient, exact.gradient) >= 0.999);
   for (size_t i = 0; i < exact.statistics.size(); ++i)
     CHECK_NEAR(distance(pass.statistics[i], exact.statistics[i]), 0, 2e-3);
-  // The products were not computed in float32.
-  if (precision != Precision::fp32) CHECK(distance(pass.embeddings, exact.embeddings) > 1e-4);
+  // The products were not computed in float32. In TF32 they may be: cuDNN chooses by the shape.
+  if (precision == Precision::bf16 || precision == Precision::fp16)
+    CHECK(distance(pass.embeddings, exact.embeddings) > 1e-4);
 }
 
 static void test_bf16() {

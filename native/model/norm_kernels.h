@@ -34,9 +34,9 @@ bool has_norm_rows(const at::Tensor& x);
 // In training from the batch's statistics, and moves the running ones by `momentum` towards them; otherwise from the
 // running statistics.
 Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
-at::Tensor norm_forward(const at::Tensor& x, const Scaling& by, const at::Tensor& beta, const Then& then);
-NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& by, const at::Tensor& beta,
-                            const Then& then, bool training);
+at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then);
+NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
+                            const at::Tensor& beta, const Then& then, bool training);
 
 }  // namespace cuda
 }  // namespace facetrain
