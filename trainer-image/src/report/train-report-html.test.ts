@@ -24,6 +24,7 @@ function report(change: Partial<TrainReport> = {}): TrainReport {
     skippedSteps: 3,
     steps: 200,
     resumedFromStep: 50,
+    checkpoints: { count: 3, stallSeconds: 0.25, whileTrainingWaited: 1 },
     trainSeconds: 190.4,
     imagesPerSecond: 38.123,
     stageSeconds: {
@@ -70,6 +71,7 @@ test('the page shows the figures, loads no other file and has no script', () => 
     '3 min 10 s',
     'from step 50',
     '<dd>FP16; 3 steps skipped, in which a gradient overflowed</dd>',
+    '3, for which training stood still for 0.25 s; 1 without memory for a copy of the state',
     '76 ± 2 %',
     '12.5 % @ 1e-2',
     'The loader keeps up.',

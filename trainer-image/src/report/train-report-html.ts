@@ -60,6 +60,7 @@ function facts(report: TrainReport): [string, string][] {
       report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`,
     ],
     ['Training time', duration(report.trainSeconds)],
+    ...(report.checkpoints ? [['Checkpoints', checkpoints(report.checkpoints)] as [string, string]] : []),
     ['Dataset', `${count(dataset.images)} pictures of ${count(dataset.identities)} identities`],
     ...(dataset.badPictures?.count
       ? [['Bad pictures', `${count(dataset.badPictures.count)}, left out`] as [string, string]]
@@ -80,6 +81,12 @@ function facts(report: TrainReport): [string, string][] {
 
 function skipped({ skippedSteps }: TrainReport): string {
   return skippedSteps ? `; ${count(skippedSteps)} steps skipped, in which a gradient overflowed` : '';
+}
+
+function checkpoints(written: NonNullable<TrainReport['checkpoints']>): string {
+  const waited = written.whileTrainingWaited;
+  const why = waited > 0 ? `; ${count(waited)} without memory for a copy of the state` : '';
+  return `${count(written.count)}, for which training stood still for ${short(written.stallSeconds)} s${why}`;
 }
 
 function section(title: string, present: boolean, note: string, body: () => string): string {
