@@ -4,6 +4,8 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "comm/comm.h"
 #include "model/executor.h"
 #include "model/node_values.h"
@@ -178,7 +180,8 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                   .margin = {.m1 = static_cast<float>(number_of(margin, "m1")),
                              .m2 = static_cast<float>(number_of(margin, "m2")),
                              .m3 = static_cast<float>(number_of(margin, "m3"))},
-                  .interclass_filter = optional_number_of(from, "interclassFilter")},
+                  .interclass_filter = optional_number_of(from, "interclassFilter"),
+                  .bf16_rows = text_of(from, "rowsPrecision") == "bf16"},
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,
                    .size = rendezvous.size,
@@ -434,14 +437,16 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   Napi::Value copy_state(const Napi::CallbackInfo& info) {
     return owner_.post(info.Env(),
                        [copy = copy_, backbone = info[0].ToBoolean().Value()](Session& session) -> Worker::Reply {
+                         std::vector<Executor::Named> former;
+                         if (*copy) former = std::move((*copy)->rows);
                          copy->reset();
-                         *copy = session.copy_state(backbone);
+                         *copy = session.copy_state(backbone, std::move(former));
                          return [made = copy->has_value()](Napi::Env env) { return Napi::Boolean::New(env, made); };
                        });
   }
 
-  // copiedBackbone() and copiedRows(first, count): as saveBackbone and saveRows, of the copy; dropCopy() frees it. They
-  // run on a thread of their own, while the session trains.
+  // copiedBackbone() and copiedRows(first, count): as saveBackbone and saveRows, of the copy; dropCopy() ends its use.
+  // They run on a thread of their own, while the session trains.
   Napi::Value copied_backbone(const Napi::CallbackInfo& info) {
     return reader_->post(info.Env(), [copy = copy_] { return backbone_reply(copy->value()); });
   }
@@ -452,7 +457,15 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   }
   Napi::Value drop_copy(const Napi::CallbackInfo& info) {
     return reader_->post(info.Env(), [copy = copy_]() -> Worker::Reply {
-      copy->reset();
+      const auto& rows = copy->value().rows;
+      const bool on_host =
+          std::all_of(rows.begin(), rows.end(), [](const auto& named) { return named.tensor.is_cpu(); });
+      // Rows on the host are kept for the next copy. Those on a device are not: steps may need the room, and its
+      // allocator is quick.
+      if (on_host)
+        copy->emplace(TrainedState{{}, {}, rows});
+      else
+        copy->reset();
       return {};
     });
   }

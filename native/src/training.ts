@@ -252,14 +252,6 @@ export class TrainingSession implements TrainingSessionContract {
         allowed: `a multiple of the ${options.comm.size} ranks`,
       });
     }
-    if (options.rowsPrecision === 'bf16') {
-      throw new FacetrainError({
-        code: 'InvalidConfig',
-        subject: 'loss.rows.precision',
-        found: 'bf16',
-        allowed: 'fp32: this build keeps class centres in float32 only',
-      });
-    }
     const session = new addon.TrainingSession();
     try {
       return new TrainingSession(options.graph, session, await translateErrors(() => session.open(options)));

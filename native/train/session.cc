@@ -216,11 +216,13 @@ TrainedState Session::state() {
   return state;
 }
 
-std::optional<TrainedState> Session::copy_state(bool backbone) {
+std::optional<TrainedState> Session::copy_state(bool backbone, std::vector<Executor::Named> former) {
   const at::Device device = options_.pfc.device;
   const std::vector<Executor::Named> rows = state().rows;
   uint64_t bytes = backbone ? weights_.nbytes() + momentum_.nbytes() + statistics_.nbytes() : 0;
-  for (const auto& named : rows) bytes += named.tensor.nbytes();
+  if (former.empty()) {
+    for (const auto& named : rows) bytes += named.tensor.nbytes();
+  }
   std::optional<uint64_t> device_free;
   if (device.is_cuda()) device_free = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index()).first;
   const auto place = place_for_copy(bytes, device, device_free, available_memory());
@@ -232,7 +234,10 @@ std::optional<TrainedState> Session::copy_state(bool backbone) {
   try {
     TrainedState copied;
     if (backbone) copied = backbone_state(copy(weights_), copy(momentum_), copy(statistics_));
-    for (const auto& named : rows) copied.rows.push_back({named.name, copy(named.tensor)});
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const auto& [name, tensor] = rows[i];
+      copied.rows.push_back({name, former.empty() ? copy(tensor) : former[i].tensor.copy_(tensor)});
+    }
     if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
     return copied;
   } catch (const std::exception& error) {

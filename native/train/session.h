@@ -79,8 +79,9 @@ class Session {
   // What training changes, when all steps have ended: values may be written. The tensors are those of the session.
   TrainedState state();
   // A copy of it, without the backbone's part if `backbone` is false: on the session's device if there is room, else on
-  // the host. None when neither has room. The next step may follow at once.
-  std::optional<TrainedState> copy_state(bool backbone);
+  // the host. None when neither has room. The next step may follow at once. `former`: the rows of an earlier copy,
+  // whose memory is used again; memory that is new to the process takes longer to get than to fill.
+  std::optional<TrainedState> copy_state(bool backbone, std::vector<Executor::Named> former = {});
 
   // The values of every rank, in rank order; lengths may differ.
   std::vector<std::vector<float>> all_gather(const std::vector<float>& values);
