@@ -396,6 +396,27 @@ test('a training that an earlier attempt has finished is not done again', async 
   assert.equal(await start({ evaluation: { ...config.evaluation, everyEpochs: 1 } }), 'done again');
 });
 
+test('a training goes on with class centres of another type', async () => {
+  const { folder, config } = await job(({ loss }) => ({
+    epochs: EPOCHS + 1,
+    loss: { ...loss, rows: { precision: 'bf16' } },
+  }));
+  await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+  const { codes, ranks } = await runGang(folder, config, 2);
+  assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+  const converted = ranks[0]!.lines.find(({ msg }) => msg === 'converted the class centres');
+  assert.deepEqual([converted?.from, converted?.to], ['float32', 'bfloat16']);
+  assert.equal((await readReport(config)).resumedFromStep, STEPS);
+  const { manifest } = await openCheckpoint(config.checkpoint.directory, STEPS + STEPS_PER_EPOCH);
+  assert.deepEqual(
+    CheckpointManifest.parse(manifest).rows.tensors.map(({ name, dtype }) => [name, dtype]),
+    [
+      ['weight', 'bfloat16'],
+      ['momentum', 'bfloat16'],
+    ],
+  );
+});
+
 test('a finished training that is started again only evaluates and exports', async () => {
   const { folder, config } = await job();
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
