@@ -186,29 +186,31 @@ test('training lowers the loss, and the exported graph computes the same embeddi
   });
 });
 
-test('a run resumed from saved state is the uninterrupted run, bit for bit', async () => {
-  const options = { graph: tinyNet({ batchNorm: true }), sampleRate: 0.3 };
-  const finish = async (session: TrainingSession) => {
-    const losses: number[] = [];
-    // Steps 24 and 25 are the last of one epoch and the first of the next.
-    for (let step = 24; step < 27; step++) losses.push((await session.step(step, 0.05)).loss);
-    return { losses, backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
-  };
-  const { state, rows, uninterrupted } = await withSession(options, async (session) => {
-    for (let step = 20; step < 24; step++) await session.step(step, 0.05);
-    const saved = {
-      state: await session.saveBackbone(),
-      rows: [await session.saveRows(0, 13), await session.saveRows(13, 27)],
+for (const precision of ['fp32', 'bf16'] as const) {
+  test(`a run resumed from saved state is the uninterrupted run, bit for bit, in ${precision}`, async () => {
+    const options = { graph: tinyNet({ batchNorm: true }), sampleRate: 0.3, precision };
+    const finish = async (session: TrainingSession) => {
+      const losses: number[] = [];
+      // Steps 24 and 25 are the last of one epoch and the first of the next.
+      for (let step = 24; step < 27; step++) losses.push((await session.step(step, 0.05)).loss);
+      return { losses, backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
     };
-    return { ...saved, uninterrupted: await finish(session) };
+    const { state, rows, uninterrupted } = await withSession(options, async (session) => {
+      for (let step = 20; step < 24; step++) await session.step(step, 0.05);
+      const saved = {
+        state: await session.saveBackbone(),
+        rows: [await session.saveRows(0, 13), await session.saveRows(13, 27)],
+      };
+      return { ...saved, uninterrupted: await finish(session) };
+    });
+    const resumed = await withSession({ ...options, graph: tinyNet({ batchNorm: true }) }, async (session) => {
+      await session.loadBackbone(state);
+      for (const part of rows) await session.loadRows(part);
+      return await finish(session);
+    });
+    assert.deepEqual(resumed, uninterrupted);
   });
-  const resumed = await withSession({ ...options, graph: tinyNet({ batchNorm: true }) }, async (session) => {
-    await session.loadBackbone(state);
-    for (const part of rows) await session.loadRows(part);
-    return await finish(session);
-  });
-  assert.deepEqual(resumed, uninterrupted);
-});
+}
 
 test('rows of bfloat16 are loaded as the numbers that they are', async () => {
   await withSession({}, async (session) => {
