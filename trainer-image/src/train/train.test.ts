@@ -588,6 +588,20 @@ test('a checkpoint that does not fit the job is refused; training does not start
   assert.match(String(failure(ranks[0]!).msg), /manifest\.json: seed: 7; 8, as in this job/);
 });
 
+test('a job in BF16 says so in its report, and its checkpoint is not continued in FP32', async () => {
+  const { folder, config } = await job(() => ({ precision: 'bf16', epochs: 1 }));
+  assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
+  assert.equal((await readReport(config)).precision, 'bf16');
+
+  const { codes, ranks } = await runGang(folder, { ...config, precision: 'fp32', epochs: 2 }, 1);
+  assert.deepEqual(codes, [2]);
+  assert.equal(failure(ranks[0]!).code, 'InvalidCheckpoint');
+  assert.match(String(failure(ranks[0]!).msg), /manifest\.json: precision: BF16; FP32, as trainers\.precision of this/);
+
+  assert.deepEqual((await runGang(folder, { ...config, precision: 'auto', epochs: 2 }, 1)).codes, [0]);
+  assert.equal((await readReport(config)).precision, 'bf16');
+});
+
 test('a job resumes from another job’s checkpoint only with checkpoint.uri', async () => {
   for (const [shared, code] of [
     [false, 2],
