@@ -1,7 +1,9 @@
 #include "model/rows.h"
 
+#include <array>
 #include <bit>
 #include <cstdint>
+#include <vector>
 
 namespace facetrain {
 namespace {
@@ -21,9 +23,9 @@ FT_VECTORIZED void round(const float* FT_RESTRICT from, int64_t count, uint16_t*
   }
 }
 
-}  // namespace
+thread_local std::array<std::vector<float>, FloatRows::kSlots> copies;
 
-thread_local std::array<std::vector<float>, FloatRows::kSlots> FloatRows::copies_;
+}  // namespace
 
 FloatRows::FloatRows(Slot slot, const at::Tensor& tensor, int64_t offset, int64_t count)
     : floats_(nullptr), rounded_(nullptr), count_(count) {
@@ -33,7 +35,7 @@ FloatRows::FloatRows(Slot slot, const at::Tensor& tensor, int64_t offset, int64_
     return;
   }
   rounded_ = static_cast<c10::BFloat16*>(data) + offset;
-  std::vector<float>& copy = copies_[slot];
+  std::vector<float>& copy = copies[slot];
   if (static_cast<int64_t>(copy.size()) < count) copy.resize(static_cast<size_t>(count));
   floats_ = copy.data();
 }

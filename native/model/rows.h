@@ -5,8 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <array>
-#include <vector>
 
 // Before a function: the compiler makes a version for each instruction set, and the dynamic loader picks one when the
 // program starts.
@@ -69,7 +67,6 @@ class FloatRows {
   void store() const;
 
  private:
-  static thread_local std::array<std::vector<float>, kSlots> copies_;
   float* floats_;
   c10::BFloat16* rounded_;  // null if the tensor is float32
   int64_t count_;
