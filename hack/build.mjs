@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readArguments } from './lib/arguments.mjs';
-import { build, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
+import { build, cache, cudaBuild, cudaCompileOnly, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
 
 const USAGE = `Usage: npm run build [-- [--addon] [--cuda]]
@@ -21,35 +21,73 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-async function configure({ cuda, always = false }, show) {
+/** Where a build is, and of what: of libtorch for CPUs, with CUDA, or with CUDA only to compile and link. */
+const builds = {
+  cpu: { folder: build, libtorch, cuda: 'AUTO' },
+  cuda: { folder: build, libtorch: cudaLibtorch, cuda: 'ON' },
+  cudaCompileOnly: { folder: cudaBuild, libtorch: cudaCompileOnly, cuda: 'ON' },
+};
+
+/**
+ * Compiled objects are kept in the cache, for every clone. In depend mode ccache asks for the contents of the headers
+ * that the compiler has listed; its other mode would miss what only a pass for a GPU includes.
+ */
+const compilers = {
+  CCACHE_DIR: process.env.CCACHE_DIR ?? join(cache, 'ccache'),
+  CCACHE_BASEDIR: root,
+  CCACHE_NOHASHDIR: '1',
+  CCACHE_DEPEND: '1',
+  CCACHE_MAXSIZE: '3G',
+};
+
+async function configure(kind, show, { always = false } = {}) {
+  const { folder, libtorch: libraries, cuda } = builds[kind];
+  const launchers = ['C', 'CXX', 'CUDA'].map((language) => `-DCMAKE_${language}_COMPILER_LAUNCHER=ccache`);
   const options = [
-    `-DLIBTORCH_ROOT=${cuda ? cudaLibtorch : libtorch}`,
-    `-DFACETRAIN_CUDA=${cuda ? 'ON' : 'AUTO'}`,
+    `-DLIBTORCH_ROOT=${libraries}`,
+    `-DFACETRAIN_CUDA=${cuda}`,
     '-DFACETRAIN_GLOO=ON',
     '-DFACETRAIN_PICTURES=ON',
     `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
     `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
+    ...(await run(['ccache', '--version']).then(
+      () => launchers,
+      () => [],
+    )),
   ];
-  const stamp = join(build, '.facetrain-options');
+  const stamp = join(folder, '.facetrain-options');
   // If CMakeLists.txt or the set of source files has changed, Ninja runs CMake itself.
   if (!always && existsSync(stamp) && readFileSync(stamp, 'utf8') === options.join('\n')) return;
   rmSync(stamp, { force: true });
-  await run(['cmake', '-S', join(root, 'native'), '-B', build, '-G', 'Ninja', ...options], { show });
+  await run(['cmake', '-S', join(root, 'native'), '-B', folder, '-G', 'Ninja', ...options], { show });
   writeFileSync(stamp, options.join('\n'));
 }
 
 /** Writes native/build/compile_commands.json for the source files that exist now, and builds nothing. */
 export function configureNative(show) {
-  return configure({ cuda: false, always: true }, show);
+  return configure('cpu', show, { always: true });
+}
+
+async function buildTargets(kind, targets, show) {
+  await configure(kind, show);
+  const command = ['cmake', '--build', builds[kind].folder, ...targets.flatMap((target) => ['--target', target])];
+  await run(command, { show, env: compilers });
 }
 
 /** @param {{ targets?: string[], cuda?: boolean }} [options] `targets` of CMake; all when empty */
 export async function buildNative({ targets = [], cuda = false } = {}) {
   const what = targets.length === 0 ? '' : ` (${targets.join(' ')})`;
-  await step(`Native build${what}`, async (show) => {
-    await configure({ cuda }, show);
-    await run(['cmake', '--build', build, ...targets.flatMap((target) => ['--target', target])], { show });
-  });
+  await step(`Native build${what}`, (show) => buildTargets(cuda ? 'cuda' : 'cpu', targets, show));
+}
+
+/**
+ * Compiles and links all code for CUDA: the addon, the tests that use a GPU, the benchmarks. Nothing of it can run, for
+ * NVIDIA's libraries are not there.
+ * @param {(detail: string) => void} show
+ * @throws SetupError with the compiler's output
+ */
+export function compileForCuda(show) {
+  return buildTargets('cudaCompileOnly', [ADDON, 'gpu_tests', 'pfc_bench', 'train_bench'], show);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -16,13 +16,14 @@ const files = [
   'planner/src/facetrainjob/gang.test.ts',
   'planner/src/failure.test.ts',
 ];
-const nothing = { lint: false, native: [], node: [], e2e: [], all: false };
+const nothing = { lint: false, cuda: false, native: [], node: [], e2e: [], all: false };
 
 const cases = {
   'no name: every suite': [
     {},
     {
       lint: true,
+      cuda: true,
       native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'],
       node: files.filter((file) => /\.test\./.test(file) && !file.startsWith('e2e/')),
       e2e: ['e2e/facetrain.test.ts'],
@@ -30,6 +31,7 @@ const cases = {
     },
   ],
   'lint alone': [{ only: 'lint' }, { lint: true }],
+  'the build for CUDA alone': [{ only: 'cuda' }, { cuda: true }],
   'the suite native: ctest': [
     { only: 'native' },
     { native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'] },
@@ -62,7 +64,7 @@ for (const [title, [chosen, expected]] of Object.entries(cases)) {
 const refusals = {
   'a suite or folder that does not exist': [
     { only: 'pfc' },
-    /^pfc: no such test.*suites {4}lint native node e2e\n.*planner\/src\n/s,
+    /^pfc: no such test.*suites {4}lint native cuda node e2e\n.*planner\/src\n/s,
   ],
   'a file that does not exist': [{ names: ['api/src/nothing.test.ts'] }, /^api\/src\/nothing.test.ts: no such test/],
   'a file in the wrong folder, with the right one': [
@@ -81,7 +83,7 @@ for (const [title, [chosen, message]] of Object.entries(refusals)) {
 }
 
 test('hack/lib/needs.mjs has an entry for every folder with tests, and names only what can be installed', async () => {
-  const steps = ['native', 'linters', 'python'];
+  const steps = ['native', 'cuda-compile-only', 'linters', 'python'];
   for (const file of (await repositoryFiles()).filter(isTest)) needs.ofFile(file);
   const unknown = [...needs.tests, ...needs.operatorBenchmark].filter(
     (name) => !steps.includes(name) && !Object.hasOwn(versions.goTools, name),

@@ -2,20 +2,21 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
-import { ADDON, buildNative } from './build.mjs';
+import { ADDON, buildNative, compileForCuda } from './build.mjs';
 import { readArguments } from './lib/arguments.mjs';
 import { dockerEngine } from './lib/docker.mjs';
 import { repositoryFiles } from './lib/files.mjs';
 import * as needs from './lib/needs.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
-import { attached, main } from './lib/steps.mjs';
+import { attached, main, step } from './lib/steps.mjs';
 import { isTest, programOf, select } from './lib/test-selection.mjs';
 import { lint } from './lint.mjs';
 import { setup } from './setup.mjs';
 
 const USAGE = `Usage: npm test [-- [--only NAME] [-t PATTERN] [FILE...]]
 
-npm test                          every suite: lint, native (ctest), node (node:test), e2e (node:test on a cluster)
+npm test                          every suite: lint, native (ctest), cuda (compiled and linked), node (node:test),
+                                  e2e (node:test on a cluster)
 npm test -- --only NAME           one suite, or one folder with its subfolders
 npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
 npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
@@ -35,6 +36,17 @@ async function nativeTests(files) {
   if (!counts) return { passed: 0, failed: 1 };
   const failed = Number(counts[1]);
   return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
+}
+
+/** Compiles and links the code for CUDA, which needs no GPU; counts as one test. */
+async function cudaTest() {
+  try {
+    await step('Build for CUDA', compileForCuda);
+    return { passed: 1, failed: 0 };
+  } catch (error) {
+    process.stderr.write(`${error.message}\n`);
+    return { passed: 0, failed: 1 };
+  }
 }
 
 async function nodeTests(files, minutes, pattern) {
@@ -63,9 +75,9 @@ async function nodeTests(files, minutes, pattern) {
 }
 
 /** Installs and builds what the chosen tests need, and nothing else. */
-async function prepare({ lint: lints, native, node: modules, e2e, all }) {
+async function prepare({ lint: lints, cuda, native, node: modules, e2e, all }) {
   const ofTests = [...native, ...modules, ...e2e].flatMap(needs.ofFile);
-  await setup([...new Set([...(lints ? needs.lint : []), ...ofTests])]);
+  await setup([...new Set([...(lints ? needs.lint : []), ...(cuda ? needs.cuda : []), ...ofTests])]);
   const addon = modules.some((file) => needs.ofFile(file).includes('native'));
   const targets = [...native.map(programOf), ...(addon ? [ADDON] : [])];
   if (targets.length > 0) await buildNative({ targets: all ? [] : targets });
@@ -86,6 +98,7 @@ await main(async () => {
   const results = [];
   if (selection.lint) results.push(await lint());
   if (selection.native.length > 0) results.push(await nativeTests(selection.native));
+  if (selection.cuda) results.push(await cudaTest());
   if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
   if (selection.e2e.length > 0) {
     await dockerEngine();

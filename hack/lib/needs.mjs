@@ -44,11 +44,14 @@ export const paths = {
 /** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */
 export const lint = ['linters', 'native', 'helm'];
 
+/** For compiling and linking the code for CUDA. */
+export const cuda = ['native', 'cuda-compile-only'];
+
 /** For `npm run bench -- operator`. */
 export const operatorBenchmark = [...controlPlane, 'kube-scheduler', 'kwok'];
 
 /** For all of `npm test`. */
-export const tests = [...new Set([...Object.values(paths).flat(), ...lint])];
+export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...cuda])];
 
 /** @returns {string[]} what the tests in a file need */
 export function ofFile(file) {

@@ -25,6 +25,8 @@ export const cudaLibtorch = process.env.LIBTORCH_ROOT || cudaFolder;
 /** The same without the libraries: code for CUDA can be compiled and linked with it, but not run. */
 export const cudaCompileOnly = process.env.LIBTORCH_ROOT || `${cudaFolder}-compile-only`;
 export const build = join(root, 'native', 'build');
+/** Of the build for CUDA that is only compiled and linked, as a test. */
+export const cudaBuild = join(root, 'native', 'build-cuda');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');
 /** Environment of every program that the scripts start: the pinned Node first, then the cached tools. */

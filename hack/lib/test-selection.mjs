@@ -3,7 +3,10 @@ import { basename, dirname, posix } from 'node:path';
 import { SetupError } from './steps.mjs';
 
 /** The suites, in the order in which they run. */
-export const SUITES = ['lint', 'native', 'node', 'e2e'];
+export const SUITES = ['lint', 'native', 'cuda', 'node', 'e2e'];
+
+/** The suites without files: checks of the whole repository. */
+const CHECKS = ['lint', 'cuda'];
 
 /** The suite that a test file belongs to. */
 const suiteOf = (file) => (file.endsWith('_test.cc') ? 'native' : file.startsWith('e2e/') ? 'e2e' : 'node');
@@ -16,6 +19,7 @@ export const programOf = (file) => basename(file, '.cc');
 /**
  * @typedef {object} Selection
  * @property {boolean} lint
+ * @property {boolean} cuda the code for CUDA is compiled and linked
  * @property {string[]} native the chosen files `*_test.cc`
  * @property {string[]} node the chosen files of node:test outside of e2e/
  * @property {string[]} e2e
@@ -28,13 +32,14 @@ export const programOf = (file) => basename(file, '.cc');
  * @throws SetupError for a name that stands for no test, with the names that exist
  */
 export function select(files, { only, names = [], pattern } = {}) {
-  const everything = [...files, 'lint'];
+  const everything = [...files, ...CHECKS];
   const within = only === undefined ? everything : testsOf(only, files);
   const chosen =
     names.length === 0 ? within : [...new Set(names.flatMap((name) => narrowed(name, only, within, files)))];
-  const of = (suite) => chosen.filter((test) => test !== 'lint' && suiteOf(test) === suite);
+  const of = (suite) => chosen.filter((test) => !CHECKS.includes(test) && suiteOf(test) === suite);
   const selection = {
     lint: chosen.includes('lint'),
+    cuda: chosen.includes('cuda'),
     native: of('native'),
     node: of('node'),
     e2e: of('e2e'),
@@ -45,7 +50,7 @@ export function select(files, { only, names = [], pattern } = {}) {
   const e2e = only === undefined && names.length === 0 ? [] : selection.e2e;
   if (selection.node.length + e2e.length === 0)
     throw new SetupError(`-t ${pattern}: only tests of node:test have names, and none of their files is chosen`);
-  return { ...selection, lint: false, native: [], e2e };
+  return { ...selection, lint: false, cuda: false, native: [], e2e };
 }
 
 function narrowed(name, only, within, files) {
@@ -54,9 +59,9 @@ function narrowed(name, only, within, files) {
   return tests;
 }
 
-/** The tests that a name stands for: files, or the word `lint`. `native` is the suite, `native/` the folder. */
+/** The tests that a name stands for: files, or the name of a check. `native` is the suite, `native/` the folder. */
 function testsOf(name, files) {
-  if (name === 'lint') return ['lint'];
+  if (CHECKS.includes(name)) return [name];
   if (SUITES.includes(name)) return files.filter((file) => suiteOf(file) === name);
   const path = posix.normalize(name).replace(/\/$/, '');
   const tests = files.filter(
