@@ -1,10 +1,12 @@
 // The command line of the benchmarks that are programs in C++: `--name value` or `--name=value`.
 #pragma once
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <sstream>
 #include <string>
@@ -12,6 +14,12 @@
 #include <vector>
 
 namespace facetrain::bench {
+
+// bench/ of the repository that has this program in native/build. Not a macro of the build: ccache could not use the
+// object of another clone.
+inline std::filesystem::path bench_folder() {
+  return std::filesystem::canonical("/proc/self/exe").parent_path() / "../../bench";
+}
 
 struct Option {
   std::string name;

@@ -70,7 +70,8 @@ const std::vector<bench::Option> kOptions{
     {"labels", "F.npy", "int64 or int32 [N]"},
     {"centres", "F.npy", "float32 [C, D]"},
     {"reference", "PYTHON", "a Python with torch and NumPy, which runs the reference; none"},
-    {"reference-script", "FILE", "the reference; reference.py of the repository that this was built from"},
+    {"reference-script", "FILE",
+     "the reference; bench/pfc/reference.py of the repository that has this in native/build"},
     {"json", "", "print the JSON alone"},
     {"rank", "R", "for the processes of --world"},
     {"port", "P", "for the processes of --world"},
@@ -333,8 +334,9 @@ class Theirs {
     pass("threads", settings.threads);
     if (arguments.has("centres")) pass("centres", arguments.text("centres", ""));
     attempt([&] {
-      process_ = std::make_unique<Reference>(arguments.text("reference", ""),
-                                             arguments.text("reference-script", PFC_REFERENCE), given);
+      process_ = std::make_unique<Reference>(
+          arguments.text("reference", ""),
+          arguments.text("reference-script", bench::bench_folder() / "pfc/reference.py"), given);
       const std::string line = process_->line();
       const size_t at = line.find(": \"") + 3;
       figures_.name = line.substr(at, line.find('"', at) - at);

@@ -177,7 +177,7 @@ int run(const Arguments& arguments) {
   if (mode != "backbone" && mode != "step") arguments.refuse("--mode: " + mode + "; allowed are backbone and step");
   const at::Device device = choose_device({.wanted = device_name, .local_rank = 0, .local_size = 1});
   std::string file = arguments.text("graph", "iresnet50");
-  if (!std::filesystem::exists(file)) file = std::string(TRAIN_GRAPHS) + "/" + file + ".graph";
+  if (!std::filesystem::exists(file)) file = bench::bench_folder() / "train/graphs" / (file + ".graph");
   const Graph graph = bench::read_graph(file);
   const std::string name = std::filesystem::path(file).stem();
   const int threads = static_cast<int>(arguments.integer("threads", std::max(1U, std::thread::hardware_concurrency())));
