@@ -46,6 +46,7 @@ class RingLoader : public Loader {
                   "is of a dataset of " + std::to_string(dataset_->size()) + " pictures",
                   "a global batch takes " + std::to_string(options.global_batch));
     }
+    for (int64_t i = 0; i < kAhead; ++i) ring_.push_back(slot_for({}));
     try {
       for (int i = 0; i < options.threads; ++i) {
         threads_.emplace_back([this] { run(); });
@@ -66,17 +67,22 @@ class RingLoader : public Loader {
     return std::exchange(replaced_, {});
   }
 
-  Batch next() override {
+  Batch next(Batch used) override {
+    Slot empty = slot_for(std::move(used));  // before the lock: it may allocate
     std::unique_lock lock(mutex_);
     Slot& slot = ring_[next_ % kAhead];
     complete_.wait(lock, [&] { return slot.done == batch_; });
     if (slot.error) std::rethrow_exception(slot.error);
-    Batch batch = std::move(slot.batch);
-    slot = {};
+    std::swap(slot, empty);
     ++next_;
     lock.unlock();
     room_.notify_all();
-    return batch;
+    return std::move(empty.batch);
+  }
+
+  bool is_ready() override {
+    std::lock_guard lock(mutex_);
+    return ring_[next_ % kAhead].done == batch_;
   }
 
  private:
@@ -86,6 +92,16 @@ class RingLoader : public Loader {
     std::exception_ptr error;  // of the first picture in the batch that has one
     int64_t failed = 0;        // the place of that picture
   };
+
+  // An empty slot, with the memory of `used` if that is of this loader.
+  Slot slot_for(Batch used) const {
+    Slot slot;
+    slot.batch.pixels = Pixels(options_.memory);
+    if (used.pixels.get_allocator() == slot.batch.pixels.get_allocator()) slot.batch = std::move(used);
+    slot.batch.pixels.resize(static_cast<size_t>(batch_ * picture_bytes_));
+    slot.batch.labels.resize(static_cast<size_t>(batch_));
+    return slot;
+  }
 
   void stop() {
     {
@@ -105,11 +121,7 @@ class RingLoader : public Loader {
       const int64_t step = options_.first_step + claimed_ / batch_, place = claimed_ % batch_;
       ++claimed_;
       Slot& slot = ring_[step % kAhead];
-      if (place == 0) {
-        slot.batch.step = step;
-        slot.batch.pixels.resize(static_cast<size_t>(batch_ * picture_bytes_));
-        slot.batch.labels.resize(static_cast<size_t>(batch_));
-      }
+      if (place == 0) slot.batch.step = step;
       lock.unlock();
 
       std::exception_ptr error;
@@ -204,9 +216,9 @@ class RingLoader : public Loader {
   // Guards the members below. The pixels and labels of a picture are written without it by the thread that claimed it.
   std::mutex mutex_;
   std::condition_variable room_, complete_;
-  Slot ring_[kAhead];
-  int64_t next_;         // the step that next() returns
-  int64_t claimed_ = 0;  // pictures claimed since first_step
+  std::vector<Slot> ring_;  // of kAhead
+  int64_t next_;            // the step that next() returns
+  int64_t claimed_ = 0;     // pictures claimed since first_step
   bool stopping_ = false;
 
   std::mutex replaced_mutex_;           // guards the two members below

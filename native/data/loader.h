@@ -12,8 +12,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <memory_resource>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace facetrain {
@@ -62,6 +64,8 @@ struct LoaderOptions {
   int threads;             // that decode
   int64_t max_bad;         // different pictures that may be replaced
   int64_t first_step = 0;  // of the run; steps count from 0 over all epochs
+  // Of the pixels; must outlive the loader and its batches. For example memory that a GPU can read.
+  std::pmr::memory_resource* memory = std::pmr::get_default_resource();
 };
 
 // A picture that cannot be used: its number in the dataset, its name in messages, and why.
@@ -70,9 +74,31 @@ struct UnusablePicture {
   std::string name, reason;
 };
 
+// Allocates from a memory resource. Unlike std::pmr::polymorphic_allocator, it goes along when a vector is assigned by
+// a move: otherwise the elements would be copied to the memory of the target.
+template <class T>
+class MovingAllocator {
+ public:
+  using value_type = T;
+  using propagate_on_container_move_assignment = std::true_type;
+  using propagate_on_container_swap = std::true_type;
+
+  MovingAllocator(std::pmr::memory_resource* resource = std::pmr::get_default_resource()) : resource_(resource) {}
+  T* allocate(size_t count) { return static_cast<T*>(resource_->allocate(count * sizeof(T), alignof(T))); }
+  void deallocate(T* data, size_t count) { resource_->deallocate(data, count * sizeof(T), alignof(T)); }
+  // A copy of a vector is in ordinary memory.
+  MovingAllocator select_on_container_copy_construction() const { return {}; }
+  std::pmr::memory_resource* resource() const { return resource_; }
+  bool operator==(const MovingAllocator& other) const { return resource_->is_equal(*other.resource_); }
+
+ private:
+  std::pmr::memory_resource* resource_;
+};
+using Pixels = std::vector<uint8_t, MovingAllocator<uint8_t>>;
+
 struct Batch {
   int64_t step = 0;
-  std::vector<uint8_t> pixels;  // [b, height, width, 3], b = global_batch / size
+  Pixels pixels;                // [b, height, width, 3], b = global_batch / size
   std::vector<int64_t> labels;  // [b]
 };
 
@@ -82,8 +108,11 @@ class Loader {
   virtual int64_t steps_per_epoch() const = 0;
   // Waits for the batch of the next step and returns it, from first_step on, without end. Throws the error of the first
   // picture in the batch that has one: a wrong label, or one bad picture more than max_bad. The loader stays at that
-  // step.
-  virtual Batch next() = 0;
+  // step. `used` is an earlier batch whose memory the loader may use again: new memory costs a page fault for each
+  // page.
+  virtual Batch next(Batch used = {}) = 0;
+  // Whether next() returns, or throws, without waiting.
+  virtual bool is_ready() = 0;
   // The pictures that were replaced since the last call, each once; also those of batches that are decoded ahead.
   // Thread-safe.
   virtual std::vector<UnusablePicture> take_replaced() = 0;

@@ -680,6 +680,60 @@ bool eventually(Condition condition) {
   return true;
 }
 
+// Counts what is in use.
+class CountingMemory final : public std::pmr::memory_resource {
+ public:
+  int64_t in_use = 0, made = 0;  // blocks
+
+ private:
+  void* do_allocate(size_t bytes, size_t alignment) override {
+    ++in_use;
+    ++made;
+    return std::pmr::new_delete_resource()->allocate(bytes, alignment);
+  }
+  void do_deallocate(void* data, size_t bytes, size_t alignment) override {
+    --in_use;
+    std::pmr::new_delete_resource()->deallocate(data, bytes, alignment);
+  }
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+};
+
+// The pixels are in the memory that was asked for, and that of a batch which comes back serves again: also when it has
+// another size, or is of another loader.
+void test_memory() {
+  const auto dataset = std::make_shared<FakeDataset>(100);
+  const auto expected = take(*make_loader(dataset, options_of(10)), 30);
+  CountingMemory memory;
+  {
+    LoaderOptions options = options_of(10);
+    options.memory = &memory;
+    const auto loader = make_loader(dataset, options);
+    std::vector<Batch> batches;
+    Batch used;
+    for (size_t i = 0; i < 30; ++i) {
+      Batch batch = loader->next(std::move(used));
+      CHECK(batch.step == expected[i].step && batch.labels == expected[i].labels && batch.pixels == expected[i].pixels);
+      CHECK(batch.pixels.get_allocator().resource() == &memory);
+      used = std::move(batch);
+      if (i == 10) used = make_loader(dataset, options_of(10))->next();
+      if (i == 20) used.pixels.resize(1);
+    }
+    CHECK(memory.made <= 6);  // the ring, the batch in use, and after step 10 one more
+  }
+  CHECK_EQ(memory.in_use, 0);
+}
+
+void test_is_ready() {
+  const auto dataset = std::make_shared<FakeDataset>(100);
+  const auto loader = make_loader(dataset, options_of(10));
+  while (!loader->is_ready()) std::this_thread::yield();
+  CHECK_EQ(loader->next().step, 0);
+  dataset->broken = 7;  // its error is ready, too
+  const auto failing = make_loader(dataset, options_of(100));
+  while (!failing->is_ready()) std::this_thread::yield();
+  CHECK_THROWS(failing->next(), Error, "picture 7");
+}
+
 void test_bounded() {
   const auto dataset = std::make_shared<FakeDataset>(1000);
   auto loader = make_loader(dataset, options_of(5, 4));
@@ -846,6 +900,8 @@ int main() {
   test_epochs();
   test_decode();
   test_augmentation();
+  test_memory();
+  test_is_ready();
   test_bounded();
   test_disk_reads_ahead();
   test_error_is_thrown_at_its_step();

@@ -7,11 +7,14 @@
 
 namespace facetrain {
 
-at::Tensor to_images(const std::vector<uint8_t>& pixels, int64_t height, int64_t width, int64_t channels,
-                     const PixelRange& range, at::Device device) {
+at::Tensor view_pixels(std::span<const uint8_t> pixels, int64_t height, int64_t width, int64_t channels) {
   const auto n = static_cast<int64_t>(pixels.size()) / (height * width * channels);
-  const at::Tensor bytes = at::from_blob(const_cast<uint8_t*>(pixels.data()), {n, height, width, channels}, at::kByte);
-  at::Tensor images = bytes.to(device).to(at::kFloat);
+  return at::from_blob(const_cast<uint8_t*>(pixels.data()), {n, height, width, channels}, at::kByte);
+}
+
+at::Tensor to_images(const at::Tensor& bytes, const PixelRange& range) {
+  const at::Device device = bytes.device();
+  at::Tensor images = bytes.to(at::kFloat);
   if (range.is_default()) {
     images.div_(127.5).sub_(1);
   } else {

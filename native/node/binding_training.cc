@@ -79,7 +79,7 @@ struct PicturesIn {
     pixels.assign(bytes.Data(), bytes.Data() + bytes.ElementLength());
   }
   at::Tensor images(const Executor& executor, at::Device device) const {
-    return to_images(pixels, height, width, channels, executor.range(), device);
+    return to_images(view_pixels(pixels, height, width, channels).to(device), executor.range());
   }
   Worker::Reply embedded(Executor& executor, at::Device device) const {
     return floats_reply(facetrain::embed(executor, images(executor, device), flip));

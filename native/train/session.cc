@@ -51,11 +51,10 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
     : backbone_(std::move(backbone)),
       clock_(options.pfc.device),
       comm_(make_timed_comm(std::move(comm), clock_)),
-      dataset_(std::move(dataset)),
       options_(options),
       cancelled_(cancelled),
       centres_(*comm_, options.pfc),
-      loader_(make_loader(dataset_, options.data)) {
+      batches_(std::move(dataset), options.data, options.pfc.device) {
   use_precision(options.precision);
   flatten();
   broadcast();
@@ -106,11 +105,10 @@ void Session::broadcast() {
 Session::StepResult Session::step(int64_t step, double learning_rate, Votes votes) {
   stop_if_cancelled();
   clock_.begin();
-  const Batch batch = next_batch(step);
+  batches_.wait(step);
   clock_.enter(Stage::upload);
-  const at::Tensor images =
-      to_images(batch.pixels, dataset_->height(), dataset_->width(), 3, backbone_->range(), options_.pfc.device);
-  const at::Tensor labels = at::tensor(batch.labels, at::kLong).to(options_.pfc.device);
+  const auto [pixels, labels] = batches_.take();
+  const at::Tensor images = to_images(pixels, backbone_->range());
 
   clock_.enter(Stage::forward);
   const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
@@ -123,6 +121,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   clock_.enter(Stage::backward);
   gradients_.zero_();
   embeddings.backward(loss_scale_ ? gradient * loss_scale_->value : gradient);
+  batches_.prefetch();  // while the device computes, and before the host waits for the loss
   stop_if_cancelled();
 
   clock_.enter(Stage::update);
@@ -145,17 +144,6 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   }
   clock_.end();
   return {loss, norm, votes, loss_scale_ ? std::optional(loss_scale_->skipped_steps) : std::nullopt, clock_.take()};
-}
-
-// The loader decodes the following steps ahead. A step that does not follow the last one starts a new loader.
-Batch Session::next_batch(int64_t step) {
-  if (step != next_step_) {
-    LoaderOptions options = options_.data;
-    options.first_step = step;
-    loader_ = make_loader(dataset_, options);
-  }
-  next_step_ = step + 1;
-  return loader_->next();
 }
 
 // The only collective for the backbone in a step. Sums the gradients over the ranks; averages running statistics, so

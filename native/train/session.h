@@ -19,6 +19,7 @@
 #include "model/executor.h"
 #include "model/graph.h"
 #include "pfc/partial_fc.h"
+#include "train/device_batches.h"
 #include "train/flat_layout.h"
 #include "train/loss_scale.h"
 #include "train/stage_clock.h"
@@ -63,7 +64,7 @@ class Session {
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
   // See Loader::take_replaced. Of this rank.
-  std::vector<UnusablePicture> take_replaced() { return loader_->take_replaced(); }
+  std::vector<UnusablePicture> take_replaced() { return batches_.take_replaced(); }
 
   Executor& backbone() { return *backbone_; }
   at::Device device() const { return options_.pfc.device; }
@@ -74,7 +75,7 @@ class Session {
   // After the steps done; in fp16.
   const std::optional<LossScale>& loss_scale() const { return loss_scale_; }
   PartialFc& centres() { return centres_; }
-  int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
+  int64_t steps_per_epoch() const { return batches_.steps_per_epoch(); }
 
   // What training changes, when all steps have ended: values may be written. The tensors are those of the session.
   TrainedState state();
@@ -90,7 +91,6 @@ class Session {
  private:
   void flatten();
   void broadcast();
-  Batch next_batch(int64_t step);
   void sum_over_ranks(Votes& votes);
   double gradient_norm() const;
   void apply_sgd(double learning_rate, double norm);
@@ -101,12 +101,10 @@ class Session {
   const std::unique_ptr<Executor> backbone_;
   StageClock clock_;  // comm_ uses it
   const std::unique_ptr<Comm> comm_;
-  const std::shared_ptr<const Dataset> dataset_;
   const SessionOptions options_;
   const std::atomic<bool>& cancelled_;
   PartialFc centres_;
-  std::unique_ptr<Loader> loader_;
-  int64_t next_step_ = 0;                // the step whose batch loader_ returns next
+  DeviceBatches batches_;
   std::optional<LossScale> loss_scale_;  // in fp16
 
   // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step.
