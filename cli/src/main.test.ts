@@ -69,6 +69,10 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['eval', '--model', 'a', '--pairs', pairs, '--channel-order', 'grb'],
     wantMessage: /rgb, bgr/,
   },
+  'an unknown device': {
+    args: ['eval', '--model', 'a', '--pairs', pairs, '--device', 'tpu'],
+    wantMessage: /auto, cpu, cuda/,
+  },
   'a manifest that does not exist': { args: ['run', '-f', 'nowhere.yaml'], wantMessage: /nowhere\.yaml/ },
   'a model that does not exist': {
     args: ['eval', '--model', 'nowhere.onnx', '--pairs', pairs],

@@ -236,6 +236,11 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with 
       .choices(['fp32', 'int7'])
       .default(undefined, 'what the model is made for'),
   )
+  .addOption(
+    new Option('--device <device>', 'where an FP32 model runs; auto: on a GPU if there is one')
+      .choices(['auto', 'cpu', 'cuda'])
+      .default('auto'),
+  )
   .addOption(channelOrder())
   .addOption(output())
   .addOption(threads())

@@ -90,6 +90,12 @@ struct PicturesIn {
   std::vector<uint8_t> pixels;
 };
 
+// An FP32 model and where it computes.
+struct PlacedModel {
+  std::unique_ptr<Executor> executor;
+  at::Device device;
+};
+
 class Model : public Napi::ObjectWrap<Model> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
@@ -102,28 +108,35 @@ class Model : public Napi::ObjectWrap<Model> {
   explicit Model(const Napi::CallbackInfo& info) : ObjectWrap(info), owner_(info.Env(), "ft-model") {}
 
  private:
-  // open(graph, computeThreads)
+  // open(graph, computeThreads, device) -> 'cpu' | 'cuda'
   Napi::Value open(const Napi::CallbackInfo& info) {
     return owner_.make(
         info.Env(),
-        [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value()] {
+        [graph = graph_from(info[0].As<Napi::Object>()), threads = info[1].As<Napi::Number>().Int32Value(),
+         wanted = info[2].As<Napi::String>().Utf8Value()] {
           prepare_thread(threads, /*deterministic=*/true);
-          return make_executor(graph, at::kCPU);
+          const at::Device device = choose_device({.wanted = wanted, .local_rank = 0, .local_size = 1});
+          return std::make_unique<PlacedModel>(PlacedModel{make_executor(graph, device), device});
         },
-        [](Executor&) { return Worker::Reply(); });
+        [](PlacedModel& model) -> Worker::Reply {
+          return [is_cuda = model.device.is_cuda()](Napi::Env env) -> Napi::Value {
+            return Napi::String::New(env, is_cuda ? "cuda" : "cpu");
+          };
+        });
   }
 
   // embed(pixels, height, width, channels, flip)
   Napi::Value embed(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) {
-      return pictures.embedded(executor, at::kCPU);
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](PlacedModel& model) {
+      return pictures.embedded(*model.executor, model.device);
     });
   }
 
   // nodeValues(pixels, height, width, channels) -> src/model.ts's NodeValues[]
   Napi::Value node_values(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(), [pictures = PicturesIn(info)](Executor& executor) -> Worker::Reply {
-      return [nodes = facetrain::node_values(executor, pictures.images(executor, at::kCPU))](Napi::Env env) {
+    return owner_.post(info.Env(), [pictures = PicturesIn(info)](PlacedModel& model) -> Worker::Reply {
+      const at::Tensor images = pictures.images(*model.executor, model.device);
+      return [nodes = facetrain::node_values(*model.executor, images)](Napi::Env env) {
         auto list = Napi::Array::New(env, nodes.size());
         for (uint32_t i = 0; i < nodes.size(); ++i) {
           auto node = Napi::Object::New(env);
@@ -143,7 +156,7 @@ class Model : public Napi::ObjectWrap<Model> {
 
   Napi::Value close(const Napi::CallbackInfo& info) { return owner_.close(info.Env()); }
 
-  Owner<Executor> owner_;
+  Owner<PlacedModel> owner_;
 };
 
 RendezvousOptions rendezvous_from(const Napi::Object& comm) {

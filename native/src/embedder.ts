@@ -4,6 +4,8 @@ import type { Pictures } from './data.ts';
 export interface Embedder {
   /** Length of an embedding. */
   readonly dim: number;
+  /** Pictures with which one call of embed() is fast, if it is not fast with any number. */
+  readonly batch?: number;
   /**
    * Embeds pictures in evaluation mode; their bytes become numbers of the range of the network's input. With `flip`, an
    * embedding is the sum of the embeddings of the picture and of its mirror image, as in insightface's verification.

@@ -6,11 +6,19 @@ import type { Embedder } from './embedder.ts';
 import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
-/** Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. */
+/**
+ * Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. On a GPU more
+ * are needed to keep it busy.
+ */
 export const EMBEDDING_BATCH = 32;
+export const EMBEDDING_BATCHES = { cpu: EMBEDDING_BATCH, cuda: 256 };
+
+export type Device = keyof typeof EMBEDDING_BATCHES;
 
 export interface ModelOptions {
   computeThreads: number;
+  /** `auto`: CUDA if this machine has a device, otherwise the CPU. Absent: the CPU. */
+  device?: Device | 'auto';
 }
 
 /** What a node's output is on a few pictures. A channel is one of a map [N, C, H, W], or one number of a vector. */
@@ -29,7 +37,7 @@ export interface NodeValues {
 }
 
 interface NativeModel {
-  open(graph: Graph, computeThreads: number): Promise<void>;
+  open(graph: Graph, computeThreads: number, device: Device | 'auto'): Promise<Device>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   nodeValues(pixels: Uint8Array, height: number, width: number, channels: number): Promise<NodeValues[]>;
   close(): Promise<void>;
@@ -37,11 +45,12 @@ interface NativeModel {
 
 const addon = native<{ Model: new () => NativeModel }>();
 
-/** A backbone in float32 on the CPU. Close it: it keeps a thread. */
+/** A backbone in float32, on the CPU or a GPU. Close it: it keeps a thread. */
 export class Model implements Embedder {
   readonly dim: number;
   readonly #graph: Graph;
   readonly #native = new addon.Model();
+  #device: Device = 'cpu';
 
   private constructor(graph: Graph) {
     this.#graph = graph;
@@ -51,12 +60,13 @@ export class Model implements Embedder {
   /**
    * Plans the graph and runs it once on two blank pictures, which finds shapes that do not fit.
    * @throws FacetrainError UnsupportedOperator (names operator and node), InvalidModel (shapes that do not fit, weights
-   *   that are not finite)
+   *   that are not finite), InvalidConfig (there is no CUDA device)
    */
   static async open(graph: Graph, options: ModelOptions): Promise<Model> {
     const model = new Model(graph);
     try {
-      await translateErrors(() => model.#native.open(graph, options.computeThreads));
+      const { computeThreads, device = 'cpu' } = options;
+      model.#device = await translateErrors(() => model.#native.open(graph, computeThreads, device));
       return model;
     } catch (error) {
       await model.close();
@@ -64,8 +74,17 @@ export class Model implements Embedder {
     }
   }
 
+  /** The one that was chosen. */
+  get device(): Device {
+    return this.#device;
+  }
+
+  get batch(): number {
+    return EMBEDDING_BATCHES[this.#device];
+  }
+
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
-    return await embedInBatches(this.#native, this.#graph, pictures, options);
+    return await embedInBatches(this.#native, this.#graph, pictures, options, this.#device);
   }
 
   /**
@@ -114,13 +133,14 @@ export async function embedInBatches(
   { input, output }: Pick<Graph, 'input' | 'output'>,
   { count, height, width, data }: Pictures,
   { flip = false, signal, onBatch }: NonNullable<Parameters<Embedder['embed']>[1]>,
+  device: Device = 'cpu',
 ): Promise<Float32Array> {
   signal?.throwIfAborted();
   checkPictures({ input }, { count, height, width, data });
   const size = height * width * 3;
   const embeddings = new Float32Array(count * output.dim);
   for (let done = 0; done < count; ) {
-    const next = Math.min(done + EMBEDDING_BATCH, count);
+    const next = Math.min(done + EMBEDDING_BATCHES[device], count);
     const batch = await translateErrors(() =>
       backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip),
     );

@@ -13,7 +13,7 @@ import {
 import { native } from './addon.ts';
 import type { Pictures, UnusablePicture } from './data.ts';
 import type { Embedder } from './embedder.ts';
-import { embedInBatches } from './model.ts';
+import { EMBEDDING_BATCHES, embedInBatches } from './model.ts';
 import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
@@ -269,8 +269,12 @@ export class TrainingSession implements TrainingSessionContract {
     return await translateErrors(() => this.#native.step(step, learningRate, stop, checkpoint, writing));
   }
 
+  get batch(): number {
+    return EMBEDDING_BATCHES[this.device];
+  }
+
   async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
-    return await embedInBatches(this.#native, this.#graph, pictures, options);
+    return await embedInBatches(this.#native, this.#graph, pictures, options, this.device);
   }
 
   get precision(): Precision {

@@ -3,10 +3,11 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { capabilities } from '@facetrain/native';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { StatusLine } from '../terminal-output.ts';
-import { evaluate } from './eval.ts';
+import { type EvalOptions, evaluate } from './eval.ts';
 import { inspect } from './inspect.ts';
 
 test('eval reads colors as the file’s metadata says it, unless an option does, and inspect shows it', async () => {
@@ -30,10 +31,10 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
     const metadata = { 'facetrain.channelOrder': 'bgr' };
     await writeFile(model, encodeOnnx(graph, { metadata }));
     const pairs = join(exampleFaces, 'lfw-small.bin');
-    const run = async (options: { channelOrder?: 'rgb' | 'bgr' }) => {
+    const run = async (options: Pick<EvalOptions, 'channelOrder' | 'device'>) => {
       const { signal } = new AbortController();
       const { json, text } = await evaluate({ model, pairs, threads: 1, ...options }, new StatusLine(), signal);
-      return { order: json.channelOrder, threshold: json.threshold, text };
+      return { order: json.channelOrder, threshold: json.threshold, device: json.device, text };
     };
     const [own, bgr, rgb] = [await run({}), await run({ channelOrder: 'bgr' }), await run({ channelOrder: 'rgb' })];
     assert.deepEqual([own.order, bgr.order, rgb.order], ['bgr', 'bgr', 'rgb']);
@@ -46,6 +47,19 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
 
     await writeFile(model, encodeOnnx(graph));
     assert.equal((await run({})).order, 'rgb');
+
+    const { nccl, cudaDevices } = capabilities();
+    const device = async (choice: 'auto' | 'cpu' | 'cuda') => (await run({ device: choice })).device;
+    assert.equal(await device('cpu'), 'cpu');
+    assert.equal(await device('auto'), cudaDevices > 0 ? 'cuda' : 'cpu');
+    if (cudaDevices > 0) assert.equal(await device('cuda'), 'cuda');
+    else
+      await assert.rejects(
+        device('cuda'),
+        nccl
+          ? /--device: cuda, but this machine has no CUDA device; cpu or auto/
+          : /this build has no CUDA; cpu or auto/,
+      );
   } finally {
     await rm(folder, { recursive: true });
   }

@@ -1,7 +1,17 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import { decodePictures, EMBEDDING_BATCH, type Embedder, type Graph, Int7Model, Model } from '@facetrain/native';
+import {
+  capabilities,
+  type Device,
+  decodePictures,
+  EMBEDDING_BATCH,
+  type Embedder,
+  type Graph,
+  Int7Model,
+  Model,
+  type ModelOptions,
+} from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
@@ -35,20 +45,24 @@ export interface EvalOptions extends InputRangeOptions {
   output?: string;
   /** Absent: one for each CPU. */
   threads?: number;
+  /** Where an FP32 model runs; absent: auto, a GPU if there is one. INT7 models run on the CPU. */
+  device?: Device | 'auto';
 }
 
 export async function evaluate(
-  { model: file, pairs, runtime, output, threads = availableParallelism(), ...options }: EvalOptions,
+  { model: file, pairs, runtime, output, threads = availableParallelism(), device = 'auto', ...options }: EvalOptions,
   line: StatusLine,
   signal: AbortSignal,
 ) {
+  if (device === 'cuda') checkCuda();
   const set = await readVerificationSet(pairs);
   const read = await readOnnx(file, { output });
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
   const model = { ...read, graph };
   const kind = runtime ?? (isQuantized(model.graph) ? 'int7' : 'fp32');
-  const embedder = await openEmbedder(file, model, kind, threads);
+  const place = { computeThreads: threads, device };
+  const embedder = await openEmbedder(file, model, kind, place);
   try {
     const start = performance.now();
     const embeddings = await evaluateSet(embedder, set, {
@@ -67,9 +81,10 @@ export async function evaluate(
         subject: file,
         input: graph.input,
         ...(kind === 'fp32' && {
-          embedWith: (input) => embedFirst(set, { ...graph, input }, channelOrder, threads, signal),
+          embedWith: (input) => embedFirst(set, { ...graph, input }, channelOrder, place, signal),
         }),
       });
+    const ranOn = embedder instanceof Model ? embedder.device : 'cpu';
     const { pairs: count, accuracy, std, threshold, tarAtFar } = verify(embeddings, embedder.dim, set.same);
     return {
       json: {
@@ -79,6 +94,7 @@ export async function evaluate(
         threshold,
         tarAtFar,
         runtime: kind,
+        device: ranOn,
         model: file,
         set: pairs,
         channelOrder,
@@ -87,7 +103,7 @@ export async function evaluate(
         imagesPerSecond: set.encoded.length / seconds,
       },
       text: table([
-        ['Model', `${file} (${kind.toUpperCase()})`],
+        ['Model', `${file} (${kind.toUpperCase()}, on ${ranOn === 'cuda' ? 'a GPU' : 'the CPU'})`],
         ['Input', inputText(range, channelOrder)],
         ['Pairs', `${count} of ${pairs}`],
         ['Accuracy', `${percent(accuracy)} ± ${(100 * std).toFixed(2)} (10-fold, flip)`],
@@ -149,10 +165,10 @@ async function embedFirst(
   set: VerificationSet,
   graph: Graph,
   channelOrder: ChannelOrder,
-  computeThreads: number,
+  place: ModelOptions,
   signal: AbortSignal,
 ): Promise<Float32Array> {
-  const model = await Model.open(graph, { computeThreads });
+  const model = await Model.open(graph, place);
   try {
     const few = { ...set, encoded: set.encoded.slice(0, TRIED_PICTURES) };
     return await evaluateSet(model, few, { input: graph.input, channelOrder, flip: true, signal });
@@ -161,13 +177,23 @@ async function embedFirst(
   }
 }
 
-/** @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs */
-async function openEmbedder(
-  file: string,
-  model: OnnxModel,
-  runtime: Runtime,
-  computeThreads: number,
-): Promise<Embedder> {
+/** @throws FacetrainError InvalidArgument when this build, or this machine, has no GPU */
+function checkCuda(): void {
+  const { nccl, cudaDevices } = capabilities();
+  if (cudaDevices > 0) return;
+  throw new FacetrainError({
+    code: 'InvalidArgument',
+    subject: '--device',
+    found: `cuda, but ${nccl ? 'this machine has no CUDA device' : 'this build has no CUDA'}`,
+    allowed: nccl ? 'cpu or auto, or a machine with an NVIDIA GPU and its driver' : 'cpu or auto, or a build with CUDA',
+  });
+}
+
+/**
+ * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an INT7
+ * model on a GPU
+ */
+async function openEmbedder(file: string, model: OnnxModel, runtime: Runtime, place: ModelOptions): Promise<Embedder> {
   const quantized = isQuantized(model.graph);
   if (quantized !== (runtime === 'int7')) {
     const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
@@ -180,7 +206,16 @@ async function openEmbedder(
   }
   if (runtime === 'fp32') {
     checkEmbeddingMemory(model.graph, file, EMBEDDING_BATCH);
-    return openModel(model.graph, file, { computeThreads });
+    return openModel(model.graph, file, place);
+  }
+  const { computeThreads, device } = place;
+  if (device === 'cuda') {
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: '--device',
+      found: `cuda, and ${file} is an INT7 model`,
+      allowed: 'cpu or auto: INT7 models run on the CPU',
+    });
   }
   // One picture for each thread, in integers of a byte; the check counts four.
   checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));

@@ -49,6 +49,15 @@ test('parts in rank order make up the whole, for any number of ranks', async () 
   }
 });
 
+test('an embedder that wants larger batches gets them, and the embeddings are the same', async () => {
+  class Large extends FirstPixel {
+    readonly batch = 256;
+  }
+  const embedder = new Large();
+  assert.deepEqual(await evaluateSet(embedder, set, options), await evaluateSet(new FirstPixel(), set, options));
+  assert.deepEqual(embedder.counts, [256, 44]);
+});
+
 test('parts are consecutive and of about equal size', () => {
   for (const [pictures, size] of [
     [1200, 7],
