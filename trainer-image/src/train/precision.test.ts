@@ -88,7 +88,7 @@ function cosine(a: number[], b: number[]): number {
  * of its 33 PReLUs change with the rounding of the layers before them. In TF32, whose rounding is an eighth of BF16's,
  * a GPU's gradient is 8 % off.
  */
-const GRADIENT = { mobilefacenet: 0.9, iresnet18: 0.999 } as const;
+const GRADIENT = { mobilefacenet: 0.9, iresnet18: 0.998 } as const;
 
 for (const backbone of ['mobilefacenet', 'iresnet18'] as const) {
   test(`${backbone} in BF16 has the embeddings and the gradient of FP32`, async () => {
