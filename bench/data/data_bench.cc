@@ -178,7 +178,9 @@ int main(int argc, char** argv) {
   const double seconds = arguments.number("seconds", 1);
   const std::string only = arguments.text("only", "");
   const std::shared_ptr<const Dataset> own = open_dataset(folder);
-  const auto png = std::make_shared<const PngDataset>(*own);
+  // Takes seconds to encode.
+  const auto png =
+      only.empty() || only.find("png") != std::string::npos ? std::make_shared<const PngDataset>(*own) : nullptr;
   struct Row {
     std::string key, name;
     std::function<Work()> work;
@@ -202,10 +204,13 @@ int main(int argc, char** argv) {
     if (python.empty()) continue;
     for (const auto& [name, speed] : reference_speeds(python, folder, seconds)) references[name].push_back(speed);
   }
-  std::printf("%s: %lld pictures of %d x %d, %.0f bytes each; as PNG %.0f\n", folder.c_str(),
-              static_cast<long long>(own->size()), own->height(), own->width(),
-              static_cast<double>(own->bytes()) / static_cast<double>(own->size()),
-              static_cast<double>(png->bytes()) / static_cast<double>(png->size()));
+  const auto mean_bytes = [](const Dataset& dataset) {
+    return static_cast<double>(dataset.bytes()) / static_cast<double>(dataset.size());
+  };
+  std::printf("%s: %lld pictures of %d x %d, %.0f bytes each", folder.c_str(), static_cast<long long>(own->size()),
+              own->height(), own->width(), mean_bytes(*own));
+  if (png) std::printf("; as PNG %.0f", mean_bytes(*png));
+  std::printf("\n");
   std::printf("%-40s %s\n", "", "pictures/s and core");
   std::string json;
   const auto print = [&](const std::string& key, const std::string& name, double speed) {
