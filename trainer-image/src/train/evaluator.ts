@@ -45,9 +45,15 @@ export class Evaluator {
   /**
    * To be called on every rank after the same step. All ranks compute the figures from the same embeddings, so all get
    * the same figures.
+   * @param afterSet is called after each set, on every rank between the same two collectives
    * @returns 'stopped' on every rank if one got a stop signal meanwhile; the remaining sets then have no result
    */
-  async evaluate(session: TrainingSessionContract, input: Graph['input'], step: number): Promise<'done' | 'stopped'> {
+  async evaluate(
+    session: TrainingSessionContract,
+    input: Graph['input'],
+    step: number,
+    afterSet: () => Promise<void> = async () => {},
+  ): Promise<'done' | 'stopped'> {
     const { rank, size } = this.#ranks;
     this.#program.progress.update({ stage: 'Evaluating' });
     for (const set of this.#sets) {
@@ -68,6 +74,7 @@ export class Evaluator {
       const result = { set: set.name, step, ...verify(embeddings, session.dim, set.same) };
       this.results.push(result);
       if (rank === 0) this.#program.log.info(result, 'evaluated');
+      await afterSet();
     }
     return 'done';
   }

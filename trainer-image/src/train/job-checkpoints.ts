@@ -180,7 +180,7 @@ export class JobCheckpoints {
    * This rank's vote for the next step: whether it still writes. The first vote after begin() is always yes, so that
    * advance() does not take the votes of an earlier step for those about this checkpoint.
    */
-  get isWriting(): boolean {
+  voteWriting(): boolean {
     const flight = this.#inFlight;
     if (!flight || flight.isGathered) return false;
     const isFirst = !flight.hasVoted;
@@ -222,6 +222,18 @@ export class JobCheckpoints {
     if (!flight || flight.isGathered) return;
     if (votes.writing) flight.wasVoted = true;
     else if (flight.wasVoted) await this.#whileTrainingWaits(() => this.#gather(flight));
+  }
+
+  /**
+   * As advance(), where no step brings the votes: an evaluation may take as long as many steps, and what ends it must
+   * not cost the checkpoint before it. A collective: to be called on every rank.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  async advanceWithoutStep(): Promise<void> {
+    const flight = this.#inFlight;
+    if (!flight || flight.isGathered) return;
+    const written = await gatherJson(this.#session, flight.pending.isWritten);
+    if (written.every(Boolean)) await this.#gather(flight);
   }
 
   /**

@@ -105,7 +105,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     const { loss, votes, replaced, stageSeconds, ...result } = await session.step(stepsDone, learningRate, {
       stop: signal.aborted,
       checkpoint: checkpoints.isOverdue(),
-      writing: checkpoints.isWriting,
+      writing: checkpoints.voteWriting(),
     });
     const seconds = (performance.now() - stepStart) / 1000;
     history.add({ step: stepsDone, loss, learningRate, seconds, stageSeconds });
@@ -133,7 +133,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     stopped = votes.stop && stepsDone < totalSteps;
     // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
     if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch))
-      await evaluator.evaluate(session, graph.input, stepsDone);
+      await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
     show('Training');
   }
 
