@@ -364,8 +364,8 @@ static void check_threads(const std::vector<int64_t>& shape, at::ScalarType type
       for (int i = 0; i < cuda::kSums * kWidth; ++i) {
         std::vector<float> values;
         for (const auto& each : sums_of_threads) values.push_back(each[static_cast<size_t>(i)]);
-        partial[chunk][i / kWidth][part.channel + i % kWidth] =
-            joined_block(values, [](float a, float b) { return a + b; });
+        const int64_t sum = i / kWidth, channel = part.channel + i % kWidth;
+        partial[chunk][sum][channel] = joined_block(values, [](float a, float b) { return a + b; });
       }
     });
     at::Tensor sums = at::zeros({cuda::kSums, channels}, at::kDouble);
@@ -423,13 +423,13 @@ static Graph residual_graph() {
   graph.input = {"data", 3, 12, 12};
   const auto conv = [&](const std::string& name, const std::string& from, int64_t in, int64_t out, int64_t kernel,
                         int64_t stride, int64_t group = 1) {
-    const int64_t pad = kernel / 2;
+    const int64_t pad = kernel / 2, inputs = in / group;
     graph.nodes.push_back({name, "Conv", {from, name + ".w"}, {name}, {}});
     graph.nodes.back().attributes = {{"pads", std::vector<int64_t>{pad, pad, pad, pad}},
                                      {"strides", std::vector<int64_t>{stride, stride}},
                                      {"group", group}};
-    graph.initializers[name + ".w"] = random_floats({out, in / group, kernel, kernel},
-                                                    std::sqrt(2.0 / static_cast<double>(in / group * kernel * kernel)));
+    graph.initializers[name + ".w"] =
+        random_floats({out, inputs, kernel, kernel}, std::sqrt(2.0 / static_cast<double>(inputs * kernel * kernel)));
   };
   const auto norm = [&](const std::string& name, const std::string& from, int64_t channels) {
     graph.nodes.push_back(

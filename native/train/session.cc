@@ -116,8 +116,9 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   clock_.enter(Stage::head);
   // `gradient` is that of the mean over the global batch, so the ranks' gradients of the backbone are summed, not
   // averaged.
-  const auto [loss_on_device, gradient] = with_peers(
-      *comm_, [&] { return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step)); });
+  const auto [loss_on_device, gradient] = with_peers(*comm_, [&, labels = labels] {
+    return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step));
+  });
   clock_.enter(Stage::backward);
   gradients_.zero_();
   embeddings.backward(loss_scale_ ? gradient * loss_scale_->value : gradient);
