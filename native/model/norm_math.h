@@ -52,8 +52,9 @@ FT_HD inline void add_value(Moments<Real>& moments, Real x, Real inverse_count) 
 // The moments of two sets of values together (Chan, Golub and LeVeque, 1979).
 template <class Real>
 FT_HD inline Moments<Real> joined(const Moments<Real>& a, const Moments<Real>& b) {
+  if (b.count == 0) return a;
+  if (a.count == 0) return b;
   const Real count = a.count + b.count;
-  if (count == 0) return a;
   const Real distance = b.mean - a.mean, share = b.count / count;
   return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
 }

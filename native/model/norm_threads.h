@@ -37,6 +37,9 @@ struct Tiling {
     chunk = ((rows + wanted - 1) / wanted + step - 1) / step * step;
     chunks = static_cast<int>((rows + chunk - 1) / chunk);
   }
+
+  // Whether every thread has rows, also in the last chunk.
+  bool all_busy() const { return rows - (chunks - 1) * chunk >= height; }
 };
 
 // A thread's part of a grid.
