@@ -77,11 +77,16 @@ if [ -z "$site" ]; then
   echo "$python has no torch" >&2
   exit 2
 fi
-# Libraries that the wheel's libtorch opens by its own search path, which a program has not.
+# Libraries that the wheel's libtorch opens by its own search path, which a program has not. They replace the caller's
+# path, where others of the same names may lie; that is kept only where the driver's library is found by it alone.
+libraries=''
 for folder in "$site"/torch/lib "$site"/nvidia/*/lib; do
-  LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
+  libraries=${libraries:+$libraries:}$folder
 done
+if ! ldconfig -p | grep -q libcuda.so.1; then libraries=$libraries:${LD_LIBRARY_PATH:-}; fi
+LD_LIBRARY_PATH=$libraries
 export LD_LIBRARY_PATH OMP_WAIT_POLICY=passive
+echo "libraries: $LD_LIBRARY_PATH" >"$out/environment.txt"
 
 if wants build && [ -z "$given_build" ]; then
   part configure 30 cmake -S "$root/native" -B "$build" -G Ninja -DLIBTORCH_ROOT="$site" -DFACETRAIN_CUDA=ON &&
@@ -118,7 +123,7 @@ gpu_tests() {
 if wants tests; then
   export -f gpu_tests
   export build out
-  part tests 50 bash -c gpu_tests
+  part tests 50 bash -c gpu_tests || ldd "$build/device_test" >>"$out/environment.txt" 2>&1
 fi
 
 # budget SECONDS: what follows shares this time. left SECONDS: the smaller of this number and what is left of it.

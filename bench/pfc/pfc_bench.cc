@@ -172,6 +172,8 @@ Settings settings_of(const Arguments& arguments) {
   settings.steps = arguments.integer("steps", 10);
   settings.warmup = std::min(arguments.integer("warmup", device == "cpu" ? 1 : 3, 0), settings.steps - 1);
   settings.head.precision = precision_named(arguments, "precision");
+  // As native/model's use_precision does in a training, which this program does not link.
+  at::globalContext().setAllowTF32CuBLAS(settings.head.precision == Precision::tf32);
   settings.head.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
   settings.learning_rate = arguments.number("learning-rate", 0.1);
   settings.momentum = arguments.number("momentum", 0.9);

@@ -225,6 +225,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   const at::NoGradGuard no_grad;
   const c10::cuda::CUDAGuard guard(device_);
   step_ = step;
+  gradient_ = at::Tensor();  // before the new one is made: it may be gigabytes
   const int64_t own_batch = embeddings.size(0), batch = own_batch * comm_.size(), d = dim();
   const double scale = options_.scale;
 

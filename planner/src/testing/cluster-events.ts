@@ -220,7 +220,8 @@ function start(pod: SimulatedPod, cluster: Simulator): void {
 
 /** Ends the program of a pod that has started. One that was fenced off meanwhile leaves with its own exit code. */
 function finish(pod: SimulatedPod, exitCode: number, cluster: Simulator): void {
-  if (!isAlive(pod) || pod.phase === 'Pending') return;
+  // A pod on no node has not started, whatever its phase.
+  if (!isAlive(pod) || pod.phase === 'Pending' || pod.node === undefined) return;
   const process = cluster.processOf(pod);
   if (process && exitCode === 0)
     for (const step of ['claim', 'train', 'stage', 'publish', 'export'] as const) cluster.folder.act(process, step);
