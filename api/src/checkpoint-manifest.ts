@@ -108,8 +108,8 @@ export const CheckpointManifest = z.object({
   precision: name
     .optional()
     .describe(
-      'In which the products of the backbone were computed, fp32 to fp16 (ranges.ts). Absent: fp32, with convolutions ' +
-        'in tf32 on a GPU.',
+      'In which the products of the backbone were computed, fp32 to fp16 (ranges.ts). Absent: fp32, with ' +
+        'convolutions in tf32 on a GPU.',
     ),
   lossScale: LossScale.optional().describe('Of precision fp16.'),
   margin: z.record(name, z.number()).optional().describe('Running values of the margin.'),

@@ -85,7 +85,7 @@ Work loader_work(std::shared_ptr<const Dataset> dataset, int threads) {
 }
 
 // libjpeg-turbo alone, as its example.c uses it, with one decompressor for all pictures.
-Work libjpeg_work(std::shared_ptr<const std::vector<Bytes>> pictures) {
+Work libjpeg_work(const std::shared_ptr<const std::vector<Bytes>>& pictures) {
   return [pictures] {
     jpeg_decompress_struct jpeg{};
     jpeg_error_mgr errors{};
@@ -112,7 +112,7 @@ Work libjpeg_work(std::shared_ptr<const std::vector<Bytes>> pictures) {
   };
 }
 
-Work libpng_work(std::shared_ptr<const std::vector<Bytes>> pictures) {
+Work libpng_work(const std::shared_ptr<const std::vector<Bytes>>& pictures) {
   return [pictures] {
     Bytes out;
     for (const Bytes& picture : *pictures) {

@@ -1,10 +1,10 @@
-#include "pfc/cuda_kernels.h"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <stdexcept>
 #include <string>
+
+#include "pfc/cuda_kernels.h"
 
 namespace facetrain::cuda {
 namespace {
@@ -322,14 +322,14 @@ __global__ void find_targets_kernel(const float* packed, int64_t b, int64_t d, c
   const auto target = apply_margin<double>(margin, norm < kShortest ? 0 : dot / norm);
   targets.logits[i] = scale * target.value;
   targets.slopes[i] = target.slope;
-  targets.columns[i] = words ? word_offsets[row / 32] + __popc(words[row / 32] & ((1u << (row % 32)) - 1))
-                             : static_cast<int32_t>(row);
+  targets.columns[i] =
+      words ? word_offsets[row / 32] + __popc(words[row / 32] & ((1u << (row % 32)) - 1)) : static_cast<int32_t>(row);
 }
 
 // ---- tiles ----
 
-constexpr int kColumns = 4;                                  // that a thread loads at once
-constexpr int kSteps = kTileStep / (kThreads * kColumns);    // loads of a thread
+constexpr int kColumns = 4;                                // that a thread loads at once
+constexpr int kSteps = kTileStep / (kThreads * kColumns);  // loads of a thread
 constexpr float kNoLogit = -1e30f;
 
 enum Cell { kOrdinary, kFiltered, kAbsent };
@@ -437,9 +437,8 @@ __global__ void coefficients_kernel(const double* z, const double* target, const
     out.factors[i] = static_cast<float>(relative ? scale / b / z[i] : scale / b / unit);
     out.shifts[i] = static_cast<float>(log_z - log(unit));
     out.target_gradients[i] =
-        targets.columns[i] < 0
-            ? 0.f
-            : static_cast<float>(scale / b * expm1(targets.logits[i] - log_z) * targets.slopes[i]);
+        targets.columns[i] < 0 ? 0.f
+                               : static_cast<float>(scale / b * expm1(targets.logits[i] - log_z) * targets.slopes[i]);
     const int64_t label = label_of(packed, i, d);
     sum += label < 0 || label >= num_classes ? nan("") : log_z - target[i];
   }
@@ -575,8 +574,8 @@ __device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kPa
 
 template <class Row, class T, class G, class Unit>
 __global__ void update_rows_kernel(T* rows, T* momentum, Sampled sampled, int d, const G* gradients,
-                                   const float* inverse_norms, float unit, RowSgd sgd, const float* skip,
-                                   uint64_t seed, uint64_t step, int64_t first, Unit* next, float* next_inverse_norms) {
+                                   const float* inverse_norms, float unit, RowSgd sgd, const float* skip, uint64_t seed,
+                                   uint64_t step, int64_t first, Unit* next, float* next_inverse_norms) {
   const int64_t position = row_of_warp();
   if (position >= sampled.capacity || (skip && *skip != 0)) return;
   const int64_t row = row_at(sampled, position);
@@ -604,7 +603,7 @@ void initialize_rows(Numbers rows, int64_t count, int64_t d, uint64_t seed, int6
   with_row_type(rows.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     initialize_rows_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(static_cast<T*>(rows.data), count, d,
-                                                                                 seed, first);
+                                                                                  seed, first);
   });
   check_launch();
 }
@@ -612,8 +611,8 @@ void initialize_rows(Numbers rows, int64_t count, int64_t d, uint64_t seed, int6
 void pack_features(const float* x, const int64_t* labels, int64_t b, int64_t d, float* packed, float* inverse_norms,
                    cudaStream_t stream) {
   with_warp_row(d, [&](auto row) {
-    pack_features_kernel<decltype(row)><<<blocks_for(b, kWarps), kThreads, 0, stream>>>(
-        x, labels, b, static_cast<int>(d), packed, inverse_norms);
+    pack_features_kernel<decltype(row)>
+        <<<blocks_for(b, kWarps), kThreads, 0, stream>>>(x, labels, b, static_cast<int>(d), packed, inverse_norms);
   });
   check_launch();
 }
@@ -622,7 +621,7 @@ void scale_features(const float* packed, const float* factors, int64_t b, int64_
   with_type(out.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     scale_features_kernel<<<blocks_for(b * d, kThreads), kThreads, 0, stream>>>(packed, factors, b, d,
-                                                                               static_cast<T*>(out.data));
+                                                                                static_cast<T*>(out.data));
   });
   check_launch();
 }
@@ -684,9 +683,8 @@ void find_targets(const float* packed, int64_t b, int64_t d, Numbers rows, int64
                   Targets targets, cudaStream_t stream) {
   with_row_type(rows.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    find_targets_kernel<<<blocks_for(b, kWarps), kThreads, 0, stream>>>(packed, b, d,
-                                                                       static_cast<const T*>(rows.data), first, count,
-                                                                       words, word_offsets, margin, scale, targets);
+    find_targets_kernel<<<blocks_for(b, kWarps), kThreads, 0, stream>>>(
+        packed, b, d, static_cast<const T*>(rows.data), first, count, words, word_offsets, margin, scale, targets);
   });
   check_launch();
 }
@@ -698,7 +696,7 @@ void exponentials(const Tile& tile, const float* shift, Numbers out, int64_t str
   with_type(out.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     exponentials_kernel<<<tile_blocks(tile), kThreads, 0, stream>>>(tile, shift, static_cast<T*>(out.data), stride,
-                                                                   sums);
+                                                                    sums);
   });
   check_launch();
 }
@@ -718,7 +716,7 @@ void coefficients(const double* z, const double* target, const float* packed, in
                   double scale, bool relative, double unit, Targets targets, Coefficients out, double* loss,
                   cudaStream_t stream) {
   coefficients_kernel<<<1, kLossThreads, 0, stream>>>(z, target, packed, b, d, num_classes, scale, relative, unit,
-                                                     targets, out, loss);
+                                                      targets, out, loss);
   check_launch();
 }
 
@@ -746,8 +744,8 @@ void feature_gradients(const float* sums, const float* factors, const float* tar
 void unnormalize_gradients(const float* x, const float* inverse_norms, int64_t b, int64_t d, float* gradient,
                            cudaStream_t stream) {
   with_warp_row(d, [&](auto row) {
-    unnormalize_gradients_kernel<decltype(row)><<<blocks_for(b, kWarps), kThreads, 0, stream>>>(
-        x, inverse_norms, b, static_cast<int>(d), gradient);
+    unnormalize_gradients_kernel<decltype(row)>
+        <<<blocks_for(b, kWarps), kThreads, 0, stream>>>(x, inverse_norms, b, static_cast<int>(d), gradient);
   });
   check_launch();
 }

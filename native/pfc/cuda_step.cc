@@ -6,7 +6,7 @@
 
 namespace facetrain {
 
-std::unique_ptr<CudaStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, at::Tensor, at::Tensor) {
+std::unique_ptr<CudaStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, const at::Tensor&, const at::Tensor&) {
   throw Error("InvalidConfig", "device", "cuda, but this build has no CUDA", "cpu");
 }
 
@@ -367,9 +367,9 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
 
 }  // namespace
 
-std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight,
-                                         at::Tensor momentum) {
-  return std::make_unique<Step>(comm, options, rows, std::move(weight), std::move(momentum));
+std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+                                         const at::Tensor& momentum) {
+  return std::make_unique<Step>(comm, options, rows, weight, momentum);
 }
 
 }  // namespace facetrain

@@ -44,7 +44,7 @@ class CudaStep {
 };
 
 // Draws the initial rows in `weight`, on its device. Throws Error(InvalidConfig) in a build without CUDA.
-std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight,
-                                         at::Tensor momentum);
+std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+                                         const at::Tensor& momentum);
 
 }  // namespace facetrain

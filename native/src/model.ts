@@ -7,8 +7,8 @@ import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 /**
- * Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. On a GPU more
- * are needed to keep it busy.
+ * Pictures per call of a backbone: enough to keep the cores busy; an abort takes effect between two calls. On a GPU
+ * more are needed to keep it busy.
  */
 export const EMBEDDING_BATCH = 32;
 export const EMBEDDING_BATCHES = { cpu: EMBEDDING_BATCH, cuda: 256 };

@@ -190,8 +190,8 @@ function checkCuda(): void {
 }
 
 /**
- * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an INT7
- * model on a GPU
+ * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an
+ * INT7 model on a GPU
  */
 async function openEmbedder(file: string, model: OnnxModel, runtime: Runtime, place: ModelOptions): Promise<Embedder> {
   const quantized = isQuantized(model.graph);

@@ -170,8 +170,8 @@ async function usePrecision(
     throw invalid(
       subject,
       allowed[0]!.toUpperCase(),
-      `${wanted.toUpperCase()}, as trainers.precision of this job says; Auto continues in the checkpoint’s precision, ` +
-        'another one needs another checkpoint directory',
+      `${wanted.toUpperCase()}, as trainers.precision of this job says; Auto continues in the checkpoint’s ` +
+        'precision, another one needs another checkpoint directory',
     );
   }
   const use = precisions.safeParse(wanted === 'auto' ? allowed[0] : wanted);
