@@ -16,7 +16,8 @@ Runs all benchmarks, or one with its own options. Each prints a table and, as it
 
 /**
  * The environment of a benchmark that computes with libtorch, and of its reference: that of the trainers' image.
- * glibc's malloc would slow both, the reference more; OpenMP threads that spin while they wait would take the other's turn.
+ * glibc's malloc would slow both, the reference more; OpenMP threads that spin while they wait would take the other's
+ * turn.
  */
 function computing() {
   const allocator = '/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4';

@@ -300,8 +300,8 @@ const trainers = section(
       .default('Auto')
       .describe(
         'In which convolutions and matrix products are computed; weights, their gradients and the statistics of ' +
-          'batch norms are FP32 in all of them. FP32: IEEE float32, also on a GPU. TF32 (GPU only): float32 operands, ' +
-          'rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): half, with a loss scale that adapts ' +
+          'batch norms are FP32 in all of them. FP32: IEEE float32, also on a GPU. TF32 (GPU only): float32 ' +
+          'operands, rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): half, with a loss scale that adapts ' +
           'itself. Auto: BF16 on a GPU, FP32 on a CPU. A training keeps what it began with, so this cannot be changed.',
       ),
     deterministic: z
@@ -309,8 +309,8 @@ const trainers = section(
       .default(true)
       .describe(
         'Whether two trainings of one manifest, with as many trainers on as many devices, give the same model bit ' +
-          'for bit. false lets cuDNN measure its algorithms and take the fastest, also those whose sums have no fixed ' +
-          'order; no effect on CPUs.',
+          'for bit. false lets cuDNN measure its algorithms and take the fastest, also those whose sums have no ' +
+          'fixed order; no effect on CPUs.',
       ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port
