@@ -299,10 +299,11 @@ const trainers = section(
       .enum(['Auto', 'FP32', 'TF32', 'BF16', 'FP16'])
       .default('Auto')
       .describe(
-        'In which convolutions and matrix products are computed; weights, their gradients and the statistics of ' +
-          'batch norms are FP32 in all of them. FP32: IEEE float32, also on a GPU. TF32 (GPU only): float32 ' +
-          'operands, rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): half, with a loss scale that ' +
-          'adapts itself. Auto: BF16 on a GPU, FP32 on a CPU. A training keeps what it began with, so this cannot be changed.',
+        'In which convolutions and matrix products are computed; weights, their gradients and the ' +
+          'statistics of batch norms are FP32 in all of them. FP32: IEEE float32, also on a GPU. TF32 (GPU ' +
+          'only): float32 operands, rounded to 10 bits by tensor cores. BF16: bfloat16. FP16 (GPU only): ' +
+          'half, with a loss scale that adapts itself. Auto: BF16 on a GPU, FP32 on a CPU. A training keeps ' +
+          'what it began with, so this cannot be changed.',
       ),
     deterministic: z
       .boolean()
