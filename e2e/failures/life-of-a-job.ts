@@ -104,8 +104,9 @@ export const lifeOfAJob: Record<string, (ns: Namespace) => Promise<void>> = {
   'a job that names the folder of a deleted job waits for its pods': async (ns) => {
     const slow = trainJob('slow', {
       replicas: 2,
-      shell: 'trap "sleep 12; exit 0" TERM; sleep 600 & wait',
-      pod: { terminationGracePeriodSeconds: 60 },
+      // Long enough for a busy machine to be seen waiting.
+      shell: 'trap "sleep 45; exit 0" TERM; sleep 600 & wait',
+      pod: { terminationGracePeriodSeconds: 120 },
       spec: { output: { uri: 'pvc://facetrain/shared' } },
     });
     await ns.apply(slow);
