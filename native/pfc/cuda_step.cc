@@ -192,8 +192,8 @@ class Step final : public CudaStep {
   uint64_t step_ = 0;
   at::Tensor packed_, inverse_norms_, gradient_;
   double gradient_unit_ = 1;
-  at::Tensor
-      unit_rows_;  // of all rows, up to date, if all are sampled in every step; undefined if somebody wrote to them
+  // All rows at unit length, up to date, if all are sampled in every step; undefined after somebody wrote to the rows.
+  at::Tensor unit_rows_;
 };
 
 void Step::draw_negatives(uint64_t step) {

@@ -81,19 +81,18 @@ void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& 
 
 struct Batch {
   at::Tensor features;  // [B, d] of unit length, rank by rank
-  at::Tensor labels;    // [B] int64, on the host
+  at::Tensor labels;    // [B] int64
 };
 
 // Gathers the batch in one all-gather. The 64 bits of a label travel as two floats after its features; they are copied
 // but never used in arithmetic.
 Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
   const int64_t dim = features.size(1);
-  const at::Tensor bits = labels.to(features.device()).contiguous().view({-1, 1}).view(at::kFloat);
+  const at::Tensor bits = labels.contiguous().view({-1, 1}).view(at::kFloat);
   const at::Tensor packed = at::cat({features, bits}, 1);
   at::Tensor all = at::empty({comm.size() * packed.size(0), packed.size(1)}, packed.options());
   comm.all_gather(all, packed);
-  return {all.narrow(1, 0, dim).contiguous(),
-          all.narrow(1, dim, 2).contiguous().view(at::kLong).view({-1}).to(at::kCPU)};
+  return {all.narrow(1, 0, dim).contiguous(), all.narrow(1, dim, 2).contiguous().view(at::kLong).view({-1})};
 }
 
 // The pictures of the global batch whose class this rank owns, by ascending row.
@@ -118,13 +117,11 @@ Positives find_positives(const at::Tensor& labels, RowRange range) {
   return result;
 }
 
-at::Tensor indices(const std::vector<int64_t>& values, at::Device device) {
-  return at::tensor(values, at::kLong).to(device);
-}
+at::Tensor indices(const std::vector<int64_t>& values) { return at::tensor(values, at::kLong); }
 
-// s target(cos) and d target / d cos for cosines [k] float64. Runs on the host, because k is small.
+// s target(cos) and d target / d cos for cosines [k] float64.
 std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double scale, const at::Tensor& cosines) {
-  at::Tensor logits = cosines.to(at::kCPU, at::kDouble), slopes = at::empty_like(logits);
+  at::Tensor logits = cosines.clone(), slopes = at::empty_like(logits);
   double* logit = logits.data_ptr<double>();
   double* slope = slopes.data_ptr<double>();
   for (int64_t i = 0; i < logits.numel(); ++i) {
@@ -132,7 +129,7 @@ std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double sca
     logit[i] = scale * target.value;
     slope[i] = target.slope;
   }
-  return {logits.to(cosines.device()), slopes.to(cosines.device())};
+  return {logits, slopes};
 }
 
 }  // namespace
@@ -195,7 +192,7 @@ std::vector<int64_t> PartialFc::sample(uint64_t step, const std::vector<int64_t>
     for (; positive != positives.end() && *positive == row; ++positive) columns.push_back(sampled.size());
     if (is_positive || negatives.has(rows_.first + row)) sampled.push_back(row);
   }
-  sampled_ = at::tensor(sampled, at::kLong);
+  sampled_ = indices(sampled);
   return columns;
 }
 
@@ -234,8 +231,8 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
 
   // The target logits of the pictures whose class this rank owns.
-  const at::Tensor target_pictures = indices(positives.pictures, options_.device);
-  const at::Tensor target_rows = weight_.index_select(0, indices(positives.rows, options_.device)).to(at::kDouble);
+  const at::Tensor target_pictures = indices(positives.pictures);
+  const at::Tensor target_rows = weight_.index_select(0, indices(positives.rows)).to(at::kDouble);
   const at::Tensor target_cosines =
       (batch.features.index_select(0, target_pictures) * target_rows * inverse_norms(target_rows)).sum(1);
   const auto [target_logits, target_slopes] = apply_margins(options_.margin, scale, target_cosines);
@@ -250,7 +247,7 @@ PartialFc::Result PartialFc::forward_backward(const at::Tensor& embeddings, cons
     for (auto column = begin; column != end; ++column) {
       cells.push_back(positives.pictures[offset + cells.size()] * count + *column - first);
     }
-    return std::pair(offset, indices(cells, options_.device));
+    return std::pair(offset, indices(cells));
   };
 
   struct Tile {
