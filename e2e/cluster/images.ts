@@ -13,10 +13,13 @@ const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.js
 /** The chart's defaults. */
 export const OPERATOR_IMAGE = `facetrain/operator:${version}`;
 export const TRAINER_IMAGE = `facetrain/trainer:${version}`;
+/** With CUDA. No node loads it: nodes here have no GPU. */
+export const CUDA_TRAINER_IMAGE = `${TRAINER_IMAGE}-cuda`;
 export const NODE_IMAGE = 'facetrain/node:dev';
 /** Keeps a pod's network namespace ("pause"). DNS and the object store run in it too, with programs of the node. */
 export const PAUSE_IMAGE = 'facetrain/pause:latest';
 const BASE_IMAGE = 'facetrain/base:bookworm';
+const TRAINER_DOCKERFILE = 'trainer-image/Dockerfile';
 const TRUST = '/etc/ssl/certs/ca-certificates.crt';
 
 /** An image of Debian 12: FACETRAIN_BASE_IMAGE names one; where it is not set, debootstrap makes one. */
@@ -60,7 +63,7 @@ export async function buildImages(onStep: (step: string) => void): Promise<void>
   onStep('building images');
   const base = await baseImage();
   await build(base, 'operator/Dockerfile', root, OPERATOR_IMAGE, onStep);
-  await build(base, 'trainer-image/Dockerfile', root, TRAINER_IMAGE, onStep);
+  await build(base, TRAINER_DOCKERFILE, root, TRAINER_IMAGE, onStep);
   const node = join(import.meta.dirname, 'node');
   await build(base, join(node, 'Dockerfile'), node, NODE_IMAGE, onStep);
   await command([
@@ -70,12 +73,19 @@ export async function buildImages(onStep: (step: string) => void): Promise<void>
   ]);
 }
 
+/** Builds the trainers' image for GPUs. @returns its size in bytes */
+export async function buildCudaTrainerImage(onStep: (step: string) => void): Promise<number> {
+  await build(await baseImage(), TRAINER_DOCKERFILE, root, CUDA_TRAINER_IMAGE, onStep, ['--target', 'cuda']);
+  return Number(await command(['docker', 'image', 'inspect', '--format', '{{.Size}}', CUDA_TRAINER_IMAGE]));
+}
+
 async function build(
   base: string,
   dockerfile: string,
   context: string,
   tag: string,
   onStep: (step: string) => void,
+  options: string[] = [],
 ): Promise<void> {
   await command(
     [
@@ -88,6 +98,7 @@ async function build(
       dockerfile,
       '--tag',
       tag,
+      ...options,
       context,
     ],
     {

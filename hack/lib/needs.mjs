@@ -39,6 +39,7 @@ export const paths = {
   'bench/common': ['native'],
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
+  'e2e/cuda-image.test.ts': [],
 };
 
 /** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */

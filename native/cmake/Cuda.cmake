@@ -16,7 +16,8 @@ set(_toolkits $ENV{CUDA_HOME} /usr/local/cuda)
 set(_missing)
 find_library(TORCH_CUDA torch_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE)
 find_library(TORCH_C10_CUDA c10_cuda PATHS ${_torch_lib} NO_DEFAULT_PATH NO_CACHE)
-find_library(CUDA_RUNTIME NAMES cudart libcudart.so.13 libcudart.so.12 PATHS ${_wheel_roots} ${_toolkits}
+# A wheel has the library by its versioned name alone. The one that libtorch loads comes first, not that of a toolkit.
+find_library(CUDA_RUNTIME NAMES cudart libcudart.so.13 libcudart.so.12 NAMES_PER_DIR PATHS ${_wheel_roots} ${_toolkits}
   PATH_SUFFIXES lib lib64 NO_DEFAULT_PATH NO_CACHE)
 find_program(CUDA_NVCC nvcc PATHS ${_wheel_roots} ${_toolkits} PATH_SUFFIXES bin NO_DEFAULT_PATH NO_CACHE)
 find_program(CUDA_NVCC nvcc NO_CACHE)
@@ -46,6 +47,18 @@ if(_missing)
   endif()
   message(FATAL_ERROR
     "CUDA: FACETRAIN_CUDA is ON, but these were not found in a CUDA toolkit or in LIBTORCH_ROOT/nvidia: ${_missing}")
+endif()
+
+# Two versions of CUDA's runtime in one program each keep their own list of kernels and devices.
+if(EXISTS ${LIBTORCH_ROOT}/torch/version.py)
+  file(STRINGS ${LIBTORCH_ROOT}/torch/version.py _torch_cuda REGEX "^cuda")
+  string(REGEX MATCH "[0-9]+" _torch_cuda "${_torch_cuda}")
+  execute_process(COMMAND ${CUDA_NVCC} --version OUTPUT_VARIABLE _nvcc_version)
+  string(REGEX MATCH "release ([0-9]+)" _nvcc_version "${_nvcc_version}")
+  if(_torch_cuda AND NOT CMAKE_MATCH_1 EQUAL _torch_cuda)
+    message(FATAL_ERROR "CUDA: ${CUDA_NVCC} is of CUDA ${CMAKE_MATCH_1}, but torch in ${LIBTORCH_ROOT} was built with "
+      "CUDA ${_torch_cuda}; set CUDA_HOME to a toolkit of that version")
+  endif()
 endif()
 
 list(REMOVE_DUPLICATES _cuda_includes)
