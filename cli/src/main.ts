@@ -16,6 +16,7 @@ import {
   seed,
   verificationPairs,
 } from '@facetrain/api';
+import { deviceKindNames } from '@facetrain/trainer/estimate/device-kinds';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
@@ -23,6 +24,7 @@ import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
 import type { EvalOptions } from './commands/eval.ts';
+import type { PlanOptions } from './commands/plan.ts';
 import type { QuantizeOptions } from './commands/quantize.ts';
 import type { RunOptions } from './commands/run.ts';
 import { listenForStop } from './stop-signals.ts';
@@ -56,6 +58,13 @@ function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
     if (value.success) return value.data;
     throw new InvalidArgumentError(`Must be a whole number from ${range.minValue} to ${range.maxValue}.`);
   };
+}
+
+/** A number above 0. */
+function amount(text: string): number {
+  const value = text.trim() === '' ? NaN : Number(text);
+  if (value > 0 && Number.isFinite(value)) return value;
+  throw new InvalidArgumentError('Must be a number above 0.');
 }
 
 const maxBadPicturesOption = () =>
@@ -156,6 +165,38 @@ command('validate', 'check a manifest, as the API server would')
         json: { valid: true, manifests },
         text: manifests.map(({ kind, name }) => `${file}: ${kind} ${name} is valid\n`).join(''),
       };
+    }),
+  );
+
+command('plan', 'what a job needs before it is applied: memory by part, time of a step, advice; exit code 2: no room')
+  .requiredOption('-f, --file <manifest>', 'the FaceTrainJob, in YAML or JSON')
+  .addOption(
+    new Option('--gpu <kind>', 'what each trainer runs on')
+      .choices(deviceKindNames)
+      .default(undefined, 'h100 if the trainers’ resources name a GPU, else cpu'),
+  )
+  .addOption(
+    new Option('--classes <n>', 'number of identities')
+      .argParser(amount)
+      .default(undefined, 'model.numClasses, or that of a dataset on this machine'),
+  )
+  .addOption(new Option('--images <n>', 'pictures of the dataset').argParser(amount))
+  .addOption(new Option('--memory <GiB>', 'that each trainer may use, in place of the device’s').argParser(amount))
+  .addOption(
+    new Option('--ranks-per-machine <n>', 'trainers with NVLink or PCIe between them')
+      .argParser(amount)
+      .default(undefined, '8 with GPUs, else 1'),
+  )
+  .addOption(
+    new Option('--network <Gbit/s>', 'between machines').argParser(amount).default(undefined, '100 with GPUs, else 10'),
+  )
+  .action(
+    action(async ({ file, ...options }: PlanOptions & { file: string }) => {
+      const [{ readFaceTrainJob }, { plan }] = await Promise.all([
+        import('./manifest.ts'),
+        import('./commands/plan.ts'),
+      ]);
+      return plan(await readFaceTrainJob(file), options, signal);
     }),
   );
 

@@ -25,7 +25,8 @@ export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal
   const { backboneGraph, preflight } = await import('@facetrain/trainer/train/training-preflight');
   const graph = !spec.model.onnx || isHere(spec.model.onnx) ? await backboneGraph(config) : undefined;
   if (graph) {
-    const ranks = { rank: 0, size: spec.trainers.replicas, masterAddr: '', masterPort: 0, localRank: 0, localSize: 1 };
+    const size = spec.trainers.replicas;
+    const ranks = { rank: 0, size, masterAddr: '', masterPort: 0, localRank: 0, localSize: size };
     if (isHere(spec.dataset)) await preflight(config, graph, ranks, program);
   }
   for (const [index, set] of spec.evaluation.sets.entries())

@@ -14,8 +14,8 @@ export interface BackboneOptions {
   width: number;
   /** Blocks in each of the four stages; null means the backbone's own numbers. */
   blocks: number[] | null;
-  /** Of the initial weights. */
-  seed: number;
+  /** Of the initial weights. null: the weights have shapes and no values, which takes no time and no memory. */
+  seed: number | null;
 }
 
 const BLOCKS: Record<BackboneOptions['backbone'], number[]> = {

@@ -15,6 +15,9 @@ export interface WeightTensor {
 
 export type Initializer = (weight: WeightTensor) => Float32Array;
 
+/** No values: of a graph of which only the shapes matter. */
+export const noValues: Initializer = () => new Float32Array(0);
+
 /** N(0, deviation^2). */
 export function gaussian(seed: number, deviation: number): Initializer {
   return ({ name, count }) => normal(seed, name, count, deviation);

@@ -12,7 +12,7 @@
  */
 import type { Graph } from '@facetrain/native';
 import { GraphBuilder, type Value } from './builder.ts';
-import { gaussian, torchLinear } from './initial-weights.ts';
+import { gaussian, noValues, torchLinear } from './initial-weights.ts';
 
 /** Blocks in each stage, by depth. */
 export const IRESNET_BLOCKS = {
@@ -33,10 +33,10 @@ export function iresnet({
 }: {
   blocks: number[];
   embeddingDim: number;
-  seed: number;
+  seed: number | null;
 }): Graph {
-  const kernels = gaussian(seed, 0.1);
-  const linear = torchLinear(seed);
+  const kernels = seed === null ? noValues : gaussian(seed, 0.1);
+  const linear = seed === null ? noValues : torchLinear(seed);
   const build = new GraphBuilder({ name: 'data', channels: 3, height: 112, width: 112 });
 
   function block(name: string, x: Value, channels: number, stride: number): Value {

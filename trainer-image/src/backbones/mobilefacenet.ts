@@ -17,7 +17,7 @@
  */
 import type { Graph } from '@facetrain/native';
 import { type ConvOptions, GraphBuilder, type Value } from './builder.ts';
-import { kaimingNormal } from './initial-weights.ts';
+import { kaimingNormal, noValues } from './initial-weights.ts';
 
 export const MOBILEFACENET_BLOCKS = [1, 4, 6, 2];
 
@@ -32,9 +32,9 @@ export function mobilefacenet({
   blocks: number[];
   width: number;
   embeddingDim: number;
-  seed: number;
+  seed: number | null;
 }): Graph {
-  const kernels = kaimingNormal(seed);
+  const kernels = seed === null ? noValues : kaimingNormal(seed);
   const build = new GraphBuilder({ name: 'data', channels: 3, height: 112, width: 112 });
 
   function linearBlock(name: string, x: Value, channels: number, options: ConvOptions): Value {

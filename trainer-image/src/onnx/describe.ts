@@ -79,23 +79,34 @@ function countOperators(nodes: GraphNode[]): Record<string, number> {
 /** Multiply-accumulates of Conv, Gemm and MatMul for one picture; null when a shape is not known. */
 export function countMacs(graph: Graph): number | null {
   const shapes = inferShapes(graph, 1);
-  const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
   let macs = 0;
   for (const node of graph.nodes) {
-    if (!['Conv', 'Gemm', 'MatMul'].includes(node.op)) continue;
-    const [x, weight] = node.inputs.map((name) => shapes.get(name));
-    const y = shapes.get(node.outputs[0]!);
-    if (!x || !weight || !y) return null;
-    // The terms of each output value's sum: a kernel over one group's channels, or the axis that is summed over.
-    const terms =
-      node.op === 'Conv'
-        ? product(weight.slice(1))
-        : node.op === 'Gemm' && intAttribute(node, 'transA', 0) === 1
-          ? x[0]!
-          : x.at(-1)!;
-    macs += product(y) * terms;
+    const own = macsOf(node, shapes);
+    if (own === null) return null;
+    macs += own;
   }
   return macs;
+}
+
+/**
+ * Multiply-accumulates of a node, 0 for one that is not Conv, Gemm or MatMul.
+ * @param shapes by value name
+ * @returns null when a shape is not known
+ */
+export function macsOf(node: GraphNode, shapes: ReadonlyMap<string, number[]>): number | null {
+  if (!['Conv', 'Gemm', 'MatMul'].includes(node.op)) return 0;
+  const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
+  const [x, weight] = node.inputs.map((name) => shapes.get(name));
+  const y = shapes.get(node.outputs[0]!);
+  if (!x || !weight || !y) return null;
+  // The terms of each output value's sum: a kernel over one group's channels, or the axis that is summed over.
+  const terms =
+    node.op === 'Conv'
+      ? product(weight.slice(1))
+      : node.op === 'Gemm' && intAttribute(node, 'transA', 0) === 1
+        ? x[0]!
+        : x.at(-1)!;
+  return product(y) * terms;
 }
 
 /**

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { FacetrainError } from '@facetrain/api';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
-import { checkEmbeddingMemory, checkTrainingMemory, embeddingMemory, trainingMemory } from './memory.ts';
+import { checkEmbeddingMemory, embeddingMemory } from './memory.ts';
 
 /** data [3, 8, 8] -> Conv [5, 8, 8] -> Relu -> Conv [2, 8, 8] -> Flatten [128] -> Gemm [4] */
 function network() {
@@ -17,12 +17,6 @@ test('values are there from the node that makes them to the last that reads them
   // While the Relu runs: its input and its output. The picture is gone.
   assert.deepEqual([use.node.op, use.shape], ['Relu', [7, 5, 8, 8]]);
   assert.equal(use.bytes, 7 * 64 * (5 + 5) * 4);
-});
-
-test('training keeps the inputs of the operators that learn', () => {
-  const use = trainingMemory(network(), 7)!;
-  assert.deepEqual(use.shape, [7, 5, 8, 8]);
-  assert.equal(use.bytes, 7 * 64 * (3 + 5 + 2) * 4);
 });
 
 test('a residual sum keeps the value that skips', () => {
@@ -47,9 +41,4 @@ test('what exceeds the memory that is available is refused with node, size and l
   };
   assert.throws(() => checkEmbeddingMemory(graph, 'wide.onnx', 32), refused(/embedding 32 pictures needs 47\.5 GiB/));
   checkEmbeddingMemory(graph, 'wide.onnx', 4);
-  assert.throws(
-    () => checkTrainingMemory(b.graph(b.node('Relu', [b.batchNorm(wide, 4096)])), 'wide.onnx', 64),
-    (error: FacetrainError) => error.code === 'InsufficientMemory' && /globalBatchSize/.test(error.message),
-  );
-  checkTrainingMemory(network(), 'small.onnx', 64);
 });

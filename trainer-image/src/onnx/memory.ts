@@ -1,6 +1,6 @@
 /**
- * Estimates the memory that a graph's values need, before any is allocated: a file of a few bytes can ask for any
- * amount. The estimates are lower bounds (no workspace of an operator, no weights), so what is refused cannot run.
+ * Estimates the memory that a graph's values need to embed pictures, before any is allocated: a file of a few bytes can
+ * ask for any amount. The estimates are lower bounds (no workspace of an operator, no weights), so what is refused cannot run.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode } from '@facetrain/native';
@@ -8,8 +8,6 @@ import { inferShapes } from './infer-shapes.ts';
 
 /** Values are float32. */
 const BYTES = 4;
-/** Operators whose backward pass reads their input, which therefore stays until then. */
-const KEEPS_INPUT = new Set(['BatchNormalization', 'Conv', 'Gemm', 'MatMul', 'PRelu']);
 /** Operators whose output shares the memory of their input. */
 const VIEWS = new Set(['Flatten', 'Reshape', 'Squeeze', 'Unsqueeze']);
 
@@ -44,37 +42,12 @@ export function embeddingMemory(graph: Graph, batch: number): MemoryUse | undefi
   return most;
 }
 
-/** The bytes of values that stay for the backward pass of `batch` pictures, and the node that keeps most of them. */
-export function trainingMemory(graph: Graph, batch: number): MemoryUse | undefined {
-  const shapes = inferShapes(graph, batch);
-  const counted = new Set(Object.keys(graph.initializers));
-  let bytes = 0;
-  let largest: { node: GraphNode; shape: number[]; own: number } | undefined;
-  for (const node of graph.nodes) {
-    const [name] = node.inputs as [string];
-    const shape = shapes.get(name);
-    if (!KEEPS_INPUT.has(node.op) || counted.has(name) || !shape) continue;
-    counted.add(name);
-    const own = bytesOf(shape);
-    bytes += own;
-    if (!largest || own > largest.own) largest = { node, shape, own };
-  }
-  return largest && { node: largest.node, shape: largest.shape, bytes };
-}
-
 const gibibytes = (bytes: number) => `${(bytes / 2 ** 30).toFixed(bytes < 2 ** 30 ? 2 : 1)} GiB`;
 
 /** @throws FacetrainError InsufficientMemory when a batch of pictures cannot be embedded */
 export function checkEmbeddingMemory(graph: Graph, subject: string, batch: number): void {
   const doing = `embedding ${batch} pictures`;
   checkMemory(embeddingMemory(graph, batch), { subject, doing, allowed: 'more memory, or a smaller model' });
-}
-
-/** @throws FacetrainError InsufficientMemory when a step of training on a batch of pictures cannot be computed */
-export function checkTrainingMemory(graph: Graph, subject: string, batch: number): void {
-  const doing = `training on ${batch} pictures`;
-  const allowed = 'more memory, a smaller globalBatchSize, more trainers.replicas, or a smaller model';
-  checkMemory(trainingMemory(graph, batch), { subject, doing, allowed });
 }
 
 /**

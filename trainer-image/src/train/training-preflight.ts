@@ -4,8 +4,9 @@ import { FacetrainError, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
+import { trainingFacts } from '../estimate/plan-training.ts';
+import { checkTrainingMemory } from '../estimate/training-memory.ts';
 import { withInputRange } from '../onnx/input-range.ts';
-import { checkTrainingMemory } from '../onnx/memory.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -31,15 +32,12 @@ export async function backboneGraph({ model, seed }: TrainerConfig): Promise<Gra
 export async function preflight(
   config: TrainerConfig,
   graph: Graph,
-  { rank, size }: Ranks,
+  { rank, size, localSize }: Ranks,
   { progress, signal }: Program,
 ): Promise<Preflight & { totalSteps: number }> {
   const { globalBatchSize } = config;
   if (globalBatchSize % size !== 0)
     throw invalidConfig('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
-  // Memory of a GPU is not known here; libtorch reports what it lacks.
-  if (config.device === 'cpu' || (config.device === 'auto' && !existsSync('/dev/nvidiactl')))
-    checkTrainingMemory(graph, config.model.onnxPath ?? config.model.backbone, globalBatchSize / size);
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
     input: graph.input,
@@ -51,6 +49,11 @@ export async function preflight(
   });
   if (dataset.numClasses < size)
     throw invalidConfig('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
+  // Memory of a GPU is not known here; libtorch reports what it lacks.
+  if (config.device === 'cpu' || (config.device === 'auto' && !existsSync('/dev/nvidiactl'))) {
+    const facts = trainingFacts(config, graph, { numClasses: dataset.numClasses, replicas: size, device: 'cpu' });
+    checkTrainingMemory(facts, config.model.onnxPath ?? config.model.backbone, localSize);
+  }
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
 }
 

@@ -1,0 +1,125 @@
+/** `facetrain plan`: tables, JSON, exit codes; the figures are tested in trainer-image/src/estimate. */
+import assert from 'node:assert/strict';
+import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { facetrain } from '../testing/run-cli.ts';
+import { quantity } from './quantity.ts';
+
+let folder: string;
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'facetrain-plan-'));
+});
+after(() => rm(folder, { recursive: true }));
+
+/** Writes a job with ten million identities on one GPU. @returns its file */
+async function tenMillion(spec: object = {}): Promise<string> {
+  const file = join(folder, 'job.yaml');
+  const job = {
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'ten-million' },
+    spec: {
+      dataset: { uri: 'pvc://faces/ten-million' },
+      model: { backbone: 'iresnet50', numClasses: 10_000_000 },
+      loss: { sampleRate: 0.1, rows: { precision: 'BF16' } },
+      output: { uri: 'pvc://results/faces' },
+      trainers: { resources: { limits: { 'nvidia.com/gpu': 1 } } },
+      ...spec,
+    },
+  };
+  await writeFile(file, JSON.stringify(job));
+  return file;
+}
+
+interface Printed {
+  device: { kind: string };
+  memory: { deviceBytes: number; usableBytes: number; fits: boolean; device: { name: string; bytes: number }[] };
+  step: { seconds: number };
+  total: { steps: number } | null;
+  facts: { numClasses: number; replicas: number };
+  toFit: { change: Record<string, unknown> }[];
+}
+
+test('ten million identities fit an H100 in BF16', async () => {
+  const file = await tenMillion();
+  const people = await facetrain('plan', '-f', file, '--images', '100000000');
+  assert.equal(people.code, 0);
+  assert.match(
+    people.stdout,
+    /^ten-million: 10,000,000 identities, 1,024 pictures a step, 1 x NVIDIA H100 80GB, BF16\n/,
+  );
+  assert.match(people.stdout, /\nMemory: \d+\.\d GiB of \d+\.\d GiB: it fits\n/);
+  assert.match(people.stdout, /\n {2}class centres +9\.5 GiB {2}10000000 rows of 512 numbers in BF16\n/);
+  assert.match(people.stdout, /\nTraining: 1,953,120 steps, about \d+ h/);
+  const { stdout } = await facetrain('plan', '-f', file, '--json');
+  const printed = JSON.parse(stdout) as Printed;
+  assert.deepEqual([printed.device.kind, printed.memory.fits, printed.total, printed.toFit], ['h100', true, null, []]);
+  assert.equal(
+    printed.memory.device.reduce((sum, { bytes }) => sum + bytes, 0),
+    printed.memory.deviceBytes,
+  );
+});
+
+test('a job that does not fit ends with exit code 2, and says what would', async () => {
+  const file = await tenMillion({ loss: { sampleRate: 0.1 } });
+  const people = await facetrain('plan', '-f', file, '--gpu', 'a10');
+  assert.equal(people.code, 2);
+  assert.match(people.stdout, /IT DOES NOT FIT/);
+  assert.match(people.stdout, /\nIt would fit with one of these:\n(?: {2}- .+\n)* {2}- trainers\.replicas \d+/);
+  const { code, stdout } = await facetrain('plan', '-f', file, '--memory', '30', '--json');
+  assert.equal(code, 2);
+  const printed = JSON.parse(stdout) as Printed;
+  assert.deepEqual([printed.memory.fits, printed.memory.usableBytes], [false, 30 * 2 ** 30]);
+  assert.ok(printed.toFit.length > 0);
+});
+
+test('identities and pictures are counted in a dataset of this machine, and a plan writes nothing', async () => {
+  const file = await tenMillion({
+    dataset: { uri: `file://${exampleFaces}` },
+    model: { backbone: 'mobilefacenet' },
+    loss: {},
+    globalBatchSize: 32,
+    epochs: 2,
+    trainers: { replicas: 2, resources: { limits: { memory: '2Gi', cpu: '500m' } } },
+  });
+  const { code, stdout } = await facetrain('plan', '-f', file, '--json');
+  assert.equal(code, 0);
+  const printed = JSON.parse(stdout) as Printed;
+  assert.deepEqual([printed.device.kind, printed.facts.numClasses, printed.facts.replicas], ['cpu', 40, 2]);
+  assert.equal(printed.total?.steps, 2 * Math.floor(800 / 32));
+  assert.equal(printed.memory.usableBytes, 2 * 2 ** 30);
+  assert.deepEqual(await readdir(folder), ['job.yaml']);
+});
+
+test('what is missing is named: identities, a model of one’s own, a precision that the device lacks', async () => {
+  const refusals: [spec: object, args: string[], message: RegExp][] = [
+    [{ model: { backbone: 'iresnet50' } }, [], /^model\.numClasses: absent, and the dataset pvc:.*--classes/],
+    [{ model: { onnx: { uri: 's3://bucket/mine.onnx' } } }, ['--classes', '9'], /^model\.onnx\.uri: s3:.*file:\/\//],
+    [{ trainers: { precision: 'TF32' } }, ['--gpu', 'cpu'], /^trainers\.precision: TF32 on CPU.*Auto, FP32, BF16/],
+  ];
+  for (const [spec, args, message] of refusals) {
+    const { code, stderr } = await facetrain('plan', '-f', await tenMillion(spec), ...args);
+    assert.equal(code, 2);
+    assert.match(stderr, message);
+  }
+  const { code, stderr } = await facetrain('plan', '-f', await tenMillion(), '--classes', '-1');
+  assert.equal(code, 2);
+  assert.match(stderr, /number above 0/);
+});
+
+test('quantities of Kubernetes', () => {
+  const cases: [string | number, number][] = [
+    [2, 2],
+    ['0.5', 0.5],
+    ['500m', 0.5],
+    ['64Gi', 64 * 2 ** 30],
+    ['1e3', 1000],
+    ['1E', 1e18],
+    ['1.5k', 1500],
+    ['.5', 0.5],
+  ];
+  for (const [text, want] of cases) assert.equal(quantity(text), want, String(text));
+});

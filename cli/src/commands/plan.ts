@@ -1,0 +1,178 @@
+/** `facetrain plan`: what a job needs and how long it takes, before it is applied. */
+import { existsSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { ExitCode, type FaceTrainJob, FacetrainError, parseStorageUri, type TrainerConfig } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
+import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
+import { DEVICE_KINDS, type DeviceKindName } from '@facetrain/trainer/estimate/device-kinds';
+import { planTraining, type TrainingPlan, trainingFacts } from '@facetrain/trainer/estimate/plan-training';
+import type { Machines } from '@facetrain/trainer/estimate/step-time';
+import type { MemoryPart } from '@facetrain/trainer/estimate/training-memory';
+import { withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { plannedTrainerConfig } from '../local/planned-config.ts';
+import { bytes as decimalBytes, duration, table } from '../terminal-output.ts';
+import { quantity } from './quantity.ts';
+
+export interface PlanOptions {
+  /** Absent: cpu for `device: CPU` and for trainers without a GPU among their resources, else h100. */
+  gpu?: DeviceKindName;
+  /** Absent: model.numClasses, or counted in a dataset of this machine. */
+  classes?: number;
+  /** Pictures of the dataset; absent: counted, or not known. */
+  images?: number;
+  /** GiB that a trainer may use, in place of the device's. */
+  memory?: number;
+  ranksPerMachine?: number;
+  /** Gbit/s between machines. */
+  network?: number;
+}
+
+/** GPUs of a machine, and Gbit/s between machines, unless options say otherwise. */
+const USUAL = { gpusPerMachine: 8, networkGbit: { cuda: 100, cpu: 10 } };
+
+/**
+ * @throws FacetrainError InvalidManifest; InvalidArgument when the number of identities, or a model of one's own, is
+ * not on this machine
+ */
+export async function plan(job: FaceTrainJob, options: PlanOptions, signal: AbortSignal) {
+  const { spec, metadata } = job;
+  const config = plannedTrainerConfig(job, 'unused', join('.facetrain-plan', metadata.name));
+  const name = options.gpu ?? usualKind(job);
+  const kind = DEVICE_KINDS[name];
+  const graph = await shapesOf(job, config);
+  const { numClasses, images } = await sizeOfDataset(job, config, options, signal);
+  const machines: Machines = {
+    kind,
+    threads: config.computeThreads ?? cpusOf(job) ?? availableParallelism(),
+    ranksPerMachine: options.ranksPerMachine ?? (kind.type === 'cuda' ? USUAL.gpusPerMachine : 1),
+    networkBytesPerSecond: ((options.network ?? USUAL.networkGbit[kind.type]) * 1e9) / 8,
+    loaderThreads: config.loaderThreads,
+  };
+  const facts = trainingFacts(config, graph, { numClasses, replicas: spec.trainers.replicas, device: kind.type });
+  const planned = planTraining(config, facts, machines, { images, memoryBytes: memoryOf(job, kind.type, options) });
+  return {
+    json: { job: metadata.name, device: { kind: name, ...kind }, images, ...planned },
+    text: text(metadata.name, planned, machines, config),
+    exitCode: planned.memory.fits === false ? ExitCode.refused : ExitCode.success,
+  };
+}
+
+function usualKind({ spec: { trainers } }: FaceTrainJob): DeviceKindName {
+  const { limits = {}, requests = {} } = trainers.resources ?? {};
+  const hasGpu = Object.keys({ ...limits, ...requests }).some((resource) => resource.endsWith('/gpu'));
+  return trainers.device === 'CPU' || (trainers.device === 'Auto' && !hasGpu) ? 'cpu' : 'h100';
+}
+
+function cpusOf({ spec: { trainers } }: FaceTrainJob): number | undefined {
+  const cpus = trainers.resources?.limits?.cpu ?? trainers.resources?.requests?.cpu;
+  return cpus === undefined ? undefined : Math.max(1, Math.floor(quantity(cpus)));
+}
+
+/** Bytes of a rank that an option or, on a CPU, the limit of the container gives; else this machine's, on a CPU. */
+function memoryOf({ spec: { trainers } }: FaceTrainJob, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
+  if (memory !== undefined) return memory * 2 ** 30;
+  const limit = trainers.resources?.limits?.memory;
+  return type === 'cpu' && limit !== undefined ? quantity(limit) : null;
+}
+
+const isHere = (uri: string) => parseStorageUri(uri).scheme === 'file';
+
+/** The backbone; of one that we build, without the values of its weights. */
+async function shapesOf({ spec: { model } }: FaceTrainJob, config: TrainerConfig): Promise<Graph> {
+  const { onnxPath } = config.model;
+  if (onnxPath === null) return buildBackbone({ ...config.model, seed: null });
+  if (!isHere(model.onnx!.uri))
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: 'model.onnx.uri',
+      found: model.onnx!.uri,
+      allowed: 'for a plan: a file:// address of a copy of the model on this machine',
+    });
+  const read = await readOnnx(onnxPath, { output: config.model.onnxOutput });
+  return withInputRange(read, { given: config.model.input, keepNorms: true, subject: onnxPath }).graph;
+}
+
+/** Options first, then the manifest, then a dataset that is on this machine. */
+async function sizeOfDataset(
+  { spec: { dataset, model } }: FaceTrainJob,
+  { dataset: { path } }: TrainerConfig,
+  { classes = model.numClasses, images }: PlanOptions,
+  signal: AbortSignal,
+): Promise<{ numClasses: number; images: number | null }> {
+  if (classes !== undefined && images !== undefined) return { numClasses: classes, images };
+  if (isHere(dataset.uri) && existsSync(path)) {
+    const { inspectDataset } = await import('@facetrain/native');
+    const found = await inspectDataset(path, { decode: 'none', signal });
+    return { numClasses: classes ?? found.identities, images: images ?? found.images };
+  }
+  if (classes !== undefined) return { numClasses: classes, images: images ?? null };
+  throw new FacetrainError({
+    code: 'InvalidArgument',
+    subject: 'model.numClasses',
+    found: `absent, and the dataset ${dataset.uri} is not on this machine`,
+    allowed: 'give the number of identities with --classes',
+  });
+}
+
+const gib = (bytes: number) =>
+  bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(0)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
+const count = (value: number) => value.toLocaleString('en-US');
+
+function milliseconds(seconds: number): string {
+  return seconds < 1 ? `${(1000 * seconds).toFixed(seconds < 0.01 ? 2 : 0)} ms` : `${seconds.toFixed(1)} s`;
+}
+
+/** The plan as tables. */
+function text(
+  name: string,
+  { facts, memory, step, total, ...plan }: TrainingPlan,
+  machines: Machines,
+  config: TrainerConfig,
+) {
+  const { kind } = machines;
+  const parts = (of: readonly MemoryPart[]): [string, string][] =>
+    of.map((part) => [part.name, `${gib(part.bytes).padStart(9)}  ${part.why}`]);
+  const perTrainer = facts.replicas === 1 ? '' : ` for each of ${facts.replicas} trainers`;
+  const unit = kind.type === 'cpu' ? `CPU, ${machines.threads} threads` : kind.name;
+  const stages = Object.entries(step.stages).filter(([, seconds]) => seconds > 0);
+  const lines = [
+    `${name}: ${count(facts.numClasses)} identities, ${count(facts.globalBatchSize)} pictures a step, ` +
+      `${facts.replicas} x ${unit}, ${facts.precision.toUpperCase()}\n`,
+    `\nMemory${perTrainer}: ${gib(memory.deviceBytes)}${verdict(memory)}\n`,
+    table(parts(memory.device)),
+    ...(memory.host.length > 0
+      ? [`\nHost memory${perTrainer}: ${gib(memory.hostBytes)}\n`, table(parts(memory.host))]
+      : []),
+    `\nA copy of the state, so that training goes on while a checkpoint is written, takes ${gib(memory.checkpointCopy)} ` +
+      `more, on the ${kind.type === 'cuda' ? 'GPU or the host' : 'host'}. Without it training waits.\n`,
+    `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; checkpoint.keep ${config.checkpoint.keep} needs ` +
+      `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
+    `\nStep: about ${milliseconds(step.seconds)}, ${count(Math.round(step.imagesPerSecond))} pictures/s` +
+      `${kind.measured ? '' : ' (from the data sheet of this GPU; not measured)'}\n`,
+    table(stages.map(([stage, seconds]) => [stage, milliseconds(seconds).padStart(9)])),
+    ...(step.collectives.length > 0
+      ? [
+          '\nCollectives of a step, sent by each trainer\n',
+          table(
+            step.collectives.map(({ name: of, bytes, seconds }) => [
+              of,
+              `${gib(bytes).padStart(9)}, ${milliseconds(seconds)}`,
+            ]),
+          ),
+        ]
+      : []),
+    ...(total ? [`\nTraining: ${count(total.steps)} steps, about ${duration(total.seconds)}\n`] : []),
+    ...(plan.toFit.length > 0
+      ? ['\nIt would fit with one of these:\n', ...plan.toFit.map((each) => `  - ${each.text}\n`)]
+      : []),
+    ...(plan.advice.length > 0 ? ['\nAdvice:\n', ...plan.advice.map((each) => `  - ${each.text}\n`)] : []),
+  ];
+  return lines.join('');
+}
+
+function verdict({ fits, usableBytes }: TrainingPlan['memory']): string {
+  if (fits === null) return '';
+  return fits ? ` of ${gib(usableBytes!)}: it fits` : `, of which there are ${gib(usableBytes!)}: IT DOES NOT FIT`;
+}

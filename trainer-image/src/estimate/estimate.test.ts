@@ -1,0 +1,267 @@
+/** The estimates beside sums by hand, beside the tables of docs/benchmarks.md, and beside a real process. */
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { promisify } from 'node:util';
+import type { BACKBONES, FacetrainError, Precision } from '@facetrain/api';
+import { exampleFaces, root } from '../../../hack/lib/paths.mjs';
+import { buildBackbone } from '../backbones/backbone.ts';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { adviceFor, fittingChanges } from './advice.ts';
+import { backboneCost } from './backbone-cost.ts';
+import { DEVICE_KINDS } from './device-kinds.ts';
+import { type Machines, stepTime } from './step-time.ts';
+import { checkTrainingMemory, sumOf, type TrainingFacts, trainingMemory, usableBytes } from './training-memory.ts';
+
+const GIB = 2 ** 30;
+const shapesOf = (backbone: (typeof BACKBONES)[number]) =>
+  buildBackbone({ backbone, embeddingDim: 512, width: 2, blocks: null, seed: null });
+const iresnet50 = backboneCost(shapesOf('iresnet50'));
+const mobilefacenet = backboneCost(shapesOf('mobilefacenet'));
+
+const onH100: TrainingFacts = {
+  backbone: iresnet50,
+  embeddingDim: 512,
+  numClasses: 1505,
+  globalBatchSize: 256,
+  replicas: 1,
+  sampleRate: 1,
+  rowsPrecision: 'fp32',
+  device: 'cuda',
+  precision: 'bf16',
+};
+const h100: Machines = {
+  kind: DEVICE_KINDS.h100,
+  threads: 1,
+  ranksPerMachine: 8,
+  networkBytesPerSecond: 12.5e9,
+  loaderThreads: 16,
+};
+const cpu: Machines = { ...h100, kind: DEVICE_KINDS.cpu, threads: 2, ranksPerMachine: 1 };
+const benchmarks = await readFile(join(root, 'docs', 'benchmarks.md'), 'utf8');
+
+/** @param tolerance share of `want` */
+function assertNear(found: number, want: number, tolerance: number, what: string): void {
+  const off = found / want - 1;
+  assert.ok(Math.abs(off) <= tolerance, `${what}: ${found.toPrecision(4)} is ${(100 * off).toFixed(1)} % off ${want}`);
+}
+
+describe('a backbone', () => {
+  test('keeps the inputs of the operators that learn', () => {
+    const b = new GraphBuilder({ height: 8, width: 8 });
+    const wide = b.node('Relu', [b.conv('data', 3, 5, 3, { pad: 1 })]);
+    const cost = backboneCost(b.graph(b.gemm(b.flatten(b.conv(wide, 5, 2, 3, { pad: 1 })), 128, 4)));
+    assert.equal(cost.kept, 64 * (3 + 5 + 2));
+    assert.deepEqual(cost.keeper?.shape, [1, 5, 8, 8]);
+    assert.equal(cost.largest, 64 * 5);
+  });
+
+  test('does not keep what a batch norm hands to the PReLU or the sum that it is computed with', () => {
+    const b = new GraphBuilder({ height: 4, width: 4 });
+    const stem = b.conv('data', 3, 8, 1);
+    const norm = b.batchNorm(stem, 8);
+    const prelu = b.node('PRelu', [norm, b.values([8, 1, 1])]);
+    const graph = b.graph(b.flatten(b.node('Add', [b.batchNorm(b.conv(prelu, 8, 8, 1), 8), stem])));
+    // The picture, the stem's output (batch norm), the PReLU's output (conv), the second conv's output (batch norm).
+    assert.equal(backboneCost(graph).kept, 16 * (3 + 8 + 8 + 8));
+  });
+
+  test('without values of its weights it costs the same', () => {
+    const options = { backbone: 'mobilefacenet', embeddingDim: 512, width: 2, blocks: null } as const;
+    assert.deepEqual(backboneCost(buildBackbone({ ...options, seed: 3 })), mobilefacenet);
+  });
+
+  test('has no gradient and no momentum of running statistics, nor of the gamma that ends it', () => {
+    const running = Object.entries(shapesOf('iresnet50').initializers).filter(([name]) => name.includes('.running_'));
+    const statistics = running.reduce((sum, [, { dims }]) => sum + dims[0]!, 0);
+    assert.equal(iresnet50.statistics, statistics + 512);
+  });
+});
+
+/** The row of a table in docs/benchmarks.md has to have this cell, so that figures here follow those there. */
+function assertDocumented(cell: string): void {
+  assert.ok(benchmarks.includes(cell), `docs/benchmarks.md has no "${cell}" any more: take over the new figure here`);
+}
+
+describe('Partial FC on an H100, as docs/benchmarks.md has it', () => {
+  const cases: [cell: string, changes: Partial<TrainingFacts>, ms: number, gib: number | null][] = [
+    ['1.0 ms, 0.9 GiB', { numClasses: 100_000, globalBatchSize: 512 }, 0.95, 0.9],
+    ['1.4 to 1.6 ms, 4.5 GiB', { numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1 }, 1.4, 4.5],
+    ['1.2 ms, 2.6 GiB', { numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1, rowsPrecision: 'bf16' }, 1.2, 2.6],
+    ['11.9 ms, 8.8 GiB', { numClasses: 1e6, globalBatchSize: 1024 }, 11.9, 8.8],
+    ['10.3 ms, 6.9 GiB', { numClasses: 1e6, globalBatchSize: 1024, rowsPrecision: 'bf16' }, 10.3, 6.9],
+    ['5.1 ms without waits, 17 GiB', { numClasses: 4e6, globalBatchSize: 1024, sampleRate: 0.1 }, 5.1, 17],
+    ['12.5 ms, 43 GiB', { numClasses: 1e7, globalBatchSize: 1024, sampleRate: 0.1 }, 12.5, 43],
+    ['10.9 ms, 24.0 GiB', { numClasses: 1e7, globalBatchSize: 1024, sampleRate: 0.1, rowsPrecision: 'bf16' }, 10.9, 24],
+    ['4.2 ms (C=100k)', { numClasses: 100_000, globalBatchSize: 512, precision: 'fp32' }, 4.2, null],
+    ['7.5 ms (C=1M, r=0.1)', { numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1, precision: 'fp32' }, 7.5, null],
+  ];
+  for (const [cell, changes, ms, gib] of cases)
+    test(cell, () => {
+      assertDocumented(cell);
+      const facts = { ...onH100, ...changes };
+      assertNear(1000 * stepTime(facts, h100).stages.head, ms, 0.1, 'milliseconds');
+      if (gib === null) return;
+      const ofHead = /^(class centres|momentum of class|gradient of sampled|sampled|logits|gathered)/;
+      const parts = trainingMemory(facts).device.filter(({ name }) => ofHead.test(name));
+      // The table was measured when the gradient of the former step was still there while the next was made.
+      const former = parts.find(({ name }) => name === 'gradient of sampled rows')!.bytes;
+      assertNear((sumOf(parts) + former) / GIB, gib, 0.05, 'GiB');
+    });
+});
+
+describe('training a backbone on an H100, as docs/benchmarks.md has it', () => {
+  const cases: [cell: string, changes: Partial<TrainingFacts>, imagesPerSecond: number][] = [
+    ['5,872 / 5,966 / 3,015', { globalBatchSize: 128 }, 5872],
+    ['5,872 / 5,966 / 3,015', { globalBatchSize: 128, precision: 'fp16' }, 5966],
+    ['5,872 / 5,966 / 3,015', { globalBatchSize: 128, precision: 'tf32' }, 3015],
+    ['847 in FP32', { globalBatchSize: 128, precision: 'fp32' }, 847],
+    ['6,762 / 6,800 / 3,219', {}, 6762],
+    ['6,762 / 6,800 / 3,219', { precision: 'fp16' }, 6800],
+    ['6,762 / 6,800 / 3,219', { precision: 'tf32' }, 3219],
+    ['856 in FP32', { precision: 'fp32' }, 856],
+    ['8,443 / 8,628', { backbone: mobilefacenet }, 8443],
+    ['8,443 / 8,628', { backbone: mobilefacenet, precision: 'fp16' }, 8628],
+  ];
+  for (const [cell, changes, want] of cases)
+    test(`${want} images/s`, () => {
+      assertDocumented(cell);
+      const facts = { ...onH100, ...changes };
+      const { forward, backward } = stepTime(facts, h100).stages;
+      assertNear(facts.globalBatchSize / (forward + backward), want, 0.1, 'images/s');
+    });
+
+  test('a whole step, with a head of 1,505 classes', () => {
+    assertDocumented('BF16 5,420 / 6,181');
+    assertNear(stepTime({ ...onH100, globalBatchSize: 128 }, h100).imagesPerSecond, 5420, 0.15, 'images/s');
+    assertNear(stepTime(onH100, h100).imagesPerSecond, 6181, 0.15, 'images/s');
+  });
+});
+
+test('a process on a CPU takes the memory that the estimate says', async () => {
+  const wanted = { globalBatchSize: 16, numClasses: 300_000, sampleRate: 0.1, rowsPrecision: 'fp32' } as const;
+  const script = join(root, 'trainer-image', 'src', 'testing', 'training-memory-process.ts');
+  const argument = JSON.stringify({ ...wanted, backbone: 'mobilefacenet', directory: exampleFaces });
+  const { stdout } = await promisify(execFile)(process.execPath, [script, argument]);
+  const { atFirst, atLast } = JSON.parse(stdout) as { atFirst: number; atLast: number };
+  const { device } = trainingMemory({
+    ...onH100,
+    ...wanted,
+    backbone: mobilefacenet,
+    device: 'cpu',
+    precision: 'fp32',
+  });
+  assertNear(sumOf(device), atLast, 0.1, 'bytes');
+  const program = device.find(({ name }) => name === 'program')!.bytes;
+  assertNear(program, atFirst, 0.25, 'bytes of the program');
+});
+
+test('classes and pictures are divided among the ranks, and the backbone is not', () => {
+  const one = { ...onH100, numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1 };
+  const part = (facts: TrainingFacts, name: string) =>
+    trainingMemory(facts).device.find((each) => each.name === name)!.bytes;
+  const eight = { ...one, replicas: 8 };
+  for (const name of ['class centres', 'momentum of class centres', 'activations'])
+    assert.equal(part(eight, name) * 8, part(one, name), name);
+  for (const name of ['backbone weights', 'backbone momentum', 'gathered features'])
+    assert.equal(part(eight, name), part(one, name), name);
+});
+
+test('the collectives of a step have the bytes of their tensors', () => {
+  const facts = { ...onH100, globalBatchSize: 1024, replicas: 4 };
+  const { collectives } = stepTime(facts, h100);
+  const share = 3 / 4;
+  assert.deepEqual(
+    collectives.map(({ bytes }) => bytes),
+    [
+      share * 1024 * 514 * 4,
+      2 * share * 2 * 1024 * 8,
+      share * 1024 * 512 * 4,
+      2 * share * 4 * (iresnet50.parameters + iresnet50.statistics),
+    ],
+  );
+  assert.deepEqual(stepTime({ ...facts, replicas: 1 }, h100).collectives, []);
+  // Beyond one machine the network carries them.
+  const far = stepTime({ ...facts, replicas: 16 }, h100);
+  assert.ok(far.stages.communication > 5 * stepTime({ ...facts, replicas: 8 }, h100).stages.communication);
+});
+
+describe('advice', () => {
+  const changesOf = (changes: Partial<TrainingFacts>, machines = h100) =>
+    adviceFor({ ...onH100, ...changes }, machines, null).map(({ change }) => change);
+
+  test('says nothing where nothing is to be gained', () => {
+    assert.deepEqual(changesOf({}), []);
+    assert.deepEqual(changesOf({ numClasses: 1e6, sampleRate: 0.1, rowsPrecision: 'bf16', globalBatchSize: 1024 }), []);
+  });
+  test('a tenth of the negatives where Partial FC is a large part of the step', () => {
+    assert.ok(changesOf({ numClasses: 10_000_000 }).some((change) => change['loss.sampleRate'] === 0.1));
+  });
+  test('all negatives where there are few', () => {
+    assert.deepEqual(changesOf({ numClasses: 10_000, sampleRate: 0.1 }), [{ 'loss.sampleRate': 1 }]);
+  });
+  test('BF16 in place of FP32 on a GPU', () => {
+    assert.deepEqual(changesOf({ precision: 'fp32' }), [{ 'trainers.precision': 'BF16' }]);
+    assert.deepEqual(changesOf({ precision: 'fp32', device: 'cpu' }, cpu), []);
+  });
+  test('BF16 rows where class centres are a large part of the memory', () => {
+    assert.deepEqual(changesOf({ numClasses: 4e6, sampleRate: 0.1 }), [{ 'loss.rows.precision': 'BF16' }]);
+  });
+  test('more threads where decoding takes longer than the step', () => {
+    const [change] = changesOf(
+      { precision: 'bf16' as Precision, backbone: mobilefacenet },
+      { ...h100, loaderThreads: 0.25 },
+    );
+    assert.ok(Number(change?.['trainers.loaderThreads']) >= 0.5);
+  });
+
+  test('what would fit, if the job does not; each of it does fit', () => {
+    const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024 };
+    const usable = usableBytes(DEVICE_KINDS.h100)!;
+    assert.ok(sumOf(trainingMemory(facts).device) > usable);
+    const fields: Record<string, keyof TrainingFacts> = {
+      'loss.rows.precision': 'rowsPrecision',
+      'loss.sampleRate': 'sampleRate',
+      'trainers.replicas': 'replicas',
+      globalBatchSize: 'globalBatchSize',
+    };
+    const found = fittingChanges(facts, h100, usable);
+    assert.ok(found.some(({ change }) => change['trainers.replicas'] === 2));
+    for (const { change, text } of found) {
+      const changed = Object.fromEntries(
+        Object.entries(change).map(([field, value]) => [
+          fields[field]!,
+          typeof value === 'string' ? value.toLowerCase() : value,
+        ]),
+      );
+      if (Object.keys(change).length === 0) continue;
+      assert.ok(sumOf(trainingMemory({ ...facts, ...changed }).device) <= usable, text);
+    }
+  });
+});
+
+describe('the check before a training', () => {
+  const facts: TrainingFacts = { ...onH100, device: 'cpu', precision: 'fp32', backbone: mobilefacenet };
+  const refusal = (changes: Partial<TrainingFacts>, ranks = 1) => {
+    try {
+      checkTrainingMemory({ ...facts, ...changes }, 'mine.onnx', ranks);
+      return undefined;
+    } catch (error) {
+      return error as FacetrainError;
+    }
+  };
+
+  test('names the node whose value takes most, or the class centres', (t) => {
+    t.mock.method(process, 'availableMemory', () => 16 * GIB);
+    assert.equal(refusal({}), undefined);
+    const activations = refusal({ globalBatchSize: 1024 });
+    assert.deepEqual([activations?.code, activations?.exitCode], ['InsufficientMemory', 2]);
+    assert.match(activations!.message, /^mine\.onnx: node ".+" \(.+\): .*a value of \[1024, 128, 56, 56\].*16\.0 GiB/);
+    const centres = refusal({ numClasses: 10_000_000 });
+    assert.match(centres!.message, /^class centres: training on 256 pictures with 10000000 classes needs 65\.\d GiB/);
+    assert.equal(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }), undefined);
+    assert.match(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }, 4)!.message, /each of the 4 trainers/);
+  });
+});

@@ -1,0 +1,99 @@
+/** `facetrain plan`: memory, time and advice of a training, from its configuration. Pure. */
+import { FacetrainError, type Precision, type TrainerConfig } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
+import { type Advice, adviceFor, fittingChanges } from './advice.ts';
+import { backboneCost } from './backbone-cost.ts';
+import { type Machines, type StepTime, stepTime } from './step-time.ts';
+import {
+  checkpointBytes,
+  sumOf,
+  type TrainingFacts,
+  type TrainingMemory,
+  trainingMemory,
+  usableBytes,
+} from './training-memory.ts';
+
+export interface TrainingPlan {
+  facts: Omit<TrainingFacts, 'backbone'> & { parameters: number };
+  memory: TrainingMemory & {
+    /** Sum of `memory.device`. */
+    deviceBytes: number;
+    hostBytes: number;
+    /** What a device has for all of them; null when it is not known. */
+    usableBytes: number | null;
+    /** null when it is not known. */
+    fits: boolean | null;
+  };
+  step: StepTime;
+  /** Of the whole training; null when the number of pictures is not known. */
+  total: { steps: number; seconds: number } | null;
+  checkpoints: { bytes: number; keptBytes: number };
+  /** What to change so that the job fits; empty when it does. */
+  toFit: Advice[];
+  advice: Advice[];
+}
+
+/**
+ * The facts that decide memory and time, from the configuration.
+ * @param device of the ranks, resolved
+ */
+export function trainingFacts(
+  config: TrainerConfig,
+  graph: Graph,
+  { numClasses, replicas, device }: { numClasses: number; replicas: number; device: 'cpu' | 'cuda' },
+): TrainingFacts {
+  return {
+    backbone: backboneCost(graph),
+    embeddingDim: graph.output.dim,
+    numClasses,
+    globalBatchSize: config.globalBatchSize,
+    replicas,
+    sampleRate: config.loss.sampleRate,
+    rowsPrecision: config.loss.rows.precision,
+    device,
+    precision: resolved(config.precision, device),
+  };
+}
+
+/** As resolve_precision in native/train/device.cc. */
+const resolved = (precision: TrainerConfig['precision'], device: 'cpu' | 'cuda'): Precision =>
+  precision === 'auto' ? (device === 'cuda' ? 'bf16' : 'fp32') : precision;
+
+/**
+ * @param options.images of the dataset; null: not known
+ * @param options.memoryBytes of a rank, in place of the device kind's
+ * @throws FacetrainError InvalidArgument when the device kind has no products in the job's precision
+ */
+export function planTraining(
+  config: TrainerConfig,
+  facts: TrainingFacts,
+  machines: Machines,
+  { images, memoryBytes }: { images: number | null; memoryBytes: number | null },
+): TrainingPlan {
+  const { kind } = machines;
+  if (kind.products[facts.precision] === undefined)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: 'trainers.precision',
+      found: `${facts.precision.toUpperCase()} on ${kind.name}`,
+      allowed: `Auto, ${Object.keys(kind.products).join(', ').toUpperCase()}, or another --gpu`,
+    });
+  const memory = trainingMemory(facts);
+  const deviceBytes = sumOf(memory.device);
+  const usable = memoryBytes ?? usableBytes(kind);
+  const fits = usable === null ? null : deviceBytes <= usable;
+  const step = stepTime(facts, machines);
+  const steps = images === null ? null : config.epochs * Math.floor(images / config.globalBatchSize);
+  const { backbone, ...rest } = facts;
+  const bytes = checkpointBytes(facts);
+  return {
+    facts: { ...rest, parameters: backbone.parameters },
+    memory: { ...memory, deviceBytes, hostBytes: sumOf(memory.host), usableBytes: usable, fits },
+    step,
+    total: steps === null ? null : { steps, seconds: steps * step.seconds },
+    // One more while the next is written.
+    checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + 1) },
+    toFit: fits === false ? fittingChanges(facts, machines, usable!) : [],
+    advice: adviceFor(facts, machines, usable),
+  };
+}

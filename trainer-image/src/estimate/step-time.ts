@@ -1,0 +1,149 @@
+/**
+ * How long a step of a training takes: a cost model of products and bytes, at the rates of a device kind. Fitted to the
+ * tables of docs/benchmarks.md, and compared with them by a test.
+ */
+import { stepStages } from '@facetrain/api';
+import type { DeviceKind } from './device-kinds.ts';
+import {
+  BYTES_OF_VALUE,
+  picturesOfRank,
+  rowBytes,
+  rowsOfRank,
+  sampledRows,
+  type TrainingFacts,
+} from './training-memory.ts';
+
+/** How ranks are connected, and what they compute with. */
+export interface Machines {
+  kind: DeviceKind;
+  /** Of a rank, on a CPU. */
+  threads: number;
+  ranksPerMachine: number;
+  /** Bytes a second between machines, in one direction, of one machine. */
+  networkBytesPerSecond: number;
+  loaderThreads: number;
+}
+
+/** A collective of a step. */
+export interface Collective {
+  name: string;
+  /** Bytes that a rank sends. */
+  bytes: number;
+  seconds: number;
+}
+
+export interface StepTime {
+  /** Of the stages that add up; `data` is what the loader is late by. */
+  stages: Record<(typeof stepStages)[number], number>;
+  seconds: number;
+  imagesPerSecond: number;
+  collectives: Collective[];
+  /** Pictures a second that one rank's loader decodes. */
+  loaderImagesPerSecond: number;
+}
+
+/** Pictures of 112 x 112 in JPEG that a thread decodes a second (docs/benchmarks.md). */
+const DECODED_PER_SECOND = 16_000;
+/** What a node of the backbone costs in a step on a GPU beside its work: launches, and blocks that wait. */
+const NODE_SECONDS = 40e-6;
+/** cuDNN’s convolutions in groups of few channels reach this share of the memory’s rate. */
+const GROUPED_SHARE = 1 / 12;
+/** Launches of a Partial FC step on a GPU. */
+const HEAD_SECONDS = 0.15e-3;
+/** Start of a collective. */
+const COLLECTIVE_SECONDS = 30e-6;
+/** Reads and writes of each parameter’s 4 bytes by the zeroing, the norm, and SGD. */
+const UPDATE_PASSES = 8;
+/** Reads and writes of a sampled row by a step on a CPU, in rows of FP32; where all are sampled, and otherwise. */
+const CPU_ROW_PASSES = { all: 12, some: 25 };
+
+/** @throws RangeError when the device has no such precision */
+export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
+  const { kind, threads, loaderThreads } = machines;
+  const width = kind.type === 'cpu' ? threads : 1;
+  const rate = kind.products[facts.precision];
+  if (rate === undefined) throw new RangeError(`${kind.name} has no products in ${facts.precision}`);
+  const rates: Rates = {
+    bytes: kind.bytesPerSecond * width,
+    convolutions: rate * width * kind.convolutions[facts.precision]!,
+    head: rate * width * kind.headProducts[facts.precision]!,
+  };
+  const pictures = picturesOfRank(facts);
+  const backbone = backboneSeconds(facts, kind, rates);
+  const collectives = stepCollectives(facts, machines);
+  const loaderImagesPerSecond = loaderThreads * DECODED_PER_SECOND;
+  const stages = {
+    data: 0,
+    upload: 0,
+    forward: backbone / 3,
+    head: headSeconds(facts, kind, rates),
+    backward: (2 / 3) * backbone,
+    communication: collectives.reduce((sum, { seconds }) => sum + seconds, 0),
+    update: (UPDATE_PASSES * 4 * facts.backbone.parameters) / rates.bytes,
+  };
+  const computed = stepStages.reduce((sum, stage) => sum + stages[stage], 0);
+  stages.data = Math.max(0, pictures / loaderImagesPerSecond - computed);
+  const seconds = computed + stages.data;
+  return { stages, seconds, imagesPerSecond: facts.globalBatchSize / seconds, collectives, loaderImagesPerSecond };
+}
+
+interface Rates {
+  bytes: number;
+  convolutions: number;
+  head: number;
+}
+
+/** Each node takes what its products or its bytes take, whichever is longer. Backward makes two products for each. */
+function backboneSeconds(facts: TrainingFacts, { type }: DeviceKind, rates: Rates): number {
+  const pictures = picturesOfRank(facts);
+  const value = BYTES_OF_VALUE[facts.precision];
+  let seconds = 0;
+  for (const { macs, traffic, grouped } of facts.backbone.nodes) {
+    const products = (3 * 2 * macs) / rates.convolutions;
+    const bytes = (traffic * value) / (rates.bytes * (grouped && type === 'cuda' ? GROUPED_SHARE : 1));
+    seconds += pictures * Math.max(products, bytes) + (type === 'cuda' ? NODE_SECONDS : 0);
+  }
+  return seconds;
+}
+
+/** Forward, backward and the rows’ update: three products, and the bytes of logits and sampled rows. */
+export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates): number {
+  const { embeddingDim: dim, globalBatchSize: batch, sampleRate, precision } = facts;
+  const sampled = sampledRows(facts);
+  const products = (3 * 2 * batch * sampled * dim) / rates.head;
+  const { weight, state } = rowBytes(facts);
+  if (kind.type === 'cpu') {
+    const passes = sampleRate >= 1 ? CPU_ROW_PASSES.all : CPU_ROW_PASSES.some;
+    return products + (sampled * 4 * dim * passes) / rates.bytes;
+  }
+  const low = BYTES_OF_VALUE[precision];
+  const gradient = dim * (precision === 'bf16' ? 2 : 4);
+  const logits = batch * sampled * (4 + low);
+  // Gather: row to unit row. Where all rows are sampled the update writes the next unit rows instead.
+  const unit = sampleRate >= 1 ? dim * low : weight + dim * low;
+  const update = gradient + 2 * (weight + state);
+  const draw = sampleRate >= 1 ? 0 : rowsOfRank(facts) / 2;
+  return HEAD_SECONDS + products + (logits + sampled * (unit + update) + draw) / rates.bytes;
+}
+
+/** Bytes of one rank, and seconds over the slowest link of a ring. */
+function stepCollectives(facts: TrainingFacts, machines: Machines): Collective[] {
+  const { replicas, globalBatchSize: batch, embeddingDim: dim, backbone } = facts;
+  if (replicas === 1) return [];
+  const link =
+    replicas <= machines.ranksPerMachine
+      ? machines.kind.linkBytesPerSecond
+      : Math.min(machines.kind.linkBytesPerSecond, machines.networkBytesPerSecond);
+  const share = (replicas - 1) / replicas;
+  const collective = (name: string, bytes: number): Collective => ({
+    name,
+    bytes,
+    seconds: COLLECTIVE_SECONDS + bytes / link,
+  });
+  return [
+    collective('features and labels (all-gather)', share * batch * (dim + 2) * 4),
+    collective('sums of the softmax (all-reduce)', 2 * share * 2 * batch * 8),
+    collective('gradient of the features (reduce-scatter)', share * batch * dim * 4),
+    collective('gradient of the backbone (all-reduce)', 2 * share * 4 * (backbone.parameters + backbone.statistics)),
+  ];
+}

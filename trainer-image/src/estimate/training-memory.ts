@@ -1,0 +1,240 @@
+/**
+ * How many bytes a rank of a training needs, by part. The one estimate of `facetrain plan` and of the check before a
+ * training on a CPU starts. Sizes are those that native/ allocates: session.cc, partial_fc.cc, cuda_step.cc.
+ */
+import { BYTES_OF, FacetrainError, type Precision, type StoredType } from '@facetrain/api';
+import type { BackboneCost } from './backbone-cost.ts';
+import type { DeviceKind } from './device-kinds.ts';
+
+/** What decides the memory and the time of a training. */
+export interface TrainingFacts {
+  backbone: BackboneCost;
+  embeddingDim: number;
+  numClasses: number;
+  globalBatchSize: number;
+  /** Ranks. */
+  replicas: number;
+  sampleRate: number;
+  rowsPrecision: 'fp32' | 'bf16';
+  device: 'cpu' | 'cuda';
+  /** Of the products, resolved. */
+  precision: Precision;
+}
+
+/** A part of the memory of one rank. */
+export interface MemoryPart {
+  name: string;
+  bytes: number;
+  /** How the number comes about, for people. */
+  why: string;
+  /** What libraries take, or what may be less. Absent: it is allocated for certain. */
+  isGuess?: true;
+}
+
+export interface TrainingMemory {
+  /** Of the GPU; on a CPU of the process. */
+  device: MemoryPart[];
+  /** Of the process on the host; empty on a CPU, where `device` is the process. */
+  host: MemoryPart[];
+  /** For a copy of the state, so that steps go on while a checkpoint is written. Without it the step waits. */
+  checkpointCopy: number;
+}
+
+const GIB = 2 ** 30;
+const MIB = 2 ** 20;
+
+/** Of a value of the backbone, and of the operands of its products. */
+export const BYTES_OF_VALUE: Record<Precision, number> = { fp32: 4, tf32: 4, bf16: 2, fp16: 2 };
+/** Batches that the loader decodes ahead (kAhead in native/data/loader.cc), and the one in use. */
+const BATCHES = 4;
+/** cuda_step.cc: cells of a tile's cosines (FP32), exponentials that are kept. */
+const CUDA = { tile: 2 ** 25, kept: 2 ** 30 };
+/** partial_fc.cc: elements of a tile's tensors, logits that are kept (FP32). */
+const CPU = { tile: 2 ** 20, kept: 2 ** 24 };
+/** CUDA's context with our kernels, cuBLAS's and cuDNN's workspaces, on an H100 with CUDA 13. */
+const CUDA_CONTEXT = 700 * MIB;
+/** NCCL's buffers, where there is more than one rank. */
+const NCCL_BUFFERS = 350 * MIB;
+/** Resident memory of the program with libtorch before a session is opened; with CUDA's libraries. */
+export const PROGRAM = { cpu: 250 * MIB, cuda: 3 * GIB };
+
+/** Rows of class centres of the rank that has most. */
+export const rowsOfRank = ({ numClasses, replicas }: Pick<TrainingFacts, 'numClasses' | 'replicas'>) =>
+  Math.ceil(numClasses / replicas);
+
+/** Expected rows that a step of this rank uses: its share of the negatives, and the positives of the batch. */
+export function sampledRows(facts: TrainingFacts): number {
+  const rows = rowsOfRank(facts);
+  if (facts.sampleRate >= 1) return rows;
+  return Math.min(rows, Math.ceil(facts.sampleRate * rows + facts.globalBatchSize / facts.replicas));
+}
+
+const storedType = ({ rowsPrecision }: TrainingFacts): StoredType =>
+  rowsPrecision === 'bf16' ? 'bfloat16' : 'float32';
+
+/** Bytes of a class centre, and of what the optimizer keeps for it. */
+export function rowBytes(facts: TrainingFacts): { weight: number; state: number } {
+  const bytes = facts.embeddingDim * BYTES_OF[storedType(facts)];
+  return { weight: bytes, state: bytes };
+}
+
+export const picturesOfRank = ({ globalBatchSize, replicas }: TrainingFacts) => globalBatchSize / replicas;
+
+/** The parts of a rank's memory; of several ranks, of the one that has most rows. */
+export function trainingMemory(facts: TrainingFacts): TrainingMemory {
+  const { backbone, device } = facts;
+  const pictures = picturesOfRank(facts);
+  const parts = [...backboneParts(facts), ...headParts(facts)];
+  const batch = pictures * backbone.input;
+  const loader = { name: 'batches of the loader', bytes: BATCHES * batch, why: `${BATCHES} batches of bytes` };
+  const checkpointCopy = stateBytes(facts, rowsOfRank(facts));
+  const program = {
+    name: 'program',
+    bytes: PROGRAM[device] + 4 * backbone.parameters,
+    why: 'Node, libtorch, the model as it was read',
+    isGuess: true as const,
+  };
+  if (device === 'cpu') return { device: [...parts, loader, program], host: [], checkpointCopy };
+  const context = {
+    name: 'CUDA context',
+    bytes: CUDA_CONTEXT + (facts.replicas > 1 ? NCCL_BUFFERS : 0),
+    why: facts.replicas > 1 ? 'kernels, workspaces, NCCL' : 'kernels, workspaces',
+    isGuess: true as const,
+  };
+  return { device: [...parts, context], host: [program, loader], checkpointCopy };
+}
+
+function stateBytes(facts: TrainingFacts, rows: number): number {
+  const { weight, state } = rowBytes(facts);
+  return rows * (weight + state) + 4 * (2 * facts.backbone.parameters + facts.backbone.statistics);
+}
+
+/** Bytes of a checkpoint of all ranks. */
+export const checkpointBytes = (facts: TrainingFacts) => stateBytes(facts, facts.numClasses);
+
+/** What a device has for a training: the driver and fragmentation take the rest. null when it is not known. */
+export const usableBytes = ({ memoryBytes }: DeviceKind) => (memoryBytes === null ? null : 0.97 * memoryBytes);
+
+/** What a rank allocates for certain: with less, a step cannot be computed. */
+export const leastBytes = (facts: TrainingFacts) =>
+  sumOf(trainingMemory(facts).device.filter(({ isGuess }) => !isGuess));
+
+export const sumOf = (parts: readonly MemoryPart[]) => parts.reduce((sum, { bytes }) => sum + bytes, 0);
+
+function backboneParts({ backbone, precision, ...facts }: TrainingFacts): MemoryPart[] {
+  const pictures = facts.globalBatchSize / facts.replicas;
+  const value = BYTES_OF_VALUE[precision];
+  const { parameters, statistics, productWeights, kept, largest, input } = backbone;
+  const copies = value === 2 ? 2 * productWeights : 0;
+  return [
+    {
+      name: 'backbone weights',
+      bytes: 4 * (parameters + statistics) + copies,
+      why: copies > 0 ? `FP32, and a copy in ${precision.toUpperCase()}` : 'FP32',
+    },
+    { name: 'backbone gradients', bytes: 4 * (parameters + statistics), why: 'FP32, with statistics to be shared' },
+    { name: 'backbone momentum', bytes: 4 * parameters, why: 'FP32' },
+    {
+      name: 'activations',
+      bytes: pictures * kept * value,
+      why: `kept for the backward pass, ${value} bytes a value`,
+    },
+    {
+      name: 'gradients of activations',
+      // The first layers have the largest values, and when their gradients are made the later layers' are gone.
+      bytes: pictures * largest * value,
+      why: 'one value of the largest size, beside all that is kept',
+      isGuess: true,
+    },
+    { name: 'pictures', bytes: pictures * input * (4 + 2), why: 'as floats, and two batches as bytes' },
+  ];
+}
+
+function headParts(facts: TrainingFacts): MemoryPart[] {
+  const { embeddingDim: dim, globalBatchSize: batch, device } = facts;
+  const rows = rowsOfRank(facts);
+  const { weight, state } = rowBytes(facts);
+  const type = facts.rowsPrecision.toUpperCase();
+  const kept: MemoryPart[] = [
+    { name: 'class centres', bytes: rows * weight, why: `${rows} rows of ${dim} numbers in ${type}` },
+    { name: 'momentum of class centres', bytes: rows * state, why: type },
+  ];
+  return [...kept, ...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), gathered(batch, dim)];
+}
+
+const gathered = (batch: number, dim: number): MemoryPart => ({
+  name: 'gathered features',
+  bytes: 4 * 5 * batch * dim,
+  why: 'of the global batch, with gradients',
+});
+
+/** cuda_step.cc: rows at unit length, their gradient, exponentials. */
+function cudaStep(facts: TrainingFacts): MemoryPart[] {
+  const { embeddingDim: dim, globalBatchSize: batch, precision } = facts;
+  const sampled = sampledRows(facts);
+  const low = BYTES_OF_VALUE[precision];
+  // In FP16 two passes are made, and nothing is kept between them.
+  const keeps = precision !== 'fp16';
+  const logits = batch * sampled;
+  const tile = Math.min(CUDA.tile, logits);
+  const kept = keeps ? Math.min(logits, CUDA.kept) : 0;
+  return [
+    {
+      name: 'gradient of sampled rows',
+      bytes: sampled * dim * (precision === 'bf16' ? 2 : 4),
+      why: `${sampled} rows a step`,
+    },
+    { name: 'sampled rows', bytes: sampled * (dim * low + 12), why: 'at unit length, in the products’ type' },
+    {
+      name: 'logits',
+      bytes: 4 * tile + low * kept + (kept < logits ? low * tile : 0),
+      why: keeps ? 'a tile, and the exponentials that are kept (at most 2^30)' : 'a tile',
+    },
+  ];
+}
+
+/** partial_fc.cc, in FP32. */
+function cpuStep(facts: TrainingFacts): MemoryPart[] {
+  const { embeddingDim: dim, globalBatchSize: batch } = facts;
+  const sampled = sampledRows(facts);
+  return [
+    { name: 'gradient of sampled rows', bytes: 4 * sampled * dim, why: `${sampled} rows a step, FP32` },
+    {
+      name: 'logits',
+      bytes: 4 * (Math.min(CPU.kept, batch * sampled) + 4 * CPU.tile),
+      why: 'kept between the passes (at most 2^24), and tiles',
+    },
+  ];
+}
+
+/**
+ * Compares the least that a training allocates with what this process can still get: of the machine, or within the
+ * limits of its cgroups.
+ * @param subject the backbone: its file or its name
+ * @param ranks on this machine
+ * @throws FacetrainError InsufficientMemory, naming what takes most, size and limit
+ */
+export function checkTrainingMemory(facts: TrainingFacts, subject: string, ranks: number): void {
+  const limit = process.availableMemory();
+  const bytes = leastBytes(facts);
+  if (ranks * bytes <= limit) return;
+  const largest = trainingMemory(facts).device.reduce((a, b) => (b.bytes > a.bytes ? b : a));
+  const { keeper } = facts.backbone;
+  const isActivations = largest.name === 'activations' && keeper !== undefined;
+  const trainers = ranks > 1 ? ` for each of the ${ranks} trainers on this machine` : '';
+  const most = isActivations
+    ? `a value of [${[picturesOfRank(facts), ...keeper.shape.slice(1)].join(', ')}]`
+    : largest.why;
+  throw new FacetrainError({
+    code: 'InsufficientMemory',
+    subject: isActivations ? `${subject}: node "${keeper.node.name}" (${keeper.node.op})` : largest.name,
+    found:
+      `training on ${picturesOfRank(facts)} pictures with ${facts.numClasses} classes needs ${gibibytes(bytes)} at ` +
+      `least${trainers}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
+    allowed:
+      `the ${gibibytes(limit)} that are available: more memory, a smaller globalBatchSize, more trainers.replicas, ` +
+      'loss.rows.precision BF16, or a smaller model; facetrain plan says what each takes',
+  });
+}
+
+const gibibytes = (bytes: number) => `${(bytes / GIB).toFixed(bytes < GIB ? 2 : 1)} GiB`;

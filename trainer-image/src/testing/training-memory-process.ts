@@ -1,0 +1,59 @@
+/**
+ * A process that trains two steps on a CPU and prints the most memory that was resident, in bytes: at the beginning
+ * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory.
+ */
+import { readFileSync } from 'node:fs';
+import { TrainingSession } from '@facetrain/native';
+import { buildBackbone } from '../backbones/backbone.ts';
+
+const { backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory } = JSON.parse(process.argv[2]!);
+
+/** VmHWM of proc(5). */
+function mostResident(): number {
+  return 1024 * Number(/VmHWM:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
+}
+
+const atFirst = mostResident();
+const session = await TrainingSession.open({
+  graph: buildBackbone({ backbone, embeddingDim: 512, width: 2, blocks: null, seed: 1 }),
+  seed: 1,
+  numClasses,
+  margin: { m1: 1, m2: 0, m3: 0.4 },
+  scale: 64,
+  sampleRate,
+  interclassFilter: null,
+  rowsPrecision,
+  momentum: 0.9,
+  weightDecay: 5e-4,
+  gradientClipNorm: 5,
+  data: {
+    directory,
+    globalBatchSize,
+    flip: true,
+    shift: 0,
+    channelOrder: 'rgb',
+    loaderThreads: 1,
+    maxBadPictures: 0,
+  },
+  comm: {
+    rank: 0,
+    size: 1,
+    gang: 'memory',
+    localRank: 0,
+    localSize: 1,
+    masterAddr: '',
+    masterPort: 0,
+    rendezvousTimeoutMs: 1000,
+    collectiveTimeoutMs: 1000,
+  },
+  computeThreads: 2,
+  device: 'cpu',
+  precision: 'fp32',
+  deterministic: true,
+});
+for (let step = 0; step < 2; step++) await session.step(step, 0.01);
+// A checkpoint reads all rows, so that those which no step has sampled are resident too: zeros are, until then, no memory.
+const { rows } = session.rowRange;
+for (let first = 0; first < rows; first += 8192) await session.saveRows(first, Math.min(8192, rows - first));
+process.stdout.write(JSON.stringify({ atFirst, atLast: mostResident() }));
+await session.close();
