@@ -75,7 +75,7 @@ export type Gate = z.infer<typeof Gate>;
 /** What the search found for one layer. */
 export const QuantizedLayer = z.strictObject({
   name: z.string(),
-  kind: z.enum(['conv', 'fc', 'pointwise', 'add', 'pool']),
+  kind: z.enum(['conv', 'fc', 'pointwise', 'add', 'pool', 'node']),
   bits: z
     .union([z.literal(7), z.literal(8), z.literal(32)])
     .describe('Bits of the layer’s input: 7 if multiplied by weights, 8 if only added or mapped, 32 if it stays real.'),

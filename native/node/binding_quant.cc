@@ -17,10 +17,10 @@ struct GraphIn {
   Tensor input;
   PixelRange range;
   std::vector<Layer> layers;
-  std::string output;
+  std::vector<std::string> outputs;
 
   LayerGraph graph() && {
-    LayerGraph result(std::move(input), std::move(layers), output);
+    LayerGraph result(std::move(input), std::move(layers), outputs);
     result.range = std::move(range);
     return result;
   }
@@ -35,6 +35,70 @@ void read_integers(const Napi::Object& object, const char* key, Target& target) 
   }
 }
 
+std::vector<std::string> texts_from(const Napi::Value& value) {
+  const auto array = value.As<Napi::Array>();
+  std::vector<std::string> result;
+  for (uint32_t i = 0; i < array.Length(); ++i) result.push_back(array.Get(i).As<Napi::String>());
+  return result;
+}
+
+// From src/types.ts's NodeOperand.
+FloatStep::Operand operand_from(const Napi::Object& from) {
+  using From = FloatStep::Operand::From;
+  FloatStep::Operand operand;
+  if (from.Has("input") || from.Has("step")) {
+    operand.from = from.Has("input") ? From::input : From::step;
+    operand.index = static_cast<int>(integer_of(from, from.Has("input") ? "input" : "step"));
+  } else if (from.Has("constant")) {
+    operand.from = From::constant;
+    const auto tensor = from.Get("constant").As<Napi::Object>();
+    operand.constant.dims = integers_from(tensor.Get("dims"));
+    const auto data = tensor.Get("data").As<Napi::TypedArray>();
+    if (data.TypedArrayType() == napi_float32_array) {
+      operand.constant.values = floats_from(data);
+    } else if (data.TypedArrayType() == napi_bigint64_array) {
+      const auto values = data.As<Napi::BigInt64Array>();
+      operand.constant.integers.assign(values.Data(), values.Data() + values.ElementLength());
+    } else if (data.TypedArrayType() == napi_int32_array) {
+      const auto values = data.As<Napi::Int32Array>();
+      operand.constant.integers.assign(values.Data(), values.Data() + values.ElementLength());
+    }
+  }
+  return operand;
+}
+
+// From src/types.ts's NodeStep.
+FloatStep step_from(const Napi::Object& from) {
+  FloatStep step{.op = text_of(from, "op"), .numbers = {}, .texts = {}, .operands = {}};
+  for (const auto& [key, entry] : from.Get("attributes").As<Napi::Object>()) {
+    const Napi::Value value = entry;
+    const std::string name = key.As<Napi::String>();
+    if (value.IsString()) {
+      step.texts[name] = value.As<Napi::String>();
+    } else if (value.IsNumber()) {
+      step.numbers[name] = {value.As<Napi::Number>().DoubleValue()};
+    } else {
+      const auto list = value.As<Napi::Array>();
+      auto& numbers = step.numbers[name];
+      for (uint32_t i = 0; i < list.Length(); ++i) numbers.push_back(list.Get(i).As<Napi::Number>().DoubleValue());
+    }
+  }
+  const auto operands = from.Get("operands").As<Napi::Array>();
+  for (uint32_t i = 0; i < operands.Length(); ++i)
+    step.operands.push_back(operand_from(operands.Get(i).As<Napi::Object>()));
+  return step;
+}
+
+void read_node(const Napi::Object& from, Layer& layer) {
+  layer.kind = Layer::Kind::node;
+  layer.input_names = texts_from(from.Get("inputs"));
+  layer.real = flag_of(from, "real");
+  layer.output_dims = integers_from(from.Get("outputDims"));
+  const auto dims = from.Get("inputDims").As<Napi::Array>(), steps = from.Get("steps").As<Napi::Array>();
+  for (uint32_t i = 0; i < dims.Length(); ++i) layer.input_dims.push_back(integers_from(dims.Get(i)));
+  for (uint32_t i = 0; i < steps.Length(); ++i) layer.steps.push_back(step_from(steps.Get(i).As<Napi::Object>()));
+}
+
 Layer layer_from(const Napi::Object& from) {
   Layer layer;
   const std::string kind = text_of(from, "kind");
@@ -42,8 +106,11 @@ Layer layer_from(const Napi::Object& from) {
   layer.output_name = text_of(from, "output");
   if (kind == "add") {
     layer.kind = Layer::Kind::add;
-    const auto inputs = from.Get("inputs").As<Napi::Array>();
-    for (uint32_t i = 0; i < 2; ++i) layer.input_names.push_back(inputs.Get(i).As<Napi::String>());
+    layer.input_names = texts_from(from.Get("inputs"));
+    return layer;
+  }
+  if (kind == "node") {
+    read_node(from, layer);
     return layer;
   }
   layer.input_names.push_back(text_of(from, "input"));
@@ -81,7 +148,13 @@ GraphIn graph_in(const Napi::Object& object) {
   result.input.height = static_cast<int>(integer_of(input, "height"));
   result.input.width = static_cast<int>(integer_of(input, "width"));
   result.range = range_from(input);
-  result.output = text_of(object.Get("output").As<Napi::Object>(), "name");
+  if (object.Get("outputs").IsArray()) {
+    const auto outputs = object.Get("outputs").As<Napi::Array>();
+    for (uint32_t i = 0; i < outputs.Length(); ++i)
+      result.outputs.push_back(text_of(outputs.Get(i).As<Napi::Object>(), "name"));
+  } else {
+    result.outputs.push_back(text_of(object.Get("output").As<Napi::Object>(), "name"));
+  }
   const auto layers = object.Get("layers").As<Napi::Array>();
   for (uint32_t i = 0; i < layers.Length(); ++i) result.layers.push_back(layer_from(layers.Get(i).As<Napi::Object>()));
   return result;
@@ -163,11 +236,12 @@ Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   const bool conv = layer.kind == Layer::Kind::conv;
   Napi::Object result = Napi::Object::New(env);
   result.Set("name", layer.name);
-  result.Set("bits", conv ? 7 : 8);
+  result.Set("bits", conv ? 7 : layer.real ? 32 : 8);
   result.Set("macs", conv ? static_cast<double>(layer.shape.macs()) : 0.0);
   result.Set("cosineStart", from.cosine_start);
   result.Set("cosine", from.cosine);
-  result.Set("inputScale", scales.tensors[layer.input]);
+  result.Set("inputScale",
+             graph.quantized(layer.input) ? Napi::Value::From(env, scales.tensors[layer.input]) : env.Null());
   result.Set("saturation", from.saturation);
   result.Set("weightSumMax", env.Null());
   if (conv) {
@@ -212,7 +286,7 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   const int threads = info[5].As<Napi::Number>().Int32Value();
   Napi::Object call = start_call(info.Env(), "ft-search", [&](const Worker& worker) -> Worker::Command {
     return [=, graph = std::move(graph), pixels = std::move(pixels), &cancelled = worker.cancelled()]() mutable {
-      const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width};
+      const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width, graph.input.channels};
       ThreadPool pool(threads);
       auto found = std::make_shared<Found>(Found{std::move(graph).graph(), {}});
       found->result = search_scales(found->graph, pictures, options, space, pool,
@@ -293,11 +367,12 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
   Napi::Value embed(const Napi::CallbackInfo& info) {
     auto pixels = vector_from<Napi::Uint8Array>(info[0]);
     const int height = info[1].As<Napi::Number>().Int32Value(), width = info[2].As<Napi::Number>().Int32Value();
+    const int channels = info[3].As<Napi::Number>().Int32Value();
     const bool flip = info[4].ToBoolean().Value();
     return worker_->post(info.Env(),
-                         [state = state_, pixels = std::move(pixels), height, width, flip,
+                         [state = state_, pixels = std::move(pixels), height, width, channels, flip,
                           &cancelled = worker_->cancelled()]() -> Worker::Reply {
-                           PictureView pictures{pixels.data(), 0, height, width};
+                           PictureView pictures{pixels.data(), 0, height, width, channels};
                            pictures.count = static_cast<int64_t>(pixels.size()) / pictures.size();
                            auto embeddings = std::make_shared<std::vector<float>>(pictures.count * state->model->dim());
                            embed_pictures(*state->model, *state->pool, pictures, flip, embeddings->data(), cancelled);

@@ -18,26 +18,117 @@ constexpr float kActivationShare = 0.85f;
 // that is near zero on the calibration pictures may not be on others.
 constexpr float kLeastShare = 1e-3f;
 
-// Groups of tensors whose channels must be divided by the same numbers: those that pointwise, add and pool layers
-// connect. A union-find structure; find() returns the representative of a tensor's group.
-class Groups {
+// Sets of numbers that are joined: a union-find structure. find() returns the representative of a number's set.
+class Sets {
  public:
-  explicit Groups(const LayerGraph& graph) : parent_(graph.tensors.size()) {
-    std::iota(parent_.begin(), parent_.end(), 0);
-    for (const Layer& layer : graph.layers) {
-      if (layer.kind == Layer::Kind::conv) continue;
-      parent_[find(layer.output)] = find(layer.input);
-      if (layer.second >= 0) parent_[find(layer.second)] = find(layer.input);
-    }
+  explicit Sets(int count) : parent_(count) { std::iota(parent_.begin(), parent_.end(), 0); }
+  int find(int x) {
+    while (parent_[x] != x) x = parent_[x] = parent_[parent_[x]];
+    return x;
   }
-  int find(int tensor) {
-    while (parent_[tensor] != tensor) tensor = parent_[tensor] = parent_[parent_[tensor]];
-    return tensor;
-  }
+  void join(int a, int b) { parent_[find(a)] = find(b); }
 
  private:
   std::vector<int> parent_;
 };
+
+// What must be divided by the same numbers: channels that a layer connects, and groups of tensors whose channels are
+// compared with each other. All layers but convolutions connect the channels of their inputs with those of their
+// output.
+class Groups {
+ public:
+  explicit Groups(const LayerGraph& graph)
+      : first_(first_channels(graph)), channels_(first_.back()), tensors_(static_cast<int>(graph.tensors.size())) {
+    fixed_.resize(first_.back());
+    fix(graph, 0);
+    for (const int output : graph.outputs) fix(graph, output);
+    for (const Layer& layer : graph.layers) {
+      switch (layer.kind) {
+        case Layer::Kind::conv:
+          break;
+        case Layer::Kind::node:
+          join_node(graph, layer);
+          break;
+        default:
+          for (const int input : layer.inputs) join_all(graph, input, layer.output);
+      }
+    }
+    std::vector<char> by_representative(fixed_.size());
+    for (size_t i = 0; i < fixed_.size(); ++i) by_representative[channels_.find(static_cast<int>(i))] |= fixed_[i];
+    for (size_t i = 0; i < fixed_.size(); ++i) fixed_[i] = by_representative[channels_.find(static_cast<int>(i))];
+  }
+
+  int channels() const { return first_.back(); }
+  int channel(int tensor, int c) { return channels_.find(first_[tensor] + c); }
+  int tensor(int tensor) { return tensors_.find(tensor); }
+  // Whether the channel's numbers must not be divided.
+  bool fixed(int tensor, int c) const { return fixed_[first_[tensor] + c] != 0; }
+
+ private:
+  static std::vector<int> first_channels(const LayerGraph& graph) {
+    std::vector<int> result{0};
+    for (const Tensor& tensor : graph.tensors) result.push_back(result.back() + tensor.channels);
+    return result;
+  }
+  void fix(const LayerGraph& graph, int tensor) {
+    for (int c = 0; c < graph.tensors[tensor].channels; ++c) fixed_[first_[tensor] + c] = 1;
+  }
+  void join(int input, int c, int output, int d) {
+    channels_.join(first_[input] + c, first_[output] + d);
+    tensors_.join(input, output);
+  }
+  void join_all(const LayerGraph& graph, int input, int output) {
+    for (int c = 0; c < graph.tensors[output].channels; ++c) join(input, c, output, c);
+  }
+  void join_node(const LayerGraph& graph, const Layer& layer);
+
+  std::vector<int> first_;  // by tensor: index of its first channel among those of all; last their number
+  Sets channels_, tensors_;
+  std::vector<char> fixed_;
+};
+
+// Joins the channels that a node keeps apart and scales; fixes those of all others, which may compute anything.
+void Groups::join_node(const LayerGraph& graph, const Layer& layer) {
+  const FloatStep& step = layer.steps.front();
+  const Tensor &in = graph.tensors[layer.input], &out = graph.tensors[layer.output];
+  const auto is_map = [](const std::vector<int64_t>& dims) { return dims.size() == 4 && dims[0] == 1; };
+  const auto number = [&](const char* name, double otherwise) {
+    const auto found = step.numbers.find(name);
+    return found == step.numbers.end() || found->second.empty() ? otherwise : found->second[0];
+  };
+  const bool maps = is_map(layer.output_dims) && std::all_of(layer.input_dims.begin(), layer.input_dims.end(), is_map);
+  if (maps && layer.steps.size() == 1) {
+    const bool windows = step.op == "MaxPool" || step.op == "AveragePool" || step.op == "GlobalMaxPool" ||
+                         step.op == "GlobalAveragePool" || step.op == "Resize" ||
+                         (step.op == "Pad" && moves_numbers(step));
+    if (windows && in.channels == out.channels) return join_all(graph, layer.input, layer.output);
+    if (step.op == "Concat" && number("axis", 0) == 1) {
+      int first = 0;
+      for (const int input : layer.inputs) {
+        for (int c = 0; c < graph.tensors[input].channels; ++c) join(input, c, layer.output, first + c);
+        first += graph.tensors[input].channels;
+      }
+      return;
+    }
+    if (step.op == "Gather" && number("axis", 0) == 1) {
+      const auto& index = step.operands.at(1).constant.integers;
+      for (int c = 0; c < out.channels; ++c) {
+        const int64_t from = index.at(c) < 0 ? index[c] + in.channels : index[c];
+        if (from < 0 || from >= in.channels) return fix(graph, layer.output);  // its run refuses it
+        join(layer.input, static_cast<int>(from), layer.output, c);
+      }
+      return;
+    }
+    // A product scales with its first factor, if the second is not scaled.
+    if (step.op == "Mul" && layer.inputs.size() == 2 && layer.inputs[0] != layer.inputs[1] &&
+        step.operands.at(0).index == 0 && in.channels == out.channels) {
+      fix(graph, layer.inputs[1]);
+      return join_all(graph, layer.input, layer.output);
+    }
+  }
+  for (const int input : layer.inputs) fix(graph, input);
+  fix(graph, layer.output);
+}
 
 // Largest |x| of each channel, over all pictures.
 std::vector<float> channel_maxima(const LayerwisePass& pass, const Tensor& tensor, int index) {
@@ -48,12 +139,6 @@ std::vector<float> channel_maxima(const LayerwisePass& pass, const Tensor& tenso
   }
   return result;
 }
-
-// By channel, over all tensors of a group.
-struct Channels {
-  std::vector<float> activation;  // a_c
-  std::vector<float> weight;      // w_c; 0 where only depthwise convolutions read the channel
-};
 
 // Makes a convolution read a tensor divided by `in` [I] and write one divided by `out` [O].
 void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector<float>& out) {
@@ -67,29 +152,24 @@ void scale_weights(Layer& layer, const std::vector<float>& in, const std::vector
   }
 }
 
-// Raises maxima[c] to the largest |weight| of the layer that reads input channel c.
-void raise_weight_maxima(const Layer& layer, std::vector<float>& maxima) {
+// Calls raise(c, the largest |weight| of the layer that reads input channel c).
+template <typename Raise>
+void for_each_weight_maximum(const Layer& layer, const Raise& raise) {
   const ConvShape& s = layer.shape;
   if (s.depthwise()) return;
   for (int o = 0; o < s.out_channels; ++o) {
     for (int i = 0; i < s.group_in(); ++i) {
-      float& maximum = maxima[o / s.group_out() * s.group_in() + i];
+      float maximum = 0;
       for (int t = 0; t < s.taps(); ++t) maximum = std::max(maximum, std::abs(layer.weight[s.weight_index(o, i, t)]));
+      raise(o / s.group_out() * s.group_in() + i, maximum);
     }
   }
 }
 
-// t_c of equalize.h for each channel of a group.
-std::vector<float> divisors(const Channels& channels) {
-  const auto& [activation, weight] = channels;
-  const float largest = *std::max_element(activation.begin(), activation.end());
-  std::vector<float> result(activation.size(), 1.0f);
-  if (!(largest > 0)) return result;
-  for (size_t c = 0; c < result.size(); ++c) {
-    const float a = std::max(activation[c], largest * kLeastShare);
-    result[c] = weight[c] > 0 ? std::pow(a, kActivationShare) / std::pow(weight[c], 1 - kActivationShare) : a;
-  }
-  return result;
+// t_c of equalize.h.
+float divisor(float activation, float weight, float largest) {
+  const float a = std::max(activation, largest * kLeastShare);
+  return weight > 0 ? std::pow(a, kActivationShare) / std::pow(weight, 1 - kActivationShare) : a;
 }
 
 }  // namespace
@@ -98,14 +178,15 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
               const std::atomic<bool>& cancelled, const std::function<void(int)>& on_layer) {
   Groups groups(graph);
   const int tensors = static_cast<int>(graph.tensors.size());
-  std::vector<Channels> channels(tensors);  // by representative of the group
-  for (int t = 0; t < tensors; ++t) {
-    Channels& group = channels[groups.find(t)];
-    group.activation.resize(graph.tensors[t].channels);
-    group.weight.resize(graph.tensors[t].channels);
-  }
+  // By representative of the channel: a_c, and w_c, which is 0 where only depthwise convolutions read the channel. By
+  // that of the group of tensors: the largest a_c.
+  std::vector<float> activation(groups.channels()), weight(groups.channels()), largest(tensors);
   for (const Layer& layer : graph.layers) {
-    if (layer.kind == Layer::Kind::conv) raise_weight_maxima(layer, channels[groups.find(layer.input)].weight);
+    if (layer.kind != Layer::Kind::conv) continue;
+    for_each_weight_maximum(layer, [&](int c, float maximum) {
+      float& w = weight[groups.channel(layer.input, c)];
+      w = std::max(w, maximum);
+    });
   }
 
   LayerwisePass pass(graph, pictures, pool, space);
@@ -114,24 +195,32 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     if (cancelled) throw Cancelled();
     pass.run_real(l);
     const int output = graph.layers[l].output;
-    auto& activation = channels[groups.find(output)].activation;
     pass.largest(output);  // throws if a value is not finite, before it gets into a divisor
     const auto maxima = channel_maxima(pass, graph.tensors[output], output);
-    for (size_t c = 0; c < maxima.size(); ++c) activation[c] = std::max(activation[c], maxima[c]);
+    for (size_t c = 0; c < maxima.size(); ++c) {
+      float& a = activation[groups.channel(output, static_cast<int>(c))];
+      a = std::max(a, maxima[c]);
+    }
     pass.release(l);
     on_layer(l + 1);
   }
-
-  std::vector<std::vector<float>> by_group(tensors);
   for (int t = 0; t < tensors; ++t) {
-    if (groups.find(t) == t) by_group[t] = divisors(channels[t]);
+    float& most = largest[groups.tensor(t)];
+    for (int c = 0; c < graph.tensors[t].channels; ++c) most = std::max(most, activation[groups.channel(t, c)]);
   }
-  for (const int fixed : {0, graph.output}) {
-    auto& divisor = by_group[groups.find(fixed)];
-    std::fill(divisor.begin(), divisor.end(), 1.0f);
-  }
+
+  const auto divisors = [&](int t) {
+    std::vector<float> result(graph.tensors[t].channels, 1.0f);
+    const float most = largest[groups.tensor(t)];
+    for (int c = 0; c < graph.tensors[t].channels && most > 0; ++c) {
+      const int channel = groups.channel(t, c);
+      if (!groups.fixed(t, c)) result[c] = divisor(activation[channel], weight[channel], most);
+    }
+    return result;
+  };
   for (Layer& layer : graph.layers) {
-    const auto &in = by_group[groups.find(layer.input)], &out = by_group[groups.find(layer.output)];
+    if (layer.kind != Layer::Kind::conv && layer.kind != Layer::Kind::pointwise) continue;
+    const auto in = divisors(layer.input), out = divisors(layer.output);
     if (layer.kind == Layer::Kind::conv) scale_weights(layer, in, out);
     if (layer.kind == Layer::Kind::pointwise) {
       for (size_t c = 0; c < out.size(); ++c) layer.offset[c] /= out[c];

@@ -10,23 +10,33 @@
 
 namespace facetrain {
 
+// A tensor as the layers of an INT7 network read it: integers if the graph quantizes it, else real numbers.
+struct Operand {
+  const int8_t* integers = nullptr;
+  const float* real = nullptr;
+};
+
 class Int7Layer {
  public:
   // Copies what it needs of `scales`; `graph` must outlive it.
   Int7Layer(const LayerGraph& graph, int layer, const Scales& scales);
 
-  // Computes the quantized output y of the input x. Tensors are [height, width, channels]; inputs are readable for
-  // kOverread bytes past their end; `second` is read by add only. Not for the layer that writes the graph's output,
-  // which stays real.
-  void run(const int8_t* x, const int8_t* second, int8_t* y) const;
+  // Computes the quantized output y of the layer's inputs. Tensors are [height, width, channels]; integers are readable
+  // for kOverread bytes past their end. Not for a layer whose output stays real.
+  void run(const std::vector<Operand>& inputs, int8_t* y) const;
   // Computes the same output in FP32, before it is quantized.
-  void run_real(const int8_t* x, const int8_t* second, float* y) const;
+  void run_real(const std::vector<Operand>& inputs, float* y) const;
 
  private:
   template <typename Write>
   void convolve(const int8_t* x, Write write) const;
   void real_values(const int8_t* x, const int8_t* second, int first, int pixels, float* y) const;
 
+  void node_values(const std::vector<Operand>& inputs, float* y) const;
+  template <typename T>
+  void look_up(const int8_t* x, const std::vector<T>& table, T* y) const;
+
+  const LayerGraph* graph_;
   const Layer* layer_;
   int input_channels_, input_area_, output_channels_, output_area_;
   int output_limit_;
@@ -36,6 +46,11 @@ class Int7Layer {
   std::vector<int32_t> bias_;       // [O]
   std::vector<float> sum_scales_;   // [O]: real value = sum * scale
   std::vector<float> multipliers_;  // [O]: integer of the output = round(sum * multiplier)
+  // Of a node: the scales of its inputs; and of an elementwise one that reads integers, its output for each integer
+  // from -128 on, real and quantized.
+  std::vector<float> input_scales_;
+  std::vector<float> real_table_;
+  std::vector<int8_t> table_;
 };
 
 }  // namespace facetrain

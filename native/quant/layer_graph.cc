@@ -1,8 +1,10 @@
 #include "quant/layer_graph.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
+#include <utility>
 
 #include "error.h"
 
@@ -54,8 +56,37 @@ void expect_area(const std::string& name, const Tensor& tensor) {
            "at most " + std::to_string(kLargestExtent) + " rows and columns, 2^24 pixels and 2^31 numbers");
 }
 
+int64_t product(const std::vector<int64_t>& dims) {
+  int64_t count = 1;
+  for (const int64_t dim : dims) count = dim < 1 || dim > INT32_MAX || count > INT32_MAX ? -1 : count * dim;
+  return count;
+}
+
+// Sets the output's sizes from those that the node declares. What the operators compute is compared with it where they
+// run (NodeRunner).
+void infer_node(Layer& layer, const std::vector<Tensor>& tensors, Tensor& result) {
+  if (layer.steps.empty() || layer.input_dims.size() != layer.inputs.size())
+    refuse(layer.name, "dimensions of " + std::to_string(layer.input_dims.size()) + " inputs",
+           "those of all its inputs");
+  for (size_t i = 0; i < layer.inputs.size(); ++i) {
+    const Tensor& tensor = tensors[layer.inputs[i]];
+    if (product(layer.input_dims[i]) != tensor.size())
+      refuse(layer.name, "other dimensions of '" + tensor.name + "' than it has", "as many numbers");
+  }
+  const auto& dims = layer.output_dims;
+  if (product(dims) < 1 || dims.empty() || (!layer.real && dims.size() != 4 && dims.size() != 2))
+    refuse(layer.name, "an output of " + std::to_string(dims.size()) + " dimensions", "[1, C, H, W] or [1, d]");
+  const bool is_map = dims.size() == 4 && dims[0] == 1;
+  result.channels = static_cast<int>(is_map ? dims[1] : product(dims));
+  result.height = static_cast<int>(is_map ? dims[2] : 1);
+  result.width = static_cast<int>(is_map ? dims[3] : 1);
+  layer.elementwise =
+      layer.inputs.size() == 1 && elementwise(layer.steps) && result.size() == tensors[layer.input].size();
+}
+
 // Completes a convolution's shape, checks the layer's numbers, and returns the output tensor.
-Tensor infer_output(Layer& layer, const Tensor& input) {
+Tensor infer_output(Layer& layer, const std::vector<Tensor>& tensors) {
+  const Tensor& input = tensors[layer.input];
   Tensor result{.name = layer.output_name,
                 .channels = input.channels,
                 .height = input.height,
@@ -101,35 +132,40 @@ Tensor infer_output(Layer& layer, const Tensor& input) {
     case Layer::Kind::pool:
       result.height = result.width = 1;
       break;
+    case Layer::Kind::node:
+      infer_node(layer, tensors, result);
+      break;
   }
   return result;
 }
 
 }  // namespace
 
-LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::string& output_name)
+LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const std::vector<std::string>& output_names)
     : layers(std::move(ordered_layers)) {
   expect_area(input.name, input);
   std::map<std::string, int> by_name{{input.name, 0}};
   tensors.push_back(std::move(input));
   for (int l = 0; l < static_cast<int>(layers.size()); ++l) {
     Layer& layer = layers[l];
-    const auto resolve = [&](const std::string& name) {
+    layer.inputs.clear();  // of a layer of another graph
+    for (const std::string& name : layer.input_names) {
       const auto found = by_name.find(name);
       if (found == by_name.end()) refuse(layer.name, "reads '" + name + "'", "an output of an earlier layer");
-      tensors[found->second].readers.push_back(l);
+      auto& readers = tensors[found->second].readers;
+      if (readers.empty() || readers.back() != l) readers.push_back(l);
       if (layer.kind == Layer::Kind::conv) tensors[found->second].operand = true;
-      return found->second;
-    };
-    layer.input = resolve(layer.input_names.at(0));
+      layer.inputs.push_back(found->second);
+    }
+    layer.input = layer.inputs.at(0);
     if (layer.kind == Layer::Kind::add) {
-      layer.second = resolve(layer.input_names.at(1));
+      layer.second = layer.inputs.at(1);
       const Tensor &a = tensors[layer.input], &b = tensors[layer.second];
       if (a.channels != b.channels || a.height != b.height || a.width != b.width) {
         refuse(layer.name, "adds '" + a.name + "' and '" + b.name + "' of different shapes", "one shape");
       }
     }
-    Tensor result = infer_output(layer, tensors[layer.input]);
+    Tensor result = infer_output(layer, tensors);
     expect_area(layer.name, result);
     result.producer = l;
     layer.output = static_cast<int>(tensors.size());
@@ -138,14 +174,52 @@ LayerGraph::LayerGraph(Tensor input, std::vector<Layer> ordered_layers, const st
     }
     tensors.push_back(std::move(result));
   }
-  const auto found = by_name.find(output_name);
-  if (found == by_name.end() || found->second == 0) {
-    throw Error("InvalidModel", "output '" + output_name + "'", "no layer writes it", "the output of a layer");
+  for (const std::string& name : output_names) {
+    const auto found = by_name.find(name);
+    if (found == by_name.end() || found->second == 0) {
+      throw Error("InvalidModel", "output '" + name + "'", "no layer writes it", "the output of a layer");
+    }
+    if (!tensors[found->second].readers.empty()) {
+      throw Error("InvalidModel", "output '" + name + "'", "a layer reads it", "an output that no layer reads");
+    }
+    outputs.push_back(found->second);
   }
-  output = found->second;
-  if (!tensors[output].readers.empty()) {
-    throw Error("InvalidModel", "output '" + output_name + "'", "a layer reads it", "an output that no layer reads");
+  if (output_size() > INT32_MAX) throw Error("InvalidModel", "outputs", "more than 2^31 numbers a picture", "fewer");
+  mark_quantized();
+  share_scales();
+}
+
+bool LayerGraph::is_output(int tensor) const {
+  return std::find(outputs.begin(), outputs.end(), tensor) != outputs.end();
+}
+
+int64_t LayerGraph::output_size() const {
+  int64_t size = 0;
+  for (const int output : outputs) size += tensors[output].size();
+  return size;
+}
+
+void LayerGraph::mark_quantized() {
+  for (Tensor& tensor : tensors) {
+    tensor.quantized =
+        std::any_of(tensor.readers.begin(), tensor.readers.end(), [&](int l) { return !layers[l].real; });
   }
+}
+
+// Gives the input and the output of a layer that only moves numbers one scale, so that it rounds nothing, and one
+// limit.
+void LayerGraph::share_scales() {
+  for (size_t t = 0; t < tensors.size(); ++t) tensors[t].scale_of = static_cast<int>(t);
+  for (const Layer& layer : layers) {
+    const bool moves = layer.kind == Layer::Kind::node && layer.inputs.size() == 1 &&
+                       std::all_of(layer.steps.begin(), layer.steps.end(), moves_numbers);
+    if (moves && quantized(layer.input) && quantized(layer.output))
+      tensors[layer.output].scale_of = tensors[layer.input].scale_of;
+  }
+  for (const Tensor& tensor : tensors) {
+    if (tensor.operand) tensors[tensor.scale_of].operand = true;
+  }
+  for (Tensor& tensor : tensors) tensor.operand = tensors[tensor.scale_of].operand;
 }
 
 }  // namespace facetrain

@@ -14,7 +14,21 @@ LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& picture
       pool_(pool),
       directory_(bytes_per_picture(graph) * pictures.count > space.memory_bytes ? &space.directory : nullptr),
       real_(graph.tensors.size()),
-      integers_(graph.tensors.size()) {}
+      integers_(graph.tensors.size()),
+      unquantized_(graph.tensors.size()) {}
+
+Operand LayerwisePass::operand(int tensor, int64_t n) const {
+  if (graph_.quantized(tensor)) return {integers(tensor, n), nullptr};
+  // The picture is the same in both networks.
+  const auto& values = tensor == 0 ? real_[0] : unquantized_[tensor];
+  return {nullptr, values.data() + n * graph_.tensors[tensor].size()};
+}
+
+std::vector<Operand> LayerwisePass::operands(const Layer& layer, int64_t n) const {
+  std::vector<Operand> result;
+  for (const int input : layer.inputs) result.push_back(operand(input, n));
+  return result;
+}
 
 void LayerwisePass::start_real() {
   const int64_t size = pictures_.size();
@@ -23,6 +37,7 @@ void LayerwisePass::start_real() {
 }
 
 void LayerwisePass::start_integers(const Scales& scales) {
+  if (!graph_.quantized(0)) return;
   const int64_t size = pictures_.size();
   integers_[0] = {size * pictures_.count + kOverread, directory_};
   look_up_pixels(pictures_.data, size * pictures_.count, pixel_integers(graph_, scales), integers_[0].data());
@@ -34,21 +49,23 @@ void LayerwisePass::run_real(int l) {
   real_[layer.output] = {size * pictures_.count, directory_};
   const RealLayer real(graph_, l);
   pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
-    real.run(this->real(layer.input, n), layer.second < 0 ? nullptr : this->real(layer.second, n),
-             real_[layer.output].data() + n * size);
+    std::vector<const float*> inputs;
+    for (const int input : layer.inputs) inputs.push_back(this->real(input, n));
+    real.run(inputs, real_[layer.output].data() + n * size);
   });
 }
 
 void LayerwisePass::run_integers(int l, const Scales& scales) {
   const Layer& layer = graph_.layers[l];
-  if (!graph_.quantized(layer.output)) return;
+  if (!graph_.quantized(layer.output)) {
+    if (!graph_.tensors[layer.output].readers.empty()) unquantized_[layer.output] = run_unquantized(l, scales);
+    return;
+  }
   const int64_t size = graph_.tensors[layer.output].size();
   integers_[layer.output] = {size * pictures_.count + kOverread, directory_};
   const Int7Layer int7(graph_, l, scales);
-  pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
-    int7.run(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
-             integers_[layer.output].data() + n * size);
-  });
+  pool_.parallel_for(pictures_.count,
+                     [&](int64_t n, int) { int7.run(operands(layer, n), integers_[layer.output].data() + n * size); });
 }
 
 Activations<float> LayerwisePass::run_unquantized(int l, const Scales& scales) const {
@@ -56,10 +73,8 @@ Activations<float> LayerwisePass::run_unquantized(int l, const Scales& scales) c
   const int64_t size = graph_.tensors[layer.output].size();
   Activations<float> result(size * pictures_.count, directory_);
   const Int7Layer int7(graph_, l, scales);
-  pool_.parallel_for(pictures_.count, [&](int64_t n, int) {
-    int7.run_real(integers(layer.input, n), layer.second < 0 ? nullptr : integers(layer.second, n),
-                  result.data() + n * size);
-  });
+  pool_.parallel_for(pictures_.count,
+                     [&](int64_t n, int) { int7.run_real(operands(layer, n), result.data() + n * size); });
   return result;
 }
 
@@ -83,6 +98,7 @@ void LayerwisePass::release(int l) {
     if (tensor.producer > l || tensor.last_reader() > l) continue;
     real_[t] = {};
     integers_[t] = {};
+    unquantized_[t] = {};
   }
 }
 
@@ -92,7 +108,8 @@ int64_t LayerwisePass::bytes_per_picture(const LayerGraph& graph) {
     const int64_t output = graph.tensors[graph.layers[l].output].size();
     int64_t bytes = output * (2 * sizeof(float) + 1);
     for (const Tensor& tensor : graph.tensors) {
-      if (tensor.producer < l && tensor.last_reader() >= l) bytes += tensor.size() * (sizeof(float) + 1);
+      if (tensor.producer < l && tensor.last_reader() >= l)
+        bytes += tensor.size() * (sizeof(float) + (tensor.quantized ? 1 : sizeof(float)));
     }
     most = std::max(most, bytes);
   }

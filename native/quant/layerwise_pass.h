@@ -38,17 +38,22 @@ class LayerwisePass {
   const int8_t* integers(int tensor, int64_t n) const {
     return integers_[tensor].data() + n * graph_.tensors[tensor].size();
   }
+  // The same in the INT7 network, where it may stay real.
+  Operand operand(int tensor, int64_t n) const;
 
   // The most bytes that a picture takes in a pass in both kinds, with one unquantized output.
   static int64_t bytes_per_picture(const LayerGraph& graph);
 
  private:
+  std::vector<Operand> operands(const Layer& layer, int64_t n) const;
+
   const LayerGraph& graph_;
   const PictureView& pictures_;
   ThreadPool& pool_;
-  const std::string* const directory_;         // of the files with activations; null: they are in memory
-  std::vector<Activations<float>> real_;       // by tensor
-  std::vector<Activations<int8_t>> integers_;  // by tensor, each with kOverread more bytes
+  const std::string* const directory_;           // of the files with activations; null: they are in memory
+  std::vector<Activations<float>> real_;         // by tensor
+  std::vector<Activations<int8_t>> integers_;    // by tensor, each with kOverread more bytes
+  std::vector<Activations<float>> unquantized_;  // by tensor: those that stay real in the INT7 network
 };
 
 }  // namespace facetrain

@@ -1,6 +1,7 @@
 #include "quant/model.h"
 
 #include <algorithm>
+#include <cstddef>
 
 #include "error.h"
 #include "kernels/elementwise.h"
@@ -8,12 +9,15 @@
 namespace facetrain {
 namespace {
 
-// Which buffer each tensor uses. A buffer is free again after its tensor's last reader.
+// Which buffer each tensor uses. A buffer is free again after its tensor's last reader; the graph's outputs keep
+// theirs.
 struct BufferPlan {
   std::vector<int> buffer;       // by tensor
-  std::vector<int64_t> lengths;  // by buffer: values of the largest tensor in it
+  std::vector<int64_t> lengths;  // by buffer: bytes of the largest tensor in it
 
-  explicit BufferPlan(const LayerGraph& graph) : buffer(graph.tensors.size()) {
+  // `bytes(tensor)` is the size of a number of the tensor.
+  template <typename Bytes>
+  BufferPlan(const LayerGraph& graph, const Bytes& bytes) : buffer(graph.tensors.size()) {
     std::vector<int> free;
     const auto take = [&](int tensor) {
       if (free.empty()) {
@@ -22,25 +26,24 @@ struct BufferPlan {
       }
       buffer[tensor] = free.back();
       free.pop_back();
-      lengths[buffer[tensor]] = std::max(lengths[buffer[tensor]], graph.tensors[tensor].size());
+      lengths[buffer[tensor]] = std::max(lengths[buffer[tensor]], graph.tensors[tensor].size() * bytes(tensor));
     };
     take(0);
     for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
       const Layer& layer = graph.layers[l];
       take(layer.output);
       for (int t = 0; t < layer.output; ++t) {
-        if (graph.tensors[t].last_reader() == l) free.push_back(buffer[t]);
+        if (graph.tensors[t].last_reader() == l && !graph.is_output(t)) free.push_back(buffer[t]);
       }
     }
   }
 };
 
-template <typename T>
-using Buffers = std::vector<std::vector<T>>;
+// Buffers of bytes for each thread, by index of the buffer; aligned for floats.
+using Buffers = std::vector<std::vector<std::byte>>;
 
-template <typename T>
-std::vector<Buffers<T>> make_buffers(const BufferPlan& plan, int threads) {
-  std::vector<Buffers<T>> result(threads);
+std::vector<Buffers> make_buffers(const BufferPlan& plan, int threads) {
+  std::vector<Buffers> result(threads);
   for (auto& buffers : result) {
     for (const int64_t length : plan.lengths) buffers.emplace_back(length + kOverread);
   }
@@ -51,26 +54,30 @@ class RealModel final : public Model {
  public:
   RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
       : Model(std::move(graph)),
-        plan_(*graph_),
-        buffers_(make_buffers<float>(plan_, threads)),
+        plan_(*graph_, [](int) { return int64_t{sizeof(float)}; }),
+        buffers_(make_buffers(plan_, threads)),
         pixels_(pixel_values(*graph_)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
-    const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
+    const auto at = [&](int tensor) { return reinterpret_cast<float*>(buffers_[thread][plan_.buffer[tensor]].data()); };
     look_up_pixels(picture, graph_->tensors[0].size(), pixels_, at(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
-      layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
-      if (layer.output == graph_->output)
-        return to_channels_first(graph_->tensors[layer.output], at(layer.output), embedding);
+      std::vector<const float*> inputs;
+      for (const int input : layer.inputs) inputs.push_back(at(input));
+      layers_[l].run(inputs, at(layer.output));
+    }
+    for (const int output : graph_->outputs) {
+      to_channels_first(graph_->tensors[output], at(output), embedding);
+      embedding += graph_->tensors[output].size();
     }
   }
 
  private:
   BufferPlan plan_;
-  std::vector<Buffers<float>> buffers_;
+  std::vector<Buffers> buffers_;
   std::vector<float> pixels_;
   std::vector<RealLayer> layers_;
 };
@@ -79,29 +86,48 @@ class Int7Model final : public Model {
  public:
   Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads)
       : Model(std::move(graph)),
-        plan_(*graph_),
-        buffers_(make_buffers<int8_t>(plan_, threads)),
-        pixels_(pixel_integers(*graph_, scales)) {
+        plan_(*graph_, [&](int tensor) { return int64_t{graph_->quantized(tensor) ? 1 : 4}; }),
+        buffers_(make_buffers(plan_, threads)),
+        real_pixels_(pixel_values(*graph_)),
+        pixels_(graph_->quantized(0) ? pixel_integers(*graph_, scales) : std::vector<int8_t>()) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l, scales);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
-    const auto at = [&](int tensor) { return tensor < 0 ? nullptr : buffers_[thread][plan_.buffer[tensor]].data(); };
-    look_up_pixels(picture, graph_->tensors[0].size(), pixels_, at(0));
+    const auto integers = [&](int tensor) {
+      return reinterpret_cast<int8_t*>(buffers_[thread][plan_.buffer[tensor]].data());
+    };
+    const auto real = [&](int tensor) {
+      return reinterpret_cast<float*>(buffers_[thread][plan_.buffer[tensor]].data());
+    };
+    const int64_t size = graph_->tensors[0].size();
+    if (graph_->quantized(0)) {
+      look_up_pixels(picture, size, pixels_, integers(0));
+    } else {
+      look_up_pixels(picture, size, real_pixels_, real(0));
+    }
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
-      if (layer.output == graph_->output) {
-        std::vector<float> real(dim());
-        layers_[l].run_real(at(layer.input), at(layer.second), real.data());
-        return to_channels_first(graph_->tensors[layer.output], real.data(), embedding);
+      std::vector<Operand> inputs;
+      for (const int input : layer.inputs) {
+        inputs.push_back(graph_->quantized(input) ? Operand{integers(input), nullptr} : Operand{nullptr, real(input)});
       }
-      layers_[l].run(at(layer.input), at(layer.second), at(layer.output));
+      if (graph_->quantized(layer.output)) {
+        layers_[l].run(inputs, integers(layer.output));
+      } else {
+        layers_[l].run_real(inputs, real(layer.output));
+      }
+    }
+    for (const int output : graph_->outputs) {
+      to_channels_first(graph_->tensors[output], real(output), embedding);
+      embedding += graph_->tensors[output].size();
     }
   }
 
  private:
   BufferPlan plan_;
-  std::vector<Buffers<int8_t>> buffers_;
+  std::vector<Buffers> buffers_;
+  std::vector<float> real_pixels_;
   std::vector<int8_t> pixels_;
   std::vector<Int7Layer> layers_;
 };
@@ -109,7 +135,7 @@ class Int7Model final : public Model {
 }  // namespace
 
 std::vector<float> pixel_values(const LayerGraph& graph) {
-  std::vector<float> values(size_t{3} * 256);
+  std::vector<float> values(static_cast<size_t>(graph.tensors[0].channels) * 256);
   for (size_t i = 0; i < values.size(); ++i) values[i] = graph.range(static_cast<uint8_t>(i % 256), i / 256);
   return values;
 }
@@ -149,7 +175,8 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
       for (int y = 0; y < pictures.height; ++y) {
         for (int x = 0; x < pictures.width; ++x) {
           const int64_t row = int64_t{y} * pictures.width;
-          std::copy_n(pictures.picture(n) + (row + x) * 3, 3, mirrored.data() + (row + pictures.width - 1 - x) * 3);
+          std::copy_n(pictures.picture(n) + (row + x) * pictures.channels, pictures.channels,
+                      mirrored.data() + (row + pictures.width - 1 - x) * pictures.channels);
         }
       }
       std::vector<float> second(dim);
@@ -166,14 +193,28 @@ std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scale
   for (size_t t = 0; t < tensors.size(); ++t) {
     if (graph.quantized(t)) tensors[t].resize(graph.tensors[t].size() + kOverread);
   }
-  const auto pixels = pixel_integers(graph, scales);
-  look_up_pixels(picture, graph.tensors[0].size(), pixels, tensors[0].data());
+  std::vector<std::vector<float>> real(tensors.size());
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    if (!graph.quantized(t)) real[t].resize(graph.tensors[t].size());
+  }
+  if (graph.quantized(0)) {
+    look_up_pixels(picture, graph.tensors[0].size(), pixel_integers(graph, scales), tensors[0].data());
+  } else {
+    look_up_pixels(picture, graph.tensors[0].size(), pixel_values(graph), real[0].data());
+  }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];
-    if (!graph.quantized(layer.output)) continue;
-    Int7Layer(graph, l, scales)
-        .run(tensors[layer.input].data(), layer.second < 0 ? nullptr : tensors[layer.second].data(),
-             tensors[layer.output].data());
+    std::vector<Operand> inputs;
+    for (const int input : layer.inputs) {
+      inputs.push_back(graph.quantized(input) ? Operand{tensors[input].data(), nullptr}
+                                              : Operand{nullptr, real[input].data()});
+    }
+    const Int7Layer int7(graph, l, scales);
+    if (graph.quantized(layer.output)) {
+      int7.run(inputs, tensors[layer.output].data());
+    } else {
+      int7.run_real(inputs, real[layer.output].data());
+    }
   }
   for (size_t t = 0; t < tensors.size(); ++t) {
     if (tensors[t].empty()) continue;

@@ -13,24 +13,26 @@
 
 namespace facetrain {
 
-// Pictures [count, height, width, 3] of bytes; channels in the order that the network expects. Does not own them.
+// Pictures [count, height, width, channels] of bytes: three channels in the order that the network expects, or one.
+// Does not own them.
 struct PictureView {
   const uint8_t* data = nullptr;
   int64_t count = 0;
-  int height = 0, width = 0;
+  int height = 0, width = 0, channels = 3;
 
-  int64_t size() const { return int64_t{height} * width * 3; }
+  int64_t size() const { return int64_t{height} * width * channels; }
   const uint8_t* picture(int64_t n) const { return data + n * size(); }
 };
 
-// The network's input for each byte, [256] for each of the three channels; real, and in integers.
+// The network's input for each byte, [256] for each of its channels; real, and in integers.
 std::vector<float> pixel_values(const LayerGraph& graph);
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales);
 // Looks up the bytes of pictures, `count` in all, in one of these tables.
 template <typename T>
 void look_up_pixels(const uint8_t* bytes, int64_t count, const std::vector<T>& table, T* out) {
-  for (int64_t i = 0; i < count; i += 3) {
-    for (int c = 0; c < 3; ++c) out[i + c] = table[c * 256 + bytes[i + c]];
+  const auto channels = static_cast<int>(table.size() / 256);
+  for (int64_t i = 0; i < count; i += channels) {
+    for (int c = 0; c < channels; ++c) out[i + c] = table[c * 256 + bytes[i + c]];
   }
 }
 
@@ -40,10 +42,11 @@ void to_channels_first(const Tensor& tensor, const float* x, float* y);
 class Model {
  public:
   virtual ~Model() = default;
-  int64_t dim() const { return graph_->tensors[graph_->output].size(); }
+  // Numbers of all outputs of the graph.
+  int64_t dim() const { return graph_->output_size(); }
   const LayerGraph& graph() const { return *graph_; }
-  // Embeds one picture: `embedding` [dim()]. `thread`, below the number the model was made for, selects the buffers:
-  // calls with the same one must not overlap.
+  // Embeds one picture: `embedding` [dim()], the outputs one after the other, each in ONNX's order. `thread`, below the
+  // number the model was made for, selects the buffers: calls with the same one must not overlap.
   virtual void embed(const uint8_t* picture, float* embedding, int thread) = 0;
 
  protected:
@@ -63,7 +66,7 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
                     const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done = {});
 
 // The integers of every quantized tensor for one picture, by index of the tensor, each [channels, height, width]; empty
-// for the graph's output. For tests and diagnosis.
+// for the others. For tests and diagnosis.
 std::vector<std::vector<int8_t>> run_layers(const LayerGraph& graph, const Scales& scales, const uint8_t* picture);
 
 }  // namespace facetrain

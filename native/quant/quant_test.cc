@@ -103,7 +103,7 @@ LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
     b.add_layer(Layer::Kind::pool, {"p4"}, "pooled");
     b.fc("pooled", "embedding", 36, 16);
   }
-  return LayerGraph(picture_tensor(12, 12), std::move(b.layers), "embedding");
+  return LayerGraph(picture_tensor(12, 12), std::move(b.layers), {"embedding"});
 }
 
 constexpr SearchOptions kOptions{
@@ -210,7 +210,7 @@ void test_network_equals_reference(const std::string& tail) {
       std::vector<float> multipliers;
       for (const float weight_scale : scales.convs[l].weight)
         multipliers.push_back(in_scale * weight_scale / out_scale);
-      if (layer.output == graph.output) {
+      if (layer.output == graph.outputs[0]) {
         for (int o = 0; o < out.channels; ++o) {
           embedding.push_back(static_cast<float>(sums[o]) * (in_scale * scales.convs[l].weight[o]));
         }
@@ -353,7 +353,7 @@ void test_known_optimum() {
     }
     layer.bias[o] = 0;
   }
-  LayerGraph graph(picture_tensor(9, 9), std::move(b.layers), "y");
+  LayerGraph graph(picture_tensor(9, 9), std::move(b.layers), {"y"});
   auto pixels = b.pictures(8, 9, 9);
   for (auto& byte : pixels) byte = byte < 128 ? 0 : 255;
   SearchOptions options = kOptions;
@@ -384,7 +384,7 @@ void test_bounds() {
                  .producer = -1,
                  .readers = {},
                  .operand = false};
-    return LayerGraph(std::move(input), {std::move(layer)}, "embedding");
+    return LayerGraph(std::move(input), {std::move(layer)}, {"embedding"});
   };
   const auto unchanged = [](ConvShape&) {};
   CHECK_EQ(one_conv(4, 256, unchanged).tensors.size(), size_t{2});  // 2^18 weights
@@ -423,11 +423,11 @@ void test_odd_networks() {
 
   std::vector<Layer> broken = small_network(31).layers;
   broken[0].weight[3] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, "embedding"), Error, "to_c1");
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, {"embedding"}), Error, "to_c1");
   broken = small_network(31).layers;
   broken[4].weight.pop_back();
-  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, "embedding"), Error, "399");
-  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), small_network(31).layers, "p4"), Error, "p4");
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), broken, {"embedding"}), Error, "399");
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), small_network(31).layers, {"p4"}), Error, "p4");
 
   test_bounds();
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "quant/node_layer.h"
 #include "quant/real_tile.h"
 
 namespace facetrain {
@@ -77,13 +78,15 @@ void RealConv::run_image(const float* x, float* y) const {
 }
 
 RealLayer::RealLayer(const LayerGraph& graph, int layer)
-    : layer_(&graph.layers[layer]),
+    : graph_(&graph),
+      layer_(&graph.layers[layer]),
       channels_(graph.tensors[layer_->input].channels),
       area_(graph.tensors[layer_->input].area()) {
   if (layer_->kind == Layer::Kind::conv) conv_ = RealConv(layer_->shape, layer_->weight, layer_->bias);
 }
 
-void RealLayer::run(const float* x, const float* second, float* y) const {
+void RealLayer::run(const std::vector<const float*>& inputs, float* y) const {
+  const float* x = inputs[0];
   switch (layer_->kind) {
     case Layer::Kind::conv:
       conv_.run_image(x, y);
@@ -92,7 +95,7 @@ void RealLayer::run(const float* x, const float* second, float* y) const {
       real_pointwise(x, channels_, area_, layer_->positive.data(), layer_->negative.data(), layer_->offset.data(), y);
       break;
     case Layer::Kind::add:
-      for (int64_t i = 0; i < int64_t{channels_} * area_; ++i) y[i] = x[i] + second[i];
+      for (int64_t i = 0; i < int64_t{channels_} * area_; ++i) y[i] = x[i] + inputs[1][i];
       break;
     case Layer::Kind::pool:
       for (int c = 0; c < channels_; ++c) {
@@ -100,6 +103,9 @@ void RealLayer::run(const float* x, const float* second, float* y) const {
         for (int64_t p = 0; p < area_; ++p) sum += x[p * channels_ + c];
         y[c] = sum / static_cast<float>(area_);
       }
+      break;
+    case Layer::Kind::node:
+      run_node(*graph_, *layer_, inputs, y);
       break;
   }
 }

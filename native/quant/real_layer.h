@@ -32,11 +32,12 @@ class RealLayer {
   // `graph` must outlive it.
   RealLayer(const LayerGraph& graph, int layer);
 
-  // Computes the output y of the input x, both [height, width, channels]. `second` is read by add only.
-  void run(const float* x, const float* second, float* y) const;
+  // Computes the output y of the layer's inputs, all [height, width, channels].
+  void run(const std::vector<const float*>& inputs, float* y) const;
   const RealConv& conv() const { return conv_; }
 
  private:
+  const LayerGraph* graph_;
   const Layer* layer_;
   int channels_, area_;  // of the input
   RealConv conv_;

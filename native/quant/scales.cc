@@ -67,6 +67,8 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
     if (!positive(scale)) refuse(subject, std::to_string(scale), "a positive number");
     if (limit != tensor.limit()) refuse(subject, "limit " + std::to_string(limit), std::to_string(tensor.limit()));
     scales.tensors[t] = scale;
+    if (scale != scales.tensors[tensor.scale_of])
+      refuse(subject, std::to_string(scale), "the scale of '" + graph.tensors[tensor.scale_of].name + "'");
   }
   scales.convs.resize(graph.layers.size());
   for (size_t l = 0; l < graph.layers.size(); ++l) {

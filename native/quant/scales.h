@@ -17,7 +17,7 @@ struct ConvScales {
 };
 
 struct Scales {
-  std::vector<float> tensors;     // by index of the tensor; 0 for the graph's output, which stays real
+  std::vector<float> tensors;     // by index of the tensor; 0 for one that stays real
   std::vector<ConvScales> convs;  // by index of the layer; empty except for convolutions
 };
 

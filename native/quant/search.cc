@@ -72,7 +72,7 @@ class Search {
   struct Evaluation {
     std::vector<double> cosine;      // by layer: between its INT7 and its FP32 output
     std::vector<double> saturation;  // by tensor: share of clipped values
-    double end_to_end = 0;           // cosine of the graph's output
+    double end_to_end = 0;           // cosine of the graph's output; the mean over its outputs
   };
 
   void find_maxima();
@@ -120,14 +120,22 @@ void Search::find_maxima() {
   }
   // The bound of all pixels, not only of those in these pictures.
   for (const float value : pixel_values(graph_)) maxima[0] = std::max(maxima[0], std::abs(value));
+  for (size_t t = 0; t < maxima.size(); ++t) {
+    float& largest = maxima[graph_.tensors[t].scale_of];
+    largest = std::max(largest, maxima[t]);
+  }
+  for (size_t t = 0; t < maxima.size(); ++t) maxima[t] = maxima[graph_.tensors[t].scale_of];
   start_ = scales_from_maximum(graph_, maxima);
 }
 
-// Sets the scale of a tensor, and requantizes the biases of the convolutions that read it.
+// Sets the scale of a tensor and of those that share it, and requantizes the biases of the convolutions that read them.
 void Search::set_tensor_scale(int tensor, float scale) {
-  scales_.tensors[tensor] = scale;
-  for (const int reader : graph_.tensors[tensor].readers) {
-    if (graph_.layers[reader].kind == Layer::Kind::conv) quantize_conv_bias(graph_, reader, scales_);
+  for (size_t t = 0; t < graph_.tensors.size(); ++t) {
+    if (graph_.tensors[t].scale_of != tensor) continue;
+    scales_.tensors[t] = scale;
+    for (const int reader : graph_.tensors[t].readers) {
+      if (graph_.layers[reader].kind == Layer::Kind::conv) quantize_conv_bias(graph_, reader, scales_);
+    }
   }
 }
 
@@ -299,12 +307,12 @@ void Search::weights_pass() {
 void Search::activations_pass() {
   LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
-  scan_activation(pass, 0, [&](int64_t n) { return pass.real(0, n); });
+  if (graph_.quantized(0)) scan_activation(pass, 0, [&](int64_t n) { return pass.real(0, n); });
   pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const int output = graph_.layers[l].output;
     pass.run_real(l);
-    if (graph_.quantized(output)) {
+    if (graph_.quantized(output) && graph_.tensors[output].scale_of == output) {
       const auto unquantized = pass.run_unquantized(l, scales_);
       const int64_t size = graph_.tensors[output].size();
       scan_activation(pass, output, [&](int64_t n) { return unquantized.data() + n * size; });
@@ -372,7 +380,7 @@ Search::Evaluation Search::evaluate() const {
       result.cosine[l] += cosines[n] / static_cast<double>(pass.pictures());
       result.saturation[output] += static_cast<double>(clipped[n]) / static_cast<double>(size * pass.pictures());
     }
-    if (output == graph_.output) result.end_to_end = result.cosine[l];
+    if (graph_.is_output(output)) result.end_to_end += result.cosine[l] / static_cast<double>(graph_.outputs.size());
     pass.release(l);
   }
   return result;

@@ -103,17 +103,15 @@ export class Model implements Embedder {
   }
 }
 
-/** @throws FacetrainError InvalidArgument when the pictures are not of the graph's size */
+/**
+ * @param data of the channels that the graph reads
+ * @throws FacetrainError InvalidArgument when the pictures are not of the graph's size
+ */
 export function checkPictures(
   { input }: Pick<Graph, 'input'>,
   { count, height, width, data }: Omit<Pictures, 'channelOrder'>,
 ): void {
-  if (
-    height === input.height &&
-    width === input.width &&
-    input.channels === 3 &&
-    data.length === count * height * width * 3
-  )
+  if (height === input.height && width === input.width && data.length === count * height * width * input.channels)
     return;
   throw new FacetrainError({
     code: 'InvalidArgument',
@@ -137,12 +135,12 @@ export async function embedInBatches(
 ): Promise<Float32Array> {
   signal?.throwIfAborted();
   checkPictures({ input }, { count, height, width, data });
-  const size = height * width * 3;
+  const size = height * width * input.channels;
   const embeddings = new Float32Array(count * output.dim);
   for (let done = 0; done < count; ) {
     const next = Math.min(done + EMBEDDING_BATCHES[device], count);
     const batch = await translateErrors(() =>
-      backbone.embed(data.subarray(done * size, next * size), height, width, 3, flip),
+      backbone.embed(data.subarray(done * size, next * size), height, width, input.channels, flip),
     );
     signal?.throwIfAborted();
     embeddings.set(batch, done * output.dim);

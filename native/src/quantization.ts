@@ -89,7 +89,8 @@ export async function searchScales(
   options: SearchOptions,
 ): Promise<SearchResult> {
   const { memoryBytes, temporaryDirectory: directory, computeThreads, signal, onProgress, ...search } = options;
-  checkPictures(graph, pictures);
+  const data = inChannelsOf(graph, pictures);
+  checkPictures(graph, { ...pictures, data });
   if (pictures.count === 0)
     throw new FacetrainError({
       code: 'InvalidArgument',
@@ -100,14 +101,7 @@ export async function searchScales(
   let timer: NodeJS.Timeout | undefined;
   try {
     const { numbers, scales, layers } = await runCall(() => {
-      const call = addon.searchScales(
-        graph,
-        pictures.data,
-        pictures.count,
-        search,
-        { memoryBytes, directory },
-        computeThreads,
-      );
+      const call = addon.searchScales(graph, data, pictures.count, search, { memoryBytes, directory }, computeThreads);
       if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
       return call;
     }, signal);
@@ -119,6 +113,18 @@ export async function searchScales(
   } finally {
     clearInterval(timer);
   }
+}
+
+/** Weights of red, green and blue in a gray (ITU-R BT.601), of 1000. */
+const LUMA = [299, 587, 114] as const;
+
+/** The bytes of pictures, gray if the graph reads one channel. */
+function inChannelsOf({ input }: Pick<LayerGraph, 'input'>, { channelOrder, data }: Pictures): Uint8Array {
+  if (input.channels !== 1) return data;
+  const [first, second, third] = channelOrder === 'bgr' ? LUMA.toReversed() : LUMA;
+  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
+    Math.floor((data[3 * i]! * first! + data[3 * i + 1]! * second! + data[3 * i + 2]! * third! + 500) / 1000),
+  );
 }
 
 function withNumbers(layer: Layer, { weight, bias, offset }: LayerNumbers): Layer {
@@ -150,7 +156,8 @@ abstract class LayerNetwork implements Embedder {
 
   /** @throws FacetrainError InvalidArgument when the pictures are not of the graph's size */
   embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
-    return embedInBatches(this.network, this.graph, pictures, options);
+    const data = inChannelsOf(this.graph, pictures);
+    return embedInBatches(this.network, this.graph, { ...pictures, data }, options);
   }
 
   close(): Promise<void> {
@@ -181,7 +188,8 @@ export class Int7Model extends LayerNetwork {
    * @throws FacetrainError InvalidArgument unless there is one picture, of the graph's size
    */
   async runLayers(picture: Pictures): Promise<Record<string, Int8Array>> {
-    checkPictures(this.graph, picture);
+    const data = inChannelsOf(this.graph, picture);
+    checkPictures(this.graph, { ...picture, data });
     if (picture.count !== 1)
       throw new FacetrainError({
         code: 'InvalidArgument',
@@ -189,6 +197,6 @@ export class Int7Model extends LayerNetwork {
         found: `${picture.count}`,
         allowed: 'one',
       });
-    return translateErrors(() => this.network.runLayers(picture.data));
+    return translateErrors(() => this.network.runLayers(data));
   }
 }

@@ -52,7 +52,10 @@ export interface GraphInput extends Partial<InputRange> {
 export interface Graph {
   /** Without `mean` and `std`: [-1, 1]. */
   input: GraphInput;
+  /** The first output, and the numbers of all outputs. */
   output: { name: string; dim: number };
+  /** Absent: one, [N, dim]. Others are read where they are asked for (onnx/read.ts); only the quantizer knows them. */
+  outputs?: GraphOutput[];
   nodes: GraphNode[];
   initializers: Record<string, Tensor>;
 }
@@ -67,6 +70,7 @@ export interface Graph {
  *            PReLU, ReLU, or a batch norm that cannot be folded.
  * add        y = a + b, same shape.
  * pool       global average over height and width.
+ * node       ONNX operators that are computed in FP32 from dequantized inputs (native/quant/float_steps.h).
  */
 export type Layer =
   | {
@@ -92,11 +96,48 @@ export type Layer =
       offset: Float32Array;
     }
   | { kind: 'add'; name: string; inputs: [string, string]; output: string }
-  | { kind: 'pool'; name: string; input: string; output: string };
+  | { kind: 'pool'; name: string; input: string; output: string }
+  | NodeLayer;
+
+/** An operand of a step of a NodeLayer: the layer's input of this index, an earlier step, a constant, or left out. */
+export type NodeOperand = { input: number } | { step: number } | { constant: Tensor } | Record<string, never>;
+
+/** One ONNX node, in the semantics of operator set 17 with explicit pads. */
+export interface NodeStep {
+  op: string;
+  attributes: GraphNode['attributes'];
+  operands: NodeOperand[];
+}
+
+/** Steps for a batch of one picture. Of several, each but the last is read by later steps alone. */
+export interface NodeLayer {
+  kind: 'node';
+  name: string;
+  inputs: string[];
+  output: string;
+  steps: NodeStep[];
+  /** With the batch of 1. */
+  inputDims: number[][];
+  outputDims: number[];
+  /**
+   * Whether it stays in FP32: it may have values of any rank, and reads integers only where another layer needs them.
+   * The output of any other is quantized, and is [1, C, H, W] or [1, d].
+   */
+  real: boolean;
+}
+
+/** An output of a graph: [N, ...dims]. */
+export interface GraphOutput {
+  name: string;
+  dims: number[];
+}
 
 export interface LayerGraph {
   input: GraphInput;
+  /** The first output, and the numbers of all outputs, one after the other. */
   output: { name: string; dim: number };
+  /** Absent: one, [N, dim]. */
+  outputs?: GraphOutput[];
   layers: Layer[];
 }
 
@@ -104,8 +145,9 @@ export interface LayerGraph {
  * Scales found for a LayerGraph. Real = integer * scale (the reciprocal of the paper's S). Rounding is half to even.
  *
  * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63). Any other
- * quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. The graph's
- * output stays real.
+ * quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. Tensors between
+ * which numbers are only moved (MaxPool, Pad) have one scale and one limit. The graph's outputs stay real, and what only
+ * nodes in FP32 read.
  *
  * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.
  */

@@ -11,7 +11,13 @@ export function elementCount([channels, height, width]: Shape): number {
 }
 
 export function inputsOf(layer: Layer): string[] {
-  return layer.kind === 'add' ? layer.inputs : [layer.input];
+  return layer.kind === 'add' || layer.kind === 'node' ? layer.inputs : [layer.input];
+}
+
+/** The shape of a tensor with these dimensions, of which the first is a batch of 1; of a rank without pixels, a vector. */
+export function shapeOf(dims: number[]): Shape {
+  const isMap = dims.length === 4 && dims[0] === 1;
+  return isMap ? [dims[1]!, dims[2]!, dims[3]!] : [dims.reduce((product, dim) => product * dim, 1), 1, 1];
 }
 
 /** The shape of a layer's output, from that of its (first) input. */
@@ -31,6 +37,8 @@ export function outputShape(layer: Layer, [channels, height, width]: Shape): Sha
       return [layer.weight.dims[0]!, 1, 1];
     case 'pool':
       return [channels, 1, 1];
+    case 'node':
+      return shapeOf(layer.outputDims);
     case 'pointwise':
     case 'add':
       return [channels, height, width];

@@ -84,6 +84,8 @@ function operatorOf(layer: Layer, isVector: boolean): Operator {
       return { op: 'Add' };
     case 'pool':
       return { op: 'GlobalAveragePool' };
+    case 'node':
+      throw new TypeError(`layer ${layer.name} is a node, which is not written yet`);
   }
 }
 

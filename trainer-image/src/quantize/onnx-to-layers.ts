@@ -334,6 +334,8 @@ function renamed(operation: Operation, from: string, to: string): Operation {
       inputs: [rename(operation.inputs[0]), rename(operation.inputs[1])],
       output: rename(operation.output),
     };
+  if (operation.kind === 'node')
+    return { ...operation, inputs: operation.inputs.map(rename), output: rename(operation.output) };
   return { ...operation, input: rename(operation.input), output: rename(operation.output) };
 }
 
