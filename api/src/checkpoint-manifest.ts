@@ -145,3 +145,19 @@ export type AnyCheckpointManifest = z.infer<typeof AnyCheckpointManifest>;
 
 /** Bytes of one number of a type. */
 export const BYTES_OF: Readonly<Record<StoredType, number>> = { float32: 4, bfloat16: 2 };
+
+/**
+ * `evaluations.json` beside the checkpoints: verification accuracies after the steps of which there is one. The
+ * evaluation of a step follows its checkpoint, which never changes.
+ */
+export const CheckpointEvaluations = z.object({
+  schemaVersion: z.literal(1),
+  evaluations: z.array(
+    z.object({
+      job: z.string().describe('Name of the job.'),
+      step: z.int().min(0),
+      sets: z.array(z.object({ set: z.string(), accuracy: z.number().min(0).max(1) })).min(1),
+    }),
+  ),
+});
+export type CheckpointEvaluations = z.infer<typeof CheckpointEvaluations>;

@@ -35,6 +35,7 @@ import {
   globalBatchSize,
   gradientClipNorm,
   keep,
+  keepBest,
   learningRate,
   loaderThreads,
   MAX_SET_ASIDE,
@@ -277,7 +278,15 @@ const checkpoint = section(
     everySeconds: z.int32().min(1).optional().describe('Also write one every so many seconds.'),
     keep: keep
       .default(3)
-      .describe('Complete checkpoints that are kept; older ones are deleted. Only those of this job count.'),
+      .describe(
+        'Complete checkpoints that are kept, the newest; older ones are deleted. Only those of this job count.',
+      ),
+    keepBest: keepBest
+      .default(0)
+      .describe(
+        'Beside the newest, this many are kept whose mean accuracy over the sets of evaluation is best. Above 0, a ' +
+          'checkpoint is also written where an evaluation is due.',
+      ),
   },
   'Checkpoints, from which a restart continues. One is also written when the trainers receive SIGTERM.',
 );

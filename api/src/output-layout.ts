@@ -29,5 +29,8 @@ export const ARTIFACT = {
 /** The file that is written last into a checkpoint's folder; a folder without it is incomplete. */
 export const CHECKPOINT_MANIFEST = 'manifest.json';
 
+/** Beside the checkpoints: how they verify. */
+export const CHECKPOINT_EVALUATIONS = 'evaluations.json';
+
 /** Name of a checkpoint's folder: its step in ten digits, so that names sort as steps do. */
 export const checkpointFolder = (step: number): string => `step-${String(step).padStart(10, '0')}`;

@@ -42,6 +42,8 @@ export const globalBatchSize = z.int32().min(1).max(1_000_000);
 export const everyEpochs = z.number().min(0).max(1000);
 /** Checkpoints that are kept. */
 export const keep = z.int32().min(1).max(1000);
+/** Checkpoints that are kept beside the newest, because they verify best. */
+export const keepBest = z.int32().min(0).max(1000);
 
 /** Pixels. */
 export const shift = z.int32().min(0).max(16);

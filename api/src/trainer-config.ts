@@ -18,6 +18,7 @@ import {
   inputMean,
   inputStd,
   keep,
+  keepBest,
   loaderThreads,
   MAX_SETS,
   m1,
@@ -143,6 +144,8 @@ export const TrainerConfig = z.strictObject({
     everySteps: z.int().positive().nullable(),
     everySeconds: z.int().positive().nullable(),
     keep: keep.describe('Complete checkpoints of this job that are kept; its older ones are deleted.'),
+    // With a default, as precision.
+    keepBest: keepBest.default(0).describe('Those of the best verification accuracy that are kept beside them.'),
   }),
   evaluation: z.strictObject({
     sets: z.array(VerificationSet).max(MAX_SETS),

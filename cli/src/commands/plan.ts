@@ -124,6 +124,9 @@ function milliseconds(seconds: number): string {
   return seconds < 1 ? `${(1000 * seconds).toFixed(seconds < 0.01 ? 2 : 0)} ms` : `${seconds.toFixed(1)} s`;
 }
 
+const kept = ({ checkpoint: { keep, keepBest } }: TrainerConfig) =>
+  `the ${keep} newest${keepBest > 0 ? ` and the ${keepBest} best` : ''}, and one that is written,`;
+
 /** The plan as tables. */
 function text(
   name: string,
@@ -147,7 +150,7 @@ function text(
       : []),
     `\nA copy of the state, so that training goes on while a checkpoint is written, takes ${gib(memory.checkpointCopy)} ` +
       `more, on the ${kind.type === 'cuda' ? 'GPU or the host' : 'host'}. Without it training waits.\n`,
-    `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; checkpoint.keep ${config.checkpoint.keep} needs ` +
+    `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
       `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
     `\nStep: about ${milliseconds(step.seconds)}, ${count(Math.round(step.imagesPerSecond))} pictures/s` +
       `${kind.measured ? '' : ' (from the data sheet of this GPU; not measured)'}\n`,

@@ -18,7 +18,7 @@ import {
   rmSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { ARTIFACT, CHECKPOINT_MANIFEST, OUTPUT } from '@facetrain/api';
+import { ARTIFACT, CHECKPOINT_EVALUATIONS, CHECKPOINT_MANIFEST, OUTPUT } from '@facetrain/api';
 import { storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
 import { bytes } from '../terminal-output.ts';
 
@@ -58,6 +58,7 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
   const { out, state } = paths;
   return [
     ...checkpointFolders(paths, uid).flatMap((folder) => filesIn(folder, CHECKPOINT_FILES)),
+    ...(paths.sharesCheckpoints ? [] : filesIn(paths.checkpoints, [CHECKPOINT_EVALUATIONS])),
     ...filesIn(out, [OUTPUT.trainReport, OUTPUT.trainReportHtml]),
     ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
     ...[paths.artifact, ...setAside(paths.artifact)]

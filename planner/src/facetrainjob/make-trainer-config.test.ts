@@ -162,6 +162,10 @@ describe('the config has the bounds of the spec', () => {
       spec: { checkpoint: { keep: 1000 } },
       beyond: ({ checkpoint }) => ({ checkpoint: { ...checkpoint, keep: 1001 } }),
     },
+    'checkpoint.keepBest': {
+      spec: { checkpoint: { keepBest: 1000 } },
+      beyond: ({ checkpoint }) => ({ checkpoint: { ...checkpoint, keepBest: 1001 } }),
+    },
     'evaluation.everyEpochs': {
       spec: { evaluation: { everyEpochs: 1000 } },
       beyond: ({ evaluation }) => ({ evaluation: { ...evaluation, everyEpochs: 1001 } }),

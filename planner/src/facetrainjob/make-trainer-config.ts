@@ -103,6 +103,7 @@ export function trainerConfig(
       everySteps: checkpoint.everySteps ?? null,
       everySeconds: checkpoint.everySeconds ?? null,
       keep: checkpoint.keep,
+      keepBest: checkpoint.keepBest,
     },
     evaluation: {
       sets: evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
 import {
+  CHECKPOINT_EVALUATIONS,
   CheckpointManifest,
   FacetrainError,
   type LossScale,
@@ -28,6 +29,7 @@ import {
   openCheckpoint,
   removeUnfinished,
 } from './directory.ts';
+import { meanAccuracies, noteEvaluation, readEvaluations } from './evaluations.ts';
 import { type JobFacts, loadCheckpoint } from './load.ts';
 import { PendingCheckpoint, type SaveOptions, saveCheckpoint, splitRows } from './save.ts';
 import { FolderTarget, prune } from './target.ts';
@@ -181,7 +183,7 @@ class Gang {
   options(fence: Fence, step: number, rank: number): SaveOptions {
     return {
       target: new FolderTarget(fence),
-      keep: 100,
+      retention: { keep: 100, keepBest: 0 },
       step,
       rank,
       worldSize: this.sessions.length,
@@ -195,10 +197,11 @@ class Gang {
     };
   }
 
-  save(fence: Fence, step: number, keep = 100, job = 'j'): Promise<unknown[]> {
+  save(fence: Fence, step: number, keep = 100, job = 'j', keepBest = 0): Promise<unknown[]> {
+    const retention = { keep, keepBest };
     return Promise.all(
       this.sessions.map((session, rank) =>
-        saveCheckpoint(session, { ...this.options(fence, step, rank), keep, job: { name: job, uid: 'u' } }),
+        saveCheckpoint(session, { ...this.options(fence, step, rank), retention, job: { name: job, uid: 'u' } }),
       ),
     );
   }
@@ -662,7 +665,7 @@ test('older checkpoints are deleted only when the new one is complete', async ()
   await assert.rejects(broken, /disk full/);
   await gang.arrived(first!);
   assert.deepEqual(await completeSteps(root), [3, 2]);
-  await prune(new FolderTarget(fence), 1, 'j');
+  await prune(new FolderTarget(fence), { keep: 1, keepBest: 0 }, 'j');
   assert.deepEqual(await listed(root), ['step-0000000003']);
 });
 
@@ -677,6 +680,39 @@ test('checkpoints of another job, and those that do not tell whose they are, sta
   await truncate(manifestPath(checkpointDirectory(root, 5)), 0);
   for (const step of [7, 8]) await gang.save(fence, step, 2, 'j');
   assert.deepEqual(await completeSteps(root), [8, 7, 5, 3, 2]);
+});
+
+test('beside the newest, the checkpoints that verify best stay', async () => {
+  const fence = await newFence();
+  const root = fence.folder;
+  const gang = new Gang(1).fill();
+  const note = (step: number, ...accuracies: number[]) =>
+    noteEvaluation(fence, {
+      job: 'j',
+      step,
+      sets: accuracies.map((accuracy, index) => ({ set: `set-${index}`, accuracy })),
+    });
+  const accuracies: Record<number, number[]> = { 1: [0.5, 0.9], 2: [0.8, 0.8], 4: [0.6, 0.6], 5: [0.8, 0.8] };
+  for (let step = 1; step <= 7; step++) {
+    await gang.save(fence, step, 1, 'j', 2);
+    // Those of steps 3, 6 and 7 were not evaluated.
+    const found = accuracies[step];
+    if (found) await note(step, ...found);
+  }
+  assert.deepEqual(await completeSteps(root), [7, 5, 2]);
+  // What was deleted is forgotten, and what another job has found does not count.
+  await note(7, 0.1);
+  assert.deepEqual(
+    (await readEvaluations(root)).map(({ step }) => step),
+    [2, 5, 7],
+  );
+  assert.deepEqual([...(await meanAccuracies(root, 'other'))], []);
+  await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
+  assert.deepEqual(await completeSteps(root), [7, 5]);
+  // A file that is damaged costs the best, not the training.
+  await writeFile(join(root, CHECKPOINT_EVALUATIONS), '{"schemaVersion": 1');
+  await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
+  assert.deepEqual(await completeSteps(root), [7]);
 });
 
 /** A gang of one rank that takes the folder, continues from what is there, and writes `keep` checkpoints. */

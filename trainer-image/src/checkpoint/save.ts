@@ -10,7 +10,7 @@ import type { CheckpointManifest, RowFile, StoredFile } from '@facetrain/api';
 import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
 import { safetensorsHeader, type TensorEntry } from './safetensors.ts';
-import { type CheckpointTarget, type FileWriter, prune } from './target.ts';
+import { type CheckpointTarget, type FileWriter, prune, type Retention } from './target.ts';
 
 /**
  * Blocks of rows begin at its multiples. With 512 numbers of 32 bits each, centres and momentum take 32 MiB: a good
@@ -28,7 +28,7 @@ export interface SaveOptions {
   /** The same for every rank. */
   target: CheckpointTarget;
   /** Complete checkpoints of the job to keep, this one included. */
-  keep: number;
+  retention: Retention;
   job: CheckpointManifest['job'];
   /** Steps done. There must be no complete checkpoint of this step. */
   step: number;
@@ -123,10 +123,10 @@ export class PendingCheckpoint {
   }
 
   async #complete(parts: Part[]): Promise<void> {
-    const { target, keep, job } = this.#options;
+    const { target, retention, job } = this.#options;
     await target.complete(makeManifest(parts, this.#session, this.#options));
     // The new checkpoint is on disk, and its name, too: only now older ones may go.
-    await prune(target, keep, job.name);
+    await prune(target, retention, job.name);
   }
 
   async #write(source: StateSource): Promise<Part> {

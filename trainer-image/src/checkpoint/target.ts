@@ -8,6 +8,7 @@ import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder } fro
 import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
 import { authorOf, checkpointDirectory, checkSize, completeSteps, storedFiles } from './directory.ts';
+import { meanAccuracies } from './evaluations.ts';
 
 /** A new file, which is written from beginning to end. */
 export interface FileWriter {
@@ -32,6 +33,8 @@ export interface CheckpointTarget {
   list(): Promise<number[]>;
   /** Name of the job that wrote a checkpoint; undefined when its manifest does not tell. */
   authorOf(step: number): Promise<string | undefined>;
+  /** Mean accuracy over the verification sets by step, of a job's evaluations. @throws FacetrainError StorageFailed */
+  accuracies(job: string): Promise<ReadonlyMap<number, number>>;
   /** Deletes a checkpoint, at once for all readers. @throws FacetrainError FencedOff, StorageFailed */
   remove(step: number): Promise<void>;
   /** The error of an operation: FencedOff when that is why it failed. */
@@ -71,6 +74,10 @@ export class FolderTarget implements CheckpointTarget {
     return authorOf(this.#fence.folder, step);
   }
 
+  accuracies(job: string): Promise<ReadonlyMap<number, number>> {
+    return meanAccuracies(this.#fence.folder, job);
+  }
+
   remove(step: number): Promise<void> {
     return this.#fence.remove(checkpointDirectory(this.#fence.folder, step));
   }
@@ -84,18 +91,35 @@ export class FolderTarget implements CheckpointTarget {
   }
 }
 
+/** Which checkpoints of a job stay. */
+export interface Retention {
+  /** The newest. */
+  keep: number;
+  /** Of the others, those of the best mean accuracy; those that were not evaluated are none of them. */
+  keepBest: number;
+}
+
 /**
- * Deletes all but the newest `keep` complete checkpoints of a job. Those of other jobs, from which this one may have
+ * Deletes the complete checkpoints of a job that are not to be kept. Those of other jobs, from which this one may have
  * continued, do not count and stay; so do those whose manifest does not tell the job.
  * @param job its name. The uid is not compared: a job that was deleted and created again goes on with its checkpoints
  * @throws FacetrainError FencedOff, StorageFailed
  */
-export async function prune(target: CheckpointTarget, keep: number, job: string): Promise<void> {
+export async function prune(target: CheckpointTarget, { keep, keepBest }: Retention, job: string): Promise<void> {
   const steps = await target.list();
   if (steps.length <= keep) return;
   const authors = await Promise.all(steps.map((step) => target.authorOf(step)));
   const own = steps.filter((_, index) => authors[index] === job);
-  for (const step of own.slice(keep)) await target.remove(step);
+  const older = own.slice(keep);
+  const best = keepBest > 0 ? bestOf(older, await target.accuracies(job)).slice(0, keepBest) : [];
+  for (const step of older) if (!best.includes(step)) await target.remove(step);
+}
+
+/** Steps by falling accuracy; of equal ones the later first. Without those that have none. */
+function bestOf(steps: number[], accuracies: ReadonlyMap<number, number>): number[] {
+  return steps
+    .filter((step) => accuracies.has(step))
+    .toSorted((a, b) => accuracies.get(b)! - accuracies.get(a)! || b - a);
 }
 
 /** Several ranks make it. Not its parents: those of a fence that was removed must not come back. */

@@ -92,7 +92,7 @@ export function planTraining(
     step,
     total: steps === null ? null : { steps, seconds: steps * step.seconds },
     // One more while the next is written.
-    checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + 1) },
+    checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
     toFit: fits === false ? fittingChanges(facts, machines, usable!) : [],
     advice: adviceFor(facts, machines, usable),
   };

@@ -93,6 +93,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       everySteps: null,
       everySeconds: null,
       keep: 100,
+      keepBest: 0,
     },
     evaluation: { sets: [], everyEpochs: null, everySteps: null },
     outputDirectory: join(folder, 'out'),

@@ -3,6 +3,7 @@ import { basename } from 'node:path';
 import {
   type AnyCheckpointManifest,
   type CheckpointManifest,
+  type EvaluationResult,
   ExitCode,
   FacetrainError,
   MAX_SET_ASIDE,
@@ -18,6 +19,7 @@ import {
   findNewest,
   openCheckpoint,
 } from '../checkpoint/directory.ts';
+import { noteEvaluation } from '../checkpoint/evaluations.ts';
 import { type JobFacts, loadCheckpoint } from '../checkpoint/load.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import { FolderTarget } from '../checkpoint/target.ts';
@@ -188,6 +190,16 @@ export class JobCheckpoints {
     return isFirst || !flight.pending.isWritten;
   }
 
+  /**
+   * Notes how the state after `step` steps verifies, by which `keepBest` chooses. To be called on every rank.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  async noteEvaluation(step: number, results: readonly Pick<EvaluationResult, 'set' | 'accuracy'>[]): Promise<void> {
+    if (this.#ranks.rank !== 0 || results.length === 0 || this.#config.checkpoint.keepBest === 0) return;
+    const sets = results.map(({ set, accuracy }) => ({ set, accuracy }));
+    await noteEvaluation(this.#fence, { job: this.#config.job.name, step, sets });
+  }
+
   /** What the progress and the report say: of this attempt. */
   get statistics(): { count: number; stallSeconds: number; whileTrainingWaited: number } {
     return { ...this.#statistics };
@@ -261,7 +273,7 @@ export class JobCheckpoints {
     const copy = await this.#session.copyState({ backbone: rank === 0 });
     const pending = new PendingCheckpoint(this.#session, copy, {
       target: new FolderTarget(this.#fence),
-      keep: settings.keep,
+      retention: settings,
       job: { name: job.name, uid: job.uid },
       step,
       seed,

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { isDue, learningRateAt } from './schedule.ts';
+import { trainerConfig } from '../testing/training-gang.ts';
+import { isCheckpointDue, isDue, learningRateAt } from './schedule.ts';
 
 const close = (actual: number, expected: number, tolerance = 1e-12) =>
   assert(Math.abs(actual - expected) < tolerance, `${actual} is not ${expected}`);
@@ -54,4 +55,16 @@ test('the two intervals are independent; a fraction of an epoch is rounded to st
   assert.deepEqual(due({ everyEpochs: 1, everySteps: null }), [8]);
   assert.deepEqual(due({ everyEpochs: 0.5, everySteps: 5 }), [4, 5, 8, 10, 12]);
   assert.deepEqual(due({ everyEpochs: 0.01, everySteps: null }).length, 12);
+});
+
+test('where the best are kept, a checkpoint is due with each evaluation that has a set', () => {
+  const due = (keepBest: number, sets: number) => {
+    const config = trainerConfig('/', {});
+    const checkpoint = { ...config.checkpoint, everySteps: 5, keepBest };
+    const evaluation = { everyEpochs: null, everySteps: 4, sets: Array(sets).fill({ name: 'a', path: '/a' }) };
+    return [...Array(8).keys()].filter((done) => isCheckpointDue(done + 1, { checkpoint, evaluation }, 100));
+  };
+  assert.deepEqual(due(0, 1), [4]);
+  assert.deepEqual(due(1, 1), [3, 4, 7]);
+  assert.deepEqual(due(1, 0), [4]);
 });

@@ -39,3 +39,13 @@ export function isDue(
   const byEpochs = every.everyEpochs === null ? null : Math.max(1, Math.round(every.everyEpochs * stepsPerEpoch));
   return [byEpochs, every.everySteps].some((interval) => interval !== null && done % interval === 0);
 }
+
+/** Whether a checkpoint is due after `done` steps: by its own intervals, or because an evaluation judges the state. */
+export function isCheckpointDue(
+  done: number,
+  { checkpoint, evaluation }: Pick<TrainerConfig, 'checkpoint' | 'evaluation'>,
+  stepsPerEpoch: number,
+): boolean {
+  const isJudged = checkpoint.keepBest > 0 && evaluation.sets.length > 0;
+  return isDue(done, checkpoint, stepsPerEpoch) || (isJudged && isDue(done, evaluation, stepsPerEpoch));
+}

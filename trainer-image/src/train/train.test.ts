@@ -18,6 +18,7 @@ import {
 } from '@facetrain/api';
 import { Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
+import { readEvaluations } from '../checkpoint/evaluations.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
 import { readOnnx } from '../onnx/read.ts';
 import { digestFile } from '../storage/digest.ts';
@@ -84,7 +85,7 @@ const preload = (name: string) => `--import ${join(import.meta.dirname, '..', 't
 /** A job of two ranks without interruption; other tests compare with it. */
 const whole = await job((config) => ({
   evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
-  checkpoint: { ...config.checkpoint, everySteps: 4, keep: 2 },
+  checkpoint: { ...config.checkpoint, everySteps: 4, keep: 2, keepBest: 1 },
 }));
 
 before(async () => {
@@ -112,10 +113,17 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
     ],
   );
   assert.deepEqual(report.config, whole.config);
+  assert.deepEqual(
+    (await readEvaluations(whole.config.checkpoint.directory)).map(({ step, sets }) => [step, sets]),
+    report.evaluations.map(({ step, accuracy }) => [step, [{ set: 'pairs', accuracy }]]),
+  );
   assert.equal(report.model.bytes, (await model(whole.config)).length);
-  assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8]);
+  // The newest two, and the one that was written because an evaluation judged it.
+  assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8, 2 * STEPS_PER_EPOCH]);
   assert.deepEqual((await readdir(whole.config.checkpoint.directory)).sort(), [
+    'evaluations.json',
     'fences',
+    'step-0000000006',
     'step-0000000008',
     'step-0000000009',
   ]);

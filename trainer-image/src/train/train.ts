@@ -16,7 +16,7 @@ import { finalProgress, finishedTraining } from './finished-training.ts';
 import { History } from './history.ts';
 import { JobCheckpoints } from './job-checkpoints.ts';
 import { JobFolders } from './job-folders.ts';
-import { isDue, learningRateAt, scheduleOf } from './schedule.ts';
+import { isCheckpointDue, isDue, learningRateAt, scheduleOf } from './schedule.ts';
 import { openSession } from './session.ts';
 import { trainReport, writeModel, writeReport } from './training-output.ts';
 import { backboneGraph, preflight } from './training-preflight.ts';
@@ -128,17 +128,20 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     await checkpoints.advance(votes);
     // The checkpoint of the last step is complete before the final evaluation: losing a machine then costs no step.
     if (votes.stop || stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
-    else if (votes.checkpoint || isDue(stepsDone, config.checkpoint, stepsPerEpoch))
+    else if (votes.checkpoint || isCheckpointDue(stepsDone, config, stepsPerEpoch))
       await checkpoints.begin(stepsDone, history.forCheckpoint);
     stopped = votes.stop && stepsDone < totalSteps;
     // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
-    if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch))
-      await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
+    if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch)) {
+      const outcome = await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
+      if (outcome === 'done') await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
+    }
     show('Training');
   }
 
   // ---- The end: the final evaluation and the model. The report comes last: it exists only if they are complete. ----
   stopped ||= (await evaluator.evaluate(session, graph.input, stepsDone)) === 'stopped';
+  if (!stopped) await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
   if (!stopped && rank === 0) {
     show('Exporting');
     const model = await writeModel(folders.output, await session.exportGraph(), config.model.channelOrder);

@@ -1,0 +1,41 @@
+/** `evaluations.json` in the folder of checkpoints: how they verify, by which the best are kept. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CHECKPOINT_EVALUATIONS, CheckpointEvaluations } from '@facetrain/api';
+import { storageError } from '../storage/atomic-files.ts';
+import type { Fence } from '../storage/fence.ts';
+import { completeSteps } from './directory.ts';
+
+export type Evaluation = CheckpointEvaluations['evaluations'][number];
+
+/** None when the file is missing, or is not what it should be: then no checkpoint counts as evaluated. */
+export async function readEvaluations(root: string): Promise<Evaluation[]> {
+  const path = join(root, CHECKPOINT_EVALUATIONS);
+  try {
+    return CheckpointEvaluations.safeParse(JSON.parse(await readFile(path, 'utf8'))).data?.evaluations ?? [];
+  } catch (error) {
+    if (error instanceof SyntaxError || (error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+    throw storageError(path, error);
+  }
+}
+
+/** Mean accuracy over the sets by step, of a job. @throws FacetrainError StorageFailed */
+export async function meanAccuracies(root: string, job: string): Promise<Map<number, number>> {
+  const own = (await readEvaluations(root)).filter((evaluation) => evaluation.job === job);
+  return new Map(own.map(({ step, sets }) => [step, sets.reduce((sum, each) => sum + each.accuracy, 0) / sets.length]));
+}
+
+/**
+ * Adds an evaluation, in place of an earlier one of that job and step. Those of checkpoints that were deleted go. To be
+ * called on rank 0.
+ * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+ */
+export async function noteEvaluation(fence: Fence, added: Evaluation): Promise<void> {
+  const steps = await completeSteps(fence.folder);
+  const others = (await readEvaluations(fence.folder)).filter(
+    ({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step),
+  );
+  const evaluations = [...others, added].toSorted((a, b) => a.step - b.step);
+  const content: CheckpointEvaluations = { schemaVersion: 1, evaluations };
+  await fence.write(join(fence.folder, CHECKPOINT_EVALUATIONS), `${JSON.stringify(content, null, 2)}\n`);
+}
