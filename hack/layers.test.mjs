@@ -72,7 +72,7 @@ const ROOMS = [
   ['native/data',              ['native/error.h', 'native/random.h'], 'builds without torch and Node'],
   ['native/comm',              ['native/error.h', 'native/torch_error.h', 'torch']],
   ['native/pfc',               ['native/error.h', 'native/host_device.h', 'native/precision.h', 'native/random.h',
-                                'native/comm', 'torch']],
+                                'native/kernels/clones.h', 'native/comm', 'torch']],
   ['native/model',             ['native/error.h', 'native/host_device.h', 'native/pixel_range.h', 'native/precision.h',
                                 'native/torch_error.h', 'torch']],
   ['native/train',             ['native/available_memory.h', 'native/error.h', 'native/precision.h',

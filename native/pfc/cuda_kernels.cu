@@ -559,7 +559,7 @@ __device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kPa
     uint64_t bits = 0;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      if (j % 2 == 0) bits = rounding_bits(seed, step, class_id, (i + j) / 2);
+      if (j % 2 == 0) bits = rounding_bits(rounding_key(seed, step, class_id), (i + j) / 2);
       const int shift = (i + j) % 2 * 16;
       float& number = weight.values[part * kWidth + j];
       weights.values[j] = round_stochastically(number, static_cast<uint16_t>(bits >> shift));

@@ -1,12 +1,27 @@
-#include "pfc/cuda_step.h"
-
+// The step on a CUDA device. cpu_step.cc has the mathematics.
+//
+// The host only queues work. What it must know before, the number of sampled rows, is counted a step ahead: the
+// negatives of a step depend on its number alone, so they are drawn at the end of the step before, and their number is
+// on the host long before it is needed. With the B positives at most it bounds the rows of the step, and the buffers
+// have that many rows; the true number stays on the device, where kernels skip what is beyond it. (A fixed capacity
+// would overflow once in a while, and need a way out.) Only a step that does not follow the last one waits for the
+// device.
+//
+// In one pass over tiles of the sample, with cosines in float32 by cuBLAS: e^(s cos) of a tile, in the type of the
+// products, its sum for each picture, and its product with the tile's rows. Division by Z, which is known after the
+// last tile, is put off: the features' gradient is divided by Z_i in the end, and the rows' gradient is the product of
+// the exponentials with features divided by Z_i. So no logit is computed twice, except those beyond kept_logits. The
+// targets' terms are added in float32, not in the products' type. e^(s cos) must be in the products' range of
+// exponents: with float16, or s above kLargestScale, two passes are made instead, and the second computes each tile's
+// logits again, relative to log Z.
 #include "error.h"
+#include "pfc/step.h"
 
 #if !defined(FACETRAIN_CUDA)
 
 namespace facetrain {
 
-std::unique_ptr<CudaStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, const at::Tensor&, const at::Tensor&) {
+std::unique_ptr<HeadStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, const at::Tensor&, const at::Tensor&) {
   throw Error("InvalidConfig", "device", "cuda, but this build has no CUDA", "cpu");
 }
 
@@ -98,7 +113,7 @@ class LateCount {
   cudaEvent_t event_ = nullptr;
 };
 
-class Step final : public CudaStep {
+class Step final : public HeadStep {
  public:
   Step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight, at::Tensor momentum)
       : comm_(comm),
@@ -154,7 +169,7 @@ class Step final : public CudaStep {
   }
 
   at::Tensor labels() const override {
-    return packed_.narrow(1, dim(), 2).contiguous().view(at::kLong).view({-1}).to(at::kCPU);
+    return packed_.narrow(1, dim(), 2).clone(at::MemoryFormat::Contiguous).view(at::kLong).view({-1}).to(at::kCPU);
   }
 
  private:
@@ -367,7 +382,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
 
 }  // namespace
 
-std::unique_ptr<CudaStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
                                          const at::Tensor& momentum) {
   return std::make_unique<Step>(comm, options, rows, weight, momentum);
 }

@@ -9,7 +9,7 @@
 // numbers a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits are
 // computed in tiles (tile_rows). Up to kept_logits of them are kept between the forward and the backward pass.
 //
-// On CUDA a step queues its work and returns (cuda_step.h).
+// cpu_step.cc has the step on CPUs, cuda_step.cc that on CUDA, which queues its work and returns.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -50,7 +50,8 @@ struct PfcOptions {
   // twice. The result is the same.
   int64_t kept_logits = -1;
   at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
-  // Of the products on CUDA; a CPU computes in float32. Sums, targets and updates are in float32 or float64.
+  // Of the products; a CPU computes those of TF32 and FP16 in float32. Sums, targets and updates are in float32 or
+  // float64.
   Precision precision = Precision::fp32;
   // Rows and momentum in bfloat16, which are updated in float32 and rounded stochastically; else in float32.
   bool bf16_rows = false;
@@ -61,8 +62,7 @@ struct PfcResult {
   at::Tensor grad_embeddings;  // d loss / d embeddings [b, d] float32
 };
 
-class CudaStep;
-struct RowSgd;
+class HeadStep;
 
 class PartialFc {
  public:
@@ -100,17 +100,11 @@ class PartialFc {
   at::Tensor sampled_gradient() const;
 
  private:
-  std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
-  at::Tensor sampled_rows(const at::Tensor& matrix, int64_t first, int64_t count) const;
-  void update_bf16_rows(const RowSgd& sgd);
-
-  Comm& comm_;
-  PfcOptions options_;
-  RowRange rows_;
+  const int ranks_;
+  const int64_t num_classes_;
+  const RowRange rows_;
   at::Tensor weight_, momentum_;
-  std::unique_ptr<CudaStep> cuda_;  // the step on CUDA; null on CPUs, whose state follows
-  at::Tensor labels_, sampled_, gradient_;
-  uint64_t step_ = 0;
+  std::unique_ptr<HeadStep> step_;
 };
 
 }  // namespace facetrain

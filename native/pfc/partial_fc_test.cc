@@ -197,6 +197,26 @@ static void test_tiles() {
   }
 }
 
+// Threads have their own tiles, on CPUs: every number of them gives the same result to rounding, and the same bits in
+// every run. Logits beyond the range of float32's exponentials are summed in two passes.
+static void test_threads() {
+  for (const int64_t classes : {7, 103, 5000}) {
+    for (const float scale : {64.0f, 90.0f}) {
+      PfcOptions options = cosface_on_all_classes();
+      options.sample_rate = classes == 5000 ? 0.3 : 1;
+      options.scale = scale;
+      const Problem problem = make_problem(classes, 24, 20, options);
+      for (const int threads : {1, 2, 3, 5}) {
+        at::set_num_threads(threads);
+        const Step step = run_step(problem, 1), again = run_step(problem, 1);
+        CHECK(step.losses == again.losses && at::equal(step.dx, again.dx) && at::equal(step.dw, again.dw));
+        check_against_dense(problem, step);
+      }
+      at::set_num_threads(1);
+    }
+  }
+}
+
 static void test_margins_and_filter_matter() {
   const auto loss = [](const Margin& margin, std::optional<float> filter) {
     PfcOptions options = cosface_on_all_classes();
@@ -463,7 +483,7 @@ static int run_gloo_rank(int rank, int size, int port) {
   return TEST_RESULT();
 }
 
-// ---- only on a GPU: what is not one of the tests above on another device ----
+// ---- products of 16 bits ----
 
 static double cosine(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);
@@ -479,7 +499,7 @@ static double logit_error(const PfcOptions& options) {
   return options.scale * relative * std::sqrt(2.0 / 3 / static_cast<double>(options.embedding_dim));
 }
 
-// Loss and gradients of a GPU's products. A loss is off by a logit at most, and by less the more pictures there are; a
+// Loss and gradients of such products. A loss is off by a logit at most, and by less the more pictures there are; a
 // gradient is off by as much relative to itself.
 static void check_low_precision(const PfcOptions& options, double loss, const at::Tensor& dx, const at::Tensor& dw,
                                 const Dense& dense) {
@@ -493,6 +513,33 @@ static void check_low_precision(const PfcOptions& options, double loss, const at
   // What a user has: d = 512, s = 64.
   if (options.embedding_dim >= 512 && options.scale <= 64) CHECK(least >= 0.9999);
 }
+
+// On a CPU: BF16 is computed as such (or better, by a libtorch without MKL), and the other precisions as FP32.
+static void test_precisions_on_a_cpu() {
+  for (const double rate : {0.1, 1.0}) {
+    for (const float scale : {64.0f, 90.0f}) {
+      for (const Precision precision : kPrecisions) {
+        PfcOptions options = cosface_on_all_classes();
+        options.sample_rate = rate;
+        options.scale = scale;
+        options.interclass_filter = 0.3f;
+        options.precision = precision;
+        for (const auto& [classes, dim, batch] : {std::tuple(3000, 512, 40), {41, 33, 1}, {500, 3, 2}}) {
+          const Problem problem = make_problem(classes, dim, batch, options);
+          const Step step = run_step(problem, 1);
+          if (precision != Precision::bf16) {
+            check_against_dense(problem, step);
+          } else {
+            const Dense dense = dense_softmax(problem.options, problem.x, problem.w, problem.labels, step.sampled);
+            check_low_precision(problem.options, step.losses[0], step.dx, step.dw, dense);
+          }
+        }
+      }
+    }
+  }
+}
+
+// ---- only on a GPU: what is not one of the tests above on another device ----
 
 // More columns than a tile has; dimensions and batches that are multiples of nothing; every precision, and types of
 // rows.
@@ -720,6 +767,7 @@ static void test_on_device() {
   test_labels_out_of_range();
   test_initial_rows();
   test_training();
+  test_threads();
   test_step_before_any_forward();
   test_embeddings_of_a_graph();
   test_skipped_update();
@@ -733,6 +781,7 @@ int main(int argc, char** argv) {
   test_words_of_a_sample();
   test_stochastic_rounding();
   test_on_device();
+  test_precisions_on_a_cpu();
   test_gloo();
   if (!at::hasCUDA()) return TEST_RESULT();
   device = at::kCUDA;

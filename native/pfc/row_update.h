@@ -29,11 +29,15 @@ FT_HD inline uint16_t round_stochastically(float value, uint16_t random) {
   return static_cast<uint16_t>((bits + random) >> 16);
 }
 
-// The random bits of numbers 2 pair and 2 pair + 1 of a class's row in a step: 16 for each weight, then 16 for each
+// The key of the random bits for a class's row in a step.
+FT_HD inline uint64_t rounding_key(uint64_t seed, uint64_t step, int64_t class_id) {
+  return sequence_number(sequence_number(sequence_number(seed, kRoundingStream), step),
+                         static_cast<uint64_t>(class_id));
+}
+
+// The random bits of numbers 2 pair and 2 pair + 1 of the row with that key: 16 for each weight, then 16 for each
 // momentum.
-FT_HD inline uint64_t rounding_bits(uint64_t seed, uint64_t step, int64_t class_id, int64_t pair) {
-  const uint64_t key =
-      sequence_number(sequence_number(sequence_number(seed, kRoundingStream), step), static_cast<uint64_t>(class_id));
+FT_HD inline uint64_t rounding_bits(uint64_t key, int64_t pair) {
   return sequence_number(key, static_cast<uint64_t>(pair));
 }
 

@@ -1,0 +1,233 @@
+#include "pfc/cpu_kernels.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/clones.h"
+
+namespace facetrain::cpu {
+namespace {
+
+// Sixteen numbers: a register of AVX-512, two of AVX2, four of SSE2. The order of a sum over them does not depend on
+// the instruction set.
+constexpr int kLanes = 16;
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
+using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+
+#define FT_INLINE __attribute__((always_inline)) inline
+
+// Vectors are passed between functions that are always inlined: how they would be passed otherwise does not matter.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+constexpr float kShortest = 1e-12F;  // shorter rows are treated as zero
+// The smallest argument of an exponential that is a normal number of float32.
+constexpr float kSmallestArgument = -87.0F;
+
+// The `count` <= kLanes numbers at `from`, and zeros.
+template <class Vector, class T>
+FT_INLINE Vector load(const T* from, int64_t count = kLanes) {
+  Vector v{};
+  if (count >= kLanes) {
+    std::memcpy(&v, from, sizeof v);
+  } else {
+    std::memcpy(&v, from, static_cast<size_t>(count) * sizeof(T));
+  }
+  return v;
+}
+template <class Vector, class T>
+FT_INLINE void store(const Vector& v, T* to, int64_t count = kLanes) {
+  if (count >= kLanes) {
+    std::memcpy(to, &v, sizeof v);
+  } else {
+    std::memcpy(to, &v, static_cast<size_t>(count) * sizeof(T));
+  }
+}
+
+FT_INLINE Words bits_of(Floats v) {
+  Words bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+FT_INLINE Floats floats_of(Words bits) {
+  Floats v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+// To bfloat16, to the nearest, ties to even. Not for NaN.
+FT_INLINE Halves narrow(Floats v) {
+  const Words bits = bits_of(v);
+  return __builtin_convertvector((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16, Halves);
+}
+FT_INLINE Floats widen(Halves v) { return floats_of(__builtin_convertvector(v, Words) << 16); }
+
+FT_INLINE double sum_of(Floats v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += double{v[i]};
+  return sum;
+}
+
+// Calls body(i, count) for each `count` <= kLanes numbers from i on.
+template <class Body>
+FT_INLINE void for_lanes(int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, int64_t{kLanes});
+  if (i < n) body(i, n - i);
+}
+
+FT_INLINE double dot(const float* a, const float* b, int64_t n) {
+  Floats sums{};
+  for_lanes(
+      n, [&](int64_t i, int64_t k)
+             __attribute__((always_inline)) { sums += load<Floats>(a + i, k) * load<Floats>(b + i, k); });
+  return sum_of(sums);
+}
+
+// e^x within 2 units in the last place for kSmallestArgument <= x <= 88: e^x = 2^n e^r with |r| <= log(2) / 2, and the
+// Taylor series of e^r, whose remainder is below 1e-8.
+FT_INLINE Floats exponential(Floats x) {
+  constexpr float kLog2E = 1.44269504F, kLn2High = 0.693359375F, kLn2Low = -2.12194440e-4F;  // the former has 9 bits
+  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: its sum with a number below 2^22 is rounded to an integer
+  const Floats n = (x * kLog2E + kRound) - kRound;
+  const Floats r = (x - n * kLn2High) - n * kLn2Low;
+  Floats p = r * (1.0F / 5040) + 1.0F / 720;
+  p = p * r + 1.0F / 120;
+  p = p * r + 1.0F / 24;
+  p = p * r + 1.0F / 6;
+  p = p * r + 0.5F;
+  p = p * r * r + r + 1.0F;
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return p * power;
+}
+
+template <class T>
+FT_INLINE double exponentials_of(const float* logits, int64_t count, float shift, float filter, T* out) {
+  Floats sums{};
+  for_lanes(
+      count, [&](int64_t j, int64_t k) __attribute__((always_inline)) {
+        const Floats logit = load<Floats>(logits + j, k), zero{};
+        const auto filtered = logit > filter;
+        const Floats x = (filtered ? zero : logit) - shift;
+        const auto vanishes = x < kSmallestArgument;
+        const Floats e = vanishes ? zero : exponential(vanishes ? zero + kSmallestArgument : x);
+        if (k == kLanes) {
+          sums += e;
+        } else {
+          for (int64_t lane = 0; lane < k; ++lane) sums[lane] += e[lane];
+        }
+        const Floats kept = filtered ? zero : e;
+        if constexpr (sizeof(T) == 2) {
+          store(narrow(kept), out + j, k);
+        } else {
+          store(kept, out + j, k);
+        }
+      });
+  return sum_of(sums);
+}
+
+FT_INLINE void project_row(float* gradient, const float* row, int64_t dim, float inverse_norm) {
+  const auto along = static_cast<float>(dot(gradient, row, dim) * double{inverse_norm} * double{inverse_norm});
+  for_lanes(
+      dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
+        store((load<Floats>(gradient + i, k) - load<Floats>(row + i, k) * along) * inverse_norm, gradient + i, k);
+      });
+}
+
+FT_INLINE void widen_row(const uint16_t* row, int64_t dim, float* out) {
+  for_lanes(
+      dim, [&](int64_t i, int64_t k)
+               __attribute__((always_inline)) { store(widen(load<Halves>(row + i, k)), out + i, k); });
+}
+
+}  // namespace
+
+FACETRAIN_CLONES float inverse_norm(const float* row, int64_t dim) {
+  const auto norm = static_cast<float>(std::sqrt(dot(row, row, dim)));
+  return norm < kShortest ? 0.0F : 1.0F / norm;
+}
+
+FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, float* out) {
+  for_lanes(
+      dim, [&](int64_t i, int64_t k)
+               __attribute__((always_inline)) { store(load<Floats>(row + i, k) * factor, out + i, k); });
+}
+
+FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, uint16_t* out) {
+  for_lanes(
+      dim, [&](int64_t i, int64_t k)
+               __attribute__((always_inline)) { store(narrow(load<Floats>(row + i, k) * factor), out + i, k); });
+}
+
+FACETRAIN_CLONES void widen(const uint16_t* row, int64_t dim, float* out) { widen_row(row, dim, out); }
+
+FACETRAIN_CLONES double exponentials(const float* logits, int64_t count, float shift, float filter, float* out) {
+  return exponentials_of(logits, count, shift, filter, out);
+}
+
+FACETRAIN_CLONES double exponentials(const float* logits, int64_t count, float shift, float filter, uint16_t* out) {
+  return exponentials_of(logits, count, shift, filter, out);
+}
+
+FACETRAIN_CLONES float largest(const float* logits, int64_t count, float filter) {
+  float most = -INFINITY;
+  for (int64_t j = 0; j < count; ++j) {
+    const float logit = logits[j] > filter ? 0.0F : logits[j];
+    most = logit > most ? logit : most;
+  }
+  return most;
+}
+
+FACETRAIN_CLONES void project(float* gradient, const float* row, int64_t dim, float inverse_norm) {
+  project_row(gradient, row, dim, inverse_norm);
+}
+
+FACETRAIN_CLONES void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, float* row,
+                             float* momentum) {
+  project_row(gradient, row, dim, inverse_norm);
+  for_lanes(
+      dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
+        Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
+        m = m * sgd.momentum + (load<Floats>(gradient + i, k) + w * sgd.weight_decay);
+        w = w - m * sgd.learning_rate;
+        store(m, momentum + i, k);
+        store(w, row + i, k);
+      });
+}
+
+FACETRAIN_CLONES void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, uint64_t rounding,
+                             uint16_t* row, uint16_t* momentum, float* scratch) {
+  widen_row(row, dim, scratch);
+  project_row(gradient, scratch, dim, inverse_norm);
+  // One number at a time: the hash has no use of sixteen lanes of 32 bits, and two numbers share one.
+  for (int64_t i = 0; i < dim; i += 2) {
+    uint64_t bits = rounding_bits(rounding, i / 2);
+    for (int64_t j = i; j < dim && j < i + 2; ++j, bits >>= 16) {
+      float m = 0;
+      const uint32_t wide = uint32_t{momentum[j]} << 16;
+      std::memcpy(&m, &wide, sizeof m);
+      sgd.apply(scratch[j], m, gradient[j]);
+      row[j] = round_stochastically(scratch[j], static_cast<uint16_t>(bits));
+      momentum[j] = round_stochastically(m, static_cast<uint16_t>(bits >> 32));
+    }
+  }
+}
+
+FACETRAIN_CLONES int64_t negatives(const ClassSample& sample, int64_t first, int64_t count, int64_t* out) {
+  constexpr int64_t kBlock = 1024;
+  uint8_t chosen[kBlock];
+  int64_t found = 0;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+    for (int64_t i = 0; i < n; ++i) chosen[i] = sample.has(first + begin + i);
+    for (int64_t i = 0; i < n; ++i) {
+      out[found] = first + begin + i;
+      found += chosen[i];
+    }
+  }
+  return found;
+}
+
+}  // namespace facetrain::cpu

@@ -1,0 +1,44 @@
+// The loops of the step on CPUs over single rows: what is neither a matrix product nor a collective. Plain C++ without
+// torch, compiled for several instruction sets, which all give the same numbers (kernels/clones.h).
+#pragma once
+
+#include <cstdint>
+
+#include "pfc/class_sample.h"
+#include "pfc/row_update.h"
+
+namespace facetrain::cpu {
+
+// 1 / |row|, and 0 for a row shorter than 1e-12.
+float inverse_norm(const float* row, int64_t dim);
+
+// out = factor row, in float32 or, rounded to the nearest, in bfloat16.
+void scale(const float* row, int64_t dim, float factor, float* out);
+void scale(const float* row, int64_t dim, float factor, uint16_t* out);
+
+// bfloat16 to float32.
+void widen(const uint16_t* row, int64_t dim, float* out);
+
+// out[j] = e^(logit[j] - shift), which must not exceed e^88 and is 0 below e^-87; returns the sum over j, before it is
+// rounded to the type of `out`. A logit above `filter` counts as 0 in the sum, and its out[j] is 0. `out` may be
+// `logits`.
+double exponentials(const float* logits, int64_t count, float shift, float filter, float* out);
+double exponentials(const float* logits, int64_t count, float shift, float filter, uint16_t* out);
+
+// The largest of `count` > 0 logits, of which those above `filter` count as 0.
+float largest(const float* logits, int64_t count, float filter);
+
+// The gradient with respect to w / |w| becomes that with respect to w: it loses its part along w.
+void project(float* gradient, const float* row, int64_t dim, float inverse_norm);
+
+// project(), then the update of a row and its momentum. The bits for the rounding of bfloat16 are those of `rounding`,
+// rounding_key() of row_update.h.
+void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, float* row, float* momentum);
+void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, uint64_t rounding, uint16_t* row,
+            uint16_t* momentum, float* scratch);
+
+// Which of `count` classes from `first` on are negatives of the step: writes them to `out`, and returns how many.
+// `out` has room for `count`.
+int64_t negatives(const ClassSample& sample, int64_t first, int64_t count, int64_t* out);
+
+}  // namespace facetrain::cpu

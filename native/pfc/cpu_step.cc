@@ -1,0 +1,533 @@
+// The step on CPUs. In one pass over tiles of the sampled rows, each on one thread: gather the rows at unit length,
+// multiply, e^(s cos), its sum for each picture, and its product with the tile's rows. Division by Z is put off, as on
+// CUDA (cuda_step.cc): the features' gradient is divided by Z_i in the end, and the rows' gradient is the product of
+// the exponentials with features divided by Z_i. So no logit is computed twice, except those beyond kept_logits.
+//
+// Threads have tiles of their own, and meet twice in a step. A matrix product within a thread runs at four fifths of a
+// core's peak in MKL, the one of libtorch; one that is split over threads, which wait for each other at its end, at
+// half of that on a machine with other work. A thread's tile stays in its cache from the gather to the last product.
+// Which thread has which tile depends on the number of threads only, so their sums are the same in every run.
+//
+// e^(s cos) must be in the range of float32. With s above kLargestScale two passes are made instead: the first sums,
+// relative to the largest logit of each picture in each tile, and the second computes the logits again, relative to
+// log Z.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "pfc/cpu_kernels.h"
+#include "pfc/step.h"
+
+// Of MKL, which libtorch for x86-64 has and exports: c = alpha op(a) op(b) + beta c of column-major matrices, a and b
+// in bfloat16, sums and c in float32. ATen has no such product on CPUs.
+extern "C" __attribute__((weak)) void gemm_bf16bf16f32_(const char* transpose_a, const char* transpose_b, const int* m,
+                                                        const int* n, const int* k, const float* alpha, const void* a,
+                                                        const int* lda, const void* b, const int* ldb,
+                                                        const float* beta, float* c, const int* ldc);
+
+namespace facetrain {
+namespace {
+
+constexpr double kShortest = 1e-12;  // shorter features are treated as zero
+
+// Numbers in the largest of a tile's matrices: rows [t, d] and logits [B, t]. 1 MiB of float32: half of a core's
+// second-level cache.
+constexpr int64_t kTileNumbers = int64_t{1} << 18;
+// Rows of a tile are a multiple of it, if there are enough: whole registers, and columns that begin at cache lines.
+constexpr int64_t kTileStep = 16;
+constexpr int64_t kKeptLogits = int64_t{1} << 26;  // 256 MiB in float32
+// e^70 and the sum of 10^8 of them are in the range of float32.
+constexpr float kLargestScale = 70;
+constexpr int64_t kSampleBlock = 4096;  // rows
+// The logit of a target in its tile: its exponential is 0. Finite, because the difference of two infinities is not.
+constexpr float kMasked = -1e30F;
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// [n, 1]: 1 / |row|, and 0 for rows shorter than kShortest.
+at::Tensor inverse_norms(const at::Tensor& matrix) {
+  const at::Tensor norms = at::linalg_vector_norm(matrix, 2, at::IntArrayRef{1}, /*keepdim=*/true);
+  return norms.reciprocal().masked_fill_(norms < kShortest, 0);
+}
+
+// The backward pass of x / |x|. `gradient` [n, d] is with respect to x / |x|, and already divided by |x|. Projects it
+// onto the orthogonal complement of x, row by row.
+void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
+  const at::Tensor radial = (gradient * x).sum(1, /*keepdim=*/true).mul_(inverse_norm).mul_(inverse_norm);
+  gradient.addcmul_(x, radial, -1);
+}
+
+struct Batch {
+  at::Tensor features;  // [B, d] of unit length, rank by rank
+  at::Tensor labels;    // [B] int64
+};
+
+// Gathers the batch in one all-gather. The 64 bits of a label travel as two floats after its features; they are copied
+// but never used in arithmetic.
+Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
+  const int64_t dim = features.size(1);
+  const at::Tensor bits = labels.contiguous().view({-1, 1}).view(at::kFloat);
+  const at::Tensor packed = at::cat({features, bits}, 1);
+  at::Tensor all = at::empty({comm.size() * packed.size(0), packed.size(1)}, packed.options());
+  comm.all_gather(all, packed);
+  // A copy also of a single picture, whose label may lie at an odd offset, which has no view in 64 bits.
+  const at::Tensor labels_of_all = all.narrow(1, dim, 2).clone(at::MemoryFormat::Contiguous);
+  return {all.narrow(1, 0, dim).contiguous(), labels_of_all.view(at::kLong).view({-1})};
+}
+
+// The pictures of the global batch whose class this rank owns, by ascending row.
+struct Positives {
+  std::vector<int64_t> rows;      // of their classes, counted from this rank's first row
+  std::vector<int64_t> pictures;  // indices in the global batch
+};
+
+Positives find_positives(const at::Tensor& labels, RowRange range) {
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < labels.numel(); ++i) {
+    const int64_t row = label[i] - range.first;
+    if (row >= 0 && row < range.count) pairs.emplace_back(row, i);
+  }
+  std::sort(pairs.begin(), pairs.end());
+  Positives result;
+  for (const auto& [row, picture] : pairs) {
+    result.rows.push_back(row);
+    result.pictures.push_back(picture);
+  }
+  return result;
+}
+
+at::Tensor indices(const std::vector<int64_t>& values) { return at::tensor(values, at::kLong); }
+
+// s target(cos) and d target / d cos for cosines [k] float64.
+std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double scale, const at::Tensor& cosines) {
+  at::Tensor logits = cosines.clone(), slopes = at::empty_like(logits);
+  double* logit = logits.data_ptr<double>();
+  double* slope = slopes.data_ptr<double>();
+  for (int64_t i = 0; i < logits.numel(); ++i) {
+    const auto target = apply_margin(margin, logit[i]);
+    logit[i] = scale * target.value;
+    slope[i] = target.slope;
+  }
+  return {logits, slopes};
+}
+
+// c = a b, or c += a b, of matrices in bfloat16, with sums and c in float32. a and b are row-major or transposed.
+void product_bf16(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool add) {
+  if (gemm_bf16bf16f32_ == nullptr) {
+    at::Tensor out = c;
+    const at::Tensor product = at::mm(a.to(at::kFloat), b.to(at::kFloat));
+    add ? out.add_(product) : out.copy_(product);
+    return;
+  }
+  // Column-major, c^T = b^T a^T.
+  const auto size = [](int64_t n) { return static_cast<int>(n); };
+  const bool a_transposed = a.stride(1) != 1, b_transposed = b.stride(1) != 1;
+  const int m = size(c.size(1)), n = size(c.size(0)), k = size(a.size(1));
+  // The stride of a matrix of one row or column says nothing.
+  const int lda = b_transposed ? std::max(size(b.stride(1)), k) : std::max(size(b.stride(0)), m),
+            ldb = a_transposed ? std::max(size(a.stride(1)), n) : std::max(size(a.stride(0)), k),
+            ldc = std::max(size(c.stride(0)), m);
+  const float one = 1, beta = add ? 1 : 0;
+  gemm_bf16bf16f32_(b_transposed ? "T" : "N", a_transposed ? "T" : "N", &m, &n, &k, &one, b.const_data_ptr(), &lda,
+                    a.const_data_ptr(), &ldb, &beta, c.data_ptr<float>(), &ldc);
+}
+
+// c = a b, or c += a b. On the thread that calls it, within a parallel loop.
+void product(at::Tensor c, const at::Tensor& a, const at::Tensor& b, bool add) {
+  if (a.scalar_type() == at::kBFloat16) return product_bf16(c, a, b, add);
+  add ? c.addmm_(a, b) : at::mm_out(c, a, b);
+}
+
+uint16_t* bits_of(const at::Tensor& bfloat16) { return static_cast<uint16_t*>(bfloat16.data_ptr()); }
+
+// Asks for `bytes` bytes that will be read soon: rows of a sample are far from each other, and each is too short for a
+// processor to notice that it is read in order.
+void prefetch(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
+// A buffer that is kept from step to step: it is made anew only when it must grow, then by a bit more than that.
+class Buffer {
+ public:
+  at::Tensor of(at::IntArrayRef sizes, at::ScalarType type) {
+    const int64_t numbers = c10::multiply_integers(sizes);
+    if (!memory_.defined() || memory_.scalar_type() != type || memory_.numel() < numbers) {
+      memory_ = at::Tensor();
+      memory_ = at::empty({numbers + numbers / 32}, type);
+    }
+    return memory_.narrow(0, 0, numbers).view(sizes);
+  }
+
+ private:
+  at::Tensor memory_;
+};
+
+struct Tile {
+  int64_t first, count;  // of the sampled rows
+  int64_t kept;          // where its exponentials begin among those that are kept; negative: they are not
+};
+
+// A thread's buffers, and its share of the sums.
+struct Worker {
+  std::vector<Tile> tiles;
+  std::vector<int64_t> negatives;
+  Buffer rows, logits, exponentials, features, row;
+  at::Tensor z;             // [B] float64: of its tiles
+  at::Tensor feature_sums;  // [B, d]: exponentials times rows
+};
+
+class CpuStep final : public HeadStep {
+ public:
+  CpuStep(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight, at::Tensor momentum)
+      : comm_(comm), options_(options), rows_(rows), weight_(std::move(weight)), momentum_(std::move(momentum)) {
+    sampled_ = at::empty({0}, at::kLong);
+    gradient_ = at::empty({0, dim()}, at::kFloat);
+    draw_rows();
+  }
+
+  PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
+  void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) override;
+  at::Tensor sampled() const override { return sampled_.clone(); }
+  at::Tensor sampled_gradient() const override;
+  void set_precision(Precision precision) override { options_.precision = precision; }
+  void rows_change() override {}
+  at::Tensor labels() const override { return labels_; }
+
+ private:
+  int64_t dim() const { return options_.embedding_dim; }
+  // The type of the products' operands.
+  at::ScalarType low() const { return options_.precision == Precision::bf16 ? at::kBFloat16 : at::kFloat; }
+  // One pass, with exponentials relative to 1.
+  bool relative() const { return options_.scale <= kLargestScale; }
+
+  template <class Body>
+  void for_workers(Body body) {
+    const auto count = static_cast<int64_t>(workers_.size());
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(workers_[i]);
+    });
+  }
+  void draw_rows();
+  std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
+  void make_tiles(int64_t batch);
+  // A row of a matrix [rows of this rank, d].
+  char* address(const at::Tensor& matrix, int64_t index) const {
+    return static_cast<char*>(matrix.data_ptr()) + index * row_bytes();
+  }
+  int64_t row_bytes() const { return dim() * weight_.element_size(); }
+  const float* row(int64_t index, float* scratch) const;
+  at::Tensor unit_rows(Worker& worker, const Tile& tile);
+  at::Tensor exponentials_of(Worker& worker, const Tile& tile, int64_t batch);
+
+  Comm& comm_;
+  PfcOptions options_;
+  const RowRange rows_;
+  const at::Tensor weight_, momentum_;
+  std::vector<Worker> workers_;
+  Buffer sample_memory_, gradient_memory_, kept_memory_, norms_memory_;
+
+  // Of the last step. gradient_ [n, d] is with respect to the rows at unit length, whose inverse norms are in norms_.
+  uint64_t step_ = 0;
+  at::Tensor labels_, sampled_, gradient_, norms_, kept_;
+};
+
+void CpuStep::draw_rows() {
+  float* const data = options_.bf16_rows ? nullptr : weight_.data_ptr<float>();
+  at::parallel_for(0, rows_.count, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(dim() + 1));
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < dim(); i += 2) {
+        const Pair values = initial_pair(options_.seed, rows_.first + row, i / 2);
+        scratch[i] = values.first;
+        scratch[i + 1] = values.second;
+      }
+      if (data != nullptr) {
+        std::copy_n(scratch.data(), dim(), data + row * dim());
+      } else {
+        cpu::scale(scratch.data(), dim(), 1, bits_of(weight_) + row * dim());
+      }
+    }
+  });
+}
+
+// Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
+// that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
+std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& positives) {
+  if (options_.sample_rate >= 1) {
+    if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, at::kLong);
+    return positives;
+  }
+  const ClassSample sample(options_.seed, step, options_.sample_rate);
+  const int64_t share = (rows_.count + static_cast<int64_t>(workers_.size()) - 1) / std::ssize(workers_);
+  for_workers([&](Worker& worker) {
+    const int64_t begin = std::min((&worker - workers_.data()) * share, rows_.count),
+                  end = std::min(begin + share, rows_.count);
+    worker.negatives.clear();
+    for (int64_t first = begin; first < end; first += kSampleBlock) {
+      int64_t found[kSampleBlock];
+      const int64_t count = cpu::negatives(sample, rows_.first + first, std::min(kSampleBlock, end - first), found);
+      worker.negatives.insert(worker.negatives.end(), found, found + count);
+    }
+  });
+  auto capacity = std::ssize(positives);
+  for (const Worker& worker : workers_) capacity += std::ssize(worker.negatives);
+  int64_t* const sampled = sample_memory_.of({capacity}, at::kLong).data_ptr<int64_t>();
+  std::vector<int64_t> columns;
+  columns.reserve(positives.size());
+  int64_t count = 0;
+  auto positive = positives.begin();
+  const auto add = [&](int64_t row) {
+    for (; positive != positives.end() && *positive < row; ++positive) {
+      if (count == 0 || sampled[count - 1] != *positive) sampled[count++] = *positive;
+      columns.push_back(count - 1);
+    }
+    if (row < rows_.count && (count == 0 || sampled[count - 1] != row)) sampled[count++] = row;
+  };
+  for (const Worker& worker : workers_) {
+    for (const int64_t class_id : worker.negatives) add(class_id - rows_.first);
+  }
+  add(rows_.count);
+  sampled_ = sample_memory_.of({count}, at::kLong);
+  return columns;
+}
+
+// Gives each thread its part of the sampled rows, in tiles, and chooses whose exponentials are kept.
+void CpuStep::make_tiles(int64_t batch) {
+  const int64_t count = sampled_.size(0), threads = std::ssize(workers_);
+  const int64_t share = std::max(round_up((count + threads - 1) / threads, kTileStep), kTileStep);
+  const int64_t largest = options_.tile_rows > 0
+                              ? options_.tile_rows
+                              : std::max(kTileNumbers / std::max(batch, dim()) / kTileStep, int64_t{4}) * kTileStep;
+  const int64_t to_keep = relative() ? (options_.kept_logits >= 0 ? options_.kept_logits : kKeptLogits) : 0;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < threads; ++i) {
+    Worker& worker = workers_[i];
+    worker.tiles.clear();
+    const int64_t begin = std::min(i * share, count), end = std::min(begin + share, count);
+    const int64_t kept_before = kept;
+    for (int64_t first = begin; first < end; first += largest) {
+      const int64_t rows = std::min(largest, end - first), logits = rows * batch;
+      const bool keep = kept - kept_before + logits <= to_keep / threads;
+      worker.tiles.push_back({first, rows, keep ? kept : -1});
+      if (keep) kept += logits;
+    }
+  }
+  kept_ = kept_memory_.of({kept}, low());
+}
+
+// The row with that index in the shard, in float32: itself, or a copy in `scratch`.
+const float* CpuStep::row(int64_t index, float* scratch) const {
+  if (!options_.bf16_rows) return weight_.const_data_ptr<float>() + index * dim();
+  cpu::widen(bits_of(weight_) + index * dim(), dim(), scratch);
+  return scratch;
+}
+
+// The tile's rows at unit length, in the products' type. Stores their inverse norms.
+at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>() + tile.first;
+  float* const norms = norms_.data_ptr<float>() + tile.first;
+  float* const scratch = worker.row.of({dim()}, at::kFloat).data_ptr<float>();
+  const at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
+  for (int64_t i = 0; i < tile.count; ++i) {
+    if (i + 1 < tile.count) prefetch(address(weight_, sampled[i + 1]), row_bytes());
+    const float* const from = row(sampled[i], scratch);
+    norms[i] = cpu::inverse_norm(from, dim());
+    if (low() == at::kFloat) {
+      cpu::scale(from, dim(), norms[i], rows.data_ptr<float>() + i * dim());
+    } else {
+      cpu::scale(from, dim(), norms[i], bits_of(rows) + i * dim());
+    }
+  }
+  return rows;
+}
+
+// Where the tile's exponentials [B, t] are.
+at::Tensor CpuStep::exponentials_of(Worker& worker, const Tile& tile, int64_t batch) {
+  if (tile.kept >= 0) return kept_.narrow(0, tile.kept, batch * tile.count).view({batch, tile.count});
+  return worker.exponentials.of({batch, tile.count}, low());
+}
+
+// With x and w of unit length, y the label, t = target(x . w_y), and the other logits l_j = s x . w_j:
+//   loss = mean_i (log Z_i - s t_i),  Z = e^(s t) + sum_j e^(l_j),
+//   d loss / d cos_j = s / B e^(l_j) / Z,  d loss / d cos_y = s / B (e^(s t) / Z - 1) t'.
+//
+// Numerics. Z is summed over tiles and ranks in float64, without subtracting a maximum, which would cost a collective:
+// |l_j| <= s <= 512, and float64 represents e^-745 to e^709, so the exponentials neither overflow nor underflow. Those
+// of a tile are float32: of the logits themselves where s is at most kLargestScale, else of the logits minus the
+// largest of the picture in the tile. (float32 with the constant maximum s, a common shortcut, underflows for cos <
+// -0.36 at s = 64.) The target's logit s t can be below -s (margin.h), and e^(s t) can underflow to 0. That changes
+// nothing: each other class adds e^-512 or more to Z, next to which a term below e^-745 vanishes in float64 anyway. The
+// target's logit is not in the tiles but a separate float64, so that a loss near 0 and p - 1 near 0 are not differences
+// of rounded numbers.
+PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
+  const at::NoGradGuard no_grad;
+  const double scale = options_.scale;
+  workers_.resize(static_cast<size_t>(std::max(at::get_num_threads(), 1)));
+  step_ = step;
+
+  // Gather the batch of all ranks, and choose the rows.
+  const at::Tensor inverse_norm = inverse_norms(embeddings);
+  const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
+  const int64_t batch_size = batch.features.size(0);
+  labels_ = batch.labels;
+  check_labels(labels_, options_.num_classes, comm_.size());
+  const Positives positives = find_positives(batch.labels, rows_);
+  const std::vector<int64_t> target_columns = sample(step, positives.rows);
+  norms_ = norms_memory_.of({sampled_.size(0)}, at::kFloat);
+  make_tiles(batch_size);
+
+  // The target logits of the pictures whose class this rank owns.
+  const at::Tensor target_pictures = indices(positives.pictures);
+  at::Tensor target_rows = weight_.index_select(0, indices(positives.rows)).to(at::kDouble);
+  target_rows.mul_(inverse_norms(target_rows));
+  const at::Tensor target_cosines = (batch.features.index_select(0, target_pictures) * target_rows).sum(1);
+  const auto [target_logits, target_slopes] = apply_margins(options_.margin, scale, target_cosines);
+
+  // The logits s cos of a tile [B, t], without margin, those of targets masked.
+  const at::Tensor scaled_features = (batch.features * scale).to(low());
+  const auto score = [&](const Tile& tile, const at::Tensor& rows, const at::Tensor& out) {
+    product(out, scaled_features, rows.t(), /*add=*/false);
+    float* const logits = out.data_ptr<float>();
+    for (auto i = std::lower_bound(target_columns.begin(), target_columns.end(), tile.first) - target_columns.begin();
+         i < std::ssize(target_columns) && target_columns[i] < tile.first + tile.count; ++i)
+      logits[positives.pictures[i] * tile.count + target_columns[i] - tile.first] = kMasked;
+  };
+  const auto filter =
+      options_.interclass_filter ? static_cast<float>(*options_.interclass_filter * scale) : float{INFINITY};
+  // e^(logit - shift) of a tile, in the products' type. Calls sum(picture, sum of the exponentials).
+  const auto exponentials = [&](Worker& worker, const Tile& tile, const at::Tensor& rows, const float* shifts,
+                                auto sum) {
+    const at::Tensor out = exponentials_of(worker, tile, batch_size);
+    const at::Tensor logits = low() == at::kFloat ? out : worker.logits.of({batch_size, tile.count}, at::kFloat);
+    score(tile, rows, logits);
+    const float* const from = logits.const_data_ptr<float>();
+    for (int64_t i = 0; i < batch_size; ++i) {
+      const float shift = shifts == nullptr ? 0 : shifts[i];
+      const int64_t at = i * tile.count;
+      sum(i, low() == at::kFloat ? cpu::exponentials(from + at, tile.count, shift, filter, out.data_ptr<float>() + at)
+                                 : cpu::exponentials(from + at, tile.count, shift, filter, bits_of(out) + at));
+    }
+    return out;
+  };
+
+  // First pass: Z and s t of each picture over this rank's classes; then the sums over all ranks.
+  for_workers([&](Worker& worker) {
+    worker.z = at::zeros({batch_size}, at::kDouble);
+    worker.feature_sums = worker.features.of({batch_size, dim()}, at::kFloat);
+    double* const z = worker.z.data_ptr<double>();
+    for (const Tile& tile : worker.tiles) {
+      const at::Tensor rows = unit_rows(worker, tile);
+      if (relative()) {
+        const at::Tensor e =
+            exponentials(worker, tile, rows, nullptr, [z](int64_t picture, double sum) { z[picture] += sum; });
+        product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+        continue;
+      }
+      const at::Tensor logits = worker.logits.of({batch_size, tile.count}, at::kFloat);
+      score(tile, rows, logits);
+      float* const data = logits.data_ptr<float>();
+      for (int64_t i = 0; i < batch_size; ++i) {
+        float* const own = data + i * tile.count;
+        const float largest = cpu::largest(own, tile.count, filter);
+        z[i] += std::exp(double{largest}) * cpu::exponentials(own, tile.count, largest, filter, own);
+      }
+    }
+  });
+  at::Tensor sums = at::zeros({2, batch_size}, at::kDouble);
+  at::Tensor z = sums[0], target = sums[1];
+  for (const Worker& worker : workers_) z.add_(worker.z);
+  z.index_add_(0, target_pictures, target_logits.exp());
+  target.index_copy_(0, target_pictures, target_logits);
+  comm_.all_reduce_sum(sums);
+  const at::Tensor log_z = z.log();
+
+  // Second pass: the gradients of the sampled rows at unit length. Each picture's part has the factor s / B / Z, of
+  // which the exponentials have 1 / Z already if they are relative to it.
+  const double gradient_scale = scale / static_cast<double>(batch_size);
+  const at::Tensor factors = relative() ? z.reciprocal().mul_(gradient_scale) : at::full_like(z, gradient_scale);
+  const at::Tensor factors32 = factors.to(at::kFloat).view({-1, 1});
+  const at::Tensor weighted_features = (batch.features * factors32).to(low());
+  const at::Tensor shifts = relative() ? at::Tensor() : log_z.to(at::kFloat);
+  gradient_ = gradient_memory_.of({sampled_.size(0), dim()}, at::kFloat);
+  for_workers([&](Worker& worker) {
+    for (const Tile& tile : worker.tiles) {
+      at::Tensor e = tile.kept >= 0 ? exponentials_of(worker, tile, batch_size) : at::Tensor();
+      if (!e.defined()) {
+        const at::Tensor rows = unit_rows(worker, tile);
+        e = exponentials(worker, tile, rows, shifts.defined() ? shifts.const_data_ptr<float>() : nullptr,
+                         [](int64_t, double) {});
+        if (!relative()) product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+      }
+      product(gradient_.narrow(0, tile.first, tile.count), e.t(), weighted_features, /*add=*/false);
+    }
+  });
+
+  // The targets' part, in float32; and the sum over threads in their order.
+  const at::Tensor target_gradients =
+      ((target_logits - log_z.index_select(0, target_pictures)).expm1_() * target_slopes * gradient_scale)
+          .to(at::kFloat)
+          .view({-1, 1});
+  gradient_.index_add_(0, indices(target_columns), batch.features.index_select(0, target_pictures) * target_gradients);
+  at::Tensor feature_gradients = at::zeros_like(batch.features);
+  for (const Worker& worker : workers_) {
+    if (!worker.tiles.empty()) feature_gradients.add_(worker.feature_sums);
+  }
+  feature_gradients.mul_(factors32);
+  feature_gradients.index_add_(0, target_pictures, target_rows.to(at::kFloat) * target_gradients);
+
+  // Sum all ranks' gradients of this rank's features, and go back through the normalization.
+  PfcResult result{(log_z - target).mean(), at::empty(embeddings.sizes(), embeddings.options())};
+  comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
+  result.grad_embeddings.mul_(inverse_norm);
+  remove_radial(result.grad_embeddings, embeddings, inverse_norm);
+  return result;
+}
+
+at::Tensor CpuStep::sampled_gradient() const {
+  at::Tensor gradients = gradient_.clone();
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
+  std::vector<float> scratch(static_cast<size_t>(dim()));
+  for (int64_t i = 0; i < gradients.size(0); ++i) {
+    cpu::project(gradients.data_ptr<float>() + i * dim(), row(sampled[i], scratch.data()), dim(),
+                 norms_.const_data_ptr<float>()[i]);
+  }
+  return gradients;
+}
+
+void CpuStep::apply_sgd(const RowSgd& sgd, const at::Tensor& skip) {
+  if (skip.defined() && skip.item<float>() != 0) return;
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
+  at::parallel_for(0, gradient_.size(0), 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(2 * dim()));
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + 1 < end) {
+        prefetch(address(weight_, sampled[i + 1]), row_bytes());
+        prefetch(address(momentum_, sampled[i + 1]), row_bytes());
+      }
+      // A copy: the gradient stays what the step made of it.
+      float* const gradient = scratch.data();
+      std::copy_n(gradient_.const_data_ptr<float>() + i * dim(), dim(), gradient);
+      const float norm = norms_.const_data_ptr<float>()[i];
+      const int64_t at = sampled[i] * dim();
+      if (options_.bf16_rows) {
+        cpu::update(sgd, gradient, norm, dim(), rounding_key(options_.seed, step_, rows_.first + sampled[i]),
+                    bits_of(weight_) + at, bits_of(momentum_) + at, scratch.data() + dim());
+      } else {
+        cpu::update(sgd, gradient, norm, dim(), weight_.data_ptr<float>() + at, momentum_.data_ptr<float>() + at);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+                                        const at::Tensor& momentum) {
+  return std::make_unique<CpuStep>(comm, options, rows, weight, momentum);
+}
+
+}  // namespace facetrain

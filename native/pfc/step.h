@@ -1,0 +1,41 @@
+// A step of Partial FC on one kind of device: partial_fc.h has the mathematics, cpu_step.cc and cuda_step.cc the two
+// implementations. Included by pfc/*.cc only.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "comm/comm.h"
+#include "pfc/partial_fc.h"
+#include "pfc/row_update.h"
+
+namespace facetrain {
+
+class HeadStep {
+ public:
+  virtual ~HeadStep() = default;
+  // As PartialFc's.
+  virtual PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) = 0;
+  virtual void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) = 0;
+  // As PartialFc's. On CUDA they wait for the device.
+  virtual at::Tensor sampled() const = 0;
+  virtual at::Tensor sampled_gradient() const = 0;
+  virtual void set_precision(Precision precision) = 0;
+  // To be called before anybody else writes to the rows.
+  virtual void rows_change() = 0;
+  // Of the global batch of the last step [B] int64, on the host.
+  virtual at::Tensor labels() const = 0;
+};
+
+// Both draw the initial rows in `weight`. make_cuda_step throws Error(InvalidConfig) in a build without CUDA.
+std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+                                        const at::Tensor& momentum);
+std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
+                                         const at::Tensor& momentum);
+
+// Throws Error(InvalidDataset), on every rank, if a label of the global batch [B] int64 is outside [0, num_classes).
+void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks);
+
+}  // namespace facetrain
