@@ -322,11 +322,16 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     }),
   );
 
-command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder')
+command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder; compare two checkpoints')
   .argument('<path>')
+  .argument('[other]', 'a second checkpoint: what differs, and how far weights and class centres moved')
   .addOption(output())
   .action(
-    action(async (path: string, options: { output?: string }) => {
+    action(async (path: string, other: string | undefined, options: { output?: string }) => {
+      if (other !== undefined) {
+        const { inspectTwo } = await import('./commands/inspect-two.ts');
+        return inspectTwo(path, other, new StatusLine());
+      }
       const { inspect } = await import('./commands/inspect.ts');
       return inspect(path, options);
     }),

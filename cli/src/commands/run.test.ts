@@ -89,6 +89,18 @@ test('a manifest becomes a trained, evaluated, quantized and published model', a
     job.artifact!.dir,
   ])
     assert.equal((await facetrain('inspect', path)).code, 0, path);
+
+  const saved = checkpoints()
+    .sort()
+    .map((name) => join(out, 'checkpoints', name));
+  const [first, last] = [saved[0]!, saved.at(-1)!];
+  const compared = await facetrain('inspect', first, last);
+  assert.equal(compared.code, 0, compared.stderr);
+  assert.match(compared.stdout, /\n +step +\d+ → \d+\n/);
+  assert.match(compared.stdout, /\n +Class centres +\d+ compared, \d+ unchanged\n +turned by +\d+\.\d\d° on average/);
+  const printed = JSON.parse((await facetrain('inspect', first, last, '--json')).stdout) as { type: string };
+  assert.equal(printed.type, 'comparison');
+  assert.equal((await facetrain('inspect', first, out)).code, 2);
 });
 
 test('a killed rank: the gang restarts from the newest checkpoint, and the model is the same bit for bit', async () => {

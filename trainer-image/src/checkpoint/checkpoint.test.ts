@@ -20,6 +20,7 @@ import type { BackboneState, Rows, RowTensor, StateCopy, TrainingSessionContract
 import { digestFile } from '../storage/digest.ts';
 import { Fence } from '../storage/fence.ts';
 import { SimulatedProcess } from '../testing/file-operations.ts';
+import { compareCheckpoints, openAt } from './compare.ts';
 import {
   checkpointDirectory,
   completeSteps,
@@ -790,4 +791,42 @@ test('a rank 0 that is frozen before any of its file operations changes nothing 
     assert(number < 1000);
   }
   assert(number > 40, `only ${number} operations`);
+});
+
+test('two checkpoints are compared: fields, distance of the backbone, angles of the class centres', async () => {
+  const fence = await newFence();
+  const root = fence.folder;
+  const before = new Gang(1).fill();
+  await before.save(fence, 5);
+  // By other ranks, so that blocks have other borders.
+  const after = new Gang(3).fill();
+  after.sessions[0]!.backbone.tensors.conv!.data.set([1, 4]);
+  const turned = after.sessions.find(({ rowRange: { firstRow, rows } }) => firstRow <= 6 && 6 < firstRow + rows)!;
+  const at = (6 - turned.rowRange.firstRow) * DIM;
+  const old = turned.weight.slice(at, at + DIM);
+  // By 90 degrees, and twice as long.
+  turned.weight.set([-2 * old[1]!, 2 * old[0]!, -2 * old[3]!, 2 * old[2]!], at);
+  await after.save(fence, 9);
+  await noteEvaluation(fence, { job: 'j', step: 9, sets: [{ set: 'lfw', accuracy: 0.75 }] });
+
+  const open = (step: number) => openAt(checkpointDirectory(root, step));
+  const found = await compareCheckpoints(await open(5), await open(9));
+  assert.deepEqual(found.fields, [
+    { field: 'step', first: 5, second: 9 },
+    { field: 'worldSize', first: 1, second: 3 },
+  ]);
+  assert.deepEqual(found.accuracy, [{ set: 'lfw', first: null, second: 0.75 }]);
+  // conv moved by 2, of a length of sqrt(1 + 4); with the mean, 3, the whole of sqrt(14).
+  assert.deepEqual([found.backbone.tensors, found.backbone.different], [2, []]);
+  assert.deepEqual(found.backbone.largest[0], { name: 'conv', distance: 2 / Math.sqrt(5) });
+  assert.equal(found.backbone.distance, 2 / Math.sqrt(14));
+  assert.deepEqual([found.centres?.compared, found.centres?.unchanged], [11, 10]);
+  assert.deepEqual(found.centres?.largest, [{ row: 6, degrees: 90 }]);
+  assert.deepEqual([found.centres?.angle.median, found.centres?.angle.largest], [0, 90]);
+
+  const same = await compareCheckpoints(await open(9), await open(9));
+  assert.deepEqual([same.fields, same.backbone.distance, same.centres?.unchanged], [[], 0, 11]);
+  await truncate(join(checkpointDirectory(root, 9), 'backbone.safetensors'), 10);
+  await refusal(compareCheckpoints(await open(5), await open(9)));
+  await refusal(openAt(root));
 });
