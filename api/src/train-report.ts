@@ -7,6 +7,8 @@ import { precision } from './ranges.ts';
 import { StageSeconds } from './step-stages.ts';
 import { TrainerConfig } from './trainer-config.ts';
 
+const interval = z.tuple([z.number(), z.number()]);
+
 /** Accuracy on one verification set, with what only the report has. */
 export const EvaluationReport = EvaluationResult.extend({
   threshold: z
@@ -14,6 +16,21 @@ export const EvaluationReport = EvaluationResult.extend({
     .describe('Squared distance of unit embeddings below which a pair counts as the same person, mean over the folds.'),
   pairs: z.int().positive(),
   tarAtFar: z.record(z.string(), z.number()).describe('True accept rate by false accept rate ("1e-3").'),
+  // Absent in reports of before.
+  unresolvedFar: z
+    .record(z.string(), z.int())
+    .optional()
+    .describe('False accept rates that the set cannot resolve, with the pairs of different people that each needs.'),
+  positives: z.int().optional().describe('Pairs of one person.'),
+  negatives: z.int().optional().describe('Pairs of different people.'),
+  intervals: z
+    .strictObject({ accuracy: interval, tarAtFar: z.record(z.string(), interval) })
+    .optional()
+    .describe('95 % intervals by the number of pairs (Wilson).'),
+  byNorm: z
+    .array(z.strictObject({ from: z.number(), to: z.number(), pairs: z.int(), errors: z.int() }))
+    .optional()
+    .describe('Pairs by the smaller norm of the two embeddings, a quarter each, with the wrong answers among them.'),
 });
 export type EvaluationReport = z.infer<typeof EvaluationReport>;
 

@@ -272,6 +272,7 @@ command(
 inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with flip'))
   .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
   .requiredOption('--pairs <set>', 'a verification set in insightface’s .bin layout')
+  .option('--groups <file>', 'a line for each pair with the name of its group, for figures by group')
   .addOption(
     new Option('--runtime <runtime>', 'what runs the model')
       .choices(['fp32', 'int7'])

@@ -45,6 +45,26 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
     assert.ok(json.type === 'model' && 'operators' in json);
     assert.equal(json.input.channelOrder, 'bgr');
 
+    const groups = join(folder, 'groups.txt');
+    await writeFile(groups, `${Array.from({ length: 600 }, (_, pair) => (pair < 400 ? 'old' : 'young')).join('\n')}\n`);
+    const { signal } = new AbortController();
+    const judged = await evaluate({ model, pairs, groups, threads: 1 }, new StatusLine(), signal);
+    assert.deepEqual(
+      judged.json.groups?.map(({ group, pairs: of }) => [group, of]),
+      [
+        ['old', 400],
+        ['young', 200],
+      ],
+    );
+    assert.match(judged.text, /TAR at FAR 1e-4 +n\/a, needs 10000 pairs of different people; the set has 300\n/);
+    assert.match(judged.text, /TAR at FAR 1e-3 .*not resolved, as 300 pairs are of different people\n/);
+    assert.match(judged.text, /Group young +\d+\.\d\d % of 200 pairs/);
+    await writeFile(groups, 'old\n');
+    await assert.rejects(
+      evaluate({ model, pairs, groups, threads: 1 }, new StatusLine(), signal),
+      /groups\.txt: 1 lines; a text file with a line for each of the 600 pairs/,
+    );
+
     await writeFile(model, encodeOnnx(graph));
     assert.equal((await run({})).order, 'rgb');
 

@@ -40,12 +40,12 @@ export function compareOnSet(
   int7: SetEmbeddings,
 ): { comparison: Comparison; cosines: Float64Array } {
   const [reference, quantized] = [fp32, int7].map(({ plain, mirrored }) => {
-    const { pairs: _, ...accuracy } = verify(
+    const { accuracy, std, threshold, tarAtFar } = verify(
       plain.map((value, at) => value + mirrored[at]!),
       dim,
       same,
     );
-    return accuracy;
+    return { accuracy, std, threshold, tarAtFar };
   }) as [Comparison['fp32'], Comparison['int7']];
   const all = concatenate([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
   const comparison = {

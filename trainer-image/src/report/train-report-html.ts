@@ -125,12 +125,13 @@ function badPictures({ dataset }: TrainReport): string {
 
 function evaluationTable(report: TrainReport, sets: string[]): string {
   const rows = sets.map((set) => {
-    const { accuracy, std, threshold, pairs, tarAtFar, step } = report.evaluations.findLast(
+    const { accuracy, std, threshold, pairs, tarAtFar, step, unresolvedFar, negatives } = report.evaluations.findLast(
       (result) => result.set === set,
     )!;
     const rates = Object.entries(tarAtFar)
       .map(([far, tar]) => `${short(tar * 100)} % @ ${far}`)
-      .join(', ');
+      .join(', ')
+      .concat(missingRates(Object.keys(unresolvedFar ?? {}), negatives));
     const spread = std === undefined ? '' : ` ± ${short(std * 100)}`;
     return [set, count(pairs), count(step), `${short(accuracy * 100)}${spread} %`, short(threshold), rates].map(
       escapeHtml,
@@ -138,6 +139,10 @@ function evaluationTable(report: TrainReport, sets: string[]): string {
   });
   return table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
 }
+
+/** Which false accept rates the set says nothing about. */
+const missingRates = (rates: string[], negatives: number | undefined) =>
+  rates.length > 0 ? `; not resolved by ${count(negatives ?? 0)} pairs of different people: ${rates.join(', ')}` : '';
 
 interface Series {
   name: string;

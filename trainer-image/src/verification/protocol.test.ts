@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
-import { verify } from './protocol.ts';
+import { verify, verifyGroups, wilson } from './protocol.ts';
 
 /** Embeddings from a linear congruential generator, with which the reference's figures were computed, too. */
 function example(pairs: number, dim: number, seed: number): { embeddings: Float32Array; same: boolean[] } {
@@ -82,9 +82,10 @@ test('perfect, useless and reversed embeddings', () => {
     2,
     same,
   );
+  const { pairs, accuracy, std, tarAtFar } = perfect;
   assert.deepEqual(
-    { ...perfect, threshold: 0 },
-    { pairs: 40, accuracy: 1, std: 0, threshold: 0, tarAtFar: { '1e-1': 1, '1e-3': 1 } },
+    { pairs, accuracy, std, tarAtFar },
+    { pairs: 40, accuracy: 1, std: 0, tarAtFar: { '1e-1': 1, '1e-3': 1 } },
   );
   close(perfect.threshold, 0.01); // The first of several equally good thresholds.
   const useless = verify(
@@ -186,4 +187,62 @@ test('property: equal to the definition, up to rounding', () => {
     }),
     { numRuns: 60 },
   );
+});
+
+test('rates down to 1e-6 where there are as many pairs of different people, and the others are named', () => {
+  const pairs = 20_020;
+  const same = Array.from({ length: pairs }, (_, pair) => pair < 20);
+  // Pair i of different people is i / pairs apart, so the threshold of a rate is known.
+  const angle = (pair: number) => (same[pair] ? 0.1 : 0.2 + pair / pairs);
+  const embeddings = Float32Array.from(same.flatMap((_, pair) => [1, 0, Math.cos(angle(pair)), Math.sin(angle(pair))]));
+  const found = verify(embeddings, 2, same);
+  assert.deepEqual(found.tarAtFar, { '1e-1': 1, '1e-2': 1, '1e-3': 1, '1e-4': 1 });
+  assert.deepEqual(found.unresolvedFar, { '1e-5': 100_000, '1e-6': 1_000_000 });
+  assert.deepEqual([found.positives, found.negatives], [20, 20_000]);
+  assert.deepEqual(Object.keys(found.intervals.tarAtFar), Object.keys(found.tarAtFar));
+});
+
+test("Wilson's intervals", () => {
+  // By statsmodels 0.15, proportion_confint(method='wilson').
+  const cases: [hits: number, all: number, want: [number, number]][] = [
+    [540, 600, [0.8734, 0.9216]],
+    [20, 20, [0.8389, 1]],
+    [0, 300, [0, 0.0126]],
+  ];
+  for (const [hits, all, want] of cases)
+    wilson(hits, all).forEach((value, i) => {
+      assert.ok(Math.abs(value - want[i]!) < 1e-4, `${hits} of ${all}: ${value}, not ${want[i]}`);
+    });
+});
+
+test('errors by norm: a quarter of the pairs each, the shortest embeddings first', () => {
+  const { embeddings, same } = example(40, 8, 3);
+  // Pairs 0 to 9 are short, and wrong: their two pictures are the same if they should not be.
+  for (let pair = 0; pair < 10; pair++) {
+    const [a, b] = [2 * pair * 8, (2 * pair + 1) * 8];
+    for (let i = 0; i < 8; i++) {
+      embeddings[a + i]! *= 0.01;
+      embeddings[b + i] = (same[pair] ? -1 : 1) * embeddings[a + i]!;
+    }
+  }
+  const { byNorm } = verify(embeddings, 8, same);
+  assert.deepEqual(
+    byNorm.map(({ pairs }) => pairs),
+    [10, 10, 10, 10],
+  );
+  assert.equal(byNorm[0]!.errors, 10);
+  assert.ok(byNorm[0]!.to < 0.1 && byNorm[1]!.from > byNorm[0]!.to && byNorm[3]!.to >= byNorm[3]!.from);
+});
+
+test('groups are judged at the threshold of the whole set', () => {
+  const same = [true, true, false, false, true, false];
+  const embeddings = Float32Array.from([1, 1, 0, 1, 1, 0].flatMap((near) => [1, 0, near ? 1 : 0, near ? 0 : 1]));
+  const groups = ['a', 'a', 'a', 'a', 'b', 'b'];
+  const found = verifyGroups(embeddings, 2, same, groups, 1).map(({ interval: _, ...figures }) => figures);
+  assert.deepEqual(found, [
+    { group: 'a', pairs: 4, accuracy: 0.75, falseAcceptRate: 0.5, falseRejectRate: 0 },
+    { group: 'b', pairs: 2, accuracy: 1, falseAcceptRate: 0, falseRejectRate: 0 },
+  ]);
+  const [positivesOnly] = verifyGroups(embeddings, 2, same, ['p', 'p', 'n', 'n', 'n', 'n'], 1).slice(1);
+  assert.deepEqual([positivesOnly?.group, positivesOnly?.falseAcceptRate], ['p', null]);
 });

@@ -19,6 +19,29 @@ export interface Verification {
    * negative may be accepted are left out, except 1e-3.
    */
   tarAtFar: Record<string, number>;
+  /** Rates that the set cannot resolve, with the pairs of different people that each needs. */
+  unresolvedFar: Record<string, number>;
+  /** Pairs of one person, and of two. */
+  positives: number;
+  negatives: number;
+  /** 95 % intervals of accuracy and true accept rates, by the number of pairs: Wilson's score. */
+  intervals: { accuracy: Interval; tarAtFar: Record<string, Interval> };
+  /** Pairs by the smaller norm of the two embeddings, a quarter each, the smallest first: a picture's quality. */
+  byNorm: { from: number; to: number; pairs: number; errors: number }[];
+}
+
+export type Interval = [low: number, high: number];
+
+/** Figures of the pairs of one group, with the threshold of the whole set. */
+export interface GroupFigures {
+  group: string;
+  pairs: number;
+  accuracy: number;
+  interval: Interval;
+  /** Share of the pairs of different people that are accepted; null without such pairs. */
+  falseAcceptRate: number | null;
+  /** Share of the pairs of one person that are refused; null without such pairs. */
+  falseRejectRate: number | null;
 }
 
 const THRESHOLDS = Array.from({ length: 400 }, (_, i) => i * 0.01);
@@ -26,7 +49,14 @@ const FALSE_ACCEPT_RATES: [name: string, oneIn: number][] = [
   ['1e-1', 10],
   ['1e-2', 100],
   ['1e-3', 1000],
+  ['1e-4', 10_000],
+  ['1e-5', 100_000],
+  ['1e-6', 1_000_000],
 ];
+/** Groups of byNorm. */
+const NORM_GROUPS = 4;
+/** Of a normal distribution, for 95 %. */
+const Z95 = 1.96;
 
 /** Squared distances of the normalized embeddings of each pair. */
 function distances(embeddings: Float32Array, dim: number, pairs: number): Float64Array {
@@ -52,16 +82,79 @@ function foldOf(pair: number, pairs: number): number {
 
 const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
 
-function tarAtFar(distance: Float64Array, same: readonly boolean[]): Record<string, number> {
+/** The interval that holds a probability of which `hits` of `all` draws were seen, by Wilson (1927). */
+export function wilson(hits: number, all: number): Interval {
+  const share = hits / all;
+  const square = Z95 ** 2 / all;
+  const centre = (share + square / 2) / (1 + square);
+  const half = (Z95 / (1 + square)) * Math.sqrt((share * (1 - share)) / all + square / (4 * all));
+  return [Math.max(0, centre - half), Math.min(1, centre + half)];
+}
+
+/** Accepted pairs of one person by false accept rate, of the rates that the negatives can resolve, and 1e-3. */
+function acceptedAtFar(distance: Float64Array, same: readonly boolean[]): Map<string, number> {
   const positives = distance.filter((_, pair) => same[pair]);
   const negatives = distance.filter((_, pair) => !same[pair]).sort();
   const rates = FALSE_ACCEPT_RATES.filter(([name, oneIn]) => negatives.length >= oneIn || name === '1e-3');
-  return Object.fromEntries(
+  return new Map(
     rates.map(([name, oneIn]) => {
       const nearestRefused = negatives[Math.floor(negatives.length / oneIn)]!;
-      return [name, positives.filter((d) => d < nearestRefused).length / positives.length];
+      return [name, positives.filter((d) => d < nearestRefused).length];
     }),
   );
+}
+
+/** Errors at one threshold by the smaller norm of a pair's embeddings. */
+function errorsByNorm(
+  embeddings: Float32Array,
+  dim: number,
+  isError: (pair: number) => boolean,
+  pairs: number,
+): Verification['byNorm'] {
+  const norms = Float64Array.from({ length: pairs }, (_, pair) =>
+    Math.min(lengthOf(embeddings, dim, 2 * pair), lengthOf(embeddings, dim, 2 * pair + 1)),
+  );
+  const sorted = Array.from(norms.keys()).toSorted((a, b) => norms[a]! - norms[b]!);
+  return Array.from({ length: NORM_GROUPS }, (_, group) => {
+    const own = sorted.slice((pairs * group) / NORM_GROUPS, (pairs * (group + 1)) / NORM_GROUPS);
+    return {
+      from: norms[own[0]!]!,
+      to: norms[own.at(-1)!]!,
+      pairs: own.length,
+      errors: own.filter(isError).length,
+    };
+  });
+}
+
+/**
+ * Figures of each group of pairs, at the threshold of the whole set, as a system has one threshold for all.
+ * @param groups by pair
+ */
+export function verifyGroups(
+  embeddings: Float32Array,
+  dim: number,
+  same: readonly boolean[],
+  groups: readonly string[],
+  threshold: number,
+): GroupFigures[] {
+  const distance = distances(embeddings, dim, same.length);
+  return [...new Set(groups)].toSorted().map((group) => {
+    const own = [...groups.keys()].filter((pair) => groups[pair] === group);
+    const share = (kind: boolean, accepted: boolean) => {
+      const ofKind = own.filter((pair) => same[pair] === kind);
+      const hits = ofKind.filter((pair) => distance[pair]! < threshold === accepted);
+      return ofKind.length === 0 ? null : hits.length / ofKind.length;
+    };
+    const right = own.filter((pair) => distance[pair]! < threshold === same[pair]).length;
+    return {
+      group,
+      pairs: own.length,
+      accuracy: right / own.length,
+      interval: wilson(right, own.length),
+      falseAcceptRate: share(false, true),
+      falseRejectRate: share(true, false),
+    };
+  });
 }
 
 /**
@@ -94,11 +187,25 @@ export function verify(embeddings: Float32Array, dim: number, same: readonly boo
   });
   const accuracies = best.map((t, fold) => correct[fold]![t]! / foldSizes[fold]!);
   const accuracy = mean(accuracies);
+  const threshold = mean(best.map((t) => THRESHOLDS[t]!));
+  const positives = same.filter(Boolean).length;
+  const negatives = pairs - positives;
+  const accepted = acceptedAtFar(distance, same);
+  const byRate = <T>(read: (hits: number) => T) =>
+    Object.fromEntries([...accepted].map(([name, hits]) => [name, read(hits)]));
   return {
     pairs,
     accuracy,
     std: Math.sqrt(mean(accuracies.map((a) => (a - accuracy) ** 2))),
-    threshold: mean(best.map((t) => THRESHOLDS[t]!)),
-    tarAtFar: tarAtFar(distance, same),
+    threshold,
+    tarAtFar: byRate((hits) => hits / positives),
+    unresolvedFar: Object.fromEntries(FALSE_ACCEPT_RATES.filter(([, oneIn]) => negatives < oneIn)),
+    positives,
+    negatives,
+    intervals: {
+      accuracy: wilson(Math.round(accuracy * pairs), pairs),
+      tarAtFar: byRate((hits) => wilson(hits, positives)),
+    },
+    byNorm: errorsByNorm(embeddings, dim, (pair) => distance[pair]! < threshold !== same[pair], pairs),
   };
 }
