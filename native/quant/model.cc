@@ -1,9 +1,9 @@
 #include "quant/model.h"
 
 #include <algorithm>
-#include <cstddef>
 
 #include "error.h"
+#include "int7/runtime.h"
 #include "kernels/elementwise.h"
 
 namespace facetrain {
@@ -13,11 +13,9 @@ namespace {
 // theirs.
 struct BufferPlan {
   std::vector<int> buffer;       // by tensor
-  std::vector<int64_t> lengths;  // by buffer: bytes of the largest tensor in it
+  std::vector<int64_t> lengths;  // by buffer: numbers of the largest tensor in it
 
-  // `bytes(tensor)` is the size of a number of the tensor.
-  template <typename Bytes>
-  BufferPlan(const LayerGraph& graph, const Bytes& bytes) : buffer(graph.tensors.size()) {
+  explicit BufferPlan(const LayerGraph& graph) : buffer(graph.tensors.size()) {
     std::vector<int> free;
     const auto take = [&](int tensor) {
       if (free.empty()) {
@@ -26,7 +24,7 @@ struct BufferPlan {
       }
       buffer[tensor] = free.back();
       free.pop_back();
-      lengths[buffer[tensor]] = std::max(lengths[buffer[tensor]], graph.tensors[tensor].size() * bytes(tensor));
+      lengths[buffer[tensor]] = std::max(lengths[buffer[tensor]], graph.tensors[tensor].size());
     };
     take(0);
     for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
@@ -39,13 +37,12 @@ struct BufferPlan {
   }
 };
 
-// Buffers of bytes for each thread, by index of the buffer; aligned for floats.
-using Buffers = std::vector<std::vector<std::byte>>;
+using Buffers = std::vector<std::vector<float>>;  // by index of the buffer
 
 std::vector<Buffers> make_buffers(const BufferPlan& plan, int threads) {
   std::vector<Buffers> result(threads);
   for (auto& buffers : result) {
-    for (const int64_t length : plan.lengths) buffers.emplace_back(length + kOverread);
+    for (const int64_t length : plan.lengths) buffers.emplace_back(length);
   }
   return result;
 }
@@ -54,14 +51,14 @@ class RealModel final : public Model {
  public:
   RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
       : Model(std::move(graph)),
-        plan_(*graph_, [](int) { return int64_t{sizeof(float)}; }),
+        plan_(*graph_),
         buffers_(make_buffers(plan_, threads)),
         pixels_(pixel_values(*graph_)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
-    const auto at = [&](int tensor) { return reinterpret_cast<float*>(buffers_[thread][plan_.buffer[tensor]].data()); };
+    const auto at = [&](int tensor) { return buffers_[thread][plan_.buffer[tensor]].data(); };
     look_up_pixels(picture, graph_->tensors[0].size(), pixels_, at(0));
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = graph_->layers[l];
@@ -82,54 +79,89 @@ class RealModel final : public Model {
   std::vector<RealLayer> layers_;
 };
 
+// The network for int7/. Int7Layer computes what int7/ does not know.
+int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const Scales& scales) {
+  using Kind = int7::LayerSpec::Kind;
+  int7::Network network;
+  network.outputs = graph->outputs;
+  if (graph->quantized(0)) {
+    network.pixels = pixel_integers(*graph, scales);
+  } else {
+    network.real_pixels = pixel_values(*graph);
+  }
+  for (int t = 0; t < static_cast<int>(graph->tensors.size()); ++t) {
+    const Tensor& from = graph->tensors[t];
+    network.tensors.push_back({.channels = from.channels,
+                               .height = from.height,
+                               .width = from.width,
+                               .scale = scales.tensors[t],
+                               .limit = from.limit(),
+                               .real = !graph->quantized(t)});
+  }
+  for (int l = 0; l < static_cast<int>(graph->layers.size()); ++l) {
+    const Layer& from = graph->layers[l];
+    int7::LayerSpec layer;
+    layer.name = from.name;
+    layer.inputs = from.inputs;
+    layer.output = from.output;
+    switch (from.kind) {
+      case Layer::Kind::conv:
+        layer.kind = Kind::conv;
+        layer.shape = from.shape;
+        layer.weights = scales.convs[l].weights;
+        layer.bias = scales.convs[l].bias;
+        layer.weight_scales = scales.convs[l].weight;
+        break;
+      case Layer::Kind::pointwise:
+        layer.kind = Kind::pointwise;
+        layer.positive = from.positive;
+        layer.negative = from.negative;
+        layer.offset = from.offset;
+        break;
+      case Layer::Kind::add:
+        layer.kind = Kind::add;
+        break;
+      case Layer::Kind::pool:
+        layer.kind = Kind::pool;
+        break;
+      case Layer::Kind::node:
+        break;
+    }
+    if (layer.kind != Kind::conv) {
+      layer.run = [graph, l, computed = std::make_shared<const Int7Layer>(*graph, l, scales)](const void* const* inputs,
+                                                                                              void* y) {
+        std::vector<Operand> operands;
+        for (const int input : graph->layers[l].inputs) {
+          operands.push_back(graph->quantized(input) ? Operand{static_cast<const int8_t*>(*inputs), nullptr}
+                                                     : Operand{nullptr, static_cast<const float*>(*inputs)});
+          ++inputs;
+        }
+        if (graph->quantized(graph->layers[l].output)) {
+          computed->run(operands, static_cast<int8_t*>(y));
+        } else {
+          computed->run_real(operands, static_cast<float*>(y));
+        }
+      };
+    }
+    network.layers.push_back(std::move(layer));
+  }
+  return network;
+}
+
 class Int7Model final : public Model {
  public:
-  Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads)
-      : Model(std::move(graph)),
-        plan_(*graph_, [&](int tensor) { return int64_t{graph_->quantized(tensor) ? 1 : 4}; }),
-        buffers_(make_buffers(plan_, threads)),
-        real_pixels_(pixel_values(*graph_)),
-        pixels_(graph_->quantized(0) ? pixel_integers(*graph_, scales) : std::vector<int8_t>()) {
-    for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l, scales);
+  Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads, Isa isa)
+      : Model(std::move(graph)), runtime_(network_of(graph_, scales), isa) {
+    for (int thread = 0; thread < threads; ++thread) contexts_.emplace_back(runtime_);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
-    const auto integers = [&](int tensor) {
-      return reinterpret_cast<int8_t*>(buffers_[thread][plan_.buffer[tensor]].data());
-    };
-    const auto real = [&](int tensor) {
-      return reinterpret_cast<float*>(buffers_[thread][plan_.buffer[tensor]].data());
-    };
-    const int64_t size = graph_->tensors[0].size();
-    if (graph_->quantized(0)) {
-      look_up_pixels(picture, size, pixels_, integers(0));
-    } else {
-      look_up_pixels(picture, size, real_pixels_, real(0));
-    }
-    for (size_t l = 0; l < layers_.size(); ++l) {
-      const Layer& layer = graph_->layers[l];
-      std::vector<Operand> inputs;
-      for (const int input : layer.inputs) {
-        inputs.push_back(graph_->quantized(input) ? Operand{integers(input), nullptr} : Operand{nullptr, real(input)});
-      }
-      if (graph_->quantized(layer.output)) {
-        layers_[l].run(inputs, integers(layer.output));
-      } else {
-        layers_[l].run_real(inputs, real(layer.output));
-      }
-    }
-    for (const int output : graph_->outputs) {
-      to_channels_first(graph_->tensors[output], real(output), embedding);
-      embedding += graph_->tensors[output].size();
-    }
+    runtime_.run(contexts_[thread], picture, embedding);
   }
 
  private:
-  BufferPlan plan_;
-  std::vector<Buffers> buffers_;
-  std::vector<float> real_pixels_;
-  std::vector<int8_t> pixels_;
-  std::vector<Int7Layer> layers_;
+  int7::Runtime runtime_;
+  std::vector<int7::Runtime::Context> contexts_;
 };
 
 }  // namespace
@@ -158,8 +190,9 @@ std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, 
   return std::make_unique<RealModel>(std::move(graph), threads);
 }
 
-std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads) {
-  return std::make_unique<Int7Model>(std::move(graph), scales, threads);
+std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
+                                       Isa isa) {
+  return std::make_unique<Int7Model>(std::move(graph), scales, threads, isa);
 }
 
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,

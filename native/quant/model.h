@@ -56,8 +56,9 @@ class Model {
 
 // In FP32.
 std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads);
-// In integers. `scales` must fit the graph (see resolve_scales).
-std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads);
+// In integers, by the runtime of int7/. `scales` must fit the graph (see resolve_scales).
+std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
+                                       Isa isa = best_isa());
 
 // Embeds all pictures on the pool's threads: embeddings [count, dim]. With `flip`, an embedding is the sum of the
 // embeddings of the picture and of its mirror image. `on_done` is called with the number of pictures done, from any

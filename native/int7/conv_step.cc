@@ -1,0 +1,329 @@
+// Convolutions: packing of weights, choice of tiles, and the loops over them.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "int7/step.h"
+
+namespace facetrain::int7 {
+namespace {
+
+// The sum of products that a zero byte of 64 adds, taken from the bias. Wraps like the sums themselves, which are right
+// modulo 2^32 and, at the end, within an int32 (kernels/conv.h).
+int32_t without_zero(int32_t bias, int64_t weight_sum) {
+  return static_cast<int32_t>(static_cast<uint32_t>(bias) - static_cast<uint32_t>(kOperandZero * weight_sum));
+}
+
+int least_multiple(int value, int of) { return (value + of - 1) / of * of; }
+
+// What a convolution does with its sums: the epilogue, or real numbers.
+class Sums {
+ public:
+  Sums(const StepContext& context, const Group& group) : stored_(context.stored[group.output]) {
+    const LayerSpec& layer = context.network.layers[group.head];
+    if (!stored_.real) {
+      epilogue_.emplace(context, group);
+      return;
+    }
+    for (const float scale : layer.weight_scales)
+      scales_.push_back(context.network.tensors[layer.inputs[0]].scale * scale);
+  }
+
+  void write(const Memory& memory, int y, int x, int pixels, int channel, int channels, const int32_t* sums,
+             int sums_stride) const {
+    if (epilogue_) return epilogue_->run(memory, y, x, pixels, channel, channels, sums, sums_stride);
+    auto* to = reinterpret_cast<float*>(memory.arena + stored_.at(y, x)) + channel;
+    for (int p = 0; p < pixels; ++p, sums += sums_stride, to += stored_.channels) {
+      for (int c = 0; c < std::min(channels, stored_.channels - channel); ++c) {
+        to[c] = static_cast<float>(sums[c]) * scales_[channel + c];
+      }
+    }
+  }
+  bool flat() const { return !epilogue_ || epilogue_->flat(); }
+
+ private:
+  const Stored& stored_;
+  std::optional<GroupEpilogue> epilogue_;  // empty if the output is real
+  std::vector<float> scales_;
+};
+
+class ConvStep final : public Step {
+ public:
+  ConvStep(const StepContext& context, const Group& group)
+      : layer_(context.network.layers[group.head]),
+        kernels_(context.kernels),
+        x_(&context.stored[layer_.inputs[0]]),
+        sums_(context, group) {
+    const ConvShape& s = layer_.shape;
+    rows_ = s.out_height();
+    width_ = s.out_width();
+    // A 1x1 convolution of whole rows is a product of matrices over all pixels.
+    flat_ = s.taps() == 1 && s.strides[0] == 1 && s.strides[1] == 1 && s.out_area() == x_->width * x_->height &&
+            x_->flat() && sums_.flat();
+    if (flat_) {
+      width_ *= rows_;
+      rows_ = 1;
+    }
+    const int vectors = least_multiple(s.out_channels, kVector) / kVector;
+    const int widest = best_vectors(vectors);
+    for (int done = 0; done < vectors;) {
+      int v = widest;
+      while (v > vectors - done) v /= 2;
+      add_panel(done * kVector, v);
+      done += v;
+    }
+  }
+
+  void run(const Memory& memory, const Part& part) const override {
+    const ConvShape& s = layer_.shape;
+    const auto panels = static_cast<int>(panels_.size());
+    // Few pixels are not worth sharing; their panels are.
+    const bool by_panel = rows_ * width_ < 4 * part.count;
+    const int first_panel = by_panel ? part.begin(panels) : 0, last_panel = by_panel ? part.end(panels) : panels;
+    const bool by_row = !by_panel && !flat_, by_column = !by_panel && flat_;
+    const int first_row = by_row ? part.begin(rows_) : 0, last_row = by_row ? part.end(rows_) : rows_;
+    const int left = by_column ? part.begin(width_) : 0, right = by_column ? part.end(width_) : width_;
+    const int64_t stride = int64_t{x_->pitch} * s.strides[1];
+    for (int i = first_panel; i < last_panel; ++i) {
+      const Panel& panel = panels_[i];
+      const ConvTile* const tiles = kernels_.tiles[panel.vectors / 2];
+      const int count = (right - left + panel.pixels - 1) / panel.pixels;
+      for (int y = first_row; y < last_row; ++y) {
+        const uint8_t* row = memory.arena + x_->at(y * s.strides[0] - s.pads[0], -s.pads[1]);
+        for (int tile = 0; tile < count; ++tile) {
+          const int begin = left + (right - left) * tile / count, end = left + (right - left) * (tile + 1) / count;
+          tiles[end - begin - 1](row + begin * stride, stride, panel.segments.data(),
+                                 static_cast<int>(panel.segments.size()), panel.steps, panel.weights.data(),
+                                 panel.bias.data(), panel.chunk, part.sums);
+          sums_.write(memory, y, begin, end - begin, panel.channel, panel.vectors * kVector, part.sums,
+                      panel.vectors * kVector);
+        }
+      }
+    }
+  }
+
+ private:
+  // Output channels that are computed together.
+  struct Panel {
+    int channel = 0, vectors = 0;
+    int pixels = 0;                 // of the largest tile
+    std::vector<int32_t> segments;  // stretches of input bytes: see ConvTile
+    int steps = 0, chunk = 0;
+    std::vector<int8_t> weights;
+    std::vector<int32_t> bias;
+  };
+
+  int largest_tile(int vectors) const {
+    int pixels = 0;
+    while (pixels < kTilePixels && kernels_.tiles[vectors / 2][pixels]) ++pixels;
+    return pixels;
+  }
+
+  // How many vectors of output channels a tile should have. A tile of P pixels and V vectors takes for each step about
+  // as long as its P * V products, its P + V loads, or as the weights take from the second-level cache.
+  int best_vectors(int vectors) const {
+    const ConvShape& s = layer_.shape;
+    const double panel_bytes = static_cast<double>(s.group_in()) * s.taps() * kVector;
+    int best = 1;
+    double least = std::numeric_limits<double>::infinity();
+    for (int v = 1; v <= std::min(vectors, 4); v *= 2) {
+      const int largest = largest_tile(v);
+      if (largest == 0) continue;
+      const int tiles = (width_ + largest - 1) / largest;
+      const double pixels = static_cast<double>(width_) / tiles;
+      const double from_cache = panel_bytes * v > 24 * 1024 ? v * 64 / 32.0 : 0;
+      const double cycles = std::max({pixels * v / 2, (pixels + v) / 2, from_cache, 5.0}) * tiles / v;
+      if (cycles < least * 0.98) {
+        least = cycles;
+        best = v;
+      }
+    }
+    return best;
+  }
+
+  void add_panel(int channel, int vectors) {
+    const ConvShape& s = layer_.shape;
+    Panel panel;
+    panel.channel = channel;
+    panel.vectors = vectors;
+    panel.pixels = largest_tile(vectors);
+    // The input channels of the groups that these outputs belong to, in whole groups of four.
+    const int outputs = std::min(vectors * kVector, s.out_channels - channel);
+    const int first = channel / s.group_out() * s.group_in() / 4 * 4;
+    const int last = least_multiple(((channel + outputs - 1) / s.group_out() + 1) * s.group_in(), 4);
+    // Neighboring taps of all channels follow each other in memory.
+    const bool whole_rows = last - first == x_->pitch && s.dilations[1] == 1;
+    const int taps_a_segment = whole_rows ? s.kernel[1] : 1;
+    panel.steps = taps_a_segment * (last - first) / 4;
+    for (int t = 0; t < s.taps(); t += taps_a_segment) {
+      panel.segments.push_back(static_cast<int32_t>(t / s.kernel[1] * s.dilations[0] * x_->row() +
+                                                    int64_t{t % s.kernel[1]} * s.dilations[1] * x_->pitch + first));
+    }
+    const int width = vectors * kVector;
+    panel.weights.resize(int64_t{width} * 4 * panel.steps * static_cast<int64_t>(panel.segments.size()));
+    panel.bias.resize(width);
+    for (int o = 0; o < outputs; ++o) {
+      int64_t sum = 0;
+      const int input = (channel + o) / s.group_out() * s.group_in() - first;
+      for (int t = 0; t < s.taps(); ++t) {
+        for (int i = 0; i < s.group_in(); ++i) {
+          const int8_t w = layer_.weights[s.weight_index(channel + o, i, t)];
+          sum += w;
+          const int byte = t % taps_a_segment * (last - first) + input + i;
+          const int64_t step = int64_t{t / taps_a_segment} * panel.steps + byte / 4;
+          panel.weights[(step * width + o) * 4 + byte % 4] = w;
+        }
+      }
+      panel.bias[o] = without_zero(layer_.bias[channel + o], sum);
+    }
+    panel.chunk = safe_chunk(panel, width);
+    panels_.push_back(std::move(panel));
+  }
+
+  // The number of steps whose products of two neighboring bytes an int16 holds, whatever the input: counted anew from
+  // every segment's start on.
+  static int safe_chunk(const Panel& panel, int width) {
+    int chunk = panel.steps;
+    for (; chunk > 2; --chunk) {
+      bool safe = true;
+      for (size_t segment = 0; segment < panel.segments.size() && safe; ++segment) {
+        for (int start = 0; start < panel.steps && safe; start += chunk) {
+          const int8_t* w = panel.weights.data() + (segment * panel.steps + start) * width * 4;
+          const int steps = std::min(chunk, panel.steps - start);
+          for (int pair = 0; pair < width * 2 && safe; ++pair) {
+            int up = 0, down = 0;
+            for (int step = 0; step < steps; ++step) {
+              for (int i = 0; i < 2; ++i) {
+                const int value = w[(step * width * 2 + pair) * 2 + i];
+                (value > 0 ? up : down) += std::abs(value);
+              }
+            }
+            safe = std::max(up, down) <= kInt16Weights;
+          }
+        }
+      }
+      if (safe) break;
+    }
+    return chunk;
+  }
+
+  const LayerSpec& layer_;
+  const Kernels& kernels_;
+  const Stored* x_;
+  Sums sums_;
+  int rows_, width_;
+  bool flat_;
+  std::vector<Panel> panels_;
+};
+
+class DepthwiseStep final : public Step {
+ public:
+  DepthwiseStep(const StepContext& context, const Group& group)
+      : layer_(context.network.layers[group.head]),
+        kernels_(context.kernels),
+        x_(&context.stored[layer_.inputs[0]]),
+        sums_(context, group) {
+    const ConvShape& s = layer_.shape;
+    for (int t = 0; t < s.taps(); ++t) {
+      taps_.push_back(static_cast<int32_t>(t / s.kernel[1] * s.dilations[0] * x_->row() +
+                                           int64_t{t % s.kernel[1]} * s.dilations[1] * x_->pitch));
+      order_.push_back(t);
+    }
+    columns_ =
+        kernels_.depthwise3x3 && s.kernel[0] == 3 && s.kernel[1] == 3 && s.strides[1] == 1 && s.dilations[1] == 1;
+    if (columns_) order_ = {0, 3, 6, -1, 1, 4, 7, -1, 2, 5, 8, -1};  // columns: see depthwise3x3
+    while (order_.size() % kernels_.depthwise_taps != 0) order_.push_back(-1);
+    while (!columns_ && taps_.size() < order_.size()) taps_.push_back(taps_[0]);
+    blocks_ = least_multiple(s.in_channels, kBlock) / kBlock;
+    pack();
+  }
+
+  void run(const Memory& memory, const Part& part) const override {
+    const ConvShape& s = layer_.shape;
+    const bool by_block = s.out_height() < part.count;
+    const int first_block = by_block ? part.begin(blocks_) : 0, last_block = by_block ? part.end(blocks_) : blocks_;
+    const int first_row = by_block ? 0 : part.begin(s.out_height());
+    const int last_row = by_block ? s.out_height() : part.end(s.out_height());
+    const int64_t stride = int64_t{x_->pitch} * s.strides[1];
+    const int width = s.out_width(), count = (width + kTilePixels - 1) / kTilePixels;
+    const Depthwise function = columns_ ? kernels_.depthwise3x3 : kernels_.depthwise;
+    for (int block = first_block; block < last_block; ++block) {
+      const int channel = block * kBlock, channels = std::min(kBlock, least_multiple(s.in_channels - channel, kVector));
+      for (int y = first_row; y < last_row; ++y) {
+        const uint8_t* row = memory.arena + x_->at(y * s.strides[0] - s.pads[0], -s.pads[1]) + channel;
+        for (int tile = 0; tile < count; ++tile) {
+          const int begin = width * tile / count, end = width * (tile + 1) / count;
+          function(row + begin * stride, stride, taps_.data(), static_cast<int>(taps_.size()),
+                   weights_.data() + channel * static_cast<int64_t>(order_.size()), bias_.data() + channel, chunk_,
+                   end - begin, part.sums);
+          sums_.write(memory, y, begin, end - begin, channel, channels, part.sums, kBlock);
+        }
+      }
+    }
+  }
+
+ private:
+  void pack() {
+    const ConvShape& s = layer_.shape;
+    const int together = kernels_.depthwise_taps, lanes = kernels_.depthwise_lanes, part = kVector / together;
+    const auto taps = static_cast<int>(order_.size());
+    weights_.resize(int64_t{blocks_} * kBlock * taps);
+    bias_.resize(int64_t{blocks_} * kBlock);
+    chunk_ = taps / together;
+    for (int c = 0; c < s.in_channels; ++c) {
+      int64_t sum = 0;
+      const int wide = kVector * lanes, in_wide = c % wide, in_lane = in_wide % kVector;
+      for (int i = 0; i < taps; ++i) {
+        const int8_t w = order_[i] < 0 ? int8_t{0} : layer_.weights[s.weight_index(c, 0, order_[i])];
+        sum += w;
+        const int64_t vector = int64_t{i / together} * together + in_lane / part;
+        const int64_t group = (vector * lanes + in_wide / kVector) * part + in_lane % part;
+        weights_[int64_t{c / wide} * wide * taps + group * together + i % together] = w;
+      }
+      bias_[c] = without_zero(layer_.bias[c], sum);
+      chunk_ = std::min(chunk_, safe_chunk(c));
+    }
+  }
+
+  // The number of groups of taps whose products for one channel an int16 holds.
+  int safe_chunk(int channel) const {
+    const int together = kernels_.depthwise_taps, groups = static_cast<int>(order_.size()) / together;
+    for (int chunk = groups; chunk > 1; --chunk) {
+      bool safe = true;
+      for (int start = 0; start < groups; start += chunk) {
+        int up = 0, down = 0;
+        for (int i = start * together; i < std::min(start + chunk, groups) * together; ++i) {
+          const int value = order_[i] < 0 ? 0 : layer_.weights[layer_.shape.weight_index(channel, 0, order_[i])];
+          (value > 0 ? up : down) += std::abs(value);
+        }
+        safe = safe && std::max(up, down) <= kInt16Weights;
+      }
+      if (safe) return chunk;
+    }
+    return 1;
+  }
+
+  const LayerSpec& layer_;
+  const Kernels& kernels_;
+  const Stored* x_;
+  Sums sums_;
+  std::vector<int32_t> taps_;
+  std::vector<int> order_;  // of the weights: taps, -1 for a weight of 0
+  bool columns_;
+  int blocks_, chunk_;
+  std::vector<int8_t> weights_;
+  std::vector<int32_t> bias_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group) {
+  return std::make_unique<ConvStep>(context, group);
+}
+
+std::unique_ptr<Step> depthwise_step(const StepContext& context, const Group& group) {
+  return std::make_unique<DepthwiseStep>(context, group);
+}
+
+}  // namespace facetrain::int7

@@ -1,0 +1,35 @@
+// Multipliers that replace the divisions of kernels/reference.h without changing a single result.
+//
+// The definition of a layer without weights divides by the output's scale: round((slope * (q * x_scale) + offset) /
+// y_scale). q is one of at most 255 integers, so whether round(m * q + b) gives the same for all of them can be tried
+// out. m and b are first the exact quotients; near a tie they may round to the other side, so their neighbors among
+// the floats are tried, too. If none does, the layer divides.
+#pragma once
+
+#include <vector>
+
+#include "int7/kernels.h"
+
+namespace facetrain::int7 {
+
+// round_half_even(x), saturated at +-limit; x is not NaN.
+float round_saturated(float x, float limit);
+
+// A pointwise layer, by channel: positive, negative, offset as LayerSpec has them; |q| <= x_limit.
+struct ExactPointwise {
+  std::vector<float> positive, negative;
+  std::vector<float> offset;  // empty: all zero
+  bool divides = false;       // the numbers are those of the layer, and PointwiseStage has to divide
+};
+ExactPointwise exact_pointwise(const std::vector<float>& positive, const std::vector<float>& negative,
+                               const std::vector<float>& offset, float x_scale, int x_limit, float y_scale,
+                               int y_limit);
+
+// The scales of AddStage for round((a * a_scale + b * b_scale) / y_scale); |a| <= a_limit, |b| <= b_limit.
+struct ExactAdd {
+  float a, b;
+  bool divides;
+};
+ExactAdd exact_add(float a_scale, int a_limit, float b_scale, int b_limit, float y_scale, int y_limit);
+
+}  // namespace facetrain::int7

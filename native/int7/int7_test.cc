@@ -1,0 +1,428 @@
+// Compares the runtime with a chain of kernels/reference.h's functions, bit for bit, with every instruction set of this
+// machine: networks of single layers in awkward sizes, random networks, and the largest possible sums.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "int7/exact.h"
+#include "int7/runtime.h"
+#include "kernels/reference.h"
+#include "test/check.h"
+
+namespace facetrain::int7 {
+namespace {
+
+using Kind = LayerSpec::Kind;
+
+std::mt19937 random_source(11);
+
+int random_int(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_source); }
+float random_real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_source); }
+
+int8_t negative(int8_t q) { return static_cast<int8_t>(std::clamp(-q, -63, 63)); }
+
+// Grows a network layer by layer. The integers of its weights and tensors use their whole range.
+class Builder {
+ public:
+  Builder(int channels, int height, int width) {
+    network_.tensors.push_back({.channels = channels, .height = height, .width = width, .scale = 0.02f, .limit = 63});
+    for (int c = 0; c < channels; ++c) {
+      for (int byte = 0; byte < 256; ++byte) network_.pixels.push_back(static_cast<int8_t>(byte / 2 - 63));
+    }
+    for (auto& q : network_.pixels) q = std::min<int8_t>(q, 63);
+  }
+
+  int conv(int input, ConvShape shape, int weight_limit = 63) {
+    LayerSpec& layer = add_layer(Kind::conv, {input});
+    const TensorSpec x = network_.tensors[input];
+    shape.in_channels = x.channels;
+    shape.in_height = x.height;
+    shape.in_width = x.width;
+    layer.shape = shape;
+    for (int64_t i = 0; i < shape.weights(); ++i)
+      layer.weights.push_back(static_cast<int8_t>(random_int(-weight_limit, weight_limit)));
+    const double filter = static_cast<double>(shape.group_in()) * shape.taps();
+    for (int o = 0; o < shape.out_channels; ++o) {
+      layer.bias.push_back(random_int(-3000, 3000));
+      layer.weight_scales.push_back(random_real(0.5f, 2.0f) / static_cast<float>(40 * std::sqrt(filter)));
+    }
+    return add_tensor(shape.out_channels, shape.out_height(), shape.out_width());
+  }
+  int pointwise(int input, float offset) {
+    LayerSpec& layer = add_layer(Kind::pointwise, {input});
+    const TensorSpec x = network_.tensors[input];
+    for (int c = 0; c < x.channels; ++c) {
+      layer.positive.push_back(offset == 0 ? 1 : random_real(-0.5f, 2));
+      layer.negative.push_back(random_real(-0.5f, 1));
+      layer.offset.push_back(random_real(-offset, offset));
+    }
+    return add_tensor(x.channels, x.height, x.width);
+  }
+  int add(int a, int b) {
+    add_layer(Kind::add, {a, b});
+    const TensorSpec x = network_.tensors[a];
+    return add_tensor(x.channels, x.height, x.width);
+  }
+  int pool(int input) {
+    add_layer(Kind::pool, {input});
+    return add_tensor(network_.tensors[input].channels, 1, 1);
+  }
+  // Its negative, within the limit of operands, computed outside of the runtime.
+  int negated(int input) {
+    LayerSpec& layer = add_layer(Kind::other, {input});
+    const TensorSpec x = network_.tensors[input];
+    layer.run = [size = x.size()](const void* const* inputs, void* y) {
+      for (int64_t i = 0; i < size; ++i)
+        static_cast<int8_t*>(y)[i] = negative(static_cast<const int8_t*>(inputs[0])[i]);
+    };
+    return add_tensor(x.channels, x.height, x.width);
+  }
+
+  // Ends with the last tensor as output. Tensors that convolutions read get the limit of operands.
+  Network finish() {
+    network_.outputs = {static_cast<int>(network_.tensors.size()) - 1};
+    network_.tensors.back().real = true;
+    for (const LayerSpec& layer : network_.layers) {
+      if (layer.kind == Kind::conv) network_.tensors[layer.inputs[0]].limit = 63;
+    }
+    return network_;
+  }
+  const TensorSpec& tensor(int index) const { return network_.tensors[index]; }
+  Network& network() { return network_; }
+
+ private:
+  LayerSpec& add_layer(Kind kind, std::vector<int> inputs) {
+    LayerSpec layer;
+    layer.kind = kind;
+    layer.name = "layer" + std::to_string(network_.layers.size());
+    layer.inputs = std::move(inputs);
+    layer.output = static_cast<int>(network_.tensors.size());
+    network_.layers.push_back(std::move(layer));
+    return network_.layers.back();
+  }
+  int add_tensor(int channels, int height, int width) {
+    network_.tensors.push_back(
+        {.channels = channels, .height = height, .width = width, .scale = random_real(0.01f, 0.03f)});
+    return static_cast<int>(network_.tensors.size()) - 1;
+  }
+
+  Network network_;
+};
+
+ConvShape shape_of(int out, int group, int kernel, int stride, int pad) {
+  return {.out_channels = out,
+          .group = group,
+          .kernel = {kernel, kernel},
+          .strides = {stride, stride},
+          .dilations = {1, 1},
+          .pads = {pad, pad, pad, pad}};
+}
+
+// The output by reference.h. The output of a network here is that of a convolution.
+std::vector<float> expected_output(const Network& network, const std::vector<uint8_t>& picture) {
+  std::vector<std::vector<int8_t>> integers(network.tensors.size());
+  std::vector<float> output;
+  const TensorSpec& input = network.tensors[0];
+  for (int c = 0; c < input.channels; ++c) {
+    for (int i = 0; i < input.area(); ++i)
+      integers[0].push_back(network.pixels[c * 256 + picture[i * input.channels + c]]);
+  }
+  for (const LayerSpec& layer : network.layers) {
+    const TensorSpec &x = network.tensors[layer.inputs[0]], &y = network.tensors[layer.output];
+    const int8_t* from = integers[layer.inputs[0]].data();
+    auto& to = integers[layer.output];
+    to.resize(y.size());
+    if (layer.kind == Kind::conv) {
+      std::vector<int32_t> sums(y.size());
+      reference::conv(layer.shape, from, layer.weights.data(), layer.bias.data(), sums.data());
+      if (y.real) {
+        for (int64_t i = 0; i < y.size(); ++i)
+          output.push_back(static_cast<float>(sums[i]) * (x.scale * layer.weight_scales[i / y.area()]));
+        continue;
+      }
+      std::vector<float> multipliers;
+      for (const float scale : layer.weight_scales) multipliers.push_back(x.scale * scale / y.scale);
+      reference::requantize(sums.data(), y.channels, y.area(), multipliers.data(), y.limit, to.data());
+    } else if (layer.kind == Kind::pointwise) {
+      reference::pointwise(from, x.channels, x.area(), layer.positive.data(), layer.negative.data(),
+                           layer.offset.data(), x.scale, y.scale, y.limit, to.data());
+    } else if (layer.kind == Kind::add) {
+      const int second = layer.inputs[1];
+      reference::add(from, x.scale, integers[second].data(), network.tensors[second].scale, static_cast<int>(y.size()),
+                     y.scale, y.limit, to.data());
+    } else if (layer.kind == Kind::pool) {
+      reference::pool(from, x.channels, x.area(), x.scale, y.scale, y.limit, to.data());
+    } else if (!y.real) {
+      for (int64_t i = 0; i < y.size(); ++i) to[i] = negative(from[i]);
+    }
+  }
+  return output;
+}
+
+void compare(const Network& network, const char* what, int byte = -1) {
+  std::vector<uint8_t> picture(network.tensors[0].size());
+  for (auto& value : picture) value = static_cast<uint8_t>(byte < 0 ? random_int(0, 255) : byte);
+  const std::vector<float> expected = expected_output(network, picture);
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni}) {
+    if (!supported(isa)) continue;
+    const Runtime runtime(network, isa);
+    Runtime::Context context(runtime);
+    // Twice, so that what the first picture leaves in memory would show.
+    for (int repeat = 0; repeat < 2; ++repeat) {
+      std::vector<float> actual(runtime.output_size());
+      runtime.run(context, picture.data(), actual.data());
+      if (actual != expected) {
+        test::fail(__FILE__, __LINE__) << what << ": instruction set " << static_cast<int>(isa) << ", run " << repeat
+                                       << "\n";
+        return;
+      }
+    }
+  }
+}
+
+// A last layer in which every number of `tensor` is seen.
+Network seen(Builder& b, int tensor) {
+  b.conv(tensor, shape_of(b.tensor(tensor).channels, 1, 1, 1, 0));
+  return b.finish();
+}
+
+void test_convolutions() {
+  const auto check = [](int channels, int height, int width, const ConvShape& shape, const char* what) {
+    Builder b(channels, height, width);
+    compare(seen(b, b.conv(0, shape)), what);
+    Builder whole(channels, height, width);
+    whole.conv(0, shape);
+    compare(whole.finish(), what);  // real sums
+  };
+  for (const int in : {1, 3, 4, 5, 16, 20, 64, 67}) {
+    for (const int out : {1, 15, 16, 17, 40, 64, 70, 128}) check(in, 5, 7, shape_of(out, 1, 1, 1, 0), "1x1");
+    for (const int width : {1, 2, 6, 7, 13, 25, 29}) {
+      check(in, 4, width, shape_of(33, 1, 3, 1, 1), "3x3");
+      check(in, 5, width, shape_of(64, 1, 3, 2, 1), "3x3 stride 2");
+      check(in, 4, width, shape_of(in, in, 3, 1, 1), "depthwise 3x3");
+      check(in, 5, width, shape_of(in, in, 3, 2, 1), "depthwise 3x3 stride 2");
+    }
+    check(in, 7, 7, shape_of(in, in, 7, 1, 0), "depthwise 7x7");
+    check(in, 5, 5, shape_of(in, in, 5, 1, 2), "depthwise 5x5");
+    check(in, 4, 4, shape_of(2 * in, in, 3, 1, 1), "two outputs a channel");
+    check(in, 3, 4, shape_of(21, 1, 3, 1, 0), "valid");
+  }
+  check(12, 6, 6, shape_of(12, 6, 3, 1, 1), "two channels a group");
+  check(128, 6, 6, shape_of(128, 64, 3, 1, 1), "64 groups");
+  check(20, 6, 6, shape_of(36, 2, 1, 1, 0), "two groups");
+  ConvShape odd{
+      .out_channels = 10, .group = 2, .kernel = {2, 3}, .strides = {2, 1}, .dilations = {2, 3}, .pads = {1, 0, 2, 3}};
+  check(6, 9, 11, odd, "all sizes different");
+  odd.group = 1;
+  check(6, 9, 11, odd, "all sizes different, one group");
+  check(8, 9, 11,
+        {.out_channels = 8, .group = 8, .kernel = {3, 2}, .strides = {1, 2}, .dilations = {2, 1}, .pads = {0, 2, 1, 0}},
+        "depthwise, all sizes different");
+  check(
+      16, 9, 11,
+      {.out_channels = 16, .group = 16, .kernel = {3, 3}, .strides = {2, 1}, .dilations = {2, 1}, .pads = {2, 0, 1, 2}},
+      "depthwise by columns, all else different");
+  check(3, 2, 2, shape_of(5, 1, 3, 1, 4), "pixels that see only padding");
+}
+
+// The largest sums of either sign, also with weights of one sign, which end chunks of int16 sums soonest.
+void test_extremes() {
+  for (const int byte : {0, 255}) {
+    for (const int sign : {-1, 0, 1}) {
+      for (const ConvShape& shape :
+           {shape_of(33, 1, 3, 1, 1), shape_of(70, 70, 3, 1, 1), shape_of(70, 70, 7, 1, 3), shape_of(64, 1, 1, 1, 0)}) {
+        Builder b(70, 9, 9);
+        b.conv(0, shape);
+        Network network = b.finish();
+        for (auto& w : network.layers[0].weights)
+          w = static_cast<int8_t>(sign == 0 ? (random_int(0, 1) ? 63 : -63) : sign * 63);
+        compare(network, "extremes", byte);
+      }
+    }
+  }
+}
+
+void test_stages() {
+  for (const int channels : {3, 16, 24, 64, 100}) {
+    for (const float offset : {0.0f, 0.5f}) {
+      Builder prelu(3, 9, 8);
+      compare(seen(prelu, prelu.pointwise(prelu.conv(0, shape_of(channels, 1, 3, 1, 1)), offset)), "conv, pointwise");
+
+      // A block of MobileFaceNet: pointwise and addition in the epilogue.
+      Builder linear(3, 9, 8);
+      const int stem = linear.pointwise(linear.conv(0, shape_of(channels, 1, 3, 1, 1)), offset);
+      const int deep = linear.pointwise(linear.conv(stem, shape_of(channels, channels, 3, 1, 1)), offset);
+      compare(seen(linear, linear.add(stem, linear.conv(deep, shape_of(channels, 1, 1, 1, 0)))), "bottleneck");
+
+      // A block of an IResNet: the sum is read by the next batch norm and by the next addition.
+      Builder residual(3, 9, 8);
+      int x = residual.conv(0, shape_of(channels, 1, 3, 1, 1));
+      for (int block = 0; block < 2; ++block) {
+        const int norm = residual.pointwise(x, offset);
+        const int inner = residual.pointwise(residual.conv(norm, shape_of(channels, 1, 3, 1, 1)), 0);
+        x = residual.add(residual.conv(inner, shape_of(channels, 1, 3, 1, 1)), x);
+      }
+      compare(seen(residual, residual.pointwise(x, offset)), "residual blocks");
+
+      // Layers that cannot join a group: two readers, an addition of two convolutions, a pool, a foreign layer.
+      Builder apart(3, 9, 8);
+      const int a = apart.conv(0, shape_of(channels, 1, 3, 2, 1)), b = apart.conv(0, shape_of(channels, 1, 1, 2, 0));
+      const int sum = apart.add(a, b), twice = apart.add(sum, apart.negated(apart.pointwise(sum, offset)));
+      compare(seen(apart, apart.pool(apart.add(twice, a))), "apart");
+    }
+  }
+}
+
+void test_random_networks() {
+  for (int round = 0; round < 60; ++round) {
+    Builder b(random_int(1, 5), random_int(1, 12), random_int(1, 12));
+    std::vector<int> tensors{0};
+    for (int l = random_int(1, 9); l > 0; --l) {
+      const int input =
+          tensors[random_int(std::max(0, static_cast<int>(tensors.size()) - 3), static_cast<int>(tensors.size()) - 1)];
+      const TensorSpec x = b.tensor(input);
+      switch (random_int(0, 5)) {
+        case 0: {
+          const int kernel = random_int(1, 4), pad = random_int(0, 2);
+          ConvShape shape = shape_of(random_int(1, 80), 1, kernel, random_int(1, 2), pad);
+          if (kernel > std::min(x.height, x.width) + 2 * pad) shape = shape_of(9, 1, 1, 1, 0);
+          tensors.push_back(b.conv(input, shape));
+          break;
+        }
+        case 1:
+          tensors.push_back(b.conv(input, shape_of(x.channels, x.channels, 3, random_int(1, 2), 1)));
+          break;
+        case 2:
+          tensors.push_back(b.pointwise(input, random_int(0, 1) ? 0.4f : 0));
+          break;
+        case 3:
+          tensors.push_back(b.negated(input));
+          break;
+        default:
+          for (const int other : tensors) {
+            const TensorSpec& y = b.tensor(other);
+            if (y.channels != x.channels || y.height != x.height || y.width != x.width) continue;
+            tensors.push_back(b.add(input, other));
+            break;
+          }
+      }
+    }
+    compare(seen(b, tensors.back()), "random network");
+  }
+}
+
+void test_exact_multipliers() {
+  // Slopes of 0.25 and 0.5 at scales that are powers of two: every other result is a tie.
+  const ExactPointwise ties = exact_pointwise({1}, {0.25f}, {0}, 0.5f, 127, 1, 63);
+  CHECK(!ties.divides);
+  CHECK_EQ(ties.positive[0], 0.5f);
+  CHECK_EQ(ties.negative[0], 0.125f);
+  CHECK(ties.offset.empty());
+  int divides = 0;
+  for (int round = 0; round < 300; ++round) {
+    const float x_scale = random_real(0.001f, 0.1f), y_scale = random_real(0.001f, 0.1f), slope = random_real(-1, 2);
+    const float offset = round % 2 ? random_real(-1, 1) : 0;
+    const ExactPointwise exact = exact_pointwise({1}, {slope}, {offset}, x_scale, 127, y_scale, 63);
+    divides += exact.divides;
+    for (int q = -127; q <= 127 && !exact.divides; ++q) {
+      const auto x = static_cast<int8_t>(q);
+      int8_t y;
+      const float positive = 1;
+      reference::pointwise(&x, 1, 1, &positive, &slope, &offset, x_scale, y_scale, 63, &y);
+      const float by = (q > 0 ? exact.positive : exact.negative)[0] * static_cast<float>(q);
+      CHECK_EQ(round_saturated(by + (offset == 0 ? 0 : exact.offset[0]), 63), static_cast<float>(y));
+    }
+  }
+  CHECK(divides < 30);
+  CHECK(!exact_add(0.031f, 63, 0.0217f, 127, 0.0443f, 127).divides);
+}
+
+// Scales at whose ties the definition rounds now up, now down, so that no multiplier does the same.
+void test_division() {
+  CHECK(exact_add(0.03f, 127, 0.02f, 127, 0.04f, 63).divides);
+  const auto uneven = exact_pointwise({1}, {0.3f}, {0.05f}, 0.01f, 127, 0.02f, 63);
+  CHECK(uneven.divides);
+  Builder b(3, 9, 8);
+  const int x = b.conv(0, shape_of(24, 1, 3, 1, 1)), y = b.pointwise(x, 0.5f);
+  const int sum = b.add(b.conv(0, shape_of(24, 1, 1, 1, 0)), y);
+  b.network().tensors[x].scale = 0.01f;
+  b.network().tensors[y].scale = 0.02f;
+  b.network().tensors[sum - 1].scale = 0.03f;
+  b.network().tensors[sum].scale = 0.04f;
+  LayerSpec& pointwise = b.network().layers[1];
+  for (int c = 0; c < 24; ++c) {
+    pointwise.positive[c] = 1;
+    pointwise.negative[c] = 0.3f;
+    pointwise.offset[c] = 0.05f;
+  }
+  compare(seen(b, sum), "layers that divide");
+}
+
+// Real tensors between layers from outside, two outputs, and a picture in real numbers.
+void test_real_tensors() {
+  Builder b(3, 5, 6);
+  const int embedding = b.conv(0, shape_of(7, 1, 3, 2, 1));
+  Network network = b.finish();
+  const TensorSpec real = network.tensors[embedding];
+  network.tensors.push_back(real);
+  LayerSpec twice;
+  twice.inputs = {embedding};
+  twice.output = embedding + 1;
+  twice.run = [size = real.size()](const void* const* inputs, void* y) {
+    for (int64_t i = 0; i < size; ++i) static_cast<float*>(y)[i] = 2 * static_cast<const float*>(inputs[0])[i];
+  };
+  network.layers.push_back(twice);
+  std::vector<uint8_t> picture(5 * 6 * 3);
+  for (auto& value : picture) value = static_cast<uint8_t>(random_int(0, 255));
+  std::vector<float> expected = expected_output(network, picture);
+  network.outputs = {embedding, embedding + 1};
+  for (size_t i = 0; i < static_cast<size_t>(real.size()); ++i) expected.push_back(2 * expected[i]);
+  const Runtime runtime(network);
+  Runtime::Context context(runtime);
+  std::vector<float> actual(runtime.output_size());
+  runtime.run(context, picture.data(), actual.data());
+  CHECK(actual == expected);
+
+  Network copy;
+  copy.tensors = {{.channels = 3, .height = 2, .width = 1, .real = true},
+                  {.channels = 3, .height = 2, .width = 1, .real = true}};
+  copy.outputs = {1};
+  for (int i = 0; i < 3 * 256; ++i) copy.real_pixels.push_back(static_cast<float>(i));
+  LayerSpec same;
+  same.inputs = {0};
+  same.output = 1;
+  same.run = [](const void* const* inputs, void* y) {
+    std::copy_n(static_cast<const float*>(inputs[0]), 6, static_cast<float*>(y));
+  };
+  copy.layers.push_back(same);
+  const Runtime copies(copy);
+  Runtime::Context memory(copies);
+  const uint8_t bytes[] = {1, 2, 3, 4, 5, 6};
+  std::vector<float> reals(6);
+  copies.run(memory, bytes, reals.data());
+  CHECK(reals == (std::vector<float>{1, 4, 256 + 2, 256 + 5, 512 + 3, 512 + 6}));
+}
+
+void test_refusals() {
+  Builder b(3, 4, 4);
+  Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
+  network.tensors[1].limit = 127;
+  CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has a limit above 63");
+}
+
+}  // namespace
+}  // namespace facetrain::int7
+
+int main() {
+  using namespace facetrain::int7;
+  test_exact_multipliers();
+  test_convolutions();
+  test_extremes();
+  test_stages();
+  test_division();
+  test_random_networks();
+  test_real_tensors();
+  test_refusals();
+  return TEST_RESULT();
+}

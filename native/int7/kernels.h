@@ -1,0 +1,104 @@
+// The innermost loops of the INT7 runtime, one set of functions for each instruction set. All sets give the results of
+// kernels/reference.h bit for bit.
+//
+// Tensors in memory are [rows][columns][channels] of bytes, channels padded to whole vectors of 16. A tensor that a
+// convolution multiplies holds q + 64, an unsigned byte from 1 to 127; other tensors hold q as a signed byte. So the
+// unsigned operand of vpdpbusd and vpmaddubsw is the activation as it lies in memory, and the signed one the weight.
+// The 64 adds 64 * (sum of the filter's weights) to each sum; the packed bias is less by that.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/conv.h"
+
+namespace facetrain::int7 {
+
+inline constexpr int kVector = 16;       // channels that tensors are padded to
+inline constexpr int kBlock = 64;        // channels that a call for a depthwise convolution computes
+inline constexpr int kTilePixels = 24;   // pixels that any tile computes at most
+inline constexpr int kOperandZero = 64;  // the byte of the integer 0 in a tensor that a convolution multiplies
+// The unsigned byte reaches 127 and a weight 63, so this bound on a sum of weights of one sign keeps a sum of products
+// within an int16.
+inline constexpr int kInt16Weights = 32767 / 127;
+
+// Sums of P pixels for V * 16 output channels (P and V belong to the function): sums [P][V * 16] = bias [V * 16] + sum
+// over segments and steps of four bytes * four weights. Segment s of pixel p begins at x + segments[s] + p *
+// pixel_stride and has 4 * `steps` bytes. Weights [segment][step][V * 16][4]. `chunk`: steps whose sums fit an int16
+// (AVX2 alone).
+using ConvTile = void (*)(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
+                          const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums);
+
+// Sums of `pixels` pixels of a depthwise convolution for kBlock channels: sums [pixels][kBlock]. Tap t of pixel p
+// begins at x + taps[t] + p * pixel_stride; `tap_count` is a multiple of depthwise_taps. `chunk`: groups of
+// depthwise_taps whose sums fit an int16. Reads kBlock bytes at each tap.
+using Depthwise = void (*)(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, int tap_count,
+                           const int8_t* weights, const int32_t* bias, int chunk, int pixels, int32_t* sums);
+
+// An activation or an affine map for each channel. q becomes round((q > 0 ? positive : negative)[c] * q + offset[c]),
+// if those numbers are proven to give the defined result for every q (exact.h). Otherwise the definition is followed:
+// round(((q > 0 ? positive : negative)[c] * (q * x_scale) + offset[c]) / y_scale).
+struct PointwiseStage {
+  const float *positive = nullptr, *negative = nullptr;
+  const float* offset = nullptr;  // null: none
+  bool divides = false;
+  float x_scale = 0, y_scale = 0;
+  float limit = 0;
+};
+
+// q becomes round(q * scale + second * second_scale), proven in the same way, or with the division by y_scale.
+struct AddStage {
+  float scale = 0, second_scale = 0;
+  bool divides = false;
+  float y_scale = 0;
+  float limit = 0;
+  int second_zero = 0;  // the byte of the second's integer 0
+};
+
+// What happens to a convolution's sums, or to a tensor that is read, before it is stored. Every stage rounds and
+// saturates, as if its result were stored. Arrays are by channel, padded to kBlock.
+struct Epilogue {
+  const float* multipliers = nullptr;  // of sums; null if a tensor is read
+  float limit = 0;
+  int source_zero = 0;  // of that tensor
+  bool has_first = false, has_add = false, has_last = false;
+  PointwiseStage first;
+  AddStage add;
+  PointwiseStage last;
+  int middle_zero = 0, zero = 0;  // of `middle` and `y` below
+};
+
+// The addresses for `pixels` pixels and `channels` (a multiple of kVector) channels from `channel` on. Pointers are to
+// the first of these channels, strides between pixels.
+struct EpilogueRow {
+  int pixels = 0, channel = 0, channels = 0;
+  const int32_t* sums = nullptr;
+  int64_t sums_stride = 0;
+  const uint8_t* source = nullptr;
+  int64_t source_stride = 0;
+  const uint8_t* second = nullptr;
+  int64_t second_stride = 0;
+  uint8_t* middle = nullptr;  // the result of the addition; null if nothing else reads it
+  int64_t middle_stride = 0;
+  uint8_t* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+struct Kernels {
+  // tiles[V / 2][P - 1] for V = 1, 2 and 4; null where there is none.
+  ConvTile tiles[3][kTilePixels];
+  // Layout of depthwise weights: for each `depthwise_lanes` * 16 channels, for each group of T = depthwise_taps taps:
+  // [T vectors][lane][16 / T channels][T taps], vector j and lane l starting at channel 16 * l + 16 / T * j.
+  int depthwise_taps, depthwise_lanes;
+  Depthwise depthwise;
+  Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
+  void (*epilogue)(const Epilogue&, const EpilogueRow&);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512vnni_kernels();
+#endif
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace facetrain::int7

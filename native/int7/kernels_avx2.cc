@@ -1,0 +1,142 @@
+// AVX2: vpmaddubsw sums two products in an int16. Sums of several steps stay in int16, as many as the weights prove
+// safe, before they are widened (EasyQuant's acceleration, arXiv 2006.16669 section 3.4: seven bits leave the room).
+// This file alone is compiled for that instruction set (CMakeLists.txt).
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "int7/epilogue.h"
+#include "int7/kernels.h"
+
+namespace facetrain::int7 {
+namespace {
+
+inline __m256i load32(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
+inline void store32(void* y, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(y), x); }
+
+struct Vector {
+  using Real = __m256;
+  static constexpr int kLanes = 8;
+
+  static Real all(float x) { return _mm256_set1_ps(x); }
+  static Real load(const float* x) { return _mm256_loadu_ps(x); }
+  static Real load_sums(const int32_t* x) { return _mm256_cvtepi32_ps(load32(x)); }
+  static Real load_bytes(const uint8_t* x, int zero) {
+    const __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(q, _mm256_set1_epi32(zero)));
+  }
+  static void store_bytes(uint8_t* y, Real q, int zero) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(q), _mm256_set1_epi32(zero));
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(biased), _mm256_extracti128_si256(biased, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(y), _mm_packs_epi16(words, words));
+  }
+  static Real mul(Real a, Real b) { return _mm256_mul_ps(a, b); }
+  static Real add(Real a, Real b) { return _mm256_add_ps(a, b); }
+  static Real div(Real a, Real b) { return _mm256_div_ps(a, b); }
+  static Real min(Real a, Real b) { return _mm256_min_ps(a, b); }
+  static Real max(Real a, Real b) { return _mm256_max_ps(a, b); }
+  static Real round(Real x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static Real select_positive(Real x, Real positive, Real negative) {
+    return _mm256_blendv_ps(negative, positive, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
+  }
+};
+
+inline __m256i broadcast4(const uint8_t* x) {
+  int32_t value;
+  std::memcpy(&value, x, sizeof value);
+  return _mm256_set1_epi32(value);
+}
+
+// The int16 sums of P pixels and 16 output channels take 2 * P of the sixteen registers; the int32 sums wait in memory
+// until a chunk ends.
+template <int P, int V>
+void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
+               const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums) {
+  static_assert(V == 1);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int p = 0; p < P; ++p) {
+    for (int half = 0; half < 2; ++half) store32(sums + p * 16 + half * 8, load32(bias + half * 8));
+  }
+  for (int s = 0; s < segment_count; ++s) {
+    const uint8_t* first = x + segments[s];
+    const uint8_t* fourth = first + 3 * pixel_stride;
+    asm("" : "+r"(fourth));  // hides that it depends on the other: see kernels_avx512vnni.cc
+    for (int begin = 0; begin < steps; begin += chunk) {
+      const int end = std::min(begin + chunk, steps);
+      __m256i sum[P][2];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) sum[p][0] = sum[p][1] = _mm256_setzero_si256();
+      for (int step = begin; step < end; ++step) {
+        const __m256i low = load32(weights), high = load32(weights + 32);
+        weights += 64;
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) {
+          const __m256i a = broadcast4((p < 3 ? first : fourth) + p % 3 * pixel_stride);
+          sum[p][0] = _mm256_add_epi16(sum[p][0], _mm256_maddubs_epi16(a, low));
+          sum[p][1] = _mm256_add_epi16(sum[p][1], _mm256_maddubs_epi16(a, high));
+        }
+        first += 4;
+        fourth += 4;
+      }
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        for (int half = 0; half < 2; ++half) {
+          int32_t* y = sums + p * 16 + half * 8;
+          store32(y, _mm256_add_epi32(load32(y), _mm256_madd_epi16(sum[p][half], ones)));
+        }
+      }
+    }
+  }
+}
+
+inline void add_widened(__m256i words, int32_t* y) {
+  store32(y, _mm256_add_epi32(load32(y), _mm256_cvtepi16_epi32(_mm256_castsi256_si128(words))));
+  store32(y + 8, _mm256_add_epi32(load32(y + 8), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(words, 1))));
+}
+
+// Two taps of 32 channels are interleaved byte by byte, so that vpmaddubsw sums them. Their low halves of each 128-bit
+// lane give channels 0-7 and 16-23, their high halves 8-15 and 24-31.
+void depthwise(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, int tap_count, const int8_t* weights,
+               const int32_t* bias, int chunk, int pixels, int32_t* sums) {
+  for (int p = 0; p < pixels; ++p, x += pixel_stride, sums += kBlock) {
+    std::copy_n(bias, kBlock, sums);
+    for (int part = 0; part < kBlock; part += 32) {
+      const int8_t* w = weights + int64_t{part} * tap_count;
+      int32_t* y = sums + part;
+      for (int begin = 0; begin < tap_count; begin += 2 * chunk) {
+        __m256i low = _mm256_setzero_si256(), high = low;
+        for (int t = begin; t < std::min(begin + 2 * chunk, tap_count); t += 2, w += 64) {
+          const __m256i a = load32(x + taps[t] + part), b = load32(x + taps[t + 1] + part);
+          low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_unpacklo_epi8(a, b), load32(w)));
+          high = _mm256_add_epi16(high, _mm256_maddubs_epi16(_mm256_unpackhi_epi8(a, b), load32(w + 32)));
+        }
+        add_widened(_mm256_permute2x128_si256(low, high, 0x20), y);
+        add_widened(_mm256_permute2x128_si256(low, high, 0x31), y + 16);
+      }
+    }
+  }
+}
+
+template <int... P>
+Kernels make_kernels(std::integer_sequence<int, P...>) {
+  Kernels kernels{};
+  ((kernels.tiles[0][P] = conv_tile<P + 1, 1>), ...);
+  kernels.depthwise_taps = 2;
+  kernels.depthwise_lanes = 2;
+  kernels.depthwise = depthwise;
+  kernels.epilogue = epilogue_of<Vector>;
+  return kernels;
+}
+
+}  // namespace
+
+const Kernels& avx2_kernels() {
+  static const Kernels kernels = make_kernels(std::make_integer_sequence<int, 6>());
+  return kernels;
+}
+
+}  // namespace facetrain::int7
+#endif

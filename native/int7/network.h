@@ -1,0 +1,56 @@
+// What the INT7 runtime runs: a network of integers with their scales, without names of files, without torch.
+//
+// Real value = integer * scale. The integers of operands, which convolutions multiply, lie in [-63, 63]; those of
+// other tensors in [-127, 127]. The arithmetic is that of kernels/reference.h: every tensor but the output is rounded
+// to integers, whether it is ever written to memory or not.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/conv_shape.h"
+
+namespace facetrain::int7 {
+
+struct TensorSpec {
+  int channels = 0, height = 0, width = 0;
+  float scale = 0;
+  int limit = 127;    // largest integer: 63 for operands
+  bool real = false;  // not quantized: float32, which `other` layers and the caller read
+
+  int area() const { return height * width; }
+  int64_t size() const { return int64_t{channels} * area(); }
+};
+
+struct LayerSpec {
+  enum class Kind { conv, pointwise, add, pool, other };
+  Kind kind = Kind::other;
+  std::string name;
+  std::vector<int> inputs;  // indices of tensors; two for add
+  int output = -1;
+  // conv: sums of products, from an int32 bias at weight scale * input scale on. Every filter has at most
+  // kLargestFilter weights (kernels/conv.h).
+  ConvShape shape;
+  std::vector<int8_t> weights;       // [O, I/group, kh, kw]
+  std::vector<int32_t> bias;         // [O]
+  std::vector<float> weight_scales;  // [O]
+  // pointwise: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x.
+  std::vector<float> positive, negative, offset;
+  // Computes the layer outside of this library: other, and any kind but conv that writes a real tensor. Tensors are
+  // [height, width, channels] without padding, int8 or float32, and readable for kOverread bytes past their end.
+  std::function<void(const void* const* inputs, void* y)> run;
+};
+
+struct Network {
+  std::vector<TensorSpec> tensors;  // the first is the picture
+  std::vector<LayerSpec> layers;    // in topological order
+  std::vector<int> outputs;         // real tensors that no layer reads
+  // What a byte of the picture becomes, [channels of the picture][256]: one of the two.
+  std::vector<int8_t> pixels;
+  std::vector<float> real_pixels;
+};
+
+}  // namespace facetrain::int7

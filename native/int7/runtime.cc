@@ -1,0 +1,187 @@
+#include "int7/runtime.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "int7/step.h"
+
+namespace facetrain::int7 {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+
+int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+bool dense(const LayerSpec& layer) { return layer.kind == LayerSpec::Kind::conv && !layer.shape.depthwise(); }
+
+}  // namespace
+
+const Kernels& kernels_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512vnni) return avx512vnni_kernels();
+  if (isa == Isa::avx2) return avx2_kernels();
+#endif
+  (void)isa;
+  return portable_kernels();
+}
+
+Runtime::Runtime(Network network, Isa isa) : network_(std::move(network)), kernels_(kernels_for(isa)) {
+  store_tensors();
+  plan();
+}
+
+Runtime::~Runtime() = default;
+
+// Chooses the layout of every tensor. A picture that only dense convolutions read has its channels padded to four, the
+// bytes of a step; all others have whole vectors.
+void Runtime::store_tensors() {
+  for (size_t t = 0; t < network_.tensors.size(); ++t) {
+    const TensorSpec& tensor = network_.tensors[t];
+    Stored stored{.width = tensor.width, .height = tensor.height, .channels = tensor.channels};
+    stored.real = tensor.real;
+    if (tensor.real) {
+      stored.pitch = tensor.channels * static_cast<int>(sizeof(float));
+      stored_.push_back(stored);
+      continue;
+    }
+    stored.zero = tensor.limit <= kLargestOperand ? kOperandZero : 0;
+    bool only_dense = t == 0;
+    for (const LayerSpec& layer : network_.layers) {
+      if (std::find(layer.inputs.begin(), layer.inputs.end(), static_cast<int>(t)) == layer.inputs.end()) continue;
+      only_dense = only_dense && dense(layer);
+      if (layer.kind != LayerSpec::Kind::conv) continue;
+      if (tensor.limit > kLargestOperand)
+        throw std::invalid_argument("layer '" + layer.name + "': its input has a limit above 63");
+      stored.top = std::max(stored.top, layer.shape.pads[0]);
+      stored.left = std::max(stored.left, layer.shape.pads[1]);
+      stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
+      stored.right = std::max(stored.right, layer.shape.pads[3]);
+    }
+    stored.pitch = round_up(stored.channels, only_dense ? 4 : kVector);
+    if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
+    stored_.push_back(stored);
+  }
+}
+
+void Runtime::plan() {
+  using Kind = LayerSpec::Kind;
+  const std::vector<Group> groups = fuse(network_);
+  // Step 0 looks up the picture, step g + 1 runs group g, and the last copies the outputs.
+  const auto count = static_cast<int>(groups.size());
+  std::vector<int> first(network_.tensors.size(), -1), last(network_.tensors.size(), -1);
+  first[0] = last[0] = 0;
+  std::vector<bool> other(groups.size());
+  for (int g = 0; g < count; ++g) {
+    const Group& group = groups[g];
+    const Kind kind = network_.layers[group.head].kind;
+    other[g] = kind == Kind::other || (stored_[group.output].real && kind != Kind::conv);
+    for (const int tensor : {group.middle, group.output}) {
+      if (tensor >= 0) first[tensor] = last[tensor] = g + 1;
+    }
+    for (const int layer : {group.head, group.first, group.add, group.last}) {
+      if (layer < 0) continue;
+      for (const int input : network_.layers[layer].inputs) last[input] = std::max(last[input], g + 1);
+    }
+  }
+  for (const int output : network_.outputs) last[output] = count + 1;
+  Arena arena;
+  std::vector<int> piece(network_.tensors.size(), -1);
+  for (size_t t = 0; t < network_.tensors.size(); ++t) {
+    if (first[t] >= 0) piece[t] = arena.add(stored_[t].bytes(), first[t], last[t]);
+  }
+  std::vector<std::vector<int>> copies(groups.size());
+  for (int g = 0; g < count; ++g) {
+    if (!other[g]) continue;
+    const LayerSpec& head = network_.layers[groups[g].head];
+    const auto add_copy = [&](int tensor) {
+      const int64_t bytes = network_.tensors[tensor].size() + kOverread;
+      copies[g].push_back(stored_[tensor].real ? -1 : arena.add(bytes, g + 1, g + 1));
+    };
+    for (const int input : head.inputs) add_copy(input);
+    add_copy(head.output);
+  }
+  arena.place();
+  arena_bytes_ = arena.bytes();
+  for (size_t t = 0; t < stored_.size(); ++t) {
+    if (piece[t] >= 0) stored_[t].offset = arena.offset(piece[t]);
+  }
+
+  const StepContext context{network_, stored_, kernels_};
+  Planned picture{.step = pixels_step(context), .borders = {}};
+  add_borders(picture, stored_[0]);
+  steps_.push_back(std::move(picture));
+  for (int g = 0; g < count; ++g) {
+    const Group& group = groups[g];
+    const LayerSpec& head = network_.layers[group.head];
+    Planned planned;
+    if (other[g]) {
+      std::vector<int64_t> offsets;
+      for (const int copy : copies[g]) offsets.push_back(copy < 0 ? -1 : arena.offset(copy));
+      planned.step = other_step(context, group, std::move(offsets));
+    } else if (head.kind == Kind::conv) {
+      planned.step = dense(head) ? conv_step(context, group) : depthwise_step(context, group);
+    } else if (head.kind == Kind::pool) {
+      planned.step = pool_step(context, group);
+    } else {
+      planned.step = elements_step(context, group);
+    }
+    planned.step->name = head.name;
+    for (const int layer : {group.first, group.add, group.last}) {
+      if (layer >= 0 && layer != group.head) planned.step->name += " + " + network_.layers[layer].name;
+    }
+    if (head.kind == Kind::conv) planned.step->macs = head.shape.macs();
+    for (const int tensor : {group.middle, group.output}) {
+      if (tensor >= 0) add_borders(planned, stored_[tensor]);
+    }
+    steps_.push_back(std::move(planned));
+  }
+  steps_.push_back({.step = outputs_step(context), .borders = {}});
+}
+
+int64_t Runtime::output_size() const {
+  int64_t size = 0;
+  for (const int output : network_.outputs) size += network_.tensors[output].size();
+  return size;
+}
+
+// The stretches of memory around the picture: neighboring rows share one.
+void Runtime::add_borders(Planned& planned, const Stored& stored) const {
+  const auto add = [&](int64_t begin, int64_t end) {
+    if (begin < end) planned.borders.push_back({begin, end - begin});
+  };
+  if (stored.flat() && stored.top == 0 && stored.bottom == 0) return;
+  add(stored.offset, stored.at(0, 0));
+  for (int y = 0; y + 1 < stored.height; ++y) add(stored.at(y, stored.width), stored.at(y + 1, 0));
+  add(stored.at(stored.height - 1, stored.width), stored.offset + stored.bytes());
+}
+
+int64_t Runtime::memory() const { return arena_bytes_ + kSums * int64_t{sizeof(int32_t)} + 2 * kAlignment; }
+
+Runtime::Context::Context(const Runtime& runtime) : bytes_(runtime.memory()) {
+  const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
+  arena_ = bytes_.data() + (kAlignment - address % kAlignment) % kAlignment;
+  sums_ = reinterpret_cast<int32_t*>(arena_ + (runtime.arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+void Runtime::run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output) const {
+  for (const Border& border : planned.borders) std::memset(context.arena_ + border.offset, kOperandZero, border.bytes);
+  planned.step->run({context.arena_, picture, output}, {.index = 0, .count = 1, .sums = context.sums_});
+}
+
+void Runtime::run(Context& context, const uint8_t* picture, float* output) const {
+  for (const Planned& planned : steps_) run_step(planned, context, picture, output);
+}
+
+std::vector<Runtime::StepTime> Runtime::run_timed(Context& context, const uint8_t* picture, float* output) const {
+  std::vector<StepTime> times;
+  for (const Planned& planned : steps_) {
+    const auto start = std::chrono::steady_clock::now();
+    run_step(planned, context, picture, output);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    times.push_back({planned.step->name, planned.step->macs, seconds.count()});
+  }
+  return times;
+}
+
+}  // namespace facetrain::int7

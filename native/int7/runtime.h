@@ -1,0 +1,81 @@
+// The INT7 runtime: a network, planned once, that computes pictures without allocating memory.
+//
+// The plan decides which layers run together in one pass over registers (layout.h), where each tensor lies (one arena,
+// whose places are used again after a tensor's last reader), and which kernels compute it. Results are those of
+// kernels/reference.h, bit for bit, with every instruction set and number of threads.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "int7/kernels.h"
+#include "int7/network.h"
+
+namespace facetrain::int7 {
+
+class Step;
+struct Stored;
+
+class Runtime {
+ public:
+  // Plans and packs the weights. `isa` must be supported. Throws std::invalid_argument for a network beyond the
+  // kernels' bounds.
+  explicit Runtime(Network network, Isa isa = best_isa());
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  const Network& network() const { return network_; }
+  // Numbers of all outputs.
+  int64_t output_size() const;
+  // Bytes of a Context.
+  int64_t memory() const;
+
+  // The memory of one run at a time.
+  class Context {
+   public:
+    explicit Context(const Runtime& runtime);
+
+   private:
+    friend class Runtime;
+    std::vector<uint8_t> bytes_;
+    uint8_t* arena_;
+    int32_t* sums_;
+  };
+
+  // Computes the outputs of a picture [height, width, channels] of bytes, one after the other, each [channels, height,
+  // width]. Calls with different contexts may overlap.
+  void run(Context& context, const uint8_t* picture, float* output) const;
+
+  struct StepTime {
+    std::string name;
+    int64_t macs;
+    double seconds;
+  };
+  // The same, with the time of each step.
+  std::vector<StepTime> run_timed(Context& context, const uint8_t* picture, float* output) const;
+
+ private:
+  struct Border {
+    int64_t offset, bytes;
+  };
+  struct Planned {
+    std::unique_ptr<Step> step;
+    std::vector<Border> borders;  // of the tensors that it stores
+  };
+
+  void store_tensors();
+  void plan();
+  void add_borders(Planned& planned, const Stored& stored) const;
+  void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output) const;
+
+  Network network_;
+  const Kernels& kernels_;
+  std::vector<Stored> stored_;
+  std::vector<Planned> steps_;
+  int64_t arena_bytes_ = 0;
+};
+
+}  // namespace facetrain::int7

@@ -1,0 +1,80 @@
+// The steps of a plan. Each computes a stored tensor from others; the last one copies the outputs.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "int7/exact.h"
+#include "int7/layout.h"
+
+namespace facetrain::int7 {
+
+// The memory of one run.
+struct Memory {
+  uint8_t* arena = nullptr;
+  const uint8_t* picture = nullptr;  // [height, width, channels]
+  float* output = nullptr;           // of all outputs, each [channels, height, width]
+};
+
+// The part of a step that one of `count` threads computes.
+struct Part {
+  int index = 0, count = 1;
+  int32_t* sums = nullptr;  // kSums integers of this thread
+
+  int begin(int total) const { return static_cast<int>(int64_t{total} * index / count); }
+  int end(int total) const { return static_cast<int>(int64_t{total} * (index + 1) / count); }
+};
+inline constexpr int kSums = kTilePixels * kBlock;
+
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void run(const Memory& memory, const Part& part) const = 0;
+
+  std::string name;
+  int64_t macs = 0;
+};
+
+// What the makers of steps know.
+struct StepContext {
+  const Network& network;
+  const std::vector<Stored>& stored;  // by tensor; outlives the step
+  const Kernels& kernels;
+};
+
+std::unique_ptr<Step> pixels_step(const StepContext& context);
+std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group);
+std::unique_ptr<Step> depthwise_step(const StepContext& context, const Group& group);
+std::unique_ptr<Step> elements_step(const StepContext& context, const Group& group);
+std::unique_ptr<Step> pool_step(const StepContext& context, const Group& group);
+// `copies`: offsets in the arena for the unpadded integers of each input, and then of the output; -1 for real tensors.
+std::unique_ptr<Step> other_step(const StepContext& context, const Group& group, std::vector<int64_t> copies);
+std::unique_ptr<Step> outputs_step(const StepContext& context);
+
+// The epilogue of a group with the arrays that it points to.
+class GroupEpilogue {
+ public:
+  GroupEpilogue() = default;
+  GroupEpilogue(const StepContext& context, const Group& group);
+  GroupEpilogue(const GroupEpilogue&) = delete;
+  GroupEpilogue& operator=(const GroupEpilogue&) = delete;
+
+  // Stores `pixels` pixels of row y from column x on, channels [channel, channel + channels) of them; from `sums`
+  // [pixels][sums_stride], or from the input of a group without a convolution.
+  void run(const Memory& memory, int y, int x, int pixels, int channel, int channels, const int32_t* sums,
+           int sums_stride) const;
+  // Whether all tensors that it touches are flat, so that a row may be longer than the width.
+  bool flat() const;
+
+ private:
+  PointwiseStage pointwise_of(const StepContext& context, int layer, ExactPointwise& numbers);
+
+  Epilogue epilogue_;
+  void (*function_)(const Epilogue&, const EpilogueRow&) = nullptr;
+  std::vector<float> multipliers_;
+  ExactPointwise first_, last_;
+  const Stored *source_ = nullptr, *second_ = nullptr, *middle_ = nullptr, *y_ = nullptr;
+};
+
+}  // namespace facetrain::int7
