@@ -24,6 +24,7 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
 	schemavalidation "k8s.io/apiextensions-apiserver/pkg/apiserver/validation"
 	"k8s.io/apimachinery/pkg/runtime"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	celconfig "k8s.io/apiserver/pkg/apis/cel"
 	"sigs.k8s.io/yaml"
@@ -122,8 +123,9 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	// As the API server reads objects: a whole number is an integer, as CEL needs it, and no float64.
 	var inputs []input
-	if err := json.Unmarshal(text, &inputs); err != nil {
+	if err := utiljson.Unmarshal(text, &inputs); err != nil {
 		return fmt.Errorf("standard input: %w", err)
 	}
 	for i, in := range inputs {
