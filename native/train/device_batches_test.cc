@@ -11,7 +11,7 @@
 #include "error.h"
 #include "model/pictures.h"
 #include "test/check.h"
-#include "test/pictures.h"
+#include "test/picture_set.h"
 #include "train/device.h"
 
 using namespace facetrain;
@@ -21,27 +21,20 @@ namespace {
 constexpr int kSide = 4;  // pixels
 
 // Picture i has label i and the gray value 3 i. The label of picture `wrong` is refused.
-class SmallDataset final : public Dataset {
+class SmallDataset final : public test::PictureSet {
  public:
-  int64_t size() const override { return 24; }
-  int64_t identities() const override { return 24; }
-  int height() const override { return kSide; }
-  int width() const override { return kSide; }
+  SmallDataset() : PictureSet(24, 24, kSide) {}
   int64_t label(int64_t picture) const override {
     ++labels;
     if (picture == wrong) throw Error("InvalidDataset", "picture", "its label is wrong", "none");
-    return picture;
+    return PictureSet::label(picture);
   }
-  std::vector<uint8_t> encoded(int64_t picture) const override {
-    const std::vector<uint8_t> pixels(size_t{3} * kSide * kSide, static_cast<uint8_t>(3 * picture));
-    return test::encode_bmp(pixels, kSide, kSide);
-  }
-  void will_need(int64_t) const override {}
-  std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
-  int64_t bytes() const override { return 0; }
 
   int64_t wrong = -1;
   mutable std::atomic<int64_t> labels{0};  // that were read
+
+ private:
+  uint8_t value(int64_t picture, size_t) const override { return static_cast<uint8_t>(3 * picture); }
 };
 
 constexpr int64_t kBatch = 4;

@@ -5,54 +5,26 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
-import { type BackboneState, type Graph, TrainingSession } from '@facetrain/native';
-import { exampleFaces } from '../../../hack/lib/paths.mjs';
+import { type BackboneState, type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
+import { trainingOptions } from '@facetrain/native/testing/training-fixtures';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { variedPictures } from '../testing/onnx-oracles.ts';
-import { freePort } from '../testing/s3-server.ts';
 
 const PICTURES = 4;
 
-type Options = Parameters<typeof TrainingSession.open>[0];
-
-async function open(graph: Graph, precision: Options['precision']): Promise<TrainingSession> {
+function open(graph: Graph, precision: TrainingOptions['precision']): Promise<TrainingSession> {
+  const options = trainingOptions();
   return TrainingSession.open({
+    ...options,
     graph,
     precision,
-    deterministic: true,
-    seed: 3,
-    numClasses: 40,
     margin: { m1: 1, m2: 0, m3: 0.4 },
     scale: 64,
-    sampleRate: 1,
-    rowsPrecision: 'fp32',
-    interclassFilter: null,
     // So the momentum after the first step is the gradient.
     momentum: 0,
     weightDecay: 0,
     gradientClipNorm: null,
-    data: {
-      directory: exampleFaces,
-      globalBatchSize: 16,
-      flip: false,
-      shift: 0,
-      channelOrder: 'rgb',
-      loaderThreads: 1,
-      maxBadPictures: 0,
-    },
-    comm: {
-      rank: 0,
-      size: 1,
-      gang: 'precision',
-      localRank: 0,
-      localSize: 1,
-      masterAddr: '127.0.0.1',
-      masterPort: await freePort(),
-      rendezvousTimeoutMs: 30_000,
-      collectiveTimeoutMs: 30_000,
-    },
-    computeThreads: 1,
-    device: 'cpu',
+    data: { ...options.data, globalBatchSize: 16, flip: false },
   });
 }
 
