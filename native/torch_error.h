@@ -49,15 +49,17 @@ inline std::optional<Error> memory_error(const std::exception& error) {
     return Error(
         "InsufficientMemory", "memory of " + (known ? match.str(1) : std::string("the GPU")),
         asked + (known ? "; " + match.str(3) + " of " + match.str(2) + " are free" : ""),
-        "a training that fits: a smaller globalBatchSize, more trainers.replicas (each has its part of the batch "
-        "and of the class centres), a smaller loss.sampleRate, or a GPU with more memory");
+        "a training that fits: a smaller trainers.microBatchSize, model.checkpointActivations, more trainers.replicas "
+        "(each has its part of the batch and of the class centres), a smaller loss.sampleRate, or a GPU with more "
+        "memory");
   }
   const auto available = available_memory();
   return Error(
       "InsufficientMemory", "memory of this process",
       asked + (available ? "; " + std::to_string(*available) + " bytes are available" : ""),
       "more memory (in Kubernetes, resources.limits.memory), or less to hold at once: of a training a smaller "
-      "globalBatchSize or more trainers.replicas, of a quantization fewer calibration.images or computeThreads");
+      "trainers.microBatchSize, model.checkpointActivations or more trainers.replicas, of a quantization fewer "
+      "calibration.images or computeThreads");
 }
 
 // Throws Error(InsufficientMemory) if the exception means that; before a handler takes it for something else.

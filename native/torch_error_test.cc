@@ -39,7 +39,8 @@ void test_device() {
   CHECK_EQ(error->code, std::string("InsufficientMemory"));
   CHECK_EQ(error->subject, std::string("memory of GPU 3"));
   CHECK_EQ(error->found, std::string("no memory for 20.00 GiB; 5.06 MiB of 79.11 GiB are free"));
-  for (const char* way : {"globalBatchSize", "trainers.replicas", "loss.sampleRate"}) CHECK(has(error->allowed, way));
+  for (const char* way : {"trainers.microBatchSize", "trainers.replicas", "loss.sampleRate"})
+    CHECK(has(error->allowed, way));
 
   for (const char* message : {"CUDA error: out of memory\nCUDA kernel errors might be reported later.",
                               "NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",

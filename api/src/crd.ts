@@ -5,7 +5,7 @@
  * no `additionalProperties: false`, and some keywords have Kubernetes' own names.
  */
 import { z } from 'zod';
-import { FaceTrainJobSpec, FaceTrainJobStatus, TRAINING_FIELDS } from './facetrainjob.ts';
+import { FaceTrainJobSpec, FaceTrainJobStatus, sameTraining } from './facetrainjob.ts';
 import { API_GROUP, API_VERSION, DNS_LABEL, MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import { isPlainObject } from './plain-object.ts';
 import { QuantizeJobSpec, QuantizeJobStatus } from './quantizejob.ts';
@@ -218,9 +218,7 @@ function finishedSpecRule(spec: Schema): { rule: string; message: string; fieldP
  * trained: training is not repeated.
  */
 const TRAINED_SPEC_RULE = {
-  rule:
-    '!has(oldSelf.status) || !has(oldSelf.status.trainingCompletionTime) || ' +
-    `(${TRAINING_FIELDS.map((field) => `self.spec.${field} == oldSelf.spec.${field}`).join(' && ')})`,
+  rule: `!has(oldSelf.status) || !has(oldSelf.status.trainingCompletionTime) || (${sameTraining('spec.')})`,
   message: 'the training has succeeded and is not repeated: what is trained cannot be changed any more',
   fieldPath: '.spec',
 };

@@ -44,6 +44,7 @@ import {
   m1,
   m2,
   m3,
+  microBatchSize,
   modelOutput,
   momentum,
   numClasses,
@@ -58,7 +59,7 @@ import {
   weightDecay,
   width,
 } from './ranges.ts';
-import { rules, section, unchanged } from './schema-rules.ts';
+import { rules, section, unchanged, unchangedOptional } from './schema-rules.ts';
 import {
   DEFAULT_EMBEDDING_DIM,
   DEFAULT_MARGINS,
@@ -67,6 +68,9 @@ import {
   DEFAULT_RENDEZVOUS_PORT,
 } from './shared-defaults.ts';
 import { dataset, folder, S3_RULE, sourceFields } from './storage.ts';
+
+/** Those that decide what the model is. */
+const OPTIONAL_MODEL_FIELDS = ['backbone', 'onnx', 'embeddingDim', 'width', 'blocks', 'numClasses', 'input'];
 
 const model = rules(
   z.strictObject({
@@ -102,6 +106,22 @@ const model = rules(
     numClasses: numClasses.optional().describe('Number of identities; absent: that of the dataset.'),
     channelOrder,
     input: modelInput.optional(),
+    checkpointActivations: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Keeps few activations for the backward pass and computes the others again, block by block: a larger batch ' +
+          'fits into memory, and a step takes about a third longer. The numbers stay the same bit for bit. May be ' +
+          'changed at any time, for the next attempt.',
+      ),
+    syncBatchNorm: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Whether batch norms take their statistics over the pictures of all trainers instead of each trainer’s own. ' +
+          'For few pictures on each trainer; costs two collectives for each batch norm, in the forward and the ' +
+          'backward pass.',
+      ),
   }),
   [
     {
@@ -126,7 +146,10 @@ const model = rules(
       check: (value) =>
         value.backbone !== undefined || (value.blocks === undefined && value.embeddingDim === undefined),
     },
-    { cel: 'self == oldSelf', message: 'the model cannot be changed: checkpoints would no longer fit' },
+    {
+      cel: `${unchangedOptional(...OPTIONAL_MODEL_FIELDS)} && ${unchanged('channelOrder', 'syncBatchNorm')}`,
+      message: 'the model cannot be changed, except checkpointActivations: checkpoints would no longer fit',
+    },
   ],
 ).describe('The network.');
 
@@ -322,6 +345,14 @@ const trainers = section(
           'for bit. false lets cuDNN measure its algorithms and take the fastest, also those whose sums have no ' +
           'fixed order; no effect on CPUs.',
       ),
+    microBatchSize: microBatchSize
+      .optional()
+      .describe(
+        'Pictures of a trainer’s batch that go through the backbone at once; must divide globalBatchSize / replicas. ' +
+          'Memory for activations shrinks with it; all micro-batches but one are computed forward twice, so a step ' +
+          'takes up to a third longer. Batch norms take their statistics over a micro-batch: n on one trainer train ' +
+          'as n trainers with one each. Absent: the trainer’s whole batch.',
+      ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port
       .default(DEFAULT_PROGRESS_PORT)
@@ -365,9 +396,20 @@ export const TRAINING_FIELDS: readonly string[] = [
   'seed',
   'augmentation',
   'trainers.replicas',
+  'trainers.microBatchSize',
   'trainers.progressPort',
   'trainers.rendezvousPort',
 ];
+
+/** Those of TRAINING_FIELDS that a spec may have or not. */
+const OPTIONAL_TRAINING_FIELDS: readonly string[] = ['trainers.microBatchSize'];
+
+/** CEL for a rule on changes: all TRAINING_FIELDS are the same. `spec`: its path below self, with a dot at its end. */
+export const sameTraining = (spec = ''): string => {
+  const below = (fields: readonly string[]) => fields.map((field) => `${spec}${field}`);
+  const required = TRAINING_FIELDS.filter((field) => !OPTIONAL_TRAINING_FIELDS.includes(field));
+  return `${unchanged(...below(required))} && ${unchangedOptional(...below(OPTIONAL_TRAINING_FIELDS))}`;
+};
 
 export const FaceTrainJobSpec = rules(
   z.strictObject({
@@ -442,6 +484,27 @@ export const FaceTrainJobSpec = rules(
       path: ['globalBatchSize'],
     },
     {
+      cel:
+        '!has(self.trainers.microBatchSize) || ' +
+        'self.globalBatchSize % (self.trainers.replicas * self.trainers.microBatchSize) == 0',
+      message: 'globalBatchSize must be divisible by trainers.replicas times trainers.microBatchSize',
+      // Without microBatchSize, the first rule says it.
+      check: ({ globalBatchSize: pictures, trainers: { replicas, microBatchSize: size } }) =>
+        size === undefined || pictures % (replicas * size) === 0,
+      path: ['trainers', 'microBatchSize'],
+    },
+    {
+      cel:
+        '!has(self.trainers.microBatchSize) || !self.model.syncBatchNorm || ' +
+        'self.globalBatchSize == self.trainers.replicas * self.trainers.microBatchSize',
+      message:
+        'model.syncBatchNorm needs all pictures of a step at the same time: leave trainers.microBatchSize out, or use ' +
+        'more trainers',
+      check: ({ globalBatchSize: pictures, model: { syncBatchNorm }, trainers: { replicas, microBatchSize: size } }) =>
+        size === undefined || !syncBatchNorm || pictures === replicas * size,
+      path: ['trainers', 'microBatchSize'],
+    },
+    {
       cel: 'self.trainers.progressPort != self.trainers.rendezvousPort',
       message: 'progressPort and rendezvousPort must differ',
       check: (value) => value.trainers.progressPort !== value.trainers.rendezvousPort,
@@ -458,7 +521,7 @@ export const FaceTrainJobSpec = rules(
       message: 'trainers.precision cannot be changed: a training goes on in the precision that it began with',
     },
     {
-      cel: `oldSelf.suspend || (${unchanged(...TRAINING_FIELDS)})`,
+      cel: `oldSelf.suspend || (${sameTraining()})`,
       message: 'what is trained, by how many, and at which ports, can change only while the job is suspended',
     },
     MANAGED_BY_RULE,

@@ -38,6 +38,8 @@ export const warmupEpochs = z.number().min(0).max(1000);
 /** Passes over the dataset. */
 export const epochs = z.int32().min(1).max(100_000);
 export const globalBatchSize = z.int32().min(1).max(1_000_000);
+/** Pictures of a rank's batch that go through the backbone at once. */
+export const microBatchSize = z.int32().min(1).max(1_000_000);
 /** An interval in epochs; in a manifest 0 is "off", which config.json has as null. */
 export const everyEpochs = z.number().min(0).max(1000);
 /** Checkpoints that are kept. */

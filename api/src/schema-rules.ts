@@ -43,3 +43,9 @@ export function section<T extends z.ZodRawShape>(shape: T, description: string) 
 /** CEL for a rule on changes: none of these fields (paths below `self`) has changed. */
 export const unchanged = (...fields: string[]): string =>
   fields.map((field) => `self.${field} == oldSelf.${field}`).join(' && ');
+
+/** The same for fields that may be absent. Their parents are always there. */
+export const unchangedOptional = (...fields: string[]): string =>
+  fields
+    .map((field) => `has(self.${field}) == has(oldSelf.${field}) && (!has(self.${field}) || ${unchanged(field)})`)
+    .join(' && ');

@@ -25,6 +25,7 @@ import {
   m2,
   m3,
   maxBadPictures,
+  microBatchSize,
   modelOutput,
   momentum,
   numClasses,
@@ -110,11 +111,18 @@ export const TrainerConfig = z.strictObject({
     numClasses: numClasses.nullable().describe('Number of identities; null: that of the dataset.'),
     channelOrder: z.enum(['rgb', 'bgr']),
     input: ModelInput.nullable().default(null).describe('Of the user’s own backbone; null: as its file says it.'),
+    // With defaults, because reports of former versions have a configuration without them.
+    checkpointActivations: z.boolean().default(false),
+    syncBatchNorm: z.boolean().default(false),
   }),
   loss: Loss,
   optimizer: Sgd,
   schedule: Schedule,
   globalBatchSize,
+  microBatchSize: microBatchSize
+    .nullable()
+    .default(null)
+    .describe('Pictures of a rank’s batch that go through the backbone at once; null: all of them.'),
   epochs,
   seed,
   augment: z.strictObject({

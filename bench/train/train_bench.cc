@@ -92,7 +92,7 @@ Figures measure_backbone(const Graph& graph, const Case& given) {
     bench::synchronize(given.device);
     const bench::Stopwatch watch;
     const bench::Moment begin(given.device);
-    const at::Tensor out = executor->forward(images, /*training=*/true);
+    const at::Tensor out = executor->forward(images, Pass::training);
     const bench::Moment middle(given.device);
     out.backward(gradient);
     bench::synchronize(given.device);

@@ -7,8 +7,11 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/prelu.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
 
 #include <optional>
 
@@ -116,18 +119,25 @@ Statistics batch_statistics(const at::Tensor& x, const at::TensorOptions& option
   return result;
 }
 
-namespace cpu {
-
-Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training) {
-  Statistics statistics{norm.running_mean, norm.running_variance};
-  if (training) {
-    statistics = batch_statistics(x, norm.running_mean.options());
-    const auto count = static_cast<double>(Rows(x).count);
-    norm.running_mean.lerp_(statistics.mean, momentum);
-    norm.running_variance.lerp_(statistics.variance * (count / (count - 1)), momentum);
-  }
+Scaling scaling_of(const Statistics& statistics, const BatchNorm& norm) {
   const at::Tensor inverse_deviation = (statistics.variance + norm.epsilon).rsqrt();
   return {statistics.mean, inverse_deviation, norm.gamma * inverse_deviation};
+}
+
+// Towards the statistics of `count` values by channel.
+void move_running(const BatchNorm& norm, const Statistics& statistics, int64_t count) {
+  const auto n = static_cast<double>(count);
+  norm.running_mean.lerp_(statistics.mean, kMomentum);
+  norm.running_variance.lerp_(statistics.variance * (n / (n - 1)), kMomentum);
+}
+
+namespace cpu {
+
+Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, Pass pass) {
+  if (pass == Pass::evaluation) return scaling_of({norm.running_mean, norm.running_variance}, norm);
+  const Statistics statistics = batch_statistics(x, norm.running_mean.options());
+  if (pass == Pass::training) move_running(norm, statistics, Rows(x).count);
+  return scaling_of(statistics, norm);
 }
 
 at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then) {
@@ -150,7 +160,7 @@ at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::T
 }
 
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training) {
+                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks) {
   const Rows rows(x);
   const int64_t channels = rows.channels;
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
@@ -167,10 +177,11 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
 
   // Running statistics do not depend on x.
   const double share = training ? 1.0 / static_cast<double>(rows.count) : 0;
-  const at::Tensor constant = beta_gradient * share, linear = gamma_gradient * scaling.inverse_deviation * share;
+  at::Tensor by_rows = at::stack({beta_gradient, gamma_gradient * scaling.inverse_deviation}).mul_(share);
+  if (ranks) average(*ranks, by_rows);
   at::Tensor x_gradient = at::empty_like(x);
-  rows.for_each_chunk([&, constants = constant.const_data_ptr<float>(), linears = linear.const_data_ptr<float>()](
-                          int64_t, int64_t offset, int64_t count) {
+  rows.for_each_chunk([&, constants = by_rows.const_data_ptr<float>(),
+                       linears = by_rows.const_data_ptr<float>() + channels](int64_t, int64_t offset, int64_t count) {
     const int64_t values = count * channels;
     const FloatRows from(FloatRows::kX, x, offset, values), above(FloatRows::kGradient, gradient, offset, values),
         to(FloatRows::kResult, x_gradient, offset, values);
@@ -182,19 +193,59 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
 
 }  // namespace cpu
 
+// Of the x of all ranks, which have one shape, from each rank's own. The ranks are joined in float64 and in their
+// order, so that every rank has the same numbers.
+Statistics joined_statistics(Comm& ranks, const Statistics& own) {
+  const at::Tensor mine = at::stack({own.mean, own.variance});
+  at::Tensor all = at::empty({2 * ranks.size(), mine.size(1)}, mine.options());
+  ranks.all_gather(all, mine);
+  all = all.view({ranks.size(), 2, -1}).to(at::kDouble);
+  const at::Tensor means = all.select(1, 0), mean = means.mean(0);
+  const at::Tensor variance = (all.select(1, 1) + (means - mean).square()).mean(0);
+  return {mean.to(at::kFloat), variance.to(at::kFloat)};
+}
+
+// As norm_scaling of a training pass or a recomputation, over all ranks.
+Scaling scaling_over_ranks(Comm& ranks, const at::Tensor& x, const BatchNorm& norm, Pass pass) {
+  const int64_t count = x.numel() / x.size(1);
+  Statistics own;
+  if (x.is_cuda()) {
+    // The kernel moves running statistics. With momentum 1 they become those of the batch.
+    own = {at::zeros_like(norm.running_mean), at::zeros_like(norm.running_variance)};
+    cuda::norm_scaling(x, {norm.gamma, norm.beta, own.mean, own.variance, norm.epsilon}, /*momentum=*/1, true);
+    own.variance.mul_(static_cast<double>(count - 1) / static_cast<double>(count));
+  } else {
+    own = batch_statistics(x, norm.running_mean.options());
+  }
+  const Statistics statistics = joined_statistics(ranks, own);
+  if (pass == Pass::training) move_running(norm, statistics, count * ranks.size());
+  return scaling_of(statistics, norm);
+}
+
+// The Comm of a backward pass, as autograd keeps it.
+struct RanksOfNorm : torch::CustomClassHolder {
+  explicit RanksOfNorm(Comm* ranks) : ranks(ranks) {}
+  Comm* const ranks;
+};
+
 class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
  public:
   // `slope` and `residual` are optional, because autograd takes no undefined tensors.
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
                             const at::Tensor& beta, const std::optional<at::Tensor>& slope,
                             const std::optional<at::Tensor>& residual, const at::Tensor& running_mean,
-                            const at::Tensor& running_variance, double epsilon, bool training) {
+                            const at::Tensor& running_variance, double epsilon, Pass pass, Comm* ranks) {
     const BatchNorm norm{gamma, beta, running_mean, running_variance, epsilon};
     const Then then{slope.value_or(at::Tensor()), residual.value_or(at::Tensor())};
-    const Scaling by = x.is_cuda() ? cuda::norm_scaling(x, norm, kMomentum, training)
-                                   : cpu::norm_scaling(x, norm, kMomentum, training);
+    const bool training = pass != Pass::evaluation;
+    const double momentum = pass == Pass::training ? kMomentum : 0;
+    const Scaling by = training && ranks ? scaling_over_ranks(*ranks, x, norm, pass)
+                       : x.is_cuda()     ? cuda::norm_scaling(x, norm, momentum, training)
+                                         : cpu::norm_scaling(x, norm, pass);
     context->save_for_backward({x, by.mean, by.inverse_deviation, by.scale, beta, then.slope});
     context->saved_data["training"] = training;
+    context->saved_data["ranks"] =
+        at::IValue::make_capsule(c10::make_intrusive<RanksOfNorm>(training ? ranks : nullptr));
     context->saved_data["residual"] = residual.has_value();
     return x.is_cuda() ? cuda::norm_forward(x, by, beta, then) : cpu::norm_forward(x, by, beta, then);
   }
@@ -205,18 +256,19 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
     const at::Tensor &x = saved[0], &beta = saved[4];
     const Scaling by{saved[1], saved[2], saved[3]};
     const bool training = context->saved_data["training"].toBool();
+    Comm* const ranks = static_cast<RanksOfNorm*>(context->saved_data["ranks"].toCapsule().get())->ranks;
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
-    const NormGradients to = x.is_cuda() ? cuda::norm_backward(x, gradient, by, beta, {saved[5], {}}, training)
-                                         : cpu::norm_backward(x, gradient, by, beta, {saved[5], {}}, training);
+    const NormGradients to = x.is_cuda() ? cuda::norm_backward(x, gradient, by, beta, {saved[5], {}}, training, ranks)
+                                         : cpu::norm_backward(x, gradient, by, beta, {saved[5], {}}, training, ranks);
     const at::Tensor residual = context->saved_data["residual"].toBool() ? gradient : at::Tensor();
-    return {to.x, to.gamma, to.beta, to.slope, residual, {}, {}, {}, {}};
+    return {to.x, to.gamma, to.beta, to.slope, residual, {}, {}, {}, {}, {}};
   }
 };
 
-at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, bool training) {
+at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, Pass pass, Comm* ranks) {
   const auto given = [](const at::Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; };
   return FusedBatchNorm::apply(x, norm.gamma, norm.beta, given(then.slope), given(then.residual), norm.running_mean,
-                               norm.running_variance, norm.epsilon, training);
+                               norm.running_variance, norm.epsilon, pass, ranks);
 }
 
 // Whether there are kernels of our own for x.
@@ -227,23 +279,32 @@ bool has_kernels(const at::Tensor& x, const BatchNorm& norm) {
 
 }  // namespace
 
-at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training) {
-  if (x.is_cuda() && has_kernels(x, norm)) return fused(x, norm, {}, training);
-  return at::batch_norm(x, norm.gamma, norm.beta, norm.running_mean, norm.running_variance, training, kMomentum,
-                        norm.epsilon,
+at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, Comm* ranks) {
+  const bool joins = pass != Pass::evaluation && ranks;
+  const at::Tensor rows =
+      joins ? x.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous) : x;
+  if ((joins || x.is_cuda()) && has_kernels(rows, norm)) return fused(rows, norm, {}, pass, ranks);
+  TORCH_CHECK(!joins, "no batch norm over all ranks for activations of ", x.sizes(), ", ", x.scalar_type(), ", on ",
+              x.device());
+  // A recomputation has no running statistics to move.
+  const bool moves = pass != Pass::recomputation;
+  return at::batch_norm(x, norm.gamma, norm.beta, moves ? norm.running_mean : at::Tensor(),
+                        moves ? norm.running_variance : at::Tensor(), pass != Pass::evaluation, kMomentum, norm.epsilon,
                         /*cudnn_enabled=*/true);
 }
 
-at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training) {
+at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, Pass pass,
+                            Comm* ranks) {
   if (!has_kernels(x, norm) || slope.numel() != x.size(1))
-    return at::prelu(batch_norm(x, norm, training), slope.to(x.scalar_type()));
-  return fused(x, norm, {slope, {}}, training);
+    return at::prelu(batch_norm(x, norm, pass, ranks), slope.to(x.scalar_type()));
+  return fused(x, norm, {slope, {}}, pass, ranks);
 }
 
-at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, bool training) {
+at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, Pass pass,
+                          Comm* ranks) {
   if (!has_kernels(x, norm) || residual.sizes() != x.sizes() || residual.scalar_type() != x.scalar_type())
-    return at::add(batch_norm(x, norm, training), residual);
-  return fused(x, norm, {{}, residual.contiguous(x.suggest_memory_format())}, training);
+    return at::add(batch_norm(x, norm, pass, ranks), residual);
+  return fused(x, norm, {{}, residual.contiguous(x.suggest_memory_format())}, pass, ranks);
 }
 
 #ifndef FACETRAIN_CUDA
@@ -254,8 +315,8 @@ Scaling norm_scaling(const at::Tensor&, const BatchNorm&, double, bool) { TORCH_
 at::Tensor norm_forward(const at::Tensor&, const Scaling&, const at::Tensor&, const Then&) {
   TORCH_CHECK(false, "a build without CUDA");
 }
-NormGradients norm_backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&,
-                            bool) {
+NormGradients norm_backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&, bool,
+                            Comm*) {
   TORCH_CHECK(false, "a build without CUDA");
 }
 

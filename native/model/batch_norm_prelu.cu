@@ -246,7 +246,7 @@ at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::T
 }
 
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training) {
+                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks) {
   const c10::cuda::CUDAGuard guard(x.device());
   const bool prelu = then.slope.defined();
   const int64_t channels = x.size(1);
@@ -281,6 +281,8 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
                   partial.const_data_ptr<float>(), tiling, floats_of(scaling.inverse_deviation), share, row(0), row(1),
                   row(2), row(3), row(4));
               C10_CUDA_KERNEL_LAUNCH_CHECK();
+              at::Tensor by_rows = by_channel.narrow(0, 3, 2);  // rows 3 and 4: constant and linear
+              if (ranks) average(*ranks, by_rows);
               if (prelu) {
                 gradients(backward_kernel<T, kWidth, true>);
               } else {

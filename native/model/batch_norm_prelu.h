@@ -8,6 +8,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "comm/comm.h"
+#include "model/pass.h"
+
 namespace facetrain {
 
 struct BatchNorm {
@@ -23,8 +26,15 @@ struct BatchNorm {
 // variance with Bessel's correction), as torch does. Otherwise normalizes by the running statistics. Calls ATen's
 // operators where there are no kernels of our own: for a plain batch norm on a CPU, and for an x that is not
 // channels-last or [N, C], or of a type other than float32 and bfloat16 (on CUDA also float16).
-at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, bool training);
-at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, bool training);
-at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, bool training);
+//
+// With `ranks`, the statistics of a batch, and their gradients, are those of the x of all ranks together, which have
+// one shape. Forward and backward are then collectives; every rank calls them in the same order, and gets the same
+// statistics bit for bit. The gradients of gamma, beta and slope are sums over the rank's own x. (As
+// torch.nn.SyncBatchNorm.) Throws c10::Error for an x that only ATen's operators take.
+at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, Comm* ranks = nullptr);
+at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, Pass pass,
+                            Comm* ranks = nullptr);
+at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, Pass pass,
+                          Comm* ranks = nullptr);
 
 }  // namespace facetrain

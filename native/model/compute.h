@@ -1,4 +1,4 @@
-// The precision in which an executor computes.
+// The precision in which an executor computes, and over which pictures its batch norms take their statistics.
 //
 // Weights are float32 whatever the precision. Convolutions and matrix products cast them, and their other operand, to
 // the precision's type; the activations between them keep that type. The cast is an operation of autograd, so a
@@ -12,6 +12,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "comm/comm.h"
 #include "precision.h"
 
 namespace facetrain {
@@ -19,6 +20,8 @@ namespace facetrain {
 // Shared by an executor and its operators, which read it in every pass.
 struct Compute {
   Precision precision = Precision::fp32;
+  // The ranks over whose pictures the batch norms of a training pass take their statistics; null: each rank's own.
+  Comm* norm_ranks = nullptr;
 
   // Of activations, and of the operands of products.
   at::ScalarType type() const {

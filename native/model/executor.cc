@@ -8,6 +8,7 @@
 #include <set>
 
 #include "error.h"
+#include "model/checkpoint.h"
 #include "model/operators.h"
 #include "torch_error.h"
 
@@ -26,6 +27,8 @@ struct Step {
   };
   std::vector<Input> inputs;
   int output = 0;
+  std::vector<std::string> constants;  // initializers that it uses
+  int64_t bytes = 0;                   // of its output for two pictures; 0 if the output is a view of its input
 };
 
 // The batch norms that are computed in one step with the only node that reads them, a PRelu or an Add, by that node.
@@ -77,10 +80,15 @@ class PlanExecutor final : public Executor {
       } else {
         step.run = norm ? bind_norm_prelu(*norm, node, constants) : bind(node, constants, output == graph.output.name);
       }
+      if (norm && node.op == "PRelu") step.constants.push_back(node.inputs[1]);
       step.inputs.resize(names.size());
       for (size_t i = 0; i < names.size(); ++i) {
         const std::string& name = names[i];
-        if (name.empty() || constants.find(name)) continue;
+        if (name.empty()) continue;
+        if (constants.find(name)) {
+          step.constants.push_back(name);
+          continue;
+        }
         const auto slot = slots.find(name);
         if (slot == slots.end()) {
           throw Error("InvalidModel", step.node, "input '" + name + "' is made by no node before it",
@@ -118,15 +126,28 @@ class PlanExecutor final : public Executor {
     use_precision(precision);
   }
 
-  at::Tensor forward(const at::Tensor& images, bool training) override {
-    const c10::InferenceMode inference(!training);
-    const c10::AutoGradMode gradients(training);
-    return run(images.contiguous(at::MemoryFormat::ChannelsLast), training, nullptr).to(at::kFloat);
+  void checkpoint_activations(bool on) override {
+    blocks_.clear();
+    if (on) make_blocks();
+  }
+
+  void join_norms(Comm* ranks) override { compute_->norm_ranks = ranks; }
+
+  at::Tensor forward(const at::Tensor& images, Pass pass) override {
+    const c10::InferenceMode inference(pass == Pass::evaluation);
+    at::Tensor value = images.contiguous(at::MemoryFormat::ChannelsLast);
+    if (pass == Pass::evaluation || !c10::GradMode::is_enabled() || blocks_.empty())
+      return run_steps({0, steps_.size()}, std::move(value), pass, nullptr).to(at::kFloat);
+    for (const Block& block : blocks_) {
+      value =
+          block.again ? checkpoint(value, block.again, pass) : run_steps(block.steps, std::move(value), pass, nullptr);
+    }
+    return value.to(at::kFloat);
   }
 
   void observe(const at::Tensor& images, const Observer& observer) override {
     const c10::InferenceMode inference;
-    run(images.contiguous(at::MemoryFormat::ChannelsLast), /*training=*/false, observer);
+    run_steps({0, steps_.size()}, images.contiguous(at::MemoryFormat::ChannelsLast), Pass::evaluation, observer);
   }
 
   std::vector<Named>& parameters() override { return parameters_; }
@@ -134,31 +155,80 @@ class PlanExecutor final : public Executor {
   std::vector<Named>& fixed() override { return fixed_; }
 
  private:
-  at::Tensor run(at::Tensor images, bool training, const Observer& observer) {
+  // Consecutive steps that take one value and make one; `again` runs them if they are computed twice.
+  struct Block {
+    StepRange steps;
+    std::shared_ptr<const Recomputed> again;
+  };
+
+  // Runs steps whose only input is `value`: the images, or the output of the step before. Returns the output of the
+  // last one, or of the graph.
+  at::Tensor run_steps(StepRange range, at::Tensor value, Pass pass, const Observer& observer) {
     std::vector<at::Tensor> slots(steps_.size() + 1);
-    slots[0] = std::move(images);
+    slots[range.first == 0 ? 0 : steps_[range.first - 1].output] = std::move(value);
     std::vector<at::Tensor> inputs;
-    for (current_ = 0; current_ < steps_.size(); ++current_) {
-      const Step& step = steps_[current_];
+    for (current_ = range.first; current_ < range.end; ++current_) {
+      Step& step = steps_[current_];
       inputs.clear();
       for (const Step::Input& input : step.inputs) {
         inputs.push_back(input.slot < 0 ? at::Tensor() : input.last ? std::move(slots[input.slot]) : slots[input.slot]);
       }
-      slots[step.output] = step.run(inputs, training);
+      slots[step.output] = step.run(inputs, pass);
       if (observer) observer(step.source, slots[step.output]);
     }
-    return slots[output_];
+    return slots[range.end == steps_.size() ? output_ : steps_[range.end - 1].output];
+  }
+
+  void make_blocks() {
+    std::vector<ActivationStep> activations(steps_.size());
+    std::vector<size_t> last_use(steps_.size() + 1, 0);  // by slot
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      activations[i].bytes = steps_[i].bytes;
+      for (const Step::Input& input : steps_[i].inputs) {
+        if (input.slot >= 0) last_use[static_cast<size_t>(input.slot)] = i;
+      }
+    }
+    last_use[static_cast<size_t>(output_)] = steps_.size();
+    size_t needed = last_use[0];  // the last step that reads a value made before step i
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      activations[i].is_cut = needed <= i;
+      needed = std::max(needed, last_use[static_cast<size_t>(steps_[i].output)]);
+    }
+    std::map<std::string, at::Tensor> parameters;
+    for (const auto& [name, tensor] : parameters_) parameters.emplace(name, tensor);
+    for (const StepRange& range : choose_blocks(activations)) {
+      Block& block = blocks_.emplace_back(Block{range, nullptr});
+      // The backward pass begins with the last block, whose activations are still there; and of one step there is
+      // nothing to leave out but its output, which the next block keeps.
+      if (range.end == steps_.size() || range.end - range.first == 1) continue;
+      Recomputed again;
+      again.run = [this, range](const at::Tensor& value, Pass pass) { return run_steps(range, value, pass, nullptr); };
+      std::set<std::string> names;
+      for (size_t i = range.first; i < range.end; ++i)
+        names.insert(steps_[i].constants.begin(), steps_[i].constants.end());
+      for (const std::string& name : names) {
+        if (const auto found = parameters.find(name); found != parameters.end())
+          again.parameters.push_back(found->second);
+      }
+      block.again = std::make_shared<const Recomputed>(std::move(again));
+    }
   }
 
   // Runs the graph on two blank pictures, which finds shapes that do not fit. With one picture, a graph that an
   // exporter fixed to a batch of 1 would pass.
   void check_shapes(const Graph& graph, at::Device device) {
     const c10::InferenceMode inference;
-    at::Tensor embeddings;
+    at::Tensor embeddings, before;
+    const auto measure = [&](const std::string&, const at::Tensor& value) {
+      steps_[current_].bytes = before.defined() && value.is_alias_of(before) ? 0 : static_cast<int64_t>(value.nbytes());
+      before = value;
+    };
     try {
-      embeddings = forward(
-          at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device)),
-          false);
+      embeddings = run_steps(
+          {0, steps_.size()},
+          at::zeros({2, graph.input.channels, graph.input.height, graph.input.width}, at::TensorOptions(device))
+              .contiguous(at::MemoryFormat::ChannelsLast),
+          Pass::evaluation, measure);
     } catch (const c10::Error& error) {
       throw_memory_error(error);
       throw Error("InvalidModel", steps_[current_].node, message_of(error),
@@ -179,6 +249,7 @@ class PlanExecutor final : public Executor {
   size_t current_ = 0;  // the step that is running, for messages
   int output_ = 0;      // slot of the graph's output
   std::vector<Named> parameters_, buffers_, fixed_;
+  std::vector<Block> blocks_;  // of checkpoint_activations; empty: all activations are kept
 };
 
 }  // namespace

@@ -14,7 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "comm/comm.h"
 #include "model/graph.h"
+#include "model/pass.h"
 #include "precision.h"
 
 namespace facetrain {
@@ -22,9 +24,10 @@ namespace facetrain {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Computes embeddings [N, d] float32 of images [N, C, H, W] float32. In training, batch norms use the statistics of
-  // the batch and move their running statistics with momentum 0.1, and autograd records.
-  virtual at::Tensor forward(const at::Tensor& images, bool training) = 0;
+  // Computes embeddings [N, d] float32 of images [N, C, H, W] float32. In a training pass, batch norms use the
+  // statistics of the batch and move their running statistics with momentum 0.1. Autograd records training passes and
+  // recomputations, unless the caller's at::GradMode is off; then no activation is kept.
+  virtual at::Tensor forward(const at::Tensor& images, Pass pass) = 0;
   // Runs the graph in evaluation mode and shows the output of every node, in the order of the graph: a node is named as
   // in messages, "node 'conv1' (Conv)". A batch norm whose only reader is a PRelu or an Add is computed with it and not
   // shown.
@@ -46,6 +49,12 @@ class Executor {
   // use_precision, which are the whole process's: executors that run by turns must have the same precision.
   virtual Precision precision() const = 0;
   virtual void set_precision(Precision precision) = 0;
+  // Whether later passes keep few activations for the backward pass, which computes the others again (checkpoint.h):
+  // the same gradients bit for bit, for a third more arithmetic. At first false.
+  virtual void checkpoint_activations(bool on) = 0;
+  // The ranks over whose images the batch norms of later passes take their statistics (batch_norm_prelu.h): forward
+  // and backward are then collectives, and the images have one shape on all ranks. At first null: each rank's own.
+  virtual void join_norms(Comm* ranks) = 0;
 };
 
 // Plans the graph on `device` and runs it once on two blank pictures. Throws Error(UnsupportedOperator) with the

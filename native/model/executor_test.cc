@@ -4,12 +4,16 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/function.h>
 
+#include <algorithm>
 #include <array>
+#include <set>
 #include <type_traits>
 
 #include "error.h"
 #include "model/batch_norm_prelu.h"
+#include "model/checkpoint.h"
 #include "model/compute.h"
 #include "model/node_values.h"
 #include "model/norm_threads.h"
@@ -48,11 +52,11 @@ static void test_batch_norm() {
   const auto executor = make_executor(small_graph(false), at::kCPU);
   const at::Tensor images = at::tensor({0.f, 2.f, 4.f, 6.f}).view({2, 1, 1, 2});  // mean 3, variance 5, unbiased 20/3
   // Evaluation: (x - 0.5) / 2 * 2 + 1 = x + 0.5.
-  at::Tensor out = executor->forward(images, false);
+  at::Tensor out = executor->forward(images, Pass::evaluation);
   CHECK_NEAR(out[0].item<float>(), 3 * 0.5 + 5 * 2.5, 1e-4);
   CHECK(!out.requires_grad());
 
-  out = executor->forward(images, true);
+  out = executor->forward(images, Pass::training);
   const double scale = 2 / std::sqrt(5.0 + 1e-5);
   CHECK_NEAR(out[0].item<float>(), 3 * (1 - 3 * scale) + 5 * (1 - 1 * scale), 1e-4);
   CHECK_NEAR(executor->buffers()[0].tensor.item<float>(), 0.9 * 0.5 + 0.1 * 3, 1e-6);
@@ -148,7 +152,7 @@ struct NormCase {
 
 // Computes with activations of `type` and parameters of `parameters`; `own` by the fused operators, else by ATen's.
 static NormResults norm_results(const NormCase& from, After after, bool own, at::ScalarType type,
-                                at::ScalarType parameters, at::Device device, bool training) {
+                                at::ScalarType parameters, at::Device device, bool training, Comm* ranks = nullptr) {
   const auto leaf = [&](const at::Tensor& values, at::ScalarType as) {
     return values.detach().to(at::TensorOptions(device).dtype(as), false, true).set_requires_grad(true);
   };
@@ -156,13 +160,14 @@ static NormResults norm_results(const NormCase& from, After after, bool own, at:
   const BatchNorm norm{leaf(from.gamma, parameters), leaf(from.beta, parameters),
                        leaf(from.running_mean, parameters).detach(), leaf(from.running_variance, parameters).detach(),
                        1e-5};
+  const Pass pass = training ? Pass::training : Pass::evaluation;
   at::Tensor y;
   if (own) {
-    y = after == After::prelu      ? batch_norm_prelu(x, norm, slope, training)
-        : after == After::residual ? batch_norm_add(x, norm, residual, training)
-                                   : batch_norm(x, norm, training);
+    y = after == After::prelu      ? batch_norm_prelu(x, norm, slope, pass, ranks)
+        : after == After::residual ? batch_norm_add(x, norm, residual, pass, ranks)
+                                   : batch_norm(x, norm, pass, ranks);
   } else {
-    y = batch_norm(x, norm, training);
+    y = batch_norm(x, norm, pass);
     if (after == After::prelu) y = at::prelu(y, slope);
     if (after == After::residual) y = y + residual;
   }
@@ -467,32 +472,32 @@ static Graph residual_graph() {
   return graph;
 }
 
-struct Pass {
+struct Trained {
   at::Tensor embeddings, gradient;  // float64; `gradient` is that of all parameters, one after the other
   std::vector<at::Tensor> statistics;
 };
 
-static Pass trained(const Graph& graph, Precision precision, at::Device device) {
+static Trained trained(const Graph& graph, Precision precision, at::Device device) {
   const auto executor = make_executor(graph, device);
   executor->set_precision(precision);
   at::manual_seed(6);
   const at::Tensor images = at::rand({16, 3, graph.input.height, graph.input.width}).mul_(2).sub_(1).to(device);
-  const at::Tensor out = executor->forward(images, true);
+  const at::Tensor out = executor->forward(images, Pass::training);
   CHECK(out.scalar_type() == at::kFloat);
   out.backward(at::randn({16, graph.output.dim}).mul_(1e-2).to(device));
-  Pass pass{out.detach().to(at::kCPU, at::kDouble), {}, {}};
+  Trained result{out.detach().to(at::kCPU, at::kDouble), {}, {}};
   std::vector<at::Tensor> gradients;
   for (const auto& [name, tensor] : executor->parameters()) {
     CHECK(tensor.scalar_type() == at::kFloat && tensor.grad().scalar_type() == at::kFloat);
     gradients.push_back(tensor.grad().to(at::kCPU, at::kDouble).flatten());
   }
-  pass.gradient = at::cat(gradients);
+  result.gradient = at::cat(gradients);
   for (const auto& [name, tensor] : executor->buffers()) {
     CHECK(tensor.scalar_type() == at::kFloat);
-    pass.statistics.push_back(tensor.to(at::kCPU, at::kDouble));
+    result.statistics.push_back(tensor.to(at::kCPU, at::kDouble));
   }
   use_precision(Precision::fp32);
-  return pass;
+  return result;
 }
 
 static double cosine(const at::Tensor& a, const at::Tensor& b) {
@@ -502,8 +507,8 @@ static double cosine(const at::Tensor& a, const at::Tensor& b) {
 // Two passes of one precision are equal bit for bit; a 16-bit one is near float32's, its statistics nearer: they have
 // the error of rounded activations, each in its own direction, and none of their own sums.
 static void check_precision(const Graph& graph, Precision precision, at::Device device) {
-  const Pass exact = trained(graph, Precision::fp32, at::kCPU);
-  const Pass pass = trained(graph, precision, device), again = trained(graph, precision, device);
+  const Trained exact = trained(graph, Precision::fp32, at::kCPU);
+  const Trained pass = trained(graph, precision, device), again = trained(graph, precision, device);
   CHECK(at::equal(pass.embeddings, again.embeddings));
   CHECK(at::equal(pass.gradient, again.gradient));
   CHECK(cosine(pass.embeddings, exact.embeddings) >= 0.999);
@@ -527,6 +532,106 @@ static void test_bf16() {
     if (value.scalar_type() != at::kBFloat16) wide.push_back(node);
   });
   CHECK(wide == std::vector<std::string>{"node 'out' (BatchNormalization)"});
+}
+
+// Operations that autograd has recorded for the backward pass of `value`.
+static size_t recorded(const at::Tensor& value) {
+  std::set<torch::autograd::Node*> seen;
+  std::vector<torch::autograd::Node*> open{value.grad_fn().get()};
+  while (!open.empty()) {
+    torch::autograd::Node* const node = open.back();
+    open.pop_back();
+    if (!node || !seen.insert(node).second) continue;
+    for (const auto& edge : node->next_edges()) open.push_back(edge.function.get());
+  }
+  return seen.size();
+}
+
+// The gradients of a training pass, and running statistics, are the same bit for bit with activations that are computed
+// again, and fewer operations keep something.
+static void test_checkpoints() {
+  at::manual_seed(8);
+  const Graph graph = residual_graph();
+  const at::Tensor images = at::rand({5, 3, 12, 12}), gradient = at::randn({5, 24});
+  for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+    std::vector<std::vector<at::Tensor>> results;
+    std::vector<size_t> operations;
+    for (const bool checkpoints : {false, true}) {
+      const auto executor = make_executor(graph, at::kCPU);
+      executor->set_precision(precision);
+      executor->checkpoint_activations(checkpoints);
+      const at::Tensor out = executor->forward(images, Pass::training);
+      operations.push_back(recorded(out));
+      out.backward(gradient);
+      std::vector<at::Tensor>& result = results.emplace_back();
+      result.push_back(out.detach());
+      for (const auto& [name, tensor] : executor->parameters()) result.push_back(tensor.grad());
+      for (const auto& [name, tensor] : executor->buffers()) result.push_back(tensor.clone());
+      // A recomputation gives the same embeddings and moves no statistics.
+      CHECK(at::equal(executor->forward(images, Pass::recomputation), out));
+      for (size_t i = 0; i < executor->buffers().size(); ++i)
+        CHECK(at::equal(executor->buffers()[i].tensor, result[result.size() - executor->buffers().size() + i]));
+    }
+    for (size_t i = 0; i < results[0].size(); ++i) CHECK(at::equal(results[0][i], results[1][i]));
+    CHECK(operations[1] < operations[0]);
+  }
+}
+
+static bool are(const std::vector<StepRange>& blocks, const std::vector<std::pair<size_t, size_t>>& expected) {
+  return std::ranges::equal(blocks, expected, [](const StepRange& block, const auto& range) {
+    return block.first == range.first && block.end == range.second;
+  });
+}
+
+static void test_blocks() {
+  // Nine equal steps: three blocks of three hold 2 + 3 at their peak. (Chen et al.: the square root of their number.)
+  CHECK(are(choose_blocks(std::vector<ActivationStep>(9, {1, true})), {{0, 4}, {4, 7}, {7, 9}}));
+  // No cut: all of it.
+  CHECK(are(choose_blocks(std::vector<ActivationStep>(5, {1, false})), {{0, 5}}));
+  // At the only cut that helps, behind a large step's small result.
+  CHECK(are(choose_blocks(std::vector<ActivationStep>{{8, true}, {9, false}, {1, true}, {6, true}, {5, false}}),
+            {{0, 3}, {3, 5}}));
+  CHECK(choose_blocks({}).empty());
+}
+
+// Batch norms over three ranks with two pictures each, against ATen's over all six in float64.
+static void test_joined_norms() {
+  constexpr int kRanks = 3;
+  at::manual_seed(9);
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{6, 3, 5, 7}, {6, 8, 19, 11}, {6, 5}}) {
+    for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+      const NormCase from(shape, type, 0.5, 1);
+      const double rounding = type == at::kBFloat16 ? 1.0 / 512 : 0, sums = 2e-4;
+      for (const After after : {After::nothing, After::prelu, After::residual}) {
+        const NormResults exact = norm_results(from, after, false, at::kDouble, at::kDouble, at::kCPU, true);
+        std::vector<NormResults> parts(kRanks);
+        run_fake_ranks(kRanks, [&](Comm& comm) {
+          NormCase part = from;
+          for (at::Tensor* const tensor : {&part.x, &part.residual, &part.gradient})
+            *tensor = tensor->narrow(0, int64_t{2} * comm.rank(), 2).contiguous(from.x.suggest_memory_format());
+          parts[static_cast<size_t>(comm.rank())] =
+              norm_results(part, after, true, type, at::kFloat, at::kCPU, true, &comm);
+        });
+        const auto all = [&](at::Tensor NormResults::*of) {
+          std::vector<at::Tensor> tensors;
+          for (const NormResults& part : parts) tensors.push_back(part.*of);
+          return tensors;
+        };
+        const auto sum = [&](at::Tensor NormResults::*of) { return at::stack(all(of)).sum(0); };
+        CHECK_NEAR(distance(at::cat(all(&NormResults::y)), exact.y), 0, sums + rounding);
+        CHECK_NEAR(distance(at::cat(all(&NormResults::x_gradient)), exact.x_gradient), 0, sums + rounding);
+        CHECK_NEAR(distance(sum(&NormResults::gamma_gradient), exact.gamma_gradient), 0, sums);
+        CHECK_NEAR(distance(sum(&NormResults::beta_gradient), exact.beta_gradient), 0, sums);
+        if (after == After::prelu)
+          CHECK_NEAR(distance(sum(&NormResults::slope_gradient), exact.slope_gradient), 0, sums);
+        for (const NormResults& part : parts) {
+          CHECK_NEAR(distance(part.mean, exact.mean), 0, 1e-6);
+          CHECK_NEAR(distance(part.variance, exact.variance), 0, 1e-5);
+          CHECK(at::equal(part.mean, parts[0].mean) && at::equal(part.variance, parts[0].variance));
+        }
+      }
+    }
+  }
 }
 
 // FP32 is IEEE float32 and TF32 is TF32, in cuDNN and in cuBLAS.
@@ -566,7 +671,7 @@ static void test_cuda() {
   const Graph graph = residual_graph();
   for (const Precision precision : {Precision::tf32, Precision::bf16, Precision::fp16})
     check_precision(graph, precision, device);
-  const Pass exact = trained(graph, Precision::fp32, at::kCPU), pass = trained(graph, Precision::fp32, device);
+  const Trained exact = trained(graph, Precision::fp32, at::kCPU), pass = trained(graph, Precision::fp32, device);
   CHECK_NEAR(distance(pass.embeddings, exact.embeddings), 0, 1e-4);
   CHECK_NEAR(distance(pass.gradient, exact.gradient), 0, 1e-3);
 }
@@ -581,6 +686,9 @@ int main() {
   test_threads();
   test_bf16();
   test_switches();
+  test_checkpoints();
+  test_blocks();
+  test_joined_norms();
   test_prelu_threads();
   test_cuda();
   return TEST_RESULT();

@@ -26,6 +26,12 @@ struct NormGradients {
   at::Tensor slope;  // undefined without PReLU
 };
 
+// Replaces `sums` by their mean over the ranks.
+inline void average(Comm& ranks, at::Tensor& sums) {
+  ranks.all_reduce_sum(sums);
+  sums.div_(ranks.size());
+}
+
 namespace cuda {
 
 // Whether the kernels can compute with x. False in a build without CUDA.
@@ -35,8 +41,10 @@ bool has_norm_rows(const at::Tensor& x);
 // running statistics.
 Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
 at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then);
+// With `ranks`, the statistics through which a part of the gradient goes are those of all ranks, each of which has as
+// many rows.
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training);
+                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks);
 
 }  // namespace cuda
 }  // namespace facetrain

@@ -202,7 +202,7 @@ Operator conv(Binding& node) {
   const Numbers kernel = node.integers("kernel_shape", {weight.size(2), weight.size(3)});
   if (kernel != Numbers{weight.size(2), weight.size(3)})
     node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
-  return [=, compute = node.compute()](Inputs in, bool) {
+  return [=, compute = node.compute()](Inputs in, Pass) {
     const at::Tensor x = compute->operand(in[0]), w = compute->operand(weight), b = compute->operand(bias);
     if (window.symmetric())
       return at::conv2d(x, w, b, window.strides, window.symmetric_pads(), window.dilations, group);
@@ -224,8 +224,8 @@ BatchNorm norm_of(Binding& node) {
 Operator batch_normalization(Binding& node) {
   // The one that ends the graph takes away what the embeddings of a batch have in common, which may be much more than
   // what they differ in. In 16 bits its result would have the rounding of the former.
-  return [norm = norm_of(node), ends_graph = node.ends_graph](Inputs in, bool training) {
-    return batch_norm(ends_graph ? in[0].to(at::kFloat) : in[0], norm, training);
+  return [norm = norm_of(node), ends_graph = node.ends_graph, compute = node.compute()](Inputs in, Pass pass) {
+    return batch_norm(ends_graph ? in[0].to(at::kFloat) : in[0], norm, pass, compute->norm_ranks);
   };
 }
 
@@ -239,18 +239,18 @@ at::Tensor slope_of(Binding& node) {
 }
 
 Operator prelu(Binding& node) {
-  return [slope = slope_of(node)](Inputs in, bool) { return facetrain::prelu(in[0], slope.view({-1})); };
+  return [slope = slope_of(node)](Inputs in, Pass) { return facetrain::prelu(in[0], slope.view({-1})); };
 }
 
 Operator unary(Binding& node, at::Tensor (*function)(const at::Tensor&)) {
   node.arity(1, 1);
-  return [=](Inputs in, bool) { return function(in[0]); };
+  return [=](Inputs in, Pass) { return function(in[0]); };
 }
 
 Operator leaky_relu(Binding& node) {
   node.arity(1, 1);
   const double alpha = node.number("alpha", 0.01);
-  return [=](Inputs in, bool) { return at::leaky_relu(in[0], alpha); };
+  return [=](Inputs in, Pass) { return at::leaky_relu(in[0], alpha); };
 }
 
 Operator clip(Binding& node) {
@@ -265,7 +265,7 @@ Operator clip(Binding& node) {
     return node.has(name) ? std::optional<at::Scalar>(node.number(name, 0)) : std::nullopt;
   };
   const auto low = bound(1, "min"), high = bound(2, "max");
-  return [=](Inputs in, bool) { return low || high ? at::clamp(in[0], low, high) : in[0]; };
+  return [=](Inputs in, Pass) { return low || high ? at::clamp(in[0], low, high) : in[0]; };
 }
 
 using Arithmetic = at::Tensor (*)(const at::Tensor&, const at::Tensor&);
@@ -275,7 +275,7 @@ Operator arithmetic(Binding& node, Arithmetic function) {
   at::Tensor left, right;
   if (node.is_constant(0)) left = node.tensor(0, Role::fixed);
   if (node.is_constant(1)) right = node.tensor(1, Role::fixed);
-  return [=](Inputs in, bool) { return function(left.defined() ? left : in[0], right.defined() ? right : in[1]); };
+  return [=](Inputs in, Pass) { return function(left.defined() ? left : in[0], right.defined() ? right : in[1]); };
 }
 
 // Keeps the batch dimension, which is the first of every value, and reshapes the others. The batch size in the graph's
@@ -288,7 +288,7 @@ Operator reshape(Binding& node) {
     node.invalid("the shape does not keep the batch", "a first dimension of 0, -1 or 1, and the rest per picture");
   }
   if (shape[0] == -1 && std::count(shape.begin(), shape.end(), -1) > 1) node.invalid("the shape has -1 twice", "once");
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     Numbers to = shape;
     for (size_t i = 1; i < to.size(); ++i) {
       if (to[i] == 0) to[i] = in[0].size(static_cast<int64_t>(i));
@@ -301,7 +301,7 @@ Operator reshape(Binding& node) {
 Operator flatten(Binding& node) {
   node.arity(1, 1);
   const int64_t axis = node.integer("axis", 1);
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     TORCH_CHECK((axis < 0 ? axis + in[0].dim() : axis) == 1, "axis ", axis, " would mix the pictures of a batch");
     return in[0].flatten(1);
   };
@@ -315,7 +315,7 @@ Operator gemm(Binding& node) {
   const at::Tensor weight = node.tensor(1, Role::parameter);
   const at::Tensor bias = node.given(2) ? node.tensor(2, Role::parameter) : at::Tensor();
   if (weight.dim() != 2) node.invalid("a weight of " + std::to_string(weight.dim()) + " dimensions", "two");
-  return [=, compute = node.compute()](Inputs in, bool) {
+  return [=, compute = node.compute()](Inputs in, Pass) {
     TORCH_CHECK(in[0].dim() == 2, "its input has ", in[0].dim(), " dimensions, not two");
     const at::Tensor x = compute->operand(in[0]), b = compute->operand(bias);
     const at::Tensor w = transposed ? compute->operand(weight) : compute->operand(weight).t();
@@ -329,14 +329,14 @@ Operator matmul(Binding& node) {
   node.arity(2, 2);
   if (node.is_constant(0)) node.unsupported("its first input is a constant", "a weight is the second");
   const at::Tensor weight = node.is_constant(1) ? node.tensor(1, Role::parameter) : at::Tensor();
-  return [=, compute = node.compute()](Inputs in, bool) {
+  return [=, compute = node.compute()](Inputs in, Pass) {
     return at::matmul(compute->operand(in[0]), compute->operand(weight.defined() ? weight : in[1]));
   };
 }
 
 Operator identity(Binding& node) {
   node.arity(1, 1);
-  return [](Inputs in, bool) { return in[0]; };
+  return [](Inputs in, Pass) { return in[0]; };
 }
 
 // Dropout is the identity in training as well: the reference (arcface_torch) trains with probability 0.
@@ -344,12 +344,12 @@ Operator dropout(Binding& node) {
   node.arity(1, 3);
   node.number("ratio", 0.5);
   node.integer("seed", 0);
-  return [](Inputs in, bool) { return in[0]; };
+  return [](Inputs in, Pass) { return in[0]; };
 }
 
 Operator global_average_pool(Binding& node) {
   node.arity(1, 1);
-  return [](Inputs in, bool) { return in[0].mean(Numbers{2, 3}, /*keepdim=*/true); };
+  return [](Inputs in, Pass) { return in[0].mean(Numbers{2, 3}, /*keepdim=*/true); };
 }
 
 Operator max_pool(Binding& node) {
@@ -358,7 +358,7 @@ Operator max_pool(Binding& node) {
   node.only("storage_order", 0);
   const Window window(node);
   const Numbers kernel = node.required("kernel_shape");
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     if (window.symmetric())
       return at::max_pool2d(in[0], kernel, window.strides, window.symmetric_pads(), window.dilations);
     return at::max_pool2d(window.padded(in[0], -std::numeric_limits<double>::infinity()), kernel, window.strides,
@@ -373,7 +373,7 @@ Operator average_pool(Binding& node) {
   const Window window(node);
   if (window.dilations != Numbers{1, 1}) node.unsupported("dilations are not 1", "1");
   const Numbers kernel = node.required("kernel_shape");
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     if (window.symmetric())
       return at::avg_pool2d(in[0], kernel, window.strides, window.symmetric_pads(), false, count_padding);
     at::Tensor mean = at::avg_pool2d(window.padded(in[0], 0), kernel, window.strides);
@@ -391,14 +391,14 @@ Operator concat(Binding& node) {
   for (size_t i = 0; i < node.inputs(); ++i) {
     if (node.is_constant(i)) node.unsupported("an input is a constant", "values that are computed");
   }
-  return [=](Inputs in, bool) { return at::cat(at::TensorList(in.data(), in.size()), axis); };
+  return [=](Inputs in, Pass) { return at::cat(at::TensorList(in.data(), in.size()), axis); };
 }
 
 Operator transpose(Binding& node) {
   node.arity(1, 1);
   const Numbers order = node.required("perm");
   if (order[0] != 0) node.invalid("'perm' moves the batch", "a first entry of 0");
-  return [=](Inputs in, bool) { return in[0].permute(order); };
+  return [=](Inputs in, Pass) { return in[0].permute(order); };
 }
 
 // Axes are an attribute up to operator set 12, and an input since 13.
@@ -421,7 +421,7 @@ Numbers absolute(Numbers axes, int64_t rank) {
 
 Operator squeeze(Binding& node) {
   const Numbers axes = axes_of(node);
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     const Numbers which = absolute(axes, in[0].dim());
     for (const int64_t axis : which)
       TORCH_CHECK(in[0].size(axis) == 1, "axis ", axis, " has ", in[0].size(axis), " entries, not 1");
@@ -431,7 +431,7 @@ Operator squeeze(Binding& node) {
 
 Operator unsqueeze(Binding& node) {
   const Numbers axes = axes_of(node);
-  return [=](Inputs in, bool) {
+  return [=](Inputs in, Pass) {
     at::Tensor y = in[0];
     for (const int64_t axis : absolute(axes, in[0].dim() + static_cast<int64_t>(axes.size()))) y = y.unsqueeze(axis);
     return y;
@@ -504,14 +504,18 @@ Operator bind_norm_prelu(const Node& norm_node, const Node& prelu_node, Constant
   const at::Tensor slope = slope_of(prelu_binding);
   norm_binding.all_read();
   prelu_binding.all_read();
-  return [=](Inputs in, bool training) { return batch_norm_prelu(in[0], norm, slope.view({-1}), training); };
+  return [=, compute = constants.compute](Inputs in, Pass pass) {
+    return batch_norm_prelu(in[0], norm, slope.view({-1}), pass, compute->norm_ranks);
+  };
 }
 
 Operator bind_norm_add(const Node& norm_node, Constants& constants) {
   Binding binding(norm_node, constants, false);
   const BatchNorm norm = norm_of(binding);
   binding.all_read();
-  return [=](Inputs in, bool training) { return batch_norm_add(in[0], norm, in.back(), training); };
+  return [=, compute = constants.compute](Inputs in, Pass pass) {
+    return batch_norm_add(in[0], norm, in.back(), pass, compute->norm_ranks);
+  };
 }
 
 }  // namespace facetrain

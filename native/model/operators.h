@@ -95,7 +95,7 @@ class Binding {
 };
 
 // Computes a node's output from its inputs, in order; inputs that are constants are undefined tensors.
-using Operator = std::function<at::Tensor(std::span<const at::Tensor> inputs, bool training)>;
+using Operator = std::function<at::Tensor(std::span<const at::Tensor> inputs, Pass pass)>;
 
 // Binds a node. Throws Error(UnsupportedOperator) and Error(InvalidModel), both naming the node.
 Operator bind(const Node& node, Constants& constants, bool ends_graph);

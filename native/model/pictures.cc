@@ -25,8 +25,8 @@ at::Tensor to_images(const at::Tensor& bytes, const PixelRange& range) {
 }
 
 std::vector<float> embed(Executor& executor, const at::Tensor& images, bool flip) {
-  at::Tensor embeddings = executor.forward(images, /*training=*/false);
-  if (flip) embeddings = embeddings + executor.forward(images.flip({3}), /*training=*/false);
+  at::Tensor embeddings = executor.forward(images, Pass::evaluation);
+  if (flip) embeddings = embeddings + executor.forward(images.flip({3}), Pass::evaluation);
   embeddings = embeddings.cpu().contiguous();
   const float* values = embeddings.const_data_ptr<float>();
   return {values, values + embeddings.numel()};

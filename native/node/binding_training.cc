@@ -207,7 +207,10 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
           .momentum = number_of(from, "momentum"),
           .weight_decay = number_of(from, "weightDecay"),
           .clip_norm = optional_number_of(from, "gradientClipNorm"),
-          .precision = Precision::fp32};  // until the device is known
+          .precision = Precision::fp32,  // until the device is known
+          .micro_batch = integer_of(from, "microBatchSize"),
+          .checkpoint_activations = flag_of(from, "checkpointActivations"),
+          .sync_batch_norm = flag_of(from, "syncBatchNorm")};
 }
 
 // src/training.ts's LossScale.

@@ -388,6 +388,16 @@ suite('refuses', () => {
       /33; a multiple of the 2 ranks/,
     );
     await refusal(
+      TrainingSession.open(trainingOptions({ microBatchSize: 12, comm: { ...comm, size: 2 } })),
+      'InvalidConfig',
+      /microBatchSize: 12; a divisor of the 16 pictures of a rank/,
+    );
+    await refusal(
+      TrainingSession.open(trainingOptions({ microBatchSize: 16, syncBatchNorm: true })),
+      'InvalidConfig',
+      /16, with syncBatchNorm; all 32 pictures of a rank/,
+    );
+    await refusal(
       TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })),
       'InvalidDataset',
       /800 pictures/,
@@ -482,6 +492,28 @@ suite('ranks in processes', () => {
     }
   });
 
+  test('micro-batches, and batch norms over both ranks, train as another number of ranks does', async () => {
+    const run = async (size: number, environment: Record<string, string>) => {
+      Object.assign(process.env, { BATCH_NORM: '1', ...environment });
+      try {
+        return (await ranks<Trained>('train', size))[0]!;
+      } finally {
+        for (const name of ['BATCH_NORM', ...Object.keys(environment)]) delete process.env[name];
+      }
+    };
+    const pairs = [
+      [await run(1, { MICRO_BATCH_SIZE: '16' }), await run(2, {})],
+      [await run(2, { SYNC_BATCH_NORM: '1' }), await run(1, {})],
+    ] as const;
+    for (const [one, other] of pairs) {
+      for (const name of Object.keys(one.tensors))
+        assertNear(numbers(one.tensors[name]!), numbers(other.tensors[name]!), 1e-4);
+      for (const [i, { loss }] of one.steps.entries()) assertNear([other.steps[i]!.loss], [loss], 1e-5);
+    }
+    // A batch norm over 16 pictures is not one over 32.
+    assert.ok(Math.abs(pairs[0][0].steps[2]!.loss - pairs[1][0].steps[2]!.loss) > 1e-3);
+  });
+
   test('NaN or infinity ends the run on every rank at the same step and leaves the weights unchanged', async () => {
     const [first, second] = await ranks<{ code: string; message: string; step: number; unmoved: boolean }>(
       'diverge',
@@ -552,7 +584,7 @@ test('memory that does not suffice is InsufficientMemory, without C++ frames', a
   await assert.rejects(Model.open(graph, { computeThreads: 1 }), (error) => {
     assert.ok(error instanceof FacetrainError);
     assert.deepEqual([error.code, error.exitCode], ['InsufficientMemory', 2]);
-    assert.match(error.message, /no memory for \d+ bytes; \d+ bytes are available; more memory .*globalBatchSize/);
+    assert.match(error.message, /no memory for \d+ bytes; \d+ bytes are available; more memory .*microBatchSize/);
     assert.doesNotMatch(error.message, /frame #|Exception raised/);
     return true;
   });

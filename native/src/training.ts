@@ -35,6 +35,12 @@ export interface TrainingOptions {
   momentum: number;
   weightDecay: number;
   gradientClipNorm: number | null;
+  /** Pictures of a rank's batch that go through the backbone at once; null: all of them. */
+  microBatchSize: number | null;
+  /** Computes activations twice instead of keeping them. */
+  checkpointActivations: boolean;
+  /** Batch norms take their statistics over the pictures of all ranks. Not with several micro-batches. */
+  syncBatchNorm: boolean;
   data: {
     directory: string;
     globalBatchSize: number;
@@ -174,7 +180,7 @@ export interface TrainingSessionContract extends Embedder, StateSource {
 }
 
 interface NativeSession {
-  open(options: TrainingOptions): Promise<{
+  open(options: TrainingOptions & { microBatchSize: number }): Promise<{
     device: 'cpu' | 'cuda';
     precision: Precision;
     firstRow: number;
@@ -252,9 +258,23 @@ export class TrainingSession implements TrainingSessionContract {
         allowed: `a multiple of the ${options.comm.size} ranks`,
       });
     }
+    const batch = globalBatchSize / options.comm.size;
+    const microBatchSize = options.microBatchSize ?? batch;
+    const refuse = (subject: string, found: string, allowed: string) =>
+      new FacetrainError({ code: 'InvalidConfig', subject, found, allowed });
+    if (batch % microBatchSize !== 0)
+      throw refuse('microBatchSize', String(microBatchSize), `a divisor of the ${batch} pictures of a rank in a step`);
+    if (options.syncBatchNorm && microBatchSize !== batch) {
+      throw refuse(
+        'microBatchSize',
+        `${microBatchSize}, with syncBatchNorm`,
+        `all ${batch} pictures of a rank, as a batch norm over all pictures of a step needs them at the same time`,
+      );
+    }
     const session = new addon.TrainingSession();
     try {
-      return new TrainingSession(options.graph, session, await translateErrors(() => session.open(options)));
+      const native = { ...options, microBatchSize };
+      return new TrainingSession(options.graph, session, await translateErrors(() => session.open(native)));
     } catch (error) {
       await session.close();
       throw error;

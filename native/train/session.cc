@@ -2,10 +2,12 @@
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <cmath>
@@ -56,6 +58,8 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
       centres_(*comm_, options.pfc),
       batches_(std::move(dataset), options.data, options.pfc.device) {
   use_precision(options.precision);
+  backbone_->checkpoint_activations(options.checkpoint_activations);
+  if (options.sync_batch_norm && comm_->size() > 1) backbone_->join_norms(comm_.get());
   flatten();
   broadcast();
 }
@@ -108,22 +112,17 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   batches_.wait(step);
   clock_.enter(Stage::upload);
   const auto [pixels, labels] = batches_.take();
-  const at::Tensor images = to_images(pixels, backbone_->range());
-
-  clock_.enter(Stage::forward);
-  const at::Tensor embeddings = backbone_->forward(images, /*training=*/true);
-  stop_if_cancelled();
+  std::vector<at::Tensor> parts = forward(pixels);
   clock_.enter(Stage::head);
+  const at::Tensor embeddings = parts.size() == 1 ? parts[0].detach() : at::cat(parts).detach();
   // `gradient` is that of the mean over the global batch, so the ranks' gradients of the backbone are summed, not
   // averaged.
   const auto [loss_on_device, gradient] = with_peers(*comm_, [&, labels = labels] {
-    return centres_.forward_backward(embeddings.detach(), labels, static_cast<uint64_t>(step));
+    return centres_.forward_backward(embeddings, labels, static_cast<uint64_t>(step));
   });
   clock_.enter(Stage::backward);
-  gradients_.zero_();
-  embeddings.backward(loss_scale_ ? gradient * loss_scale_->value : gradient);
+  backward(pixels, std::move(parts), loss_scale_ ? gradient * loss_scale_->value : gradient);
   batches_.prefetch();  // while the device computes, and before the host waits for the loss
-  stop_if_cancelled();
 
   clock_.enter(Stage::update);
   const auto loss = loss_on_device.item<double>();
@@ -147,12 +146,64 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   return {loss, norm, votes, loss_scale_ ? std::optional(loss_scale_->skipped_steps) : std::nullopt, clock_.take()};
 }
 
-// The only collective for the backbone in a step. Sums the gradients over the ranks; averages running statistics, so
-// that rank 0's checkpoint is valid for every rank; and sets `votes` that are true on any rank.
+// The input of the backbone for a micro-batch.
+at::Tensor Session::images(const at::Tensor& pixels, int64_t micro_batch) {
+  const Stage stage = clock_.enter(Stage::upload);
+  const int64_t count = options_.micro_batch;
+  at::Tensor images = to_images(pixels.narrow(0, micro_batch * count, count), backbone_->range());
+  clock_.enter(stage);
+  return images;
+}
+
+// Embeds the rank's batch by micro-batches. The head needs the embeddings of all before any backward pass can begin.
+// The activations of the first are kept: it comes last, and its backward pass first. Those of the others would need
+// their memory at the same time, so backward() computes them again.
+//
+// Each micro-batch moves the running statistics from where they were before the step, as each rank does: afterwards
+// they are the sum over the micro-batches, which sum_over_ranks() divides.
+std::vector<at::Tensor> Session::forward(const at::Tensor& pixels) {
+  const int64_t count = micro_batches();
+  std::vector<at::Tensor> embeddings(static_cast<size_t>(count)), statistics(embeddings.size());
+  const at::Tensor before = count > 1 ? statistics_.clone() : at::Tensor();
+  for (int64_t i = count - 1; i >= 0; --i) {
+    if (count > 1) statistics_.copy_(before);
+    const at::Tensor input = images(pixels, i);
+    clock_.enter(Stage::forward);
+    const c10::AutoGradMode records(i == 0);
+    embeddings[i] = with_peers(*comm_, [&] { return backbone_->forward(input, Pass::training); });
+    if (count > 1) statistics[i] = statistics_.clone();
+    stop_if_cancelled();
+  }
+  if (count > 1) {
+    // In the order of the micro-batches, as the ranks' are summed.
+    statistics_.copy_(statistics[0]);
+    for (int64_t i = 1; i < count; ++i) statistics_.add_(statistics[i]);
+  }
+  return embeddings;
+}
+
+// Sets gradients_ to the sum over the micro-batches, in their order. `gradient` is that of all embeddings.
+void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient) {
+  gradients_.zero_();
+  for (int64_t i = 0; i < micro_batches(); ++i) {
+    at::Tensor& part = embeddings[i];
+    with_peers(*comm_, [&] {
+      if (i > 0) part = backbone_->forward(images(pixels, i), Pass::recomputation);
+      part.backward(gradient.narrow(0, i * options_.micro_batch, options_.micro_batch));
+    });
+    part = at::Tensor();  // its activations are freed before the next ones are computed
+    stop_if_cancelled();
+  }
+}
+
+// The only collective for the backbone in a step, unless batch norms are joined. Sums the gradients over the ranks;
+// averages running statistics, so that rank 0's checkpoint is valid for every rank; and sets `votes` that are true on
+// any rank.
 void Session::sum_over_ranks(Votes& votes) {
   flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
-  if (comm_->size() > 1) statistics_.div_(comm_->size());
+  const int64_t summed = comm_->size() * micro_batches();
+  if (summed > 1) statistics_.div_(summed);
   const at::Tensor flags = flags_.cpu();
   const float* flag = flags.const_data_ptr<float>();
   votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};

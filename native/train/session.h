@@ -34,6 +34,14 @@ struct SessionOptions {
   double momentum, weight_decay;    // of SGD, for backbone and class centres
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
   Precision precision;              // of the backbone; one that the device has (resolve_precision)
+  // Pictures of the rank's batch that the backbone sees at once; divides that batch. With fewer than all of it, a
+  // micro-batch is to the backbone what a rank's batch is otherwise: n micro-batches on a rank train as n ranks with
+  // one each. Only one of them has its activations in memory: the others' are computed twice.
+  int64_t micro_batch;
+  bool checkpoint_activations;  // of the backbone (Executor::checkpoint_activations)
+  // Whether batch norms take their statistics over the pictures of all ranks (Executor::join_norms). Only with one
+  // micro-batch: those of several never meet.
+  bool sync_batch_norm;
 };
 
 class Session {
@@ -90,6 +98,10 @@ class Session {
 
  private:
   void flatten();
+  int64_t micro_batches() const { return options_.data.global_batch / options_.data.size / options_.micro_batch; }
+  at::Tensor images(const at::Tensor& pixels, int64_t micro_batch);
+  std::vector<at::Tensor> forward(const at::Tensor& pixels);
+  void backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient);
   void broadcast();
   void sum_over_ranks(Votes& votes);
   double gradient_norm() const;

@@ -1,17 +1,20 @@
-// What a step reports about its stages, and in FP16 the loss scale, on a GPU. What else it computes is tested through
-// the addon (src/training.test.ts).
+// What a step reports about its stages; in FP16 the loss scale, on a GPU; and ways to divide a batch that train alike:
+// ranks, micro-batches, batch norms over all ranks, activations that are computed twice. What else a step computes is
+// tested through the addon (src/training.test.ts).
 #include "train/session.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <mutex>
 #include <numeric>
 #include <thread>
 
 #include "test/check.h"
-#include "test/pictures.h"
+#include "test/picture_set.h"
 
 using namespace facetrain;
 
@@ -20,22 +23,14 @@ namespace {
 constexpr int kSide = 4;  // pixels
 
 // Pictures of two identities. Reading one waits until open() is called.
-class GatedDataset final : public Dataset {
+class GatedDataset final : public test::PictureSet {
  public:
-  int64_t size() const override { return 8; }
-  int64_t identities() const override { return 2; }
-  int height() const override { return kSide; }
-  int width() const override { return kSide; }
-  int64_t label(int64_t picture) const override { return picture % 2; }
+  GatedDataset() : PictureSet(8, 2, kSide) {}
   std::vector<uint8_t> encoded(int64_t picture) const override {
     std::unique_lock lock(mutex_);
     opened_.wait(lock, [&] { return open_; });
-    const std::vector<uint8_t> pixels(size_t{3} * kSide * kSide, static_cast<uint8_t>(20 * picture));
-    return test::encode_bmp(pixels, kSide, kSide);
+    return PictureSet::encoded(picture);
   }
-  void will_need(int64_t) const override {}
-  std::string name(int64_t picture) const override { return "picture " + std::to_string(picture); }
-  int64_t bytes() const override { return 0; }
 
   void open() {
     {
@@ -46,6 +41,8 @@ class GatedDataset final : public Dataset {
   }
 
  private:
+  uint8_t value(int64_t picture, size_t) const override { return static_cast<uint8_t>(20 * picture); }
+
   mutable std::mutex mutex_;
   mutable std::condition_variable opened_;
   bool open_ = false;
@@ -83,7 +80,10 @@ SessionOptions small_options() {
           .momentum = 0.9,
           .weight_decay = 0,
           .clip_norm = std::nullopt,
-          .precision = Precision::fp32};
+          .precision = Precision::fp32,
+          .micro_batch = 4,
+          .checkpoint_activations = false,
+          .sync_batch_norm = false};
 }
 
 // A step whose batch the loader holds back: the wait is in `data`, and nothing else is.
@@ -150,10 +150,195 @@ void an_overflow_skips_the_step() {
   CHECK(!at::equal(weights(), before));
 }
 
+// Noise, so that the statistics of every part of a batch are others.
+class NoisyDataset final : public test::PictureSet {
+ public:
+  NoisyDataset() : PictureSet(48, 6, kNoisySide) {}
+  static constexpr int kNoisySide = 8;
+
+ private:
+  uint8_t value(int64_t picture, size_t i) const override {
+    const auto byte = static_cast<uint64_t>(picture) * 1000 + i;
+    return static_cast<uint8_t>(byte * 0x9e3779b97f4a7c15 >> 56);
+  }
+};
+
+// Conv, batch norm and PReLU, a residual block with two batch norms, a batch norm alone, and one that ends the graph.
+Graph residual_graph() {
+  constexpr int64_t kChannels = 8, kDim = 6, kSpace = 4;
+  Graph graph;
+  graph.input = {"data", 3, NoisyDataset::kNoisySide, NoisyDataset::kNoisySide};
+  uint32_t state = 1;
+  const auto weights = [&](const std::string& name, const std::vector<int64_t>& dims, float size) {
+    int64_t count = 1;
+    for (const int64_t dim : dims) count *= dim;
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) {
+      state = state * 1664525 + 1013904223;
+      value = size * (static_cast<float>(state >> 8) / 0x1p23F - 1);
+    }
+    graph.initializers[name] = {Constant::Type::float32, dims, std::move(values), {}};
+  };
+  const auto conv = [&](const std::string& name, const std::string& from, int64_t in, int64_t stride) {
+    graph.nodes.push_back(
+        {name,
+         "Conv",
+         {from, name + ".w"},
+         {name},
+         {{"pads", std::vector<int64_t>{1, 1, 1, 1}}, {"strides", std::vector<int64_t>{stride, stride}}}});
+    weights(name + ".w", {kChannels, in, 3, 3}, std::sqrt(2.F / static_cast<float>(in * 9)));
+  };
+  const auto norm = [&](const std::string& name, const std::string& from, int64_t channels) {
+    graph.nodes.push_back(
+        {name, "BatchNormalization", {from, name + ".g", name + ".b", name + ".m", name + ".v"}, {name}, {}});
+    const auto filled = [&](float value) {
+      return Constant{Constant::Type::float32, {channels}, std::vector<float>(channels, value), {}};
+    };
+    graph.initializers[name + ".g"] = graph.initializers[name + ".v"] = filled(1);
+    graph.initializers[name + ".b"] = graph.initializers[name + ".m"] = filled(0);
+  };
+  const auto prelu = [&](const std::string& name, const std::string& from) {
+    graph.nodes.push_back({name, "PRelu", {from, name + ".s"}, {name}, {}});
+    graph.initializers[name + ".s"] = {
+        Constant::Type::float32, {kChannels, 1, 1}, std::vector<float>(kChannels, 0.25F), {}};
+  };
+  conv("conv1", "data", 3, 2);
+  norm("norm1", "conv1", kChannels);
+  prelu("act1", "norm1");
+  norm("norm2", "act1", kChannels);
+  conv("conv2", "norm2", kChannels, 1);
+  norm("norm3", "conv2", kChannels);
+  prelu("act2", "norm3");
+  conv("conv3", "act2", kChannels, 1);
+  norm("norm4", "conv3", kChannels);
+  graph.nodes.push_back({"sum", "Add", {"norm4", "act1"}, {"sum"}, {}});
+  conv("conv4", "sum", kChannels, 1);
+  norm("norm5", "conv4", kChannels);
+  prelu("act3", "norm5");
+  graph.nodes.push_back({"flat", "Flatten", {"act3"}, {"flat"}, {}});
+  graph.nodes.push_back({"fc", "Gemm", {"flat", "fc.w"}, {"fc"}, {{"transB", int64_t{1}}}});
+  weights("fc.w", {kDim, kChannels * kSpace * kSpace}, 0.2F);
+  norm("out", "fc", kDim);
+  graph.output = {"out", kDim};
+  return graph;
+}
+
+struct Division {
+  int ranks = 1;
+  int64_t micro_batches = 1;  // of each rank
+  bool checkpoint_activations = false, sync_batch_norm = false;
+  Precision precision = Precision::fp32;
+};
+
+struct Trained {
+  std::vector<double> losses;
+  at::Tensor weights, statistics, centres;  // the latter of all ranks; float64
+};
+
+// Five steps of a global batch of 24 on `division.ranks` threads. Checks that all ranks have one backbone.
+Trained trained(const Division& division) {
+  constexpr int64_t kBatch = 24, kSteps = 5;
+  const auto dataset = std::make_shared<NoisyDataset>();
+  const std::atomic<bool> cancelled{false};
+  auto comms = make_fake_comms(division.ranks);
+  std::vector<Trained> results(division.ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < division.ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      at::set_num_threads(1);
+      SessionOptions options = small_options();
+      options.pfc.num_classes = dataset->identities();
+      options.pfc.embedding_dim = 6;
+      options.data.global_batch = kBatch;
+      options.data.rank = rank;
+      options.data.size = division.ranks;
+      options.data.flip = true;
+      options.weight_decay = 5e-4;
+      options.clip_norm = 5;
+      options.precision = division.precision;
+      options.micro_batch = kBatch / division.ranks / division.micro_batches;
+      options.checkpoint_activations = division.checkpoint_activations;
+      options.sync_batch_norm = division.sync_batch_norm;
+      Session session(make_executor(residual_graph(), at::kCPU), std::move(comms[rank]), dataset, options, cancelled);
+      Trained& result = results[rank];
+      for (int64_t step = 0; step < kSteps; ++step) result.losses.push_back(session.step(step, 0.05, {}).loss);
+      const auto flat = [](const std::vector<Executor::Named>& tensors) {
+        std::vector<at::Tensor> parts;
+        for (const auto& [name, tensor] : tensors) parts.push_back(tensor.detach().to(at::kDouble).flatten());
+        return at::cat(parts);
+      };
+      result.weights = flat(session.backbone().parameters());
+      result.statistics = flat(session.backbone().buffers());
+      result.centres = session.centres().weight().to(at::kDouble);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::vector<at::Tensor> centres;
+  for (const Trained& result : results) {
+    CHECK(result.losses == results[0].losses);
+    CHECK(at::equal(result.weights, results[0].weights));
+    CHECK(at::equal(result.statistics, results[0].statistics));
+    centres.push_back(result.centres);
+  }
+  results[0].centres = at::cat(centres);
+  return results[0];
+}
+
+// ||a - b|| / ||b||, the largest over losses, weights, statistics and centres.
+double difference(const Trained& a, const Trained& b) {
+  const auto relative = [](const at::Tensor& x, const at::Tensor& y) {
+    return ((x - y).norm() / y.norm()).item<double>();
+  };
+  return std::max({relative(at::tensor(a.losses, at::kDouble), at::tensor(b.losses, at::kDouble)),
+                   relative(a.weights, b.weights), relative(a.statistics, b.statistics),
+                   relative(a.centres, b.centres)});
+}
+
+bool are_equal(const Trained& a, const Trained& b) {
+  return a.losses == b.losses && at::equal(a.weights, b.weights) && at::equal(a.statistics, b.statistics) &&
+         at::equal(a.centres, b.centres);
+}
+
+constexpr double kRounding = 2e-6;  // of float32, over five steps
+
+// Four parts of a batch, on one rank, two or four: batch norms see the same pictures together.
+void micro_batches_are_as_ranks() {
+  const Trained four_ranks = trained({.ranks = 4});
+  CHECK_NEAR(difference(trained({.micro_batches = 4}), four_ranks), 0, kRounding);
+  CHECK_NEAR(difference(trained({.ranks = 2, .micro_batches = 2}), four_ranks), 0, kRounding);
+  CHECK(difference(trained({}), four_ranks) > 1e-3);
+  CHECK(are_equal(trained({.micro_batches = 4}), trained({.micro_batches = 4})));
+}
+
+// Activations that are computed twice change no bit.
+void checkpoints_change_nothing() {
+  for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+    for (const int64_t micro_batches : {1, 3}) {
+      Division division{.micro_batches = micro_batches, .precision = precision};
+      const Trained all_kept = trained(division);
+      division.checkpoint_activations = true;
+      CHECK(are_equal(trained(division), all_kept));
+    }
+  }
+}
+
+// Any number of ranks trains as one, whose batch norms see the whole batch.
+void joined_norms_are_as_one_rank() {
+  const Trained one_rank = trained({});
+  CHECK_NEAR(difference(trained({.ranks = 2, .sync_batch_norm = true}), one_rank), 0, kRounding);
+  const Trained four_ranks = trained({.ranks = 4, .sync_batch_norm = true});
+  CHECK_NEAR(difference(four_ranks, one_rank), 0, kRounding);
+  CHECK(are_equal(trained({.ranks = 4, .checkpoint_activations = true, .sync_batch_norm = true}), four_ranks));
+  CHECK(are_equal(trained({.sync_batch_norm = true}), one_rank));
+}
+
 }  // namespace
 
 int main() {
   an_overflow_skips_the_step();
   waiting_for_the_loader_counts_as_data();
+  micro_batches_are_as_ranks();
+  checkpoints_change_nothing();
+  joined_norms_are_as_one_rank();
   return TEST_RESULT();
 }

@@ -54,6 +54,31 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }),
     wantValid: false,
   },
+  'a batch that replicas and micro-batches divide': {
+    object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 4 } }),
+    wantValid: true,
+  },
+  'a batch of a trainer that its micro-batches do not divide': {
+    object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 6 } }),
+    wantValid: false,
+  },
+  'a micro-batch of no picture': { object: trainSpec({ trainers: { microBatchSize: 0 } }), wantValid: false },
+  'batch norms over all trainers': {
+    object: trainSpec({
+      globalBatchSize: 24,
+      model: { backbone: 'iresnet18', syncBatchNorm: true, checkpointActivations: true },
+      trainers: { replicas: 3, microBatchSize: 8 },
+    }),
+    wantValid: true,
+  },
+  'batch norms over all trainers and several micro-batches': {
+    object: trainSpec({
+      globalBatchSize: 24,
+      model: { backbone: 'iresnet18', syncBatchNorm: true },
+      trainers: { replicas: 3, microBatchSize: 4 },
+    }),
+    wantValid: false,
+  },
   'resources as numbers and strings': {
     object: trainSpec({ trainers: { resources: { limits: { cpu: 2, memory: '4Gi' } } } }),
     wantValid: true,
@@ -153,6 +178,31 @@ export const changes: Record<
     from: { suspend: true },
     to: { suspend: true, model: { backbone: 'iresnet18' } },
     wantRefusal: /the model cannot be changed/,
+  },
+  'a class more, even when suspended': {
+    from: { suspend: true },
+    to: { suspend: true, model: { backbone: 'iresnet50', numClasses: 9 } },
+    wantRefusal: /the model cannot be changed/,
+  },
+  'batch norms over all trainers, even when suspended': {
+    from: { suspend: true },
+    to: { suspend: true, model: { backbone: 'iresnet50', syncBatchNorm: true } },
+    wantRefusal: /the model cannot be changed/,
+  },
+  'fewer activations while it runs': {
+    from: {},
+    to: { model: { backbone: 'iresnet50', checkpointActivations: true } },
+    wantRefusal: null,
+  },
+  'micro-batches while it runs': {
+    from: {},
+    to: { trainers: { microBatchSize: 32 } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'micro-batches while it is suspended': {
+    from: { suspend: true },
+    to: { suspend: true, trainers: { microBatchSize: 32 } },
+    wantRefusal: null,
   },
   'another precision, even when suspended': {
     from: { suspend: true },

@@ -7,7 +7,7 @@ import { type FaceTrainJobSpec, isPlainObject, TRAINING_FIELDS } from '@facetrai
 
 /**
  * Fields that decide what is trained. Those of TRAINING_FIELDS but the ones of `trainers`: ports are not used here, and
- * any number of trainers has the same batches and class centres. In a cluster the schema lets nobody change the others.
+ * any number of trainers has the same batches and class centres, and micro-batches are to batch norms what trainers are. In a cluster the schema lets nobody change the others.
  */
 const DECIDING = [
   ...TRAINING_FIELDS.filter((path) => !path.startsWith('trainers.')),
@@ -15,6 +15,9 @@ const DECIDING = [
   'checkpoint.uri',
   'trainers.precision',
 ];
+
+/** Below one of DECIDING, but it changes no number. */
+const NOT_DECIDING = ['spec.model.checkpointActivations'];
 
 /** Fields that decide what a quantization gives; the others (resources, failure policy, deadlines) do not. */
 const QUANTIZATION = ['calibration', 'search', 'gate', 'output'] as const;
@@ -28,7 +31,11 @@ export function changedFields(before: FaceTrainJobSpec, after: FaceTrainJobSpec)
 
 /** Those of the changed fields that decide what is trained. */
 export const trainingFields = (changed: string[]): string[] =>
-  changed.filter((path) => DECIDING.some((field) => path === `spec.${field}` || path.startsWith(`spec.${field}.`)));
+  changed.filter(
+    (path) =>
+      !NOT_DECIDING.includes(path) &&
+      DECIDING.some((field) => path === `spec.${field}` || path.startsWith(`spec.${field}.`)),
+  );
 
 /**
  * Whether an unfinished training can go on with the changed fields: at most with more epochs. The checkpoint fits, and

@@ -210,6 +210,19 @@ const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End
       'failed before its first checkpoint': 'begin',
     },
   },
+  'micro-batches, and fewer activations': {
+    change: (spec) => {
+      spec.trainers = { microBatchSize: 64 };
+      Object.assign(spec.model as object, { checkpointActivations: true });
+    },
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': 'quantize',
+      succeeded: 'nothing',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
   'fewer epochs': {
     change: (spec) => (spec.epochs = 5),
     want: {

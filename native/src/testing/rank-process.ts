@@ -24,7 +24,13 @@ async function keepTraining(session: TrainingSession): Promise<{ failed: Promise
 const scenarios: Record<string, () => Promise<void>> = {
   /** Trains three steps; prints losses, votes, and the rank's final state. */
   async train() {
-    const session = await open({ graph: tinyNet({ batchNorm: process.env.BATCH_NORM === '1' }), sampleRate: 0.3 });
+    const { BATCH_NORM, MICRO_BATCH_SIZE, SYNC_BATCH_NORM } = process.env;
+    const session = await open({
+      graph: tinyNet({ batchNorm: BATCH_NORM === '1' }),
+      sampleRate: 0.3,
+      microBatchSize: MICRO_BATCH_SIZE ? Number(MICRO_BATCH_SIZE) : null,
+      syncBatchNorm: SYNC_BATCH_NORM === '1',
+    });
     const steps = [];
     let communicationSeconds = 0;
     for (let step = 0; step < 3; step++) {

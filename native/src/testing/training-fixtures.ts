@@ -86,6 +86,9 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     momentum: 0.9,
     weightDecay: 5e-4,
     gradientClipNorm: 5,
+    microBatchSize: null,
+    checkpointActivations: false,
+    syncBatchNorm: false,
     precision: 'auto',
     deterministic: true,
     data: {

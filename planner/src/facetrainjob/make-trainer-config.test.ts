@@ -93,6 +93,22 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { checkpoint: { uri: 'file:///ckpt' } },
       want: { checkpoint: { directory: '/ckpt', shared: true } },
     },
+    'the whole batch at once by default': {
+      spec: {},
+      want: { microBatchSize: null, model: { checkpointActivations: false, syncBatchNorm: false } },
+    },
+    'what takes less memory': {
+      spec: {
+        model: { backbone: 'iresnet18', checkpointActivations: true },
+        globalBatchSize: 256,
+        trainers: { replicas: 2, microBatchSize: 64 },
+      },
+      want: { microBatchSize: 64, model: { checkpointActivations: true } },
+    },
+    'batch norms over all trainers': {
+      spec: { model: { backbone: 'iresnet18', syncBatchNorm: true } },
+      want: { model: { syncBatchNorm: true } },
+    },
     'schedule, device and precision': {
       spec: {
         schedule: { type: 'Constant' },

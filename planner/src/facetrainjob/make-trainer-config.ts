@@ -68,6 +68,8 @@ export function trainerConfig(
       numClasses: model.numClasses ?? null,
       channelOrder: model.channelOrder.toLowerCase(),
       input: model.input ?? null,
+      checkpointActivations: model.checkpointActivations,
+      syncBatchNorm: model.syncBatchNorm,
     },
     loss: {
       margin: marginOf(spec.loss.margin),
@@ -85,6 +87,7 @@ export function trainerConfig(
     },
     schedule: { type: schedule.type.toLowerCase(), power: schedule.power, warmupEpochs: schedule.warmupEpochs },
     globalBatchSize: spec.globalBatchSize,
+    microBatchSize: trainers.microBatchSize ?? null,
     epochs: spec.epochs,
     seed: spec.seed,
     augment: spec.augmentation,

@@ -13,7 +13,7 @@ import {
 
 export interface Advice {
   /** The fields to change, as paths in the spec with their new values; empty: nothing to change. */
-  change: Record<string, string | number>;
+  change: Record<string, string | number | boolean>;
   text: string;
 }
 
@@ -47,6 +47,24 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     tryChange(bf16, bf16Change, 'loss.rows.precision BF16, which halves class centres and their momentum');
   if (facts.sampleRate > 0.1)
     tryChange({ sampleRate: 0.1 }, { 'loss.sampleRate': 0.1 }, 'loss.sampleRate 0.1, a tenth of the negatives a step');
+  const pictures = picturesOfRank(facts);
+  const microBatchSize = largestFitting(
+    halves(pictures).filter((size) => size > 0 && pictures % size === 0),
+    (size) => bytesOf({ ...facts, microBatchSize: size }) <= usable,
+  );
+  if (microBatchSize !== undefined) {
+    tryChange(
+      { microBatchSize },
+      { 'trainers.microBatchSize': microBatchSize },
+      `trainers.microBatchSize ${microBatchSize}, with batch norms over as many pictures`,
+    );
+  }
+  if (!facts.checkpointActivations)
+    tryChange(
+      { checkpointActivations: true },
+      { 'model.checkpointActivations': true },
+      'model.checkpointActivations, with the same result and a third more time for the backbone',
+    );
   const half = largestFitting(
     halves(facts.globalBatchSize).filter((batch) => batch % facts.replicas === 0),
     (globalBatchSize) => bytesOf({ ...facts, globalBatchSize }) <= usable,

@@ -27,6 +27,8 @@ const onH100: TrainingFacts = {
   numClasses: 1505,
   globalBatchSize: 256,
   replicas: 1,
+  microBatchSize: null,
+  checkpointActivations: false,
   sampleRate: 1,
   rowsPrecision: 'fp32',
   device: 'cuda',
@@ -225,6 +227,8 @@ describe('advice', () => {
       'loss.rows.precision': 'rowsPrecision',
       'loss.sampleRate': 'sampleRate',
       'trainers.replicas': 'replicas',
+      'trainers.microBatchSize': 'microBatchSize',
+      'model.checkpointActivations': 'checkpointActivations',
       globalBatchSize: 'globalBatchSize',
     };
     const found = fittingChanges(facts, h100, usable);
@@ -259,6 +263,8 @@ describe('the check before a training', () => {
     const activations = refusal({ globalBatchSize: 1024 });
     assert.deepEqual([activations?.code, activations?.exitCode], ['InsufficientMemory', 2]);
     assert.match(activations!.message, /^mine\.onnx: node ".+" \(.+\): .*a value of \[1024, 128, 56, 56\].*16\.0 GiB/);
+    assert.equal(refusal({ globalBatchSize: 1024, microBatchSize: 128 }), undefined);
+    assert.equal(refusal({ globalBatchSize: 1024, checkpointActivations: true }), undefined);
     const centres = refusal({ numClasses: 10_000_000 });
     assert.match(centres!.message, /^class centres: training on 256 pictures with 10000000 classes needs 65\.\d GiB/);
     assert.equal(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }), undefined);

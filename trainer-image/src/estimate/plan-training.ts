@@ -48,6 +48,8 @@ export function trainingFacts(
     numClasses,
     globalBatchSize: config.globalBatchSize,
     replicas,
+    microBatchSize: config.microBatchSize,
+    checkpointActivations: config.model.checkpointActivations,
     sampleRate: config.loss.sampleRate,
     rowsPrecision: config.loss.rows.precision,
     device,

@@ -6,6 +6,7 @@ import { stepStages } from '@facetrain/api';
 import type { DeviceKind } from './device-kinds.ts';
 import {
   BYTES_OF_VALUE,
+  picturesAtOnce,
   picturesOfRank,
   rowBytes,
   rowsOfRank,
@@ -77,7 +78,7 @@ export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
     upload: 0,
     forward: backbone / 3,
     head: headSeconds(facts, kind, rates),
-    backward: (2 / 3) * backbone,
+    backward: (2 / 3) * backbone + (repeatedForwards(facts) * backbone) / 3,
     communication: collectives.reduce((sum, { seconds }) => sum + seconds, 0),
     update: (UPDATE_PASSES * 4 * facts.backbone.parameters) / rates.bytes,
   };
@@ -85,6 +86,12 @@ export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
   stages.data = Math.max(0, pictures / loaderImagesPerSecond - computed);
   const seconds = computed + stages.data;
   return { stages, seconds, imagesPerSecond: facts.globalBatchSize / seconds, collectives, loaderImagesPerSecond };
+}
+
+/** Forward passes of a rank's batch that the backward pass makes again. */
+function repeatedForwards(facts: TrainingFacts): number {
+  const ofMicroBatches = 1 - picturesAtOnce(facts) / picturesOfRank(facts);
+  return ofMicroBatches + (facts.checkpointActivations ? 1 : 0);
 }
 
 interface Rates {

@@ -14,6 +14,10 @@ export interface TrainingFacts {
   globalBatchSize: number;
   /** Ranks. */
   replicas: number;
+  /** Pictures of a rank that the backbone sees at once; null: all of them. */
+  microBatchSize: number | null;
+  /** Whether most activations are computed twice. */
+  checkpointActivations: boolean;
   sampleRate: number;
   rowsPrecision: 'fp32' | 'bf16';
   device: 'cpu' | 'cuda';
@@ -45,6 +49,8 @@ const MIB = 2 ** 20;
 
 /** Of a value of the backbone, and of the operands of its products. */
 export const BYTES_OF_VALUE: Record<Precision, number> = { fp32: 4, tf32: 4, bf16: 2, fp16: 2 };
+/** Share of the activations that stays at the peak with model.checkpointActivations; of iresnet50 (docs/benchmarks.md). */
+const CHECKPOINTED = 0.45;
 /** Batches that the loader decodes ahead (kAhead in native/data/loader.cc), and the one in use. */
 const BATCHES = 4;
 /** cuda_step.cc: cells of a tile's cosines (FP32), exponentials that are kept. */
@@ -79,6 +85,10 @@ export function rowBytes(facts: TrainingFacts): { weight: number; state: number 
 }
 
 export const picturesOfRank = ({ globalBatchSize, replicas }: TrainingFacts) => globalBatchSize / replicas;
+
+/** Those of a rank whose activations are in memory at the same time. */
+export const picturesAtOnce = (facts: TrainingFacts) =>
+  Math.min(facts.microBatchSize ?? Number.POSITIVE_INFINITY, picturesOfRank(facts));
 
 /** The parts of a rank's memory; of several ranks, of the one that has most rows. */
 export function trainingMemory(facts: TrainingFacts): TrainingMemory {
@@ -121,8 +131,9 @@ export const leastBytes = (facts: TrainingFacts) =>
 
 export const sumOf = (parts: readonly MemoryPart[]) => parts.reduce((sum, { bytes }) => sum + bytes, 0);
 
-function backboneParts({ backbone, precision, ...facts }: TrainingFacts): MemoryPart[] {
-  const pictures = facts.globalBatchSize / facts.replicas;
+function backboneParts(facts: TrainingFacts): MemoryPart[] {
+  const { backbone, precision, checkpointActivations } = facts;
+  const pictures = picturesAtOnce(facts);
   const value = BYTES_OF_VALUE[precision];
   const { parameters, statistics, productWeights, kept, largest, input } = backbone;
   const copies = value === 2 ? 2 * productWeights : 0;
@@ -136,8 +147,9 @@ function backboneParts({ backbone, precision, ...facts }: TrainingFacts): Memory
     { name: 'backbone momentum', bytes: 4 * parameters, why: 'FP32' },
     {
       name: 'activations',
-      bytes: pictures * kept * value,
-      why: `kept for the backward pass, ${value} bytes a value`,
+      bytes: pictures * kept * value * (checkpointActivations ? CHECKPOINTED : 1),
+      why: `kept for the backward pass${checkpointActivations ? ', others computed twice' : ''}, ${value} bytes a value`,
+      ...(checkpointActivations && { isGuess: true }),
     },
     {
       name: 'gradients of activations',
@@ -146,7 +158,11 @@ function backboneParts({ backbone, precision, ...facts }: TrainingFacts): Memory
       why: 'one value of the largest size, beside all that is kept',
       isGuess: true,
     },
-    { name: 'pictures', bytes: pictures * input * (4 + 2), why: 'as floats, and two batches as bytes' },
+    {
+      name: 'pictures',
+      bytes: (4 * pictures + 2 * picturesOfRank(facts)) * input,
+      why: 'as floats, and two batches as bytes',
+    },
   ];
 }
 
@@ -232,7 +248,8 @@ export function checkTrainingMemory(facts: TrainingFacts, subject: string, ranks
       `training on ${picturesOfRank(facts)} pictures with ${facts.numClasses} classes needs ${gibibytes(bytes)} at ` +
       `least${trainers}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
     allowed:
-      `the ${gibibytes(limit)} that are available: more memory, a smaller globalBatchSize, more trainers.replicas, ` +
+      `the ${gibibytes(limit)} that are available: more memory, a smaller trainers.microBatchSize, ` +
+      'model.checkpointActivations, more trainers.replicas, ' +
       'loss.rows.precision BF16, or a smaller model; facetrain plan says what each takes',
   });
 }

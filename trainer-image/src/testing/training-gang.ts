@@ -65,6 +65,8 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       numClasses: null,
       channelOrder: 'rgb',
       input: null,
+      checkpointActivations: false,
+      syncBatchNorm: false,
     },
     loss: {
       margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 },
@@ -76,6 +78,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },
     schedule: { type: 'polynomial', power: 2, warmupEpochs: 0.5 },
     globalBatchSize: 4,
+    microBatchSize: null,
     epochs: 3,
     seed: 7,
     augment: { flip: true, shift: 2 },

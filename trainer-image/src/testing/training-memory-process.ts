@@ -1,12 +1,16 @@
 /**
  * A process that trains two steps on a CPU and prints the most memory that was resident, in bytes: at the beginning
- * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory.
+ * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory, and
+ * if they are to be others than the defaults, microBatchSize and checkpointActivations.
  */
 import { readFileSync } from 'node:fs';
 import { TrainingSession } from '@facetrain/native';
 import { buildBackbone } from '../backbones/backbone.ts';
 
-const { backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory } = JSON.parse(process.argv[2]!);
+const { backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory, ...how } = JSON.parse(
+  process.argv[2]!,
+);
+const { microBatchSize = null, checkpointActivations = false } = how;
 
 /** VmHWM of proc(5). */
 function mostResident(): number {
@@ -26,6 +30,9 @@ const session = await TrainingSession.open({
   momentum: 0.9,
   weightDecay: 5e-4,
   gradientClipNorm: 5,
+  microBatchSize,
+  checkpointActivations,
+  syncBatchNorm: false,
   data: {
     directory,
     globalBatchSize,

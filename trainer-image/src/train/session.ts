@@ -35,6 +35,9 @@ export async function openSession(
     momentum: optimizer.momentum,
     weightDecay: optimizer.weightDecay,
     gradientClipNorm: optimizer.gradientClipNorm,
+    microBatchSize: config.microBatchSize,
+    checkpointActivations: config.model.checkpointActivations,
+    syncBatchNorm: config.model.syncBatchNorm,
     data: {
       directory: config.dataset.path,
       globalBatchSize: config.globalBatchSize,

@@ -409,6 +409,32 @@ test('a training that an earlier attempt has finished is not done again', async 
   assert.equal(await start({ evaluation: { ...config.evaluation, everyEpochs: 1 } }), 'done again');
 });
 
+test('a training goes on in micro-batches, with fewer activations', async () => {
+  const change = (microBatchSize: number | null, checkpointActivations: boolean) =>
+    job(({ model, optimizer, schedule }) => ({
+      epochs: EPOCHS + 1,
+      microBatchSize,
+      model: { ...model, checkpointActivations },
+      // A rate below a float's precision: with batch norms over three pictures, gradients are ill-conditioned.
+      optimizer: { ...optimizer, learningRate: 1e-30 },
+      schedule: { ...schedule, type: 'constant' },
+    }));
+  const loss = async ({ folder, config }: Awaited<ReturnType<typeof change>>, size: number) => {
+    await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+    const { codes, ranks } = await runGang(folder, config, size);
+    assert.deepEqual(codes, Array(size).fill(0), ranks.map(({ text }) => text).join('\n'));
+    const { resumedFromStep, lossLast } = await readReport(config);
+    assert.equal(resumedFromStep, STEPS);
+    return lossLast;
+  };
+  // A batch in two parts is to batch norms what it is on two ranks.
+  const onTwo = await loss(await change(null, false), 2);
+  const distance = async (microBatchSize: number | null) =>
+    Math.abs((await loss(await change(microBatchSize, true), 1)) - onTwo) / onTwo;
+  const [inParts, atOnce] = [await distance(BATCH / 2), await distance(null)];
+  assert.ok(inParts < 1e-5 && atOnce > 1e-3, `relative distances ${inParts}, ${atOnce}`);
+});
+
 test('a training goes on with class centres of another type', async () => {
   const { folder, config } = await job(({ loss }) => ({
     epochs: EPOCHS + 1,
@@ -551,6 +577,12 @@ test('input that does not fit is refused before ranks meet, with the field or fi
   await writeFile(noPairs, 'no pickle');
   const cases: [string, (config: TrainerConfig) => Partial<TrainerConfig>, string, RegExp][] = [
     ['batch', () => ({ globalBatchSize: 5 }), 'InvalidConfig', /globalBatchSize: 5; a multiple of the 2 ranks/],
+    [
+      'micro-batch',
+      () => ({ globalBatchSize: 8, microBatchSize: 3 }),
+      'InvalidConfig',
+      /microBatchSize: 3; a divisor of the 4 pictures of a rank in a step/,
+    ],
     ['batch larger than the dataset', () => ({ globalBatchSize: 100 }), 'InvalidDataset', /21 pictures/],
     [
       'classes',

@@ -38,6 +38,13 @@ export async function preflight(
   const { globalBatchSize } = config;
   if (globalBatchSize % size !== 0)
     throw invalidConfig('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
+  const batch = globalBatchSize / size;
+  if (config.microBatchSize !== null && batch % config.microBatchSize !== 0)
+    throw invalidConfig(
+      'microBatchSize',
+      config.microBatchSize,
+      `a divisor of the ${batch} pictures of a rank in a step`,
+    );
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
     input: graph.input,
