@@ -62,11 +62,12 @@ const benchmarks = {
     await nativeBenchmark('data_bench', args);
     return attached([join(build, 'data_bench'), ...(await reference(args, 'cv2, PIL')), ...args], { env: environment });
   },
-  /** Inference of one picture by a pretrained MobileFaceNet: FP32 and INT7, in native/ and in ONNX Runtime. */
+  /** Inference of one picture: FP32 and INT7, in native/, in ONNX Runtime and in ncnn. */
   async int7(args) {
     await setup(['native']);
     await buildNative({ targets: [ADDON] });
-    return attached([node, join(root, 'bench', 'int7', 'int7-bench.ts'), ...args], { env: environment });
+    const script = join(root, 'bench', 'int7', 'int7-bench.ts');
+    return attached([node, script, ...(await reference(args, 'ncnn, numpy')), ...args], { env: environment });
   },
   /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {

@@ -1,95 +1,242 @@
 /**
- * Measures the time of one picture through a pretrained MobileFaceNet on one thread, in FP32 and in INT7, with our
- * runtime and with ONNX Runtime. A round runs each once. Usage: `npm run bench -- int7 [rounds=15]`.
+ * Measures the time of one picture through a network in FP32 and in INT7, with our runtime, ONNX Runtime and, where
+ * Python has it, ncnn. A round runs each once, by turns. `npm run bench -- int7 --help`.
  */
+import { type ChildProcessByStdio, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { type Embedder, Int7Model, LayerModel, readPictures, searchScales } from '@facetrain/native';
+import { createInterface } from 'node:readline';
+import type { Readable, Writable } from 'node:stream';
+import { parseArgs } from 'node:util';
+import {
+  type Graph,
+  type InstructionSet,
+  Int7Model,
+  instructionSets,
+  type LayerGraph,
+  LayerModel,
+  type LayerTime,
+  type Pictures,
+  searchScales,
+} from '@facetrain/native';
+import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import * as ort from 'onnxruntime-node';
-import { exampleFaces } from '../../hack/lib/paths.mjs';
+import { writeNcnn } from './ncnn.ts';
 
-const PICTURES = 8;
-const rounds = Number(process.argv[2] ?? 15);
-const model = join(
-  dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json')),
-  'model',
-  'fr_feature.onnx',
-);
+const USAGE = `Usage: npm run bench -- int7 [OPTION...]
 
-const { graph } = withInputRange(await readOnnx(model), { subject: model });
-const layers = fold(graph);
-const pictures = await readPictures(
-  exampleFaces,
-  Array.from({ length: PICTURES }, (_, i) => i * 97),
-  { channelOrder: 'bgr' },
-);
-const options = {
-  rounds: 0,
-  candidates: 2,
-  lower: 0.5,
-  upper: 2,
-  equalize: true,
-  biasCorrection: false,
-  memoryBytes: 2 ** 30,
-  temporaryDirectory: tmpdir(),
-  computeThreads: 1,
-};
-// The values of the scales do not affect the time, so the search has no rounds.
-const quantized = await searchScales(layers, pictures, options);
+Times one picture in FP32 and INT7: Facetrain, ONNX Runtime, and ncnn where Python has it (pip install ncnn).
+Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weights.
 
-const planar = new Float32Array(pictures.data.length);
-const area = pictures.height * pictures.width;
-for (let n = 0; n < PICTURES; n++)
-  for (let p = 0; p < area; p++)
-    for (let c = 0; c < 3; c++) planar[(n * 3 + c) * area + p] = pictures.data[(n * area + p) * 3 + c]! / 127.5 - 1;
+--model M.onnx      another FP32 model
+--threads N         for one picture; default 1
+--isa SET           of our INT7: auto (default), portable, avx2, avx512vnni
+--rounds N          runs of each; default 40 for MobileFaceNet, 10 for larger networks
+--layers            also GMAC/s of each step of our runtime
+--reference PYTHON  the Python that has ncnn; none: without ncnn
+--json              one object instead of the table: {runtime: {medianMs, p90Ms, gmacPerSecond}}, by model without --model
+`;
 
-async function onnxRuntime(bytes: Uint8Array) {
+const { values: options } = parseArgs({
+  options: {
+    model: { type: 'string' },
+    threads: { type: 'string', default: '1' },
+    isa: { type: 'string', default: 'auto' },
+    rounds: { type: 'string' },
+    layers: { type: 'boolean', default: false },
+    reference: { type: 'string', default: 'none' },
+    json: { type: 'boolean', default: false },
+    help: { type: 'boolean', default: false },
+  },
+});
+if (options.help) {
+  process.stdout.write(USAGE);
+  process.exit(0);
+}
+const threads = Number(options.threads);
+const isa = options.isa as InstructionSet | 'auto';
+const peaks = instructionSets();
+if (isa !== 'auto' && peaks[isa] === undefined) {
+  console.error(`--isa: ${isa}; this machine has auto, ${Object.keys(peaks).join(', ')}`);
+  process.exit(2);
+}
+if (!(Number.isInteger(threads) && threads >= 1 && threads <= 64)) {
+  console.error(`--threads: ${options.threads}; 1 to 64`);
+  process.exit(2);
+}
+const say = options.json ? () => undefined : console.log;
+
+interface Result {
+  medianMs: number;
+  p90Ms: number;
+  gmacPerSecond: number;
+}
+/** Runs one picture and returns the milliseconds. */
+type Contender = () => Promise<number>;
+
+async function timed(run: () => Promise<unknown>): Promise<number> {
+  const start = performance.now();
+  await run();
+  return performance.now() - start;
+}
+
+function randomPictures({ channels, height, width }: LayerGraph['input'], count: number): Pictures {
+  let state = 1;
+  const data = Uint8Array.from({ length: count * height * width * channels }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return state >>> 24;
+  });
+  return { data, count, height, width, channelOrder: 'rgb' };
+}
+
+async function onnxRuntime(graph: Graph): Promise<Contender> {
   // Trained weights contain denormal numbers, which slow FP32 down tenfold. Our runtime flushes them to zero as well.
   const extra = { session: { set_denormal_as_zero: '1' } };
-  const session = await ort.InferenceSession.create(bytes, { intraOpNumThreads: 1, interOpNumThreads: 1, extra });
-  const input = session.inputNames[0]!;
-  // One picture a call: the model's batch dimension is fixed to one.
-  return async () => {
-    for (let n = 0; n < PICTURES; n++)
-      await session.run({
-        [input]: new ort.Tensor('float32', planar.subarray(n * 3 * area, (n + 1) * 3 * area), [
-          1,
-          3,
-          pictures.height,
-          pictures.width,
-        ]),
-      });
-  };
+  const session = await ort.InferenceSession.create(encodeOnnx(graph), {
+    intraOpNumThreads: threads,
+    interOpNumThreads: 1,
+    extra,
+  });
+  const { channels, height, width } = graph.input;
+  const values = Float32Array.from({ length: channels * height * width }, (_, i) => ((i * 7919) % 255) / 127.5 - 1);
+  const input = { [session.inputNames[0]!]: new ort.Tensor('float32', values, [1, channels, height, width]) };
+  return () => timed(() => session.run(input));
 }
-const ours = (embedder: Embedder) => async () => void (await embedder.embed(pictures));
 
-const contenders: Record<string, () => Promise<void>> = {
-  'facetrain FP32': ours(await LayerModel.open(layers, { computeThreads: 1 })),
-  'ONNX Runtime FP32': await onnxRuntime(encodeOnnx(graph)),
-  'facetrain INT7': ours(await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: 1 })),
-  'ONNX Runtime INT7 (QDQ)': await onnxRuntime(encodeOnnx(encodeInt7(quantized.graph, quantized.scales))),
-};
-const times = new Map<string, number[]>(Object.keys(contenders).map((name) => [name, []]));
-for (let round = -1; round < rounds; round++) {
-  for (const [name, run] of Object.entries(contenders)) {
-    const start = performance.now();
-    await run();
-    if (round >= 0) times.get(name)!.push((performance.now() - start) / PICTURES); // round -1 warms up
+/** ncnn's FP32, BF16 and INT8, in one process of Python. */
+async function ncnn(layers: LayerGraph, scales: Parameters<typeof writeNcnn>[1]): Promise<Record<string, Contender>> {
+  if (options.reference === 'none') return {};
+  const folder = mkdtempSync(join(tmpdir(), 'facetrain-int7-bench-'));
+  process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+  const { channels, height, width } = layers.input;
+  const networks = [];
+  for (const [name, model, bf16] of [
+    ['ncnn FP32', writeNcnn(layers), 0],
+    ['ncnn BF16', writeNcnn(layers), 1],
+    ['ncnn INT8', writeNcnn(layers, scales), 0],
+  ] as const) {
+    const file = join(folder, name.replace(' ', '-'));
+    writeFileSync(`${file}.param`, model.param);
+    writeFileSync(`${file}.bin`, model.bin);
+    networks.push(name, `${file}.param`, `${file}.bin`, model.output, `${bf16}`);
+  }
+  const script = join(import.meta.dirname, 'reference.py');
+  const child: ChildProcessByStdio<Writable, Readable, null> = spawn(
+    options.reference,
+    [script, `${threads}`, `${channels}`, `${height}`, `${width}`, ...networks],
+    { stdio: ['pipe', 'pipe', 'inherit'] },
+  );
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  const answer = async () => {
+    const { value, done } = await lines.next();
+    if (done) throw new Error('ncnn: its process has ended');
+    return value;
+  };
+  const { networks: names, version } = JSON.parse(await answer()) as { networks: string[]; version: string };
+  say(`ncnn ${version}`);
+  return Object.fromEntries(
+    names.map((name) => [
+      name,
+      async () => {
+        child.stdin.write(`${name}\n`);
+        return Number(await answer());
+      },
+    ]),
+  );
+}
+
+async function measure(title: string, graph: Graph, rounds: number): Promise<Record<string, Result>> {
+  const layers = fold(graph);
+  const pictures = randomPictures(layers.input, 2);
+  // The values of the scales do not affect the time, so the search has no rounds.
+  const quantized = await searchScales(layers, pictures, {
+    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, equalize: false, biasCorrection: false },
+    ...{ memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads: 2 },
+  });
+  const one = randomPictures(layers.input, 1);
+  const int7 = await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: threads, isa });
+  const real = threads === 1 ? await LayerModel.open(layers, { computeThreads: 1 }) : undefined;
+  const contenders: Record<string, Contender> = {
+    'facetrain INT7': () => timed(() => int7.embed(one)),
+    ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
+    'ONNX Runtime FP32': await onnxRuntime(graph),
+    'ONNX Runtime INT7 (QDQ)': await onnxRuntime(encodeInt7(quantized.graph, quantized.scales)),
+    ...(await ncnn(layers, quantized.scales)),
+  };
+  const times = new Map<string, number[]>(Object.keys(contenders).map((name) => [name, []]));
+  for (let round = -2; round < rounds; round++) {
+    for (const [name, run] of Object.entries(contenders)) {
+      const milliseconds = await run();
+      if (round >= 0) times.get(name)!.push(milliseconds); // the others warm up
+    }
+  }
+  const macs = quantized.layers.reduce((sum, layer) => sum + layer.macs, 0);
+  const results = Object.fromEntries(
+    [...times].map(([name, values]) => {
+      values.sort((a, b) => a - b);
+      const medianMs = values[values.length >> 1]!;
+      const p90Ms = values[Math.ceil(values.length * 0.9) - 1]!;
+      return [name, { medianMs, p90Ms, gmacPerSecond: macs / medianMs / 1e6 }];
+    }),
+  );
+  say(`${title}: ${(macs / 1e9).toFixed(2)} GMAC, one picture, ${threads} thread(s); median of ${rounds} rounds`);
+  const ours = results['facetrain INT7']!;
+  for (const [name, { medianMs, p90Ms, gmacPerSecond }] of Object.entries(results)) {
+    const numbers = `${medianMs.toFixed(2).padStart(9)} ms  p90 ${p90Ms.toFixed(2).padStart(8)}`;
+    const ratio = name === 'facetrain INT7' ? '' : `  ${(medianMs / ours.medianMs).toFixed(2)}x of our INT7`;
+    say(`${name.padEnd(26)}${numbers}  ${gmacPerSecond.toFixed(1).padStart(7)} GMAC/s${ratio}`);
+  }
+  const peak = peaks[isa === 'auto' ? best() : isa]!;
+  if (peak > 0) {
+    const share = ((100 * ours.gmacPerSecond) / (peak * threads)).toFixed(0);
+    say(
+      `A bare loop of products (${isa === 'auto' ? best() : isa}): ${peak.toFixed(0)} GMAC/s a thread; ours is ${share} % of it`,
+    );
+  }
+  if (options.layers) await printLayers(int7, one);
+  return results;
+}
+
+function best(): InstructionSet {
+  return (['avx512vnni', 'avx2', 'portable'] as const).find((name) => peaks[name] !== undefined)!;
+}
+
+async function printLayers(model: Int7Model, picture: Pictures): Promise<void> {
+  const runs: LayerTime[][] = [];
+  for (let run = 0; run < 15; run++) runs.push(await model.timeLayers(picture));
+  const medians = runs[0]!.map(({ name, macs }, index) => {
+    const seconds = runs.map((times) => times[index]!.seconds).sort((a, b) => a - b)[runs.length >> 1]!;
+    return { name, macs, seconds };
+  });
+  const total = medians.reduce((sum, { seconds }) => sum + seconds, 0);
+  for (const { name, macs, seconds } of medians) {
+    const share = `${((100 * seconds) / total).toFixed(1).padStart(5)} %`;
+    const speed = macs > 0 ? `${(macs / seconds / 1e9).toFixed(1).padStart(7)} GMAC/s` : ''.padEnd(14);
+    say(`${(seconds * 1e6).toFixed(1).padStart(8)} us ${share} ${speed}  ${name}`);
   }
 }
-const median = (values: number[]) => values.sort((a, b) => a - b)[values.length >> 1]!;
-const results = [...times].map(([name, values]) => ({ name, milliseconds: median(values) }));
-const reference = results.find(({ name }) => name === 'ONNX Runtime FP32')!.milliseconds;
-console.log(`MobileFaceNet (1.19 M parameters), one picture, one thread; median of ${rounds} rounds`);
-for (const { name, milliseconds } of results) {
-  const speedUp = `${(reference / milliseconds).toFixed(2)}x ONNX Runtime FP32`;
-  console.log(`${name.padEnd(26)}${milliseconds.toFixed(2).padStart(8)} ms   ${speedUp}`);
+
+async function models(): Promise<{ name: string; title: string; graph: Graph; rounds: number }[]> {
+  const read = async (path: string) => withInputRange(await readOnnx(path), { subject: path }).graph;
+  if (options.model) return [{ name: 'model', title: options.model, graph: await read(options.model), rounds: 15 }];
+  const folder = dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json'));
+  const pretrained = await read(join(folder, 'model', 'fr_feature.onnx'));
+  const iresnet50 = buildBackbone({ backbone: 'iresnet50', embeddingDim: 512, width: 2, blocks: null, seed: 1 });
+  return [
+    { name: 'mobilefacenet', title: 'MobileFaceNet, pretrained', graph: pretrained, rounds: 40 },
+    { name: 'iresnet50', title: 'IResNet-50, random weights', graph: iresnet50, rounds: 10 },
+  ];
 }
-console.log(JSON.stringify({ benchmark: 'int7', rounds, results }));
+
+const all: Record<string, Record<string, Result>> = {};
+for (const { name, title, graph, rounds } of await models())
+  all[name] = await measure(title, graph, options.rounds ? Number(options.rounds) : rounds);
+console.log(JSON.stringify(options.model ? all.model : all));
 process.exit(0);

@@ -1,63 +1,111 @@
 // The stages of kernels.h's Epilogue, written once for every instruction set. V is a type with the vector operations of
-// one (kernels_<isa>.cc): Real and Mask, kLanes, and functions on them.
+// one (kernels_<isa>.cc): Real, kLanes, and functions on them. store_bytes rounds half to even.
 //
 // A file that includes this compiles it for its own instruction set, so everything here is in an anonymous namespace:
 // the linker must not take one file's version for another's.
 #pragma once
+
+#include <type_traits>
 
 #include "int7/kernels.h"
 
 namespace facetrain::int7 {
 namespace {
 
+// The stages hold in registers what is the same for all pixels: the bytes that are stored could alias anything in
+// memory, so the compiler would load it again for each.
 template <class V>
-inline typename V::Real saturate(typename V::Real x, float limit) {
-  return V::round(V::max(V::min(x, V::all(limit)), V::all(-limit)));
-}
+struct Saturation {
+  typename V::Real low, high;
 
+  explicit Saturation(float limit) : low(V::all(-limit)), high(V::all(limit)) {}
+  typename V::Real clamp(typename V::Real x) const { return V::max(V::min(x, high), low); }
+};
+
+// For the channels of one vector.
 template <class V>
-inline typename V::Real pointwise_stage(const PointwiseStage& stage, typename V::Real q, int channel) {
-  const auto positive = V::load(stage.positive + channel), negative = V::load(stage.negative + channel);
-  typename V::Real y;
-  if (stage.divides) {
-    const auto real = V::mul(q, V::all(stage.x_scale));
-    y = V::mul(V::select_positive(real, positive, negative), real);
-    if (stage.offset) y = V::add(y, V::load(stage.offset + channel));
-    y = V::div(y, V::all(stage.y_scale));
-  } else {
-    y = V::mul(V::select_positive(q, positive, negative), q);
-    if (stage.offset) y = V::add(y, V::load(stage.offset + channel));
+struct Pointwise {
+  using Real = typename V::Real;
+  Saturation<V> saturation;
+  Real positive, negative, offset, x_scale, y_scale;
+  bool has_offset, divides;
+
+  Pointwise(const PointwiseStage& stage, int channel)
+      : saturation(stage.limit),
+        positive(V::load(stage.positive + channel)),
+        negative(V::load(stage.negative + channel)),
+        offset(stage.offset ? V::load(stage.offset + channel) : V::all(0)),
+        x_scale(V::all(stage.x_scale)),
+        y_scale(V::all(stage.y_scale)),
+        has_offset(stage.offset != nullptr),
+        divides(stage.divides) {}
+
+  // Not rounded.
+  Real operator()(Real q) const {
+    if (divides) q = V::mul(q, x_scale);
+    Real y = V::mul(V::select_positive(q, positive, negative), q);
+    if (has_offset) y = V::add(y, offset);
+    if (divides) y = V::div(y, y_scale);
+    return saturation.clamp(y);
   }
-  return saturate<V>(y, stage.limit);
-}
+};
 
 template <class V>
-inline typename V::Real add_stage(const AddStage& stage, typename V::Real q, const uint8_t* second) {
-  auto y = V::add(V::mul(q, V::all(stage.scale)),
-                  V::mul(V::load_bytes(second, stage.second_zero), V::all(stage.second_scale)));
-  if (stage.divides) y = V::div(y, V::all(stage.y_scale));
-  return saturate<V>(y, stage.limit);
-}
+struct Addition {
+  using Real = typename V::Real;
+  Saturation<V> saturation;
+  Real scale, second_scale, y_scale;
+  int second_zero;
+  bool divides;
+
+  explicit Addition(const AddStage& stage)
+      : saturation(stage.limit),
+        scale(V::all(stage.scale)),
+        second_scale(V::all(stage.second_scale)),
+        y_scale(V::all(stage.y_scale)),
+        second_zero(stage.second_zero),
+        divides(stage.divides) {}
+
+  // Not rounded.
+  Real operator()(Real q, const uint8_t* second) const {
+    Real y = V::add(V::mul(q, scale), V::mul(V::load_bytes(second, second_zero), second_scale));
+    if (divides) y = V::div(y, y_scale);
+    return saturation.clamp(y);
+  }
+};
+
+// Stands for a stage that is not there.
+struct Nothing {
+  template <typename... T>
+  explicit Nothing(const T&...) {}
+};
 
 template <class V, bool Sums, bool First, bool Add, bool Last>
-void run_epilogue(const Epilogue& e, const EpilogueRow& row) {
+void run_epilogue(const Epilogue& e, const EpilogueRow& given) {
+  const EpilogueRow row = given;
+  const Saturation<V> sums(e.limit);
+  const std::conditional_t<Add, Addition<V>, Nothing> add(e.add);
+  const int source_zero = e.source_zero, middle_zero = e.middle_zero, zero = e.zero;
   for (int c = 0; c < row.channels; c += V::kLanes) {
     const int channel = row.channel + c;
+    const auto multiplier = Sums ? V::load(e.multipliers + channel) : V::all(0);
+    const std::conditional_t<First, Pointwise<V>, Nothing> first(e.first, channel);
+    const std::conditional_t<Last, Pointwise<V>, Nothing> last(e.last, channel);
     for (int p = 0; p < row.pixels; ++p) {
+      // Rounded before each stage; what is stored is rounded by that.
       typename V::Real q;
       if constexpr (Sums) {
-        q = saturate<V>(V::mul(V::load_sums(row.sums + p * row.sums_stride + c), V::load(e.multipliers + channel)),
-                        e.limit);
+        q = sums.clamp(V::mul(V::load_sums(row.sums + p * row.sums_stride + c), multiplier));
       } else {
-        q = V::load_bytes(row.source + p * row.source_stride + c, e.source_zero);
+        q = V::load_bytes(row.source + p * row.source_stride + c, source_zero);
       }
-      if constexpr (First) q = pointwise_stage<V>(e.first, q, channel);
+      if constexpr (First) q = first(Sums ? V::round(q) : q);
       if constexpr (Add) {
-        q = add_stage<V>(e.add, q, row.second + p * row.second_stride + c);
-        if (row.middle) V::store_bytes(row.middle + p * row.middle_stride + c, q, e.middle_zero);
+        q = add(Sums || First ? V::round(q) : q, row.second + p * row.second_stride + c);
+        if (row.middle) V::store_bytes(row.middle + p * row.middle_stride + c, q, middle_zero);
       }
-      if constexpr (Last) q = pointwise_stage<V>(e.last, q, channel);
-      V::store_bytes(row.y + p * row.y_stride + c, q, e.zero);
+      if constexpr (Last) q = last(V::round(q));
+      V::store_bytes(row.y + p * row.y_stride + c, q, zero);
     }
   }
 }

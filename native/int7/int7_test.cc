@@ -167,6 +167,14 @@ void compare(const Network& network, const char* what, int byte = -1) {
   for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni}) {
     if (!supported(isa)) continue;
     const Runtime runtime(network, isa);
+    // On threads, of which some may have no part of a step.
+    for (const int threads : {2, 3}) {
+      static ThreadPool pools[] = {ThreadPool(2), ThreadPool(3)};
+      Runtime::Context context(runtime, threads);
+      std::vector<float> actual(runtime.output_size());
+      runtime.run(context, picture.data(), actual.data(), pools[threads - 2]);
+      if (actual != expected) test::fail(__FILE__, __LINE__) << what << ": " << threads << " threads\n";
+    }
     Runtime::Context context(runtime);
     // Twice, so that what the first picture leaves in memory would show.
     for (int repeat = 0; repeat < 2; ++repeat) {
@@ -404,6 +412,19 @@ void test_real_tensors() {
   CHECK(reals == (std::vector<float>{1, 4, 256 + 2, 256 + 5, 512 + 3, 512 + 6}));
 }
 
+void test_error_on_threads() {
+  Builder b(3, 4, 4);
+  const int x = b.conv(0, shape_of(5, 1, 1, 1, 0));
+  Network network = seen(b, b.negated(x));
+  network.layers[1].run = [](const void* const*, void*) { throw std::runtime_error("from outside"); };
+  const Runtime runtime(network);
+  ThreadPool pool(3);
+  Runtime::Context context(runtime, 3);
+  const std::vector<uint8_t> picture(4 * 4 * 3);
+  std::vector<float> output(runtime.output_size());
+  CHECK_THROWS(runtime.run(context, picture.data(), output.data(), pool), std::runtime_error, "from outside");
+}
+
 void test_refusals() {
   Builder b(3, 4, 4);
   Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
@@ -423,6 +444,7 @@ int main() {
   test_division();
   test_random_networks();
   test_real_tensors();
+  test_error_on_threads();
   test_refusals();
   return TEST_RESULT();
 }

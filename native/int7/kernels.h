@@ -92,6 +92,8 @@ struct Kernels {
   Depthwise depthwise;
   Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
+  // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
+  int64_t (*bare_products)(int64_t rounds);
 };
 
 const Kernels& portable_kernels();

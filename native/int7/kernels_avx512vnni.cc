@@ -149,6 +149,24 @@ void depthwise3x3(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, i
   }
 }
 
+int64_t bare_products(int64_t rounds) {
+  constexpr int kSums = 24;
+  __m512i sum[kSums];
+#pragma GCC unroll 24
+  for (auto& each : sum) each = _mm512_setzero_si512();
+  __m512i a = _mm512_set1_epi8(1);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 24
+    for (auto& each : sum) {
+      asm volatile("" : "+v"(a));  // else the compiler would see that all sums are equal
+      each = _mm512_dpbusd_epi32(each, a, a);
+    }
+  }
+#pragma GCC unroll 24
+  for (auto& each : sum) asm volatile("" ::"v"(each));
+  return rounds * kSums * 64;
+}
+
 template <int V, int... P>
 void set_tiles(Kernels& kernels, std::integer_sequence<int, P...>) {
   ((kernels.tiles[V / 2][P] = conv_tile<P + 1, V>), ...);
@@ -164,6 +182,7 @@ Kernels make_kernels() {
   kernels.depthwise = depthwise;
   kernels.depthwise3x3 = depthwise3x3;
   kernels.epilogue = epilogue_of<Vector>;
+  kernels.bare_products = bare_products;
   return kernels;
 }
 

@@ -1,9 +1,12 @@
 #include "int7/runtime.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 
+#include "int7/spin_barrier.h"
 #include "int7/step.h"
 
 namespace facetrain::int7 {
@@ -156,21 +159,46 @@ void Runtime::add_borders(Planned& planned, const Stored& stored) const {
   add(stored.at(stored.height - 1, stored.width), stored.offset + stored.bytes());
 }
 
-int64_t Runtime::memory() const { return arena_bytes_ + kSums * int64_t{sizeof(int32_t)} + 2 * kAlignment; }
-
-Runtime::Context::Context(const Runtime& runtime) : bytes_(runtime.memory()) {
+Runtime::Context::Context(const Runtime& runtime, int threads) : threads_(threads) {
+  const int64_t arena = (runtime.arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
+  bytes_.resize(kAlignment + arena + int64_t{threads} * kSums * int64_t{sizeof(int32_t)});
   const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
   arena_ = bytes_.data() + (kAlignment - address % kAlignment) % kAlignment;
-  sums_ = reinterpret_cast<int32_t*>(arena_ + (runtime.arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment);
+  sums_ = reinterpret_cast<int32_t*>(arena_ + arena);
 }
 
-void Runtime::run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output) const {
-  for (const Border& border : planned.borders) std::memset(context.arena_ + border.offset, kOperandZero, border.bytes);
-  planned.step->run({context.arena_, picture, output}, {.index = 0, .count = 1, .sums = context.sums_});
+void Runtime::run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part,
+                       int parts) {
+  if (part == 0) {
+    for (const Border& border : planned.borders)
+      std::memset(context.arena_ + border.offset, kOperandZero, border.bytes);
+  }
+  planned.step->run({context.arena_, picture, output},
+                    {.index = part, .count = parts, .sums = context.sums_ + int64_t{part} * kSums});
 }
 
 void Runtime::run(Context& context, const uint8_t* picture, float* output) const {
   for (const Planned& planned : steps_) run_step(planned, context, picture, output);
+}
+
+void Runtime::run(Context& context, const uint8_t* picture, float* output, ThreadPool& pool) const {
+  const int threads = std::min(pool.threads(), context.threads_);
+  if (threads == 1) return run(context, picture, output);
+  SpinBarrier barrier(threads);
+  std::atomic<bool> failed = false;
+  std::exception_ptr error;  // of the first thread, which alone runs code from outside
+  pool.parallel_for(threads, [&](int64_t part, int) {
+    for (const Planned& planned : steps_) {
+      try {
+        if (!failed) run_step(planned, context, picture, output, static_cast<int>(part), threads);
+      } catch (...) {
+        error = std::current_exception();
+        failed = true;
+      }
+      barrier.wait();
+    }
+  });
+  if (failed) std::rethrow_exception(error);
 }
 
 std::vector<Runtime::StepTime> Runtime::run_timed(Context& context, const uint8_t* picture, float* output) const {
@@ -182,6 +210,20 @@ std::vector<Runtime::StepTime> Runtime::run_timed(Context& context, const uint8_
     times.push_back({planned.step->name, planned.step->macs, seconds.count()});
   }
   return times;
+}
+
+double measure_peak(Isa isa) {
+  const Kernels& kernels = kernels_for(isa);
+  if (kernels.bare_products == nullptr) return 0;
+  constexpr int64_t kRounds = 200000;
+  double best = 0;
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    const int64_t macs = kernels.bare_products(kRounds);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(macs) / seconds.count());
+  }
+  return best;
 }
 
 }  // namespace facetrain::int7

@@ -12,6 +12,7 @@
 
 #include "int7/kernels.h"
 #include "int7/network.h"
+#include "kernels/thread_pool.h"
 
 namespace facetrain::int7 {
 
@@ -30,16 +31,15 @@ class Runtime {
   const Network& network() const { return network_; }
   // Numbers of all outputs.
   int64_t output_size() const;
-  // Bytes of a Context.
-  int64_t memory() const;
 
-  // The memory of one run at a time.
+  // The memory of one run at a time, by at most `threads` threads.
   class Context {
    public:
-    explicit Context(const Runtime& runtime);
+    explicit Context(const Runtime& runtime, int threads = 1);
 
    private:
     friend class Runtime;
+    int threads_;
     std::vector<uint8_t> bytes_;
     uint8_t* arena_;
     int32_t* sums_;
@@ -48,6 +48,9 @@ class Runtime {
   // Computes the outputs of a picture [height, width, channels] of bytes, one after the other, each [channels, height,
   // width]. Calls with different contexts may overlap.
   void run(Context& context, const uint8_t* picture, float* output) const;
+  // The same on the threads of a pool, each of which computes a part of every step. Between steps they wait actively,
+  // so this wants as many free cores.
+  void run(Context& context, const uint8_t* picture, float* output, ThreadPool& pool) const;
 
   struct StepTime {
     std::string name;
@@ -69,7 +72,8 @@ class Runtime {
   void store_tensors();
   void plan();
   void add_borders(Planned& planned, const Stored& stored) const;
-  void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output) const;
+  static void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part = 0,
+                       int parts = 1);
 
   Network network_;
   const Kernels& kernels_;
@@ -77,5 +81,9 @@ class Runtime {
   std::vector<Planned> steps_;
   int64_t arena_bytes_ = 0;
 };
+
+// Multiply-accumulates a second of one thread in a loop of the instruction set's products alone, with all operands in
+// registers: what no convolution can exceed. 0 for Isa::portable. Takes about 50 ms.
+double measure_peak(Isa isa);
 
 }  // namespace facetrain::int7

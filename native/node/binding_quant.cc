@@ -320,6 +320,25 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   return call;
 }
 
+// 'auto' or the name of an instruction set, which must be supported.
+Isa isa_from(const Napi::Value& value) {
+  const std::string name = value.As<Napi::String>();
+  if (name == "portable") return Isa::portable;
+  if (name == "avx2") return Isa::avx2;
+  if (name == "avx512vnni") return Isa::avx512vnni;
+  return best_isa();
+}
+
+// instructionSets() -> {portable: 0, avx2: GMAC/s of its products alone, ...}, those that this machine supports
+Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
+  Napi::Object result = Napi::Object::New(info.Env());
+  for (const char* name : {"portable", "avx2", "avx512vnni"}) {
+    const Isa isa = isa_from(Napi::String::New(info.Env(), name));
+    if (supported(isa)) result.Set(name, int7::measure_peak(isa) / 1e9);
+  }
+  return result;
+}
+
 // A network on a worker thread, in integers if open() gets scales, otherwise in FP32.
 class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
  public:
@@ -328,6 +347,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
                 DefineClass(env, "LayerNetwork",
                             {InstanceMethod<&LayerNetwork::open>("open"), InstanceMethod<&LayerNetwork::embed>("embed"),
                              InstanceMethod<&LayerNetwork::run_layers>("runLayers"),
+                             InstanceMethod<&LayerNetwork::time_layers>("timeLayers"),
                              InstanceMethod<&LayerNetwork::close>("close")}));
   }
 
@@ -344,20 +364,20 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
     std::unique_ptr<Model> model;
   };
 
-  // open(graph, scales or null, computeThreads)
+  // open(graph, scales or null, computeThreads, instruction set)
   Napi::Value open(const Napi::CallbackInfo& info) {
     const bool real = info[1].IsNull();
     NamedScales named = real ? NamedScales() : scales_from(info[1].As<Napi::Object>());
     return worker_->post(info.Env(),
                          [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real, named = std::move(named),
-                          threads = info[2].As<Napi::Number>().Int32Value()]() mutable {
+                          threads = info[2].As<Napi::Number>().Int32Value(), isa = isa_from(info[3])]() mutable {
                            state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
                            state->pool = std::make_unique<ThreadPool>(threads);
                            if (real) {
                              state->model = make_real_model(state->graph, threads);
                            } else {
                              state->scales = resolve_scales(*state->graph, named);
-                             state->model = make_int7_model(state->graph, state->scales, threads);
+                             state->model = make_int7_model(state->graph, state->scales, threads, isa);
                            }
                            return Worker::Reply();
                          });
@@ -398,6 +418,25 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
                          });
   }
 
+  // timeLayers(pixels of one picture) -> [{name, macs, seconds}]
+  Napi::Value time_layers(const Napi::CallbackInfo& info) {
+    return worker_->post(info.Env(),
+                         [state = state_, pixels = vector_from<Napi::Uint8Array>(info[0])]() -> Worker::Reply {
+                           auto times = state->model->time_layers(pixels.data());
+                           return [times = std::move(times)](Napi::Env env) -> Napi::Value {
+                             Napi::Array result = Napi::Array::New(env);
+                             for (uint32_t i = 0; i < times.size(); ++i) {
+                               Napi::Object step = Napi::Object::New(env);
+                               step.Set("name", times[i].name);
+                               step.Set("macs", static_cast<double>(times[i].macs));
+                               step.Set("seconds", times[i].seconds);
+                               result.Set(i, step);
+                             }
+                             return result;
+                           };
+                         });
+  }
+
   Napi::Value close(const Napi::CallbackInfo& info) { return worker_->close(info.Env()); }
 
   std::shared_ptr<State> state_ = std::make_shared<State>();
@@ -408,6 +447,7 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
 
 void register_quant(Napi::Env env, Napi::Object exports) {
   exports.Set("searchScales", Napi::Function::New(env, search_scales_call));
+  exports.Set("instructionSets", Napi::Function::New(env, instruction_sets));
   LayerNetwork::add_to(env, exports);
 }
 

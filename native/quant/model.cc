@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "error.h"
-#include "int7/runtime.h"
 #include "kernels/elementwise.h"
 
 namespace facetrain {
@@ -152,11 +151,18 @@ class Int7Model final : public Model {
  public:
   Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads, Isa isa)
       : Model(std::move(graph)), runtime_(network_of(graph_, scales), isa) {
-    for (int thread = 0; thread < threads; ++thread) contexts_.emplace_back(runtime_);
+    for (int thread = 0; thread < threads; ++thread) contexts_.emplace_back(runtime_, thread == 0 ? threads : 1);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
     runtime_.run(contexts_[thread], picture, embedding);
+  }
+  void embed_alone(const uint8_t* picture, float* embedding, ThreadPool& pool) override {
+    runtime_.run(contexts_[0], picture, embedding, pool);
+  }
+  std::vector<int7::Runtime::StepTime> time_layers(const uint8_t* picture) override {
+    std::vector<float> embedding(dim());
+    return runtime_.run_timed(contexts_[0], picture, embedding.data());
   }
 
  private:
@@ -199,10 +205,10 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
                     const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done) {
   std::atomic<int64_t> done = 0;
   const int64_t dim = model.dim();
-  pool.parallel_for(pictures.count, [&](int64_t n, int thread) {
+  const auto embed_one = [&](int64_t n, const auto& embed) {
     if (cancelled) throw Cancelled();
     float* embedding = embeddings + n * dim;
-    model.embed(pictures.picture(n), embedding, thread);
+    embed(pictures.picture(n), embedding);
     if (flip) {
       std::vector<uint8_t> mirrored(pictures.size());
       for (int y = 0; y < pictures.height; ++y) {
@@ -213,11 +219,20 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
         }
       }
       std::vector<float> second(dim);
-      model.embed(mirrored.data(), second.data(), thread);
+      embed(mirrored.data(), second.data());
       for (int64_t i = 0; i < dim; ++i) embedding[i] += second[i];
     }
     const int64_t so_far = ++done;
     if (on_done) on_done(so_far);
+  };
+  if (pictures.count < pool.threads()) {
+    for (int64_t n = 0; n < pictures.count; ++n) {
+      embed_one(n, [&](const uint8_t* picture, float* embedding) { model.embed_alone(picture, embedding, pool); });
+    }
+    return;
+  }
+  pool.parallel_for(pictures.count, [&](int64_t n, int thread) {
+    embed_one(n, [&](const uint8_t* picture, float* embedding) { model.embed(picture, embedding, thread); });
   });
 }
 

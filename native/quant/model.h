@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "int7/runtime.h"
 #include "kernels/thread_pool.h"
 #include "quant/int7_layer.h"
 #include "quant/real_layer.h"
@@ -48,6 +49,10 @@ class Model {
   // Embeds one picture: `embedding` [dim()], the outputs one after the other, each in ONNX's order. `thread`, below the
   // number the model was made for, selects the buffers: calls with the same one must not overlap.
   virtual void embed(const uint8_t* picture, float* embedding, int thread) = 0;
+  // The same with all threads of a pool of that number at one picture, where the model can use them.
+  virtual void embed_alone(const uint8_t* picture, float* embedding, ThreadPool&) { embed(picture, embedding, 0); }
+  // Embeds one picture and tells what each layer took; empty if the model does not measure it.
+  virtual std::vector<int7::Runtime::StepTime> time_layers(const uint8_t*) { return {}; }
 
  protected:
   explicit Model(std::shared_ptr<const LayerGraph> graph) : graph_(std::move(graph)) {}
@@ -60,7 +65,8 @@ std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, 
 std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
                                        Isa isa = best_isa());
 
-// Embeds all pictures on the pool's threads: embeddings [count, dim]. With `flip`, an embedding is the sum of the
+// Embeds all pictures on the pool's threads, or, where there are fewer pictures than threads, each on all threads:
+// embeddings [count, dim]. With `flip`, an embedding is the sum of the
 // embeddings of the picture and of its mirror image. `on_done` is called with the number of pictures done, from any
 // thread. Throws Cancelled.
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,
