@@ -28,7 +28,7 @@ export const StoredType = z.enum(['float32', 'bfloat16']);
 export type StoredType = z.infer<typeof StoredType>;
 
 /** Names in `requires` that this version knows. */
-export const CHECKPOINT_FEATURES: readonly string[] = [];
+export const CHECKPOINT_FEATURES: readonly string[] = ['retired'];
 
 /** The scale of the loss in FP16 (native/train/loss_scale.h). */
 export const LossScale = z.object({
@@ -116,7 +116,11 @@ export const CheckpointManifest = z.object({
   retired: stored
     .extend({ file: z.string(), count: z.int().positive() })
     .optional()
-    .describe('Identities that were removed: their class ids are not used again.'),
+    .describe('RetiredClasses: identities that were removed or merged. Their class ids are not used again.'),
+  classesAdded: z
+    .boolean()
+    .optional()
+    .describe('Class centres were added since training began, so the dataset may have another number of pictures.'),
   backbone: stored.extend({
     file: z
       .string()
@@ -161,3 +165,13 @@ export const CheckpointEvaluations = z.object({
   ),
 });
 export type CheckpointEvaluations = z.infer<typeof CheckpointEvaluations>;
+
+/** An identity that is no longer trained. Its class centre is zero. */
+export const RetiredClass = z.object({
+  class: z.int().min(0),
+  into: z.int().min(0).nullable().describe('The class that it was merged into; null: it was removed.'),
+});
+export type RetiredClass = z.infer<typeof RetiredClass>;
+
+/** The file that `retired` of a manifest names, by ascending class. */
+export const RetiredClasses = z.array(RetiredClass);

@@ -24,6 +24,8 @@ import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
 import type { EvalOptions } from './commands/eval.ts';
+import type { MergeOptions } from './commands/head.ts';
+import type { AddOptions } from './commands/head-add.ts';
 import type { PlanOptions } from './commands/plan.ts';
 import type { QuantizeOptions } from './commands/quantize.ts';
 import type { RunOptions } from './commands/run.ts';
@@ -66,6 +68,14 @@ function amount(text: string): number {
   if (value > 0 && Number.isFinite(value)) return value;
   throw new InvalidArgumentError('Must be a number above 0.');
 }
+
+function classId(text: string): number {
+  if (/^\d{1,10}$/.test(text.trim())) return Number(text);
+  throw new InvalidArgumentError('Must be a class id: a whole number from 0.');
+}
+
+/** Class ids with commas between them, without repetition. */
+const classIds = (text: string) => [...new Set(text.split(',').map(classId))];
 
 const maxBadPicturesOption = () =>
   new Option('--max-bad-pictures <share>', 'share of the pictures that may be unusable, rounded up')
@@ -335,6 +345,50 @@ command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder; 
       }
       const { inspect } = await import('./commands/inspect.ts');
       return inspect(path, options);
+    }),
+  );
+
+const head = program
+  .command('head')
+  .description('add, merge and remove identities of the checkpoints in a folder; suspend the job before')
+  .exitOverride();
+command('add', 'class centres for the identities of a dataset that follow the last class, from mean embeddings', head)
+  .argument('<checkpoints>', 'folder with step-…')
+  .requiredOption('--dataset <folder>', 'the dataset that training goes on with')
+  .requiredOption('--model <file>', 'the backbone as ONNX, such as model/backbone.onnx; weights are the checkpoint’s')
+  .addOption(
+    new Option('--images <n>', 'pictures of each identity that are embedded, at most')
+      .argParser(wholeNumber(calibrationImages))
+      .default(50),
+  )
+  .addOption(channelOrder())
+  .addOption(threads())
+  .action(
+    action(async (folder: string, options: AddOptions) => {
+      const { addIdentities } = await import('./commands/head-add.ts');
+      return addIdentities(folder, options, new StatusLine(), signal);
+    }),
+  );
+
+command('merge', 'make several classes one; writes a map of labels', head)
+  .argument('<checkpoints>', 'folder with step-…')
+  .requiredOption('--classes <ids>', 'classes to be merged, with commas', classIds)
+  .requiredOption('--into <id>', 'the class that stays', classId)
+  .option('--map <file>', 'receives every retired class with its new one, in lines of two numbers')
+  .action(
+    action(async (folder: string, options: MergeOptions) => {
+      const { mergeIdentities } = await import('./commands/head.ts');
+      return mergeIdentities(folder, options, new StatusLine());
+    }),
+  );
+
+command('remove', 'remove classes from every checkpoint, and search the files for their rows', head)
+  .argument('<checkpoints>', 'folder with step-…')
+  .requiredOption('--classes <ids>', 'classes to be removed, with commas', classIds)
+  .action(
+    action(async (folder: string, options: { classes: number[] }) => {
+      const { removeIdentities } = await import('./commands/head.ts');
+      return removeIdentities(folder, options, new StatusLine());
     }),
   );
 

@@ -155,7 +155,11 @@ class RingLoader : public Loader {
     int64_t picture = drawn;
     for (uint64_t attempt = 0;; ++attempt) {
       try {
-        return decode(picture, epoch, place, batch, scratch);
+        if (decode(picture, epoch, place, batch, scratch)) return;
+        if (attempt == kReplacements) {
+          throw Error("InvalidDataset", dataset_->name(picture), "is of an identity that was removed",
+                      "pictures of others; " + std::to_string(kReplacements) + " drawn before it cannot be used");
+        }
       } catch (const BadPicture& error) {
         note_bad(picture, error);
         if (attempt == kReplacements) {
@@ -163,10 +167,10 @@ class RingLoader : public Loader {
               "InvalidDataset", error.subject, error.found,
               "a picture that can be used; " + std::to_string(kReplacements) + " others drawn before it cannot");
         }
-        picture = static_cast<int64_t>(
-            hash_words({options_.seed, kReplacement, epoch, static_cast<uint64_t>(drawn), attempt}) %
-            static_cast<uint64_t>(dataset_->size()));
       }
+      picture =
+          static_cast<int64_t>(hash_words({options_.seed, kReplacement, epoch, static_cast<uint64_t>(drawn), attempt}) %
+                               static_cast<uint64_t>(dataset_->size()));
     }
   }
 
@@ -188,7 +192,18 @@ class RingLoader : public Loader {
                     std::to_string(dataset_->size()) + " pictures; facetrain dataset check lists them");
   }
 
-  void decode(int64_t picture, uint64_t epoch, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
+  // The label that a picture counts as, or kRemoved.
+  int64_t label_of(int64_t picture) const {
+    const int64_t label = dataset_->label(picture);
+    if (!options_.retired) return label;
+    const auto found = options_.retired->find(label);
+    return found == options_.retired->end() ? label : found->second;
+  }
+
+  // False, and nothing is done, if the picture's identity was removed.
+  bool decode(int64_t picture, uint64_t epoch, int64_t place, Batch& batch, std::vector<uint8_t>& scratch) const {
+    const int64_t label = label_of(picture);
+    if (label == kRemoved) return false;
     const auto draw = [&](Stream stream) {
       return hash_words({options_.seed, stream, epoch, static_cast<uint64_t>(picture)});
     };
@@ -198,13 +213,14 @@ class RingLoader : public Loader {
     const Augmentation augmentation{
         .mirror = options_.flip && (draw(kFlip) & 1), .dy = shift(kShiftY), .dx = shift(kShiftX)};
 
-    batch.labels[static_cast<size_t>(place)] = dataset_->label(picture);
+    batch.labels[static_cast<size_t>(place)] = label;
     const int height = dataset_->height(), width = dataset_->width();
     uint8_t* const out = batch.pixels.data() + place * picture_bytes_;
     uint8_t* const decoded = augmentation.changes() ? scratch.data() : out;
     decode_picture(dataset_->encoded(picture), height, width, options_.bgr, decoded, "InvalidDataset",
                    [&] { return dataset_->name(picture); });
     if (augmentation.changes()) augment(decoded, height, width, augmentation, out);
+    return true;
   }
 
   const std::shared_ptr<const Dataset> dataset_;

@@ -6,8 +6,8 @@
 // ranks sees the same global batch, and a resumed run continues where the first one stopped. Pictures at an epoch's end
 // that do not fill a global batch are dropped.
 //
-// A picture that cannot be used (BadPicture) is replaced by another one, which is drawn by (seed, epoch, the bad
-// picture). All other pictures keep their places.
+// A picture that cannot be used (BadPicture), or is of an identity that was removed, is replaced by another one, which
+// is drawn by (seed, epoch, the bad picture). All other pictures keep their places.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <unordered_map>
 #include <vector>
 
 namespace facetrain {
@@ -53,6 +54,11 @@ class Dataset {
 // when it is of no layout, a file is missing, or its contents are invalid; decodes nothing.
 std::shared_ptr<const Dataset> open_dataset(const std::string& directory);
 
+// What became of identities that are no longer trained, by label: the label of the identity that they were merged into,
+// or kRemoved.
+using RetiredLabels = std::unordered_map<int64_t, int64_t>;
+constexpr int64_t kRemoved = -1;
+
 // No defaults: those that users see are in api/src/facetrainjob.ts.
 struct LoaderOptions {
   int64_t global_batch;  // pictures of all ranks in a step; a multiple of `size`
@@ -64,6 +70,7 @@ struct LoaderOptions {
   int threads;             // that decode
   int64_t max_bad;         // different pictures that may be replaced
   int64_t first_step = 0;  // of the run; steps count from 0 over all epochs
+  std::shared_ptr<const RetiredLabels> retired = nullptr;  // null: none
   // Of the pixels; must outlive the loader and its batches. For example memory that a GPU can read.
   std::pmr::memory_resource* memory = std::pmr::get_default_resource();
 };

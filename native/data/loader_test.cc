@@ -770,6 +770,44 @@ void test_error_is_thrown_at_its_step() {
   }
 }
 
+// Pictures of a removed identity are replaced, those of a merged one have the other's label; all others keep their
+// places and their augmentation.
+void test_retired_identities() {
+  Folder folder;
+  plain(50).save(folder);  // with labels 0 to 9
+  const auto dataset = open_dataset(folder.path);
+  LoaderOptions options = options_of(12);
+  const auto before = take(*make_loader(dataset, options), 10);
+  options.retired = std::make_shared<const RetiredLabels>(RetiredLabels{{3, kRemoved}, {4, 7}});
+  const auto loader = make_loader(dataset, options);
+  const auto after = take(*loader, 10);
+  const size_t bytes = kSide * kSide * 3;
+  int replaced = 0, merged = 0;
+  for (size_t step = 0; step < 10; ++step) {
+    for (size_t i = 0; i < 12; ++i) {
+      const int64_t old = before[step].labels[i], now = after[step].labels[i];
+      CHECK(now != 3);
+      CHECK(now != 4);
+      replaced += old == 3;
+      merged += old == 4;
+      if (old == 3) continue;
+      CHECK_EQ(now, old == 4 ? 7 : old);
+      const auto begin = static_cast<ptrdiff_t>(i * bytes), end = static_cast<ptrdiff_t>((i + 1) * bytes);
+      CHECK(std::equal(before[step].pixels.begin() + begin, before[step].pixels.begin() + end,
+                       after[step].pixels.begin() + begin));
+    }
+  }
+  CHECK(replaced > 5);
+  CHECK(merged > 5);
+  CHECK(loader->take_replaced().empty());  // they are no damage
+  CHECK(equal(take_by_ranks(dataset, options, 3, 10), after));
+
+  RetiredLabels all;
+  for (int64_t label = 0; label < 10; ++label) all.emplace(label, kRemoved);
+  options.retired = std::make_shared<const RetiredLabels>(all);
+  CHECK_THROWS(take(*make_loader(dataset, options), 1), Error, "is of an identity that was removed");
+}
+
 // Bad pictures are replaced. The replacement is the same for any number of ranks and threads and after a resume, and
 // all other pictures are those of an undamaged dataset.
 void test_bad_pictures() {
@@ -906,6 +944,7 @@ int main() {
   test_disk_reads_ahead();
   test_error_is_thrown_at_its_step();
   test_bad_pictures();
+  test_retired_identities();
   test_random_damage();
   test_stops_at_any_time();
   test_thread_names();

@@ -310,10 +310,10 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
              InstanceMethod<&S::use_precision>("usePrecision"), InstanceMethod<&S::loss_scale>("lossScale"),
              InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
              InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
-             InstanceMethod<&S::copy_state>("copyState"), InstanceMethod<&S::copied_backbone>("copiedBackbone"),
-             InstanceMethod<&S::copied_rows>("copiedRows"), InstanceMethod<&S::drop_copy>("dropCopy"),
-             InstanceMethod<&S::all_gather>("allGather"), InstanceMethod<&S::barrier>("barrier"),
-             InstanceMethod<&S::close>("close")}));
+             InstanceMethod<&S::retire>("retire"), InstanceMethod<&S::copy_state>("copyState"),
+             InstanceMethod<&S::copied_backbone>("copiedBackbone"), InstanceMethod<&S::copied_rows>("copiedRows"),
+             InstanceMethod<&S::drop_copy>("dropCopy"), InstanceMethod<&S::all_gather>("allGather"),
+             InstanceMethod<&S::barrier>("barrier"), InstanceMethod<&S::close>("close")}));
   }
 
   explicit TrainingSession(const Napi::CallbackInfo& info)
@@ -435,6 +435,17 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   Napi::Value save_rows(const Napi::CallbackInfo& info) {
     return owner_.post(info.Env(), [range = LocalRows(info)](Session& session) {
       return rows_reply(session.state(), range.first, range.count);
+    });
+  }
+
+  // retire(classes, into), two arrays; `into` is kRemoved for a class that was merged into none
+  Napi::Value retire(const Napi::CallbackInfo& info) {
+    RetiredLabels labels;
+    const std::vector<int64_t> classes = integers_from(info[0]), into = integers_from(info[1]);
+    for (size_t i = 0; i < classes.size(); ++i) labels.emplace(classes[i], into[i]);
+    return owner_.post(info.Env(), [labels = std::move(labels)](Session& session) -> Worker::Reply {
+      session.retire(labels);
+      return {};
     });
   }
 

@@ -7,6 +7,7 @@ import {
   FacetrainError,
   type LossScale,
   type Precision,
+  type RetiredClass,
   type StageSeconds,
   type StoredType,
 } from '@facetrain/api';
@@ -166,6 +167,11 @@ export interface TrainingSessionContract extends Embedder, StateSource {
   /** Numbers of another type than the session's are converted, to bfloat16 by rounding to the nearest. */
   loadRows(rows: Rows): Promise<void>;
   /**
+   * Identities that later steps do not train: pictures of a removed one are replaced by others, those of a merged one
+   * count as the other's. Their class centres must be zero, which have cosine 0 and never change.
+   */
+  retire(classes: readonly RetiredClass[]): Promise<void>;
+  /**
    * A copy of the state after the steps done, without the backbone if `backbone` is false. One at a time: the former
    * must be closed.
    * @returns null when there is no memory for it
@@ -197,6 +203,7 @@ interface NativeSession {
   /** Here `first` counts from this rank's first row. */
   saveRows(first: number, count: number): Promise<Rows['tensors']>;
   loadRows(first: number, count: number, tensors: Rows['tensors']): Promise<void>;
+  retire(classes: number[], into: number[]): Promise<void>;
   copyState(backbone: boolean): Promise<boolean>;
   copiedBackbone(): Promise<BackboneState>;
   copiedRows(first: number, count: number): Promise<Rows['tensors']>;
@@ -205,6 +212,9 @@ interface NativeSession {
   barrier(): Promise<void>;
   close(): Promise<void>;
 }
+
+/** kRemoved of native/data/loader.h. */
+const REMOVED = -1;
 
 const addon = native<{ TrainingSession: new () => NativeSession; capabilities(): Capabilities }>();
 
@@ -363,6 +373,16 @@ export class TrainingSession implements TrainingSessionContract {
         throw refuse(name, 'no tensor of the class centres', this.rowTensors.map((tensor) => tensor.name).join(', '));
     }
     await translateErrors(() => this.#native.loadRows(first, rows, tensors));
+  }
+
+  async retire(classes: readonly RetiredClass[]): Promise<void> {
+    const into = classes.map((each) => each.into ?? REMOVED);
+    await translateErrors(() =>
+      this.#native.retire(
+        classes.map((each) => each.class),
+        into,
+      ),
+    );
   }
 
   async copyState({ backbone }: { backbone: boolean }): Promise<StateCopy | null> {

@@ -66,6 +66,12 @@ DeviceBatches::~DeviceBatches() {
   while (!used_.empty()) used_memory();
 }
 
+void DeviceBatches::retire(RetiredLabels labels) {
+  options_.retired = std::make_shared<const RetiredLabels>(std::move(labels));
+  if (next_) used_.push_back(std::move(next_));
+  next_step_ = -1;  // no step: wait() makes a loader
+}
+
 void DeviceBatches::wait(int64_t step) {
   if (taken_) used_.push_back(std::move(taken_));
   if (next_ && next_step_ == step + 1) return;

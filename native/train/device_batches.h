@@ -35,6 +35,9 @@ class DeviceBatches {
   // Starts to upload the next batch, if the loader has it. To be called once the device has its work for this step.
   void prefetch();
 
+  // Of the batches to come, whose loader starts anew. To be called between two steps.
+  void retire(RetiredLabels labels);
+
   int64_t steps_per_epoch() const { return loader_->steps_per_epoch(); }
   std::vector<UnusablePicture> take_replaced() { return loader_->take_replaced(); }
 

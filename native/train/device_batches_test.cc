@@ -76,6 +76,27 @@ void same_batches_as_the_loader(at::Device device) {
   }
 }
 
+// From the next step on, also if its batch was already prepared.
+void retired_identities_are_left_out_from_the_next_step_on() {
+  const auto dataset = std::make_shared<SmallDataset>();
+  DeviceBatches batches(dataset, options(), at::kCPU);
+  for (int step = 0; step < 3; ++step) {
+    batches.wait(step);
+    batches.take();
+    batches.prefetch();
+  }
+  LoaderOptions retired = options();
+  retired.first_step = 3;
+  retired.retired = std::make_shared<const RetiredLabels>(RetiredLabels{{5, kRemoved}, {6, 7}});
+  const auto loader = make_loader(dataset, retired);
+  batches.retire(*retired.retired);
+  for (int step = 3; step < 20; ++step) {
+    batches.wait(step);
+    CHECK(are_of(batches.take(), loader->next()));
+    batches.prefetch();
+  }
+}
+
 // A batch whose memory is still used is not written to, and the memory of the others serves again.
 void memory_is_used_again() {
   const auto dataset = std::make_shared<SmallDataset>();
@@ -114,6 +135,7 @@ void errors_come_in_their_step() {
 int main() {
   same_batches_as_the_loader(at::kCPU);
   if (cuda_devices() > 0) same_batches_as_the_loader(at::Device(at::kCUDA, 0));
+  retired_identities_are_left_out_from_the_next_step_on();
   memory_is_used_again();
   errors_come_in_their_step();
   return TEST_RESULT();

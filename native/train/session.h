@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/comm.h"
@@ -70,6 +71,10 @@ class Session {
   // bad pictures than are allowed. In fp16, a step whose gradient of the backbone overflows is skipped instead, as long
   // as a smaller loss scale may help.
   StepResult step(int64_t step, double learning_rate, Votes votes);
+
+  // Identities that later steps do not train. Their class centres must be zero: such a row has cosine 0 and no
+  // gradient.
+  void retire(RetiredLabels labels) { batches_.retire(std::move(labels)); }
 
   // See Loader::take_replaced. Of this rank.
   std::vector<UnusablePicture> take_replaced() { return batches_.take_replaced(); }

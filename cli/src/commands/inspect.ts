@@ -108,6 +108,9 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
       'Class centres',
       `${manifest.numClasses} of ${manifest.embeddingDim} dimensions (${dtype}), in ${rows.length} files`,
     ],
+    ...(manifest.schemaVersion === 2 && manifest.retired
+      ? [['Retired', `${manifest.retired.count} classes that were removed or merged`] as [string, string]]
+      : []),
     ['Size', bytes([manifest.backbone, ...rows].reduce((sum, file) => sum + file.bytes, 0))],
   ];
 }

@@ -42,7 +42,12 @@ export interface RunFile {
 
 /** A checkpoint's folder: its step. One that was set aside as damaged ends in the number of the fence that did it. */
 const CHECKPOINT = /^(step-\d{10}|damaged-step-\d{10}\.\d{10})$/;
-const CHECKPOINT_FILES = [CHECKPOINT_MANIFEST, /backbone\.safetensors/, /rows-\d{10}\.safetensors/];
+const CHECKPOINT_FILES = [
+  CHECKPOINT_MANIFEST,
+  /backbone\.safetensors/,
+  /rows-\d{10}(-\d+)?\.safetensors/,
+  /retired(-[0-9a-f]{16})?\.json/,
+];
 /** The manifest first: without it the others are no artifact. */
 const ARTIFACT_FILES = [ARTIFACT.manifest, ARTIFACT.model, ARTIFACT.scales, ARTIFACT.report, ARTIFACT.reportHtml];
 /** Folders of artifacts that were set aside: int7-1, int7-2, … */

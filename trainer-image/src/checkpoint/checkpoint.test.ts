@@ -30,9 +30,23 @@ import {
   openCheckpoint,
   removeUnfinished,
 } from './directory.ts';
+import {
+  addition,
+  editHead,
+  type HeadEdit,
+  merger,
+  type OpenHead,
+  openHeads,
+  removal,
+  rowsOf,
+  toStored,
+} from './edit-head.ts';
 import { meanAccuracies, noteEvaluation, readEvaluations } from './evaluations.ts';
 import { type JobFacts, loadCheckpoint } from './load.ts';
+import { readIdentities } from './retired.ts';
+import { toFloats } from './rows.ts';
 import { PendingCheckpoint, type SaveOptions, saveCheckpoint, splitRows } from './save.ts';
+import { searchBytes } from './search-bytes.ts';
 import { FolderTarget, prune } from './target.ts';
 
 const DIM = 4;
@@ -829,4 +843,152 @@ test('two checkpoints are compared: fields, distance of the backbone, angles of 
   await truncate(join(checkpointDirectory(root, 9), 'backbone.safetensors'), 10);
   await refusal(compareCheckpoints(await open(5), await open(9)));
   await refusal(openAt(root));
+});
+
+describe('identities of checkpoints on disk', () => {
+  /** Two checkpoints of 11 classes by three ranks, with blocks of 4 rows. */
+  async function twoCheckpoints(): Promise<{ fence: Fence; root: string }> {
+    const fence = await newFence();
+    const gang = new Gang(3).fill();
+    for (const step of [1, 2]) await gang.save(fence, step);
+    return { fence, root: fence.folder };
+  }
+  const rowBytesOf = (id: number) =>
+    Buffer.from(new Float32Array(Array.from({ length: DIM }, (_, i) => id * DIM + i + 0.25)).buffer);
+  const all = async (root: string, editOf: (head: OpenHead) => HeadEdit | Promise<HeadEdit>, fence: Fence) => {
+    for (const head of await openHeads(root)) await editHead(fence, head, await editOf(head));
+  };
+  const rows = async (root: string, step: number, ...ids: number[]) => {
+    const found = await rowsOf(await openCheckpoint(root, step), ids);
+    return ids.map((id) => [...found.get(id)!]);
+  };
+
+  test('a removed class is zero in every checkpoint, in no file any more, and stays so in the next checkpoint', async () => {
+    const { fence, root } = await twoCheckpoints();
+    assert.equal((await searchBytes(root, [rowBytesOf(5)])).found.length, 2);
+    await all(root, (head) => removal(head, [5, 9]), fence);
+    const search = await searchBytes(root, [rowBytesOf(5), rowBytesOf(9)]);
+    assert.deepEqual(search.found, []);
+    assert.ok(search.files >= 2 * 5, `searched ${search.files} files`);
+    assert.equal((await searchBytes(root, [rowBytesOf(6)])).found.length, 2);
+
+    // Any number of ranks reads it: the row and its momentum are zero, all others as they were.
+    const gang = new Gang(2);
+    await gang.load(root);
+    for (const { rowRange, weight, momentum } of gang.sessions)
+      for (let row = 0; row < rowRange.rows; row++) {
+        const id = rowRange.firstRow + row;
+        const isGone = id === 5 || id === 9;
+        assert.deepEqual(
+          [weight[row * DIM], momentum[row * DIM + 1]],
+          isGone ? [0, 0] : [id * DIM + 0.25, -(id * DIM + 1)],
+        );
+      }
+    const checkpoint = await openCheckpoint(root, 2);
+    const identities = await readIdentities(checkpoint);
+    assert.deepEqual(identities.retired, [
+      { class: 5, into: null },
+      { class: 9, into: null },
+    ]);
+    assert.deepEqual((checkpoint.manifest as CheckpointManifest).requires, ['retired']);
+
+    await Promise.all(
+      gang.sessions.map((session, rank) => saveCheckpoint(session, { ...gang.options(fence, 3, rank), identities })),
+    );
+    assert.deepEqual(await readIdentities(await openCheckpoint(root, 3)), identities);
+    assert.deepEqual(await rows(root, 3, 5, 9), [Array(DIM).fill(0), Array(DIM).fill(0)]);
+  });
+
+  test('the same removal again changes nothing; one that was cut off is completed', async () => {
+    const { fence, root } = await twoCheckpoints();
+    /** Throws in place of the operation of this number, from 1 on. */
+    const killedAt = (number: number) => {
+      let done = 0;
+      const count = () => {
+        if (++done === number) throw new Error('killed');
+      };
+      const write: Fence['write'] = async (...args) => {
+        count();
+        await fence.write(...args);
+      };
+      const remove: Fence['remove'] = async (...args) => {
+        count();
+        await fence.remove(...args);
+      };
+      return { write, remove } as Fence;
+    };
+    // A file of rows, the retired classes, the manifest, the old file.
+    for (const number of [1, 2, 3, 4]) {
+      const [head] = await openHeads(root);
+      await assert.rejects(editHead(killedAt(number), head!, removal(head!, [5])), /killed/);
+      // The checkpoint is whole: the old head, or the new one.
+      await new Gang(2).load(root);
+    }
+    await all(root, (head) => removal(head, [5]), fence);
+    const before = await digests(root);
+    assert.deepEqual((await searchBytes(root, [rowBytesOf(5)])).found, []);
+    await all(root, (head) => removal(head, [5]), fence);
+    assert.deepEqual(await digests(root), before);
+  });
+
+  test('merged classes: the row is the mean direction at the mean length, the others are zero and named', async () => {
+    const { fence, root } = await twoCheckpoints();
+    await all(root, (head) => merger(head, [2, 7], 4), fence);
+    const [two, seven, four] = await rows(root, 2, 2, 7, 4);
+    assert.deepEqual([two, seven], [Array(DIM).fill(0), Array(DIM).fill(0)]);
+    const before = [2, 7, 4].map((id) => Array.from({ length: DIM }, (_, i) => id * DIM + i + 0.25));
+    const length = (row: number[]) => Math.hypot(...row);
+    const mean = before[0]!.map((_, i) => before.reduce((sum, row) => sum + row[i]! / length(row), 0));
+    const meanLength = before.reduce((sum, row) => sum + length(row), 0) / 3;
+    four!.forEach((value, i) => {
+      assert.ok(Math.abs(value - (mean[i]! * meanLength) / length(mean)) < 1e-4);
+    });
+    // A class that was merged goes along with the one that it was merged into.
+    await all(root, (head) => merger(head, [4], 0), fence);
+    assert.deepEqual((await readIdentities(await openCheckpoint(root, 1))).retired, [
+      { class: 2, into: 0 },
+      { class: 4, into: 0 },
+      { class: 7, into: 0 },
+    ]);
+    await all(root, (head) => removal(head, [0]), fence);
+    assert.deepEqual(
+      (await readIdentities(await openCheckpoint(root, 1))).retired.map(({ into }) => into),
+      [null, null, null, null],
+    );
+    const [head] = await openHeads(root);
+    await assert.rejects(merger(head!, [3], 4), /class 4: it was removed or merged before/);
+    assert.throws(() => removal(head!, [11]), /class 11: the head has no such class; 0 to 10/);
+  });
+
+  test('added classes follow the last, at the mean length of the others, and any number of ranks reads them', async () => {
+    const { fence, root } = await twoCheckpoints();
+    const directions = [1, 2, 3].map((axis) => Float32Array.from({ length: DIM }, (_, i) => (i === axis ? 9 : 0)));
+    await all(root, (head) => addition(head, directions), fence);
+    const { manifest } = await openCheckpoint(root, 2);
+    assert.equal(manifest.numClasses, 14);
+    const lengths = Array.from({ length: 11 }, (_, id) =>
+      Math.hypot(...Array.from({ length: DIM }, (_, i) => id * DIM + i + 0.25)),
+    );
+    const meanLength = lengths.reduce((sum, value) => sum + value) / 11;
+    const added = await rows(root, 2, 11, 12, 13);
+    added.forEach((row, index) => {
+      assert.ok(Math.abs(row[index + 1]! - meanLength) < 1e-4);
+      assert.equal(row.filter((value) => value !== 0).length, 1);
+    });
+    const gang = new Gang(4, 14);
+    // The dataset has grown, so its epochs may be longer.
+    for (const session of gang.sessions) Object.assign(session, { stepsPerEpoch: 12 });
+    await gang.load(root, { ...JOB, numClasses: 14 });
+    const last = gang.sessions.at(-1)!;
+    assert.deepEqual([...last.weight.slice(-DIM)], added[2]);
+    assert.deepEqual([...last.momentum.slice(-DIM)], Array(DIM).fill(0));
+  });
+
+  test('BF16 rows are written as they are kept', () => {
+    const floats = (bytes: Uint8Array) => [...toFloats(bytes, 'bfloat16')];
+    assert.deepEqual(
+      floats(toStored(Float32Array.of(1, -2.5, 1.00390625, 3.0e38), 'bfloat16')).slice(0, 3),
+      [1, -2.5, 1],
+    );
+  });
 });

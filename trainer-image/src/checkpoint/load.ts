@@ -123,8 +123,9 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     seed: job.seed,
     stepsPerEpoch: session.stepsPerEpoch,
   };
+  const mayDiffer = manifest.schemaVersion === 2 && manifest.classesAdded ? ['stepsPerEpoch'] : [];
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
-    if (manifest[field] === value) continue;
+    if (manifest[field] === value || mayDiffer.includes(field)) continue;
     throw invalid(
       `${manifestPath(directory)}: ${field}`,
       String(manifest[field]),

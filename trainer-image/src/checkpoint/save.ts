@@ -9,6 +9,7 @@ import { createHash } from 'node:crypto';
 import type { CheckpointManifest, RowFile, StoredFile } from '@facetrain/api';
 import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
+import { type Identities, RETIRED_FILE, retiredBytes } from './retired.ts';
 import { safetensorsHeader, type TensorEntry } from './safetensors.ts';
 import { type CheckpointTarget, type FileWriter, prune, type Retention } from './target.ts';
 
@@ -35,6 +36,8 @@ export interface SaveOptions {
   seed: number;
   numClasses: number;
   history: CheckpointManifest['history'];
+  /** Identities that are no longer trained, and whether others were added; absent: none. */
+  identities?: Identities;
   /** The session's, of the same moment; of precision fp16. */
   lossScale?: CheckpointManifest['lossScale'];
   time: Date;
@@ -51,6 +54,7 @@ interface Part {
   rows: RowFile;
   /** Of rank 0. */
   backbone: (StoredFile & { file: string }) | null;
+  retired: CheckpointManifest['retired'] | null;
 }
 
 /**
@@ -135,7 +139,8 @@ export class PendingCheckpoint {
       const rows = await writeRows(source, this.#session, files, this.#options);
       // All ranks have the same backbone, running statistics included, so one writes it.
       const backbone = this.#options.rank === 0 ? await writeBackbone(source, files, this.#options) : null;
-      return { rows, backbone };
+      const retired = this.#options.rank === 0 ? await writeRetired(files, this.#options) : null;
+      return { rows, backbone, retired };
     } catch (error) {
       // They may be what fills the disk. The files of other ranks are left to them: they may still be writing.
       for (const file of files) await file.discard();
@@ -195,7 +200,10 @@ export function splitRows(
 }
 
 /** The tensors of a block, as a header of safetensors names them. */
-function blockTensors(part: { firstRow: number; rows: number }, rowTensors: readonly RowTensor[]): TensorEntry[] {
+export function blockTensors(
+  part: { firstRow: number; rows: number },
+  rowTensors: readonly RowTensor[],
+): TensorEntry[] {
   return rowTensors.map(({ name, dtype, columns }) => ({
     name: `${name}/${tenDigits(part.firstRow)}`,
     dtype,
@@ -217,6 +225,19 @@ async function writeBackbone(
   await writer.finish();
   onBlock?.();
   return { file, ...stored };
+}
+
+async function writeRetired(
+  files: FileWriter[],
+  { target, step, identities }: SaveOptions,
+): Promise<CheckpointManifest['retired'] | null> {
+  if (!identities?.retired.length) return null;
+  const file = RETIRED_FILE;
+  const writer = await target.create(step, file);
+  files.push(writer);
+  const stored = await append(writer, [retiredBytes(identities.retired)]);
+  await writer.finish();
+  return { file, ...stored, count: identities.retired.length };
 }
 
 /** Appends bytes to a file. @returns their digest and number */
@@ -246,7 +267,7 @@ function makeManifest(
 ): CheckpointManifest {
   return {
     schemaVersion: 2,
-    requires: [],
+    requires: parts[0]!.retired ? ['retired'] : [],
     job: options.job,
     time: options.time.toISOString(),
     step: options.step,
@@ -257,6 +278,8 @@ function makeManifest(
     embeddingDim: dim,
     precision,
     ...(options.lossScale && { lossScale: options.lossScale }),
+    ...(parts[0]!.retired && { retired: parts[0]!.retired }),
+    ...(options.identities?.classesAdded && { classesAdded: true }),
     backbone: {
       ...parts[0]!.backbone!,
       dtype: 'float32',
@@ -274,7 +297,7 @@ function makeManifest(
 }
 
 const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array) => new Uint8Array(buffer, byteOffset, byteLength);
-const tenDigits = (row: number) => String(row).padStart(10, '0');
+export const tenDigits = (row: number) => String(row).padStart(10, '0');
 
 /** Prefix of the names of momentum tensors in backbone.safetensors. */
 const MOMENTUM_PREFIX = `${MOMENTUM}/`;

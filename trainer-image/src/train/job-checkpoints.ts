@@ -21,6 +21,7 @@ import {
 } from '../checkpoint/directory.ts';
 import { noteEvaluation } from '../checkpoint/evaluations.ts';
 import { type JobFacts, loadCheckpoint } from '../checkpoint/load.ts';
+import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import { FolderTarget } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
@@ -50,6 +51,8 @@ export class JobCheckpoints {
   /** The newest checkpoint that was begun; before the first one, the start of training. */
   #last = { step: 0, at: performance.now() };
   #inFlight: Flight | undefined;
+  /** Of the checkpoint that training has resumed from. */
+  #identities: Identities | undefined;
   readonly #statistics = { count: 0, stallSeconds: 0, whileTrainingWaited: 0 };
 
   constructor(
@@ -105,8 +108,17 @@ export class JobCheckpoints {
       const { precision: used } = this.#session;
       log.info({ step, writtenBy, worldSize, precision: used, directory }, 'resumed from a checkpoint');
       this.#logConversion(manifest);
+      await this.#retire();
       return manifest;
     }
+  }
+
+  async #retire(): Promise<void> {
+    const { retired } = this.#identities!;
+    if (retired.length === 0) return;
+    await this.#session.retire(retired);
+    const removed = retired.filter(({ into }) => into === null).length;
+    this.#program.log.info({ removed, merged: retired.length - removed }, 'identities that are no longer trained');
   }
 
   /** loss.rows.precision may have changed: loading has converted the class centres. */
@@ -124,6 +136,7 @@ export class JobCheckpoints {
     try {
       loaded = await openCheckpoint(root, step);
       await loadCheckpoint(this.#session, loaded, expected);
+      this.#identities = await readIdentities(loaded);
     } catch (error) {
       if (!(error instanceof DamagedCheckpoint)) throw error;
       damage = error;
@@ -279,6 +292,7 @@ export class JobCheckpoints {
       seed,
       numClasses: this.#size.numClasses,
       history,
+      ...(this.#identities && { identities: this.#identities }),
       lossScale,
       time,
       rank,

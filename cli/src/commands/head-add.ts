@@ -1,0 +1,114 @@
+/** `facetrain head add`: class centres for identities that joined. */
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
+import { checkWhole } from '@facetrain/trainer/checkpoint/directory';
+import { addition, type OpenHead } from '@facetrain/trainer/checkpoint/edit-head';
+import { Safetensors } from '@facetrain/trainer/checkpoint/safetensors';
+import { splitName } from '@facetrain/trainer/checkpoint/save';
+import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
+import { withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { lengthOf } from '@facetrain/trainer/verification/check-embeddings';
+import { type StatusLine, table } from '../terminal-output.ts';
+import { editAll, refuse, steps } from './head.ts';
+import { DEFAULT_ORDER } from './input-range.ts';
+
+export interface AddOptions {
+  /** The dataset that training goes on with. */
+  dataset: string;
+  /** Its graph; the weights are those of each checkpoint. */
+  model: string;
+  /** Of an identity, at most. */
+  images: number;
+  channelOrder?: ChannelOrder;
+  threads?: number;
+}
+
+/**
+ * @throws FacetrainError InvalidArgument when the dataset has no new identity, or one without a picture that can be
+ * used; InvalidDataset, InvalidModel, InvalidCheckpoint, FencedOff, DiskFull, StorageFailed
+ */
+export async function addIdentities(folder: string, options: AddOptions, line: StatusLine, signal: AbortSignal) {
+  const { dataset, model, images, threads = availableParallelism() } = options;
+  line.show('Reading', dataset);
+  const { labels } = await readLabels(dataset, { signal });
+  const numClasses = 1 + labels.reduce((most, label) => Math.max(most, label), -1);
+  const read = await readOnnx(model);
+  const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
+  const { graph } = withInputRange(read, { subject: model });
+  let added = { first: 0, count: 0 };
+  const edited = await editAll(folder, line, async (head) => {
+    const { manifest } = head.checkpoint;
+    const first = manifest.numClasses;
+    const count = Math.max(0, numClasses - first);
+    if (count > 0) added = { first, count };
+    const pictures = picturesOf(labels, first, count, images);
+    const trained = await Model.open(await withWeights(graph, head, model), {
+      computeThreads: threads,
+      device: 'auto',
+    });
+    try {
+      const directions: Float32Array[] = [];
+      for (const [index, own] of pictures.entries()) {
+        line.show('Embedding', `step ${manifest.step}, identity ${index + 1} of ${count}`);
+        const decoded = await readPictures(dataset, own, { channelOrder, signal });
+        if (decoded.count === 0)
+          refuse(`identity ${first + index} of ${dataset}`, 'no picture that can be used', 'one at least');
+        directions.push(meanDirection(await trained.embed(decoded, { flip: true, signal }), trained.dim));
+      }
+      return await addition(head, directions);
+    } finally {
+      await trained.close();
+    }
+  });
+  if (added.count === 0) line.print(`Every checkpoint has the ${numClasses} classes of ${dataset} already`);
+  return {
+    json: { added: added.count, firstClass: added.count > 0 ? added.first : null, numClasses, checkpoints: edited },
+    text: table([
+      ['Added', `${added.count} classes${added.count > 0 ? `, from ${added.first} on` : ''}: now ${numClasses}`],
+      ['Checkpoints', steps(edited)],
+    ]),
+  };
+}
+
+/** Pictures of each new class, the first ones. */
+function picturesOf(labels: ArrayLike<number>, first: number, count: number, most: number): number[][] {
+  const pictures: number[][] = Array.from({ length: count }, () => []);
+  for (let picture = 0; picture < labels.length; picture++) {
+    const own = pictures[labels[picture]! - first];
+    if (own && own.length < most) own.push(picture);
+  }
+  return pictures;
+}
+
+/** The graph with the weights of a checkpoint. */
+async function withWeights(graph: Graph, { checkpoint }: OpenHead, model: string): Promise<Graph> {
+  const { backbone } = checkpoint.manifest;
+  await checkWhole(checkpoint, backbone);
+  await using file = await Safetensors.open(join(checkpoint.directory, backbone.file));
+  const initializers = { ...graph.initializers };
+  for (const stored of file.names) {
+    const [part, name] = splitName(stored);
+    if (part !== 'tensors') continue;
+    const own = initializers[name];
+    if (String(own?.dims) !== String(file.dims(stored)))
+      refuse(
+        model,
+        own ? `${name} has the shape [${own.dims}]` : `no weight ${name}`,
+        `the backbone of ${checkpoint.directory}, in which it has the shape [${file.dims(stored)}]`,
+      );
+    initializers[name] = { dims: own!.dims, data: await file.read(stored) };
+  }
+  return { ...graph, initializers };
+}
+
+/** The mean of unit embeddings. */
+function meanDirection(embeddings: Float32Array, dim: number): Float32Array {
+  const mean = new Float32Array(dim);
+  for (let picture = 0; picture < embeddings.length / dim; picture++) {
+    const length = lengthOf(embeddings, dim, picture);
+    for (let i = 0; i < dim; i++) mean[i]! += embeddings[picture * dim + i]! / length;
+  }
+  return mean;
+}

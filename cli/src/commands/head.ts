@@ -1,0 +1,151 @@
+/** `facetrain head merge` and `remove`: identities of the checkpoints in a folder. */
+import { randomUUID } from 'node:crypto';
+import { readdir } from 'node:fs/promises';
+import { resolve } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import { ExitCode, FacetrainError } from '@facetrain/api';
+import {
+  editHead,
+  type HeadEdit,
+  merger,
+  type OpenHead,
+  openHeads,
+  removal,
+  removeUnnamed,
+  rowsOf,
+  toStored,
+} from '@facetrain/trainer/checkpoint/edit-head';
+import { searchBytes } from '@facetrain/trainer/checkpoint/search-bytes';
+import { writeAtomically } from '@facetrain/trainer/storage/atomic-files';
+import { Fence } from '@facetrain/trainer/storage/fence';
+import { bytes, type StatusLine, table } from '../terminal-output.ts';
+
+export interface MergeOptions {
+  classes: number[];
+  into: number;
+  /** Receives the map of labels. */
+  map?: string;
+}
+
+/** Rows that are searched for in all files after a removal; each costs time. */
+const MOST_SEARCHED = 16;
+/** Bytes of a row by which it is recognised. */
+const SEARCHED_BYTES = 256;
+
+export interface EditedCheckpoint {
+  step: number;
+  bytesWritten: number;
+}
+
+/**
+ * Edits all checkpoints of a folder, the oldest first: if the command is killed, the newest is whole for longest.
+ * @throws FacetrainError InvalidCheckpoint, InvalidArgument, FencedOff, DiskFull, StorageFailed
+ */
+export async function editAll(
+  folder: string,
+  line: StatusLine,
+  editOf: (head: OpenHead) => Promise<HeadEdit>,
+): Promise<EditedCheckpoint[]> {
+  const root = resolve(folder);
+  const heads = await openHeads(root);
+  // All edits are known to be possible before the first is carried out.
+  const edits: { head: OpenHead; edit: HeadEdit }[] = [];
+  for (const head of heads) edits.push({ head, edit: await editOf(head) });
+  // A trainer that runs against the advice is stopped by this, and cannot write the old head again.
+  const fence = await Fence.claim(root, {
+    name: 'facetrain-head',
+    uid: 'facetrain-head',
+    attempt: 0,
+    start: randomUUID(),
+  });
+  const edited: EditedCheckpoint[] = [];
+  for (const { head, edit } of edits.reverse()) {
+    const { step } = head.checkpoint.manifest;
+    line.show('Editing', `step ${step}`);
+    const isNothing = edit.zero.length === 0 && edit.replace.size === 0 && edit.add.length === 0;
+    if (isNothing && isDeepStrictEqual(edit.retired, head.identities.retired)) {
+      await removeUnnamed(fence, head.checkpoint);
+      edited.push({ step, bytesWritten: 0 });
+    } else edited.push({ step, bytesWritten: await editHead(fence, head, edit) });
+  }
+  line.clear();
+  return edited.reverse();
+}
+
+/**
+ * Removes classes from every checkpoint of a folder, and then looks for their rows in all files there.
+ * @throws FacetrainError as editAll; the exit code is 1 when a row was found
+ */
+export async function removeIdentities(folder: string, { classes }: { classes: number[] }, line: StatusLine) {
+  const needles: Buffer[] = [];
+  const edited = await editAll(folder, line, async (head) => {
+    const edit = removal(head, classes);
+    needles.push(...(await needlesOf(head, edit.zero.slice(0, MOST_SEARCHED))));
+    return edit;
+  });
+  line.show('Searching', folder);
+  const search = await searchBytes(folder, needles);
+  line.clear();
+  const searched = Math.min(classes.length, MOST_SEARCHED);
+  const damaged = (await readdir(folder)).filter((name) => name.startsWith('damaged-'));
+  const gone = search.found.length === 0;
+  return {
+    json: { removed: classes, checkpoints: edited, search: { classes: searched, ...search }, damaged },
+    text: table([
+      ['Removed', `${classes.length} classes from ${edited.length} checkpoints: ${steps(edited)}`],
+      [
+        'Searched',
+        `${search.files} files (${bytes(search.bytes)}) for the former rows of ${searched} of them: ` +
+          (gone ? 'none is there' : `FOUND in ${search.found.join(', ')}; delete these files`),
+      ],
+      ...(damaged.length > 0
+        ? [
+            ['Not changed', `${damaged.join(', ')}: damaged checkpoints; delete them, they may hold removed rows`] as [
+              string,
+              string,
+            ],
+          ]
+        : []),
+      ['Their pictures', 'are left out of the training that goes on from here'],
+    ]),
+    exitCode: gone ? ExitCode.success : ExitCode.failure,
+  };
+}
+
+/** @throws FacetrainError as editAll */
+export async function mergeIdentities(folder: string, { classes, into, map }: MergeOptions, line: StatusLine) {
+  let labels: { class: number; into: number }[] = [];
+  const edited = await editAll(folder, line, async (head) => {
+    const edit = await merger(head, classes, into);
+    // Newest first: the map is that of the newest checkpoint.
+    if (labels.length === 0)
+      labels = edit.retired.flatMap((each) => (each.into === null ? [] : [{ ...each, into: each.into }]));
+    return edit;
+  });
+  if (map !== undefined) await writeAtomically(map, labels.map((each) => `${each.class}\t${each.into}\n`).join(''));
+  return {
+    json: { merged: classes, into, checkpoints: edited, labels },
+    text: table([
+      ['Merged', `${classes.join(', ')} into ${into}, in ${edited.length} checkpoints: ${steps(edited)}`],
+      ['Their pictures', `count as those of class ${into} in the training that goes on from here`],
+      ...(map === undefined ? [] : [['Map of labels', `${map}: ${labels.length} classes`] as [string, string]]),
+    ]),
+  };
+}
+
+export const steps = (edited: readonly EditedCheckpoint[]) =>
+  edited.map(({ step, bytesWritten }) => `step ${step} (${bytes(bytesWritten)} written)`).join(', ');
+
+/** The first bytes of rows as the files hold them. */
+async function needlesOf({ checkpoint }: OpenHead, classes: readonly number[]): Promise<Buffer[]> {
+  const { dtype } = checkpoint.manifest.rows.tensors.find(({ name }) => name === 'weight')!;
+  const rows = await rowsOf(checkpoint, classes);
+  return [...rows.values()]
+    .map((row) => Buffer.from(toStored(row, dtype)).subarray(0, SEARCHED_BYTES))
+    .filter((needle) => needle.some((byte) => byte !== 0));
+}
+
+/** @throws FacetrainError InvalidArgument */
+export function refuse(subject: string, found: string, allowed: string): never {
+  throw new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });
+}

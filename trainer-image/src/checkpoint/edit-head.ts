@@ -1,0 +1,325 @@
+/**
+ * Changes the identities of checkpoints that are on disk, while no trainer runs: rows are zeroed, replaced or added.
+ * Class ids never change. docs/decisions/0037.
+ *
+ * A checkpoint is rewritten in its folder: new files of rows under new names, then the manifest in one rename, then the
+ * old files go. A process that ends at any moment leaves the old head or the new one. The same edit again completes
+ * what is left: it skips what is done, and removes files that the manifest does not name.
+ */
+import { createHash } from 'node:crypto';
+import { type FileHandle, open, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  BYTES_OF,
+  CHECKPOINT_MANIFEST,
+  CheckpointManifest,
+  FacetrainError,
+  type RetiredClass,
+  type RowFile,
+  type StoredType,
+} from '@facetrain/api';
+import { storageError } from '../storage/atomic-files.ts';
+import type { Fence } from '../storage/fence.ts';
+import {
+  type Checkpoint,
+  completeSteps,
+  invalid,
+  manifestPath,
+  OpenRowFile,
+  openCheckpoint,
+  storedFiles,
+} from './directory.ts';
+import { type Identities, readIdentities, retiredBytes } from './retired.ts';
+import { readCentres } from './rows.ts';
+import { readExactly, safetensorsHeader } from './safetensors.ts';
+import { blockTensors, splitRows, tenDigits } from './save.ts';
+
+/** A checkpoint of version 2, open for a change. */
+export interface OpenHead {
+  checkpoint: Checkpoint & { manifest: CheckpointManifest };
+  identities: Identities;
+}
+
+/** What to change of one checkpoint. */
+export interface HeadEdit {
+  /** Classes whose row, and what the optimizer keeps for it, become zero. */
+  zero: readonly number[];
+  /** New class centres [embeddingDim] by class; the optimizer starts anew for them. */
+  replace: ReadonlyMap<number, Float32Array>;
+  /** Class centres of the classes that follow the last. */
+  add: readonly Float32Array[];
+  retired: readonly RetiredClass[];
+}
+
+/** The checkpoints of a folder, newest first. @throws FacetrainError InvalidCheckpoint, StorageFailed */
+export async function openHeads(root: string): Promise<OpenHead[]> {
+  const steps = await completeSteps(root);
+  if (steps.length === 0) throw invalid(root, 'no checkpoint', 'a folder with checkpoints, step-…');
+  const heads: OpenHead[] = [];
+  for (const step of steps) {
+    const { directory, manifest } = await openCheckpoint(root, step);
+    if (manifest.schemaVersion === 1)
+      throw invalid(manifestPath(directory), 'schemaVersion 1', '2: train until the next checkpoint, which has it');
+    const checkpoint = { directory, manifest };
+    heads.push({ checkpoint, identities: await readIdentities(checkpoint) });
+  }
+  return heads;
+}
+
+/**
+ * The edit that removes classes: their rows become zero, and their pictures are left out from now on. So are those of
+ * classes that were merged into them.
+ * @throws FacetrainError InvalidArgument for a class that the head does not have
+ */
+export function removal({ checkpoint: { manifest }, identities }: OpenHead, classes: readonly number[]): HeadEdit {
+  checkClasses(classes, manifest.numClasses);
+  const removed = new Set(classes);
+  const done = new Set(identities.retired.map((each) => each.class));
+  const others = identities.retired
+    .filter((each) => !removed.has(each.class))
+    .map((each) => (each.into !== null && removed.has(each.into) ? { ...each, into: null } : each));
+  const retired = sorted([...others, ...[...removed].map((id) => ({ class: id, into: null }))]);
+  return { zero: [...removed].filter((id) => !done.has(id)), replace: new Map(), add: [], retired };
+}
+
+/**
+ * The edit that merges classes into one: its row becomes the mean direction, at the mean length; the rows of the others
+ * become zero, and their pictures count as its own.
+ * @throws FacetrainError InvalidArgument for a class that the head does not have, or no longer trains
+ */
+export async function merger(head: OpenHead, classes: readonly number[], into: number): Promise<HeadEdit> {
+  const { checkpoint, identities } = head;
+  checkClasses([...classes, into], checkpoint.manifest.numClasses);
+  const gone = identities.retired.find((each) => each.class === into);
+  if (gone) throw argument(`class ${into}`, 'it was removed or merged before', 'a class that is trained');
+  const sources = classes.filter((id) => id !== into);
+  const done = new Set(identities.retired.filter((each) => each.into === into).map((each) => each.class));
+  const retired = identities.retired.find((each) => sources.includes(each.class) && !done.has(each.class));
+  if (retired) throw argument(`class ${retired.class}`, 'it was removed or merged before', 'classes that are trained');
+  const todo = sources.filter((id) => !done.has(id));
+  const others = identities.retired.map((each) =>
+    each.into !== null && todo.includes(each.into) ? { ...each, into } : each,
+  );
+  const rows = await rowsOf(checkpoint, [...todo, into]);
+  return {
+    zero: todo,
+    replace: todo.length > 0 ? new Map([[into, meanRow([...rows.values()])]]) : new Map(),
+    add: [],
+    retired: sorted([...others, ...todo.map((id) => ({ class: id, into }))]),
+  };
+}
+
+/**
+ * The edit that adds classes after the last.
+ * @param directions of unit length or any other, one for each new class; rows get the mean length of those that are
+ * there
+ */
+export async function addition(head: OpenHead, directions: readonly Float32Array[]): Promise<HeadEdit> {
+  const { checkpoint, identities } = head;
+  let [sum, count] = [0, 0];
+  const dim = checkpoint.manifest.embeddingDim;
+  for await (const { rows, values } of readCentres(checkpoint)) {
+    for (let row = 0; row < rows; row++) {
+      const length = lengthOf(values.subarray(row * dim, (row + 1) * dim));
+      if (length === 0) continue;
+      sum += length;
+      count += 1;
+    }
+  }
+  const length = count > 0 ? sum / count : 1;
+  const add = directions.map((direction) => scaled(direction, length / lengthOf(direction)));
+  return { zero: [], replace: new Map(), add, retired: identities.retired };
+}
+
+/** Class centres by class. @throws DamagedCheckpoint, FacetrainError StorageFailed */
+export async function rowsOf(checkpoint: Checkpoint, classes: readonly number[]): Promise<Map<number, Float32Array>> {
+  const dim = checkpoint.manifest.embeddingDim;
+  const found = new Map<number, Float32Array>();
+  for await (const { firstRow, rows, values } of readCentres(checkpoint))
+    for (const id of classes)
+      if (id >= firstRow && id < firstRow + rows)
+        found.set(id, values.slice((id - firstRow) * dim, (id - firstRow + 1) * dim));
+  return found;
+}
+
+/**
+ * Carries an edit out.
+ * @returns bytes that were written
+ * @throws DamagedCheckpoint before anything is changed; FacetrainError FencedOff, DiskFull, StorageFailed
+ */
+export async function editHead(fence: Fence, { checkpoint }: OpenHead, edit: HeadEdit): Promise<number> {
+  const { directory, manifest } = checkpoint;
+  const changed = new Set([...edit.zero, ...edit.replace.keys()]);
+  let written = 0;
+  const files: RowFile[] = [];
+  for (const stored of manifest.rows.files) {
+    const isTouched = stored.blocks.some(({ firstRow, rows }) =>
+      [...changed].some((id) => id >= firstRow && id < firstRow + rows),
+    );
+    const file = isTouched ? await rewrite(fence, checkpoint, stored, edit) : stored;
+    if (isTouched) written += file.bytes;
+    files.push(file);
+  }
+  if (edit.add.length > 0) {
+    const added = await writeAdded(fence, checkpoint, edit.add);
+    written += added.bytes;
+    files.push(added);
+  }
+  const retired = await writeRetired(fence, checkpoint, edit.retired);
+  // In the order of the schema, so that the same edit gives the same bytes.
+  const next = CheckpointManifest.parse({
+    ...manifest,
+    requires: [...manifest.requires.filter((name) => name !== 'retired'), ...(retired ? ['retired'] : [])],
+    numClasses: manifest.numClasses + edit.add.length,
+    ...(retired && { retired }),
+    ...((edit.add.length > 0 || manifest.classesAdded) && { classesAdded: true }),
+    rows: { ...manifest.rows, files },
+  });
+  await fence.write(manifestPath(directory), `${JSON.stringify(next, null, 2)}\n`);
+  await removeUnnamed(fence, { directory, manifest: next });
+  return written;
+}
+
+/** Deletes files in a checkpoint's folder that its manifest does not name: an edit has left them. */
+export async function removeUnnamed(fence: Fence, checkpoint: Checkpoint): Promise<void> {
+  const named = new Set([CHECKPOINT_MANIFEST, ...storedFiles(checkpoint).map(({ file }) => file)]);
+  const present = await readdir(checkpoint.directory).catch((error: unknown) => {
+    throw storageError(checkpoint.directory, error);
+  });
+  for (const name of present) if (!named.has(name)) await fence.remove(join(checkpoint.directory, name));
+}
+
+/** Writes a file of rows under a new name, with the changes. */
+async function rewrite(
+  fence: Fence,
+  checkpoint: OpenHead['checkpoint'],
+  stored: RowFile,
+  { zero, replace }: HeadEdit,
+): Promise<RowFile> {
+  const { directory, manifest } = checkpoint;
+  const file = nextName(stored.file);
+  const blocks: RowFile['blocks'] = [];
+  await using from = await OpenRowFile.open(checkpoint, stored);
+  await fence.write(join(directory, file), async (to) => {
+    await to.writeFile(await readHeader(join(directory, stored.file), stored.header.bytes));
+    for (const block of stored.blocks) {
+      const bytes = await from.read(block);
+      // In a block the tensors follow each other.
+      let start = 0;
+      for (const { name, dtype, columns } of manifest.rows.tensors) {
+        const size = columns * BYTES_OF[dtype];
+        const place = (id: number) => start + (id - block.firstRow) * size;
+        const isHere = (id: number) => id >= block.firstRow && id < block.firstRow + block.rows;
+        for (const id of [...zero, ...replace.keys()].filter(isHere)) bytes.fill(0, place(id), place(id) + size);
+        if (name === 'weight')
+          for (const [id, row] of replace) if (isHere(id)) bytes.set(toStored(row, dtype), place(id));
+        start += block.rows * size;
+      }
+      blocks.push({ ...block, sha256: digest(bytes) });
+      await to.writeFile(bytes);
+    }
+  });
+  return { ...stored, file, blocks };
+}
+
+async function writeAdded(
+  fence: Fence,
+  { directory, manifest }: OpenHead['checkpoint'],
+  added: readonly Float32Array[],
+): Promise<RowFile> {
+  const { tensors, blockRows } = manifest.rows;
+  const first = manifest.numClasses;
+  const parts = splitRows({ firstRow: first, rows: added.length }, blockRows);
+  const header = safetensorsHeader(parts.flatMap((part) => blockTensors(part, tensors)));
+  const file = `rows-${tenDigits(first)}.safetensors`;
+  const blocks: RowFile['blocks'] = [];
+  let offset = header.byteLength;
+  await fence.write(join(directory, file), async (to: FileHandle) => {
+    await to.writeFile(header);
+    for (const { firstRow, rows } of parts) {
+      const values = tensors.map(({ name, dtype, columns }) => {
+        const bytes = new Uint8Array(rows * columns * BYTES_OF[dtype]);
+        if (name === 'weight')
+          for (let row = 0; row < rows; row++)
+            bytes.set(toStored(added[firstRow - first + row]!, dtype), row * columns * BYTES_OF[dtype]);
+        return bytes;
+      });
+      const bytes = Buffer.concat(values);
+      blocks.push({ firstRow, rows, offset, sha256: digest(bytes) });
+      await to.writeFile(bytes);
+      offset += bytes.byteLength;
+    }
+  });
+  return { file, bytes: offset, header: { sha256: digest(header), bytes: header.byteLength }, blocks };
+}
+
+/** @returns undefined when nothing is retired */
+async function writeRetired(
+  fence: Fence,
+  { directory, manifest }: OpenHead['checkpoint'],
+  retired: readonly RetiredClass[],
+): Promise<CheckpointManifest['retired']> {
+  if (retired.length === 0) return undefined;
+  const bytes = retiredBytes(retired);
+  const sha256 = digest(bytes);
+  if (manifest.retired?.sha256 === sha256) return manifest.retired;
+  // By its content, so that the file that the manifest names is never replaced.
+  const file = `retired-${sha256.slice(0, 16)}.json`;
+  await fence.write(join(directory, file), bytes);
+  return { file, sha256, bytes: bytes.byteLength, count: retired.length };
+}
+
+/** rows-0000000000.safetensors, rows-0000000000-1.safetensors, rows-0000000000-2.safetensors and so on. */
+function nextName(file: string): string {
+  const match = /^(.*?rows-\d{10})(?:-(\d+))?\.safetensors$/.exec(file);
+  if (!match) throw invalid(file, 'a name that is not rows-…', 'a checkpoint that Facetrain wrote');
+  return `${match[1]}-${Number(match[2] ?? 0) + 1}.safetensors`;
+}
+
+async function readHeader(path: string, bytes: number): Promise<Uint8Array> {
+  const file = await open(path, 'r');
+  try {
+    const header = new Uint8Array(bytes);
+    await readExactly(path, file, header, 0);
+    return header;
+  } finally {
+    await file.close();
+  }
+}
+
+/** Numbers as a checkpoint stores them; to bfloat16 rounded to the nearest, ties to even. */
+export function toStored(values: Float32Array, dtype: StoredType): Uint8Array {
+  if (dtype === 'float32') return new Uint8Array(values.slice().buffer);
+  const bits = new Uint32Array(values.slice().buffer);
+  const halves = Uint16Array.from(bits, (word) => (word + 0x7fff + ((word >>> 16) & 1)) >>> 16);
+  return new Uint8Array(halves.buffer);
+}
+
+const digest = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+const lengthOf = (row: Float32Array) => Math.sqrt(row.reduce((sum, value) => sum + value ** 2, 0));
+const scaled = (row: Float32Array, factor: number) => row.map((value) => value * factor);
+const sorted = (retired: RetiredClass[]) => retired.toSorted((a, b) => a.class - b.class);
+
+/** The mean of directions, at the mean length. Rows of length zero count for nothing. */
+function meanRow(rows: readonly Float32Array[]): Float32Array {
+  const present = rows.filter((row) => lengthOf(row) > 0);
+  if (present.length === 0) return new Float32Array(rows[0]!.length);
+  const mean = new Float32Array(rows[0]!.length);
+  for (const row of present) {
+    const unit = scaled(row, 1 / lengthOf(row));
+    unit.forEach((value, i) => {
+      mean[i]! += value;
+    });
+  }
+  const length = present.reduce((sum, row) => sum + lengthOf(row), 0) / present.length;
+  const own = lengthOf(mean);
+  return own > 0 ? scaled(mean, length / own) : present[0]!;
+}
+
+function checkClasses(classes: readonly number[], numClasses: number): void {
+  const wrong = classes.find((id) => id >= numClasses);
+  if (wrong !== undefined) throw argument(`class ${wrong}`, 'the head has no such class', `0 to ${numClasses - 1}`);
+}
+
+const argument = (subject: string, found: string, allowed: string) =>
+  new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });
