@@ -107,7 +107,7 @@ export function backboneCost(graph: Graph): BackboneCost {
     for (const name of trainedInputs(node, graph)) trained.add(name);
     if (IS_PRODUCT.has(node.op) && isConstant(weight)) productWeights.add(weight!);
     if (norms.has(node)) continue;
-    const [inputs, outputs] = PASSES[node.op] ?? OTHER_PASSES;
+    const [inputs, outputs] = Object.hasOwn(PASSES, node.op) ? PASSES[node.op]! : OTHER_PASSES;
     const isView = node.op === 'Flatten' || node.op === 'Reshape';
     // A fused batch norm makes the passes of one; an addition also reads and writes the other summand.
     const fusedPasses = (PASSES.BatchNormalization![0] + PASSES.BatchNormalization![1]) * sizeOf(norm?.inputs[0]);
