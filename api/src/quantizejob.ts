@@ -22,6 +22,7 @@ import {
   calibrationImages,
   cosine,
   inputMean,
+  inputSide,
   inputStd,
   modelOutput,
   searchCandidates,
@@ -50,6 +51,10 @@ export const modelInput = z
       'else −1..1.',
   );
 
+export const modelInputSize = z
+  .strictObject({ height: inputSide.describe('In pixels.'), width: inputSide.describe('In pixels.') })
+  .describe('Size of the pictures, for a model whose file leaves it free; the INT7 model has this size.');
+
 const search = section(
   {
     rounds: searchRounds
@@ -75,6 +80,10 @@ const search = section(
       .boolean()
       .default(DEFAULT_SEARCH.biasCorrection)
       .describe('After the search, remove the mean error of each output channel through its bias.'),
+    strict: z
+      .boolean()
+      .default(DEFAULT_SEARCH.strict)
+      .describe('Refuse a model of which a node has no quantized form and would stay FP32; report.json names such.'),
   },
   'The scale search.',
 );
@@ -152,10 +161,11 @@ export const QuantizeJobSpec = rules(
     model: rules(
       z.strictObject({
         ...sourceFields(
-          'The FP32 model: an ONNX file with one image input [N,3,112,112] and an embedding output [N,d], or a ' +
-            'folder with one and the files of its weights.',
+          'The FP32 model: an ONNX file with one image input, such as [N,3,112,112], or a folder with one and the ' +
+            'files of its weights.',
         ),
-        output: modelOutput.optional().describe('Name of the output that is the embedding; absent: the only one.'),
+        output: modelOutput.optional().describe('Name of the output to keep; absent: all.'),
+        inputSize: modelInputSize.optional(),
         channelOrder,
         input: modelInput.optional(),
       }),

@@ -65,6 +65,11 @@ export const loaderThreads = z.int32().min(1).max(64);
 /** Of a model's input, in units of 8-bit pixels; one number for all channels, or one for each. */
 export const inputMean = z.array(z.number().min(-1e6).max(1e6)).min(1).max(4);
 export const inputStd = z.array(z.number().min(1e-6).max(1e6)).min(1).max(4);
+/** Height or width of a model's input, in pixels. */
+export const inputSide = z
+  .int32()
+  .min(1)
+  .max(1 << 14);
 export const computeThreads = z.int().min(1).max(256);
 
 /** A TCP port. */

@@ -51,6 +51,7 @@ export const DEFAULT_SEARCH = {
   upper: 2,
   equalize: true,
   biasCorrection: true,
+  strict: false,
 } as const;
 
 /**

@@ -10,6 +10,7 @@ import {
   ExitCode,
   INPUT_RANGES,
   inputMean,
+  inputSide,
   inputStd,
   maxBadPictures,
   searchRounds,
@@ -60,6 +61,14 @@ function wholeNumber(range: typeof computeThreads | typeof calibrationImages) {
     if (value.success) return value.data;
     throw new InvalidArgumentError(`Must be a whole number from ${range.minValue} to ${range.maxValue}.`);
   };
+}
+
+/** Height and width of pictures, such as 240x320. */
+function heightAndWidth(text: string): { height: number; width: number } {
+  const [height, width] = (/^(\d+)x(\d+)$/i.exec(text)?.slice(1) ?? []).map(Number);
+  const sides = [height, width].map((side) => inputSide.safeParse(side));
+  if (sides.every(({ success }) => success)) return { height: height!, width: width! };
+  throw new InvalidArgumentError(`Must be a height and a width up to ${inputSide.maxValue}, such as 240x320.`);
 }
 
 /** A number above 0. */
@@ -323,8 +332,14 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
   .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
+  .option('--strict', 'refuse a model of which a node would stay FP32', false)
+  .addOption(
+    new Option('--input-size <HxW>', 'size of the pictures, for a model whose file leaves it free').argParser(
+      heightAndWidth,
+    ),
+  )
   .addOption(channelOrder())
-  .addOption(output())
+  .addOption(new Option('--output <name>', 'the output to keep; absent: all'))
   .addOption(threads())
   .action(
     action(async (options: QuantizeOptions) => {

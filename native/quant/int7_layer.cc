@@ -1,6 +1,7 @@
 #include "quant/int7_layer.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/elementwise.h"
 #include "quant/node_layer.h"
@@ -82,6 +83,26 @@ void Int7Layer::look_up(const int8_t* x, const std::vector<T>& table, T* y) cons
   for (int64_t i = 0; i < count; ++i) y[i] = table[x[i] + 128];
 }
 
+// Computes a node that only moves numbers, after its inputs got the scale of the output. Returns whether it is one.
+bool Int7Layer::move_integers(const std::vector<Operand>& inputs, int8_t* y) const {
+  std::vector<std::vector<int8_t>> rescaled(inputs.size());
+  std::vector<const int8_t*> integers;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].integers == nullptr) return false;
+    integers.push_back(inputs[i].integers);
+    if (input_scales_[i] == output_scale_) continue;
+    if (layer_->steps[0].op != "Concat") return false;
+    std::array<float, 256> values{};
+    std::array<int8_t, 256> table{};
+    for (int q = 0; q < 256; ++q) values[q] = static_cast<float>(q - 128) * input_scales_[i];
+    quantize(values.data(), 256, output_scale_, output_limit_, table.data());
+    rescaled[i].resize(graph_->tensors[layer_->inputs[i]].size());
+    for (size_t k = 0; k < rescaled[i].size(); ++k) rescaled[i][k] = table[inputs[i].integers[k] + 128];
+    integers[i] = rescaled[i].data();
+  }
+  return run_moves(*graph_, *layer_, integers, y);
+}
+
 // The real values of a node: of its dequantized inputs.
 void Int7Layer::node_values(const std::vector<Operand>& inputs, float* y) const {
   if (!real_table_.empty()) return look_up(inputs[0].integers, real_table_, y);
@@ -109,6 +130,7 @@ void Int7Layer::run(const std::vector<Operand>& inputs, int8_t* y) const {
   }
   if (layer_->kind == Layer::Kind::node) {
     if (!table_.empty()) return look_up(x, table_, y);
+    if (move_integers(inputs, y)) return;
     std::vector<float> real(int64_t{output_area_} * output_channels_);
     node_values(inputs, real.data());
     return quantize(real.data(), static_cast<int64_t>(real.size()), output_scale_, output_limit_, y);

@@ -32,6 +32,7 @@ class Int7Layer {
   void convolve(const int8_t* x, Write write) const;
   void real_values(const int8_t* x, const int8_t* second, int first, int pixels, float* y) const;
 
+  bool move_integers(const std::vector<Operand>& inputs, int8_t* y) const;
   void node_values(const std::vector<Operand>& inputs, float* y) const;
   template <typename T>
   void look_up(const int8_t* x, const std::vector<T>& table, T* y) const;

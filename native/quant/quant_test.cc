@@ -62,6 +62,21 @@ class Builder {
     layers.push_back(std::move(layer));
     return layers.back();
   }
+  // A node of one operator, whose operands are the inputs in their order and then the constants.
+  Layer& node(const std::string& op, std::vector<std::string> inputs, const std::string& output,
+              std::map<std::string, std::vector<double>> numbers, std::vector<FloatArray> constants,
+              std::vector<std::vector<int64_t>> input_dims, std::vector<int64_t> output_dims) {
+    using Operand = FloatStep::Operand;
+    FloatStep step{.op = op, .numbers = std::move(numbers), .texts = {}, .operands = {}};
+    for (size_t i = 0; i < inputs.size(); ++i)
+      step.operands.push_back({Operand::From::input, static_cast<int>(i), FloatArray()});
+    for (auto& constant : constants) step.operands.push_back({Operand::From::constant, 0, std::move(constant)});
+    Layer& layer = add_layer(Layer::Kind::node, std::move(inputs), output);
+    layer.steps = {std::move(step)};
+    layer.input_dims = std::move(input_dims);
+    layer.output_dims = std::move(output_dims);
+    return layer;
+  }
   std::vector<uint8_t> pictures(int count, int height, int width) {
     std::uniform_int_distribution<int> value(0, 255);
     std::vector<uint8_t> result(int64_t{count} * height * width * 3);
@@ -104,6 +119,31 @@ LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
     b.fc("pooled", "embedding", 36, 16);
   }
   return LayerGraph(picture_tensor(12, 12), std::move(b.layers), {"embedding"});
+}
+
+FloatArray integers(std::vector<int64_t> values) {
+  return {{static_cast<int64_t>(values.size())}, {}, std::move(values)};
+}
+
+// Two convolutions that Concat joins, a MaxPool, a choice of channels, a gate, and two outputs.
+LayerGraph network_of_nodes(unsigned seed) {
+  Builder b(seed);
+  b.conv("data", "c1", 3, 12, 3, 1, 1);
+  for (int o = 0; o < 12; o += 3) {
+    for (int i = 0; i < 27; ++i) b.layers[0].weight[o * 27 + i] *= 8;
+  }
+  b.node("MaxPool", {"c1"}, "m1", {{"kernel_shape", {2, 2}}, {"strides", {2, 2}}}, {}, {{1, 12, 12, 12}},
+         {1, 12, 6, 6});
+  b.conv("m1", "c2", 12, 8, 3, 1, 1);
+  b.node("Gather", {"m1"}, "g1", {{"axis", {1}}}, {integers({3, 0, 11, 4})}, {{1, 12, 6, 6}}, {1, 4, 6, 6});
+  b.node("Concat", {"c2", "g1"}, "j1", {{"axis", {1}}}, {}, {{1, 8, 6, 6}, {1, 4, 6, 6}}, {1, 12, 6, 6});
+  b.add_layer(Layer::Kind::pool, {"j1"}, "p1");
+  b.node("Sigmoid", {"p1"}, "s1", {}, {}, {{1, 12, 1, 1}}, {1, 12, 1, 1});
+  b.node("Mul", {"j1", "s1"}, "e1", {}, {}, {{1, 12, 6, 6}, {1, 12, 1, 1}}, {1, 12, 6, 6});
+  b.fc("e1", "y1", 12 * 6 * 6, 16);
+  b.conv("e1", "c3", 12, 4, 1, 1, 1);
+  b.node("Softmax", {"c3"}, "y2", {{"axis", {1}}}, {}, {{1, 4, 6, 6}}, {1, 4, 6, 6}).real = true;
+  return LayerGraph(picture_tensor(12, 12), std::move(b.layers), {"y1", "y2"});
 }
 
 constexpr SearchOptions kOptions{
@@ -366,6 +406,71 @@ void test_known_optimum() {
 }
 
 // What the integers of the kernels rely on: each convolution here is the graph's only layer, and is named.
+// Equalization by channel leaves a network of nodes the same function, and changes its weights; tensors between which
+// numbers are only moved share a scale and a limit; what only a node in FP32 reads stays real.
+void test_nodes() {
+  LayerGraph graph = network_of_nodes(41);
+  const auto tensor = [&](const std::string& name) -> const Tensor& {
+    return *std::find_if(graph.tensors.begin(), graph.tensors.end(), [&](const Tensor& t) { return t.name == name; });
+  };
+  CHECK_EQ(tensor("m1").scale_of, tensor("c1").scale_of);
+  CHECK_EQ(tensor("c1").limit(), kOperandLimit);
+  CHECK(!tensor("c3").quantized && !tensor("y2").quantized && tensor("p1").quantized);
+
+  const LayerGraph before = graph;
+  auto pixels = Builder(42).pictures(5, 12, 12);
+  const PictureView pictures{pixels.data(), 5, 12, 12};
+  ThreadPool pool(2);
+  equalize(graph, pictures, pool, kInMemory, kNever, [](int) {});
+  CHECK(before.layers[0].weight != graph.layers[0].weight);
+  const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
+  const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
+  const auto reference = embed(*old_model, pictures);
+  CHECK_EQ(reference.size(), size_t{5 * (16 + 4 * 36)});
+  CHECK(relative_difference(reference, embed(*new_model, pictures)) < 2e-6);
+
+  LayerGraph searched = network_of_nodes(41);
+  const auto found = run_search(searched, pictures, kOptions);
+  CHECK_EQ(found.scales.tensors[tensor("m1").scale_of], found.scales.tensors[tensor("c1").scale_of]);
+  const auto model = make_int7_model(std::make_shared<const LayerGraph>(searched), found.scales, 2);
+  CHECK(relative_difference(reference, embed(*model, pictures)) < 0.2);
+  for (const auto& layer : found.layers) CHECK(layer.cosine > 0.95);
+}
+
+// Steps of a damaged file are refused: they neither read beyond their operands nor ask for memory without bound.
+void test_broken_steps() {
+  const auto run = [](const std::string& op, std::map<std::string, std::vector<double>> numbers, FloatArray constant) {
+    Builder b(1);
+    b.node(op, {"x"}, "y", std::move(numbers), {std::move(constant)}, {}, {});
+    FloatArray x{{1, 4, 3, 3}, std::vector<float>(36, 1), {}};
+    return run_steps(b.layers[0].steps, {x}, "it");
+  };
+  CHECK_THROWS(run("Mystery", {}, integers({})), Error, "operator Mystery; one of Abs, Add");
+  CHECK_THROWS(run("Gather", {{"axis", {1}}}, integers({4})), Error, "index 4");
+  CHECK_THROWS(run("Gather", {{"axis", {9}}}, integers({0})), Error, "axis 9");
+  CHECK_THROWS(run("Reshape", {}, integers({5, 5})), Error, "another number of values");
+  CHECK_THROWS(run("Reshape", {}, integers({-1, int64_t{1} << 62})), Error, "another number of values");
+  CHECK_THROWS(run("Pad", {}, integers({0, 0, int64_t{1} << 40, 0, 0, 0, 0, 0})), Error, "Pad with pads that");
+  CHECK_THROWS(run("Pad", {}, integers({0, 0, -9, 0, 0, 0, 0, 0})), Error, "leave nothing");
+  CHECK_THROWS(run("Expand", {}, integers({1 << 20, 1 << 20})), Error, "too large");
+  CHECK_THROWS(run("Squeeze", {}, integers({1})), Error, "another number of values");
+  CHECK_THROWS(run("MaxPool", {{"kernel_shape", {9, 9}}}, integers({})), Error, "larger than its padded");
+  CHECK_THROWS(run("MaxPool", {{"kernel_shape", {1e300, 1}}}, integers({})), Error, "a smaller number");
+  CHECK_THROWS(run("MaxPool", {{"kernel_shape", {2, 2}}, {"strides", {0, 1}}}, integers({})), Error, "a window of 0");
+  CHECK_THROWS(run("MatMul", {}, {{5, 2}, std::vector<float>(10), {}}), Error, "operands that do not fit");
+  CHECK_THROWS(run("Add", {}, {{5}, std::vector<float>(5), {}}), Error, "different shapes");
+
+  Builder b(1);
+  b.node("Relu", {"data"}, "y", {}, {}, {{1, 3, 12, 12}}, {1, 3, 12, 12}).steps[0].operands[0].index = 7;
+  const auto graph =
+      std::make_shared<const LayerGraph>(picture_tensor(12, 12), std::move(b.layers), std::vector<std::string>{"y"});
+  auto pixels = Builder(2).pictures(1, 12, 12);
+  CHECK_THROWS(embed(*make_real_model(graph, 1), {pixels.data(), 1, 12, 12}), Error, "not computed before");
+  Builder wide(1);
+  wide.node("Relu", {"data"}, "y", {}, {}, {{1, 3, 12, 11}}, {1, 3, 12, 12});
+  CHECK_THROWS(LayerGraph(picture_tensor(12, 12), wide.layers, {"y"}), Error, "other dimensions of 'data'");
+}
+
 void test_bounds() {
   const auto one_conv = [](int channels, int size, auto change) {
     Layer layer;
@@ -484,6 +589,8 @@ int main() {
   test_activations_in_a_file();
   test_known_optimum();
   test_odd_networks();
+  test_nodes();
+  test_broken_steps();
   test_resolve_scales();
   return TEST_RESULT();
 }

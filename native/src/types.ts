@@ -146,8 +146,8 @@ export interface LayerGraph {
  *
  * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63). Any other
  * quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit` 127. Tensors between
- * which numbers are only moved (MaxPool, Pad) have one scale and one limit. The graph's outputs stay real, and what only
- * nodes in FP32 read.
+ * which numbers are only moved (MaxPool, Pad) have one scale and one limit. The graph's outputs stay real, and what
+ * only nodes in FP32 read.
  *
  * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.
  */

@@ -8,13 +8,23 @@ const SOURCES = {
   calibration: 'calibration picture, which the search has seen',
 };
 
-export function metricsRows({ meanCosine, percentile1Cosine, comparisons, measuredOn }: Metrics): [string, string][] {
+export function metricsRows({
+  meanCosine,
+  percentile1Cosine,
+  comparisons,
+  outputs = [],
+  measuredOn,
+}: Metrics): [string, string][] {
   const worst = `${percentile1Cosine.toFixed(4)} for the worst picture in a hundred`;
   return [
-    ['Embedding cosine', `${meanCosine.toFixed(4)} mean, ${worst}`],
+    [outputs.length > 0 ? 'Cosine of outputs' : 'Embedding cosine', `${meanCosine.toFixed(4)} mean, ${worst}`],
     ...(measuredOn
       ? [['Measured on', `${measuredOn.pictures} ${SOURCES[measuredOn.source]}`] as [string, string]]
       : []),
+    ...outputs.map(({ name, meanCosine: mean, top1Agreement }): [string, string] => [
+      `Output ${name}`,
+      `${mean.toFixed(4)}${top1Agreement === null ? '' : `, same largest number ${percent(top1Agreement)}`}`,
+    ]),
     ...comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
       `Accuracy on ${set}`,
       `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,

@@ -36,8 +36,12 @@ export interface QuantizeOptions extends InputRangeOptions {
   pairs?: string[];
   /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
   channelOrder?: ChannelOrder;
-  /** The output that is the embedding; absent: the only one. */
+  /** The output to keep; absent: all. */
   output?: string;
+  /** Of the pictures, where the model leaves it free. */
+  inputSize?: { height: number; width: number };
+  /** Refuse a model of which a node would stay FP32. */
+  strict: boolean;
   /** Absent: one for each CPU. */
   threads?: number;
   /** Replace the artifact that the folder holds. */
@@ -60,6 +64,8 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
   return {
     json: {
       layers,
+      realNodes: report.realNodes ?? [],
+      outputs: metrics.outputs ?? [],
       meanCosine: metrics.meanCosine,
       percentile1Cosine: metrics.percentile1Cosine,
       seconds,
@@ -70,6 +76,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       ['Source', `${options.model} (${bytes(source.bytes)})`],
       ...(source.input ? [['Input', inputText(source.input, source.channelOrder)] as [string, string]] : []),
       ['Layers', `${layers.length}, in ${duration(seconds)}`],
+      ...(report.realNodes ?? []).map(({ node, reason }): [string, string] => ['In FP32', `${node}: ${reason}`]),
       ...metricsRows(metrics),
       ...fileRows(config.outputDirectory, files),
     ]),
@@ -109,9 +116,11 @@ function isArtifact(manifest: string): boolean {
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
-  const { pairs = [], output, threads } = options;
+  const { pairs = [], output, threads, inputSize, strict } = options;
   const channelOrder =
-    options.channelOrder ?? channelOrderOf((await readOnnx(model, { output })).metadata) ?? DEFAULT_ORDER;
+    options.channelOrder ??
+    channelOrderOf((await readOnnx(model, { output, every: true, size: inputSize })).metadata) ??
+    DEFAULT_ORDER;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );
@@ -121,11 +130,12 @@ async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
     model: {
       path: resolve(model),
       ...(output !== undefined && { output }),
+      ...(inputSize && { inputSize }),
       channelOrder,
       input: givenRange(options),
     },
     calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
-    search: { ...DEFAULT_SEARCH, rounds },
+    search: { ...DEFAULT_SEARCH, rounds, strict },
     evaluation: { sets },
     gate: { maxAccuracyDrop: null, minMeanCosine: null },
     publish: null,

@@ -26,6 +26,7 @@ export function quantizeConfig(
     model: {
       path: storage.model.path,
       ...(spec.model.output !== undefined && { output: spec.model.output }),
+      ...(spec.model.inputSize && { inputSize: spec.model.inputSize }),
       channelOrder: spec.model.channelOrder.toLowerCase(),
       input: spec.model.input ?? null,
     },

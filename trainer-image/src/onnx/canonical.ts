@@ -26,6 +26,8 @@ export interface CanonicalContext {
   /** A name that no value or node has: the given one, or one like it. */
   freshName: (name: string) => string;
   refuse: (node: GraphNode, found: string, allowed: string) => FacetrainError;
+  /** Whether a view that its reader cannot take over is written with operators that are not canonical. */
+  keepsAll: boolean;
 }
 
 interface View {
@@ -59,6 +61,8 @@ const RESHAPING = new Set(['Flatten', 'Identity', 'Reshape', 'Squeeze', 'Unsquee
 const UNARY = new Set(['Clip', 'LeakyRelu', 'Max', 'Relu', 'Sigmoid', 'Tanh']);
 /** Those that keep a zero, so that they work in front of the zeros of a Pad as well. */
 const KEEPS_ZERO = new Set(['LeakyRelu', 'PRelu', 'Relu', 'Tanh']);
+/** Channels of a picture. */
+const MOST_COLORS = 4;
 const ARITHMETIC = new Set(['Add', 'Div', 'Mul', 'Sub']);
 /** Those, with RESHAPING, UNARY and ARITHMETIC, that are rewritten for a value whose channels are last. */
 const ALSO_CHANNELS_LAST = new Set([
@@ -128,6 +132,28 @@ export class Canonicalizer {
     return true;
   }
 
+  /** Makes each output a value of the shape that it has in the file. */
+  finishAll(outputs: string[]): void {
+    const taken = new Set(outputs);
+    for (const output of outputs) {
+      const view = this.views.get(output);
+      if (!view || this.emitted.has(output)) continue;
+      const shape = view.shape;
+      const name = this.materialise(output, view.node);
+      if (name === output) continue;
+      // Another output, the picture, or a value that another node reads under its own name.
+      if (taken.has(name) || !this.emitted.has(name)) {
+        const node = { name: this.context.freshName(`${output}_identity`), op: 'Identity', inputs: [name] };
+        this.emit({ ...node, attributes: {} }, output, shape);
+      } else {
+        this.rename(name, output);
+        for (const other of this.views.values()) if (other.base === name) other.base = output;
+        for (const [key, value] of this.reshaped) if (value === name) this.reshaped.set(key, output);
+        this.emitted.add(output);
+      }
+    }
+  }
+
   private isVector({ shape }: Pick<View, 'shape'>): boolean {
     return shape.length > 0 && shape.filter((dim) => dim !== 1).length <= 1;
   }
@@ -168,8 +194,9 @@ export class Canonicalizer {
   private materialise(name: string, reader: GraphNode | undefined): string {
     const view = this.views.get(name);
     if (!view) return name;
-    this.refusePending(view, reader);
-    if (view.channelsLast) this.transposeBase(name, view);
+    this.writePending(name, view, reader);
+    const settled = this.views.get(name)!;
+    if (settled.channelsLast) this.transposeBase(name, settled);
     const { base, shape } = this.views.get(name)!;
     if (same(this.shapes.get(base)!, shape)) return base;
     const key = JSON.stringify([base, shape]);
@@ -206,6 +233,58 @@ export class Canonicalizer {
       this.reshaped.set(key, transposed);
     }
     this.views.set(name, { base: transposed, shape, ...(node && { node }), origin });
+  }
+
+  /**
+   * Writes a Pad, a choice of channels or half a mean that a reader cannot take over, and makes the value a view of
+   * that.
+   * @throws FacetrainError unless all is kept
+   */
+  private writePending(name: string, view: View, reader: GraphNode | undefined): void {
+    if (!this.context.keepsAll) return this.refusePending(view, reader);
+    const { node, channels, pads, averaged, channelsLast } = view;
+    if (averaged) {
+      const whole = this.context.freshName(`${name}_whole`);
+      this.views.set(whole, averaged.of);
+      const input = this.materialise(whole, node);
+      const shape = averaged.of.shape.map((dim, axis) => (averaged.axes.includes(axis) ? 1 : dim));
+      const mean = this.context.freshName(`${name}_mean`);
+      const attributes = { axes: averaged.axes.map((axis) => axis + 1), keepdims: 1 };
+      this.emit({ name: mean, op: 'ReduceMean', inputs: [input], attributes }, mean, shape);
+      this.views.set(name, { base: mean, shape: view.shape, ...(node && { node }) });
+      return;
+    }
+    if (!channels && !pads) return;
+    const key = JSON.stringify([view.base, channels, pads]);
+    const written = this.reshaped.get(key) ?? this.writeChoice(name, view);
+    this.reshaped.set(key, written);
+    this.views.set(name, { base: written, shape: view.shape, ...(node && { node }), channelsLast });
+  }
+
+  /** Writes the chosen channels of a view as a Gather, and zeros around it as a Pad. @returns the value */
+  private writeChoice(name: string, { base, channels, pads, node }: View): string {
+    const [count, height, width] = this.shapes.get(base) as [number, number, number];
+    // The value keeps its name, where it is what the Gather or the Pad computes.
+    const isFree = (shape: number[]) => !this.emitted.has(name) && same(shape, this.context.pictureShape(name) ?? []);
+    const valueName = (shape: number[], isLast: boolean) =>
+      isLast && isFree(shape) ? name : this.context.freshName(`${name}_${isLast ? 'value' : 'channels'}`);
+    const nodeName = (value: string, op: string) =>
+      value === name && node?.op === op ? node.name : this.context.freshName(`${value}_${op.toLowerCase()}`);
+    let value = base;
+    if (channels) {
+      const shape = [channels.length, height, width];
+      const chosen = valueName(shape, !pads);
+      const inputs = [value, this.context.constant(`${chosen}.channels`, int64(channels))];
+      this.emit({ name: nodeName(chosen, 'Gather'), op: 'Gather', inputs, attributes: { axis: 1 } }, chosen, shape);
+      value = chosen;
+    }
+    if (!pads) return value;
+    const [top, left, bottom, right] = pads;
+    const shape = [channels?.length ?? count, height + top + bottom, width + left + right];
+    const padded = valueName(shape, true);
+    const amounts = this.context.constant(`${padded}.pads`, int64([0, 0, top, left, 0, 0, bottom, right]));
+    this.emit({ name: nodeName(padded, 'Pad'), op: 'Pad', inputs: [value, amounts], attributes: {} }, padded, shape);
+    return padded;
   }
 
   /** @throws FacetrainError for a Pad, a choice of channels or half a mean that this reader cannot take over */
@@ -329,10 +408,23 @@ export class Canonicalizer {
     const isMixed = moved.some((axis, i) => i > 0 && axis < moved[i - 1]!);
     const isPlain = !source.channels && !source.pads && !source.averaged;
     if (combined.order[0] === 0 && isPlain && !isMixed && this.reshape(node, source, shape)) return true;
+    if (this.shuffle(node, view, shape, order)) return true;
     if (view.averaged || view.shape.length !== 3) return false;
     const isWhole = view.channels || view.pads || same(view.shape, this.shapes.get(view.base)!);
     if (view.channelsLast ? !same(order, TO_CHANNELS_FIRST) : !(same(order, TO_CHANNELS_LAST) && isWhole)) return false;
     this.views.set(output, { ...view, shape, channelsLast: !view.channelsLast, node, origin: node });
+    return true;
+  }
+
+  /** A Transpose of groups of channels, [N, a, b, H, W] to [N, b, a, H, W], is a choice of channels (ShuffleNet). */
+  private shuffle(node: GraphNode, view: View, shape: number[], order: number[]): boolean {
+    const base = this.shapes.get(view.base)!;
+    const [a, b, ...area] = view.shape as [number, number, ...number[]];
+    const isPlain = !view.channels && !view.pads && !view.averaged && !view.channelsLast && this.context.keepsAll;
+    if (!isPlain || base.length !== 3 || !same(order, [0, 2, 1, 3, 4]) || !same(area, base.slice(1))) return false;
+    if (a * b !== base[0]) return false;
+    const channels = Array.from({ length: a * b }, (_, i) => (i % a) * b + Math.floor(i / a));
+    this.views.set(node.outputs[0]!, { base: view.base, shape, node, channels });
     return true;
   }
 
@@ -452,6 +544,8 @@ export class Canonicalizer {
 
   private conv(node: GraphNode, view: View, shape: number[]): boolean {
     if (view.shape.length !== 3) return false;
+    // Weights of zero for the channels of a map that are not chosen would be multiplied, too.
+    if (this.context.keepsAll && view.channels && this.shapes.get(view.base)![0]! > MOST_COLORS) return false;
     if (!view.channels && !view.pads) return this.productOfOnePixel(node, view, shape);
     const [, weightName, bias] = node.inputs as [string, string, string | undefined];
     if (view.channels && intAttribute(node, 'group', 1) !== 1) return this.depthwise(node, view, shape);

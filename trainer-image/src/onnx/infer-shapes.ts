@@ -8,12 +8,16 @@ import { SHAPE_RULES, splitShapes } from './shape-rules.ts';
 
 /** Longer lists of integers are data, not shapes. */
 const LONGEST_SHAPE = 64;
+/** Of a value: ONNX Runtime knows no operator on more. */
+const MOST_AXES = 8;
 
 export class ShapeInference {
   /** By value name; values whose shape is not known are absent. */
   readonly shapes = new Map<string, number[]>();
   /** Small integers by value name, of values that do not depend on the picture's content. */
   readonly integers = new Map<string, number[]>();
+  /** Short lists of constant floats. */
+  private readonly floats = new Map<string, number[]>();
 
   constructor({ input, initializers }: Pick<Graph, 'input' | 'initializers'>, batch: number) {
     this.shapes.set(input.name, [batch, input.channels, input.height, input.width]);
@@ -25,6 +29,8 @@ export class ShapeInference {
     this.shapes.set(name, tensor.dims);
     const values = smallIntegers(tensor);
     if (values) this.integers.set(name, values);
+    if (tensor.data instanceof Float32Array && tensor.data.length <= MOST_AXES)
+      this.floats.set(name, Array.from(tensor.data));
   }
 
   /** Adds a node. Nodes must come in topological order. */
@@ -32,6 +38,7 @@ export class ShapeInference {
     const known = {
       shapes: node.inputs.map((name) => this.shapes.get(name)),
       integers: node.inputs.map((name) => this.integers.get(name)),
+      floats: node.inputs.map((name) => this.floats.get(name)),
     };
     const output = node.outputs[0]!;
     const shape = Object.hasOwn(SHAPE_RULES, node.op) ? SHAPE_RULES[node.op]!(node, known) : undefined;

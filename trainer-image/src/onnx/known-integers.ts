@@ -13,6 +13,8 @@ export interface KnownInputs {
   shapes: (number[] | undefined)[];
   /** Values of one-dimensional or scalar integers. */
   integers: (number[] | undefined)[];
+  /** Short lists of constant floats, such as the scales of a Resize. */
+  floats?: (number[] | undefined)[];
 }
 
 /** An axis, or an index into a list, from 0; a negative one counts from the end. */

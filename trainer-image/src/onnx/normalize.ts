@@ -16,7 +16,7 @@ import type { Branch, Branches } from './branches.ts';
 import { Canonicalizer } from './canonical.ts';
 import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
-import { ShapeInference } from './infer-shapes.ts';
+import { inferShapes, ShapeInference } from './infer-shapes.ts';
 import { dataTypeNumber } from './proto.ts';
 import { type Context, translateNode } from './translate-node.ts';
 import { UniqueNames } from './unique-names.ts';
@@ -30,6 +30,11 @@ export interface NormalizeOptions {
   branches: Map<string, Branches>;
   /** The file's name, for messages. */
   subject: string;
+  /**
+   * The outputs to keep, each in its own shape, if they are not one embedding. What no canonical operator computes is
+   * then written with other operators instead of being refused: the quantizer runs it in FP32.
+   */
+  outputs?: string[] | undefined;
 }
 
 export interface Normalized {
@@ -39,7 +44,10 @@ export interface Normalized {
 }
 
 /** @throws FacetrainError UnsupportedOperator for a node that has no form in operator set 17; InvalidModel */
-export function normalize(graph: Graph, { opset, fixedBatch, branches, subject }: NormalizeOptions): Normalized {
+export function normalize(
+  graph: Graph,
+  { opset, fixedBatch, branches, subject, outputs: kept }: NormalizeOptions,
+): Normalized {
   const initializers = new Map(Object.entries(graph.initializers));
   const names = new UniqueNames([
     graph.input.name,
@@ -73,15 +81,18 @@ export function normalize(graph: Graph, { opset, fixedBatch, branches, subject }
   const pictureShape = (name: string) => pictureShapeOf(batches, name);
   const constantOf = (name: string) => initializers.get(name);
 
-  const { output } = graph;
+  const outputs = kept ?? [graph.output.name];
   const translated = translateAll(graph, context, {
     initializers,
     define,
     branches,
     freshName: (name) => names.take(name),
+    outputs,
   });
-  const live = liveNodes(translated, output.name);
-  const norms = normalisationsAtEnd(live, output.name, { constant: constantOf, pictureShape });
+  const live = liveNodes(translated, outputs);
+  // One vector is an embedding; of others, nothing is known.
+  const isEmbedding = outputs.length === 1 && (!kept || isVector(pictureShape(outputs[0]!)));
+  const norms = isEmbedding ? normalisationsAtEnd(live, outputs[0]!, { constant: constantOf, pictureShape }) : [];
   const removed = norms.map(
     ({ node: { name, op } }) =>
       `node "${name}" (${op}), which normalises the embedding: its cosine with others stays the same`,
@@ -98,21 +109,31 @@ export function normalize(graph: Graph, { opset, fixedBatch, branches, subject }
       const [one, two] = batches.map(({ integers }) => integers.get(name));
       return one && one.join() === two?.join() ? one : undefined;
     },
+    keepsAll: kept !== undefined,
   });
-  for (const node of liveNodes(live, output.name)) canonical.visit(node);
-  if (!canonical.finish(output.name, graph.input.name))
+  for (const node of liveNodes(live, outputs)) canonical.visit(node);
+  if (!isEmbedding) canonical.finishAll(outputs);
+  else if (!canonical.finish(outputs[0]!, graph.input.name))
     throw new FacetrainError({
       code: 'InvalidModel',
       subject,
-      found: `output "${output.name}" is the picture itself`,
+      found: `output "${outputs[0]}" is the picture itself`,
       allowed: 'an embedding [N, d]',
     });
-  const nodes = biasedProducts(liveNodes(canonical.nodes, output.name), output.name, initializers);
+  const written = liveNodes(canonical.nodes, outputs);
+  // A product of several rows a picture is no Gemm.
+  const shapes = kept && inferShapes({ ...graph, nodes: written, initializers: Object.fromEntries(initializers) }, 1);
+  const isRow = (name: string) => !shapes || shapes.get(name)?.length === 2;
+  const nodes = biasedProducts(written, outputs, initializers, isRow);
   const used = new Set(nodes.flatMap(({ inputs }) => inputs));
   return {
     graph: { ...graph, nodes, initializers: Object.fromEntries([...initializers].filter(([name]) => used.has(name))) },
     removed,
   };
+}
+
+function isVector(shape: number[] | undefined): boolean {
+  return shape !== undefined && shape.length > 0 && shape.filter((dim) => dim !== 1).length <= 1;
 }
 
 /** The shape of a value for one picture, without the batch; undefined if it is not known, or the batch is not first. */
@@ -127,15 +148,15 @@ interface Translation {
   define: (name: string, tensor: Tensor) => void;
   branches: Map<string, Branches>;
   freshName: (name: string) => string;
+  outputs: string[];
 }
 
 /** The nodes that depend on the picture, in the form of operator set 17. */
 function translateAll(
   graph: Graph,
   context: Context,
-  { initializers, define, branches, freshName }: Translation,
+  { initializers, define, branches, freshName, outputs }: Translation,
 ): GraphNode[] {
-  const graphOutput = graph.output.name;
   /** Values that a branch may read. */
   const known = new Set([graph.input.name]);
   const nodes = graph.nodes.toReversed();
@@ -178,7 +199,7 @@ function translateAll(
     for (const inference of context.batches) inference.visit(node);
     if (!isIdentity(node, context)) translated.push(node);
     // The output keeps its name, and with it a node.
-    else if (output === graphOutput) translated.push(identity(node, node.inputs[0]!));
+    else if (outputs.includes(output)) translated.push(identity(node, node.inputs[0]!));
     else aliases.set(output, node.inputs[0]!);
   }
   return translated;
@@ -246,14 +267,20 @@ function isIdentity(node: GraphNode, { batches: [{ integers }] }: Context): bool
 }
 
 /** Writes a product by a constant matrix and the bias that alone reads it as one Gemm, whose bias is learned. */
-function biasedProducts(nodes: GraphNode[], output: string, initializers: Map<string, Tensor>): GraphNode[] {
+function biasedProducts(
+  nodes: GraphNode[],
+  outputs: string[],
+  initializers: Map<string, Tensor>,
+  isRow: (name: string) => boolean,
+): GraphNode[] {
   const readers = new Map<string, GraphNode[]>();
   for (const node of nodes) for (const name of node.inputs) readers.set(name, [...(readers.get(name) ?? []), node]);
   const gone = new Set<GraphNode>();
   const result = nodes.map((node) => {
     const [product, more] = readers.get(node.outputs[0]!) ?? [];
     const matrix = initializers.get(node.inputs[1] ?? '');
-    if (node.op !== 'MatMul' || product?.op !== 'Add' || more || node.outputs[0] === output) return node;
+    if (node.op !== 'MatMul' || product?.op !== 'Add' || more || outputs.includes(node.outputs[0]!)) return node;
+    if (!isRow(node.inputs[0]!)) return node;
     const bias = product.inputs.find((name) => name !== node.outputs[0])!;
     const dims = initializers.get(bias)?.dims;
     if (matrix?.dims.length !== 2 || dims?.length !== 1 || dims[0] !== matrix.dims[1]) return node;
@@ -263,9 +290,9 @@ function biasedProducts(nodes: GraphNode[], output: string, initializers: Map<st
   return result.filter((node) => !gone.has(node));
 }
 
-/** The nodes that the output depends on. */
-function liveNodes(nodes: GraphNode[], output: string): GraphNode[] {
-  const needed = new Set([output]);
+/** The nodes that the outputs depend on. */
+function liveNodes(nodes: GraphNode[], outputs: string[]): GraphNode[] {
+  const needed = new Set(outputs);
   const live: GraphNode[] = [];
   for (const node of nodes.toReversed()) {
     if (!node.outputs.some((name) => needed.has(name))) continue;

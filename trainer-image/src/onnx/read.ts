@@ -8,7 +8,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
-import type { Graph, GraphNode, Tensor } from '@facetrain/native';
+import type { Graph, GraphNode, GraphOutput, Tensor } from '@facetrain/native';
 import { type Branches, branchesOf } from './branches.ts';
 import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
@@ -48,6 +48,13 @@ export interface ModelFiles {
 export interface ReadOptions {
   /** The output that is the embedding; absent or null: the only one. */
   output?: string | null | undefined;
+  /**
+   * Keeps every output that the file has, unless `output` names one, and what only nodes in FP32 can compute: for the
+   * quantizer. Absent: one embedding [N, d] of canonical operators, as far as the file can be written with them.
+   */
+  every?: boolean | undefined;
+  /** Height and width of the picture where the file leaves them free. */
+  size?: { height: number; width: number } | null | undefined;
 }
 
 /**
@@ -89,7 +96,8 @@ const refusal =
   (found, allowed, code = 'InvalidModel') =>
     new FacetrainError({ code, subject, found, allowed });
 
-function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: ReadOptions): OnnxModel {
+function modelOf(model: ReturnType<typeof decode>, subject: string, options: ReadOptions): OnnxModel {
+  const { output, every = false, size } = options;
   const refuse = refusal(subject);
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);
@@ -103,7 +111,12 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
     proto.input.filter(({ name }) => !constants.has(name)),
     refuse,
   );
-  const outputInfo = chosenOutput(proto.output, output, refuse);
+  const outputInfos =
+    every && (output ?? null) === null && proto.output.length > 0
+      ? proto.output
+      : [chosenOutput(proto.output, output, refuse)];
+  const outputNames = outputInfos.map(({ name }) => name);
+  if (new Set(outputNames).size < outputNames.length) throw refuse('names an output twice', 'outputs that differ');
 
   const nodes: GraphNode[] = [];
   const branches = new Map<string, Branches>();
@@ -133,7 +146,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
       );
     }
   }
-  checkOrder(nodes, inputInfo.name, constants, outputInfo.name, refuse);
+  for (const name of outputNames) checkOrder(nodes, inputInfo.name, constants, name, refuse);
 
   const initializers = new Map<string, Tensor>();
   for (const name of nodes.flatMap(({ inputs }) => inputs)) {
@@ -141,16 +154,27 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, { output }: 
     if (!constant || initializers.has(name)) continue;
     initializers.set(name, 'dataType' in constant ? decodeTensor(constant, name, subject) : constant);
   }
-  const { input, fixedBatch } = pictureInput(inputInfo, refuse);
+  const { input, fixedBatch } = pictureInput(inputInfo, size ?? null, refuse);
   const asWritten = {
     input,
-    output: { name: outputInfo.name, dim: 0 },
+    output: { name: outputNames[0]!, dim: 0 },
     nodes: input.elementType === 'uint8' ? withoutByteCasts(nodes, input.name, refuse) : nodes,
     initializers: Object.fromEntries(initializers),
   };
   const channelsFirst = input.layout === 'NHWC' ? readingChannelsLast(asWritten) : asWritten;
-  const { graph, removed } = normalize(channelsFirst, { opset: opsets['']!, fixedBatch, branches, subject });
-  graph.output.dim = embeddingLength(graph, outputInfo, refuse);
+  const { graph, removed } = normalize(channelsFirst, {
+    opset: opsets['']!,
+    fixedBatch,
+    branches,
+    subject,
+    outputs: every ? outputNames : undefined,
+  });
+  const outputs = every ? outputsOf(graph, outputInfos, refuse) : [];
+  if (outputs.length === 0) graph.output.dim = embeddingLength(graph, outputInfos[0]!, refuse);
+  else {
+    graph.outputs = outputs;
+    graph.output.dim = outputs.reduce((sum, { dims }) => sum + product(dims), 0);
+  }
   checkFinite(graph, subject);
 
   return {
@@ -279,23 +303,57 @@ const HELP_INPUT =
   'a picture [N, channels, height, width] or [N, height, width, channels] of float32 or uint8 with a fixed size, ' +
   'such as [N, 3, 112, 112]';
 
-/** The input, and the batch size of the file's input; null when it is free. */
-function pictureInput(info: ValueInfoProto, refuse: Refuse): { input: Graph['input']; fixedBatch: number | null } {
+/** The input, and the batch size of the file's input; null when it is free. @param free for sizes that are free */
+function pictureInput(
+  info: ValueInfoProto,
+  free: ReadOptions['size'] | null,
+  refuse: Refuse,
+): { input: Graph['input']; fixedBatch: number | null } {
   const { name, type } = info;
   const elemType = type?.tensorType?.elemType ?? 0;
   const elementType = DATA_TYPES[elemType] ?? String(elemType);
   if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE', 'UINT8'].includes(elementType))
     throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
-  const [batch, ...sizes] = dims.map(({ dimValue }) => (dimValue === undefined ? 0 : toNumber(dimValue)));
+  const [batch, ...declared] = dims.map(({ dimValue }) => Math.max(0, dimValue === undefined ? 0 : toNumber(dimValue)));
+  const sizes = free ? withSize(declared, free) : declared;
   const shown = `input "${name}" has shape ${shownShape(info)}`;
-  if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE)) throw refuse(shown, HELP_INPUT);
+  if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE))
+    throw refuse(shown, !free && isOfFreeSize(declared) ? `${HELP_INPUT}, or --input-size` : HELP_INPUT);
+  const shownSize = (values: number[]) => values.join(' x ');
+  if (!sizes.every((size, i) => declared[i] === 0 || declared[i] === size))
+    throw refuse(`${shown}, not of the given size`, `--input-size ${shownSize(declared.filter((size) => size > 4))}`);
   const input = {
     name,
     ...inputSizes(sizes as [number, number, number]),
     ...(elementType === 'UINT8' && { elementType: 'uint8' as const }),
   };
   return { input, fixedBatch: batch! > 0 ? batch! : null };
+}
+
+/** Sizes of which the free ones are given; of four or fewer, the last are channels only where the first are not. */
+function withSize(declared: number[], { height, width }: { height: number; width: number }): number[] {
+  const [first, , last] = declared;
+  const isLast = declared.length === 3 && last! > 0 && last! <= 4 && !(first! > 0 && first! <= 4);
+  return isLast ? [height, width, last!] : [first || 3, height, width];
+}
+
+function isOfFreeSize(declared: number[]): boolean {
+  return declared.length === 3 && declared.filter((size) => size === 0).length >= 1;
+}
+
+const product = (dims: number[]) => dims.reduce((total, dim) => total * dim, 1);
+
+/** The outputs with their shapes; none for one embedding [N, d]. */
+function outputsOf(graph: Graph, infos: ValueInfoProto[], refuse: Refuse): GraphOutput[] {
+  const shapes = inferShapes(graph, 1);
+  const outputs = infos.map((info) => {
+    const [batch, ...dims] = shapes.get(info.name) ?? declaredDims(info) ?? [];
+    if (batch === undefined || batch > 1 || dims.length === 0 || !dims.every((dim) => dim > 0))
+      throw refuse(`output "${info.name}" has shape ${shownShape(info)}`, 'outputs [N, ...] of sizes that are known');
+    return { name: info.name, dims };
+  });
+  return outputs.length === 1 && outputs[0]!.dims.length === 1 ? [] : outputs;
 }
 
 /** Length of the embedding by shape inference; as the file declares it, where an operator has no shape rule. */

@@ -148,6 +148,34 @@ const expand: ShapeRule = (node, { shapes: [x], integers: [, target] }) =>
 
 const constantOfShape: ShapeRule = (_, { integers: [target] }) => target;
 
+/** The length of a resized axis (ONNX, Resize). */
+const resize: ShapeRule = (_, { shapes: [x], integers: [, , , sizes], floats }) => {
+  if (sizes?.length) return sizes;
+  const scales = floats?.[2];
+  return scales?.length === x?.length ? x?.map((dim, i) => Math.floor(dim * scales![i]!)) : undefined;
+};
+
+const convTranspose: ShapeRule = (node, { shapes: [x, weight] }) => {
+  if (x?.length !== 4 || weight?.length !== 4 || node.attributes.output_shape) return undefined;
+  const strides = intsAttribute(node, 'strides', [1, 1]);
+  const dilations = intsAttribute(node, 'dilations', [1, 1]);
+  const pads = intsAttribute(node, 'pads', [0, 0, 0, 0]);
+  const extra = intsAttribute(node, 'output_padding', [0, 0]);
+  const along = (axis: 0 | 1) =>
+    strides[axis]! * (x[2 + axis]! - 1) +
+    extra[axis]! +
+    dilations[axis]! * (weight[2 + axis]! - 1) +
+    1 -
+    pads[axis]! -
+    pads[axis + 2]!;
+  return [x[0]!, weight[1]! * intAttribute(node, 'group', 1), along(0), along(1)];
+};
+
+const depthToSpace: ShapeRule = (node, { shapes: [x] }) => {
+  const block = intAttribute(node, 'blocksize', 1);
+  return x?.length === 4 ? [x[0]!, x[1]! / block / block, x[2]! * block, x[3]! * block] : undefined;
+};
+
 /** The shapes of all outputs of a Split, which has several; undefined when they are not known. */
 export function splitShapes(node: GraphNode, { shapes: [x], integers: [, sizes] }: KnownInputs) {
   if (!x) return undefined;
@@ -196,5 +224,8 @@ export const SHAPE_RULES: Record<string, ShapeRule> = {
   Gather: gather,
   Expand: expand,
   ConstantOfShape: constantOfShape,
+  ConvTranspose: convTranspose,
+  DepthToSpace: depthToSpace,
+  Resize: resize,
   Split: (node, known) => splitShapes(node, known)?.[0],
 };

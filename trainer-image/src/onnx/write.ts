@@ -58,9 +58,9 @@ function valueInfo(name: string, dims: number[], type: DataType = 'FLOAT') {
 }
 
 /**
- * The file of a graph: one input, [N, channels, height, width] or as `layout` and `elementType` say it, one output
- * [N, dim], a free N. Names are the graph's. The weights are copied once, into the result. What was taken out of the
- * graph when it was read is put in front again: the head (withInputRange), and Transpose and Cast (input-layout.ts).
+ * The file of a graph: one input, [N, channels, height, width] or as `layout` and `elementType` say it, its outputs or
+ * one [N, dim], a free N. Names are the graph's. The weights are copied once, into the result. What was taken out of
+ * the graph when it was read is put in front again: the head (withInputRange), and Transpose and Cast (input-layout.ts).
  */
 export function encodeOnnx(
   behindHead: Graph,
@@ -79,7 +79,9 @@ export function encodeOnnx(
       node: graph.nodes.map(encodeNode),
       initializer: Object.entries(graph.initializers).map(([name, tensor]) => encodeTensor(name, tensor)),
       input: [valueInfo(input.name, fileSizes(input), input.elementType === 'uint8' ? 'UINT8' : 'FLOAT')],
-      output: [valueInfo(output.name, [output.dim])],
+      output: (graph.outputs ?? [{ name: output.name, dims: [output.dim] }]).map(({ name, dims }) =>
+        valueInfo(name, dims),
+      ),
     },
     opsetImport: [{ domain: '', version: OPSET }],
     metadataProps: Object.entries({ ...range, ...layout, ...metadata }).map(([key, value]) => ({ key, value })),

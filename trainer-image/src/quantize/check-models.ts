@@ -17,6 +17,23 @@ export interface CheckOptions {
   signal: AbortSignal;
 }
 
+/** @throws FacetrainError NotANumber when an output is not finite on the first pictures */
+export async function checkOutputs(
+  model: Embedder,
+  pictures: Pictures,
+  { subject, signal }: Pick<CheckOptions, 'signal'> & { subject: string },
+): Promise<void> {
+  const values = await model.embed(firstPictures(pictures), { signal });
+  const notFinite = values.reduce((count, value) => count + Number(!Number.isFinite(value)), 0);
+  if (notFinite === 0) return;
+  throw new FacetrainError({
+    code: 'NotANumber',
+    subject,
+    found: `${notFinite} of ${values.length} numbers of its outputs are not finite`,
+    allowed: 'a trained model, and the range of its input that it was trained with (--input-range)',
+  });
+}
+
 /**
  * Compares folded layers with the graph that they were made of, which another executor runs.
  * @param original the graph, whose embeddings are finite

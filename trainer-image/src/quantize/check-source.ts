@@ -23,6 +23,8 @@ const CHECKED_PICTURES = EMBEDDING_BATCH;
  */
 const LARGEST_ACTIVATION = 1e15;
 
+/** Of an embedding; fewer are scores. */
+const FEWEST_DIMENSIONS = 16;
 /** Single channels with fewer values may be constant by chance: those of a Relu on vectors. */
 const FEWEST_SAMPLES = 8;
 /** Of a node's channels. More are worth a warning only: weight decay has made them zero in trained networks, too. */
@@ -56,6 +58,11 @@ export async function checkSource(
     ({ samples, channels, constantChannels }) => samples > 1 && constantChannels === channels,
   );
   const embeddings = await model.embed(few, { signal });
+  // A classifier's few numbers may be alike on all pictures.
+  if (model.dim < FEWEST_DIMENSIONS) {
+    if (constant) throw constantError(constant, subject);
+    return;
+  }
   // For zeros, no other range of the input is tried.
   if (constant && embeddings.every((value) => value === 0)) throw constantError(constant, subject);
   await checkSpread(embeddings, model.dim, {

@@ -6,7 +6,15 @@ import type { Embedder, Graph, Pictures } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
-import { compareOnSet, concatenate, cosines, type SetEmbeddings, summarize } from './compare.ts';
+import {
+  compareOnSet,
+  compareOutputs,
+  concatenate,
+  cosines,
+  type SetEmbeddings,
+  summarize,
+  summarizeOutputs,
+} from './compare.ts';
 import type { Calibration } from './inputs.ts';
 
 /** On verification sets: accuracy of both models, and the cosines of all pictures and their mirror images. */
@@ -41,9 +49,10 @@ export async function compareOnSets(
   );
 }
 
-/** On pictures without identities, when there are no sets: cosines alone. */
+/** On pictures without identities, when there are no sets: cosines alone, and those of each output of several. */
 export async function compareOnPictures(
   { pictures, source }: Calibration['compared'],
+  { outputs }: Pick<Graph, 'outputs'>,
   fp32: Embedder,
   int7: Embedder,
   { progress, signal }: Program,
@@ -53,7 +62,9 @@ export async function compareOnPictures(
       signal,
       onBatch: (done) => progress.update({ step: before + done, totalSteps: 2 * pictures.count }),
     });
-  return summarize([], cosines(await embed(fp32, 0), await embed(int7, pictures.count), fp32.dim), source);
+  const [reference, quantized] = [await embed(fp32, 0), await embed(int7, pictures.count)];
+  if (outputs) return summarizeOutputs(compareOutputs(reference, quantized, outputs), source, pictures.count);
+  return summarize([], cosines(reference, quantized, fp32.dim), source);
 }
 
 /** An embedder of the mirror images alone. The native `flip` adds both embeddings, and here each is compared. */

@@ -1,5 +1,6 @@
 /** The metrics of an INT7 model against its FP32 model, and the gate's bounds on them. Pure. */
-import type { Comparison, Gate, Metrics, QuantizeConfig } from '@facetrain/api';
+import { type Comparison, FacetrainError, type Gate, type Metrics, type QuantizeConfig } from '@facetrain/api';
+import type { GraphOutput } from '@facetrain/native';
 import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
 import { verify } from '../verification/protocol.ts';
 
@@ -73,6 +74,76 @@ export function summarize(
     comparisons,
     measuredOn: { source, pictures: measured.length },
   };
+}
+
+/** One output of both models. */
+export type ComparedOutput = NonNullable<Metrics['outputs']>[number];
+
+/**
+ * Each output of two models that are no embeddings.
+ * @param a of the FP32 model, [pictures, numbers of all outputs]; b: of the INT7 model
+ * @throws FacetrainError NotANumber when a number is not finite
+ */
+export function compareOutputs(a: Float32Array, b: Float32Array, outputs: GraphOutput[]): ComparedOutput[] {
+  const sizes = outputs.map(({ dims }) => dims.reduce((product, dim) => product * dim, 1));
+  const all = sizes.reduce((sum, size) => sum + size, 0);
+  let first = 0;
+  return outputs.map(({ name, dims }, index) => {
+    const size = sizes[index]!;
+    const start = first;
+    first += size;
+    const of = (values: Float32Array, picture: number) =>
+      values.subarray(picture * all + start, picture * all + start + size);
+    const pictures = Array.from({ length: a.length / all }, (_, picture) => [of(a, picture), of(b, picture)] as const);
+    const measured = Float64Array.from(pictures, ([fp32, int7]) => outputCosine(fp32, int7));
+    if (measured.some(Number.isNaN))
+      throw new FacetrainError({
+        code: 'NotANumber',
+        subject: `output "${name}"`,
+        found: 'numbers that are not finite',
+        allowed: 'a trained model, and the range of its input that it was trained with',
+      });
+    const same = pictures.filter(([fp32, int7]) => largestAt(fp32) === largestAt(int7)).length;
+    return {
+      name,
+      meanCosine: mean(measured),
+      percentile1Cosine: measured.toSorted()[Math.floor(measured.length / 100)]!,
+      top1Agreement: dims.length === 1 && size > 1 ? same / pictures.length : null,
+    };
+  });
+}
+
+/** Metrics of a model of several outputs, all of one weight. */
+export function summarizeOutputs(
+  outputs: ComparedOutput[],
+  source: NonNullable<Metrics['measuredOn']>['source'],
+  pictures: number,
+): Metrics {
+  const over = (value: (output: ComparedOutput) => number) => mean(Float64Array.from(outputs, value));
+  return {
+    meanCosine: over(({ meanCosine }) => meanCosine),
+    percentile1Cosine: over(({ percentile1Cosine }) => percentile1Cosine),
+    accuracyDrop: null,
+    comparisons: [],
+    outputs,
+    measuredOn: { source, pictures },
+  };
+}
+
+/** Of two vectors of zeros 1; of one, 0. NaN when a number is not finite. */
+function outputCosine(a: Float32Array, b: Float32Array): number {
+  let [product, squareA, squareB] = [0, 0, 0];
+  for (let i = 0; i < a.length; ++i) {
+    product += a[i]! * b[i]!;
+    squareA += a[i]! ** 2;
+    squareB += b[i]! ** 2;
+  }
+  if (squareA === 0 || squareB === 0) return squareA === squareB ? 1 : 0 * (squareA + squareB);
+  return product / (Math.sqrt(squareA) * Math.sqrt(squareB));
+}
+
+function largestAt(values: Float32Array): number {
+  return values.reduce((best, value, i) => (value > values[best]! ? i : best), 0);
 }
 
 /**

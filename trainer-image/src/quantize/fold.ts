@@ -8,19 +8,26 @@
  *     IResNet's units) stays a `pointwise` layer, unless the convolution has no padding or the offset is zero.
  */
 import type { Graph, Layer, LayerGraph } from '@facetrain/native';
-import { type AffineMap, type Operation, onnxToOperations, operandsOf, toLayerGraph } from './onnx-to-layers.ts';
+import {
+  type AffineMap,
+  type Operation,
+  onnxToOperations,
+  operandsOf,
+  type ReadLayersOptions,
+  toLayerGraph,
+} from './onnx-to-layers.ts';
 
 type Weighted = Extract<Layer, { kind: 'conv' | 'fc' }>;
 
 /** @throws FacetrainError as onnxToOperations */
-export function fold(graph: Graph): LayerGraph {
-  const { name } = graph.output;
-  return toLayerGraph(graph, foldIntoReaders(foldIntoProducers(onnxToOperations(graph), name), name));
+export function fold(graph: Graph, options: Pick<ReadLayersOptions, 'strict' | 'onReal'> = {}): LayerGraph {
+  const outputs = new Set((graph.outputs ?? [graph.output]).map(({ name }) => name));
+  return toLayerGraph(graph, foldIntoReaders(foldIntoProducers(onnxToOperations(graph, options), outputs), outputs));
 }
 
 /** Folds each affine map into the layer or the map in front of it, if nothing else reads the output of that. */
-function foldIntoProducers(operations: Operation[], output: string): Operation[] {
-  const readers = countReaders(operations, output);
+function foldIntoProducers(operations: Operation[], outputs: ReadonlySet<string>): Operation[] {
+  const readers = countReaders(operations, outputs);
   const producers = new Map<string, Operation>();
   const result: Operation[] = [];
   for (const operation of operations) {
@@ -70,10 +77,10 @@ function affineAfterWeights<T extends Weighted>(layer: T, { scale, offset }: Aff
  * Folds each remaining affine map into the layers that read it, if the result is exact for all of them. From the end,
  * so that a chain of maps folds completely.
  */
-function foldIntoReaders(operations: Operation[], output: string): Operation[] {
+function foldIntoReaders(operations: Operation[], outputs: ReadonlySet<string>): Operation[] {
   let result = operations;
   for (const operation of operations.toReversed()) {
-    if (operation.kind !== 'affine' || operation.output === output) continue;
+    if (operation.kind !== 'affine' || outputs.has(operation.output)) continue;
     const readers = result.filter((reader) => operandsOf(reader).includes(operation.output));
     if (!readers.every((reader) => canFoldExactly(reader, operation))) continue;
     result = result
@@ -111,8 +118,8 @@ function weightsAfterAffine<T extends Weighted>(layer: T, { input, scale, offset
   return { ...layer, input, weight: { dims: layer.weight.dims, data }, bias };
 }
 
-function countReaders(operations: Operation[], output: string): Map<string, number> {
-  const readers = new Map([[output, 1]]);
+function countReaders(operations: Operation[], outputs: ReadonlySet<string>): Map<string, number> {
+  const readers = new Map([...outputs].map((output) => [output, 1]));
   for (const operation of operations)
     for (const input of operandsOf(operation)) readers.set(input, (readers.get(input) ?? 0) + 1);
   return readers;

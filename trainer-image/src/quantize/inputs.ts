@@ -6,6 +6,7 @@ import { ARTIFACT, FacetrainError, type QuantizeConfig, type StoredFile } from '
 import {
   EMBEDDING_BATCH,
   type Graph,
+  type GraphNode,
   inspectDataset,
   type LayerGraph,
   type Pictures,
@@ -16,6 +17,7 @@ import { drawPictures } from '../dataset/sample-indices.ts';
 import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { checkEmbeddingMemory } from '../onnx/memory.ts';
 import { openModel, withSubject } from '../onnx/open-model.ts';
+import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from '../onnx/operators.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -23,11 +25,16 @@ import { digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
 import { fold } from './fold.ts';
+import { QUANTIZER_OPERATORS, type RealNode } from './onnx-to-layers.ts';
 
 export interface SourceModel {
   graph: Graph;
   /** The same function, as the layers to be quantized. */
   layers: LayerGraph;
+  /** Nodes that stay FP32. */
+  real: RealNode[];
+  /** Whether the executor of eval and train runs the graph: it is one embedding, of operators that it knows. */
+  executable: boolean;
   /** What the file's input is. */
   range: FoundRange;
   file: StoredFile;
@@ -37,17 +44,19 @@ export interface SourceModel {
   removed: string[];
 }
 
+const EXECUTED = new Set<string>([...CANONICAL_OPERATORS, ...FLOAT_OPERATORS]);
+
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
-export async function loadModel({ model }: Pick<QuantizeConfig, 'model'>): Promise<SourceModel> {
-  const read = await readOnnx(model.path, { output: model.output });
+export async function loadModel({ model, search }: Pick<QuantizeConfig, 'model' | 'search'>): Promise<SourceModel> {
+  const read = await readOnnx(model.path, { output: model.output, every: true, size: model.inputSize });
   const { removed, file, externalFiles } = read;
   const { graph, range } = withInputRange(read, { given: model.input, subject: file });
-  if (graph.input.channels !== 3) {
+  if (graph.input.channels !== 3 && graph.input.channels !== 1) {
     throw new FacetrainError({
       code: 'InvalidModel',
       subject: model.path,
       found: `an input of ${graph.input.channels} channels`,
-      allowed: 'one of 3, a color picture',
+      allowed: 'one of 3, a color picture, or of 1, its gray',
     });
   }
   checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
@@ -59,14 +68,19 @@ export async function loadModel({ model }: Pick<QuantizeConfig, 'model'>): Promi
       found: 'has a node or a value called __proto__',
       allowed: 'another name for it',
     });
-  // What the executor refuses is refused as eval and train do.
-  const executor = await openModel(graph, file, { computeThreads: 1 });
-  await executor.close();
+  // What the executor refuses is refused as eval and train do, if it is an embedding of operators that these read.
+  const isExecuted = ({ op }: GraphNode) => EXECUTED.has(op) || !QUANTIZER_OPERATORS.includes(op);
+  const executable = !graph.outputs && graph.input.channels === 3 && graph.nodes.every(isExecuted);
+  if (executable) {
+    const executor = await openModel(graph, file, { computeThreads: 1 });
+    await executor.close();
+  }
   try {
-    const layers = fold(graph);
+    const real: RealNode[] = [];
+    const layers = fold(graph, { strict: search.strict, onReal: (node) => real.push(node) });
     const externalData: SourceModel['externalData'] = {};
     for (const path of externalFiles) externalData[relative(dirname(file), path)] = await digestFile(path);
-    return { graph, range, layers, file: await digestFile(file), externalData, removed };
+    return { graph, range, layers, real, executable, file: await digestFile(file), externalData, removed };
   } catch (error) {
     throw withSubject(model.path, error);
   }
@@ -82,6 +96,17 @@ export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'eva
       allowed: 'evaluation.sets to measure accuracy on, or no bound',
     });
   }
+}
+
+/** @throws FacetrainError InvalidConfig when there are sets, and the model has no embedding to verify faces by */
+export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { outputs }: Graph): void {
+  if (!outputs || evaluation.sets.length === 0) return;
+  throw new FacetrainError({
+    code: 'InvalidConfig',
+    subject: model.path,
+    found: `outputs ${outputs.map(({ name }) => `"${name}"`).join(', ')}, and evaluation sets`,
+    allowed: 'one embedding [N, d] (--output, model.output), or no evaluation sets',
+  });
 }
 
 /** @throws FacetrainError InvalidConfig when the gate needs a set and there is none; InvalidVerificationSet */

@@ -14,7 +14,7 @@ export function inputsOf(layer: Layer): string[] {
   return layer.kind === 'add' || layer.kind === 'node' ? layer.inputs : [layer.input];
 }
 
-/** The shape of a tensor with these dimensions, of which the first is a batch of 1; of a rank without pixels, a vector. */
+/** The shape of a tensor with these dimensions, the first a batch of 1; of a rank without pixels, a vector. */
 export function shapeOf(dims: number[]): Shape {
   const isMap = dims.length === 4 && dims[0] === 1;
   return isMap ? [dims[1]!, dims[2]!, dims[3]!] : [dims.reduce((product, dim) => product * dim, 1), 1, 1];

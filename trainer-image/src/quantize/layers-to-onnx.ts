@@ -1,12 +1,12 @@
 /**
- * Writes a layer graph as an FP32 ONNX graph: one node a layer, under the layer's name. The inverse is
- * onnx-to-layers.ts.
+ * Writes a layer graph as an FP32 ONNX graph: one node a layer, under the layer's name (of a layer of several nodes,
+ * the last has it). The inverse is onnx-to-layers.ts.
  *
  * Knows layers and ONNX operators, and nothing of quantization: qdq.ts adds that to the graph written here.
  */
-import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
+import type { Graph, GraphNode, Layer, LayerGraph, NodeLayer, Tensor } from '@facetrain/native';
 import { UniqueNames } from '../onnx/unique-names.ts';
-import { inputsOf } from './layer-shapes.ts';
+import { inputsOf, tensorShapes } from './layer-shapes.ts';
 
 /** The ONNX operator of a layer, with its constant inputs by the suffix of their names, in the operator's order. */
 interface Operator {
@@ -15,54 +15,120 @@ interface Operator {
   attributes?: GraphNode['attributes'];
 }
 
-/**
- * A layer that reads vectors [N, C] reads a feature map [N, C, H, W] through a Flatten. Each map has one at most,
- * in front of the first layer that needs it. A graph that ends with a feature map gets a Flatten at its end.
- */
+/** An FP32 graph, and what in it is part of a layer. */
+export interface WrittenLayers {
+  graph: Graph;
+  /** The nodes between layers, which only give a tensor another shape, by the value that they compute. */
+  views: Map<string, GraphNode>;
+  /** Values inside a layer of several nodes. */
+  inner: Set<string>;
+  /** Names of the nodes of layers that stay in FP32. */
+  real: Set<string>;
+}
+
 export function layersToOnnx(graph: LayerGraph): Graph {
+  return writeLayers(graph).graph;
+}
+
+/**
+ * A layer that reads vectors [N, C] reads a feature map [N, C, H, W] through a Flatten, and one that reads maps reads a
+ * vector through a Reshape. Each tensor has one of each at most, in front of the first layer that needs it. A graph of
+ * one embedding that ends with a feature map gets a Flatten at its end.
+ */
+export function writeLayers(graph: LayerGraph): WrittenLayers {
   const names = new UniqueNames([graph.input.name, ...graph.layers.flatMap(({ name, output }) => [name, output])]);
   const nodes: GraphNode[] = [];
   const initializers: Record<string, Tensor> = {};
-  /** Tensors of shape [N, C]. */
+  const [views, inner, real] = [new Map<string, GraphNode>(), new Set<string>(), new Set<string>()];
+  const shapes = tensorShapes(graph);
+  /** Tensors of shape [N, C], and those that are neither that nor maps. */
   const vectors = new Set<string>();
-  /** Flattened values by the feature map that they come from. */
+  const others = new Set<string>();
+  /** Views by the tensor that they show. */
   const flattened = new Map<string, string>();
+  const mapped = new Map<string, string>();
 
-  const flatten = (name: string, input: string, output: string): void => {
-    nodes.push({ name, op: 'Flatten', inputs: [input], outputs: [output], attributes: { axis: 1 } });
+  const constant = (preferred: string, tensor: Tensor): string => {
+    const name = names.take(preferred);
+    initializers[name] = tensor;
+    return name;
+  };
+  const flatten = (name: string, input: string, output: string): GraphNode => {
+    const node = { name, op: 'Flatten', inputs: [input], outputs: [output], attributes: { axis: 1 } };
+    nodes.push(node);
+    return node;
   };
   const asVector = (tensor: string): string => {
     if (vectors.has(tensor)) return tensor;
     let vector = flattened.get(tensor);
     if (vector === undefined) {
       vector = names.take(`${tensor}.flat`);
-      flatten(vector, tensor, vector);
+      views.set(vector, flatten(vector, tensor, vector));
       flattened.set(tensor, vector);
     }
     return vector;
   };
+  const asMap = (tensor: string): string => {
+    if (!vectors.has(tensor)) return tensor;
+    let map = mapped.get(tensor);
+    if (map === undefined) {
+      map = names.take(`${tensor}.map`);
+      const target = BigInt64Array.from([0, shapes.get(tensor)![0], 1, 1], BigInt);
+      const inputs = [tensor, constant(`${map}.shape`, { dims: [4], data: target })];
+      const node = { name: map, op: 'Reshape', inputs, outputs: [map], attributes: {} };
+      nodes.push(node);
+      views.set(map, node);
+      mapped.set(tensor, map);
+    }
+    return map;
+  };
+  const asDims = (tensor: string, dims: number[]): string =>
+    others.has(tensor) ? tensor : dims.length === 2 ? asVector(tensor) : asMap(tensor);
+
+  const writeNode = (layer: NodeLayer): void => {
+    const { name, inputs, output, inputDims, outputDims, steps } = layer;
+    const read = inputs.map((tensor, i) => asDims(tensor, inputDims[i]!));
+    if (layer.real) real.add(name);
+    if (outputDims.length === 2 && outputDims[0] === 1) vectors.add(output);
+    else if (outputDims.length !== 4 || outputDims[0] !== 1) others.add(output);
+    const values: string[] = [];
+    steps.forEach(({ op, attributes, operands }, i) => {
+      const isLast = i === steps.length - 1;
+      const value = isLast ? output : names.take(`${name}.${i}`);
+      if (!isLast) inner.add(value);
+      values.push(value);
+      const constants = operands.map((operand, k) => {
+        if ('constant' in operand) return constant(`${name}.${i}.${k}`, operand.constant as Tensor);
+        if ('step' in operand) return values[operand.step as number]!;
+        return 'input' in operand ? read[operand.input as number]! : '';
+      });
+      nodes.push({ name: isLast ? name : value, op, inputs: constants, outputs: [value], attributes });
+    });
+  };
 
   for (const layer of graph.layers) {
-    const isVector =
-      layer.kind === 'fc' || (layer.kind !== 'conv' && inputsOf(layer).some((input) => vectors.has(input)));
+    if (layer.kind === 'node') {
+      writeNode(layer);
+      continue;
+    }
+    const readsMaps = layer.kind === 'conv' || layer.kind === 'pool';
+    const isVector = layer.kind === 'fc' || (!readsMaps && inputsOf(layer).some((input) => vectors.has(input)));
     if (isVector) vectors.add(layer.output);
-    const inputs = inputsOf(layer).map((input) => (isVector ? asVector(input) : input));
-    const endsWithMap = layer.output === graph.output.name && !isVector;
+    const inputs = inputsOf(layer).map((input) => (isVector ? asVector(input) : asMap(input)));
+    const endsWithMap = !graph.outputs && layer.output === graph.output.name && !isVector;
     const output = endsWithMap ? names.take(`${layer.output}.map`) : layer.output;
 
     const { op, constants = {}, attributes = {} } = operatorOf(layer, isVector);
-    for (const [suffix, tensor] of Object.entries(constants)) {
-      const name = names.take(`${layer.name}.${suffix}`);
-      initializers[name] = tensor;
-      inputs.push(name);
-    }
+    for (const [suffix, tensor] of Object.entries(constants)) inputs.push(constant(`${layer.name}.${suffix}`, tensor));
     nodes.push({ name: layer.name, op, inputs, outputs: [output], attributes });
     if (endsWithMap) flatten(names.take(`${layer.output}.flat`), output, layer.output);
   }
-  return { input: { ...graph.input }, output: { ...graph.output }, nodes, initializers };
+  const { input, output, outputs } = graph;
+  const written = { input: { ...input }, output: { ...output }, ...(outputs && { outputs }), nodes, initializers };
+  return { graph: written, views, inner, real };
 }
 
-function operatorOf(layer: Layer, isVector: boolean): Operator {
+function operatorOf(layer: Exclude<Layer, NodeLayer>, isVector: boolean): Operator {
   switch (layer.kind) {
     case 'conv': {
       const { weight, strides, pads, dilations, group } = layer;
@@ -84,8 +150,6 @@ function operatorOf(layer: Layer, isVector: boolean): Operator {
       return { op: 'Add' };
     case 'pool':
       return { op: 'GlobalAveragePool' };
-    case 'node':
-      throw new TypeError(`layer ${layer.name} is a node, which is not written yet`);
   }
 }
 

@@ -11,6 +11,13 @@ export interface Value {
   tensor: string;
   shape: Shape;
   flat: boolean;
+  /** Of a value that is neither a map nor flat: its dimensions for one picture. Only nodes in FP32 read it. */
+  dims?: number[];
+}
+
+/** The dimensions of a value for one picture, with the batch of 1. */
+export function dimsOf({ shape, flat, dims }: Value): number[] {
+  return dims ?? (flat ? [1, elementCount(shape)] : [1, ...shape]);
 }
 
 export class Operands {
@@ -37,9 +44,15 @@ export class Operands {
     return Object.hasOwn(this.#initializers, name);
   }
 
-  /** A computed operand. */
+  /** A computed operand, which is a map or flat. */
   value(node: GraphNode, index: number): Value {
     const value = this.#values.get(node.inputs[index] ?? '');
+    if (value?.dims)
+      throw this.unsupported(
+        node,
+        `an input of ${value.dims.length} dimensions`,
+        'a feature map [N, channels, height, width] or rows of features [N, features]',
+      );
     if (!value)
       throw this.unsupported(
         node,

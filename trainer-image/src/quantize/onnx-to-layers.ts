@@ -3,14 +3,19 @@
  * layers-to-onnx.ts.
  *
  * Every operator becomes a layer, or an affine map y = scale·x + offset per channel (batch norms, and constants that
- * are added or multiplied). Flatten and Reshape change no numbers and disappear. Other operators are refused.
+ * are added or multiplied). Flatten and Reshape change no numbers and disappear. What none of these layers is becomes a
+ * node (node-layers.ts): quantized like other layers if it computes maps of maps, else in FP32.
  * Knows nothing of quantization, and moves no numbers between layers: that is fold.ts.
  */
 import { FacetrainError } from '@facetrain/api';
-import type { Graph, GraphNode, Layer, LayerGraph, Tensor } from '@facetrain/native';
+import type { Graph, GraphNode, Layer, LayerGraph, NodeLayer, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap } from '../onnx/channel-map.ts';
-import { elementCount, inputsOf, outputShape } from './layer-shapes.ts';
-import { Operands, type Value } from './onnx-operands.ts';
+import { inferShapes } from '../onnx/infer-shapes.ts';
+import { axisIndex } from '../onnx/known-integers.ts';
+import { UniqueNames } from '../onnx/unique-names.ts';
+import { elementCount, inputsOf, outputShape, shapeOf } from './layer-shapes.ts';
+import { functionRegions, isQuantizedNode, NODE_OPERATORS, nodeLayer } from './node-layers.ts';
+import { dimsOf, Operands, type Value } from './onnx-operands.ts';
 
 /** y = scale·x + offset per channel, or per value of a flattened feature map: in front of an fc, that is as good. */
 export interface AffineMap {
@@ -26,25 +31,46 @@ export interface AffineMap {
 
 export type Operation = Layer | AffineMap;
 
+/** A node that stays in FP32, and why. */
+export interface RealNode {
+  /** `node "NAME" (OPERATOR)`. */
+  node: string;
+  reason: string;
+}
+
+export interface ReadLayersOptions {
+  /** Refuses what would stay in FP32. */
+  strict?: boolean | undefined;
+  /** Values that the file quantizes: no function of several operators reaches over one (node-layers.ts). */
+  boundaries?: ReadonlySet<string> | undefined;
+  /** Called for each node that stays in FP32. */
+  onReal?: ((real: RealNode) => void) | undefined;
+}
+
 /**
  * The layers of a graph in topological order, an affine map as a pointwise layer.
  * @throws FacetrainError as onnxToOperations
  */
-export function onnxToLayers(graph: Graph): LayerGraph {
-  return toLayerGraph(graph, onnxToOperations(graph));
+export function onnxToLayers(graph: Graph, options: ReadLayersOptions = {}): LayerGraph {
+  return toLayerGraph(graph, onnxToOperations(graph, options));
 }
 
 /**
- * In topological order; the last operation's output has the name of the graph's output.
- * @param graph as onnx/read.ts returns it: finite weights, unique node names, no node that the output does not need
+ * In topological order; outputs have the names of the graph's outputs.
+ * @param graph as onnx/read.ts returns it: finite weights, unique node names, no node that no output needs
  * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel
  */
-export function onnxToOperations(graph: Graph): Operation[] {
-  return new OnnxReader(graph).read();
+export function onnxToOperations(graph: Graph, options: ReadLayersOptions = {}): Operation[] {
+  return new OnnxReader(graph, options).read();
 }
 
-export function toLayerGraph({ input, output }: Graph, operations: Operation[]): LayerGraph {
-  return { input: { ...input }, output: { ...output }, layers: operations.map(asLayer) };
+export function toLayerGraph({ input, output, outputs }: Graph, operations: Operation[]): LayerGraph {
+  return {
+    input: { ...input },
+    output: { ...output },
+    ...(outputs && { outputs: structuredClone(outputs) }),
+    layers: operations.map(asLayer),
+  };
 }
 
 function asLayer(operation: Operation): Layer {
@@ -83,32 +109,110 @@ const OPERATORS: Record<string, (reader: OnnxReader, node: GraphNode) => void> =
   Sub: (reader, node) => reader.arithmetic(node),
 };
 
+/** All operators that the quantizer reads. */
+export const QUANTIZER_OPERATORS = [...new Set([...Object.keys(OPERATORS), ...NODE_OPERATORS])].toSorted();
+
 class OnnxReader {
   readonly operands: Operands;
   private readonly graph: Graph;
+  private readonly options: ReadLayersOptions;
   private readonly operations: Operation[] = [];
+  private readonly shapes: Map<string, number[]>;
 
-  constructor(graph: Graph) {
+  constructor(graph: Graph, options: ReadLayersOptions) {
     this.graph = graph;
+    this.options = options;
     this.operands = new Operands(graph);
+    this.shapes = inferShapes(graph, 1);
   }
 
   read(): Operation[] {
+    const regions = functionRegions(this.graph, this.options.boundaries ?? new Set());
+    const inside = new Set([...regions.values()].flatMap(({ nodes }) => nodes.slice(0, -1)));
     for (const node of this.graph.nodes) {
-      if (!Object.hasOwn(OPERATORS, node.op))
-        throw this.operands.unsupported(node, `operator ${node.op}`, `one of ${Object.keys(OPERATORS).join(', ')}`);
-      OPERATORS[node.op]!(this, node);
+      if (inside.has(node)) continue;
+      const region = regions.get(node);
+      if (region && this.functionOf(region.nodes)) continue;
+      // What is no function after all is read node by node.
+      for (const each of region?.nodes ?? [node]) this.readNode(each);
     }
+    return this.graph.outputs ? this.withOutputs() : this.withOutput();
+  }
+
+  private readNode(node: GraphNode): void {
+    let refused: FacetrainError;
+    try {
+      if (!Object.hasOwn(OPERATORS, node.op))
+        throw this.operands.unsupported(node, `operator ${node.op}`, `one of ${QUANTIZER_OPERATORS.join(', ')}`);
+      OPERATORS[node.op]!(this, node);
+      return;
+    } catch (error) {
+      if (!(error instanceof FacetrainError) || error.code !== 'UnsupportedOperator') throw error;
+      refused = error;
+    }
+    this.asNode(node, refused);
+  }
+
+  /** @returns whether a layer computes the function; not where it is of a value of another rank */
+  private functionOf(nodes: GraphNode[]): boolean {
+    const layer = this.layerOf(nodes);
+    if (!layer || !isQuantizedNode(layer)) return false;
+    this.addNode({ ...layer, real: false });
+    return true;
+  }
+
+  /** Nodes as one layer in FP32; undefined where an operand or the output's shape is not known. */
+  private layerOf(nodes: GraphNode[], initializers = this.graph.initializers): NodeLayer | undefined {
+    const name = nodes.at(-1)!.outputs[0]!;
+    const dims = this.shapes.get(name);
+    const made = new Set(nodes.map(({ outputs }) => outputs[0]!));
+    const isKnown = (input: string) =>
+      input === '' || made.has(input) || Object.hasOwn(initializers, input) || this.operands.find(input) !== undefined;
+    if (!dims?.length || !nodes.every(({ inputs }) => inputs.every(isKnown))) return undefined;
+    const input = (value: string) => {
+      const found = this.operands.find(value)!;
+      return { tensor: found.tensor, dims: dimsOf(found) };
+    };
+    return nodeLayer(nodes, { initializers }, input, { name, dims }, true);
+  }
+
+  /** A node that no other layer is. @param refused why not */
+  private asNode(node: GraphNode, refused: FacetrainError): void {
+    if (!NODE_OPERATORS.includes(node.op)) throw refused;
+    const parts = node.op === 'Split' ? slicesOf(node, this.shapes) : [{ node, constants: {} }];
+    for (const { node: part, constants } of parts ?? []) {
+      const layer = this.layerOf([part], { ...this.graph.initializers, ...constants });
+      if (!layer) throw refused;
+      if (isQuantizedNode(layer)) {
+        this.addNode({ ...layer, real: false });
+        continue;
+      }
+      if (this.options.strict)
+        throw this.operands.unsupported(
+          node,
+          refused.found,
+          `${refused.allowed}; or no search.strict (--strict), so that it stays FP32`,
+        );
+      this.options.onReal?.({ node: this.operands.subject(node), reason: refused.found });
+      this.addNode(layer);
+    }
+    if (!parts) throw refused;
+  }
+
+  private addNode(layer: NodeLayer): void {
+    this.operations.push(layer);
+    const { output, outputDims } = layer;
+    const isMap = outputDims.length === 4 && outputDims[0] === 1;
+    const isFlat = outputDims.length === 2 && outputDims[0] === 1;
+    const dims = isMap || isFlat ? {} : { dims: outputDims };
+    this.operands.define(output, { tensor: output, shape: shapeOf(outputDims), flat: isFlat, ...dims });
+  }
+
+  /** The operations of a graph of one embedding, whose last output has the name of the graph's output. */
+  private withOutput(): Operation[] {
     const { name, dim } = this.graph.output;
     const output = this.operands.find(name);
-    if (!output || output.tensor === this.graph.input.name) {
-      throw new FacetrainError({
-        code: 'InvalidModel',
-        subject: `output "${name}"`,
-        found: 'no layer computes it',
-        allowed: 'an output that depends on the input through a layer',
-      });
-    }
+    if (!output || output.tensor === this.graph.input.name) throw this.noLayer(name);
     if (elementCount(output.shape) !== dim) {
       throw new FacetrainError({
         code: 'InvalidModel',
@@ -118,6 +222,69 @@ class OnnxReader {
       });
     }
     return this.operations.map((operation) => renamed(operation, output.tensor, name));
+  }
+
+  /**
+   * The operations with a tensor for each output that no layer reads: of one that a layer reads, or that is several
+   * outputs, and of a flattened map, a node in FP32 makes it.
+   */
+  private withOutputs(): Operation[] {
+    let { operations } = this;
+    const names = new UniqueNames([
+      this.graph.input.name,
+      ...this.graph.outputs!.map(({ name }) => name),
+      ...operations.flatMap(({ name, output }) => [name, output]),
+    ]);
+    for (const { name, dims } of this.graph.outputs!) {
+      const value = this.operands.find(name);
+      if (!value || elementCount(value.shape) !== dims.reduce((count, dim) => count * dim, 1)) throw this.noLayer(name);
+      const { tensor } = value;
+      const isRead = operations.some((operation) => operandsOf(operation).includes(tensor));
+      const isOutput = this.graph.outputs!.some((other) => other.name === tensor && other.name !== name);
+      const isMade = operations.some(({ output }) => output === tensor);
+      const own = [1, ...dims];
+      const isVector = value.flat && elementCount(value.shape) === value.shape[0];
+      const from = value.dims ?? (isVector ? [1, value.shape[0]] : [1, ...value.shape]);
+      const isSame = from.join() === own.join();
+      if (isMade && !isRead && !isOutput && isSame) {
+        operations = operations.map((operation) => renamed(operation, tensor, name));
+        continue;
+      }
+      // The tensor may have the output's name: it gets another.
+      const source = tensor === name ? names.take(`${name}.value`) : tensor;
+      operations = operations.map((operation) => renamed(operation, tensor, source));
+      for (const other of this.graph.outputs!) {
+        const shared = this.operands.find(other.name);
+        if (shared?.tensor === tensor) this.operands.define(other.name, { ...shared, tensor: source });
+      }
+      operations = [
+        ...operations,
+        {
+          kind: 'node',
+          name: names.take(`${name}.output`),
+          inputs: [source],
+          output: name,
+          steps: [
+            isSame
+              ? { op: 'Identity', attributes: {}, operands: [{ input: 0 }] }
+              : { op: 'Flatten', attributes: { axis: 1 }, operands: [{ input: 0 }] },
+          ],
+          inputDims: [from],
+          outputDims: own,
+          real: true,
+        },
+      ];
+    }
+    return operations;
+  }
+
+  private noLayer(name: string): FacetrainError {
+    return new FacetrainError({
+      code: 'InvalidModel',
+      subject: `output "${name}"`,
+      found: 'no layer computes it',
+      allowed: 'an output that depends on the input through a layer',
+    });
   }
 
   conv(node: GraphNode): void {
@@ -324,6 +491,31 @@ class OnnxReader {
     this.operations.push(layer);
     this.operands.define(layer.output, { tensor: layer.output, shape, flat: input.flat });
   }
+}
+
+/** The slices that a Split makes, each with its constants; undefined when its sizes are not known. */
+function slicesOf(
+  node: GraphNode,
+  shapes: Map<string, number[]>,
+): { node: GraphNode; constants: Graph['initializers'] }[] | undefined {
+  const rank = shapes.get(node.inputs[0]!)?.length ?? NaN;
+  const at = axisIndex(Number(node.attributes.axis ?? 0), rank);
+  const lengths = node.outputs.map((output) => shapes.get(output)?.[at] ?? NaN);
+  if (lengths.some(Number.isNaN)) return undefined;
+  let first = 0;
+  return node.outputs.map((output, i) => {
+    const bounds = { start: first, end: first + lengths[i]!, axis: at };
+    first = bounds.end;
+    const constants = Object.fromEntries(
+      Object.entries(bounds).map(([key, value]) => [
+        `${node.name}.${i}.${key}`,
+        { dims: [1], data: BigInt64Array.of(BigInt(value)) },
+      ]),
+    );
+    const inputs = [node.inputs[0]!, ...Object.keys(constants)];
+    const name = i === 0 ? node.name : `${node.name}.${i}`;
+    return { node: { name, op: 'Slice', inputs, outputs: [output], attributes: {} }, constants };
+  });
 }
 
 function renamed(operation: Operation, from: string, to: string): Operation {

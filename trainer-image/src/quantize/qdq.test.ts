@@ -10,13 +10,13 @@ import * as ort from 'onnxruntime-node';
 import { decodeModel } from '../onnx/proto.ts';
 import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
-import { GraphBuilder, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
+import { GraphBuilder, networkOfNodes, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { checkWithOnnx } from '../testing/onnx-oracles.ts';
 import { fold } from './fold.ts';
 import { decodeInt7, encodeInt7 } from './qdq.ts';
 
 function throughFile(graph: Graph): Graph {
-  return parseOnnx(encodeOnnx(graph), 'model.int7.onnx').graph;
+  return parseOnnx(encodeOnnx(graph), 'model.int7.onnx', { every: true }).graph;
 }
 
 /** The layers with the real values of the integers as weights and biases, as a file has them. */
@@ -38,6 +38,7 @@ function withRealWeights(graph: LayerGraph, scales: Scales): LayerGraph {
 
 const NETWORKS: Record<string, () => Graph> = {
   'every kind of layer': smallFaceNet,
+  'nodes, and two outputs': networkOfNodes,
   'a convolution at the end': () => {
     const b = new GraphBuilder();
     return b.graph(

