@@ -51,6 +51,8 @@ const std::vector<bench::Option> kOptions{
     {"sample-rate", "R", "of a whole step; 1"},
     {"data", "FOLDER", "dataset of a whole step; without: noise in memory, whose decoding costs little"},
     {"loader-threads", "N", "that decode; 2"},
+    {"micro-batch", "M", "pictures that go through the backbone at once in a whole step; the batch"},
+    {"checkpoint-activations", "", "compute most activations twice"},
     {"json", "", "print the JSON alone"},
 };
 
@@ -60,6 +62,7 @@ struct Case {
   Precision precision;
   at::Device device;
   int64_t steps, warmup;
+  bool checkpoint_activations;
 };
 
 struct Figures {
@@ -75,6 +78,7 @@ Figures memory_of(at::Device device, Figures figures) {
 Figures measure_backbone(const Graph& graph, const Case& given) {
   const auto executor = make_executor(graph, given.device);
   executor->set_precision(resolve_precision(given.precision, given.device));
+  executor->checkpoint_activations(given.checkpoint_activations);
   at::manual_seed(1);
   const auto& [name, channels, height, width, range] = graph.input;
   const at::Tensor images = at::rand({given.batch, channels, height, width})
@@ -125,6 +129,9 @@ Figures measure_step(const Graph& graph, const Case& given, const Arguments& arg
   options.momentum = 0.9;
   options.weight_decay = 5e-4;
   options.clip_norm = 5;
+  options.micro_batch = arguments.integer("micro-batch", given.batch);
+  if (given.batch % options.micro_batch != 0) arguments.refuse("--micro-batch: it does not divide the batch");
+  options.checkpoint_activations = given.checkpoint_activations;
   options.precision = options.pfc.precision = resolve_precision(given.precision, given.device);
   std::shared_ptr<const Dataset> dataset;
   if (arguments.has("data")) {
@@ -204,7 +211,8 @@ int run(const Arguments& arguments) {
                        *precision,
                        device,
                        arguments.integer("steps", 10),
-                       arguments.integer("warmup", device.is_cuda() ? 5 : 2, 0)};
+                       arguments.integer("warmup", device.is_cuda() ? 5 : 2, 0),
+                       arguments.has("checkpoint-activations")};
       try {
         const Figures figures =
             mode == "backbone" ? measure_backbone(graph, given) : measure_step(graph, given, arguments);
