@@ -9,6 +9,8 @@ export const OUTPUT = {
   model: 'model/backbone.onnx',
   trainReport: 'train-report.json',
   trainReportHtml: 'train-report.html',
+  /** Folder of TensorBoard's event files. */
+  tensorboard: 'tensorboard',
   /** Folder of checkpoints, if `spec.checkpoint.uri` names no other. */
   checkpoints: 'checkpoints',
   /** Folder of the INT7 artifact, if `spec.quantize.output` names no other. */

@@ -9,6 +9,16 @@ import { TrainerConfig } from './trainer-config.ts';
 
 const interval = z.tuple([z.number(), z.number()]);
 
+/** Values in bars of equal width from `min` to `max`. */
+export const Histogram = z.strictObject({
+  min: z.number(),
+  max: z.number(),
+  sum: z.number(),
+  sumOfSquares: z.number(),
+  counts: z.array(z.int()).min(1),
+});
+export type Histogram = z.infer<typeof Histogram>;
+
 /** Accuracy on one verification set, with what only the report has. */
 export const EvaluationReport = EvaluationResult.extend({
   threshold: z
@@ -31,6 +41,13 @@ export const EvaluationReport = EvaluationResult.extend({
     .array(z.strictObject({ from: z.number(), to: z.number(), pairs: z.int(), errors: z.int() }))
     .optional()
     .describe('Pairs by the smaller norm of the two embeddings, a quarter each, with the wrong answers among them.'),
+  histograms: z
+    .strictObject({
+      norm: Histogram.describe('Lengths of embeddings, of a picture and its mirror image together.'),
+      sameAngle: Histogram.describe('Degrees between the embeddings of pairs of one person.'),
+      differentAngle: Histogram.describe('Degrees between those of different people.'),
+    })
+    .optional(),
 });
 export type EvaluationReport = z.infer<typeof EvaluationReport>;
 

@@ -65,6 +65,7 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
     ...checkpointFolders(paths, uid).flatMap((folder) => filesIn(folder, CHECKPOINT_FILES)),
     ...(paths.sharesCheckpoints ? [] : filesIn(paths.checkpoints, [CHECKPOINT_EVALUATIONS])),
     ...filesIn(out, [OUTPUT.trainReport, OUTPUT.trainReportHtml]),
+    ...filesIn(join(out, OUTPUT.tensorboard), [/events\.out\.tfevents\.[^/]+/]),
     ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
     ...[paths.artifact, ...setAside(paths.artifact)]
       .filter((folder) => isOwnArtifact(paths, folder))

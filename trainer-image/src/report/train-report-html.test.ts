@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { TrainReport } from '@facetrain/api';
 import { trainerConfig } from '../testing/training-gang.ts';
+import { histogram } from './histogram.ts';
 import { niceTicks, trainReportHtml } from './train-report-html.ts';
 
 function report(change: Partial<TrainReport> = {}): TrainReport {
@@ -80,8 +81,20 @@ test('the page shows the figures, loads no other file and has no script', () => 
     '<td>all</td><td></td><td>200</td>',
   ])
     assert(html.includes(text), `${text} is missing`);
-  assert.equal(html.match(/<svg/g)?.length, 3);
+  assert.equal(html.match(/<svg/g)?.length, 4);
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(/);
+});
+
+test('histograms of norms and angles, of the newest evaluation of a set that has them', () => {
+  const of = (values: number[]) => histogram(values);
+  const [first, ...others] = report().evaluations.toReversed();
+  const histograms = { norm: of([1, 2, 3, 3]), sameAngle: of([10, 20]), differentAngle: of([80, 95, 100]) };
+  const html = trainReportHtml(report({ evaluations: [...others.toReversed(), { ...first!, histograms }] }));
+  assert.equal(html.match(/<svg/g)?.length, 6);
+  assert.match(html, /degrees between the two embeddings of a pair/);
+  assert.equal(html.match(/<g class="bars c1">/g)?.length, 1);
+  assert.match(html, />10<\/text>.*>100<\/text>/s);
+  assert.doesNotMatch(html, /NaN|undefined|Infinity/);
 });
 
 test('bad pictures are named, and those beyond the list are counted', () => {

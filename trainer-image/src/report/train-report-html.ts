@@ -1,5 +1,13 @@
 /** train-report.html: one file for a browser, which loads no other file. Pure. */
-import { dataShare, NOTABLE_DATA_SHARE, STEP_STAGES, stepStages, type TrainReport } from '@facetrain/api';
+import {
+  dataShare,
+  type EvaluationReport as Evaluation,
+  type Histogram,
+  NOTABLE_DATA_SHARE,
+  STEP_STAGES,
+  stepStages,
+  type TrainReport,
+} from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
 const WIDTH = 760;
@@ -29,6 +37,10 @@ export function trainReportHtml(report: TrainReport): string {
   const hasCurves = report.history.length > 1;
   const hasBadPictures = Boolean(report.dataset.badPictures?.count);
   const learningRateBody = () => curve('learning rate', ({ learningRate }) => learningRate);
+  const histograms = sets.flatMap((set) => {
+    const found = report.evaluations.findLast((result) => result.set === set)?.histograms;
+    return found ? [embeddingHistograms(set, found)] : [];
+  });
   return page(
     `${name}: training report`,
     STYLE,
@@ -42,6 +54,8 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
+${section('Throughput', hasCurves, 'pictures per second, mean over the same intervals', () => curve('pictures/s', ({ imagesPerSecond }) => imagesPerSecond))}
+${section('Embeddings', histograms.length > 0, 'of the newest evaluation of each set', () => histograms.join('\n'))}
 ${section('Time of a step', Boolean(report.stageSeconds), 'mean over this attempt, on rank 0', () => stages(report))}
 ${section('Bad pictures', hasBadPictures, 'left out of the training', () => badPictures(report))}
 <h2>Configuration</h2>
@@ -184,6 +198,41 @@ ${lines.join('\n')}
 </svg>${series.length > 1 ? `<p class="legend">${legend}</p>` : ''}`;
 }
 
+/** Angles of both kinds of pairs in one chart, and norms in another. */
+function embeddingHistograms(set: string, found: NonNullable<Evaluation['histograms']>): string {
+  const { norm, sameAngle, differentAngle } = found;
+  const angles = bars([sameAngle, differentAngle], `angles of pairs of ${set}, in degrees`);
+  const kinds = `<span class="c0">one person</span> <span class="c1">different people</span>`;
+  return (
+    `<h3>${escapeHtml(set)} <small>degrees between the two embeddings of a pair: ${kinds}</small></h3>\n${angles}\n` +
+    `<p><small>lengths of the embeddings</small></p>\n${bars([norm], `lengths of embeddings of ${set}`)}`
+  );
+}
+
+/** Histograms over one axis, each as tall as its own highest bar. */
+function bars(all: readonly Histogram[], description: string): string {
+  const [low, high] = [Math.min(...all.map(({ min }) => min)), Math.max(...all.map(({ max }) => max))];
+  const height = HEIGHT / 2;
+  const x = (value: number) => LEFT + ((value - low) / (high - low || 1)) * (WIDTH - LEFT - RIGHT);
+  const shapes = all.map(({ min, max, counts }, index) => {
+    const width = (max - min) / counts.length;
+    const tallest = Math.max(...counts);
+    const rectangles = counts.map((number, bar) => {
+      const [from, to] = [x(min + bar * width), x(min + (bar + 1) * width)];
+      const tall = ((height - BOTTOM - TOP) * number) / tallest;
+      const place = `x="${from.toFixed(1)}" y="${(height - BOTTOM - tall).toFixed(1)}"`;
+      const title = `<title>${short(min + bar * width)} to ${short(min + (bar + 1) * width)}: ${count(number)}</title>`;
+      return `<rect ${place} width="${Math.max(1, to - from).toFixed(1)}" height="${tall.toFixed(1)}">${title}</rect>`;
+    });
+    return `<g class="bars c${index}">${rectangles.join('')}</g>`;
+  });
+  const ends = `<text x="${LEFT}" y="${height - 8}">${short(low)}</text><text x="${WIDTH - RIGHT}" y="${height - 8}" text-anchor="end">${short(high)}</text>`;
+  return `<svg viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${escapeHtml(description)}">
+${shapes.join('\n')}
+${ends}
+</svg>`;
+}
+
 /** Four to seven round numbers around [low, high]. */
 export function niceTicks(low: number, high: number): number[] {
   const span = high - low || Math.abs(high) * 0.1 || 1;
@@ -209,8 +258,9 @@ polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 ${Array.from({ length: COLORS }, (_, n) => {
   const color = `var(--c${n})`;
   const line = `polyline.c${n} { stroke: ${color}; } circle.c${n} { fill: ${color}; }`;
-  return `${line} span.c${n} { color: ${color}; margin-right: 12px; }`;
+  return `${line} g.c${n} rect { fill: ${color}; } span.c${n} { color: ${color}; margin-right: 12px; }`;
 }).join('\n')}
+g.bars rect { opacity: 0.6; }
 .bar { display: inline-block; height: 10px; background: var(--c0); }
 .legend { margin: 4px 0 12px; }
 pre { background: var(--card); border-radius: 8px; padding: 12px; overflow-x: auto; font-size: 13px; }

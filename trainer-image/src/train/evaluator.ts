@@ -4,9 +4,10 @@ import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
+import { histogram } from '../report/histogram.ts';
 import { areAllSame } from '../verification/check-embeddings.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
-import { verify } from '../verification/protocol.ts';
+import { spreadOf, verify } from '../verification/protocol.ts';
 import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
 
 export class Evaluator {
@@ -72,7 +73,7 @@ export class Evaluator {
       if (rank === 0 && areAllSame(embeddings, session.dim))
         this.#program.log.warn({ step, set: set.name }, 'the embeddings of all pictures are the same');
       const result = { set: set.name, step, ...verify(embeddings, session.dim, set.same) };
-      this.results.push(result);
+      this.results.push({ ...result, histograms: histogramsOf(embeddings, session.dim, set.same) });
       if (rank === 0) this.#program.log.info(result, 'evaluated');
       await afterSet();
     }
@@ -100,4 +101,9 @@ export class Evaluator {
       throw error;
     }
   }
+}
+
+function histogramsOf(...set: Parameters<typeof spreadOf>): NonNullable<EvaluationReport['histograms']> {
+  const { norms, sameAngles, differentAngles } = spreadOf(...set);
+  return { norm: histogram(norms), sameAngle: histogram(sameAngles), differentAngle: histogram(differentAngles) };
 }

@@ -130,6 +130,7 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
   assert.deepEqual((await readdir(whole.config.outputDirectory)).sort(), [
     'fences',
     'model',
+    'tensorboard',
     'train-report.html',
     'train-report.json',
   ]);

@@ -8,6 +8,8 @@ import { countParameters } from '../onnx/describe.ts';
 import { forChannels, rangeMetadata } from '../onnx/input-range.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Ranks } from '../program/ranks.ts';
+import { eventFile } from '../report/event-file.ts';
+import { reportEvents } from '../report/report-events.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
 import type { Fence } from '../storage/fence.ts';
@@ -90,10 +92,15 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
 }
 
 /**
- * Writes both reports. A reader that finds train-report.json can rely on all other files.
+ * Writes both reports, and between them the events for TensorBoard. A reader that finds train-report.json can rely on all other files.
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
 export async function writeReport(output: Fence, report: TrainReport): Promise<void> {
   await output.write(join(output.folder, OUTPUT.trainReportHtml), trainReportHtml(report));
+  // Those of an earlier training would be drawn into the same curves.
+  await output.remove(join(output.folder, OUTPUT.tensorboard));
+  const started = Math.floor(Date.parse(report.startedAt) / 1000);
+  const name = `events.out.tfevents.${started}.${report.job.name}`;
+  await output.write(join(output.folder, OUTPUT.tensorboard, name), eventFile(reportEvents(report), started));
   await output.write(join(output.folder, OUTPUT.trainReport), `${JSON.stringify(report, null, 2)}\n`);
 }

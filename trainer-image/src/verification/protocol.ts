@@ -126,6 +126,24 @@ function errorsByNorm(
   });
 }
 
+/** What the embeddings of a set are like: their lengths, and degrees between the two of a pair. */
+export function spreadOf(
+  embeddings: Float32Array,
+  dim: number,
+  same: readonly boolean[],
+): { norms: Float64Array; sameAngles: Float64Array; differentAngles: Float64Array } {
+  const norms = Float64Array.from({ length: 2 * same.length }, (_, picture) => lengthOf(embeddings, dim, picture));
+  // Of unit vectors: |a − b| = 2 sin(angle / 2).
+  const angles = distances(embeddings, dim, same.length).map(
+    (distance) => (2 * Math.asin(Math.min(1, Math.sqrt(distance) / 2)) * 180) / Math.PI,
+  );
+  return {
+    norms,
+    sameAngles: angles.filter((_, pair) => same[pair]),
+    differentAngles: angles.filter((_, pair) => !same[pair]),
+  };
+}
+
 /**
  * Figures of each group of pairs, at the threshold of the whole set, as a system has one threshold for all.
  * @param groups by pair
