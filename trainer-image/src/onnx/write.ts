@@ -60,7 +60,7 @@ function valueInfo(name: string, dims: number[], type: DataType = 'FLOAT') {
 /**
  * The file of a graph: one input, [N, channels, height, width] or as `layout` and `elementType` say it, its outputs or
  * one [N, dim], a free N. Names are the graph's. The weights are copied once, into the result. What was taken out of
- * the graph when it was read is put in front again: the head (withInputRange), and Transpose and Cast (input-layout.ts).
+ * the graph when it was read is put in front again: the head (withInputRange), Transpose and Cast (input-layout.ts).
  */
 export function encodeOnnx(
   behindHead: Graph,

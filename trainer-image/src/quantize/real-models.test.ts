@@ -50,7 +50,6 @@ const MODELS: Record<string, Expected> = {
   [join(onnxModels, 'open-nsfw.onnx')]: { cosine: 0.9, real: 1, calibration: 3 },
   [join(onnxModels, 'ch_PP-OCRv4_det_infer.onnx')]: {
     cosine: 0.85,
-    calibration: 6,
     real: 2,
     size: { height: 96, width: 96 },
     reads: true,

@@ -239,6 +239,43 @@ test('without evaluation sets, embeddings of pictures that the search has not se
   assert.ok(metrics.meanCosine > 0.95);
 });
 
+test('every output of a model is compared, and what stays FP32 is named or, on demand, refused', async () => {
+  const b = new GraphBuilder({ height: 112, width: 112 });
+  const stem = b.prelu(b.batchNorm(b.conv('data', 3, 8, 7, { pad: 3, stride: 8, bias: false }), 8), 8);
+  const pooled = b.node('MaxPool', [stem], { kernel_shape: [2, 2], strides: [2, 2] });
+  const scores = b.node('Softmax', [b.gemm(b.flatten(b.node('Sigmoid', [pooled])), 8 * 7 * 7, 5)], { axis: 1 });
+  const map = b.conv(pooled, 8, 2, 1);
+  const graph = b.graph(scores);
+  const outputs = [
+    { name: scores, dims: [5] },
+    { name: map, dims: [2, 7, 7] },
+  ];
+  const path = join(scratch, 'two.onnx');
+  await writeFile(path, encodeOnnx({ ...graph, output: { ...graph.output, dim: 5 + 98 }, outputs }));
+  const model = { path, channelOrder: 'rgb' as const, input: null };
+  const change = { model, evaluation: { sets: [] } } satisfies Partial<QuantizeConfig>;
+
+  const { metrics, realNodes, layers } = await runQuantize(config(change), program());
+  assert.deepEqual(
+    metrics.outputs!.map(({ name, top1Agreement }) => [name, typeof top1Agreement]),
+    [
+      [scores, 'number'],
+      [map, 'object'],
+    ],
+  );
+  for (const { name, meanCosine } of metrics.outputs!) assert.ok(meanCosine > 0.95 && meanCosine < 1, name);
+  assert.equal(metrics.meanCosine, (metrics.outputs![0]!.meanCosine + metrics.outputs![1]!.meanCosine) / 2);
+  assert.deepEqual(realNodes, [{ node: 'node "Softmax_7" (Softmax)', reason: 'operator Softmax' }]);
+  assert.equal(layers.find(({ name }) => name === 'Softmax_7')!.bits, 32);
+
+  const strict = await failure({ ...change, search: { ...config().search, strict: true } });
+  assert.equal(strict.code, 'UnsupportedOperator');
+  assert.match(strict.message, /two\.onnx: node "Softmax_7" \(Softmax\): .*; or no search\.strict \(--strict\)/);
+  const withSets = await failure({ model: change.model });
+  assert.equal(withSets.code, 'InvalidConfig');
+  assert.match(withSets.message, /two\.onnx: outputs "Softmax_7:0", "Conv_8:0", and evaluation sets; one embedding/);
+});
+
 test('a missed gate leaves the reports and no manifest', async () => {
   const publish = server.address('s3://models/missed');
   const error = await failure({ publish, gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
