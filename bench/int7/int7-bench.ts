@@ -41,7 +41,8 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 --rounds N          runs of each; default 40 for MobileFaceNet, 10 for larger networks
 --layers            also GMAC/s of each step of our runtime
 --reference PYTHON  the Python that has ncnn; none: without ncnn
---json              one object instead of the table: {runtime: {medianMs, p90Ms, gmacPerSecond}}, by model without --model
+--json              one object instead of the table: {runtime: {medianMs, p90Ms, gmacPerSecond}}; without --model, one
+                    of those for each network
 `;
 
 const { values: options } = parseArgs({
@@ -196,9 +197,8 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   const peak = peaks[isa === 'auto' ? best() : isa]!;
   if (peak > 0) {
     const share = ((100 * ours.gmacPerSecond) / (peak * threads)).toFixed(0);
-    say(
-      `A bare loop of products (${isa === 'auto' ? best() : isa}): ${peak.toFixed(0)} GMAC/s a thread; ours is ${share} % of it`,
-    );
+    const name = isa === 'auto' ? best() : isa;
+    say(`A bare loop of products (${name}): ${peak.toFixed(0)} GMAC/s a thread; our INT7 is ${share} % of it`);
   }
   if (options.layers) await printLayers(int7, one);
   return results;

@@ -4,6 +4,8 @@
 export const root: string;
 /** The faces of examples/lfw-small: the folder of a dataset, with a verification set in lfw-small.bin. */
 export const exampleFaces: string;
+/** What `npm run build` makes of native/. */
+export const build: string;
 /** Downloads and builds that outlive a clone; FACETRAIN_CACHE moves it. */
 export const cache: string;
 /** The folder of Kubernetes' and the other Go programs that `npm run setup -- --test` builds. */

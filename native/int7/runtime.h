@@ -31,6 +31,8 @@ class Runtime {
   const Network& network() const { return network_; }
   // Numbers of all outputs.
   int64_t output_size() const;
+  // Bytes of all tensors that live at the same time.
+  int64_t memory() const { return arena_bytes_; }
 
   // The memory of one run at a time, by at most `threads` threads.
   class Context {

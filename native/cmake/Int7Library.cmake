@@ -1,0 +1,31 @@
+# libfacetrain_int7, shared and static: the INT7 runtime behind a C header (int7/facetrain_int7.h). It needs libstdc++
+# and threads. `cmake --install DIR --component int7` installs it with header and pkg-config file.
+include(GNUInstallDirs)
+foreach(kind SHARED STATIC)
+  string(TOLOWER facetrain_int7_${kind} target)
+  add_library(${target} ${kind} $<TARGET_OBJECTS:ft_int7> $<TARGET_OBJECTS:ft_kernels>)
+  set_target_properties(${target} PROPERTIES OUTPUT_NAME facetrain_int7 LINKER_LANGUAGE CXX
+    PUBLIC_HEADER int7/facetrain_int7.h)
+  target_include_directories(${target} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/int7)
+  target_link_libraries(${target} PUBLIC Threads::Threads)
+endforeach()
+set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 1
+  LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map)
+target_link_options(facetrain_int7_shared PRIVATE
+  -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map -Wl,--gc-sections -Wl,-s)
+configure_file(int7/facetrain_int7.pc.in facetrain_int7.pc @ONLY)
+install(TARGETS facetrain_int7_shared facetrain_int7_static COMPONENT int7
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT int7 ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT int7
+  PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT int7)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/facetrain_int7.pc COMPONENT int7
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+# The example, in C. Tests of the addon run it.
+add_executable(int7_embed int7/example/embed.c)
+target_link_libraries(int7_embed PRIVATE facetrain_int7_shared)
+
+# The reader, with sanitizers, on damaged files.
+add_executable(onnx_reader_sanitized int7/onnx_reader.cc int7/onnx_reader_test.cc)
+target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
+target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
+add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)

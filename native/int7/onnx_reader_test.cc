@@ -1,0 +1,100 @@
+// Tests the reader of files on one that is written here, and on damaged copies of it. Also built with the address and
+// undefined-behavior sanitizers (CMakeLists.txt).
+#include "int7/onnx_reader.h"
+
+#include <random>
+#include <stdexcept>
+
+#include "int7/testing/onnx_file.h"
+#include "test/check.h"
+
+namespace facetrain::int7 {
+namespace {
+
+OnnxModel read(const std::string& file) {
+  // A copy of the exact size, so that a sanitizer sees a byte beyond it.
+  const std::vector<uint8_t> bytes(file.begin(), file.end());
+  return read_onnx(bytes.data(), bytes.size());
+}
+
+void test_reads() {
+  const OnnxModel model = read(testing::onnx_file());
+  const Network& network = model.network;
+  CHECK_EQ(model.color_order, std::string("bgr"));
+  CHECK(model.mean == std::vector<double>(3, 127.5));
+  CHECK(model.std == std::vector<double>(3, 128));
+  CHECK_EQ(network.layers.size(), size_t{4});
+  CHECK_EQ(network.tensors.size(), size_t{5});
+  CHECK(network.layers[0].kind == LayerSpec::Kind::conv);
+  CHECK(network.layers[1].kind == LayerSpec::Kind::pointwise);
+  CHECK(network.layers[2].kind == LayerSpec::Kind::add);
+  CHECK(network.layers[2].inputs == (std::vector<int>{2, 1}));
+  CHECK_EQ(network.layers[3].shape.in_height, 4);
+  CHECK(network.layers[3].shape.kernel == (std::array{4, 5}));
+  CHECK_EQ(network.tensors[0].limit, 63);
+  CHECK_EQ(network.tensors[1].limit, 127);
+  CHECK_EQ(network.tensors[3].limit, 63);
+  CHECK(network.tensors[4].real);
+  // Byte 255 is (255 - 127.5) / 128, of which the head takes half, at a scale of 1/128.
+  CHECK_EQ(int{network.pixels[255]}, 63);
+  CHECK_EQ(int{network.pixels[0]}, -63);
+  CHECK_EQ(int{network.pixels[130]}, 1);
+}
+
+// Whatever a file holds, it is read or refused.
+void test_damaged() {
+  const std::string file = testing::onnx_file();
+  for (size_t size = 0; size < file.size(); ++size) {
+    // What is left out at the end is the metadata, without which a file is refused.
+    CHECK_THROWS(read(file.substr(0, size)), std::invalid_argument, "");
+  }
+  std::mt19937 source(5);
+  int refused = 0;
+  for (int round = 0; round < 20000; ++round) {
+    std::string damaged = file;
+    for (int change = static_cast<int>(source() % 3); change >= 0; --change) {
+      const size_t at = source() % damaged.size();
+      switch (source() % 4) {
+        case 0:
+          damaged[at] = static_cast<char>(source());
+          break;
+        case 1:
+          damaged[at] = static_cast<char>(damaged[at] ^ (1 << source() % 8));
+          break;
+        case 2:
+          damaged.erase(at, source() % 9);
+          break;
+        default:
+          damaged.insert(at, 1 + source() % 9, static_cast<char>(source()));
+      }
+    }
+    try {
+      read(damaged);
+    } catch (const std::invalid_argument&) {
+      ++refused;
+    }
+  }
+  CHECK(refused > 10000);
+  CHECK(refused < 20000);
+}
+
+void test_refusals() {
+  using testing::onnx_file;
+  CHECK_THROWS(read(""), std::invalid_argument, "facetrain.format");
+  CHECK_THROWS(read(onnx_file({.weight = 64})), std::invalid_argument, "to_c: has a weight beyond 63");
+  CHECK_THROWS(read(onnx_file({.op = "Sigmoid"})), std::invalid_argument, "is a Sigmoid, which the C library");
+  CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");
+  CHECK_THROWS(read(onnx_file({.height = 1 << 15})), std::invalid_argument, "too large");
+  CHECK_THROWS(read(onnx_file({.zero_point = 0})), std::invalid_argument, "another zero point than 128");
+}
+
+}  // namespace
+}  // namespace facetrain::int7
+
+int main() {
+  using namespace facetrain::int7;
+  test_reads();
+  test_damaged();
+  test_refusals();
+  return TEST_RESULT();
+}

@@ -1,0 +1,130 @@
+// Writes a small model.int7.onnx for tests: conv, PRelu, an addition of both, Flatten and Gemm, behind a head.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace facetrain::int7::testing {
+
+// A protocol buffer that is being written.
+class Message {
+ public:
+  Message& bytes(int number, const std::string& value) {
+    varint(number << 3 | 2);
+    varint(value.size());
+    text_ += value;
+    return *this;
+  }
+  Message& message(int number, const Message& value) { return bytes(number, value.text_); }
+  Message& integer(int number, uint64_t value) {
+    varint(number << 3);
+    varint(value);
+    return *this;
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  void varint(uint64_t value) {
+    for (; value > 127; value >>= 7) text_ += static_cast<char>(value | 128);
+    text_ += static_cast<char>(value);
+  }
+
+  std::string text_;
+};
+
+template <typename T>
+Message constant(const std::string& name, int type, const std::vector<int>& dims, const std::vector<T>& values) {
+  Message result;
+  for (const int dim : dims) result.integer(1, dim);
+  return result.integer(2, type).bytes(8, name).bytes(
+      9, std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)));
+}
+
+inline Message node(const std::string& name, const std::string& op, const std::vector<std::string>& inputs,
+                    const std::string& output) {
+  Message result;
+  for (const auto& input : inputs) result.bytes(1, input);
+  return result.bytes(2, output).bytes(3, name).bytes(4, op);
+}
+
+inline Message integers(const std::string& name, const std::vector<int>& values) {
+  Message result;
+  result.bytes(1, name);
+  for (const int value : values) result.integer(8, value);
+  return result.integer(20, 7);
+}
+
+// Sizes and names of the file's input or output.
+inline Message value_info(const std::string& name, const std::vector<int>& dims) {
+  Message shape;
+  for (const int dim : dims) shape.message(1, Message().integer(1, dim));
+  const Message tensor = Message().integer(1, 1).message(2, shape);
+  return Message().bytes(1, name).message(2, Message().message(1, tensor));
+}
+
+// What differs from a file that can be read.
+struct Changes {
+  int weight = 63;
+  std::string op = "PRelu";
+  int stride = 2;
+  int height = 7;
+  int zero_point = 128;
+};
+
+inline std::string onnx_file(const Changes& changes = {}) {
+  Message graph;
+  const auto pair = [&](const std::string& value, float scale) {
+    graph.message(5, constant<float>(value + ".scale", 1, {}, {scale}));
+    graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", "zero"}, value + ".q"));
+    graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", "zero"}, value + ".dq"));
+  };
+  const auto weights = [&](const std::string& name, std::vector<int> dims, float input_scale) {
+    size_t count = 1;
+    for (const int dim : dims) count *= dim;
+    std::vector<int8_t> values(count);
+    for (size_t i = 0; i < count; ++i) values[i] = static_cast<int8_t>(i * 37 % 127 - 63);
+    values[0] = static_cast<int8_t>(changes.weight);
+    const std::vector<float> scales(dims[0], 0.01f);
+    std::vector<int32_t> bias(dims[0]);
+    for (int o = 0; o < dims[0]; ++o) bias[o] = o * 100 - 300;
+    graph.message(5, constant<int8_t>(name + ".w", 3, dims, values));
+    graph.message(5, constant<float>(name + ".s", 1, {dims[0]}, scales));
+    graph.message(5, constant<int32_t>(name + ".b", 6, {dims[0]}, bias));
+    graph.message(5, constant<float>(name + ".bs", 1, {dims[0]}, std::vector<float>(dims[0], input_scale * 0.01f)));
+    graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight"));
+    graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias"));
+  };
+  graph.message(11, value_info("data", {1, 3, changes.height, 9}));
+  graph.message(12, value_info("embedding", {1, 6}));
+  graph.message(5, constant<uint8_t>("zero", 2, {}, {static_cast<uint8_t>(changes.zero_point)}));
+  graph.message(5, constant<float>("half", 1, {1, 3, 1, 1}, {0.5f, 0.5f, 0.5f}));
+  graph.message(5, constant<float>("slope", 1, {10, 1, 1}, std::vector<float>(10, 0.25f)));
+  graph.message(1, node("head", "Mul", {"data", "half"}, "x"));
+  pair("x", 1.0f / 128);
+  weights("to_c", {10, 3, 3, 3}, 1.0f / 128);
+  graph.message(1, node("to_c", "Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c")
+                       .message(5, integers("strides", {changes.stride, 2}))
+                       .message(5, integers("pads", {1, 1, 1, 1})));
+  pair("c", 0.03f);
+  graph.message(1, node("to_p", changes.op, {"c.dq", "slope"}, "p"));
+  pair("p", 0.02f);
+  graph.message(1, node("to_a", "Add", {"p.dq", "c.dq"}, "a"));
+  pair("a", 0.04f);
+  graph.message(1, node("flat", "Flatten", {"a.dq"}, "f"));
+  graph.message(5, constant<float>("f.scale", 1, {}, {0.04f}));
+  graph.message(1, node("", "QuantizeLinear", {"f", "f.scale", "zero"}, "f.q"));
+  graph.message(1, node("", "DequantizeLinear", {"f.q", "f.scale", "zero"}, "f.dq"));
+  weights("to_e", {6, 200}, 0.04f);
+  graph.message(1, node("to_e", "Gemm", {"f.dq", "to_e.weight", "to_e.bias"}, "embedding")
+                       .message(5, Message().bytes(1, "transB").integer(3, 1)));
+  Message model;
+  model.integer(1, 8).message(7, graph);
+  for (const auto& [key, value] :
+       {std::pair{"facetrain.input.mean", "[127.5,127.5,127.5]"}, std::pair{"facetrain.input.std", "[128,128,128]"},
+        std::pair{"facetrain.channelOrder", "bgr"}, std::pair{"facetrain.format", "int7"}})
+    model.message(14, Message().bytes(1, key).bytes(2, value));
+  return model.text();
+}
+
+}  // namespace facetrain::int7::testing
