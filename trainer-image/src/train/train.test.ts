@@ -82,6 +82,9 @@ function failure(rank: Rank): Record<string, unknown> {
 /** NODE_OPTIONS with which every rank first runs a file of testing/. */
 const preload = (name: string) => `--import ${join(import.meta.dirname, '..', 'testing', name)}`;
 
+/** Of the job below: the newest two, and the one that was written because an evaluation judged it. */
+const KEPT = [STEPS, 8, 2 * STEPS_PER_EPOCH];
+
 /** A job of two ranks without interruption; other tests compare with it. */
 const whole = await job((config) => ({
   evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
@@ -118,8 +121,7 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
     report.evaluations.map(({ step, accuracy }) => [step, [{ set: 'pairs', accuracy }]]),
   );
   assert.equal(report.model.bytes, (await model(whole.config)).length);
-  // The newest two, and the one that was written because an evaluation judged it.
-  assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), [STEPS, 8, 2 * STEPS_PER_EPOCH]);
+  assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), KEPT);
   assert.deepEqual((await readdir(whole.config.checkpoint.directory)).sort(), [
     'evaluations.json',
     'fences',
@@ -365,7 +367,7 @@ test('a damaged newest checkpoint is set aside on all ranks, and the one before 
     ['damaged-step-0000000009.0000000002'],
   );
   assert.match(progress!.setAside![0]!.reason, /rows-.*: the digest/);
-  assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, 8]);
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), KEPT);
 });
 
 test('a rank that reads another file than rank 0 costs a restart, not the checkpoint', async () => {
@@ -378,7 +380,7 @@ test('a rank that reads another file than rank 0 costs a restart, not the checkp
     assert.equal(failure(rank).code, 'StorageFailed');
     assert.match(String(failure(rank).msg), /step-0000000009: rank 0 finds it intact, rank 1 does not .*rows-.* bytes/);
   }
-  assert.deepEqual(await completeSteps(config.checkpoint.directory), [STEPS, 8]);
+  assert.deepEqual(await completeSteps(config.checkpoint.directory), KEPT);
 });
 
 test('a training that an earlier attempt has finished is not done again', async () => {
