@@ -28,8 +28,6 @@ const SCHEMES = {
 export type StorageScheme = keyof typeof SCHEMES;
 
 const ALL_SCHEMES: StorageScheme[] = ['file', 'hostpath', 'pvc', 's3'];
-/** Schemes of folders on a file system. */
-const FOLDER_SCHEMES: StorageScheme[] = ['file', 'hostpath', 'pvc'];
 /** Schemes of folders that outlive a pod and that other pods can mount. */
 const CACHE_SCHEMES: StorageScheme[] = ['hostpath', 'pvc'];
 
@@ -54,7 +52,7 @@ const secretRef = z
   .strictObject({ name: z.string().min(1).max(253).describe('Name of a Secret in the job’s namespace.') })
   .describe(
     'Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), given to the pods as ' +
-      'environment variables. Absent: the pod’s own identity.',
+      'environment variables, or as files where they may change while the pods run. Absent: the pod’s own identity.',
   );
 
 /** How to reach an S3 server, in a manifest. */
@@ -132,10 +130,8 @@ export function dataset(description: string) {
   ).describe(description);
 }
 
-/** A folder on a file system, which every pod of a job can write and later attempts can read. */
-export function folder(description: string) {
-  return storageUri(FOLDER_SCHEMES, description);
-}
+/** Where pods write: a folder on a file system, or an object store. */
+export const writtenUri = (description: string) => storageUri(ALL_SCHEMES, description);
 
 /** Where finished files are published: a folder or an object store. */
 export function destination(description: string) {
@@ -258,3 +254,21 @@ export const storageAddress = ({ uri, s3 }: StorageRef): StorageAddress => ({
   region: s3?.region ?? null,
   forcePathStyle: s3?.forcePathStyle ?? false,
 });
+
+/** A prefix of an object store that a program writes to in place of a folder. */
+export const ObjectStorePlace = z.strictObject({
+  ...StorageAddress.shape,
+  uri: z
+    .string()
+    .regex(/^s3:\/\//)
+    .describe('s3://bucket/prefix.'),
+  credentials: z
+    .string()
+    .min(1)
+    .nullable()
+    .describe(
+      'Folder with a file for each of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, ' +
+        'AWS_SESSION_TOKEN, which are read for each request; null: as the AWS SDK finds them.',
+    ),
+});
+export type ObjectStorePlace = z.infer<typeof ObjectStorePlace>;

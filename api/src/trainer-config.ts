@@ -40,6 +40,7 @@ import {
   weightDecay,
   width,
 } from './ranges.ts';
+import { ObjectStorePlace } from './storage.ts';
 
 /** Here "off" is null, so 0 is refused. */
 const positive = <T extends z.ZodNumber>(range: T) => range.gt(0);
@@ -144,7 +145,9 @@ export const TrainerConfig = z.strictObject({
   rendezvousTimeoutSeconds: z.int().positive(),
   collectiveTimeoutSeconds: z.int().positive(),
   checkpoint: z.strictObject({
-    directory: z.string().min(1),
+    directory: z.string().min(1).describe('A folder; with `store` the URI of that, for messages.'),
+    // With defaults, because reports of former versions have a configuration without them.
+    store: ObjectStorePlace.nullable().default(null).describe('A prefix of an object store, in place of the folder.'),
     shared: z
       .boolean()
       .describe('true: training continues from checkpoints of a job of another name; false: they are refused.'),
@@ -162,7 +165,15 @@ export const TrainerConfig = z.strictObject({
       .describe('Both intervals null: only the end of training is evaluated, as it always is.'),
     everySteps: z.int().positive().nullable(),
   }),
-  outputDirectory: z.string().min(1).describe('Receives model/backbone.onnx, train-report.json and train-report.html.'),
+  outputDirectory: z
+    .string()
+    .min(1)
+    .describe(
+      'Receives model/backbone.onnx, train-report.json and train-report.html; with `outputStore` its URI, for messages.',
+    ),
+  outputStore: ObjectStorePlace.nullable()
+    .default(null)
+    .describe('A prefix of an object store, in place of the folder.'),
   progress: z.strictObject({ host: z.string(), port: z.int().min(0).max(65535) }),
 });
 export type TrainerConfig = z.infer<typeof TrainerConfig>;

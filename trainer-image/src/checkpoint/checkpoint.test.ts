@@ -615,7 +615,8 @@ test('a damaged newest checkpoint is set aside and the one before it is used', a
     for (const step of [1, 2]) await new Gang(2).fill().save(fence, step);
     await damage(checkpointDirectory(root, 2));
     const kept: (string | undefined)[] = [];
-    const setAside = async (_: DamagedCheckpoint, directory: string) => void kept.push(await fence.setAside(directory));
+    const setAside = async (_: DamagedCheckpoint, step: number) =>
+      void kept.push(await fence.setAside(checkpointDirectory(root, step)));
     assert.equal((await findNewest(root, setAside))?.manifest.step, 1, name);
     assert.deepEqual(kept, [join(root, 'damaged-step-0000000002.0000000001')], name);
     assert.deepEqual(await listed(root), ['damaged-step-0000000002.0000000001', 'step-0000000001'], name);
@@ -628,7 +629,9 @@ test('a damaged newest checkpoint is set aside and the one before it is used', a
     for (const step of [1, 2]) await damage(checkpointDirectory(root, step));
     const later = await claim(root);
     for (let start = 0; start < 2; start++) {
-      const error = await refusal(findNewest(root, async (_, directory) => void (await later.setAside(directory))));
+      const error = await refusal(
+        findNewest(root, async (_, step) => void (await later.setAside(checkpointDirectory(root, step)))),
+      );
       assert.match(
         error.message,
         /all checkpoints are damaged \(damaged-step-.*\); .*delete them to start from step 0/,
@@ -735,7 +738,10 @@ async function attempt(root: string, number: number, keep = 1): Promise<number> 
   const fence = await claim(root, number);
   try {
     await removeUnfinished(root, fence);
-    const checkpoint = await findNewest(root, async (_, directory) => void (await fence.setAside(directory)));
+    const checkpoint = await findNewest(
+      root,
+      async (_, step) => void (await fence.setAside(checkpointDirectory(root, step))),
+    );
     const gang = new Gang(1).fill();
     if (checkpoint) await loadCheckpoint(gang.sessions[0]!, checkpoint, JOB);
     const first = (checkpoint?.manifest.step ?? 0) + 1;

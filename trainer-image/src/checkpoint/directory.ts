@@ -4,7 +4,7 @@
  * former version of Facetrain did not finish it.
  */
 import { createHash } from 'node:crypto';
-import { type FileHandle, open, readdir, readFile, stat } from 'node:fs/promises';
+import { open, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import {
   AnyCheckpointManifest,
@@ -22,13 +22,24 @@ import {
 import { storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { type Fence, KEPT_PREFIX } from '../storage/fence.ts';
-import { readExactly } from './safetensors.ts';
+import { type ReadableFile, readable, readExactly } from './safetensors.ts';
 
 const STEP_FOLDER = /^step-(\d{10})$/;
 
 export interface Checkpoint {
+  /** Its folder; in an object store the URI that the names of its objects begin with. */
   directory: string;
   manifest: AnyCheckpointManifest;
+  /** How its files are read; absent: as files of the folder. */
+  source?: CheckpointSource;
+}
+
+/** Files of a checkpoint that are no files of this machine. */
+export interface CheckpointSource {
+  /** Bytes of a file; undefined when there is none. @throws FacetrainError StorageFailed */
+  size(file: string): Promise<number | undefined>;
+  /** Fills `into` from a position on. @returns the bytes read; fewer at the end. @throws FacetrainError StorageFailed */
+  read(file: string, into: Uint8Array, position: number): Promise<number>;
 }
 
 /**
@@ -66,7 +77,7 @@ export async function completeSteps(root: string): Promise<number[]> {
  */
 export async function findNewest(
   root: string,
-  onDamaged: (damage: DamagedCheckpoint, directory: string) => Promise<void>,
+  onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>,
 ): Promise<Checkpoint | undefined> {
   for (const step of await completeSteps(root)) {
     try {
@@ -75,7 +86,7 @@ export async function findNewest(
       return checkpoint;
     } catch (error) {
       if (!(error instanceof DamagedCheckpoint)) throw error;
-      await onDamaged(error, checkpointDirectory(root, step));
+      await onDamaged(error, step);
     }
   }
   // From here training would begin anew, and nobody would notice that days of it are lost.
@@ -95,27 +106,39 @@ export async function findNewest(
 export async function openCheckpoint(root: string, step: number): Promise<Checkpoint> {
   const directory = checkpointDirectory(root, step);
   const path = manifestPath(directory);
-  let value: unknown;
+  let text: string;
   try {
-    value = JSON.parse(await readFile(path, 'utf8'));
+    text = await readFile(path, 'utf8');
   } catch (error) {
-    if (error instanceof SyntaxError)
-      throw new DamagedCheckpoint(path, '', `not JSON (${error.message})`, 'a checkpoint’s manifest');
     if ((error as NodeJS.ErrnoException).code === 'ENOENT')
       throw new DamagedCheckpoint(path, '', 'no such file', 'a manifest');
     throw storageError(path, error);
+  }
+  return { directory, manifest: parseCheckpoint(text, path, step) };
+}
+
+/**
+ * Reads a manifest, and checks that it does not contradict itself.
+ * @param path of the manifest, for errors
+ * @throws as openCheckpoint, but for StorageFailed
+ */
+export function parseCheckpoint(text: string, path: string, step: number): AnyCheckpointManifest {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new DamagedCheckpoint(path, '', `not JSON (${(error as Error).message})`, 'a checkpoint’s manifest');
   }
   const manifest = parseManifest(value, path);
   if (manifest.step !== step)
     throw new DamagedCheckpoint(path, 'step', String(manifest.step), `${step}, as the folder’s name says`);
   const wrong = rowsProblem(manifest);
   if (wrong) throw new DamagedCheckpoint(path, 'rows', ...wrong);
-  const checkpoint = { directory, manifest };
-  for (const { file } of storedFiles(checkpoint)) {
+  for (const { file } of storedFiles({ manifest })) {
     if (!/^[A-Za-z0-9][-A-Za-z0-9._]*$/.test(file))
       throw new DamagedCheckpoint(path, '', `the file name ${JSON.stringify(file)}`, 'a name without a folder');
   }
-  return checkpoint;
+  return manifest;
 }
 
 function parseManifest(value: unknown, path: string): AnyCheckpointManifest {
@@ -182,22 +205,26 @@ export interface CheckpointFile {
 }
 
 /** All files of a checkpoint but the manifest. */
-export function storedFiles({ manifest }: Checkpoint): CheckpointFile[] {
+export function storedFiles({ manifest }: Pick<Checkpoint, 'manifest'>): CheckpointFile[] {
   const rows = manifest.schemaVersion === 1 ? manifest.rows : manifest.rows.files;
   return [manifest.backbone, ...(manifest.schemaVersion === 2 && manifest.retired ? [manifest.retired] : []), ...rows];
 }
 
 /** @throws DamagedCheckpoint when a file is missing or has another size; StorageFailed */
-export async function checkSize({ directory }: Checkpoint, { file, bytes }: CheckpointFile): Promise<void> {
+export async function checkSize({ directory, source }: Checkpoint, { file, bytes }: CheckpointFile): Promise<void> {
   const path = join(directory, file);
-  let found: number;
-  try {
-    found = (await stat(path)).size;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw storageError(path, error);
-    throw new DamagedCheckpoint(path, '', 'no such file', 'the file that the manifest names');
-  }
+  const found = source ? await source.size(file) : await sizeOf(path);
+  if (found === undefined) throw new DamagedCheckpoint(path, '', 'no such file', 'the file that the manifest names');
   if (found !== bytes) throw new DamagedCheckpoint(path, '', `${found} bytes`, `${bytes}, as the manifest says`);
+}
+
+async function sizeOf(path: string): Promise<number | undefined> {
+  try {
+    return (await stat(path)).size;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw storageError(path, error);
+  }
 }
 
 /**
@@ -223,18 +250,36 @@ export async function checkContent(checkpoint: Checkpoint, name: string): Promis
 export async function checkWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<void> {
   await checkSize(checkpoint, stored);
   const path = join(checkpoint.directory, stored.file);
+  if (checkpoint.source) return void (await readWhole({ ...checkpoint, source: checkpoint.source }, stored));
   const { sha256 } = await digestFile(path);
   if (sha256 !== stored.sha256)
     throw new DamagedCheckpoint(path, '', `the digest ${sha256}`, `${stored.sha256}, as the manifest says`);
 }
 
+/**
+ * Reads a file that has one digest, whole, from where it is no file of this machine.
+ * @throws DamagedCheckpoint when it is not what the manifest says; StorageFailed
+ */
+export async function readWhole(
+  { directory, source }: Checkpoint & { source: CheckpointSource },
+  { file, bytes, sha256 }: StoredFile & CheckpointFile,
+): Promise<Uint8Array> {
+  const path = join(directory, file);
+  const content = new Uint8Array(bytes);
+  const read = await source.read(file, content, 0);
+  if (read < bytes) throw new DamagedCheckpoint(path, '', `${read} bytes`, `${bytes}, as the manifest says`);
+  const found = createHash('sha256').update(content).digest('hex');
+  if (found !== sha256) throw new DamagedCheckpoint(path, '', `the digest ${found}`, `${sha256}, as the manifest says`);
+  return content;
+}
+
 /** A file with blocks of rows, open for reading. Nothing of it is returned before its digest was compared. */
 export class OpenRowFile implements AsyncDisposable {
   readonly #path: string;
-  readonly #file: FileHandle;
+  readonly #file: ReadableFile;
   readonly #rowBytes: number;
 
-  private constructor(path: string, file: FileHandle, bytesOfRow: number) {
+  private constructor(path: string, file: ReadableFile, bytesOfRow: number) {
     this.#path = path;
     this.#file = file;
     this.#rowBytes = bytesOfRow;
@@ -245,7 +290,10 @@ export class OpenRowFile implements AsyncDisposable {
     await checkSize(checkpoint, row);
     const path = join(checkpoint.directory, row.file);
     try {
-      const file = await open(path, 'r');
+      const { source } = checkpoint;
+      const file = source
+        ? readable(row.bytes, (into, position) => source.read(row.file, into, position))
+        : await open(path, 'r');
       try {
         const opened = new OpenRowFile(path, file, rowBytes(checkpoint.manifest as CheckpointManifest));
         await opened.#checked(0, row.header.bytes, row.header.sha256, 'the header');

@@ -21,7 +21,12 @@ export async function readEvaluations(root: string): Promise<Evaluation[]> {
 
 /** Mean accuracy over the sets by step, of a job. @throws FacetrainError StorageFailed */
 export async function meanAccuracies(root: string, job: string): Promise<Map<number, number>> {
-  const own = (await readEvaluations(root)).filter((evaluation) => evaluation.job === job);
+  return meansOf(await readEvaluations(root), job);
+}
+
+/** The same of evaluations. */
+export function meansOf(evaluations: Evaluation[], job: string): Map<number, number> {
+  const own = evaluations.filter((evaluation) => evaluation.job === job);
   return new Map(own.map(({ step, sets }) => [step, sets.reduce((sum, each) => sum + each.accuracy, 0) / sets.length]));
 }
 
@@ -31,11 +36,15 @@ export async function meanAccuracies(root: string, job: string): Promise<Map<num
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
 export async function noteEvaluation(fence: Fence, added: Evaluation): Promise<void> {
-  const steps = await completeSteps(fence.folder);
-  const others = (await readEvaluations(fence.folder)).filter(
-    ({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step),
-  );
-  const evaluations = [...others, added].toSorted((a, b) => a.step - b.step);
+  const evaluations = withEvaluation(await readEvaluations(fence.folder), added, await completeSteps(fence.folder));
   const content: CheckpointEvaluations = { schemaVersion: 1, evaluations };
   await fence.write(join(fence.folder, CHECKPOINT_EVALUATIONS), `${JSON.stringify(content, null, 2)}\n`);
+}
+
+/** @param steps of the checkpoints that there are */
+export function withEvaluation(before: Evaluation[], added: Evaluation, steps: number[]): Evaluation[] {
+  const others = before.filter(
+    ({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step),
+  );
+  return [...others, added].toSorted((a, b) => a.step - b.step);
 }

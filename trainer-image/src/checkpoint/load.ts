@@ -13,7 +13,15 @@ import {
   type TrainerConfig,
 } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
-import { type Checkpoint, type CheckpointFile, checkWhole, invalid, manifestPath, OpenRowFile } from './directory.ts';
+import {
+  type Checkpoint,
+  type CheckpointFile,
+  checkWhole,
+  invalid,
+  manifestPath,
+  OpenRowFile,
+  readWhole,
+} from './directory.ts';
 import { Safetensors } from './safetensors.ts';
 import { OPTIMIZER, splitName } from './save.ts';
 
@@ -39,13 +47,13 @@ export async function loadCheckpoint(
   checkpoint: Checkpoint,
   job: JobFacts,
 ): Promise<void> {
-  const { directory, manifest } = checkpoint;
+  const { manifest } = checkpoint;
   checkFits(session, checkpoint, job);
   await usePrecision(session, checkpoint, job.precision);
   await loadBackbone(session, checkpoint);
   job.onBlock?.();
-  if (manifest.schemaVersion === 1) await loadRowsV1(session, directory, manifest, job);
-  else await loadRows(session, { directory, manifest }, job);
+  if (manifest.schemaVersion === 1) await loadRowsV1(session, { ...checkpoint, manifest }, job);
+  else await loadRows(session, { ...checkpoint, manifest }, job);
 }
 
 /** The rows of a block that a session holds; a count of 0 or less: none. */
@@ -59,7 +67,7 @@ function overlap(
 
 async function loadRows(
   session: TrainingSessionContract,
-  checkpoint: { directory: string; manifest: CheckpointManifest },
+  checkpoint: Checkpoint & { manifest: CheckpointManifest },
   { onBlock }: JobFacts,
 ): Promise<void> {
   const { files, tensors } = checkpoint.manifest.rows;
@@ -87,14 +95,13 @@ async function loadRows(
 
 async function loadRowsV1(
   session: TrainingSessionContract,
-  directory: string,
-  manifest: CheckpointManifestV1,
+  checkpoint: Checkpoint & { manifest: CheckpointManifestV1 },
   { onBlock }: JobFacts,
 ): Promise<void> {
-  for (const block of manifest.rows) {
+  for (const block of checkpoint.manifest.rows) {
     const { first, count } = overlap(block, session.rowRange);
     if (count <= 0) continue;
-    await using file = await openWhole({ directory, manifest }, block);
+    await using file = await openWhole(checkpoint, block);
     const rows: Rows = { firstRow: first, rows: count, tensors: {} };
     for (const name of ['weight', 'momentum']) {
       const dims = file.dims(name);
@@ -219,6 +226,9 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
 
 /** Opens a file that has one digest. */
 async function openWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<Safetensors> {
+  const { source, directory } = checkpoint;
+  const path = join(directory, stored.file);
+  if (source) return Safetensors.of(path, await readWhole({ ...checkpoint, source }, stored));
   await checkWhole(checkpoint, stored);
-  return Safetensors.open(join(checkpoint.directory, stored.file));
+  return Safetensors.open(path);
 }

@@ -3,7 +3,7 @@
  * header; then the tensors' bytes one after another. Format: github.com/huggingface/safetensors. The reader checks the
  * whole header.
  */
-import { type FileHandle, open } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { endianness } from 'node:os';
 import { BYTES_OF, FacetrainError, type StoredType } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
@@ -51,13 +51,32 @@ interface Entry {
   values: number;
 }
 
+/** What is needed of an open file: a FileHandle, or something else that has bytes. */
+export interface ReadableFile {
+  read(into: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesRead: number }>;
+  stat(): Promise<{ size: number }>;
+  close(): Promise<void>;
+}
+
+/** @param read fills `into` from a position on, and returns the number of bytes */
+export const readable = (
+  size: number,
+  read: (into: Uint8Array, position: number) => number | Promise<number>,
+): ReadableFile => ({
+  read: async (into, offset, length, position) => ({
+    bytesRead: await read(into.subarray(offset, offset + length), position),
+  }),
+  stat: async () => ({ size }),
+  close: async () => {},
+});
+
 /** A file open for reading, whose header has been checked. */
 export class Safetensors implements AsyncDisposable {
   readonly path: string;
-  #file: FileHandle;
+  #file: ReadableFile;
   #entries: Map<string, Entry>;
 
-  private constructor(path: string, file: FileHandle, entries: Map<string, Entry>) {
+  private constructor(path: string, file: ReadableFile, entries: Map<string, Entry>) {
     this.path = path;
     this.#file = file;
     this.#entries = entries;
@@ -76,6 +95,16 @@ export class Safetensors implements AsyncDisposable {
     } catch (error) {
       throw storageError(path, error);
     }
+  }
+
+  /** The same of bytes in memory. @param path for errors. @throws FacetrainError InvalidCheckpoint */
+  static async of(path: string, bytes: Uint8Array): Promise<Safetensors> {
+    const file = readable(bytes.byteLength, (into, position) => {
+      const part = bytes.subarray(position, position + into.byteLength);
+      into.set(part);
+      return part.byteLength;
+    });
+    return new Safetensors(path, file, await readHeader(path, file));
   }
 
   get names(): string[] {
@@ -115,7 +144,7 @@ export class Safetensors implements AsyncDisposable {
   }
 }
 
-async function readHeader(path: string, file: FileHandle): Promise<Map<string, Entry>> {
+async function readHeader(path: string, file: ReadableFile): Promise<Map<string, Entry>> {
   const { size } = await file.stat();
   if (size < 8) throw damaged(path, `${size} bytes`, 'a safetensors file has 8 and more');
   const prefix = new Uint8Array(8);
@@ -189,7 +218,7 @@ function isSizes(value: unknown): value is number[] {
 }
 
 /** Fills `into` from a file. @throws FacetrainError InvalidCheckpoint when the file ends before */
-export async function readExactly(path: string, file: FileHandle, into: Uint8Array, position: number): Promise<void> {
+export async function readExactly(path: string, file: ReadableFile, into: Uint8Array, position: number): Promise<void> {
   for (let done = 0; done < into.byteLength; ) {
     const { bytesRead } = await file.read(into, done, Math.min(CHUNK_BYTES, into.byteLength - done), position + done);
     if (bytesRead === 0) throw damaged(path, `ends at byte ${position + done}`, `${position + into.byteLength} bytes`);

@@ -3,12 +3,23 @@
  * store has: files that are written from beginning to end, and one file, the manifest, that makes them a checkpoint.
  */
 import { type FileHandle, mkdir, open, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder } from '@facetrain/api';
 import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
-import { authorOf, checkpointDirectory, checkSize, completeSteps, storedFiles } from './directory.ts';
-import { meanAccuracies } from './evaluations.ts';
+import {
+  authorOf,
+  type Checkpoint,
+  checkpointDirectory,
+  checkSize,
+  completeSteps,
+  type DamagedCheckpoint,
+  findNewest,
+  openCheckpoint,
+  removeUnfinished,
+  storedFiles,
+} from './directory.ts';
+import { type Evaluation, meanAccuracies, noteEvaluation } from './evaluations.ts';
 
 /** A new file, which is written from beginning to end. */
 export interface FileWriter {
@@ -41,12 +52,50 @@ export interface CheckpointTarget {
   explain(error: unknown): Promise<unknown>;
 }
 
+/** Where checkpoints are written and read: all that a job does with them. */
+export interface CheckpointStore extends CheckpointTarget {
+  /** The folder, or the URI of the prefix, for messages. */
+  readonly name: string;
+  /** Whether it has not answered for a while. */
+  readonly isAway: boolean;
+  /** @throws as openCheckpoint */
+  open(step: number): Promise<Checkpoint>;
+  /**
+   * The newest checkpoint, of which every file exists with its size. Digests are compared when it is loaded.
+   * @param onDamaged is called for each damaged one that is newer, newest first, and takes it out of the way
+   * @returns undefined when there is no checkpoint and never was one
+   * @throws FacetrainError InvalidCheckpoint when all are damaged, or one is of another version; StorageFailed
+   */
+  findNewest(onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>): Promise<Checkpoint | undefined>;
+  /**
+   * Takes a damaged checkpoint out of the way, and keeps it for people.
+   * @returns the name that it has then; undefined when there is none of this step
+   * @throws FacetrainError FencedOff, StorageFailed
+   */
+  setAside(step: number): Promise<string | undefined>;
+  /**
+   * Adds how a checkpoint verifies, in place of an earlier evaluation of that job and step. To be called on rank 0.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
+  noteEvaluation(added: Evaluation): Promise<void>;
+  /**
+   * Deletes what was never completed. To be called on one rank, while no rank writes.
+   * @returns the folders deleted
+   */
+  removeUnfinished(): Promise<string[]>;
+}
+
 /** A folder of checkpoints behind a fence. A checkpoint is assembled inside the fence, and moved out as a whole. */
-export class FolderTarget implements CheckpointTarget {
+export class FolderTarget implements CheckpointStore {
+  readonly isAway = false;
   readonly #fence: Fence;
 
   constructor(fence: Fence) {
     this.#fence = fence;
+  }
+
+  get name(): string {
+    return this.#fence.folder;
   }
 
   async create(step: number, file: string): Promise<FileWriter> {
@@ -70,12 +119,33 @@ export class FolderTarget implements CheckpointTarget {
     return completeSteps(this.#fence.folder);
   }
 
+  open(step: number): Promise<Checkpoint> {
+    return openCheckpoint(this.#fence.folder, step);
+  }
+
+  findNewest(onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>): Promise<Checkpoint | undefined> {
+    return findNewest(this.#fence.folder, onDamaged);
+  }
+
+  async setAside(step: number): Promise<string | undefined> {
+    const kept = await this.#fence.setAside(checkpointDirectory(this.#fence.folder, step));
+    return kept && basename(kept);
+  }
+
+  removeUnfinished(): Promise<string[]> {
+    return removeUnfinished(this.#fence.folder, this.#fence);
+  }
+
   authorOf(step: number): Promise<string | undefined> {
     return authorOf(this.#fence.folder, step);
   }
 
   accuracies(job: string): Promise<ReadonlyMap<number, number>> {
     return meanAccuracies(this.#fence.folder, job);
+  }
+
+  noteEvaluation(added: Evaluation): Promise<void> {
+    return noteEvaluation(this.#fence, added);
   }
 
   remove(step: number): Promise<void> {

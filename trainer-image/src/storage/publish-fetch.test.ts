@@ -347,7 +347,7 @@ describe('an error is reported once, with the address', () => {
       ...server.address('s3://models'),
       endpoint: `http://127.0.0.1:${(silent.address() as AddressInfo).port}`,
     };
-    const client = s3Client(address, 50);
+    const client = s3Client(address, { silence: 50 });
     const error = await client
       .send(new HeadObjectCommand({ Bucket: 'models', Key: 'x' }))
       .catch((reason: unknown) => s3Error(reason, address, 'models', 'x'));

@@ -1,11 +1,13 @@
 /**
  * The connection to an S3 server, and its errors in plain words.
  *
- * Every request is bounded: three attempts, 5 s to connect, 30 s without a byte. Credentials come from the AWS SDK's
- * own chain: environment, shared files, the pod's identity.
+ * Every request is bounded: three attempts, 5 s to connect, 30 s without a byte. Credentials come from the files of a
+ * mounted Secret, or from the AWS SDK's own chain: environment, shared files, the pod's identity.
  */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { S3Client } from '@aws-sdk/client-s3';
-import { ExitCode, FacetrainError, type StorageAddress, s3Uri } from '@facetrain/api';
+import { ExitCode, FacetrainError, S3_CREDENTIALS_ENV, type StorageAddress, s3Uri } from '@facetrain/api';
 
 /** The key of the user metadata that has an object's SHA-256, in hexadecimal, in every object that we write. */
 export const DIGEST_METADATA = 'sha256';
@@ -14,20 +16,44 @@ export const ATTEMPTS = 3;
 const CONNECT_MILLISECONDS = 5_000;
 const SILENCE_MILLISECONDS = 30_000;
 
-/** @param silence milliseconds without a byte after which a request fails */
+/**
+ * @param options.silence milliseconds without a byte after which a request fails
+ * @param options.attempts of the SDK, for each request
+ */
 export function s3Client(
-  { endpoint, region, forcePathStyle }: StorageAddress,
-  silence = SILENCE_MILLISECONDS,
+  { endpoint, region, forcePathStyle, credentials }: StorageAddress & { credentials?: string | null },
+  { silence = SILENCE_MILLISECONDS, attempts = ATTEMPTS }: { silence?: number; attempts?: number } = {},
 ): S3Client {
   // Other servers ignore the region, but the SDK requires one. For AWS the SDK finds it by its own rules.
   const found = region ?? (endpoint ? (process.env.AWS_REGION ?? 'us-east-1') : undefined);
   return new S3Client({
     ...(endpoint ? { endpoint } : {}),
     ...(found ? { region: found } : {}),
+    ...(credentials && { credentials: () => readCredentials(credentials) }),
     forcePathStyle,
-    maxAttempts: ATTEMPTS,
+    maxAttempts: attempts,
     requestHandler: { connectionTimeout: CONNECT_MILLISECONDS, socketTimeout: silence },
   });
+}
+
+/**
+ * Credentials from a folder with a file for each of S3_CREDENTIALS_ENV, as a Secret is mounted. They say of themselves
+ * that they have expired, so that the SDK reads them again for each request: a Secret may change at any time.
+ */
+async function readCredentials(folder: string) {
+  const [accessKeyId, secretAccessKey, sessionToken] = await Promise.all(
+    S3_CREDENTIALS_ENV.map((name) => readFile(join(folder, name), 'utf8').catch(() => '')),
+  );
+  if (!accessKeyId?.trim() || !secretAccessKey?.trim())
+    throw Object.assign(new Error(`no ${S3_CREDENTIALS_ENV.slice(0, 2).join(' and ')} in ${folder}`), {
+      name: 'CredentialsProviderError',
+    });
+  return {
+    accessKeyId: accessKeyId.trim(),
+    secretAccessKey: secretAccessKey.trim(),
+    ...(sessionToken?.trim() && { sessionToken: sessionToken.trim() }),
+    expiration: new Date(),
+  };
 }
 
 /** What the SDK throws: errors of the service have a name and $metadata, errors of sockets a code. */
@@ -40,6 +66,19 @@ interface SdkError extends Error {
 export function httpStatus(error: unknown): number | undefined {
   return error instanceof Error ? (error as SdkError).$metadata?.httpStatusCode : undefined;
 }
+
+const WRONG_CREDENTIALS: readonly string[] = [
+  'InvalidAccessKeyId',
+  'SignatureDoesNotMatch',
+  'XAdminUserNotFound',
+  'InvalidToken',
+  'ExpiredToken',
+  'CredentialsProviderError',
+];
+
+/** Whether a request failed for its credentials, which may be replaced while a program runs. */
+export const isOfCredentials = (error: unknown): boolean =>
+  error instanceof Error && WRONG_CREDENTIALS.includes(error.name);
 
 /** What was found and what is allowed, by the error's code or name. `transient`: a later retry may succeed. */
 function explain(error: SdkError, bucket: string): { found: string; allowed: string; transient?: boolean } {
@@ -110,7 +149,8 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       return {
         found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`,
         allowed: 'a request that the S3 server accepts',
-        transient: status !== undefined && status >= 500,
+        // The SDK compares the checksum that an object is sent with.
+        transient: (status !== undefined && status >= 500) || error.message.startsWith('Checksum mismatch'),
       };
   }
 }

@@ -91,6 +91,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     collectiveTimeoutSeconds: 30,
     checkpoint: {
       directory: join(folder, 'checkpoints'),
+      store: null,
       shared: false,
       everyEpochs: null,
       everySteps: null,
@@ -100,6 +101,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
     },
     evaluation: { sets: [], everyEpochs: null, everySteps: null },
     outputDirectory: join(folder, 'out'),
+    outputStore: null,
     progress: { host: '127.0.0.1', port: 0 },
     ...change,
   };

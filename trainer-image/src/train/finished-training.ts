@@ -2,20 +2,21 @@
  * A training that has ended before, and whose end nobody saw: its pods were removed, or the operator was away, between
  * the last write and the report of success. It is not done again.
  */
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { FacetrainError, OUTPUT, type Progress, type TrainerConfig, TrainReport } from '@facetrain/api';
-import { storageError } from '../storage/atomic-files.ts';
-import { digestFile } from '../storage/digest.ts';
+import { OUTPUT, type Progress, type TrainerConfig, TrainReport } from '@facetrain/api';
+import type { OutputPlace } from '../storage/output-place.ts';
 
 /**
  * The report of the same job and the same configuration, if the model that it describes is there, unchanged.
  * @param trainers ranks of this attempt
  * @throws FacetrainError StorageFailed
  */
-export async function finishedTraining(config: TrainerConfig, trainers: number): Promise<TrainReport | undefined> {
-  const report = await readReport(join(config.outputDirectory, OUTPUT.trainReport));
+export async function finishedTraining(
+  output: OutputPlace,
+  config: TrainerConfig,
+  trainers: number,
+): Promise<TrainReport | undefined> {
+  const report = await readReport(output);
   if (
     !report ||
     report.trainers !== trainers ||
@@ -23,13 +24,8 @@ export async function finishedTraining(config: TrainerConfig, trainers: number):
   )
     return undefined;
   const { path, sha256, bytes } = report.model;
-  try {
-    const found = await digestFile(join(config.outputDirectory, path));
-    return found.sha256 === sha256 && found.bytes === bytes ? report : undefined;
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    throw error;
-  }
+  const found = await output.digest(path);
+  return found?.sha256 === sha256 && found.bytes === bytes ? report : undefined;
 }
 
 /**
@@ -62,17 +58,12 @@ function whatIsTrained({ job, progress: _, ...config }: TrainerConfig) {
 }
 
 /** @returns undefined when there is no report, or none that this version can read */
-async function readReport(path: string): Promise<TrainReport | undefined> {
+async function readReport(output: OutputPlace): Promise<TrainReport | undefined> {
+  const bytes = await output.read(OUTPUT.trainReport);
+  if (!bytes) return undefined;
   try {
-    return TrainReport.parse(JSON.parse(await readFile(path, 'utf8')));
-  } catch (error) {
-    const cause = storageError(path, error);
-    if (cause instanceof FacetrainError && !isMissing(cause)) throw cause;
+    return TrainReport.parse(JSON.parse(new TextDecoder().decode(bytes)));
+  } catch {
     return undefined;
   }
-}
-
-function isMissing(error: unknown): boolean {
-  const cause = error instanceof FacetrainError ? (error.cause as NodeJS.ErrnoException) : undefined;
-  return cause?.code === 'ENOENT';
 }

@@ -1,5 +1,5 @@
 /** The checkpoints of one job: which one training resumes from, and when the next is overdue. Formats: checkpoint/. */
-import { basename } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   type AnyCheckpointManifest,
   type CheckpointManifest,
@@ -11,23 +11,20 @@ import {
   type TrainerConfig,
 } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
-import {
-  type Checkpoint,
-  checkContent,
-  checkpointDirectory,
-  DamagedCheckpoint,
-  findNewest,
-  openCheckpoint,
-} from '../checkpoint/directory.ts';
-import { noteEvaluation } from '../checkpoint/evaluations.ts';
+import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
 import { type JobFacts, loadCheckpoint } from '../checkpoint/load.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
-import { FolderTarget } from '../checkpoint/target.ts';
+import type { CheckpointStore } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
-import type { Fence } from '../storage/fence.ts';
+
+const done = Promise.resolve();
+/** Between two looks whether a store is away, in milliseconds. */
+const LOOK_EVERY_MS = 20;
+/** Between two collectives of ranks that wait for storage, in milliseconds. */
+const TELL_EVERY_MS = 2_000;
 
 /** A checkpoint between its beginning and its completion. */
 interface Flight {
@@ -43,7 +40,7 @@ interface Flight {
 
 export class JobCheckpoints {
   readonly #session: TrainingSessionContract;
-  readonly #fence: Fence;
+  readonly #store: CheckpointStore;
   readonly #config: TrainerConfig;
   readonly #size: { numClasses: number; totalSteps: number };
   readonly #ranks: Ranks;
@@ -57,14 +54,14 @@ export class JobCheckpoints {
 
   constructor(
     session: TrainingSessionContract,
-    fence: Fence,
+    store: CheckpointStore,
     config: TrainerConfig,
     size: { numClasses: number; totalSteps: number },
     ranks: Ranks,
     program: Program,
   ) {
     this.#session = session;
-    this.#fence = fence;
+    this.#store = store;
     this.#config = config;
     this.#size = size;
     this.#ranks = ranks;
@@ -85,7 +82,7 @@ export class JobCheckpoints {
       // Rank 0 decides for all: on a network file system, other ranks may see an older state of the folder.
       const newest =
         this.#ranks.rank === 0
-          ? await findNewest(settings.directory, (damage, directory) => this.#setAside(damage, directory))
+          ? await this.#store.findNewest((damage, step) => this.#setAside(damage, step))
           : undefined;
       const [step] = await gatherJson(this.#session, newest?.manifest.step ?? null);
       if (step === null || step === undefined) return undefined;
@@ -130,11 +127,10 @@ export class JobCheckpoints {
 
   /** A collective. @returns undefined when the checkpoint is damaged, and rank 0 has set it aside */
   async #load(step: number, expected: JobFacts): Promise<Checkpoint | undefined> {
-    const { directory: root } = this.#config.checkpoint;
     let loaded: Checkpoint | undefined;
     let damage: DamagedCheckpoint | undefined;
     try {
-      loaded = await openCheckpoint(root, step);
+      loaded = await this.#store.open(step);
       await loadCheckpoint(this.#session, loaded, expected);
       this.#identities = await readIdentities(loaded);
     } catch (error) {
@@ -149,7 +145,7 @@ export class JobCheckpoints {
     if (confirmed) return undefined;
     throw new FacetrainError({
       code: 'StorageFailed',
-      subject: checkpointDirectory(root, step),
+      subject: checkpointDirectory(this.#store.name, step),
       found: `rank 0 finds it intact, rank ${reporter} does not (${found[reporter]!.message})`,
       allowed: 'one folder with the same content for all ranks',
       exitCode: ExitCode.failure,
@@ -159,25 +155,24 @@ export class JobCheckpoints {
   /** On rank 0: whether a file of a checkpoint is damaged. If it is, the checkpoint is set aside. */
   async #confirm(step: number, file: string): Promise<boolean> {
     if (this.#ranks.rank !== 0) return false;
-    const { directory: root } = this.#config.checkpoint;
     try {
-      const checkpoint = await openCheckpoint(root, step);
+      const checkpoint = await this.#store.open(step);
       await checkContent(checkpoint, file);
       return false;
     } catch (error) {
       if (!(error instanceof DamagedCheckpoint)) throw error;
-      await this.#setAside(error, checkpointDirectory(root, step));
+      await this.#setAside(error, step);
       return true;
     }
   }
 
-  async #setAside({ message }: DamagedCheckpoint, directory: string): Promise<void> {
+  async #setAside({ message }: DamagedCheckpoint, step: number): Promise<void> {
     const { log, progress } = this.#program;
-    const kept = await this.#fence.setAside(directory);
-    log.warn({ directory, kept }, `set aside a damaged checkpoint: ${message}`);
+    const kept = await this.#store.setAside(step);
+    log.warn({ step, kept }, `set aside a damaged checkpoint: ${message}`);
     if (kept === undefined) return;
     const { setAside = [] } = progress.current;
-    const entry = { folder: basename(kept), reason: message.slice(0, MAX_SET_ASIDE_REASON) };
+    const entry = { folder: kept, reason: message.slice(0, MAX_SET_ASIDE_REASON) };
     progress.update({ setAside: [...setAside, entry].slice(-MAX_SET_ASIDE) });
   }
 
@@ -210,7 +205,7 @@ export class JobCheckpoints {
   async noteEvaluation(step: number, results: readonly Pick<EvaluationResult, 'set' | 'accuracy'>[]): Promise<void> {
     if (this.#ranks.rank !== 0 || results.length === 0 || this.#config.checkpoint.keepBest === 0) return;
     const sets = results.map(({ set, accuracy }) => ({ set, accuracy }));
-    await noteEvaluation(this.#fence, { job: this.#config.job.name, step, sets });
+    await this.#store.noteEvaluation({ job: this.#config.job.name, step, sets });
   }
 
   /** What the progress and the report say: of this attempt. */
@@ -232,9 +227,40 @@ export class JobCheckpoints {
   async begin(step: number, history: CheckpointManifest['history']): Promise<void> {
     if (this.#last.step === step) return;
     await this.#whileTrainingWaits(async () => {
+      if (await this.#mustSkip(step)) return;
       await this.#finish();
       await this.#begin(step, history);
     });
+  }
+
+  /**
+   * Waits for the checkpoint in flight, but not for a store that is away: training then goes on without a newer one. A
+   * collective where there is such a store.
+   */
+  async #mustSkip(step: number): Promise<boolean> {
+    if (this.#config.checkpoint.store === null) return false;
+    const flight = this.#inFlight;
+    for (;;) {
+      flight?.pending.throwIfFailed();
+      // Gathered: rank 0 completes it, and has it in flight until then.
+      const isBusy =
+        flight !== undefined && this.#inFlight === flight && (flight.isGathered || !flight.pending.isWritten);
+      const states = await gatherJson(this.#session, { isBusy, isAway: this.#store.isAway });
+      if (states.some((rank) => rank.isBusy)) {
+        if (states.some((rank) => rank.isBusy && rank.isAway)) break;
+        await delay(LOOK_EVERY_MS);
+      } else if (flight && !flight.isGathered) {
+        await this.#gather(flight);
+      } else {
+        return false;
+      }
+    }
+    const { log } = this.#program;
+    log[this.#ranks.rank === 0 ? 'warn' : 'debug'](
+      { step, waiting: flight?.pending.step },
+      'left a checkpoint out: the object store is away, and the one before it waits for it',
+    );
+    return true;
   }
 
   /**
@@ -285,7 +311,7 @@ export class JobCheckpoints {
     const lossScale = await this.#session.lossScale();
     const copy = await this.#session.copyState({ backbone: rank === 0 });
     const pending = new PendingCheckpoint(this.#session, copy, {
-      target: new FolderTarget(this.#fence),
+      target: this.#store,
       retention: settings,
       job: { name: job.name, uid: job.uid },
       step,
@@ -301,20 +327,44 @@ export class JobCheckpoints {
     });
     this.#last = { step, at: begunAt };
     this.#inFlight = { pending, time, isGathered: false, hasVoted: false, wasVoted: false };
-    if (copy) return;
-    this.#statistics.whileTrainingWaited += 1;
-    if (this.#statistics.whileTrainingWaited === 1)
-      log.warn({ step }, 'no memory for a copy of the state: training waits while this rank writes its checkpoints');
-    await pending.written;
+    if (!copy) {
+      this.#statistics.whileTrainingWaited += 1;
+      if (this.#statistics.whileTrainingWaited === 1)
+        log.warn({ step }, 'no memory for a copy of the state: training waits while this rank writes its checkpoints');
+    }
+    // A store may be away for longer than the others wait in the next step.
+    if (settings.store) await this.#untilAll(copy ? done : pending.written, () => copy !== null || pending.isWritten);
+    else if (!copy) await pending.written;
   }
 
-  /** Waits until the checkpoint in flight is complete; on ranks other than 0, until rank 0 can complete it. */
+  /** Waits until the checkpoint in flight is complete on all ranks. A collective: to be called on every rank. */
   async #finish(): Promise<void> {
     const flight = this.#inFlight;
-    if (!flight) return;
-    if (!flight.isGathered) await this.#gather(flight);
-    await flight.pending.completed;
-    this.#complete(flight);
+    // On ranks other than 0 there is none any more when all is gathered.
+    const needsGather = flight !== undefined && !flight.isGathered;
+    if (needsGather) {
+      await this.#untilAll(flight.pending.written, () => flight.pending.isWritten);
+      await this.#gather(flight);
+    }
+    const completed = flight?.pending.completed ?? done;
+    await this.#untilAll(completed, () => !flight?.isGathered || this.#inFlight !== flight);
+    if (flight) this.#complete(flight);
+  }
+
+  /**
+   * Waits for something that each rank does. Storage may be away for longer than ranks wait for each other in a
+   * collective: so they tell each other from time to time that they still wait.
+   */
+  async #untilAll(work: Promise<unknown>, isDone: () => boolean): Promise<void> {
+    for (;;) {
+      const timer = new AbortController();
+      try {
+        await Promise.race([work, delay(TELL_EVERY_MS, undefined, { signal: timer.signal }).catch(() => {})]);
+      } finally {
+        timer.abort();
+      }
+      if ((await gatherJson(this.#session, isDone())).every(Boolean)) return;
+    }
   }
 
   async #gather(flight: Flight): Promise<void> {

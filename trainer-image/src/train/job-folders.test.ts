@@ -39,7 +39,7 @@ for (const claimed of ['checkpoint folder', 'output folder'])
     });
     assert.equal(error.code, 'FencedOff');
     assert.match(error.message, /job other/);
-    folders.stopWatching();
+    folders.close();
   });
 
 /** Two ranks, each with the folders of its own configuration, in a gang without trainers. @returns their errors */
@@ -62,7 +62,7 @@ async function share(configs: [TrainerConfig, TrainerConfig]): Promise<unknown[]
   });
   const ends = await Promise.allSettled(ranks.map((folders, rank) => folders.share(sessionOf(rank), 0)));
   const errors = ends.map((end, rank) => (end.status === 'rejected' ? ranks[rank]!.explain(end.reason) : undefined));
-  ranks[0]!.stopWatching();
+  for (const folders of ranks) folders.close();
   return Promise.all(errors);
 }
 
@@ -86,7 +86,8 @@ test('one folder for checkpoints and output is claimed once', async () => {
   const config = { ...base, outputDirectory: folder, checkpoint: { ...base.checkpoint, directory: `${folder}/.` } };
   const folders = new JobFolders(config, { log: pino({ level: 'silent' }) });
   await folders.claim();
-  await folders.checkpoints.write(join(folder, 'a'), '');
-  await folders.output.write(join(folder, 'b'), '');
-  folders.stopWatching();
+  const file = await folders.checkpoints().create(1, 'a');
+  await file.finish();
+  await folders.output.write('b', '');
+  folders.close();
 });

@@ -1,13 +1,19 @@
 /**
- * The fences around the two folders that a job writes to: that of its checkpoints and that of its output. Rank 0 claims
- * both; the others learn which fence the first has, since they write to it, too.
+ * The fences around the two places that a job writes to: that of its checkpoints and that of its output, each a folder
+ * or a prefix of an object store. Rank 0 claims both; the others learn which fence the first has, since they write to
+ * it, too.
  */
 import { randomUUID } from 'node:crypto';
-import { FacetrainError, type TrainerConfig } from '@facetrain/api';
+import { FacetrainError, type ObjectStorePlace, type TrainerConfig } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
+import { ObjectTarget } from '../checkpoint/object-target.ts';
+import { type CheckpointStore, FolderTarget } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
-import { Fence } from '../storage/fence.ts';
+import { Fence, type Owner } from '../storage/fence.ts';
+import { ObjectFence } from '../storage/object-fence.ts';
+import { ObjectStore } from '../storage/object-store.ts';
+import { FolderOutput, ObjectOutput, type OutputPlace } from '../storage/output-place.ts';
 
 /** Between two looks whether a newer writer has claimed a folder, in milliseconds. */
 const WATCH_MS = 30_000;
@@ -21,29 +27,35 @@ const PATIENCE_MS = 30_000;
 /** Most ranks that an error names. */
 const MAX_NAMED = 5;
 
+/** Of the program: where it waits for a store, it shows that it lives. */
+type Parts = Pick<Program, 'log'> & { progress?: Pick<Program['progress'], 'tick'> };
+
 export class JobFolders {
   readonly #config: TrainerConfig;
-  readonly #log: Program['log'];
-  #checkpoints: Fence | undefined;
-  #output: Fence | undefined;
+  readonly #program: Parts;
+  readonly #stores: ObjectStore[] = [];
+  #checkpoints: Fence | ObjectFence | undefined;
+  #output: Fence | ObjectFence | undefined;
+  #outputPlace: OutputPlace | undefined;
   /** What the watch has found. */
   #lost: unknown;
   #watch: NodeJS.Timeout | undefined;
   #isLooking = false;
 
-  constructor(config: TrainerConfig, { log }: Pick<Program, 'log'>) {
+  constructor(config: TrainerConfig, program: Parts) {
     this.#config = config;
-    this.#log = log;
+    this.#program = program;
   }
 
-  /** Around the folder of checkpoints; after claim() or share(). */
-  get checkpoints(): Fence {
-    return this.#checkpoints!;
+  /** Where checkpoints are; after share(). */
+  checkpoints(): CheckpointStore {
+    const fence = this.#checkpoints!;
+    return fence instanceof ObjectFence ? new ObjectTarget(fence) : new FolderTarget(fence);
   }
 
-  /** Around the folder of the output; on rank 0, after claim(). */
-  get output(): Fence {
-    return this.#output!;
+  /** Where the output is; on rank 0, after claim(). */
+  get output(): OutputPlace {
+    return this.#outputPlace!;
   }
 
   /**
@@ -51,12 +63,33 @@ export class JobFolders {
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
   async claim(): Promise<void> {
-    const { job, checkpoint, outputDirectory } = this.#config;
+    const { job, checkpoint, outputDirectory, outputStore } = this.#config;
     const owner = { ...job, start: randomUUID() };
-    this.#checkpoints = await Fence.claim(checkpoint.directory, owner);
-    this.#output = await Fence.claim(outputDirectory, owner);
-    this.#log.info({ fence: this.#checkpoints.number }, 'claimed the folders of checkpoints and output');
+    this.#checkpoints = await this.#claim(checkpoint.directory, checkpoint.store, owner);
+    this.#output = await this.#claim(outputDirectory, outputStore, owner);
+    this.#outputPlace =
+      this.#output instanceof ObjectFence ? await ObjectOutput.open(this.#output) : new FolderOutput(this.#output);
+    this.#program.log.info({ fence: this.#checkpoints.number }, 'claimed the folders of checkpoints and output');
     this.#watch = setInterval(() => void this.#look(), WATCH_MS).unref();
+  }
+
+  async #claim(folder: string, place: ObjectStorePlace | null, owner: Owner): Promise<Fence | ObjectFence> {
+    return place ? ObjectFence.claim(this.#open(place), owner) : Fence.claim(folder, owner);
+  }
+
+  #open(place: ObjectStorePlace): ObjectStore {
+    const { log, progress } = this.#program;
+    const store = new ObjectStore(place, {
+      onRetry: ({ message }, milliseconds) => {
+        progress?.tick();
+        log.warn(
+          { milliseconds: Math.round(milliseconds) },
+          `the object store does not answer as it should: ${message}`,
+        );
+      },
+    });
+    this.#stores.push(store);
+    return store;
   }
 
   /**
@@ -66,11 +99,11 @@ export class JobFolders {
    * @throws FacetrainError StorageFailed, on every rank, when one has another folder; FencedOff
    */
   async share(session: Pick<TrainingSessionContract, 'allGather'>, maxPatienceMs = PATIENCE_MS): Promise<void> {
-    const { directory } = this.#config.checkpoint;
+    const { directory, store } = this.#config.checkpoint;
     const patienceMs = Math.min(maxPatienceMs, (this.#config.collectiveTimeoutSeconds * 1000) / 2);
     const own = this.#checkpoints;
     const [claimed] = await gatherJson(session, own ? { number: own.number, start: own.start } : null);
-    const fence = own ?? Fence.of(directory, claimed!);
+    const fence = own ?? (store ? ObjectFence.of(this.#open(store), claimed!) : Fence.of(directory, claimed!));
     const isVisible = await fence.isVisible(patienceMs);
     const visible = await gatherJson(session, isVisible);
     // In another folder, explain() would say that this rank was fenced off.
@@ -83,7 +116,9 @@ export class JobFolders {
       code: 'StorageFailed',
       subject: directory,
       found: `rank ${named} of ${visible.length} does not find there what rank 0 has written`,
-      allowed: 'one folder for all ranks, on storage that their nodes share (not a folder of each node)',
+      allowed: store
+        ? 'one object store for all ranks'
+        : 'one folder for all ranks, on storage that their nodes share (not a folder of each node)',
     });
   }
 
@@ -98,8 +133,10 @@ export class JobFolders {
     return (await this.#output?.explain(explained)) ?? explained;
   }
 
-  stopWatching(): void {
+  /** Ends the watch, and the connections. */
+  close(): void {
     clearInterval(this.#watch);
+    for (const store of this.#stores) store.close();
   }
 
   async #look(): Promise<void> {

@@ -5,7 +5,6 @@
 import { join } from 'node:path';
 import { OUTPUT, type TrainerConfig } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
-import { completeSteps, removeUnfinished } from '../checkpoint/directory.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -38,7 +37,7 @@ export async function train(config: TrainerConfig, ranks: Ranks, program: Progra
     // A process that was frozen also finds that its peers are gone, which says less.
     throw isStop(error, program.signal) ? error : await folders.explain(error);
   } finally {
-    folders.stopWatching();
+    folders.close();
   }
 }
 
@@ -62,11 +61,11 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   await folders.share(session);
 
   progress.update({ stage: 'Loading' });
-  if (await wasFinished(session, config, ranks, program)) return leave(session, 'completed');
+  if (await wasFinished(session, folders, config, ranks, program)) return leave(session, 'completed');
+  const store = folders.checkpoints();
   if (rank === 0)
-    for (const directory of await removeUnfinished(config.checkpoint.directory, folders.checkpoints))
-      log.info({ directory }, 'removed an unfinished checkpoint');
-  const checkpoints = new JobCheckpoints(session, folders.checkpoints, config, dataset, ranks, program);
+    for (const directory of await store.removeUnfinished()) log.info({ directory }, 'removed an unfinished checkpoint');
+  const checkpoints = new JobCheckpoints(session, store, config, dataset, ranks, program);
   const resumed = await checkpoints.resume();
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
   const schedule = scheduleOf(config, dataset);
@@ -171,14 +170,15 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
 /** A collective: whether an earlier attempt has finished this very training. Rank 0 decides for all. */
 async function wasFinished(
   session: TrainingSessionContract,
+  folders: JobFolders,
   config: TrainerConfig,
   { rank, size }: Ranks,
   { log, progress }: Program,
 ): Promise<boolean> {
-  const report = rank === 0 ? await finishedTraining(config, size) : undefined;
+  const report = rank === 0 ? await finishedTraining(folders.output, config, size) : undefined;
   const [finished] = await gatherJson(session, report !== undefined);
   if (report) {
-    const [step] = await completeSteps(config.checkpoint.directory);
+    const [step] = await folders.checkpoints().list();
     progress.update(finalProgress(report, step === report.steps ? { step, time: report.finishedAt } : null));
     log.info({ report: join(config.outputDirectory, OUTPUT.trainReport) }, 'finished by an earlier attempt');
   }

@@ -1,5 +1,4 @@
 /** What a finished training writes: model/backbone.onnx, train-report.html, and train-report.json last. */
-import { join } from 'node:path';
 import { type AnyCheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Preflight } from '../dataset/dataset-preflight.ts';
@@ -12,18 +11,18 @@ import { eventFile } from '../report/event-file.ts';
 import { reportEvents } from '../report/report-events.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
-import type { Fence } from '../storage/fence.ts';
+import type { OutputPlace } from '../storage/output-place.ts';
 import type { BadPictures } from './bad-pictures.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
 import type { JobCheckpoints } from './job-checkpoints.ts';
 
 /**
- * Writes the model into the fenced folder. The report of an earlier training goes first: it describes another model.
+ * Writes the model to the fenced place. The report of an earlier training goes first: it describes another model.
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
 export async function writeModel(
-  output: Fence,
+  output: OutputPlace,
   graph: Graph,
   channelOrder: ChannelOrder,
 ): Promise<TrainReport['model']> {
@@ -31,8 +30,8 @@ export async function writeModel(
   // Backbones that we build read -1..1.
   const range = file ?? forChannels(INPUT_RANGES['-1..1'], channels, 'a backbone');
   const bytes = encodeOnnx(graph, { metadata: { ...rangeMetadata(range), [CHANNEL_ORDER_METADATA]: channelOrder } });
-  await output.remove(join(output.folder, OUTPUT.trainReport));
-  await output.write(join(output.folder, OUTPUT.model), bytes);
+  await output.revoke(OUTPUT.trainReport);
+  await output.write(OUTPUT.model, bytes);
   return {
     path: OUTPUT.model,
     ...digestBytes(bytes),
@@ -92,15 +91,16 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
 }
 
 /**
- * Writes both reports, and between them the events for TensorBoard. A reader that finds train-report.json can rely on all other files.
+ * Writes both reports, and between them the events for TensorBoard. A reader that finds train-report.json can rely on
+ * all other files.
  * @throws FacetrainError FencedOff, DiskFull, StorageFailed
  */
-export async function writeReport(output: Fence, report: TrainReport): Promise<void> {
-  await output.write(join(output.folder, OUTPUT.trainReportHtml), trainReportHtml(report));
-  // Those of an earlier training would be drawn into the same curves.
-  await output.remove(join(output.folder, OUTPUT.tensorboard));
+export async function writeReport(output: OutputPlace, report: TrainReport): Promise<void> {
+  await output.write(OUTPUT.trainReportHtml, trainReportHtml(report));
   const started = Math.floor(Date.parse(report.startedAt) / 1000);
   const name = `events.out.tfevents.${started}.${report.job.name}`;
-  await output.write(join(output.folder, OUTPUT.tensorboard, name), eventFile(reportEvents(report), started));
-  await output.write(join(output.folder, OUTPUT.trainReport), `${JSON.stringify(report, null, 2)}\n`);
+  // Those of an earlier training would be drawn into the same curves.
+  await output.replaceFolder(OUTPUT.tensorboard, name, eventFile(reportEvents(report), started));
+  await output.write(OUTPUT.trainReport, `${JSON.stringify(report, null, 2)}
+`);
 }

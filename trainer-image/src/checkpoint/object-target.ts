@@ -1,0 +1,182 @@
+/**
+ * Checkpoints in an object store, behind the head of object-fence.ts: `step-XXXXXXXXXX/TOKEN-START/` with the same files
+ * as a folder has. Every rank writes its own objects; rank 0 writes the manifest, and then lists the checkpoint in the
+ * head. From that moment it counts. What the head does not list is none: what a process left that ended before.
+ */
+import { setTimeout as delay } from 'node:timers/promises';
+import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder, FacetrainError } from '@facetrain/api';
+import { KEPT_PREFIX } from '../storage/fence.ts';
+import { CHECKPOINT_PREFIX, type Listed, type ObjectFence } from '../storage/object-fence.ts';
+import { mapAtOnce } from '../storage/object-store.ts';
+import {
+  type Checkpoint,
+  type CheckpointSource,
+  checkSize,
+  DamagedCheckpoint,
+  invalid,
+  parseCheckpoint,
+  storedFiles,
+} from './directory.ts';
+import { type Evaluation, meansOf, withEvaluation } from './evaluations.ts';
+import type { CheckpointStore, FileWriter } from './target.ts';
+
+/** Objects of checkpoints, by what their names begin with. */
+const OBJECT = /^(step-\d{10}\/(\d{10})-[0-9a-f-]{36})\//;
+const SIZES_AT_ONCE = 16;
+/** For how long training waits for the note of an evaluation, in milliseconds. */
+const NOTE_MS = 2_000;
+
+export class ObjectTarget implements CheckpointStore {
+  readonly #fence: ObjectFence;
+
+  constructor(fence: ObjectFence) {
+    this.#fence = fence;
+  }
+
+  get name(): string {
+    return this.#fence.store.uri('').replace(/\/$/, '');
+  }
+
+  get isAway(): boolean {
+    return this.#fence.store.isAway;
+  }
+
+  async create(step: number, file: string): Promise<FileWriter> {
+    return this.#fence.store.writer(`${this.#folder(step)}/${file}`);
+  }
+
+  async complete(manifest: AnyCheckpointManifest): Promise<void> {
+    const { step, job } = manifest;
+    const listed: Listed = { step, folder: this.#folder(step), job: job.name };
+    const checkpoint = this.#checkpoint(listed, manifest);
+    // A rank whose store is not the one of rank 0 would leave a manifest without its files.
+    await mapAtOnce(storedFiles(checkpoint), SIZES_AT_ONCE, (stored) => checkSize(checkpoint, stored));
+    const bytes = new TextEncoder().encode(`${JSON.stringify(manifest, null, 2)}\n`);
+    await this.#fence.store.put(`${listed.folder}/${CHECKPOINT_MANIFEST}`, bytes, undefined, 'application/json');
+    await this.#fence.change(({ checkpoints }) => ({
+      checkpoints: [...checkpoints.filter((each) => each.step !== step), listed],
+    }));
+  }
+
+  async list(): Promise<number[]> {
+    return (await this.#listed()).map(({ step }) => step);
+  }
+
+  async authorOf(step: number): Promise<string | undefined> {
+    return (await this.#listed()).find((each) => each.step === step)?.job;
+  }
+
+  async accuracies(job: string): Promise<ReadonlyMap<number, number>> {
+    return meansOf((await this.#fence.head()).evaluations, job);
+  }
+
+  /** A store that is away does not keep the training: it is told later. */
+  async noteEvaluation(added: Evaluation): Promise<void> {
+    const noted = this.#fence.change(({ evaluations, checkpoints }) => ({
+      evaluations: withEvaluation(
+        evaluations,
+        added,
+        checkpoints.map(({ step }) => step),
+      ),
+    }));
+    // What fails after that fails at the next checkpoint, too.
+    noted.catch(() => {});
+    await Promise.race([noted, delay(NOTE_MS, undefined, { ref: false })]);
+  }
+
+  async remove(step: number): Promise<void> {
+    const removed = await this.#take(step);
+    if (removed) await this.#fence.store.delete(await this.#fence.store.list(`${removed.folder}/`));
+  }
+
+  async setAside(step: number): Promise<string | undefined> {
+    const kept = await this.#take(step, true);
+    // The name that a folder would have; its objects stay where they are.
+    return kept && `${KEPT_PREFIX}${checkpointFolder(step)}.${String(this.#fence.number).padStart(10, '0')}`;
+  }
+
+  async open(step: number): Promise<Checkpoint> {
+    const listed = (await this.#listed()).find((each) => each.step === step);
+    const path = this.#fence.store.uri(`${listed?.folder ?? checkpointFolder(step)}/${CHECKPOINT_MANIFEST}`);
+    const found = listed && (await this.#fence.store.get(`${listed.folder}/${CHECKPOINT_MANIFEST}`));
+    if (!found) throw new DamagedCheckpoint(path, '', 'no such object', 'a manifest');
+    return this.#checkpoint(listed, parseCheckpoint(new TextDecoder().decode(found.bytes), path, step));
+  }
+
+  async findNewest(onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>) {
+    for (const step of await this.list()) {
+      try {
+        const checkpoint = await this.open(step);
+        await mapAtOnce(storedFiles(checkpoint), SIZES_AT_ONCE, (stored) => checkSize(checkpoint, stored));
+        return checkpoint;
+      } catch (error) {
+        if (!(error instanceof DamagedCheckpoint)) throw error;
+        await onDamaged(error, step);
+      }
+    }
+    const { damaged } = await this.#fence.head();
+    if (damaged.length === 0) return undefined;
+    // From here training would begin anew, and nobody would notice that days of it are lost.
+    throw invalid(
+      this.name,
+      `all checkpoints are damaged (${damaged.map(({ folder }) => folder).join(', ')})`,
+      'a prefix with an intact checkpoint; delete the prefix to start from step 0',
+    );
+  }
+
+  /**
+   * Deletes objects that the head does not list, and aborts uploads: all that older starts have left. To be called after
+   * the claim, on rank 0.
+   */
+  async removeUnfinished(): Promise<string[]> {
+    const { store, number } = this.#fence;
+    const names = await store.list(CHECKPOINT_PREFIX);
+    // Read after that: this process may have been frozen, and the head then shows who writes what it has seen.
+    const { checkpoints, damaged } = await this.#fence.head();
+    const kept = new Set([...checkpoints, ...damaged].map(({ folder }) => folder));
+    const isLeft = (name: string) => {
+      const [, folder, token] = OBJECT.exec(name) ?? [];
+      return folder !== undefined && !kept.has(folder) && Number(token) < number;
+    };
+    const left = names.filter(isLeft);
+    await store.delete(left);
+    // Not every store lists them by a prefix, and most abort old ones by a rule of the bucket.
+    await store.abortUploads(CHECKPOINT_PREFIX, isLeft).catch((error: unknown) => {
+      if (!(error instanceof FacetrainError)) throw error;
+    });
+    return [...new Set(left.map((name) => store.uri(OBJECT.exec(name)![1]!)))];
+  }
+
+  explain(error: unknown): Promise<unknown> {
+    return this.#fence.explain(error);
+  }
+
+  #folder(step: number): string {
+    return `${checkpointFolder(step)}/${this.#fence.suffix}`;
+  }
+
+  #checkpoint({ folder }: Listed, manifest: AnyCheckpointManifest): Checkpoint {
+    const { store } = this.#fence;
+    const source: CheckpointSource = {
+      size: async (file) => (await store.head(`${folder}/${file}`))?.bytes,
+      read: (file, into, position) => store.read(`${folder}/${file}`, into, position),
+    };
+    return { directory: store.uri(folder), manifest, source };
+  }
+
+  /** Newest first. */
+  async #listed(): Promise<Listed[]> {
+    return [...(await this.#fence.head()).checkpoints].sort((a, b) => b.step - a.step);
+  }
+
+  /** Takes a checkpoint from the list: it counts no more. */
+  async #take(step: number, isDamaged = false): Promise<Listed | undefined> {
+    const taken = (await this.#listed()).find((each) => each.step === step);
+    if (!taken) return undefined;
+    await this.#fence.change(({ checkpoints, damaged }) => ({
+      checkpoints: checkpoints.filter((each) => each.step !== step),
+      damaged: isDamaged && damaged.every(({ folder }) => folder !== taken.folder) ? [...damaged, taken] : damaged,
+    }));
+    return taken;
+  }
+}

@@ -1,0 +1,181 @@
+/** An object store behind its fence: a real server (versitygw), with faults before it. */
+import assert from 'node:assert/strict';
+import { createHash, randomBytes, randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, afterEach, before, test } from 'node:test';
+import type { FacetrainError, ObjectStorePlace } from '@facetrain/api';
+import { type FaultyS3, startFaultyS3 } from '../testing/s3-faults.ts';
+import { AWS_ENVIRONMENT, CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { HEAD, ObjectFence } from './object-fence.ts';
+import { ObjectStore, type ObjectStoreOptions, PART_BYTES } from './object-store.ts';
+
+Object.assign(process.env, AWS_ENVIRONMENT);
+let server: S3Server;
+let faulty: FaultyS3;
+const stores: ObjectStore[] = [];
+
+before(async () => {
+  server = await startS3Server('faces');
+  faulty = await startFaultyS3(server.endpoint);
+});
+after(async () => {
+  faulty.close();
+  await server.stop();
+});
+afterEach(() => {
+  for (const store of stores.splice(0)) store.close();
+  faulty.decide = () => 'pass';
+});
+
+/** A prefix of its own, behind the proxy. */
+function open(change: Partial<ObjectStorePlace> = {}, options: ObjectStoreOptions = {}): ObjectStore {
+  const place = { ...server.address(`s3://faces/${randomUUID()}`), endpoint: faulty.endpoint, credentials: null };
+  const store = new ObjectStore({ ...place, ...change }, options);
+  stores.push(store);
+  return store;
+}
+
+const text = (value: string) => new TextEncoder().encode(value);
+const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+
+test('an object of several parts arrives whole, whatever happens to its requests, and is read by ranges', async () => {
+  const store = open();
+  const bytes = randomBytes(2 * PART_BYTES + 12_345);
+  const fates = ['slow', 'cut', 'lost'] as const;
+  let count = 0;
+  const seen = new Set<string>();
+  faulty.decide = ({ method, url }) => {
+    seen.add(`${method} ${/[?&](uploads|partNumber|uploadId)=/.exec(url)?.[1] ?? ''}`);
+    return ++count % 3 === 0 ? fates[(count / 3) % 3]! : 'pass';
+  };
+  const writer = store.writer('large');
+  for (let start = 0; start < bytes.length; start += 2 ** 20)
+    await writer.write(bytes.subarray(start, start + 2 ** 20));
+  await writer.finish();
+  assert(seen.has('PUT partNumber') && seen.has('POST uploadId'), [...seen].join());
+  assert.equal((await store.head('large'))!.bytes, bytes.length);
+
+  const whole = new Uint8Array(bytes.length);
+  assert.equal(await store.read('large', whole, 0), bytes.length);
+  assert.equal(sha256(whole), sha256(bytes));
+  const part = new Uint8Array(1000);
+  assert.equal(await store.read('large', part, PART_BYTES - 500), 1000);
+  assert(bytes.subarray(PART_BYTES - 500, PART_BYTES + 500).equals(part));
+  assert.equal(await store.read('large', part, bytes.length - 10), 10);
+  assert.equal(await store.read('large', part, bytes.length + 10), 0);
+  assert.equal(await store.read('none', part, 0), 0);
+  assert(faulty.faults > 3);
+});
+
+test('an upload that is not finished leaves no object; it is aborted, and no other', async () => {
+  const store = open({}, { patienceMs: 3000 });
+  const begun = ['dead', 'alive'].map(async (name) => {
+    const writer = store.writer(name);
+    await writer.write(new Uint8Array(PART_BYTES + 1));
+    return writer;
+  });
+  const [dead, alive] = await Promise.all(begun);
+  assert.deepEqual(await store.list(''), []);
+  assert.equal(await store.abortUploads('', (name) => name === 'dead'), 1);
+  await alive!.finish();
+  await assert.rejects(dead!.finish(), { code: 'StorageFailed' });
+  assert.deepEqual(await store.list(''), ['alive']);
+  await alive!.discard();
+  assert.deepEqual(await store.list(''), []);
+});
+
+test('a store that hangs is away; a request ends when its patience does, or the store is closed', async () => {
+  const store = open({}, { patienceMs: 200 });
+  faulty.decide = () => 'cut';
+  const error = (await store.put('a', text('a')).catch((found: unknown) => found)) as FacetrainError;
+  assert.deepEqual([error.code, error.exitCode], ['StorageFailed', 1]);
+
+  const patient = open();
+  const put = patient.put('a', text('a'));
+  const rejected = assert.rejects(put, { name: 'AbortError' });
+  while (!patient.isAway) await new Promise((resolve) => setTimeout(resolve, 20));
+  patient.close();
+  await rejected;
+});
+
+test('credentials in files are read again when the Secret changes', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'secret-'));
+  const write = async (secret: string) => {
+    await writeFile(join(folder, 'AWS_ACCESS_KEY_ID'), `${CREDENTIALS.AWS_ACCESS_KEY_ID}\n`);
+    await writeFile(join(folder, 'AWS_SECRET_ACCESS_KEY'), secret);
+  };
+  try {
+    await write(CREDENTIALS.AWS_SECRET_ACCESS_KEY);
+    const retried = Promise.withResolvers<FacetrainError>();
+    const store = open({ credentials: folder }, { onRetry: (error) => retried.resolve(error) });
+    await store.put('a', text('a'));
+    await write('another');
+    const put = store.put('b', text('b'));
+    assert.match((await retried.promise).message, /the credentials are wrong \(SignatureDoesNotMatch\)/);
+    await write(CREDENTIALS.AWS_SECRET_ACCESS_KEY);
+    assert(await put);
+    // Those that never were right are refused at once.
+    await write('another');
+    await assert.rejects(open({ credentials: folder }).put('c', text('c')), { code: 'StorageFailed', exitCode: 2 });
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('a store that takes writes whose condition does not hold is refused', async () => {
+  const lax = createServer((request, response) => {
+    request.resume().on('end', () => response.writeHead(200, { etag: '"1"' }).end());
+  }).listen(0, '127.0.0.1');
+  await once(lax, 'listening');
+  try {
+    const store = open({ endpoint: `http://127.0.0.1:${(lax.address() as AddressInfo).port}` });
+    await assert.rejects(
+      ObjectFence.claim(store, { name: 'j', uid: 'u', attempt: 0, start: randomUUID() }),
+      /does not keep to the condition of a write \(PUT with If-None-Match: \*\); a store with conditional writes/,
+    );
+  } finally {
+    lax.close();
+  }
+});
+
+test('checkpoints without their head are not taken for none', async () => {
+  const store = open();
+  const owner = { name: 'j', uid: 'u', attempt: 0 };
+  const fence = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+  await store.put('step-0000000001/x/manifest.json', text('{}'));
+  await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+  await store.delete([HEAD]);
+  await assert.rejects(fence.check(), /the head of this prefix is gone/);
+  await assert.rejects(ObjectFence.claim(store, { ...owner, start: randomUUID() }), { code: 'InvalidCheckpoint' });
+});
+
+test('a claim of a newer attempt ends an older one, and an older one cannot claim', async () => {
+  const store = open();
+  const owner = { name: 'j', uid: 'u', attempt: 1 };
+  const first = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+  const second = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+  assert.equal(second.number, first.number + 1);
+  const entry = { step: 1, folder: 'f', job: 'j' };
+  await assert.rejects(
+    first.change(() => ({ checkpoints: [entry], damaged: [] })),
+    { code: 'FencedOff' },
+  );
+  await assert.rejects(ObjectFence.claim(store, { ...owner, attempt: 0, start: randomUUID() }), { code: 'FencedOff' });
+  await second.change(() => ({ checkpoints: [entry], damaged: [] }));
+  assert.deepEqual((await second.head()).checkpoints, [entry]);
+  // Of several at once, the last in the order of the tokens can write, and no other.
+  const claims = await Promise.all(
+    Array.from({ length: 5 }, () => ObjectFence.claim(store, { ...owner, start: randomUUID() })),
+  );
+  const ends = await Promise.allSettled(claims.map((claim) => claim.change((head) => head)));
+  const winners = claims.filter((_, index) => ends[index]!.status === 'fulfilled');
+  assert.deepEqual(
+    winners.map(({ number }) => number),
+    [Math.max(...claims.map(({ number }) => number))],
+  );
+});

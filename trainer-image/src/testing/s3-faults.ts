@@ -1,0 +1,66 @@
+/**
+ * For tests: a proxy in front of an S3 server that lets requests fail. It passes them on as they are, host name
+ * included, so their signatures hold.
+ */
+import { once } from 'node:events';
+import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+
+/**
+ * What becomes of a request. slow: 503 SlowDown. cut: the connection is broken, and the server never sees the request.
+ * lost: the server answers, and the answer does not arrive. hang: no answer at all.
+ */
+export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang';
+
+export interface FaultyS3 {
+  endpoint: string;
+  /** Decides for each request; may be replaced at any time. */
+  decide: (request: { method: string; url: string }) => Fate | Promise<Fate>;
+  /** Requests that were not passed on, or whose answer was lost. */
+  faults: number;
+  close(): void;
+}
+
+const SLOW_DOWN =
+  '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>';
+
+/** @param endpoint of the real server. The caller closes the proxy. */
+export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {
+  const target = new URL(endpoint);
+  const faulty: FaultyS3 = { endpoint: '', decide: () => 'pass', faults: 0, close: () => {} };
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
+    const fate = await faulty.decide({ method: request.method!, url: request.url! });
+    if (fate !== 'pass') faulty.faults += 1;
+    if (fate === 'cut') return void request.socket.destroy();
+    if (fate === 'hang') return void request.resume();
+    if (fate === 'slow') {
+      request.resume();
+      return void response.writeHead(503, { 'content-type': 'application/xml' }).end(SLOW_DOWN);
+    }
+    const passed = httpRequest({
+      host: target.hostname,
+      port: target.port,
+      method: request.method,
+      path: request.url,
+      headers: request.headers,
+    });
+    passed.on('error', () => request.socket.destroy());
+    passed.on('response', (got) => {
+      if (fate === 'lost') {
+        got.resume();
+        return void got.on('end', () => request.socket.destroy());
+      }
+      response.writeHead(got.statusCode!, got.rawHeaders);
+      got.pipe(response);
+    });
+    request.pipe(passed);
+  };
+  const server = createServer((request, response) => void answer(request, response)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  faulty.endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  faulty.close = () => {
+    server.closeAllConnections();
+    server.close();
+  };
+  return faulty;
+}
