@@ -67,7 +67,7 @@ import {
   DEFAULT_PROGRESS_PORT,
   DEFAULT_RENDEZVOUS_PORT,
 } from './shared-defaults.ts';
-import { dataset, folder, S3_RULE, sourceFields } from './storage.ts';
+import { dataset, destination, S3_RULE, S3Access, sourceFields, writtenUri } from './storage.ts';
 
 /** Those that decide what the model is. */
 const OPTIONAL_MODEL_FIELDS = ['backbone', 'onnx', 'embeddingDim', 'width', 'blocks', 'numClasses', 'input'];
@@ -290,12 +290,14 @@ const evaluation = section(
 
 const checkpoint = section(
   {
-    uri: folder('A folder for checkpoints that every trainer, also of later attempts, can reach.')
+    uri: writtenUri('A place for checkpoints that every trainer, also of later attempts, can reach.')
       .optional()
       .describe(
-        'Absent: checkpoints/ in the output, where checkpoints of another job are refused. In a folder that is named ' +
-          'here, training also continues from checkpoints of another job.',
+        'Absent: checkpoints/ in the output, where checkpoints of another job are refused. In a place that is named ' +
+          'here, training also continues from checkpoints of another job. An object store needs conditional writes; no ' +
+          'other volume is then needed for checkpoints.',
       ),
+    s3: S3Access.optional(),
     everyEpochs: everyEpochs.default(1).describe('Write one every so many epochs; 0: not by epochs.'),
     everySteps: z.int32().min(1).optional().describe('Also write one every so many steps.'),
     everySeconds: z.int32().min(1).optional().describe('Also write one every so many seconds.'),
@@ -439,9 +441,9 @@ export const FaceTrainJobSpec = rules(
     augmentation,
     evaluation,
     checkpoint,
-    output: z
-      .strictObject({ uri: folder('Receives model/backbone.onnx, train-report.json and train-report.html.') })
-      .describe('Where the results are written. `facetrain run --out` takes precedence.'),
+    output: destination('Receives model/backbone.onnx, train-report.json and train-report.html.').describe(
+      'Where the results are written. `facetrain run --out` takes precedence.',
+    ),
     trainers,
     gang,
     quantize: QuantizeTemplate.optional(),
@@ -505,6 +507,12 @@ export const FaceTrainJobSpec = rules(
       path: ['trainers', 'microBatchSize'],
     },
     {
+      cel: '!has(self.checkpoint.s3) || (has(self.checkpoint.uri) && ' + "self.checkpoint.uri.startsWith('s3://'))",
+      message: 'checkpoint.s3 is only for an s3:// checkpoint.uri',
+      check: ({ checkpoint: { uri, s3 } }) => s3 === undefined || (uri ?? '').startsWith('s3://'),
+      path: ['checkpoint', 's3'],
+    },
+    {
       cel: 'self.trainers.progressPort != self.trainers.rendezvousPort',
       message: 'progressPort and rendezvousPort must differ',
       check: (value) => value.trainers.progressPort !== value.trainers.rendezvousPort,
@@ -513,7 +521,9 @@ export const FaceTrainJobSpec = rules(
     {
       cel:
         'self.output == oldSelf.output && has(self.checkpoint.uri) == has(oldSelf.checkpoint.uri) && ' +
-        '(!has(self.checkpoint.uri) || self.checkpoint.uri == oldSelf.checkpoint.uri)',
+        '(!has(self.checkpoint.uri) || self.checkpoint.uri == oldSelf.checkpoint.uri) && ' +
+        'has(self.checkpoint.s3) == has(oldSelf.checkpoint.s3) && ' +
+        '(!has(self.checkpoint.s3) || self.checkpoint.s3 == oldSelf.checkpoint.s3)',
       message: 'output and checkpoint.uri cannot be changed: the checkpoints are there',
     },
     {

@@ -123,7 +123,9 @@ test('a quantizer gets the credentials of its output as variables, which a templ
   assert.match(jobTemplateProblem({ quantizer, output })!, want);
   assert.match(jobTemplateProblem({ quantize: { quantizer, output } })!, want);
   assert.equal(jobTemplateProblem({ quantizer, output: { s3: {} } }), null);
-  assert.equal(jobTemplateProblem({ quantize: { quantizer }, output }), null);
+  // Without an output of its own it writes to that of the training.
+  assert.match(jobTemplateProblem({ quantize: { quantizer }, output })!, want);
+  assert.equal(jobTemplateProblem({ quantize: { quantizer, output: { s3: {} } }, output }), null);
 });
 
 test('a quantizer has a host name of its own, and no ranks', () => {

@@ -108,7 +108,7 @@ export function jobTemplateProblem({
   return (
     (trainers ? podFieldsProblem('spec.trainers', trainers) : null) ??
     (quantizer ? podFieldsProblem('spec.quantizer', quantizer, output) : null) ??
-    (quantize ? podFieldsProblem('spec.quantize.quantizer', quantize.quantizer, quantize.output) : null)
+    (quantize ? podFieldsProblem('spec.quantize.quantizer', quantize.quantizer, quantize.output ?? output) : null)
   );
 }
 

@@ -24,6 +24,13 @@ export interface Environment {
    * @param access 'read': a file or folder that exists. 'write': a folder, which is created if it is missing.
    */
   storage(name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage;
+  /**
+   * A folder with a file for each key of a Secret, which changes when the Secret does; null: the program finds its
+   * credentials in its environment.
+   *
+   * @param name as for storage()
+   */
+  credentials(name: string, secret: string): MountedStorage | null;
   /** The address of rank 0, at which all ranks connect to each other. */
   master(job: { name: string; namespace: string }, attempt: number, port: number): { host: string; port: number };
   /** The address at which a pod listens for requests of its progress. */

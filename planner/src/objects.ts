@@ -39,6 +39,7 @@ export interface VolumeMount {
 /** A volume of a pod. */
 export type Volume =
   | { name: string; configMap: { name: string } }
+  | { name: string; secret: { secretName: string } }
   | { name: string; hostPath: { path: string; type?: string } }
   | { name: string; persistentVolumeClaim: { claimName: string; readOnly?: boolean } }
   | { name: string; emptyDir: { medium?: string; sizeLimit?: string } };

@@ -2,7 +2,9 @@ import assert from 'node:assert/strict';
 import { posix } from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { cachePath, fetchContainer } from './pod-storage.ts';
+import { cachePath, fetchContainer, volumesOf, writtenStorage } from './pod-storage.ts';
+import { testEnvironment } from './testing/test-environment.ts';
+import { trainerPlaces } from './written-places.ts';
 
 test('the fetch container gets the address of the store as arguments, and no credentials', () => {
   const mounts = [{ name: 'dataset', mountPath: '/mnt/dataset' }];
@@ -33,6 +35,46 @@ test('the fetch container of a cache gets --shared', () => {
     '/d',
     '--shared',
   ]);
+});
+
+test('trainers mount nothing for an object store but its credentials, each place its own', () => {
+  const reference = (name: string) => ({
+    uri: `s3://models/${name}`,
+    s3: { forcePathStyle: false, secretRef: { name: `keys-of-${name}` } },
+  });
+  const both = ['checkpoints', 'output'].map((name) => writtenStorage(testEnvironment, name, reference(name)));
+  assert.deepEqual(volumesOf(both), {
+    volumes: ['checkpoints', 'output'].map((name) => ({
+      name: `${name}-credentials`,
+      secret: { secretName: `keys-of-${name}` },
+    })),
+    volumeMounts: ['checkpoints', 'output'].map((name) => ({
+      name: `${name}-credentials`,
+      mountPath: `/mnt/${name}-credentials`,
+      readOnly: true,
+    })),
+  });
+  assert.deepEqual(
+    both.map(({ store }) => store?.credentials),
+    ['/mnt/checkpoints-credentials', '/mnt/output-credentials'],
+  );
+  const withIdentity = writtenStorage(testEnvironment, 'output', { uri: 's3://models/faces' });
+  assert.deepEqual(volumesOf([withIdentity]), { volumes: [], volumeMounts: [] });
+  assert.equal(writtenStorage(testEnvironment, 'output', { uri: 'pvc://claim/out' }).store, null);
+});
+
+test('places in an object store are of its endpoint', () => {
+  const s3 = { endpoint: 'https://store:9000', forcePathStyle: true };
+  assert.deepEqual(trainerPlaces({ output: { uri: 's3://models/faces/', s3 }, checkpoint: { uri: 's3://states/a' } }), [
+    's3+https://store:9000/models/faces/model/backbone.onnx',
+    's3+https://store:9000/models/faces/train-report.json',
+    's3+https://store:9000/models/faces/train-report.html',
+    's3://states/a',
+  ]);
+  assert.equal(
+    trainerPlaces({ output: { uri: 's3://models/faces', s3 } }).at(-1),
+    's3+https://store:9000/models/faces/checkpoints',
+  );
 });
 
 test('a path in a cache is the same for the same object, and different for any other', () => {

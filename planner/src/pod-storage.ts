@@ -1,5 +1,13 @@
 /** Storage of a pod: its volumes, the containers that fetch from object stores, and their credentials. */
-import { parseStorageUri, S3_CREDENTIALS_ENV, type S3Access, type StorageRef, storageAddress } from '@facetrain/api';
+import {
+  normalStorageUri,
+  type ObjectStorePlace,
+  parseStorageUri,
+  S3_CREDENTIALS_ENV,
+  type S3Access,
+  type StorageRef,
+  storageAddress,
+} from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, PodSpec, Volume, VolumeMount } from './objects.ts';
 
@@ -18,6 +26,25 @@ export function mountWithCredentials(
   const storage = environment.storage(name, reference, access);
   if (!storage.fetch) return storage;
   return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentialEnv(reference.s3)] } };
+}
+
+/** Storage that a program writes to by itself. */
+export interface WrittenStorage extends MountedStorage {
+  /** An object store, with what is mounted for its credentials; null: `path` is a folder. */
+  store: ObjectStorePlace | null;
+}
+
+/**
+ * Where trainers write: a folder, or an object store, for which nothing but the credentials is mounted. They are files,
+ * because those of a mounted Secret follow it, and because checkpoints and output may have different ones.
+ */
+export function writtenStorage(environment: Environment, name: string, reference: StorageRef): WrittenStorage {
+  if (parseStorageUri(reference.uri).scheme !== 's3')
+    return { ...environment.storage(name, reference, 'write'), store: null };
+  const uri = normalStorageUri(reference.uri);
+  const secret = reference.s3?.secretRef;
+  const { path = null, ...mounted } = (secret && environment.credentials(`${name}-credentials`, secret.name)) ?? {};
+  return { ...mounted, path: uri, store: { ...storageAddress(reference), uri, credentials: path } };
 }
 
 /**

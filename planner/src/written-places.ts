@@ -9,21 +9,28 @@ import { joinStorageUri, OUTPUT, placeOf, type StorageRef } from '@facetrain/api
 
 /** The fields of a spec that name the folders to which its job writes. */
 export interface OutputFolders {
-  output: { uri: string };
-  checkpoint?: { uri?: string | undefined };
+  output: StorageRef;
+  checkpoint?: { uri?: string | undefined; s3?: StorageRef['s3'] };
 }
 
-/** The folder of checkpoints: `spec.checkpoint.uri`, or a folder in the output. */
-export const checkpointsUri = ({ output, checkpoint }: OutputFolders): string =>
-  checkpoint?.uri ?? joinStorageUri(output.uri, OUTPUT.checkpoints);
+/** Something below another place, in the same store. */
+export const below = ({ uri, s3 }: StorageRef, name: string): StorageRef => ({
+  uri: joinStorageUri(uri, name),
+  ...(s3 && { s3 }),
+});
+
+/** The place of checkpoints: `spec.checkpoint.uri`, or a folder in the output. */
+export const checkpointsPlace = ({ output, checkpoint }: OutputFolders): StorageRef =>
+  checkpoint?.uri === undefined
+    ? below(output, OUTPUT.checkpoints)
+    : { uri: checkpoint.uri, ...(checkpoint.s3 && { s3: checkpoint.s3 }) };
+
+export const checkpointsUri = (folders: OutputFolders): string => checkpointsPlace(folders).uri;
 
 /** Of the trainers of a FaceTrainJob. Its INT7 model is written by its QuantizeJob. */
 export function trainerPlaces(spec: OutputFolders): string[] {
   const results = [OUTPUT.model, OUTPUT.trainReport, OUTPUT.trainReportHtml];
-  return placesOf([
-    ...results.map((name) => ({ uri: joinStorageUri(spec.output.uri, name) })),
-    { uri: checkpointsUri(spec) },
-  ]);
+  return placesOf([...results.map((name) => below(spec.output, name)), checkpointsPlace(spec)]);
 }
 
 /** Of the quantizer of a QuantizeJob: the folder, or the prefix in an object store, of the artifact. */

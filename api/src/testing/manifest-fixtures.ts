@@ -49,6 +49,21 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     wantValid: false,
   },
   'neither backbone nor onnx': { object: trainSpec({ model: {} }), wantValid: false },
+  'results and checkpoints in object stores': {
+    object: trainSpec({
+      output: { uri: 's3://models/faces', s3: { region: 'eu-west-1', secretRef: { name: 'keys' } } },
+      checkpoint: { uri: 's3://states/faces', s3: { endpoint: 'https://store:9000', forcePathStyle: true } },
+    }),
+    wantValid: true,
+  },
+  'checkpoint.s3 without its uri': {
+    object: trainSpec({ checkpoint: { s3: { region: 'eu-west-1' } } }),
+    wantValid: false,
+  },
+  'output.s3 of a claim': {
+    object: trainSpec({ output: { uri: 'pvc://claim/out', s3: { region: 'eu-west-1' } } }),
+    wantValid: false,
+  },
   'width for iresnet': { object: trainSpec({ model: { backbone: 'iresnet18', width: 2 } }), wantValid: false },
   'a batch that replicas do not divide': {
     object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }),
@@ -212,6 +227,11 @@ export const changes: Record<
   'another output': {
     from: { suspend: true },
     to: { suspend: true, output: { uri: 'pvc://claim/other' } },
+    wantRefusal: /output and checkpoint.uri cannot be changed/,
+  },
+  'another store of checkpoints': {
+    from: { suspend: true, checkpoint: { uri: 's3://states/a', s3: { endpoint: 'https://one' } } },
+    to: { suspend: true, checkpoint: { uri: 's3://states/a', s3: { endpoint: 'https://other' } } },
     wantRefusal: /output and checkpoint.uri cannot be changed/,
   },
   'another managedBy': {

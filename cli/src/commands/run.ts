@@ -69,7 +69,8 @@ async function runIn(folder: RunFolder, job: FaceTrainJob, display: Display, sig
 async function readJob({ file, out, trainOnly }: RunOptions, print: (line: string) => void): Promise<FaceTrainJob> {
   const job = await readFaceTrainJob(file);
   const { spec } = job;
-  if (out !== undefined) spec.output.uri = fileUri(resolve(out));
+  if (out !== undefined) spec.output = { uri: fileUri(resolve(out)) };
+  refuseObjectStore(spec);
   if (trainOnly) delete spec.quantize;
   if (spec.suspend) print('spec.suspend is for a cluster: the job starts now');
   spec.suspend = false;
@@ -85,6 +86,18 @@ function dropForeignContainers({ podTemplate }: Pick<FaceTrainJob['spec']['train
   if (!pod) return;
   delete pod.initContainers;
   pod.containers = pod.containers?.filter(({ name }) => name === CONTAINER) ?? [];
+}
+
+/** A run finds and removes its checkpoints on this machine. @throws FacetrainError InvalidManifest */
+function refuseObjectStore({ checkpoint: { uri } }: FaceTrainJob['spec']): void {
+  if (uri === undefined || parseStorageUri(uri).scheme !== 's3') return;
+  throw new FacetrainError({
+    code: 'InvalidManifest',
+    subject: 'spec.checkpoint.uri',
+    found: uri,
+    allowed:
+      '"facetrain run" keeps checkpoints in a folder (file:// or hostpath://); leave it out for one in the output',
+  });
 }
 
 /** The folder of a manifest's output on this machine. @throws FacetrainError InvalidManifest */

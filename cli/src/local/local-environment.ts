@@ -18,6 +18,8 @@ export interface LocalPorts {
 export function localEnvironment(folder: string, ports: LocalPorts): Environment {
   return {
     storage: (name, reference, access) => localStorage(folder, name, reference, access),
+    // Those of whoever runs the command.
+    credentials: () => null,
     master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
     progress: () => ({ host: '127.0.0.1', port: ports.progress }),
     configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),

@@ -14,6 +14,10 @@ export function clusterEnvironment(defaultImage: string): Environment {
   return {
     defaultImage,
     storage,
+    credentials: (name, secretName) => {
+      const path = `${ROOT}/${name}`;
+      return { path, volume: { name, secret: { secretName } }, mount: { name, mountPath: path, readOnly: true } };
+    },
     master: (job, attempt, port) => ({
       host: `${podName('FaceTrainJob', job, attempt, 0)}.${job.name}.${job.namespace}.svc`,
       port,

@@ -48,6 +48,19 @@ test('a trained job creates a valid QuantizeJob with its own model, dataset and 
   });
 });
 
+test('the QuantizeJob of a training in an object store reads and writes there, with its credentials', () => {
+  const s3 = { endpoint: 'https://store:9000', forcePathStyle: true, secretRef: { name: 'keys' } };
+  const { spec } = made(
+    makeJob()
+      .with({ output: { uri: 's3://models/faces', s3 } })
+      .quantized({}),
+  );
+  assert.deepEqual(
+    [spec.model.uri, spec.model.s3, spec.output],
+    ['s3://models/faces/model/backbone.onnx', s3, { uri: 's3://models/faces/int7', s3 }],
+  );
+});
+
 test('fields of the template take precedence', () => {
   const { spec } = made(
     makeJob().quantized({

@@ -2,7 +2,7 @@
  * The QuantizeJob of a trained FaceTrainJob. It is created once, suspended with its parent, and decides the parent's
  * outcome.
  */
-import { API_VERSION, type FaceTrainJobSpec, joinStorageUri, OUTPUT } from '@facetrain/api';
+import { API_VERSION, type FaceTrainJobSpec, OUTPUT } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
 import { blockedBy, type Child, findBlocker, missingChildren } from '../children.ts';
 import { conditionText } from '../conditions.ts';
@@ -13,6 +13,7 @@ import { compact } from '../plain-data.ts';
 import type { Action } from '../plan.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import type { Stage } from '../stage.ts';
+import { below } from '../written-places.ts';
 
 export const quantizeJobName = (job: Pick<JobIdentity, 'name'>): string => `${job.name}-quantize`;
 
@@ -32,10 +33,10 @@ export function quantizerData(
   { calibration, evaluation, output }: NonNullable<FaceTrainJobSpec['quantize']>,
 ) {
   return {
-    model: { uri: joinStorageUri(spec.output.uri, OUTPUT.model), channelOrder: spec.model.channelOrder },
+    model: { ...below(spec.output, OUTPUT.model), channelOrder: spec.model.channelOrder },
     calibration: { ...calibration, dataset: calibration.dataset ?? spec.dataset },
     evaluation: evaluation ?? { sets: spec.evaluation.sets },
-    output: output ?? { uri: joinStorageUri(spec.output.uri, OUTPUT.int7) },
+    output: output ?? below(spec.output, OUTPUT.int7),
   };
 }
 

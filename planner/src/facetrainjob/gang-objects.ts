@@ -70,8 +70,9 @@ function quantizerConflict(
   template: NonNullable<FaceTrainJobSpec['quantize']>,
   environment: Environment,
 ): Blocker | null {
-  const storage = allQuantizerStorage(quantizerStorage(quantizerData(spec, template), environment));
-  return templateConflict('spec.quantize.quantizer', template.quantizer, storage, template.output);
+  const data = quantizerData(spec, template);
+  const storage = allQuantizerStorage(quantizerStorage(data, environment));
+  return templateConflict('spec.quantize.quantizer', template.quantizer, storage, data.output);
 }
 
 const digests = new WeakMap<FaceTrainJobSpec, string>();

@@ -39,6 +39,46 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { loss: { rows: { precision: 'BF16' } } },
       want: { loss: { rows: { precision: 'bf16' } } },
     },
+    'checkpoints and results in an object store': {
+      spec: {
+        output: {
+          uri: 's3://models/faces/',
+          s3: { endpoint: 'https://store:9000', forcePathStyle: true, secretRef: { name: 'keys' } },
+        },
+        checkpoint: { uri: 's3://states/faces' },
+      },
+      want: {
+        outputDirectory: 's3://models/faces',
+        outputStore: {
+          uri: 's3://models/faces',
+          endpoint: 'https://store:9000',
+          region: null,
+          forcePathStyle: true,
+          credentials: '/mnt/output-credentials',
+        },
+        checkpoint: {
+          directory: 's3://states/faces',
+          shared: true,
+          store: { uri: 's3://states/faces', endpoint: null, region: null, forcePathStyle: false, credentials: null },
+        },
+      },
+    },
+    'checkpoints below results in an object store': {
+      spec: { output: { uri: 's3://models/faces', s3: { region: 'x', secretRef: { name: 'keys' } } } },
+      want: {
+        checkpoint: {
+          directory: 's3://models/faces/checkpoints',
+          shared: false,
+          store: {
+            uri: 's3://models/faces/checkpoints',
+            endpoint: null,
+            region: 'x',
+            forcePathStyle: false,
+            credentials: '/mnt/checkpoints-credentials',
+          },
+        },
+      },
+    },
     'a backbone that Facetrain builds': {
       spec: { model },
       want: {

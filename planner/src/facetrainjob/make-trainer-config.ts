@@ -9,15 +9,15 @@ import {
 } from '@facetrain/api';
 import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
-import { mountWithCredentials } from '../pod-storage.ts';
-import { checkpointsUri } from '../written-places.ts';
+import { mountWithCredentials, type WrittenStorage, writtenStorage } from '../pod-storage.ts';
+import { checkpointsPlace } from '../written-places.ts';
 
 export interface TrainerStorage {
   dataset: MountedStorage;
   onnx: MountedStorage | null;
   evaluations: MountedStorage[];
-  checkpoints: MountedStorage;
-  output: MountedStorage;
+  checkpoints: WrittenStorage;
+  output: WrittenStorage;
 }
 
 /** Where the trainers find their data. The names of volumes are part of the API: pod templates must not use them. */
@@ -28,8 +28,8 @@ export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment)
     evaluations: spec.evaluation.sets.map((set, index) =>
       mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
     ),
-    checkpoints: mountWithCredentials(environment, 'checkpoints', { uri: checkpointsUri(spec) }, 'write'),
-    output: mountWithCredentials(environment, 'output', spec.output, 'write'),
+    checkpoints: writtenStorage(environment, 'checkpoints', checkpointsPlace(spec)),
+    output: writtenStorage(environment, 'output', spec.output),
   };
 }
 
@@ -100,6 +100,7 @@ export function trainerConfig(
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {
       directory: storage.checkpoints.path,
+      store: storage.checkpoints.store,
       // In the job's own output, a checkpoint of another job means that both were given the same output by mistake.
       shared: checkpoint.uri !== undefined,
       everyEpochs: nullIfZero(checkpoint.everyEpochs),
@@ -114,6 +115,7 @@ export function trainerConfig(
       everySteps: evaluation.everySteps ?? null,
     },
     outputDirectory: storage.output.path,
+    outputStore: storage.output.store,
     progress: environment.progress(trainers.progressPort),
   });
 }

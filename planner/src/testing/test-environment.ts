@@ -32,6 +32,11 @@ export const testEnvironment: Environment = {
       }
     }
   },
+  credentials: (name, secretName) => ({
+    path: `/mnt/${name}`,
+    volume: { name, secret: { secretName } },
+    mount: { name, mountPath: `/mnt/${name}`, readOnly: true },
+  }),
   master: ({ name, namespace }, attempt, port) => ({ host: `${name}-${attempt}-0.${name}.${namespace}.svc`, port }),
   progress: (port) => ({ host: '::', port }),
   configDirectory: () => '/etc/facetrain',

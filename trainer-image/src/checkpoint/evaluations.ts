@@ -43,8 +43,6 @@ export async function noteEvaluation(fence: Fence, added: Evaluation): Promise<v
 
 /** @param steps of the checkpoints that there are */
 export function withEvaluation(before: Evaluation[], added: Evaluation, steps: number[]): Evaluation[] {
-  const others = before.filter(
-    ({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step),
-  );
+  const others = before.filter(({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step));
   return [...others, added].toSorted((a, b) => a.step - b.step);
 }
