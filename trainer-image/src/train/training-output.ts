@@ -101,6 +101,9 @@ export async function writeReport(output: OutputPlace, report: TrainReport): Pro
   const name = `events.out.tfevents.${started}.${report.job.name}`;
   // Those of an earlier training would be drawn into the same curves.
   await output.replaceFolder(OUTPUT.tensorboard, name, eventFile(reportEvents(report), started));
-  await output.write(OUTPUT.trainReport, `${JSON.stringify(report, null, 2)}
-`);
+  await output.write(
+    OUTPUT.trainReport,
+    `${JSON.stringify(report, null, 2)}
+`,
+  );
 }
