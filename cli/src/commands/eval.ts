@@ -70,6 +70,13 @@ export async function evaluate(
   const set = await readVerificationSet(pairs);
   const groupNames = groupsFile === undefined ? undefined : await readGroups(groupsFile, set.same.length);
   const read = await readOnnx(file, { output });
+  if (read.graph.outputs)
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject: file,
+      found: `is an INT7 model of the outputs ${read.graph.outputs.map(({ name }) => `"${name}"`).join(', ')}`,
+      allowed: 'an embedding [N, d]: quantize with --output NAME to compare faces by one of them',
+    });
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
   const model = { ...read, graph };

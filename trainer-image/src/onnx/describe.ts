@@ -21,7 +21,9 @@ export interface ModelDescription {
     channelOrder: ChannelOrder | null;
     range: FoundRange | null;
   };
-  output: { name: string; shape: ['N', number] };
+  output: { name: string; shape: ['N', ...number[]] };
+  /** Of an INT7 model of several outputs: all of them. */
+  outputs?: { name: string; shape: ['N', ...number[]] }[];
   irVersion: number;
   opsets: Record<string, number>;
   producer: { name: string; version: string };
@@ -57,7 +59,10 @@ export function describeModel(
       channelOrder: channelOrderOf(metadata) ?? null,
       range,
     },
-    output: { name: output.name, shape: ['N', output.dim] },
+    output: { name: output.name, shape: ['N', ...(graph.outputs?.[0]?.dims ?? [output.dim])] },
+    ...(graph.outputs && {
+      outputs: graph.outputs.map(({ name, dims }) => ({ name, shape: ['N', ...dims] as const })),
+    }),
     irVersion,
     opsets,
     producer,

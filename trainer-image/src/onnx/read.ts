@@ -50,7 +50,8 @@ export interface ReadOptions {
   output?: string | null | undefined;
   /**
    * Keeps every output that the file has, unless `output` names one, and what only nodes in FP32 can compute: for the
-   * quantizer. Absent: one embedding [N, d] of canonical operators, as far as the file can be written with them.
+   * quantizer. An INT7 file is always read so. Absent: one embedding [N, d] of canonical operators, as far as the file
+   * can be written with them.
    */
   every?: boolean | undefined;
   /** Height and width of the picture where the file leaves them free. */
@@ -62,6 +63,10 @@ export interface ReadOptions {
  */
 export const OLDEST_OPSET = 7;
 export const NEWEST_OPSET = 28;
+
+/** What the quantizer writes into a file's metadata_props. */
+export const FORMAT_METADATA = 'facetrain.format';
+export const INT7_FORMAT = 'int7';
 
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
@@ -97,7 +102,10 @@ const refusal =
     new FacetrainError({ code, subject, found, allowed });
 
 function modelOf(model: ReturnType<typeof decode>, subject: string, options: ReadOptions): OnnxModel {
-  const { output, every = false, size } = options;
+  const { output, size } = options;
+  const metadata = Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value]));
+  // An INT7 file has what the quantizer has written.
+  const every = options.every || metadata[FORMAT_METADATA] === INT7_FORMAT;
   const refuse = refusal(subject);
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);
@@ -182,7 +190,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
     irVersion: toNumber(model.irVersion),
     opsets,
     producer: { name: model.producerName, version: model.producerVersion },
-    metadata: Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value])),
+    metadata,
     removed,
   };
 }

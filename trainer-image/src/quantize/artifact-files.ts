@@ -10,6 +10,7 @@ import {
 } from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
+import { FORMAT_METADATA, INT7_FORMAT } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
@@ -26,7 +27,7 @@ export function modelFile(
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
   const metadata = {
-    'facetrain.format': 'int7',
+    [FORMAT_METADATA]: INT7_FORMAT,
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',
     [CHANNEL_ORDER_METADATA]: channelOrder,

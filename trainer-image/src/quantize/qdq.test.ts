@@ -104,6 +104,17 @@ describe('a written network is read back exactly', () => {
   }
 });
 
+test('a file that says that it is INT7 is read with all its outputs and nodes', () => {
+  const layers = fold(networkOfNodes());
+  const scales = plainScales(layers);
+  const bytes = encodeOnnx(encodeInt7(layers, scales), { metadata: { 'facetrain.format': 'int7' } });
+  assert.deepEqual(decodeInt7(parseOnnx(bytes, 'model.int7.onnx').graph).scales, scales);
+  assert.throws(
+    () => parseOnnx(encodeOnnx(encodeInt7(layers, scales)), 'other.onnx'),
+    /other\.onnx: has 2 outputs: "\w+:0" \[N, 81, 2\], "\w+:0" \[N, 10\]/,
+  );
+});
+
 test('onnx.checker accepts every written network', () => {
   checkWithOnnx(
     Object.fromEntries(
