@@ -30,10 +30,14 @@ export {
   maxBadPictures,
   type Precision,
   precision,
+  type RowsOptimizer,
+  type RowUpdate,
+  rowsOptimizer,
   searchRounds,
   seed,
   verificationPairs,
 } from './ranges.ts';
+export * from './row-state.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';
 export * from './step-stages.ts';

@@ -57,6 +57,13 @@ export const seed = z
   .min(0)
   .max(2 ** 32 - 1);
 
+/** Optimizers of class centres; manifests have these names as ROWS_OPTIMIZER_NAMES (row-state.ts). */
+export const rowsOptimizer = z.enum(['sgd', 'adamw', 'adagrad']);
+export type RowsOptimizer = z.infer<typeof rowsOptimizer>;
+/** Which class centres an update changes: those of the step's sample, or all. */
+export const rowUpdate = z.enum(['lazy', 'dense']);
+export type RowUpdate = z.infer<typeof rowUpdate>;
+
 /** In which the backbone's products are computed; manifests have these names in capital letters. */
 export const precision = z.enum(['fp32', 'tf32', 'bf16', 'fp16']);
 export type Precision = z.infer<typeof precision>;

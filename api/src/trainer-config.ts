@@ -31,6 +31,8 @@ import {
   numClasses,
   power,
   precision,
+  rowsOptimizer,
+  rowUpdate,
   sampleRate,
   scale,
   seed,
@@ -66,8 +68,17 @@ const Loss = z.strictObject({
     .nullable()
     .describe('Negatives whose cosine exceeds this are ignored (arXiv 2203.15565); null: off.'),
   rows: z
-    .strictObject({ precision: z.enum(['fp32', 'bf16']).describe('Type of class centres and their momentum.') })
-    .default({ precision: 'fp32' }),
+    .strictObject({
+      precision: z.enum(['fp32', 'bf16']).describe('Type of class centres and their momentum.'),
+      optimizer: rowsOptimizer.default('sgd').describe('Of the class centres.'),
+      learningRate: z
+        .number()
+        .positive()
+        .nullable()
+        .default(null)
+        .describe('Of the class centres, in place of optimizer.learningRate; null: the same.'),
+    })
+    .default({ precision: 'fp32', optimizer: 'sgd', learningRate: null }),
 });
 
 const Sgd = z.strictObject({
@@ -78,7 +89,7 @@ const Sgd = z.strictObject({
   gradientClipNorm: positive(gradientClipNorm)
     .nullable()
     .describe('Largest L2 norm of the backbone gradient; class centres are not clipped. null: off.'),
-  rowUpdate: z.enum(['lazy']).describe('lazy: only the sampled class centres change in a step.'),
+  rowUpdate: rowUpdate.describe('lazy: only the sampled class centres change in a step; dense: all.'),
 });
 
 const Schedule = z.strictObject({

@@ -7,6 +7,7 @@
 //                 On CUDA these, and optimizerMs, are the device's own times
 //   optimizerMs   SGD
 //   rssMiB        largest resident memory of the process (rank 0)
+//   storedBytesPerClass  of a centre and what its optimizer keeps
 //   bytesPerClass largest memory since before the centres were made, of the process or of the CUDA device, for each
 //                 class that the rank holds
 //   backToBackMs  on CUDA: a step where the host does not wait for the one before
@@ -56,6 +57,8 @@ const std::vector<bench::Option> kOptions{
     {"warmup", "N", "how many of these are not timed; 1, on CUDA 3"},
     {"precision", "P", "of the products: fp32, tf32, bf16 or fp16; fp32"},
     {"rows-precision", "P", "of the class centres: fp32 or bf16; fp32"},
+    {"optimizer", "O", "of the class centres: sgd, adamw or adagrad; sgd. The reference has sgd"},
+    {"dense", "", "updates change all class centres: with sgd and adagrad"},
     {"device", "D", "cpu or cuda; cpu"},
     {"threads", "N", "of each rank; the machine's processors over the ranks"},
     {"margin", "M1,M2,M3", "cos(m1 angle + m2) - m3; 1,0,0.4"},
@@ -175,6 +178,11 @@ Settings settings_of(const Arguments& arguments) {
   // As native/model's use_precision does in a training, which this program does not link.
   at::globalContext().setAllowTF32CuBLAS(settings.head.precision == Precision::tf32);
   settings.head.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
+  const std::string optimizer = arguments.text("optimizer", "sgd");
+  const auto named = row_optimizer_of(optimizer);
+  if (!named) arguments.refuse("--optimizer: " + optimizer + "; allowed are sgd, adamw and adagrad");
+  settings.head.row_optimizer = *named;
+  settings.head.dense_update = arguments.has("dense");
   settings.learning_rate = arguments.number("learning-rate", 0.1);
   settings.momentum = arguments.number("momentum", 0.9);
   settings.weight_decay = arguments.number("weight-decay", 5e-4);
@@ -244,7 +252,7 @@ class Ours {
     const Moment begin(device_);
     const auto result = head_->forward_backward(embeddings, labels, number_ - 1);
     const Moment middle(device_);
-    head_->apply_sgd(settings_.learning_rate, settings_.momentum, settings_.weight_decay);
+    head_->update_rows(settings_.learning_rate, settings_.momentum, settings_.weight_decay);
     const Moment end(device_);
     bench::synchronize(device_);
     const double whole = watch.milliseconds();
@@ -255,6 +263,13 @@ class Ours {
     times_[1].push_back(begin.milliseconds_until(comm_.forward_end ? *comm_.forward_end : middle));
     if (comm_.forward_end) times_[2].push_back(comm_.forward_end->milliseconds_until(middle));
     times_[3].push_back(middle.milliseconds_until(end));
+  }
+
+  // Of the centre and what its optimizer keeps: what a checkpoint has of a class.
+  int64_t stored_bytes_per_class() {
+    int64_t bytes = 0;
+    for (const RowTensor& tensor : head_->row_tensors()) bytes += tensor.values.size(1) * tensor.values.element_size();
+    return bytes;
   }
 
   Figures finish() {
@@ -287,7 +302,7 @@ class Ours {
     for (int i = 0; i < kSteps; ++i) {
       const auto [embeddings, labels] = next();
       head_->forward_backward(embeddings, labels, number_ - 1);
-      head_->apply_sgd(settings_.learning_rate, settings_.momentum, settings_.weight_decay);
+      head_->update_rows(settings_.learning_rate, settings_.momentum, settings_.weight_decay);
     }
     bench::synchronize(device_);
     return watch.milliseconds() / kSteps;
@@ -419,7 +434,8 @@ void print_table(const Settings& settings, const std::vector<Figures>& all) {
             << " numbers, batch " << settings.batch << ", sample rate " << settings.head.sample_rate << " ("
             << all[0].sampled << " rows), " << settings.world << " rank(s), " << settings.threads << " thread(s), "
             << (settings.head.device.is_cuda() ? "cuda" : "cpu") << ", " << name_of(settings.head.precision)
-            << (settings.head.bf16_rows ? ", bf16 rows" : "") << "; median of " << settings.steps - settings.warmup
+            << (settings.head.bf16_rows ? ", bf16 rows" : "") << ", " << name_of(settings.head.row_optimizer)
+            << (settings.head.dense_update ? " dense" : "") << "; median of " << settings.steps - settings.warmup
             << " steps\n";
   const auto row = [](const std::string& name, const std::vector<std::string>& cells) {
     std::cout << std::left << std::setw(18) << name << std::right;
@@ -466,6 +482,7 @@ int run(const Arguments& arguments, int argc, char** argv) {
     ours.step();
     if (theirs) theirs->step();
   }
+  const int64_t stored_bytes = ours.stored_bytes_per_class();
   std::vector<Figures> all{ours.finish()};
   for (test::Child& rank : ranks) {
     if (rank.wait() != 0) throw std::runtime_error("a rank has failed");
@@ -482,8 +499,10 @@ int run(const Arguments& arguments, int argc, char** argv) {
             << R"(,"dim":)" << settings.head.embedding_dim << R"(,"sampleRate":)" << settings.head.sample_rate
             << R"(,"world":)" << settings.world << R"(,"threads":)" << settings.threads << R"(,"precision":")"
             << name_of(settings.head.precision) << R"(","rowsPrecision":")"
-            << (settings.head.bf16_rows ? "bf16" : "fp32") << R"(","device":")"
-            << (settings.head.device.is_cuda() ? "cuda" : "cpu") << R"(","allocator":")"
+            << (settings.head.bf16_rows ? "bf16" : "fp32") << R"(","optimizer":")"
+            << name_of(settings.head.row_optimizer) << R"(","rowUpdate":")"
+            << (settings.head.dense_update ? "dense" : "lazy") << R"(","storedBytesPerClass":)" << stored_bytes
+            << R"(,"device":")" << (settings.head.device.is_cuda() ? "cuda" : "cpu") << R"(","allocator":")"
             << (tcmalloc ? "tcmalloc" : "malloc") << R"(","initSeconds":)" << value_or_null(all[0].init_seconds)
             << R"(,"sampledRows":)" << all[0].sampled << "," << json_of(all[0]) << R"(,"reference":)"
             << (all.size() > 1 ? "{" + json_of(all[1]) + "}" : "null") << "}\n";

@@ -194,7 +194,9 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                              .m2 = static_cast<float>(number_of(margin, "m2")),
                              .m3 = static_cast<float>(number_of(margin, "m3"))},
                   .interclass_filter = optional_number_of(from, "interclassFilter"),
-                  .bf16_rows = text_of(from, "rowsPrecision") == "bf16"},
+                  .bf16_rows = text_of(from, "rowsPrecision") == "bf16",
+                  .row_optimizer = row_optimizer_of(text_of(from, "rowsOptimizer")).value(),
+                  .dense_update = text_of(from, "rowUpdate") == "dense"},
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,
                    .size = rendezvous.size,
@@ -207,6 +209,7 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
           .momentum = number_of(from, "momentum"),
           .weight_decay = number_of(from, "weightDecay"),
           .clip_norm = optional_number_of(from, "gradientClipNorm"),
+          .rows_rate_factor = number_of(from, "rowsRateFactor"),
           .precision = Precision::fp32,  // until the device is known
           .micro_batch = integer_of(from, "microBatchSize"),
           .checkpoint_activations = flag_of(from, "checkpointActivations"),

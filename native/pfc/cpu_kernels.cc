@@ -184,34 +184,74 @@ FACETRAIN_CLONES void project(float* gradient, const float* row, int64_t dim, fl
   project_row(gradient, row, dim, inverse_norm);
 }
 
-FACETRAIN_CLONES void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, float* row,
-                             float* momentum) {
-  project_row(gradient, row, dim, inverse_norm);
+FACETRAIN_CLONES void update_sgd(const RowRates& rates, const float* gradient, int64_t dim, float* row,
+                                 float* momentum) {
+  const auto learning_rate = static_cast<float>(rates.learning_rate), factor = static_cast<float>(rates.momentum),
+             weight_decay = static_cast<float>(rates.weight_decay);
   for_lanes(
       dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
         Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
-        m = m * sgd.momentum + (load<Floats>(gradient + i, k) + w * sgd.weight_decay);
-        w = w - m * sgd.learning_rate;
+        m = m * factor + (load<Floats>(gradient + i, k) + w * weight_decay);
+        w = w - m * learning_rate;
         store(m, momentum + i, k);
         store(w, row + i, k);
       });
 }
 
-FACETRAIN_CLONES void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, uint64_t rounding,
-                             uint16_t* row, uint16_t* momentum, float* scratch) {
-  widen_row(row, dim, scratch);
-  project_row(gradient, scratch, dim, inverse_norm);
-  // One number at a time: the hash has no use of sixteen lanes of 32 bits, and two numbers share one.
-  for (int64_t i = 0; i < dim; i += 2) {
-    uint64_t bits = rounding_bits(rounding, i / 2);
-    for (int64_t j = i; j < dim && j < i + 2; ++j, bits >>= 16) {
-      float m = 0;
-      const uint32_t wide = uint32_t{momentum[j]} << 16;
-      std::memcpy(&m, &wide, sizeof m);
-      sgd.apply(scratch[j], m, gradient[j]);
-      row[j] = round_stochastically(scratch[j], static_cast<uint16_t>(bits));
-      momentum[j] = round_stochastically(m, static_cast<uint16_t>(bits >> 32));
-    }
+FACETRAIN_CLONES void update_adamw(const RowRates& rates, double updates, const float* gradient, int64_t dim,
+                                   float* row, float* first_moment, float* second_moment) {
+  constexpr auto kBeta1 = static_cast<float>(kAdamBeta1), kBeta2 = static_cast<float>(kAdamBeta2),
+                 kRest1 = static_cast<float>(1 - kAdamBeta1), kRest2 = static_cast<float>(1 - kAdamBeta2);
+  const auto keep = static_cast<float>(1 - rates.learning_rate * rates.weight_decay),
+             step = static_cast<float>(rates.learning_rate / (1 - std::pow(kAdamBeta1, updates))),
+             root = static_cast<float>(1 / std::sqrt(1 - std::pow(kAdamBeta2, updates)));
+  for (int64_t i = 0; i < dim; ++i) {
+    const float g = gradient[i], m = first_moment[i] * kBeta1 + g * kRest1,
+                v = second_moment[i] * kBeta2 + g * g * kRest2;
+    first_moment[i] = m;
+    second_moment[i] = v;
+    row[i] = row[i] * keep - step * m / (std::sqrt(v) * root + kAdamEpsilon);
+  }
+}
+
+FACETRAIN_CLONES void update_adagrad(const RowRates& rates, const float* gradient, int64_t dim, float* row,
+                                     float* squares) {
+  *squares += static_cast<float>(dot(gradient, gradient, dim) / static_cast<double>(dim));
+  const auto keep = static_cast<float>(1 - rates.learning_rate * rates.weight_decay);
+  const float step = static_cast<float>(rates.learning_rate) / (std::sqrt(*squares) + kAdaGradEpsilon);
+  for_lanes(
+      dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
+        store(load<Floats>(row + i, k) * keep - load<Floats>(gradient + i, k) * step, row + i, k);
+      });
+}
+
+FACETRAIN_CLONES void apply_pending(const PendingUpdates& pending, int64_t dim, float* row, float* momentum) {
+  const auto a = static_cast<float>(pending.a), b = static_cast<float>(pending.b), c = static_cast<float>(pending.c),
+             d = static_cast<float>(pending.d);
+  for_lanes(
+      dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
+        const Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
+        store(w * a + m * b, row + i, k);
+        store(w * c + m * d, momentum + i, k);
+      });
+}
+
+FACETRAIN_CLONES void apply_pending(const PendingUpdates& pending, int64_t dim, float* row) {
+  const auto a = static_cast<float>(pending.a);
+  for_lanes(
+      dim, [&](int64_t i, int64_t k)
+               __attribute__((always_inline)) { store(load<Floats>(row + i, k) * a, row + i, k); });
+}
+
+FACETRAIN_CLONES void round_row(const float* row, int64_t dim, uint64_t key, int first_bit, uint16_t* out) {
+  const int64_t pairs = dim / 2;
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const uint64_t bits = rounding_bits(key, pair) >> first_bit;
+    out[2 * pair] = round_stochastically(row[2 * pair], static_cast<uint16_t>(bits));
+    out[2 * pair + 1] = round_stochastically(row[2 * pair + 1], static_cast<uint16_t>(bits >> 16));
+  }
+  if (dim % 2 != 0) {
+    out[dim - 1] = round_stochastically(row[dim - 1], static_cast<uint16_t>(rounding_bits(key, pairs) >> first_bit));
   }
 }
 

@@ -31,11 +31,19 @@ float largest(const float* logits, int64_t count, float filter);
 // The gradient with respect to w / |w| becomes that with respect to w: it loses its part along w.
 void project(float* gradient, const float* row, int64_t dim, float inverse_norm);
 
-// project(), then the update of a row and its momentum. The bits for the rounding of bfloat16 are those of `rounding`,
-// rounding_key() of row_update.h.
-void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, float* row, float* momentum);
-void update(const RowSgd& sgd, float* gradient, float inverse_norm, int64_t dim, uint64_t rounding, uint16_t* row,
-            uint16_t* momentum, float* scratch);
+// The updates of row_update.h: a row, its gradient (after project()) and its state in float32.
+void update_sgd(const RowRates& rates, const float* gradient, int64_t dim, float* row, float* momentum);
+// `updates`: of this row, this one included.
+void update_adamw(const RowRates& rates, double updates, const float* gradient, int64_t dim, float* row,
+                  float* first_moment, float* second_moment);
+void update_adagrad(const RowRates& rates, const float* gradient, int64_t dim, float* row, float* squares);
+void apply_pending(const PendingUpdates& pending, int64_t dim, float* row, float* momentum);
+// Without a momentum.
+void apply_pending(const PendingUpdates& pending, int64_t dim, float* row);
+
+// To bfloat16, stochastically: the random bits of number i are 16 of rounding_bits(key, i / 2), from `first_bit` on for
+// an even i, and the next 16 for an odd one.
+void round_row(const float* row, int64_t dim, uint64_t key, int first_bit, uint16_t* out);
 
 // Which of `count` classes from `first` on are negatives of the step: writes them to `out`, and returns how many.
 // `out` has room for `count`.

@@ -16,6 +16,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "pfc/cpu_kernels.h"
@@ -182,19 +183,21 @@ struct Worker {
 
 class CpuStep final : public HeadStep {
  public:
-  CpuStep(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight, at::Tensor momentum)
-      : comm_(comm), options_(options), rows_(rows), weight_(std::move(weight)), momentum_(std::move(momentum)) {
+  CpuStep(Comm& comm, const PfcOptions& options, RowRange rows, const std::vector<RowTensor>& tensors)
+      : comm_(comm), options_(options), rows_(rows), weight_(tensors[0].values) {
+    for (const RowTensor& tensor : tensors) tensors_.push_back(tensor.values);
+    if (options.dense_update) seen_ = at::zeros({rows.count}, at::kInt);
     sampled_ = at::empty({0}, at::kLong);
     gradient_ = at::empty({0, dim()}, at::kFloat);
     draw_rows();
   }
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
-  void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) override;
+  void update_rows(const RowRates& rates, const at::Tensor& skip) override;
   at::Tensor sampled() const override { return sampled_.clone(); }
   at::Tensor sampled_gradient() const override;
   void set_precision(Precision precision) override { options_.precision = precision; }
-  void rows_change() override {}
+  void release_rows() override;
   at::Tensor labels() const override { return labels_; }
 
  private:
@@ -203,6 +206,8 @@ class CpuStep final : public HeadStep {
   at::ScalarType low() const { return options_.precision == Precision::bf16 ? at::kBFloat16 : at::kFloat; }
   // One pass, with exponentials relative to 1.
   bool relative() const { return options_.scale <= kLargestScale; }
+
+  class Row;
 
   template <class Body>
   void for_workers(Body body) {
@@ -214,11 +219,14 @@ class CpuStep final : public HeadStep {
   void draw_rows();
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
   void make_tiles(int64_t batch);
-  // A row of a matrix [rows of this rank, d].
-  char* address(const at::Tensor& matrix, int64_t index) const {
-    return static_cast<char*>(matrix.data_ptr()) + index * row_bytes();
+  void catch_up(const int64_t* rows, int64_t count);
+  // Asks for a row and what the optimizer keeps for it.
+  void prefetch_row(int64_t index) const {
+    for (const at::Tensor& tensor : tensors_) {
+      const int64_t bytes = tensor.size(1) * tensor.element_size();
+      prefetch(static_cast<const char*>(tensor.const_data_ptr()) + index * bytes, bytes);
+    }
   }
-  int64_t row_bytes() const { return dim() * weight_.element_size(); }
   const float* row(int64_t index, float* scratch) const;
   at::Tensor unit_rows(Worker& worker, const Tile& tile);
   at::Tensor exponentials_of(Worker& worker, const Tile& tile, int64_t batch);
@@ -226,9 +234,14 @@ class CpuStep final : public HeadStep {
   Comm& comm_;
   PfcOptions options_;
   const RowRange rows_;
-  const at::Tensor weight_, momentum_;
+  const at::Tensor weight_;
+  std::vector<at::Tensor> tensors_;  // weight_, and what the optimizer keeps
   std::vector<Worker> workers_;
   Buffer sample_memory_, gradient_memory_, kept_memory_, norms_memory_;
+
+  // With dense updates: the updates since all rows were up to date, and how many of them each row has seen, int32.
+  std::vector<PendingUpdates> updates_;
+  at::Tensor seen_;
 
   // Of the last step. gradient_ [n, d] is with respect to the rows at unit length, whose inverse norms are in norms_.
   uint64_t step_ = 0;
@@ -333,7 +346,10 @@ at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
   float* const scratch = worker.row.of({dim()}, at::kFloat).data_ptr<float>();
   const at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
   for (int64_t i = 0; i < tile.count; ++i) {
-    if (i + 1 < tile.count) prefetch(address(weight_, sampled[i + 1]), row_bytes());
+    if (i + 1 < tile.count) {
+      const int64_t bytes = dim() * weight_.element_size();
+      prefetch(static_cast<const char*>(weight_.const_data_ptr()) + sampled[i + 1] * bytes, bytes);
+    }
     const float* const from = row(sampled[i], scratch);
     norms[i] = cpu::inverse_norm(from, dim());
     if (low() == at::kFloat) {
@@ -379,6 +395,7 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
   norms_ = norms_memory_.of({sampled_.size(0)}, at::kFloat);
   make_tiles(batch_size);
+  catch_up(sampled_.const_data_ptr<int64_t>(), sampled_.size(0));
 
   // The target logits of the pictures whose class this rank owns.
   const at::Tensor target_pictures = indices(positives.pictures);
@@ -498,36 +515,117 @@ at::Tensor CpuStep::sampled_gradient() const {
   return gradients;
 }
 
-void CpuStep::apply_sgd(const RowSgd& sgd, const at::Tensor& skip) {
-  if (skip.defined() && skip.item<float>() != 0) return;
-  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
-  at::parallel_for(0, gradient_.size(0), 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(2 * dim()));
-    for (int64_t i = begin; i < end; ++i) {
-      if (i + 1 < end) {
-        prefetch(address(weight_, sampled[i + 1]), row_bytes());
-        prefetch(address(momentum_, sampled[i + 1]), row_bytes());
-      }
-      // A copy: the gradient stays what the step made of it.
-      float* const gradient = scratch.data();
-      std::copy_n(gradient_.const_data_ptr<float>() + i * dim(), dim(), gradient);
-      const float norm = norms_.const_data_ptr<float>()[i];
-      const int64_t at = sampled[i] * dim();
-      if (options_.bf16_rows) {
-        cpu::update(sgd, gradient, norm, dim(), rounding_key(options_.seed, step_, rows_.first + sampled[i]),
-                    bits_of(weight_) + at, bits_of(momentum_) + at, scratch.data() + dim());
+// The row with that index and what the optimizer keeps for it, as float32: where they are, or copies that are rounded
+// back stochastically.
+class CpuStep::Row {
+ public:
+  Row(const CpuStep& step, int64_t index, std::vector<float>& scratch) : step_(step), index_(index) {
+    const int64_t dim = step.dim();
+    for (size_t i = 0; i < step.tensors_.size(); ++i) {
+      const at::Tensor& tensor = step.tensors_[i];
+      if (tensor.scalar_type() == at::kFloat) {
+        parts[i] = tensor.data_ptr<float>() + index * tensor.size(1);
       } else {
-        cpu::update(sgd, gradient, norm, dim(), weight_.data_ptr<float>() + at, momentum_.data_ptr<float>() + at);
+        parts[i] = scratch.data() + static_cast<int64_t>(i) * dim;
+        cpu::widen(bits_of(tensor) + index * dim, dim, parts[i]);
       }
+    }
+  }
+
+  // `stream`: of the random bits for rounding in step `number`.
+  void store(uint64_t number, PfcStream stream) const {
+    const int64_t dim = step_.dim(), class_id = step_.rows_.first + index_;
+    for (size_t i = 0; i < step_.tensors_.size(); ++i) {
+      const at::Tensor& tensor = step_.tensors_[i];
+      if (tensor.scalar_type() == at::kFloat) continue;
+      // Half of each hash is for the row, the other half for momentum or first moment; second moments have their own.
+      const PfcStream own = i < 2 ? stream : kMomentsStream;
+      cpu::round_row(parts[i], dim, rounding_key(step_.options_.seed, number, class_id, own), i == 1 ? 32 : 0,
+                     bits_of(tensor) + index_ * dim);
+    }
+  }
+
+  std::array<float*, 4> parts{};  // by tensor: [0] is the row
+
+ private:
+  const CpuStep& step_;
+  const int64_t index_;
+};
+
+// Applies the pending updates of rows[0], rows[1], ...; of rows 0, 1, ... if `rows` is null.
+void CpuStep::catch_up(const int64_t* rows, int64_t count) {
+  if (updates_.empty()) return;
+  int32_t* const seen = seen_.data_ptr<int32_t>();
+  const auto now = static_cast<int32_t>(updates_.size());
+  const auto index_of = [rows](int64_t i) { return rows == nullptr ? i : rows[i]; };
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, now - seen[index_of(i)]);
+  // By how many updates a row has missed. Products of matrices and not quotients: a matrix has the determinant
+  // `momentum`, and the inverse of a product of hundreds has no correct digit.
+  std::vector<PendingUpdates> missed(static_cast<size_t>(most) + 1);
+  for (int32_t i = 1; i <= most; ++i) missed[i] = missed[i - 1].after(updates_[now - i]);
+  at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(std::ssize(tensors_) * dim()));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t index = index_of(i);
+      if (i + 1 < end) prefetch_row(index_of(i + 1));
+      if (seen[index] == now) continue;
+      const PendingUpdates& pending = missed[now - seen[index]];
+      const Row row(*this, index, scratch);
+      if (options_.row_optimizer == RowOptimizer::sgd) {
+        cpu::apply_pending(pending, dim(), row.parts[0], row.parts[1]);
+      } else {
+        cpu::apply_pending(pending, dim(), row.parts[0]);
+      }
+      row.store(step_, kPendingStream);
+      seen[index] = now;
+    }
+  });
+}
+
+void CpuStep::release_rows() {
+  if (updates_.empty()) return;
+  catch_up(nullptr, rows_.count);
+  updates_.clear();
+  seen_.zero_();
+}
+
+void CpuStep::update_rows(const RowRates& rates, const at::Tensor& skip) {
+  if (!labels_.defined() || (skip.defined() && skip.item<float>() != 0)) return;
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
+  if (options_.dense_update) updates_.push_back(PendingUpdates::of(options_.row_optimizer, rates));
+  at::parallel_for(0, gradient_.size(0), 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>((std::ssize(tensors_) + 1) * dim()));
+    // A copy: the gradient stays what the step made of it.
+    float* const gradient = scratch.data() + std::ssize(tensors_) * dim();
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + 1 < end) prefetch_row(sampled[i + 1]);
+      std::copy_n(gradient_.const_data_ptr<float>() + i * dim(), dim(), gradient);
+      const Row row(*this, sampled[i], scratch);
+      cpu::project(gradient, row.parts[0], dim(), norms_.const_data_ptr<float>()[i]);
+      switch (options_.row_optimizer) {
+        case RowOptimizer::sgd:
+          cpu::update_sgd(rates, gradient, dim(), row.parts[0], row.parts[1]);
+          break;
+        case RowOptimizer::adamw:
+          *row.parts[3] += 1;
+          cpu::update_adamw(rates, *row.parts[3], gradient, dim(), row.parts[0], row.parts[1], row.parts[2]);
+          break;
+        case RowOptimizer::adagrad:
+          cpu::update_adagrad(rates, gradient, dim(), row.parts[0], row.parts[1]);
+          break;
+      }
+      row.store(step_, kRoundingStream);
+      if (options_.dense_update) seen_.data_ptr<int32_t>()[sampled[i]] = static_cast<int32_t>(updates_.size());
     }
   });
 }
 
 }  // namespace
 
-std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
-                                        const at::Tensor& momentum) {
-  return std::make_unique<CpuStep>(comm, options, rows, weight, momentum);
+std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows,
+                                        const std::vector<RowTensor>& tensors) {
+  return std::make_unique<CpuStep>(comm, options, rows, tensors);
 }
 
 }  // namespace facetrain

@@ -21,7 +21,7 @@
 
 namespace facetrain {
 
-std::unique_ptr<HeadStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, const at::Tensor&, const at::Tensor&) {
+std::unique_ptr<HeadStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, const std::vector<RowTensor>&) {
   throw Error("InvalidConfig", "device", "cuda, but this build has no CUDA", "cpu");
 }
 
@@ -136,8 +136,10 @@ class Step final : public HeadStep {
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
 
-  void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) override {
+  void update_rows(const RowRates& rates, const at::Tensor& skip) override {
     if (!gradient_.defined()) return;
+    const RowSgd sgd{static_cast<float>(rates.learning_rate), static_cast<float>(rates.momentum),
+                     static_cast<float>(rates.weight_decay)};
     const c10::cuda::CUDAGuard guard(device_);
     // Where all rows are sampled, the update makes the next step's unit rows.
     cuda::UnitRows next{};
@@ -150,10 +152,10 @@ class Step final : public HeadStep {
   void set_precision(Precision precision) override {
     low_ = type_of(precision);
     relative_ = options_.scale <= kLargestScale && low_ != at::kHalf;
-    rows_change();
+    release_rows();
   }
 
-  void rows_change() override { unit_rows_ = at::Tensor(); }
+  void release_rows() override { unit_rows_ = at::Tensor(); }
 
   at::Tensor sampled() const override {
     if (!gradient_.defined()) return at::empty({0}, of(at::kLong));
@@ -382,9 +384,15 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
 
 }  // namespace
 
-std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
-                                         const at::Tensor& momentum) {
-  return std::make_unique<Step>(comm, options, rows, weight, momentum);
+std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows,
+                                         const std::vector<RowTensor>& tensors) {
+  if (options.row_optimizer != RowOptimizer::sgd || options.dense_update) {
+    throw Error(
+        "InvalidConfig", options.dense_update ? "optimizer.rowUpdate" : "loss.rows.optimizer",
+        (options.dense_update ? "dense" : std::string(name_of(options.row_optimizer))) + ", and the device is a GPU",
+        "sgd with lazy updates on a GPU; AdamW, AdaGrad and dense updates are for CPUs");
+  }
+  return std::make_unique<Step>(comm, options, rows, tensors[0].values, tensors[1].values);
 }
 
 }  // namespace facetrain

@@ -15,7 +15,7 @@ namespace facetrain {
 inline constexpr float kInitDeviation = 0.01f;
 
 // The streams of random numbers that one seed gives. Changing the order changes every training run.
-enum PfcStream : uint64_t { kInitStream, kSampleStream, kRoundingStream };
+enum PfcStream : uint64_t { kInitStream, kSampleStream, kRoundingStream, kMomentsStream, kPendingStream };
 
 // On CUDA a compiler may join a product and a sum into one operation, which rounds once. On CPUs -ffp-contract=off
 // forbids it.

@@ -29,11 +29,30 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
     : ranks_(comm.size()),
       num_classes_(options.num_classes),
       rows_(row_range(options.num_classes, comm.rank(), comm.size())) {
-  const auto numbers = at::TensorOptions(options.bf16_rows ? at::kBFloat16 : at::kFloat).device(options.device);
-  weight_ = at::empty({rows_.count, options.embedding_dim}, numbers);
-  momentum_ = at::zeros_like(weight_);
+  if (options.dense_update && options.row_optimizer == RowOptimizer::adamw) {
+    throw Error("InvalidConfig", "optimizer.rowUpdate", "dense, with the optimizer adamw", "lazy; or sgd or adagrad");
+  }
+  const auto float32 = at::TensorOptions(options.device).dtype(at::kFloat);
+  const auto numbers = float32.dtype(options.bf16_rows ? at::kBFloat16 : at::kFloat);
+  const auto keep = [&](const char* name, int64_t columns, const at::TensorOptions& type) {
+    tensors_.push_back({name, at::zeros({rows_.count, columns}, type)});
+  };
+  tensors_.push_back({"weight", at::empty({rows_.count, options.embedding_dim}, numbers)});
+  switch (options.row_optimizer) {
+    case RowOptimizer::sgd:
+      keep("momentum", options.embedding_dim, numbers);
+      break;
+    case RowOptimizer::adamw:
+      keep("first_moment", options.embedding_dim, numbers);
+      keep("second_moment", options.embedding_dim, numbers);
+      keep("updates", 1, float32);
+      break;
+    case RowOptimizer::adagrad:
+      keep("squares", 1, float32);
+      break;
+  }
   const auto make_step = options.device.is_cuda() ? make_cuda_step : make_cpu_step;
-  step_ = make_step(comm, options, rows_, weight_, momentum_);
+  step_ = make_step(comm, options, rows_, tensors_);
 }
 
 PartialFc::~PartialFc() = default;
@@ -44,16 +63,21 @@ PfcResult PartialFc::forward_backward(const at::Tensor& embeddings, const at::Te
 
 void PartialFc::check_labels() const { facetrain::check_labels(step_->labels(), num_classes_, ranks_); }
 
-void PartialFc::apply_sgd(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip) {
-  step_->apply_sgd({static_cast<float>(learning_rate), static_cast<float>(momentum), static_cast<float>(weight_decay)},
-                   skip);
+void PartialFc::update_rows(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip) {
+  step_->update_rows({learning_rate, momentum, weight_decay}, skip);
 }
 
 void PartialFc::set_precision(Precision precision) { step_->set_precision(precision); }
 
-at::Tensor& PartialFc::weight() {
-  step_->rows_change();
-  return weight_;
+const std::vector<RowTensor>& PartialFc::row_tensors() {
+  step_->release_rows();
+  return tensors_;
+}
+
+at::Tensor& PartialFc::find(const std::string& name) {
+  step_->release_rows();
+  return std::find_if(tensors_.begin(), tensors_.end(), [&](const RowTensor& tensor) { return tensor.name == name; })
+      ->values;
 }
 
 at::Tensor PartialFc::sampled() const { return step_->sampled(); }

@@ -17,10 +17,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "comm/comm.h"
 #include "pfc/margin.h"
+#include "pfc/row_update.h"
 #include "precision.h"
 
 namespace facetrain {
@@ -53,8 +55,20 @@ struct PfcOptions {
   // Of the products; a CPU computes those of TF32 and FP16 in float32. Sums, targets and updates are in float32 or
   // float64.
   Precision precision = Precision::fp32;
-  // Rows and momentum in bfloat16, which are updated in float32 and rounded stochastically; else in float32.
+  // Rows, momentum and moments in bfloat16, which are updated in float32 and rounded stochastically; else in float32.
   bool bf16_rows = false;
+  RowOptimizer row_optimizer = RowOptimizer::sgd;
+  // Every update changes every row, also those that the step has not sampled: as if the gradient of these were 0. (They
+  // are changed when they are sampled next.) Not with AdamW.
+  bool dense_update = false;
+};
+
+// The rows of class centres, or a part of what the optimizer keeps for each.
+struct RowTensor {
+  // `weight`; of SGD `momentum`; of AdamW `first_moment`, `second_moment` and `updates`, the number of updates of a
+  // row; of AdaGrad `squares`, its sum of mean squares.
+  std::string name;
+  at::Tensor values;  // [count, n]. n is d, or 1: these are float32 also with bf16_rows.
 };
 
 struct PfcResult {
@@ -81,29 +95,31 @@ class PartialFc {
   // itself does not know, and such a label makes the loss NaN; this waits for the device.
   void check_labels() const;
 
-  // Lazy SGD on the rows that the last forward_backward sampled: m <- momentum m + (g + weight_decay w),
-  // w <- w - learning_rate m. Other rows and their momentum do not change. On CUDA nothing changes if `skip` [1]
-  // float32, on the device, is not 0.
-  void apply_sgd(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip = {});
+  // Updates the rows by the gradient of the last forward_backward, as row_update.h defines it: those that it sampled,
+  // or with dense_update all. On CUDA nothing changes if `skip` [1] float32, on the device, is not 0.
+  void update_rows(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip = {});
 
   // For the steps to come; the rows stay.
   void set_precision(Precision precision);
 
   RowRange rows() const { return rows_; }
-  // For checkpoints: values may be written, the tensors must not be replaced. bfloat16 with bf16_rows, else float32.
-  // Call weight() anew for each write, because a step on CUDA keeps what it made of the rows.
-  at::Tensor& weight();                         // [count, d]
-  at::Tensor& momentum() { return momentum_; }  // [count, d]
+  // For checkpoints: `weight` first. Values may be written, the tensors must not be replaced. Call it anew for each
+  // read or write: a step on CUDA keeps what it made of the rows, and dense updates of rows may be pending.
+  const std::vector<RowTensor>& row_tensors();
+  at::Tensor& weight() { return find("weight"); }      // [count, d], as of row_tensors()
+  at::Tensor& momentum() { return find("momentum"); }  // of SGD
   // The rows that the last step used: int64 [n], ascending, counted from this rank's first row. Waits for the device.
   at::Tensor sampled() const;
   // d loss / d (those rows) [n, d] float32, of the last step and before the update of the rows. Waits for the device.
   at::Tensor sampled_gradient() const;
 
  private:
+  at::Tensor& find(const std::string& name);
+
   const int ranks_;
   const int64_t num_classes_;
   const RowRange rows_;
-  at::Tensor weight_, momentum_;
+  std::vector<RowTensor> tensors_;
   std::unique_ptr<HeadStep> step_;
 };
 

@@ -6,6 +6,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <functional>
+
 #include "comm/loopback.h"
 #include "error.h"
 #include "pfc/class_sample.h"
@@ -386,7 +388,7 @@ static Training train_rank(Comm& comm, const std::vector<Problem>& batches) {
   Training training;
   for (int step = 0; step < kSteps; ++step) {
     const auto result = pfc.forward_backward(part_of(batches[step].x, comm), part_of(batches[step].labels, comm), step);
-    pfc.apply_sgd(kLearningRate, kMomentum, kWeightDecay);
+    pfc.update_rows(kLearningRate, kMomentum, kWeightDecay);
     training.losses.push_back(result.loss.item<double>());
     training.sampled.push_back(pfc.sampled().cpu() + pfc.rows().first);
     training.dx = result.grad_embeddings.cpu();
@@ -627,10 +629,10 @@ static void test_skipped_update() {
   PartialFc pfc(*solo, problem.options);
   pfc.forward_backward(problem.x.to(device), problem.labels, 0);
   const at::Tensor before = pfc.weight().clone();
-  pfc.apply_sgd(0.1, 0.9, 5e-4, at::ones({1}, at::TensorOptions(device)));
+  pfc.update_rows(0.1, 0.9, 5e-4, at::ones({1}, at::TensorOptions(device)));
   CHECK(at::equal(pfc.weight(), before));
   CHECK_EQ(pfc.momentum().abs().max().item<float>(), 0);
-  pfc.apply_sgd(0.1, 0.9, 5e-4, at::zeros({1}, at::TensorOptions(device)));
+  pfc.update_rows(0.1, 0.9, 5e-4, at::zeros({1}, at::TensorOptions(device)));
   CHECK(!at::equal(pfc.weight(), before));
 }
 
@@ -649,7 +651,7 @@ static void test_bf16_rows() {
   for (int step = 0; step < 100; ++step) {
     pfc.forward_backward(problem.x.to(device), problem.labels, step);
     sum.sub_(pfc.sampled_gradient(), kRate);
-    pfc.apply_sgd(kRate, 0, 0);
+    pfc.update_rows(kRate, 0, 0);
   }
   // Every step's rounding is off by up to 2^-8 of a number; the errors of a hundred steps are independent.
   const at::Tensor moved = pfc.weight().to(at::kFloat) - start;
@@ -657,11 +659,210 @@ static void test_bf16_rows() {
   CHECK_NEAR((moved * sum).sum().item<double>() / sum.square().sum().item<double>(), 1, 0.05);
 }
 
+// ---- the optimizers of rows, on CPUs ----
+
+// In float64, of all rows, as row_update.h defines it.
+struct NaiveOptimizer {
+  RowOptimizer optimizer;
+  bool dense;
+  at::Tensor w, m, v, n;  // [C, d], [C, d], [C, d], [C, 1]
+
+  NaiveOptimizer(RowOptimizer kind, bool all, const at::Tensor& rows)
+      : optimizer(kind),
+        dense(all),
+        w(rows.to(at::kDouble).clone()),
+        m(at::zeros_like(w)),
+        v(at::zeros_like(w)),
+        n(at::zeros({w.size(0), 1}, at::kDouble)) {}
+
+  void update(const at::Tensor& sampled, const at::Tensor& gradients, const RowRates& rates) {
+    const at::Tensor index = dense ? at::arange(w.size(0)) : sampled;
+    at::Tensor g = at::zeros_like(w);
+    g.index_put_({sampled}, gradients.to(at::kDouble));
+    g = g.index({index});
+    at::Tensor x = w.index({index}), a = m.index({index}), b = v.index({index}), count = n.index({index});
+    const double rate = rates.learning_rate, decay = rates.weight_decay;
+    switch (optimizer) {
+      case RowOptimizer::sgd:
+        a = rates.momentum * a + g + decay * x;
+        x = x - rate * a;
+        break;
+      case RowOptimizer::adamw:
+        count = count + 1;
+        a = 0.9 * a + 0.1 * g;
+        b = 0.999 * b + 0.001 * g * g;
+        x = (1 - rate * decay) * x -
+            rate * (a / (1 - at::pow(0.9, count))) / ((b / (1 - at::pow(0.999, count))).sqrt() + 1e-8);
+        break;
+      case RowOptimizer::adagrad:
+        count = count + g.square().mean(1, /*keepdim=*/true);
+        x = (1 - rate * decay) * x - rate * g / (count.sqrt() + 1e-8);
+        break;
+    }
+    w.index_put_({index}, x);
+    m.index_put_({index}, a);
+    v.index_put_({index}, b);
+    n.index_put_({index}, count);
+  }
+};
+
+static const RowTensor& tensor_named(PartialFc& pfc, const std::string& name) {
+  for (const RowTensor& tensor : pfc.row_tensors()) {
+    if (tensor.name == name) return tensor;
+  }
+  throw std::runtime_error("no tensor " + name);
+}
+
+struct OptimizerRun {
+  at::Tensor w;
+  NaiveOptimizer naive;
+};
+
+// `steps` steps with a learning rate that changes, and few classes in a step.
+static OptimizerRun run_optimizer(PfcOptions options, int steps, double learning_rate,
+                                  const std::function<void(PartialFc&, const NaiveOptimizer&)>& check) {
+  options.sample_rate = 0.05;
+  const Problem problem = make_problem(150, 19, 4, options);
+  const auto solo = make_solo_comm();
+  PartialFc pfc(*solo, problem.options);
+  set_rows(pfc, problem.w);
+  NaiveOptimizer naive(options.row_optimizer, options.dense_update, pfc.weight());
+  for (int step = 0; step < steps; ++step) {
+    const at::Tensor labels = (problem.labels + 7 * step).remainder(100);  // 50 classes have no picture
+    pfc.forward_backward(problem.x.to(device), labels, step);
+    const RowRates rates{learning_rate * (1 - step / (2.0 * steps)), kMomentum, kWeightDecay};
+    const at::Tensor sampled = pfc.sampled().cpu(), gradient = pfc.sampled_gradient().cpu();
+    pfc.update_rows(rates.learning_rate, rates.momentum, rates.weight_decay);
+    naive.update(sampled, gradient, rates);
+  }
+  check(pfc, naive);
+  return {pfc.weight().to(at::kFloat).clone(), naive};
+}
+
+static void test_row_optimizers() {
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    for (const bool dense : {false, true}) {
+      if (dense && optimizer == RowOptimizer::adamw) continue;
+      PfcOptions options = cosface_on_all_classes();
+      options.row_optimizer = optimizer;
+      options.dense_update = dense;
+      const double learning_rate = optimizer == RowOptimizer::sgd ? 0.05 : 0.002;
+      // A thousand roundings to float32 of numbers that grow less than twofold.
+      constexpr double kError = 2e-5;
+      run_optimizer(options, 1000, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
+        CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
+        switch (optimizer) {
+          case RowOptimizer::sgd:
+            CHECK_NEAR(max_error(pfc.momentum(), naive.m), 0, kError);
+            break;
+          case RowOptimizer::adamw:
+            CHECK_NEAR(max_error(tensor_named(pfc, "first_moment").values, naive.m), 0, kError);
+            CHECK_NEAR(max_error(tensor_named(pfc, "second_moment").values, naive.v), 0, kError);
+            CHECK(at::equal(tensor_named(pfc, "updates").values.to(at::kDouble), naive.n));
+            break;
+          case RowOptimizer::adagrad:
+            CHECK_NEAR(max_error(tensor_named(pfc, "squares").values, naive.n), 0, kError);
+            break;
+        }
+        // A row that was never sampled.
+        const at::Tensor start = make_problem(150, 19, 4, options).w;
+        const at::Tensor unchanged = (pfc.weight() == start).all(1);
+        CHECK_EQ(unchanged.any().item<bool>(), false);  // in 1000 steps, each is sampled
+      });
+      // A few steps: lazy updates leave rows alone, dense ones do not.
+      run_optimizer(options, 3, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
+        const at::Tensor start = make_problem(150, 19, 4, options).w;
+        CHECK_EQ((pfc.weight() == start).all(1).any().item<bool>(), !dense);
+        CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
+      });
+      // In bfloat16, rounding errors of all steps add up, but do not lean to a side.
+      options.bf16_rows = true;
+      const auto [w, naive] = run_optimizer(options, 300, learning_rate, [](PartialFc&, const NaiveOptimizer&) {});
+      CHECK(cosine(w, naive.w) > 0.999);
+      CHECK_NEAR((w * naive.w).sum().item<double>() / naive.w.square().sum().item<double>(), 1, 0.01);
+    }
+  }
+}
+
+// Whoever reads or writes the rows between two steps sees and sets what dense updates have made of them.
+static void test_dense_updates_around_a_checkpoint() {
+  PfcOptions options = cosface_on_all_classes();
+  options.dense_update = true;
+  options.sample_rate = 0.05;
+  const Problem problem = make_problem(150, 19, 4, options);
+  const auto solo = make_solo_comm();
+  const auto steps = [&](PartialFc& pfc, int first, int end) {
+    for (int step = first; step < end; ++step) {
+      pfc.forward_backward(problem.x, problem.labels, step);
+      pfc.update_rows(0.05, kMomentum, kWeightDecay);
+    }
+  };
+  PartialFc whole(*solo, problem.options), first(*solo, problem.options), second(*solo, problem.options);
+  steps(whole, 0, 7);
+  whole.row_tensors();  // as a checkpoint would
+  steps(whole, 7, 20);
+  steps(first, 0, 7);
+  for (size_t i = 0; i < first.row_tensors().size(); ++i) {
+    second.row_tensors()[i].values.copy_(first.row_tensors()[i].values);
+  }
+  steps(second, 7, 20);
+  CHECK(at::equal(whole.weight(), second.weight()));
+  CHECK(at::equal(whole.momentum(), second.momentum()));
+}
+
+static void test_refused_optimizers() {
+  PfcOptions options = make_problem(20, 8, 4).options;
+  options.row_optimizer = RowOptimizer::adamw;
+  options.dense_update = true;
+  std::string message;
+  try {
+    PartialFc pfc(*make_solo_comm(), options);
+  } catch (const Error& error) {
+    message = error.code + " " + error.what();
+  }
+  CHECK_EQ(message, "InvalidConfig optimizer.rowUpdate: dense, with the optimizer adamw; lazy; or sgd or adagrad");
+}
+
+// 200 steps on embeddings that do not change: the ranks' number changes a loss by rounding only.
+static void test_loss_curves() {
+  PfcOptions options = cosface_on_all_classes();
+  options.sample_rate = 0.1;
+  options.embedding_dim = 128;
+  options.num_classes = 1000;
+  constexpr int64_t kBatch = 32, kBatches = 40;
+  at::manual_seed(5);
+  const at::Tensor centres = at::randn({options.num_classes, options.embedding_dim});
+  const at::Tensor labels = at::randint(options.num_classes, {kBatch * kBatches}, at::kLong);
+  const at::Tensor x = centres.index({labels}) + at::randn({kBatch * kBatches, options.embedding_dim});
+  const auto curve = [&](int size) {
+    std::vector<double> losses;
+    run_fake_ranks(size, [&](Comm& comm) {
+      PartialFc pfc(comm, options);
+      for (int step = 0; step < 200; ++step) {
+        const int64_t first = step % kBatches * kBatch;
+        const auto result = pfc.forward_backward(part_of(x.narrow(0, first, kBatch), comm),
+                                                 part_of(labels.narrow(0, first, kBatch), comm), step);
+        pfc.update_rows(0.02, kMomentum, 5e-4);
+        if (comm.rank() == 0) losses.push_back(result.loss.item<double>());
+      }
+    });
+    return losses;
+  };
+  const std::vector<double> one = curve(1);
+  CHECK(one.back() < one.front() / 2);
+  for (const int size : {2, 4}) {
+    const std::vector<double> many = curve(size);
+    double worst = 0;
+    for (size_t i = 0; i < one.size(); ++i) worst = std::max(worst, std::abs(many[i] - one[i]) / one[i]);
+    CHECK_NEAR(worst, 0, 1e-5);
+  }
+}
+
 static void test_step_before_any_forward() {
   const auto solo = make_solo_comm();
   PartialFc pfc(*solo, make_problem(20, 8, 4).options);
   const at::Tensor before = pfc.weight().clone();
-  pfc.apply_sgd(0.1, 0.9, 5e-4);
+  pfc.update_rows(0.1, 0.9, 5e-4);
   CHECK(at::equal(pfc.weight(), before));
 }
 
@@ -782,6 +983,10 @@ int main(int argc, char** argv) {
   test_stochastic_rounding();
   test_on_device();
   test_precisions_on_a_cpu();
+  test_row_optimizers();
+  test_dense_updates_around_a_checkpoint();
+  test_refused_optimizers();
+  test_loss_curves();
   test_gloo();
   if (!at::hasCUDA()) return TEST_RESULT();
   device = at::kCUDA;

@@ -18,22 +18,23 @@ class HeadStep {
   virtual ~HeadStep() = default;
   // As PartialFc's.
   virtual PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) = 0;
-  virtual void apply_sgd(const RowSgd& sgd, const at::Tensor& skip) = 0;
+  virtual void update_rows(const RowRates& rates, const at::Tensor& skip) = 0;
   // As PartialFc's. On CUDA they wait for the device.
   virtual at::Tensor sampled() const = 0;
   virtual at::Tensor sampled_gradient() const = 0;
   virtual void set_precision(Precision precision) = 0;
-  // To be called before anybody else writes to the rows.
-  virtual void rows_change() = 0;
+  // To be called before anybody else reads or writes the rows and their state.
+  virtual void release_rows() = 0;
   // Of the global batch of the last step [B] int64, on the host.
   virtual at::Tensor labels() const = 0;
 };
 
-// Both draw the initial rows in `weight`. make_cuda_step throws Error(InvalidConfig) in a build without CUDA.
-std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
-                                        const at::Tensor& momentum);
-std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight,
-                                         const at::Tensor& momentum);
+// `tensors`: the rows, and what their optimizer keeps, as PartialFc::row_tensors. Both draw the initial rows.
+// make_cuda_step throws Error(InvalidConfig) in a build without CUDA, and for another optimizer than lazy SGD.
+std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows,
+                                        const std::vector<RowTensor>& tensors);
+std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows,
+                                         const std::vector<RowTensor>& tensors);
 
 // Throws Error(InvalidDataset), on every rank, if a label of the global batch [B] int64 is outside [0, num_classes).
 void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks);

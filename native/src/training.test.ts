@@ -234,6 +234,49 @@ test('rows of bfloat16 are loaded as the numbers that they are', async () => {
   });
 });
 
+for (const [rowsOptimizer, state] of [
+  ['adamw', ['first_moment', 'second_moment', 'updates']],
+  ['adagrad', ['squares']],
+] as const) {
+  test(`class centres with ${rowsOptimizer} train, and a resumed run is the uninterrupted one`, async () => {
+    const options = { rowsOptimizer, rowsRateFactor: 0.1, sampleRate: 0.5 } as const;
+    const whole = await withSession(options, async (session) => {
+      assert.deepEqual(
+        session.rowTensors.map(({ name }) => name),
+        ['weight', ...state],
+      );
+      for (let step = 0; step < 3; step++) await session.step(step, 0.1);
+      const saved = { backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
+      return { saved, loss: (await session.step(3, 0.1)).loss, rows: await session.saveRows(0, 40) };
+    });
+    const { backbone, rows } = whole.saved;
+    const resumed = await withSession(options, async (session) => {
+      await session.loadBackbone(backbone);
+      await session.loadRows(rows);
+      return { loss: (await session.step(3, 0.1)).loss, rows: await session.saveRows(0, 40) };
+    });
+    assert.deepEqual(resumed, { loss: whole.loss, rows: whole.rows });
+
+    // The centres alone: the state starts anew, whatever was there.
+    await withSession(options, async (session) => {
+      await session.step(0, 0.1);
+      await session.loadRows({ ...rows, tensors: { weight: rows.tensors.weight! } });
+      const { tensors } = await session.saveRows(0, 40);
+      assert.deepEqual(tensors.weight, rows.tensors.weight);
+      for (const name of state) assert.ok(tensors[name]!.bytes.every((byte) => byte === 0));
+    });
+  });
+}
+
+test('the learning rate of class centres is a factor of that of the backbone', async () => {
+  const after = (options: { rowsRateFactor?: number }, learningRate: number) =>
+    withSession(options, async (session) => {
+      await session.step(0, learningRate);
+      return (await session.saveRows(0, 40)).tensors.weight;
+    });
+  assert.deepEqual(await after({ rowsRateFactor: 0.5 }, 0.1), await after({}, 0.05));
+});
+
 test('class centres in bfloat16 train, and a resumed run is the uninterrupted one', async () => {
   const options = { rowsPrecision: 'bf16', sampleRate: 0.5 } as const;
   const whole = await withSession(options, async (session) => {
@@ -348,11 +391,11 @@ suite('refuses', () => {
         /weight: 3 numbers for 2 rows; 2 x 16/,
       );
       const { tensors: rows } = await session.saveRows(0, 2);
-      const { momentum: kept, ...without } = rows;
+      const { momentum: kept } = rows;
       await refusal(
-        session.loadRows({ firstRow: 0, rows: 2, tensors: without }),
+        session.loadRows({ firstRow: 0, rows: 2, tensors: { momentum: kept! } }),
         'InvalidArgument',
-        /momentum: missing/,
+        /weight: missing/,
       );
       await refusal(
         session.loadRows({ firstRow: 0, rows: 2, tensors: { ...rows, sum: kept! } }),

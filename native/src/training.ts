@@ -8,6 +8,8 @@ import {
   type LossScale,
   type Precision,
   type RetiredClass,
+  type RowsOptimizer,
+  type RowUpdate,
   type StageSeconds,
   type StoredType,
 } from '@facetrain/api';
@@ -33,6 +35,11 @@ export interface TrainingOptions {
   interclassFilter: number | null;
   /** Type in which class centres and their momentum are kept. */
   rowsPrecision: 'fp32' | 'bf16';
+  rowsOptimizer: RowsOptimizer;
+  /** dense: not with adamw. */
+  rowUpdate: RowUpdate;
+  /** The learning rate of class centres over that of the backbone. */
+  rowsRateFactor: number;
   momentum: number;
   weightDecay: number;
   gradientClipNorm: number | null;
@@ -145,8 +152,10 @@ export interface TrainingSessionContract extends Embedder, StateSource {
   readonly precision: Precision;
   /** Rows of the class centres that this rank holds. */
   readonly rowRange: { firstRow: number; rows: number };
-  /** What a row consists of, in the order in which it is stored. */
+  /** What a row consists of, in the order in which it is stored: `weight` first. */
   readonly rowTensors: readonly RowTensor[];
+  /** Whose state the other tensors are. */
+  readonly rowsOptimizer: RowsOptimizer;
   readonly stepsPerEpoch: number;
   /**
    * Trains one step. `step` is the global step number: it determines the pictures and the class sample. A number that
@@ -164,7 +173,10 @@ export interface TrainingSessionContract extends Embedder, StateSource {
   lossScale(): Promise<LossScale | undefined>;
   /** Replaces the backbone's state; every tensor of the graph must be in `state`. */
   loadBackbone(state: BackboneState): Promise<void>;
-  /** Numbers of another type than the session's are converted, to bfloat16 by rounding to the nearest. */
+  /**
+   * All of rowTensors, or `weight` alone: then the state of the optimizer starts anew. Numbers of another type than the
+   * session's are converted, to bfloat16 by rounding to the nearest.
+   */
   loadRows(rows: Rows): Promise<void>;
   /**
    * Identities that later steps do not train: pictures of a removed one are replaced by others, those of a merged one
@@ -236,14 +248,20 @@ export class TrainingSession implements TrainingSessionContract {
   readonly device: 'cpu' | 'cuda';
   readonly rowRange: { firstRow: number; rows: number };
   readonly rowTensors: readonly RowTensor[];
+  readonly rowsOptimizer: RowsOptimizer;
   readonly stepsPerEpoch: number;
   #precision: Precision;
   readonly #graph: Graph;
   readonly #native: NativeSession;
   #copied = false;
 
-  private constructor(graph: Graph, session: NativeSession, opened: Awaited<ReturnType<NativeSession['open']>>) {
+  private constructor(
+    { graph, rowsOptimizer }: TrainingOptions,
+    session: NativeSession,
+    opened: Awaited<ReturnType<NativeSession['open']>>,
+  ) {
     this.dim = graph.output.dim;
+    this.rowsOptimizer = rowsOptimizer;
     this.device = opened.device;
     this.#precision = opened.precision;
     this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
@@ -284,7 +302,7 @@ export class TrainingSession implements TrainingSessionContract {
     const session = new addon.TrainingSession();
     try {
       const native = { ...options, microBatchSize };
-      return new TrainingSession(options.graph, session, await translateErrors(() => session.open(native)));
+      return new TrainingSession(options, session, await translateErrors(() => session.open(native)));
     } catch (error) {
       await session.close();
       throw error;
@@ -355,15 +373,19 @@ export class TrainingSession implements TrainingSessionContract {
   }
 
   /**
-   * @throws FacetrainError InvalidArgument when a row belongs to another rank, or a tensor is missing, is not one of
-   *   rowTensors, or has another size
+   * @throws FacetrainError InvalidArgument when a row belongs to another rank, or a tensor is missing (unless `weight`
+   *   is alone), is not one of rowTensors, or has another size
    */
   async loadRows({ firstRow, rows, tensors }: Rows): Promise<void> {
     const first = this.#localRow(firstRow, rows);
     const refuse = (subject: string, found: string, allowed: string) =>
       new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });
-    for (const { name, columns } of this.rowTensors) {
-      const values = tensors[name];
+    const isAlone = Object.keys(tensors).join() === 'weight';
+    const loaded = { ...tensors };
+    for (const { name, dtype, columns } of this.rowTensors) {
+      // Every optimizer begins with zeros.
+      if (isAlone) loaded[name] ??= { dtype, bytes: new Uint8Array(rows * columns * BYTES_OF[dtype]) };
+      const values = loaded[name];
       if (!values) throw refuse(name, 'missing', 'every tensor of the class centres');
       const numbers = values.bytes.length / BYTES_OF[values.dtype];
       if (numbers !== rows * columns) throw refuse(name, `${numbers} numbers for ${rows} rows`, `${rows} x ${columns}`);
@@ -372,7 +394,7 @@ export class TrainingSession implements TrainingSessionContract {
       if (!this.rowTensors.some((tensor) => tensor.name === name))
         throw refuse(name, 'no tensor of the class centres', this.rowTensors.map((tensor) => tensor.name).join(', '));
     }
-    await translateErrors(() => this.#native.loadRows(first, rows, tensors));
+    await translateErrors(() => this.#native.loadRows(first, rows, loaded));
   }
 
   async retire(classes: readonly RetiredClass[]): Promise<void> {

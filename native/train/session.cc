@@ -139,7 +139,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   }
   if (!skipped) {
     apply_sgd(learning_rate, norm);
-    centres_.apply_sgd(learning_rate, options_.momentum, options_.weight_decay);
+    centres_.update_rows(learning_rate * options_.rows_rate_factor, options_.momentum, options_.weight_decay);
     if (loss_scale_) loss_scale_->grow();
   }
   clock_.end();
@@ -252,7 +252,7 @@ TrainedState Session::state() {
   // Steps may still be queued, and the state is read on other streams than theirs.
   if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
   TrainedState state = backbone_state(weights_, momentum_, statistics_);
-  state.rows = {{"weight", centres_.weight()}, {"momentum", centres_.momentum()}};
+  for (const auto& [name, values] : centres_.row_tensors()) state.rows.push_back({name, values});
   return state;
 }
 

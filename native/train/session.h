@@ -32,8 +32,9 @@ namespace facetrain {
 struct SessionOptions {
   PfcOptions pfc;  // its device is that of the whole session
   LoaderOptions data;
-  double momentum, weight_decay;    // of SGD, for backbone and class centres
+  double momentum, weight_decay;    // for backbone and class centres
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
+  double rows_rate_factor = 1;      // the learning rate of class centres over that of the backbone
   Precision precision;              // of the backbone; one that the device has (resolve_precision)
   // Pictures of the rank's batch that the backbone sees at once; divides that batch. With fewer than all of it, a
   // micro-batch is to the backbone what a rank's batch is otherwise: n micro-batches on a rank train as n ranks with

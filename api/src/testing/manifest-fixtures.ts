@@ -39,6 +39,22 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'a margin out of range': { object: trainSpec({ loss: { margin: { m3: 1.1 } } }), wantValid: false },
   'class centres in BF16': { object: trainSpec({ loss: { rows: { precision: 'BF16' } } }), wantValid: true },
   'class centres in FP16': { object: trainSpec({ loss: { rows: { precision: 'FP16' } } }), wantValid: false },
+  'class centres with AdaGrad and dense updates': {
+    object: trainSpec({ loss: { rows: { optimizer: 'AdaGrad' } }, optimizer: { rowUpdate: 'Dense' } }),
+    wantValid: true,
+  },
+  'class centres with AdamW and dense updates': {
+    object: trainSpec({ loss: { rows: { optimizer: 'AdamW' } }, optimizer: { rowUpdate: 'Dense' } }),
+    wantValid: false,
+  },
+  'class centres with AdamW on a GPU': {
+    object: trainSpec({ loss: { rows: { optimizer: 'AdamW' } }, trainers: { device: 'CUDA' } }),
+    wantValid: false,
+  },
+  'class centres with an unknown optimizer': {
+    object: trainSpec({ loss: { rows: { optimizer: 'LAMB' } } }),
+    wantValid: false,
+  },
   'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },

@@ -79,6 +79,10 @@ describe('the config has every default that the spec leaves out', () => {
         },
       },
     },
+    'the optimizer of class centres': {
+      spec: { loss: { rows: { optimizer: 'AdaGrad', learningRate: 0.01 } }, optimizer: { rowUpdate: 'Dense' } },
+      want: { loss: { rows: { optimizer: 'adagrad', learningRate: 0.01 } }, optimizer: { rowUpdate: 'dense' } },
+    },
     'a backbone that Facetrain builds': {
       spec: { model },
       want: {

@@ -76,7 +76,11 @@ export function trainerConfig(
       scale: spec.loss.scale,
       sampleRate: spec.loss.sampleRate,
       interclassFilter: spec.loss.interclassFilter ?? null,
-      rows: { precision: spec.loss.rows.precision.toLowerCase() },
+      rows: {
+        precision: spec.loss.rows.precision.toLowerCase(),
+        optimizer: spec.loss.rows.optimizer.toLowerCase(),
+        learningRate: spec.loss.rows.learningRate ?? null,
+      },
     },
     optimizer: {
       learningRate: optimizer.learningRate,

@@ -68,6 +68,7 @@ class FakeSession {
   readonly stepsPerEpoch = 10;
   readonly rowRange: { firstRow: number; rows: number };
   readonly rowTensors: RowTensor[] = ['weight', 'momentum'].map((name) => ({ name, dtype: 'float32', columns: DIM }));
+  readonly rowsOptimizer = 'sgd';
   readonly weight: Float32Array;
   readonly momentum: Float32Array;
   backbone: BackboneState;
@@ -122,7 +123,7 @@ class FakeSession {
     return { firstRow, rows, tensors: { weight: part(this.weight), momentum: part(this.momentum) } };
   }
   async loadRows({ firstRow, tensors }: Rows): Promise<void> {
-    for (const name of ['weight', 'momentum'] as const) {
+    for (const name of Object.keys(tensors) as ('weight' | 'momentum')[]) {
       assert.equal(tensors[name]!.dtype, 'float32');
       const { buffer } = Uint8Array.from(tensors[name]!.bytes);
       this[name].set(new Float32Array(buffer), (firstRow - this.rowRange.firstRow) * DIM);
@@ -554,13 +555,29 @@ test('a rank reads no block without rows of its own', async () => {
   assert.match((await refusal(loadCheckpoint(second!, checkpoint, JOB))).message, /the digest .* of rows 4 to 8;/);
 });
 
-test('a checkpoint of rows with another optimizer is refused', async () => {
+test('of class centres with another optimizer, only the centres are loaded', async () => {
+  const fence = await newFence();
+  const saved = new Gang(1).fill();
+  await saved.save(fence, 5);
+  const path = manifestPath(checkpointDirectory(fence.folder, 5));
+  const good = JSON.parse(await readFile(path, 'utf8')) as CheckpointManifest;
+  assert.equal(good.rows.optimizer, 'SGD');
+  await writeFile(path, JSON.stringify({ ...good, rows: { ...good.rows, optimizer: 'AdaGrad' } }));
+  const loaded = new Gang(2);
+  await loaded.load(fence.folder);
+  const rows = (gang: Gang, of: 'weight' | 'momentum') => gang.sessions.flatMap((session) => [...session[of]]);
+  assert.deepEqual(rows(loaded, 'weight'), rows(saved, 'weight'));
+  assert.deepEqual(new Set(rows(loaded, 'momentum')), new Set([0]));
+});
+
+test('a backbone with another optimizer is refused', async () => {
   const fence = await newFence();
   await new Gang(1).fill().save(fence, 5);
   const path = manifestPath(checkpointDirectory(fence.folder, 5));
   const good = JSON.parse(await readFile(path, 'utf8')) as CheckpointManifest;
-  await writeFile(path, JSON.stringify({ ...good, rows: { ...good.rows, optimizer: 'AdaGrad' } }));
-  assert.match((await refusal(new Gang(1).load(fence.folder))).message, /rows\.optimizer: "AdaGrad"; SGD, as in this/);
+  await writeFile(path, JSON.stringify({ ...good, backbone: { ...good.backbone, optimizer: 'AdamW' } }));
+  const { message } = await refusal(new Gang(1).load(fence.folder));
+  assert.match(message, /backbone\.optimizer: "AdamW"; SGD, as in this/);
 });
 
 test('what is written while the session changes is the state of the moment in which the writing began', async () => {

@@ -4,11 +4,13 @@
  */
 import { join } from 'node:path';
 import {
+  type AnyCheckpointManifest,
   BYTES_OF,
   type CheckpointManifest,
   type CheckpointManifestV1,
   FacetrainError,
   precision as precisions,
+  ROWS_OPTIMIZER_NAMES,
   type StoredFile,
   type TrainerConfig,
 } from '@facetrain/api';
@@ -65,12 +67,26 @@ function overlap(
   return { first, count: Math.min(firstRow + rows, range.firstRow + range.rows) - first };
 }
 
+/** Of the class centres in a checkpoint, as manifests name it. */
+export const rowsOptimizerOf = (manifest: AnyCheckpointManifest): string =>
+  manifest.schemaVersion === 1 ? ROWS_OPTIMIZER_NAMES.sgd : manifest.rows.optimizer;
+
+/**
+ * Which tensors of the class centres to load: all, or only the centres, if another optimizer has trained them. Its
+ * state would mean something else to the session's, which starts anew.
+ */
+function wantedTensors(session: TrainingSessionContract, manifest: AnyCheckpointManifest): (name: string) => boolean {
+  const same = rowsOptimizerOf(manifest) === ROWS_OPTIMIZER_NAMES[session.rowsOptimizer];
+  return (name) => same || name === 'weight';
+}
+
 async function loadRows(
   session: TrainingSessionContract,
   checkpoint: Checkpoint & { manifest: CheckpointManifest },
   { onBlock }: JobFacts,
 ): Promise<void> {
   const { files, tensors } = checkpoint.manifest.rows;
+  const wanted = wantedTensors(session, checkpoint.manifest);
   for (const file of files) {
     const blocks = file.blocks.filter((block) => overlap(block, session.rowRange).count > 0);
     if (blocks.length === 0) continue;
@@ -84,7 +100,7 @@ async function loadRows(
       for (const { name, dtype, columns } of tensors) {
         const size = columns * BYTES_OF[dtype];
         const from = start + (first - block.firstRow) * size;
-        rows.tensors[name] = { dtype, bytes: bytes.subarray(from, from + count * size) };
+        if (wanted(name)) rows.tensors[name] = { dtype, bytes: bytes.subarray(from, from + count * size) };
         start += block.rows * size;
       }
       await session.loadRows(rows);
@@ -103,7 +119,7 @@ async function loadRowsV1(
     if (count <= 0) continue;
     await using file = await openWhole(checkpoint, block);
     const rows: Rows = { firstRow: first, rows: count, tensors: {} };
-    for (const name of ['weight', 'momentum']) {
+    for (const name of ['weight', 'momentum'].filter(wantedTensors(session, checkpoint.manifest))) {
       const dims = file.dims(name);
       if (String(dims) !== String([block.rows, session.dim]))
         throw invalid(file.path, `${name} has the shape [${dims}]`, `[${block.rows}, ${session.dim}]`);
@@ -140,15 +156,13 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     );
   }
   if (manifest.schemaVersion === 2) {
-    for (const part of ['backbone', 'rows'] as const) {
-      const { optimizer } = manifest[part];
-      if (optimizer !== OPTIMIZER)
-        throw invalid(
-          `${manifestPath(directory)}: ${part}.optimizer`,
-          JSON.stringify(optimizer),
-          `${OPTIMIZER}, as in this job; a job that differs needs another checkpoint directory`,
-        );
-    }
+    const { optimizer } = manifest.backbone;
+    if (optimizer !== OPTIMIZER)
+      throw invalid(
+        `${manifestPath(directory)}: backbone.optimizer`,
+        JSON.stringify(optimizer),
+        `${OPTIMIZER}, as in this job; a job that differs needs another checkpoint directory`,
+      );
   }
   if (manifest.step > job.totalSteps) {
     throw invalid(

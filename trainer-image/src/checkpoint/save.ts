@@ -6,7 +6,7 @@
  * Where memory suffices, a rank writes a copy of its state, and training goes on meanwhile. docs/decisions/0029.
  */
 import { createHash } from 'node:crypto';
-import type { CheckpointManifest, RowFile, StoredFile } from '@facetrain/api';
+import { type CheckpointManifest, ROWS_OPTIMIZER_NAMES, type RowFile, type StoredFile } from '@facetrain/api';
 import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
 import { type Identities, RETIRED_FILE, retiredBytes } from './retired.ts';
@@ -21,7 +21,7 @@ export const BLOCK_ROWS = 8192;
 /** Hashed and written at once. Hashing blocks the event loop, which posts the next step, for about a millisecond. */
 const CHUNK_BYTES = 2 ** 20;
 
-/** Of the only optimizer that there is. */
+/** Of the backbone: the only one that it has. */
 export const OPTIMIZER = 'SGD';
 const MOMENTUM = 'momentum';
 
@@ -261,8 +261,9 @@ function makeManifest(
     stepsPerEpoch,
     dim,
     rowTensors,
+    rowsOptimizer,
     precision,
-  }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors' | 'precision'>,
+  }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors' | 'rowsOptimizer' | 'precision'>,
   options: SaveOptions,
 ): CheckpointManifest {
   return {
@@ -287,7 +288,7 @@ function makeManifest(
       state: [{ name: MOMENTUM, dtype: 'float32' }],
     },
     rows: {
-      optimizer: OPTIMIZER,
+      optimizer: ROWS_OPTIMIZER_NAMES[rowsOptimizer],
       tensors: [...rowTensors],
       blockRows: options.blockRows ?? BLOCK_ROWS,
       files: parts.map(({ rows }) => rows),

@@ -31,6 +31,8 @@ const onH100: TrainingFacts = {
   checkpointActivations: false,
   sampleRate: 1,
   rowsPrecision: 'fp32',
+  rowsOptimizer: 'sgd',
+  rowUpdate: 'lazy',
   device: 'cuda',
   precision: 'bf16',
 };

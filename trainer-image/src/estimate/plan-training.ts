@@ -52,6 +52,8 @@ export function trainingFacts(
     checkpointActivations: config.model.checkpointActivations,
     sampleRate: config.loss.sampleRate,
     rowsPrecision: config.loss.rows.precision,
+    rowsOptimizer: config.loss.rows.optimizer,
+    rowUpdate: config.optimizer.rowUpdate,
     device,
     precision: resolved(config.precision, device),
   };

@@ -2,7 +2,15 @@
  * How many bytes a rank of a training needs, by part. The one estimate of `facetrain plan` and of the check before a
  * training on a CPU starts. Sizes are those that native/ allocates: session.cc, partial_fc.cc, cuda_step.cc.
  */
-import { BYTES_OF, FacetrainError, type Precision, type StoredType } from '@facetrain/api';
+import {
+  bytesPerClass,
+  FacetrainError,
+  type Precision,
+  ROWS_OPTIMIZER_NAMES,
+  type RowsOptimizer,
+  type RowUpdate,
+  type StoredType,
+} from '@facetrain/api';
 import type { BackboneCost } from './backbone-cost.ts';
 import type { DeviceKind } from './device-kinds.ts';
 
@@ -20,6 +28,8 @@ export interface TrainingFacts {
   checkpointActivations: boolean;
   sampleRate: number;
   rowsPrecision: 'fp32' | 'bf16';
+  rowsOptimizer: RowsOptimizer;
+  rowUpdate: RowUpdate;
   device: 'cpu' | 'cuda';
   /** Of the products, resolved. */
   precision: Precision;
@@ -55,8 +65,8 @@ const CHECKPOINTED = 0.45;
 const BATCHES = 4;
 /** cuda_step.cc: cells of a tile's cosines (FP32), exponentials that are kept. */
 const CUDA = { tile: 2 ** 25, kept: 2 ** 30 };
-/** partial_fc.cc: elements of a tile's tensors, logits that are kept (FP32). */
-const CPU = { tile: 2 ** 20, kept: 2 ** 24 };
+/** cpu_step.cc: numbers of a tile's matrices (FP32), exponentials that are kept. */
+const CPU = { tile: 2 ** 18, kept: 2 ** 26 };
 /** CUDA's context with our kernels, cuBLAS's and cuDNN's workspaces, on an H100 with CUDA 13. */
 const CUDA_CONTEXT = 700 * MIB;
 /** NCCL's buffers, where there is more than one rank. */
@@ -78,10 +88,14 @@ export function sampledRows(facts: TrainingFacts): number {
 const storedType = ({ rowsPrecision }: TrainingFacts): StoredType =>
   rowsPrecision === 'bf16' ? 'bfloat16' : 'float32';
 
-/** Bytes of a class centre, and of what the optimizer keeps for it. */
-export function rowBytes(facts: TrainingFacts): { weight: number; state: number } {
-  const bytes = facts.embeddingDim * BYTES_OF[storedType(facts)];
-  return { weight: bytes, state: bytes };
+/** Bytes of a class centre, and of what is kept for it. */
+export function rowBytes(facts: TrainingFacts): ReturnType<typeof bytesPerClass> {
+  return bytesPerClass({
+    dim: facts.embeddingDim,
+    type: storedType(facts),
+    optimizer: facts.rowsOptimizer,
+    update: facts.rowUpdate,
+  });
 }
 
 export const picturesOfRank = ({ globalBatchSize, replicas }: TrainingFacts) => globalBatchSize / replicas;
@@ -169,11 +183,15 @@ function backboneParts(facts: TrainingFacts): MemoryPart[] {
 function headParts(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim, globalBatchSize: batch, device } = facts;
   const rows = rowsOfRank(facts);
-  const { weight, state } = rowBytes(facts);
+  const { weight, state, pending } = rowBytes(facts);
   const type = facts.rowsPrecision.toUpperCase();
   const kept: MemoryPart[] = [
     { name: 'class centres', bytes: rows * weight, why: `${rows} rows of ${dim} numbers in ${type}` },
-    { name: 'momentum of class centres', bytes: rows * state, why: type },
+    {
+      name: facts.rowsOptimizer === 'sgd' ? 'momentum of class centres' : 'optimizer of class centres',
+      bytes: rows * (state + pending),
+      why: facts.rowsOptimizer === 'sgd' ? type : ROWS_OPTIMIZER_NAMES[facts.rowsOptimizer],
+    },
   ];
   return [...kept, ...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), gathered(batch, dim)];
 }
@@ -209,16 +227,17 @@ function cudaStep(facts: TrainingFacts): MemoryPart[] {
   ];
 }
 
-/** partial_fc.cc, in FP32. */
+/** cpu_step.cc. */
 function cpuStep(facts: TrainingFacts): MemoryPart[] {
-  const { embeddingDim: dim, globalBatchSize: batch } = facts;
+  const { embeddingDim: dim, globalBatchSize: batch, precision } = facts;
   const sampled = sampledRows(facts);
   return [
     { name: 'gradient of sampled rows', bytes: 4 * sampled * dim, why: `${sampled} rows a step, FP32` },
     {
       name: 'logits',
-      bytes: 4 * (Math.min(CPU.kept, batch * sampled) + 4 * CPU.tile),
-      why: 'kept between the passes (at most 2^24), and tiles',
+      // A thread has a tile's rows, logits and exponentials; there may be a few threads.
+      bytes: BYTES_OF_VALUE[precision] * Math.min(CPU.kept, batch * sampled) + 4 * 3 * 4 * CPU.tile,
+      why: 'exponentials that are kept between the passes (at most 2^26), and tiles',
     },
   ];
 }

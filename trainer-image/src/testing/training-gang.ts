@@ -73,7 +73,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       scale: 32,
       sampleRate: 0.5,
       interclassFilter: null,
-      rows: { precision: 'fp32' },
+      rows: { precision: 'fp32', optimizer: 'sgd', learningRate: null },
     },
     optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },
     schedule: { type: 'polynomial', power: 2, warmupEpochs: 0.5 },

@@ -8,11 +8,12 @@ import {
   FacetrainError,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
+  ROWS_OPTIMIZER_NAMES,
   type TrainerConfig,
 } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
-import { type JobFacts, loadCheckpoint } from '../checkpoint/load.ts';
+import { type JobFacts, loadCheckpoint, rowsOptimizerOf } from '../checkpoint/load.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import type { CheckpointStore } from '../checkpoint/target.ts';
@@ -118,11 +119,14 @@ export class JobCheckpoints {
     this.#program.log.info({ removed, merged: retired.length - removed }, 'identities that are no longer trained');
   }
 
-  /** loss.rows.precision may have changed: loading has converted the class centres. */
+  /** loss.rows.precision and optimizer may have changed: loading has converted the class centres. */
   #logConversion(manifest: AnyCheckpointManifest): void {
     const stored = manifest.schemaVersion === 1 ? 'float32' : manifest.rows.tensors[0]!.dtype;
     const { dtype } = this.#session.rowTensors[0]!;
     if (stored !== dtype) this.#program.log.info({ from: stored, to: dtype }, 'converted the class centres');
+    const [from, to] = [rowsOptimizerOf(manifest), ROWS_OPTIMIZER_NAMES[this.#session.rowsOptimizer]];
+    if (from !== to)
+      this.#program.log.info({ from, to }, 'the optimizer of the class centres is another: its state starts anew');
   }
 
   /** A collective. @returns undefined when the checkpoint is damaged, and rank 0 has set it aside */

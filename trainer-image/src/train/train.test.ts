@@ -438,23 +438,27 @@ test('a training goes on in micro-batches, with fewer activations', async () => 
   assert.ok(inParts < 1e-5 && atOnce > 1e-3, `relative distances ${inParts}, ${atOnce}`);
 });
 
-test('a training goes on with class centres of another type', async () => {
+test('a training goes on with class centres of another type and optimizer', async () => {
   const { folder, config } = await job(({ loss }) => ({
     epochs: EPOCHS + 1,
-    loss: { ...loss, rows: { precision: 'bf16' } },
+    loss: { ...loss, rows: { precision: 'bf16', optimizer: 'adagrad', learningRate: 0.002 } },
   }));
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   const { codes, ranks } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
   const converted = ranks[0]!.lines.find(({ msg }) => msg === 'converted the class centres');
   assert.deepEqual([converted?.from, converted?.to], ['float32', 'bfloat16']);
+  const anew = ranks[0]!.lines.find(({ msg }) =>
+    String(msg).startsWith('the optimizer of the class centres is another'),
+  );
+  assert.deepEqual([anew?.from, anew?.to], ['SGD', 'AdaGrad']);
   assert.equal((await readReport(config)).resumedFromStep, STEPS);
   const { manifest } = await openCheckpoint(config.checkpoint.directory, STEPS + STEPS_PER_EPOCH);
   assert.deepEqual(
     CheckpointManifest.parse(manifest).rows.tensors.map(({ name, dtype }) => [name, dtype]),
     [
       ['weight', 'bfloat16'],
-      ['momentum', 'bfloat16'],
+      ['squares', 'float32'],
     ],
   );
 });
