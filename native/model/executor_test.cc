@@ -534,6 +534,28 @@ static void test_bf16() {
   CHECK(wide == std::vector<std::string>{"node 'out' (BatchNormalization)"});
 }
 
+// On a CPU, a convolution in groups multiplies numbers rounded to bfloat16, and rounds the sum once.
+static void test_bf16_groups() {
+  at::manual_seed(10);
+  Graph graph;
+  graph.input = {"data", 4, 5, 5};
+  graph.nodes = {
+      {"conv", "Conv", {"data", "w"}, {"conv"}, {{"group", int64_t{2}}, {"pads", std::vector<int64_t>{1, 1, 1, 1}}}},
+      {"flat", "Flatten", {"conv"}, {"flat"}, {}}};
+  graph.initializers["w"] = random_floats({6, 2, 3, 3}, 1);
+  graph.output = {"flat", 150};
+  const auto executor = make_executor(graph, at::kCPU);
+  executor->set_precision(Precision::bf16);
+  const auto rounded = [](const at::Tensor& tensor) { return tensor.detach().to(at::kBFloat16).to(at::kDouble); };
+  const at::Tensor images = at::randn({3, 4, 5, 5}), weight = executor->parameters()[0].tensor;
+  const at::Tensor exact = at::conv2d(rounded(images), rounded(weight), {}, 1, 1, 1, 2).flatten(1);
+  const at::Tensor out = executor->forward(images, Pass::training);
+  CHECK_NEAR(((out - exact).abs() / exact.abs()).max().item<double>(), 0, 1.0 / 256 + 1e-4);
+  CHECK(at::equal(out, out.to(at::kBFloat16).to(at::kFloat)));
+  out.sum().backward();
+  CHECK(weight.grad().scalar_type() == at::kFloat);
+}
+
 // Operations that autograd has recorded for the backward pass of `value`.
 static size_t recorded(const at::Tensor& value) {
   std::set<torch::autograd::Node*> seen;
@@ -685,6 +707,7 @@ int main() {
   test_fused_norms();
   test_threads();
   test_bf16();
+  test_bf16_groups();
   test_switches();
   test_checkpoints();
   test_blocks();
