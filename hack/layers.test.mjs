@@ -41,8 +41,8 @@ const ROOMS = [
   [...trainer('dataset'),      ['native', 'api']],
   [...trainer('verification'), ['native', 'api']],
   [...trainer('checkpoint'),   [...trainer('program', 'storage'), 'native', 'api'], 'read without training, too'],
-  [...trainer('train'),        [...trainer('backbones', 'checkpoint', 'dataset', 'estimate', 'onnx', 'program', 'report',
-                                           'storage', 'verification'), 'native', 'api']],
+  [...trainer('train'),        [...trainer('backbones', 'checkpoint', 'dataset', 'estimate', 'onnx', 'program',
+                                           'report', 'storage', 'verification'), 'native', 'api']],
   [...trainer('quantize'),     [...trainer('dataset', 'onnx', 'program', 'report', 'storage', 'verification'),
                                 'native', 'api']],
 

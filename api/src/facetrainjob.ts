@@ -315,8 +315,8 @@ const checkpoint = section(
       .optional()
       .describe(
         'Absent: checkpoints/ in the output, where checkpoints of another job are refused. In a place that is named ' +
-          'here, training also continues from checkpoints of another job. An object store needs conditional writes; no ' +
-          'other volume is then needed for checkpoints.',
+          'here, training also continues from checkpoints of another job. An object store needs conditional writes; ' +
+          'no other volume is then needed for checkpoints.',
       ),
     s3: S3Access.optional(),
     everyEpochs: everyEpochs.default(1).describe('Write one every so many epochs; 0: not by epochs.'),
@@ -521,8 +521,8 @@ export const FaceTrainJobSpec = rules(
         '!has(self.trainers.microBatchSize) || !self.model.syncBatchNorm || ' +
         'self.globalBatchSize == self.trainers.replicas * self.trainers.microBatchSize',
       message:
-        'model.syncBatchNorm needs all pictures of a step at the same time: leave trainers.microBatchSize out, or use ' +
-        'more trainers',
+        'model.syncBatchNorm needs all pictures of a step at the same time: leave trainers.microBatchSize out, or ' +
+        'use more trainers',
       check: ({ globalBatchSize: pictures, model: { syncBatchNorm }, trainers: { replicas, microBatchSize: size } }) =>
         size === undefined || !syncBatchNorm || pictures === replicas * size,
       path: ['trainers', 'microBatchSize'],

@@ -180,7 +180,8 @@ export const TrainerConfig = z.strictObject({
     .string()
     .min(1)
     .describe(
-      'Receives model/backbone.onnx, train-report.json and train-report.html; with `outputStore` its URI, for messages.',
+      'Receives model/backbone.onnx, train-report.json and train-report.html; with `outputStore` its URI, for ' +
+        'messages.',
     ),
   outputStore: ObjectStorePlace.nullable()
     .default(null)

@@ -148,8 +148,9 @@ function text(
     ...(memory.host.length > 0
       ? [`\nHost memory${perTrainer}: ${gib(memory.hostBytes)}\n`, table(parts(memory.host))]
       : []),
-    `\nA copy of the state, so that training goes on while a checkpoint is written, takes ${gib(memory.checkpointCopy)} ` +
-      `more, on the ${kind.type === 'cuda' ? 'GPU or the host' : 'host'}. Without it training waits.\n`,
+    `\nA copy of the state, so that training goes on while a checkpoint is written, takes ` +
+      `${gib(memory.checkpointCopy)} more, on the ${kind.type === 'cuda' ? 'GPU or the host' : 'host'}. ` +
+      'Without it training waits.\n',
     `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
       `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
     `\nStep: about ${milliseconds(step.seconds)}, ${count(Math.round(step.imagesPerSecond))} pictures/s` +

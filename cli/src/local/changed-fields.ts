@@ -7,7 +7,8 @@ import { type FaceTrainJobSpec, isPlainObject, TRAINING_FIELDS } from '@facetrai
 
 /**
  * Fields that decide what is trained. Those of TRAINING_FIELDS but the ones of `trainers`: ports are not used here, and
- * any number of trainers has the same batches and class centres, and micro-batches are to batch norms what trainers are. In a cluster the schema lets nobody change the others.
+ * any number of trainers has the same batches and class centres, and micro-batches are to batch norms what trainers
+ * are. In a cluster the schema lets nobody change the others.
  */
 const DECIDING = [
   ...TRAINING_FIELDS.filter((path) => !path.startsWith('trainers.')),

@@ -886,7 +886,7 @@ describe('identities of checkpoints on disk', () => {
     return ids.map((id) => [...found.get(id)!]);
   };
 
-  test('a removed class is zero in every checkpoint, in no file any more, and stays so in the next checkpoint', async () => {
+  test('a removed class is zero in every checkpoint, in no file any more, and stays so in the next', async () => {
     const { fence, root } = await twoCheckpoints();
     assert.equal((await searchBytes(root, [rowBytesOf(5)])).found.length, 2);
     await all(root, (head) => removal(head, [5, 9]), fence);
@@ -983,7 +983,7 @@ describe('identities of checkpoints on disk', () => {
     assert.throws(() => removal(head!, [11]), /class 11: the head has no such class; 0 to 10/);
   });
 
-  test('added classes follow the last, at the mean length of the others, and any number of ranks reads them', async () => {
+  test('added classes follow the last, at the others’ mean length, and any number of ranks reads them', async () => {
     const { fence, root } = await twoCheckpoints();
     const directions = [1, 2, 3].map((axis) => Float32Array.from({ length: DIM }, (_, i) => (i === axis ? 9 : 0)));
     await all(root, (head) => addition(head, directions), fence);

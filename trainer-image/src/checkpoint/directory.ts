@@ -38,7 +38,7 @@ export interface Checkpoint {
 export interface CheckpointSource {
   /** Bytes of a file; undefined when there is none. @throws FacetrainError StorageFailed */
   size(file: string): Promise<number | undefined>;
-  /** Fills `into` from a position on. @returns the bytes read; fewer at the end. @throws FacetrainError StorageFailed */
+  /** Fills `into` from a position on. @returns bytes read; fewer at the end. @throws FacetrainError StorageFailed */
   read(file: string, into: Uint8Array, position: number): Promise<number>;
 }
 

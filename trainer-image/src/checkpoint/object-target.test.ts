@@ -119,7 +119,7 @@ async function attempt(store: ObjectStore, number: number): Promise<number> {
   return step;
 }
 
-test('a process that dies before or after any of its requests leaves a checkpoint that is whole, or the one before', async () => {
+test('a process that dies before or after any request leaves a whole checkpoint, or the one before', async () => {
   const faulty = await startFaultyS3(server.endpoint);
   try {
     for (const last of ['cut', 'lost'] as const) {

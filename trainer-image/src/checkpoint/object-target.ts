@@ -1,7 +1,7 @@
 /**
- * Checkpoints in an object store, behind the head of object-fence.ts: `step-XXXXXXXXXX/TOKEN-START/` with the same files
- * as a folder has. Every rank writes its own objects; rank 0 writes the manifest, and then lists the checkpoint in the
- * head. From that moment it counts. What the head does not list is none: what a process left that ended before.
+ * Checkpoints in an object store, behind the head of object-fence.ts: `step-XXXXXXXXXX/TOKEN-START/` with the same
+ * files as a folder has. Every rank writes its own objects; rank 0 writes the manifest, and then lists the checkpoint
+ * in the head. From that moment it counts. What the head does not list is none: what a process left that ended before.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder, FacetrainError } from '@facetrain/api';
@@ -125,8 +125,8 @@ export class ObjectTarget implements CheckpointStore {
   }
 
   /**
-   * Deletes objects that the head does not list, and aborts uploads: all that older starts have left. To be called after
-   * the claim, on rank 0.
+   * Deletes objects that the head does not list, and aborts uploads: all that older starts have left. To be called
+   * after the claim, on rank 0.
    */
   async removeUnfinished(): Promise<string[]> {
     const { store, number } = this.#fence;

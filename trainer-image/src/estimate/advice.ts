@@ -156,7 +156,9 @@ function precisionAdvice(facts: TrainingFacts, machines: Machines): Advice | und
   if (gain < NOTABLE_GAIN) return undefined;
   return {
     change: { 'trainers.precision': 'BF16' },
-    text: `trainers.precision BF16: ${gain.toFixed(1)} times as fast as ${facts.precision.toUpperCase()}, without a loss scale`,
+    text:
+      `trainers.precision BF16: ${gain.toFixed(1)} times as fast as ${facts.precision.toUpperCase()}, ` +
+      'without a loss scale',
   };
 }
 
@@ -181,8 +183,8 @@ function replicasAdvice(facts: TrainingFacts, machines: Machines): Advice | unde
     return {
       change: {},
       text:
-        `trainers.replicas ${facts.replicas}: collectives take ${percent(share)} of a step; a larger globalBatchSize, ` +
-        'fewer trainers, or a faster network (--network) make better use of them',
+        `trainers.replicas ${facts.replicas}: collectives take ${percent(share)} of a step; a larger ` +
+        'globalBatchSize, fewer trainers, or a faster network (--network) make better use of them',
     };
   const pictures = picturesOfRank(facts);
   if (facts.device === 'cuda' && pictures < 64)

@@ -13,9 +13,9 @@ export interface DeviceKind {
   memoryBytes: number | null;
   /** Bytes a second that a copy reads and writes together; of a CPU for each thread. */
   bytesPerSecond: number;
-  /** FLOP a second of large matrix products by precision; of a CPU for each thread. Absent: it has no such precision. */
+  /** FLOP a second of large matrix products by precision; of a CPU for each thread. Absent: it has no such one. */
   products: Partial<Record<Precision, number>>;
-  /** Share of `products` that convolutions reach; on a CPU above 1: oneDNN's convolutions are faster than MKL's GEMM. */
+  /** Share of `products` that convolutions reach; on a CPU above 1: oneDNN's convolutions beat MKL's GEMM. */
   convolutions: Partial<Record<Precision, number>>;
   /** Share of `products` that the matrix products of Partial FC reach. */
   headProducts: Partial<Record<Precision, number>>;

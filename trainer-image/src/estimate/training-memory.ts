@@ -59,7 +59,7 @@ const MIB = 2 ** 20;
 
 /** Of a value of the backbone, and of the operands of its products. */
 export const BYTES_OF_VALUE: Record<Precision, number> = { fp32: 4, tf32: 4, bf16: 2, fp16: 2 };
-/** Share of the activations that stays at the peak with model.checkpointActivations; of iresnet50 (docs/benchmarks.md). */
+/** Share of activations that stays at the peak with model.checkpointActivations; of iresnet50 (docs/benchmarks.md). */
 const CHECKPOINTED = 0.47;
 /** Batches that the loader decodes ahead (kAhead in native/data/loader.cc), and the one in use. */
 const BATCHES = 4;
@@ -162,7 +162,9 @@ function backboneParts(facts: TrainingFacts): MemoryPart[] {
     {
       name: 'activations',
       bytes: pictures * kept * value * (checkpointActivations ? CHECKPOINTED : 1),
-      why: `kept for the backward pass${checkpointActivations ? ', others computed twice' : ''}, ${value} bytes a value`,
+      why:
+        `kept for the backward pass${checkpointActivations ? ', others computed twice' : ''}, ` +
+        `${value} bytes a value`,
       ...(checkpointActivations && { isGuess: true }),
     },
     {

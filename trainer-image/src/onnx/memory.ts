@@ -1,6 +1,7 @@
 /**
  * Estimates the memory that a graph's values need to embed pictures, before any is allocated: a file of a few bytes can
- * ask for any amount. The estimates are lower bounds (no workspace of an operator, no weights), so what is refused cannot run.
+ * ask for any amount. The estimates are lower bounds (no workspace of an operator, no weights), so what is refused
+ * cannot run.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode } from '@facetrain/native';

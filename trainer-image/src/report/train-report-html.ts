@@ -37,6 +37,7 @@ export function trainReportHtml(report: TrainReport): string {
   const hasCurves = report.history.length > 1;
   const hasBadPictures = Boolean(report.dataset.badPictures?.count);
   const learningRateBody = () => curve('learning rate', ({ learningRate }) => learningRate);
+  const throughputBody = () => curve('pictures/s', ({ imagesPerSecond }) => imagesPerSecond);
   const histograms = sets.flatMap((set) => {
     const found = report.evaluations.findLast((result) => result.set === set)?.histograms;
     return found ? [embeddingHistograms(set, found)] : [];
@@ -54,7 +55,7 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
-${section('Throughput', hasCurves, 'pictures per second, mean over the same intervals', () => curve('pictures/s', ({ imagesPerSecond }) => imagesPerSecond))}
+${section('Throughput', hasCurves, 'pictures per second, mean over the same intervals', throughputBody)}
 ${section('Embeddings', histograms.length > 0, 'of the newest evaluation of each set', () => histograms.join('\n'))}
 ${section('Time of a step', Boolean(report.stageSeconds), 'mean over this attempt, on rank 0', () => stages(report))}
 ${section('Bad pictures', hasBadPictures, 'left out of the training', () => badPictures(report))}
@@ -226,7 +227,9 @@ function bars(all: readonly Histogram[], description: string): string {
     });
     return `<g class="bars c${index}">${rectangles.join('')}</g>`;
   });
-  const ends = `<text x="${LEFT}" y="${height - 8}">${short(low)}</text><text x="${WIDTH - RIGHT}" y="${height - 8}" text-anchor="end">${short(high)}</text>`;
+  const ends =
+    `<text x="${LEFT}" y="${height - 8}">${short(low)}</text>` +
+    `<text x="${WIDTH - RIGHT}" y="${height - 8}" text-anchor="end">${short(high)}</text>`;
   return `<svg viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${escapeHtml(description)}">
 ${shapes.join('\n')}
 ${ends}

@@ -194,8 +194,8 @@ export class ObjectFence {
 }
 
 /**
- * Without a head nobody knows which checkpoints count. From here training would begin anew, and nobody would notice that
- * days of it are lost.
+ * Without a head nobody knows which checkpoints count. From here training would begin anew, and nobody would notice
+ * that days of it are lost.
  * @throws FacetrainError InvalidCheckpoint when there are objects of checkpoints; StorageFailed
  */
 async function refuseOrphans(store: ObjectStore): Promise<void> {
@@ -265,8 +265,8 @@ function noConditions(store: ObjectStore, condition: string, cause?: unknown): F
     subject: `${store.uri('')} at ${store.place.endpoint ?? 'AWS'}`,
     found: `the store does not keep to the condition of a write (PUT with ${condition})`,
     allowed:
-      'a store with conditional writes (AWS S3, versitygw, newer MinIO and Ceph): without them an older attempt could ' +
-      'overwrite a newer one; or a folder (pvc://) for checkpoints and output',
+      'a store with conditional writes (AWS S3, versitygw, newer MinIO and Ceph): without them an older attempt ' +
+      'could overwrite a newer one; or a folder (pvc://) for checkpoints and output',
     cause,
   });
 }

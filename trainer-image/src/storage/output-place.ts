@@ -4,8 +4,8 @@
  *
  * A folder's fence lets no older attempt replace a file. In an object store each of these objects is replaced only if
  * it is what this process has found there when it claimed the prefix, or has written itself. So an older attempt that
- * wakes can replace an object only as long as the newer one has not written it, which then replaces it by its own. After
- * the newer attempt's last write, it can replace none.
+ * wakes can replace an object only as long as the newer one has not written it, which then replaces it by its own.
+ * After the newer attempt's last write, it can replace none.
  */
 
 import { readFile } from 'node:fs/promises';

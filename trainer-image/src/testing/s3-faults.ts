@@ -22,7 +22,8 @@ export interface FaultyS3 {
 }
 
 const SLOW_DOWN =
-  '<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>';
+  '<?xml version="1.0" encoding="UTF-8"?>' +
+  '<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>';
 
 /** @param endpoint of the real server. The caller closes the proxy. */
 export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {

@@ -1,7 +1,7 @@
 /**
  * A process that trains two steps on a CPU and prints the most memory that was resident, in bytes: at the beginning
- * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory, and
- * if they are to be others than the defaults, microBatchSize and checkpointActivations.
+ * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory,
+ * and if they are to be others than the defaults, microBatchSize and checkpointActivations.
  */
 import { readFileSync } from 'node:fs';
 import { TrainingSession } from '@facetrain/native';
@@ -62,7 +62,8 @@ const session = await TrainingSession.open({
   deterministic: true,
 });
 for (let step = 0; step < 2; step++) await session.step(step, 0.01);
-// A checkpoint reads all rows, so that those which no step has sampled are resident too: zeros are, until then, no memory.
+// A checkpoint reads all rows, so that those which no step has sampled are resident too: zeros are, until then, no
+// memory.
 const { rows } = session.rowRange;
 for (let first = 0; first < rows; first += 8192) await session.saveRows(first, Math.min(8192, rows - first));
 process.stdout.write(JSON.stringify({ atFirst, atLast: mostResident() }));

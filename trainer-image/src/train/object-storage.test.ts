@@ -140,7 +140,7 @@ test('three ranks go on from a checkpoint of two', async () => {
   assert.equal((await ranks[0]!.logged('resumed from a checkpoint')).step, 6);
 });
 
-test('a gang that is frozen at any write to the store, and wakes when the next one has ended, changes nothing', async () => {
+test('a gang that freezes at any write to the store, and wakes after the next one’s end, changes nothing', async () => {
   for (const [method, name] of [
     ['PUT', /step-0000000002\/.*\/rows-/],
     ['PUT', /checkpoints\/fences\/head\.json/],
