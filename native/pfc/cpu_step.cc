@@ -24,6 +24,7 @@
 
 // Of MKL, which libtorch for x86-64 has and exports: c = alpha op(a) op(b) + beta c of column-major matrices, a and b
 // in bfloat16, sums and c in float32. ATen has no such product on CPUs.
+// NOLINTNEXTLINE(readability-identifier-naming): the name of BLAS.
 extern "C" __attribute__((weak)) void gemm_bf16bf16f32_(const char* transpose_a, const char* transpose_b, const int* m,
                                                         const int* n, const int* k, const float* alpha, const void* a,
                                                         const int* lda, const void* b, const int* ldb,
@@ -119,9 +120,8 @@ std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double sca
 // c = a b, or c += a b, of matrices in bfloat16, with sums and c in float32. a and b are row-major or transposed.
 void product_bf16(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool add) {
   if (gemm_bf16bf16f32_ == nullptr) {
-    at::Tensor out = c;
     const at::Tensor product = at::mm(a.to(at::kFloat), b.to(at::kFloat));
-    add ? out.add_(product) : out.copy_(product);
+    add ? c.add_(product) : c.copy_(product);
     return;
   }
   // Column-major, c^T = b^T a^T.
@@ -344,7 +344,7 @@ at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
   const int64_t* const sampled = sampled_.const_data_ptr<int64_t>() + tile.first;
   float* const norms = norms_.data_ptr<float>() + tile.first;
   float* const scratch = worker.row.of({dim()}, at::kFloat).data_ptr<float>();
-  const at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
+  at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
   for (int64_t i = 0; i < tile.count; ++i) {
     if (i + 1 < tile.count) {
       const int64_t bytes = dim() * weight_.element_size();
@@ -418,7 +418,7 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   // e^(logit - shift) of a tile, in the products' type. Calls sum(picture, sum of the exponentials).
   const auto exponentials = [&](Worker& worker, const Tile& tile, const at::Tensor& rows, const float* shifts,
                                 auto sum) {
-    const at::Tensor out = exponentials_of(worker, tile, batch_size);
+    at::Tensor out = exponentials_of(worker, tile, batch_size);
     const at::Tensor logits = low() == at::kFloat ? out : worker.logits.of({batch_size, tile.count}, at::kFloat);
     score(tile, rows, logits);
     const float* const from = logits.const_data_ptr<float>();
