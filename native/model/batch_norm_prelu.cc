@@ -213,7 +213,12 @@ Scaling scaling_over_ranks(Comm& ranks, const at::Tensor& x, const BatchNorm& no
     // The kernel moves running statistics. With momentum 1 they become those of the batch.
     own = {at::zeros_like(norm.running_mean), at::zeros_like(norm.running_variance)};
     cuda::norm_scaling(x, {norm.gamma, norm.beta, own.mean, own.variance, norm.epsilon}, /*momentum=*/1, true);
-    own.variance.mul_(static_cast<double>(count - 1) / static_cast<double>(count));
+    // The kernel divides by count - 1, also where a rank has a single value.
+    if (count > 1) {
+      own.variance.mul_(static_cast<double>(count - 1) / static_cast<double>(count));
+    } else {
+      own.variance.zero_();
+    }
   } else {
     own = batch_statistics(x, norm.running_mean.options());
   }

@@ -69,6 +69,7 @@ test('removed, merged and added identities; training goes on', async () => {
   const again = await facetrain('head', 'remove', checkpoints, '--classes', '3');
   assert.equal(again.code, 0, again.stderr);
   assert.match(again.stdout, /step \d+ \(0 B written\)/);
+  assert.match(again.stdout, /Searched +nothing: all their rows were zero before/);
 
   const map = join(folder, 'map.tsv');
   const merged = await facetrain('head', 'merge', checkpoints, '--classes', '4', '--into', '5', '--map', map);
@@ -113,6 +114,7 @@ test('what cannot be done is refused before anything is changed', async () => {
     [['remove', checkpoints, '--classes', 'two'], /class id: a whole number/],
     [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed or merged before/],
     [['remove', join(folder, 'first'), '--classes', '1'], /no checkpoint; a folder with checkpoints/],
+    [['remove', 's3://faces/checkpoints', '--classes', '1'], /s3:.*in an object store cannot be edited there/],
   ];
   for (const [args, message] of refusals) {
     const { code, stderr } = await facetrain('head', ...args);

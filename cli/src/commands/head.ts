@@ -46,18 +46,20 @@ export async function editAll(
   line: StatusLine,
   editOf: (head: OpenHead) => Promise<HeadEdit>,
 ): Promise<EditedCheckpoint[]> {
+  if (folder.startsWith('s3://'))
+    refuse('FOLDER', folder, 'a folder: checkpoints in an object store cannot be edited there; copy the whole prefix');
   const root = resolve(folder);
-  const heads = await openHeads(root);
-  // All edits are known to be possible before the first is carried out.
-  const edits: { head: OpenHead; edit: HeadEdit }[] = [];
-  for (const head of heads) edits.push({ head, edit: await editOf(head) });
-  // A trainer that runs against the advice is stopped by this, and cannot write the old head again.
+  await openHeads(root); // Nothing is claimed in a folder without checkpoints.
+  // A trainer that runs against the advice is stopped by this, and cannot write another checkpoint of the old head.
   const fence = await Fence.claim(root, {
     name: 'facetrain-head',
     uid: 'facetrain-head',
     attempt: 0,
     start: randomUUID(),
   });
+  // All edits are known to be possible before the first is carried out.
+  const edits: { head: OpenHead; edit: HeadEdit }[] = [];
+  for (const head of await openHeads(root)) edits.push({ head, edit: await editOf(head) });
   const edited: EditedCheckpoint[] = [];
   for (const { head, edit } of edits.reverse()) {
     const { step } = head.checkpoint.manifest;
@@ -78,15 +80,19 @@ export async function editAll(
  */
 export async function removeIdentities(folder: string, { classes }: { classes: number[] }, line: StatusLine) {
   const needles: Buffer[] = [];
+  const searchedFor = new Set<number>();
   const edited = await editAll(folder, line, async (head) => {
     const edit = removal(head, classes);
-    needles.push(...(await needlesOf(head, edit.zero.slice(0, MOST_SEARCHED))));
+    for (const [label, needle] of await needlesOf(head, edit.zero.slice(0, MOST_SEARCHED))) {
+      searchedFor.add(label);
+      needles.push(needle);
+    }
     return edit;
   });
   line.show('Searching', folder);
   const search = await searchBytes(folder, needles);
   line.clear();
-  const searched = Math.min(classes.length, MOST_SEARCHED);
+  const searched = searchedFor.size;
   const damaged = (await readdir(folder)).filter((name) => name.startsWith('damaged-'));
   const gone = search.found.length === 0;
   return {
@@ -95,8 +101,10 @@ export async function removeIdentities(folder: string, { classes }: { classes: n
       ['Removed', `${classes.length} classes from ${edited.length} checkpoints: ${steps(edited)}`],
       [
         'Searched',
-        `${search.files} files (${bytes(search.bytes)}) for the former rows of ${searched} of them: ` +
-          (gone ? 'none is there' : `FOUND in ${search.found.join(', ')}; delete these files`),
+        searched === 0
+          ? 'nothing: all their rows were zero before'
+          : `${search.files} files (${bytes(search.bytes)}) for the former rows of ${searched} of them: ` +
+            (gone ? 'none is there' : `FOUND in ${search.found.join(', ')}; delete these files`),
       ],
       ...(damaged.length > 0
         ? [
@@ -136,13 +144,13 @@ export async function mergeIdentities(folder: string, { classes, into, map }: Me
 export const steps = (edited: readonly EditedCheckpoint[]) =>
   edited.map(({ step, bytesWritten }) => `step ${step} (${bytes(bytesWritten)} written)`).join(', ');
 
-/** The first bytes of rows as the files hold them. */
-async function needlesOf({ checkpoint }: OpenHead, classes: readonly number[]): Promise<Buffer[]> {
+/** The first bytes of rows that are not zero, by class, as the files hold them. */
+async function needlesOf({ checkpoint }: OpenHead, classes: readonly number[]): Promise<[number, Buffer][]> {
   const { dtype } = checkpoint.manifest.rows.tensors.find(({ name }) => name === 'weight')!;
   const rows = await rowsOf(checkpoint, classes);
-  return [...rows.values()]
-    .map((row) => Buffer.from(toStored(row, dtype)).subarray(0, SEARCHED_BYTES))
-    .filter((needle) => needle.some((byte) => byte !== 0));
+  return [...rows]
+    .map(([label, row]): [number, Buffer] => [label, Buffer.from(toStored(row, dtype)).subarray(0, SEARCHED_BYTES)])
+    .filter(([, needle]) => needle.some((byte) => byte !== 0));
 }
 
 /** @throws FacetrainError InvalidArgument */

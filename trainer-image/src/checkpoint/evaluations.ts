@@ -41,8 +41,13 @@ export async function noteEvaluation(fence: Fence, added: Evaluation): Promise<v
   await fence.write(join(fence.folder, CHECKPOINT_EVALUATIONS), `${JSON.stringify(content, null, 2)}\n`);
 }
 
-/** @param steps of the checkpoints that there are */
+/**
+ * @param steps of the checkpoints that there are. One that is newer than all of them may still be on its way
+ */
 export function withEvaluation(before: Evaluation[], added: Evaluation, steps: number[]): Evaluation[] {
-  const others = before.filter(({ job, step }) => steps.includes(step) && !(job === added.job && step === added.step));
+  const newest = Math.max(0, ...steps);
+  const others = before.filter(
+    ({ job, step }) => (step > newest || steps.includes(step)) && !(job === added.job && step === added.step),
+  );
   return [...others, added].toSorted((a, b) => a.step - b.step);
 }

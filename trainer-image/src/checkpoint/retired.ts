@@ -7,6 +7,7 @@ import {
   parseDocument,
   type RetiredClass,
   RetiredClasses,
+  type StoredFile,
 } from '@facetrain/api';
 import { type Checkpoint, checkWhole, DamagedCheckpoint } from './directory.ts';
 
@@ -31,13 +32,20 @@ export async function readIdentities(checkpoint: Checkpoint): Promise<Identities
   await checkWhole(checkpoint, stored);
   const path = join(directory, stored.file);
   try {
-    const value: unknown = JSON.parse(await readFile(path, 'utf8'));
+    const value: unknown = JSON.parse(await readText(checkpoint, stored));
     return { retired: parseDocument(RetiredClasses, value, path, 'InvalidCheckpoint'), classesAdded };
   } catch (error) {
     // Its digest is right, so it was written so.
     if (!(error instanceof FacetrainError || error instanceof SyntaxError)) throw error;
     throw new DamagedCheckpoint(path, '', error.message, 'a list of classes');
   }
+}
+
+async function readText({ directory, source }: Checkpoint, { file, bytes }: StoredFile & { file: string }) {
+  if (!source) return readFile(join(directory, file), 'utf8');
+  const text = new Uint8Array(bytes);
+  await source.read(file, text, 0);
+  return new TextDecoder().decode(text);
 }
 
 const storedRetired = (manifest: AnyCheckpointManifest) =>

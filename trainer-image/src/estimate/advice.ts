@@ -49,7 +49,8 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     tryChange({ sampleRate: 0.1 }, { 'loss.sampleRate': 0.1 }, 'loss.sampleRate 0.1, a tenth of the negatives a step');
   const pictures = picturesOfRank(facts);
   const microBatchSize = largestFitting(
-    halves(pictures).filter((size) => size > 0 && pictures % size === 0),
+    // The batch norm that ends a backbone has no variance over a single picture.
+    halves(pictures).filter((size) => size > 1 && pictures % size === 0),
     (size) => bytesOf({ ...facts, microBatchSize: size }) <= usable,
   );
   if (microBatchSize !== undefined) {

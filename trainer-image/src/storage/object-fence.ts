@@ -237,7 +237,8 @@ async function putHead(store: ObjectStore, head: Head, condition: Condition): Pr
 }
 
 /**
- * Finds out whether the store refuses a conditional write whose condition does not hold.
+ * Finds out whether the store refuses a conditional write whose condition does not hold, and whether it lets us delete:
+ * without that permission the first checkpoint that is no longer kept would end a training of hours.
  * @throws FacetrainError StorageFailed when it does not
  */
 async function probe(store: ObjectStore, start: string): Promise<void> {
@@ -248,15 +249,21 @@ async function probe(store: ObjectStore, start: string): Promise<void> {
     const replaced = await store.put(name, body('2'), { etag: null });
     const matched = await store.put(name, body('3'), { etag: NO_ETAG });
     const etag = (await store.head(name))?.etag;
-    const own = etag && (await store.put(name, body('4'), { etag }));
-    if (replaced === undefined && matched === undefined && own) return;
-    throw noConditions(store, replaced ? 'If-None-Match: *' : matched ? 'If-Match with another ETag' : 'its own ETag');
+    if (etag !== undefined) await store.put(name, body('4'), { etag });
+    // Not the write's answer: an earlier try may have succeeded, of which the answer was lost.
+    const found = await store.get(name);
+    const isOwn = found !== undefined && Buffer.from(found.bytes).equals(body('4'));
+    if (replaced !== undefined || matched !== undefined || !isOwn)
+      throw noConditions(
+        store,
+        replaced ? 'If-None-Match: *' : matched ? 'If-Match with another ETag' : 'its own ETag',
+      );
   } catch (error) {
+    await store.delete([name]).catch(() => {});
     const cause = error instanceof FacetrainError ? (error.cause as { name?: string } | undefined) : undefined;
     throw cause?.name === 'NotImplemented' ? noConditions(store, 'a condition', error) : error;
-  } finally {
-    await store.delete([name]).catch(() => {});
   }
+  await store.delete([name]);
 }
 
 function noConditions(store: ObjectStore, condition: string, cause?: unknown): FacetrainError {

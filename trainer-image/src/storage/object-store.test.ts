@@ -8,8 +8,8 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import type { FacetrainError, ObjectStorePlace } from '@facetrain/api';
-import { type FaultyS3, startFaultyS3 } from '../testing/s3-faults.ts';
+import { ExitCode, type FacetrainError, type ObjectStorePlace } from '@facetrain/api';
+import { type Fate, type FaultyS3, startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { HEAD, ObjectFence } from './object-fence.ts';
 import { ObjectStore, type ObjectStoreOptions, PART_BYTES } from './object-store.ts';
@@ -70,6 +70,53 @@ test('an object of several parts arrives whole, whatever happens to its requests
   assert.equal(await store.read('large', part, bytes.length + 10), 0);
   assert.equal(await store.read('none', part, 0), 0);
   assert(faulty.faults > 3);
+});
+
+test('a request is sent again when the store was too slow for it, or has just changed its credentials', async () => {
+  const store = open();
+  const asked = new Map<string, number>();
+  const once = (fate: Fate) => {
+    faulty.decide = ({ method }) => {
+      asked.set(fate, (asked.get(fate) ?? 0) + 1);
+      return asked.get(fate) === 1 && method !== 'GET' ? fate : 'pass';
+    };
+  };
+  once('tired');
+  assert(await store.put('a', text('a')));
+  once('forbidden');
+  assert.equal((await store.head('a'))?.bytes, 1);
+  assert.deepEqual([...asked.values()], [2, 2]);
+
+  const fresh = open({}, { patienceMs: 3000 });
+  faulty.decide = () => 'forbidden';
+  await assert.rejects(fresh.head('a'), { code: 'StorageFailed', exitCode: ExitCode.refused });
+});
+
+test('an upload is complete although the answer was lost, and the store is away when it is asked', async () => {
+  const store = open();
+  const fates: Fate[] = [];
+  faulty.decide = ({ method, url }) => {
+    if (method === 'POST' && url.includes('uploadId')) fates.push(fates.length === 0 ? 'lost' : 'gone');
+    else if (method === 'HEAD') fates.push(fates.includes('slow') ? 'pass' : 'slow');
+    else return 'pass';
+    return fates.at(-1)!;
+  };
+  const writer = store.writer('large');
+  await writer.write(new Uint8Array(PART_BYTES + 1));
+  await writer.finish();
+  assert.deepEqual(fates, ['lost', 'gone', 'slow', 'gone', 'pass']);
+  assert.equal((await store.head('large'))?.bytes, PART_BYTES + 1);
+});
+
+test('a claim does not mind that the answer to any of its requests is lost', async () => {
+  const owner = { name: 'a', uid: 'a', attempt: 0 };
+  for (let lost = 1, requests = lost; lost <= requests; ++lost) {
+    const store = open();
+    requests = 0;
+    faulty.decide = () => (++requests === lost ? 'lost' : 'pass');
+    const fence = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+    await fence.check();
+  }
 });
 
 test('an upload that is not finished leaves no object; it is aborted, and no other', async () => {

@@ -415,7 +415,10 @@ export class ObjectWriter {
     } catch (error) {
       // An earlier try may have succeeded, of which the answer was lost.
       if (!(error instanceof Error) || error.name !== 'NoSuchUpload') throw error;
-      const head = await this.#client.send(new HeadObjectCommand(this.#object)).catch(() => undefined);
+      const head = await this.#client.send(new HeadObjectCommand(this.#object)).catch((failure: unknown) => {
+        if (isMissing(failure)) return undefined;
+        throw failure; // and is asked again
+      });
       if (head?.ContentLength !== this.#bytes) throw error;
     }
   }

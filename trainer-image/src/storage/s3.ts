@@ -76,9 +76,32 @@ const WRONG_CREDENTIALS: readonly string[] = [
   'CredentialsProviderError',
 ];
 
-/** Whether a request failed for its credentials, which may be replaced while a program runs. */
+/**
+ * Whether a request failed for its credentials, which may be replaced while a program runs. The answer to a HEAD has no
+ * body, so its refusal has no reason.
+ */
 export const isOfCredentials = (error: unknown): boolean =>
-  error instanceof Error && WRONG_CREDENTIALS.includes(error.name);
+  error instanceof Error &&
+  (WRONG_CREDENTIALS.includes(error.name) || (error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0)));
+
+/** Answers below 500 that say that a later try may succeed. The SDK corrects its clock before it tries again. */
+const PASSING: readonly string[] = [
+  'BadDigest',
+  'IncompleteBody',
+  'OperationAborted',
+  'RequestTimeout',
+  'RequestTimeTooSkewed',
+  'SlowDown',
+  'Throttling',
+];
+
+/** Whether an answer says that a later try may succeed. 501 NotImplemented does not. */
+function isPassing(error: SdkError): boolean {
+  const status = httpStatus(error);
+  if (status === 501) return false;
+  // The SDK compares the checksum that an object is sent with.
+  return (status ?? 0) >= 500 || PASSING.includes(error.name) || error.message.startsWith('Checksum mismatch');
+}
 
 /** What was found and what is allowed, by the error's code or name. `transient`: a later retry may succeed. */
 function explain(error: SdkError, bucket: string): { found: string; allowed: string; transient?: boolean } {
@@ -149,8 +172,7 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       return {
         found: status === undefined ? error.message : `${error.name}: ${error.message} (HTTP ${status})`,
         allowed: 'a request that the S3 server accepts',
-        // The SDK compares the checksum that an object is sent with.
-        transient: (status !== undefined && status >= 500) || error.message.startsWith('Checksum mismatch'),
+        transient: isPassing(error),
       };
   }
 }

@@ -8,9 +8,10 @@ import type { AddressInfo } from 'node:net';
 
 /**
  * What becomes of a request. slow: 503 SlowDown. cut: the connection is broken, and the server never sees the request.
- * lost: the server answers, and the answer does not arrive. hang: no answer at all.
+ * lost: the server answers, and the answer does not arrive. hang: no answer at all. tired: 400 RequestTimeout, as S3
+ * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. gone: 404 NoSuchUpload.
  */
-export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang';
+export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang' | 'tired' | 'forbidden' | 'gone';
 
 export interface FaultyS3 {
   endpoint: string;
@@ -21,9 +22,14 @@ export interface FaultyS3 {
   close(): void;
 }
 
-const SLOW_DOWN =
-  '<?xml version="1.0" encoding="UTF-8"?>' +
-  '<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>';
+const refusal = (code: string, message: string) =>
+  `<?xml version="1.0" encoding="UTF-8"?><Error><Code>${code}</Code><Message>${message}</Message></Error>`;
+const REFUSALS: { [fate in Fate]?: [status: number, body: string] } = {
+  slow: [503, refusal('SlowDown', 'Reduce your request rate.')],
+  tired: [400, refusal('RequestTimeout', 'The socket was not read from or written to within the timeout.')],
+  forbidden: [403, ''],
+  gone: [404, refusal('NoSuchUpload', 'The upload may have been aborted or completed.')],
+};
 
 /** @param endpoint of the real server. The caller closes the proxy. */
 export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {
@@ -34,9 +40,11 @@ export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {
     if (fate !== 'pass') faulty.faults += 1;
     if (fate === 'cut') return void request.socket.destroy();
     if (fate === 'hang') return void request.resume();
-    if (fate === 'slow') {
+    const refused = REFUSALS[fate];
+    if (refused) {
+      const [status, body] = refused;
       request.resume();
-      return void response.writeHead(503, { 'content-type': 'application/xml' }).end(SLOW_DOWN);
+      return void response.writeHead(status, { 'content-type': 'application/xml' }).end(body);
     }
     const passed = httpRequest({
       host: target.hostname,
