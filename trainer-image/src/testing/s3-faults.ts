@@ -9,7 +9,8 @@ import type { AddressInfo } from 'node:net';
 /**
  * What becomes of a request. slow: 503 SlowDown. cut: the connection is broken, and the server never sees the request.
  * lost: the server answers, and the answer does not arrive. hang: no answer at all. tired: 400 RequestTimeout, as S3
- * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. gone: 404 NoSuchUpload.
+ * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. gone: 404
+ * NoSuchUpload.
  */
 export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang' | 'tired' | 'forbidden' | 'gone';
 

@@ -585,6 +585,12 @@ test('input that does not fit is refused before ranks meet, with the field or fi
   const cases: [string, (config: TrainerConfig) => Partial<TrainerConfig>, string, RegExp][] = [
     ['batch', () => ({ globalBatchSize: 5 }), 'InvalidConfig', /globalBatchSize: 5; a multiple of the 2 ranks/],
     [
+      'picture',
+      () => ({ globalBatchSize: 2 }),
+      'InvalidConfig',
+      /globalBatchSize: 2; at least 2 pictures for the batch/,
+    ],
+    [
       'micro-batch',
       () => ({ globalBatchSize: 8, microBatchSize: 3 }),
       'InvalidConfig',

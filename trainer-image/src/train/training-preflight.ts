@@ -6,6 +6,7 @@ import { buildBackbone } from '../backbones/backbone.ts';
 import { type Preflight, preflightDataset } from '../dataset/dataset-preflight.ts';
 import { trainingFacts } from '../estimate/plan-training.ts';
 import { checkTrainingMemory } from '../estimate/training-memory.ts';
+import { inferShapes } from '../onnx/infer-shapes.ts';
 import { withInputRange } from '../onnx/input-range.ts';
 import { readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
@@ -45,6 +46,8 @@ export async function preflight(
       config.microBatchSize,
       `a divisor of the ${batch} pictures of a rank in a step`,
     );
+  const pictures = config.microBatchSize ?? batch;
+  if (pictures === 1 && !(config.model.syncBatchNorm && size > 1)) refuseSingleValues(graph, config);
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
     input: graph.input,
@@ -62,6 +65,22 @@ export async function preflight(
     checkTrainingMemory(facts, config.model.onnxPath ?? config.model.backbone, localSize);
   }
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
+}
+
+/**
+ * The variance of one value is 0: a batch norm over the channels of a single picture gives the same for every picture.
+ * @throws FacetrainError InvalidConfig where there is such a batch norm
+ */
+function refuseSingleValues(graph: Graph, { microBatchSize, globalBatchSize }: TrainerConfig): void {
+  const shapes = inferShapes(graph, 1);
+  const norm = graph.nodes.find(({ op, inputs: [x] }) => {
+    const shape = op === 'BatchNormalization' ? shapes.get(x!) : undefined;
+    return shape?.slice(2).every((length) => length === 1);
+  });
+  if (!norm) return;
+  const allowed = `at least 2 pictures for the batch norm ${norm.name}, or syncBatchNorm with several ranks`;
+  if (microBatchSize === null) throw invalidConfig('globalBatchSize', globalBatchSize, allowed);
+  throw invalidConfig('microBatchSize', microBatchSize, allowed);
 }
 
 function invalidConfig(subject: string, found: number, allowed: string): FacetrainError {
