@@ -81,6 +81,7 @@ class Groups {
     for (int c = 0; c < graph.tensors[output].channels; ++c) join(input, c, output, c);
   }
   void join_node(const LayerGraph& graph, const Layer& layer);
+  bool join_concat(const LayerGraph& graph, const Layer& layer);
 
   std::vector<int> first_;  // by tensor: index of its first channel among those of all; last their number
   Sets channels_, tensors_;
@@ -98,22 +99,18 @@ void Groups::join_node(const LayerGraph& graph, const Layer& layer) {
   };
   const bool maps = is_map(layer.output_dims) && std::all_of(layer.input_dims.begin(), layer.input_dims.end(), is_map);
   if (maps && layer.steps.size() == 1) {
+    // A Pad that adds channels in front and removes as many behind keeps their number, not their places.
+    const bool pads_maps = step.op == "Pad" && moves_numbers(step) && step.operands.size() > 1 &&
+                           step.operands[1].constant.integers.size() == 8 && step.operands[1].constant.integers[1] == 0;
     const bool windows = step.op == "MaxPool" || step.op == "AveragePool" || step.op == "GlobalMaxPool" ||
-                         step.op == "GlobalAveragePool" || step.op == "Resize" ||
-                         (step.op == "Pad" && moves_numbers(step));
+                         step.op == "GlobalAveragePool" || step.op == "Resize" || pads_maps;
     if (windows && in.channels == out.channels) return join_all(graph, layer.input, layer.output);
-    if (step.op == "Concat" && number("axis", 0) == 1) {
-      int first = 0;
-      for (const int input : layer.inputs) {
-        for (int c = 0; c < graph.tensors[input].channels; ++c) join(input, c, layer.output, first + c);
-        first += graph.tensors[input].channels;
-      }
-      return;
-    }
-    if (step.op == "Gather" && number("axis", 0) == 1) {
-      const auto& index = step.operands.at(1).constant.integers;
+    if (step.op == "Concat" && number("axis", 0) == 1 && join_concat(graph, layer)) return;
+    if (step.op == "Gather" && number("axis", 0) == 1 && step.operands.size() == 2 &&
+        static_cast<int>(step.operands[1].constant.integers.size()) == out.channels) {
+      const auto& index = step.operands[1].constant.integers;
       for (int c = 0; c < out.channels; ++c) {
-        const int64_t from = index.at(c) < 0 ? index[c] + in.channels : index[c];
+        const int64_t from = index[c] < 0 ? index[c] + in.channels : index[c];
         if (from < 0 || from >= in.channels) return fix(graph, layer.output);  // its run refuses it
         join(layer.input, static_cast<int>(from), layer.output, c);
       }
@@ -128,6 +125,42 @@ void Groups::join_node(const LayerGraph& graph, const Layer& layer) {
   }
   for (const int input : layer.inputs) fix(graph, input);
   fix(graph, layer.output);
+}
+
+// Joins the channels of a Concat's operands with those of its output. An input that is read twice is one of the layer's
+// inputs and two operands; nothing divides the channels of a constant. Returns false, and joins nothing, where the
+// channels do not fit: its run refuses it.
+bool Groups::join_concat(const LayerGraph& graph, const Layer& layer) {
+  using From = FloatStep::Operand::From;
+  struct Part {
+    int input, channels;  // input: -1 of a constant
+  };
+  std::vector<Part> parts;
+  int64_t channels = 0;
+  for (const auto& [from, index, constant] : layer.steps.front().operands) {
+    if (from == From::input && index >= 0 && index < static_cast<int>(layer.inputs.size())) {
+      const int input = layer.inputs[index];
+      parts.push_back({input, graph.tensors[input].channels});
+    } else if (from == From::constant && constant.dims.size() == 4 && constant.dims[1] >= 0 &&
+               constant.dims[1] <= graph.tensors[layer.output].channels) {
+      parts.push_back({-1, static_cast<int>(constant.dims[1])});
+    } else {
+      return false;
+    }
+    channels += parts.back().channels;
+  }
+  if (channels != graph.tensors[layer.output].channels) return false;
+  int first = 0;
+  for (const auto& [input, count] : parts) {
+    for (int c = 0; c < count; ++c) {
+      if (input < 0)
+        fixed_[first_[layer.output] + first + c] = 1;
+      else
+        join(input, c, layer.output, first + c);
+    }
+    first += count;
+  }
+  return true;
 }
 
 // Largest |x| of each channel, over all pictures.

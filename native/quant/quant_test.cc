@@ -437,6 +437,44 @@ void test_nodes() {
   for (const auto& layer : found.layers) CHECK(layer.cosine > 0.95);
 }
 
+// Equalization leaves the function the same where a Concat has more operands than inputs (one that it reads twice, in
+// any order, and constants), and where a Pad moves channels.
+void test_equalize_operands() {
+  using Operand = FloatStep::Operand;
+  auto pixels = Builder(44).pictures(5, 12, 12);
+  const PictureView pictures{pixels.data(), 5, 12, 12};
+  const auto check = [&](const std::string& op, const std::vector<Operand>& operands, std::vector<std::string> inputs,
+                         int channels) {
+    Builder b(43);
+    for (const std::string name : {"a", "b"}) {
+      Layer& layer = b.conv("data", name, 3, 4, 3, 1, 1);
+      for (int i = 0; i < 27; ++i) layer.weight[i] *= 8;
+    }
+    b.conv("b", "other", 4, 1, 1, 1, 1);
+    const std::vector<std::vector<int64_t>> dims(inputs.size(), {1, 4, 12, 12});
+    Layer& joined = b.node(op, std::move(inputs), "j", {{"axis", {1}}}, {}, dims, {1, channels, 12, 12});
+    joined.steps[0].operands = operands;
+    b.conv("j", "y", channels, 5, 3, 1, 1);
+    LayerGraph graph(picture_tensor(12, 12), std::move(b.layers), {"y", "other"});
+    const auto before = std::make_shared<const LayerGraph>(graph);
+    ThreadPool pool(2);
+    equalize(graph, pictures, pool, kInMemory, kNever, [](int) {});
+    CHECK_EQ(before->layers[0].weight == graph.layers[0].weight, op == "Pad");
+    const auto old_model = make_real_model(before, 2);
+    const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
+    CHECK(relative_difference(embed(*old_model, pictures), embed(*new_model, pictures)) < 2e-6);
+  };
+  const Operand a{Operand::From::input, 0, {}}, b{Operand::From::input, 1, {}};
+  const Operand numbers{Operand::From::constant, 0, {{1, 2, 12, 12}, Builder(45).reals(2 * 144, -1, 1), {}}};
+  const Operand moved{Operand::From::constant, 0, integers({0, 1, 0, 0, 0, -1, 0, 0})};
+  check("Concat", {a, a, a}, {"a"}, 12);
+  check("Concat", {a, b, a}, {"a", "b"}, 12);
+  check("Concat", {b, a}, {"a", "b"}, 8);
+  check("Concat", {numbers, a}, {"a"}, 6);
+  check("Concat", {a, numbers, a}, {"a"}, 10);
+  check("Pad", {a, moved}, {"a"}, 4);
+}
+
 // Steps of a damaged file are refused: they neither read beyond their operands nor ask for memory without bound.
 void test_broken_steps() {
   const auto run = [](const std::string& op, std::map<std::string, std::vector<double>> numbers, FloatArray constant) {
@@ -590,6 +628,7 @@ int main() {
   test_known_optimum();
   test_odd_networks();
   test_nodes();
+  test_equalize_operands();
   test_broken_steps();
   test_resolve_scales();
   return TEST_RESULT();
