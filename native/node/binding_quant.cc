@@ -42,6 +42,33 @@ std::vector<std::string> texts_from(const Napi::Value& value) {
   return result;
 }
 
+// Reads a constant of any type that src/types.ts's TypedArray has.
+void read_constant(const Napi::TypedArray& data, FloatArray& constant) {
+  const auto read = [&](const auto& array) {
+    constant.integers.assign(array.Data(), array.Data() + array.ElementLength());
+  };
+  switch (data.TypedArrayType()) {
+    case napi_float32_array:
+      constant.values = floats_from(data);
+      return;
+    case napi_bigint64_array:
+      read(data.As<Napi::BigInt64Array>());
+      break;
+    case napi_int32_array:
+      read(data.As<Napi::Int32Array>());
+      break;
+    case napi_int8_array:
+      read(data.As<Napi::Int8Array>());
+      break;
+    case napi_uint8_array:
+      read(data.As<Napi::Uint8Array>());
+      break;
+    default:  // its step refuses an array without numbers
+      return;
+  }
+  constant.values.assign(constant.integers.begin(), constant.integers.end());
+}
+
 // From src/types.ts's NodeOperand.
 FloatStep::Operand operand_from(const Napi::Object& from) {
   using From = FloatStep::Operand::From;
@@ -53,16 +80,7 @@ FloatStep::Operand operand_from(const Napi::Object& from) {
     operand.from = From::constant;
     const auto tensor = from.Get("constant").As<Napi::Object>();
     operand.constant.dims = integers_from(tensor.Get("dims"));
-    const auto data = tensor.Get("data").As<Napi::TypedArray>();
-    if (data.TypedArrayType() == napi_float32_array) {
-      operand.constant.values = floats_from(data);
-    } else if (data.TypedArrayType() == napi_bigint64_array) {
-      const auto values = data.As<Napi::BigInt64Array>();
-      operand.constant.integers.assign(values.Data(), values.Data() + values.ElementLength());
-    } else if (data.TypedArrayType() == napi_int32_array) {
-      const auto values = data.As<Napi::Int32Array>();
-      operand.constant.integers.assign(values.Data(), values.Data() + values.ElementLength());
-    }
+    read_constant(tensor.Get("data").As<Napi::TypedArray>(), operand.constant);
   }
   return operand;
 }

@@ -18,6 +18,16 @@ using Arrays = std::vector<const FloatArray*>;  // null: an operand that is left
 // Bounds the memory that a damaged file can ask for. The largest tensors of real networks have a hundredth of it.
 constexpr int64_t kLargestArray = int64_t{1} << 28;
 
+// The count of numbers in an array; -1 where it is too large, or a dimension is negative.
+int64_t count_of(const Dims& dims) {
+  int64_t count = 1;
+  for (const int64_t dim : dims) {
+    if (dim < 0 || (dim > 0 && count > kLargestArray / dim)) return -1;
+    count *= dim;
+  }
+  return count;
+}
+
 // A step with its operands, for the operators below.
 struct Call {
   const FloatStep& step;
@@ -30,7 +40,11 @@ struct Call {
   bool has(size_t index) const { return index < operands.size() && operands[index] != nullptr; }
   const FloatArray& operator[](size_t index) const {
     if (!has(index)) refuse("no operand " + std::to_string(index), "all operands that it needs");
-    return *operands[index];
+    const FloatArray& array = *operands[index];
+    if (static_cast<int64_t>(array.values.size()) != count_of(array.dims))
+      refuse("operand " + std::to_string(index) + " of " + std::to_string(array.values.size()) + " values",
+             "as many as its dimensions say");
+    return array;
   }
   double number(const char* name, double otherwise) const {
     const auto found = step.numbers.find(name);
@@ -50,7 +64,7 @@ struct Call {
   // The integers of a constant operand.
   const Dims& integers(size_t index) const {
     const FloatArray& array = (*this)[index];
-    if (array.integers.empty() && !array.values.empty()) refuse("numbers that are no integers", "constant integers");
+    if (array.integers.size() != array.values.size()) refuse("numbers that are no integers", "constant integers");
     return array.integers;
   }
   // An axis from 0 on; a negative one counts from the end.
@@ -67,15 +81,6 @@ struct Call {
     return static_cast<int64_t>(value);
   }
 };
-
-int64_t count_of(const Dims& dims) {
-  int64_t count = 1;
-  for (const int64_t dim : dims) {
-    if (dim < 0 || (dim > 0 && count > kLargestArray / dim)) return -1;
-    count *= dim;
-  }
-  return count;
-}
 
 FloatArray make(const Call& call, Dims dims, float value = 0) {
   const int64_t count = count_of(dims);

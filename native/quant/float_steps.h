@@ -12,8 +12,8 @@
 
 namespace facetrain {
 
-// An array in row-major order. A constant of integers, such as the target of a Reshape, has `integers` instead of
-// `values`.
+// An array in row-major order. A constant of integers, such as the target of a Reshape, has its numbers in `integers`,
+// too: operators of values and those of integers read it.
 struct FloatArray {
   std::vector<int64_t> dims;
   std::vector<float> values;

@@ -122,7 +122,8 @@ LayerGraph small_network(unsigned seed, const std::string& tail = "fc") {
 }
 
 FloatArray integers(std::vector<int64_t> values) {
-  return {{static_cast<int64_t>(values.size())}, {}, std::move(values)};
+  std::vector<float> reals(values.begin(), values.end());
+  return {{static_cast<int64_t>(values.size())}, std::move(reals), std::move(values)};
 }
 
 // Two convolutions that Concat joins, a MaxPool, a choice of channels, a gate, and two outputs.
@@ -475,6 +476,22 @@ void test_equalize_operands() {
   check("Pad", {a, moved}, {"a"}, 4);
 }
 
+// Operators of values read a constant of integers, too.
+void test_integer_constants() {
+  const auto run = [](const std::string& op, FloatArray constant) {
+    Builder b(1);
+    b.node(op, {"x"}, "y", {}, {std::move(constant)}, {}, {});
+    return run_steps(b.layers[0].steps, {FloatArray{{1, 3}, {1, -2, 3}, {}}}, "it").values;
+  };
+  CHECK(run("Pow", integers({2})) == (std::vector<float>{1, 4, 9}));
+  CHECK(run("Add", integers({5, 6, 7})) == (std::vector<float>{6, 4, 10}));
+  CHECK(run("Expand", integers({2, 3})) == (std::vector<float>{1, -2, 3, 1, -2, 3}));
+  CHECK_THROWS(run("Add", {{3}, {}, {}}), Error, "Add with operand 1 of 0 values; as many as its dimensions say");
+  CHECK_THROWS(run("Add", {{3}, {}, {1, 2, 3}}), Error, "operand 1 of 0 values");
+  CHECK_THROWS(run("Add", {{3}, {1, 2}, {}}), Error, "operand 1 of 2 values");
+  CHECK_THROWS(run("Expand", {{2}, {2, 3}, {}}), Error, "numbers that are no integers");
+}
+
 // Steps of a damaged file are refused: they neither read beyond their operands nor ask for memory without bound.
 void test_broken_steps() {
   const auto run = [](const std::string& op, std::map<std::string, std::vector<double>> numbers, FloatArray constant) {
@@ -629,6 +646,7 @@ int main() {
   test_odd_networks();
   test_nodes();
   test_equalize_operands();
+  test_integer_constants();
   test_broken_steps();
   test_resolve_scales();
   return TEST_RESULT();

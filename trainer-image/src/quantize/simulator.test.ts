@@ -4,10 +4,19 @@
  */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { type Graph, Int7Model, type LayerGraph, type Pictures, type Scales, searchScales } from '@facetrain/native';
+import {
+  type Graph,
+  Int7Model,
+  type LayerGraph,
+  LayerModel,
+  type Pictures,
+  type Scales,
+  searchScales,
+  type TypedArray,
+} from '@facetrain/native';
 import { encodeOnnx } from '../onnx/write.ts';
-import { networkOfNodes, plainScales, QUICK_SEARCH, smallFaceNet } from '../testing/graph-fixtures.ts';
-import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { GraphBuilder, networkOfNodes, plainScales, QUICK_SEARCH, smallFaceNet } from '../testing/graph-fixtures.ts';
+import { largestDifference, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { fold } from './fold.ts';
 import { elementCount, tensorShapes } from './layer-shapes.ts';
 import { encodeInt7 } from './qdq.ts';
@@ -117,5 +126,41 @@ describe('every tensor is that of ONNX Runtime, up to one unit', () => {
   test('with scales from the search', async () => {
     const found = await searchScales(fold(smallFaceNet()), pictures(4, 14), QUICK_SEARCH);
     await compare(found.graph, found.scales);
+  });
+});
+
+/** What the layers compute in FP32 for one picture of 8 x 8. */
+async function embedded(graph: LayerGraph): Promise<Float32Array> {
+  const model = await LayerModel.open(graph, { computeThreads: 1 });
+  try {
+    return await model.embed(pictures(1, 8));
+  } finally {
+    await model.close();
+  }
+}
+
+describe('in FP32, a node computes what ONNX Runtime does', () => {
+  const power = (data: TypedArray) => (b: GraphBuilder, map: string) => b.node('Pow', [map, { dims: [], data }]);
+  const nodes: Record<string, (b: GraphBuilder, map: string) => string> = {
+    'Pow with an exponent of int64': power(BigInt64Array.of(3n)),
+    'Pow with an exponent of int32': power(Int32Array.of(3)),
+    'Concat of a value with itself': (b, map) => b.node('Concat', [map, map, map], { axis: 1 }),
+  };
+  for (const [name, build] of Object.entries(nodes))
+    test(name, async () => {
+      const b = new GraphBuilder();
+      const graph = b.graph(b.flatten(build(b, b.conv('data', 3, 4, 1))));
+      const [expected] = await runOrt(encodeOnnx(graph), toChannelsFirst(pictures(1, 8)));
+      assert.ok(largestDifference(await embedded(fold(graph)), expected!.data) < 1e-5);
+    });
+
+  test('constants of 8 bits are numbers, too', async () => {
+    const found = [];
+    for (const exponent of [Float32Array.of(3), Int8Array.of(3), Uint8Array.of(3)]) {
+      const b = new GraphBuilder();
+      found.push(await embedded(fold(b.graph(b.flatten(power(exponent)(b, b.conv('data', 3, 4, 1)))))));
+    }
+    assert.deepEqual(found[1], found[0]);
+    assert.deepEqual(found[2], found[0]);
   });
 });
