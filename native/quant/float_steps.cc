@@ -421,17 +421,26 @@ FloatArray concat(const Call& call) {
 FloatArray slice(const Call& call) {
   const FloatArray& x = call[0];
   const Dims &starts = call.integers(1), &ends = call.integers(2);
+  Dims axes(starts.size()), steps(starts.size(), 1);
+  std::iota(axes.begin(), axes.end(), 0);
+  if (call.has(3)) axes = call.integers(3);
+  if (call.has(4)) steps = call.integers(4);
+  if (ends.size() != starts.size() || axes.size() != starts.size() || steps.size() != starts.size())
+    call.refuse("lists of different lengths", "one start, end, axis and step for each axis that it cuts");
   Dims dims = x.dims, strides = strides_of(x.dims);
+  std::set<size_t> seen;
   int64_t first = 0;
   for (size_t i = 0; i < starts.size(); ++i) {
-    const size_t axis = call.axis(call.has(3) ? call.integers(3).at(i) : static_cast<int64_t>(i), x.dims.size());
-    const int64_t step = call.has(4) ? call.integers(4).at(i) : 1, size = x.dims[axis];
-    if (step == 0 || std::abs(step) > size + 1) call.refuse("a step of " + std::to_string(step), "a smaller step");
+    const size_t axis = call.axis(axes[i], x.dims.size());
+    if (!seen.insert(axis).second) call.refuse("an axis twice", "axes that differ");
+    const int64_t step = steps[i], size = x.dims[axis];
+    if (step == 0 || step > size + 1 || step < -size - 1)
+      call.refuse("a step of " + std::to_string(step), "a smaller step");
     const auto clamped = [&](int64_t value, int64_t low, int64_t high) {
       return std::clamp(value < 0 ? value + size : value, low, high);
     };
     const int64_t from = step > 0 ? clamped(starts[i], 0, size) : clamped(starts[i], 0, size - 1);
-    const int64_t to = step > 0 ? clamped(ends.at(i), 0, size) : clamped(ends.at(i), -1, size - 1);
+    const int64_t to = step > 0 ? clamped(ends[i], 0, size) : clamped(ends[i], -1, size - 1);
     dims[axis] = std::max<int64_t>(0, step > 0 ? (to - from + step - 1) / step : (from - to - step - 1) / -step);
     first += from * strides[axis];
     strides[axis] *= step;
@@ -482,13 +491,21 @@ FloatArray pad(const Call& call) {
   const std::string mode = call.text("mode", "constant");
   const float value = call.has(2) && !call[2].values.empty() ? call[2].values[0] : 0;
   if (pads.size() != 2 * rank) call.refuse("another number of pads", "two for each axis");
+  Dims dims = y.dims;
+  for (size_t axis = 0; axis < rank; ++axis) {
+    for (const int64_t count : {pads[axis], pads[axis + rank]}) {
+      if (count > kLargestArray) call.refuse("pads that are too large", "smaller pads");
+      if (count < -kLargestArray) call.refuse("pads that leave nothing", "smaller pads");
+      dims[axis] += count;
+    }
+    if (dims[axis] < 1) call.refuse("pads that leave nothing", "smaller pads");
+  }
+  // Before any list of indices is made, which would take eight bytes for each row of the output.
+  if (count_of(dims) < 0) call.refuse("pads that are too large", "smaller pads");
   for (size_t axis = 0; axis < rank; ++axis) {
     const int64_t before = pads[axis], after = pads[axis + rank], size = y.dims[axis];
     if (before == 0 && after == 0) continue;
-    if (std::abs(before) > kLargestArray || std::abs(after) > kLargestArray || size + before + after < 1)
-      call.refuse("pads that leave nothing", "smaller pads");
     Dims index;
-    if (size + before + after > kLargestArray) call.refuse("pads that are too large", "smaller pads");
     for (int64_t i = -before; i < size + after; ++i) {
       if (i >= 0 && i < size) {
         index.push_back(i);
@@ -510,8 +527,11 @@ FloatArray pad(const Call& call) {
 }
 
 FloatArray expand(const Call& call) {
-  const FloatArray zeros = make(call, call.integers(1));
-  return binary(call, call[0], zeros, [](float x, float) { return x; });
+  const FloatArray& x = call[0];
+  FloatArray y = make(call, broadcast_dims(call, x.dims, call.integers(1)));
+  for_each_offset(y.dims, broadcast_strides(x.dims, y.dims.size()), 0,
+                  [&](int64_t out, int64_t at) { y.values[out] = x.values[at]; });
+  return y;
 }
 
 FloatArray depth_to_space(const Call& call) {

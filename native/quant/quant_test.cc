@@ -507,7 +507,25 @@ void test_broken_steps() {
   CHECK_THROWS(run("Reshape", {}, integers({-1, int64_t{1} << 62})), Error, "another number of values");
   CHECK_THROWS(run("Pad", {}, integers({0, 0, int64_t{1} << 40, 0, 0, 0, 0, 0})), Error, "Pad with pads that");
   CHECK_THROWS(run("Pad", {}, integers({0, 0, -9, 0, 0, 0, 0, 0})), Error, "leave nothing");
-  CHECK_THROWS(run("Expand", {}, integers({1 << 20, 1 << 20})), Error, "too large");
+  CHECK_THROWS(run("Pad", {}, integers({0, 0, 0, 0, 0, 0, INT64_MIN, 0})), Error, "leave nothing");
+  // The first axis alone would take 2 GiB of indices.
+  CHECK_THROWS(run("Pad", {}, integers({(1 << 28) - 1, 0, 0, 0, 0, 0, 0, 0})), Error,
+               "Pad with pads that are too large");
+  CHECK_THROWS(run("Expand", {}, integers({1 << 20, 1 << 20, 1, 1, 1})), Error, "too large");
+  const auto slice = [](std::vector<std::vector<int64_t>> lists) {
+    Builder b(1);
+    std::vector<FloatArray> constants;
+    for (auto& list : lists) constants.push_back(integers(std::move(list)));
+    b.node("Slice", {"x"}, "y", {}, std::move(constants), {}, {});
+    return run_steps(b.layers[0].steps, {FloatArray{{1, 4}, {0, 1, 2, 3}, {}}}, "it").values;
+  };
+  CHECK(slice({{0, 3}, {1, -5}, {-2, -1}, {1, -2}}) == (std::vector<float>{3, 1}));
+  CHECK_THROWS(slice({{3, 3}, {4, 4}, {1, 1}}), Error, "Slice with an axis twice");
+  CHECK_THROWS(slice({{3, 3}, {4, 4}, {1, -1}}), Error, "Slice with an axis twice");
+  CHECK_THROWS(slice({{0, 0}, {1}}), Error, "Slice with lists of different lengths");
+  CHECK_THROWS(slice({{0, 0}, {1, 1}, {0}}), Error, "Slice with lists of different lengths");
+  CHECK_THROWS(slice({{0, 0}, {1, 1}, {0, 1}, {1}}), Error, "Slice with lists of different lengths");
+  CHECK_THROWS(slice({{0}, {1}, {1}, {INT64_MIN}}), Error, "a step of");
   CHECK_THROWS(run("Squeeze", {}, integers({1})), Error, "another number of values");
   CHECK_THROWS(run("MaxPool", {{"kernel_shape", {9, 9}}}, integers({})), Error, "larger than its padded");
   CHECK_THROWS(run("MaxPool", {{"kernel_shape", {1e300, 1}}}, integers({})), Error, "a smaller number");
