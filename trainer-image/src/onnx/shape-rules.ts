@@ -41,10 +41,15 @@ function windowOutputsOf(
   const strides = intsAttribute(node, 'strides', [1, 1]);
   const dilations = intsAttribute(node, 'dilations', [1, 1]);
   const [top, left, bottom, right] = intsAttribute(node, 'pads', [0, 0, 0, 0]) as [number, number, number, number];
-  const round = intAttribute(node, 'ceil_mode', 0) === 1 ? Math.ceil : Math.floor;
-  const along = (axis: 0 | 1, size: number, pads: number) =>
-    windowOutputs(size, { kernel: kernel[axis]!, stride: strides[axis]!, dilation: dilations[axis]!, pads }, round);
-  return [along(0, height, top + bottom), along(1, width, left + right)];
+  const roundsUp = intAttribute(node, 'ceil_mode', 0) === 1;
+  const along = (axis: 0 | 1, size: number, before: number, after: number) => {
+    const [stride, dilation] = [strides[axis]!, dilations[axis]!];
+    const window = { kernel: kernel[axis]!, stride, dilation, pads: before + after };
+    const outputs = windowOutputs(size, window, roundsUp ? Math.ceil : Math.floor);
+    // A window that begins behind the picture and its first pads is left out.
+    return roundsUp && (outputs - 1) * stride >= size + before ? outputs - 1 : outputs;
+  };
+  return [along(0, height, top, bottom), along(1, width, left, right)];
 }
 
 const conv: ShapeRule = (node, { shapes: [x, weight] }) => {

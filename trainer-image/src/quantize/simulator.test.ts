@@ -140,8 +140,16 @@ async function embedded(graph: LayerGraph): Promise<Float32Array> {
 }
 
 describe('in FP32, a node computes what ONNX Runtime does', () => {
+  const window = { kernel_shape: [2, 2], strides: [3, 3], ceil_mode: 1 };
   const power = (data: TypedArray) => (b: GraphBuilder, map: string) => b.node('Pow', [map, { dims: [], data }]);
   const nodes: Record<string, (b: GraphBuilder, map: string) => string> = {
+    // The fourth row and column of windows would begin behind the map of 8 x 8 and its first pad.
+    'MaxPool that rounds up, where the last window is left out': (b, map) =>
+      b.node('MaxPool', [map], { ...window, pads: [1, 1, 1, 1] }),
+    'AveragePool that rounds up, where the last window is left out': (b, map) =>
+      b.node('AveragePool', [map], { ...window, pads: [1, 1, 1, 1] }),
+    'MaxPool that rounds up along one axis': (b, map) =>
+      b.node('MaxPool', [map], { kernel_shape: [3, 2], strides: [2, 2], ceil_mode: 1 }),
     'Pow with an exponent of int64': power(BigInt64Array.of(3n)),
     'Pow with an exponent of int32': power(Int32Array.of(3)),
     'Concat of a value with itself': (b, map) => b.node('Concat', [map, map, map], { axis: 1 }),
