@@ -1,8 +1,13 @@
 // Compares every fast kernel with reference.h bit for bit, in every instruction set of this machine, and reference.h
 // with numbers worked out by hand.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <random>
 #include <stdexcept>
+#include <system_error>
 #include <vector>
 
 #include "kernels/conv.h"
@@ -188,6 +193,28 @@ void test_pointwise_by_hand() {
   CHECK(std::vector<int>(y, y + 6) == (std::vector<int>{-2, 8, 0, -6, 4, 0}));
 }
 
+// A pool that cannot start all of its threads throws, and ends those that it has started. In a child process, whose
+// address space has no room for the stacks of 256 threads.
+void test_threads_that_do_not_start() {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit little{256 << 20, 256 << 20};
+    int result = 2;
+    if (setrlimit(RLIMIT_AS, &little) == 0) {
+      try {
+        ThreadPool pool(256);
+        result = 1;
+      } catch (const std::system_error&) {
+        result = 0;
+      }
+    }
+    _exit(result);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK_EQ(status, 0);
+}
+
 void test_thread_pool() {
   for (const int threads : {1, 2, 5}) {
     ThreadPool pool(threads);
@@ -223,6 +250,7 @@ int main() {
   test_rounding_and_saturation();
   test_elementwise_equals_reference();
   test_pointwise_by_hand();
+  test_threads_that_do_not_start();
   test_thread_pool();
   return TEST_RESULT();
 }

@@ -5,6 +5,17 @@
 namespace facetrain {
 
 ThreadPool::ThreadPool(int threads) {
+  try {
+    start(threads);
+  } catch (...) {
+    stop();  // A thread that is destroyed before it is joined ends the program.
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::start(int threads) {
   for (int thread = 1; thread < threads; ++thread) {
     workers_.emplace_back([this, thread] {
       for (int64_t seen = 0;;) {
@@ -22,7 +33,7 @@ ThreadPool::ThreadPool(int threads) {
   }
 }
 
-ThreadPool::~ThreadPool() {
+void ThreadPool::stop() {
   {
     std::lock_guard lock(mutex_);
     ending_ = true;

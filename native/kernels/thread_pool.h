@@ -18,6 +18,7 @@ namespace facetrain {
 class ThreadPool {
  public:
   // `threads` includes the thread that calls parallel_for; the pool starts one fewer.
+  // Throws std::system_error if the system gives no more threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -31,6 +32,8 @@ class ThreadPool {
   void parallel_for(int64_t count, const std::function<void(int64_t index, int thread)>& body);
 
  private:
+  void start(int threads);
+  void stop();
   void work(int thread);
 
   std::vector<std::thread> workers_;
