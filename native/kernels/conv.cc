@@ -41,7 +41,12 @@ void depthwise_pixel_portable(const int8_t* const* taps, int tap_count, int chan
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512vnni) return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni");
+  // What CMakeLists.txt compiles int7/kernels_avx512vnni.cc for.
+  if (isa == Isa::avx512vnni) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+  }
   if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
 #endif
   return isa == Isa::portable;
