@@ -157,6 +157,7 @@ class Int7Model final : public Model {
   void embed(const uint8_t* picture, float* embedding, int thread) override {
     runtime_.run(contexts_[thread], picture, embedding);
   }
+  bool shares_picture() const override { return true; }
   void embed_alone(const uint8_t* picture, float* embedding, ThreadPool& pool) override {
     runtime_.run(contexts_[0], picture, embedding, pool);
   }
@@ -225,7 +226,7 @@ void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures,
     const int64_t so_far = ++done;
     if (on_done) on_done(so_far);
   };
-  if (pictures.count < pool.threads()) {
+  if (model.shares_picture() && pictures.count < pool.threads()) {
     for (int64_t n = 0; n < pictures.count; ++n) {
       embed_one(n, [&](const uint8_t* picture, float* embedding) { model.embed_alone(picture, embedding, pool); });
     }

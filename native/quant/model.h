@@ -49,6 +49,8 @@ class Model {
   // Embeds one picture: `embedding` [dim()], the outputs one after the other, each in ONNX's order. `thread`, below the
   // number the model was made for, selects the buffers: calls with the same one must not overlap.
   virtual void embed(const uint8_t* picture, float* embedding, int thread) = 0;
+  // Whether embed_alone uses all threads.
+  virtual bool shares_picture() const { return false; }
   // The same with all threads of a pool of that number at one picture, where the model can use them.
   virtual void embed_alone(const uint8_t* picture, float* embedding, ThreadPool&) { embed(picture, embedding, 0); }
   // Embeds one picture and tells what each layer took; empty if the model does not measure it.
@@ -65,10 +67,10 @@ std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, 
 std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
                                        Isa isa = best_isa());
 
-// Embeds all pictures on the pool's threads, or, where there are fewer pictures than threads, each on all threads:
-// embeddings [count, dim]. With `flip`, an embedding is the sum of the
-// embeddings of the picture and of its mirror image. `on_done` is called with the number of pictures done, from any
-// thread. Throws Cancelled.
+// Embeds all pictures on the pool's threads, or, where there are fewer pictures than threads and the model can share
+// one, each on all threads: embeddings [count, dim]. With `flip`, an embedding is the sum of the embeddings of the
+// picture and of its mirror image. `on_done` is called with the number of pictures done, from any thread. Throws
+// Cancelled.
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,
                     const std::atomic<bool>& cancelled, const std::function<void(int64_t)>& on_done = {});
 

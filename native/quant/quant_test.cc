@@ -284,6 +284,32 @@ void test_network_equals_reference(const std::string& tail) {
   for (size_t i = 0; i < both.size(); ++i) CHECK_EQ(both[i], embeddings[i] + other[i]);
 }
 
+// With fewer pictures than threads, a model that cannot share one computes each on a thread of its own.
+void test_few_pictures() {
+  class Counted final : public Model {
+   public:
+    Counted(const std::shared_ptr<const LayerGraph>& graph, bool shares) : Model(graph), shares_(shares) {}
+    void embed(const uint8_t*, float*, int) override { ++single; }
+    bool shares_picture() const override { return shares_; }
+    void embed_alone(const uint8_t*, float*, ThreadPool&) override { ++together; }
+    std::atomic<int> single = 0, together = 0;
+
+   private:
+    bool shares_;
+  };
+  const auto graph = std::make_shared<const LayerGraph>(small_network(1));
+  CHECK(!make_real_model(graph, 1)->shares_picture());
+  auto pixels = Builder(2).pictures(2, 12, 12);
+  ThreadPool pool(3);
+  for (const bool shares : {false, true}) {
+    Counted model(graph, shares);
+    std::vector<float> embeddings(2 * model.dim());
+    embed_pictures(model, pool, {pixels.data(), 2, 12, 12}, false, embeddings.data(), kNever);
+    CHECK_EQ(model.single.load(), shares ? 0 : 2);
+    CHECK_EQ(model.together.load(), shares ? 2 : 0);
+  }
+}
+
 void test_equalize() {
   LayerGraph graph = small_network(3);
   const LayerGraph before = graph;
@@ -657,6 +683,7 @@ int main() {
   test_real_conv();
   test_network_equals_reference("fc");
   test_network_equals_reference("pool");
+  test_few_pictures();
   test_equalize();
   test_search();
   test_activations_in_a_file();
