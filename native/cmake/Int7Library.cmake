@@ -13,6 +13,8 @@ set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 1
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map)
 target_link_options(facetrain_int7_shared PRIVATE
   -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map -Wl,--gc-sections -Wl,-s)
+# Relative, since `cmake --install --prefix` may choose another prefix than the one that is known here.
+file(RELATIVE_PATH INT7_PREFIX_FROM_PC ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
 configure_file(int7/facetrain_int7.pc.in facetrain_int7.pc @ONLY)
 install(TARGETS facetrain_int7_shared facetrain_int7_static COMPONENT int7
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT int7 ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT int7
