@@ -49,7 +49,8 @@ typedef struct ft_int7_info {
   int64_t output_size;             /* numbers of an embedding, which is not normalized */
   /* The bytes are mapped by the library. The file's own range, for information: its input is (byte - mean) / std. */
   float mean[4], std[4];
-  const char* instruction_set; /* of this machine that the model uses: avx512vnni, avx2 or portable */
+  /* Of this machine that the model uses: avx512vnni, avx2 or portable. Static; must not be freed. */
+  const char* instruction_set;
 } ft_int7_info;
 
 typedef struct ft_int7_model ft_int7_model;
@@ -68,7 +69,7 @@ FT_INT7_API ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_
 
 /*
  * Makes the memory for runs. `threads` (1 to 256) compute one picture together. The context keeps the model alive, so
- * the two may be freed in any order.
+ * the two may be freed in any order. *context is null after a failure.
  */
 FT_INT7_API ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t threads,
                                                   ft_int7_context** context);
