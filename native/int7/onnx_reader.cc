@@ -1,8 +1,9 @@
 #include "int7/onnx_reader.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
+#include <limits>
 #include <map>
 #include <string_view>
 
@@ -16,6 +17,10 @@ namespace {
 constexpr int64_t kLargestExtent = 1 << 14, kLargestArea = 1 << 24;
 constexpr int kActivationZero = 128;
 constexpr size_t kMostLayers = 4096;
+constexpr int64_t kMostColors = 4;  // channels of a picture: ft_int7_info has room for their means
+// With these, no product or quotient of scales, slopes and offsets is infinite. A filter of zeros may have a smaller
+// scale.
+constexpr float kLeastScale = 1e-12f, kLargestNumber = 1e12f;
 enum DataType { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6 };
 
 [[noreturn]] void refuse(std::string_view subject, const std::string& found) {
@@ -43,6 +48,7 @@ struct Node {
   std::vector<std::string_view> inputs, outputs;
   std::map<std::string_view, std::vector<int64_t>> integers;
   std::map<std::string_view, float> reals;
+  std::map<std::string_view, std::string_view> strings;
 };
 
 // Integers of weights or biases with a scale for each output channel.
@@ -81,13 +87,14 @@ Node read_node(std::string_view bytes) {
     if (field.number() == 3) node.name = field.bytes();
     if (field.number() == 4) node.op = field.bytes();
     if (field.number() != 5) continue;
-    std::string_view name;
+    std::string_view name, text;
     std::vector<int64_t> integers;
     float real = 0;
     for (Protobuf part(field.bytes()); part.next();) {
       if (part.number() == 1) name = part.bytes();
       if (part.number() == 2) real = part.real();
       if (part.number() == 3) integers.push_back(part.integer());
+      if (part.number() == 4) text = part.bytes();
       if (part.number() == 8)
         part.integers([&](int64_t value) {
           if (integers.size() < 16) integers.push_back(value);
@@ -95,6 +102,7 @@ Node read_node(std::string_view bytes) {
     }
     node.integers[name] = std::move(integers);
     node.reals[name] = real;
+    node.strings[name] = text;
   }
   return node;
 }
@@ -172,6 +180,7 @@ class Reader {
         if (!input.empty()) refuse("the graph", "has several inputs");
         input = read_value_info(field.bytes(), dims);
         if (dims.size() != 4) refuse("the input", "is not [N, channels, height, width]");
+        if (dims[1] > kMostColors) refuse("the input", "has more than four channels");
         add_tensor(input, dims[1], dims[2], dims[3]);
       }
       if (field.number() == 12) {
@@ -232,11 +241,38 @@ class Reader {
       refuse(name, "has a value that is not finite");
     return result;
   }
-  std::vector<float> scales(std::string_view name, int64_t count = -1) const {
+  // Of slopes, factors and offsets.
+  std::vector<float> bounded(std::string_view name, int64_t count) const {
+    std::vector<float> result = floats(name, count);
+    if (!std::all_of(result.begin(), result.end(), [](float x) { return std::abs(x) <= kLargestNumber; }))
+      refuse(name, "has a value beyond 1e12");
+    return result;
+  }
+  // Of weights and biases.
+  std::vector<float> scales(std::string_view name, int64_t count) const {
     std::vector<float> result = floats(name, count);
     if (!std::all_of(result.begin(), result.end(), [](float x) { return x > 0; }))
       refuse(name, "has a scale that is not positive");
     return result;
+  }
+  // Of a tensor.
+  float scale(std::string_view name) const {
+    const float result = scales(name, 1)[0];
+    if (result < kLeastScale || result > kLargestNumber) refuse(name, "is a scale outside 1e-12 to 1e12");
+    return result;
+  }
+
+  // An attribute that the runtime computes with one value alone, which is also its default.
+  static void refuse_integer(const Node& node, const char* name, int64_t computed) {
+    const auto found = node.integers.find(name);
+    if (found == node.integers.end()) return;
+    const int64_t value = found->second.empty() ? 0 : found->second[0];
+    if (value != computed) refuse(node.name, "has " + std::string(name) + " " + std::to_string(value));
+  }
+  static void refuse_real(const Node& node, const char* name, float computed) {
+    const auto found = node.reals.find(name);
+    if (found != node.reals.end() && found->second != computed)
+      refuse(node.name, "has " + std::string(name) + " " + std::to_string(found->second));
   }
 
   void read_node_into(const Node& node) {
@@ -244,14 +280,18 @@ class Reader {
     if (node.op == "DequantizeLinear") return dequantize(node);
     if (node.op == "Flatten") return flatten(node);
     const auto head = real_.find(input(node, 0));
-    if ((node.op == "Mul" || node.op == "Add") && head != real_.end() && head->second.tensor == 0)
+    if ((node.op == "Mul" || node.op == "Add") && head != real_.end() && head->second.tensor == 0) {
+      // The layers read the quantized picture, so this would not reach them.
+      if (!network_.tensors[0].real) refuse(node.name, "computes with the picture after its quantization");
+      real_.erase(head);  // One chain of nodes: none reads what another has read.
       return read_head(node);
+    }
     add_layer(node);
   }
 
   // A factor or an offset between the picture and the first layer.
   void read_head(const Node& node) {
-    const std::vector<float> values = floats(input(node, 1), channels_);
+    const std::vector<float> values = bounded(input(node, 1), channels_);
     for (int c = 0; c < channels_; ++c) {
       if (node.op == "Mul") scale_[c] *= values[c], offset_[c] *= values[c];
       if (node.op == "Add") offset_[c] += values[c];
@@ -262,7 +302,7 @@ class Reader {
   void quantize(const Node& node) {
     const auto value = real_.find(input(node, 0));
     if (value == real_.end()) refuse(node.name, "quantizes what no layer computes");
-    const float scale = scales(input(node, 1), 1)[0];
+    const float scale = this->scale(input(node, 1));
     if (numbers<uint8_t>(constant(input(node, 2), kUint8, 1))[0] != kActivationZero)
       refuse(node.name, "has another zero point than 128");
     TensorSpec& tensor = network_.tensors[value->second.tensor];
@@ -275,7 +315,7 @@ class Reader {
   void dequantize(const Node& node) {
     const auto value = integers_.find(input(node, 0));
     if (value != integers_.end()) {
-      if (scales(input(node, 1), 1)[0] != network_.tensors[value->second.tensor].scale)
+      if (scale(input(node, 1)) != network_.tensors[value->second.tensor].scale)
         refuse(node.name, "has another scale than the quantization");
       dequantized_[output(node)] = value->second;
       return;
@@ -289,10 +329,14 @@ class Reader {
         if (zero != 0) refuse(node.name, "has a zero point that is not 0");
       }
     }
+    const auto axis = node.integers.find("axis");  // The default is 1.
+    if (axis == node.integers.end() || (!axis->second.empty() && axis->second[0] != 0))
+      refuse(node.name, "has scales along another axis than that of the outputs");
     weights_[output(node)] = {&values, scales(input(node, 1), values.dims[0])};
   }
 
   void flatten(const Node& node) {
+    refuse_integer(node, "axis", 1);
     for (auto* values : {&dequantized_, &real_}) {
       const auto found = values->find(input(node, 0));
       if (found == values->end()) continue;
@@ -369,6 +413,9 @@ class Reader {
       if (dims.size() != 2 || dims[1] != from.size() || transposed == node.integers.end() ||
           transposed->second != std::vector<int64_t>{1})
         refuse(node.name, "has weights that do not fit its input");
+      refuse_integer(node, "transA", 0);
+      refuse_real(node, "alpha", 1);
+      refuse_real(node, "beta", 1);
       s.kernel = {from.height, from.width};
       flat = true;
     } else {
@@ -383,6 +430,12 @@ class Reader {
           dims[2] > kLargestExtent || dims[3] > kLargestExtent)
         refuse(node.name, "has weights that do not fit its input");
       s.kernel = {static_cast<int>(dims[2]), static_cast<int>(dims[3])};
+      std::array<int, 2> kernel = s.kernel;
+      set("kernel_shape", kernel, 1);
+      if (kernel != s.kernel) refuse(node.name, "has another kernel_shape than its weights");
+      const auto padding = node.strings.find("auto_pad");
+      if (padding != node.strings.end() && padding->second != "NOTSET")
+        refuse(node.name, "has auto_pad " + std::string(padding->second));
     }
     s.out_channels = static_cast<int>(dims[0]);
     if (int64_t{s.group_in()} * s.kernel[0] * s.kernel[1] > kLargestFilter || s.out_height() < 1 || s.out_width() < 1)
@@ -394,7 +447,13 @@ class Reader {
     layer.weights = numbers<int8_t>(*weight->second.values);
     layer.bias = numbers<int32_t>(*bias->second.values);
     layer.weight_scales = weight->second.scales;
-    if (static_cast<int64_t>(layer.bias.size()) != dims[0]) refuse(node.name, "has a bias of another size");
+    if (!std::all_of(layer.weight_scales.begin(), layer.weight_scales.end(),
+                     [](float x) { return x <= kLargestNumber; }))
+      refuse(node.name, "has a scale of weights beyond 1e12");
+    // One scale for each bias: a bias of [1, outputs] has one in all.
+    if (bias->second.values->dims.size() != 1 || static_cast<int64_t>(layer.bias.size()) != dims[0] ||
+        bias->second.scales.size() != layer.bias.size())
+      refuse(node.name, "has a bias of another size");
     for (const int8_t w : layer.weights) {
       if (std::abs(int{w}) > kLargestOperand) refuse(node.name, "has a weight beyond 63");
     }
@@ -407,16 +466,20 @@ class Reader {
     }
   }
 
-  void read_pointwise(const Node& node, const TensorSpec& from, LayerSpec& layer) const {
+  void read_pointwise(const Node& node, const TensorSpec& from, LayerSpec& layer) {
     layer.kind = LayerSpec::Kind::pointwise;
+    // As for weights: every layer has its own slopes.
+    weights_left_ -= int64_t{4} * from.channels;
+    if (weights_left_ < 0) refuse(node.name, "has the slopes of another layer");
     if (node.op == "PRelu") {
       layer.positive.assign(from.channels, 1);
-      layer.negative = floats(input(node, 1), from.channels);
+      layer.negative = bounded(input(node, 1), from.channels);
       layer.offset.assign(from.channels, 0);
       return;
     }
-    layer.positive = layer.negative = floats(input(node, 1), from.channels);
-    layer.offset = floats(input(node, 2), from.channels);
+    refuse_integer(node, "training_mode", 0);
+    layer.positive = layer.negative = bounded(input(node, 1), from.channels);
+    layer.offset = bounded(input(node, 2), from.channels);
     const std::vector<float> mean = floats(input(node, 3), from.channels),
                              variance = floats(input(node, 4), from.channels);
     const auto epsilon = node.reals.find("epsilon");
@@ -443,10 +506,10 @@ class Reader {
     std::vector<double> values;
     const auto found = metadata_.find(key);
     if (found == metadata_.end()) return std::vector<double>(channels_, 127.5);
-    const std::string text(found->second.substr(0, 1000));
-    for (const char* at = text.c_str(); *at != '\0';) {
-      char* end = nullptr;
-      const double value = std::strtod(at, &end);
+    const std::string_view text = found->second.substr(0, 1000);
+    for (const char *at = text.data(), *last = at + text.size(); at != last;) {
+      double value = std::numeric_limits<double>::infinity();  // kept if the number is too large
+      const char* end = std::from_chars(at, last, value).ptr;  // the same in every locale
       if (end != at) values.push_back(value);
       at = end != at ? end : at + 1;
     }

@@ -79,13 +79,38 @@ void test_damaged() {
 }
 
 void test_refusals() {
-  using testing::onnx_file;
+  using testing::Message, testing::onnx_file;
   CHECK_THROWS(read(""), std::invalid_argument, "facetrain.format");
   CHECK_THROWS(read(onnx_file({.weight = 64})), std::invalid_argument, "to_c: has a weight beyond 63");
   CHECK_THROWS(read(onnx_file({.op = "Sigmoid"})), std::invalid_argument, "is a Sigmoid, which the C library");
   CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");
   CHECK_THROWS(read(onnx_file({.height = 1 << 15})), std::invalid_argument, "too large");
   CHECK_THROWS(read(onnx_file({.zero_point = 0})), std::invalid_argument, "another zero point than 128");
+  CHECK_THROWS(read(onnx_file({.channels = 5})), std::invalid_argument, "the input: has more than four channels");
+  CHECK_THROWS(read(onnx_file({.bias_dims = {1, 10}})), std::invalid_argument, "to_c: has a bias of another size");
+  CHECK_THROWS(read(onnx_file({.scale_axis = 1})), std::invalid_argument, "scales along another axis");
+  CHECK_THROWS(read(onnx_file({.input_scale = 1e-13f})), std::invalid_argument, "a scale outside 1e-12 to 1e12");
+  CHECK_THROWS(read(onnx_file({.input_scale = 1e13f})), std::invalid_argument, "a scale outside 1e-12 to 1e12");
+  CHECK_THROWS(read(onnx_file({.slope = -1e13f})), std::invalid_argument, "slope: has a value beyond 1e12");
+  CHECK_THROWS(read(onnx_file({.slope_layers = 1000})), std::invalid_argument, "to_p: has the slopes of another layer");
+  // Attributes that the runtime does not compute with, and their defaults.
+  using testing::number, testing::real, testing::word;
+  CHECK_THROWS(read(onnx_file({.conv = word("auto_pad", "SAME_UPPER")})), std::invalid_argument,
+               "to_c: has auto_pad SAME_UPPER");
+  CHECK_THROWS(read(onnx_file({.conv = Message().message(5, testing::integers("kernel_shape", {3, 5}))})),
+               std::invalid_argument, "to_c: has another kernel_shape than its weights");
+  CHECK_THROWS(read(onnx_file({.gemm = real("alpha", 2)})), std::invalid_argument, "to_e: has alpha 2");
+  CHECK_THROWS(read(onnx_file({.gemm = real("beta", 0)})), std::invalid_argument, "to_e: has beta 0");
+  CHECK_THROWS(read(onnx_file({.gemm = number("transA", 1)})), std::invalid_argument, "to_e: has transA 1");
+  read(onnx_file({.conv = word("auto_pad", "NOTSET"),
+                  .gemm = real("alpha", 1).fields(real("beta", 1)).fields(number("transA", 0))}));
+  for (const char* op : {"Mul", "Add"}) {
+    CHECK_THROWS(read(onnx_file({.late_head = op})), std::invalid_argument, "late: computes with the picture after");
+  }
+  for (const char* op : {"Sub", "Div"}) {
+    CHECK_THROWS(read(onnx_file({.late_head = op})), std::invalid_argument, "late: reads 'x' unquantized");
+  }
+  CHECK_THROWS(read(onnx_file({.heads = 2})), std::invalid_argument, "head: reads 'data' unquantized");
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,16 @@ class Message {
   Message& integer(int number, uint64_t value) {
     varint(number << 3);
     varint(value);
+    return *this;
+  }
+  Message& fixed(int number, uint32_t value) {
+    varint(number << 3 | 5);
+    for (int byte = 0; byte < 4; ++byte) text_ += static_cast<char>(value >> 8 * byte);
+    return *this;
+  }
+  // Adds the fields of another.
+  Message& fields(const Message& other) {
+    text_ += other.text_;
     return *this;
   }
   const std::string& text() const { return text_; }
@@ -70,7 +81,29 @@ struct Changes {
   int stride = 2;
   int height = 7;
   int zero_point = 128;
+  int channels = 3;
+  std::vector<int> bias_dims{10};  // of the convolution
+  int scale_axis = 0;              // of the weights
+  float input_scale = 1.0f / 128;
+  float slope = 0.25f;
+  int slope_layers = 1;          // PRelu layers that share their slopes
+  Message conv = {}, gemm = {};  // more attributes
+  std::string late_head = {};    // operator on the picture after its quantization
+  int heads = 1;                 // nodes that scale the same picture
 };
+
+// A number or a word as an attribute of a node.
+inline Message real(const std::string& name, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return Message().message(5, Message().bytes(1, name).fixed(2, bits).integer(20, 1));
+}
+inline Message number(const std::string& name, int value) {
+  return Message().message(5, Message().bytes(1, name).integer(3, value).integer(20, 2));
+}
+inline Message word(const std::string& name, const std::string& value) {
+  return Message().message(5, Message().bytes(1, name).bytes(4, value).integer(20, 3));
+}
 
 inline std::string onnx_file(const Changes& changes = {}) {
   Message graph;
@@ -79,7 +112,8 @@ inline std::string onnx_file(const Changes& changes = {}) {
     graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", "zero"}, value + ".q"));
     graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", "zero"}, value + ".dq"));
   };
-  const auto weights = [&](const std::string& name, std::vector<int> dims, float input_scale) {
+  const auto weights = [&](const std::string& name, std::vector<int> dims, std::vector<int> bias_dims,
+                           float input_scale) {
     size_t count = 1;
     for (const int dim : dims) count *= dim;
     std::vector<int8_t> values(count);
@@ -90,24 +124,29 @@ inline std::string onnx_file(const Changes& changes = {}) {
     for (int o = 0; o < dims[0]; ++o) bias[o] = o * 100 - 300;
     graph.message(5, constant<int8_t>(name + ".w", 3, dims, values));
     graph.message(5, constant<float>(name + ".s", 1, {dims[0]}, scales));
-    graph.message(5, constant<int32_t>(name + ".b", 6, {dims[0]}, bias));
-    graph.message(5, constant<float>(name + ".bs", 1, {dims[0]}, std::vector<float>(dims[0], input_scale * 0.01f)));
-    graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight"));
-    graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias"));
+    graph.message(5, constant<int32_t>(name + ".b", 6, bias_dims, bias));
+    graph.message(
+        5, constant<float>(name + ".bs", 1, {bias_dims[0]}, std::vector<float>(bias_dims[0], input_scale * 0.01f)));
+    const Message axis = number("axis", changes.scale_axis);
+    graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight").fields(axis));
+    graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias").fields(axis));
   };
-  graph.message(11, value_info("data", {1, 3, changes.height, 9}));
+  graph.message(11, value_info("data", {1, changes.channels, changes.height, 9}));
   graph.message(12, value_info("embedding", {1, 6}));
   graph.message(5, constant<uint8_t>("zero", 2, {}, {static_cast<uint8_t>(changes.zero_point)}));
   graph.message(5, constant<float>("half", 1, {1, 3, 1, 1}, {0.5f, 0.5f, 0.5f}));
-  graph.message(5, constant<float>("slope", 1, {10, 1, 1}, std::vector<float>(10, 0.25f)));
-  graph.message(1, node("head", "Mul", {"data", "half"}, "x"));
-  pair("x", 1.0f / 128);
-  weights("to_c", {10, 3, 3, 3}, 1.0f / 128);
+  graph.message(5, constant<float>("slope", 1, {10, 1, 1}, std::vector<float>(10, changes.slope)));
+  for (int head = 0; head < changes.heads; ++head) graph.message(1, node("head", "Mul", {"data", "half"}, "x"));
+  pair("x", changes.input_scale);
+  if (!changes.late_head.empty()) graph.message(1, node("late", changes.late_head, {"x", "half"}, "late"));
+  weights("to_c", {10, 3, 3, 3}, changes.bias_dims, changes.input_scale);
   graph.message(1, node("to_c", "Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c")
                        .message(5, integers("strides", {changes.stride, 2}))
-                       .message(5, integers("pads", {1, 1, 1, 1})));
+                       .message(5, integers("pads", {1, 1, 1, 1}))
+                       .fields(changes.conv));
   pair("c", 0.03f);
-  graph.message(1, node("to_p", changes.op, {"c.dq", "slope"}, "p"));
+  for (int layer = 0; layer < changes.slope_layers; ++layer)
+    graph.message(1, node("to_p", changes.op, {"c.dq", "slope"}, "p"));
   pair("p", 0.02f);
   graph.message(1, node("to_a", "Add", {"p.dq", "c.dq"}, "a"));
   pair("a", 0.04f);
@@ -115,9 +154,10 @@ inline std::string onnx_file(const Changes& changes = {}) {
   graph.message(5, constant<float>("f.scale", 1, {}, {0.04f}));
   graph.message(1, node("", "QuantizeLinear", {"f", "f.scale", "zero"}, "f.q"));
   graph.message(1, node("", "DequantizeLinear", {"f.q", "f.scale", "zero"}, "f.dq"));
-  weights("to_e", {6, 200}, 0.04f);
+  weights("to_e", {6, 200}, {6}, 0.04f);
   graph.message(1, node("to_e", "Gemm", {"f.dq", "to_e.weight", "to_e.bias"}, "embedding")
-                       .message(5, Message().bytes(1, "transB").integer(3, 1)));
+                       .message(5, Message().bytes(1, "transB").integer(3, 1))
+                       .fields(changes.gemm));
   Message model;
   model.integer(1, 8).message(7, graph);
   for (const auto& [key, value] :
