@@ -92,7 +92,9 @@ class ConvStep final : public Step {
       for (int y = first_row; y < last_row; ++y) {
         const uint8_t* row = memory.arena + x_->at(y * s.strides[0] - s.pads[0], -s.pads[1]);
         for (int tile = 0; tile < count; ++tile) {
-          const int begin = left + (right - left) * tile / count, end = left + (right - left) * (tile + 1) / count;
+          // In int64: the pixels of a whole map times the number of tiles exceed an int.
+          const int begin = left + static_cast<int>(int64_t{right - left} * tile / count);
+          const int end = left + static_cast<int>(int64_t{right - left} * (tile + 1) / count);
           tiles[end - begin - 1](row + begin * stride, stride, panel.segments.data(),
                                  static_cast<int>(panel.segments.size()), panel.steps, panel.weights.data(),
                                  panel.bias.data(), panel.chunk, part.sums);

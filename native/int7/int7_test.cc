@@ -232,6 +232,12 @@ void test_convolutions() {
       {.out_channels = 16, .group = 16, .kernel = {3, 3}, .strides = {2, 1}, .dilations = {2, 1}, .pads = {2, 0, 1, 2}},
       "depthwise by columns, all else different");
   check(3, 2, 2, shape_of(5, 1, 3, 1, 4), "pixels that see only padding");
+  // Pixels times tiles exceed an int.
+  for (const auto& [in, out] : {std::pair{1, 1}, std::pair{3, 17}}) {
+    Builder large(in, 512, 512);
+    large.conv(0, shape_of(out, 1, 1, 1, 0));
+    compare(large.finish(), "1x1 on a large map");
+  }
 }
 
 // The largest sums of either sign, also with weights of one sign, which end chunks of int16 sums soonest.
