@@ -18,7 +18,7 @@ using facetrain::int7::Runtime;
 
 namespace {
 
-constexpr int64_t kLargestMemory = int64_t{1} << 31;
+constexpr int64_t kLargestMemory = int64_t{1} << 31;  // of a model's tensors and packed weights: files are not trusted
 
 struct Loaded {
   std::string color_order;
@@ -29,10 +29,7 @@ struct Loaded {
       : color_order(std::move(model.color_order)),
         mean(std::move(model.mean)),
         std(std::move(model.std)),
-        runtime(std::move(model.network)) {
-    // A small file may describe large tensors.
-    if (runtime.memory() > kLargestMemory) throw std::invalid_argument("the model: its tensors take over 2 GiB; less");
-  }
+        runtime(std::move(model.network), facetrain::best_isa(), kLargestMemory) {}
 };
 
 thread_local std::string last_error;

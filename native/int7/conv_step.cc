@@ -17,6 +17,20 @@ int32_t without_zero(int32_t bias, int64_t weight_sum) {
 
 int least_multiple(int value, int of) { return (value + of - 1) / of * of; }
 
+// Input channels [first, last) that the groups of `outputs` output channels from `channel` on read, in whole steps of
+// four bytes.
+struct InputRange {
+  int first, last;
+};
+InputRange inputs_of(const ConvShape& s, int channel, int outputs) {
+  return {channel / s.group_out() * s.group_in() / 4 * 4,
+          least_multiple(((channel + outputs - 1) / s.group_out() + 1) * s.group_in(), 4)};
+}
+
+// Longer chunks of int16 sums are not looked for. The time to look for one grows with its square, and only weights of
+// which most are 0 would allow it: those of one sign may add up to 258 (kInt16Weights).
+constexpr int kLongestChunk = 256;
+
 // What a convolution does with its sums: the epilogue, or real numbers.
 class Sums {
  public:
@@ -150,10 +164,8 @@ class ConvStep final : public Step {
     panel.channel = channel;
     panel.vectors = vectors;
     panel.pixels = largest_tile(vectors);
-    // The input channels of the groups that these outputs belong to, in whole groups of four.
     const int outputs = std::min(vectors * kVector, s.out_channels - channel);
-    const int first = channel / s.group_out() * s.group_in() / 4 * 4;
-    const int last = least_multiple(((channel + outputs - 1) / s.group_out() + 1) * s.group_in(), 4);
+    const auto [first, last] = inputs_of(s, channel, outputs);
     // Neighboring taps of all channels follow each other in memory.
     const bool whole_rows = last - first == x_->pitch && s.dilations[1] == 1;
     const int taps_a_segment = whole_rows ? s.kernel[1] : 1;
@@ -179,14 +191,14 @@ class ConvStep final : public Step {
       }
       panel.bias[o] = without_zero(layer_.bias[channel + o], sum);
     }
-    panel.chunk = safe_chunk(panel, width);
+    panel.chunk = kernels_.int16_sums ? safe_chunk(panel, width) : panel.steps;
     panels_.push_back(std::move(panel));
   }
 
   // The number of steps whose products of two neighboring bytes an int16 holds, whatever the input: counted anew from
   // every segment's start on.
   static int safe_chunk(const Panel& panel, int width) {
-    int chunk = panel.steps;
+    int chunk = std::min(panel.steps, kLongestChunk);
     for (; chunk > 2; --chunk) {
       bool safe = true;
       for (size_t segment = 0; segment < panel.segments.size() && safe; ++segment) {
@@ -284,22 +296,22 @@ class DepthwiseStep final : public Step {
         weights_[int64_t{c / wide} * wide * taps + group * together + i % together] = w;
       }
       bias_[c] = without_zero(layer_.bias[c], sum);
-      chunk_ = std::min(chunk_, safe_chunk(c));
+      if (kernels_.int16_sums) chunk_ = std::min(chunk_, safe_chunk(c));
     }
   }
 
   // The number of groups of taps whose products for one channel an int16 holds.
   int safe_chunk(int channel) const {
     const int together = kernels_.depthwise_taps, groups = static_cast<int>(order_.size()) / together;
-    for (int chunk = groups; chunk > 1; --chunk) {
+    for (int chunk = std::min(groups, kLongestChunk); chunk > 1; --chunk) {
       bool safe = true;
-      for (int start = 0; start < groups; start += chunk) {
+      for (int start = 0; start < groups && safe; start += chunk) {
         int up = 0, down = 0;
         for (int i = start * together; i < std::min(start + chunk, groups) * together; ++i) {
           const int value = order_[i] < 0 ? 0 : layer_.weights[layer_.shape.weight_index(channel, 0, order_[i])];
           (value > 0 ? up : down) += std::abs(value);
         }
-        safe = safe && std::max(up, down) <= kInt16Weights;
+        safe = std::max(up, down) <= kInt16Weights;
       }
       if (safe) return chunk;
     }
@@ -319,6 +331,23 @@ class DepthwiseStep final : public Step {
 };
 
 }  // namespace
+
+int64_t packed_bytes(const ConvShape& shape) {
+  constexpr int64_t kBias = sizeof(int32_t);
+  int64_t bytes = 0;
+  if (shape.depthwise()) {
+    // Three columns of four taps, or the taps in whole groups of four.
+    const int64_t taps = std::max(12, least_multiple(shape.taps(), 4));
+    return least_multiple(shape.in_channels, kBlock) * (taps + kBias);
+  }
+  // Panels of fewer channels read parts of the same inputs.
+  for (int channel = 0; channel < shape.out_channels; channel += kBlock) {
+    const int outputs = std::min(kBlock, shape.out_channels - channel);
+    const auto [first, last] = inputs_of(shape, channel, outputs);
+    bytes += int64_t{least_multiple(outputs, kVector)} * (int64_t{last - first} * shape.taps() + kBias);
+  }
+  return bytes;
+}
 
 std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group) {
   return std::make_unique<ConvStep>(context, group);

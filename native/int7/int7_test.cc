@@ -436,6 +436,13 @@ void test_refusals() {
   Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
   network.tensors[1].limit = 127;
   CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has a limit above 63");
+  // 640 outputs of one group each: the packed weights are 64 times those of the layer.
+  Builder groups(3, 4, 4);
+  const int x = groups.conv(0, shape_of(640 * 16, 1, 1, 1, 0));
+  groups.conv(x, shape_of(640, 640, 1, 1, 0));
+  const Network packed = groups.finish();
+  CHECK_THROWS(Runtime(packed, Isa::portable, 500000), std::invalid_argument, "packed weights take over 0 MiB");
+  Runtime(packed, Isa::portable, 1500000);
 }
 
 }  // namespace

@@ -91,6 +91,7 @@ struct Kernels {
   int depthwise_taps, depthwise_lanes;
   Depthwise depthwise;
   Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
+  bool int16_sums;         // whether it sums products in int16, so that `chunk` matters
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);

@@ -29,9 +29,10 @@ const Kernels& kernels_for(Isa isa) {
   return portable_kernels();
 }
 
-Runtime::Runtime(Network network, Isa isa) : network_(std::move(network)), kernels_(kernels_for(isa)) {
+Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
+    : network_(std::move(network)), kernels_(kernels_for(isa)) {
   store_tensors();
-  plan();
+  plan(largest_memory);
 }
 
 Runtime::~Runtime() = default;
@@ -67,7 +68,7 @@ void Runtime::store_tensors() {
   }
 }
 
-void Runtime::plan() {
+void Runtime::plan(int64_t largest_memory) {
   using Kind = LayerSpec::Kind;
   const std::vector<Group> groups = fuse(network_);
   // Step 0 looks up the picture, step g + 1 runs group g, and the last copies the outputs.
@@ -106,6 +107,15 @@ void Runtime::plan() {
   }
   arena.place();
   arena_bytes_ = arena.bytes();
+  // A small file may describe large tensors, and groups whose packed weights are far larger than they are.
+  int64_t memory = arena_bytes_;
+  for (const LayerSpec& layer : network_.layers) {
+    if (layer.kind == Kind::conv) memory += packed_bytes(layer.shape);
+  }
+  if (memory > largest_memory) {
+    throw std::invalid_argument("the model: its tensors and packed weights take over " +
+                                std::to_string(largest_memory >> 20) + " MiB; less");
+  }
   for (size_t t = 0; t < stored_.size(); ++t) {
     if (piece[t] >= 0) stored_[t].offset = arena.offset(piece[t]);
   }

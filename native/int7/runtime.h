@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,8 +23,9 @@ struct Stored;
 class Runtime {
  public:
   // Plans and packs the weights. `isa` must be supported. Throws std::invalid_argument for a network beyond the
-  // kernels' bounds.
-  explicit Runtime(Network network, Isa isa = best_isa());
+  // kernels' bounds, or one whose tensors and packed weights may take more than `largest_memory` bytes; the latter
+  // before it allocates them.
+  explicit Runtime(Network network, Isa isa = best_isa(), int64_t largest_memory = INT64_MAX);
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
@@ -31,13 +33,16 @@ class Runtime {
   const Network& network() const { return network_; }
   // Numbers of all outputs.
   int64_t output_size() const;
-  // Bytes of all tensors that live at the same time.
-  int64_t memory() const { return arena_bytes_; }
 
   // The memory of one run at a time, by at most `threads` threads.
   class Context {
    public:
     explicit Context(const Runtime& runtime, int threads = 1);
+    // The pointers below are into bytes_: a copy would share the first one's memory.
+    Context(const Context&) = delete;
+    Context& operator=(const Context&) = delete;
+    Context(Context&&) = default;
+    Context& operator=(Context&&) = default;
 
    private:
     friend class Runtime;
@@ -72,7 +77,7 @@ class Runtime {
   };
 
   void store_tensors();
-  void plan();
+  void plan(int64_t largest_memory);
   void add_borders(Planned& planned, const Stored& stored) const;
   static void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part = 0,
                        int parts = 1);
@@ -81,7 +86,7 @@ class Runtime {
   const Kernels& kernels_;
   std::vector<Stored> stored_;
   std::vector<Planned> steps_;
-  int64_t arena_bytes_ = 0;
+  int64_t arena_bytes_ = 0;  // of all tensors that live at the same time
 };
 
 // Multiply-accumulates a second of one thread in a loop of the instruction set's products alone, with all operands in
