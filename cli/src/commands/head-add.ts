@@ -1,10 +1,8 @@
 /** `facetrain head add`: class centres for identities that joined. */
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
 import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
-import { checkWhole } from '@facetrain/trainer/checkpoint/directory';
+import { openWhole } from '@facetrain/trainer/checkpoint/directory';
 import { addition, type OpenHead } from '@facetrain/trainer/checkpoint/edit-head';
-import { Safetensors } from '@facetrain/trainer/checkpoint/safetensors';
 import { splitName } from '@facetrain/trainer/checkpoint/save';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -84,9 +82,7 @@ function picturesOf(labels: ArrayLike<number>, first: number, count: number, mos
 
 /** The graph with the weights of a checkpoint. */
 async function withWeights(graph: Graph, { checkpoint }: OpenHead, model: string): Promise<Graph> {
-  const { backbone } = checkpoint.manifest;
-  await checkWhole(checkpoint, backbone);
-  await using file = await Safetensors.open(join(checkpoint.directory, backbone.file));
+  await using file = await openWhole(checkpoint, checkpoint.manifest.backbone);
   const initializers = { ...graph.initializers };
   for (const stored of file.names) {
     const [part, name] = splitName(stored);

@@ -1,10 +1,10 @@
 /** What differs between two checkpoints: how they were trained, how far weights and class centres moved. */
-import { basename, dirname, join, resolve } from 'node:path';
+import { basename, dirname, resolve } from 'node:path';
 import type { AnyCheckpointManifest } from '@facetrain/api';
-import { type Checkpoint, checkWhole, invalid, openCheckpoint } from './directory.ts';
+import { type Checkpoint, invalid, openCheckpoint, openWhole } from './directory.ts';
 import { readEvaluations } from './evaluations.ts';
 import { type Centres, readCentres } from './rows.ts';
-import { Safetensors } from './safetensors.ts';
+import type { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
 
 export interface CheckpointComparison {
@@ -107,15 +107,9 @@ async function accuracies(first: Checkpoint, second: Checkpoint): Promise<Checkp
   return [...sets].map((set) => ({ set, first: a!.get(set) ?? null, second: b!.get(set) ?? null }));
 }
 
-async function openBackbone(checkpoint: Checkpoint): Promise<Safetensors> {
-  const { backbone } = checkpoint.manifest;
-  await checkWhole(checkpoint, backbone);
-  return Safetensors.open(join(checkpoint.directory, backbone.file));
-}
-
 async function compareBackbones(first: Checkpoint, second: Checkpoint): Promise<CheckpointComparison['backbone']> {
-  await using a = await openBackbone(first);
-  await using b = await openBackbone(second);
+  await using a = await openWhole(first, first.manifest.backbone);
+  await using b = await openWhole(second, second.manifest.backbone);
   const tensorsOf = (file: Safetensors) => file.names.filter((name) => splitName(name)[0] === 'tensors');
   const names = new Set([...tensorsOf(a), ...tensorsOf(b)]);
   const isShared = (name: string) =>

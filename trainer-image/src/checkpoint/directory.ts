@@ -3,7 +3,6 @@
  * that name when it is complete, and is never changed after (save.ts). A folder without a manifest is no checkpoint: a
  * former version of Facetrain did not finish it.
  */
-import { createHash } from 'node:crypto';
 import { open, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import {
@@ -20,11 +19,14 @@ import {
   type StoredFile,
 } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
-import { digestFile } from '../storage/digest.ts';
+import { digestBytes, digestFile } from '../storage/digest.ts';
 import { type Fence, KEPT_PREFIX } from '../storage/fence.ts';
-import { type ReadableFile, readable, readExactly } from './safetensors.ts';
+import { mapAtOnce } from '../storage/map-at-once.ts';
+import { type ReadableFile, readable, readExactly, Safetensors } from './safetensors.ts';
 
 const STEP_FOLDER = /^step-(\d{10})$/;
+/** Where each size is an answer over a network. */
+const SIZES_AT_ONCE = 16;
 
 export interface Checkpoint {
   /** Its folder; in an object store the URI that the names of its objects begin with. */
@@ -79,16 +81,8 @@ export async function findNewest(
   root: string,
   onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>,
 ): Promise<Checkpoint | undefined> {
-  for (const step of await completeSteps(root)) {
-    try {
-      const checkpoint = await openCheckpoint(root, step);
-      for (const file of storedFiles(checkpoint)) await checkSize(checkpoint, file);
-      return checkpoint;
-    } catch (error) {
-      if (!(error instanceof DamagedCheckpoint)) throw error;
-      await onDamaged(error, step);
-    }
-  }
+  const found = await firstWhole(await completeSteps(root), (step) => openCheckpoint(root, step), onDamaged);
+  if (found) return found;
   // From here training would begin anew, and nobody would notice that days of it are lost.
   const damaged = (await list(root)).filter((name) => name.startsWith(KEPT_PREFIX));
   if (damaged.length === 0) return undefined;
@@ -97,6 +91,29 @@ export async function findNewest(
     `all checkpoints are damaged (${damaged.sort().reverse().join(', ')})`,
     'put an intact copy of one in their place, or delete them to start from step 0',
   );
+}
+
+/**
+ * The first checkpoint of which every file exists with its size.
+ * @param onDamaged is called for each one before it
+ * @throws FacetrainError as `open`, but for damage
+ */
+export async function firstWhole(
+  steps: readonly number[],
+  open: (step: number) => Promise<Checkpoint>,
+  onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>,
+): Promise<Checkpoint | undefined> {
+  for (const step of steps) {
+    try {
+      const checkpoint = await open(step);
+      await checkSizes(checkpoint);
+      return checkpoint;
+    } catch (error) {
+      if (!(error instanceof DamagedCheckpoint)) throw error;
+      await onDamaged(error, step);
+    }
+  }
+  return undefined;
 }
 
 /**
@@ -211,7 +228,13 @@ export function storedFiles({ manifest }: Pick<Checkpoint, 'manifest'>): Checkpo
 }
 
 /** @throws DamagedCheckpoint when a file is missing or has another size; StorageFailed */
-export async function checkSize({ directory, source }: Checkpoint, { file, bytes }: CheckpointFile): Promise<void> {
+export async function checkSizes(checkpoint: Checkpoint): Promise<void> {
+  const atOnce = checkpoint.source ? SIZES_AT_ONCE : 1;
+  await mapAtOnce(storedFiles(checkpoint), atOnce, (stored) => checkSize(checkpoint, stored));
+}
+
+/** @throws DamagedCheckpoint when the file is missing or has another size; StorageFailed */
+async function checkSize({ directory, source }: Checkpoint, { file, bytes }: CheckpointFile): Promise<void> {
   const path = join(directory, file);
   const found = source ? await source.size(file) : await sizeOf(path);
   if (found === undefined) throw new DamagedCheckpoint(path, '', 'no such file', 'the file that the manifest names');
@@ -249,28 +272,51 @@ export async function checkContent(checkpoint: Checkpoint, name: string): Promis
  */
 export async function checkWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<void> {
   await checkSize(checkpoint, stored);
+  if (checkpoint.source) return void (await readWhole(checkpoint, stored));
   const path = join(checkpoint.directory, stored.file);
-  if (checkpoint.source) return void (await readWhole({ ...checkpoint, source: checkpoint.source }, stored));
-  const { sha256 } = await digestFile(path);
-  if (sha256 !== stored.sha256)
-    throw new DamagedCheckpoint(path, '', `the digest ${sha256}`, `${stored.sha256}, as the manifest says`);
+  checkDigest(path, (await digestFile(path)).sha256, stored.sha256);
 }
 
 /**
- * Reads a file that has one digest, whole, from where it is no file of this machine.
+ * Reads a file that has one digest into memory.
  * @throws DamagedCheckpoint when it is not what the manifest says; StorageFailed
  */
-export async function readWhole(
-  { directory, source }: Checkpoint & { source: CheckpointSource },
-  { file, bytes, sha256 }: StoredFile & CheckpointFile,
-): Promise<Uint8Array> {
-  const path = join(directory, file);
-  const content = new Uint8Array(bytes);
-  const read = await source.read(file, content, 0);
-  if (read < bytes) throw new DamagedCheckpoint(path, '', `${read} bytes`, `${bytes}, as the manifest says`);
-  const found = createHash('sha256').update(content).digest('hex');
-  if (found !== sha256) throw new DamagedCheckpoint(path, '', `the digest ${found}`, `${sha256}, as the manifest says`);
+export async function readWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<Uint8Array> {
+  const path = join(checkpoint.directory, stored.file);
+  const content = await readStored(checkpoint, stored, path);
+  if (content.byteLength !== stored.bytes)
+    throw new DamagedCheckpoint(path, '', `${content.byteLength} bytes`, `${stored.bytes}, as the manifest says`);
+  checkDigest(path, digestBytes(content).sha256, stored.sha256);
   return content;
+}
+
+async function readStored(checkpoint: Checkpoint, stored: CheckpointFile, path: string): Promise<Uint8Array> {
+  if (checkpoint.source) {
+    const content = new Uint8Array(stored.bytes);
+    return content.subarray(0, await checkpoint.source.read(stored.file, content, 0));
+  }
+  await checkSize(checkpoint, stored);
+  try {
+    return await readFile(path);
+  } catch (error) {
+    throw storageError(path, error);
+  }
+}
+
+function checkDigest(path: string, found: string, expected: string, part = ''): void {
+  if (found === expected) return;
+  throw new DamagedCheckpoint(path, '', `the digest ${found}${part}`, `${expected}, as the manifest says`);
+}
+
+/**
+ * Opens safetensors that have one digest, which is compared first.
+ * @throws DamagedCheckpoint when it is not what the manifest says; FacetrainError InvalidCheckpoint, StorageFailed
+ */
+export async function openWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<Safetensors> {
+  const path = join(checkpoint.directory, stored.file);
+  if (checkpoint.source) return Safetensors.of(path, await readWhole(checkpoint, stored));
+  await checkWhole(checkpoint, stored);
+  return Safetensors.open(path);
 }
 
 /** A file with blocks of rows, open for reading. Nothing of it is returned before its digest was compared. */
@@ -323,14 +369,7 @@ export class OpenRowFile implements AsyncDisposable {
   async #checked(offset: number, length: number, expected: string, part: string): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
     await readExactly(this.#path, this.#file, bytes, offset);
-    const found = createHash('sha256').update(bytes).digest('hex');
-    if (found !== expected)
-      throw new DamagedCheckpoint(
-        this.#path,
-        '',
-        `the digest ${found} of ${part}`,
-        `${expected}, as the manifest says`,
-      );
+    checkDigest(this.#path, digestBytes(bytes).sha256, expected, ` of ${part}`);
     return bytes;
   }
 }

@@ -6,7 +6,6 @@
  * old files go. A process that ends at any moment leaves the old head or the new one. The same edit again completes
  * what is left: it skips what is done, and removes files that the manifest does not name.
  */
-import { createHash } from 'node:crypto';
 import { type FileHandle, open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
@@ -19,6 +18,7 @@ import {
   type StoredType,
 } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
+import { digestBytes } from '../storage/digest.ts';
 import type { Fence } from '../storage/fence.ts';
 import {
   type Checkpoint,
@@ -215,7 +215,7 @@ async function rewrite(
           for (const [id, row] of replace) if (isHere(id)) bytes.set(toStored(row, dtype), place(id));
         start += block.rows * size;
       }
-      blocks.push({ ...block, sha256: digest(bytes) });
+      blocks.push({ ...block, sha256: digestBytes(bytes).sha256 });
       await to.writeFile(bytes);
     }
   });
@@ -245,12 +245,12 @@ async function writeAdded(
         return bytes;
       });
       const bytes = Buffer.concat(values);
-      blocks.push({ firstRow, rows, offset, sha256: digest(bytes) });
+      blocks.push({ firstRow, rows, offset, sha256: digestBytes(bytes).sha256 });
       await to.writeFile(bytes);
       offset += bytes.byteLength;
     }
   });
-  return { file, bytes: offset, header: { sha256: digest(header), bytes: header.byteLength }, blocks };
+  return { file, bytes: offset, header: digestBytes(header), blocks };
 }
 
 /** @returns undefined when nothing is retired */
@@ -261,7 +261,7 @@ async function writeRetired(
 ): Promise<CheckpointManifest['retired']> {
   if (retired.length === 0) return undefined;
   const bytes = retiredBytes(retired);
-  const sha256 = digest(bytes);
+  const { sha256 } = digestBytes(bytes);
   if (manifest.retired?.sha256 === sha256) return manifest.retired;
   // By its content, so that the file that the manifest names is never replaced.
   const file = `retired-${sha256.slice(0, 16)}.json`;
@@ -295,7 +295,6 @@ export function toStored(values: Float32Array, dtype: StoredType): Uint8Array {
   return new Uint8Array(halves.buffer);
 }
 
-const digest = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
 const lengthOf = (row: Float32Array) => Math.sqrt(row.reduce((sum, value) => sum + value ** 2, 0));
 const scaled = (row: Float32Array, factor: number) => row.map((value) => value * factor);
 const sorted = (retired: RetiredClass[]) => retired.toSorted((a, b) => a.class - b.class);

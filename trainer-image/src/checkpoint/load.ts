@@ -2,7 +2,6 @@
  * Loads a checkpoint into a session. Any number of ranks may have written it. What does not fit the job is an error. No
  * byte is used before its digest was compared.
  */
-import { join } from 'node:path';
 import {
   type AnyCheckpointManifest,
   BYTES_OF,
@@ -11,20 +10,10 @@ import {
   FacetrainError,
   precision as precisions,
   ROWS_OPTIMIZER_NAMES,
-  type StoredFile,
   type TrainerConfig,
 } from '@facetrain/api';
 import type { BackboneState, Rows, TrainingSessionContract } from '@facetrain/native';
-import {
-  type Checkpoint,
-  type CheckpointFile,
-  checkWhole,
-  invalid,
-  manifestPath,
-  OpenRowFile,
-  readWhole,
-} from './directory.ts';
-import { Safetensors } from './safetensors.ts';
+import { type Checkpoint, invalid, manifestPath, OpenRowFile, openWhole } from './directory.ts';
 import { OPTIMIZER, splitName } from './save.ts';
 
 /** What a checkpoint must fit. */
@@ -236,13 +225,4 @@ async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkp
       );
   }
   await session.loadBackbone(state);
-}
-
-/** Opens a file that has one digest. */
-async function openWhole(checkpoint: Checkpoint, stored: StoredFile & CheckpointFile): Promise<Safetensors> {
-  const { source, directory } = checkpoint;
-  const path = join(directory, stored.file);
-  if (source) return Safetensors.of(path, await readWhole({ ...checkpoint, source }, stored));
-  await checkWhole(checkpoint, stored);
-  return Safetensors.open(path);
 }

@@ -7,22 +7,20 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder, FacetrainError } from '@facetrain/api';
 import { KEPT_PREFIX } from '../storage/fence.ts';
 import { CHECKPOINT_PREFIX, type Listed, type ObjectFence } from '../storage/object-fence.ts';
-import { mapAtOnce } from '../storage/object-store.ts';
 import {
   type Checkpoint,
   type CheckpointSource,
-  checkSize,
+  checkSizes,
   DamagedCheckpoint,
+  firstWhole,
   invalid,
   parseCheckpoint,
-  storedFiles,
 } from './directory.ts';
 import { type Evaluation, meansOf, withEvaluation } from './evaluations.ts';
 import type { CheckpointStore, FileWriter } from './target.ts';
 
 /** Objects of checkpoints, by what their names begin with. */
 const OBJECT = /^(step-\d{10}\/(\d{10})-[0-9a-f-]{36})\//;
-const SIZES_AT_ONCE = 16;
 /** For how long training waits for the note of an evaluation, in milliseconds. */
 const NOTE_MS = 2_000;
 
@@ -50,7 +48,7 @@ export class ObjectTarget implements CheckpointStore {
     const listed: Listed = { step, folder: this.#folder(step), job: job.name };
     const checkpoint = this.#checkpoint(listed, manifest);
     // A rank whose store is not the one of rank 0 would leave a manifest without its files.
-    await mapAtOnce(storedFiles(checkpoint), SIZES_AT_ONCE, (stored) => checkSize(checkpoint, stored));
+    await checkSizes(checkpoint);
     const bytes = new TextEncoder().encode(`${JSON.stringify(manifest, null, 2)}\n`);
     await this.#fence.store.put(`${listed.folder}/${CHECKPOINT_MANIFEST}`, bytes, undefined, 'application/json');
     await this.#fence.change(({ checkpoints }) => ({
@@ -104,16 +102,8 @@ export class ObjectTarget implements CheckpointStore {
   }
 
   async findNewest(onDamaged: (damage: DamagedCheckpoint, step: number) => Promise<void>) {
-    for (const step of await this.list()) {
-      try {
-        const checkpoint = await this.open(step);
-        await mapAtOnce(storedFiles(checkpoint), SIZES_AT_ONCE, (stored) => checkSize(checkpoint, stored));
-        return checkpoint;
-      } catch (error) {
-        if (!(error instanceof DamagedCheckpoint)) throw error;
-        await onDamaged(error, step);
-      }
-    }
+    const found = await firstWhole(await this.list(), (step) => this.open(step), onDamaged);
+    if (found) return found;
     const { damaged } = await this.#fence.head();
     if (damaged.length === 0) return undefined;
     // From here training would begin anew, and nobody would notice that days of it are lost.

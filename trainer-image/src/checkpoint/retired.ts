@@ -1,5 +1,4 @@
 /** Identities of a checkpoint that are no longer trained: a file that its manifest names. */
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type AnyCheckpointManifest,
@@ -7,9 +6,8 @@ import {
   parseDocument,
   type RetiredClass,
   RetiredClasses,
-  type StoredFile,
 } from '@facetrain/api';
-import { type Checkpoint, checkWhole, DamagedCheckpoint } from './directory.ts';
+import { type Checkpoint, DamagedCheckpoint, readWhole } from './directory.ts';
 
 export const RETIRED_FILE = 'retired.json';
 
@@ -29,23 +27,16 @@ export async function readIdentities(checkpoint: Checkpoint): Promise<Identities
   const classesAdded = manifest.schemaVersion === 2 && manifest.classesAdded === true;
   const stored = storedRetired(manifest);
   if (!stored) return { retired: [], classesAdded };
-  await checkWhole(checkpoint, stored);
+  const bytes = await readWhole(checkpoint, stored);
   const path = join(directory, stored.file);
   try {
-    const value: unknown = JSON.parse(await readText(checkpoint, stored));
+    const value: unknown = JSON.parse(new TextDecoder().decode(bytes));
     return { retired: parseDocument(RetiredClasses, value, path, 'InvalidCheckpoint'), classesAdded };
   } catch (error) {
     // Its digest is right, so it was written so.
     if (!(error instanceof FacetrainError || error instanceof SyntaxError)) throw error;
     throw new DamagedCheckpoint(path, '', error.message, 'a list of classes');
   }
-}
-
-async function readText({ directory, source }: Checkpoint, { file, bytes }: StoredFile & { file: string }) {
-  if (!source) return readFile(join(directory, file), 'utf8');
-  const text = new Uint8Array(bytes);
-  await source.read(file, text, 0);
-  return new TextDecoder().decode(text);
 }
 
 const storedRetired = (manifest: AnyCheckpointManifest) =>

@@ -1,8 +1,6 @@
 /** The class centres of a checkpoint on disk, without a session: block by block in row order, each digest compared. */
-import { join } from 'node:path';
 import { BYTES_OF, type StoredType } from '@facetrain/api';
-import { type Checkpoint, checkWhole, OpenRowFile } from './directory.ts';
-import { Safetensors } from './safetensors.ts';
+import { type Checkpoint, OpenRowFile, openWhole } from './directory.ts';
 
 /** Class centres that follow one another. */
 export interface Centres {
@@ -14,11 +12,10 @@ export interface Centres {
 
 /** @throws DamagedCheckpoint; FacetrainError StorageFailed */
 export async function* readCentres(checkpoint: Checkpoint): AsyncGenerator<Centres> {
-  const { manifest, directory } = checkpoint;
+  const { manifest } = checkpoint;
   if (manifest.schemaVersion === 1) {
     for (const block of manifest.rows) {
-      await checkWhole(checkpoint, block);
-      await using file = await Safetensors.open(join(directory, block.file));
+      await using file = await openWhole(checkpoint, block);
       yield { firstRow: block.firstRow, rows: block.rows, values: await file.read('weight') };
     }
     return;

@@ -11,13 +11,12 @@ import {
   authorOf,
   type Checkpoint,
   checkpointDirectory,
-  checkSize,
+  checkSizes,
   completeSteps,
   type DamagedCheckpoint,
   findNewest,
   openCheckpoint,
   removeUnfinished,
-  storedFiles,
 } from './directory.ts';
 import { type Evaluation, meanAccuracies, noteEvaluation } from './evaluations.ts';
 
@@ -107,8 +106,7 @@ export class FolderTarget implements CheckpointStore {
   async complete(manifest: AnyCheckpointManifest): Promise<void> {
     const directory = this.#staged(manifest.step);
     // A rank whose folder is not the one of rank 0 would leave a manifest without its files.
-    const checkpoint = { directory, manifest };
-    for (const stored of storedFiles(checkpoint)) await checkSize(checkpoint, stored);
+    await checkSizes({ directory, manifest });
     await writeNew(join(directory, CHECKPOINT_MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`);
     await flushFolder(directory);
     await this.#fence.check();
