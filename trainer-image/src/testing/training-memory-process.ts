@@ -5,6 +5,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { TrainingSession } from '@facetrain/native';
+import { trainingOptions } from '@facetrain/native/testing/training-fixtures';
 import { buildBackbone } from '../backbones/backbone.ts';
 
 const { backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory, ...how } = JSON.parse(
@@ -18,49 +19,18 @@ function mostResident(): number {
 }
 
 const atFirst = mostResident();
-const session = await TrainingSession.open({
+const options = trainingOptions({
   graph: buildBackbone({ backbone, embeddingDim: 512, width: 2, blocks: null, seed: 1 }),
-  seed: 1,
   numClasses,
-  margin: { m1: 1, m2: 0, m3: 0.4 },
-  scale: 64,
   sampleRate,
-  interclassFilter: null,
   rowsPrecision,
-  rowsOptimizer: 'sgd',
-  rowUpdate: 'lazy',
-  rowsRateFactor: 1,
-  momentum: 0.9,
-  weightDecay: 5e-4,
-  gradientClipNorm: 5,
   microBatchSize,
   checkpointActivations,
-  syncBatchNorm: false,
-  data: {
-    directory,
-    globalBatchSize,
-    flip: true,
-    shift: 0,
-    channelOrder: 'rgb',
-    loaderThreads: 1,
-    maxBadPictures: 0,
-  },
-  comm: {
-    rank: 0,
-    size: 1,
-    gang: 'memory',
-    localRank: 0,
-    localSize: 1,
-    masterAddr: '',
-    masterPort: 0,
-    rendezvousTimeoutMs: 1000,
-    collectiveTimeoutMs: 1000,
-  },
-  computeThreads: 2,
-  device: 'cpu',
   precision: 'fp32',
-  deterministic: true,
+  computeThreads: 2,
 });
+Object.assign(options.data, { directory, globalBatchSize });
+const session = await TrainingSession.open(options);
 for (let step = 0; step < 2; step++) await session.step(step, 0.01);
 // A checkpoint reads all rows, so that those which no step has sampled are resident too: zeros are, until then, no
 // memory.
