@@ -15,8 +15,6 @@ int32_t without_zero(int32_t bias, int64_t weight_sum) {
   return static_cast<int32_t>(static_cast<uint32_t>(bias) - static_cast<uint32_t>(kOperandZero * weight_sum));
 }
 
-int least_multiple(int value, int of) { return (value + of - 1) / of * of; }
-
 // Input channels [first, last) that the groups of `outputs` output channels from `channel` on read, in whole steps of
 // four bytes.
 struct InputRange {

@@ -9,6 +9,9 @@
 
 namespace facetrain::int7 {
 
+// The least multiple of `of` that is `value` or more.
+inline int least_multiple(int value, int of) { return (value + of - 1) / of * of; }
+
 // A tensor in memory: [top + height + bottom][left + width + right][pitch] of bytes. Around the picture is a border
 // of integers 0, so that a convolution reads its padding without asking where it is. A real tensor is [height][width]
 // [channels] of float32, without border and padding.

@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 bool dense(const LayerSpec& layer) { return layer.kind == LayerSpec::Kind::conv && !layer.shape.depthwise(); }
 
 }  // namespace
@@ -62,7 +60,7 @@ void Runtime::store_tensors() {
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
       stored.right = std::max(stored.right, layer.shape.pads[3]);
     }
-    stored.pitch = round_up(stored.channels, only_dense ? 4 : kVector);
+    stored.pitch = least_multiple(stored.channels, only_dense ? 4 : kVector);
     if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
     stored_.push_back(stored);
   }

@@ -41,13 +41,9 @@ constexpr int64_t kTileNumbers = int64_t{1} << 18;
 // Rows of a tile are a multiple of it, if there are enough: whole registers, and columns that begin at cache lines.
 constexpr int64_t kTileStep = 16;
 constexpr int64_t kKeptLogits = int64_t{1} << 26;  // 256 MiB in float32
-// e^70 and the sum of 10^8 of them are in the range of float32.
-constexpr float kLargestScale = 70;
-constexpr int64_t kSampleBlock = 4096;  // rows
+constexpr int64_t kSampleBlock = 4096;             // rows
 // The logit of a target in its tile: its exponential is 0. Finite, because the difference of two infinities is not.
 constexpr float kMasked = -1e30F;
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // [n, 1]: 1 / |row|, and 0 for rows shorter than kShortest.
 at::Tensor inverse_norms(const at::Tensor& matrix) {

@@ -48,12 +48,8 @@ namespace {
 constexpr int64_t kTileElements = int64_t{1} << 25;
 // Exponentials that are kept for the rows' gradient: 2 GiB in bfloat16.
 constexpr int64_t kKeptLogits = int64_t{1} << 30;
-// e^70 and the sum of 10^8 of them are in the range of float32.
-constexpr float kLargestScale = 70;
 // Probabilities in float16 are multiplied by it: below 6e-5 / 2^14 they lose digits, and 2^14 is in its range.
 constexpr double kHalfUnit = 1 << 14;
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 at::ScalarType type_of(Precision precision) {
   switch (precision) {

@@ -13,6 +13,13 @@
 
 namespace facetrain {
 
+// Up to it, e^s and the sum of 10^8 of them are in the range of float32: a step exponentiates a logit once, relative
+// to 1.
+inline constexpr float kLargestScale = 70;
+
+// The least multiple of `step` that is n or more.
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
 class HeadStep {
  public:
   virtual ~HeadStep() = default;
