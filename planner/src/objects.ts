@@ -101,7 +101,7 @@ export interface ConfigMap {
   data: Record<string, string>;
 }
 
-/** The headless Service that gives the ranks host names. */
+/** The headless Service that gives rank 0 a host name. */
 export interface Service {
   apiVersion: 'v1';
   kind: 'Service';

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { TRAINER_ENV } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
-import type { Pod } from '../objects.ts';
+import type { Pod, Service } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { type Attempt, childrenOf, findConflict } from './gang-objects.ts';
@@ -89,6 +89,19 @@ test('the template decides what our container does not need for itself', () => {
     ],
     terminationMessagePolicy: 'File',
   } as object);
+});
+
+test('the Service selects the pod of rank 0 alone: every selected pod is another write of its Endpoints', () => {
+  const job = makeJob();
+  const service = childrenOf(attemptOf(job))
+    .find(({ kind }) => kind === 'Service')!
+    .make() as Service;
+  const isSelected = ({ metadata: { labels } }: Pod) =>
+    Object.entries(service.spec.selector).every(([name, value]) => labels[name] === value);
+  assert.deepEqual(
+    [0, 1].map((rank) => isSelected(podOf(job, rank))),
+    [true, false],
+  );
 });
 
 test('an image beside the template comes before that of the operator', () => {

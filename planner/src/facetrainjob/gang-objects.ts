@@ -87,14 +87,16 @@ export function trainingDigest(spec: FaceTrainJobSpec): string {
 }
 
 /**
- * Headless, for the host names of the ranks. A rank is ready only after the rendezvous, so addresses must be published
- * before.
+ * Headless, for the host name of rank 0, where all ranks meet and where progress is served. The other ranks tell each
+ * other their addresses there. They are not selected: the controllers of Endpoints and EndpointSlices write both
+ * objects again for every selected pod that starts or ends. A rank is ready only after the rendezvous, so the address
+ * must be published before.
  */
 function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
   const spec: Service['spec'] = {
     clusterIP: 'None',
     publishNotReadyAddresses: true,
-    selector: selectorLabels(job),
+    selector: { ...selectorLabels(job), [Label.rank]: '0' },
     ports: [
       { name: 'rendezvous', port: trainers.rendezvousPort },
       { name: 'progress', port: trainers.progressPort },
