@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readArguments } from './lib/arguments.mjs';
-import { build, cache, cudaBuild, cudaCompileOnly, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
+import { arm64Build, build, cache, cudaBuild, cudaCompileOnly, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
 
 const USAGE = `Usage: npm run build [-- [--addon] [--cuda]]
@@ -21,11 +21,30 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-/** Where a build is, and of what: of libtorch for CPUs, with CUDA, or with CUDA only to compile and link. */
+const withLibtorch = (libraries, cuda) => [
+  `-DLIBTORCH_ROOT=${libraries}`,
+  `-DFACETRAIN_CUDA=${cuda}`,
+  '-DFACETRAIN_GLOO=ON',
+  '-DFACETRAIN_PICTURES=ON',
+  `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
+  `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
+];
+
+/**
+ * Where a build is, and of what: of libtorch for CPUs, with CUDA, or with CUDA only to compile and link; or of the INT7
+ * runtime alone, for 64-bit ARM.
+ */
 const builds = {
-  cpu: { folder: build, libtorch, cuda: 'AUTO' },
-  cuda: { folder: build, libtorch: cudaLibtorch, cuda: 'ON' },
-  cudaCompileOnly: { folder: cudaBuild, libtorch: cudaCompileOnly, cuda: 'ON' },
+  cpu: { folder: build, options: () => withLibtorch(libtorch, 'AUTO') },
+  cuda: { folder: build, options: () => withLibtorch(cudaLibtorch, 'ON') },
+  cudaCompileOnly: { folder: cudaBuild, options: () => withLibtorch(cudaCompileOnly, 'ON') },
+  arm64: {
+    folder: arm64Build,
+    options: () => [
+      '-DFACETRAIN_INT7_ONLY=ON',
+      `-DCMAKE_TOOLCHAIN_FILE=${join(root, 'native', 'cmake', 'Arm64.cmake')}`,
+    ],
+  },
 };
 
 /**
@@ -41,15 +60,10 @@ const compilers = {
 };
 
 async function configure(kind, show, { always = false } = {}) {
-  const { folder, libtorch: libraries, cuda } = builds[kind];
+  const { folder, options: optionsOf } = builds[kind];
   const launchers = ['C', 'CXX', 'CUDA'].map((language) => `-DCMAKE_${language}_COMPILER_LAUNCHER=ccache`);
   const options = [
-    `-DLIBTORCH_ROOT=${libraries}`,
-    `-DFACETRAIN_CUDA=${cuda}`,
-    '-DFACETRAIN_GLOO=ON',
-    '-DFACETRAIN_PICTURES=ON',
-    `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
-    `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
+    ...optionsOf(),
     ...(await run(['ccache', '--version']).then(
       () => launchers,
       () => [],
@@ -88,6 +102,15 @@ export async function buildNative({ targets = [], cuda = false } = {}) {
  */
 export function compileForCuda(show) {
   return buildTargets('cudaCompileOnly', [ADDON, 'gpu_tests', 'pfc_bench', 'train_bench'], show);
+}
+
+/**
+ * Builds the C library and its tests for 64-bit ARM.
+ * @param {(detail: string) => void} show
+ * @throws SetupError with the compiler's output
+ */
+export function buildForArm64(show) {
+  return buildTargets('arm64', [], show);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -2,12 +2,12 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
-import { ADDON, buildNative, compileForCuda } from './build.mjs';
+import { ADDON, buildForArm64, buildNative, compileForCuda } from './build.mjs';
 import { readArguments } from './lib/arguments.mjs';
 import { dockerEngine } from './lib/docker.mjs';
 import { repositoryFiles } from './lib/files.mjs';
 import * as needs from './lib/needs.mjs';
-import { build, environment, node, root } from './lib/paths.mjs';
+import { arm64Build, build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, step } from './lib/steps.mjs';
 import { isTest, programOf, select } from './lib/test-selection.mjs';
 import { lint } from './lint.mjs';
@@ -15,8 +15,8 @@ import { setup } from './setup.mjs';
 
 const USAGE = `Usage: npm test [-- [--only NAME] [-t PATTERN] [FILE...]]
 
-npm test                          every suite: lint, native (ctest), cuda (compiled and linked), node (node:test),
-                                  e2e (node:test on a cluster)
+npm test                          every suite: lint, native (ctest), arm64 (the C library, ctest in an emulator),
+                                  cuda (compiled and linked), node (node:test), e2e (node:test on a cluster)
 npm test -- --only NAME           one suite, or one folder with its subfolders
 npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
 npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
@@ -26,16 +26,28 @@ const MINUTES_PER_TEST = 10;
 /** The limit for a file of e2e/. Its first test waits for the builds of images. */
 const MINUTES_PER_CLUSTER = 60;
 
-/** Runs test programs of native/; each counts as one test. */
-async function nativeTests(files) {
-  const log = join(build, 'ctest.log');
-  const names = ['--tests-regex', `^(${files.map(programOf).join('|')})$`];
+/** Runs test programs of a build of native/; each counts as one test. */
+async function ctest(folder, chosen = []) {
+  const log = join(folder, 'ctest.log');
   const options = ['--output-on-failure', '--timeout', '300', '--output-log', log];
-  const code = await attached(['ctest', '--test-dir', build, ...names, ...options], { env: environment });
+  const code = await attached(['ctest', '--test-dir', folder, ...chosen, ...options], { env: environment });
   const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(await readFile(log, 'utf8'));
   if (!counts) return { passed: 0, failed: 1 };
   const failed = Number(counts[1]);
   return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
+}
+
+const nativeTests = (files) => ctest(build, ['--tests-regex', `^(${files.map(programOf).join('|')})$`]);
+
+/** Builds the C library for 64-bit ARM, and runs its tests in an emulator. */
+async function arm64Tests() {
+  try {
+    await step('Build for 64-bit ARM', buildForArm64);
+  } catch (error) {
+    process.stderr.write(`${error.message}\n`);
+    return { passed: 0, failed: 1 };
+  }
+  return ctest(arm64Build);
 }
 
 /** Compiles and links the code for CUDA, which needs no GPU; counts as one test. */
@@ -75,9 +87,11 @@ async function nodeTests(files, minutes, pattern) {
 }
 
 /** Installs and builds what the chosen tests need, and nothing else. */
-async function prepare({ lint: lints, cuda, native, node: modules, e2e, all }) {
+async function prepare({ lint: lints, arm64, cuda, native, node: modules, e2e, all }) {
   const ofTests = [...native, ...modules, ...e2e].flatMap(needs.ofFile);
-  await setup([...new Set([...(lints ? needs.lint : []), ...(cuda ? needs.cuda : []), ...ofTests])]);
+  await setup([
+    ...new Set([...(lints ? needs.lint : []), ...(arm64 ? needs.arm64 : []), ...(cuda ? needs.cuda : []), ...ofTests]),
+  ]);
   const addon = modules.some((file) => needs.ofFile(file).includes('native'));
   const targets = [...native.map(programOf), ...(addon ? [ADDON] : [])];
   if (targets.length > 0) await buildNative({ targets: all ? [] : targets });
@@ -98,6 +112,7 @@ await main(async () => {
   const results = [];
   if (selection.lint) results.push(await lint());
   if (selection.native.length > 0) results.push(await nativeTests(selection.native));
+  if (selection.arm64) results.push(await arm64Tests());
   if (selection.cuda) results.push(await cudaTest());
   if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
   if (selection.e2e.length > 0) {

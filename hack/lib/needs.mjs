@@ -4,6 +4,7 @@ import { SetupError } from './steps.mjs';
 /*
  * A need is the name of a program of goTools in hack/versions.json, or one of
  *   native    the compiler and libraries of Debian, and libtorch; tests of TypeScript then use the addon
+ *   arm64     a cross compiler and an emulator for 64-bit ARM
  *   linters   clang-format, clang-tidy, shellcheck
  *   python    Python packages that check ONNX files
  *   cuda      the CUDA compiler and libraries (only `npm run setup -- --cuda`)
@@ -45,6 +46,9 @@ export const paths = {
 /** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */
 export const lint = ['linters', 'native', 'helm'];
 
+/** For the C library on 64-bit ARM; `native` for CMake and Ninja. */
+export const arm64 = ['native', 'arm64'];
+
 /** For compiling and linking the code for CUDA. */
 export const cuda = ['native', 'cuda-compile-only'];
 
@@ -52,7 +56,7 @@ export const cuda = ['native', 'cuda-compile-only'];
 export const operatorBenchmark = [...controlPlane, 'kube-scheduler', 'kwok'];
 
 /** For all of `npm test`. */
-export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...cuda])];
+export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...arm64, ...cuda])];
 
 /** @returns {string[]} what the tests in a file need */
 export function ofFile(file) {

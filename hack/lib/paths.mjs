@@ -29,6 +29,8 @@ export const cudaCompileOnly = process.env.LIBTORCH_ROOT || `${cudaFolder}-compi
 export const build = join(root, 'native', 'build');
 /** Of the build for CUDA that is only compiled and linked, as a test. */
 export const cudaBuild = join(root, 'native', 'build-cuda');
+/** Of the C library for 64-bit ARM, whose tests run in an emulator. */
+export const arm64Build = join(root, 'native', 'build-arm64');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');
 /** Environment of every program that the scripts start: the pinned Node first, then the cached tools. */

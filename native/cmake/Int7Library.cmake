@@ -26,8 +26,21 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/facetrain_int7.pc COMPONENT int7
 add_executable(int7_embed int7/example/embed.c)
 target_link_libraries(int7_embed PRIVATE facetrain_int7_shared)
 
-# The reader, with sanitizers, on damaged files.
-add_executable(onnx_reader_sanitized int7/onnx_reader.cc int7/onnx_reader_test.cc)
-target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
-target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
-add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)
+# The C library by itself: c_api_test calls the shared library, and a program that is linked statically. What the test
+# compares with is not exported, so it is linked from the archives behind the library.
+foreach(kind shared static)
+  add_executable(c_api_${kind}_test int7/c_api_test.cc)
+  target_link_libraries(c_api_${kind}_test PRIVATE facetrain_int7_${kind} ft_int7 ft_kernels)
+  add_test(NAME c_api_${kind}_test COMMAND c_api_${kind}_test)
+endforeach()
+target_link_options(c_api_static_test PRIVATE -static)
+add_test(NAME facetrain_int7_needs COMMAND ${CMAKE_COMMAND} -DOBJDUMP=${CMAKE_OBJDUMP}
+  -DLIBRARY=$<TARGET_FILE:facetrain_int7_shared> -P ${CMAKE_CURRENT_LIST_DIR}/CheckInt7Library.cmake)
+
+# The reader, with sanitizers, on damaged files. An emulator of another processor does not run them.
+if(NOT CMAKE_CROSSCOMPILING)
+  add_executable(onnx_reader_sanitized int7/onnx_reader.cc int7/onnx_reader_test.cc)
+  target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
+  target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
+  add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)
+endif()

@@ -25,6 +25,8 @@ class SpinBarrier {
       } else {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
 #endif
       }
     }

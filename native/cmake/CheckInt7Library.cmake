@@ -1,0 +1,17 @@
+# Fails if the shared C library needs another library than the system's own, or is larger than 500 KB.
+# cmake -DOBJDUMP=PROGRAM -DLIBRARY=FILE -P CheckInt7Library.cmake
+execute_process(COMMAND ${OBJDUMP} -p ${LIBRARY} OUTPUT_VARIABLE headers COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "NEEDED +[^\n]+" needed "${headers}")
+if(NOT needed)
+  message(FATAL_ERROR "${LIBRARY}: ${OBJDUMP} lists no library that it needs; at least libc.so.6")
+endif()
+foreach(entry ${needed})
+  string(REGEX REPLACE "NEEDED +" "" name ${entry})
+  if(NOT name MATCHES "^(libstdc\\+\\+|libgcc_s|libm|libc|ld-linux-.*)\\.so\\.[0-9]$")
+    message(FATAL_ERROR "${LIBRARY}: needs ${name}; only libstdc++, libgcc_s, libm and libc")
+  endif()
+endforeach()
+file(SIZE ${LIBRARY} bytes)
+if(bytes GREATER 500000)
+  message(FATAL_ERROR "${LIBRARY}: ${bytes} bytes; at most 500000")
+endif()
