@@ -193,6 +193,7 @@ class CpuStep final : public HeadStep {
   at::Tensor sampled() const override { return sampled_.clone(); }
   at::Tensor sampled_gradient() const override;
   void set_precision(Precision precision) override { options_.precision = precision; }
+  void retire(std::vector<int64_t> rows) override { retired_ = std::move(rows); }
   void release_rows() override;
   at::Tensor labels() const override { return labels_; }
 
@@ -232,6 +233,7 @@ class CpuStep final : public HeadStep {
   const RowRange rows_;
   const at::Tensor weight_;
   std::vector<at::Tensor> tensors_;  // weight_, and what the optimizer keeps
+  std::vector<int64_t> retired_;     // rows, ascending
   std::vector<Worker> workers_;
   Buffer sample_memory_, gradient_memory_, kept_memory_, norms_memory_;
 
@@ -266,7 +268,7 @@ void CpuStep::draw_rows() {
 // Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
 // that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
 std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& positives) {
-  if (options_.sample_rate >= 1) {
+  if (options_.sample_rate >= 1 && retired_.empty()) {
     if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, at::kLong);
     return positives;
   }
@@ -281,6 +283,9 @@ std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& 
       const int64_t count = cpu::negatives(sample, rows_.first + first, std::min(kSampleBlock, end - first), found);
       worker.negatives.insert(worker.negatives.end(), found, found + count);
     }
+    if (retired_.empty()) return;
+    std::erase_if(worker.negatives,
+                  [this](int64_t class_id) { return std::ranges::binary_search(retired_, class_id - rows_.first); });
   });
   auto capacity = std::ssize(positives);
   for (const Worker& worker : workers_) capacity += std::ssize(worker.negatives);

@@ -124,10 +124,7 @@ class Step final : public HeadStep {
     const c10::cuda::CUDAGuard guard(device_);
     cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
     if (all()) return;
-    words_ = at::empty({(rows.count + 31) / 32}, of(at::kInt));
-    next_words_ = at::empty_like(words_);
-    word_offsets_ = at::empty_like(words_);
-    offsets_ = at::empty({cuda::sample_blocks(rows.count)}, of(at::kInt));
+    make_sample_memory();
   }
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
@@ -149,6 +146,24 @@ class Step final : public HeadStep {
     low_ = type_of(precision);
     relative_ = options_.scale <= kLargestScale && low_ != at::kHalf;
     release_rows();
+  }
+
+  void retire(std::vector<int64_t> rows) override {
+    const c10::cuda::CUDAGuard guard(device_);
+    live_words_ = at::Tensor();
+    if (!rows.empty()) {
+      at::Tensor live = at::full({word_count()}, -1, at::kInt);
+      uint32_t* const words = bits(live);
+      for (const int64_t row : rows) words[row / 32] &= ~(uint32_t{1} << (row % 32));
+      live_words_ = live.to(device_);
+    }
+    drawn_.reset();
+    release_rows();
+    if (all()) {
+      count_.fill_(rows_.count);
+    } else {
+      make_sample_memory();
+    }
   }
 
   void release_rows() override { unit_rows_ = at::Tensor(); }
@@ -174,7 +189,9 @@ class Step final : public HeadStep {
   at::TensorOptions of(at::ScalarType type) const { return at::TensorOptions(device_).dtype(type); }
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()).stream(); }
   int64_t dim() const { return options_.embedding_dim; }
-  bool all() const { return options_.sample_rate >= 1; }
+  // Whether every row is in every sample: then there is no list of them.
+  bool all() const { return options_.sample_rate >= 1 && !live_words_.defined(); }
+  int64_t word_count() const { return (rows_.count + 31) / 32; }
 
   cuda::Sampled sample() const {
     return {all() ? nullptr : sampled_.const_data_ptr<int64_t>(), count_.const_data_ptr<int32_t>(), capacity_};
@@ -184,6 +201,12 @@ class Step final : public HeadStep {
   }
   static uint32_t* bits(const at::Tensor& words) { return reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()); }
 
+  void make_sample_memory() {
+    words_ = at::empty({word_count()}, of(at::kInt));
+    next_words_ = at::empty_like(words_);
+    word_offsets_ = at::empty_like(words_);
+    offsets_ = at::empty({cuda::sample_blocks(rows_.count)}, of(at::kInt));
+  }
   void draw_negatives(uint64_t step);
   void choose_rows(uint64_t step, int64_t batch);
 
@@ -195,6 +218,7 @@ class Step final : public HeadStep {
   bool relative_ = true;             // one pass, with exponentials relative to 1
   const at::Tensor weight_, momentum_;
 
+  at::Tensor live_words_;  // as words_: the rows that are not retired; undefined: all
   // The sample of the last step, and the negatives of step drawn_.
   at::Tensor words_, word_offsets_, offsets_, sampled_, count_, next_words_;
   LateCount negatives_;
@@ -212,6 +236,7 @@ class Step final : public HeadStep {
 void Step::draw_negatives(uint64_t step) {
   cuda::sample_negatives(ClassSample(options_.seed, step, options_.sample_rate), rows_.first, rows_.count,
                          bits(next_words_), stream());
+  if (live_words_.defined()) next_words_.bitwise_and_(live_words_);
   cuda::count_sample(bits(next_words_), rows_.count, offsets_.data_ptr<int32_t>(),
                      negatives_.on_device.data_ptr<int32_t>(), stream());
   negatives_.fetch(stream());

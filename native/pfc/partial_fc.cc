@@ -69,6 +69,17 @@ void PartialFc::update_rows(double learning_rate, double momentum, double weight
 
 void PartialFc::set_precision(Precision precision) { step_->set_precision(precision); }
 
+void PartialFc::retire(const std::vector<int64_t>& classes) {
+  std::vector<int64_t> rows;
+  for (const int64_t class_id : classes) {
+    const int64_t row = class_id - rows_.first;
+    if (row >= 0 && row < rows_.count) rows.push_back(row);
+  }
+  std::ranges::sort(rows);
+  rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+  step_->retire(std::move(rows));
+}
+
 const std::vector<RowTensor>& PartialFc::row_tensors() {
   step_->release_rows();
   return tensors_;

@@ -101,6 +101,9 @@ class PartialFc {
 
   // For the steps to come; the rows stay.
   void set_precision(Precision precision);
+  // From the next step on, these classes are no negatives; any order, those of other ranks too. They replace the former
+  // ones. A picture of such a class would count as any other: its loader has to leave it out.
+  void retire(const std::vector<int64_t>& classes);
 
   RowRange rows() const { return rows_; }
   // For checkpoints: `weight` first. Values may be written, the tensors must not be replaced. Call it anew for each

@@ -70,7 +70,8 @@ static Dense dense_softmax(const PfcOptions& options, const at::Tensor& x32, con
 
 struct Problem {
   PfcOptions options;
-  at::Tensor x, w, labels;  // [B, d], [C, d], [B]
+  at::Tensor x, w, labels;       // [B, d], [C, d], [B]
+  std::vector<int64_t> retired;  // classes
 };
 
 static PfcOptions cosface_on_all_classes() {
@@ -97,7 +98,7 @@ static Problem make_problem(int64_t num_classes, int64_t dim, int64_t batch,
   const at::Tensor own = w.index_select(0, labels);
   const at::Tensor x =
       (at::randn({batch, dim}) + pull * own / own.norm(2, {1}, true)) * at::rand({batch, 1}).add_(0.5) * 3;
-  return {options, x, w, labels};
+  return {options, x, w, labels, {}};
 }
 
 struct Step {
@@ -138,6 +139,7 @@ static Step run_step(const Problem& problem, int size, uint64_t step = 3) {
   run_fake_ranks(size, [&](Comm& comm) {
     PartialFc pfc(comm, problem.options);
     set_rows(pfc, problem.w);
+    pfc.retire(problem.retired);
     parts.add(comm.rank(), pfc, pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), step));
   });
   return parts.whole();
@@ -253,6 +255,43 @@ static void test_sample() {
   other.options.seed += 1;
   for (const at::Tensor& sampled : {run_step(problem, 1, 6).sampled, run_step(other, 1, 5).sampled}) {
     CHECK_NEAR(static_cast<double>(at::isin(sampled, one.sampled).sum().item<int64_t>()), 200, 5 * 14 + 12);
+  }
+}
+
+// The softmax has no term for an identity that was removed, on any number of ranks. The sample of the others stays.
+static void test_retired_classes() {
+  for (const double rate : {0.3, 1.0}) {
+    PfcOptions options = cosface_on_all_classes();
+    options.sample_rate = rate;
+    Problem problem = make_problem(103, 17, 24, options);
+    problem.retired = {102, 0, 5, 31, 32, 50, 51, 52, 5};
+    const at::Tensor retired = at::tensor(problem.retired, at::kLong);
+    problem.w.index_fill_(0, retired, 0);
+    problem.labels.masked_fill_(at::isin(problem.labels, retired), 40);
+    Problem whole = problem;
+    whole.retired.clear();
+    const at::Tensor sampled = run_step(whole, 1).sampled, live = sampled.masked_select(~at::isin(sampled, retired));
+    CHECK(live.numel() < sampled.numel());
+    for (const int size : {1, 2, 4}) {
+      const Step step = run_step(problem, size);
+      CHECK(at::equal(step.sampled, live));
+      check_against_dense(problem, step);
+    }
+    // From the next step on, in a training that has begun; an empty list takes it back.
+    const auto solo = make_solo_comm();
+    PartialFc pfc(*solo, problem.options);
+    const auto sampled_now = [&] {
+      pfc.forward_backward(problem.x.to(device), problem.labels, 3);
+      pfc.update_rows(0.1, 0.9, 5e-4);
+      return pfc.sampled().cpu();
+    };
+    CHECK(at::equal(sampled_now(), sampled));
+    pfc.retire(problem.retired);
+    const at::Tensor before = pfc.weight().index({retired.to(device)}).clone();
+    CHECK(at::equal(sampled_now(), live));
+    CHECK(at::equal(pfc.weight().index({retired.to(device)}), before));
+    pfc.retire({});
+    CHECK(at::equal(sampled_now(), sampled));
   }
 }
 
@@ -958,6 +997,7 @@ static void test_on_device() {
   test_tiles();
   test_margins_and_filter_matter();
   test_sample();
+  test_retired_classes();
   test_positives_outnumber_the_sample();
   test_ranks_without_positives();
   test_fewer_classes_than_ranks();

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "comm/comm.h"
 #include "pfc/partial_fc.h"
@@ -30,6 +31,8 @@ class HeadStep {
   virtual at::Tensor sampled() const = 0;
   virtual at::Tensor sampled_gradient() const = 0;
   virtual void set_precision(Precision precision) = 0;
+  // `rows`: of this rank, ascending, each once.
+  virtual void retire(std::vector<int64_t> rows) = 0;
   // To be called before anybody else reads or writes the rows and their state.
   virtual void release_rows() = 0;
   // Of the global batch of the last step [B] int64, on the host.

@@ -180,7 +180,7 @@ export interface TrainingSessionContract extends Embedder, StateSource {
   loadRows(rows: Rows): Promise<void>;
   /**
    * Identities that later steps do not train: pictures of a removed one are replaced by others, those of a merged one
-   * count as the other's. Their class centres must be zero, which have cosine 0 and never change.
+   * count as the other's. No step samples their class centres.
    */
   retire(classes: readonly RetiredClass[]): Promise<void>;
   /**

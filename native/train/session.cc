@@ -70,6 +70,14 @@ void Session::use_precision(Precision precision, const LossScale& scale) {
   loss_scale_ = precision == Precision::fp16 ? std::optional(scale) : std::nullopt;
 }
 
+void Session::retire(RetiredLabels labels) {
+  std::vector<int64_t> classes;
+  classes.reserve(labels.size());
+  for (const auto& [label, into] : labels) classes.push_back(label);
+  centres_.retire(classes);
+  batches_.retire(std::move(labels));
+}
+
 // Moves the backbone's parameters, gradients and running statistics into the flat buffers.
 void Session::flatten() {
   const auto& parameters = backbone_->parameters();

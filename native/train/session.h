@@ -73,9 +73,9 @@ class Session {
   // as a smaller loss scale may help.
   StepResult step(int64_t step, double learning_rate, Votes votes);
 
-  // Identities that later steps do not train. Their class centres must be zero: such a row has cosine 0 and no
-  // gradient.
-  void retire(RetiredLabels labels) { batches_.retire(std::move(labels)); }
+  // Identities that later steps do not train: their pictures are left out, or count as another identity's, and their
+  // class centres are no negatives.
+  void retire(RetiredLabels labels);
 
   // See Loader::take_replaced. Of this rank.
   std::vector<UnusablePicture> take_replaced() { return batches_.take_replaced(); }

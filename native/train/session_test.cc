@@ -299,6 +299,19 @@ bool are_equal(const Trained& a, const Trained& b) {
          at::equal(a.centres, b.centres);
 }
 
+// An identity that was merged into another is no negative either.
+void retired_identities_leave_the_head() {
+  const auto dataset = std::make_shared<GatedDataset>();
+  dataset->open();
+  const std::atomic<bool> cancelled{false};
+  Session session(make_executor(small_graph(), at::kCPU), make_solo_comm(), dataset, small_options(), cancelled);
+  session.step(0, 0.1, {});
+  CHECK(at::equal(session.centres().sampled(), at::arange(2, at::kLong)));
+  session.retire({{1, 0}});
+  session.step(1, 0.1, {});
+  CHECK(at::equal(session.centres().sampled(), at::zeros({1}, at::kLong)));
+}
+
 constexpr double kRounding = 2e-6;  // of float32, over five steps
 
 // Four parts of a batch, on one rank, two or four: batch norms see the same pictures together.
@@ -337,6 +350,7 @@ void joined_norms_are_as_one_rank() {
 int main() {
   an_overflow_skips_the_step();
   waiting_for_the_loader_counts_as_data();
+  retired_identities_leave_the_head();
   micro_batches_are_as_ranks();
   checkpoints_change_nothing();
   joined_norms_are_as_one_rank();
