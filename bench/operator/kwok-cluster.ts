@@ -1,44 +1,64 @@
 /**
- * The cluster of the benchmark: a real API server and scheduler, and kwok nodes, which report every pod as running and
- * run nothing. There is no controller-manager, so nothing is garbage collected: `remove` deletes the children of a job.
+ * The cluster of the benchmark: a real API server, controller manager and scheduler, and kwok nodes, which report every
+ * pod as running and run nothing. What shares the API server with the operator in a real cluster does so here: the
+ * controllers of Endpoints and of garbage, the scheduler's Events, an audit log. The operator has the ServiceAccount and
+ * the RBAC of deploy/facetrain.yaml, and mounts a claim.
  */
 import assert from 'node:assert/strict';
-import { createServer, type Server } from 'node:http';
+import { execFileSync } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { FaceTrainJobStatus, Progress } from '@facetrain/api';
-import {
-  configMaps,
-  faceTrainJobs,
-  type JobObject,
-  networkPolicies,
-  type PodObject,
-  pods,
-  services,
-} from '@facetrain/operator/controllers/resources';
+import { faceTrainJobs, type JobObject, type PodObject, pods } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
-import { defineResource, type ObjectMeta, type Resource } from '@facetrain/operator/runtime/resource';
+import {
+  defineResource,
+  type KubernetesObject,
+  type ObjectMeta,
+  type Resource,
+} from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { Label } from '@facetrain/planner/names';
-import { pino } from 'pino';
+import { type Logger, pino } from 'pino';
+import { root, tools } from '../../hack/lib/paths.mjs';
+import { AuditLog, POLICY } from './audit-log.ts';
 
-export const NAMESPACE = 'default';
+const NAMESPACE = 'bench';
+/** Of the operator, in deploy/facetrain.yaml. */
+export const OPERATOR = { namespace: 'facetrain-system', account: 'facetrain' };
+const CLAIM = 'faces';
 /** Label selector of all children of jobs. */
 const CHILDREN = Label.jobUid;
-const nodes = defineResource('v1', 'nodes');
 /** Requests at the same time, when many objects are created or deleted. */
 const PARALLEL = 32;
 const STAGES = join(import.meta.dirname, 'kwok.yaml');
-/** Loopback addresses, one for each pod, so that ProgressServer answers the operator's requests for progress. */
-const POD_NETWORK = '127.64.0.0/10';
-const PODS_A_NODE = 1000;
+/**
+ * Of every pod: an address of this machine, where ProgressServer answers for rank 0 of each job at the job's own port.
+ * An Endpoints object takes no loopback address. Without a network (the address is of TEST-NET-1), nothing answers.
+ */
+const POD_ADDRESS =
+  Object.values(networkInterfaces())
+    .flatMap((addresses) => addresses ?? [])
+    .find(({ family, internal }) => family === 'IPv4' && !internal)?.address ?? '192.0.2.1';
+/** Of a node: room for 10,000 pods with a GPU each on 200 nodes. */
+const CAPACITY = { cpu: '128', memory: '1Ti', pods: '250', 'nvidia.com/gpu': '64' };
+/** Without client limits that hide the operator's: it must not wait for the others. */
+const UNLIMITED = ['--kube-api-qps=5000', '--kube-api-burst=5000'];
 const DEADLINE_MILLISECONDS = 600_000;
 
 export class BenchCluster {
   readonly plane: ControlPlane;
-  readonly #progress: ProgressServer;
+  /** Requests of service accounts. */
+  readonly audit: AuditLog;
+  readonly #folder: string;
+  /** Of the caches by which the benchmark watches. */
+  readonly #options: { client: ControlPlane['client']; namespace: string; log: Logger };
+  readonly #progress = new ProgressServers();
   readonly #stop = new AbortController();
   readonly #watched: Promise<void>[];
   readonly #waiting = new Set<() => void>();
@@ -46,19 +66,28 @@ export class BenchCluster {
   readonly #pods = new Map<string, Set<string>>();
   readonly #running = new Set<string>();
 
-  private constructor(plane: ControlPlane, progress: ProgressServer) {
+  private constructor(plane: ControlPlane, audit: AuditLog, folder: string) {
     this.plane = plane;
-    this.#progress = progress;
-    const options = { client: plane.client, namespace: NAMESPACE, log: pino({ level: 'warn' }) };
-    const podCache = new Cache({ ...options, resource: pods as Resource, labelSelector: CHILDREN, metadataOnly: true });
+    this.audit = audit;
+    this.#folder = folder;
+    this.#options = { client: plane.client, namespace: NAMESPACE, log: pino({ level: 'warn' }) };
+    const podCache = new Cache({
+      ...this.#options,
+      resource: pods as Resource,
+      labelSelector: CHILDREN,
+      metadataOnly: true,
+    });
     podCache.onChange(({ object: { metadata }, deleted }) => {
-      const attempt = attemptKey(metadata.labels![Label.jobName]!, Number(metadata.labels![Label.attempt]));
+      const labels = metadata.labels!;
+      const job = { name: labels[Label.jobName]!, uid: labels[Label.jobUid]!, attempt: Number(labels[Label.attempt]) };
+      if (!deleted) this.#progress.set(job);
+      const attempt = attemptKey(job.name, job.attempt);
       const names = this.#pods.get(attempt) ?? new Set();
       if (deleted) names.delete(metadata.name);
       else this.#pods.set(attempt, names.add(metadata.name));
       this.#changed();
     });
-    const jobCache = new Cache<JobObject>({ ...options, resource: faceTrainJobs });
+    const jobCache = new Cache<JobObject>({ ...this.#options, resource: faceTrainJobs });
     jobCache.onChange(({ object: { metadata, status }, deleted }) => {
       if (!deleted && (status as FaceTrainJobStatus | undefined)?.phase === 'Running') this.#running.add(metadata.name);
       else this.#running.delete(metadata.name);
@@ -68,44 +97,89 @@ export class BenchCluster {
   }
 
   static async start(nodeCount: number): Promise<BenchCluster> {
-    const plane = await ControlPlane.start();
-    await plane.installCrds();
-    const kubeconfig = await plane.kubeconfig();
-    // Without client limits: the operator is measured, and must not wait for the scheduler.
-    plane.run('kube-scheduler', [
-      '--kubeconfig',
-      kubeconfig,
-      '--leader-elect=false',
-      '--secure-port=0',
-      '--kube-api-qps=5000',
-      '--kube-api-burst=5000',
+    const folder = await mkdtemp(join(tmpdir(), 'facetrain-bench-'));
+    const policy = join(folder, 'audit.yaml');
+    const log = join(folder, 'audit.json');
+    await writeFile(policy, JSON.stringify(POLICY));
+    const plane = await ControlPlane.start([
+      `--audit-policy-file=${policy}`,
+      `--audit-log-path=${log}`,
+      '--audit-log-mode=batch',
+      '--audit-log-batch-max-wait=1s',
+      '--audit-log-batch-throttle-enable=false',
+      '--audit-log-batch-buffer-size=100000',
+      '--disable-admission-plugins=TaintNodesByCondition',
     ]);
-    plane.run('kwok', ['--kubeconfig', kubeconfig, '--config', STAGES, '--manage-all-nodes', '--cidr', POD_NETWORK]);
-    const cluster = new BenchCluster(plane, await ProgressServer.start(plane));
-    for (let i = 0; i < nodeCount; i++) await cluster.#addNode(`node-${i}`);
+    await installOperator(plane);
+    const kubeconfig = await plane.kubeconfig();
+    const common = ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0', ...UNLIMITED];
+    plane.run('kube-scheduler', common);
+    plane.run('kube-controller-manager', [
+      ...common,
+      '--use-service-account-credentials',
+      '--controllers=*',
+      // kwok's nodes renew no lease.
+      '--node-monitor-grace-period=48h',
+    ]);
+    const stages = join(folder, 'kwok.yaml');
+    await writeFile(stages, (await readFile(STAGES, 'utf8')).replaceAll('POD_ADDRESS', POD_ADDRESS));
+    plane.run('kwok', ['--kubeconfig', kubeconfig, '--config', stages, '--manage-all-nodes']);
+    const cluster = new BenchCluster(plane, new AuditLog(log), folder);
+    await inParallel(
+      Array.from({ length: nodeCount }, (_, i) => `node-${i}`),
+      (name) => cluster.#addNode(name),
+    );
+    await cluster.#addClaim();
     return cluster;
   }
 
   async #addNode(name: string): Promise<void> {
-    const capacity = { cpu: '1000', memory: '4Ti', pods: String(PODS_A_NODE) };
-    const status = { capacity, allocatable: capacity, conditions: [{ type: 'Ready', status: 'True' }] };
-    await this.plane.client.post('/api/v1/nodes', { apiVersion: 'v1', kind: 'Node', metadata: { name }, status });
-    // The controller-manager, which is missing here, would remove the taint of a new node.
-    await this.plane.client.patch(nodes, null, name, { spec: { taints: null } });
+    const metadata = { name, labels: { 'kubernetes.io/hostname': name, 'kubernetes.io/os': 'linux' } };
+    const conditions = [{ type: 'Ready', status: 'True' }];
+    const status = { capacity: CAPACITY, allocatable: CAPACITY, conditions };
+    await this.plane.client.post('/api/v1/nodes', { apiVersion: 'v1', kind: 'Node', metadata, status });
+  }
+
+  /** A volume that is bound from the start, so that no job waits for it. */
+  async #addClaim(): Promise<void> {
+    const size = { storage: '1Gi' };
+    const spec = { accessModes: ['ReadWriteMany'], storageClassName: '' };
+    await this.plane.client.post('/api/v1/persistentvolumes', {
+      apiVersion: 'v1',
+      kind: 'PersistentVolume',
+      metadata: { name: CLAIM },
+      spec: { ...spec, capacity: size, hostPath: { path: '/data' }, claimRef: { namespace: NAMESPACE, name: CLAIM } },
+    });
+    await this.plane.client.post(`/api/v1/namespaces/${NAMESPACE}/persistentvolumeclaims`, {
+      apiVersion: 'v1',
+      kind: 'PersistentVolumeClaim',
+      metadata: { name: CLAIM },
+      spec: { ...spec, volumeName: CLAIM, resources: { requests: size } },
+    });
+    await eventually(async () => {
+      const claim = await this.plane.client.get(claims, NAMESPACE, CLAIM);
+      assert.equal(claim.status?.phase, 'Bound');
+    }, 60_000);
   }
 
   /** @returns the created job */
-  apply(name: string, replicas: number): Promise<JobObject> {
+  async apply(name: string, replicas: number): Promise<JobObject> {
+    const progressPort = await this.#progress.portOf(name);
     return this.plane.client.create(faceTrainJobs, NAMESPACE, {
       apiVersion: faceTrainJobs.apiVersion,
       kind: 'FaceTrainJob',
       metadata: { name },
       spec: {
-        dataset: { uri: 'hostpath:///data/faces' },
-        model: { backbone: 'mobilefacenet' },
-        output: { uri: `hostpath:///data/out/${name}` },
-        globalBatchSize: 64,
-        trainers: { replicas, progressPort: this.#progress.port },
+        dataset: { uri: `pvc://${CLAIM}/ms1m` },
+        model: { backbone: 'iresnet50' },
+        output: { uri: `pvc://${CLAIM}/out/${name}` },
+        globalBatchSize: replicas * 16,
+        gang: { mode: 'None' },
+        trainers: {
+          replicas,
+          progressPort,
+          resources: { limits: { 'nvidia.com/gpu': '1' } },
+        },
       },
     });
   }
@@ -159,24 +233,38 @@ export class BenchCluster {
     }));
   }
 
-  /** Creates `count` pods as fast as the server accepts them. @returns the time in milliseconds */
-  async createPlain(templates: object[], count: number): Promise<number> {
+  /**
+   * Creates `count` pods as fast as the server accepts them.
+   *
+   * @returns milliseconds until all exist, and until all run
+   */
+  async createPlain(templates: object[], count: number): Promise<{ created: number; running: number }> {
     const plain = Array.from({ length: count }, (_, i) => {
       const template = templates[i % templates.length] as { metadata: object };
       return { ...template, metadata: { ...template.metadata, name: `plain-${i}` } };
     });
+    const running = new Set<string>();
+    const stop = new AbortController();
+    const cache = new Cache({ ...this.#options, resource: pods, labelSelector: PLAIN });
+    cache.onChange(({ object: { metadata, status } }) => {
+      if (status?.phase === 'Running') running.add(metadata.name);
+      this.#changed();
+    });
+    const watching = cache.run(stop.signal);
+    await cache.synced;
     const start = performance.now();
     await inParallel(plain, (pod) => this.plane.client.create(pods, NAMESPACE, pod));
-    return performance.now() - start;
+    const created = performance.now() - start;
+    const end = await this.#when(() => running.size >= count, `${count} plain pods run`);
+    stop.abort();
+    await watching;
+    return { created, running: end - start };
   }
 
-  /** Deletes these jobs and their children; resolves when their pods are gone. */
+  /** Deletes these jobs; resolves when their pods are gone, which the garbage collector deletes. */
   async remove(jobs: string[]): Promise<void> {
     const names = new Set(jobs);
     await this.#delete(faceTrainJobs, {}, ({ name }) => names.has(name));
-    const childKinds: Resource[] = [services, configMaps, networkPolicies, pods];
-    const isOfJob = ({ labels }: ObjectMeta) => names.has(labels?.[Label.jobName] ?? '');
-    for (const resource of childKinds) await this.#delete(resource, { labelSelector: CHILDREN }, isOfJob);
     await this.#when(
       () =>
         [...this.#pods].every(
@@ -204,6 +292,13 @@ export class BenchCluster {
     await Promise.all(this.#watched);
     await this.#progress.stop();
     await this.plane.stop();
+    await rm(this.#folder, { recursive: true, force: true });
+  }
+
+  /** CPU time that the programs of the control plane have used since their start, in seconds. */
+  async cpuSeconds(): Promise<Record<string, number>> {
+    const times = Object.entries(this.plane.pids).map(async ([name, pid]) => [name, await cpuSecondsOf(pid)] as const);
+    return Object.fromEntries(await Promise.all(times));
   }
 
   async #delete(
@@ -246,77 +341,77 @@ export class BenchCluster {
   }
 }
 
+/** Clock ticks per second of /proc, on every Linux. */
+const TICKS = 100;
+
+async function cpuSecondsOf(pid: number): Promise<number> {
+  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]!.split(' ');
+  return (Number(fields[11]) + Number(fields[12])) / TICKS;
+}
+
+/** Applies deploy/facetrain.yaml without the Deployment, in whose place OperatorProcess runs, and makes NAMESPACE. */
+async function installOperator(plane: ControlPlane): Promise<void> {
+  const documents = (await readFile(join(root, 'deploy', 'facetrain.yaml'), 'utf8')).split('\n---\n');
+  const input = documents.filter((text) => !/^kind: Deployment$/m.test(text)).join('\n---\n');
+  const options = ['--kubeconfig', await plane.kubeconfig(), 'apply', '--server-side', '-f', '-'];
+  execFileSync(join(tools, 'kubectl'), options, { input, stdio: ['pipe', 'ignore', 'inherit'] });
+  await eventually(() => plane.client.raw('/apis/facetrain.dev/v1alpha1/facetrainjobs'), 60_000);
+  await plane.createNamespace(NAMESPACE);
+}
+
+const claims = defineResource<KubernetesObject & { status?: { phase?: string } }>('v1', 'persistentvolumeclaims');
+
 const PLAIN = 'facetrain.dev/bench-plain';
 /** The labels without the one by which the operator would take the pod for its own. */
 const withoutOwner = (labels: Record<string, string> = {}) =>
   Object.fromEntries(Object.entries(labels).filter(([name]) => name !== Label.jobUid));
 const attemptKey = (job: string, attempt: number): string => `${job}/${attempt}`;
 
-/** Answers /v1/progress for every pod, always with step 0. The pod is found by the address of the request. */
-class ProgressServer {
-  readonly #plane: ControlPlane;
-  readonly #jobs = new Map<string, Promise<Progress['job'] | undefined>>();
-  readonly #server: Server;
+/** Answers /v1/progress for rank 0 of each job, always with step 0: a server for each job, with a port of its own. */
+class ProgressServers {
+  /** By the job's name. */
+  readonly #servers = new Map<string, Server>();
+  readonly #jobs = new Map<string, Progress['job']>();
 
-  private constructor(plane: ControlPlane) {
-    this.#plane = plane;
-    this.#server = createServer((request, response) => {
-      const address = request.socket.localAddress!;
-      const known = this.#jobs.get(address) ?? this.#jobAt(address).catch(() => undefined);
-      this.#jobs.set(address, known);
-      void known.then((job) => {
-        if (!job) return response.writeHead(503).end();
-        const noProgress = {
-          imagesPerSecond: null,
-          loss: null,
-          learningRate: null,
-          etaSeconds: null,
-          evaluations: [],
-          checkpoint: null,
-        };
-        const progress: Progress = {
-          schemaVersion: 1,
-          job,
-          stage: 'Loading',
-          step: 0,
-          totalSteps: 100,
-          epoch: 0,
-          activity: 0,
-          ...noProgress,
-        };
-        return response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
-      });
-    });
+  /** From now on this attempt answers. */
+  set(job: Progress['job']): void {
+    this.#jobs.set(job.name, job);
   }
 
-  static async start(plane: ControlPlane): Promise<ProgressServer> {
-    const server = new ProgressServer(plane);
-    await new Promise<void>((resolve) => server.#server.listen(0, '0.0.0.0', resolve));
-    return server;
-  }
-
-  get port(): number {
-    return (this.#server.address() as AddressInfo).port;
+  async portOf(name: string): Promise<number> {
+    const server = this.#servers.get(name) ?? createServer((_, response) => this.#answer(name, response));
+    this.#servers.set(name, server);
+    if (!server.listening) await new Promise<void>((resolve) => server.listen(0, '0.0.0.0', resolve));
+    return (server.address() as AddressInfo).port;
   }
 
   async stop(): Promise<void> {
-    await new Promise<void>((resolve) => {
-      this.#server.close(() => resolve());
-      this.#server.closeAllConnections();
+    const closing = [...this.#servers.values()].map(async (server) => {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
     });
+    await Promise.all(closing);
   }
 
-  async #jobAt(address: string): Promise<Progress['job'] | undefined> {
-    const { items } = await this.#plane.client.list(
-      pods as Resource,
-      null,
-      { fieldSelector: `status.podIP=${address}`, labelSelector: CHILDREN },
-      true,
-    );
-    const labels = items?.[0]?.metadata.labels;
-    return (
-      labels && { name: labels[Label.jobName]!, uid: labels[Label.jobUid]!, attempt: Number(labels[Label.attempt]) }
-    );
+  #answer(name: string, response: ServerResponse): void {
+    const job = this.#jobs.get(name);
+    if (!job) return void response.writeHead(503).end();
+    const progress: Progress = {
+      schemaVersion: 1,
+      job,
+      stage: 'Loading',
+      step: 0,
+      totalSteps: 100,
+      epoch: 0,
+      activity: 0,
+      imagesPerSecond: null,
+      loss: null,
+      learningRate: null,
+      etaSeconds: null,
+      evaluations: [],
+      checkpoint: null,
+    };
+    response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
   }
 }
 

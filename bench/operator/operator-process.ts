@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { type ControlPlane, freePorts } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { root } from '../../hack/lib/paths.mjs';
-import { NAMESPACE } from './kwok-cluster.ts';
+import { OPERATOR } from './kwok-cluster.ts';
 
 const FOLDER = join(root, 'operator');
 /** The bundle of the image; hack/bench.mjs builds it. */
@@ -36,7 +36,7 @@ export class OperatorProcess {
    */
   static async start(plane: ControlPlane, nodeOptions: string[] = []): Promise<OperatorProcess> {
     const [port] = await freePorts(1);
-    const { folder, env } = await plane.serviceAccount(NAMESPACE);
+    const { folder, env } = await plane.serviceAccount(OPERATOR.namespace, OPERATOR.account);
     const args = ['--image', 'registry.example/trainer:1', '--service-account', folder, '--health-port', String(port)];
     const child = spawn(process.execPath, [...(await imageOptions()), ...nodeOptions, PROGRAM, ...args], {
       stdio: ['ignore', 'ignore', 'inherit'],
@@ -55,6 +55,12 @@ export class OperatorProcess {
 
   async isLeading(): Promise<boolean> {
     return (await this.#metrics()).some(({ name, value }) => name === 'leader_election_master_status' && value === 1);
+  }
+
+  /** How many reconciles have ended, of any result. */
+  async reconciles(): Promise<number> {
+    const all = (await this.#metrics()).filter(({ name }) => name === 'controller_runtime_reconcile_total');
+    return all.reduce((sum, { value }) => sum + value, 0);
   }
 
   async usage(): Promise<Usage> {

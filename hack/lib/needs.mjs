@@ -53,7 +53,7 @@ export const arm64 = ['native', 'arm64'];
 export const cuda = ['native', 'cuda-compile-only'];
 
 /** For `npm run bench -- operator`. */
-export const operatorBenchmark = [...controlPlane, 'kube-scheduler', 'kwok'];
+export const operatorBenchmark = [...cluster, 'kubectl', 'kwok'];
 
 /** For all of `npm test`. */
 export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...arm64, ...cuda])];

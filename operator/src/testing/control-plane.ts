@@ -10,7 +10,7 @@ import { closeSync, existsSync, openSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { parse } from 'yaml';
 import { root, tools } from '../../../hack/lib/paths.mjs';
 import { Client } from '../runtime/client.ts';
@@ -162,13 +162,33 @@ export class ControlPlane {
     return file;
   }
 
-  /** @returns what a kubelet would give a pod: a folder with the token, and variables with the server's address */
-  async serviceAccount(namespace: string): Promise<{ folder: string; env: Record<string, string> }> {
+  /**
+   * @param account a ServiceAccount of the namespace; by default the token is the administrator's
+   * @returns what a kubelet would give a pod: a folder with the token, and variables with the server's address
+   */
+  async serviceAccount(namespace: string, account?: string): Promise<{ folder: string; env: Record<string, string> }> {
     const folder = await mkdtemp(join(this.#folder, 'service-account-'));
-    for (const [name, text] of Object.entries({ token: this.token, 'ca.crt': this.ca, namespace }))
+    const token = account === undefined ? this.token : await this.#tokenOf(namespace, account);
+    for (const [name, text] of Object.entries({ token, 'ca.crt': this.ca, namespace }))
       await writeFile(join(folder, name), text);
     const { hostname, port } = new URL(this.server);
     return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
+  }
+
+  async #tokenOf(namespace: string, account: string): Promise<string> {
+    const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`;
+    const request = {
+      apiVersion: 'authentication.k8s.io/v1',
+      kind: 'TokenRequest',
+      spec: { expirationSeconds: 86_400 },
+    };
+    const { status } = await this.client.post<{ status: { token: string } }>(path, request);
+    return status.token;
+  }
+
+  /** Process ids of the programs that run, by their names. */
+  get pids(): Record<string, number> {
+    return Object.fromEntries(this.#processes.map(({ spawnfile, pid }) => [basename(spawnfile), pid!]));
   }
 
   /** Starts one more program, until `stop`. Its output goes to a log in the temporary folder. */
