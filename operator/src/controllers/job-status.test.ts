@@ -961,3 +961,14 @@ test('nodes, claims and events that cannot be listed keep no job from being run'
   await ns.applyFaceTrainJob('faces');
   await ns.waitForPods('faces-0-0', 'faces-0-1');
 });
+
+test('that all pods have a node is written no sooner than a second after the last status', async (t) => {
+  const ns = await open(t, 'admitted');
+  const begun = performance.now();
+  await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
+  await ns.waitForPods('faces-0-0');
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted')) ?? '', /^Unschedulable: /));
+  await ns.schedule('faces-0-0', 'node-1');
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /));
+  assert(performance.now() - begun >= 1_000);
+});

@@ -12,6 +12,7 @@ import type { JobKind } from '@facetrain/planner/names';
 import type { ChildObject } from '@facetrain/planner/objects';
 import type { JobIdentity, ObservedObject, RefusedChild } from '@facetrain/planner/observed';
 import type { Action, Plan } from '@facetrain/planner/plan';
+import { ConditionType } from '@facetrain/planner/reasons';
 import type { Logger } from 'pino';
 import { ApiError, isApiError, isRefusal } from '../runtime/api-error.ts';
 import type { Cache } from '../runtime/cache.ts';
@@ -26,8 +27,8 @@ import { identityOf, observeObject } from './observe.ts';
 import { type JobObject, resourceOf } from './resources.ts';
 
 /**
- * A status that differs from the last one in counts and messages alone is written at most this often. While the pods of
- * a gang start or end, each of them changes a count.
+ * A status that differs from the last one in counts, messages and the condition Admitted alone is written at most this
+ * often. While the pods of a gang start or end, each of them changes a count, and Admitted is followed by Running.
  */
 const DETAIL_MILLISECONDS = 1_000;
 /** Requests for one job that are under way at the same time. */
@@ -239,9 +240,9 @@ export class Executor {
     if ((conditions ?? trainers) === undefined || Object.keys(others).length > 0) return 0;
     // A rank that has succeeded is remembered at once: its pod may be removed at any time.
     if ((trainers as { completedRanks?: unknown } | undefined)?.completedRanks !== undefined) return 0;
-    const withoutMessages = ({ conditions: all = [] }: JobStatus) =>
-      all.map(({ message: _, ...condition }) => condition);
-    if (!isDeepStrictEqual(withoutMessages(before), withoutMessages(after))) return 0;
+    const withoutDetails = ({ conditions: all = [] }: JobStatus) =>
+      all.flatMap(({ message: _, ...condition }) => (condition.type === ConditionType.admitted ? [] : [condition]));
+    if (!isDeepStrictEqual(withoutDetails(before), withoutDetails(after))) return 0;
     return (this.#writtenAt.get(uid) ?? -Infinity) + DETAIL_MILLISECONDS - performance.now();
   }
 

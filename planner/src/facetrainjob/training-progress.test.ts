@@ -160,6 +160,16 @@ describe('progress is written', () => {
   }
 });
 
+test('the first progress of an attempt is written at once if it shows work, else after 10 s', () => {
+  const loading = progress(0, { activity: 0 });
+  const early = plan(RUNNING, loading, 4);
+  assert.equal(early.status, RUNNING);
+  assert.equal(early.requeueAfterSeconds, 6);
+  assert.partialDeepStrictEqual(plan(RUNNING, loading, 10).status, { progress: { step: 0, totalSteps: 1000 } });
+  for (const worked of [progress(0, { activity: 1 }), progress(1)])
+    assert.partialDeepStrictEqual(plan(RUNNING, worked, 4).status, { progress: { step: worked.step } });
+});
+
 test('a heartbeat is not before the start that a leader with a clock ahead has written', () => {
   const status = { ...RUNNING, attemptStartTime: at(130) };
   const first = plan(status, progress(100), 100).status;

@@ -3,8 +3,8 @@
  *
  * The status holds `activity`, the trainer's counter when it was last written, and `lastHeartbeatTime`, when the
  * counter was last observed to change. Progress alone is written at most every 10 s. It is written at once with a new
- * checkpoint, evaluation or damaged checkpoint, with the first progress of an attempt, at the last step, and with any
- * other change of the status.
+ * checkpoint, evaluation or damaged checkpoint, with the first work of an attempt, at the last step, and with any other
+ * change of the status.
  */
 import { isDeepStrictEqual } from 'node:util';
 import {
@@ -59,14 +59,15 @@ export function progressOf(
   });
   if (isDeepStrictEqual(latest, compact<ProgressStatus>(old))) return { latest: old, dueInSeconds: null };
 
+  const isFirst = !isFromAttempt(progress, view.startedAt);
   const urgent =
-    !isFromAttempt(progress, view.startedAt) ||
+    (isFirst && (observed.activity > 0 || observed.step > 0)) ||
     !isDeepStrictEqual(latest.checkpoint, checkpoint) ||
     !isDeepStrictEqual(latest.damagedCheckpoints, damagedCheckpoints) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
-    (observed.step === observed.totalSteps && progress.step !== observed.step);
+    (observed.step === observed.totalSteps && progress?.step !== observed.step);
   // A leader whose clock was ahead may have written a time that is yet to come.
-  const age = urgent ? 0 : Math.max(0, secondsSince(progress.lastHeartbeatTime, view.now));
+  const age = Math.max(0, secondsSince(isFirst ? view.startedAt : progress.lastHeartbeatTime, view.now));
   return { latest, dueInSeconds: urgent ? 0 : Math.max(0, WRITE_INTERVAL_SECONDS - age) };
 }
 
