@@ -37,7 +37,7 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 
 --model M.onnx      another FP32 model
 --threads N         for one picture; default 1
---isa SET           of our INT7: auto (default), portable, avx2, avx512vnni
+--isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot
 --rounds N          turns of five pictures; default 15 for MobileFaceNet, 4 to 5 for others
 --layers            also GMAC/s of each step of our runtime
 --reference PYTHON  the Python that has ncnn; none: without ncnn
@@ -210,7 +210,7 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
 }
 
 function best(): InstructionSet {
-  return (['avx512vnni', 'avx2', 'portable'] as const).find((name) => peaks[name] !== undefined)!;
+  return (['avx512vnni', 'avx2', 'neondot', 'neon', 'portable'] as const).find((name) => peaks[name] !== undefined)!;
 }
 
 async function printLayers(model: Int7Model, picture: Pictures): Promise<void> {

@@ -37,6 +37,14 @@ target_link_options(c_api_static_test PRIVATE -static)
 add_test(NAME facetrain_int7_needs COMMAND ${CMAKE_COMMAND} -DOBJDUMP=${CMAKE_OBJDUMP}
   -DLIBRARY=$<TARGET_FILE:facetrain_int7_shared> -P ${CMAKE_CURRENT_LIST_DIR}/CheckInt7Library.cmake)
 
+# The emulator's own processor has all that ARM has; a Cortex-A53 is ARMv8.0 and nothing more.
+if(CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR STREQUAL "aarch64")
+  add_test(NAME int7_test_armv8.0
+    COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} -cpu cortex-a53 $<TARGET_FILE:int7_test>)
+  set_tests_properties(int7_test PROPERTIES ENVIRONMENT "FACETRAIN_ISAS=portable neon neondot")
+  set_tests_properties(int7_test_armv8.0 PROPERTIES ENVIRONMENT "FACETRAIN_ISAS=portable neon")
+endif()
+
 # The reader, with sanitizers, on damaged files. An emulator of another processor does not run them.
 if(NOT CMAKE_CROSSCOMPILING)
   add_executable(onnx_reader_sanitized int7/onnx_reader.cc int7/onnx_reader_test.cc)

@@ -10,7 +10,6 @@
 #include "int7/onnx_reader.h"
 #include "int7/runtime.h"
 
-using facetrain::Isa;
 using facetrain::ThreadPool;
 using facetrain::int7::OnnxModel;
 using facetrain::int7::read_onnx;
@@ -138,8 +137,7 @@ ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info) 
     info->mean[c] = static_cast<float>(loaded.mean[c]);
     info->std[c] = static_cast<float>(loaded.std[c]);
   }
-  const Isa isa = facetrain::best_isa();
-  info->instruction_set = isa == Isa::avx512vnni ? "avx512vnni" : isa == Isa::avx2 ? "avx2" : "portable";
+  info->instruction_set = facetrain::name_of(facetrain::best_isa());
   last_error.clear();
   return FT_INT7_OK;
 }

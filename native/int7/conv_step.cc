@@ -189,25 +189,26 @@ class ConvStep final : public Step {
       }
       panel.bias[o] = without_zero(layer_.bias[channel + o], sum);
     }
-    panel.chunk = kernels_.int16_sums ? safe_chunk(panel, width) : panel.steps;
+    panel.chunk = kernels_.int16_products > 0 ? safe_chunk(panel, width, kernels_.int16_products) : panel.steps;
     panels_.push_back(std::move(panel));
   }
 
-  // The number of steps whose products of two neighboring bytes an int16 holds, whatever the input: counted anew from
-  // every segment's start on.
-  static int safe_chunk(const Panel& panel, int width) {
+  // The number of steps whose products of `together` neighboring bytes an int16 holds, whatever the input: counted anew
+  // from every segment's start on.
+  static int safe_chunk(const Panel& panel, int width, int together) {
+    const int sums = width * 4 / together;
     int chunk = std::min(panel.steps, kLongestChunk);
-    for (; chunk > 2; --chunk) {
+    for (; chunk > kInt16Weights / kLargestOperand / together; --chunk) {
       bool safe = true;
       for (size_t segment = 0; segment < panel.segments.size() && safe; ++segment) {
         for (int start = 0; start < panel.steps && safe; start += chunk) {
           const int8_t* w = panel.weights.data() + (segment * panel.steps + start) * width * 4;
           const int steps = std::min(chunk, panel.steps - start);
-          for (int pair = 0; pair < width * 2 && safe; ++pair) {
+          for (int sum = 0; sum < sums && safe; ++sum) {
             int up = 0, down = 0;
             for (int step = 0; step < steps; ++step) {
-              for (int i = 0; i < 2; ++i) {
-                const int value = w[(step * width * 2 + pair) * 2 + i];
+              for (int i = 0; i < together; ++i) {
+                const int value = w[(step * sums + sum) * together + i];
                 (value > 0 ? up : down) += std::abs(value);
               }
             }
@@ -294,7 +295,7 @@ class DepthwiseStep final : public Step {
         weights_[int64_t{c / wide} * wide * taps + group * together + i % together] = w;
       }
       bias_[c] = without_zero(layer_.bias[c], sum);
-      if (kernels_.int16_sums) chunk_ = std::min(chunk_, safe_chunk(c));
+      if (kernels_.int16_products > 0) chunk_ = std::min(chunk_, safe_chunk(c));
     }
   }
 

@@ -49,7 +49,7 @@ typedef struct ft_int7_info {
   int64_t output_size;             /* numbers of an embedding, which is not normalized */
   /* The bytes are mapped by the library. The file's own range, for information: its input is (byte - mean) / std. */
   float mean[4], std[4];
-  /* Of this machine that the model uses: avx512vnni, avx2 or portable. Static; must not be freed. */
+  /* Of this machine that the model uses: avx512vnni, avx2, neondot, neon or portable. Static; must not be freed. */
   const char* instruction_set;
 } ft_int7_info;
 

@@ -2,8 +2,10 @@
 // machine: networks of single layers in awkward sizes, random networks, and the largest possible sums.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <random>
+#include <string>
 
 #include "int7/exact.h"
 #include "int7/runtime.h"
@@ -164,7 +166,7 @@ void compare(const Network& network, const char* what, int byte = -1) {
   std::vector<uint8_t> picture(network.tensors[0].size());
   for (auto& value : picture) value = static_cast<uint8_t>(byte < 0 ? random_int(0, 255) : byte);
   const std::vector<float> expected = expected_output(network, picture);
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni}) {
+  for (const Isa isa : kIsas) {
     if (!supported(isa)) continue;
     const Runtime runtime(network, isa);
     // On threads, of which some may have no part of a step.
@@ -181,8 +183,7 @@ void compare(const Network& network, const char* what, int byte = -1) {
       std::vector<float> actual(runtime.output_size());
       runtime.run(context, picture.data(), actual.data());
       if (actual != expected) {
-        test::fail(__FILE__, __LINE__) << what << ": instruction set " << static_cast<int>(isa) << ", run " << repeat
-                                       << "\n";
+        test::fail(__FILE__, __LINE__) << what << ": " << name_of(isa) << ", run " << repeat << "\n";
         return;
       }
     }
@@ -253,6 +254,30 @@ void test_extremes() {
           w = static_cast<int8_t>(sign == 0 ? (random_int(0, 1) ? 63 : -63) : sign * 63);
         compare(network, "extremes", byte);
       }
+    }
+  }
+}
+
+// Every chunk length that weights can prove: 258 / w products of the weight w, and 127 times their sum is up to 32766.
+void test_int16_bounds() {
+  for (int w = 1; w <= 63; ++w) {
+    for (const int sign : {-1, 1}) {
+      Builder b(w < 5 ? 2100 / w : 520, 2, 2);
+      b.conv(0, shape_of(17, 1, 1, 1, 0));
+      Network dense = b.finish();
+      for (auto& weight : dense.layers[0].weights) weight = static_cast<int8_t>(sign * w);
+      // Of one output channel: the longest run, and one weight more that the same int16 does not hold.
+      const int64_t inputs = dense.layers[0].shape.group_in();
+      for (int64_t i = 0; i < inputs; ++i) {
+        const int64_t product = i / 4;
+        dense.layers[0].weights[i] = static_cast<int8_t>(product < 258 / w ? sign * w : i % 3);
+      }
+      compare(dense, "an int16 of a convolution is full", 255);
+      Builder by_channel(20, 9, 9);
+      by_channel.conv(0, shape_of(20, 20, 9, 1, 4));
+      Network depthwise = by_channel.finish();
+      for (auto& weight : depthwise.layers[0].weights) weight = static_cast<int8_t>(sign * w);
+      compare(depthwise, "an int16 of a depthwise convolution is full", 255);
     }
   }
 }
@@ -431,6 +456,20 @@ void test_error_on_threads() {
   CHECK_THROWS(runtime.run(context, picture.data(), output.data(), pool), std::runtime_error, "from outside");
 }
 
+// In an emulator the processor is known, so a test would otherwise not notice that it compares fewer kernels.
+// FACETRAIN_ISAS: the names of all that it has.
+void test_instruction_sets() {
+  const char* expected = std::getenv("FACETRAIN_ISAS");
+  if (expected == nullptr) return;
+  std::string found;
+  for (const Isa isa : kIsas) {
+    if (!supported(isa)) continue;
+    if (!found.empty()) found += ' ';
+    found += name_of(isa);
+  }
+  CHECK_EQ(found, std::string(expected));
+}
+
 void test_refusals() {
   Builder b(3, 4, 4);
   Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
@@ -453,11 +492,13 @@ int main() {
   test_exact_multipliers();
   test_convolutions();
   test_extremes();
+  test_int16_bounds();
   test_stages();
   test_division();
   test_random_networks();
   test_real_tensors();
   test_error_on_threads();
   test_refusals();
+  test_instruction_sets();
   return TEST_RESULT();
 }

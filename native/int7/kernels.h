@@ -17,14 +17,15 @@ inline constexpr int kVector = 16;       // channels that tensors are padded to
 inline constexpr int kBlock = 64;        // channels that a call for a depthwise convolution computes
 inline constexpr int kTilePixels = 24;   // pixels that any tile computes at most
 inline constexpr int kOperandZero = 64;  // the byte of the integer 0 in a tensor that a convolution multiplies
-// The unsigned byte reaches 127 and a weight 63, so this bound on a sum of weights of one sign keeps a sum of products
-// within an int16.
+// The byte reaches 127, so this bound on a sum of weights of one sign keeps a sum of products within an int16: four
+// products of weights of 63. Without the 64 eight would fit (EasyQuant, arXiv 2006.16669, section 3.4), and weights of
+// both signs might add up to 520; here those of each sign may add up to 258, nearly the same for real filters.
 inline constexpr int kInt16Weights = 32767 / 127;
 
 // Sums of P pixels for V * 16 output channels (P and V belong to the function): sums [P][V * 16] = bias [V * 16] + sum
 // over segments and steps of four bytes * four weights. Segment s of pixel p begins at x + segments[s] + p *
 // pixel_stride and has 4 * `steps` bytes. Weights [segment][step][V * 16][4]. `chunk`: steps whose sums fit an int16
-// (AVX2 alone).
+// (AVX2 and NEON alone).
 using ConvTile = void (*)(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
                           const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums);
 
@@ -91,7 +92,7 @@ struct Kernels {
   int depthwise_taps, depthwise_lanes;
   Depthwise depthwise;
   Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
-  bool int16_sums;         // whether it sums products in int16, so that `chunk` matters
+  int int16_products;      // that a tile's step adds to one int16; 0: sums are int32, and `chunk` does not matter
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);
@@ -101,6 +102,9 @@ const Kernels& portable_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512vnni_kernels();
+#elif defined(__aarch64__)
+const Kernels& neon_kernels();
+const Kernels& neondot_kernels();
 #endif
 const Kernels& kernels_for(Isa isa);
 

@@ -146,7 +146,7 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   kernels.depthwise_taps = 2;
   kernels.depthwise_lanes = 2;
   kernels.depthwise = depthwise;
-  kernels.int16_sums = true;
+  kernels.int16_products = 2;
   kernels.epilogue = epilogue_of<Vector>;
   kernels.bare_products = bare_products;
   return kernels;

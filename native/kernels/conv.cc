@@ -1,5 +1,10 @@
 #include "kernels/conv.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <algorithm>
 
 #include "kernels/clones.h"
@@ -39,6 +44,22 @@ void depthwise_pixel_portable(const int8_t* const* taps, int tap_count, int chan
   }
 }
 
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512vnni:
+      return "avx512vnni";
+    case Isa::neon:
+      return "neon";
+    case Isa::neondot:
+      return "neondot";
+    case Isa::portable:
+      break;
+  }
+  return "portable";
+}
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   // What CMakeLists.txt compiles int7/kernels_avx512vnni.cc for.
@@ -48,14 +69,23 @@ bool supported(Isa isa) {
            __builtin_cpu_supports("avx512vnni");
   }
   if (isa == Isa::avx2) return __builtin_cpu_supports("avx2");
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;
+#if defined(__linux__)
+  if (isa == Isa::neondot) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
 #endif
   return isa == Isa::portable;
 }
 
 Isa best_isa() {
-  static const Isa best = supported(Isa::avx512vnni) ? Isa::avx512vnni
-                          : supported(Isa::avx2)     ? Isa::avx2
-                                                     : Isa::portable;
+  static const Isa best = [] {
+    Isa found = Isa::portable;
+    for (const Isa isa : kIsas) {
+      if (supported(isa)) found = isa;
+    }
+    return found;
+  }();
   return best;
 }
 

@@ -38,9 +38,14 @@ static_assert(kLargestFilter * kLargestOperand * kLargestOperand + kLargestBias 
 // run() with weights of w + 64, and the sum that it subtracts for them.
 static_assert(kLargestFilter * kLargestOperand * (kLargestOperand + 64) <= INT32_MAX);
 
-// Instruction sets that have their own kernel. `portable` runs on every machine.
-enum class Isa { portable, avx2, avx512vnni };
+// Instruction sets that have their own kernel, the better ones of a processor last. `portable` runs on every machine;
+// `neondot` is NEON with the dot product of ARMv8.2. In this folder `portable` computes for ARM too: only int7/ has
+// kernels for it.
+enum class Isa { portable, avx2, avx512vnni, neon, neondot };
+inline constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512vnni, Isa::neon, Isa::neondot};
 
+// The name in lower case, as it is above.
+const char* name_of(Isa isa);
 // Whether this machine has the instruction set.
 bool supported(Isa isa);
 // The fastest that this machine supports.

@@ -55,7 +55,7 @@ void compare_conv(const ConvShape& shape, const std::vector<int8_t>& x, const st
   reference::conv(shape, x.data(), weights.data(), bias.data(), expected.data());
   expected = channels_last(expected, shape.out_channels, area);
   auto x_last = channels_last(x, shape.in_channels, shape.in_height * shape.in_width);
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512vnni}) {
+  for (const Isa isa : kIsas) {
     if (!supported(isa)) continue;
     const Conv conv(shape, weights.data(), isa);
     std::vector<int32_t> actual(expected.size());

@@ -341,18 +341,17 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
 // 'auto' or the name of an instruction set, which must be supported.
 Isa isa_from(const Napi::Value& value) {
   const std::string name = value.As<Napi::String>();
-  if (name == "portable") return Isa::portable;
-  if (name == "avx2") return Isa::avx2;
-  if (name == "avx512vnni") return Isa::avx512vnni;
+  for (const Isa isa : kIsas) {
+    if (name == name_of(isa)) return isa;
+  }
   return best_isa();
 }
 
 // instructionSets() -> {portable: 0, avx2: GMAC/s of its products alone, ...}, those that this machine supports
 Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
   Napi::Object result = Napi::Object::New(info.Env());
-  for (const char* name : {"portable", "avx2", "avx512vnni"}) {
-    const Isa isa = isa_from(Napi::String::New(info.Env(), name));
-    if (supported(isa)) result.Set(name, int7::measure_peak(isa) / 1e9);
+  for (const Isa isa : kIsas) {
+    if (supported(isa)) result.Set(name_of(isa), int7::measure_peak(isa) / 1e9);
   }
   return result;
 }

@@ -47,8 +47,8 @@ export interface SearchResult {
   layers: LayerResult[];
 }
 
-/** The instruction sets that the INT7 runtime has kernels for. */
-export type InstructionSet = 'portable' | 'avx2' | 'avx512vnni';
+/** The instruction sets that the INT7 runtime has kernels for (native/kernels/conv.h). */
+export type InstructionSet = 'portable' | 'avx2' | 'avx512vnni' | 'neon' | 'neondot';
 
 /** What a step of the INT7 runtime takes: a layer with the layers that follow in the same pass. */
 export interface LayerTime {
