@@ -38,6 +38,13 @@ export const LossScale = z.object({
 });
 export type LossScale = z.infer<typeof LossScale>;
 
+/** Running values of the margin AdaFace (NormStatistics of native/pfc/margin.h). */
+export const NormStatistics = z.object({
+  normMean: z.number().positive(),
+  normDeviation: z.number().min(0),
+});
+export type NormStatistics = z.infer<typeof NormStatistics>;
+
 /** What both versions have. */
 const common = {
   job: z.object({ name: z.string(), uid: z.string() }),
@@ -112,7 +119,7 @@ export const CheckpointManifest = z.object({
         'convolutions in tf32 on a GPU.',
     ),
   lossScale: LossScale.optional().describe('Of precision fp16.'),
-  margin: z.record(name, z.number()).optional().describe('Running values of the margin.'),
+  margin: z.record(name, z.number()).optional().describe('Running values of the margin; of AdaFace NormStatistics.'),
   retired: stored
     .extend({ file: z.string(), count: z.int().positive() })
     .optional()

@@ -26,8 +26,10 @@ import {
 } from './job-fields.ts';
 import { channelOrder, modelInput, QuantizeTemplate } from './quantizejob.ts';
 import {
+  adaptiveMargin,
   backbone,
   blocks,
+  concentration,
   cosine,
   embeddingDim,
   epochs,
@@ -157,12 +159,22 @@ const margin = rules(
   section(
     {
       type: z
-        .enum(['CosFace', 'ArcFace', 'Combined'])
+        .enum(['CosFace', 'ArcFace', 'Combined', 'SphereFace', 'AdaFace'])
         .default('CosFace')
-        .describe('CosFace: cos θ − m3. ArcFace: cos(θ + m2). Combined: cos(m1·θ + m2) − m3.'),
+        .describe(
+          'What becomes of cos θ of a picture and its own class. CosFace: cos θ − m3. ArcFace: cos(θ + m2). ' +
+            'Combined: cos(m1·θ + m2) − m3. SphereFace: (−1)^k cos(m1·θ) − 2k with k = ⌊m1·θ / π⌋, which falls over ' +
+            'all angles (arXiv 1704.08063, with features of fixed length as in arXiv 2109.05565). AdaFace (arXiv ' +
+            '2204.00964): cos(θ − m·q) − (m + m·q), where the quality q of a picture, −1 to 1, is h times its ' +
+            'distance in deviations from the mean length of features; mean and deviation follow the batches of all ' +
+            'trainers and are saved in checkpoints.',
+        ),
       m1: m1
         .optional()
-        .describe(`Multiplicative angular margin, Combined only; absent: ${DEFAULT_MARGINS.Combined.m1}.`),
+        .describe(
+          `Multiplicative angular margin, Combined (absent: ${DEFAULT_MARGINS.Combined.m1}) and SphereFace (absent: ` +
+            `${DEFAULT_MARGINS.SphereFace.m1}, for which scale 30 fits).`,
+        ),
       m2: m2
         .optional()
         .describe(
@@ -175,27 +187,36 @@ const margin = rules(
           `Additive cosine margin, CosFace (absent: ${DEFAULT_MARGINS.CosFace.m3}) and ` +
             `Combined (absent: ${DEFAULT_MARGINS.Combined.m3}).`,
         ),
+      m: adaptiveMargin.optional().describe(`Margin, AdaFace only; absent: ${DEFAULT_MARGINS.AdaFace.m}.`),
+      h: concentration
+        .optional()
+        .describe(`Concentration of qualities, AdaFace only; absent: ${DEFAULT_MARGINS.AdaFace.h}.`),
     },
     'The margin between identities.',
   ),
   [
     {
-      cel: "!has(self.m1) || self.type == 'Combined'",
-      message: 'm1 is for type Combined',
-      check: (value) => value.m1 === undefined || value.type === 'Combined',
+      cel: "!has(self.m1) || self.type == 'Combined' || self.type == 'SphereFace'",
+      message: 'm1 is for types Combined and SphereFace',
+      check: (value) => value.m1 === undefined || value.type === 'Combined' || value.type === 'SphereFace',
       path: ['m1'],
     },
     {
-      cel: "!has(self.m2) || self.type != 'CosFace'",
+      cel: "!has(self.m2) || self.type == 'ArcFace' || self.type == 'Combined'",
       message: 'm2 is for types ArcFace and Combined',
-      check: (value) => value.m2 === undefined || value.type !== 'CosFace',
+      check: (value) => value.m2 === undefined || value.type === 'ArcFace' || value.type === 'Combined',
       path: ['m2'],
     },
     {
-      cel: "!has(self.m3) || self.type != 'ArcFace'",
+      cel: "!has(self.m3) || self.type == 'CosFace' || self.type == 'Combined'",
       message: 'm3 is for types CosFace and Combined',
-      check: (value) => value.m3 === undefined || value.type !== 'ArcFace',
+      check: (value) => value.m3 === undefined || value.type === 'CosFace' || value.type === 'Combined',
       path: ['m3'],
+    },
+    {
+      cel: "(!has(self.m) && !has(self.h)) || self.type == 'AdaFace'",
+      message: 'm and h are for type AdaFace',
+      check: (value) => (value.m === undefined && value.h === undefined) || value.type === 'AdaFace',
     },
     {
       cel: "!has(self.type) || self.type != 'Combined' || has(self.m1) || has(self.m2) || has(self.m3)",
@@ -209,6 +230,14 @@ const margin = rules(
 const loss = section(
   {
     margin,
+    gradient: z
+      .enum(['Exact', 'StraightThrough'])
+      .default('Exact')
+      .describe(
+        'Exact: the gradient of the loss, margin included. StraightThrough: as if the margin were a number that is ' +
+          'added to cos θ, as insightface and OpenSphere compute it; the loss of a step is the same. With CosFace the ' +
+          'two are equal. With the others, Exact weights a picture’s pull to its class by the slope of its margin.',
+      ),
     scale: scale.default(64).describe('Scale of the logits, s.'),
     sampleRate: sampleRate
       .default(1)

@@ -16,6 +16,12 @@ export const m1 = z.number().min(0.1).max(4);
 export const m2 = z.number().min(0).max(1.5);
 /** Additive cosine margin. */
 export const m3 = z.number().min(0).max(1);
+/** AdaFace's margin. */
+export const adaptiveMargin = z.number().min(0).max(1);
+/** AdaFace's concentration of qualities. */
+export const concentration = z.number().min(0).max(10);
+/** Whether the target's gradient is that of the margin, or of its cosine alone; manifests have these names as words. */
+export const gradient = z.enum(['exact', 'straightThrough']);
 /** Scale s of the logits. */
 export const scale = z.number().gt(0).max(512);
 export const sampleRate = z.number().gt(0).max(1);

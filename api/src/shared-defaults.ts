@@ -12,12 +12,15 @@ export const DEFAULT_MOBILEFACENET_WIDTH = 2;
 /**
  * Margins by type, of the logit cos(m1·θ + m2) − m3. A type ignores the parameters of other types; here they have
  * the values that change nothing. CosFace (arXiv 1801.09414) and ArcFace (arXiv 1801.07698) have the values that
- * insightface trains with. Combined has no margin by default, so a manifest must set one.
+ * insightface trains with, SphereFace that of OpenSphere, by the authors of arXiv 2109.05565, and AdaFace (arXiv
+ * 2204.00964) those of its paper. Combined has no margin by default, so a manifest must set one.
  */
 export const DEFAULT_MARGINS = {
-  CosFace: { m1: 1, m2: 0, m3: 0.4 },
-  ArcFace: { m1: 1, m2: 0.5, m3: 0 },
-  Combined: { m1: 1, m2: 0, m3: 0 },
+  CosFace: { m1: 1, m2: 0, m3: 0.4, m: 0, h: 0 },
+  ArcFace: { m1: 1, m2: 0.5, m3: 0, m: 0, h: 0 },
+  Combined: { m1: 1, m2: 0, m3: 0, m: 0, h: 0 },
+  SphereFace: { m1: 1.5, m2: 0, m3: 0, m: 0, h: 0 },
+  AdaFace: { m1: 1, m2: 0, m3: 0, m: 0.4, h: 0.333 },
 } as const;
 
 /**

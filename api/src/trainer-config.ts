@@ -6,14 +6,17 @@
  */
 import { z } from 'zod';
 import {
+  adaptiveMargin,
   backbone,
   blocks,
   computeThreads,
+  concentration,
   cosine,
   embeddingDim,
   epochs,
   everyEpochs,
   globalBatchSize,
+  gradient,
   gradientClipNorm,
   inputMean,
   inputStd,
@@ -47,19 +50,28 @@ import { ObjectStorePlace } from './storage.ts';
 /** Here "off" is null, so 0 is refused. */
 const positive = <T extends z.ZodNumber>(range: T) => range.gt(0);
 
-/** The margin of the logits. All three parameters are set; those that the type does not use change nothing. */
+/** The margin of the logits. All parameters are set; those that the type does not use change nothing. */
 export const Margin = z.strictObject({
   type: z
-    .enum(['cosface', 'arcface', 'combined'])
-    .describe('cosface: cos θ − m3. arcface: cos(θ + m2). combined: cos(m1·θ + m2) − m3.'),
-  m1: m1.describe('Multiplicative angular margin (SphereFace); used by combined.'),
+    .enum(['cosface', 'arcface', 'combined', 'sphereface', 'adaface'])
+    .describe(
+      'cosface: cos θ − m3. arcface: cos(θ + m2). combined: cos(m1·θ + m2) − m3. sphereface: (−1)^k cos(m1·θ) − 2k, ' +
+        'k = ⌊m1·θ / π⌋. adaface: cos(θ − m·q) − (m + m·q), with q from the length of the feature.',
+    ),
+  m1: m1.describe('Multiplicative angular margin; used by combined and sphereface.'),
   m2: m2.describe('Additive angular margin in radians (ArcFace); used by arcface and combined.'),
   m3: m3.describe('Additive cosine margin (CosFace); used by cosface and combined.'),
+  // With defaults, because reports of former versions have a configuration without them.
+  m: adaptiveMargin.default(0).describe('Margin of adaface.'),
+  h: concentration.default(0).describe('Concentration of adaface: q is h deviations from the mean length, at most 1.'),
 });
 export type Margin = z.infer<typeof Margin>;
 
 const Loss = z.strictObject({
   margin: Margin,
+  gradient: gradient
+    .default('exact')
+    .describe('straightThrough: the gradient of the target is that of cos θ, without the margin.'),
   scale: scale.describe('Scale s of the logits.'),
   sampleRate: sampleRate.describe(
     'Sample rate r of Partial FC: the fraction of negative class centres scored in a step.',

@@ -181,18 +181,31 @@ std::optional<double> optional_number_of(const Napi::Object& object, const char*
   return object.Get(key).IsNumber() ? std::optional(number_of(object, key)) : std::nullopt;
 }
 
+Margin margin_from(const Napi::Object& from) {
+  const auto margin = from.Get("margin").As<Napi::Object>();
+  const auto number = [&](const char* name) { return static_cast<float>(number_of(margin, name)); };
+  const std::string form = text_of(margin, "form");
+  return {.m1 = number("m1"),
+          .m2 = number("m2"),
+          .m3 = number("m3"),
+          .form = form == "sphereface" ? MarginForm::sphereface
+                  : form == "adaface"  ? MarginForm::adaface
+                                       : MarginForm::combined,
+          .m = number("m"),
+          .h = number("h"),
+          .straight_through = text_of(from, "gradient") == "straightThrough"};
+}
+
 SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous,
                                     int64_t embedding_dim) {
   const auto seed = static_cast<uint64_t>(integer_of(from, "seed"));
-  const auto margin = from.Get("margin").As<Napi::Object>(), data = from.Get("data").As<Napi::Object>();
+  const auto data = from.Get("data").As<Napi::Object>();
   return {.pfc = {.num_classes = integer_of(from, "numClasses"),
                   .embedding_dim = embedding_dim,
                   .sample_rate = number_of(from, "sampleRate"),
                   .seed = seed,
                   .scale = static_cast<float>(number_of(from, "scale")),
-                  .margin = {.m1 = static_cast<float>(number_of(margin, "m1")),
-                             .m2 = static_cast<float>(number_of(margin, "m2")),
-                             .m3 = static_cast<float>(number_of(margin, "m3"))},
+                  .margin = margin_from(from),
                   .interclass_filter = optional_number_of(from, "interclassFilter"),
                   .bf16_rows = text_of(from, "rowsPrecision") == "bf16",
                   .row_optimizer = row_optimizer_of(text_of(from, "rowsOptimizer")).value(),
@@ -311,6 +324,8 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
             env, "TrainingSession",
             {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
              InstanceMethod<&S::use_precision>("usePrecision"), InstanceMethod<&S::loss_scale>("lossScale"),
+             InstanceMethod<&S::norm_statistics>("normStatistics"),
+             InstanceMethod<&S::use_norm_statistics>("useNormStatistics"),
              InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
              InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
              InstanceMethod<&S::retire>("retire"), InstanceMethod<&S::copy_state>("copyState"),
@@ -415,6 +430,29 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
       return [scale = session.loss_scale()](Napi::Env env) -> Napi::Value {
         return scale ? Napi::Value(to_object(env, *scale)) : env.Undefined();
       };
+    });
+  }
+
+  // normStatistics() -> NormStatistics, or undefined
+  Napi::Value norm_statistics(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [](Session& session) -> Worker::Reply {
+      return [statistics = session.norm_statistics()](Napi::Env env) -> Napi::Value {
+        if (!statistics) return env.Undefined();
+        auto object = Napi::Object::New(env);
+        object.Set("normMean", statistics->mean);
+        object.Set("normDeviation", statistics->deviation);
+        return object;
+      };
+    });
+  }
+
+  // useNormStatistics(statistics)
+  Napi::Value use_norm_statistics(const Napi::CallbackInfo& info) {
+    const auto from = info[0].As<Napi::Object>();
+    const NormStatistics statistics{number_of(from, "normMean"), number_of(from, "normDeviation")};
+    return owner_.post(info.Env(), [statistics](Session& session) -> Worker::Reply {
+      session.centres().set_norm_statistics(statistics);
+      return {};
     });
   }
 

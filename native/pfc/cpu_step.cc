@@ -61,19 +61,21 @@ void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& 
 struct Batch {
   at::Tensor features;  // [B, d] of unit length, rank by rank
   at::Tensor labels;    // [B] int64
+  at::Tensor norms;     // [B] float32, of the features before they had unit length
 };
 
 // Gathers the batch in one all-gather. The 64 bits of a label travel as two floats after its features; they are copied
 // but never used in arithmetic.
-Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels) {
+Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels, const at::Tensor& norms) {
   const int64_t dim = features.size(1);
   const at::Tensor bits = labels.contiguous().view({-1, 1}).view(at::kFloat);
-  const at::Tensor packed = at::cat({features, bits}, 1);
+  const at::Tensor packed = at::cat({features, bits, norms}, 1);
   at::Tensor all = at::empty({comm.size() * packed.size(0), packed.size(1)}, packed.options());
   comm.all_gather(all, packed);
   // A copy also of a single picture, whose label may lie at an odd offset, which has no view in 64 bits.
   const at::Tensor labels_of_all = all.narrow(1, dim, 2).clone(at::MemoryFormat::Contiguous);
-  return {all.narrow(1, 0, dim).contiguous(), labels_of_all.view(at::kLong).view({-1})};
+  return {all.narrow(1, 0, dim).contiguous(), labels_of_all.view(at::kLong).view({-1}),
+          all.select(1, dim + 2).contiguous()};
 }
 
 // The pictures of the global batch whose class this rank owns, by ascending row.
@@ -100,13 +102,28 @@ Positives find_positives(const at::Tensor& labels, RowRange range) {
 
 at::Tensor indices(const std::vector<int64_t>& values) { return at::tensor(values, at::kLong); }
 
-// s target(cos) and d target / d cos for cosines [k] float64.
-std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double scale, const at::Tensor& cosines) {
+// The statistics after a batch with features of these lengths [B]. Sums in the order of the batch, so that it does not
+// matter how many ranks there are.
+NormStatistics follow(const NormStatistics& before, const at::Tensor& norms) {
+  const float* const norm = norms.const_data_ptr<float>();
+  const int64_t count = norms.numel();
+  double sum = 0, squares = 0;
+  for (int64_t i = 0; i < count; ++i) sum += clamp_norm(norm[i]);
+  const double mean = sum / static_cast<double>(count);
+  for (int64_t i = 0; i < count; ++i) squares += (clamp_norm(norm[i]) - mean) * (clamp_norm(norm[i]) - mean);
+  return next_statistics(before, mean, squares, count);
+}
+
+// s target(cos) and d target / d cos for cosines [k] float64 of features with lengths `norms` [k].
+std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double scale, const at::Tensor& cosines,
+                                                const at::Tensor& norms, const NormStatistics& statistics) {
   at::Tensor logits = cosines.clone(), slopes = at::empty_like(logits);
   double* logit = logits.data_ptr<double>();
   double* slope = slopes.data_ptr<double>();
   for (int64_t i = 0; i < logits.numel(); ++i) {
-    const auto target = apply_margin(margin, logit[i]);
+    const double quality =
+        margin.form == MarginForm::adaface ? quality_of(norms.const_data_ptr<float>()[i], statistics, margin.h) : 0;
+    const auto target = apply_margin(margin, logit[i], quality);
     logit[i] = scale * target.value;
     slope[i] = target.slope;
   }
@@ -195,6 +212,8 @@ class CpuStep final : public HeadStep {
   void set_precision(Precision precision) override { options_.precision = precision; }
   void retire(std::vector<int64_t> rows) override { retired_ = std::move(rows); }
   void release_rows() override;
+  NormStatistics norm_statistics() const override { return norm_statistics_; }
+  void set_norm_statistics(const NormStatistics& statistics) override { norm_statistics_ = statistics; }
   at::Tensor labels() const override { return labels_; }
 
  private:
@@ -236,6 +255,8 @@ class CpuStep final : public HeadStep {
   std::vector<int64_t> retired_;     // rows, ascending
   std::vector<Worker> workers_;
   Buffer sample_memory_, gradient_memory_, kept_memory_, norms_memory_;
+
+  NormStatistics norm_statistics_;
 
   // With dense updates: the updates since all rows were up to date, and how many of them each row has seen, int32.
   std::vector<PendingUpdates> updates_;
@@ -388,7 +409,8 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
 
   // Gather the batch of all ranks, and choose the rows.
   const at::Tensor inverse_norm = inverse_norms(embeddings);
-  const Batch batch = gather(comm_, embeddings * inverse_norm, labels);
+  const at::Tensor norms = at::linalg_vector_norm(embeddings, 2, at::IntArrayRef{1}, /*keepdim=*/true);
+  const Batch batch = gather(comm_, embeddings * inverse_norm, labels, norms);
   const int64_t batch_size = batch.features.size(0);
   labels_ = batch.labels;
   check_labels(labels_, options_.num_classes, comm_.size());
@@ -403,7 +425,9 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   at::Tensor target_rows = weight_.index_select(0, indices(positives.rows)).to(at::kDouble);
   target_rows.mul_(inverse_norms(target_rows));
   const at::Tensor target_cosines = (batch.features.index_select(0, target_pictures) * target_rows).sum(1);
-  const auto [target_logits, target_slopes] = apply_margins(options_.margin, scale, target_cosines);
+  if (options_.margin.form == MarginForm::adaface) norm_statistics_ = follow(norm_statistics_, batch.norms);
+  const auto [target_logits, target_slopes] = apply_margins(
+      options_.margin, scale, target_cosines, batch.norms.index_select(0, target_pictures), norm_statistics_);
 
   // The logits s cos of a tile [B, t], without margin, those of targets masked.
   const at::Tensor scaled_features = (batch.features * scale).to(low());

@@ -173,13 +173,14 @@ __global__ void pack_features_kernel(const float* x, const int64_t* labels, int6
   if (i >= b) return;
   Row row;
   row.load_from(x + i * d, d);
-  const float inverse = inverse_norm(row.dot(row));
+  const float squares = row.dot(row), inverse = inverse_norm(squares);
   row.multiply(inverse);
   float* const to = packed + i * packed_floats(d);
   row.store_to(to, d);  // packed_floats keeps rows as aligned as the dimension lets them be
   if (first_lane()) {
     inverse_norms[i] = inverse;
     memcpy(to + d, labels + i, sizeof(int64_t));
+    to[d + 2] = sqrtf(squares);
   }
 }
 
@@ -295,10 +296,43 @@ __global__ void gather_unit_rows_kernel(const T* rows, Sampled sampled, int d, U
   if (first_lane()) inverse_norms[position] = inverse;
 }
 
+__device__ inline double norm_of(const float* packed, int64_t i, int64_t d) {
+  return packed[i * packed_floats(d) + d + 2];
+}
+
+constexpr int kNormThreads = 256;
+
+// The sum over the block of `value`, in every thread and in a fixed order. Uses `shared` [kNormThreads].
+__device__ double sum_of_norms(double value, double* shared) {
+  shared[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = kNormThreads / 2; half > 0; half /= 2) {
+    if (static_cast<int>(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    __syncthreads();
+  }
+  const double sum = shared[0];
+  __syncthreads();
+  return sum;
+}
+
+// One block.
+__global__ void follow_norms_kernel(const float* packed, int64_t b, int64_t d, NormStatistics* statistics) {
+  __shared__ double shared[kNormThreads];
+  double sum = 0, squares = 0;
+  for (int64_t i = threadIdx.x; i < b; i += kNormThreads) sum += clamp_norm(norm_of(packed, i, d));
+  const double mean = sum_of_norms(sum, shared) / static_cast<double>(b);
+  for (int64_t i = threadIdx.x; i < b; i += kNormThreads) {
+    const double difference = clamp_norm(norm_of(packed, i, d)) - mean;
+    squares += difference * difference;
+  }
+  squares = sum_of_norms(squares, shared);
+  if (threadIdx.x == 0) *statistics = next_statistics(*statistics, mean, squares, b);
+}
+
 template <class T>
 __global__ void find_targets_kernel(const float* packed, int64_t b, int64_t d, const T* rows, int64_t first,
                                     int64_t count, const uint32_t* words, const int32_t* word_offsets, Margin margin,
-                                    double scale, Targets targets) {
+                                    const NormStatistics* statistics, double scale, Targets targets) {
   const int64_t i = row_of_warp();
   if (i >= b) return;
   const int64_t row = label_of(packed, i, d) - first;
@@ -319,7 +353,8 @@ __global__ void find_targets_kernel(const float* packed, int64_t b, int64_t d, c
   dot = sum_of_warp(dot);
   const double norm = sqrt(sum_of_warp(squares));
   if (!first_lane()) return;
-  const auto target = apply_margin<double>(margin, norm < kShortest ? 0 : dot / norm);
+  const double quality = statistics ? quality_of(norm_of(packed, i, d), *statistics, margin.h) : 0;
+  const auto target = apply_margin<double>(margin, norm < kShortest ? 0 : dot / norm, quality);
   targets.logits[i] = scale * target.value;
   targets.slopes[i] = target.slope;
   targets.columns[i] =
@@ -678,13 +713,19 @@ void gather_unit_rows(Numbers rows, Sampled sampled, int64_t d, Numbers unit, fl
   check_launch();
 }
 
+void follow_norms(const float* packed, int64_t b, int64_t d, NormStatistics* statistics, cudaStream_t stream) {
+  follow_norms_kernel<<<1, kNormThreads, 0, stream>>>(packed, b, d, statistics);
+  check_launch();
+}
+
 void find_targets(const float* packed, int64_t b, int64_t d, Numbers rows, int64_t first, int64_t count,
-                  const uint32_t* words, const int32_t* word_offsets, const Margin& margin, double scale,
-                  Targets targets, cudaStream_t stream) {
+                  const uint32_t* words, const int32_t* word_offsets, const Margin& margin,
+                  const NormStatistics* statistics, double scale, Targets targets, cudaStream_t stream) {
   with_row_type(rows.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    find_targets_kernel<<<blocks_for(b, kWarps), kThreads, 0, stream>>>(
-        packed, b, d, static_cast<const T*>(rows.data), first, count, words, word_offsets, margin, scale, targets);
+    find_targets_kernel<<<blocks_for(b, kWarps), kThreads, 0, stream>>>(packed, b, d, static_cast<const T*>(rows.data),
+                                                                        first, count, words, word_offsets, margin,
+                                                                        statistics, scale, targets);
   });
   check_launch();
 }

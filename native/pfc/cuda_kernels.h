@@ -29,7 +29,8 @@ struct Numbers {
 // Multiples of which a tile's number of columns must be, except in the last tile, and of which capacities must be.
 inline constexpr int64_t kTileStep = 4096, kCapacityStep = 128;
 
-// Bytes 0 to 4 d of a packed feature are the feature of unit length, float32; the next 8 are its label.
+// Bytes 0 to 4 d of a packed feature are the feature of unit length, float32; the next 8 are its label, and the next 4
+// the length that it had, float32.
 constexpr int64_t packed_floats(int64_t d) { return d + 4; }
 
 // Draws rows [count, d] of classes first, first + 1, ...: initial_pair.
@@ -65,16 +66,20 @@ struct Sampled {
 void gather_unit_rows(Numbers rows, Sampled sampled, int64_t d, Numbers unit, float* inverse_norms,
                       cudaStream_t stream);
 
+// `statistics` on the device: follows the lengths of the packed features (margin.h).
+void follow_norms(const float* packed, int64_t b, int64_t d, NormStatistics* statistics, cudaStream_t stream);
+
 // What this rank knows of the target of each picture [B]. Pictures whose class another rank owns have column -1.
 struct Targets {
   int32_t* columns;  // positions in the sample
   double* logits;    // s target(cos)
   double* slopes;    // d target / d cos
 };
-// Computes them in float64 from the float32 features. `words` and `word_offsets` are null if all rows are sampled.
+// Computes them in float64 from the float32 features. `words` and `word_offsets` are null if all rows are sampled;
+// `statistics`, on the device, is null for another margin than AdaFace.
 void find_targets(const float* packed, int64_t b, int64_t d, Numbers rows, int64_t first, int64_t count,
-                  const uint32_t* words, const int32_t* word_offsets, const Margin& margin, double scale,
-                  Targets targets, cudaStream_t stream);
+                  const uint32_t* words, const int32_t* word_offsets, const Margin& margin,
+                  const NormStatistics* statistics, double scale, Targets targets, cudaStream_t stream);
 
 // Cosines [B, t] of all pictures and columns [first, first + t) of the sample; t is a multiple of 8.
 struct Tile {

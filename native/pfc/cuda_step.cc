@@ -122,6 +122,10 @@ class Step final : public HeadStep {
         negatives_(device_) {
     set_precision(options.precision);
     const c10::cuda::CUDAGuard guard(device_);
+    if (options.margin.form == MarginForm::adaface) {
+      statistics_ = at::empty({2}, of(at::kDouble));
+      set_norm_statistics({});
+    }
     cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
     if (all()) return;
     make_sample_memory();
@@ -181,6 +185,15 @@ class Step final : public HeadStep {
     return out.narrow(0, 0, count_.item<int>());
   }
 
+  NormStatistics norm_statistics() const override {
+    if (!statistics_.defined()) return {};
+    const at::Tensor values = statistics_.cpu();
+    return {values[0].item<double>(), values[1].item<double>()};
+  }
+  void set_norm_statistics(const NormStatistics& statistics) override {
+    if (statistics_.defined()) statistics_.copy_(at::tensor({statistics.mean, statistics.deviation}, at::kDouble));
+  }
+
   at::Tensor labels() const override {
     return packed_.narrow(1, dim(), 2).clone(at::MemoryFormat::Contiguous).view(at::kLong).view({-1}).to(at::kCPU);
   }
@@ -224,6 +237,8 @@ class Step final : public HeadStep {
   LateCount negatives_;
   std::optional<uint64_t> drawn_;
   int64_t capacity_ = 0;
+
+  at::Tensor statistics_;  // [2] float64: NormStatistics, of AdaFace
 
   // Of the last step.
   uint64_t step_ = 0;
@@ -286,9 +301,11 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   const at::Tensor columns = at::empty({batch}, of(at::kInt)), doubles = at::empty({4, batch}, of(at::kDouble));
   const cuda::Targets targets{columns.data_ptr<int32_t>(), doubles[0].data_ptr<double>(),
                               doubles[1].data_ptr<double>()};
+  auto* const statistics = statistics_.defined() ? static_cast<NormStatistics*>(statistics_.data_ptr()) : nullptr;
+  if (statistics != nullptr) cuda::follow_norms(packed, batch, d, statistics, stream());
   cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all() ? nullptr : bits(words_),
-                     all() ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, scale, targets,
-                     stream());
+                     all() ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, statistics, scale,
+                     targets, stream());
   if (!all() || !unit_rows_.defined()) {
     unit_rows_ = at::empty({capacity_, d}, of(low_));
     inverse_norms_ = at::empty({capacity_}, of(at::kFloat));

@@ -80,6 +80,10 @@ void PartialFc::retire(const std::vector<int64_t>& classes) {
   step_->retire(std::move(rows));
 }
 
+NormStatistics PartialFc::norm_statistics() const { return step_->norm_statistics(); }
+
+void PartialFc::set_norm_statistics(const NormStatistics& statistics) { step_->set_norm_statistics(statistics); }
+
 const std::vector<RowTensor>& PartialFc::row_tensors() {
   step_->release_rows();
   return tensors_;

@@ -6,7 +6,7 @@
 // the ranks. Logits never leave their rank.
 //
 // Cost of a step on a rank, with B pictures in the global batch and n sampled rows: three products of B x n x d, d
-// numbers a row for each of W, momentum and gradient, and B (d + 2) floats of gathered features. The B x n logits are
+// numbers a row for each of W, momentum and gradient, and B (d + 3) floats of gathered features. The B x n logits are
 // computed in tiles (tile_rows). Up to kept_logits of them are kept between the forward and the backward pass.
 //
 // cpu_step.cc has the step on CPUs, cuda_step.cc that on CUDA, which queues its work and returns.
@@ -104,6 +104,11 @@ class PartialFc {
   // From the next step on, these classes are no negatives; any order, those of other ranks too. They replace the former
   // ones. A picture of such a class would count as any other: its loader has to leave it out.
   void retire(const std::vector<int64_t>& classes);
+
+  // What the margin AdaFace has made of the lengths of features, of all ranks' batches; the same on every rank. For
+  // checkpoints. On CUDA it waits for the device.
+  NormStatistics norm_statistics() const;
+  void set_norm_statistics(const NormStatistics& statistics);
 
   RowRange rows() const { return rows_; }
   // For checkpoints: `weight` first. Values may be written, the tensors must not be replaced. Call it anew for each

@@ -41,23 +41,45 @@ struct Dense {
   at::Tensor dx, dw;  // [B, d], [sampled, d]
 };
 
+// The target for cosines [B] of features with these lengths [B], in the first step.
+static at::Tensor dense_target(const Margin& margin, const at::Tensor& cosine, const at::Tensor& norms) {
+  const double m1 = margin.m1, m2 = margin.m2, m3 = margin.m3, m = margin.m;
+  const at::Tensor angle = cosine.acos();
+  switch (margin.form) {
+    case MarginForm::combined: {
+      if (m1 == 1 && m2 == 0) return cosine - m3;
+      const double turn = (M_PI - m2) / m1, missing = M_PI - turn;
+      const double penalty = std::max(missing * std::sin(missing), 1 - std::cos(missing));
+      return at::where(angle >= turn, cosine - penalty, (m1 * angle + m2).cos()) - m3;
+    }
+    case MarginForm::sphereface: {
+      const at::Tensor k = (m1 * angle.detach() / M_PI).floor();
+      return (1 - 2 * k.remainder(2)) * (m1 * angle).cos() - 2 * k;
+    }
+    case MarginForm::adaface: {
+      const at::Tensor lengths = norms.clamp(1e-3, 100);
+      const double mean = 20 + 0.01 * (lengths.mean().item<double>() - 20),
+                   deviation = lengths.numel() > 1 ? 100 + 0.01 * (lengths.std().item<double>() - 100) : 100;
+      const at::Tensor quality = (double{margin.h} * (lengths - mean) / (deviation + 1e-3)).clamp(-1, 1);
+      const at::Tensor moved = angle - m * quality, missing = (-m * quality).clamp_min(0);
+      const at::Tensor penalty = at::max(missing * missing.sin(), 1 - missing.cos());
+      return at::where(moved >= M_PI, cosine - penalty, moved.clamp_min(0).cos()) - (m + m * quality);
+    }
+  }
+  return {};
+}
+
 // Softmax cross entropy over the classes in `sampled` [n], x [B, d], w [C, d], labels [B], all of it in float64.
 static Dense dense_softmax(const PfcOptions& options, const at::Tensor& x32, const at::Tensor& w32,
                            const at::Tensor& labels, const at::Tensor& sampled) {
-  const double m1 = options.margin.m1, m2 = options.margin.m2, m3 = options.margin.m3;
   const at::Tensor x = x32.to(at::kDouble).requires_grad_(), w = w32.index({sampled}).to(at::kDouble).requires_grad_();
   const at::Tensor cosines = at::mm(x / x.norm(2, {1}, true), (w / w.norm(2, {1}, true)).t());
   const at::Tensor is_target = labels.unsqueeze(1) == sampled.unsqueeze(0);
   CHECK(is_target.sum(1).eq(1).all().item<bool>());  // every positive is in the sample
   const at::Tensor cosine = cosines.masked_select(is_target);
 
-  at::Tensor target = cosine - m3;
-  if (m1 != 1 || m2 != 0) {
-    const at::Tensor angle = cosine.acos();
-    const double turn = (M_PI - m2) / m1, missing = M_PI - turn;
-    const double penalty = std::max(missing * std::sin(missing), 1 - std::cos(missing));
-    target = at::where(angle >= turn, cosine - penalty, (m1 * angle + m2).cos()) - m3;
-  }
+  at::Tensor target = dense_target(options.margin, cosine, x.detach().norm(2, {1}));
+  if (options.margin.straight_through) target = cosine + (target - cosine).detach();
   at::Tensor logits = cosines;
   if (options.interclass_filter) logits = logits.masked_fill(cosines > double{*options.interclass_filter}, 0);
   logits = double{options.scale} * logits.masked_scatter(is_target, target);
@@ -157,8 +179,14 @@ static void check_against_dense(const Problem& problem, const Step& step) {
 
 // ---- tests ----
 
+static const Margin kSphereFace{.m1 = 1.5f, .m2 = 0, .m3 = 0, .form = MarginForm::sphereface};
+// With a large concentration, as the deviation begins at 100: qualities from -1 to 1.
+static const Margin kAdaFace{.m1 = 1, .m2 = 0, .m3 = 0, .form = MarginForm::adaface, .m = 0.4f, .h = 10};
+
 static void test_every_margin_rate_filter_and_world_size() {
-  const std::vector<Margin> margins = {{1, 0, 0.4f}, {1, 0.5f, 0}, {1.35f, 0, 0}, {1.1f, 0.3f, 0.2f}};
+  const Margin straight{.m1 = 1, .m2 = 0.5f, .m3 = 0, .straight_through = true};
+  const std::vector<Margin> margins = {{1, 0, 0.4f}, {1, 0.5f, 0}, {1.35f, 0, 0}, {1.1f, 0.3f, 0.2f},
+                                       kSphereFace,  kAdaFace,     straight};
   for (const Margin& margin : margins) {
     for (const double rate : {0.1, 1.0}) {
       for (const std::optional<float> filter : {std::optional<float>(), std::optional<float>(0.2f)}) {
@@ -174,6 +202,57 @@ static void test_every_margin_rate_filter_and_world_size() {
       }
     }
   }
+}
+
+// The statistics are those of all ranks' pictures: any number of ranks has the same, and the same losses. A run that
+// goes on from the statistics of another has its losses bit for bit.
+static void test_statistics_of_adaface() {
+  constexpr int kAll = 6, kSaved = 3;
+  PfcOptions options = cosface_on_all_classes();
+  options.margin = kAdaFace;
+  const Problem problem = make_problem(103, 17, 24, options);
+  const auto batch_of = [&](int step) { return problem.x * (1 + 0.2 * step); };
+  struct Run {
+    std::vector<double> losses;
+    std::vector<NormStatistics> statistics;  // after each step
+  };
+  const auto run = [&](int size, int first, NormStatistics start) {
+    std::vector<Run> ranks(size);
+    run_fake_ranks(size, [&](Comm& comm) {
+      PartialFc pfc(comm, problem.options);
+      pfc.set_norm_statistics(start);
+      Run& own = ranks[comm.rank()];
+      for (int step = first; step < kAll; ++step) {
+        const auto result = pfc.forward_backward(part_of(batch_of(step), comm), part_of(problem.labels, comm), step);
+        own.losses.push_back(result.loss.item<double>());
+        own.statistics.push_back(pfc.norm_statistics());
+      }
+    });
+    for (const Run& rank : ranks) {
+      CHECK(rank.losses == ranks[0].losses);
+      CHECK(rank.statistics.back().mean == ranks[0].statistics.back().mean);
+      CHECK(rank.statistics.back().deviation == ranks[0].statistics.back().deviation);
+    }
+    return ranks[0];
+  };
+  const Run one = run(1, 0, {});
+  double mean = 20, deviation = 100;
+  for (int step = 0; step < kAll; ++step) {
+    const at::Tensor lengths = batch_of(step).to(at::kDouble).norm(2, {1}).clamp(1e-3, 100);
+    mean += 0.01 * (lengths.mean().item<double>() - mean);
+    deviation += 0.01 * (lengths.std().item<double>() - deviation);
+    CHECK_NEAR(one.statistics[step].mean / mean, 1, 1e-6);
+    CHECK_NEAR(one.statistics[step].deviation / deviation, 1, 1e-6);
+  }
+  for (const int size : {2, 4}) {
+    const Run many = run(size, 0, {});
+    for (size_t i = 0; i < one.losses.size(); ++i) CHECK_NEAR(many.losses[i] / one.losses[i], 1, 1e-6);
+    CHECK_NEAR(many.statistics.back().mean / one.statistics.back().mean, 1, 1e-6);
+    CHECK_NEAR(many.statistics.back().deviation / one.statistics.back().deviation, 1, 1e-6);
+  }
+  const std::vector<double> rest(one.losses.begin() + kSaved, one.losses.end());
+  CHECK(run(1, kSaved, one.statistics[kSaved - 1]).losses == rest);
+  CHECK(run(1, kSaved, {}).losses != rest);
 }
 
 // The result does not depend on the size of the tiles.
@@ -994,6 +1073,7 @@ static void test_stochastic_rounding() {
 
 static void test_on_device() {
   test_every_margin_rate_filter_and_world_size();
+  test_statistics_of_adaface();
   test_tiles();
   test_margins_and_filter_matter();
   test_sample();

@@ -35,6 +35,9 @@ class HeadStep {
   virtual void retire(std::vector<int64_t> rows) = 0;
   // To be called before anybody else reads or writes the rows and their state.
   virtual void release_rows() = 0;
+  // As PartialFc's.
+  virtual NormStatistics norm_statistics() const = 0;
+  virtual void set_norm_statistics(const NormStatistics& statistics) = 0;
   // Of the global batch of the last step [B] int64, on the host.
   virtual at::Tensor labels() const = 0;
 };

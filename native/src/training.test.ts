@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, type NormStatistics } from '@facetrain/api';
 import { exampleFaces } from '../../hack/lib/paths.mjs';
 import { Model } from './model.ts';
 import { DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
@@ -267,6 +267,34 @@ for (const [rowsOptimizer, state] of [
     });
   });
 }
+
+test('AdaFace goes on from saved statistics as the uninterrupted run, bit for bit; a gradient may be straight through', async () => {
+  const adaface = { form: 'adaface', m1: 1, m2: 0, m3: 0, m: 0.4, h: 0.333 } as const;
+  const options = { margin: adaface, sampleRate: 0.5 };
+  const whole = await withSession(options, async (session) => {
+    for (let step = 0; step < 3; step++) await session.step(step, 0.1);
+    const saved = { backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
+    const statistics = await session.normStatistics();
+    return { saved, statistics, loss: (await session.step(3, 0.1)).loss, rows: await session.saveRows(0, 40) };
+  });
+  assert.ok(whole.statistics!.normDeviation < 100 && whole.statistics!.normDeviation > 90);
+  const resumed = (statistics: NormStatistics | null, change: Partial<TrainingOptions> = {}) =>
+    withSession({ ...options, ...change }, async (session) => {
+      await session.loadBackbone(whole.saved.backbone);
+      await session.loadRows(whole.saved.rows);
+      // As a checkpoint has them.
+      if (statistics) await session.useNormStatistics(JSON.parse(JSON.stringify(statistics)));
+      return { loss: (await session.step(3, 0.1)).loss, rows: await session.saveRows(0, 40) };
+    });
+  assert.deepEqual(await resumed(whole.statistics!), { loss: whole.loss, rows: whole.rows });
+  assert.notEqual((await resumed(null)).loss, whole.loss);
+
+  const straight = await resumed(whole.statistics!, { gradient: 'straightThrough' });
+  assert.equal(straight.loss, whole.loss);
+  assert.notDeepEqual(straight.rows, whole.rows);
+
+  await withSession({}, async (session) => assert.equal(await session.normStatistics(), undefined));
+});
 
 test('the learning rate of class centres is a factor of that of the backbone', async () => {
   const after = (options: { rowsRateFactor?: number }, learningRate: number) =>

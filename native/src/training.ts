@@ -6,6 +6,7 @@ import {
   BYTES_OF,
   FacetrainError,
   type LossScale,
+  type NormStatistics,
   type Precision,
   type RetiredClass,
   type RowsOptimizer,
@@ -21,6 +22,19 @@ import { translateErrors } from './native-errors.ts';
 import type { Graph } from './types.ts';
 
 /**
+ * The margin of the target logit. combined: cos(m1·θ + m2) − m3, which CosFace and ArcFace are cases of. sphereface
+ * reads m1, adaface m and h; what a form does not read is ignored.
+ */
+export interface Margin {
+  form: 'combined' | 'sphereface' | 'adaface';
+  m1: number;
+  m2: number;
+  m3: number;
+  m: number;
+  h: number;
+}
+
+/**
  * Options of a session on one rank; apart from `comm`, they are the same on every rank. Names and units as in
  * api/src/trainer-config.ts, which also has the bounds; there are no defaults here.
  */
@@ -29,7 +43,9 @@ export interface TrainingOptions {
   graph: Graph;
   seed: number;
   numClasses: number;
-  margin: { m1: number; m2: number; m3: number };
+  margin: Margin;
+  /** straightThrough: the gradient of the target is that of its cosine alone (native/pfc/margin.h). */
+  gradient: 'exact' | 'straightThrough';
   scale: number;
   sampleRate: number;
   interclassFilter: number | null;
@@ -171,6 +187,10 @@ export interface TrainingSessionContract extends Embedder, StateSource {
   usePrecision(precision: Precision, lossScale?: LossScale): Promise<void>;
   /** After the steps done; undefined unless the precision is fp16. */
   lossScale(): Promise<LossScale | undefined>;
+  /** After the steps done, the same on every rank; undefined unless the margin is AdaFace. */
+  normStatistics(): Promise<NormStatistics | undefined>;
+  /** From which later steps go on. */
+  useNormStatistics(statistics: NormStatistics): Promise<void>;
   /** Replaces the backbone's state; every tensor of the graph must be in `state`. */
   loadBackbone(state: BackboneState): Promise<void>;
   /**
@@ -210,6 +230,8 @@ interface NativeSession {
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   usePrecision(precision: Precision, lossScale?: LossScale): Promise<void>;
   lossScale(): Promise<LossScale | undefined>;
+  normStatistics(): Promise<NormStatistics | undefined>;
+  useNormStatistics(statistics: NormStatistics): Promise<void>;
   saveBackbone(): Promise<BackboneState>;
   loadBackbone(state: BackboneState): Promise<void>;
   /** Here `first` counts from this rank's first row. */
@@ -336,6 +358,14 @@ export class TrainingSession implements TrainingSessionContract {
 
   async lossScale(): Promise<LossScale | undefined> {
     return await translateErrors(() => this.#native.lossScale());
+  }
+
+  async normStatistics(): Promise<NormStatistics | undefined> {
+    return await translateErrors(() => this.#native.normStatistics());
+  }
+
+  async useNormStatistics(statistics: NormStatistics): Promise<void> {
+    await translateErrors(() => this.#native.useNormStatistics(statistics));
   }
 
   async saveBackbone(): Promise<BackboneState> {

@@ -89,6 +89,10 @@ class Session {
   // After the steps done; in fp16.
   const std::optional<LossScale>& loss_scale() const { return loss_scale_; }
   PartialFc& centres() { return centres_; }
+  // After the steps done; of the margin AdaFace.
+  std::optional<NormStatistics> norm_statistics() const {
+    return options_.pfc.margin.form == MarginForm::adaface ? std::optional(centres_.norm_statistics()) : std::nullopt;
+  }
   int64_t steps_per_epoch() const { return batches_.steps_per_epoch(); }
 
   // What training changes, when all steps have ended: values may be written. The tensors are those of the session.

@@ -35,6 +35,18 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'quantize with defaults only': { object: trainSpec({ quantize: {} }), wantValid: true },
   'ArcFace with its margin': { object: trainSpec({ loss: { margin: { type: 'ArcFace', m2: 0.5 } } }), wantValid: true },
   'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
+  'SphereFace with its margin': {
+    object: trainSpec({ loss: { margin: { type: 'SphereFace', m1: 1.7 }, gradient: 'StraightThrough' } }),
+    wantValid: true,
+  },
+  'm2 for SphereFace': { object: trainSpec({ loss: { margin: { type: 'SphereFace', m2: 0.5 } } }), wantValid: false },
+  'AdaFace with its margin': {
+    object: trainSpec({ loss: { margin: { type: 'AdaFace', m: 0.5, h: 0.2 } } }),
+    wantValid: true,
+  },
+  'm3 for AdaFace': { object: trainSpec({ loss: { margin: { type: 'AdaFace', m3: 0.4 } } }), wantValid: false },
+  'h for CosFace': { object: trainSpec({ loss: { margin: { h: 0.3 } } }), wantValid: false },
+  'an unknown gradient': { object: trainSpec({ loss: { gradient: 'Detached' } }), wantValid: false },
   'Combined without any margin': { object: trainSpec({ loss: { margin: { type: 'Combined' } } }), wantValid: false },
   'a margin out of range': { object: trainSpec({ loss: { margin: { m3: 1.1 } } }), wantValid: false },
   'class centres in BF16': { object: trainSpec({ loss: { rows: { precision: 'BF16' } } }), wantValid: true },

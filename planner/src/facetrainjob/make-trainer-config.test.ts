@@ -34,6 +34,14 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } },
       want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } },
     },
+    SphereFace: {
+      spec: { loss: { margin: { type: 'SphereFace' } } },
+      want: { loss: { margin: { type: 'sphereface', m1: 1.5, m2: 0, m3: 0 }, gradient: 'exact' } },
+    },
+    'AdaFace, straight through': {
+      spec: { loss: { margin: { type: 'AdaFace', h: 0.5 }, gradient: 'StraightThrough' } },
+      want: { loss: { margin: { type: 'adaface', m: 0.4, h: 0.5 }, gradient: 'straightThrough' } },
+    },
     'class centres in FP32': { spec: {}, want: { loss: { rows: { precision: 'fp32' } } } },
     'class centres in BF16': {
       spec: { loss: { rows: { precision: 'BF16' } } },

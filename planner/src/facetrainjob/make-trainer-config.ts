@@ -73,6 +73,7 @@ export function trainerConfig(
     },
     loss: {
       margin: marginOf(spec.loss.margin),
+      gradient: spec.loss.gradient === 'Exact' ? 'exact' : 'straightThrough',
       scale: spec.loss.scale,
       sampleRate: spec.loss.sampleRate,
       interclassFilter: spec.loss.interclassFilter ?? null,
@@ -125,13 +126,15 @@ export function trainerConfig(
 }
 
 /** The schema refuses a parameter that the type does not use, so such a parameter always has its default here. */
-function marginOf({ type, m1, m2, m3 }: FaceTrainJobSpec['loss']['margin']): TrainerConfig['loss']['margin'] {
+function marginOf({ type, m1, m2, m3, m, h }: FaceTrainJobSpec['loss']['margin']): TrainerConfig['loss']['margin'] {
   const defaults = DEFAULT_MARGINS[type];
   return {
     type: type.toLowerCase() as Lowercase<typeof type>,
     m1: m1 ?? defaults.m1,
     m2: m2 ?? defaults.m2,
     m3: m3 ?? defaults.m3,
+    m: m ?? defaults.m,
+    h: h ?? defaults.h,
   };
 }
 

@@ -12,6 +12,7 @@ import {
   CheckpointManifest,
   FacetrainError,
   type LossScale,
+  type NormStatistics,
   OUTPUT,
   type Precision,
   type RowFile,
@@ -75,6 +76,7 @@ class FakeSession {
   device: 'cpu' | 'cuda' = 'cpu';
   precision: Precision = 'fp32';
   scale: LossScale | undefined;
+  statistics: NormStatistics | undefined;
   #gang: Gang;
 
   constructor(gang: Gang, rank: number, numClasses: number, size: number) {
@@ -104,6 +106,12 @@ class FakeSession {
   }
   async lossScale(): Promise<LossScale | undefined> {
     return this.scale;
+  }
+  async normStatistics(): Promise<NormStatistics | undefined> {
+    return this.statistics;
+  }
+  async useNormStatistics(statistics: NormStatistics): Promise<void> {
+    this.statistics = statistics;
   }
   async saveBackbone(): Promise<BackboneState> {
     return structuredClone(this.backbone);
@@ -208,6 +216,7 @@ class Gang {
       numClasses: 11,
       history: { lossFirst: 9, trainSeconds: 2, recentLosses: [9, 8] },
       ...(this.sessions[rank]!.scale && { lossScale: this.sessions[rank]!.scale }),
+      normStatistics: this.sessions[rank]!.statistics,
       time: new Date(0),
       blockRows: BLOCK_ROWS,
     };
@@ -354,6 +363,38 @@ describe('training goes on in the precision of its checkpoint', () => {
       await loading;
       assert.equal(session!.precision, want);
       assert.deepEqual(await session!.lossScale(), written === 'fp16' ? lossScale : undefined);
+    });
+  }
+});
+
+describe('the running values of AdaFace are saved and restored bit for bit', () => {
+  const saved = { normMean: 20.3 + 1e-14, normDeviation: 1 / 3 };
+  const start = { normMean: 20, normDeviation: 100 };
+  const cases: Record<
+    string,
+    { written?: object; before?: NormStatistics; want: NormStatistics | undefined | RegExp }
+  > = {
+    'of AdaFace': { written: saved, before: start, want: saved },
+    'another margin goes on with AdaFace': { before: start, want: start },
+    'AdaFace goes on with another margin': { written: saved, want: undefined },
+    'of another form': {
+      written: { normMean: -1, normDeviation: 2 },
+      before: start,
+      want: /manifest.json: margin: {"normMean":-1,"normDeviation":2}; normMean above 0/,
+    },
+  };
+  for (const [name, { written, before, want }] of Object.entries(cases)) {
+    test(name, async () => {
+      const fence = await newFence();
+      const writer = new Gang(1).fill();
+      Object.assign(writer.sessions[0]!, { statistics: written });
+      await writer.save(fence, 1);
+      const reader = new Gang(2);
+      for (const session of reader.sessions) session.statistics = before;
+      const loading = reader.load(fence.folder);
+      if (want instanceof RegExp) return assert.match((await refusal(loading)).message, want);
+      await loading;
+      for (const session of reader.sessions) assert.deepEqual(session.statistics, want);
     });
   }
 });

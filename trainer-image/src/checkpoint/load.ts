@@ -8,6 +8,7 @@ import {
   type CheckpointManifest,
   type CheckpointManifestV1,
   FacetrainError,
+  NormStatistics,
   precision as precisions,
   ROWS_OPTIMIZER_NAMES,
   type TrainerConfig,
@@ -41,6 +42,7 @@ export async function loadCheckpoint(
   const { manifest } = checkpoint;
   checkFits(session, checkpoint, job);
   await usePrecision(session, checkpoint, job.precision);
+  await useNormStatistics(session, checkpoint);
   await loadBackbone(session, checkpoint);
   job.onBlock?.();
   if (manifest.schemaVersion === 1) await loadRowsV1(session, { ...checkpoint, manifest }, job);
@@ -194,6 +196,19 @@ async function usePrecision(
     if (!(error instanceof FacetrainError) || error.code !== 'InvalidConfig') throw error;
     throw invalid(subject, error.found, error.allowed);
   }
+}
+
+/** A training that goes on with AdaFace after another margin starts its statistics anew, as a new training does. */
+async function useNormStatistics(session: TrainingSessionContract, { directory, manifest }: Checkpoint): Promise<void> {
+  if (manifest.schemaVersion === 1 || !manifest.margin || !(await session.normStatistics())) return;
+  const statistics = NormStatistics.safeParse(manifest.margin);
+  if (!statistics.success)
+    throw invalid(
+      `${manifestPath(directory)}: margin`,
+      JSON.stringify(manifest.margin),
+      'normMean above 0 and normDeviation of 0 or more, the running values of AdaFace',
+    );
+  await session.useNormStatistics(statistics.data);
 }
 
 async function loadBackbone(session: TrainingSessionContract, checkpoint: Checkpoint): Promise<void> {

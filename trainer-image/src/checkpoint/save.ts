@@ -6,7 +6,13 @@
  * Where memory suffices, a rank writes a copy of its state, and training goes on meanwhile. docs/decisions/0029.
  */
 import { createHash } from 'node:crypto';
-import { type CheckpointManifest, ROWS_OPTIMIZER_NAMES, type RowFile, type StoredFile } from '@facetrain/api';
+import {
+  type CheckpointManifest,
+  type NormStatistics,
+  ROWS_OPTIMIZER_NAMES,
+  type RowFile,
+  type StoredFile,
+} from '@facetrain/api';
 import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
 import { type Identities, RETIRED_FILE, retiredBytes } from './retired.ts';
@@ -40,6 +46,8 @@ export interface SaveOptions {
   identities?: Identities;
   /** The session's, of the same moment; of precision fp16. */
   lossScale?: CheckpointManifest['lossScale'];
+  /** The session's, of the same moment; of the margin AdaFace. */
+  normStatistics?: NormStatistics | undefined;
   time: Date;
   rank: number;
   worldSize: number;
@@ -279,6 +287,7 @@ function makeManifest(
     embeddingDim: dim,
     precision,
     ...(options.lossScale && { lossScale: options.lossScale }),
+    ...(options.normStatistics && { margin: options.normStatistics }),
     ...(parts[0]!.retired && { retired: parts[0]!.retired }),
     ...(options.identities?.classesAdded && { classesAdded: true }),
     backbone: {

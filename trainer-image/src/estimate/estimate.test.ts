@@ -180,7 +180,7 @@ test('the collectives of a step have the bytes of their tensors', () => {
   assert.deepEqual(
     collectives.map(({ bytes }) => bytes),
     [
-      share * 1024 * 514 * 4,
+      share * 1024 * 515 * 4,
       2 * share * 2 * 1024 * 8,
       share * 1024 * 512 * 4,
       2 * share * 4 * (iresnet50.parameters + iresnet50.statistics),

@@ -148,7 +148,7 @@ function stepCollectives(facts: TrainingFacts, machines: Machines): Collective[]
     seconds: COLLECTIVE_SECONDS + bytes / link,
   });
   return [
-    collective('features and labels (all-gather)', share * batch * (dim + 2) * 4),
+    collective('features, labels and lengths (all-gather)', share * batch * (dim + 3) * 4),
     collective('sums of the softmax (all-reduce)', 2 * share * 2 * batch * 8),
     collective('gradient of the features (reduce-scatter)', share * batch * dim * 4),
     collective('gradient of the backbone (all-reduce)', 2 * share * 4 * (backbone.parameters + backbone.statistics)),

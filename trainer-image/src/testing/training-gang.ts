@@ -69,7 +69,8 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       syncBatchNorm: false,
     },
     loss: {
-      margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4 },
+      margin: { type: 'cosface', m1: 1, m2: 0, m3: 0.4, m: 0, h: 0 },
+      gradient: 'exact',
       scale: 32,
       sampleRate: 0.5,
       interclassFilter: null,

@@ -313,6 +313,7 @@ export class JobCheckpoints {
     const time = new Date();
     const begunAt = performance.now();
     const lossScale = await this.#session.lossScale();
+    const normStatistics = await this.#session.normStatistics();
     const copy = await this.#session.copyState({ backbone: rank === 0 });
     const pending = new PendingCheckpoint(this.#session, copy, {
       target: this.#store,
@@ -324,6 +325,7 @@ export class JobCheckpoints {
       history,
       ...(this.#identities && { identities: this.#identities }),
       lossScale,
+      normStatistics,
       time,
       rank,
       worldSize,

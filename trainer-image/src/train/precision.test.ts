@@ -18,7 +18,7 @@ function open(graph: Graph, precision: TrainingOptions['precision']): Promise<Tr
     ...options,
     graph,
     precision,
-    margin: { m1: 1, m2: 0, m3: 0.4 },
+    margin: { ...options.margin, m3: 0.4 },
     scale: 64,
     // So the momentum after the first step is the gradient.
     momentum: 0,

@@ -1,6 +1,6 @@
 /** Opens the training session, in which the ranks meet. */
 import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
-import { type Graph, TrainingSession } from '@facetrain/native';
+import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import { withSubject } from '../onnx/open-model.ts';
 import type { Program } from '../program/program.ts';
@@ -27,7 +27,8 @@ export async function openSession(
     graph,
     seed: config.seed,
     numClasses,
-    margin: combinedMargin(loss.margin),
+    margin: nativeMargin(loss.margin),
+    gradient: loss.gradient,
     scale: loss.scale,
     sampleRate: loss.sampleRate,
     interclassFilter: loss.interclassFilter,
@@ -74,11 +75,11 @@ export async function openSession(
   return session;
 }
 
-/** A margin in its combined form, cos(m1·θ + m2) − m3. CosFace has m3 alone, ArcFace m2 alone. */
-function combinedMargin({ type, m1, m2, m3 }: Margin): { m1: number; m2: number; m3: number } {
-  if (type === 'cosface') return { m1: 1, m2: 0, m3 };
-  if (type === 'arcface') return { m1: 1, m2, m3: 0 };
-  return { m1, m2, m3 };
+/** CosFace and ArcFace in the combined form, cos(m1·θ + m2) − m3: the one has m3 alone, the other m2 alone. */
+function nativeMargin({ type, ...margin }: Margin): TrainingOptions['margin'] {
+  if (type === 'cosface') return { form: 'combined', ...margin, m1: 1, m2: 0 };
+  if (type === 'arcface') return { form: 'combined', ...margin, m1: 1, m3: 0 };
+  return { form: type, ...margin };
 }
 
 /**
