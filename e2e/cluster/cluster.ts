@@ -8,8 +8,8 @@ import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Client } from '@facetrain/operator/runtime/client';
+import { readKubeConfig } from '@facetrain/operator/runtime/kubeconfig';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { KubeConfig } from '@kubernetes/client-node';
 import type { StartedTestContainer } from 'testcontainers';
 import { stringify } from 'yaml';
 import { tools } from '../../hack/lib/paths.mjs';
@@ -110,10 +110,10 @@ export class Cluster {
         ca,
         tokens.admin,
       );
-      await writeFile(join(folder, 'kubeconfig'), config, { mode: 0o600 });
-      const parsed = new KubeConfig();
-      parsed.loadFromString(config);
-      const cluster = new Cluster(options, folder, tokens, nodes, await Client.fromKubeConfig(parsed));
+      const file = join(folder, 'kubeconfig');
+      await writeFile(file, config, { mode: 0o600 });
+      const client = new Client((await readKubeConfig({ file })).connection);
+      const cluster = new Cluster(options, folder, tokens, nodes, client);
       await cluster.#waitUntilReady(CONTROL_PLANE);
       return cluster;
     } catch (error) {

@@ -74,7 +74,7 @@ export const Values = z.strictObject({
     .max(16)
     .default(2)
     .describe(
-      'Replicas of the operator. One is the leader; another takes over by a lease 15 s after the node of the ' +
+      'Replicas of the operator. One is the leader; another takes over by a lease 10 s after the node of the ' +
         'leader is lost. A single one is replaced only after 5 minutes.',
     ),
   workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are reconciled in parallel.'),

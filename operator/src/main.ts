@@ -8,7 +8,8 @@ import { parseArgs } from 'node:util';
 import { pino } from 'pino';
 import { clusterEnvironment } from './controllers/cluster-environment.ts';
 import { runOperator } from './controllers/operator.ts';
-import { Client, type ClientOptions } from './runtime/client.ts';
+import { Client } from './runtime/client.ts';
+import type { KubeContext } from './runtime/kubeconfig.ts';
 import { electionTimes } from './runtime/leader-election.ts';
 import { LeadershipLost } from './runtime/leadership.ts';
 import { Metrics } from './runtime/metrics.ts';
@@ -24,8 +25,8 @@ const HELP = `Usage: node main.ts --image IMAGE [options]    (each option may be
 --lease-namespace NAME    FACETRAIN_LEASE_NAMESPACE  where replicas agree on a leader (default: the pod's own
                                                      namespace); "none": there is only one
 --lease-seconds COUNT     FACETRAIN_LEASE_SECONDS    after which another replica takes the lease of a leader that is
-                                                     silent (default 15). A leader that cannot renew it for two thirds
-                                                     of this ends with exit code 1
+                                                     silent (default 8). A leader that cannot renew it for three
+                                                     quarters of this ends with exit code 1
 --health-port PORT        FACETRAIN_HEALTH_PORT      /healthz, /readyz and /metrics (default 8081)
 --workers COUNT           FACETRAIN_WORKERS          jobs of a kind that are reconciled in parallel (default 8)
 --progress-seconds COUNT  FACETRAIN_PROGRESS_SECONDS between two requests to rank 0 (default 5)
@@ -82,16 +83,10 @@ function wholeNumber(settings: Settings, name: keyof Settings, fallback: number,
   return value;
 }
 
-/** The library that reads kubeconfigs takes as much memory as the rest of the program: a pod never loads it. */
-async function clientFromKubeConfig(
-  file: string | undefined,
-  onResponse: ClientOptions['onResponse'],
-): Promise<Client> {
-  const { KubeConfig } = await import('@kubernetes/client-node');
-  const config = new KubeConfig();
-  if (file !== undefined) config.loadFromFile(file);
-  else config.loadFromDefault();
-  return Client.fromKubeConfig(config, onResponse);
+/** Loaded here, because a pod needs no parser of YAML. */
+async function kubeContext(file: string | undefined): Promise<KubeContext> {
+  const { readKubeConfig } = await import('./runtime/kubeconfig.ts');
+  return readKubeConfig({ file });
 }
 
 async function main(): Promise<void> {
@@ -106,17 +101,16 @@ async function main(): Promise<void> {
     throw new UsageError(
       '--lease-namespace: missing, and this is no pod; name one, or "none" where no other replica runs',
     );
-  const leaseSeconds = wholeNumber(settings, 'lease-seconds', 15, 3600, 3);
+  const leaseSeconds = wholeNumber(settings, 'lease-seconds', 8, 3600, 3);
   const port = wholeNumber(settings, 'health-port', 8081, 65_535);
   const workers = wholeNumber(settings, 'workers', 8, 256);
   const progressSeconds = wholeNumber(settings, 'progress-seconds', 5, 3600);
 
   const log = pino({ level, base: {}, timestamp: pino.stdTimeFunctions.isoTime });
   const metrics = new Metrics();
-  const podAccount = settings.kubeconfig === undefined && account;
-  const client = podAccount
-    ? new Client({ ...podAccount.connection, onResponse: metrics.countRequest })
-    : await clientFromKubeConfig(settings.kubeconfig, metrics.countRequest);
+  const podAccount = settings.kubeconfig === undefined ? account : undefined;
+  const { connection } = podAccount ?? (await kubeContext(settings.kubeconfig));
+  const client = new Client({ ...connection, onResponse: metrics.countRequest });
   const stop = new AbortController();
   for (const name of ['SIGTERM', 'SIGINT'] as const) {
     process.once(name, () => {
@@ -149,6 +143,9 @@ try {
 } catch (error) {
   if (error instanceof UsageError) {
     process.stderr.write(`${error.message}\n\n${HELP}`);
+    process.exitCode = 2;
+  } else if (error instanceof Error && error.name === 'KubeConfigError') {
+    process.stderr.write(`${error.message}\n`);
     process.exitCode = 2;
   } else {
     process.stderr.write(`${error instanceof LeadershipLost ? error.message : (error as Error).stack}\n`);

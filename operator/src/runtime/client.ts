@@ -6,11 +6,9 @@
  *
  * `guardedBy` makes a client that stops when the process may no longer write: leadership.ts.
  */
-import type { RequestOptions } from 'node:https';
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
-import type { KubeConfig } from '@kubernetes/client-node';
 import { Agent, type Dispatcher } from 'undici';
 import { ApiError } from './api-error.ts';
 import { collectionPath, type KubernetesObject, objectPath, type Resource } from './resource.ts';
@@ -126,28 +124,6 @@ export class Client {
   /** A client of the same server, over the same connections, all of whose requests need the guard's consent. */
   guardedBy(guard: Guard): Client {
     return new Client(this.#options, { pools: { requests: this.#requests, watches: this.#watches }, guard });
-  }
-
-  /** @throws Error when the kubeconfig names no cluster */
-  static async fromKubeConfig(config: KubeConfig, onResponse?: ClientOptions['onResponse']): Promise<Client> {
-    const cluster = config.getCurrentCluster();
-    if (!cluster) throw new Error('the kubeconfig has no current cluster');
-    const credentials = async () => {
-      const options: RequestOptions = {};
-      await config.applyToHTTPSOptions(options);
-      const basic =
-        options.auth === undefined || options.auth === null
-          ? {}
-          : { Authorization: `Basic ${Buffer.from(options.auth).toString('base64')}` };
-      return { ...basic, ...(options.headers as Record<string, string> | undefined) };
-    };
-    const options: RequestOptions = {};
-    await config.applyToHTTPSOptions(options);
-    const { ca, cert, key, rejectUnauthorized, servername } = options;
-    const tls = Object.fromEntries(
-      Object.entries({ ca, cert, key, rejectUnauthorized, servername }).filter(([, value]) => value !== undefined),
-    ) as Tls;
-    return new Client({ server: cluster.server, tls, credentials, ...(onResponse && { onResponse }) });
   }
 
   get<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, name: string): Promise<T> {

@@ -126,6 +126,22 @@ test('a holder with a wrong clock leads as long as it renews: times of other mac
   assert.equal(led, true);
 });
 
+test('a lease that is over is taken when it is, and not at the next try', async () => {
+  const leases = new Leases();
+  leases.lease = {
+    metadata: { name: 'l', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' },
+    spec: { holderIdentity: 'killed', leaseDurationSeconds: 0.05 },
+  };
+  const times = { durationSeconds: 3600, renewDeadlineSeconds: 2700, retrySeconds: 720 };
+  const leadership = Leadership.byElection(times.renewDeadlineSeconds);
+  const options = { namespace: 'n', name: 'l', identity: 'a', log: pino({ level: 'silent' }), ...times };
+  await new LeaderElection({ ...options, client: leases.client(), leadership }).lead(
+    new AbortController().signal,
+    async () => {},
+  );
+  assert.equal(leases.lease.spec!.leaseTransitions, 1);
+});
+
 test('a leader that cannot renew stops before another may start', async () => {
   const leases = new Leases();
   let stoppedAt = 0;

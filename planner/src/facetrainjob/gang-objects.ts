@@ -127,6 +127,17 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
   return { apiVersion: 'networking.k8s.io/v1', kind: 'NetworkPolicy', metadata, spec };
 }
 
+const networks = new WeakMap<FaceTrainJobSpec, { uid: string; objects: [Service, NetworkPolicy] }>();
+
+/** Kept for each spec: every plan of a running job compares their digests. */
+function networkObjects(job: JobIdentity, spec: FaceTrainJobSpec): [Service, NetworkPolicy] {
+  const known = networks.get(spec);
+  if (known?.uid === job.uid) return known.objects;
+  const objects: [Service, NetworkPolicy] = [service(job, spec), networkPolicy(job, spec)];
+  networks.set(spec, { uid: job.uid, objects });
+  return objects;
+}
+
 /**
  * Updates of the Service and the NetworkPolicy, which outlive attempts, to the current spec. They are outdated if the
  * spec was changed while the job was suspended, or if another version of the operator made them. An executor that keeps
@@ -134,7 +145,7 @@ function networkPolicy(job: JobIdentity, { trainers }: FaceTrainJobSpec): Networ
  */
 export function networkUpdates({ job, spec }: Attempt, objects: ObservedObject[]): Action[] {
   const actions: Action[] = [];
-  for (const wanted of [service(job, spec), networkPolicy(job, spec)]) {
+  for (const wanted of networkObjects(job, spec)) {
     const { kind, metadata } = wanted;
     const existing = objects.find((object) => object.kind === kind && object.name === metadata.name && object.owned);
     if (!existing) continue;
