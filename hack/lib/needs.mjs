@@ -41,6 +41,7 @@ export const paths = {
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
   'e2e/cuda-image.test.ts': [],
+  'e2e/soak': cluster,
 };
 
 /** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */

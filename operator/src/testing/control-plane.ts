@@ -6,11 +6,13 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
+import { once } from 'node:events';
 import { closeSync, existsSync, openSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { parse } from 'yaml';
 import { root, tools } from '../../../hack/lib/paths.mjs';
 import { Client } from '../runtime/client.ts';
@@ -24,17 +26,26 @@ export class ControlPlane {
   readonly server: string;
   readonly token: string;
   readonly ca: string;
+  /** Base URL of etcd's API, which has no authentication here. */
+  readonly etcd: string;
   /** Authenticated as the cluster's administrator (system:masters). */
   readonly client: Client;
   readonly #folder: string;
-  readonly #processes: ChildProcess[];
+  readonly #programs: Program[];
 
-  private constructor(server: string, token: string, ca: string, folder: string, processes: ChildProcess[]) {
+  private constructor(
+    { server, etcd }: { server: string; etcd: string },
+    token: string,
+    ca: string,
+    folder: string,
+    programs: Program[],
+  ) {
     this.server = server;
+    this.etcd = etcd;
     this.token = token;
     this.ca = ca;
     this.#folder = folder;
-    this.#processes = processes;
+    this.#programs = programs;
     this.client = new Client({ server, tls: { ca }, credentials: async () => ({ authorization: `Bearer ${token}` }) });
   }
 
@@ -43,12 +54,12 @@ export class ControlPlane {
     // The test runner ends a test that takes too long by SIGTERM, on which Node runs no exit handlers (see `run`).
     process.once('SIGTERM', () => process.exit(143));
     const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
-    const processes: ChildProcess[] = [];
+    const programs: Program[] = [];
     try {
       const [clientPort, peerPort, securePort] = await freePorts(3);
       const etcd = `http://127.0.0.1:${clientPort}`;
       const peer = `http://127.0.0.1:${peerPort}`;
-      processes.push(
+      programs.push(
         run('etcd', folder, [
           '--data-dir',
           join(folder, 'etcd'),
@@ -75,7 +86,7 @@ export class ControlPlane {
       const tokens = join(folder, 'tokens.csv');
       await writeFile(key, privateKey);
       await writeFile(tokens, `${token},admin,admin,system:masters\n`);
-      processes.push(
+      programs.push(
         run('kube-apiserver', folder, [
           '--etcd-servers',
           etcd,
@@ -104,18 +115,18 @@ export class ControlPlane {
         ]),
       );
       const certificate = join(folder, 'certificates', 'apiserver.crt');
-      const ended = () => processes.find(({ exitCode }) => exitCode !== null);
+      const ended = () => programs.find(({ child }) => child.exitCode !== null);
       await eventually(() => assert(existsSync(certificate) || ended()), START_MILLISECONDS);
       const ca = await readFile(certificate, 'utf8');
-      const plane = new ControlPlane(`https://127.0.0.1:${securePort}`, token, ca, folder, processes);
+      const plane = new ControlPlane({ server: `https://127.0.0.1:${securePort}`, etcd }, token, ca, folder, programs);
       await eventually(async () => {
         const dead = ended();
-        if (dead) throw new Error(`${dead.spawnfile} has ended`);
+        if (dead) throw new Error(`${dead.name} has ended`);
         await plane.client.raw('/api/v1/namespaces/default');
       }, START_MILLISECONDS);
       return plane;
     } catch (error) {
-      for (const process of processes) process.kill('SIGKILL');
+      for (const { child } of programs) child.kill('SIGKILL');
       throw new Error(`no control plane: ${await logOf(folder)}`, { cause: error });
     }
   }
@@ -188,23 +199,37 @@ export class ControlPlane {
 
   /** Process ids of the programs that run, by their names. */
   get pids(): Record<string, number> {
-    return Object.fromEntries(this.#processes.map(({ spawnfile, pid }) => [basename(spawnfile), pid!]));
+    return Object.fromEntries(this.#programs.map(({ name, child }) => [name, child.pid!]));
   }
 
   /** Starts one more program, until `stop`. Its output goes to a log in the temporary folder. */
   run(name: string, args: string[]): ChildProcess {
-    const child = run(name, this.#folder, args);
-    this.#processes.push(child);
-    return child;
+    const program = run(name, this.#folder, args);
+    this.#programs.push(program);
+    return program.child;
+  }
+
+  /**
+   * Kills a program, and starts it again after a time with the same arguments, on the same ports and data. It does not
+   * wait until the program answers.
+   */
+  async restart(name: 'etcd' | 'kube-apiserver', milliseconds = 0): Promise<void> {
+    const program = this.#programs.find((each) => each.name === name)!;
+    assert(program.child.exitCode === null && program.child.signalCode === null, `${name} does not run`);
+    const ended = once(program.child, 'exit');
+    program.child.kill('SIGKILL');
+    await ended;
+    await delay(milliseconds);
+    program.child = run(name, this.#folder, program.args).child;
   }
 
   async stop(): Promise<void> {
     await this.client.close();
-    for (const process of [...this.#processes].reverse()) {
-      const ended = new Promise((resolve) => process.once('exit', resolve));
-      if (process.exitCode !== null || process.signalCode !== null) continue;
-      process.kill('SIGTERM');
-      const timer = setTimeout(() => process.kill('SIGKILL'), STOP_MILLISECONDS);
+    for (const { child } of [...this.#programs].reverse()) {
+      if (child.exitCode !== null || child.signalCode !== null) continue;
+      const ended = once(child, 'exit');
+      child.kill('SIGTERM');
+      const timer = setTimeout(() => child.kill('SIGKILL'), STOP_MILLISECONDS);
       await ended;
       clearTimeout(timer);
     }
@@ -212,7 +237,14 @@ export class ControlPlane {
   }
 }
 
-function run(name: string, folder: string, args: string[]): ChildProcess {
+/** A program that runs, and how it was started. */
+interface Program {
+  name: string;
+  args: string[];
+  child: ChildProcess;
+}
+
+function run(name: string, folder: string, args: string[]): Program {
   // A KUBEBUILDER_ASSETS of another project may lack programs that are in our cache.
   const program = [process.env.KUBEBUILDER_ASSETS, tools]
     .flatMap((assets) => assets ?? [])
@@ -223,8 +255,10 @@ function run(name: string, folder: string, args: string[]): ChildProcess {
   const child = spawn(program, args, { stdio: ['ignore', log, log], cwd: folder });
   closeSync(log);
   // A test process that exits early must not leave servers running.
-  process.once('exit', () => child.kill('SIGKILL'));
-  return child;
+  const kill = () => child.kill('SIGKILL');
+  process.once('exit', kill);
+  child.once('exit', () => process.off('exit', kill));
+  return { name, args, child };
 }
 
 async function logOf(folder: string): Promise<string> {

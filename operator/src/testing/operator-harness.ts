@@ -1,7 +1,6 @@
 /** For tests against a real API server: an operator in this process, jobs for it, and a fake kubelet. */
 import assert from 'node:assert/strict';
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
-import { pino } from 'pino';
 import { clusterEnvironment } from '../controllers/cluster-environment.ts';
 import { type OperatorOptions, runOperator } from '../controllers/operator.ts';
 import { faceTrainJobs, type JobObject, pods, quantizeJobs } from '../controllers/resources.ts';
@@ -12,8 +11,8 @@ import type { ControlPlane } from './control-plane.ts';
 import { eventually } from './eventually.ts';
 import { type FakePhase, type FakePodStatus, setPodStatus } from './fake-kubelet.ts';
 import { FaultProxy } from './fault-proxy.ts';
+import { silentLog } from './silent-log.ts';
 
-const silent = pino({ level: process.env.FACETRAIN_TEST_LOG ?? 'silent' });
 /** Enough for a list, a watch and a few writes. */
 const SETTLE_MILLISECONDS = 1_500;
 
@@ -52,7 +51,7 @@ export async function startOperator(
     token = plane.token,
     identity = 'a',
     skipReadyCheck = false,
-    log = silent,
+    log = silentLog,
     setUpProxy,
     ...overrides
   } = options;

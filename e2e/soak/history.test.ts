@@ -1,0 +1,159 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { JobObject, PodObject } from '@facetrain/operator/controllers/resources';
+import { Label } from '@facetrain/planner/names';
+import { type AuditEntry, HistoryCheck, leaderViolations, type StoredChange, writesAfter } from './history.ts';
+
+const UID = 'uid-of-faces';
+
+const pod = (attempt: number, rank: number, phase: string, isReady = phase === 'Running'): PodObject =>
+  ({
+    metadata: {
+      name: `faces-${attempt}-${rank}`,
+      uid: `pod-${attempt}-${rank}`,
+      labels: { [Label.jobUid]: UID, [Label.attempt]: String(attempt), [Label.rank]: String(rank) },
+    },
+    spec: { containers: [{ env: [{ name: 'WORLD_SIZE', value: '2' }] }] },
+    status: { phase, conditions: [{ type: 'Ready', status: isReady ? 'True' : 'False' }] },
+  }) as unknown as PodObject;
+const job = (status: object, uid = UID): JobObject =>
+  ({ metadata: { name: 'faces', uid, generation: 3 }, spec: {}, status }) as unknown as JobObject;
+
+/** The violations of a history: pods and jobs as they are stored one after the other; a name: that pod is deleted. */
+function violationsOf(...history: (PodObject | JobObject | string)[]): string[] {
+  const check = new HistoryCheck();
+  history.forEach((object, i) => {
+    const isPod = typeof object === 'string' || object.metadata.labels !== undefined;
+    const name = typeof object === 'string' ? object : object.metadata.name;
+    check.next({
+      revision: i + 1,
+      kind: isPod ? 'pods' : 'facetrainjobs',
+      key: `soak/${name}`,
+      object: typeof object === 'string' ? null : object,
+    } satisfies StoredChange);
+  });
+  return check.violations;
+}
+
+/** A job with two ranks that is restarted once and succeeds. */
+const GOOD = [
+  job({}),
+  job({ attempt: 0, phase: 'Pending' }),
+  pod(0, 0, 'Pending'),
+  pod(0, 1, 'Pending'),
+  pod(0, 0, 'Running'),
+  pod(0, 1, 'Running'),
+  job({ attempt: 0, phase: 'Running', checkpoint: { step: 10 } }),
+  pod(0, 1, 'Failed'),
+  job({ attempt: 1, phase: 'Restarting', restarts: { count: 1, disruptions: 0 }, checkpoint: { step: 10 } }),
+  'faces-0-0',
+  pod(1, 0, 'Running'),
+  pod(1, 1, 'Running'),
+  job({ attempt: 1, phase: 'Running', checkpoint: { step: 20 } }),
+  pod(1, 0, 'Succeeded'),
+  'faces-1-0',
+  pod(1, 1, 'Succeeded'),
+  job({ attempt: 1, phase: 'Succeeded', trainers: { desired: 2 } }),
+];
+
+test('a history without a fault has no violation', () => {
+  assert.deepEqual(violationsOf(...GOOD), []);
+});
+
+const broken: Record<string, { history: (PodObject | JobObject | string)[]; want: RegExp }> = {
+  'two attempts at the same time': {
+    history: [job({ attempt: 1 }), pod(0, 0, 'Running'), pod(1, 0, 'Pending')],
+    want: /attempt 1 began while faces-0-0 lived/,
+  },
+  'a pod of an attempt that is not in the status': {
+    history: [job({ attempt: 0 }), pod(1, 0, 'Pending')],
+    want: /created for attempt 1, and the status says 0/,
+  },
+  'an attempt that goes back': { history: [job({ attempt: 2 }), job({ attempt: 1 })], want: /attempt 2 became 1/ },
+  'an end that does not last': {
+    history: [job({ phase: 'Failed' }), job({ phase: 'Pending' })],
+    want: /phase Failed became Pending/,
+  },
+  'a generation that is not there yet': {
+    history: [job({ observedGeneration: 4 })],
+    want: /observedGeneration 4/,
+  },
+  'a gang that is called running before it is whole': {
+    history: [job({ attempt: 0 }), pod(0, 0, 'Running'), pod(0, 1, 'Running', false), job({ phase: 'Running' })],
+    want: /Running, and attempt 0 was never whole/,
+  },
+  'a suspension that is over too early': {
+    history: [
+      job({ attempt: 0 }),
+      pod(0, 0, 'Running'),
+      job({ attempt: 1, phase: 'Suspended', conditions: [{ type: 'Ready', status: 'True' }] }),
+    ],
+    want: /Suspended and Ready, and faces-0-0 lived/,
+  },
+  'a success of one rank of two': {
+    history: [job({}), pod(0, 0, 'Succeeded'), job({ phase: 'Succeeded', trainers: { desired: 2 } })],
+    want: /Succeeded, and of no attempt all 2 ranks had/,
+  },
+  'more restarts than attempts': {
+    history: [job({ attempt: 1, restarts: { count: 1, disruptions: 1 } })],
+    want: /1 \+ 1 restarts at attempt 1/,
+  },
+  'a checkpoint that goes back': {
+    history: [job({ checkpoint: { step: 20 } }), job({ checkpoint: { step: 10 } })],
+    want: /checkpoint of step 20 became 10/,
+  },
+};
+for (const [name, { history, want }] of Object.entries(broken))
+  test(`finds ${name}`, () => {
+    const violations = violationsOf(...history);
+    assert.equal(violations.length, 1, violations.join('\n'));
+    assert.match(violations[0]!, want);
+  });
+
+test('another job of the same name begins anew', () => {
+  assert.deepEqual(
+    violationsOf(job({ attempt: 3, phase: 'Failed' }), job({}, 'another'), job({ attempt: 0 }, 'another')),
+    [],
+  );
+});
+
+/** A write at a second of one minute that took a tenth of a second. */
+const write = (user: string, second: number, resource: string, holder?: string): AuditEntry => ({
+  verb: 'patch',
+  user: { username: user },
+  objectRef: { resource, name: 'x', ...(resource === 'leases' && { namespace: 'operators' }) },
+  responseStatus: { code: 200 },
+  requestReceivedTimestamp: `2026-01-01T00:00:${second}.000000Z`,
+  stageTimestamp: `2026-01-01T00:00:${second}.100000Z`,
+  ...(holder !== undefined && { requestObject: { spec: { holderIdentity: holder } } }),
+});
+const users = ['a', 'b'];
+
+test('only the holder of the Lease may write', () => {
+  const entries = [
+    write('a', 10, 'leases', 'host_1'),
+    write('a', 11, 'pods'),
+    write('b', 20, 'leases', 'host_2'),
+    write('b', 21, 'pods'),
+    write('stranger', 21, 'pods'),
+  ];
+  assert.deepEqual(leaderViolations(entries, users, 'operators'), []);
+  const late = [...entries, write('a', 22, 'pods')];
+  assert.deepEqual(leaderViolations(late, users, 'operators'), [
+    '2026-01-01T00:00:22.000000Z: a wrote (patch pods x), and b led',
+  ]);
+  const refused = { ...write('a', 22, 'pods'), responseStatus: { code: 409 } };
+  assert.deepEqual(leaderViolations([...entries, refused], users, 'operators'), []);
+});
+
+test('a replica that writes before anyone leads is found', () => {
+  assert.match(leaderViolations([write('a', 11, 'pods')], users, 'operators')[0]!, /nobody led/);
+});
+
+test('writes after a time are those to other things than Leases', () => {
+  const entries = [write('a', 10, 'pods'), write('a', 30, 'leases', 'host_1'), write('b', 31, 'events')];
+  assert.deepEqual(
+    writesAfter(entries, users, '2026-01-01T00:00:20Z').map(({ objectRef }) => objectRef?.resource),
+    ['events'],
+  );
+});

@@ -1,0 +1,221 @@
+/**
+ * Trainers without a model: what the processes of gangs do as others see it. They wait for each other, claim the folder
+ * of checkpoints, count steps, save, end together, and stop when they are told to. A gang saves to a `CheckpointFolder`,
+ * which has the rules of the real one and notes what must never happen. A process may outlive its pod.
+ */
+import { ExitCode, type Progress } from '@facetrain/api';
+import { CheckpointFolder, type WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';
+import type { Random } from './random.ts';
+
+/** Of one tick: milliseconds. */
+export const TICK_MILLISECONDS = 100;
+/** Steps that a gang takes between two checkpoints. */
+const STEPS_A_SAVE = 10;
+/** Between two of them a gang saves; at this many it exports. */
+const SAVES = 8;
+/** For ten steps. */
+const TRAIN_TICKS = 6;
+/** How long a process waits for a peer that is not there, in ticks. */
+const PEER_TICKS = 15;
+/** How long a gang waits until it is whole, in ticks. */
+const RENDEZVOUS_TICKS = 600;
+/** Between the files of a checkpoint and its manifest. */
+const SAVE_TICKS = 2;
+const QUANTIZE_TICKS = 20;
+
+export interface ProcessIdentity {
+  podName: string;
+  podUid: string;
+  job: { kind: 'FaceTrainJob' | 'QuantizeJob'; name: string; uid: string };
+  attempt: number;
+  rank: number;
+  world: number;
+}
+
+export interface End {
+  exitCode: number;
+  /** Termination message. */
+  message?: object;
+}
+
+export class TrainerProcess {
+  readonly identity: ProcessIdentity;
+  end: End | undefined;
+  /** It got SIGTERM. */
+  isStopping = false;
+  /** Ticks for which it does nothing: SIGSTOP, a machine that swaps, a GPU that hangs. */
+  frozen = 0;
+  /** Of rank 0, once the gang is whole. */
+  writer: WriterProcess | undefined;
+  activity = 0;
+  waited = 0;
+  ticks = 0;
+
+  constructor(identity: ProcessIdentity) {
+    this.identity = identity;
+  }
+
+  /** SIGKILL: it says nothing. */
+  kill(): void {
+    this.end ??= { exitCode: 137 };
+    if (this.writer) this.writer.ended ??= 'killed';
+  }
+
+  fail(exitCode: number, code: string, message: string): void {
+    this.end ??= { exitCode, message: { code, message } };
+    if (this.writer) this.writer.ended ??= 'killed';
+  }
+}
+
+/** All processes of all jobs, and the folders that they write to. */
+export class Trainers {
+  readonly processes = new Set<TrainerProcess>();
+  /** By the uid of a FaceTrainJob. */
+  readonly folders = new Map<string, CheckpointFolder>();
+  /** Highest step of a checkpoint that any process saved, by the uid of a job. */
+  readonly saved = new Map<string, number>();
+  /** Uids of QuantizeJobs whose process has published. */
+  readonly published = new Set<string>();
+  readonly #random: Random;
+
+  constructor(random: Random) {
+    this.#random = random;
+  }
+
+  start(identity: ProcessIdentity): TrainerProcess {
+    const process = new TrainerProcess(identity);
+    this.processes.add(process);
+    return process;
+  }
+
+  /** Those that have not ended. */
+  get running(): TrainerProcess[] {
+    return [...this.processes].filter(({ end }) => end === undefined);
+  }
+
+  tick(): void {
+    for (const process of this.running) {
+      if (process.frozen > 0) process.frozen--;
+      else if (process.end !== undefined) continue;
+      else if (process.identity.job.kind === 'QuantizeJob') this.#quantize(process);
+      else this.#train(process);
+    }
+  }
+
+  progressOf(process: TrainerProcess): Progress {
+    const { job, attempt } = process.identity;
+    const step = process.writer?.step ?? 0;
+    const saved = this.saved.get(job.uid);
+    return {
+      schemaVersion: 1,
+      job: { name: job.name, uid: job.uid, attempt },
+      stage: process.writer ? 'Training' : 'Rendezvous',
+      step,
+      totalSteps: STEPS_A_SAVE * SAVES,
+      epoch: step / STEPS_A_SAVE,
+      imagesPerSecond: null,
+      loss: null,
+      learningRate: null,
+      etaSeconds: null,
+      evaluations: [],
+      checkpoint: saved === undefined ? null : { step: saved, time: new Date().toISOString() },
+      activity: process.activity,
+    };
+  }
+
+  /** The processes of the same attempt, by rank: the last that was started. */
+  #gang({ identity }: TrainerProcess): (TrainerProcess | undefined)[] {
+    const gang: (TrainerProcess | undefined)[] = Array.from({ length: identity.world });
+    for (const process of this.processes) {
+      const { job, attempt, rank } = process.identity;
+      if (job.uid === identity.job.uid && attempt === identity.attempt) gang[rank] = process;
+    }
+    return gang;
+  }
+
+  #train(process: TrainerProcess): void {
+    const { identity } = process;
+    const gang = this.#gang(process);
+    const rank0 = gang[0];
+    if (process.isStopping) return this.#stop(process);
+    if (gang.some((peer) => peer === undefined)) {
+      process.waited++;
+      if (process.writer !== undefined || process.waited > RENDEZVOUS_TICKS)
+        process.fail(ExitCode.peerLost, 'PeerLost', 'not all ranks have come');
+      return;
+    }
+    if (rank0?.end?.exitCode === ExitCode.success) {
+      process.end = { exitCode: ExitCode.success };
+      return;
+    }
+    const stuck = gang.some((peer) => peer!.end !== undefined);
+    process.waited = stuck ? process.waited + 1 : 0;
+    if (stuck) {
+      if (process.waited > PEER_TICKS) process.fail(ExitCode.peerLost, 'PeerLost', 'a rank no longer answers');
+      return;
+    }
+    if (identity.rank !== 0 || gang.some((peer) => peer!.frozen > 0)) return;
+    this.#advance(process);
+  }
+
+  /** A tick of the whole gang, by rank 0. */
+  #advance(process: TrainerProcess): void {
+    const { job, attempt } = process.identity;
+    const folder = this.folders.get(job.uid) ?? new CheckpointFolder(true);
+    this.folders.set(job.uid, folder);
+    if (process.writer === undefined) {
+      process.writer = folder.start(attempt);
+      folder.act(process.writer, 'claim');
+    } else if (process.writer.staged) {
+      if (process.ticks++ >= SAVE_TICKS) this.#publish(process, folder);
+    } else if (process.writer.step >= STEPS_A_SAVE * SAVES) {
+      folder.act(process.writer, 'export');
+      if (process.writer.ended === null) {
+        process.writer.ended = 'succeeded';
+        process.end = { exitCode: ExitCode.success, message: { progress: this.progressOf(process) } };
+      }
+    } else if (process.ticks++ >= TRAIN_TICKS + this.#random.between(0, 3)) {
+      process.ticks = 0;
+      folder.act(process.writer, 'train');
+      folder.act(process.writer, 'stage');
+      process.activity++;
+    }
+    if (process.writer.ended === 'fenced off')
+      process.fail(ExitCode.fencedOff, 'FencedOff', 'another attempt has claimed the folder');
+  }
+
+  #publish(process: TrainerProcess, folder: CheckpointFolder): void {
+    const { job } = process.identity;
+    const writer = process.writer!;
+    process.ticks = 0;
+    const step = writer.staged!.step;
+    folder.act(writer, 'publish');
+    if (writer.ended !== null) return;
+    this.saved.set(job.uid, Math.max(step, this.saved.get(job.uid) ?? 0));
+    process.activity++;
+  }
+
+  /** SIGTERM: rank 0 saves, then all end. */
+  #stop(process: TrainerProcess): void {
+    const { writer, identity } = process;
+    const folder = this.folders.get(identity.job.uid);
+    if (writer && folder && writer.ended === null && process.ticks++ < SAVE_TICKS) return;
+    if (writer && folder && writer.ended === null) {
+      if (!writer.staged) folder.act(writer, 'stage');
+      this.#publish(process, folder);
+      writer.ended ??= 'killed';
+    }
+    process.end = {
+      exitCode: ExitCode.preempted,
+      ...(identity.rank === 0 && { message: { progress: this.progressOf(process) } }),
+    };
+  }
+
+  #quantize(process: TrainerProcess): void {
+    if (process.isStopping) process.end = { exitCode: ExitCode.preempted };
+    else if (process.ticks++ >= QUANTIZE_TICKS) {
+      this.published.add(process.identity.job.uid);
+      process.end = { exitCode: ExitCode.success };
+    }
+  }
+}

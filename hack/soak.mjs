@@ -1,0 +1,12 @@
+// Jobs on simulated nodes while random faults happen, and what was stored checked afterwards: `npm run soak`.
+import { join } from 'node:path';
+import * as needs from './lib/needs.mjs';
+import { environment, node, root } from './lib/paths.mjs';
+import { attached, main } from './lib/steps.mjs';
+import { setup } from './setup.mjs';
+
+await main(async () => {
+  const args = process.argv.slice(2);
+  if (!args.includes('--help') && !args.includes('-h')) await setup(needs.paths['e2e/soak']);
+  return attached([node, join(root, 'e2e', 'soak', 'main.ts'), ...args], { cwd: root, env: environment });
+});
