@@ -15,11 +15,9 @@ using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 using Words = uint32_t __attribute__((vector_size(4 * kLanes)));
 using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+using Longs = uint64_t __attribute__((vector_size(8 * kLanes)));
 
 #define FT_INLINE __attribute__((always_inline)) inline
-
-// Vectors are passed between functions that are always inlined: how they would be passed otherwise does not matter.
-#pragma GCC diagnostic ignored "-Wpsabi"
 
 constexpr float kShortest = 1e-12F;  // shorter rows are treated as zero
 // The smallest argument of an exponential that is a normal number of float32.
@@ -136,6 +134,60 @@ FT_INLINE void project_row(float* gradient, const float* row, int64_t dim, float
       });
 }
 
+// ---- initial_rows.h on kLanes pairs at once: the same operations in the same order, so the same bits ----
+
+// Those of initial_rows.h, where they are local to functions: a GPU's code cannot use arrays of a namespace.
+constexpr float kLogSeries[] = {2.0F, 2.0F / 3, 2.0F / 5, 2.0F / 7, 2.0F / 9, 2.0F / 11};
+constexpr float kCosineSeries[] = {1.0F, -1.0F / 2, 1.0F / 24, -1.0F / 720, 1.0F / 40320};
+constexpr float kSineSeries[] = {1.0F, -1.0F / 6, 1.0F / 120, -1.0F / 5040, 1.0F / 362880};
+constexpr float kQuarterTurn = 1.57079633F / (1 << 22);
+
+// splitmix64.
+FT_INLINE Longs mixed(Longs x) {
+  x += kGoldenGamma;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+// polynomial.
+template <int kTerms>
+FT_INLINE Floats series(const float (&c)[kTerms], Floats x) {
+  Floats sum = x * c[kTerms - 1] + c[kTerms - 2];
+  for (int i = kTerms - 3; i >= 0; --i) sum = x * sum + c[i];
+  return sum;
+}
+
+// log_of_fraction.
+FT_INLINE Floats logs_of_fractions(Words k) {
+  Words bits = bits_of(__builtin_convertvector(k, Floats));
+  Ints exponent = __builtin_convertvector(bits >> 23, Ints) - 127;
+  Floats mantissa = floats_of((bits & 0x7fffff) | 0x3f800000);
+  const auto is_large = mantissa > 1.41421356F;
+  mantissa = is_large ? mantissa * 0.5F : mantissa;
+  exponent -= is_large;  // which is -1 where it is true
+  const Floats t = (mantissa - 1.0F) / (mantissa + 1.0F);
+  return __builtin_convertvector(exponent - 24, Floats) * 0.693147181F + t * series(kLogSeries, t * t);
+}
+
+// normal_pair.
+FT_INLINE void normal_pairs(Longs bits, Floats* first, Floats* second) {
+  Floats radius = logs_of_fractions(__builtin_convertvector(bits >> 40, Words) + 1) * -2.0F;
+  for (int i = 0; i < kLanes; ++i) radius[i] = std::sqrt(radius[i]);
+  radius = radius * kInitDeviation;
+
+  const Words k = __builtin_convertvector(bits & 0xffffff, Words);
+  const Words quarter = (k + (1U << 21)) >> 22;
+  const Floats rest = __builtin_convertvector(__builtin_convertvector(k - (quarter << 22), Ints), Floats);
+  const Floats x = rest * kQuarterTurn, square = x * x;
+  const Floats cosine = series(kCosineSeries, square), sine = x * series(kSineSeries, square);
+  const auto swaps = (quarter & 1) == 1;
+  // Of (cos, sin), (-sin, cos), (-cos, -sin), (sin, -cos).
+  const Words first_sign = ((quarter + 1) & 2) << 30, second_sign = (quarter & 2) << 30;
+  *first = radius * floats_of(bits_of(swaps ? sine : cosine) ^ first_sign);
+  *second = radius * floats_of(bits_of(swaps ? cosine : sine) ^ second_sign);
+}
+
 FT_INLINE void widen_row(const uint16_t* row, int64_t dim, float* out) {
   for_lanes(
       dim, [&](int64_t i, int64_t k)
@@ -143,6 +195,23 @@ FT_INLINE void widen_row(const uint16_t* row, int64_t dim, float* out) {
 }
 
 }  // namespace
+
+FACETRAIN_CLONES void initial_row(uint64_t seed, int64_t class_id, int64_t dim, float* out) {
+  const uint64_t key = sequence_number(sequence_number(seed, kInitStream), static_cast<uint64_t>(class_id));
+  Longs lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = 2 * kGoldenGamma * static_cast<uint64_t>(i);
+  for (int64_t begin = 0; begin < dim; begin += 2 * int64_t{kLanes}) {
+    Floats first, second;
+    normal_pairs(mixed(key + static_cast<uint64_t>(begin) * kGoldenGamma + lanes), &first, &second);
+    float pairs[2 * kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      pairs[2 * i] = first[i];
+      pairs[2 * i + 1] = second[i];
+    }
+    const int64_t count = dim - begin < 2 * kLanes ? dim - begin : 2 * kLanes;
+    std::memcpy(out + begin, pairs, static_cast<size_t>(count) * sizeof(float));
+  }
+}
 
 FACETRAIN_CLONES float inverse_norm(const float* row, int64_t dim) {
   const auto norm = static_cast<float>(std::sqrt(dot(row, row, dim)));

@@ -9,6 +9,9 @@
 
 namespace facetrain::cpu {
 
+// The initial row of a class: the numbers of initial_pair, bit for bit.
+void initial_row(uint64_t seed, int64_t class_id, int64_t dim, float* out);
+
 // 1 / |row|, and 0 for a row shorter than 1e-12.
 float inverse_norm(const float* row, int64_t dim);
 

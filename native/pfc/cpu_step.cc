@@ -270,18 +270,11 @@ class CpuStep final : public HeadStep {
 void CpuStep::draw_rows() {
   float* const data = options_.bf16_rows ? nullptr : weight_.data_ptr<float>();
   at::parallel_for(0, rows_.count, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(dim() + 1));
+    std::vector<float> scratch(static_cast<size_t>(dim()));
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < dim(); i += 2) {
-        const Pair values = initial_pair(options_.seed, rows_.first + row, i / 2);
-        scratch[i] = values.first;
-        scratch[i + 1] = values.second;
-      }
-      if (data != nullptr) {
-        std::copy_n(scratch.data(), dim(), data + row * dim());
-      } else {
-        cpu::scale(scratch.data(), dim(), 1, bits_of(weight_) + row * dim());
-      }
+      float* const out = data != nullptr ? data + row * dim() : scratch.data();
+      cpu::initial_row(options_.seed, rows_.first + row, dim(), out);
+      if (data == nullptr) cpu::scale(out, dim(), 1, bits_of(weight_) + row * dim());
     }
   });
 }

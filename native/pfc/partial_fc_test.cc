@@ -6,11 +6,13 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <cstring>
 #include <functional>
 
 #include "comm/loopback.h"
 #include "error.h"
 #include "pfc/class_sample.h"
+#include "pfc/cpu_kernels.h"
 #include "pfc/row_update.h"
 #include "test/check.h"
 #include "test/processes.h"
@@ -1045,6 +1047,22 @@ static void test_normal_pairs() {
   }
 }
 
+// CPUs draw sixteen pairs at once, with the same bits.
+static void test_rows_of_normal_pairs() {
+  for (const int64_t dim : {1, 2, 31, 33, 512}) {
+    for (int64_t class_id = 0; class_id < 20'000; ++class_id) {
+      std::vector<float> row(static_cast<size_t>(dim)), expected;
+      cpu::initial_row(5, class_id << 12, dim, row.data());
+      for (int64_t i = 0; i < dim; i += 2) {
+        const Pair pair = initial_pair(5, class_id << 12, i / 2);
+        expected.push_back(pair.first);
+        if (i + 1 < dim) expected.push_back(pair.second);
+      }
+      CHECK(std::memcmp(row.data(), expected.data(), row.size() * sizeof(float)) == 0);
+    }
+  }
+}
+
 static void test_words_of_a_sample() {
   const ClassSample sample(5, 9, 0.3);
   const int64_t first = 1000, count = 77;
@@ -1099,6 +1117,7 @@ int main(int argc, char** argv) {
   at::set_num_threads(1);
   if (argc == 5) return run_gloo_rank(std::stoi(argv[2]), std::stoi(argv[3]), std::stoi(argv[4]));
   test_normal_pairs();
+  test_rows_of_normal_pairs();
   test_words_of_a_sample();
   test_stochastic_rounding();
   test_on_device();
