@@ -116,6 +116,22 @@ describe('Partial FC on an H100, as docs/benchmarks.md has it', () => {
     });
 });
 
+describe('Partial FC on a CPU, as docs/benchmarks.md has it', () => {
+  const cases: [cell: string, numClasses: number, sampleRate: number, ms: { fp32: number; bf16: number }][] = [
+    ['| C=100k, r=0.1 | 51 ms | 33 ms |', 100_000, 0.1, { fp32: 51, bf16: 33 }],
+    ['| C=100k, r=1 | 439 ms | 265 ms |', 100_000, 1, { fp32: 439, bf16: 265 }],
+    ['| C=1M, r=0.1 | 483 ms | 314 ms |', 1_000_000, 0.1, { fp32: 483, bf16: 314 }],
+  ];
+  for (const [cell, numClasses, sampleRate, ms] of cases)
+    test(cell, () => {
+      assertDocumented(cell);
+      for (const precision of ['fp32', 'bf16'] as const) {
+        const facts = { ...onH100, device: 'cpu' as const, numClasses, sampleRate, precision };
+        assertNear(1000 * stepTime(facts, cpu).stages.head, ms[precision], 0.1, `milliseconds in ${precision}`);
+      }
+    });
+});
+
 describe('training a backbone on an H100, as docs/benchmarks.md has it', () => {
   const cases: [cell: string, changes: Partial<TrainingFacts>, imagesPerSecond: number][] = [
     ['5,872 / 5,966 / 3,015', { globalBatchSize: 128 }, 5872],

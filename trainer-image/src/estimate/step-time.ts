@@ -55,8 +55,11 @@ const HEAD_SECONDS = 0.15e-3;
 const COLLECTIVE_SECONDS = 30e-6;
 /** Reads and writes of each parameter’s 4 bytes by the zeroing, the norm, and SGD. */
 const UPDATE_PASSES = 8;
-/** Reads and writes of a sampled row by a step on a CPU, in rows of FP32; where all are sampled, and otherwise. */
-const CPU_ROW_PASSES = { all: 12, some: 25 };
+/**
+ * What a step on a CPU costs for each sampled row beside its products, as reads and writes of a row in FP32: gather,
+ * exponentials, gradient, update. Where all rows are sampled they follow each other in memory.
+ */
+const CPU_ROW_PASSES = { all: 17.3, some: 21 };
 
 /** @throws RangeError when the device has no such precision */
 export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
