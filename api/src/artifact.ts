@@ -114,6 +114,19 @@ export const QuantizedLayer = z.strictObject({
 });
 export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 
+/** Where the error of INT7 comes from. */
+export const ErrorSplit = z
+  .strictObject({
+    source: z.enum(['heldOut', 'calibration']).describe('As in measuredOn.'),
+    pictures: z.int().positive(),
+    weights: z.number().describe('Only the weights and biases of convolutions are those of the INT7 model.'),
+    operands: z.number().describe('Only the tensors that convolutions multiply are rounded, to 7 bits.'),
+    others: z.number().describe('Only the other tensors are rounded, to 8 bits: what is added or mapped.'),
+    all: z.number().describe('The INT7 model on the same pictures.'),
+  })
+  .describe('Mean cosine of the outputs with FP32 while one part of the network is in integers and the rest in FP32.');
+export type ErrorSplit = z.infer<typeof ErrorSplit>;
+
 /** The FP32 model. */
 const Source = StoredFile.extend({
   externalData: z
@@ -158,6 +171,7 @@ export const QuantizeReport = z.strictObject({
     .optional()
     .describe('Nodes of the model that stay in FP32, each with what has no quantized form. Absent: none.'),
   layers: z.array(QuantizedLayer),
+  errorSplit: ErrorSplit.optional().describe('Absent in artifacts from before it.'),
   metrics: Metrics,
   gate: Gate,
 });

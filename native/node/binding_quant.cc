@@ -1,6 +1,7 @@
 // The functions and classes of src/quantization.ts: EasyQuant's search and the networks.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "error.h"
 #include "node/call.h"
@@ -347,6 +348,15 @@ Isa isa_from(const Napi::Value& value) {
   return best_isa();
 }
 
+// The name of a part, or null for the whole network.
+std::optional<QuantizedPart> part_from(const Napi::Value& value) {
+  if (value.IsNull()) return std::nullopt;
+  const std::string name = value.As<Napi::String>();
+  return name == "weights"    ? QuantizedPart::weights
+         : name == "operands" ? QuantizedPart::operands
+                              : QuantizedPart::others;
+}
+
 // instructionSets() -> {portable: 0, avx2: GMAC/s of its products alone, ...}, those that this machine supports
 Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
   Napi::Object result = Napi::Object::New(info.Env());
@@ -381,23 +391,24 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
     std::unique_ptr<Model> model;
   };
 
-  // open(graph, scales or null, computeThreads, instruction set)
+  // open(graph, scales or null, computeThreads, instruction set, the part to quantize or null: all)
   Napi::Value open(const Napi::CallbackInfo& info) {
     const bool real = info[1].IsNull();
     NamedScales named = real ? NamedScales() : scales_from(info[1].As<Napi::Object>());
-    return worker_->post(info.Env(),
-                         [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real, named = std::move(named),
-                          threads = info[2].As<Napi::Number>().Int32Value(), isa = isa_from(info[3])]() mutable {
-                           state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
-                           state->pool = std::make_unique<ThreadPool>(threads);
-                           if (real) {
-                             state->model = make_real_model(state->graph, threads);
-                           } else {
-                             state->scales = resolve_scales(*state->graph, named);
-                             state->model = make_int7_model(state->graph, state->scales, threads, isa);
-                           }
-                           return Worker::Reply();
-                         });
+    return worker_->post(info.Env(), [state = state_, graph = graph_in(info[0].As<Napi::Object>()), real,
+                                      named = std::move(named), threads = info[2].As<Napi::Number>().Int32Value(),
+                                      isa = isa_from(info[3]), part = part_from(info[4])]() mutable {
+      state->graph = std::make_shared<const LayerGraph>(std::move(graph).graph());
+      state->pool = std::make_unique<ThreadPool>(threads);
+      if (real) {
+        state->model = make_real_model(state->graph, threads);
+      } else {
+        state->scales = resolve_scales(*state->graph, named);
+        state->model = part ? make_partly_quantized_model(*state->graph, state->scales, *part, threads)
+                            : make_int7_model(state->graph, state->scales, threads, isa);
+      }
+      return Worker::Reply();
+    });
   }
 
   // embed(pixels, height, width, channels, flip) -> Float32Array [count, dim]

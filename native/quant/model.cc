@@ -46,14 +46,28 @@ std::vector<Buffers> make_buffers(const BufferPlan& plan, int threads) {
   return result;
 }
 
+// Rounds values to multiples of the scale, saturated at +-limit of them.
+void round_to(float scale, int limit, float* values, int64_t count) {
+  constexpr int64_t kChunk = 4096;
+  int8_t integers[kChunk];
+  for (int64_t first = 0; first < count; first += kChunk) {
+    const int64_t n = std::min(kChunk, count - first);
+    quantize(values + first, n, scale, limit, integers);
+    for (int64_t i = 0; i < n; ++i) values[first + i] = static_cast<float>(integers[i]) * scale;
+  }
+}
+
 class RealModel final : public Model {
  public:
-  RealModel(std::shared_ptr<const LayerGraph> graph, int threads)
+  // `scales`: by tensor, of those that are rounded; 0 for others.
+  RealModel(std::shared_ptr<const LayerGraph> graph, std::vector<float> scales, int threads)
       : Model(std::move(graph)),
         plan_(*graph_),
         buffers_(make_buffers(plan_, threads)),
+        scales_(std::move(scales)),
         pixels_(pixel_values(*graph_)) {
     for (size_t l = 0; l < graph_->layers.size(); ++l) layers_.emplace_back(*graph_, l);
+    round(0, pixels_.data(), static_cast<int64_t>(pixels_.size()));
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
@@ -64,6 +78,7 @@ class RealModel final : public Model {
       std::vector<const float*> inputs;
       for (const int input : layer.inputs) inputs.push_back(at(input));
       layers_[l].run(inputs, at(layer.output));
+      round(layer.output, at(layer.output), graph_->tensors[layer.output].size());
     }
     for (const int output : graph_->outputs) {
       to_channels_first(graph_->tensors[output], at(output), embedding);
@@ -72,9 +87,13 @@ class RealModel final : public Model {
   }
 
  private:
+  void round(int tensor, float* values, int64_t count) const {
+    if (scales_[tensor] > 0) round_to(scales_[tensor], graph_->tensors[tensor].limit(), values, count);
+  }
+
   BufferPlan plan_;
   std::vector<Buffers> buffers_;
-  std::vector<float> pixels_;
+  std::vector<float> scales_, pixels_;
   std::vector<RealLayer> layers_;
 };
 
@@ -194,7 +213,31 @@ void to_channels_first(const Tensor& tensor, const float* x, float* y) {
 }
 
 std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads) {
-  return std::make_unique<RealModel>(std::move(graph), threads);
+  std::vector<float> none(graph->tensors.size());
+  return std::make_unique<RealModel>(std::move(graph), std::move(none), threads);
+}
+
+std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, const Scales& scales, QuantizedPart part,
+                                                   int threads) {
+  auto partly = std::make_shared<LayerGraph>(graph);
+  std::vector<float> rounded(graph.tensors.size());
+  if (part == QuantizedPart::weights) {
+    for (size_t l = 0; l < graph.layers.size(); ++l) {
+      Layer& layer = partly->layers[l];
+      if (layer.kind != Layer::Kind::conv) continue;
+      const ConvScales& conv = scales.convs[l];
+      const size_t filter = layer.weight.size() / layer.bias.size();
+      for (size_t i = 0; i < layer.weight.size(); ++i)
+        layer.weight[i] = static_cast<float>(conv.weights[i]) * conv.weight[i / filter];
+      for (size_t o = 0; o < layer.bias.size(); ++o)
+        layer.bias[o] = static_cast<float>(conv.bias[o]) * (conv.weight[o] * scales.tensors[layer.input]);
+    }
+  } else {
+    for (size_t t = 0; t < graph.tensors.size(); ++t) {
+      if (graph.tensors[t].operand == (part == QuantizedPart::operands)) rounded[t] = scales.tensors[t];
+    }
+  }
+  return std::make_unique<RealModel>(std::move(partly), std::move(rounded), threads);
 }
 
 std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,

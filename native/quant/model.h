@@ -63,6 +63,15 @@ class Model {
 
 // In FP32.
 std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads);
+// What an INT7 network rounds: the three parts of its error.
+enum class QuantizedPart {
+  weights,   // of convolutions, and their biases
+  operands,  // the tensors that convolutions multiply, with 7 bits
+  others,    // the other tensors that are integers: what is added, and what a PReLU reads
+};
+// In FP32, with one part of the network as its scales say.
+std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, const Scales& scales, QuantizedPart part,
+                                                   int threads);
 // In integers, by the runtime of int7/. `scales` must fit the graph (see resolve_scales).
 std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
                                        Isa isa = best_isa());

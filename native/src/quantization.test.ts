@@ -6,7 +6,15 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Pictures } from './data.ts';
-import { Int7Model, LayerModel, type SearchOptions, type SearchResult, searchScales } from './quantization.ts';
+import {
+  Int7Model,
+  LayerModel,
+  PartlyQuantizedModel,
+  QUANTIZED_PARTS,
+  type SearchOptions,
+  type SearchResult,
+  searchScales,
+} from './quantization.ts';
 import type { Layer, LayerGraph } from './types.ts';
 
 type Conv = Extract<Layer, { kind: 'conv' }>;
@@ -80,7 +88,10 @@ function pictures(count: number, size = 16): Pictures {
   };
 }
 
-async function embedded(model: Promise<LayerModel | Int7Model>, of: Pictures): Promise<Float32Array> {
+async function embedded(
+  model: Promise<LayerModel | Int7Model | PartlyQuantizedModel>,
+  of: Pictures,
+): Promise<Float32Array> {
   const opened = await model;
   try {
     return await opened.embed(of);
@@ -138,6 +149,34 @@ test('scales that are found embed as the network in FP32 does, and come with a r
       ['c:0', 63],
     ],
   );
+});
+
+test('each part of a network that is quantized alone has its own error, and no other', async () => {
+  const seen = pictures(4);
+  const { graph, scales } = await searchScales(network(), seen, options);
+  const parts = async (of: typeof scales) =>
+    await Promise.all(
+      QUANTIZED_PARTS.map((part) => embedded(PartlyQuantizedModel.open(graph, of, { part, computeThreads: 1 }), seen)),
+    );
+  const real = await embedded(LayerModel.open(graph, { computeThreads: 1 }), seen);
+  const found = await parts(scales);
+  for (const embeddings of found) {
+    const similar = cosine(real, embeddings);
+    assert.ok(similar > 0.99 && similar < 1 - 1e-9, `${similar}`);
+  }
+  // Each change is seen by one part.
+  const { a } = scales.weights as { a: (typeof scales.weights)[string] };
+  const { 'a:0': other, 'c:0': operand } = scales.tensors as Record<string, { scale: number; limit: 63 | 127 }>;
+  const changes = [
+    { ...scales, weights: { ...scales.weights, a: { ...a, values: a.values.map((value) => value >> 1) } } },
+    { ...scales, tensors: { ...scales.tensors, 'c:0': { ...operand!, scale: operand!.scale * 8 } } },
+    { ...scales, tensors: { ...scales.tensors, 'a:0': { ...other!, scale: other!.scale * 8 } } },
+  ];
+  // The scale of c:0 is also that of the bias of d.
+  for (const [changed, of] of changes.entries())
+    for (const [part, embeddings] of (await parts(of)).entries())
+      if (part === changed) assert.notDeepEqual(embeddings, found[part]);
+      else if (!(changed === 1 && part === 0)) assert.deepEqual(embeddings, found[part]);
 });
 
 test('progress only grows', async () => {

@@ -50,6 +50,13 @@ export interface SearchResult {
 /** The instruction sets that the INT7 runtime has kernels for (native/kernels/conv.h). */
 export type InstructionSet = 'portable' | 'avx2' | 'avx512vnni' | 'neon' | 'neondot';
 
+/**
+ * The parts of an INT7 network's error: the weights and biases of convolutions; the tensors that convolutions multiply,
+ * with 7 bits; the others, which are added or mapped, with 8.
+ */
+export const QUANTIZED_PARTS = ['weights', 'operands', 'others'] as const;
+export type QuantizedPart = (typeof QUANTIZED_PARTS)[number];
+
 /** What a step of the INT7 runtime takes: a layer with the layers that follow in the same pass. */
 export interface LayerTime {
   name: string;
@@ -58,7 +65,13 @@ export interface LayerTime {
 }
 
 interface NativeNetwork {
-  open(graph: LayerGraph, scales: Scales | null, computeThreads: number, isa: InstructionSet | 'auto'): Promise<void>;
+  open(
+    graph: LayerGraph,
+    scales: Scales | null,
+    computeThreads: number,
+    isa: InstructionSet | 'auto',
+    part: QuantizedPart | null,
+  ): Promise<void>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   runLayers(pixels: Uint8Array): Promise<Record<string, Int8Array>>;
   timeLayers(pixels: Uint8Array): Promise<LayerTime[]>;
@@ -164,9 +177,13 @@ abstract class LayerNetwork implements Embedder {
     this.dim = graph.output.dim;
   }
 
-  protected async load(scales: Scales | null, computeThreads: number, isa: InstructionSet | 'auto'): Promise<this> {
+  protected async load(
+    scales: Scales | null,
+    computeThreads: number,
+    { isa = 'auto', part = null }: { isa?: InstructionSet | 'auto'; part?: QuantizedPart | null } = {},
+  ): Promise<this> {
     try {
-      await translateErrors(() => this.network.open(this.graph, scales, computeThreads, isa));
+      await translateErrors(() => this.network.open(this.graph, scales, computeThreads, isa, part));
       return this;
     } catch (error) {
       await this.close();
@@ -189,7 +206,21 @@ abstract class LayerNetwork implements Embedder {
 export class LayerModel extends LayerNetwork {
   /** @throws FacetrainError InvalidModel naming the layer whose sizes do not fit or whose weights are not finite */
   static open(graph: LayerGraph, { computeThreads }: { computeThreads: number }): Promise<LayerModel> {
-    return new LayerModel(graph).load(null, computeThreads, 'auto');
+    return new LayerModel(graph).load(null, computeThreads);
+  }
+}
+
+/**
+ * A LayerGraph in FP32 but for one part, which is rounded as in the INT7 network: to see where its error comes from.
+ */
+export class PartlyQuantizedModel extends LayerNetwork {
+  /** @throws FacetrainError as Int7Model.open */
+  static open(
+    graph: LayerGraph,
+    scales: Scales,
+    { part, computeThreads }: { part: QuantizedPart; computeThreads: number },
+  ): Promise<PartlyQuantizedModel> {
+    return new PartlyQuantizedModel(graph).load(scales, computeThreads, { part });
   }
 }
 
@@ -204,7 +235,7 @@ export class Int7Model extends LayerNetwork {
     scales: Scales,
     { computeThreads, isa = 'auto' }: { computeThreads: number; isa?: InstructionSet | 'auto' },
   ): Promise<Int7Model> {
-    return new Int7Model(graph).load(scales, computeThreads, isa);
+    return new Int7Model(graph).load(scales, computeThreads, { isa });
   }
 
   /** Embeds one picture, and tells what each step took. Which layers are one step is the runtime's choice. */

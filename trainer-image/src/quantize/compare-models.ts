@@ -1,8 +1,16 @@
 /**
  * Embeds pictures with the FP32 and the INT7 model, and measures how far apart the embeddings are. Metrics: compare.ts.
  */
-import type { Metrics, QuantizeConfig } from '@facetrain/api';
-import type { Embedder, Graph, Pictures } from '@facetrain/native';
+import type { ErrorSplit, Metrics, QuantizeConfig } from '@facetrain/api';
+import {
+  type Embedder,
+  type Graph,
+  type LayerGraph,
+  PartlyQuantizedModel,
+  type Pictures,
+  QUANTIZED_PARTS,
+  type Scales,
+} from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
@@ -15,6 +23,7 @@ import {
   summarize,
   summarizeOutputs,
 } from './compare.ts';
+import { disposable } from './disposable.ts';
 import type { Calibration } from './inputs.ts';
 
 /** On verification sets: accuracy of both models, and the cosines of all pictures and their mirror images. */
@@ -65,6 +74,40 @@ export async function compareOnPictures(
   const [reference, quantized] = [await embed(fp32, 0), await embed(int7, pictures.count)];
   if (outputs) return summarizeOutputs(compareOutputs(reference, quantized, outputs), source, pictures.count);
   return summarize([], cosines(reference, quantized, fp32.dim), source);
+}
+
+/** Pictures of splitError: at most so many, and fewer of a network that takes its time. */
+const SPLIT_PICTURES = { least: 8, most: 50, macs: 1e11 };
+
+/** How much of the error the weights, the operands and the other tensors make, each alone. */
+export async function splitError(
+  { graph, scales, layers }: { graph: LayerGraph; scales: Scales; layers: { macs: number }[] },
+  { pictures, source }: Calibration['compared'],
+  { outputs, output }: Pick<Graph, 'outputs' | 'output'>,
+  fp32: Embedder,
+  int7: Embedder,
+  { computeThreads, signal }: { computeThreads: number; signal: AbortSignal },
+): Promise<ErrorSplit> {
+  const macs = layers.reduce((sum, layer) => sum + layer.macs, 1);
+  const { least, most } = SPLIT_PICTURES;
+  const count = Math.min(pictures.count, most, Math.max(least, Math.floor(SPLIT_PICTURES.macs / macs)));
+  const size = pictures.height * pictures.width * 3;
+  const few = { ...pictures, count, data: pictures.data.subarray(0, count * size) };
+  const reference = await fp32.embed(few, { signal });
+  const meanCosine = async (model: Embedder) => {
+    const compared = compareOutputs(
+      reference,
+      await model.embed(few, { signal }),
+      outputs ?? [{ name: output.name, dims: [output.dim] }],
+    );
+    return summarizeOutputs(compared, source, count).meanCosine;
+  };
+  const parts = { weights: 0, operands: 0, others: 0 };
+  for (const part of QUANTIZED_PARTS) {
+    await using partly = disposable(await PartlyQuantizedModel.open(graph, scales, { part, computeThreads }));
+    parts[part] = await meanCosine(partly.model);
+  }
+  return { source, pictures: count, ...parts, all: await meanCosine(int7) };
 }
 
 /** An embedder of the mirror images alone. The native `flip` adds both embeddings, and here each is compared. */

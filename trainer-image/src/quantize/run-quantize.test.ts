@@ -172,6 +172,9 @@ test('an artifact is complete, listed in its manifest, and published', async () 
     report.metrics.meanCosine > 0.95 && report.metrics.meanCosine < 1,
     `mean cosine ${report.metrics.meanCosine}`,
   );
+  const { source, weights, operands, others, all } = report.errorSplit!;
+  assert.equal(source, 'calibration', 'with evaluation sets, no pictures are held out');
+  assert.ok(Math.min(weights, operands, others) > all && Math.max(weights, operands, others) < 1);
   assert.deepEqual(new Set(report.layers.map(({ kind }) => kind)), new Set(['conv', 'pointwise', 'add', 'fc']));
 
   await fetchTo({ ...publish, to: join(scratch, 'fetched') });

@@ -7,6 +7,7 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   ARTIFACT,
+  type ErrorSplit,
   FacetrainError,
   joinStorageUri,
   type Metrics,
@@ -36,7 +37,7 @@ import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './ar
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
 import { type CheckSourceOptions, checkFound, checkSource } from './check-source.ts';
 import { checkGate } from './compare.ts';
-import { compareOnPictures, compareOnSets } from './compare-models.ts';
+import { compareOnPictures, compareOnSets, splitError } from './compare-models.ts';
 import { disposable } from './disposable.ts';
 import {
   type Calibration,
@@ -173,6 +174,7 @@ async function quantizeInto(
   // ---- Check and comparison, of the model that is read back from its file ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
   let metrics: Metrics;
+  let errorSplit: ErrorSplit;
   try {
     await using int7 = disposable(await openInt7(join(outputDirectory, ARTIFACT.model), computeThreads));
     await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
@@ -180,6 +182,7 @@ async function quantizeInto(
       sets.length > 0
         ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
         : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
+    errorSplit = await splitError(found, compared, source.graph, fp32, int7.model, { computeThreads, signal });
   } catch (error) {
     // A model that is refused here is of no use. The error to report is the first.
     if (error instanceof FacetrainError && error.code === 'NotANumber')
@@ -207,6 +210,7 @@ async function quantizeInto(
       ...layer,
       kind: found.graph.layers.find(({ name }) => name === layer.name)!.kind,
     })),
+    errorSplit,
     metrics,
     gate: checkGate(config.gate, metrics),
   };

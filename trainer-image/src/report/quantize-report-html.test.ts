@@ -41,6 +41,7 @@ function report(change: Partial<QuantizeReport> = {}): QuantizeReport {
         weightSumMax: null,
       },
     ],
+    errorSplit: { source: 'heldOut', pictures: 50, weights: 0.9961, operands: 0.9902, others: 0.9987, all: 0.9885 },
     metrics: {
       meanCosine: 0.98848,
       percentile1Cosine: 0.9712,
@@ -74,10 +75,13 @@ test('the page shows the figures, loads no other file and has no script', () => 
     '21.7 M',
     '1,234',
     'seed 7',
+    'one part in integers, the rest FP32; 50 held-out pictures',
+    '0.9961',
+    '8.03°', // of the operands: acos(0.9902)
   ]) {
     assert.ok(html.includes(text), `${text} is missing`);
   }
-  assert.equal(html.match(/<svg/g)?.length, 3, 'multiplications of one layer, angles of both');
+  assert.equal(html.match(/<svg/g)?.length, 7, 'multiplications of one layer, angles of both and of four parts');
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
 });
 

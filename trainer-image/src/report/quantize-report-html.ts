@@ -20,6 +20,7 @@ ${facts(report)
 </dl>
 ${verification(report.metrics.comparisons)}
 ${outputs(report.metrics.outputs ?? [])}
+${errorSplit(report.errorSplit)}
 ${realNodes(report.realNodes ?? [])}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
 ${layerTable(report.layers)}
@@ -83,6 +84,27 @@ function outputs(all: NonNullable<Metrics['outputs']>): string {
     ['Output', 'Mean cosine', 'Worst in a hundred', 'Same largest number'],
     rows,
   )}`;
+}
+
+/** Which part of the network the error comes from. */
+function errorSplit(split: QuantizeReport['errorSplit']): string {
+  if (!split) return '';
+  const parts = [
+    ['Weights and biases', split.weights],
+    ['Tensors that convolutions multiply, 7 bits', split.operands],
+    ['Other tensors, 8 bits: added or mapped', split.others],
+    ['All of them: the INT7 model', split.all],
+  ] as const;
+  const widest = Math.max(...parts.map(([, value]) => degrees(value)), 1e-9);
+  const rows = parts.map(([part, value]) => [
+    part,
+    cosine(value),
+    `${bar([degrees(value) / widest], 'angle', BAR_WIDTH)} ${degrees(value).toFixed(2)}°`,
+  ]);
+  const pictures = split.source === 'heldOut' ? SOURCES.heldOut : 'calibration pictures';
+  const note = `one part in integers, the rest FP32; ${count(split.pictures)} ${pictures}`;
+  const all = table(['In integers', 'Mean cosine', 'Angle'], rows);
+  return `<h2>Where the error comes from <small>${note}</small></h2>\n${all}`;
 }
 
 /** What stays FP32, and why. */
