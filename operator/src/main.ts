@@ -83,7 +83,7 @@ function wholeNumber(settings: Settings, name: keyof Settings, fallback: number,
   return value;
 }
 
-/** Loaded here, because a pod needs no parser of YAML. */
+/** The library that reads kubeconfigs takes as much memory as the rest of the program: a pod never loads it. */
 async function kubeContext(file: string | undefined): Promise<KubeContext> {
   const { readKubeConfig } = await import('./runtime/kubeconfig.ts');
   return readKubeConfig({ file });
