@@ -400,10 +400,11 @@ const trainers = section(
     microBatchSize: microBatchSize
       .optional()
       .describe(
-        'Pictures of a trainer’s batch that go through the backbone at once; must divide globalBatchSize / replicas. ' +
+        'Pictures that go through the backbone at once; must divide globalBatchSize into a micro-batch for each ' +
+          'trainer, or more. A trainer’s part of a step is whole micro-batches, of which some may have one more. ' +
           'Memory for activations shrinks with it; all micro-batches but one are computed forward twice, so a step ' +
           'takes up to a third longer. Batch norms take their statistics over a micro-batch: n on one trainer train ' +
-          'as n trainers with one each. Absent: the trainer’s whole batch.',
+          'as n trainers with one each. Absent: the trainer’s whole part of the batch.',
       ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port
@@ -481,7 +482,7 @@ export const FaceTrainJobSpec = rules(
     epochs: epochs.default(20).describe('Passes over the dataset.'),
     globalBatchSize: globalBatchSize
       .default(1024)
-      .describe('Pictures in a step, over all trainers; must be divisible by trainers.replicas.'),
+      .describe('Pictures in a step, over all trainers: one or more for each. They are divided as evenly as possible.'),
     seed: seed
       .default(0)
       .describe(
@@ -530,19 +531,20 @@ export const FaceTrainJobSpec = rules(
   }),
   [
     {
-      cel: 'self.globalBatchSize % self.trainers.replicas == 0',
-      message: 'globalBatchSize must be divisible by trainers.replicas',
-      check: (value) => value.globalBatchSize % value.trainers.replicas === 0,
+      cel: 'self.globalBatchSize >= self.trainers.replicas',
+      message: 'globalBatchSize must be trainers.replicas or more: a picture for each trainer',
+      check: (value) => value.globalBatchSize >= value.trainers.replicas,
       path: ['globalBatchSize'],
     },
     {
       cel:
-        '!has(self.trainers.microBatchSize) || ' +
-        'self.globalBatchSize % (self.trainers.replicas * self.trainers.microBatchSize) == 0',
-      message: 'globalBatchSize must be divisible by trainers.replicas times trainers.microBatchSize',
+        '!has(self.trainers.microBatchSize) || (self.globalBatchSize % self.trainers.microBatchSize == 0 && ' +
+        'self.globalBatchSize >= self.trainers.replicas * self.trainers.microBatchSize)',
+      message:
+        'trainers.microBatchSize must divide globalBatchSize into a micro-batch for each of trainers.replicas, or more',
       // Without microBatchSize, the first rule says it.
       check: ({ globalBatchSize: pictures, trainers: { replicas, microBatchSize: size } }) =>
-        size === undefined || pictures % (replicas * size) === 0,
+        size === undefined || (pictures % size === 0 && pictures >= replicas * size),
       path: ['trainers', 'microBatchSize'],
     },
     {

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "data/augment.h"
+#include "data/batch_part.h"
 #include "data/permutation.h"
 #include "data/picture.h"
 #include "error.h"
@@ -37,7 +38,8 @@ class RingLoader : public Loader {
   RingLoader(std::shared_ptr<const Dataset> dataset, const LoaderOptions& options)
       : dataset_(std::move(dataset)),
         options_(options),
-        batch_(options.global_batch / options.size),
+        part_(batch_part(options.global_batch, options.micro_batch, options.rank, options.size)),
+        batch_(part_.count),
         picture_bytes_(int64_t{3} * dataset_->height() * dataset_->width()),
         steps_per_epoch_(dataset_->size() / options.global_batch),
         next_(options.first_step) {
@@ -143,7 +145,7 @@ class RingLoader : public Loader {
   // The number in the dataset of the picture at `place` in this rank's part of the step.
   int64_t picture_at(int64_t step, int64_t place) const {
     const auto epoch = static_cast<uint64_t>(step / steps_per_epoch_);
-    const int64_t position = step % steps_per_epoch_ * options_.global_batch + options_.rank * batch_ + place;
+    const int64_t position = step % steps_per_epoch_ * options_.global_batch + part_.first + place;
     return Permutation(dataset_->size(), hash_words({options_.seed, kOrder, epoch}))(position);
   }
 
@@ -225,6 +227,7 @@ class RingLoader : public Loader {
 
   const std::shared_ptr<const Dataset> dataset_;
   const LoaderOptions options_;
+  const BatchPart part_;
   const int64_t batch_;  // pictures of this rank in a step
   const int64_t picture_bytes_;
   const int64_t steps_per_epoch_;

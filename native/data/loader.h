@@ -2,9 +2,9 @@
 // neither torch nor Node.
 //
 // The pictures of a step are a pure function of (seed, step). Each epoch has a permutation of all pictures, which is
-// cut into global batches; a global batch is cut into `size` consecutive parts, one for each rank. So any number of
-// ranks sees the same global batch, and a resumed run continues where the first one stopped. Pictures at an epoch's end
-// that do not fill a global batch are dropped.
+// cut into global batches; a global batch is cut into `size` consecutive parts, one for each rank (batch_part.h). So
+// any number of ranks sees the same global batch, and a resumed run continues where the first one stopped. Pictures at
+// an epoch's end that do not fill a global batch are dropped.
 //
 // A picture that cannot be used (BadPicture), or is of an identity that was removed, is replaced by another one, which
 // is drawn by (seed, epoch, the bad picture). All other pictures keep their places.
@@ -61,8 +61,11 @@ constexpr int64_t kRemoved = -1;
 
 // No defaults: those that users see are in api/src/facetrainjob.ts.
 struct LoaderOptions {
-  int64_t global_batch;  // pictures of all ranks in a step; a multiple of `size`
+  int64_t global_batch;  // pictures of all ranks in a step; `size` or more
   int rank, size;
+  // Pictures that stay together on one rank: a micro-batch. It divides global_batch into `size` or more. 0: single
+  // ones.
+  int64_t micro_batch = 0;
   uint64_t seed;
   bool flip;               // mirror half of the pictures
   int shift;               // largest random translation in pixels; the border's pixels are repeated
@@ -105,7 +108,7 @@ using Pixels = std::vector<uint8_t, MovingAllocator<uint8_t>>;
 
 struct Batch {
   int64_t step = 0;
-  Pixels pixels;                // [b, height, width, 3], b = global_batch / size
+  Pixels pixels;                // [b, height, width, 3], b of this rank's batch_part
   std::vector<int64_t> labels;  // [b]
 };
 

@@ -589,7 +589,13 @@ void test_order() {
     CHECK(equal(take(*make_loader(dataset, resumed), static_cast<int>(10 - first_step)),
                 {whole.begin() + first_step, whole.end()}));
   }
-  for (const int size : {2, 3}) CHECK(equal(take_by_ranks(dataset, options, size, 10), whole));
+  // The parts of 5 and 7 ranks have different lengths.
+  for (const int size : {2, 3, 5, 7, 12}) CHECK(equal(take_by_ranks(dataset, options, size, 10), whole));
+  LoaderOptions cut = options;
+  cut.micro_batch = 4;
+  for (const int size : {1, 2, 3}) CHECK(equal(take_by_ranks(dataset, cut, size, 10), whole));
+  cut.size = 2;
+  CHECK_EQ(make_loader(dataset, cut)->next().labels.size(), 8u);  // two micro-batches of three
   LoaderOptions reseeded = options;
   reseeded.seed = 8;
   CHECK(!equal(take(*make_loader(dataset, reseeded), 10), whole));

@@ -13,6 +13,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
 
+#include <cmath>
+#include <iterator>
 #include <optional>
 
 #include "model/norm_kernels.h"
@@ -160,7 +162,7 @@ at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::T
 }
 
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks) {
+                            const at::Tensor& beta, const Then& then, bool training, const JoinedRanks* ranks) {
   const Rows rows(x);
   const int64_t channels = rows.channels;
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
@@ -193,20 +195,24 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
 
 }  // namespace cpu
 
-// Of the x of all ranks, which have one shape, from each rank's own. The ranks are joined in float64 and in their
-// order, so that every rank has the same numbers.
-Statistics joined_statistics(Comm& ranks, const Statistics& own) {
+// Of the x of all ranks, from each rank's own. The ranks are joined in float64 and in their order, so that every rank
+// has the same numbers.
+Statistics joined_statistics(const JoinedRanks& ranks, const Statistics& own) {
+  const auto size = std::ssize(ranks.shares);
   const at::Tensor mine = at::stack({own.mean, own.variance});
-  at::Tensor all = at::empty({2 * ranks.size(), mine.size(1)}, mine.options());
-  ranks.all_gather(all, mine);
-  all = all.view({ranks.size(), 2, -1}).to(at::kDouble);
-  const at::Tensor means = all.select(1, 0), mean = means.mean(0);
-  const at::Tensor variance = (all.select(1, 1) + (means - mean).square()).mean(0);
+  at::Tensor all = at::empty({2 * size, mine.size(1)}, mine.options());
+  ranks.comm->all_gather(all, mine);
+  all = all.view({size, 2, -1}).to(at::kDouble);
+  const at::Tensor means = all.select(1, 0), variances = all.select(1, 1);
+  at::Tensor mean = at::zeros_like(means[0]), variance = at::zeros_like(means[0]);
+  for (int64_t rank = 0; rank < size; ++rank) mean.add_(means[rank], ranks.shares[rank]);
+  for (int64_t rank = 0; rank < size; ++rank)
+    variance.add_(variances[rank] + (means[rank] - mean).square(), ranks.shares[rank]);
   return {mean.to(at::kFloat), variance.to(at::kFloat)};
 }
 
 // As norm_scaling of a training pass or a recomputation, over all ranks.
-Scaling scaling_over_ranks(Comm& ranks, const at::Tensor& x, const BatchNorm& norm, Pass pass) {
+Scaling scaling_over_ranks(const JoinedRanks& ranks, const at::Tensor& x, const BatchNorm& norm, Pass pass) {
   const int64_t count = x.numel() / x.size(1);
   Statistics own;
   if (x.is_cuda()) {
@@ -223,14 +229,15 @@ Scaling scaling_over_ranks(Comm& ranks, const at::Tensor& x, const BatchNorm& no
     own = batch_statistics(x, norm.running_mean.options());
   }
   const Statistics statistics = joined_statistics(ranks, own);
-  if (pass == Pass::training) move_running(norm, statistics, count * ranks.size());
+  if (pass == Pass::training)
+    move_running(norm, statistics, std::llround(static_cast<double>(count) / ranks.own_share()));
   return scaling_of(statistics, norm);
 }
 
-// The Comm of a backward pass, as autograd keeps it.
+// The ranks of a backward pass, as autograd keeps them.
 struct RanksOfNorm : torch::CustomClassHolder {
-  explicit RanksOfNorm(Comm* ranks) : ranks(ranks) {}
-  Comm* const ranks;
+  explicit RanksOfNorm(const JoinedRanks* ranks) : ranks(ranks) {}
+  const JoinedRanks* const ranks;
 };
 
 class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
@@ -239,7 +246,7 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& gamma,
                             const at::Tensor& beta, const std::optional<at::Tensor>& slope,
                             const std::optional<at::Tensor>& residual, const at::Tensor& running_mean,
-                            const at::Tensor& running_variance, double epsilon, Pass pass, Comm* ranks) {
+                            const at::Tensor& running_variance, double epsilon, Pass pass, const JoinedRanks* ranks) {
     const BatchNorm norm{gamma, beta, running_mean, running_variance, epsilon};
     const Then then{slope.value_or(at::Tensor()), residual.value_or(at::Tensor())};
     const bool training = pass != Pass::evaluation;
@@ -261,7 +268,7 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
     const at::Tensor &x = saved[0], &beta = saved[4];
     const Scaling by{saved[1], saved[2], saved[3]};
     const bool training = context->saved_data["training"].toBool();
-    Comm* const ranks = static_cast<RanksOfNorm*>(context->saved_data["ranks"].toCapsule().get())->ranks;
+    const JoinedRanks* const ranks = static_cast<RanksOfNorm*>(context->saved_data["ranks"].toCapsule().get())->ranks;
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
     const NormGradients to = x.is_cuda() ? cuda::norm_backward(x, gradient, by, beta, {saved[5], {}}, training, ranks)
                                          : cpu::norm_backward(x, gradient, by, beta, {saved[5], {}}, training, ranks);
@@ -270,7 +277,7 @@ class FusedBatchNorm : public torch::autograd::Function<FusedBatchNorm> {
   }
 };
 
-at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, Pass pass, Comm* ranks) {
+at::Tensor fused(const at::Tensor& x, const BatchNorm& norm, const Then& then, Pass pass, const JoinedRanks* ranks) {
   const auto given = [](const at::Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; };
   return FusedBatchNorm::apply(x, norm.gamma, norm.beta, given(then.slope), given(then.residual), norm.running_mean,
                                norm.running_variance, norm.epsilon, pass, ranks);
@@ -284,7 +291,7 @@ bool has_kernels(const at::Tensor& x, const BatchNorm& norm) {
 
 }  // namespace
 
-at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, Comm* ranks) {
+at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, const JoinedRanks* ranks) {
   const bool joins = pass != Pass::evaluation && ranks;
   const at::Tensor rows =
       joins ? x.contiguous(x.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous) : x;
@@ -299,14 +306,14 @@ at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, Com
 }
 
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, Pass pass,
-                            Comm* ranks) {
+                            const JoinedRanks* ranks) {
   if (!has_kernels(x, norm) || slope.numel() != x.size(1))
     return at::prelu(batch_norm(x, norm, pass, ranks), slope.to(x.scalar_type()));
   return fused(x, norm, {slope, {}}, pass, ranks);
 }
 
 at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, Pass pass,
-                          Comm* ranks) {
+                          const JoinedRanks* ranks) {
   if (!has_kernels(x, norm) || residual.sizes() != x.sizes() || residual.scalar_type() != x.scalar_type())
     return at::add(batch_norm(x, norm, pass, ranks), residual);
   return fused(x, norm, {{}, residual.contiguous(x.suggest_memory_format())}, pass, ranks);
@@ -321,7 +328,7 @@ at::Tensor norm_forward(const at::Tensor&, const Scaling&, const at::Tensor&, co
   TORCH_CHECK(false, "a build without CUDA");
 }
 NormGradients norm_backward(const at::Tensor&, const at::Tensor&, const Scaling&, const at::Tensor&, const Then&, bool,
-                            Comm*) {
+                            const JoinedRanks*) {
   TORCH_CHECK(false, "a build without CUDA");
 }
 

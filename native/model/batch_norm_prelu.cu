@@ -246,7 +246,7 @@ at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::T
 }
 
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks) {
+                            const at::Tensor& beta, const Then& then, bool training, const JoinedRanks* ranks) {
   const c10::cuda::CUDAGuard guard(x.device());
   const bool prelu = then.slope.defined();
   const int64_t channels = x.size(1);

@@ -8,7 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "comm/comm.h"
+#include "model/joined_ranks.h"
 #include "model/pass.h"
 
 namespace facetrain {
@@ -31,10 +31,10 @@ struct BatchNorm {
 // one shape. Forward and backward are then collectives; every rank calls them in the same order, and gets the same
 // statistics bit for bit. The gradients of gamma, beta and slope are sums over the rank's own x. (As
 // torch.nn.SyncBatchNorm.) Throws c10::Error for an x that only ATen's operators take.
-at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, Comm* ranks = nullptr);
+at::Tensor batch_norm(const at::Tensor& x, const BatchNorm& norm, Pass pass, const JoinedRanks* ranks = nullptr);
 at::Tensor batch_norm_prelu(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& slope, Pass pass,
-                            Comm* ranks = nullptr);
+                            const JoinedRanks* ranks = nullptr);
 at::Tensor batch_norm_add(const at::Tensor& x, const BatchNorm& norm, const at::Tensor& residual, Pass pass,
-                          Comm* ranks = nullptr);
+                          const JoinedRanks* ranks = nullptr);
 
 }  // namespace facetrain

@@ -12,7 +12,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "comm/comm.h"
+#include "model/joined_ranks.h"
 #include "precision.h"
 
 namespace facetrain {
@@ -21,7 +21,7 @@ namespace facetrain {
 struct Compute {
   Precision precision = Precision::fp32;
   // The ranks over whose pictures the batch norms of a training pass take their statistics; null: each rank's own.
-  Comm* norm_ranks = nullptr;
+  const JoinedRanks* norm_ranks = nullptr;
 
   // Of activations, and of the operands of products.
   at::ScalarType type() const {

@@ -131,7 +131,7 @@ class PlanExecutor final : public Executor {
     if (on) make_blocks();
   }
 
-  void join_norms(Comm* ranks) override { compute_->norm_ranks = ranks; }
+  void join_norms(const JoinedRanks* ranks) override { compute_->norm_ranks = ranks; }
 
   at::Tensor forward(const at::Tensor& images, Pass pass) override {
     const c10::InferenceMode inference(pass == Pass::evaluation);

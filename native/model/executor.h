@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "comm/comm.h"
 #include "model/graph.h"
+#include "model/joined_ranks.h"
 #include "model/pass.h"
 #include "precision.h"
 
@@ -53,8 +53,8 @@ class Executor {
   // the same gradients bit for bit, for a third more arithmetic. At first false.
   virtual void checkpoint_activations(bool on) = 0;
   // The ranks over whose images the batch norms of later passes take their statistics (batch_norm_prelu.h): forward
-  // and backward are then collectives, and the images have one shape on all ranks. At first null: each rank's own.
-  virtual void join_norms(Comm* ranks) = 0;
+  // and backward are then collectives. `ranks` must outlive those passes. At first null: each rank's own.
+  virtual void join_norms(const JoinedRanks* ranks) = 0;
 };
 
 // Plans the graph on `device` and runs it once on two blank pictures. Throws Error(UnsupportedOperator) with the

@@ -152,7 +152,8 @@ struct NormCase {
 
 // Computes with activations of `type` and parameters of `parameters`; `own` by the fused operators, else by ATen's.
 static NormResults norm_results(const NormCase& from, After after, bool own, at::ScalarType type,
-                                at::ScalarType parameters, at::Device device, bool training, Comm* ranks = nullptr) {
+                                at::ScalarType parameters, at::Device device, bool training,
+                                const JoinedRanks* ranks = nullptr) {
   const auto leaf = [&](const at::Tensor& values, at::ScalarType as) {
     return values.detach().to(at::TensorOptions(device).dtype(as), false, true).set_requires_grad(true);
   };
@@ -616,9 +617,10 @@ static void test_blocks() {
   CHECK(choose_blocks({}).empty());
 }
 
-// Batch norms over three ranks with two pictures each, against ATen's over all six in float64.
+// Batch norms over three ranks with a different number of pictures each, against ATen's over all six in float64.
 static void test_joined_norms() {
   constexpr int kRanks = 3;
+  constexpr int64_t kPictures[kRanks] = {3, 2, 1}, kFirst[kRanks] = {0, 3, 5};
   at::manual_seed(9);
   for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{6, 3, 5, 7}, {6, 8, 19, 11}, {6, 5}}) {
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
@@ -630,9 +632,11 @@ static void test_joined_norms() {
         run_fake_ranks(kRanks, [&](Comm& comm) {
           NormCase part = from;
           for (at::Tensor* const tensor : {&part.x, &part.residual, &part.gradient})
-            *tensor = tensor->narrow(0, int64_t{2} * comm.rank(), 2).contiguous(from.x.suggest_memory_format());
+            *tensor = tensor->narrow(0, kFirst[comm.rank()], kPictures[comm.rank()])
+                          .contiguous(from.x.suggest_memory_format());
+          const JoinedRanks ranks{&comm, {3.0 / 6, 2.0 / 6, 1.0 / 6}};
           parts[static_cast<size_t>(comm.rank())] =
-              norm_results(part, after, true, type, at::kFloat, at::kCPU, true, &comm);
+              norm_results(part, after, true, type, at::kFloat, at::kCPU, true, &ranks);
         });
         const auto all = [&](at::Tensor NormResults::*of) {
           std::vector<at::Tensor> tensors;

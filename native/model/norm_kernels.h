@@ -26,10 +26,10 @@ struct NormGradients {
   at::Tensor slope;  // undefined without PReLU
 };
 
-// Replaces `sums` by their mean over the ranks.
-inline void average(Comm& ranks, at::Tensor& sums) {
-  ranks.all_reduce_sum(sums);
-  sums.div_(ranks.size());
+// Replaces the means over this rank's rows by those over the rows of all ranks.
+inline void average(const JoinedRanks& ranks, at::Tensor& means) {
+  means.mul_(ranks.own_share());
+  ranks.comm->all_reduce_sum(means);
 }
 
 namespace cuda {
@@ -41,10 +41,9 @@ bool has_norm_rows(const at::Tensor& x);
 // running statistics.
 Scaling norm_scaling(const at::Tensor& x, const BatchNorm& norm, double momentum, bool training);
 at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::Tensor& beta, const Then& then);
-// With `ranks`, the statistics through which a part of the gradient goes are those of all ranks, each of which has as
-// many rows.
+// With `ranks`, the statistics through which a part of the gradient goes are those of all ranks.
 NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, const Scaling& scaling,
-                            const at::Tensor& beta, const Then& then, bool training, Comm* ranks);
+                            const at::Tensor& beta, const Then& then, bool training, const JoinedRanks* ranks);
 
 }  // namespace cuda
 }  // namespace facetrain

@@ -213,6 +213,7 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,
                    .size = rendezvous.size,
+                   .micro_batch = integer_of(from, "microBatchSize"),
                    .seed = seed,
                    .flip = flag_of(data, "flip"),
                    .shift = static_cast<int>(integer_of(data, "shift")),
@@ -224,7 +225,6 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
           .clip_norm = optional_number_of(from, "gradientClipNorm"),
           .rows_rate_factor = number_of(from, "rowsRateFactor"),
           .precision = Precision::fp32,  // until the device is known
-          .micro_batch = integer_of(from, "microBatchSize"),
           .checkpoint_activations = flag_of(from, "checkpointActivations"),
           .sync_batch_norm = flag_of(from, "syncBatchNorm")};
 }

@@ -19,6 +19,7 @@
 #include <array>
 #include <cmath>
 
+#include "comm/parts.h"
 #include "pfc/cpu_kernels.h"
 #include "pfc/step.h"
 
@@ -66,12 +67,11 @@ struct Batch {
 
 // Gathers the batch in one all-gather. The 64 bits of a label travel as two floats after its features; they are copied
 // but never used in arithmetic.
-Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels, const at::Tensor& norms) {
+Batch gather(Comm& comm, const at::Tensor& features, const at::Tensor& labels, const at::Tensor& norms,
+             const std::vector<int64_t>& parts) {
   const int64_t dim = features.size(1);
   const at::Tensor bits = labels.contiguous().view({-1, 1}).view(at::kFloat);
-  const at::Tensor packed = at::cat({features, bits, norms}, 1);
-  at::Tensor all = at::empty({comm.size() * packed.size(0), packed.size(1)}, packed.options());
-  comm.all_gather(all, packed);
+  const at::Tensor all = all_gather_parts(comm, at::cat({features, bits, norms}, 1), parts);
   // A copy also of a single picture, whose label may lie at an odd offset, which has no view in 64 bits.
   const at::Tensor labels_of_all = all.narrow(1, dim, 2).clone(at::MemoryFormat::Contiguous);
   return {all.narrow(1, 0, dim).contiguous(), labels_of_all.view(at::kLong).view({-1}),
@@ -403,10 +403,10 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   // Gather the batch of all ranks, and choose the rows.
   const at::Tensor inverse_norm = inverse_norms(embeddings);
   const at::Tensor norms = at::linalg_vector_norm(embeddings, 2, at::IntArrayRef{1}, /*keepdim=*/true);
-  const Batch batch = gather(comm_, embeddings * inverse_norm, labels, norms);
+  const Batch batch = gather(comm_, embeddings * inverse_norm, labels, norms, options_.parts);
   const int64_t batch_size = batch.features.size(0);
   labels_ = batch.labels;
-  check_labels(labels_, options_.num_classes, comm_.size());
+  check_labels(labels_, options_.num_classes, comm_.size(), options_.parts);
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
   norms_ = norms_memory_.of({sampled_.size(0)}, at::kFloat);
@@ -515,8 +515,7 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   feature_gradients.index_add_(0, target_pictures, target_rows.to(at::kFloat) * target_gradients);
 
   // Sum all ranks' gradients of this rank's features, and go back through the normalization.
-  PfcResult result{(log_z - target).mean(), at::empty(embeddings.sizes(), embeddings.options())};
-  comm_.reduce_scatter_sum(result.grad_embeddings, feature_gradients);
+  PfcResult result{(log_z - target).mean(), reduce_scatter_parts(comm_, feature_gradients, options_.parts)};
   result.grad_embeddings.mul_(inverse_norm);
   remove_radial(result.grad_embeddings, embeddings, inverse_norm);
   return result;

@@ -38,6 +38,7 @@ std::unique_ptr<HeadStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, con
 #include <algorithm>
 #include <cmath>
 
+#include "comm/parts.h"
 #include "pfc/cuda_kernels.h"
 
 namespace facetrain {
@@ -279,7 +280,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   const c10::cuda::CUDAGuard guard(device_);
   step_ = step;
   gradient_ = at::Tensor();  // before the new one is made: it may be gigabytes
-  const int64_t own_batch = embeddings.size(0), batch = own_batch * comm_.size(), d = dim();
+  const int64_t own_batch = embeddings.size(0), d = dim();
   const double scale = options_.scale;
 
   // Gather the batch of all ranks, and choose the rows.
@@ -289,11 +290,8 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   at::Tensor feature_inverse_norms = at::empty({own_batch}, of(at::kFloat));
   cuda::pack_features(x.const_data_ptr<float>(), own_labels.const_data_ptr<int64_t>(), own_batch, d,
                       own_packed.data_ptr<float>(), feature_inverse_norms.data_ptr<float>(), stream());
-  packed_ = own_packed;
-  if (comm_.size() > 1) {
-    packed_ = at::empty({batch, cuda::packed_floats(d)}, of(at::kFloat));
-    comm_.all_gather(packed_, own_packed);
-  }
+  packed_ = comm_.size() > 1 ? all_gather_parts(comm_, own_packed, options_.parts) : own_packed;
+  const int64_t batch = packed_.size(0);
   const float* const packed = packed_.const_data_ptr<float>();
   choose_rows(step, batch);
 
@@ -411,10 +409,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
                           d, targets, numbers(weight_), sample(), inverse_norms_.const_data_ptr<float>(),
                           feature_gradients.data_ptr<float>(), stream());
   at::Tensor result = feature_gradients;
-  if (comm_.size() > 1) {
-    result = at::empty({own_batch, d}, of(at::kFloat));
-    comm_.reduce_scatter_sum(result, feature_gradients);
-  }
+  if (comm_.size() > 1) result = reduce_scatter_parts(comm_, feature_gradients, options_.parts);
   cuda::unnormalize_gradients(x.const_data_ptr<float>(), feature_inverse_norms.const_data_ptr<float>(), own_batch, d,
                               result.data_ptr<float>(), stream());
   return {loss, result};

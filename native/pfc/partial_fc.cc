@@ -14,19 +14,32 @@ RowRange row_range(int64_t num_classes, int rank, int size) {
   return {each * rank + std::min<int64_t>(rank, remainder), each + (rank < remainder)};
 }
 
-void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks) {
+namespace {
+
+// The rank whose part of the global batch has the picture.
+int64_t rank_of(int64_t picture, int64_t batch, int ranks, const std::vector<int64_t>& parts) {
+  if (parts.empty()) return picture / (batch / ranks);
+  int64_t rank = 0;
+  for (int64_t end = parts[0]; picture >= end; end += parts[rank]) ++rank;
+  return rank;
+}
+
+}  // namespace
+
+void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks, const std::vector<int64_t>& parts) {
   const int64_t* label = labels.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < labels.numel(); ++i) {
     if (label[i] >= 0 && label[i] < num_classes) continue;
-    const int64_t batch_of_rank = labels.numel() / ranks;
     throw Error("InvalidDataset", "labels",
-                "label " + std::to_string(label[i]) + " in the batch of rank " + std::to_string(i / batch_of_rank),
+                "label " + std::to_string(label[i]) + " in the batch of rank " +
+                    std::to_string(rank_of(i, labels.numel(), ranks, parts)),
                 "0 to " + std::to_string(num_classes - 1) + " for " + std::to_string(num_classes) + " classes");
   }
 }
 
 PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
     : ranks_(comm.size()),
+      parts_(options.parts),
       num_classes_(options.num_classes),
       rows_(row_range(options.num_classes, comm.rank(), comm.size())) {
   if (options.dense_update && options.row_optimizer == RowOptimizer::adamw) {
@@ -61,7 +74,7 @@ PfcResult PartialFc::forward_backward(const at::Tensor& embeddings, const at::Te
   return step_->forward_backward(embeddings, labels, step);
 }
 
-void PartialFc::check_labels() const { facetrain::check_labels(step_->labels(), num_classes_, ranks_); }
+void PartialFc::check_labels() const { facetrain::check_labels(step_->labels(), num_classes_, ranks_, parts_); }
 
 void PartialFc::update_rows(double learning_rate, double momentum, double weight_decay, const at::Tensor& skip) {
   step_->update_rows({learning_rate, momentum, weight_decay}, skip);

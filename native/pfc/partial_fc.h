@@ -40,6 +40,8 @@ RowRange row_range(int64_t num_classes, int rank, int size);
 struct PfcOptions {
   int64_t num_classes;
   int64_t embedding_dim;
+  // Pictures of each rank in a step, by rank; empty: each has as many.
+  std::vector<int64_t> parts = {};
   double sample_rate;  // r: the share of the negative classes in a step; 1: all
   uint64_t seed;       // of the initial rows and of the choice of classes
   float scale;         // s, at most 512
@@ -86,9 +88,9 @@ class PartialFc {
   ~PartialFc();
 
   // Takes this rank's part of the batch: embeddings [b, d] float32, not normalized; labels [b] int64 in [0, C). b is
-  // the same on every rank. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0. `step`
-  // seeds the choice of classes. If the loss is finite, so is the gradient of the rows, which are not shorter than
-  // 1e-12 or have none. Throws CommError, and on CPUs what check_labels throws.
+  // as PfcOptions::parts says. A vector shorter than 1e-12 is treated as zero: its cosines and its gradient are 0.
+  // `step` seeds the choice of classes. If the loss is finite, so is the gradient of the rows, which are not shorter
+  // than 1e-12 or have none. Throws CommError, and on CPUs what check_labels throws.
   using Result = PfcResult;
   Result forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step);
   // Throws Error(InvalidDataset), on every rank, if the last step's batch had a label outside [0, C). On CUDA the step
@@ -125,6 +127,7 @@ class PartialFc {
   at::Tensor& find(const std::string& name);
 
   const int ranks_;
+  const std::vector<int64_t> parts_;
   const int64_t num_classes_;
   const RowRange rows_;
   std::vector<RowTensor> tensors_;

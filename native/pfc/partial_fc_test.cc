@@ -149,9 +149,16 @@ class Parts {
   std::vector<at::Tensor> dx_, sampled_, dw_;
 };
 
+// As even as possible: of the pictures that are left over, each of the first ranks has one.
 static at::Tensor part_of(const at::Tensor& whole, Comm& comm) {
-  const int64_t each = whole.size(0) / comm.size();
-  return whole.narrow(0, comm.rank() * each, each).to(device);
+  const RowRange part = row_range(whole.size(0), comm.rank(), comm.size());
+  return whole.narrow(0, part.first, part.count).to(device);
+}
+
+// The options for such parts of a batch.
+static PfcOptions with_parts(PfcOptions options, int64_t batch, int size) {
+  for (int rank = 0; rank < size; ++rank) options.parts.push_back(row_range(batch, rank, size).count);
+  return options;
 }
 
 static void set_rows(PartialFc& pfc, const at::Tensor& w) {
@@ -161,7 +168,7 @@ static void set_rows(PartialFc& pfc, const at::Tensor& w) {
 static Step run_step(const Problem& problem, int size, uint64_t step = 3) {
   Parts parts(size);
   run_fake_ranks(size, [&](Comm& comm) {
-    PartialFc pfc(comm, problem.options);
+    PartialFc pfc(comm, with_parts(problem.options, problem.x.size(0), size));
     set_rows(pfc, problem.w);
     pfc.retire(problem.retired);
     parts.add(comm.rank(), pfc, pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), step));
@@ -199,7 +206,7 @@ static void test_every_margin_rate_filter_and_world_size() {
           options.interclass_filter = filter;
           options.scale = scale;
           const Problem problem = make_problem(103, 17, 24, options);
-          for (const int size : {1, 2, 4}) check_against_dense(problem, run_step(problem, size));
+          for (const int size : {1, 2, 4, 5}) check_against_dense(problem, run_step(problem, size));
         }
       }
     }
@@ -461,11 +468,11 @@ static void test_vector_without_direction() {
 // Also tests that all 64 bits of a label arrive at the other ranks.
 static void test_labels_out_of_range() {
   for (const int64_t bad : {int64_t{-1}, int64_t{20}, int64_t{1} << 40 | 1}) {
-    Problem problem = make_problem(20, 8, 4);
-    problem.labels[3] = bad;
+    Problem problem = make_problem(20, 8, 5);
+    problem.labels[2] = bad;               // the last of rank 0's three
     std::vector<std::string> messages(2);  // by rank
     run_fake_ranks(2, [&](Comm& comm) {
-      PartialFc pfc(comm, problem.options);
+      PartialFc pfc(comm, with_parts(problem.options, 5, 2));
       try {
         const auto result = pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), 0);
         CHECK(std::isnan(result.loss.item<double>()));
@@ -476,7 +483,7 @@ static void test_labels_out_of_range() {
     });
     for (const std::string& message : messages) {
       CHECK_EQ(message, "InvalidDataset labels: label " + std::to_string(bad) +
-                            " in the batch of rank 1; 0 to 19 for 20 classes");
+                            " in the batch of rank 0; 0 to 19 for 20 classes");
     }
   }
 }

@@ -50,6 +50,7 @@ std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, 
                                          const std::vector<RowTensor>& tensors);
 
 // Throws Error(InvalidDataset), on every rank, if a label of the global batch [B] int64 is outside [0, num_classes).
-void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks);
+// `parts` as PfcOptions's.
+void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks, const std::vector<int64_t>& parts);
 
 }  // namespace facetrain

@@ -454,19 +454,24 @@ suite('refuses', () => {
       /nowhere/,
     );
     await refusal(
-      TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 33 }, comm: { ...comm, size: 2 } })),
+      TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 2 }, comm: { ...comm, size: 3 } })),
       'InvalidConfig',
-      /33; a multiple of the 2 ranks/,
+      /globalBatchSize: 2; a picture for each of the 3 ranks/,
     );
     await refusal(
       TrainingSession.open(trainingOptions({ microBatchSize: 12, comm: { ...comm, size: 2 } })),
       'InvalidConfig',
-      /microBatchSize: 12; a divisor of the 16 pictures of a rank/,
+      /microBatchSize: 12; a divisor of the 32 pictures of a step/,
+    );
+    await refusal(
+      TrainingSession.open(trainingOptions({ microBatchSize: 16, comm: { ...comm, size: 3 } })),
+      'InvalidConfig',
+      /microBatchSize: 16; .* with a micro-batch for each of the 3 ranks/,
     );
     await refusal(
       TrainingSession.open(trainingOptions({ microBatchSize: 16, syncBatchNorm: true })),
       'InvalidConfig',
-      /16, with syncBatchNorm; all 32 pictures of a rank/,
+      /16, with syncBatchNorm; one micro-batch on each rank/,
     );
     await refusal(
       TrainingSession.open(trainingOptions({ data: { ...data, globalBatchSize: 801 } })),
@@ -575,6 +580,9 @@ suite('ranks in processes', () => {
     const pairs = [
       [await run(1, { MICRO_BATCH_SIZE: '16' }), await run(2, {})],
       [await run(2, { SYNC_BATCH_NORM: '1' }), await run(1, {})],
+      // Parts of different lengths: 11, 11 and 10 pictures, then two micro-batches, one and one.
+      [await run(3, { SYNC_BATCH_NORM: '1' }), await run(4, { SYNC_BATCH_NORM: '1' })],
+      [await run(3, { MICRO_BATCH_SIZE: '8' }), await run(4, {})],
     ] as const;
     for (const [one, other] of pairs) {
       for (const name of Object.keys(one.tensors))

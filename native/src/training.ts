@@ -59,7 +59,10 @@ export interface TrainingOptions {
   momentum: number;
   weightDecay: number;
   gradientClipNorm: number | null;
-  /** Pictures of a rank's batch that go through the backbone at once; null: all of them. */
+  /**
+   * Pictures that go through the backbone at once; a rank's part of a batch is one or more of these micro-batches.
+   * null: the whole part, which may then have any length.
+   */
   microBatchSize: number | null;
   /** Computes activations twice instead of keeping them. */
   checkpointActivations: boolean;
@@ -218,6 +221,7 @@ export interface TrainingSessionContract extends Embedder, StateSource {
 }
 
 interface NativeSession {
+  /** microBatchSize 0: a rank's whole part of a batch. */
   open(options: TrainingOptions & { microBatchSize: number }): Promise<{
     device: 'cpu' | 'cuda';
     precision: Precision;
@@ -300,30 +304,31 @@ export class TrainingSession implements TrainingSessionContract {
    */
   static async open(options: TrainingOptions): Promise<TrainingSession> {
     const { globalBatchSize } = options.data;
-    if (globalBatchSize % options.comm.size !== 0) {
-      throw new FacetrainError({
-        code: 'InvalidConfig',
-        subject: 'data.globalBatchSize',
-        found: String(globalBatchSize),
-        allowed: `a multiple of the ${options.comm.size} ranks`,
-      });
-    }
-    const batch = globalBatchSize / options.comm.size;
-    const microBatchSize = options.microBatchSize ?? batch;
+    const { microBatchSize, comm } = options;
     const refuse = (subject: string, found: string, allowed: string) =>
       new FacetrainError({ code: 'InvalidConfig', subject, found, allowed });
-    if (batch % microBatchSize !== 0)
-      throw refuse('microBatchSize', String(microBatchSize), `a divisor of the ${batch} pictures of a rank in a step`);
-    if (options.syncBatchNorm && microBatchSize !== batch) {
-      throw refuse(
-        'microBatchSize',
-        `${microBatchSize}, with syncBatchNorm`,
-        `all ${batch} pictures of a rank, as a batch norm over all pictures of a step needs them at the same time`,
-      );
+    if (globalBatchSize < comm.size)
+      throw refuse('data.globalBatchSize', String(globalBatchSize), `a picture for each of the ${comm.size} ranks`);
+    if (microBatchSize !== null) {
+      const count = globalBatchSize / microBatchSize;
+      if (!Number.isInteger(count) || count < comm.size) {
+        throw refuse(
+          'microBatchSize',
+          String(microBatchSize),
+          `a divisor of the ${globalBatchSize} pictures of a step, with a micro-batch for each of the ${comm.size} ranks`,
+        );
+      }
+      if (options.syncBatchNorm && count !== comm.size) {
+        throw refuse(
+          'microBatchSize',
+          `${microBatchSize}, with syncBatchNorm`,
+          'one micro-batch on each rank, as a batch norm over all pictures of a step needs them at the same time',
+        );
+      }
     }
     const session = new addon.TrainingSession();
     try {
-      const native = { ...options, microBatchSize };
+      const native = { ...options, microBatchSize: microBatchSize ?? 0 };
       return new TrainingSession(options, session, await translateErrors(() => session.open(native)));
     } catch (error) {
       await session.close();

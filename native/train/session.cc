@@ -46,6 +46,23 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device devic
   }
 }
 
+// The options with the parts of the ranks, which the head has to know.
+SessionOptions with_parts(SessionOptions options) {
+  const LoaderOptions& data = options.data;
+  options.pfc.parts.clear();
+  for (int rank = 0; rank < data.size; ++rank)
+    options.pfc.parts.push_back(batch_part(data.global_batch, data.micro_batch, rank, data.size).count);
+  return options;
+}
+
+std::optional<JoinedRanks> joined_ranks(Comm& comm, const SessionOptions& options) {
+  if (!options.sync_batch_norm || comm.size() == 1) return std::nullopt;
+  JoinedRanks ranks{&comm, {}};
+  for (const int64_t count : options.pfc.parts)
+    ranks.shares.push_back(static_cast<double>(count) / static_cast<double>(options.data.global_batch));
+  return ranks;
+}
+
 }  // namespace
 
 Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm, std::shared_ptr<const Dataset> dataset,
@@ -53,13 +70,15 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
     : backbone_(std::move(backbone)),
       clock_(options.pfc.device),
       comm_(make_timed_comm(std::move(comm), clock_)),
-      options_(options),
+      options_(with_parts(options)),
+      part_(batch_part(options.data.global_batch, options.data.micro_batch, options.data.rank, options.data.size)),
+      norm_ranks_(joined_ranks(*comm_, options_)),
       cancelled_(cancelled),
-      centres_(*comm_, options.pfc),
+      centres_(*comm_, options_.pfc),
       batches_(std::move(dataset), options.data, options.pfc.device) {
   use_precision(options.precision);
   backbone_->checkpoint_activations(options.checkpoint_activations);
-  if (options.sync_batch_norm && comm_->size() > 1) backbone_->join_norms(comm_.get());
+  if (norm_ranks_) backbone_->join_norms(&*norm_ranks_);
   flatten();
   broadcast();
 }
@@ -154,11 +173,11 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   return {loss, norm, votes, loss_scale_ ? std::optional(loss_scale_->skipped_steps) : std::nullopt, clock_.take()};
 }
 
-// The input of the backbone for a micro-batch.
-at::Tensor Session::images(const at::Tensor& pixels, int64_t micro_batch) {
+// The input of the backbone for the micro-batch with that index.
+at::Tensor Session::images(const at::Tensor& pixels, int64_t index) {
   const Stage stage = clock_.enter(Stage::upload);
-  const int64_t count = options_.micro_batch;
-  at::Tensor images = to_images(pixels.narrow(0, micro_batch * count, count), backbone_->range());
+  const int64_t count = micro_batch();
+  at::Tensor images = to_images(pixels.narrow(0, index * count, count), backbone_->range());
   clock_.enter(stage);
   return images;
 }
@@ -168,7 +187,7 @@ at::Tensor Session::images(const at::Tensor& pixels, int64_t micro_batch) {
 // their memory at the same time, so backward() computes them again.
 //
 // Each micro-batch moves the running statistics from where they were before the step, as each rank does: afterwards
-// they are the sum over the micro-batches, which sum_over_ranks() divides.
+// they are the sum over the micro-batches, which sum_over_ranks() turns into a mean.
 std::vector<at::Tensor> Session::forward(const at::Tensor& pixels) {
   const int64_t count = micro_batches();
   std::vector<at::Tensor> embeddings(static_cast<size_t>(count)), statistics(embeddings.size());
@@ -197,7 +216,7 @@ void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddi
     at::Tensor& part = embeddings[i];
     with_peers(*comm_, [&] {
       if (i > 0) part = backbone_->forward(images(pixels, i), Pass::recomputation);
-      part.backward(gradient.narrow(0, i * options_.micro_batch, options_.micro_batch));
+      part.backward(gradient.narrow(0, i * micro_batch(), micro_batch()));
     });
     part = at::Tensor();  // its activations are freed before the next ones are computed
     stop_if_cancelled();
@@ -205,13 +224,15 @@ void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddi
 }
 
 // The only collective for the backbone in a step, unless batch norms are joined. Sums the gradients over the ranks;
-// averages running statistics, so that rank 0's checkpoint is valid for every rank; and sets `votes` that are true on
-// any rank.
+// averages running statistics over the pictures, so that rank 0's checkpoint is valid for every rank; and sets `votes`
+// that are true on any rank.
 void Session::sum_over_ranks(Votes& votes) {
+  // statistics_ is the sum over this rank's micro-batches, each of which has this share of the pictures.
+  if (micro_batch() < options_.data.global_batch) {
+    statistics_.mul_(static_cast<double>(micro_batch()) / static_cast<double>(options_.data.global_batch));
+  }
   flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f}));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
-  const int64_t summed = comm_->size() * micro_batches();
-  if (summed > 1) statistics_.div_(summed);
   const at::Tensor flags = flags_.cpu();
   const float* flag = flags.const_data_ptr<float>();
   votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};

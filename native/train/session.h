@@ -16,9 +16,11 @@
 #include <vector>
 
 #include "comm/comm.h"
+#include "data/batch_part.h"
 #include "data/loader.h"
 #include "model/executor.h"
 #include "model/graph.h"
+#include "model/joined_ranks.h"
 #include "pfc/partial_fc.h"
 #include "train/device_batches.h"
 #include "train/flat_layout.h"
@@ -36,13 +38,12 @@ struct SessionOptions {
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
   double rows_rate_factor = 1;      // the learning rate of class centres over that of the backbone
   Precision precision;              // of the backbone; one that the device has (resolve_precision)
-  // Pictures of the rank's batch that the backbone sees at once; divides that batch. With fewer than all of it, a
-  // micro-batch is to the backbone what a rank's batch is otherwise: n micro-batches on a rank train as n ranks with
-  // one each. Only one of them has its activations in memory: the others' are computed twice.
-  int64_t micro_batch;
+  // With data.micro_batch, the backbone sees that many pictures of the rank's part of a batch at once. A micro-batch is
+  // to the backbone what a rank's part is otherwise: n micro-batches on a rank train as n ranks with one each. Only one
+  // of them has its activations in memory: the others' are computed twice.
   bool checkpoint_activations;  // of the backbone (Executor::checkpoint_activations)
   // Whether batch norms take their statistics over the pictures of all ranks (Executor::join_norms). Only with one
-  // micro-batch: those of several never meet.
+  // micro-batch on each rank: those of several never meet.
   bool sync_batch_norm;
 };
 
@@ -108,8 +109,10 @@ class Session {
 
  private:
   void flatten();
-  int64_t micro_batches() const { return options_.data.global_batch / options_.data.size / options_.micro_batch; }
-  at::Tensor images(const at::Tensor& pixels, int64_t micro_batch);
+  // Of this rank's part of a batch, and the pictures in each.
+  int64_t micro_batches() const { return part_.count / micro_batch(); }
+  int64_t micro_batch() const { return options_.data.micro_batch > 0 ? options_.data.micro_batch : part_.count; }
+  at::Tensor images(const at::Tensor& pixels, int64_t index);
   std::vector<at::Tensor> forward(const at::Tensor& pixels);
   void backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient);
   void broadcast();
@@ -124,6 +127,8 @@ class Session {
   StageClock clock_;  // comm_ uses it
   const std::unique_ptr<Comm> comm_;
   const SessionOptions options_;
+  const BatchPart part_;  // of this rank
+  const std::optional<JoinedRanks> norm_ranks_;
   const std::atomic<bool>& cancelled_;
   PartialFc centres_;
   DeviceBatches batches_;

@@ -81,7 +81,6 @@ SessionOptions small_options() {
           .weight_decay = 0,
           .clip_norm = std::nullopt,
           .precision = Precision::fp32,
-          .micro_batch = 4,
           .checkpoint_activations = false,
           .sync_batch_norm = false};
 }
@@ -225,7 +224,7 @@ Graph residual_graph() {
 
 struct Division {
   int ranks = 1;
-  int64_t micro_batches = 1;  // of each rank
+  int64_t micro_batch = 0;  // pictures; 0: a rank's whole part
   bool checkpoint_activations = false, sync_batch_norm = false;
   Precision precision = Precision::fp32;
 };
@@ -256,7 +255,7 @@ Trained trained(const Division& division) {
       options.weight_decay = 5e-4;
       options.clip_norm = 5;
       options.precision = division.precision;
-      options.micro_batch = kBatch / division.ranks / division.micro_batches;
+      if (division.micro_batch > 0) options.data.micro_batch = division.micro_batch;
       options.checkpoint_activations = division.checkpoint_activations;
       options.sync_batch_norm = division.sync_batch_norm;
       Session session(make_executor(residual_graph(), at::kCPU), std::move(comms[rank]), dataset, options, cancelled);
@@ -317,17 +316,19 @@ constexpr double kRounding = 2e-6;  // of float32, over five steps
 // Four parts of a batch, on one rank, two or four: batch norms see the same pictures together.
 void micro_batches_are_as_ranks() {
   const Trained four_ranks = trained({.ranks = 4});
-  CHECK_NEAR(difference(trained({.micro_batches = 4}), four_ranks), 0, kRounding);
-  CHECK_NEAR(difference(trained({.ranks = 2, .micro_batches = 2}), four_ranks), 0, kRounding);
+  CHECK_NEAR(difference(trained({.micro_batch = 6}), four_ranks), 0, kRounding);
+  CHECK_NEAR(difference(trained({.ranks = 2, .micro_batch = 6}), four_ranks), 0, kRounding);
+  // The first rank has two of them.
+  CHECK_NEAR(difference(trained({.ranks = 3, .micro_batch = 6}), four_ranks), 0, kRounding);
   CHECK(difference(trained({}), four_ranks) > 1e-3);
-  CHECK(are_equal(trained({.micro_batches = 4}), trained({.micro_batches = 4})));
+  CHECK(are_equal(trained({.micro_batch = 6}), trained({.micro_batch = 6})));
 }
 
 // Activations that are computed twice change no bit.
 void checkpoints_change_nothing() {
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
-    for (const int64_t micro_batches : {1, 3}) {
-      Division division{.micro_batches = micro_batches, .precision = precision};
+    for (const int64_t micro_batch : {0, 8}) {
+      Division division{.micro_batch = micro_batch, .precision = precision};
       const Trained all_kept = trained(division);
       division.checkpoint_activations = true;
       CHECK(are_equal(trained(division), all_kept));
@@ -345,6 +346,16 @@ void joined_norms_are_as_one_rank() {
   CHECK(are_equal(trained({.sync_batch_norm = true}), one_rank));
 }
 
+// Ranks whose parts of the batch have different lengths, the last of them of one picture less.
+void any_number_of_ranks_is_as_one() {
+  const Trained one_rank = trained({});
+  for (const int ranks : {5, 7, 16})
+    CHECK_NEAR(difference(trained({.ranks = ranks, .sync_batch_norm = true}), one_rank), 0, kRounding);
+  CHECK(are_equal(trained({.ranks = 5, .sync_batch_norm = true}), trained({.ranks = 5, .sync_batch_norm = true})));
+  // A batch norm of its own on each rank: all ranks still have one model, which trained() checks.
+  CHECK(difference(trained({.ranks = 5}), one_rank) > 1e-3);
+}
+
 }  // namespace
 
 int main() {
@@ -354,5 +365,6 @@ int main() {
   micro_batches_are_as_ranks();
   checkpoints_change_nothing();
   joined_norms_are_as_one_rank();
+  any_number_of_ranks_is_as_one();
   return TEST_RESULT();
 }

@@ -95,14 +95,22 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'width for iresnet': { object: trainSpec({ model: { backbone: 'iresnet18', width: 2 } }), wantValid: false },
   'a batch that replicas do not divide': {
     object: trainSpec({ globalBatchSize: 10, trainers: { replicas: 3 } }),
-    wantValid: false,
-  },
-  'a batch that replicas and micro-batches divide': {
-    object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 4 } }),
     wantValid: true,
   },
-  'a batch of a trainer that its micro-batches do not divide': {
+  'a batch of fewer pictures than trainers': {
+    object: trainSpec({ globalBatchSize: 2, trainers: { replicas: 3 } }),
+    wantValid: false,
+  },
+  'micro-batches that replicas do not divide': {
     object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 6 } }),
+    wantValid: true,
+  },
+  'a batch that micro-batches do not divide': {
+    object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 5 } }),
+    wantValid: false,
+  },
+  'fewer micro-batches than trainers': {
+    object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 12 } }),
     wantValid: false,
   },
   'a micro-batch of no picture': { object: trainSpec({ trainers: { microBatchSize: 0 } }), wantValid: false },

@@ -50,7 +50,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
   const pictures = picturesOfRank(facts);
   const microBatchSize = largestFitting(
     // The batch norm that ends a backbone has no variance over a single picture.
-    halves(pictures).filter((size) => size > 1 && pictures % size === 0),
+    halves(pictures).filter((size) => size > 1 && facts.globalBatchSize % size === 0),
     (size) => bytesOf({ ...facts, microBatchSize: size }) <= usable,
   );
   if (microBatchSize !== undefined) {
@@ -67,7 +67,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
       'model.checkpointActivations, with the same result and a third more time for the backbone',
     );
   const half = largestFitting(
-    halves(facts.globalBatchSize).filter((batch) => batch % facts.replicas === 0),
+    halves(facts.globalBatchSize).filter((batch) => batch >= facts.replicas),
     (globalBatchSize) => bytesOf({ ...facts, globalBatchSize }) <= usable,
   );
   if (half !== undefined)
@@ -77,7 +77,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     ...(facts.rowsPrecision === 'fp32' ? [[bf16, bf16Change, ' with loss.rows.precision BF16'] as const] : []),
   ] as const) {
     const replicas = doubles(facts.replicas).find(
-      (count) => facts.globalBatchSize % count === 0 && bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
+      (count) => count <= facts.globalBatchSize && bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
     );
     if (replicas !== undefined)
       tryChange(
@@ -99,7 +99,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
       text:
         least > usable
           ? `another device: the backbone and the program alone take ${gib(least)}`
-          : 'several of these together: more trainers.replicas, a larger globalBatchSize that they divide, BF16 rows',
+          : 'several of these together: more trainers.replicas, BF16 rows, a model with fewer activations',
     });
   }
   return found;

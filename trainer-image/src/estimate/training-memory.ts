@@ -98,7 +98,11 @@ export function rowBytes(facts: TrainingFacts): ReturnType<typeof bytesPerClass>
   });
 }
 
-export const picturesOfRank = ({ globalBatchSize, replicas }: TrainingFacts) => globalBatchSize / replicas;
+/** Pictures in a step of the ranks that have most: whole micro-batches. */
+export function picturesOfRank({ globalBatchSize, replicas, microBatchSize }: TrainingFacts): number {
+  const unit = microBatchSize ?? 1;
+  return unit * Math.ceil(globalBatchSize / unit / replicas);
+}
 
 /** Those of a rank whose activations are in memory at the same time. */
 export const picturesAtOnce = (facts: TrainingFacts) =>

@@ -529,7 +529,7 @@ test('a rank that waits for others stops at once on SIGTERM', async () => {
 });
 
 test('ranks end with their error while a file operation hangs', async () => {
-  const { folder, config } = await job(() => ({ globalBatchSize: 5 }));
+  const { folder, config } = await job(() => ({ globalBatchSize: 1 }));
   const fifo = join(folder, 'fifo');
   execFileSync('mkfifo', [fifo]);
   const env = { NODE_OPTIONS: preload('hanging-storage.ts'), FACETRAIN_TEST_FIFO: fifo };
@@ -583,7 +583,7 @@ test('input that does not fit is refused before ranks meet, with the field or fi
   const noPairs = join(top, 'none.bin');
   await writeFile(noPairs, 'no pickle');
   const cases: [string, (config: TrainerConfig) => Partial<TrainerConfig>, string, RegExp][] = [
-    ['batch', () => ({ globalBatchSize: 5 }), 'InvalidConfig', /globalBatchSize: 5; a multiple of the 2 ranks/],
+    ['batch', () => ({ globalBatchSize: 1 }), 'InvalidConfig', /globalBatchSize: 1; a picture for each of the 2 ranks/],
     [
       'picture',
       () => ({ globalBatchSize: 2 }),
@@ -594,7 +594,7 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       'micro-batch',
       () => ({ globalBatchSize: 8, microBatchSize: 3 }),
       'InvalidConfig',
-      /microBatchSize: 3; a divisor of the 4 pictures of a rank in a step/,
+      /microBatchSize: 3; a divisor of the 8 pictures of a step, with a micro-batch for each of the 2 ranks/,
     ],
     ['batch larger than the dataset', () => ({ globalBatchSize: 100 }), 'InvalidDataset', /21 pictures/],
     [

@@ -36,17 +36,17 @@ export async function preflight(
   { rank, size, localSize }: Ranks,
   { progress, signal }: Program,
 ): Promise<Preflight & { totalSteps: number }> {
-  const { globalBatchSize } = config;
-  if (globalBatchSize % size !== 0)
-    throw invalidConfig('globalBatchSize', globalBatchSize, `a multiple of the ${size} ranks`);
-  const batch = globalBatchSize / size;
-  if (config.microBatchSize !== null && batch % config.microBatchSize !== 0)
+  const { globalBatchSize, microBatchSize } = config;
+  if (globalBatchSize < size)
+    throw invalidConfig('globalBatchSize', globalBatchSize, `a picture for each of the ${size} ranks`);
+  if (microBatchSize !== null && (globalBatchSize % microBatchSize !== 0 || globalBatchSize / microBatchSize < size))
     throw invalidConfig(
       'microBatchSize',
-      config.microBatchSize,
-      `a divisor of the ${batch} pictures of a rank in a step`,
+      microBatchSize,
+      `a divisor of the ${globalBatchSize} pictures of a step, with a micro-batch for each of the ${size} ranks`,
     );
-  const pictures = config.microBatchSize ?? batch;
+  // Of the ranks with the fewest.
+  const pictures = microBatchSize ?? Math.floor(globalBatchSize / size);
   if (pictures === 1 && !(config.model.syncBatchNorm && size > 1)) refuseSingleValues(graph, config);
   const dataset = await preflightDataset(config.dataset.path, {
     numClasses: config.model.numClasses,
