@@ -72,6 +72,8 @@ interface Definition {
   maxName: number;
   spec: z.ZodType;
   status: z.ZodType;
+  /** Of the scale subresource, by which `kubectl scale` works. */
+  scale?: { specReplicasPath: string; statusReplicasPath: string; labelSelectorPath: string };
   columns: PrinterColumn[];
 }
 
@@ -107,6 +109,11 @@ const definitions: Definition[] = [
     maxName: MAX_FACETRAINJOB_NAME,
     spec: FaceTrainJobSpec,
     status: FaceTrainJobStatus,
+    scale: {
+      specReplicasPath: '.spec.trainers.replicas',
+      statusReplicasPath: '.status.trainers.desired',
+      labelSelectorPath: '.status.trainers.selector',
+    },
     columns: [
       { name: 'Phase', type: 'string', jsonPath: '.status.phase', description: 'Phase of the job.' },
       reason,
@@ -130,7 +137,7 @@ const definitions: Definition[] = [
         jsonPath: '.status.trainers.ready',
         description: 'Trainers that run and are ready.',
       },
-      { name: 'Trainers', type: 'integer', jsonPath: '.spec.trainers.replicas', description: 'Trainers in the gang.' },
+      { name: 'Trainers', type: 'integer', jsonPath: '.status.trainers.desired', description: 'Trainers in the gang.' },
       { name: 'Restarts', type: 'integer', jsonPath: '.status.restarts.count', description: 'Restarts that counted.' },
       {
         name: 'Why',
@@ -253,7 +260,8 @@ const isOpaque = ({ properties }: Schema): boolean =>
     (field) => field['x-kubernetes-preserve-unknown-fields'] || isOpaque(field),
   );
 
-function definitionOf({ kind, plural, singular, shortNames, description, maxName, spec, status, columns }: Definition) {
+function definitionOf(definition: Definition) {
+  const { kind, plural, singular, shortNames, description, maxName, spec, status, scale, columns } = definition;
   const specSchema = openApi(spec);
   return {
     apiVersion: 'apiextensions.k8s.io/v1',
@@ -268,7 +276,7 @@ function definitionOf({ kind, plural, singular, shortNames, description, maxName
           name: API_VERSION.slice(`${API_GROUP}/`.length),
           served: true,
           storage: true,
-          subresources: { status: {} },
+          subresources: { status: {}, ...(scale && { scale }) },
           additionalPrinterColumns: columns,
           schema: {
             openAPIV3Schema: {

@@ -52,6 +52,7 @@ import {
   numClasses,
   port,
   power,
+  replicas,
   sampleRate,
   scale,
   seed,
@@ -366,14 +367,34 @@ const checkpoint = section(
   'Checkpoints, from which a restart continues. One is also written when the trainers receive SIGTERM.',
 );
 
+const elastic = z
+  .strictObject({
+    minReplicas: replicas.describe('The gang never goes on with fewer ranks.'),
+    maxReplicas: replicas.describe('Largest trainers.replicas.'),
+    scaleDownSeconds: seconds(
+      'Ranks have no place for this long (no node for their pods, or a quota refuses them) before the gang goes on ' +
+        'without them.',
+    ).default(120),
+    scaleUpSeconds: seconds(
+      'A gang that lacks ranks looks for room for them after this long; twice as long, and so on, after it found ' +
+        'room that was gone when it came.',
+    ).default(600),
+  })
+  .describe(
+    'Lets the gang go on with fewer ranks than trainers.replicas, from the newest checkpoint, and with more when there ' +
+      'is room. The global batch, the order of pictures and the sample of classes stay the same. Can be added or ' +
+      'removed only while the job is suspended.',
+  );
+
 const trainers = section(
   {
-    replicas: z
-      .int32()
-      .min(1)
-      .max(4096)
+    replicas: replicas
       .default(1)
-      .describe('Ranks in the gang, one process each. The class centres are divided among them.'),
+      .describe(
+        'Ranks in the gang, one process each. The class centres are divided among them. With elastic it is a wish, ' +
+          'which may change at any time; kubectl scale changes it.',
+      ),
+    elastic: elastic.optional(),
     ...podFields,
     device: z
       .enum(['Auto', 'CPU', 'CUDA'])
@@ -457,12 +478,24 @@ export const TRAINING_FIELDS: readonly string[] = [
 /** Those of TRAINING_FIELDS that a spec may have or not. */
 const OPTIONAL_TRAINING_FIELDS: readonly string[] = ['trainers.microBatchSize'];
 
+/** The one of TRAINING_FIELDS that may change at any time in a job with trainers.elastic. */
+export const ELASTIC_FIELD = 'trainers.replicas';
+
 /** CEL for a rule on changes: all TRAINING_FIELDS are the same. `spec`: its path below self, with a dot at its end. */
-export const sameTraining = (spec = ''): string => {
+export const sameTraining = (spec = ''): string =>
+  `${sameButReplicas(spec)} && ${unchanged(`${spec}${ELASTIC_FIELD}`)}`;
+
+function sameButReplicas(spec = ''): string {
   const below = (fields: readonly string[]) => fields.map((field) => `${spec}${field}`);
-  const required = TRAINING_FIELDS.filter((field) => !OPTIONAL_TRAINING_FIELDS.includes(field));
+  const isOptional = (field: string) => OPTIONAL_TRAINING_FIELDS.includes(field);
+  const required = TRAINING_FIELDS.filter((field) => field !== ELASTIC_FIELD && !isOptional(field));
   return `${unchanged(...below(required))} && ${unchangedOptional(...below(OPTIONAL_TRAINING_FIELDS))}`;
-};
+}
+
+/** CEL for a rule on changes: what may change in a job that is not suspended. */
+const MAY_CHANGE =
+  `${sameButReplicas()} && has(self.trainers.elastic) == has(oldSelf.trainers.elastic) && ` +
+  `(has(self.trainers.elastic) || ${unchanged(ELASTIC_FIELD)})`;
 
 export const FaceTrainJobSpec = rules(
   z.strictObject({
@@ -559,6 +592,31 @@ export const FaceTrainJobSpec = rules(
       path: ['trainers', 'microBatchSize'],
     },
     {
+      cel:
+        '!has(self.trainers.elastic) || (self.trainers.elastic.minReplicas <= self.trainers.replicas && ' +
+        'self.trainers.replicas <= self.trainers.elastic.maxReplicas)',
+      message: 'trainers.replicas must be at least elastic.minReplicas and at most elastic.maxReplicas',
+      check: ({ trainers: { replicas, elastic } }) =>
+        elastic === undefined || (elastic.minReplicas <= replicas && replicas <= elastic.maxReplicas),
+      path: ['trainers', 'replicas'],
+    },
+    {
+      cel:
+        '!has(self.trainers.elastic) || self.globalBatchSize >= self.trainers.elastic.maxReplicas * ' +
+        '(has(self.trainers.microBatchSize) ? self.trainers.microBatchSize : 1)',
+      message: 'elastic.maxReplicas must be at most the pictures, or the micro-batches, of globalBatchSize',
+      check: ({ globalBatchSize: pictures, trainers: { microBatchSize: size = 1, elastic } }) =>
+        elastic === undefined || pictures >= elastic.maxReplicas * size,
+      path: ['trainers', 'elastic', 'maxReplicas'],
+    },
+    {
+      cel: '!has(self.trainers.elastic) || !has(self.trainers.microBatchSize) || !self.model.syncBatchNorm',
+      message: 'with trainers.elastic, leave trainers.microBatchSize or model.syncBatchNorm out',
+      check: ({ model: { syncBatchNorm }, trainers: { microBatchSize: size, elastic } }) =>
+        elastic === undefined || size === undefined || !syncBatchNorm,
+      path: ['trainers', 'microBatchSize'],
+    },
+    {
       cel: '!has(self.checkpoint.s3) || (has(self.checkpoint.uri) && ' + "self.checkpoint.uri.startsWith('s3://'))",
       message: 'checkpoint.s3 is only for an s3:// checkpoint.uri',
       check: ({ checkpoint: { uri, s3 } }) => s3 === undefined || (uri ?? '').startsWith('s3://'),
@@ -599,8 +657,10 @@ export const FaceTrainJobSpec = rules(
       message: 'trainers.precision cannot be changed: a training goes on in the precision that it began with',
     },
     {
-      cel: `oldSelf.suspend || (${sameTraining()})`,
-      message: 'what is trained, by how many, and at which ports, can change only while the job is suspended',
+      cel: `oldSelf.suspend || (${MAY_CHANGE})`,
+      message:
+        'what is trained, by how many, and at which ports, can change only while the job is suspended; ' +
+        'trainers.replicas of a job with trainers.elastic at any time',
     },
     MANAGED_BY_RULE,
   ],
@@ -651,6 +711,40 @@ export const EvaluationResult = z.strictObject({
 });
 export type EvaluationResult = z.infer<typeof EvaluationResult>;
 
+/** Longest label selector of a job's pods: a label of ours and a uid. */
+const MAX_SELECTOR = 128;
+/** Changes of the number of trainers that the status keeps, the newest. */
+export const MAX_RESIZES = 10;
+/** Longest message of one of them, in characters. */
+export const MAX_RESIZE_MESSAGE = 512;
+
+const Resize = z.strictObject({
+  attempt: z.int32().min(0).describe('The attempt that began with this number.'),
+  trainers: z.int32().min(1).describe('Ranks in its gang.'),
+  time: Time.describe('When that was decided.'),
+  reason: z.string().max(128).describe('ScaledDown or ScaledUp.'),
+  message: z.string().max(MAX_RESIZE_MESSAGE).describe('Why.'),
+});
+
+export const Scaling = z
+  .strictObject({
+    replicas: z.int32().min(1).describe('trainers.replicas when it was last looked at.'),
+    askedTime: Time.optional().describe('When trainers.replicas was seen to have changed.'),
+    resizes: z.int32().min(0).describe('How often the number of trainers has changed.'),
+    failedGrowths: z
+      .int32()
+      .min(0)
+      .describe('How often in a row room that was found was gone; each doubles the wait for the next try.'),
+    refusedTime: Time.optional().describe('When a pod that was to look for room was last refused.'),
+    history: z
+      .array(Resize)
+      .max(MAX_RESIZES)
+      .meta({ 'x-kubernetes-list-type': 'atomic' })
+      .describe('The newest changes of the number of trainers. They are no restarts.'),
+  })
+  .describe('How the number of trainers of an elastic job has changed.');
+export type Scaling = z.infer<typeof Scaling>;
+
 export const FaceTrainJobStatus = z
   .strictObject({
     observedGeneration: z
@@ -671,7 +765,15 @@ export const FaceTrainJobStatus = z
     completionTime: Time.optional().describe('When the job succeeded or failed.'),
     trainers: z
       .strictObject({
-        desired: z.int32().min(0).describe('Ranks in the gang.'),
+        desired: z
+          .int32()
+          .min(0)
+          .describe('Ranks in the gang; of an elastic one those with which it goes on, not those that are wished.'),
+        selector: z
+          .string()
+          .max(MAX_SELECTOR)
+          .optional()
+          .describe('Label selector of the pods, for kubectl scale and what else reads the scale subresource.'),
         active: z.int32().min(0).describe('Pods of the current attempt that exist and have not ended.'),
         ready: z.int32().min(0).describe('Pods that run and are ready.'),
         succeeded: z.int32().min(0).describe('Pods that succeeded.'),
@@ -688,6 +790,7 @@ export const FaceTrainJobStatus = z
       })
       .optional()
       .describe('Pods of the current attempt.'),
+    scaling: Scaling.optional(),
     progress: TrainingProgress.optional(),
     restarts: Restarts.optional(),
     refusal: Refusal.optional(),

@@ -1,6 +1,12 @@
 /** The actions that follow from a stage: children to create, and deletions of the objects of earlier attempts. */
 import type { JobView } from './attempt.ts';
-import { type CleanPodPolicy, deleteCurrentPods, deleteOlderObjects, deleteOlderPods } from './cleanup.ts';
+import {
+  type CleanPodPolicy,
+  deleteCurrentPods,
+  deleteOlderObjects,
+  deleteOlderPods,
+  deletePlaceholders,
+} from './cleanup.ts';
 import type { ObservedObject } from './observed.ts';
 import type { Action } from './plan.ts';
 import { countsEndedPods } from './refusal.ts';
@@ -28,6 +34,7 @@ export function actionsOf(
     ...deleteOlderPods(view, olderPods),
     ...deleteOlderObjects(view, objects),
     ...finalPods,
+    ...(isOver ? deletePlaceholders(view.placeholders) : []),
     ...stageActions(stage),
   ];
 }

@@ -54,6 +54,8 @@ export interface JobView {
   ranks: (ObservedPod | undefined)[];
   /** Pods of earlier attempts, and pods of the current one whose rank is beyond the number of replicas. */
   otherPods: ObservedPod[];
+  /** Pods of the current attempt that look for room for more ranks: facetrainjob/elastic.ts. */
+  placeholders: ObservedPod[];
   /** The pod template tolerates unreachable nodes: Kubernetes evicts the pods after its tolerationSeconds. */
   toleratesNodeLoss: boolean;
 }
@@ -85,12 +87,14 @@ export function viewOf(
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
   const otherPods: ObservedPod[] = [];
+  const placeholders: ObservedPod[] = [];
   const { nodeLostSeconds } = spec.failurePolicy;
   for (const observed of pods) {
     const pod = isLostBySilence(observed, nodeLostSeconds, now)
       ? { ...observed, lostNode: observed.silentNode!.reason }
       : observed;
-    if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
+    if (pod.attempt === attempt && pod.placeholder) placeholders.push(pod);
+    else if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
     else otherPods.push(pod);
   }
   if (attempt === (status.attempt ?? 0))
@@ -105,6 +109,7 @@ export function viewOf(
     startedAt: attempt === (status.attempt ?? 0) ? status.attemptStartTime : undefined,
     ranks,
     otherPods,
+    placeholders,
     toleratesNodeLoss,
   };
 }
@@ -137,9 +142,9 @@ function isLostBySilence(pod: ObservedPod, nodeLostSeconds: number, now: Date): 
 /**
  * Seconds until a node that does not answer counts as lost (`failurePolicy.nodeLostSeconds`); null if there is none.
  */
-export const secondsToNodeLoss = ({ ranks, otherPods, spec, now }: JobView): number | null =>
+export const secondsToNodeLoss = ({ ranks, otherPods, placeholders, spec, now }: JobView): number | null =>
   soonest(
-    ...[...ranks, ...otherPods].map((pod) =>
+    ...[...ranks, ...otherPods, ...placeholders].map((pod) =>
       pod === undefined || pod.lostNode !== undefined || !isAlive(pod)
         ? null
         : secondsToSilenceLoss(pod, spec.failurePolicy.nodeLostSeconds, now),

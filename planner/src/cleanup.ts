@@ -44,10 +44,16 @@ const mustBeStopped = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && 
  * else a job that restarts often would fill the cluster.
  */
 export function deleteOlderPods(view: JobView, policy: CleanPodPolicy): Action[] {
+  // Placeholders hold the room for the next gang until the trainers have written their checkpoint and ended.
+  const isTraining = view.otherPods.some((pod) => !pod.placeholder && isAlive(pod));
   return view.otherPods
+    .filter((pod) => !pod.placeholder || !isTraining)
     .filter((pod) => mustBeStopped(pod, view.now) || policy === 'All' || pod.attempt < view.attempt - 1)
     .flatMap(deletePod);
 }
+
+/** Deletes the pods that hold places for ranks that will not come. */
+export const deletePlaceholders = (pods: ObservedPod[]): Action[] => pods.flatMap(deletePod);
 
 /** Deletes pods of the current attempt, after it was the last one. */
 export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action[] {

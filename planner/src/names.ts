@@ -20,6 +20,8 @@ export const Label = {
   jobKind: 'facetrain.dev/job-kind',
   attempt: 'facetrain.dev/attempt',
   rank: 'facetrain.dev/rank',
+  /** "true" on a pod that holds a place for a rank that an elastic gang lacks. */
+  placeholder: 'facetrain.dev/placeholder',
   /** Digest of the fields that decide the result: `fieldsDigest` in attempt.ts. */
   specDigest: 'facetrain.dev/spec-digest',
 } as const;

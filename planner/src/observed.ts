@@ -65,6 +65,8 @@ export interface ObservedPod {
   priority?: number | undefined;
   /** It belongs to no PodGroup. */
   ungrouped?: true;
+  /** It holds a place for a rank that an elastic gang lacks, and trains nothing. */
+  placeholder?: true;
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;
 }

@@ -77,6 +77,10 @@ export const Reason = {
   priorityMismatch: 'PriorityMismatch',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
+  /** An elastic gang goes on with fewer ranks. */
+  scaledDown: 'ScaledDown',
+  /** An elastic gang goes on with more ranks. */
+  scaledUp: 'ScaledUp',
 
   // Why a job failed as a whole.
   maxRestarts: 'MaxRestartsExceeded',

@@ -30,8 +30,11 @@ export type Stage =
   | { name: 'Suspended' }
   /** This attempt failed; another one follows. */
   | { name: 'Restart'; restarts: Restarts }
-  /** This attempt is over without a failure; another one follows, at once or after a suspension. */
-  | { name: 'Replace'; reason: string; message: string }
+  /**
+   * This attempt is over without a failure; another one follows, at once or after a suspension. `trainers`: with this
+   * number of ranks.
+   */
+  | { name: 'Replace'; reason: string; message: string; trainers?: number }
   /** Pods of an older attempt may still run. */
   | { name: 'Stopping' }
   /**

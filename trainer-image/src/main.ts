@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The program in the pods: `facetrain-trainer train | quantize | fetch`. Exit codes: api/src/exit-codes.ts. */
+/** The program in the pods: `facetrain-trainer train | quantize | fetch | hold-place`. Exit codes: api/src/exit-codes.ts. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -17,12 +17,14 @@ import { writeAtomically } from './storage/atomic-files.ts';
 const USAGE = `Usage: facetrain-trainer train
        facetrain-trainer quantize
        facetrain-trainer fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
+       facetrain-trainer hold-place
 
 train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the other ranks at
           MASTER_ADDR:MASTER_PORT
 quantize  quantizes the model of FACETRAIN_CONFIG and publishes it
 fetch     copies a file or folder from file:// or s3:// to a path; with --shared, other processes may do the same, and
           one of them does it for all
+hold-place  does nothing until SIGTERM: its pod holds the place of a rank that an elastic gang lacks
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
 FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, otherwise {"progress"} of rank 0 or the
@@ -52,7 +54,8 @@ async function main(args: string[]): Promise<ExitCode> {
     if (rest.length > 0) throw usage(rest[0]!, `no arguments after ${mode}`);
     if (mode === 'train') return await trainMode();
     if (mode === 'quantize') return await quantizeMode();
-    throw usage(mode ?? 'no mode', 'train, quantize or fetch (see --help)');
+    if (mode === 'hold-place') return await holdPlaceMode();
+    throw usage(mode ?? 'no mode', 'train, quantize, fetch or hold-place (see --help)');
   } catch (error) {
     if (!isStop(error, signal)) return reportFailure(error, log);
     log.info({ reason: signal.reason }, 'stopped');
@@ -92,6 +95,15 @@ async function quantizeMode(): Promise<ExitCode> {
     { artifact: artifactStatus(await readFile(join(config.outputDirectory, ARTIFACT.manifest), 'utf8')) },
     log,
   );
+  return ExitCode.success;
+}
+
+async function holdPlaceMode(): Promise<ExitCode> {
+  log.info('holding the place of a trainer');
+  // An immediate end of the event loop would end the process: a signal handler alone does not keep it.
+  const alive = setInterval(() => {}, 2 ** 30);
+  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
+  clearInterval(alive);
   return ExitCode.success;
 }
 

@@ -113,6 +113,33 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 12 } }),
     wantValid: false,
   },
+  'an elastic gang': {
+    object: trainSpec({ trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 3 } } }),
+    wantValid: true,
+  },
+  'an elastic gang whose replicas are too few': {
+    object: trainSpec({ trainers: { replicas: 2, elastic: { minReplicas: 3, maxReplicas: 4 } } }),
+    wantValid: false,
+  },
+  'an elastic gang with more trainers than pictures': {
+    object: trainSpec({ globalBatchSize: 8, trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 9 } } }),
+    wantValid: false,
+  },
+  'an elastic gang with more trainers than micro-batches': {
+    object: trainSpec({
+      globalBatchSize: 8,
+      trainers: { replicas: 2, microBatchSize: 2, elastic: { minReplicas: 1, maxReplicas: 5 } },
+    }),
+    wantValid: false,
+  },
+  'an elastic gang with micro-batches and batch norms over all trainers': {
+    object: trainSpec({
+      globalBatchSize: 8,
+      model: { backbone: 'iresnet18', syncBatchNorm: true },
+      trainers: { replicas: 2, microBatchSize: 4, elastic: { minReplicas: 1, maxReplicas: 2 } },
+    }),
+    wantValid: false,
+  },
   'a micro-batch of no picture': { object: trainSpec({ trainers: { microBatchSize: 0 } }), wantValid: false },
   'batch norms over all trainers': {
     object: trainSpec({
@@ -253,6 +280,36 @@ export const changes: Record<
   'micro-batches while it is suspended': {
     from: { suspend: true },
     to: { suspend: true, trainers: { microBatchSize: 32 } },
+    wantRefusal: null,
+  },
+  'the number of trainers while it runs': {
+    from: { trainers: { replicas: 2 } },
+    to: { trainers: { replicas: 3 } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'the number of trainers of an elastic job while it runs': {
+    from: { trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    to: { trainers: { replicas: 3, elastic: { minReplicas: 2, maxReplicas: 6, scaleUpSeconds: 60 } } },
+    wantRefusal: null,
+  },
+  'more trainers than an elastic job may have': {
+    from: { trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    to: { trainers: { replicas: 5, elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    wantRefusal: /trainers.replicas must be at least elastic.minReplicas and at most elastic.maxReplicas/,
+  },
+  'epochs of an elastic job while it runs': {
+    from: { trainers: { elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    to: { epochs: 30, trainers: { elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'elastic while it runs': {
+    from: {},
+    to: { trainers: { elastic: { minReplicas: 1, maxReplicas: 4 } } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'elastic while it is suspended': {
+    from: { suspend: true },
+    to: { suspend: true, trainers: { elastic: { minReplicas: 1, maxReplicas: 4 } } },
     wantRefusal: null,
   },
   'another precision, even when suspended': {

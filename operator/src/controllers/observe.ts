@@ -74,6 +74,7 @@ export function observePod(
     ...(silentNode && { silentNode }),
     ...(specDigest !== undefined && { specDigest }),
     ...priorityOf(pod),
+    ...(metadata.labels?.[Label.placeholder] === 'true' && { placeholder: true as const }),
     ...(spec.schedulingGroup === undefined && { ungrouped: true as const }),
   };
 }

@@ -9,7 +9,14 @@ import { type Attempt, childrenOf, findConflict } from './gang-objects.ts';
 
 const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
   const { identity, spec } = builder.observe();
-  return { job: identity, spec, attempt: 0, gang: { mode: 'none' }, environment: testEnvironment };
+  return {
+    job: identity,
+    spec,
+    attempt: 0,
+    size: spec.trainers.replicas,
+    gang: { mode: 'none' },
+    environment: testEnvironment,
+  };
 };
 const podOf = (builder: FaceTrainJobBuilder, rank = 0) =>
   childrenOf(attemptOf(builder))

@@ -1,11 +1,11 @@
 /** The objects of an attempt of a FaceTrainJob, in the order of creation: pods last, after all that they need. */
-import { FaceTrainJobSpec, TRAINING_FIELDS, withoutDefaults } from '@facetrain/api';
+import { ELASTIC_FIELD, FaceTrainJobSpec, TRAINING_FIELDS, withoutDefaults } from '@facetrain/api';
 import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
 import { makeConfigMap } from '../config-map.ts';
 import type { Environment } from '../environment.ts';
-import { attemptName, childMetadata, Label, podName, selectorLabels } from '../names.ts';
+import { Annotation, attemptName, CONTAINER, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
@@ -22,16 +22,18 @@ export interface Attempt {
   job: JobIdentity;
   spec: FaceTrainJobSpec;
   attempt: number;
+  /** Number of ranks. */
+  size: number;
   gang: Gang;
   environment: Environment;
 }
 
 /** The objects that must exist while the attempt runs. They are made only if they are missing. */
 export function childrenOf(context: Attempt): Child[] {
-  const { job, spec, attempt, gang, environment } = context;
+  const { job, spec, attempt, size, gang, environment } = context;
   const storage = trainerStorage(spec, environment);
   const name = attemptName('FaceTrainJob', job, attempt);
-  const ranks = Array.from({ length: spec.trainers.replicas }, (_, rank) => rank);
+  const ranks = Array.from({ length: size }, (_, rank) => rank);
   const digest = trainingDigest(spec);
   return [
     { kind: 'Service', name: job.name, make: () => service(job, spec) },
@@ -81,7 +83,9 @@ const digests = new WeakMap<FaceTrainJobSpec, string>();
 export function trainingDigest(spec: FaceTrainJobSpec): string {
   const known = digests.get(spec);
   if (known !== undefined) return known;
-  const digest = fieldsDigest(withoutDefaults(FaceTrainJobSpec, spec), TRAINING_FIELDS);
+  // The number of ranks of an elastic gang is in the status: a change is no other training.
+  const fields = spec.trainers.elastic ? TRAINING_FIELDS.filter((field) => field !== ELASTIC_FIELD) : TRAINING_FIELDS;
+  const digest = fieldsDigest(withoutDefaults(FaceTrainJobSpec, spec), fields);
   digests.set(spec, digest);
   return digest;
 }
@@ -171,7 +175,7 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Traine
 }
 
 function pod(
-  { job, spec, attempt, gang, environment }: Attempt,
+  { job, spec, attempt, size, gang, environment }: Attempt,
   storage: TrainerStorage,
   digest: string,
   rank: number,
@@ -191,7 +195,7 @@ function pod(
     args: ['train'],
     env: [
       { name: 'RANK', value: String(rank) },
-      { name: 'WORLD_SIZE', value: String(trainers.replicas) },
+      { name: 'WORLD_SIZE', value: String(size) },
       // One process per pod, which sees only the devices of its pod.
       { name: 'LOCAL_RANK', value: '0' },
       { name: 'MASTER_ADDR', value: master.host },
@@ -207,3 +211,39 @@ function pod(
   };
   return makePod(parts, environment);
 }
+
+/**
+ * Pods that hold places for ranks that an elastic gang lacks (elastic.ts). Each asks the scheduler for what a trainer
+ * asks for, and is then idle: it fetches nothing, runs no init container of the template but sidecars, and ends within
+ * a second. It is in no PodGroup, which is that of the gang.
+ */
+export function placeholdersOf(context: Attempt, ranks: number[]): Pod[] {
+  const { job, attempt } = context;
+  const storage = trainerStorage(context.spec, context.environment);
+  return ranks.map((rank) => {
+    const { metadata, spec, ...rest } = pod({ ...context, gang: { mode: 'none' } }, storage, '', rank);
+    const { [Label.specDigest]: _, ...labels } = metadata.labels;
+    const { [Annotation.writesTo]: __, ...annotations } = metadata.annotations ?? {};
+    const { initContainers = [], ...others } = spec;
+    const sidecars = initContainers.filter((container) => isSidecar(container));
+    return {
+      ...rest,
+      metadata: {
+        ...metadata,
+        name: podName('FaceTrainJob', job, attempt, rank),
+        labels: { ...labels, [Label.placeholder]: 'true' },
+        annotations,
+      },
+      spec: {
+        ...others,
+        ...(sidecars.length > 0 && { initContainers: sidecars }),
+        terminationGracePeriodSeconds: 1,
+        containers: spec.containers.map((container) =>
+          container.name === CONTAINER ? { ...container, args: ['hold-place'] } : container,
+        ),
+      },
+    };
+  });
+}
+
+const isSidecar = (container: object): boolean => (container as { restartPolicy?: unknown }).restartPolicy === 'Always';

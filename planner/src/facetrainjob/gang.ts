@@ -93,7 +93,7 @@ export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): 
  * must agree, schedulerName, is a field of the pods only.
  */
 export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSpec, apiVersion: string): PodGroup {
-  const { replicas, podTemplate } = spec.trainers;
+  const { replicas, elastic, podTemplate } = spec.trainers;
   const priorityClassName = podTemplate?.spec?.priorityClassName;
   return {
     apiVersion,
@@ -102,7 +102,8 @@ export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSp
       [Label.attempt]: String(attempt),
     }),
     spec: {
-      schedulingPolicy: { gang: { minCount: replicas } },
+      // Of an elastic gang, the scheduler places as many as it can, but no fewer than it may go on with.
+      schedulingPolicy: { gang: { minCount: elastic?.minReplicas ?? replicas } },
       ...(priorityClassName !== undefined && { priorityClassName }),
     },
   };

@@ -194,6 +194,7 @@ test('children of a job with the longest name and attempt number have valid host
     job: identity,
     spec,
     attempt: 2 ** 31 - 1,
+    size: 4096,
     gang: { mode: 'native', apiVersion: 'v1' },
     environment: testEnvironment,
   };

@@ -11,6 +11,7 @@ import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
 import { mountWithCredentials, type WrittenStorage, writtenStorage } from '../pod-storage.ts';
 import { checkpointsPlace } from '../written-places.ts';
+import { rendezvousTimeoutOf } from './elastic.ts';
 
 export interface TrainerStorage {
   dataset: MountedStorage;
@@ -101,7 +102,7 @@ export function trainerConfig(
     device: trainers.device.toLowerCase(),
     precision: trainers.precision.toLowerCase(),
     deterministic: trainers.deterministic,
-    rendezvousTimeoutSeconds: trainers.rendezvousTimeoutSeconds,
+    rendezvousTimeoutSeconds: rendezvousTimeoutOf(trainers),
     collectiveTimeoutSeconds: trainers.collectiveTimeoutSeconds,
     checkpoint: {
       directory: storage.checkpoints.path,

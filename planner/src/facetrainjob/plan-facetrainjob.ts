@@ -12,9 +12,11 @@ import type { FaceTrainJobStatus } from '@facetrain/api';
 import { actionsOf } from '../actions.ts';
 import { isAlive, isIgnored, type JobView, outcomeOf, viewOf } from '../attempt.ts';
 import { blockedBy, findBlocker, missingChildren } from '../children.ts';
+import { deletePlaceholders } from '../cleanup.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
+import { selectorLabels } from '../names.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanFaceTrainJob } from '../plan.ts';
@@ -40,6 +42,17 @@ import { soonest, timestamp } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
 import { quantizeJobChildren, quantizeJobName, stageAfterTraining } from './child-quantizejob.ts';
 import {
+  desiredAfter,
+  gangSize,
+  keepsAllowedPods,
+  ranksToSearchFor,
+  resized,
+  scalingEvents,
+  scalingOf,
+  secondsToResize,
+  uselessPlaceholders,
+} from './elastic.ts';
+import {
   beganAsPlainPods,
   findDeletedPodGroup,
   findPriorityMismatch,
@@ -47,7 +60,14 @@ import {
   gangOf,
   missingPodsHint,
 } from './gang.ts';
-import { type Attempt, childrenOf, findConflict, networkUpdates, trainingDigest } from './gang-objects.ts';
+import {
+  type Attempt,
+  childrenOf,
+  findConflict,
+  networkUpdates,
+  placeholdersOf,
+  trainingDigest,
+} from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
 import { findHang, type ProgressStatus, progressOf, secondsToHang, setAsideEvents } from './training-progress.ts';
 
@@ -56,7 +76,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const { spec, status: before } = input;
   if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf('FaceTrainJob', input, spec.trainers.replicas, now, toleratesNodeLoss(spec.trainers.podTemplate));
+  const view = viewOf('FaceTrainJob', input, gangSize(input), now, toleratesNodeLoss(spec.trainers.podTemplate));
   // The termination message of rank 0 is newer than anything that was polled.
   const finalProgress = view.ranks[0]?.result?.progress;
   const observed = finalProgress ? { ...input, progress: finalProgress } : input;
@@ -70,11 +90,17 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
     status,
-    events: [...eventsOf(before, status), ...setAsideEvents(before, status)],
+    events: [...eventsOf(before, status), ...scalingEvents(before, status), ...setAsideEvents(before, status)],
     // A new status may start timers, so plan again at once.
     requeueAfterSeconds:
       status === before
-        ? soonest(ttl, progressDueInSeconds, secondsToHang(stage, observed, view), secondsToNextPlan(stage, view))
+        ? soonest(
+            ttl,
+            progressDueInSeconds,
+            secondsToHang(stage, observed, view),
+            secondsToResize(stage, observed, view),
+            secondsToNextPlan(stage, view),
+          )
         : 0,
   };
 };
@@ -93,6 +119,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     failed(view) ??
     podGroupUnusable(observed, view) ??
     hung(observed, view) ??
+    resized(observed, view) ??
     deadlineExceeded(view) ??
     stopping(view) ??
     backingOff(view) ??
@@ -119,23 +146,18 @@ function podGroupUnusable({ objects }: ObservedFaceTrainJob, view: JobView): Sta
   return failure && stageAfterFailure(failure, view);
 }
 
-function active(
-  {
-    identity,
-    spec,
-    objects,
-    refused,
-    predecessorPods,
-    jobsBefore = [],
-    quotaRivals,
-    podGroupApi,
-  }: ObservedFaceTrainJob,
-  view: JobView,
-  environment: Environment,
-): Stage {
+function active(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
+  const { identity, spec, objects, refused, predecessorPods, jobsBefore = [], quotaRivals, podGroupApi } = observed;
   const served = gangOf(spec, podGroupApi);
   const gang: Gang = served.mode === 'native' && beganAsPlainPods(view) ? { mode: 'none' } : served;
-  const attempt: Attempt = { job: identity, spec, attempt: view.attempt, gang, environment };
+  const attempt: Attempt = {
+    job: identity,
+    spec,
+    attempt: view.attempt,
+    size: view.ranks.length,
+    gang,
+    environment,
+  };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
   // The QuantizeJob is created after the training. If its name is taken, users should know before days of training.
@@ -149,8 +171,22 @@ function active(
       jobsBefore: hasBegun(view) ? [] : jobsBefore,
       findConflict: () => findConflict(attempt),
     }) ?? (create.length > 0 ? quotaBlocker(view, quotaRivals) : null);
-  if (blocker) return releasePods(view, blocker, quotaRivals) ?? blockedBy(blocker, missingPodsHint(gang, view));
-  return { name: 'Active', create: create.map(({ make }) => make()), updates: networkUpdates(attempt, objects) };
+  if (blocker) {
+    const release = keepsAllowedPods(observed, view, blocker.refusal?.quota)
+      ? null
+      : releasePods(view, blocker, quotaRivals);
+    return release ?? blockedBy(blocker, missingPodsHint(gang, view));
+  }
+  const updates = [...networkUpdates(attempt, objects), ...deletePlaceholders(uselessPlaceholders(observed, view))];
+  return { name: 'Active', create: [...create.map(({ make }) => make()), ...search(observed, view, attempt)], updates };
+}
+
+/** The placeholders to create. One that was refused is tried again later: `scaling.refusedTime`. */
+function search({ refused, objects, ...observed }: ObservedFaceTrainJob, view: JobView, attempt: Attempt) {
+  if (refused?.kind === 'Pod') return [];
+  return placeholdersOf(attempt, ranksToSearchFor(observed, view)).filter(({ metadata: { name } }) =>
+    objects.every((object) => object.kind !== 'Pod' || object.name !== name),
+  );
 }
 
 /**
@@ -185,7 +221,12 @@ function compose(
     phase: phaseOf(stage, view),
     conditions: conditionsOf(stage, view, quantizationCondition(stage, observed)),
     trainingCompletionTime: before.trainingCompletionTime ?? (trained ? timestamp(view.now) : undefined),
-    trainers: countPods(stage, before, view),
+    trainers: {
+      ...countPods(stage, before, view),
+      desired: desiredAfter(stage, observed, view),
+      selector: selectorOf(identity),
+    },
+    scaling: scalingOf(stage, observed, view),
     // Training that does not continue has no estimated end.
     progress:
       progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended')
@@ -207,7 +248,7 @@ function countPods(
   stage: Stage,
   before: FaceTrainJobStatus,
   { ranks }: JobView,
-): NonNullable<FaceTrainJobStatus['trainers']> {
+): Omit<NonNullable<FaceTrainJobStatus['trainers']>, 'desired'> {
   const pods = ranks.filter((pod) => pod !== undefined);
   const count = (outcome: string) => pods.filter((pod) => outcomeOf(pod) === outcome).length;
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
@@ -215,7 +256,6 @@ function countPods(
   const completed = ranks.flatMap((pod, rank) => (pod && outcomeOf(pod) === 'succeeded' ? [rank] : []));
   const completedRanks = ['Restart', 'Replace', 'Release'].includes(stage.name) ? undefined : formatRanks(completed);
   return {
-    desired: ranks.length,
     active: pods.filter((pod) => isAlive(pod) && outcomeOf(pod) === null).length,
     ready: pods.filter((pod) => pod.phase === 'Running' && pod.ready).length,
     succeeded: ended('succeeded'),
@@ -223,6 +263,12 @@ function countPods(
     ...(completedRanks !== undefined && { completedRanks }),
   };
 }
+
+/** As kubectl writes a selector. */
+const selectorOf = (job: ObservedFaceTrainJob['identity']): string =>
+  Object.entries(selectorLabels(job))
+    .map(([label, value]) => `${label}=${value}`)
+    .join(',');
 
 function quantizationCondition(stage: Stage, { spec, quantizeJob }: ObservedFaceTrainJob): WantedCondition[] {
   const type = ConditionType.quantizationSucceeded;

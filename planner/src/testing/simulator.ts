@@ -279,7 +279,8 @@ export class Simulator {
         deleting: false,
         disrupted: false,
         createdAt: timestamp(this.now),
-        specDigest: labels[Label.specDigest]!,
+        ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
+        ...(labels[Label.placeholder] === 'true' && { placeholder: true }),
       });
       // Events address pods by index, so the order must not depend on the order of creation.
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));

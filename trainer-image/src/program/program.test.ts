@@ -308,7 +308,7 @@ test('a termination message is never longer than the kubelet reads', async () =>
 
 test('command lines that are not understood', () => {
   for (const [args, message] of [
-    [[], /no mode: not understood; train, quantize or fetch/],
+    [[], /no mode: not understood; train, quantize, fetch or hold-place/],
     [['dance'], /dance: not understood/],
     [['train', '--fast'], /--fast: not understood; no arguments after train/],
     [['fetch', '--uri', 'file:///x'], /fetch: without --to/],
