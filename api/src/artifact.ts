@@ -43,6 +43,7 @@ const InputFacts = z
 export const Metrics = z.strictObject({
   meanCosine: z.number().describe('Between FP32 and INT7 embeddings, over the pictures that measuredOn names.'),
   percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
+  worstCosine: z.number().optional().describe('Of the worst picture. Absent in artifacts from before it.'),
   accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
   comparisons: z.array(Comparison),
   outputs: z
@@ -51,6 +52,7 @@ export const Metrics = z.strictObject({
         name: z.string(),
         meanCosine: z.number(),
         percentile1Cosine: z.number(),
+        worstCosine: z.number().optional().describe('Absent in artifacts from before it.'),
         top1Agreement: z
           .number()
           .min(0)
@@ -83,10 +85,22 @@ export type Metrics = z.infer<typeof Metrics>;
 export const Gate = z.strictObject({
   maxAccuracyDrop: z.number().nullable(),
   minMeanCosine: z.number().nullable(),
+  maxTarDrop: z.number().optional().describe('Absent: not checked.'),
+  minWorstCosine: z.number().optional().describe('Absent: not checked.'),
   passed: z.boolean(),
   failures: z.array(z.string()).describe('One sentence for each missed bound.'),
+  easySets: z
+    .literal(true)
+    .optional()
+    .describe('FP32 makes nearly no errors on any of the sets, so they show little of what INT7 loses.'),
 });
 export type Gate = z.infer<typeof Gate>;
+
+/** Whether the job set any bound. */
+export function hasBounds(gate: Gate): boolean {
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine } = gate;
+  return [maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine].some((bound) => typeof bound === 'number');
+}
 
 /** What the search found for one layer. */
 export const QuantizedLayer = z.strictObject({

@@ -68,6 +68,10 @@ export const QuantizeConfig = z.strictObject({
     minMeanCosine: cosine
       .nullable()
       .describe('Smallest mean cosine between FP32 and INT7 embeddings; null: not checked.'),
+    maxTarDrop: accuracyDrop
+      .optional()
+      .describe('Largest drop of the true accept rate, at any false accept rate on any set; absent: not checked.'),
+    minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
   }),
   publish: StorageAddress.nullable().describe('null: the files stay in outputDirectory.'),
   outputDirectory: z

@@ -96,6 +96,15 @@ const gate = section(
     minMeanCosine: cosine
       .optional()
       .describe('Smallest mean cosine between FP32 and INT7 embeddings, e.g. 0.98; absent: not checked.'),
+    maxTarDrop: accuracyDrop
+      .optional()
+      .describe(
+        'Largest drop of the true accept rate from FP32 to INT7, at any false accept rate of the report on any ' +
+          'evaluation set, e.g. 0.02; absent: not checked.',
+      ),
+    minWorstCosine: cosine
+      .optional()
+      .describe('Smallest cosine between the FP32 and the INT7 embedding of any picture; absent: not checked.'),
   },
   'Bounds that the artifact must keep. If it misses one, the job fails, and only its report is written.',
 );

@@ -2,7 +2,14 @@
 import { existsSync, statSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { AnyCheckpointManifest, ArtifactManifest, FacetrainError, type Gate, parseDocument } from '@facetrain/api';
+import {
+  AnyCheckpointManifest,
+  ArtifactManifest,
+  FacetrainError,
+  type Gate,
+  hasBounds,
+  parseDocument,
+} from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -115,8 +122,9 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
   ];
 }
 
-function verdict({ maxAccuracyDrop, minMeanCosine, passed, failures }: Gate): string {
-  if (maxAccuracyDrop === null && minMeanCosine === null) return 'none: the job set no bounds';
+function verdict(gate: Gate): string {
+  const { passed, failures } = gate;
+  if (!hasBounds(gate)) return 'none: the job set no bounds';
   return passed ? 'passed' : failures.join('; ');
 }
 

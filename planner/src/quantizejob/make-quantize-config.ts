@@ -40,7 +40,11 @@ export function quantizeConfig(
     evaluation: {
       sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),
     },
-    gate: { maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null, minMeanCosine: spec.gate.minMeanCosine ?? null },
+    gate: {
+      ...spec.gate,
+      maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null,
+      minMeanCosine: spec.gate.minMeanCosine ?? null,
+    },
     publish: publishTo(spec.output),
     outputDirectory: storage.output.path,
     computeThreads: spec.quantizer.computeThreads ?? null,

@@ -54,14 +54,14 @@ test('credentials of the output’s object store are references to a Secret, and
 test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({
-      gate: { minMeanCosine: 0.98 },
+      gate: { minMeanCosine: 0.98, maxTarDrop: 0.02 },
       evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] },
     }),
   );
   assert.partialDeepStrictEqual(config, {
     publish: null,
     outputDirectory: '/mnt/output',
-    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98 },
+    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98, maxTarDrop: 0.02 },
     evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }] },
   });
   assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);

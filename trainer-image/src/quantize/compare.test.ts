@@ -79,6 +79,7 @@ test('without sets there is no accuracy to drop', () => {
   assert.deepEqual(summarize([], Float64Array.of(0.9, 1), 'heldOut'), {
     meanCosine: 0.95,
     percentile1Cosine: 0.9,
+    worstCosine: 0.9,
     accuracyDrop: null,
     comparisons: [],
     measuredOn: { source: 'heldOut', pictures: 2 },
@@ -91,8 +92,16 @@ describe('the gate', () => {
     meanCosine,
     percentile1Cosine: meanCosine,
     accuracyDrop: drop,
-    comparisons: [{ set: 'lfw', pairs: 600, fp32: accuracy(0.98), int7: accuracy(0.98 - drop), drop, meanCosine }],
+    comparisons: [{ set: 'cfp_fp', pairs: 600, fp32: accuracy(0.98), int7: accuracy(0.98 - drop), drop, meanCosine }],
   });
+  const rates = (tarAtFar: Record<string, [fp32: number, int7: number]>): Metrics => {
+    const at = (index: 0 | 1) => ({
+      ...accuracy(0.95),
+      tarAtFar: Object.fromEntries(Object.entries(tarAtFar).map(([rate, values]) => [rate, values[index]])),
+    });
+    const comparison = { set: 'cfp_fp', pairs: 600, fp32: at(0), int7: at(1), drop: 0, meanCosine: 1 };
+    return { ...metrics(0, 1), comparisons: [comparison] };
+  };
   const cases = [
     { name: 'no bounds', bounds: NONE, metrics: metrics(0.5, -1), failures: [] },
     {
@@ -111,7 +120,7 @@ describe('the gate', () => {
       name: 'accuracy missed',
       bounds: { ...NONE, maxAccuracyDrop: 0.01 },
       metrics: metrics(0.02, 1),
-      failures: ['accuracy on lfw falls by 0.0200 (0.9800 to 0.9600), more than maxAccuracyDrop 0.01'],
+      failures: ['accuracy on cfp_fp falls by 0.0200 (0.9800 to 0.9600), more than maxAccuracyDrop 0.01'],
     },
     {
       name: 'cosine missed',
@@ -123,13 +132,27 @@ describe('the gate', () => {
       name: 'accuracy missed by little',
       bounds: { ...NONE, maxAccuracyDrop: 0.01 },
       metrics: metrics(0.01003, 1),
-      failures: ['accuracy on lfw falls by 0.01003 (0.98000 to 0.96997), more than maxAccuracyDrop 0.01'],
+      failures: ['accuracy on cfp_fp falls by 0.01003 (0.98000 to 0.96997), more than maxAccuracyDrop 0.01'],
     },
     {
       name: 'cosine missed by little',
       bounds: { ...NONE, minMeanCosine: 0.99999 },
       metrics: metrics(0, 0.999986),
       failures: ['the mean cosine of embeddings is 0.999986, less than minMeanCosine 0.99999'],
+    },
+    {
+      name: 'a true accept rate missed at one of two rates, though accuracy is kept',
+      bounds: { ...NONE, maxAccuracyDrop: 0, maxTarDrop: 0.02 },
+      metrics: rates({ '1e-1': [0.99, 0.97], '1e-2': [0.9, 0.87] }),
+      failures: [
+        'the true accept rate at 1e-2 on cfp_fp falls by 0.0300 (0.9000 to 0.8700), more than maxTarDrop 0.02',
+      ],
+    },
+    {
+      name: 'worst cosine missed',
+      bounds: { ...NONE, minMeanCosine: 0.9, minWorstCosine: 0.9 },
+      metrics: { ...metrics(0, 0.98), worstCosine: 0.85 },
+      failures: ['the worst cosine of embeddings is 0.8500, less than minWorstCosine 0.9'],
     },
     {
       name: 'no number',
@@ -143,4 +166,17 @@ describe('the gate', () => {
       assert.deepEqual(checkGate(bounds, found), { ...bounds, passed: failures.length === 0, failures }),
     );
   }
+
+  test('says when all sets are easy, by their names or by the accuracy of FP32', () => {
+    const of = (...sets: [set: string, fp32: number][]) => {
+      const comparisons = sets.map(([set, value]) => ({
+        ...{ set, pairs: 600, fp32: accuracy(value), int7: accuracy(value), drop: 0, meanCosine: 1 },
+      }));
+      return checkGate(NONE, { ...metrics(0, 1), comparisons }).easySets;
+    };
+    assert.equal(of(['lfw', 0.98]), true);
+    assert.equal(of(['calfw', 0.95], ['ours', 0.995]), true);
+    assert.equal(of(['lfw', 0.998], ['cplfw', 0.92]), undefined);
+    assert.equal(of(), undefined, 'no sets');
+  });
 });

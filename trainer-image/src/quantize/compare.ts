@@ -70,6 +70,7 @@ export function summarize(
   return {
     meanCosine: mean(measured),
     percentile1Cosine: sorted[Math.floor(sorted.length / 100)]!,
+    worstCosine: sorted[0]!,
     accuracyDrop: comparisons.length > 0 ? Math.max(...comparisons.map(({ drop }) => drop)) : null,
     comparisons,
     measuredOn: { source, pictures: measured.length },
@@ -108,6 +109,7 @@ export function compareOutputs(a: Float32Array, b: Float32Array, outputs: GraphO
       name,
       meanCosine: mean(measured),
       percentile1Cosine: measured.toSorted()[Math.floor(measured.length / 100)]!,
+      worstCosine: measured.toSorted()[0]!,
       top1Agreement: dims.length === 1 && size > 1 ? same / pictures.length : null,
     };
   });
@@ -123,6 +125,7 @@ export function summarizeOutputs(
   return {
     meanCosine: over(({ meanCosine }) => meanCosine),
     percentile1Cosine: over(({ percentile1Cosine }) => percentile1Cosine),
+    worstCosine: Math.min(...outputs.map(({ worstCosine }) => worstCosine!)),
     accuracyDrop: null,
     comparisons: [],
     outputs,
@@ -152,10 +155,22 @@ function largestAt(values: Float32Array): number {
  */
 const ROUNDING = 1e-12;
 
-/** Compares metrics with the bounds of a job; a bound of null is not checked. */
+/**
+ * Sets on which FP32 has this accuracy show little: of a ResNet-100 with 6 bits, LFW's accuracy falls by 0.4 points, and
+ * the true accept rate at 1e-4 on IJB-C by 9.5 (QuantFace, ICPR 2022).
+ */
+const EASY_ACCURACY = 0.99;
+/** Sets that are easy for every network of today, by the beginnings of their names: LFW and CALFW. */
+const EASY_NAMES = /^(ca)?lfw/i;
+
+function isEasy({ set, fp32 }: Comparison): boolean {
+  return EASY_NAMES.test(set) || fp32.accuracy >= EASY_ACCURACY;
+}
+
+/** Compares metrics with the bounds of a job; a bound that is null or absent is not checked. */
 export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const failures: string[] = [];
-  const { maxAccuracyDrop, minMeanCosine } = bounds;
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop + ROUNDING) continue;
     const count = digitsToTell(drop, maxAccuracyDrop);
@@ -164,11 +179,27 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
       `accuracy on ${set} falls by ${fall} (${before} to ${after}), more than maxAccuracyDrop ${maxAccuracyDrop}`,
     );
   }
-  if (minMeanCosine !== null && !(metrics.meanCosine >= minMeanCosine)) {
-    const found = metrics.meanCosine.toFixed(digitsToTell(metrics.meanCosine, minMeanCosine));
-    failures.push(`the mean cosine of embeddings is ${found}, less than minMeanCosine ${minMeanCosine}`);
-  }
-  return { maxAccuracyDrop, minMeanCosine, passed: failures.length === 0, failures };
+  for (const { set, fp32, int7 } of metrics.comparisons)
+    for (const [rate, before] of Object.entries(fp32.tarAtFar)) {
+      const after = int7.tarAtFar[rate]!;
+      if (maxTarDrop === undefined || before - after <= maxTarDrop + ROUNDING) continue;
+      const count = digitsToTell(before - after, maxTarDrop);
+      const [fall, from, to] = [before - after, before, after].map((value) => value.toFixed(count));
+      failures.push(
+        `the true accept rate at ${rate} on ${set} falls by ${fall} (${from} to ${to}), ` +
+          `more than maxTarDrop ${maxTarDrop}`,
+      );
+    }
+  const checkCosine = (what: string, value: number, name: string, bound: number) => {
+    if (value >= bound) return;
+    failures.push(
+      `the ${what} of embeddings is ${value.toFixed(digitsToTell(value, bound))}, less than ${name} ${bound}`,
+    );
+  };
+  if (minMeanCosine !== null) checkCosine('mean cosine', metrics.meanCosine, 'minMeanCosine', minMeanCosine);
+  if (minWorstCosine !== undefined) checkCosine('worst cosine', metrics.worstCosine!, 'minWorstCosine', minWorstCosine);
+  const easySets = metrics.comparisons.length > 0 && metrics.comparisons.every(isEasy);
+  return { ...bounds, passed: failures.length === 0, failures, ...(easySets && { easySets }) };
 }
 
 export function concatenate(parts: Float64Array[]): Float64Array {

@@ -88,14 +88,15 @@ export async function loadModel({ model, search }: Pick<QuantizeConfig, 'model' 
 
 /** @throws FacetrainError InvalidConfig when the gate needs an evaluation set and there is none */
 export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'evaluation' | 'gate'>): void {
-  if (gate.maxAccuracyDrop !== null && evaluation.sets.length === 0) {
-    throw new FacetrainError({
-      code: 'InvalidConfig',
-      subject: 'gate.maxAccuracyDrop',
-      found: `${gate.maxAccuracyDrop} without any evaluation set`,
-      allowed: 'evaluation.sets to measure accuracy on, or no bound',
-    });
-  }
+  if (evaluation.sets.length > 0) return;
+  for (const bound of ['maxAccuracyDrop', 'maxTarDrop'] as const)
+    if (typeof gate[bound] === 'number')
+      throw new FacetrainError({
+        code: 'InvalidConfig',
+        subject: `gate.${bound}`,
+        found: `${gate[bound]} without any evaluation set`,
+        allowed: 'evaluation.sets to measure accuracy on, or no bound',
+      });
 }
 
 /** @throws FacetrainError InvalidConfig when there are sets, and the model has no embedding to verify faces by */

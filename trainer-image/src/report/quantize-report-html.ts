@@ -37,12 +37,19 @@ function verdict({ gate }: QuantizeReport): string {
   const bounds = [
     ...(gate.maxAccuracyDrop === null ? [] : [`accuracy drop at most ${points(gate.maxAccuracyDrop)}`]),
     ...(gate.minMeanCosine === null ? [] : [`mean cosine at least ${gate.minMeanCosine}`]),
+    ...(gate.maxTarDrop === undefined ? [] : [`drop of the true accept rate at most ${points(gate.maxTarDrop)}`]),
+    ...(gate.minWorstCosine === undefined ? [] : [`worst cosine at least ${gate.minWorstCosine}`]),
   ];
-  if (bounds.length === 0) return '<p class="gate open"><b>No gate</b> The job sets no bounds.</p>';
-  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>`;
+  const easy = gate.easySets ? `<p class="easy">${EASY_SETS}</p>` : '';
+  if (bounds.length === 0) return `<p class="gate open"><b>No gate</b> The job sets no bounds.</p>${easy}`;
+  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>${easy}`;
   const failures = gate.failures.map((failure) => `<li>${escapeHtml(failure)}</li>`).join('');
-  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${failures}</ul></div>`;
+  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${failures}</ul></div>${easy}`;
 }
+
+const EASY_SETS =
+  'The evaluation sets are easy: FP32 makes nearly no errors on them, so their accuracy shows little of what INT7 ' +
+  'loses. Add harder pairs, such as CFP-FP, CPLFW or your own, and judge by true accept rates.';
 
 function facts({ metrics, source, model, calibration, search, layers }: QuantizeReport): [string, string][] {
   const scales =
@@ -57,6 +64,9 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
   return [
     ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
     ['Worst picture in a hundred', cosine(metrics.percentile1Cosine)],
+    ...(metrics.worstCosine === undefined
+      ? []
+      : [['Worst picture of all', cosine(metrics.worstCosine)] as [string, string]]),
     ...measuredOn(metrics),
     ...(metrics.accuracyDrop === null
       ? []
@@ -237,6 +247,7 @@ table { font-size: 14px; }
 .gate b { margin-right: 8px; }
 .gate.passed { border-color: var(--c2); }
 .gate.passed b { color: var(--c2); }
+.easy { color: var(--soft); }
 .gate.missed { border-color: var(--c1); }
 .gate.missed b { color: var(--c1); }
 .gate ul { margin: 6px 0 0; padding-left: 20px; }
