@@ -9,7 +9,7 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | operator [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | operator [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -68,6 +68,11 @@ const benchmarks = {
     await buildNative({ targets: [ADDON] });
     const script = join(root, 'bench', 'int7', 'int7-bench.ts');
     return attached([node, script, ...(await reference(args, 'ncnn, numpy')), ...args], { env: environment });
+  },
+  /** Cycles of the INT7 runtime's loops on ARM, as llvm-mca schedules them. Nothing runs on ARM. */
+  async 'int7-arm'() {
+    await setup(needs.armBenchmark);
+    return attached([node, join(root, 'bench', 'int7', 'arm-cycles.ts')], { env: environment });
   },
   /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {

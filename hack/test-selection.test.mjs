@@ -85,9 +85,9 @@ for (const [title, [chosen, message]] of Object.entries(refusals)) {
 }
 
 test('hack/lib/needs.mjs has an entry for every folder with tests, and names only what can be installed', async () => {
-  const steps = ['native', 'arm64', 'cuda-compile-only', 'linters', 'python'];
+  const steps = ['native', 'arm64', 'llvm-mca', 'cuda-compile-only', 'linters', 'python'];
   for (const file of (await repositoryFiles()).filter(isTest)) needs.ofFile(file);
-  const unknown = [...needs.tests, ...needs.operatorBenchmark].filter(
+  const unknown = [...needs.tests, ...needs.armBenchmark, ...needs.operatorBenchmark].filter(
     (name) => !steps.includes(name) && !Object.hasOwn(versions.goTools, name),
   );
   assert.deepEqual(unknown, []);

@@ -5,6 +5,7 @@ import { SetupError } from './steps.mjs';
  * A need is the name of a program of goTools in hack/versions.json, or one of
  *   native    the compiler and libraries of Debian, and libtorch; tests of TypeScript then use the addon
  *   arm64     a cross compiler and an emulator for 64-bit ARM
+ *   llvm-mca  a model of processors' pipelines
  *   linters   clang-format, clang-tidy, shellcheck
  *   python    Python packages that check ONNX files
  *   cuda      the CUDA compiler and libraries (only `npm run setup -- --cuda`)
@@ -52,6 +53,9 @@ export const arm64 = ['native', 'arm64'];
 
 /** For compiling and linking the code for CUDA. */
 export const cuda = ['native', 'cuda-compile-only'];
+
+/** For `npm run bench -- int7-arm`. */
+export const armBenchmark = ['arm64', 'llvm-mca'];
 
 /** For `npm run bench -- operator`. */
 export const operatorBenchmark = [...cluster, 'kubectl', 'kwok'];

@@ -1,0 +1,122 @@
+/**
+ * Cycles of the INT7 runtime's convolutions on ARM, beside int8 without the bound of seven bits. Nothing runs: the
+ * innermost loops are taken from the cross compiler's output, and llvm-mca schedules them with its models of
+ * processors. Memory and caches are not part of that. `npm run bench -- int7-arm`.
+ */
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+const root = join(import.meta.dirname, '..', '..');
+
+/** Processors of llvm-mca. LLVM 14 has no model of its own for the A76, and takes that of the A57. */
+const PROCESSORS = ['cortex-a53', 'cortex-a55', 'cortex-a76'] as const;
+type Processor = (typeof PROCESSORS)[number];
+/** A53 and its like have no dot products. */
+const WITHOUT_DOT_PRODUCTS: readonly Processor[] = ['cortex-a53'];
+
+/** Steps of four products whose sums stay in int16: four is the least for any weights, eight the paper's. */
+const CHUNKS = [4, 8, 16, 32];
+
+/** The instructions of a loop: those of the loop around it before and after, and its own. */
+interface Loop {
+  before: string[];
+  body: string[];
+  after: string[];
+}
+
+function assembly(file: string, options: string[]): string[] {
+  const folder = mkdtempSync(join(tmpdir(), 'facetrain-arm-cycles-'));
+  try {
+    const output = join(folder, 'kernels.s');
+    // The options of native/CMakeLists.txt for a release.
+    const common = ['-std=c++20', '-O3', '-DNDEBUG', '-fPIC', '-ffp-contract=off', '-I', join(root, 'native')];
+    execFileSync('aarch64-linux-gnu-g++', [...common, ...options, '-S', join(root, file), '-o', output]);
+    return readFileSync(output, 'utf8').split('\n');
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** The loop with the most products in the function whose mangled name contains `name`. */
+function innermostLoop(lines: string[], name: string): Loop {
+  const start = lines.findIndex((line) => /^\w+:/.test(line) && line.includes(name));
+  if (start < 0) throw new Error(`no function ${name} in the compiler's output`);
+  const end = lines.findIndex((line, index) => index > start && line.startsWith('\t.size'));
+  const body = lines.slice(start, end);
+  const labels = new Map(body.flatMap((line, index) => (/^\.L\w+:/.test(line) ? [[line.slice(0, -1), index]] : [])));
+  const loops = body.flatMap((line, last) => {
+    const target = /^\t(?:b\.?\w*|cbn?z|tbn?z)\t(?:.*, )?(\.L\w+)$/.exec(line)?.[1];
+    const first = target === undefined ? undefined : labels.get(target);
+    return first !== undefined && first < last ? [{ first, last }] : [];
+  });
+  const instructions = (first: number, last: number) =>
+    body.slice(first, last).filter((line) => /^\t[a-z]/.test(line) && !line.startsWith('\t.'));
+  const products = ({ first, last }: { first: number; last: number }) =>
+    instructions(first, last).filter((line) => /^\t(smlal2?|smull2?|sdot)\t/.test(line)).length;
+  const within = (a: { first: number; last: number }, b: { first: number; last: number }) =>
+    a !== b && b.first <= a.first && a.last <= b.last;
+  const inner = loops
+    .filter((loop) => !loops.some((other) => within(other, loop)))
+    .sort((a, b) => products(b) - products(a))[0];
+  if (!inner || products(inner) === 0) throw new Error(`${name}: no loop with products in the compiler's output`);
+  const outer = loops
+    .filter((loop) => within(inner, loop) && loop.first < inner.first)
+    .sort((a, b) => a.last - a.first - (b.last - b.first))[0];
+  return {
+    before: outer ? instructions(outer.first, inner.first) : [],
+    body: instructions(inner.first, inner.last + 1),
+    after: outer ? instructions(inner.last + 1, outer.last + 1) : [],
+  };
+}
+
+function cycles(processor: Processor, instructions: string[], iterations: number): number {
+  const options = ['-mtriple=aarch64', `-mcpu=${processor}`, `-iterations=${iterations}`, '-all-views=0'];
+  const output = execFileSync('llvm-mca', [...options, '-summary-view'], {
+    input: `${instructions.join('\n')}\n`,
+    encoding: 'utf8',
+    stdio: ['pipe', 'pipe', 'ignore'],
+  });
+  return Number(/Total Cycles: +(\d+)/.exec(output)![1]) / iterations;
+}
+
+const neon = innermostLoop(assembly('native/int7/kernels_neon.cc', []), 'conv_tileILi3ELi1E');
+const dot = innermostLoop(
+  assembly('native/int7/kernels_neondot.cc', ['-march=armv8.2-a+dotprod']),
+  'conv_tileILi5ELi1E',
+);
+const int8 = innermostLoop(assembly('bench/int7/int8_smlal.cc', []), 'int8_tile');
+
+/** Each returns cycles and multiply-accumulates of one round: steps x pixels x 16 channels x 4 bytes. */
+const kernels: Record<string, (processor: Processor) => { cycles: number; macs: number } | undefined> = {
+  'int8, SADALP after two products': (processor) => ({ cycles: cycles(processor, int8.body, 200), macs: 2 * 2 * 64 }),
+  ...Object.fromEntries(
+    CHUNKS.map((chunk) => [
+      `INT7, int16 sums of ${chunk} products`,
+      (processor: Processor) => ({
+        cycles: cycles(processor, [...neon.before, ...Array(chunk).fill(neon.body).flat(), ...neon.after], 20),
+        macs: chunk * 3 * 64,
+      }),
+    ]),
+  ),
+  'INT7, dot products': (processor) =>
+    WITHOUT_DOT_PRODUCTS.includes(processor)
+      ? undefined
+      : { cycles: cycles(processor, dot.body, 200), macs: 4 * 5 * 64 },
+};
+
+console.log(`Cycles for 100 multiply-accumulates of a convolution, by llvm-mca`);
+console.log(['', ...PROCESSORS].map((title, index) => (index ? title.padStart(12) : title.padEnd(34))).join(''));
+const result: Record<string, Record<string, number>> = {};
+for (const [name, kernel] of Object.entries(kernels)) {
+  const row = PROCESSORS.map((processor) => {
+    const found = kernel(processor);
+    if (found === undefined) return '-';
+    const hundred = (100 * found.cycles) / found.macs;
+    result[name] = { ...result[name], [processor]: hundred };
+    return hundred.toFixed(1);
+  });
+  console.log([name.padEnd(34), ...row.map((value) => value.padStart(12))].join(''));
+}
+console.log(JSON.stringify(result));
