@@ -37,7 +37,8 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 
 --model M.onnx      another FP32 model
 --threads N         for one picture; default 1
---isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot
+--isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot. With avx2 also
+                    without sums in int16, as INT8 would be (avx2int32)
 --rounds N          turns of five pictures; default 15 for MobileFaceNet, 4 to 5 for others
 --layers            also GMAC/s of each step of our runtime
 --reference PYTHON  the Python that has ncnn; none: without ncnn
@@ -166,9 +167,14 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   });
   const one = randomPictures(layers.input, 1);
   const int7 = await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: threads, isa });
+  const int32 =
+    isa === 'avx2'
+      ? await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: threads, isa: 'avx2int32' })
+      : undefined;
   const real = threads === 1 ? await LayerModel.open(layers, { computeThreads: 1 }) : undefined;
   const contenders: Record<string, Contender> = {
     'facetrain INT7': () => timed(() => int7.embed(one)),
+    ...(int32 && { 'facetrain INT7, int32 sums': () => timed(() => int32.embed(one)) }),
     ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
     'ONNX Runtime FP32': await onnxRuntime(graph),
     'ONNX Runtime INT7 (QDQ)': await onnxRuntime(encodeInt7(quantized.graph, quantized.scales)),

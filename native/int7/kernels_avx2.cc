@@ -93,6 +93,41 @@ void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, 
   }
 }
 
+// The same without sums in int16: what INT8 has to do, since two of its products fill an int16. P * 2 sums stay in
+// registers.
+template <int P, int V>
+void conv_tile_int32(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
+                     const int8_t* weights, const int32_t* bias, int, int32_t* sums) {
+  static_assert(V == 1);
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum[P][2];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    for (int half = 0; half < 2; ++half) sum[p][half] = load32(bias + half * 8);
+  }
+  for (int s = 0; s < segment_count; ++s) {
+    const uint8_t* first = x + segments[s];
+    const uint8_t* fourth = first + 3 * pixel_stride;
+    asm("" : "+r"(fourth));  // as above
+    for (int step = 0; step < steps; ++step) {
+      const __m256i low = load32(weights), high = load32(weights + 32);
+      weights += 64;
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        const __m256i a = broadcast4((p < 3 ? first : fourth) + p % 3 * pixel_stride);
+        sum[p][0] = _mm256_add_epi32(sum[p][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a, low), ones));
+        sum[p][1] = _mm256_add_epi32(sum[p][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a, high), ones));
+      }
+      first += 4;
+      fourth += 4;
+    }
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    for (int half = 0; half < 2; ++half) store32(sums + p * 16 + half * 8, sum[p][half]);
+  }
+}
+
 inline void add_widened(__m256i words, int32_t* y) {
   store32(y, _mm256_add_epi32(load32(y), _mm256_cvtepi16_epi32(_mm256_castsi256_si128(words))));
   store32(y + 8, _mm256_add_epi32(load32(y + 8), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(words, 1))));
@@ -119,6 +154,11 @@ void depthwise(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, int 
       }
     }
   }
+}
+
+void depthwise_int32(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, int tap_count, const int8_t* weights,
+                     const int32_t* bias, int, int pixels, int32_t* sums) {
+  depthwise(x, pixel_stride, taps, tap_count, weights, bias, 1, pixels, sums);
 }
 
 int64_t bare_products(int64_t rounds) {
@@ -152,10 +192,24 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   return kernels;
 }
 
+template <int... P>
+Kernels make_int32_kernels(std::integer_sequence<int, P...>) {
+  Kernels kernels = avx2_kernels();
+  ((kernels.tiles[0][P] = conv_tile_int32<P + 1, 1>), ...);
+  kernels.depthwise = depthwise_int32;
+  kernels.int16_products = 0;
+  return kernels;
+}
+
 }  // namespace
 
 const Kernels& avx2_kernels() {
   static const Kernels kernels = make_kernels(std::make_integer_sequence<int, 4>());
+  return kernels;
+}
+
+const Kernels& avx2int32_kernels() {
+  static const Kernels kernels = make_int32_kernels(std::make_integer_sequence<int, 6>());
   return kernels;
 }
 

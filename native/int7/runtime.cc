@@ -22,6 +22,7 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512vnni) return avx512vnni_kernels();
   if (isa == Isa::avx2) return avx2_kernels();
+  if (isa == Isa::avx2int32) return avx2int32_kernels();
 #elif defined(__aarch64__)
   if (isa == Isa::neondot) return neondot_kernels();
   if (isa == Isa::neon) return neon_kernels();
