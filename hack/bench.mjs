@@ -9,7 +9,7 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | operator [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | int7-winograd | operator [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -73,6 +73,11 @@ const benchmarks = {
   async 'int7-arm'() {
     await setup(needs.armBenchmark);
     return attached([node, join(root, 'bench', 'int7', 'arm-cycles.ts')], { env: environment });
+  },
+  /** What integer Winograd would bring to convolutions on AVX2. */
+  async 'int7-winograd'(args) {
+    await nativeBenchmark('winograd_bench', args);
+    return attached([join(build, 'winograd_bench')], { env: environment });
   },
   /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {

@@ -109,7 +109,7 @@ class ConvStep final : public Step {
           const int end = left + static_cast<int>(int64_t{right - left} * (tile + 1) / count);
           tiles[end - begin - 1](row + begin * stride, stride, panel.segments.data(),
                                  static_cast<int>(panel.segments.size()), panel.steps, panel.weights.data(),
-                                 panel.bias.data(), panel.chunk, part.sums);
+                                 panel.bias.data(), panel.chunks.data(), part.sums);
           sums_.write(memory, y, begin, end - begin, panel.channel, panel.vectors * kVector, part.sums,
                       panel.vectors * kVector);
         }
@@ -123,7 +123,8 @@ class ConvStep final : public Step {
     int channel = 0, vectors = 0;
     int pixels = 0;                 // of the largest tile
     std::vector<int32_t> segments;  // stretches of input bytes: see ConvTile
-    int steps = 0, chunk = 0;
+    int steps = 0;
+    std::vector<int32_t> chunks;  // see safe_chunks
     std::vector<int8_t> weights;
     std::vector<int32_t> bias;
   };
@@ -189,36 +190,41 @@ class ConvStep final : public Step {
       }
       panel.bias[o] = without_zero(layer_.bias[channel + o], sum);
     }
-    panel.chunk = kernels_.int16_products > 0 ? safe_chunk(panel, width, kernels_.int16_products) : panel.steps;
+    if (kernels_.int16_products > 0) panel.chunks = safe_chunks(panel, width, kernels_.int16_products);
     panels_.push_back(std::move(panel));
   }
 
-  // The number of steps whose products of `together` neighboring bytes an int16 holds, whatever the input: counted anew
-  // from every segment's start on.
-  static int safe_chunk(const Panel& panel, int width, int together) {
+  // The steps of every segment in chunks, as long as an int16 holds the products of `together` neighboring bytes,
+  // whatever the input.
+  static std::vector<int32_t> safe_chunks(const Panel& panel, int width, int together) {
     const int sums = width * 4 / together;
-    int chunk = std::min(panel.steps, kLongestChunk);
-    for (; chunk > kInt16Weights / kLargestOperand / together; --chunk) {
-      bool safe = true;
-      for (size_t segment = 0; segment < panel.segments.size() && safe; ++segment) {
-        for (int start = 0; start < panel.steps && safe; start += chunk) {
-          const int8_t* w = panel.weights.data() + (segment * panel.steps + start) * width * 4;
-          const int steps = std::min(chunk, panel.steps - start);
-          for (int sum = 0; sum < sums && safe; ++sum) {
-            int up = 0, down = 0;
-            for (int step = 0; step < steps; ++step) {
-              for (int i = 0; i < together; ++i) {
-                const int value = w[(step * sums + sum) * together + i];
-                (value > 0 ? up : down) += std::abs(value);
-              }
-            }
-            safe = std::max(up, down) <= kInt16Weights;
-          }
+    std::vector<int32_t> chunks;
+    std::vector<int> up(sums), down(sums);  // sums of the chunk's weights by sign
+    const auto add = [&](const int8_t* w) {
+      int largest = 0;
+      for (int sum = 0; sum < sums; ++sum) {
+        for (int i = 0; i < together; ++i) {
+          const int value = w[sum * together + i];
+          (value > 0 ? up : down)[sum] += std::abs(value);
         }
+        largest = std::max({largest, up[sum], down[sum]});
       }
-      if (safe) break;
+      return largest <= kInt16Weights;
+    };
+    const int8_t* w = panel.weights.data();
+    for (size_t segment = 0; segment < panel.segments.size(); ++segment) {
+      for (int step = 0; step < panel.steps; ++step, w += int64_t{width} * 4) {
+        if (step > 0 && add(w)) {
+          ++chunks.back();
+          continue;
+        }
+        std::fill(up.begin(), up.end(), 0);
+        std::fill(down.begin(), down.end(), 0);
+        add(w);
+        chunks.push_back(1);
+      }
     }
-    return chunk;
+    return chunks;
   }
 
   const LayerSpec& layer_;
@@ -343,7 +349,9 @@ int64_t packed_bytes(const ConvShape& shape) {
   for (int channel = 0; channel < shape.out_channels; channel += kBlock) {
     const int outputs = std::min(kBlock, shape.out_channels - channel);
     const auto [first, last] = inputs_of(shape, channel, outputs);
-    bytes += int64_t{least_multiple(outputs, kVector)} * (int64_t{last - first} * shape.taps() + kBias);
+    const int64_t inputs = int64_t{last - first} * shape.taps(), padded = least_multiple(outputs, kVector);
+    bytes += padded * (inputs + kBias);
+    bytes += padded / kVector * inputs;  // an int32 for each chunk, which has four inputs at least
   }
   return bytes;
 }

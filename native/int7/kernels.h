@@ -24,10 +24,10 @@ inline constexpr int kInt16Weights = 32767 / 127;
 
 // Sums of P pixels for V * 16 output channels (P and V belong to the function): sums [P][V * 16] = bias [V * 16] + sum
 // over segments and steps of four bytes * four weights. Segment s of pixel p begins at x + segments[s] + p *
-// pixel_stride and has 4 * `steps` bytes. Weights [segment][step][V * 16][4]. `chunk`: steps whose sums fit an int16
-// (AVX2 and NEON alone).
+// pixel_stride and has 4 * `steps` bytes. Weights [segment][step][V * 16][4]. `chunks`: for every
+// segment the lengths of stretches of steps whose sums fit an int16 (AVX2 and NEON alone).
 using ConvTile = void (*)(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-                          const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums);
+                          const int8_t* weights, const int32_t* bias, const int32_t* chunks, int32_t* sums);
 
 // Sums of `pixels` pixels of a depthwise convolution for kBlock channels: sums [pixels][kBlock]. Tap t of pixel p
 // begins at x + taps[t] + p * pixel_stride; `tap_count` is a multiple of depthwise_taps. `chunk`: groups of
@@ -92,7 +92,7 @@ struct Kernels {
   int depthwise_taps, depthwise_lanes;
   Depthwise depthwise;
   Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
-  int int16_products;      // that a tile's step adds to one int16; 0: sums are int32, and `chunk` does not matter
+  int int16_products;      // that a tile's step adds to one int16; 0: sums are int32, and chunks do not matter
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);

@@ -55,7 +55,7 @@ inline __m256i broadcast4(const uint8_t* x) {
 // as six, whose sums it keeps in memory.
 template <int P, int V>
 void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-               const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums) {
+               const int8_t* weights, const int32_t* bias, const int32_t* chunks, int32_t* sums) {
   static_assert(V == 1);
   const __m256i ones = _mm256_set1_epi16(1);
   for (int p = 0; p < P; ++p) {
@@ -65,8 +65,8 @@ void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, 
     const uint8_t* first = x + segments[s];
     const uint8_t* fourth = first + 3 * pixel_stride;
     asm("" : "+r"(fourth));  // hides that it depends on the other: see kernels_avx512vnni.cc
-    for (int begin = 0; begin < steps; begin += chunk) {
-      const int end = std::min(begin + chunk, steps);
+    for (int begin = 0, end; begin < steps; begin = end) {
+      end = begin + *chunks++;
       __m256i sum[P][2];
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) sum[p][0] = sum[p][1] = _mm256_setzero_si256();
@@ -97,7 +97,7 @@ void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, 
 // registers.
 template <int P, int V>
 void conv_tile_int32(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-                     const int8_t* weights, const int32_t* bias, int, int32_t* sums) {
+                     const int8_t* weights, const int32_t* bias, const int32_t*, int32_t* sums) {
   static_assert(V == 1);
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[P][2];

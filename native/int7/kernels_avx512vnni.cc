@@ -47,7 +47,7 @@ inline __m512i broadcast4(const uint8_t* x) {
 // a base and once or twice the stride: fourteen bases would not fit the general registers.
 template <int P, int V>
 void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-               const int8_t* weights, const int32_t* bias, int, int32_t* sums) {
+               const int8_t* weights, const int32_t* bias, const int32_t*, int32_t* sums) {
   constexpr int kBases = (P + 2) / 3;
   __m512i sum[P][V];
 #pragma GCC unroll 24

@@ -56,13 +56,13 @@ inline int8x16_t broadcast4(const uint8_t* x) {
 // ends: the four of a channel are added then.
 template <int P, int V>
 void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-               const int8_t* weights, const int32_t* bias, int chunk, int32_t* sums) {
+               const int8_t* weights, const int32_t* bias, const int32_t* chunks, int32_t* sums) {
   static_assert(V == 1);
   for (int p = 0; p < P; ++p) std::memcpy(sums + p * kVector, bias, kVector * sizeof(int32_t));
   for (int s = 0; s < segment_count; ++s) {
     const uint8_t* first = x + segments[s];
-    for (int begin = 0; begin < steps; begin += chunk) {
-      const int end = begin + chunk < steps ? begin + chunk : steps;
+    for (int begin = 0, end; begin < steps; begin = end) {
+      end = begin + *chunks++;
       int16x8_t sum[P][8];
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {

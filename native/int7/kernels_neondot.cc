@@ -28,7 +28,7 @@ inline void add_step(int32x4_t (&sum)[P][4], const int8x16_t (&a)[P], const int8
 // for all of its channels.
 template <int P, int V>
 void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-               const int8_t* weights, const int32_t* bias, int, int32_t* sums) {
+               const int8_t* weights, const int32_t* bias, const int32_t*, int32_t* sums) {
   static_assert(V == 1);
   int32x4_t sum[P][4];
 #pragma GCC unroll 6

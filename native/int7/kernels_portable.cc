@@ -38,7 +38,7 @@ void add_product(int32_t& sum, int product) {
 
 template <int P, int V>
 void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, int segment_count, int steps,
-               const int8_t* weights, const int32_t* bias, int, int32_t* sums) {
+               const int8_t* weights, const int32_t* bias, const int32_t*, int32_t* sums) {
   constexpr int kWidth = V * kVector;
   for (int p = 0; p < P; ++p) std::copy_n(bias, kWidth, sums + p * kWidth);
   for (int s = 0; s < segment_count; ++s) {
