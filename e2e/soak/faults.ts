@@ -8,6 +8,9 @@ import { LEASE_SECONDS, type OperatorReplica } from './operators.ts';
 import type { Random } from './random.ts';
 import { TICK_MILLISECONDS, type TrainerProcess, type Trainers } from './trainers.ts';
 
+/** Of a gang. */
+export const MAX_TRAINERS = 4;
+
 /** What faults act on. */
 export interface Surroundings {
   random: Random;
@@ -216,6 +219,19 @@ const FAULTS: Record<string, [number, Fault]> = {
         await client.patch(faceTrainJobs, namespace, name, { spec: { suspend: false } }).catch(() => {});
       });
       return `${name} for ${milliseconds} ms`;
+    },
+  ],
+  'scale a job': [
+    4,
+    async ({ client, namespace, random, jobs }) => {
+      const isElastic = ({ spec }: JobObject) => (spec.trainers as { elastic?: object }).elastic !== undefined;
+      const job = random.pick((await jobs()).filter(isElastic));
+      const replicas = random.between(1, MAX_TRAINERS);
+      if (!job) return undefined;
+      await client
+        .patch(faceTrainJobs, namespace, job.metadata.name, { spec: { trainers: { replicas } } })
+        .catch(() => {});
+      return `${job.metadata.name} to ${replicas}`;
     },
   ],
   'edit a job': [

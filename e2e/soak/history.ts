@@ -120,7 +120,9 @@ export class HistoryCheck {
   #pod(where: string, key: string, object: PodObject | null): void {
     const labels = object?.metadata.labels;
     const jobUid = labels?.[Label.jobUid];
-    if (object === null || jobUid === undefined) return void this.#pods.delete(key);
+    // A placeholder holds a place for a trainer: it does nothing that another attempt could disturb.
+    if (object === null || jobUid === undefined || labels?.[Label.placeholder] === 'true')
+      return void this.#pods.delete(key);
     const phase = object.status?.phase ?? 'Pending';
     const attempt = Number(labels![Label.attempt]);
     const pod: PodState = {

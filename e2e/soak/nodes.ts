@@ -269,5 +269,6 @@ function identityOf({ metadata, spec }: PodObject): ProcessIdentity | null {
     attempt: Number(labels[Label.attempt]),
     rank: Number(labels[Label.rank]),
     world: Number(world ?? 1),
+    isPlaceholder: labels[Label.placeholder] === 'true',
   };
 }

@@ -22,7 +22,7 @@ import type { KubernetesObject, Resource } from '@facetrain/operator/runtime/res
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { MANAGED_BY } from '@facetrain/planner/names';
-import { doFault, type Surroundings } from './faults.ts';
+import { doFault, MAX_TRAINERS, type Surroundings } from './faults.ts';
 import { HistoryCheck, leaderViolations, readAudit, storedChanges, writesAfter } from './history.ts';
 import { SimulatedNodes } from './nodes.ts';
 import { OPERATOR_NAMESPACE, OperatorReplica, userOf } from './operators.ts';
@@ -63,6 +63,7 @@ const QUIET_SECONDS = 600;
 const LEAP_MILLISECONDS = 300_000;
 /** Between two leaps: a leader that leaps loses its Lease, and the next one needs time to work. */
 const LEAP_EVERY_SECONDS = 30;
+const ELASTIC = { minReplicas: 1, maxReplicas: MAX_TRAINERS, scaleDownSeconds: 3, scaleUpSeconds: 2 };
 /** Without any write, at the end. */
 const STILL_SECONDS = 12;
 const AUDIT_POLICY = {
@@ -245,7 +246,11 @@ class Soak {
         // No two jobs share a place, or one would wait for the other.
         output: { uri: `hostpath:///data/out/${this.#count}` },
         globalBatchSize: 48,
-        trainers: { replicas: random.pick([1, 2, 3, 4])!, progressPort: this.#nodes.progressPort },
+        trainers: {
+          replicas: random.between(1, MAX_TRAINERS),
+          progressPort: this.#nodes.progressPort,
+          ...(random.chance(0.3) && { elastic: ELASTIC }),
+        },
         failurePolicy: { maxRestarts: 100, nodeLostSeconds: random.between(1, 20) },
         ...(random.chance(0.25) && {
           quantize: {

@@ -30,6 +30,8 @@ export interface ProcessIdentity {
   attempt: number;
   rank: number;
   world: number;
+  /** It holds the place of a trainer, and does nothing else. */
+  isPlaceholder: boolean;
 }
 
 export interface End {
@@ -97,7 +99,9 @@ export class Trainers {
     for (const process of this.running) {
       if (process.frozen > 0) process.frozen--;
       else if (process.end !== undefined) continue;
-      else if (process.identity.job.kind === 'QuantizeJob') this.#quantize(process);
+      else if (process.identity.isPlaceholder) {
+        if (process.isStopping) process.end = { exitCode: ExitCode.preempted };
+      } else if (process.identity.job.kind === 'QuantizeJob') this.#quantize(process);
       else this.#train(process);
     }
   }
@@ -127,8 +131,8 @@ export class Trainers {
   #gang({ identity }: TrainerProcess): (TrainerProcess | undefined)[] {
     const gang: (TrainerProcess | undefined)[] = Array.from({ length: identity.world });
     for (const process of this.processes) {
-      const { job, attempt, rank } = process.identity;
-      if (job.uid === identity.job.uid && attempt === identity.attempt) gang[rank] = process;
+      const { job, attempt, rank, isPlaceholder } = process.identity;
+      if (job.uid === identity.job.uid && attempt === identity.attempt && !isPlaceholder) gang[rank] = process;
     }
     return gang;
   }
