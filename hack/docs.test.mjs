@@ -66,11 +66,12 @@ test('every manifest is valid', () => {
   const refused = [];
   let count = 0;
   for (const [page, text] of Object.entries(pages)) {
-    for (const [, block] of text.matchAll(/^```yaml\n([\s\S]*?)^```$/gm)) {
-      const schema = /^kind: /m.test(block) ? schemas[parse(block).kind] : undefined;
+    const blocks = [...text.matchAll(/^```yaml\n([\s\S]*?)^```$/gm)].map(([, block]) => block);
+    for (const document of blocks.flatMap((block) => block.split(/^---$/m))) {
+      const schema = /^kind: /m.test(document) ? schemas[parse(document).kind] : undefined;
       if (!schema) continue;
       count += 1;
-      for (const { path, message } of schema.safeParse(parse(block)).error?.issues ?? [])
+      for (const { path, message } of schema.safeParse(parse(document)).error?.issues ?? [])
         refused.push(`${page}: ${path.join('.')}: ${message}`);
     }
   }

@@ -1,7 +1,7 @@
 // Installs what is missing to build Facetrain: `npm run setup`.
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readArguments } from './lib/arguments.mjs';
@@ -13,6 +13,7 @@ import {
   cudaLibtorch,
   environment,
   libtorch,
+  moduleFiles,
   onnxModels,
   python,
   pythonEnvironment,
@@ -268,9 +269,20 @@ async function goTools(names) {
       } finally {
         await rm(empty, { recursive: true, force: true });
       }
+      if (tool.files !== undefined) await copyModuleFiles(go, name, tool);
       await writeFile(stamp, wanted);
     });
   }
+}
+
+/** Copies a folder of a published Go module (manifests, for example) beside the programs. */
+async function copyModuleFiles(go, name, { module, version, files }) {
+  const folder = moduleFiles(name);
+  const { Dir } = JSON.parse(await run([go, 'mod', 'download', '-json', `${module}@${version}`], { cwd: cache }));
+  await rm(folder, { recursive: true, force: true });
+  // Files of the module cache are read-only.
+  await cp(join(Dir, files), folder, { recursive: true });
+  await run(['chmod', '--recursive', 'u+w', folder]);
 }
 
 /**

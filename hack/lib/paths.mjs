@@ -15,6 +15,8 @@ export const versions = JSON.parse(readFileSync(join(root, 'hack', 'versions.jso
 export const cache = process.env.FACETRAIN_CACHE ?? join(homedir(), '.cache', 'facetrain');
 /** The folder of Kubernetes' and the other Go programs that `npm run setup -- --test` builds. */
 export const tools = join(cache, 'bin');
+/** A folder of the Go module of a program (`files` in versions.json): manifests that the program needs. */
+export const moduleFiles = (name) => join(cache, `${name}-${versions.goTools[name].version}`);
 /** The Python environment that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const pythonEnvironment = join(cache, 'python');
 export const python = join(pythonEnvironment, 'bin', 'python');

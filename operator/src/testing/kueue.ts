@@ -1,0 +1,113 @@
+/**
+ * The real Kueue beside a control plane: its CRDs, and its controllers and scheduler as a process, by the program that
+ * `npm run setup -- --test` builds. The API server does not call its webhooks, as it finds no Service in these tests.
+ */
+import assert from 'node:assert/strict';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parse } from 'yaml';
+import { moduleFiles } from '../../../hack/lib/paths.mjs';
+import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
+import { type ControlPlane, freePorts } from './control-plane.ts';
+import { eventually } from './eventually.ts';
+
+const API = 'kueue.x-k8s.io/v1beta2';
+const NAMESPACE = 'kueue-system';
+/** Names that Kueue's configuration has by default. */
+const SECRET = 'kueue-webhook-server-cert';
+const secrets = defineResource<KubernetesObject & { data?: Record<string, string> }>('v1', 'secrets');
+
+/** Creates Kueue's CRDs, and waits until its Workloads are served. */
+export async function installKueueCrds({ client }: ControlPlane): Promise<void> {
+  const folder = join(moduleFiles('kueue'), 'crd');
+  const patches = await readdir(join(folder, 'patches'));
+  for (const file of await readdir(join(folder, 'bases'))) {
+    const definition = parse(await readFile(join(folder, 'bases', file), 'utf8')) as {
+      spec: { names: { plural: string }; conversion?: unknown };
+    };
+    // Kueue starts only when it can write its certificate into the conversions. No object here needs one.
+    const patch = `webhook_in_${definition.spec.names.plural}.yaml`;
+    if (patches.includes(patch)) {
+      const { spec } = parse(await readFile(join(folder, 'patches', patch), 'utf8')) as {
+        spec: { conversion: unknown };
+      };
+      definition.spec.conversion = spec.conversion;
+    }
+    await client.post('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', definition);
+  }
+  await eventually(() => client.raw(`/apis/${API}/workloads`));
+}
+
+/**
+ * Installs and starts Kueue; it ends with the control plane.
+ *
+ * @param configuration fields of its Configuration, such as waitForPodsReady
+ */
+export async function startKueue(plane: ControlPlane, configuration: object = {}): Promise<void> {
+  const { client } = plane;
+  await installKueueCrds(plane);
+  await plane.createNamespace(NAMESPACE);
+  await client.create(secrets, NAMESPACE, { apiVersion: 'v1', kind: 'Secret', metadata: { name: SECRET } });
+  for (const type of ['Mutating', 'Validating'])
+    await client.post(`/apis/admissionregistration.k8s.io/v1/${type.toLowerCase()}webhookconfigurations`, {
+      apiVersion: 'admissionregistration.k8s.io/v1',
+      kind: `${type}WebhookConfiguration`,
+      metadata: { name: `kueue-${type.toLowerCase()}-webhook-configuration` },
+      webhooks: [],
+    });
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-kueue-'));
+  process.once('exit', () => void rm(folder, { recursive: true, force: true }));
+  const [health, webhook] = await freePorts(2);
+  const file = join(folder, 'config.yaml');
+  await writeFile(
+    file,
+    JSON.stringify({
+      apiVersion: 'config.kueue.x-k8s.io/v1beta2',
+      kind: 'Configuration',
+      namespace: NAMESPACE,
+      health: { healthProbeBindAddress: `127.0.0.1:${health}` },
+      metrics: { bindAddress: '0' },
+      webhook: { port: webhook, host: '127.0.0.1', certDir: folder },
+      leaderElection: { leaderElect: false },
+      integrations: { frameworks: ['batch/job'] },
+      ...configuration,
+    }),
+  );
+  const kubeconfig = await plane.kubeconfig();
+  // Its visibility server would need permissions in kube-system.
+  const args = ['--config', file, '--kubeconfig', kubeconfig, '--feature-gates=VisibilityOnDemand=false'];
+  const child = plane.run('kueue', args);
+  await eventually(async () => {
+    // The kubelet would mount the certificate that Kueue writes into this Secret.
+    const { data = {} } = await client.get(secrets, NAMESPACE, SECRET);
+    for (const [name, text] of Object.entries(data)) await writeFile(join(folder, name), Buffer.from(text, 'base64'));
+    assert.equal(child.exitCode, null, 'kueue has ended');
+    assert.equal((await fetch(`http://127.0.0.1:${health}/readyz`)).status, 200);
+  });
+}
+
+/** Creates an object of Kueue's that has no namespace. */
+export const createKueueObject = (
+  { client }: ControlPlane,
+  kind: 'ResourceFlavor' | 'ClusterQueue' | 'WorkloadPriorityClass',
+  name: string,
+  fields: object,
+): Promise<unknown> => {
+  const plural = kind === 'WorkloadPriorityClass' ? 'workloadpriorityclasses' : `${kind.toLowerCase()}s`;
+  return client.post(`/apis/${API}/${plural}`, { apiVersion: API, kind, metadata: { name }, ...fields });
+};
+
+/** Creates a LocalQueue. */
+export const createLocalQueue = (
+  { client }: ControlPlane,
+  namespace: string,
+  name: string,
+  clusterQueue: string,
+): Promise<unknown> =>
+  client.post(`/apis/${API}/namespaces/${namespace}/localqueues`, {
+    apiVersion: API,
+    kind: 'LocalQueue',
+    metadata: { name },
+    spec: { clusterQueue },
+  });
