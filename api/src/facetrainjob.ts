@@ -18,6 +18,8 @@ import {
   objectMeta,
   pendingTime,
   podFields,
+  QUEUE_RULE,
+  queue,
   Refusal,
   Restarts,
   seconds,
@@ -504,6 +506,7 @@ export const FaceTrainJobSpec = rules(
       .default(false)
       .describe('true stops the trainers after they wrote a checkpoint; false resumes from it.'),
     managedBy,
+    queue: queue.optional(),
     dataset: dataset(
       'Training faces: a folder with train.rec, train.idx and property (insightface’s RecordIO), with *.tar ' +
         '(webdataset’s shards), or with a folder of pictures for each identity.',
@@ -662,6 +665,7 @@ export const FaceTrainJobSpec = rules(
         'what is trained, by how many, and at which ports, can change only while the job is suspended; ' +
         'trainers.replicas of a job with trainers.elastic at any time',
     },
+    QUEUE_RULE,
     MANAGED_BY_RULE,
   ],
 );

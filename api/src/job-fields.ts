@@ -5,7 +5,7 @@
 import { z } from 'zod';
 import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
 import { computeThreads, MAX_SETS, setName } from './ranges.ts';
-import { rules, section } from './schema-rules.ts';
+import { rules, section, unchangedOptional } from './schema-rules.ts';
 import { DEFAULT_NODE_LOST_SECONDS } from './shared-defaults.ts';
 import { S3_RULE, sourceFields } from './storage.ts';
 
@@ -163,6 +163,32 @@ export const MANAGED_BY_RULE = {
     '(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)',
   message: 'managedBy cannot be changed',
   path: ['managedBy'],
+};
+
+/** A DNS subdomain by RFC 1123: the form of the names of most Kubernetes objects. */
+const DNS_SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
+const objectName = z.string().min(1).max(253).regex(DNS_SUBDOMAIN, 'the name of a Kubernetes object');
+
+/** `spec.queue`. */
+export const queue = z
+  .strictObject({
+    name: objectName.describe('A LocalQueue (kueue.x-k8s.io) in the namespace of the job.'),
+    priorityClassName: objectName
+      .optional()
+      .describe('A WorkloadPriorityClass: who is admitted first, and who preempts whom; absent: priority 0.'),
+  })
+  .describe(
+    'The queue of Kueue in which the job waits for the quota of all its pods. It has no pod before it is admitted, ' +
+      'and none while its quota is needed elsewhere; that is no restart. Can change only while the job is ' +
+      'suspended. Absent: no queue.',
+  );
+export type Queue = z.infer<typeof queue>;
+
+/** The queue of a job that is not suspended never changes: Kueue has lent it quota by that queue. */
+export const QUEUE_RULE = {
+  cel: `oldSelf.suspend || (${unchangedOptional('queue')})`,
+  message: 'queue can change only while the job is suspended',
+  path: ['queue'],
 };
 
 /** Largest maxRestarts. */

@@ -11,6 +11,8 @@ import {
   objectMeta,
   pendingTime,
   podFields,
+  QUEUE_RULE,
+  queue,
   Refusal,
   Restarts,
   seconds,
@@ -152,6 +154,7 @@ export const QuantizeTemplate = z
     output: destination('Where the artifact is published.')
       .optional()
       .describe('Absent: int7/ in the output of the training.'),
+    queue: queue.optional().describe('The queue of the QuantizeJob; absent: that of the training, if it has one.'),
     ...common,
   })
   .describe(
@@ -167,6 +170,7 @@ export const QuantizeJobSpec = rules(
   z.strictObject({
     suspend: z.boolean().default(false).describe('true stops the pod; false starts the job again.'),
     managedBy,
+    queue: queue.optional(),
     model: rules(
       z.strictObject({
         ...sourceFields(
@@ -198,6 +202,7 @@ export const QuantizeJobSpec = rules(
       cel: `oldSelf.suspend || (${unchanged(...QUANTIZATION_FIELDS)})`,
       message: 'model, calibration, search and output can change only while the job is suspended',
     },
+    QUEUE_RULE,
     MANAGED_BY_RULE,
   ],
 );

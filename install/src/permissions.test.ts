@@ -16,6 +16,7 @@ import {
   pods,
   quantizeJobs,
   services,
+  workloads,
 } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
@@ -26,6 +27,7 @@ import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { setPodStatus } from '@facetrain/operator/testing/fake-kubelet';
 import { FaultProxy, type RecordedRequest } from '@facetrain/operator/testing/fault-proxy';
+import { createKueueObject, installKueueCrds } from '@facetrain/operator/testing/kueue';
 import { pino } from 'pino';
 import { type Manifest, render, upgrade } from './testing/chart-harness.ts';
 
@@ -40,6 +42,9 @@ before(async () => {
     '--enable-admission-plugins=OwnerReferencesPermissionEnforcement',
   ]);
   await plane.installCrds();
+  await installKueueCrds(plane);
+  await createKueueObject(plane, 'ResourceFlavor', 'gpus', { spec: { nodeLabels: { pool: 'gpus' } } });
+  await createKueueObject(plane, 'WorkloadPriorityClass', 'low', { value: 1 });
   await plane.createNamespace('faces');
 });
 after(() => plane?.stop());
@@ -157,8 +162,27 @@ const stalledBy = (namespace: string, name: string, message: RegExp) =>
     assert.match(status?.conditions?.find(({ type }) => type === 'Stalled')?.message ?? '', message);
   });
 
-/** Makes the operator send every kind of request: restarts, suspension, quantization, name conflicts. */
-async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> {
+/** Kueue itself does not run here: lends the job of this Workload its quota. */
+async function admit(namespace: string, name: string, flavors: Record<string, string>): Promise<void> {
+  await exists(workloads, namespace, name);
+  const condition = (type: string) => ({
+    type,
+    status: 'True',
+    reason: 'Lent',
+    message: '',
+    lastTransitionTime: new Date().toISOString(),
+  });
+  const admission = { clusterQueue: 'all', podSetAssignments: [{ name: 'main', flavors, count: 1 }] };
+  const status = { admission, conditions: [condition('QuotaReserved'), condition('Admitted')] };
+  await plane.client.patch(workloads, namespace, name, { status }, 'status');
+}
+
+/**
+ * Makes the operator send every kind of request: restarts, suspension, quantization, queues, name conflicts.
+ *
+ * @param readsCluster whether it may read objects without a namespace
+ */
+async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: boolean): Promise<void> {
   const wrote = (verb: string, kind: string) =>
     eventually(() =>
       assert(
@@ -222,6 +246,18 @@ async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> 
   await setPodStatus(plane.client, namespace, 'small-0-quantizer', 'Failed', { exitCode: 2 });
   await isGone(quantizeJobs, namespace, 'small');
 
+  // A job gets its quota, says that its pods are ready, and gives it back.
+  await apply(namespace, 'queued', { queue: { name: 'team', ...(readsCluster && { priorityClassName: 'low' }) } });
+  await admit(namespace, 'facetrainjob-queued', readsCluster ? { cpu: 'gpus' } : {});
+  await exists(pods, namespace, 'queued-0-0');
+  await setPodStatus(plane.client, namespace, 'queued-0-0', 'Running');
+  await eventually(async () => {
+    const { status } = await plane.client.get(workloads, namespace, 'facetrainjob-queued');
+    assert(status?.conditions?.some(({ type }) => type === 'PodsReady'));
+  });
+  await suspend(namespace, 'queued', true);
+  await isGone(workloads, namespace, 'facetrainjob-queued');
+
   // Objects of another owner under the name of a child are read, and not changed.
   const theirs: [Resource, string, string, object][] = [
     [services, 'Service', 'taken-by-service', { spec: { ports: [{ port: 80 }] } }],
@@ -230,6 +266,14 @@ async function exerciseAll(namespace: string, proxy: FaultProxy): Promise<void> 
     [POD_GROUPS, 'PodGroup', 'taken-by-group-0', { spec: { schedulingPolicy: { gang: { minCount: 1 } } } }],
     [pods, 'Pod', 'taken-by-pod-0-0', { spec: { containers: [{ name: 'theirs', image: 'theirs' }] } }],
   ];
+  await plane.client.create(workloads, namespace, {
+    apiVersion: workloads.apiVersion,
+    kind: 'Workload',
+    metadata: { name: 'facetrainjob-taken-by-workload' },
+    spec: { podSets: [{ name: 'main', count: 1, template: { spec: { containers: [{ name: 'theirs' }] } } }] },
+  });
+  await apply(namespace, 'taken-by-workload', { queue: { name: 'team' } });
+  await stalledBy(namespace, 'taken-by-workload', /^Workload facetrainjob-taken-by-workload exists/);
   for (const [resource, kind, name, rest] of theirs) {
     await plane.client.create(resource, namespace, {
       apiVersion: resource.apiVersion,
@@ -272,7 +316,7 @@ const refusedOf = (proxy: FaultProxy) => proxy.requests.filter(({ code }) => cod
 test('in all namespaces, the ClusterRole is sufficient and minimal', async (t) => {
   await upgrade(plane, 'facetrain-system', { crds: { enabled: false } });
   const proxy = await startOperator(t, 'facetrain-system', null);
-  await exerciseAll('faces', proxy);
+  await exerciseAll('faces', proxy, true);
   assert.deepEqual(refusedOf(proxy), []);
   const used = usedOf(proxy);
   const unused = [...allowed(await render({}))].filter((permission) => !used.has(permission));
@@ -284,7 +328,7 @@ test('in one namespace, the Role is sufficient and minimal; other namespaces are
   const values = { watchNamespace: namespace, crds: { enabled: false }, rbac: { userRoles: false } };
   await upgrade(plane, namespace, values);
   const proxy = await startOperator(t, namespace, namespace);
-  await exerciseAll(namespace, proxy);
+  await exerciseAll(namespace, proxy, false);
   // A Role cannot allow nodes: the operator tries now and then, and works without.
   assert.deepEqual(
     refusedOf(proxy).filter(({ url }) => !url.startsWith('/api/v1/nodes')),

@@ -44,6 +44,7 @@ function stageActions(stage: Stage): Action[] {
     case 'Active':
       return [...(stage.updates ?? []), ...stage.create.map((object): Action => ({ type: 'create', object }))];
     case 'Quantizing':
+    case 'Queued':
       return stage.actions;
     default:
       return [];

@@ -33,6 +33,13 @@ export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
     events.push({ type: 'Warning', reason: Reason.quotaExceeded, message: ready!.message });
   if ((after.refusal?.releases ?? 0) > (before.refusal?.releases ?? 0))
     events.push({ type: 'Normal', reason: Reason.gangReleased, message: ready!.message });
+  // Once for each wait and each eviction: Kueue's words change with the other jobs of the queue.
+  const reasonBefore = findCondition(before.conditions, ConditionType.ready)?.reason;
+  if (ready !== undefined && ready.reason !== reasonBefore) {
+    if (ready.reason === Reason.queued) events.push({ type: 'Normal', reason: Reason.queued, message: ready.message });
+    if (ready.reason === Reason.queueEvicted)
+      events.push({ type: 'Warning', reason: Reason.queueEvicted, message: ready.message });
+  }
   for (const [type, severity] of CONDITION_EVENTS) {
     if (isTrue(after.conditions, type) && !isTrue(before.conditions, type))
       events.push({ type: severity, reason: type, message: conditionText(after.conditions, type)! });

@@ -49,6 +49,10 @@ export const attemptName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>, 
 export const podName = (kind: JobKind, job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
   kind === 'QuantizeJob' ? attemptName(kind, job, attempt) : `${attemptName(kind, job, attempt)}-${rank}`;
 
+/** Name of the Workload of a job, which outlives attempts. */
+export const workloadName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>): string =>
+  `${kind.toLowerCase()}-${name}`;
+
 /** What follows the name of a job in that of a ConfigMap or PodGroup, also of a former version of the operator. */
 const ATTEMPT_PART = new RegExp(`^(\\d+)(-${QUANTIZER})?$`);
 

@@ -21,6 +21,7 @@ export interface Metadata {
   labels: Record<string, string>;
   annotations?: Record<string, string>;
   ownerReferences: OwnerReference[];
+  finalizers?: string[];
 }
 
 /** An environment variable: a value, or a key of a Secret that the executor looks up. */
@@ -79,7 +80,9 @@ export interface PodSpec {
   initContainers?: Container[];
   containers: Container[];
   volumes: Volume[];
+  nodeSelector?: Record<string, string>;
   tolerations?: Record<string, unknown>[];
+  schedulingGates?: { name: string }[];
   schedulingGroup?: { podGroupName: string };
   securityContext?: Record<string, unknown>;
 }
@@ -122,6 +125,19 @@ export interface PodGroup {
   spec: { schedulingPolicy: { gang: { minCount: number } }; priorityClassName?: string };
 }
 
+/** The request for quota of a job, which Kueue admits: queue.ts. */
+export interface Workload {
+  apiVersion: 'kueue.x-k8s.io/v1beta2';
+  kind: 'Workload';
+  metadata: Metadata;
+  spec: {
+    podSets: { name: string; count: number; template: { spec: Record<string, unknown> } }[];
+    queueName: string;
+    priorityClassRef?: { group: string; kind: string; name: string };
+    priority?: number;
+  };
+}
+
 /** Who may connect to the pods of a job. */
 export interface NetworkPolicy {
   apiVersion: 'networking.k8s.io/v1';
@@ -146,4 +162,4 @@ export interface QuantizeJobObject {
 }
 
 /** Any object that a plan creates. */
-export type ChildObject = Pod | ConfigMap | Service | PodGroup | NetworkPolicy | QuantizeJobObject;
+export type ChildObject = Pod | ConfigMap | Service | PodGroup | NetworkPolicy | QuantizeJobObject | Workload;

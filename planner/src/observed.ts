@@ -1,5 +1,6 @@
 /** Input of the planners: a job, and what exists for it. Executors collect it and draw no conclusions from it. */
 import type {
+  Condition,
   EvaluationResult,
   FaceTrainJob,
   FaceTrainJobStatus,
@@ -73,7 +74,7 @@ export interface ObservedPod {
 
 /** An object with a name that the planner gives to children. Pods are listed here only if they have another owner. */
 export interface ObservedObject {
-  kind: 'Pod' | 'Service' | 'ConfigMap' | 'PodGroup' | 'NetworkPolicy' | 'QuantizeJob';
+  kind: ChildObject['kind'];
   name: string;
   uid: string;
   /** Its controller is this job. An object of another owner is never changed. */
@@ -129,6 +130,54 @@ export interface ObservedProgress {
   activity: number;
 }
 
+/** What Kueue has decided about the Workload of a job, as the server has it. */
+export interface ObservedWorkload {
+  name: string;
+  uid: string;
+  resourceVersion: string;
+  generation: number;
+  deleting: boolean;
+  finalizers: string[];
+  /** The label facetrain.dev/spec-digest: for which pods it was made. */
+  specDigest?: string;
+  /** `spec.active`: false takes it out of its queue. */
+  active: boolean;
+  conditions: Condition[];
+  /** `status.admission.podSetAssignments`, of which there is one. `flavors`: names, without repetition. */
+  assignment?: { flavors: string[]; hasTopology: boolean };
+  checks: AdmissionCheck[];
+}
+
+/** One of `status.admissionChecks` of a Workload. */
+export interface AdmissionCheck {
+  name: string;
+  state: string;
+  message: string;
+  /** What it wants of the pods; of the only podSet. */
+  update?: Placement;
+}
+
+/** Where Kueue wants the pods to run: what a flavor or an admission check adds to them. */
+export interface Placement {
+  labels?: Record<string, string>;
+  annotations?: Record<string, string>;
+  nodeSelector?: Record<string, string>;
+  tolerations?: Record<string, unknown>[];
+}
+
+/** Kueue as the operator finds it. */
+export interface ObservedQueue {
+  /** The cluster serves Workloads, and the operator may list them. */
+  served: boolean;
+  workload?: ObservedWorkload;
+  /** Value of the WorkloadPriorityClass of the spec, when it was read. */
+  priority?: number;
+  /** The ResourceFlavors of the assignment that were read, by name. */
+  flavors: Record<string, Placement>;
+  /** Why an object of Kueue's could not be read: what it is, and the API server's words. */
+  problem?: string;
+}
+
 /** All that the planner of a FaceTrainJob needs to know. */
 export interface ObservedFaceTrainJob {
   identity: JobIdentity;
@@ -144,6 +193,8 @@ export interface ObservedFaceTrainJob {
    */
   jobsBefore?: string[];
   refused?: RefusedChild;
+  /** Absent: the executor knows no queues, and the job starts at once. */
+  queue?: ObservedQueue;
   quotaRivals?: QuotaRivals;
   progress?: ObservedProgress;
   /** The QuantizeJob of this job, if it exists. */
@@ -162,4 +213,5 @@ export interface ObservedQuantizeJob {
   predecessorPods?: string[];
   jobsBefore?: string[];
   refused?: RefusedChild;
+  queue?: ObservedQueue;
 }

@@ -23,7 +23,7 @@ export type Action =
    */
   | {
       type: 'delete';
-      kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy';
+      kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy' | 'Workload';
       name: string;
       uid: string;
       reason: string;
@@ -39,6 +39,20 @@ export type Action =
       uid: string;
       spec: Record<string, unknown>;
       labels?: Record<string, string>;
+    }
+  /**
+   * Changes the Workload of a job, if it still has this resourceVersion: Kueue writes the same lists. `status` is merged
+   * into its status (RFC 7386), `finalizers` replace its own.
+   */
+  | {
+      type: 'patchWorkload';
+      kind: 'Workload';
+      name: string;
+      uid: string;
+      resourceVersion: string;
+      reason: string;
+      status?: Record<string, unknown>;
+      finalizers?: string[];
     }
   /** Deletes the job itself, at the end of ttlSecondsAfterFinished. */
   | { type: 'deleteJob'; reason: string };

@@ -33,6 +33,10 @@ export const Reason = {
   stopping: 'Stopping',
   /** Another job writes to the same folder. Two jobs must never write the same checkpoints. */
   outputInUse: 'OutputInUse',
+  /** Kueue has not admitted the job yet: queue.ts. */
+  queued: 'Queued',
+  /** Kueue has taken the quota back, and the gang is being stopped. */
+  queueEvicted: 'QueueEvicted',
   /** The next attempt waits: restarts.ts. */
   backoff: 'Backoff',
   suspended: 'Suspended',
@@ -47,6 +51,8 @@ export const Reason = {
   invalidSpec: 'InvalidSpec',
   /** gang.mode is Native, and the cluster serves no PodGroup. */
   gangUnavailable: 'GangUnavailable',
+  /** spec.queue names a queue, and the cluster serves no Workload, or an object of Kueue's cannot be read. */
+  queueUnavailable: 'QueueUnavailable',
   /** An object of another owner has the name of a child. */
   nameTaken: 'NameTaken',
   /** A ResourceQuota refuses a child. It ends by itself, when other objects of the namespace do. */

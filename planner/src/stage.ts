@@ -44,6 +44,8 @@ export type Stage =
   | { name: 'Waiting'; reason: string; message: string; refusal?: RefusedObject; until?: Date }
   /** The gang lets go of the pods that it has; another attempt follows: refusal.ts. */
   | { name: 'Release'; reason: string; message: string; refusal: Refusal }
+  /** Kueue has not admitted the job: queue.ts. `actions` make, or replace, its Workload. */
+  | { name: 'Queued'; message: string; actions: Action[] }
   | { name: 'Backoff'; until: Date }
   /** The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. */
   | { name: 'Active'; create: ChildObject[]; updates?: Action[] }

@@ -8,6 +8,7 @@
  *   Restart, Backoff   Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
  *   Waiting, Release   Pending      False  True         -         InProgress
+ *   Queued             Pending      False  True         -         InProgress
  *   Active, waiting    Pending      False  True         -         InProgress
  *   Active, all ready  Running      True   -            -         Current
  *   Quantizing         Quantizing   True   -            -         Current
@@ -59,6 +60,9 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
         restarts: status.restarts && { ...status.restarts, lastNotANumberStep: undefined },
       };
     case 'Suspended':
+      return { ...unchanged, ...ended, startTime: undefined };
+    // The time in a queue counts towards no deadline: others decide how long it is.
+    case 'Queued':
       return { ...unchanged, ...ended, startTime: undefined };
     case 'Active':
       return { ...unchanged, ...wanted, attemptStartTime: startedAt ?? time, refusal: undefined };
@@ -161,6 +165,8 @@ function summaryOf(stage: Stage, view: JobView): Summary {
     case 'Waiting':
     case 'Release':
       return { ready: false, kstatus: 'InProgress', reason: stage.reason, message: stage.message };
+    case 'Queued':
+      return { ready: false, kstatus: 'InProgress', reason: Reason.queued, message: stage.message };
     case 'Backoff':
       return {
         ready: false,

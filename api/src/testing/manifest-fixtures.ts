@@ -67,6 +67,9 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ loss: { rows: { optimizer: 'LAMB' } } }),
     wantValid: false,
   },
+  'a queue of Kueue': { object: trainSpec({ queue: { name: 'team', priorityClassName: 'low' } }), wantValid: true },
+  'a queue without a name': { object: trainSpec({ queue: { priorityClassName: 'low' } }), wantValid: false },
+  'a queue whose name no object can have': { object: quantizeSpec({ queue: { name: 'Team A' } }), wantValid: false },
   'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },
@@ -251,6 +254,21 @@ export const changes: Record<
     from: {},
     to: { trainers: { progressPort: 9000 } },
     wantRefusal: /only while the job is suspended/,
+  },
+  'a queue while it runs': {
+    from: {},
+    to: { queue: { name: 'team' } },
+    wantRefusal: /queue can change only while the job is suspended/,
+  },
+  'another priority in its queue while it runs': {
+    from: { queue: { name: 'team' } },
+    to: { queue: { name: 'team', priorityClassName: 'high' } },
+    wantRefusal: /queue can change only while the job is suspended/,
+  },
+  'another queue while it is suspended': {
+    from: { suspend: true, queue: { name: 'team' } },
+    to: { suspend: true, queue: { name: 'other' } },
+    wantRefusal: null,
   },
   'another model, even when suspended': {
     from: { suspend: true },

@@ -228,6 +228,7 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
         else this.#objects.delete(`${action.kind}/${action.name}`);
         return;
       case 'patch': // follows an edited manifest; here the manifest is read once
+      case 'patchWorkload': // there is no Kueue on a single machine
       case 'deleteJob': // follows ttlSecondsAfterFinished; here the results stay
         return;
     }

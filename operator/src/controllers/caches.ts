@@ -6,6 +6,7 @@
  * - Pod: metadata, status, names of its node and its claims, priority, group. Indexes: places, `job` (uid), `name`
  *   (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
+ * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
  * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
  *
  * The indexes of places are `writes` and `writesBelow` of shared-folders.ts: where an object writes to.
@@ -17,6 +18,7 @@ import type { Logger } from 'pino';
 import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
+import type { Cluster } from './cluster-discovery.ts';
 import { waitedForQuota } from './quota-rivals.ts';
 import {
   configMaps,
@@ -28,6 +30,8 @@ import {
   pods,
   quantizeJobs,
   services,
+  type WorkloadObject,
+  workloads,
 } from './resources.ts';
 import { faceTrainJobPlaces, podPlaces, quantizeJobPlaces } from './shared-folders.ts';
 
@@ -44,8 +48,14 @@ export type Caches = ReturnType<typeof makeCaches>;
 
 const CHILDREN_SELECTOR = `${MANAGED_BY.label}=${MANAGED_BY.value},${Label.jobUid}`;
 
-/** @param podGroupApi apiVersion of the PodGroup that the cluster serves; null: none */
-export function makeCaches({ client, namespace, log, onWatchError }: CachesOptions, podGroupApi: string | null) {
+/**
+ * @param served what the cluster serves besides: the apiVersion of PodGroups (null: none), and whether Kueue's
+ *   Workloads
+ */
+export function makeCaches(
+  { client, namespace, log, onWatchError }: CachesOptions,
+  { podGroupApi, servesWorkloads }: Pick<Cluster, 'podGroupApi' | 'servesWorkloads'>,
+) {
   const common = <T extends KubernetesObject>(resource: Resource<T>) => ({
     client,
     resource,
@@ -71,11 +81,18 @@ export function makeCaches({ client, namespace, log, onWatchError }: CachesOptio
     Service: metadataOf(services),
     ConfigMap: metadataOf(configMaps),
     NetworkPolicy: metadataOf(networkPolicies),
+    ...(servesWorkloads && {
+      Workload: new Cache({
+        ...children(workloads),
+        strip: stripWorkload,
+        indexes: { ...byJob, name: jobNameOf },
+      }),
+    }),
     ...(podGroupApi !== null && { PodGroup: new Cache({ ...children(podGroups(podGroupApi)), strip: stripPodGroup }) }),
   };
 }
 
-/** A value of the pods' index `name`. It finds pods of every job that has had this name, whatever its uid. */
+/** A value of the index `name` of pods and Workloads. It finds those of every job that has had this name, whatever its uid. */
 export const jobNameIndexValue = (kind: JobKind, namespace: string, name: string): string =>
   `${kind} ${namespace}/${name}`;
 
@@ -106,4 +123,9 @@ function stripPod(pod: PodObject): PodObject {
 function stripPodGroup(group: PodGroupObject): PodGroupObject {
   const { priority } = group.spec ?? {};
   return { ...group, spec: priority === undefined ? {} : { priority } };
+}
+
+/** The pod templates of a Workload are most of it, and are not read. */
+function stripWorkload({ spec: { active }, ...workload }: WorkloadObject): WorkloadObject {
+  return { ...workload, spec: active === undefined ? {} : { active } };
 }

@@ -50,7 +50,9 @@ test('a kind that may be read later makes the operator start anew', { timeout: 6
   const cluster = (await discover(client))!;
   const stop = new AbortController();
   let hasChanged = false;
-  const following = clusterChanged({ client, log }, cluster, 5, stop.signal).then(() => (hasChanged = true));
+  const following = clusterChanged({ client, log, namespace: null }, cluster, 5, stop.signal).then(
+    () => (hasChanged = true),
+  );
   const { raw } = client as unknown as { raw: () => Promise<unknown> };
   // Some rounds in which nothing has changed.
   await new Promise<void>((resolve) => {

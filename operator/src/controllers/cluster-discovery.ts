@@ -1,5 +1,6 @@
 /**
- * What the operator must know of the cluster before it can begin: which PodGroup API it serves, what may be read. What
+ * What the operator must know of the cluster before it can begin: which PodGroup API it serves, whether Kueue's
+ * Workloads, what may be read. What
  * the cluster serves can change (an upgrade, a feature gate), so it is asked again from time to time.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -8,10 +9,13 @@ import { ApiError, isApiError } from '../runtime/api-error.ts';
 import { Backoff } from '../runtime/backoff.ts';
 import { type Client, untilAborted } from '../runtime/client.ts';
 import { PodNodesAndVolumes, type PodNodesAndVolumesOptions } from './pod-nodes-and-volumes.ts';
+import { workloads } from './resources.ts';
 
 export interface Cluster {
   /** apiVersion of the PodGroup that the cluster serves; null: none, so gangs start as plain pods. */
   podGroupApi: string | null;
+  /** Kueue is installed, and its Workloads may be listed. */
+  servesWorkloads: boolean;
   nodesAndVolumes: PodNodesAndVolumes;
 }
 
@@ -42,8 +46,8 @@ export async function discoverCluster(
   const retry = new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
   while (!signal.aborted) {
     try {
-      const podGroupApi = await servedPodGroup(client);
-      return { podGroupApi, nodesAndVolumes: await PodNodesAndVolumes.open({ ...options, signal }) };
+      const [podGroupApi, servesWorkloads] = await servedKinds(client, options.namespace);
+      return { podGroupApi, servesWorkloads, nodesAndVolumes: await PodNodesAndVolumes.open({ ...options, signal }) };
     } catch (error) {
       if (signal.aborted) return null;
       if (error instanceof ApiError && error.status < 500 && !PASSING.includes(error.status)) throw error;
@@ -56,29 +60,30 @@ export async function discoverCluster(
 }
 
 /**
- * Asks again and again which PodGroup API the cluster serves, and whether kinds that were left out may be read. Each
- * time costs one or two small requests, and one for each kind that was left out.
+ * Asks again and again which PodGroup API the cluster serves, whether Workloads, and whether kinds that were left out
+ * may be read. Each time costs two or three small requests, and one for each kind that was left out.
  *
  * @param cluster what was found at the start
  * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does
  * not count; or when the signal aborts
  */
 export async function clusterChanged(
-  { client, log }: { client: Client; log: Logger },
-  { podGroupApi: known, nodesAndVolumes }: Cluster,
+  { client, log, namespace }: { client: Client; log: Logger; namespace: string | null },
+  { podGroupApi, servesWorkloads, nodesAndVolumes }: Cluster,
   everyMilliseconds: number,
   signal: AbortSignal,
 ): Promise<void> {
+  const known = JSON.stringify([podGroupApi, servesWorkloads]);
   let before = known;
   let couldReadMore = false;
   while (!signal.aborted) {
     await delay(everyMilliseconds, undefined, { signal }).catch(() => {});
     const [served, readsMore] = await Promise.all([
-      servedPodGroup(client).catch(() => known),
+      servedKinds(client, namespace).then(JSON.stringify, () => known),
       nodesAndVolumes.mayReadMore(signal),
     ]);
     if (served !== known && served === before) {
-      log.info({ before: known, podGroupApi: served }, 'the cluster serves another PodGroup API; starting anew');
+      log.info({ before: known, served }, 'the cluster serves another PodGroup API, or Workloads; starting anew');
       return;
     }
     if (readsMore && couldReadMore) {
@@ -87,6 +92,20 @@ export async function clusterChanged(
     }
     before = served;
     couldReadMore = readsMore;
+  }
+}
+
+const servedKinds = (client: Client, namespace: string | null): Promise<[string | null, boolean]> =>
+  Promise.all([servedPodGroup(client), servesWorkloads(client, namespace)]);
+
+/** Kueue's API can be there without permission to use it, and then it is as if it were not. */
+async function servesWorkloads(client: Client, namespace: string | null): Promise<boolean> {
+  try {
+    await client.list(workloads, namespace, { limit: 1 }, true);
+    return true;
+  } catch (error) {
+    if (isApiError(error, 'NotFound', 'Forbidden')) return false;
+    throw error;
   }
 }
 

@@ -12,7 +12,7 @@ import type { PodObject } from './resources.ts';
 /**
  * Kinds of children besides pods. A FaceTrainJob's QuantizeJob is found by its name instead, in the jobs' own cache.
  */
-const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup'] as const;
+const OBJECT_KINDS = ['Service', 'NetworkPolicy', 'ConfigMap', 'PodGroup', 'Workload'] as const;
 
 /** The pods whose controller is this job: as the server has them, and as the planner takes them. */
 export function podsOf(

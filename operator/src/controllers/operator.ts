@@ -72,7 +72,7 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
       const either = AbortSignal.any([signal, changed.signal]);
       const every = options.discoveryMilliseconds ?? DISCOVERY_MILLISECONDS;
       const reader = client.guardedBy(untilAborted(either));
-      const following = clusterChanged({ client: reader, log }, cluster, every, either);
+      const following = clusterChanged({ client: reader, log, namespace }, cluster, every, either);
       void following.then(() => changed.abort());
       try {
         await runParts(options, cluster, health, either);
@@ -96,19 +96,19 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 /** Runs the caches and the controllers until the signal aborts. */
 async function runParts(
   options: OperatorOptions,
-  { podGroupApi, nodesAndVolumes }: Cluster,
+  { podGroupApi, servesWorkloads, nodesAndVolumes }: Cluster,
   health: HealthServer,
   signal: AbortSignal,
 ): Promise<void> {
   const { client, metrics, log, environment, namespace, identity, election } = options;
   const onWatchError = (plural: string) => metrics.countWatchError(plural);
   log.info(
-    { podGroupApi, namespace },
+    { podGroupApi, servesWorkloads, namespace },
     podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
   );
 
   const enqueue: Enqueue = (kind, key) => controllers[kind].queue.add(key);
-  const caches = makeCaches({ client, namespace, log, onWatchError }, podGroupApi);
+  const caches = makeCaches({ client, namespace, log, onWatchError }, { podGroupApi, servesWorkloads });
   const leadership = election ? Leadership.byElection(election.renewDeadlineSeconds) : Leadership.withoutElection();
   /** For all that acts. The caches read with the other one: they are filled before this replica is elected. */
   const leader = client.guardedBy(leadership);

@@ -24,7 +24,7 @@ import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import { slowStart } from '../runtime/slow-start.ts';
 import { identityOf, observeObject } from './observe.ts';
-import { type JobObject, resourceOf } from './resources.ts';
+import { type JobObject, resourceOf, workloads } from './resources.ts';
 
 /**
  * A status that differs from the last one in counts, messages and the condition Admitted alone is written at most this
@@ -175,6 +175,21 @@ export class Executor {
           spec,
         });
         caches[action.kind]?.put(answer);
+        return null;
+      }
+      case 'patchWorkload': {
+        const { name, uid, resourceVersion, status, finalizers } = action;
+        log.debug({ kind: action.kind, child: name, reason: action.reason }, 'patch');
+        const metadata = { uid, resourceVersion, ...(finalizers && { finalizers }) };
+        const answer = await client
+          .patch(workloads, namespace, name, { metadata, ...(status && { status }) }, status && 'status')
+          .catch((error: unknown) => {
+            if (isApiError(error, 'NotFound')) return null;
+            throw error;
+          });
+        // Without its last finalizer a deleted Workload is gone.
+        const isGone = answer?.metadata.deletionTimestamp !== undefined && finalizers?.length === 0;
+        if (answer && !isGone) caches.Workload?.put(answer);
         return null;
       }
       case 'deleteJob': {

@@ -2,6 +2,7 @@
  * The reconcilers of FaceTrainJobs and QuantizeJobs. A reconcile brings the objects of one job closer to its spec:
  *
  *   1. forget what is kept in memory of a job that was deleted,
+ *      and the Workload of that job, once its pods have ended,
  *   2. observe: the job, its pods and other children from the caches; what the server refused, from the executor,
  *   3. plan: a pure function of `planner/`. A spec that does not parse gives a status with the reason, and no actions,
  *   4. execute the plan: actions, then the status, then the events.
@@ -18,6 +19,7 @@ import {
   parseDocument,
   QuantizeJob,
   type QuantizeJobStatus,
+  type Queue,
 } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import { createsPod } from '@facetrain/planner/concurrent-actions';
@@ -45,6 +47,7 @@ import { ParsedSpecs } from './parsed-specs.ts';
 import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
+import { observeQueue, type QueueReferences, readReferences, releaseOrphans } from './queues.ts';
 import { quotaRivals } from './quota-rivals.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
@@ -66,7 +69,7 @@ export interface ReconcilerOptions {
 const PERSISTENT_MILLISECONDS = 10_000;
 
 /** The parts of a reconciler that are specific to a kind. */
-interface KindOptions<Spec extends object> {
+interface KindOptions<Spec> {
   kind: JobKind;
   resource: Resource<JobObject>;
   /** @throws FacetrainError that names the field that is wrong */
@@ -78,7 +81,10 @@ interface KindOptions<Spec extends object> {
 /** What is observed for a job of either kind. */
 interface ObservedJob {
   /** Input that the planners of both kinds share. */
-  common: Pick<ObservedQuantizeJob, 'identity' | 'pods' | 'objects' | 'predecessorPods' | 'jobsBefore' | 'refused'>;
+  common: Pick<
+    ObservedQuantizeJob,
+    'identity' | 'pods' | 'objects' | 'predecessorPods' | 'jobsBefore' | 'refused' | 'queue'
+  >;
   /** The pod of rank 0 of the current attempt. */
   rankZero: PodObject | undefined;
 }
@@ -120,7 +126,10 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
   });
 }
 
-function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
+function reconcilerOf<Spec extends { queue?: Queue | undefined }>(
+  options: ReconcilerOptions,
+  kindOptions: KindOptions<Spec>,
+): Reconcile {
   const { client, caches, nodesAndVolumes, folders, events, podGroupApi } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
   const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
@@ -134,6 +143,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
     forgetIfReplaced(key, job?.metadata.uid);
+    await releaseOrphans(client, caches, kind, key, job);
     if (!job) return { requeueAfterSeconds: null };
     const { uid, generation } = job.metadata;
     uids.set(key, uid);
@@ -173,7 +183,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     uids.delete(key);
   }
 
-  function observe(job: JobObject, { refused, foreign }: RejectedCreates): ObservedJob {
+  function observe(job: JobObject, { refused, foreign }: RejectedCreates, references: QueueReferences): ObservedJob {
     const identity = identityOf(job);
     const pods = podsOf(caches, nodesAndVolumes, identity);
     return {
@@ -183,6 +193,7 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
         objects: [...objectsOf(caches, identity, kind), ...foreign],
         predecessorPods: predecessorsOf(caches, identity, kind),
         jobsBefore: folders.jobsBefore(kind, job),
+        queue: observeQueue(caches, kind, job, references),
         ...(refused && { refused }),
       },
       rankZero: pods.find(({ observed }) => observed.rank === 0 && observed.attempt === job.status?.attempt)?.object,
@@ -193,11 +204,13 @@ function reconcilerOf<Spec extends object>(options: ReconcilerOptions, kindOptio
     let now = new Date();
     try {
       const identity = identityOf(job);
+      const spec = specs.get(job);
       const rejected = await executor.rejectedCreates(identity);
+      const references = await readReferences(client, caches, kind, job, spec.queue);
       await killCauses.read(identity.uid, caches.Pod.indexed('job', identity.uid));
       // From here on in one turn of the event loop: see SharedFolders.setStarting.
       now = new Date();
-      const made = plan(job, specs.get(job), observe(job, rejected), now);
+      const made = plan(job, spec, observe(job, rejected, references), now);
       folders.setStarting(job.metadata.uid, made.actions.some(createsPod));
       return made;
     } catch (error) {

@@ -1,7 +1,8 @@
 /** The kinds that the operator reads and writes, and the fields of them that it reads. */
-import { API_VERSION } from '@facetrain/api';
+import { API_VERSION, type Condition } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import type { ChildObject } from '@facetrain/planner/objects';
+import type { Placement } from '@facetrain/planner/observed';
 import { defineResource, type KubernetesObject, type Resource } from '../runtime/resource.ts';
 
 /** A job of either kind as the server has it. Its spec is not parsed yet; its status was written by the operator. */
@@ -63,6 +64,21 @@ export interface PodEvent extends KubernetesObject {
 export const timeOfEvent = ({ metadata, lastTimestamp, eventTime, series }: PodEvent): number =>
   Date.parse(series?.lastObservedTime ?? lastTimestamp ?? eventTime ?? metadata.creationTimestamp);
 
+/** Kueue's request for quota, with the fields that are read. */
+export interface WorkloadObject extends KubernetesObject {
+  spec: { active?: boolean };
+  status?: {
+    conditions?: Condition[];
+    admission?: { podSetAssignments?: { flavors?: Record<string, string>; topologyAssignment?: object }[] };
+    admissionChecks?: { name: string; state: string; message?: string; podSetUpdates?: Placement[] }[];
+  };
+}
+
+/** Kueue's description of nodes; cluster-scoped. */
+export interface ResourceFlavorObject extends KubernetesObject {
+  spec?: { nodeLabels?: Record<string, string>; tolerations?: Record<string, unknown>[] };
+}
+
 export const faceTrainJobs = defineResource<JobObject>(API_VERSION, 'facetrainjobs');
 export const quantizeJobs = defineResource<JobObject>(API_VERSION, 'quantizejobs');
 export const pods = defineResource<PodObject>('v1', 'pods');
@@ -73,6 +89,13 @@ export const nodes = defineResource<NodeObject>('v1', 'nodes');
 export const claims = defineResource('v1', 'persistentvolumeclaims');
 export const podEvents = defineResource<PodEvent>('v1', 'events');
 export const podGroups = (apiVersion: string): Resource<PodGroupObject> => defineResource(apiVersion, 'podgroups');
+
+export const workloads = defineResource<WorkloadObject>('kueue.x-k8s.io/v1beta2', 'workloads');
+export const resourceFlavors = defineResource<ResourceFlavorObject>('kueue.x-k8s.io/v1beta2', 'resourceflavors');
+export const workloadPriorityClasses = defineResource<KubernetesObject & { value: number }>(
+  'kueue.x-k8s.io/v1beta2',
+  'workloadpriorityclasses',
+);
 
 export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null): Resource {
   switch (kind) {
@@ -86,6 +109,8 @@ export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null
       return networkPolicies;
     case 'QuantizeJob':
       return quantizeJobs;
+    case 'Workload':
+      return workloads;
     case 'PodGroup':
       if (podGroupApi === null) throw new Error('a PodGroup was planned for a cluster that serves none');
       return podGroups(podGroupApi);

@@ -5,7 +5,7 @@
  * | change | jobs that are reconciled |
  * | --- | --- |
  * | a FaceTrainJob or a QuantizeJob, in any way | the job itself |
- * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup or QuantizeJob, in any way | the job that is its controller |
+ * | a Pod, Service, ConfigMap, NetworkPolicy, PodGroup, Workload or QuantizeJob, in any way | its controller, a job |
  * | a job ends, is suspended, stalls or is deleted; a pod ends or is deleted | the jobs that wait for its folder |
  * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |

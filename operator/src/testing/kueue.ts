@@ -3,7 +3,7 @@
  * `npm run setup -- --test` builds. The API server does not call its webhooks, as it finds no Service in these tests.
  */
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parse } from 'yaml';
@@ -18,10 +18,11 @@ const NAMESPACE = 'kueue-system';
 const SECRET = 'kueue-webhook-server-cert';
 const secrets = defineResource<KubernetesObject & { data?: Record<string, string> }>('v1', 'secrets');
 
-/** Creates Kueue's CRDs, and waits until its Workloads are served. */
+/** Creates Kueue's CRDs, and waits until all are served: Kueue ends when it finds one missing. */
 export async function installKueueCrds({ client }: ControlPlane): Promise<void> {
   const folder = join(moduleFiles('kueue'), 'crd');
   const patches = await readdir(join(folder, 'patches'));
+  const plurals: string[] = [];
   for (const file of await readdir(join(folder, 'bases'))) {
     const definition = parse(await readFile(join(folder, 'bases', file), 'utf8')) as {
       spec: { names: { plural: string }; conversion?: unknown };
@@ -35,8 +36,16 @@ export async function installKueueCrds({ client }: ControlPlane): Promise<void> 
       definition.spec.conversion = spec.conversion;
     }
     await client.post('/apis/apiextensions.k8s.io/v1/customresourcedefinitions', definition);
+    plurals.push(definition.spec.names.plural);
   }
-  await eventually(() => client.raw(`/apis/${API}/workloads`));
+  await eventually(async () => {
+    const { resources } = await client.raw<{ resources: { name: string }[] }>(`/apis/${API}`);
+    const served = resources.map(({ name }) => name);
+    assert.deepEqual(
+      plurals.filter((plural) => !served.includes(plural)),
+      [],
+    );
+  });
 }
 
 /**
@@ -78,13 +87,26 @@ export async function startKueue(plane: ControlPlane, configuration: object = {}
   // Its visibility server would need permissions in kube-system.
   const args = ['--config', file, '--kubeconfig', kubeconfig, '--feature-gates=VisibilityOnDemand=false'];
   const child = plane.run('kueue', args);
+  let mounted: string | undefined;
   await eventually(async () => {
-    // The kubelet would mount the certificate that Kueue writes into this Secret.
+    // The kubelet would mount the certificate that Kueue writes into this Secret: at once, and not again while Kueue
+    // reads it.
     const { data = {} } = await client.get(secrets, NAMESPACE, SECRET);
-    for (const [name, text] of Object.entries(data)) await writeFile(join(folder, name), Buffer.from(text, 'base64'));
+    if (JSON.stringify(data) !== mounted) await mount(data, folder);
+    mounted = JSON.stringify(data);
     assert.equal(child.exitCode, null, 'kueue has ended');
     assert.equal((await fetch(`http://127.0.0.1:${health}/readyz`)).status, 200);
   });
+}
+
+/** Files with the content of a Secret, each written at once, the certificate last: Kueue waits for that. */
+async function mount(data: Record<string, string>, folder: string): Promise<void> {
+  const last = 'tls.crt';
+  for (const name of [...Object.keys(data).filter((each) => each !== last), ...(last in data ? [last] : [])]) {
+    const file = join(folder, name);
+    await writeFile(`${file}.new`, Buffer.from(data[name]!, 'base64'));
+    await rename(`${file}.new`, file);
+  }
 }
 
 /** Creates an object of Kueue's that has no namespace. */

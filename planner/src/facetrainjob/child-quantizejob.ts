@@ -49,7 +49,11 @@ function quantizeJob(
     apiVersion: API_VERSION,
     kind: 'QuantizeJob',
     metadata: childMetadata('FaceTrainJob', job, quantizeJobName(job)),
-    spec: compact<Record<string, unknown>>({ ...template, ...quantizerData(spec, template) }),
+    spec: compact<Record<string, unknown>>({
+      ...template,
+      ...quantizerData(spec, template),
+      queue: template.queue ?? spec.queue,
+    }),
   };
 }
 

@@ -11,6 +11,7 @@ import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { allStorage as allQuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
+import { type PodPlacement, placed, type QueuedGang } from '../queue.ts';
 import { Reason } from '../reasons.ts';
 import { trainerPlaces } from '../written-places.ts';
 import { quantizerData } from './child-quantizejob.ts';
@@ -26,6 +27,8 @@ export interface Attempt {
   size: number;
   gang: Gang;
   environment: Environment;
+  /** Where Kueue wants the pods; absent without a queue. */
+  placement?: PodPlacement;
 }
 
 /** The objects that must exist while the attempt runs. They are made only if they are missing. */
@@ -51,6 +54,19 @@ export function childrenOf(context: Attempt): Child[] {
       make: () => pod(context, storage, digest, rank),
     })),
   ];
+}
+
+/** The gang for which a job with a queue asks quota; null: it has no queue. */
+export function queuedGang(context: Attempt): QueuedGang | null {
+  const { placement: _, ...unplaced } = context;
+  const { spec, environment } = unplaced;
+  if (spec.queue === undefined) return null;
+  return {
+    queue: spec.queue,
+    count: spec.trainers.replicas,
+    pod: pod(unplaced, trainerStorage(spec, environment), trainingDigest(spec), 0),
+    tolerations: spec.trainers.podTemplate?.spec?.tolerations ?? [],
+  };
 }
 
 /** Checks what the schema cannot check: what the cluster serves, and whether all of the pod template has an effect. */
@@ -175,7 +191,7 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Traine
 }
 
 function pod(
-  { job, spec, attempt, size, gang, environment }: Attempt,
+  { job, spec, attempt, size, gang, environment, placement = {} }: Attempt,
   storage: TrainerStorage,
   digest: string,
   rank: number,
@@ -209,7 +225,7 @@ function pod(
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
-  return makePod(parts, environment);
+  return placed(makePod(parts, environment), placement);
 }
 
 /**

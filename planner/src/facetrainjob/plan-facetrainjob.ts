@@ -21,6 +21,15 @@ import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
+import {
+  awaitAdmission,
+  evicted,
+  hasQuotaFor,
+  placementOf,
+  queueBlocker,
+  workloadChildren,
+  workloadUpdates,
+} from '../queue.ts';
 import { formatRanks } from '../rank-set.ts';
 import { ConditionType, Reason } from '../reasons.ts';
 import { awaitNextTry, countsEndedPods, quotaBlocker, releaseAfterTimeout, releasePods } from '../refusal.ts';
@@ -66,6 +75,7 @@ import {
   findConflict,
   networkUpdates,
   placeholdersOf,
+  queuedGang,
   trainingDigest,
 } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
@@ -88,7 +98,10 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
     actions:
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
-        : actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
+        : [
+            ...actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
+            ...workloadUpdates(stage, view, spec.queue, observed.queue),
+          ],
     status,
     events: [...eventsOf(before, status), ...scalingEvents(before, status), ...setAsideEvents(before, status)],
     // A new status may start timers, so plan again at once.
@@ -115,6 +128,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     afterTraining(observed, view) ??
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
+    evicted(view, observed.spec.queue, observed.queue) ??
     releaseAfterTimeout(view) ??
     failed(view) ??
     podGroupUnusable(observed, view) ??
@@ -148,8 +162,10 @@ function podGroupUnusable({ objects }: ObservedFaceTrainJob, view: JobView): Sta
 
 function active(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
   const { identity, spec, objects, refused, predecessorPods, jobsBefore = [], quotaRivals, podGroupApi } = observed;
+  const { queue } = observed;
   const served = gangOf(spec, podGroupApi);
   const gang: Gang = served.mode === 'native' && beganAsPlainPods(view) ? { mode: 'none' } : served;
+  const placement = spec.queue && queue && placementOf(queue);
   const attempt: Attempt = {
     job: identity,
     spec,
@@ -157,26 +173,33 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
     size: view.ranks.length,
     gang,
     environment,
+    ...(placement && { placement }),
   };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
+  const queued = create.some(({ rank }) => rank !== undefined) ? queuedGang(attempt) : null;
+  const workload = workloadChildren(view, queued, queue);
   // The QuantizeJob is created after the training. If its name is taken, users should know before days of training.
   const blocker =
     findBlocker({
-      create,
-      reserved: [...children, ...quantizeJobChildren(identity, spec)],
+      create: [...workload, ...create],
+      reserved: [...workload, ...children, ...quantizeJobChildren(identity, spec)],
       objects,
       refused,
       predecessorPods,
       jobsBefore: hasBegun(view) ? [] : jobsBefore,
       findConflict: () => findConflict(attempt),
-    }) ?? (create.length > 0 ? quotaBlocker(view, quotaRivals) : null);
+    }) ??
+    queueBlocker(queued, queue) ??
+    (create.length > 0 ? quotaBlocker(view, quotaRivals) : null);
   if (blocker) {
     const release = keepsAllowedPods(observed, view, blocker.refusal?.quota)
       ? null
       : releasePods(view, blocker, quotaRivals);
     return release ?? blockedBy(blocker, missingPodsHint(gang, view));
   }
+  const wait = awaitAdmission(view, queued, queue);
+  if (wait) return wait;
   const updates = [...networkUpdates(attempt, objects), ...deletePlaceholders(uselessPlaceholders(observed, view))];
   return { name: 'Active', create: [...create.map(({ make }) => make()), ...search(observed, view, attempt)], updates };
 }
@@ -184,7 +207,10 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
 /** The placeholders to create. One that was refused is tried again later: `scaling.refusedTime`. */
 function search({ refused, objects, ...observed }: ObservedFaceTrainJob, view: JobView, attempt: Attempt) {
   if (refused?.kind === 'Pod') return [];
-  return placeholdersOf(attempt, ranksToSearchFor(observed, view)).filter(({ metadata: { name } }) =>
+  const ranks = ranksToSearchFor(observed, view);
+  // Quota for more replicas than the Workload asked for comes with the next attempt.
+  if (ranks.length === 0 || !hasQuotaFor(queuedGang(attempt), observed.queue)) return [];
+  return placeholdersOf(attempt, ranks).filter(({ metadata: { name } }) =>
     objects.every((object) => object.kind !== 'Pod' || object.name !== name),
   );
 }

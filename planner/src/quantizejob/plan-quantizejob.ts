@@ -17,6 +17,7 @@ import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
+import { awaitAdmission, evicted, placementOf, queueBlocker, workloadChildren, workloadUpdates } from '../queue.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
@@ -33,7 +34,7 @@ import {
 import { conditionsOf, lifecycleOf, phaseOf } from '../status.ts';
 import { soonest } from '../time.ts';
 import { secondsToLive } from '../ttl.ts';
-import { type Attempt, childrenOf, findConflict, quantizationDigest } from './quantizer-objects.ts';
+import { type Attempt, childrenOf, findConflict, quantizationDigest, queuedGang } from './quantizer-objects.ts';
 
 /** The planner of QuantizeJobs: see `PlanQuantizeJob` in plan.ts. */
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
@@ -48,7 +49,10 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
     actions:
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
-        : actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
+        : [
+            ...actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
+            ...workloadUpdates(stage, view, spec.queue, observed.queue),
+          ],
     status,
     events: eventsOf(before, status),
     // A new status may start timers, so plan again at once.
@@ -62,6 +66,7 @@ function stageOf(observed: ObservedQuantizeJob, view: JobView, environment: Envi
     published(view) ??
     suspended(view) ??
     specChanged(quantizationDigest(observed.spec), view, observed.objects) ??
+    evicted(view, observed.spec.queue, observed.queue) ??
     failed(view) ??
     deadlineExceeded(view) ??
     stopping(view) ??
@@ -78,23 +83,28 @@ function published({ ranks: [pod] }: JobView): Stage | null {
 }
 
 function active(
-  { identity, spec, objects, refused, predecessorPods, jobsBefore = [] }: ObservedQuantizeJob,
+  { identity, spec, objects, refused, predecessorPods, jobsBefore = [], queue }: ObservedQuantizeJob,
   view: JobView,
   environment: Environment,
 ): Stage {
-  const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment };
+  const placement = spec.queue && queue && placementOf(queue);
+  const attempt: Attempt = { job: identity, spec, attempt: view.attempt, environment, ...(placement && { placement }) };
   const children = childrenOf(attempt);
   const create = missingChildren(children, view, objects);
-  const blocker = findBlocker({
-    create,
-    reserved: children,
-    objects,
-    refused,
-    predecessorPods,
-    jobsBefore: hasBegun(view) ? [] : jobsBefore,
-    findConflict: () => findConflict(attempt),
-  });
-  return blocker ? blockedBy(blocker) : { name: 'Active', create: create.map(({ make }) => make()) };
+  const gang = create.some(({ rank }) => rank !== undefined) ? queuedGang(attempt) : null;
+  const workload = workloadChildren(view, gang, queue);
+  const blocker =
+    findBlocker({
+      create: [...workload, ...create],
+      reserved: [...workload, ...children],
+      objects,
+      refused,
+      predecessorPods,
+      jobsBefore: hasBegun(view) ? [] : jobsBefore,
+      findConflict: () => findConflict(attempt),
+    }) ?? queueBlocker(gang, queue);
+  if (blocker) return blockedBy(blocker);
+  return awaitAdmission(view, gang, queue) ?? { name: 'Active', create: create.map(({ make }) => make()) };
 }
 
 function statusOf(stage: Stage, { spec, status: before }: ObservedQuantizeJob, view: JobView): QuantizeJobStatus {

@@ -11,6 +11,7 @@ import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentialEnv } from '../pod-storage.ts';
 import { allStorage, type QuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
+import { type PodPlacement, placed, type QueuedGang } from '../queue.ts';
 import { quantizerPlaces } from '../written-places.ts';
 import { quantizeConfig } from './make-quantize-config.ts';
 
@@ -20,6 +21,8 @@ export interface Attempt {
   spec: QuantizeJobSpec;
   attempt: number;
   environment: Environment;
+  /** Where Kueue wants the pod; absent without a queue. */
+  placement?: PodPlacement;
 }
 
 /** The objects that must exist while the attempt runs. They are made only if they are missing. */
@@ -28,8 +31,25 @@ export function childrenOf(context: Attempt): Child[] {
   const storage = quantizerStorage(spec, environment);
   return [
     { kind: 'ConfigMap', name: attemptName('QuantizeJob', job, attempt), make: () => configMap(context, storage) },
-    { kind: 'Pod', name: podName('QuantizeJob', job, attempt, 0), rank: 0, make: () => pod(context, storage) },
+    {
+      kind: 'Pod',
+      name: podName('QuantizeJob', job, attempt, 0),
+      rank: 0,
+      make: () => placed(pod(context, storage), context.placement ?? {}),
+    },
   ];
+}
+
+/** The pod for which a job with a queue asks quota; null: it has no queue. */
+export function queuedGang(context: Attempt): QueuedGang | null {
+  const { queue, quantizer } = context.spec;
+  if (queue === undefined) return null;
+  return {
+    queue,
+    count: 1,
+    pod: pod(context, quantizerStorage(context.spec, context.environment)),
+    tolerations: quantizer.podTemplate?.spec?.tolerations ?? [],
+  };
 }
 
 /** Checks what the schema cannot check: whether all of the pod template has an effect. */

@@ -1,0 +1,169 @@
+/**
+ * Kueue as a plan takes it: the Workload of a job, and what it refers to. The Workload comes from its cache. Priority
+ * classes and flavors are cluster-scoped and few, and are read when pods or a Workload are about to be made.
+ *
+ * A Workload of a deleted job has Kueue's finalizer. It stays, with its quota, until the job's pods have ended; then
+ * `releaseOrphans` removes it.
+ */
+import type { Queue } from '@facetrain/api';
+import { type JobKind, Label, workloadName } from '@facetrain/planner/names';
+import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
+import { WORKLOAD_FINALIZER } from '@facetrain/planner/queue';
+import { ApiError, isApiError } from '../runtime/api-error.ts';
+import type { Client } from '../runtime/client.ts';
+import { controllerOf, type KubernetesObject, keyOf, type Resource, splitKey } from '../runtime/resource.ts';
+import { type Caches, jobNameIndexValue } from './caches.ts';
+import { isPodAlive } from './observe.ts';
+import {
+  type JobObject,
+  resourceFlavors,
+  type WorkloadObject,
+  workloadPriorityClasses,
+  workloads,
+} from './resources.ts';
+
+/** What was read from the server for a plan. */
+export type QueueReferences = Pick<ObservedQueue, 'priority' | 'flavors' | 'problem'>;
+
+/** Reads what the Workload of a job refers to, while the job has no pods; nothing for a job without a queue. */
+export async function readReferences(
+  client: Pick<Client, 'get'>,
+  caches: Pick<Caches, 'Workload'>,
+  kind: JobKind,
+  job: JobObject,
+  queue: Queue | undefined,
+): Promise<QueueReferences> {
+  const nothing: QueueReferences = { flavors: {} };
+  if (queue === undefined || !caches.Workload || job.status?.attemptStartTime !== undefined) return nothing;
+  const workload = workloadOf(caches, kind, job);
+  try {
+    if (!workload) {
+      const { priorityClassName } = queue;
+      if (priorityClassName === undefined) return nothing;
+      const { value } = await read(client, 'WorkloadPriorityClass', workloadPriorityClasses, priorityClassName);
+      return { ...nothing, priority: value };
+    }
+    const names = observeWorkload(workload).assignment?.flavors ?? [];
+    const flavors = await Promise.all(
+      names.map(async (name): Promise<[string, Placement]> => {
+        const { spec = {} } = await read(client, 'ResourceFlavor', resourceFlavors, name);
+        return [name, { nodeSelector: spec.nodeLabels ?? {}, tolerations: spec.tolerations ?? [] }];
+      }),
+    );
+    return { flavors: Object.fromEntries(flavors) };
+  } catch (error) {
+    if (!(error instanceof Unreadable)) throw error;
+    return { ...nothing, problem: error.message };
+  }
+}
+
+/** An object that is not there, or that the operator may not read: until somebody changes that. */
+class Unreadable extends Error {}
+
+async function read<T extends KubernetesObject>(
+  client: Pick<Client, 'get'>,
+  kind: string,
+  resource: Resource<T>,
+  name: string,
+): Promise<T> {
+  try {
+    return await client.get(resource, null, name);
+  } catch (error) {
+    if (error instanceof ApiError && isApiError(error, 'NotFound', 'Forbidden'))
+      throw new Unreadable(`${kind} ${name}: ${error.serverMessage}`);
+    throw error;
+  }
+}
+
+/** Kueue as the planner takes it. In one turn of the event loop with the plan. */
+export function observeQueue(
+  caches: Pick<Caches, 'Workload'>,
+  kind: JobKind,
+  job: JobObject,
+  references: QueueReferences,
+): ObservedQueue {
+  const workload = workloadOf(caches, kind, job);
+  return {
+    served: caches.Workload !== undefined,
+    ...references,
+    ...(workload && { workload: observeWorkload(workload) }),
+  };
+}
+
+/** The Workload that belongs to the job. */
+function workloadOf(
+  caches: Pick<Caches, 'Workload'>,
+  kind: JobKind,
+  { metadata }: JobObject,
+): WorkloadObject | undefined {
+  const { namespace, name, uid } = metadata;
+  const key = keyOf({ metadata: { namespace: namespace!, name: workloadName(kind, { name }) } });
+  const workload = caches.Workload?.get(key);
+  return workload && controllerOf(workload)?.uid === uid ? workload : undefined;
+}
+
+/** A Workload as the planner takes it; of one podSet, the only one that the operator asks for. */
+export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject): ObservedWorkload {
+  const { name, uid, resourceVersion, generation = 0, deletionTimestamp, finalizers = [], labels } = metadata;
+  const assignment = status.admission?.podSetAssignments?.[0];
+  const digest = labels?.[Label.specDigest];
+  return {
+    name,
+    uid,
+    resourceVersion,
+    generation,
+    deleting: deletionTimestamp !== undefined,
+    finalizers,
+    active: spec.active !== false,
+    conditions: status.conditions ?? [],
+    ...(digest !== undefined && { specDigest: digest }),
+    ...(assignment && {
+      assignment: {
+        flavors: [...new Set(Object.values(assignment.flavors ?? {}))],
+        hasTopology: assignment.topologyAssignment !== undefined,
+      },
+    }),
+    checks: (status.admissionChecks ?? []).map(({ name, state, message = '', podSetUpdates: [update] = [] }) => ({
+      name,
+      state,
+      message,
+      ...(update && { update }),
+    })),
+  };
+}
+
+/**
+ * Deletes the Workloads of jobs of this key that are gone, or are being deleted, once their pods have ended. A job that
+ * is deleted in the foreground stays until its Workload is gone.
+ *
+ * @param job the job that has the key now
+ */
+export async function releaseOrphans(
+  client: Pick<Client, 'delete' | 'patch'>,
+  caches: Pick<Caches, 'Pod' | 'Workload'>,
+  kind: JobKind,
+  key: string,
+  job: JobObject | undefined,
+): Promise<void> {
+  const { namespace, name } = splitKey(key);
+  const living = job?.metadata.deletionTimestamp === undefined ? job?.metadata.uid : undefined;
+  for (const { metadata } of caches.Workload?.indexed('name', jobNameIndexValue(kind, namespace, name)) ?? []) {
+    const jobUid = metadata.labels?.[Label.jobUid] ?? '';
+    if (jobUid === living || caches.Pod.indexed('job', jobUid).some(isPodAlive)) continue;
+    const { uid, resourceVersion, finalizers = [], deletionTimestamp } = metadata;
+    try {
+      if (deletionTimestamp === undefined) await client.delete(workloads, namespace, metadata.name, uid);
+      else if (finalizers.includes(WORKLOAD_FINALIZER))
+        await client.patch(workloads, namespace, metadata.name, {
+          metadata: {
+            uid,
+            resourceVersion,
+            finalizers: finalizers.filter((finalizer) => finalizer !== WORKLOAD_FINALIZER),
+          },
+        });
+    } catch (error) {
+      // It is gone, or Kueue has changed it: then its change brings the job back here.
+      if (!isApiError(error, 'NotFound', 'Conflict')) throw error;
+    }
+  }
+}

@@ -1,0 +1,385 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
+import fc from 'fast-check';
+import { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
+import type { Pod, Workload } from './objects.ts';
+import type { ObservedFaceTrainJob, ObservedPod, ObservedQueue, ObservedWorkload } from './observed.ts';
+import type { Action } from './plan.ts';
+import { planQuantizeJob } from './quantizejob/plan-quantizejob.ts';
+import { WORKLOAD_FINALIZER } from './queue.ts';
+import { after, at, makeJob, makePod, makeQuantizeJob } from './testing/builders.ts';
+import { testEnvironment } from './testing/test-environment.ts';
+
+const RESOURCES = { requests: { cpu: 1 } };
+const job = () =>
+  makeJob()
+    .trainers({ resources: RESOURCES })
+    .with({ queue: { name: 'team' } });
+const plan = (observed: ObservedFaceTrainJob, seconds = 100) =>
+  planFaceTrainJob(observed, after(seconds), testEnvironment);
+const ready = ({ status }: { status: FaceTrainJobStatus }) => {
+  const { reason, message } = status.conditions!.find(({ type }) => type === 'Ready')!;
+  return `${reason}: ${message}`;
+};
+const createdOf = (actions: Action[]) => actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
+const workloadIn = (actions: Action[]) => createdOf(actions).find(({ kind }) => kind === 'Workload') as Workload;
+
+const condition = (type: string, status: 'True' | 'False', reason = 'Because', message = 'words'): Condition => ({
+  type,
+  status,
+  reason,
+  message,
+  lastTransitionTime: at(0),
+});
+const ADMITTED = [condition('QuotaReserved', 'True'), condition('Admitted', 'True')];
+
+/** The digest of the Workload that the planner makes for a job. */
+const digestOf = (observed: ObservedFaceTrainJob): string =>
+  workloadIn(plan({ ...observed, status: {}, pods: [], queue: NO_WORKLOAD }).actions).metadata.labels[
+    'facetrain.dev/spec-digest'
+  ]!;
+
+const NO_WORKLOAD: ObservedQueue = { served: true, flavors: {} };
+const queueWith = (workload: Partial<ObservedWorkload> = {}, more: Partial<ObservedQueue> = {}): ObservedQueue => ({
+  ...NO_WORKLOAD,
+  workload: {
+    name: 'facetrainjob-faces',
+    uid: 'w',
+    resourceVersion: '1',
+    generation: 1,
+    deleting: false,
+    finalizers: [WORKLOAD_FINALIZER],
+    specDigest: digestOf(job().observe()),
+    active: true,
+    conditions: [],
+    checks: [],
+    ...workload,
+  },
+  ...more,
+});
+
+const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
+const RUNNING = [makePod(0).running().build(), makePod(1).running().build()];
+
+test('a job with a queue makes a Workload for all its pods, and nothing else', () => {
+  const observed = job()
+    .with({ queue: { name: 'team', priorityClassName: 'high' } })
+    .trainers({ podTemplate: { spec: { nodeSelector: { zone: 'a' }, runtimeClassName: 'gpu' } }, resources: RESOURCES })
+    .observe({}, [], { queue: { ...NO_WORKLOAD, priority: 7 } });
+  const made = plan(observed);
+  assert.deepEqual(
+    createdOf(made.actions).map(({ kind }) => kind),
+    ['Workload'],
+  );
+  const { metadata, spec } = workloadIn(made.actions);
+  assert.partialDeepStrictEqual(metadata, {
+    name: 'facetrainjob-faces',
+    finalizers: [WORKLOAD_FINALIZER],
+    ownerReferences: [{ kind: 'FaceTrainJob', name: 'faces', controller: true }],
+  });
+  assert.partialDeepStrictEqual(spec, {
+    queueName: 'team',
+    priorityClassRef: { group: 'kueue.x-k8s.io', kind: 'WorkloadPriorityClass', name: 'high' },
+    priority: 7,
+    podSets: [
+      {
+        name: 'main',
+        count: 2,
+        template: {
+          spec: {
+            nodeSelector: { zone: 'a' },
+            runtimeClassName: 'gpu',
+            restartPolicy: 'Never',
+            containers: [{ name: 'facetrain', resources: { requests: { cpu: '1' } } }],
+          },
+        },
+      },
+    ],
+  });
+  assert.equal('volumes' in spec.podSets[0]!.template.spec, false);
+  assert.equal(made.status.startTime, undefined);
+});
+
+test('what a job in a queue waits for is in its status, in Kueue’s words', () => {
+  const cases: Record<string, { queue: ObservedQueue; want: RegExp }> = {
+    'no Kueue': { queue: { served: false, flavors: {} }, want: /^QueueUnavailable: spec.queue: team; .*install Kueue/ },
+    'no priority class': {
+      queue: { ...NO_WORKLOAD, problem: 'WorkloadPriorityClass high: not found' },
+      want: /^QueueUnavailable: spec.queue: team; WorkloadPriorityClass high: not found$/,
+    },
+    'a new Workload': { queue: queueWith(), want: /^Queued: queue team: Kueue has not looked at the Workload yet$/ },
+    'no quota': {
+      queue: queueWith({ conditions: [condition('QuotaReserved', 'False', 'Pending', '2 more cpu needed')] }),
+      want: /^Queued: queue team: 2 more cpu needed$/,
+    },
+    'an admission check': {
+      queue: queueWith({
+        conditions: [condition('QuotaReserved', 'True')],
+        checks: [
+          { name: 'done', state: 'Ready', message: '' },
+          { name: 'nodes', state: 'Pending', message: 'two are made' },
+        ],
+      }),
+      want: /^Queued: queue team: quota is reserved; admission checks: nodes \(Pending\): two are made$/,
+    },
+    'a deactivated Workload': { queue: queueWith({ active: false }), want: /^Queued: .*set its spec.active to true/ },
+    'an evicted Workload': {
+      queue: queueWith({ conditions: [...ADMITTED, condition('Evicted', 'True', 'Preempted', 'by another')] }),
+      want: /^Queued: queue team: evicted: Preempted: by another$/,
+    },
+    'a flavor that was not read': {
+      queue: queueWith({ conditions: ADMITTED, assignment: { flavors: ['gpus'], hasTopology: false } }),
+      want: /^Queued: queue team: admitted; ResourceFlavor gpus has not been read yet$/,
+    },
+    'a Workload for other pods': { queue: queueWith({ specDigest: 'other' }), want: /^Queued: .* made anew/ },
+  };
+  for (const [name, { queue, want }] of Object.entries(cases)) {
+    const made = plan(job().observe({}, [], { queue }));
+    assert.match(ready(made), want, name);
+    assert.deepEqual(createdOf(made.actions), [], name);
+  }
+});
+
+test('no deadline runs in a queue', () => {
+  const observed = job()
+    .with({ activeDeadlineSeconds: 10, pendingDeadlineSeconds: 10 })
+    .observe({ observedGeneration: 1, attempt: 1 }, [], { queue: queueWith() });
+  const first = plan(observed, 100);
+  assert.equal(plan({ ...observed, status: first.status }, 10_000).status.phase, 'Pending');
+});
+
+test('pods of an admitted job are where flavors and admission checks want them', () => {
+  const placement = { nodeSelector: { pool: 'gpus' }, tolerations: [{ key: 'gpu', operator: 'Exists' }] };
+  const queue = queueWith(
+    {
+      conditions: ADMITTED,
+      assignment: { flavors: ['gpus'], hasTopology: true },
+      checks: [
+        {
+          name: 'nodes',
+          state: 'Ready',
+          message: '',
+          update: { annotations: { made: 'yes', 'facetrain.dev/writes-to': 'forged' }, labels: { rack: '1' } },
+        },
+      ],
+    },
+    { flavors: { gpus: placement } },
+  );
+  const made = createdOf(plan(job().observe({}, [], { queue })).actions).filter(({ kind }) => kind === 'Pod') as Pod[];
+  assert.equal(made.length, 2);
+  for (const { metadata, spec } of made) {
+    assert.deepEqual(spec.nodeSelector, placement.nodeSelector);
+    assert.deepEqual(spec.tolerations!.at(-1), placement.tolerations[0]);
+    assert.deepEqual(spec.schedulingGates, [{ name: 'kueue.x-k8s.io/topology' }]);
+    assert.partialDeepStrictEqual(metadata.labels, { rack: '1', 'kueue.x-k8s.io/podset': 'main' });
+    assert.partialDeepStrictEqual(metadata.annotations, {
+      made: 'yes',
+      'kueue.x-k8s.io/workload': 'facetrainjob-faces',
+    });
+    assert.notEqual(metadata.annotations!['facetrain.dev/writes-to'], 'forged');
+  }
+});
+
+test('another image needs no new quota; other resources, another queue and another number of pods do', () => {
+  const digest = digestOf(job().observe());
+  assert.equal(digestOf(job().trainers({ image: 'other:2' }).observe()), digest);
+  for (const other of [
+    job().replicas(4),
+    job().trainers({ resources: { requests: { cpu: 2 } } }),
+    job().with({ queue: { name: 'other' } }),
+    job().trainers({ podTemplate: { spec: { tolerations: [{ key: 'spot' }] } } }),
+  ])
+    assert.notEqual(digestOf(other.observe()), digest);
+});
+
+test('without quota a running gang ends, and no failure is counted', () => {
+  const lost: Record<string, ObservedQueue> = {
+    evicted: queueWith({ conditions: [...ADMITTED, condition('Evicted', 'True', 'Preempted')] }),
+    deactivated: queueWith({ conditions: ADMITTED, active: false }),
+    deleted: queueWith({ conditions: ADMITTED, deleting: true }),
+    gone: NO_WORKLOAD,
+  };
+  for (const [name, queue] of Object.entries(lost)) {
+    const { status, actions, events } = plan(job().observe(STARTED, RUNNING, { queue }));
+    assert.deepEqual([status.attempt, status.restarts, actions.length], [1, undefined, 0], name);
+    assert.deepEqual(
+      events.map(({ reason }) => reason),
+      ['QueueEvicted'],
+      name,
+    );
+  }
+  const kept: Record<string, ObservedQueue> = {
+    'Kueue was uninstalled': { served: false, flavors: {} },
+    'the resources were changed meanwhile': queueWith({ conditions: ADMITTED, specDigest: 'other' }),
+  };
+  for (const [name, queue] of Object.entries(kept))
+    assert.equal(plan(job().observe(STARTED, RUNNING, { queue })).status.attempt, 0, name);
+});
+
+test('PodsReady has Kueue’s reasons for a start and for a recovery', () => {
+  const [first, second] = RUNNING as [ObservedPod, ObservedPod];
+  const starting = [first, { ...second, ready: false }];
+  const cases: [ObservedPod[], Condition | undefined, string | undefined][] = [
+    [starting, undefined, 'False WaitForStart'],
+    [RUNNING, condition('PodsReady', 'False', 'WaitForStart'), 'True Started'],
+    [RUNNING, condition('PodsReady', 'True', 'Started'), undefined],
+    [starting, condition('PodsReady', 'True', 'Started'), 'False WaitForRecovery'],
+    [starting, condition('PodsReady', 'False', 'WaitForRecovery'), undefined],
+    [RUNNING, condition('PodsReady', 'False', 'WaitForRecovery'), 'True Recovered'],
+    [RUNNING, condition('PodsReady', 'True', 'Recovered'), undefined],
+  ];
+  for (const [pods, before, want] of cases) {
+    const queue = queueWith({ conditions: before ? [...ADMITTED, before] : ADMITTED });
+    const patches = plan(job().observe(STARTED, pods, { queue })).actions.filter(
+      ({ type }) => type === 'patchWorkload',
+    );
+    const written = (patches[0] as { status?: { conditions: Condition[] } } | undefined)?.status?.conditions;
+    const after = written?.find(({ type }) => type === 'PodsReady');
+    assert.equal(after && `${after.status} ${after.reason}`, want);
+    // A merge patch replaces the list: Kueue's own conditions stay in it.
+    if (written) assert.deepEqual(written.slice(0, 2), ADMITTED);
+  }
+});
+
+test('a QuantizeJob queues as well, for one pod, and by the queue of its training', () => {
+  const small = makeQuantizeJob().with({ queue: { name: 'team' }, quantizer: { resources: RESOURCES } });
+  const made = planQuantizeJob(small.observe({}, [], { queue: NO_WORKLOAD }), after(0), testEnvironment);
+  assert.equal(workloadIn(made.actions).metadata.name, 'quantizejob-small');
+  assert.equal(workloadIn(made.actions).spec.podSets[0]!.count, 1);
+
+  const trained = { ...STARTED, trainingCompletionTime: at(50) };
+  const childOf = (quantize: object) => {
+    const { actions } = plan(job().quantized(quantize).observe(trained, [], { queue: queueWith() }));
+    return (createdOf(actions)[0] as { spec: { queue?: unknown } }).spec.queue;
+  };
+  assert.deepEqual(childOf({}), { name: 'team' });
+  assert.deepEqual(childOf({ queue: { name: 'small' } }), { name: 'small' });
+});
+
+/** One job, its pods, and Kueue with quota that comes and goes. The executor may crash after any action. */
+class World {
+  status: FaceTrainJobStatus = {};
+  pods: ObservedPod[] = [];
+  workload: ObservedWorkload | undefined;
+  suspend = false;
+  #version = 0;
+  #seconds = 0;
+
+  get isLent(): boolean {
+    return this.workload !== undefined && this.#is('Admitted') && !this.#is('Evicted') && this.workload.active;
+  }
+  #is(type: string): boolean {
+    return this.workload?.conditions.some((one) => one.type === type && one.status === 'True') ?? false;
+  }
+  #set(...conditions: Condition[]): void {
+    const types = conditions.map(({ type }) => type);
+    const others = this.workload!.conditions.filter(({ type }) => !types.includes(type));
+    this.#replace({ conditions: [...others, ...conditions] });
+  }
+  #replace(change: Partial<ObservedWorkload>): void {
+    this.workload = { ...this.workload!, ...change, resourceVersion: String(++this.#version) };
+  }
+
+  admit(): void {
+    if (this.workload?.active && !this.workload.deleting && !this.#is('QuotaReserved') && !this.#is('Finished'))
+      this.#set(...ADMITTED, condition('Evicted', 'False'));
+  }
+  evict(): void {
+    if (this.#is('Admitted')) this.#set(condition('Evicted', 'True', 'Preempted'));
+  }
+  setActive(active: boolean): void {
+    if (this.workload) this.#replace({ active });
+    if (this.workload && !active && this.#is('QuotaReserved')) this.#set(condition('Evicted', 'True', 'Deactivated'));
+  }
+  deleteWorkload(): void {
+    if (this.workload) this.#replace({ deleting: true });
+  }
+  /** The kubelet starts pods, and ends those that are being deleted. */
+  kubelet(): void {
+    this.pods = this.pods.flatMap((pod): ObservedPod[] =>
+      pod.deleting ? [] : [{ ...pod, phase: 'Running', ready: true, node: 'n' }],
+    );
+  }
+
+  reconcile(crashAfter = Infinity): void {
+    this.#seconds += 10;
+    const { workload } = this;
+    const builder = job().suspended(this.suspend);
+    const queue: ObservedQueue = { ...NO_WORKLOAD, ...(workload && { workload }) };
+    const { actions, status } = plan(builder.observe(this.status, this.pods, { queue }), this.#seconds);
+    for (const action of actions.slice(0, crashAfter)) this.#act(action);
+    if (actions.length <= crashAfter) this.status = status;
+    this.check();
+  }
+
+  #act(action: Action): void {
+    if (action.type === 'create' && action.object.kind === 'Workload') {
+      const { metadata } = action.object;
+      this.workload = {
+        ...queueWith().workload!,
+        finalizers: metadata.finalizers!,
+        specDigest: metadata.labels['facetrain.dev/spec-digest']!,
+        resourceVersion: String(++this.#version),
+      };
+    } else if (action.type === 'create' && action.object.kind === 'Pod') {
+      assert(this.isLent && !this.workload!.deleting, 'a pod without quota');
+      const { metadata } = action.object;
+      const [attempt, rank] = ['attempt', 'rank'].map((name) => Number(metadata.labels[`facetrain.dev/${name}`]));
+      this.pods.push(makePod(rank!, attempt).build());
+    } else if (action.type === 'delete' && action.kind === 'Pod') {
+      this.pods = this.pods.map((pod) => (pod.uid === action.uid ? { ...pod, deleting: true } : pod));
+    } else if (action.type === 'delete' && action.kind === 'Workload') {
+      this.#replace({ deleting: true });
+    } else if (action.type === 'patchWorkload') {
+      if (action.resourceVersion !== this.workload?.resourceVersion) return;
+      if (action.status) this.#replace({ conditions: action.status.conditions as Condition[] });
+      if (action.finalizers) this.#replace({ finalizers: action.finalizers });
+    }
+    if (this.workload?.deleting && this.workload.finalizers.length === 0) this.workload = undefined;
+  }
+
+  check(): void {
+    if (this.pods.length > 0) assert(this.#is('QuotaReserved'), 'the quota of pods that are alive was given back');
+    assert.equal(this.status.restarts, undefined, 'a restart was counted');
+  }
+}
+
+const EVENTS: Record<string, (world: World) => void> = {
+  admit: (world) => world.admit(),
+  evict: (world) => world.evict(),
+  deactivate: (world) => world.setActive(false),
+  activate: (world) => world.setActive(true),
+  deleteWorkload: (world) => world.deleteWorkload(),
+  kubelet: (world) => world.kubelet(),
+  suspend: (world) => void (world.suspend = true),
+  resume: (world) => void (world.suspend = false),
+  reconcile: (world) => world.reconcile(),
+  crash: (world) => world.reconcile(1),
+  laterCrash: (world) => world.reconcile(2),
+};
+
+test('whatever Kueue and users do: no pod without quota, no quota given back before, and a gang that comes back', () => {
+  fc.assert(
+    fc.property(fc.array(fc.constantFrom(...Object.keys(EVENTS)), { maxLength: 60 }), (names) => {
+      const world = new World();
+      for (const name of names) EVENTS[name]!(world);
+      world.suspend = false;
+      for (let round = 0; round < 20; round++) {
+        world.setActive(true);
+        world.reconcile();
+        world.admit();
+        world.kubelet();
+      }
+      assert.equal(world.status.phase, 'Running');
+      world.suspend = true;
+      for (let round = 0; round < 6; round++) {
+        world.reconcile();
+        world.kubelet();
+      }
+      assert.equal(world.status.phase, 'Suspended');
+      assert.equal(world.workload, undefined, 'a suspended job keeps its quota');
+    }),
+    { numRuns: 300 },
+  );
+});
