@@ -1,6 +1,11 @@
 /** Jobs in a queue of the real Kueue, which runs beside the API server. The tests play the kubelet. */
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { parse, parseAllDocuments } from 'yaml';
+import { root } from '../../../hack/lib/paths.mjs';
+import type { KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { createKueueObject, createLocalQueue, startKueue } from '../testing/kueue.ts';
@@ -211,4 +216,24 @@ test('a Workload that is deleted stops its gang and keeps the quota until then; 
   await reap(ns, 'faces');
   await waitForPods(ns, 'faces', 'faces-1-0');
   assert.notEqual((await ns.get(workloads, 'facetrainjob-faces')).metadata.uid, before.metadata.uid);
+});
+
+test('the queue of the guide, made by its manifests, admits the job of the guide with all its pods', async (t) => {
+  const guide = await readFile(join(root, 'docs', 'kubernetes.md'), 'utf8');
+  const section = guide.slice(guide.indexOf('\n## Queues with Kueue'), guide.indexOf('\n## Will it fit?'));
+  const [administrators, users] = [...section.matchAll(/^```yaml\n([\s\S]*?)^```$/gm)].map(([, block]) => block!);
+  const ns = await TestNamespace.open(t, plane, 'faces');
+  for (const document of parseAllDocuments(administrators!)) {
+    const object = document.toJS() as KubernetesObject & { kind: 'ClusterQueue' };
+    const { kind, metadata, apiVersion: _, ...fields } = object;
+    if (metadata.namespace === undefined) await createKueueObject(plane, kind, metadata.name, fields);
+    else await createLocalQueue(plane, metadata.namespace, metadata.name, 'gpus');
+  }
+  const { spec } = parse(users!) as { spec: Record<string, unknown> };
+  await ns.applyFaceTrainJob('faces', spec);
+  await waitForPods(ns, 'faces', ...Array.from({ length: 8 }, (_, rank) => `faces-0-${rank}`));
+  const [pod] = await podsOf(ns, 'faces');
+  assert.deepEqual((pod!.spec as { nodeSelector?: object }).nodeSelector, {
+    'nvidia.com/gpu.product': 'NVIDIA-A100-SXM4-80GB',
+  });
 });
