@@ -75,7 +75,7 @@ import {
 import { dataset, destination, S3_RULE, S3Access, sourceFields, writtenUri } from './storage.ts';
 
 /** Those that decide what the model is. */
-const OPTIONAL_MODEL_FIELDS = ['backbone', 'onnx', 'embeddingDim', 'width', 'blocks', 'numClasses', 'input'];
+const OPTIONAL_MODEL_FIELDS = ['backbone', 'onnx', 'embeddingDim', 'width', 'blocks', 'input'];
 
 const model = rules(
   z.strictObject({
@@ -108,7 +108,12 @@ const model = rules(
       .optional()
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe('Residual blocks in each of the four stages; absent: as the backbone’s name defines.'),
-    numClasses: numClasses.optional().describe('Number of identities; absent: that of the dataset.'),
+    numClasses: numClasses
+      .optional()
+      .describe(
+        'Number of identities; absent: that of the dataset. May grow while the job is suspended: the class centres of ' +
+          'the new ones are those that a job of the same seed would have begun with.',
+      ),
     channelOrder,
     input: modelInput.optional(),
     checkpointActivations: z
@@ -153,7 +158,14 @@ const model = rules(
     },
     {
       cel: `${unchangedOptional(...OPTIONAL_MODEL_FIELDS)} && ${unchanged('channelOrder', 'syncBatchNorm')}`,
-      message: 'the model cannot be changed, except checkpointActivations: checkpoints would no longer fit',
+      message:
+        'the model cannot be changed, except checkpointActivations and numClasses: checkpoints would no longer fit',
+    },
+    {
+      cel:
+        'has(self.numClasses) == has(oldSelf.numClasses) && ' +
+        '(!has(self.numClasses) || self.numClasses >= oldSelf.numClasses)',
+      message: 'numClasses can grow, but neither shrink nor be added or removed: class ids stay as they are',
     },
   ],
 ).describe('The network.');
@@ -464,6 +476,7 @@ const gang = section(
  */
 export const TRAINING_FIELDS: readonly string[] = [
   'dataset',
+  'model.numClasses',
   'loss',
   'optimizer',
   'schedule',
@@ -478,7 +491,7 @@ export const TRAINING_FIELDS: readonly string[] = [
 ];
 
 /** Those of TRAINING_FIELDS that a spec may have or not. */
-const OPTIONAL_TRAINING_FIELDS: readonly string[] = ['trainers.microBatchSize'];
+const OPTIONAL_TRAINING_FIELDS: readonly string[] = ['model.numClasses', 'trainers.microBatchSize'];
 
 /** The one of TRAINING_FIELDS that may change at any time in a job with trainers.elastic. */
 export const ELASTIC_FIELD = 'trainers.replicas';

@@ -211,11 +211,12 @@ export function changesOf(node: SchemaNode, path: string): (field: string) => Ch
   for (const { path: owner, node: at } of [{ path, node }, ...fieldsOf(node, path)]) {
     for (const { rule } of at['x-kubernetes-validations'] ?? []) {
       if (!rule.includes('oldSelf')) continue;
-      const same = [...rule.matchAll(/\bself((?:\.\w+)*) == oldSelf((?:\.\w+)*)/g)];
-      if (same.length === 0 || same.some(([, now, before]) => now !== before))
+      const compared = [...rule.matchAll(/\bself((?:\.\w+)*) (==|>=) oldSelf((?:\.\w+)*)/g)];
+      if (compared.length === 0 || compared.some(([, now, , before]) => now !== before))
         throw new Error(`${owner}: the reference cannot say what may change by the rule "${rule}"`);
       const change = rule.startsWith('oldSelf.suspend || ') ? 'while suspended' : 'never';
-      for (const [, field] of same) limits.set(`${owner}${field}`, change);
+      // What may grow is limited by the rule that says when, and by its description.
+      for (const [, field, how] of compared) if (how === '==') limits.set(`${owner}${field}`, change);
     }
   }
   const isBelow = (field: string, ancestor: string) =>

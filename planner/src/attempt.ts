@@ -193,7 +193,7 @@ export const isUnknown = (pod: ObservedPod): boolean => !KNOWN_PHASES.has(pod.ph
  * the digest of a stored spec: a default, or a field that joins TRAINING_FIELDS or QUANTIZATION_FIELDS. Otherwise the
  * next edit of a running job, of any field, replaces its attempt.
  */
-const DIGEST_FORMAT = '3-';
+const DIGEST_FORMAT = '4-';
 
 /**
  * Digest of the fields that decide the result of an attempt: TRAINING_FIELDS or QUANTIZATION_FIELDS of a spec. Pods

@@ -275,10 +275,25 @@ export const changes: Record<
     to: { suspend: true, model: { backbone: 'iresnet18' } },
     wantRefusal: /the model cannot be changed/,
   },
-  'a class more, even when suspended': {
+  'a number of classes where there was none, even when suspended': {
     from: { suspend: true },
     to: { suspend: true, model: { backbone: 'iresnet50', numClasses: 9 } },
-    wantRefusal: /the model cannot be changed/,
+    wantRefusal: /numClasses can grow, but neither/,
+  },
+  'a class more while suspended': {
+    from: { suspend: true, model: { backbone: 'iresnet50', numClasses: 8 } },
+    to: { suspend: false, model: { backbone: 'iresnet50', numClasses: 9 } },
+    wantRefusal: null,
+  },
+  'a class more while it runs': {
+    from: { model: { backbone: 'iresnet50', numClasses: 8 } },
+    to: { model: { backbone: 'iresnet50', numClasses: 9 } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'a class less, even when suspended': {
+    from: { suspend: true, model: { backbone: 'iresnet50', numClasses: 8 } },
+    to: { suspend: true, model: { backbone: 'iresnet50', numClasses: 7 } },
+    wantRefusal: /numClasses can grow, but neither shrink/,
   },
   'batch norms over all trainers, even when suspended': {
     from: { suspend: true },

@@ -39,11 +39,16 @@ export const trainingFields = (changed: string[]): string[] =>
   );
 
 /**
- * Whether an unfinished training can go on with the changed fields: at most with more epochs. The checkpoint fits, and
- * the schedule is that of the new number from then on, as in a cluster.
+ * Whether an unfinished training can go on with the changed fields: at most with more epochs, whose schedule is that of
+ * the new number from then on, and with more classes, as in a cluster. The checkpoint fits.
  */
 export const canGoOn = (changed: string[], before: FaceTrainJobSpec, after: FaceTrainJobSpec): boolean =>
-  trainingFields(changed).every((path) => path === 'spec.epochs' && after.epochs > before.epochs);
+  trainingFields(changed).every(
+    (path) =>
+      (path === 'spec.epochs' && after.epochs > before.epochs) ||
+      (path === 'spec.model.numClasses' &&
+        (after.model.numClasses ?? 0) > (before.model.numClasses ?? Number.POSITIVE_INFINITY)),
+  );
 
 /** Whether the quantization of `after` gives another artifact than that of `before`. */
 export function quantizationDiffers(before: FaceTrainJobSpec, after: FaceTrainJobSpec): boolean {

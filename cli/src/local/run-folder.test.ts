@@ -19,7 +19,7 @@ type Fields = Record<string, unknown>;
 function makeJob(change: (spec: Fields) => void = () => {}, name = 'faces'): FaceTrainJob {
   const spec: Fields = {
     dataset: { uri: 'file:///data' },
-    model: { backbone: 'iresnet18' },
+    model: { backbone: 'iresnet18', numClasses: 50 },
     output: { uri: 'file:///results' },
     epochs: 10,
     quantize: { gate: { maxAccuracyDrop: 0.01 } },
@@ -191,7 +191,8 @@ const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End
     want: GOES_ON,
   },
   'the learning rate and the model': {
-    change: (spec) => Object.assign(spec, { optimizer: { learningRate: 0.5 }, model: { backbone: 'iresnet34' } }),
+    change: (spec) =>
+      Object.assign(spec, { optimizer: { learningRate: 0.5 }, model: { backbone: 'iresnet34', numClasses: 50 } }),
     want: {
       'stopped or killed': /checkpoints of this job with other values of spec\.model\.backbone, spec\.optimizer\.lear/,
       'failed in training': /--out.*--fresh/,
@@ -220,6 +221,26 @@ const CHANGES: Record<string, { change: (spec: Fields) => void; want: Record<End
       'failed in training': 'continue',
       'missed its gate': 'quantize',
       succeeded: 'nothing',
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'more classes': {
+    change: (spec) => Object.assign(spec.model as object, { numClasses: 100 }),
+    want: {
+      'stopped or killed': 'continue',
+      'failed in training': 'continue',
+      'missed its gate': /spec\.model\.numClasses/,
+      succeeded: /spec\.model\.numClasses/,
+      'failed before its first checkpoint': 'begin',
+    },
+  },
+  'fewer classes': {
+    change: (spec) => Object.assign(spec.model as object, { numClasses: 49 }),
+    want: {
+      'stopped or killed': /spec\.model\.numClasses/,
+      'failed in training': /spec\.model\.numClasses/,
+      'missed its gate': /spec\.model\.numClasses/,
+      succeeded: /spec\.model\.numClasses/,
       'failed before its first checkpoint': 'begin',
     },
   },

@@ -310,6 +310,25 @@ test('a checkpoint written by any number of ranks loads on any other', async () 
   }
 });
 
+test('classes that the job has added keep the rows that the session drew for them', async () => {
+  const fence = await newFence();
+  await new Gang(2).fill().save(fence, 7);
+  for (const readers of [1, 2, 3]) {
+    const gang = new Gang(readers, 17);
+    for (const session of gang.sessions) session.weight.fill(-7);
+    // The new identities have pictures, too, so that an epoch has more steps.
+    const sessions = gang.sessions as unknown as { stepsPerEpoch: number }[];
+    for (const session of sessions) session.stepsPerEpoch = 13;
+    await gang.load(fence.folder, { ...JOB, numClasses: 17, mayAddClasses: true });
+    const [weight, momentum] = (['weight', 'momentum'] as const).map((name) =>
+      gang.sessions.flatMap((session) => [...session[name]]),
+    );
+    const former = new Gang(1).fill().sessions[0]!;
+    assert.deepEqual(weight, [...former.weight, ...Array.from({ length: 6 * DIM }, () => -7)]);
+    assert.deepEqual(momentum, [...former.momentum, ...Array.from({ length: 6 * DIM }, () => 0)]);
+  }
+});
+
 describe('training goes on in the precision of its checkpoint', () => {
   const lossScale = { value: 1024, goodSteps: 7, skippedSteps: 3 };
   const cases: Record<
@@ -425,7 +444,14 @@ test('a checkpoint that does not fit or was changed is refused, naming the file 
     /manifest.json: job.name: "j"; "k", the name of this job; .* checkpoint.uri to this folder to continue/,
   );
   assert.match((await refusal(load({ seed: 2 }))).message, /manifest.json: seed: 1; 2, as in this job/);
-  assert.match((await refusal(load({ numClasses: 12 }))).message, /numClasses: 11; 12, as in this job/);
+  assert.match(
+    (await refusal(load({ numClasses: 12 }))).message,
+    /numClasses: 11; 12, as in this job.*facetrain head add/,
+  );
+  assert.match(
+    (await refusal(load({ numClasses: 10, mayAddClasses: true }))).message,
+    /numClasses: 11; 10 at most, .* never shrinks/,
+  );
   assert.match((await refusal(load({ totalSteps: 29 }))).message, /step: 30; at most 29/);
   const other = (change: (state: BackboneState) => void) => {
     const gang = new Gang(1);

@@ -24,6 +24,8 @@ export interface JobFacts {
   seed: number;
   precision: TrainerConfig['precision'];
   numClasses: number;
+  /** Whether the job names numClasses, and has more of them than the checkpoint on purpose. */
+  mayAddClasses?: boolean;
   totalSteps: number;
   /** Called after every block. */
   onBlock?: () => void;
@@ -137,13 +139,26 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     seed: job.seed,
     stepsPerEpoch: session.stepsPerEpoch,
   };
-  const mayDiffer = manifest.schemaVersion === 2 && manifest.classesAdded ? ['stepsPerEpoch'] : [];
+  if (manifest.numClasses > job.numClasses)
+    throw invalid(
+      `${manifestPath(directory)}: numClasses`,
+      String(manifest.numClasses),
+      `${job.numClasses} at most, as in this job; classes can be added, but their number never shrinks: facetrain head ` +
+        'remove takes identities out, and their ids stay',
+    );
+  // New classes keep the rows that the session has drawn from the seed. Their pictures change the steps of an epoch.
+  const grows = job.mayAddClasses === true && manifest.numClasses < job.numClasses;
+  const mayDiffer = [
+    ...(grows ? ['numClasses', 'stepsPerEpoch'] : []),
+    ...(manifest.schemaVersion === 2 && manifest.classesAdded ? ['stepsPerEpoch'] : []),
+  ];
   for (const [field, value] of Object.entries(wanted) as [keyof typeof wanted, number][]) {
     if (manifest[field] === value || mayDiffer.includes(field)) continue;
     throw invalid(
       `${manifestPath(directory)}: ${field}`,
       String(manifest[field]),
-      `${value}, as in this job; a job that differs needs another checkpoint directory`,
+      `${value}, as in this job; a job that differs needs another checkpoint directory` +
+        (field === 'numClasses' ? ', or facetrain head add, which makes class centres of the new identities' : ''),
     );
   }
   if (manifest.schemaVersion === 2) {

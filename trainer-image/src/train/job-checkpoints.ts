@@ -77,7 +77,7 @@ export class JobCheckpoints {
    * StorageFailed
    */
   async resume(): Promise<AnyCheckpointManifest | undefined> {
-    const { job, seed, precision, checkpoint: settings } = this.#config;
+    const { job, model, seed, precision, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     for (;;) {
       // Rank 0 decides for all: on a network file system, other ranks may see an older state of the folder.
@@ -93,6 +93,7 @@ export class JobCheckpoints {
         seed,
         precision,
         numClasses: this.#size.numClasses,
+        mayAddClasses: model.numClasses !== null,
         totalSteps: this.#size.totalSteps,
         onBlock: () => progress.tick(),
       });
@@ -105,6 +106,8 @@ export class JobCheckpoints {
       const { job: writtenBy, worldSize } = manifest;
       const { precision: used } = this.#session;
       log.info({ step, writtenBy, worldSize, precision: used, directory }, 'resumed from a checkpoint');
+      if (manifest.numClasses < this.#size.numClasses)
+        log.info({ from: manifest.numClasses, to: this.#size.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
       await this.#retire();
       return manifest;
