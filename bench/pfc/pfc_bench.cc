@@ -10,6 +10,8 @@
 //   storedBytesPerClass  of a centre and what its optimizer keeps
 //   bytesPerClass largest memory since before the centres were made, of the process or of the CUDA device, for each
 //                 class that the rank holds
+//   gradientError with --gradient-error: the largest error of the sampled rows' gradient in the first step, relative to
+//                 its largest number; against a softmax in float64 over the same rows, as they are stored
 //   backToBackMs  on CUDA: a step where the host does not wait for the one before
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -68,6 +70,9 @@ const std::vector<bench::Option> kOptions{
     {"momentum", "X", "0.9"},
     {"weight-decay", "X", "0.0005"},
     {"seed", "N", "of centres, sample and inputs; 1"},
+    {"gradient-error", "",
+     "compare the first step's gradient with float64, which takes 8 bytes for each logit a few times; one rank, no "
+     "--filter"},
     {"tile-rows", "N", "class centres in a tile; 0: chosen by the head"},
     {"embeddings", "F.npy", "float32 [N, D]: step i takes B of them from i B on, and begins again at the end"},
     {"labels", "F.npy", "int64 or int32 [N]"},
@@ -85,6 +90,7 @@ struct Settings {
   int64_t batch = 0;
   int world = 1, rank = 0, port = 0, threads = 1;
   int64_t steps = 0, warmup = 0;
+  bool gradient_error = false;
   double learning_rate = 0, momentum = 0, weight_decay = 0;
   at::Tensor embeddings, labels, centres;  // on the CPU; centres are undefined when they are drawn
 };
@@ -97,7 +103,7 @@ struct Times {
 struct Figures {
   std::string name;
   Times median;
-  double back_to_back = -1, rss_mib = -1, bytes_per_class = -1, init_seconds = -1;
+  double back_to_back = -1, rss_mib = -1, bytes_per_class = -1, init_seconds = -1, gradient_error = -1;
   int64_t sampled = -1;
   std::vector<double> losses;
 };
@@ -187,6 +193,10 @@ Settings settings_of(const Arguments& arguments) {
   settings.momentum = arguments.number("momentum", 0.9);
   settings.weight_decay = arguments.number("weight-decay", 5e-4);
 
+  settings.gradient_error = arguments.has("gradient-error");
+  if (settings.gradient_error && (settings.world > 1 || head.interclass_filter)) {
+    arguments.refuse("--gradient-error: not with --world or --filter");
+  }
   if (settings.batch % settings.world != 0) arguments.refuse("--batch: not divisible by --world");
   if (given && settings.embeddings.size(0) % settings.batch != 0) {
     arguments.refuse("--embeddings: its number is not divisible by --batch");
@@ -221,6 +231,31 @@ std::unique_ptr<Comm> make_comm(const Settings& settings) {
   return settings.head.device.is_cuda() ? make_nccl_comm(options, settings.rank) : make_gloo_comm(options);
 }
 
+// The gradient of the sampled rows [n, d] in float64, from the formulas of partial_fc.h's papers: of rows w [n, d] that
+// stand for `sampled` classes, all as stored. One margin for all pictures.
+at::Tensor exact_gradient(const PfcOptions& head, const at::Tensor& embeddings, const at::Tensor& labels,
+                          const at::Tensor& rows, const at::Tensor& sampled) {
+  const at::Tensor x = embeddings.to(at::kCPU, at::kDouble), w = rows.to(at::kCPU, at::kDouble);
+  const at::Tensor norms = w.norm(2, {1}, true), unit_x = x / x.norm(2, {1}, true), unit_w = w / norms;
+  at::Tensor logits = at::mm(unit_x, unit_w.t());
+  const at::Tensor columns = at::searchsorted(sampled.cpu(), labels.cpu());
+  const auto batch = static_cast<double>(x.size(0));
+  std::vector<double> slopes;
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const int64_t column = columns[i].item<int64_t>();
+    const auto target = apply_margin<double>(head.margin, logits[i][column].item<double>());
+    logits[i][column] = target.value;
+    slopes.push_back(target.slope);
+  }
+  at::Tensor gradient = logits.mul_(double{head.scale}).softmax(1);
+  for (int64_t i = 0; i < x.size(0); ++i) {
+    const at::Tensor own = gradient[i][columns[i].item<int64_t>()];
+    own.sub_(1).mul_(slopes[static_cast<size_t>(i)]);
+  }
+  const at::Tensor by_unit = at::mm(gradient.t(), unit_x).mul_(head.scale / batch);
+  return (by_unit - unit_w * (by_unit * unit_w).sum(1, /*keepdim=*/true)) / norms;
+}
+
 class Ours {
  public:
   explicit Ours(Settings& settings)
@@ -252,6 +287,13 @@ class Ours {
     const Moment begin(device_);
     const auto result = head_->forward_backward(embeddings, labels, number_ - 1);
     const Moment middle(device_);
+    if (settings_.gradient_error && number_ == 1) {
+      const at::Tensor exact = exact_gradient(settings_.head, embeddings, labels,
+                                              head_->weight().index_select(0, head_->sampled()), head_->sampled());
+      const at::Tensor error = (head_->sampled_gradient().cpu().to(at::kDouble) - exact).abs();
+      gradient_error_ = (error.max() / exact.abs().max()).item<double>();
+      bench::reset_peaks(device_);  // without those of float64
+    }
     head_->update_rows(settings_.learning_rate, settings_.momentum, settings_.weight_decay);
     const Moment end(device_);
     bench::synchronize(device_);
@@ -279,6 +321,7 @@ class Ours {
                     .rss_mib = bench::resident_memory().peak / kMiB,
                     .bytes_per_class = static_cast<double>(memory().peak - before_.now) / head_->rows().count,
                     .init_seconds = init_seconds_,
+                    .gradient_error = gradient_error_,
                     .sampled = head_->sampled().size(0),
                     .losses = losses_};
     if (device_.is_cuda()) figures.back_to_back = back_to_back();
@@ -316,7 +359,7 @@ class Ours {
   std::unique_ptr<PartialFc> head_;
   at::Tensor embeddings_, labels_;
   int64_t number_ = 0;
-  double init_seconds_ = 0;
+  double init_seconds_ = 0, gradient_error_ = -1;
   std::array<std::vector<double>, 4> times_;  // as in Times
   std::vector<double> losses_;
 };
@@ -421,7 +464,8 @@ std::string json_of(const Figures& figures) {
       << value_or_null(figures.median.forward) << R"(,"backwardMs":)" << value_or_null(figures.median.backward)
       << R"(,"optimizerMs":)" << value_or_null(figures.median.optimizer) << R"(,"backToBackMs":)"
       << value_or_null(figures.back_to_back) << R"(,"rssMiB":)" << value_or_null(figures.rss_mib)
-      << R"(,"bytesPerClass":)" << value_or_null(figures.bytes_per_class) << R"(,"losses":[)";
+      << R"(,"bytesPerClass":)" << value_or_null(figures.bytes_per_class) << R"(,"gradientError":)"
+      << value_or_null(figures.gradient_error) << R"(,"losses":[)";
   for (size_t i = 0; i < figures.losses.size(); ++i) {
     out << (i == 0 ? "" : ",") << std::setprecision(9) << figures.losses[i];
   }
@@ -439,7 +483,7 @@ void print_table(const Settings& settings, const std::vector<Figures>& all) {
             << " steps\n";
   const auto row = [](const std::string& name, const std::vector<std::string>& cells) {
     std::cout << std::left << std::setw(18) << name << std::right;
-    for (const std::string& cell : cells) std::cout << std::setw(13) << cell;
+    for (const std::string& cell : cells) std::cout << std::setw(14) << cell;
     std::cout << "\n";
   };
   const auto cell = [](double value, int digits) {
@@ -447,11 +491,17 @@ void print_table(const Settings& settings, const std::vector<Figures>& all) {
     if (value >= 0) text << std::fixed << std::setprecision(digits) << value;
     return value >= 0 ? text.str() : "-";
   };
-  row("", {"step ms", "forward", "backward", "optimizer", "back to back", "RSS MiB", "bytes/class", "last loss"});
+  const auto small = [](double value) {
+    std::ostringstream text;
+    if (value >= 0) text << std::scientific << std::setprecision(1) << value;
+    return value >= 0 ? text.str() : "-";
+  };
+  row("", {"step ms", "forward", "backward", "optimizer", "back to back", "RSS MiB", "bytes/class", "gradient err.",
+           "last loss"});
   for (const Figures& each : all) {
     row(each.name, {cell(each.median.step, 2), cell(each.median.forward, 2), cell(each.median.backward, 2),
                     cell(each.median.optimizer, 2), cell(each.back_to_back, 2), cell(each.rss_mib, 0),
-                    cell(each.bytes_per_class, 0), cell(each.losses.back(), 5)});
+                    cell(each.bytes_per_class, 0), small(each.gradient_error), cell(each.losses.back(), 5)});
   }
   if (all.size() > 1) row("ratio", {cell(all[1].median.step / all[0].median.step, 2)});
 }
