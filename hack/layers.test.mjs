@@ -47,6 +47,7 @@ const ROOMS = [
                                 'native', 'api']],
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
+  ['cli/src/kubectl',          ['cli', 'operator/src/runtime', 'planner', 'api'], 'the only room that knows a cluster'],
   ['install',                  ['api', 'planner', 'hack/lib/paths.mjs'], 'generates files of this repository'],
   ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
@@ -89,6 +90,7 @@ const ROOMS = [
 /** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */
 const TESTS = {
   '*': ['hack/lib/paths.mjs'],
+  cli: ['operator'],
   install: ['operator'],
   'deploy/pulumi': ['operator', 'install'],
 };

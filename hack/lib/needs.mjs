@@ -31,6 +31,7 @@ export const paths = {
   'trainer-image/src/train/schedule.test.ts': [],
   'trainer-image/src/verification': ['native'],
   cli: ['native'],
+  'cli/src/kubectl': controlPlane,
   'cli/src/local': [],
   'cli/src/manifest.test.ts': [],
   'cli/src/terminal-output.test.ts': [],

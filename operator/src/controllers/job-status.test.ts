@@ -962,7 +962,7 @@ test('nodes, claims and events that cannot be listed keep no job from being run'
   await ns.waitForPods('faces-0-0', 'faces-0-1');
 });
 
-test('that all pods have a node is written no sooner than 2 s after the last status', async (t) => {
+test('that all pods have a node is written no sooner than 5 s after the last status', async (t) => {
   const ns = await open(t, 'admitted');
   const begun = performance.now();
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });
@@ -970,5 +970,5 @@ test('that all pods have a node is written no sooner than 2 s after the last sta
   await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted')) ?? '', /^Unschedulable: /));
   await ns.schedule('faces-0-0', 'node-1');
   await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /));
-  assert(performance.now() - begun >= 2_000);
+  assert(performance.now() - begun >= 5_000);
 });

@@ -30,7 +30,7 @@ import { type JobObject, resourceOf, workloads } from './resources.ts';
  * A status that differs from the last one in counts, messages and the condition Admitted alone is written at most this
  * often. While the pods of a gang start or end, each of them changes a count, and Admitted is followed by Running.
  */
-const DETAIL_MILLISECONDS = 2_000;
+const DETAIL_MILLISECONDS = 5_000;
 /** Requests for one job that are under way at the same time. */
 const MAX_PARALLEL = 16;
 

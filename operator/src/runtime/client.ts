@@ -244,6 +244,22 @@ export class Client {
     }
   }
 
+  /**
+   * Yields an answer that is no JSON as it comes, such as the log of a container. It may be silent for any time.
+   *
+   * @throws ApiError for any other answer than 2xx
+   */
+  async *stream(path: string, query: Query, signal: AbortSignal): AsyncGenerator<Buffer> {
+    const { statusCode, body } = await this.#send(this.#watches, 'GET', path, {
+      query,
+      signal,
+      accept: '*/*',
+      bodyTimeout: 0,
+    });
+    if (statusCode >= 300) throw ApiError.fromBody(`GET ${path}`, statusCode, await body.text());
+    yield* body as AsyncIterable<Buffer>;
+  }
+
   /** Ends all requests and watches, also those of the clients that share the connections. */
   async close(): Promise<void> {
     await Promise.all([this.#requests.destroy(), this.#watches.destroy()]);
@@ -287,7 +303,16 @@ export class Client {
       contentType = 'application/json',
       accept = 'application/json',
       signal,
-    }: { query?: Query; body?: object; contentType?: string; accept?: string; signal?: AbortSignal },
+      bodyTimeout,
+    }: {
+      query?: Query;
+      body?: object;
+      contentType?: string;
+      accept?: string;
+      signal?: AbortSignal;
+      /** Milliseconds; 0: none. Default: that of the pool. */
+      bodyTimeout?: number;
+    },
   ): Promise<Dispatcher.ResponseData> {
     const guard = this.#guard;
     const search = new URLSearchParams(
@@ -314,6 +339,7 @@ export class Client {
         },
         ...(text !== undefined && { body: guard ? checkedBody(text, guard) : text }),
         ...(signal && { signal }),
+        ...(bodyTimeout !== undefined && { bodyTimeout }),
       });
       this.#options.onResponse?.(method, answer.statusCode);
       return answer;

@@ -186,6 +186,12 @@ export class ControlPlane {
     return { folder, env: { KUBERNETES_SERVICE_HOST: hostname, KUBERNETES_SERVICE_PORT: port } };
   }
 
+  /** The API server's certificate, signed by itself, for servers that a test puts beside it. */
+  async certificate(): Promise<{ cert: string; key: string }> {
+    const read = (name: string) => readFile(join(this.#folder, 'certificates', name), 'utf8');
+    return { cert: await read('apiserver.crt'), key: await read('apiserver.key') };
+  }
+
   async #tokenOf(namespace: string, account: string): Promise<string> {
     const path = `/api/v1/namespaces/${namespace}/serviceaccounts/${account}/token`;
     const request = {

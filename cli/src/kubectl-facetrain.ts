@@ -1,0 +1,155 @@
+#!/usr/bin/env node
+/**
+ * `kubectl facetrain`: kubectl finds this program by its name in PATH. It shows and steers the jobs in the cluster of
+ * the user's kubeconfig. Declares commands and options; what a command does is in kubectl/.
+ */
+import { API_VERSION, ExitCode, FaceTrainJob, parseDocument } from '@facetrain/api';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import packageJson from '../package.json' with { type: 'json' };
+import { makeAction, type Outcome, printError } from './command-action.ts';
+import { Cluster, type ClusterOptions } from './kubectl/cluster.ts';
+import type { LogsOptions } from './kubectl/logs.ts';
+import { listenForStop } from './stop-signals.ts';
+import { StatusLine } from './terminal-output.ts';
+
+const stop = listenForStop();
+const { signal } = stop;
+const action = makeAction(stop);
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE' && error.code !== 'EIO') throw error;
+  });
+
+const program = new Command('kubectl facetrain')
+  .version(packageJson.version)
+  .description('Shows and steers the FaceTrainJobs of a cluster.')
+  .showHelpAfterError('(kubectl facetrain --help lists the commands)')
+  .exitOverride();
+
+/** A whole number from `min`. */
+const wholeNumber = (min: number) => (text: string) => {
+  if (/^\d{1,9}$/.test(text.trim()) && Number(text) >= min) return Number(text);
+  throw new InvalidArgumentError(`Must be a whole number from ${min}.`);
+};
+
+function command(name: string, description: string): Command {
+  return program
+    .command(name)
+    .description(description)
+    .option('-n, --namespace <name>', 'of the job (default: that of the context)')
+    .option('--context <name>', 'of the kubeconfig (default: the current one)')
+    .option('--kubeconfig <file>', '(default: KUBECONFIG, else ~/.kube/config)')
+    .option('--json', 'print one JSON object on standard output, and nothing else there')
+    .exitOverride();
+}
+
+/** Opens the cluster of the options, and closes its connections after the work. */
+async function inCluster(options: ClusterOptions, work: (cluster: Cluster) => Promise<Outcome>): Promise<Outcome> {
+  const cluster = await Cluster.open(options);
+  try {
+    return await work(cluster);
+  } catch (error) {
+    throw cluster.words('the API server', error);
+  } finally {
+    await cluster.close();
+  }
+}
+
+command('status', 'a job as a tree: why it waits, its progress, attempts, pods and warnings; without a name, all jobs')
+  .argument('[job]')
+  .action(
+    action(async (job: string | undefined, options: ClusterOptions) => {
+      const { jobStatus, topJobs } = await import('./kubectl/status.ts');
+      return inCluster(options, (cluster) => (job === undefined ? topJobs(cluster) : jobStatus(cluster, job)));
+    }),
+  );
+
+command('top', 'all jobs of a namespace: trainers, steps, speed, loss, time left').action(
+  action(async (options: ClusterOptions) => {
+    const { topJobs } = await import('./kubectl/status.ts');
+    return inCluster(options, topJobs);
+  }),
+);
+
+command('logs', 'the log of a rank; with -f it goes on with the next attempt, until the job ends')
+  .argument('<job>')
+  .option('-r, --rank <n>', 'the trainer', wholeNumber(0), 0)
+  .option('--attempt <n>', 'of the pod (default: the newest)', wholeNumber(0))
+  .option('--quantizer', 'the log of the quantization')
+  .option('-f, --follow', 'print what is added, until the job ends')
+  .option('--tail <n>', 'lines from the end (default: all)', wholeNumber(1))
+  .action(
+    action(async (job: string, { json, ...options }: LogsOptions & ClusterOptions & { json?: boolean }) => {
+      const { writeLogs } = await import('./kubectl/logs.ts');
+      const parts: Buffer[] = [];
+      const write = async (data: Buffer) => {
+        if (json) parts.push(data);
+        else if (!process.stdout.write(data)) await new Promise((resolve) => process.stdout.once('drain', resolve));
+      };
+      const announce = (line: string) => void process.stderr.write(`${line}\n`);
+      return inCluster(options, async (cluster) => {
+        await writeLogs(cluster, job, options, write, announce, signal);
+        return { json: { job, log: Buffer.concat(parts).toString() }, text: '' };
+      });
+    }),
+  );
+
+command('progress', 'a bar that follows the training until the job ends; exit code 1 if it failed')
+  .argument('<job>')
+  .action(
+    action(async (job: string, options: ClusterOptions) => {
+      const { followProgress } = await import('./kubectl/progress.ts');
+      return inCluster(options, (cluster) => followProgress(cluster, job, new StatusLine(), signal));
+    }),
+  );
+
+command('plan', 'what a job of the cluster needs: memory by part, time of a step, advice; exit code 2: no room')
+  .argument('<job>')
+  .option('--classes <n>', 'number of identities (default: model.numClasses)', wholeNumber(1))
+  .option('--images <n>', 'pictures of the dataset', wholeNumber(1))
+  .action(
+    action(async (name: string, options: ClusterOptions & { classes?: number; images?: number }) => {
+      const { plan } = await import('./commands/plan.ts');
+      return inCluster(options, async (cluster) => {
+        const { spec } = await cluster.job(name);
+        // What it needs when it runs, also if it is suspended now.
+        const running = { ...spec, suspend: false, managedBy: undefined };
+        const document = { apiVersion: API_VERSION, kind: 'FaceTrainJob', metadata: { name }, spec: running };
+        return plan(parseDocument(FaceTrainJob, document, name, 'InvalidManifest'), options, signal);
+      });
+    }),
+  );
+
+for (const [name, description, suspend] of [
+  ['suspend', 'end the pods of a job after a checkpoint', true],
+  ['resume', 'let a suspended job go on', false],
+] as const)
+  command(name, description)
+    .argument('<job>')
+    .action(
+      action(async (job: string, options: ClusterOptions) => {
+        const { setSuspended } = await import('./kubectl/change.ts');
+        return inCluster(options, (cluster) => setSuspended(cluster, job, suspend));
+      }),
+    );
+
+command('restart', 'suspend a job, wait until its pods have ended, and resume it; does not count as a restart')
+  .argument('<job>')
+  .action(
+    action(async (job: string, options: ClusterOptions) => {
+      const { restart } = await import('./kubectl/change.ts');
+      const line = new StatusLine();
+      return inCluster(options, (cluster) =>
+        restart(cluster, job, (detail) => line.show('Suspending', detail), signal).finally(() => line.clear()),
+      );
+    }),
+  );
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error;
+  process.exitCode = error.exitCode === 0 ? ExitCode.success : ExitCode.refused; // commander has printed why
+  if (error.exitCode !== 0 && process.argv.includes('--json'))
+    await printError({ code: 'InvalidArgument', message: error.message });
+}

@@ -1,0 +1,183 @@
+/** The cluster of a kubeconfig, and the jobs and pods in one namespace of it. Every error is in words for the user. */
+import { API_VERSION, type Condition, type FaceTrainJobStatus, FacetrainError } from '@facetrain/api';
+import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
+import { Client } from '@facetrain/operator/runtime/client';
+import { type KubeContext, readKubeConfig } from '@facetrain/operator/runtime/kubeconfig';
+import { defineResource, type KubernetesObject } from '@facetrain/operator/runtime/resource';
+import { Label } from '@facetrain/planner/names';
+
+/** The options of every command. */
+export interface ClusterOptions {
+  namespace?: string;
+  context?: string;
+  kubeconfig?: string;
+}
+
+export interface Job extends KubernetesObject {
+  spec: Record<string, unknown>;
+  status?: FaceTrainJobStatus;
+}
+
+export interface QuantizeJob extends KubernetesObject {
+  status?: { phase?: string; attempt?: number; conditions?: Condition[] };
+}
+
+interface ContainerState {
+  waiting?: { reason?: string; message?: string };
+  terminated?: { exitCode: number; reason?: string };
+}
+
+export interface Pod extends KubernetesObject {
+  spec: { nodeName?: string };
+  status?: {
+    phase?: string;
+    reason?: string;
+    message?: string;
+    conditions?: { type: string; status: string; reason?: string; message?: string }[];
+    containerStatuses?: { name: string; state?: ContainerState }[];
+  };
+}
+
+export interface Event extends KubernetesObject {
+  type?: string;
+  reason?: string;
+  message?: string;
+  count?: number;
+  lastTimestamp?: string | null;
+  eventTime?: string | null;
+}
+
+export const jobs = defineResource<Job>(API_VERSION, 'facetrainjobs');
+export const quantizeJobs = defineResource<QuantizeJob>(API_VERSION, 'quantizejobs');
+export const pods = defineResource<Pod>('v1', 'pods');
+const events = defineResource<Event>('v1', 'events');
+
+const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
+  new FacetrainError({ code: 'InvalidArgument', subject, found, allowed, cause });
+
+export class Cluster {
+  readonly client: Client;
+  readonly namespace: string;
+  readonly #context: KubeContext;
+
+  private constructor(context: KubeContext, namespace: string) {
+    this.client = new Client(context.connection);
+    this.namespace = namespace;
+    this.#context = context;
+  }
+
+  /**
+   * The namespace is that of the option, else of the context, else `default`.
+   *
+   * @throws FacetrainError InvalidArgument for a kubeconfig that cannot be used
+   */
+  static async open({ namespace, context, kubeconfig }: ClusterOptions): Promise<Cluster> {
+    try {
+      const found = await readKubeConfig({ file: kubeconfig, context });
+      return new Cluster(found, namespace ?? found.namespace ?? 'default');
+    } catch (error) {
+      if ((error as Error).name !== 'KubeConfigError') throw error;
+      throw refusal('kubeconfig', (error as Error).message, 'choose by --kubeconfig and --context', error);
+    }
+  }
+
+  close(): Promise<void> {
+    return this.client.close();
+  }
+
+  /** @throws FacetrainError InvalidArgument when there is none of this name: it lists those that there are */
+  async job(name: string): Promise<Job> {
+    const found = await this.inWords(`FaceTrainJob ${name}`, () =>
+      this.client.get(jobs, this.namespace, name).catch((error: unknown) => {
+        if (!isApiError(error, 'NotFound')) throw error;
+      }),
+    );
+    if (found) return found;
+    const names = (await this.jobs()).map(({ metadata }) => metadata.name);
+    const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
+    throw refusal(`FaceTrainJob ${name}`, `not found in namespace ${this.namespace}`, `${some}; -n names another one`);
+  }
+
+  /** All FaceTrainJobs of the namespace, by name. */
+  jobs(): Promise<Job[]> {
+    return this.inWords(`FaceTrainJobs in namespace ${this.namespace}`, async () => {
+      const { items } = await this.client.list(jobs, this.namespace, {});
+      return items ?? [];
+    });
+  }
+
+  /** The pods of a job of either kind, the newest attempt first, by rank. */
+  async pods(uid: string): Promise<Pod[]> {
+    const found = await this.inWords('pods', async () => {
+      const { items } = await this.client.list(pods, this.namespace, { labelSelector: `${Label.jobUid}=${uid}` });
+      return items ?? [];
+    });
+    return found.sort((a, b) => attemptOf(b) - attemptOf(a) || rankOf(a) - rankOf(b));
+  }
+
+  quantizeJob(name: string): Promise<QuantizeJob | undefined> {
+    return this.inWords(`QuantizeJob ${name}`, () =>
+      this.client.get(quantizeJobs, this.namespace, name).catch((error: unknown) => {
+        if (!isApiError(error, 'NotFound')) throw error;
+        return undefined;
+      }),
+    );
+  }
+
+  /** Warnings about an object, the newest last; empty where the user may not read Events. */
+  async warnings(uid: string): Promise<Event[]> {
+    try {
+      const { items } = await this.client.list(events, this.namespace, { fieldSelector: `involvedObject.uid=${uid}` });
+      return (items ?? [])
+        .filter(({ type }) => type === 'Warning')
+        .sort((a, b) => timeOfEvent(a).localeCompare(timeOfEvent(b)));
+    } catch (error) {
+      if (isApiError(error, 'Forbidden')) return [];
+      return this.inWords('events', () => Promise.reject(error as Error));
+    }
+  }
+
+  /** Runs requests, and puts what goes wrong into words. @throws FacetrainError */
+  async inWords<T>(subject: string, work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw this.words(subject, error);
+    }
+  }
+
+  /** An error of a request in words; any other error as it is. */
+  words(subject: string, error: unknown): unknown {
+    const { name, connection } = this.#context;
+    const where = `context ${name} (${connection.server})`;
+    if (error instanceof ApiError) {
+      const { status, serverMessage } = error;
+      if (status === 401) return refusal(where, 'the API server refuses the credentials', 'log in again', error);
+      if (status === 404 && /requested resource/.test(serverMessage))
+        return refusal(where, 'the cluster serves no FaceTrainJob', 'install Facetrain, or choose by --context', error);
+      const allowed = status === 403 ? 'ask for the permission' : 'see `kubectl facetrain status`';
+      return refusal(subject, serverMessage, allowed, error);
+    }
+    const { code } = ((error as Error).cause ?? error) as { code?: unknown };
+    if (typeof code === 'string' && /^(E[A-Z]+|UND_ERR_\w+|CERT_\w+|\w+_CERT\w*)$/.test(code))
+      return refusal(where, `cannot be reached: ${(error as Error).message || code}`, 'choose by --context', error);
+    return error;
+  }
+}
+
+const numberIn = (pod: Pod, label: string): number => Number(pod.metadata.labels?.[label] ?? 0);
+export const attemptOf = (pod: Pod): number => numberIn(pod, Label.attempt);
+export const rankOf = (pod: Pod): number => numberIn(pod, Label.rank);
+
+export const timeOfEvent = ({ metadata, lastTimestamp, eventTime }: Event): string =>
+  lastTimestamp ?? eventTime ?? metadata.creationTimestamp;
+
+/** Whether the job has succeeded or failed. */
+export const isFinished = ({ status }: Job): boolean => status?.completionTime !== undefined;
+
+/** Whether a container of the pod may still run. */
+export const isAlive = ({ status }: Pod): boolean => status?.phase !== 'Succeeded' && status?.phase !== 'Failed';
+
+/** The condition Ready, in whose words it stands what a job waits for. */
+export const readyOf = ({ status }: { status?: { conditions?: Condition[] | undefined } }): Condition | undefined =>
+  status?.conditions?.find(({ type }) => type === 'Ready');

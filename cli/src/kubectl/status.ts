@@ -1,0 +1,155 @@
+/** `kubectl facetrain status` and `top`: what jobs do, and what they wait for. */
+import type { Outcome } from '../command-action.ts';
+import { duration } from '../terminal-output.ts';
+import { attemptOf, type Cluster, type Event, type Job, type Pod, rankOf, readyOf, timeOfEvent } from './cluster.ts';
+import { bar, speedAndTime } from './progress-bar.ts';
+
+/** Warnings that are shown. */
+const WARNINGS = 5;
+
+interface Node {
+  text: string;
+  children?: Node[];
+}
+
+/** A job as a tree: why it waits, its progress, its attempts with their pods, its quantization, recent warnings. */
+export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome> {
+  const job = await cluster.job(name);
+  const [pods, quantizeJob, warnings] = await Promise.all([
+    cluster.pods(job.metadata.uid),
+    job.status?.quantizeJobName === undefined ? undefined : cluster.quantizeJob(job.status.quantizeJobName),
+    cluster.warnings(job.metadata.uid),
+  ]);
+  const quantizerPods = quantizeJob ? await cluster.pods(quantizeJob.metadata.uid) : [];
+  const shownWarnings = warnings.slice(-WARNINGS);
+  const tree: Node = {
+    text: `FaceTrainJob ${name}  ${job.status?.phase ?? 'not seen by the operator yet'}`,
+    children: [
+      ...reasonNodes(job),
+      ...progressNodes(job),
+      ...attempts(pods, job.status?.attempt ?? 0),
+      ...(quantizeJob
+        ? [
+            {
+              text: `QuantizeJob ${quantizeJob.metadata.name}  ${quantizeJob.status?.phase ?? 'Pending'}`,
+              children: [...reasonNodes(quantizeJob), ...quantizerPods.map(podNode)],
+            },
+          ]
+        : []),
+      ...(job.status?.artifact ? [{ text: `artifact ${job.status.artifact.uri}` }] : []),
+      ...(shownWarnings.length > 0 ? [{ text: 'warnings', children: shownWarnings.map(warningNode) }] : []),
+    ],
+  };
+  return { json: { job, pods, quantizeJob, quantizerPods, warnings }, text: draw(tree) };
+}
+
+/** All jobs of the namespace, a line each. */
+export async function topJobs(cluster: Cluster): Promise<Outcome> {
+  const jobs = await cluster.jobs();
+  const header = ['NAME', 'PHASE', 'READY', 'STEP', 'DONE', 'IMAGES/S', 'LOSS', 'LEFT', 'RESTARTS', 'WHY'];
+  const rows = jobs.map((job): string[] => {
+    const { phase = '', trainers, progress, restarts } = job.status ?? {};
+    const ready = readyOf(job);
+    return [
+      job.metadata.name,
+      phase,
+      trainers ? `${trainers.ready}/${trainers.desired}` : '',
+      progress ? `${progress.step}/${progress.totalSteps}` : '',
+      progress ? `${progress.percent} %` : '',
+      progress?.imagesPerSecond === undefined ? '' : progress.imagesPerSecond.toFixed(0),
+      progress?.loss === undefined ? '' : progress.loss.toFixed(2),
+      progress?.estimatedCompletionTime === undefined ? '' : timeLeft(progress.estimatedCompletionTime),
+      String((restarts?.count ?? 0) + (restarts?.disruptions ?? 0)),
+      ready?.status === 'False' ? `${ready.reason}: ${ready.message}` : '',
+    ];
+  });
+  const text = jobs.length === 0 ? `no FaceTrainJob in namespace ${cluster.namespace}\n` : columns([header, ...rows]);
+  return { json: { jobs }, text };
+}
+
+const timeLeft = (time: string): string => duration(Math.max(0, (Date.parse(time) - Date.now()) / 1000));
+
+/** Why a job waits, or what ended it: the words of its condition Ready. */
+function reasonNodes(job: Parameters<typeof readyOf>[0]): Node[] {
+  const ready = readyOf(job);
+  if (!ready) return [{ text: 'waits for the operator' }];
+  const words = `${ready.reason}: ${ready.message}`;
+  return [{ text: ready.status === 'False' ? `not ready: ${words}` : words }];
+}
+
+function progressNodes({ status }: Job): Node[] {
+  const { progress, checkpoint, restarts } = status ?? {};
+  const nodes: Node[] = [];
+  if (progress)
+    nodes.push({
+      text: `${bar(progress)} ${speedAndTime(progress)}`.trimEnd(),
+      children: [{ text: `last work ${age(progress.lastHeartbeatTime)} ago` }],
+    });
+  if (checkpoint) nodes.push({ text: `checkpoint of step ${checkpoint.step}: ${checkpoint.uri}` });
+  if (restarts && restarts.count + (restarts.disruptions ?? 0) > 0)
+    nodes.push({
+      text:
+        `restarts: ${restarts.count} that count, ${restarts.disruptions ?? 0} by others; ` +
+        `the last: ${restarts.lastReason}: ${restarts.lastMessage}`,
+    });
+  return nodes;
+}
+
+function attempts(pods: Pod[], current: number): Node[] {
+  const numbers = [...new Set([current, ...pods.map(attemptOf)])].sort((a, b) => b - a);
+  return numbers.map((attempt) => {
+    const own = pods.filter((pod) => attemptOf(pod) === attempt);
+    return { text: `attempt ${attempt}${own.length === 0 ? ': no pods' : ''}`, children: own.map(podNode) };
+  });
+}
+
+const podNode = (pod: Pod): Node => ({
+  text: [`${pod.metadata.name} (rank ${rankOf(pod)})`, stateOf(pod), pod.spec.nodeName].filter(Boolean).join('  '),
+});
+
+/** What a pod does, and why it does not run, in Kubernetes' words. */
+export function stateOf({ metadata, status = {} }: Pod): string {
+  const { phase = 'Pending', reason, message, conditions = [], containerStatuses = [] } = status;
+  const isReady = conditions.some(({ type, status: value }) => type === 'Ready' && value === 'True');
+  const unscheduled = conditions.find(({ type, status: value }) => type === 'PodScheduled' && value === 'False');
+  const state = containerStatuses.find(({ name }) => name === 'facetrain')?.state;
+  const words = (why: { reason?: string; message?: string }) => [why.reason, why.message].filter(Boolean).join(': ');
+  const details = [
+    metadata.deletionTimestamp === undefined ? '' : 'being deleted',
+    phase === 'Running' ? (isReady ? 'ready' : 'not ready') : '',
+    words({ ...(reason && { reason }), ...(message && { message }) }),
+    phase === 'Pending' && unscheduled ? words(unscheduled) : '',
+    state?.waiting ? words(state.waiting) : '',
+    state?.terminated ? `exit code ${state.terminated.exitCode}` : '',
+  ];
+  return [phase, ...details.filter((text) => text !== '')].join(', ');
+}
+
+const warningNode = (event: Event): Node => ({
+  text: `${age(timeOfEvent(event))} ago  ${event.reason}: ${event.message ?? ''}`,
+});
+
+const age = (time: string): string => duration(Math.max(0, (Date.now() - Date.parse(time)) / 1000));
+
+/** The tree in lines, with branches as in `tree`. */
+function draw({ text, children = [] }: Node, indent = ''): string {
+  const lines = children.map((child, index) => {
+    const isLast = index === children.length - 1;
+    return `${indent}${isLast ? '└─' : '├─'} ${draw(child, `${indent}${isLast ? '   ' : '│  '}`)}`;
+  });
+  return `${text}\n${lines.join('')}`;
+}
+
+/** Rows in columns of equal width, as kubectl prints them. */
+function columns(rows: string[][]): string {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows
+    .map(
+      (row) =>
+        `${row
+          .map((cell, i) => cell.padEnd(widths[i]!))
+          .join('  ')
+          .trimEnd()}\n`,
+    )
+    .join('');
+}
