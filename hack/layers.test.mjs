@@ -91,7 +91,7 @@ const ROOMS = [
 const TESTS = {
   '*': ['hack/lib/paths.mjs'],
   cli: ['operator'],
-  install: ['operator'],
+  install: ['operator', 'trainer-image'],
   'deploy/pulumi': ['operator', 'install'],
 };
 

@@ -38,6 +38,7 @@ export const paths = {
   install: ['helm', 'glua', 'kubectl', ...controlPlane, 'kueue'],
   'install/src/api-reference.test.ts': [],
   'install/src/kustomize.test.ts': ['kubectl'],
+  'install/src/monitoring.test.ts': ['helm', 'rulecheck'],
   bench: [],
   'bench/common': ['native'],
   'deploy/pulumi': ['helm', ...controlPlane],

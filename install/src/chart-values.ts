@@ -16,7 +16,8 @@ const section = <T extends z.ZodRawShape>(shape: T, description: string) =>
 const object = (value: Record<string, unknown>, description: string) =>
   z.record(z.string(), z.unknown()).default(value).describe(description);
 const list = (description: string) => z.array(z.record(z.string(), z.unknown())).default([]).describe(description);
-const labels = (description: string) => z.record(z.string(), z.string()).default({}).describe(description);
+const labels = (description: string, value: Record<string, string> = {}) =>
+  z.record(z.string(), z.string()).default(value).describe(description);
 
 const DURATION = /^([0-9]+(ms|[smhdwy]))+$/;
 const DIGEST = /^(sha256:[0-9a-f]{64})?$/;
@@ -162,6 +163,21 @@ export const Values = z.strictObject({
           labels: labels('Labels by which your Prometheus selects it.'),
         },
         'Metrics of the trainings. (If one of your policies closes the progress port, open it for your Prometheus.)',
+      ),
+      prometheusRule: section(
+        {
+          enabled: flag(false, 'Let the Prometheus operator load the alerts of `files/alerts.yaml`.'),
+          labels: labels('Labels by which your Prometheus selects them.'),
+        },
+        'Alerts about the operator and about trainings; those about trainings need the podMonitor.',
+      ),
+      dashboard: section(
+        {
+          enabled: flag(false, 'Make a ConfigMap with the dashboard of `files/dashboard.json`.'),
+          labels: labels('Labels by which the sidecar of Grafana finds it.', { grafana_dashboard: '1' }),
+          annotations: labels('Its annotations, such as that of its folder.'),
+        },
+        'A dashboard for Grafana.',
       ),
     },
     "For Prometheus. The monitors need its operator's CustomResourceDefinitions.",
