@@ -3,7 +3,7 @@
  *
  * - FaceTrainJob: all is kept. Indexes: places, `quota` (quota-rivals.ts).
  * - QuantizeJob: all is kept. Indexes: places.
- * - Pod: metadata, status, names of its node and its claims, priority, group. Indexes: places, `job` (uid), `name`
+ * - Pod: metadata, of its status what the planner reads, names of its node and its claims, priority, group. Indexes: places, `job` (uid), `name`
  *   (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
  * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
@@ -21,6 +21,7 @@ import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import type { Cluster } from './cluster-discovery.ts';
 import { waitedForQuota } from './quota-rivals.ts';
 import {
+  type ContainerStatus,
   configMaps,
   faceTrainJobs,
   networkPolicies,
@@ -45,6 +46,8 @@ export interface CachesOptions {
 }
 
 export type Caches = ReturnType<typeof makeCaches>;
+
+type PodStatus = NonNullable<PodObject['status']>;
 
 const CHILDREN_SELECTOR = `${MANAGED_BY.label}=${MANAGED_BY.value},${Label.jobUid}`;
 
@@ -110,6 +113,7 @@ function stripPod(pod: PodObject): PodObject {
   );
   return {
     ...pod,
+    ...(pod.status && { status: stripPodStatus(pod.status) }),
     spec: {
       ...(nodeName !== undefined && { nodeName }),
       ...(priority !== undefined && { priority }),
@@ -117,6 +121,28 @@ function stripPod(pod: PodObject): PodObject {
       ...(claimVolumes.length > 0 && { volumes: claimVolumes }),
       ...(sidecars.length > 0 && { initContainers: sidecars }),
     },
+  };
+}
+
+/** Keeps what PodObject lists. The rest (images, volumes and resources of containers, times) is most of a status. */
+function stripPodStatus(status: PodStatus): PodStatus {
+  const { phase, reason, message, podIP, conditions, initContainerStatuses, containerStatuses } = status;
+  const containers = (all: ContainerStatus[]) => all.map(({ name, state }) => ({ name, ...(state && { state }) }));
+  return {
+    ...(phase !== undefined && { phase }),
+    ...(reason !== undefined && { reason }),
+    ...(message !== undefined && { message }),
+    ...(podIP !== undefined && { podIP }),
+    ...(conditions && {
+      conditions: conditions.map((condition) => ({
+        type: condition.type,
+        status: condition.status,
+        ...(condition.reason !== undefined && { reason: condition.reason }),
+        ...(condition.message !== undefined && { message: condition.message }),
+      })),
+    }),
+    ...(initContainerStatuses && { initContainerStatuses: containers(initContainerStatuses) }),
+    ...(containerStatuses && { containerStatuses: containers(containerStatuses) }),
   };
 }
 
