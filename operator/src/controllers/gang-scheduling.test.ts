@@ -169,6 +169,75 @@ test('a gang is bound all or none; a restart gets its own PodGroup; a deleted jo
   await waitUntilNoChildren(ns);
 });
 
+test('an elastic gang goes on with the pods that have nodes, grows when a node comes, and is scaled', async (t) => {
+  await addNode(t, 'narrow', 2);
+  const ns = await TestNamespace.open(t, plane, 'elastic');
+  const elastic = { minReplicas: 2, maxReplicas: 4, scaleDownSeconds: 2, scaleUpSeconds: 2 };
+  await ns.applyFaceTrainJob('faces', gangOf(3, { elastic }));
+  const becomes = (...names: string[]) =>
+    eventually(async () => {
+      await reap(ns);
+      assert.deepEqual(await ns.names(pods), names);
+      for (const { metadata, spec } of await podsOf(ns)) assert(spec.nodeName !== undefined, metadata.name);
+    }, 60_000);
+  const desired = async () => (await ns.statusOf('faces')).trainers?.desired;
+  // The PodGroup lets two of three pods begin.
+  await becomes('faces-1-0', 'faces-1-1');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  assert.equal(await desired(), 2);
+  const holder = async () => (await podsOf(ns)).find(({ metadata: { name } }) => name === 'faces-1-2');
+  await eventually(async () =>
+    assert.deepEqual((await holder())!.metadata.labels!['facetrain.dev/placeholder'], 'true'),
+  );
+  assert.equal((await holder())!.spec.schedulingGroup, undefined);
+
+  await addNode(t, 'another', 1);
+  // The placeholder keeps its place while trainers end.
+  await eventually(async () => assert.equal((await ns.statusOf('faces')).attempt, 2), 60_000);
+  await eventually(async () => {
+    const trainers = (await podsOf(ns)).filter(
+      ({ metadata }) => metadata.labels?.['facetrain.dev/placeholder'] === undefined,
+    );
+    assert(trainers.length === 2 && trainers.every(({ metadata }) => metadata.deletionTimestamp !== undefined));
+  });
+  await settle();
+  assert.equal((await holder())!.metadata.deletionTimestamp, undefined);
+  await becomes('faces-2-0', 'faces-2-1', 'faces-2-2');
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+
+  const scale = (await ns.patch(faceTrainJobs, 'faces', { spec: { replicas: 2 } }, 'scale')) as unknown as {
+    spec: { replicas: number };
+    status: { replicas: number; selector: string };
+  };
+  const { metadata } = await ns.get(faceTrainJobs, 'faces');
+  assert.deepEqual(
+    [scale.spec, scale.status],
+    [{ replicas: 2 }, { replicas: 3, selector: `facetrain.dev/job-uid=${metadata.uid}` }],
+  );
+  await becomes('faces-3-0', 'faces-3-1');
+  const { restarts, scaling } = await ns.statusOf('faces');
+  assert.equal(restarts, undefined);
+  assert.deepEqual(
+    scaling!.history.map(({ attempt, trainers, reason }) => [attempt, trainers, reason]),
+    [
+      [1, 2, 'ScaledDown'],
+      [2, 3, 'ScaledUp'],
+      [3, 2, 'ScaledDown'],
+    ],
+  );
+  await assert.rejects(
+    ns.patch(faceTrainJobs, 'faces', { spec: { replicas: 5 } }, 'scale'),
+    /trainers\.replicas must be at least elastic\.minReplicas and at most elastic\.maxReplicas/,
+  );
+  await ns.delete(faceTrainJobs, 'faces');
+  await eventually(async () => {
+    await reap(ns);
+    assert.deepEqual(await ns.names(pods), []);
+  });
+});
+
 test('a job that is deleted before its pods are created leaves no children', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'early');
   ns.operator.proxy.fail('POST', /\/pods(\?|$)/, 500, { times: 1000 });

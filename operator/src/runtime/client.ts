@@ -173,7 +173,7 @@ export class Client {
     namespace: string | null,
     name: string,
     patch: object,
-    subresource?: 'status',
+    subresource?: 'status' | 'scale',
   ): Promise<T> {
     const path = objectPath(resource, namespace, name);
     return this.#json<T>('PATCH', subresource ? `${path}/${subresource}` : path, {

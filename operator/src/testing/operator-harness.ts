@@ -178,7 +178,7 @@ export class TestNamespace {
     resource: Resource<T>,
     name: string,
     patch: object,
-    subresource?: 'status',
+    subresource?: 'status' | 'scale',
   ): Promise<T> {
     return this.plane.client.patch(resource, this.namespace, name, patch, subresource);
   }

@@ -1,6 +1,7 @@
 /** The program around its modes: configuration, ranks, progress server, exit codes. */
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, networkInterfaces, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
@@ -321,6 +322,17 @@ test('command lines that are not understood', () => {
   const help = run(['--help']);
   assert.equal(help.status, 0);
   assert.match(help.stdout, /^Usage: facetrain-trainer/);
+});
+
+test('hold-place waits for SIGTERM, and then has succeeded', async (t) => {
+  const holder = spawn(process.execPath, [MAIN, 'hold-place'], { stdio: ['ignore', 'ignore', 'pipe'] });
+  t.after(() => holder.kill('SIGKILL'));
+  const exited = once(holder, 'exit');
+  const [line] = (await once(holder.stderr, 'data')) as [Buffer];
+  assert.match(line.toString(), /holding the place of a trainer/);
+  assert.equal(holder.exitCode, null);
+  holder.kill('SIGTERM');
+  assert.deepEqual(await exited, [0, null]);
 });
 
 test('fetch copies a file; one that is missing is refused', async () => {
