@@ -22,6 +22,8 @@ export const OUTPUT = {
 /** Files of an INT7 artifact, in its folder. `manifest` is written last: an artifact without it is incomplete. */
 export const ARTIFACT = {
   model: 'model.int7.onnx',
+  /** The same network in the form that TensorRT reads. */
+  tensorRtModel: 'model.int7.trt.onnx',
   scales: 'scales.json',
   report: 'report.json',
   reportHtml: 'report.html',

@@ -77,7 +77,9 @@ export const QuantizeConfig = z.strictObject({
   outputDirectory: z
     .string()
     .min(1)
-    .describe('Receives model.int7.onnx, scales.json, report.json, report.html, and manifest.json last.'),
+    .describe(
+      'Receives model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, report.html, and manifest.json last.',
+    ),
   computeThreads: computeThreads.nullable().describe('null: the container’s CPUs.'),
   progress: z
     .strictObject({ host: z.string(), port: z.int().min(0).max(65535) })

@@ -315,7 +315,10 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with 
 inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant'))
   .requiredOption('--model <file>', 'the FP32 model')
   .requiredOption('--calibration <dataset>', 'folder of a dataset')
-  .requiredOption('--out <folder>', 'receives model.int7.onnx, scales.json, report.json, report.html, manifest.json')
+  .requiredOption(
+    '--out <folder>',
+    'receives model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, report.html, manifest.json',
+  )
   .addOption(
     new Option('--images <n>', 'pictures drawn for the search')
       .argParser(wholeNumber(calibrationImages))

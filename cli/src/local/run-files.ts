@@ -49,7 +49,14 @@ const CHECKPOINT_FILES = [
   /retired(-[0-9a-f]{16})?\.json/,
 ];
 /** The manifest first: without it the others are no artifact. */
-const ARTIFACT_FILES = [ARTIFACT.manifest, ARTIFACT.model, ARTIFACT.scales, ARTIFACT.report, ARTIFACT.reportHtml];
+const ARTIFACT_FILES = [
+  ARTIFACT.manifest,
+  ARTIFACT.model,
+  ARTIFACT.tensorRtModel,
+  ARTIFACT.scales,
+  ARTIFACT.report,
+  ARTIFACT.reportHtml,
+];
 /** Folders of artifacts that were set aside: int7-1, int7-2, … */
 const setAside = (artifact: string): string[] =>
   names(dirname(artifact))

@@ -93,7 +93,14 @@ async function writeModel(uid: string): Promise<void> {
   );
 }
 
-const ARTIFACT = ['model.int7.onnx', 'scales.json', 'report.json', 'report.html', 'manifest.json'];
+const ARTIFACT = [
+  'model.int7.onnx',
+  'model.int7.trt.onnx',
+  'scales.json',
+  'report.json',
+  'report.html',
+  'manifest.json',
+];
 const writeArtifact = async (folder = 'int7', uid = 'before') => {
   const files: Record<string, { sha256: string; bytes: number }> = {};
   for (const name of ARTIFACT.slice(0, -1)) {

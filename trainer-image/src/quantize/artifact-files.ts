@@ -15,20 +15,24 @@ import { FORMAT_METADATA, INT7_FORMAT } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
-import { encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
+import { type EncodeInt7Options, encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
 
 /**
  * @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel
  * order
+ * @param runtime whose form it has (qdq.ts)
  */
 export function modelFile(
   graph: LayerGraph,
   scales: Scales,
   origin: { source: string; calibration: string; channelOrder: ChannelOrder },
+  runtime: NonNullable<EncodeInt7Options['runtime']> = 'onnxruntime',
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
   const metadata = {
-    [FORMAT_METADATA]: INT7_FORMAT,
+    // Our readers read no other form.
+    ...(runtime === 'onnxruntime' && { [FORMAT_METADATA]: INT7_FORMAT }),
+    'facetrain.bits': '7',
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',
     [CHANNEL_ORDER_METADATA]: channelOrder,
@@ -39,7 +43,7 @@ export function modelFile(
   const range = `range ${file ? rangeText(file) : '-1..1'}`;
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
   const doc = `Face embedding in 7-bit integers. Input: ${input.join(', ')}.`;
-  return encodeOnnx(encodeInt7(graph, scales), { metadata, doc });
+  return encodeOnnx(encodeInt7(graph, scales, { runtime }), { metadata, doc });
 }
 
 export function scalesFile(scales: Scales): string {

@@ -102,6 +102,7 @@ test('the published model has close results in ONNX Runtime and in our runtime',
   assert.deepEqual((await readdir(to)).sort(), [
     'manifest.json',
     'model.int7.onnx',
+    'model.int7.trt.onnx',
     'report.html',
     'report.json',
     'scales.json',

@@ -155,6 +155,49 @@ test('ONNX Runtime computes it in integers', async () => {
   }
 });
 
+/** The outputs for one picture of numbers between -1 and 1. */
+async function outputsOf(graph: Graph): Promise<number[]> {
+  const session = await ort.InferenceSession.create(encodeOnnx(graph), { intraOpNumThreads: 1, logSeverityLevel: 3 });
+  try {
+    const { channels, height, width } = graph.input;
+    const data = Float32Array.from({ length: channels * height * width }, (_, i) => ((i * 7919) % 255) / 127.5 - 1);
+    const feeds = { [session.inputNames[0]!]: new ort.Tensor('float32', data, [1, channels, height, width]) };
+    const results = await session.run(feeds);
+    return session.outputNames.flatMap((name) => [...(results[name]!.data as Float32Array)]);
+  } finally {
+    await session.release();
+  }
+}
+
+describe('the form for TensorRT', () => {
+  const written = Object.entries(NETWORKS).map(([name, build]) => {
+    const layers = fold(build());
+    const scales = plainScales(layers);
+    const [ours, tensorRt] = [encodeInt7(layers, scales), encodeInt7(layers, scales, { runtime: 'tensorrt' })];
+    return { name, ours, tensorRt };
+  });
+
+  test('has int8 alone, and zero points of 0', () => {
+    for (const { tensorRt } of written)
+      for (const { op, inputs } of tensorRt.nodes) {
+        if (op !== 'QuantizeLinear' && op !== 'DequantizeLinear') continue;
+        const zeros = tensorRt.initializers[inputs[2]!]!.data;
+        assert.ok(zeros instanceof Int8Array && zeros.every((zero) => zero === 0), inputs[2]);
+      }
+    checkWithOnnx(Object.fromEntries(written.map(({ name, tensorRt }) => [name, encodeOnnx(tensorRt)])));
+  });
+
+  for (const { name, ours, tensorRt } of written)
+    test(`computes the same: ${name}`, async () => {
+      const [expected, found] = [await outputsOf(ours), await outputsOf(tensorRt)];
+      const dot = (a: number[], b: number[]) => a.reduce((sum, value, i) => sum + value * b[i]!, 0);
+      // Biases are added in FP32, so single integers differ by one.
+      const cosine = dot(expected, found) / Math.sqrt(dot(expected, expected) * dot(found, found));
+      assert.ok(cosine > 0.9999, `${cosine}`);
+      assert.equal(expected.length, found.length);
+    });
+});
+
 describe('a graph that encodeInt7 did not write is refused', () => {
   const file = (): Graph => throughFile(encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet()))));
   const changed = (suffix: string, change: (data: Record<number, number>) => void) => () => {
@@ -174,6 +217,10 @@ describe('a graph that encodeInt7 did not write is refused', () => {
     'a model with Clip': {
       build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { clamp: true }),
       expected: /^node "data\.clamped" \(Clip\): it reads "data" unquantized; /,
+    },
+    'the form for TensorRT': {
+      build: () => encodeInt7(fold(smallFaceNet()), plainScales(fold(smallFaceNet())), { runtime: 'tensorrt' }),
+      expected: /^node "data\.quantized": its zero point is not the uint8 128; /,
     },
     'a weight beyond 7 bits': {
       build: changed('.weight.quantized', (data) => (data[3] = 64)),

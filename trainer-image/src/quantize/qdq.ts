@@ -12,6 +12,8 @@
  *   it computes residual additions in float.
  * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
  *   and after each Flatten, there with the same scale.
+ * - TensorRT wants int8 activations with zero point 0, and biases in FP32. It gets a file of its own, which decodeInt7
+ *   does not read.
  * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
  *   accuracy.
  */
@@ -59,12 +61,18 @@ export function sharedScales(graph: LayerGraph): (tensor: string) => string {
   return scaleOf;
 }
 
+export interface EncodeInt7Options {
+  /** ONNX Runtime's form, which decodeInt7 and our runtime read, too; or TensorRT's. */
+  runtime?: 'onnxruntime' | 'tensorrt';
+  clamp?: boolean;
+}
+
 /**
  * @param clamp clamps operands at ±63 in other runtimes, too. ONNX Runtime then computes convolutions in float, so this
  * is for comparisons only.
  */
-export function encodeInt7(layers: LayerGraph, scales: Scales, { clamp = false } = {}): Graph {
-  return new QdqWriter(writeLayers(layers), scales, clamp).write();
+export function encodeInt7(layers: LayerGraph, scales: Scales, options: EncodeInt7Options = {}): Graph {
+  return new QdqWriter(writeLayers(layers), scales, options).write();
 }
 
 /** Copies an FP32 graph and puts Q/DQ pairs between its nodes; weights and biases become dequantized integers. */
@@ -73,6 +81,7 @@ class QdqWriter {
   private readonly written: WrittenLayers;
   private readonly scales: Scales;
   private readonly clamp: boolean;
+  private readonly forTensorRt: boolean;
   private readonly names: UniqueNames;
   private readonly nodes: GraphNode[] = [];
   private readonly initializers: Record<string, Tensor> = {};
@@ -81,12 +90,13 @@ class QdqWriter {
   /** Views of tensors that stay FP32. */
   private readonly realViews = new Set<string>();
 
-  constructor(written: WrittenLayers, scales: Scales, clamp: boolean) {
+  constructor(written: WrittenLayers, scales: Scales, { runtime = 'onnxruntime', clamp = false }: EncodeInt7Options) {
     const float = written.graph;
     this.float = float;
     this.written = written;
     this.scales = scales;
     this.clamp = clamp;
+    this.forTensorRt = runtime === 'tensorrt';
     this.names = new UniqueNames([float.input.name, ...float.nodes.flatMap(({ name, outputs }) => [name, ...outputs])]);
   }
 
@@ -140,7 +150,7 @@ class QdqWriter {
     }
     const parameters = [
       this.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))),
-      this.constant('zero_point', scalar(Uint8Array.of(ZERO_POINT))),
+      this.constant('zero_point', scalar(this.forTensorRt ? Int8Array.of(0) : Uint8Array.of(ZERO_POINT))),
     ];
     const integers = this.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
     const dequantized = this.node(`${value}.dequantized`, 'DequantizeLinear', [integers, ...parameters]);
@@ -156,6 +166,10 @@ class QdqWriter {
     const values = this.scales.biases[layer]!;
     const scales = biasScales(this.scales.tensors[input]!.scale, weightScales);
     const integers = { dims: [values.length], data: values };
+    if (this.forTensorRt) {
+      const real = Float32Array.from(values, (value, output) => value * scales[output]!);
+      return this.constant(`${layer}.bias`, { dims: integers.dims, data: real });
+    }
     return this.perOutputChannel(`${layer}.bias`, integers, scales, new Int32Array(values.length));
   }
 
@@ -200,7 +214,7 @@ class QdqWriter {
   }
 }
 
-function scalar(data: Float32Array | Uint8Array): Tensor {
+function scalar(data: Float32Array | Uint8Array | Int8Array): Tensor {
   return { dims: [], data };
 }
 

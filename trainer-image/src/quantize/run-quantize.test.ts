@@ -31,7 +31,7 @@ import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-ser
 import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
 import { runQuantize } from './run-quantize.ts';
 
-const FILES = ['manifest.json', 'model.int7.onnx', 'report.html', 'report.json', 'scales.json'];
+const FILES = ['manifest.json', 'model.int7.onnx', 'model.int7.trt.onnx', 'report.html', 'report.json', 'scales.json'];
 
 let server: S3Server;
 let inputs: string;

@@ -162,11 +162,12 @@ async function quantizeInto(
   checkFound(found.layers, config.model.path);
 
   // ---- The model file ----
-  const modelBytes = modelFile(found.graph, found.scales, {
+  const origin = {
     source: source.file.sha256,
     calibration: calibration.sha256,
     channelOrder: config.model.channelOrder,
-  });
+  };
+  const modelBytes = modelFile(found.graph, found.scales, origin);
   // The manifest of an earlier run describes files that change now.
   await output.remove(join(outputDirectory, ARTIFACT.manifest));
   await output.write(join(outputDirectory, ARTIFACT.model), modelBytes);
@@ -215,7 +216,11 @@ async function quantizeInto(
     gate: checkGate(config.gate, metrics),
   };
   progress.update({ stage: 'Publishing' });
-  const files = { [ARTIFACT.scales]: scalesFile(found.scales), ...reportFiles(report) };
+  const files = {
+    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
+    [ARTIFACT.scales]: scalesFile(found.scales),
+    ...reportFiles(report),
+  };
   for (const [name, content] of Object.entries(files)) await output.write(join(outputDirectory, name), content);
 
   // ---- The gate ----
