@@ -1,11 +1,8 @@
-// What exact integer Winograd would bring to a 3x3 convolution on AVX2:
-// F(2x2,3x3) and F(4x4,3x3) (Lavin and Gray, arXiv 1509.09308) beside
-// native/int7's direct convolution, by turns, for layers of IResNet-50.
-// Transformed operands and weights are int16, products are summed in int32 by
-// vpmaddwd. Transforms are linear over the integers, so int32 may wrap as long
-// as the scaled result fits; that result is then divided without a remainder.
-// Every way has to give the same sums bit for bit. Prints a table and JSON.
-// Built for AVX2 (native/CMakeLists.txt).
+// What exact integer Winograd would bring to a 3x3 convolution on AVX2: F(2x2,3x3) and F(4x4,3x3) (Lavin and Gray,
+// arXiv 1509.09308) beside native/int7's direct convolution, by turns, for layers of IResNet-50. Transformed operands
+// and weights are int16, products are summed in int32 by vpmaddwd. Transforms are linear over the integers, so int32
+// may wrap as long as the scaled result fits; that result is then divided without a remainder. Every way has to give
+// the same sums bit for bit. Prints a table and JSON. Built for AVX2 (native/CMakeLists.txt).
 #include <immintrin.h>
 
 #include <algorithm>
@@ -24,13 +21,11 @@ namespace {
 using facetrain::int7::kOperandZero;
 using facetrain::int7::kVector;
 
-constexpr int kTiles = 6;    // tiles that are multiplied together: their sums of
-                             // 16 channels fill the registers
+constexpr int kTiles = 6;    // that are multiplied together: their sums of 16 channels fill the registers
 constexpr int kRounds = 25;  // of which the fastest counts
 constexpr int kChunk = 12;   // steps that the direct convolution sums in int16, a usual length
 
-// A layer of stride 1 with padding 1. Memory is as in native/int7: operands
-// [height + 2][width + 2][in] of q + 64.
+// A layer of stride 1 with padding 1. Memory is as in native/int7: operands [height + 2][width + 2][in] of q + 64.
 struct Layer {
   int size, in, out;
   std::vector<uint8_t> x;
@@ -44,8 +39,7 @@ Layer random_layer(int size, int channels) {
   std::mt19937 source(5);
   std::uniform_int_distribution<int> operand(-63, 63), weight(-20, 20);
   Layer layer{size, channels, channels, {}, {}};
-  // Tiles beyond the last row and column read further rows; their results are
-  // discarded.
+  // Tiles beyond the last row and column read further rows; their results are discarded.
   layer.x.assign(layer.row() * (size + 6) + 64, kOperandZero);
   for (int y = 1; y <= size; ++y) {
     for (int i = 0; i < size * channels; ++i) {
@@ -57,8 +51,7 @@ Layer random_layer(int size, int channels) {
   return layer;
 }
 
-// Packed weights and biases of the direct convolution, and its loop over tiles.
-// sums [pixel][out].
+// Packed weights and biases of the direct convolution, and its loop over tiles. sums [pixel][out].
 class Direct {
  public:
   explicit Direct(const Layer& layer) : layer_(layer), steps_(3 * layer.in / 4), bias_(layer.out) {
@@ -119,8 +112,7 @@ inline __m256i shift32(__m256i a) {
   return _mm256_slli_epi32(a, S);
 }
 
-// One axis of F(2,3). Operands of 63 become at most 252 in both axes, weights
-// 567; results are times 4.
+// One axis of F(2,3). Operands of 63 become at most 252 in both axes, weights 567; results are times 4.
 struct TwoByThree {
   static constexpr int kOutputs = 2, kInputs = 4;
   static constexpr int kFilter[4][3] = {{2, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 2}};
@@ -137,9 +129,8 @@ struct TwoByThree {
   static __m256i unscaled(__m256i y) { return _mm256_srai_epi32(y, 2); }
 };
 
-// One axis of F(4,3). Operands of 63 become at most 6300 in both axes, weights
-// 9072: the last row of the filter is a quarter of the others' scale, which
-// output() makes up for, else it would exceed an int16. Results are times 576.
+// One axis of F(4,3). Operands of 63 become at most 6300 in both axes, weights 9072: the last row of the filter is a
+// quarter of the others' scale, which output() makes up for, else it would exceed an int16. Results are times 576.
 struct FourByThree {
   static constexpr int kOutputs = 4, kInputs = 6;
   static constexpr int kFilter[6][3] = {{6, 0, 0}, {-4, -4, -4}, {-4, 4, -4}, {1, 2, 4}, {1, -2, 4}, {0, 0, 6}};
@@ -285,16 +276,14 @@ class Winograd {
   std::vector<int32_t> products_;
 };
 
-// The processor time of this thread, so that other work on the machine takes
-// less part in it.
+// The processor time of this thread, so that other work on the machine takes less part in it.
 double seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-// GMAC/s of the direct convolution's products; the fastest of rounds, in which
-// all ways run by turns.
+// GMAC/s of the direct convolution's products; the fastest of rounds, in which all ways run by turns.
 bool measure(int size, int channels, bool last) {
   const Layer layer = random_layer(size, channels);
   const Direct direct(layer);
