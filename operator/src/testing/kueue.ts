@@ -3,9 +3,8 @@
  * `npm run setup -- --test` builds. The API server does not call its webhooks, as it finds no Service in these tests.
  */
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { mkdtemp, readdir, readFile, rename, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { parse } from 'yaml';
 import { moduleFiles } from '../../../hack/lib/paths.mjs';
 import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
@@ -65,8 +64,9 @@ export async function startKueue(plane: ControlPlane, configuration: object = {}
       metadata: { name: `kueue-${type.toLowerCase()}-webhook-configuration` },
       webhooks: [],
     });
-  const folder = await mkdtemp(join(tmpdir(), 'facetrain-kueue-'));
-  process.once('exit', () => void rm(folder, { recursive: true, force: true }));
+  const kubeconfig = await plane.kubeconfig();
+  // Beside the kubeconfig: `stop` of the control plane removes it.
+  const folder = await mkdtemp(join(dirname(kubeconfig), 'kueue-'));
   const [health, webhook] = await freePorts(2);
   const file = join(folder, 'config.yaml');
   await writeFile(
@@ -83,7 +83,6 @@ export async function startKueue(plane: ControlPlane, configuration: object = {}
       ...configuration,
     }),
   );
-  const kubeconfig = await plane.kubeconfig();
   // Its visibility server would need permissions in kube-system.
   const args = ['--config', file, '--kubeconfig', kubeconfig, '--feature-gates=VisibilityOnDemand=false'];
   const child = plane.run('kueue', args);
