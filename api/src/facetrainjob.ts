@@ -36,12 +36,14 @@ import {
   embeddingDim,
   epochs,
   everyEpochs,
+  fromEpoch,
   globalBatchSize,
   gradientClipNorm,
   keep,
   keepBest,
   learningRate,
   loaderThreads,
+  MAX_SAMPLE_RATE_CHANGES,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
   MAX_SETS,
@@ -261,6 +263,30 @@ const loss = section(
           '0.1 beyond.',
       ),
     interclassFilter: cosine
+    sampleRateChanges: rules(
+      z
+        .array(
+          z.strictObject({
+            fromEpoch: fromEpoch.describe('The epoch that begins with this rate, counted from 0; may be a fraction.'),
+            rate: sampleRate.describe('Fraction of the negatives from there on.'),
+          }),
+        )
+        .max(MAX_SAMPLE_RATE_CHANGES)
+        .meta({ 'x-kubernetes-list-type': 'atomic' })
+        .default([])
+        .describe(
+          'Other sample rates later in the training, such as {fromEpoch: 18, rate: 1} after a start with few negatives ' +
+            '(LVFace, arXiv 2501.13420). Memory is planned for the largest. Which rate a step has depends on its ' +
+            'number alone, so a restart changes nothing.',
+        ),
+      [
+        {
+          cel: 'self.all(a, self.exists_one(b, b.fromEpoch == a.fromEpoch))',
+          message: 'each fromEpoch may have one rate',
+          check: (changes) => new Set(changes.map(({ fromEpoch: from }) => from)).size === changes.length,
+        },
+      ],
+    ),
       .optional()
       .describe(
         'Negatives with a larger cosine are ignored: they may be mislabeled images of the same person ' +

@@ -38,6 +38,7 @@ export {
   verificationPairs,
 } from './ranges.ts';
 export * from './row-state.ts';
+export * from './sample-rates.ts';
 export * from './schema-rules.ts';
 export * from './shared-defaults.ts';
 export * from './step-stages.ts';

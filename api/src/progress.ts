@@ -73,6 +73,7 @@ export const Progress = z.strictObject({
     .describe('Where the time of a step goes on rank 0: the mean of the last steps by stage.'),
   loss: z.number().nullable().describe('Mean loss of the last steps.'),
   learningRate: z.number().nullable(),
+  sampleRate: z.number().nullable().optional().describe('Fraction of the negatives that the last step scored.'),
   etaSeconds: z.number().min(0).nullable(),
   evaluations: z
     .array(EvaluationResult.extend({ set: setName }))

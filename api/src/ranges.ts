@@ -25,6 +25,10 @@ export const gradient = z.enum(['exact', 'straightThrough']);
 /** Scale s of the logits. */
 export const scale = z.number().gt(0).max(512);
 export const sampleRate = z.number().gt(0).max(1);
+/** Changes of the sample rate in a training. */
+export const MAX_SAMPLE_RATE_CHANGES = 16;
+/** From which a sample rate holds; may be a fraction. */
+export const fromEpoch = z.number().gt(0).max(100_000);
 export const cosine = z.number().min(-1).max(1);
 
 /** A share of a dataset's pictures. */

@@ -98,6 +98,8 @@ export const TrainReport = z.strictObject({
         epoch: z.number(),
         loss: z.number(),
         learningRate: z.number(),
+        // Absent in reports of before.
+        sampleRate: z.number().optional(),
         imagesPerSecond: z.number(),
       }),
     )

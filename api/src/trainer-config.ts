@@ -15,6 +15,7 @@ import {
   embeddingDim,
   epochs,
   everyEpochs,
+  fromEpoch,
   globalBatchSize,
   gradient,
   gradientClipNorm,
@@ -23,6 +24,7 @@ import {
   keep,
   keepBest,
   loaderThreads,
+  MAX_SAMPLE_RATE_CHANGES,
   MAX_SETS,
   m1,
   m2,
@@ -77,6 +79,11 @@ const Loss = z.strictObject({
     'Sample rate r of Partial FC: the fraction of negative class centres scored in a step.',
   ),
   interclassFilter: cosine
+  sampleRateChanges: z
+    .array(z.strictObject({ fromEpoch, rate: sampleRate }))
+    .max(MAX_SAMPLE_RATE_CHANGES)
+    .default([])
+    .describe('Other sample rates, each from an epoch on, by ascending epoch.'),
     .nullable()
     .describe('Negatives whose cosine exceeds this are ignored (arXiv 2203.15565); null: off.'),
   rows: z

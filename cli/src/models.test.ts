@@ -101,7 +101,7 @@ async function startTraining(file: string, output: string | undefined, scratch: 
   const ranks = { rank: 0, size: 1, masterAddr: '127.0.0.1', masterPort, localRank: 0, localSize: 1 };
   const program = { log: pino({ level: 'silent' }), progress: createBoard(config.job, 'Preflight'), signal };
   const graph = await backboneGraph(config);
-  const dataset = { images: PICTURES, numClasses: IDENTITIES };
+  const dataset = { images: PICTURES, numClasses: IDENTITIES, stepsPerEpoch: 1 };
   const session = await openSession({ ...config, device: 'cpu', computeThreads: 1 }, graph, dataset, ranks, program);
   await session.close();
 }

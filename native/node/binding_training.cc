@@ -196,6 +196,16 @@ Margin margin_from(const Napi::Object& from) {
           .straight_through = text_of(from, "gradient") == "straightThrough"};
 }
 
+std::vector<SampleRateChange> sample_rate_changes_from(const Napi::Object& from) {
+  const auto list = from.Get("sampleRateChanges").As<Napi::Array>();
+  std::vector<SampleRateChange> changes;
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto change = list.Get(i).As<Napi::Object>();
+    changes.push_back({static_cast<uint64_t>(integer_of(change, "fromStep")), number_of(change, "rate")});
+  }
+  return changes;
+}
+
 SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous,
                                     int64_t embedding_dim) {
   const auto seed = static_cast<uint64_t>(integer_of(from, "seed"));
@@ -209,7 +219,8 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                   .interclass_filter = optional_number_of(from, "interclassFilter"),
                   .bf16_rows = text_of(from, "rowsPrecision") == "bf16",
                   .row_optimizer = row_optimizer_of(text_of(from, "rowsOptimizer")).value(),
-                  .dense_update = text_of(from, "rowUpdate") == "dense"},
+                  .dense_update = text_of(from, "rowUpdate") == "dense",
+                  .sample_rate_changes = sample_rate_changes_from(from)},
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,
                    .size = rendezvous.size,

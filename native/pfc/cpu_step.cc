@@ -282,11 +282,12 @@ void CpuStep::draw_rows() {
 // Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
 // that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
 std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& positives) {
-  if (options_.sample_rate >= 1 && retired_.empty()) {
+  const double rate = options_.sample_rate_at(step);
+  if (rate >= 1 && retired_.empty()) {
     if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, at::kLong);
     return positives;
   }
-  const ClassSample sample(options_.seed, step, options_.sample_rate);
+  const ClassSample sample(options_.seed, step, rate);
   const int64_t share = (rows_.count + static_cast<int64_t>(workers_.size()) - 1) / std::ssize(workers_);
   for_workers([&](Worker& worker) {
     const int64_t begin = std::min((&worker - workers_.data()) * share, rows_.count),

@@ -128,8 +128,6 @@ class Step final : public HeadStep {
       set_norm_statistics({});
     }
     cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
-    if (all()) return;
-    make_sample_memory();
   }
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
@@ -164,18 +162,13 @@ class Step final : public HeadStep {
     }
     drawn_.reset();
     release_rows();
-    if (all()) {
-      count_.fill_(rows_.count);
-    } else {
-      make_sample_memory();
-    }
   }
 
   void release_rows() override { unit_rows_ = at::Tensor(); }
 
   at::Tensor sampled() const override {
     if (!gradient_.defined()) return at::empty({0}, of(at::kLong));
-    return all() ? at::arange(rows_.count, of(at::kLong)) : sampled_.narrow(0, 0, count_.item<int>());
+    return all_ ? at::arange(rows_.count, of(at::kLong)) : sampled_.narrow(0, 0, count_.item<int>());
   }
 
   at::Tensor sampled_gradient() const override {
@@ -203,12 +196,12 @@ class Step final : public HeadStep {
   at::TensorOptions of(at::ScalarType type) const { return at::TensorOptions(device_).dtype(type); }
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()).stream(); }
   int64_t dim() const { return options_.embedding_dim; }
-  // Whether every row is in every sample: then there is no list of them.
-  bool all() const { return options_.sample_rate >= 1 && !live_words_.defined(); }
+  // Whether every row is in the sample of a step: then there is no list of them.
+  bool all_at(uint64_t step) const { return options_.sample_rate_at(step) >= 1 && !live_words_.defined(); }
   int64_t word_count() const { return (rows_.count + 31) / 32; }
 
   cuda::Sampled sample() const {
-    return {all() ? nullptr : sampled_.const_data_ptr<int64_t>(), count_.const_data_ptr<int32_t>(), capacity_};
+    return {all_ ? nullptr : sampled_.const_data_ptr<int64_t>(), count_.const_data_ptr<int32_t>(), capacity_};
   }
   cuda::RowGradient row_gradient() const {
     return {numbers(gradient_), inverse_norms_.const_data_ptr<float>(), static_cast<float>(gradient_unit_)};
@@ -233,11 +226,12 @@ class Step final : public HeadStep {
   const at::Tensor weight_, momentum_;
 
   at::Tensor live_words_;  // as words_: the rows that are not retired; undefined: all
-  // The sample of the last step, and the negatives of step drawn_.
+  // The sample of the last step, and the negatives of step drawn_. The words are made when a step first needs them.
   at::Tensor words_, word_offsets_, offsets_, sampled_, count_, next_words_;
   LateCount negatives_;
   std::optional<uint64_t> drawn_;
   int64_t capacity_ = 0;
+  bool all_ = true;  // of the last step: all_at. Then count_ is the number of rows
 
   at::Tensor statistics_;  // [2] float64: NormStatistics, of AdaFace
 
@@ -245,12 +239,13 @@ class Step final : public HeadStep {
   uint64_t step_ = 0;
   at::Tensor packed_, inverse_norms_, gradient_;
   double gradient_unit_ = 1;
-  // All rows at unit length, up to date, if all are sampled in every step; undefined after somebody wrote to the rows.
+  // All rows at unit length, up to date, if the last step sampled all; undefined after somebody wrote to the rows.
   at::Tensor unit_rows_;
 };
 
 void Step::draw_negatives(uint64_t step) {
-  cuda::sample_negatives(ClassSample(options_.seed, step, options_.sample_rate), rows_.first, rows_.count,
+  if (!words_.defined()) make_sample_memory();
+  cuda::sample_negatives(ClassSample(options_.seed, step, options_.sample_rate_at(step)), rows_.first, rows_.count,
                          bits(next_words_), stream());
   if (live_words_.defined()) next_words_.bitwise_and_(live_words_);
   cuda::count_sample(bits(next_words_), rows_.count, offsets_.data_ptr<int32_t>(),
@@ -260,7 +255,10 @@ void Step::draw_negatives(uint64_t step) {
 }
 
 void Step::choose_rows(uint64_t step, int64_t batch) {
-  if (all()) {
+  const bool before = all_;
+  all_ = all_at(step);
+  if (all_) {
+    if (!before) count_.fill_(rows_.count);
     capacity_ = round_up(rows_.count, cuda::kCapacityStep);
     return;
   }
@@ -272,7 +270,7 @@ void Step::choose_rows(uint64_t step, int64_t batch) {
   cuda::count_sample(bits(words_), rows_.count, offsets_.data_ptr<int32_t>(), count_.data_ptr<int32_t>(), stream());
   cuda::list_sample(bits(words_), rows_.count, offsets_.const_data_ptr<int32_t>(), sampled_.data_ptr<int64_t>(),
                     word_offsets_.data_ptr<int32_t>(), stream());
-  draw_negatives(step + 1);
+  if (!all_at(step + 1)) draw_negatives(step + 1);
 }
 
 PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
@@ -301,17 +299,17 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
                               doubles[1].data_ptr<double>()};
   auto* const statistics = statistics_.defined() ? static_cast<NormStatistics*>(statistics_.data_ptr()) : nullptr;
   if (statistics != nullptr) cuda::follow_norms(packed, batch, d, statistics, stream());
-  cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all() ? nullptr : bits(words_),
-                     all() ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, statistics, scale,
+  cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all_ ? nullptr : bits(words_),
+                     all_ ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, statistics, scale,
                      targets, stream());
-  if (!all() || !unit_rows_.defined()) {
+  if (!all_ || !unit_rows_.defined()) {
     unit_rows_ = at::empty({capacity_, d}, of(low_));
     inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
     cuda::gather_unit_rows(numbers(weight_), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(),
                            stream());
   }
   const at::Tensor rows = unit_rows_;
-  if (!all()) unit_rows_ = at::Tensor();
+  if (!all_) unit_rows_ = at::Tensor();
   const at::Tensor features = at::empty({batch, d}, of(low_));
   cuda::scale_features(packed, nullptr, batch, d, numbers(features), stream());
 

@@ -36,13 +36,19 @@ struct RowRange {
 // num_classes % size ranks.
 RowRange row_range(int64_t num_classes, int rank, int size);
 
+// Another sample rate, from a step on.
+struct SampleRateChange {
+  uint64_t from_step;
+  double rate;
+};
+
 // No defaults for what users set: those are in api/src/facetrainjob.ts.
 struct PfcOptions {
   int64_t num_classes;
   int64_t embedding_dim;
   // Pictures of each rank in a step, by rank; empty: each has as many.
   std::vector<int64_t> parts = {};
-  double sample_rate;  // r: the share of the negative classes in a step; 1: all
+  double sample_rate;  // r: the share of the negative classes in a step; 1: all. Until the first of sample_rate_changes
   uint64_t seed;       // of the initial rows and of the choice of classes
   float scale;         // s, at most 512
   Margin margin;
@@ -63,6 +69,16 @@ struct PfcOptions {
   // Every update changes every row, also those that the step has not sampled: as if the gradient of these were 0. (They
   // are changed when they are sampled next.) Not with AdamW.
   bool dense_update = false;
+  std::vector<SampleRateChange> sample_rate_changes = {};  // by ascending step
+
+  // By the step's number alone, as sampleRateAt in api/src/sample-rates.ts.
+  double sample_rate_at(uint64_t step) const {
+    double rate = sample_rate;
+    for (const SampleRateChange& change : sample_rate_changes) {
+      if (change.from_step <= step) rate = change.rate;
+    }
+    return rate;
+  }
 };
 
 // The rows of class centres, or a part of what the optimizer keeps for each.

@@ -383,6 +383,46 @@ static void test_retired_classes() {
   }
 }
 
+// Fewer negatives, all, and fewer again: each step has the sample and the update of a head with that rate alone, also
+// one that begins in the middle.
+static void test_sample_rates_by_step() {
+  PfcOptions options = cosface_on_all_classes();
+  options.sample_rate = 0.1;
+  options.sample_rate_changes = {{2, 1.0}, {4, 0.5}, {6, 0.3}};
+  const Problem problem = make_problem(103, 17, 24, options);
+  const double rates[] = {0.1, 0.1, 1, 1, 0.5, 0.5, 0.3};
+  for (const int size : {1, 2}) {
+    run_fake_ranks(size, [&](Comm& comm) {
+      const auto x = part_of(problem.x, comm), labels = part_of(problem.labels, comm);
+      const auto train = [&](PartialFc& pfc, int step) {
+        const double loss = pfc.forward_backward(x, labels, step).loss.item<double>();
+        pfc.update_rows(0.05, 0.9, 5e-3);
+        return loss;
+      };
+      PartialFc whole(comm, problem.options), late(comm, problem.options);
+      for (int step = 0; step < 7; ++step) {
+        PfcOptions constant = problem.options;
+        constant.sample_rate = rates[step];
+        constant.sample_rate_changes = {};
+        PartialFc one(comm, constant);
+        one.weight().copy_(whole.weight());
+        one.momentum().copy_(whole.momentum());
+        if (step == 3) {  // as after a restart
+          late.weight().copy_(whole.weight());
+          late.momentum().copy_(whole.momentum());
+        }
+        const double loss = train(whole, step);
+        CHECK_EQ(loss, train(one, step));
+        CHECK(at::equal(whole.sampled(), one.sampled()));
+        CHECK(at::equal(whole.weight(), one.weight()));
+        if (step >= 3) CHECK_EQ(loss, train(late, step));
+        CHECK_EQ(whole.sampled().size(0) == whole.rows().count, rates[step] == 1);
+      }
+      CHECK(at::equal(whole.weight(), late.weight()));
+    });
+  }
+}
+
 static void test_positives_outnumber_the_sample() {
   for (const double rate : {0.0, 0.01}) {
     PfcOptions options = cosface_on_all_classes();
@@ -1102,6 +1142,7 @@ static void test_on_device() {
   test_tiles();
   test_margins_and_filter_matter();
   test_sample();
+  test_sample_rates_by_step();
   test_retired_classes();
   test_positives_outnumber_the_sample();
   test_ranks_without_positives();

@@ -48,6 +48,8 @@ export interface TrainingOptions {
   gradient: 'exact' | 'straightThrough';
   scale: number;
   sampleRate: number;
+  /** Other sample rates from steps on, by ascending step. */
+  sampleRateChanges: { fromStep: number; rate: number }[];
   interclassFilter: number | null;
   /** Type in which class centres and their momentum are kept. */
   rowsPrecision: 'fp32' | 'bf16';

@@ -38,7 +38,7 @@ interface Printed {
   device: { kind: string };
   memory: { deviceBytes: number; usableBytes: number; fits: boolean; device: { name: string; bytes: number }[] };
   step: { seconds: number };
-  total: { steps: number } | null;
+  total: { steps: number; seconds: number } | null;
   facts: { numClasses: number; replicas: number };
   toFit: { change: Record<string, unknown> }[];
 }
@@ -61,6 +61,23 @@ test('ten million identities fit an H100 in BF16', async () => {
     printed.memory.device.reduce((sum, { bytes }) => sum + bytes, 0),
     printed.memory.deviceBytes,
   );
+});
+
+test('the largest sample rate decides the memory, and the rate of each epoch the time', async () => {
+  const planOf = async (loss: object) => {
+    const file = await tenMillion({ loss: { rows: { precision: 'BF16' }, ...loss } });
+    return JSON.parse((await facetrain('plan', '-f', file, '--images', '100000000', '--json')).stdout) as Printed;
+  };
+  const [few, many, scheduled] = [
+    await planOf({ sampleRate: 0.05 }),
+    await planOf({ sampleRate: 0.1 }),
+    await planOf({ sampleRate: 0.05, sampleRateChanges: [{ fromEpoch: 15, rate: 0.1 }] }),
+  ];
+  assert.ok(few.memory.deviceBytes < many.memory.deviceBytes);
+  assert.deepEqual([scheduled.memory, scheduled.step], [many.memory, many.step]);
+  const [first, last] = [few.total!.seconds, many.total!.seconds];
+  assert.ok(first < last);
+  assert.ok(Math.abs(scheduled.total!.seconds / (0.75 * first + 0.25 * last) - 1) < 1e-9);
 });
 
 test('a job that does not fit ends with exit code 2, and says what would', async () => {

@@ -82,6 +82,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     gradient: 'exact',
     scale: 16,
     sampleRate: 1,
+    sampleRateChanges: [],
     interclassFilter: null,
     rowsPrecision: 'fp32',
     rowsOptimizer: 'sgd',

@@ -34,6 +34,26 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { loss: { margin: { type: 'Combined', m2: 0.3 } } },
       want: { loss: { margin: { type: 'combined', m1: 1, m2: 0.3, m3: 0 } } },
     },
+    'sample rates in their order': {
+      spec: {
+        loss: {
+          sampleRate: 0.1,
+          sampleRateChanges: [
+            { fromEpoch: 18, rate: 1 },
+            { fromEpoch: 10.5, rate: 0.3 },
+          ],
+        },
+      },
+      want: {
+        loss: {
+          sampleRate: 0.1,
+          sampleRateChanges: [
+            { fromEpoch: 10.5, rate: 0.3 },
+            { fromEpoch: 18, rate: 1 },
+          ],
+        },
+      },
+    },
     SphereFace: {
       spec: { loss: { margin: { type: 'SphereFace' } } },
       want: { loss: { margin: { type: 'sphereface', m1: 1.5, m2: 0, m3: 0 }, gradient: 'exact' } },

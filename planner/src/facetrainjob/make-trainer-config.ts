@@ -77,6 +77,7 @@ export function trainerConfig(
       gradient: spec.loss.gradient === 'Exact' ? 'exact' : 'straightThrough',
       scale: spec.loss.scale,
       sampleRate: spec.loss.sampleRate,
+      sampleRateChanges: spec.loss.sampleRateChanges.toSorted((a, b) => a.fromEpoch - b.fromEpoch),
       interclassFilter: spec.loss.interclassFilter ?? null,
       rows: {
         precision: spec.loss.rows.precision.toLowerCase(),

@@ -13,7 +13,7 @@ import {
 
 export interface Advice {
   /** The fields to change, as paths in the spec with their new values; empty: nothing to change. */
-  change: Record<string, string | number | boolean>;
+  change: Record<string, string | number | boolean | readonly []>;
   text: string;
 }
 
@@ -45,8 +45,14 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
   const bf16Change: Advice['change'] = facts.rowsPrecision === 'fp32' ? { 'loss.rows.precision': 'BF16' } : {};
   if (facts.rowsPrecision === 'fp32')
     tryChange(bf16, bf16Change, 'loss.rows.precision BF16, which halves class centres and their momentum');
-  if (facts.sampleRate > 0.1)
-    tryChange({ sampleRate: 0.1 }, { 'loss.sampleRate': 0.1 }, 'loss.sampleRate 0.1, a tenth of the negatives a step');
+  if (facts.sampleRate > 0.1) {
+    const { sampleRateChanges } = facts;
+    tryChange(
+      { sampleRate: 0.1 },
+      { 'loss.sampleRate': 0.1, ...(sampleRateChanges && { 'loss.sampleRateChanges': [] }) },
+      `loss.sampleRate 0.1${sampleRateChanges ? ' in all steps' : ''}, a tenth of the negatives a step`,
+    );
+  }
   const pictures = picturesOfRank(facts);
   const microBatchSize = largestFitting(
     // The batch norm that ends a backbone has no variance over a single picture.
@@ -126,6 +132,8 @@ export function adviceFor(facts: TrainingFacts, machines: Machines, usable: numb
 const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
 
 function sampleRateAdvice(facts: TrainingFacts, machines: Machines): Advice | undefined {
+  // Who gives the rate of each epoch has weighed it.
+  if (facts.sampleRateChanges) return undefined;
   const now = stepTime(facts, machines);
   const share = now.stages.head / now.seconds;
   const { sampleRate, numClasses } = facts;

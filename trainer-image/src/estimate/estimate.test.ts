@@ -30,6 +30,7 @@ const onH100: TrainingFacts = {
   microBatchSize: null,
   checkpointActivations: false,
   sampleRate: 1,
+  sampleRateChanges: false,
   rowsPrecision: 'fp32',
   rowsOptimizer: 'sgd',
   rowUpdate: 'lazy',
@@ -218,6 +219,13 @@ describe('advice', () => {
   });
   test('a tenth of the negatives where Partial FC is a large part of the step', () => {
     assert.ok(changesOf({ numClasses: 10_000_000 }).some((change) => change['loss.sampleRate'] === 0.1));
+  });
+  test('nothing about a rate that the manifest gives by epoch', () => {
+    assert.deepEqual(changesOf({ numClasses: 10_000, sampleRate: 0.1, sampleRateChanges: true }), []);
+    const facts = { ...onH100, numClasses: 4e6, globalBatchSize: 1024, sampleRateChanges: true };
+    const usable = sumOf(trainingMemory({ ...facts, sampleRate: 0.1 }).device);
+    const found = fittingChanges(facts, h100, usable).find(({ change }) => change['loss.sampleRate'] === 0.1);
+    assert.deepEqual(found?.change, { 'loss.sampleRate': 0.1, 'loss.sampleRateChanges': [] });
   });
   test('all negatives where there are few', () => {
     assert.deepEqual(changesOf({ numClasses: 10_000, sampleRate: 0.1 }), [{ 'loss.sampleRate': 1 }]);

@@ -1,5 +1,5 @@
 /** `facetrain plan`: memory, time and advice of a training, from its configuration. Pure. */
-import { FacetrainError, type Precision, type TrainerConfig } from '@facetrain/api';
+import { FacetrainError, largestSampleRate, type Precision, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { type Advice, adviceFor, fittingChanges } from './advice.ts';
 import { backboneCost } from './backbone-cost.ts';
@@ -50,7 +50,8 @@ export function trainingFacts(
     replicas,
     microBatchSize: config.microBatchSize,
     checkpointActivations: config.model.checkpointActivations,
-    sampleRate: config.loss.sampleRate,
+    sampleRate: largestSampleRate(config.loss),
+    sampleRateChanges: config.loss.sampleRateChanges.length > 0,
     rowsPrecision: config.loss.rows.precision,
     rowsOptimizer: config.loss.rows.optimizer,
     rowUpdate: config.optimizer.rowUpdate,
@@ -62,6 +63,17 @@ export function trainingFacts(
 /** As resolve_precision in native/train/device.cc. */
 const resolved = (precision: TrainerConfig['precision'], device: 'cpu' | 'cuda'): Precision =>
   precision === 'auto' ? (device === 'cuda' ? 'bf16' : 'fp32') : precision;
+
+/** Of all steps: each takes as long as its sample rate lets it. */
+function totalSeconds(config: TrainerConfig, facts: TrainingFacts, machines: Machines, steps: number): number {
+  const changes = sampleRateSteps(config.loss, steps / config.epochs);
+  let seconds = 0;
+  for (const [index, { fromStep, rate }] of [{ fromStep: 0, rate: config.loss.sampleRate }, ...changes].entries()) {
+    const until = Math.min(changes[index]?.fromStep ?? steps, steps);
+    seconds += Math.max(until - fromStep, 0) * stepTime({ ...facts, sampleRate: rate }, machines).seconds;
+  }
+  return seconds;
+}
 
 /**
  * @param options.images of the dataset; null: not known
@@ -94,7 +106,7 @@ export function planTraining(
     facts: { ...rest, parameters: backbone.parameters },
     memory: { ...memory, deviceBytes, hostBytes: sumOf(memory.host), usableBytes: usable, fits },
     step,
-    total: steps === null ? null : { steps, seconds: steps * step.seconds },
+    total: steps === null ? null : { steps, seconds: totalSeconds(config, facts, machines, steps) },
     // One more while the next is written.
     checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
     toFit: fits === false ? fittingChanges(facts, machines, usable!) : [],

@@ -26,7 +26,10 @@ export interface TrainingFacts {
   microBatchSize: number | null;
   /** Whether most activations are computed twice. */
   checkpointActivations: boolean;
+  /** The largest of the training. */
   sampleRate: number;
+  /** Whether it changes in the training. */
+  sampleRateChanges: boolean;
   rowsPrecision: 'fp32' | 'bf16';
   rowsOptimizer: RowsOptimizer;
   rowUpdate: RowUpdate;

@@ -22,6 +22,11 @@ export function createMetrics(board: Board): Registry {
     ['facetrain_epoch', 'Epochs done, with their fraction.', (progress) => progress.epoch],
     ['facetrain_loss', 'Mean loss over the last steps.', (progress) => progress.loss],
     ['facetrain_learning_rate', 'Learning rate of the last step.', (progress) => progress.learningRate],
+    [
+      'facetrain_sample_rate',
+      'Fraction of the negative class centres that the last step scored.',
+      (progress) => progress.sampleRate ?? null,
+    ],
     ['facetrain_images_per_second', 'Throughput over all ranks.', (progress) => progress.imagesPerSecond],
     ['facetrain_eta_seconds', 'Estimated time until training ends.', (progress) => progress.etaSeconds],
     [

@@ -3,7 +3,7 @@ import { type Histogram, stepStages, type TrainReport } from '@facetrain/api';
 import type { EventHistogram, SummaryEvent } from './event-file.ts';
 
 /**
- * Loss, learning rate and throughput of each interval of the history; accuracy, true accept rates and histograms of
+ * Loss, learning rate, sample rate and throughput of each interval of the history; accuracy, true accept rates and histograms of
  * each evaluation; seconds by stage, at the last step. Times are spread evenly over the steps of the attempt, since the
  * report has none of its own for them.
  */
@@ -11,13 +11,12 @@ export function reportEvents(report: TrainReport): SummaryEvent[] {
   const [start, end] = [report.startedAt, report.finishedAt].map((time) => Date.parse(time) / 1000) as [number, number];
   const first = report.resumedFromStep ?? 0;
   const time = (step: number) => start + (end - start) * ((step - first) / Math.max(1, report.steps - first));
-  const history = report.history.map(({ step, epoch, loss, learningRate, imagesPerSecond }) => ({
+  const history = report.history.map(({ step, epoch, loss, learningRate, sampleRate, imagesPerSecond }) => ({
     step,
     time: time(step),
-    values: Object.entries({ loss, learningRate, imagesPerSecond, epoch }).map(([name, value]) => ({
-      tag: `train/${name}`,
-      value,
-    })),
+    values: Object.entries({ loss, learningRate, sampleRate, imagesPerSecond, epoch }).flatMap(([name, value]) =>
+      value === undefined ? [] : [{ tag: `train/${name}`, value }],
+    ),
   }));
   const evaluations = report.evaluations.map(({ set, step, accuracy, tarAtFar, histograms }) => ({
     step,

@@ -37,6 +37,9 @@ export function trainReportHtml(report: TrainReport): string {
   const hasCurves = report.history.length > 1;
   const hasBadPictures = Boolean(report.dataset.badPictures?.count);
   const learningRateBody = () => curve('learning rate', ({ learningRate }) => learningRate);
+  const hasSampleRates = new Set(report.history.map(({ sampleRate }) => sampleRate)).size > 1;
+  const sampleRateNote = 'fraction of the negatives, mean over the same intervals';
+  const sampleRateBody = () => curve('sample rate', ({ sampleRate }) => sampleRate ?? report.config.loss.sampleRate);
   const throughputBody = () => curve('pictures/s', ({ imagesPerSecond }) => imagesPerSecond);
   const histograms = sets.flatMap((set) => {
     const found = report.evaluations.findLast((result) => result.set === set)?.histograms;
@@ -55,6 +58,7 @@ ${facts(report)
 ${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
+${section('Sample rate', hasSampleRates, sampleRateNote, sampleRateBody)}
 ${section('Throughput', hasCurves, 'pictures per second, mean over the same intervals', throughputBody)}
 ${section('Embeddings', histograms.length > 0, 'of the newest evaluation of each set', () => histograms.join('\n'))}
 ${section('Time of a step', Boolean(report.stageSeconds), 'mean over this attempt, on rank 0', () => stages(report))}

@@ -73,6 +73,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       gradient: 'exact',
       scale: 32,
       sampleRate: 0.5,
+      sampleRateChanges: [{ fromEpoch: 1.5, rate: 1 }],
       interclassFilter: null,
       rows: { precision: 'fp32', optimizer: 'sgd', learningRate: null },
     },

@@ -12,7 +12,14 @@ const stages = (data: number, head = 0.25): StageSeconds => ({
   communication: 0,
   update: 0,
 });
-const record = (step: number, loss = step) => ({ step, loss, learningRate: 0.5, seconds: 0.5, stageSeconds: null });
+const record = (step: number, loss = step) => ({
+  step,
+  loss,
+  learningRate: 0.5,
+  sampleRate: 1,
+  seconds: 0.5,
+  stageSeconds: null,
+});
 
 test('a resumed run ends with the same losses as a run without interruption', () => {
   const whole = new History(100, 60, 8);
@@ -39,7 +46,14 @@ test('long runs are reported in at most 1,000 intervals that cover every step', 
   const history = new History(2500, 1000, 8);
   for (let step = 0; step < 2500; step++) history.add(record(step));
   assert.equal(history.intervals.length, 834);
-  assert.deepEqual(history.intervals[0], { step: 3, epoch: 0.003, loss: 1, learningRate: 0.5, imagesPerSecond: 16 });
+  assert.deepEqual(history.intervals[0], {
+    step: 3,
+    epoch: 0.003,
+    loss: 1,
+    learningRate: 0.5,
+    sampleRate: 1,
+    imagesPerSecond: 16,
+  });
   assert.equal(history.intervals.at(-1)?.step, 2500);
   assert.equal(history.intervals.at(-1)?.loss, 2499);
 });

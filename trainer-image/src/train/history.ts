@@ -13,6 +13,7 @@ export interface StepRecord {
   step: number;
   loss: number;
   learningRate: number;
+  sampleRate: number;
   seconds: number;
   /** Of this rank; null when none was measured. With CUDA of an earlier step. */
   stageSeconds: StageSeconds | null;
@@ -127,6 +128,7 @@ export class History {
       epoch: step / this.#stepsPerEpoch,
       loss: meanOf((record) => record.loss),
       learningRate: meanOf((record) => record.learningRate),
+      sampleRate: meanOf((record) => record.sampleRate),
       imagesPerSecond: this.#batch / meanOf((record) => record.seconds),
     });
     this.#interval = [];

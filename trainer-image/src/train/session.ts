@@ -1,5 +1,5 @@
 /** Opens the training session, in which the ranks meet. */
-import { FacetrainError, type Margin, type TrainerConfig } from '@facetrain/api';
+import { FacetrainError, type Margin, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import { withSubject } from '../onnx/open-model.ts';
@@ -13,7 +13,7 @@ const MODEL_ERRORS: ReadonlySet<string> = new Set(['InvalidModel', 'UnsupportedO
 export async function openSession(
   config: TrainerConfig,
   graph: Graph,
-  { numClasses, images }: Pick<Preflight, 'numClasses' | 'images'>,
+  { numClasses, images, stepsPerEpoch }: Pick<Preflight, 'numClasses' | 'images' | 'stepsPerEpoch'>,
   ranks: Ranks,
   { log, signal }: Program,
 ): Promise<TrainingSession> {
@@ -31,6 +31,7 @@ export async function openSession(
     gradient: loss.gradient,
     scale: loss.scale,
     sampleRate: loss.sampleRate,
+    sampleRateChanges: sampleRateSteps(loss, stepsPerEpoch),
     interclassFilter: loss.interclassFilter,
     rowsPrecision: loss.rows.precision,
     rowsOptimizer: loss.rows.optimizer,

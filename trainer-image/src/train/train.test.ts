@@ -105,6 +105,11 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
     [STEPS, 2, null, IDENTITIES * 3],
   );
   assert.equal(report.history.length, STEPS);
+  // Other negatives from the middle of the second epoch on.
+  assert.deepEqual(
+    report.history.map(({ sampleRate }) => sampleRate),
+    report.history.map(({ step }) => (step <= Math.round(1.5 * STEPS_PER_EPOCH) ? 0.5 : 1)),
+  );
   assert.equal(report.lossFirst, report.history[0]!.loss);
   const stepSeconds = Object.values(report.stageSeconds!).reduce((sum, seconds) => sum + seconds);
   assert(stepSeconds > 0 && STEPS * (stepSeconds - 1e-5) <= report.trainSeconds, `${stepSeconds} s in stages`);

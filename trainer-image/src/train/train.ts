@@ -3,7 +3,7 @@
  * collectives. Set-up, loop and end follow one another in train().
  */
 import { join } from 'node:path';
-import { OUTPUT, type TrainerConfig } from '@facetrain/api';
+import { OUTPUT, sampleRateAt, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
@@ -69,6 +69,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const resumed = await checkpoints.resume();
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
   const schedule = scheduleOf(config, dataset);
+  const rateChanges = sampleRateSteps(config.loss, stepsPerEpoch);
   /** Those of earlier attempts included. */
   let stepsDone = resumed?.step ?? 0;
   let skippedSteps = (await session.lossScale())?.skippedSteps;
@@ -84,10 +85,13 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       etaSeconds: history.etaSeconds(stepsDone),
       evaluations: evaluator.newest,
     });
-  const logStep = (learningRate: number) => {
+  const logStep = (learningRate: number, sampleRate: number) => {
     const { lossLast: loss, recentImagesPerSecond: imagesPerSecond, recentStageSeconds: stageSeconds } = history;
     const epoch = stepsDone / stepsPerEpoch;
-    log[level]({ step: stepsDone, totalSteps, epoch, loss, learningRate, imagesPerSecond, stageSeconds }, 'trained');
+    log[level](
+      { step: stepsDone, totalSteps, epoch, loss, learningRate, sampleRate, imagesPerSecond, stageSeconds },
+      'trained',
+    );
   };
 
   // ---- The loop ----
@@ -96,6 +100,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   show('Training');
   while (stepsDone < totalSteps && !stopped) {
     const learningRate = learningRateAt(stepsDone, schedule);
+    const sampleRate = sampleRateAt(stepsDone, config.loss.sampleRate, rateChanges);
     const stepStart = performance.now();
     // A signal reaches one rank before another, and clocks differ. So ranks vote in the step's all-reduce, and all
     // act on the combined votes.
@@ -107,7 +112,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       writing: checkpoints.voteWriting(),
     });
     const seconds = (performance.now() - stepStart) / 1000;
-    history.add({ step: stepsDone, loss, learningRate, seconds, stageSeconds });
+    history.add({ step: stepsDone, loss, learningRate, sampleRate, seconds, stageSeconds });
     if (stageSeconds) progress.addStep(stageSeconds);
     if (result.skippedSteps !== skippedSteps) {
       skippedSteps = result.skippedSteps;
@@ -115,11 +120,11 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     }
     badPictures.add(replaced);
     stepsDone += 1;
-    progress.update({ learningRate });
+    progress.update({ learningRate, sampleRate });
     show('Training');
     if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
       loggedAt = performance.now();
-      logStep(learningRate);
+      logStep(learningRate, sampleRate);
     }
 
     if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps) await badPictures.exchange(session);
