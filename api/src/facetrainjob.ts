@@ -56,6 +56,7 @@ import {
   numClasses,
   port,
   power,
+  probability,
   replicas,
   sampleRate,
   scale,
@@ -262,7 +263,6 @@ const loss = section(
         'Fraction of the negative class centres that are scored in a step. Recommended: 1 up to 10^5 identities, ' +
           '0.1 beyond.',
       ),
-    interclassFilter: cosine
     sampleRateChanges: rules(
       z
         .array(
@@ -287,6 +287,7 @@ const loss = section(
         },
       ],
     ),
+    interclassFilter: cosine
       .optional()
       .describe(
         'Negatives with a larger cosine are ignored: they may be mislabeled images of the same person ' +
@@ -366,6 +367,18 @@ const augmentation = section(
   {
     flip: z.boolean().default(true).describe('Mirror a picture with probability 1/2.'),
     shift: shift.default(0).describe('Move a picture by up to this many pixels.'),
+    cropProbability: probability
+      .default(0)
+      .describe(
+        'How often a part of a picture is kept, a fifth of its area or more, and the rest becomes black. This and the ' +
+          'next two are the augmentation of AdaFace (arXiv 2204.00964), whose recipe has 0.2 for each.',
+      ),
+    lowResolutionProbability: probability
+      .default(0)
+      .describe('How often a picture is scaled down, to a fifth of its sides or more, and up again.'),
+    colorJitterProbability: probability
+      .default(0)
+      .describe('How often brightness, contrast and saturation change, each by a factor of 0.5 to 1.5.'),
   },
   'Random changes of training pictures. They depend on seed, epoch and picture only.',
 );

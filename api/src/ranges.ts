@@ -57,6 +57,8 @@ export const keep = z.int32().min(1).max(1000);
 /** Checkpoints that are kept beside the newest, because they verify best. */
 export const keepBest = z.int32().min(0).max(1000);
 
+/** Of a change of a picture. */
+export const probability = z.number().min(0).max(1);
 /** Pixels. */
 export const shift = z.int32().min(0).max(16);
 /** 32 bits without a sign. */

@@ -36,6 +36,7 @@ import {
   numClasses,
   power,
   precision,
+  probability,
   rowsOptimizer,
   rowUpdate,
   sampleRate,
@@ -78,12 +79,12 @@ const Loss = z.strictObject({
   sampleRate: sampleRate.describe(
     'Sample rate r of Partial FC: the fraction of negative class centres scored in a step.',
   ),
-  interclassFilter: cosine
   sampleRateChanges: z
     .array(z.strictObject({ fromEpoch, rate: sampleRate }))
     .max(MAX_SAMPLE_RATE_CHANGES)
     .default([])
     .describe('Other sample rates, each from an epoch on, by ascending epoch.'),
+  interclassFilter: cosine
     .nullable()
     .describe('Negatives whose cosine exceeds this are ignored (arXiv 2203.15565); null: off.'),
   rows: z
@@ -159,6 +160,10 @@ export const TrainerConfig = z.strictObject({
   augment: z.strictObject({
     flip: z.boolean(),
     shift: shift.describe('Largest random translation in pixels.'),
+    // With defaults, because reports of former versions have a configuration without them.
+    cropProbability: probability.default(0),
+    lowResolutionProbability: probability.default(0),
+    colorJitterProbability: probability.default(0),
   }),
   // With a default, as precision.
   deterministic: z.boolean().default(true),

@@ -9,6 +9,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <cmath>
 #include <condition_variable>
 #include <exception>
 #include <map>
@@ -18,6 +19,7 @@
 
 #include "data/augment.h"
 #include "data/batch_part.h"
+#include "data/degrade.h"
 #include "data/permutation.h"
 #include "data/picture.h"
 #include "error.h"
@@ -28,7 +30,16 @@ namespace {
 constexpr int64_t kAhead = 3;  // batches in the ring
 
 // Separate the random numbers of one seed by purpose. Changing a value changes every training run.
-enum Stream : uint64_t { kOrder = 1, kFlip = 2, kShiftY = 3, kShiftX = 4, kReplacement = 5 };
+enum Stream : uint64_t {
+  kOrder = 1,
+  kFlip = 2,
+  kShiftY = 3,
+  kShiftX = 4,
+  kReplacement = 5,
+  kCrop = 6,
+  kLowResolution = 7,
+  kColorJitter = 8
+};
 
 // Replacements that are tried in a row before the dataset counts as unusable.
 constexpr uint64_t kReplacements = 100;
@@ -222,6 +233,17 @@ class RingLoader : public Loader {
     decode_picture(dataset_->encoded(picture), height, width, options_.bgr, decoded, "InvalidDataset",
                    [&] { return dataset_->name(picture); });
     if (augmentation.changes()) augment(decoded, height, width, augmentation, out);
+
+    // Number 0 of a stream's sequence decides whether, number 1 is the key of how.
+    const auto happens = [&](Stream stream, double probability) {
+      return std::ldexp(static_cast<double>(sequence_number(draw(stream), 0) >> 11), -53) < probability;
+    };
+    const auto key = [&](Stream stream) { return sequence_number(draw(stream), 1); };
+    if (happens(kCrop, options_.crop)) crop(draw_crop(key(kCrop), height, width), height, width, out);
+    if (happens(kLowResolution, options_.low_resolution))
+      lower_resolution(draw_low_resolution(key(kLowResolution), height, width), height, width, out);
+    if (happens(kColorJitter, options_.color_jitter))
+      jitter_color(draw_color_jitter(key(kColorJitter)), height, width, options_.bgr, out);
     return true;
   }
 

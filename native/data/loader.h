@@ -74,6 +74,8 @@ struct LoaderOptions {
   int64_t max_bad;         // different pictures that may be replaced
   int64_t first_step = 0;  // of the run; steps count from 0 over all epochs
   std::shared_ptr<const RetiredLabels> retired = nullptr;  // null: none
+  // Probabilities of what degrade.h does to a picture, in this order, after mirroring and translation.
+  double crop = 0, low_resolution = 0, color_jitter = 0;
   // Of the pixels; must outlive the loader and its batches. For example memory that a GPU can read.
   std::pmr::memory_resource* memory = std::pmr::get_default_resource();
 };

@@ -674,6 +674,67 @@ void test_augmentation() {
   }
 }
 
+// Each kind of degradation meets its share of the pictures, independently of the others. Which ones depends on seed,
+// epoch and picture alone: any number of ranks and threads gives the same bytes.
+void test_degradation() {
+  constexpr int64_t kPictures = 2000;
+  const auto dataset = std::make_shared<FakeDataset>(kPictures, half_white());
+  LoaderOptions options = options_of(kPictures);
+  options.flip = false;
+  const Bytes still = [&] {
+    Bytes picture(kSide * kSide * 3);
+    decode_picture(half_white(), kSide, kSide, false, picture.data(), "InvalidDataset", "picture");
+    return picture;
+  }();
+  const auto changed_in = [&](const LoaderOptions& with) {
+    const Batch batch = make_loader(dataset, with)->next();
+    std::vector<bool> changed;
+    for (int64_t i = 0; i < kPictures; ++i) {
+      const auto* const from = batch.pixels.data() + static_cast<size_t>(i) * still.size();
+      changed.push_back(!std::equal(still.begin(), still.end(), from));
+    }
+    return changed;
+  };
+  const auto count = [](const std::vector<bool>& changed) { return std::count(changed.begin(), changed.end(), true); };
+  std::vector<std::vector<bool>> kinds;
+  for (double LoaderOptions::*kind :
+       {&LoaderOptions::crop, &LoaderOptions::low_resolution, &LoaderOptions::color_jitter}) {
+    LoaderOptions one = options;
+    one.*kind = 0.2;
+    kinds.push_back(changed_in(one));
+    // 400, deviation 18; a picture that is drawn may stay as it is, in a few of a hundred.
+    CHECK(count(kinds.back()) >= 400 - 5 * 18 - 40 && count(kinds.back()) <= 400 + 5 * 18);
+    one.*kind = 0;
+    CHECK_EQ(count(changed_in(one)), 0);
+    one.*kind = 1;
+    CHECK(count(changed_in(one)) >= kPictures * 7 / 10);  // a crop may keep all that is not black
+  }
+  for (size_t i = 0; i < 3; ++i) {
+    int64_t both = 0;
+    for (size_t k = 0; k < kPictures; ++k) both += kinds[i][k] && kinds[(i + 1) % 3][k];
+    CHECK(both > 40 && both < 130);  // 80, deviation 9
+  }
+
+  LoaderOptions all = options;
+  all.flip = true;
+  all.shift = 2;
+  all.crop = all.low_resolution = all.color_jitter = 0.5;
+  all.global_batch = 500;
+  const std::vector<Batch> whole = take(*make_loader(dataset, all), 6);  // one epoch and a half
+  CHECK(whole[4].pixels != whole[0].pixels);
+  all.threads = 3;
+  all.size = 2;
+  for (all.rank = 0; all.rank < 2; ++all.rank) {
+    all.first_step = 3;
+    const auto loader = make_loader(dataset, all);
+    for (size_t step = 3; step < 6; ++step) {
+      const Batch part = loader->next();
+      const auto* const from = whole[step].pixels.data() + static_cast<size_t>(all.rank) * part.pixels.size();
+      CHECK(std::equal(part.pixels.begin(), part.pixels.end(), from));
+    }
+  }
+}
+
 // ---- threads ----
 
 template <typename Condition>
@@ -944,6 +1005,7 @@ int main() {
   test_epochs();
   test_decode();
   test_augmentation();
+  test_degradation();
   test_memory();
   test_is_ready();
   test_bounded();

@@ -75,6 +75,10 @@ export interface TrainingOptions {
     globalBatchSize: number;
     flip: boolean;
     shift: number;
+    /** Of what native/data/degrade.h does to a picture. */
+    cropProbability: number;
+    lowResolutionProbability: number;
+    colorJitterProbability: number;
     channelOrder: 'rgb' | 'bgr';
     loaderThreads: number;
     /** Different pictures that a rank may replace because they cannot be used. */

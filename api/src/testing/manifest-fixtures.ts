@@ -70,6 +70,32 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'a queue of Kueue': { object: trainSpec({ queue: { name: 'team', priorityClassName: 'low' } }), wantValid: true },
   'a queue without a name': { object: trainSpec({ queue: { priorityClassName: 'low' } }), wantValid: false },
   'a queue whose name no object can have': { object: quantizeSpec({ queue: { name: 'Team A' } }), wantValid: false },
+  'the augmentation of AdaFace': {
+    object: trainSpec({
+      augmentation: { cropProbability: 0.2, lowResolutionProbability: 0.2, colorJitterProbability: 0.2 },
+    }),
+    wantValid: true,
+  },
+  'a probability above 1': { object: trainSpec({ augmentation: { cropProbability: 1.5 } }), wantValid: false },
+  'sample rates by epoch': {
+    object: trainSpec({ loss: { sampleRate: 0.1, sampleRateChanges: [{ fromEpoch: 17.5, rate: 1 }] } }),
+    wantValid: true,
+  },
+  'two sample rates from one epoch': {
+    object: trainSpec({
+      loss: {
+        sampleRateChanges: [
+          { fromEpoch: 17, rate: 1 },
+          { fromEpoch: 17, rate: 0.5 },
+        ],
+      },
+    }),
+    wantValid: false,
+  },
+  'a sample rate from epoch 0': {
+    object: trainSpec({ loss: { sampleRateChanges: [{ fromEpoch: 0, rate: 1 }] } }),
+    wantValid: false,
+  },
   'a sample rate of 0': { object: trainSpec({ loss: { sampleRate: 0 } }), wantValid: false },
   'an unknown field': { object: trainSpec({ epoch: 3 }), wantValid: false },
   'an unknown field deep inside': { object: trainSpec({ optimizer: { learnRate: 3 } }), wantValid: false },
