@@ -8,6 +8,7 @@ import {
   DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_SEARCH,
   ExitCode,
+  FacetrainError,
   INPUT_RANGES,
   inputMean,
   inputSide,
@@ -24,7 +25,7 @@ import { makeAction, printError } from './command-action.ts';
 import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
-import type { EvalOptions } from './commands/eval.ts';
+import type { EvalInput, ModelToEvaluate } from './commands/eval.ts';
 import type { MergeOptions } from './commands/head.ts';
 import type { AddOptions } from './commands/head-add.ts';
 import type { PlanOptions } from './commands/plan.ts';
@@ -288,9 +289,10 @@ command(
     }),
   );
 
-inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with flip'))
+inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, or templates by that of IJB-C; with flip'))
   .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
-  .requiredOption('--pairs <set>', 'a verification set in insightface’s .bin layout')
+  .option('--pairs <set>', 'a verification set in insightface’s .bin layout')
+  .option('--templates <folder>', 'in place of --pairs: templates and pairs as of IJB-C, meta/ and loose_crop/')
   .option('--groups <file>', 'a line for each pair with the name of its group, for figures by group')
   .addOption(
     new Option('--runtime <runtime>', 'what runs the model')
@@ -306,9 +308,21 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, with 
   .addOption(output())
   .addOption(threads())
   .action(
-    action(async (options: EvalOptions) => {
-      const { evaluate } = await import('./commands/eval.ts');
-      return evaluate(options, new StatusLine(), signal);
+    action(async ({ pairs, templates, ...options }: ModelToEvaluate & EvalInput) => {
+      if (pairs !== undefined && templates === undefined) {
+        const { evaluate } = await import('./commands/eval.ts');
+        return evaluate({ ...options, pairs }, new StatusLine(), signal);
+      }
+      if (templates !== undefined && pairs === undefined) {
+        const { evaluateTemplates } = await import('./commands/eval-templates.ts');
+        return evaluateTemplates({ ...options, templates }, new StatusLine(), signal);
+      }
+      throw new FacetrainError({
+        code: 'InvalidArgument',
+        subject: '--pairs, --templates',
+        found: pairs === undefined ? 'none of them' : 'both',
+        allowed: 'one of them',
+      });
     }),
   );
 

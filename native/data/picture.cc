@@ -1,6 +1,7 @@
 #include "data/picture.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -93,6 +94,22 @@ void decode_picture(std::span<const uint8_t> encoded, int height, int width, boo
     throw BadPicture(code, subject(),
                      std::string("is no intact ") + format_of(encoded)->name + " (" + error.what() + ")", allowed());
   }
+}
+
+void decode_aligned(std::span<const uint8_t> encoded, const Landmarks& landmarks, int side, bool bgr, uint8_t* out,
+                    const std::string& code, const std::string& subject) {
+  constexpr int64_t kMostPixels = int64_t{1} << 26;
+  const auto [height, width] = size_of_picture(encoded, code, subject);
+  if (height * width > kMostPixels) {
+    throw BadPicture(code, subject, "has " + text_of(height, width), "at most 2^26 pixels");
+  }
+  const Similarity similarity = fit_to_template(landmarks, side);
+  if (!std::isfinite(similarity.a) || !std::isfinite(similarity.dx)) {
+    throw BadPicture(code, subject, "landmarks that are one point, or not finite", "five points of a face");
+  }
+  std::vector<uint8_t> picture(size_t{3} * static_cast<size_t>(height * width));
+  decode_picture(encoded, static_cast<int>(height), static_cast<int>(width), bgr, picture.data(), code, subject);
+  warp(picture.data(), static_cast<int>(height), static_cast<int>(width), similarity, side, out);
 }
 
 PictureSize size_of_picture(std::span<const uint8_t> encoded, const std::string& code, const std::string& subject) {

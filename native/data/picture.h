@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 
+#include "data/align.h"
 #include "error.h"
 
 namespace facetrain {
@@ -36,6 +37,11 @@ inline void decode_picture(std::span<const uint8_t> encoded, int height, int wid
                            const std::string& code, const std::string& subject) {
   decode_picture(encoded, height, width, bgr, out, code, [&] { return subject; });
 }
+
+// Decodes a picture of any size of up to 2^26 pixels, and aligns the face in it by its landmarks (align.h): out [side,
+// side, 3]. Throws as decode_picture does, and for landmarks that are all the same.
+void decode_aligned(std::span<const uint8_t> encoded, const Landmarks& landmarks, int side, bool bgr, uint8_t* out,
+                    const std::string& code, const std::string& subject);
 
 // The size of a picture [height, width] as decode_picture takes it, from its header. Throws as decode_picture does.
 struct PictureSize {

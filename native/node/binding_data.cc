@@ -310,14 +310,26 @@ Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
   const int height = info[2].As<Napi::Number>().Int32Value(), width = info[3].As<Napi::Number>().Int32Value();
   const std::string subject = info[4].As<Napi::String>(), code = info[5].As<Napi::String>();
   const int64_t first = info[6].As<Napi::Number>().Int64Value();
+  // Ten numbers for each picture, whose face is aligned by them; without any, pictures have height x width pixels.
+  std::vector<Landmarks> landmarks;
+  if (info[7].IsTypedArray()) {
+    const auto numbers = info[7].As<Napi::Float64Array>();
+    landmarks.resize(encoded.size());
+    for (size_t i = 0; i < 10 * landmarks.size(); ++i) landmarks[i / 10][i % 10] = numbers[i];
+  }
   return start_call(info.Env(), "pictures", [&](const Worker& worker) -> Worker::Command {
     return [=, encoded = std::move(encoded), &cancelled = worker.cancelled()]() -> Worker::Reply {
       const size_t bytes = size_t{3} * height * width;
       std::vector<uint8_t> pixels(encoded.size() * bytes);
       for (size_t i = 0; i < encoded.size(); ++i) {
         if (cancelled) throw Cancelled();
-        decode_picture(encoded[i], height, width, bgr, pixels.data() + i * bytes, code,
-                       subject + ", picture " + std::to_string(first + static_cast<int64_t>(i)));
+        const std::string name = subject + ", picture " + std::to_string(first + static_cast<int64_t>(i));
+        uint8_t* const out = pixels.data() + i * bytes;
+        if (landmarks.empty()) {
+          decode_picture(encoded[i], height, width, bgr, out, code, name);
+        } else {
+          decode_aligned(encoded[i], landmarks[i], height, bgr, out, code, name);
+        }
       }
       return pictures_reply(static_cast<int64_t>(encoded.size()), height, width, std::move(pixels));
     };

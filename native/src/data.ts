@@ -66,6 +66,7 @@ interface DataAddon {
     subject: string,
     code: string,
     first: number,
+    landmarks?: Float64Array,
   ): Call<Decoded>;
 }
 
@@ -147,6 +148,7 @@ export async function readPictures(
 
 /**
  * Decodes pictures: JPEG, PNG, WebP or BMP, told apart by their first bytes (native/data/picture.h says how).
+ * With `landmarks` pictures may have any size, and the face in each is aligned to one of `height` x `width`.
  * @param options `code` and `subject` go into the error about a picture that is not intact, or not of `height` x
  *   `width` pixels. The error names the picture by its number; `first` is the number of encoded[0].
  * @throws FacetrainError with `code`; the signal's reason once it is aborted
@@ -160,12 +162,16 @@ export async function decodePictures(
     subject: string;
     code: ErrorCode;
     first?: number;
+    /** Ten numbers for each picture (native/data/align.h); `height` is then `width`. */
+    landmarks?: Float64Array;
     signal?: AbortSignal;
   },
 ): Promise<Pictures> {
-  const { channelOrder, height, width, subject, code, first = 0, signal } = options;
+  const { channelOrder, height, width, subject, code, first = 0, landmarks, signal } = options;
+  if (landmarks && (height !== width || landmarks.length !== 10 * encoded.length))
+    throw new RangeError(`${landmarks.length} landmarks for ${encoded.length} pictures of ${height} x ${width}`);
   const decoded = await runCall(
-    () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subject, code, first),
+    () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subject, code, first, landmarks),
     signal,
   );
   return { ...decoded, channelOrder };

@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { capabilities } from '@facetrain/native';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
+import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { StatusLine } from '../terminal-output.ts';
 import { type EvalOptions, evaluate } from './eval.ts';
+import { evaluateTemplates } from './eval-templates.ts';
 import { inspect } from './inspect.ts';
 
 test('eval reads colors as the file’s metadata says it, unless an option does, and inspect shows it', async () => {
@@ -64,6 +66,31 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
       evaluate({ model, pairs, groups, threads: 1 }, new StatusLine(), signal),
       /groups\.txt: 1 lines; a text file with a line for each of the 600 pairs/,
     );
+
+    // The first pairs as templates of one picture each: the angles are the same, so the rates are, too.
+    const set = await readVerificationSet(pairs);
+    await mkdir(join(folder, 'meta'));
+    await mkdir(join(folder, 'loose_crop'));
+    const pictures = set.encoded.slice(0, 40);
+    for (const [i, encoded] of pictures.entries()) await writeFile(join(folder, 'loose_crop', `${i}.jpg`), encoded);
+    const lines = (count: number, line: (i: number) => string) =>
+      Array.from({ length: count }, (_, i) => `${line(i)}\n`).join('');
+    const meta = (name: string) => join(folder, 'meta', name);
+    await writeFile(
+      meta('x_face_tid_mid.txt'),
+      lines(40, (i) => `${i}.jpg ${i} 0`),
+    );
+    // Pictures of other pairs are taken to be of different people.
+    await writeFile(
+      meta('x_template_pair_label.txt'),
+      lines(20, (i) => `${2 * i} ${2 * i + 1} 1`) + lines(20, (i) => `${2 * i} ${(2 * i + 7) % 40} 0`),
+    );
+    const byTemplates = await evaluateTemplates({ model, templates: folder, threads: 1 }, new StatusLine(), signal);
+    const { tarAtFar, positives, negatives } = byTemplates.json;
+    assert.deepEqual([positives, negatives, Object.keys(tarAtFar)], [20, 20, ['1e-1', '1e-3']]);
+    assert.ok(tarAtFar['1e-3']! <= tarAtFar['1e-1']!);
+    assert.match(byTemplates.text, /Templates +40 of 40 media, 40 pictures\n/);
+    assert.match(byTemplates.text, /TAR at FAR 1e-6 +n\/a, needs 1000000 pairs of different people; the set has 20\n/);
 
     await writeFile(model, encodeOnnx(graph));
     assert.equal((await run({})).order, 'rgb');

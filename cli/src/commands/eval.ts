@@ -27,19 +27,21 @@ import {
   SAME_DIRECTION,
 } from '@facetrain/trainer/verification/check-embeddings';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
-import { type Interval, type Verification, verify, verifyGroups } from '@facetrain/trainer/verification/protocol';
+import {
+  type AcceptRates,
+  type GroupFigures,
+  type Interval,
+  verify,
+  verifyGroups,
+} from '@facetrain/trainer/verification/protocol';
 import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 
 type Runtime = 'fp32' | 'int7';
 
-export interface EvalOptions extends InputRangeOptions {
+export interface ModelToEvaluate extends InputRangeOptions {
   model: string;
-  /** A verification set: a .bin file. */
-  pairs: string;
-  /** A text file with a group for each pair. */
-  groups?: string;
   /** Absent: int7 for a quantized model, fp32 for any other. */
   runtime?: Runtime;
   /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
@@ -52,23 +54,33 @@ export interface EvalOptions extends InputRangeOptions {
   device?: Device | 'auto';
 }
 
-export async function evaluate(
-  {
-    model: file,
-    pairs,
-    groups: groupsFile,
-    runtime,
-    output,
-    threads = availableParallelism(),
-    device = 'auto',
-    ...options
-  }: EvalOptions,
-  line: StatusLine,
-  signal: AbortSignal,
-) {
+/** What the command is given: one of the first two. */
+export interface EvalInput {
+  pairs?: string;
+  templates?: string;
+  groups?: string;
+}
+
+export interface EvalOptions extends ModelToEvaluate {
+  /** A verification set: a .bin file. */
+  pairs: string;
+  /** A text file with a group for each pair. */
+  groups?: string;
+}
+
+/**
+ * Opens a model as its file and the options say.
+ * @throws FacetrainError InvalidModel, InvalidArgument
+ */
+export async function openForEvaluation({
+  model: file,
+  runtime,
+  output,
+  threads = availableParallelism(),
+  device = 'auto',
+  ...options
+}: ModelToEvaluate) {
   if (device === 'cuda') checkCuda();
-  const set = await readVerificationSet(pairs);
-  const groupNames = groupsFile === undefined ? undefined : await readGroups(groupsFile, set.same.length);
   const read = await readOnnx(file, { output });
   if (read.graph.outputs)
     throw new FacetrainError({
@@ -83,10 +95,22 @@ export async function evaluate(
   const kind = runtime ?? (isQuantized(model.graph) ? 'int7' : 'fp32');
   const place = { computeThreads: threads, device };
   const embedder = await openEmbedder(file, model, kind, place);
+  return { embedder, graph, range, kind, channelOrder, place };
+}
+
+export async function evaluate(
+  { pairs, groups: groupsFile, ...options }: EvalOptions,
+  line: StatusLine,
+  signal: AbortSignal,
+) {
+  const file = options.model;
+  const set = await readVerificationSet(pairs);
+  const groupNames = groupsFile === undefined ? undefined : await readGroups(groupsFile, set.same.length);
+  const { embedder, graph, range, kind, channelOrder, place } = await openForEvaluation(options);
   try {
     const start = performance.now();
     const embeddings = await evaluateSet(embedder, set, {
-      input: model.graph.input,
+      input: graph.input,
       channelOrder,
       flip: true,
       signal,
@@ -106,7 +130,7 @@ export async function evaluate(
       });
     const ranOn = embedder instanceof Model ? embedder.device : 'cpu';
     const verification = verify(embeddings, embedder.dim, set.same);
-    const { pairs: count, accuracy, std, threshold, tarAtFar, negatives, intervals } = verification;
+    const { pairs: count, accuracy, std, threshold, intervals } = verification;
     const groups = groupNames && verifyGroups(embeddings, embedder.dim, set.same, groupNames, threshold);
     return {
       json: {
@@ -131,25 +155,12 @@ export async function evaluate(
             `the number of pairs)`,
         ],
         ['Threshold', `${threshold.toFixed(3)} (squared distance of unit embeddings, mean over the folds)`],
-        ...Object.entries(tarAtFar).map(([far, tar]): [string, string] => [
-          `TAR at FAR ${far}`,
-          `${percent(tar)} (${between(intervals.tarAtFar[far]!)})${unresolved(verification, far)}`,
-        ]),
-        ...Object.entries(verification.unresolvedFar)
-          .filter(([far]) => !(far in tarAtFar))
-          .map(([far, needed]): [string, string] => [
-            `TAR at FAR ${far}`,
-            `n/a, needs ${needed} pairs of different people; the set has ${negatives}`,
-          ]),
+        ...ratesTable(verification),
         ...verification.byNorm.map(({ from, to, pairs: of, errors }): [string, string] => [
           `Errors at norm ${from.toPrecision(3)} to ${to.toPrecision(3)}`,
           `${errors} of ${of}`,
         ]),
-        ...(groups ?? []).map(({ group, ...of }): [string, string] => [
-          `Group ${group}`,
-          `${percent(of.accuracy)} of ${of.pairs} pairs (${between(of.interval)}); accepts ` +
-            `${rate(of.falseAcceptRate)} of different people, refuses ${rate(of.falseRejectRate)} of the same`,
-        ]),
+        ...groupsTable(groups ?? []),
         ['Speed', `${(set.encoded.length / seconds).toFixed(1)} pictures/s, each with its mirror image`],
       ]),
     };
@@ -162,14 +173,35 @@ const between = ([low, high]: Interval) => `${(100 * low).toFixed(2)} to ${(100 
 const rate = (share: number | null) => (share === null ? 'n/a' : percent(share));
 
 /** 1e-3 is always given, as published figures are; a small set then has the value at no accepted pair. */
-const unresolved = ({ unresolvedFar, negatives }: Verification, far: string) =>
+const unresolved = ({ unresolvedFar, negatives }: AcceptRates, far: string) =>
   far in unresolvedFar ? `; not resolved, as ${negatives} pairs are of different people` : '';
+
+/** Lines of a table: true accept rates, and those that the set cannot resolve. */
+export const ratesTable = (rates: AcceptRates): [string, string][] => [
+  ...Object.entries(rates.tarAtFar).map(([far, tar]): [string, string] => [
+    `TAR at FAR ${far}`,
+    `${percent(tar)} (${between(rates.intervals.tarAtFar[far]!)})${unresolved(rates, far)}`,
+  ]),
+  ...Object.entries(rates.unresolvedFar)
+    .filter(([far]) => !(far in rates.tarAtFar))
+    .map(([far, needed]): [string, string] => [
+      `TAR at FAR ${far}`,
+      `n/a, needs ${needed} pairs of different people; the set has ${rates.negatives}`,
+    ]),
+];
+
+export const groupsTable = (groups: readonly GroupFigures[]): [string, string][] =>
+  groups.map(({ group, ...of }) => [
+    `Group ${group}`,
+    `${percent(of.accuracy)} of ${of.pairs} pairs (${between(of.interval)}); accepts ` +
+      `${rate(of.falseAcceptRate)} of different people, refuses ${rate(of.falseRejectRate)} of the same`,
+  ]);
 
 /**
  * The groups of a set's pairs: a text file with a line for each pair.
  * @throws FacetrainError InvalidArgument
  */
-async function readGroups(path: string, pairs: number): Promise<string[]> {
+export async function readGroups(path: string, pairs: number): Promise<string[]> {
   const refuse = (found: string, cause?: unknown) =>
     new FacetrainError({
       code: 'InvalidArgument',

@@ -5,14 +5,8 @@
 import { lengthOf } from './check-embeddings.ts';
 import { FOLDS } from './verification-set.ts';
 
-export interface Verification {
-  pairs: number;
-  /** Mean over ten folds of the accuracy on a fold, at the threshold that is best on the other nine. */
-  accuracy: number;
-  /** Population standard deviation over the folds. */
-  std: number;
-  /** Squared distance of unit embeddings below which a pair counts as the same person: mean over the folds. */
-  threshold: number;
+/** How many pairs of one person are accepted, at thresholds by the pairs of different people. */
+export interface AcceptRates {
   /**
    * True accept rate by false accept rate f: the fraction of pairs of the same person that are accepted with the
    * largest threshold that accepts at most floor(f x negatives) of the pairs of different people. Rates at which no
@@ -24,7 +18,18 @@ export interface Verification {
   /** Pairs of one person, and of two. */
   positives: number;
   negatives: number;
-  /** 95 % intervals of accuracy and true accept rates, by the number of pairs: Wilson's score. */
+  /** 95 % intervals by the number of pairs: Wilson's score. */
+  intervals: { tarAtFar: Record<string, Interval> };
+}
+
+export interface Verification extends AcceptRates {
+  pairs: number;
+  /** Mean over ten folds of the accuracy on a fold, at the threshold that is best on the other nine. */
+  accuracy: number;
+  /** Population standard deviation over the folds. */
+  std: number;
+  /** Squared distance of unit embeddings below which a pair counts as the same person: mean over the folds. */
+  threshold: number;
   intervals: { accuracy: Interval; tarAtFar: Record<string, Interval> };
   /** Pairs by the smaller norm of the two embeddings, a quarter each, the smallest first: a picture's quality. */
   byNorm: { from: number; to: number; pairs: number; errors: number }[];
@@ -91,17 +96,32 @@ export function wilson(hits: number, all: number): Interval {
   return [Math.max(0, centre - half), Math.min(1, centre + half)];
 }
 
-/** Accepted pairs of one person by false accept rate, of the rates that the negatives can resolve, and 1e-3. */
-function acceptedAtFar(distance: Float64Array, same: readonly boolean[]): Map<string, number> {
+/**
+ * @param distance by pair
+ * @returns with the squared distance below which each rate accepts a pair
+ */
+export function acceptRates(
+  distance: Float64Array,
+  same: readonly boolean[],
+): AcceptRates & { thresholds: Record<string, number> } {
   const positives = distance.filter((_, pair) => same[pair]);
   const negatives = distance.filter((_, pair) => !same[pair]).sort();
-  const rates = FALSE_ACCEPT_RATES.filter(([name, oneIn]) => negatives.length >= oneIn || name === '1e-3');
-  return new Map(
-    rates.map(([name, oneIn]) => {
+  const rates = FALSE_ACCEPT_RATES.filter(([name, oneIn]) => negatives.length >= oneIn || name === '1e-3').map(
+    ([name, oneIn]) => {
       const nearestRefused = negatives[Math.floor(negatives.length / oneIn)]!;
-      return [name, positives.filter((d) => d < nearestRefused).length];
-    }),
+      return { name, nearestRefused, hits: positives.filter((d) => d < nearestRefused).length };
+    },
   );
+  const byRate = <T>(read: (rate: (typeof rates)[number]) => T) =>
+    Object.fromEntries(rates.map((rate) => [rate.name, read(rate)]));
+  return {
+    tarAtFar: byRate(({ hits }) => hits / positives.length),
+    unresolvedFar: Object.fromEntries(FALSE_ACCEPT_RATES.filter(([, oneIn]) => negatives.length < oneIn)),
+    positives: positives.length,
+    negatives: negatives.length,
+    intervals: { tarAtFar: byRate(({ hits }) => wilson(hits, positives.length)) },
+    thresholds: byRate(({ nearestRefused }) => nearestRefused),
+  };
 }
 
 /** Errors at one threshold by the smaller norm of a pair's embeddings. */
@@ -155,24 +175,40 @@ export function verifyGroups(
   groups: readonly string[],
   threshold: number,
 ): GroupFigures[] {
-  const distance = distances(embeddings, dim, same.length);
-  return [...new Set(groups)].toSorted().map((group) => {
-    const own = [...groups.keys()].filter((pair) => groups[pair] === group);
-    const share = (kind: boolean, accepted: boolean) => {
-      const ofKind = own.filter((pair) => same[pair] === kind);
-      const hits = ofKind.filter((pair) => distance[pair]! < threshold === accepted);
-      return ofKind.length === 0 ? null : hits.length / ofKind.length;
-    };
-    const right = own.filter((pair) => distance[pair]! < threshold === same[pair]).length;
-    return {
-      group,
-      pairs: own.length,
-      accuracy: right / own.length,
-      interval: wilson(right, own.length),
-      falseAcceptRate: share(false, true),
-      falseRejectRate: share(true, false),
-    };
-  });
+  return groupFigures(distances(embeddings, dim, same.length), same, groups, threshold);
+}
+
+/** The same for squared distances by pair. */
+export function groupFigures(
+  distance: Float64Array,
+  same: readonly boolean[],
+  groups: readonly string[],
+  threshold: number,
+): GroupFigures[] {
+  /** By kind of pair, different people first: all, and those that are accepted. */
+  const counts = new Map<string, { all: [number, number]; accepted: [number, number] }>();
+  for (const [pair, group] of groups.entries()) {
+    const own = counts.get(group) ?? { all: [0, 0], accepted: [0, 0] };
+    counts.set(group, own);
+    const kind = same[pair] ? 1 : 0;
+    own.all[kind] += 1;
+    if (distance[pair]! < threshold) own.accepted[kind] += 1;
+  }
+  const share = (hits: number, all: number) => (all === 0 ? null : hits / all);
+  return [...counts]
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+    .map(([group, { all, accepted }]) => {
+      const pairs = all[0] + all[1];
+      const right = all[0] - accepted[0] + accepted[1];
+      return {
+        group,
+        pairs,
+        accuracy: right / pairs,
+        interval: wilson(right, pairs),
+        falseAcceptRate: share(accepted[0], all[0]),
+        falseRejectRate: share(all[1] - accepted[1], all[1]),
+      };
+    });
 }
 
 /**
@@ -206,24 +242,14 @@ export function verify(embeddings: Float32Array, dim: number, same: readonly boo
   const accuracies = best.map((t, fold) => correct[fold]![t]! / foldSizes[fold]!);
   const accuracy = mean(accuracies);
   const threshold = mean(best.map((t) => THRESHOLDS[t]!));
-  const positives = same.filter(Boolean).length;
-  const negatives = pairs - positives;
-  const accepted = acceptedAtFar(distance, same);
-  const byRate = <T>(read: (hits: number) => T) =>
-    Object.fromEntries([...accepted].map(([name, hits]) => [name, read(hits)]));
+  const { thresholds: _, ...rates } = acceptRates(distance, same);
   return {
     pairs,
     accuracy,
     std: Math.sqrt(mean(accuracies.map((a) => (a - accuracy) ** 2))),
     threshold,
-    tarAtFar: byRate((hits) => hits / positives),
-    unresolvedFar: Object.fromEntries(FALSE_ACCEPT_RATES.filter(([, oneIn]) => negatives < oneIn)),
-    positives,
-    negatives,
-    intervals: {
-      accuracy: wilson(Math.round(accuracy * pairs), pairs),
-      tarAtFar: byRate((hits) => wilson(hits, positives)),
-    },
+    ...rates,
+    intervals: { accuracy: wilson(Math.round(accuracy * pairs), pairs), ...rates.intervals },
     byNorm: errorsByNorm(embeddings, dim, (pair) => distance[pair]! < threshold !== same[pair], pairs),
   };
 }

@@ -1,0 +1,152 @@
+/** Embeds the templates of a protocol, and judges its pairs. */
+import { readFile } from 'node:fs/promises';
+import { FacetrainError } from '@facetrain/api';
+import { decodePictures, type Embedder } from '@facetrain/native';
+import { lengthOf } from './check-embeddings.ts';
+import type { EvaluateOptions } from './evaluate-set.ts';
+import { type AcceptRates, acceptRates, type GroupFigures, groupFigures } from './protocol.ts';
+import type { TemplatePicture, TemplateProtocol } from './template-protocol.ts';
+
+/** Pictures in memory at a time, unless the embedder wants more. */
+const BATCH_SIZE = 128;
+/** The false accept rate at whose threshold groups are judged; a set that cannot resolve it has the smallest it can. */
+const GROUPS_AT_FAR = '1e-4';
+
+/**
+ * One embedding of unit length for each template, as insightface computes them (eval_ijbc.py with F2, N1, D1): a
+ * picture's embedding and that of its mirror image are added, keep their length, and are weighted by the score of the
+ * face detector; a medium (a picture, or the frames of a video) is the mean of its pictures, and a template the sum of
+ * its media.
+ * @returns [templates, dim]
+ * @throws FacetrainError InvalidVerificationSet naming a picture that cannot be read; NotANumber naming a template
+ *   whose embedding is not finite, or zero
+ */
+export async function embedTemplates(
+  embedder: Embedder,
+  { pictures, templates }: TemplateProtocol,
+  options: Omit<EvaluateOptions, 'part'>,
+): Promise<Float32Array> {
+  const { flip, signal, onBatch } = options;
+  const { dim } = embedder;
+  const sums = new Float64Array(templates.length * dim);
+  const medium = new Float64Array(dim);
+  let ofMedium = 0;
+  const size = Math.max(BATCH_SIZE, embedder.batch ?? 0);
+  const read = (done: number) => readPictures(pictures.slice(done, done + size), options);
+  signal?.throwIfAborted();
+  let next = read(0);
+  for (let done = 0; done < pictures.length; done += size) {
+    const decoded = await next;
+    // Read while the embedder works on these.
+    if (done + size < pictures.length) next = read(done + size);
+    next.catch(() => undefined); // thrown by the next round
+    const embeddings = await embedder.embed(decoded, { flip, ...(signal && { signal }) });
+    for (let i = 0; i < decoded.count; i++) {
+      const picture = pictures[done + i]!;
+      for (let k = 0; k < dim; k++) medium[k]! += picture.score * embeddings[i * dim + k]!;
+      ofMedium += 1;
+      const following = pictures[done + i + 1];
+      if (following?.template === picture.template && following.medium === picture.medium) continue;
+      for (let k = 0; k < dim; k++) sums[picture.template * dim + k]! += medium[k]! / ofMedium;
+      medium.fill(0);
+      ofMedium = 0;
+    }
+    onBatch?.(done + decoded.count, pictures.length);
+  }
+  const unit = Float32Array.from(sums);
+  for (const [row, template] of templates.entries()) {
+    let length: number;
+    try {
+      length = lengthOf(unit, dim, row);
+    } catch (error) {
+      throw error instanceof FacetrainError
+        ? new FacetrainError({
+            code: error.code,
+            subject: `template ${template}`,
+            found: error.found,
+            allowed: error.allowed,
+          })
+        : error;
+    }
+    for (let k = row * dim; k < (row + 1) * dim; k++) unit[k]! /= length;
+  }
+  return unit;
+}
+
+async function readPictures(
+  pictures: readonly TemplatePicture[],
+  { input, channelOrder, signal }: Omit<EvaluateOptions, 'part'>,
+): Promise<Awaited<ReturnType<typeof decodePictures>>> {
+  const encoded = await Promise.all(
+    pictures.map(({ path }) =>
+      readFile(path).catch((cause: unknown) => {
+        throw new FacetrainError({
+          code: 'InvalidVerificationSet',
+          subject: path,
+          found: (cause as Error).message,
+          allowed: 'the pictures that the protocol names',
+          cause,
+        });
+      }),
+    ),
+  );
+  const decode = (from: number, end: number) =>
+    decodePictures(encoded.slice(from, end), {
+      channelOrder,
+      ...input,
+      subject: pictures[from]!.path,
+      code: 'InvalidVerificationSet',
+      ...(pictures[from]!.landmarks && {
+        landmarks: Float64Array.from(pictures.slice(from, end).flatMap(({ landmarks }) => landmarks!)),
+      }),
+      ...(signal && { signal }),
+    });
+  try {
+    return await decode(0, pictures.length);
+  } catch (error) {
+    if (!(error instanceof FacetrainError)) throw error;
+    // One by one, for the name of the file.
+    for (const i of pictures.keys()) await decode(i, i + 1);
+    throw error;
+  }
+}
+
+export interface TemplateVerification extends AcceptRates {
+  pictures: number;
+  media: number;
+  templates: number;
+  pairs: number;
+  /** Of groups, at the threshold of this false accept rate. */
+  groups?: { far: string; figures: GroupFigures[] };
+}
+
+/**
+ * @param templates [templates, dim] of unit length
+ * @param groups by pair
+ */
+export function verifyTemplates(
+  templates: Float32Array,
+  dim: number,
+  protocol: TemplateProtocol,
+  groups?: readonly string[],
+): TemplateVerification {
+  const { first, second, same, pictures, media } = protocol;
+  // Squared distances, as of pairs of pictures: 2 - 2 cosine.
+  const distance = Float64Array.from(first, (row, pair) => {
+    const [a, b] = [row * dim, second[pair]! * dim];
+    let sum = 0;
+    for (let k = 0; k < dim; k++) sum += (templates[a + k]! - templates[b + k]!) ** 2;
+    return sum;
+  });
+  const { thresholds, ...rates } = acceptRates(distance, same);
+  const resolved = Object.keys(rates.tarAtFar).filter((name) => !(name in rates.unresolvedFar));
+  const far = resolved.includes(GROUPS_AT_FAR) ? GROUPS_AT_FAR : (resolved.at(-1) ?? Object.keys(rates.tarAtFar)[0]!);
+  return {
+    pictures: pictures.length,
+    media,
+    templates: protocol.templates.length,
+    pairs: same.length,
+    ...rates,
+    ...(groups && { groups: { far, figures: groupFigures(distance, same, groups, thresholds[far]!) } }),
+  };
+}
