@@ -3,7 +3,8 @@
 include(GNUInstallDirs)
 foreach(kind SHARED STATIC)
   string(TOLOWER facetrain_int7_${kind} target)
-  add_library(${target} ${kind} $<TARGET_OBJECTS:ft_int7> $<TARGET_OBJECTS:ft_kernels>)
+  add_library(${target} ${kind} $<TARGET_OBJECTS:ft_int7> $<TARGET_OBJECTS:ft_nodes>
+    $<TARGET_OBJECTS:ft_kernels>)
   set_target_properties(${target} PROPERTIES OUTPUT_NAME facetrain_int7 LINKER_LANGUAGE CXX
     PUBLIC_HEADER int7/facetrain_int7.h)
   target_include_directories(${target} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/int7)
@@ -30,7 +31,7 @@ target_link_libraries(int7_embed PRIVATE facetrain_int7_shared)
 # compares with is not exported, so it is linked from the archives behind the library.
 foreach(kind shared static)
   add_executable(c_api_${kind}_test int7/c_api_test.cc)
-  target_link_libraries(c_api_${kind}_test PRIVATE facetrain_int7_${kind} ft_int7 ft_kernels)
+  target_link_libraries(c_api_${kind}_test PRIVATE facetrain_int7_${kind} ft_int7 ft_nodes ft_kernels)
   add_test(NAME c_api_${kind}_test COMMAND c_api_${kind}_test)
 endforeach()
 target_link_options(c_api_static_test PRIVATE -static)

@@ -24,6 +24,13 @@ float random_real(float low, float high) { return std::uniform_real_distribution
 
 int8_t negative(int8_t q) { return static_cast<int8_t>(std::clamp(-q, -63, 63)); }
 
+// An operator that reads the layer's input `times` times.
+NodeSpec node_of(const std::string& op, const ArrayDims& dims, int times) {
+  FloatStep step{.op = op, .numbers = {}, .texts = {}, .operands = {}};
+  step.operands.resize(times, {FloatStep::Operand::From::input, 0, {}});
+  return {.steps = {step}, .input_dims = {dims}, .output_dims = dims};
+}
+
 // Grows a network layer by layer. The integers of its weights and tensors use their whole range.
 class Builder {
  public:
@@ -70,15 +77,15 @@ class Builder {
     add_layer(Kind::pool, {input});
     return add_tensor(network_.tensors[input].channels, 1, 1);
   }
-  // Its negative, within the limit of operands, computed outside of the runtime.
+  // Its negative, within the limit of operands, by a node.
   int negated(int input) {
-    LayerSpec& layer = add_layer(Kind::other, {input});
+    LayerSpec& layer = add_layer(Kind::node, {input});
     const TensorSpec x = network_.tensors[input];
-    layer.run = [size = x.size()](const void* const* inputs, void* y) {
-      for (int64_t i = 0; i < size; ++i)
-        static_cast<int8_t*>(y)[i] = negative(static_cast<const int8_t*>(inputs[0])[i]);
-    };
-    return add_tensor(x.channels, x.height, x.width);
+    layer.node = node_of("Neg", {1, x.channels, x.height, x.width}, 1);
+    const int output = add_tensor(x.channels, x.height, x.width);
+    network_.tensors[output].scale = x.scale;
+    network_.tensors[output].limit = 63;
+    return output;
   }
 
   // Ends with the last tensor as output. Tensors that convolutions read get the limit of operands.
@@ -398,7 +405,7 @@ void test_division() {
   compare(seen(b, sum), "layers that divide");
 }
 
-// Real tensors between layers from outside, two outputs, and a picture in real numbers.
+// Real tensors between layers, two outputs, and a picture in real numbers.
 void test_real_tensors() {
   Builder b(3, 5, 6);
   const int embedding = b.conv(0, shape_of(7, 1, 3, 2, 1));
@@ -408,9 +415,8 @@ void test_real_tensors() {
   LayerSpec twice;
   twice.inputs = {embedding};
   twice.output = embedding + 1;
-  twice.run = [size = real.size()](const void* const* inputs, void* y) {
-    for (int64_t i = 0; i < size; ++i) static_cast<float*>(y)[i] = 2 * static_cast<const float*>(inputs[0])[i];
-  };
+  const ArrayDims dims{1, real.channels, real.height, real.width};
+  twice.node = node_of("Add", dims, 2);
   network.layers.push_back(twice);
   std::vector<uint8_t> picture(5 * 6 * 3);
   for (auto& value : picture) value = static_cast<uint8_t>(random_int(0, 255));
@@ -431,9 +437,7 @@ void test_real_tensors() {
   LayerSpec same;
   same.inputs = {0};
   same.output = 1;
-  same.run = [](const void* const* inputs, void* y) {
-    std::copy_n(static_cast<const float*>(inputs[0]), 6, static_cast<float*>(y));
-  };
+  same.node = node_of("Identity", {1, 3, 2, 1}, 1);
   copy.layers.push_back(same);
   const Runtime copies(copy);
   Runtime::Context memory(copies);
@@ -441,19 +445,6 @@ void test_real_tensors() {
   std::vector<float> reals(6);
   copies.run(memory, bytes, reals.data());
   CHECK(reals == (std::vector<float>{1, 4, 256 + 2, 256 + 5, 512 + 3, 512 + 6}));
-}
-
-void test_error_on_threads() {
-  Builder b(3, 4, 4);
-  const int x = b.conv(0, shape_of(5, 1, 1, 1, 0));
-  Network network = seen(b, b.negated(x));
-  network.layers[1].run = [](const void* const*, void*) { throw std::runtime_error("from outside"); };
-  const Runtime runtime(network);
-  ThreadPool pool(3);
-  Runtime::Context context(runtime, 3);
-  const std::vector<uint8_t> picture(4 * 4 * 3);
-  std::vector<float> output(runtime.output_size());
-  CHECK_THROWS(runtime.run(context, picture.data(), output.data(), pool), std::runtime_error, "from outside");
 }
 
 // In an emulator the processor is known, so a test would otherwise not notice that it compares fewer kernels.
@@ -497,7 +488,6 @@ int main() {
   test_division();
   test_random_networks();
   test_real_tensors();
-  test_error_on_threads();
   test_refusals();
   test_instruction_sets();
   return TEST_RESULT();

@@ -1,17 +1,18 @@
-// What the INT7 runtime runs: a network of integers with their scales, without names of files, without torch.
+// What the INT7 runtime runs: a network of integers with their scales, and of real numbers where a layer needs them;
+// without names of files, without torch.
 //
 // Real value = integer * scale. The integers of operands, which convolutions multiply, lie in [-63, 63]; those of
-// other tensors in [-127, 127]. The arithmetic is that of kernels/reference.h: every tensor but the output is rounded
-// to integers, whether it is ever written to memory or not.
+// other tensors in [-127, 127]. The arithmetic is that of kernels/reference.h and nodes/: every tensor that is not real
+// is rounded to integers, whether it is ever written to memory or not.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "kernels/conv_shape.h"
+#include "nodes/node_layer.h"
 
 namespace facetrain::int7 {
 
@@ -19,17 +20,20 @@ struct TensorSpec {
   int channels = 0, height = 0, width = 0;
   float scale = 0;
   int limit = 127;    // largest integer: 63 for operands
-  bool real = false;  // not quantized: float32, which `other` layers and the caller read
+  bool real = false;  // not quantized: float32, which nodes and the caller read
 
   int area() const { return height * width; }
   int64_t size() const { return int64_t{channels} * area(); }
+  NodeTensor for_node() const {
+    return {.channels = channels, .height = height, .width = width, .real = real, .scale = scale, .limit = limit};
+  }
 };
 
 struct LayerSpec {
-  enum class Kind { conv, pointwise, add, pool, other };
-  Kind kind = Kind::other;
+  enum class Kind { conv, pointwise, add, pool, node };
+  Kind kind = Kind::node;
   std::string name;
-  std::vector<int> inputs;  // indices of tensors; two for add
+  std::vector<int> inputs;  // indices of tensors; two for add, one or more for node
   int output = -1;
   // conv: sums of products, from an int32 bias at weight scale * input scale on. Every filter has at most
   // kLargestFilter weights (kernels/conv.h).
@@ -39,9 +43,7 @@ struct LayerSpec {
   std::vector<float> weight_scales;  // [O]
   // pointwise: y = offset[c] + (x > 0 ? positive[c] : negative[c]) * x.
   std::vector<float> positive, negative, offset;
-  // Computes the layer outside of this library: other, and any kind but conv that writes a real tensor. Tensors are
-  // [height, width, channels] without padding, int8 or float32, and readable for kOverread bytes past their end.
-  std::function<void(const void* const* inputs, void* y)> run;
+  NodeSpec node;  // the operators of a node
 };
 
 struct Network {

@@ -1,9 +1,7 @@
 #include "int7/runtime.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <exception>
 #include <stdexcept>
 
 #include "int7/spin_barrier.h"
@@ -14,7 +12,8 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-bool dense(const LayerSpec& layer) { return layer.kind == LayerSpec::Kind::conv && !layer.shape.depthwise(); }
+// Whether the layer is a convolution that is not depthwise.
+bool mixes_channels(const LayerSpec& layer) { return layer.kind == LayerSpec::Kind::conv && !layer.shape.depthwise(); }
 
 }  // namespace
 
@@ -52,10 +51,10 @@ void Runtime::store_tensors() {
       continue;
     }
     stored.zero = tensor.limit <= kLargestOperand ? kOperandZero : 0;
-    bool only_dense = t == 0;
+    bool only_mixed = t == 0;
     for (const LayerSpec& layer : network_.layers) {
       if (std::find(layer.inputs.begin(), layer.inputs.end(), static_cast<int>(t)) == layer.inputs.end()) continue;
-      only_dense = only_dense && dense(layer);
+      only_mixed = only_mixed && mixes_channels(layer);
       if (layer.kind != LayerSpec::Kind::conv) continue;
       if (tensor.limit > kLargestOperand)
         throw std::invalid_argument("layer '" + layer.name + "': its input has a limit above 63");
@@ -64,10 +63,17 @@ void Runtime::store_tensors() {
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
       stored.right = std::max(stored.right, layer.shape.pads[3]);
     }
-    stored.pitch = least_multiple(stored.channels, only_dense ? 4 : kVector);
+    stored.pitch = least_multiple(stored.channels, only_mixed ? 4 : kVector);
     if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
     stored_.push_back(stored);
   }
+}
+
+std::unique_ptr<NodeLayer> Runtime::node_of(const LayerSpec& layer) const {
+  std::vector<NodeTensor> inputs;
+  for (const int input : layer.inputs) inputs.push_back(network_.tensors[input].for_node());
+  return std::make_unique<NodeLayer>(layer.node, inputs, network_.tensors[layer.output].for_node(),
+                                     "layer '" + layer.name + "'");
 }
 
 void Runtime::plan(int64_t largest_memory) {
@@ -77,11 +83,14 @@ void Runtime::plan(int64_t largest_memory) {
   const auto count = static_cast<int>(groups.size());
   std::vector<int> first(network_.tensors.size(), -1), last(network_.tensors.size(), -1);
   first[0] = last[0] = 0;
-  std::vector<bool> other(groups.size());
+  std::vector<bool> dense(groups.size());
+  std::vector<std::unique_ptr<NodeLayer>> nodes(groups.size());
   for (int g = 0; g < count; ++g) {
     const Group& group = groups[g];
-    const Kind kind = network_.layers[group.head].kind;
-    other[g] = kind == Kind::other || (stored_[group.output].real && kind != Kind::conv);
+    const LayerSpec& head = network_.layers[group.head];
+    if (head.kind == Kind::node) nodes[g] = node_of(head);
+    const bool in_registers = head.kind == Kind::pointwise || head.kind == Kind::add;
+    dense[g] = nodes[g] ? nodes[g]->table() == nullptr : in_registers && stored_[group.output].real;
     for (const int tensor : {group.middle, group.output}) {
       if (tensor >= 0) first[tensor] = last[tensor] = g + 1;
     }
@@ -97,8 +106,9 @@ void Runtime::plan(int64_t largest_memory) {
     if (first[t] >= 0) piece[t] = arena.add(stored_[t].bytes(), first[t], last[t]);
   }
   std::vector<std::vector<int>> copies(groups.size());
+  std::vector<int> scratch(groups.size());
   for (int g = 0; g < count; ++g) {
-    if (!other[g]) continue;
+    if (!dense[g]) continue;
     const LayerSpec& head = network_.layers[groups[g].head];
     const auto add_copy = [&](int tensor) {
       const int64_t bytes = network_.tensors[tensor].size() + kOverread;
@@ -106,6 +116,7 @@ void Runtime::plan(int64_t largest_memory) {
     };
     for (const int input : head.inputs) add_copy(input);
     add_copy(head.output);
+    scratch[g] = arena.add(dense_scratch(head, nodes[g].get()), g + 1, g + 1);
   }
   arena.place();
   arena_bytes_ = arena.bytes();
@@ -130,12 +141,14 @@ void Runtime::plan(int64_t largest_memory) {
     const Group& group = groups[g];
     const LayerSpec& head = network_.layers[group.head];
     Planned planned;
-    if (other[g]) {
-      std::vector<int64_t> offsets;
-      for (const int copy : copies[g]) offsets.push_back(copy < 0 ? -1 : arena.offset(copy));
-      planned.step = other_step(context, group, std::move(offsets));
+    if (dense[g]) {
+      DensePlaces places{.copies = {}, .scratch = arena.offset(scratch[g])};
+      for (const int copy : copies[g]) places.copies.push_back(copy < 0 ? -1 : arena.offset(copy));
+      planned.step = dense_step(context, group, std::move(nodes[g]), std::move(places));
+    } else if (head.kind == Kind::node) {
+      planned.step = table_step(context, group, *nodes[g]);
     } else if (head.kind == Kind::conv) {
-      planned.step = dense(head) ? conv_step(context, group) : depthwise_step(context, group);
+      planned.step = mixes_channels(head) ? conv_step(context, group) : depthwise_step(context, group);
     } else if (head.kind == Kind::pool) {
       planned.step = pool_step(context, group);
     } else {
@@ -171,9 +184,14 @@ void Runtime::add_borders(Planned& planned, const Stored& stored) const {
   add(stored.at(stored.height - 1, stored.width), stored.offset + stored.bytes());
 }
 
+int64_t Runtime::context_bytes(int threads) const {
+  const int64_t arena = (arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
+  return kAlignment + arena + int64_t{threads} * kSums * int64_t{sizeof(int32_t)};
+}
+
 Runtime::Context::Context(const Runtime& runtime, int threads) : threads_(threads) {
   const int64_t arena = (runtime.arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
-  bytes_.resize(kAlignment + arena + int64_t{threads} * kSums * int64_t{sizeof(int32_t)});
+  bytes_.resize(runtime.context_bytes(threads));
   const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
   arena_ = bytes_.data() + (kAlignment - address % kAlignment) % kAlignment;
   sums_ = reinterpret_cast<int32_t*>(arena_ + arena);
@@ -197,20 +215,12 @@ void Runtime::run(Context& context, const uint8_t* picture, float* output, Threa
   const int threads = std::min(pool.threads(), context.threads_);
   if (threads == 1) return run(context, picture, output);
   SpinBarrier barrier(threads);
-  std::atomic<bool> failed = false;
-  std::exception_ptr error;  // of the first thread, which alone runs code from outside
   pool.parallel_for(threads, [&](int64_t part, int) {
     for (const Planned& planned : steps_) {
-      try {
-        if (!failed) run_step(planned, context, picture, output, static_cast<int>(part), threads);
-      } catch (...) {
-        error = std::current_exception();
-        failed = true;
-      }
+      run_step(planned, context, picture, output, static_cast<int>(part), threads);
       barrier.wait();
     }
   });
-  if (failed) std::rethrow_exception(error);
 }
 
 std::vector<Runtime::StepTime> Runtime::run_timed(Context& context, const uint8_t* picture, float* output) const {

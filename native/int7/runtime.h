@@ -22,9 +22,9 @@ struct Stored;
 
 class Runtime {
  public:
-  // Plans and packs the weights. `isa` must be supported. Throws std::invalid_argument for a network beyond the
-  // kernels' bounds, or one whose tensors and packed weights may take more than `largest_memory` bytes; the latter
-  // before it allocates them.
+  // Plans and packs the weights. `isa` must be supported. Throws Error for a node whose operators do not fit,
+  // std::invalid_argument for a network beyond the kernels' bounds, or one whose tensors and packed weights may take
+  // more than `largest_memory` bytes; the latter before it allocates them.
   explicit Runtime(Network network, Isa isa = best_isa(), int64_t largest_memory = INT64_MAX);
   ~Runtime();
   Runtime(const Runtime&) = delete;
@@ -33,6 +33,8 @@ class Runtime {
   const Network& network() const { return network_; }
   // Numbers of all outputs.
   int64_t output_size() const;
+  // Bytes of a context.
+  int64_t context_bytes(int threads) const;
 
   // The memory of one run at a time, by at most `threads` threads.
   class Context {
@@ -78,6 +80,7 @@ class Runtime {
 
   void store_tensors();
   void plan(int64_t largest_memory);
+  std::unique_ptr<NodeLayer> node_of(const LayerSpec& layer) const;
   void add_borders(Planned& planned, const Stored& stored) const;
   static void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part = 0,
                        int parts = 1);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/elementwise.h"
+
 namespace facetrain::int7 {
 namespace {
 
@@ -99,6 +101,10 @@ class PoolStep final : public Step {
       }
       for (int c = 0; c < kVector; ++c) {
         const float mean = static_cast<float>(sums[c]) * scale_ / area;
+        if (y_->real) {
+          if (v * kVector + c < y_->channels) reinterpret_cast<float*>(y)[v * kVector + c] = mean;
+          continue;
+        }
         y[v * kVector + c] =
             static_cast<uint8_t>(static_cast<int>(round_saturated(mean / y_scale_, limit_)) + y_->zero);
       }
@@ -110,32 +116,80 @@ class PoolStep final : public Step {
   float scale_, y_scale_, limit_;
 };
 
-class OtherStep final : public Step {
+// A function of single integers, in the stored layouts of both tensors.
+class TableStep final : public Step {
  public:
-  OtherStep(const StepContext& context, const Group& group, std::vector<int64_t> copies)
-      : layer_(context.network.layers[group.head]), stored_(context.stored), copies_(std::move(copies)) {}
+  TableStep(const StepContext& context, const Group& group, const NodeLayer& node)
+      : x_(&context.stored[context.network.layers[group.head].inputs[0]]), y_(&context.stored[group.output]) {
+    for (int byte = 0; byte < 256; ++byte) {
+      const int integer = static_cast<int8_t>(byte - x_->zero);
+      table_[byte] = static_cast<uint8_t>((*node.table())[integer + 128] + y_->zero);
+    }
+  }
 
   void run(const Memory& memory, const Part& part) const override {
-    if (part.index != 0) return;
-    const void* few[8];
-    std::vector<const void*> many;  // allocates, but is not needed for common layers
-    const void** inputs = few;
-    if (layer_.inputs.size() > std::size(few)) {
-      many.resize(layer_.inputs.size());
-      inputs = many.data();
+    for (int row = part.begin(y_->height); row < part.end(y_->height); ++row) {
+      const uint8_t* x = memory.arena + x_->at(row, 0);
+      uint8_t* y = memory.arena + y_->at(row, 0);
+      for (int p = 0; p < y_->width; ++p, x += x_->pitch, y += y_->pitch) {
+        for (int c = 0; c < y_->channels; ++c) y[c] = table_[x[c]];
+      }
     }
-    for (size_t i = 0; i < layer_.inputs.size(); ++i) {
-      const Stored& x = stored_[layer_.inputs[i]];
-      inputs[i] = memory.arena + (x.real ? x.offset : copies_[i]);
-      if (!x.real) gather(x, memory.arena, reinterpret_cast<int8_t*>(memory.arena + copies_[i]));
-    }
-    const Stored& y = stored_[layer_.output];
-    uint8_t* to = memory.arena + (y.real ? y.offset : copies_.back());
-    layer_.run(inputs, to);
-    if (!y.real) scatter(reinterpret_cast<const int8_t*>(to), y, memory.arena);
   }
 
  private:
+  const Stored *x_, *y_;
+  std::array<uint8_t, 256> table_;
+};
+
+// A layer that reads and writes tensors without padding.
+class DenseStep final : public Step {
+ public:
+  DenseStep(const StepContext& context, const Group& group, std::unique_ptr<NodeLayer> node, DensePlaces places)
+      : network_(context.network),
+        layer_(context.network.layers[group.head]),
+        stored_(context.stored),
+        node_(std::move(node)),
+        places_(std::move(places)) {}
+
+  void run(const Memory& memory, const Part& part) const override {
+    if (part.index != 0) return;
+    uint8_t* scratch = memory.arena + places_.scratch;
+    auto** inputs = reinterpret_cast<const void**>(scratch);
+    for (size_t i = 0; i < layer_.inputs.size(); ++i) {
+      const Stored& x = stored_[layer_.inputs[i]];
+      inputs[i] = memory.arena + (x.real ? x.offset : places_.copies[i]);
+      if (!x.real) gather(x, memory.arena, reinterpret_cast<int8_t*>(memory.arena + places_.copies[i]));
+    }
+    const Stored& y = stored_[layer_.output];
+    uint8_t* to = memory.arena + (y.real ? y.offset : places_.copies.back());
+    if (node_) {
+      node_->run(inputs, to, scratch + address_bytes(layer_));
+    } else {
+      compute_real(inputs, reinterpret_cast<float*>(to));
+    }
+    if (!y.real) scatter(reinterpret_cast<const int8_t*>(to), y, memory.arena);
+  }
+
+  static int64_t address_bytes(const LayerSpec& layer) {
+    return (static_cast<int64_t>(layer.inputs.size() * sizeof(void*)) + kLine - 1) / kLine * kLine;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  // A layer without weights, before its result would be quantized.
+  void compute_real(const void* const* inputs, float* y) const {
+    const TensorSpec& x = network_.tensors[layer_.inputs[0]];
+    const auto* a = static_cast<const int8_t*>(inputs[0]);
+    if (layer_.kind == LayerSpec::Kind::pointwise) {
+      pointwise(a, x.channels, x.area(), layer_.positive.data(), layer_.negative.data(), layer_.offset.data(), x.scale,
+                y);
+    } else {
+      add(a, x.scale, static_cast<const int8_t*>(inputs[1]), network_.tensors[layer_.inputs[1]].scale, x.size(), y);
+    }
+  }
+
   static void gather(const Stored& from, const uint8_t* arena, int8_t* to) {
     for (int y = 0; y < from.height; ++y) {
       const uint8_t* x = arena + from.at(y, 0);
@@ -153,9 +207,11 @@ class OtherStep final : public Step {
     }
   }
 
+  const Network& network_;
   const LayerSpec& layer_;
   const std::vector<Stored>& stored_;
-  std::vector<int64_t> copies_;
+  std::unique_ptr<NodeLayer> node_;
+  DensePlaces places_;
 };
 
 class OutputsStep final : public Step {
@@ -280,8 +336,17 @@ std::unique_ptr<Step> pool_step(const StepContext& context, const Group& group) 
   return std::make_unique<PoolStep>(context, group);
 }
 
-std::unique_ptr<Step> other_step(const StepContext& context, const Group& group, std::vector<int64_t> copies) {
-  return std::make_unique<OtherStep>(context, group, std::move(copies));
+std::unique_ptr<Step> table_step(const StepContext& context, const Group& group, const NodeLayer& node) {
+  return std::make_unique<TableStep>(context, group, node);
+}
+
+int64_t dense_scratch(const LayerSpec& layer, const NodeLayer* node) {
+  return DenseStep::address_bytes(layer) + (node ? node->scratch_bytes() : 0);
+}
+
+std::unique_ptr<Step> dense_step(const StepContext& context, const Group& group, std::unique_ptr<NodeLayer> node,
+                                 DensePlaces places) {
+  return std::make_unique<DenseStep>(context, group, std::move(node), std::move(places));
 }
 
 std::unique_ptr<Step> outputs_step(const StepContext& context) { return std::make_unique<OutputsStep>(context); }

@@ -7,6 +7,7 @@
 
 #include "int7/exact.h"
 #include "int7/layout.h"
+#include "nodes/node_layer.h"
 
 namespace facetrain::int7 {
 
@@ -52,8 +53,18 @@ std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> depthwise_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> elements_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> pool_step(const StepContext& context, const Group& group);
-// `copies`: offsets in the arena for the unpadded integers of each input, and then of the output; -1 for real tensors.
-std::unique_ptr<Step> other_step(const StepContext& context, const Group& group, std::vector<int64_t> copies);
+// Of a node whose result is an integer's function of an integer (NodeLayer::table).
+std::unique_ptr<Step> table_step(const StepContext& context, const Group& group, const NodeLayer& node);
+// Where a layer of unpadded tensors works, as offsets in the arena.
+struct DensePlaces {
+  // Of the integers of each input, and then of the output; -1 for real tensors, which are unpadded as they are.
+  std::vector<int64_t> copies;
+  int64_t scratch = 0;  // dense_scratch() bytes
+};
+int64_t dense_scratch(const LayerSpec& layer, const NodeLayer* node);
+// Of a node, or of a layer without weights that writes a real tensor; `node` is null for the latter.
+std::unique_ptr<Step> dense_step(const StepContext& context, const Group& group, std::unique_ptr<NodeLayer> node,
+                                 DensePlaces places);
 std::unique_ptr<Step> outputs_step(const StepContext& context);
 
 // The epilogue of a group with the arrays that it points to.

@@ -112,10 +112,10 @@ void read_node(const Napi::Object& from, Layer& layer) {
   layer.kind = Layer::Kind::node;
   layer.input_names = texts_from(from.Get("inputs"));
   layer.real = flag_of(from, "real");
-  layer.output_dims = integers_from(from.Get("outputDims"));
+  layer.node.output_dims = integers_from(from.Get("outputDims"));
   const auto dims = from.Get("inputDims").As<Napi::Array>(), steps = from.Get("steps").As<Napi::Array>();
-  for (uint32_t i = 0; i < dims.Length(); ++i) layer.input_dims.push_back(integers_from(dims.Get(i)));
-  for (uint32_t i = 0; i < steps.Length(); ++i) layer.steps.push_back(step_from(steps.Get(i).As<Napi::Object>()));
+  for (uint32_t i = 0; i < dims.Length(); ++i) layer.node.input_dims.push_back(integers_from(dims.Get(i)));
+  for (uint32_t i = 0; i < steps.Length(); ++i) layer.node.steps.push_back(step_from(steps.Get(i).As<Napi::Object>()));
 }
 
 Layer layer_from(const Napi::Object& from) {

@@ -90,15 +90,16 @@ class Groups {
 
 // Joins the channels that a node keeps apart and scales; fixes those of all others, which may compute anything.
 void Groups::join_node(const LayerGraph& graph, const Layer& layer) {
-  const FloatStep& step = layer.steps.front();
+  const FloatStep& step = layer.node.steps.front();
   const Tensor &in = graph.tensors[layer.input], &out = graph.tensors[layer.output];
   const auto is_map = [](const std::vector<int64_t>& dims) { return dims.size() == 4 && dims[0] == 1; };
   const auto number = [&](const char* name, double otherwise) {
     const auto found = step.numbers.find(name);
     return found == step.numbers.end() || found->second.empty() ? otherwise : found->second[0];
   };
-  const bool maps = is_map(layer.output_dims) && std::all_of(layer.input_dims.begin(), layer.input_dims.end(), is_map);
-  if (maps && layer.steps.size() == 1) {
+  const bool maps =
+      is_map(layer.node.output_dims) && std::all_of(layer.node.input_dims.begin(), layer.node.input_dims.end(), is_map);
+  if (maps && layer.node.steps.size() == 1) {
     // A Pad that adds channels in front and removes as many behind keeps their number, not their places.
     const bool pads_maps = step.op == "Pad" && moves_numbers(step) && step.operands.size() > 1 &&
                            step.operands[1].constant.integers.size() == 8 && step.operands[1].constant.integers[1] == 0;
@@ -137,7 +138,7 @@ bool Groups::join_concat(const LayerGraph& graph, const Layer& layer) {
   };
   std::vector<Part> parts;
   int64_t channels = 0;
-  for (const auto& [from, index, constant] : layer.steps.front().operands) {
+  for (const auto& [from, index, constant] : layer.node.steps.front().operands) {
     if (from == From::input && index >= 0 && index < static_cast<int>(layer.inputs.size())) {
       const int input = layer.inputs[index];
       parts.push_back({input, graph.tensors[input].channels});

@@ -3,6 +3,7 @@
 // Works on kChunk pixels at a time, so that the intermediate sums or real values stay in the second-level cache.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "kernels/conv.h"
@@ -32,11 +33,6 @@ class Int7Layer {
   void convolve(const int8_t* x, Write write) const;
   void real_values(const int8_t* x, const int8_t* second, int first, int pixels, float* y) const;
 
-  bool move_integers(const std::vector<Operand>& inputs, int8_t* y) const;
-  void node_values(const std::vector<Operand>& inputs, float* y) const;
-  template <typename T>
-  void look_up(const int8_t* x, const std::vector<T>& table, T* y) const;
-
   const LayerGraph* graph_;
   const Layer* layer_;
   int input_channels_, input_area_, output_channels_, output_area_;
@@ -47,11 +43,8 @@ class Int7Layer {
   std::vector<int32_t> bias_;       // [O]
   std::vector<float> sum_scales_;   // [O]: real value = sum * scale
   std::vector<float> multipliers_;  // [O]: integer of the output = round(sum * multiplier)
-  // Of a node: the scales of its inputs; and of an elementwise one that reads integers, its output for each integer
-  // from -128 on, real and quantized.
-  std::vector<float> input_scales_;
-  std::vector<float> real_table_;
-  std::vector<int8_t> table_;
+  // Of a node: with an output of real numbers, and with the quantized one if the graph has that.
+  std::optional<NodeLayer> real_node_, node_;
 };
 
 }  // namespace facetrain

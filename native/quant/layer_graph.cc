@@ -65,23 +65,21 @@ int64_t product(const std::vector<int64_t>& dims) {
 // Sets the output's sizes from those that the node declares. What the operators compute is compared with it where they
 // run (NodeRunner).
 void infer_node(Layer& layer, const std::vector<Tensor>& tensors, Tensor& result) {
-  if (layer.steps.empty() || layer.input_dims.size() != layer.inputs.size())
-    refuse(layer.name, "dimensions of " + std::to_string(layer.input_dims.size()) + " inputs",
+  if (layer.node.steps.empty() || layer.node.input_dims.size() != layer.inputs.size())
+    refuse(layer.name, "dimensions of " + std::to_string(layer.node.input_dims.size()) + " inputs",
            "those of all its inputs");
   for (size_t i = 0; i < layer.inputs.size(); ++i) {
     const Tensor& tensor = tensors[layer.inputs[i]];
-    if (product(layer.input_dims[i]) != tensor.size())
+    if (product(layer.node.input_dims[i]) != tensor.size())
       refuse(layer.name, "other dimensions of '" + tensor.name + "' than it has", "as many numbers");
   }
-  const auto& dims = layer.output_dims;
+  const auto& dims = layer.node.output_dims;
   if (product(dims) < 1 || dims.empty() || (!layer.real && dims.size() != 4 && dims.size() != 2))
     refuse(layer.name, "an output of " + std::to_string(dims.size()) + " dimensions", "[1, C, H, W] or [1, d]");
   const bool is_map = dims.size() == 4 && dims[0] == 1;
   result.channels = static_cast<int>(is_map ? dims[1] : product(dims));
   result.height = static_cast<int>(is_map ? dims[2] : 1);
   result.width = static_cast<int>(is_map ? dims[3] : 1);
-  layer.elementwise =
-      layer.inputs.size() == 1 && elementwise(layer.steps) && result.size() == tensors[layer.input].size();
 }
 
 // Completes a convolution's shape, checks the layer's numbers, and returns the output tensor.
@@ -212,7 +210,7 @@ void LayerGraph::share_scales() {
   for (size_t t = 0; t < tensors.size(); ++t) tensors[t].scale_of = static_cast<int>(t);
   for (const Layer& layer : layers) {
     const bool moves = layer.kind == Layer::Kind::node && layer.inputs.size() == 1 &&
-                       std::all_of(layer.steps.begin(), layer.steps.end(), moves_numbers);
+                       std::all_of(layer.node.steps.begin(), layer.node.steps.end(), moves_numbers);
     if (moves && quantized(layer.input) && quantized(layer.output))
       tensors[layer.output].scale_of = tensors[layer.input].scale_of;
   }

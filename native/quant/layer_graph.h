@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kernels/conv.h"
+#include "nodes/node_layer.h"
 #include "pixel_range.h"
-#include "quant/float_steps.h"
 
 namespace facetrain {
 
@@ -35,15 +35,12 @@ struct Layer {
   // node: ONNX operators that are computed in FP32, from dequantized inputs. The arrays' dimensions begin with a batch
   // of 1. A node that is `real` reads real numbers where no other layer needs integers, and may have arrays of any
   // rank; one that is not is [1, C, H, W] or [1, d], and its output is quantized like that of any other layer.
-  std::vector<FloatStep> steps;
-  std::vector<std::vector<int64_t>> input_dims;
-  std::vector<int64_t> output_dims;
+  NodeSpec node;
   bool real = false;
 
   // Set by LayerGraph: indices of tensors. `input` is the first of `inputs`; `second` is -1 except for add.
   std::vector<int> inputs;
   int input = -1, second = -1, output = -1;
-  bool elementwise = false;  // of a node: a function of each number of its one input
 };
 
 struct Tensor {
@@ -58,6 +55,8 @@ struct Tensor {
   int area() const { return height * width; }
   int64_t size() const { return int64_t{channels} * area(); }
   int limit() const { return operand ? kOperandLimit : kOtherLimit; }
+  // Unquantized: how nodes in FP32 read it.
+  NodeTensor real_node() const { return {.channels = channels, .height = height, .width = width, .real = true}; }
   int last_reader() const { return readers.empty() ? -1 : readers.back(); }
 };
 

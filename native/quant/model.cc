@@ -97,7 +97,7 @@ class RealModel final : public Model {
   std::vector<RealLayer> layers_;
 };
 
-// The network for int7/. Int7Layer computes what int7/ does not know.
+// The network for int7/.
 int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const Scales& scales) {
   using Kind = int7::LayerSpec::Kind;
   int7::Network network;
@@ -143,23 +143,9 @@ int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const S
         layer.kind = Kind::pool;
         break;
       case Layer::Kind::node:
+        layer.kind = Kind::node;
+        layer.node = from.node;
         break;
-    }
-    if (layer.kind != Kind::conv) {
-      layer.run = [graph, l, computed = std::make_shared<const Int7Layer>(*graph, l, scales)](const void* const* inputs,
-                                                                                              void* y) {
-        std::vector<Operand> operands;
-        for (const int input : graph->layers[l].inputs) {
-          operands.push_back(graph->quantized(input) ? Operand{static_cast<const int8_t*>(*inputs), nullptr}
-                                                     : Operand{nullptr, static_cast<const float*>(*inputs)});
-          ++inputs;
-        }
-        if (graph->quantized(graph->layers[l].output)) {
-          computed->run(operands, static_cast<int8_t*>(y));
-        } else {
-          computed->run_real(operands, static_cast<float*>(y));
-        }
-      };
     }
     network.layers.push_back(std::move(layer));
   }

@@ -72,9 +72,9 @@ class Builder {
       step.operands.push_back({Operand::From::input, static_cast<int>(i), FloatArray()});
     for (auto& constant : constants) step.operands.push_back({Operand::From::constant, 0, std::move(constant)});
     Layer& layer = add_layer(Layer::Kind::node, std::move(inputs), output);
-    layer.steps = {std::move(step)};
-    layer.input_dims = std::move(input_dims);
-    layer.output_dims = std::move(output_dims);
+    layer.node.steps = {std::move(step)};
+    layer.node.input_dims = std::move(input_dims);
+    layer.node.output_dims = std::move(output_dims);
     return layer;
   }
   std::vector<uint8_t> pictures(int count, int height, int width) {
@@ -480,7 +480,7 @@ void test_equalize_operands() {
     b.conv("b", "other", 4, 1, 1, 1, 1);
     const std::vector<std::vector<int64_t>> dims(inputs.size(), {1, 4, 12, 12});
     Layer& joined = b.node(op, std::move(inputs), "j", {{"axis", {1}}}, {}, dims, {1, channels, 12, 12});
-    joined.steps[0].operands = operands;
+    joined.node.steps[0].operands = operands;
     b.conv("j", "y", channels, 5, 3, 1, 1);
     LayerGraph graph(picture_tensor(12, 12), std::move(b.layers), {"y", "other"});
     const auto before = std::make_shared<const LayerGraph>(graph);
@@ -507,7 +507,7 @@ void test_integer_constants() {
   const auto run = [](const std::string& op, FloatArray constant) {
     Builder b(1);
     b.node(op, {"x"}, "y", {}, {std::move(constant)}, {}, {});
-    return run_steps(b.layers[0].steps, {FloatArray{{1, 3}, {1, -2, 3}, {}}}, "it").values;
+    return run_steps(b.layers[0].node.steps, {FloatArray{{1, 3}, {1, -2, 3}, {}}}, "it").values;
   };
   CHECK(run("Pow", integers({2})) == (std::vector<float>{1, 4, 9}));
   CHECK(run("Add", integers({5, 6, 7})) == (std::vector<float>{6, 4, 10}));
@@ -524,7 +524,7 @@ void test_broken_steps() {
     Builder b(1);
     b.node(op, {"x"}, "y", std::move(numbers), {std::move(constant)}, {}, {});
     FloatArray x{{1, 4, 3, 3}, std::vector<float>(36, 1), {}};
-    return run_steps(b.layers[0].steps, {x}, "it");
+    return run_steps(b.layers[0].node.steps, {x}, "it");
   };
   CHECK_THROWS(run("Mystery", {}, integers({})), Error, "operator Mystery; one of Abs, Add");
   CHECK_THROWS(run("Gather", {{"axis", {1}}}, integers({4})), Error, "index 4");
@@ -543,7 +543,7 @@ void test_broken_steps() {
     std::vector<FloatArray> constants;
     for (auto& list : lists) constants.push_back(integers(std::move(list)));
     b.node("Slice", {"x"}, "y", {}, std::move(constants), {}, {});
-    return run_steps(b.layers[0].steps, {FloatArray{{1, 4}, {0, 1, 2, 3}, {}}}, "it").values;
+    return run_steps(b.layers[0].node.steps, {FloatArray{{1, 4}, {0, 1, 2, 3}, {}}}, "it").values;
   };
   CHECK(slice({{0, 3}, {1, -5}, {-2, -1}, {1, -2}}) == (std::vector<float>{3, 1}));
   CHECK_THROWS(slice({{3, 3}, {4, 4}, {1, 1}}), Error, "Slice with an axis twice");
@@ -560,7 +560,7 @@ void test_broken_steps() {
   CHECK_THROWS(run("Add", {}, {{5}, std::vector<float>(5), {}}), Error, "different shapes");
 
   Builder b(1);
-  b.node("Relu", {"data"}, "y", {}, {}, {{1, 3, 12, 12}}, {1, 3, 12, 12}).steps[0].operands[0].index = 7;
+  b.node("Relu", {"data"}, "y", {}, {}, {{1, 3, 12, 12}}, {1, 3, 12, 12}).node.steps[0].operands[0].index = 7;
   const auto graph =
       std::make_shared<const LayerGraph>(picture_tensor(12, 12), std::move(b.layers), std::vector<std::string>{"y"});
   auto pixels = Builder(2).pictures(1, 12, 12);

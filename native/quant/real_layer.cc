@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "quant/node_layer.h"
 #include "quant/real_tile.h"
 
 namespace facetrain {
@@ -83,6 +82,10 @@ RealLayer::RealLayer(const LayerGraph& graph, int layer)
       channels_(graph.tensors[layer_->input].channels),
       area_(graph.tensors[layer_->input].area()) {
   if (layer_->kind == Layer::Kind::conv) conv_ = RealConv(layer_->shape, layer_->weight, layer_->bias);
+  if (layer_->kind != Layer::Kind::node) return;
+  std::vector<NodeTensor> tensors;
+  for (const int input : layer_->inputs) tensors.push_back(graph.tensors[input].real_node());
+  node_.emplace(layer_->node, tensors, graph.tensors[layer_->output].real_node(), "layer '" + layer_->name + "'");
 }
 
 void RealLayer::run(const std::vector<const float*>& inputs, float* y) const {
@@ -105,7 +108,7 @@ void RealLayer::run(const std::vector<const float*>& inputs, float* y) const {
       }
       break;
     case Layer::Kind::node:
-      run_node(*graph_, *layer_, inputs, y);
+      node_->run(std::vector<const void*>(inputs.begin(), inputs.end()).data(), y);
       break;
   }
 }

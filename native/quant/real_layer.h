@@ -1,6 +1,7 @@
 // The FP32 forward pass of one layer: the reference that the quantized layer is compared with.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "quant/layer_graph.h"
@@ -41,6 +42,7 @@ class RealLayer {
   const Layer* layer_;
   int channels_, area_;  // of the input
   RealConv conv_;
+  std::optional<NodeLayer> node_;
 };
 
 }  // namespace facetrain
