@@ -25,6 +25,7 @@ import { makeAction, printError } from './command-action.ts';
 import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
+import type { EmbedOptions } from './commands/embed.ts';
 import type { EvalInput, ModelToEvaluate } from './commands/eval.ts';
 import type { MergeOptions } from './commands/head.ts';
 import type { AddOptions } from './commands/head-add.ts';
@@ -323,6 +324,30 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, or te
         found: pairs === undefined ? 'none of them' : 'both',
         allowed: 'one of them',
       });
+    }),
+  );
+
+inputRange(command('embed [images...]', 'print what a model gives for pictures, and how alike two are'))
+  .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
+  .option('--pairs <images...>', 'two pictures, or several two by two: their cosine')
+  .option('--npy <file>', 'receives the embeddings of the pictures [N, d] in NumPy’s format, and nothing prints them')
+  .addOption(
+    new Option('--runtime <runtime>', 'what runs the model')
+      .choices(['fp32', 'int7'])
+      .default(undefined, 'what the model is made for'),
+  )
+  .addOption(
+    new Option('--device <device>', 'where an FP32 model runs; auto: on a GPU if there is one')
+      .choices(['auto', 'cpu', 'cuda'])
+      .default('auto'),
+  )
+  .addOption(channelOrder())
+  .addOption(output())
+  .addOption(threads())
+  .action(
+    action(async (images: string[], options: EmbedOptions) => {
+      const { embed } = await import('./commands/embed.ts');
+      return embed(images, options, new StatusLine(), signal);
     }),
   );
 

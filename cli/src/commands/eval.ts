@@ -2,24 +2,11 @@
 import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
-import {
-  capabilities,
-  type Device,
-  decodePictures,
-  EMBEDDING_BATCH,
-  type Embedder,
-  type Graph,
-  Int7Model,
-  Model,
-  type ModelOptions,
-} from '@facetrain/native';
+import { type Device, decodePictures, type Graph, Model, type ModelOptions } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
-import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
-import { openModel } from '@facetrain/trainer/onnx/open-model';
-import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
+import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { checkMagnitude } from '@facetrain/trainer/quantize/check-source';
-import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import {
   checkNotConstant,
   checkSpread,
@@ -37,8 +24,7 @@ import {
 import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
-
-type Runtime = 'fp32' | 'int7';
+import { checkDevice, openEmbedder, type Runtime, runtimeOf } from './open-embedder.ts';
 
 export interface ModelToEvaluate extends InputRangeOptions {
   model: string;
@@ -80,7 +66,7 @@ export async function openForEvaluation({
   device = 'auto',
   ...options
 }: ModelToEvaluate) {
-  if (device === 'cuda') checkCuda();
+  checkDevice(device);
   const read = await readOnnx(file, { output });
   if (read.graph.outputs)
     throw new FacetrainError({
@@ -92,7 +78,7 @@ export async function openForEvaluation({
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph, range } = withInputRange(read, { given: givenRange(options), subject: file });
   const model = { ...read, graph };
-  const kind = runtime ?? (isQuantized(model.graph) ? 'int7' : 'fp32');
+  const kind = runtimeOf(model.graph, runtime);
   const place = { computeThreads: threads, device };
   const embedder = await openEmbedder(file, model, kind, place);
   return { embedder, graph, range, kind, channelOrder, place };
@@ -281,50 +267,4 @@ async function embedFirst(
   } finally {
     await model.close();
   }
-}
-
-/** @throws FacetrainError InvalidArgument when this build, or this machine, has no GPU */
-function checkCuda(): void {
-  const { nccl, cudaDevices } = capabilities();
-  if (cudaDevices > 0) return;
-  throw new FacetrainError({
-    code: 'InvalidArgument',
-    subject: '--device',
-    found: `cuda, but ${nccl ? 'this machine has no CUDA device' : 'this build has no CUDA'}`,
-    allowed: nccl ? 'cpu or auto, or a machine with an NVIDIA GPU and its driver' : 'cpu or auto, or a build with CUDA',
-  });
-}
-
-/**
- * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an
- * INT7 model on a GPU
- */
-async function openEmbedder(file: string, model: OnnxModel, runtime: Runtime, place: ModelOptions): Promise<Embedder> {
-  const quantized = isQuantized(model.graph);
-  if (quantized !== (runtime === 'int7')) {
-    const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
-    throw new FacetrainError({
-      code: 'InvalidModel',
-      subject: file,
-      found,
-      allowed: `--runtime ${other}, or another model`,
-    });
-  }
-  if (runtime === 'fp32') {
-    checkEmbeddingMemory(model.graph, file, EMBEDDING_BATCH);
-    return openModel(model.graph, file, place);
-  }
-  const { computeThreads, device } = place;
-  if (device === 'cuda') {
-    throw new FacetrainError({
-      code: 'InvalidArgument',
-      subject: '--device',
-      found: `cuda, and ${file} is an INT7 model`,
-      allowed: 'cpu or auto: INT7 models run on the CPU',
-    });
-  }
-  // One picture for each thread, in integers of a byte; the check counts four.
-  checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));
-  const { layers, scales } = decodeInt7(model.graph);
-  return Int7Model.open(layers, scales, { computeThreads });
 }
