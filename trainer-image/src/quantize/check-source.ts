@@ -6,10 +6,12 @@ import { FacetrainError } from '@facetrain/api';
 import {
   EMBEDDING_BATCH,
   type Graph,
+  type LayerGraph,
   type LayerResult,
   Model,
   type NodeValues,
   type Pictures,
+  type Scales,
 } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { checkSpread } from '../verification/check-embeddings.ts';
@@ -132,6 +134,38 @@ function differentPictures(pictures: Pictures): Pictures {
   const data = new Uint8Array(different.size * size);
   [...different.values()].forEach((picture, index) => data.set(picture, index * size));
   return { ...pictures, count: different.size, data };
+}
+
+/** What every reader of an INT7 file takes: native/int7/onnx_reader.cc has the same bounds. */
+const SCALES = { least: 1e-12, largest: 1e12 };
+
+/**
+ * Checks that the C library reads what is written: with scales, slopes and offsets within these bounds, no product or
+ * quotient of them is infinite.
+ * @throws FacetrainError InvalidModel naming the tensor or layer
+ */
+export function checkScales({ graph, scales }: { graph: LayerGraph; scales: Scales }, subject: string): void {
+  const refuse = (found: string) =>
+    new FacetrainError({
+      code: 'InvalidModel',
+      subject,
+      found,
+      allowed: `numbers between ${SCALES.least} and ${SCALES.largest}: a trained model, and the range of its input`,
+    });
+  const isOutside = (scale: number) => !(scale >= SCALES.least && scale <= SCALES.largest);
+  for (const [name, { scale }] of Object.entries(scales.tensors))
+    if (isOutside(scale)) throw refuse(`tensor "${name}" has values of ${scale.toPrecision(2)} a step`);
+  const tooLarge = (values: Float32Array) => values.find((value) => Math.abs(value) > SCALES.largest);
+  for (const layer of graph.layers) {
+    const numbers =
+      layer.kind === 'pointwise'
+        ? [layer.positive, layer.negative, layer.offset]
+        : layer.kind === 'conv' || layer.kind === 'fc'
+          ? [scales.weights[layer.name]!.scales]
+          : [];
+    const found = numbers.map(tooLarge).find((value) => value !== undefined);
+    if (found !== undefined) throw refuse(`layer "${layer.name}" has a number of ${found.toPrecision(2)}`);
+  }
 }
 
 /**

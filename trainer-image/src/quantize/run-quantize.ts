@@ -35,7 +35,7 @@ import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
-import { type CheckSourceOptions, checkFound, checkSource } from './check-source.ts';
+import { type CheckSourceOptions, checkFound, checkScales, checkSource } from './check-source.ts';
 import { checkGate } from './compare.ts';
 import { compareOnPictures, compareOnSets, splitError } from './compare-models.ts';
 import { disposable } from './disposable.ts';
@@ -160,6 +160,7 @@ async function quantizeInto(
   // ---- The search for scales ----
   const found = await search(config, source.layers, pictures, computeThreads, program);
   checkFound(found.layers, config.model.path);
+  checkScales(found, config.model.path);
 
   // ---- The model file ----
   const origin = {
