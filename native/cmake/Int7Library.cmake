@@ -10,7 +10,7 @@ foreach(kind SHARED STATIC)
   target_include_directories(${target} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/int7)
   target_link_libraries(${target} PUBLIC Threads::Threads)
 endforeach()
-set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 1
+set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 2
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map)
 target_link_options(facetrain_int7_shared PRIVATE
   -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map -Wl,--gc-sections -Wl,-s)
@@ -48,7 +48,8 @@ endif()
 
 # The reader, with sanitizers, on damaged files. An emulator of another processor does not run them.
 if(NOT CMAKE_CROSSCOMPILING)
-  add_executable(onnx_reader_sanitized int7/onnx_reader.cc int7/onnx_reader_test.cc)
+  add_executable(onnx_reader_sanitized int7/onnx_file.cc int7/onnx_reader.cc int7/onnx_reader_test.cc
+    nodes/float_steps.cc nodes/products.cc)
   target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
   target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
   add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)

@@ -1,11 +1,14 @@
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 
+#include "error.h"
 #include "int7/facetrain_int7.h"
 #include "int7/onnx_reader.h"
 #include "int7/runtime.h"
@@ -18,18 +21,33 @@ using facetrain::int7::Runtime;
 namespace {
 
 constexpr int64_t kLargestMemory = int64_t{1} << 31;  // of a model's tensors and packed weights: files are not trusted
+constexpr int32_t kLargestSide = 1 << 14;
 
 struct Loaded {
   std::string color_order;
   std::vector<double> mean, std;
+  std::vector<OnnxModel::Output> outputs;
+  std::map<std::string, std::string> metadata;
   Runtime runtime;
 
-  explicit Loaded(OnnxModel model)
+  Loaded(OnnxModel model, int64_t largest_memory)
       : color_order(std::move(model.color_order)),
         mean(std::move(model.mean)),
         std(std::move(model.std)),
-        runtime(std::move(model.network), facetrain::best_isa(), kLargestMemory) {}
+        outputs(std::move(model.outputs)),
+        metadata(std::move(model.metadata)),
+        runtime(std::move(model.network), facetrain::best_isa(), largest_memory) {}
 };
+
+std::shared_ptr<const Loaded> load(const uint8_t* data, size_t size, const ft_int7_options& options) {
+  OnnxModel model = read_onnx(data, size, {.height = options.height, .width = options.width});
+  for (const OnnxModel::Output& output : model.outputs) {
+    if (output.dims.size() > FT_INT7_MAX_RANK)
+      throw std::invalid_argument(output.name + ": an output of more than seven dimensions; seven at most");
+  }
+  return std::make_shared<const Loaded>(std::move(model),
+                                        options.largest_memory == 0 ? kLargestMemory : options.largest_memory);
+}
 
 thread_local std::string last_error;
 
@@ -61,11 +79,24 @@ ft_int7_status guarded(ft_int7_status of_invalid, Body body) noexcept {
     return failed(FT_INT7_FILE, error.what());
   } catch (const std::invalid_argument& error) {
     return failed(of_invalid, error.what());
+  } catch (const facetrain::Error& error) {
+    return failed(of_invalid, error.what());
   } catch (const std::exception& error) {
     return failed(FT_INT7_INTERNAL, error.what());
   } catch (...) {
     return failed(FT_INT7_INTERNAL, "an unknown error");
   }
+}
+
+// The options that a caller has given. Returns false, and says why, where one is out of its range.
+bool read_options(const ft_int7_options* given, ft_int7_options& options) noexcept {
+  options = {};
+  if (given) options = *given;
+  if (options.height < 0 || options.height > kLargestSide || options.width < 0 || options.width > kLargestSide)
+    return failed(FT_INT7_INVALID_ARGUMENT, "height or width: out of range; 1 to 16384, or 0 for the file's"), false;
+  if (options.largest_memory < 0)
+    return failed(FT_INT7_INVALID_ARGUMENT, "largest_memory: negative; bytes, or 0 for the default"), false;
+  return true;
 }
 
 std::vector<uint8_t> read_file(const char* path) {
@@ -102,22 +133,23 @@ int32_t ft_int7_abi_version(void) { return FT_INT7_ABI_VERSION; }
 
 const char* ft_int7_last_error(void) { return last_error.c_str(); }
 
-ft_int7_status ft_int7_load_memory(const void* data, size_t size, ft_int7_model** model) {
+ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_options* given, ft_int7_model** model) {
   if (model) *model = nullptr;
   if (!model || !data) return failed(FT_INT7_INVALID_ARGUMENT, "data or model: null; a pointer");
-  return guarded(FT_INT7_INVALID_MODEL, [&] {
-    auto loaded = std::make_shared<const Loaded>(read_onnx(static_cast<const uint8_t*>(data), size));
-    *model = new ft_int7_model{std::move(loaded)};
-  });
+  ft_int7_options options;
+  if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
+  return guarded(FT_INT7_INVALID_MODEL,
+                 [&] { *model = new ft_int7_model{load(static_cast<const uint8_t*>(data), size, options)}; });
 }
 
-ft_int7_status ft_int7_load_file(const char* path, ft_int7_model** model) {
+ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* given, ft_int7_model** model) {
   if (model) *model = nullptr;
   if (!model || !path) return failed(FT_INT7_INVALID_ARGUMENT, "path or model: null; a pointer");
+  ft_int7_options options;
+  if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_MODEL, [&] {
     const std::vector<uint8_t> bytes = read_file(path);
-    auto loaded = std::make_shared<const Loaded>(read_onnx(bytes.data(), bytes.size()));
-    *model = new ft_int7_model{std::move(loaded)};
+    *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
   });
 }
 
@@ -132,7 +164,9 @@ ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info) 
   info->color_order = loaded.color_order == "rgb"   ? FT_INT7_RGB
                       : loaded.color_order == "bgr" ? FT_INT7_BGR
                                                     : FT_INT7_UNKNOWN_ORDER;
+  info->output_count = static_cast<int32_t>(loaded.outputs.size());
   info->output_size = loaded.runtime.output_size();
+  info->context_size = loaded.runtime.context_bytes(1);
   for (size_t c = 0; c < loaded.mean.size() && c < 4; ++c) {
     info->mean[c] = static_cast<float>(loaded.mean[c]);
     info->std[c] = static_cast<float>(loaded.std[c]);
@@ -140,6 +174,36 @@ ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info) 
   info->instruction_set = facetrain::name_of(facetrain::best_isa());
   last_error.clear();
   return FT_INT7_OK;
+}
+
+ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_t index, ft_int7_output* output) {
+  if (!model || !output) return failed(FT_INT7_INVALID_ARGUMENT, "model or output: null; a pointer");
+  const std::vector<OnnxModel::Output>& outputs = model->loaded->outputs;
+  if (index < 0 || index >= static_cast<int32_t>(outputs.size()))
+    return failed(FT_INT7_INVALID_ARGUMENT, "index: out of range; 0 to output_count - 1");
+  *output = {};
+  for (int32_t i = 0; i <= index; ++i) {
+    output->offset += output->size;
+    output->size = 1;
+    for (const int64_t dim : outputs[i].dims) output->size *= dim;
+  }
+  output->name = outputs[index].name.c_str();
+  output->rank = static_cast<int32_t>(outputs[index].dims.size());
+  std::copy(outputs[index].dims.begin(), outputs[index].dims.end(), output->dims);
+  last_error.clear();
+  return FT_INT7_OK;
+}
+
+const char* ft_int7_get_metadata(const ft_int7_model* model, const char* key) {
+  if (!model || !key) {
+    failed(FT_INT7_INVALID_ARGUMENT, "model or key: null; a pointer");
+    return nullptr;
+  }
+  const auto& metadata = model->loaded->metadata;
+  const auto found =
+      std::find_if(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
+  last_error.clear();
+  return found == metadata.end() ? nullptr : found->second.c_str();
 }
 
 ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t threads, ft_int7_context** context) {
@@ -152,15 +216,15 @@ ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t thread
   });
 }
 
-ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* embedding) {
-  if (!context || !picture || !embedding)
-    return failed(FT_INT7_INVALID_ARGUMENT, "context, picture or embedding: null; a pointer");
+ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs) {
+  if (!context || !picture || !outputs)
+    return failed(FT_INT7_INVALID_ARGUMENT, "context, picture or outputs: null; a pointer");
   return guarded(FT_INT7_INTERNAL, [&] {
     const Runtime& runtime = context->loaded->runtime;
     if (context->pool) {
-      runtime.run(context->memory, picture, embedding, *context->pool);
+      runtime.run(context->memory, picture, outputs, *context->pool);
     } else {
-      runtime.run(context->memory, picture, embedding);
+      runtime.run(context->memory, picture, outputs);
     }
   });
 }

@@ -17,13 +17,22 @@ void test_computes() {
   CHECK_EQ(ft_int7_abi_version(), FT_INT7_ABI_VERSION);
   const std::string file = testing::onnx_file();
   ft_int7_model* model = nullptr;
-  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), &model)}, int{FT_INT7_OK});
+  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), nullptr, &model)}, int{FT_INT7_OK});
   ft_int7_info info;
   CHECK_EQ(int{ft_int7_get_info(model, &info)}, int{FT_INT7_OK});
   CHECK_EQ(info.height, 7);
   CHECK_EQ(info.width, 9);
   CHECK_EQ(info.channels, 3);
   CHECK_EQ(info.output_size, 6);
+  CHECK_EQ(info.output_count, 1);
+  CHECK(info.context_size > 10 * 4 * 5);
+  ft_int7_output output;
+  CHECK_EQ(int{ft_int7_get_output(model, 0, &output)}, int{FT_INT7_OK});
+  CHECK_EQ(std::string(output.name), std::string("embedding"));
+  CHECK_EQ(output.rank, 1);
+  CHECK_EQ(output.dims[0], 6);
+  CHECK_EQ(std::string(ft_int7_get_metadata(model, "facetrain.channelOrder")), std::string("bgr"));
+  CHECK(ft_int7_get_metadata(model, "facetrain.nothing") == nullptr);
   CHECK_EQ(int{info.color_order}, int{FT_INT7_BGR});
   CHECK_EQ(info.mean[2], 127.5f);
   CHECK_EQ(info.std[0], 128.0f);
@@ -46,19 +55,83 @@ void test_computes() {
   }
 }
 
+// A detector's file: nodes, two outputs, and pictures of another size than the file's.
+void test_outputs() {
+  const std::string file = testing::detector_file();
+  const auto open = [&](int32_t height, int32_t width, ft_int7_info& info) {
+    ft_int7_options options = {};
+    options.height = height;
+    options.width = width;
+    ft_int7_model* model = nullptr;
+    CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), &options, &model)}, int{FT_INT7_OK});
+    CHECK_EQ(int{ft_int7_get_info(model, &info)}, int{FT_INT7_OK});
+    return model;
+  };
+  const auto run = [](ft_int7_model* model, const std::vector<uint8_t>& picture, int64_t size, int32_t threads) {
+    ft_int7_context* context = nullptr;
+    CHECK_EQ(int{ft_int7_create_context(model, threads, &context)}, int{FT_INT7_OK});
+    std::vector<float> outputs(size);
+    CHECK_EQ(int{ft_int7_run(context, picture.data(), outputs.data())}, int{FT_INT7_OK});
+    ft_int7_free_context(context);
+    return outputs;
+  };
+  ft_int7_info small, large;
+  ft_int7_model* model = open(0, 0, small);
+  CHECK_EQ(small.output_count, 2);
+  ft_int7_output scores, map;
+  CHECK_EQ(int{ft_int7_get_output(model, 0, &scores)}, int{FT_INT7_OK});
+  CHECK_EQ(int{ft_int7_get_output(model, 1, &map)}, int{FT_INT7_OK});
+  CHECK_EQ(int{ft_int7_get_output(model, 2, &map)}, int{FT_INT7_INVALID_ARGUMENT});
+  CHECK_EQ(map.rank, 3);
+  CHECK_EQ(map.dims[0], 16);
+  CHECK_EQ(map.offset, scores.size);
+  CHECK_EQ(small.output_size, scores.size + map.size);
+  std::vector<uint8_t> picture(int64_t{small.height} * small.width * 3);
+  for (size_t i = 0; i < picture.size(); ++i) picture[i] = static_cast<uint8_t>(i * 73 + i / 50);
+  const std::vector<float> outputs = run(model, picture, small.output_size, 1);
+  CHECK(outputs == run(model, picture, small.output_size, 3));
+  // Softmax over the channels.
+  const int64_t area = scores.dims[1] * scores.dims[2];
+  CHECK_EQ(scores.dims[0], 2);
+  for (int64_t i = 0; i < area; ++i) CHECK_NEAR(outputs[i] + outputs[area + i], 1, 1e-6);
+
+  // A picture that is the small one and more below has the same numbers in the rows that do not see the rest.
+  ft_int7_model* taller = open(small.height + 16, 0, large);
+  CHECK_EQ(large.height, small.height + 16);
+  std::vector<uint8_t> more = picture;
+  more.resize(int64_t{large.height} * large.width * 3, 7);
+  const std::vector<float> of_more = run(taller, more, large.output_size, 1);
+  CHECK(std::vector<float>(outputs.begin(), outputs.begin() + scores.dims[2]) ==
+        std::vector<float>(of_more.begin(), of_more.begin() + scores.dims[2]));
+  ft_int7_free_model(model);
+  ft_int7_free_model(taller);
+
+  const std::string face = testing::onnx_file();
+  ft_int7_options options = {};
+  options.height = 9;
+  CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_MODEL});
+  CHECK(std::string(ft_int7_last_error()).find("to_e: has weights that do not fit") != std::string::npos);
+  options.height = -1;
+  CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_ARGUMENT});
+  options = {};
+  options.largest_memory = 1000;
+  CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_MODEL});
+  CHECK(std::string(ft_int7_last_error()).find("packed weights take over") != std::string::npos);
+}
+
 void test_failures() {
   ft_int7_model* model = nullptr;
   ft_int7_context* context = nullptr;
-  CHECK_EQ(int{ft_int7_load_memory("ONNX", 4, &model)}, int{FT_INT7_INVALID_MODEL});
+  CHECK_EQ(int{ft_int7_load_memory("ONNX", 4, nullptr, &model)}, int{FT_INT7_INVALID_MODEL});
   CHECK(model == nullptr);
   CHECK(std::string(ft_int7_last_error()).find("damaged") != std::string::npos);
-  CHECK_EQ(int{ft_int7_load_file("/no/such/file", &model)}, int{FT_INT7_FILE});
+  CHECK_EQ(int{ft_int7_load_file("/no/such/file", nullptr, &model)}, int{FT_INT7_FILE});
   CHECK(std::string(ft_int7_last_error()).find("/no/such/file") != std::string::npos);
-  CHECK_EQ(int{ft_int7_load_memory(nullptr, 0, &model)}, int{FT_INT7_INVALID_ARGUMENT});
-  CHECK_EQ(int{ft_int7_load_file(nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
+  CHECK_EQ(int{ft_int7_load_memory(nullptr, 0, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
+  CHECK_EQ(int{ft_int7_load_file(nullptr, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK_EQ(int{ft_int7_run(nullptr, nullptr, nullptr)}, int{FT_INT7_INVALID_ARGUMENT});
   const std::string file = testing::onnx_file();
-  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), &model)}, int{FT_INT7_OK});
+  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), nullptr, &model)}, int{FT_INT7_OK});
   CHECK_EQ(std::string(ft_int7_last_error()), std::string());
   CHECK_EQ(int{ft_int7_create_context(model, 0, &context)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK(context == nullptr);
@@ -73,6 +146,7 @@ void test_failures() {
 int main() {
   using namespace facetrain::int7;
   test_computes();
+  test_outputs();
   test_failures();
   return TEST_RESULT();
 }

@@ -1,17 +1,25 @@
 /*
- * The INT7 runtime of Facetrain as a C library: loads a model.int7.onnx and computes embeddings of pictures.
+ * The INT7 runtime of Facetrain as a C library: loads a model.int7.onnx, and computes its outputs for pictures.
  *
  *   ft_int7_model* model;
  *   ft_int7_context* context;
- *   if (ft_int7_load_file("model.int7.onnx", &model) != FT_INT7_OK) puts(ft_int7_last_error());
+ *   ft_int7_info info;
+ *   if (ft_int7_load_file("model.int7.onnx", NULL, &model) != FT_INT7_OK) puts(ft_int7_last_error());
+ *   ft_int7_get_info(model, &info);
  *   ft_int7_create_context(model, 1, &context);
- *   ft_int7_run(context, picture, embedding);
+ *   float* numbers = malloc(info.output_size * sizeof *numbers);
+ *   ft_int7_run(context, picture, numbers);
+ *
+ * A model has one output (a face's embedding) or several (a detector's scores and boxes). A run writes all of them into
+ * one array, one after the other; ft_int7_get_output says where each is.
  *
  * A function that can fail returns a status; ft_int7_last_error() then says what was found and what is allowed. Nothing
- * is thrown. A model may be used by several threads at once, a context by one at a time. Running allocates no memory
- * with one thread. Files are not trusted: a damaged one is refused.
+ * is thrown. A model may be used by several threads at once, a context by one at a time. Running allocates no memory.
+ * Files are not trusted: a damaged one is refused.
  *
- * Structs only grow at their end, and only with a new FT_INT7_ABI_VERSION.
+ * Versions. FT_INT7_ABI_VERSION is the number behind the library's name (libfacetrain_int7.so.2). It changes when a
+ * struct or a function changes, so a program never runs with a library of another version. Every version reads all
+ * files that older ones read.
  */
 #ifndef FACETRAIN_INT7_H
 #define FACETRAIN_INT7_H
@@ -29,12 +37,13 @@
 extern "C" {
 #endif
 
-#define FT_INT7_ABI_VERSION 1
+#define FT_INT7_ABI_VERSION 2
+#define FT_INT7_MAX_RANK 7 /* dimensions of an output */
 
 typedef enum ft_int7_status {
   FT_INT7_OK = 0,
   FT_INT7_INVALID_ARGUMENT = 1, /* a null pointer, or a number out of its range */
-  FT_INT7_INVALID_MODEL = 2,    /* not a model.int7.onnx, damaged, or with a layer that this library does not know */
+  FT_INT7_INVALID_MODEL = 2,    /* not a model.int7.onnx, damaged, larger than allowed, or not for that picture size */
   FT_INT7_FILE = 3,             /* the file cannot be read */
   FT_INT7_OUT_OF_MEMORY = 4,
   FT_INT7_INTERNAL = 5
@@ -42,16 +51,39 @@ typedef enum ft_int7_status {
 
 typedef enum ft_int7_color_order { FT_INT7_RGB = 0, FT_INT7_BGR = 1, FT_INT7_UNKNOWN_ORDER = 2 } ft_int7_color_order;
 
+/* How a model is loaded. Every field that is 0 has its default, so begin with `ft_int7_options options = {0};`. */
+typedef struct ft_int7_options {
+  /*
+   * Size of the pictures, 1 to 16384. 0: the file's. Another size than the file's needs a network that has it: one of
+   * convolutions, pools and the like, as detectors are. One with a fully connected layer, or with a fixed size inside,
+   * is refused.
+   */
+  int32_t height, width;
+  /* Bytes that packed weights and one context may take. 0: 2^31. A model that needs more is refused when it is loaded.
+   */
+  int64_t largest_memory;
+} ft_int7_options;
+
 /* What a model reads and writes. */
 typedef struct ft_int7_info {
-  int32_t height, width, channels; /* of a picture: bytes [height][width][channels] */
-  ft_int7_color_order color_order; /* of its channels, as the file says it */
-  int64_t output_size;             /* numbers of an embedding, which is not normalized */
+  int32_t height, width, channels; /* of a picture: bytes [height][width][channels]; 1 channel: its gray */
+  ft_int7_color_order color_order; /* of three channels, as the file says it */
+  int32_t output_count;
+  int64_t output_size; /* numbers of all outputs together */
   /* The bytes are mapped by the library. The file's own range, for information: its input is (byte - mean) / std. */
   float mean[4], std[4];
+  int64_t context_size; /* bytes of a context with one thread */
   /* Of this machine that the model uses: avx512vnni, avx2, neondot, neon or portable. Static; must not be freed. */
   const char* instruction_set;
 } ft_int7_info;
+
+/* One output: `size` float numbers from `offset` on, in row-major order (a map: [channels][height][width]). */
+typedef struct ft_int7_output {
+  const char* name; /* as the file has it. Belongs to the model, and is valid as long as that. */
+  int32_t rank;
+  int64_t dims[FT_INT7_MAX_RANK]; /* `rank` of them: for one picture, so without ONNX's batch */
+  int64_t offset, size;
+} ft_int7_output;
 
 typedef struct ft_int7_model ft_int7_model;
 typedef struct ft_int7_context ft_int7_context;
@@ -59,13 +91,24 @@ typedef struct ft_int7_context ft_int7_context;
 /* FT_INT7_ABI_VERSION of the library that is linked. */
 FT_INT7_API int32_t ft_int7_abi_version(void);
 
-/* Why the last call of this thread failed; an empty string if none has. Valid until the thread's next call. */
+/* Why the last call of this thread failed; an empty string if it did not. Valid until the thread's next call. */
 FT_INT7_API const char* ft_int7_last_error(void);
 
-/* Loads a model. `data` is not needed afterwards. *model is null after a failure. */
-FT_INT7_API ft_int7_status ft_int7_load_file(const char* path, ft_int7_model** model);
-FT_INT7_API ft_int7_status ft_int7_load_memory(const void* data, size_t size, ft_int7_model** model);
+/*
+ * Loads a model. `options` may be null: all defaults. `data` is not needed afterwards. *model is null after a failure.
+ */
+FT_INT7_API ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* options, ft_int7_model** model);
+FT_INT7_API ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_options* options,
+                                               ft_int7_model** model);
+
 FT_INT7_API ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info);
+/* Of output 0 to output_count - 1, in the file's order. */
+FT_INT7_API ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_t index, ft_int7_output* output);
+/*
+ * An entry of the file's metadata_props, or null if it has none of that key: "facetrain.source.sha256" is the digest of
+ * the FP32 model, "facetrain.calibration.sha256" that of the calibration pictures. Belongs to the model.
+ */
+FT_INT7_API const char* ft_int7_get_metadata(const ft_int7_model* model, const char* key);
 
 /*
  * Makes the memory for runs. `threads` (1 to 256) compute one picture together. The context keeps the model alive, so
@@ -74,8 +117,8 @@ FT_INT7_API ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_
 FT_INT7_API ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t threads,
                                                   ft_int7_context** context);
 
-/* Computes the embedding [output_size] of a picture [height][width][channels] of bytes. */
-FT_INT7_API ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* embedding);
+/* Computes the outputs [output_size] of a picture [height][width][channels] of bytes. */
+FT_INT7_API ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs);
 
 /* Null is allowed. */
 FT_INT7_API void ft_int7_free_context(ft_int7_context* context);

@@ -61,6 +61,16 @@ class Protobuf {
     Protobuf packed(bytes());
     while (packed.at_ != packed.end_) add(static_cast<int64_t>(packed.varint()));
   }
+  template <typename Add>
+  void reals(Add add) const {
+    if (type_ == 5) return add(real());
+    Protobuf packed(bytes());
+    packed.type_ = 5;
+    while (packed.at_ != packed.end_) {
+      packed.value_ = packed.fixed(4);
+      add(packed.real());
+    }
+  }
 
  private:
   [[noreturn]] static void damaged() { throw std::invalid_argument("the file: damaged; an ONNX model is wanted"); }

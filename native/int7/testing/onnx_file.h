@@ -67,10 +67,10 @@ inline Message integers(const std::string& name, const std::vector<int>& values)
 }
 
 // Sizes and names of the file's input or output.
-inline Message value_info(const std::string& name, const std::vector<int>& dims) {
+inline Message value_info(const std::string& name, const std::vector<int>& dims, int type = 1) {
   Message shape;
   for (const int dim : dims) shape.message(1, Message().integer(1, dim));
-  const Message tensor = Message().integer(1, 1).message(2, shape);
+  const Message tensor = Message().integer(1, type).message(2, shape);
   return Message().bytes(1, name).message(2, Message().message(1, tensor));
 }
 
@@ -105,31 +105,51 @@ inline Message word(const std::string& name, const std::string& value) {
   return Message().message(5, Message().bytes(1, name).bytes(4, value).integer(20, 3));
 }
 
+// The pair of quantization of a value, with a scale of its own name.
+inline void add_pair(Message& graph, const std::string& value, float scale) {
+  graph.message(5, constant<float>(value + ".scale", 1, {}, {scale}));
+  graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", "zero"}, value + ".q"));
+  graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", "zero"}, value + ".dq"));
+}
+
+// Integers NAME.weight with a scale of 0.01 and NAME.bias for inputs of `input_scale`.
+inline void add_weights(Message& graph, const std::string& name, std::vector<int> dims, float input_scale,
+                        const Changes& changes = {}, std::vector<int> bias_dims = {}) {
+  if (bias_dims.empty()) bias_dims = {dims[0]};
+  size_t count = 1;
+  for (const int dim : dims) count *= dim;
+  std::vector<int8_t> values(count);
+  for (size_t i = 0; i < count; ++i) values[i] = static_cast<int8_t>(i * 37 % 127 - 63);
+  values[0] = static_cast<int8_t>(changes.weight);
+  const std::vector<float> scales(dims[0], 0.01f);
+  std::vector<int32_t> bias(dims[0]);
+  for (int o = 0; o < dims[0]; ++o) bias[o] = o * 100 - 300;
+  graph.message(5, constant<int8_t>(name + ".w", 3, dims, values));
+  graph.message(5, constant<float>(name + ".s", 1, {dims[0]}, scales));
+  graph.message(5, constant<int32_t>(name + ".b", 6, bias_dims, bias));
+  graph.message(
+      5, constant<float>(name + ".bs", 1, {bias_dims[0]}, std::vector<float>(bias_dims[0], input_scale * 0.01f)));
+  const Message axis = number("axis", changes.scale_axis);
+  graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight").fields(axis));
+  graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias").fields(axis));
+}
+
+// A file of a graph with the metadata of an INT7 model.
+inline std::string int7_file(const Message& graph, const std::vector<std::pair<std::string, std::string>>& more = {}) {
+  Message model;
+  model.integer(1, 8).message(7, graph);
+  std::vector<std::pair<std::string, std::string>> metadata = more;
+  metadata.emplace_back("facetrain.format", "int7");
+  for (const auto& [key, value] : metadata) model.message(14, Message().bytes(1, key).bytes(2, value));
+  return model.text();
+}
+
 inline std::string onnx_file(const Changes& changes = {}) {
   Message graph;
-  const auto pair = [&](const std::string& value, float scale) {
-    graph.message(5, constant<float>(value + ".scale", 1, {}, {scale}));
-    graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", "zero"}, value + ".q"));
-    graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", "zero"}, value + ".dq"));
-  };
+  const auto pair = [&](const std::string& value, float scale) { add_pair(graph, value, scale); };
   const auto weights = [&](const std::string& name, std::vector<int> dims, std::vector<int> bias_dims,
                            float input_scale) {
-    size_t count = 1;
-    for (const int dim : dims) count *= dim;
-    std::vector<int8_t> values(count);
-    for (size_t i = 0; i < count; ++i) values[i] = static_cast<int8_t>(i * 37 % 127 - 63);
-    values[0] = static_cast<int8_t>(changes.weight);
-    const std::vector<float> scales(dims[0], 0.01f);
-    std::vector<int32_t> bias(dims[0]);
-    for (int o = 0; o < dims[0]; ++o) bias[o] = o * 100 - 300;
-    graph.message(5, constant<int8_t>(name + ".w", 3, dims, values));
-    graph.message(5, constant<float>(name + ".s", 1, {dims[0]}, scales));
-    graph.message(5, constant<int32_t>(name + ".b", 6, bias_dims, bias));
-    graph.message(
-        5, constant<float>(name + ".bs", 1, {bias_dims[0]}, std::vector<float>(bias_dims[0], input_scale * 0.01f)));
-    const Message axis = number("axis", changes.scale_axis);
-    graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight").fields(axis));
-    graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias").fields(axis));
+    add_weights(graph, name, std::move(dims), input_scale, changes, std::move(bias_dims));
   };
   graph.message(11, value_info("data", {1, changes.channels, changes.height, 9}));
   graph.message(12, value_info("embedding", {1, 6}));
@@ -158,13 +178,69 @@ inline std::string onnx_file(const Changes& changes = {}) {
   graph.message(1, node("to_e", "Gemm", {"f.dq", "to_e.weight", "to_e.bias"}, "embedding")
                        .message(5, Message().bytes(1, "transB").integer(3, 1))
                        .fields(changes.gemm));
-  Message model;
-  model.integer(1, 8).message(7, graph);
-  for (const auto& [key, value] :
-       {std::pair{"facetrain.input.mean", "[127.5,127.5,127.5]"}, std::pair{"facetrain.input.std", "[128,128,128]"},
-        std::pair{"facetrain.channelOrder", "bgr"}, std::pair{"facetrain.format", "int7"}})
-    model.message(14, Message().bytes(1, key).bytes(2, value));
-  return model.text();
+  return int7_file(graph, {{"facetrain.input.mean", "[127.5,127.5,127.5]"},
+                           {"facetrain.input.std", "[128,128,128]"},
+                           {"facetrain.channelOrder", "bgr"}});
+}
+
+// A file that reads bytes with channels last, and has what detectors have: a HardSwish of four nodes, MaxPool, Slice,
+// Resize and Concat of integers, a Softmax in FP32, and an output that layers read as integers.
+inline std::string detector_file() {
+  Message graph;
+  const auto add = [&](const std::string& op, std::vector<std::string> inputs, const std::string& y,
+                       const Message& attributes = {}) {
+    graph.message(1, node("to_" + y, op, inputs, y).fields(attributes));
+  };
+  const auto lists = [](const std::string& name, const std::vector<int>& values) {
+    return Message().message(5, integers(name, values));
+  };
+  const auto whole = [&](const std::string& name, std::vector<int64_t> values) {
+    graph.message(5, constant<int64_t>(name, 7, {static_cast<int>(values.size())}, values));
+  };
+  graph.message(11, value_info("data", {1, 24, 20, 3}, 2));
+  graph.message(12, value_info("scores", {1, 2, 12, 10}));
+  graph.message(12, value_info("map", {1, 16, 12, 10}));
+  graph.message(5, constant<uint8_t>("zero", 2, {}, {128}));
+  for (const auto& [name, value] : {std::pair{"three", 3.0f}, {"low", 0.0f}, {"six", 6.0f}})
+    graph.message(5, constant<float>(name, 1, {}, {value}));
+  add("Cast", {"data"}, "float", number("to", 1));
+  add("Transpose", {"float"}, "x", lists("perm", {0, 3, 1, 2}));
+  add_pair(graph, "x", 4.0f);
+  add_weights(graph, "to_c", {8, 3, 3, 3}, 4.0f);
+  add("Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c", lists("strides", {2, 2}).fields(lists("pads", {1, 1, 1, 1})));
+  add_pair(graph, "c", 0.1f);
+  // HardSwish: c * clip(c + 3, 0, 6) / 6.
+  add("Add", {"c.dq", "three"}, "h1");
+  add("Clip", {"h1", "low", "six"}, "h2");
+  add("Mul", {"c.dq", "h2"}, "h3");
+  add("Div", {"h3", "six"}, "h");
+  add_pair(graph, "h", 0.1f);
+  add("MaxPool", {"h.dq"}, "p", lists("kernel_shape", {2, 2}).fields(lists("strides", {2, 2})));
+  add_pair(graph, "p", 0.1f);
+  whole("starts", {2});
+  whole("ends", {6});
+  whole("axes", {1});
+  add("Slice", {"p.dq", "starts", "ends", "axes"}, "s");
+  add_pair(graph, "s", 0.1f);
+  graph.message(5, constant<float>("factors", 1, {4}, {1, 1, 2, 2}));
+  add("Resize", {"s.dq", "", "factors"}, "r",
+      word("mode", "nearest")
+          .fields(word("coordinate_transformation_mode", "asymmetric"))
+          .fields(word("nearest_mode", "floor")));
+  add_pair(graph, "r", 0.1f);
+  add_weights(graph, "to_d", {4, 8, 1, 1}, 0.1f);
+  add("Conv", {"h.dq", "to_d.weight", "to_d.bias"}, "d");
+  add_pair(graph, "d", 0.05f);
+  add("Concat", {"h.dq", "r.dq", "d.dq"}, "map", number("axis", 1));
+  add_pair(graph, "map", 0.1f);
+  add_weights(graph, "to_e", {2, 16, 1, 1}, 0.1f);
+  add("Conv", {"map.dq", "to_e.weight", "to_e.bias"}, "e");
+  add("Softmax", {"e"}, "scores", number("axis", 1));
+  return int7_file(graph, {{"facetrain.input.mean", "[0,0,0]"},
+                           {"facetrain.input.std", "[1,1,1]"},
+                           {"facetrain.input.layout", "NHWC"},
+                           {"facetrain.input.elementType", "uint8"},
+                           {"facetrain.channelOrder", "rgb"}});
 }
 
 }  // namespace facetrain::int7::testing

