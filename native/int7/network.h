@@ -16,6 +16,10 @@
 
 namespace facetrain::int7 {
 
+// Scales of tensors lie between these, and scales of weights, slopes, factors and offsets up to the larger: with them,
+// no product or quotient is infinite. A filter of zeros may have a smaller scale.
+inline constexpr float kLeastScale = 1e-12f, kLargestNumber = 1e12f;
+
 struct TensorSpec {
   int channels = 0, height = 0, width = 0;
   float scale = 0;

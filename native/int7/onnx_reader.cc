@@ -26,9 +26,6 @@ constexpr size_t kMostOutputs = 1024;
 constexpr int kOtherLimit = 127;
 constexpr size_t kLongestFunction = 64;  // nodes that are one function of single numbers
 constexpr int64_t kMostColors = 4;       // channels of a picture: ft_int7_info has room for their means
-// With these, no product or quotient of scales, slopes and offsets is infinite. A filter of zeros may have a smaller
-// scale. The quantizer keeps within them, too (quant/scales.h).
-constexpr float kLeastScale = 1e-12f, kLargestNumber = 1e12f;
 
 // Integers of weights or biases with a scale for each output channel.
 struct Weights {

@@ -502,6 +502,22 @@ void test_equalize_operands() {
   check("Pad", {a, moved}, {"a"}, 4);
 }
 
+// A tensor of values near zero has a scale that readers of files take, from the start on and after the search.
+void test_least_scale() {
+  Builder b(46);
+  b.conv("data", "c1", 3, 4, 3, 1, 1);
+  for (float& weight : b.layers[0].weight) weight *= 1e-18f;
+  for (float& bias : b.layers[0].bias) bias = 0;
+  b.conv("c1", "y", 4, 5, 3, 1, 1);
+  LayerGraph graph(picture_tensor(12, 12), std::move(b.layers), {"y"});
+  auto pixels = Builder(47).pictures(3, 12, 12);
+  SearchOptions options = kOptions;
+  options.equalize = false;
+  const auto found = run_search(graph, {pixels.data(), 3, 12, 12}, options);
+  CHECK_EQ(found.scales.tensors[1], 1e-12f);
+  for (const float scale : found.scales.convs[1].weight) CHECK(scale < 1e12f);
+}
+
 // Operators of values read a constant of integers, too.
 void test_integer_constants() {
   const auto run = [](const std::string& op, FloatArray constant) {
@@ -690,6 +706,7 @@ int main() {
   test_known_optimum();
   test_odd_networks();
   test_nodes();
+  test_least_scale();
   test_equalize_operands();
   test_integer_constants();
   test_broken_steps();

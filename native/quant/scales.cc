@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "error.h"
+#include "int7/network.h"
 #include "kernels/elementwise.h"
 
 namespace facetrain {
@@ -20,6 +21,8 @@ float weight_scale_from_maximum(const float* weights, int64_t count, float bias,
 }
 
 }  // namespace
+
+float bounded_scale(float scale) { return std::max(int7::kLeastScale, scale); }
 
 void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers) {
   quantize(weights, count, scale, kOperandLimit, integers);
@@ -105,7 +108,8 @@ Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& ma
   scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     // A tensor of zeros is exact at any scale.
-    if (graph.quantized(t)) scales.tensors[t] = (maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit();
+    if (graph.quantized(t))
+      scales.tensors[t] = bounded_scale((maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit());
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];

@@ -31,6 +31,10 @@ struct NamedScales {
   std::map<std::string, ConvScales> convs;  // by name of the layer
 };
 
+// A tensor's scale, or the least that readers of a file take: a tensor whose values are all smaller than that is one of
+// zeros. Such tensors are behind dead Relu layers of real networks.
+float bounded_scale(float scale);
+
 // Validates scales and resolves their names. Throws Error(InvalidArtifact) naming the tensor or layer whose scales are
 // missing, have another length or limit, or are out of range; the kernels rely on all of that.
 Scales resolve_scales(const LayerGraph& graph, const NamedScales& named);

@@ -283,12 +283,14 @@ void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized
   std::vector<double> scores(candidates);
   pool_.parallel_for(candidates, [&](int64_t k, int) {
     if (control_.cancelled) throw Cancelled();
-    const float scale = candidate_scale(options_, static_cast<int>(k), start_.tensors[t], scales_.tensors[t]);
+    const float scale =
+        bounded_scale(candidate_scale(options_, static_cast<int>(k), start_.tensors[t], scales_.tensors[t]));
     for (const Reader& reader : readers) add_reader_cosines(reader, tensor.limit(), scale, scores[k]);
     if (sampled) add_tensor_cosines(*sampled, tensor, scale, scores[k]);
   });
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();  // the first of equals
-  set_tensor_scale(t, candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t]));
+  set_tensor_scale(
+      t, bounded_scale(candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t])));
 }
 
 void Search::weights_pass() {

@@ -136,8 +136,8 @@ function differentPictures(pictures: Pictures): Pictures {
   return { ...pictures, count: different.size, data };
 }
 
-/** What every reader of an INT7 file takes: native/int7/onnx_reader.cc has the same bounds. */
-const SCALES = { least: 1e-12, largest: 1e12 };
+/** What every reader of an INT7 file takes: kLeastScale and kLargestNumber of native/int7/network.h, which are float32. */
+const SCALES = { least: Math.fround(1e-12), largest: Math.fround(1e12) };
 
 /**
  * Checks that the C library reads what is written: with scales, slopes and offsets within these bounds, no product or
@@ -150,7 +150,7 @@ export function checkScales({ graph, scales }: { graph: LayerGraph; scales: Scal
       code: 'InvalidModel',
       subject,
       found,
-      allowed: `numbers between ${SCALES.least} and ${SCALES.largest}: a trained model, and the range of its input`,
+      allowed: `numbers between 1e-12 and 1e12: a trained model, and the range of its input`,
     });
   const isOutside = (scale: number) => !(scale >= SCALES.least && scale <= SCALES.largest);
   for (const [name, { scale }] of Object.entries(scales.tensors))
