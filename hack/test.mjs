@@ -37,7 +37,9 @@ async function ctest(folder, chosen = []) {
   return { passed: Number(counts[2]) - failed, failed: code !== 0 && failed === 0 ? 1 : failed };
 }
 
-const nativeTests = (files) => ctest(build, ['--tests-regex', `^(${files.map(programOf).join('|')})$`]);
+/** With `all`, also the tests that no file stands for: a program with sanitizers, the C library as others link it. */
+const nativeTests = ({ native, all }) =>
+  ctest(build, all ? [] : ['--tests-regex', `^(${native.map(programOf).join('|')})$`]);
 
 /** Builds the C library for 64-bit ARM, and runs its tests in an emulator. */
 async function arm64Tests() {
@@ -111,7 +113,7 @@ await main(async () => {
 
   const results = [];
   if (selection.lint) results.push(await lint());
-  if (selection.native.length > 0) results.push(await nativeTests(selection.native));
+  if (selection.native.length > 0) results.push(await nativeTests(selection));
   if (selection.arm64) results.push(await arm64Tests());
   if (selection.cuda) results.push(await cudaTest());
   if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
