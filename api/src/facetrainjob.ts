@@ -114,7 +114,8 @@ const model = rules(
     numClasses: numClasses
       .optional()
       .describe(
-        'Number of identities; absent: that of the dataset. May grow while the job is suspended: the class centres of ' +
+        'Number of identities; absent: that of the dataset. May grow while the job is suspended: the class ' +
+          'centres of ' +
           'the new ones are those that a job of the same seed would have begun with.',
       ),
     channelOrder,
@@ -253,7 +254,8 @@ const loss = section(
       .default('Exact')
       .describe(
         'Exact: the gradient of the loss, margin included. StraightThrough: as if the margin were a number that is ' +
-          'added to cos θ, as insightface and OpenSphere compute it; the loss of a step is the same. With CosFace the ' +
+          'added to cos θ, as insightface and OpenSphere compute it; the loss of a step is the same. With CosFace ' +
+          'the ' +
           'two are equal. With the others, Exact weights a picture’s pull to its class by the slope of its margin.',
       ),
     scale: scale.default(64).describe('Scale of the logits, s.'),
@@ -275,7 +277,8 @@ const loss = section(
         .meta({ 'x-kubernetes-list-type': 'atomic' })
         .default([])
         .describe(
-          'Other sample rates later in the training, such as {fromEpoch: 18, rate: 1} after a start with few negatives ' +
+          'Other sample rates later in the training, such as {fromEpoch: 18, rate: 1} after a start with few ' +
+            'negatives ' +
             '(LVFace, arXiv 2501.13420). Memory is planned for the largest. Which rate a step has depends on its ' +
             'number alone, so a restart changes nothing.',
         ),
@@ -370,7 +373,8 @@ const augmentation = section(
     cropProbability: probability
       .default(0)
       .describe(
-        'How often a part of a picture is kept, a fifth of its area or more, and the rest becomes black. This and the ' +
+        'How often a part of a picture is kept, a fifth of its area or more, and the rest becomes black. This and ' +
+          'the ' +
           'next two are the augmentation of AdaFace (arXiv 2204.00964), whose recipe has 0.2 for each.',
       ),
     lowResolutionProbability: probability
@@ -434,7 +438,8 @@ const elastic = z
     ).default(600),
   })
   .describe(
-    'Lets the gang go on with fewer ranks than trainers.replicas, from the newest checkpoint, and with more when there ' +
+    'Lets the gang go on with fewer ranks than trainers.replicas, from the newest checkpoint, and with more when ' +
+      'there ' +
       'is room. The global batch, the order of pictures and the sample of classes stay the same. Can be added or ' +
       'removed only while the job is suspended.',
   );

@@ -192,7 +192,8 @@ export const QuantizeJobSpec = rules(
       .describe('Pictures for the search.'),
     evaluation: section({ sets: evaluationSets }, 'Verification sets on which FP32 and INT7 are compared.'),
     output: destination(
-      'Where the artifact is published: model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, report.html, manifest.json.',
+      'Where the artifact is published: model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, ' +
+        'report.html, manifest.json.',
     ),
     ...common,
     ttlSecondsAfterFinished,

@@ -1,8 +1,8 @@
 /**
  * The cluster of the benchmark: a real API server, controller manager and scheduler, and kwok nodes, which report every
  * pod as running and run nothing. What shares the API server with the operator in a real cluster does so here: the
- * controllers of Endpoints and of garbage, the scheduler's Events, an audit log. The operator has the ServiceAccount and
- * the RBAC of deploy/facetrain.yaml, and mounts a claim.
+ * controllers of Endpoints and of garbage, the scheduler's Events, an audit log. The operator has the ServiceAccount
+ * and the RBAC of deploy/facetrain.yaml, and mounts a claim.
  */
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';

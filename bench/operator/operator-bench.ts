@@ -219,8 +219,8 @@ async function scale({ cluster, operator, settings, report }: ScenarioContext): 
 }
 
 /**
- * With many jobs: from the start of the operator until it has looked at each job. All keys are queued before its workers
- * start, so as many reconciles are one of each.
+ * With many jobs: from the start of the operator until it has looked at each job. All keys are queued before its
+ * workers start, so as many reconciles are one of each.
  */
 async function restart(context: ScenarioContext): Promise<void> {
   const { cluster, operator, settings, report, startOperator } = context;

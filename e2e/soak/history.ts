@@ -244,10 +244,9 @@ export function leaderViolations(entries: AuditEntry[], users: string[], lease: 
     const holder = takeovers.findLast(({ at }) => at < entry.requestReceivedTimestamp);
     const { resource, subresource, name } = entry.objectRef ?? {};
     const what = [entry.verb, resource, subresource, name].filter((part) => part !== undefined).join(' ');
-    if (holder?.user !== entry.user.username)
-      violations.push(
-        `${entry.requestReceivedTimestamp}: ${entry.user.username} wrote (${what}), and ${holder?.user ?? 'nobody'} led`,
-      );
+    const led = holder?.user ?? 'nobody';
+    if (led !== entry.user.username)
+      violations.push(`${entry.requestReceivedTimestamp}: ${entry.user.username} wrote (${what}), and ${led} led`);
   }
   return violations;
 }

@@ -1,7 +1,8 @@
 /**
  * Trainers without a model: what the processes of gangs do as others see it. They wait for each other, claim the folder
- * of checkpoints, count steps, save, end together, and stop when they are told to. A gang saves to a `CheckpointFolder`,
- * which has the rules of the real one and notes what must never happen. A process may outlive its pod.
+ * of checkpoints, count steps, save, end together, and stop when they are told to. A gang saves to a
+ * `CheckpointFolder`, which has the rules of the real one and notes what must never happen. A process may outlive its
+ * pod.
  */
 import { ExitCode, type Progress } from '@facetrain/api';
 import { CheckpointFolder, type WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';

@@ -1,5 +1,5 @@
-// rulecheck reads rules of Prometheus, and expressions of a dashboard, with Prometheus' own parser, and lists the metrics
-// that they read.
+// rulecheck reads rules of Prometheus, and expressions of a dashboard, with Prometheus' own parser, and lists the
+// metrics that they read.
 //
 //	rulecheck RULES.yaml < expressions.json > output.json
 //

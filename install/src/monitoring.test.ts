@@ -30,7 +30,7 @@ async function servedMetrics(): Promise<string[]> {
   );
 }
 
-test('Prometheus reads the alerts and the expressions of the dashboard, and each metric in them is served', async () => {
+test('Prometheus reads the alerts and the dashboard’s expressions, and each metric in them is served', async () => {
   const { panels } = await readDashboard();
   const expressions = panels.flatMap(({ targets = [] }) =>
     // As Grafana replaces its variable.

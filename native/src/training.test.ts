@@ -268,7 +268,7 @@ for (const [rowsOptimizer, state] of [
   });
 }
 
-test('AdaFace goes on from saved statistics as the uninterrupted run, bit for bit; a gradient may be straight through', async () => {
+test('AdaFace goes on from saved statistics bit for bit; a gradient may be straight through', async () => {
   const adaface = { form: 'adaface', m1: 1, m2: 0, m3: 0, m: 0.4, h: 0.333 } as const;
   const options = { margin: adaface, sampleRate: 0.5 };
   const whole = await withSession(options, async (session) => {

@@ -321,7 +321,8 @@ export class TrainingSession implements TrainingSessionContract {
         throw refuse(
           'microBatchSize',
           String(microBatchSize),
-          `a divisor of the ${globalBatchSize} pictures of a step, with a micro-batch for each of the ${comm.size} ranks`,
+          `a divisor of the ${globalBatchSize} pictures of a step, with a micro-batch for each of the ` +
+            `${comm.size} ranks`,
         );
       }
       if (options.syncBatchNorm && count !== comm.size) {

@@ -41,8 +41,8 @@ export type Action =
       labels?: Record<string, string>;
     }
   /**
-   * Changes the Workload of a job, if it still has this resourceVersion: Kueue writes the same lists. `status` is merged
-   * into its status (RFC 7386), `finalizers` replace its own.
+   * Changes the Workload of a job, if it still has this resourceVersion: Kueue writes the same lists. `status` is
+   * merged into its status (RFC 7386), `finalizers` replace its own.
    */
   | {
       type: 'patchWorkload';

@@ -359,7 +359,7 @@ const EVENTS: Record<string, (world: World) => void> = {
   laterCrash: (world) => world.reconcile(2),
 };
 
-test('whatever Kueue and users do: no pod without quota, no quota given back before, and a gang that comes back', () => {
+test('whatever Kueue and users do: no pod without quota, none given back before, and a gang that comes back', () => {
   fc.assert(
     fc.property(fc.array(fc.constantFrom(...Object.keys(EVENTS)), { maxLength: 60 }), (names) => {
       const world = new World();

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-/** The program in the pods: `facetrain-trainer train | quantize | fetch | hold-place`. Exit codes: api/src/exit-codes.ts. */
+/** The program in the pods: `facetrain-trainer train | quantize | fetch | hold-place`. Exit codes:
+ * api/src/exit-codes.ts. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';

@@ -3,8 +3,8 @@
  *
  * - FaceTrainJob: all is kept. Indexes: places, `quota` (quota-rivals.ts).
  * - QuantizeJob: all is kept. Indexes: places.
- * - Pod: metadata, of its status what the planner reads, names of its node and its claims, priority, group. Indexes: places, `job` (uid), `name`
- *   (kind and name of its job), `node`.
+ * - Pod: metadata, of its status what the planner reads, names of its node and its claims, priority, group. Indexes:
+ * places, `job` (uid), `name`   (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
  * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
  * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
@@ -95,7 +95,8 @@ export function makeCaches(
   };
 }
 
-/** A value of the index `name` of pods and Workloads. It finds those of every job that has had this name, whatever its uid. */
+/** A value of the index `name` of pods and Workloads. It finds those of every job that has had this name, whatever its
+ * uid. */
 export const jobNameIndexValue = (kind: JobKind, namespace: string, name: string): string =>
   `${kind} ${namespace}/${name}`;
 

@@ -168,7 +168,7 @@ test('of gangs of 3 and 3 under a quota for 4 one waits; a higher priority preem
   await eventually(async () => assert.deepEqual(await ns.names(workloads), []));
 });
 
-test('a suspended job gives its quota back, and one whose Workload is deactivated stops until it is active', async (t) => {
+test('a suspended job gives its quota back; one whose Workload is deactivated stops until it is active', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'suspension');
   await makeQueue('suspension', 1);
   await ns.applyFaceTrainJob('faces', queued(1));

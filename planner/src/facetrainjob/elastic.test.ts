@@ -264,7 +264,8 @@ test('a resumed job begins with all that it wishes', () => {
 describe('under a quota', () => {
   const refuse = (limit: () => number, job: Simulator) => (object: ChildObject) =>
     object.kind === 'Pod' && job.livePods().length >= limit()
-      ? `pods "${object.metadata.name}" is forbidden: exceeded quota: q, requested: pods=1, used: pods=${limit()}, limited: pods=${limit()}`
+      ? `pods "${object.metadata.name}" is forbidden: exceeded quota: q, requested: pods=1, used: pods=${limit()}, ` +
+        `limited: pods=${limit()}`
       : null;
   test('a gang goes on with the pods that it gets, and asks for more after scaleUpSeconds', () => {
     const cluster = new Cluster(elasticJob(4, { min: 2 }).suspended(), 8);

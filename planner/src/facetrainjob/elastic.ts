@@ -5,9 +5,9 @@
  * A change of the number is a new attempt: each rank knows the number from its environment. The trainers of the old
  * attempt get SIGTERM and write a checkpoint. Such an attempt is no restart.
  *
- * Down: ranks had no place for `scaleDownSeconds`, that is no node, or a quota refuses their pods. The gang goes on with
- * the ranks that have one. Without a user's change the number never falls below `minReplicas`; a gang that has fewer
- * places waits, as one without `elastic` does.
+ * Down: ranks had no place for `scaleDownSeconds`, that is no node, or a quota refuses their pods. The gang goes on
+ * with the ranks that have one. Without a user's change the number never falls below `minReplicas`; a gang that has
+ * fewer places waits, as one without `elastic` does.
  *
  * Up: room is found before the gang is stopped for it. `scaleUpSeconds` after the start of an attempt, a pod for each
  * missing rank is created, with all that a trainer has, that does nothing but hold its place (`placeholder`). Once the
@@ -176,8 +176,8 @@ export function ranksToSearchFor(observed: Job, view: JobView): number[] {
 }
 
 /**
- * Placeholders that are not wanted any more: of ranks that are not wished, or that have ended without a place and may be
- * tried again.
+ * Placeholders that are not wanted any more: of ranks that are not wished, or that have ended without a place and may
+ * be tried again.
  */
 export function uselessPlaceholders({ spec }: Pick<ObservedFaceTrainJob, 'spec'>, view: JobView): ObservedPod[] {
   const { elastic, replicas } = spec.trainers;

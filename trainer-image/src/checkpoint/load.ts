@@ -143,7 +143,8 @@ function checkFits(session: TrainingSessionContract, { directory, manifest }: Ch
     throw invalid(
       `${manifestPath(directory)}: numClasses`,
       String(manifest.numClasses),
-      `${job.numClasses} at most, as in this job; classes can be added, but their number never shrinks: facetrain head ` +
+      `${job.numClasses} at most, as in this job; classes can be added, but their number never shrinks: facetrain ` +
+        `head ` +
         'remove takes identities out, and their ids stay',
     );
   // New classes keep the rows that the session has drawn from the seed. Their pictures change the steps of an epoch.

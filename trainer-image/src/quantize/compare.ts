@@ -156,8 +156,8 @@ function largestAt(values: Float32Array): number {
 const ROUNDING = 1e-12;
 
 /**
- * Sets on which FP32 has this accuracy show little: of a ResNet-100 with 6 bits, LFW's accuracy falls by 0.4 points, and
- * the true accept rate at 1e-4 on IJB-C by 9.5 (QuantFace, ICPR 2022).
+ * Sets on which FP32 has this accuracy show little: of a ResNet-100 with 6 bits, LFW's accuracy falls by 0.4 points,
+ * and the true accept rate at 1e-4 on IJB-C by 9.5 (QuantFace, ICPR 2022).
  */
 const EASY_ACCURACY = 0.99;
 /** Sets that are easy for every network of today, by the beginnings of their names: LFW and CALFW. */

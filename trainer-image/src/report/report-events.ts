@@ -3,9 +3,9 @@ import { type Histogram, stepStages, type TrainReport } from '@facetrain/api';
 import type { EventHistogram, SummaryEvent } from './event-file.ts';
 
 /**
- * Loss, learning rate, sample rate and throughput of each interval of the history; accuracy, true accept rates and histograms of
- * each evaluation; seconds by stage, at the last step. Times are spread evenly over the steps of the attempt, since the
- * report has none of its own for them.
+ * Loss, learning rate, sample rate and throughput of each interval of the history; accuracy, true accept rates and
+ * histograms of each evaluation; seconds by stage, at the last step. Times are spread evenly over the steps of the
+ * attempt, since the report has none of its own for them.
  */
 export function reportEvents(report: TrainReport): SummaryEvent[] {
   const [start, end] = [report.startedAt, report.finishedAt].map((time) => Date.parse(time) / 1000) as [number, number];
