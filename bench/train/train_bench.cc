@@ -120,6 +120,7 @@ Figures measure_step(const Graph& graph, const Case& given, const Arguments& arg
   options.data = {.global_batch = given.batch,
                   .rank = 0,
                   .size = 1,
+                  .micro_batch = arguments.integer("micro-batch", given.batch),
                   .seed = 1,
                   .flip = true,
                   .shift = 0,
@@ -129,8 +130,7 @@ Figures measure_step(const Graph& graph, const Case& given, const Arguments& arg
   options.momentum = 0.9;
   options.weight_decay = 5e-4;
   options.clip_norm = 5;
-  options.micro_batch = arguments.integer("micro-batch", given.batch);
-  if (given.batch % options.micro_batch != 0) arguments.refuse("--micro-batch: it does not divide the batch");
+  if (given.batch % options.data.micro_batch != 0) arguments.refuse("--micro-batch: it does not divide the batch");
   options.checkpoint_activations = given.checkpoint_activations;
   options.precision = options.pfc.precision = resolve_precision(given.precision, given.device);
   std::shared_ptr<const Dataset> dataset;

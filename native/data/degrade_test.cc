@@ -25,7 +25,7 @@ static Bytes noise(int height = kHeight, int width = kWidth) {
 }
 
 static uint8_t& at(Bytes& picture, int y, int x, int c, int width = kWidth) {
-  return picture[static_cast<size_t>(3 * (y * width + x) + c)];
+  return picture[3 * (static_cast<size_t>(y) * width + x) + c];
 }
 
 static void test_crop() {
@@ -81,7 +81,7 @@ static void test_resampling() {
     }
     // A ramp is a ramp, but for what sharpens near the ends; of red alone.
     Bytes ramp(3 * 64), up(3 * 128);
-    for (int x = 0; x < 64; ++x) ramp[static_cast<size_t>(3 * x)] = static_cast<uint8_t>(40 + 2 * x);
+    for (int x = 0; x < 64; ++x) ramp[3 * static_cast<size_t>(x)] = static_cast<uint8_t>(40 + 2 * x);
     resample(ramp.data(), 1, 64, way, 1, 128, up.data());
     for (int x = 16; x < 112; ++x) {
       const double want = 40 + 2 * ((x + 0.5) / 2 - 0.5);

@@ -593,9 +593,8 @@ Dims picked_dims(const Picks& picks, Dims dims) {
 }
 
 Planned picked(const Call& call, Picks picks, Dims shape) {
-  const Dims from = call[0];
-  checked(call, picked_dims(picks, from));
-  return {checked(call, std::move(shape)), [from, picks = std::move(picks)](Operands x, float* y, float*) {
+  checked(call, picked_dims(picks, call[0]));
+  return {checked(call, std::move(shape)), [from = call[0], picks = std::move(picks)](Operands x, float* y, float*) {
             run_picks(picks, from, x[0], picks.fill, y);
           }};
 }
