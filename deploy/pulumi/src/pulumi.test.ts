@@ -149,8 +149,8 @@ const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
     want: /: spec\.trainers\.replica: unknown field; did you mean "replicas"\?/,
   },
   'fields that do not fit together': {
-    args: jobArgs({ trainers: { replicas: 3 } }),
-    want: /: spec\.globalBatchSize: 64; globalBatchSize must be divisible/,
+    args: jobArgs({ trainers: { replicas: 65 } }),
+    want: /: spec\.globalBatchSize: 64; globalBatchSize must be trainers\.replicas or more/,
   },
   'an invalid name': {
     args: jobArgs({}, { metadata: { name: 'Faces' } }),
