@@ -5,12 +5,12 @@
 import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import type { FaceTrainJob, TrainerConfig } from '@facetrain/api';
+import { type FaceTrainJob, TrainerConfig } from '@facetrain/api';
 import { plannedTrainerConfig } from './planned-config.ts';
 
 /** Fields of config.json that decide what is trained, and where they come from. */
-const FIELDS: [path: (keyof TrainerConfig)[] | ['checkpoint', 'directory'], manifest: string][] = [
-  [['dataset'], 'spec.dataset'],
+const FIELDS: [path: string[], manifest: string][] = [
+  [['dataset', 'path'], 'spec.dataset.uri'],
   [['model'], 'spec.model'],
   [['loss'], 'spec.loss'],
   [['optimizer'], 'spec.optimizer'],
@@ -24,19 +24,23 @@ const FIELDS: [path: (keyof TrainerConfig)[] | ['checkpoint', 'directory'], mani
 
 type Config = Pick<TrainerConfig, 'job'> & Record<string, unknown>;
 
-/** config.json of the newest attempt that trained; undefined when there is none. */
+/** config.json of the newest attempt that trained, with the defaults of later fields; undefined when there is none. */
 export function lastTrainerConfig(stateFolder: string): Config | undefined {
   const folder = join(stateFolder, 'config');
   const found = names(folder).flatMap((name) => {
     try {
       const file = join(folder, name, 'config.json');
-      const config = JSON.parse(readFileSync(file, 'utf8')) as Config;
-      return 'globalBatchSize' in config ? [{ config, written: statSync(file).mtimeMs }] : [];
+      const written = JSON.parse(readFileSync(file, 'utf8')) as Config;
+      if (!('globalBatchSize' in written)) return [];
+      // Version 0.1 ended at the first picture that it could not use.
+      const dataset = { maxBadPictures: 0, ...(written.dataset as object) };
+      const { data: config = written } = TrainerConfig.safeParse({ ...written, dataset });
+      return [{ config, time: statSync(file).mtimeMs }];
     } catch {
       return [];
     }
   });
-  return found.sort((a, b) => b.written - a.written)[0]?.config;
+  return found.sort((a, b) => b.time - a.time)[0]?.config;
 }
 
 /** Fields of the manifest that decide what is trained and differ from an earlier attempt's configuration. */
