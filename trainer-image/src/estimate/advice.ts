@@ -72,8 +72,10 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
       { 'model.checkpointActivations': true },
       'model.checkpointActivations, with the same result and a third more time for the backbone',
     );
+  // A batch is cut at whole micro-batches, one or more for each trainer.
+  const unit = facts.microBatchSize ?? 1;
   const half = largestFitting(
-    halves(facts.globalBatchSize).filter((batch) => batch >= facts.replicas),
+    halves(facts.globalBatchSize).filter((batch) => batch % unit === 0 && batch >= unit * facts.replicas),
     (globalBatchSize) => bytesOf({ ...facts, globalBatchSize }) <= usable,
   );
   if (half !== undefined)
@@ -83,7 +85,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     ...(facts.rowsPrecision === 'fp32' ? [[bf16, bf16Change, ' with loss.rows.precision BF16'] as const] : []),
   ] as const) {
     const replicas = doubles(facts.replicas).find(
-      (count) => count <= facts.globalBatchSize && bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
+      (count) => unit * count <= facts.globalBatchSize && bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
     );
     if (replicas !== undefined)
       tryChange(

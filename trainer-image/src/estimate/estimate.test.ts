@@ -245,6 +245,19 @@ describe('advice', () => {
     assert.ok(Number(change?.['trainers.loaderThreads']) >= 0.5);
   });
 
+  test('whole micro-batches, and one for each trainer', () => {
+    const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1200, microBatchSize: 400 };
+    for (const [field, fitting] of [
+      ['trainers.replicas', { replicas: 4 }],
+      ['globalBatchSize', { globalBatchSize: 600 }],
+    ] as const) {
+      const usable = sumOf(trainingMemory({ ...facts, ...fitting }).device);
+      const found = (changes: Partial<TrainingFacts>) =>
+        fittingChanges({ ...facts, ...changes }, h100, usable).some(({ change }) => field in change);
+      assert.deepEqual([found({}), found({ microBatchSize: 200 })], [false, true], field);
+    }
+  });
+
   test('what would fit, if the job does not; each of it does fit', () => {
     const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024 };
     const usable = usableBytes(DEVICE_KINDS.h100)!;
