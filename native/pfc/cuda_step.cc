@@ -264,6 +264,7 @@ void Step::choose_rows(uint64_t step, int64_t batch) {
   }
   if (drawn_ != step) draw_negatives(step);
   std::swap(words_, next_words_);
+  drawn_.reset();  // they are taken
   capacity_ = round_up(std::min(negatives_.wait() + batch, rows_.count), cuda::kCapacityStep);
   cuda::mark_positives(packed_.const_data_ptr<float>(), batch, dim(), rows_.first, rows_.count, bits(words_), stream());
   sampled_ = at::empty({capacity_}, of(at::kLong));

@@ -421,6 +421,15 @@ static void test_sample_rates_by_step() {
       CHECK(at::equal(whole.weight(), late.weight()));
     });
   }
+  // A step that comes again, before one with all rows, has its sample again.
+  const auto solo = make_solo_comm();
+  PartialFc again(*solo, problem.options);
+  const auto sampled_in = [&](uint64_t step) {
+    again.forward_backward(problem.x.to(device), problem.labels, step);
+    return again.sampled().cpu();
+  };
+  const at::Tensor first = sampled_in(1);
+  CHECK(at::equal(sampled_in(1), first));
 }
 
 static void test_positives_outnumber_the_sample() {
