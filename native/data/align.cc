@@ -10,6 +10,8 @@ namespace {
 constexpr Landmarks kTemplate = {38.2946, 51.6963, 73.5318, 51.5014, 56.0252,
                                  71.7366, 41.5493, 92.3655, 70.7299, 92.2041};
 constexpr int kTemplateSide = 112, kPoints = 5;
+// Of the squared distances from the mean, in pixels: of points that are all the same, rounding may leave more than 0.
+constexpr double kLeastSquares = 1e-6;
 
 }  // namespace
 
@@ -31,6 +33,7 @@ Similarity fit_to_template(const Landmarks& points, int side) {
     imaginary += px * qy - py * qx;
     squares += px * px + py * py;
   }
+  if (!(squares > kLeastSquares)) squares = std::nan("");
   const double a = real / squares, b = imaginary / squares;
   return {a, b, u - (a * x - b * y), v - (b * x + a * y)};
 }

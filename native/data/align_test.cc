@@ -58,6 +58,8 @@ static void test_fit() {
     }
   }
   CHECK(std::isnan(fit_to_template({7, 7, 7, 7, 7, 7, 7, 7, 7, 7}, 112).a));
+  // The mean of these is not exactly 0.021.
+  CHECK(std::isnan(fit_to_template({7, 0.021, 7, 0.021, 7, 0.021, 7, 0.021, 7, 0.021}, 112).a));
 }
 
 static void test_warp() {
