@@ -18,15 +18,22 @@ const GROUPS_AT_FAR = '1e-4';
  * face detector; a medium (a picture, or the frames of a video) is the mean of its pictures, and a template the sum of
  * its media.
  * @returns [templates, dim]
- * @throws FacetrainError InvalidVerificationSet naming a picture that cannot be read; NotANumber naming a template
- *   whose embedding is not finite, or zero
+ * @throws FacetrainError InvalidVerificationSet naming a picture that cannot be read, and for landmarks when the input
+ *   is not square; NotANumber naming a template whose embedding is not finite, or zero
  */
 export async function embedTemplates(
   embedder: Embedder,
-  { pictures, templates }: TemplateProtocol,
+  { folder, pictures, templates }: TemplateProtocol,
   options: Omit<EvaluateOptions, 'part'>,
 ): Promise<Float32Array> {
-  const { flip, signal, onBatch } = options;
+  const { input, flip, signal, onBatch } = options;
+  if (input.height !== input.width && pictures.some(({ landmarks }) => landmarks !== null))
+    throw new FacetrainError({
+      code: 'InvalidVerificationSet',
+      subject: folder,
+      found: `has landmarks, and the model reads pictures of ${input.height} x ${input.width}`,
+      allowed: 'a model of square pictures, for which faces can be aligned; or aligned pictures without landmarks',
+    });
   const { dim } = embedder;
   const sums = new Float64Array(templates.length * dim);
   const medium = new Float64Array(dim);

@@ -163,6 +163,10 @@ describe('templates of IJB-C', () => {
       files: { landmarks: `a0.jpg ${ALIGNED} 1\n` },
       want: /5pts_score\.txt: 1 lines; 6, one for each picture/,
     },
+    'landmarks of more pictures': {
+      files: { faces: 'a0.jpg 1 1\n', landmarks: `a0.jpg ${ALIGNED} 1\nb0.jpg ${ALIGNED} 1\n` },
+      want: /5pts_score\.txt, line 2: one more line; 1, one for each picture/,
+    },
     'a coordinate that is no number': {
       files: { landmarks: `a0.jpg ${ALIGNED.replace('38.2946', 'left')} 1\n` },
       want: /line 1: "left"; a number/,
@@ -188,6 +192,17 @@ describe('templates of IJB-C', () => {
     await assert.rejects(embed(folder), /loose_crop\/c0\.jpg: ENOENT/);
     const same = FACES.map(([name]) => `${name} ${'5 '.repeat(10)} 1\n`).join('');
     await assert.rejects(embed(await protocol({ landmarks: same })), /landmarks that are one point, or not finite/);
+  });
+
+  test('faces are aligned for models of square pictures alone', async () => {
+    const read = await readTemplateProtocol(await protocol());
+    await assert.rejects(
+      embedTemplates(embedder, read, { input: { height: 112, width: 96 }, channelOrder: 'rgb', flip: false }),
+      (error) =>
+        error instanceof FacetrainError &&
+        error.code === 'InvalidVerificationSet' &&
+        /has landmarks, and the model reads pictures of 112 x 96; a model of square pictures/.test(error.message),
+    );
   });
 
   test('without landmarks, pictures are taken as they are', async () => {

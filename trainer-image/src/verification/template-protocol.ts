@@ -155,7 +155,8 @@ async function readLandmarks(
 ): Promise<{ landmarks: number[]; score: number }[]> {
   const found: { landmarks: number[]; score: number }[] = [];
   await forEachLine(path, 12, 'name, ten coordinates, score', ([name, ...texts], at) => {
-    const expected = rows[found.length]?.name;
+    if (found.length === rows.length) throw invalid(at(), 'one more line', `${rows.length}, one for each picture`);
+    const expected = rows[found.length]!.name;
     if (name !== expected)
       throw invalid(at(), JSON.stringify(name), `${JSON.stringify(expected)}, as in the same line of the templates`);
     const numbers = texts.map(Number);
