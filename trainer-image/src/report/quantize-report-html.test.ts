@@ -95,6 +95,14 @@ test('a missed gate lists the bounds that were missed', () => {
   assert.doesNotMatch(html, /Gate passed/);
 });
 
+test('a gate shows each of its bounds, and what easy sets are', () => {
+  const bounds = { maxAccuracyDrop: null, minMeanCosine: null, maxTarDrop: 0.02, minWorstCosine: 0.9 };
+  const html = renderQuantizeReport(report({ gate: { ...bounds, passed: true, failures: [], easySets: true } }));
+  assert.match(html, /Gate passed<\/b> drop of the true accept rate at most 2\.00 [^,]*, worst cosine at least 0\.9\./);
+  // LFW is easy by its name, also for an FP32 model that makes many errors on it.
+  assert.match(html, /sets are easy: a well trained FP32 model makes few errors on them/);
+});
+
 test('without sets, bounds or layers the page is complete', () => {
   const metrics = { meanCosine: 1, percentile1Cosine: 1, accuracyDrop: null, comparisons: [] };
   const html = renderQuantizeReport(

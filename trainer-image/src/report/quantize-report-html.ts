@@ -48,8 +48,8 @@ function verdict({ gate }: QuantizeReport): string {
 }
 
 const EASY_SETS =
-  'The evaluation sets are easy: FP32 makes nearly no errors on them, so their accuracy shows little of what INT7 ' +
-  'loses. Add harder pairs, such as CFP-FP, CPLFW or your own, and judge by true accept rates.';
+  'The evaluation sets are easy: a well trained FP32 model makes few errors on them, so their accuracy shows little ' +
+  'of what INT7 loses. Add harder pairs, such as CFP-FP, CPLFW or your own, and judge by true accept rates.';
 
 function facts({ metrics, source, model, calibration, search, layers }: QuantizeReport): [string, string][] {
   const scales =
