@@ -14,8 +14,8 @@ import {
   type QuantizeReport,
 } from '@facetrain/api';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
-import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
+import { type ReadModel, readModel } from '@facetrain/trainer/quantize/inputs';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
 import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
@@ -55,9 +55,15 @@ const UPDATE_MILLISECONDS = 200;
 export async function quantize(options: QuantizeOptions, line: StatusLine, signal: AbortSignal) {
   // Before the model is read for the order of its colors, which may take seconds.
   refuseToReplace(resolve(options.out), options.fresh, line);
-  const config = await makeConfig(options);
+  const { model, output, inputSize } = options;
+  // Its metadata says the order of its colors.
+  const read =
+    options.channelOrder === undefined
+      ? await readModel({ path: model, ...(output !== undefined && { output }), ...(inputSize && { inputSize }) })
+      : undefined;
+  const config = await makeConfig(options, read);
   const start = performance.now();
-  const report = await runWithStatusLine(config, line, signal);
+  const report = await runWithStatusLine(config, read, line, signal);
   const files = await readArtifactFiles(config.outputDirectory);
   const { layers, metrics, source } = report;
   const seconds = (performance.now() - start) / 1000;
@@ -114,13 +120,10 @@ function isArtifact(manifest: string): boolean {
 }
 
 /** What no option names is the default of spec.quantize. */
-async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
+async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined): Promise<QuantizeConfig> {
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
   const { pairs = [], output, threads, inputSize, strict } = options;
-  const channelOrder =
-    options.channelOrder ??
-    channelOrderOf((await readOnnx(model, { output, every: true, size: inputSize })).metadata) ??
-    DEFAULT_ORDER;
+  const channelOrder = options.channelOrder ?? (read && channelOrderOf(read.metadata)) ?? DEFAULT_ORDER;
   const sets = await Promise.all(
     pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
   );
@@ -147,13 +150,14 @@ async function makeConfig(options: QuantizeOptions): Promise<QuantizeConfig> {
 
 async function runWithStatusLine(
   config: QuantizeConfig,
+  read: ReadModel | undefined,
   line: StatusLine,
   signal: AbortSignal,
 ): Promise<QuantizeReport> {
   const board = createBoard(JOB, 'Loading');
   const timer = setInterval(() => line.show(board.current.stage, progressDetail(board.current)), UPDATE_MILLISECONDS);
   try {
-    return await runQuantize(config, { log: warningsOn(line), progress: board, signal });
+    return await runQuantize(config, { log: warningsOn(line), progress: board, signal }, read);
   } finally {
     clearInterval(timer);
     line.clear();

@@ -18,7 +18,7 @@ import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { checkEmbeddingMemory } from '../onnx/memory.ts';
 import { openModel, withSubject } from '../onnx/open-model.ts';
 import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from '../onnx/operators.ts';
-import { readOnnx } from '../onnx/read.ts';
+import { type ModelFiles, type OnnxModel, readOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
@@ -46,11 +46,24 @@ export interface SourceModel {
 
 const EXECUTED = new Set<string>([...CANONICAL_OPERATORS, ...FLOAT_OPERATORS]);
 
+export type ReadModel = OnnxModel & ModelFiles;
+
 /** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
-export async function loadModel({ model, search }: Pick<QuantizeConfig, 'model' | 'search'>): Promise<SourceModel> {
-  const read = await readOnnx(model.path, { output: model.output, every: true, size: model.inputSize });
-  const { removed, file, externalFiles } = read;
-  const { graph, range } = withInputRange(read, { given: model.input, subject: file });
+export function readModel({
+  path,
+  output,
+  inputSize,
+}: Pick<QuantizeConfig['model'], 'path' | 'output' | 'inputSize'>): Promise<ReadModel> {
+  return readOnnx(path, { output, every: true, size: inputSize });
+}
+
+/** @param read what readModel gave, if the model was read before @throws FacetrainError as readModel */
+export async function loadModel(
+  { model, search }: Pick<QuantizeConfig, 'model' | 'search'>,
+  read?: ReadModel,
+): Promise<SourceModel> {
+  const { removed, file, externalFiles, ...found } = read ?? (await readModel(model));
+  const { graph, range } = withInputRange(found, { given: model.input, subject: file });
   if (graph.input.channels !== 3 && graph.input.channels !== 1) {
     throw new FacetrainError({
       code: 'InvalidModel',

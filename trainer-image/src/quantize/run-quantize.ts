@@ -46,22 +46,24 @@ import {
   loadCalibration,
   loadModel,
   loadSets,
+  type ReadModel,
 } from './inputs.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
 import { decodeInt7 } from './qdq.ts';
 
 /**
+ * @param read the model, if readModel has read it before
  * @throws FacetrainError for refused input, before the search starts; GateFailed when a bound is missed: the reports
  * are then written, and published under `rejected/`, and there is no manifest; FencedOff when a newer quantizer has
  * taken over the output folder
  */
-export async function runQuantize(config: QuantizeConfig, program: Program): Promise<QuantizeReport> {
+export async function runQuantize(config: QuantizeConfig, program: Program, read?: ReadModel): Promise<QuantizeReport> {
   const { log, progress, signal } = program;
   const computeThreads = config.computeThreads ?? availableParallelism();
 
   // ---- Preflight and calibration pictures. All input is validated here. ----
   progress.update({ stage: 'Loading' });
-  const source = await loadModel(config);
+  const source = await loadModel(config, read);
   checkSetsHaveEmbedding(config, source.graph);
   const sets = await loadSets(config);
   await checkOutput(config, signal);
