@@ -88,6 +88,8 @@ test('embed writes a file for NumPy', async () => {
 test('what a user gets wrong is said in words', async () => {
   const large = join(folder, 'large.bmp');
   await writeFile(large, bitmap([0, 0, 0], 3));
+  const black = join(folder, 'black.bmp');
+  await writeFile(black, bitmap([0, 0, 0]));
   const cases: [images: string[], options: Partial<EmbedOptions>, message: RegExp][] = [
     [[], {}, /^pictures: none; files to embed, or two to compare/],
     [[], { pairs: [red] }, /^--pairs: 1 pictures; two for each pair/],
@@ -95,6 +97,7 @@ test('what a user gets wrong is said in words', async () => {
     [[model], {}, /model\.onnx/],
     [[large], {}, /large\.bmp.*3 x 3.*2 x 2/],
     [[red], { runtime: 'int7' }, /an FP32 model; --runtime fp32/],
+    [[], { pairs: [red, black], inputRange: '0..255' }, /^\S*black\.bmp: embedding of picture 0: its length is 0;/],
     [[red], { npy: join(folder, 'no/such.npy') }, /such\.npy: ENOENT.*; a file that can be written/],
   ];
   for (const [images, options, message] of cases)

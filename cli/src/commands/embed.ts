@@ -7,6 +7,7 @@ import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/chann
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { cosines } from '@facetrain/trainer/quantize/compare';
+import { checkFiniteEmbeddings } from '@facetrain/trainer/verification/check-embeddings';
 import type { StatusLine } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions } from './input-range.ts';
 import { npyFile } from './npy.ts';
@@ -32,7 +33,8 @@ export interface EmbedOptions extends InputRangeOptions {
 
 /**
  * Embeds pictures, each of the size of the model's input. Embeddings are as the model gives them, not normalized.
- * @throws FacetrainError InvalidArgument about a picture or an option; as readOnnx about the model
+ * @throws FacetrainError InvalidArgument about a picture or an option; NotANumber naming a picture of a pair whose
+ *   embedding is zero or not finite; as readOnnx about the model
  */
 export async function embed(images: string[], options: EmbedOptions, line: StatusLine, signal: AbortSignal) {
   const { model: file, pairs = [], npy, threads = availableParallelism(), device = 'auto' } = options;
@@ -68,6 +70,8 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
     const compared = pairs.flatMap((second, i) => {
       if (i % 2 === 0) return [];
       const [a, b] = [row(images.length + i - 1), row(images.length + i)];
+      checkFiniteEmbeddings(a, embedder.dim, pairs[i - 1]);
+      checkFiniteEmbeddings(b, embedder.dim, second);
       return [{ images: [pairs[i - 1]!, second], cosine: cosines(a, b, embedder.dim)[0]! }];
     });
     if (npy !== undefined) await writeNpy(npy, rows.subarray(0, images.length * embedder.dim), embedder.dim);
