@@ -79,7 +79,14 @@ import {
   trainingDigest,
 } from './gang-objects.ts';
 import { trainingSucceeded } from './success.ts';
-import { findHang, type ProgressStatus, progressOf, secondsToHang, setAsideEvents } from './training-progress.ts';
+import {
+  findHang,
+  type ProgressStatus,
+  progressOf,
+  secondsToHang,
+  setAsideEvents,
+  withoutStaleProgress,
+} from './training-progress.ts';
 
 /** The planner of FaceTrainJobs: see `PlanFaceTrainJob` in plan.ts. */
 export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
@@ -89,7 +96,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const view = viewOf('FaceTrainJob', input, gangSize(input), now, toleratesNodeLoss(spec.trainers.podTemplate));
   // The termination message of rank 0 is newer than anything that was polled.
   const finalProgress = view.ranks[0]?.result?.progress;
-  const observed = finalProgress ? { ...input, progress: finalProgress } : input;
+  const observed = finalProgress ? { ...input, progress: finalProgress } : withoutStaleProgress(input, view);
   const stage = stageOf(observed, view, environment);
   const { status, progressDueInSeconds } = statusOf(stage, observed, view);
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;

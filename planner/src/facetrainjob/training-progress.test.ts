@@ -198,6 +198,15 @@ describe('the termination message of rank 0', () => {
     });
     assert.equal(plan(status, progress(990), 200, makeJob(), []).status, status);
   });
+  test('stays when the pod of rank 0 is removed before the other ranks have ended', () => {
+    const pods = [makePod(0).succeeded().with({ result: last }).build(), PODS[1]!];
+    const { status } = plan(AT_100, progress(990), 150, makeJob(), pods);
+    const polled = progress(990, { checkpoint: { step: 900, time: at(140) } });
+    assert.partialDeepStrictEqual(plan(status, polled, 151, makeJob(), [PODS[1]!]).status, {
+      checkpoint,
+      progress: { step: 1000 },
+    });
+  });
   test('gives the checkpoint of a preempted attempt, together with the restart', () => {
     const pods = [makePod(0).failed(143).with({ result: last }).build(), makePod(1).failed(143).build()];
     assert.partialDeepStrictEqual(plan(AT_100, progress(990), 150, makeJob(), pods).status, { attempt: 1, checkpoint });

@@ -32,6 +32,18 @@ const MAX_ETA_SECONDS = 3_153_600_000;
 
 export type ProgressStatus = Pick<FaceTrainJobStatus, 'progress' | 'checkpoint' | 'damagedCheckpoints' | 'evaluations'>;
 
+/**
+ * Leaves out progress that was polled before the termination message that the status has. Once the pod of rank 0 is
+ * gone, its message is gone with it, and the last answer to a poll is older.
+ */
+export function withoutStaleProgress(job: ObservedFaceTrainJob, { ranks, startedAt }: JobView): ObservedFaceTrainJob {
+  const { progress: polled, ...others } = job;
+  const known = job.status.progress;
+  const isGone = ranks[0] === undefined || ranks[0].removed === true;
+  if (!isGone || polled === undefined || startedAt === undefined || !isFromAttempt(known, startedAt)) return job;
+  return polled.activity < (known.activity ?? 0) ? others : job;
+}
+
 /** @returns the newest progress, and the seconds until it has to be written; null if there is nothing new */
 export function progressOf(
   observed: ObservedProgress | undefined,
