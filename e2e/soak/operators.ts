@@ -19,6 +19,8 @@ export const LEASE_SECONDS = 6;
 const RESTART_MILLISECONDS = 1_000;
 /** What a replica may write as its last words when its Lease was lost; anything else is a defect. */
 const LOST = /^(lease \S+ (was taken by|could not be renewed)|the lease was not renewed)/m;
+/** Another program of this machine has got its port while it was down. It tries again. */
+const PORT_TAKEN = /EADDRINUSE/;
 
 export class OperatorReplica {
   readonly name: string;
@@ -135,7 +137,7 @@ export class OperatorReplica {
     child.once('exit', (code, signal) => {
       process.off('exit', kill);
       const words = readFileSync(errors, 'utf8').trim();
-      if (!this.#isEnding && !this.#isKilled && !LOST.test(words))
+      if (!this.#isEnding && !this.#isKilled && !LOST.test(words) && !PORT_TAKEN.test(words))
         this.#onCrash(`${this.name} ended with ${signal ?? code}: ${words.slice(-2_000)}`);
       if (this.#isEnding) return;
       void delay(RESTART_MILLISECONDS).then(() => {
