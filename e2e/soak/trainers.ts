@@ -143,7 +143,8 @@ export class Trainers {
     const gang = this.#gang(process);
     const rank0 = gang[0];
     if (process.isStopping) return this.#stop(process);
-    if (gang.some((peer) => peer === undefined)) {
+    // A process that has outlived its pod, and whose rank has another one: its peers do not find it.
+    if (gang[identity.rank] !== process || gang.some((peer) => peer === undefined)) {
       process.waited++;
       if (process.writer !== undefined || process.waited > RENDEZVOUS_TICKS)
         process.fail(ExitCode.peerLost, 'PeerLost', 'not all ranks have come');
