@@ -66,6 +66,8 @@ const LEAP_EVERY_SECONDS = 30;
 const ELASTIC = { minReplicas: 1, maxReplicas: MAX_TRAINERS, scaleDownSeconds: 3, scaleUpSeconds: 2 };
 /** Without any write, at the end. */
 const STILL_SECONDS = 12;
+/** For what follows an end: a leader that was lost in between has to be replaced first. */
+const SETTLE_SECONDS = 120;
 const AUDIT_POLICY = {
   apiVersion: 'audit.k8s.io/v1',
   kind: 'Policy',
@@ -89,6 +91,8 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
   const plane = await ControlPlane.start([
     `--audit-policy-file=${join(folder, 'policy.yaml')}`,
     `--audit-log-path=${audit}`,
+    // In megabytes: one file, however long the soak is. The default begins another one after 100.
+    '--audit-log-maxsize=1000000',
     '--storage-media-type=application/json',
     '--etcd-compaction-interval=0',
   ]);
@@ -206,12 +210,13 @@ class Soak {
       away: new Set(),
       jobs: async () => (await this.#jobs().catch(() => [])).filter((job) => !hasEnded(job)),
       remove: async ({ metadata: { name, uid } }, again) => {
+        // First: the API server may delete the job though its answer does not come.
+        this.#created.delete(name);
         const gone = await this.#plane.client.delete(faceTrainJobs, NAMESPACE, name, uid).then(
           () => true,
           () => false,
         );
         if (!gone) return;
-        this.#created.delete(name);
         this.#deleted++;
         if (again) await this.#create(name);
       },
@@ -256,6 +261,7 @@ class Soak {
           quantize: {
             calibration: { dataset: { uri: 'hostpath:///data/faces' } },
             output: { uri: `hostpath:///data/int7/${this.#count}` },
+            failurePolicy: { maxRestarts: 100 },
           },
         }),
       },
@@ -293,6 +299,12 @@ class Soak {
         if (!open) this.#violations.push('the API server has not come back');
         return;
       }
+      // The API server may have been away when a fault resumed its job.
+      for (const { spec, metadata } of open ?? [])
+        if (spec.suspend === true)
+          await this.#plane.client
+            .patch(faceTrainJobs, NAMESPACE, metadata.name, { spec: { suspend: false } })
+            .catch(() => {});
       if (performance.now() > nextLeap) {
         leaps++;
         for (const replica of replicas) replica.shiftClock(leaps * LEAP_MILLISECONDS);
@@ -323,15 +335,20 @@ class Soak {
     }
   }
 
-  /** Nothing is written but Leases once all jobs have ended. */
+  /** Nothing is written but Leases once all jobs have ended, and what follows an end (deletions, events) is done. */
   async #checkStillness(): Promise<void> {
     const users = REPLICAS.map(userOf);
-    // What follows an end (the deletion of pods, a last event) comes first.
-    await delay(5_000);
-    const from = new Date().toISOString();
-    await delay(1000 * STILL_SECONDS);
-    for (const { verb, objectRef } of writesAfter(await readAudit(this.#audit), users, from))
-      this.#violations.push(`written though nothing happens: ${verb} ${objectRef?.resource} ${objectRef?.name}`);
+    const end = performance.now() + 1000 * SETTLE_SECONDS;
+    for (;;) {
+      const from = new Date().toISOString();
+      await delay(1000 * STILL_SECONDS);
+      const writes = writesAfter(await readAudit(this.#audit), users, from);
+      if (writes.length === 0) return;
+      if (performance.now() < end) continue;
+      for (const { verb, objectRef } of writes)
+        this.#violations.push(`written though nothing happens: ${verb} ${objectRef?.resource} ${objectRef?.name}`);
+      return;
+    }
   }
 
   async #restarts(): Promise<number> {
