@@ -169,7 +169,7 @@ export const Values = z.strictObject({
           enabled: flag(false, 'Let the Prometheus operator load the alerts of `files/alerts.yaml`.'),
           labels: labels('Labels by which your Prometheus selects them.'),
         },
-        'Alerts about the operator and about trainings; those about trainings need the podMonitor.',
+        'Alerts about the operator, which need the serviceMonitor, and about trainings, which need the podMonitor.',
       ),
       dashboard: section(
         {
