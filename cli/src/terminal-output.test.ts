@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Progress } from '@facetrain/api';
-import { bytes, duration, progressDetail } from './terminal-output.ts';
+import { bytes, duration, oneLine, progressDetail } from './terminal-output.ts';
 
 test('durations are rounded to seconds, from an hour on cut to minutes', () => {
   assert.deepEqual([0.4, 59.4, 59.6, 119.7, 3599.6, 7500].map(duration), [
@@ -12,6 +12,10 @@ test('durations are rounded to seconds, from an hour on cut to minutes', () => {
     '1 h 0 min',
     '2 h 5 min',
   ]);
+});
+
+test('words of others stay in their line and command no terminal', () => {
+  assert.equal(oneLine('no space\n\tleft\x1b[2J  on /data\r'), 'no space left\\x1b[2J  on /data ');
 });
 
 test('sizes are in powers of 1000', () => {

@@ -14,7 +14,7 @@ export class StatusLine {
 
   /** @param stage such as "Training"; a new one is shown at once */
   show(stage: string, detail: string): void {
-    const text = detail ? `${stage}: ${detail}` : stage;
+    const text = oneLine(detail ? `${stage}: ${detail}` : stage);
     if (terminal) {
       const width = (process.stderr.columns ?? 80) - 1;
       process.stderr.write(`\r\x1b[K${text.length > width ? `${text.slice(0, width - 1)}…` : text}`);
@@ -39,6 +39,15 @@ export class StatusLine {
     this.#painted = false;
   }
 }
+
+/**
+ * Words of others in one line of a terminal: of a pod, a node, an Event. They may hold line breaks and escape
+ * sequences.
+ */
+export const oneLine = (text: string): string =>
+  text
+    .replace(/\s+/g, (space) => (/^ +$/.test(space) ? space : ' '))
+    .replace(/\p{Cc}/gu, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`);
 
 /** A logger whose warnings and errors are lines for people. */
 export function warningsOn(line: StatusLine): Logger {

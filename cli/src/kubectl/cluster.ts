@@ -169,6 +169,9 @@ const numberIn = (pod: Pod, label: string): number => Number(pod.metadata.labels
 export const attemptOf = (pod: Pod): number => numberIn(pod, Label.attempt);
 export const rankOf = (pod: Pod): number => numberIn(pod, Label.rank);
 
+/** A pod that holds the place of a trainer for the next attempt: it has no log. */
+export const isPlaceholder = (pod: Pod): boolean => pod.metadata.labels?.[Label.placeholder] === 'true';
+
 export const timeOfEvent = ({ metadata, lastTimestamp, eventTime }: Event): string =>
   lastTimestamp ?? eventTime ?? metadata.creationTimestamp;
 

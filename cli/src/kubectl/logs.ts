@@ -4,7 +4,15 @@ import { FacetrainError } from '@facetrain/api';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
-import { attemptOf, type Cluster, isFinished, type Pod, pods as podResource, rankOf } from './cluster.ts';
+import {
+  attemptOf,
+  type Cluster,
+  isFinished,
+  isPlaceholder,
+  type Pod,
+  pods as podResource,
+  rankOf,
+} from './cluster.ts';
 
 export interface LogsOptions {
   rank: number;
@@ -41,7 +49,7 @@ export async function writeLogs(
     const owner = options.quantizer
       ? await quantizeJobUid(cluster, job.status?.quantizeJobName, name)
       : job.metadata.uid;
-    const all = await cluster.pods(owner);
+    const all = (await cluster.pods(owner)).filter((pod) => !isPlaceholder(pod));
     const pod = all.find(
       (one) =>
         rankOf(one) === (options.quantizer ? 0 : options.rank) &&

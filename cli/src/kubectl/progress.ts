@@ -2,7 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode } from '@facetrain/api';
 import type { Outcome } from '../command-action.ts';
-import type { StatusLine } from '../terminal-output.ts';
+import { oneLine, type StatusLine } from '../terminal-output.ts';
 import { type Cluster, isFinished, type Job, jobs, readyOf } from './cluster.ts';
 import { bar, speedAndTime } from './progress-bar.ts';
 
@@ -44,7 +44,7 @@ export async function followProgress(
   const ready = readyOf(job);
   return {
     json: { job: name, phase, progress },
-    text: `FaceTrainJob ${name} ${phase}${ready ? `: ${ready.message}` : ''}\n`,
+    text: `FaceTrainJob ${name} ${phase}${ready ? `: ${oneLine(ready.message)}` : ''}\n`,
     exitCode: phase === 'Failed' ? ExitCode.failure : ExitCode.success,
   };
 }

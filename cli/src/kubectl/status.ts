@@ -1,7 +1,17 @@
 /** `kubectl facetrain status` and `top`: what jobs do, and what they wait for. */
 import type { Outcome } from '../command-action.ts';
-import { duration } from '../terminal-output.ts';
-import { attemptOf, type Cluster, type Event, type Job, type Pod, rankOf, readyOf, timeOfEvent } from './cluster.ts';
+import { duration, oneLine } from '../terminal-output.ts';
+import {
+  attemptOf,
+  type Cluster,
+  type Event,
+  isPlaceholder,
+  type Job,
+  type Pod,
+  rankOf,
+  readyOf,
+  timeOfEvent,
+} from './cluster.ts';
 import { bar, speedAndTime } from './progress-bar.ts';
 
 /** Warnings that are shown. */
@@ -104,7 +114,13 @@ function attempts(pods: Pod[], current: number): Node[] {
 }
 
 const podNode = (pod: Pod): Node => ({
-  text: [`${pod.metadata.name} (rank ${rankOf(pod)})`, stateOf(pod), pod.spec.nodeName].filter(Boolean).join('  '),
+  text: [
+    `${pod.metadata.name} (${isPlaceholder(pod) ? 'a place for ' : ''}rank ${rankOf(pod)})`,
+    stateOf(pod),
+    pod.spec.nodeName,
+  ]
+    .filter(Boolean)
+    .join('  '),
 });
 
 /** What a pod does, and why it does not run, in Kubernetes' words. */
@@ -132,16 +148,17 @@ const warningNode = (event: Event): Node => ({
 const age = (time: string): string => duration(Math.max(0, (Date.now() - Date.parse(time)) / 1000));
 
 /** The tree in lines, with branches as in `tree`. */
-function draw({ text, children = [] }: Node, indent = ''): string {
+export function draw({ text, children = [] }: Node, indent = ''): string {
   const lines = children.map((child, index) => {
     const isLast = index === children.length - 1;
     return `${indent}${isLast ? '└─' : '├─'} ${draw(child, `${indent}${isLast ? '   ' : '│  '}`)}`;
   });
-  return `${text}\n${lines.join('')}`;
+  return `${oneLine(text)}\n${lines.join('')}`;
 }
 
 /** Rows in columns of equal width, as kubectl prints them. */
-function columns(rows: string[][]): string {
+export function columns(texts: string[][]): string {
+  const rows = texts.map((row) => row.map(oneLine));
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
   return rows
     .map(
