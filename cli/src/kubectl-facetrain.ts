@@ -6,7 +6,7 @@
 import { API_VERSION, ExitCode, FaceTrainJob, parseDocument } from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
-import { makeAction, type Outcome, printError } from './command-action.ts';
+import { makeAction, type Outcome, printError, readable } from './command-action.ts';
 import { Cluster, type ClusterOptions } from './kubectl/cluster.ts';
 import type { LogsOptions } from './kubectl/logs.ts';
 import { listenForStop } from './stop-signals.ts';
@@ -99,7 +99,8 @@ command('progress', 'a bar that follows the training until the job ends; exit co
   .action(
     action(async (job: string, options: ClusterOptions) => {
       const { followProgress } = await import('./kubectl/progress.ts');
-      return inCluster(options, (cluster) => followProgress(cluster, job, new StatusLine(), signal));
+      const line = new StatusLine();
+      return inCluster(options, (cluster) => followProgress(cluster, job, line, signal).finally(() => line.clear()));
     }),
   );
 
@@ -139,9 +140,17 @@ command('restart', 'suspend a job, wait until its pods have ended, and resume it
     action(async (job: string, options: ClusterOptions) => {
       const { restart } = await import('./kubectl/change.ts');
       const line = new StatusLine();
-      return inCluster(options, (cluster) =>
-        restart(cluster, job, (detail) => line.show('Suspending', detail), signal).finally(() => line.clear()),
-      );
+      return inCluster(options, async (cluster) => {
+        try {
+          return await restart(cluster, job, (detail) => line.show('Suspending', detail), signal);
+        } catch (error) {
+          // A command that a signal stops prints no error: that the job stays suspended has to be said nevertheless.
+          if (signal.aborted) line.print(readable((error as Error).message));
+          throw error;
+        } finally {
+          line.clear();
+        }
+      });
     }),
   );
 

@@ -22,9 +22,10 @@ export async function setSuspended(cluster: Cluster, name: string, suspend: bool
 
 /**
  * Ends the attempt with a checkpoint and begins another: suspends the job, waits until its pods have ended, and resumes
- * it. Such a restart does not count.
+ * it. Such a restart does not count. Of a job that has trained, the quantization begins anew.
  *
- * @throws FacetrainError InvalidArgument as setSuspended; also when the signal aborts the wait: the job stays suspended
+ * @throws FacetrainError InvalidArgument as setSuspended; also when the wait or the resumption fails, or the signal
+ *   aborts: the job stays suspended
  */
 export async function restart(
   cluster: Cluster,
@@ -35,23 +36,45 @@ export async function restart(
   const job = await changeable(cluster, name);
   if (job.spec.suspend === true) throw refusal(name, 'is suspended', `\`kubectl facetrain resume ${name}\` starts it`);
   await patch(cluster, job, true);
-  for (;;) {
-    const [now, pods] = await Promise.all([cluster.job(name), cluster.pods(job.metadata.uid)]);
-    const alive = pods.filter(isAlive).length;
-    if (now.metadata.uid !== job.metadata.uid || isFinished(now))
-      throw refusal(name, 'has ended meanwhile', 'see status');
-    if (now.status?.phase === 'Suspended' && alive === 0) break;
-    show(`${alive} pods have not ended`);
-    await delay(POLL_MILLISECONDS, undefined, { signal }).catch(() => {
-      throw refusal(name, 'is suspended, and its restart was stopped', `\`kubectl facetrain resume ${name}\` goes on`);
-    });
+  let after: 'ended' | 'training' | 'quantization';
+  try {
+    after = await suspension(cluster, job, show, signal);
+    if (after !== 'ended') await patch(cluster, job, false);
+  } catch (error) {
+    const why = signal.aborted ? '' : `: ${(error as Error).message}`;
+    const found = `is suspended, and its restart was stopped${why}`;
+    throw refusal(name, found, `\`kubectl facetrain resume ${name}\` goes on`, error);
   }
-  await patch(cluster, job, false);
-  return { json: { job: name, changed: true }, text: `FaceTrainJob ${name} restarts from its newest checkpoint\n` };
+  if (after === 'ended') throw refusal(name, 'has ended meanwhile', 'see status');
+  const how = after === 'training' ? 'from its newest checkpoint' : 'its quantization';
+  return { json: { job: name, changed: true }, text: `FaceTrainJob ${name} restarts ${how}\n` };
 }
 
-const refusal = (name: string, found: string, allowed: string) =>
-  new FacetrainError({ code: 'InvalidArgument', subject: `FaceTrainJob ${name}`, found, allowed });
+/** Waits until a job is suspended and its pods have ended. @returns what goes on when it is resumed */
+async function suspension(
+  cluster: Cluster,
+  { metadata: { name, uid } }: Job,
+  show: (detail: string) => void,
+  signal: AbortSignal,
+): Promise<'ended' | 'training' | 'quantization'> {
+  for (;;) {
+    const now = await cluster.job(name);
+    if (now.metadata.uid !== uid || isFinished(now)) return 'ended';
+    const { phase, quantizeJobName } = now.status ?? {};
+    const child = quantizeJobName === undefined ? undefined : await cluster.quantizeJob(quantizeJobName);
+    const owners = child ? [now, child] : [now];
+    const pods = await Promise.all(owners.map(({ metadata }) => cluster.pods(metadata.uid)));
+    const alive = pods.flat().filter(isAlive).length;
+    // The job is Suspended before its QuantizeJob has seen that it is to be.
+    const isSuspended = phase === 'Suspended' && (!child || child.status?.phase === 'Suspended');
+    if (isSuspended && alive === 0) return child ? 'quantization' : 'training';
+    show(`${alive} pods have not ended`);
+    await delay(POLL_MILLISECONDS, undefined, { signal });
+  }
+}
+
+const refusal = (name: string, found: string, allowed: string, cause?: unknown) =>
+  new FacetrainError({ code: 'InvalidArgument', subject: `FaceTrainJob ${name}`, found, allowed, cause });
 
 async function changeable(cluster: Cluster, name: string): Promise<Job> {
   const job = await cluster.job(name);

@@ -39,7 +39,6 @@ export async function followProgress(
     await delay(RETRY_MILLISECONDS, undefined, { signal });
     job = await cluster.job(name);
   }
-  line.clear();
   const { phase, progress } = job.status!;
   const ready = readyOf(job);
   return {
