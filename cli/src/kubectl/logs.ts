@@ -9,6 +9,7 @@ import {
   type Cluster,
   isFinished,
   isPlaceholder,
+  type Job,
   type Pod,
   pods as podResource,
   rankOf,
@@ -31,7 +32,7 @@ const RETRY_MILLISECONDS = 1_000;
  * Writes the log to `write` until it ends; with `follow` until the job does, or the signal aborts.
  *
  * @param announce called with a line about which pod's log follows
- * @throws FacetrainError InvalidArgument when there is no such pod
+ * @throws FacetrainError InvalidArgument when there is no such pod; with `follow`, when there will be none
  */
 export async function writeLogs(
   cluster: Cluster,
@@ -65,11 +66,17 @@ export async function writeLogs(
       // The API server answers with an empty log for a pod without a node.
       const hasStarted = isPlaced && (await writeLog(cluster, pod, options, write, signal));
       if (hasStarted) last = attemptOf(pod);
-    } else if (last === undefined && !options.follow) throw noPod(name, all, options);
+    } else if (last === undefined && (!options.follow || neverComes(job, options))) throw noPod(name, all, options);
     if (!options.follow || signal.aborted || isFinished(job) || (options.attempt !== undefined && last !== undefined))
       return;
     await delay(RETRY_MILLISECONDS, undefined, { signal });
   }
+}
+
+/** Whether no attempt of the job has the rank, as its spec is now. */
+function neverComes({ spec }: Job, { rank, quantizer }: LogsOptions): boolean {
+  const { replicas = 1, elastic } = (spec.trainers ?? {}) as { replicas?: number; elastic?: { maxReplicas?: number } };
+  return !quantizer && rank >= Math.max(replicas, elastic?.maxReplicas ?? 0);
 }
 
 async function quantizeJobUid(cluster: Cluster, quantizeJob: string | undefined, name: string): Promise<string> {
