@@ -447,6 +447,70 @@ void test_real_tensors() {
   CHECK(reals == (std::vector<float>{1, 4, 256 + 2, 256 + 5, 512 + 3, 512 + 6}));
 }
 
+std::vector<float> output_of(const Network& network, const std::vector<uint8_t>& picture) {
+  const Runtime runtime(network);
+  Runtime::Context context(runtime);
+  std::vector<float> output(runtime.output_size());
+  runtime.run(context, picture.data(), output.data());
+  return output;
+}
+
+// A node that reads a picture of integers, which are its bytes, and an Identity that makes real numbers of its result.
+Network node_network(const TensorSpec& picture, NodeSpec node, TensorSpec result) {
+  Network network;
+  network.tensors = {picture, result, result};
+  network.tensors[2].real = true;
+  network.outputs = {2};
+  for (int i = 0; i < picture.channels * 256; ++i) network.pixels.push_back(static_cast<int8_t>(i % 128));
+  const ArrayDims dims = node.output_dims;
+  network.layers.resize(2);
+  network.layers[0].inputs = {0};
+  network.layers[0].output = 1;
+  network.layers[0].node = std::move(node);
+  network.layers[1].inputs = {1};
+  network.layers[1].output = 2;
+  network.layers[1].node = node_of("Identity", dims, 1);
+  return network;
+}
+
+// A function behind a Flatten has the numbers of the map in ONNX's order.
+void test_flattened() {
+  const TensorSpec map{.channels = 3, .height = 2, .width = 1, .scale = 1},
+      flat{.channels = 6, .height = 1, .width = 1, .scale = 1};
+  const std::vector<uint8_t> picture{1, 2, 3, 4, 5, 6};
+  Network network = node_network(map, node_of("Neg", {1, 6}, 1), flat);
+  CHECK(output_of(network, picture) == (std::vector<float>{-1, -4, -2, -5, -3, -6}));
+  // The same, of which the result is real.
+  network.tensors.pop_back();
+  network.layers.pop_back();
+  network.tensors[1].real = true;
+  network.outputs = {1};
+  CHECK(output_of(network, picture) == (std::vector<float>{-1, -4, -2, -5, -3, -6}));
+}
+
+void test_windows() {
+  // A window without a tap has the least integer.
+  const TensorSpec pixel{.channels = 1, .height = 1, .width = 1, .scale = 1, .limit = 63};
+  NodeSpec padded = node_of("MaxPool", {1, 1, 1, 1}, 1);
+  padded.steps[0].numbers = {{"kernel_shape", {1, 1}}, {"pads", {0, 1, 0, 1}}};
+  padded.output_dims = {1, 1, 1, 3};
+  TensorSpec row = pixel;
+  row.width = 3;
+  CHECK(output_of(node_network(pixel, padded, row), {5}) == (std::vector<float>{-63, 5, -63}));
+
+  // A pool of a constant, with an operand more that is computed, as a damaged file may have it.
+  row.width = 4;
+  row.limit = 127;
+  for (const char* op : {"MaxPool", "AveragePool"}) {
+    const TensorSpec map{.channels = 3, .height = 2, .width = 1, .scale = 1};
+    NodeSpec pool = node_of(op, {1, 3, 2, 1}, 2);
+    pool.steps[0].numbers = {{"kernel_shape", {1, 1}}};
+    pool.steps[0].operands[0] = {FloatStep::Operand::From::constant, 0, {{1, 1, 1, 4}, {1, 2, 3, 4}, {}}};
+    pool.output_dims = {1, 1, 1, 4};
+    CHECK(output_of(node_network(map, pool, row), {9, 9, 9, 9, 9, 9}) == (std::vector<float>{1, 2, 3, 4}));
+  }
+}
+
 // In an emulator the processor is known, so a test would otherwise not notice that it compares fewer kernels.
 // FACETRAIN_ISAS: the names of all that it has.
 void test_instruction_sets() {
@@ -488,6 +552,8 @@ int main() {
   test_division();
   test_random_networks();
   test_real_tensors();
+  test_flattened();
+  test_windows();
   test_refusals();
   test_instruction_sets();
   return TEST_RESULT();

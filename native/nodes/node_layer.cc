@@ -48,6 +48,11 @@ void turn(const T* x, int64_t rows, int64_t columns, T* y) {
   }
 }
 
+// Whether the numbers of x and y lie in the same order. Those of a map, and of its Flatten, do not.
+bool has_layout_of(const NodeTensor& x, const NodeTensor& y) {
+  return x.channels == y.channels && x.height == y.height && x.width == y.width;
+}
+
 // Whether integers of x are integers of y with the same value.
 bool has_integers_of(const NodeTensor& x, const NodeTensor& y) { return x.scale == y.scale && x.limit <= y.limit; }
 
@@ -190,23 +195,26 @@ void each_window(const PoolWindow& window, int64_t channels, const T* x, const S
 
 class MaxPoolForm final : public NodeLayer::Form {
  public:
-  MaxPoolForm(const PoolWindow& window, const NodeTensor& x) : window_(window), channels_(x.channels), real_(x.real) {}
+  MaxPoolForm(const PoolWindow& window, const NodeTensor& y)
+      : window_(window), channels_(y.channels), real_(y.real), least_(static_cast<int8_t>(-y.limit)) {}
   void run(const void* const* inputs, void* y, uint8_t*) const override {
-    real_ ? pool(static_cast<const float*>(inputs[0]), static_cast<float*>(y))
-          : pool(static_cast<const int8_t*>(inputs[0]), static_cast<int8_t*>(y));
+    real_ ? pool(static_cast<const float*>(inputs[0]), std::numeric_limits<float>::lowest(), static_cast<float*>(y))
+          : pool(static_cast<const int8_t*>(inputs[0]), least_, static_cast<int8_t*>(y));
   }
 
  private:
+  // `least`: of a window without a tap.
   template <typename T>
-  void pool(const T* x, T* y) const {
+  void pool(const T* x, T least, T* y) const {
     each_window(
-        window_, channels_, x, [&] { std::fill_n(y, channels_, std::numeric_limits<T>::lowest()); },
+        window_, channels_, x, [&] { std::fill_n(y, channels_, least); },
         [&](const T* pixel) { keep_largest(pixel, channels_, y); }, [&](int64_t) { y += channels_; });
   }
 
   PoolWindow window_;
   int64_t channels_;
   bool real_;
+  int8_t least_;
 };
 
 // ---- Operators in FP32, with conversions around them where a tensor has integers ----
@@ -322,6 +330,12 @@ bool joins_maps(const FloatStep& step) {
                      [](const FloatStep::Operand& operand) { return operand.from == FloatStep::Operand::From::input; });
 }
 
+// Whether the first operand is the layer's input, and not a constant.
+bool reads_input_first(const FloatStep& step) {
+  return !step.operands.empty() && step.operands[0].from == FloatStep::Operand::From::input &&
+         step.operands[0].index == 0;
+}
+
 // Whether constants have no axes that would have to be turned.
 bool has_single_constants(const FloatStep& step) {
   return std::all_of(step.operands.begin(), step.operands.end(), [](const FloatStep::Operand& operand) {
@@ -347,13 +361,14 @@ std::unique_ptr<NodeLayer::Form> map_form(const NodeSpec& spec, const std::vecto
   const bool same_numbers = same_kind && inputs.size() == 1 && (output.real || has_integers_of(x, output));
   if (step.op == "Concat" && same_kind && attribute(step, "axis", 0) == 1 && joins_maps(step))
     return std::make_unique<ConcatForm>(step, inputs, output);
-  if (step.op == "MaxPool" && same_numbers)
-    return std::make_unique<MaxPoolForm>(pool_window(step, spec.input_dims[0], subject), x);
-  if (step.op == "AveragePool")
+  const bool reads_x = reads_input_first(step);
+  if (step.op == "MaxPool" && same_numbers && reads_x)
+    return std::make_unique<MaxPoolForm>(pool_window(step, spec.input_dims[0], subject), output);
+  if (step.op == "AveragePool" && reads_x)
     return std::make_unique<AveragePoolForm>(pool_window(step, spec.input_dims[0], subject), counts_pads(step), inputs,
                                              output);
   // The pads of integers are zeros.
-  if (same_numbers && (output.real || moves_numbers(step))) {
+  if (same_numbers && reads_x && (output.real || moves_numbers(step))) {
     if (const auto picks = picks_of(step, spec.input_dims[0], subject))
       return std::make_unique<PicksForm>(*picks, spec.input_dims[0], output.real);
   }
@@ -373,7 +388,7 @@ NodeLayer::NodeLayer(const NodeSpec& spec, const std::vector<NodeTensor>& inputs
     if (spec.input_dims.size() != inputs.size() || count_of(spec.input_dims[i]) != inputs[i].size())
       throw Error("InvalidModel", subject, "other dimensions of its inputs than they have", "as many numbers");
   }
-  if (inputs.size() == 1 && !inputs[0].real && elementwise(spec.steps) && output.size() == inputs[0].size()) {
+  if (inputs.size() == 1 && !inputs[0].real && elementwise(spec.steps) && has_layout_of(inputs[0], output)) {
     const FloatProgram program(spec.steps, {{256}}, subject);
     if (count_of(program.dims()) == 256) {
       form_ = std::make_unique<TableForm>(program, inputs[0], output);

@@ -43,8 +43,8 @@ class NodeLayer {
   NodeLayer(NodeLayer&&) noexcept;
   NodeLayer& operator=(NodeLayer&&) noexcept;
 
-  // Of a function of single numbers that reads and writes integers: its result for each integer from -128 on. Else
-  // null.
+  // Of a function of single numbers that reads and writes integers in the same order: its result for each integer from
+  // -128 on. Else null.
   const std::array<int8_t, 256>* table() const;
   // Bytes that a run needs.
   int64_t scratch_bytes() const;
