@@ -67,6 +67,13 @@ size_t bytes_of(int type) {
   return type == kInt64 ? 8 : 1;
 }
 
+int64_t attribute_bytes(const FloatStep& step) {
+  size_t bytes = 0;
+  for (const auto& [name, values] : step.numbers) bytes += name.size() + values.size();
+  for (const auto& [name, text] : step.texts) bytes += name.size() + text.size();
+  return static_cast<int64_t>(bytes);
+}
+
 template <typename T>
 std::vector<T> numbers(const Constant& constant) {
   std::vector<T> result(constant.raw.size() / sizeof(T));
@@ -77,7 +84,10 @@ std::vector<T> numbers(const Constant& constant) {
 class Reader {
  public:
   Reader(const OnnxFile& file, size_t size, PictureSize picture)
-      : file_(file), bytes_left_(static_cast<int64_t>(size)), node_bytes_left_(static_cast<int64_t>(size)) {
+      : file_(file),
+        bytes_left_(static_cast<int64_t>(size)),
+        scale_bytes_left_(bytes_left_),
+        node_bytes_left_(bytes_left_) {
     add_picture(picture);
     for (const Node& node : file.nodes) read_node(node);
     for (const std::string_view name : file.outputs) add_output(name);
@@ -191,7 +201,8 @@ class Reader {
     if (node.op == "QuantizeLinear") return quantize(node);
     if (node.op == "DequantizeLinear") return dequantize(node);
     const auto picture = values_.find(input(node, 0));
-    if (picture != values_.end() && picture->second.tensor == 0 && !picture->second.dequantized) {
+    if (picture != values_.end() && picture->second.tensor == 0 && !picture->second.dequantized &&
+        picture->second.function.empty()) {
       const Value value = picture->second;
       if (reads_picture(node, value)) {
         values_.erase(picture);  // One chain of nodes: none reads what another has read.
@@ -261,6 +272,9 @@ class Reader {
     if (found == file_.constants.end() || found->second.dims.empty())
       refuse(node.name, "reads neither integers nor a constant");
     const Constant& values = constant(input(node, 0), found->second.type == kInt32 ? kInt32 : kInt8);
+    // As for weights: every constant has its own scales.
+    scale_bytes_left_ -= int64_t{4} * values.dims[0];
+    if (scale_bytes_left_ < 0) refuse(node.name, "has the scales of other weights");
     if (node.inputs.size() > 2) {
       for (const char zero : constant(input(node, 2), values.type, values.dims[0]).raw) {
         if (zero != 0) refuse(node.name, "has a zero point that is not 0");
@@ -312,7 +326,7 @@ class Reader {
     } else {
       if (!is_constant(input(node, 1))) return false;
       const Constant& given = file_.constants.at(input(node, 1));
-      if (given.type != kInt64) return false;
+      if (given.type != kInt64 || given.raw.size() > 4 * sizeof(int64_t)) return false;
       const std::vector<int64_t> target = numbers<int64_t>(constant(input(node, 1), kInt64));
       const bool first = !target.empty() && (target[0] == 0 || target[0] == 1 || target[0] == -1);
       const bool flat = first && target.size() == 2 && (target[1] == size || (target[1] == -1 && target[0] != -1));
@@ -508,6 +522,9 @@ class Reader {
     spec.input_dims = {value.dims};
     for (const int index : value.function) {
       const FunctionNode& from = functions_[index];
+      // Functions may have nodes in common, so a small file could ask for many copies.
+      node_bytes_left_ -= attribute_bytes(from.step);
+      if (node_bytes_left_ < 0) refuse(value.name, "has the attributes of too many functions");
       FloatStep step = from.step;
       for (size_t i = 0; i < step.operands.size(); ++i) {
         if (step.operands[i].from != From::input) continue;
@@ -757,7 +774,8 @@ class Reader {
   int channels_ = 0;
   std::vector<double> scale_, offset_;  // of the head
   // What the rest of the file may ask for.
-  int64_t bytes_left_, node_bytes_left_, operands_left_ = kMostOperands, extents_left_ = kMostExtents;
+  int64_t bytes_left_, scale_bytes_left_, node_bytes_left_;
+  int64_t operands_left_ = kMostOperands, extents_left_ = kMostExtents;
   std::map<std::string_view, Weights> weights_;
   // Values by name: quantized, and all others.
   std::map<std::string_view, Value> integers_, values_;

@@ -123,6 +123,66 @@ void test_refusals() {
                "head: reads 'data', which no earlier node computes");
 }
 
+// A file of a picture [1, 1, 4, 4] and of these nodes and constants.
+std::string file_of(const testing::Message& nodes, const std::vector<std::string>& outputs = {"y"}) {
+  testing::Message graph;
+  graph.message(11, testing::value_info("data", {1, 1, 4, 4}));
+  for (const std::string& output : outputs) graph.message(12, testing::value_info(output, {}));
+  graph.message(5, testing::constant<uint8_t>("zero", 2, {}, {128}));
+  return testing::int7_file(graph.fields(nodes));
+}
+
+// Nodes of which a file may ask for more than it has.
+void test_nodes() {
+  using testing::constant, testing::Message, testing::node;
+  Message empty;
+  std::vector<float> none;
+  none.reserve(1);
+  empty.message(5, constant<float>("none", 1, {1, 1, 0, 0}, none));
+  empty.message(5, constant<int64_t>("sizes", 7, {4}, {1, 1, 2, 2}));
+  empty.message(5, constant<int64_t>("pads", 7, {8}, {0, 0, 1, 1, 0, 0, 1, 1}));
+  const auto of_none = [&](const std::string& op, const std::vector<std::string>& inputs, const Message& attributes) {
+    Message nodes = empty;
+    return file_of(nodes.message(1, node("to_y", op, inputs, "y").fields(attributes)));
+  };
+  CHECK_THROWS(read(of_none("Resize", {"none", "data", "", "sizes"}, {})), Error, "Resize with an empty operand");
+  CHECK_THROWS(read(of_none("Pad", {"none", "pads", "", "data"}, testing::word("mode", "edge"))), Error,
+               "Pad with an empty operand");
+  const Message window = Message().message(5, testing::integers("kernel_shape", {2, 2}));
+  read(of_none("MaxPool", {"data"}, window));
+  CHECK_THROWS(read(of_none("MaxPool", {"data"}, Message(window).fields(testing::word("auto_pad", "SAME_UPPER")))),
+               Error, "MaxPool with auto_pad SAME_UPPER; explicit pads");
+
+  // A function of the quantized picture is no head.
+  Message function;
+  testing::add_pair(function, "data", 0.1f);
+  function.message(5, constant<float>("one", 1, {}, {1}));
+  function.message(1, node("a", "Abs", {"data.dq"}, "a"));
+  function.message(1, node("b", "Add", {"a", "one"}, "y"));
+  CHECK_EQ(read(file_of(function)).network.layers.size(), size_t{1});
+
+  // Functions that share a node with long attributes.
+  Message shared;
+  testing::add_pair(shared, "data", 0.1f);
+  shared.message(1, node("a", "Abs", {"data.dq"}, "a").fields(testing::word("note", std::string(10000, 'x'))));
+  std::vector<std::string> outputs;
+  for (int i = 0; i < 10; ++i) {
+    outputs.push_back("y" + std::to_string(i));
+    shared.message(1, node(outputs.back(), "Neg", {"a"}, outputs.back()));
+  }
+  CHECK_THROWS(read(file_of(shared, outputs)), std::invalid_argument, "has the attributes of too many functions");
+
+  // Weights that share their scales.
+  Message weights;
+  weights.message(5, constant<int8_t>("w", 3, {1000}, std::vector<int8_t>(1000)));
+  weights.message(5, constant<float>("s", 1, {1000}, std::vector<float>(1000, 1)));
+  for (int i = 0; i < 10; ++i) {
+    const std::string name = "w" + std::to_string(i);
+    weights.message(1, node(name, "DequantizeLinear", {"w", "s"}, name).fields(testing::number("axis", 0)));
+  }
+  CHECK_THROWS(read(file_of(weights)), std::invalid_argument, "has the scales of other weights");
+}
+
 }  // namespace
 }  // namespace facetrain::int7
 
@@ -131,5 +191,6 @@ int main() {
   test_reads();
   test_damaged();
   test_refusals();
+  test_nodes();
   return TEST_RESULT();
 }

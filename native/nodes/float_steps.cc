@@ -659,6 +659,7 @@ Picks slice_picks(const Call& call) {
 Picks pad_picks(const Call& call) {
   const Dims &x = call[0], &pads = call.integers(1);
   const size_t rank = x.size();
+  if (call.count(0) < 1) call.refuse("an empty operand", "1 to 2^28 numbers");
   const std::string mode = call.text("mode", "constant");
   if (mode != "constant" && mode != "edge" && mode != "reflect")
     call.refuse("mode " + mode, "constant, edge or reflect");
@@ -725,6 +726,7 @@ struct Resized {
 std::vector<Resized> resized_axes(const Call& call) {
   const Dims& from = call[0];
   const size_t rank = from.size();
+  if (call.count(0) < 1) call.refuse("an empty operand", "1 to 2^28 numbers");
   const std::string mode = call.text("mode", "nearest"),
                     place = call.text("coordinate_transformation_mode", "half_pixel"),
                     nearest = call.text("nearest_mode", "round_prefer_floor");
@@ -824,7 +826,13 @@ Planned resize(const Call& call) {
 
 // ---- Windows: [N, C, H, W] ----
 
+void expect_explicit_pads(const Call& call) {
+  const std::string mode = call.text("auto_pad", "NOTSET");
+  if (mode != "NOTSET") call.refuse("auto_pad " + mode, "explicit pads");
+}
+
 PoolWindow window_of(const Call& call, const Dims& x, const Dims& kernel) {
+  expect_explicit_pads(call);
   PoolWindow window;
   const Dims strides = call.list("strides", {1, 1}), dilations = call.list("dilations", {1, 1}),
              pads = call.list("pads", {0, 0, 0, 0});
@@ -983,6 +991,7 @@ Planned conv(const Call& call) {
 // The gradient of a convolution: its outputs here are the pixels x, and its input is y. Sums run by input channel, row
 // and column of x.
 Planned conv_transpose(const Call& call) {
+  expect_explicit_pads(call);
   const Dims &d = call[0], &w = call[1];
   const Dims strides = call.list("strides", {1, 1}), dilations = call.list("dilations", {1, 1}),
              pads = call.list("pads", {0, 0, 0, 0}), extra = call.list("output_padding", {0, 0});
