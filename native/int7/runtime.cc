@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 #include "int7/spin_barrier.h"
@@ -215,12 +216,13 @@ void Runtime::run(Context& context, const uint8_t* picture, float* output, Threa
   const int threads = std::min(pool.threads(), context.threads_);
   if (threads == 1) return run(context, picture, output);
   SpinBarrier barrier(threads);
-  pool.parallel_for(threads, [&](int64_t part, int) {
+  const auto run_part = [&](int64_t part, int) {
     for (const Planned& planned : steps_) {
       run_step(planned, context, picture, output, static_cast<int>(part), threads);
       barrier.wait();
     }
-  });
+  };
+  pool.parallel_for(threads, std::cref(run_part));  // A std::function of the lambda itself would allocate memory.
 }
 
 std::vector<Runtime::StepTime> Runtime::run_timed(Context& context, const uint8_t* picture, float* output) const {
