@@ -226,6 +226,10 @@ const AWKWARD: Record<string, File> = {
   'VALID padding of a pool': {
     nodes: [node('MaxPool', ['x'], ['h'], { auto_pad: 'VALID', kernel_shape: [2, 2], strides: [2, 2] }), flat],
   },
+  'VALID padding of a transposed convolution': {
+    nodes: [node('ConvTranspose', ['x', 'wt'], ['h'], { auto_pad: 'VALID', strides: [2, 2] }), flat],
+    initializers: [floats('wt', [2, 3, 2, 2], noise(24))],
+  },
   'Dropout with its ratio as an attribute, at the end': {
     nodes: [node('Flatten', ['x'], ['a']), node('Dropout', ['a'], ['y'], { ratio: { float: 0.4 } })],
     opset: 10,
@@ -716,6 +720,13 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
 };
 
 const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
+  'a transposed convolution whose pads follow from its size': [
+    file({
+      nodes: [node('ConvTranspose', ['x', 'wt'], ['h'], { auto_pad: 'SAME_UPPER', strides: [2, 2] }), flat],
+      initializers: [floats('wt', [2, 3, 2, 2], noise(24))],
+    }),
+    /\(ConvTranspose\) has auto_pad SAME_UPPER; explicit pads/,
+  ],
   'another domain': [
     file({
       nodes: [node('FusedConv', ['x', 'w'], ['y'], {}, { name: 'n', domain: 'com.microsoft' })],

@@ -102,6 +102,7 @@ export function translateNode(node: GraphNode, context: Context): void {
       makeTargetConstant(node, context);
       break;
     case 'Conv':
+    case 'ConvTranspose':
     case 'AveragePool':
     case 'MaxPool':
       makePadsExplicit(node, context);
@@ -223,6 +224,8 @@ function makePadsExplicit(node: GraphNode, { batches, refuse }: Context): void {
     node.attributes.pads = [0, 0, 0, 0];
     return;
   }
+  // There the pads decide the size of the output.
+  if (node.op === 'ConvTranspose') throw refuse(node, `has auto_pad ${autoPad}`, 'explicit pads');
   const shape = batches[0].shapes.get(node.inputs[0]!);
   const kernel =
     node.op === 'Conv' ? batches[0].shapes.get(node.inputs[1]!)?.slice(2) : intsAttribute(node, 'kernel_shape', []);
