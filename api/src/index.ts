@@ -25,6 +25,7 @@ export {
   inputMean,
   inputSide,
   inputStd,
+  MAX_REPLICAS,
   MAX_SET_ASIDE,
   MAX_SET_ASIDE_REASON,
   maxBadPictures,

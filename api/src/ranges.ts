@@ -80,8 +80,9 @@ export type RowUpdate = z.infer<typeof rowUpdate>;
 export const precision = z.enum(['fp32', 'tf32', 'bf16', 'fp16']);
 export type Precision = z.infer<typeof precision>;
 
-/** Ranks of a gang. */
-export const replicas = z.int32().min(1).max(4096);
+/** Ranks of the largest gang. */
+export const MAX_REPLICAS = 4096;
+export const replicas = z.int32().min(1).max(MAX_REPLICAS);
 export const loaderThreads = z.int32().min(1).max(64);
 /** Of a model's input, in units of 8-bit pixels; one number for all channels, or one for each. */
 export const inputMean = z.array(z.number().min(-1e6).max(1e6)).min(1).max(4);

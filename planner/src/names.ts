@@ -22,6 +22,8 @@ export const Label = {
   rank: 'facetrain.dev/rank',
   /** "true" on a pod that holds a place for a rank that an elastic gang lacks. */
   placeholder: 'facetrain.dev/placeholder',
+  /** On a pod of an elastic gang: number of ranks with which it was started. */
+  gangSize: 'facetrain.dev/gang-size',
   /** Digest of the fields that decide the result: `fieldsDigest` in attempt.ts. */
   specDigest: 'facetrain.dev/spec-digest',
 } as const;

@@ -68,6 +68,8 @@ export interface ObservedPod {
   ungrouped?: true;
   /** It holds a place for a rank that an elastic gang lacks, and trains nothing. */
   placeholder?: true;
+  /** Of an elastic gang: with how many ranks its pod was started (the label facetrain.dev/gang-size). */
+  gangSize?: number;
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;
 }

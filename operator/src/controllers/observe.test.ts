@@ -233,6 +233,13 @@ for (const [name, { status, want }] of Object.entries(cases)) {
   });
 }
 
+test('a pod of an elastic gang says with how many ranks it was started', () => {
+  const sizeIn = (label: string) =>
+    observePod(pod({}, { 'facetrain.dev/attempt': '2', 'facetrain.dev/rank': '1', 'facetrain.dev/gang-size': label }))!
+      .gangSize;
+  assert.deepEqual(['4', '0', 'four'].map(sizeIn), [4, undefined, undefined]);
+});
+
 test('a pod without the labels of attempt and rank is not observed', () => {
   for (const labels of [
     {},

@@ -53,6 +53,7 @@ export function observePod(
   if (attempt === null || rank === null) return null;
   const isTrue = (type: string) =>
     status.conditions?.some((condition) => condition.type === type && condition.status === 'True') ?? false;
+  const gangSize = numberIn(metadata.labels?.[Label.gangSize]);
   const waiting = waitingOf(pod, nodesAndVolumes);
   const lostNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.lostNode(spec.nodeName);
   const silentNode = spec.nodeName === undefined ? undefined : nodesAndVolumes?.silentNode(spec.nodeName);
@@ -75,6 +76,7 @@ export function observePod(
     ...(specDigest !== undefined && { specDigest }),
     ...priorityOf(pod),
     ...(metadata.labels?.[Label.placeholder] === 'true' && { placeholder: true as const }),
+    ...(gangSize !== null && gangSize > 0 && { gangSize }),
     ...(spec.schedulingGroup === undefined && { ungrouped: true as const }),
   };
 }

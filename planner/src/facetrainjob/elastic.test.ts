@@ -284,6 +284,18 @@ describe('under a quota', () => {
     assert.deepEqual(cluster.ran.at(-1)![1], 4);
     FaceTrainJobStatus.parse(cluster.status);
   });
+  test('a new gang that gets a part of its pods at first waits for all of them', () => {
+    const cluster = new Cluster(elasticJob(4, { min: 2 }).suspended(), 8);
+    cluster.job.trainJob.status = {};
+    let limit = 2;
+    cluster.job.admit = refuse(() => limit, cluster.job);
+    cluster.job.change({ suspend: false });
+    cluster.pass(10);
+    assert.deepEqual([cluster.names.trainers.length, cluster.status.attemptStartTime], [2, undefined]);
+    limit = 8;
+    cluster.pass(10);
+    assert.deepEqual(cluster.ran, [[0, 4]]);
+  });
   test('a pod that is refused is asked for once in scaleUpSeconds', () => {
     const cluster = new Cluster(elasticJob(2), 8);
     let asked = 0;

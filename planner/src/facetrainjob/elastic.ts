@@ -15,7 +15,7 @@
  * give their places up. So the training does not stop for room that does not exist, also where an autoscaler makes it.
  * Room that is gone all the same when the gang comes costs `scaleDownSeconds`, and doubles the wait for the next try.
  */
-import { MAX_RESIZE_MESSAGE, MAX_RESIZES, type Scaling } from '@facetrain/api';
+import { MAX_REPLICAS, MAX_RESIZE_MESSAGE, MAX_RESIZES, type Scaling } from '@facetrain/api';
 import { isAlive, type JobView } from '../attempt.ts';
 import type { ObservedFaceTrainJob, ObservedPod } from '../observed.ts';
 import { compact, truncate } from '../plain-data.ts';
@@ -52,8 +52,9 @@ export function gangSize({ spec, status, pods }: Job): number {
   const ofAttempt = trainers.filter(({ attempt }) => attempt === newest);
   const desired = newest === (status.attempt ?? 0) ? status.trainers?.desired : undefined;
   if (ofAttempt.length > 0 || (desired !== undefined && status.attemptStartTime !== undefined)) {
-    // The status was lost, and the pods are what is known. A gang whose last ranks are gone, too, ends by itself.
-    return desired ?? Math.max(...ofAttempt.map(({ rank }) => rank)) + 1;
+    // The status is written after the pods, some of which may not have been created. It may also be lost.
+    const started = ofAttempt.find((pod) => pod.gangSize !== undefined)?.gangSize;
+    return Math.min(started ?? desired ?? Math.max(...ofAttempt.map(({ rank }) => rank)) + 1, MAX_REPLICAS);
   }
   const isChanged = status.scaling !== undefined && status.scaling.replicas !== replicas;
   if (desired === undefined || status.scaling === undefined || isChanged) return replicas;

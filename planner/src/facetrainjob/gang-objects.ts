@@ -204,6 +204,7 @@ function pod(
     metadata: childMetadata('FaceTrainJob', job, name, {
       [Label.attempt]: String(attempt),
       [Label.rank]: String(rank),
+      ...(trainers.elastic && { [Label.gangSize]: String(size) }),
       [Label.specDigest]: digest,
     }),
     fields: trainers,

@@ -281,6 +281,7 @@ export class Simulator {
         createdAt: timestamp(this.now),
         ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
         ...(labels[Label.placeholder] === 'true' && { placeholder: true }),
+        ...(labels[Label.gangSize] !== undefined && { gangSize: Number(labels[Label.gangSize]) }),
       });
       // Events address pods by index, so the order must not depend on the order of creation.
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
