@@ -181,6 +181,37 @@ test('pods of an admitted job are where flavors and admission checks want them',
   }
 });
 
+test('pods that look for room for an elastic gang do so where the flavors are, and not before these were read', () => {
+  const elastic = () =>
+    job().trainers({
+      replicas: 4,
+      elastic: { minReplicas: 1, maxReplicas: 4, scaleUpSeconds: 60 },
+      resources: RESOURCES,
+    });
+  const gpus = { nodeSelector: { pool: 'gpus' }, tolerations: [{ key: 'gpu', operator: 'Exists' }] };
+  const status: FaceTrainJobStatus = {
+    ...STARTED,
+    trainers: { desired: 2, active: 2, ready: 2, succeeded: 0, failed: 0 },
+    scaling: { replicas: 4, resizes: 1, failedGrowths: 0, history: [] },
+  };
+  const lent = {
+    conditions: ADMITTED,
+    specDigest: digestOf(elastic().observe()),
+    assignment: { flavors: ['gpus'], hasTopology: false },
+  };
+  const placeholders = (flavors: ObservedQueue['flavors']) =>
+    createdOf(plan(elastic().observe(status, RUNNING, { queue: queueWith(lent, { flavors }) })).actions).filter(
+      ({ metadata }) => metadata.labels['facetrain.dev/placeholder'] === 'true',
+    ) as Pod[];
+  assert.deepEqual(placeholders({}), []);
+  const made = placeholders({ gpus });
+  assert.equal(made.length, 2);
+  for (const { spec } of made) {
+    assert.deepEqual(spec.nodeSelector, gpus.nodeSelector);
+    assert.deepEqual(spec.tolerations!.at(-1), gpus.tolerations[0]);
+  }
+});
+
 test('another image needs no new quota; other resources, another queue and another number of pods do', () => {
   const digest = digestOf(job().observe());
   assert.equal(digestOf(job().trainers({ image: 'other:2' }).observe()), digest);

@@ -210,7 +210,7 @@ export function awaitAdmission(
       { type: 'delete', kind: 'Workload', name, uid, reason: Reason.specChanged },
     ]);
   if (!isAdmitted(workload)) return wait(whyNotAdmitted(workload));
-  const unread = workload.assignment?.flavors.find((flavor) => observed.flavors[flavor] === undefined);
+  const unread = unreadFlavor(workload, observed);
   return unread === undefined ? null : wait(`admitted; ResourceFlavor ${unread} has not been read yet`);
 }
 
@@ -229,11 +229,21 @@ export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | 
   return observed.problem === undefined ? null : { reason, message: `spec.queue: ${queue.name}; ${observed.problem}` };
 }
 
-/** Whether Kueue lends quota for a gang as it is now, with all the ranks that its spec wishes; true without a queue. */
+/** A flavor of the assignment that says where pods belong, and was not read. */
+const unreadFlavor = ({ assignment }: ObservedWorkload, { flavors }: ObservedQueue): string | undefined =>
+  assignment?.flavors.find((flavor) => flavors[flavor] === undefined);
+
+/**
+ * Whether Kueue lends quota for a gang as it is now, with all the ranks that its spec wishes, and it is known where its
+ * pods belong; true without a queue.
+ */
 export const hasQuotaFor = (gang: QueuedGang | null, observed: ObservedQueue | undefined): boolean =>
   gang === null ||
   observed === undefined ||
-  (isAdmitted(observed.workload) && observed.workload?.specDigest === queueDigest(gang));
+  (observed.workload !== undefined &&
+    isAdmitted(observed.workload) &&
+    observed.workload.specDigest === queueDigest(gang) &&
+    unreadFlavor(observed.workload, observed) === undefined);
 
 /** Kueue's words about a Workload that is not admitted. */
 function whyNotAdmitted(workload: ObservedWorkload): string {

@@ -5,7 +5,7 @@
  * A Workload of a deleted job has Kueue's finalizer. It stays, with its quota, until the job's pods have ended; then
  * `releaseOrphans` removes it.
  */
-import type { Queue } from '@facetrain/api';
+import type { FaceTrainJobSpec, Queue } from '@facetrain/api';
 import { type JobKind, Label, workloadName } from '@facetrain/planner/names';
 import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
 import { WORKLOAD_FINALIZER } from '@facetrain/planner/queue';
@@ -25,16 +25,28 @@ import {
 /** What was read from the server for a plan. */
 export type QueueReferences = Pick<ObservedQueue, 'priority' | 'flavors' | 'problem'>;
 
-/** Reads what the Workload of a job refers to, while the job has no pods; nothing for a job without a queue. */
+/** The fields of a spec that decide whether the job may make a Workload, or pods in a queue. */
+export interface QueueSpec {
+  queue?: Queue | undefined;
+  trainers?: Pick<FaceTrainJobSpec['trainers'], 'replicas' | 'elastic'>;
+}
+
+/**
+ * Reads what the Workload of a job refers to, while pods may be made: the job has none, or an elastic gang lacks some
+ * and may look for room. Nothing for a job without a queue.
+ */
 export async function readReferences(
   client: Pick<Client, 'get'>,
   caches: Pick<Caches, 'Workload'>,
   kind: JobKind,
   job: JobObject,
-  queue: Queue | undefined,
+  { queue, trainers }: QueueSpec,
 ): Promise<QueueReferences> {
   const nothing: QueueReferences = { flavors: {} };
-  if (queue === undefined || !caches.Workload || job.status?.attemptStartTime !== undefined) return nothing;
+  if (queue === undefined || !caches.Workload) return nothing;
+  const { attemptStartTime, completionTime, trainers: { desired = 0 } = {} } = job.status ?? {};
+  const mayGrow = completionTime === undefined && trainers?.elastic !== undefined && desired < trainers.replicas;
+  if (attemptStartTime !== undefined && !mayGrow) return nothing;
   const workload = workloadOf(caches, kind, job);
   try {
     if (!workload) {

@@ -19,7 +19,6 @@ import {
   parseDocument,
   QuantizeJob,
   type QuantizeJobStatus,
-  type Queue,
 } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
 import { createsPod } from '@facetrain/planner/concurrent-actions';
@@ -47,7 +46,7 @@ import { ParsedSpecs } from './parsed-specs.ts';
 import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
-import { observeQueue, type QueueReferences, readReferences, releaseOrphans } from './queues.ts';
+import { observeQueue, type QueueReferences, type QueueSpec, readReferences, releaseOrphans } from './queues.ts';
 import { quotaRivals } from './quota-rivals.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
@@ -126,10 +125,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
   });
 }
 
-function reconcilerOf<Spec extends { queue?: Queue | undefined }>(
-  options: ReconcilerOptions,
-  kindOptions: KindOptions<Spec>,
-): Reconcile {
+function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
   const { client, caches, nodesAndVolumes, folders, events, podGroupApi } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
   const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
@@ -206,7 +202,7 @@ function reconcilerOf<Spec extends { queue?: Queue | undefined }>(
       const identity = identityOf(job);
       const spec = specs.get(job);
       const rejected = await executor.rejectedCreates(identity);
-      const references = await readReferences(client, caches, kind, job, spec.queue);
+      const references = await readReferences(client, caches, kind, job, spec);
       await killCauses.read(identity.uid, caches.Pod.indexed('job', identity.uid));
       // From here on in one turn of the event loop: see SharedFolders.setStarting.
       now = new Date();

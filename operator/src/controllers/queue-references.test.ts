@@ -1,0 +1,41 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { readReferences } from './queues.ts';
+import type { JobObject, WorkloadObject } from './resources.ts';
+
+const metadata = { name: 'faces', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' };
+const workload: WorkloadObject = {
+  metadata: {
+    ...metadata,
+    name: 'facetrainjob-faces',
+    ownerReferences: [
+      { apiVersion: 'facetrain.dev/v1alpha1', kind: 'FaceTrainJob', name: 'faces', uid: 'u', controller: true },
+    ],
+  },
+  spec: {},
+  status: { admission: { podSetAssignments: [{ flavors: { cpu: 'gpus' } }] } },
+};
+const client = { get: async () => ({ metadata, spec: { nodeLabels: { pool: 'gpus' } } }) as never };
+const caches = { Workload: { get: () => workload } as never };
+const elastic = { minReplicas: 1, maxReplicas: 4, scaleDownSeconds: 60, scaleUpSeconds: 60 };
+const running = (desired: number, more = {}) => ({
+  attemptStartTime: '2026-01-01T00:00:00Z',
+  trainers: { desired, active: desired, ready: desired, succeeded: 0, failed: 0 },
+  ...more,
+});
+
+test('flavors are read while pods may be made: without any, and while an elastic gang lacks some', async () => {
+  const readsFor = async (status: JobObject['status'], trainers: { replicas: number; elastic?: typeof elastic }) => {
+    const job: JobObject = { metadata, spec: {}, ...(status && { status }) };
+    const { flavors } = await readReferences(client, caches, 'FaceTrainJob', job, {
+      queue: { name: 'team' },
+      trainers,
+    });
+    return Object.keys(flavors).length > 0;
+  };
+  assert.equal(await readsFor({}, { replicas: 4 }), true);
+  assert.equal(await readsFor(running(4), { replicas: 4, elastic }), false);
+  assert.equal(await readsFor(running(2), { replicas: 4 }), false);
+  assert.equal(await readsFor(running(2), { replicas: 4, elastic }), true);
+  assert.equal(await readsFor(running(2, { completionTime: '2026-01-01T01:00:00Z' }), { replicas: 4, elastic }), false);
+});
