@@ -2,7 +2,8 @@
  * What a planner returns, and what it may rely on from the executor that carries a plan out.
  *
  * An executor runs the actions in order (some of them concurrently: see concurrent-actions.ts), stops at the first that
- * fails, and writes the status last. Then it emits the events. It may crash anywhere: the next plan is made from what
+ * fails, and writes the status last. It may write the status although a patchWorkload, which comes last, has failed:
+ * the next plan has that again. Then it emits the events. It may crash anywhere: the next plan is made from what
  * exists by then.
  *
  * If a create reports that the object exists, the executor's cache was stale, and the executor treats that as success.

@@ -2,7 +2,8 @@
  * Executes the plan for a job in the cluster: actions in order, then the status, then the events.
  *
  * The first action that fails ends the reconcile, and no status is written. The next reconcile plans again from what
- * exists by then, so a crash between two actions is no special case.
+ * exists by then, so a crash between two actions is no special case. A Workload that cannot be changed (Kueue's webhook
+ * is down, for example) does not hold back the status: it says what has succeeded, and when the training last moved.
  */
 import { isDeepStrictEqual } from 'node:util';
 import { API_VERSION } from '@facetrain/api';
@@ -114,8 +115,13 @@ export class Executor {
   /** @returns seconds after which to reconcile again; null: only after a change */
   async execute(job: JobObject, plan: Plan<JobStatus>, log: Logger): Promise<number | null> {
     const identity = identityOf(job);
+    let workloadError: unknown;
     for (const group of concurrentGroups(plan.actions)) {
-      const rejected = await this.#runGroup(group, identity, log);
+      const rejected = await this.#runGroup(group, identity, log).catch((error: unknown) => {
+        if (group[0]!.type !== 'patchWorkload') throw error;
+        workloadError = error;
+        return null;
+      });
       if (!rejected) continue;
       if (rejected.refused) {
         const { uid, generation } = identity;
@@ -131,11 +137,12 @@ export class Executor {
     if (plan.actions.some(({ type }) => type === 'deleteJob')) return null;
     const patch = mergePatch({ ...job.status }, { ...plan.status });
     const delay = this.#statusDelay(job, plan.status, patch);
-    if (delay > 0) return delay / 1000;
-    if (Object.keys(patch).length > 0) {
+    if (delay <= 0 && Object.keys(patch).length > 0) {
       await this.#writeStatus(job, patch);
       this.#emitEvents(identity, plan, log);
     }
+    if (workloadError !== undefined) throw workloadError;
+    if (delay > 0) return delay / 1000;
     return plan.requeueAfterSeconds;
   }
 

@@ -1,0 +1,45 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Action } from '@facetrain/planner/plan';
+import { ApiError } from '../runtime/api-error.ts';
+import type { Client } from '../runtime/client.ts';
+import type { EventRecorder } from '../runtime/event-recorder.ts';
+import type { Resource } from '../runtime/resource.ts';
+import { silentLog } from '../testing/silent-log.ts';
+import { Executor } from './pod-executor.ts';
+import { faceTrainJobs, type JobObject } from './resources.ts';
+
+const job: JobObject = {
+  metadata: { name: 'faces', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' },
+  spec: {},
+};
+const patchOfWorkload: Action = {
+  type: 'patchWorkload',
+  kind: 'Workload',
+  name: 'facetrainjob-faces',
+  uid: 'w',
+  resourceVersion: '1',
+  reason: 'PodsReady',
+  status: {},
+};
+
+test('a Workload that cannot be changed holds back no status, and is tried again', async () => {
+  const written: object[] = [];
+  const patch = async ({ plural }: Resource, _namespace: string | null, _name: string, body: object) => {
+    if (plural === 'workloads') throw new ApiError('PATCH', 500, 'InternalError', 'failed calling webhook "vworkload"');
+    written.push((body as { status: object }).status);
+    return job;
+  };
+  const executor = new Executor({
+    kind: 'FaceTrainJob',
+    resource: faceTrainJobs,
+    client: { patch } as unknown as Client,
+    caches: {},
+    events: { emit: () => {} } as unknown as EventRecorder,
+    podGroupApi: null,
+  });
+  const status = { completionTime: '2026-01-01T00:00:00Z' };
+  const plan = { actions: [patchOfWorkload], status, events: [], requeueAfterSeconds: 0 };
+  await assert.rejects(executor.execute(job, plan, silentLog), /failed calling webhook/);
+  assert.deepEqual(written, [status]);
+});
