@@ -288,6 +288,22 @@ test('a QuantizeJob queues as well, for one pod, and by the queue of its trainin
   assert.deepEqual(childOf({ queue: { name: 'small' } }), { name: 'small' });
 });
 
+test('a training that is over gives its quota back, also while its QuantizeJob cannot be made', () => {
+  const foreign = { kind: 'QuantizeJob', name: 'faces-quantize', uid: 'q', owned: false } as const;
+  const trained = { ...STARTED, trainingCompletionTime: at(50) };
+  const queue = queueWith({ conditions: ADMITTED });
+  const { actions, status } = plan(
+    job()
+      .quantized({})
+      .observe(trained, [], { queue, objects: [foreign] }),
+  );
+  assert.match(ready({ status }), /^NameTaken: /);
+  const written = actions.flatMap((action) =>
+    action.type === 'patchWorkload' ? (action.status!.conditions as Condition[]) : [],
+  );
+  assert.equal(written.find(({ type }) => type === 'Finished')?.reason, 'Succeeded');
+});
+
 /** One job, its pods, and Kueue with quota that comes and goes. The executor may crash after any action. */
 class World {
   status: FaceTrainJobStatus = {};

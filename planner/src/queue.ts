@@ -307,12 +307,15 @@ export function placed(pod: Pod, placement: PodPlacement): Pod {
 /**
  * What a stage changes in the Workload: quota is given back once no pod is alive, and PodsReady is kept, by which Kueue
  * may wait for the gang (`waitForPodsReady` of its configuration).
+ *
+ * @param isOver whether, by the observed status, no attempt follows: also of a training whose QuantizeJob cannot be made
  */
 export function workloadUpdates(
   stage: Stage,
   view: JobView,
   queue: Queue | undefined,
   observed: ObservedQueue | undefined,
+  isOver: boolean,
 ): Action[] {
   const workload = observed?.workload;
   if (workload === undefined) return [];
@@ -328,13 +331,13 @@ export function workloadUpdates(
   if (deleting) return release(Reason.attemptOver);
   if (stage.name === 'Suspended' || queue === undefined)
     return [{ type: 'delete', kind: 'Workload', name, uid, reason: Reason.notWanted }];
-  if (stage.name === 'Succeeded' || stage.name === 'Failed' || stage.name === 'Quantizing') {
+  if (isOver) {
     if (holds(workload, 'Finished')) return release(Reason.over);
     const finished = {
       type: 'Finished',
       status: 'True' as const,
       reason: stage.name === 'Failed' ? 'Failed' : 'Succeeded',
-      message: stage.message,
+      message: 'message' in stage ? stage.message : stage.name,
     };
     return patch(Reason.over, { status: { conditions: withConditions(workload, view, finished) } });
   }

@@ -44,14 +44,15 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   const view = viewOf('QuantizeJob', observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
   const stage = stageOf(observed, view, environment);
   const status = statusOf(stage, observed, view);
+  const isOver = before.completionTime !== undefined;
   const ttl = secondsToLive(stage, spec.ttlSecondsAfterFinished, view);
   return {
     actions:
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
-            ...actionsOf(stage, view, objects, 'Running', before.completionTime !== undefined),
-            ...workloadUpdates(stage, view, spec.queue, observed.queue),
+            ...actionsOf(stage, view, objects, 'Running', isOver),
+            ...workloadUpdates(stage, view, spec.queue, observed.queue, isOver),
           ],
     status,
     events: eventsOf(before, status),
