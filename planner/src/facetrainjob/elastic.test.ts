@@ -248,6 +248,19 @@ describe('a change of replicas', () => {
   });
 });
 
+test('a gang of which a rank has succeeded is left alone: there is nothing more to train', () => {
+  const cluster = new Cluster(elasticJob(4), 2);
+  cluster.pass(DOWN);
+  cluster.pass(UP - 20);
+  const [first] = cluster.placed;
+  Object.assign(first!, { phase: 'Succeeded', exitCode: 0, ready: false });
+  cluster.places = 4;
+  cluster.pass(60);
+  cluster.wish(1);
+  cluster.pass(60);
+  assert.deepEqual([cluster.status.attempt, cluster.names.placeholders], [1, []]);
+});
+
 test('a resumed job begins with all that it wishes', () => {
   const cluster = new Cluster(elasticJob(4), 2);
   cluster.pass(DOWN);

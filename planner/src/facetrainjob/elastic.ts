@@ -16,7 +16,7 @@
  * Room that is gone all the same when the gang comes costs `scaleDownSeconds`, and doubles the wait for the next try.
  */
 import { MAX_REPLICAS, MAX_RESIZE_MESSAGE, MAX_RESIZES, type Scaling } from '@facetrain/api';
-import { isAlive, type JobView } from '../attempt.ts';
+import { isAlive, type JobView, outcomeOf } from '../attempt.ts';
 import type { ObservedFaceTrainJob, ObservedPod } from '../observed.ts';
 import { compact, truncate } from '../plain-data.ts';
 import type { PlanEvent } from '../plan.ts';
@@ -69,10 +69,14 @@ const hasPlace = (pod: ObservedPod | undefined): boolean =>
 const holdsPlace = (pod: ObservedPod): boolean =>
   pod.node !== undefined && !pod.rejected && !pod.deleting && pod.lostNode === undefined;
 
+/** A rank has succeeded, so the training is done, and the others are about to end: the gang is left alone. */
+const isEnding = ({ ranks }: JobView): boolean =>
+  ranks.some((pod) => pod !== undefined && outcomeOf(pod) === 'succeeded');
+
 /** The attempt that follows with another number of ranks; null: the gang stays as it is. */
 export function resized(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
   const { elastic, replicas } = observed.spec.trainers;
-  if (elastic === undefined || !hasBegun(view)) return null;
+  if (elastic === undefined || !hasBegun(view) || isEnding(view)) return null;
   const size = view.ranks.length;
   if (replicas < size)
     return resize(replicas, Reason.scaledDown, `spec.trainers.replicas is ${replicas}, and the gang has ${size} ranks`);
@@ -110,7 +114,7 @@ function lackOfPlaces(
   view: JobView,
 ): { places: number; secondsLeft: number; why: string } | null {
   const { elastic } = spec.trainers;
-  if (elastic === undefined) return null;
+  if (elastic === undefined || isEnding(view)) return null;
   const { minReplicas, scaleDownSeconds } = elastic;
   const existing = view.ranks.filter((pod) => pod !== undefined);
   const isWhole = view.startedAt !== undefined;
@@ -146,6 +150,7 @@ export function keepsAllowedPods(observed: ObservedFaceTrainJob, view: JobView, 
 
 /** For how many more ranks there are places, and after how many seconds the gang takes them; null: for none. */
 function foundRoom({ spec }: ObservedFaceTrainJob, view: JobView): { places: number; secondsLeft: number } | null {
+  if (isEnding(view)) return null;
   const missing = spec.trainers.replicas - view.ranks.length;
   const holders = view.placeholders.filter(({ rank }) => rank < spec.trainers.replicas);
   const places = holders.filter(holdsPlace).length;
@@ -158,7 +163,8 @@ function foundRoom({ spec }: ObservedFaceTrainJob, view: JobView): { places: num
 function secondsToSearch({ spec, status }: Job, view: JobView): number | null {
   const { elastic, replicas } = spec.trainers;
   const { startedAt, now } = view;
-  if (elastic === undefined || replicas <= view.ranks.length || startedAt === undefined || !allReady(view)) return null;
+  if (elastic === undefined || replicas <= view.ranks.length || startedAt === undefined) return null;
+  if (!allReady(view) || isEnding(view)) return null;
   const { askedTime, refusedTime, failedGrowths = 0 } = scalingNow({ spec, status }, view) ?? {};
   const wait = elastic.scaleUpSeconds * 2 ** Math.min(failedGrowths, MAX_DOUBLINGS);
   // A user who asks for more does not wait.
