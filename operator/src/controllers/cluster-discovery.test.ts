@@ -35,6 +35,15 @@ test('a server that has just started and refuses, or is overloaded, is asked aga
   assert.deepEqual(discovery, []);
 });
 
+test('a Kueue that is down holds up no other job', { timeout: 30_000 }, async () => {
+  const lists = { workloads: 500 };
+  const client = serverOf([], lists);
+  const cluster = (await discover(client))!;
+  assert.deepEqual([cluster.podGroupApi, cluster.servesWorkloads], ['scheduling.k8s.io/v1beta1', false]);
+  lists.workloads = 200;
+  await clusterChanged({ client, log, namespace: null }, cluster, 1, new AbortController().signal);
+});
+
 test('any other answer is an error', async () => {
   await assert.rejects(discover(serverOf([400])), { name: 'ApiError', status: 400 });
 });

@@ -1,7 +1,7 @@
 /**
  * What the operator must know of the cluster before it can begin: which PodGroup API it serves, whether Kueue's
- * Workloads, what may be read. What
- * the cluster serves can change (an upgrade, a feature gate), so it is asked again from time to time.
+ * Workloads, what may be read. What the cluster serves can change (an upgrade, a feature gate), so it is asked again
+ * from time to time.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -31,6 +31,12 @@ const RETRY_MAX_MILLISECONDS = 10_000;
 const PASSING = [401, 403, 429];
 
 /**
+ * So often Workloads are asked for while the server answers everything else. The API server cannot read Workloads that
+ * are stored in another version while Kueue does not run: it converts them. Jobs without a queue must not wait for that.
+ */
+const WORKLOAD_TRIES = 5;
+
+/**
  * An API server that cannot be reached, or answers 5xx or one of PASSING, is tried again: it may be starting, as after
  * an upgrade.
  *
@@ -44,10 +50,19 @@ export async function discoverCluster(
   const { log } = options;
   const client = options.client.guardedBy(untilAborted(signal));
   const retry = new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
+  let failures = 0;
+  const withoutWorkloads = (error: unknown): false => {
+    const isOfKueue = error instanceof ApiError && (error.status >= 500 || error.status === 429);
+    if (!isOfKueue || ++failures < WORKLOAD_TRIES) throw error;
+    log.warn({ err: error }, 'Workloads cannot be listed: until they can, jobs with a queue do not start');
+    return false;
+  };
   while (!signal.aborted) {
     try {
-      const [podGroupApi, servesWorkloads] = await servedKinds(client, options.namespace);
-      return { podGroupApi, servesWorkloads, nodesAndVolumes: await PodNodesAndVolumes.open({ ...options, signal }) };
+      const podGroupApi = await servedPodGroup(client);
+      const hasWorkloads = await servesWorkloads(client, options.namespace).catch(withoutWorkloads);
+      const nodesAndVolumes = await PodNodesAndVolumes.open({ ...options, signal });
+      return { podGroupApi, servesWorkloads: hasWorkloads, nodesAndVolumes };
     } catch (error) {
       if (signal.aborted) return null;
       if (error instanceof ApiError && error.status < 500 && !PASSING.includes(error.status)) throw error;
