@@ -131,6 +131,22 @@ test('the message about a refused pod says that the others wait for it', () => {
   assert.equal(message({ podGroupApi: null }), 'Pod faces-0-1: exceeded quota');
 });
 
+test('of an elastic gang, the message says so only while fewer than minReplicas exist', () => {
+  const refused = { kind: 'Pod' as const, name: 'faces-0-2', message: 'no' };
+  const message = (minReplicas: number) => {
+    const pods = [0, 1].map((rank) => makePod(rank).with({ gangSize: 4 }).build());
+    const job = makeJob().trainers({ replicas: 4, elastic: { minReplicas, maxReplicas: 4 } });
+    const observed = job.observe({ observedGeneration: 1, attempt: 0, startTime: at(0) }, pods, {
+      refused,
+      podGroupApi: 'scheduling.k8s.io/v1beta1',
+    });
+    const { conditions } = planFaceTrainJob(observed, after(1), testEnvironment).status;
+    return conditions!.find(({ type }) => type === 'Stalled')!.message;
+  };
+  assert.equal(message(2), 'Pod faces-0-2: no');
+  assert.match(message(3), /; 2 of 4 pods of the gang exist, and none of them starts before 3 do$/);
+});
+
 test('pods without a report of the scheduler are named in the message', () => {
   const { status } = plan([makePod(0).build(), makePod(1).build()], {});
   assert.equal(

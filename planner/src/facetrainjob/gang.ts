@@ -29,13 +29,21 @@ export function gangOf(spec: FaceTrainJobSpec, podGroupApi: string | null): Gang
 export const beganAsPlainPods = ({ ranks }: JobView): boolean => ranks.some((pod) => pod?.ungrouped === true);
 
 /**
+ * How many pods of a gang the scheduler places together at least. Of an elastic gang, it places as many as it can, but
+ * no fewer than it may go on with.
+ */
+const minCountOf = ({ trainers: { replicas, elastic } }: FaceTrainJobSpec): number => elastic?.minReplicas ?? replicas;
+
+/**
  * A hint for a message: the scheduler waits for pods of the gang that cannot be created. The scheduler itself does not
  * report that. Empty if it does not apply.
  */
-export function missingPodsHint(gang: Gang, { ranks }: JobView): string {
+export function missingPodsHint(gang: Gang, { ranks }: JobView, spec: FaceTrainJobSpec): string {
   const existing = ranks.filter((pod) => pod !== undefined).length;
-  if (gang.mode !== 'native' || existing === 0 || existing === ranks.length) return '';
-  return `; ${existing} of ${ranks.length} pods of the gang exist, and none of them starts before all do`;
+  const needed = Math.min(minCountOf(spec), ranks.length);
+  if (gang.mode !== 'native' || existing === 0 || existing >= needed) return '';
+  const enough = needed === ranks.length ? 'all' : needed;
+  return `; ${existing} of ${ranks.length} pods of the gang exist, and none of them starts before ${enough} do`;
 }
 
 /**
@@ -93,8 +101,7 @@ export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): 
  * must agree, schedulerName, is a field of the pods only.
  */
 export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSpec, apiVersion: string): PodGroup {
-  const { replicas, elastic, podTemplate } = spec.trainers;
-  const priorityClassName = podTemplate?.spec?.priorityClassName;
+  const priorityClassName = spec.trainers.podTemplate?.spec?.priorityClassName;
   return {
     apiVersion,
     kind: 'PodGroup',
@@ -102,8 +109,7 @@ export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSp
       [Label.attempt]: String(attempt),
     }),
     spec: {
-      // Of an elastic gang, the scheduler places as many as it can, but no fewer than it may go on with.
-      schedulingPolicy: { gang: { minCount: elastic?.minReplicas ?? replicas } },
+      schedulingPolicy: { gang: { minCount: minCountOf(spec) } },
       ...(priorityClassName !== undefined && { priorityClassName }),
     },
   };

@@ -203,7 +203,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
     const release = keepsAllowedPods(observed, view, blocker.refusal?.quota)
       ? null
       : releasePods(view, blocker, quotaRivals);
-    return release ?? blockedBy(blocker, missingPodsHint(gang, view));
+    return release ?? blockedBy(blocker, missingPodsHint(gang, view, spec));
   }
   const wait = awaitAdmission(view, queued, queue);
   if (wait) return wait;
