@@ -9,8 +9,10 @@ import type { FaceTrainJobSpec, Queue } from '@facetrain/api';
 import { type JobKind, Label, workloadName } from '@facetrain/planner/names';
 import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
 import { WORKLOAD_FINALIZER } from '@facetrain/planner/queue';
+import type { Logger } from 'pino';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
+import { LeadershipLost } from '../runtime/leadership.ts';
 import { controllerOf, type KubernetesObject, keyOf, type Resource, splitKey } from '../runtime/resource.ts';
 import { type Caches, jobNameIndexValue } from './caches.ts';
 import { isPodAlive } from './observe.ts';
@@ -148,7 +150,7 @@ export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject)
  * Deletes the Workloads of jobs of this key that are gone, or are being deleted, once their pods have ended. A job that
  * is deleted in the foreground stays until its Workload is gone.
  *
- * @param job the job that has the key now
+ * @param job the job that has the key now. It goes on when a Workload cannot be released: its next reconcile tries again
  */
 export async function releaseOrphans(
   client: Pick<Client, 'delete' | 'patch'>,
@@ -156,6 +158,7 @@ export async function releaseOrphans(
   kind: JobKind,
   key: string,
   job: JobObject | undefined,
+  log: Pick<Logger, 'warn'>,
 ): Promise<void> {
   const { namespace, name } = splitKey(key);
   const living = job?.metadata.deletionTimestamp === undefined ? job?.metadata.uid : undefined;
@@ -175,7 +178,9 @@ export async function releaseOrphans(
         });
     } catch (error) {
       // It is gone, or Kueue has changed it: then its change brings the job back here.
-      if (!isApiError(error, 'NotFound', 'Conflict')) throw error;
+      if (isApiError(error, 'NotFound', 'Conflict')) continue;
+      if (living === undefined || error instanceof LeadershipLost) throw error;
+      log.warn({ err: error, workload: metadata.name }, 'the Workload of an earlier job is not released');
     }
   }
 }

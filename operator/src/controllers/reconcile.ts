@@ -139,7 +139,7 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
     forgetIfReplaced(key, job?.metadata.uid);
-    await releaseOrphans(client, caches, kind, key, job);
+    await releaseOrphans(client, caches, kind, key, job, log);
     if (!job) return { requeueAfterSeconds: null };
     const { uid, generation } = job.metadata;
     uids.set(key, uid);

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { readReferences } from './queues.ts';
+import { ApiError } from '../runtime/api-error.ts';
+import { silentLog } from '../testing/silent-log.ts';
+import { readReferences, releaseOrphans } from './queues.ts';
 import type { JobObject, WorkloadObject } from './resources.ts';
 
 const metadata = { name: 'faces', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' };
@@ -38,4 +40,19 @@ test('flavors are read while pods may be made: without any, and while an elastic
   assert.equal(await readsFor(running(2), { replicas: 4 }), false);
   assert.equal(await readsFor(running(2), { replicas: 4, elastic }), true);
   assert.equal(await readsFor(running(2, { completionTime: '2026-01-01T01:00:00Z' }), { replicas: 4, elastic }), false);
+});
+
+test('a Workload of a deleted job that cannot be released does not hold up the next job of its name', async () => {
+  let asked = 0;
+  const fail = async () => {
+    asked += 1;
+    throw new ApiError('DELETE', 403, undefined, 'a policy forbids it');
+  };
+  const orphan = { ...workload, metadata: { ...workload.metadata, labels: { 'facetrain.dev/job-uid': 'earlier' } } };
+  const cached = { Workload: { indexed: () => [orphan] }, Pod: { indexed: () => [] } } as never;
+  const release = (job: JobObject | undefined) =>
+    releaseOrphans({ delete: fail, patch: fail } as never, cached, 'FaceTrainJob', 'n/faces', job, silentLog);
+  await release({ metadata, spec: {} });
+  await assert.rejects(release(undefined), /a policy forbids it/);
+  assert.equal(asked, 2);
 });
