@@ -404,5 +404,7 @@ test('the roles for users: an editor writes jobs, a viewer reads them, and neith
     editor.patch(faceTrainJobs, 'people', 'faces', { status: { phase: 'Succeeded' } }, 'status'),
     isForbidden,
   );
+  await assert.rejects(viewer.patch(faceTrainJobs, 'people', 'faces', { spec: { replicas: 2 } }, 'scale'), isForbidden);
+  await editor.patch(faceTrainJobs, 'people', 'faces', { spec: { replicas: 2 } }, 'scale');
   await editor.patch(faceTrainJobs, 'people', 'faces', { spec: { suspend: false } });
 });
