@@ -88,14 +88,15 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-soak-'));
   const audit = join(folder, 'audit.log');
   await writeFile(join(folder, 'policy.yaml'), JSON.stringify(AUDIT_POLICY));
-  const plane = await ControlPlane.start([
+  const flags = [
     `--audit-policy-file=${join(folder, 'policy.yaml')}`,
     `--audit-log-path=${audit}`,
     // In megabytes: one file, however long the soak is. The default begins another one after 100.
     '--audit-log-maxsize=1000000',
     '--storage-media-type=application/json',
     '--etcd-compaction-interval=0',
-  ]);
+  ];
+  const plane = await ControlPlane.start(flags, true);
   const stops: (() => Promise<unknown>)[] = [() => plane.stop()];
   try {
     const soak = new Soak(options, plane, audit);

@@ -49,8 +49,11 @@ export class ControlPlane {
     this.client = new Client({ server, tls: { ca }, credentials: async () => ({ authorization: `Bearer ${token}` }) });
   }
 
-  /** @param flags additional flags of kube-apiserver */
-  static async start(flags: string[] = []): Promise<ControlPlane> {
+  /**
+   * @param flags additional flags of kube-apiserver
+   * @param durable whether etcd has what it acknowledged also after a kill (`restart`); it is slower then
+   */
+  static async start(flags: string[] = [], durable = false): Promise<ControlPlane> {
     // The test runner ends a test that takes too long by SIGTERM, on which Node runs no exit handlers (see `run`).
     process.once('SIGTERM', () => process.exit(143));
     const folder = await mkdtemp(join(tmpdir(), 'facetrain-control-plane-'));
@@ -63,7 +66,8 @@ export class ControlPlane {
         run('etcd', folder, [
           '--data-dir',
           join(folder, 'etcd'),
-          '--unsafe-no-fsync',
+          // With this, the newest records of its log stay in the memory of the process for a while.
+          ...(durable ? [] : ['--unsafe-no-fsync']),
           '--listen-client-urls',
           etcd,
           '--advertise-client-urls',
