@@ -194,7 +194,8 @@ const FAULTS: Record<string, [number, Fault]> = {
     async ({ replicas, random, meanwhile }) => {
       const replica = random.pick(replicas)!;
       const method = random.pick(['GET', 'POST', 'PATCH', 'DELETE'])!;
-      // Longer ones could reach the server after another replica has taken the Lease, as no real network would delay them.
+      // Longer ones could reach the server after another replica has taken the Lease, as no real network would delay
+      // them.
       const milliseconds = random.between(200, 1_000);
       const hold = replica.proxy.hold(method, /facetrain|pods|configmaps|services/);
       meanwhile(async () => {

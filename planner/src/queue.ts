@@ -308,7 +308,8 @@ export function placed(pod: Pod, placement: PodPlacement): Pod {
  * What a stage changes in the Workload: quota is given back once no pod is alive, and PodsReady is kept, by which Kueue
  * may wait for the gang (`waitForPodsReady` of its configuration).
  *
- * @param isOver whether, by the observed status, no attempt follows: also of a training whose QuantizeJob cannot be made
+ * @param isOver whether, by the observed status, no attempt follows: also of a training whose QuantizeJob cannot be
+ * made
  */
 export function workloadUpdates(
   stage: Stage,

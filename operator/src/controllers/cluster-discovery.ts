@@ -32,7 +32,8 @@ const PASSING = [401, 403, 429];
 
 /**
  * So often Workloads are asked for while the server answers everything else. The API server cannot read Workloads that
- * are stored in another version while Kueue does not run: it converts them. Jobs without a queue must not wait for that.
+ * are stored in another version while Kueue does not run: it converts them. Jobs without a queue must not wait for
+ * that.
  */
 const WORKLOAD_TRIES = 5;
 

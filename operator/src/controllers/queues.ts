@@ -150,7 +150,8 @@ export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject)
  * Deletes the Workloads of jobs of this key that are gone, or are being deleted, once their pods have ended. A job that
  * is deleted in the foreground stays until its Workload is gone.
  *
- * @param job the job that has the key now. It goes on when a Workload cannot be released: its next reconcile tries again
+ * @param job the job that has the key now. It goes on when a Workload cannot be released: its next reconcile tries
+ * again
  */
 export async function releaseOrphans(
   client: Pick<Client, 'delete' | 'patch'>,
