@@ -5,10 +5,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <random>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "kernels/conv.h"
@@ -229,11 +232,19 @@ void test_thread_pool() {
       });
       CHECK(seen == std::vector<int>(37, 1));
     }
+    // The others wait until one is about to throw and then take their time: on one processor a thread could run all of
+    // them before the one that throws is scheduled again.
     std::atomic<int> calls = 0;
+    std::atomic<bool> throwing = false;
     CHECK_THROWS(pool.parallel_for(100000,
                                    [&](int64_t i, int) {
                                      ++calls;
-                                     if (i == 3) throw std::runtime_error("at three");
+                                     if (i == 3) {
+                                       throwing = true;
+                                       throw std::runtime_error("at three");
+                                     }
+                                     while (i > 3 && !throwing) std::this_thread::yield();
+                                     if (i > 3) std::this_thread::sleep_for(std::chrono::milliseconds(1));
                                    }),
                  std::runtime_error, "at three");
     CHECK(calls < 100000);
