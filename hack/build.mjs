@@ -4,7 +4,17 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { readArguments } from './lib/arguments.mjs';
-import { arm64Build, build, cache, cudaBuild, cudaCompileOnly, cudaLibtorch, libtorch, root } from './lib/paths.mjs';
+import {
+  arm64Build,
+  build,
+  cache,
+  cudaBuild,
+  cudaCompileOnly,
+  cudaLibtorch,
+  fuzzBuild,
+  libtorch,
+  root,
+} from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
 
 const USAGE = `Usage: npm run build [-- [--addon] [--cuda]]
@@ -32,7 +42,7 @@ const withLibtorch = (libraries, cuda) => [
 
 /**
  * Where a build is, and of what: of libtorch for CPUs, with CUDA, or with CUDA only to compile and link; or of the INT7
- * runtime alone, for 64-bit ARM.
+ * runtime alone, for 64-bit ARM or with its fuzzer.
  */
 const builds = {
   cpu: { folder: build, options: () => withLibtorch(libtorch, 'AUTO') },
@@ -43,6 +53,15 @@ const builds = {
     options: () => [
       '-DFACETRAIN_INT7_ONLY=ON',
       `-DCMAKE_TOOLCHAIN_FILE=${join(root, 'native', 'cmake', 'Arm64.cmake')}`,
+    ],
+  },
+  fuzz: {
+    folder: fuzzBuild,
+    options: () => [
+      '-DFACETRAIN_INT7_ONLY=ON',
+      '-DFACETRAIN_FUZZ=ON',
+      '-DCMAKE_C_COMPILER=clang-14',
+      '-DCMAKE_CXX_COMPILER=clang++-14',
     ],
   },
 };
@@ -111,6 +130,15 @@ export function compileForCuda(show) {
  */
 export function buildForArm64(show) {
   return buildTargets('arm64', [], show);
+}
+
+/**
+ * Builds the fuzzer of the C library's reader.
+ * @param {(detail: string) => void} show
+ * @throws SetupError with the compiler's output
+ */
+export function buildFuzzer(show) {
+  return buildTargets('fuzz', ['model_fuzz'], show);
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -296,6 +296,7 @@ export async function setup(names, { npm = true } = {}) {
   const wants = (name) => names.includes(name);
   if (wants('native')) await debianPackages(versions.debian.build);
   if (wants('arm64')) await debianPackages(versions.debian.arm64);
+  if (wants('clang')) await debianPackages(versions.debian.clang);
   if (wants('llvm-mca')) await debianPackages(versions.debian.llvmMca);
   if (wants('linters')) await debianPackages(versions.debian.lint);
   if (npm) await npmPackages();

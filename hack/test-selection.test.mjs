@@ -16,7 +16,7 @@ const files = [
   'planner/src/facetrainjob/gang.test.ts',
   'planner/src/failure.test.ts',
 ];
-const nothing = { lint: false, arm64: false, cuda: false, native: [], node: [], e2e: [], all: false };
+const nothing = { lint: false, arm64: false, cuda: false, fuzz: false, native: [], node: [], e2e: [], all: false };
 
 const cases = {
   'no name: every suite': [
@@ -25,6 +25,7 @@ const cases = {
       lint: true,
       arm64: true,
       cuda: true,
+      fuzz: true,
       native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'],
       node: files.filter((file) => /\.test\./.test(file) && !file.startsWith('e2e/')),
       e2e: ['e2e/facetrain.test.ts'],
@@ -34,6 +35,7 @@ const cases = {
   'lint alone': [{ only: 'lint' }, { lint: true }],
   'the C library on 64-bit ARM alone': [{ only: 'arm64' }, { arm64: true }],
   'the build for CUDA alone': [{ only: 'cuda' }, { cuda: true }],
+  'the fuzzer alone': [{ only: 'fuzz' }, { fuzz: true }],
   'the suite native: ctest': [
     { only: 'native' },
     { native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'] },
@@ -66,7 +68,7 @@ for (const [title, [chosen, expected]] of Object.entries(cases)) {
 const refusals = {
   'a suite or folder that does not exist': [
     { only: 'pfc' },
-    /^pfc: no such test.*suites {4}lint native arm64 cuda node e2e\n.*planner\/src\n/s,
+    /^pfc: no such test.*suites {4}lint native arm64 cuda fuzz node e2e\n.*planner\/src\n/s,
   ],
   'a file that does not exist': [{ names: ['api/src/nothing.test.ts'] }, /^api\/src\/nothing.test.ts: no such test/],
   'a file in the wrong folder, with the right one': [
@@ -85,7 +87,7 @@ for (const [title, [chosen, message]] of Object.entries(refusals)) {
 }
 
 test('hack/lib/needs.mjs has an entry for every folder with tests, and names only what can be installed', async () => {
-  const steps = ['native', 'arm64', 'llvm-mca', 'cuda-compile-only', 'linters', 'python'];
+  const steps = ['native', 'arm64', 'clang', 'llvm-mca', 'cuda-compile-only', 'linters', 'python'];
   for (const file of (await repositoryFiles()).filter(isTest)) needs.ofFile(file);
   const unknown = [...needs.tests, ...needs.armBenchmark, ...needs.operatorBenchmark].filter(
     (name) => !steps.includes(name) && !Object.hasOwn(versions.goTools, name),

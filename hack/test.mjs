@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
 import { ADDON, buildForArm64, buildNative, compileForCuda } from './build.mjs';
+import { fuzz } from './fuzz.mjs';
 import { readArguments } from './lib/arguments.mjs';
 import { dockerEngine } from './lib/docker.mjs';
 import { repositoryFiles } from './lib/files.mjs';
@@ -16,7 +17,8 @@ import { setup } from './setup.mjs';
 const USAGE = `Usage: npm test [-- [--only NAME] [-t PATTERN] [FILE...]]
 
 npm test                          every suite: lint, native (ctest), arm64 (the C library, ctest in an emulator),
-                                  cuda (compiled and linked), node (node:test), e2e (node:test on a cluster)
+                                  cuda (compiled and linked), fuzz (damaged
+                                  INT7 models, half a minute), node (node:test), e2e (node:test on a cluster)
 npm test -- --only NAME           one suite, or one folder with its subfolders
 npm test -- FILE...               files: *.test.ts, *_test.cc or the name of its program; also folders
 npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
@@ -63,6 +65,12 @@ async function cudaTest() {
   }
 }
 
+/** Damaged models for half a minute; counts as one test. */
+async function fuzzTest() {
+  const found = await fuzz({ seconds: 30, seed: 1 });
+  return found ? { passed: 0, failed: 1 } : { passed: 1, failed: 0 };
+}
+
 async function nodeTests(files, minutes, pattern) {
   const scratch = await mkdtemp(join(tmpdir(), 'facetrain-test-'));
   try {
@@ -89,10 +97,16 @@ async function nodeTests(files, minutes, pattern) {
 }
 
 /** Installs and builds what the chosen tests need, and nothing else. */
-async function prepare({ lint: lints, arm64, cuda, native, node: modules, e2e, all }) {
+async function prepare({ lint: lints, arm64, cuda, fuzz: fuzzes, native, node: modules, e2e, all }) {
   const ofTests = [...native, ...modules, ...e2e].flatMap(needs.ofFile);
   await setup([
-    ...new Set([...(lints ? needs.lint : []), ...(arm64 ? needs.arm64 : []), ...(cuda ? needs.cuda : []), ...ofTests]),
+    ...new Set([
+      ...(lints ? needs.lint : []),
+      ...(arm64 ? needs.arm64 : []),
+      ...(cuda ? needs.cuda : []),
+      ...(fuzzes ? needs.fuzz : []),
+      ...ofTests,
+    ]),
   ]);
   const addon = modules.some((file) => needs.ofFile(file).includes('native'));
   const targets = [...native.map(programOf), ...(addon ? [ADDON] : [])];
@@ -116,6 +130,7 @@ await main(async () => {
   if (selection.native.length > 0) results.push(await nativeTests(selection));
   if (selection.arm64) results.push(await arm64Tests());
   if (selection.cuda) results.push(await cudaTest());
+  if (selection.fuzz) results.push(await fuzzTest());
   if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
   if (selection.e2e.length > 0) {
     await dockerEngine();

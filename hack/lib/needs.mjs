@@ -5,6 +5,7 @@ import { SetupError } from './steps.mjs';
  * A need is the name of a program of goTools in hack/versions.json, or one of
  *   native    the compiler and libraries of Debian, and libtorch; tests of TypeScript then use the addon
  *   arm64     a cross compiler and an emulator for 64-bit ARM
+ *   clang     a compiler with libFuzzer and sanitizers
  *   llvm-mca  a model of processors' pipelines
  *   linters   clang-format, clang-tidy, shellcheck
  *   python    Python packages that check ONNX files
@@ -53,6 +54,9 @@ export const lint = ['linters', 'native', 'helm'];
 /** For the C library on 64-bit ARM; `native` for CMake and Ninja. */
 export const arm64 = ['native', 'arm64'];
 
+/** For the fuzzer of the C library's reader. */
+export const fuzz = ['native', 'clang'];
+
 /** For compiling and linking the code for CUDA. */
 export const cuda = ['native', 'cuda-compile-only'];
 
@@ -63,7 +67,7 @@ export const armBenchmark = ['arm64', 'llvm-mca'];
 export const operatorBenchmark = [...cluster, 'kubectl', 'kwok'];
 
 /** For all of `npm test`. */
-export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...arm64, ...cuda])];
+export const tests = [...new Set([...Object.values(paths).flat(), ...lint, ...arm64, ...fuzz, ...cuda])];
 
 /** @returns {string[]} what the tests in a file need */
 export function ofFile(file) {

@@ -33,6 +33,8 @@ export const build = join(root, 'native', 'build');
 export const cudaBuild = join(root, 'native', 'build-cuda');
 /** Of the C library for 64-bit ARM, whose tests run in an emulator. */
 export const arm64Build = join(root, 'native', 'build-arm64');
+/** Of the fuzzer, by Clang with sanitizers. */
+export const fuzzBuild = join(root, 'native', 'build-fuzz');
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');
 /** Environment of every program that the scripts start: the pinned Node first, then the cached tools. */

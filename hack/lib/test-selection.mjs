@@ -3,10 +3,10 @@ import { basename, dirname, posix } from 'node:path';
 import { SetupError } from './steps.mjs';
 
 /** The suites, in the order in which they run. */
-export const SUITES = ['lint', 'native', 'arm64', 'cuda', 'node', 'e2e'];
+export const SUITES = ['lint', 'native', 'arm64', 'cuda', 'fuzz', 'node', 'e2e'];
 
 /** The suites without files: checks of the whole repository. */
-const CHECKS = ['lint', 'arm64', 'cuda'];
+const CHECKS = ['lint', 'arm64', 'cuda', 'fuzz'];
 
 /** The suite that a test file belongs to. */
 const suiteOf = (file) => (file.endsWith('_test.cc') ? 'native' : file.startsWith('e2e/') ? 'e2e' : 'node');
@@ -21,6 +21,7 @@ export const programOf = (file) => basename(file, '.cc');
  * @property {boolean} lint
  * @property {boolean} arm64 the C library is built for 64-bit ARM, and its tests run in an emulator
  * @property {boolean} cuda the code for CUDA is compiled and linked
+ * @property {boolean} fuzz damaged models are read under sanitizers
  * @property {string[]} native the chosen files `*_test.cc`
  * @property {string[]} node the chosen files of node:test outside of e2e/
  * @property {string[]} e2e
@@ -42,6 +43,7 @@ export function select(files, { only, names = [], pattern } = {}) {
     lint: chosen.includes('lint'),
     arm64: chosen.includes('arm64'),
     cuda: chosen.includes('cuda'),
+    fuzz: chosen.includes('fuzz'),
     native: of('native'),
     node: of('node'),
     e2e: of('e2e'),
@@ -52,7 +54,7 @@ export function select(files, { only, names = [], pattern } = {}) {
   const e2e = only === undefined && names.length === 0 ? [] : selection.e2e;
   if (selection.node.length + e2e.length === 0)
     throw new SetupError(`-t ${pattern}: only tests of node:test have names, and none of their files is chosen`);
-  return { ...selection, lint: false, arm64: false, cuda: false, native: [], e2e };
+  return { ...selection, lint: false, arm64: false, cuda: false, fuzz: false, native: [], e2e };
 }
 
 function narrowed(name, only, within, files) {
