@@ -17,6 +17,8 @@ import {
   managedBy,
   objectMeta,
   pendingTime,
+  queuedSeconds,
+  queuedTime,
   podFields,
   QUEUE_RULE,
   queue,
@@ -820,6 +822,8 @@ export const FaceTrainJobStatus = z
       'When pods of the job were first wanted, also if a quota refused them; activeDeadlineSeconds counts from here. ' +
         'Set anew when a suspended job is resumed.',
     ),
+    queuedTime,
+    queuedSeconds,
     pendingTime,
     attemptStartTime: Time.optional().describe('When all pods of the current attempt had been created.'),
     trainingCompletionTime: Time.optional().describe('When training succeeded; quantization may follow.'),

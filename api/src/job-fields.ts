@@ -322,6 +322,19 @@ export const Restarts = z
   .describe('Restarts so far, and the last one.');
 export type Restarts = z.infer<typeof Restarts>;
 
+/** `status.queuedTime`. */
+export const queuedTime = Time.optional().describe(
+  'Since when a job that has run waits in its queue for its quota again. No deadline runs meanwhile.',
+);
+/** `status.queuedSeconds`. */
+export const queuedSeconds = z
+  .int()
+  .min(0)
+  .optional()
+  .describe(
+    'Seconds since startTime for which the job has waited in its queue after evictions. activeDeadlineSeconds does ' +
+      'not count them.',
+  );
 /** `status.pendingTime`. */
 export const pendingTime = Time.optional().describe(
   'When the pods of the current attempt were first wanted; pendingDeadlineSeconds counts from here. It stays when a ' +

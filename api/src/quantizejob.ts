@@ -10,6 +10,8 @@ import {
   managedBy,
   objectMeta,
   pendingTime,
+  queuedSeconds,
+  queuedTime,
   podFields,
   QUEUE_RULE,
   queue,
@@ -226,6 +228,8 @@ export const QuantizeJobStatus = z
       'When the job’s pod was first wanted, also if a quota refused it; activeDeadlineSeconds counts from here. ' +
         'Set anew when a suspended job is resumed.',
     ),
+    queuedTime,
+    queuedSeconds,
     pendingTime,
     attemptStartTime: Time.optional().describe('When the pod of the current attempt had been created.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),

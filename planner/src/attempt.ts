@@ -32,6 +32,8 @@ export type JobStatus = Pick<
   | 'conditions'
   | 'attempt'
   | 'startTime'
+  | 'queuedTime'
+  | 'queuedSeconds'
   | 'pendingTime'
   | 'attemptStartTime'
   | 'completionTime'

@@ -42,10 +42,12 @@ export const secondsToDeadline = (view: JobView): number | null =>
 
 const isExceeded = (left: number | null): boolean => left !== null && left <= 0;
 
+/** Without the time in a queue after evictions: while a job waits there, no deadline runs. */
 function activeSecondsLeft({ status, spec, now }: JobView): number | null {
-  return status.startTime === undefined || spec.activeDeadlineSeconds === undefined
+  const { startTime, queuedTime, queuedSeconds = 0 } = status;
+  return startTime === undefined || queuedTime !== undefined || spec.activeDeadlineSeconds === undefined
     ? null
-    : spec.activeDeadlineSeconds - secondsSince(status.startTime, now);
+    : spec.activeDeadlineSeconds + queuedSeconds - secondsSince(startTime, now);
 }
 
 /**

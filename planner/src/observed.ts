@@ -142,6 +142,10 @@ export interface ObservedWorkload {
   finalizers: string[];
   /** The label facetrain.dev/spec-digest: for which pods it was made. */
   specDigest?: string;
+  /** Number of pods for which it was made. */
+  count: number;
+  /** Number of those whose quota was given back: `status.reclaimablePods`. */
+  reclaimable: number;
   /** `spec.active`: false takes it out of its queue. */
   active: boolean;
   conditions: Condition[];
@@ -169,14 +173,14 @@ export interface Placement {
 
 /** Kueue as the operator finds it. */
 export interface ObservedQueue {
-  /** The cluster serves Workloads, and the operator may list them. */
+  /** The cluster serves Workloads, and the operator may list them. Without, no quota counts as taken back. */
   served: boolean;
   workload?: ObservedWorkload;
   /** Value of the WorkloadPriorityClass of the spec, when it was read. */
   priority?: number;
   /** The ResourceFlavors of the assignment that were read, by name. */
   flavors: Record<string, Placement>;
-  /** Why an object of Kueue's could not be read: what it is, and the API server's words. */
+  /** Why an object of Kueue's could not be read: what it is, and the API server's words; or why Workloads could not. */
   problem?: string;
 }
 

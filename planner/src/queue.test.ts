@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
 import fc from 'fast-check';
 import { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
@@ -51,6 +51,8 @@ const queueWith = (workload: Partial<ObservedWorkload> = {}, more: Partial<Obser
     deleting: false,
     finalizers: [WORKLOAD_FINALIZER],
     specDigest: digestOf(job().observe()),
+    count: 2,
+    reclaimable: 0,
     active: true,
     conditions: [],
     checks: [],
@@ -104,6 +106,10 @@ test('a job with a queue makes a Workload for all its pods, and nothing else', (
 test('what a job in a queue waits for is in its status, in Kueue’s words', () => {
   const cases: Record<string, { queue: ObservedQueue; want: RegExp }> = {
     'no Kueue': { queue: { served: false, flavors: {} }, want: /^QueueUnavailable: spec.queue: team; .*install Kueue/ },
+    'Workloads that were not listed': {
+      queue: { served: false, flavors: {}, problem: 'cannot list' },
+      want: /^QueueUnavailable: spec.queue: team; cannot list$/,
+    },
     'no priority class': {
       queue: { ...NO_WORKLOAD, problem: 'WorkloadPriorityClass high: not found' },
       want: /^QueueUnavailable: spec.queue: team; WorkloadPriorityClass high: not found$/,
@@ -197,6 +203,7 @@ test('pods that look for room for an elastic gang do so where the flavors are, a
   const lent = {
     conditions: ADMITTED,
     specDigest: digestOf(elastic().observe()),
+    count: 4,
     assignment: { flavors: ['gpus'], hasTopology: false },
   };
   const placeholders = (flavors: ObservedQueue['flavors']) =>
@@ -210,6 +217,94 @@ test('pods that look for room for an elastic gang do so where the flavors are, a
     assert.deepEqual(spec.nodeSelector, gpus.nodeSelector);
     assert.deepEqual(spec.tolerations!.at(-1), gpus.tolerations[0]);
   }
+});
+
+describe('an elastic gang of four in a queue', () => {
+  const elastic = (replicas: number) =>
+    job().trainers({ replicas, elastic: { minReplicas: 1, maxReplicas: 6 }, resources: RESOURCES });
+  const specDigest = digestOf(elastic(4).observe());
+  const lent = (workload: Partial<ObservedWorkload> = {}) =>
+    queueWith({ conditions: ADMITTED, specDigest, count: 4, ...workload });
+  const pods = (count: number, attempt = 0) =>
+    Array.from({ length: count }, (_, rank) => makePod(rank, attempt).running().build());
+  const scaling = (replicas: number) => ({ replicas, resizes: 0, failedGrowths: 0, history: [] });
+  const statusOf = (desired: number): FaceTrainJobStatus => ({
+    ...STARTED,
+    trainers: { desired, active: desired, ready: desired, succeeded: 0, failed: 0 },
+    scaling: scaling(4),
+  });
+  const reclaimed = (actions: Action[]) =>
+    actions.flatMap((action) => (action.type === 'patchWorkload' ? [action.status?.reclaimablePods] : []))[0];
+
+  test('gives back the quota of the ranks that are not wished any more, and keeps the rest', () => {
+    const resize = plan(elastic(3).observe(statusOf(4), pods(4), { queue: lent() }));
+    assert.partialDeepStrictEqual(resize.status, { attempt: 1, trainers: { desired: 3 } });
+    assert.deepEqual(resize.actions, []);
+    // The pods of the four still run.
+    const stopping = plan(elastic(3).observe(resize.status, pods(4), { queue: lent() }));
+    assert.equal(reclaimed(stopping.actions), undefined);
+    const next = plan(elastic(3).observe(resize.status, [], { queue: lent() }));
+    assert.deepEqual(reclaimed(next.actions), [{ name: 'main', count: 1 }]);
+    assert.equal(createdOf(next.actions).filter(({ kind }) => kind === 'Pod').length, 3);
+    assert.deepEqual(
+      next.actions.filter(({ type }) => type === 'delete'),
+      [],
+    );
+    // Then nothing more is given back, also not while the gang is whole.
+    const running = elastic(3).observe(next.status, pods(3, 1), { queue: lent({ reclaimable: 1 }) });
+    assert.equal(reclaimed(plan(running).actions), undefined);
+    assert.deepEqual(reclaimed(plan({ ...running, queue: lent() }).actions), [{ name: 'main', count: 1 }]);
+  });
+
+  test('asks anew for more than it has kept, and for less than it was not lent yet', () => {
+    const before: FaceTrainJobStatus = { observedGeneration: 1, attempt: 1 };
+    const deleted = (replicas: number, queue: ObservedQueue) =>
+      plan(elastic(replicas).observe(before, [], { queue })).actions.filter(
+        (action) => action.type === 'delete' && action.kind === 'Workload',
+      ).length;
+    assert.equal(deleted(3, lent({ reclaimable: 1 })), 0);
+    assert.equal(deleted(4, lent({ reclaimable: 1 })), 1);
+    assert.equal(deleted(5, lent()), 1);
+    assert.equal(deleted(3, lent({ conditions: [] })), 1);
+    assert.equal(deleted(3, lent({ conditions: [condition('QuotaReserved', 'True')] })), 0);
+  });
+
+  test('that is evicted while it has two ranks begins with all four', () => {
+    const evicted = lent({ conditions: [...ADMITTED, condition('Evicted', 'True', 'Preempted')] });
+    const { status } = plan(elastic(4).observe(statusOf(2), pods(2), { queue: evicted }));
+    assert.partialDeepStrictEqual(status, { attempt: 1, trainers: { desired: 4 } });
+    const back = plan(elastic(4).observe(status, [], { queue: lent() }));
+    assert.equal(createdOf(back.actions).filter(({ kind }) => kind === 'Pod').length, 4);
+  });
+});
+
+test('a job that is evicted keeps its start, and its deadline does not count the time in the queue', () => {
+  const limited = job().with({ activeDeadlineSeconds: 1000 });
+  const evicted = queueWith({ conditions: [condition('QuotaReserved', 'False'), condition('Evicted', 'True')] });
+  const admitted = queueWith({ conditions: ADMITTED });
+  const step = (status: FaceTrainJobStatus, queue: ObservedQueue, seconds: number, pods: ObservedPod[] = []) =>
+    plan(limited.observe(status, pods, { queue }), seconds).status;
+  const queued = step(step(STARTED, evicted, 400, RUNNING), evicted, 400);
+  assert.partialDeepStrictEqual(queued, { phase: 'Pending', startTime: at(0), queuedTime: at(400) });
+  const later = step(queued, evicted, 5000);
+  assert.deepEqual([later.phase, later.queuedTime], ['Pending', at(400)]);
+  const again = step(later, admitted, 5400);
+  assert.partialDeepStrictEqual(again, { startTime: at(0), queuedSeconds: 5000, attemptStartTime: at(5400) });
+  assert.equal(again.queuedTime, undefined);
+  const pods = [makePod(0, 1).running().build(), makePod(1, 1).running().build()];
+  assert.equal(step(again, admitted, 5999, pods).phase, 'Running');
+  assert.equal(step(again, admitted, 6000, pods).phase, 'Failed');
+  // A second eviction is counted as well; a suspension begins anew.
+  const twice = step(step(again, evicted, 5500, pods), evicted, 5500);
+  assert.partialDeepStrictEqual(twice, { queuedTime: at(5500), queuedSeconds: 5000 });
+  assert.equal(step(twice, admitted, 5600).queuedSeconds, 5100);
+  const suspended = plan(limited.suspended().observe(twice, [], { queue: evicted }), 5600).status;
+  assert.deepEqual(
+    [suspended.startTime, suspended.queuedTime, suspended.queuedSeconds],
+    [undefined, undefined, undefined],
+  );
+  // A job that has not run yet has no start.
+  assert.equal(step({ ...STARTED, attemptStartTime: undefined }, queueWith(), 10).startTime, undefined);
 });
 
 test('another image needs no new quota; other resources, another queue and another number of pods do', () => {

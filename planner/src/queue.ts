@@ -12,6 +12,7 @@
  *   Evicted, deactivated, being deleted     end the attempt; the trainers write a checkpoint on SIGTERM
  *   Evicted, and no pod is alive            give the quota back: no admission, QuotaReserved False, Requeued
  *   made for other pods, before an attempt  replace it
+ *   admitted for more pods than are wished  give the quota of the others back: reclaimablePods
  *   job suspended, and no pod is alive      delete it
  *   job over, and no pod is alive           Finished
  *
@@ -137,6 +138,19 @@ const conditionOf = ({ conditions }: ObservedWorkload, type: string): Condition 
   conditions.find((condition) => condition.type === type);
 const holds = (workload: ObservedWorkload, type: string): boolean => conditionOf(workload, type)?.status === 'True';
 
+/** Number of pods for which the Workload asks quota, or has it. */
+const countOf = ({ count, reclaimable }: ObservedWorkload): number => count - reclaimable;
+
+/** Whether the Workload was made for such pods, be it for another number of them. */
+const isForPodsOf = (gang: QueuedGang, { specDigest: made, count }: ObservedWorkload): boolean =>
+  made === queueDigest({ ...gang, count });
+
+/** Whether the quota that the Workload asks for is not what the gang needs. More than that, once lent, can be reduced. */
+const isForOtherPods = (gang: QueuedGang, workload: ObservedWorkload): boolean =>
+  !isForPodsOf(gang, workload) ||
+  countOf(workload) < gang.count ||
+  (countOf(workload) > gang.count && !holds(workload, 'QuotaReserved'));
+
 /** Whether Kueue lends the job its quota. */
 const isAdmitted = (workload: ObservedWorkload | undefined): boolean =>
   workload !== undefined &&
@@ -146,9 +160,11 @@ const isAdmitted = (workload: ObservedWorkload | undefined): boolean =>
   !holds(workload, 'Evicted') &&
   !holds(workload, 'Finished');
 
-/** Whether no container of the job can run, of any attempt. */
-const hasEnded = ({ ranks, otherPods, placeholders }: JobView): boolean =>
-  [...ranks, ...otherPods, ...placeholders].every((pod) => pod === undefined || pod.removed === true || !isAlive(pod));
+/** Number of the job's pods, of all attempts, of which a container can run. */
+const livePods = ({ ranks, otherPods, placeholders }: JobView): number =>
+  [...ranks, ...otherPods, ...placeholders].filter((pod) => pod !== undefined && !pod.removed && isAlive(pod)).length;
+
+const hasEnded = (view: JobView): boolean => livePods(view) === 0;
 
 /**
  * Ends an attempt whose quota Kueue has taken back. A cluster that no longer serves Workloads takes none back: the gang
@@ -204,7 +220,7 @@ export function awaitAdmission(
   }
   const { name, uid } = workload;
   if (workload.deleting) return wait(`Workload ${name} is being deleted`);
-  const isStale = workload.specDigest !== queueDigest(gang) || holds(workload, 'Finished');
+  const isStale = isForOtherPods(gang, workload) || holds(workload, 'Finished');
   if (isStale && !hasBegun(view))
     return wait('the Workload is made anew, as the job asks for other pods', [
       { type: 'delete', kind: 'Workload', name, uid, reason: Reason.specChanged },
@@ -214,19 +230,17 @@ export function awaitAdmission(
   return unread === undefined ? null : wait(`admitted; ResourceFlavor ${unread} has not been read yet`);
 }
 
+const NOT_SERVED =
+  'the cluster serves no kueue.x-k8s.io/v1beta2 Workload, or the operator may not list them: install Kueue 0.15 or ' +
+  'later, or remove spec.queue';
+
 /** What a user has to change before a job can queue; null: nothing. */
 export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | undefined): Blocker | null {
   if (gang === null || observed === undefined) return null;
   const { queue } = gang;
   const reason = Reason.queueUnavailable;
-  if (!observed.served)
-    return {
-      reason,
-      message:
-        `spec.queue: ${queue.name}; the cluster serves no kueue.x-k8s.io/v1beta2 Workload, or the operator may not ` +
-        'list them: install Kueue 0.15 or later, or remove spec.queue',
-    };
-  return observed.problem === undefined ? null : { reason, message: `spec.queue: ${queue.name}; ${observed.problem}` };
+  const problem = observed.problem ?? (observed.served ? undefined : NOT_SERVED);
+  return problem === undefined ? null : { reason, message: `spec.queue: ${queue.name}; ${problem}` };
 }
 
 /** A flavor of the assignment that says where pods belong, and was not read. */
@@ -242,7 +256,7 @@ export const hasQuotaFor = (gang: QueuedGang | null, observed: ObservedQueue | u
   observed === undefined ||
   (observed.workload !== undefined &&
     isAdmitted(observed.workload) &&
-    observed.workload.specDigest === queueDigest(gang) &&
+    !isForOtherPods(gang, observed.workload) &&
     unreadFlavor(observed.workload, observed) === undefined);
 
 /** Kueue's words about a Workload that is not admitted. */
@@ -305,9 +319,11 @@ export function placed(pod: Pod, placement: PodPlacement): Pod {
 }
 
 /**
- * What a stage changes in the Workload: quota is given back once no pod is alive, and PodsReady is kept, by which Kueue
- * may wait for the gang (`waitForPodsReady` of its configuration).
+ * What a stage changes in the Workload: quota is given back once no pod is alive, that of ranks that are not wished any
+ * more once as few pods are alive as are wished, and PodsReady is kept, by which Kueue may wait for the gang
+ * (`waitForPodsReady` of its configuration).
  *
+ * @param count number of pods that the spec wishes
  * @param isOver whether, by the observed status, no attempt follows: also of a training whose QuantizeJob cannot be
  * made
  */
@@ -315,6 +331,7 @@ export function workloadUpdates(
   stage: Stage,
   view: JobView,
   queue: Queue | undefined,
+  count: number,
   observed: ObservedQueue | undefined,
   isOver: boolean,
 ): Action[] {
@@ -328,6 +345,12 @@ export function workloadUpdates(
     finalizers.includes(WORKLOAD_FINALIZER)
       ? patch(reason, { finalizers: finalizers.filter((finalizer) => finalizer !== WORKLOAD_FINALIZER) })
       : [];
+  const isWanted = !isOver && queue !== undefined && stage.name !== 'Suspended' && isAdmitted(workload);
+  if (isWanted && count < countOf(workload) && livePods(view) <= count)
+    // The number never decreases while the quota is lent (validateReclaimablePodsUpdate of Kueue's webhook).
+    return patch(Reason.scaledDown, {
+      status: { reclaimablePods: [{ name: POD_SET, count: workload.count - count }] },
+    });
   if (!hasEnded(view)) return stage.name === 'Active' && isAdmitted(workload) ? podsReady(workload, view, patch) : [];
   if (deleting) return release(Reason.attemptOver);
   if (stage.name === 'Suspended' || queue === undefined)

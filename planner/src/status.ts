@@ -21,7 +21,7 @@ import { findCondition, isTrue, mergeConditions, type WantedCondition } from './
 import { whatPodsWaitFor } from './deadlines.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import { allReady, isStopping, type Stage } from './stage.ts';
-import { timestamp } from './time.ts';
+import { secondsSince, timestamp } from './time.ts';
 
 /** Attempt number, times and restarts after this plan. */
 export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'conditions'> {
@@ -32,6 +32,7 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
     observedGeneration: view.identity.generation,
     attempt,
     startTime: status.startTime,
+    ...queuedAfter(stage, view),
     pendingTime: status.pendingTime,
     attemptStartTime: startedAt,
     completionTime: status.completionTime,
@@ -60,10 +61,10 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
         restarts: status.restarts && { ...status.restarts, lastNotANumberStep: undefined },
       };
     case 'Suspended':
-      return { ...unchanged, ...ended, startTime: undefined };
-    // The time in a queue counts towards no deadline: others decide how long it is.
+      return { ...unchanged, ...ended, startTime: undefined, queuedSeconds: undefined };
+    // Of a job that has run, the start stays: its folder is still its own, and its deadline goes on after the queue.
     case 'Queued':
-      return { ...unchanged, ...ended, startTime: undefined };
+      return { ...unchanged, ...ended, startTime: hasRun(view) ? status.startTime : undefined };
     case 'Active':
       return { ...unchanged, ...wanted, attemptStartTime: startedAt ?? time, refusal: undefined };
     case 'Release':
@@ -82,6 +83,21 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
     default:
       return unchanged;
   }
+}
+
+/** Whether the job may have had pods: one that is queued for the first time is in attempt 0. */
+const hasRun = ({ attempt, status }: JobView): boolean => attempt > 0 && status.startTime !== undefined;
+
+/**
+ * The time in a queue counts towards no deadline: others decide how long it is. Since when a job that has run waits
+ * there, and how long it has waited before.
+ */
+function queuedAfter(stage: Stage, view: JobView): Pick<JobStatus, 'queuedTime' | 'queuedSeconds'> {
+  const { queuedTime, queuedSeconds } = view.status;
+  if (stage.name === 'Queued')
+    return hasRun(view) ? { queuedTime: queuedTime ?? timestamp(view.now), queuedSeconds } : {};
+  if (queuedTime === undefined) return { queuedSeconds };
+  return { queuedSeconds: (queuedSeconds ?? 0) + Math.max(0, Math.round(secondsSince(queuedTime, view.now))) };
 }
 
 /**

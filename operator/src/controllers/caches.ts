@@ -153,6 +153,7 @@ function stripPodGroup(group: PodGroupObject): PodGroupObject {
 }
 
 /** The pod templates of a Workload are most of it, and are not read. */
-function stripWorkload({ spec: { active }, ...workload }: WorkloadObject): WorkloadObject {
-  return { ...workload, spec: active === undefined ? {} : { active } };
+function stripWorkload({ spec: { active, podSets = [] }, ...workload }: WorkloadObject): WorkloadObject {
+  const counts = podSets.map(({ count = 1 }) => ({ count }));
+  return { ...workload, spec: { ...(active !== undefined && { active }), podSets: counts } };
 }

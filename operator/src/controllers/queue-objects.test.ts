@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ApiError } from '../runtime/api-error.ts';
 import { silentLog } from '../testing/silent-log.ts';
-import { readReferences, releaseOrphans } from './queues.ts';
+import { observeQueue, readReferences, releaseOrphans } from './queues.ts';
 import type { JobObject, WorkloadObject } from './resources.ts';
 
 const metadata = { name: 'faces', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' };
@@ -40,6 +40,15 @@ test('flavors are read while pods may be made: without any, and while an elastic
   assert.equal(await readsFor(running(2), { replicas: 4 }), false);
   assert.equal(await readsFor(running(2), { replicas: 4, elastic }), true);
   assert.equal(await readsFor(running(2, { completionTime: '2026-01-01T01:00:00Z' }), { replicas: 4, elastic }), false);
+});
+
+test('while Workloads have not been listed, none counts as deleted, and the job says why it waits', () => {
+  const job: JobObject = { metadata, spec: {} };
+  const unread = { Workload: { isSynced: false, get: () => undefined } as never };
+  const { served, workload, problem } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
+  assert.deepEqual([served, workload], [false, undefined]);
+  assert.match(problem!, /cannot list Workloads .* see to it that Kueue runs/);
+  assert.equal(observeQueue(caches, 'FaceTrainJob', job, { flavors: {} }).workload?.name, 'facetrainjob-faces');
 });
 
 test('a Workload of a deleted job that cannot be released does not hold up the next job of its name', async () => {

@@ -89,6 +89,10 @@ async function read<T extends KubernetesObject>(
   }
 }
 
+const UNREAD =
+  'the API server cannot list Workloads (kueue.x-k8s.io/v1beta2) yet, which needs Kueue where they are stored in ' +
+  'another version: see to it that Kueue runs';
+
 /** Kueue as the planner takes it. In one turn of the event loop with the plan. */
 export function observeQueue(
   caches: Pick<Caches, 'Workload'>,
@@ -96,6 +100,8 @@ export function observeQueue(
   job: JobObject,
   references: QueueReferences,
 ): ObservedQueue {
+  // Without the list, the Workload of a gang that runs would be taken for a deleted one.
+  if (caches.Workload?.isSynced === false) return { served: false, flavors: {}, problem: UNREAD };
   const workload = workloadOf(caches, kind, job);
   return {
     served: caches.Workload !== undefined,
@@ -128,6 +134,8 @@ export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject)
     generation,
     deleting: deletionTimestamp !== undefined,
     finalizers,
+    count: spec.podSets?.[0]?.count ?? 1,
+    reclaimable: status.reclaimablePods?.[0]?.count ?? 0,
     active: spec.active !== false,
     conditions: status.conditions ?? [],
     ...(digest !== undefined && { specDigest: digest }),

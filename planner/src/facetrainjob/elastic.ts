@@ -201,8 +201,9 @@ export function uselessPlaceholders({ spec }: Pick<ObservedFaceTrainJob, 'spec'>
 /** `status.trainers.desired` after this plan. */
 export function desiredAfter(stage: Stage, { spec }: Pick<ObservedFaceTrainJob, 'spec'>, view: JobView): number {
   if (stage.name === 'Replace' && stage.trainers !== undefined) return stage.trainers;
-  // A job that is resumed begins with all that it wishes.
-  return stage.name === 'Suspended' ? spec.trainers.replicas : view.ranks.length;
+  // A job that is resumed, or is lent its quota again, begins with all that it wishes.
+  const isPaused = stage.name === 'Suspended' || (stage.name === 'Replace' && stage.reason === Reason.queueEvicted);
+  return isPaused ? spec.trainers.replicas : view.ranks.length;
 }
 
 /** `status.scaling` before what this stage changes. */

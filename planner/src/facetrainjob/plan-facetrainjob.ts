@@ -107,7 +107,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
             ...actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
-            ...workloadUpdates(stage, view, spec.queue, observed.queue, isOver),
+            ...workloadUpdates(stage, view, spec.queue, spec.trainers.replicas, observed.queue, isOver),
           ],
     status,
     events: [...eventsOf(before, status), ...scalingEvents(before, status), ...setAsideEvents(before, status)],

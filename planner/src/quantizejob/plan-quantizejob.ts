@@ -52,7 +52,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
             ...actionsOf(stage, view, objects, 'Running', isOver),
-            ...workloadUpdates(stage, view, spec.queue, observed.queue, isOver),
+            ...workloadUpdates(stage, view, spec.queue, 1, observed.queue, isOver),
           ],
     status,
     events: eventsOf(before, status),
