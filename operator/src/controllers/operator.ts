@@ -147,12 +147,14 @@ async function runParts(
   };
 
   registerWakeUps(caches, nodesAndVolumes, folders, enqueue);
+  // Kueue converts stored Workloads: while it is down, they may not be readable. Jobs without a queue go on.
+  const { Workload, ...needed } = caches;
 
   await runManager(
     {
       client,
-      caches,
-      optionalCaches: nodesAndVolumes.caches,
+      caches: needed,
+      optionalCaches: { ...nodesAndVolumes.caches, ...(Workload && { Workload }) },
       controllers: Object.values(controllers),
       events,
       metrics,

@@ -9,6 +9,7 @@
  * | a job ends, is suspended, stalls or is deleted; a pod ends or is deleted | the jobs that wait for its folder |
  * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
+ * | Workloads are listed for the first time | the jobs with a queue |
  * | an Event that warns about a pod is created or counted up | the job of its pod |
  *
  * The job that is the controller is found by its name, so objects of a deleted job wake the next job of that name,
@@ -37,6 +38,11 @@ export function registerWakeUps(
     caches[kind].onChange(({ object }) => enqueue(kind, keyOf(object)));
   for (const cache of Object.values(caches))
     cache.onChange(({ object }: { object: KubernetesObject }) => enqueueOwner(object, enqueue));
+  // Those that have no Workload yet are found by no change of one.
+  void caches.Workload?.synced.then(() => {
+    for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)
+      for (const job of caches[kind].values()) if (job.spec.queue !== undefined) enqueue(kind, keyOf(job));
+  });
   folders.onRelease(enqueue);
   nodesAndVolumes.listen({
     onNode(name) {

@@ -110,6 +110,40 @@ test('lists, watches, and keeps its indexes', async (t) => {
   await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 20']));
 });
 
+test('a refresh lists what is stored now, whatever the cache waits for, and resolves when it has it', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push(
+    { version: 10, items: [object('a', 3)] },
+    new Error('away'),
+    { version: 20, items: [object('a', 15), object('b', 16)] },
+    { version: 30, items: [object('b', 16)] },
+  );
+  server.watches.push('stay', [new Error('torn')], 'stay');
+  // After a failure, the cache would wait for an hour.
+  const { cache, names } = start(t, server, { retry: new Backoff(3_600_000, 3_600_000) });
+  await cache.synced;
+  await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10']));
+  const first = cache.refresh();
+  // The first list fails. Who asks meanwhile ends the pause.
+  await eventually(() => assert.equal(server.requests.length, 3));
+  await Promise.all([first, eventually(() => cache.refresh())]);
+  assert.deepEqual(names(), ['a@15', 'b@16']);
+  await eventually(() => assert.equal(server.requests.length, 5));
+  await cache.refresh();
+  assert.deepEqual(names(), ['b@16']);
+  await eventually(() =>
+    assert.deepEqual(server.requests, [
+      'list 0',
+      'watch 10',
+      'list newest',
+      'list newest',
+      'watch 20',
+      'list newest',
+      'watch 30',
+    ]),
+  );
+});
+
 test('recovers from errors: a failed list, a broken watch, an error in the stream, a version too old', async (t) => {
   const server = new ScriptedServer();
   server.lists.push(

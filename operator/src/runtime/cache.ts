@@ -73,6 +73,10 @@ export class Cache<T extends KubernetesObject> {
    */
   #version = '0';
   #isSynced = false;
+  /** Of `refresh`, until a list that began later is complete. */
+  #refresh: PromiseWithResolvers<void> | undefined;
+  /** Ends what `run` is waiting for, a watch or a pause. */
+  #interrupt = () => {};
   /** Since when the server has not answered, by performance.now(). */
   #failingSince: number | undefined;
 
@@ -125,18 +129,39 @@ export class Cache<T extends KubernetesObject> {
     this.#set(object);
   }
 
+  /**
+   * Lists again what is stored now. A watch may lag behind, by a moment or, of an API server that is cut off from etcd,
+   * by more.
+   *
+   * @returns when the cache has it; never, after `run` has ended
+   */
+  refresh(): Promise<void> {
+    this.#refresh ??= Promise.withResolvers();
+    const { promise } = this.#refresh;
+    this.#interrupt();
+    return promise;
+  }
+
   /** Lists and watches until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
     let isListed = false;
     while (!signal.aborted) {
+      const interruption = new AbortController();
+      const interruptible = AbortSignal.any([signal, interruption.signal]);
       try {
-        if (!isListed) {
+        const refresh = this.#refresh;
+        if (!isListed || refresh) {
+          if (refresh) this.#version = '';
           await this.#list(signal);
           isListed = true;
+          refresh?.resolve();
+          if (refresh === this.#refresh) this.#refresh = undefined;
         }
-        await this.#watch(signal);
+        this.#interrupt = () => interruption.abort();
+        if (this.#refresh === undefined) await this.#watch(interruptible);
       } catch (error) {
         if (signal.aborted) return;
+        if (interruptible.aborted) continue;
         this.#options.onWatchError?.(error);
         this.#failingSince ??= performance.now();
         if (isExpired(error)) {
@@ -149,7 +174,8 @@ export class Cache<T extends KubernetesObject> {
           { resource: this.#options.resource.plural, err: error, retryInMs: Math.round(wait) },
           isExpired(error) ? 'watch is too far behind; listing again' : 'watch failed',
         );
-        await delay(wait, undefined, { signal }).catch(() => {});
+        this.#interrupt = () => interruption.abort();
+        await delay(wait, undefined, { signal: interruptible }).catch(() => {});
       }
     }
   }

@@ -42,6 +42,29 @@ const recorderOptions = { controller: 'c', instance: 'i', log: pino({ level: 'si
 const subjectNamed = (uid: string) => ({ apiVersion: 'v1', kind: 'Thing', namespace: 'n', name: 'a', uid });
 const object = { metadata: { name: 'a', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' } };
 
+test('requests and watches go through the proxy', async (t) => {
+  const { client: direct } = await serve(t, () => assert.fail('a request past the proxy'));
+  const seen: string[] = [];
+  const proxy = createServer((request, response) => {
+    seen.push(request.url!);
+    response.end(request.url!.includes('watch') ? '{"type":"BOOKMARK","object":{}}\n' : JSON.stringify(object));
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, '127.0.0.1', resolve));
+  const uri = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const client = new Client({ server: 'http://k.example/prefix', proxy: uri });
+  t.after(async () => {
+    await Promise.all([client.close(), direct.close()]);
+    proxy.close();
+  });
+  await client.get(things, 'n', 'a');
+  for await (const { type } of client.watch(things, 'n', {}, AbortSignal.timeout(10_000)))
+    assert.equal(type, 'BOOKMARK');
+  assert.deepEqual(seen, [
+    'http://k.example/prefix/apis/example.dev/v1/namespaces/n/things/a',
+    'http://k.example/prefix/apis/example.dev/v1/namespaces/n/things?watch=true',
+  ]);
+});
+
 test('many requests share a few connections', async (t) => {
   const { client, sockets } = await serve(t, (request, response) =>
     response.end(JSON.stringify({ ...object, url: request.url })),

@@ -9,7 +9,7 @@
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
-import { Agent, type Dispatcher } from 'undici';
+import { Agent, type Dispatcher, ProxyAgent } from 'undici';
 import { ApiError } from './api-error.ts';
 import { collectionPath, type KubernetesObject, objectPath, type Resource } from './resource.ts';
 
@@ -28,6 +28,8 @@ export interface ClientOptions {
   /** http(s)://host:port, and the path prefix of the API where there is one. */
   server: string;
   tls?: Tls;
+  /** URL of a proxy (http, https or socks5) for all connections. */
+  proxy?: string;
   /** Returns the headers that authenticate a request. Called for each request, as tokens rotate. */
   credentials?: () => Promise<Record<string, string>>;
   /** Called for every answer, and with '<error>' for a request without one. */
@@ -77,15 +79,15 @@ const ANSWER_MILLISECONDS = 60_000;
 export const WATCH_SILENCE_MILLISECONDS = 150_000;
 
 interface Pools {
-  requests: Agent;
-  watches: Agent;
+  requests: Dispatcher;
+  watches: Dispatcher;
 }
 
 export class Client {
   readonly #origin: string;
   readonly #prefix: string;
-  readonly #requests: Agent;
-  readonly #watches: Agent;
+  readonly #requests: Dispatcher;
+  readonly #watches: Dispatcher;
   readonly #options: ClientOptions;
   readonly #guard: Guard | undefined;
 
@@ -104,17 +106,20 @@ export class Client {
     // One context for all connections: parsing the certificates takes as long as a TLS handshake.
     const connect =
       url.protocol === 'https:' ? { ...options.tls, secureContext: createSecureContext(options.tls) } : {};
+    const { proxy } = options;
+    const pool = (limits: Agent.Options): Dispatcher =>
+      proxy === undefined
+        ? new Agent({ ...limits, connect })
+        : new ProxyAgent({ ...limits, uri: proxy, requestTls: connect });
     // HTTP/1.1, where a stalled watch cannot block requests that share its connection.
-    this.#requests = new Agent({
-      connect,
+    this.#requests = pool({
       connections: MAX_CONNECTIONS,
       allowH2: false,
       keepAliveTimeout: IDLE_MILLISECONDS,
       headersTimeout: ANSWER_MILLISECONDS,
       bodyTimeout: ANSWER_MILLISECONDS,
     });
-    this.#watches = new Agent({
-      connect,
+    this.#watches = pool({
       allowH2: false,
       headersTimeout: ANSWER_MILLISECONDS,
       bodyTimeout: WATCH_SILENCE_MILLISECONDS,

@@ -63,6 +63,12 @@ test('the cluster: address, authority, name in the certificate; and the namespac
   assert.deepEqual([String(connection.tls!.ca), connection.tls!.servername], ['ca', 'kubernetes']);
 });
 
+test('the proxy of the cluster', async () => {
+  const proxyOf = async (cluster: object) => (await read(config({ token: 't' }, cluster))).connection.proxy;
+  assert.equal(await proxyOf({ 'proxy-url': 'socks5://proxy.example:1080' }), 'socks5://proxy.example:1080');
+  assert.equal(await proxyOf({}), undefined);
+});
+
 test('YAML, a context by its name, and files of KUBECONFIG, of which the first counts', async () => {
   const first = await write(
     'first',
@@ -91,6 +97,10 @@ describe('refused in words', () => {
     'a server that is no URL': {
       content: config({}, { server: 'k8s' }),
       want: /cluster k: server: k8s; must be a URL/,
+    },
+    'a proxy that is no URL': {
+      content: config({}, { 'proxy-url': 'proxy:3128' }),
+      want: /cluster k: proxy-url: proxy:3128; must be an http, https or socks5 URL$/,
     },
     'what is no YAML': { content: '{', want: /config: / },
     'a program that fails': {

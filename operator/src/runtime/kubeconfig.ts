@@ -21,7 +21,7 @@ export interface KubeContext {
   name: string;
   /** Of the context; undefined: it names none. */
   namespace: string | undefined;
-  connection: Pick<ClientOptions, 'server' | 'tls' | 'credentials'>;
+  connection: Pick<ClientOptions, 'server' | 'tls' | 'proxy' | 'credentials'>;
 }
 
 export interface KubeConfigOptions {
@@ -31,6 +31,8 @@ export interface KubeConfigOptions {
   context?: string | undefined;
   environment?: NodeJS.ProcessEnv;
 }
+
+const PROXY = /^(https?|socks5):\/\/[^/]/;
 
 /** @throws KubeConfigError */
 export async function readKubeConfig(options: KubeConfigOptions = {}): Promise<KubeContext> {
@@ -53,6 +55,11 @@ export async function readKubeConfig(options: KubeConfigOptions = {}): Promise<K
     throw new KubeConfigError(`${where}: no user ${context.user}; there are: ${namesOf(config.users)}`);
   if (!URL.canParse(cluster.server))
     throw new KubeConfigError(`${where}: cluster ${cluster.name}: server: ${cluster.server}; must be a URL`);
+  const { proxyUrl } = cluster;
+  if (proxyUrl && !PROXY.test(proxyUrl))
+    throw new KubeConfigError(
+      `${where}: cluster ${cluster.name}: proxy-url: ${proxyUrl}; must be an http, https or socks5 URL`,
+    );
   config.setCurrentContext(name);
   askProgram(config);
   const request = async (): Promise<RequestOptions> => {
@@ -74,7 +81,8 @@ export async function readKubeConfig(options: KubeConfigOptions = {}): Promise<K
     const basic = auth ? { Authorization: `Basic ${Buffer.from(auth).toString('base64')}` } : {};
     return { ...basic, ...(headers as Record<string, string> | undefined) };
   };
-  return { name, namespace: context.namespace || undefined, connection: { server: cluster.server, tls, credentials } };
+  const connection = { server: cluster.server, tls, credentials, ...(proxyUrl && { proxy: proxyUrl }) };
+  return { name, namespace: context.namespace || undefined, connection };
 }
 
 /** The library does not tell a program which version of the API is asked for, and some refuse to answer then. */

@@ -7,6 +7,8 @@ import { Cache } from './cache.ts';
 import { Client } from './client.ts';
 import { EventRecorder } from './event-recorder.ts';
 import { HealthServer } from './health.ts';
+import { electionTimes } from './leader-election.ts';
+import { Leadership } from './leadership.ts';
 import { runManager } from './manager.ts';
 import { Metrics } from './metrics.ts';
 import { defineResource } from './resource.ts';
@@ -34,8 +36,14 @@ const cacheOf = (isListed: boolean, onList = () => {}) =>
 type Caches = Parameters<typeof runManager>[0]['caches'];
 
 /** What runManager has done some time after its start. */
-async function start(t: { after(end: () => Promise<void>): void }, caches: Caches, optionalCaches: Caches) {
+async function start(
+  t: { after(end: () => Promise<void>): void },
+  caches: Caches,
+  optionalCaches: Caches,
+  leases?: Partial<Client>,
+) {
   const client = new Client({ server: 'http://127.0.0.1:1', tls: {}, credentials: async () => ({}) });
+  Object.assign(client, leases, leases && { guardedBy: () => client });
   const metrics = new Metrics();
   const health = new HealthServer({ port: 0, registry: metrics.registry, alive: {}, ready: {} });
   const stop = new AbortController();
@@ -51,7 +59,15 @@ async function start(t: { after(end: () => Promise<void>): void }, caches: Cache
       metrics,
       log,
       health,
-      election: null,
+      election: leases
+        ? {
+            namespace: 'n',
+            name: 'lease',
+            identity: 'me',
+            leadership: Leadership.withoutElection(),
+            ...electionTimes(8),
+          }
+        : null,
       whileLeading: async () => {
         begun.works = true;
       },
@@ -85,4 +101,20 @@ test('without a cache that is needed no work begins, and the replica is not read
   stop.abort();
   await ended;
   assert.equal(begun.works, false);
+});
+
+test('a new leader lists again what the one before it may have written last, and then begins', async (t) => {
+  const steps: string[] = [];
+  const listed = cacheOf(true, () => steps.push('list'));
+  const create = async (_resource: unknown, _namespace: unknown, lease: object) => {
+    steps.push('elected');
+    return { ...lease, metadata: { name: 'lease', namespace: 'n', resourceVersion: '1' } };
+  };
+  const get = async () => {
+    throw new ApiError('GET', 404, 'NotFound', 'no');
+  };
+  // A kind that the program can do without does not hold a leader up either.
+  const { begun } = await start(t, { Job: listed }, { Node: cacheOf(false) }, { create, get } as never);
+  await eventually(() => assert(begun.works));
+  assert.deepEqual(steps, ['list', 'elected', 'list']);
 });

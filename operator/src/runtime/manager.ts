@@ -1,7 +1,7 @@
 /**
  * The order in which the parts of a program start and stop (controller-runtime's manager).
  *
- * Start: caches, leader election, workers. Stop: workers finish the reconciles that have begun, events are sent, the
+ * Start: caches, leader election, the caches once more, workers. Stop: workers finish the reconciles that have begun, events are sent, the
  * Lease is released, then the caches end. Probes and connections outlive it, so that it can be run again.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -44,6 +44,13 @@ const OPTIONAL_MILLISECONDS = 5_000;
 /** A reconcile takes milliseconds. One that has not ended after this time never will: the probe fails. */
 const STUCK_SECONDS = 600;
 
+/** Resolves when the signal aborts. */
+const once = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+
 /**
  * Runs until the signal aborts.
  *
@@ -64,16 +71,27 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
   const watches = Object.values({ ...caches, ...optionalCaches }).map((cache) => cache.run(watching.signal));
   let isLost = false;
   try {
-    const stopped = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
-    const allSynced = (some: ManagerOptions['caches']) => Promise.all(Object.values(some).map(({ synced }) => synced));
-    await Promise.race([allSynced(caches), stopped]);
-    const filled = new AbortController();
-    const limit = delay(options.optionalMilliseconds ?? OPTIONAL_MILLISECONDS, undefined, { signal: filled.signal });
-    await Promise.race([allSynced(optionalCaches), stopped, limit.catch(() => {})]);
-    filled.abort();
+    const stopped = once(signal);
+    const fill = async (
+      of: (cache: (typeof caches)[string]) => Promise<void>,
+      stopped: Promise<unknown>,
+    ): Promise<void> => {
+      const all = (some: ManagerOptions['caches']) => Promise.all(Object.values(some).map(of));
+      const optional = all(optionalCaches);
+      await Promise.race([all(caches), stopped]);
+      const filled = new AbortController();
+      const limit = delay(options.optionalMilliseconds ?? OPTIONAL_MILLISECONDS, undefined, { signal: filled.signal });
+      await Promise.race([optional, stopped, limit.catch(() => {})]);
+      filled.abort();
+    };
+    await fill(({ synced }) => synced, stopped);
     if (signal.aborted) return;
     log.info('caches are synced');
     const work = async (working: AbortSignal) => {
+      // Until just now another replica may have led. What it wrote last, the watches may not have brought yet, and a
+      // plan that is made without it could create the pods of an attempt that is over.
+      if (election !== null) await fill((cache) => cache.refresh(), once(working));
+      if (working.aborted) return;
       await Promise.all([...controllers.map((controller) => controller.run(working)), options.whileLeading?.(working)]);
       await events.flush();
     };
