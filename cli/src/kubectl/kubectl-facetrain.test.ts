@@ -166,7 +166,7 @@ test('logs are those of the rank, and with -f those of its next attempts, until 
   const asked: string[] = [];
   const node = await startKubelet(t, (url) => {
     asked.push(url);
-    return `log of ${url.split('/')[3]}\n`;
+    return `${/timestamps=true/.test(url) ? '2026-01-01T00:00:00.000000000Z ' : ''}log of ${url.split('/')[3]}\n`;
   });
   const ns = await TestNamespace.open(t, plane, 'logs');
   await ns.applyFaceTrainJob('faces');

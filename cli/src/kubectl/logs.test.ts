@@ -19,3 +19,50 @@ test('the log of a rank that no attempt has is not waited for', async () => {
   // Rank 2 may come. What holds its place has no log.
   await assert.rejects(follow(2, AbortSignal.timeout(100)), { name: /AbortError|TimeoutError/ });
 });
+
+test('a log that ends while its container runs is asked for again from there, until the container has ended', async () => {
+  const line = (second: number, text: string) => `2026-01-01T00:00:0${second}.500000000Z ${text}\n`;
+  /** What each request for the log answers with. An error breaks the connection. */
+  const answers: (string | Error)[][] = [
+    [line(1, 'one'), line(2, 'two'), line(2, 'again'), '2026-01-01T00:00:03.5'],
+    // sinceTime has whole seconds.
+    [line(2, 'two'), line(2, 'again'), line(2, 'third'), new Error('other side closed')],
+    [line(2, 'two') + line(2, 'again'), `${line(2, 'third')}${line(3, 'last').slice(0, 31)}`],
+    [line(3, 'last').slice(0, -1)],
+  ];
+  const asked: unknown[] = [];
+  const pod = {
+    metadata: { name: 'faces-0-0', uid: 'pod', labels: { 'facetrain.dev/rank': '0', 'facetrain.dev/attempt': '0' } },
+    spec: { nodeName: 'node-1' },
+    status: { phase: 'Running' },
+  };
+  const job = { metadata: { uid: 'job' }, spec: {}, status: {} };
+  const cluster = {
+    namespace: 'faces',
+    job: async () => structuredClone(job),
+    pods: async () => [structuredClone(pod)],
+    client: {
+      async *stream(_path: string, query: object) {
+        asked.push(query);
+        const answer = answers.shift()!;
+        if (answers.length === 0) job.status = { completionTime: '2026-01-01T00:00:04Z' };
+        if (answers.length <= 1) pod.status.phase = 'Succeeded';
+        for (const part of answer) {
+          if (part instanceof Error) throw part;
+          yield Buffer.from(part);
+        }
+      },
+    },
+  } as unknown as Cluster;
+  let text = '';
+  const write = async (data: Buffer) => void (text += String(data));
+  await writeLogs(cluster, 'faces', { rank: 0, follow: true, tail: 7 }, write, () => {}, AbortSignal.timeout(60_000));
+  assert.equal(text, 'one\ntwo\nagain\nthird\nlast');
+  const followed = { container: 'facetrain', follow: true, timestamps: true };
+  assert.deepEqual(asked, [
+    { ...followed, tailLines: 7 },
+    { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
+    { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
+    { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
+  ]);
+});

@@ -1,7 +1,7 @@
 /** `kubectl facetrain logs`: the log of one rank. With `follow` it goes on with the rank's pod of the next attempt. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError } from '@facetrain/api';
-import { isApiError } from '@facetrain/operator/runtime/api-error';
+import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
 import {
@@ -28,8 +28,19 @@ export interface LogsOptions {
 
 const RETRY_MILLISECONDS = 1_000;
 
+/** How far the log of a pod was written, by the time stamps that the kubelet puts before lines. */
+interface Position {
+  pod: string;
+  /** Of the last line; undefined: no line was written. */
+  time?: string;
+  /** Number of lines of that time. */
+  lines: number;
+}
+
 /**
- * Writes the log to `write` until it ends; with `follow` until the job does, or the signal aborts.
+ * Writes the log to `write` until it ends; with `follow` until the job does, or the signal aborts. A log that ends while
+ * its container runs (the API server or a proxy on the way was restarted, or the log was rotated) is asked for again,
+ * from where it ended.
  *
  * @param announce called with a line about which pod's log follows
  * @throws FacetrainError InvalidArgument when there is no such pod; with `follow`, when there will be none
@@ -45,6 +56,7 @@ export async function writeLogs(
   /** The attempt whose log was written last. */
   let last: number | undefined;
   let announced: string | undefined;
+  let position: Position | undefined;
   for (;;) {
     const job = await cluster.job(name);
     const owner = options.quantizer
@@ -63,12 +75,14 @@ export async function writeLogs(
       const line = `${pod.metadata.name}: attempt ${attemptOf(pod)}${isPlaced ? '' : '; it has no node yet'}`;
       if (line !== announced) announce(line);
       announced = line;
+      if (position?.pod !== pod.metadata.uid) position = { pod: pod.metadata.uid, lines: 0 };
       // The API server answers with an empty log for a pod without a node.
-      const hasStarted = isPlaced && (await writeLog(cluster, pod, options, write, signal));
-      if (hasStarted) last = attemptOf(pod);
+      const hasStarted = isPlaced && (await writeLog(cluster, pod, options, position, write, signal));
+      // What was asked for after the container had ended is all.
+      if (hasStarted && hasEnded(pod)) last = attemptOf(pod);
     } else if (last === undefined && (!options.follow || neverComes(job, options))) throw noPod(name, all, options);
-    if (!options.follow || signal.aborted || isFinished(job) || (options.attempt !== undefined && last !== undefined))
-      return;
+    const isLast = isFinished(job) || (options.attempt !== undefined && last !== undefined);
+    if (!options.follow || signal.aborted || (isLast && (pod === undefined || hasEnded(pod)))) return;
     await delay(RETRY_MILLISECONDS, undefined, { signal });
   }
 }
@@ -101,23 +115,75 @@ function noPod(name: string, pods: Pod[], { rank, attempt, quantizer }: LogsOpti
   });
 }
 
-/** @returns whether there was a log; with `follow`, a container that has not started is waited for */
+/** Whether the container whose log it is cannot write any more. */
+const hasEnded = ({ status: { phase, containerStatuses = [] } = {} }: Pod): boolean =>
+  phase === 'Succeeded' ||
+  phase === 'Failed' ||
+  containerStatuses.some(({ name, state }) => name === CONTAINER && state?.terminated !== undefined);
+
+/**
+ * @param position is moved on
+ * @returns whether there was a log; with `follow`, a container that has not started is waited for
+ */
 async function writeLog(
   cluster: Cluster,
   pod: Pod,
   { follow = false, tail }: LogsOptions,
+  position: Position,
   write: (data: Buffer) => Promise<void>,
   signal: AbortSignal,
 ): Promise<boolean> {
   const path = `${objectPath(podResource, cluster.namespace, pod.metadata.name)}/log`;
+  const from = position.time === undefined ? { tailLines: tail } : { sinceTime: position.time };
+  const query = { container: CONTAINER, ...from, ...(follow && { follow, timestamps: true }) };
   try {
-    for await (const data of cluster.client.stream(path, { container: CONTAINER, follow, tailLines: tail }, signal))
-      await write(data);
+    const data = cluster.client.stream(path, query, signal);
+    if (follow) for await (const line of newLines(linesOf(data, hasEnded(pod)), position)) await write(line);
+    else for await (const part of data) await write(part);
     return true;
   } catch (error) {
     if (signal.aborted) return true;
     // The kubelet's words for a container that waits.
     if (follow && isApiError(error, 'BadRequest', 'NotFound')) return false;
+    // A connection that broke. If the API server is away, the next request says so.
+    if (follow && position.time !== undefined && !(error instanceof ApiError)) return false;
     throw cluster.words(`log of ${pod.metadata.name}`, error);
   }
+}
+
+/**
+ * The lines of a log with time stamps that come after the position, without the stamps. The API server takes only whole
+ * seconds as sinceTime, so lines of the same second come again.
+ */
+async function* newLines(lines: AsyncIterable<Buffer>, position: Position): AsyncGenerator<Buffer> {
+  const { time: begin = '', lines: known } = position;
+  let atBegin = 0;
+  for await (const line of lines) {
+    const end = line.indexOf(' ');
+    const time = line.subarray(0, Math.max(end, 0)).toString();
+    // The kubelet writes all stamps in one zone and with nine digits.
+    if (time < begin || (time === begin && begin !== '' && ++atBegin <= known)) continue;
+    if (time === position.time) position.lines += 1;
+    else Object.assign(position, { time, lines: 1 });
+    yield line.subarray(end + 1);
+  }
+}
+
+/**
+ * Lines with their ends.
+ *
+ * @param isWhole whether no more is written. Else a line that is cut off at the end is left out: it comes again
+ */
+async function* linesOf(data: AsyncIterable<Buffer>, isWhole: boolean): AsyncGenerator<Buffer> {
+  let rest: Buffer[] = [];
+  for await (const part of data) {
+    let begin = 0;
+    for (let end = part.indexOf(10); end !== -1; end = part.indexOf(10, begin)) {
+      yield Buffer.concat([...rest, part.subarray(begin, end + 1)]);
+      rest = [];
+      begin = end + 1;
+    }
+    if (begin < part.length) rest.push(part.subarray(begin));
+  }
+  if (isWhole && rest.length > 0) yield Buffer.concat(rest);
 }
