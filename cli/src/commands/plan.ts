@@ -50,7 +50,9 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
     networkBytesPerSecond: ((options.network ?? USUAL.networkGbit[kind.type]) * 1e9) / 8,
     loaderThreads: config.loaderThreads,
   };
-  const facts = trainingFacts(config, graph, { numClasses, replicas: spec.trainers.replicas, device: kind.type });
+  const { replicas, elastic } = spec.trainers;
+  const gang = { numClasses, replicas, maxReplicas: elastic?.maxReplicas ?? null, device: kind.type };
+  const facts = trainingFacts(config, graph, gang);
   const planned = planTraining(config, facts, machines, { images, memoryBytes: memoryOf(job, kind.type, options) });
   return {
     json: { job: metadata.name, device: { kind: name, ...kind }, images, ...planned },

@@ -54,9 +54,17 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     );
   }
   const pictures = picturesOfRank(facts);
+  // An elastic gang must be able to have its largest size.
+  const ranks = facts.maxReplicas ?? facts.replicas;
   const microBatchSize = largestFitting(
     // The batch norm that ends a backbone has no variance over a single picture.
-    halves(pictures).filter((size) => size > 1 && facts.globalBatchSize % size === 0),
+    halves(pictures).filter(
+      (size) =>
+        size > 1 &&
+        facts.globalBatchSize % size === 0 &&
+        facts.globalBatchSize >= ranks * size &&
+        !facts.syncBatchNorm,
+    ),
     (size) => bytesOf({ ...facts, microBatchSize: size }) <= usable,
   );
   if (microBatchSize !== undefined) {
@@ -74,8 +82,10 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     );
   // A batch is cut at whole micro-batches, one or more for each trainer.
   const unit = facts.microBatchSize ?? 1;
+  // With batch norms over all ranks, each rank has one micro-batch: neither number can change alone.
+  const isFixed = facts.syncBatchNorm && facts.microBatchSize !== null;
   const half = largestFitting(
-    halves(facts.globalBatchSize).filter((batch) => batch % unit === 0 && batch >= unit * facts.replicas),
+    halves(facts.globalBatchSize).filter((batch) => batch % unit === 0 && batch >= unit * ranks && !isFixed),
     (globalBatchSize) => bytesOf({ ...facts, globalBatchSize }) <= usable,
   );
   if (half !== undefined)
@@ -85,7 +95,11 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     ...(facts.rowsPrecision === 'fp32' ? [[bf16, bf16Change, ' with loss.rows.precision BF16'] as const] : []),
   ] as const) {
     const replicas = doubles(facts.replicas).find(
-      (count) => unit * count <= facts.globalBatchSize && bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
+      (count) =>
+        unit * count <= facts.globalBatchSize &&
+        count <= (facts.maxReplicas ?? MOST_REPLICAS) &&
+        !isFixed &&
+        bytesOf({ ...facts, ...changed, replicas: count }) <= usable,
     );
     if (replicas !== undefined)
       tryChange(

@@ -27,7 +27,9 @@ const onH100: TrainingFacts = {
   numClasses: 1505,
   globalBatchSize: 256,
   replicas: 1,
+  maxReplicas: null,
   microBatchSize: null,
+  syncBatchNorm: false,
   checkpointActivations: false,
   sampleRate: 1,
   sampleRateChanges: false,
@@ -256,6 +258,28 @@ describe('advice', () => {
         fittingChanges({ ...facts, ...changes }, h100, usable).some(({ change }) => field in change);
       assert.deepEqual([found({}), found({ microBatchSize: 200 })], [false, true], field);
     }
+  });
+
+  test('nothing that the manifest refuses: beyond elastic.maxReplicas, or micro-batches with syncBatchNorm', () => {
+    const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024, replicas: 2 };
+    const fieldsOf = (changes: Partial<TrainingFacts>, fitting: Partial<TrainingFacts>) =>
+      fittingChanges({ ...facts, ...changes }, h100, sumOf(trainingMemory({ ...facts, ...changes, ...fitting }).device))
+        .flatMap(({ change }) => Object.keys(change))
+        .sort();
+    const four = { replicas: 4 };
+    assert.ok(fieldsOf({}, four).includes('trainers.replicas'));
+    assert.ok(fieldsOf({ maxReplicas: 4 }, four).includes('trainers.replicas'));
+    assert.equal(fieldsOf({ maxReplicas: 3 }, four).includes('trainers.replicas'), false);
+    const small = { microBatchSize: 256 };
+    assert.ok(fieldsOf({}, small).includes('trainers.microBatchSize'));
+    assert.equal(fieldsOf({ syncBatchNorm: true }, small).includes('trainers.microBatchSize'), false);
+    assert.equal(fieldsOf({ maxReplicas: 1024 }, small).includes('trainers.microBatchSize'), false);
+    const half = { globalBatchSize: 512 };
+    assert.ok(fieldsOf({ maxReplicas: 512 }, half).includes('globalBatchSize'));
+    assert.equal(fieldsOf({ maxReplicas: 513 }, half).includes('globalBatchSize'), false);
+    const fixed = { syncBatchNorm: true, microBatchSize: 512 };
+    assert.equal(fieldsOf(fixed, { ...four, ...half }).includes('globalBatchSize'), false);
+    assert.equal(fieldsOf(fixed, { ...four, ...half }).includes('trainers.replicas'), false);
   });
 
   test('what would fit, if the job does not; each of it does fit', () => {

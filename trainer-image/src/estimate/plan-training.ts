@@ -40,23 +40,22 @@ export interface TrainingPlan {
 export function trainingFacts(
   config: TrainerConfig,
   graph: Graph,
-  { numClasses, replicas, device }: { numClasses: number; replicas: number; device: 'cpu' | 'cuda' },
+  gang: { numClasses: number; replicas: number; maxReplicas: number | null; device: 'cpu' | 'cuda' },
 ): TrainingFacts {
   return {
     backbone: backboneCost(graph),
     embeddingDim: graph.output.dim,
-    numClasses,
+    ...gang,
     globalBatchSize: config.globalBatchSize,
-    replicas,
     microBatchSize: config.microBatchSize,
+    syncBatchNorm: config.model.syncBatchNorm,
     checkpointActivations: config.model.checkpointActivations,
     sampleRate: largestSampleRate(config.loss),
     sampleRateChanges: config.loss.sampleRateChanges.length > 0,
     rowsPrecision: config.loss.rows.precision,
     rowsOptimizer: config.loss.rows.optimizer,
     rowUpdate: config.optimizer.rowUpdate,
-    device,
-    precision: resolved(config.precision, device),
+    precision: resolved(config.precision, gang.device),
   };
 }
 

@@ -22,8 +22,12 @@ export interface TrainingFacts {
   globalBatchSize: number;
   /** Ranks. */
   replicas: number;
+  /** Most ranks that an elastic gang may have; null: it is not elastic. */
+  maxReplicas: number | null;
   /** Pictures of a rank that the backbone sees at once; null: all of them. */
   microBatchSize: number | null;
+  /** Whether batch norms need all pictures of a step at the same time. */
+  syncBatchNorm: boolean;
   /** Whether most activations are computed twice. */
   checkpointActivations: boolean;
   /** The largest of the training. */

@@ -7,22 +7,14 @@ import { OUTPUT, type Progress, type TrainerConfig, TrainReport } from '@facetra
 import type { OutputPlace } from '../storage/output-place.ts';
 
 /**
- * The report of the same job and the same configuration, if the model that it describes is there, unchanged.
- * @param trainers ranks of this attempt
+ * The report of the same job and the same configuration, if the model that it describes is there, unchanged. The
+ * number of ranks does not matter: this attempt would begin at the last checkpoint, and write the same model.
+ *
  * @throws FacetrainError StorageFailed
  */
-export async function finishedTraining(
-  output: OutputPlace,
-  config: TrainerConfig,
-  trainers: number,
-): Promise<TrainReport | undefined> {
+export async function finishedTraining(output: OutputPlace, config: TrainerConfig): Promise<TrainReport | undefined> {
   const report = await readReport(output);
-  if (
-    !report ||
-    report.trainers !== trainers ||
-    !isDeepStrictEqual(whatIsTrained(report.config), whatIsTrained(config))
-  )
-    return undefined;
+  if (!report || !isDeepStrictEqual(whatIsTrained(report.config), whatIsTrained(config))) return undefined;
   const { path, sha256, bytes } = report.model;
   const found = await output.digest(path);
   return found?.sha256 === sha256 && found.bytes === bytes ? report : undefined;

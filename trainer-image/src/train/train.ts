@@ -177,10 +177,10 @@ async function wasFinished(
   session: TrainingSessionContract,
   folders: JobFolders,
   config: TrainerConfig,
-  { rank, size }: Ranks,
+  { rank }: Ranks,
   { log, progress }: Program,
 ): Promise<boolean> {
-  const report = rank === 0 ? await finishedTraining(folders.output, config, size) : undefined;
+  const report = rank === 0 ? await finishedTraining(folders.output, config) : undefined;
   const [finished] = await gatherJson(session, report !== undefined);
   if (report) {
     const [step] = await folders.checkpoints().list();

@@ -61,7 +61,12 @@ export async function preflight(
     throw invalidConfig('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
   // Memory of a GPU is not known here; libtorch reports what it lacks.
   if (config.device === 'cpu' || (config.device === 'auto' && !existsSync('/dev/nvidiactl'))) {
-    const facts = trainingFacts(config, graph, { numClasses: dataset.numClasses, replicas: size, device: 'cpu' });
+    const facts = trainingFacts(config, graph, {
+      numClasses: dataset.numClasses,
+      replicas: size,
+      maxReplicas: null,
+      device: 'cpu',
+    });
     checkTrainingMemory(facts, config.model.onnxPath ?? config.model.backbone, localSize);
   }
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
