@@ -3,7 +3,8 @@
  *
  * Any image may run in a pod, so a report may be anything. These schemas accept only what the status can hold: the CRD
  * refuses a status with a time, a name or a number of another form, and then no status of that job would be written any
- * more (operator/src/controllers/reports.test.ts).
+ * more (operator/src/controllers/reports.test.ts). Fields that they do not have are left out: the image of a later
+ * release may report more.
  *
  * Rank 0 of a gang, and the quantizer, serve `Progress` over HTTP; the operator and `facetrain run` poll it. At its end
  * a program writes `TerminationMessage` (after a failure) or `TerminationResult` to its pod's termination message.
@@ -36,7 +37,7 @@ const time = z.iso
 export const MAX_PROGRESS_BYTES = 65_536;
 
 /** What checkpoints cost, of one attempt, on rank 0. */
-export const CheckpointStatistics = z.strictObject({
+export const CheckpointStatistics = z.object({
   count: z.int().min(0).describe('Complete checkpoints.'),
   stallSeconds: z.number().min(0).describe('Time for which training stood still for them.'),
   whileTrainingWaited: z
@@ -45,9 +46,9 @@ export const CheckpointStatistics = z.strictObject({
     .describe('Checkpoints for which the memory did not suffice for a copy of the state, so that training waited.'),
 });
 
-export const Progress = z.strictObject({
+export const Progress = z.object({
   schemaVersion: z.literal(1),
-  job: z.strictObject({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
+  job: z.object({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
   stage: z
     .enum([
       'Preflight',
@@ -76,18 +77,18 @@ export const Progress = z.strictObject({
   sampleRate: z.number().nullable().optional().describe('Fraction of the negatives that the last step scored.'),
   etaSeconds: z.number().min(0).nullable(),
   evaluations: z
-    .array(EvaluationResult.extend({ set: setName }))
+    .array(z.object({ ...EvaluationResult.shape, set: setName }))
     .max(MAX_SETS)
     .refine((results) => new Set(results.map(({ set }) => set)).size === results.length, 'names of sets must differ')
     .describe('The newest result on each set.'),
   checkpoint: z
-    .strictObject({ step: z.int().min(0), time })
+    .object({ step: z.int().min(0), time })
     .nullable()
     .describe('The newest complete checkpoint.'),
   checkpoints: CheckpointStatistics.optional(),
   setAside: z
     .array(
-      z.strictObject({
+      z.object({
         folder: setAsideFolder.describe('Its new name, in the folder of checkpoints.'),
         reason: z.string().max(MAX_SET_ASIDE_REASON),
       }),
@@ -103,7 +104,7 @@ export type Progress = z.infer<typeof Progress>;
 export const MAX_TERMINATION_TEXT = 3500;
 
 /** Termination message of a program that failed. */
-export const TerminationMessage = z.strictObject({
+export const TerminationMessage = z.object({
   code: z
     .string()
     .max(64)
@@ -114,11 +115,12 @@ export const TerminationMessage = z.strictObject({
 export type TerminationMessage = z.infer<typeof TerminationMessage>;
 
 /** Termination message of a program that succeeded, or that SIGTERM stopped. */
-export const TerminationResult = z.strictObject({
+export const TerminationResult = z.object({
   progress: Progress.optional().describe(
     'Progress of rank 0 at its end; without evaluations if they do not fit into the message.',
   ),
-  artifact: ArtifactStatus.omit({ uri: true })
+  artifact: z
+    .object(ArtifactStatus.omit({ uri: true }).shape)
     .optional()
     .describe('The published artifact, without its address: that stands in the job.'),
 });

@@ -22,6 +22,7 @@ export function readTermination(text: string): Pick<ObservedPod, 'termination' |
   const { data } = TerminationResult.safeParse(content);
   if (!data) return {};
   const { progress, artifact } = data;
+  if (!progress && !artifact) return {};
   return {
     result: {
       ...(progress && { progress: observedProgress(progress) }),

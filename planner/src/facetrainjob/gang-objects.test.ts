@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { TRAINER_ENV } from '@facetrain/api';
+import { TRAINER_ENV, TrainerConfig } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
-import type { Pod, Service } from '../objects.ts';
+import type { ConfigMap, Pod, Service } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { type Attempt, childrenOf, findConflict } from './gang-objects.ts';
@@ -239,6 +239,23 @@ test('only rank 0 has probes, on its progress port', () => {
   });
   assert.equal(podOf(makeJob(), 1).spec.containers[0]!.readinessProbe, undefined);
   assert.equal(podOf(makeJob(), 1).spec.containers[0]!.livenessProbe, undefined);
+});
+
+test('config.json leaves out what is a default, so that an image of before reads it', () => {
+  const configOf = (builder: FaceTrainJobBuilder) => {
+    const { data } = childrenOf(attemptOf(builder))
+      .find(({ kind }) => kind === 'ConfigMap')!
+      .make() as ConfigMap;
+    return JSON.parse(data['config.json']!) as Record<string, Record<string, unknown>>;
+  };
+  const usual = configOf(makeJob());
+  assert.deepEqual([usual.precision, usual.deterministic], [undefined, undefined]);
+  assert.deepEqual([usual.model!.syncBatchNorm, usual.loss!.rows], [undefined, undefined]);
+  const used = configOf(
+    makeJob().with({ loss: { rows: { precision: 'BF16' } }, model: { backbone: 'iresnet18', syncBatchNorm: true } }),
+  );
+  assert.deepEqual([used.model!.syncBatchNorm, used.loss!.rows!], [true, { precision: 'bf16' }]);
+  assert.partialDeepStrictEqual(TrainerConfig.parse(used).loss.rows, { precision: 'bf16', optimizer: 'sgd' });
 });
 
 test('the container gets the environment variables of torchrun', () => {

@@ -1,5 +1,5 @@
 /** The objects of an attempt of a FaceTrainJob, in the order of creation: pods last, after all that they need. */
-import { ELASTIC_FIELD, FaceTrainJobSpec, TRAINING_FIELDS, withoutDefaults } from '@facetrain/api';
+import { ELASTIC_FIELD, FaceTrainJobSpec, TRAINING_FIELDS, TrainerConfig, withoutDefaults } from '@facetrain/api';
 import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
@@ -187,7 +187,8 @@ export function networkUpdates({ job, spec }: Attempt, objects: ObservedObject[]
 }
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: TrainerStorage, digest: string): ConfigMap {
-  return makeConfigMap('FaceTrainJob', job, attempt, trainerConfig(job, spec, attempt, storage, environment), digest);
+  const config = trainerConfig(job, spec, attempt, storage, environment);
+  return makeConfigMap('FaceTrainJob', job, attempt, TrainerConfig, config, digest);
 }
 
 function pod(

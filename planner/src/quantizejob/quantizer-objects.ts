@@ -1,5 +1,11 @@
 /** The objects of an attempt of a QuantizeJob, in the order of creation. */
-import { DEFAULT_PROGRESS_PORT, QUANTIZATION_FIELDS, QuantizeJobSpec, withoutDefaults } from '@facetrain/api';
+import {
+  DEFAULT_PROGRESS_PORT,
+  QUANTIZATION_FIELDS,
+  QuantizeConfig,
+  QuantizeJobSpec,
+  withoutDefaults,
+} from '@facetrain/api';
 import { fieldsDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
@@ -63,7 +69,7 @@ export const quantizationDigest = (spec: QuantizeJobSpec): string =>
 
 function configMap({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): ConfigMap {
   const config = quantizeConfig(job, spec, attempt, storage, environment);
-  return makeConfigMap('QuantizeJob', job, attempt, config, quantizationDigest(spec));
+  return makeConfigMap('QuantizeJob', job, attempt, QuantizeConfig, config, quantizationDigest(spec));
 }
 
 function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerStorage): Pod {

@@ -7,6 +7,8 @@ function refused(subject: string, found: string, allowed: string, cause?: unknow
   return new FacetrainError({ code: 'InvalidConfig', subject, found, allowed, cause });
 }
 
+const SAME_RELEASE = 'use an image of the same release, or leave the field out of the job';
+
 /** @throws FacetrainError InvalidConfig, naming the file and the field */
 export async function readConfig<T extends z.ZodType>(path: string | undefined, schema: T): Promise<z.output<T>> {
   if (!path) throw refused('FACETRAIN_CONFIG', 'not set', 'the path of config.json');
@@ -22,5 +24,12 @@ export async function readConfig<T extends z.ZodType>(path: string | undefined, 
   } catch (cause) {
     throw refused(path, (cause as Error).message, 'JSON', cause);
   }
-  return parseDocument(schema, value, path, 'InvalidConfig');
+  try {
+    return parseDocument(schema, value, path, 'InvalidConfig');
+  } catch (error) {
+    if (!(error instanceof FacetrainError) || !error.message.includes('unknown field')) throw error;
+    // An operator leaves out what is a default: only a job that uses such a field comes here.
+    const { subject, found, allowed } = error;
+    throw refused(subject, found, `${allowed}\nThis image is older than what wrote the file: ${SAME_RELEASE}`, error);
+  }
 }
