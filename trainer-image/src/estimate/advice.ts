@@ -60,10 +60,7 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     // The batch norm that ends a backbone has no variance over a single picture.
     halves(pictures).filter(
       (size) =>
-        size > 1 &&
-        facts.globalBatchSize % size === 0 &&
-        facts.globalBatchSize >= ranks * size &&
-        !facts.syncBatchNorm,
+        size > 1 && facts.globalBatchSize % size === 0 && facts.globalBatchSize >= ranks * size && !facts.syncBatchNorm,
     ),
     (size) => bytesOf({ ...facts, microBatchSize: size }) <= usable,
   );
