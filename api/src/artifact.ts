@@ -20,6 +20,11 @@ export const Comparison = z.strictObject({
   int7: Accuracy,
   drop: z.number().describe('fp32 − int7 accuracy.'),
   meanCosine: z.number().describe('Between the FP32 and INT7 embeddings of the set’s pictures.'),
+  negatives: z.int().positive().optional().describe('Pairs of different people. Absent in artifacts from before it.'),
+  unresolvedFar: z
+    .array(z.string())
+    .optional()
+    .describe('Rates of tarAtFar for which these pairs are too few: the gate does not judge them. Absent: none.'),
 });
 export type Comparison = z.infer<typeof Comparison>;
 
@@ -89,6 +94,10 @@ export const Gate = z.strictObject({
   minWorstCosine: z.number().optional().describe('Absent: not checked.'),
   passed: z.boolean(),
   failures: z.array(z.string()).describe('One sentence for each missed bound.'),
+  notJudged: z
+    .array(z.string())
+    .optional()
+    .describe('What maxTarDrop does not judge, a sentence for each set. Absent: nothing.'),
   easySets: z
     .literal(true)
     .optional()

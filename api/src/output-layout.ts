@@ -28,6 +28,8 @@ export const ARTIFACT = {
   report: 'report.json',
   reportHtml: 'report.html',
   manifest: 'manifest.json',
+  /** Folder of the reports of a model that missed its gate. */
+  rejected: 'rejected',
 } as const;
 
 /** The file that is written last into a checkpoint's folder; a folder without it is incomplete. */

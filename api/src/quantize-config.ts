@@ -70,7 +70,10 @@ export const QuantizeConfig = z.strictObject({
       .describe('Smallest mean cosine between FP32 and INT7 embeddings; null: not checked.'),
     maxTarDrop: accuracyDrop
       .optional()
-      .describe('Largest drop of the true accept rate, at any false accept rate on any set; absent: not checked.'),
+      .describe(
+        'Largest drop of the true accept rate, on any set, at any false accept rate for which it has enough pairs of ' +
+          'different people; absent: not checked.',
+      ),
     minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
   }),
   publish: StorageAddress.nullable().describe('null: the files stay in outputDirectory.'),

@@ -103,14 +103,15 @@ const gate = section(
     maxTarDrop: accuracyDrop
       .optional()
       .describe(
-        'Largest drop of the true accept rate from FP32 to INT7, at any false accept rate of the report on any ' +
-          'evaluation set, e.g. 0.02; absent: not checked.',
+        'Largest drop of the true accept rate from FP32 to INT7 on any evaluation set, e.g. 0.02, at any false accept ' +
+          'rate of the report for which the set has enough pairs of different people: 10 for 1e-1, 1,000 for 1e-3; ' +
+          'absent: not checked.',
       ),
     minWorstCosine: cosine
       .optional()
       .describe('Smallest cosine between the FP32 and the INT7 embedding of any picture; absent: not checked.'),
   },
-  'Bounds that the artifact must keep. If it misses one, the job fails, and only its report is written.',
+  'Bounds that the artifact must keep. If it misses one, the job fails, and only its report is written, to rejected/.',
 );
 
 const quantizerPod = section(podFields, 'The pod that quantizes.');

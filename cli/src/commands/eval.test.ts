@@ -111,3 +111,28 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
     await rm(folder, { recursive: true });
   }
 });
+
+test('inspect and eval say what the file for TensorRT is', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-eval-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const model = join(folder, 'model.int7.trt.onnx');
+  const parameters = ['scale', 'zero'];
+  const graph = {
+    input: { name: 'data', channels: 3, height: 112, width: 112 },
+    output: { name: 'embedding', dim: 3 },
+    nodes: [
+      { name: 'q', op: 'QuantizeLinear', inputs: ['data', ...parameters], outputs: ['q'], attributes: {} },
+      { name: 'dq', op: 'DequantizeLinear', inputs: ['q', ...parameters], outputs: ['dq'], attributes: {} },
+      { name: 'pool', op: 'GlobalAveragePool', inputs: ['dq'], outputs: ['pool'], attributes: {} },
+      { name: 'embedding', op: 'Flatten', inputs: ['pool'], outputs: ['embedding'], attributes: { axis: 1 } },
+    ],
+    initializers: { scale: { dims: [], data: Float32Array.of(0.01) }, zero: { dims: [], data: Int8Array.of(0) } },
+  };
+  await writeFile(model, encodeOnnx(graph));
+  const expected =
+    /model\.int7\.trt\.onnx: tensor "data": is quantized to int8 with .*TensorRT.*; the model\.int7\.onnx /;
+  await assert.rejects(inspect(model), expected);
+  const pairs = join(exampleFaces, 'lfw-small.bin');
+  const { signal } = new AbortController();
+  await assert.rejects(evaluate({ model, pairs, threads: 1 }, new StatusLine(), signal), expected);
+});

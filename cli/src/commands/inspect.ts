@@ -57,11 +57,16 @@ function withRange(model: OnnxModel, subject: string): { graph: Graph; range: Fo
  * @returns whether it can be quantized; if not, why
  */
 async function checkModel(graph: Graph, file: string): Promise<true | string> {
+  // The addon loads slowly, so only when it is needed.
   if (isQuantized(graph)) {
-    decodeInt7(graph);
+    try {
+      decodeInt7(graph);
+    } catch (error) {
+      const { withSubject } = await import('@facetrain/trainer/onnx/open-model');
+      throw withSubject(file, error);
+    }
     return 'it is quantized';
   }
-  // The addon loads slowly, so only when it is needed.
   const [{ EMBEDDING_BATCH }, { openModel }] = await Promise.all([
     import('@facetrain/native'),
     import('@facetrain/trainer/onnx/open-model'),

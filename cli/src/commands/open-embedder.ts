@@ -10,7 +10,7 @@ import {
   type ModelOptions,
 } from '@facetrain/native';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
-import { openModel } from '@facetrain/trainer/onnx/open-model';
+import { openModel, withSubject } from '@facetrain/trainer/onnx/open-model';
 import type { OnnxModel } from '@facetrain/trainer/onnx/read';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 
@@ -67,6 +67,10 @@ export async function openEmbedder(
   }
   // One picture for each thread, in integers of a byte; the check counts four.
   checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));
-  const { layers, scales } = decodeInt7(model.graph);
-  return Int7Model.open(layers, scales, { computeThreads });
+  try {
+    const { layers, scales } = decodeInt7(model.graph);
+    return await Int7Model.open(layers, scales, { computeThreads });
+  } catch (error) {
+    throw withSubject(file, error);
+  }
 }

@@ -50,14 +50,16 @@ test('a run without a quantization succeeds beside a damaged artifact', async ()
 });
 
 test('the report of a missed gate is named; one of an earlier run is not', async () => {
-  for (const name of ['train-report.html', 'int7/report.html']) await writeFile(join(out, name), 'report');
+  await mkdir(join(out, 'int7', 'rejected'), { recursive: true });
+  for (const name of ['train-report.html', 'int7/report.html', 'int7/rejected/report.html'])
+    await writeFile(join(out, name), 'report');
   const ended = (exitCode: number, quantizeJob: object | undefined) =>
     ({
       status: { attempt: 0, conditions: [{ type: 'Failed', status: 'True', message: 'GateFailed' }] },
       failure: { exitCode },
       quantizeJob,
     }) as unknown as LocalFaceTrainJob;
-  const [training, quantization] = [join(out, 'train-report.html'), join(out, 'int7', 'report.html')];
+  const [training, quantization] = [join(out, 'train-report.html'), join(out, 'int7', 'rejected', 'report.html')];
   for (const { local, reports } of [
     { local: ended(3, {}), reports: [training, quantization] },
     { local: ended(2, {}), reports: [training] },

@@ -71,7 +71,10 @@ export function makeRunResult(
     seconds,
     ...trainResult(out),
     ...artifactResult(status.artifact?.uri, quantizeJob?.manifest),
-    reports: reportsIn(out, hasReport ? artifact : undefined),
+    reports: reportsIn(
+      out,
+      hasReport ? (exitCode === ExitCode.gateFailed ? join(artifact, ARTIFACT.rejected) : artifact) : undefined,
+    ),
   };
 }
 
@@ -92,9 +95,9 @@ export function makeKeptResult(job: FaceTrainJob, { out, artifact }: RunPaths): 
   };
 }
 
-/** @param artifact the folder of a quantization of this run */
-function reportsIn(out: string, artifact: string | undefined): string[] {
-  const paths = [join(out, OUTPUT.trainReportHtml), ...(artifact ? [join(artifact, ARTIFACT.reportHtml)] : [])];
+/** @param folder the one with the report of a quantization of this run */
+function reportsIn(out: string, folder: string | undefined): string[] {
+  const paths = [join(out, OUTPUT.trainReportHtml), ...(folder ? [join(folder, ARTIFACT.reportHtml)] : [])];
   return paths.filter((path) => existsSync(path));
 }
 

@@ -76,7 +76,10 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
     ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
     ...[paths.artifact, ...setAside(paths.artifact)]
       .filter((folder) => isOwnArtifact(paths, folder))
-      .flatMap((folder) => filesIn(folder, ARTIFACT_FILES)),
+      .flatMap((folder) => [
+        ...filesIn(folder, ARTIFACT_FILES),
+        ...filesIn(join(folder, ARTIFACT.rejected), [ARTIFACT.report, ARTIFACT.reportHtml]),
+      ]),
     ...filesIn(join(state, 'logs'), [/[^/]+\.log/]),
     ...filesIn(join(state, 'termination'), [/[a-z0-9-]+/]),
     ...names(join(state, 'config')).flatMap((name) => filesIn(join(state, 'config', name), ['config.json'])),

@@ -67,6 +67,8 @@ export const NEWEST_OPSET = 28;
 /** What the quantizer writes into a file's metadata_props. */
 export const FORMAT_METADATA = 'facetrain.format';
 export const INT7_FORMAT = 'int7';
+/** Of the file for TensorRT. */
+export const TENSORRT_FORMAT = 'int7-tensorrt';
 
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
@@ -105,7 +107,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
   const { output, size } = options;
   const metadata = Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value]));
   // An INT7 file has what the quantizer has written.
-  const every = options.every || metadata[FORMAT_METADATA] === INT7_FORMAT;
+  const every = options.every || [INT7_FORMAT, TENSORRT_FORMAT].includes(metadata[FORMAT_METADATA] ?? '');
   const refuse = refusal(subject);
   const { graph: proto } = model;
   const opsets = checkOpsets(model, refuse);

@@ -11,7 +11,7 @@ import {
 } from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
-import { FORMAT_METADATA, INT7_FORMAT } from '../onnx/read.ts';
+import { FORMAT_METADATA, INT7_FORMAT, TENSORRT_FORMAT } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
@@ -30,8 +30,7 @@ export function modelFile(
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
   const metadata = {
-    // Our readers read no other form.
-    ...(runtime === 'onnxruntime' && { [FORMAT_METADATA]: INT7_FORMAT }),
+    [FORMAT_METADATA]: runtime === 'onnxruntime' ? INT7_FORMAT : TENSORRT_FORMAT,
     'facetrain.bits': '7',
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',

@@ -102,6 +102,10 @@ describe('the gate', () => {
     const comparison = { set: 'cfp_fp', pairs: 600, fp32: at(0), int7: at(1), drop: 0, meanCosine: 1 };
     return { ...metrics(0, 1), comparisons: [comparison] };
   };
+  const unresolved = (tarAtFar: Parameters<typeof rates>[0]): Metrics => {
+    const found = rates(tarAtFar);
+    return { ...found, comparisons: [{ ...found.comparisons[0]!, negatives: 300, unresolvedFar: ['1e-3'] }] };
+  };
   const cases = [
     { name: 'no bounds', bounds: NONE, metrics: metrics(0.5, -1), failures: [] },
     {
@@ -149,6 +153,15 @@ describe('the gate', () => {
       ],
     },
     {
+      name: 'a fall at a rate for which the set has too few pairs is not judged',
+      bounds: { ...NONE, maxTarDrop: 0.02 },
+      metrics: unresolved({ '1e-1': [0.99, 0.98], '1e-3': [0.9, 0.2] }),
+      failures: [],
+      notJudged: [
+        'maxTarDrop does not judge cfp_fp at 1e-3: it has 300 pairs of different people, too few for this rate',
+      ],
+    },
+    {
       name: 'worst cosine missed',
       bounds: { ...NONE, minMeanCosine: 0.9, minWorstCosine: 0.9 },
       metrics: { ...metrics(0, 0.98), worstCosine: 0.85 },
@@ -161,11 +174,23 @@ describe('the gate', () => {
       failures: ['the mean cosine of embeddings is NaN, less than minMeanCosine -1'],
     },
   ];
-  for (const { name, bounds, metrics: found, failures } of cases) {
+  for (const { name, bounds, metrics: found, failures, notJudged } of cases) {
     test(name, () =>
-      assert.deepEqual(checkGate(bounds, found), { ...bounds, passed: failures.length === 0, failures }),
+      assert.deepEqual(checkGate(bounds, found), {
+        ...bounds,
+        passed: failures.length === 0,
+        failures,
+        ...(notJudged && { notJudged }),
+      }),
     );
   }
+
+  test('a set of few pairs says which rates it cannot resolve', () => {
+    const { dim, same, set } = embeddings();
+    const { comparison } = compareOnSet('set', same, dim, set, set);
+    assert.deepEqual([comparison.negatives, comparison.unresolvedFar], [10, ['1e-3']]);
+    assert.deepEqual(Object.keys(comparison.fp32.tarAtFar), ['1e-1', '1e-3']);
+  });
 
   test('says when all sets are easy, by their names or by the accuracy of FP32', () => {
     const of = (...sets: [set: string, fp32: number][]) => {

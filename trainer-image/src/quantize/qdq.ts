@@ -231,9 +231,10 @@ export function isQuantized({ nodes }: Graph): boolean {
 /**
  * Reads back what encodeInt7 wrote: the same integers and scales. The layers' weights and biases are the real values of
  * those integers.
- * @throws FacetrainError InvalidArtifact for a graph that encodeInt7 did not write
+ * @throws FacetrainError InvalidArtifact for a graph that encodeInt7 did not write, or wrote for TensorRT
  */
 export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales } {
+  refuseTensorRtForm(graph);
   const { float, scaleOf, integersOf, unquantized } = new QdqReader(graph).read();
   const layers = readLayers(float, new Set(scaleOf.keys()));
   const limits = activationLimits(layers);
@@ -269,6 +270,20 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
     biases[layer.name] = bias.values;
   }
   return { layers, scales: { tensors, weights, biases } };
+}
+
+function refuseTensorRtForm({ input, nodes, initializers }: Graph): void {
+  const first = nodes.find(({ op }) => op === 'QuantizeLinear');
+  const zero = initializers[first?.inputs[2] ?? '']?.data;
+  if (!(zero instanceof Int8Array) || zero.length !== 1 || zero[0] !== 0) return;
+  throw new FacetrainError({
+    code: 'InvalidArtifact',
+    subject: `tensor "${input.name}"`,
+    found: 'is quantized to int8 with zero point 0, as in the file for TensorRT (model.int7.trt.onnx)',
+    allowed:
+      'the model.int7.onnx of the same folder, which has the same weights and scales and runs here and in ONNX ' +
+      'Runtime; TensorRT and ONNX Runtime run this file',
+  });
 }
 
 function readLayers(float: Graph, boundaries: ReadonlySet<string>): LayerGraph {

@@ -7,10 +7,8 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   ARTIFACT,
-  type ErrorSplit,
   FacetrainError,
   joinStorageUri,
-  type Metrics,
   type QuantizeConfig,
   type QuantizeReport,
   type StorageAddress,
@@ -27,7 +25,7 @@ import {
 import { countParameters } from '../onnx/describe.ts';
 import { withInputRange } from '../onnx/input-range.ts';
 import { withSubject } from '../onnx/open-model.ts';
-import { readOnnx } from '../onnx/read.ts';
+import { parseOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { Fence } from '../storage/fence.ts';
@@ -54,7 +52,7 @@ import { decodeInt7 } from './qdq.ts';
 /**
  * @param read the model, if readModel has read it before
  * @throws FacetrainError for refused input, before the search starts; GateFailed when a bound is missed: the reports
- * are then written, and published under `rejected/`, and there is no manifest; FencedOff when a newer quantizer has
+ * alone are then written and published, under `rejected/`; FencedOff when a newer quantizer has
  * taken over the output folder
  */
 export async function runQuantize(config: QuantizeConfig, program: Program, read?: ReadModel): Promise<QuantizeReport> {
@@ -164,37 +162,25 @@ async function quantizeInto(
   checkFound(found.layers, config.model.path);
   checkScales(found, config.model.path);
 
-  // ---- The model file ----
+  // ---- The model file. Nothing is written before the gate is passed: an artifact of an earlier run may be there. ----
   const origin = {
     source: source.file.sha256,
     calibration: calibration.sha256,
     channelOrder: config.model.channelOrder,
   };
   const modelBytes = modelFile(found.graph, found.scales, origin);
-  // The manifest of an earlier run describes files that change now.
-  await output.remove(join(outputDirectory, ARTIFACT.manifest));
-  await output.write(join(outputDirectory, ARTIFACT.model), modelBytes);
 
-  // ---- Check and comparison, of the model that is read back from its file ----
+  // ---- Check and comparison, of the model that is read back from its file's bytes ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
-  let metrics: Metrics;
-  let errorSplit: ErrorSplit;
-  try {
-    await using int7 = disposable(await openInt7(join(outputDirectory, ARTIFACT.model), computeThreads));
-    await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
-    metrics =
-      sets.length > 0
-        ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
-        : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
-    errorSplit = await splitError(found, compared, source.graph, fp32, int7.model, { computeThreads, signal });
-  } catch (error) {
-    // A model that is refused here is of no use. The error to report is the first.
-    if (error instanceof FacetrainError && error.code === 'NotANumber')
-      await output.remove(join(outputDirectory, ARTIFACT.model)).catch(() => {});
-    throw error;
-  }
+  await using int7 = disposable(await openInt7(modelBytes, computeThreads));
+  await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
+  const metrics =
+    sets.length > 0
+      ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
+      : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
+  const errorSplit = await splitError(found, compared, source.graph, fp32, int7.model, { computeThreads, signal });
 
-  // ---- Scales and reports, written whether or not the gate passes ----
+  // ---- The report ----
   const report: QuantizeReport = {
     schemaVersion: 1,
     job: config.job,
@@ -219,17 +205,19 @@ async function quantizeInto(
     gate: checkGate(config.gate, metrics),
   };
   progress.update({ stage: 'Publishing' });
-  const files = {
-    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
-    [ARTIFACT.scales]: scalesFile(found.scales),
-    ...reportFiles(report),
+  const write = async (folder: string, files: Record<string, Uint8Array | string>) => {
+    for (const [name, content] of Object.entries(files)) await output.write(join(folder, name), content);
   };
-  for (const [name, content] of Object.entries(files)) await output.write(join(outputDirectory, name), content);
 
   // ---- The gate ----
+  const reports = reportFiles(report);
   if (!report.gate.passed) {
-    // Not to the destination itself: the artifact of an earlier run may be there.
-    if (destination) await upload(config, [ARTIFACT.report, ARTIFACT.reportHtml], rejected(destination), program);
+    const folder = join(outputDirectory, ARTIFACT.rejected);
+    await write(folder, reports);
+    if (destination) {
+      const uri = joinStorageUri(destination.uri, ARTIFACT.rejected);
+      await upload(folder, Object.keys(reports), { ...destination, uri }, program);
+    }
     throw new FacetrainError({
       code: 'GateFailed',
       subject: `gate of job ${config.job.name}`,
@@ -238,13 +226,23 @@ async function quantizeInto(
     });
   }
 
+  // ---- The files ----
+  const files = {
+    [ARTIFACT.model]: modelBytes,
+    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
+    [ARTIFACT.scales]: scalesFile(found.scales),
+    ...reports,
+  };
+  // The manifest of an earlier run describes files that change now.
+  await output.remove(join(outputDirectory, ARTIFACT.manifest));
+  await write(outputDirectory, files);
+
   // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
-  const digests = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
-  const listed = { [ARTIFACT.model]: report.model, ...digests };
+  const listed = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   await output.write(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
   // An object store has no fence: the check has to do.
   await output.check();
-  if (destination) await upload(config, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
+  if (destination) await upload(outputDirectory, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
   progress.update({ stage: 'Done' });
   log.info(
     { meanCosine: metrics.meanCosine, accuracyDrop: metrics.accuracyDrop, directory: outputDirectory },
@@ -276,25 +274,17 @@ async function search(
   return found;
 }
 
-/** Opens the INT7 model from its file, as its users do. */
-async function openInt7(path: string, computeThreads: number): Promise<Int7Model> {
-  const { layers, scales } = decodeInt7(withInputRange(await readOnnx(path, { every: true }), { subject: path }).graph);
+/** Opens the INT7 model from its file's bytes, as its users do. */
+async function openInt7(bytes: Uint8Array, computeThreads: number): Promise<Int7Model> {
+  const subject = ARTIFACT.model;
+  const { layers, scales } = decodeInt7(withInputRange(parseOnnx(bytes, subject, { every: true }), { subject }).graph);
   return Int7Model.open(layers, scales, { computeThreads });
 }
 
-/** Publishes files of the output folder, with retries: the search that they come from may have taken hours. */
-async function upload(
-  { outputDirectory }: QuantizeConfig,
-  names: string[],
-  to: StorageAddress,
-  { log, signal }: Program,
-): Promise<void> {
-  await withRetries(() => publish(outputDirectory, names, to, signal), {
+/** Publishes files of a folder, with retries: the search that they come from may have taken hours. */
+async function upload(folder: string, names: string[], to: StorageAddress, { log, signal }: Program): Promise<void> {
+  await withRetries(() => publish(folder, names, to, signal), {
     signal,
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });
-}
-
-function rejected(destination: StorageAddress): StorageAddress {
-  return { ...destination, uri: joinStorageUri(destination.uri, 'rejected') };
 }

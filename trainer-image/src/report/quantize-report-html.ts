@@ -40,11 +40,12 @@ function verdict({ gate }: QuantizeReport): string {
     ...(gate.maxTarDrop === undefined ? [] : [`drop of the true accept rate at most ${points(gate.maxTarDrop)}`]),
     ...(gate.minWorstCosine === undefined ? [] : [`worst cosine at least ${gate.minWorstCosine}`]),
   ];
-  const easy = gate.easySets ? `<p class="easy">${EASY_SETS}</p>` : '';
-  if (bounds.length === 0) return `<p class="gate open"><b>No gate</b> The job sets no bounds.</p>${easy}`;
-  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>${easy}`;
+  const remarks = [...(gate.notJudged ?? []).map((sentence) => `${sentence}.`), ...(gate.easySets ? [EASY_SETS] : [])];
+  const notes = remarks.map((remark) => `<p class="easy">${escapeHtml(remark)}</p>`).join('');
+  if (bounds.length === 0) return `<p class="gate open"><b>No gate</b> The job sets no bounds.</p>${notes}`;
+  if (gate.passed) return `<p class="gate passed"><b>Gate passed</b> ${escapeHtml(bounds.join(', '))}.</p>${notes}`;
   const failures = gate.failures.map((failure) => `<li>${escapeHtml(failure)}</li>`).join('');
-  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${failures}</ul></div>${easy}`;
+  return `<div class="gate missed"><b>Gate missed</b> The model is not published.<ul>${failures}</ul></div>${notes}`;
 }
 
 const EASY_SETS =
@@ -144,20 +145,25 @@ function setTable(comparisons: Comparison[]): string {
   const rates = [...new Set(comparisons.flatMap(({ fp32 }) => Object.keys(fp32.tarAtFar)))];
   const accuracy = ({ accuracy: mean, std }: Comparison['fp32']) =>
     `${percent(mean)} <small>± ${(std * 100).toFixed(2)}</small>`;
-  const rows = comparisons.map(({ set, pairs, fp32, int7, drop, meanCosine }) => [
+  const rows = comparisons.map(({ set, pairs, fp32, int7, drop, meanCosine, unresolvedFar = [] }) => [
     escapeHtml(set),
     count(pairs),
     accuracy(fp32),
     accuracy(int7),
     points(drop),
     cosine(meanCosine),
-    ...rates.map((rate) => `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}`),
+    ...rates.map(
+      (rate) =>
+        `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}${unresolvedFar.includes(rate) ? ` <small>${TOO_FEW}</small>` : ''}`,
+    ),
   ]);
   return table(
     ['Set', 'Pairs', 'FP32', 'INT7', 'Drop', 'Mean cosine', ...rates.map((rate) => `TAR @ ${escapeHtml(rate)}`)],
     rows,
   );
 }
+
+const TOO_FEW = 'too few pairs';
 
 function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
   const found = tarAtFar[rate];
