@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
+import { Histogram } from './train-report.ts';
 
 const Accuracy = z.strictObject({
   accuracy: z.number().min(0).max(1),
@@ -150,6 +151,40 @@ export const ErrorSplit = z
   .describe('Mean cosine of the outputs with FP32 while one part of the network is in integers and the rest in FP32.');
 export type ErrorSplit = z.infer<typeof ErrorSplit>;
 
+const Scores = z.strictObject({
+  roc: z
+    .array(z.tuple([z.number(), z.number()]))
+    .describe('Points of the ROC: false accept rate and true accept rate, the smallest first.'),
+  same: Histogram.describe('Cosines between the two embeddings of pairs of one person.'),
+  different: Histogram.describe('Cosines of pairs of different people.'),
+});
+
+/** How both models score the pairs of one verification set. */
+export const SetScores = z.strictObject({ set: z.string(), fp32: Scores, int7: Scores });
+export type SetScores = z.infer<typeof SetScores>;
+
+/** A picture on which INT7 is far from FP32. */
+export const WorstPicture = z.strictObject({
+  set: z.string().nullable().describe('The verification set; null: the calibration dataset.'),
+  picture: z.int().min(0).describe('Its number there, from 0; in a set, 2i and 2i + 1 are pair i.'),
+  mirrored: z.boolean().describe('Its mirror image.'),
+  cosine: z.number(),
+});
+export type WorstPicture = z.infer<typeof WorstPicture>;
+
+/** Time of one picture on one thread, computed and not measured. */
+export const PredictedLatency = z.strictObject({
+  target: z.string().describe('Instruction set or processor.'),
+  milliseconds: z.number().min(0),
+  basis: z
+    .enum(['measured', 'simulated'])
+    .describe(
+      'measured: by the rates of two networks on one machine. simulated: by the cycles of inner loops alone, ' +
+        'without memory; it takes longer.',
+    ),
+});
+export type PredictedLatency = z.infer<typeof PredictedLatency>;
+
 /** The FP32 model. */
 const Source = StoredFile.extend({
   externalData: z
@@ -195,6 +230,22 @@ export const QuantizeReport = z.strictObject({
     .describe('Nodes of the model that stay in FP32, each with what has no quantized form. Absent: none.'),
   layers: z.array(QuantizedLayer),
   errorSplit: ErrorSplit.optional().describe('Absent in artifacts from before it.'),
+  // Absent in reports of before.
+  folded: z
+    .array(z.strictObject({ node: z.string(), into: z.array(z.string()) }))
+    .optional()
+    .describe('Nodes, mostly batch norms, that weights have taken in, with the layers that they were folded into.'),
+  sizes: z
+    .strictObject({
+      channels: z.int().min(0).describe('Output channels of all convolutions and fully connected layers.'),
+      aimBytes: z.int().min(0).describe('A quarter of the FP32 model and 16 bytes for each channel.'),
+      files: z.record(z.string(), z.int().min(0)).describe('Bytes of the model files, by name.'),
+    })
+    .optional(),
+  latency: z.array(PredictedLatency).optional(),
+  scores: z.array(SetScores).optional().describe('By verification set.'),
+  angles: Histogram.optional().describe('Degrees between the FP32 and the INT7 output of each picture.'),
+  worstPictures: z.array(WorstPicture).optional().describe('The worst first. report.html shows them.'),
   metrics: Metrics,
   gate: Gate,
 });

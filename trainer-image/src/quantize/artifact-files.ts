@@ -53,10 +53,11 @@ export function scalesFile(scales: Scales): string {
   return `${JSON.stringify(ScalesDocument.parse({ schemaVersion: 1, tensors: scales.tensors, weights }))}\n`;
 }
 
-export function reportFiles(report: QuantizeReport): Record<string, string> {
+/** @param pictures addresses of data with report.worstPictures */
+export function reportFiles(report: QuantizeReport, pictures: readonly string[]): Record<string, string> {
   return {
     [ARTIFACT.report]: json(QuantizeReport.parse(report)),
-    [ARTIFACT.reportHtml]: renderQuantizeReport(report),
+    [ARTIFACT.reportHtml]: renderQuantizeReport(report, pictures),
   };
 }
 

@@ -1,7 +1,7 @@
 /**
  * Embeds pictures with the FP32 and the INT7 model, and measures how far apart the embeddings are. Metrics: compare.ts.
  */
-import type { ErrorSplit, Metrics, QuantizeConfig } from '@facetrain/api';
+import type { ErrorSplit, Metrics, QuantizeConfig, SetScores } from '@facetrain/api';
 import {
   type Embedder,
   type Graph,
@@ -25,6 +25,15 @@ import {
 } from './compare.ts';
 import { disposable } from './disposable.ts';
 import type { Calibration } from './inputs.ts';
+import type { PictureCosines } from './worst-pictures.ts';
+
+export interface ComparedModels {
+  metrics: Metrics;
+  /** How both models score the pairs of each set. */
+  scores: SetScores[];
+  /** By picture, for the worst of them. */
+  sources: PictureCosines[];
+}
 
 /** On verification sets: accuracy of both models, and the cosines of all pictures and their mirror images. */
 export async function compareOnSets(
@@ -34,7 +43,7 @@ export async function compareOnSets(
   fp32: Embedder,
   int7: Embedder,
   { progress, signal }: Program,
-): Promise<Metrics> {
+): Promise<ComparedModels> {
   let done = 0;
   const totalSteps = 4 * sets.reduce((sum, { encoded }) => sum + encoded.length, 0);
   const embed = async (embedder: Embedder, set: VerificationSet) => {
@@ -51,29 +60,42 @@ export async function compareOnSets(
   const compared = [];
   for (const set of sets)
     compared.push(compareOnSet(set.name, set.same, fp32.dim, await embeddings(fp32, set), await embeddings(int7, set)));
-  return summarize(
+  const metrics = summarize(
     compared.map(({ comparison }) => comparison),
     concatenate(compared.map((result) => result.cosines)),
     'evaluation',
   );
+  const sources = compared.map((result, i) => ({
+    ...{ set: sets[i]!.name, cosines: result.cosines, pictures: sets[i]!.encoded.length },
+  }));
+  return { metrics, scores: compared.map(({ scores }) => scores), sources };
 }
 
 /** On pictures without identities, when there are no sets: cosines alone, and those of each output of several. */
 export async function compareOnPictures(
-  { pictures, source }: Calibration['compared'],
+  { pictures, numbers, source }: Calibration['compared'],
   { outputs }: Pick<Graph, 'outputs'>,
   fp32: Embedder,
   int7: Embedder,
   { progress, signal }: Program,
-): Promise<Metrics> {
+): Promise<ComparedModels> {
   const embed = (embedder: Embedder, before: number) =>
     embedder.embed(pictures, {
       signal,
       onBatch: (done) => progress.update({ step: before + done, totalSteps: 2 * pictures.count }),
     });
   const [reference, quantized] = [await embed(fp32, 0), await embed(int7, pictures.count)];
-  if (outputs) return summarizeOutputs(compareOutputs(reference, quantized, outputs), source, pictures.count);
-  return summarize([], cosines(reference, quantized, fp32.dim), source);
+  const by = (each: Float64Array) => [{ set: null, cosines: each, numbers, pictures: pictures.count }];
+  if (outputs) {
+    const compared = compareOutputs(reference, quantized, outputs);
+    const mean = Float64Array.from(
+      { length: pictures.count },
+      (_, i) => compared.reduce((sum, output) => sum + output.cosines[i]!, 0) / compared.length,
+    );
+    return { metrics: summarizeOutputs(compared, source, pictures.count), scores: [], sources: by(mean) };
+  }
+  const found = cosines(reference, quantized, fp32.dim);
+  return { metrics: summarize([], found, source), scores: [], sources: by(found) };
 }
 
 /** Pictures of splitError: at most so many, and fewer of a network that takes its time. */

@@ -1,8 +1,16 @@
 /** The metrics of an INT7 model against its FP32 model, and the gate's bounds on them. Pure. */
-import { type Comparison, FacetrainError, type Gate, type Metrics, type QuantizeConfig } from '@facetrain/api';
+import {
+  type Comparison,
+  FacetrainError,
+  type Gate,
+  type Metrics,
+  type QuantizeConfig,
+  type SetScores,
+} from '@facetrain/api';
 import type { GraphOutput } from '@facetrain/native';
 import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
 import { type Verification, verify } from '../verification/protocol.ts';
+import { scoreFigures } from './score-figures.ts';
 
 /** Embeddings of a set's pictures and of their mirror images, both [pictures, dim]. */
 export interface SetEmbeddings {
@@ -29,8 +37,8 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
 }
 
 /**
- * Both models on one verification set: 10-fold accuracy with flip, and the cosines of all its pictures, mirror images
- * included.
+ * Both models on one verification set: 10-fold accuracy with flip, how they score its pairs, and the cosines of all its
+ * pictures, those of the mirror images last.
  * @param same by pair; pictures 2i and 2i + 1 are pair i
  */
 export function compareOnSet(
@@ -39,7 +47,7 @@ export function compareOnSet(
   dim: number,
   fp32: SetEmbeddings,
   int7: SetEmbeddings,
-): { comparison: Comparison; cosines: Float64Array } {
+): { comparison: Comparison; cosines: Float64Array; scores: SetScores } {
   const [a, b] = [fp32, int7].map(({ plain, mirrored }) => plain.map((value, at) => value + mirrored[at]!)) as [
     Float32Array,
     Float32Array,
@@ -58,7 +66,7 @@ export function compareOnSet(
     negatives: reference.negatives,
     ...(unresolvedFar.length > 0 && { unresolvedFar }),
   };
-  return { comparison, cosines: all };
+  return { comparison, cosines: all, scores: scoreFigures(set, same, dim, a, b) };
 }
 
 /** @param measured all cosines: of the sets' pictures; when there are no sets, of the pictures that `source` names */
@@ -84,9 +92,14 @@ export type ComparedOutput = NonNullable<Metrics['outputs']>[number];
 /**
  * Each output of two models that are no embeddings.
  * @param a of the FP32 model, [pictures, numbers of all outputs]; b: of the INT7 model
+ * @returns with the cosines by picture
  * @throws FacetrainError NotANumber when a number is not finite
  */
-export function compareOutputs(a: Float32Array, b: Float32Array, outputs: GraphOutput[]): ComparedOutput[] {
+export function compareOutputs(
+  a: Float32Array,
+  b: Float32Array,
+  outputs: GraphOutput[],
+): (ComparedOutput & { cosines: Float64Array })[] {
   const sizes = outputs.map(({ dims }) => dims.reduce((product, dim) => product * dim, 1));
   const all = sizes.reduce((sum, size) => sum + size, 0);
   let first = 0;
@@ -111,6 +124,7 @@ export function compareOutputs(a: Float32Array, b: Float32Array, outputs: GraphO
       meanCosine: mean(measured),
       percentile1Cosine: measured.toSorted()[Math.floor(measured.length / 100)]!,
       worstCosine: measured.toSorted()[0]!,
+      cosines: measured,
       top1Agreement: dims.length === 1 && size > 1 ? same / pictures.length : null,
     };
   });
@@ -129,7 +143,9 @@ export function summarizeOutputs(
     worstCosine: Math.min(...outputs.map(({ worstCosine }) => worstCosine!)),
     accuracyDrop: null,
     comparisons: [],
-    outputs,
+    outputs: outputs.map(({ name, meanCosine, percentile1Cosine, worstCosine, top1Agreement }) => ({
+      ...{ name, meanCosine, percentile1Cosine, worstCosine, top1Agreement },
+    })),
     measuredOn: { source, pictures },
   };
 }

@@ -166,6 +166,18 @@ describe('the folded layers are the same function', () => {
   });
 });
 
+test('each folded node is named, with what takes it in', () => {
+  const b = new GraphBuilder({ height: 8, width: 8 });
+  const stem = b.batchNorm(b.conv('data', 3, 6, 1), 6);
+  const graph = b.graph(b.flatten(b.conv(b.batchNorm(b.prelu(stem, 6), 6), 6, 4, 3)));
+  const folded: [string, string[]][] = [];
+  fold(graph, { onFold: (node, into) => folded.push([node, into]) });
+  assert.deepEqual(folded, [
+    ['BatchNormalization_1', ['Conv_0']],
+    ['BatchNormalization_3', ['Conv_4']],
+  ]);
+});
+
 test('folding a batch norm into a padded conv behind it would be wrong, at the border only', async () => {
   const builder = new GraphBuilder();
   const graph = builder.graph(builder.flatten(builder.conv(builder.batchNorm('data', 3), 3, 4, 3, { pad: 1 })));

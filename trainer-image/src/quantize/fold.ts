@@ -19,14 +19,25 @@ import {
 
 type Weighted = Extract<Layer, { kind: 'conv' | 'fc' }>;
 
+export interface FoldOptions extends Pick<ReadLayersOptions, 'strict' | 'onReal'> {
+  /** Called for each affine map that is folded, by the name of its node, with the layers or maps that take it in. */
+  onFold?: (node: string, into: string[]) => void;
+}
+
 /** @throws FacetrainError as onnxToOperations */
-export function fold(graph: Graph, options: Pick<ReadLayersOptions, 'strict' | 'onReal'> = {}): LayerGraph {
+export function fold(graph: Graph, options: FoldOptions = {}): LayerGraph {
+  const { onFold = () => {} } = options;
   const outputs = new Set((graph.outputs ?? [graph.output]).map(({ name }) => name));
-  return toLayerGraph(graph, foldIntoReaders(foldIntoProducers(onnxToOperations(graph, options), outputs), outputs));
+  const merged = foldIntoProducers(onnxToOperations(graph, options), outputs, onFold);
+  return toLayerGraph(graph, foldIntoReaders(merged, outputs, onFold));
 }
 
 /** Folds each affine map into the layer or the map in front of it, if nothing else reads the output of that. */
-function foldIntoProducers(operations: Operation[], outputs: ReadonlySet<string>): Operation[] {
+function foldIntoProducers(
+  operations: Operation[],
+  outputs: ReadonlySet<string>,
+  onFold: NonNullable<FoldOptions['onFold']>,
+): Operation[] {
   const readers = countReaders(operations, outputs);
   const producers = new Map<string, Operation>();
   const result: Operation[] = [];
@@ -43,6 +54,7 @@ function foldIntoProducers(operations: Operation[], outputs: ReadonlySet<string>
           : affineAfterWeights(producer, operation)),
         output: operation.output,
       };
+      onFold(operation.name, [producer.name]);
       result[result.indexOf(producer)] = merged;
       producers.set(operation.output, merged);
     } else {
@@ -77,12 +89,20 @@ function affineAfterWeights<T extends Weighted>(layer: T, { scale, offset }: Aff
  * Folds each remaining affine map into the layers that read it, if the result is exact for all of them. From the end,
  * so that a chain of maps folds completely.
  */
-function foldIntoReaders(operations: Operation[], outputs: ReadonlySet<string>): Operation[] {
+function foldIntoReaders(
+  operations: Operation[],
+  outputs: ReadonlySet<string>,
+  onFold: NonNullable<FoldOptions['onFold']>,
+): Operation[] {
   let result = operations;
   for (const operation of operations.toReversed()) {
     if (operation.kind !== 'affine' || outputs.has(operation.output)) continue;
     const readers = result.filter((reader) => operandsOf(reader).includes(operation.output));
     if (!readers.every((reader) => canFoldExactly(reader, operation))) continue;
+    onFold(
+      operation.name,
+      readers.map(({ name }) => name),
+    );
     result = result
       .filter((other) => other !== operation)
       .map((other) => (readers.includes(other) ? weightsAfterAffine(other as Weighted, operation) : other));

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
-import { ARTIFACT, FacetrainError, type QuantizeConfig, type StoredFile } from '@facetrain/api';
+import { ARTIFACT, FacetrainError, type QuantizeConfig, type QuantizeReport, type StoredFile } from '@facetrain/api';
 import {
   EMBEDDING_BATCH,
   type Graph,
@@ -33,6 +33,8 @@ export interface SourceModel {
   layers: LayerGraph;
   /** Nodes that stay FP32. */
   real: RealNode[];
+  /** Nodes that were folded into layers. */
+  folded: NonNullable<QuantizeReport['folded']>;
   /** Whether the executor of eval and train runs the graph: it is one embedding, of operators that it knows. */
   executable: boolean;
   /** What the file's input is. */
@@ -90,10 +92,15 @@ export async function loadModel(
   }
   try {
     const real: RealNode[] = [];
-    const layers = fold(graph, { strict: search.strict, onReal: (node) => real.push(node) });
+    const folded: SourceModel['folded'] = [];
+    const layers = fold(graph, {
+      strict: search.strict,
+      onReal: (node) => real.push(node),
+      onFold: (node, into) => folded.push({ node, into }),
+    });
     const externalData: SourceModel['externalData'] = {};
     for (const path of externalFiles) externalData[relative(dirname(file), path)] = await digestFile(path);
-    return { graph, range, layers, real, executable, file: await digestFile(file), externalData, removed };
+    return { graph, range, layers, real, folded, executable, file: await digestFile(file), externalData, removed };
   } catch (error) {
     throw withSubject(model.path, error);
   }
@@ -199,7 +206,12 @@ function jsonFields(text: string): Record<string, unknown> {
 export interface Calibration {
   pictures: Pictures;
   /** What both models are compared on when there are no evaluation sets. */
-  compared: { pictures: Pictures; source: 'heldOut' | 'calibration' };
+  compared: {
+    pictures: Pictures;
+    /** The number of each picture in the dataset. */
+    numbers: number[];
+    source: 'heldOut' | 'calibration';
+  };
   /** For the report: how many pictures, drawn with which seed, and the digest of their pixels. */
   facts: { images: number; seed: number; sha256: string };
 }
@@ -250,16 +262,17 @@ export async function loadCalibration(
     for (const { name, reason } of bad) log.warn({ picture: name, reason }, 'left out a bad picture');
     checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, maxBadPictures);
     if (pictures.count === 0) checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, 0);
-    return pictures;
+    const left = new Set(bad.map(({ picture }) => picture));
+    return { pictures, numbers: indices.filter((index) => !left.has(index)) };
   };
-  const pictures = await read(sample.calibration);
+  const { pictures, numbers } = await read(sample.calibration);
   const sha256 = createHash('sha256').update(pictures.data).digest('hex');
   return {
     pictures,
     compared:
       sample.heldOut.length > 0
-        ? { pictures: await read(sample.heldOut), source: 'heldOut' }
-        : { pictures, source: 'calibration' },
+        ? { ...(await read(sample.heldOut)), source: 'heldOut' }
+        : { pictures, numbers, source: 'calibration' },
     facts: { images: pictures.count, seed, sha256 },
   };
 }

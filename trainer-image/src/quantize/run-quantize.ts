@@ -28,13 +28,14 @@ import { withSubject } from '../onnx/open-model.ts';
 import { parseOnnx } from '../onnx/read.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
+import { histogram } from '../report/histogram.ts';
 import { Fence } from '../storage/fence.ts';
 import { publish } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
 import { type CheckSourceOptions, checkFound, checkScales, checkSource } from './check-source.ts';
-import { checkGate } from './compare.ts';
+import { checkGate, concatenate } from './compare.ts';
 import { compareOnPictures, compareOnSets, splitError } from './compare-models.ts';
 import { disposable } from './disposable.ts';
 import {
@@ -47,7 +48,9 @@ import {
   type ReadModel,
 } from './inputs.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
+import { predictedLatency } from './predicted-latency.ts';
 import { decodeInt7 } from './qdq.ts';
+import { thumbnails, worstPictures } from './worst-pictures.ts';
 
 /**
  * @param read the model, if readModel has read it before
@@ -174,13 +177,18 @@ async function quantizeInto(
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
   await using int7 = disposable(await openInt7(modelBytes, computeThreads));
   await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
-  const metrics =
+  const { metrics, scores, sources } =
     sets.length > 0
       ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
       : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
   const errorSplit = await splitError(found, compared, source.graph, fp32, int7.model, { computeThreads, signal });
 
   // ---- The report ----
+  const models = {
+    [ARTIFACT.model]: modelBytes,
+    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
+  };
+  const worst = worstPictures(sources);
   const report: QuantizeReport = {
     schemaVersion: 1,
     job: config.job,
@@ -196,11 +204,20 @@ async function quantizeInto(
     calibration,
     search: config.search,
     ...(source.real.length > 0 && { realNodes: source.real }),
+    folded: source.folded,
     layers: found.layers.map((layer) => ({
       ...layer,
       kind: found.graph.layers.find(({ name }) => name === layer.name)!.kind,
     })),
     errorSplit,
+    sizes: sizesOf(source, found.graph, models),
+    latency: predictedLatency(
+      found.graph,
+      found.layers.reduce((sum, { macs }) => sum + macs, 0),
+    ),
+    ...(scores.length > 0 && { scores }),
+    angles: histogram(concatenate(sources.map(({ cosines }) => cosines.map(degrees)))),
+    worstPictures: worst,
     metrics,
     gate: checkGate(config.gate, metrics),
   };
@@ -210,7 +227,7 @@ async function quantizeInto(
   };
 
   // ---- The gate ----
-  const reports = reportFiles(report);
+  const reports = reportFiles(report, await thumbnails(worst, sets, compared));
   if (!report.gate.passed) {
     const folder = join(outputDirectory, ARTIFACT.rejected);
     await write(folder, reports);
@@ -228,8 +245,7 @@ async function quantizeInto(
 
   // ---- The files ----
   const files = {
-    [ARTIFACT.model]: modelBytes,
-    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
+    ...models,
     [ARTIFACT.scales]: scalesFile(found.scales),
     ...reports,
   };
@@ -250,6 +266,23 @@ async function quantizeInto(
   );
   return report;
 }
+
+/** Sizes of the model files, and the aim: a quarter of FP32, and 16 bytes a channel for scales and bias. */
+function sizesOf(
+  { file, externalData }: Inputs['source'],
+  { layers }: LayerGraph,
+  models: Record<string, Uint8Array>,
+): NonNullable<QuantizeReport['sizes']> {
+  const fp32 = Object.values(externalData).reduce((sum, { bytes }) => sum + bytes, file.bytes);
+  const channels = layers.reduce((sum, layer) => sum + ('bias' in layer ? layer.bias.length : 0), 0);
+  return {
+    channels,
+    aimBytes: Math.round(fp32 / 4) + 16 * channels,
+    files: Object.fromEntries(Object.entries(models).map(([name, { length }]) => [name, length])),
+  };
+}
+
+const degrees = (cosine: number) => (Math.acos(Math.min(Math.max(cosine, -1), 1)) * 180) / Math.PI;
 
 const STAGES = { equalizing: 'Equalizing', searching: 'Searching' } as const;
 

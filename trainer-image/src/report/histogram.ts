@@ -4,9 +4,13 @@ import type { Histogram } from '@facetrain/api';
 /** Bars of a histogram. */
 const BARS = 30;
 
-/** In bars of equal width from the smallest value to the largest. */
-export function histogram(values: ArrayLike<number>): Histogram {
-  let [min, max, sum, sumOfSquares] = [Infinity, -Infinity, 0, 0];
+/**
+ * In bars of equal width from the smallest value to the largest.
+ * @param range to begin with: histograms of one range can be compared bar by bar
+ */
+export function histogram(values: ArrayLike<number>, range = { min: Infinity, max: -Infinity }): Histogram {
+  let { min, max } = range;
+  let [sum, sumOfSquares] = [0, 0];
   for (let i = 0; i < values.length; i++) {
     const value = values[i]!;
     min = Math.min(min, value);

@@ -85,6 +85,48 @@ test('the page shows the figures, loads no other file and has no script', () => 
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
 });
 
+test('both models on each set, the worst pictures, sizes, times and what was folded', () => {
+  const histogram = (counts: number[]) => ({ min: 0, max: 3, sum: 6, sumOfSquares: 9, counts });
+  const scores = (tar: number) => ({
+    roc: [
+      [0.001, tar],
+      [1, 1],
+    ] as [number, number][],
+    same: histogram([1, 2, 3]),
+    different: histogram([3, 2, 1]),
+  });
+  const found = report({
+    folded: [{ node: 'bn_0', into: ['conv_0', 'conv_1'] }],
+    sizes: { channels: 128, aimBytes: 2 ** 20 + 2048, files: { 'model.int7.onnx': 2 ** 20 } },
+    latency: [
+      { target: 'x86 with AVX2', milliseconds: 4.1, basis: 'measured' },
+      { target: 'Cortex-A55 at 2 GHz', milliseconds: 30, basis: 'simulated' },
+    ],
+    scores: [{ set: 'lfw', fp32: scores(0.9), int7: scores(0.8) }],
+    angles: histogram([5, 1, 0]),
+    worstPictures: [
+      { set: 'lfw', picture: 7, mirrored: true, cosine: 0.8123 },
+      { set: null, picture: 4000, mirrored: false, cosine: 0.9 },
+    ],
+  });
+  const html = renderQuantizeReport(found, ['data:image/bmp;base64,AAAA', 'data:image/bmp;base64,BBBB']);
+  for (const text of [
+    'bn_0</td><td>conv_0, conv_1',
+    '16 bytes for each of 128 output channels',
+    '1.00 MiB',
+    'about 4.1 ms',
+    'more than 30 ms',
+    'aria-label="ROC of lfw"',
+    'lfw, pair 3, right, mirrored',
+    '<img src="data:image/bmp;base64,AAAA" alt="lfw, pair 3, right, mirrored" class="mirrored">',
+    '0.8123',
+    'picture 4,000',
+  ])
+    assert.ok(html.includes(text), `${text} is missing`);
+  assert.equal(html.match(/<polyline/g)?.length, 7, 'two models in a ROC and two histograms, and angles');
+  assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
+});
+
 test('a missed gate lists the bounds that were missed', () => {
   const html = renderQuantizeReport(
     report({

@@ -1,11 +1,21 @@
 /** report.html of a quantized model: one file for a browser, which loads no other file. Pure. */
-import { type Comparison, type Metrics, type QuantizedLayer, type QuantizeReport, rangeText } from '@facetrain/api';
+import {
+  type Comparison,
+  type Histogram,
+  type Metrics,
+  type PredictedLatency,
+  type QuantizedLayer,
+  type QuantizeReport,
+  rangeText,
+  type SetScores,
+} from '@facetrain/api';
 import { count, escapeHtml, page, short, table } from './html.ts';
 
 const BAR_WIDTH = 170;
 const BAR_HEIGHT = 7;
 
-export function renderQuantizeReport(report: QuantizeReport): string {
+/** @param pictures addresses of data (data:image/…) with report.worstPictures, in their order */
+export function renderQuantizeReport(report: QuantizeReport, pictures: readonly string[] = []): string {
   const { name, attempt } = report.job;
   return page(
     `${name}: quantization report`,
@@ -19,9 +29,14 @@ ${facts(report)
   .join('\n')}
 </dl>
 ${verification(report.metrics.comparisons)}
+${(report.scores ?? []).map(scoreCharts).join('\n')}
 ${outputs(report.metrics.outputs ?? [])}
+${pictureCloseness(report, pictures)}
 ${errorSplit(report.errorSplit)}
+${sizes(report)}
+${latency(report.latency ?? [])}
 ${realNodes(report.realNodes ?? [])}
+${folded(report.folded)}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
 ${layerTable(report.layers)}
 <h2>Origin</h2>
@@ -139,6 +154,148 @@ function verification(comparisons: Comparison[]): string {
   if (comparisons.length === 0) return '';
   const note = '10-fold, embeddings of picture and mirror image added';
   return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}`;
+}
+
+/** ROC and histograms of scores of both models on one set. */
+function scoreCharts({ set, fp32, int7 }: SetScores): string {
+  const name = escapeHtml(set);
+  const key = '<i class="line c0"></i> FP32 <i class="line c1"></i> INT7';
+  const roc = curves([fp32.roc, int7.roc], {
+    low: Math.log10(Math.min(...fp32.roc.map(([far]) => far))),
+    label: `ROC of ${name}`,
+  });
+  const chart = (kind: 'same' | 'different', title: string) =>
+    `<figure><figcaption>${title}</figcaption>${outlines([fp32[kind], int7[kind]], `${title}, ${name}`, short)}</figure>`;
+  return `<h3>${name} <small>${key}</small></h3>
+<div class="charts">
+<figure><figcaption>ROC: true accept rate by false accept rate</figcaption>${roc}</figure>
+${chart('same', 'Cosine of pairs of one person')}
+${chart('different', 'Cosine of pairs of different people')}
+</div>`;
+}
+
+const CHART = { width: 360, height: 190, left: 54, right: 8, top: 8, bottom: 24 };
+const plotWidth = CHART.width - CHART.left - CHART.right;
+const plotHeight = CHART.height - CHART.top - CHART.bottom;
+const svg = (label: string, body: string) =>
+  `<svg viewBox="0 0 ${CHART.width} ${CHART.height}" role="img" aria-label="${label}">${body}</svg>`;
+const text = (x: number, y: number, anchor: string, content: string) =>
+  `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" text-anchor="${anchor}">${content}</text>`;
+const polyline = (index: number, points: (readonly [number, number])[]) =>
+  `<polyline class="c${index}" points="${points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(' ')}"/>`;
+
+/** True accept rates over the logarithm of false accept rates, from 10^low to 1. */
+function curves(all: [far: number, tar: number][][], { low, label }: { low: number; label: string }): string {
+  const span = -low || 1;
+  const floor = Math.floor(Math.min(...all.flat().map(([, tar]) => tar)) * 20) / 20;
+  const bottom = Math.min(floor, 0.95);
+  const x = (far: number) => CHART.left + ((Math.log10(far) - low) / span) * plotWidth;
+  const y = (tar: number) => CHART.top + ((1 - tar) / (1 - bottom)) * plotHeight;
+  const decades = Array.from({ length: Math.floor(span) + 1 }, (_, i) => 10 ** -i);
+  const rows = [0, 1, 2, 3, 4].map((i) => bottom + ((1 - bottom) * i) / 4);
+  const grid = [
+    ...rows.map((tar) => gridLine(CHART.left, y(tar), CHART.width - CHART.right, y(tar))),
+    ...rows.map((tar) => text(CHART.left - 5, y(tar) + 4, 'end', `${short(tar * 100)} %`)),
+    ...decades.map((far) => gridLine(x(far), CHART.top, x(far), CHART.top + plotHeight)),
+    ...decades.map((far) =>
+      text(x(far), CHART.height - 8, far === 1 ? 'end' : 'middle', far === 1 ? '1' : far.toExponential(0)),
+    ),
+  ];
+  const lines = all.map((points, index) =>
+    polyline(
+      index,
+      points.map(([far, tar]) => [x(far), y(tar)]),
+    ),
+  );
+  return svg(label, grid.join('') + lines.join(''));
+}
+
+function gridLine(x1: number, y1: number, x2: number, y2: number): string {
+  const [a, b, c, d] = [x1, y1, x2, y2].map((value) => value.toFixed(1));
+  return `<line class="grid" x1="${a}" y1="${b}" x2="${c}" y2="${d}"/>`;
+}
+
+/** Histograms over one axis as outlines; all have the same bars. */
+function outlines(all: Histogram[], label: string, shown: (value: number) => string): string {
+  const { min, max } = all[0]!;
+  const tallest = Math.max(...all.flatMap(({ counts }) => counts), 1);
+  const y = (number: number) => CHART.top + (1 - number / tallest) * plotHeight;
+  const lines = all.map(({ counts }, index) => {
+    const x = (bar: number) => CHART.left + (bar / counts.length) * plotWidth;
+    const corners = counts.flatMap((number, bar): [number, number][] => [
+      [x(bar), y(number)],
+      [x(bar + 1), y(number)],
+    ]);
+    return polyline(index, [[x(0), y(0)], ...corners, [x(counts.length), y(0)]]);
+  });
+  const marks =
+    gridLine(CHART.left, y(0), CHART.width - CHART.right, y(0)) +
+    text(CHART.left, CHART.height - 8, 'start', shown(min)) +
+    text(CHART.width - CHART.right, CHART.height - 8, 'end', shown(max)) +
+    text(CHART.left - 5, y(tallest) + 8, 'end', count(tallest));
+  return svg(label, marks + lines.join(''));
+}
+
+/** How far single pictures are from FP32: all, and the worst. */
+function pictureCloseness(
+  { angles, worstPictures = [], metrics }: QuantizeReport,
+  pictures: readonly string[],
+): string {
+  if (!angles) return '';
+  const on = metrics.measuredOn ? SOURCES[metrics.measuredOn.source] : 'pictures';
+  const label = 'Degrees between the FP32 and the INT7 output of a picture';
+  const worst = worstPictures.map(({ set, picture, mirrored, cosine: value }, index) => {
+    const where = set === null ? `picture ${count(picture)}` : `${set}, pair ${count(Math.floor(picture / 2))}`;
+    const side = set === null ? '' : picture % 2 === 0 ? ', left' : ', right';
+    const title = escapeHtml(`${where}${side}${mirrored ? ', mirrored' : ''}`);
+    const image = pictures[index]
+      ? `<img src="${escapeHtml(pictures[index])}" alt="${title}"${mirrored ? ' class="mirrored"' : ''}>`
+      : '';
+    return `<figure>${image}<figcaption>${cosine(value)}<br><small>${title}</small></figcaption></figure>`;
+  });
+  return `<h2>Pictures <small>${label}, and the worst of them with their cosine; ${on}</small></h2>
+<div class="charts"><figure>${outlines([angles], label, (value) => `${short(value)}°`)}</figure>
+<div class="worst">${worst.join('\n')}</div></div>`;
+}
+
+function sizes({ sizes: found, source }: QuantizeReport): string {
+  if (!found) return '';
+  const before = Object.values(source.externalData ?? {}).reduce((sum, { bytes }) => sum + bytes, source.bytes);
+  const row = (what: string, bytes: number) => [
+    what,
+    `${mebibytes(bytes)} MiB`,
+    `${((100 * bytes) / before).toFixed(1)} %`,
+  ];
+  const rows = [
+    row('FP32', before),
+    ...Object.entries(found.files).map(([name, bytes]) => row(escapeHtml(name), bytes)),
+    row('Aim', found.aimBytes),
+  ];
+  const aim = `the aim is a quarter of FP32 and 16 bytes for each of ${count(found.channels)} output channels`;
+  return `<h2>Sizes <small>${aim}</small></h2>\n${table(['File', 'Size', 'Of FP32'], rows)}`;
+}
+
+/** What a picture probably takes. */
+function latency(all: PredictedLatency[]): string {
+  if (all.length === 0) return '';
+  const rows = all.map(({ target, milliseconds, basis }) => [
+    escapeHtml(target),
+    `${basis === 'simulated' ? 'more than ' : 'about '}${milliseconds} ms`,
+    basis === 'simulated'
+      ? 'simulated inner loops, without memory'
+      : 'the rates of two networks, measured on an Intel Xeon',
+  ]);
+  const note = 'an estimate from counted operations, nothing was run: one picture, one thread';
+  return `<h2>Time of a picture <small>${note}</small></h2>\n${table(['On', 'Estimate', 'From'], rows)}`;
+}
+
+/** What weights have taken in, and what could not be folded. */
+function folded(all: QuantizeReport['folded']): string {
+  if (!all || all.length === 0) return '';
+  const rows = all.map(({ node, into }) => [escapeHtml(node), escapeHtml(into.join(', '))]);
+  return `<h2>Folded <small>nodes that scale and shift channels, mostly batch norms</small></h2>
+<details><summary>${count(all.length)} became part of the weights and biases of other layers</summary>
+${table(['Node', 'Into'], rows)}</details>`;
 }
 
 function setTable(comparisons: Comparison[]): string {
@@ -271,6 +428,22 @@ td .before, .key { color: var(--soft); }
 .key { display: inline-block; width: 14px; height: 8px; border-radius: 2px; margin-left: 8px; }
 .key.before { background: var(--soft); opacity: .45; }
 .key.after { background: var(--c0); }
+h3 { margin: 16px 0 4px; font-size: 15px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 12px; }
+figure { margin: 0; min-width: 0; }
+figcaption { font-size: 13px; }
+.charts svg { width: 100%; height: auto; display: block; }
+.charts text { fill: var(--soft); font-size: 11px; }
+.grid { stroke: var(--line); }
+polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+polyline.c0 { stroke: var(--c0); }
+polyline.c1 { stroke: var(--c1); }
+.line { display: inline-block; width: 16px; border-top: 3px solid; vertical-align: middle; margin-left: 8px; }
+.line.c0 { color: var(--c0); }
+.line.c1 { color: var(--c1); }
+.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px; align-content: start; }
+.worst img { width: 84px; height: auto; border-radius: 6px; display: block; }
+.worst .mirrored { transform: scaleX(-1); }
 abbr { text-decoration: underline dotted; cursor: help; }
 .high { color: var(--c1); }
 `;
