@@ -2,7 +2,9 @@
  * `facetrain run` whose processes are killed at random moments (SIGKILL: the command, one trainer, or all at once, as
  * when the power fails), and which is given again each time, trains the model of the run that nobody disturbed.
  *
- * FACETRAIN_KILLS and FACETRAIN_SEED choose how many kills, and which: `FACETRAIN_KILLS=100 npm test -- cli/src/killed-run.test.ts`.
+ * FACETRAIN_KILLS and FACETRAIN_SEED choose how many kills, and which:
+ *
+ *     FACETRAIN_KILLS=100 npm test -- cli/src/killed-run.test.ts
  */
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';

@@ -202,6 +202,8 @@ export interface ObservedFaceTrainJob {
   /** Absent: the executor knows no queues, and the job starts at once. */
   queue?: ObservedQueue;
   quotaRivals?: QuotaRivals;
+  /** A ResourceQuota of the namespace refuses pods of another job. */
+  othersWaitForQuota?: true;
   progress?: ObservedProgress;
   /** The QuantizeJob of this job, if it exists. */
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };

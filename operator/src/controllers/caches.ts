@@ -1,8 +1,8 @@
 /**
  * The caches that every reconcile reads: one for each kind, with the indexes by which objects are found.
  *
- * - FaceTrainJob: all is kept. Indexes: places, `quota` (quota-rivals.ts).
- * - QuantizeJob: all is kept. Indexes: places.
+ * - FaceTrainJob: all is kept. Indexes: places, `quota` and `refusedIn` (quota-rivals.ts).
+ * - QuantizeJob: all is kept. Indexes: places, `refusedIn`.
  * - Pod: metadata, of its status what the planner reads, names of its node and its claims, priority, group. Indexes:
  * places, `job` (uid), `name`   (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
@@ -19,7 +19,7 @@ import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import type { Cluster } from './cluster-discovery.ts';
-import { waitedForQuota } from './quota-rivals.ts';
+import { refusedIn, waitedForQuota } from './quota-rivals.ts';
 import {
   type ContainerStatus,
   configMaps,
@@ -74,8 +74,11 @@ export function makeCaches(
   });
   const metadataOf = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
-    FaceTrainJob: new Cache({ ...common(faceTrainJobs), indexes: { ...faceTrainJobPlaces, quota: waitedForQuota } }),
-    QuantizeJob: new Cache({ ...common(quantizeJobs), indexes: quantizeJobPlaces }),
+    FaceTrainJob: new Cache({
+      ...common(faceTrainJobs),
+      indexes: { ...faceTrainJobPlaces, quota: waitedForQuota, refusedIn },
+    }),
+    QuantizeJob: new Cache({ ...common(quantizeJobs), indexes: { ...quantizeJobPlaces, refusedIn } }),
     Pod: new Cache({
       ...children(pods),
       strip: stripPod,

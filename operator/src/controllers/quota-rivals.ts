@@ -1,6 +1,7 @@
 /** FaceTrainJobs that wait for the same ResourceQuota as a job: planner/src/refusal.ts decides who is served first. */
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
+import type { JobKind } from '@facetrain/planner/names';
 import type { QuotaRivals } from '@facetrain/planner/observed';
 import { quotaRivalsOf } from '@facetrain/planner/refusal';
 import type { Cache } from '../runtime/cache.ts';
@@ -36,6 +37,19 @@ export function quotaRivals(
     now,
   );
 }
+
+/** Index of jobs of both kinds: the namespace of one whose pods a ResourceQuota refuses. */
+export const refusedIn = ({ metadata: { namespace }, status }: JobObject): string | undefined =>
+  status?.refusal?.quota === undefined ? undefined : namespace;
+
+/** @param caches have the index `refusedIn` @returns whether a ResourceQuota refuses pods of another job */
+export const othersWaitForQuota = (
+  caches: Record<JobKind, Cache<JobObject>>,
+  { metadata: { namespace, uid } }: JobObject,
+): boolean =>
+  (['FaceTrainJob', 'QuantizeJob'] as const).some((kind) =>
+    caches[kind].indexed('refusedIn', namespace!).some((other) => other.metadata.uid !== uid && mayStart(other)),
+  );
 
 /** A job that waits to create its QuantizeJob needs no pods any more. */
 const mayWantPods = (job: JobObject): boolean =>

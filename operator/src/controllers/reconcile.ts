@@ -47,7 +47,7 @@ import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
 import type { ProgressPoller } from './progress-poller.ts';
 import { observeQueue, type QueueReferences, type QueueSpec, readReferences, releaseOrphans } from './queues.ts';
-import { quotaRivals } from './quota-rivals.ts';
+import { othersWaitForQuota, quotaRivals } from './quota-rivals.ts';
 import { refuseRelativePaths } from './relative-paths.ts';
 import { faceTrainJobs, type JobObject, type PodObject, quantizeJobs } from './resources.ts';
 import type { SharedFolders } from './shared-folders.ts';
@@ -116,6 +116,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
         status,
         podGroupApi,
         ...(rivals && { quotaRivals: rivals }),
+        ...(spec.trainers.elastic && othersWaitForQuota(caches, job) && { othersWaitForQuota: true as const }),
         ...(progress && { progress }),
         ...(quantizeJob && { quantizeJob }),
       };

@@ -309,6 +309,28 @@ describe('under a quota', () => {
     cluster.pass(10);
     assert.deepEqual(cluster.ran, [[0, 4]]);
   });
+  test('placeholders without a place give way to another job that waits for a quota', () => {
+    const cluster = new Cluster(elasticJob(4), 2);
+    cluster.pass(DOWN);
+    cluster.pass(UP + 10);
+    const holders = ['faces-1-2', 'faces-1-3'];
+    assert.deepEqual(cluster.names.placeholders, holders);
+    // The planner is not told: it looks from time to time.
+    cluster.job.trainJob.othersWaitForQuota = true;
+    cluster.pass(60, 30);
+    assert.deepEqual(cluster.names.placeholders, []);
+    cluster.pass(UP);
+    assert.deepEqual([cluster.names.placeholders, cluster.status.attempt], [[], 1]);
+    delete cluster.job.trainJob.othersWaitForQuota;
+    cluster.pass(60, 30);
+    assert.deepEqual(cluster.names.placeholders, holders);
+    // One that has its place keeps it: the gang takes it within half a minute.
+    cluster.places = 4;
+    cluster.pass(0);
+    cluster.job.trainJob.othersWaitForQuota = true;
+    cluster.pass(60, 30);
+    assert.deepEqual(cluster.ran.at(-1)![1], 4);
+  });
   test('a pod that is refused is asked for once in scaleUpSeconds', () => {
     const cluster = new Cluster(elasticJob(2), 8);
     let asked = 0;

@@ -14,6 +14,9 @@
  * scheduler has given places to them, the gang is stopped, and only when its trainers have ended do the placeholders
  * give their places up. So the training does not stop for room that does not exist, also where an autoscaler makes it.
  * Room that is gone all the same when the gang comes costs `scaleDownSeconds`, and doubles the wait for the next try.
+ *
+ * Placeholders count in a ResourceQuota also while they are pending, which may last for ever. So there are none without
+ * a place while such a quota refuses pods of another job: that one has nothing to go on with yet.
  */
 import { MAX_REPLICAS, MAX_RESIZE_MESSAGE, MAX_RESIZES, type Scaling } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from '../attempt.ts';
@@ -35,7 +38,10 @@ const MAX_DOUBLINGS = 5;
  */
 const RENDEZVOUS_MARGIN_SECONDS = 120;
 
-type Job = Pick<ObservedFaceTrainJob, 'spec' | 'status' | 'pods'>;
+/** Between two looks at whether other jobs wait for quota. */
+const GIVE_WAY_SECONDS = 30;
+
+type Job = Pick<ObservedFaceTrainJob, 'spec' | 'status' | 'pods' | 'othersWaitForQuota'>;
 
 /** How long the ranks wait for each other at the start of an attempt. */
 export function rendezvousTimeoutOf({ rendezvousTimeoutSeconds, elastic }: Job['spec']['trainers']): number {
@@ -176,17 +182,20 @@ function secondsToSearch({ spec, status }: Job, view: JobView): number | null {
 
 /** Ranks for which placeholders should exist, beside those that do. */
 export function ranksToSearchFor(observed: Job, view: JobView): number[] {
-  if (secondsToSearch(observed, view) !== 0) return [];
+  if (secondsToSearch(observed, view) !== 0 || observed.othersWaitForQuota) return [];
   const { replicas } = observed.spec.trainers;
   const missing = Array.from({ length: replicas - view.ranks.length }, (_, index) => view.ranks.length + index);
   return missing.filter((rank) => view.placeholders.every((pod) => pod.rank !== rank));
 }
 
 /**
- * Placeholders that are not wanted any more: of ranks that are not wished, or that have ended without a place and may
- * be tried again.
+ * Placeholders that are not wanted any more: of ranks that are not wished, that have ended without a place and may be
+ * tried again, or that have no place while another job waits for the quota in which they count.
  */
-export function uselessPlaceholders({ spec }: Pick<ObservedFaceTrainJob, 'spec'>, view: JobView): ObservedPod[] {
+export function uselessPlaceholders(
+  { spec, othersWaitForQuota }: Pick<ObservedFaceTrainJob, 'spec' | 'othersWaitForQuota'>,
+  view: JobView,
+): ObservedPod[] {
   const { elastic, replicas } = spec.trainers;
   return view.placeholders.filter(
     (pod) =>
@@ -194,6 +203,7 @@ export function uselessPlaceholders({ spec }: Pick<ObservedFaceTrainJob, 'spec'>
       (elastic === undefined ||
         pod.rank >= replicas ||
         pod.lostNode !== undefined ||
+        (othersWaitForQuota && isAlive(pod) && pod.node === undefined) ||
         (!isAlive(pod) && !holdsPlace(pod) && secondsSince(pod.createdAt, view.now) >= elastic.scaleUpSeconds)),
   );
 }
@@ -254,6 +264,7 @@ export function secondsToResize(stage: Stage, observed: ObservedFaceTrainJob, vi
     lackOfPlaces(observed, view)?.secondsLeft ?? null,
     foundRoom(observed, view)?.secondsLeft ?? null,
     search === 0 ? null : search,
+    search === 0 && view.placeholders.every((pod) => pod.node === undefined) ? GIVE_WAY_SECONDS : null,
   );
 }
 

@@ -52,7 +52,7 @@ const MAX_PLANS = 12;
 
 export class Simulator {
   now = START;
-  readonly trainJob: Job<FaceTrainJob['spec'], FaceTrainJobStatus>;
+  readonly trainJob: Job<FaceTrainJob['spec'], FaceTrainJobStatus> & Pick<ObservedFaceTrainJob, 'othersWaitForQuota'>;
   quantizeJob: Job<QuantizeJobSpec, QuantizeJobStatus> | null = null;
   pods: SimulatedPod[] = [];
   objects: SimulatedObject[] = [];
