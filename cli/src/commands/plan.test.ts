@@ -43,6 +43,13 @@ interface Printed {
   toFit: { change: Record<string, unknown> }[];
 }
 
+test('a MIG profile is a GPU with the memory of its name', async () => {
+  const file = await tenMillion({ trainers: { resources: { limits: { 'nvidia.com/mig-3g.40gb': 1 } } } });
+  const { stdout, code } = await facetrain('plan', '-f', file, '--json');
+  const { device, memory } = JSON.parse(stdout) as Printed;
+  assert.deepEqual([code, device.kind, memory.usableBytes <= 40e9, memory.fits], [2, 'h100', true, false]);
+});
+
 test('ten million identities fit an H100 in BF16', async () => {
   const file = await tenMillion();
   const people = await facetrain('plan', '-f', file, '--images', '100000000');

@@ -61,10 +61,21 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
   };
 }
 
-function usualKind({ spec: { trainers } }: FaceTrainJob): DeviceKindName {
+/** Names of NVIDIA's device plugin: a whole GPU, one that pods share, a MIG profile with its GB of memory. */
+const GPU = /\/(?:gpu(?:\.shared)?|mig-\d+g\.(?<gigabytes>\d+)gb(?:\..*)?)$/;
+
+/** The GPU among the resources of a trainer. */
+function gpuOf({ spec: { trainers } }: FaceTrainJob): RegExpExecArray | undefined {
   const { limits = {}, requests = {} } = trainers.resources ?? {};
-  const hasGpu = Object.keys({ ...limits, ...requests }).some((resource) => resource.endsWith('/gpu'));
-  return trainers.device === 'CPU' || (trainers.device === 'Auto' && !hasGpu) ? 'cpu' : 'h100';
+  return Object.keys({ ...limits, ...requests })
+    .map((resource) => GPU.exec(resource))
+    .find((match) => match !== null);
+}
+
+function usualKind(job: FaceTrainJob): DeviceKindName {
+  const { device } = job.spec.trainers;
+  const hasGpu = gpuOf(job) !== undefined;
+  return device === 'CPU' || (device === 'Auto' && !hasGpu) ? 'cpu' : 'h100';
 }
 
 function cpusOf({ spec: { trainers } }: FaceTrainJob): number | undefined {
@@ -72,11 +83,18 @@ function cpusOf({ spec: { trainers } }: FaceTrainJob): number | undefined {
   return cpus === undefined ? undefined : Math.max(1, Math.floor(quantity(cpus)));
 }
 
-/** Bytes of a rank that an option or, on a CPU, the limit of the container gives; else this machine's, on a CPU. */
-function memoryOf({ spec: { trainers } }: FaceTrainJob, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
+/**
+ * Bytes of a rank that an option gives, or a MIG profile, or, on a CPU, the limit of the container; null: those of the
+ * GPU, or of this machine.
+ */
+function memoryOf(job: FaceTrainJob, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
   if (memory !== undefined) return memory * 2 ** 30;
-  const limit = trainers.resources?.limits?.memory;
-  return type === 'cpu' && limit !== undefined ? quantity(limit) : null;
+  if (type === 'cuda') {
+    const gigabytes = gpuOf(job)?.groups?.gigabytes;
+    return gigabytes === undefined ? null : Number(gigabytes) * 1e9;
+  }
+  const limit = job.spec.trainers.resources?.limits?.memory;
+  return limit === undefined ? null : quantity(limit);
 }
 
 const isHere = (uri: string) => parseStorageUri(uri).scheme === 'file';
