@@ -13,6 +13,7 @@ import {
   conditions,
   evaluationSets,
   failurePolicy,
+  labelKey,
   MANAGED_BY_RULE,
   managedBy,
   objectMeta,
@@ -502,6 +503,29 @@ const trainers = section(
   'The gang of trainers.',
 );
 
+const topology = rules(
+  z.strictObject({
+    required: labelKey
+      .optional()
+      .describe(
+        'All pods of an attempt run on nodes with the same value of this label, such as topology.kubernetes.io/zone.',
+      ),
+    preferred: labelKey.optional().describe('The same as a wish: pods that find no place there run elsewhere.'),
+  }),
+  [
+    {
+      cel: 'has(self.required) != has(self.preferred)',
+      message: 'exactly one of required and preferred must be set',
+      check: (value) => (value.required === undefined) !== (value.preferred === undefined),
+    },
+  ],
+).describe(
+  'Keeps the pods of a gang near each other, by a label of nodes. In a queue Kueue chooses the nodes, and the label ' +
+    'must be a level of the topology of its flavor. Elsewhere by the affinity of pods and, where the cluster has ' +
+    'topology-aware scheduling, by the PodGroup. Can change at any time, for the next attempt.',
+);
+export type Topology = z.infer<typeof topology>;
+
 const gang = section(
   {
     mode: z
@@ -511,6 +535,7 @@ const gang = section(
         'Whether the pods are scheduled all together. Native: by a scheduling.k8s.io PodGroup. None: each pod by ' +
           'itself. Auto: Native if the cluster serves PodGroups, else None.',
       ),
+    topology: topology.optional(),
   },
   'Gang scheduling: all trainers start, or none.',
 );

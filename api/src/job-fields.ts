@@ -51,6 +51,10 @@ export const evaluationSets = z
   })
   .refine((sets) => new Set(sets.map((set) => set.name)).size === sets.length, 'names of evaluation sets must differ');
 
+/** A DNS subdomain by RFC 1123: the form of the names of most Kubernetes objects. */
+const DNS_SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
+const objectName = z.string().min(1).max(253).regex(DNS_SUBDOMAIN, 'the name of a Kubernetes object');
+
 /** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
 const quantity = z
   .union(
@@ -93,6 +97,30 @@ export const Resources = z
   .describe('Resources of the container of every pod.');
 export type Resources = z.infer<typeof Resources>;
 
+const ResourceClaim = rules(
+  z.strictObject({
+    name: z.string().min(1).max(63).regex(DNS_LABEL, 'a DNS label').describe('Name of the claim in the pod.'),
+    resourceClaimTemplateName: objectName
+      .optional()
+      .describe('A ResourceClaimTemplate of the namespace: every pod gets a claim of its own.'),
+    resourceClaimName: objectName.optional().describe('A ResourceClaim of the namespace, which all pods share.'),
+    request: z
+      .string()
+      .min(1)
+      .max(63)
+      .optional()
+      .describe('The request of the claim whose devices the container gets; absent: those of all.'),
+  }),
+  [
+    {
+      cel: 'has(self.resourceClaimTemplateName) != has(self.resourceClaimName)',
+      message: 'exactly one of resourceClaimTemplateName and resourceClaimName must be set',
+      check: (value) => (value.resourceClaimTemplateName === undefined) !== (value.resourceClaimName === undefined),
+    },
+  ],
+);
+export type ResourceClaim = z.infer<typeof ResourceClaim>;
+
 const templateContainer = z.looseObject({
   name: z.string(),
   env: z.array(z.looseObject({ name: z.string() })).optional(),
@@ -109,6 +137,16 @@ export const podFields = {
     .describe('Container image; absent: the one the operator was installed with.'),
   imagePullPolicy: z.enum(['Always', 'IfNotPresent', 'Never']).optional().describe('As in a pod.'),
   resources: Resources.optional(),
+  resourceClaims: z
+    .array(ResourceClaim)
+    .max(32)
+    .refine((claims) => new Set(claims.map(({ name }) => name)).size === claims.length, 'names of claims must differ')
+    .optional()
+    .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['name'] })
+    .describe(
+      'Devices of Dynamic Resource Allocation: claims of every pod, which the container of the program uses. Instead ' +
+        'of podTemplate.spec.resourceClaims with an entry of resources.claims for each.',
+    ),
   computeThreads: computeThreads
     .optional()
     .describe(
@@ -165,9 +203,15 @@ export const MANAGED_BY_RULE = {
   path: ['managedBy'],
 };
 
-/** A DNS subdomain by RFC 1123: the form of the names of most Kubernetes objects. */
-const DNS_SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
-const objectName = z.string().min(1).max(253).regex(DNS_SUBDOMAIN, 'the name of a Kubernetes object');
+/** Key of a label, a qualified name of Kubernetes: a name of at most 63 characters, with the prefix of a domain. */
+export const labelKey = z
+  .string()
+  .min(1)
+  .max(317)
+  .regex(
+    /^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/,
+    'the key of a label, such as topology.kubernetes.io/zone',
+  );
 
 /** `spec.queue`. */
 export const queue = z

@@ -81,7 +81,11 @@ export interface PodSpec {
   containers: Container[];
   volumes: Volume[];
   nodeSelector?: Record<string, string>;
+  affinity?: Record<string, unknown>;
+  hostNetwork?: boolean;
+  dnsPolicy?: string;
   tolerations?: Record<string, unknown>[];
+  resourceClaims?: object[];
   schedulingGates?: { name: string }[];
   schedulingGroup?: { podGroupName: string };
   securityContext?: Record<string, unknown>;
@@ -113,7 +117,7 @@ export interface Service {
     clusterIP: 'None';
     publishNotReadyAddresses: true;
     selector: Record<string, string>;
-    ports: { name: string; port: number }[];
+    ports: { name: string; port: number; appProtocol: string }[];
   };
 }
 
@@ -122,7 +126,11 @@ export interface PodGroup {
   apiVersion: string;
   kind: 'PodGroup';
   metadata: Metadata;
-  spec: { schedulingPolicy: { gang: { minCount: number } }; priorityClassName?: string };
+  spec: {
+    schedulingPolicy: { gang: { minCount: number } };
+    schedulingConstraints?: { topology: { key: string }[] };
+    priorityClassName?: string;
+  };
 }
 
 /** The request for quota of a job, which Kueue admits: queue.ts. */
@@ -131,7 +139,12 @@ export interface Workload {
   kind: 'Workload';
   metadata: Metadata;
   spec: {
-    podSets: { name: string; count: number; template: { spec: Record<string, unknown> } }[];
+    podSets: {
+      name: string;
+      count: number;
+      topologyRequest?: { required?: string | undefined; preferred?: string | undefined; podIndexLabel: string };
+      template: { spec: Record<string, unknown> };
+    }[];
     queueName: string;
     priorityClassRef?: { group: string; kind: string; name: string };
     priority?: number;

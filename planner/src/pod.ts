@@ -22,7 +22,7 @@ import { Reason } from './reasons.ts';
 /** The fields by which a job describes its pods: `podFields` of the API. */
 export type PodFields = Pick<
   FaceTrainJobSpec['trainers'],
-  'image' | 'imagePullPolicy' | 'resources' | 'computeThreads' | 'podTemplate'
+  'image' | 'imagePullPolicy' | 'resources' | 'resourceClaims' | 'computeThreads' | 'podTemplate'
 >;
 type Loose = Record<string, unknown>;
 
@@ -37,6 +37,8 @@ export interface PodParts {
   config: { name: string; directory: string };
   /** Places that the pod writes to: written-places.ts. */
   writesTo: string[];
+  /** Annotations that a template may replace. */
+  annotations?: Record<string, string>;
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
   network?: { hostname: string; subdomain: string };
   podGroup?: string | undefined;
@@ -71,14 +73,19 @@ const POD_SECURITY_DEFAULTS = {
 
 /** The pod of one rank. It is never restarted by the kubelet: a failure ends the attempt. */
 export function makePod(parts: PodParts, environment: Environment): Pod {
-  const template = parts.fields.podTemplate;
+  const { podTemplate: template, resourceClaims = [] } = parts.fields;
   // Our schema accepts any template. The API server checks the pod that is made from it.
   const userSpec = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
   const { containers: userContainers = [], initContainers: userInitContainers = [] } = userSpec;
   const theirs = userContainers.find(({ name }) => name === CONTAINER);
   const image = imageOf(parts.fields, theirs, environment);
-  const fetches = parts.storage.flatMap(({ fetch }) => (fetch ? [withSecurity({ ...fetch, ...image })] : []));
+  const ours = mergeContainer(ourContainer(parts, image), theirs);
+  const fetches = parts.storage.flatMap(({ fetch }) =>
+    fetch ? [withSecurity({ ...fetch, ...image, ...fetchResources(ours.resources) })] : [],
+  );
   const spec: PodSpec = {
+    // Otherwise a pod in the node's network asks the node's resolver, which does not know rank 0's name.
+    ...(userSpec.hostNetwork === true && { dnsPolicy: 'ClusterFirstWithHostNet' }),
     ...userSpec,
     ...parts.network,
     restartPolicy: 'Never',
@@ -88,16 +95,17 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     ...(fetches.length + userInitContainers.length > 0 && {
       initContainers: [...fetches, ...userInitContainers.map(withLogAsMessage)],
     }),
-    containers: [
-      mergeContainer(ourContainer(parts, image), theirs),
-      ...userContainers.filter(({ name }) => name !== CONTAINER).map(withLogAsMessage),
-    ],
+    containers: [ours, ...userContainers.filter(({ name }) => name !== CONTAINER).map(withLogAsMessage)],
     volumes: [...ourVolumes(parts.config.name, parts.storage), ...(userSpec.volumes ?? [])],
     tolerations: tolerations(userSpec.tolerations ?? [], parts.nodeLostSeconds),
+    ...(resourceClaims.length > 0 && {
+      resourceClaims: [...(userSpec.resourceClaims ?? []), ...resourceClaims.map(({ request: _, ...claim }) => claim)],
+    }),
     ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
   const { labels, annotations: { [Annotation.writesTo]: _, ...userAnnotations } = {} } = template?.metadata ?? {};
   const annotations = {
+    ...parts.annotations,
     ...userAnnotations,
     ...(parts.writesTo.length > 0 && { [Annotation.writesTo]: JSON.stringify(parts.writesTo) }),
   };
@@ -160,14 +168,19 @@ function imageOf(
 }
 
 function ourContainer(parts: PodParts, image: Pick<Container, 'image' | 'imagePullPolicy'>): Container {
-  const { resources } = parts.fields;
+  const { resourceClaims = [] } = parts.fields;
+  const claims = resourceClaims.map(({ name, request }) => ({ name, ...(request !== undefined && { request }) }));
+  const resources = mergeResources(
+    parts.fields.resources && resourcesOf(parts.fields.resources),
+    claims.length > 0 ? { claims } : undefined,
+  );
   return withSecurity({
     name: CONTAINER,
     ...image,
     args: parts.args,
     env: [...parts.env, { name: 'FACETRAIN_CONFIG', value: `${parts.config.directory}/config.json` }],
     ...parts.container,
-    ...(resources && { resources: resourcesOf(resources) }),
+    ...(resources && { resources }),
     volumeMounts: [
       { name: CONFIG_VOLUME, mountPath: parts.config.directory, readOnly: true },
       ...SCRATCH.map(({ volume, mountPath }) => ({ name: volume.name, mountPath })),
@@ -222,6 +235,23 @@ function mergeResources(theirs: Resources | undefined, ours: Resources | undefin
   return { ...theirs, ...merged('limits'), ...merged('requests'), ...(claims.length > 0 && { claims }) };
 }
 
+/** Resources of nodes themselves. Others, such as GPUs, are devices, which a fetch does not need. */
+const NODE_RESOURCES = ['cpu', 'memory', 'ephemeral-storage'];
+
+/**
+ * Resources of an init container that fetches data: the CPU and memory of the container after it, which cost the pod
+ * nothing more, as its init containers run before. A ResourceQuota on CPUs or memory refuses a pod of which one
+ * container names none, and such a pod is never of the QoS class Guaranteed.
+ */
+function fetchResources(resources: Resources | undefined): Pick<Container, 'resources'> {
+  const part = (field: 'limits' | 'requests') => {
+    const amounts = Object.entries(resources?.[field] ?? {}).filter(([name]) => NODE_RESOURCES.includes(name));
+    return amounts.length > 0 && { [field]: Object.fromEntries(amounts) };
+  };
+  const own = { ...part('limits'), ...part('requests') };
+  return Object.keys(own).length > 0 ? { resources: own } : {};
+}
+
 /** Quantities as strings, as the API server writes them. */
 function resourcesOf({ limits, requests, claims }: NonNullable<PodFields['resources']>): Resources {
   const amounts = (list: Record<string, string | number>) =>
@@ -274,7 +304,7 @@ function tolerations(theirs: Loose[], nodeLostSeconds: number): Loose[] {
  * Port and probes of the container that serves progress. The liveness probe fails after 5 minutes (15 × 20 s), because
  * it is for a stuck process only; for a gang that hangs there is progressDeadlineSeconds.
  */
-export function progressServer(port: number): Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'> {
+export function progressServer(port: number): Required<NonNullable<PodParts['container']>> {
   const httpGet = { path: HEALTH_PATH, port };
   return {
     ports: [{ name: 'progress', containerPort: port }],

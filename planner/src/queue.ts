@@ -19,7 +19,7 @@
  * The finalizer of Kueue keeps a deleted Workload, and with it the quota, until no pod is alive. An executor without
  * queues (`facetrain run`) observes none, and nothing here applies.
  */
-import type { Condition, Queue } from '@facetrain/api';
+import type { Condition, Queue, Topology } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf, specDigest } from './attempt.ts';
 import type { Blocker } from './blocker.ts';
 import type { Child } from './children.ts';
@@ -50,6 +50,14 @@ const POD_FIELDS = [
   'topologySpreadConstraints',
 ];
 
+/** Annotations by which Kueue knows the pods that wait for its choice of their nodes; it looks at no others. */
+export const TopologyAnnotation = {
+  required: 'kueue.x-k8s.io/podset-required-topology',
+  preferred: 'kueue.x-k8s.io/podset-preferred-topology',
+  /** On pods that ask for no topology, and that have a flavor with one. */
+  unconstrained: 'kueue.x-k8s.io/podset-unconstrained-topology',
+} as const;
+
 type Loose = Record<string, unknown>;
 
 /** The gang as Kueue sees it. */
@@ -59,15 +67,24 @@ export interface QueuedGang {
   count: number;
   /** Any pod of the gang: all ask for the same. */
   pod: Pod;
+  /** Levels of Kueue's topology, as in `gang.topology`. */
+  topology?: Topology | undefined;
   /** Tolerations of the user's pod template. Ours are for lost nodes, and change with the failure policy. */
   tolerations: Loose[];
 }
 
 /** Digest of what quota was asked for; another image needs no other quota. */
-export function queueDigest({ queue, count, pod, tolerations }: QueuedGang): string {
+export function queueDigest({ queue, count, pod, topology, tolerations }: QueuedGang): string {
   const { spec } = pod;
   const resources = [...(spec.initContainers ?? []), ...spec.containers].map(({ resources: amounts }) => amounts ?? {});
-  return specDigest({ queue, count, resources, tolerations, ...pick(spec as unknown as Loose) });
+  return specDigest({
+    queue,
+    count,
+    resources,
+    tolerations,
+    ...(topology && { topology }),
+    ...pick(spec as unknown as Loose),
+  });
 }
 
 const pick = (spec: Loose): Loose =>
@@ -90,7 +107,7 @@ export const workloadChildren = (
       ];
 
 function makeWorkload({ kind, identity }: JobView, gang: QueuedGang, priority: number | undefined): Workload {
-  const { queue, count, pod, tolerations } = gang;
+  const { queue, count, pod, topology, tolerations } = gang;
   const container = ({ name, image, resources, restartPolicy }: Loose): Loose => ({
     name,
     ...(image !== undefined && { image }),
@@ -110,6 +127,7 @@ function makeWorkload({ kind, identity }: JobView, gang: QueuedGang, priority: n
         {
           name: POD_SET,
           count,
+          ...(topology && { topologyRequest: { ...topology, podIndexLabel: Label.rank } }),
           template: {
             spec: {
               ...pick(pod.spec as unknown as Loose),
@@ -301,7 +319,12 @@ export function placed(pod: Pod, placement: PodPlacement): Pod {
   const { metadata, spec } = pod;
   const known = new Set((spec.tolerations ?? []).map((toleration) => specDigest(toleration)));
   const added = tolerations.filter((toleration) => !known.has(specDigest(toleration)));
-  const allAnnotations = { ...annotations, ...metadata.annotations };
+  const asksForTopology = Object.values(TopologyAnnotation).some((name) => metadata.annotations?.[name] !== undefined);
+  const allAnnotations = {
+    ...annotations,
+    ...(schedulingGates.length > 0 && !asksForTopology && { [TopologyAnnotation.unconstrained]: 'true' }),
+    ...metadata.annotations,
+  };
   return {
     ...pod,
     metadata: {

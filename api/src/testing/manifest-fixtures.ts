@@ -68,6 +68,38 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     wantValid: false,
   },
   'a queue of Kueue': { object: trainSpec({ queue: { name: 'team', priorityClassName: 'low' } }), wantValid: true },
+  'resource claims': {
+    object: trainSpec({
+      trainers: {
+        resourceClaims: [
+          { name: 'gpu', resourceClaimTemplateName: 'one-h100', request: 'gpu' },
+          { name: 'fabric', resourceClaimName: 'nvlink.domain' },
+        ],
+      },
+    }),
+    wantValid: true,
+  },
+  'a resource claim that names neither an object nor a template': {
+    object: quantizeSpec({ quantizer: { resourceClaims: [{ name: 'gpu' }] } }),
+    wantValid: false,
+  },
+  'a required topology': {
+    object: trainSpec({ gang: { topology: { required: 'example.com/rack' } } }),
+    wantValid: true,
+  },
+  'a topology by a label without a domain': {
+    object: trainSpec({ gang: { topology: { preferred: 'rack' } } }),
+    wantValid: true,
+  },
+  'a topology that is both': {
+    object: trainSpec({ gang: { topology: { required: 'rack', preferred: 'zone' } } }),
+    wantValid: false,
+  },
+  'a topology without a label': { object: trainSpec({ gang: { topology: {} } }), wantValid: false },
+  'a topology by what is no label': {
+    object: trainSpec({ gang: { topology: { required: 'rack/' } } }),
+    wantValid: false,
+  },
   'a queue without a name': { object: trainSpec({ queue: { priorityClassName: 'low' } }), wantValid: false },
   'a queue whose name no object can have': { object: quantizeSpec({ queue: { name: 'Team A' } }), wantValid: false },
   'the augmentation of AdaFace': {
@@ -280,6 +312,11 @@ export const changes: Record<
     from: {},
     to: { trainers: { progressPort: 9000 } },
     wantRefusal: /only while the job is suspended/,
+  },
+  'another topology while it runs': {
+    from: { gang: { topology: { required: 'rack' } } },
+    to: { gang: { topology: { preferred: 'rack' } } },
+    wantRefusal: null,
   },
   'a queue while it runs': {
     from: {},

@@ -3,8 +3,8 @@
  *
  * - FaceTrainJob: all is kept. Indexes: places, `quota` and `refusedIn` (quota-rivals.ts).
  * - QuantizeJob: all is kept. Indexes: places, `refusedIn`.
- * - Pod: metadata, of its status what the planner reads, names of its node and its claims, priority, group. Indexes:
- * places, `job` (uid), `name`   (kind and name of its job), `node`.
+ * - Pod: metadata with the one annotation that is read, of its status what the planner reads, names of its node and its
+ * claims, priority, group. Indexes: places, `job` (uid), `name` (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
  * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
  * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
@@ -13,7 +13,7 @@
  *
  * Of all but the jobs, only objects with the operator's labels are listed and watched.
  */
-import { type JobKind, Label, MANAGED_BY } from '@facetrain/planner/names';
+import { Annotation, type JobKind, Label, MANAGED_BY } from '@facetrain/planner/names';
 import type { Logger } from 'pino';
 import { Cache } from '../runtime/cache.ts';
 import type { Client } from '../runtime/client.ts';
@@ -115,8 +115,11 @@ function stripPod(pod: PodObject): PodObject {
   const sidecars = initContainers.flatMap(({ name, restartPolicy }) =>
     restartPolicy === undefined ? [] : [{ name, restartPolicy }],
   );
+  const { annotations, ...metadata } = pod.metadata;
+  const writesTo = annotations?.[Annotation.writesTo];
   return {
     ...pod,
+    metadata: { ...metadata, ...(writesTo !== undefined && { annotations: { [Annotation.writesTo]: writesTo } }) },
     ...(pod.status && { status: stripPodStatus(pod.status) }),
     spec: {
       ...(nodeName !== undefined && { nodeName }),

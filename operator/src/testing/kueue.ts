@@ -111,11 +111,11 @@ async function mount(data: Record<string, string>, folder: string): Promise<void
 /** Creates an object of Kueue's that has no namespace. */
 export const createKueueObject = (
   { client }: ControlPlane,
-  kind: 'ResourceFlavor' | 'ClusterQueue' | 'WorkloadPriorityClass',
+  kind: 'ResourceFlavor' | 'ClusterQueue' | 'WorkloadPriorityClass' | 'Topology',
   name: string,
   fields: object,
 ): Promise<unknown> => {
-  const plural = kind === 'WorkloadPriorityClass' ? 'workloadpriorityclasses' : `${kind.toLowerCase()}s`;
+  const plural = `${kind.toLowerCase().replace(/ss$/, 'sse').replace(/y$/, 'ie')}s`;
   return client.post(`/apis/${API}/${plural}`, { apiVersion: API, kind, metadata: { name }, ...fields });
 };
 

@@ -92,6 +92,7 @@ test('the template decides what our container does not need for itself', () => {
     livenessProbe: { periodSeconds: 20 },
     ports: [
       { name: 'progress', containerPort: 8080 },
+      { name: 'rendezvous', containerPort: 29500 },
       { name: 'debug', containerPort: 9229 },
     ],
     terminationMessagePolicy: 'File',
@@ -184,23 +185,14 @@ test('fields of the template are kept, except where ours replace them', () => {
     }),
     1,
   );
-  assert.deepEqual(
-    {
-      team: pod.metadata.labels.team,
-      rank: pod.metadata.labels['facetrain.dev/rank'],
-      annotations: pod.metadata.annotations,
-    },
-    {
-      team: 'faces',
-      rank: '1',
-      annotations: {
-        note: 'x',
-        'facetrain.dev/writes-to':
-          '["pvc://data/out/model/backbone.onnx","pvc://data/out/train-report.json",' +
-          '"pvc://data/out/train-report.html","pvc://data/out/checkpoints"]',
-      },
-    },
-  );
+  const { team, 'facetrain.dev/rank': rank } = pod.metadata.labels;
+  assert.deepEqual([team, rank], ['faces', '1']);
+  assert.partialDeepStrictEqual(pod.metadata.annotations, {
+    note: 'x',
+    'facetrain.dev/writes-to':
+      '["pvc://data/out/model/backbone.onnx","pvc://data/out/train-report.json",' +
+      '"pvc://data/out/train-report.html","pvc://data/out/checkpoints"]',
+  });
   assert.partialDeepStrictEqual(pod.spec, {
     nodeSelector: { gpu: 'h100' },
     restartPolicy: 'Never',
@@ -230,6 +222,78 @@ test('a pod is evicted from a lost node after nodeLostSeconds, unless the templa
     ['node.kubernetes.io/not-ready', 65],
     ['node.kubernetes.io/unreachable', 900],
   ]);
+});
+
+test('meshes leave the traffic between ranks alone, unless the template says otherwise', () => {
+  const { 'facetrain.dev/writes-to': _, ...annotations } = podOf(makeJob().trainers({ rendezvousPort: 3000 }), 1)
+    .metadata.annotations!;
+  const want = {
+    'traffic.sidecar.istio.io/includeInboundPorts': '',
+    'traffic.sidecar.istio.io/excludeOutboundPorts': '3000',
+    'config.linkerd.io/skip-inbound-ports': '1-65535',
+    'config.linkerd.io/skip-outbound-ports': '3000,32768-60999',
+  };
+  assert.deepEqual(annotations, want);
+  const theirs = { 'traffic.sidecar.istio.io/includeInboundPorts': '9000' };
+  assert.partialDeepStrictEqual(podOf(withTemplate({ metadata: { annotations: theirs } })).metadata.annotations, {
+    ...theirs,
+    'config.linkerd.io/skip-inbound-ports': '1-65535',
+  });
+});
+
+test('pods in the network of their node ask the cluster’s DNS, and rank 0 lists both of its ports', () => {
+  const { spec } = podOf(withTemplate({ spec: { hostNetwork: true } }));
+  assert.deepEqual(
+    [spec.hostNetwork, spec.dnsPolicy, spec.containers[0]!.ports],
+    [
+      true,
+      'ClusterFirstWithHostNet',
+      [
+        { name: 'progress', containerPort: 8080 },
+        { name: 'rendezvous', containerPort: 29500 },
+      ],
+    ],
+  );
+  assert.equal(podOf(withTemplate({ spec: { hostNetwork: true, dnsPolicy: 'Default' } })).spec.dnsPolicy, 'Default');
+  assert.equal(podOf(makeJob()).spec.dnsPolicy, undefined);
+});
+
+test('an init container that fetches has the CPUs and memory of the trainer, wherever they are set, and no GPU', () => {
+  const resources = { limits: { 'nvidia.com/gpu': 1, memory: '8Gi' }, claims: [{ name: 'nic' }] };
+  const container = { name: 'facetrain', resources: { limits: { cpu: '2' }, requests: { cpu: '1' } } };
+  const { spec } = podOf(
+    withTemplate({ spec: { containers: [container] } })
+      .trainers({ resources })
+      .with({ dataset: s3 }),
+  );
+  assert.deepEqual(spec.initContainers![0]!.resources, {
+    limits: { cpu: '2', memory: '8Gi' },
+    requests: { cpu: '1' },
+  });
+  assert.equal(podOf(makeJob().with({ dataset: s3 })).spec.initContainers![0]!.resources, undefined);
+});
+
+test('resource claims are of the pod, and of the trainer’s container beside those that it names itself', () => {
+  const own = { name: 'nic', resourceClaimTemplateName: 'rdma' };
+  const { spec } = podOf(
+    withTemplate({ spec: { resourceClaims: [own] } })
+      .trainers({
+        resources: { limits: { cpu: 2 }, claims: [{ name: 'nic' }] },
+        resourceClaims: [
+          { name: 'gpu', resourceClaimTemplateName: 'h100', request: 'one' },
+          { name: 'fabric', resourceClaimName: 'nvlink' },
+        ],
+      })
+      .with({ dataset: s3 }),
+  );
+  assert.deepEqual(spec.resourceClaims, [
+    own,
+    { name: 'gpu', resourceClaimTemplateName: 'h100' },
+    { name: 'fabric', resourceClaimName: 'nvlink' },
+  ]);
+  const claims = [{ name: 'nic' }, { name: 'gpu', request: 'one' }, { name: 'fabric' }];
+  assert.deepEqual(spec.containers[0]!.resources, { limits: { cpu: '2' }, claims });
+  assert.deepEqual(spec.initContainers![0]!.resources, { limits: { cpu: '2' } });
 });
 
 test('only rank 0 has probes, on its progress port', () => {

@@ -17,6 +17,7 @@ import { trainerPlaces } from '../written-places.ts';
 import { quantizerData } from './child-quantizejob.ts';
 import { type Gang, podGroup } from './gang.ts';
 import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
+import { nearOthers } from './topology.ts';
 
 /** All that the objects of an attempt depend on. */
 export interface Attempt {
@@ -65,6 +66,7 @@ export function queuedGang(context: Attempt): QueuedGang | null {
     queue: spec.queue,
     count: spec.trainers.replicas,
     pod: pod(unplaced, trainerStorage(spec, environment), trainingDigest(spec), 0),
+    topology: spec.gang.topology,
     tolerations: spec.trainers.podTemplate?.spec?.tolerations ?? [],
   };
 }
@@ -118,8 +120,9 @@ function service(job: JobIdentity, { trainers }: FaceTrainJobSpec): Service {
     publishNotReadyAddresses: true,
     selector: { ...selectorLabels(job), [Label.rank]: '0' },
     ports: [
-      { name: 'rendezvous', port: trainers.rendezvousPort },
-      { name: 'progress', port: trainers.progressPort },
+      // Service meshes guess the protocol of a port that names none.
+      { name: 'rendezvous', port: trainers.rendezvousPort, appProtocol: 'tcp' },
+      { name: 'progress', port: trainers.progressPort, appProtocol: 'http' },
     ],
   };
   return {
@@ -222,13 +225,38 @@ function pod(
     storage: allStorage(storage),
     config: { name: gangName, directory: environment.configDirectory(gangName) },
     writesTo: trainerPlaces(spec),
-    // Only rank 0 serves progress.
-    ...(rank === 0 && { container: progressServer(trainers.progressPort) }),
+    annotations: meshAnnotations(trainers.rendezvousPort),
+    ...(rank === 0 && { container: serverOf(trainers) }),
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
-  return placed(makePod(parts, environment), placement);
+  return placed(nearOthers(makePod(parts, environment), spec), placement);
 }
+
+/**
+ * Only rank 0 serves progress and the rendezvous. Both ports are listed: of pods in the node's network
+ * (`hostNetwork`), kube-scheduler then places no two on a node that want the same port.
+ */
+function serverOf({ progressPort, rendezvousPort }: FaceTrainJobSpec['trainers']): NonNullable<PodParts['container']> {
+  const { ports, ...probes } = progressServer(progressPort);
+  return { ports: [...ports, { name: 'rendezvous', containerPort: rendezvousPort }], ...probes };
+}
+
+/** Linux' default of net.ipv4.ip_local_port_range: where ranks listen for each other's collectives. */
+const EPHEMERAL_PORTS = '32768-60999';
+
+/**
+ * Keeps the proxies of service meshes out of the traffic between ranks. Istio (istio.io, Resource Annotations) and
+ * Linkerd (linkerd.io, Proxy Configuration) know of a connection's port only what a Service lists, and collectives use
+ * ports that none lists; where a mesh demands mTLS, it refuses them. So nothing that comes in passes a proxy: the
+ * NetworkPolicy says who may connect. What goes out does, but for the rendezvous: object stores may be in the mesh.
+ */
+const meshAnnotations = (rendezvousPort: number): Record<string, string> => ({
+  'traffic.sidecar.istio.io/includeInboundPorts': '',
+  'traffic.sidecar.istio.io/excludeOutboundPorts': String(rendezvousPort),
+  'config.linkerd.io/skip-inbound-ports': '1-65535',
+  'config.linkerd.io/skip-outbound-ports': `${rendezvousPort},${EPHEMERAL_PORTS}`,
+});
 
 /**
  * Pods that hold places for ranks that an elastic gang lacks (elastic.ts). Each asks the scheduler for what a trainer

@@ -6,6 +6,7 @@ import { attemptName, childMetadata, Label } from '../names.ts';
 import type { PodGroup } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
 import { Reason } from '../reasons.ts';
+import { requiredTopologyKey } from './topology.ts';
 
 /** `unavailable`: the spec demands a PodGroup, and the cluster serves none. */
 export type Gang = { mode: 'native'; apiVersion: string } | { mode: 'none' } | { mode: 'unavailable' };
@@ -102,6 +103,7 @@ export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): 
  */
 export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSpec, apiVersion: string): PodGroup {
   const priorityClassName = spec.trainers.podTemplate?.spec?.priorityClassName;
+  const topologyKey = requiredTopologyKey(spec);
   return {
     apiVersion,
     kind: 'PodGroup',
@@ -110,6 +112,7 @@ export function podGroup(job: JobIdentity, attempt: number, spec: FaceTrainJobSp
     }),
     spec: {
       schedulingPolicy: { gang: { minCount: minCountOf(spec) } },
+      ...(topologyKey !== undefined && { schedulingConstraints: { topology: [{ key: topologyKey }] } }),
       ...(priorityClassName !== undefined && { priorityClassName }),
     },
   };
