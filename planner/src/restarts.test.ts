@@ -82,8 +82,11 @@ describe('how soon the next attempt starts', () => {
     '10 s after the second': { countedTimes: [50, 100], last: 100, want: 110 },
     'twice as long after each further': { countedTimes: [40, 50, 60, 100], last: 100, want: 140 },
     'at most 300 s': { countedTimes: Array.from({ length: 100 }, (_, i) => i + 1), last: 100, want: 400 },
-    '5 s after one that did not count': { countedTimes: [50, 60], last: 100, want: 105 },
-    'twice as long after each further of a row': { countedTimes: [50, 60], last: 100, inRow: 4, want: 140 },
+    'at once ten minutes after the one before': { countedTimes: [50, 100, 700], last: 700, want: 700 },
+    '10 s after the second since then': { countedTimes: [50, 100, 700, 1299], last: 1299, want: 1309 },
+    'at once after one that did not count': { countedTimes: [50, 60], last: 100, want: 100 },
+    '5 s after the second that did not count': { countedTimes: [50, 60], last: 100, inRow: 2, want: 105 },
+    'twice as long after each further of a row': { countedTimes: [50, 60], last: 100, inRow: 5, want: 140 },
     'at most 300 s after these, too': { countedTimes: [], last: 100, inRow: 5000, want: 400 },
   };
   for (const [name, { countedTimes, last, inRow, want }] of Object.entries(cases)) {

@@ -1,10 +1,12 @@
 /**
  * How often a job may restart, and how soon.
  *
- * At most maxRestarts counted restarts lie within windowSeconds. The next attempt starts at once after the first
- * counted restart in the window, 10 s after the second, then 20 s, 40 s and so on, at most 300 s. Restarts that are not
- * counted have no maximum, so their rate is limited: the next attempt starts 5 s after the first, then after 10 s, 20 s
- * and so on, at most 300 s, until an attempt has lasted for ten minutes.
+ * At most maxRestarts counted restarts lie within windowSeconds. Restarts that are not counted have no maximum.
+ *
+ * A gang stands still while it waits, so the next attempt starts at once after a restart that stands alone. Only
+ * restarts in a row wait, since they show that the cause has stayed: 10 s after the second counted restart, then 20 s,
+ * 40 s and so on; 5 s after the second that is not counted, then 10 s, 20 s and so on; at most 300 s. A row of counted
+ * restarts ends where ten minutes lie between two of them, a row of others with an attempt that lasts for ten minutes.
  *
  * A loss that is not finite comes again at the same step: a restart repeats the same steps with the same numbers,
  * unless the cause was outside them (a broken GPU, for example). So it has one more try, and no third.
@@ -18,7 +20,7 @@ import { secondsSince, timestamp } from './time.ts';
 const BASE_DELAY_SECONDS = 10;
 const MAX_DELAY_SECONDS = 300;
 const UNCOUNTED_DELAY_SECONDS = 5;
-/** An attempt that lasted this long ends a row of restarts that did not count. Kubernetes resets its backoffs so. */
+/** The length of an attempt that ends a row of restarts. Kubernetes resets its backoffs after the same time. */
 const ROW_END_SECONDS = 600;
 
 /** `restarts`: the status after the restart. */
@@ -88,8 +90,19 @@ export function backoffEnd(restarts: Restarts | undefined): Date | null {
 }
 
 function delaySeconds({ countedTimes, lastTime, disruptionsInRow = 1 }: Restarts): number {
-  if (countedTimes.at(-1) !== lastTime) return growing(UNCOUNTED_DELAY_SECONDS, disruptionsInRow - 1);
-  return countedTimes.length < 2 ? 0 : growing(BASE_DELAY_SECONDS, countedTimes.length - 2);
+  return countedTimes.at(-1) === lastTime
+    ? growing(BASE_DELAY_SECONDS, rowLength(countedTimes))
+    : growing(UNCOUNTED_DELAY_SECONDS, disruptionsInRow);
 }
 
-const growing = (seconds: number, doublings: number): number => Math.min(seconds * 2 ** doublings, MAX_DELAY_SECONDS);
+/** The number of counted restarts in the row that the last one ends. */
+function rowLength(times: string[]): number {
+  const before = times.findLastIndex(
+    (time, index) => index > 0 && secondsSince(times[index - 1]!, new Date(time)) >= ROW_END_SECONDS,
+  );
+  return times.length - Math.max(before, 0);
+}
+
+/** The delay after the last restart of a row. */
+const growing = (seconds: number, inRow: number): number =>
+  inRow < 2 ? 0 : Math.min(seconds * 2 ** (inRow - 2), MAX_DELAY_SECONDS);
