@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { posix } from 'node:path';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { cachePath, fetchContainer, volumesOf, writtenStorage } from './pod-storage.ts';
+import type { EnvVar } from './objects.ts';
+import { cachePath, credentialEnv, fetchContainer, joinFetches, volumesOf, writtenStorage } from './pod-storage.ts';
 import { testEnvironment } from './testing/test-environment.ts';
 import { trainerPlaces } from './written-places.ts';
 
@@ -34,6 +35,29 @@ test('the fetch container of a cache gets --shared', () => {
     '--to',
     '/d',
     '--shared',
+  ]);
+});
+
+test('what is fetched with the same credentials is fetched by one container', () => {
+  const fetchOf = (name: string, env: EnvVar[]) => ({
+    ...fetchContainer(name, { uri: `s3://faces/${name}` }, `/mnt/${name}`, [{ name, mountPath: `/mnt/${name}` }]),
+    env,
+  });
+  const keys = credentialEnv({ forcePathStyle: false, secretRef: { name: 'keys' } });
+  assert.deepEqual(joinFetches([]), []);
+  assert.deepEqual(joinFetches([fetchOf('dataset', keys)]), [fetchOf('dataset', keys)]);
+  const joined = joinFetches([fetchOf('dataset', keys), fetchOf('model', []), fetchOf('evaluation-0', keys)]);
+  assert.deepEqual(joined, [
+    {
+      name: 'fetch-dataset',
+      args: [
+        ...['fetch', '--uri', 's3://faces/dataset', '--to', '/mnt/dataset'],
+        ...['--and', '--uri', 's3://faces/evaluation-0', '--to', '/mnt/evaluation-0'],
+      ],
+      env: keys,
+      volumeMounts: ['dataset', 'evaluation-0'].map((name) => ({ name, mountPath: `/mnt/${name}` })),
+    },
+    fetchOf('model', []),
   ]);
 });
 

@@ -16,7 +16,7 @@ import type { Blocker } from './blocker.ts';
 import type { Environment, MountedStorage } from './environment.ts';
 import { Annotation, CONTAINER } from './names.ts';
 import type { Container, EnvVar, Metadata, Pod, PodSpec, Volume } from './objects.ts';
-import { isFetchContainer, oneVolumePerClaim, volumesOf } from './pod-storage.ts';
+import { isFetchContainer, joinFetches, oneVolumePerClaim, volumesOf } from './pod-storage.ts';
 import { Reason } from './reasons.ts';
 
 /** The fields by which a job describes its pods: `podFields` of the API. */
@@ -80,8 +80,8 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   const theirs = userContainers.find(({ name }) => name === CONTAINER);
   const image = imageOf(parts.fields, theirs, environment);
   const ours = mergeContainer(ourContainer(parts, image), theirs);
-  const fetches = parts.storage.flatMap(({ fetch }) =>
-    fetch ? [withSecurity({ ...fetch, ...image, ...fetchResources(ours.resources) })] : [],
+  const fetches = joinFetches(parts.storage.flatMap(({ fetch }) => fetch ?? [])).map((fetch) =>
+    withSecurity({ ...fetch, ...image, ...fetchResources(ours.resources) }),
   );
   const spec: PodSpec = {
     // Otherwise a pod in the node's network asks the node's resolver, which does not know rank 0's name.

@@ -18,13 +18,14 @@ import { writeAtomically } from './storage/atomic-files.ts';
 const USAGE = `Usage: facetrain-trainer train
        facetrain-trainer quantize
        facetrain-trainer fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
+                               [--and --uri URI --to PATH ...]
        facetrain-trainer hold-place
 
 train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the other ranks at
           MASTER_ADDR:MASTER_PORT
 quantize  quantizes the model of FACETRAIN_CONFIG and publishes it
-fetch     copies a file or folder from file:// or s3:// to a path; with --shared, other processes may do the same, and
-          one of them does it for all
+fetch     copies files or folders from file:// or s3:// to a path each; with --shared, other processes may do the
+          same, and one of them does it for all
 hold-place  does nothing until SIGTERM: its pod holds the place of a rank that an elastic gang lacks
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
@@ -118,28 +119,40 @@ async function endAtOnce(): Promise<void> {
 }
 
 async function fetchMode(args: string[]): Promise<ExitCode> {
-  const values = fetchOptions(args);
+  const requests = splitAt(args, '--and').map(fetchOptions);
   const { fetchTo } = await import('./storage/fetch.ts');
   const { withRetries } = await import('./storage/retries.ts');
-  const fetch = () =>
-    fetchTo(values, signal, {
-      onWait: (holder) => log.info({ holder, to: values.to }, 'waiting for another process that fetches the same'),
+  for (const request of requests) {
+    const fetch = () =>
+      fetchTo(request, signal, {
+        onWait: (holder) => log.info({ holder, to: request.to }, 'waiting for another process that fetches the same'),
+      });
+    const fetched = await withRetries(fetch, {
+      signal,
+      onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
     });
-  const fetched = await withRetries(fetch, {
-    signal,
-    onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
-  });
-  const written = fetched.filter((file) => file.written);
-  log.info(
-    {
-      uri: values.uri,
-      files: fetched.length,
-      downloaded: written.length,
-      bytes: written.reduce((sum, { bytes }) => sum + bytes, 0),
-    },
-    'fetched',
-  );
+    const written = fetched.filter((file) => file.written);
+    log.info(
+      {
+        uri: request.uri,
+        files: fetched.length,
+        downloaded: written.length,
+        bytes: written.reduce((sum, { bytes }) => sum + bytes, 0),
+      },
+      'fetched',
+    );
+  }
   return ExitCode.success;
+}
+
+/** The parts of a list between the elements that are `separator`. */
+function splitAt(list: string[], separator: string): string[][] {
+  const parts: string[][] = [[]];
+  for (const each of list) {
+    if (each === separator) parts.push([]);
+    else parts.at(-1)!.push(each);
+  }
+  return parts;
 }
 
 function fetchOptions(args: string[]) {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { availableParallelism, networkInterfaces, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
@@ -345,4 +346,18 @@ test('fetch copies a file; one that is missing is refused', async () => {
   const { status, log } = run(['fetch', '--uri', `file://${folder}/missing`, '--to', join(folder, 'copy2')]);
   assert.equal(status, 2);
   assert.match(String(log[0]?.msg), /missing/);
+});
+
+test('fetch copies several files, until one is missing', async () => {
+  for (const name of ['first', 'second', 'third']) await writeFile(join(folder, name), name);
+  const request = (name: string) => ['--uri', `file://${folder}/${name}`, '--to', join(folder, `copy of ${name}`)];
+  const fetch = (...names: string[]) =>
+    run(['fetch', ...names.flatMap((name, index) => [...(index > 0 ? ['--and'] : []), ...request(name)])]);
+  assert.equal(fetch('first', 'second').status, 0);
+  for (const name of ['first', 'second']) assert.equal(await readFile(join(folder, `copy of ${name}`), 'utf8'), name);
+  const { status, log } = fetch('nothing', 'third');
+  assert.equal(status, 2);
+  assert.match(String(log[0]?.msg), /nothing/);
+  assert(!existsSync(join(folder, 'copy of third')));
+  assert.equal(run(['fetch', ...request('first'), '--and']).status, 2);
 });
