@@ -60,6 +60,8 @@ export interface JobView {
   placeholders: ObservedPod[];
   /** The pod template tolerates unreachable nodes: Kubernetes evicts the pods after its tolerationSeconds. */
   toleratesNodeLoss: boolean;
+  /** When the job was last seen at work; undefined: never, or work was seen that the status does not have yet. */
+  lastActivity: string | undefined;
 }
 
 /**
@@ -77,24 +79,26 @@ interface Observed {
   pods: ObservedPod[];
 }
 
-/** @param size number of ranks in the gang */
+/**
+ * @param size number of ranks in the gang
+ * @param lastActivity as in JobView
+ */
 export function viewOf(
   kind: JobKind,
   { identity, spec, status, pods }: Observed,
   size: number,
   now: Date,
   toleratesNodeLoss: boolean,
+  lastActivity?: string,
 ): JobView {
   // A pod may belong to a later attempt than that of the status, if the status was lost or is stale. The pods decide.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
   const ranks = Array.from<ObservedPod | undefined>({ length: size });
   const otherPods: ObservedPod[] = [];
   const placeholders: ObservedPod[] = [];
-  const { nodeLostSeconds } = spec.failurePolicy;
+  const waiting = { spec, now, lastActivity };
   for (const observed of pods) {
-    const pod = isLostBySilence(observed, nodeLostSeconds, now)
-      ? { ...observed, lostNode: observed.silentNode!.reason }
-      : observed;
+    const pod = isLostBySilence(observed, waiting) ? { ...observed, lostNode: observed.silentNode!.reason } : observed;
     if (pod.attempt === attempt && pod.placeholder) placeholders.push(pod);
     else if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
     else otherPods.push(pod);
@@ -113,6 +117,7 @@ export function viewOf(
     otherPods,
     placeholders,
     toleratesNodeLoss,
+    lastActivity,
   };
 }
 
@@ -133,23 +138,35 @@ const rememberedPod = (rank: number, attempt: number): ObservedPod => ({
   removed: true,
 });
 
-const secondsToSilenceLoss = ({ silentNode }: ObservedPod, nodeLostSeconds: number, now: Date): number | null =>
-  silentNode === undefined ? null : nodeLostSeconds - secondsSince(silentNode.since, now);
+/**
+ * A gang that does nothing for this long has lost the trainer on its silent node, or cannot reach it. One step, or one
+ * batch of an evaluation, seldom takes as long.
+ */
+const STANDSTILL_SECONDS = 30;
 
-function isLostBySilence(pod: ObservedPod, nodeLostSeconds: number, now: Date): boolean {
-  const left = secondsToSilenceLoss(pod, nodeLostSeconds, now);
+/**
+ * Seconds until a silent node counts as lost: after nodeLostSeconds, or as soon as its gang stands still. While the gang
+ * trains, the trainer on that node is alive, as every step needs all ranks: only the kubelet is cut off.
+ */
+function secondsToSilenceLoss(
+  { silentNode }: ObservedPod,
+  { spec, now, lastActivity }: Pick<JobView, 'spec' | 'now' | 'lastActivity'>,
+): number | null {
+  if (silentNode === undefined) return null;
+  const left = spec.failurePolicy.nodeLostSeconds - secondsSince(silentNode.since, now);
+  return lastActivity === undefined ? left : Math.min(left, STANDSTILL_SECONDS - secondsSince(lastActivity, now));
+}
+
+function isLostBySilence(pod: ObservedPod, view: Pick<JobView, 'spec' | 'now' | 'lastActivity'>): boolean {
+  const left = secondsToSilenceLoss(pod, view);
   return left !== null && left <= 0;
 }
 
-/**
- * Seconds until a node that does not answer counts as lost (`failurePolicy.nodeLostSeconds`); null if there is none.
- */
-export const secondsToNodeLoss = ({ ranks, otherPods, placeholders, spec, now }: JobView): number | null =>
+/** Seconds until a node that does not answer counts as lost; null if there is none. */
+export const secondsToNodeLoss = (view: JobView): number | null =>
   soonest(
-    ...[...ranks, ...otherPods, ...placeholders].map((pod) =>
-      pod === undefined || pod.lostNode !== undefined || !isAlive(pod)
-        ? null
-        : secondsToSilenceLoss(pod, spec.failurePolicy.nodeLostSeconds, now),
+    ...[...view.ranks, ...view.otherPods, ...view.placeholders].map((pod) =>
+      pod === undefined || pod.lostNode !== undefined || !isAlive(pod) ? null : secondsToSilenceLoss(pod, view),
     ),
   );
 

@@ -487,6 +487,33 @@ describe('a node that does not answer', () => {
       [true, true],
     );
   });
+  describe('and whose gang was last seen at work 45 s after the start', () => {
+    const worked = { attempt: 0, step: 7, totalSteps: 100, epoch: 0, activity: 9 };
+    const trained = settled(job, RUNNING, status, { objects: OBJECTS, progress: worked }, 45);
+    const planAt = (seconds: number, progress?: Partial<typeof worked>) =>
+      plan(
+        job.observe(trained, RUNNING.map(silent), {
+          objects: OBJECTS,
+          ...(progress && { progress: { ...worked, ...progress } }),
+        }),
+        seconds,
+      );
+    test('is waited for until the gang has stood still for 30 s', () => {
+      const waiting = planAt(60, {});
+      assert.deepEqual([waiting.status, waiting.requeueAfterSeconds], [trained, 15]);
+      const lost = planAt(75, {});
+      assert.equal(lost.status.restarts?.lastReason, 'NodeLost');
+      const { actions } = plan(job.observe(lost.status, RUNNING.map(silent), { objects: OBJECTS }), 75);
+      assert.deepEqual(
+        actions.map((action) => action.type === 'delete' && action.force),
+        [true, true],
+      );
+    });
+    test('is waited for while the gang works', () =>
+      assert.equal(planAt(75, { activity: 10 }).status.restarts, undefined));
+    test('is waited for until the operator has asked the gang', () =>
+      assert.equal(planAt(75).status.restarts, undefined));
+  });
   test('keeps the pods of an older attempt until it is lost', () => {
     const older = RUNNING.map((pod) => ({ ...silent(pod), deleting: true }));
     const next = settled(job, older, { ...status, attempt: 1, attemptStartTime: undefined }, { objects: [] }, 60);

@@ -81,6 +81,7 @@ import {
 import { trainingSucceeded } from './success.ts';
 import {
   findHang,
+  lastActivityOf,
   type ProgressStatus,
   progressOf,
   secondsToHang,
@@ -93,7 +94,8 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const { spec, status: before } = input;
   if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
-  const view = viewOf('FaceTrainJob', input, gangSize(input), now, toleratesNodeLoss(spec.trainers.podTemplate));
+  const tolerates = toleratesNodeLoss(spec.trainers.podTemplate);
+  const view = viewOf('FaceTrainJob', input, gangSize(input), now, tolerates, lastActivityOf(input));
   // The termination message of rank 0 is newer than anything that was polled.
   const finalProgress = view.ranks[0]?.result?.progress;
   const observed = finalProgress ? { ...input, progress: finalProgress } : withoutStaleProgress(input, view);

@@ -155,6 +155,18 @@ export function setAsideEvents(before: FaceTrainJobStatus, after: FaceTrainJobSt
     }));
 }
 
+/**
+ * When the job was last seen at work, in any attempt; undefined: never, or work was seen that the status does not have
+ * yet, or this operator has not asked the gang yet, which may have worked on while there was no operator.
+ */
+export function lastActivityOf({ progress: observed, status }: ObservedFaceTrainJob): string | undefined {
+  const { progress, attemptStartTime } = status;
+  if (progress === undefined || (observed === undefined && attemptStartTime !== undefined)) return undefined;
+  if (observed && (observed.activity !== progress.activity || observed.step !== progress.step)) return undefined;
+  const begun = attemptStartTime !== undefined && attemptStartTime > progress.lastHeartbeatTime;
+  return begun ? attemptStartTime : progress.lastHeartbeatTime;
+}
+
 /** A gang that made no progress for progressDeadlineSeconds. */
 export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {
   const left = secondsBeforeHang(observed, view);
