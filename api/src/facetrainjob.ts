@@ -319,6 +319,16 @@ const loss = section(
               'GPU has SGD only. A training that goes on with another one keeps its class centres, and their ' +
               'optimizer starts anew.',
           ),
+        placement: z
+          .enum(['Device', 'Host', 'Auto'])
+          .default('Device')
+          .describe(
+            'Where the class centres and what their optimizer keeps are. Host: in the memory of the machine, which a ' +
+              'GPU reaches over its bus: more identities than the memory of the GPU has room for, and slower steps; ' +
+              'facetrain plan says how much slower. On a CPU there is one memory, and Host only takes more of it. ' +
+              'Auto: Host on a GPU in whose memory the training would not fit, else Device; each trainer decides ' +
+              'when it starts. The numbers are the same, so a training may go on with another placement.',
+          ),
         learningRate: learningRate
           .optional()
           .describe(

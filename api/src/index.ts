@@ -32,6 +32,7 @@ export {
   type Precision,
   precision,
   type RowsOptimizer,
+  type RowsPlacement,
   type RowUpdate,
   rowsOptimizer,
   searchRounds,

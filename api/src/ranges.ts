@@ -72,6 +72,9 @@ export const seed = z
 /** Optimizers of class centres; manifests have these names as ROWS_OPTIMIZER_NAMES (row-state.ts). */
 export const rowsOptimizer = z.enum(['sgd', 'adamw', 'adagrad']);
 export type RowsOptimizer = z.infer<typeof rowsOptimizer>;
+/** Where class centres are; `auto` until a trainer knows its device. */
+export const rowsPlacement = z.enum(['device', 'host', 'auto']);
+export type RowsPlacement = Exclude<z.infer<typeof rowsPlacement>, 'auto'>;
 /** Which class centres an update changes: those of the step's sample, or all. */
 export const rowUpdate = z.enum(['lazy', 'dense']);
 export type RowUpdate = z.infer<typeof rowUpdate>;

@@ -38,6 +38,7 @@ import {
   precision,
   probability,
   rowsOptimizer,
+  rowsPlacement,
   rowUpdate,
   sampleRate,
   scale,
@@ -91,6 +92,9 @@ const Loss = z.strictObject({
     .strictObject({
       precision: z.enum(['fp32', 'bf16']).describe('Type of class centres and their momentum.'),
       optimizer: rowsOptimizer.default('sgd').describe('Of the class centres.'),
+      placement: rowsPlacement
+        .default('device')
+        .describe('Of class centres and what their optimizer keeps. auto: on the host where a GPU has no room.'),
       learningRate: z
         .number()
         .positive()
@@ -98,7 +102,7 @@ const Loss = z.strictObject({
         .default(null)
         .describe('Of the class centres, in place of optimizer.learningRate; null: the same.'),
     })
-    .default({ precision: 'fp32', optimizer: 'sgd', learningRate: null }),
+    .default({ precision: 'fp32', optimizer: 'sgd', placement: 'device', learningRate: null }),
 });
 
 const Sgd = z.strictObject({

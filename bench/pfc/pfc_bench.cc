@@ -59,6 +59,7 @@ const std::vector<bench::Option> kOptions{
     {"warmup", "N", "how many of these are not timed; 1, on CUDA 3"},
     {"precision", "P", "of the products: fp32, tf32, bf16 or fp16; fp32"},
     {"rows-precision", "P", "of the class centres: fp32 or bf16; fp32"},
+    {"tier", "T", "where the class centres are: device or host; device"},
     {"optimizer", "O", "of the class centres: sgd, adamw or adagrad; sgd. The reference has sgd"},
     {"dense", "", "updates change all class centres: with sgd and adagrad"},
     {"device", "D", "cpu or cuda; cpu"},
@@ -184,6 +185,9 @@ Settings settings_of(const Arguments& arguments) {
   // As native/model's use_precision does in a training, which this program does not link.
   at::globalContext().setAllowTF32CuBLAS(settings.head.precision == Precision::tf32);
   settings.head.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
+  const std::string tier = arguments.text("tier", "device");
+  if (tier != "device" && tier != "host") arguments.refuse("--tier: " + tier + "; allowed are device and host");
+  settings.head.host_rows = tier == "host";
   const std::string optimizer = arguments.text("optimizer", "sgd");
   const auto named = row_optimizer_of(optimizer);
   if (!named) arguments.refuse("--optimizer: " + optimizer + "; allowed are sgd, adamw and adagrad");
@@ -478,9 +482,9 @@ void print_table(const Settings& settings, const std::vector<Figures>& all) {
             << " numbers, batch " << settings.batch << ", sample rate " << settings.head.sample_rate << " ("
             << all[0].sampled << " rows), " << settings.world << " rank(s), " << settings.threads << " thread(s), "
             << (settings.head.device.is_cuda() ? "cuda" : "cpu") << ", " << name_of(settings.head.precision)
-            << (settings.head.bf16_rows ? ", bf16 rows" : "") << ", " << name_of(settings.head.row_optimizer)
-            << (settings.head.dense_update ? " dense" : "") << "; median of " << settings.steps - settings.warmup
-            << " steps\n";
+            << (settings.head.bf16_rows ? ", bf16 rows" : "") << (settings.head.host_rows ? " on the host" : "") << ", "
+            << name_of(settings.head.row_optimizer) << (settings.head.dense_update ? " dense" : "") << "; median of "
+            << settings.steps - settings.warmup << " steps\n";
   const auto row = [](const std::string& name, const std::vector<std::string>& cells) {
     std::cout << std::left << std::setw(18) << name << std::right;
     for (const std::string& cell : cells) std::cout << std::setw(14) << cell;
@@ -549,7 +553,8 @@ int run(const Arguments& arguments, int argc, char** argv) {
             << R"(,"dim":)" << settings.head.embedding_dim << R"(,"sampleRate":)" << settings.head.sample_rate
             << R"(,"world":)" << settings.world << R"(,"threads":)" << settings.threads << R"(,"precision":")"
             << name_of(settings.head.precision) << R"(","rowsPrecision":")"
-            << (settings.head.bf16_rows ? "bf16" : "fp32") << R"(","optimizer":")"
+            << (settings.head.bf16_rows ? "bf16" : "fp32") << R"(","tier":")"
+            << (settings.head.host_rows ? "host" : "device") << R"(","optimizer":")"
             << name_of(settings.head.row_optimizer) << R"(","rowUpdate":")"
             << (settings.head.dense_update ? "dense" : "lazy") << R"(","storedBytesPerClass":)" << stored_bytes
             << R"(,"device":")" << (settings.head.device.is_cuda() ? "cuda" : "cpu") << R"(","allocator":")"

@@ -218,9 +218,13 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                   .margin = margin_from(from),
                   .interclass_filter = optional_number_of(from, "interclassFilter"),
                   .bf16_rows = text_of(from, "rowsPrecision") == "bf16",
+                  .host_rows = text_of(from, "rowsPlacement") == "host",
                   .row_optimizer = row_optimizer_of(text_of(from, "rowsOptimizer")).value(),
                   .dense_update = text_of(from, "rowUpdate") == "dense",
                   .sample_rate_changes = sample_rate_changes_from(from)},
+          .auto_host_rows = text_of(from, "rowsPlacement") == "auto"
+                                ? std::optional(static_cast<uint64_t>(number_of(from, "deviceBytes")))
+                                : std::nullopt,
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,
                    .size = rendezvous.size,
@@ -355,7 +359,7 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   ~TrainingSession() override { reader_->dispose(); }
 
  private:
-  // open(options) -> {device, precision, firstRow, rows, rowTensors, stepsPerEpoch}
+  // open(options) -> {device, precision, rowsPlacement, firstRow, rows, rowTensors, stepsPerEpoch}
   Napi::Value open(const Napi::CallbackInfo& info) {
     const auto from = info[0].As<Napi::Object>();
     Graph graph = graph_from(from.Get("graph").As<Napi::Object>());
@@ -374,11 +378,13 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
           return open_session(graph, directory, rendezvous, with_device, cancelled);
         },
         [](Session& session) -> Worker::Reply {
-          return [device = session.device(), precision = session.precision(), rows = session.centres().rows(),
-                  kept = session.state().rows, steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
+          return [device = session.device(), precision = session.precision(), host_rows = session.host_rows(),
+                  rows = session.centres().rows(), kept = session.state().rows,
+                  steps = session.steps_per_epoch()](Napi::Env env) -> Napi::Value {
             auto opened = Napi::Object::New(env);
             opened.Set("device", device.is_cuda() ? "cuda" : "cpu");
             opened.Set("precision", std::string(name_of(precision)));
+            opened.Set("rowsPlacement", host_rows ? "host" : "device");
             opened.Set("firstRow", static_cast<double>(rows.first));
             opened.Set("rows", static_cast<double>(rows.count));
             auto tensors = Napi::Array::New(env, kept.size());

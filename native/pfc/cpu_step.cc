@@ -21,6 +21,7 @@
 
 #include "comm/parts.h"
 #include "pfc/cpu_kernels.h"
+#include "pfc/row_window.h"
 #include "pfc/step.h"
 
 // Of MKL, which libtorch for x86-64 has and exports: c = alpha op(a) op(b) + beta c of column-major matrices, a and b
@@ -57,6 +58,12 @@ at::Tensor inverse_norms(const at::Tensor& matrix) {
 void remove_radial(at::Tensor& gradient, const at::Tensor& x, const at::Tensor& inverse_norm) {
   const at::Tensor radial = (gradient * x).sum(1, /*keepdim=*/true).mul_(inverse_norm).mul_(inverse_norm);
   gradient.addcmul_(x, radial, -1);
+}
+
+std::vector<at::Tensor> values_of(const std::vector<RowTensor>& tensors) {
+  std::vector<at::Tensor> values;
+  for (const RowTensor& tensor : tensors) values.push_back(tensor.values);
+  return values;
 }
 
 struct Batch {
@@ -197,8 +204,8 @@ struct Worker {
 class CpuStep final : public HeadStep {
  public:
   CpuStep(Comm& comm, const PfcOptions& options, RowRange rows, const std::vector<RowTensor>& tensors)
-      : comm_(comm), options_(options), rows_(rows), weight_(tensors[0].values) {
-    for (const RowTensor& tensor : tensors) tensors_.push_back(tensor.values);
+      : comm_(comm), options_(options), rows_(rows), stored_(values_of(tensors)) {
+    if (options.host_rows) window_.emplace(stored_);
     if (options.dense_update) seen_ = at::zeros({rows.count}, at::kInt);
     sampled_ = at::empty({0}, at::kLong);
     gradient_ = at::empty({0, dim()}, at::kFloat);
@@ -210,7 +217,11 @@ class CpuStep final : public HeadStep {
   at::Tensor sampled() const override { return sampled_.clone(); }
   at::Tensor sampled_gradient() const override;
   void set_precision(Precision precision) override { options_.precision = precision; }
-  void retire(std::vector<int64_t> rows) override { retired_ = std::move(rows); }
+  void retire(std::vector<int64_t> rows) override {
+    retired_ = std::move(rows);
+    drawn_.reset();
+    if (window_) window_->close();
+  }
   void release_rows() override;
   NormStatistics norm_statistics() const override { return norm_statistics_; }
   void set_norm_statistics(const NormStatistics& statistics) override { norm_statistics_ = statistics; }
@@ -232,28 +243,45 @@ class CpuStep final : public HeadStep {
       for (int64_t i = begin; i < end; ++i) body(workers_[i]);
     });
   }
+  // The rows and what the optimizer keeps for each: of the last step's rows where the step has them, else all of them.
+  bool has_window() const { return window_ && window_->is_open(); }
+  const std::vector<at::Tensor>& tensors() const { return has_window() ? window_->tensors() : stored_; }
+  const at::Tensor& weight() const { return tensors()[0]; }
+  // The place in tensors() of the i-th row that the step has sampled.
+  int64_t slot(int64_t i) const {
+    return has_window() ? window_->slots()[static_cast<size_t>(i)] : sampled_.const_data_ptr<int64_t>()[i];
+  }
+
   void draw_rows();
+  bool all_at(uint64_t step) const { return options_.sample_rate_at(step) >= 1 && retired_.empty(); }
+  void draw_negatives(uint64_t step);
+  void prefetch_rows(uint64_t step);
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
   void make_tiles(int64_t batch);
-  void catch_up(const int64_t* rows, int64_t count);
+  struct Place {
+    int64_t index, slot;  // of a row: in the shard, and in tensors()
+  };
+  template <class PlaceOf>
+  void catch_up(int64_t count, PlaceOf place_of);
   // Asks for a row and what the optimizer keeps for it.
-  void prefetch_row(int64_t index) const {
-    for (const at::Tensor& tensor : tensors_) {
+  void prefetch_row(int64_t slot) const {
+    for (const at::Tensor& tensor : tensors()) {
       const int64_t bytes = tensor.size(1) * tensor.element_size();
-      prefetch(static_cast<const char*>(tensor.const_data_ptr()) + index * bytes, bytes);
+      prefetch(static_cast<const char*>(tensor.const_data_ptr()) + slot * bytes, bytes);
     }
   }
-  const float* row(int64_t index, float* scratch) const;
+  const float* row(int64_t slot, float* scratch) const;
   at::Tensor unit_rows(Worker& worker, const Tile& tile);
   at::Tensor exponentials_of(Worker& worker, const Tile& tile, int64_t batch);
 
   Comm& comm_;
   PfcOptions options_;
   const RowRange rows_;
-  const at::Tensor weight_;
-  std::vector<at::Tensor> tensors_;  // weight_, and what the optimizer keeps
-  std::vector<int64_t> retired_;     // rows, ascending
+  const std::vector<at::Tensor> stored_;  // the rows, and what the optimizer keeps
+  std::optional<RowWindow> window_;       // with host_rows
+  std::vector<int64_t> retired_;          // rows, ascending
   std::vector<Worker> workers_;
+  std::optional<uint64_t> drawn_;  // the step whose negatives the workers have
   Buffer sample_memory_, gradient_memory_, kept_memory_, norms_memory_;
 
   NormStatistics norm_statistics_;
@@ -268,26 +296,21 @@ class CpuStep final : public HeadStep {
 };
 
 void CpuStep::draw_rows() {
-  float* const data = options_.bf16_rows ? nullptr : weight_.data_ptr<float>();
+  const at::Tensor& rows = stored_[0];
+  float* const data = options_.bf16_rows ? nullptr : rows.data_ptr<float>();
   at::parallel_for(0, rows_.count, 16, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(static_cast<size_t>(dim()));
     for (int64_t row = begin; row < end; ++row) {
       float* const out = data != nullptr ? data + row * dim() : scratch.data();
       cpu::initial_row(options_.seed, rows_.first + row, dim(), out);
-      if (data == nullptr) cpu::scale(out, dim(), 1, bits_of(weight_) + row * dim());
+      if (data == nullptr) cpu::scale(out, dim(), 1, bits_of(rows) + row * dim());
     }
   });
 }
 
-// Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
-// that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
-std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& positives) {
-  const double rate = options_.sample_rate_at(step);
-  if (rate >= 1 && retired_.empty()) {
-    if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, at::kLong);
-    return positives;
-  }
-  const ClassSample sample(options_.seed, step, rate);
+// Writes the step's negatives to the workers, which have a part of the classes each.
+void CpuStep::draw_negatives(uint64_t step) {
+  const ClassSample sample(options_.seed, step, options_.sample_rate_at(step));
   const int64_t share = (rows_.count + static_cast<int64_t>(workers_.size()) - 1) / std::ssize(workers_);
   for_workers([&](Worker& worker) {
     const int64_t begin = std::min((&worker - workers_.data()) * share, rows_.count),
@@ -302,6 +325,28 @@ std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& 
     std::erase_if(worker.negatives,
                   [this](int64_t class_id) { return std::ranges::binary_search(retired_, class_id - rows_.first); });
   });
+  drawn_ = step;
+}
+
+// A step that samples all rows has no window: it would hold as many rows as there are.
+void CpuStep::prefetch_rows(uint64_t step) {
+  if (!has_window() || all_at(step)) return;
+  draw_negatives(step);
+  std::vector<int64_t> rows;
+  for (const Worker& worker : workers_) {
+    for (const int64_t class_id : worker.negatives) rows.push_back(class_id - rows_.first);
+  }
+  window_->prefetch(step, std::move(rows));
+}
+
+// Chooses the rows of this rank that a step uses (class_sample.h), and stores them in sampled_. `positives` are rows
+// that are always chosen: ascending, possibly repeated. Returns the index of each positive in sampled_.
+std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& positives) {
+  if (all_at(step)) {
+    if (sampled_.size(0) != rows_.count) sampled_ = at::arange(rows_.count, at::kLong);
+    return positives;
+  }
+  if (drawn_ != step) draw_negatives(step);
   auto capacity = std::ssize(positives);
   for (const Worker& worker : workers_) capacity += std::ssize(worker.negatives);
   int64_t* const sampled = sample_memory_.of({capacity}, at::kLong).data_ptr<int64_t>();
@@ -348,25 +393,24 @@ void CpuStep::make_tiles(int64_t batch) {
   kept_ = kept_memory_.of({kept}, low());
 }
 
-// The row with that index in the shard, in float32: itself, or a copy in `scratch`.
-const float* CpuStep::row(int64_t index, float* scratch) const {
-  if (!options_.bf16_rows) return weight_.const_data_ptr<float>() + index * dim();
-  cpu::widen(bits_of(weight_) + index * dim(), dim(), scratch);
+// The row in that place of weight(), in float32: itself, or a copy in `scratch`.
+const float* CpuStep::row(int64_t slot, float* scratch) const {
+  if (!options_.bf16_rows) return weight().const_data_ptr<float>() + slot * dim();
+  cpu::widen(bits_of(weight()) + slot * dim(), dim(), scratch);
   return scratch;
 }
 
 // The tile's rows at unit length, in the products' type. Stores their inverse norms.
 at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
-  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>() + tile.first;
   float* const norms = norms_.data_ptr<float>() + tile.first;
   float* const scratch = worker.row.of({dim()}, at::kFloat).data_ptr<float>();
   at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
   for (int64_t i = 0; i < tile.count; ++i) {
     if (i + 1 < tile.count) {
-      const int64_t bytes = dim() * weight_.element_size();
-      prefetch(static_cast<const char*>(weight_.const_data_ptr()) + sampled[i + 1] * bytes, bytes);
+      const int64_t bytes = dim() * weight().element_size();
+      prefetch(static_cast<const char*>(weight().const_data_ptr()) + slot(tile.first + i + 1) * bytes, bytes);
     }
-    const float* const from = row(sampled[i], scratch);
+    const float* const from = row(slot(tile.first + i), scratch);
     norms[i] = cpu::inverse_norm(from, dim());
     if (low() == at::kFloat) {
       cpu::scale(from, dim(), norms[i], rows.data_ptr<float>() + i * dim());
@@ -398,7 +442,10 @@ at::Tensor CpuStep::exponentials_of(Worker& worker, const Tile& tile, int64_t ba
 PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) {
   const at::NoGradGuard no_grad;
   const double scale = options_.scale;
-  workers_.resize(static_cast<size_t>(std::max(at::get_num_threads(), 1)));
+  if (const auto threads = static_cast<size_t>(std::max(at::get_num_threads(), 1)); workers_.size() != threads) {
+    workers_.resize(threads);
+    drawn_.reset();
+  }
   step_ = step;
 
   // Gather the batch of all ranks, and choose the rows.
@@ -410,13 +457,18 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   check_labels(labels_, options_.num_classes, comm_.size(), options_.parts);
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
+  if (window_) {
+    all_at(step) ? window_->close() : window_->open(step, sampled_.const_data_ptr<int64_t>(), sampled_.size(0));
+  }
   norms_ = norms_memory_.of({sampled_.size(0)}, at::kFloat);
   make_tiles(batch_size);
-  catch_up(sampled_.const_data_ptr<int64_t>(), sampled_.size(0));
+  catch_up(sampled_.size(0), [this](int64_t i) { return Place{sampled_.const_data_ptr<int64_t>()[i], slot(i)}; });
 
   // The target logits of the pictures whose class this rank owns.
   const at::Tensor target_pictures = indices(positives.pictures);
-  at::Tensor target_rows = weight_.index_select(0, indices(positives.rows)).to(at::kDouble);
+  std::vector<int64_t> target_slots;
+  for (const int64_t column : target_columns) target_slots.push_back(slot(column));
+  at::Tensor target_rows = weight().index_select(0, indices(target_slots)).to(at::kDouble);
   target_rows.mul_(inverse_norms(target_rows));
   const at::Tensor target_cosines = (batch.features.index_select(0, target_pictures) * target_rows).sum(1);
   if (options_.margin.form == MarginForm::adaface) norm_statistics_ = follow(norm_statistics_, batch.norms);
@@ -519,47 +571,47 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   PfcResult result{(log_z - target).mean(), reduce_scatter_parts(comm_, feature_gradients, options_.parts)};
   result.grad_embeddings.mul_(inverse_norm);
   remove_radial(result.grad_embeddings, embeddings, inverse_norm);
+  prefetch_rows(step + 1);
   return result;
 }
 
 at::Tensor CpuStep::sampled_gradient() const {
   at::Tensor gradients = gradient_.clone();
-  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
   std::vector<float> scratch(static_cast<size_t>(dim()));
   for (int64_t i = 0; i < gradients.size(0); ++i) {
-    cpu::project(gradients.data_ptr<float>() + i * dim(), row(sampled[i], scratch.data()), dim(),
+    cpu::project(gradients.data_ptr<float>() + i * dim(), row(slot(i), scratch.data()), dim(),
                  norms_.const_data_ptr<float>()[i]);
   }
   return gradients;
 }
 
-// The row with that index and what the optimizer keeps for it, as float32: where they are, or copies that are rounded
-// back stochastically.
+// A row and what the optimizer keeps for it, as float32: where they are, or copies that are rounded back
+// stochastically.
 class CpuStep::Row {
  public:
-  Row(const CpuStep& step, int64_t index, std::vector<float>& scratch) : step_(step), index_(index) {
+  Row(const CpuStep& step, Place place, std::vector<float>& scratch) : step_(step), place_(place) {
     const int64_t dim = step.dim();
-    for (size_t i = 0; i < step.tensors_.size(); ++i) {
-      const at::Tensor& tensor = step.tensors_[i];
+    for (size_t i = 0; i < step.tensors().size(); ++i) {
+      const at::Tensor& tensor = step.tensors()[i];
       if (tensor.scalar_type() == at::kFloat) {
-        parts[i] = tensor.data_ptr<float>() + index * tensor.size(1);
+        parts[i] = tensor.data_ptr<float>() + place.slot * tensor.size(1);
       } else {
         parts[i] = scratch.data() + static_cast<int64_t>(i) * dim;
-        cpu::widen(bits_of(tensor) + index * dim, dim, parts[i]);
+        cpu::widen(bits_of(tensor) + place.slot * dim, dim, parts[i]);
       }
     }
   }
 
   // `stream`: of the random bits for rounding in step `number`.
   void store(uint64_t number, PfcStream stream) const {
-    const int64_t dim = step_.dim(), class_id = step_.rows_.first + index_;
-    for (size_t i = 0; i < step_.tensors_.size(); ++i) {
-      const at::Tensor& tensor = step_.tensors_[i];
+    const int64_t dim = step_.dim(), class_id = step_.rows_.first + place_.index;
+    for (size_t i = 0; i < step_.tensors().size(); ++i) {
+      const at::Tensor& tensor = step_.tensors()[i];
       if (tensor.scalar_type() == at::kFloat) continue;
       // Half of each hash is for the row, the other half for momentum or first moment; second moments have their own.
       const PfcStream own = i < 2 ? stream : kMomentsStream;
       cpu::round_row(parts[i], dim, rounding_key(step_.options_.seed, number, class_id, own), i == 1 ? 32 : 0,
-                     bits_of(tensor) + index_ * dim);
+                     bits_of(tensor) + place_.slot * dim);
     }
   }
 
@@ -567,43 +619,44 @@ class CpuStep::Row {
 
  private:
   const CpuStep& step_;
-  const int64_t index_;
+  const Place place_;
 };
 
-// Applies the pending updates of rows[0], rows[1], ...; of rows 0, 1, ... if `rows` is null.
-void CpuStep::catch_up(const int64_t* rows, int64_t count) {
+// Applies the pending updates of the rows in place_of(0), place_of(1), ...
+template <class PlaceOf>
+void CpuStep::catch_up(int64_t count, PlaceOf place_of) {
   if (updates_.empty()) return;
   int32_t* const seen = seen_.data_ptr<int32_t>();
   const auto now = static_cast<int32_t>(updates_.size());
-  const auto index_of = [rows](int64_t i) { return rows == nullptr ? i : rows[i]; };
   int32_t most = 0;
-  for (int64_t i = 0; i < count; ++i) most = std::max(most, now - seen[index_of(i)]);
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, now - seen[place_of(i).index]);
   // By how many updates a row has missed. Products of matrices and not quotients: a matrix has the determinant
   // `momentum`, and the inverse of a product of hundreds has no correct digit.
   std::vector<PendingUpdates> missed(static_cast<size_t>(most) + 1);
   for (int32_t i = 1; i <= most; ++i) missed[i] = missed[i - 1].after(updates_[now - i]);
   at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>(std::ssize(tensors_) * dim()));
+    std::vector<float> scratch(static_cast<size_t>(std::ssize(stored_) * dim()));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t index = index_of(i);
-      if (i + 1 < end) prefetch_row(index_of(i + 1));
-      if (seen[index] == now) continue;
-      const PendingUpdates& pending = missed[now - seen[index]];
-      const Row row(*this, index, scratch);
+      const Place place = place_of(i);
+      if (i + 1 < end) prefetch_row(place_of(i + 1).slot);
+      if (seen[place.index] == now) continue;
+      const PendingUpdates& pending = missed[now - seen[place.index]];
+      const Row row(*this, place, scratch);
       if (options_.row_optimizer == RowOptimizer::sgd) {
         cpu::apply_pending(pending, dim(), row.parts[0], row.parts[1]);
       } else {
         cpu::apply_pending(pending, dim(), row.parts[0]);
       }
       row.store(step_, kPendingStream);
-      seen[index] = now;
+      seen[place.index] = now;
     }
   });
 }
 
 void CpuStep::release_rows() {
+  if (window_) window_->close();
   if (updates_.empty()) return;
-  catch_up(nullptr, rows_.count);
+  catch_up(rows_.count, [](int64_t i) { return Place{i, i}; });
   updates_.clear();
   seen_.zero_();
 }
@@ -613,13 +666,13 @@ void CpuStep::update_rows(const RowRates& rates, const at::Tensor& skip) {
   const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
   if (options_.dense_update) updates_.push_back(PendingUpdates::of(options_.row_optimizer, rates));
   at::parallel_for(0, gradient_.size(0), 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(static_cast<size_t>((std::ssize(tensors_) + 1) * dim()));
+    std::vector<float> scratch(static_cast<size_t>((std::ssize(stored_) + 1) * dim()));
     // A copy: the gradient stays what the step made of it.
-    float* const gradient = scratch.data() + std::ssize(tensors_) * dim();
+    float* const gradient = scratch.data() + std::ssize(stored_) * dim();
     for (int64_t i = begin; i < end; ++i) {
-      if (i + 1 < end) prefetch_row(sampled[i + 1]);
+      if (i + 1 < end) prefetch_row(slot(i + 1));
       std::copy_n(gradient_.const_data_ptr<float>() + i * dim(), dim(), gradient);
-      const Row row(*this, sampled[i], scratch);
+      const Row row(*this, {sampled[i], slot(i)}, scratch);
       cpu::project(gradient, row.parts[0], dim(), norms_.const_data_ptr<float>()[i]);
       switch (options_.row_optimizer) {
         case RowOptimizer::sgd:

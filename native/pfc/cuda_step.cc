@@ -110,15 +110,46 @@ class LateCount {
   cudaEvent_t event_ = nullptr;
 };
 
+// Rows as kernels address them. Those in host memory are locked there: kernels read and write them over the bus, and
+// find what the kernels before them on the stream have written, as in the device's own memory. The tensor has its pages
+// to itself.
+class StoredRows {
+ public:
+  StoredRows(at::Tensor tensor, at::Device device)
+      : tensor_(std::move(tensor)), device_(device), on_device_(numbers(tensor_)) {
+    if (tensor_.is_cuda() || tensor_.nbytes() == 0) return;
+    const c10::cuda::CUDAGuard guard(device_);
+    C10_CUDA_CHECK(cudaHostRegister(tensor_.data_ptr(), tensor_.nbytes(), cudaHostRegisterMapped));
+    is_locked_ = true;
+    C10_CUDA_CHECK(cudaHostGetDevicePointer(&on_device_.data, tensor_.data_ptr(), 0));
+  }
+  StoredRows(const StoredRows&) = delete;
+  StoredRows& operator=(const StoredRows&) = delete;
+  ~StoredRows() {
+    if (!is_locked_) return;
+    const c10::cuda::CUDAGuard guard(device_);
+    cudaDeviceSynchronize();  // kernels that use the rows may be queued
+    cudaHostUnregister(tensor_.data_ptr());
+  }
+
+  cuda::Numbers on_device() const { return on_device_; }
+
+ private:
+  const at::Tensor tensor_;
+  const at::Device device_;
+  cuda::Numbers on_device_;
+  bool is_locked_ = false;
+};
+
 class Step final : public HeadStep {
  public:
-  Step(Comm& comm, const PfcOptions& options, RowRange rows, at::Tensor weight, at::Tensor momentum)
+  Step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight, const at::Tensor& momentum)
       : comm_(comm),
         options_(options),
         rows_(rows),
-        device_(weight.device()),
-        weight_(std::move(weight)),
-        momentum_(std::move(momentum)),
+        device_(options.device),
+        weight_(weight, device_),
+        momentum_(momentum, device_),
         count_(at::full({1}, rows.count, of(at::kInt))),
         negatives_(device_) {
     set_precision(options.precision);
@@ -127,7 +158,7 @@ class Step final : public HeadStep {
       statistics_ = at::empty({2}, of(at::kDouble));
       set_norm_statistics({});
     }
-    cuda::initialize_rows(numbers(weight_), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
+    cuda::initialize_rows(weight_.on_device(), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
   }
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
@@ -140,7 +171,7 @@ class Step final : public HeadStep {
     // Where all rows are sampled, the update makes the next step's unit rows.
     cuda::UnitRows next{};
     if (unit_rows_.defined()) next = {numbers(unit_rows_), inverse_norms_.data_ptr<float>()};
-    cuda::update_rows(numbers(weight_), numbers(momentum_), sample(), dim(), row_gradient(), sgd,
+    cuda::update_rows(weight_.on_device(), momentum_.on_device(), sample(), dim(), row_gradient(), sgd,
                       skip.defined() ? skip.const_data_ptr<float>() : nullptr, options_.seed, step_, rows_.first, next,
                       stream());
   }
@@ -164,7 +195,11 @@ class Step final : public HeadStep {
     release_rows();
   }
 
-  void release_rows() override { unit_rows_ = at::Tensor(); }
+  void release_rows() override {
+    unit_rows_ = at::Tensor();
+    // The host reads such rows without asking the device.
+    if (options_.host_rows) C10_CUDA_CHECK(cudaStreamSynchronize(stream()));
+  }
 
   at::Tensor sampled() const override {
     if (!gradient_.defined()) return at::empty({0}, of(at::kLong));
@@ -175,7 +210,7 @@ class Step final : public HeadStep {
     if (!gradient_.defined()) return at::empty({0, dim()}, of(at::kFloat));
     const c10::cuda::CUDAGuard guard(device_);
     at::Tensor out = at::empty({capacity_, dim()}, of(at::kFloat));
-    cuda::row_gradients(numbers(weight_), sample(), dim(), row_gradient(), out.data_ptr<float>(), stream());
+    cuda::row_gradients(weight_.on_device(), sample(), dim(), row_gradient(), out.data_ptr<float>(), stream());
     return out.narrow(0, 0, count_.item<int>());
   }
 
@@ -223,7 +258,7 @@ class Step final : public HeadStep {
   const at::Device device_;
   at::ScalarType low_ = at::kFloat;  // of the products' operands
   bool relative_ = true;             // one pass, with exponentials relative to 1
-  const at::Tensor weight_, momentum_;
+  const StoredRows weight_, momentum_;
 
   at::Tensor live_words_;  // as words_: the rows that are not retired; undefined: all
   // The sample of the last step, and the negatives of step drawn_. The words are made when a step first needs them.
@@ -300,13 +335,13 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
                               doubles[1].data_ptr<double>()};
   auto* const statistics = statistics_.defined() ? static_cast<NormStatistics*>(statistics_.data_ptr()) : nullptr;
   if (statistics != nullptr) cuda::follow_norms(packed, batch, d, statistics, stream());
-  cuda::find_targets(packed, batch, d, numbers(weight_), rows_.first, rows_.count, all_ ? nullptr : bits(words_),
+  cuda::find_targets(packed, batch, d, weight_.on_device(), rows_.first, rows_.count, all_ ? nullptr : bits(words_),
                      all_ ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, statistics, scale,
                      targets, stream());
   if (!all_ || !unit_rows_.defined()) {
     unit_rows_ = at::empty({capacity_, d}, of(low_));
     inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
-    cuda::gather_unit_rows(numbers(weight_), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(),
+    cuda::gather_unit_rows(weight_.on_device(), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(),
                            stream());
   }
   const at::Tensor rows = unit_rows_;
@@ -405,7 +440,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   if (!feature_sums.defined()) feature_sums = at::zeros({batch, d}, of(at::kFloat));
   at::Tensor feature_gradients = at::empty({batch, d}, of(at::kFloat));
   cuda::feature_gradients(feature_sums.const_data_ptr<float>(), by_picture.factors, by_picture.target_gradients, batch,
-                          d, targets, numbers(weight_), sample(), inverse_norms_.const_data_ptr<float>(),
+                          d, targets, weight_.on_device(), sample(), inverse_norms_.const_data_ptr<float>(),
                           feature_gradients.data_ptr<float>(), stream());
   at::Tensor result = feature_gradients;
   if (comm_.size() > 1) result = reduce_scatter_parts(comm_, feature_gradients, options_.parts);

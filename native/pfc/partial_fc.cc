@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 
 #include "error.h"
 #include "pfc/step.h"
@@ -22,6 +23,15 @@ int64_t rank_of(int64_t picture, int64_t batch, int ranks, const std::vector<int
   int64_t rank = 0;
   for (int64_t end = parts[0]; picture >= end; end += parts[rank]) ++rank;
   return rank;
+}
+
+// A tensor in host memory, in pages of its own: memory is locked for a device by the page, and no page twice.
+at::Tensor in_own_pages(at::IntArrayRef sizes, at::ScalarType type) {
+  constexpr int64_t kPage = 4096;
+  const auto bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(type));
+  const at::Tensor memory = at::empty({bytes + 2 * kPage}, at::kByte);
+  const auto offset = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory.const_data_ptr()) % kPage);
+  return memory.narrow(0, kPage - offset, bytes).view(type).view(sizes);
 }
 
 }  // namespace
@@ -45,12 +55,16 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
   if (options.dense_update && options.row_optimizer == RowOptimizer::adamw) {
     throw Error("InvalidConfig", "optimizer.rowUpdate", "dense, with the optimizer adamw", "lazy; or sgd or adagrad");
   }
-  const auto float32 = at::TensorOptions(options.device).dtype(at::kFloat);
-  const auto numbers = float32.dtype(options.bf16_rows ? at::kBFloat16 : at::kFloat);
-  const auto keep = [&](const char* name, int64_t columns, const at::TensorOptions& type) {
-    tensors_.push_back({name, at::zeros({rows_.count, columns}, type)});
+  const auto numbers = options.bf16_rows ? at::kBFloat16 : at::kFloat;
+  const auto make = [&](int64_t columns, at::ScalarType type) {
+    const std::array<int64_t, 2> sizes{rows_.count, columns};
+    return options.host_rows ? in_own_pages(sizes, type)
+                             : at::empty(sizes, at::TensorOptions(options.device).dtype(type));
   };
-  tensors_.push_back({"weight", at::empty({rows_.count, options.embedding_dim}, numbers)});
+  const auto keep = [&](const char* name, int64_t columns, at::ScalarType type) {
+    tensors_.push_back({name, make(columns, type).zero_()});
+  };
+  tensors_.push_back({"weight", make(options.embedding_dim, numbers)});
   switch (options.row_optimizer) {
     case RowOptimizer::sgd:
       keep("momentum", options.embedding_dim, numbers);
@@ -58,10 +72,10 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
     case RowOptimizer::adamw:
       keep("first_moment", options.embedding_dim, numbers);
       keep("second_moment", options.embedding_dim, numbers);
-      keep("updates", 1, float32);
+      keep("updates", 1, at::kFloat);
       break;
     case RowOptimizer::adagrad:
-      keep("squares", 1, float32);
+      keep("squares", 1, at::kFloat);
       break;
   }
   const auto make_step = options.device.is_cuda() ? make_cuda_step : make_cpu_step;

@@ -59,12 +59,15 @@ struct PfcOptions {
   // How many logits to keep from the forward to the backward pass; negative: chosen by device. The others are computed
   // twice. The result is the same.
   int64_t kept_logits = -1;
-  at::Device device = at::kCPU;  // of the rows, the embeddings and the collectives
+  at::Device device = at::kCPU;  // of the embeddings and the collectives, and of the rows without host_rows
   // Of the products; a CPU computes those of TF32 and FP16 in float32. Sums, targets and updates are in float32 or
   // float64.
   Precision precision = Precision::fp32;
   // Rows, momentum and moments in bfloat16, which are updated in float32 and rounded stochastically; else in float32.
   bool bf16_rows = false;
+  // Rows and what their optimizer keeps are in host memory; results are the same. A step on a CPU computes in copies of
+  // the rows that it uses, at most two steps' (row_window.h); one on CUDA reaches the rows over the bus (cuda_step.cc).
+  bool host_rows = false;
   RowOptimizer row_optimizer = RowOptimizer::sgd;
   // Every update changes every row, also those that the step has not sampled: as if the gradient of these were 0. (They
   // are changed when they are sampled next.) Not with AdamW.
@@ -129,8 +132,9 @@ class PartialFc {
   void set_norm_statistics(const NormStatistics& statistics);
 
   RowRange rows() const { return rows_; }
-  // For checkpoints: `weight` first. Values may be written, the tensors must not be replaced. Call it anew for each
-  // read or write: a step on CUDA keeps what it made of the rows, and dense updates of rows may be pending.
+  // For checkpoints: `weight` first. On the device, or with host_rows on the host. Values may be written, the tensors
+  // must not be replaced. Call it anew for each read or write: a step on CUDA keeps what it made of the rows, and dense
+  // updates of rows may be pending.
   const std::vector<RowTensor>& row_tensors();
   at::Tensor& weight() { return find("weight"); }      // [count, d], as of row_tensors()
   at::Tensor& momentum() { return find("momentum"); }  // of SGD

@@ -26,6 +26,7 @@ static constexpr double kLossError = 2e-6, kGradientError = 1e-5;
 static constexpr double kStepsLossError = 1e-5, kStepsRowsError = 1e-5;
 
 static at::Device device = at::kCPU;  // of the ranks of all tests
+static bool host_rows = false;        // PfcOptions::host_rows in all tests
 
 static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
   if (actual.sizes() != expected.sizes() || !actual.isfinite().all().item<bool>()) return INFINITY;
@@ -106,7 +107,8 @@ static PfcOptions cosface_on_all_classes() {
           .scale = 64,
           .margin = {1, 0, 0.4f},
           .interclass_filter = std::nullopt,
-          .device = device};
+          .device = device,
+          .host_rows = host_rows};
 }
 
 // Samples at all angles to their class, from the same direction to the opposite one, past the θ* of every margin.
@@ -1034,6 +1036,54 @@ static void test_loss_curves() {
   }
 }
 
+// Rows in host memory give the same numbers as rows on the device, with all optimizers, while rates, threads, retired
+// classes and the order of steps change, and others read and write the rows.
+static void test_host_rows_equal_device_rows() {
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    for (const bool dense : {false, true}) {
+      if (dense && optimizer == RowOptimizer::adamw) continue;
+      if (device.is_cuda() && (dense || optimizer != RowOptimizer::sgd)) continue;
+      for (const bool bf16_rows : {false, true}) {
+        PfcOptions options = cosface_on_all_classes();
+        options.row_optimizer = optimizer;
+        options.dense_update = dense;
+        options.bf16_rows = bf16_rows;
+        options.sample_rate = 0.2;
+        options.sample_rate_changes = {{20, 0.05}, {30, 1}, {33, 0.3}};
+        const Problem problem = make_problem(300, 19, 6, options);
+        run_fake_ranks(2, [&](Comm& comm) {
+          PfcOptions in_host_memory = problem.options;
+          in_host_memory.host_rows = true;
+          PartialFc expected(comm, problem.options), actual(comm, in_host_memory);
+          const auto check_rows = [&] {
+            for (size_t i = 0; i < expected.row_tensors().size(); ++i)
+              CHECK(at::equal(actual.row_tensors()[i].values, expected.row_tensors()[i].values.cpu()));
+          };
+          for (uint64_t step = 0; step < 60; ++step) {
+            for (PartialFc* pfc : {&expected, &actual}) {
+              if (step == 10) pfc->retire({3, 7, 150, 299});
+              if (step == 25) pfc->weight().mul_(1.5);
+            }
+            const uint64_t number = step < 50 ? step : step * 13 % 7;  // at the end, in another order
+            const at::Tensor labels = part_of((problem.labels + 7 * static_cast<int64_t>(step)).remainder(140), comm);
+            const at::Tensor x = part_of(problem.x, comm).to(device);
+            const auto one = expected.forward_backward(x, labels, number),
+                       other = actual.forward_backward(x, labels, number);
+            CHECK(at::equal(one.loss, other.loss) && at::equal(one.grad_embeddings, other.grad_embeddings));
+            CHECK(at::equal(expected.sampled(), actual.sampled()));
+            CHECK(at::equal(expected.sampled_gradient(), actual.sampled_gradient()));
+            if (step == 40) check_rows();  // between the gradient and its update
+            if (step % 7 == 3) continue;   // as a step that is skipped
+            for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.01, kMomentum, kWeightDecay);
+            if (step == 15 || step == 16) check_rows();
+          }
+          check_rows();
+        });
+      }
+    }
+  }
+}
+
 static void test_step_before_any_forward() {
   const auto solo = make_solo_comm();
   PartialFc pfc(*solo, make_problem(20, 8, 4).options);
@@ -1182,12 +1232,19 @@ int main(int argc, char** argv) {
   test_row_optimizers();
   test_dense_updates_around_a_checkpoint();
   test_refused_optimizers();
+  test_host_rows_equal_device_rows();
+  host_rows = true;
+  test_on_device();
+  test_row_optimizers();
+  test_dense_updates_around_a_checkpoint();
+  host_rows = false;
   test_loss_curves();
   test_gloo();
   if (!at::hasCUDA()) return TEST_RESULT();
   device = at::kCUDA;
   test_on_device();
   test_initial_rows_on_cuda();
+  test_host_rows_equal_device_rows();
   test_steps_out_of_order();
   test_precisions();
   test_ten_million_rows();

@@ -268,6 +268,23 @@ for (const [rowsOptimizer, state] of [
   });
 }
 
+test('class centres in host memory train to the same numbers, beside a copy of them too', async () => {
+  const train = (rowsPlacement: 'host' | 'auto') =>
+    withSession({ rowsPlacement, rowsOptimizer: 'adagrad', rowUpdate: 'dense', sampleRate: 0.2 }, async (session) => {
+      const losses = [];
+      for (let step = 0; step < 4; step++) losses.push((await session.step(step, 0.1)).loss);
+      const copy = await session.copyState({ backbone: false });
+      for (let step = 4; step < 6; step++) losses.push((await session.step(step, 0.1)).loss);
+      const copied = await copy!.saveRows(0, 40);
+      await copy!.close();
+      return { used: session.rowsPlacement, losses, copied, rows: await session.saveRows(0, 40) };
+    });
+  const onDevice = await train('auto');
+  assert.equal(onDevice.used, 'device');
+  assert.notDeepEqual(onDevice.copied, onDevice.rows);
+  assert.deepEqual(await train('host'), { ...onDevice, used: 'host' });
+});
+
 test('AdaFace goes on from saved statistics bit for bit; a gradient may be straight through', async () => {
   const adaface = { form: 'adaface', m1: 1, m2: 0, m3: 0, m: 0.4, h: 0.333 } as const;
   const options = { margin: adaface, sampleRate: 0.5 };

@@ -10,6 +10,7 @@ import {
   type Precision,
   type RetiredClass,
   type RowsOptimizer,
+  type RowsPlacement,
   type RowUpdate,
   type StageSeconds,
   type StoredType,
@@ -54,6 +55,9 @@ export interface TrainingOptions {
   /** Type in which class centres and their momentum are kept. */
   rowsPrecision: 'fp32' | 'bf16';
   rowsOptimizer: RowsOptimizer;
+  /** auto: on the host, with CUDA on a device that has less memory than `deviceBytes`; else on the device. */
+  rowsPlacement: RowsPlacement | 'auto';
+  deviceBytes: number;
   /** dense: not with adamw. */
   rowUpdate: RowUpdate;
   /** The learning rate of class centres over that of the backbone. */
@@ -231,6 +235,7 @@ interface NativeSession {
   open(options: TrainingOptions & { microBatchSize: number }): Promise<{
     device: 'cpu' | 'cuda';
     precision: Precision;
+    rowsPlacement: RowsPlacement;
     firstRow: number;
     rows: number;
     rowTensors: RowTensor[];
@@ -281,6 +286,7 @@ export class TrainingSession implements TrainingSessionContract {
   readonly rowRange: { firstRow: number; rows: number };
   readonly rowTensors: readonly RowTensor[];
   readonly rowsOptimizer: RowsOptimizer;
+  readonly rowsPlacement: RowsPlacement;
   readonly stepsPerEpoch: number;
   #precision: Precision;
   readonly #graph: Graph;
@@ -298,6 +304,7 @@ export class TrainingSession implements TrainingSessionContract {
     this.#precision = opened.precision;
     this.rowRange = { firstRow: opened.firstRow, rows: opened.rows };
     this.rowTensors = opened.rowTensors;
+    this.rowsPlacement = opened.rowsPlacement;
     this.stepsPerEpoch = opened.stepsPerEpoch;
     this.#graph = graph;
     this.#native = session;

@@ -287,6 +287,8 @@ TrainedState Session::state() {
 
 std::optional<TrainedState> Session::copy_state(bool backbone, std::vector<Executor::Named> former) {
   const at::Device device = options_.pfc.device;
+  // Rows that did not fit the device do not as a copy.
+  const at::Device preferred = options_.pfc.host_rows ? at::kCPU : device;
   const std::vector<Executor::Named> rows = state().rows;
   uint64_t bytes = backbone ? weights_.nbytes() + momentum_.nbytes() + statistics_.nbytes() : 0;
   if (former.empty()) {
@@ -294,7 +296,7 @@ std::optional<TrainedState> Session::copy_state(bool backbone, std::vector<Execu
   }
   std::optional<uint64_t> device_free;
   if (device.is_cuda()) device_free = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index()).first;
-  const auto place = place_for_copy(bytes, device, device_free, available_memory());
+  const auto place = place_for_copy(bytes, preferred, device_free, available_memory());
   if (!place) return std::nullopt;
 
   const auto copy = [&](const at::Tensor& tensor) {
@@ -354,9 +356,16 @@ std::unique_ptr<Session> open_session(const Graph& graph, const std::string& dir
                 "the model's input is " + std::to_string(graph.input.height) + " x " +
                     std::to_string(graph.input.width) + " with " + std::to_string(graph.input.channels));
   }
-  auto backbone = make_executor(graph, options.pfc.device);
-  return std::make_unique<Session>(std::move(backbone), connect(rendezvous, options.pfc.device), std::move(dataset),
-                                   options, cancelled);
+  const at::Device device = options.pfc.device;
+  auto backbone = make_executor(graph, device);
+  SessionOptions resolved = options;
+  // After the backbone is there, which has made the device ready.
+  if (options.auto_host_rows && device.is_cuda()) {
+    const auto [free, memory] = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index());
+    resolved.pfc.host_rows = memory < *options.auto_host_rows;
+  }
+  return std::make_unique<Session>(std::move(backbone), connect(rendezvous, device), std::move(dataset), resolved,
+                                   cancelled);
 }
 
 }  // namespace facetrain

@@ -33,6 +33,8 @@ namespace facetrain {
 // No defaults: those that users see are in api/src/facetrainjob.ts.
 struct SessionOptions {
   PfcOptions pfc;  // its device is that of the whole session
+  // Class centres are in host memory (pfc.host_rows) where the device has less memory than this, in bytes; not on CPUs.
+  std::optional<uint64_t> auto_host_rows = {};
   LoaderOptions data;
   double momentum, weight_decay;    // for backbone and class centres
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
@@ -90,6 +92,7 @@ class Session {
   // After the steps done; in fp16.
   const std::optional<LossScale>& loss_scale() const { return loss_scale_; }
   PartialFc& centres() { return centres_; }
+  bool host_rows() const { return options_.pfc.host_rows; }
   // After the steps done; of the margin AdaFace.
   std::optional<NormStatistics> norm_statistics() const {
     return options_.pfc.margin.form == MarginForm::adaface ? std::optional(centres_.norm_statistics()) : std::nullopt;

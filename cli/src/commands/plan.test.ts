@@ -39,7 +39,7 @@ interface Printed {
   memory: { deviceBytes: number; usableBytes: number; fits: boolean; device: { name: string; bytes: number }[] };
   step: { seconds: number };
   total: { steps: number; seconds: number } | null;
-  facts: { numClasses: number; replicas: number };
+  facts: { numClasses: number; replicas: number; rowsPlacement: string };
   toFit: { change: Record<string, unknown> }[];
 }
 
@@ -68,6 +68,35 @@ test('ten million identities fit an H100 in BF16', async () => {
     printed.memory.device.reduce((sum, { bytes }) => sum + bytes, 0),
     printed.memory.deviceBytes,
   );
+});
+
+test('class centres that do not fit a GPU go to the memory of its machine by Auto', async () => {
+  const planOf = async (placement: string, ...options: string[]) => {
+    const file = await tenMillion({ loss: { sampleRate: 0.01, rows: { precision: 'BF16', placement } } });
+    return facetrain('plan', '-f', file, '--classes', '50000000', ...options);
+  };
+  const onDevice = await planOf('Device', '--json');
+  assert.equal(onDevice.code, 2);
+  const { toFit } = JSON.parse(onDevice.stdout) as Printed;
+  assert.ok(toFit.some(({ change }) => change['loss.rows.placement'] === 'Host'));
+  const { stdout, code } = await planOf('Auto', '--json');
+  const printed = JSON.parse(stdout) as Printed;
+  assert.deepEqual([code, printed.memory.fits, printed.facts.rowsPlacement], [0, true, 'host']);
+  const roomy = JSON.parse((await planOf('Auto', '--json', '--memory', '200')).stdout) as Printed;
+  assert.equal(roomy.facts.rowsPlacement, 'device');
+  const limited = await facetrain(
+    'plan',
+    '-f',
+    await tenMillion({
+      loss: { sampleRate: 0.01, rows: { precision: 'BF16', placement: 'Host' } },
+      trainers: { resources: { limits: { 'nvidia.com/gpu': 1, memory: '64Gi' } } },
+    }),
+    '--classes',
+    '50000000',
+  );
+  assert.equal(limited.code, 2);
+  assert.match(limited.stdout, /\nHost memory: \d+\.\d GiB, of which there are 64\.0 GiB: IT DOES NOT FIT\n/);
+  assert.match((await planOf('Host')).stdout, /\nHost memory: \d+\.\d GiB\n(?: {2}.+\n)* {2}class centres +47\.7 GiB /);
 });
 
 test('the largest sample rate decides the memory, and the rate of each epoch the time', async () => {

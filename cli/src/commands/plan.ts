@@ -53,7 +53,11 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
   const { replicas, elastic } = spec.trainers;
   const gang = { numClasses, replicas, maxReplicas: elastic?.maxReplicas ?? null, device: kind.type };
   const facts = trainingFacts(config, graph, gang);
-  const planned = planTraining(config, facts, machines, { images, memoryBytes: memoryOf(job, kind.type, options) });
+  const planned = planTraining(config, facts, machines, {
+    images,
+    memoryBytes: memoryOf(job, kind.type, options),
+    hostLimitBytes: kind.type === 'cuda' ? memoryLimit(job) : null,
+  });
   return {
     json: { job: metadata.name, device: { kind: name, ...kind }, images, ...planned },
     text: text(metadata.name, planned, machines, config),
@@ -89,11 +93,14 @@ function cpusOf({ spec: { trainers } }: FaceTrainJob): number | undefined {
  */
 function memoryOf(job: FaceTrainJob, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
   if (memory !== undefined) return memory * 2 ** 30;
-  if (type === 'cuda') {
-    const gigabytes = gpuOf(job)?.groups?.gigabytes;
-    return gigabytes === undefined ? null : Number(gigabytes) * 1e9;
-  }
-  const limit = job.spec.trainers.resources?.limits?.memory;
+  if (type === 'cpu') return memoryLimit(job);
+  const gigabytes = gpuOf(job)?.groups?.gigabytes;
+  return gigabytes === undefined ? null : Number(gigabytes) * 1e9;
+}
+
+/** Of the container. */
+function memoryLimit({ spec: { trainers } }: FaceTrainJob): number | null {
+  const limit = trainers.resources?.limits?.memory;
   return limit === undefined ? null : quantity(limit);
 }
 
@@ -159,17 +166,21 @@ function text(
     of.map((part) => [part.name, `${gib(part.bytes).padStart(9)}  ${part.why}`]);
   const perTrainer = facts.replicas === 1 ? '' : ` for each of ${facts.replicas} trainers`;
   const unit = kind.type === 'cpu' ? `CPU, ${machines.threads} threads` : kind.name;
+  const mayCopyOnGpu = kind.type === 'cuda' && facts.rowsPlacement === 'device';
   const stages = Object.entries(step.stages).filter(([, seconds]) => seconds > 0);
   const lines = [
     `${name}: ${count(facts.numClasses)} identities, ${count(facts.globalBatchSize)} pictures a step, ` +
       `${facts.replicas} x ${unit}, ${facts.precision.toUpperCase()}\n`,
-    `\nMemory${perTrainer}: ${gib(memory.deviceBytes)}${verdict(memory)}\n`,
+    `\nMemory${perTrainer}: ${gib(memory.deviceBytes)}${verdict(memory.deviceBytes, memory.usableBytes)}\n`,
     table(parts(memory.device)),
     ...(memory.host.length > 0
-      ? [`\nHost memory${perTrainer}: ${gib(memory.hostBytes)}\n`, table(parts(memory.host))]
+      ? [
+          `\nHost memory${perTrainer}: ${gib(memory.hostBytes)}${verdict(memory.hostBytes, memory.hostLimitBytes)}\n`,
+          table(parts(memory.host)),
+        ]
       : []),
     `\nA copy of the state, so that training goes on while a checkpoint is written, takes ` +
-      `${gib(memory.checkpointCopy)} more, on the ${kind.type === 'cuda' ? 'GPU or the host' : 'host'}. ` +
+      `${gib(memory.checkpointCopy)} more, on the ${mayCopyOnGpu ? 'GPU or the host' : 'host'}. ` +
       'Without it training waits.\n',
     `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
       `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
@@ -196,7 +207,8 @@ function text(
   return lines.join('');
 }
 
-function verdict({ fits, usableBytes }: TrainingPlan['memory']): string {
-  if (fits === null) return '';
-  return fits ? ` of ${gib(usableBytes!)}: it fits` : `, of which there are ${gib(usableBytes!)}: IT DOES NOT FIT`;
+/** @param limit null: not known */
+function verdict(bytes: number, limit: number | null): string {
+  if (limit === null) return '';
+  return bytes <= limit ? ` of ${gib(limit)}: it fits` : `, of which there are ${gib(limit)}: IT DOES NOT FIT`;
 }

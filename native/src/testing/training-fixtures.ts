@@ -85,6 +85,8 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     sampleRateChanges: [],
     interclassFilter: null,
     rowsPrecision: 'fp32',
+    rowsPlacement: 'device',
+    deviceBytes: 0,
     rowsOptimizer: 'sgd',
     rowUpdate: 'lazy',
     rowsRateFactor: 1,

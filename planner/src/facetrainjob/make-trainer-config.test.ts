@@ -67,6 +67,10 @@ describe('the config has every default that the spec leaves out', () => {
       spec: { loss: { rows: { precision: 'BF16' } } },
       want: { loss: { rows: { precision: 'bf16' } } },
     },
+    'class centres in host memory': {
+      spec: { loss: { rows: { placement: 'Host' } } },
+      want: { loss: { rows: { placement: 'host' } } },
+    },
     'checkpoints and results in an object store': {
       spec: {
         output: {

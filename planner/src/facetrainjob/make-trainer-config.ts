@@ -82,6 +82,7 @@ export function trainerConfig(
       rows: {
         precision: spec.loss.rows.precision.toLowerCase(),
         optimizer: spec.loss.rows.optimizer.toLowerCase(),
+        placement: spec.loss.rows.placement.toLowerCase(),
         learningRate: spec.loss.rows.learningRate ?? null,
       },
     },

@@ -2,6 +2,7 @@
 import { DEVICE_KINDS } from './device-kinds.ts';
 import { type Machines, stepTime } from './step-time.ts';
 import {
+  onHost,
   picturesOfRank,
   rowBytes,
   rowsOfRank,
@@ -71,6 +72,12 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
       `trainers.microBatchSize ${microBatchSize}, with batch norms over as many pictures`,
     );
   }
+  if (facts.device === 'cuda' && facts.rowsPlacement === 'device')
+    tryChange(
+      { rowsPlacement: 'host' },
+      { 'loss.rows.placement': 'Host' },
+      'loss.rows.placement Host, with class centres in the memory of the machine and slower steps',
+    );
   if (!facts.checkpointActivations)
     tryChange(
       { checkpointActivations: true },
@@ -133,6 +140,7 @@ const largestFitting = (values: number[], fits: (value: number) => boolean) => v
 /** @param usable bytes of a rank's device; null: not known */
 export function adviceFor(facts: TrainingFacts, machines: Machines, usable: number | null): Advice[] {
   return [
+    optimizerAdvice(facts),
     sampleRateAdvice(facts, machines),
     precisionAdvice(facts, machines),
     rowsAdvice(facts),
@@ -140,6 +148,17 @@ export function adviceFor(facts: TrainingFacts, machines: Machines, usable: numb
     loaderAdvice(facts, machines),
     headroomAdvice(facts, usable),
   ].filter((advice) => advice !== undefined);
+}
+
+/** The trainers' own refusal: make_cuda_step in native/pfc/cuda_step.cc. */
+function optimizerAdvice({ device, rowsOptimizer, rowUpdate }: TrainingFacts): Advice | undefined {
+  if (device === 'cpu' || (rowsOptimizer === 'sgd' && rowUpdate === 'lazy')) return undefined;
+  return {
+    change: { 'loss.rows.optimizer': 'SGD', 'optimizer.rowUpdate': 'Lazy' },
+    text:
+      'loss.rows.optimizer SGD with optimizer.rowUpdate Lazy: trainers on a GPU have no other yet and would refuse ' +
+      'to start',
+  };
 }
 
 const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
@@ -185,7 +204,7 @@ function precisionAdvice(facts: TrainingFacts, machines: Machines): Advice | und
 }
 
 function rowsAdvice(facts: TrainingFacts): Advice | undefined {
-  if (facts.rowsPrecision === 'bf16') return undefined;
+  if (facts.rowsPrecision === 'bf16' || onHost(facts)) return undefined;
   const { weight, state } = rowBytes(facts);
   const rows = rowsOfRank(facts) * (weight + state);
   const all = bytesOf(facts);

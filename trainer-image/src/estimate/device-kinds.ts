@@ -21,6 +21,11 @@ export interface DeviceKind {
   headProducts: Partial<Record<Precision, number>>;
   /** Bytes a second in one direction between two ranks of one machine, as collectives reach it. */
   linkBytesPerSecond: number;
+  /**
+   * Bytes a second between the device and the memory of its machine, in one direction, which kernels reach that read
+   * that memory: three quarters of the bus, by its data sheet. Not measured.
+   */
+  hostBytesPerSecond: number;
   measured: boolean;
 }
 
@@ -30,6 +35,8 @@ const GIB = 2 ** 30;
 
 /** What an H100 reaches of its data sheet: 733 of 989 TFLOP/s in BF16, 2.96 of 3.35 TB/s. */
 const REACHED = { products: 0.74, bytes: 0.88 };
+/** Gigabytes a second of 16 lanes of PCI Express in one direction. */
+const [PCIE_4, PCIE_5] = [31.5, 63];
 /** Fitted to the tables of docs/benchmarks.md: cuDNN's and cuBLAS's share of the rate of one large product. */
 const ON_CUDA = {
   convolutions: { fp32: 0.75, tf32: 0.6, bf16: 0.75, fp16: 0.75 },
@@ -42,6 +49,7 @@ function fromDataSheet(
   terabytes: number,
   teraflops: { fp32: number; tf32: number; bf16: number },
   linkGigabytes: number,
+  busGigabytes = PCIE_4,
 ): DeviceKind {
   return {
     name,
@@ -57,6 +65,7 @@ function fromDataSheet(
     },
     ...ON_CUDA,
     linkBytesPerSecond: linkGigabytes * 0.75 * giga,
+    hostBytesPerSecond: busGigabytes * 0.75 * giga,
     measured: false,
   };
 }
@@ -66,6 +75,7 @@ const hopper = {
   products: { fp32: 51 * tera, tf32: 388 * tera, bf16: 733 * tera, fp16: 705 * tera },
   ...ON_CUDA,
   linkBytesPerSecond: 0.75 * 450 * giga,
+  hostBytesPerSecond: 0.75 * PCIE_5 * giga,
   measured: true,
 } as const;
 
@@ -89,6 +99,7 @@ export const DEVICE_KINDS = {
     convolutions: { fp32: 0.873, bf16: 0.1756 },
     headProducts: { fp32: 1, bf16: 1 },
     linkBytesPerSecond: 2 * giga,
+    hostBytesPerSecond: 8 * giga,
     measured: true,
   },
 } as const satisfies Record<string, DeviceKind>;

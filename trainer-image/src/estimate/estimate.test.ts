@@ -35,6 +35,7 @@ const onH100: TrainingFacts = {
   sampleRateChanges: false,
   rowsPrecision: 'fp32',
   rowsOptimizer: 'sgd',
+  rowsPlacement: 'device',
   rowUpdate: 'lazy',
   device: 'cuda',
   precision: 'bf16',
@@ -181,6 +182,39 @@ test('a process on a CPU takes the memory that the estimate says', async () => {
   assertNear(program, atFirst, 0.25, 'bytes of the program');
 });
 
+describe('class centres in host memory', () => {
+  const many = { ...onH100, numClasses: 4e7, globalBatchSize: 1024, sampleRate: 0.01, rowsPrecision: 'bf16' } as const;
+  const onHost = { ...many, rowsPlacement: 'host' } as const;
+  const bytesOf = (parts: { name: string; bytes: number }[], name: string) =>
+    parts.find((part) => part.name === name)?.bytes;
+
+  test('leave the GPU for what a step needs', () => {
+    const [device, host] = [trainingMemory(many), trainingMemory(onHost)];
+    for (const [name, bytes] of [
+      ['class centres', 4e7 * 1024],
+      ['momentum of class centres', 4e7 * 1024],
+    ] as const) {
+      assert.deepEqual([bytesOf(device.device, name), bytesOf(device.host, name)], [bytes, undefined], name);
+      assert.deepEqual([bytesOf(host.device, name), bytesOf(host.host, name)], [undefined, bytes], name);
+    }
+    assert.equal(sumOf(device.device) - sumOf(host.device), 4e7 * 2048);
+    assert.equal(sumOf(host.host) - sumOf(device.host), 4e7 * 2048);
+  });
+  test('are read twice and written once over the bus', () => {
+    const rows = 400_000 + 1024;
+    // Gathered, read with their momentum by the update, and written.
+    const seconds = (rows * (1024 + 2048 + 2048)) / h100.kind.hostBytesPerSecond;
+    assertNear(stepTime(onHost, h100).seconds - stepTime(many, h100).seconds, seconds, 1e-9, 'seconds');
+  });
+  test('on a CPU are copies of two steps’ rows beside all of them', () => {
+    const facts = { ...onHost, device: 'cpu', precision: 'fp32' } as const;
+    const part = bytesOf(trainingMemory(facts).device, 'copies of sampled rows')!;
+    assertNear(part, 2 * (400_000 + 1024) * 2048 * (33 / 32), 1e-5, 'bytes');
+    assert.equal(bytesOf(trainingMemory({ ...facts, sampleRate: 1 }).device, 'copies of sampled rows'), undefined);
+    assert.deepEqual(trainingMemory(facts).host, []);
+  });
+});
+
 test('classes and pictures are divided among the ranks, and the backbone is not', () => {
   const one = { ...onH100, numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1 };
   const part = (facts: TrainingFacts, name: string) =>
@@ -236,6 +270,12 @@ describe('advice', () => {
     assert.deepEqual(changesOf({ precision: 'fp32' }), [{ 'trainers.precision': 'BF16' }]);
     assert.deepEqual(changesOf({ precision: 'fp32', device: 'cpu' }, cpu), []);
   });
+  test('SGD in place of an optimizer that GPUs do not have', () => {
+    const sgd = { 'loss.rows.optimizer': 'SGD', 'optimizer.rowUpdate': 'Lazy' };
+    assert.deepEqual(changesOf({ rowsOptimizer: 'adagrad' }), [sgd]);
+    assert.deepEqual(changesOf({ rowUpdate: 'dense' }), [sgd]);
+    assert.deepEqual(changesOf({ rowsOptimizer: 'adagrad', device: 'cpu' as const, precision: 'fp32' }, cpu), []);
+  });
   test('BF16 rows where class centres are a large part of the memory', () => {
     assert.deepEqual(changesOf({ numClasses: 4e6, sampleRate: 0.1 }), [{ 'loss.rows.precision': 'BF16' }]);
   });
@@ -288,6 +328,7 @@ describe('advice', () => {
     assert.ok(sumOf(trainingMemory(facts).device) > usable);
     const fields: Record<string, keyof TrainingFacts> = {
       'loss.rows.precision': 'rowsPrecision',
+      'loss.rows.placement': 'rowsPlacement',
       'loss.sampleRate': 'sampleRate',
       'trainers.replicas': 'replicas',
       'trainers.microBatchSize': 'microBatchSize',

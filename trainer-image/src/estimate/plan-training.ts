@@ -21,7 +21,9 @@ export interface TrainingPlan {
     hostBytes: number;
     /** What a device has for all of them; null when it is not known. */
     usableBytes: number | null;
-    /** null when it is not known. */
+    /** What the limit of a trainer's container leaves for `hostBytes`; null without one, and on a CPU. */
+    hostLimitBytes: number | null;
+    /** On the device and on its host; null when it is not known. */
     fits: boolean | null;
   };
   step: StepTime;
@@ -54,6 +56,8 @@ export function trainingFacts(
     sampleRateChanges: config.loss.sampleRateChanges.length > 0,
     rowsPrecision: config.loss.rows.precision,
     rowsOptimizer: config.loss.rows.optimizer,
+    // Auto until the memory of the device is known: planTraining.
+    rowsPlacement: config.loss.rows.placement === 'host' ? 'host' : 'device',
     rowUpdate: config.optimizer.rowUpdate,
     precision: resolved(config.precision, gang.device),
   };
@@ -62,6 +66,12 @@ export function trainingFacts(
 /** As resolve_precision in native/train/device.cc. */
 const resolved = (precision: TrainerConfig['precision'], device: 'cpu' | 'cuda'): Precision =>
   precision === 'auto' ? (device === 'cuda' ? 'bf16' : 'fp32') : precision;
+
+/** With class centres where `auto` puts them, as open_session in native/train/session.cc. */
+function placed(facts: TrainingFacts, usable: number | null): TrainingFacts {
+  const isTooLarge = facts.device === 'cuda' && usable !== null && sumOf(trainingMemory(facts).device) > usable;
+  return { ...facts, rowsPlacement: isTooLarge ? 'host' : 'device' };
+}
 
 /** Of all steps: each takes as long as its sample rate lets it. */
 function totalSeconds(config: TrainerConfig, facts: TrainingFacts, machines: Machines, steps: number): number {
@@ -77,15 +87,22 @@ function totalSeconds(config: TrainerConfig, facts: TrainingFacts, machines: Mac
 /**
  * @param options.images of the dataset; null: not known
  * @param options.memoryBytes of a rank, in place of the device kind's
+ * @param options.hostLimitBytes as of the result
  * @throws FacetrainError InvalidArgument when the device kind has no products in the job's precision
  */
 export function planTraining(
   config: TrainerConfig,
-  facts: TrainingFacts,
+  given: TrainingFacts,
   machines: Machines,
-  { images, memoryBytes }: { images: number | null; memoryBytes: number | null },
+  {
+    images,
+    memoryBytes,
+    hostLimitBytes,
+  }: { images: number | null; memoryBytes: number | null; hostLimitBytes: number | null },
 ): TrainingPlan {
   const { kind } = machines;
+  const usable = memoryBytes ?? usableBytes(kind);
+  const facts = config.loss.rows.placement === 'auto' ? placed(given, usable) : given;
   if (kind.products[facts.precision] === undefined)
     throw new FacetrainError({
       code: 'InvalidArgument',
@@ -95,20 +112,21 @@ export function planTraining(
     });
   const memory = trainingMemory(facts);
   const deviceBytes = sumOf(memory.device);
-  const usable = memoryBytes ?? usableBytes(kind);
-  const fits = usable === null ? null : deviceBytes <= usable;
+  const hostBytes = sumOf(memory.host);
+  const fitsDevice = usable === null ? null : deviceBytes <= usable;
+  const fits = hostLimitBytes !== null && hostBytes > hostLimitBytes ? false : fitsDevice;
   const step = stepTime(facts, machines);
   const steps = images === null ? null : config.epochs * Math.floor(images / config.globalBatchSize);
   const { backbone, ...rest } = facts;
   const bytes = checkpointBytes(facts);
   return {
     facts: { ...rest, parameters: backbone.parameters },
-    memory: { ...memory, deviceBytes, hostBytes: sumOf(memory.host), usableBytes: usable, fits },
+    memory: { ...memory, deviceBytes, hostBytes, usableBytes: usable, hostLimitBytes, fits },
     step,
     total: steps === null ? null : { steps, seconds: totalSeconds(config, facts, machines, steps) },
     // One more while the next is written.
     checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
-    toFit: fits === false ? fittingChanges(facts, machines, usable!) : [],
+    toFit: fitsDevice === false ? fittingChanges(facts, machines, usable!) : [],
     advice: adviceFor(facts, machines, usable),
   };
 }

@@ -6,6 +6,7 @@ import { stepStages } from '@facetrain/api';
 import type { DeviceKind } from './device-kinds.ts';
 import {
   BYTES_OF_VALUE,
+  onHost,
   picturesAtOnce,
   picturesOfRank,
   rowBytes,
@@ -133,7 +134,18 @@ export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates
   const unit = sampleRate >= 1 ? dim * low : weight + dim * low;
   const update = gradient + 2 * (weight + state);
   const draw = sampleRate >= 1 ? 0 : rowsOfRank(facts) / 2;
-  return HEAD_SECONDS + products + (logits + sampled * (unit + update) + draw) / rates.bytes;
+  const ofRows = onHost(facts) ? busBytes(facts) / kind.hostBytesPerSecond : 0;
+  return HEAD_SECONDS + products + (logits + sampled * (unit + update) + draw) / rates.bytes + ofRows;
+}
+
+/**
+ * What passes between a GPU and class centres in host memory in a step: the gather reads rows, the update reads and
+ * writes them with their optimizer's state. Nothing else is computed meanwhile.
+ */
+function busBytes(facts: TrainingFacts): number {
+  const { weight, state } = rowBytes(facts);
+  const gathered = facts.sampleRate >= 1 ? 0 : weight;
+  return sampledRows(facts) * (gathered + 2 * (weight + state));
 }
 
 /** Bytes of one rank, and seconds over the slowest link of a ring. */

@@ -8,6 +8,7 @@ import {
   type Precision,
   ROWS_OPTIMIZER_NAMES,
   type RowsOptimizer,
+  type RowsPlacement,
   type RowUpdate,
   type StoredType,
 } from '@facetrain/api';
@@ -36,6 +37,8 @@ export interface TrainingFacts {
   sampleRateChanges: boolean;
   rowsPrecision: 'fp32' | 'bf16';
   rowsOptimizer: RowsOptimizer;
+  /** Resolved. */
+  rowsPlacement: RowsPlacement;
   rowUpdate: RowUpdate;
   device: 'cpu' | 'cuda';
   /** Of the products, resolved. */
@@ -119,7 +122,8 @@ export const picturesAtOnce = (facts: TrainingFacts) =>
 export function trainingMemory(facts: TrainingFacts): TrainingMemory {
   const { backbone, device } = facts;
   const pictures = picturesOfRank(facts);
-  const parts = [...backboneParts(facts), ...headParts(facts)];
+  const rows = storedRows(facts);
+  const parts = [...backboneParts(facts), ...(onHost(facts) ? [] : rows), ...headParts(facts)];
   const batch = pictures * backbone.input;
   const loader = { name: 'batches of the loader', bytes: BATCHES * batch, why: `${BATCHES} batches of bytes` };
   const checkpointCopy = stateBytes(facts, rowsOfRank(facts));
@@ -136,7 +140,7 @@ export function trainingMemory(facts: TrainingFacts): TrainingMemory {
     why: facts.replicas > 1 ? 'kernels, workspaces, NCCL' : 'kernels, workspaces',
     isGuess: true as const,
   };
-  return { device: [...parts, context], host: [program, loader], checkpointCopy };
+  return { device: [...parts, context], host: [program, ...(onHost(facts) ? rows : []), loader], checkpointCopy };
 }
 
 function stateBytes(facts: TrainingFacts, rows: number): number {
@@ -147,8 +151,17 @@ function stateBytes(facts: TrainingFacts, rows: number): number {
 /** Bytes of a checkpoint of all ranks. */
 export const checkpointBytes = (facts: TrainingFacts) => stateBytes(facts, facts.numClasses);
 
-/** What a device has for a training: the driver and fragmentation take the rest. null when it is not known. */
-export const usableBytes = ({ memoryBytes }: DeviceKind) => (memoryBytes === null ? null : 0.97 * memoryBytes);
+/** Share of a device's memory that a training can use: the driver and fragmentation take the rest. */
+const USABLE = 0.97;
+
+/** What a device has for a training. null when it is not known. */
+export const usableBytes = ({ memoryBytes }: DeviceKind) => (memoryBytes === null ? null : USABLE * memoryBytes);
+
+/** The memory that a device must have, of which a training can use a part. */
+export const neededMemory = (facts: TrainingFacts) => Math.ceil(sumOf(trainingMemory(facts).device) / USABLE);
+
+/** Whether class centres are in another memory than that of the device. */
+export const onHost = ({ rowsPlacement, device }: TrainingFacts) => rowsPlacement === 'host' && device === 'cuda';
 
 /** What a rank allocates for certain: with less, a step cannot be computed. */
 export const leastBytes = (facts: TrainingFacts) =>
@@ -193,12 +206,13 @@ function backboneParts(facts: TrainingFacts): MemoryPart[] {
   ];
 }
 
-function headParts(facts: TrainingFacts): MemoryPart[] {
-  const { embeddingDim: dim, globalBatchSize: batch, device } = facts;
+/** Class centres, and what their optimizer keeps. */
+function storedRows(facts: TrainingFacts): MemoryPart[] {
+  const { embeddingDim: dim } = facts;
   const rows = rowsOfRank(facts);
   const { weight, state, pending } = rowBytes(facts);
   const type = facts.rowsPrecision.toUpperCase();
-  const kept: MemoryPart[] = [
+  return [
     { name: 'class centres', bytes: rows * weight, why: `${rows} rows of ${dim} numbers in ${type}` },
     {
       name: facts.rowsOptimizer === 'sgd' ? 'momentum of class centres' : 'optimizer of class centres',
@@ -206,7 +220,12 @@ function headParts(facts: TrainingFacts): MemoryPart[] {
       why: facts.rowsOptimizer === 'sgd' ? type : ROWS_OPTIMIZER_NAMES[facts.rowsOptimizer],
     },
   ];
-  return [...kept, ...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), gathered(batch, dim)];
+}
+
+/** What a step of Partial FC takes beside them. */
+function headParts(facts: TrainingFacts): MemoryPart[] {
+  const { embeddingDim: dim, globalBatchSize: batch, device } = facts;
+  return [...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), gathered(batch, dim)];
 }
 
 const gathered = (batch: number, dim: number): MemoryPart => ({
@@ -252,7 +271,15 @@ function cpuStep(facts: TrainingFacts): MemoryPart[] {
       bytes: BYTES_OF_VALUE[precision] * Math.min(CPU.kept, batch * sampled) + 4 * 3 * 4 * CPU.tile,
       why: 'exponentials that are kept between the passes (at most 2^26), and tiles',
     },
+    ...(facts.rowsPlacement === 'host' && facts.sampleRate < 1 ? [rowWindow(facts)] : []),
   ];
+}
+
+/** row_window.h: copies of the rows of two steps, and a 32nd more. */
+function rowWindow(facts: TrainingFacts): MemoryPart {
+  const { weight, state } = rowBytes(facts);
+  const rows = Math.ceil(sampledRows(facts) * (1 + 1 / 32));
+  return { name: 'copies of sampled rows', bytes: 2 * rows * (weight + state), why: 'of two steps' };
 }
 
 /**

@@ -75,7 +75,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       sampleRate: 0.5,
       sampleRateChanges: [{ fromEpoch: 1.5, rate: 1 }],
       interclassFilter: null,
-      rows: { precision: 'fp32', optimizer: 'sgd', learningRate: null },
+      rows: { precision: 'fp32', optimizer: 'sgd', placement: 'device', learningRate: null },
     },
     optimizer: { learningRate: 0.02, momentum: 0.9, weightDecay: 5e-4, gradientClipNorm: 5, rowUpdate: 'lazy' },
     schedule: { type: 'polynomial', power: 2, warmupEpochs: 0.5 },

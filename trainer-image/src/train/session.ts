@@ -2,6 +2,8 @@
 import { FacetrainError, type Margin, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
+import { trainingFacts } from '../estimate/plan-training.ts';
+import { neededMemory } from '../estimate/training-memory.ts';
 import { withSubject } from '../onnx/open-model.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
@@ -35,6 +37,8 @@ export async function openSession(
     interclassFilter: loss.interclassFilter,
     rowsPrecision: loss.rows.precision,
     rowsOptimizer: loss.rows.optimizer,
+    rowsPlacement: loss.rows.placement,
+    deviceBytes: bytesWithRowsOnGpu(config, graph, { numClasses, replicas: ranks.size }),
     rowUpdate: optimizer.rowUpdate,
     rowsRateFactor: (loss.rows.learningRate ?? optimizer.learningRate) / optimizer.learningRate,
     momentum: optimizer.momentum,
@@ -72,8 +76,15 @@ export async function openSession(
     throw isOfModel && config.model.onnxPath !== null ? withSubject(config.model.onnxPath, error) : error;
   });
   const session = await abortable(signal, withinDeadline(opening, config, ranks));
-  log.info({ device: session.device, precision: session.precision }, 'met the other ranks');
+  const { device, precision, rowsPlacement } = session;
+  log.info({ device, precision, rowsPlacement }, 'met the other ranks');
   return session;
+}
+
+/** What a GPU must have, by the estimate of `facetrain plan`, for a training whose class centres are all on it. */
+function bytesWithRowsOnGpu(config: TrainerConfig, graph: Graph, size: { numClasses: number; replicas: number }) {
+  const facts = trainingFacts(config, graph, { ...size, maxReplicas: null, device: 'cuda' });
+  return neededMemory({ ...facts, rowsPlacement: 'device' });
 }
 
 /** CosFace and ArcFace in the combined form, cos(m1·θ + m2) − m3: the one has m3 alone, the other m2 alone. */

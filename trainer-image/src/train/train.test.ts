@@ -485,10 +485,28 @@ test('a training goes on in micro-batches, with fewer activations', async () => 
   assert.ok(inParts < 1e-5 && atOnce > 1e-3, `relative distances ${inParts}, ${atOnce}`);
 });
 
+test('a training that goes on with class centres in host memory has the same result', async () => {
+  const goOn = async (placement: 'device' | 'host' | 'auto') => {
+    const { folder, config } = await job(({ loss }) => ({
+      epochs: EPOCHS + 1,
+      loss: { ...loss, sampleRateChanges: [], rows: { ...loss.rows, placement } },
+    }));
+    await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
+    const { codes, ranks } = await runGang(folder, config, 2);
+    assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
+    const { resumedFromStep, lossLast } = await readReport(config);
+    const used = ranks[0]!.lines.find(({ msg }) => msg === 'met the other ranks')?.rowsPlacement;
+    return { used, resumedFromStep, lossLast, model: await model(config) };
+  };
+  const device = await goOn('auto');
+  assert.deepEqual([device.used, device.resumedFromStep], ['device', STEPS]);
+  assert.deepEqual(await goOn('host'), { ...device, used: 'host' });
+});
+
 test('a training goes on with class centres of another type and optimizer', async () => {
   const { folder, config } = await job(({ loss }) => ({
     epochs: EPOCHS + 1,
-    loss: { ...loss, rows: { precision: 'bf16', optimizer: 'adagrad', learningRate: 0.002 } },
+    loss: { ...loss, rows: { ...loss.rows, precision: 'bf16', optimizer: 'adagrad', learningRate: 0.002 } },
   }));
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   const { codes, ranks } = await runGang(folder, config, 2);
