@@ -231,6 +231,23 @@ describe('a graph that encodeInt7 did not write is refused', () => {
       build: changed('zero_point', (data) => (data[0] = 127)),
       expected: /^node "data\.quantized": its zero point is not the uint8 128; /,
     },
+    'another zero point behind the quantization': {
+      build: () => {
+        const graph = file();
+        graph.initializers.other = { dims: [], data: Uint8Array.of(127) };
+        graph.nodes.find(({ name }) => name === 'data.dequantized')!.inputs[2] = 'other';
+        return graph;
+      },
+      expected: /^node "data\.dequantized": its zero point is not the uint8 128; /,
+    },
+    'no zero point behind the quantization': {
+      build: () => {
+        const graph = file();
+        graph.nodes.find(({ name }) => name === 'data.dequantized')!.inputs.pop();
+        return graph;
+      },
+      expected: /^node "data\.dequantized": its zero point is not the uint8 128; /,
+    },
     'a zero point of weights': {
       build: changed('.weight.zero_point', (data) => (data[0] = 1)),
       expected: /a zero point of its weights is not 0/,

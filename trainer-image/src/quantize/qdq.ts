@@ -347,15 +347,20 @@ class QdqReader {
   }
 
   private quantize(node: GraphNode): void {
-    const [value, scaleName, zeroPoint] = node.inputs as [string, string, string];
+    const [value, scaleName] = node.inputs as [string, string];
     const scale = this.graph.initializers[scaleName]?.data;
-    const zero = this.graph.initializers[zeroPoint]?.data;
-    if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT)
-      throw invalidArtifact(`node "${node.name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
+    this.checkZeroPoint(node);
     if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0))
       throw invalidArtifact(`node "${node.name}"`, 'its scale is not one positive number');
     this.sourceOf.set(node.outputs[0]!, value);
     this.scaleOf.set(value, scale[0]!);
+  }
+
+  /** Of an activation. */
+  private checkZeroPoint({ name, inputs }: GraphNode): void {
+    const zero = this.graph.initializers[inputs[2] ?? '']?.data;
+    if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT)
+      throw invalidArtifact(`node "${name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
   }
 
   private dequantize(node: GraphNode): void {
@@ -365,6 +370,7 @@ class QdqReader {
     if (source !== undefined) {
       if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source))
         throw invalidArtifact(`node "${node.name}"`, 'its scale is not that of the quantization');
+      this.checkZeroPoint(node);
       this.realOf.set(output, source);
       return;
     }
