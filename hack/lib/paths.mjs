@@ -20,6 +20,8 @@ export const moduleFiles = (name) => join(cache, `${name}-${versions.goTools[nam
 /** The Python environment that `npm run setup -- --test` makes, with the packages that versions.json pins. */
 export const pythonEnvironment = join(cache, 'python');
 export const python = join(pythonEnvironment, 'bin', 'python');
+/** ncnn's Python package, for PYTHONPATH: beside that environment, so that it needs none of its dependencies. */
+export const pythonNcnn = join(cache, `python-ncnn-${versions.python.ncnn}`);
 /** ONNX files of other people, of packages of PyPI: the tests quantize them. */
 export const onnxModels = join(cache, `onnx-models-${versions.onnxModels.version}`);
 export const libtorch = process.env.LIBTORCH_ROOT || join(cache, `libtorch-${versions.libtorch.version}`);
