@@ -32,7 +32,7 @@ export function actionsOf(
   const olderPods = stage.name === 'Waiting' && countsEndedPods(stage.refusal) ? 'All' : policy;
   return [
     ...deleteOlderPods(view, olderPods),
-    ...deleteOlderObjects(view, objects),
+    ...deleteOlderObjects(view, objects, isOver),
     ...finalPods,
     ...(isOver ? deletePlaceholders(view.placeholders) : []),
     ...stageActions(stage),

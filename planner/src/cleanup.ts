@@ -64,17 +64,20 @@ export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action
 }
 
 /**
- * Deletes ConfigMaps and PodGroups of earlier attempts without pods. Kubernetes keeps a PodGroup as long as it has
- * pods.
+ * Deletes ConfigMaps of earlier attempts without pods, and PodGroups without pods that run, of the last attempt, too:
+ * ended pods stay for their logs and need no group, and a ResourceQuota may count groups.
+ *
+ * @param isOver as for actionsOf()
  */
-export function deleteOlderObjects(view: JobView, objects: ObservedObject[]): Action[] {
-  const withPods = new Set([...view.otherPods, ...view.ranks].map((pod) => pod?.attempt));
-  return objects.flatMap(({ kind, name, uid, owned }): Action[] => {
-    if (!owned || (kind !== 'ConfigMap' && kind !== 'PodGroup')) return [];
+export function deleteOlderObjects(view: JobView, objects: ObservedObject[], isOver: boolean): Action[] {
+  const pods = [...view.otherPods, ...view.ranks].filter((pod) => pod !== undefined);
+  const attemptsOf = (some: ObservedPod[]) => new Set(some.map(({ attempt }) => attempt));
+  const users = { ConfigMap: attemptsOf(pods), PodGroup: attemptsOf(pods.filter(isAlive)) };
+  return objects.flatMap(({ kind, name, uid, owned, deleting }): Action[] => {
+    if (!owned || deleting || (kind !== 'ConfigMap' && kind !== 'PodGroup')) return [];
     const attempt = attemptOfName(name, view.identity);
-    return attempt === null || attempt >= view.attempt || withPods.has(attempt)
-      ? []
-      : [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }];
+    const isOld = attempt !== null && (attempt < view.attempt || (isOver && kind === 'PodGroup'));
+    return isOld && !users[kind].has(attempt) ? [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }] : [];
   });
 }
 

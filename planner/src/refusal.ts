@@ -63,9 +63,10 @@ export function refusalBlocker({ kind, name, message, failed }: RefusedChild): B
 /**
  * Whether pods that have ended use up the quota, so that they have to give way. Of pods, a quota counts only those that
  * have not ended, whatever the resource; but `count/pods` counts objects (Kubernetes' pkg/quota/v1/evaluator/core).
+ * A ConfigMap stays as long as the pods of its attempt.
  */
 export const countsEndedPods = (refusal: Pick<Refusal, 'quota' | 'message'> | undefined): boolean =>
-  refusal?.quota !== undefined && /requested: (\S*,)?count\/pods=/.test(refusal.message);
+  refusal?.quota !== undefined && /requested: (\S*,)?(count\/pods|(count\/)?configmaps)=/.test(refusal.message);
 
 /** What an older gang makes this one wait for; null if it may ask for its pods. */
 export function quotaBlocker({ status }: JobView, rivals: QuotaRivals | undefined): Blocker | null {

@@ -550,6 +550,19 @@ describe('a rank that has succeeded, and whose pod is removed', () => {
   });
 });
 
+test('the PodGroup of a finished job is deleted once no pod runs; one that is being deleted is left alone', () => {
+  const [running, failed] = [makePod(0).running().build(), makePod(1).failed(2).build()];
+  const group = owned('PodGroup', 'faces-0');
+  const deletions = (pods: ObservedPod[], groups: ObservedObject[]) => {
+    const objects = [...OBJECTS, ...groups];
+    const finished = plan(makeJob().observe(STARTED, [running, failed], { objects })).status;
+    return describeActions(plan(makeJob().observe(finished, pods, { objects })).actions);
+  };
+  assert.deepEqual(deletions([running, failed], [group]), ['delete Pod/faces-0-0']);
+  assert.deepEqual(deletions([failed], [group]), ['delete PodGroup/faces-0']);
+  assert.deepEqual(deletions([failed], [{ ...group, deleting: true }]), []);
+});
+
 describe('pods of a finished job', () => {
   const pods = [makePod(0).running().build(), makePod(1).failed(2).build()];
   const cases: Record<string, { policy: string; want: string[] }> = {
@@ -566,7 +579,7 @@ describe('pods of a finished job', () => {
   }
 });
 
-test('of earlier attempts only the previous one keeps its ended pods and their objects', () => {
+test('of earlier attempts only the previous one keeps its ended pods and their ConfigMap, and none a PodGroup', () => {
   const old = [makePod(0, 0).failed(1).build(), makePod(1, 1).failed(1).build()];
   const now = [makePod(0, 2).running().build(), makePod(1, 2).running().build()];
   const objects = [
@@ -579,7 +592,8 @@ test('of earlier attempts only the previous one keeps its ended pods and their o
   ];
   const status = { ...STARTED, attempt: 2 };
   const first = plan(makeJob().observe(status, [...old, ...now], { objects }));
-  assert.deepEqual(describeActions(first.actions), ['delete Pod/faces-0-0']);
+  assert.deepEqual(describeActions(first.actions), ['delete Pod/faces-0-0', 'delete PodGroup/faces-1']);
+  objects.splice(2, 1);
   const second = plan(makeJob().observe(status, [old[1]!, ...now], { objects }));
   assert.deepEqual(describeActions(second.actions), ['delete ConfigMap/faces-0']);
 });

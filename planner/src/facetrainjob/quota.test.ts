@@ -5,7 +5,7 @@ import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
 import type { ChildObject } from '../objects.ts';
 import { ConditionType } from '../reasons.ts';
-import { quotaRivalsOf } from '../refusal.ts';
+import { countsEndedPods, quotaRivalsOf } from '../refusal.ts';
 import { after, at, makeJob, makePod, START } from '../testing/builders.ts';
 import { Simulator } from '../testing/simulator.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
@@ -141,6 +141,22 @@ test('gangs that each fit into the quota all finish, in whatever order they are 
     }),
     { numRuns: 25 },
   );
+});
+
+describe('ended pods give way to a quota that counts them, or what they keep', () => {
+  const cases: Record<string, boolean> = {
+    'pods=1': false,
+    'requests.cpu=1,count/pods=1': true,
+    'count/pods=1,pods=1': true,
+    'configmaps=1': true,
+    'count/configmaps=1': true,
+    'count/podgroups.scheduling.k8s.io=1': false,
+  };
+  for (const [requested, want] of Object.entries(cases))
+    test(requested, () => {
+      const message = `ResourceQuota q refuses Pod faces-1-0: requested: ${requested}, used: pods=2, limited: pods=2`;
+      assert.equal(countsEndedPods({ quota: 'q', message }), want);
+    });
 });
 
 test('a gang that is larger than the quota does not keep a smaller one from its pods', () => {
