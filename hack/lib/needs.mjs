@@ -30,6 +30,7 @@ export const paths = {
   'trainer-image/src/storage': ['versitygw'],
   'trainer-image/src/train/history.test.ts': [],
   'trainer-image/src/train/schedule.test.ts': [],
+  'trainer-image/src/train/start-times.test.ts': [],
   'trainer-image/src/verification': ['native'],
   cli: ['native'],
   'cli/src/kubectl': controlPlane,

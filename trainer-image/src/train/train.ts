@@ -17,6 +17,7 @@ import { JobCheckpoints } from './job-checkpoints.ts';
 import { JobFolders } from './job-folders.ts';
 import { isCheckpointDue, isDue, learningRateAt, scheduleOf } from './schedule.ts';
 import { openSession } from './session.ts';
+import { StartTimes } from './start-times.ts';
 import { trainReport, writeModel, writeReport } from './training-output.ts';
 import { backboneGraph, preflight } from './training-preflight.ts';
 
@@ -45,6 +46,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const { log, progress, signal } = program;
   const { rank } = ranks;
   const startedAt = new Date();
+  const start = new StartTimes();
+  start.end('program');
   // Steps and checkpoints are the same on every rank, so only rank 0 logs them at the default level.
   const level = rank === 0 ? 'info' : 'debug';
 
@@ -55,10 +58,12 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const badPictures = new BadPictures(config.dataset, dataset, ranks, program);
   const evaluator = await Evaluator.open(config, ranks, program);
   if (rank === 0) await folders.claim();
+  start.end('preflight');
 
   progress.update({ stage: 'Rendezvous', totalSteps });
   const session = await openSession(config, graph, dataset, ranks, program);
   await folders.share(session);
+  start.end('rendezvous');
 
   progress.update({ stage: 'Loading' });
   if (await wasFinished(session, folders, config, ranks, program)) return leave(session, 'completed');
@@ -94,6 +99,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     );
   };
 
+  start.end('loading');
+
   // ---- The loop ----
   let stopped = false;
   let loggedAt = performance.now();
@@ -120,6 +127,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     }
     badPictures.add(replaced);
     stepsDone += 1;
+    if (start.end('step')) log.info({ step: stepsDone, startSeconds: start.seconds }, 'first step');
     progress.update({ learningRate, sampleRate });
     show('Training');
     if (stepsDone % stepsPerEpoch === 0 || stepsDone === totalSteps || performance.now() - loggedAt > LOG_EVERY_MS) {
