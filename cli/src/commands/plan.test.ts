@@ -84,18 +84,24 @@ test('class centres that do not fit a GPU go to the memory of its machine by Aut
   assert.deepEqual([code, printed.memory.fits, printed.facts.rowsPlacement], [0, true, 'host']);
   const roomy = JSON.parse((await planOf('Auto', '--json', '--memory', '200')).stdout) as Printed;
   assert.equal(roomy.facts.rowsPlacement, 'device');
-  const limited = await facetrain(
-    'plan',
-    '-f',
-    await tenMillion({
-      loss: { sampleRate: 0.01, rows: { precision: 'BF16', placement: 'Host' } },
-      trainers: { resources: { limits: { 'nvidia.com/gpu': 1, memory: '64Gi' } } },
-    }),
-    '--classes',
-    '50000000',
-  );
+  const limits = { 'nvidia.com/gpu': 1, memory: '64Gi' };
+  const limitedTo = async (placement: string, ...options: string[]) => {
+    const loss = { sampleRate: 0.01, rows: { precision: 'BF16', placement } };
+    const file = await tenMillion({ loss, trainers: { resources: { limits } } });
+    return facetrain('plan', '-f', file, '--classes', '50000000', ...options);
+  };
+  const limited = await limitedTo('Host');
   assert.equal(limited.code, 2);
   assert.match(limited.stdout, /\nHost memory: \d+\.\d GiB, of which there are 64\.0 GiB: IT DOES NOT FIT\n/);
+  assert.match(
+    limited.stdout,
+    /\nIt would fit with one of these:\n {2}- trainers\.resources\.limits\.memory 99Gi or more\n/,
+  );
+  const beyond = JSON.parse((await limitedTo('Device', '--json')).stdout) as Printed;
+  assert.deepEqual(
+    beyond.toFit.map(({ change }) => change).filter((change) => 'loss.rows.placement' in change),
+    [{ 'loss.rows.placement': 'Host', 'trainers.resources.limits.memory': '99Gi' }],
+  );
   assert.match((await planOf('Host')).stdout, /\nHost memory: \d+\.\d GiB\n(?: {2}.+\n)* {2}class centres +47\.7 GiB /);
 });
 

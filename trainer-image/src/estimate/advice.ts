@@ -33,8 +33,14 @@ const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 /**
  * Changes of one field, or of two, after which a rank fits; the ones that change least first.
  * @param usable bytes of a rank's device
+ * @param hostLimit of a rank's host memory; null: none, or not known
  */
-export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable: number): Advice[] {
+export function fittingChanges(
+  facts: TrainingFacts,
+  { kind }: Machines,
+  usable: number,
+  hostLimit: number | null,
+): Advice[] {
   const found: Advice[] = [];
   const tryChange = (changed: Partial<TrainingFacts>, change: Advice['change'], text: string) => {
     const bytes = bytesOf({ ...facts, ...changed });
@@ -72,12 +78,16 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
       `trainers.microBatchSize ${microBatchSize}, with batch norms over as many pictures`,
     );
   }
-  if (facts.device === 'cuda' && facts.rowsPlacement === 'device')
+  if (facts.device === 'cuda' && facts.rowsPlacement === 'device') {
+    const hostBytes = sumOf(trainingMemory({ ...facts, rowsPlacement: 'host' }).host);
+    const larger = hostLimit !== null && hostBytes > hostLimit ? largerLimit(hostBytes) : undefined;
     tryChange(
       { rowsPlacement: 'host' },
-      { 'loss.rows.placement': 'Host' },
-      'loss.rows.placement Host, with class centres in the memory of the machine and slower steps',
+      { 'loss.rows.placement': 'Host', ...larger?.change },
+      'loss.rows.placement Host, with class centres in the memory of the machine and slower steps' +
+        `${larger ? `, and ${larger.text}` : ''}`,
     );
+  }
   if (!facts.checkpointActivations)
     tryChange(
       { checkpointActivations: true },
@@ -129,6 +139,15 @@ export function fittingChanges(facts: TrainingFacts, { kind }: Machines, usable:
     });
   }
   return found;
+}
+
+/** For a container whose limit leaves too little memory of the host. */
+export function largerLimit(hostBytes: number): Advice {
+  const limit = `${Math.ceil(hostBytes / 2 ** 30)}Gi`;
+  return {
+    change: { 'trainers.resources.limits.memory': limit },
+    text: `trainers.resources.limits.memory ${limit} or more`,
+  };
 }
 
 const halves = (value: number) =>

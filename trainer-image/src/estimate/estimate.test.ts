@@ -260,7 +260,7 @@ describe('advice', () => {
     assert.deepEqual(changesOf({ numClasses: 10_000, sampleRate: 0.1, sampleRateChanges: true }), []);
     const facts = { ...onH100, numClasses: 4e6, globalBatchSize: 1024, sampleRateChanges: true };
     const usable = sumOf(trainingMemory({ ...facts, sampleRate: 0.1 }).device);
-    const found = fittingChanges(facts, h100, usable).find(({ change }) => change['loss.sampleRate'] === 0.1);
+    const found = fittingChanges(facts, h100, usable, null).find(({ change }) => change['loss.sampleRate'] === 0.1);
     assert.deepEqual(found?.change, { 'loss.sampleRate': 0.1, 'loss.sampleRateChanges': [] });
   });
   test('all negatives where there are few', () => {
@@ -295,7 +295,7 @@ describe('advice', () => {
     ] as const) {
       const usable = sumOf(trainingMemory({ ...facts, ...fitting }).device);
       const found = (changes: Partial<TrainingFacts>) =>
-        fittingChanges({ ...facts, ...changes }, h100, usable).some(({ change }) => field in change);
+        fittingChanges({ ...facts, ...changes }, h100, usable, null).some(({ change }) => field in change);
       assert.deepEqual([found({}), found({ microBatchSize: 200 })], [false, true], field);
     }
   });
@@ -303,7 +303,12 @@ describe('advice', () => {
   test('nothing that the manifest refuses: beyond elastic.maxReplicas, or micro-batches with syncBatchNorm', () => {
     const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024, replicas: 2 };
     const fieldsOf = (changes: Partial<TrainingFacts>, fitting: Partial<TrainingFacts>) =>
-      fittingChanges({ ...facts, ...changes }, h100, sumOf(trainingMemory({ ...facts, ...changes, ...fitting }).device))
+      fittingChanges(
+        { ...facts, ...changes },
+        h100,
+        sumOf(trainingMemory({ ...facts, ...changes, ...fitting }).device),
+        null,
+      )
         .flatMap(({ change }) => Object.keys(change))
         .sort();
     const four = { replicas: 4 };
@@ -335,7 +340,7 @@ describe('advice', () => {
       'model.checkpointActivations': 'checkpointActivations',
       globalBatchSize: 'globalBatchSize',
     };
-    const found = fittingChanges(facts, h100, usable);
+    const found = fittingChanges(facts, h100, usable, null);
     assert.ok(found.some(({ change }) => change['trainers.replicas'] === 2));
     for (const { change, text } of found) {
       const changed = Object.fromEntries(

@@ -1,7 +1,7 @@
 /** `facetrain plan`: memory, time and advice of a training, from its configuration. Pure. */
 import { FacetrainError, largestSampleRate, type Precision, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { type Advice, adviceFor, fittingChanges } from './advice.ts';
+import { type Advice, adviceFor, fittingChanges, largerLimit } from './advice.ts';
 import { backboneCost } from './backbone-cost.ts';
 import { type Machines, type StepTime, stepTime } from './step-time.ts';
 import {
@@ -114,7 +114,8 @@ export function planTraining(
   const deviceBytes = sumOf(memory.device);
   const hostBytes = sumOf(memory.host);
   const fitsDevice = usable === null ? null : deviceBytes <= usable;
-  const fits = hostLimitBytes !== null && hostBytes > hostLimitBytes ? false : fitsDevice;
+  const fitsHost = hostLimitBytes === null || hostBytes <= hostLimitBytes;
+  const fits = fitsHost ? fitsDevice : false;
   const step = stepTime(facts, machines);
   const steps = images === null ? null : config.epochs * Math.floor(images / config.globalBatchSize);
   const { backbone, ...rest } = facts;
@@ -126,7 +127,12 @@ export function planTraining(
     total: steps === null ? null : { steps, seconds: totalSeconds(config, facts, machines, steps) },
     // One more while the next is written.
     checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
-    toFit: fitsDevice === false ? fittingChanges(facts, machines, usable!) : [],
+    toFit:
+      fitsDevice === false
+        ? fittingChanges(facts, machines, usable!, hostLimitBytes)
+        : fitsHost
+          ? []
+          : [largerLimit(hostBytes)],
     advice: adviceFor(facts, machines, usable),
   };
 }
