@@ -6,9 +6,8 @@
 // device are the rows of two steps at most, with what their optimizer keeps:
 //
 //   open(t)      the rows of step t, and what step t - 1 made of its rows goes back to the host
-//   prefetch     the negatives of step t + 1 are copied while step t computes. Of those that step t uses too the copy
-//   is
-//                old as soon as step t updates them
+//   prefetch     the negatives of step t + 1 are copied while step t computes. Of those that step t uses too, the
+//                copy is old as soon as step t updates them
 //   open(t + 1)  replaces the old copies by the rows of step t, adds the positives, and writes step t's rows back
 //
 // So an open window has the only valid copy of its rows; close() before anybody reads the rows in host memory.
