@@ -76,10 +76,10 @@ export function runFiles(paths: RunPaths, uid: string): RunFile[] {
     ...filesIn(join(out, dirname(OUTPUT.model)), [basename(OUTPUT.model)]),
     ...[paths.artifact, ...setAside(paths.artifact)]
       .filter((folder) => isOwnArtifact(paths, folder))
-      .flatMap((folder) => [
-        ...filesIn(folder, ARTIFACT_FILES),
-        ...filesIn(join(folder, ARTIFACT.rejected), [ARTIFACT.report, ARTIFACT.reportHtml]),
-      ]),
+      .flatMap((folder) => filesIn(folder, ARTIFACT_FILES)),
+    ...[join(paths.artifact, ARTIFACT.rejected)]
+      .filter((folder) => isOwnArtifact(paths, folder))
+      .flatMap((folder) => filesIn(folder, [ARTIFACT.reportHtml, ARTIFACT.report])),
     ...filesIn(join(state, 'logs'), [/[^/]+\.log/]),
     ...filesIn(join(state, 'termination'), [/[a-z0-9-]+/]),
     ...names(join(state, 'config')).flatMap((name) => filesIn(join(state, 'config', name), ['config.json'])),
@@ -127,8 +127,9 @@ export function remove(files: RunFile[]): void {
 export const artifactFiles = (folder: string): RunFile[] => filesIn(folder, ARTIFACT_FILES);
 
 /**
- * Whether the files of an artifact in this folder are this run's. Below OUT they are; `quantize.output` may name a
- * folder that other jobs publish to, and there the report says whose they are.
+ * Whether the files of an artifact in this folder, or the reports of a model that missed its gate, are this run's.
+ * Below OUT they are; `quantize.output` may name a folder that other jobs publish to, and there the report says whose
+ * they are.
  */
 export const isOwnArtifact = ({ out, quantizeJob }: RunPaths, folder: string): boolean =>
   `${folder}/`.startsWith(`${out}/`) || writerOfArtifact(folder)?.name === quantizeJob;

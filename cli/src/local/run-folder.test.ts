@@ -128,7 +128,7 @@ const ENDS = {
     await writeCheckpoint();
     await writeModel(folder.uid);
     await folder.recordTrained();
-    await write('int7/report.json');
+    await write('int7/rejected/report.json');
     await folder.recordEnd({ phase: 'Failed', exitCode: 3, message: 'gate' });
   },
   succeeded: async () => {
@@ -572,6 +572,23 @@ test('the artifact of another job is neither replaced nor removed', async () => 
   await take(job());
   await take(job(), { fresh: true });
   assert.deepEqual([existsSync(place), existsSync(join(`${place}-2`, 'manifest.json'))], [false, true]);
+});
+
+test('--fresh removes the reports of a missed gate outside OUT, but not those of another job', async () => {
+  const place = join(out, '..', 'models', 'missed');
+  const job = () => makeJob((spec) => (spec.quantize = { output: { uri: `file://${place}` } }));
+  const rejected = join(place, 'rejected');
+  for (const [name, left] of [
+    ['other-quantize', true],
+    ['faces-quantize', false],
+  ] as const) {
+    await take(job(), { fresh: true });
+    await mkdir(rejected, { recursive: true });
+    await writeFile(join(rejected, 'report.html'), '');
+    await writeFile(join(rejected, 'report.json'), JSON.stringify({ job: { name } }));
+    await take(job(), { fresh: true });
+    assert.equal(existsSync(place), left, name);
+  }
 });
 
 test('a model that was changed is not trained again when no checkpoint is left', async () => {
