@@ -300,7 +300,10 @@ test('a missed gate leaves the reports alone, and the artifact that was there', 
     'rejected/report.json',
   ]);
 
-  await runQuantize(config(), program());
+  await runQuantize(config({ publish }), program());
+  assert.deepEqual(await readdir(join(scratch, 'out', 'rejected')), [], 'the artifact is of a model that has passed');
+  await fetchTo({ ...publish, to: join(scratch, 'passed') });
+  assert.deepEqual((await readdir(join(scratch, 'passed'), { recursive: true })).sort(), FILES);
   const artifact = await contents(join(scratch, 'out'));
   await failure({ calibration: { ...config().calibration, seed: 4 }, gate: { ...config().gate, minMeanCosine: 1 } });
   assert.deepEqual(await contents(join(scratch, 'out')), artifact);

@@ -3,6 +3,7 @@
  * gate and publishes. The same configuration and input files give the same output, byte for byte.
  */
 import { randomUUID } from 'node:crypto';
+import { access } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -30,7 +31,7 @@ import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { Fence } from '../storage/fence.ts';
-import { publish } from '../storage/publish.ts';
+import { publish, withdraw } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
@@ -252,13 +253,25 @@ async function quantizeInto(
   // The manifest of an earlier run describes files that change now.
   await output.remove(join(outputDirectory, ARTIFACT.manifest));
   await write(outputDirectory, files);
+  // Reports of a model that missed its gate before: where an artifact is, they would be about another model.
+  const rejected = Object.keys(reports).map((name) => join(ARTIFACT.rejected, name));
+  for (const path of rejected.map((name) => join(outputDirectory, name))) {
+    const isThere = await access(path).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) await output.remove(path);
+  }
 
   // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
   const listed = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   await output.write(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
   // An object store has no fence: the check has to do.
   await output.check();
-  if (destination) await upload(outputDirectory, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
+  if (destination) {
+    await retried(() => withdraw(rejected, destination, signal), program);
+    await upload(outputDirectory, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
+  }
   progress.update({ stage: 'Done' });
   log.info(
     { meanCosine: metrics.meanCosine, accuracyDrop: metrics.accuracyDrop, directory: outputDirectory },
@@ -314,9 +327,14 @@ async function openInt7(bytes: Uint8Array, computeThreads: number): Promise<Int7
   return Int7Model.open(layers, scales, { computeThreads });
 }
 
-/** Publishes files of a folder, with retries: the search that they come from may have taken hours. */
-async function upload(folder: string, names: string[], to: StorageAddress, { log, signal }: Program): Promise<void> {
-  await withRetries(() => publish(folder, names, to, signal), {
+/** Publishes files of a folder. */
+function upload(folder: string, names: string[], to: StorageAddress, program: Program): Promise<unknown> {
+  return retried(() => publish(folder, names, to, program.signal), program);
+}
+
+/** Changes the destination, with retries: the search before may have taken hours. */
+function retried<T>(change: () => Promise<T>, { log, signal }: Program): Promise<T> {
+  return withRetries(change, {
     signal,
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });

@@ -19,7 +19,7 @@ import {
   startS3Server,
 } from '../testing/s3-server.ts';
 import { fetchTo } from './fetch.ts';
-import { checkDestination, publish } from './publish.ts';
+import { checkDestination, publish, withdraw } from './publish.ts';
 import { s3Client, s3Error } from './s3.ts';
 
 const NAMES = ['model.int7.onnx', 'report.json', 'manifest.json'];
@@ -132,6 +132,13 @@ for (const [scheme, address] of Object.entries({
         assert.deepEqual(await readFile(join(folderOf(place), name)), await readFile(join(folder, name)), name);
     });
 
+    test('files are withdrawn, also those that are not there', async () => {
+      const place = { ...address(), uri: `${address().uri}/withdrawn` };
+      await publish(folder, NAMES, place);
+      for (let time = 0; time < 2; time++) await withdraw(['report.json', 'none/report.json'], place);
+      assert.deepEqual((await readdir(folderOf(place))).sort(), NAMES.filter((name) => name !== 'report.json').sort());
+    });
+
     test('a new manifest over the same files replaces the old one at once', async () => {
       const place = { ...address(), uri: `${address().uri}/same` };
       await publish(folder, NAMES, place);
@@ -142,18 +149,23 @@ for (const [scheme, address] of Object.entries({
   });
 }
 
-/** An empty object store that refuses one method. @returns the requests that a publication to it makes, but HEAD */
-async function publishWithout(method: 'PUT' | 'DELETE'): Promise<{ requests: string[]; published: Promise<unknown> }> {
+/** An object store that refuses one method. @param head its answer to HEAD: 404, it is empty */
+async function storeWithout(method: 'PUT' | 'DELETE', head: 200 | 404) {
   const requests: string[] = [];
   const store = createServer((request, response) => {
     requests.push(`${request.method} ${new URL(request.url!, 'http://x').pathname}`);
-    const status = request.method === 'HEAD' ? 404 : request.method === method ? 403 : 200;
+    const status = request.method === 'HEAD' ? head : request.method === method ? 403 : 200;
     const body = status === 403 ? '<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>' : '';
     request.resume().on('end', () => response.writeHead(status, { etag: '"1"' }).end(body));
   }).listen(0, '127.0.0.1');
   await once(store, 'listening');
   after(() => store.close());
-  const endpoint = `http://127.0.0.1:${(store.address() as AddressInfo).port}`;
+  return { endpoint: `http://127.0.0.1:${(store.address() as AddressInfo).port}`, requests };
+}
+
+/** @returns the requests that a publication to an empty object store makes, but HEAD */
+async function publishWithout(method: 'PUT' | 'DELETE'): Promise<{ requests: string[]; published: Promise<unknown> }> {
+  const { endpoint, requests } = await storeWithout(method, 404);
   const published = publish(folder, ['report.json', 'manifest.json'], { ...server.address('s3://models/x'), endpoint });
   await published.catch(() => {});
   return { requests: requests.filter((line) => !line.startsWith('HEAD')), published };
@@ -168,6 +180,12 @@ test('credentials that may not delete overwrite the old manifest before the firs
     'PUT /models/x/report.json',
     'PUT /models/x/manifest.json',
   ]);
+});
+
+test('credentials that may not delete leave a file that is withdrawn', async () => {
+  const { endpoint, requests } = await storeWithout('DELETE', 200);
+  await withdraw(['report.json'], { ...server.address('s3://models/x'), endpoint });
+  assert.deepEqual(requests, ['HEAD /models/x/report.json', 'DELETE /models/x/report.json']);
 });
 
 test('credentials that may delete and not write leave the artifact that is there', async () => {

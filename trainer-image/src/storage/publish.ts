@@ -1,5 +1,5 @@
 /**
- * Publishes finished files to a folder or an object store.
+ * Publishes finished files to a folder or an object store, and withdraws them.
  *
  * A file that exists at the destination with the same digest is not written again. A manifest, named last, vouches for
  * the files before it: while any of them differs, there is none. So readers that find a manifest can rely on all that
@@ -71,6 +71,39 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
   } catch (error) {
     // Publishing does not need the permission to list.
     if (!(error instanceof Error) || error.name !== 'AccessDenied') throw s3Error(error, destination, bucket, key);
+  } finally {
+    client.destroy();
+  }
+}
+
+/**
+ * Deletes files at `destination`. Those that are not there, and those that the credentials may not see or delete, are
+ * left out.
+ * @throws FacetrainError StorageFailed
+ */
+export async function withdraw(names: string[], destination: StorageAddress, signal?: AbortSignal): Promise<void> {
+  const location = parseStorageUri(normalStorageUri(destination.uri));
+  if (location.scheme === 'file') {
+    for (const name of names) {
+      const path = join(location.path, name);
+      if (!(await stat(path).catch(() => null))) continue;
+      await rm(path).catch((error: unknown) => {
+        throw storageError(path, error);
+      });
+    }
+    return;
+  }
+  if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
+  const client = s3Client(destination);
+  const abort = signal ? { abortSignal: signal } : {};
+  const { bucket, key: prefix } = location;
+  try {
+    for (const name of names) {
+      const key = prefix ? `${prefix}/${name}` : name;
+      await deleteObject(client, bucket, key, abort).catch((error: unknown) => {
+        throw s3Error(error, destination, bucket, key);
+      });
+    }
   } finally {
     client.destroy();
   }
@@ -191,6 +224,23 @@ async function revokeObject(
     await client.send(new DeleteObjectCommand(object), abort);
   } catch (error) {
     if (httpStatus(error) !== 403) throw error;
+  }
+}
+
+/** In a bucket with versions, deleting what is not there would leave a marker each time. */
+async function deleteObject(
+  client: S3Client,
+  bucket: string,
+  key: string,
+  abort: { abortSignal?: AbortSignal },
+): Promise<void> {
+  const object = { Bucket: bucket, Key: key };
+  try {
+    await client.send(new HeadObjectCommand(object), abort);
+    await client.send(new DeleteObjectCommand(object), abort);
+  } catch (error) {
+    const status = httpStatus(error);
+    if (status !== 404 && status !== 403 && status !== 400) throw error;
   }
 }
 
