@@ -5,6 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
+import { writeSmallSet } from '@facetrain/trainer/testing/training-gang';
+import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { StatusLine } from '../terminal-output.ts';
 import { quantize } from './quantize.ts';
 
@@ -32,4 +34,36 @@ test('the model is read once, also for the order of its colors', async (t) => {
   // Refused after the model was loaded: there are no calibration pictures.
   await assert.rejects(quantize(options, new StatusLine(), new AbortController().signal), /none/);
   assert.equal(read.mock.calls.filter(({ arguments: [path] }) => path === model).length, 1);
+});
+
+test('sets of one name in two folders are told apart', async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-quantize-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const model = join(folder, 'model.onnx');
+  const weight = Float32Array.from({ length: 8 * 3 * 14 ** 2 }, (_, i) => Math.sin(i));
+  const graph = {
+    input: { name: 'data', channels: 3, height: 112, width: 112 },
+    output: { name: 'embedding', dim: 8 * 8 ** 2 },
+    nodes: [
+      { name: 'conv', op: 'Conv', inputs: ['data', 'weight'], outputs: ['map'], attributes: { strides: [14, 14] } },
+      { name: 'flat', op: 'Flatten', inputs: ['map'], outputs: ['embedding'], attributes: { axis: 1 } },
+    ],
+    initializers: { weight: { dims: [8, 3, 14, 14], data: weight } },
+  };
+  await writeFile(model, encodeOnnx(graph));
+  const few = join(folder, 'lfw-small.bin');
+  await writeSmallSet(few, 5);
+  const options = {
+    ...{ model, calibration: exampleFaces, out: join(folder, 'int7'), images: 2, seed: 0, rounds: 0 },
+    ...{ maxBadPictures: 0, strict: false, threads: 1, fresh: false },
+    pairs: [few, join(exampleFaces, 'lfw-small.bin')],
+  };
+  const { json } = await quantize(options, new StatusLine(), new AbortController().signal);
+  assert.deepEqual(
+    json.evaluation.map(({ set, pairs }) => [set, pairs > 10]),
+    [
+      ['lfw-small', false],
+      ['lfw-small_2', true],
+    ],
+  );
 });

@@ -14,6 +14,7 @@ import {
   type QuantizeReport,
 } from '@facetrain/api';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
+import { UniqueNames } from '@facetrain/trainer/onnx/unique-names';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { type ReadModel, readModel } from '@facetrain/trainer/quantize/inputs';
 import { runQuantize } from '@facetrain/trainer/quantize/run-quantize';
@@ -124,9 +125,12 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
   const { pairs = [], output, threads, inputSize, strict } = options;
   const channelOrder = options.channelOrder ?? (read && channelOrderOf(read.metadata)) ?? DEFAULT_ORDER;
-  const sets = await Promise.all(
-    pairs.map(async (path) => ({ name: (await readVerificationSet(path)).name, path: resolve(path) })),
-  );
+  // The report finds pictures by the name of their set.
+  const names = new UniqueNames([]);
+  const sets = (await Promise.all(pairs.map(readVerificationSet))).map(({ name, path }) => ({
+    name: names.take(name),
+    path: resolve(path),
+  }));
   return {
     schemaVersion: 1,
     job: JOB,
