@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
 import { type FaceTrainJob, FacetrainError } from '@facetrain/api';
+import { writeSmallSet } from '@facetrain/trainer/testing/training-gang';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { parsedJob } from '../testing/parsed-job.ts';
 import { checkInputs, checkQuantizationInputs } from './check-inputs.ts';
@@ -91,6 +92,17 @@ for (const [name, { quantize, code, wantSubject }] of Object.entries(refusals)) 
     });
   });
 }
+
+test('a bound on true accept rates needs a set with enough pairs, or one in an object store', async () => {
+  const few = { name: 'few', uri: `file://${await writeSmallSet(join(folder, 'few.bin'), 5)}` };
+  const gate = { maxTarDrop: 0.02 };
+  const refused = { code: 'InvalidConfig', subject: 'gate.maxTarDrop' };
+  await assert.rejects(check({ gate, evaluation: { sets: [few] } }), refused);
+  await assert.rejects(check({ gate }, [few]), refused);
+  await check({ gate, evaluation: { sets: [few, lfw] } });
+  await check({ gate, evaluation: { sets: [few, { name: 'ijb', uri: 's3://faces/ijb.bin' }] } });
+  await check({ evaluation: { sets: [few] } });
+});
 
 test('a quantization of a kept model reads what the training gives it by default', async () => {
   const checkAlone = (job: FaceTrainJob) =>

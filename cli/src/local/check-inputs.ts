@@ -5,7 +5,7 @@
 import { type FaceTrainJob, parseStorageUri } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
-import { readVerificationSet } from '@facetrain/trainer/verification/verification-set';
+import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
 import { plannedQuantizeConfig, plannedTrainerConfig } from './planned-config.ts';
 
@@ -49,12 +49,17 @@ export async function checkQuantizationInputs(
 ): Promise<void> {
   const { quantize, ...training } = job.spec;
   const config = plannedQuantizeConfig(job, 'unused', stateFolder);
-  const { checkCalibration, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
+  const { checkCalibration, checkGateHasPairs, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
   checkGateHasSets(config);
   const dataset = quantize?.calibration.dataset ?? (afterTraining ? undefined : training.dataset);
   if (dataset && isHere(dataset))
     await checkCalibration(config.calibration.datasetPath, graph?.input, config.calibration.maxBadPictures, signal);
-  const { sets } = quantize?.evaluation ?? (afterTraining ? { sets: [] } : training.evaluation);
+  const { sets } = quantize?.evaluation ?? training.evaluation;
+  const isRead = afterTraining && !quantize?.evaluation;
+  if (isRead && config.gate.maxTarDrop === undefined) return;
+  const read: VerificationSet[] = [];
   for (const [index, set] of sets.entries())
-    if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
+    if (isHere(set)) read.push(await readVerificationSet(config.evaluation.sets[index]!.path));
+  // One in an object store may have the pairs that these do not have.
+  if (read.length === sets.length) checkGateHasPairs(config.gate, read);
 }

@@ -133,6 +133,21 @@ export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { 
 /** Pairs of different people that the highest false accept rate of the report, one in ten, needs. */
 const FEWEST_NEGATIVES = 10;
 
+/** @throws FacetrainError InvalidConfig when the gate bounds true accept rates and no set has enough pairs for any */
+export function checkGateHasPairs(
+  { maxTarDrop }: QuantizeConfig['gate'],
+  sets: readonly Pick<VerificationSet, 'same'>[],
+): void {
+  const most = Math.max(...sets.map(({ same }) => same.filter((isSame) => !isSame).length));
+  if (maxTarDrop === undefined || most >= FEWEST_NEGATIVES) return;
+  throw new FacetrainError({
+    code: 'InvalidConfig',
+    subject: 'gate.maxTarDrop',
+    found: `no evaluation set has more than ${most} pairs of different people`,
+    allowed: `a set with ${FEWEST_NEGATIVES} for a false accept rate of 1e-1, with 1,000 for 1e-3; or no bound`,
+  });
+}
+
 /**
  * @throws FacetrainError InvalidConfig when the gate needs a set and there is none, or none with enough pairs;
  *   InvalidVerificationSet
@@ -142,14 +157,7 @@ export async function loadSets(config: QuantizeConfig): Promise<VerificationSet[
   const sets = await Promise.all(
     config.evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })),
   );
-  const negatives = sets.map(({ same }) => same.filter((isSame) => !isSame).length);
-  if (config.gate.maxTarDrop !== undefined && Math.max(...negatives) < FEWEST_NEGATIVES)
-    throw new FacetrainError({
-      code: 'InvalidConfig',
-      subject: 'gate.maxTarDrop',
-      found: `no evaluation set has more than ${Math.max(...negatives)} pairs of different people`,
-      allowed: `a set with ${FEWEST_NEGATIVES} for a false accept rate of 1e-1, with 1,000 for 1e-3; or no bound`,
-    });
+  checkGateHasPairs(config.gate, sets);
   return sets;
 }
 
