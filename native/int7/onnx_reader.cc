@@ -251,8 +251,7 @@ class Reader {
     Value& value = tensor_value(node, input(node, 0));
     if (value.tensor == 0 && channels_last_) refuse(node.name, "reads a picture whose channels are last");
     const float scale = this->scale(input(node, 1));
-    if (numbers<uint8_t>(constant(input(node, 2), kUint8, 1))[0] != kActivationZero)
-      refuse(node.name, "has another zero point than 128");
+    check_activation_zero(node);
     TensorSpec& tensor = network_.tensors[value.tensor];
     if (!tensor.real && tensor.scale != scale) refuse(node.name, "gives a tensor a second scale");
     tensor.real = false;
@@ -260,11 +259,17 @@ class Reader {
     integers_[output(node)] = value;
   }
 
+  void check_activation_zero(const Node& node) const {
+    if (numbers<uint8_t>(constant(input(node, 2), kUint8, 1))[0] != kActivationZero)
+      refuse(node.name, "has another zero point than 128");
+  }
+
   void dequantize(const Node& node) {
     const auto value = integers_.find(input(node, 0));
     if (value != integers_.end()) {
       if (scale(input(node, 1)) != network_.tensors[value->second.tensor].scale)
         refuse(node.name, "has another scale than the quantization");
+      check_activation_zero(node);
       values_[output(node)] = {.tensor = value->second.tensor, .dims = value->second.dims, .dequantized = true};
       return;
     }

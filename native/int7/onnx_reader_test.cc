@@ -89,6 +89,8 @@ void test_refusals() {
   CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");
   CHECK_THROWS(read(onnx_file({.height = 1 << 15})), std::invalid_argument, "too large");
   CHECK_THROWS(read(onnx_file({.zero_point = 0})), std::invalid_argument, "another zero point than 128");
+  CHECK_THROWS(read(onnx_file({.zero_point_behind = 127})), std::invalid_argument,
+               "from_f: has another zero point than 128");
   CHECK_THROWS(read(onnx_file({.channels = 5})), std::invalid_argument, "the input: has more than four channels");
   CHECK_THROWS(read(onnx_file({.bias_dims = {1, 10}})), std::invalid_argument, "to_c: has a bias of another size");
   CHECK_THROWS(read(onnx_file({.scale_axis = 1})), std::invalid_argument, "scales along another axis");

@@ -81,6 +81,7 @@ struct Changes {
   int stride = 2;
   int height = 7;
   int zero_point = 128;
+  int zero_point_behind = 128;  // of one DequantizeLinear
   int channels = 3;
   std::vector<int> bias_dims{10};  // of the convolution
   int scale_axis = 0;              // of the weights
@@ -173,7 +174,10 @@ inline std::string onnx_file(const Changes& changes = {}) {
   graph.message(1, node("flat", "Flatten", {"a.dq"}, "f"));
   graph.message(5, constant<float>("f.scale", 1, {}, {0.04f}));
   graph.message(1, node("", "QuantizeLinear", {"f", "f.scale", "zero"}, "f.q"));
-  graph.message(1, node("", "DequantizeLinear", {"f.q", "f.scale", "zero"}, "f.dq"));
+  const std::string behind = changes.zero_point_behind == 128 ? "zero" : "behind";
+  if (behind != "zero")
+    graph.message(5, constant<uint8_t>(behind, 2, {}, {static_cast<uint8_t>(changes.zero_point_behind)}));
+  graph.message(1, node("from_f", "DequantizeLinear", {"f.q", "f.scale", behind}, "f.dq"));
   weights("to_e", {6, 200}, {6}, 0.04f);
   graph.message(1, node("to_e", "Gemm", {"f.dq", "to_e.weight", "to_e.bias"}, "embedding")
                        .message(5, Message().bytes(1, "transB").integer(3, 1))
