@@ -28,7 +28,9 @@ test('a log that ends while its container runs is asked for again from there, un
     // sinceTime has whole seconds.
     [line(2, 'two'), line(2, 'again'), line(2, 'third'), new Error('other side closed')],
     [line(2, 'two') + line(2, 'again'), `${line(2, 'third')}${line(3, 'last').slice(0, 31)}`],
-    [line(3, 'last').slice(0, -1)],
+    // The kubelet has words of its own, without a time.
+    ['failed to read the log\n', line(3, 'last')],
+    [line(3, 'last'), line(4, 'end').slice(0, -1)],
   ];
   const asked: unknown[] = [];
   const pod = {
@@ -57,12 +59,13 @@ test('a log that ends while its container runs is asked for again from there, un
   let text = '';
   const write = async (data: Buffer) => void (text += String(data));
   await writeLogs(cluster, 'faces', { rank: 0, follow: true, tail: 7 }, write, () => {}, AbortSignal.timeout(60_000));
-  assert.equal(text, 'one\ntwo\nagain\nthird\nlast');
+  assert.equal(text, 'one\ntwo\nagain\nthird\nfailed to read the log\nlast\nend');
   const followed = { container: 'facetrain', follow: true, timestamps: true };
   assert.deepEqual(asked, [
     { ...followed, tailLines: 7 },
     { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
     { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
     { ...followed, sinceTime: '2026-01-01T00:00:02.500000000Z' },
+    { ...followed, sinceTime: '2026-01-01T00:00:03.500000000Z' },
   ]);
 });

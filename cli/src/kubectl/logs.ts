@@ -151,6 +151,8 @@ async function writeLog(
   }
 }
 
+const TIME_STAMP = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d/;
+
 /**
  * The lines of a log with time stamps that come after the position, without the stamps. The API server takes only whole
  * seconds as sinceTime, so lines of the same second come again.
@@ -161,6 +163,11 @@ async function* newLines(lines: AsyncIterable<Buffer>, position: Position): Asyn
   for await (const line of lines) {
     const end = line.indexOf(' ');
     const time = line.subarray(0, Math.max(end, 0)).toString();
+    // The kubelet's own words, such as "failed to create fsnotify watcher: too many open files".
+    if (!TIME_STAMP.test(time)) {
+      yield line;
+      continue;
+    }
     // The kubelet writes all stamps in one zone and with nine digits.
     if (time < begin || (time === begin && begin !== '' && ++atBegin <= known)) continue;
     if (time === position.time) position.lines += 1;
