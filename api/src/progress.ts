@@ -69,7 +69,9 @@ export const Progress = z.object({
   totalSteps: z.int().min(0).describe('0 while the number is unknown.'),
   epoch: z.number().min(0).describe('Epochs done, with their fraction; 0 in the quantizer.'),
   imagesPerSecond: z.number().min(0).nullable(),
-  stageSeconds: StageSeconds.nullable()
+  stageSeconds: z
+    .object(StageSeconds.shape)
+    .nullable()
     .optional()
     .describe('Where the time of a step goes on rank 0: the mean of the last steps by stage.'),
   loss: z.number().nullable().describe('Mean loss of the last steps.'),

@@ -10,6 +10,7 @@ const PROGRESS = {
   totalSteps: 9,
   epoch: 1,
   imagesPerSecond: null,
+  stageSeconds: { data: 0, upload: 0, forward: 1, head: 1, backward: 1, communication: 0, update: 0 },
   loss: null,
   learningRate: null,
   etaSeconds: 0,
@@ -21,12 +22,13 @@ const PROGRESS = {
 test('what the image of a later release reports besides is left out', () => {
   const known = readTermination(JSON.stringify({ progress: PROGRESS }));
   assert.equal(known.result?.progress?.step, 9);
-  const { evaluations, checkpoint, ...rest } = PROGRESS;
+  const { evaluations, checkpoint, stageSeconds, ...rest } = PROGRESS;
   const later = {
     progress: {
       ...rest,
       evaluations: evaluations.map((one) => ({ ...one, new: 1 })),
       checkpoint: { ...checkpoint, new: 1 },
+      stageSeconds: { ...stageSeconds, new: 1 },
       new: 1,
     },
     new: 1,
