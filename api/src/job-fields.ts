@@ -209,7 +209,7 @@ export const labelKey = z
   .min(1)
   .max(317)
   .regex(
-    /^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*\/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$/,
+    new RegExp(`^(${DNS_SUBDOMAIN.source.slice(1, -1)}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`),
     'the key of a label, such as topology.kubernetes.io/zone',
   );
 
@@ -288,8 +288,8 @@ export const failurePolicy = section(
       ),
     windowSeconds: seconds('Only restarts of the last windowSeconds count against maxRestarts.').default(21_600),
     nodeLostSeconds: seconds(
-      'How long a node may be unreachable or not ready before its pods count as lost. The pods of an unreachable node ' +
-        'are lost at once if their gang has stood still for 30 s, or if the node was deleted or has the taint ' +
+      'How long a node may be unreachable or not ready before its pods count as lost. The pods of an unreachable ' +
+        'node are lost at once if their gang has stood still for 30 s, or if the node was deleted or has the taint ' +
         'node.kubernetes.io/out-of-service. A toleration for node.kubernetes.io/unreachable in the pod template ' +
         'replaces it.',
     ).default(DEFAULT_NODE_LOST_SECONDS),

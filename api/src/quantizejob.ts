@@ -103,9 +103,9 @@ const gate = section(
     maxTarDrop: accuracyDrop
       .optional()
       .describe(
-        'Largest drop of the true accept rate from FP32 to INT7 on any evaluation set, e.g. 0.02, at any false accept ' +
-          'rate of the report for which the set has enough pairs of different people: 10 for 1e-1, 1,000 for 1e-3; ' +
-          'absent: not checked.',
+        'Largest drop of the true accept rate from FP32 to INT7 on any evaluation set, e.g. 0.02, at any false ' +
+          'accept rate of the report for which the set has enough pairs of different people: 10 for 1e-1, 1,000 for ' +
+          '1e-3; absent: not checked.',
       ),
     minWorstCosine: cosine
       .optional()

@@ -145,8 +145,8 @@ const rememberedPod = (rank: number, attempt: number): ObservedPod => ({
 const STANDSTILL_SECONDS = 30;
 
 /**
- * Seconds until a silent node counts as lost: after nodeLostSeconds, or as soon as its gang stands still. While the gang
- * trains, the trainer on that node is alive, as every step needs all ranks: only the kubelet is cut off.
+ * Seconds until a silent node counts as lost: after nodeLostSeconds, or as soon as its gang stands still. While the
+ * gang trains, the trainer on that node is alive, as every step needs all ranks: only the kubelet is cut off.
  */
 function secondsToSilenceLoss(
   { silentNode }: ObservedPod,

@@ -163,7 +163,9 @@ const countOf = ({ count, reclaimable }: ObservedWorkload): number => count - re
 const isForPodsOf = (gang: QueuedGang, { specDigest: made, count }: ObservedWorkload): boolean =>
   made === queueDigest({ ...gang, count });
 
-/** Whether the quota that the Workload asks for is not what the gang needs. More than that, once lent, can be reduced. */
+/**
+ * Whether the quota that the Workload asks for is not what the gang needs. More than that, once lent, can be reduced.
+ */
 const isForOtherPods = (gang: QueuedGang, workload: ObservedWorkload): boolean =>
   !isForPodsOf(gang, workload) ||
   countOf(workload) < gang.count ||

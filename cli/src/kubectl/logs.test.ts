@@ -20,7 +20,7 @@ test('the log of a rank that no attempt has is not waited for', async () => {
   await assert.rejects(follow(2, AbortSignal.timeout(100)), { name: /AbortError|TimeoutError/ });
 });
 
-test('a log that ends while its container runs is asked for again from there, until the container has ended', async () => {
+test('a log that ends while its container runs is asked for again from there, until the container ends', async () => {
   const line = (second: number, text: string) => `2026-01-01T00:00:0${second}.500000000Z ${text}\n`;
   /** What each request for the log answers with. An error breaks the connection. */
   const answers: (string | Error)[][] = [

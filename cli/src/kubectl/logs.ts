@@ -38,9 +38,9 @@ interface Position {
 }
 
 /**
- * Writes the log to `write` until it ends; with `follow` until the job does, or the signal aborts. A log that ends while
- * its container runs (the API server or a proxy on the way was restarted, or the log was rotated) is asked for again,
- * from where it ended.
+ * Writes the log to `write` until it ends; with `follow` until the job does, or the signal aborts. A log that ends
+ * while its container runs (the API server or a proxy on the way was restarted, or the log was rotated) is asked for
+ * again, from where it ended.
  *
  * @param announce called with a line about which pod's log follows
  * @throws FacetrainError InvalidArgument when there is no such pod; with `follow`, when there will be none

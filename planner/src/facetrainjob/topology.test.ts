@@ -41,7 +41,7 @@ test('a required topology is in the PodGroup and on every pod, for pods of the a
   for (const { metadata } of pods) assert.partialDeepStrictEqual(metadata.labels, TERM.labelSelector.matchLabels);
 });
 
-test('a preferred topology is a preference of pods beside the affinity of the template, and not in the PodGroup', () => {
+test('a preferred topology is a preference of pods beside the affinity of the template, not in the PodGroup', () => {
   const nodeAffinity = { requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: [] } };
   const other = { weight: 1, podAffinityTerm: { topologyKey: 'zone' } };
   const affinity = { nodeAffinity, podAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [other] } };

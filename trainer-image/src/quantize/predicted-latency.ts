@@ -1,10 +1,10 @@
 /**
  * An estimate of the time that one picture takes on one thread. Pure.
  *
- * On x86 it is a line through the two networks of docs/benchmarks.md: so many milliseconds for each multiply-accumulate,
- * and so many for each value that a convolution or a fully connected layer stores, which costs requantization and a
- * write. A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.6 ms with VNNI and 4.1 ms with AVX2, an IResNet-50
- * (6,309 M and 5.87 M) 23.6 and 61 ms, on a server of 2023 (Intel Xeon).
+ * On x86 it is a line through the two networks of docs/benchmarks.md: so many milliseconds for each
+ * multiply-accumulate, and so many for each value that a convolution or a fully connected layer stores, which costs
+ * requantization and a write. A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.6 ms with VNNI and 4.1 ms with
+ * AVX2, an IResNet-50 (6,309 M and 5.87 M) 23.6 and 61 ms, on a server of 2023 (Intel Xeon).
  *
  * On ARM nothing was measured: cycles of the inner loops, by llvm-mca, without memory and without storing results.
  */

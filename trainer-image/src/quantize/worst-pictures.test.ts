@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { bitmapUri } from '../report/bitmap.ts';
 import { SHOWN_PICTURES, worstPictures } from './worst-pictures.ts';
 
-test('the worst come first, a mirror image counts with its picture, and a picture of several pairs is there once', () => {
+test('the worst come first, a mirror image counts with its picture, and one of several pairs is there once', () => {
   const set = {
     set: 'lfw',
     pictures: 4,

@@ -19,8 +19,8 @@ export interface PictureCosines {
 }
 
 /**
- * A picture and its mirror image count as one, with the worse of the two. One that several pairs of a set have in common
- * is there once: by its cosine, which no two pictures share.
+ * A picture and its mirror image count as one, with the worse of the two. One that several pairs of a set have in
+ * common is there once: by its cosine, which no two pictures share.
  */
 export function worstPictures(sources: readonly PictureCosines[]): WorstPicture[] {
   const all = sources.flatMap(({ set, cosines, numbers, pictures }) =>

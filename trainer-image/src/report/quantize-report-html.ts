@@ -165,7 +165,8 @@ function scoreCharts({ set, fp32, int7 }: SetScores): string {
     label: `ROC of ${name}`,
   });
   const chart = (kind: 'same' | 'different', title: string) =>
-    `<figure><figcaption>${title}</figcaption>${outlines([fp32[kind], int7[kind]], `${title}, ${name}`, short)}</figure>`;
+    `<figure><figcaption>${title}</figcaption>` +
+    `${outlines([fp32[kind], int7[kind]], `${title}, ${name}`, short)}</figure>`;
   return `<h3>${name} <small>${key}</small></h3>
 <div class="charts">
 <figure><figcaption>ROC: true accept rate by false accept rate</figcaption>${roc}</figure>
@@ -311,7 +312,8 @@ function setTable(comparisons: Comparison[]): string {
     cosine(meanCosine),
     ...rates.map(
       (rate) =>
-        `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}${unresolvedFar.includes(rate) ? ` <small>${TOO_FEW}</small>` : ''}`,
+        `${rateOf(fp32, rate)} → ${rateOf(int7, rate)}` +
+        (unresolvedFar.includes(rate) ? ` <small>${TOO_FEW}</small>` : ''),
     ),
   ]);
   return table(
