@@ -146,8 +146,9 @@ export class Cluster {
     }
   }
 
-  /** An error of a request in words; any other error as it is. */
+  /** An error of a request in words; any other error as it is, also one that is in words. */
   words(subject: string, error: unknown): unknown {
+    if (error instanceof FacetrainError) return error;
     const { name, connection } = this.#context;
     const where = `context ${name} (${connection.server})`;
     if (error instanceof ApiError) {
