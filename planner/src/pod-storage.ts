@@ -90,6 +90,9 @@ export function joinFetches(containers: Container[]): Container[] {
 /** Between two requests in the arguments of `facetrain-trainer fetch`. An image of before refuses the word. */
 const AND = '--and';
 
+/** The number of inputs that a container fetches. */
+export const countFetches = ({ args }: Container): number => args.filter((arg) => arg === AND).length + 1;
+
 /**
  * Path of an object (or a prefix) in a cache: server, bucket, key. Readers of the same object get the same path.
  * Segments of dots are escaped, so that no key leads out of the cache.

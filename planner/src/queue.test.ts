@@ -103,6 +103,26 @@ test('a job with a queue makes a Workload for all its pods, and nothing else', (
   assert.equal(made.status.startTime, undefined);
 });
 
+test('the Workload of a former version, made for containers that fetch without resources, still counts', () => {
+  const fetching = (credentials?: object) =>
+    job().with({
+      dataset: { uri: 's3://faces/train' },
+      evaluation: { sets: [{ name: 'lfw', uri: 's3://faces/lfw.bin', ...(credentials && { s3: credentials }) }] },
+    });
+  const cases = {
+    'one input': { made: job().with({ dataset: { uri: 's3://faces/train' } }), want: '34e28401aa762603' },
+    'two inputs, which one container fetches now': { made: fetching(), want: '8af19ae514eed142' },
+    'two inputs with other credentials': { made: fetching({ secretRef: { name: 'k' } }), want: '8af19ae514eed142' },
+  };
+  for (const [name, { made, want }] of Object.entries(cases)) {
+    assert.equal(digestOf(made.observe()), want, name);
+    const queue = queueWith({ conditions: ADMITTED, specDigest: want });
+    const pods = createdOf(plan(made.observe({}, [], { queue })).actions).filter(({ kind }) => kind === 'Pod') as Pod[];
+    assert.equal(pods.length, 2, name);
+    assert.deepEqual(pods[0]!.spec.initContainers![0]!.resources, { requests: { cpu: '1' } }, name);
+  }
+});
+
 test('what a job in a queue waits for is in its status, in Kueue’s words', () => {
   const cases: Record<string, { queue: ObservedQueue; want: RegExp }> = {
     'no Kueue': { queue: { served: false, flavors: {} }, want: /^QueueUnavailable: spec.queue: team; .*install Kueue/ },

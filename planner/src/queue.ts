@@ -28,6 +28,7 @@ import type { Pod, Workload } from './objects.ts';
 import type { ObservedQueue, ObservedWorkload, Placement } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import type { Action } from './plan.ts';
+import { countFetches, isFetchContainer } from './pod-storage.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { hasBegun, type Stage } from './stage.ts';
 import { timestamp } from './time.ts';
@@ -73,10 +74,18 @@ export interface QueuedGang {
   tolerations: Loose[];
 }
 
-/** Digest of what quota was asked for; another image needs no other quota. */
+/**
+ * Digest of what quota was asked for; another image needs no other quota. Containers that fetch need none beside the
+ * one after them. They count as former versions made them, one without resources for each input: otherwise an upgrade
+ * would take their quota from the gangs that have it.
+ */
 export function queueDigest({ queue, count, pod, topology, tolerations }: QueuedGang): string {
   const { spec } = pod;
-  const resources = [...(spec.initContainers ?? []), ...spec.containers].map(({ resources: amounts }) => amounts ?? {});
+  const resources = [...(spec.initContainers ?? []), ...spec.containers].flatMap((container) =>
+    isFetchContainer(container.name)
+      ? Array.from({ length: countFetches(container) }, () => ({}))
+      : [container.resources ?? {}],
+  );
   return specDigest({
     queue,
     count,
