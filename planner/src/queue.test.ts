@@ -175,6 +175,26 @@ test('no deadline runs in a queue', () => {
   assert.equal(plan({ ...observed, status: first.status }, 10_000).status.phase, 'Pending');
 });
 
+test('a job waits while Workloads are not listed: it is not stalled, and no deadline runs', () => {
+  const unread: ObservedQueue = { served: false, flavors: {}, problem: 'cannot list' };
+  const limited = job().with({ activeDeadlineSeconds: 1000, pendingDeadlineSeconds: 10 });
+  const step = (status: FaceTrainJobStatus, queue: ObservedQueue, seconds: number) =>
+    plan(limited.observe(status, [], { queue }), seconds).status;
+  const queued = step({ observedGeneration: 1, attempt: 1, startTime: at(0) }, queueWith(), 100);
+  const waiting = step(queued, unread, 200);
+  const still = step(waiting, unread, 10_000);
+  for (const status of [waiting, still]) {
+    assert.partialDeepStrictEqual(status, { phase: 'Pending', startTime: at(0), queuedTime: at(100) });
+    assert.equal(status.conditions!.find(({ type }) => type === 'Stalled')?.status === 'True', false);
+  }
+  const { status, actions } = plan(limited.observe(still, [], { queue: queueWith({ conditions: ADMITTED }) }), 10_100);
+  assert.partialDeepStrictEqual(status, { queuedSeconds: 10_000, attemptStartTime: at(10_100) });
+  assert.equal(createdOf(actions).filter(({ kind }) => kind === 'Pod').length, 2);
+  // Where nobody serves Workloads, a user has to act.
+  const { conditions } = step(queued, { served: false, flavors: {} }, 200);
+  assert.equal(conditions!.find(({ type }) => type === 'Stalled')!.status, 'True');
+});
+
 test('pods of an admitted job are where flavors and admission checks want them', () => {
   const placement = { nodeSelector: { pool: 'gpus' }, tolerations: [{ key: 'gpu', operator: 'Exists' }] };
   const queue = queueWith(

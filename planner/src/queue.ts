@@ -263,13 +263,15 @@ const NOT_SERVED =
   'the cluster serves no kueue.x-k8s.io/v1beta2 Workload, or the operator may not list them: install Kueue 0.15 or ' +
   'later, or remove spec.queue';
 
-/** What a user has to change before a job can queue; null: nothing. */
+/** What a job needs before it can queue; null: nothing. Workloads that are not listed yet will be, without the user. */
 export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | undefined): Blocker | null {
   if (gang === null || observed === undefined) return null;
   const { queue } = gang;
   const reason = Reason.queueUnavailable;
   const problem = observed.problem ?? (observed.served ? undefined : NOT_SERVED);
-  return problem === undefined ? null : { reason, message: `spec.queue: ${queue.name}; ${problem}` };
+  if (problem === undefined) return null;
+  const isUnread = !observed.served && observed.problem !== undefined;
+  return { reason, message: `spec.queue: ${queue.name}; ${problem}`, ...(isUnread && { temporary: true }) };
 }
 
 /** A flavor of the assignment that says where pods belong, and was not read. */

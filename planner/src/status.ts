@@ -90,11 +90,11 @@ const hasRun = ({ attempt, status }: JobView): boolean => attempt > 0 && status.
 
 /**
  * The time in a queue counts towards no deadline: others decide how long it is. Since when a job that has run waits
- * there, and how long it has waited before.
+ * there, and how long it has waited before. It also waits there while Workloads cannot be listed: queueBlocker.
  */
 function queuedAfter(stage: Stage, view: JobView): Pick<JobStatus, 'queuedTime' | 'queuedSeconds'> {
   const { queuedTime, queuedSeconds } = view.status;
-  if (stage.name === 'Queued')
+  if (stage.name === 'Queued' || (stage.name === 'Waiting' && stage.reason === Reason.queueUnavailable))
     return hasRun(view) ? { queuedTime: queuedTime ?? timestamp(view.now), queuedSeconds } : {};
   if (queuedTime === undefined) return { queuedSeconds };
   return { queuedSeconds: (queuedSeconds ?? 0) + Math.max(0, Math.round(secondsSince(queuedTime, view.now))) };
