@@ -43,7 +43,8 @@ export const DISRUPTIONS: readonly Ending[] = [
   {
     what:
       'the node was deleted, was tainted out-of-service, does not answer while the gang stands still, or has not ' +
-      'answered for `failurePolicy.nodeLostSeconds`; also if SIGTERM or SIGKILL had ended the process before, and nothing else says why',
+      'answered for `failurePolicy.nodeLostSeconds`; also if SIGTERM or SIGKILL had ended the process before, and ' +
+      'nothing else says why',
     reasons: [Reason.nodeLost],
     action: 'RestartWithoutCounting',
   },

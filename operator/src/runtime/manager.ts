@@ -1,8 +1,9 @@
 /**
  * The order in which the parts of a program start and stop (controller-runtime's manager).
  *
- * Start: caches, leader election, the caches once more, workers. Stop: workers finish the reconciles that have begun, events are sent, the
- * Lease is released, then the caches end. Probes and connections outlive it, so that it can be run again.
+ * Start: caches, leader election, the caches once more, workers. Stop: workers finish the reconciles that have begun,
+ * events are sent, the Lease is released, then the caches end. Probes and connections outlive it, so that it can be run
+ * again.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
