@@ -15,14 +15,17 @@ import type { Stage } from './stage.ts';
 /**
  * @param isOver whether the current attempt was the last one, by the observed status. If only this plan found
  *   that out, the next plan deletes its pods.
+ * @param givesWay whether a quota that counts what the last attempt keeps refuses the job that follows: nothing is kept
  */
 export function actionsOf(
   stage: Stage,
   view: JobView,
   objects: ObservedObject[],
-  policy: CleanPodPolicy,
+  wantedPolicy: CleanPodPolicy,
   isOver: boolean,
+  givesWay = false,
 ): Action[] {
+  const policy = givesWay ? 'All' : wantedPolicy;
   if (stage.name === 'Restart' || stage.name === 'Replace' || stage.name === 'Release') return [];
   // Policy None keeps the pods of a finished job only. A job that is being quantized is not finished: its trainers are
   // stopped.
@@ -30,9 +33,11 @@ export function actionsOf(
   const finalPods = isOver ? deleteCurrentPods(view, policy === 'None' && !isFinished ? 'Running' : policy) : [];
   // Pods that have ended give way to those of this attempt. Why they ended is in the status.
   const olderPods = stage.name === 'Waiting' && countsEndedPods(stage.refusal) ? 'All' : policy;
+  // A ResourceQuota may count PodGroups.
+  const kindsOfLast = !isOver ? [] : givesWay ? (['PodGroup', 'ConfigMap'] as const) : (['PodGroup'] as const);
   return [
     ...deleteOlderPods(view, olderPods),
-    ...deleteOlderObjects(view, objects, isOver),
+    ...deleteOlderObjects(view, objects, kindsOfLast),
     ...finalPods,
     ...(isOver ? deletePlaceholders(view.placeholders) : []),
     ...stageActions(stage),

@@ -64,19 +64,23 @@ export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action
 }
 
 /**
- * Deletes ConfigMaps of earlier attempts without pods, and PodGroups without pods that run, of the last attempt, too:
- * ended pods stay for their logs and need no group, and a ResourceQuota may count groups.
+ * Deletes ConfigMaps of earlier attempts without pods, and PodGroups without pods that run: ended pods stay for their
+ * logs and need no group.
  *
- * @param isOver as for actionsOf()
+ * @param kindsOfLast kinds whose objects of the current attempt go, too, after it was the last one
  */
-export function deleteOlderObjects(view: JobView, objects: ObservedObject[], isOver: boolean): Action[] {
-  const pods = [...view.otherPods, ...view.ranks].filter((pod) => pod !== undefined);
+export function deleteOlderObjects(
+  view: JobView,
+  objects: ObservedObject[],
+  kindsOfLast: readonly ObservedObject['kind'][],
+): Action[] {
+  const pods = [...view.otherPods, ...view.ranks].filter((pod) => pod !== undefined && !pod.removed) as ObservedPod[];
   const attemptsOf = (some: ObservedPod[]) => new Set(some.map(({ attempt }) => attempt));
   const users = { ConfigMap: attemptsOf(pods), PodGroup: attemptsOf(pods.filter(isAlive)) };
   return objects.flatMap(({ kind, name, uid, owned, deleting }): Action[] => {
     if (!owned || deleting || (kind !== 'ConfigMap' && kind !== 'PodGroup')) return [];
     const attempt = attemptOfName(name, view.identity);
-    const isOld = attempt !== null && (attempt < view.attempt || (isOver && kind === 'PodGroup'));
+    const isOld = attempt !== null && (attempt < view.attempt || kindsOfLast.includes(kind));
     return isOld && !users[kind].has(attempt) ? [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }] : [];
   });
 }

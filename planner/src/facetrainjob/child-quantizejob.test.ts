@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { type FaceTrainJobStatus, QuantizeJob, type QuantizeJobStatus } from '@facetrain/api';
-import type { ObservedFaceTrainJob, ObservedObject } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedObject, ObservedPod } from '../observed.ts';
 import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
@@ -109,6 +109,24 @@ describe('the outcome of the QuantizeJob is that of its parent', () => {
       if (name === 'failed') assert.equal(condition.message, 'QuantizeJob faces-quantize: GateFailed: cosine 0.9');
     });
   }
+});
+
+test('while a quota on ConfigMaps refuses the quantizer, the trainers’ pods give way, and then their ConfigMap', () => {
+  const config: ObservedObject = { kind: 'ConfigMap', name: 'faces-0', uid: 'c', owned: true };
+  const trained = plan(makeJob().quantized(), child({})).status;
+  const deletions = (pods: ObservedPod[], requested?: string) => {
+    const message = `ResourceQuota few refuses ConfigMap q: requested: ${requested}=1, used: ${requested}=2`;
+    const observation = child(requested === undefined ? {} : { refusal: { quota: 'few', message, releases: 0 } });
+    const job = makeJob()
+      .quantized()
+      .observe(trained, pods, { ...observation, objects: [CHILD, config] });
+    return planFaceTrainJob(job, after(200), testEnvironment).actions.flatMap((action) =>
+      action.type === 'delete' ? [`${action.kind} ${action.name}`] : [],
+    );
+  };
+  assert.deepEqual(deletions(DONE, 'configmaps'), ['Pod faces-0-0', 'Pod faces-0-1']);
+  assert.deepEqual(deletions([], 'configmaps'), ['ConfigMap faces-0']);
+  assert.deepEqual([deletions(DONE), deletions([]), deletions([], 'pods')], [[], [], []]);
 });
 
 test('a QuantizeJob of another owner is not adopted', () => {

@@ -108,7 +108,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
-            ...actionsOf(stage, view, observed.objects, waitsForQuota(observed) ? 'All' : spec.cleanPodPolicy, isOver),
+            ...actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver, waitsForQuota(observed)),
             ...workloadUpdates(stage, view, spec.queue, spec.trainers.replicas, observed.queue, isOver),
           ],
     status,
@@ -127,7 +127,10 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   };
 };
 
-/** A quota that counts ended pods may refuse the quantizer: the trainers, which are kept for their logs, give way. */
+/**
+ * A quota that counts ended pods, or ConfigMaps, may refuse the quantizer: the trainers, which are kept for their logs,
+ * give way, and then their ConfigMap.
+ */
 const waitsForQuota = ({ quantizeJob }: ObservedFaceTrainJob): boolean =>
   quantizeJob?.status.completionTime === undefined && countsEndedPods(quantizeJob?.status.refusal);
 
