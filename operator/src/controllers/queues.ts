@@ -45,7 +45,7 @@ export async function readReferences(
   { queue, trainers }: QueueSpec,
 ): Promise<QueueReferences> {
   const nothing: QueueReferences = { flavors: {} };
-  if (queue === undefined || !caches.Workload) return nothing;
+  if (queue === undefined || !caches.Workload || isUnread(caches)) return nothing;
   const { attemptStartTime, completionTime, trainers: { desired = 0 } = {} } = job.status ?? {};
   const mayGrow = completionTime === undefined && trainers?.elastic !== undefined && desired < trainers.replicas;
   if (attemptStartTime !== undefined && !mayGrow) return nothing;
@@ -93,6 +93,8 @@ const UNREAD =
   'the API server cannot list Workloads (kueue.x-k8s.io/v1beta2) yet, which needs Kueue where they are stored in ' +
   'another version: see to it that Kueue runs';
 
+const isUnread = ({ Workload }: Pick<Caches, 'Workload'>): boolean => Workload?.isSynced === false;
+
 /** Kueue as the planner takes it. In one turn of the event loop with the plan. */
 export function observeQueue(
   caches: Pick<Caches, 'Workload'>,
@@ -101,7 +103,7 @@ export function observeQueue(
   references: QueueReferences,
 ): ObservedQueue {
   // Without the list, the Workload of a gang that runs would be taken for a deleted one.
-  if (caches.Workload?.isSynced === false) return { served: false, flavors: {}, problem: UNREAD };
+  if (isUnread(caches)) return { served: false, flavors: {}, problem: UNREAD };
   const workload = workloadOf(caches, kind, job);
   return {
     served: caches.Workload !== undefined,
