@@ -90,7 +90,7 @@ test('a gang whose PodGroup a quota refuses waits with its name, and begins when
   await eventually(async () =>
     assert.match(
       (await ns.conditionText('faces', 'Ready')) ?? '',
-      /^QuotaExceeded: ResourceQuota gangs refuses PodGroup faces-0: requested: count\/podgroups\.scheduling\.k8s\.io=1/,
+      /^QuotaExceeded: ResourceQuota gangs refuses PodGroup faces-0: requested: count\/podgroups\.\S+=1/,
     ),
   );
   assert.deepEqual(await ns.names(pods), []);
