@@ -35,22 +35,13 @@ export interface Published {
  * @throws FacetrainError StorageFailed or DiskFull. The files before the one that failed are published then, and there
  * is no manifest; when the place of the manifest cannot be written, nothing has changed
  */
-export async function publish(
+export function publish(
   folder: string,
   names: string[],
   destination: StorageAddress,
   signal?: AbortSignal,
 ): Promise<Published[]> {
-  const location = parseStorageUri(normalStorageUri(destination.uri));
-  if (location.scheme === 'file') return publishTo(folderPlace(folder, location.path, signal), folder, names, signal);
-  if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
-  const client = s3Client(destination);
-  const where = { bucket: location.bucket, prefix: location.key };
-  try {
-    return await publishTo(bucketPlace(client, folder, destination, where, signal), folder, names, signal);
-  } finally {
-    client.destroy();
-  }
+  return atPlace(destination, (place) => publishTo(place, folder, names, signal), signal);
 }
 
 /**
@@ -81,41 +72,43 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
  * left out.
  * @throws FacetrainError StorageFailed
  */
-export async function withdraw(names: string[], destination: StorageAddress, signal?: AbortSignal): Promise<void> {
-  const location = parseStorageUri(normalStorageUri(destination.uri));
-  if (location.scheme === 'file') {
-    for (const name of names) {
-      const path = join(location.path, name);
-      if (!(await stat(path).catch(() => null))) continue;
-      await rm(path).catch((error: unknown) => {
-        throw storageError(path, error);
-      });
-    }
-    return;
-  }
-  if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
-  const client = s3Client(destination);
-  const abort = signal ? { abortSignal: signal } : {};
-  const { bucket, key: prefix } = location;
-  try {
-    for (const name of names) {
-      const key = prefix ? `${prefix}/${name}` : name;
-      await deleteObject(client, bucket, key, abort).catch((error: unknown) => {
-        throw s3Error(error, destination, bucket, key);
-      });
-    }
-  } finally {
-    client.destroy();
-  }
+export function withdraw(names: string[], destination: StorageAddress, signal?: AbortSignal): Promise<void> {
+  return atPlace(
+    destination,
+    async (place) => {
+      for (const name of names) await place.remove(name);
+    },
+    signal,
+  );
 }
 
 /** A place for files: a folder, or a prefix of a bucket. */
 interface Place {
   /** Whether the file there has these bytes. */
   has(name: string, file: StoredFile): Promise<boolean>;
-  write(name: string, file: StoredFile): Promise<void>;
+  /** Copies the file `from`, whose bytes are those of `file`. */
+  write(name: string, file: StoredFile, from: string): Promise<void>;
   /** Takes away a manifest, if there is one. */
   revoke(name: string): Promise<void>;
+  /** Deletes a file, if it is there and the credentials allow it. */
+  remove(name: string): Promise<void>;
+}
+
+async function atPlace<T>(
+  destination: StorageAddress,
+  use: (place: Place) => Promise<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  const location = parseStorageUri(normalStorageUri(destination.uri));
+  if (location.scheme === 'file') return use(folderPlace(location.path, signal));
+  if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
+  const client = s3Client(destination);
+  const where = { bucket: location.bucket, prefix: location.key };
+  try {
+    return await use(bucketPlace(client, destination, where, signal));
+  } finally {
+    client.destroy();
+  }
 }
 
 async function publishTo(place: Place, folder: string, names: string[], signal?: AbortSignal): Promise<Published[]> {
@@ -129,11 +122,11 @@ async function publishTo(place: Place, folder: string, names: string[], signal?:
     await place.revoke(last.name);
     last.written = true;
   }
-  for (const { name, file, written } of files) if (written) await place.write(name, file);
+  for (const { name, file, written } of files) if (written) await place.write(name, file, join(folder, name));
   return files;
 }
 
-function folderPlace(from: string, to: string, signal?: AbortSignal): Place {
+function folderPlace(to: string, signal?: AbortSignal): Place {
   return {
     async has(name, { bytes, sha256 }) {
       const path = join(to, name);
@@ -142,9 +135,9 @@ function folderPlace(from: string, to: string, signal?: AbortSignal): Place {
         existing?.isFile() === true && existing.size === bytes && (await digestFile(path, signal)).sha256 === sha256
       );
     },
-    write: (name) =>
+    write: (name, _file, from) =>
       writeAtomically(join(to, name), async (target) => {
-        for await (const chunk of createReadStream(join(from, name), signal ? { signal } : {}))
+        for await (const chunk of createReadStream(from, signal ? { signal } : {}))
           await target.writeFile(chunk as Uint8Array);
       }),
     async revoke(name) {
@@ -155,43 +148,56 @@ function folderPlace(from: string, to: string, signal?: AbortSignal): Place {
         throw storageError(join(to, name), error);
       }
     },
+    async remove(name) {
+      const path = join(to, name);
+      if (!(await stat(path).catch(() => null))) return;
+      await rm(path).catch((error: unknown) => {
+        throw storageError(path, error);
+      });
+    },
   };
 }
 
 function bucketPlace(
   client: S3Client,
-  from: string,
   address: StorageAddress,
   { bucket, prefix }: { bucket: string; prefix: string },
   signal?: AbortSignal,
 ): Place {
   const abort = signal ? { abortSignal: signal } : {};
-  const keyOf = (name: string) => (prefix ? `${prefix}/${name}` : name);
+  const objectOf = (name: string) => ({ Bucket: bucket, Key: prefix ? `${prefix}/${name}` : name });
   const orRefusal = async <T>(name: string, request: Promise<T>): Promise<T> => {
     try {
       return await request;
     } catch (error) {
-      throw s3Error(error, address, bucket, keyOf(name));
+      throw s3Error(error, address, bucket, objectOf(name).Key);
     }
   };
   return {
-    has: (name, file) => orRefusal(name, isPublished(client, bucket, keyOf(name), file, abort)),
-    write: (name, file) =>
-      orRefusal(name, upload(client, { bucket, key: keyOf(name), from: join(from, name), file }, signal)),
-    revoke: (name) => orRefusal(name, revokeObject(client, bucket, keyOf(name), abort)),
+    has: (name, file) => orRefusal(name, isPublished(client, objectOf(name), file, abort)),
+    write: (name, file, from) => orRefusal(name, upload(client, objectOf(name), file, from, signal)),
+    revoke: (name) => orRefusal(name, revokeObject(client, objectOf(name), abort)),
+    remove: (name) => orRefusal(name, deleteObject(client, objectOf(name), abort)),
   };
+}
+
+/** Of an object, as S3's requests have it. */
+interface ObjectAddress {
+  Bucket: string;
+  Key: string;
 }
 
 async function upload(
   client: S3Client,
-  { bucket, key, from, file }: { bucket: string; key: string; from: string; file: StoredFile },
+  object: ObjectAddress,
+  file: StoredFile,
+  from: string,
   signal?: AbortSignal,
 ): Promise<void> {
   const body = new Upload({
     client,
     params: {
-      Bucket: bucket,
-      Key: key,
+      ...object,
       Body: createReadStream(from),
       ContentType: CONTENT_TYPES[extname(from)] ?? 'application/octet-stream',
       Metadata: { [DIGEST_METADATA]: file.sha256 },
@@ -213,11 +219,9 @@ async function upload(
  */
 async function revokeObject(
   client: S3Client,
-  bucket: string,
-  key: string,
+  object: ObjectAddress,
   abort: { abortSignal?: AbortSignal },
 ): Promise<void> {
-  const object = { Bucket: bucket, Key: key };
   const body = `${JSON.stringify({ incomplete: 'these files are being replaced' })}\n`;
   await client.send(new PutObjectCommand({ ...object, Body: body, ContentType: CONTENT_TYPES['.json'] }), abort);
   try {
@@ -230,11 +234,9 @@ async function revokeObject(
 /** In a bucket with versions, deleting what is not there would leave a marker each time. */
 async function deleteObject(
   client: S3Client,
-  bucket: string,
-  key: string,
+  object: ObjectAddress,
   abort: { abortSignal?: AbortSignal },
 ): Promise<void> {
-  const object = { Bucket: bucket, Key: key };
   try {
     await client.send(new HeadObjectCommand(object), abort);
     await client.send(new DeleteObjectCommand(object), abort);
@@ -250,13 +252,12 @@ async function deleteObject(
  */
 async function isPublished(
   client: S3Client,
-  bucket: string,
-  key: string,
+  object: ObjectAddress,
   file: StoredFile,
   abort: { abortSignal?: AbortSignal },
 ): Promise<boolean> {
   try {
-    const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key }), abort);
+    const head = await client.send(new HeadObjectCommand(object), abort);
     return head.ContentLength === file.bytes && head.Metadata?.[DIGEST_METADATA] === file.sha256;
   } catch (error) {
     const status = httpStatus(error);
