@@ -1036,8 +1036,8 @@ static void test_loss_curves() {
   }
 }
 
-// Rows in host memory give the same numbers as rows on the device, with all optimizers, while rates, threads, retired
-// classes and the order of steps change, and others read and write the rows.
+// Rows in host memory give the same numbers as rows on the device, with all optimizers, while rates, retired classes
+// and the order of steps change, and others read and write the rows.
 static void test_host_rows_equal_device_rows() {
   for (const RowOptimizer optimizer : kRowOptimizers) {
     for (const bool dense : {false, true}) {

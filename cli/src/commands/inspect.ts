@@ -15,6 +15,7 @@ import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
+import { withSubject } from '@facetrain/trainer/onnx/with-subject';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 import { bytes, table } from '../terminal-output.ts';
@@ -57,16 +58,15 @@ function withRange(model: OnnxModel, subject: string): { graph: Graph; range: Fo
  * @returns whether it can be quantized; if not, why
  */
 async function checkModel(graph: Graph, file: string): Promise<true | string> {
-  // The addon loads slowly, so only when it is needed.
   if (isQuantized(graph)) {
     try {
       decodeInt7(graph);
     } catch (error) {
-      const { withSubject } = await import('@facetrain/trainer/onnx/open-model');
       throw withSubject(file, error);
     }
     return 'it is quantized';
   }
+  // The addon loads slowly, so only when it is needed.
   const [{ EMBEDDING_BATCH }, { openModel }] = await Promise.all([
     import('@facetrain/native'),
     import('@facetrain/trainer/onnx/open-model'),

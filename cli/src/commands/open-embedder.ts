@@ -10,8 +10,9 @@ import {
   type ModelOptions,
 } from '@facetrain/native';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
-import { openModel, withSubject } from '@facetrain/trainer/onnx/open-model';
+import { openModel } from '@facetrain/trainer/onnx/open-model';
 import type { OnnxModel } from '@facetrain/trainer/onnx/read';
+import { withSubject } from '@facetrain/trainer/onnx/with-subject';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 
 export type Runtime = 'fp32' | 'int7';

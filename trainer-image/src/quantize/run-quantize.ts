@@ -25,8 +25,8 @@ import {
 } from '@facetrain/native';
 import { countParameters } from '../onnx/describe.ts';
 import { withInputRange } from '../onnx/input-range.ts';
-import { withSubject } from '../onnx/open-model.ts';
 import { parseOnnx } from '../onnx/read.ts';
+import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';

@@ -4,7 +4,7 @@ import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/na
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import { trainingFacts } from '../estimate/plan-training.ts';
 import { neededMemory } from '../estimate/training-memory.ts';
-import { withSubject } from '../onnx/open-model.ts';
+import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
 import { abortable } from '../program/stop-signal.ts';
