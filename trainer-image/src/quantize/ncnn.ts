@@ -1,7 +1,7 @@
 /**
- * Writes a LayerGraph as ncnn reads it (https://github.com/Tencent/ncnn), a text `.param` and a `.bin`: in FP32, or with
- * the weights of an INT7 model as int8 and its scales. The formats are those of ncnn's documentation ("param and model
- * file structure", "operation param weight table"). Pure.
+ * Writes a LayerGraph as ncnn (https://github.com/Tencent/ncnn) reads it, a text `.param` and a `.bin`: in FP32, or
+ * with the weights of an INT7 model as int8 and its scales. The formats are those of ncnn's documentation ("param and
+ * model file structure", "operation param weight table"). Pure.
  *
  * With scales, ncnn computes convolutions in int8 by the integers of the INT7 model. It differs from our runtime in
  * three ways: operands of convolutions end at ±127 and not at ±63; everything between convolutions is FP32; and a
