@@ -92,7 +92,7 @@ const ROOMS = [
 
 /** What tests, fixtures and scripts of a package may import, beside their own package and what any of its rooms may. */
 const TESTS = {
-  '*': ['hack/lib/paths.mjs'],
+  '*': ['hack/lib/paths.mjs', 'hack/lib/free-ports.mjs'],
   cli: ['operator'],
   install: ['operator', 'trainer-image'],
   'deploy/pulumi': ['operator', 'install'],

@@ -1,6 +1,6 @@
 // Runs tests, after installing and building what they need: `npm test`. The last line counts them over all suites.
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { isAbsolute, join, relative } from 'node:path';
 import { ADDON, buildForArm64, buildNative, compileForCuda } from './build.mjs';
 import { fuzz } from './fuzz.mjs';
@@ -71,7 +71,7 @@ async function fuzzTest() {
   return found ? { passed: 0, failed: 1 } : { passed: 1, failed: 0 };
 }
 
-async function nodeTests(files, minutes, pattern) {
+async function nodeTests(files, { minutes, atOnce, pattern }) {
   const scratch = await mkdtemp(join(tmpdir(), 'facetrain-test-'));
   try {
     const counts = join(scratch, 'counts.json');
@@ -80,6 +80,7 @@ async function nodeTests(files, minutes, pattern) {
         node,
         '--test',
         `--test-timeout=${minutes * 60_000}`,
+        `--test-concurrency=${atOnce}`,
         '--test-reporter=spec',
         '--test-reporter-destination=stdout',
         `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`,
@@ -131,10 +132,16 @@ await main(async () => {
   if (selection.arm64) results.push(await arm64Tests());
   if (selection.cuda) results.push(await cudaTest());
   if (selection.fuzz) results.push(await fuzzTest());
-  if (selection.node.length > 0) results.push(await nodeTests(selection.node, MINUTES_PER_TEST, chosen.pattern));
+  const { pattern } = chosen;
+  if (selection.node.length > 0) {
+    // Many wait for servers and processes most of the time.
+    const atOnce = availableParallelism();
+    results.push(await nodeTests(selection.node, { minutes: MINUTES_PER_TEST, atOnce, pattern }));
+  }
   if (selection.e2e.length > 0) {
     await dockerEngine();
-    results.push(await nodeTests(selection.e2e, MINUTES_PER_CLUSTER, chosen.pattern));
+    // One after another: they build the same images.
+    results.push(await nodeTests(selection.e2e, { minutes: MINUTES_PER_CLUSTER, atOnce: 1, pattern }));
   }
   const passed = results.reduce((sum, result) => sum + result.passed, 0);
   let failed = results.reduce((sum, result) => sum + result.failed, 0);

@@ -3,8 +3,9 @@ import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type ControlPlane, freePorts } from '@facetrain/operator/testing/control-plane';
+import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
+import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { root } from '../../hack/lib/paths.mjs';
 import { OPERATOR } from './kwok-cluster.ts';
 
@@ -23,10 +24,17 @@ export interface Usage {
 export class OperatorProcess {
   readonly #child: ChildProcess;
   readonly #address: string;
+  #stopping = false;
 
   private constructor(child: ChildProcess, address: string) {
     this.#child = child;
     this.#address = address;
+    // Without its operator a scenario would wait for ever.
+    child.once('exit', (code, signal) => {
+      if (this.#stopping) return;
+      console.error(`The operator has ended (${signal ?? `exit code ${code}`}); its last messages are above.`);
+      process.exit(1);
+    });
   }
 
   /**
@@ -47,7 +55,6 @@ export class OperatorProcess {
     child.once('exit', () => process.off('exit', kill));
     const operator = new OperatorProcess(child, `http://127.0.0.1:${port}`);
     await eventually(async () => {
-      assert.equal(child.exitCode, null, 'the operator has ended');
       assert.equal((await fetch(`${operator.#address}/readyz`)).status, 200);
     }, START_MILLISECONDS);
     return operator;
@@ -82,6 +89,7 @@ export class OperatorProcess {
   }
 
   async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
+    this.#stopping = true;
     const ended = new Promise((resolve) => this.#child.once('exit', resolve));
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     this.#child.kill(signal);

@@ -6,8 +6,8 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from '@facetrain/operator/runtime/client';
 import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
-import { freePorts } from '@facetrain/operator/testing/control-plane';
 import { FaultProxy } from '@facetrain/operator/testing/fault-proxy';
+import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { root } from '../../hack/lib/paths.mjs';
 
 const PROGRAM = join(root, 'operator', 'src', 'main.ts');

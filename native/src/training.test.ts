@@ -6,9 +6,10 @@
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
 import { FacetrainError, type NormStatistics } from '@facetrain/api';
+import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { exampleFaces } from '../../hack/lib/paths.mjs';
 import { Model } from './model.ts';
-import { DIM, freePort, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
+import { DIM, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
 import { type BackboneState, capabilities, type TrainingOptions, TrainingSession } from './training.ts';
 
 async function withSession<T>(
@@ -522,7 +523,7 @@ suite('ranks in processes', () => {
   }
 
   async function ranks<T>(scenario: string, size: number): Promise<T[]> {
-    const port = await freePort();
+    const [port] = await freePorts(1);
     const ended = await Promise.all(
       Array.from({ length: size }, (_, rank) => startRank(scenario, { rank, size, port }).ended),
     );
@@ -623,7 +624,7 @@ suite('ranks in processes', () => {
   });
 
   test('a killed peer is reported as PeerLost', async () => {
-    const port = await freePort();
+    const [port] = await freePorts(1);
     const [survivor, victim] = [
       startRank('report', { rank: 0, size: 2, port }),
       startRank('wait', { rank: 1, size: 2, port }),
@@ -638,7 +639,7 @@ suite('ranks in processes', () => {
   });
 
   test('a rendezvous without the other rank fails in time and names the address', async () => {
-    const port = await freePort();
+    const [port] = await freePorts(1);
     const comm = { ...trainingOptions().comm, size: 2, rank: 1, masterPort: port, rendezvousTimeoutMs: 300 };
     await assert.rejects(TrainingSession.open(trainingOptions({ comm })), (error: unknown) => {
       assert.ok(error instanceof FacetrainError);
@@ -660,7 +661,7 @@ suite('a process that ends in the middle of a step', () => {
   for (const [scenario, { code, signal = null, kill }] of Object.entries(ends)) {
     test(`${scenario} ends with ${code ?? signal}`, async () => {
       const size = scenario === 'rendezvous' ? 2 : 1;
-      const child = startRank(scenario, { size, port: await freePort() });
+      const child = startRank(scenario, { size, port: (await freePorts(1))[0] });
       if (kill) {
         await child.ready;
         child.process.kill(kill);

@@ -3,6 +3,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
+import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { faceTrainJobs, pods } from './controllers/resources.ts';
 import { leases } from './runtime/leader-election.ts';
 import { ControlPlane } from './testing/control-plane.ts';
@@ -35,11 +36,6 @@ before(async () => {
 });
 after(() => plane?.stop());
 
-/** Below 32768, where Linux begins to give ports to connections (ip_local_port_range). */
-let ports = 20_000 + (process.pid % 12_000);
-/** The probes are not called here. */
-const freePort = () => ports++;
-
 const jobNamed = (name: string) => ({
   apiVersion: 'facetrain.dev/v1alpha1',
   kind: 'FaceTrainJob',
@@ -71,7 +67,7 @@ for (const [name, connection] of Object.entries(connections))
     // The developer's own cluster must not be used.
     const { KUBECONFIG: _, ...inherited } = process.env;
     const args = ['--image', 'registry.example/trainer:1', '--namespace', namespace, ...connectionArgs];
-    const child = spawn(process.execPath, [program, ...args, '--health-port', String(freePort())], {
+    const child = spawn(process.execPath, [program, ...args, '--health-port', String((await freePorts(1))[0])], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: { ...inherited, ...env },
     });
@@ -120,7 +116,7 @@ test('a leader frozen for longer than its lease writes nothing when it wakes, an
   proxy.fail('POST', /\/pods(\?|$)/, 429, { times: 10_000, headers: { 'retry-after': '0.1' } });
   const args = ['--image', 'registry.example/trainer:1', '--namespace', 'frozen', '--lease-namespace', 'frozen'];
   const { KUBECONFIG: _, ...env } = process.env;
-  const more = ['--lease-seconds', '3', '--health-port', String(freePort()), '--kubeconfig'];
+  const more = ['--lease-seconds', '3', '--health-port', String((await freePorts(1))[0]), '--kubeconfig'];
   const child = spawn(process.execPath, [program, ...args, ...more, await plane.kubeconfig(proxy.server)], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env,

@@ -5,7 +5,6 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { type AddressInfo, createServer } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
@@ -125,15 +124,6 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     device: 'cpu',
     ...options,
   };
-}
-
-/** A TCP port that is free at the time of the call. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  return port;
 }
 
 export interface Child {

@@ -6,9 +6,10 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { parse } from 'yaml';
+import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { moduleFiles } from '../../../hack/lib/paths.mjs';
 import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
-import { type ControlPlane, freePorts } from './control-plane.ts';
+import type { ControlPlane } from './control-plane.ts';
 import { eventually } from './eventually.ts';
 
 const API = 'kueue.x-k8s.io/v1beta2';

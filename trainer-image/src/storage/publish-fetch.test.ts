@@ -10,14 +10,8 @@ import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
 import { HeadObjectCommand } from '@aws-sdk/client-s3';
 import { ExitCode, FacetrainError, type StorageAddress } from '@facetrain/api';
-import {
-  AWS_ENVIRONMENT,
-  CREDENTIALS,
-  freePort,
-  type S3Proxy,
-  type S3Server,
-  startS3Server,
-} from '../testing/s3-server.ts';
+import { freePorts } from '../../../hack/lib/free-ports.mjs';
+import { AWS_ENVIRONMENT, CREDENTIALS, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { fetchTo } from './fetch.ts';
 import { checkDestination, publish, withdraw } from './publish.ts';
 import { s3Client, s3Error } from './s3.ts';
@@ -313,7 +307,10 @@ describe('an error is reported once, with the address', () => {
     }
   > = {
     'an endpoint that refuses': {
-      address: async () => ({ ...server.address('s3://models/x'), endpoint: `http://127.0.0.1:${await freePort()}` }),
+      address: async () => ({
+        ...server.address('s3://models/x'),
+        endpoint: `http://127.0.0.1:${(await freePorts(1))[0]}`,
+      }),
       expected: /^s3:\/\/models\/x.* at http:\/\/127\.0\.0\.1:\d+: the endpoint refuses connections \(ECONNREFUSED\); /,
       passing: true,
     },

@@ -7,11 +7,12 @@ import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import { type AddressInfo, createServer } from 'node:net';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
 import type { StorageAddress } from '@facetrain/api';
+import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { tools } from '../../../hack/lib/paths.mjs';
 import { DIGEST_METADATA, s3Client } from '../storage/s3.ts';
 
@@ -51,16 +52,6 @@ export interface S3Proxy {
   close(): void;
 }
 
-/** A port of the loopback that was free a moment ago. */
-export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
-}
-
 /** Waits until the server answers anything. */
 async function untilAnswering(endpoint: string, server: ChildProcess, log: () => string): Promise<void> {
   const deadline = Date.now() + 20_000;
@@ -81,7 +72,7 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
   const folder = join(root, 'objects');
   for (const path of [folder, join(root, 'metadata'), ...buckets.map((bucket) => join(folder, bucket))])
     await mkdir(path, { recursive: true });
-  const port = await freePort();
+  const [port] = await freePorts(1);
   // --sidecar keeps metadata in files, for file systems without extended attributes.
   const server = spawn(
     program,

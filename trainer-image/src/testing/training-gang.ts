@@ -5,10 +5,10 @@ import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { readVerificationSet } from '../verification/verification-set.ts';
 import { shippedJpeg, writeDataset } from './dataset-fixtures.ts';
-import { freePort } from './s3-server.ts';
 
 const MAIN = join(import.meta.dirname, '..', 'main.ts');
 
@@ -210,7 +210,7 @@ export async function startGang(
 ): Promise<Rank[]> {
   const path = join(folder, 'config.json');
   await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
-  const port = String(await freePort());
+  const port = String((await freePorts(1))[0]);
   return Array.from(
     { length: size },
     (_, rank) =>
