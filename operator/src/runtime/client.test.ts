@@ -42,6 +42,16 @@ const recorderOptions = { controller: 'c', instance: 'i', log: pino({ level: 'si
 const subjectNamed = (uid: string) => ({ apiVersion: 'v1', kind: 'Thing', namespace: 'n', name: 'a', uid });
 const object = { metadata: { name: 'a', namespace: 'n', uid: 'u', resourceVersion: '1', creationTimestamp: '' } };
 
+test('a client apart does not wait for the connections that others have taken', async (t) => {
+  const { client } = await serve(t, ({ url }, response) => {
+    if (url!.endsWith('/a')) response.end(JSON.stringify(object)); // the others get no answer
+  });
+  const apart = client.apart();
+  const waiting = Array.from({ length: 40 }, () => client.get(things, 'n', 'b').catch(() => {}));
+  await apart.get(things, 'n', 'a');
+  await Promise.all([apart.close(), client.close(), ...waiting]);
+});
+
 test('requests and watches go through the proxy', async (t) => {
   const { client: direct } = await serve(t, () => assert.fail('a request past the proxy'));
   const seen: string[] = [];

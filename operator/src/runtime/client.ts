@@ -131,6 +131,11 @@ export class Client {
     return new Client(this.#options, { pools: { requests: this.#requests, watches: this.#watches }, guard });
   }
 
+  /** A client of the same server over connections of its own: it waits for no request of this one. Close it. */
+  apart(): Client {
+    return new Client(this.#options);
+  }
+
   get<T extends KubernetesObject>(resource: Resource<T>, namespace: string | null, name: string): Promise<T> {
     return this.#json<T>('GET', objectPath(resource, namespace, name));
   }

@@ -157,6 +157,35 @@ test('a leader that cannot renew stops before another may start', async () => {
   await election(leases, 'second').lead(stop.signal, async () => assert(performance.now() > stoppedAt));
 });
 
+test('a leader whose request gets no answer tries again in time', async () => {
+  const leases = new Leases();
+  let replaced = 0;
+  const client: ElectionOptions['client'] = {
+    guardedBy: ({ signal }) => {
+      const requests = leases.client().guardedBy({ signal, check: () => {} });
+      return {
+        ...requests,
+        replace: async (...parameters) => {
+          if (++replaced === 1) await delay(60_000, undefined, { signal });
+          return requests.replace(...parameters);
+        },
+      };
+    },
+  };
+  const times = { durationSeconds: 8, renewDeadlineSeconds: 6, retrySeconds: 0.2 };
+  const leadership = Leadership.byElection(times.renewDeadlineSeconds);
+  const log = pino({ level: 'silent' });
+  const stop = new AbortController();
+  await new LeaderElection({ client, namespace: 'n', name: 'l', identity: 'a', log, leadership, ...times }).lead(
+    stop.signal,
+    async () => {
+      await eventually(() => assert(replaced >= 2));
+      await eventually(() => assert(leadership.millisecondsLeft > 5_000));
+      stop.abort();
+    },
+  );
+});
+
 test('an error of the work is thrown, and the lease is released', async () => {
   const leases = new Leases();
   const failing = election(leases, 'a').lead(new AbortController().signal, async () => {

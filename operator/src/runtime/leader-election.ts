@@ -155,12 +155,16 @@ export class LeaderElection {
   /** Renews until the signal aborts, or the Lease is lost: not renewed in time, or held by another. */
   async #renew(signal: AbortSignal): Promise<void> {
     const { renewDeadlineSeconds, retrySeconds, leadership, name } = this.#options;
-    for (;;) {
-      await delay(1000 * retrySeconds, undefined, { signal }).catch(() => {});
+    for (let next = 1000 * retrySeconds; ; ) {
+      await delay(next, undefined, { signal }).catch(() => {});
       if (signal.aborted) return;
       const begun = leadership.now;
       const left = leadership.millisecondsLeft;
-      if (left > 0 && (await this.#tryAcquireOrRenew(AbortSignal.timeout(Math.ceil(left))))) leadership.renewed(begun);
+      // An answer that does not come may be that of a dead connection: half of the time is left for another try, whose
+      // connection is new.
+      const limit = left > 500 * renewDeadlineSeconds ? left / 2 : left;
+      if (left > 0 && (await this.#tryAcquireOrRenew(AbortSignal.timeout(Math.ceil(limit))))) leadership.renewed(begun);
+      next = Math.max(0, 1000 * retrySeconds - (leadership.now.monotonic - begun.monotonic));
       if (this.#isHeldByAnother())
         return leadership.end(`lease ${name} was taken by ${this.#lease?.spec?.holderIdentity}`);
       if (leadership.millisecondsLeft === 0)

@@ -43,7 +43,7 @@ async function start(
   leases?: Partial<Client>,
 ) {
   const client = new Client({ server: 'http://127.0.0.1:1', tls: {}, credentials: async () => ({}) });
-  Object.assign(client, leases, leases && { guardedBy: () => client });
+  Object.assign(client, leases, leases && { guardedBy: () => client, apart: () => client });
   const metrics = new Metrics();
   const health = new HealthServer({ port: 0, registry: metrics.registry, alive: {}, ready: {} });
   const stop = new AbortController();

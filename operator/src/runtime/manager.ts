@@ -70,6 +70,8 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
   if (signal.aborted) return;
   const watching = new AbortController();
   const watches = Object.values({ ...caches, ...optionalCaches }).map((cache) => cache.run(watching.signal));
+  // Hundreds of creates may wait for connections to a slow server, for longer than a leader may wait for a renewal.
+  const electing = client.apart();
   let isLost = false;
   try {
     const stopped = once(signal);
@@ -100,7 +102,7 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
     else
       await new LeaderElection({
         ...election,
-        client,
+        client: electing,
         log,
         onChange: (isLeading) => metrics.setLeading(election.name, isLeading),
       }).lead(signal, work);
@@ -109,6 +111,7 @@ export async function runManager(options: ManagerOptions, signal: AbortSignal): 
     throw error;
   } finally {
     watching.abort();
+    await electing.close();
     if (!isLost) await Promise.all(watches);
   }
 }
