@@ -16,11 +16,14 @@ import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { Cluster } from './cluster/cluster.ts';
 import { buildImages } from './cluster/images.ts';
 import { installAll, installChart, s3 } from './cluster/install-facetrain.ts';
+import { installKueue } from './cluster/install-kueue.ts';
 import { lifeOfAJob } from './failures/life-of-a-job.ts';
 import { trainersOutliveTheirPods } from './failures/old-trainers.ts';
 import { podsGoWhileTheOperatorIsAway } from './failures/operator-away.ts';
 import { podsThatFail } from './failures/pods-that-fail.ts';
 import { aClassIsTheDefault, podsThatWait } from './failures/pods-that-wait.ts';
+import { fourChangesGiveTheSameTraining } from './sharing/elastic-gangs.ts';
+import { queues } from './sharing/queues.ts';
 import {
   applyExample,
   CHECKPOINT_STEPS,
@@ -28,6 +31,7 @@ import {
   ON_WORKERS,
   reachesStep,
   stepOf,
+  stepResumedFrom,
   trainLongWithoutEvaluation,
 } from './testing/example-job.ts';
 import { condition, type Job, MINUTE, Namespace } from './testing/namespace.ts';
@@ -42,7 +46,7 @@ before(async () => {
     assert.fail(`${lastStep}\n${(error as Error).message}`),
   );
   cluster = await Cluster.start();
-  await installAll(cluster, () => {});
+  await Promise.all([installKueue(cluster), installAll(cluster, () => {})]);
 });
 
 after(async () => {
@@ -86,6 +90,7 @@ together(
     ...podsThatFail,
     ...podsThatWait,
     ...lifeOfAJob,
+    ...queues,
   },
   'small',
 );
@@ -133,6 +138,10 @@ together(
       assert.deepEqual([...new Set(kinds)].sort(), ['configmap', 'networkpolicy', 'pod', 'podgroup', 'service']);
       await ns.kubectl('delete', 'facetrainjob', 'killed');
       await eventually(async () => assert.deepEqual(await childrenOf(ns, 'killed'), []), MINUTE);
+    },
+
+    async 'a training whose number of trainers changes four times is the one that never changed'(ns) {
+      await fourChangesGiveTheSameTraining(ns);
     },
 
     async 'a cache folder that the trainers cannot write fails the job at once, with the user it needs'(ns) {
@@ -229,14 +238,6 @@ async function quantizesOnlyWithTheRightCredentials(ns: Namespace): Promise<void
   await applyQuantizeJob('right');
   const { status } = await ns.reachesPhase('right', 'Succeeded', { kind: 'quantizejob', milliseconds: 4 * MINUTE });
   assert.equal(status!.artifact.uri, 's3://models/alone');
-}
-
-/** The step of the checkpoint that a trainer has read, from its log. @throws when it has read none */
-async function stepResumedFrom(ns: Namespace, pod: string): Promise<number> {
-  const log = await ns.kubectl('logs', pod);
-  const step = Number(/step-(\d{10})/.exec(log)?.[1]);
-  assert(!Number.isNaN(step), `${pod} has read no checkpoint:\n${log}`);
-  return step;
 }
 
 /** The objects that the operator has made for a job, as kubectl names them: pod/killed-0-0. */

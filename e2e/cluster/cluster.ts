@@ -23,6 +23,7 @@ export const S3_NODE_PORT = 30_900;
 const CONTROL_PLANE = 'control-plane';
 const WORKERS = ['worker-1', 'worker-2'];
 const START_MILLISECONDS = 120_000;
+const NODE_GRACE_SECONDS = 10;
 
 interface Tokens {
   admin: string;
@@ -36,6 +37,8 @@ export interface ClusterOptions {
   name?: string;
   /** For the kubeconfig and the shared storage; absent: a temporary folder. `stop` removes either. */
   folder?: string;
+  /** Seconds without a sign of a node until Kubernetes calls its state unknown; absent: 10, for quick tests. */
+  nodeGraceSeconds?: number;
 }
 
 interface Node {
@@ -89,6 +92,7 @@ export class Cluster {
       environment: {
         PAUSE: await archive(PAUSE_IMAGE),
         SERVER: `https://127.0.0.1:${API_PORT}`,
+        NODE_GRACE_SECONDS: String(options.nodeGraceSeconds ?? NODE_GRACE_SECONDS),
         TOKEN_ADMIN: tokens.admin,
         TOKEN_CONTROLLER_MANAGER: randomUUID(),
         TOKEN_SCHEDULER: randomUUID(),

@@ -57,3 +57,11 @@ export function reachesStep(ns: Namespace, name: string, { attempt, step }: { at
     { milliseconds: 5 * MINUTE },
   );
 }
+
+/** The step of the checkpoint that a trainer has read, from its log. @throws when it has read none */
+export async function stepResumedFrom(ns: Namespace, pod: string): Promise<number> {
+  const log = await ns.kubectl('logs', pod);
+  const step = Number(/step-(\d{10})/.exec(log)?.[1]);
+  assert(!Number.isNaN(step), `${pod} has read no checkpoint:\n${log}`);
+  return step;
+}

@@ -44,7 +44,7 @@ export const paths = {
   bench: [],
   'bench/common': ['native'],
   'deploy/pulumi': ['helm', ...controlPlane],
-  e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns'],
+  e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns', 'kueue'],
   'e2e/cuda-image.test.ts': [],
   'e2e/soak': cluster,
 };

@@ -37,7 +37,7 @@ wait_for "${kubectl[@]}" get --raw=/readyz
 start kube-controller-manager "$programs/kube-controller-manager" \
   --kubeconfig=/etc/kubernetes/controller-manager.conf --use-service-account-credentials --leader-elect=false \
   --root-ca-file=/etc/kubernetes/ca.crt --service-account-private-key-file=$state/service-accounts.key \
-  --node-monitor-grace-period=10s --node-monitor-period=1s --feature-gates=$features
+  --node-monitor-grace-period="${NODE_GRACE_SECONDS}s" --node-monitor-period=1s --feature-gates=$features
 start kube-scheduler "$programs/kube-scheduler" --kubeconfig=/etc/kubernetes/scheduler.conf \
   --leader-elect=false --feature-gates=$features
 node_agents facetrain.dev/control-plane=

@@ -1,4 +1,5 @@
-# Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE and TOKEN_* come from ../cluster.ts.
+# Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE, NODE_GRACE_SECONDS
+# and TOKEN_* come from ../cluster.ts.
 # shellcheck shell=bash
 programs=/opt/kubernetes
 logs=/var/log/facetrain

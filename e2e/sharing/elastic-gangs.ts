@@ -1,0 +1,134 @@
+/** A training whose number of trainers changes, by its user and by the room that the cluster has. */
+import assert from 'node:assert/strict';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CheckpointManifest, checkpointFolder } from '@facetrain/api';
+import { compareCheckpoints, openAt } from '@facetrain/trainer/checkpoint/compare';
+import type { Cluster } from '../cluster/cluster.ts';
+import { applyExample, reachesStep, stepOf, trainLongWithoutEvaluation } from '../testing/example-job.ts';
+import { condition, type Job, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
+import { AT_THE_GATE, gated, openGate, shellContainer } from '../testing/small-jobs.ts';
+
+/** A resource of which the node has one for each trainer, so that a pod takes the place of one. */
+const PLACE = 'example.com/trainer';
+const TRAINERS = 4;
+const onePlace = { limits: { [PLACE]: '1' }, requests: { [PLACE]: '1' } };
+
+async function makePlaces(cluster: Cluster, count: number): Promise<void> {
+  const places = { [PLACE]: String(count) };
+  const change = JSON.stringify({ status: { capacity: places, allocatable: places } });
+  await cluster.kubectl('patch', 'node', 'control-plane', '--subresource=status', '--type=merge', '-p', change);
+}
+
+/** What both trainings have: the sums of a step do not depend on the number of ranks, but for rounding. */
+function trainTheSame(spec: Job['spec']): void {
+  trainLongWithoutEvaluation(spec);
+  spec.model.syncBatchNorm = true;
+  // The training itself multiplies rounding: at a rate of 1e-4 a thousandfold in ten steps.
+  spec.optimizer.learningRate = 1e-6;
+  spec.loss.sampleRate = 0.5;
+  spec.globalBatchSize = 10;
+}
+
+/** Waits until the gang has trained with so many ranks. @returns the job then */
+async function trainsWith(ns: Namespace, name: string, trainers: number, changes: number): Promise<Job> {
+  const { status } = await ns.waitFor(
+    name,
+    (job) => {
+      const { desired, active } = job.status!.trainers;
+      assert.equal(job.status!.scaling?.resizes ?? 0, changes, condition(job, 'Ready')?.message);
+      assert.deepEqual([desired, active], [trainers, trainers], condition(job, 'Ready')?.message);
+    },
+    { milliseconds: 5 * MINUTE },
+  );
+  return reachesStep(ns, name, { attempt: status!.attempt, step: (status!.progress?.step ?? 0) + 1 });
+}
+
+export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<void> {
+  await makePlaces(ns.cluster, TRAINERS);
+  await applyExample(ns, 'elastic', (spec) => {
+    trainTheSame(spec);
+    spec.checkpoint = { everySteps: 1_000_000, keep: 100 };
+    spec.trainers.replicas = TRAINERS;
+    spec.trainers.elastic = { minReplicas: 2, maxReplicas: TRAINERS, scaleDownSeconds: 5, scaleUpSeconds: 5 };
+    spec.trainers.resources = onePlace;
+  });
+  await trainsWith(ns, 'elastic', 4, 0);
+
+  // A pod of higher priority takes a place: the gang goes on with three, and with four when the pod has ended.
+  await ns.apply(
+    {
+      apiVersion: 'scheduling.k8s.io/v1',
+      kind: 'PriorityClass',
+      metadata: { name: 'takes-a-place' },
+      value: 1000,
+    },
+    {
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: { name: 'urgent' },
+      spec: {
+        ...gated.pod,
+        priorityClassName: 'takes-a-place',
+        restartPolicy: 'Never',
+        terminationGracePeriodSeconds: 1,
+        containers: [shellContainer('urgent', AT_THE_GATE, { ...gated.container, resources: onePlace })],
+      },
+    },
+  );
+  await trainsWith(ns, 'elastic', 3, 1);
+  await openGate(ns);
+  const regrown = await trainsWith(ns, 'elastic', 4, 2);
+  assert.deepEqual(restartsOf(regrown), { counted: 0, disruptions: 1 });
+
+  await ns.kubectl('scale', 'facetrainjob/elastic', '--replicas=2');
+  await trainsWith(ns, 'elastic', 2, 3);
+  await ns.kubectl('scale', 'facetrainjob/elastic', '--replicas=3');
+  const last = await trainsWith(ns, 'elastic', 3, 4);
+  assert.deepEqual(
+    last.status!.scaling.history.map(({ trainers, reason }: { trainers: number; reason: string }) => [
+      trainers,
+      reason,
+    ]),
+    [
+      [3, 'ScaledDown'],
+      [4, 'ScaledUp'],
+      [2, 'ScaledDown'],
+      [3, 'ScaledUp'],
+    ],
+  );
+  assert.deepEqual(restartsOf(last), { counted: 0, disruptions: 1 });
+  await ns.patch('facetrainjob', 'elastic', { spec: { suspend: true } });
+  const { status: stopped } = await ns.waitFor('elastic', ({ status }) => {
+    assert.equal(status!.phase, 'Suspended');
+    assert(status!.checkpoint.step >= stepOf(last));
+  });
+
+  // One trainer, which nothing disturbs, up to the same step.
+  const { step } = stopped!.checkpoint;
+  await applyExample(ns, 'steady', (spec) => {
+    trainTheSame(spec);
+    spec.checkpoint = { everySteps: step };
+    spec.trainers.replicas = 1;
+  });
+  await ns.waitFor('steady', ({ status }) => assert.equal(status!.checkpoint?.step, step), {
+    milliseconds: 10 * MINUTE,
+  });
+  const checkpoint = (name: string, at: number) => openAt(join(ns.folder, name, 'checkpoints', checkpointFolder(at)));
+  const [elastic, steady] = [await checkpoint('elastic', step), await checkpoint('steady', step)];
+  const losses = [elastic, steady].map(({ manifest }) => CheckpointManifest.parse(manifest).history.recentLosses);
+  for (const [index, want] of losses[1]!.entries()) {
+    const found = losses[0]![index]!;
+    assert(Math.abs(found - want) <= 1e-4 * want, losses.join('\n'));
+  }
+  // Rounding has moved the weights much less than the training has.
+  const [oldest] = (await readdir(join(ns.folder, 'elastic', 'checkpoints')))
+    .map((name) => Number(/^step-(\d{10})$/.exec(name)?.[1]))
+    .filter((each) => !Number.isNaN(each))
+    .sort((a, b) => a - b);
+  const first = await checkpoint('elastic', oldest!);
+  const [moved, apart] = [await compareCheckpoints(first, steady), await compareCheckpoints(elastic, steady)];
+  assert(apart.backbone.distance <= 1e-2 * moved.backbone.distance);
+  assert(apart.centres!.angle.largest <= 1e-2 * moved.centres!.angle.mean);
+  await ns.kubectl('delete', 'facetrainjob', 'elastic', 'steady');
+}

@@ -1,0 +1,130 @@
+/** Gangs in a queue of Kueue, whose webhooks check what the operator writes. */
+import assert from 'node:assert/strict';
+import { kueueIsReady } from '../cluster/install-kueue.ts';
+import { applyExample, reachesStep, stepResumedFrom, trainLongWithoutEvaluation } from '../testing/example-job.ts';
+import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
+import { AT_THE_GATE, gated, openGate, trainJob, yaml } from '../testing/small-jobs.ts';
+
+interface Pod {
+  metadata: { name: string };
+  status: { phase: string };
+}
+
+/** Makes a queue `team`, with quota for so many pods. */
+async function applyQueue(ns: Namespace, pods: number): Promise<void> {
+  await kueueIsReady(ns.cluster);
+  const name = ns.name;
+  await ns.apply(
+    yaml(`{apiVersion: kueue.x-k8s.io/v1beta2, kind: ResourceFlavor, metadata: {name: ${name}}}`),
+    yaml(`
+      apiVersion: kueue.x-k8s.io/v1beta2
+      kind: ClusterQueue
+      metadata: {name: ${name}}
+      spec:
+        namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ${name}}}
+        preemption: {withinClusterQueue: LowerPriority}
+        resourceGroups:
+          - coveredResources: [pods]
+            flavors: [{name: ${name}, resources: [{name: pods, nominalQuota: ${pods}}]}]`),
+    yaml(`
+      apiVersion: kueue.x-k8s.io/v1beta2
+      kind: LocalQueue
+      metadata: {name: team}
+      spec: {clusterQueue: ${name}}`),
+    ...Object.entries({ lowest: 1, low: 2, high: 10 }).map(([priority, value]) => ({
+      apiVersion: 'kueue.x-k8s.io/v1beta2',
+      kind: 'WorkloadPriorityClass',
+      metadata: { name: `${name}-${priority}` },
+      value,
+    })),
+  );
+}
+
+const queueOf = (ns: Namespace, priority: string) => ({ name: 'team', priorityClassName: `${ns.name}-${priority}` });
+
+const waitsFor = (ns: Namespace, name: string, why: RegExp) =>
+  ns.waitFor(name, (job) => {
+    const { reason, message } = condition(job, 'Ready')!;
+    assert.equal(reason, 'Queued');
+    assert.match(message, why);
+  });
+
+/** Names of the pods that have not ended. */
+async function livePods(ns: Namespace): Promise<string[]> {
+  const pods = await ns.list<Pod>('pod');
+  return pods
+    .filter(({ status: { phase } }) => phase !== 'Succeeded' && phase !== 'Failed')
+    .map(({ metadata: { name } }) => name)
+    .sort();
+}
+
+export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
+  'quota for 4, gangs of 3: one waits, a higher priority takes the place of a training, and all finish': async (ns) => {
+    await applyQueue(ns, 4);
+    const small = (name: string, priority: string) =>
+      trainJob(name, { replicas: 3, shell: 'sleep 3', spec: { queue: queueOf(ns, priority), globalBatchSize: 66 } });
+    await applyExample(ns, 'first', (spec) => {
+      trainLongWithoutEvaluation(spec);
+      spec.globalBatchSize = 9;
+      spec.epochs = 1;
+      spec.trainers.replicas = 3;
+      spec.queue = queueOf(ns, 'low');
+    });
+    await reachesStep(ns, 'first', { attempt: 0, step: 1 });
+    await ns.apply(small('second', 'lowest'));
+    await waitsFor(ns, 'second', /insufficient unused quota for pods/);
+    await ns.apply(small('urgent', 'high'));
+
+    // The trainers write a checkpoint, and the quota stays theirs until they have ended.
+    const { status } = await ns.waitFor('first', async (job) => {
+      const alive = await livePods(ns);
+      assert(alive.length <= 4, alive.join());
+      assert.equal(job.status!.attempt, 1);
+      assert(alive.every((name) => !name.startsWith('first')));
+    });
+    assert(status!.progress.step >= 1);
+    assert(status!.checkpoint.step >= status!.progress.step, 'the preempted trainers have written no checkpoint');
+    await ns.reachesPhase('urgent', 'Succeeded');
+
+    const resumed = await reachesStep(ns, 'first', { attempt: 1, step: status!.checkpoint.step + 1 });
+    assert.deepEqual(restartsOf(resumed), { counted: 0, disruptions: 0 });
+    assert.equal(await stepResumedFrom(ns, 'first-1-0'), status!.checkpoint.step);
+    assert.equal((await ns.get('facetrainjob', 'second')).status!.startTime, undefined);
+    await ns.reachesPhase('first', 'Succeeded', { milliseconds: 10 * MINUTE });
+    await ns.reachesPhase('second', 'Succeeded');
+    const evictions = (await ns.events('FaceTrainJob', 'first')).filter(({ reason }) => reason === 'QueueEvicted');
+    assert.equal(evictions.length, 1);
+  },
+
+  'an elastic gang that is scaled down gives its quota back, and a job that waits gets it': async (ns) => {
+    await applyQueue(ns, 4);
+    const spec = { queue: queueOf(ns, 'low'), globalBatchSize: 64 };
+    await ns.apply(
+      trainJob('elastic', {
+        replicas: 4,
+        shell: AT_THE_GATE,
+        ...gated,
+        trainers: { elastic: { minReplicas: 2, maxReplicas: 4 } },
+        spec,
+      }),
+    );
+    await ns.waitFor('elastic', ({ status }) => assert.equal(status?.trainers?.active, 4));
+    await ns.apply(trainJob('waiting', { shell: 'exit 0', spec }));
+    await waitsFor(ns, 'waiting', /insufficient unused quota for pods/);
+
+    await ns.kubectl('scale', 'facetrainjob/elastic', '--replicas=3');
+    await ns.reachesPhase('waiting', 'Succeeded');
+    const { status } = await ns.waitFor('elastic', (job) => assert.equal(job.status!.trainers.active, 3));
+    assert.deepEqual([status!.attempt, status!.trainers.desired], [1, 3]);
+    // Kubernetes has Workloads, too.
+    const workload = 'workloads.kueue.x-k8s.io/facetrainjob-elastic';
+    const reclaimable = await ns.kubectl('get', workload, '-o', 'jsonpath={.status.reclaimablePods}');
+    assert.deepEqual(JSON.parse(reclaimable), [{ name: 'main', count: 1 }]);
+    await openGate(ns);
+    const job = await ns.reachesPhase('elastic', 'Succeeded');
+    assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });
+    // Kueue forgets the Workload of a job that is deleted.
+    await ns.kubectl('delete', 'facetrainjob', 'elastic', 'waiting');
+    await ns.kubectl('wait', workload, '--for=delete', '--timeout=60s');
+  },
+};
