@@ -4,12 +4,14 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { ADDON, buildNative } from './build.mjs';
 import { helpFirst } from './lib/arguments.mjs';
+import { dockerEngine } from './lib/docker.mjs';
 import * as needs from './lib/needs.mjs';
 import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | int7-winograd | operator [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | int7-winograd | operator | restart
+                            [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -86,6 +88,12 @@ const benchmarks = {
       run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]),
     );
     return attached([node, join(root, 'bench', 'operator', 'operator-bench.ts'), ...args], { env: environment });
+  },
+  /** How soon a gang trains again after the loss of a process or a node, on the cluster of e2e/. */
+  async restart(args) {
+    await setup(needs.paths.e2e);
+    await dockerEngine();
+    return attached([node, join(root, 'bench', 'restart', 'restart-bench.ts'), ...args], { env: environment });
   },
 };
 

@@ -51,7 +51,7 @@ const ROOMS = [
   ['install',                  ['api', 'planner', 'hack/lib/paths.mjs'], 'generates files of this repository'],
   ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
-  ['bench',                    ['operator', 'planner', 'trainer-image', 'native', 'api']],
+  ['bench',                    ['e2e', 'operator', 'planner', 'trainer-image', 'native', 'api']],
   ['e2e',                      ['operator', 'planner', 'trainer-image/src/checkpoint', 'api']],
   ['hack',                     [], 'installs, builds and tests; knows no product'],
   ['hack/docs.test.mjs',       ['hack', 'api'], 'validates the manifests in Markdown'],
