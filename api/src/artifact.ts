@@ -6,6 +6,23 @@ import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
 import { Histogram } from './train-report.ts';
 
+/** Pairs of one group at the threshold of the whole set, which each model has its own of. */
+const GroupAccuracy = z.strictObject({
+  accuracy: z.number().min(0).max(1),
+  falseAcceptRate: z.number().nullable().describe('Of the pairs of different people; null: the group has none.'),
+  falseRejectRate: z.number().nullable().describe('Of the pairs of one person; null: the group has none.'),
+});
+
+/** FP32 and INT7 on the pairs of one group. */
+export const GroupComparison = z.strictObject({
+  group: z.string(),
+  pairs: z.int().positive(),
+  fp32: GroupAccuracy,
+  int7: GroupAccuracy,
+  drop: z.number().describe('fp32 − int7 accuracy.'),
+});
+export type GroupComparison = z.infer<typeof GroupComparison>;
+
 const Accuracy = z.strictObject({
   accuracy: z.number().min(0).max(1),
   std: z.number().min(0),
@@ -26,6 +43,7 @@ export const Comparison = z.strictObject({
     .array(z.string())
     .optional()
     .describe('Rates of tarAtFar for which these pairs are too few: the gate does not judge them. Absent: none.'),
+  groups: z.array(GroupComparison).optional().describe('By group of pairs. Absent: the set has no groups.'),
 });
 export type Comparison = z.infer<typeof Comparison>;
 
@@ -92,13 +110,14 @@ export const Gate = z.strictObject({
   maxAccuracyDrop: z.number().nullable(),
   minMeanCosine: z.number().nullable(),
   maxTarDrop: z.number().optional().describe('Absent: not checked.'),
+  maxGroupAccuracyDrop: z.number().optional().describe('Absent: not checked.'),
   minWorstCosine: z.number().optional().describe('Absent: not checked.'),
   passed: z.boolean(),
   failures: z.array(z.string()).describe('One sentence for each missed bound.'),
   notJudged: z
     .array(z.string())
     .optional()
-    .describe('What maxTarDrop does not judge, a sentence for each set. Absent: nothing.'),
+    .describe('What maxTarDrop and maxGroupAccuracyDrop do not judge, a sentence for each set. Absent: nothing.'),
   easySets: z
     .literal(true)
     .optional()
@@ -108,8 +127,9 @@ export type Gate = z.infer<typeof Gate>;
 
 /** Whether the job set any bound. */
 export function hasBounds(gate: Gate): boolean {
-  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine } = gate;
-  return [maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine].some((bound) => typeof bound === 'number');
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = gate;
+  const bounds = [maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine];
+  return bounds.some((bound) => typeof bound === 'number');
 }
 
 /** What the search found for one layer. */

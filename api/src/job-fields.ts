@@ -7,7 +7,7 @@ import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
 import { computeThreads, MAX_SETS, setName } from './ranges.ts';
 import { rules, section, unchangedOptional } from './schema-rules.ts';
 import { DEFAULT_NODE_LOST_SECONDS } from './shared-defaults.ts';
-import { S3_RULE, sourceFields } from './storage.ts';
+import { S3_RULE, source, sourceFields } from './storage.ts';
 
 /** The fields of a Kubernetes ObjectMeta that are used here; its other fields are accepted as they are. */
 export function objectMeta(maxName: number) {
@@ -35,6 +35,9 @@ export const EvaluationSet = rules(
   z.strictObject({
     name: setName.describe('Name of the set in reports and status.'),
     ...sourceFields('A verification set in insightface’s .bin layout.'),
+    groups: source(
+      'Groups of the pairs, for figures by group: a text file with a line for each pair, the name of its group.',
+    ).optional(),
   }),
   [S3_RULE],
 );

@@ -74,6 +74,12 @@ export const QuantizeConfig = z.strictObject({
         'Largest drop of the true accept rate, on any set, at any false accept rate for which it has enough pairs of ' +
           'different people; absent: not checked.',
       ),
+    maxGroupAccuracyDrop: accuracyDrop
+      .optional()
+      .describe(
+        'Largest drop of accuracy on the pairs of any group that has enough of them: one pair then changes the ' +
+          'accuracy by no more than this bound; absent: not checked.',
+      ),
     minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
   }),
   publish: StorageAddress.nullable().describe('null: the files stay in outputDirectory.'),

@@ -107,6 +107,13 @@ const gate = section(
           'accept rate of the report for which the set has enough pairs of different people: 10 for 1e-1, 1,000 for ' +
           '1e-3; absent: not checked.',
       ),
+    maxGroupAccuracyDrop: accuracyDrop
+      .optional()
+      .describe(
+        'Largest drop of accuracy from FP32 to INT7 on the pairs of any group of a set with `groups`, e.g. 0.02, at ' +
+          'the threshold of the whole set. A group has to have so many pairs that one of them changes its accuracy by ' +
+          'no more than this: 50 for 0.02; absent: not checked.',
+      ),
     minWorstCosine: cosine
       .optional()
       .describe('Smallest cosine between the FP32 and the INT7 embedding of any picture; absent: not checked.'),

@@ -41,6 +41,19 @@ export const EvaluationReport = EvaluationResult.extend({
     .array(z.strictObject({ from: z.number(), to: z.number(), pairs: z.int(), errors: z.int() }))
     .optional()
     .describe('Pairs by the smaller norm of the two embeddings, a quarter each, with the wrong answers among them.'),
+  groups: z
+    .array(
+      z.strictObject({
+        group: z.string(),
+        pairs: z.int().positive(),
+        accuracy: z.number().min(0).max(1),
+        interval: interval.describe('Of the accuracy.'),
+        falseAcceptRate: z.number().nullable().describe('Of the pairs of different people; null: the group has none.'),
+        falseRejectRate: z.number().nullable().describe('Of the pairs of one person; null: the group has none.'),
+      }),
+    )
+    .optional()
+    .describe('By group of pairs, at the threshold of the whole set. Absent: the set has no groups.'),
   histograms: z
     .strictObject({
       norm: Histogram.describe('Lengths of embeddings, of a picture and its mirror image together.'),

@@ -127,7 +127,9 @@ const Schedule = z.strictObject({
 export const VerificationSet = z.strictObject({
   name: setName,
   path: z.string().min(1).describe('An insightface .bin file: pickled (pictures, issame).'),
+  groups: z.string().min(1).optional().describe('A text file with the group of each pair, a line each; absent: none.'),
 });
+export type VerificationSet = z.infer<typeof VerificationSet>;
 
 /** What a model's file reads: (pixel − mean) / std. */
 export const ModelInput = z.strictObject({ mean: inputMean, std: inputStd });

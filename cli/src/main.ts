@@ -389,6 +389,7 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
   )
   .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
+  .option('--groups <file...>', 'for each set, a file with a line for each pair: the name of its group')
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .option('--strict', 'refuse a model of which a node would stay FP32', false)
   .addOption(

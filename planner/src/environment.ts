@@ -20,7 +20,7 @@ export interface MountedStorage {
 /** All functions are pure. */
 export interface Environment {
   /**
-   * @param name a DNS label, unique in the pod: dataset, checkpoints, output, evaluation-0, ...
+   * @param name a DNS label, unique in the pod: dataset, checkpoints, output, evaluation-0, evaluation-0-groups, ...
    * @param access 'read': a file or folder that exists. 'write': a folder, which is created if it is missing.
    */
   storage(name: string, reference: StorageRef, access: 'read' | 'write'): MountedStorage;

@@ -7,6 +7,7 @@ import {
   type S3Access,
   type StorageRef,
   storageAddress,
+  type VerificationSet,
 } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
 import type { Container, EnvVar, PodSpec, Volume, VolumeMount } from './objects.ts';
@@ -26,6 +27,35 @@ export function mountWithCredentials(
   const storage = environment.storage(name, reference, access);
   if (!storage.fetch) return storage;
   return { ...storage, fetch: { ...storage.fetch, env: [...storage.fetch.env, ...credentialEnv(reference.s3)] } };
+}
+
+/** A verification set, and the groups of its pairs. */
+export interface MountedSet {
+  pairs: MountedStorage;
+  groups?: MountedStorage;
+}
+
+export function mountSets(
+  environment: Environment,
+  sets: readonly (StorageRef & { groups?: StorageRef | undefined })[],
+): MountedSet[] {
+  return sets.map((set, index) => ({
+    pairs: mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
+    ...(set.groups && {
+      groups: mountWithCredentials(environment, `evaluation-${index}-groups`, set.groups, 'read'),
+    }),
+  }));
+}
+
+export const storageOfSets = (sets: MountedSet[]): MountedStorage[] =>
+  sets.flatMap(({ pairs, groups }) => (groups ? [pairs, groups] : [pairs]));
+
+/** The sets as a pod's program is told of them. */
+export function setsOfConfig(sets: readonly { name: string }[], mounted: MountedSet[]): VerificationSet[] {
+  return sets.map(({ name }, index) => {
+    const { pairs, groups } = mounted[index]!;
+    return { name, path: pairs.path, ...(groups && { groups: groups.path }) };
+  });
 }
 
 /** Storage that a program writes to by itself. */
@@ -51,7 +81,8 @@ export function writtenStorage(environment: Environment, name: string, reference
  * Whether an init container of a job's pod has a name of ours: it fetches one of the inputs of a pod, and its exit
  * codes are Facetrain's. `templateConflict` in pod.ts refuses these names in a pod template.
  */
-export const isFetchContainer = (name: string): boolean => /^fetch-(dataset|model|evaluation-\d+)$/.test(name);
+export const isFetchContainer = (name: string): boolean =>
+  /^fetch-(dataset|model|evaluation-\d+(-groups)?)$/.test(name);
 
 /**
  * An init container that copies data of an object store to `path`: `facetrain-trainer fetch`. `mountWithCredentials`

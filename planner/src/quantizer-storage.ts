@@ -4,12 +4,12 @@
  */
 import type { StorageRef } from '@facetrain/api';
 import type { Environment, MountedStorage } from './environment.ts';
-import { mountWithCredentials } from './pod-storage.ts';
+import { type MountedSet, mountSets, mountWithCredentials, storageOfSets } from './pod-storage.ts';
 
 export interface QuantizerStorage {
   model: MountedStorage;
   dataset: MountedStorage;
-  evaluations: MountedStorage[];
+  evaluations: MountedSet[];
   output: MountedStorage;
 }
 
@@ -17,7 +17,7 @@ export interface QuantizerStorage {
 export interface QuantizerData {
   model: StorageRef;
   calibration: { dataset: StorageRef };
-  evaluation: { sets: StorageRef[] };
+  evaluation: { sets: (StorageRef & { groups?: StorageRef | undefined })[] };
   output: StorageRef;
 }
 
@@ -26,9 +26,7 @@ export function quantizerStorage(spec: QuantizerData, environment: Environment):
   return {
     model: mountWithCredentials(environment, 'model', spec.model, 'read'),
     dataset: mountWithCredentials(environment, 'dataset', spec.calibration.dataset, 'read'),
-    evaluations: spec.evaluation.sets.map((set, index) =>
-      mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
-    ),
+    evaluations: mountSets(environment, spec.evaluation.sets),
     output: mountWithCredentials(environment, 'output', spec.output, 'write'),
   };
 }
@@ -36,6 +34,6 @@ export function quantizerStorage(spec: QuantizerData, environment: Environment):
 export const allStorage = ({ model, dataset, evaluations, output }: QuantizerStorage): MountedStorage[] => [
   model,
   dataset,
-  ...evaluations,
+  ...storageOfSets(evaluations),
   output,
 ];

@@ -1,10 +1,12 @@
 /** `facetrain eval --templates`: the 1:1 protocol of IJB-B and IJB-C. */
+
 import { Model } from '@facetrain/native';
 import { checkNotConstant } from '@facetrain/trainer/verification/check-embeddings';
 import { embedTemplates, verifyTemplates } from '@facetrain/trainer/verification/evaluate-templates';
+import { readGroups } from '@facetrain/trainer/verification/groups';
 import { readTemplateProtocol } from '@facetrain/trainer/verification/template-protocol';
 import { type StatusLine, table } from '../terminal-output.ts';
-import { groupsTable, type ModelToEvaluate, openForEvaluation, ratesTable, readGroups } from './eval.ts';
+import { groupsTable, type ModelToEvaluate, openForEvaluation, ratesTable } from './eval.ts';
 import { inputText } from './input-range.ts';
 
 export interface TemplatesOptions extends ModelToEvaluate {

@@ -1,5 +1,4 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
-import { readFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { FacetrainError } from '@facetrain/api';
 import { type Device, decodePictures, type Graph, Model, type ModelOptions } from '@facetrain/native';
@@ -14,6 +13,7 @@ import {
   SAME_DIRECTION,
 } from '@facetrain/trainer/verification/check-embeddings';
 import { evaluateSet } from '@facetrain/trainer/verification/evaluate-set';
+import { readGroups } from '@facetrain/trainer/verification/groups';
 import {
   type AcceptRates,
   type GroupFigures,
@@ -182,32 +182,6 @@ export const groupsTable = (groups: readonly GroupFigures[]): [string, string][]
     `${percent(of.accuracy)} of ${of.pairs} pairs (${between(of.interval)}); accepts ` +
       `${rate(of.falseAcceptRate)} of different people, refuses ${rate(of.falseRejectRate)} of the same`,
   ]);
-
-/**
- * The groups of a set's pairs: a text file with a line for each pair.
- * @throws FacetrainError InvalidArgument
- */
-export async function readGroups(path: string, pairs: number): Promise<string[]> {
-  const refuse = (found: string, cause?: unknown) =>
-    new FacetrainError({
-      code: 'InvalidArgument',
-      subject: path,
-      found,
-      allowed: `a text file with a line for each of the ${pairs} pairs: the name of its group`,
-      cause,
-    });
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (cause) {
-    throw refuse((cause as Error).message, cause);
-  }
-  const groups = text.replace(/\r?\n$/, '').split(/\r?\n/);
-  if (groups.length !== pairs) throw refuse(`${groups.length} lines`);
-  const empty = groups.findIndex((group) => group.trim() === '');
-  if (empty >= 0) throw refuse(`line ${empty + 1} is empty`);
-  return groups.map((group) => group.trim());
-}
 
 /**
  * Our own exports say their range, so embeddings that are alike come from a training that has just begun.

@@ -1,5 +1,5 @@
 /** The accuracy of an INT7 model beside FP32, as rows of a table. */
-import type { Metrics } from '@facetrain/api';
+import type { GroupComparison, Metrics } from '@facetrain/api';
 import { percent } from '../terminal-output.ts';
 
 const SOURCES = {
@@ -25,9 +25,16 @@ export function metricsRows({
       `Output ${name}`,
       `${mean.toFixed(4)}${top1Agreement === null ? '' : `, same largest number ${percent(top1Agreement)}`}`,
     ]),
-    ...comparisons.map(({ set, fp32, int7, pairs }): [string, string] => [
-      `Accuracy on ${set}`,
-      `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`,
+    ...comparisons.flatMap(({ set, groups = [], ...all }) => [
+      accuracyRow(set, all),
+      ...groups.map(({ group, ...of }) => accuracyRow(`${set}, ${group}`, of)),
     ]),
   ];
+}
+
+function accuracyRow(
+  what: string,
+  { fp32, int7, pairs }: Pick<GroupComparison, 'pairs'> & Record<'fp32' | 'int7', { accuracy: number }>,
+): [string, string] {
+  return [`Accuracy on ${what}`, `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`];
 }

@@ -35,6 +35,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   maxBadPictures: number;
   /** Verification sets: .bin files. */
   pairs?: string[];
+  /** Groups of their pairs: a text file for each set, in the same order. */
+  groups?: string[];
   /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
   channelOrder?: ChannelOrder;
   /** The output to keep; absent: all. */
@@ -123,13 +125,21 @@ function isArtifact(manifest: string): boolean {
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined): Promise<QuantizeConfig> {
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
-  const { pairs = [], output, threads, inputSize, strict } = options;
+  const { pairs = [], groups = [], output, threads, inputSize, strict } = options;
   const channelOrder = options.channelOrder ?? (read && channelOrderOf(read.metadata)) ?? DEFAULT_ORDER;
   // The report finds pictures by the name of their set.
   const names = new UniqueNames([]);
-  const sets = (await Promise.all(pairs.map(readVerificationSet))).map(({ name, path }) => ({
+  if (groups.length > 0 && groups.length !== pairs.length)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: '--groups',
+      found: `${groups.length} files for ${pairs.length} sets`,
+      allowed: 'one for each set of --pairs, in their order',
+    });
+  const sets = (await Promise.all(pairs.map(readVerificationSet))).map(({ name, path }, index) => ({
     name: names.take(name),
     path: resolve(path),
+    ...(groups[index] !== undefined && { groups: resolve(groups[index]) }),
   }));
   return {
     schemaVersion: 1,

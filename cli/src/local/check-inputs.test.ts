@@ -21,7 +21,7 @@ const check = (...fields: Parameters<typeof makeJob>) =>
 
 function makeJob(
   quantize?: Record<string, unknown>,
-  sets: { name: string; uri: string }[] = [],
+  sets: { name: string; uri: string; groups?: { uri: string } }[] = [],
   dataset = exampleFaces,
 ): FaceTrainJob {
   return parsedJob({
@@ -102,6 +102,18 @@ test('a bound on true accept rates needs a set with enough pairs, or one in an o
   await check({ gate, evaluation: { sets: [few, lfw] } });
   await check({ gate, evaluation: { sets: [few, { name: 'ijb', uri: 's3://faces/ijb.bin' }] } });
   await check({ evaluation: { sets: [few] } });
+});
+
+test('a bound on groups needs a set with groups, and their file is read', async () => {
+  const few = { name: 'few', uri: `file://${await writeSmallSet(join(folder, 'few.bin'), 5)}` };
+  await writeFile(join(folder, 'groups.txt'), 'old\n'.repeat(10));
+  const groups = { uri: `file://${join(folder, 'groups.txt')}` };
+  const gate = { maxGroupAccuracyDrop: 0.1 };
+  const refused = { code: 'InvalidConfig', subject: 'gate.maxGroupAccuracyDrop' };
+  await assert.rejects(check({ gate }, [few]), refused);
+  await check({ gate }, [{ ...few, groups }]);
+  await check({ gate, evaluation: { sets: [{ ...few, groups: { uri: 's3://faces/groups.txt' } }] } });
+  await assert.rejects(check({}, [{ ...lfw, groups }]), { code: 'InvalidVerificationSet' });
 });
 
 test('a quantization of a kept model reads what the training gives it by default', async () => {

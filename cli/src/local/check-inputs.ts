@@ -5,12 +5,14 @@
 import { type FaceTrainJob, parseStorageUri } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
-import { readVerificationSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
+import { readSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
 import { plannedQuantizeConfig, plannedTrainerConfig } from './planned-config.ts';
 
 /** Inputs in an object store are not checked: they are fetched when the job runs. */
 const isHere = ({ uri }: { uri: string }) => parseStorageUri(uri).scheme !== 's3';
+const isHereWithGroups = ({ groups, ...set }: FaceTrainJob['spec']['evaluation']['sets'][number]) =>
+  isHere(set) && (!groups || isHere(groups));
 
 /**
  * @param stateFolder OUT/.facetrain
@@ -30,7 +32,7 @@ export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal
     if (isHere(spec.dataset)) await preflight(config, graph, ranks, program);
   }
   for (const [index, set] of spec.evaluation.sets.entries())
-    if (isHere(set)) await readVerificationSet(config.evaluation.sets[index]!.path);
+    if (isHereWithGroups(set)) await readSet(config.evaluation.sets[index]!);
   if (spec.quantize) await checkQuantizationInputs(job, stateFolder, signal, { graph, afterTraining: true });
 }
 
@@ -56,10 +58,10 @@ export async function checkQuantizationInputs(
     await checkCalibration(config.calibration.datasetPath, graph?.input, config.calibration.maxBadPictures, signal);
   const { sets } = quantize?.evaluation ?? training.evaluation;
   const isRead = afterTraining && !quantize?.evaluation;
-  if (isRead && config.gate.maxTarDrop === undefined) return;
+  if (isRead && config.gate.maxTarDrop === undefined && config.gate.maxGroupAccuracyDrop === undefined) return;
   const read: VerificationSet[] = [];
   for (const [index, set] of sets.entries())
-    if (isHere(set)) read.push(await readVerificationSet(config.evaluation.sets[index]!.path));
+    if (isHereWithGroups(set)) read.push(await readSet(config.evaluation.sets[index]!));
   // One in an object store may have the pairs that these do not have.
   if (read.length === sets.length) checkGateHasPairs(config.gate, read);
 }

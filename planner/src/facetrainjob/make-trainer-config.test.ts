@@ -155,12 +155,12 @@ describe('the config has every default that the spec leaves out', () => {
       },
     },
     'verification sets': {
-      spec: { evaluation: { sets: [set, { ...set, name: 'cfp' }] } },
+      spec: { evaluation: { sets: [set, { ...set, name: 'cfp', groups: { uri: 'pvc://d/groups.txt' } }] } },
       want: {
         evaluation: {
           sets: [
             { name: 'lfw', path: '/mnt/evaluation-0' },
-            { name: 'cfp', path: '/mnt/evaluation-1' },
+            { name: 'cfp', path: '/mnt/evaluation-1', groups: '/mnt/evaluation-1-groups' },
           ],
         },
       },

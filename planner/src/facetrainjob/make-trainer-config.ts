@@ -9,14 +9,22 @@ import {
 } from '@facetrain/api';
 import type { Environment, MountedStorage } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
-import { mountWithCredentials, type WrittenStorage, writtenStorage } from '../pod-storage.ts';
+import {
+  type MountedSet,
+  mountSets,
+  mountWithCredentials,
+  setsOfConfig,
+  storageOfSets,
+  type WrittenStorage,
+  writtenStorage,
+} from '../pod-storage.ts';
 import { checkpointsPlace } from '../written-places.ts';
 import { rendezvousTimeoutOf } from './elastic.ts';
 
 export interface TrainerStorage {
   dataset: MountedStorage;
   onnx: MountedStorage | null;
-  evaluations: MountedStorage[];
+  evaluations: MountedSet[];
   checkpoints: WrittenStorage;
   output: WrittenStorage;
 }
@@ -26,9 +34,7 @@ export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment)
   return {
     dataset: mountWithCredentials(environment, 'dataset', spec.dataset, 'read'),
     onnx: spec.model.onnx ? mountWithCredentials(environment, 'model', spec.model.onnx, 'read') : null,
-    evaluations: spec.evaluation.sets.map((set, index) =>
-      mountWithCredentials(environment, `evaluation-${index}`, set, 'read'),
-    ),
+    evaluations: mountSets(environment, spec.evaluation.sets),
     checkpoints: writtenStorage(environment, 'checkpoints', checkpointsPlace(spec)),
     output: writtenStorage(environment, 'output', spec.output),
   };
@@ -37,7 +43,7 @@ export function trainerStorage(spec: FaceTrainJobSpec, environment: Environment)
 export const allStorage = ({ dataset, onnx, evaluations, checkpoints, output }: TrainerStorage): MountedStorage[] => [
   dataset,
   ...(onnx ? [onnx] : []),
-  ...evaluations,
+  ...storageOfSets(evaluations),
   checkpoints,
   output,
 ];
@@ -118,7 +124,7 @@ export function trainerConfig(
       keepBest: checkpoint.keepBest,
     },
     evaluation: {
-      sets: evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),
+      sets: setsOfConfig(evaluation.sets, storage.evaluations),
       everyEpochs: nullIfZero(evaluation.everyEpochs),
       everySteps: evaluation.everySteps ?? null,
     },

@@ -10,6 +10,7 @@ import {
 } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
 import type { JobIdentity } from '../observed.ts';
+import { setsOfConfig } from '../pod-storage.ts';
 import type { QuantizerStorage } from '../quantizer-storage.ts';
 
 /** @throws ZodError if a valid spec makes an invalid config, which is a defect of ours */
@@ -37,9 +38,7 @@ export function quantizeConfig(
       maxBadPictures: spec.calibration.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
     },
     search: spec.search,
-    evaluation: {
-      sets: spec.evaluation.sets.map(({ name }, index) => ({ name, path: storage.evaluations[index]!.path })),
-    },
+    evaluation: { sets: setsOfConfig(spec.evaluation.sets, storage.evaluations) },
     gate: {
       ...spec.gate,
       maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null,

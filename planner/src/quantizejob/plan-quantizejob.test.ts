@@ -4,6 +4,7 @@ import { MAX_QUANTIZEJOB_NAME, QuantizeConfig, type QuantizeJobStatus } from '@f
 import type { ConfigMap, Pod } from '../objects.ts';
 import type { ObservedObject, ObservedPod } from '../observed.ts';
 import type { Action } from '../plan.ts';
+import { isFetchContainer } from '../pod-storage.ts';
 import { after, at, makePod, makeQuantizeJob, type QuantizeJobBuilder } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planQuantizeJob } from './plan-quantizejob.ts';
@@ -54,16 +55,19 @@ test('credentials of the output’s object store are references to a Secret, and
 test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({
-      gate: { minMeanCosine: 0.98, maxTarDrop: 0.02 },
-      evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin' }] },
+      gate: { minMeanCosine: 0.98, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 },
+      evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin', groups: { uri: 's3://faces/groups.txt' } }] },
     }),
   );
   assert.partialDeepStrictEqual(config, {
     publish: null,
     outputDirectory: '/mnt/output',
-    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98, maxTarDrop: 0.02 },
-    evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0' }] },
+    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 },
+    evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0', groups: '/mnt/evaluation-0-groups' }] },
   });
+  const fetches = pod.spec.initContainers?.map(({ name }) => name);
+  assert.deepEqual(fetches, ['fetch-evaluation-0-groups']);
+  assert.ok(fetches?.every(isFetchContainer), 'its failures are those of an input');
   assert.deepEqual(pod.spec.containers[0]!.args, ['quantize']);
 });
 

@@ -59,7 +59,7 @@ export async function compareOnSets(
   });
   const compared = [];
   for (const set of sets)
-    compared.push(compareOnSet(set.name, set.same, fp32.dim, await embeddings(fp32, set), await embeddings(int7, set)));
+    compared.push(compareOnSet(set, fp32.dim, await embeddings(fp32, set), await embeddings(int7, set)));
   const metrics = summarize(
     compared.map(({ comparison }) => comparison),
     concatenate(compared.map((result) => result.cosines)),

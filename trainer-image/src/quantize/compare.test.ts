@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Metrics } from '@facetrain/api';
 import { noise } from '../testing/onnx-oracles.ts';
-import { checkGate, compareOnSet, cosines, summarize } from './compare.ts';
+import { checkGate, compareOnSet, cosines, fewestPairs, summarize } from './compare.ts';
 
 const NONE = { maxAccuracyDrop: null, minMeanCosine: null };
 
@@ -50,8 +50,24 @@ function embeddings(spoil = 0) {
 describe('two models on a set', () => {
   const { dim, same, set } = embeddings();
 
+  test('are compared on each group, at the threshold of each on the whole set', () => {
+    // Pairs 0, 2 and 4 of one person are spoilt: all of group "hard".
+    const groups = same.map((_, pair) => (pair < 6 ? 'hard' : 'easy'));
+    const { comparison } = compareOnSet({ name: 'set', same, groups }, dim, set, embeddings(3).set);
+    const of = (accuracy: number, falseRejectRate: number) => ({ accuracy, falseAcceptRate: 0, falseRejectRate });
+    const found = comparison.groups?.map(({ drop, ...group }) => {
+      assert.equal(drop, group.fp32.accuracy - group.int7.accuracy);
+      return group;
+    });
+    assert.deepEqual(found, [
+      { group: 'easy', pairs: 14, fp32: of(1, 0), int7: of(1, 0) },
+      { group: 'hard', pairs: 6, fp32: of(1, 0), int7: of(0.5, 1) },
+    ]);
+    assert.equal(compareOnSet({ name: 'set', same }, dim, set, set).comparison.groups, undefined);
+  });
+
   test('that are the same lose no accuracy', () => {
-    const { comparison, cosines: all } = compareOnSet('set', same, dim, set, set);
+    const { comparison, cosines: all } = compareOnSet({ name: 'set', same }, dim, set, set);
     assert.equal(comparison.fp32.accuracy, 1);
     assert.equal(comparison.drop, 0);
     assert.equal(all.length, 80, 'mirror images count');
@@ -59,7 +75,7 @@ describe('two models on a set', () => {
   });
 
   test('lose accuracy when one of them changes pairs', () => {
-    const { comparison, cosines: all } = compareOnSet('set', same, dim, set, embeddings(3).set);
+    const { comparison, cosines: all } = compareOnSet({ name: 'set', same }, dim, set, embeddings(3).set);
     assert.ok(comparison.drop > 0.05);
     assert.equal(comparison.drop, comparison.fp32.accuracy - comparison.int7.accuracy);
     assert.equal(
@@ -105,6 +121,14 @@ describe('the gate', () => {
   const unresolved = (tarAtFar: Parameters<typeof rates>[0]): Metrics => {
     const found = rates(tarAtFar);
     return { ...found, comparisons: [{ ...found.comparisons[0]!, negatives: 300, unresolvedFar: ['1e-3'] }] };
+  };
+  const grouped = (groups: Record<string, [pairs: number, fp32: number, int7: number]>): Metrics => {
+    const of = (value: number) => ({ accuracy: value, falseAcceptRate: 0, falseRejectRate: 0 });
+    const found = Object.entries(groups).map(([group, [pairs, fp32, int7]]) => ({
+      ...{ group, pairs, fp32: of(fp32), int7: of(int7), drop: fp32 - int7 },
+    }));
+    const all = metrics(0, 1);
+    return { ...all, comparisons: [{ ...all.comparisons[0]!, groups: found }] };
   };
   const cases = [
     { name: 'no bounds', bounds: NONE, metrics: metrics(0.5, -1), failures: [] },
@@ -162,6 +186,38 @@ describe('the gate', () => {
       ],
     },
     {
+      name: 'a group that loses too much, though the set does not',
+      bounds: { ...NONE, maxAccuracyDrop: 0.01, maxGroupAccuracyDrop: 0.02 },
+      metrics: grouped({ old: [50, 0.9, 0.86], young: [550, 0.99, 0.98] }),
+      failures: [
+        'accuracy on group old of cfp_fp falls by 0.0400 (0.9000 to 0.8600, 50 pairs), more than ' +
+          'maxGroupAccuracyDrop 0.02',
+      ],
+    },
+    {
+      name: 'a group of which one pair is more than the bound is not judged',
+      bounds: { ...NONE, maxGroupAccuracyDrop: 0.02 },
+      metrics: grouped({ old: [49, 0.9, 0.2], young: [550, 0.99, 0.97] }),
+      failures: [],
+      notJudged: ['maxGroupAccuracyDrop does not judge groups of cfp_fp with fewer than 50 pairs: old (49)'],
+    },
+    {
+      name: 'a set without groups is not judged by them',
+      bounds: { ...NONE, maxGroupAccuracyDrop: 0.02 },
+      metrics: metrics(0, 1),
+      failures: [],
+      notJudged: ['maxGroupAccuracyDrop does not judge cfp_fp: it has no groups'],
+    },
+    {
+      name: 'a bound of zero is missed by a single pair',
+      bounds: { ...NONE, maxGroupAccuracyDrop: 0 },
+      metrics: grouped({ old: [1, 1, 0] }),
+      failures: [
+        'accuracy on group old of cfp_fp falls by 1.0000 (1.0000 to 0.0000, 1 pairs), more than ' +
+          'maxGroupAccuracyDrop 0',
+      ],
+    },
+    {
       name: 'worst cosine missed',
       bounds: { ...NONE, minMeanCosine: 0.9, minWorstCosine: 0.9 },
       metrics: { ...metrics(0, 0.98), worstCosine: 0.85 },
@@ -187,7 +243,7 @@ describe('the gate', () => {
 
   test('a set of few pairs says which rates it cannot resolve', () => {
     const { dim, same, set } = embeddings();
-    const { comparison } = compareOnSet('set', same, dim, set, set);
+    const { comparison } = compareOnSet({ name: 'set', same }, dim, set, set);
     assert.deepEqual([comparison.negatives, comparison.unresolvedFar], [10, ['1e-3']]);
     assert.deepEqual(Object.keys(comparison.fp32.tarAtFar), ['1e-1', '1e-3']);
   });
@@ -203,5 +259,11 @@ describe('the gate', () => {
     assert.equal(of(['calfw', 0.95], ['ours', 0.995]), true);
     assert.equal(of(['lfw', 0.998], ['cplfw', 0.92]), undefined);
     assert.equal(of(), undefined, 'no sets');
+  });
+
+  test('a group needs so many pairs that one of them is no more than the bound', () => {
+    assert.deepEqual([0.5, 0.02, 0.07, 0.0003, 1, 0].map(fewestPairs), [2, 50, 15, 3334, 1, 1]);
+    // Of every whole number n, 1/n needs n pairs, however it is rounded.
+    for (let n = 1; n < 10_000; ++n) assert.equal(fewestPairs(1 / n), n);
   });
 });

@@ -3,13 +3,15 @@ import {
   type Comparison,
   FacetrainError,
   type Gate,
+  type GroupComparison,
   type Metrics,
   type QuantizeConfig,
   type SetScores,
 } from '@facetrain/api';
 import type { GraphOutput } from '@facetrain/native';
 import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
-import { type Verification, verify } from '../verification/protocol.ts';
+import { type GroupFigures, type Verification, verify, verifyGroups } from '../verification/protocol.ts';
+import type { VerificationSet } from '../verification/verification-set.ts';
 import { scoreFigures } from './score-figures.ts';
 
 /** Embeddings of a set's pictures and of their mirror images, both [pictures, dim]. */
@@ -36,14 +38,25 @@ export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64A
   });
 }
 
+/** The pairs of each group, by what verifyGroups found with both models. */
+function compareGroups(fp32: GroupFigures[], int7: GroupFigures[]): GroupComparison[] {
+  const figures = ({ accuracy, falseAcceptRate, falseRejectRate }: GroupFigures) => ({
+    ...{ accuracy, falseAcceptRate, falseRejectRate },
+  });
+  return fp32.map((reference, index) => {
+    const { group, pairs, accuracy } = reference;
+    const quantized = int7[index]!;
+    return { group, pairs, fp32: figures(reference), int7: figures(quantized), drop: accuracy - quantized.accuracy };
+  });
+}
+
 /**
  * Both models on one verification set: 10-fold accuracy with flip, how they score its pairs, and the cosines of all its
  * pictures, those of the mirror images last.
- * @param same by pair; pictures 2i and 2i + 1 are pair i
+ * @param set pictures 2i and 2i + 1 are pair i
  */
 export function compareOnSet(
-  set: string,
-  same: boolean[],
+  { name: set, same, groups }: Pick<VerificationSet, 'name' | 'same' | 'groups'>,
   dim: number,
   fp32: SetEmbeddings,
   int7: SetEmbeddings,
@@ -65,6 +78,12 @@ export function compareOnSet(
     meanCosine: mean(all),
     negatives: reference.negatives,
     ...(unresolvedFar.length > 0 && { unresolvedFar }),
+    ...(groups && {
+      groups: compareGroups(
+        verifyGroups(a, dim, same, groups, reference.threshold),
+        verifyGroups(b, dim, same, groups, quantized.threshold),
+      ),
+    }),
   };
   return { comparison, cosines: all, scores: scoreFigures(set, same, dim, a, b) };
 }
@@ -184,10 +203,16 @@ function isEasy({ set, fp32 }: Comparison): boolean {
   return EASY_NAMES.test(set) || fp32.accuracy >= EASY_ACCURACY;
 }
 
+/** Pairs that a group needs so that one of them changes its accuracy by no more than the bound. */
+export function fewestPairs(maxGroupAccuracyDrop: number): number {
+  // A bound of zero forbids any loss, so even one pair is judged. The quotient may be rounded to above a whole number.
+  return maxGroupAccuracyDrop === 0 ? 1 : Math.ceil((1 - ROUNDING) / maxGroupAccuracyDrop);
+}
+
 /** Compares metrics with the bounds of a job; a bound that is null or absent is not checked. */
 export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const failures: string[] = [];
-  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, minWorstCosine } = bounds;
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop + ROUNDING) continue;
     const count = digitsToTell(drop, maxAccuracyDrop);
@@ -209,6 +234,17 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
           `more than maxTarDrop ${maxTarDrop}`,
       );
     }
+  const fewest = maxGroupAccuracyDrop === undefined ? Infinity : fewestPairs(maxGroupAccuracyDrop);
+  for (const { set, groups = [] } of metrics.comparisons)
+    for (const { group, pairs, fp32, int7, drop } of groups) {
+      if (pairs < fewest || drop <= maxGroupAccuracyDrop! + ROUNDING) continue;
+      const count = digitsToTell(drop, maxGroupAccuracyDrop!);
+      const [fall, from, to] = [drop, fp32.accuracy, int7.accuracy].map((value) => value.toFixed(count));
+      failures.push(
+        `accuracy on group ${group} of ${set} falls by ${fall} (${from} to ${to}, ${pairs} pairs), ` +
+          `more than maxGroupAccuracyDrop ${maxGroupAccuracyDrop}`,
+      );
+    }
   const checkCosine = (what: string, value: number, name: string, bound: number) => {
     if (value >= bound) return;
     failures.push(
@@ -217,7 +253,7 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
   };
   if (minMeanCosine !== null) checkCosine('mean cosine', metrics.meanCosine, 'minMeanCosine', minMeanCosine);
   if (minWorstCosine !== undefined) checkCosine('worst cosine', metrics.worstCosine!, 'minWorstCosine', minWorstCosine);
-  const notJudged =
+  const ratesNotJudged =
     maxTarDrop === undefined
       ? []
       : metrics.comparisons.flatMap(({ set, negatives, unresolvedFar }) =>
@@ -228,6 +264,21 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
               ]
             : [],
         );
+  const groupsNotJudged =
+    maxGroupAccuracyDrop === undefined
+      ? []
+      : metrics.comparisons.flatMap(({ set, groups }) => {
+          const few = (groups ?? [])
+            .filter(({ pairs }) => pairs < fewest)
+            .map(({ group, pairs }) => `${group} (${pairs})`);
+          if (groups && few.length === 0) return [];
+          return groups
+            ? [
+                `maxGroupAccuracyDrop does not judge groups of ${set} with fewer than ${fewest} pairs: ${few.join(', ')}`,
+              ]
+            : [`maxGroupAccuracyDrop does not judge ${set}: it has no groups`];
+        });
+  const notJudged = [...ratesNotJudged, ...groupsNotJudged];
   const easySets = metrics.comparisons.length > 0 && metrics.comparisons.every(isEasy);
   return {
     ...bounds,

@@ -24,7 +24,8 @@ import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
-import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
+import { readSet, type VerificationSet } from '../verification/verification-set.ts';
+import { fewestPairs } from './compare.ts';
 import { fold } from './fold.ts';
 import { QUANTIZER_OPERATORS, type RealNode } from './onnx-to-layers.ts';
 
@@ -110,7 +111,7 @@ export async function loadModel(
 /** @throws FacetrainError InvalidConfig when the gate needs an evaluation set and there is none */
 export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'evaluation' | 'gate'>): void {
   if (evaluation.sets.length > 0) return;
-  for (const bound of ['maxAccuracyDrop', 'maxTarDrop'] as const)
+  for (const bound of ['maxAccuracyDrop', 'maxTarDrop', 'maxGroupAccuracyDrop'] as const)
     if (typeof gate[bound] === 'number')
       throw new FacetrainError({
         code: 'InvalidConfig',
@@ -134,11 +135,15 @@ export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { 
 /** Pairs of different people that the highest false accept rate of the report, one in ten, needs. */
 const FEWEST_NEGATIVES = 10;
 
-/** @throws FacetrainError InvalidConfig when the gate bounds true accept rates and no set has enough pairs for any */
+/**
+ * @throws FacetrainError InvalidConfig when the gate bounds true accept rates and no set has enough pairs for any, or
+ *   groups and no set has one with enough pairs
+ */
 export function checkGateHasPairs(
-  { maxTarDrop }: QuantizeConfig['gate'],
-  sets: readonly Pick<VerificationSet, 'same'>[],
+  { maxTarDrop, maxGroupAccuracyDrop }: QuantizeConfig['gate'],
+  sets: readonly Pick<VerificationSet, 'same' | 'groups'>[],
 ): void {
+  if (maxGroupAccuracyDrop !== undefined) checkGateHasGroups(maxGroupAccuracyDrop, sets);
   const most = Math.max(...sets.map(({ same }) => same.filter((isSame) => !isSame).length));
   if (maxTarDrop === undefined || most >= FEWEST_NEGATIVES) return;
   throw new FacetrainError({
@@ -149,15 +154,26 @@ export function checkGateHasPairs(
   });
 }
 
+function checkGateHasGroups(bound: number, sets: readonly Pick<VerificationSet, 'groups'>[]): void {
+  const sizes = sets.flatMap(({ groups = [] }) => [...Map.groupBy(groups, (group) => group).values()]);
+  const most = Math.max(0, ...sizes.map(({ length }) => length));
+  const needed = fewestPairs(bound);
+  if (most >= needed) return;
+  throw new FacetrainError({
+    code: 'InvalidConfig',
+    subject: 'gate.maxGroupAccuracyDrop',
+    found: most === 0 ? 'no evaluation set has groups' : `no group has more than ${most} pairs`,
+    allowed: `evaluation.sets[].groups, one of them with ${needed} pairs or more for ${bound}; or no bound`,
+  });
+}
+
 /**
  * @throws FacetrainError InvalidConfig when the gate needs a set and there is none, or none with enough pairs;
  *   InvalidVerificationSet
  */
 export async function loadSets(config: QuantizeConfig): Promise<VerificationSet[]> {
   checkGateHasSets(config);
-  const sets = await Promise.all(
-    config.evaluation.sets.map(async ({ name, path }) => ({ ...(await readVerificationSet(path)), name })),
-  );
+  const sets = await Promise.all(config.evaluation.sets.map(readSet));
   checkGateHasPairs(config.gate, sets);
   return sets;
 }

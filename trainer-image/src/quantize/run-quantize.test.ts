@@ -534,6 +534,38 @@ describe('refused before any work', () => {
       code: 'InvalidConfig',
       expected: /^gate\.maxTarDrop: no evaluation set has more than \d pairs of different people; /,
     },
+    'a bound on groups for sets without any': {
+      change: async () => {
+        const path = await writeSmallSet(join(inputs, 'few.bin'), 5);
+        return {
+          evaluation: { sets: [{ name: 'few', path }] },
+          gate: { maxAccuracyDrop: null, minMeanCosine: null, maxGroupAccuracyDrop: 0.1 },
+        };
+      },
+      code: 'InvalidConfig',
+      expected: /^gate\.maxGroupAccuracyDrop: no evaluation set has groups; /,
+    },
+    'a bound on groups that are too small': {
+      change: async () => {
+        const path = await writeSmallSet(join(inputs, 'few.bin'), 5);
+        await writeFile(join(inputs, 'groups.txt'), 'old\n'.repeat(4) + 'young\n'.repeat(6));
+        return {
+          evaluation: { sets: [{ name: 'few', path, groups: join(inputs, 'groups.txt') }] },
+          gate: { maxAccuracyDrop: null, minMeanCosine: null, maxGroupAccuracyDrop: 0.1 },
+        };
+      },
+      code: 'InvalidConfig',
+      expected: /^gate\.maxGroupAccuracyDrop: no group has more than 6 pairs; .* with 10 pairs or more for 0\.1; /,
+    },
+    'groups of another set': {
+      change: async () => {
+        const path = await writeSmallSet(join(inputs, 'few.bin'), 5);
+        await writeFile(join(inputs, 'groups.txt'), 'old\n');
+        return { evaluation: { sets: [{ name: 'few', path, groups: join(inputs, 'groups.txt') }] } };
+      },
+      code: 'InvalidVerificationSet',
+      expected: /groups\.txt: 1 lines; a text file with a line for each of the 10 pairs/,
+    },
     'a set that is missing': {
       change: async () => ({ evaluation: { sets: [{ name: 'gone', path: join(inputs, 'gone.bin') }] } }),
       code: 'InvalidVerificationSet',

@@ -127,6 +127,24 @@ test('both models on each set, the worst pictures, sizes, times and what was fol
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
 });
 
+test('groups of pairs, the largest drop first', () => {
+  const found = report();
+  const of = (accuracy: number) => ({ accuracy, falseAcceptRate: null, falseRejectRate: 1 - accuracy });
+  const group = (name: string, drop: number) => ({
+    ...{ group: name, pairs: 1200, fp32: of(0.95), int7: of(0.95 - drop), drop },
+  });
+  const [comparison] = found.metrics.comparisons;
+  const groups = [group('young', 0.001), group('o<d', 0.04)];
+  const html = renderQuantizeReport({
+    ...found,
+    metrics: { ...found.metrics, comparisons: [{ ...comparison!, groups }] },
+    gate: { maxAccuracyDrop: null, minMeanCosine: null, maxGroupAccuracyDrop: 0.05, passed: true, failures: [] },
+  });
+  assert.match(html, /By group.*o&#60;d.*1,200.*95\.00 %.*91\.00 %.*4\.00 pt.*– → –.*5\.00 % → 9\.00 %.*young/s);
+  assert.match(html, /Gate passed<\/b> accuracy drop of any group at most 5\.00 pt\./);
+  assert.doesNotMatch(renderQuantizeReport(found), /By group/);
+});
+
 test('a missed gate lists the bounds that were missed', () => {
   const html = renderQuantizeReport(
     report({

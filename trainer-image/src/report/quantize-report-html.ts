@@ -53,6 +53,9 @@ function verdict({ gate }: QuantizeReport): string {
     ...(gate.maxAccuracyDrop === null ? [] : [`accuracy drop at most ${points(gate.maxAccuracyDrop)}`]),
     ...(gate.minMeanCosine === null ? [] : [`mean cosine at least ${gate.minMeanCosine}`]),
     ...(gate.maxTarDrop === undefined ? [] : [`drop of the true accept rate at most ${points(gate.maxTarDrop)}`]),
+    ...(gate.maxGroupAccuracyDrop === undefined
+      ? []
+      : [`accuracy drop of any group at most ${points(gate.maxGroupAccuracyDrop)}`]),
     ...(gate.minWorstCosine === undefined ? [] : [`worst cosine at least ${gate.minWorstCosine}`]),
   ];
   const remarks = [...(gate.notJudged ?? []).map((sentence) => `${sentence}.`), ...(gate.easySets ? [EASY_SETS] : [])];
@@ -153,8 +156,32 @@ function measuredOn({ measuredOn: on }: Metrics): [string, string][] {
 function verification(comparisons: Comparison[]): string {
   if (comparisons.length === 0) return '';
   const note = '10-fold, embeddings of picture and mirror image added';
-  return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}`;
+  return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}${groupTable(comparisons)}`;
 }
+
+/** Figures by group of pairs, the largest drop of each set first. */
+function groupTable(comparisons: Comparison[]): string {
+  const rows = comparisons.flatMap(({ set, groups = [] }) =>
+    groups
+      .toSorted((a, b) => b.drop - a.drop)
+      .map(({ group, pairs, fp32, int7, drop }) => [
+        escapeHtml(set),
+        escapeHtml(group),
+        count(pairs),
+        percent(fp32.accuracy),
+        percent(int7.accuracy),
+        points(drop),
+        `${share(fp32.falseAcceptRate)} → ${share(int7.falseAcceptRate)}`,
+        `${share(fp32.falseRejectRate)} → ${share(int7.falseRejectRate)}`,
+      ]),
+  );
+  if (rows.length === 0) return '';
+  const note = 'at the threshold of the whole set, of each model its own';
+  const headings = ['Set', 'Group', 'Pairs', 'FP32', 'INT7', 'Drop', 'False accepts', 'False rejects'];
+  return `<h3>By group <small>${note}</small></h3>\n${table(headings, rows)}`;
+}
+
+const share = (value: number | null) => (value === null ? '–' : percent(value));
 
 /** ROC and histograms of scores of both models on one set. */
 function scoreCharts({ set, fp32, int7 }: SetScores): string {

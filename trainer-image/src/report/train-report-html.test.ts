@@ -132,6 +132,16 @@ test('names and configuration are text, never markup', () => {
   assert(html.includes('&#60;img src=x onerror=&#34;alert(1)&#34;&#62;&#38;&#39;'));
 });
 
+test('figures by group of pairs', () => {
+  const [first, ...others] = report().evaluations.toReversed();
+  const groups = [
+    { group: 'old', pairs: 80, accuracy: 0.75, interval: [0.64, 0.83] as [number, number], falseAcceptRate: 0.1 },
+  ].map((group) => ({ ...group, falseRejectRate: null }));
+  const html = trainReportHtml(report({ evaluations: [...others.toReversed(), { ...first!, groups }] }));
+  assert.match(html, /By group.*old.*80.*75 % \(64 to 83 %\).*10 %.*–/s);
+  assert.doesNotMatch(trainReportHtml(report()), /By group/);
+});
+
 test('an attempt without steps, and one with constant values, have a page, too', () => {
   const nothing = trainReportHtml(report({ history: [], evaluations: [], imagesPerSecond: 0 }));
   assert.doesNotMatch(nothing, /NaN|undefined|Infinity|<svg/);

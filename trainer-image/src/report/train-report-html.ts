@@ -156,7 +156,24 @@ function evaluationTable(report: TrainReport, sets: string[]): string {
       escapeHtml,
     );
   });
-  return table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
+  const all = table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
+  return all + groupTable(report, sets);
+}
+
+/** Figures by group of pairs, at the threshold of the whole set. */
+function groupTable(report: TrainReport, sets: string[]): string {
+  const share = (value: number | null) => (value === null ? '–' : `${short(value * 100)} %`);
+  const rows = sets.flatMap((set) =>
+    (report.evaluations.findLast((result) => result.set === set)!.groups ?? []).map(
+      ({ group, pairs, accuracy, interval: [low, high], falseAcceptRate, falseRejectRate }) => {
+        const between = `${share(accuracy)} (${short(low * 100)} to ${share(high)})`;
+        return [set, group, count(pairs), between, share(falseAcceptRate), share(falseRejectRate)].map(escapeHtml);
+      },
+    ),
+  );
+  if (rows.length === 0) return '';
+  const headings = ['Set', 'Group', 'Pairs', 'Accuracy, 95 % interval', 'False accepts', 'False rejects'];
+  return `\n<p>By group of pairs, at the threshold of the whole set:</p>\n${table(headings, rows)}`;
 }
 
 /** Which false accept rates the set says nothing about. */

@@ -7,8 +7,8 @@ import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { areAllSame } from '../verification/check-embeddings.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
-import { spreadOf, verify } from '../verification/protocol.ts';
-import { readVerificationSet, type VerificationSet } from '../verification/verification-set.ts';
+import { spreadOf, verify, verifyGroups } from '../verification/protocol.ts';
+import { readSet, type VerificationSet } from '../verification/verification-set.ts';
 
 export class Evaluator {
   /** Every result of this attempt, in order. */
@@ -28,8 +28,8 @@ export class Evaluator {
   /** Reads the sets; pictures stay encoded. @throws FacetrainError InvalidVerificationSet */
   static async open(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Evaluator> {
     const sets: VerificationSet[] = [];
-    for (const { name, path } of config.evaluation.sets) {
-      sets.push({ ...(await readVerificationSet(path)), name });
+    for (const set of config.evaluation.sets) {
+      sets.push(await readSet(set));
       program.progress.tick();
     }
     return new Evaluator(sets, config.model.channelOrder, ranks, program);
@@ -72,7 +72,9 @@ export class Evaluator {
       // No reason to end a training, which may have just begun.
       if (rank === 0 && areAllSame(embeddings, session.dim))
         this.#program.log.warn({ step, set: set.name }, 'the embeddings of all pictures are the same');
-      const result = { set: set.name, step, ...verify(embeddings, session.dim, set.same) };
+      const verification = verify(embeddings, session.dim, set.same);
+      const groups = set.groups && verifyGroups(embeddings, session.dim, set.same, set.groups, verification.threshold);
+      const result = { set: set.name, step, ...verification, ...(groups && { groups }) };
       this.results.push({ ...result, histograms: histogramsOf(embeddings, session.dim, set.same) });
       if (rank === 0) this.#program.log.info(result, 'evaluated');
       await afterSet();

@@ -34,7 +34,7 @@ import {
   writeSmallSet,
 } from '../testing/training-gang.ts';
 import { evaluateSet } from '../verification/evaluate-set.ts';
-import { verify } from '../verification/protocol.ts';
+import { verify, verifyGroups } from '../verification/protocol.ts';
 import { readVerificationSet } from '../verification/verification-set.ts';
 
 afterEach(killRanks);
@@ -48,6 +48,8 @@ const STEPS_PER_EPOCH = Math.floor((IDENTITIES * 3) / BATCH);
 const STEPS = EPOCHS * STEPS_PER_EPOCH;
 const data = join(top, 'data');
 const set = join(top, 'pairs.bin');
+/** The group of each of its pairs. */
+const groups = join(top, 'groups.txt');
 
 /** A new folder with the configuration of a job. */
 async function job(
@@ -87,13 +89,14 @@ const KEPT = [STEPS, 8, 2 * STEPS_PER_EPOCH];
 
 /** A job of two ranks without interruption; other tests compare with it. */
 const whole = await job((config) => ({
-  evaluation: { sets: [{ name: 'pairs', path: set }], everyEpochs: 2, everySteps: null },
+  evaluation: { sets: [{ name: 'pairs', path: set, groups }], everyEpochs: 2, everySteps: null },
   checkpoint: { ...config.checkpoint, everySteps: 4, keep: 2, keepBest: 1 },
 }));
 
 before(async () => {
   writeSmallDataset(data, { identities: IDENTITIES, perIdentity: 3 });
   await writeSmallSet(set, 5);
+  await writeFile(groups, 'old\n'.repeat(4) + 'young\n'.repeat(6));
   const { codes, ranks } = await runGang(whole.folder, whole.config, 2);
   assert.deepEqual(codes, [0, 0], ranks.map(({ text }) => text).join('\n'));
 });
@@ -150,8 +153,11 @@ test('the exported model is the function that was evaluated', async () => {
   const pairs = await readVerificationSet(set);
   const embeddings = await evaluateSet(exported, pairs, { input: graph.input, channelOrder: 'rgb', flip: true });
   await exported.close();
-  const { accuracy, std, threshold, tarAtFar } = (await readReport(whole.config)).evaluations.at(-1)!;
+  const newest = (await readReport(whole.config)).evaluations.at(-1)!;
+  const { accuracy, std, threshold, tarAtFar } = newest;
   const measured = verify(embeddings, 32, pairs.same);
+  const groupOf = pairs.same.map((_, pair) => (pair < 4 ? 'old' : 'young'));
+  assert.deepEqual(verifyGroups(embeddings, 32, pairs.same, groupOf, measured.threshold), newest.groups);
   assert.deepEqual(
     [measured.accuracy, measured.std, measured.threshold, measured.tarAtFar],
     [accuracy, std, threshold, tarAtFar],

@@ -4,8 +4,9 @@
  */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, type VerificationSet as SetConfig } from '@facetrain/api';
 import { nameFileKind } from '@facetrain/native';
+import { readGroups } from './groups.ts';
 import { unpickle } from './pickle.ts';
 import { NumpyArray, type PickleValue, Tuple } from './pickle-values.ts';
 
@@ -16,6 +17,8 @@ export interface VerificationSet {
   encoded: Uint8Array[];
   /** By pair: whether both pictures show the same person. */
   same: boolean[];
+  /** By pair, if the set has groups. */
+  groups?: string[];
 }
 
 /** Folds of the protocol, and so the smallest number of pairs. */
@@ -84,4 +87,10 @@ export async function readVerificationSet(path: string): Promise<VerificationSet
     });
   }
   return parseVerificationSet(bytes, path);
+}
+
+/** A set as a configuration names it, with its groups. @throws FacetrainError InvalidVerificationSet */
+export async function readSet({ name, path, groups }: SetConfig): Promise<VerificationSet> {
+  const set = { ...(await readVerificationSet(path)), name };
+  return groups === undefined ? set : { ...set, groups: await readGroups(groups, set.same.length) };
 }
