@@ -32,6 +32,9 @@ export const ARTIFACT = {
   rejected: 'rejected',
 } as const;
 
+/** In the folder of an INT7 artifact while it is made: what the search has decided. */
+export const SEARCH_JOURNAL = 'search.journal';
+
 /** The file that is written last into a checkpoint's folder; a folder without it is incomplete. */
 export const CHECKPOINT_MANIFEST = 'manifest.json';
 

@@ -1,6 +1,7 @@
 // The functions and classes of src/quantization.ts: EasyQuant's search and the networks.
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <optional>
 
 #include "error.h"
@@ -277,12 +278,14 @@ Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   return result;
 }
 
-// searchScales(graph, pixels, count, options, space, threads) -> {promise: {numbers, scales, layers}, progress(),
-// close()}
+// searchScales(graph, pixels, count, options, space, threads, decided) -> {promise: {numbers, scales, layers},
+// progress(), decisions(), close()}. decisions() gives those that were made since it was called before.
 Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   struct Progress {
     std::atomic<SearchStage> stage{SearchStage::equalizing};
     std::atomic<int> done{0}, total{0};
+    std::mutex mutex;
+    std::vector<Decision> decisions;  // that JavaScript has not seen yet
   };
   struct Found {
     LayerGraph graph;
@@ -303,17 +306,31 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
   const ActivationSpace space{.memory_bytes = integer_of(space_from, "memoryBytes"),
                               .directory = text_of(space_from, "directory")};
   const int threads = info[5].As<Napi::Number>().Int32Value();
+  std::vector<Decision> decided;
+  const auto decided_from = info[6].As<Napi::Array>();
+  for (uint32_t i = 0; i < decided_from.Length(); ++i) {
+    decided.push_back(vector_from<Napi::Float64Array>(decided_from.Get(i)));
+  }
   Napi::Object call = start_call(info.Env(), "ft-search", [&](const Worker& worker) -> Worker::Command {
-    return [=, graph = std::move(graph), pixels = std::move(pixels), &cancelled = worker.cancelled()]() mutable {
+    return [=, graph = std::move(graph), pixels = std::move(pixels), decided = std::move(decided),
+            &cancelled = worker.cancelled()]() mutable {
       const PictureView pictures{pixels.data(), count, graph.input.height, graph.input.width, graph.input.channels};
       ThreadPool pool(threads);
       auto found = std::make_shared<Found>(Found{std::move(graph).graph(), {}});
       found->result = search_scales(found->graph, pictures, options, space, pool,
-                                    {cancelled, [&](SearchStage stage, int done, int total) {
-                                       progress->stage = stage;
-                                       progress->done = done;
-                                       progress->total = total;
-                                     }});
+                                    {.cancelled = cancelled,
+                                     .on_progress =
+                                         [&](SearchStage stage, int done, int total) {
+                                           progress->stage = stage;
+                                           progress->done = done;
+                                           progress->total = total;
+                                         },
+                                     .decided = decided,
+                                     .on_decision =
+                                         [&](const Decision& decision) {
+                                           const std::lock_guard lock(progress->mutex);
+                                           progress->decisions.push_back(decision);
+                                         }});
       return [found](Napi::Env env) -> Napi::Value {
         const auto& [graph, result] = *found;
         Napi::Array numbers = Napi::Array::New(env), layers = Napi::Array::New(env);
@@ -334,6 +351,20 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
              value.Set("stage", progress->stage == SearchStage::equalizing ? "equalizing" : "searching");
              value.Set("done", progress->done.load());
              value.Set("total", progress->total.load());
+             return value;
+           }));
+  call.Set("decisions", Napi::Function::New(info.Env(), [progress](const Napi::CallbackInfo& inner) -> Napi::Value {
+             std::vector<Decision> made;
+             {
+               const std::lock_guard lock(progress->mutex);
+               made.swap(progress->decisions);
+             }
+             Napi::Array value = Napi::Array::New(inner.Env(), made.size());
+             for (uint32_t i = 0; i < made.size(); ++i) {
+               auto numbers = Napi::Float64Array::New(inner.Env(), made[i].size());
+               std::copy(made[i].begin(), made[i].end(), numbers.Data());
+               value.Set(i, numbers);
+             }
              return value;
            }));
   return call;

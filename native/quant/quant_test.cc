@@ -162,7 +162,8 @@ const ActivationSpace kInMemory{.memory_bytes = int64_t{1} << 40, .directory = "
 SearchResult run_search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, int threads = 2,
                         const ActivationSpace& space = kInMemory) {
   ThreadPool pool(threads);
-  return search_scales(graph, pictures, options, space, pool, {kNever, [](SearchStage, int, int) {}});
+  return search_scales(graph, pictures, options, space, pool,
+                       {kNever, [](SearchStage, int, int) {}, {}, [](const Decision&) {}});
 }
 
 double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -655,11 +656,51 @@ void test_odd_networks() {
   ThreadPool pool(2);
   std::atomic<bool> cancelled = false;
   int steps = 0;
-  const SearchControl control{cancelled, [&](SearchStage stage, int, int) {
+  const SearchControl control{cancelled,
+                              [&](SearchStage stage, int, int) {
                                 if (stage == SearchStage::searching && ++steps == 3) cancelled = true;
-                              }};
+                              },
+                              {},
+                              [](const Decision&) {}};
   CHECK_THROWS(search_scales(graph, pictures, kOptions, kInMemory, pool, control), Cancelled, "cancelled");
   CHECK_EQ(steps, 3);
+}
+
+// A search that goes on from any of its decisions ends as one that was not interrupted, and makes the others alike.
+void test_resumed_search() {
+  SearchOptions options = kOptions;
+  options.candidates = 8;
+  auto pixels = Builder(2).pictures(3, 12, 12);
+  const PictureView pictures{pixels.data(), 3, 12, 12};
+  for (LayerGraph (*const make)() : {+[] { return small_network(7); }, +[] { return network_of_nodes(7); }}) {
+    const auto run = [&](const std::vector<Decision>& decided, std::vector<Decision>& made) {
+      LayerGraph graph = make();
+      ThreadPool pool(2);
+      return search_scales(
+          graph, pictures, options, kInMemory, pool,
+          {kNever, [](SearchStage, int, int) {}, decided, [&](const Decision& decision) { made.push_back(decision); }});
+    };
+    std::vector<Decision> all;
+    const SearchResult whole = run({}, all);
+    CHECK(all.size() > 10);
+    for (size_t known = 0; known <= all.size(); ++known) {
+      std::vector<Decision> made(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(known));
+      const std::vector<Decision> decided = made;
+      const SearchResult resumed = run(decided, made);
+      CHECK(made == all);
+      CHECK(resumed.scales.tensors == whole.scales.tensors);
+      for (size_t l = 0; l < whole.layers.size(); ++l) {
+        const ConvScales &a = resumed.scales.convs[l], &b = whole.scales.convs[l];
+        CHECK(a.weight == b.weight && a.weights == b.weights && a.bias == b.bias);
+        CHECK_EQ(resumed.layers[l].cosine, whole.layers[l].cosine);
+        CHECK_EQ(resumed.layers[l].cosine_start, whole.layers[l].cosine_start);
+        CHECK_EQ(resumed.layers[l].saturation, whole.layers[l].saturation);
+      }
+    }
+    std::vector<Decision> others = all;
+    others[1].push_back(0);
+    CHECK_THROWS(run(others, all), Error, "decision 2: ");
+  }
 }
 
 void test_resolve_scales() {
@@ -710,6 +751,7 @@ int main() {
   test_equalize_operands();
   test_integer_constants();
   test_broken_steps();
+  test_resumed_search();
   test_resolve_scales();
   return TEST_RESULT();
 }

@@ -38,6 +38,8 @@ float candidate_scale(const SearchOptions& options, int k, float start, float cu
   return start / (options.lower + step * (options.upper - options.lower));
 }
 
+bool is_conv(const Layer& layer) { return layer.kind == Layer::Kind::conv; }
+
 // A convolution that reads the tensor whose scale is searched.
 struct Reader {
   int layer;
@@ -75,17 +77,22 @@ class Search {
     double end_to_end = 0;           // cosine of the graph's output; the mean over its outputs
   };
 
+  bool are_decided(int64_t count) const;
+  template <typename T>
+  std::vector<T> decide(size_t size, const std::function<std::vector<T>()>& make);
+
   void find_maxima();
   void weights_pass();
   void activations_pass();
   void correct_biases();
-  void scan_weights(const LayerwisePass& pass, int layer);
-  void scan_activation(const LayerwisePass& pass, int tensor, const Unquantized& unquantized);
+  std::vector<float> scan_weights(const LayerwisePass& pass, int layer) const;
+  float scan_activation(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
   SampledTensor sample_tensor(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
   void add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const;
   void add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const;
   void set_tensor_scale(int tensor, float scale);
-  Evaluation evaluate() const;
+  Evaluation evaluate();
+  Evaluation measure() const;
   void keep_if_better();
   void layer_done();
 
@@ -95,6 +102,7 @@ class Search {
   const ActivationSpace& space_;
   ThreadPool& pool_;
   const SearchControl& control_;
+  size_t next_decision_ = 0;      // of control_.decided
   int steps_ = 0, total_ = 0;     // progress: layers that the passes have done, and will do
   Scales start_, scales_, best_;  // from the maximum; current; those of best_evaluation_
   Evaluation best_evaluation_;
@@ -104,6 +112,27 @@ class Search {
 void Search::layer_done() {
   if (control_.cancelled) throw Cancelled();
   control_.on_progress(SearchStage::searching, ++steps_, total_);
+}
+
+// Whether the next `count` decisions are those of an interrupted search.
+bool Search::are_decided(int64_t count) const {
+  return static_cast<int64_t>(control_.decided.size() - next_decision_) >= count;
+}
+
+// The next decision, of `size` numbers: that of the interrupted search, or of `make`.
+template <typename T>
+std::vector<T> Search::decide(size_t size, const std::function<std::vector<T>()>& make) {
+  if (are_decided(1)) {
+    const Decision& known = control_.decided[next_decision_++];
+    if (known.size() != size) {
+      throw Error("InvalidArgument", "decision " + std::to_string(next_decision_),
+                  std::to_string(known.size()) + " numbers", std::to_string(size) + ", of the same search");
+    }
+    return {known.begin(), known.end()};
+  }
+  std::vector<T> made = make();
+  control_.on_decision({made.begin(), made.end()});
+  return made;
 }
 
 // Sets start_ from the largest activations.
@@ -139,8 +168,8 @@ void Search::set_tensor_scale(int tensor, float scale) {
   }
 }
 
-// Chooses the scales of all filters of layer l.
-void Search::scan_weights(const LayerwisePass& pass, int l) {
+// The best scales of all filters of layer l.
+std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const {
   const Layer& layer = graph_.layers[l];
   const ConvShape& shape = layer.shape;
   const int outputs = shape.out_channels;
@@ -193,8 +222,7 @@ void Search::scan_weights(const LayerwisePass& pass, int l) {
     }
     chosen[o] = candidate_scale(options_, best, start[o], current[o]);
   }
-  scales_.convs[l].weight = std::move(chosen);
-  quantize_conv(graph_, l, scales_);
+  return chosen;
 }
 
 SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unquantized& unquantized) const {
@@ -265,9 +293,9 @@ void Search::add_tensor_cosines(const SampledTensor& sampled, const Tensor& tens
   }
 }
 
-// Chooses the scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
+// The best scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
 // there are none, of the tensor itself.
-void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized& unquantized) {
+float Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized& unquantized) const {
   const Tensor& tensor = graph_.tensors[t];
   std::vector<Reader> readers;
   for (const int l : tensor.readers) {
@@ -289,38 +317,59 @@ void Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized
     if (sampled) add_tensor_cosines(*sampled, tensor, scale, scores[k]);
   });
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();  // the first of equals
-  set_tensor_scale(
-      t, bounded_scale(candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t])));
+  return bounded_scale(candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t]));
 }
 
 void Search::weights_pass() {
+  // Nothing is run for decisions that are all known.
+  const bool known = are_decided(std::count_if(graph_.layers.begin(), graph_.layers.end(), is_conv));
   LayerwisePass pass(graph_, pictures_, pool_, space_);
-  pass.start_real();
-  pass.start_integers(scales_);
+  if (!known) {
+    pass.start_real();
+    pass.start_integers(scales_);
+  }
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
-    if (graph_.layers[l].kind == Layer::Kind::conv) scan_weights(pass, l);
-    pass.run_real(l);
-    pass.run_integers(l, scales_);
-    pass.release(l);
+    const Layer& layer = graph_.layers[l];
+    if (is_conv(layer)) {
+      scales_.convs[l].weight = decide<float>(layer.shape.out_channels, [&] { return scan_weights(pass, l); });
+      quantize_conv(graph_, l, scales_);
+    }
+    if (!known) {
+      pass.run_real(l);
+      pass.run_integers(l, scales_);
+      pass.release(l);
+    }
     layer_done();
   }
 }
 
 void Search::activations_pass() {
+  const auto is_searched = [&](int t) { return graph_.quantized(t) && graph_.tensors[t].scale_of == t; };
+  int64_t searched = is_searched(0) ? 1 : 0;
+  for (const Layer& layer : graph_.layers) searched += is_searched(layer.output) ? 1 : 0;
+  const bool known = are_decided(searched);
   LayerwisePass pass(graph_, pictures_, pool_, space_);
-  pass.start_real();
-  if (graph_.quantized(0)) scan_activation(pass, 0, [&](int64_t n) { return pass.real(0, n); });
-  pass.start_integers(scales_);
+  const auto search = [&](int t, const std::function<Unquantized()>& unquantized) {
+    const auto scan = [&] { return std::vector<float>{scan_activation(pass, t, unquantized())}; };
+    set_tensor_scale(t, decide<float>(1, scan)[0]);
+  };
+  if (!known) pass.start_real();
+  if (is_searched(0)) search(0, [&]() -> Unquantized { return [&](int64_t n) { return pass.real(0, n); }; });
+  if (!known) pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const int output = graph_.layers[l].output;
-    pass.run_real(l);
-    if (graph_.quantized(output) && graph_.tensors[output].scale_of == output) {
-      const auto unquantized = pass.run_unquantized(l, scales_);
-      const int64_t size = graph_.tensors[output].size();
-      scan_activation(pass, output, [&](int64_t n) { return unquantized.data() + n * size; });
+    if (!known) pass.run_real(l);
+    if (is_searched(output)) {
+      Activations<float> values;
+      search(output, [&]() -> Unquantized {
+        values = pass.run_unquantized(l, scales_);
+        return [&, size = graph_.tensors[output].size()](int64_t n) { return values.data() + n * size; };
+      });
     }
-    pass.run_integers(l, scales_);
-    pass.release(l);
+    if (!known) {
+      pass.run_integers(l, scales_);
+      pass.release(l);
+    }
     layer_done();
   }
 }
@@ -328,32 +377,54 @@ void Search::activations_pass() {
 // Adds each output channel's mean error on the pictures to its bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2:
 // the variant that measures the error).
 void Search::correct_biases() {
+  const bool known = are_decided(std::count_if(graph_.layers.begin(), graph_.layers.end(), is_conv));
   LayerwisePass pass(graph_, pictures_, pool_, space_);
-  pass.start_real();
-  pass.start_integers(scales_);
+  if (!known) {
+    pass.start_real();
+    pass.start_integers(scales_);
+  }
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
     const Layer& layer = graph_.layers[l];
-    pass.run_real(l);
-    if (layer.kind == Layer::Kind::conv) {
+    if (!known) pass.run_real(l);
+    if (is_conv(layer)) {
       const int outputs = layer.shape.out_channels;
-      const auto integer = pass.run_unquantized(l, scales_);
-      const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
-      std::vector<double> error(outputs);
-      const float* real = pass.real(layer.output, 0);
-      for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
-      ConvScales& conv = scales_.convs[l];
-      for (int o = 0; o < outputs; ++o) {
-        const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
-        conv.bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
-      }
+      scales_.convs[l].bias = decide<int32_t>(outputs, [&] {
+        const auto integer = pass.run_unquantized(l, scales_);
+        const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
+        std::vector<double> error(outputs);
+        const float* real = pass.real(layer.output, 0);
+        for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
+        const ConvScales& conv = scales_.convs[l];
+        std::vector<int32_t> bias = conv.bias;
+        for (int o = 0; o < outputs; ++o) {
+          const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
+          bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
+        }
+        return bias;
+      });
     }
-    pass.run_integers(l, scales_);
-    pass.release(l);
+    if (!known) {
+      pass.run_integers(l, scales_);
+      pass.release(l);
+    }
     layer_done();
   }
 }
 
-Search::Evaluation Search::evaluate() const {
+Search::Evaluation Search::evaluate() {
+  const size_t layers = graph_.layers.size(), tensors = graph_.tensors.size();
+  const Decision figures = decide<double>(layers + tensors + 1, [&] {
+    Evaluation found = measure();
+    Decision all = std::move(found.cosine);
+    all.insert(all.end(), found.saturation.begin(), found.saturation.end());
+    all.push_back(found.end_to_end);
+    return all;
+  });
+  const auto saturation = figures.begin() + static_cast<std::ptrdiff_t>(layers);
+  return {{figures.begin(), saturation}, {saturation, figures.end() - 1}, figures.back()};
+}
+
+Search::Evaluation Search::measure() const {
   Evaluation result{std::vector<double>(graph_.layers.size()), std::vector<double>(graph_.tensors.size()), 0};
   LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();

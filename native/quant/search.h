@@ -11,6 +11,9 @@
 // After each half of a round the whole network is evaluated, and the scales with the best cosine of the output are
 // kept.
 //
+// A search that was interrupted goes on from its decisions: the scales that it chose, in order, and what it measured.
+// They replace the work that they came from, and all else is computed again, so the result is the same.
+//
 // Candidates are scored with the runtime's integer kernels. Cost: a round runs each layer 2 * (candidates + 1) times,
 // on a sample of its output pixels (neighboring pixels are similar), and the whole network a few times.
 #pragma once
@@ -35,9 +38,15 @@ struct SearchOptions {
 
 enum class SearchStage { equalizing, searching };
 
+// The scales of a layer's filters, a tensor's scale, a layer's corrected biases, or figures of the whole network.
+using Decision = std::vector<double>;
+
 struct SearchControl {
   const std::atomic<bool>& cancelled;  // checked between layers and candidates
   std::function<void(SearchStage stage, int done, int total)> on_progress;
+  // Of an interrupted search of the same graph, pictures and options, in order; and what hears of each new one.
+  const std::vector<Decision>& decided;
+  std::function<void(const Decision&)> on_decision;
 };
 
 struct LayerResult {
@@ -51,8 +60,8 @@ struct SearchResult {
 };
 
 // Searches the scales of `graph`, and rewrites its weights when it equalizes. The result depends neither on the number
-// of threads nor on `space`. Throws Error(NotANumber) when an activation is not finite, Error(InsufficientMemory), and
-// Cancelled.
+// of threads nor on `space`. Throws Error(NotANumber) when an activation is not finite, Error(InsufficientMemory),
+// Error(InvalidArgument) for decisions of another search, and Cancelled.
 SearchResult search_scales(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options,
                            const ActivationSpace& space, ThreadPool& pool, const SearchControl& control);
 

@@ -23,6 +23,10 @@ export interface SearchOptions {
   computeThreads: number;
   signal?: AbortSignal;
   onProgress?: (progress: { stage: 'equalizing' | 'searching'; done: number; total: number }) => void;
+  /** What an interrupted search of the same graph, pictures and options told `onDecisions`, in order. */
+  decided?: readonly Float64Array[];
+  /** Gets new decisions soon after they are made, the last before searchScales returns or throws. */
+  onDecisions?: (made: Float64Array[]) => void;
 }
 
 /** The search's results for one layer; fields as in api's QuantizedLayer. */
@@ -91,8 +95,10 @@ interface QuantizationAddon {
     options: Pick<SearchOptions, 'rounds' | 'candidates' | 'lower' | 'upper' | 'equalize' | 'biasCorrection'>,
     space: { memoryBytes: number; directory: string },
     computeThreads: number,
+    decided: readonly Float64Array[],
   ): Call<{ numbers: LayerNumbers[]; scales: Scales; layers: LayerResult[] }> & {
     progress(): Parameters<NonNullable<SearchOptions['onProgress']>>[0];
+    decisions(): Float64Array[];
   };
 }
 
@@ -121,7 +127,9 @@ export async function searchScales(
   pictures: Pictures,
   options: SearchOptions,
 ): Promise<SearchResult> {
-  const { memoryBytes, temporaryDirectory: directory, computeThreads, signal, onProgress, ...search } = options;
+  const { memoryBytes, temporaryDirectory: directory, computeThreads, signal, ...rest } = options;
+  const { onProgress, decided = [], onDecisions, ...search } = rest;
+  const space = { memoryBytes, directory };
   const data = inChannelsOf(graph, pictures);
   checkPictures(graph, { ...pictures, data });
   if (pictures.count === 0)
@@ -132,10 +140,15 @@ export async function searchScales(
       allowed: 'one picture at least',
     });
   let timer: NodeJS.Timeout | undefined;
+  let report = () => {};
   try {
     const { numbers, scales, layers } = await runCall(() => {
-      const call = addon.searchScales(graph, data, pictures.count, search, { memoryBytes, directory }, computeThreads);
-      if (onProgress) timer = setInterval(() => onProgress(call.progress()), progressInterval);
+      const call = addon.searchScales(graph, data, pictures.count, search, space, computeThreads, decided);
+      report = () => {
+        onProgress?.(call.progress());
+        onDecisions?.(call.decisions());
+      };
+      timer = setInterval(report, progressInterval);
       return call;
     }, signal);
     return {
@@ -145,6 +158,7 @@ export async function searchScales(
     };
   } finally {
     clearInterval(timer);
+    report();
   }
 }
 

@@ -1,11 +1,13 @@
 /** The quantize mode from end to end, on a small network and real pictures, and the input that it refuses. */
 import assert from 'node:assert/strict';
-import { execFileSync, spawnSync } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { once } from 'node:events';
+import { appendFile, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import {
   ArtifactManifest,
   ExitCode,
@@ -14,6 +16,7 @@ import {
   QuantizeConfig,
   QuantizeReport,
   ScalesDocument,
+  SEARCH_JOURNAL,
   TerminationMessage,
   TerminationResult,
 } from '@facetrain/api';
@@ -309,7 +312,7 @@ test('a missed gate leaves the reports alone, and the artifact that was there', 
   assert.deepEqual(await contents(join(scratch, 'out')), artifact);
 });
 
-test('a signal stops the search, and no file is left', async () => {
+test('a signal stops the search, and no file but what it decided is left', async () => {
   const controller = new AbortController();
   const running = program(controller.signal);
   const { update } = running.progress;
@@ -322,7 +325,62 @@ test('a signal stops the search, and no file is left', async () => {
     runQuantize(config({ search: { ...config().search, candidates: 1000 } }), running),
     (reason) => reason === 'SIGTERM' || (reason as Error).name === 'AbortError',
   );
-  assert.deepEqual(await contents(join(scratch, 'out')), {});
+  assert.deepEqual(Object.keys(await contents(join(scratch, 'out'))), [SEARCH_JOURNAL]);
+});
+
+/** The numbers of decisions that a search went on with. */
+const resumedWith = (output: string) =>
+  [...output.matchAll(/"decisions":(\d+)/g)].map(([, decisions]) => Number(decisions));
+
+test('a quantizer that was stopped or killed goes on where it was, and writes the same bytes', async () => {
+  // So many candidates that it is still at work when its first decisions are written.
+  const search = { ...config().search, rounds: 2, candidates: 2000 };
+  await runQuantize(config({ search }), program());
+  const whole = await contents(join(scratch, 'out'));
+  assert.deepEqual(Object.keys(whole), FILES);
+
+  const outputDirectory = join(scratch, 'resumed');
+  const change = { search, outputDirectory };
+  const journal = join(outputDirectory, SEARCH_JOURNAL);
+  const decisions = async () => Math.max(0, (await readFile(journal, 'utf8').catch(() => '')).split('\n').length - 2);
+  for (const [signal, ended] of [
+    ['SIGKILL', [null, 'SIGKILL']],
+    ['SIGTERM', [128 + 15, null]],
+  ] as const) {
+    const before = await decisions();
+    await writeFile(join(scratch, 'config.json'), JSON.stringify(config(change)));
+    const child = spawn(process.execPath, [join(import.meta.dirname, '..', 'main.ts'), 'quantize'], {
+      env: { ...process.env, FACETRAIN_CONFIG: join(scratch, 'config.json') },
+      stdio: 'ignore',
+    });
+    const exit = once(child, 'exit');
+    const end = Date.now() + 120_000;
+    while ((await decisions()) < before + 2 && child.exitCode === null && Date.now() < end) await delay(5);
+    child.kill(signal);
+    assert.deepEqual(await exit, ended, 'it was at work');
+    assert.deepEqual(Object.keys(await contents(outputDirectory)), [SEARCH_JOURNAL]);
+    assert.ok((await decisions()) >= before + 2);
+  }
+  const kept = await decisions();
+  // A line that was cut off counts as not written, and so does the line behind it.
+  await appendFile(journal, '[0.5,0.');
+  const { status, output } = await runProgram(change);
+  assert.equal(status, ExitCode.success, output);
+  assert.deepEqual(resumedWith(output), [kept]);
+  assert.deepEqual(await contents(outputDirectory), whole);
+});
+
+test('decisions of another search are not used', async () => {
+  const { signal } = new AbortController();
+  const found: string[] = [];
+  const logged = { ...program(signal), log: pino({ level: 'info' }, { write: (line: string) => found.push(line) }) };
+  const out = join(scratch, 'out');
+  await mkdir(out);
+  // Both would end a search that reads them: the key is of no search.
+  await writeFile(join(out, SEARCH_JOURNAL), `${JSON.stringify({ key: 'other' })}\n[1]\n`);
+  await runQuantize(config(), logged);
+  assert.deepEqual(resumedWith(found.join('')), []);
+  assert.deepEqual(Object.keys(await contents(out)), FILES);
 });
 
 test('an older quantizer that wakes after a newer one has begun changes nothing, and says why it ends', async () => {
@@ -671,7 +729,8 @@ test('a full disk is an error with the path, and no file is half-written', async
     const error = await failure({ outputDirectory: join(disk, 'out') });
     assert.equal(error.code, 'DiskFull');
     assert.equal(error.subject, join(disk, 'out', 'model.int7.onnx'));
-    assert.deepEqual(await contents(join(disk, 'out')), {});
+    // The search stays: the next quantizer needs the room alone.
+    assert.deepEqual(Object.keys(await contents(join(disk, 'out'))), [SEARCH_JOURNAL]);
     const fence = join(disk, 'out', 'fences', '0000000001');
     const [start, ...others] = (await readdir(fence)).filter((name) => name !== 'owner.json');
     assert.deepEqual([await readdir(join(fence, start!)), others], [[], []]);

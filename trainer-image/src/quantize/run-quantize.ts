@@ -51,6 +51,8 @@ import {
 import { onnxToLayers } from './onnx-to-layers.ts';
 import { predictedLatency } from './predicted-latency.ts';
 import { decodeInt7 } from './qdq.ts';
+import { SearchJournal, searchKey } from './search-journal.ts';
+import { TimeLeft } from './time-left.ts';
 import { thumbnails, worstPictures } from './worst-pictures.ts';
 
 /**
@@ -162,7 +164,8 @@ async function quantizeInto(
   const computeThreads = config.computeThreads ?? availableParallelism();
 
   // ---- The search for scales ----
-  const found = await search(config, source.layers, pictures, computeThreads, program);
+  const journal = await SearchJournal.open(output, searchKey(source.layers, pictures, config.search), log);
+  const found = await search(config, source.layers, pictures, computeThreads, program, journal);
   checkFound(found.layers, config.model.path);
   checkScales(found, config.model.path);
 
@@ -175,7 +178,7 @@ async function quantizeInto(
   const modelBytes = modelFile(found.graph, found.scales, origin);
 
   // ---- Check and comparison, of the model that is read back from its file's bytes ----
-  progress.update({ stage: 'Comparing', step: 0, totalSteps: 0 });
+  progress.update({ stage: 'Comparing', step: 0, totalSteps: 0, etaSeconds: null });
   await using int7 = disposable(await openInt7(modelBytes, computeThreads));
   await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
   const { metrics, scores, sources } =
@@ -232,6 +235,7 @@ async function quantizeInto(
   if (!report.gate.passed) {
     const folder = join(outputDirectory, ARTIFACT.rejected);
     await write(folder, reports);
+    await journal.remove();
     if (destination) {
       const uri = joinStorageUri(destination.uri, ARTIFACT.rejected);
       await upload(folder, Object.keys(reports), { ...destination, uri }, program);
@@ -266,6 +270,7 @@ async function quantizeInto(
   // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
   const listed = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   await output.write(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
+  await journal.remove();
   // An object store has no fence: the check has to do.
   await output.check();
   if (destination) {
@@ -305,19 +310,38 @@ async function search(
   pictures: Pictures,
   computeThreads: number,
   { log, progress, signal }: Program,
+  journal: SearchJournal,
 ): Promise<SearchResult> {
   const start = performance.now();
   progress.update({ stage: config.search.equalize ? 'Equalizing' : 'Searching' });
-  const found = await searchScales(layers, pictures, {
-    ...config.search,
-    memoryBytes: Math.floor(process.availableMemory() / 2),
-    temporaryDirectory: tmpdir(),
-    computeThreads,
-    signal,
-    onProgress: ({ stage, done, total }) => progress.update({ stage: STAGES[stage], step: done, totalSteps: total }),
-  });
-  log.info({ seconds: (performance.now() - start) / 1000 }, 'scales found');
-  return found;
+  if (journal.decided.length > 0)
+    log.info({ decisions: journal.decided.length }, 'going on with an interrupted search');
+  const estimate = new TimeLeft();
+  // What an interrupted search had decided takes no time, so it says nothing about the rest.
+  let isNew = false;
+  try {
+    const found = await searchScales(layers, pictures, {
+      ...config.search,
+      memoryBytes: Math.floor(process.availableMemory() / 2),
+      temporaryDirectory: tmpdir(),
+      computeThreads,
+      signal,
+      decided: journal.decided,
+      onDecisions: (made) => {
+        isNew ||= made.length > 0;
+        journal.add(made);
+      },
+      onProgress: ({ stage, done, total }) =>
+        progress.update({
+          ...{ stage: STAGES[stage], step: done, totalSteps: total },
+          etaSeconds: stage === 'searching' && isNew ? estimate.seconds(done, total, performance.now()) : null,
+        }),
+    });
+    log.info({ seconds: (performance.now() - start) / 1000 }, 'scales found');
+    return found;
+  } finally {
+    await journal.close();
+  }
 }
 
 /** Opens the INT7 model from its file's bytes, as its users do. */

@@ -1,0 +1,94 @@
+/**
+ * The decisions of a search in a file of the output folder, so that a quantizer that was stopped or killed goes on where
+ * it was. A line of JSON for each: first the key of the search, then the numbers of each decision, in order. A line that
+ * a killed process or a full disk has cut off, and what follows it, count as not written.
+ */
+import { createHash } from 'node:crypto';
+import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type QuantizeConfig, SEARCH_JOURNAL } from '@facetrain/api';
+import type { LayerGraph, Pictures } from '@facetrain/native';
+import packageJson from '../../package.json' with { type: 'json' };
+import type { Program } from '../program/program.ts';
+import type { Fence } from '../storage/fence.ts';
+
+/** What decides how a search goes: decisions of another one would be wrong. */
+export function searchKey(graph: LayerGraph, pictures: Pictures, search: QuantizeConfig['search']): string {
+  const hash = createHash('sha256');
+  const { data, ...size } = pictures;
+  // Numbers are hashed as bytes, beside their place in the text.
+  const text = JSON.stringify([packageJson.version, graph, size, search], (_, value: unknown) => {
+    if (!ArrayBuffer.isView(value)) return value;
+    hash.update(bytesOf(value));
+    return `${value.constructor.name} of ${value.byteLength} bytes`;
+  });
+  return hash.update(bytesOf(data)).update(text).digest('hex');
+}
+
+const bytesOf = ({ buffer, byteOffset, byteLength }: ArrayBufferView) => new Uint8Array(buffer, byteOffset, byteLength);
+
+export class SearchJournal {
+  /** Of the interrupted search, in order. */
+  readonly decided: Float64Array[];
+  #file: FileHandle;
+  #fence: Fence;
+  #log: Program['log'];
+  #written: Promise<void> = Promise.resolve();
+  #failed = false;
+
+  private constructor(decided: Float64Array[], file: FileHandle, fence: Fence, log: Program['log']) {
+    this.decided = decided;
+    this.#file = file;
+    this.#fence = fence;
+    this.#log = log;
+  }
+
+  /** Goes on with the journal of the folder, if it is of the same search. @throws FacetrainError as Fence.write */
+  static async open(fence: Fence, key: string, log: Program['log']): Promise<SearchJournal> {
+    const path = join(fence.folder, SEARCH_JOURNAL);
+    const lines = (await readFile(path, 'utf8').catch(() => '')).split('\n').slice(0, -1);
+    const [head, ...rest] = lines.map(parsed);
+    const isSame = (head as { key?: unknown } | undefined)?.key === key;
+    const end = rest.findIndex((numbers) => !isDecision(numbers));
+    const decided = isSame ? (end < 0 ? rest : rest.slice(0, end)).map((of) => Float64Array.from(of as number[])) : [];
+    // A new file: an older process that was frozen goes on writing into the one that it has open.
+    await fence.write(path, `${JSON.stringify({ key })}\n${decided.map(lineOf).join('')}`);
+    return new SearchJournal(decided, await open(path, 'a'), fence, log);
+  }
+
+  /** Adds decisions, in the background. Without room for them the search goes on, and is not kept. */
+  add(made: readonly Float64Array[]): void {
+    if (made.length === 0 || this.#failed) return;
+    const text = made.map(lineOf).join('');
+    this.#written = this.#written
+      .then(() => this.#file.appendFile(text))
+      .catch((error: unknown) => {
+        if (!this.#failed) this.#log.warn(`the search cannot be kept: ${(error as Error).message}`);
+        this.#failed = true;
+      });
+  }
+
+  /** Ends the file; it stays for the next quantizer. */
+  async close(): Promise<void> {
+    await this.#written;
+    await this.#file.close();
+  }
+
+  /** For a search whose result is written. */
+  async remove(): Promise<void> {
+    await this.#fence.remove(join(this.#fence.folder, SEARCH_JOURNAL));
+  }
+}
+
+const lineOf = (numbers: Float64Array): string => `${JSON.stringify(Array.from(numbers))}\n`;
+
+function parsed(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
+}
+
+const isDecision = (value: unknown): boolean =>
+  Array.isArray(value) && value.every((number) => typeof number === 'number');
