@@ -60,6 +60,7 @@ import {
   port,
   power,
   probability,
+  ranksPerPod,
   replicas,
   sampleRate,
   scale,
@@ -439,19 +440,18 @@ const checkpoint = section(
 
 const elastic = z
   .strictObject({
-    minReplicas: replicas.describe('The gang never goes on with fewer ranks.'),
+    minReplicas: replicas.describe('The gang never goes on with fewer pods.'),
     maxReplicas: replicas.describe('Largest trainers.replicas.'),
     scaleDownSeconds: seconds(
-      'Ranks have no place for this long (no node for their pods, or a quota refuses them) before the gang goes on ' +
-        'without them.',
+      'Pods have no place for this long (no node, or a quota refuses them) before the gang goes on without them.',
     ).default(120),
     scaleUpSeconds: seconds(
-      'A gang that lacks ranks looks for room for them after this long; twice as long, and so on, after it found ' +
+      'A gang that lacks pods looks for room for them after this long; twice as long, and so on, after it found ' +
         'room that was gone when it came.',
     ).default(600),
   })
   .describe(
-    'Lets the gang go on with fewer ranks than trainers.replicas, from the newest checkpoint, and with more when ' +
+    'Lets the gang go on with fewer pods than trainers.replicas, from the newest checkpoint, and with more when ' +
       'there ' +
       'is room. The global batch, the order of pictures and the sample of classes stay the same. Can be added or ' +
       'removed only while the job is suspended.',
@@ -462,8 +462,15 @@ const trainers = section(
     replicas: replicas
       .default(1)
       .describe(
-        'Ranks in the gang, one process each. The class centres are divided among them. With elastic it is a wish, ' +
-          'which may change at any time; kubectl scale changes it.',
+        'Pods in the gang, with one rank each, or ranksPerPod. The class centres are divided among all ranks. With ' +
+          'elastic it is a wish, which may change at any time; kubectl scale changes it.',
+      ),
+    ranksPerPod: ranksPerPod
+      .default(1)
+      .describe(
+        'Ranks in each pod: processes in its container, of which each takes the GPU of its number (LOCAL_RANK). They ' +
+          'share what resources asks for, such as nvidia.com/gpu: 8 for 8 ranks, and the inputs, which are fetched ' +
+          'once for all. Over NVLink, NCCL connects only GPUs of one pod. The gang has replicas · ranksPerPod ranks.',
       ),
     elastic: elastic.optional(),
     ...podFields,
@@ -566,6 +573,7 @@ export const TRAINING_FIELDS: readonly string[] = [
   'seed',
   'augmentation',
   'trainers.replicas',
+  'trainers.ranksPerPod',
   'trainers.microBatchSize',
   'trainers.progressPort',
   'trainers.rendezvousPort',
@@ -592,6 +600,12 @@ function sameButReplicas(spec = ''): string {
 const MAY_CHANGE =
   `${sameButReplicas()} && has(self.trainers.elastic) == has(oldSelf.trainers.elastic) && ` +
   `(has(self.trainers.elastic) || ${unchanged(ELASTIC_FIELD)})`;
+
+/** CEL for the number of ranks in the gang. */
+const RANKS = 'self.trainers.replicas * self.trainers.ranksPerPod';
+/** The number of ranks in the gang. */
+export const rankCount = ({ replicas: pods, ranksPerPod: perPod }: { replicas: number; ranksPerPod: number }): number =>
+  pods * perPod;
 
 export const FaceTrainJobSpec = rules(
   z.strictObject({
@@ -661,31 +675,33 @@ export const FaceTrainJobSpec = rules(
   }),
   [
     {
-      cel: 'self.globalBatchSize >= self.trainers.replicas',
-      message: 'globalBatchSize must be trainers.replicas or more: a picture for each trainer',
-      check: (value) => value.globalBatchSize >= value.trainers.replicas,
+      cel: `self.globalBatchSize >= ${RANKS}`,
+      message: 'globalBatchSize must be trainers.replicas · ranksPerPod or more: a picture for each rank',
+      check: (value) => value.globalBatchSize >= rankCount(value.trainers),
       path: ['globalBatchSize'],
     },
     {
       cel:
         '!has(self.trainers.microBatchSize) || (self.globalBatchSize % self.trainers.microBatchSize == 0 && ' +
-        'self.globalBatchSize >= self.trainers.replicas * self.trainers.microBatchSize)',
-      message:
-        'trainers.microBatchSize must divide globalBatchSize into a micro-batch for each of trainers.replicas, or more',
+        `self.globalBatchSize >= ${RANKS} * self.trainers.microBatchSize)`,
+      message: 'trainers.microBatchSize must divide globalBatchSize into a micro-batch for each rank, or more',
       // Without microBatchSize, the first rule says it.
-      check: ({ globalBatchSize: pictures, trainers: { replicas, microBatchSize: size } }) =>
-        size === undefined || (pictures % size === 0 && pictures >= replicas * size),
+      check: ({ globalBatchSize: pictures, trainers }) =>
+        trainers.microBatchSize === undefined ||
+        (pictures % trainers.microBatchSize === 0 && pictures >= rankCount(trainers) * trainers.microBatchSize),
       path: ['trainers', 'microBatchSize'],
     },
     {
       cel:
         '!has(self.trainers.microBatchSize) || !self.model.syncBatchNorm || ' +
-        'self.globalBatchSize == self.trainers.replicas * self.trainers.microBatchSize',
+        `self.globalBatchSize == ${RANKS} * self.trainers.microBatchSize`,
       message:
         'model.syncBatchNorm needs all pictures of a step at the same time: leave trainers.microBatchSize out, or ' +
         'use more trainers',
-      check: ({ globalBatchSize: pictures, model: { syncBatchNorm }, trainers: { replicas, microBatchSize: size } }) =>
-        size === undefined || !syncBatchNorm || pictures === replicas * size,
+      check: ({ globalBatchSize: pictures, model: { syncBatchNorm }, trainers }) =>
+        trainers.microBatchSize === undefined ||
+        !syncBatchNorm ||
+        pictures === rankCount(trainers) * trainers.microBatchSize,
       path: ['trainers', 'microBatchSize'],
     },
     {
@@ -700,10 +716,11 @@ export const FaceTrainJobSpec = rules(
     {
       cel:
         '!has(self.trainers.elastic) || self.globalBatchSize >= self.trainers.elastic.maxReplicas * ' +
-        '(has(self.trainers.microBatchSize) ? self.trainers.microBatchSize : 1)',
-      message: 'elastic.maxReplicas must be at most the pictures, or the micro-batches, of globalBatchSize',
-      check: ({ globalBatchSize: pictures, trainers: { microBatchSize: size = 1, elastic } }) =>
-        elastic === undefined || pictures >= elastic.maxReplicas * size,
+        'self.trainers.ranksPerPod * (has(self.trainers.microBatchSize) ? self.trainers.microBatchSize : 1)',
+      message:
+        'elastic.maxReplicas · ranksPerPod must be at most the pictures, or the micro-batches, of globalBatchSize',
+      check: ({ globalBatchSize: pictures, trainers: { microBatchSize: size = 1, elastic, ranksPerPod: perPod } }) =>
+        elastic === undefined || pictures >= elastic.maxReplicas * perPod * size,
       path: ['trainers', 'elastic', 'maxReplicas'],
     },
     {
@@ -818,7 +835,7 @@ export const MAX_RESIZE_MESSAGE = 512;
 
 const Resize = z.strictObject({
   attempt: z.int32().min(0).describe('The attempt that began with this number.'),
-  trainers: z.int32().min(1).describe('Ranks in its gang.'),
+  trainers: z.int32().min(1).describe('Pods of its gang.'),
   time: Time.describe('When that was decided.'),
   reason: z.string().max(128).describe('ScaledDown or ScaledUp.'),
   message: z.string().max(MAX_RESIZE_MESSAGE).describe('Why.'),
@@ -868,7 +885,7 @@ export const FaceTrainJobStatus = z
         desired: z
           .int32()
           .min(0)
-          .describe('Ranks in the gang; of an elastic one those with which it goes on, not those that are wished.'),
+          .describe('Pods of the gang; of an elastic one those with which it goes on, not those that are wished.'),
         selector: z
           .string()
           .max(MAX_SELECTOR)
@@ -884,8 +901,8 @@ export const FaceTrainJobStatus = z
           .regex(/^\d+(-\d+)?(,\d+(-\d+)?)*$/)
           .optional()
           .describe(
-            'Ranks of this attempt that have succeeded, such as "0,2-5" (the format of a Job’s completedIndexes). ' +
-              'They stay succeeded when their pods are removed.',
+            'Pods of this attempt that have succeeded, by number, such as "0,2-5" (the format of a Job’s ' +
+              'completedIndexes). They count as succeeded also when they are removed.',
           ),
       })
       .optional()

@@ -36,6 +36,8 @@ export const TRAINER_ENV = [
   'MASTER_PORT',
   'FACETRAIN_CONFIG',
 ] as const;
+/** Beside TRAINER_ENV, of a trainer's pod with several ranks. */
+const SEVERAL_RANKS_ENV = ['LOCAL_WORLD_SIZE'] as const;
 /** The same for the quantizer. */
 export const QUANTIZER_ENV = ['FACETRAIN_CONFIG'] as const;
 
@@ -80,17 +82,37 @@ export function podFieldsProblem(
     image,
     resources,
     podTemplate,
-  }: { image?: string | undefined; resources?: object | undefined; podTemplate?: object | undefined },
+    ranksPerPod = 1,
+  }: {
+    image?: string | undefined;
+    resources?: object | undefined;
+    podTemplate?: object | undefined;
+    ranksPerPod?: number | undefined;
+  },
   output?: QuantizerOutput,
 ): string | null {
   const isTrainer = path === 'spec.trainers';
+  const gpus = ranksPerPod > 1 ? gpuProblem(asLoose(resources), ranksPerPod) : null;
+  if (gpus !== null) return `${path}.${gpus}`;
+  const trainerEnv = [...TRAINER_ENV, ...(ranksPerPod > 1 ? SEVERAL_RANKS_ENV : [])];
   const problem = podTemplateProblem(podTemplate as Template | undefined, {
     isTrainer,
     image,
     resources: asLoose(resources),
-    env: isTrainer ? TRAINER_ENV : [...QUANTIZER_ENV, ...(output?.s3?.secretRef ? S3_CREDENTIALS_ENV : [])],
+    env: isTrainer ? trainerEnv : [...QUANTIZER_ENV, ...(output?.s3?.secretRef ? S3_CREDENTIALS_ENV : [])],
   });
   return problem === null ? null : `${path}.podTemplate.${problem}`;
+}
+
+/** The resource of whole GPUs, by every vendor's device plugin: nvidia.com/gpu, amd.com/gpu. */
+const GPUS = /^[^/]+\/gpu$/;
+
+/** Each rank takes the GPU of its number: too few leave ranks without one, and of too many some are idle. */
+function gpuProblem(resources: Loose, ranks: number): string | null {
+  for (const [name, amount] of Object.entries(asLoose(resources.limits)))
+    if (GPUS.test(name) && String(amount) !== String(ranks))
+      return `resources.limits: ${name} is ${String(amount)}, and a pod has ${ranks} ranks, each with a GPU: ask for ${ranks}`;
+  return null;
 }
 
 /** The first such field of a whole job; null if there is none. */

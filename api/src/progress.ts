@@ -113,6 +113,7 @@ export const TerminationMessage = z.object({
     .regex(/^[A-Za-z][A-Za-z0-9]*$/, 'one word of letters and digits')
     .describe('An ErrorCode, or "Internal" for a defect.'),
   message: z.string().max(MAX_TERMINATION_TEXT),
+  rank: z.int().min(0).optional().describe('The rank that failed, where its pod has several.'),
 });
 export type TerminationMessage = z.infer<typeof TerminationMessage>;
 

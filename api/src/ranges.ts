@@ -86,6 +86,8 @@ export type Precision = z.infer<typeof precision>;
 /** Ranks of the largest gang. */
 export const MAX_REPLICAS = 4096;
 export const replicas = z.int32().min(1).max(MAX_REPLICAS);
+/** GPUs of the largest machines with NVLink between all (DGX-2, HGX with 16). */
+export const ranksPerPod = z.int32().min(1).max(16);
 export const loaderThreads = z.int32().min(1).max(64);
 /** Of a model's input, in units of 8-bit pixels; one number for all channels, or one for each. */
 export const inputMean = z.array(z.number().min(-1e6).max(1e6)).min(1).max(4);

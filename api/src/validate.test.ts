@@ -71,7 +71,7 @@ const cases: Record<
     change: { globalBatchSize: 1, trainers: { replicas: 2 } },
     wantSubject: 'job.yaml: spec.globalBatchSize',
     wantFound: '1',
-    wantAllowed: /trainers.replicas or more/,
+    wantAllowed: /trainers.replicas · ranksPerPod or more/,
   },
   'an element of a list': {
     change: { evaluation: { sets: [{ name: 'a', uri: 'ftp://x' }] } },

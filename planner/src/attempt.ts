@@ -24,6 +24,8 @@ export interface JobSpec {
   failurePolicy: FailurePolicy;
   activeDeadlineSeconds?: number | undefined;
   pendingDeadlineSeconds?: number | undefined;
+  /** Of a FaceTrainJob. */
+  trainers?: { ranksPerPod: number };
 }
 /** Fields of the status that both kinds of job have. */
 export type JobStatus = Pick<
@@ -52,9 +54,12 @@ export interface JobView {
   attempt: number;
   /** When the pods of the current attempt were all created; undefined before. */
   startedAt: string | undefined;
-  /** Pods of the current attempt by rank; for a rank that has succeeded and whose pod was removed, its memory. */
+  /**
+   * Pods of the current attempt by number, which is the rank unless a pod has several; for a pod that has succeeded
+   * and was removed, its memory.
+   */
   ranks: (ObservedPod | undefined)[];
-  /** Pods of earlier attempts, and pods of the current one whose rank is beyond the number of replicas. */
+  /** Pods of earlier attempts, and pods of the current one whose number is beyond the number of replicas. */
   otherPods: ObservedPod[];
   /** Pods of the current attempt that look for room for more ranks: facetrainjob/elastic.ts. */
   placeholders: ObservedPod[];
@@ -80,7 +85,7 @@ interface Observed {
 }
 
 /**
- * @param size number of ranks in the gang
+ * @param size number of pods in the gang
  * @param lastActivity as in JobView
  */
 export function viewOf(

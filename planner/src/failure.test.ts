@@ -359,6 +359,23 @@ describe('the cause of a failure', () => {
   }
 });
 
+test('of a pod with several ranks, the one that its program names failed, else any of them', () => {
+  const job = makeJob().trainers({ replicas: 2, ranksPerPod: 4 });
+  const find = (...pods: ObservedPod[]) =>
+    findFailure(viewOf('FaceTrainJob', job.observe(STARTED, pods), 2, after(200), false));
+  const named = makePod(1)
+    .failed(1)
+    .with({ termination: { code: 'Internal', message: 'no', rank: 6 } });
+  const wanted = { rank: 6, message: 'rank 6 left with exit code 1: no' };
+  assert.partialDeepStrictEqual(find(makePod(0).running().build(), named.build()), wanted);
+  const killed = makePod(1).failed(137).with({ reason: 'OOMKilled' }).build();
+  assert.partialDeepStrictEqual(find(makePod(0).running().build(), killed), {
+    rank: 4,
+    message: 'ranks 4-7 left with exit code 137 (OOMKilled)',
+  });
+  assert.partialDeepStrictEqual(find(makePod(0).running().build()), { rank: 4, reason: 'PodLost' });
+});
+
 test('rules by exit code are not for containers of the template', () => {
   const foreignContainer = { name: 'copy-certs', exitCode: 2 };
   const failure = find([makePod(0).running().build(), makePod(1).with({ phase: 'Failed', foreignContainer }).build()])!;

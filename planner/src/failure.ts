@@ -30,6 +30,7 @@ export interface Failure {
   exitCode?: number;
   /** The training step at which our program reported NotANumber. */
   step?: number;
+  /** The first of its pod, if the pod has several and does not say which. */
   rank?: number;
   node?: string;
 }
@@ -49,30 +50,36 @@ export function findFailure(view: JobView): Failure | null {
     .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
     .sort(byFinishTime) as ObservedPod[];
   const rootCause = failed.find((pod) => !followsAnotherRank(pod));
-  if (rootCause) return explanationMayFollow(rootCause, view) ? null : processFailure(rootCause);
+  if (rootCause) return explanationMayFollow(rootCause, view) ? null : processFailure(rootCause, view);
 
   for (const [rank, pod] of view.ranks.entries()) {
     if (pod === undefined) {
       if (creationIsOver(view))
-        return disruptionOf(Reason.podLost, `pod ${podName(view.kind, view.identity, view.attempt, rank)} is gone`, {
-          rank,
-        });
+        return disruptionOf(
+          Reason.podLost,
+          `pod ${podName(view.kind, view.identity, view.attempt, rank)} is gone`,
+          {
+            rank,
+          },
+          view,
+        );
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {
       const words = pod.message === undefined ? '' : `: ${pod.message}`;
-      return disruptionOf(deletionReason(pod), `pod ${pod.name} is being deleted${words}`, pod);
+      return disruptionOf(deletionReason(pod), `pod ${pod.name} is being deleted${words}`, pod, view);
     } else if (pod.lostNode !== undefined && !view.toleratesNodeLoss && outcomeOf(pod) === null) {
-      return disruptionOf(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod);
+      return disruptionOf(Reason.nodeLost, `pod ${pod.name} is lost: ${pod.lostNode}`, pod, view);
     } else if (failed.length > 0 && isUnknown(pod)) {
       return disruptionOf(
         Reason.nodeLost,
         `pod ${pod.name} is in phase ${pod.phase}: its node does not answer, and its peers have lost it`,
         pod,
+        view,
       );
     }
   }
 
   const last = failed.find(isStopped) ?? failed[0];
-  return last === undefined || rootCauseMayFollow(last, view) ? null : processFailure(last);
+  return last === undefined || rootCauseMayFollow(last, view) ? null : processFailure(last, view);
 }
 
 /** Whether a pod's exit code says only that the gang ended: another rank, or the cluster, may have the cause. */
@@ -122,8 +129,8 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
   return end(a) === end(b) ? a!.rank - b!.rank : end(a) - end(b);
 }
 
-function processFailure(pod: ObservedPod): Failure {
-  const { rank, foreignContainer: foreign, termination } = pod;
+function processFailure(pod: ObservedPod, view: JobView): Failure {
+  const { foreignContainer: foreign, termination } = pod;
   const wasRejected = pod.rejected === true && isRejectedForPlace(pod.reason);
   const lostNode = wentWithNode(pod) ? pod.lostNode : undefined;
   const disruption = pod.disrupted || pod.deleting || wasRejected || lostNode !== undefined;
@@ -134,16 +141,23 @@ function processFailure(pod: ObservedPod): Failure {
     (disruption ? deletionReason(pod) : foreign ? Reason.containerFailed : reasonOfExit(pod.exitCode));
   const container = foreign?.name ?? pod.container;
   const exitCode = foreign?.exitCode ?? pod.exitCode;
-  const subject = `rank ${rank}${container === undefined ? '' : `: container ${container}`}`;
+  const subject = `${ranksOf(pod, view)}${container === undefined ? '' : `: container ${container}`}`;
   const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
   const words = termination?.message ?? foreign?.message ?? pod.message ?? lostNode;
   const step = reason === NOT_A_NUMBER ? /^step (\d{1,15}):/.exec(termination?.message ?? '')?.[1] : undefined;
   return {
-    ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod),
+    ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod, view),
     disruption,
     ...(step !== undefined && { step: Number(step) }),
   };
+}
+
+/** What failed in a pod with several ranks: the one that its program names, else any of them. */
+function ranksOf({ rank: number, termination }: ObservedPod, { spec }: JobView): string {
+  const count = spec.trainers?.ranksPerPod ?? 1;
+  if (termination?.rank !== undefined || count === 1) return `rank ${termination?.rank ?? number}`;
+  return `ranks ${number * count}-${(number + 1) * count - 1}`;
 }
 
 /** A reason of Kubernetes that says more than "Error", which it reports for every exit code but 0. */
@@ -152,13 +166,13 @@ const causeOf = (reason: string | undefined): string | undefined => (reason === 
 const deletionReason = (pod: ObservedPod): string =>
   causeOf(pod.reason) ?? (pod.disrupted ? Reason.disrupted : Reason.podDeleted);
 
-const disruptionOf = (reason: string, message: string, pod: Partial<ObservedPod>): Failure => ({
-  ...podFailure(reason, message, pod),
+const disruptionOf = (reason: string, message: string, pod: Partial<ObservedPod>, view: JobView): Failure => ({
+  ...podFailure(reason, message, pod, view),
   disruption: true,
 });
 
-function podFailure(reason: string, message: string, pod: Partial<ObservedPod>): Failure {
-  const { rank, node, exitCode, termination } = pod;
+function podFailure(reason: string, message: string, pod: Partial<ObservedPod>, { spec }: JobView): Failure {
+  const { rank: number, node, exitCode, termination } = pod;
   const words = [reason, termination?.code, pod.reason, pod.foreignContainer?.reason];
   if (pod.disrupted) words.push(Reason.disrupted);
   return {
@@ -168,7 +182,7 @@ function podFailure(reason: string, message: string, pod: Partial<ObservedPod>):
     ruleReasons: words.filter((word) => word !== undefined),
     ...(termination && { code: termination.code }),
     ...(exitCode !== undefined && { exitCode }),
-    ...(rank !== undefined && { rank }),
+    ...(number !== undefined && { rank: termination?.rank ?? number * (spec.trainers?.ranksPerPod ?? 1) }),
     ...(node !== undefined && { node }),
   };
 }

@@ -19,10 +19,11 @@ export const Label = {
   jobName: 'facetrain.dev/job-name',
   jobKind: 'facetrain.dev/job-kind',
   attempt: 'facetrain.dev/attempt',
+  /** Number of the pod in its gang: its rank, unless `trainers.ranksPerPod` gives a pod several. */
   rank: 'facetrain.dev/rank',
   /** "true" on a pod that holds a place for a rank that an elastic gang lacks. */
   placeholder: 'facetrain.dev/placeholder',
-  /** On a pod of an elastic gang: number of ranks with which it was started. */
+  /** On a pod of an elastic gang: number of pods with which it was started. */
   gangSize: 'facetrain.dev/gang-size',
   /** Digest of the fields that decide the result: `fieldsDigest` in attempt.ts. */
   specDigest: 'facetrain.dev/spec-digest',

@@ -6,6 +6,7 @@ import type {
   FaceTrainJobStatus,
   QuantizeJob,
   QuantizeJobStatus,
+  TerminationMessage,
   TerminationResult,
 } from '@facetrain/api';
 import type { ChildObject } from './objects.ts';
@@ -24,6 +25,7 @@ export interface ObservedPod {
   name: string;
   uid: string;
   attempt: number;
+  /** Its number in the gang: its rank, unless a pod has several (trainers.ranksPerPod). */
   rank: number;
   /** Unknown: its node does not answer. A word that we do not know is treated like Unknown: alive, but not running. */
   phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed' | 'Unknown' | (string & {});
@@ -51,7 +53,7 @@ export interface ObservedPod {
   /** The kubelet rejected the pod before it started any container. */
   rejected?: true;
   /** The termination message of a program that failed (read-termination.ts). */
-  termination?: { code: string; message: string };
+  termination?: TerminationMessage;
   /** The termination message of a program that ended without an error. */
   result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
@@ -66,9 +68,9 @@ export interface ObservedPod {
   priority?: number | undefined;
   /** It belongs to no PodGroup. */
   ungrouped?: true;
-  /** It holds a place for a rank that an elastic gang lacks, and trains nothing. */
+  /** It holds a place for a pod that an elastic gang lacks, and trains nothing. */
   placeholder?: true;
-  /** Of an elastic gang: with how many ranks its pod was started (the label facetrain.dev/gang-size). */
+  /** Of an elastic gang: with how many pods its pod was started (the label facetrain.dev/gang-size). */
   gangSize?: number;
   /** The pod's label facetrain.dev/spec-digest. */
   specDigest?: string;

@@ -83,9 +83,9 @@ export const Reason = {
   priorityMismatch: 'PriorityMismatch',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
-  /** An elastic gang goes on with fewer ranks. */
+  /** An elastic gang goes on with fewer pods. */
   scaledDown: 'ScaledDown',
-  /** An elastic gang goes on with more ranks. */
+  /** An elastic gang goes on with more pods. */
   scaledUp: 'ScaledUp',
 
   // Why a job failed as a whole.

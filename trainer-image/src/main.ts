@@ -9,20 +9,22 @@ import { createLog } from './program/log.ts';
 import type { Program } from './program/program.ts';
 import { type Board, createBoard } from './program/progress-board.ts';
 import { startServer } from './program/progress-server.ts';
+import { runRanks } from './program/rank-processes.ts';
 import { readRanks } from './program/ranks.ts';
 import { readConfig } from './program/read-config.ts';
 import { reportFailure, reportResult } from './program/report-termination.ts';
 import { isStop, stopExitCode, stopSignal } from './program/stop-signal.ts';
 import { writeAtomically } from './storage/atomic-files.ts';
 
-const USAGE = `Usage: facetrain-trainer train
+const USAGE = `Usage: facetrain-trainer train [--ranks COUNT]
        facetrain-trainer quantize
        facetrain-trainer fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
                                [--and --uri URI --to PATH ...]
        facetrain-trainer hold-place
 
 train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the other ranks at
-          MASTER_ADDR:MASTER_PORT
+          MASTER_ADDR:MASTER_PORT; with --ranks, as so many ranks from RANK on, in a process each, which uses the GPU
+          of its number here
 quantize  quantizes the model of FACETRAIN_CONFIG and publishes it
 fetch     copies files or folders from file:// or s3:// to a path each; with --shared, other processes may do the
           same, and one of them does it for all
@@ -45,7 +47,7 @@ for (const event of ['uncaughtException', 'unhandledRejection'] as const)
 // end with it.
 process.exit(await main(process.argv.slice(2)));
 
-async function main(args: string[]): Promise<ExitCode> {
+async function main(args: string[]): Promise<number> {
   try {
     const [mode, ...rest] = args;
     if (mode === '--help' || mode === '-h') {
@@ -53,6 +55,7 @@ async function main(args: string[]): Promise<ExitCode> {
       return ExitCode.success;
     }
     if (mode === 'fetch') return await fetchMode(rest);
+    if (mode === 'train' && rest.length > 0) return await trainRanksMode(rest);
     if (rest.length > 0) throw usage(rest[0]!, `no arguments after ${mode}`);
     if (mode === 'train') return await trainMode();
     if (mode === 'quantize') return await quantizeMode();
@@ -80,6 +83,18 @@ async function trainMode(): Promise<ExitCode> {
   // A client that polls the progress server every few seconds has not seen the final values.
   if (ranks.rank === 0) reportResult({ progress: board.current }, log);
   return outcome === 'completed' ? ExitCode.success : stopExitCode(signal);
+}
+
+/** The ranks of a pod with several. */
+async function trainRanksMode(args: string[]): Promise<number> {
+  const [option, text = '', ...rest] = args;
+  if (option !== '--ranks' || !/^[1-9]\d{0,2}$/.test(text) || rest.length > 0)
+    throw usage('train', '--ranks and how many', args.join(' '));
+  const count = Number(text);
+  const { job } = await readConfig(process.env.FACETRAIN_CONFIG, TrainerConfig);
+  const ranks = readRanks({ ...process.env, LOCAL_WORLD_SIZE: text });
+  log = createLog({ job: job.name, attempt: job.attempt });
+  return runRanks({ count, firstRank: ranks.rank, args: [process.argv[1]!, 'train'], log, signal });
 }
 
 async function quantizeMode(): Promise<ExitCode> {

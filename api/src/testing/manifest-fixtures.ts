@@ -174,6 +174,30 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ globalBatchSize: 24, trainers: { replicas: 3, microBatchSize: 12 } }),
     wantValid: false,
   },
+  'a picture for each of several ranks in a pod': {
+    object: trainSpec({ globalBatchSize: 6, trainers: { replicas: 2, ranksPerPod: 3 } }),
+    wantValid: true,
+  },
+  'a batch of fewer pictures than ranks': {
+    object: trainSpec({ globalBatchSize: 5, trainers: { replicas: 2, ranksPerPod: 3 } }),
+    wantValid: false,
+  },
+  'fewer micro-batches than ranks': {
+    object: trainSpec({ globalBatchSize: 12, trainers: { replicas: 2, ranksPerPod: 3, microBatchSize: 3 } }),
+    wantValid: false,
+  },
+  'an elastic gang whose ranks may be more than the pictures': {
+    object: trainSpec({
+      globalBatchSize: 8,
+      trainers: { replicas: 2, ranksPerPod: 2, elastic: { minReplicas: 1, maxReplicas: 5 } },
+    }),
+    wantValid: false,
+  },
+  'more ranks in a pod than GPUs in a machine': {
+    object: trainSpec({ trainers: { ranksPerPod: 17 } }),
+    wantValid: false,
+  },
+  'no rank in a pod': { object: trainSpec({ trainers: { ranksPerPod: 0 } }), wantValid: false },
   'an elastic gang': {
     object: trainSpec({ trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 3 } } }),
     wantValid: true,
@@ -382,6 +406,16 @@ export const changes: Record<
     from: { trainers: { replicas: 2 } },
     to: { trainers: { replicas: 3 } },
     wantRefusal: /only while the job is suspended/,
+  },
+  'the number of ranks in a pod while it runs': {
+    from: { trainers: { replicas: 4 } },
+    to: { trainers: { replicas: 4, ranksPerPod: 2 } },
+    wantRefusal: /only while the job is suspended/,
+  },
+  'the number of ranks in a pod while it is suspended': {
+    from: { suspend: true, trainers: { replicas: 4 } },
+    to: { suspend: true, trainers: { replicas: 2, ranksPerPod: 2 } },
+    wantRefusal: null,
   },
   'the number of trainers of an elastic job while it runs': {
     from: { trainers: { replicas: 2, elastic: { minReplicas: 1, maxReplicas: 4 } } },

@@ -182,3 +182,34 @@ test('quantities of Kubernetes', () => {
   ];
   for (const [text, want] of cases) assert.equal(quantity(text), want, String(text));
 });
+
+test('several ranks in a pod share what it asks for', async () => {
+  const planned = async (trainers: object) => {
+    const file = await tenMillion({ globalBatchSize: 1024, trainers });
+    return JSON.parse((await facetrain('plan', '-f', file, '--json')).stdout) as Printed;
+  };
+  const one = await planned({ replicas: 16, resources: { limits: { 'nvidia.com/gpu': 1 } } });
+  const eight = await planned({ replicas: 2, ranksPerPod: 8, resources: { limits: { 'nvidia.com/gpu': 8 } } });
+  assert.equal(eight.facts.replicas, 16);
+  assert.deepEqual([eight.memory, eight.step], [one.memory, one.step]);
+  const onCpus = { device: 'CPU', resources: { limits: { cpu: 8, memory: '64Gi' } } };
+  const { memory } = await planned({ replicas: 1, ranksPerPod: 4, ...onCpus });
+  assert.equal(
+    memory.usableBytes,
+    (await planned({ replicas: 4, ...onCpus, resources: { limits: { cpu: 2, memory: '16Gi' } } })).memory.usableBytes,
+  );
+});
+
+test('a GPU by a resource claim, or among the resources of the pod template, is a GPU', async () => {
+  const container = { name: 'facetrain', resources: { limits: { 'nvidia.com/gpu': 1 } } };
+  for (const trainers of [
+    { resourceClaims: [{ name: 'gpu', resourceClaimTemplateName: 'one-h100' }] },
+    { podTemplate: { spec: { containers: [container] } } },
+  ]) {
+    const { stdout } = await facetrain('plan', '-f', await tenMillion({ trainers }), '--json');
+    assert.equal((JSON.parse(stdout) as Printed).device.kind, 'h100', JSON.stringify(trainers));
+  }
+  const claim = { resourceClaims: [{ name: 'nic', resourceClaimTemplateName: 'nic' }], device: 'CPU' };
+  const { stdout } = await facetrain('plan', '-f', await tenMillion({ trainers: claim }), '--json');
+  assert.equal((JSON.parse(stdout) as Printed).device.kind, 'cpu');
+});

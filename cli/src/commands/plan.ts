@@ -2,8 +2,16 @@
 import { existsSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
-import { ExitCode, type FaceTrainJob, FacetrainError, parseStorageUri, type TrainerConfig } from '@facetrain/api';
+import {
+  ExitCode,
+  type FaceTrainJob,
+  FacetrainError,
+  parseStorageUri,
+  rankCount,
+  type TrainerConfig,
+} from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
+import { CONTAINER, type Pod } from '@facetrain/planner';
 import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
 import { DEVICE_KINDS, type DeviceKindName } from '@facetrain/trainer/estimate/device-kinds';
 import { planTraining, type TrainingPlan, trainingFacts } from '@facetrain/trainer/estimate/plan-training';
@@ -11,7 +19,7 @@ import type { Machines } from '@facetrain/trainer/estimate/step-time';
 import type { MemoryPart } from '@facetrain/trainer/estimate/training-memory';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
-import { plannedTrainerConfig } from '../local/planned-config.ts';
+import { plannedTrainerConfig, plannedTrainerPod } from '../local/planned-config.ts';
 import { bytes as decimalBytes, duration, table } from '../terminal-output.ts';
 import { quantity } from './quantity.ts';
 
@@ -38,25 +46,33 @@ const USUAL = { gpusPerMachine: 8, networkGbit: { cuda: 100, cpu: 10 } };
  */
 export async function plan(job: FaceTrainJob, options: PlanOptions, signal: AbortSignal) {
   const { spec, metadata } = job;
-  const config = plannedTrainerConfig(job, 'unused', join('.facetrain-plan', metadata.name));
-  const name = options.gpu ?? usualKind(job);
+  const { ranksPerPod, elastic } = spec.trainers;
+  const folder = join('.facetrain-plan', metadata.name);
+  const config = plannedTrainerConfig(job, 'unused', folder);
+  const resources = resourcesOf(plannedTrainerPod(job, folder), ranksPerPod);
+  const name = options.gpu ?? usualKind(job, resources);
   const kind = DEVICE_KINDS[name];
   const graph = await shapesOf(job, config);
   const { numClasses, images } = await sizeOfDataset(job, config, options, signal);
   const machines: Machines = {
     kind,
-    threads: config.computeThreads ?? cpusOf(job) ?? availableParallelism(),
-    ranksPerMachine: options.ranksPerMachine ?? (kind.type === 'cuda' ? USUAL.gpusPerMachine : 1),
+    threads: config.computeThreads ?? resources.cpus ?? availableParallelism(),
+    ranksPerMachine: options.ranksPerMachine ?? (kind.type === 'cuda' ? USUAL.gpusPerMachine : ranksPerPod),
     networkBytesPerSecond: ((options.network ?? USUAL.networkGbit[kind.type]) * 1e9) / 8,
     loaderThreads: config.loaderThreads,
   };
-  const { replicas, elastic } = spec.trainers;
-  const gang = { numClasses, replicas, maxReplicas: elastic?.maxReplicas ?? null, device: kind.type };
+  const gang = {
+    numClasses,
+    replicas: rankCount(spec.trainers),
+    ranksPerPod,
+    maxReplicas: elastic ? elastic.maxReplicas * ranksPerPod : null,
+    device: kind.type,
+  };
   const facts = trainingFacts(config, graph, gang);
   const planned = planTraining(config, facts, machines, {
     images,
-    memoryBytes: memoryOf(job, kind.type, options),
-    hostLimitBytes: kind.type === 'cuda' ? memoryLimit(job) : null,
+    memoryBytes: memoryOf(resources, kind.type, options),
+    hostLimitBytes: kind.type === 'cuda' ? resources.memory : null,
   });
   return {
     json: { job: metadata.name, device: { kind: name, ...kind }, images, ...planned },
@@ -68,40 +84,49 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
 /** Names of NVIDIA's device plugin: a whole GPU, one that pods share, a MIG profile with its GB of memory. */
 const GPU = /\/(?:gpu(?:\.shared)?|mig-\d+g\.(?<gigabytes>\d+)gb(?:\..*)?)$/;
 
-/** The GPU among the resources of a trainer. */
-function gpuOf({ spec: { trainers } }: FaceTrainJob): RegExpExecArray | undefined {
-  const { limits = {}, requests = {} } = trainers.resources ?? {};
-  return Object.keys({ ...limits, ...requests })
-    .map((resource) => GPU.exec(resource))
-    .find((match) => match !== null);
+/** What a rank has: its part of what its pod asks for. */
+interface RankResources {
+  /** null: no limit. */
+  memory: number | null;
+  cpus: number | undefined;
+  gpu: RegExpExecArray | undefined;
+  /** By Dynamic Resource Allocation. Of which kind, says a DeviceClass of the cluster. */
+  hasClaims: boolean;
 }
 
-function usualKind(job: FaceTrainJob): DeviceKindName {
-  const { device } = job.spec.trainers;
-  const hasGpu = gpuOf(job) !== undefined;
-  return device === 'CPU' || (device === 'Auto' && !hasGpu) ? 'cpu' : 'h100';
+/** Of the container of the program: what the job asks for, and its pod template. */
+function resourcesOf({ spec: { containers } }: Pod, ranksPerPod: number): RankResources {
+  const {
+    limits = {},
+    requests = {},
+    claims = [],
+  } = containers.find(({ name }) => name === CONTAINER)?.resources ?? {};
+  const cpus = limits.cpu ?? requests.cpu;
+  return {
+    memory: limits.memory === undefined ? null : quantity(limits.memory) / ranksPerPod,
+    cpus: cpus === undefined ? undefined : Math.max(1, Math.floor(quantity(cpus) / ranksPerPod)),
+    gpu: Object.keys({ ...limits, ...requests })
+      .map((resource) => GPU.exec(resource))
+      .find((match) => match !== null),
+    hasClaims: claims.length > 0,
+  };
 }
 
-function cpusOf({ spec: { trainers } }: FaceTrainJob): number | undefined {
-  const cpus = trainers.resources?.limits?.cpu ?? trainers.resources?.requests?.cpu;
-  return cpus === undefined ? undefined : Math.max(1, Math.floor(quantity(cpus)));
+/** A claim counts as a GPU: other devices, such as network cards, come beside GPUs. */
+function usualKind({ spec }: FaceTrainJob, { gpu, hasClaims }: RankResources): DeviceKindName {
+  const { device } = spec.trainers;
+  return device === 'CPU' || (device === 'Auto' && gpu === undefined && !hasClaims) ? 'cpu' : 'h100';
 }
 
 /**
  * Bytes of a rank that an option gives, or a MIG profile, or, on a CPU, the limit of the container; null: those of the
  * GPU, or of this machine.
  */
-function memoryOf(job: FaceTrainJob, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
+function memoryOf(resources: RankResources, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
   if (memory !== undefined) return memory * 2 ** 30;
-  if (type === 'cpu') return memoryLimit(job);
-  const gigabytes = gpuOf(job)?.groups?.gigabytes;
+  if (type === 'cpu') return resources.memory;
+  const gigabytes = resources.gpu?.groups?.gigabytes;
   return gigabytes === undefined ? null : Number(gigabytes) * 1e9;
-}
-
-/** Of the container. */
-function memoryLimit({ spec: { trainers } }: FaceTrainJob): number | null {
-  const limit = trainers.resources?.limits?.memory;
-  return limit === undefined ? null : quantity(limit);
 }
 
 const isHere = (uri: string) => parseStorageUri(uri).scheme === 'file';

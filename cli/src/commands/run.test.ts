@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { TrainReport } from '@facetrain/api';
+import { writeTinyJob } from '../testing/run-cli.ts';
 import { run } from './run.ts';
 
 test('a run refuses places in an object store, and --out replaces one', async () => {
@@ -30,6 +32,22 @@ test('a run refuses places in an object store, and --out replaces one', async ()
     );
     // Its trainer starts, and finds no dataset.
     assert.match(await refusal({ output }, join(folder, 'out')), /\/nonexistent: cannot be read/);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+});
+
+test('the ranks of a pod are processes of their own', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'run-'));
+  try {
+    const file = await writeTinyJob(folder, (spec) => {
+      spec.trainers = { replicas: 1, ranksPerPod: 2, computeThreads: 1 };
+    });
+    const options = { file, fresh: false, trainOnly: true, signal: new AbortController().signal };
+    const { phase, out } = await run(options);
+    assert.equal(phase, 'Succeeded');
+    const report = TrainReport.parse(JSON.parse(await readFile(join(out, 'train-report.json'), 'utf8')));
+    assert.equal(report.trainers, 2);
   } finally {
     await rm(folder, { recursive: true });
   }

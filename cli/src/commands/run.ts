@@ -8,6 +8,7 @@ import {
   type Progress,
   parseStorageUri,
   type QuantizeJobStatus,
+  rankCount,
 } from '@facetrain/api';
 import { CONTAINER, type PlanEvent } from '@facetrain/planner';
 import { checkInputs, checkQuantizationInputs } from '../local/check-inputs.ts';
@@ -76,8 +77,22 @@ async function readJob({ file, out, trainOnly }: RunOptions, print: (line: strin
   spec.suspend = false;
   delete spec.managedBy;
   spec.gang.mode = 'None';
+  spec.trainers = withRanksAsReplicas(spec.trainers);
   for (const fields of [spec.trainers, spec.quantize?.quantizer]) if (fields) dropForeignContainers(fields);
   return job;
+}
+
+/** A rank is a process here, also where pods have several. */
+function withRanksAsReplicas(trainers: FaceTrainJob['spec']['trainers']): FaceTrainJob['spec']['trainers'] {
+  const { ranksPerPod: count, elastic } = trainers;
+  return {
+    ...trainers,
+    ranksPerPod: 1,
+    replicas: rankCount(trainers),
+    ...(elastic && {
+      elastic: { ...elastic, minReplicas: elastic.minReplicas * count, maxReplicas: elastic.maxReplicas * count },
+    }),
+  };
 }
 
 /** Only containers that run our program have a process here. */

@@ -4,7 +4,7 @@ import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
 import { type KubeContext, readKubeConfig } from '@facetrain/operator/runtime/kubeconfig';
 import { defineResource, type KubernetesObject } from '@facetrain/operator/runtime/resource';
-import { Label } from '@facetrain/planner/names';
+import { CONTAINER, Label } from '@facetrain/planner/names';
 
 /** The options of every command. */
 export interface ClusterOptions {
@@ -27,8 +27,13 @@ interface ContainerState {
   terminated?: { exitCode: number; reason?: string };
 }
 
+interface Container {
+  name: string;
+  args?: string[];
+}
+
 export interface Pod extends KubernetesObject {
-  spec: { nodeName?: string };
+  spec: { nodeName?: string; containers?: Container[] };
   status?: {
     phase?: string;
     reason?: string;
@@ -106,13 +111,13 @@ export class Cluster {
     });
   }
 
-  /** The pods of a job of either kind, the newest attempt first, by rank. */
+  /** The pods of a job of either kind, the newest attempt first, by number. */
   async pods(uid: string): Promise<Pod[]> {
     const found = await this.inWords('pods', async () => {
       const { items } = await this.client.list(pods, this.namespace, { labelSelector: `${Label.jobUid}=${uid}` });
       return items ?? [];
     });
-    return found.sort((a, b) => attemptOf(b) - attemptOf(a) || rankOf(a) - rankOf(b));
+    return found.sort((a, b) => attemptOf(b) - attemptOf(a) || numberOf(a) - numberOf(b));
   }
 
   quantizeJob(name: string): Promise<QuantizeJob | undefined> {
@@ -168,7 +173,20 @@ export class Cluster {
 
 const numberIn = (pod: Pod, label: string): number => Number(pod.metadata.labels?.[label] ?? 0);
 export const attemptOf = (pod: Pod): number => numberIn(pod, Label.attempt);
-export const rankOf = (pod: Pod): number => numberIn(pod, Label.rank);
+export const numberOf = (pod: Pod): number => numberIn(pod, Label.rank);
+
+/** The ranks of a trainer's pod: one, or as many as the arguments of its program say. */
+export function ranksOf(pod: Pod): { first: number; count: number } {
+  const { args = [] } = pod.spec.containers?.find(({ name }) => name === CONTAINER) ?? {};
+  const count = args[1] === '--ranks' ? Number(args[2]) : 1;
+  return { first: numberOf(pod) * count, count };
+}
+
+/** In words: rank 3, ranks 8-15. */
+export function ranksText(pod: Pod): string {
+  const { first, count } = ranksOf(pod);
+  return count === 1 ? `rank ${first}` : `ranks ${first}-${first + count - 1}`;
+}
 
 /** A pod that holds the place of a trainer for the next attempt: it has no log. */
 export const isPlaceholder = (pod: Pod): boolean => pod.metadata.labels?.[Label.placeholder] === 'true';

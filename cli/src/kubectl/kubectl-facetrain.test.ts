@@ -196,7 +196,7 @@ test('logs are those of the rank, and with -f those of its next attempts, until 
 
   const refused = await run(t, 'logs', 'faces', '--rank', '7', '-n', 'logs');
   assert.equal(refused.code, 2);
-  assert.match(refused.stderr, /^FaceTrainJob faces: no pod of rank 7; there are pods of ranks 0 of attempt 1, /);
+  assert.match(refused.stderr, /^FaceTrainJob faces: no pod of rank 7; there are pods of rank 0 of attempt 1, /);
 });
 
 describe('what is typed wrong is answered in words', () => {

@@ -69,3 +69,33 @@ test('a log that ends while its container runs is asked for again from there, un
     { ...followed, sinceTime: '2026-01-01T00:00:03.500000000Z' },
   ]);
 });
+
+test('of a pod with several ranks, the lines of one', async () => {
+  const own = (rank: number) => `{"level":"info","job":"faces","rank":${rank},"msg":"\\"rank\\":7"}\n`;
+  const lines = [own(4), '{"level":"warn","failedRank":4}\n', own(5), 'rank 4: NCCL INFO\n', 'rank 5: NCCL\n', own(45)];
+  const pod = {
+    metadata: { name: 'faces-0-1', uid: 'pod', labels: { 'facetrain.dev/rank': '1', 'facetrain.dev/attempt': '0' } },
+    spec: { nodeName: 'node-1', containers: [{ name: 'facetrain', args: ['train', '--ranks', '4'] }] },
+    status: { phase: 'Running' },
+  };
+  const cluster = {
+    namespace: 'faces',
+    job: async () => ({ metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, ranksPerPod: 4 } } }),
+    pods: async () => [pod],
+    client: {
+      async *stream() {
+        for (const line of lines) yield Buffer.from(line);
+      },
+    },
+  } as unknown as Cluster;
+  const logOf = async (rank: number) => {
+    let text = '';
+    const write = async (data: Buffer) => void (text += String(data));
+    await writeLogs(cluster, 'faces', { rank }, write, () => {}, AbortSignal.timeout(60_000));
+    return text;
+  };
+  assert.equal(await logOf(4), lines[0]! + lines[1]! + lines[3]!);
+  assert.equal(await logOf(5), lines[1]! + lines[2]! + lines[4]!);
+  await assert.rejects(logOf(3), /no pod of rank 3; there are pods of ranks 4-7 of attempt 0/);
+  await assert.rejects(logOf(8), /no pod of rank 8/);
+});

@@ -12,7 +12,8 @@ import {
   type Job,
   type Pod,
   pods as podResource,
-  rankOf,
+  ranksOf,
+  ranksText,
 } from './cluster.ts';
 
 export interface LogsOptions {
@@ -65,7 +66,7 @@ export async function writeLogs(
     const all = (await cluster.pods(owner)).filter((pod) => !isPlaceholder(pod));
     const pod = all.find(
       (one) =>
-        rankOf(one) === (options.quantizer ? 0 : options.rank) &&
+        (options.quantizer || hasRank(one, options.rank)) &&
         (options.attempt === undefined
           ? last === undefined || attemptOf(one) > last
           : attemptOf(one) === options.attempt),
@@ -87,10 +88,21 @@ export async function writeLogs(
   }
 }
 
+function hasRank(pod: Pod, rank: number): boolean {
+  const { first, count } = ranksOf(pod);
+  return rank >= first && rank < first + count;
+}
+
+interface Trainers {
+  replicas?: number;
+  ranksPerPod?: number;
+  elastic?: { maxReplicas?: number };
+}
+
 /** Whether no attempt of the job has the rank, as its spec is now. */
 function neverComes({ spec }: Job, { rank, quantizer }: LogsOptions): boolean {
-  const { replicas = 1, elastic } = (spec.trainers ?? {}) as { replicas?: number; elastic?: { maxReplicas?: number } };
-  return !quantizer && rank >= Math.max(replicas, elastic?.maxReplicas ?? 0);
+  const { replicas = 1, ranksPerPod = 1, elastic } = (spec.trainers ?? {}) as Trainers;
+  return !quantizer && rank >= Math.max(replicas, elastic?.maxReplicas ?? 0) * ranksPerPod;
 }
 
 async function quantizeJobUid(cluster: Cluster, quantizeJob: string | undefined, name: string): Promise<string> {
@@ -106,12 +118,12 @@ async function quantizeJobUid(cluster: Cluster, quantizeJob: string | undefined,
 
 function noPod(name: string, pods: Pod[], { rank, attempt, quantizer }: LogsOptions): FacetrainError {
   const wanted = `${quantizer ? 'quantizer' : `rank ${rank}`}${attempt === undefined ? '' : ` of attempt ${attempt}`}`;
-  const known = pods.map((pod) => `${rankOf(pod)} of attempt ${attemptOf(pod)}`).slice(0, 20);
+  const known = pods.map((pod) => `${ranksText(pod)} of attempt ${attemptOf(pod)}`).slice(0, 20);
   return new FacetrainError({
     code: 'InvalidArgument',
     subject: `FaceTrainJob ${name}`,
     found: `no pod of ${wanted}`,
-    allowed: known.length === 0 ? 'it has no pods' : `there are pods of ranks ${known.join(', ')}`,
+    allowed: known.length === 0 ? 'it has no pods' : `there are pods of ${known.join(', ')}`,
   });
 }
 
@@ -128,7 +140,7 @@ const hasEnded = ({ status: { phase, containerStatuses = [] } = {} }: Pod): bool
 async function writeLog(
   cluster: Cluster,
   pod: Pod,
-  { follow = false, tail }: LogsOptions,
+  { follow = false, tail, rank, quantizer }: LogsOptions,
   position: Position,
   write: (data: Buffer) => Promise<void>,
   signal: AbortSignal,
@@ -138,8 +150,9 @@ async function writeLog(
   const query = { container: CONTAINER, ...from, ...(follow && { follow, timestamps: true }) };
   try {
     const data = cluster.client.stream(path, query, signal);
-    if (follow) for await (const line of newLines(linesOf(data, hasEnded(pod)), position)) await write(line);
-    else for await (const part of data) await write(part);
+    const lines = follow ? newLines(linesOf(data, hasEnded(pod)), position) : linesOf(data, true);
+    const isShared = !quantizer && ranksOf(pod).count > 1;
+    for await (const line of lines) if (!isShared || mayBeOf(line, rank)) await write(line);
     return true;
   } catch (error) {
     if (signal.aborted) return true;
@@ -149,6 +162,17 @@ async function writeLog(
     if (follow && position.time !== undefined && !(error instanceof ApiError)) return false;
     throw cluster.words(`log of ${pod.metadata.name}`, error);
   }
+}
+
+/**
+ * Whether a line in the log of a pod with several ranks is not another rank's. The pod writes the ranks' lines of JSON
+ * as they are, with their rank in them, and begins others with it (trainer-image/src/program/rank-processes.ts); its
+ * own lines name no rank.
+ */
+function mayBeOf(line: Buffer, rank: number): boolean {
+  const [, inJson, before] = /^(?:\{.*?"rank":(\d+)[,}]|rank (\d+): )/.exec(line.toString()) ?? [];
+  const named = inJson ?? before;
+  return named === undefined || Number(named) === rank;
 }
 
 const TIME_STAMP = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d/;

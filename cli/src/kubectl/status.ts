@@ -8,7 +8,7 @@ import {
   isPlaceholder,
   type Job,
   type Pod,
-  rankOf,
+  ranksText,
   readyOf,
   timeOfEvent,
 } from './cluster.ts';
@@ -115,7 +115,7 @@ function attempts(pods: Pod[], current: number): Node[] {
 
 const podNode = (pod: Pod): Node => ({
   text: [
-    `${pod.metadata.name} (${isPlaceholder(pod) ? 'a place for ' : ''}rank ${rankOf(pod)})`,
+    `${pod.metadata.name} (${isPlaceholder(pod) ? 'a place for a trainer' : ranksText(pod)})`,
     stateOf(pod),
     pod.spec.nodeName,
   ]

@@ -2,7 +2,7 @@
  * Checks what a job reads, before files of an earlier run are removed. Trainers and quantizer check the same when they
  * start.
  */
-import { type FaceTrainJob, parseStorageUri } from '@facetrain/api';
+import { type FaceTrainJob, parseStorageUri, rankCount } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { readSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
@@ -27,7 +27,7 @@ export async function checkInputs(job: FaceTrainJob, stateFolder: string, signal
   const { backboneGraph, preflight } = await import('@facetrain/trainer/train/training-preflight');
   const graph = !spec.model.onnx || isHere(spec.model.onnx) ? await backboneGraph(config) : undefined;
   if (graph) {
-    const size = spec.trainers.replicas;
+    const size = rankCount(spec.trainers);
     const ranks = { rank: 0, size, masterAddr: '', masterPort: 0, localRank: 0, localSize: size };
     if (isHere(spec.dataset)) await preflight(config, graph, ranks, program);
   }

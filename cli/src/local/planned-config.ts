@@ -12,6 +12,7 @@ import {
 import {
   type ChildObject,
   type Plan,
+  type Pod,
   planFaceTrainJob,
   planQuantizeJob,
   type QuantizeJobObject,
@@ -27,6 +28,14 @@ const ANY_PORTS = { rendezvous: 1, progress: 2 };
  */
 export function plannedTrainerConfig(job: FaceTrainJob, uid: string, stateFolder: string): TrainerConfig {
   return TrainerConfig.parse(configOf(createdBy(planOf(job, uid, {}, stateFolder), job.metadata.name)));
+}
+
+/** The pod of rank 0, as the operator would make it. @throws FacetrainError as plannedTrainerConfig */
+export function plannedTrainerPod(job: FaceTrainJob, stateFolder: string): Pod {
+  const objects = createdBy(planOf(job, 'unused', {}, stateFolder), job.metadata.name);
+  const pod = objects.find((object) => object.kind === 'Pod');
+  if (!pod) throw new Error(`the plan of ${job.metadata.name} makes no pod`);
+  return pod;
 }
 
 /**

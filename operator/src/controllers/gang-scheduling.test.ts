@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { Writable } from 'node:stream';
 import { after, before, test } from 'node:test';
+import type { FaceTrainJobStatus } from '@facetrain/api';
 import { pino } from 'pino';
 import { isApiError } from '../runtime/api-error.ts';
 import { defineResource } from '../runtime/resource.ts';
@@ -105,6 +106,11 @@ async function addNode(
   return { stopHeartbeats: () => clearInterval(timer), remove };
 }
 
+interface Container {
+  args: string[];
+  env: { name: string; value?: string }[];
+}
+
 const REQUIRED = { dataset: { uri: 'hostpath:///faces' }, output: { uri: 'hostpath:///out' }, globalBatchSize: 60 };
 const gangOf = (replicas: number, more: object = {}) => ({
   ...REQUIRED,
@@ -167,6 +173,42 @@ test('a gang is bound all or none; a restart gets its own PodGroup; a deleted jo
     assert.deepEqual(await ns.names(pods), []);
   });
   await waitUntilNoChildren(ns);
+});
+
+const statusOf = async (ns: TestNamespace) => (await ns.get(faceTrainJobs, 'faces')).status as FaceTrainJobStatus;
+
+test('pods with several ranks are a gang of pods; what fails in one is named by its rank', async (t) => {
+  await addNode(t, 'wide', 8);
+  const ns = await TestNamespace.open(t, plane, 'wide');
+  await ns.applyFaceTrainJob('faces', gangOf(2, { ranksPerPod: 4 }));
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)), 30_000);
+  const variables = async () =>
+    (await podsOf(ns)).map(({ spec }) => {
+      const [{ args, env }] = (spec as unknown as { containers: [Container] }).containers;
+      return [...args, ...env.filter(({ name }) => /RANK|WORLD/.test(name)).map(({ value }) => value)];
+    });
+  assert.deepEqual(await variables(), [
+    ['train', '--ranks', '4', '0', '8', '0', '4'],
+    ['train', '--ranks', '4', '4', '8', '0', '4'],
+  ]);
+  await ns.setAllPodStatuses('Running');
+  await ns.waitForPhase('faces', 'Running');
+  assert.equal((await statusOf(ns)).trainers!.desired, 2);
+  const message = JSON.stringify({ code: 'Internal', message: 'out of luck', rank: 6 });
+  await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 1, message });
+  await eventually(async () => {
+    const { restarts } = await statusOf(ns);
+    assert.deepEqual(
+      [restarts?.lastRank, restarts?.lastMessage],
+      [6, 'rank 6 left with exit code 1 on wide: out of luck'],
+    );
+  });
+  await ns.delete(faceTrainJobs, 'faces');
+  await eventually(async () => {
+    await reap(ns);
+    assert.deepEqual(await ns.names(pods), []);
+  });
 });
 
 test('an elastic gang goes on with the pods that have nodes, grows when a node comes, and is scaled', async (t) => {

@@ -124,7 +124,7 @@ describe('a gang of four that loses a node', () => {
     });
     assert.match(
       cluster.status.scaling!.history[0]!.message,
-      /^1 of 4 ranks had no place for 60 s; the gang goes on with 3$/,
+      /^1 of 4 pods had no place for 60 s; the gang goes on with 3$/,
     );
 
     // Nothing looks for room before scaleUpSeconds.

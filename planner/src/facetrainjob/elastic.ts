@@ -85,13 +85,13 @@ export function resized(observed: ObservedFaceTrainJob, view: JobView): Stage | 
   if (elastic === undefined || !hasBegun(view) || isEnding(view)) return null;
   const size = view.ranks.length;
   if (replicas < size)
-    return resize(replicas, Reason.scaledDown, `spec.trainers.replicas is ${replicas}, and the gang has ${size} ranks`);
+    return resize(replicas, Reason.scaledDown, `spec.trainers.replicas is ${replicas}, and the gang has ${size} pods`);
   const lack = lackOfPlaces(observed, view);
   if (lack !== null && lack.secondsLeft <= 0)
     return resize(
       lack.places,
       Reason.scaledDown,
-      `${size - lack.places} of ${size} ranks had no place for ${elastic.scaleDownSeconds} s${lack.why}; ` +
+      `${size - lack.places} of ${size} pods had no place for ${elastic.scaleDownSeconds} s${lack.why}; ` +
         `the gang goes on with ${lack.places}`,
     );
   const room = foundRoom(observed, view);
@@ -99,7 +99,7 @@ export function resized(observed: ObservedFaceTrainJob, view: JobView): Stage | 
     ? resize(
         size + room.places,
         Reason.scaledUp,
-        `there is room for ${room.places} more; the gang goes on with ${size + room.places} of ${replicas} ranks`,
+        `there is room for ${room.places} more; the gang goes on with ${size + room.places} of ${replicas} pods`,
       )
     : null;
 }

@@ -5,7 +5,7 @@ import type { Environment } from '../environment.ts';
 import type { ConfigMap, Pod, Service } from '../objects.ts';
 import { type FaceTrainJobBuilder, makeJob } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
-import { type Attempt, childrenOf, findConflict } from './gang-objects.ts';
+import { type Attempt, childrenOf, findConflict, queuedGang } from './gang-objects.ts';
 
 const attemptOf = (builder: FaceTrainJobBuilder): Attempt => {
   const { identity, spec } = builder.observe();
@@ -334,6 +334,48 @@ test('the container gets the environment variables of torchrun', () => {
     MASTER_PORT: '29500',
     FACETRAIN_CONFIG: '/etc/facetrain/config.json',
   });
+});
+
+test('a pod with several ranks gets the first of them, and the number of all', () => {
+  const job = makeJob().trainers({ replicas: 2, ranksPerPod: 8, resources: { limits: { 'nvidia.com/gpu': 8 } } });
+  const pods = [podOf(job), podOf(job, 1)].map(({ metadata, spec: { containers } }) => {
+    const { args, env, ports, resources } = containers[0]!;
+    const value = (wanted: string) =>
+      env.flatMap((entry) => (entry.name === wanted && 'value' in entry ? entry.value : []));
+    return {
+      label: metadata.labels['facetrain.dev/rank'],
+      args,
+      ranks: ['RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'].flatMap(value),
+      ports: ports?.length ?? 0,
+      gpus: resources?.limits,
+    };
+  });
+  const args = ['train', '--ranks', '8'];
+  const gpus = { 'nvidia.com/gpu': '8' };
+  assert.deepEqual(pods, [
+    { label: '0', args, ranks: ['0', '16', '0', '8'], ports: 2, gpus },
+    { label: '1', args, ranks: ['8', '16', '0', '8'], ports: 0, gpus },
+  ]);
+  const queued = queuedGang(attemptOf(job.with({ queue: { name: 'team' } })));
+  assert.partialDeepStrictEqual(queued, { count: 2, pod: { spec: { containers: [{ resources: { limits: gpus } }] } } });
+});
+
+test('GPUs that are not one for each rank of a pod are refused', () => {
+  const problemOf = (trainers: object) => findConflict(attemptOf(makeJob().trainers(trainers)))?.message;
+  const limits = { 'nvidia.com/gpu': 1, 'rdma/hca': 1 };
+  assert.equal(
+    problemOf({ ranksPerPod: 8, resources: { limits } }),
+    'spec.trainers.resources.limits: nvidia.com/gpu is 1, and a pod has 8 ranks, each with a GPU: ask for 8',
+  );
+  assert.equal(problemOf({ ranksPerPod: 8, resources: { limits: { ...limits, 'nvidia.com/gpu': '8' } } }), undefined);
+  assert.equal(problemOf({ ranksPerPod: 8, resources: { limits: { cpu: 2 } } }), undefined);
+  // Several GPUs for one rank were allowed before there was ranksPerPod.
+  assert.equal(problemOf({ resources: { limits: { 'nvidia.com/gpu': 2 } } }), undefined);
+  const podTemplate = {
+    spec: { containers: [{ name: 'facetrain', env: [{ name: 'LOCAL_WORLD_SIZE', value: '1' }] }] },
+  };
+  assert.match(problemOf({ ranksPerPod: 8, podTemplate })!, /Facetrain sets LOCAL_WORLD_SIZE itself/);
+  assert.equal(problemOf({ podTemplate }), undefined);
 });
 
 test('credentials are references to a Secret, and only the fetch container has them', () => {

@@ -24,7 +24,7 @@ export interface Attempt {
   job: JobIdentity;
   spec: FaceTrainJobSpec;
   attempt: number;
-  /** Number of ranks. */
+  /** Number of pods. */
   size: number;
   gang: Gang;
   environment: Environment;
@@ -198,27 +198,29 @@ function pod(
   { job, spec, attempt, size, gang, environment, placement = {} }: Attempt,
   storage: TrainerStorage,
   digest: string,
-  rank: number,
+  number: number,
 ): Pod {
   const { trainers } = spec;
-  const name = podName('FaceTrainJob', job, attempt, rank);
+  const name = podName('FaceTrainJob', job, attempt, number);
   const gangName = attemptName('FaceTrainJob', job, attempt);
   const master = environment.master(job, attempt, trainers.rendezvousPort);
   const parts: PodParts = {
     metadata: childMetadata('FaceTrainJob', job, name, {
       [Label.attempt]: String(attempt),
-      [Label.rank]: String(rank),
+      [Label.rank]: String(number),
       ...(trainers.elastic && { [Label.gangSize]: String(size) }),
       [Label.specDigest]: digest,
     }),
     fields: trainers,
     nodeLostSeconds: spec.failurePolicy.nodeLostSeconds,
-    args: ['train'],
+    args: trainers.ranksPerPod === 1 ? ['train'] : ['train', '--ranks', String(trainers.ranksPerPod)],
     env: [
-      { name: 'RANK', value: String(rank) },
-      { name: 'WORLD_SIZE', value: String(size) },
-      // One process per pod, which sees only the devices of its pod.
+      // Of the pod's first rank. With several, `--ranks` starts a process for each, which gets its own.
+      { name: 'RANK', value: String(number * trainers.ranksPerPod) },
+      { name: 'WORLD_SIZE', value: String(size * trainers.ranksPerPod) },
+      // A rank sees only the devices of its pod.
       { name: 'LOCAL_RANK', value: '0' },
+      ...(trainers.ranksPerPod > 1 ? [{ name: 'LOCAL_WORLD_SIZE', value: String(trainers.ranksPerPod) }] : []),
       { name: 'MASTER_ADDR', value: master.host },
       { name: 'MASTER_PORT', value: String(master.port) },
     ],
@@ -226,7 +228,7 @@ function pod(
     config: { name: gangName, directory: environment.configDirectory(gangName) },
     writesTo: trainerPlaces(spec),
     annotations: meshAnnotations(trainers.rendezvousPort),
-    ...(rank === 0 && { container: serverOf(trainers) }),
+    ...(number === 0 && { container: serverOf(trainers) }),
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };

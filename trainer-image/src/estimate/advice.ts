@@ -80,7 +80,7 @@ export function fittingChanges(
   }
   if (facts.device === 'cuda' && facts.rowsPlacement === 'device') {
     const hostBytes = sumOf(trainingMemory({ ...facts, rowsPlacement: 'host' }).host);
-    const larger = hostLimit !== null && hostBytes > hostLimit ? largerLimit(hostBytes) : undefined;
+    const larger = hostLimit !== null && hostBytes > hostLimit ? largerLimit(hostBytes * facts.ranksPerPod) : undefined;
     tryChange(
       { rowsPlacement: 'host' },
       { 'loss.rows.placement': 'Host', ...larger?.change },
@@ -118,8 +118,8 @@ export function fittingChanges(
     if (replicas !== undefined)
       tryChange(
         { ...changed, replicas },
-        { ...change, 'trainers.replicas': replicas },
-        `trainers.replicas ${replicas}${words}, which divide class centres and pictures`,
+        { ...change, 'trainers.replicas': replicas / facts.ranksPerPod },
+        `trainers.replicas ${replicas / facts.ranksPerPod}${words}, which divide class centres and pictures`,
       );
   }
   for (const [name, other] of Object.entries(DEVICE_KINDS)) {
@@ -141,7 +141,10 @@ export function fittingChanges(
   return found;
 }
 
-/** For a container whose limit leaves too little memory of the host. */
+/**
+ * For a container whose limit leaves too little memory of the host.
+ * @param hostBytes of all its ranks
+ */
 export function largerLimit(hostBytes: number): Advice {
   const limit = `${Math.ceil(hostBytes / 2 ** 30)}Gi`;
   return {
@@ -243,7 +246,7 @@ function replicasAdvice(facts: TrainingFacts, machines: Machines): Advice | unde
     return {
       change: {},
       text:
-        `trainers.replicas ${facts.replicas}: collectives take ${percent(share)} of a step; a larger ` +
+        `trainers.replicas ${facts.replicas / facts.ranksPerPod}: collectives take ${percent(share)} of a step; a larger ` +
         'globalBatchSize, fewer trainers, or a faster network (--network) make better use of them',
     };
   const pictures = picturesOfRank(facts);

@@ -27,6 +27,7 @@ const onH100: TrainingFacts = {
   numClasses: 1505,
   globalBatchSize: 256,
   replicas: 1,
+  ranksPerPod: 1,
   maxReplicas: null,
   microBatchSize: null,
   syncBatchNorm: false,

@@ -42,7 +42,7 @@ export interface TrainingPlan {
 export function trainingFacts(
   config: TrainerConfig,
   graph: Graph,
-  gang: { numClasses: number; replicas: number; maxReplicas: number | null; device: 'cpu' | 'cuda' },
+  gang: Pick<TrainingFacts, 'numClasses' | 'replicas' | 'ranksPerPod' | 'maxReplicas' | 'device'>,
 ): TrainingFacts {
   return {
     backbone: backboneCost(graph),
@@ -132,7 +132,7 @@ export function planTraining(
         ? fittingChanges(facts, machines, usable!, hostLimitBytes)
         : fitsHost
           ? []
-          : [largerLimit(hostBytes)],
+          : [largerLimit(hostBytes * facts.ranksPerPod)],
     advice: adviceFor(facts, machines, usable),
   };
 }

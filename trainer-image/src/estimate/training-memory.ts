@@ -23,6 +23,8 @@ export interface TrainingFacts {
   globalBatchSize: number;
   /** Ranks. */
   replicas: number;
+  /** Ranks that share the resources of a pod, and are one of trainers.replicas. */
+  ranksPerPod: number;
   /** Most ranks that an elastic gang may have; null: it is not elastic. */
   maxReplicas: number | null;
   /** Pictures of a rank that the backbone sees at once; null: all of them. */

@@ -315,7 +315,11 @@ test('command lines that are not understood', () => {
   for (const [args, message] of [
     [[], /no mode: not understood; train, quantize, fetch or hold-place/],
     [['dance'], /dance: not understood/],
-    [['train', '--fast'], /--fast: not understood; no arguments after train/],
+    [['train', '--fast'], /train: --fast; --ranks and how many/],
+    [['train', '--ranks'], /train: --ranks; --ranks and how many/],
+    [['train', '--ranks', '0'], /--ranks 0;/],
+    [['train', '--ranks', '2', '3'], /--ranks 2 3;/],
+    [['quantize', '--fast'], /--fast: not understood; no arguments after quantize/],
     [['fetch', '--uri', 'file:///x'], /fetch: without --to/],
     [['fetch', '--force'], /fetch: .*--force/],
   ] as const) {

@@ -2,7 +2,7 @@
  * Reports how a process ends: in its pod's termination message and, after a failure, by an exit code and a line in the
  * log.
  */
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { freemem } from 'node:os';
 import process from 'node:process';
 import {
@@ -10,7 +10,7 @@ import {
   FacetrainError,
   MAX_TERMINATION_BYTES,
   MAX_TERMINATION_TEXT,
-  type TerminationMessage,
+  TerminationMessage,
   type TerminationResult,
 } from '@facetrain/api';
 import type { Logger } from 'pino';
@@ -65,7 +65,34 @@ function shortened(failure: TerminationMessage): TerminationMessage {
   return { ...failure, message };
 }
 
-function writeMessage(content: TerminationMessage | TerminationResult, log: Logger): void {
+/**
+ * Reports the failure of one of several ranks in this container.
+ * @param content of its termination message; undefined if it wrote none
+ */
+export function reportRankFailure(
+  { rank, code, by }: { rank: number; code: number; by: NodeJS.Signals | null },
+  content: unknown,
+  log: Logger,
+): void {
+  const written = TerminationMessage.safeParse(content).data;
+  // The words of planner/src/reasons.ts for a container of which nothing else is known.
+  const unexplained =
+    by === null
+      ? { code: 'ProcessFailed', message: `its process left with exit code ${code} and no message` }
+      : { code: 'ProcessKilled', message: `its process was ended by ${by}` };
+  writeMessage(shortened({ ...(written ?? unexplained), rank }), log);
+}
+
+/** Content of a termination message; undefined if there is none. */
+export function readMessage(file: string): object | undefined {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8')) as object;
+  } catch {
+    return undefined;
+  }
+}
+
+export function writeMessage(content: object, log: Logger): void {
   const file = process.env.FACETRAIN_TERMINATION_MESSAGE ?? DEFAULT_FILE;
   if (file === DEFAULT_FILE && !existsSync(file)) return;
   try {

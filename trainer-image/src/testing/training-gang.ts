@@ -125,15 +125,15 @@ export function killRanks(): void {
   started.clear();
 }
 
-/** A rank as a process. */
+/** A rank as a process, or with other arguments the program of a pod with several. */
 export class Rank {
   readonly lines: LogLine[] = [];
   readonly ended: Promise<number>;
   #child: ChildProcess;
   #text = '';
 
-  constructor(config: string, env: Record<string, string>) {
-    this.#child = spawn(process.execPath, [MAIN, 'train'], {
+  constructor(config: string, env: Record<string, string>, args: string[] = []) {
+    this.#child = spawn(process.execPath, [MAIN, 'train', ...args], {
       env: { ...process.env, ...env, FACETRAIN_CONFIG: config },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
@@ -159,6 +159,12 @@ export class Rank {
       // proc_pid_stat(5): the state follows the name, which is in parentheses.
       return /\) T /.test(await readFile(`/proc/${this.#child.pid}/stat`, 'utf8'));
     }, 120_000);
+  }
+
+  /** The processes that it has started. */
+  async children(): Promise<number[]> {
+    const { pid } = this.#child;
+    return (await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8')).trim().split(' ').map(Number);
   }
 
   get running(): boolean {
@@ -222,6 +228,23 @@ export async function startGang(
         ...env,
       }),
   );
+}
+
+/** Starts `pods` programs with `perPod` ranks each. The termination message of each is a file `termination-NUMBER`. */
+export async function startPods(folder: string, config: TrainerConfig, pods: number, perPod: number): Promise<Rank[]> {
+  const path = join(folder, 'config.json');
+  await writeFile(path, JSON.stringify(TrainerConfig.parse(config)));
+  const env = {
+    WORLD_SIZE: String(pods * perPod),
+    LOCAL_RANK: '0',
+    LOCAL_WORLD_SIZE: String(perPod),
+    MASTER_ADDR: '127.0.0.1',
+    MASTER_PORT: String((await freePorts(1))[0]),
+  };
+  return Array.from({ length: pods }, (_, pod) => {
+    const own = { RANK: String(pod * perPod), FACETRAIN_TERMINATION_MESSAGE: join(folder, `termination-${pod}`) };
+    return new Rank(path, { ...env, ...own }, ['--ranks', String(perPod)]);
+  });
 }
 
 /** Runs a gang to its end. @returns the ranks' exit codes */

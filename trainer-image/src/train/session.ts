@@ -83,7 +83,7 @@ export async function openSession(
 
 /** What a GPU must have, by the estimate of `facetrain plan`, for a training whose class centres are all on it. */
 function bytesWithRowsOnGpu(config: TrainerConfig, graph: Graph, size: { numClasses: number; replicas: number }) {
-  const facts = trainingFacts(config, graph, { ...size, maxReplicas: null, device: 'cuda' });
+  const facts = trainingFacts(config, graph, { ...size, ranksPerPod: 1, maxReplicas: null, device: 'cuda' });
   return neededMemory({ ...facts, rowsPlacement: 'device' });
 }
 

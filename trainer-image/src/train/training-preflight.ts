@@ -64,6 +64,7 @@ export async function preflight(
     const facts = trainingFacts(config, graph, {
       numClasses: dataset.numClasses,
       replicas: size,
+      ranksPerPod: localSize,
       maxReplicas: null,
       device: 'cpu',
     });
