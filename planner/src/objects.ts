@@ -53,7 +53,7 @@ export interface Container {
   /** Arguments of the trainer program, which is the image's entry point. */
   args: string[];
   env: EnvVar[];
-  ports?: { name: string; containerPort: number }[];
+  ports?: { name?: string; containerPort: number }[];
   resources?: {
     limits?: Record<string, string>;
     requests?: Record<string, string>;

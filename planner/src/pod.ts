@@ -80,7 +80,9 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   const theirs = userContainers.find(({ name }) => name === CONTAINER);
   const image = imageOf(parts.fields, theirs, environment);
   const ours = mergeContainer(ourContainer(parts, image), theirs);
-  const fetches = joinFetches(parts.storage.flatMap(({ fetch }) => fetch ?? [])).map((fetch) =>
+  const inputs = parts.storage.flatMap(({ fetch }) => fetch ?? []);
+  // An image of another release may not know the arguments for several inputs.
+  const fetches = (image.image === environment.defaultImage ? joinFetches(inputs) : inputs).map((fetch) =>
     withSecurity({ ...fetch, ...image, ...fetchResources(ours.resources) }),
   );
   const spec: PodSpec = {
@@ -196,13 +198,7 @@ function ourContainer(parts: PodParts, image: Pick<Container, 'image' | 'imagePu
 function mergeContainer(ours: Container, theirs: Partial<Container> | undefined): Container {
   if (!theirs) return ours;
   const names = new Set(ours.env.map(({ name }) => name));
-  const theirPorts = theirs.ports ?? [];
-  const ports = [
-    ...(ours.ports ?? []).filter(({ containerPort: ownPort }) =>
-      theirPorts.every(({ containerPort }) => containerPort !== ownPort),
-    ),
-    ...theirPorts,
-  ];
+  const ports = mergePorts(theirs.ports ?? [], ours.ports ?? []);
   const resources = mergeResources(theirs.resources, ours.resources);
   const { capabilities, ...otherSecurity } = (theirs.securityContext ?? {}) as { capabilities?: object };
   return {
@@ -223,6 +219,15 @@ function mergeContainer(ours: Container, theirs: Partial<Container> | undefined)
       capabilities: { ...capabilities, ...CONTAINER_SECURITY.capabilities },
     },
   };
+}
+
+type Ports = NonNullable<Container['ports']>;
+
+/** A port of ours that the template lists is left out, and a name that it takes: nothing refers to ours. */
+function mergePorts(theirs: Ports, ours: Ports): Ports {
+  const others = ours.filter(({ containerPort: own }) => theirs.every(({ containerPort }) => containerPort !== own));
+  const isTaken = (wanted: string | undefined) => theirs.some(({ name }) => name === wanted);
+  return [...others.map(({ name, ...port }) => (isTaken(name) ? port : { name, ...port })), ...theirs];
 }
 
 type Resources = NonNullable<Container['resources']>;

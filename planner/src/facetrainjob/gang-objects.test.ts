@@ -99,6 +99,39 @@ test('the template decides what our container does not need for itself', () => {
   } as object);
 });
 
+test('ports of the template come before ours: a number of its own, or a name', () => {
+  const portsWith = (...ports: object[]) =>
+    podOf(withTemplate({ spec: { containers: [{ name: 'facetrain', ports }] } })).spec.containers[0]!.ports;
+  const [progress, rendezvous] = [
+    { name: 'progress', containerPort: 8080 },
+    { name: 'rendezvous', containerPort: 29500 },
+  ];
+  const other = { name: 'rendezvous', containerPort: 4000 };
+  assert.deepEqual(portsWith(other), [progress, { containerPort: 29500 }, other]);
+  const same = { name: 'meet', containerPort: 29500 };
+  assert.deepEqual(portsWith(same), [progress, same]);
+  assert.deepEqual(portsWith({ containerPort: 4000 }), [progress, rendezvous, { containerPort: 4000 }]);
+});
+
+test('several inputs are fetched by one container of our image, and by one each of another, which may be older', () => {
+  const inputs = { dataset: s3, evaluation: { sets: [{ name: 'lfw', ...s3 }] } };
+  const fetchesOf = (trainers: object) =>
+    podOf(makeJob().trainers(trainers).with(inputs)).spec.initContainers!.map(({ name, args }) => [
+      name,
+      args.includes('--and'),
+    ]);
+  const one = [['fetch-dataset', true]];
+  const each = [
+    ['fetch-dataset', false],
+    ['fetch-evaluation-0', false],
+  ];
+  assert.deepEqual(fetchesOf({}), one);
+  assert.deepEqual(fetchesOf({ image: testEnvironment.defaultImage }), one);
+  assert.deepEqual(fetchesOf({ image: 'registry.example/facetrain:0' }), each);
+  const template = (image: string) => ({ podTemplate: { spec: { containers: [{ name: 'facetrain', image }] } } });
+  assert.deepEqual(fetchesOf(template('registry.example/facetrain:0')), each);
+});
+
 test('the Service selects the pod of rank 0 alone: every selected pod is another write of its Endpoints', () => {
   const job = makeJob();
   const service = childrenOf(attemptOf(job))
