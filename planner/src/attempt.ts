@@ -145,9 +145,10 @@ const rememberedPod = (rank: number, attempt: number): ObservedPod => ({
 
 /**
  * A gang that does nothing for this long has lost the trainer on its silent node, or cannot reach it. One step, or one
- * batch of an evaluation, seldom takes as long.
+ * batch of an evaluation, seldom takes as long. A user who lets nodes be silent for longer than by default lets gangs
+ * wait for them longer, too.
  */
-const STANDSTILL_SECONDS = 30;
+const standstillSeconds = (nodeLostSeconds: number): number => Math.max(30, Math.ceil(nodeLostSeconds / 2));
 
 /**
  * Seconds until a silent node counts as lost: after nodeLostSeconds, or as soon as its gang stands still. While the
@@ -158,8 +159,10 @@ function secondsToSilenceLoss(
   { spec, now, lastActivity }: Pick<JobView, 'spec' | 'now' | 'lastActivity'>,
 ): number | null {
   if (silentNode === undefined) return null;
-  const left = spec.failurePolicy.nodeLostSeconds - secondsSince(silentNode.since, now);
-  return lastActivity === undefined ? left : Math.min(left, STANDSTILL_SECONDS - secondsSince(lastActivity, now));
+  const { nodeLostSeconds } = spec.failurePolicy;
+  const left = nodeLostSeconds - secondsSince(silentNode.since, now);
+  if (lastActivity === undefined) return left;
+  return Math.min(left, standstillSeconds(nodeLostSeconds) - secondsSince(lastActivity, now));
 }
 
 function isLostBySilence(pod: ObservedPod, view: Pick<JobView, 'spec' | 'now' | 'lastActivity'>): boolean {

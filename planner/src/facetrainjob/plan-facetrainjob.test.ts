@@ -498,21 +498,21 @@ describe('a node that does not answer', () => {
         }),
         seconds,
       );
-    test('is waited for until the gang has stood still for 30 s', () => {
+    test('is waited for until the gang has stood still for half of nodeLostSeconds', () => {
       const waiting = planAt(60, {});
-      assert.deepEqual([waiting.status, waiting.requeueAfterSeconds], [trained, 15]);
-      const lost = planAt(75, {});
+      assert.deepEqual([waiting.status, waiting.requeueAfterSeconds], [trained, 30]);
+      const lost = planAt(90, {});
       assert.equal(lost.status.restarts?.lastReason, 'NodeLost');
-      const { actions } = plan(job.observe(lost.status, RUNNING.map(silent), { objects: OBJECTS }), 75);
+      const { actions } = plan(job.observe(lost.status, RUNNING.map(silent), { objects: OBJECTS }), 90);
       assert.deepEqual(
         actions.map((action) => action.type === 'delete' && action.force),
         [true, true],
       );
     });
     test('is waited for while the gang works', () =>
-      assert.equal(planAt(75, { activity: 10 }).status.restarts, undefined));
+      assert.equal(planAt(90, { activity: 10 }).status.restarts, undefined));
     test('is waited for until the operator has asked the gang', () =>
-      assert.equal(planAt(75).status.restarts, undefined));
+      assert.equal(planAt(90).status.restarts, undefined));
   });
   test('keeps the pods of an older attempt until it is lost', () => {
     const older = RUNNING.map((pod) => ({ ...silent(pod), deleting: true }));
