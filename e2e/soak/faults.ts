@@ -1,7 +1,9 @@
 /** What goes wrong in a soak, and what people do meanwhile. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { faceTrainJobs, type JobObject, nodes, type PodObject, pods } from '@facetrain/operator/controllers/resources';
+import { isApiError } from '@facetrain/operator/runtime/api-error';
 import type { Client } from '@facetrain/operator/runtime/client';
+import { defineResource } from '@facetrain/operator/runtime/resource';
 import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import type { SimulatedNode, SimulatedNodes } from './nodes.ts';
 import { LEASE_SECONDS, type OperatorReplica } from './operators.ts';
@@ -10,6 +12,8 @@ import { TICK_MILLISECONDS, type TrainerProcess, type Trainers } from './trainer
 
 /** Of a gang. */
 export const MAX_TRAINERS = 4;
+/** Name of the ResourceQuota. */
+const QUOTA = 'pods';
 
 /** What faults act on. */
 export interface Surroundings {
@@ -24,7 +28,7 @@ export interface Surroundings {
   jobs: () => Promise<JobObject[]>;
   /** Deletes a job. `again`: another one of this name follows at once. */
   remove: (job: JobObject, again: boolean) => Promise<void>;
-  /** Programs of the control plane that were killed and have not started again. */
+  /** Programs of the control plane that were killed and have not started again; 'quota' while one is set. */
   away: Set<string>;
   /** Runs until it ends, beside others; the quiet time waits for it. */
   meanwhile: (work: () => Promise<unknown>) => void;
@@ -44,6 +48,28 @@ const someNode = ({ nodes: all, random }: Surroundings): SimulatedNode | undefin
 async function leader(replicas: OperatorReplica[]): Promise<OperatorReplica | undefined> {
   const leading = await Promise.all(replicas.map((replica) => replica.isLeading()));
   return replicas.find((_, i) => leading[i]);
+}
+
+const quotas = defineResource('v1', 'resourcequotas');
+
+/** Sets how many pods may be in the namespace; null: any number. */
+export async function setQuota(client: Client, namespace: string, limit: number | null): Promise<void> {
+  const existing = await client.get(quotas, namespace, QUOTA).catch((error) => {
+    if (!isApiError(error, 'NotFound')) throw error;
+  });
+  if (limit === null) {
+    if (existing) await client.delete(quotas, namespace, QUOTA, existing.metadata.uid);
+    return;
+  }
+  const spec = { hard: { pods: String(limit) } };
+  if (existing) await client.patch(quotas, namespace, QUOTA, { spec });
+  else
+    await client.create(quotas, namespace, {
+      apiVersion: 'v1',
+      kind: 'ResourceQuota',
+      metadata: { name: QUOTA },
+      spec,
+    });
 }
 
 /** A program of the control plane is away for up to so many milliseconds, if none is. */
@@ -234,6 +260,27 @@ const FAULTS: Record<string, [number, Fault]> = {
         .patch(faceTrainJobs, namespace, job.metadata.name, { spec: { trainers: { replicas } } })
         .catch(() => {});
       return `${job.metadata.name} to ${replicas}`;
+    },
+  ],
+  'a quota for fewer pods': [
+    3,
+    async ({ client, namespace, random, nodes: { cache }, away, meanwhile }) => {
+      if (away.has('quota')) return undefined;
+      const used = [...cache.values()].filter((pod) => pod.metadata.namespace === namespace).length;
+      const limit = random.between(MAX_TRAINERS, Math.max(MAX_TRAINERS, used));
+      const milliseconds = random.between(3_000, 20_000);
+      const isSet = await setQuota(client, namespace, limit).then(
+        () => true,
+        () => false,
+      );
+      if (!isSet) return undefined;
+      away.add('quota');
+      meanwhile(async () => {
+        await delay(milliseconds);
+        away.delete('quota');
+        await setQuota(client, namespace, null).catch(() => {});
+      });
+      return `${limit} of ${used} for ${Math.round(milliseconds / 1000)} s`;
     },
   ],
   'edit a job': [

@@ -6,18 +6,18 @@ import { type AuditEntry, HistoryCheck, leaderViolations, type StoredChange, wri
 
 const UID = 'uid-of-faces';
 
-const pod = (attempt: number, rank: number, phase: string, isReady = phase === 'Running'): PodObject =>
+const pod = (attempt: number, rank: number, phase: string, isReady = phase === 'Running', world = 2): PodObject =>
   ({
     metadata: {
       name: `faces-${attempt}-${rank}`,
       uid: `pod-${attempt}-${rank}`,
       labels: { [Label.jobUid]: UID, [Label.attempt]: String(attempt), [Label.rank]: String(rank) },
     },
-    spec: { containers: [{ env: [{ name: 'WORLD_SIZE', value: '2' }] }] },
+    spec: { containers: [{ env: [{ name: 'WORLD_SIZE', value: String(world) }] }] },
     status: { phase, conditions: [{ type: 'Ready', status: isReady ? 'True' : 'False' }] },
   }) as unknown as PodObject;
-const job = (status: object, uid = UID): JobObject =>
-  ({ metadata: { name: 'faces', uid, generation: 3 }, spec: {}, status }) as unknown as JobObject;
+const job = (status: object, uid = UID, spec = {}): JobObject =>
+  ({ metadata: { name: 'faces', uid, generation: 3 }, spec, status }) as unknown as JobObject;
 
 /** The violations of a history: pods and jobs as they are stored one after the other; a name: that pod is deleted. */
 function violationsOf(...history: (PodObject | JobObject | string)[]): string[] {
@@ -97,6 +97,23 @@ const broken: Record<string, { history: (PodObject | JobObject | string)[]; want
   'more restarts than attempts': {
     history: [job({ attempt: 1, restarts: { count: 1, disruptions: 1 } })],
     want: /1 \+ 1 restarts at attempt 1/,
+  },
+  'a gang whose ranks do not agree on their number': {
+    history: [job({ attempt: 0 }), pod(0, 0, 'Pending'), pod(0, 1, 'Pending', false, 3)],
+    want: /WORLD_SIZE 3 in a gang of 2/,
+  },
+  'a status with another number of trainers than those that run': {
+    history: [
+      job({ attempt: 0 }),
+      pod(0, 0, 'Running'),
+      pod(0, 1, 'Running'),
+      job({ attempt: 0, phase: 'Running', trainers: { desired: 3 } }),
+    ],
+    want: /Running with 3 trainers, and WORLD_SIZE of attempt 0 is 2/,
+  },
+  'an elastic gang that is too small': {
+    history: [job({ trainers: { desired: 1 } }, UID, { trainers: { elastic: { minReplicas: 2 } } })],
+    want: /1 trainers of an elastic job that has at least 2/,
   },
   'a checkpoint that goes back': {
     history: [job({ checkpoint: { step: 20 } }), job({ checkpoint: { step: 10 } })],

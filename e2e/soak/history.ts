@@ -103,6 +103,8 @@ export class HistoryCheck {
   readonly #jobs = new Map<string, { uid: string; status: FaceTrainJobStatus }>();
   /** Attempts of which all ranks were ready, or had succeeded, at one moment. */
   readonly #whole = new Set<string>();
+  /** Number of ranks of each attempt, as its first pod has it. */
+  readonly #worlds = new Map<string, number>();
   /** Ranks that succeeded, of each attempt. */
   readonly #succeeded = new Map<string, Set<number>>();
 
@@ -137,7 +139,11 @@ export class HistoryCheck {
         (object.status?.conditions ?? []).some(({ type, status }) => type === 'Ready' && status === 'True'),
       hasSucceeded: phase === 'Succeeded',
     };
+    const name = `${jobUid}/${attempt}`;
     if (!this.#pods.has(key)) {
+      const world = this.#worlds.get(name) ?? pod.world;
+      this.#worlds.set(name, world);
+      if (world !== pod.world) this.violations.push(`${where}: WORLD_SIZE ${pod.world} in a gang of ${world}`);
       const older = this.#alive(jobUid).filter((other) => other.attempt < attempt);
       if (older.length > 0)
         this.violations.push(`${where}: attempt ${attempt} began while ${older.map(({ name }) => name)} lived`);
@@ -147,7 +153,6 @@ export class HistoryCheck {
     }
     this.#pods.set(key, pod);
     const gang = [...this.#pods.values()].filter((one) => one.jobUid === jobUid && one.attempt === attempt);
-    const name = `${jobUid}/${attempt}`;
     const succeeded = this.#succeeded.get(name) ?? new Set();
     if (pod.hasSucceeded) this.#succeeded.set(name, succeeded.add(pod.rank));
     const fit = new Set(gang.filter((one) => one.isReady || one.hasSucceeded).map(({ rank }) => rank));
@@ -171,6 +176,12 @@ export class HistoryCheck {
     if ((status.observedGeneration ?? 0) > generation) say(`observedGeneration ${status.observedGeneration}`);
     if (status.phase === 'Running' && before.phase !== 'Running' && !this.#whole.has(`${uid}/${attempt}`))
       say(`Running, and attempt ${attempt} was never whole`);
+    const [world, desired] = [this.#worlds.get(`${uid}/${attempt}`), status.trainers?.desired];
+    if (status.phase === 'Running' && world !== undefined && desired !== undefined && world !== desired)
+      say(`Running with ${desired} trainers, and WORLD_SIZE of attempt ${attempt} is ${world}`);
+    const { elastic } = (object.spec.trainers ?? {}) as { elastic?: { minReplicas: number } };
+    if (elastic && desired !== undefined && desired < elastic.minReplicas)
+      say(`${desired} trainers of an elastic job that has at least ${elastic.minReplicas}`);
     const isReady = status.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
     if (status.phase === 'Suspended' && isReady) {
       const alive = this.#alive(uid);

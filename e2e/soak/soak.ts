@@ -14,6 +14,7 @@ import {
   faceTrainJobs,
   type JobObject,
   networkPolicies,
+  type PodObject,
   pods,
   quantizeJobs,
   services,
@@ -21,8 +22,8 @@ import {
 import type { KubernetesObject, Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { MANAGED_BY } from '@facetrain/planner/names';
-import { doFault, MAX_TRAINERS, type Surroundings } from './faults.ts';
+import { Label, MANAGED_BY } from '@facetrain/planner/names';
+import { doFault, MAX_TRAINERS, type Surroundings, setQuota } from './faults.ts';
 import { HistoryCheck, leaderViolations, readAudit, storedChanges, writesAfter } from './history.ts';
 import { SimulatedNodes } from './nodes.ts';
 import { OPERATOR_NAMESPACE, OperatorReplica, userOf } from './operators.ts';
@@ -63,7 +64,7 @@ const QUIET_SECONDS = 600;
 const LEAP_MILLISECONDS = 300_000;
 /** Between two leaps: a leader that leaps loses its Lease, and the next one needs time to work. */
 const LEAP_EVERY_SECONDS = 30;
-const ELASTIC = { minReplicas: 1, maxReplicas: MAX_TRAINERS, scaleDownSeconds: 3, scaleUpSeconds: 2 };
+const ELASTIC = { maxReplicas: MAX_TRAINERS, scaleDownSeconds: 3, scaleUpSeconds: 2 };
 /** Without any write, at the end. */
 const STILL_SECONDS = 12;
 /** For what follows an end: a leader that was lost in between has to be replaced first. */
@@ -143,7 +144,10 @@ class Soak {
     plane.run('kube-scheduler', common);
     plane.run('kube-controller-manager', [
       ...common,
-      '--controllers=garbage-collector-controller,node-lifecycle-controller,taint-eviction-controller',
+      '--controllers=garbage-collector-controller,node-lifecycle-controller,taint-eviction-controller,' +
+        'resourcequota-controller',
+      // What a quota counts of deleted pods comes free with it.
+      '--resource-quota-sync-period=2s',
       '--node-monitor-period=1s',
       '--node-monitor-grace-period=8s',
     ]);
@@ -176,12 +180,14 @@ class Soak {
     }
     say(`${elapsed()} s  quiet after ${faults} faults`);
     await Promise.all(this.#meanwhile);
+    await this.#liftQuota();
     const quiet = performance.now();
     await this.#untilEnded(replicas);
     const quietSeconds = Math.round((performance.now() - quiet) / 1000);
     await this.#checkFolders();
     say(`${elapsed()} s  all jobs have ended; checking`);
     await this.#checkStillness();
+    await this.#checkPlaceholders();
     const restarts = await this.#restarts();
     const succeeded = this.#created.size;
     await this.#checkRemains();
@@ -242,6 +248,7 @@ class Soak {
 
   async #create(name: string): Promise<void> {
     const random = this.#random;
+    const replicas = random.between(1, MAX_TRAINERS);
     const job = {
       apiVersion: faceTrainJobs.apiVersion,
       kind: 'FaceTrainJob',
@@ -253,9 +260,9 @@ class Soak {
         output: { uri: `hostpath:///data/out/${this.#count}` },
         globalBatchSize: 48,
         trainers: {
-          replicas: random.between(1, MAX_TRAINERS),
+          replicas,
           progressPort: this.#nodes.progressPort,
-          ...(random.chance(0.3) && { elastic: ELASTIC }),
+          ...(random.chance(0.3) && { elastic: { ...ELASTIC, minReplicas: random.between(1, Math.min(2, replicas)) } }),
         },
         failurePolicy: { maxRestarts: 100, nodeLostSeconds: random.between(1, 20) },
         ...(random.chance(0.25) && {
@@ -352,8 +359,22 @@ class Soak {
     }
   }
 
+  /** No pod holds a place for a job that has ended. */
+  async #checkPlaceholders(): Promise<void> {
+    const { items } = await this.#plane.client.list<PodObject>(pods, NAMESPACE, {
+      labelSelector: `${Label.placeholder}=true`,
+    });
+    for (const { metadata, status } of items ?? [])
+      if (isPodAlive(status?.phase)) this.#violations.push(`${metadata.name}: a placeholder of a job that has ended`);
+  }
+
   async #restarts(): Promise<number> {
     return (await this.#jobs()).reduce((sum, { status }) => sum + (status?.attempt ?? 0), 0);
+  }
+
+  /** The API server may have been away when a fault was to end. */
+  #liftQuota(): Promise<void> {
+    return eventually(() => setQuota(this.#plane.client, NAMESPACE, null), 120_000);
   }
 
   /** Nothing is left of deleted jobs. */
@@ -375,6 +396,8 @@ class Soak {
     }
   }
 }
+
+const isPodAlive = (phase = 'Pending'): boolean => phase !== 'Succeeded' && phase !== 'Failed';
 
 const hasEnded = ({ status }: JobObject): boolean =>
   ['Succeeded', 'Failed'].includes((status as FaceTrainJobStatus | undefined)?.phase ?? '');
