@@ -52,7 +52,7 @@ const ROOMS = [
   ['install/generate.mjs',     ['install', 'hack/lib'], 'a script: npm run generate'],
   ['deploy/pulumi',            ['install', 'api']],
   ['bench',                    ['e2e', 'operator', 'planner', 'trainer-image', 'native', 'api']],
-  ['e2e',                      ['operator', 'planner', 'trainer-image/src/checkpoint', 'api']],
+  ['e2e',                      ['operator', 'planner', ...trainer('checkpoint', 'storage', 'testing'), 'api']],
   ['hack',                     [], 'installs, builds and tests; knows no product'],
   ['hack/docs.test.mjs',       ['hack', 'api'], 'validates the manifests in Markdown'],
   ['hack/lib',                 [], 'below every script in hack/'],

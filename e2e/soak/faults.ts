@@ -8,6 +8,7 @@ import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import type { SimulatedNode, SimulatedNodes } from './nodes.ts';
 import { LEASE_SECONDS, type OperatorReplica } from './operators.ts';
 import type { Random } from './random.ts';
+import type { Store } from './stored-checkpoints.ts';
 import { TICK_MILLISECONDS, type TrainerProcess, type Trainers } from './trainers.ts';
 
 /** Of a gang. */
@@ -22,13 +23,14 @@ export interface Surroundings {
   client: Client;
   nodes: SimulatedNodes;
   trainers: Trainers;
+  store: Store;
   replicas: OperatorReplica[];
   namespace: string;
   /** Jobs that have not ended, as they are stored. */
   jobs: () => Promise<JobObject[]>;
   /** Deletes a job. `again`: another one of this name follows at once. */
   remove: (job: JobObject, again: boolean) => Promise<void>;
-  /** Programs of the control plane that were killed and have not started again; 'quota' while one is set. */
+  /** Programs that were killed or frozen and have not come back; 'quota' while one is set. */
   away: Set<string>;
   /** Runs until it ends, beside others; the quiet time waits for it. */
   meanwhile: (work: () => Promise<unknown>) => void;
@@ -79,7 +81,7 @@ async function restart(
   longest: number,
 ): Promise<string | undefined> {
   const milliseconds = random.between(0, longest);
-  if (away.size > 0) return undefined;
+  if (away.has('etcd') || away.has('kube-apiserver')) return undefined;
   away.add(name);
   meanwhile(() => plane.restart(name, milliseconds).finally(() => away.delete(name)));
   return `for ${Math.round(milliseconds / 1000)} s`;
@@ -109,6 +111,24 @@ const FAULTS: Record<string, [number, Fault]> = {
       const process = running(around);
       if (process) process.frozen = around.random.between(1_000, 20_000) / TICK_MILLISECONDS;
       return process && `${process.identity.podName} for ${Math.round(process.frozen / 10)} s`;
+    },
+  ],
+  'a trainer outlives its pod': [
+    5,
+    async ({ trainers, nodes: { nodes: all }, random, meanwhile }) => {
+      const writers = trainers.running.filter(({ writer }) => writer !== undefined);
+      // A write that is on its way comes to its end when the process wakes, in the time of the next attempt.
+      const process = random.pick(writers.filter(({ isBusy }) => isBusy)) ?? random.pick(writers);
+      const node = process && all.find(({ running }) => running.has(process.identity.podUid));
+      if (!process || node?.state !== 'up') return undefined;
+      const frozen = random.between(8_000, 30_000);
+      process.frozen = frozen / TICK_MILLISECONDS;
+      node.lose(true);
+      meanwhile(async () => {
+        await delay(frozen + random.between(1_000, 5_000));
+        node.comeBack();
+      });
+      return `${process.identity.podName} on ${node.name}, frozen for ${Math.round(frozen / 1000)} s`;
     },
   ],
   'delete a pod': [
@@ -196,6 +216,35 @@ const FAULTS: Record<string, [number, Fault]> = {
   ],
   'kill the API server': [2, (around) => restart(around, 'kube-apiserver', 5_000)],
   'kill etcd': [2, (around) => restart(around, 'etcd', 3_000)],
+  'kill the object store': [
+    2,
+    async ({ store, random, away, meanwhile }) => {
+      const milliseconds = random.between(0, 10_000);
+      if (away.has('store')) return undefined;
+      away.add('store');
+      meanwhile(() => store.server.restart(milliseconds).finally(() => away.delete('store')));
+      return `for ${Math.round(milliseconds / 1000)} s`;
+    },
+  ],
+  'freeze the object store': [
+    2,
+    async ({ store, random, away, meanwhile }) => {
+      const milliseconds = random.between(500, 10_000);
+      if (away.has('store')) return undefined;
+      away.add('store');
+      meanwhile(() => store.server.freeze(milliseconds).finally(() => away.delete('store')));
+      return `for ${Math.round(milliseconds / 1000)} s`;
+    },
+  ],
+  'the object store fails': [
+    5,
+    async ({ store, random }) => {
+      const fate = random.pick(['slow', 'cut', 'lost', 'tired'] as const)!;
+      const times = random.between(1, 60);
+      store.fail(fate, times);
+      return `${times} requests: ${fate}`;
+    },
+  ],
   'drop watches': [
     4,
     async ({ replicas, random }) => {

@@ -18,6 +18,8 @@ import { type ProcessIdentity, TICK_MILLISECONDS, type TrainerProcess, type Trai
 
 /** Between two renewals of a node's Lease. The controller manager's grace period has to be longer. */
 const HEARTBEAT_MILLISECONDS = 2_000;
+/** Of the nodes: folder of the outputs of jobs that write to no object store. */
+export const OUTPUT_PATH = '/data/out';
 const CAPACITY = { cpu: '64', memory: '256Gi', pods: '200' };
 
 /** A pod that a kubelet has started. */
@@ -260,7 +262,10 @@ function identityOf({ metadata, spec }: PodObject): ProcessIdentity | null {
   const labels = metadata.labels ?? {};
   const kind = labels[Label.jobKind];
   if (kind !== 'FaceTrainJob' && kind !== 'QuantizeJob') return null;
-  const { containers } = spec as { containers?: { env?: { name: string; value?: string }[] }[] };
+  const { containers, volumes } = spec as {
+    containers?: { env?: { name: string; value?: string }[] }[];
+    volumes?: { hostPath?: { path: string } }[];
+  };
   const world = containers?.[0]?.env?.find(({ name }) => name === 'WORLD_SIZE')?.value;
   return {
     podName: metadata.name,
@@ -270,5 +275,6 @@ function identityOf({ metadata, spec }: PodObject): ProcessIdentity | null {
     rank: Number(labels[Label.rank]),
     world: Number(world ?? 1),
     isPlaceholder: labels[Label.placeholder] === 'true',
+    isStored: !volumes?.some(({ hostPath }) => hostPath?.path.startsWith(OUTPUT_PATH)),
   };
 }

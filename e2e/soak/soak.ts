@@ -25,9 +25,10 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { Label, MANAGED_BY } from '@facetrain/planner/names';
 import { doFault, MAX_TRAINERS, type Surroundings, setQuota } from './faults.ts';
 import { HistoryCheck, leaderViolations, readAudit, storedChanges, writesAfter } from './history.ts';
-import { SimulatedNodes } from './nodes.ts';
+import { OUTPUT_PATH, SimulatedNodes } from './nodes.ts';
 import { OPERATOR_NAMESPACE, OperatorReplica, userOf } from './operators.ts';
 import { Random } from './random.ts';
+import { Store, StoredCheckpoints } from './stored-checkpoints.ts';
 import { Trainers } from './trainers.ts';
 
 export interface SoakOptions {
@@ -100,7 +101,9 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
   const plane = await ControlPlane.start(flags, true);
   const stops: (() => Promise<unknown>)[] = [() => plane.stop()];
   try {
-    const soak = new Soak(options, plane, audit);
+    const store = await Store.start();
+    stops.push(() => store.stop());
+    const soak = new Soak(options, plane, store, audit);
     const replicas = await soak.start(folder, stops);
     const result = await soak.run(replicas);
     if (result.violations.length > 0) options.say(`logs, audit log and kubeconfigs are in ${folder}`);
@@ -114,6 +117,7 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
 class Soak {
   readonly #options: SoakOptions;
   readonly #plane: ControlPlane;
+  readonly #store: Store;
   readonly #audit: string;
   readonly #trainers: Trainers;
   readonly #random: Random;
@@ -126,13 +130,14 @@ class Soak {
   #deleted = 0;
   #nodes!: SimulatedNodes;
 
-  constructor(options: SoakOptions, plane: ControlPlane, audit: string) {
+  constructor(options: SoakOptions, plane: ControlPlane, store: Store, audit: string) {
     this.#options = options;
     this.#plane = plane;
+    this.#store = store;
     this.#audit = audit;
     this.#random = new Random(options.seed);
     // Of its own: how often trainers ask depends on the machine, and must not change which faults follow.
-    this.#trainers = new Trainers(new Random(options.seed ^ 0x5eed));
+    this.#trainers = new Trainers(new Random(options.seed ^ 0x5eed), store);
   }
 
   async start(folder: string, stops: (() => Promise<unknown>)[]): Promise<OperatorReplica[]> {
@@ -212,6 +217,7 @@ class Soak {
       client: this.#plane.client,
       nodes: this.#nodes,
       trainers: this.#trainers,
+      store: this.#store,
       replicas,
       namespace: NAMESPACE,
       away: new Set(),
@@ -257,7 +263,9 @@ class Soak {
         dataset: { uri: 'hostpath:///data/faces' },
         model: { backbone: 'mobilefacenet' },
         // No two jobs share a place, or one would wait for the other.
-        output: { uri: `hostpath:///data/out/${this.#count}` },
+        output: {
+          uri: random.chance(0.4) ? `s3://faces/${this.#count}` : `hostpath://${OUTPUT_PATH}/${this.#count}`,
+        },
         globalBatchSize: 48,
         trainers: {
           replicas,
@@ -333,6 +341,7 @@ class Soak {
     for (const [uid, folder] of this.#trainers.folders) {
       const job = jobs.get(uid);
       const name = job?.metadata.name ?? `a deleted job (${uid})`;
+      if (job && folder instanceof StoredCheckpoints) await folder.checkEnd();
       for (const violation of folder.violations) this.#violations.push(`${name}: ${violation}`);
       if (!job) continue;
       const status = job.status as FaceTrainJobStatus;

@@ -1,17 +1,16 @@
 /**
  * Trainers without a model: what the processes of gangs do as others see it. They wait for each other, claim the folder
  * of checkpoints, count steps, save, end together, and stop when they are told to. A gang saves to a
- * `CheckpointFolder`, which has the rules of the real one and notes what must never happen. A process may outlive its
- * pod.
+ * `CheckpointFolder`, which has the rules of the real one, or to a real object store; both note what must never happen.
+ * A process may outlive its pod.
  */
-import { ExitCode, type Progress } from '@facetrain/api';
-import { CheckpointFolder, type WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';
+import { ExitCode, FacetrainError, type Progress } from '@facetrain/api';
+import { CheckpointFolder, STEPS, type WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';
 import type { Random } from './random.ts';
+import { type Store, StoredCheckpoints } from './stored-checkpoints.ts';
 
 /** Of one tick: milliseconds. */
 export const TICK_MILLISECONDS = 100;
-/** Steps that a gang takes between two checkpoints. */
-const STEPS_A_SAVE = 10;
 /** Between two of them a gang saves; at this many it exports. */
 const SAVES = 8;
 /** For ten steps. */
@@ -33,6 +32,8 @@ export interface ProcessIdentity {
   world: number;
   /** It holds the place of a trainer, and does nothing else. */
   isPlaceholder: boolean;
+  /** Its job writes to the object store. */
+  isStored: boolean;
 }
 
 export interface End {
@@ -53,6 +54,8 @@ export class TrainerProcess {
   activity = 0;
   waited = 0;
   ticks = 0;
+  /** An access to the storage has not ended. */
+  isBusy = false;
 
   constructor(identity: ProcessIdentity) {
     this.identity = identity;
@@ -74,15 +77,17 @@ export class TrainerProcess {
 export class Trainers {
   readonly processes = new Set<TrainerProcess>();
   /** By the uid of a FaceTrainJob. */
-  readonly folders = new Map<string, CheckpointFolder>();
+  readonly folders = new Map<string, CheckpointFolder | StoredCheckpoints>();
   /** Highest step of a checkpoint that any process saved, by the uid of a job. */
   readonly saved = new Map<string, number>();
   /** Uids of QuantizeJobs whose process has published. */
   readonly published = new Set<string>();
   readonly #random: Random;
+  readonly #store: Store;
 
-  constructor(random: Random) {
+  constructor(random: Random, store: Store) {
     this.#random = random;
+    this.#store = store;
   }
 
   start(identity: ProcessIdentity): TrainerProcess {
@@ -97,6 +102,8 @@ export class Trainers {
   }
 
   tick(): void {
+    for (const { end, writer, identity } of this.processes)
+      if (end && writer && identity.isStored) (this.folders.get(identity.job.uid) as StoredCheckpoints).end(writer);
     for (const process of this.running) {
       if (process.frozen > 0) process.frozen--;
       else if (process.end !== undefined) continue;
@@ -116,8 +123,8 @@ export class Trainers {
       job: { name: job.name, uid: job.uid, attempt },
       stage: process.writer ? 'Training' : 'Rendezvous',
       step,
-      totalSteps: STEPS_A_SAVE * SAVES,
-      epoch: step / STEPS_A_SAVE,
+      totalSteps: STEPS * SAVES,
+      epoch: step / STEPS,
       imagesPerSecond: null,
       loss: null,
       learningRate: null,
@@ -142,7 +149,7 @@ export class Trainers {
     const { identity } = process;
     const gang = this.#gang(process);
     const rank0 = gang[0];
-    if (process.isStopping) return this.#stop(process);
+    if (process.isStopping) return this.#alone(process, () => this.#stop(process));
     // A process that has outlived its pod, and whose rank has another one: its peers do not find it.
     if (gang[identity.rank] !== process || gang.some((peer) => peer === undefined)) {
       process.waited++;
@@ -161,56 +168,85 @@ export class Trainers {
       return;
     }
     if (identity.rank !== 0 || gang.some((peer) => peer!.frozen > 0)) return;
-    this.#advance(process);
+    this.#alone(process, () => this.#advance(process));
+  }
+
+  /** Runs what may take longer than a tick, unless the process has not ended the last. */
+  #alone(process: TrainerProcess, work: () => Promise<void>): void {
+    if (process.isBusy) return;
+    process.isBusy = true;
+    void work()
+      .catch((error: unknown) => {
+        if (!(error instanceof FacetrainError)) throw error;
+        process.fail(error.exitCode, error.code, error.message);
+      })
+      .finally(() => {
+        process.isBusy = false;
+      });
   }
 
   /** A tick of the whole gang, by rank 0. */
-  #advance(process: TrainerProcess): void {
+  async #advance(process: TrainerProcess): Promise<void> {
     const { job, attempt } = process.identity;
-    const folder = this.folders.get(job.uid) ?? new CheckpointFolder(true);
-    this.folders.set(job.uid, folder);
+    const folder = this.#folder(process);
     if (process.writer === undefined) {
-      process.writer = folder.start(attempt);
-      folder.act(process.writer, 'claim');
+      const writer = folder.start(attempt, () => process.frozen > 0);
+      process.writer = writer;
+      await folder.act(writer, 'claim');
+      // What it continues from is saved, even if its writer was killed before it knew.
+      if (process.identity.isStored && writer.step > 0) this.#noteSaved(job.uid, writer.step);
     } else if (process.writer.staged) {
-      if (process.ticks++ >= SAVE_TICKS) this.#publish(process, folder);
-    } else if (process.writer.step >= STEPS_A_SAVE * SAVES) {
-      folder.act(process.writer, 'export');
+      if (process.ticks++ >= SAVE_TICKS) await this.#publish(process, folder);
+    } else if (process.writer.step >= STEPS * SAVES) {
+      await folder.act(process.writer, 'export');
       if (process.writer.ended === null) {
         process.writer.ended = 'succeeded';
         process.end = { exitCode: ExitCode.success, message: { progress: this.progressOf(process) } };
       }
     } else if (process.ticks++ >= TRAIN_TICKS + this.#random.between(0, 3)) {
       process.ticks = 0;
-      folder.act(process.writer, 'train');
-      folder.act(process.writer, 'stage');
+      await folder.act(process.writer, 'train');
+      await folder.act(process.writer, 'stage');
       process.activity++;
     }
     if (process.writer.ended === 'fenced off')
       process.fail(ExitCode.fencedOff, 'FencedOff', 'another attempt has claimed the folder');
   }
 
-  #publish(process: TrainerProcess, folder: CheckpointFolder): void {
-    const { job } = process.identity;
+  #folder({ identity: { job, isStored } }: TrainerProcess): CheckpointFolder | StoredCheckpoints {
+    const known = this.folders.get(job.uid);
+    if (known) return known;
+    const folder = isStored ? new StoredCheckpoints(this.#store, job.uid) : new CheckpointFolder(true);
+    this.folders.set(job.uid, folder);
+    return folder;
+  }
+
+  #noteSaved(uid: string, step: number): void {
+    this.saved.set(uid, Math.max(step, this.saved.get(uid) ?? 0));
+  }
+
+  async #publish(process: TrainerProcess, folder: CheckpointFolder | StoredCheckpoints): Promise<void> {
     const writer = process.writer!;
     process.ticks = 0;
     const step = writer.staged!.step;
-    folder.act(writer, 'publish');
+    await folder.act(writer, 'publish');
     if (writer.ended !== null) return;
-    this.saved.set(job.uid, Math.max(step, this.saved.get(job.uid) ?? 0));
+    this.#noteSaved(process.identity.job.uid, step);
     process.activity++;
   }
 
   /** SIGTERM: rank 0 saves, then all end. */
-  #stop(process: TrainerProcess): void {
+  async #stop(process: TrainerProcess): Promise<void> {
     const { writer, identity } = process;
     const folder = this.folders.get(identity.job.uid);
     if (writer && folder && writer.ended === null && process.ticks++ < SAVE_TICKS) return;
-    if (writer && folder && writer.ended === null) {
-      if (!writer.staged) folder.act(writer, 'stage');
-      this.#publish(process, folder);
-      writer.ended ??= 'killed';
+    // Without a claim it has nothing to save.
+    if (writer && folder && writer.ended === null && writer.claim !== null) {
+      if (!writer.staged) await folder.act(writer, 'stage');
+      await this.#publish(process, folder);
     }
+    if (process.end !== undefined) return;
+    if (writer) writer.ended ??= 'killed';
     process.end = {
       exitCode: ExitCode.preempted,
       ...(identity.rank === 0 && { message: { progress: this.progressOf(process) } }),

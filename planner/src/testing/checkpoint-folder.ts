@@ -46,7 +46,8 @@ export type Violation =
   /** A process of the newest attempt cannot write. */
   | 'newest fenced off';
 
-const STEPS = 10;
+/** That a process trains between two checkpoints. */
+export const STEPS = 10;
 
 export class CheckpointFolder {
   readonly fenced: boolean;

@@ -2,12 +2,11 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { after, before, test } from 'node:test';
-import type { CheckpointManifest } from '@facetrain/api';
-import { digestBytes } from '../storage/digest.ts';
 import { ObjectFence } from '../storage/object-fence.ts';
 import { ObjectStore } from '../storage/object-store.ts';
 import { startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { manifestOf, writeFiles } from '../testing/small-checkpoint.ts';
 import { ObjectTarget } from './object-target.ts';
 import { prune } from './target.ts';
 
@@ -59,64 +58,15 @@ test('of a job’s checkpoints the newest and the best stay, and evaluations of 
   }
 });
 
-const BACKBONE = new Uint8Array(3);
-const HEADER = new Uint8Array(2);
-const ROWS = new Uint8Array(8);
-const ROW_FILE = 'rows-0000000000.safetensors';
-
-/** Of a checkpoint of two class centres with one number each. */
-function manifest(step: number): CheckpointManifest {
-  return {
-    schemaVersion: 2,
-    requires: [],
-    job: { name: 'j', uid: 'u' },
-    time: new Date(0).toISOString(),
-    step,
-    stepsPerEpoch: 1,
-    worldSize: 1,
-    seed: 1,
-    numClasses: 2,
-    embeddingDim: 1,
-    precision: 'fp32',
-    backbone: {
-      file: 'backbone.safetensors',
-      ...digestBytes(BACKBONE),
-      dtype: 'float32',
-      optimizer: 'SGD',
-      state: [{ name: 'momentum', dtype: 'float32' }],
-    },
-    rows: {
-      optimizer: 'SGD',
-      tensors: [{ name: 'weight', dtype: 'float32', columns: 1 }],
-      blockRows: 8192,
-      files: [
-        {
-          file: ROW_FILE,
-          bytes: HEADER.length + ROWS.length,
-          header: digestBytes(HEADER),
-          blocks: [{ firstRow: 0, rows: 2, offset: HEADER.length, sha256: digestBytes(ROWS).sha256 }],
-        },
-      ],
-    },
-    history: { lossFirst: 1, trainSeconds: 1, recentLosses: [1] },
-  };
-}
-
 /** A start of a job that finds the newest checkpoint, writes the next one, and prunes. */
 async function attempt(store: ObjectStore, number: number): Promise<number> {
   const target = new ObjectTarget(await ObjectFence.claim(store, owner(number)));
   await target.removeUnfinished();
   const newest = await target.findNewest((damage) => assert.fail(damage));
   const step = (newest?.manifest.step ?? 0) + 1;
-  for (const [file, parts] of [
-    ['backbone.safetensors', [BACKBONE]],
-    [ROW_FILE, [HEADER, ROWS]],
-  ] as const) {
-    const writer = await target.create(step, file);
-    for (const part of parts) await writer.write(part);
-    await writer.finish();
-  }
-  await target.complete(manifest(step));
+  const checkpoint = { step, job: 'j', rows: new Uint8Array(8) };
+  await writeFiles(target, checkpoint);
+  await target.complete(manifestOf(checkpoint));
   await prune(target, { keep: 1, keepBest: 0 }, 'j');
   return step;
 }

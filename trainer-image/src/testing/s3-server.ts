@@ -10,7 +10,8 @@ import { createServer as createHttpServer, type IncomingMessage, type ServerResp
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
+import { setTimeout as delay } from 'node:timers/promises';
+import { GetObjectCommand, HeadObjectCommand, ListObjectsV2Command, NoSuchKey } from '@aws-sdk/client-s3';
 import type { StorageAddress } from '@facetrain/api';
 import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { tools } from '../../../hack/lib/paths.mjs';
@@ -35,6 +36,10 @@ export interface S3Server {
   address(uri: string): StorageAddress;
   /** Starts a proxy in front of this server, for the objects of one bucket. `send` answers each GET. */
   proxy(bucket: string, send: (get: ProxiedGet) => void | Promise<void>): Promise<S3Proxy>;
+  /** Kills the server, and starts it again with the same objects, at the same port, after `away` milliseconds. */
+  restart(away: number): Promise<void>;
+  /** SIGSTOP for so many milliseconds. */
+  freeze(milliseconds: number): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -73,35 +78,54 @@ export async function startS3Server(...buckets: string[]): Promise<S3Server> {
   for (const path of [folder, join(root, 'metadata'), ...buckets.map((bucket) => join(folder, bucket))])
     await mkdir(path, { recursive: true });
   const [port] = await freePorts(1);
-  // --sidecar keeps metadata in files, for file systems without extended attributes.
-  const server = spawn(
-    program,
-    ['--port', `127.0.0.1:${port}`, '--quiet', 'posix', '--sidecar', join(root, 'metadata'), folder],
-    {
-      env: {
-        ...process.env,
-        ROOT_ACCESS_KEY_ID: CREDENTIALS.AWS_ACCESS_KEY_ID,
-        ROOT_SECRET_ACCESS_KEY: CREDENTIALS.AWS_SECRET_ACCESS_KEY,
-      },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    },
-  );
-  const exited = once(server, 'exit');
+  const endpoint = `http://127.0.0.1:${port}`;
   let log = '';
-  for (const stream of [server.stdout, server.stderr])
-    stream.on('data', (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
+  // --sidecar keeps metadata in files, for file systems without extended attributes.
+  const start = () => {
+    const child = spawn(
+      program,
+      ['--port', `127.0.0.1:${port}`, '--quiet', 'posix', '--sidecar', join(root, 'metadata'), folder],
+      {
+        env: {
+          ...process.env,
+          ROOT_ACCESS_KEY_ID: CREDENTIALS.AWS_ACCESS_KEY_ID,
+          ROOT_SECRET_ACCESS_KEY: CREDENTIALS.AWS_SECRET_ACCESS_KEY,
+        },
+        stdio: ['ignore', 'pipe', 'pipe'],
+      },
+    );
+    for (const stream of [child.stdout, child.stderr])
+      stream.on('data', (text: Buffer) => (log = (log + text.toString()).slice(-4000)));
+    return { child, exited: once(child, 'exit') };
+  };
+  let server = start();
+  const kill = async () => {
+    server.child.kill('SIGKILL');
+    await server.exited;
+  };
   const stop = async () => {
-    server.kill('SIGKILL');
-    await exited;
+    await kill();
     await rm(root, { recursive: true, force: true });
   };
-  const endpoint = `http://127.0.0.1:${port}`;
-  await untilAnswering(endpoint, server, () => log).catch(async (error: unknown) => {
+  const restart = async (away: number) => {
+    await kill();
+    await delay(away);
+    server = start();
+    await untilAnswering(endpoint, server.child, () => log);
+  };
+  const freeze = async (milliseconds: number) => {
+    const { child } = server;
+    child.kill('SIGSTOP');
+    await delay(milliseconds);
+    child.kill('SIGCONT');
+  };
+  await untilAnswering(endpoint, server.child, () => log).catch(async (error: unknown) => {
     await stop();
     throw error;
   });
   const address = (uri: string): StorageAddress => ({ uri, endpoint, region: 'us-east-1', forcePathStyle: true });
-  return { endpoint, folder, address, proxy: (bucket, send) => startProxy(address(''), bucket, send), stop };
+  const proxy: S3Server['proxy'] = (bucket, send) => startProxy(address(''), bucket, send);
+  return { endpoint, folder, address, proxy, restart, freeze, stop };
 }
 
 /**
@@ -142,9 +166,12 @@ async function startProxy(
         .end();
     }
     const { range } = request.headers;
-    const got = await client.send(
-      new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }),
-    );
+    const got = await client
+      .send(new GetObjectCommand({ Bucket: bucket, Key: key, ...(range ? { Range: range } : {}) }))
+      .catch((error: unknown) => {
+        if (!(error instanceof NoSuchKey)) throw error;
+      });
+    if (!got) return void response.writeHead(404).end();
     const body = await got.Body!.transformToByteArray();
     response.writeHead(got.ContentRange ? 206 : 200, {
       'content-length': body.length,
