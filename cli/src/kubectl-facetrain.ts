@@ -8,7 +8,9 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, type Outcome, printError, readable } from './command-action.ts';
 import { Cluster, type ClusterOptions } from './kubectl/cluster.ts';
+import type { FetchOptions } from './kubectl/fetch.ts';
 import type { LogsOptions } from './kubectl/logs.ts';
+import { PARTS } from './results/parts.ts';
 import { listenForStop } from './stop-signals.ts';
 import { StatusLine } from './terminal-output.ts';
 
@@ -101,6 +103,26 @@ command('progress', 'a bar that follows the training until the job ends; exit co
       const { followProgress } = await import('./kubectl/progress.ts');
       const line = new StatusLine();
       return inCluster(options, (cluster) => followProgress(cluster, job, line, signal).finally(() => line.clear()));
+    }),
+  );
+
+command('fetch', 'copy the model, the INT7 model or a checkpoint of a job to a folder, and compare its digests')
+  .argument('<job>')
+  .argument('[part]', `${PARTS.join(', ')} (default: int7 with spec.quantize, else model)`)
+  .option('--to <folder>', '(default: the name of the job)')
+  .option('--step <n>', 'of the checkpoint (default: the newest)', wholeNumber(0))
+  .option('--image <name>', 'of the pod that reads a volume (default: that of the job’s pods)')
+  .addHelpText(
+    'after',
+    '\nFrom s3:// it reads with your own credentials, as the AWS SDK finds them. From pvc:// it reads through a pod that\n' +
+      'it creates and deletes; you need to be allowed to create and delete pods and to get pods/proxy.\n' +
+      'The same command again continues what was interrupted.',
+  )
+  .action(
+    action(async (job: string, part: string | undefined, options: FetchOptions & ClusterOptions) => {
+      const { fetchResults } = await import('./kubectl/fetch.ts');
+      const line = new StatusLine();
+      return inCluster(options, (cluster) => fetchResults(cluster, job, part, options, line, signal));
     }),
   );
 

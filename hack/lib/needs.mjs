@@ -33,7 +33,7 @@ export const paths = {
   'trainer-image/src/train/start-times.test.ts': [],
   'trainer-image/src/verification': ['native'],
   cli: ['native'],
-  'cli/src/kubectl': controlPlane,
+  'cli/src/kubectl': ['versitygw', ...controlPlane],
   'cli/src/local': [],
   'cli/src/manifest.test.ts': [],
   'cli/src/terminal-output.test.ts': [],

@@ -1,6 +1,8 @@
 #!/usr/bin/env node
-/** The program in the pods: `facetrain-trainer train | quantize | fetch | hold-place`. Exit codes:
- * api/src/exit-codes.ts. */
+/**
+ * The program in the pods: `facetrain-trainer train | quantize | fetch | hold-place | serve`. Exit codes:
+ * api/src/exit-codes.ts.
+ */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -21,6 +23,7 @@ const USAGE = `Usage: facetrain-trainer train [--ranks COUNT]
        facetrain-trainer fetch --uri URI --to PATH [--shared] [--endpoint URL] [--region NAME] [--force-path-style]
                                [--and --uri URI --to PATH ...]
        facetrain-trainer hold-place
+       facetrain-trainer serve --folder PATH --port NUMBER
 
 train     trains the job in FACETRAIN_CONFIG (config.json) as RANK of WORLD_SIZE, meeting the other ranks at
           MASTER_ADDR:MASTER_PORT; with --ranks, as so many ranks from RANK on, in a process each, which uses the GPU
@@ -29,6 +32,8 @@ quantize  quantizes the model of FACETRAIN_CONFIG and publishes it
 fetch     copies files or folders from file:// or s3:// to a path each; with --shared, other processes may do the
           same, and one of them does it for all
 hold-place  does nothing until SIGTERM: its pod holds the place of a rank that an elastic gang lacks
+serve     serves the files of a folder by HTTP until SIGTERM, below a path that begins with FACETRAIN_SERVE_TOKEN:
+          \`kubectl facetrain fetch\` reads a volume so
 
 FACETRAIN_PORT_FILE            receives the port of the progress server
 FACETRAIN_TERMINATION_MESSAGE  receives {"code", "message"} after a failure, otherwise {"progress"} of rank 0 or the
@@ -56,11 +61,12 @@ async function main(args: string[]): Promise<number> {
     }
     if (mode === 'fetch') return await fetchMode(rest);
     if (mode === 'train' && rest.length > 0) return await trainRanksMode(rest);
+    if (mode === 'serve') return await serveMode(rest);
     if (rest.length > 0) throw usage(rest[0]!, `no arguments after ${mode}`);
     if (mode === 'train') return await trainMode();
     if (mode === 'quantize') return await quantizeMode();
     if (mode === 'hold-place') return await holdPlaceMode();
-    throw usage(mode ?? 'no mode', 'train, quantize, fetch or hold-place (see --help)');
+    throw usage(mode ?? 'no mode', 'train, quantize, fetch, hold-place or serve (see --help)');
   } catch (error) {
     if (!isStop(error, signal)) return reportFailure(error, log);
     log.info({ reason: signal.reason }, 'stopped');
@@ -117,11 +123,28 @@ async function quantizeMode(): Promise<ExitCode> {
 
 async function holdPlaceMode(): Promise<ExitCode> {
   log.info('holding the place of a trainer');
+  await untilStopped();
+  return ExitCode.success;
+}
+
+async function serveMode(args: string[]): Promise<ExitCode> {
+  const options = { folder: { type: 'string' }, port: { type: 'string' } } as const;
+  const { folder, port } = parsed('serve', () => parseArgs({ args, options }).values);
+  const token = process.env.FACETRAIN_SERVE_TOKEN ?? '';
+  if (folder === undefined || !/^\d{1,5}$/.test(port ?? '') || token === '')
+    throw usage('serve', '--folder PATH, --port NUMBER and FACETRAIN_SERVE_TOKEN', 'without one of them');
+  const { serveFiles } = await import('./program/file-server.ts');
+  await using server = await serveFiles(folder, { port: Number(port), token });
+  log.info({ folder, port: server.port }, 'serving files');
+  await untilStopped();
+  return ExitCode.success;
+}
+
+async function untilStopped(): Promise<void> {
   // An immediate end of the event loop would end the process: a signal handler alone does not keep it.
   const alive = setInterval(() => {}, 2 ** 30);
   if (!signal.aborted) await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }));
   clearInterval(alive);
-  return ExitCode.success;
 }
 
 /**
@@ -171,31 +194,34 @@ function splitAt(list: string[], separator: string): string[][] {
 }
 
 function fetchOptions(args: string[]) {
+  const options = {
+    uri: { type: 'string' },
+    to: { type: 'string' },
+    shared: { type: 'boolean', default: false },
+    endpoint: { type: 'string' },
+    region: { type: 'string' },
+    'force-path-style': { type: 'boolean', default: false },
+  } as const;
+  const values = parsed('fetch', () => parseArgs({ args, options }).values);
+  const { uri, to, shared, endpoint, region } = values;
+  if (uri === undefined || to === undefined)
+    throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
+  return {
+    uri,
+    to,
+    shared,
+    endpoint: endpoint ?? null,
+    region: region ?? null,
+    forcePathStyle: values['force-path-style'],
+  };
+}
+
+/** What `parse` returns. @throws FacetrainError InvalidArgument for options that are not those in --help */
+function parsed<T>(mode: string, parse: () => T): T {
   try {
-    const { values } = parseArgs({
-      args,
-      options: {
-        uri: { type: 'string' },
-        to: { type: 'string' },
-        shared: { type: 'boolean', default: false },
-        endpoint: { type: 'string' },
-        region: { type: 'string' },
-        'force-path-style': { type: 'boolean', default: false },
-      },
-    });
-    const { uri, to, shared, endpoint, region } = values;
-    if (uri === undefined || to === undefined)
-      throw usage('fetch', '--uri URI and --to PATH', `without ${uri === undefined ? '--uri' : '--to'}`);
-    return {
-      uri,
-      to,
-      shared,
-      endpoint: endpoint ?? null,
-      region: region ?? null,
-      forcePathStyle: values['force-path-style'],
-    };
+    return parse();
   } catch (error) {
-    throw error instanceof FacetrainError ? error : usage('fetch', 'the options in --help', (error as Error).message);
+    throw usage(mode, 'the options in --help', (error as Error).message);
   }
 }
 

@@ -24,7 +24,7 @@ export interface QuantizeJob extends KubernetesObject {
 
 interface ContainerState {
   waiting?: { reason?: string; message?: string };
-  terminated?: { exitCode: number; reason?: string };
+  terminated?: { exitCode: number; reason?: string; message?: string };
 }
 
 interface Container {

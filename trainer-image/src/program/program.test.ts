@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { availableParallelism, networkInterfaces, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -364,4 +364,46 @@ test('fetch copies several files, until one is missing', async () => {
   assert.match(String(log[0]?.msg), /nothing/);
   assert(!existsSync(join(folder, 'copy of third')));
   assert.equal(run(['fetch', ...request('first'), '--and']).status, 2);
+});
+
+test('serves files of a folder to who knows the token, from any position, and nothing beside them', async (t) => {
+  const root = join(folder, 'served');
+  await mkdir(join(root, 'a'), { recursive: true });
+  await writeFile(join(root, 'a', 'b c'), '0123456789');
+  await writeFile(join(folder, 'beside'), 'secret');
+  await symlink(join(folder, 'beside'), join(root, 'link'));
+  const child = spawn(process.execPath, [MAIN, 'serve', '--folder', root, '--port', '0'], {
+    env: { ...process.env, FACETRAIN_SERVE_TOKEN: 'word' },
+    stdio: ['ignore', 'ignore', 'pipe'],
+  });
+  t.after(() => void child.kill('SIGKILL'));
+  const port = await new Promise<string>((resolve, reject) => {
+    let log = '';
+    child.stderr.on('data', (part) => {
+      log += String(part);
+      const found = /"port":(\d+)/.exec(log);
+      if (found) resolve(found[1]!);
+    });
+    child.once('exit', () => reject(new Error(log)));
+  });
+  const base = `http://127.0.0.1:${port}`;
+  const get = async (path: string) => {
+    const answer = await fetch(base + path);
+    return [answer.status, await answer.text()];
+  };
+  assert.deepEqual(await get('/word/files/a/b%20c'), [200, '0123456789']);
+  assert.deepEqual(await get('/word/files/a/b%20c?from=7'), [200, '789']);
+  assert.deepEqual(await get('/word/files/a/b%20c?from=10'), [200, '']);
+  assert.deepEqual(await get('/word/list'), [200, '["a","link"]']);
+  for (const path of ['/list', '/wrong/list', '/word/files/x', '/word/files/a', '/word/files/link'])
+    assert.deepEqual(await get(path), [404, ''], path);
+  assert.deepEqual(await get('/word/files/..%2Fbeside'), [404, '']);
+  child.kill('SIGTERM');
+  assert.deepEqual(await once(child, 'exit'), [0, null]);
+});
+
+test('serve without folder, port or token is refused', () => {
+  const { status, stderr } = spawnSync(process.execPath, [MAIN, 'serve', '--folder', folder], { encoding: 'utf8' });
+  assert.equal(status, 2);
+  assert.match(stderr, /--folder PATH, --port NUMBER and FACETRAIN_SERVE_TOKEN/);
 });

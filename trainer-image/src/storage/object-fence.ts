@@ -211,7 +211,7 @@ async function refuseOrphans(store: ObjectStore): Promise<void> {
 }
 
 /** @returns undefined when there is none */
-async function readHead(store: ObjectStore): Promise<{ head: Head; etag: string } | undefined> {
+export async function readHead(store: ObjectStore): Promise<{ head: Head; etag: string } | undefined> {
   const found = await store.get(HEAD);
   if (!found) return undefined;
   try {
