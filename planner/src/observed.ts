@@ -175,14 +175,17 @@ export interface Placement {
 
 /** Kueue as the operator finds it. */
 export interface ObservedQueue {
-  /** The cluster serves Workloads, and the operator may list them. Without, no quota counts as taken back. */
-  served: boolean;
+  /**
+   * Whether Workloads are known. NotServed: the cluster has none, or the operator may not list them. NotListed: it has
+   * them, and the API server cannot list them yet. Only where they are Listed a missing Workload is one that is gone.
+   */
+  workloads: 'Listed' | 'NotListed' | 'NotServed';
   workload?: ObservedWorkload;
   /** Value of the WorkloadPriorityClass of the spec, when it was read. */
   priority?: number;
   /** The ResourceFlavors of the assignment that were read, by name. */
   flavors: Record<string, Placement>;
-  /** Why an object of Kueue's could not be read: what it is, and the API server's words; or why Workloads could not. */
+  /** Why an object of Kueue's could not be read: what it is, and the API server's words. */
   problem?: string;
 }
 

@@ -40,7 +40,7 @@ const digestOf = (observed: ObservedFaceTrainJob): string =>
     'facetrain.dev/spec-digest'
   ]!;
 
-const NO_WORKLOAD: ObservedQueue = { served: true, flavors: {} };
+const NO_WORKLOAD: ObservedQueue = { workloads: 'Listed', flavors: {} };
 const queueWith = (workload: Partial<ObservedWorkload> = {}, more: Partial<ObservedQueue> = {}): ObservedQueue => ({
   ...NO_WORKLOAD,
   workload: {
@@ -125,10 +125,13 @@ test('the Workload of a former version, made for containers that fetch without r
 
 test('what a job in a queue waits for is in its status, in Kueue’s words', () => {
   const cases: Record<string, { queue: ObservedQueue; want: RegExp }> = {
-    'no Kueue': { queue: { served: false, flavors: {} }, want: /^QueueUnavailable: spec.queue: team; .*install Kueue/ },
+    'no Kueue': {
+      queue: { workloads: 'NotServed', flavors: {} },
+      want: /^QueueUnavailable: spec.queue: team; .*install Kueue/,
+    },
     'Workloads that were not listed': {
-      queue: { served: false, flavors: {}, problem: 'cannot list' },
-      want: /^QueueUnavailable: spec.queue: team; cannot list$/,
+      queue: { workloads: 'NotListed', flavors: {} },
+      want: /^QueueUnavailable: spec.queue: team; .* cannot list Workloads .* see to it that Kueue runs$/,
     },
     'no priority class': {
       queue: { ...NO_WORKLOAD, problem: 'WorkloadPriorityClass high: not found' },
@@ -176,7 +179,7 @@ test('no deadline runs in a queue', () => {
 });
 
 test('a job waits while Workloads are not listed: it is not stalled, and no deadline runs', () => {
-  const unread: ObservedQueue = { served: false, flavors: {}, problem: 'cannot list' };
+  const unread: ObservedQueue = { workloads: 'NotListed', flavors: {} };
   const limited = job().with({ activeDeadlineSeconds: 1000, pendingDeadlineSeconds: 10 });
   const step = (status: FaceTrainJobStatus, queue: ObservedQueue, seconds: number) =>
     plan(limited.observe(status, [], { queue }), seconds).status;
@@ -191,7 +194,7 @@ test('a job waits while Workloads are not listed: it is not stalled, and no dead
   assert.partialDeepStrictEqual(status, { queuedSeconds: 10_000, attemptStartTime: at(10_100) });
   assert.equal(createdOf(actions).filter(({ kind }) => kind === 'Pod').length, 2);
   // Where nobody serves Workloads, a user has to act.
-  const { conditions } = step(queued, { served: false, flavors: {} }, 200);
+  const { conditions } = step(queued, { workloads: 'NotServed', flavors: {} }, 200);
   assert.equal(conditions!.find(({ type }) => type === 'Stalled')!.status, 'True');
 });
 
@@ -376,7 +379,7 @@ test('without quota a running gang ends, and no failure is counted', () => {
     );
   }
   const kept: Record<string, ObservedQueue> = {
-    'Kueue was uninstalled': { served: false, flavors: {} },
+    'Kueue was uninstalled': { workloads: 'NotServed', flavors: {} },
     'the resources were changed meanwhile': queueWith({ conditions: ADMITTED, specDigest: 'other' }),
   };
   for (const [name, queue] of Object.entries(kept))

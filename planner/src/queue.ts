@@ -200,7 +200,7 @@ const hasEnded = (view: JobView): boolean => livePods(view) === 0;
  * goes on.
  */
 export function evicted(view: JobView, queue: Queue | undefined, observed: ObservedQueue | undefined): Stage | null {
-  if (queue === undefined || observed === undefined || !observed.served || !hasBegun(view)) return null;
+  if (queue === undefined || observed === undefined || observed.workloads !== 'Listed' || !hasBegun(view)) return null;
   const { workload } = observed;
   if (isAdmitted(workload)) return null;
   const name = workloadName(view.kind, view.identity);
@@ -263,15 +263,20 @@ const NOT_SERVED =
   'the cluster serves no kueue.x-k8s.io/v1beta2 Workload, or the operator may not list them: install Kueue 0.15 or ' +
   'later, or remove spec.queue';
 
+const NOT_LISTED =
+  'the API server cannot list Workloads (kueue.x-k8s.io/v1beta2) yet, which needs Kueue where they are stored in ' +
+  'another version: see to it that Kueue runs';
+
 /** What a job needs before it can queue; null: nothing. Workloads that are not listed yet will be, without the user. */
 export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | undefined): Blocker | null {
   if (gang === null || observed === undefined) return null;
   const { queue } = gang;
   const reason = Reason.queueUnavailable;
-  const problem = observed.problem ?? (observed.served ? undefined : NOT_SERVED);
+  const { workloads } = observed;
+  const problem = { Listed: observed.problem, NotListed: NOT_LISTED, NotServed: NOT_SERVED }[workloads];
   if (problem === undefined) return null;
-  const isUnread = !observed.served && observed.problem !== undefined;
-  return { reason, message: `spec.queue: ${queue.name}; ${problem}`, ...(isUnread && { temporary: true }) };
+  const temporary = workloads === 'NotListed';
+  return { reason, message: `spec.queue: ${queue.name}; ${problem}`, ...(temporary && { temporary }) };
 }
 
 /** A flavor of the assignment that says where pods belong, and was not read. */

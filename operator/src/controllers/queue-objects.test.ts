@@ -42,12 +42,11 @@ test('flavors are read while pods may be made: without any, and while an elastic
   assert.equal(await readsFor(running(2, { completionTime: '2026-01-01T01:00:00Z' }), { replicas: 4, elastic }), false);
 });
 
-test('while Workloads have not been listed, none counts as deleted, and the job says why it waits', async () => {
+test('while Workloads have not been listed, none counts as deleted', async () => {
   const job: JobObject = { metadata, spec: {} };
   const unread = { Workload: { isSynced: false, get: () => undefined } as never };
-  const { served, workload, problem } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
-  assert.deepEqual([served, workload], [false, undefined]);
-  assert.match(problem!, /cannot list Workloads .* see to it that Kueue runs/);
+  const { workloads, workload } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
+  assert.deepEqual([workloads, workload], ['NotListed', undefined]);
   // Nor is anything else of Kueue's asked for: it may fail as well.
   const fail = { get: () => assert.fail('a read') };
   const spec = { queue: { name: 'team', priorityClassName: 'high' } };

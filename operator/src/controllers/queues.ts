@@ -89,10 +89,6 @@ async function read<T extends KubernetesObject>(
   }
 }
 
-const UNREAD =
-  'the API server cannot list Workloads (kueue.x-k8s.io/v1beta2) yet, which needs Kueue where they are stored in ' +
-  'another version: see to it that Kueue runs';
-
 const isUnread = ({ Workload }: Pick<Caches, 'Workload'>): boolean => Workload?.isSynced === false;
 
 /** Kueue as the planner takes it. In one turn of the event loop with the plan. */
@@ -103,10 +99,10 @@ export function observeQueue(
   references: QueueReferences,
 ): ObservedQueue {
   // Without the list, the Workload of a gang that runs would be taken for a deleted one.
-  if (isUnread(caches)) return { served: false, flavors: {}, problem: UNREAD };
+  if (isUnread(caches)) return { workloads: 'NotListed', flavors: {} };
   const workload = workloadOf(caches, kind, job);
   return {
-    served: caches.Workload !== undefined,
+    workloads: caches.Workload === undefined ? 'NotServed' : 'Listed',
     ...references,
     ...(workload && { workload: observeWorkload(workload) }),
   };
