@@ -1,6 +1,7 @@
 /** Pods of all kinds in namespaces with a Pod Security Standard, ResourceQuotas and LimitRanges. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { MAX_FACETRAINJOB_NAME, MAX_QUANTIZEJOB_NAME } from '@facetrain/api';
 import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
@@ -22,25 +23,25 @@ const store = (key: string) => ({ uri: `s3://faces/${key}`, s3: { secretRef: { n
 const resources = { requests: { cpu: 1 }, limits: { cpu: 2, memory: '1Gi', 'nvidia.com/gpu': 1 } };
 
 /** A job with pods of each kind: trainers with data and results in a store, a placeholder, and a quantizer. */
-async function makeEveryPod(ns: TestNamespace): Promise<void> {
-  await ns.applyFaceTrainJob('faces', {
+async function makeEveryPod(ns: TestNamespace, faces = 'faces', small = 'small'): Promise<void> {
+  await ns.applyFaceTrainJob(faces, {
     dataset: store('train'),
     output: store('out'),
     evaluation: { sets: [{ name: 'lfw', ...store('lfw.bin') }] },
     trainers: { replicas: 1, resources, elastic: { minReplicas: 1, maxReplicas: 2 } },
   });
-  await ns.waitForPods('faces-0-0');
-  await ns.setPodStatus('faces-0-0', 'Running');
-  await ns.waitForPhase('faces', 'Running');
-  await ns.patch(faceTrainJobs, 'faces', { spec: { trainers: { replicas: 2 } } });
-  await ns.waitForPods('faces-0-0', 'faces-0-1');
-  await ns.applyQuantizeJob('small', {
+  await ns.waitForPods(`${faces}-0-0`);
+  await ns.setPodStatus(`${faces}-0-0`, 'Running');
+  await ns.waitForPhase(faces, 'Running');
+  await ns.patch(faceTrainJobs, faces, { spec: { trainers: { replicas: 2 } } });
+  await ns.waitForPods(`${faces}-0-0`, `${faces}-0-1`);
+  await ns.applyQuantizeJob(small, {
     model: store('model.onnx'),
     calibration: { dataset: store('train') },
     output: store('int7'),
     quantizer: { resources },
   });
-  await ns.waitForPods('faces-0-0', 'faces-0-1', 'small-0-quantizer');
+  await ns.waitForPods(`${faces}-0-0`, `${faces}-0-1`, `${small}-0-quantizer`);
 }
 
 test('the standard restricted accepts every pod, and refuses a folder of the node by its name', async (t) => {
@@ -55,6 +56,19 @@ test('the standard restricted accepts every pod, and refuses a folder of the nod
       /^ChildRefused: Pod node-0-0: .*violates PodSecurity "restricted:latest": restricted volume types .*hostPath/,
     ),
   );
+});
+
+test('jobs with the longest names have all their pods', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'n'.repeat(63));
+  const [faces, small] = ['f'.repeat(MAX_FACETRAINJOB_NAME), 's'.repeat(MAX_QUANTIZEJOB_NAME)];
+  await makeEveryPod(ns, faces, small);
+  for (const [resource, name] of [
+    [faceTrainJobs, `${faces}f`],
+    [quantizeJobs, `${small}s`],
+  ] as const)
+    await assert.rejects(ns.create(resource, { ...(await ns.get(resource, name.slice(1))), metadata: { name } }), {
+      message: new RegExp(`name.*${name.length - 1}`),
+    });
 });
 
 /** The controller of quotas would fill in what is used. */
