@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from 'node:net';
 import { test } from 'node:test';
 import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ApiError } from './api-error.ts';
-import { Client } from './client.ts';
+import { Client, WATCH_SILENCE_MILLISECONDS } from './client.ts';
 import { EventRecorder } from './event-recorder.ts';
 import { mergePatch } from './merge-patch.ts';
 import { defineResource } from './resource.ts';
@@ -26,8 +27,9 @@ async function serve(
   server.on('connection', (socket) => sockets.add(socket));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const codes: (number | string)[] = [];
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/prefix`;
   const client = new Client({
-    server: `http://127.0.0.1:${(server.address() as AddressInfo).port}/prefix`,
+    server: url,
     onResponse: (_method, code) => codes.push(code),
   });
   t.after(async () => {
@@ -35,7 +37,7 @@ async function serve(
     server.closeAllConnections();
     await new Promise((resolve) => server.close(resolve));
   });
-  return { client, sockets, codes };
+  return { client, url, sockets, codes };
 }
 
 const recorderOptions = { controller: 'c', instance: 'i', log: pino({ level: 'silent' }) };
@@ -73,6 +75,57 @@ test('requests and watches go through the proxy', async (t) => {
     'http://k.example/prefix/apis/example.dev/v1/namespaces/n/things/a',
     'http://k.example/prefix/apis/example.dev/v1/namespaces/n/things?watch=true',
   ]);
+});
+
+/** RFC 1928, without authentication, to IPv4 addresses. */
+function socksProxy() {
+  return createTcpServer((socket) => {
+    socket.on('error', () => {});
+    socket.once('data', () => {
+      socket.write(Buffer.from([5, 0]));
+      socket.once('data', (request) => {
+        const target = connect(request.readUInt16BE(8), request.subarray(4, 8).join('.'), () => {
+          socket.write(Buffer.from([5, 0, 0, 1, 0, 0, 0, 0, 0, 0]));
+          socket.pipe(target).pipe(socket);
+        });
+        target.on('error', () => socket.destroy());
+        socket.on('close', () => target.destroy());
+      });
+    });
+  });
+}
+
+test('every request has the time limits of its kind, also through a SOCKS proxy', async (t) => {
+  const limits: (number | null)[][] = [];
+  const note = (message: unknown) => {
+    const { request } = message as { request: { headersTimeout: number | null; bodyTimeout: number | null } };
+    limits.push([request.headersTimeout, request.bodyTimeout]);
+  };
+  subscribe('undici:request:create', note);
+  t.after(() => unsubscribe('undici:request:create', note));
+  const socks = socksProxy();
+  await new Promise<void>((resolve) => socks.listen(0, '127.0.0.1', resolve));
+  const proxy = `socks5://127.0.0.1:${(socks.address() as AddressInfo).port}`;
+  const { client: direct, url, codes } = await serve(t, (_request, response) => response.end(JSON.stringify(object)));
+  const proxied = new Client({ server: url, proxy, onResponse: (_method, code) => codes.push(code) });
+  t.after(async () => {
+    await proxied.close();
+    socks.close();
+  });
+  for (const client of [direct, proxied]) {
+    limits.length = 0;
+    const signal = AbortSignal.timeout(60_000);
+    await client.get(things, 'n', 'a');
+    // What is answered is no line of a watch.
+    for await (const _ of client.watch(things, 'n', {}, signal)) break;
+    for await (const _ of client.stream('/log', {}, signal)) break;
+    assert.deepEqual(limits, [
+      [60_000, 60_000],
+      [60_000, WATCH_SILENCE_MILLISECONDS],
+      [60_000, 0],
+    ]);
+  }
+  assert.deepEqual(codes, [200, 200, 200, 200, 200, 200]);
 });
 
 test('many requests share a few connections', async (t) => {

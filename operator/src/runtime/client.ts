@@ -117,13 +117,8 @@ export class Client {
       allowH2: false,
       keepAliveTimeout: IDLE_MILLISECONDS,
       headersTimeout: ANSWER_MILLISECONDS,
-      bodyTimeout: ANSWER_MILLISECONDS,
     });
-    this.#watches = pool({
-      allowH2: false,
-      headersTimeout: ANSWER_MILLISECONDS,
-      bodyTimeout: WATCH_SILENCE_MILLISECONDS,
-    });
+    this.#watches = pool({ allowH2: false, headersTimeout: ANSWER_MILLISECONDS });
   }
 
   /** A client of the same server, over the same connections, all of whose requests need the guard's consent. */
@@ -241,6 +236,7 @@ export class Client {
     const { statusCode, body } = await this.#send(this.#watches, 'GET', path, {
       query: { ...query, watch: true },
       signal,
+      bodyTimeout: WATCH_SILENCE_MILLISECONDS,
       ...(metadataOnly && { accept: METADATA_ONLY }),
     });
     if (statusCode !== 200) throw ApiError.fromBody(`watch ${path}`, statusCode, await body.text());
@@ -313,14 +309,14 @@ export class Client {
       contentType = 'application/json',
       accept = 'application/json',
       signal,
-      bodyTimeout,
+      bodyTimeout = ANSWER_MILLISECONDS,
     }: {
       query?: Query;
       body?: object;
       contentType?: string;
       accept?: string;
       signal?: AbortSignal;
-      /** Milliseconds; 0: none. Default: that of the pool. */
+      /** Longest silence within the answer, in milliseconds; 0: any. */
       bodyTimeout?: number;
     },
   ): Promise<Dispatcher.ResponseData> {
@@ -349,7 +345,9 @@ export class Client {
         },
         ...(text !== undefined && { body: guard ? checkedBody(text, guard) : text }),
         ...(signal && { signal }),
-        ...(bodyTimeout !== undefined && { bodyTimeout }),
+        // With each request: undici does not give the options of a pool to the connections through a SOCKS proxy.
+        headersTimeout: ANSWER_MILLISECONDS,
+        bodyTimeout,
       });
       this.#options.onResponse?.(method, answer.statusCode);
       return answer;
