@@ -1,16 +1,13 @@
 /** The files for ncnn, run by ncnn itself. */
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { test } from 'node:test';
 import { Int7Model, LayerModel, type Pictures, searchScales } from '@facetrain/native';
-import { python, pythonNcnn } from '../../../hack/lib/paths.mjs';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { runNcnn } from '../testing/ncnn-runner.ts';
 import { cosines } from './compare.ts';
 import { fold } from './fold.ts';
-import { type NcnnModel, writeNcnn } from './ncnn.ts';
+import { writeNcnn } from './ncnn.ts';
 
 const SIDE = 24;
 
@@ -24,46 +21,8 @@ function somePictures(count: number): Pictures {
   return { data, count, height: SIDE, width: SIDE, channelOrder: 'rgb' };
 }
 
-const SCRIPT = `
-import ncnn, numpy, sys
-param, weights, pixels, count, side, name, output, result = sys.argv[1:]
-net = ncnn.Net()
-assert net.load_param(param) == 0 and net.load_model(weights) == 0
-assert net.input_names() == [name] and output in net.output_names(), (net.input_names(), net.output_names())
-found = []
-for picture in numpy.fromfile(pixels, numpy.uint8).reshape(int(count), int(side), int(side), 3):
-    extractor = net.create_extractor()
-    real = picture.astype(numpy.float32).transpose(2, 0, 1) / numpy.float32(127.5) - 1
-    # A Mat is a view of its array.
-    real = numpy.ascontiguousarray(real)
-    extractor.input(name, ncnn.Mat(real))
-    code, values = extractor.extract(output)
-    assert code == 0
-    found.append(numpy.array(values).astype(numpy.float32))
-assert found[0].ndim == 1, found[0].shape
-numpy.array(found).tofile(result)
-`;
-
-/** What ncnn computes. */
-function runNcnn({ param, bin, input, outputs }: NcnnModel, pictures: Pictures): Float32Array {
-  const folder = mkdtempSync(join(tmpdir(), 'facetrain-ncnn-'));
-  try {
-    const path = (name: string) => join(folder, name);
-    writeFileSync(path('param'), param);
-    writeFileSync(path('bin'), bin);
-    writeFileSync(path('pixels'), pictures.data);
-    const args = ['param', 'bin', 'pixels'].map(path);
-    const { status, stderr } = spawnSync(
-      python,
-      ['-c', SCRIPT, ...args, `${pictures.count}`, `${SIDE}`, input, outputs[0]!, path('result')],
-      { env: { ...process.env, PYTHONPATH: pythonNcnn }, encoding: 'utf8' },
-    );
-    assert.equal(status, 0, stderr);
-    return new Float32Array(Uint8Array.from(readFileSync(path('result'))).buffer);
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
+const scalar = (value: number) => ({ dims: [], data: Float32Array.of(value) });
+const integers = (...values: number[]) => ({ dims: [values.length], data: BigInt64Array.from(values, BigInt) });
 
 /** Every kind of layer: strides, one-sided pads, groups, depthwise, PRelu, batch norm, addition, pool. */
 const NETWORKS: Record<string, (b: GraphBuilder) => string> = {
@@ -77,6 +36,31 @@ const NETWORKS: Record<string, (b: GraphBuilder) => string> = {
     const depthwise = b.prelu(b.conv(stem, 8, 8, 3, { group: 8, pad: 1 }), 8);
     const grouped = b.conv(depthwise, 8, 12, 3, { group: 2 });
     return b.flatten(b.conv(b.prelu(grouped, 12), 12, 16, 5));
+  },
+  'pools, squeeze and excitation, branches, a shuffle and functions': (b) => {
+    const stem = b.conv('data', 3, 8, 3, { pad: 1 });
+    // HardSwish as exporters write it: its input is read twice.
+    const clipped = b.node('Clip', [b.node('Add', [stem, scalar(3)]), scalar(0), scalar(6)]);
+    const swish = b.node('Div', [b.node('Mul', [stem, clipped]), scalar(6)]);
+    const pooled = b.node('MaxPool', [swish], { kernel_shape: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1] });
+    // As many channels as the map has columns: ncnn must not take one for the other.
+    const wide = b.node('Sigmoid', [b.conv(pooled, 8, 12, 1)]);
+    const squeezed = b.conv(b.node('GlobalAveragePool', [wide]), 12, 12, 1);
+    const excited = b.node('Mul', [wide, b.node('HardSigmoid', [squeezed])]);
+    const mean = b.node('AveragePool', [excited], { kernel_shape: [3, 2], strides: [1, 2], pads: [1, 0, 1, 0] });
+    const resized = b.node('Resize', [mean, '', '', integers(1, 12, 12, 12)], {
+      ...{ mode: 'nearest', coordinate_transformation_mode: 'asymmetric', nearest_mode: 'floor' },
+    });
+    const both = b.node('Concat', [resized, wide], { axis: 1 });
+    const shuffled = b.node(
+      'Gather',
+      [both, integers(...Array.from({ length: 24 }, (_, i) => (i % 2) * 12 + (i >> 1)))],
+      {
+        axis: 1,
+      },
+    );
+    const some = b.node('Gather', [shuffled, integers(...Array.from({ length: 10 }, (_, i) => 4 + i))], { axis: 1 });
+    return b.flatten(b.conv(b.node('Tanh', [b.conv(some, 10, 8, 3, { stride: 2 })]), 8, 16, 5));
   },
 };
 
@@ -99,8 +83,8 @@ for (const [name, build] of Object.entries(NETWORKS))
     const int7 = await embed(await Int7Model.open(searched, scales, { computeThreads: 1 }));
     const worst = (a: Float32Array, c: Float32Array) => Math.min(...cosines(a, c, graph.output.dim));
     const found = {
-      fp32: worst(runNcnn(writeNcnn(layers), pictures), fp32),
-      int8: worst(runNcnn(writeNcnn(searched, scales), pictures), int7),
+      fp32: worst(runNcnn(writeNcnn(layers), { ...pictures, channels: 3 }), fp32),
+      int8: worst(runNcnn(writeNcnn(searched, scales), { ...pictures, channels: 3 }), int7),
       int7: worst(int7, fp32),
     };
     t.diagnostic(JSON.stringify(found));
@@ -110,10 +94,10 @@ for (const [name, build] of Object.entries(NETWORKS))
 
 test('a layer without a counterpart is refused by its name and operator', () => {
   const b = new GraphBuilder({ height: SIDE, width: SIDE });
-  const pooled = b.node('MaxPool', [b.conv('data', 3, 8, 3)], { kernel_shape: [2, 2], strides: [2, 2] });
-  const graph = b.graph(b.gemm(b.flatten(b.conv(pooled, 8, 8, 3)), 8 * 9 * 9, 4));
+  const folded = b.node('DepthToSpace', [b.conv('data', 3, 8, 3)], { blocksize: 2 });
+  const graph = b.graph(b.gemm(b.flatten(b.conv(folded, 2, 8, 3)), 8 * 42 * 42, 4));
   assert.throws(() => writeNcnn(fold(graph)), {
     code: 'UnsupportedOperator',
-    message: /^layer "MaxPool_\d": operator MaxPool has no counterpart in the files for ncnn; convolutions, /,
+    message: /^layer "DepthToSpace_\d": operator DepthToSpace has no counterpart in the files for ncnn; convolutions, /,
   });
 });
