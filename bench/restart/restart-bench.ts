@@ -47,7 +47,10 @@ function partsOf(begin: number, moments: [name: string, end: number][]): Parts {
   });
 }
 
-/** From the end of an attempt until the next one trains. @param detected what came before, and when */
+/**
+ * From a loss until the next attempt trains.
+ * @param begin the time of the loss @param detected what came before the other trainers' ends, and when
+ */
 async function nextAttempt(
   ns: Namespace,
   job: string,
@@ -62,7 +65,8 @@ async function nextAttempt(
   const ended = watched.until(() => watched.pods().every((pod) => isNext(pod) || hasEnded(pod)));
   const created = watched.until(every(() => true));
   const placed = watched.until(every(({ spec }) => spec.nodeName !== undefined));
-  await reachesStep(ns, job, { attempt: 1, step: 1 });
+  // Not the step of the checkpoint, which a trainer shows before it has trained.
+  await reachesStep(ns, job, { attempt: 1, step: CHECKPOINT_STEPS + 1 });
   const first: FirstStep[] = await Promise.all(next().map((pod) => watched.firstStep(ns, pod!)));
   // The rank that began last decides when all train.
   const slowest = first.reduce((a, b) => (a.started > b.started ? a : b));
@@ -96,14 +100,15 @@ async function killRank(ns: Namespace, job: string): Promise<Parts> {
   await reachesStep(ns, job, { attempt: 0, step: DISTURBED_AT });
   const victim = `${job}-0-${TRAINERS - 1}`;
   const processes = await processesOf(ns.cluster, 'control-plane', victim);
-  const begin = Date.now();
   const reported = watched.until(() => terminated(watched.pod(victim)));
   const decided = watched.until(() => attemptOf(watched.job) === 1);
   await signal(ns.cluster, 'control-plane', 'KILL', processes);
+  const end = await reported;
+  const { ended: begin } = await watched.containerTimes(ns, watched.pod(victim)!);
   // Awaited here: the watches end with this scope.
   return await nextAttempt(ns, job, watched, begin, [
-    ['the kubelet reports the end', await reported],
-    ['the operator decides', await decided],
+    ['the kubelet reports the end', end],
+    ['the kubelet ends the pod, the operator decides', await decided],
   ]);
 }
 

@@ -21,7 +21,9 @@ export interface FirstStep {
   seconds: Record<'program' | 'preflight' | 'rendezvous' | 'loading' | 'step', number>;
 }
 
-const FIRST_STEP_MILLISECONDS = 300_000;
+const LONGEST_MILLISECONDS = 300_000;
+/** Seldom: kubectl takes processor time, of which the trainers' start has less then. */
+const POLL_MILLISECONDS = 1000;
 
 interface Waiter {
   check: () => boolean;
@@ -74,13 +76,15 @@ export class Watched {
 
   /** Whether Kubernetes does not know if the node is ready. */
   isSilent(node: string): boolean {
-    const conditions = this.#caches.nodes.get(node)?.status?.conditions;
+    const conditions = this.#caches.nodes.get(`/${node}`)?.status?.conditions;
     return conditions?.find(({ type }) => type === 'Ready')?.status === 'Unknown';
   }
 
-  /** @returns the time at which the check first holds, in milliseconds */
+  /** @returns the time at which the check first holds, in milliseconds @throws when it does not within five minutes */
   until(check: () => boolean): Promise<number> {
-    const { promise, resolve } = Promise.withResolvers<number>();
+    const { promise, resolve, reject } = Promise.withResolvers<number>();
+    const timer = setTimeout(() => reject(new Error(`waited too long for ${check}`)), LONGEST_MILLISECONDS);
+    void promise.finally(() => clearTimeout(timer)).catch(() => {});
     this.#waiters.add({ check, resolve });
     this.#look();
     return promise;
@@ -94,35 +98,42 @@ export class Watched {
       }
   }
 
+  /** When the trainer's container was started, and when it ended (0: it runs), by its runtime. */
+  containerTimes(ns: Namespace, { spec, status }: PodObject): Promise<{ started: number; ended: number }> {
+    return containerTimes(ns, spec.nodeName!, status!.containerStatuses![0]!.containerID!);
+  }
+
   /** How a trainer came to its first step, once it has. */
   async firstStep(ns: Namespace, { metadata, spec }: PodObject): Promise<FirstStep> {
-    const pod = this.pod(metadata.name)!;
-    const [own] = pod.status!.containerStatuses!;
-    const [fetch] = pod.status!.initContainerStatuses ?? [];
-    const times = async (id: string) => {
-      const file = `/var/lib/containerd/io.containerd.grpc.v1.cri/containers/${id.replace('containerd://', '')}/status`;
-      return JSON.parse(await ns.cluster.execute(spec.nodeName!, ['cat', file])) as Record<string, number>;
-    };
-    const { StartedAt } = await times(own!.containerID!);
-    const before = fetch?.containerID === undefined ? undefined : await times(fetch.containerID);
-    const line = await eventually(async () => {
-      const log = await ns.kubectl('logs', metadata.name);
-      return log.split('\n').find((each) => each.includes('"startSeconds"')) ?? assert.fail(log);
-    }, FIRST_STEP_MILLISECONDS);
+    const line = await eventually(
+      async () => {
+        const log = await ns.kubectl('logs', metadata.name);
+        return log.split('\n').find((each) => each.includes('"startSeconds"')) ?? assert.fail(log);
+      },
+      LONGEST_MILLISECONDS,
+      POLL_MILLISECONDS,
+    );
     const { time, startSeconds } = JSON.parse(line) as { time: string; startSeconds: FirstStep['seconds'] };
+    const pod = this.pod(metadata.name)!;
+    const { started } = await this.containerTimes(ns, pod);
+    const fetch = pod.status!.initContainerStatuses?.[0]?.containerID;
+    const before = fetch === undefined ? undefined : await containerTimes(ns, spec.nodeName!, fetch);
     return {
-      started: fromNanoseconds(StartedAt!),
-      ...(before && {
-        fetchStarted: fromNanoseconds(before.StartedAt!),
-        fetchEnded: fromNanoseconds(before.FinishedAt!),
-      }),
+      started,
+      ...(before && { fetchStarted: before.started, fetchEnded: before.ended }),
       time: new Date(time).getTime(),
       seconds: startSeconds,
     };
   }
 }
 
-const fromNanoseconds = (time: number): number => time / 1e6;
+/** containerd's record of a container, which has more digits than the status of its pod. */
+async function containerTimes(ns: Namespace, node: string, id: string): Promise<{ started: number; ended: number }> {
+  const folder = '/var/lib/containerd/io.containerd.grpc.v1.cri/containers';
+  const text = await ns.cluster.execute(node, ['cat', `${folder}/${id.replace('containerd://', '')}/status`]);
+  const { StartedAt, FinishedAt } = JSON.parse(text) as { StartedAt: number; FinishedAt: number };
+  return { started: StartedAt / 1e6, ended: FinishedAt / 1e6 };
+}
 
 export function median(values: number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
